@@ -1,0 +1,87 @@
+"""The density of given sites under a policy and under its tilt, per context and per step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.core.draws import total
+from bayesrl.core.handlers import check_beta
+from bayesrl.core.pairing import Pair
+from bayesrl.core.structure import check_policy, structure_of
+from bayesrl.core.recording import record
+from bayesrl.errors import PolicyError
+from bayesrl.typing import Beta, Program, Sites
+
+
+class Density(NamedTuple):
+    """Scores of given sites, of shape [*contexts] or per step [*contexts, T].
+
+    Attributes:
+        log_prior: log π₀ of the action sites (the policy's part of the KL), nats.
+        log_nature: log p of the environment sites, nats.
+        log_likelihood: log p of the observed sites, nats.
+        total_reward: sum of the reward sites, reward units.
+        log_target: log π₀ + log p(nature) + log p(y|x) + R/β, unnormalised, nats.
+        steps: the same by site, [*contexts, T] with T = 1 outside scans: keys `log_prior`,
+            `log_nature`, `log_likelihood`, `rewards`.
+    """
+
+    log_prior: Array
+    log_nature: Array
+    log_likelihood: Array
+    total_reward: Array
+    log_target: Array
+    steps: dict[str, dict[str, Array]]
+
+
+def log_density(policy: Program, sites: Sites, *args: Any, beta: Beta | None = None) -> Density:
+    """Score given values of all latent sites under a policy and its tilt.
+
+    log_target(x) = log π₀(x) + log p(y|x) + R(x)/β, unnormalised, per independent plate element.
+
+    Args:
+        policy: the program.
+        sites: value of every action and environment site; indices of a subsampled plate may be
+            given under its name.
+        *args: arguments of the program.
+        beta: temperature, reward units per nat; required with rewards, refused without.
+
+    Returns:
+        `Density`; a mini-batch gives one entry per element of the batch.
+
+    Raises:
+        PolicyError: a latent site is missing from `sites`, or beta does not fit the program.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(2)))
+        ...     bayesrl.reward("payoff", 3.0 * arm)
+        >>> density = bayesrl.log_density(bandit, {"arm": jnp.array(1)}, beta=3.0)
+        >>> round(float(density.log_target), 4)  # log(1/2) + 1
+        0.3069
+    """
+    if beta is not None:
+        check_beta(beta)
+    program = handlers.seed(handlers.substitute(policy, data=dict(sites)), rng_seed=jax.random.key(0))
+    structure = structure_of(record(program, *args))
+    check_policy(structure, has_beta=beta is not None)
+    missing = [name for name in structure.named("action", "environment") if name not in sites]
+    if missing:
+        raise PolicyError(f"no value was given for site {missing[0]!r}; pass one for each of {list(structure.actions)}")
+    pair = Pair(policy, None, structure, args, {})
+    draws = jax.tree.map(lambda x: x[0], pair.draw(jax.random.key(0), {}, 1, values=sites))
+    shape = structure.context_shape
+    parts = {
+        "log_prior": draws.log_prior,
+        "log_nature": draws.log_nature,
+        "log_likelihood": draws.log_likelihood,
+        "rewards": draws.rewards,
+    }
+    log_prior, log_nature, log_likelihood, reward = (total(part, shape) for part in parts.values())
+    tempered = reward / jnp.asarray(beta) if beta is not None else jnp.zeros(shape)
+    log_target = log_prior + log_nature + log_likelihood + tempered
+    return Density(log_prior, log_nature, log_likelihood, reward, log_target, parts)

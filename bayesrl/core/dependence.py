@@ -1,0 +1,109 @@
+"""Which inputs reach an output through a jump, where a pathwise gradient would be silently wrong."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+# A comparison of floats jumps; equality does so on a null set only, and the others cut on purpose.
+_JUMPS = frozenset({"lt", "le", "gt", "ge", "floor", "ceil", "round", "sign", "argmax", "argmin", "rem"})
+_CUTS = frozenset({"eq", "ne", "is_finite", "stop_gradient"})
+_OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+type _Marks = tuple[frozenset[int], frozenset[int]]
+_NONE: _Marks = (frozenset(), frozenset())
+
+
+def reaching(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> tuple[set[str], set[str]]:
+    """Follow named float inputs through a function.
+
+    Args:
+        function: of a dictionary of arrays.
+        values: where to trace it; only shapes and dtypes matter.
+
+    Returns:
+        Names of the inputs that reach an output at all, and of those that reach one through a jump
+        (a float comparison, rounding, an arg-max, a cast to integers).
+    """
+    names = sorted(values)
+    closed = jax.make_jaxpr(lambda *arrays: function(dict(zip(names, arrays, strict=True))))(*(values[n] for n in names))
+    starts = [(frozenset({i}), frozenset[int]()) for i in range(len(names))]
+    outputs = _follow(closed.jaxpr, starts)
+    smooth = {names[i] for marks in outputs for i in marks[0]}
+    rough = {names[i] for marks in outputs for i in marks[1]}
+    return smooth, rough
+
+
+def _follow(jaxpr: Jaxpr, inputs: list[_Marks]) -> list[_Marks]:
+    marks: dict[Any, _Marks] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> _Marks:
+        return _NONE if isinstance(atom, Literal) else marks.get(atom, _NONE)
+
+    for eqn in jaxpr.eqns:
+        incoming = [read(atom) for atom in eqn.invars]
+        for var, out in zip(eqn.outvars, _through(eqn, incoming), strict=True):
+            marks[var] = out
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _through(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
+    name = eqn.primitive.name
+    merged = _merge(incoming)
+    inner = _inner_jaxpr(eqn)
+    if name in _CUTS or not (merged[0] or merged[1]):
+        out = _NONE
+    elif name in _OWN_DERIVATIVE:
+        out = merged
+    elif name == "scan":
+        return _through_scan(eqn, incoming)
+    elif inner is not None and len(inner.invars) == len(eqn.invars):
+        return _follow(inner, incoming)
+    elif name in _JUMPS or name == "while" or _casts_to_integer(eqn):
+        out = (merged[0], merged[0] | merged[1])
+    elif name == "cond":
+        chooser = incoming[0]
+        out = (merged[0], merged[1] | chooser[0] | chooser[1])
+    else:
+        out = merged
+    return [out] * len(eqn.outvars)
+
+
+def _through_scan(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
+    consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    state = list(incoming)
+    while True:
+        outputs = _follow(eqn.params["jaxpr"].jaxpr, state)
+        new = list(state)
+        for i in range(carries):
+            new[consts + i] = _merge([state[consts + i], outputs[i]])
+        if new == state:
+            return outputs
+        state = new
+
+
+def _inner_jaxpr(eqn: Any) -> Jaxpr | None:
+    for value in eqn.params.values():
+        if isinstance(value, ClosedJaxpr):
+            return value.jaxpr
+        if isinstance(value, Jaxpr):
+            return value
+    return None
+
+
+def _casts_to_integer(eqn: Any) -> bool:
+    if eqn.primitive.name != "convert_element_type":
+        return False
+    (source,) = eqn.invars
+    return jnp.issubdtype(source.aval.dtype, jnp.floating) and not jnp.issubdtype(
+        eqn.outvars[0].aval.dtype, jnp.floating
+    )
+
+
+def _merge(marks: list[_Marks]) -> _Marks:
+    reach: frozenset[int] = frozenset().union(*(m[0] for m in marks)) if marks else frozenset()
+    rough: frozenset[int] = frozenset().union(*(m[1] for m in marks)) if marks else frozenset()
+    return reach, rough

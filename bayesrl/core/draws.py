@@ -1,0 +1,61 @@
+"""Draws of a policy with everything that an objective or an estimate needs to know of them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class Draws(NamedTuple):
+    """Draws with their scores; every array has the leading axes of the draws, [*draws, ...].
+
+    Scores are per context and per time step, [*draws, *contexts, T], with T = 1 outside scans. They
+    are keyed by site.
+
+    Attributes:
+        sites: values of action and environment sites, [*draws, ...].
+        plates: indices of the subsampled plates.
+        log_prior: log π₀ of the action sites, nats.
+        log_q: log q of the action sites when drawn, nats.
+        log_nature: log p of the environment sites, nats.
+        log_likelihood: log p of the observed sites, nats.
+        rewards: rewards, reward units (nats where the policy stands under `tilt`).
+        metrics: values of deterministic sites.
+    """
+
+    sites: dict[str, Array]
+    plates: dict[str, Array]
+    log_prior: dict[str, Array]
+    log_q: dict[str, Array]
+    log_nature: dict[str, Array]
+    log_likelihood: dict[str, Array]
+    rewards: dict[str, Array]
+    metrics: dict[str, Array]
+
+    def totals(self, shape: tuple[int, ...]) -> "Totals":
+        """Sum scores over sites and time to `shape`, which is [*draws, *contexts]."""
+        return Totals(
+            *(total(part, shape) for part in (self.log_prior, self.log_q, self.log_likelihood, self.rewards))
+        )
+
+
+class Totals(NamedTuple):
+    """Scores summed over sites and time, [*draws, *contexts]."""
+
+    log_prior: Array
+    log_q: Array
+    log_likelihood: Array
+    reward: Array
+
+    def log_weight(self, beta: Any) -> Array:
+        """w = R/β + log p(y|x) + log π₀ − log q, nats: constant and equal to log Z at the optimum."""
+        return self.reward / beta + self.log_likelihood + self.log_prior - self.log_q
+
+
+def total(scores: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+    """Sum per-site scores [..., T] over sites and time, to `shape`."""
+    result = jnp.zeros(shape)
+    for score in scores.values():
+        result = result + score.sum(-1)
+    return result

@@ -1,0 +1,161 @@
+"""Effect handlers: `tilt`, which makes the posterior, and those that the library runs programs with."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from numpyro.primitives import Messenger
+
+from bayesrl.core.primitives import MARK
+from bayesrl.errors import PolicyError
+from bayesrl.typing import PRNGKey, Program
+
+
+def check_beta(beta: ArrayLike) -> None:
+    """Refuse a temperature that is not positive and finite; traced values pass."""
+    if isinstance(beta, jax.core.Tracer):
+        return
+    try:
+        values = np.asarray(beta, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise PolicyError(f"beta={beta!r} is not a number; pass a positive float or an array of them") from error
+    bad = values[~(np.isfinite(values) & (values > 0))]
+    if bad.size or values.size == 0:
+        shown = ", ".join(str(x) for x in bad[:3]) or "an empty array"
+        raise PolicyError(f"beta must be positive and finite, but holds {shown}; choose beta in reward units per nat")
+
+
+class tilt(Messenger):  # type: ignore[misc]  # noqa: N801  (a handler, spelled like NumPyro's)
+    """Tilt a policy by its rewards: an ordinary NumPyro model for any NumPyro engine.
+
+    The joint density becomes π₀(x) · exp(R(x) / β), unnormalised. Environment sites are latent like
+    any other here, so a generic engine tilts nature too (the optimistic posterior); `bayesrl.fit`
+    does not.
+
+    Args:
+        policy: the program.
+        beta: temperature, in reward units per nat; may be traced and differentiated.
+
+    Raises:
+        PolicyError: beta is not positive and finite.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from numpyro.infer.util import log_density
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(2)))
+        ...     bayesrl.reward("payoff", 1.0 * arm)
+        >>> value, _ = log_density(bayesrl.tilt(bandit, 0.5), (), {}, {"arm": jnp.array(1)})
+        >>> round(float(value), 4)  # log(1/2) + 1/0.5
+        1.3069
+    """
+
+    def __init__(self, policy: Program | None = None, beta: ArrayLike = 1.0) -> None:
+        check_beta(beta)
+        self.beta = beta
+        super().__init__(policy)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Multiply the scale of reward sites by 1/β."""
+        if msg["type"] == "sample" and msg["infer"].get(MARK) == "reward":
+            scale = 1.0 if msg["scale"] is None else msg["scale"]
+            msg["scale"] = scale / self.beta
+
+
+class SharedKeys(Messenger):  # type: ignore[misc]
+    """Draw the named sites and plates from one key, whichever key the seed handler holds.
+
+    The particles of a leave-one-out group share their mini-batch and what nature drew before the
+    first action by standing under the same `SharedKeys`.
+    """
+
+    def __init__(self, fn: Program, key: PRNGKey, names: Iterable[str]) -> None:
+        super().__init__(fn)
+        self.key = key
+        self.names = {name: index for index, name in enumerate(sorted(names))}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Set the message's key, so that the seed handler leaves it alone."""
+        if msg["type"] in ("sample", "plate") and msg["name"] in self.names and msg["value"] is None:
+            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.key, self.names[msg["name"]])
+
+
+class IntoScans(Messenger):  # type: ignore[misc]
+    """A handler that also acts inside the bodies of `scan`, which NumPyro hides from outer handlers."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Wrap the body of a scan; pass every other site to `process_site`."""
+        if msg["type"] == "control_flow":
+            self.enter_scan(msg)
+        elif not msg.get("_control_flow_done"):
+            self.process_site(msg)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Pass every site outside scans to `finish_site`."""
+        if msg["type"] != "control_flow" and not msg.get("_control_flow_done"):
+            self.finish_site(msg)
+
+    def enter_scan(self, msg: dict[str, Any]) -> None:
+        """Replace the scan's body by one that runs under this handler's site methods."""
+        body, *rest = msg["args"]
+
+        def wrapped(carry: Any, x: Any) -> Any:
+            with Sites(self.process_site, self.finish_site):
+                return body(carry, x)
+
+        msg["args"] = (wrapped, *rest)
+
+    def process_site(self, msg: dict[str, Any]) -> None:
+        """Act on one site before its value is drawn."""
+
+    def finish_site(self, msg: dict[str, Any]) -> None:
+        """Act on one site after its value is drawn."""
+
+
+class Sites(Messenger):  # type: ignore[misc]
+    """Call one function before, and one after, each site inside."""
+
+    def __init__(
+        self,
+        before: Callable[[dict[str, Any]], None],
+        after: Callable[[dict[str, Any]], None],
+    ) -> None:
+        super().__init__(None)
+        self.before, self.after = before, after
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Call the first function."""
+        self.before(msg)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Call the second function."""
+        self.after(msg)
+
+
+class StopValues(IntoScans):
+    """Cut the gradient of the values drawn at the named sites."""
+
+    def __init__(self, fn: Program, names: Iterable[str]) -> None:
+        super().__init__(fn)
+        self.names = frozenset(names)
+
+    def finish_site(self, msg: dict[str, Any]) -> None:
+        """Stop the gradient of a named site's value."""
+        if msg["type"] == "sample" and msg["name"] in self.names:
+            msg["value"] = lax.stop_gradient(msg["value"])
+            msg["intermediates"] = []
+
+
+def stop_gradient(tree: Any) -> Any:
+    """Stop gradients of the inexact arrays of a pytree, and leave the rest."""
+
+    def stop(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return lax.stop_gradient(leaf)
+        return leaf
+
+    return jax.tree.map(stop, tree)

@@ -1,0 +1,234 @@
+"""A policy and a guide run side by side: the guide draws, the policy scores."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+
+from bayesrl.core.draws import Draws
+from bayesrl.core.handlers import SharedKeys, StopValues
+from bayesrl.core.recording import Recording, per_context, record, site_log_prob
+from bayesrl.core.structure import Structure
+from bayesrl.errors import GuideError
+from bayesrl.typing import Params, PRNGKey, Program
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A policy with frozen parameters, a guide, and the arguments of both.
+
+    Attributes:
+        policy: the program that is fitted; parameters inside it are already substituted.
+        guide: the program that draws; None means the policy itself, which makes q = π₀.
+        structure: of the policy.
+        args: arguments of both programs.
+        transforms: from unconstrained to constrained values of the guide's parameters, by name.
+    """
+
+    policy: Program
+    guide: Program | None
+    structure: Structure
+    args: tuple[Any, ...]
+    transforms: Mapping[str, Any]
+
+    def constrain(self, params: Params) -> Params:
+        """Map unconstrained parameters to the values that the guide declares."""
+        return {name: self.transforms[name](value) if name in self.transforms else value for name, value in params.items()}
+
+    def draw(
+        self,
+        key: PRNGKey,
+        params: Params,
+        num_draws: int,
+        *,
+        share: bool = True,
+        stopped: tuple[str, ...] = (),
+        values: Mapping[str, Array] | None = None,
+    ) -> Draws:
+        """Draw from the guide and score under both programs, [num_draws, ...].
+
+        Args:
+            key: consumed whole.
+            params: unconstrained parameters of the guide.
+            num_draws: number of draws, independent given what they share.
+            share: whether all draws share their mini-batch and what nature drew before the first action.
+            stopped: action sites whose values carry no gradient.
+            values: sites to hold fixed, the same in all draws.
+        """
+        shared_key, draws_key = jax.random.split(key)
+        keys = jax.random.split(draws_key, num_draws)
+        fixed = dict(values or {})
+
+        def one(key: PRNGKey) -> Draws:
+            return self._run(key, shared_key if share else None, params, fixed, stopped)
+
+        return jax.vmap(one)(keys)
+
+    def score(self, params: Params, draws: Draws) -> Draws:
+        """Score the sites of given draws afresh: under these parameters of the guide, and the policy."""
+        held = {**draws.sites, **draws.plates}
+
+        def one(values: dict[str, Array]) -> Draws:
+            return self._run(jax.random.key(0), None, params, values, ())  # every site is held: the key draws nothing
+
+        return jax.vmap(one)(held)
+
+    def log_q(self, params: Params, draws: Draws) -> dict[str, Array]:
+        """Score the action sites of draws under the guide with these parameters, [draw, *contexts, T]."""
+
+        def one(values: dict[str, Array]) -> dict[str, Array]:
+            return self._scores(self._run_guide(jax.random.key(0), None, params, values, ()), "action")
+
+        return jax.vmap(one)({**draws.sites, **draws.plates})
+
+    def _run_guide(
+        self,
+        key: PRNGKey,
+        shared_key: PRNGKey | None,
+        params: Params,
+        values: Mapping[str, Array],
+        stopped: tuple[str, ...],
+    ) -> Recording:
+        program = self.policy if self.guide is None else handlers.substitute(self.guide, data=self.constrain(params))
+        if stopped:
+            program = StopValues(program, stopped)
+        if values:
+            program = handlers.substitute(program, data=dict(values))
+        if shared_key is not None:
+            program = SharedKeys(program, shared_key, self.structure.drawn_before_action)
+        return record(handlers.seed(program, rng_seed=key), *self.args)
+
+    def _run(
+        self,
+        key: PRNGKey,
+        shared_key: PRNGKey | None,
+        params: Params,
+        values: Mapping[str, Array],
+        stopped: tuple[str, ...],
+    ) -> Draws:
+        guide_key, policy_key = jax.random.split(key)
+        drawn = self._run_guide(guide_key, shared_key, params, values, stopped)
+        latent = {name: drawn.sites[name].value for name in self._latent if name in drawn.sites}
+        plates = {name: drawn.plates[name] for name in self.structure.subsampled if name in drawn.plates}
+        if self.guide is None:
+            scored = drawn
+        else:
+            policy: Callable[..., Any] = handlers.substitute(self.policy, data={**values, **latent, **plates})
+            if shared_key is not None:
+                policy = SharedKeys(policy, shared_key, self.structure.drawn_before_action)
+            scored = record(handlers.seed(policy, rng_seed=policy_key), *self.args)
+        return self._draws(drawn, scored)
+
+    @property
+    def _latent(self) -> tuple[str, ...]:
+        return self.structure.named("action", "environment")
+
+    def _scores(self, recording: Recording, kind: str) -> dict[str, Array]:
+        names = self.structure.named(kind)  # type: ignore[arg-type]
+        return {
+            name: per_context(site_log_prob(recording.sites[name]), recording.sites[name], self.structure.contexts)
+            for name in names
+            if name in recording.sites
+        }
+
+    def _draws(self, drawn: Recording, scored: Recording) -> Draws:
+        return Draws(
+            sites={name: scored.sites[name].value for name in self._latent},
+            plates={name: scored.plates[name] for name in self.structure.subsampled},
+            log_prior=self._scores(scored, "action"),
+            log_q=self._scores(drawn, "action"),
+            log_nature=self._scores(scored, "environment"),
+            log_likelihood=self._scores(scored, "observed"),
+            rewards=self._scores(scored, "reward"),
+            metrics={name: jnp.asarray(scored.sites[name].value) for name in self.structure.named("metric")},
+        )
+
+
+def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params, dict[str, Any]]:
+    """Run a program once and give its parameters, unconstrained, and their transforms."""
+    params, transforms = {}, {}
+    for name, msg in record(handlers.seed(program, rng_seed=key), *args).params.items():
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        value = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), msg["value"])
+        if constraint is constraints.real:
+            params[name] = value
+        else:
+            transforms[name] = biject_to(constraint)
+            params[name] = transforms[name].inv(value)
+    return params, transforms
+
+
+def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
+    """Hold a policy's parameters at their declared values: they are the prior.
+
+    Returns:
+        The policy with its parameters substituted, and their values.
+    """
+    params = {
+        name: msg["value"] for name, msg in record(handlers.seed(policy, rng_seed=key), *args).params.items()
+    }
+    return (handlers.substitute(policy, data=params) if params else policy), params
+
+
+def check_guide(pair: Pair, key: PRNGKey, params: Params) -> None:
+    """Run the pair once and refuse a guide that does not fit the policy.
+
+    Raises:
+        GuideError: the guide misses an action site, adds a site, draws another shape, leaves the
+            prior's support, or draws nature from another distribution than the policy does.
+    """
+    drawn = pair._run_guide(key, None, params, {}, ())  # noqa: SLF001
+    structure = pair.structure
+    for name in structure.actions:
+        if name not in drawn.sites:
+            raise GuideError(
+                f"the guide misses action site {name!r} (it draws {sorted(drawn.sites) or 'nothing'}); "
+                f"add numpyro.sample({name!r}, ...) to the guide"
+            )
+    known = set(structure.named("action", "environment", "observed", "reward", "metric"))
+    for name, site in drawn.sites.items():
+        if name not in known and site.kind != "metric":
+            raise GuideError(
+                f"the guide adds site {name!r}, which the policy does not have "
+                f"(its action sites are {list(structure.actions)}); remove it or rename it"
+            )
+        if name in structure.actions and tuple(jnp.shape(site.value)) != structure[name].shape:
+            raise GuideError(
+                f"the guide draws site {name!r} with shape {tuple(jnp.shape(site.value))}, the policy with "
+                f"{structure[name].shape}; use the same plates and event shape in both"
+            )
+    _check_scores(pair, drawn, key, params)
+
+
+def _check_scores(pair: Pair, drawn: Recording, key: PRNGKey, params: Params) -> None:
+    draws = pair.draw(key, params, 16)
+    for name, scores in draws.log_prior.items():
+        bad = int((scores == -jnp.inf).sum())
+        if bad:
+            raise GuideError(
+                f"the guide leaves the prior's support at site {name!r}: {bad} of {scores.size} draws have prior "
+                "probability 0, so the KL would be infinite; draw from a distribution with the same support"
+            )
+    _check_nature(pair, drawn)
+
+
+def _check_nature(pair: Pair, drawn: Recording) -> None:
+    """Compare the scores of nature's draws under both programs, on the same values."""
+    names = [name for name in pair.structure.named("environment") if name in drawn.sites]
+    if pair.guide is None or not names:
+        return
+    latent = {name: drawn.sites[name].value for name in pair._latent if name in drawn.sites}  # noqa: SLF001
+    policy = handlers.substitute(pair.policy, data={**latent, **drawn.plates})
+    scored = record(handlers.seed(policy, rng_seed=jax.random.key(0)), *pair.args)
+    for name in names:
+        ours, theirs = site_log_prob(drawn.sites[name]), site_log_prob(scored.sites[name])
+        if ours.shape != theirs.shape or not bool(jnp.allclose(ours, theirs, rtol=1e-3, atol=1e-3)):
+            raise GuideError(
+                f"the guide draws environment site {name!r} from another distribution than the policy; "
+                "nature cannot be tilted: copy the policy's environment(...) line, or leave the site out of the guide"
+            )

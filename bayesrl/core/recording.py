@@ -1,0 +1,175 @@
+"""Run a program once and keep, site by site, what it did."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.primitives import Messenger
+
+from bayesrl.core.handlers import Sites
+from bayesrl.core.primitives import Kind, is_hidden, kind_of
+from bayesrl.errors import PolicyError
+
+
+class Frame(NamedTuple):
+    """A plate as a site sees it: its name, axis (negative), size in the run and full size."""
+
+    name: str
+    dim: int
+    size: int
+    full_size: int
+
+
+class Record(NamedTuple):
+    """One sample or deterministic site of one run.
+
+    Inside a `scan` of T steps, `value` and the parameters of `fn` have a leading axis of length T,
+    and `scan` numbers the scan; elsewhere `scan` is None.
+    """
+
+    name: str
+    kind: Kind
+    hidden: bool
+    fn: Any
+    value: Any
+    scale: Any
+    frames: tuple[Frame, ...]
+    intermediates: Any
+    scan: int | None
+    length: int
+
+
+class Recording(NamedTuple):
+    """All sites of one run in program order, its parameters, and the indices of its plates."""
+
+    sites: dict[str, Record]
+    params: dict[str, Any]
+    plates: dict[str, Array]
+
+
+class _Recorder(Messenger):  # type: ignore[misc]
+    """Keeps the messages themselves, so that what inner handlers change afterwards is seen too."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__(fn)
+        self.messages: list[tuple[dict[str, Any], int | None, int]] = []
+        self.plates: dict[str, tuple[int, Any]] = {}
+        self.num_scans = 0
+        self.length = 1
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "control_flow":
+            body, init, xs, length, *rest = msg["args"]
+            self.length = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+
+            def watched(carry: Any, x: Any) -> Any:
+                with Sites(self._watch_body, _ignore):
+                    return body(carry, x)
+
+            msg["args"] = (watched, init, xs, length, *rest)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "control_flow":
+            self.num_scans += 1
+        elif msg["type"] == "plate":
+            self.plates[msg["name"]] = (int(msg["args"][0]), msg["value"])
+        elif msg.get("_control_flow_done"):
+            self.messages.append((msg, self.num_scans - 1, self.length))
+        else:
+            self.messages.append((msg, None, 1))
+
+    def _watch_body(self, msg: dict[str, Any]) -> None:
+        name = msg.get("name")
+        if msg["type"] == "param":
+            raise PolicyError(
+                f"numpyro.param({name!r}) stands inside a scan, where it would be stacked over time and "
+                "never trained; declare it before the scan and close over it"
+            )
+        if msg["type"] == "plate":
+            size, subsample = msg["args"]
+            if subsample is not None and subsample != size:
+                raise PolicyError(
+                    f"plate {name!r} takes a new subsample at every step of a scan; write "
+                    f"`plate = numpyro.plate({name!r}, ...)` before the scan and `with plate:` inside it"
+                )
+            self.plates[str(name)] = (int(size), jnp.arange(size))
+
+
+def _ignore(msg: dict[str, Any]) -> None:
+    """Do nothing with a message."""
+
+
+def record(program: Callable[..., Any], *args: Any) -> Recording:
+    """Run a seeded program and return its `Recording`.
+
+    Raises:
+        PolicyError: two sites share a name, or a parameter is declared inside a scan.
+    """
+    recorder = _Recorder(program)
+    recorder(*args)
+    messages = recorder.messages
+    _refuse_repeated_names(messages)
+    sites, params = {}, {}
+    for msg, scan, length in messages:
+        if msg["type"] == "param":
+            params[msg["name"]] = msg
+        elif msg["type"] in ("sample", "deterministic"):
+            frames = tuple(
+                Frame(f.name, f.dim, f.size, recorder.plates[f.name][0]) for f in msg.get("cond_indep_stack", [])
+            )
+            sites[msg["name"]] = Record(
+                msg["name"],
+                kind_of(msg),
+                is_hidden(msg),
+                msg["fn"] if msg["type"] == "sample" else None,
+                msg["value"],
+                msg.get("scale"),
+                frames,
+                msg.get("intermediates"),
+                scan,
+                length,
+            )
+    return Recording(sites, params, {name: indices for name, (_, indices) in recorder.plates.items()})
+
+
+def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]]) -> None:
+    names = Counter(m["name"] for m, _, _ in messages if m["type"] in ("sample", "deterministic"))
+    repeated = [name for name, count in names.items() if count > 1]
+    if repeated:
+        raise PolicyError(
+            f"site {repeated[0]!r} appears {names[repeated[0]]} times; give every site its own name, "
+            "or put the repetition into numpyro.contrib.control_flow.scan"
+        )
+
+
+def site_log_prob(site: Record) -> Array:
+    """Log-probability of a site's value, of shape [T?, *batch], scaled as handlers asked, in nats."""
+    if site.intermediates:
+        log_prob = site.fn.log_prob(site.value, site.intermediates)
+    else:
+        log_prob = site.fn.log_prob(site.value)
+    return log_prob if site.scale is None else log_prob * site.scale
+
+
+def per_context(values: Array, site: Record, contexts: tuple[Frame, ...]) -> Array:
+    """Reduce values of shape [T?, *batch] to [*contexts, T]: contexts kept, other plates summed.
+
+    Time comes last and has length 1 outside scans. The scale that subsampling gives to the plates of
+    the contexts is taken out, since contexts are averaged and not summed.
+    """
+    by_time = jnp.moveaxis(values, 0, -1) if site.scan is not None else values[..., None]
+    batch_dims = by_time.ndim - 1
+    kept = sorted(frame.dim for frame in contexts)
+    missing = max([-dim for dim in kept], default=0) - batch_dims
+    if missing > 0:
+        by_time = by_time.reshape((1,) * missing + by_time.shape)
+        batch_dims += missing
+    summed = tuple(axis for axis in range(batch_dims) if axis - batch_dims not in kept)
+    result = by_time.sum(summed)
+    subsampled = {frame.name for frame in site.frames}
+    factor = math.prod(frame.full_size / frame.size for frame in contexts if frame.name in subsampled)
+    return result if factor == 1 else result / factor

@@ -1,0 +1,212 @@
+"""What can be known of a policy before it is run many times: its sites, contexts and order."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import constraints
+
+from bayesrl.core.primitives import Kind
+from bayesrl.core.recording import Frame, Record, Recording, record
+from bayesrl.errors import PolicyError
+from bayesrl.typing import PRNGKey, Program
+
+
+@dataclass(frozen=True)
+class Site:
+    """The unchanging facts of one site.
+
+    Attributes:
+        name: its name.
+        kind: action, environment, observed, reward or metric.
+        hidden: True for nature's draws that the agent does not see.
+        frames: the plates it stands in.
+        scan: the number of the scan it stands in, or None.
+        length: steps of that scan; 1 outside.
+        shape: shape of one value, time included.
+        discrete: True where the support is discrete.
+        support: the values of a finite univariate support, or None.
+    """
+
+    name: str
+    kind: Kind
+    hidden: bool
+    frames: tuple[Frame, ...]
+    scan: int | None
+    length: int
+    shape: tuple[int, ...]
+    discrete: bool
+    support: tuple[float, ...] | None
+
+    @property
+    def latent(self) -> bool:
+        """Whether the site is drawn: an action or nature."""
+        return self.kind in ("action", "environment")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The sites of a program in program order, and the plates whose elements are separate problems."""
+
+    sites: tuple[Site, ...]
+    contexts: tuple[Frame, ...]
+
+    def __getitem__(self, name: str) -> Site:
+        return next(site for site in self.sites if site.name == name)
+
+    def named(self, *kinds: Kind) -> tuple[str, ...]:
+        """Names of the sites of these kinds, in program order."""
+        return tuple(site.name for site in self.sites if site.kind in kinds)
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """Names of the action sites."""
+        return self.named("action")
+
+    @property
+    def context_shape(self) -> tuple[int, ...]:
+        """Sizes of the context axes in one run (mini-batch sizes where subsampled)."""
+        return tuple(frame.size for frame in sorted(self.contexts, key=lambda frame: frame.dim))
+
+    @property
+    def num_contexts(self) -> int:
+        """Number of separate problems in all, beyond the mini-batch."""
+        return int(np.prod([frame.full_size for frame in self.contexts], dtype=int))
+
+    @property
+    def subsampled(self) -> tuple[str, ...]:
+        """Names of the plates of which a run sees only a part."""
+        frames = {frame.name: frame for site in self.sites for frame in site.frames}
+        return tuple(name for name, frame in frames.items() if frame.size != frame.full_size)
+
+    @property
+    def drawn_before_action(self) -> tuple[str, ...]:
+        """Names of plates and of nature's draws that come before the first action."""
+        names = list(self.subsampled)
+        for site in self.sites:
+            if site.kind == "action" or site.scan is not None:
+                break
+            if site.kind == "environment":
+                names.append(site.name)
+        return tuple(names)
+
+    def groups(self) -> list[list[Site]]:
+        """Lists of sites that advance through time together: one list per scan, one per flat site."""
+        result: list[list[Site]] = []
+        for site in self.sites:
+            if result and site.scan is not None and result[-1][0].scan == site.scan:
+                result[-1].append(site)
+            else:
+                result.append([site])
+        return result
+
+    def in_order(self, values: Mapping[str, Array], names: Iterable[str]) -> Array:
+        """Lay per-site arrays [..., T] out along one axis of events in program order.
+
+        Events are the named sites, steps of a scan interleaved as they happen; a named site that
+        `values` lacks counts zero.
+
+        Returns:
+            Array [..., num_events].
+        """
+        wanted = frozenset(names)
+        shape = next(iter(values.values())).shape[:-1] if values else ()
+        parts = []
+        for group in self.groups():
+            members = [site for site in group if site.name in wanted]
+            if members:
+                columns = [
+                    values[site.name] if site.name in values else jnp.zeros((*shape, site.length))
+                    for site in members
+                ]
+                stacked = jnp.stack(columns, axis=-1)
+                parts.append(stacked.reshape((*stacked.shape[:-2], -1)))
+        return jnp.concatenate(parts, axis=-1) if parts else jnp.zeros((*shape, 0))
+
+
+def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
+    """Run a policy once and tell its structure.
+
+    Raises:
+        PolicyError: the program has neither a reward nor an observed site, or repeats a name.
+    """
+    return structure_of(record(handlers.seed(policy, rng_seed=key), *args))
+
+
+def structure_of(recording: Recording) -> Structure:
+    """Derive the structure from one run."""
+    sites = tuple(_site(site) for site in recording.sites.values())
+    return Structure(sites, _contexts(sites))
+
+
+def _site(site: Record) -> Site:
+    discrete, support = False, None
+    if site.kind in ("action", "environment"):
+        discrete = bool(site.fn.support.is_discrete)
+        support = _finite_support(site.fn) if discrete else None
+    return Site(
+        site.name,
+        site.kind,
+        site.hidden,
+        site.frames,
+        site.scan,
+        site.length,
+        tuple(jnp.shape(site.value)),
+        discrete,
+        support,
+    )
+
+
+def _finite_support(fn: Any) -> tuple[float, ...] | None:
+    """Values of a finite univariate support that is the same everywhere, or None."""
+    if fn.event_shape:
+        return None
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return (0, 1)
+    lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    if lower is None or upper is None or isinstance(lower, jax.core.Tracer) or isinstance(upper, jax.core.Tracer):
+        return None
+    low, high = np.unique(np.asarray(lower)), np.unique(np.asarray(upper))
+    if low.size != 1 or high.size != 1:
+        return None
+    return tuple(range(int(low[0]), int(high[0]) + 1))
+
+
+def _contexts(sites: tuple[Site, ...]) -> tuple[Frame, ...]:
+    """Plates that hold every action, reward and observed site: their elements are separate problems."""
+    relevant = [site for site in sites if site.kind in ("action", "reward", "observed")]
+    if not any(site.kind == "action" for site in relevant):
+        return ()
+    shared = set(relevant[0].frames)
+    for site in relevant[1:]:
+        shared &= set(site.frames)
+    return tuple(sorted(shared, key=lambda frame: frame.dim))
+
+
+def check_policy(structure: Structure, *, has_beta: bool) -> None:
+    """Refuse programs that leave nothing to do, and a temperature where it means nothing.
+
+    Raises:
+        PolicyError: neither rewards nor observed sites; beta missing with rewards or given without.
+    """
+    rewards, observed = structure.named("reward"), structure.named("observed")
+    if not rewards and not observed:
+        raise PolicyError(
+            "the policy has neither a reward nor an observed site, so there is nothing to fit; "
+            "add bayesrl.reward(name, value) or numpyro.sample(..., obs=data)"
+        )
+    if rewards and not has_beta:
+        raise PolicyError(f"the policy has rewards ({rewards[0]!r}), so it needs a temperature: pass beta=...")
+    if not rewards and has_beta:
+        raise PolicyError(
+            "beta was given, but the policy has no reward site for it to temper; "
+            "leave beta out, or add bayesrl.reward(name, value)"
+        )

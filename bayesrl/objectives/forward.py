@@ -1,0 +1,101 @@
+"""Forward KL by self-normalised weights: covers modes, and stands rewards of −inf."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.scipy.special import logsumexp
+
+from bayesrl.core.draws import Draws
+from bayesrl.core.handlers import stop_gradient
+from bayesrl.core.pairing import Pair
+from bayesrl.errors import ObjectiveError
+from bayesrl.objectives.interface import Info, Objective, info_of
+from bayesrl.typing import Params, PRNGKey
+
+
+@dataclass(frozen=True)
+class ForwardKL(Objective):
+    """Minimise KL(p*‖q) = E_p*[log p* − log q] by self-normalised importance weights.
+
+    Draws come from a mixture of the guide and the prior, weighted by p̂ / mixture and normalised per
+    context (wake-phase φ update, Bornschein & Bengio 2015, eq. 13). The estimate is biased at
+    small `num_particles`; the metric `ess` in the history tells the effective share of draws.
+
+    Args:
+        num_particles: draws per step and context.
+        prior_fraction: share of the draws made from the prior, so that modes which the guide has
+            left are still found.
+
+    Raises:
+        ObjectiveError: on use, where the policy has environment sites, whose draws weights would tilt.
+
+    Example:
+        >>> import bayesrl
+        >>> bayesrl.objectives.ForwardKL(num_particles=512).prior_fraction
+        0.5
+    """
+
+    num_particles: int = 256
+    prior_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 2:
+            raise ObjectiveError(f"ForwardKL got num_particles={self.num_particles}; weights need at least 2 draws")
+        if not 0 <= self.prior_fraction < 1:
+            raise ObjectiveError(f"ForwardKL got prior_fraction={self.prior_fraction}; use a share in [0, 1)")
+
+    @property
+    def _split(self) -> tuple[int, int]:
+        from_prior = min(round(self.prior_fraction * self.num_particles), self.num_particles - 1)
+        return self.num_particles - from_prior, from_prior
+
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> Self:
+        """Refuse environment sites; see `Objective.prepare`."""
+        nature = pair.structure.named("environment")
+        if nature:
+            raise ObjectiveError(
+                f"ForwardKL would tilt environment site {nature[0]!r}, which is nature's; use ReverseKL()"
+            )
+        return self
+
+    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Draw from the guide first, then from the prior, [particles, ...]; no gradients."""
+        from_guide, from_prior = self._split
+        # One key: both parts share their mini-batch.
+        draws = pair.draw(key, params, from_guide)
+        if from_prior:
+            prior = replace(pair, guide=None).draw(key, {}, from_prior)
+            prior = prior._replace(log_q=pair.log_q(params, prior))
+            draws = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), draws, prior)
+        return stop_gradient(draws)  # type: ignore[no-any-return]
+
+    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Give the estimate of KL(p*‖q) per context; see `Objective.surrogate`."""
+        from_guide, from_prior = self._split
+        shape = (self.num_particles, *pair.structure.context_shape)
+        totals = draws.totals(shape)
+        log_target = totals.reward / beta + totals.log_likelihood + totals.log_prior
+        shares = jnp.log(jnp.array([from_guide, from_prior]) / self.num_particles)
+        proposal = jnp.logaddexp(shares[0] + totals.log_q, shares[1] + totals.log_prior)
+        log_weight = log_target - proposal
+        weight = lax.stop_gradient(jax.nn.softmax(log_weight, axis=0))
+        log_evidence = logsumexp(log_weight, axis=0) - jnp.log(self.num_particles)
+        log_q = _log_q(pair, params, draws, shape)
+        gap = jnp.where(weight > 0, log_target - log_q, 0.0)
+        loss = (weight * gap).sum(0) - log_evidence
+        info = info_of(jax.tree.map(lambda x: x[:from_guide], draws), pair, beta, (from_guide, *shape[1:]))
+        ess = 1 / (weight**2).sum(0).mean() / self.num_particles
+        nonfinite = {
+            name: (jnp.isnan(value) | (value == jnp.inf)).reshape(value.shape[0], -1).any(-1).sum().astype(jnp.int32)
+            for name, value in draws.rewards.items()
+        }
+        return loss.mean(), info._replace(metrics={**info.metrics, "ess": ess}, nonfinite=nonfinite)
+
+
+def _log_q(pair: Pair, params: Params, draws: Draws, shape: tuple[int, ...]) -> Array:
+    """Give log q of draws under these parameters, summed over sites and time, with its gradient."""
+    scores = pair.log_q(params, draws)
+    return sum((score.sum(-1) for score in scores.values()), start=jnp.zeros(shape))

@@ -1,0 +1,180 @@
+"""How the gradient of each site is taken, decided once from the programs."""
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.core.dependence import reaching
+from bayesrl.core.pairing import Pair
+from bayesrl.core.recording import Record, record, site_log_prob
+from bayesrl.core.structure import Structure
+from bayesrl.errors import ObjectiveError
+from bayesrl.typing import Params, PRNGKey
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Names of the sites whose gradient is taken by each estimator.
+
+    Attributes:
+        pathwise: reparameterised action sites.
+        score: score-function action sites.
+        nature: nature's sites that need a score term because pathwise actions move them.
+        enumerated: action sites whose expectation is exact; the last of the program.
+        num_particles: draws of what comes before the enumerated sites.
+    """
+
+    pathwise: tuple[str, ...]
+    score: tuple[str, ...]
+    nature: tuple[str, ...]
+    enumerated: tuple[str, ...]
+    num_particles: int
+
+    def branches(self, structure: Structure) -> dict[str, Array]:
+        """Give all joint values of the enumerated sites, {site: [branches, *site shape]}."""
+        supports = [structure[name].support or () for name in self.enumerated]
+        grid = jnp.asarray(list(product(*supports)))
+        return {
+            name: jnp.broadcast_to(
+                grid[:, i].reshape((-1,) + (1,) * len(structure[name].shape)), (len(grid), *structure[name].shape)
+            )
+            for i, name in enumerate(self.enumerated)
+        }
+
+
+def make_plan(
+    key: PRNGKey,
+    pair: Pair,
+    params: Params,
+    num_particles: int,
+    estimator: str,
+    baseline: str,
+    enumerated: tuple[str, ...] | Literal["auto"],
+) -> Plan:
+    """Decide, and refuse what would be silently biased.
+
+    Raises:
+        ObjectiveError: naming the site and the remedy.
+    """
+    guide = pair._run_guide(key, None, params, {}, ())  # noqa: SLF001
+    _refuse_foreign(pair, guide.sites)
+    actions = pair.structure.actions
+    chosen = _enumerated(pair.structure, num_particles, enumerated)
+    sampled = [name for name in actions if name not in chosen]
+    pathwise = _pathwise(key, pair, guide.sites, sampled, estimator)
+    score = tuple(name for name in sampled if name not in pathwise)
+    if score and num_particles < 2 and baseline != "none":
+        raise ObjectiveError(
+            f"ReverseKL(num_particles=1) has no other particle to make a baseline of for site {score[0]!r}; "
+            "use num_particles >= 2, or baseline='none'"
+        )
+    nature = tuple(
+        name
+        for name in pair.structure.named("environment")
+        if pathwise and not guide_or(pair, guide.sites, name).has_rsample
+    )
+    particles = num_particles if sampled or pair.structure.named("environment") else 1
+    if chosen and sampled:
+        joint = math.prod(len(pair.structure[name].support or ()) for name in chosen)
+        particles = max(num_particles // joint, 8)
+    return Plan(pathwise, score, nature, chosen, particles)
+
+
+def guide_or(pair: Pair, guide: dict[str, Record], name: str) -> Any:
+    """Give the distribution of a site of nature, from the guide or else from the policy."""
+    if name in guide:
+        return guide[name].fn
+    return record(handlers.seed(pair.policy, rng_seed=jax.random.key(0)), *pair.args).sites[name].fn
+
+
+def _refuse_foreign(pair: Pair, guide: dict[str, Record]) -> None:
+    for name in pair.structure.actions:
+        if name not in guide:
+            raise ObjectiveError(f"the guide misses action site {name!r}; add numpyro.sample({name!r}, ...) to it")
+
+
+def _pathwise(
+    key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str], estimator: str
+) -> tuple[str, ...]:
+    if estimator == "score":
+        return ()
+    able = [name for name in names if guide[name].fn.has_rsample and not pair.structure[name].discrete]
+    if estimator == "pathwise":
+        unable = [name for name in names if name not in able]
+        if unable:
+            raise ObjectiveError(
+                f"estimator='pathwise' cannot differentiate through site {unable[0]!r} "
+                f"({type(guide[unable[0]].fn).__name__} has no reparameterised sampler); use estimator='auto'"
+            )
+    jumps = rewards_jump(key, pair, guide, able) if able else set()
+    if estimator == "pathwise" and jumps:
+        raise ObjectiveError(
+            f"estimator='pathwise' would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
+            "(a comparison, rounding, arg-max or cast to integers); use estimator='auto'"
+        )
+    return tuple(name for name in able if name not in jumps)
+
+
+def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str]) -> set[str]:
+    """Name the sites in whose values a reward, or the density of another site, jumps."""
+    held = {name: jnp.asarray(guide[name].value) for name in names}
+    others = {
+        name: site.value for name, site in guide.items() if site.kind in ("action", "environment") and name not in held
+    }
+
+    def scores(values: dict[str, Array]) -> list[Array]:
+        program = handlers.substitute(pair.policy, data={**others, **values})
+        sites = record(handlers.seed(program, rng_seed=key), *pair.args).sites
+        return [site_log_prob(site) for name, site in sites.items() if site.kind != "metric" and name not in held]
+
+    return reaching(scores, held)[1]
+
+
+def _enumerated(
+    structure: Structure, num_particles: int, wanted: tuple[str, ...] | Literal["auto"]
+) -> tuple[str, ...]:
+    actions = structure.actions
+    if wanted == "auto":
+        return actions if actions and _can_enumerate_all(structure, num_particles) else ()
+    for name in wanted:
+        if name not in actions:
+            raise ObjectiveError(f"enumerated={wanted!r} names {name!r}, which is no action site; choose from {list(actions)}")
+        if structure[name].support is None or structure[name].scan is not None or not _only_contexts(structure, name):
+            raise ObjectiveError(
+                f"site {name!r} cannot be enumerated: it needs a finite support known beforehand, outside scans, and "
+                "plates whose elements are separate problems; leave it out of enumerated="
+            )
+    chosen = tuple(name for name in actions if name in wanted)
+    if chosen and chosen != actions[len(actions) - len(chosen) :]:
+        raise ObjectiveError(
+            f"enumerated={wanted!r} must be the last action sites of the program, whose order is {list(actions)}"
+        )
+    latent = structure.named("action", "environment")
+    if chosen and any(structure[name].kind == "environment" for name in latent[latent.index(chosen[0]) :]):
+        raise ObjectiveError(f"nature draws after site {chosen[0]!r}, so its cost cannot be enumerated; use enumerated=()")
+    return chosen
+
+
+def _can_enumerate_all(structure: Structure, limit: int) -> bool:
+    size = 1
+    for name in structure.named("action", "environment"):
+        site = structure[name]
+        if site.kind == "environment" or site.support is None or site.scan is not None:
+            return False
+        if not _only_contexts(structure, name):
+            return False
+        size *= len(site.support)
+    return size <= limit
+
+
+def _only_contexts(structure: Structure, name: str) -> bool:
+    """Whether a site's elements are exactly the contexts, so that all may take the same value at once."""
+    site = structure[name]
+    elements = math.prod(site.shape) // site.length
+    return set(site.frames) <= set(structure.contexts) and elements == math.prod(f.size for f in site.frames)

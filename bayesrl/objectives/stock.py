@@ -1,0 +1,88 @@
+"""NumPyro's own ELBOs as objectives of a fit."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax.numpy as jnp
+from jax import Array
+from numpyro.infer import elbo as numpyro_elbo
+
+from bayesrl.core.draws import Draws
+from bayesrl.core.handlers import stop_gradient, tilt
+from bayesrl.core.pairing import Pair
+from bayesrl.errors import ObjectiveError
+from bayesrl.objectives.interface import Info, Objective, info_of
+from bayesrl.objectives.plan import rewards_jump
+from bayesrl.typing import Params, PRNGKey
+
+
+@dataclass(frozen=True)
+class Stock(Objective):
+    """A NumPyro ELBO as an objective; `fit(objective=Trace_ELBO())` wraps it by itself.
+
+    Args:
+        elbo: an instance of `numpyro.infer.elbo.ELBO`.
+        num_particles: draws made beside it for the history.
+
+    Raises:
+        ObjectiveError: on use, where the ELBO's gradient would be biased for the guide's sites.
+    """
+
+    elbo: numpyro_elbo.ELBO
+    num_particles: int = 16
+
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> Self:
+        """Refuse sites whose gradient the ELBO would get wrong; see `Objective.prepare`."""
+        name = type(self.elbo).__name__
+        if isinstance(self.elbo, numpyro_elbo.TraceEnum_ELBO):
+            raise ObjectiveError(
+                f"{name} gives wrong gradients where a factor is summed over a plate that it stands outside of; "
+                "use ReverseKL(enumerated=...)"
+            )
+        guide = pair._run_guide(key, None, params, {}, ()).sites  # noqa: SLF001
+        able = []
+        for site in pair.structure.actions:
+            if guide[site].fn.has_rsample:
+                able.append(site)
+            elif not self.elbo.can_infer_discrete:
+                raise ObjectiveError(
+                    f"{name} has no gradient for site {site!r} ({type(guide[site].fn).__name__} is not "
+                    "reparameterised) and would be biased; use ReverseKL() or TraceGraph_ELBO()"
+                )
+        jumps = rewards_jump(key, pair, guide, able) if able else set()
+        if jumps:
+            raise ObjectiveError(
+                f"{name} would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
+                "(a comparison, rounding, arg-max or cast to integers); use ReverseKL()"
+            )
+        return self
+
+    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Draw for the history; the ELBO makes its own draws."""
+        return pair.draw(key, stop_gradient(params), self.num_particles)
+
+    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Refuse: a stock ELBO cannot score draws that it did not make."""
+        raise ObjectiveError(f"{type(self.elbo).__name__} cannot score given draws; use ReverseKL() or ForwardKL()")
+
+    def evaluate(self, key: PRNGKey, params: Params, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Give the ELBO's own loss, in nats per context."""
+        if pair.guide is None:
+            raise ObjectiveError("a NumPyro ELBO needs a guide; pass guide=...")
+        model = tilt(pair.policy, beta) if pair.structure.named("reward") else pair.policy
+        loss = self.elbo.loss(key, pair.constrain(params), model, pair.guide, *pair.args)
+        draws = self.draw(key, params, pair)
+        shape = (self.num_particles, *pair.structure.context_shape)
+        return jnp.asarray(loss) / pair.structure.num_contexts, info_of(draws, pair, beta, shape)
+
+
+def as_objective(objective: Objective | numpyro_elbo.ELBO) -> Objective:
+    """Take an objective as it is, and wrap a NumPyro ELBO."""
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, numpyro_elbo.ELBO):
+        return Stock(objective)
+    raise ObjectiveError(
+        f"objective={objective!r} is neither an objective of bayesrl.objectives nor a NumPyro ELBO; "
+        "pass an instance such as ReverseKL()"
+    )

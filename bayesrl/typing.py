@@ -1,0 +1,21 @@
+"""Names for the types that appear in public signatures."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Array, Float, Key, UInt32
+
+type PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
+"""A JAX random key, new style (`jax.random.key`) or old."""
+
+type Program = Callable[..., Any]
+"""A NumPyro program: a callable that draws sites and collects rewards."""
+
+type Sites = Mapping[str, Array]
+"""Values of sample sites, by name."""
+
+type Params = dict[str, Any]
+"""Unconstrained values of `numpyro.param` sites, by name; each may be a pytree."""
+
+type Beta = float | Float[Array, "*beta"]
+"""Temperature, in reward units per nat."""
