@@ -1,0 +1,34 @@
+"""KL-regularised reinforcement learning as Bayesian inference, on NumPyro."""
+
+from bayesrl import errors, guides, objectives
+from bayesrl.core.density import Density, log_density
+from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.handlers import tilt, whole
+from bayesrl.core.primitives import environment, reward
+from bayesrl.datatree import to_datatree
+from bayesrl.engines.fitting import fit, load, resume
+from bayesrl.posterior import Posterior
+from bayesrl.problem import Problem, ready_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Density",
+    "Estimate",
+    "Estimates",
+    "Posterior",
+    "Problem",
+    "environment",
+    "errors",
+    "fit",
+    "guides",
+    "load",
+    "log_density",
+    "objectives",
+    "ready_model",
+    "resume",
+    "reward",
+    "tilt",
+    "to_datatree",
+    "whole",
+]

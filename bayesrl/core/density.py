@@ -10,8 +10,8 @@ from numpyro import handlers
 from bayesrl.core.draws import total
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.pairing import Pair
-from bayesrl.core.structure import check_policy, structure_of
 from bayesrl.core.recording import record
+from bayesrl.core.structure import check_policy, structure_of
 from bayesrl.errors import PolicyError
 from bayesrl.typing import Beta, Program, Sites
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 
 # A comparison of floats jumps; equality does so on a null set only, and the others cut on purpose.
 _JUMPS = frozenset({"lt", "le", "gt", "ge", "floor", "ceil", "round", "sign", "argmax", "argmin", "rem"})
@@ -29,7 +29,9 @@ def reaching(function: Callable[[dict[str, Array]], Any], values: dict[str, Arra
         (a float comparison, rounding, an arg-max, a cast to integers).
     """
     names = sorted(values)
-    closed = jax.make_jaxpr(lambda *arrays: function(dict(zip(names, arrays, strict=True))))(*(values[n] for n in names))
+    closed = jax.make_jaxpr(lambda *arrays: function(dict(zip(names, arrays, strict=True))))(
+        *(values[n] for n in names)
+    )
     starts = [(frozenset({i}), frozenset[int]()) for i in range(len(names))]
     outputs = _follow(closed.jaxpr, starts)
     smooth = {names[i] for marks in outputs for i in marks[0]}
@@ -87,10 +89,9 @@ def _through_scan(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
 
 def _inner_jaxpr(eqn: Any) -> Jaxpr | None:
     for value in eqn.params.values():
-        if isinstance(value, ClosedJaxpr):
-            return value.jaxpr
-        if isinstance(value, Jaxpr):
-            return value
+        open_jaxpr = getattr(value, "jaxpr", value)  # closed jaxprs hold an open one
+        if isinstance(open_jaxpr, Jaxpr):
+            return open_jaxpr
     return None
 
 

@@ -35,9 +35,7 @@ class Draws(NamedTuple):
 
     def totals(self, shape: tuple[int, ...]) -> "Totals":
         """Sum scores over sites and time to `shape`, which is [*draws, *contexts]."""
-        return Totals(
-            *(total(part, shape) for part in (self.log_prior, self.log_q, self.log_likelihood, self.rewards))
-        )
+        return Totals(*(total(part, shape) for part in (self.log_prior, self.log_q, self.log_likelihood, self.rewards)))
 
 
 class Totals(NamedTuple):
@@ -49,7 +47,7 @@ class Totals(NamedTuple):
     reward: Array
 
     def log_weight(self, beta: Any) -> Array:
-        """w = R/β + log p(y|x) + log π₀ − log q, nats: constant and equal to log Z at the optimum."""
+        """W = R/β + log p(y|x) + log π₀ − log q, nats: constant and equal to log Z at the optimum."""
         return self.reward / beta + self.log_likelihood + self.log_prior - self.log_q
 
 

@@ -29,7 +29,7 @@ def check_beta(beta: ArrayLike) -> None:
         raise PolicyError(f"beta must be positive and finite, but holds {shown}; choose beta in reward units per nat")
 
 
-class tilt(Messenger):  # type: ignore[misc]  # noqa: N801  (a handler, spelled like NumPyro's)
+class tilt(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
     """Tilt a policy by its rewards: an ordinary NumPyro model for any NumPyro engine.
 
     The joint density becomes π₀(x) · exp(R(x) / β), unnormalised. Environment sites are latent like
@@ -66,7 +66,7 @@ class tilt(Messenger):  # type: ignore[misc]  # noqa: N801  (a handler, spelled 
             msg["scale"] = scale / self.beta
 
 
-class SharedKeys(Messenger):  # type: ignore[misc]
+class SharedKeys(Messenger):
     """Draw the named sites and plates from one key, whichever key the seed handler holds.
 
     The particles of a leave-one-out group share their mini-batch and what nature drew before the
@@ -84,7 +84,36 @@ class SharedKeys(Messenger):  # type: ignore[misc]
             msg["kwargs"]["rng_key"] = jax.random.fold_in(self.key, self.names[msg["name"]])
 
 
-class IntoScans(Messenger):  # type: ignore[misc]
+class whole(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
+    """Run a program on all of its data: plates ignore their `subsample_size`.
+
+    The evidence of a mini-batch is that of another problem; under `whole` a program with mini-batches
+    can be enumerated and weighted.
+
+    Args:
+        policy: the program.
+
+    Example:
+        >>> import jax, numpyro, bayesrl
+        >>> def program():
+        ...     with numpyro.plate("n", 10, subsample_size=2) as i:
+        ...         return i.shape
+        >>> numpyro.handlers.seed(bayesrl.whole(program), rng_seed=0)()
+        (10,)
+    """
+
+    def __init__(self, policy: Program | None = None) -> None:
+        super().__init__(policy)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Give a plate all of its indices."""
+        if msg["type"] == "plate" and msg["value"] is None:
+            size, _ = msg["args"]
+            msg["args"] = (size, None)
+            msg["value"] = jnp.arange(size)
+
+
+class IntoScans(Messenger):
     """A handler that also acts inside the bodies of `scan`, which NumPyro hides from outer handlers."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -116,7 +145,7 @@ class IntoScans(Messenger):  # type: ignore[misc]
         """Act on one site after its value is drawn."""
 
 
-class Sites(Messenger):  # type: ignore[misc]
+class Sites(Messenger):
     """Call one function before, and one after, each site inside."""
 
     def __init__(

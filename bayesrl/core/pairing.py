@@ -28,6 +28,8 @@ class Pair:
         structure: of the policy.
         args: arguments of both programs.
         transforms: from unconstrained to constrained values of the guide's parameters, by name.
+        learned: whether the policy's own parameters are trained too, which only a program without
+            rewards allows; then they are among `params`, under their own names.
     """
 
     policy: Program
@@ -35,10 +37,13 @@ class Pair:
     structure: Structure
     args: tuple[Any, ...]
     transforms: Mapping[str, Any]
+    learned: bool = False
 
     def constrain(self, params: Params) -> Params:
         """Map unconstrained parameters to the values that the guide declares."""
-        return {name: self.transforms[name](value) if name in self.transforms else value for name, value in params.items()}
+        return {
+            name: self.transforms[name](value) if name in self.transforms else value for name, value in params.items()
+        }
 
     def draw(
         self,
@@ -82,11 +87,11 @@ class Pair:
         """Score the action sites of draws under the guide with these parameters, [draw, *contexts, T]."""
 
         def one(values: dict[str, Array]) -> dict[str, Array]:
-            return self._scores(self._run_guide(jax.random.key(0), None, params, values, ()), "action")
+            return self._scores(self.run_guide(jax.random.key(0), None, params, values, ()), "action")
 
         return jax.vmap(one)({**draws.sites, **draws.plates})
 
-    def _run_guide(
+    def run_guide(
         self,
         key: PRNGKey,
         shared_key: PRNGKey | None,
@@ -94,7 +99,10 @@ class Pair:
         values: Mapping[str, Array],
         stopped: tuple[str, ...],
     ) -> Recording:
-        program = self.policy if self.guide is None else handlers.substitute(self.guide, data=self.constrain(params))
+        """Run the guide alone, once; arguments as those of `draw`, the key of what is shared given apart."""
+        program = self.policy if self.guide is None else self.guide
+        if self.guide is not None or self.learned:
+            program = handlers.substitute(program, data=self.constrain(params))
         if stopped:
             program = StopValues(program, stopped)
         if values:
@@ -112,13 +120,14 @@ class Pair:
         stopped: tuple[str, ...],
     ) -> Draws:
         guide_key, policy_key = jax.random.split(key)
-        drawn = self._run_guide(guide_key, shared_key, params, values, stopped)
+        drawn = self.run_guide(guide_key, shared_key, params, values, stopped)
         latent = {name: drawn.sites[name].value for name in self._latent if name in drawn.sites}
         plates = {name: drawn.plates[name] for name in self.structure.subsampled if name in drawn.plates}
         if self.guide is None:
             scored = drawn
         else:
-            policy: Callable[..., Any] = handlers.substitute(self.policy, data={**values, **latent, **plates})
+            own = self.constrain(params) if self.learned else {}
+            policy: Callable[..., Any] = handlers.substitute(self.policy, data={**own, **values, **latent, **plates})
             if shared_key is not None:
                 policy = SharedKeys(policy, shared_key, self.structure.drawn_before_action)
             scored = record(handlers.seed(policy, rng_seed=policy_key), *self.args)
@@ -169,9 +178,7 @@ def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
     Returns:
         The policy with its parameters substituted, and their values.
     """
-    params = {
-        name: msg["value"] for name, msg in record(handlers.seed(policy, rng_seed=key), *args).params.items()
-    }
+    params = {name: msg["value"] for name, msg in record(handlers.seed(policy, rng_seed=key), *args).params.items()}
     return (handlers.substitute(policy, data=params) if params else policy), params
 
 
@@ -182,7 +189,7 @@ def check_guide(pair: Pair, key: PRNGKey, params: Params) -> None:
         GuideError: the guide misses an action site, adds a site, draws another shape, leaves the
             prior's support, or draws nature from another distribution than the policy does.
     """
-    drawn = pair._run_guide(key, None, params, {}, ())  # noqa: SLF001
+    drawn = pair.run_guide(key, None, params, {}, ())
     structure = pair.structure
     for name in structure.actions:
         if name not in drawn.sites:
@@ -222,7 +229,7 @@ def _check_nature(pair: Pair, drawn: Recording) -> None:
     names = [name for name in pair.structure.named("environment") if name in drawn.sites]
     if pair.guide is None or not names:
         return
-    latent = {name: drawn.sites[name].value for name in pair._latent if name in drawn.sites}  # noqa: SLF001
+    latent = {name: drawn.sites[name].value for name in pair._latent if name in drawn.sites}
     policy = handlers.substitute(pair.policy, data={**latent, **drawn.plates})
     scored = record(handlers.seed(policy, rng_seed=jax.random.key(0)), *pair.args)
     for name in names:

@@ -17,7 +17,7 @@ MARK = "bayesrl"
 """Key under which a site's `infer` dictionary carries its kind."""
 
 
-class _OwnPlates(Messenger):  # type: ignore[misc]
+class _OwnPlates(Messenger):
     """Sees the one site inside it after all plates have spoken."""
 
     def __init__(self) -> None:

@@ -51,7 +51,7 @@ class Recording(NamedTuple):
     plates: dict[str, Array]
 
 
-class _Recorder(Messenger):  # type: ignore[misc]
+class _Recorder(Messenger):
     """Keeps the messages themselves, so that what inner handlers change afterwards is seen too."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -148,10 +148,7 @@ def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]
 
 def site_log_prob(site: Record) -> Array:
     """Log-probability of a site's value, of shape [T?, *batch], scaled as handlers asked, in nats."""
-    if site.intermediates:
-        log_prob = site.fn.log_prob(site.value, site.intermediates)
-    else:
-        log_prob = site.fn.log_prob(site.value)
+    log_prob = site.fn.log_prob(site.value, site.intermediates) if site.intermediates else site.fn.log_prob(site.value)
     return log_prob if site.scale is None else log_prob * site.scale
 
 

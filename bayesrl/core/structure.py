@@ -121,8 +121,7 @@ class Structure:
             members = [site for site in group if site.name in wanted]
             if members:
                 columns = [
-                    values[site.name] if site.name in values else jnp.zeros((*shape, site.length))
-                    for site in members
+                    values[site.name] if site.name in values else jnp.zeros((*shape, site.length)) for site in members
                 ]
                 stacked = jnp.stack(columns, axis=-1)
                 parts.append(stacked.reshape((*stacked.shape[:-2], -1)))

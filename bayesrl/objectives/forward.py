@@ -70,7 +70,7 @@ class ForwardKL(Objective):
             prior = replace(pair, guide=None).draw(key, {}, from_prior)
             prior = prior._replace(log_q=pair.log_q(params, prior))
             draws = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), draws, prior)
-        return stop_gradient(draws)  # type: ignore[no-any-return]
+        return stop_gradient(draws)
 
     def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
         """Give the estimate of KL(p*‖q) per context; see `Objective.surrogate`."""

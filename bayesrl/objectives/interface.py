@@ -35,7 +35,7 @@ class Info(NamedTuple):
     nonfinite: dict[str, Array]
 
 
-class Objective(ELBO):  # type: ignore[misc]
+class Objective(ELBO):
     """An objective in two pure parts: `draw` makes draws, `surrogate` turns them into a loss.
 
     The gradient of the surrogate is the estimate of the gradient that the objective stands for. An

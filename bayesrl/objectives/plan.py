@@ -62,7 +62,7 @@ def make_plan(
     Raises:
         ObjectiveError: naming the site and the remedy.
     """
-    guide = pair._run_guide(key, None, params, {}, ())  # noqa: SLF001
+    guide = pair.run_guide(key, None, params, {}, ())
     _refuse_foreign(pair, guide.sites)
     actions = pair.structure.actions
     chosen = _enumerated(pair.structure, num_particles, enumerated)
@@ -79,6 +79,7 @@ def make_plan(
         for name in pair.structure.named("environment")
         if pathwise and not guide_or(pair, guide.sites, name).has_rsample
     )
+    # Draws that cannot differ need no repetition.
     particles = num_particles if sampled or pair.structure.named("environment") else 1
     if chosen and sampled:
         joint = math.prod(len(pair.structure[name].support or ()) for name in chosen)
@@ -99,9 +100,7 @@ def _refuse_foreign(pair: Pair, guide: dict[str, Record]) -> None:
             raise ObjectiveError(f"the guide misses action site {name!r}; add numpyro.sample({name!r}, ...) to it")
 
 
-def _pathwise(
-    key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str], estimator: str
-) -> tuple[str, ...]:
+def _pathwise(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str], estimator: str) -> tuple[str, ...]:
     if estimator == "score":
         return ()
     able = [name for name in names if guide[name].fn.has_rsample and not pair.structure[name].discrete]
@@ -136,15 +135,15 @@ def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list
     return reaching(scores, held)[1]
 
 
-def _enumerated(
-    structure: Structure, num_particles: int, wanted: tuple[str, ...] | Literal["auto"]
-) -> tuple[str, ...]:
+def _enumerated(structure: Structure, num_particles: int, wanted: tuple[str, ...] | Literal["auto"]) -> tuple[str, ...]:
     actions = structure.actions
     if wanted == "auto":
         return actions if actions and _can_enumerate_all(structure, num_particles) else ()
     for name in wanted:
         if name not in actions:
-            raise ObjectiveError(f"enumerated={wanted!r} names {name!r}, which is no action site; choose from {list(actions)}")
+            raise ObjectiveError(
+                f"enumerated={wanted!r} names {name!r}, which is no action site; choose from {list(actions)}"
+            )
         if structure[name].support is None or structure[name].scan is not None or not _only_contexts(structure, name):
             raise ObjectiveError(
                 f"site {name!r} cannot be enumerated: it needs a finite support known beforehand, outside scans, and "
@@ -157,7 +156,9 @@ def _enumerated(
         )
     latent = structure.named("action", "environment")
     if chosen and any(structure[name].kind == "environment" for name in latent[latent.index(chosen[0]) :]):
-        raise ObjectiveError(f"nature draws after site {chosen[0]!r}, so its cost cannot be enumerated; use enumerated=()")
+        raise ObjectiveError(
+            f"nature draws after site {chosen[0]!r}, so its cost cannot be enumerated; use enumerated=()"
+        )
     return chosen
 
 

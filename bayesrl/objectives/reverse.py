@@ -70,13 +70,15 @@ class ReverseKL(Objective):
 
     def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> Self:
         """Decide site by site how its gradient is taken; see `Objective.prepare`."""
-        return replace(self, plan=make_plan(key, pair, params, self.num_particles, self.estimator, self.baseline, self.enumerated))
+        return replace(
+            self, plan=make_plan(key, pair, params, self.num_particles, self.estimator, self.baseline, self.enumerated)
+        )
 
     def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
         """Draw [particles, ...], or [particles, branches, ...] where sites are enumerated."""
         plan = self._ready()
         if not plan.enumerated:
-            return pair.draw(key, params, self.num_particles, stopped=plan.score)
+            return pair.draw(key, params, plan.num_particles, stopped=plan.score)
         branches = plan.branches(pair.structure)
 
         def one_branch(values: dict[str, Array]) -> Draws:
@@ -97,13 +99,15 @@ class ReverseKL(Objective):
             advantage = _advantages(lax.stop_gradient(costs), self.baseline)
             score = _scores(plan, draws, pair.structure)
             gradient = gradient + (score * advantage).sum(-1).mean()
-        if plan.pathwise:
+        if plan.pathwise or pair.learned:
             gradient = gradient + value.mean()
         return _with_gradient(-value.mean(), -gradient), info_of(draws, pair, beta, shape)
 
     def _ready(self) -> Plan:
         if self.plan is None:
-            raise ObjectiveError("ReverseKL was used before prepare(key, pair, params); call it and use what it returns")
+            raise ObjectiveError(
+                "ReverseKL was used before prepare(key, pair, params); call it and use what it returns"
+            )
         return self.plan
 
 
@@ -118,10 +122,7 @@ def _costs(plan: Plan, params: Params, draws: Draws, pair: Pair, beta: Any) -> A
     Gradients flow through values of pathwise sites only: the guide's parameters are stopped in log q.
     """
     order = pair.structure
-    if plan.pathwise:
-        log_q = _stopped_log_q(params, draws, pair)
-    else:
-        log_q = lax.stop_gradient(draws.log_q)
+    log_q = _stopped_log_q(params, draws, pair) if plan.pathwise else lax.stop_gradient(draws.log_q)
     tempered = {name: value / beta for name, value in draws.rewards.items()}
     parts = {name: draws.log_prior[name] - log_q[name] for name in order.actions}
     parts |= tempered | draws.log_likelihood
@@ -187,7 +188,7 @@ def _enumerated_surrogate(
         score = _scores(plan, jax.tree.map(lambda x: x[:, 0], draws), structure)[..., :first]
         advantage = _advantages(events, baseline)[..., :first]
         gradient = gradient + (score * advantage).sum(-1).mean()
-    if plan.pathwise:
+    if plan.pathwise or pair.learned:
         gradient = gradient + before.sum(-1).mean()
     return _with_gradient(-value.mean(), -gradient), _weighted_info(draws, weight, pair, beta)
 
@@ -206,7 +207,9 @@ def _weighted_info(draws: Draws, weight: Array, pair: Pair, beta: Any) -> Info:
     centre = (weight * jnp.where(weight > 0, w, 0.0)).sum(1, keepdims=True).mean(0, keepdims=True)
     metrics = {name: _branch_mean(jnp.asarray(value, float), weight) for name, value in draws.metrics.items()}
     kl = mean(totals.log_q - totals.log_prior)
-    return plain._replace(objective=beta * mean(w), reward=mean(totals.reward), kl=kl, spread=mean((w - centre) ** 2), metrics=metrics)
+    return plain._replace(
+        objective=beta * mean(w), reward=mean(totals.reward), kl=kl, spread=mean((w - centre) ** 2), metrics=metrics
+    )
 
 
 def _branch_mean(values: Array, weight: Array) -> Array:

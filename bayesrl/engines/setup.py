@@ -1,0 +1,245 @@
+"""Getting ready to fit: programs bound to guides, starting points, and what identifies the problem."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesrl.core.handlers import check_beta
+from bayesrl.core.pairing import check_guide, declared_params, freeze
+from bayesrl.core.structure import Structure, check_policy, inspect
+from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
+from bayesrl.guides import AutoTilt, GuideFamily
+from bayesrl.objectives import ForwardKL, Objective
+from bayesrl.posterior import Programs
+from bayesrl.typing import Params, PRNGKey, Program
+
+HAND_WRITTEN_RATE = 0.005
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A problem ready to be fitted.
+
+    Attributes:
+        programs: policy and guide.
+        params: starting parameters, [lanes, ...], unconstrained.
+        betas: [lanes]; 1 without rewards.
+        beta_shape: () or (number of β,).
+        objective: prepared for these programs.
+        learning_rate: for the default optimiser.
+        identity: JSON-able; two fits of the same identity are the same problem.
+    """
+
+    programs: Programs
+    params: Params
+    betas: Array
+    beta_shape: tuple[int, ...]
+    objective: Objective
+    learning_rate: float
+    identity: dict[str, Any]
+
+
+def as_arrays(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Make NumPy arrays JAX arrays, so that they are traced and not compiled in."""
+    result: tuple[Any, ...] = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, args)
+    return result
+
+
+def set_up(
+    key: PRNGKey,
+    policy: Program,
+    args: tuple[Any, ...],
+    beta: Any,
+    guide: Program | GuideFamily | None,
+    objective: Objective,
+    num_restarts: int,
+) -> Setup:
+    """Check everything that can be checked before the first step, and give a `Setup`.
+
+    Raises:
+        PolicyError, GuideError, ObjectiveError: naming the site, the value and the remedy.
+    """
+    if not callable(policy):
+        raise PolicyError(
+            f"policy={policy!r} is not a program; pass a function that calls numpyro.sample and bayesrl.reward"
+        )
+    betas = _betas(beta)
+    args = as_arrays(args)
+    structure = inspect(jax.random.fold_in(key, 0), policy, *args)
+    check_policy(structure, has_beta=beta is not None)
+    learned = beta is None
+    own, _ = declared_params(key, policy, *args)
+    frozen = policy if learned else freeze(key, policy, *args)[0]
+    program, rate, family = _bind(key, policy, guide, structure, args, learned=learned)
+    programs_pair = Programs(frozen, program, args, structure, {}, learned)
+    first, transforms = _declare(key, programs_pair, own if learned else {})
+    programs = dataclasses.replace(programs_pair, transforms=transforms)
+    if not first:
+        raise FitError(
+            "there is nothing to fit: neither the guide nor the policy declares a parameter; "
+            "draw an action in the policy, or declare numpyro.param in the guide"
+        )
+    pair = programs.pair()
+    if program is not None:
+        check_guide(pair, jax.random.fold_in(key, 1), first)
+    ready = objective.prepare(jax.random.fold_in(key, 2), pair, first)
+    _check_rewards(jax.random.fold_in(key, 3), programs, first, ready)
+    starts = _restarts(jax.random.fold_in(key, 4), programs, family, first, num_restarts)
+    count = max(int(np.prod(np.shape(betas))), 1)
+    params = jax.tree.map(lambda x: jnp.tile(x, (count, *(1,) * (x.ndim - 1))), starts)
+    lanes = jnp.repeat(jnp.asarray(betas, float).reshape(-1), num_restarts)
+    identity = _identity(key, programs, guide, objective, betas if beta is not None else None, num_restarts, first)
+    return Setup(programs, params, lanes, np.shape(betas), ready, rate, identity)
+
+
+def _betas(beta: Any) -> np.ndarray:
+    if beta is None:
+        return np.asarray(1.0)
+    check_beta(beta)
+    betas = np.asarray(beta, float)
+    if betas.ndim > 1:
+        raise PolicyError(f"beta has shape {betas.shape}; pass a number or a one-dimensional array")
+    return betas
+
+
+def _bind(
+    key: PRNGKey,
+    policy: Program,
+    guide: Program | GuideFamily | None,
+    structure: Structure,
+    args: tuple[Any, ...],
+    *,
+    learned: bool,
+) -> tuple[Program | None, float, GuideFamily | None]:
+    """Give the guide program, its learning rate and its family."""
+    if not structure.actions:
+        if guide is not None:
+            raise GuideError(f"the policy draws nothing, so guide={guide!r} has no use; leave it out")
+        return None, HAND_WRITTEN_RATE, None
+    family = AutoTilt() if guide is None else guide
+    if isinstance(family, GuideFamily):
+        return family.build(key, policy, structure, args), family.learning_rate, family
+    if not callable(family):
+        raise GuideError(
+            f"guide={guide!r} is neither a NumPyro program nor a family of bayesrl.guides; "
+            "pass a function of the policy's arguments, or AutoTilt()"
+        )
+    return family, HAND_WRITTEN_RATE, None
+
+
+def _declare(key: PRNGKey, programs: Programs, own: Params) -> tuple[Params, dict[str, Any]]:
+    """Give the parameters of guide and, where learned, policy, with their transforms."""
+    if programs.guide is None:
+        return declared_params(key, programs.policy, *programs.args)
+    params, transforms = declared_params(key, programs.guide, *programs.args)
+    if programs.learned:
+        _, policy_transforms = declared_params(key, programs.policy, *programs.args)
+        return {**own, **params}, {**policy_transforms, **transforms}
+    return params, transforms
+
+
+def _check_rewards(key: PRNGKey, programs: Programs, params: Params, objective: Objective) -> None:
+    """Draw once and refuse rewards that no gradient survives.
+
+    Raises:
+        PolicyError: a reward is NaN or +inf.
+        ObjectiveError: a reward is −inf under an objective that takes its expectation.
+    """
+    num = 64
+    draws = programs.pair().draw(key, params, num)
+    for name, values in draws.rewards.items():
+        by_draw = values.reshape(num, -1)
+        for bad, text in ((jnp.isnan(by_draw), "nan"), (by_draw == jnp.inf, "inf")):
+            if count := int(bad.any(-1).sum()):
+                raise PolicyError(
+                    f"reward site {name!r} returned {text} for {count} of {num} particles; "
+                    "make the reward finite for every draw of the policy"
+                )
+        count = int((by_draw == -jnp.inf).any(-1).sum())
+        if count and not isinstance(objective, ForwardKL):
+            raise ObjectiveError(
+                f"reward site {name!r} returned -inf for {count} of {num} particles, and the expectation that "
+                f"{type(objective).__name__} takes is then -inf; use ForwardKL(), enumerate_posterior or importance, "
+                "or a large finite penalty"
+            )
+
+
+def _restarts(key: PRNGKey, programs: Programs, family: GuideFamily | None, first: Params, num_restarts: int) -> Params:
+    """Stack starting points, [restart, ...]: the first as declared, the others overdispersed around it."""
+    starts = [first]
+    for restart in range(1, num_restarts):
+        own = jax.random.fold_in(key, restart)
+        if family is not None:
+            starts.append(family.disperse(own, first))
+        else:
+            declared, _ = _declare(own, programs, first)
+            starts.append(_spread(own, declared))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+
+
+def _spread(key: PRNGKey, params: Params) -> Params:
+    """Add to every parameter noise of about its own size."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [
+        leaf + jnp.maximum(jnp.sqrt(jnp.mean(leaf**2)), 0.5) * jax.random.normal(k, leaf.shape, leaf.dtype)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, noisy)
+
+
+def _identity(
+    key: PRNGKey,
+    programs: Programs,
+    guide: Program | GuideFamily | None,
+    objective: Objective,
+    betas: np.ndarray | None,
+    num_restarts: int,
+    params: Params,
+) -> dict[str, Any]:
+    return {
+        "sites": [f"{s.kind} {s.name} {list(s.shape)}" for s in programs.structure.sites],
+        "arguments": digest(programs.args),
+        "beta": None if betas is None else np.asarray(betas).tolist(),
+        "restarts": num_restarts,
+        "seed": np.asarray(jax.random.key_data(key)).tolist(),
+        "guide": describe(AutoTilt() if guide is None and programs.guide is not None else guide),
+        "objective": describe(objective),
+        "parameters": {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+        },
+    }
+
+
+def describe(thing: Any) -> Any:
+    """Describe a guide, objective or optimiser for the run folder: dataclasses by their fields."""
+    if thing is None:
+        return None
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.compare}
+        if all(isinstance(value, str | int | float | bool | None | tuple) for value in fields.values()):
+            return {"type": type(thing).__name__, **fields}
+        return {"type": type(thing).__name__, "elbo": type(next(iter(fields.values()))).__name__}
+    return getattr(thing, "__qualname__", type(thing).__name__)
+
+
+def digest(tree: Any) -> str:
+    """Give a short fingerprint of a pytree: its arrays by content, all else by its text."""
+    fingerprint = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        fingerprint.update(jax.tree_util.keystr(path).encode())
+        if eqx.is_array_like(leaf):
+            array = np.asarray(leaf)
+            fingerprint.update(f"{array.dtype}{array.shape}".encode())
+            fingerprint.update(array.tobytes())
+        else:
+            fingerprint.update(getattr(leaf, "__qualname__", type(leaf).__name__).encode())
+    return fingerprint.hexdigest()[:16]

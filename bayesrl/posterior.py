@@ -1,0 +1,413 @@
+"""The fitted posterior: draws, estimates, densities, and the fitted policy as a program."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import logsumexp
+from numpyro import handlers
+
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.pairing import Pair
+from bayesrl.core.structure import Structure, inspect
+from bayesrl.errors import PolicyError
+from bayesrl.typing import Params, PRNGKey, Program, Sites
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The two programs behind a posterior, and what is known of them.
+
+    Attributes:
+        policy: with its own parameters frozen.
+        guide: as fitted, or None where the policy has nothing to draw.
+        args: arguments of both.
+        structure: of the policy with these arguments.
+        transforms: of the guide's parameters.
+        learned: whether the policy's own parameters were trained.
+    """
+
+    policy: Program
+    guide: Program | None
+    args: tuple[Any, ...]
+    structure: Structure
+    transforms: Mapping[str, Any]
+    learned: bool
+
+    def pair(self, args: tuple[Any, ...] | None = None) -> Pair:
+        """Bind the programs to their arguments, or to others."""
+        if args is None:
+            return Pair(self.policy, self.guide, self.structure, self.args, self.transforms, self.learned)
+        structure = inspect(jax.random.key(0), self.policy, *args)
+        return Pair(self.policy, self.guide, structure, args, self.transforms, self.learned)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A fitted policy: an approximation q of the reward-tilted posterior p* ∝ π₀ · exp(R/β).
+
+    Arrays have the leading axes (*beta, restart): beta is an axis where `fit` was given an array,
+    restart always is one.
+
+    Attributes:
+        beta: temperature, reward units per nat: a float, an array, or None without rewards.
+        params: fitted parameters of the guide, unconstrained, [*beta, restart, ...].
+        history: by chunk of steps: `step`, `loss` (nats), `objective` and `reward` (reward units),
+            `kl` (nats), `spread`, `grad_norm`, `skipped`, and `metrics/NAME`, [chunk, *beta, restart].
+        draws: draws made when the fit ended, {site: [*beta, restart, draw, ...]}.
+        statistics: of these draws: `log_prior`, `total_reward`, `log_q`, `log_weight` (nats; reward
+            units for the reward), [*beta, restart, draw, *contexts].
+        prior_draws: draws of the policy before the fit, {site: [draw, ...]}.
+        settings: how it was fitted: seed, steps, names of objective and guide, versions.
+        interrupted: whether the fit was stopped before it was done.
+    """
+
+    beta: float | np.ndarray | None
+    params: Params
+    history: dict[str, np.ndarray]
+    draws: dict[str, Array]
+    statistics: dict[str, Array]
+    prior_draws: dict[str, Array]
+    settings: dict[str, Any]
+    interrupted: bool = False
+    programs: Programs | None = field(default=None, repr=False)
+    mixture: Any = None
+
+    # ---- shape -------------------------------------------------------------------------------
+
+    @property
+    def num_restarts(self) -> int:
+        """Number of restarts held."""
+        return int(self.history["loss"].shape[-1]) if "loss" in self.history else 1
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading axes (*beta, restart) of what `sample` and `estimate` return."""
+        return (
+            *np.shape(self.beta if self.beta is not None else 1.0),
+            1 if self.mixture is not None else self.num_restarts,
+        )
+
+    def _lanes(self) -> tuple[Params, Array]:
+        """Parameters and temperatures with one leading axis."""
+        lead = len(self._fit_shape)
+        flat = jax.tree.map(lambda x: jnp.reshape(x, (-1, *jnp.shape(x)[lead:])), self.params)
+        beta = jnp.asarray(1.0 if self.beta is None else self.beta, float)
+        return flat, jnp.broadcast_to(beta[..., None], self._fit_shape).reshape(-1)
+
+    @property
+    def _fit_shape(self) -> tuple[int, ...]:
+        return (*np.shape(self.beta if self.beta is not None else 1.0), self.num_restarts)
+
+    def _needs_programs(self) -> Programs:
+        if self.programs is None:
+            raise PolicyError(
+                "this posterior was loaded without its policy, so it can show its draws and history but not draw "
+                "anew; load it with bayesrl.load(directory, policy, *args)"
+            )
+        return self.programs
+
+    # ---- draws -------------------------------------------------------------------------------
+
+    def sample(self, key: PRNGKey, num_samples: int, *new_args: Any) -> dict[str, Array]:
+        """Draw from the fitted policy: {site: [*beta, restart, sample, ...]}.
+
+        Args:
+            key: consumed whole.
+            num_samples: draws per β and restart.
+            *new_args: other arguments for the program, in the place of those fitted.
+        """
+        draws, _ = self._draw(key, num_samples, new_args)
+        return {**draws.sites, **draws.metrics}
+
+    def totals(self, key: PRNGKey, num_samples: int, *new_args: Any) -> Totals:
+        """Draw, and give log_prior, log_q, log_likelihood and reward, [*beta, restart, sample, *contexts]."""
+        return self._draw(key, num_samples, new_args)[1]
+
+    def estimate(self, key: PRNGKey, num_samples: int, *new_args: Any) -> Estimates:
+        """Estimate J, E[R] and KL(q‖π₀) per context by fresh draws.
+
+        J = β · E_q[w], whose noise vanishes at the optimum.
+
+        Args:
+            key: consumed whole.
+            num_samples: draws per β and restart, at least 2.
+            *new_args: other arguments for the program, such as held-out data.
+
+        Returns:
+            `Estimates`: each (mean, se) of shape [*beta, restart]; objective and reward in reward
+            units, kl in nats, metrics as declared.
+        """
+        if num_samples < 2:
+            raise PolicyError(f"estimate got num_samples={num_samples}; a standard error needs at least 2")
+        draws, totals = self._draw(key, num_samples, new_args)
+        return summarise(totals, draws.metrics, self.beta, len(self.batch_shape))
+
+    def log_prob(self, sites: Sites, *args: Any) -> Array:
+        """Score values of the action sites, given what nature did: log q in nats.
+
+        Args:
+            sites: action and environment sites, {site: [num, ...]}.
+            *args: other arguments for the program.
+
+        Returns:
+            [*beta, restart, num, *contexts].
+        """
+        pair = self._needs_programs().pair(args or None)
+        missing = [name for name in pair.structure.named("action", "environment") if name not in sites]
+        if missing:
+            raise PolicyError(f"log_prob got no value for site {missing[0]!r}; pass every action and environment site")
+        params, _ = self._lanes()
+        held = {name: jnp.asarray(value) for name, value in sites.items()}
+        draws = Draws(held, {}, {}, {}, {}, {}, {}, {})
+        scores = jax.vmap(lambda p: _sum_sites(pair.log_q(p, draws)))(params)
+        scores = scores.reshape(self._fit_shape + scores.shape[1:])
+        if self.mixture is None:
+            return scores
+        axis = len(self._fit_shape) - 1
+        weights = jnp.log(self.mixture).reshape(self.mixture.shape + (1,) * (scores.ndim - axis - 1))
+        return logsumexp(scores + weights, axis=axis, keepdims=True)
+
+    def _draw(self, key: PRNGKey, num_samples: int, new_args: tuple[Any, ...]) -> tuple[Draws, Totals]:
+        pair = self._needs_programs().pair(new_args or None)
+        params, _ = self._lanes()
+        shape = self._fit_shape
+        lanes = int(np.prod(shape))
+        keys = jax.random.split(key, lanes + 1)
+        draws, totals = _draw_lanes(
+            (pair.policy, pair.guide, pair.structure, pair.learned),
+            pair.transforms,
+            pair.args,
+            keys[:-1],
+            params,
+            num_samples,
+        )
+        draws, totals = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), (draws, totals))
+        return (draws, totals) if self.mixture is None else self._mix(keys[-1], pair, draws, totals)
+
+    def _mix(self, key: PRNGKey, pair: Pair, draws: Draws, totals: Totals) -> tuple[Draws, Totals]:
+        """Take each draw from one restart, chosen by weight, and score it under the whole mixture."""
+        axis = len(self._fit_shape) - 1
+        num = totals.reward.shape[axis + 1]
+        mixture = jnp.asarray(self.mixture)
+        component = jax.random.categorical(key, jnp.log(mixture)[..., None, :], shape=(*mixture.shape[:-1], num))
+
+        def pick(x: Array) -> Array:
+            index = component[..., None, :].reshape(*component.shape[:-1], 1, num, *(1,) * (x.ndim - axis - 2))
+            return jnp.take_along_axis(x, index, axis=axis)
+
+        draws, totals = jax.tree.map(pick, (draws, totals))
+        beta_axes = axis
+        score = Programs(pair.policy, pair.guide, pair.args, pair.structure, pair.transforms, pair.learned)
+        one = replace(self, programs=score)
+        if beta_axes == 0:
+            log_q = one.log_prob({k: v[0] for k, v in draws.sites.items()})
+        else:
+            parts = [
+                replace(one.select(beta=float(b)), mixture=mixture[i]).log_prob(
+                    {k: v[i, 0] for k, v in draws.sites.items()}
+                )
+                for i, b in enumerate(np.asarray(self.beta))
+            ]
+            log_q = jnp.stack(parts)
+        return draws, totals._replace(log_q=log_q)
+
+    # ---- choosing ----------------------------------------------------------------------------
+
+    def objective_by_restart(self) -> Array:
+        """J of each β and restart on the draws made when the fit ended, [*beta, restart]."""
+        weight = self.statistics["log_weight"]
+        lead = len(self._fit_shape)
+        beta = jnp.asarray(1.0 if self.beta is None else self.beta, float)[..., None]
+        return beta * weight.mean(tuple(range(lead, weight.ndim)))
+
+    def select(self, beta: float | None = None, restart: Literal["best", "mixture"] | int | None = None) -> "Posterior":
+        """Choose one β, one restart, or the mixture of restarts.
+
+        J is concave in q, so the mixture, weighted by the softmax of J/β, is at least as good as the
+        restarts' mean under these weights, and holds modes that single restarts missed.
+
+        Args:
+            beta: the nearest fitted temperature is taken; None keeps all.
+            restart: `"best"` by J, `"mixture"`, a number, or None to keep all.
+
+        Raises:
+            PolicyError: there is no such β or restart.
+        """
+        chosen = self if beta is None else self._select_beta(beta)
+        if restart is None:
+            return chosen
+        if restart == "mixture":
+            scale = jnp.asarray(1.0 if chosen.beta is None else chosen.beta, float)[..., None]
+            weights = jax.nn.softmax(chosen.objective_by_restart() * _contexts_of(chosen) / scale, axis=-1)
+            return replace(chosen, mixture=np.asarray(weights))
+        if restart == "best":
+            index = jnp.argmax(chosen.objective_by_restart(), axis=-1)
+        elif isinstance(restart, int) and 0 <= restart < chosen.num_restarts:
+            index = jnp.full(chosen._fit_shape[:-1], restart)
+        else:
+            raise PolicyError(
+                f"restart={restart!r} is not among them; use 'best', 'mixture' or 0 to {chosen.num_restarts - 1}"
+            )
+        return chosen._map(lambda x, axis: _take_restart(x, index, axis))
+
+    def _select_beta(self, beta: float) -> "Posterior":
+        if self.beta is None or np.ndim(self.beta) == 0:
+            held = None if self.beta is None else float(self.beta)
+            if held is None or not np.isclose(held, beta, rtol=1e-4):
+                raise PolicyError(f"beta={beta} was not fitted; this posterior has beta={held}")
+            return self
+        betas = np.asarray(self.beta)
+        index = int(np.argmin(np.abs(np.log(betas / beta)))) if beta > 0 else 0
+        if not np.isclose(betas[index], beta, rtol=1e-4):
+            raise PolicyError(f"beta={beta} was not fitted; choose from {', '.join(f'{b:g}' for b in betas)}")
+        mixture = None if self.mixture is None else self.mixture[index]
+        chosen = self._map(lambda x, axis: jnp.take(x, index, axis=axis))
+        return replace(chosen, beta=float(betas[index]), mixture=mixture)
+
+    def _map(self, change: Callable[[Any, int], Any]) -> "Posterior":
+        """Change every array that has the axes (*beta, restart); they start at axis 1 in the history."""
+        history = {
+            name: values if name == "step" else np.asarray(change(values, 1)) for name, values in self.history.items()
+        }
+        lead = jax.tree.map(lambda x: change(x, 0), (self.params, self.draws, self.statistics))
+        return replace(self, params=lead[0], draws=lead[1], statistics=lead[2], history=history)
+
+    # ---- use ---------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Program:
+        """The fitted policy as an ordinary program, rewards included: usable as the next prior.
+
+        Raises:
+            PolicyError: several β or restarts are held; `select` one first.
+        """
+        pair, params = self.bound()
+        guide = pair.guide
+        if guide is None:
+            return handlers.substitute(pair.policy, data=pair.constrain(params))
+        fitted = handlers.substitute(guide, data=pair.constrain(params))
+        own = pair.constrain(params) if pair.learned else {}
+        structure, policy = pair.structure, handlers.substitute(pair.policy, data=own)
+
+        def program(*args: Any) -> Any:
+            with handlers.trace() as drawn, handlers.block(hide_fn=lambda msg: msg["type"] == "param"):
+                fitted(*args)
+            values = {
+                name: site["value"]
+                for name, site in drawn.items()
+                if site["type"] == "plate" or (site["type"] == "sample" and structure_has(structure, name))
+            }
+            with (
+                handlers.block(hide_fn=lambda msg: msg["type"] == "plate" or msg.get("name") in values),
+                handlers.substitute(data=values),
+            ):
+                return policy(*args)
+
+        return program
+
+    def bound(self) -> tuple[Pair, Params]:
+        """The pair of programs and the parameters of the one β and restart held.
+
+        Raises:
+            PolicyError: several are held.
+        """
+        programs = self._needs_programs()
+        if int(np.prod(self._fit_shape)) != 1 or self.mixture is not None:
+            raise PolicyError(
+                f"this posterior holds {self._fit_shape} (beta, restart) fits; "
+                "choose one with posterior.select(beta=..., restart='best')"
+            )
+        return programs.pair(), jax.tree.map(lambda x: x[0], self._lanes()[0])
+
+    def act(self, key: PRNGKey, *observation: Any) -> Any:
+        """Choose actions: run the fitted policy with an observation as its arguments.
+
+        Args:
+            key: consumed whole.
+            *observation: arguments of the program.
+
+        Returns:
+            The value of the action site, or a dictionary where there are several.
+        """
+        one = self if int(np.prod(self._fit_shape)) == 1 else self.select(restart="best")
+        pair, params = one.bound()
+        guide = pair.policy if pair.guide is None else handlers.substitute(pair.guide, data=pair.constrain(params))
+        with handlers.trace() as drawn:
+            handlers.seed(guide, rng_seed=key)(*(observation or pair.args))
+        actions = {name: drawn[name]["value"] for name in pair.structure.actions}
+        return next(iter(actions.values())) if len(actions) == 1 else actions
+
+
+def structure_has(structure: Structure, name: str) -> bool:
+    """Whether a name is that of a site drawn by the policy."""
+    return name in structure.named("action", "environment")
+
+
+def _contexts_of(posterior: Posterior) -> int:
+    return posterior.programs.structure.num_contexts if posterior.programs is not None else 1
+
+
+def _take_restart(x: Any, index: Array, axis: int) -> Any:
+    """Take one restart per β, keeping the axis; `axis` is where (*beta, restart) starts."""
+    where = axis + index.ndim
+    lead = jnp.reshape(index, (1,) * axis + index.shape + (1,) * (jnp.ndim(x) - axis - index.ndim))
+    return jnp.take_along_axis(jnp.asarray(x), lead, axis=where)
+
+
+def _sum_sites(scores: Mapping[str, Array]) -> Array:
+    return sum((score.sum(-1) for score in scores.values()), start=jnp.zeros(()))
+
+
+@eqx.filter_jit
+def _draw_lanes(
+    programs: Any, transforms: Any, args: Any, keys: PRNGKey, params: Params, num_samples: int
+) -> tuple[Draws, Totals]:
+    policy, guide, structure, learned = programs
+    pair = Pair(policy, guide, structure, args, transforms, learned)
+
+    def one(key: PRNGKey, params: Params) -> tuple[Draws, Totals]:
+        draws = pair.draw(key, params, num_samples, share=False)
+        totals = draws.totals((num_samples, *structure.context_shape))
+        blank: dict[str, Array] = {}
+        return draws._replace(
+            log_prior=blank, log_q=blank, log_nature=blank, log_likelihood=blank, rewards=blank
+        ), totals
+
+    return jax.vmap(one)(keys, params)
+
+
+def draw_prior(key: PRNGKey, programs: Programs, num_samples: int) -> tuple[Draws, Totals]:
+    """Draw from the policy before the fit, [num_samples, ...]."""
+    pair = programs.pair()
+    keys = key[None]
+    result = _draw_lanes(
+        (pair.policy, None, pair.structure, False), {}, pair.args, keys, {"_": jnp.zeros(1)}, num_samples
+    )
+    return jax.tree.map(lambda x: x[0], result)
+
+
+def summarise(totals: Totals, metrics: Mapping[str, Array], beta: Any, lead: int) -> Estimates:
+    """Average draws [*lead, sample, *contexts]; standard errors are over samples, contexts being fixed."""
+    scale = jnp.asarray(1.0 if beta is None else beta, float)
+    by_lane = scale.reshape(scale.shape + (1,) * (lead - scale.ndim))
+    by_draw = by_lane.reshape(by_lane.shape + (1,) * (totals.reward.ndim - lead))
+
+    def estimate(values: Array) -> Estimate:
+        per_draw = values.mean(tuple(range(lead + 1, values.ndim)))
+        num = per_draw.shape[lead]
+        return Estimate(per_draw.mean(lead), per_draw.std(lead, ddof=1) / jnp.sqrt(num))
+
+    objective = estimate(totals.log_weight(by_draw))
+    return Estimates(
+        objective=Estimate(by_lane * objective.mean, by_lane * objective.se),
+        reward=estimate(totals.reward),
+        kl=estimate(totals.log_q - totals.log_prior),
+        metrics={name: estimate(jnp.asarray(value, float)) for name, value in metrics.items()},
+    )

@@ -1,0 +1,155 @@
+"""The run folder: one place for the checkpoint, the settings and the saved draws of a fit.
+
+problem.json             what was fitted: compared before a run is continued
+checkpoint.safetensors   state and history, replaced in one step
+posterior.nc             draws and history as a netCDF DataTree, written when a run ends
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from bayesrl.errors import RunFolderError
+
+FORMAT = 1
+PROBLEM, CHECKPOINT, POSTERIOR = "problem.json", "checkpoint.safetensors", "posterior.nc"
+
+
+def open_folder(directory: str | Path, problem: Mapping[str, Any]) -> Path:
+    """Make a run folder, or open one of the same problem.
+
+    Args:
+        directory: the folder.
+        problem: JSON-able description; its key `identity` must agree with what the folder holds.
+
+    Raises:
+        RunFolderError: the folder cannot be written, holds other files, or another problem; the
+            message says what differs.
+    """
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another directory"
+        ) from error
+    if (folder / PROBLEM).exists():
+        _compare(folder, read_problem(folder)["identity"], json.loads(json.dumps(problem["identity"])))
+    elif strangers := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
+        raise RunFolderError(
+            f"{folder} is not a run folder, and not empty ({', '.join(sorted(strangers)[:3])}); "
+            "choose another directory, or empty it"
+        )
+    write(folder / PROBLEM, json.dumps(problem, indent=1, ensure_ascii=False).encode())
+    return folder
+
+
+def _compare(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if different:
+        shown = "; ".join(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in different)
+        raise RunFolderError(f"{folder} holds a run of another problem: {shown}; choose another directory")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def read_problem(directory: str | Path) -> dict[str, Any]:
+    """Read the description of the problem in a run folder.
+
+    Raises:
+        RunFolderError: there is none, it cannot be read, or another version wrote it.
+    """
+    path = Path(directory) / PROBLEM
+    try:
+        problem: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{directory} is not a run folder: it has no {PROBLEM}; pass the directory= of a fit"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    if problem.get("format") != FORMAT:
+        raise RunFolderError(f"{path} has format {problem.get('format')!r}, and this version reads {FORMAT}; fit anew")
+    return problem
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace a file in one step: whoever reads it sees the old content or the new, never a part.
+
+    Raises:
+        RunFolderError: the disk is full or the folder cannot be written; the old content is intact.
+    """
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise RunFolderError(f"cannot write {path}: {error.strerror}; what it held before is intact") from error
+
+
+def save_checkpoint(folder: Path, state: Any, history: Mapping[str, np.ndarray]) -> None:
+    """Write state and history as one file, atomically."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    arrays = {f"state{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
+    arrays |= {f"history/{name}": np.asarray(values) for name, values in history.items()}
+    write(folder / CHECKPOINT, save(arrays))
+
+
+def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str, np.ndarray]] | None:
+    """Read state and history, or None where nothing was saved yet.
+
+    Args:
+        directory: the run folder.
+        template: a state of the same structure.
+
+    Raises:
+        RunFolderError: the file is damaged, or its arrays are not those of the template.
+    """
+    path = Path(directory) / CHECKPOINT
+    if not path.exists():
+        return None
+    arrays = read_arrays(path)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
+    restored = []
+    for keys, leaf in leaves:
+        name = f"state{jax.tree_util.keystr(keys)}"
+        array = arrays.get(name)
+        if array is None or array.shape != np.shape(leaf) or array.dtype != leaf.dtype:
+            found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise RunFolderError(
+                f"{path} holds {found} for {name}, and the fit needs {leaf.dtype}{list(np.shape(leaf))}; "
+                "was the guide or the optimiser changed? Fit into another directory"
+            )
+        restored.append(jax.numpy.asarray(array))
+    history = {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
+    return jax.tree.unflatten(treedef, restored), history
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read every array of a safetensors file.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}; it is damaged: fit anew into another directory") from error
