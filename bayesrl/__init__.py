@@ -6,7 +6,8 @@ from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.handlers import tilt, whole
 from bayesrl.core.primitives import environment, reward
 from bayesrl.datatree import to_datatree
-from bayesrl.engines.fitting import fit, load, resume
+from bayesrl.engines.fitting import fit
+from bayesrl.engines.reopening import load, resume
 from bayesrl.posterior import Posterior
 from bayesrl.problem import Problem, ready_model
 

@@ -17,7 +17,7 @@ from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure, inspect
 from bayesrl.errors import PolicyError
-from bayesrl.typing import Params, PRNGKey, Program, Sites
+from bayesrl.typing import Params, PRNGKey, PRNGKeys, Program, Sites
 
 
 @dataclass(frozen=True)
@@ -367,7 +367,7 @@ def _sum_sites(scores: Mapping[str, Array]) -> Array:
 
 @eqx.filter_jit
 def _draw_lanes(
-    programs: Any, transforms: Any, args: Any, keys: PRNGKey, params: Params, num_samples: int
+    programs: Any, transforms: Any, args: Any, keys: PRNGKeys, params: Params, num_samples: int
 ) -> tuple[Draws, Totals]:
     policy, guide, structure, learned = programs
     pair = Pair(policy, guide, structure, args, transforms, learned)

@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, Key, UInt32
 type PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 """A JAX random key, new style (`jax.random.key`) or old."""
 
+type PRNGKeys = Key[Array, "_"] | UInt32[Array, "_ 2"]
+"""Several keys, one per lane."""
+
 type Program = Callable[..., Any]
 """A NumPyro program: a callable that draws sites and collects rewards."""
 

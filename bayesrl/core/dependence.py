@@ -55,7 +55,7 @@ def _follow(jaxpr: Jaxpr, inputs: list[_Marks]) -> list[_Marks]:
 def _through(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
     name = eqn.primitive.name
     merged = _merge(incoming)
-    inner = _inner_jaxpr(eqn)
+    inner = inner_jaxpr(eqn)
     if name in _CUTS or not (merged[0] or merged[1]):
         out = _NONE
     elif name in _OWN_DERIVATIVE:
@@ -75,10 +75,12 @@ def _through(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
 
 
 def _through_scan(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
-    consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    body = inner_jaxpr(eqn)
+    assert body is not None
+    consts, carries = scan_layout(eqn, body)
     state = list(incoming)
     while True:
-        outputs = _follow(eqn.params["jaxpr"].jaxpr, state)
+        outputs = _follow(body, state)
         new = list(state)
         for i in range(carries):
             new[consts + i] = _merge([state[consts + i], outputs[i]])
@@ -87,7 +89,19 @@ def _through_scan(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
         state = new
 
 
-def _inner_jaxpr(eqn: Any) -> Jaxpr | None:
+def scan_layout(eqn: Any, body: Jaxpr) -> tuple[int, int]:
+    """Count the constants and the carries of a scan: inputs and outputs per step have one axis more outside."""
+
+    def per_step(outside: Any, inside: Any) -> bool:
+        return bool(len(outside.aval.shape) > len(inside.aval.shape))
+
+    carries = sum(not per_step(*pair) for pair in zip(eqn.outvars, body.outvars, strict=True))
+    steps = sum(per_step(*pair) for pair in zip(eqn.invars, body.invars, strict=True))
+    return len(eqn.invars) - carries - steps, carries
+
+
+def inner_jaxpr(eqn: Any) -> Jaxpr | None:
+    """Give the first program inside an operation, or None."""
     for value in eqn.params.values():
         open_jaxpr = getattr(value, "jaxpr", value)  # closed jaxprs hold an open one
         if isinstance(open_jaxpr, Jaxpr):

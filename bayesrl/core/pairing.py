@@ -14,7 +14,6 @@ from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues
 from bayesrl.core.recording import Recording, per_context, record, site_log_prob
 from bayesrl.core.structure import Structure
-from bayesrl.errors import GuideError
 from bayesrl.typing import Params, PRNGKey, Program
 
 
@@ -180,62 +179,3 @@ def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
     """
     params = {name: msg["value"] for name, msg in record(handlers.seed(policy, rng_seed=key), *args).params.items()}
     return (handlers.substitute(policy, data=params) if params else policy), params
-
-
-def check_guide(pair: Pair, key: PRNGKey, params: Params) -> None:
-    """Run the pair once and refuse a guide that does not fit the policy.
-
-    Raises:
-        GuideError: the guide misses an action site, adds a site, draws another shape, leaves the
-            prior's support, or draws nature from another distribution than the policy does.
-    """
-    drawn = pair.run_guide(key, None, params, {}, ())
-    structure = pair.structure
-    for name in structure.actions:
-        if name not in drawn.sites:
-            raise GuideError(
-                f"the guide misses action site {name!r} (it draws {sorted(drawn.sites) or 'nothing'}); "
-                f"add numpyro.sample({name!r}, ...) to the guide"
-            )
-    known = set(structure.named("action", "environment", "observed", "reward", "metric"))
-    for name, site in drawn.sites.items():
-        if name not in known and site.kind != "metric":
-            raise GuideError(
-                f"the guide adds site {name!r}, which the policy does not have "
-                f"(its action sites are {list(structure.actions)}); remove it or rename it"
-            )
-        if name in structure.actions and tuple(jnp.shape(site.value)) != structure[name].shape:
-            raise GuideError(
-                f"the guide draws site {name!r} with shape {tuple(jnp.shape(site.value))}, the policy with "
-                f"{structure[name].shape}; use the same plates and event shape in both"
-            )
-    _check_scores(pair, drawn, key, params)
-
-
-def _check_scores(pair: Pair, drawn: Recording, key: PRNGKey, params: Params) -> None:
-    draws = pair.draw(key, params, 16)
-    for name, scores in draws.log_prior.items():
-        bad = int((scores == -jnp.inf).sum())
-        if bad:
-            raise GuideError(
-                f"the guide leaves the prior's support at site {name!r}: {bad} of {scores.size} draws have prior "
-                "probability 0, so the KL would be infinite; draw from a distribution with the same support"
-            )
-    _check_nature(pair, drawn)
-
-
-def _check_nature(pair: Pair, drawn: Recording) -> None:
-    """Compare the scores of nature's draws under both programs, on the same values."""
-    names = [name for name in pair.structure.named("environment") if name in drawn.sites]
-    if pair.guide is None or not names:
-        return
-    latent = {name: drawn.sites[name].value for name in pair._latent if name in drawn.sites}
-    policy = handlers.substitute(pair.policy, data={**latent, **drawn.plates})
-    scored = record(handlers.seed(policy, rng_seed=jax.random.key(0)), *pair.args)
-    for name in names:
-        ours, theirs = site_log_prob(drawn.sites[name]), site_log_prob(scored.sites[name])
-        if ours.shape != theirs.shape or not bool(jnp.allclose(ours, theirs, rtol=1e-3, atol=1e-3)):
-            raise GuideError(
-                f"the guide draws environment site {name!r} from another distribution than the policy; "
-                "nature cannot be tilted: copy the policy's environment(...) line, or leave the site out of the guide"
-            )

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.core.agreement import check_guide
+from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import check_beta
-from bayesrl.core.pairing import check_guide, declared_params, freeze
+from bayesrl.core.pairing import declared_params, freeze
 from bayesrl.core.structure import Structure, check_policy, inspect
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoTilt, GuideFamily
@@ -87,10 +89,9 @@ def set_up(
             "draw an action in the policy, or declare numpyro.param in the guide"
         )
     pair = programs.pair()
-    if program is not None:
-        check_guide(pair, jax.random.fold_in(key, 1), first)
+    draws = check_guide(jax.random.fold_in(key, 1), pair, first)
     ready = objective.prepare(jax.random.fold_in(key, 2), pair, first)
-    _check_rewards(jax.random.fold_in(key, 3), programs, first, ready)
+    _check_rewards(draws, ready)
     starts = _restarts(jax.random.fold_in(key, 4), programs, family, first, num_restarts)
     count = max(int(np.prod(np.shape(betas))), 1)
     params = jax.tree.map(lambda x: jnp.tile(x, (count, *(1,) * (x.ndim - 1))), starts)
@@ -145,16 +146,15 @@ def _declare(key: PRNGKey, programs: Programs, own: Params) -> tuple[Params, dic
     return params, transforms
 
 
-def _check_rewards(key: PRNGKey, programs: Programs, params: Params, objective: Objective) -> None:
-    """Draw once and refuse rewards that no gradient survives.
+def _check_rewards(draws: Draws, objective: Objective) -> None:
+    """Refuse rewards that no gradient survives.
 
     Raises:
         PolicyError: a reward is NaN or +inf.
         ObjectiveError: a reward is −inf under an objective that takes its expectation.
     """
-    num = 64
-    draws = programs.pair().draw(key, params, num)
     for name, values in draws.rewards.items():
+        num = values.shape[0]
         by_draw = values.reshape(num, -1)
         for bad, text in ((jnp.isnan(by_draw), "nan"), (by_draw == jnp.inf, "inf")):
             if count := int(bad.any(-1).sum()):

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
 from bayesrl.objectives import Info, Objective
-from bayesrl.typing import Params, PRNGKey
+from bayesrl.typing import Params, PRNGKey, PRNGKeys
 
 AVERAGING_POWER = 8.0
 """η of polynomial-decay averaging (Shamir & Zhang 2013): about the last 1/η of the run counts."""
@@ -79,6 +80,26 @@ def step(lane: Lane, key: PRNGKey, state: State, beta: Array, args: Any) -> tupl
     return _apply(lane, state, loss, info, gradient)
 
 
+def learn(lane: Lane, state: State, draws: Draws, beta: Array, args: Any) -> tuple[State, Tally]:
+    """Take one step of one lane on given draws of its guide, in the place of the objective's own.
+
+    Args:
+        lane: what all lanes share.
+        state: of this lane, without the axis of the lanes.
+        draws: made by the guide as it stands, [particles, ...]; scored afresh, so that gradients flow.
+        beta: temperature, reward units per nat.
+        args: arrays among the programs' arguments.
+    """
+    pair = lane.pair(args)
+
+    def loss_fn(params: Params) -> tuple[Array, Info]:
+        scored = draws._replace(log_q=pair.log_q(params, draws))
+        return lane.objective.surrogate(params, scored, pair, beta)
+
+    (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return _apply(lane, state, loss, info, gradient)
+
+
 def _apply(lane: Lane, state: State, loss: Array, info: Info, gradient: Params) -> tuple[State, Tally]:
     grad_norm = optax.tree.norm(gradient)
     fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -100,7 +121,7 @@ def _apply(lane: Lane, state: State, loss: Array, info: Info, gradient: Params) 
 
 
 def run_chunk(
-    lane: Lane, keys: PRNGKey, state: State, betas: Array, args: Any, num_steps: Array
+    lane: Lane, keys: PRNGKeys, state: State, betas: Array, args: Any, num_steps: Array
 ) -> tuple[State, Tally]:
     """Take `num_steps` steps of every lane; one compilation serves every number of steps.
 

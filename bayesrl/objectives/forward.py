@@ -1,7 +1,7 @@
 """Forward KL by self-normalised weights: covers modes, and stands rewards of −inf."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class ForwardKL(Objective):
         from_prior = min(round(self.prior_fraction * self.num_particles), self.num_particles - 1)
         return self.num_particles - from_prior, from_prior
 
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> Self:
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ForwardKL":
         """Refuse environment sites; see `Objective.prepare`."""
         nature = pair.structure.named("environment")
         if nature:

@@ -1,7 +1,7 @@
 """The protocol of objectives, and how they stand in for NumPyro's ELBOs."""
 
 from abc import abstractmethod
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Objective(ELBO):
     num_particles: int
 
     @abstractmethod
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> Self:
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "Objective":
         """Refuse what would be biased for these programs, and settle what was left to `auto`.
 
         Raises:

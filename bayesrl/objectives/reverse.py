@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ class ReverseKL(Objective):
                 f"ReverseKL got baseline={self.baseline!r}; use 'regression', 'full', 'to_go' or 'none'"
             )
 
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> Self:
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ReverseKL":
         """Decide site by site how its gradient is taken; see `Objective.prepare`."""
         return replace(
             self, plan=make_plan(key, pair, params, self.num_particles, self.estimator, self.baseline, self.enumerated)

@@ -1,7 +1,7 @@
 """NumPyro's own ELBOs as objectives of a fit."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -31,7 +31,7 @@ class Stock(Objective):
     elbo: numpyro_elbo.ELBO
     num_particles: int = 16
 
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> Self:
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "Stock":
         """Refuse sites whose gradient the ELBO would get wrong; see `Objective.prepare`."""
         name = type(self.elbo).__name__
         if isinstance(self.elbo, numpyro_elbo.TraceEnum_ELBO):

@@ -1,0 +1,99 @@
+"""Whether a guide agrees with its policy: the same sites, the same support, the same nature."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.core.draws import Draws
+from bayesrl.core.pairing import Pair
+from bayesrl.core.recording import Recording, record, site_log_prob
+from bayesrl.errors import GuideError
+from bayesrl.typing import Params, PRNGKey
+
+
+def check_guide(key: PRNGKey, pair: Pair, params: Params, num_draws: int = 64) -> Draws:
+    """Run guide and policy together and refuse a guide that does not fit.
+
+    Args:
+        key: consumed whole.
+        pair: policy and guide.
+        params: unconstrained parameters of the guide.
+        num_draws: how often the pair is run.
+
+    Returns:
+        The draws that were looked at, [num_draws, ...].
+
+    Raises:
+        GuideError: the guide misses an action site, adds a site, draws another shape, leaves the
+            prior's support, or draws nature from another distribution than the policy does.
+    """
+    if pair.guide is not None:
+        _check_names(pair, pair.run_guide(key, None, params, {}, ()))
+    draws_key, look_key = jax.random.split(key)
+    draws, outside, other_nature = jax.jit(lambda: _look(draws_key, look_key, pair, params, num_draws))()
+    for name, values in outside.items():
+        bad = int(values.sum())
+        if bad:
+            raise GuideError(
+                f"the guide leaves the prior's support at site {name!r}: {bad} of {num_draws} draws have prior "
+                "probability 0, so the KL would be infinite; draw from a distribution with the same support"
+            )
+    for name, values in other_nature.items():
+        if bool(values.any()):
+            raise GuideError(
+                f"the guide draws environment site {name!r} from another distribution than the policy; "
+                "nature cannot be tilted: copy the policy's environment(...) line, or leave the site out of the guide"
+            )
+    return draws
+
+
+def _check_names(pair: Pair, drawn: Recording) -> None:
+    structure = pair.structure
+    for name in structure.actions:
+        if name not in drawn.sites:
+            raise GuideError(
+                f"the guide misses action site {name!r} (it draws {sorted(drawn.sites) or 'nothing'}); "
+                f"add numpyro.sample({name!r}, ...) to the guide"
+            )
+    for name, site in drawn.sites.items():
+        if site.kind != "metric" and all(name != known.name for known in structure.sites):
+            raise GuideError(
+                f"the guide adds site {name!r}, which the policy does not have "
+                f"(its action sites are {list(structure.actions)}); remove it or rename it"
+            )
+        shape = tuple(jnp.shape(site.value))
+        if name in structure.actions and shape != structure[name].shape:
+            raise GuideError(
+                f"the guide draws site {name!r} with shape {shape}, the policy with {structure[name].shape}; "
+                "use the same plates and event shape in both"
+            )
+
+
+def _look(
+    draws_key: PRNGKey, look_key: PRNGKey, pair: Pair, params: Params, num_draws: int
+) -> tuple[Draws, dict[str, Array], dict[str, Array]]:
+    """Draw, and tell by site which draws leave the support or come from another nature."""
+    draws = pair.draw(draws_key, params, num_draws)
+
+    def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        policy = handlers.substitute(pair.policy, data={**(pair.constrain(params) if pair.learned else {}), **values})
+        scored = record(handlers.seed(policy, rng_seed=look_key), *pair.args).sites
+        outside = {}
+        for name in pair.structure.actions:
+            site = scored[name]
+            inside = jnp.all(site.fn.support(site.value)) & jnp.all(site_log_prob(site) > -jnp.inf)
+            outside[name] = ~inside
+        if pair.guide is None:
+            return outside, {}
+        drawn = pair.run_guide(look_key, None, params, values, ()).sites
+        other = {}
+        for name in pair.structure.named("environment"):
+            if name in drawn:
+                ours, theirs = site_log_prob(drawn[name]), site_log_prob(scored[name])
+                same = ours.shape == theirs.shape and jnp.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+                other[name] = ~jnp.asarray(same)
+        return outside, other
+
+    outside, other = jax.vmap(one)({**draws.sites, **draws.plates})
+    return draws, outside, other

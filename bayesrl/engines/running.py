@@ -1,0 +1,172 @@
+"""One run of the loop, from its start or its checkpoint to its end."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from bayesrl import run_folder
+from bayesrl.core.draws import Draws
+from bayesrl.core.pairing import Pair
+from bayesrl.engines.progress import Progress
+from bayesrl.engines.setup import Setup
+from bayesrl.engines.svi import Lane, State, Tally, init, learn, run_chunk
+from bayesrl.errors import BayesRLError, FitError
+from bayesrl.typing import Params, PRNGKey
+
+NUM_CHUNKS = 100
+MAX_SKIPPED = 0.1
+SECONDS_BETWEEN_CHECKPOINTS = 5.0
+
+type Callback = Callable[[dict[str, np.ndarray]], Any]
+type Source = Callable[[PRNGKey, Params, Pair], Draws]
+"""Makes draws on the host: a fresh key, one lane's parameters, and the pair they belong to."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the loop, from its start or its checkpoint to its end."""
+
+    key: PRNGKey
+    setup: Setup
+    optimizer: optax.GradientTransformation
+    num_steps: int
+    tolerance: float | None
+    folder: Path | None
+    callback: Callback | None
+    source: Source | None = None
+
+    def go(self, *, show: bool) -> tuple[State, list[dict[str, np.ndarray]], bool]:
+        """Run; give the last state, the rows of the history, and whether Ctrl-C ended it."""
+        lane, args = self.lane()
+        state = init(lane, self.setup.params)
+        rows: list[dict[str, np.ndarray]] = []
+        state, rows = self.restore(state, rows)
+        lanes = self.setup.betas.shape[0]
+        keys = jax.random.split(jax.random.fold_in(self.key, 5), lanes)
+        chunk = jax.jit(partial(run_chunk, lane)) if self.source is None else self._host_chunk(lane, self.source)
+        every = max(1, -(-self.num_steps // NUM_CHUNKS))
+        saved = time.monotonic()
+        with Progress(self.num_steps, int(state.step), show=show) as line:
+            try:
+                while (done := int(state.step)) < self.num_steps:
+                    steps = min(every, self.num_steps - done)
+                    state, tally = chunk(keys, state, self.setup.betas, args, jnp.asarray(steps))
+                    rows.append(_row(self.setup, state, tally, steps))
+                    line.update(steps, rows[-1])
+                    stop = self._stop(state, tally, rows)
+                    if self.folder is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                        self._save(state, rows)
+                        saved = time.monotonic()
+                    if stop:
+                        break
+            except KeyboardInterrupt:
+                self._save(state, rows)
+                return state, rows, True
+            except BayesRLError:
+                self._save(state, rows)
+                raise
+        self._save(state, rows)
+        return state, rows, False
+
+    def _host_chunk(self, lane: Lane, source: Source) -> Callable[..., tuple[State, Tally]]:
+        """Give a chunk of steps on draws that the source makes on the host."""
+        pair = self.setup.programs.pair()
+        axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
+        update = jax.jit(jax.vmap(partial(learn, lane), in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))
+
+        def chunk(keys: PRNGKey, state: State, betas: Array, args: Any, num_steps: Array) -> tuple[State, Tally]:
+            tallies = []
+            for _ in range(int(num_steps)):
+                lanes = range(betas.shape[0])
+                steps = [jax.random.fold_in(keys[i], state.step) for i in lanes]
+                made = [source(steps[i], jax.tree.map(lambda x, i=i: x[i], state.params), pair) for i in lanes]
+                draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+                state, tally = update(state, draws, betas, args)
+                tallies.append(tally)
+            return state, jax.tree.map(lambda *parts: sum(parts), *tallies)
+
+        return chunk
+
+    def lane(self) -> tuple[Lane, Any]:
+        """Give what all lanes share, and the arrays among the programs' arguments."""
+        programs = self.setup.programs
+        arrays, static = eqx.partition(programs.args, eqx.is_array)
+
+        def pair(arrays: Any) -> Pair:
+            return replace(programs.pair(), args=eqx.combine(arrays, static))
+
+        return Lane(self.setup.objective, self.optimizer, pair), arrays
+
+    def restore(self, state: State, rows: list[dict[str, np.ndarray]]) -> tuple[State, list[dict[str, np.ndarray]]]:
+        """Give state and history of the checkpoint, or what was passed where there is none."""
+        found = run_folder.load_checkpoint(self.folder, state) if self.folder is not None else None
+        if found is None:
+            return state, rows
+        restored, history = found
+        return restored, [{name: values[i] for name, values in history.items()} for i in range(len(history["step"]))]
+
+    def _save(self, state: State, rows: list[dict[str, np.ndarray]]) -> None:
+        if self.folder is not None:
+            run_folder.save_checkpoint(self.folder, state, stack(rows))
+
+    def _stop(self, state: State, tally: Tally, rows: list[dict[str, np.ndarray]]) -> bool:
+        """Decide whether to end early.
+
+        Raises:
+            FitError: too many steps were not finite.
+        """
+        done, skipped = int(state.step), np.asarray(state.skipped)
+        if done >= 20 and skipped.max() > MAX_SKIPPED * done:
+            sites = {name: int(np.asarray(count).sum()) for name, count in tally.info.nonfinite.items()}
+            blamed = [
+                f"reward site {name!r} was not finite for {count} draws" for name, count in sites.items() if count
+            ]
+            cause = "; ".join(blamed) or "every reward was finite: the guide has diverged; lower the learning rate"
+            raise FitError(
+                f"{skipped.max()} of {done} steps had a loss or gradient that was not finite "
+                f"(over {MAX_SKIPPED:.0%}); {cause}"
+            )
+        if self.callback is not None and self.callback(rows[-1]):
+            return True
+        if self.tolerance is None:
+            return False
+        gap = self.setup.betas.reshape(rows[-1]["spread"].shape) / 2 * rows[-1]["spread"]
+        return bool((gap < self.tolerance).all())
+
+
+def _row(setup: Setup, state: State, tally: Tally, steps: int) -> dict[str, np.ndarray]:
+    """Turn the sums of a chunk into one row of the history, [*beta, restart] each."""
+    shape = (*setup.beta_shape, -1)
+    taken = np.maximum(np.asarray(tally.taken), 1e-30)
+    none = np.asarray(tally.taken) == 0
+
+    def mean(total: Array) -> np.ndarray:
+        return np.where(none, np.nan, np.asarray(total, float) / taken).astype(np.float32).reshape(shape)
+
+    info = tally.info
+    row = {
+        "step": np.asarray(int(state.step)),
+        "loss": mean(tally.loss),
+        "objective": mean(info.objective),
+        "reward": mean(info.reward),
+        "kl": mean(info.kl),
+        "spread": mean(info.spread),
+        "grad_norm": mean(tally.grad_norm),
+        "skipped": np.asarray(state.skipped).reshape(shape),
+    }
+    return row | {f"metrics/{name}": mean(total) for name, total in info.metrics.items()}
+
+
+def stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Stack rows of the history into arrays, [chunk, ...]."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
