@@ -6,8 +6,11 @@ from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.handlers import tilt, whole
 from bayesrl.core.primitives import environment, reward
 from bayesrl.datatree import to_datatree
+from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.engines.fitting import fit
 from bayesrl.engines.reopening import load, resume
+from bayesrl.engines.weighted import WeightedDraws
+from bayesrl.engines.weighting import importance
 from bayesrl.posterior import Posterior
 from bayesrl.problem import Problem, ready_model
 
@@ -19,10 +22,13 @@ __all__ = [
     "Estimates",
     "Posterior",
     "Problem",
+    "WeightedDraws",
+    "enumerate_posterior",
     "environment",
     "errors",
     "fit",
     "guides",
+    "importance",
     "load",
     "log_density",
     "objectives",

@@ -75,6 +75,37 @@ def ready_model(name: str, **options: Any) -> Problem:
         >>> bayesrl.ready_model("bernoulli_bandit", arms=3).beta
         0.1
     """
+    make, path = _maker(name)
+    signature = inspect.signature(make)
+    accepts_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    unknown = [option for option in options if option not in signature.parameters]
+    if unknown and not accepts_all:
+        known = ", ".join(f"{p.name}={p.default!r}" for p in signature.parameters.values()) or "none"
+        raise ModelError(f"model {name!r} has no option {unknown[0]!r}; its options are {known}")
+    try:
+        problem = make(**options)
+    except BayesRLError:
+        raise
+    except Exception as error:
+        raise ModelError(f"problem() of {path} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(problem, Problem):
+        raise ModelError(f"problem() of {path} returned {type(problem).__name__}; return a bayesrl.Problem")
+    return problem
+
+
+def model_options(name: str) -> dict[str, Any]:
+    """Give the options of a ready model with their defaults.
+
+    Raises:
+        ModelError: as `ready_model`.
+    """
+    make, _ = _maker(name)
+    parameters = inspect.signature(make).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def _maker(name: str) -> tuple[Callable[..., Any], Path]:
+    """Find the function `problem` of a model, and its file."""
     path = Path(name) if name.endswith(".py") else model_folder() / f"{name}.py"
     if not path.is_file():
         known = ", ".join(model_names())
@@ -82,16 +113,7 @@ def ready_model(name: str, **options: Any) -> Problem:
     make = getattr(_module(path), "problem", None)
     if not callable(make):
         raise ModelError(f"{path} defines no function problem(**options); add one that returns a bayesrl.Problem")
-    signature = inspect.signature(make)
-    accepts_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    unknown = [option for option in options if option not in signature.parameters]
-    if unknown and not accepts_all:
-        known = ", ".join(f"{p.name}={p.default!r}" for p in signature.parameters.values()) or "none"
-        raise ModelError(f"model {name!r} has no option {unknown[0]!r}; its options are {known}")
-    problem = make(**options)
-    if not isinstance(problem, Problem):
-        raise ModelError(f"problem() of {path} returned {type(problem).__name__}; return a bayesrl.Problem")
-    return problem
+    return make, path
 
 
 def _module(path: Path) -> Any:

@@ -3,6 +3,8 @@
 problem.json             what was fitted: compared before a run is continued
 checkpoint.safetensors   state and history, replaced in one step
 posterior.nc             draws and history as a netCDF DataTree, written when a run ends
+model.json               the model and its options, where the command line made the run
+scores.json              the scores of the fit, where the command line made the run
 """
 
 import json
@@ -21,6 +23,7 @@ from bayesrl.errors import RunFolderError
 
 FORMAT = 1
 PROBLEM, CHECKPOINT, POSTERIOR = "problem.json", "checkpoint.safetensors", "posterior.nc"
+MODEL, SCORES = "model.json", "scores.json"
 
 
 def open_folder(directory: str | Path, problem: Mapping[str, Any]) -> Path:
@@ -34,22 +37,42 @@ def open_folder(directory: str | Path, problem: Mapping[str, Any]) -> Path:
         RunFolderError: the folder cannot be written, holds other files, or another problem; the
             message says what differs.
     """
+    folder = claim(directory)
+    if (folder / PROBLEM).exists():
+        _compare(folder, read_problem(folder)["identity"], json.loads(json.dumps(problem["identity"])))
+    write(folder / PROBLEM, json.dumps(problem, indent=1, ensure_ascii=False).encode())
+    return folder
+
+
+def claim(directory: str | Path) -> Path:
+    """Make a folder for a run, or accept one that is empty or holds a run.
+
+    Raises:
+        RunFolderError: the folder cannot be made, or holds other files.
+    """
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise RunFolderError(
             f"cannot make the run folder {folder}: {error.strerror}; choose another directory"
         ) from error
-    if (folder / PROBLEM).exists():
-        _compare(folder, read_problem(folder)["identity"], json.loads(json.dumps(problem["identity"])))
-    elif strangers := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
+    strangers = [name for name in names if not name.startswith(".") and name != MODEL]
+    if strangers and PROBLEM not in names:
         raise RunFolderError(
-            f"{folder} is not a run folder, and not empty ({', '.join(sorted(strangers)[:3])}); "
+            f"{folder} is not a run folder, and not empty ({', '.join(strangers[:3])}); "
             "choose another directory, or empty it"
         )
-    write(folder / PROBLEM, json.dumps(problem, indent=1, ensure_ascii=False).encode())
     return folder
+
+
+def release(folder: Path) -> None:
+    """Give up a claimed folder in which no run was begun: remove it where nothing else is in it."""
+    if not (folder / PROBLEM).exists():
+        (folder / MODEL).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _compare(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -82,6 +105,22 @@ def read_problem(directory: str | Path) -> dict[str, Any]:
     if problem.get("format") != FORMAT:
         raise RunFolderError(f"{path} has format {problem.get('format')!r}, and this version reads {FORMAT}; fit anew")
     return problem
+
+
+def read_json(directory: str | Path, name: str) -> dict[str, Any] | None:
+    """Read one of the folder's JSON files, or give None where there is none.
+
+    Raises:
+        RunFolderError: it cannot be read.
+    """
+    path = Path(directory) / name
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}; it is damaged: fit anew into another directory") from error
+    return content
 
 
 def write(path: Path, content: bytes) -> None:
@@ -140,6 +179,20 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
         restored.append(jax.numpy.asarray(array))
     history = {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
     return jax.tree.unflatten(treedef, restored), history
+
+
+def read_history(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:
+    """Read how many steps a checkpoint has done, and its history; 0 and nothing where there is none.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = Path(directory) / CHECKPOINT
+    if not path.exists():
+        return 0, {}
+    arrays = read_arrays(path)
+    history = {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
+    return int(arrays.get("state.step", np.zeros((), int))), history
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -116,8 +116,17 @@ def digits(axes: Sequence[Axis], index: Any) -> list[Any]:
 
 def decode(axes: Sequence[Axis], index: Array) -> dict[str, Array]:
     """Give the site values of one assignment, all contexts alike."""
+    return _assemble(axes, digits(axes, index))
+
+
+def first_values(axes: Sequence[Axis]) -> dict[str, Array]:
+    """Give each site the first value of its support; the grid itself may be too large to be numbered."""
+    return _assemble(axes, [jnp.zeros((), int) for _ in axes])
+
+
+def _assemble(axes: Sequence[Axis], joint: Sequence[Any]) -> dict[str, Array]:
     parts: dict[str, list[tuple[Axis, Array]]] = {}
-    for axis, digit in zip(axes, digits(axes, index), strict=True):
+    for axis, digit in zip(axes, joint, strict=True):
         value = jnp.broadcast_to(axis.elements(digit, jnp).reshape(axis.cell), axis.shape)
         parts.setdefault(axis.site, []).append((axis, value))
     return {name: _by_time(steps, jnp, 0) for name, steps in parts.items()}

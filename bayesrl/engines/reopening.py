@@ -130,7 +130,7 @@ def _beta_of(problem: Mapping[str, Any]) -> Any:
 
 def _rebuild(directory: Any, problem: Mapping[str, Any], guide: Any, objective: Any, optimizer: Any) -> tuple[Any, Any]:
     """Make guide and objective anew from what the folder says of them."""
-    known = {"AutoTilt": AutoTilt, "ReverseKL": ReverseKL, "ForwardKL": ForwardKL}
+    known: dict[str, Any] = {"AutoTilt": AutoTilt, "ReverseKL": ReverseKL, "ForwardKL": ForwardKL}
 
     def make(role: str, given: Any) -> Any:
         told = problem["identity"][role]

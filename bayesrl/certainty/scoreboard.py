@@ -1,0 +1,297 @@
+"""Scoring a fit: what it achieves at each β, what could be achieved, and the gap between them."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.handlers import whole
+from bayesrl.core.pairing import Pair
+from bayesrl.core.structure import Structure, inspect
+from bayesrl.engines.enumeration import enumerate_posterior, evaluate_exactly
+from bayesrl.engines.setup import as_arrays
+from bayesrl.engines.weighted import WeightedDraws
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.posterior import Posterior, Programs, draw_prior
+from bayesrl.typing import PRNGKey
+
+MAX_COUNT = 2**17
+"""Assignments, or states × assignments, that are enumerated in seconds."""
+
+_DRAWN_NUMBERS = 4_000_000
+
+
+class Score(NamedTuple):
+    """What a fit achieves at one β, per context; the best restart where there are several.
+
+    Attributes:
+        beta: temperature, reward units per nat; None without rewards.
+        restart: the one that was scored.
+        estimates: J and E[R] (reward units), KL (nats) and metrics of the fit, scalars; errors are 0
+            where they are exact.
+        start: J(π₀) of the policy before the fit, reward units; None where its parameters were trained.
+        optimum: J*, reward units; None where it is not known.
+        log_evidence: log Z, nats; None where it is not known or not the optimum's.
+    """
+
+    beta: float | None
+    restart: int
+    estimates: Estimates
+    start: Estimate | None
+    optimum: float | None
+    log_evidence: float | None
+
+    @property
+    def gap(self) -> Estimate | None:
+        """J* − J, reward units, with the standard error of J."""
+        if self.optimum is None:
+            return None
+        return Estimate(self.optimum - self.estimates.objective.mean, self.estimates.objective.se)
+
+    @property
+    def share(self) -> float | None:
+        """The gap as a share of J* − J(π₀), which is what there was to gain."""
+        if self.gap is None or self.start is None or self.optimum is None:
+            return None
+        gain = self.optimum - float(self.start.mean)
+        return float(self.gap.mean) / gain if gain > 0 else None
+
+
+class Scoreboard(NamedTuple):
+    """The scores of a fit.
+
+    Attributes:
+        rows: by β.
+        contexts: number of separate problems that each number is a mean over.
+        target: p* where it could be enumerated.
+        note: why J* is not known; empty where it is.
+    """
+
+    rows: tuple[Score, ...]
+    contexts: int
+    target: WeightedDraws | None
+    note: str
+
+
+def scoreboard(
+    key: PRNGKey,
+    posterior: Posterior,
+    *new_args: Any,
+    exact: Callable[[float], float] | None = None,
+    max_count: int = MAX_COUNT,
+) -> Scoreboard:
+    """Score a fit on all of its data, or on other arguments such as held-out data.
+
+    gap = J* − J(q). J* comes from `exact` or from enumeration, J(q) from enumeration where the
+    program is small enough, else from fresh draws.
+
+    Args:
+        key: consumed whole.
+        posterior: with its programs.
+        *new_args: other arguments for the program.
+        exact: gives J* per context, reward units, at a temperature.
+        max_count: largest number of assignments to enumerate.
+
+    Returns:
+        `Scoreboard`, a row per β.
+
+    Raises:
+        PolicyError: the posterior was loaded without its policy.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.certainty.scoreboard import scoreboard
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
+        >>> row = scoreboard(jax.random.key(1), posterior).rows[0]
+        >>> round(row.optimum, 3), row.share < 0.01  # log((1 + e + e²) / 3)
+        (1.309, True)
+    """
+    draw_key, prior_key = jax.random.split(key)
+    over_all = over_all_data(posterior.select(restart="best"), *new_args)
+    programs = _programs(over_all)
+    betas = [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
+    target, note = _target(programs, posterior.beta, max_count)
+    optima = _optima(target, betas, exact)
+    if all(math.isfinite(optimum) for optimum in optima):
+        note = ""
+    estimates = _estimates(draw_key, over_all, target, betas, max_count)
+    start = _start(prior_key, programs, betas[0], max_count)
+    restarts = np.asarray(posterior.objective_by_restart()).argmax(-1).reshape(-1)
+    rows = []
+    for i, beta in enumerate(betas):
+        if i > 0 and programs.structure.named("observed"):
+            start = _start(prior_key, programs, beta, max_count)
+        optimum = optima[i] if math.isfinite(optima[i]) else None
+        evidence = _log_evidence(programs.structure, target, optima[i], i, beta)
+        rows.append(Score(beta, int(restarts[i]), estimates[i], start, optimum, evidence))
+    return Scoreboard(tuple(rows), programs.structure.num_contexts, target, note)
+
+
+def over_all_data(posterior: Posterior, *new_args: Any) -> Posterior:
+    """Give the same fit over all of its data instead of mini-batches, or over other data, without draws.
+
+    Args:
+        posterior: with its programs.
+        *new_args: other arguments for the program, in the place of those fitted.
+
+    Raises:
+        PolicyError: the posterior was loaded without its policy.
+    """
+    programs = _programs(posterior)
+    if not new_args and not programs.structure.subsampled:
+        return posterior
+    args = as_arrays(new_args or programs.args)
+    policy = whole(programs.policy)
+    guide = None if programs.guide is None else whole(programs.guide)
+    structure = inspect(jax.random.key(0), policy, *args)
+    held = Programs(policy, guide, args, structure, programs.transforms, programs.learned)
+    return replace(posterior, programs=held, draws={}, statistics={}, prior_draws={})
+
+
+def _programs(posterior: Posterior) -> Programs:
+    if posterior.programs is None:
+        raise PolicyError(
+            "this posterior was loaded without its policy, so it cannot be scored anew; "
+            "load it with bayesrl.load(directory, policy, *args)"
+        )
+    return posterior.programs
+
+
+def _target(programs: Programs, beta: Any, max_count: int) -> tuple[WeightedDraws | None, str]:
+    """Enumerate p*, or say why it cannot be."""
+    if programs.learned:
+        return None, "the policy's own parameters were trained, so there is no fixed optimum"
+    if not programs.structure.actions:
+        return None, "the policy draws nothing, so there is nothing to enumerate"
+    try:
+        return enumerate_posterior(programs.policy, *programs.args, beta=beta, max_count=max_count), ""
+    except EngineError as error:
+        return None, str(error)
+
+
+def _optima(
+    target: WeightedDraws | None, betas: Sequence[float | None], exact: Callable[[float], float] | None
+) -> list[float]:
+    if exact is not None:
+        return [float(exact(1.0 if beta is None else beta)) for beta in betas]
+    if target is None or target.optimum is None:
+        return [math.nan] * len(betas)
+    return [float(optimum) for optimum in np.asarray(target.optimum).reshape(len(betas), -1).mean(1)]
+
+
+def _log_evidence(
+    structure: Structure, target: WeightedDraws | None, optimum: float, index: int, beta: float | None
+) -> float | None:
+    if target is not None and target.log_evidence is not None:
+        lanes = 1 if target.beta is None else target.beta.size
+        return float(np.asarray(target.log_evidence).reshape(lanes, -1)[index].mean())
+    if structure.named("environment") or not math.isfinite(optimum):
+        return None
+    return optimum / (1.0 if beta is None else beta)
+
+
+def _estimates(
+    key: PRNGKey, posterior: Posterior, target: WeightedDraws | None, betas: Sequence[float | None], max_count: int
+) -> list[Estimates]:
+    """Give J, E[R] and KL of each β: exactly where the program is small enough, else from draws, as metrics are."""
+    exact = [_exactly(posterior if beta is None else posterior.select(beta=beta), max_count) for beta in betas]
+    structure = _programs(posterior).structure
+    found = [e for e in exact if e is not None]
+    if len(found) == len(betas) and not structure.named("metric"):
+        return found
+    drawn = _given_data(posterior.estimate(key, _num_draws(structure, len(betas))), target, posterior.beta)
+    lanes = [jax.tree.map(lambda x, i=i: float(np.asarray(x).reshape(-1)[i]), drawn) for i in range(len(betas))]
+    return [lane if e is None else e._replace(metrics=lane.metrics) for e, lane in zip(exact, lanes, strict=True)]
+
+
+def _given_data(estimates: Estimates, target: WeightedDraws | None, beta: Any) -> Estimates:
+    """With data y and rewards, let π₀ mean p(x|y), as J* does."""
+    if beta is None or target is None or target.log_marginal is None:
+        return estimates
+    scale = jnp.asarray(beta, float)[..., None]
+    objective = estimates.objective.mean - scale * float(target.log_marginal.mean())
+    return estimates._replace(
+        objective=Estimate(objective, estimates.objective.se),
+        kl=Estimate((estimates.reward.mean - objective) / scale, estimates.kl.se),
+    )
+
+
+def _exactly(one: Posterior, max_count: int) -> Estimates | None:
+    """Evaluate one fit exactly, or give None where the program is too large for that."""
+    pair, params = one.bound()
+    if pair.guide is None or pair.learned:
+        return None
+    try:
+        found = evaluate_exactly(pair, params, _scalar(one.beta), max_count)
+    except EngineError:
+        return None
+    return Estimates(_number(found.objective.mean()), _number(found.reward.mean()), _number(found.kl.mean()), {})
+
+
+def _start(key: PRNGKey, programs: Programs, beta: float | None, max_count: int) -> Estimate | None:
+    """Give J(π₀): what the policy earned before the fit."""
+    if programs.learned or not programs.structure.actions:
+        return None
+    prior = Pair(programs.policy, None, programs.structure, programs.args, {})
+    try:
+        return _number(evaluate_exactly(prior, {}, beta, max_count).objective.mean())
+    except EngineError:
+        _, totals = draw_prior(key, programs, _num_draws(programs.structure, 1))
+        scale = 1.0 if beta is None else beta
+        per_draw = np.asarray(totals.reward + scale * totals.log_likelihood, float)
+        per_draw = per_draw.reshape(len(per_draw), -1).mean(1)
+        return _number(per_draw.mean(), per_draw.std(ddof=1) / math.sqrt(len(per_draw)))
+
+
+def _number(mean: Any, se: Any = 0.0) -> Estimate:
+    """Make an estimate of plain numbers, which JSON can hold."""
+    return Estimate(float(mean), float(se))  # type: ignore[arg-type]
+
+
+def _scalar(beta: Any) -> float | None:
+    return None if beta is None else float(beta)
+
+
+def _num_draws(structure: Structure, lanes: int) -> int:
+    size = sum(math.prod(site.shape) for site in structure.sites if site.latent) + 4 * structure.num_contexts
+    return int(np.clip(_DRAWN_NUMBERS // (size * lanes), 64, 20_000))
+
+
+# ---- kept in the run folder ------------------------------------------------------------------
+
+
+def to_json(board: Scoreboard) -> dict[str, Any]:
+    """Describe a scoreboard, less its target, by what JSON can hold."""
+    rows = []
+    for row in board.rows:
+        fields: dict[str, Any] = row._asdict()
+        fields["estimates"] = {**row.estimates._asdict(), "metrics": dict(row.estimates.metrics)}
+        rows.append(fields)
+    result: dict[str, Any] = json.loads(json.dumps({"rows": rows, "contexts": board.contexts, "note": board.note}))
+    return result
+
+
+def from_json(told: dict[str, Any]) -> Scoreboard:
+    """Make the scoreboard that `to_json` described.
+
+    Raises:
+        KeyError, TypeError: it is not such a description.
+    """
+    rows = []
+    for fields in told["rows"]:
+        own = dict(fields)
+        numbers = dict(own.pop("estimates"))
+        metrics = {name: Estimate(*pair) for name, pair in numbers.pop("metrics").items()}
+        estimates = Estimates(**{name: Estimate(*pair) for name, pair in numbers.items()}, metrics=metrics)
+        start = own.pop("start")
+        rows.append(Score(**own, estimates=estimates, start=None if start is None else Estimate(*start)))
+    return Scoreboard(tuple(rows), told["contexts"], None, told["note"])

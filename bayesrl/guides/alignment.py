@@ -1,0 +1,64 @@
+"""Line the values of a site up with the plates, and the plates up with the tilts of a site.
+
+The aligned form of a value has one axis per plate dimension (of size 1 where no plate stands) and one
+last axis of components: everything else that the site has, flattened.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+type Dims = tuple[int, ...]
+"""Axes of plates, negative, ascending."""
+
+
+def align(value: Array, dims: Dims, event_ndim: int) -> Array:
+    """Bring a site's value [*batch, *event] to aligned form, [*plates, components]."""
+    value = jnp.asarray(value)
+    num_batch = value.ndim - event_ndim
+    framed = [num_batch + dim for dim in dims]
+    others = [axis for axis in range(value.ndim) if axis not in framed]
+    shape = [1] * depth(dims)
+    for axis, dim in zip(framed, dims, strict=True):
+        shape[dim] = value.shape[axis]
+    return value.transpose([*framed, *others]).reshape((*shape, -1))
+
+
+def spread(components: Array, batch_shape: tuple[int, ...], dims: Dims, tail: tuple[int, ...]) -> Array:
+    """Bring aligned numbers [*plates, components] to the batch axes of a site, [*batch, *tail]."""
+    num_batch = len(batch_shape)
+    framed = [num_batch + dim for dim in dims]
+    free = [axis for axis in range(num_batch) if axis not in framed]
+    shape = [1] * depth(dims)
+    for axis, dim in zip(framed, dims, strict=True):
+        shape[dim] = batch_shape[axis]
+    full = jnp.broadcast_to(components, (*shape, components.shape[-1]))
+    sizes = [*(batch_shape[axis] for axis in framed), *(batch_shape[axis] for axis in free)]
+    full = full.reshape((*sizes, *tail))
+    order = [*framed, *free]
+    back = [order.index(axis) for axis in range(num_batch)]
+    return full.transpose([*back, *range(num_batch, num_batch + len(tail))])
+
+
+def num_components(batch_shape: tuple[int, ...], dims: Dims, tail: tuple[int, ...]) -> int:
+    """Count the numbers per plate element that `spread` takes."""
+    framed = [len(batch_shape) + dim for dim in dims]
+    return math.prod(size for axis, size in enumerate(batch_shape) if axis not in framed) * math.prod(tail)
+
+
+def depth(dims: Dims) -> int:
+    """Count the plate axes of the aligned form."""
+    return max((-dim for dim in dims), default=0)
+
+
+def join(parts: list[Array]) -> Array:
+    """Concatenate aligned arrays along their components, broadcasting the plates."""
+    shape = jnp.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return jnp.concatenate([jnp.broadcast_to(part, (*shape, part.shape[-1])) for part in parts], -1)
+
+
+def dims_of(frames: Any) -> Dims:
+    """Give the axes of plates, ascending."""
+    return tuple(sorted(frame.dim for frame in frames))

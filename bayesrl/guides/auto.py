@@ -1,0 +1,169 @@
+"""The automatic guide: the policy itself, with a trainable tilt at each action site."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.core.primitives import kind_of
+from bayesrl.core.structure import Structure
+from bayesrl.errors import GuideError
+from bayesrl.guides.interface import GuideFamily
+from bayesrl.guides.networks import Summary, TiltNetwork
+from bayesrl.guides.plans import Plan, Tilt, make_plan
+from bayesrl.guides.survey import measure, survey
+from bayesrl.guides.tilting import Tilting, Weights
+from bayesrl.typing import Params, PRNGKey, Program
+
+TABLE, NETWORK, SUMMARY = "$table", "$network", "$summary"
+_STEP = 0.1
+"""Networks are kept at 1 / _STEP of their size, so that one Adam rate suits them and the tables."""
+_NUM_DRAWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoTilt(GuideFamily):
+    """The policy's own program with a tilt at each action site, starting at the prior.
+
+    Every action site draws from its prior, tilted by θ: logits + θ (Bernoulli, Categorical, Binomial,
+    Geometric), rate · exp(θ) (Poisson), free log-probabilities on other finite supports, location and
+    scale (Normal), an affine map of the prior's own draw in unconstrained space (all other
+    continuous sites). θ is zero at first and depends on what the agent sees: earlier actions and
+    observable nature in the same plate element, the time step, the plate element, the observable
+    part of a scan's carry, and a recurrent summary where that is not enough.
+
+    Args:
+        tilt: `auto` keeps θ in a table where all that it depends on is finite and the table fits,
+            else in a small network beside a table of time step and plate element; `table` and
+            `network` insist (a network has no table of plate elements, so it carries over to other
+            contexts); `constant` reads nothing but time step and plate element.
+        hidden: width of the networks.
+        recurrent: whether scans get a summary of their past steps; `auto` gives one where something
+            is scored after the scan or nature hides something.
+        max_table: largest number of entries of one site's table.
+
+    Raises:
+        GuideError: an option is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.core.structure import inspect
+        >>> from bayesrl.guides import AutoTilt
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", 1.0 * arm)
+        >>> structure = inspect(jax.random.key(0), bandit)
+        >>> guide = AutoTilt().build(jax.random.key(1), bandit, structure, ())
+        >>> trace = numpyro.handlers.trace(numpyro.handlers.seed(guide, 0)).get_trace()
+        >>> list(trace)
+        ['arm$table', 'arm']
+    """
+
+    tilt: Tilt = "auto"
+    hidden: int = 32
+    recurrent: bool | Literal["auto"] = "auto"
+    max_table: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.tilt not in ("auto", "table", "network", "constant"):
+            raise GuideError(f"AutoTilt got tilt={self.tilt!r}; use 'auto', 'table', 'network' or 'constant'")
+        if self.recurrent not in (True, False, "auto"):
+            raise GuideError(f"AutoTilt got recurrent={self.recurrent!r}; use True, False or 'auto'")
+        if self.hidden < 1 or self.max_table < 1:
+            raise GuideError(f"AutoTilt got hidden={self.hidden}, max_table={self.max_table}; both must be at least 1")
+
+    @property
+    def learning_rate(self) -> float:
+        """Suggested Adam rate for tables and networks alike; see `learning_rate_for`."""
+        return 0.1
+
+    def learning_rate_for(self, params: Params) -> float:
+        """Suggest an Adam rate: slower where a policy's own networks are trained too."""
+        own = all(name.endswith((TABLE, NETWORK, SUMMARY)) for name in params)
+        return self.learning_rate if own else 0.01
+
+    def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
+        """Build the guide; see `GuideFamily.build`."""
+        survey_key, network_key = jax.random.split(key)
+        facts = survey(survey_key, policy, structure, args)
+        plan = make_plan(
+            structure, facts, tilt=self.tilt, hidden=self.hidden, recurrent=self.recurrent, max_table=self.max_table
+        )
+        moments = measure(survey_key, policy, structure, args, facts, _NUM_DRAWS) if plan.has_networks else {}
+        networks = self._networks(network_key, plan)
+        width = self.hidden
+
+        def guide(*args: Any) -> Any:
+            tilting = Tilting(policy, plan, _declare(plan, networks), moments, width)
+            with handlers.block(hide_fn=_is_scored):
+                return tilting(*args)
+
+        return guide
+
+    def disperse(self, key: PRNGKey, params: Params) -> Params:
+        """Disturb tables and the outputs of networks so that tilts differ by about one; see `GuideFamily.disperse`."""
+        result = {}
+        for index, (name, value) in enumerate(sorted(params.items())):
+            own_key = jax.random.fold_in(key, index)
+            if name.endswith(TABLE):
+                result[name] = value + jax.random.normal(own_key, value.shape, value.dtype)
+            elif name.endswith(NETWORK):
+                skip_key, out_key = jax.random.split(own_key)
+                layers = (_noisy(skip_key, value.skip.weight), _noisy(out_key, value.out.weight))
+                result[name] = eqx.tree_at(lambda net: (net.skip.weight, net.out.weight), value, layers)
+            else:
+                result[name] = value
+        return result
+
+    def _networks(self, key: PRNGKey, plan: Plan) -> dict[str, Any]:
+        """Make all networks, by parameter name."""
+        made: dict[str, Any] = {}
+        for index, (name, site) in enumerate(plan.sites.items()):
+            if site.network:
+                made[name + NETWORK] = TiltNetwork(
+                    jax.random.fold_in(key, 2 * index),
+                    num_features=site.num_features,
+                    num_outputs=site.num_outputs,
+                    width=self.hidden,
+                )
+        for index, (name, summary) in enumerate(plan.summaries.items()):
+            own_key = jax.random.fold_in(key, 2 * index + 1)
+            made[name] = Summary(own_key, num_features=summary.num_features, width=self.hidden)
+        return made
+
+
+def _declare(plan: Plan, networks: dict[str, Any]) -> Weights:
+    """Declare the parameters, before any scan."""
+    tables = {
+        name: numpyro.param(name + TABLE, jnp.zeros(site.table.shape))
+        for name, site in plan.sites.items()
+        if site.table is not None
+    }
+    held = {name: _declare_network(name, network) for name, network in networks.items()}
+    return Weights(
+        tables,
+        {name.removesuffix(NETWORK): value for name, value in held.items() if name.endswith(NETWORK)},
+        {name: value for name, value in held.items() if name.endswith(SUMMARY)},
+    )
+
+
+def _declare_network(name: str, network: Any) -> Any:
+    arrays, rest = eqx.partition(network, eqx.is_inexact_array)
+    stored = numpyro.param(name, lambda _: jax.tree.map(lambda leaf: leaf / _STEP, arrays))
+    return eqx.combine(jax.tree.map(lambda leaf: leaf * _STEP, stored), rest)
+
+
+def _noisy(key: PRNGKey, weight: Array) -> Array:
+    return weight + jax.random.normal(key, weight.shape) / (_STEP * jnp.sqrt(weight.shape[-1]))
+
+
+def _is_scored(msg: dict[str, Any]) -> bool:
+    """Tell what a guide does not show: it only draws."""
+    if msg["type"] == "deterministic":
+        return True
+    return msg["type"] == "sample" and kind_of(msg) in ("reward", "observed")

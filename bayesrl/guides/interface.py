@@ -1,0 +1,50 @@
+"""The protocol of guide families: how a guide is built for a policy."""
+
+import abc
+from typing import Any
+
+
+from bayesrl.core.structure import Structure
+from bayesrl.typing import Params, PRNGKey, Program
+
+
+class GuideFamily(abc.ABC):
+    """A configuration that builds a guide for a policy; a frozen dataclass with fields that JSON can hold.
+
+    A guide is a plain NumPyro program with the policy's arguments: it draws the policy's action
+    sites, may replay its environment sites, and declares what is trained by `numpyro.param`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def learning_rate(self) -> float:
+        """Suggested Adam rate."""
+
+    @abc.abstractmethod
+    def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
+        """Build the guide.
+
+        Args:
+            key: consumed whole.
+            policy: the program; parameters inside it are not frozen, so that the guide gets its own
+                copy under the same names.
+            structure: of the policy, from `bayesrl.core.structure.inspect`.
+            args: arguments of the program.
+
+        Returns:
+            A NumPyro program that takes the same arguments.
+
+        Raises:
+            GuideError: the family cannot make a guide for a site; the site and the remedy are named.
+        """
+
+    @abc.abstractmethod
+    def disperse(self, key: PRNGKey, params: Params) -> Params:
+        """Give overdispersed starting values for a restart, of the shapes of `params`; `key` is consumed whole."""
+
+    def learning_rate_for(self, params: Params) -> float:
+        """Suggest an Adam rate once the parameters are known."""
+        del params
+        return self.learning_rate
+
+

@@ -1,0 +1,63 @@
+"""The small networks of the automatic guide; all of them give zero before training."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bayesrl.typing import PRNGKey
+
+_MAX_ONE_HOT_TIME = 64
+_NUM_WAVES = 8
+
+
+class TiltNetwork(eqx.Module):
+    """A linear map plus one hidden layer: θ = A f + C tanh(B f + b) + c, with A, C and c zero at first."""
+
+    skip: eqx.nn.Linear
+    hidden: eqx.nn.Linear
+    out: eqx.nn.Linear
+
+    def __init__(self, key: PRNGKey, *, num_features: int, num_outputs: int, width: int) -> None:
+        skip_key, hidden_key, out_key = jax.random.split(key, 3)
+        self.skip = _zero(eqx.nn.Linear(num_features, num_outputs, use_bias=False, key=skip_key))
+        self.hidden = eqx.nn.Linear(num_features, width, key=hidden_key)
+        self.out = _zero(eqx.nn.Linear(width, num_outputs, key=out_key))
+
+    def __call__(self, features: Array) -> Array:
+        """Map features [num_features] to numbers [num_outputs]."""
+        return self.skip(features) + self.out(jnp.tanh(self.hidden(features)))
+
+
+class Summary(eqx.Module):
+    """A recurrent summary of what was seen in the previous steps of a scan."""
+
+    cell: eqx.nn.GRUCell
+
+    def __init__(self, key: PRNGKey, *, num_features: int, width: int) -> None:
+        self.cell = eqx.nn.GRUCell(num_features, width, key=key)
+
+    def __call__(self, features: Array, state: Array) -> Array:
+        """Take in the features [num_features] of one step; state [width]."""
+        return self.cell(features, state)
+
+
+def _zero(layer: eqx.nn.Linear) -> eqx.nn.Linear:
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf, layer)
+
+
+def time_features(length: int) -> Array:
+    """Describe the steps of a scan, [length, features]: one-hot when short, waves when long."""
+    if length <= 1:
+        return jnp.zeros((length, 0))
+    if length <= _MAX_ONE_HOT_TIME:
+        return jnp.eye(length)
+    phase = jnp.arange(length)[:, None] / length * 2 ** jnp.arange(_NUM_WAVES) * jnp.pi
+    return jnp.concatenate([jnp.linspace(-1, 1, length)[:, None], jnp.cos(phase), jnp.sin(phase)], -1)
+
+
+def num_time_features(length: int) -> int:
+    """Count the features that `time_features` gives."""
+    if length <= 1:
+        return 0
+    return length if length <= _MAX_ONE_HOT_TIME else 1 + 2 * _NUM_WAVES

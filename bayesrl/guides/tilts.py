@@ -1,0 +1,205 @@
+"""How each kind of distribution is tilted: how many numbers a tilt takes, and what it does with them."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import biject_to, constraints
+
+from bayesrl.errors import GuideError
+from bayesrl.guides.distributions import Affine, Finite
+
+MAX_TRIANGULAR = 32
+"""Largest event, in unconstrained coordinates, that gets a full triangular map."""
+
+_BERNOULLI = (dist.BernoulliProbs, dist.BernoulliLogits)
+_CATEGORICAL = (dist.CategoricalProbs, dist.CategoricalLogits)
+_BINOMIAL = (dist.BinomialProbs, dist.BinomialLogits)
+_GEOMETRIC = (dist.GeometricProbs, dist.GeometricLogits)
+_NATURAL = (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC, dist.Poisson, dist.GammaPoisson)
+
+
+def tilt_shape(name: str, fn: Any, support: tuple[float, ...] | None) -> tuple[int, ...]:
+    """Tell the shape of one element's tilt: the axes beyond the batch axes of a site.
+
+    Args:
+        name: of the site, for errors.
+        fn: its distribution.
+        support: values of its finite support, or None.
+
+    Raises:
+        GuideError: no tilt is known for the distribution.
+    """
+    if bool(fn.support.is_discrete):
+        core, reinterpreted = _elementwise(fn)
+        return (*reinterpreted, _num_discrete(name, core, support))
+    core = _peeled(fn)
+    if isinstance(core, dist.Normal):
+        return (2,)
+    if _holds_mask(core):
+        raise GuideError(f"site {name!r} is masked inside .to_event(); call .mask(...) last")
+    size = _num_coordinates(name, core)
+    triangular = size * (size - 1) // 2 if size <= MAX_TRIANGULAR else 0
+    return (2 * size + triangular,)
+
+
+def _num_discrete(name: str, core: Any, support: tuple[float, ...] | None) -> int:
+    if isinstance(core, _CATEGORICAL):
+        return int(core.logits.shape[-1])
+    if isinstance(core, _NATURAL):
+        return 1
+    if support is not None and not core.event_shape:
+        return len(support)
+    raise GuideError(
+        f"the automatic guide cannot tilt site {name!r}: {type(core).__name__} has neither a natural parameter that "
+        "it knows nor a finite univariate support known beforehand; write a guide for it by hand, "
+        f"def guide(*args): numpyro.sample({name!r}, ...)"
+    )
+
+
+def _num_coordinates(name: str, core: Any) -> int:
+    try:
+        transform = biject_to(core.support)
+        shape = transform.inverse_shape(core.event_shape)
+    except (NotImplementedError, AssertionError) as error:
+        shape, refused = None, error
+    else:
+        refused = None
+    improper = isinstance(core, (dist.ImproperUniform, dist.Unit, dist.Delta))
+    if shape is None or improper:
+        raise GuideError(
+            f"the automatic guide cannot tilt site {name!r}: {type(core).__name__} cannot be drawn and mapped to "
+            f"unconstrained space; write a guide for it by hand, def guide(*args): numpyro.sample({name!r}, ...)"
+        ) from refused
+    return math.prod(shape)
+
+
+def tilted(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
+    """Tilt a distribution.
+
+    Args:
+        fn: the prior of a site.
+        theta: [*batch, *tilt_shape]; zero leaves the prior as it is.
+        support: values of its finite support, or None.
+
+    Returns:
+        A distribution of the same shape and support.
+    """
+    if bool(fn.support.is_discrete):
+        return _tilted_elements(fn, theta, support)
+    core = _peeled(fn)
+    if isinstance(core, dist.Normal):
+        moved: Any = dist.Normal(core.loc + core.scale * theta[..., 0], core.scale * jnp.exp(theta[..., 1]))
+    else:
+        size = math.prod(biject_to(core.support).inverse_shape(core.event_shape))
+        base = core if core.batch_shape == fn.batch_shape else core.expand(fn.batch_shape)
+        moved = Affine(base, theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :])
+    for mask in _masks(fn):
+        moved = moved.mask(mask)
+    return moved
+
+
+def _tilted_elements(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
+    if isinstance(fn, dist.MaskedDistribution):
+        return _tilted_elements(fn.base_dist, theta, support).mask(fn._mask)  # noqa: SLF001
+    if isinstance(fn, dist.Independent):
+        return _tilted_elements(fn.base_dist, theta, support).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return _tilted_elements(fn.base_dist, theta, support)
+    if isinstance(fn, _CATEGORICAL):
+        return dist.CategoricalLogits(fn.logits + theta)
+    one = theta[..., 0]
+    if isinstance(fn, _BERNOULLI):
+        return dist.BernoulliLogits(fn.logits + one)
+    if isinstance(fn, _BINOMIAL):
+        return dist.BinomialLogits(fn.logits + one, total_count=fn.total_count)
+    if isinstance(fn, _GEOMETRIC):
+        return dist.GeometricLogits(fn.logits + one)
+    if isinstance(fn, dist.Poisson):
+        return dist.Poisson(fn.rate * jnp.exp(one), is_sparse=fn.is_sparse)
+    if isinstance(fn, dist.GammaPoisson):
+        return dist.GammaPoisson(fn.concentration, fn.rate * jnp.exp(-one))
+    return Finite(_log_probs(fn, support or ()) + theta, support or ())
+
+
+def _log_probs(fn: Any, support: tuple[float, ...]) -> Array:
+    """Log-probabilities of all values of a finite support, [*batch, K]."""
+    values = jnp.asarray(support, jnp.int32).reshape((-1,) + (1,) * len(fn.batch_shape))
+    values = jnp.broadcast_to(values, (len(support), *fn.batch_shape))
+    return jnp.moveaxis(fn.log_prob(values), 0, -1)
+
+
+def describe(fn: Any, support: tuple[float, ...] | None) -> Array | None:
+    """Describe a prior by numbers of moderate size, [*batch, *elements, k], or None.
+
+    Discrete sites give log-odds or log-probabilities; continuous ones a location and a log-scale.
+    """
+    core, reinterpreted = _elementwise(fn)
+    value: Array | None = None
+    if isinstance(core, _CATEGORICAL):
+        value = jnp.maximum(core.logits - core.logits.max(-1, keepdims=True), -20.0)
+    elif isinstance(core, (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC)):
+        value = core.logits[..., None]
+    elif isinstance(core, dist.Poisson):
+        value = jnp.log(core.rate)[..., None]
+    elif isinstance(core, dist.GammaPoisson):
+        value = jnp.stack([jnp.log(core.concentration), jnp.log(core.rate)], -1)
+    elif support is not None and not core.event_shape:
+        value = jnp.maximum(_log_probs(core, support), -20.0)
+    elif not bool(core.support.is_discrete) and not core.event_shape and {"loc", "scale"} <= set(core.arg_constraints):
+        value = jnp.stack(jnp.broadcast_arrays(core.loc, jnp.log(core.scale)), -1)
+    if value is None:
+        return None
+    shape = jnp.broadcast_shapes((*fn.batch_shape, *reinterpreted), value.shape[:-1])
+    return jnp.broadcast_to(value, (*shape, value.shape[-1]))
+
+
+def unconstrained(fn: Any, value: Array) -> Array:
+    """Map values of a continuous site to unconstrained space, where that keeps one coordinate per number."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    fixed = (constraints.positive, constraints.nonnegative, constraints.unit_interval)
+    if support in fixed:
+        return jnp.clip(biject_to(support).inv(value), -87.0, 88.0)
+    return value
+
+
+def _elementwise(fn: Any) -> tuple[Any, tuple[int, ...]]:
+    """Strip all wrappers of a distribution, and give the event axes that were batch axes."""
+    reinterpreted: tuple[int, ...] = ()
+    core = fn
+    while isinstance(core, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
+        if isinstance(core, dist.Independent):
+            kept = len(core.event_shape) - core.reinterpreted_batch_ndims
+            if kept == len(core.base_dist.event_shape):
+                reinterpreted = (*reinterpreted, *core.event_shape[: core.reinterpreted_batch_ndims])
+        core = core.base_dist
+    return core, reinterpreted
+
+
+def _peeled(fn: Any) -> Any:
+    """Strip masks and expansions, but keep `to_event`."""
+    core = fn
+    while isinstance(core, (dist.MaskedDistribution, dist.ExpandedDistribution)):
+        core = core.base_dist
+    return core
+
+
+def _masks(fn: Any) -> list[Any]:
+    masks, core = [], fn
+    while isinstance(core, (dist.MaskedDistribution, dist.ExpandedDistribution)):
+        if isinstance(core, dist.MaskedDistribution):
+            masks.append(core._mask)  # noqa: SLF001
+        core = core.base_dist
+    return masks
+
+
+def _holds_mask(core: Any) -> bool:
+    while isinstance(core, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
+        if isinstance(core, dist.MaskedDistribution):
+            return True
+        core = core.base_dist
+    return False

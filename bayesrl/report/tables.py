@@ -1,0 +1,158 @@
+"""Scores of a fit as tables for a terminal of 80 columns."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from bayesrl.certainty.scoreboard import Score, Scoreboard
+from bayesrl.core.estimates import Estimate
+
+UNKNOWN = "—"
+
+
+def score_table(board: Scoreboard, held_out: Scoreboard | None = None) -> RenderableType:
+    """Lay the scores of a fit out as a table, with what they mean below.
+
+    Args:
+        board: of the fit.
+        held_out: of the same fit on other arguments, as further rows.
+    """
+    table = _table("", "β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share")
+    for label, scores in (("fit", board), ("held out", held_out)):
+        for row in scores.rows if scores is not None else ():
+            table.add_row(label, *_cells(row), style=None if label == "fit" else "dim")
+    parts: list[RenderableType] = [table]
+    metrics = _metrics(board, held_out)
+    if metrics is not None:
+        parts.append(metrics)
+    parts += [Text(line, style="dim") for line in _legend(board)]
+    return Group(*parts)
+
+
+def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) -> Table:
+    """Lay the end of a history out as a table, means over restarts.
+
+    Args:
+        history: of a posterior or a checkpoint, [chunk, *beta, restart].
+        betas: temperatures, or None without rewards.
+        rows: chunks to show.
+    """
+    table = _table("step", "β", "J", "E[R]", "KL", "spread", "|gradient|")
+    for chunk in range(max(0, len(history["step"]) - rows), len(history["step"])):
+        for i, beta in enumerate(betas):
+            cells = [
+                number(float(history[name][chunk].reshape(len(betas), -1)[i].mean()))
+                for name in ("objective", "reward", "kl", "spread", "grad_norm")
+            ]
+            table.add_row(f"{int(history['step'][chunk]):,}" if i == 0 else "", _beta(beta), *cells)
+    return table
+
+
+def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Lay text out in columns; the last one wraps."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=i < len(headings) - 1, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a number with so many significant digits, without an exponent where that is short."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3 or abs(value) >= 10**6:
+        return f"{value:.{max(digits - 3, 0)}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def with_error(estimate: Estimate | None) -> str:
+    """Write mean ± standard error, to the error's first digit; the mean alone where it is exact."""
+    if estimate is None:
+        return UNKNOWN
+    mean, error = float(estimate.mean), float(estimate.se)
+    if not (error > 0 and math.isfinite(error)):
+        return number(mean)
+    decimals = -math.floor(math.log10(error))
+    if decimals > 6 or abs(mean) >= 10**6:
+        return f"{number(mean)} ± {error:.0e}"
+    return f"{mean:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    return table
+
+
+def _beta(beta: float | None) -> str:
+    return UNKNOWN if beta is None else f"{beta:.3g}"
+
+
+def _gap(row: Score) -> str:
+    """Write the gap; single precision cannot tell less than a millionth of J* from nothing."""
+    if row.gap is None or row.optimum is None:
+        return UNKNOWN
+    finest = 1e-6 * max(abs(row.optimum), abs(float(row.estimates.objective.mean)))
+    gap = float(row.gap.mean)
+    return number(gap, 2) if abs(gap) > finest else f"<{finest:.0e}"
+
+
+def _share(share: float | None) -> str:
+    if share is None:
+        return UNKNOWN
+    if abs(share) < 5e-5:
+        return "<0.01%"
+    return f"{share:.2%}" if abs(share) < 0.1 else f"{share:.0%}"
+
+
+def _cells(row: Score) -> list[str]:
+    return [
+        _beta(row.beta),
+        with_error(row.estimates.objective),
+        number(float(row.estimates.reward.mean)),
+        number(float(row.estimates.kl.mean), 3),
+        number(row.log_evidence),
+        number(row.optimum),
+        _gap(row),
+        _share(row.share),
+    ]
+
+
+def _metrics(board: Scoreboard, held_out: Scoreboard | None) -> Table | None:
+    names = list(board.rows[0].estimates.metrics) if board.rows else []
+    if not names:
+        return None
+    table = _table("", "β", *(escape(name) for name in names))
+    for label, scores in (("fit", board), ("held out", held_out)):
+        for row in scores.rows if scores is not None else ():
+            cells = [with_error(row.estimates.metrics.get(name)) for name in names]
+            table.add_row(label, _beta(row.beta), *cells, style=None if label == "fit" else "dim")
+    return table
+
+
+def _legend(board: Scoreboard) -> list[str]:
+    lines = []
+    each = f", means over {board.contexts:,} contexts" if board.contexts > 1 else ""
+    lines.append(f"J = E[R] − β·KL, E[R], J* and gap in reward units; KL and log Z in nats{each}.")
+    known = [row for row in board.rows if row.optimum is not None]
+    if known:
+        exact = all(float(row.estimates.objective.se) == 0 for row in known)
+        how = "exact, by enumeration" if exact else "with the standard error of J"
+        lines.append(f"gap = J* − J ({how}); share = gap / (J* − J(π₀)).")
+    starts = [row.start for row in board.rows if row.start is not None]
+    if starts:
+        lines.append(f"J(π₀) = {with_error(starts[0])} is what the policy earned before the fit.")
+    if board.note:
+        lines.append(f"J* {UNKNOWN}: {board.note}.")
+    return lines

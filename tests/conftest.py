@@ -1,0 +1,33 @@
+"""Every test runs with the shapes and types of bayesrl's annotations checked."""
+
+import os
+
+# Tests compile many small programs and run each of them briefly.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("bayesrl", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+from collections.abc import Iterator  # noqa: E402
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=10)
+settings.load_profile("fixed")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(20)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Turn the checks of annotations off, to see the errors that users see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
