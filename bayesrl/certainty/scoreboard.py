@@ -116,14 +116,18 @@ def scoreboard(
         (1.309, True)
     """
     draw_key, prior_key = jax.random.split(key)
-    over_all = over_all_data(posterior.select(restart="best"), *new_args)
+    best = posterior.select(restart="best")
+    over_all = over_all_data(best, *new_args)
     programs = _programs(over_all)
     betas = [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
     target, note = _target(programs, posterior.beta, max_count)
     optima = _optima(target, betas, exact)
     if all(math.isfinite(optimum) for optimum in optima):
         note = ""
-    estimates = _estimates(draw_key, over_all, target, betas, max_count)
+    estimates = _exact_estimates(over_all, best if not new_args else None, betas, max_count)
+    if estimates is None:
+        drawn = over_all.estimate(draw_key, _num_draws(programs.structure, len(betas)))
+        estimates = _by_beta(_given_data(drawn, target, posterior.beta), len(betas))
     start = _start(prior_key, programs, betas[0], max_count)
     restarts = np.asarray(posterior.objective_by_restart()).argmax(-1).reshape(-1)
     rows = []
@@ -199,18 +203,46 @@ def _log_evidence(
     return optimum / (1.0 if beta is None else beta)
 
 
-def _estimates(
-    key: PRNGKey, posterior: Posterior, target: WeightedDraws | None, betas: Sequence[float | None], max_count: int
-) -> list[Estimates]:
-    """Give J, E[R] and KL of each β: exactly where the program is small enough, else from draws, as metrics are."""
-    exact = [_exactly(posterior if beta is None else posterior.select(beta=beta), max_count) for beta in betas]
-    structure = _programs(posterior).structure
-    found = [e for e in exact if e is not None]
-    if len(found) == len(betas) and not structure.named("metric"):
+def _exact_estimates(
+    over_all: Posterior, fitted: Posterior | None, betas: Sequence[float | None], max_count: int
+) -> list[Estimates] | None:
+    """Give J, E[R] and KL of each β exactly, or None where a program is too large for that.
+
+    Metrics come from the draws that `fitted` carries, or from fresh ones.
+    """
+    found = []
+    for beta in betas:
+        exact = _exactly(over_all if beta is None else over_all.select(beta=beta), max_count)
+        if exact is None:
+            return None
+        found.append(exact)
+    structure = _programs(over_all).structure
+    names = structure.named("metric")
+    if not names:
         return found
-    drawn = _given_data(posterior.estimate(key, _num_draws(structure, len(betas))), target, posterior.beta)
-    lanes = [jax.tree.map(lambda x, i=i: float(np.asarray(x).reshape(-1)[i]), drawn) for i in range(len(betas))]
-    return [lane if e is None else e._replace(metrics=lane.metrics) for e, lane in zip(exact, lanes, strict=True)]
+    if fitted is None or any(name not in fitted.draws for name in names):
+        drawn = over_all.estimate(jax.random.key(0), _num_draws(structure, len(betas))).metrics
+    else:
+        lead = len(fitted.batch_shape)
+        drawn = {name: _mean_of_draws(np.asarray(fitted.draws[name], float), lead) for name in names}
+    return [
+        e._replace(metrics={name: Estimate(*(_flat(x)[i] for x in pair)) for name, pair in drawn.items()})
+        for i, e in enumerate(found)
+    ]
+
+
+def _mean_of_draws(values: np.ndarray, lead: int) -> Estimate:
+    """Average a metric's draws [*lead, draw, ...]."""
+    by_draw = values.reshape(*values.shape[: lead + 1], -1).mean(-1)
+    return Estimate(by_draw.mean(-1), by_draw.std(-1, ddof=1) / math.sqrt(by_draw.shape[-1]))  # type: ignore[arg-type]
+
+
+def _flat(values: Any) -> list[float]:
+    return [float(value) for value in np.asarray(values).reshape(-1)]
+
+
+def _by_beta(estimates: Estimates, count: int) -> list[Estimates]:
+    return [jax.tree.map(lambda x, i=i: _flat(x)[i], estimates) for i in range(count)]
 
 
 def _given_data(estimates: Estimates, target: WeightedDraws | None, beta: Any) -> Estimates:

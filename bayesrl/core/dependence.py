@@ -76,7 +76,8 @@ def _through(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
 
 def _through_scan(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
     body = inner_jaxpr(eqn)
-    assert body is not None
+    if body is None:
+        return [_merge(incoming)] * len(eqn.outvars)
     consts, carries = scan_layout(eqn, body)
     state = list(incoming)
     while True:

@@ -63,14 +63,19 @@ class _Recorder(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "control_flow":
-            body, init, xs, length, *rest = msg["args"]
+            body, init, xs, length, reverse = msg["args"]
+            if reverse:
+                raise PolicyError(
+                    "a scan with reverse=True cannot be replayed: NumPyro records its sites in one order and "
+                    "reads them in the other; flip xs along time and scan forwards"
+                )
             self.length = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
 
             def watched(carry: Any, x: Any) -> Any:
                 with Sites(self._watch_body, _ignore):
                     return body(carry, x)
 
-            msg["args"] = (watched, init, xs, length, *rest)
+            msg["args"] = (watched, init, xs, length, reverse)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "control_flow":
@@ -155,18 +160,18 @@ def site_log_prob(site: Record) -> Array:
 def per_context(values: Array, site: Record, contexts: tuple[Frame, ...]) -> Array:
     """Reduce values of shape [T?, *batch] to [*contexts, T]: contexts kept, other plates summed.
 
-    Time comes last and has length 1 outside scans. The scale that subsampling gives to the plates of
-    the contexts is taken out, since contexts are averaged and not summed.
+    Time comes last and has length 1 outside scans. A site that all contexts share counts in each. The
+    scale that subsampling gives to the plates of the contexts is taken out, since contexts are
+    averaged and not summed.
     """
     by_time = jnp.moveaxis(values, 0, -1) if site.scan is not None else values[..., None]
-    batch_dims = by_time.ndim - 1
-    kept = sorted(frame.dim for frame in contexts)
-    missing = max([-dim for dim in kept], default=0) - batch_dims
-    if missing > 0:
-        by_time = by_time.reshape((1,) * missing + by_time.shape)
-        batch_dims += missing
-    summed = tuple(axis for axis in range(batch_dims) if axis - batch_dims not in kept)
-    result = by_time.sum(summed)
-    subsampled = {frame.name for frame in site.frames}
-    factor = math.prod(frame.full_size / frame.size for frame in contexts if frame.name in subsampled)
-    return result if factor == 1 else result / factor
+    own = {frame.dim for frame in site.frames if frame.name in {context.name for context in contexts}}
+    depth = max([-frame.dim for frame in contexts], default=0)
+    by_time = by_time.reshape((1,) * max(depth + 1 - by_time.ndim, 0) + by_time.shape)
+    batch = by_time.ndim - 1
+    by_time = by_time.sum([axis for axis in range(batch) if axis - batch not in own], keepdims=True)
+    others = [axis for axis in range(batch) if axis - batch not in {frame.dim for frame in contexts}]
+    result = jnp.squeeze(by_time, others)
+    shape = tuple(frame.size for frame in sorted(contexts, key=lambda frame: frame.dim))
+    factor = math.prod(frame.full_size / frame.size for frame in contexts if frame.dim in own)
+    return jnp.broadcast_to(result if factor == 1 else result / factor, (*shape, by_time.shape[-1]))

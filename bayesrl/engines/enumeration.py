@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpyro import handlers
 
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
@@ -16,7 +17,6 @@ from bayesrl.core.recording import Recording
 from bayesrl.core.structure import Structure
 from bayesrl.engines.grid import Table, count, decode, run, scatter, scores_of, width_of
 from bayesrl.engines.induction import Solution, Stage, expectation, joint_values, marginals, sample_rows, solve
-from bayesrl.engines.reachability import take_apart
 from bayesrl.engines.tabulation import (
     Prepared,
     check_count,
@@ -287,11 +287,12 @@ def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_
         >>> round(float(evaluate_exactly(pair, {}, beta=1.0).objective), 6)  # the prior itself
         1.5
     """
-    program = prepare(pair.policy, pair.args, beta)
+    params = jax.tree.map(jnp.asarray, params)  # guides may index them
+    own = pair.constrain(params) if pair.learned else {}
+    program = prepare(handlers.substitute(pair.policy, data=own) if own else pair.policy, pair.args, beta)
     structure, shape = program.structure, program.structure.context_shape
     axes = path_axes(structure)
     check_count(axes, structure, max_count)
-    take_apart(program.policy, structure, program.args)  # refuses reversed scans
     solved = enumerate_paths(program, axes)
 
     def log_q(args: tuple[Any, ...], index: Array) -> tuple[Array, Array]:

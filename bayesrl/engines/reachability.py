@@ -50,13 +50,7 @@ class _Window(Messenger):
         if msg["type"] != "control_flow":
             return
         self.count += 1
-        body, init, xs, length, backwards = msg["args"]
-        if backwards:
-            # A substituted series is read in running order there, but recorded in the order of xs.
-            raise EngineError(
-                "NumPyro replays the sites of a scan with reverse=True in another order than it records them, so the "
-                "scan cannot be enumerated; flip xs (jnp.flip) and scan forwards"
-            )
+        body, init, xs, length, _ = msg["args"]
         self.length = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
         if self.mode == "enter":
             self.carry = init

@@ -92,7 +92,7 @@ def importance(
     if proposal is not None:
         pair = Pair(program.policy, proposal.pair.guide, program.structure, args, proposal.pair.transforms)
     draw_key, metric_key = jax.random.split(key)
-    batch = _draw(draw_key, pair, {} if proposal is None else proposal.params, num_samples)
+    batch = _draw(draw_key, pair, jax.tree.map(jnp.asarray, {} if proposal is None else proposal.params), num_samples)
     _check(batch)
     _refuse_weightless(program.structure, batch)
     betas = None if beta is None else np.asarray(beta, float)

@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
-from jax import Array
 from numpyro import handlers
 
 from bayesrl.core.primitives import kind_of
@@ -84,7 +83,7 @@ class AutoTilt(GuideFamily):
 
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate: slower where a policy's own networks are trained too."""
-        own = all(name.endswith((TABLE, NETWORK, SUMMARY)) for name in params)
+        own = all(name.endswith(TABLE) or NETWORK in name or SUMMARY in name for name in params)
         return self.learning_rate if own else 0.01
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
@@ -112,10 +111,9 @@ class AutoTilt(GuideFamily):
             own_key = jax.random.fold_in(key, index)
             if name.endswith(TABLE):
                 result[name] = value + jax.random.normal(own_key, value.shape, value.dtype)
-            elif name.endswith(NETWORK):
-                skip_key, out_key = jax.random.split(own_key)
-                layers = (_noisy(skip_key, value.skip.weight), _noisy(out_key, value.out.weight))
-                result[name] = eqx.tree_at(lambda net: (net.skip.weight, net.out.weight), value, layers)
+            elif name.endswith((f"{NETWORK}.skip.weight", f"{NETWORK}.out.weight")):
+                scale = _STEP * jnp.sqrt(value.shape[-1])
+                result[name] = value + jax.random.normal(own_key, value.shape, value.dtype) / scale
             else:
                 result[name] = value
         return result
@@ -153,13 +151,11 @@ def _declare(plan: Plan, networks: dict[str, Any]) -> Weights:
 
 
 def _declare_network(name: str, network: Any) -> Any:
+    """Declare one parameter per array: NumPyro's replay of a scan takes no trees."""
     arrays, rest = eqx.partition(network, eqx.is_inexact_array)
-    stored = numpyro.param(name, lambda _: jax.tree.map(lambda leaf: leaf / _STEP, arrays))
-    return eqx.combine(jax.tree.map(lambda leaf: leaf * _STEP, stored), rest)
-
-
-def _noisy(key: PRNGKey, weight: Array) -> Array:
-    return weight + jax.random.normal(key, weight.shape) / (_STEP * jnp.sqrt(weight.shape[-1]))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(arrays)
+    stored = [numpyro.param(name + jax.tree_util.keystr(path), leaf / _STEP) for path, leaf in leaves]
+    return eqx.combine(jax.tree.unflatten(structure, [leaf * _STEP for leaf in stored]), rest)
 
 
 def _is_scored(msg: dict[str, Any]) -> bool:

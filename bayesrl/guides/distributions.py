@@ -1,5 +1,6 @@
 """Distributions that tilted sites draw from where NumPyro has none of the right shape."""
 
+import copy
 from typing import Any
 
 import jax
@@ -13,7 +14,16 @@ from numpyro.distributions.batch_util import promote_batch_shape
 _LOWEST, _HIGHEST = -87.0, 88.0
 
 
-class Finite(dist.Distribution):  # type: ignore[misc]
+def coordinate_shape(fn: Any) -> tuple[int, ...]:
+    """Shape of one event in unconstrained space.
+
+    The transform is asked about batch and event together: bounds may have batch axes.
+    """
+    shape: tuple[int, ...] = biject_to(fn.support).inverse_shape(tuple(fn.shape()))
+    return shape[len(fn.batch_shape) :]
+
+
+class Finite(dist.Distribution):
     """A distribution over finitely many consecutive integers, by free logits.
 
     log p(values[k]) = log softmax(logits)_k
@@ -54,13 +64,13 @@ class Finite(dist.Distribution):  # type: ignore[misc]
         picked = jnp.take_along_axis(log_probs, jnp.broadcast_to(index, shape)[..., None], -1)[..., 0]
         return jnp.where(inside, picked, -jnp.inf)
 
-    def enumerate_support(self, expand: bool = True) -> Array:  # noqa: FBT001, FBT002  (NumPyro's signature)
+    def enumerate_support(self, expand: bool = True) -> Array:
         """Give all values, [K, *batch or ones]."""
         values = jnp.asarray(self.values).reshape((-1,) + (1,) * len(self.batch_shape))
         return jnp.broadcast_to(values, (len(self.values), *self.batch_shape)) if expand else values
 
 
-class Affine(dist.Distribution):  # type: ignore[misc]
+class Affine(dist.Distribution):
     """The prior's own draw, moved by an affine map in unconstrained coordinates.
 
     x = T(a + B · T⁻¹(x₀)),  x₀ ~ base,  T = biject_to(support),  B lower triangular.
@@ -73,12 +83,14 @@ class Affine(dist.Distribution):  # type: ignore[misc]
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's protocol)
-    pytree_data_fields = ("base", "shift", "log_scale", "lower")
+    pytree_data_fields = ("base", "shift", "log_scale", "lower", "_support")
 
     def __init__(
         self, base: Any, shift: Array, log_scale: Array, lower: Array, *, validate_args: bool | None = None
     ) -> None:
         self.base, self.shift, self.log_scale, self.lower = base, shift, log_scale, lower
+        # Bounds of full shape stay aligned when a scan stacks them over time; NumPyro's own do not.
+        self._support = jax.tree.map(lambda bound: jnp.broadcast_to(bound, base.shape()), base.support)
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     @property
@@ -89,7 +101,7 @@ class Affine(dist.Distribution):  # type: ignore[misc]
     @property
     def support(self) -> Any:
         """The prior's support."""
-        return self.base.support
+        return self._support
 
     def rsample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw with gradients, [*sample_shape, *batch, *event]."""
@@ -107,7 +119,8 @@ class Affine(dist.Distribution):  # type: ignore[misc]
         drawn = self._bounded(self._unflat(self._solve(flat - self.shift), moved))
         before = transform(drawn)
         stretch = transform.log_abs_det_jacobian(moved, value) - transform.log_abs_det_jacobian(drawn, before)
-        return self.base.log_prob(before) - stretch - self.log_scale.sum(-1)
+        result: Array = self.base.log_prob(before) - stretch - self.log_scale.sum(-1)
+        return result
 
     def _forward(self, draw: Array) -> Array:
         transform = biject_to(self.support)
@@ -147,7 +160,7 @@ class Affine(dist.Distribution):  # type: ignore[misc]
 
     @property
     def _coordinate_ndim(self) -> int:
-        return len(biject_to(self.support).inverse_shape(self.event_shape))
+        return len(coordinate_shape(self))
 
     def _bounded(self, coordinates: Array) -> Array:
         support = self.support
@@ -161,5 +174,7 @@ class Affine(dist.Distribution):  # type: ignore[misc]
 @promote_batch_shape.register  # type: ignore[untyped-decorator]
 def _promote_affine(d: Affine) -> Affine:
     """Give an `Affine` stacked by a scan its leading axis of time."""
-    base = promote_batch_shape(d.base)
-    return Affine(base, d.shift, d.log_scale, d.lower)
+    promoted = copy.copy(d)
+    promoted.base = promote_batch_shape(d.base)
+    promoted._batch_shape = promoted.base.batch_shape
+    return promoted

@@ -3,7 +3,6 @@
 import abc
 from typing import Any
 
-
 from bayesrl.core.structure import Structure
 from bayesrl.typing import Params, PRNGKey, Program
 
@@ -46,5 +45,3 @@ class GuideFamily(abc.ABC):
         """Suggest an Adam rate once the parameters are known."""
         del params
         return self.learning_rate
-
-

@@ -39,11 +39,13 @@ class Summary(eqx.Module):
 
     def __call__(self, features: Array, state: Array) -> Array:
         """Take in the features [num_features] of one step; state [width]."""
-        return self.cell(features, state)
+        new: Array = self.cell(features, state)
+        return new
 
 
 def _zero(layer: eqx.nn.Linear) -> eqx.nn.Linear:
-    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf, layer)
+    zero: eqx.nn.Linear = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf, layer)
+    return zero
 
 
 def time_features(length: int) -> Array:

@@ -26,7 +26,9 @@ def origins(function: Callable[[dict[str, Array]], Any], values: dict[str, Array
         One set of names per leaf of the output.
     """
     names = sorted(values)
-    closed = jax.make_jaxpr(lambda *arrays: function(dict(zip(names, arrays, strict=True))))(*(values[n] for n in names))
+    closed = jax.make_jaxpr(lambda *arrays: function(dict(zip(names, arrays, strict=True))))(
+        *(values[n] for n in names)
+    )
     return _follow(closed.jaxpr, [frozenset({name}) for name in names])
 
 

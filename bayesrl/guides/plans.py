@@ -120,9 +120,7 @@ def make_plan(
     return Plan(sites, summaries)
 
 
-def needs_summary(
-    site: Site, structure: Structure, recurrent: bool | Literal["auto"], tilt: Tilt
-) -> bool:
+def needs_summary(site: Site, structure: Structure, recurrent: bool | Literal["auto"], tilt: Tilt) -> bool:
     """Tell whether the past of a scan matters beyond its carry.
 
     It does where something is scored after the scan, or where nature hides something: the past is

@@ -145,7 +145,9 @@ def sources_of(name: str, structure: Structure, facts: Survey) -> list[Source]:
 def site_source(fact: SiteFacts, site: Site, *, stacked: bool) -> Source:
     """Read a site: its value at this moment, or all its steps where it stood in an earlier scan."""
     width = fact.width * (site.length if stacked else 1)
-    return Source("past" if stacked else "site", fact.name, fact.dims, fact.event_ndim, width, fact.support, f"value {fact.name}")
+    return Source(
+        "past" if stacked else "site", fact.name, fact.dims, fact.event_ndim, width, fact.support, f"value {fact.name}"
+    )
 
 
 def _from_carry(scan: int, mine: SiteFacts, structure: Structure, facts: Survey) -> list[Source]:

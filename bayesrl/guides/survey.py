@@ -224,7 +224,9 @@ def _union(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> tuple[fl
     return None if a is None or b is None else tuple(sorted({float(v) for v in (*a, *b)}))
 
 
-def _run(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> tuple[_Probe, dict[str, Record]]:
+def _run(
+    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]
+) -> tuple[_Probe, dict[str, Record]]:
     probe = _Probe(policy, structure)
     return probe, record(handlers.seed(probe, rng_seed=key), *args).sites
 

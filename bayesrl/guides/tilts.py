@@ -9,7 +9,10 @@ from jax import Array
 from numpyro.distributions import biject_to, constraints
 
 from bayesrl.errors import GuideError
-from bayesrl.guides.distributions import Affine, Finite
+from bayesrl.guides.distributions import Affine, Finite, coordinate_shape
+
+_LOWEST_LOGIT = -1e30
+"""Stands for a prior log-probability of −inf, which NumPyro refuses as a logit."""
 
 MAX_TRIANGULAR = 32
 """Largest event, in unconstrained coordinates, that gets a full triangular map."""
@@ -60,20 +63,16 @@ def _num_discrete(name: str, core: Any, support: tuple[float, ...] | None) -> in
 
 
 def _num_coordinates(name: str, core: Any) -> int:
+    refusal = GuideError(
+        f"the automatic guide cannot tilt site {name!r}: {type(core).__name__} cannot be drawn and mapped to "
+        f"unconstrained space; write a guide for it by hand, def guide(*args): numpyro.sample({name!r}, ...)"
+    )
+    if isinstance(core, (dist.ImproperUniform, dist.Unit, dist.Delta)):
+        raise refusal
     try:
-        transform = biject_to(core.support)
-        shape = transform.inverse_shape(core.event_shape)
+        return math.prod(coordinate_shape(core))
     except (NotImplementedError, AssertionError) as error:
-        shape, refused = None, error
-    else:
-        refused = None
-    improper = isinstance(core, (dist.ImproperUniform, dist.Unit, dist.Delta))
-    if shape is None or improper:
-        raise GuideError(
-            f"the automatic guide cannot tilt site {name!r}: {type(core).__name__} cannot be drawn and mapped to "
-            f"unconstrained space; write a guide for it by hand, def guide(*args): numpyro.sample({name!r}, ...)"
-        ) from refused
-    return math.prod(shape)
+        raise refusal from error
 
 
 def tilted(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
@@ -93,7 +92,7 @@ def tilted(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
     if isinstance(core, dist.Normal):
         moved: Any = dist.Normal(core.loc + core.scale * theta[..., 0], core.scale * jnp.exp(theta[..., 1]))
     else:
-        size = math.prod(biject_to(core.support).inverse_shape(core.event_shape))
+        size = math.prod(coordinate_shape(core))
         base = core if core.batch_shape == fn.batch_shape else core.expand(fn.batch_shape)
         moved = Affine(base, theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :])
     for mask in _masks(fn):
@@ -103,13 +102,13 @@ def tilted(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
 
 def _tilted_elements(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
     if isinstance(fn, dist.MaskedDistribution):
-        return _tilted_elements(fn.base_dist, theta, support).mask(fn._mask)  # noqa: SLF001
+        return _tilted_elements(fn.base_dist, theta, support).mask(fn._mask)
     if isinstance(fn, dist.Independent):
         return _tilted_elements(fn.base_dist, theta, support).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.ExpandedDistribution):
         return _tilted_elements(fn.base_dist, theta, support)
     if isinstance(fn, _CATEGORICAL):
-        return dist.CategoricalLogits(fn.logits + theta)
+        return dist.CategoricalLogits(jnp.maximum(fn.logits, _LOWEST_LOGIT) + theta)
     one = theta[..., 0]
     if isinstance(fn, _BERNOULLI):
         return dist.BernoulliLogits(fn.logits + one)
@@ -192,7 +191,7 @@ def _masks(fn: Any) -> list[Any]:
     masks, core = [], fn
     while isinstance(core, (dist.MaskedDistribution, dist.ExpandedDistribution)):
         if isinstance(core, dist.MaskedDistribution):
-            masks.append(core._mask)  # noqa: SLF001
+            masks.append(core._mask)
         core = core.base_dist
     return masks
 

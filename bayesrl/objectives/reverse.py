@@ -155,16 +155,19 @@ def _advantages(costs: Array, baseline: Baseline) -> Array:
         return jnp.flip(jnp.cumsum(jnp.flip(costs, -1), -1), -1)
     if num == 1:
         return to_go
-    past = centred.sum(-1, keepdims=True) - to_go
+    total = centred.sum(-1, keepdims=True)
+    past = total - to_go
     leave_one_out = num / (num - 1)
     if baseline == "full":
-        return leave_one_out * (to_go + past)
+        return leave_one_out * total * jnp.ones_like(to_go)
     if baseline == "to_go" or num < 8:
         return leave_one_out * to_go
-    covariance = (past * to_go).sum(0) - leave_one_out * past * to_go
+    # The slope is −1 plus that of the total on the past, which vanishes at the optimum; so it is −1, too,
+    # where the other particles share one past and say nothing of it.
+    covariance = (past * total).sum(0) - leave_one_out * past * total
     variance = (past * past).sum(0) - leave_one_out * past * past
-    tiny = jnp.finfo(costs.dtype).tiny
-    slope = jnp.clip(covariance / jnp.maximum(variance, tiny), -1.0, 0.0)
+    rounding = 16 * jnp.finfo(costs.dtype).eps * (past * past).sum(0) + jnp.finfo(costs.dtype).tiny
+    slope = jnp.clip(covariance / jnp.maximum(variance, rounding) - 1.0, -1.0, 0.0)
     return leave_one_out * (to_go - slope * past)
 
 

@@ -13,6 +13,7 @@ import optax
 import pytest
 from jax import Array
 from numpyro.contrib.control_flow import scan
+from oracles import ORACLES
 from scipy.special import logsumexp
 
 from bayesrl.core.handlers import whole
@@ -338,7 +339,7 @@ def test_a_reversed_scan_is_refused() -> None:
 
         scan(step, jnp.zeros(()), jnp.arange(3), reverse=True)
 
-    with pytest.raises(EngineError, match=r"reverse=True.*flip xs"):
+    with pytest.raises(PolicyError, match=r"reverse=True.*flip xs"):
         enumerate_posterior(program, beta=1.0)
 
 
@@ -382,3 +383,23 @@ def test_interacting_elements_inside_contexts() -> None:
     found = np.asarray(result.resample(jax.random.key(5), 4000)["x"]).prod(1).mean(0)
     # 3 frequencies within 5 standard errors: 2e-6 false alarms.
     assert (np.abs(found - share) < 5 * np.sqrt(share * (1 - share) / 4000)).all()
+
+
+FINITE = ("flat", "dependent", "chain", "chain_with_nature", "episode", "contexts", "subsampled", "nested")
+FINITE += ("interacting", "observable", "hidden", "weathers", "observed")
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_oracles(name: str) -> None:
+    oracle = ORACLES[name]()
+    policy = whole(oracle.policy)
+    result = enumerate_posterior(policy, *oracle.args, beta=oracle.beta)
+    pair = Pair(policy, whole(oracle.guide), inspect(jax.random.key(0), policy, *oracle.args), oracle.args, {})
+    found = evaluate_exactly(pair, oracle.params, oracle.beta).objective
+    # The objective of a fit holds β·log p(y), which neither the parameters nor the gap see.
+    data = 0.0 if result.log_marginal is None else result.log_marginal
+    np.testing.assert_allclose((result.optimum + oracle.beta * data).mean(), oracle.optimum, rtol=2e-6, atol=1e-6)
+    truth = np.asarray(oracle.objective(oracle.params)).mean()
+    np.testing.assert_allclose((found + oracle.beta * data).mean(), truth, rtol=1e-5, atol=1e-6)
+    if oracle.log_evidence is not None:
+        np.testing.assert_allclose((result.log_evidence + data).mean(), oracle.log_evidence, rtol=2e-6, atol=1e-6)

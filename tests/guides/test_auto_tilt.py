@@ -130,7 +130,7 @@ def test_chain_with_observable_nature():
 
         scan(step, 0, jnp.arange(steps))
 
-    pair, params = fit(policy, beta=beta, num_steps=1500)
+    _, params = fit(policy, beta=beta, num_steps=1500)
     log_prior = log_softmax(logits)
     tilted_log_q = log_softmax(logits + np.asarray(params["action$table"]))
     best = first = value = np.zeros(len(logits))
@@ -424,7 +424,7 @@ def test_network_in_the_policy_inside_a_plate():
     start = pair.draw(KEY, declared, 256).totals((256, 6))
     assert float(totals.log_weight(0.5).mean()) > float(start.log_weight(0.5).mean()) + 0.2
     table, _ = make_pair(policy, inputs, labels)
-    with pytest.raises(GuideError, match="'image' had 12 elements .* tilt='network'"):
+    with pytest.raises(GuideError, match=r"'image' had 12 elements .* tilt='network'"):
         record(handlers.seed(table.guide, 0), more, jnp.concatenate([labels, labels]))
 
 
@@ -520,6 +520,7 @@ VECTORS = {
     "lkj_cholesky": dist.LKJCholesky(3, 2.0),
     "masked": dist.Normal(jnp.zeros(3), 1.0).mask(jnp.array([True, False, True])),
     "masked_gamma": dist.Gamma(jnp.ones(3), 1.0).mask(jnp.array([True, False, True])),
+    "batched_bounds": dist.Uniform(jnp.array([0.0, -1.0, 1.0]), 2.0),
     "expanded": dist.Categorical(logits=jnp.arange(3.0)).expand((4,)),
     "expanded_event": dist.Beta(2.0, 1.0).expand((4,)).to_event(1),
 }
@@ -552,11 +553,11 @@ def test_every_distribution_starts_at_the_prior_and_scores_its_draws(name, lengt
     pair, params = make_pair(one_site(EVERY[name], length, plate))
     draws = check_guide(KEY, pair, params, num_draws=8)
     np.testing.assert_allclose(draws.log_q["x"], draws.log_prior["x"], rtol=2e-4, atol=2e-4)
-    other = jax.tree.map(lambda leaf: leaf + 0.3, params)
+    other = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=float)).reshape(leaf.shape), params)
     moved = pair.draw(KEY, other, 8)
     assert np.isfinite(moved.log_q["x"]).all()
     assert np.isfinite(moved.log_prior["x"]).all()
-    assert float(jnp.abs(moved.log_q["x"] - moved.log_prior["x"]).max()) > 1e-3 or name == "expanded_event"
+    assert float(jnp.abs(moved.log_q["x"] - moved.log_prior["x"]).max()) > 1e-3
     again = pair.log_q(other, moved)["x"]
     np.testing.assert_allclose(again, moved.log_q["x"], rtol=2e-3, atol=2e-3)
 
@@ -574,11 +575,13 @@ def test_tilted_densities_sum_to_one_and_match_their_draws(name):
         grid = grid[grid >= 0]
         mass = np.exp(np.asarray(moved.log_prob(jnp.asarray(grid)), float))
     else:
-        # Even steps of the quantiles of a wide mixture are fine where the density is and coarse in its tails.
-        ends = np.quantile(draws, [0.0005, 0.9995])
-        grid = np.linspace(*ends, 20_001)
-        mass = np.exp(np.asarray(moved.log_prob(jnp.asarray(grid)), float)) * (grid[1] - grid[0])
-        draws = draws[(draws >= ends[0]) & (draws <= ends[1])]
+        transform = dist.biject_to(fn.support)
+        low, high = np.quantile(np.asarray(transform.inv(jnp.asarray(draws))), [0.0005, 0.9995])
+        coordinates = jnp.linspace(low, high, 20_001)
+        grid = transform(coordinates)
+        log_mass = moved.log_prob(grid) + transform.log_abs_det_jacobian(coordinates, grid)
+        mass, grid = np.exp(np.asarray(log_mass, float)) * (high - low) / 20_000, np.asarray(grid, float)
+        draws = draws[(draws >= grid.min()) & (draws <= grid.max())]
     centre, scale = np.median(draws), np.std(draws) + 1e-6
     np.testing.assert_allclose(mass.sum(), 1.0, atol=3e-3)
     statistic = np.tanh((draws - centre) / scale)
@@ -624,7 +627,7 @@ def mixed():
 
 
 def test_numpyro_s_own_elbo_takes_the_guide():
-    pair, params = make_pair(mixed)
+    pair, _ = make_pair(mixed)
     trace = handlers.trace(handlers.seed(pair.guide, 0)).get_trace()
     sites = {name for name, site in trace.items() if site["type"] != "param"}
     assert sites == {"x", "weather", "push"}
@@ -669,7 +672,7 @@ def test_conditioned_draws_have_the_density_of_the_sites():
     [
         dist.Multinomial(3, jnp.ones(2) / 2),
         dist.ZeroInflatedPoisson(0.2, 1.0),
-        dist.ImproperUniform(dist.constraints.real, (), ()),
+        dist.Delta(1.0),
     ],
 )
 def test_sites_without_a_tilt_are_refused(fn):
@@ -677,7 +680,7 @@ def test_sites_without_a_tilt_are_refused(fn):
         x = numpyro.sample("odd", fn)
         reward("r", 0.0 * jnp.sum(x))
 
-    with pytest.raises((GuideError, NotImplementedError), match="odd"):
+    with pytest.raises(GuideError, match=r"'odd'.*by hand"):
         make_pair(policy)
 
 
@@ -686,13 +689,14 @@ def test_a_table_that_does_not_fit_is_refused():
         xs = [numpyro.sample(f"x{i}", dist.Categorical(logits=jnp.zeros(10))) for i in range(4)]
         reward("r", 1.0 * sum(xs))
 
-    with pytest.raises(GuideError, match="'x3' would have 10,000 entries.*max_table"):
+    with pytest.raises(GuideError, match=r"'x3' would have 10,000 entries.*max_table"):
         make_pair(policy, family=AutoTilt(tilt="table", max_table=5_000))
     _, params = make_pair(policy, family=AutoTilt(max_table=5_000))
-    assert set(params) == {"x0$table", "x1$table", "x2$table", "x3$table", "x3$network"}
+    assert {name.split(".")[0] for name in params} == {"x0$table", "x1$table", "x2$table", "x3$table", "x3$network"}
 
 
 @pytest.mark.parametrize("options", [{"tilt": "magic"}, {"hidden": 0}, {"max_table": 0}, {"recurrent": "maybe"}])
+@pytest.mark.usefixtures("unchecked")
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(GuideError, match=next(iter(options))):
         AutoTilt(**options)

@@ -175,12 +175,8 @@ def test_noise_vanishes_at_the_optimum(name: str, baseline: Any) -> None:
         return gradient, info.spread
 
     found, spread = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), 200))
-    limit = 1e-8
-    if name == "chain" and baseline == "regression":
-        # The slope is fitted on the draws, so it is −1 only up to rounding of both moments.
-        limit = 1e-7
     for values in found.values():
-        assert float((values**2).mean(0).max()) < limit
+        assert float((values**2).mean(0).max()) < 1e-8
     assert float(spread.max()) < 1e-8
 
 
