@@ -17,6 +17,7 @@ from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure, inspect
 from bayesrl.errors import PolicyError
+from bayesrl.guides import OwnProgram
 from bayesrl.typing import Params, PRNGKey, PRNGKeys, Program, Sites
 
 
@@ -292,6 +293,8 @@ class Posterior:
         guide = pair.guide
         if guide is None:
             return handlers.substitute(pair.policy, data=pair.constrain(params))
+        if isinstance(guide, OwnProgram):
+            return handlers.substitute(guide.program, data=pair.constrain(params))
         fitted = handlers.substitute(guide, data=pair.constrain(params))
         own = pair.constrain(params) if pair.learned else {}
         structure, policy = pair.structure, handlers.substitute(pair.policy, data=own)

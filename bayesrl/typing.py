@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 type PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
@@ -20,5 +21,5 @@ type Sites = Mapping[str, Array]
 type Params = dict[str, Any]
 """Unconstrained values of `numpyro.param` sites, by name; each may be a pytree."""
 
-type Beta = float | Float[Array, "*beta"]
+type Beta = float | Float[Array | np.ndarray, "*beta"]
 """Temperature, in reward units per nat."""

@@ -172,6 +172,11 @@ class StopValues(IntoScans):
         super().__init__(fn)
         self.names = frozenset(names)
 
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Stop values outside scans, and those that a scan has kept: a copy made before they were stopped inside."""
+        if msg["type"] != "control_flow":
+            self.finish_site(msg)
+
     def finish_site(self, msg: dict[str, Any]) -> None:
         """Stop the gradient of a named site's value."""
         if msg["type"] == "sample" and msg["name"] in self.names:

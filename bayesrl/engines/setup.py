@@ -79,7 +79,7 @@ def set_up(
     learned = beta is None
     own, _ = declared_params(key, policy, *args)
     frozen = policy if learned else freeze(key, policy, *args)[0]
-    program, rate, family = _bind(key, policy, guide, structure, args, learned=learned)
+    program, family = _bind(key, policy, guide, structure, args, learned=learned)
     programs_pair = Programs(frozen, program, args, structure, {}, learned)
     first, transforms = _declare(key, programs_pair, own if learned else {})
     programs = dataclasses.replace(programs_pair, transforms=transforms)
@@ -88,6 +88,7 @@ def set_up(
             "there is nothing to fit: neither the guide nor the policy declares a parameter; "
             "draw an action in the policy, or declare numpyro.param in the guide"
         )
+    rate = HAND_WRITTEN_RATE if family is None else family.learning_rate_for(first)
     pair = programs.pair()
     draws = check_guide(jax.random.fold_in(key, 1), pair, first)
     ready = objective.prepare(jax.random.fold_in(key, 2), pair, first)
@@ -118,21 +119,21 @@ def _bind(
     args: tuple[Any, ...],
     *,
     learned: bool,
-) -> tuple[Program | None, float, GuideFamily | None]:
-    """Give the guide program, its learning rate and its family."""
+) -> tuple[Program | None, GuideFamily | None]:
+    """Give the guide program and its family."""
     if not structure.actions:
         if guide is not None:
             raise GuideError(f"the policy draws nothing, so guide={guide!r} has no use; leave it out")
-        return None, HAND_WRITTEN_RATE, None
+        return None, None
     family = AutoTilt() if guide is None else guide
     if isinstance(family, GuideFamily):
-        return family.build(key, policy, structure, args), family.learning_rate, family
+        return family.build(key, policy, structure, args), family
     if not callable(family):
         raise GuideError(
             f"guide={guide!r} is neither a NumPyro program nor a family of bayesrl.guides; "
             "pass a function of the policy's arguments, or AutoTilt()"
         )
-    return family, HAND_WRITTEN_RATE, None
+    return family, None
 
 
 def _declare(key: PRNGKey, programs: Programs, own: Params) -> tuple[Params, dict[str, Any]]:

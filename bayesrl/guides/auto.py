@@ -7,12 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
-from numpyro import handlers
 
-from bayesrl.core.primitives import kind_of
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
-from bayesrl.guides.interface import GuideFamily
+from bayesrl.guides.interface import GuideFamily, OwnProgram
 from bayesrl.guides.networks import Summary, TiltNetwork
 from bayesrl.guides.plans import Plan, Tilt, make_plan
 from bayesrl.guides.survey import measure, survey
@@ -76,15 +74,10 @@ class AutoTilt(GuideFamily):
         if self.hidden < 1 or self.max_table < 1:
             raise GuideError(f"AutoTilt got hidden={self.hidden}, max_table={self.max_table}; both must be at least 1")
 
-    @property
-    def learning_rate(self) -> float:
-        """Suggested Adam rate for tables and networks alike; see `learning_rate_for`."""
-        return 0.1
-
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate: slower where a policy's own networks are trained too."""
         own = all(name.endswith(TABLE) or NETWORK in name or SUMMARY in name for name in params)
-        return self.learning_rate if own else 0.01
+        return 0.1 if own else 0.01
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
         """Build the guide; see `GuideFamily.build`."""
@@ -97,12 +90,10 @@ class AutoTilt(GuideFamily):
         networks = self._networks(network_key, plan)
         width = self.hidden
 
-        def guide(*args: Any) -> Any:
-            tilting = Tilting(policy, plan, _declare(plan, networks), moments, width)
-            with handlers.block(hide_fn=_is_scored):
-                return tilting(*args)
+        def tilted(*args: Any) -> Any:
+            return Tilting(policy, plan, _declare(plan, networks), moments, width)(*args)
 
-        return guide
+        return OwnProgram(tilted)
 
     def disperse(self, key: PRNGKey, params: Params) -> Params:
         """Disturb tables and the outputs of networks so that tilts differ by about one; see `GuideFamily.disperse`."""
@@ -156,10 +147,3 @@ def _declare_network(name: str, network: Any) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(arrays)
     stored = [numpyro.param(name + jax.tree_util.keystr(path), leaf / _STEP) for path, leaf in leaves]
     return eqx.combine(jax.tree.unflatten(structure, [leaf * _STEP for leaf in stored]), rest)
-
-
-def _is_scored(msg: dict[str, Any]) -> bool:
-    """Tell what a guide does not show: it only draws."""
-    if msg["type"] == "deterministic":
-        return True
-    return msg["type"] == "sample" and kind_of(msg) in ("reward", "observed")

@@ -3,6 +3,9 @@
 import abc
 from typing import Any
 
+from numpyro import handlers
+
+from bayesrl.core.primitives import kind_of
 from bayesrl.core.structure import Structure
 from bayesrl.typing import Params, PRNGKey, Program
 
@@ -13,11 +16,6 @@ class GuideFamily(abc.ABC):
     A guide is a plain NumPyro program with the policy's arguments: it draws the policy's action
     sites, may replay its environment sites, and declares what is trained by `numpyro.param`.
     """
-
-    @property
-    @abc.abstractmethod
-    def learning_rate(self) -> float:
-        """Suggested Adam rate."""
 
     @abc.abstractmethod
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
@@ -41,7 +39,29 @@ class GuideFamily(abc.ABC):
     def disperse(self, key: PRNGKey, params: Params) -> Params:
         """Give overdispersed starting values for a restart, of the shapes of `params`; `key` is consumed whole."""
 
+    @abc.abstractmethod
     def learning_rate_for(self, params: Params) -> float:
-        """Suggest an Adam rate once the parameters are known."""
-        del params
-        return self.learning_rate
+        """Suggest an Adam rate for these parameters."""
+
+
+class OwnProgram:
+    """A guide that is the policy's own program, its action sites drawn from other distributions.
+
+    As a guide it shows only what it draws; `program` is the same with rewards, observed and
+    deterministic sites: the fitted policy.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, *args: Any) -> Any:
+        """Run as a guide."""
+        with handlers.block(hide_fn=_is_scored):
+            return self.program(*args)
+
+
+def _is_scored(msg: dict[str, Any]) -> bool:
+    """Tell what a guide does not show: it only draws."""
+    if msg["type"] == "deterministic":
+        return True
+    return msg["type"] == "sample" and kind_of(msg) in ("reward", "observed")

@@ -166,7 +166,8 @@ def _advantages(costs: Array, baseline: Baseline) -> Array:
     # where the other particles share one past and say nothing of it.
     covariance = (past * total).sum(0) - leave_one_out * past * total
     variance = (past * past).sum(0) - leave_one_out * past * past
-    rounding = 16 * jnp.finfo(costs.dtype).eps * (past * past).sum(0) + jnp.finfo(costs.dtype).tiny
+    limits = jnp.finfo(costs.dtype)
+    rounding = math.sqrt(limits.eps) * (past * past).sum(0) + limits.tiny
     slope = jnp.clip(covariance / jnp.maximum(variance, rounding) - 1.0, -1.0, 0.0)
     return leave_one_out * (to_go - slope * past)
 

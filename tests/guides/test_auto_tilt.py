@@ -513,14 +513,14 @@ VECTORS = {
     "bernoulli_event": dist.Bernoulli(jnp.array([0.2, 0.7, 0.4])).to_event(1),
     "categorical_event": dist.Categorical(logits=jnp.arange(6.0).reshape(2, 3)).to_event(1),
     "normal_event": dist.Normal(jnp.arange(3.0), 1.0).to_event(1),
-    "uniform_event": dist.Uniform(0.0, jnp.array([1.0, 2.0])).to_event(1),
+    "uniform_event": dist.Uniform(jnp.zeros(2), jnp.array([1.0, 2.0])).to_event(1),
     "large_event": dist.Normal(jnp.zeros(40), 1.0).to_event(1),
     "dirichlet": dist.Dirichlet(jnp.array([2.0, 1.0, 3.0])),
     "multivariate_normal": dist.MultivariateNormal(jnp.arange(3.0), jnp.eye(3) + 0.3),
     "lkj_cholesky": dist.LKJCholesky(3, 2.0),
     "masked": dist.Normal(jnp.zeros(3), 1.0).mask(jnp.array([True, False, True])),
     "masked_gamma": dist.Gamma(jnp.ones(3), 1.0).mask(jnp.array([True, False, True])),
-    "batched_bounds": dist.Uniform(jnp.array([0.0, -1.0, 1.0]), 2.0),
+    "batched_bounds": dist.Uniform(jnp.array([0.0, -1.0, 1.0]), jnp.full(3, 2.0)),
     "expanded": dist.Categorical(logits=jnp.arange(3.0)).expand((4,)),
     "expanded_event": dist.Beta(2.0, 1.0).expand((4,)).to_event(1),
 }
@@ -553,7 +553,9 @@ def test_every_distribution_starts_at_the_prior_and_scores_its_draws(name, lengt
     pair, params = make_pair(one_site(EVERY[name], length, plate))
     draws = check_guide(KEY, pair, params, num_draws=8)
     np.testing.assert_allclose(draws.log_q["x"], draws.log_prior["x"], rtol=2e-4, atol=2e-4)
-    other = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=float)).reshape(leaf.shape), params)
+    other = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=float)).reshape(leaf.shape), params
+    )
     moved = pair.draw(KEY, other, 8)
     assert np.isfinite(moved.log_q["x"]).all()
     assert np.isfinite(moved.log_prior["x"]).all()

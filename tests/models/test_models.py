@@ -1,0 +1,102 @@
+"""The ready models: their optima against closed forms, brute force and enumeration."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bayesrl
+from bayesrl.engines.enumeration import enumerate_posterior
+from bayesrl.errors import BayesRLError, PolicyError
+from bayesrl.problem import Problem, model_names, model_options
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_model_says_what_it_is(name: str) -> None:
+    assert len(model_names()[name]) > 20
+    problem = bayesrl.ready_model(name)
+    assert isinstance(problem, Problem)
+    assert problem.beta is not None
+    assert bayesrl.ready_model(name, **model_options(name)).beta == problem.beta
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
+def test_bandit_is_a_softmax(beta: float) -> None:
+    problem = bayesrl.ready_model("bernoulli_bandit", arms=4, best=0.8, worst=0.2)
+    found = enumerate_posterior(problem.policy, beta=beta)
+    tilted = np.exp(np.array([0.2, 0.4, 0.6, 0.8]) / beta)
+    np.testing.assert_allclose(np.exp(found.log_weights), tilted / tilted.sum(), rtol=1e-4)
+    np.testing.assert_allclose(found.optimum, beta * math.log(tilted.mean()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("beta", "sharpness", "scale"), [(0.5, 1.0, 1.0), (0.1, 2.0, 0.5), (3.0, 0.3, 2.0)])
+def test_gaussian_optimum_by_quadrature(beta: float, sharpness: float, scale: float) -> None:
+    options = {"prior_mean": 0.3, "prior_scale": scale, "target": 1.7, "sharpness": sharpness}
+    problem = bayesrl.ready_model("gaussian_target", **options)
+    x = np.linspace(-40, 40, 400_001)
+    log_prior = -0.5 * ((x - 0.3) / scale) ** 2 - math.log(scale * math.sqrt(2 * math.pi))
+    density = np.exp(log_prior - 0.5 * sharpness * (x - 1.7) ** 2 / beta)
+    assert problem.exact is not None
+    np.testing.assert_allclose(problem.exact(beta), beta * math.log(np.trapezoid(density, x)), rtol=1e-6)
+    found = bayesrl.log_density(problem.policy, {"action": jnp.asarray(0.9)}, beta=beta)
+    at = -0.5 * ((0.9 - 0.3) / scale) ** 2 - math.log(scale * math.sqrt(2 * math.pi))
+    np.testing.assert_allclose(found.log_target, at - 0.5 * sharpness * 0.8**2 / beta, rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.4, 1.0])
+def test_transfer_matrices_against_every_string(beta: float, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("a cab, a bad cad! " * 20)
+    problem = bayesrl.ready_model("bigram_text", text=str(path), letters="ab", length=3)
+    index = " abcdefghijklmnopqrstuvwxyz"
+    counts = np.ones((27, 27))
+    clean = " ".join(("a cab  a bad cad  " * 20).split())
+    for first, second in itertools.pairwise(clean):
+        counts[index.index(first), index.index(second)] += 1
+    chain = counts / counts.sum(1, keepdims=True)
+    gain = np.array([character in "ab" for character in index], float)
+    total = 0.0
+    for a, b, c in itertools.product(range(27), repeat=3):
+        total += chain[0, a] * chain[a, b] * chain[b, c] * math.exp((gain[a] + gain[b] + gain[c]) / beta)
+    assert problem.exact is not None
+    np.testing.assert_allclose(problem.exact(beta), beta * math.log(total), rtol=1e-6)
+    found = enumerate_posterior(problem.policy, beta=beta)
+    np.testing.assert_allclose(found.optimum, beta * math.log(total), rtol=1e-4)
+
+
+def test_bigram_offsets_hold_the_optimum() -> None:
+    import jax
+
+    problem = bayesrl.ready_model("bigram_text", length=5)
+    options: dict[str, Any] = {**problem.fit_options, "num_steps": 600}
+    posterior = bayesrl.fit(jax.random.key(0), problem.policy, beta=1.0, progress=False, **options)
+    objective = posterior.estimate(jax.random.key(1), 4000).objective
+    assert problem.exact is not None
+    # The noise of J vanishes with the gap, so the bound is on the gap itself: 1% of what there is to gain.
+    gain = problem.exact(1.0) - problem.exact(1e6)  # as β → ∞, J* → J(π₀)
+    assert abs(problem.exact(1.0) - float(objective.mean[0])) < 0.01 * gain
+
+
+def test_digits_holds_out_what_it_did_not_see() -> None:
+    pytest.importorskip("sklearn")
+    problem = bayesrl.ready_model("digits_bandit", hidden=4, num_steps=10)
+    assert problem.held_out is not None
+    (train, _), (test, labels) = problem.args, problem.held_out
+    assert (len(train), len(test)) == (1131, 566)
+    assert not {row.tobytes() for row in np.asarray(train)} & {row.tobytes() for row in np.asarray(test)}
+    found = enumerate_posterior(bayesrl.whole(problem.policy), test[:6], labels[:6], beta=0.1)
+    best = np.asarray(found.log_weights).argmax(0)
+    np.testing.assert_array_equal(best, labels[:6])
+
+
+def test_models_refuse_what_they_cannot_use(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="name at least one"):
+        bayesrl.ready_model("bigram_text", letters="123")
+    with pytest.raises(PolicyError, match="cannot be read"):
+        bayesrl.ready_model("bigram_text", text=str(tmp_path / "none.txt"))
+    with pytest.raises(BayesRLError, match="failed: ValueError"):
+        bayesrl.ready_model("bernoulli_bandit", arms="two")
