@@ -2,8 +2,11 @@
 
 import json
 import shlex
+import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +19,15 @@ from rich.markup import escape
 from rich.text import Text
 
 from bayesrl import run_folder
-from bayesrl.certainty.scoreboard import Scoreboard, from_json, scoreboard, to_json
+from bayesrl.certainty.scoreboard import Scoreboard, from_json, score, to_json
 from bayesrl.engines.fitting import fit as fit_policy
 from bayesrl.engines.reopening import key_of
 from bayesrl.engines.reopening import resume as resume_policy
-from bayesrl.errors import BayesRLError, FitError, PolicyError, RunFolderError
+from bayesrl.errors import BayesRLError, FitError, GuideError, PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
 from bayesrl.problem import ModelError, Problem, model_names, model_options, ready_model
 from bayesrl.report.figures import save_figures
-from bayesrl.report.tables import history_table, plain_table, score_table
+from bayesrl.report.tables import history_table, plain_table, run_rows, score_table
 
 INTERRUPTED = 130
 PICTURES = ("training.png", "training.svg")
@@ -57,16 +60,16 @@ def fit(
 ) -> None:
     """Fit a model into a run folder, or go on with the run that is there."""
     folder = out if out is not None else Path("runs") / Path(model).stem
-    with _errors_on_one_line(), _stopped_by_ctrl_c(folder):
+    with _errors_on_one_line(), _stopped_by_ctrl_c(folder) as callback:
         options = _parse_options(assignments or [])
         problem = ready_model(model, **options)
-        _start(model, options, problem, folder, _Wishes(beta, steps, restarts, seed), quiet=quiet)
+        _start(model, options, problem, folder, _Wishes(beta, steps, restarts, seed), callback, quiet=quiet)
 
 
 @app.command()
 def resume(directory: Folder, steps: Steps = None, quiet: Quiet = False) -> None:
     """Go on with a run where it stopped."""
-    with _errors_on_one_line(), _stopped_by_ctrl_c(directory):
+    with _errors_on_one_line(), _stopped_by_ctrl_c(directory) as callback:
         if steps is not None and steps < 1:
             raise FitError(f"num_steps={steps!r}; use an integer of at least 1")
         settings = run_folder.read_problem(directory)["settings"]
@@ -83,7 +86,7 @@ def resume(directory: Folder, steps: Steps = None, quiet: Quiet = False) -> None
         given = {name: problem.fit_options.get(name) for name in ("guide", "objective", "optimizer")}
         began = time.monotonic()
         posterior = resume_policy(
-            directory, problem.policy, *problem.args, num_steps=total, progress=not quiet, **given
+            directory, problem.policy, *problem.args, num_steps=total, callback=callback, progress=not quiet, **given
         )
         _finish(posterior, problem, directory, time.monotonic() - began, quiet=quiet)
 
@@ -107,7 +110,7 @@ def show(directory: Folder) -> None:
         settings, identity = told["settings"], told["identity"]
         done, history = run_folder.read_history(directory)
         console = _console()
-        console.print(plain_table(("setting", "value"), _settings(directory, settings, identity, done)))
+        console.print(plain_table(("setting", "value"), [*_made_of(directory), *run_rows(settings, identity, done)]))
         betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
         scores = _read_scores(directory)
         if scores is not None:
@@ -132,7 +135,14 @@ class _Wishes:
 
 
 def _start(
-    model: str, options: dict[str, Any], problem: Problem, folder: Path, wishes: _Wishes, *, quiet: bool
+    model: str,
+    options: dict[str, Any],
+    problem: Problem,
+    folder: Path,
+    wishes: _Wishes,
+    callback: Callable[..., None],
+    *,
+    quiet: bool,
 ) -> None:
     """Fit a problem into its folder, going on with the run that is there."""
     folder = run_folder.claim(folder)
@@ -159,7 +169,14 @@ def _start(
     began = time.monotonic()
     try:
         posterior = fit_policy(
-            key, problem.policy, *problem.args, beta=chosen, directory=folder, progress=not quiet, **settings
+            key,
+            problem.policy,
+            *problem.args,
+            beta=chosen,
+            directory=folder,
+            callback=callback,
+            progress=not quiet,
+            **settings,
         )
     except BayesRLError:
         run_folder.release(folder)
@@ -177,8 +194,8 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
     if posterior.interrupted:
         raise _Stopped(done, int(posterior.settings["num_steps"]))
     key = jax.random.fold_in(jax.random.key(0), 7)
-    board = scoreboard(key, posterior, exact=problem.exact)
-    held_out = scoreboard(key, posterior, *problem.held_out) if problem.held_out is not None else None
+    board = score(key, posterior, exact=problem.exact)
+    held_out, reason = _held_out(key, posterior, problem)
     scores = {"step": done, "fit": to_json(board), "held_out": None if held_out is None else to_json(held_out)}
     run_folder.write(folder / run_folder.SCORES, _dump(scores))
     optima = [row.optimum for row in board.rows]
@@ -189,7 +206,19 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
         restarts = f", the best of {posterior.num_restarts} restarts" if posterior.num_restarts > 1 else ""
         console.print(f"{done:,} steps in {seconds:.1f} s{restarts}\n")
         console.print(score_table(board, held_out))
-        console.print(Text(f"\nIn {folder}: {_held(folder)}", style="dim"), soft_wrap=False)
+        if reason:
+            console.print(Text(f"held out: not scored: {reason}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"\nIn {folder}: {_held(folder)}", style="dim"))
+
+
+def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[Scoreboard | None, str]:
+    """Score a fit on what was held out, or say why its guide cannot go there."""
+    if problem.held_out is None:
+        return None, ""
+    try:
+        return score(key, posterior, *problem.held_out), ""
+    except GuideError as error:
+        return None, str(error)
 
 
 def _already_finished(folder: Path, total: int, *, quiet: bool) -> bool:
@@ -264,6 +293,14 @@ def _read_model(directory: Path) -> dict[str, Any] | None:
     return made
 
 
+def _made_of(directory: Path) -> list[tuple[str, str]]:
+    made = _read_model(directory)
+    if made is None:
+        return []
+    options = ", ".join(f"{name}={_spell(value)}" for name, value in made["options"].items())
+    return [("model", made["model"]), ("options", options or "defaults")]
+
+
 def _read_scores(directory: Path) -> tuple[int, Scoreboard, Scoreboard | None] | None:
     """Read after how many steps the run was scored, and the scores; None where it was not."""
     told = run_folder.read_json(directory, run_folder.SCORES)
@@ -276,25 +313,6 @@ def _read_scores(directory: Path) -> tuple[int, Scoreboard, Scoreboard | None] |
         raise RunFolderError(
             f"{directory / run_folder.SCORES} holds no scores: {error!r}; delete it and run `bayesrl resume` again"
         ) from error
-
-
-def _settings(directory: Path, settings: Mapping[str, Any], identity: Mapping[str, Any], done: int) -> Any:
-    made = _read_model(directory)
-    if made is not None:
-        yield "model", made["model"]
-        yield "options", ", ".join(f"{name}={_spell(value)}" for name, value in made["options"].items()) or "defaults"
-    betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
-    yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
-    yield "steps", f"{done:,} of {settings['num_steps']:,}"
-    yield "restarts", str(settings["num_restarts"])
-    yield "seed", str(identity["seed"][-1])
-    for name in ("guide", "objective"):
-        told = identity[name]
-        fields = {k: v for k, v in told.items() if k != "type"} if isinstance(told, dict) else {}
-        shown = ", ".join(f"{k}={v}" for k, v in fields.items())
-        yield name, f"{told['type']}({shown})" if isinstance(told, dict) else str(told)
-    yield "optimizer", "Adam, cosine decay to 0" if settings["optimizer"] == "default" else "the model's own"
-    yield "versions", ", ".join(f"{k.removesuffix('_version')} {v}" for k, v in settings.items() if "_version" in k)
 
 
 def _missing(directory: Path, done: int, total: int, scores: Any) -> list[str]:
@@ -333,15 +351,41 @@ class _Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def _stopped_by_ctrl_c(folder: Path) -> Iterator[None]:
-    """Say where a fit stopped and how to go on."""
+def _stopped_by_ctrl_c(folder: Path) -> Iterator[Callable[..., None]]:
+    """Say where a fit stopped and how to go on.
+
+    A Ctrl-C that falls into a garbage collection is lost, since callbacks of the collector cannot
+    raise; so it is remembered, and the function given here, which a fit calls, raises it again.
+    """
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def raise_again(*_: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    def report(lost: Any) -> None:
+        if lost.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(lost)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, press) if in_main_thread else None
+    hook, sys.unraisablehook = sys.unraisablehook, report
     try:
-        yield
+        yield raise_again
     except KeyboardInterrupt as stop:
         where = f"at step {stop.done:,} of {stop.total:,}" if isinstance(stop, _Stopped) else "before it was done"
         text = Text(f"stopped {where}; go on with: bayesrl resume {shlex.quote(str(folder))}", style="yellow")
         Console(stderr=True, highlight=False).print(text, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        sys.unraisablehook = hook
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

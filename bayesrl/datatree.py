@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 
 from bayesrl.posterior import Posterior
+
+if TYPE_CHECKING:  # xarray takes as long to import as everything else together
+    import xarray as xr
 
 PACKAGES = ("bayesrl", "numpyro", "jax", "arviz", "numpy")
 
 
-def to_datatree(posterior: Posterior) -> xr.DataTree:
+def to_datatree(posterior: Posterior) -> "xr.DataTree":
     """Give a posterior's draws, statistics and history as an ArviZ DataTree.
 
     Restarts are `chain`, draws are `draw`, and an array of temperatures is a dimension `beta`.
@@ -36,6 +38,8 @@ def to_datatree(posterior: Posterior) -> xr.DataTree:
         >>> sorted(bayesrl.to_datatree(posterior).children)
         ['posterior', 'prior', 'sample_stats', 'training']
     """
+    import xarray as xr
+
     has_beta = np.ndim(posterior.beta) == 1 if posterior.beta is not None else False
     lead = ["beta", "chain"] if has_beta else ["chain"]
     coords: dict[str, Any] = {"beta": np.asarray(posterior.beta)} if has_beta else {}
@@ -50,7 +54,9 @@ def to_datatree(posterior: Posterior) -> xr.DataTree:
     return tree
 
 
-def _dataset(arrays: Mapping[str, Any], lead: list[str], coords: Mapping[str, Any]) -> xr.Dataset:
+def _dataset(arrays: Mapping[str, Any], lead: list[str], coords: Mapping[str, Any]) -> "xr.Dataset":
+    import xarray as xr
+
     variables = {}
     for name, values in arrays.items():
         array = np.asarray(values)
@@ -62,7 +68,9 @@ def _dataset(arrays: Mapping[str, Any], lead: list[str], coords: Mapping[str, An
     return dataset.assign_coords(sizes).transpose(*order, ...)
 
 
-def _history(history: Mapping[str, np.ndarray], lead: list[str], coords: Mapping[str, Any]) -> xr.Dataset:
+def _history(history: Mapping[str, np.ndarray], lead: list[str], coords: Mapping[str, Any]) -> "xr.Dataset":
+    import xarray as xr
+
     variables = {
         name.replace("/", "."): (["step", *lead], np.asarray(v)) for name, v in history.items() if name != "step"
     }
@@ -83,7 +91,7 @@ def _attributes(posterior: Posterior) -> dict[str, Any]:
     return attrs
 
 
-def from_datatree(tree: xr.DataTree, params: Mapping[str, Any], settings: Mapping[str, Any]) -> Posterior:
+def from_datatree(tree: "xr.DataTree", params: Mapping[str, Any], settings: Mapping[str, Any]) -> Posterior:
     """Rebuild a posterior, without its programs, from a DataTree made by `to_datatree`."""
     beta = tree.attrs.get("beta")
     has_beta = beta is not None and np.ndim(beta) == 1

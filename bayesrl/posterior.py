@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,40 +12,13 @@ from jax.scipy.special import logsumexp
 from numpyro import handlers
 
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.estimates import Estimates
 from bayesrl.core.pairing import Pair
-from bayesrl.core.structure import Structure, inspect
+from bayesrl.core.structure import Structure
 from bayesrl.errors import PolicyError
 from bayesrl.guides import OwnProgram
-from bayesrl.typing import Params, PRNGKey, PRNGKeys, Program, Sites
-
-
-@dataclass(frozen=True)
-class Programs:
-    """The two programs behind a posterior, and what is known of them.
-
-    Attributes:
-        policy: with its own parameters frozen.
-        guide: as fitted, or None where the policy has nothing to draw.
-        args: arguments of both.
-        structure: of the policy with these arguments.
-        transforms: of the guide's parameters.
-        learned: whether the policy's own parameters were trained.
-    """
-
-    policy: Program
-    guide: Program | None
-    args: tuple[Any, ...]
-    structure: Structure
-    transforms: Mapping[str, Any]
-    learned: bool
-
-    def pair(self, args: tuple[Any, ...] | None = None) -> Pair:
-        """Bind the programs to their arguments, or to others."""
-        if args is None:
-            return Pair(self.policy, self.guide, self.structure, self.args, self.transforms, self.learned)
-        structure = inspect(jax.random.key(0), self.policy, *args)
-        return Pair(self.policy, self.guide, structure, args, self.transforms, self.learned)
+from bayesrl.programs import Programs, draw_lanes, summarise
+from bayesrl.typing import Params, PRNGKey, Program, Sites
 
 
 @dataclass(frozen=True)
@@ -181,7 +153,7 @@ class Posterior:
         shape = self._fit_shape
         lanes = int(np.prod(shape))
         keys = jax.random.split(key, lanes + 1)
-        draws, totals = _draw_lanes(
+        draws, totals = draw_lanes(
             (pair.policy, pair.guide, pair.structure, pair.learned),
             pair.transforms,
             pair.args,
@@ -366,51 +338,3 @@ def _take_restart(x: Any, index: Array, axis: int) -> Any:
 
 def _sum_sites(scores: Mapping[str, Array]) -> Array:
     return sum((score.sum(-1) for score in scores.values()), start=jnp.zeros(()))
-
-
-@eqx.filter_jit
-def _draw_lanes(
-    programs: Any, transforms: Any, args: Any, keys: PRNGKeys, params: Params, num_samples: int
-) -> tuple[Draws, Totals]:
-    policy, guide, structure, learned = programs
-    pair = Pair(policy, guide, structure, args, transforms, learned)
-
-    def one(key: PRNGKey, params: Params) -> tuple[Draws, Totals]:
-        draws = pair.draw(key, params, num_samples, share=False)
-        totals = draws.totals((num_samples, *structure.context_shape))
-        blank: dict[str, Array] = {}
-        return draws._replace(
-            log_prior=blank, log_q=blank, log_nature=blank, log_likelihood=blank, rewards=blank
-        ), totals
-
-    return jax.vmap(one)(keys, params)
-
-
-def draw_prior(key: PRNGKey, programs: Programs, num_samples: int) -> tuple[Draws, Totals]:
-    """Draw from the policy before the fit, [num_samples, ...]."""
-    pair = programs.pair()
-    keys = key[None]
-    result = _draw_lanes(
-        (pair.policy, None, pair.structure, False), {}, pair.args, keys, {"_": jnp.zeros(1)}, num_samples
-    )
-    return jax.tree.map(lambda x: x[0], result)
-
-
-def summarise(totals: Totals, metrics: Mapping[str, Array], beta: Any, lead: int) -> Estimates:
-    """Average draws [*lead, sample, *contexts]; standard errors are over samples, contexts being fixed."""
-    scale = jnp.asarray(1.0 if beta is None else beta, float)
-    by_lane = scale.reshape(scale.shape + (1,) * (lead - scale.ndim))
-    by_draw = by_lane.reshape(by_lane.shape + (1,) * (totals.reward.ndim - lead))
-
-    def estimate(values: Array) -> Estimate:
-        per_draw = values.mean(tuple(range(lead + 1, values.ndim)))
-        num = per_draw.shape[lead]
-        return Estimate(per_draw.mean(lead), per_draw.std(lead, ddof=1) / jnp.sqrt(num))
-
-    objective = estimate(totals.log_weight(by_draw))
-    return Estimates(
-        objective=Estimate(by_lane * objective.mean, by_lane * objective.se),
-        reward=estimate(totals.reward),
-        kl=estimate(totals.log_q - totals.log_prior),
-        metrics={name: estimate(jnp.asarray(value, float)) for name, value in metrics.items()},
-    )

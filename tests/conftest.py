@@ -16,7 +16,7 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=10)
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=8)
 settings.load_profile("fixed")
 
 

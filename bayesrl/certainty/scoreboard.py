@@ -12,13 +12,14 @@ import numpy as np
 
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.handlers import whole
-from bayesrl.core.pairing import Pair
+from bayesrl.core.pairing import Pair, declared_params
 from bayesrl.core.structure import Structure, inspect
 from bayesrl.engines.enumeration import enumerate_posterior, evaluate_exactly
 from bayesrl.engines.setup import as_arrays
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.posterior import Posterior, Programs, draw_prior
+from bayesrl.posterior import Posterior
+from bayesrl.programs import Programs, draw_prior
 from bayesrl.typing import PRNGKey
 
 MAX_COUNT = 2**17
@@ -79,7 +80,7 @@ class Scoreboard(NamedTuple):
     note: str
 
 
-def scoreboard(
+def score(
     key: PRNGKey,
     posterior: Posterior,
     *new_args: Any,
@@ -106,12 +107,12 @@ def scoreboard(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.certainty.scoreboard import scoreboard
+        >>> from bayesrl.certainty.scoreboard import score
         >>> def bandit():
         ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
         ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
         >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
-        >>> row = scoreboard(jax.random.key(1), posterior).rows[0]
+        >>> row = score(jax.random.key(1), posterior).rows[0]
         >>> round(row.optimum, 3), row.share < 0.01  # log((1 + e + e²) / 3)
         (1.309, True)
     """
@@ -170,9 +171,14 @@ def _programs(posterior: Posterior) -> Programs:
     return posterior.programs
 
 
+def _trains_policy(programs: Programs) -> bool:
+    """Tell whether the fit trained parameters of the policy itself: then there is no fixed prior."""
+    return programs.learned and bool(declared_params(jax.random.key(0), programs.policy, *programs.args)[0])
+
+
 def _target(programs: Programs, beta: Any, max_count: int) -> tuple[WeightedDraws | None, str]:
     """Enumerate p*, or say why it cannot be."""
-    if programs.learned:
+    if _trains_policy(programs):
         return None, "the policy's own parameters were trained, so there is no fixed optimum"
     if not programs.structure.actions:
         return None, "the policy draws nothing, so there is nothing to enumerate"
@@ -226,7 +232,7 @@ def _exact_estimates(
         lead = len(fitted.batch_shape)
         drawn = {name: _mean_of_draws(np.asarray(fitted.draws[name], float), lead) for name in names}
     return [
-        e._replace(metrics={name: Estimate(*(_flat(x)[i] for x in pair)) for name, pair in drawn.items()})
+        e._replace(metrics={name: _number(_flat(m.mean)[i], _flat(m.se)[i]) for name, m in drawn.items()})
         for i, e in enumerate(found)
     ]
 
@@ -260,7 +266,7 @@ def _given_data(estimates: Estimates, target: WeightedDraws | None, beta: Any) -
 def _exactly(one: Posterior, max_count: int) -> Estimates | None:
     """Evaluate one fit exactly, or give None where the program is too large for that."""
     pair, params = one.bound()
-    if pair.guide is None or pair.learned:
+    if pair.guide is None or _trains_policy(_programs(one)):
         return None
     try:
         found = evaluate_exactly(pair, params, _scalar(one.beta), max_count)
@@ -271,7 +277,7 @@ def _exactly(one: Posterior, max_count: int) -> Estimates | None:
 
 def _start(key: PRNGKey, programs: Programs, beta: float | None, max_count: int) -> Estimate | None:
     """Give J(π₀): what the policy earned before the fit."""
-    if programs.learned or not programs.structure.actions:
+    if _trains_policy(programs) or not programs.structure.actions:
         return None
     prior = Pair(programs.policy, None, programs.structure, programs.args, {})
     try:

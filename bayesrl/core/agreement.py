@@ -29,7 +29,7 @@ def check_guide(key: PRNGKey, pair: Pair, params: Params, num_draws: int = 64) -
             prior's support, or draws nature from another distribution than the policy does.
     """
     if pair.guide is not None:
-        _check_names(pair, pair.run_guide(key, None, params, {}, ()))
+        _check_names(pair, pair.guide_facts(params))
     draws_key, look_key = jax.random.split(key)
     draws, outside, other_nature = jax.jit(lambda: _look(draws_key, look_key, pair, params, num_draws))()
     for name, values in outside.items():

@@ -62,13 +62,12 @@ def _through(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
         out = merged
     elif name == "scan":
         return _through_scan(eqn, incoming)
+    elif name == "cond":
+        return _through_cond(eqn, incoming)
     elif inner is not None and len(inner.invars) == len(eqn.invars):
         return _follow(inner, incoming)
     elif name in _JUMPS or name == "while" or _casts_to_integer(eqn):
         out = (merged[0], merged[0] | merged[1])
-    elif name == "cond":
-        chooser = incoming[0]
-        out = (merged[0], merged[1] | chooser[0] | chooser[1])
     else:
         out = merged
     return [out] * len(eqn.outvars)
@@ -88,6 +87,13 @@ def _through_scan(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
         if new == state:
             return outputs
         state = new
+
+
+def _through_cond(eqn: Any, incoming: list[_Marks]) -> list[_Marks]:
+    chooser, *operands = incoming
+    chosen = (chooser[0], chooser[0] | chooser[1])
+    branches = [_follow(branch.jaxpr, operands) for branch in eqn.params["branches"]]
+    return [_merge([chosen, *outputs]) for outputs in zip(*branches, strict=True)]
 
 
 def scan_layout(eqn: Any, body: Jaxpr) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from numpyro.distributions import biject_to, constraints
 
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues
-from bayesrl.core.recording import Recording, per_context, record, site_log_prob
+from bayesrl.core.recording import Recording, abstractly, per_context, record, site_log_prob
 from bayesrl.core.structure import Structure
 from bayesrl.typing import Params, PRNGKey, Program
 
@@ -110,6 +110,10 @@ class Pair:
             program = SharedKeys(program, shared_key, self.structure.drawn_before_action)
         return record(handlers.seed(program, rng_seed=key), *self.args)
 
+    def guide_facts(self, params: Params) -> Recording:
+        """Record the guide without computing; see `abstractly`."""
+        return abstractly(lambda: self.run_guide(jax.random.key(0), None, params, {}, ()))
+
     def _run(
         self,
         key: PRNGKey,
@@ -158,16 +162,17 @@ class Pair:
 
 
 def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params, dict[str, Any]]:
-    """Run a program once and give its parameters, unconstrained, and their transforms."""
+    """Give the parameters that a program declares, unconstrained, and their transforms."""
+    values, declared = _declared(key, program, args)
     params, transforms = {}, {}
-    for name, msg in record(handlers.seed(program, rng_seed=key), *args).params.items():
-        constraint = msg["kwargs"].get("constraint", constraints.real)
-        value = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), msg["value"])
+    for name, value in values.items():
+        typed = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), value)
+        constraint = declared[name]
         if constraint is constraints.real:
-            params[name] = value
+            params[name] = typed
         else:
             transforms[name] = biject_to(constraint)
-            params[name] = transforms[name].inv(value)
+            params[name] = transforms[name].inv(typed)
     return params, transforms
 
 
@@ -177,5 +182,24 @@ def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
     Returns:
         The policy with its parameters substituted, and their values.
     """
-    params = {name: msg["value"] for name, msg in record(handlers.seed(policy, rng_seed=key), *args).params.items()}
+    params, _ = _declared(key, policy, args)
     return (handlers.substitute(policy, data=params) if params else policy), params
+
+
+def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Params, dict[str, Any]]:
+    """Give the declared values of a program's parameters, and their constraints."""
+
+    def run() -> Recording:
+        return record(handlers.seed(program, rng_seed=key), *args)
+
+    def values(recording: Recording) -> Params:
+        return {name: msg["value"] for name, msg in recording.params.items()}
+
+    def declared(recording: Recording) -> dict[str, Any]:
+        return {name: msg["kwargs"].get("constraint", constraints.real) for name, msg in recording.params.items()}
+
+    shown = declared(abstractly(run))
+    if all(constraint is constraints.real for constraint in shown.values()):
+        return (jax.jit(lambda: values(run()))() if shown else {}), shown
+    recording = run()  # a constraint may hold numbers of the run itself
+    return values(recording), declared(recording)

@@ -141,6 +141,20 @@ def record(program: Callable[..., Any], *args: Any) -> Recording:
     return Recording(sites, params, {name: indices for name, (_, indices) in recorder.plates.items()})
 
 
+def abstractly(make: Callable[[], Recording]) -> Recording:
+    """Make a recording without computing anything.
+
+    Only what JAX knows beforehand may be read of it: names, kinds, plates, shapes, types.
+    """
+    made: list[Recording] = []
+
+    def trace() -> None:
+        made.append(make())
+
+    jax.eval_shape(trace)
+    return made[0]
+
+
 def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]]) -> None:
     names = Counter(m["name"] for m, _, _ in messages if m["type"] in ("sample", "deterministic"))
     repeated = [name for name, count in names.items() if count > 1]

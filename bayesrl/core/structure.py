@@ -12,7 +12,7 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 
 from bayesrl.core.primitives import Kind
-from bayesrl.core.recording import Frame, Record, Recording, record
+from bayesrl.core.recording import Frame, Record, Recording, abstractly, record
 from bayesrl.errors import PolicyError
 from bayesrl.typing import PRNGKey, Program
 
@@ -31,6 +31,7 @@ class Site:
         shape: shape of one value, time included.
         discrete: True where the support is discrete.
         support: the values of a finite univariate support, or None.
+        event_dim: how many of the last axes of a latent value belong to one draw.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Site:
     shape: tuple[int, ...]
     discrete: bool
     support: tuple[float, ...] | None
+    event_dim: int = 0
 
     @property
     def latent(self) -> bool:
@@ -134,7 +136,12 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
     Raises:
         PolicyError: the program has neither a reward nor an observed site, or repeats a name.
     """
-    return structure_of(record(handlers.seed(policy, rng_seed=key), *args))
+    program = handlers.seed(policy, rng_seed=key)
+    structure = structure_of(abstractly(lambda: record(program, *args)))
+    if any(site.discrete and site.support is None for site in structure.sites):
+        # The support may depend on numbers that are only there when the program is really run.
+        return structure_of(record(program, *args))
+    return structure
 
 
 def structure_of(recording: Recording) -> Structure:
@@ -144,10 +151,11 @@ def structure_of(recording: Recording) -> Structure:
 
 
 def _site(site: Record) -> Site:
-    discrete, support = False, None
+    discrete, support, event_dim = False, None, 0
     if site.kind in ("action", "environment"):
         discrete = bool(site.fn.support.is_discrete)
         support = _finite_support(site.fn) if discrete else None
+        event_dim = int(site.fn.event_dim)
     return Site(
         site.name,
         site.kind,
@@ -158,6 +166,7 @@ def _site(site: Record) -> Site:
         tuple(jnp.shape(site.value)),
         discrete,
         support,
+        event_dim,
     )
 
 

@@ -20,7 +20,8 @@ from bayesrl.errors import FitError, RunFolderError
 from bayesrl.guides import GuideFamily
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.stock import as_objective
-from bayesrl.posterior import Posterior, draw_prior
+from bayesrl.posterior import Posterior
+from bayesrl.programs import draw_prior
 from bayesrl.typing import Beta, PRNGKey, Program
 
 DRAW_BUDGET = 4_000_000

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import xarray as xr
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
@@ -58,6 +57,8 @@ def load(
         params = {
             name.removeprefix("state.average"): a for name, a in arrays.items() if name.startswith("state.average")
         }
+        import xarray as xr
+
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             return from_datatree(tree.load(), params, problem["settings"])
     run, setup, settings, beta = _reopen(directory, problem, policy, args, guide, objective, optimizer, None)

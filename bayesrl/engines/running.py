@@ -113,7 +113,9 @@ class Run:
         if found is None:
             return state, rows
         restored, history = found
-        return restored, [{name: values[i] for name, values in history.items()} for i in range(len(history.get("step", ())))]
+        return restored, [
+            {name: values[i] for name, values in history.items()} for i in range(len(history.get("step", ())))
+        ]
 
     def _save(self, state: State, rows: list[dict[str, np.ndarray]]) -> None:
         if self.folder is not None:

@@ -14,12 +14,13 @@ from jax import Array
 from bayesrl.core.agreement import check_guide
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import check_beta
+from bayesrl.core.independence import check_contexts
 from bayesrl.core.pairing import declared_params, freeze
 from bayesrl.core.structure import Structure, check_policy, inspect
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoTilt, GuideFamily
 from bayesrl.objectives import ForwardKL, Objective
-from bayesrl.posterior import Programs
+from bayesrl.programs import Programs
 from bayesrl.typing import Params, PRNGKey, Program
 
 HAND_WRITTEN_RATE = 0.005
@@ -91,6 +92,7 @@ def set_up(
     rate = HAND_WRITTEN_RATE if family is None else family.learning_rate_for(first)
     pair = programs.pair()
     draws = check_guide(jax.random.fold_in(key, 1), pair, first)
+    check_contexts(jax.random.fold_in(key, 3), pair, first, draws)
     ready = objective.prepare(jax.random.fold_in(key, 2), pair, first)
     _check_rewards(draws, ready)
     starts = _restarts(jax.random.fold_in(key, 4), programs, family, first, num_restarts)

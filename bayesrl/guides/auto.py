@@ -13,7 +13,7 @@ from bayesrl.errors import GuideError
 from bayesrl.guides.interface import GuideFamily, OwnProgram
 from bayesrl.guides.networks import Summary, TiltNetwork
 from bayesrl.guides.plans import Plan, Tilt, make_plan
-from bayesrl.guides.survey import measure, survey
+from bayesrl.guides.survey import measure, survey_of
 from bayesrl.guides.tilting import Tilting, Weights
 from bayesrl.typing import Params, PRNGKey, Program
 
@@ -82,7 +82,7 @@ class AutoTilt(GuideFamily):
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
         """Build the guide; see `GuideFamily.build`."""
         survey_key, network_key = jax.random.split(key)
-        facts = survey(survey_key, policy, structure, args)
+        facts = survey_of(survey_key, policy, structure, args)
         plan = make_plan(
             structure, facts, tilt=self.tilt, hidden=self.hidden, recurrent=self.recurrent, max_table=self.max_table
         )

@@ -12,7 +12,7 @@ from bayesrl.core.dependence import inner_jaxpr, scan_layout
 type _Names = frozenset[str]
 
 
-def origins(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> list[_Names]:
+def origins_of(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> list[_Names]:
     """Name the inputs that each output depends on.
 
     Unlike a derivative, this follows comparisons, casts and stopped gradients. Where it cannot look

@@ -14,7 +14,7 @@ from bayesrl.core.primitives import kind_of
 from bayesrl.core.recording import Record, record
 from bayesrl.core.structure import Structure
 from bayesrl.guides.alignment import Dims, align, dims_of, num_components
-from bayesrl.guides.origins import origins
+from bayesrl.guides.origins import origins_of
 from bayesrl.guides.tilts import describe, tilt_shape, unconstrained
 from bayesrl.typing import PRNGKey, Program
 
@@ -161,12 +161,16 @@ class _Probe(IntoScans):
         return tuple(float(v) for v in values) if whole and values.size <= _MAX_INITIAL else None
 
 
+def _is_truth(leaf: Any) -> bool:
+    return _is_numeric(leaf) and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.bool_))
+
+
 def _is_numeric(leaf: Any) -> bool:
     dtype = jnp.result_type(leaf)
-    return bool(jnp.issubdtype(dtype, jnp.number) or dtype == bool)
+    return bool(jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_))
 
 
-def survey(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Survey:
+def survey_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Survey:
     """Find the facts of a policy by running it.
 
     Args:
@@ -198,11 +202,8 @@ def _all_ranges(probe: _Probe) -> list[list[tuple[float, ...] | None]]:
     """Close the initial ranges of the carries under what each step copies into them."""
     results = []
     for sources, initial, leaves in zip(probe.sources, probe.ranges, probe.carries, strict=True):
-        ranges = [
-            (0.0, 1.0) if _is_numeric(leaf) and jnp.result_type(leaf) == bool else start
-            for start, leaf in zip(initial, leaves, strict=True)
-        ]
-        flags = [_is_numeric(leaf) and jnp.result_type(leaf) == bool for leaf in leaves]
+        ranges = [(0.0, 1.0) if _is_truth(leaf) else start for start, leaf in zip(initial, leaves, strict=True)]
+        flags = [_is_truth(leaf) for leaf in leaves]
         changed = True
         while changed:
             new = [
@@ -244,7 +245,7 @@ def _reached(
 
     if all(site.scan is None for site in structure.sites):
         return []
-    flat = origins(carries, latent)
+    flat = origins_of(carries, latent)
     ends = np.cumsum(sizes, dtype=int).tolist()
     return [flat[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 

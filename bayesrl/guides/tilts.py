@@ -50,7 +50,7 @@ def tilt_shape(name: str, fn: Any, support: tuple[float, ...] | None) -> tuple[i
 
 def _num_discrete(name: str, core: Any, support: tuple[float, ...] | None) -> int:
     if isinstance(core, _CATEGORICAL):
-        return int(core.logits.shape[-1])
+        return int(jnp.shape(core.logits)[-1])
     if isinstance(core, _NATURAL):
         return 1
     if support is not None and not core.event_shape:
@@ -138,9 +138,10 @@ def describe(fn: Any, support: tuple[float, ...] | None) -> Array | None:
     core, reinterpreted = _elementwise(fn)
     value: Array | None = None
     if isinstance(core, _CATEGORICAL):
-        value = jnp.maximum(core.logits - core.logits.max(-1, keepdims=True), -20.0)
+        logits = jnp.asarray(core.logits)
+        value = jnp.maximum(logits - logits.max(-1, keepdims=True), -20.0)
     elif isinstance(core, (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC)):
-        value = core.logits[..., None]
+        value = jnp.asarray(core.logits)[..., None]
     elif isinstance(core, dist.Poisson):
         value = jnp.log(core.rate)[..., None]
     elif isinstance(core, dist.GammaPoisson):

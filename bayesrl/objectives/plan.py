@@ -12,7 +12,7 @@ from numpyro import handlers
 
 from bayesrl.core.dependence import reaching
 from bayesrl.core.pairing import Pair
-from bayesrl.core.recording import Record, record, site_log_prob
+from bayesrl.core.recording import Record, abstractly, record, site_log_prob
 from bayesrl.core.structure import Structure
 from bayesrl.errors import ObjectiveError
 from bayesrl.typing import Params, PRNGKey
@@ -62,7 +62,7 @@ def make_plan(
     Raises:
         ObjectiveError: naming the site and the remedy.
     """
-    guide = pair.run_guide(key, None, params, {}, ())
+    guide = pair.guide_facts(params)
     _refuse_foreign(pair, guide.sites)
     actions = pair.structure.actions
     chosen = _enumerated(pair.structure, num_particles, enumerated)
@@ -91,7 +91,8 @@ def guide_or(pair: Pair, guide: dict[str, Record], name: str) -> Any:
     """Give the distribution of a site of nature, from the guide or else from the policy."""
     if name in guide:
         return guide[name].fn
-    return record(handlers.seed(pair.policy, rng_seed=jax.random.key(0)), *pair.args).sites[name].fn
+    policy = handlers.seed(pair.policy, rng_seed=jax.random.key(0))
+    return abstractly(lambda: record(policy, *pair.args)).sites[name].fn
 
 
 def _refuse_foreign(pair: Pair, guide: dict[str, Record]) -> None:
@@ -122,15 +123,21 @@ def _pathwise(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[st
 
 def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str]) -> set[str]:
     """Name the sites in whose values a reward, or the density of another site, jumps."""
-    held = {name: jnp.asarray(guide[name].value) for name in names}
-    others = {
-        name: site.value for name, site in guide.items() if site.kind in ("action", "environment") and name not in held
+    # Only the way from inputs to outputs matters, so any numbers of the right shape will do.
+    drawn = {
+        name: jnp.zeros(jnp.shape(site.value), jnp.result_type(site.value))
+        for name, site in guide.items()
+        if site.kind in ("action", "environment")
     }
+    held = {name: drawn.pop(name) for name in names}
 
     def scores(values: dict[str, Array]) -> list[Array]:
-        program = handlers.substitute(pair.policy, data={**others, **values})
+        program = handlers.substitute(pair.policy, data={**drawn, **values})
         sites = record(handlers.seed(program, rng_seed=key), *pair.args).sites
-        return [site_log_prob(site) for name, site in sites.items() if site.kind != "metric" and name not in held]
+        own = {
+            name: site._replace(value=held[name], intermediates=None) for name, site in sites.items() if name in held
+        }
+        return [site_log_prob(site) for site in {**sites, **own}.values() if site.kind != "metric"]
 
     return reaching(scores, held)[1]
 

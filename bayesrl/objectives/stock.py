@@ -39,7 +39,7 @@ class Stock(Objective):
                 f"{name} gives wrong gradients where a factor is summed over a plate that it stands outside of; "
                 "use ReverseKL(enumerated=...)"
             )
-        guide = pair.run_guide(key, None, params, {}, ()).sites
+        guide = pair.guide_facts(params).sites
         able = []
         for site in pair.structure.actions:
             if guide[site].fn.has_rsample:

@@ -36,7 +36,7 @@ _HISTORY = (
 )
 
 
-def training_figure(posterior: Posterior, optimum: Sequence[float] | None = None) -> "Figure":
+def training_figure(posterior: Posterior, optimum: Sequence[float] | np.ndarray | None = None) -> "Figure":
     """Draw J, E[R] and KL along the training steps, a line per β and restart.
 
     Args:
@@ -108,7 +108,10 @@ def policy_figure(posterior: Posterior, target: WeightedDraws | None = None, sit
 
 
 def save_figures(
-    directory: str | Path, posterior: Posterior, target: WeightedDraws | None = None, optimum: Any = None
+    directory: str | Path,
+    posterior: Posterior,
+    target: WeightedDraws | None = None,
+    optimum: Sequence[float] | np.ndarray | None = None,
 ) -> list[Path]:
     """Write the figures of a posterior as PNG and SVG.
 
@@ -177,7 +180,7 @@ def _target_of(target: WeightedDraws | None, beta: float) -> WeightedDraws | Non
     index, draw = int(found[0]), target.sampler
 
     def sampler(rng: np.random.Generator, _: int, num_draws: int) -> dict[str, Array]:
-        assert draw is not None  # noqa: S101  (it is used only where there is one)
+        assert draw is not None
         return draw(rng, index, num_draws)
 
     chosen = np.asarray(target.beta[index])
@@ -263,7 +266,7 @@ def _bands(axes: "Axes", laid: Laid) -> None:
 
 def _best_action(axes: "Axes", laid: Laid, *, legend: bool) -> None:
     """Draw, over contexts, the probability put on the value that the target likes best there."""
-    assert laid.target is not None  # noqa: S101  (the caller has checked it)
+    assert laid.target is not None
     best = frequencies(laid.target, laid.categories)[:, 0].argmax(-1)
     edges = np.linspace(0, 1, 21)
     for label, colour, values in _sources(laid):

@@ -1,7 +1,7 @@
 """Scores of a fit as tables for a terminal of 80 columns."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -51,6 +51,28 @@ def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) ->
             ]
             table.add_row(f"{int(history['step'][chunk]):,}" if i == 0 else "", _beta(beta), *cells)
     return table
+
+
+def run_rows(settings: Mapping[str, Any], identity: Mapping[str, Any], done: int) -> Iterator[tuple[str, str]]:
+    """Tell how a fit was made, as rows of (setting, value).
+
+    Args:
+        settings: those of its run folder.
+        identity: that of its run folder.
+        done: steps done.
+    """
+    betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
+    yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
+    yield "steps", f"{done:,} of {settings['num_steps']:,}"
+    yield "restarts", str(settings["num_restarts"])
+    yield "seed", str(identity["seed"][-1])
+    for name in ("guide", "objective"):
+        told = identity[name]
+        fields = {k: v for k, v in told.items() if k != "type"} if isinstance(told, dict) else {}
+        shown = ", ".join(f"{k}={v}" for k, v in fields.items())
+        yield name, f"{told['type']}({shown})" if isinstance(told, dict) else str(told)
+    yield "optimizer", "Adam, cosine decay to 0" if settings["optimizer"] == "default" else "the model's own"
+    yield "versions", ", ".join(f"{k.removesuffix('_version')} {v}" for k, v in settings.items() if "_version" in k)
 
 
 def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -182,6 +182,7 @@ def run(program: Any) -> None:
     handlers.seed(program, rng_seed=0)()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_rewards_of_a_wrong_kind_are_refused() -> None:
     def given(value: Any, size: int | None = None) -> Any:
         def program() -> None:

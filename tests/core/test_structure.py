@@ -67,16 +67,15 @@ def test_a_reward_outside_the_plate_joins_its_elements() -> None:
     assert inspect(KEY, program, False).context_shape == ()
 
 
-def test_a_plate_with_a_scan_inside_is_a_context() -> None:
+def test_a_plate_in_every_step_of_a_scan_is_a_context() -> None:
     def program() -> None:
-        with numpyro.plate("n", 3):
-
-            def step(state: Array, _: Any) -> tuple[Array, None]:
+        def step(state: Array, _: Any) -> tuple[Array, None]:
+            with numpyro.plate("n", 3):
                 bit = numpyro.sample("bit", dist.Bernoulli(0.5))
                 bayesrl.reward("r", 1.0 * bit * state)
-                return state + bit, None
+            return state + bit, None
 
-            scan(step, jnp.zeros(3, int), jnp.arange(4))
+        scan(step, jnp.zeros(3, int), jnp.arange(4))
 
     structure = inspect(KEY, program)
     assert structure.context_shape == (3,)

@@ -1,0 +1,76 @@
+"""Whether the elements of context plates really are separate problems."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bayesrl.core.draws import Draws
+from bayesrl.core.pairing import Pair
+from bayesrl.errors import GuideError, PolicyError
+from bayesrl.typing import Params, PRNGKey
+
+NUM_SWAPS = 4
+
+
+def check_contexts(key: PRNGKey, pair: Pair, params: Params, draws: Draws) -> None:
+    """Mix two draws element by element, and refuse sites whose scores are not those of the elements.
+
+    Args:
+        key: consumed whole; chooses the elements.
+        pair: policy and guide.
+        params: unconstrained parameters of the guide.
+        draws: at least 2 · NUM_SWAPS draws that share their mini-batch, [draw, ...].
+
+    Raises:
+        PolicyError: a reward, a likelihood or a prior of one element reads another element.
+        GuideError: the guide's choice for one element reads another element.
+    """
+    for axis, frame in enumerate(sorted(pair.structure.contexts, key=lambda frame: frame.dim)):
+        if frame.size < 2:
+            continue
+        chosen = jax.random.bernoulli(key, shape=(NUM_SWAPS, frame.size))
+        interacting = jax.jit(partial(_interacting, axis, frame.name, pair))(chosen, params, draws)
+        for part, sites in interacting.items():
+            for name in (name for name, found in sites.items() if bool(found)):
+                if part == "log_q":
+                    raise GuideError(
+                        f"at site {name!r} of the guide, elements of plate {frame.name!r} read one another, but in the "
+                        "policy they are separate problems; let each element read itself alone"
+                    )
+                raise PolicyError(
+                    f"at site {name!r}, elements of plate {frame.name!r} read one another, so they are not separate "
+                    "problems; put one reward, summed over the elements, outside the plate"
+                )
+
+
+def _interacting(
+    axis: int, plate: str, pair: Pair, chosen: Array, params: Params, draws: Draws
+) -> dict[str, dict[str, Array]]:
+    """Tell by score and site whether an element's score changes with the other elements."""
+    contexts = len(pair.structure.contexts)
+    first, second, mixed = {}, {}, {}
+    for name, values in draws.sites.items():
+        one, other = values[:NUM_SWAPS], values[NUM_SWAPS : 2 * NUM_SWAPS]
+        site = pair.structure[name]
+        dims = [frame.dim for frame in site.frames if frame.name == plate]
+        place = values.ndim - site.event_dim + dims[0] if dims else None
+        first[name], second[name] = one, other if dims else one
+        mixed[name] = one if place is None else jnp.where(_along(chosen, place, values.ndim), one, other)
+    plates = {name: indices[:NUM_SWAPS] for name, indices in draws.plates.items()}
+    ours, theirs, both = (pair.score(params, draws._replace(sites=s, plates=plates)) for s in (first, second, mixed))
+    found: dict[str, dict[str, Array]] = {}
+    for part in ("log_q", "log_prior", "log_likelihood", "log_nature", "rewards"):
+        found[part] = {}
+        for name, values in getattr(both, part).items():
+            lead = _along(chosen, 1 + axis, 2 + contexts)
+            apart = jnp.where(lead, getattr(ours, part)[name], getattr(theirs, part)[name])
+            rounding = 1e-3 * jnp.max(jnp.abs(apart), where=jnp.isfinite(apart), initial=1e-3)
+            found[part][name] = ~jnp.allclose(values, apart, rtol=0.0, atol=rounding, equal_nan=True)
+    return found
+
+
+def _along(chosen: Array, place: int, ndim: int) -> Array:
+    """Lay [swap, element] along axes 0 and `place` of `ndim`."""
+    return chosen.reshape(len(chosen), *(chosen.shape[1] if i == place else 1 for i in range(1, ndim)))
