@@ -6,22 +6,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
+from bayesrl.core.recording import Frame
 from bayesrl.errors import GuideError, PolicyError
 from bayesrl.typing import Params, PRNGKey
 
 NUM_SWAPS = 4
 
 
-def check_contexts(key: PRNGKey, pair: Pair, params: Params, draws: Draws) -> None:
+def check_contexts(key: PRNGKey, pair: Pair, params: Params) -> None:
     """Mix two draws element by element, and refuse sites whose scores are not those of the elements.
 
     Args:
-        key: consumed whole; chooses the elements.
+        key: consumed whole.
         pair: policy and guide.
         params: unconstrained parameters of the guide.
-        draws: at least 2 · NUM_SWAPS draws that share their mini-batch, [draw, ...].
 
     Raises:
         PolicyError: a reward, a likelihood or a prior of one element reads another element.
@@ -30,8 +29,7 @@ def check_contexts(key: PRNGKey, pair: Pair, params: Params, draws: Draws) -> No
     for axis, frame in enumerate(sorted(pair.structure.contexts, key=lambda frame: frame.dim)):
         if frame.size < 2:
             continue
-        chosen = jax.random.bernoulli(key, shape=(NUM_SWAPS, frame.size))
-        interacting = jax.jit(partial(_interacting, axis, frame.name, pair))(chosen, params, draws)
+        interacting = jax.jit(partial(_interacting, axis, frame, pair))(key, params)
         for part, sites in interacting.items():
             for name in (name for name, found in sites.items() if bool(found)):
                 if part == "log_q":
@@ -45,16 +43,18 @@ def check_contexts(key: PRNGKey, pair: Pair, params: Params, draws: Draws) -> No
                 )
 
 
-def _interacting(
-    axis: int, plate: str, pair: Pair, chosen: Array, params: Params, draws: Draws
-) -> dict[str, dict[str, Array]]:
+def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Params) -> dict[str, dict[str, Array]]:
     """Tell by score and site whether an element's score changes with the other elements."""
     contexts = len(pair.structure.contexts)
+    batch_key, draws_key, mask_key = jax.random.split(key, 3)
+    batch = {name: indices[0] for name, indices in pair.draw(batch_key, params, 1).plates.items()}
+    draws = pair.draw(draws_key, params, 2 * NUM_SWAPS, share=False, values=batch)
+    chosen = jax.random.bernoulli(mask_key, shape=(NUM_SWAPS, plate.size))
     first, second, mixed = {}, {}, {}
     for name, values in draws.sites.items():
-        one, other = values[:NUM_SWAPS], values[NUM_SWAPS : 2 * NUM_SWAPS]
+        one, other = values[:NUM_SWAPS], values[NUM_SWAPS:]
         site = pair.structure[name]
-        dims = [frame.dim for frame in site.frames if frame.name == plate]
+        dims = [frame.dim for frame in site.frames if frame.name == plate.name]
         place = values.ndim - site.event_dim + dims[0] if dims else None
         first[name], second[name] = one, other if dims else one
         mixed[name] = one if place is None else jnp.where(_along(chosen, place, values.ndim), one, other)

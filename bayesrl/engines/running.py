@@ -21,7 +21,7 @@ from bayesrl.engines.progress import Progress
 from bayesrl.engines.setup import Setup
 from bayesrl.engines.svi import Lane, State, Tally, init, learn, run_chunk
 from bayesrl.errors import BayesRLError, FitError
-from bayesrl.typing import Params, PRNGKey
+from bayesrl.typing import Params, PRNGKey, PRNGKeys
 
 NUM_CHUNKS = 100
 MAX_SKIPPED = 0.1
@@ -84,7 +84,7 @@ class Run:
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
         update = jax.jit(jax.vmap(partial(learn, lane), in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))
 
-        def chunk(keys: PRNGKey, state: State, betas: Array, args: Any, num_steps: Array) -> tuple[State, Tally]:
+        def chunk(keys: PRNGKeys, state: State, betas: Array, args: Any, num_steps: Array) -> tuple[State, Tally]:
             tallies = []
             for _ in range(int(num_steps)):
                 lanes = range(betas.shape[0])

@@ -92,7 +92,7 @@ def set_up(
     rate = HAND_WRITTEN_RATE if family is None else family.learning_rate_for(first)
     pair = programs.pair()
     draws = check_guide(jax.random.fold_in(key, 1), pair, first)
-    check_contexts(jax.random.fold_in(key, 3), pair, first, draws)
+    check_contexts(jax.random.fold_in(key, 3), pair, first)
     ready = objective.prepare(jax.random.fold_in(key, 2), pair, first)
     _check_rewards(draws, ready)
     starts = _restarts(jax.random.fold_in(key, 4), programs, family, first, num_restarts)

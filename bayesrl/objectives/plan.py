@@ -124,9 +124,10 @@ def _pathwise(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[st
 def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str]) -> set[str]:
     """Name the sites in whose values a reward, or the density of another site, jumps."""
     # Only the way from inputs to outputs matters, so any numbers of the right shape will do.
+    policy = abstractly(lambda: record(handlers.seed(pair.policy, rng_seed=key), *pair.args)).sites
     drawn = {
         name: jnp.zeros(jnp.shape(site.value), jnp.result_type(site.value))
-        for name, site in guide.items()
+        for name, site in {**policy, **guide}.items()
         if site.kind in ("action", "environment")
     }
     held = {name: drawn.pop(name) for name in names}

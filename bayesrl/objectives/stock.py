@@ -10,6 +10,7 @@ from numpyro.infer import elbo as numpyro_elbo
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient, tilt
 from bayesrl.core.pairing import Pair
+from bayesrl.core.recording import Record
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.interface import Info, Objective, info_of
 from bayesrl.objectives.plan import rewards_jump
@@ -40,6 +41,7 @@ class Stock(Objective):
                 "use ReverseKL(enumerated=...)"
             )
         guide = pair.guide_facts(params).sites
+        self._refuse_nature(pair, guide)
         able = []
         for site in pair.structure.actions:
             if guide[site].fn.has_rsample:
@@ -56,6 +58,23 @@ class Stock(Objective):
                 "(a comparison, rounding, arg-max or cast to integers); use ReverseKL()"
             )
         return self
+
+    def _refuse_nature(self, pair: Pair, guide: dict[str, Record]) -> None:
+        """Refuse nature that does not cancel from the ELBO, or answers actions in a way that has no gradient."""
+        name = type(self.elbo).__name__
+        for site in pair.structure.named("environment"):
+            if site not in guide:
+                raise ObjectiveError(
+                    f"{name} counts the density of environment site {site!r}, which the guide does not replay, and would "
+                    "tilt nature; copy the policy's environment(...) line into the guide, or use ReverseKL()"
+                )
+            if not (
+                guide[site].fn.has_rsample or self.elbo.can_infer_discrete or site in pair.structure.drawn_before_action
+            ):
+                raise ObjectiveError(
+                    f"{name} has no gradient through environment site {site!r}, which may answer an action; "
+                    "use ReverseKL() or TraceGraph_ELBO()"
+                )
 
     def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
         """Draw for the history; the ELBO makes its own draws."""

@@ -306,6 +306,8 @@ def _sequence_figure(panels: list[Laid]) -> "Figure":
             xlabel = laid.steps if row == len(panels) - 1 else ""
             _axes(axes, xlabel, laid.site if column == 0 else "", f"{label},  {_beta_label(laid.beta)}")
             axes.grid(visible=False)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.yaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(image, ax=list(grid[row]), label="probability")
     figure.suptitle(_headline(panels[0], f"Site “{panels[0].site}” along its {panels[0].steps}s"), fontsize=11)
     return figure
