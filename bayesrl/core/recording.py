@@ -12,6 +12,7 @@ from numpyro.primitives import Messenger
 
 from bayesrl.core.handlers import Sites
 from bayesrl.core.primitives import Kind, is_hidden, kind_of
+from bayesrl.core.sampling import FoldedKeys, QuickDraws
 from bayesrl.errors import PolicyError
 
 
@@ -76,6 +77,7 @@ class _Recorder(Messenger):
                     return body(carry, x)
 
             msg["args"] = (watched, init, xs, length, reverse)
+            _seed_steps(msg, self.length)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "control_flow":
@@ -104,6 +106,22 @@ class _Recorder(Messenger):
             self.plates[str(name)] = (int(size), jnp.arange(size))
 
 
+def _seed_steps(msg: dict[str, Any], length: int) -> None:
+    """Make the keys of all steps of a scan before it, in the place of NumPyro's chain of splits inside it."""
+    key = msg["kwargs"].get("rng_key")
+    if key is None:
+        return
+    body, init, xs, *rest = msg["args"]
+
+    def seeded(carry: Any, x_and_key: tuple[Any, Any]) -> Any:
+        x, own_key = x_and_key
+        with QuickDraws():
+            return FoldedKeys(body, own_key)(carry, x)
+
+    msg["args"] = (seeded, init, (xs, jax.random.split(key, length)), *rest)
+    msg["kwargs"]["rng_key"] = None
+
+
 def _ignore(msg: dict[str, Any]) -> None:
     """Do nothing with a message."""
 
@@ -114,7 +132,7 @@ def record(program: Callable[..., Any], *args: Any) -> Recording:
     Raises:
         PolicyError: two sites share a name, or a parameter is declared inside a scan.
     """
-    recorder = _Recorder(program)
+    recorder = _Recorder(QuickDraws(program))
     recorder(*args)
     messages = recorder.messages
     _refuse_repeated_names(messages)

@@ -88,6 +88,7 @@ def fit(
         >>> round(float(estimates.objective.mean[0]), 3)  # log((1 + e + e²) / 3)
         1.309
     """
+    key = _checked_key(key)
     _check_counts(num_steps, num_restarts, tolerance)
     chosen = ReverseKL() if objective is None else as_objective(objective)
     setup = set_up(key, policy, args, beta, guide, chosen, num_restarts)
@@ -103,6 +104,15 @@ def fit(
     if folder is not None:
         save_posterior(folder, posterior)
     return posterior
+
+
+def _checked_key(key: Any) -> PRNGKey:
+    """Take a JAX key, new style or old, and give a new one."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+        return key
+    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):
+        return jax.random.wrap_key_data(key)
+    raise FitError(f"key={key!r} is not a JAX random key; pass jax.random.key(seed)")
 
 
 def _check_counts(num_steps: int, num_restarts: int, tolerance: float | None) -> None:

@@ -65,6 +65,8 @@ def make_plan(
     guide = pair.guide_facts(params)
     _refuse_foreign(pair, guide.sites)
     actions = pair.structure.actions
+    if estimator == "pathwise" and enumerated == "auto":
+        enumerated = ()
     chosen = _enumerated(pair.structure, num_particles, enumerated)
     sampled = [name for name in actions if name not in chosen]
     pathwise = _pathwise(key, pair, guide.sites, sampled, estimator)

@@ -65,8 +65,8 @@ class Stock(Objective):
         for site in pair.structure.named("environment"):
             if site not in guide:
                 raise ObjectiveError(
-                    f"{name} counts the density of environment site {site!r}, which the guide does not replay, and would "
-                    "tilt nature; copy the policy's environment(...) line into the guide, or use ReverseKL()"
+                    f"{name} counts the density of environment site {site!r}, which the guide does not replay, "
+                    "and would tilt nature; copy the policy's environment(...) line into the guide, or use ReverseKL()"
                 )
             if not (
                 guide[site].fn.has_rsample or self.elbo.can_infer_discrete or site in pair.structure.drawn_before_action

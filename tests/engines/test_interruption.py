@@ -52,7 +52,9 @@ def assert_same(one: bayesrl.Posterior, other: bayesrl.Posterior) -> None:
     assert one.history.keys() == other.history.keys()
     for name in one.history:
         np.testing.assert_array_equal(one.history[name], other.history[name], err_msg=name)
-    for a, b in zip(jax.tree.leaves((one.params, one.draws)), jax.tree.leaves((other.params, other.draws)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((one.params, one.draws)), jax.tree.leaves((other.params, other.draws)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -126,7 +128,9 @@ def test_other_problems_are_refused_with_what_differs(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"another problem: beta was 0.2, is 0.3"):
         bayesrl.fit(KEY, bandit, beta=0.3, objective=OBJECTIVE, num_restarts=2, directory=tmp_path / "run")
     with pytest.raises(RunFolderError, match="seed was"):
-        bayesrl.fit(jax.random.key(9), bandit, beta=0.2, objective=OBJECTIVE, num_restarts=2, directory=tmp_path / "run")
+        bayesrl.fit(
+            jax.random.key(9), bandit, beta=0.2, objective=OBJECTIVE, num_restarts=2, directory=tmp_path / "run"
+        )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match=r"not a run folder, and not empty \(thesis.tex\)"):
