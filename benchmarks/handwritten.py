@@ -78,10 +78,8 @@ def chain_loss(problem: Benchmark, num_particles: int) -> Loss:
             table, key = x
             action_key, state_key = jax.random.split(key)
             action = jax.random.categorical(action_key, table[state])
-            if stochastic:
-                new = jax.random.categorical(state_key, log_P[state, action])
-            else:
-                new = following[state, action]
+            moves = log_P[state, action]
+            new = jax.random.categorical(state_key, moves) if stochastic else following[state, action]
             return new, (state, action)
 
         keys = jax.random.split(key, len(log_q))

@@ -129,7 +129,7 @@ def test_select(sweep: bayesrl.Posterior) -> None:
     for wrong, part in (({"beta": 0.5}, "choose from 0.3, 1"), ({"restart": 3}, "0 to 2"), ({"restart": -1}, "0 to 2")):
         with pytest.raises(PolicyError, match=part):
             sweep.select(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(PolicyError, match="choose one with posterior.select"):
+    with pytest.raises(PolicyError, match=r"choose one with posterior\.select"):
         _ = sweep.policy
 
 
@@ -218,7 +218,7 @@ def handlers_prior() -> Array:
 
 def test_act_draws_from_the_fitted_policy() -> None:
     posterior = short_fit("flat")
-    arms = jax.vmap(lambda key: posterior.act(key))(jax.random.split(KEY, 4000))
+    arms = jax.vmap(posterior.act)(jax.random.split(KEY, 4000))
     q = jax.nn.softmax(posterior.params["arm_logits"][0])
     for arm in range(5):
         error = float((q[arm] * (1 - q[arm]) / 4000) ** 0.5)
