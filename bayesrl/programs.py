@@ -12,7 +12,7 @@ from jax import Array
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
-from bayesrl.core.structure import Structure, inspect
+from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.typing import Params, PRNGKey, PRNGKeys, Program
 
 
@@ -41,7 +41,7 @@ class Programs:
         if args is None:
             return Pair(self.policy, self.guide, self.structure, self.args, self.transforms, self.learned)
         structure = inspect(jax.random.key(0), self.policy, *args)
-        return Pair(self.policy, self.guide, structure, args, self.transforms, self.learned)
+        return Pair(self.policy, self.guide, structure, as_arrays(args), self.transforms, self.learned)
 
 
 @eqx.filter_jit

@@ -13,9 +13,8 @@ import numpy as np
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.handlers import whole
 from bayesrl.core.pairing import Pair, declared_params
-from bayesrl.core.structure import Structure, inspect
+from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.engines.enumeration import enumerate_posterior, evaluate_exactly
-from bayesrl.engines.setup import as_arrays
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior

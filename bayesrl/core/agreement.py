@@ -95,5 +95,5 @@ def _look(
                 other[name] = ~jnp.asarray(same)
         return outside, other
 
-    outside, other = jax.vmap(one)({**draws.sites, **draws.plates})
+    outside, other = jax.vmap(one, axis_size=num_draws)({**draws.sites, **draws.plates})
     return draws, outside, other

@@ -23,16 +23,17 @@ class _OwnPlates(Messenger):
     def __init__(self) -> None:
         super().__init__(None)
         self.frames: list[Any] = []
-        self.shape: tuple[int, ...] = ()
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample":
-            self.frames = msg["cond_indep_stack"]
-            if self.frames:
-                sizes = [1] * max(-frame.dim for frame in self.frames)
-                for frame in self.frames:
-                    sizes[frame.dim] = frame.size
-                self.shape = tuple(sizes)
+            self.frames = msg["cond_indep_stack"]  # plates add themselves to this list
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        sizes = [1] * max((-frame.dim for frame in self.frames), default=0)
+        for frame in self.frames:
+            sizes[frame.dim] = frame.size
+        return tuple(sizes)
 
 
 def reward(name: str, value: ArrayLike) -> None:
@@ -70,13 +71,17 @@ def reward(name: str, value: ArrayLike) -> None:
     array = array.astype(jnp.result_type(float) if not jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
     # Numbers that the density will add must be exactly the numbers the program gave.
     plates = _OwnPlates()
-    with plates:
-        numpyro.sample(
-            name,
-            dist.Unit(array),
-            obs=jnp.zeros((*array.shape, 0)),
-            infer={MARK: "reward"},
-        )
+    try:
+        with plates:
+            numpyro.sample(
+                name,
+                dist.Unit(array),
+                obs=jnp.zeros((*array.shape, 0)),
+                infer={MARK: "reward"},
+            )
+    except ValueError:
+        _check_reward_shape(name, array, plates)  # plates that the shape does not fit into
+        raise
     _check_reward_shape(name, array, plates)
 
 

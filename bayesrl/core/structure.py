@@ -130,12 +130,19 @@ class Structure:
         return jnp.concatenate(parts, axis=-1) if parts else jnp.zeros((*shape, 0))
 
 
+def as_arrays(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Make NumPy arrays JAX arrays, so that programs may index them with traced values."""
+    result: tuple[Any, ...] = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, args)
+    return result
+
+
 def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
     """Run a policy once and tell its structure.
 
     Raises:
         PolicyError: the program has neither a reward nor an observed site, or repeats a name.
     """
+    args = as_arrays(args)
     program = handlers.seed(policy, rng_seed=key)
     structure = structure_of(abstractly(lambda: record(program, *args)))
     if any(site.discrete and site.support is None for site in structure.sites):

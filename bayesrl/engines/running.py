@@ -27,6 +27,7 @@ NUM_CHUNKS = 100
 MAX_SKIPPED = 0.1
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
+type Chunk = Callable[[PRNGKeys, State, Array, Any, Array], tuple[State, Tally]]
 type Callback = Callable[[dict[str, np.ndarray]], Any]
 type Source = Callable[[PRNGKey, Params, Pair], Draws]
 """Makes draws on the host: a fresh key, one lane's parameters, and the pair they belong to."""
@@ -45,15 +46,20 @@ class Run:
     callback: Callback | None
     source: Source | None = None
 
-    def go(self, *, show: bool) -> tuple[State, list[dict[str, np.ndarray]], bool]:
-        """Run; give the last state, the rows of the history, and whether Ctrl-C ended it."""
+    def go(self, *, show: bool, chunk: Chunk | None = None) -> tuple[State, list[dict[str, np.ndarray]], bool]:
+        """Run; give the last state, the rows of the history, and whether Ctrl-C ended it.
+
+        Args:
+            show: whether to show a progress line.
+            chunk: what `chunk()` gave a run of the same setup and optimiser, so as not to compile anew.
+        """
         lane, args = self.lane()
         state = init(lane, self.setup.params)
         rows: list[dict[str, np.ndarray]] = []
         state, rows = self.restore(state, rows)
         lanes = self.setup.betas.shape[0]
         keys = jax.random.split(jax.random.fold_in(self.key, 5), lanes)
-        chunk = jax.jit(partial(run_chunk, lane)) if self.source is None else self._host_chunk(lane, self.source)
+        chunk = self.chunk() if chunk is None else chunk
         every = max(1, -(-self.num_steps // NUM_CHUNKS))
         saved = time.monotonic()
         with Progress(self.num_steps, int(state.step), show=show) as line:
@@ -78,7 +84,12 @@ class Run:
         self._save(state, rows)
         return state, rows, False
 
-    def _host_chunk(self, lane: Lane, source: Source) -> Callable[..., tuple[State, Tally]]:
+    def chunk(self) -> Chunk:
+        """Give the function that takes a chunk of steps; it compiles when it is first called."""
+        lane, _ = self.lane()
+        return jax.jit(partial(run_chunk, lane)) if self.source is None else self._host_chunk(lane, self.source)
+
+    def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""
         pair = self.setup.programs.pair()
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
@@ -128,7 +139,7 @@ class Run:
             FitError: too many steps were not finite.
         """
         done, skipped = int(state.step), np.asarray(state.skipped)
-        if done >= 20 and skipped.max() > MAX_SKIPPED * done:
+        if done >= min(20, self.num_steps) and skipped.max() > MAX_SKIPPED * done:
             sites = {name: int(np.asarray(count).sum()) for name, count in tally.info.nonfinite.items()}
             blamed = [
                 f"reward site {name!r} was not finite for {count} draws" for name, count in sites.items() if count

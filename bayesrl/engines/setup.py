@@ -16,7 +16,7 @@ from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.independence import check_contexts
 from bayesrl.core.pairing import declared_params, freeze
-from bayesrl.core.structure import Structure, check_policy, inspect
+from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoTilt, GuideFamily
 from bayesrl.objectives import ForwardKL, Objective
@@ -47,12 +47,6 @@ class Setup:
     objective: Objective
     learning_rate: float
     identity: dict[str, Any]
-
-
-def as_arrays(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Make NumPy arrays JAX arrays, so that they are traced and not compiled in."""
-    result: tuple[Any, ...] = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, args)
-    return result
 
 
 def set_up(

@@ -12,7 +12,7 @@ from numpyro import handlers
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.pairing import freeze
 from bayesrl.core.recording import Recording, record
-from bayesrl.core.structure import Structure, check_policy, structure_of
+from bayesrl.core.structure import Structure, as_arrays, check_policy, structure_of
 from bayesrl.engines.grid import Axis, Scores, Table, axes_of, count, decode, run, scores_of, width_of
 from bayesrl.engines.induction import Stage, make_stage
 from bayesrl.engines.reachability import Scan, TooManyStatesError, reach, reads_outputs, take_apart
@@ -38,6 +38,7 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepar
     """Freeze a policy and refuse what has no evidence: beta that does not fit, and subsampled plates."""
     if beta is not None:
         check_beta(beta)
+    args = as_arrays(args)
     key = jax.random.key(0)  # nothing random is used: every latent site will be held
     frozen, _ = freeze(key, policy, *args)
     recording = record(handlers.seed(frozen, rng_seed=key), *args)
