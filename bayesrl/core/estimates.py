@@ -1,7 +1,8 @@
-"""Numbers with their error bars: the one type in which engines and fits report expectations."""
+"""Numbers with their error bars: the types in which engines, fits and certainty report expectations."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from jax import Array
 
 
@@ -26,3 +27,35 @@ class Estimates(NamedTuple):
     reward: Estimate
     kl: Estimate
     metrics: dict[str, Estimate]
+
+
+class Interval(NamedTuple):
+    """An estimate with two 95% intervals, each a NumPy array [*beta], in double precision.
+
+    Attributes:
+        mean: the estimate.
+        se: its standard error; 0 where it is exact.
+        lower: left end of the calibrated interval, which leans on the standard error; nan where the
+            draws do not allow that.
+        upper: its right end.
+        floor: left end of the conservative interval, which holds without a standard error; −inf where
+            nothing is known.
+        ceiling: its right end; inf where nothing is known.
+    """
+
+    mean: np.ndarray
+    se: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    floor: np.ndarray
+    ceiling: np.ndarray
+
+    @classmethod
+    def exactly(cls, value: Any) -> "Interval":
+        """Make the interval of a number that is known exactly."""
+        number = np.asarray(value, float)
+        return cls(number, np.zeros_like(number), number, number, number, number)
+
+    def times(self, factor: Any) -> "Interval":
+        """Multiply by a positive factor, [*beta]."""
+        return Interval(*(part * np.asarray(factor, float) for part in self))

@@ -1,0 +1,111 @@
+"""Confidence limits: those that lean on a standard error, and those that hold for every number of draws."""
+
+import math
+
+import numpy as np
+from scipy import optimize, stats
+
+LEVEL = 0.025
+"""Each side's share of error: two sides make a 95% interval."""
+
+NUM_GROUPS = 32
+"""Groups of draws whose least estimate is a lower limit; fixed beforehand, or the limit would not hold."""
+
+
+def markov_lower(log_estimates: np.ndarray, level: float = LEVEL) -> float:
+    """Bound log Z from below by independent unbiased estimates of Z, without a standard error.
+
+    By Markov's inequality P(Ẑ ≥ t·Z) ≤ 1/t for each, so P(min Ẑ ≥ t·Z) ≤ t^−K for K of them: with
+    probability at least 1 − level, log Z ≥ min log Ẑ − log(1/level)/K.
+
+    Args:
+        log_estimates: log Ẑ of each group, [groups], nats; of a product over contexts, their sum.
+        level: probability that the limit lies above log Z.
+
+    Returns:
+        The limit, nats.
+
+    References:
+        Gogate & Dechter (2007), "Studies in lower bounding probability of evidence using the Markov
+        inequality", section 3.
+    """
+    return float(np.min(log_estimates) - math.log(1 / level) / len(log_estimates))
+
+
+def bounded_upper(values: np.ndarray, greatest: float | np.ndarray, level: float | np.ndarray = LEVEL) -> np.ndarray:
+    """Bound a mean of numbers in [0, greatest] from above, without a standard error.
+
+    The lesser of the empirical Bernstein limit, m + √(2·V·log(4/δ)/n) + 7·G·log(4/δ)/(3·(n − 1)), and
+    Hoeffding's, the greatest μ with n·kl(m/G ‖ μ/G) ≤ log(2/δ); each holds with probability 1 − δ/2.
+
+    Args:
+        values: independent numbers, [n, ...].
+        greatest: G.
+        level: δ.
+
+    References:
+        Maurer & Pontil (2009), "Empirical Bernstein bounds and sample variance penalization",
+        theorem 4; Hoeffding (1963), theorem 1.
+    """
+    n, mean = len(values), values.mean(0)
+    top, delta = np.broadcast_to(greatest, mean.shape).astype(float), np.broadcast_to(level, mean.shape)
+    bernstein = mean + bernstein_width(values.var(0, ddof=1), n, top, delta / 2)
+    hoeffding = top * np.vectorize(_kl_upper)(np.minimum(mean / top, 1.0), np.log(2 / delta) / n)
+    result: np.ndarray = np.minimum(np.minimum(bernstein, hoeffding), top)
+    return result
+
+
+def bernstein_width(variance: np.ndarray, n: int, spread: np.ndarray, level: float | np.ndarray = LEVEL) -> np.ndarray:
+    """How far, at most, a mean of n numbers from an interval of length `spread` lies from its expectation.
+
+    √(2·V·log(2/δ)/n) + 7·spread·log(2/δ)/(3·(n − 1)), on one side, with probability 1 − δ.
+    """
+    log_term = np.log(2 / np.asarray(level))
+    result: np.ndarray = np.sqrt(2 * variance * log_term / n) + 7 * spread * log_term / (3 * (n - 1))
+    return result
+
+
+def _kl_upper(mean: float, budget: float) -> float:
+    """Solve kl(mean ‖ μ) = budget for μ ≥ mean, Bernoulli divergences, nats."""
+
+    def excess(mu: float) -> float:
+        first = mean * math.log(mean / mu) if mean > 0 else 0.0
+        second = (1 - mean) * math.log((1 - mean) / (1 - mu)) if mean < 1 else 0.0
+        return first + second - budget
+
+    high = 1 - 1e-12
+    if mean >= high or excess(high) <= 0:
+        return 1.0
+    return float(optimize.brentq(excess, max(mean, 1e-300), high, xtol=1e-14))
+
+
+def binomial_limits(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """Give Clopper and Pearson's exact limits of a probability, each side's error being `level`."""
+    lower = stats.beta.ppf(level, successes, trials - successes + 1) if successes > 0 else 0.0
+    upper = stats.beta.ppf(1 - level, successes + 1, trials - successes) if successes < trials else 1.0
+    return float(lower), float(upper)
+
+
+def skewed_limits(mean: float, se: float, skewness: float, n: int) -> tuple[float, float]:
+    """Give the 95% limits of a mean of n numbers, corrected for their skewness.
+
+    Hall's monotone transformation of the t-statistic, g(t) = t + k·t²/3 + k²·t³/27 + k/6 with
+    k = skewness/√n, is Normal to second order; its inverse is g⁻¹(x) = 3·((1 + k·(x − k/6))^⅓ − 1)/k.
+
+    Args:
+        mean: of the numbers.
+        se: its standard error.
+        skewness: of the numbers.
+        n: how many.
+
+    References:
+        Hall (1992), "On the removal of skewness by transformation", equation 3.2.
+    """
+    k, z = skewness / math.sqrt(n), float(stats.t.ppf(1 - LEVEL, max(n - 1, 1)))
+    if abs(k) < 1e-8:
+        return mean - z * se, mean + z * se
+
+    def inverse(x: float) -> float:
+        return float(3 * (np.cbrt(1 + k * (x - k / 6)) - 1) / k)
+
+    return mean - se * inverse(z), mean - se * inverse(-z)
