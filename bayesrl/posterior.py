@@ -1,7 +1,7 @@
 """The fitted posterior: draws, estimates, densities, and the fitted policy as a program."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -12,17 +12,19 @@ from jax.scipy.special import logsumexp
 from numpyro import handlers
 
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.estimates import Estimates
+from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
+from bayesrl.core.showing import Block, Line, Shown, estimates_listing
 from bayesrl.core.structure import Structure
+from bayesrl.core.wording import count
 from bayesrl.errors import PolicyError
 from bayesrl.guides import OwnProgram
 from bayesrl.programs import Programs, draw_lanes, summarise
 from bayesrl.typing import Params, PRNGKey, Program, Sites
 
 
-@dataclass(frozen=True)
-class Posterior:
+@dataclass(frozen=True, repr=False)
+class Posterior(Shown):
     """A fitted policy: an approximation q of the reward-tilted posterior p* ∝ π₀ · exp(R/β).
 
     Arrays have the leading axes (*beta, restart): beta is an axis where `fit` was given an array,
@@ -49,7 +51,7 @@ class Posterior:
     prior_draws: dict[str, Array]
     settings: dict[str, Any]
     interrupted: bool = False
-    programs: Programs | None = field(default=None, repr=False)
+    programs: Programs | None = None
     mixture: Any = None
 
     # ---- shape -------------------------------------------------------------------------------
@@ -200,6 +202,28 @@ class Posterior:
         beta = jnp.asarray(1.0 if self.beta is None else self.beta, float)[..., None]
         return beta * weight.mean(tuple(range(lead, weight.ndim)))
 
+    def kept_estimates(self) -> Estimates:
+        """J, E[R] and KL(q‖π₀) per context on the draws that it carries, each [*beta, restart].
+
+        Standard errors are over draws. Of a fit that saw mini-batches these draws are of one of them.
+        """
+        lead = len(self._fit_shape)
+        beta = np.asarray(1.0 if self.beta is None else self.beta, float)[..., None]
+
+        def estimate(values: Any, scale: Any = 1.0) -> Estimate:
+            array = np.asarray(values, float)
+            by_draw = array.mean(tuple(range(lead + 1, array.ndim)))
+            se = by_draw.std(lead, ddof=1) / np.sqrt(by_draw.shape[lead])
+            return Estimate(scale * by_draw.mean(lead), scale * se)
+
+        held = self.statistics
+        return Estimates(
+            estimate(held["log_weight"], beta),
+            estimate(held["total_reward"]),
+            estimate(np.asarray(held["log_q"], float) - np.asarray(held["log_prior"], float)),
+            {},
+        )
+
     def select(self, beta: float | None = None, restart: Literal["best", "mixture"] | int | None = None) -> "Posterior":
         """Choose one β, one restart, or the mixture of restarts.
 
@@ -318,6 +342,30 @@ class Posterior:
             handlers.seed(guide, rng_seed=key)(*(observation or pair.args))
         actions = {name: drawn[name]["value"] for name in pair.structure.actions}
         return next(iter(actions.values())) if len(actions) == 1 else actions
+
+    # ---- showing -----------------------------------------------------------------------------
+
+    def _blocks(self) -> Sequence[Block]:
+        steps = self.history.get("step", np.zeros(0))
+        done = int(steps[-1]) if len(steps) else 0
+        fits = [count(size, "temperature") for size in self._fit_shape[:-1]] + [count(self.num_restarts, "restart")]
+        told = f"Posterior: {' × '.join(fits)}, {count(done, 'step')}"
+        blocks: list[Block] = [Line(told + (", stopped before it was done" if self.interrupted else ""))]
+        if self.statistics:
+            blocks.append(estimates_listing(self.beta, self.kept_estimates()))
+            units = "J = E[R] − β·KL and E[R] in reward units, KL in nats" if self.beta is not None else "all in nats"
+            blocks.append(Line(f"({units}; mean ± standard error of {count(_num_draws(self), 'draw')})"))
+        if self.draws:
+            lead = len(self._fit_shape) + 1
+            sites = (f"{name} {list(np.shape(values)[lead:]) or ''}".strip() for name, values in self.draws.items())
+            blocks.append(Line(f"Draws: {', '.join(sites)}"))
+        if self.programs is None:
+            blocks.append(Line("Loaded without its policy: it shows what was saved, and cannot draw anew."))
+        return blocks
+
+
+def _num_draws(posterior: Posterior) -> int:
+    return int(np.shape(posterior.statistics["log_weight"])[len(posterior._fit_shape)])
 
 
 def structure_has(structure: Structure, name: str) -> bool:

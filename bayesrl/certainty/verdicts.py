@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bayesrl.core.estimates import Interval
+from bayesrl.core.showing import MARKS, Block, Line, Listing, Shown
+from bayesrl.core.wording import at, beta_text, number, percent, with_ends, with_error
 
 type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight"]
 type Outcome = Literal["pass", "warn", "fail", "unknown"]
@@ -27,8 +29,8 @@ class Side(NamedTuple):
     limit: np.ndarray
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, repr=False)
+class Evidence(Shown):
     """How far a fit is from the optimum: log Z from both sides, and the gap, per context, [*beta].
 
     Without environment sites J* = β·log Z and gap = β·KL(q‖p*). With environment sites `optimum` is
@@ -88,6 +90,83 @@ class Evidence:
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.gap.times(np.where(gain > 0, 1 / gain, np.nan))
 
+    @property
+    def betas(self) -> list[float | None]:
+        """Temperatures as a list; one None without rewards."""
+        return [None] if self.beta is None else [float(b) for b in np.atleast_1d(self.beta)]
+
+    @property
+    def how(self) -> str:
+        """How the optimum was reached, in a sentence."""
+        words = {
+            "enumeration": "by enumeration of every draw",
+            "rejection": "by rejection, whose draws are of p* itself",
+            "importance": "by weighting draws",
+            "nuts": "by weighting draws, checked by a Markov chain (NUTS)",
+            "hindsight": "by hindsight: an upper bound with nature's draws fixed",
+        }
+        drawn = f" ({self.num_draws:,} draws)" if self.num_draws else ""
+        reason = f" But {self.reason.rstrip('.')}." if self.reason else ""
+        return f"The optimum was reached {words[self.method]}{drawn}.{reason}"
+
+    def listing(self) -> Listing:
+        """One row for each temperature: what was reached, what could be, and the gap between."""
+        share = self.share
+        rows = []
+        for i, beta in enumerate(self.betas):
+            part = at(share, i)
+            rows.append(
+                (
+                    beta_text(beta),
+                    with_error(at(self.objective, i)),
+                    with_ends(at(self.optimum, i)),
+                    _tiny(at(self.gap, i), at(self.optimum, i)),
+                    percent(None if part is None else float(part.mean)),
+                    with_error(at(self.reward, i)),
+                    with_error(at(self.kl, i)),
+                )
+            )
+        return Listing(("β", "J", "J*", "gap", "share", "E[R]", "KL"), rows)
+
+    def weight_listing(self) -> Listing:
+        """One row for each temperature: log Z from both sides, the distance to p*, and the weights."""
+        rows = []
+        for i, beta in enumerate(self.betas):
+            upper = None if self.upper is None else self.upper.mean
+            rows.append(
+                (
+                    beta_text(beta),
+                    with_ends(at(self.log_evidence, i)),
+                    number(float(np.reshape(self.lower.mean, -1)[i])),
+                    number(None if upper is None else float(np.reshape(upper, -1)[i])),
+                    with_error(at(self.kl_reverse, i)),
+                    with_error(at(self.kl_forward, i)),
+                    "exact" if self.num_draws == 0 else number(float(np.reshape(self.ess, -1)[i]), 3),
+                    number(float(np.reshape(self.khat, -1)[i]), 2),
+                    percent(float(np.reshape(self.missed, -1)[i])),
+                )
+            )
+        sides = ("from below", "from above") if self.log_evidence is not None else ("J*/β from below", "from above")
+        return Listing(("β", "log Z", *sides, "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed"), rows)
+
+    def _blocks(self) -> Sequence[Block]:
+        units = "J, J*, gap and E[R] in reward units; KL and log Z in nats" if self.beta is not None else "all in nats"
+        legend = Line(f"({units}; ± is one standard error, [ ] a 95% interval; share = gap / (J* − J(π₀)))")
+        first, second = self.listing(), self.weight_listing()
+        if len(first.rows) > 1:
+            return first, second, legend, Line(self.how)
+        whole = Listing((*first.headings, *second.headings[1:]), [(*first.rows[0], *second.rows[0][1:])])
+        return whole.turned(), legend, Line(self.how)
+
+
+def _tiny(gap: Interval | None, optimum: Interval | None) -> str:
+    """Write a gap; single precision cannot tell less than a millionth of J* from nothing."""
+    if gap is None or optimum is None:
+        return with_ends(gap)
+    finest = 1e-6 * abs(float(optimum.mean))
+    ends = (float(gap.mean), float(gap.floor), float(gap.ceiling))
+    return f"<{finest:.0e}" if finest > max(abs(end) for end in ends) else with_ends(gap)
+
 
 class Check(NamedTuple):
     """One question asked of a fit, and its answer.
@@ -109,8 +188,8 @@ class Check(NamedTuple):
     reference: str
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Shown):
     """Whether a fit can be trusted.
 
     Attributes:
@@ -128,9 +207,18 @@ class Diagnosis:
     def __getitem__(self, name: str) -> Check:
         return next(check for check in self.checks if check.name == name)
 
+    def _blocks(self) -> Sequence[Block]:
+        return (Line(self.sentence, self.verdict), checks_listing(self.checks), *self.evidence._blocks())
 
-@dataclass(frozen=True)
-class Frontier:
+
+def checks_listing(checks: Sequence[Check]) -> Listing:
+    """One row for each check, what to do as its note."""
+    rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, number(c.value, 3), number(c.threshold, 3)) for c in checks]
+    return Listing(("outcome", "check", "value", "limit"), rows, "llrr", [c.advice for c in checks])
+
+
+@dataclass(frozen=True, repr=False)
+class Frontier(Shown):
     """Reward against KL over an array of β, and whether it obeys what any optimum obeys.
 
     Attributes:
@@ -148,9 +236,22 @@ class Frontier:
     gold: Interval | None
     turning_point: float | None
 
+    def listing(self) -> Listing:
+        """One row for each temperature, with the gold metric where there is one."""
+        listing = self.evidence.listing()
+        if self.gold is None:
+            return listing
+        gold = [with_error(at(self.gold, i)) for i in range(len(listing.rows))]
+        rows = [(*row, cell) for row, cell in zip(listing.rows, gold, strict=True)]
+        return Listing((*listing.headings, "gold"), rows)
 
-@dataclass(frozen=True)
-class Comparison:
+    def _blocks(self) -> Sequence[Block]:
+        turn = [] if self.turning_point is None else [Line(f"Gold is greatest at β = {self.turning_point:.3g}.")]
+        return (self.listing(), checks_listing(self.checks), *turn)
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Fits of one problem side by side, on common draws.
 
     Attributes:
@@ -170,6 +271,18 @@ class Comparison:
     delta_objective: Interval
     delta_reward: Interval
     delta_kl: Interval
+
+    def listing(self) -> Listing:
+        """One row for each fit, with its differences to the first."""
+        told = (self.objective, self.delta_objective, self.reward, self.delta_reward, self.kl, self.delta_kl)
+        rows = [
+            (name, *("" if i == 0 and k % 2 else with_error(at(one, i)) for k, one in enumerate(told)))
+            for i, name in enumerate(self.names)
+        ]
+        return Listing(("fit", "J", "ΔJ", "E[R]", "ΔE[R]", "KL", "ΔKL"), rows)
+
+    def _blocks(self) -> Sequence[Block]:
+        return (self.listing(), Line("Δ is the difference to the first, on common draws; ± is one standard error."))
 
 
 class Section(NamedTuple):

@@ -1,6 +1,5 @@
 """Scores of a fit as tables for a terminal of 80 columns."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bayesrl.certainty.scoreboard import Score, Scoreboard
-from bayesrl.core.estimates import Estimate
-
-UNKNOWN = "—"
+from bayesrl.core.wording import UNKNOWN, beta_text, number, percent, with_error
 
 
 def score_table(board: Scoreboard, held_out: Scoreboard | None = None) -> RenderableType:
@@ -49,7 +46,7 @@ def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) ->
                 number(float(history[name][chunk].reshape(len(betas), -1)[i].mean()))
                 for name in ("objective", "reward", "kl", "spread", "grad_norm")
             ]
-            table.add_row(f"{int(history['step'][chunk]):,}" if i == 0 else "", _beta(beta), *cells)
+            table.add_row(f"{int(history['step'][chunk]):,}" if i == 0 else "", beta_text(beta), *cells)
     return table
 
 
@@ -85,40 +82,11 @@ def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table
     return table
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """Write a number with so many significant digits, without an exponent where that is short."""
-    if value is None or not math.isfinite(value):
-        return UNKNOWN
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3 or abs(value) >= 10**6:
-        return f"{value:.{max(digits - 3, 0)}e}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{decimals}f}"
-
-
-def with_error(estimate: Estimate | None) -> str:
-    """Write mean ± standard error, to the error's first digit; the mean alone where it is exact."""
-    if estimate is None:
-        return UNKNOWN
-    mean, error = float(estimate.mean), float(estimate.se)
-    if not (error > 0 and math.isfinite(error)):
-        return number(mean)
-    decimals = -math.floor(math.log10(error))
-    if decimals > 6 or abs(mean) >= 10**6:
-        return f"{number(mean)} ± {error:.0e}"
-    return f"{mean:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
-
-
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     return table
-
-
-def _beta(beta: float | None) -> str:
-    return UNKNOWN if beta is None else f"{beta:.3g}"
 
 
 def _gap(row: Score) -> str:
@@ -130,24 +98,16 @@ def _gap(row: Score) -> str:
     return number(gap, 2) if abs(gap) > finest else f"<{finest:.0e}"
 
 
-def _share(share: float | None) -> str:
-    if share is None:
-        return UNKNOWN
-    if abs(share) < 5e-5:
-        return "<0.01%"
-    return f"{share:.2%}" if abs(share) < 0.1 else f"{share:.0%}"
-
-
 def _cells(row: Score) -> list[str]:
     return [
-        _beta(row.beta),
+        beta_text(row.beta),
         with_error(row.estimates.objective),
         number(float(row.estimates.reward.mean)),
         number(float(row.estimates.kl.mean), 3),
         number(row.log_evidence),
         number(row.optimum),
         _gap(row),
-        _share(row.share),
+        percent(row.share),
     ]
 
 
@@ -159,7 +119,7 @@ def _metrics(board: Scoreboard, held_out: Scoreboard | None) -> Table | None:
     for label, scores in (("fit", board), ("held out", held_out)):
         for row in scores.rows if scores is not None else ():
             cells = [with_error(row.estimates.metrics.get(name)) for name in names]
-            table.add_row(label, _beta(row.beta), *cells, style=None if label == "fit" else "dim")
+            table.add_row(label, beta_text(row.beta), *cells, style=None if label == "fit" else "dim")
     return table
 
 

@@ -1,0 +1,111 @@
+"""Numbers in words: so many digits as their errors allow."""
+
+import math
+import unicodedata
+from typing import Any
+
+import numpy as np
+
+from bayesrl.core.estimates import Interval
+
+UNKNOWN = "—"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a number with so many significant digits, without an exponent where that is short."""
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3 or abs(value) >= 10**6:
+        return f"{value:.{max(digits - 3, 0)}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def with_error(estimate: Any) -> str:
+    """Write mean ± standard error, to the error's first digit; the mean alone where it is exact.
+
+    Args:
+        estimate: with the fields `mean` and `se`, both single numbers; or None.
+    """
+    if estimate is None:
+        return UNKNOWN
+    mean, error = float(estimate.mean), float(estimate.se)
+    if not (error > 0 and math.isfinite(error)):
+        return number(mean)
+    decimals = -math.floor(math.log10(error))
+    if decimals > 6 or abs(mean) >= 10**6:
+        return f"{number(mean)} ± {error:.0e}"
+    return f"{mean:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
+
+
+def with_ends(interval: Interval | None) -> str:
+    """Write mean [left, right], the 95% interval; the mean alone where it is exact.
+
+    The calibrated interval is written, or the conservative one where there is none.
+    """
+    if interval is None:
+        return UNKNOWN
+    mean, _, lower, upper, floor, ceiling = (float(part) for part in interval)
+    if math.isnan(lower) or math.isnan(upper):
+        lower, upper = floor, ceiling
+    if lower == upper or (math.isinf(lower) and math.isinf(upper)):
+        return number(mean)
+    if math.isinf(lower) or math.isinf(upper):
+        return f"{number(mean)} (≤ {number(upper)})" if math.isinf(lower) else f"{number(mean)} (≥ {number(lower)})"
+    decimals = 1 - math.floor(math.log10(upper - lower)) if upper > lower else 7
+    if decimals > 6 or abs(mean) >= 10**6:
+        return f"{number(mean)} [{number(lower)}, {number(upper)}]"
+    shown = max(decimals, 0)
+    return f"{mean:.{shown}f} [{lower:.{shown}f}, {upper:.{shown}f}]"
+
+
+def percent(share: float | None) -> str:
+    """Write a share in percent."""
+    if share is None or not math.isfinite(share):
+        return UNKNOWN
+    if abs(share) < 5e-5:
+        return "<0.01%"
+    return f"{share:.2%}" if abs(share) < 0.1 else f"{share:.0%}"
+
+
+def at(interval: Interval | None, index: int) -> Interval | None:
+    """Choose one β of an interval [*beta]; the index counts the flat axis."""
+    return None if interval is None else Interval(*(np.reshape(part, -1)[index] for part in interval))
+
+
+def count(number_of: int, what: str) -> str:
+    """Write how many there are: `1 restart`, `4 restarts`."""
+    return f"{number_of:,} {what}{'' if number_of == 1 else 's'}"
+
+
+def beta_text(beta: float | None) -> str:
+    """Write a temperature, or that there is none."""
+    return UNKNOWN if beta is None else f"{beta:.3g}"
+
+
+def printable(text: str) -> str:
+    """Put a replacement character in the place of what would steer a terminal or break a file."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in text
+    )
+
+
+def shortened(value: Any, longest: int = 72) -> str:
+    """Write a value on one line, its middle left out where it is long.
+
+    Whole numbers keep their digits, reals get three; arrays are written as their numbers with spaces.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind in "OUS":
+        text = " ".join(str(value).split()) if isinstance(value, str) else str(value)
+    else:
+        spell = "{:.3g}".format if array.dtype.kind == "f" else (lambda x: str(int(x)))
+        flat = array.reshape(-1)
+        most = longest  # each number takes a place at least
+        text = " ".join(spell(x) for x in (flat if flat.size <= most else flat[:most]))
+        text += " …" if flat.size > most else ""
+    return text if len(text) <= longest else f"{text[: longest - 2]} …"
