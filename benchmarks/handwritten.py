@@ -1,4 +1,7 @@
-"""The same fits as a good JAX user would write them by hand: same estimator, optimiser and averaging."""
+"""The same fits as a good JAX user would write them by hand: same estimator, optimiser and averaging.
+
+They draw as JAX does (`PLAIN`), or by the cheaper ways that bayesrl has (`QUICK`).
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,11 +11,38 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from bayesrl.core.sampling import draw_category, draw_subset
 from benchmarks.problems import Benchmark, network
 
 AVERAGING_POWER = 8.0
 
 type Loss = Callable[[dict[str, Array], Array], Array]
+
+
+class Draw(NamedTuple):
+    """Ways to draw.
+
+    Attributes:
+        category: (key, logits [..., categories], shape) → categories [*shape].
+        subset: (key, size, num) → `num` of `size` indices, without replacement.
+    """
+
+    category: Callable[[Array, Array, tuple[int, ...]], Array]
+    subset: Callable[[Array, int, int], Array]
+
+
+def _quick_category(key: Array, logits: Array, shape: tuple[int, ...]) -> Array:
+    if logits.shape[:-1] == shape:
+        return draw_category(key, logits)
+    cumulative = jnp.cumsum(jax.nn.softmax(logits))
+    return (cumulative <= jax.random.uniform(key, (*shape, 1)) * cumulative[-1]).sum(-1)
+
+
+PLAIN = Draw(
+    lambda key, logits, shape: jax.random.categorical(key, logits, shape=shape),
+    lambda key, size, num: jax.random.choice(key, size, (num,), replace=False),
+)
+QUICK = Draw(_quick_category, draw_subset)
 
 
 class State(NamedTuple):
@@ -51,13 +81,13 @@ def _value_and_gradient(value: Array, surrogate: Array) -> Array:
     return lax.stop_gradient(value) + surrogate - lax.stop_gradient(surrogate)
 
 
-def bandit_loss(problem: Benchmark, num_particles: int) -> Loss:
+def bandit_loss(problem: Benchmark, num_particles: int, draw: Draw = PLAIN) -> Loss:
     """Score-function gradient with a leave-one-out baseline on w."""
     rewards, beta = problem.data["rewards"], problem.beta
     log_prior = -jnp.log(len(rewards))
 
     def loss_fn(params: dict[str, Array], key: Array) -> Array:
-        arms = jax.random.categorical(key, params["logits"], shape=(num_particles,))
+        arms = draw.category(key, params["logits"], (num_particles,))
         log_q = jax.nn.log_softmax(params["logits"])[arms]
         w = lax.stop_gradient(rewards[arms] / beta + log_prior - log_q)
         advantage = (w - w.mean()) * num_particles / (num_particles - 1)
@@ -66,7 +96,7 @@ def bandit_loss(problem: Benchmark, num_particles: int) -> Loss:
     return loss_fn
 
 
-def chain_loss(problem: Benchmark, num_particles: int) -> Loss:
+def chain_loss(problem: Benchmark, num_particles: int, draw: Draw = PLAIN) -> Loss:
     """Score-function gradient with a leave-one-out regression of the cost-to-go on the past cost."""
     R, P, log_prior, following = (problem.data[name] for name in ("reward", "probs", "prior", "following"))
     beta = problem.beta
@@ -77,9 +107,9 @@ def chain_loss(problem: Benchmark, num_particles: int) -> Loss:
         def step(state: Array, x: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             table, key = x
             action_key, state_key = jax.random.split(key)
-            action = jax.random.categorical(action_key, table[state])
+            action = draw.category(action_key, table[state], state.shape)
             moves = log_P[state, action]
-            new = jax.random.categorical(state_key, moves) if stochastic else following[state, action]
+            new = draw.category(state_key, moves, state.shape) if stochastic else following[state, action]
             return new, (state, action)
 
         keys = jax.random.split(key, len(log_q))
@@ -109,13 +139,13 @@ def _regression_advantage(costs: Array) -> Array:
     return leave_one_out * (to_go - slope * past)
 
 
-def digits_loss(problem: Benchmark, batch: int) -> Loss:
+def digits_loss(problem: Benchmark, batch: int, draw: Draw = PLAIN) -> Loss:
     """Exact expectation over the ten arms on a mini-batch drawn without replacement."""
     images, labels, log_prior = problem.data["images"], problem.data["labels"], problem.data["prior"]
     beta = problem.beta
 
     def loss_fn(params: dict[str, Array], key: Array) -> Array:
-        i = jax.random.choice(key, len(images), (batch,), replace=False)
+        i = draw.subset(key, len(images), batch)
         log_q = jax.nn.log_softmax(log_prior[i] + network(params, images[i]))
         right = jax.nn.one_hot(labels[i], 10)
         return -(jnp.exp(log_q) * (right / beta + log_prior[i] - log_q)).sum(-1).mean()

@@ -1,0 +1,48 @@
+"""RESULTS.md: one section per benchmark, each rewritten by its own command alone."""
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HEAD = """# Results
+
+Measured by `make benchmarks`; each section is written by the command that it names. Times depend on the
+machine, ratios less so: what is compared runs in turn in one process.
+"""
+
+
+def write_section(name: str, title: str, text: str, order: Sequence[str]) -> None:
+    """Replace the section of one benchmark and leave the others as they are."""
+    sections = _sections(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    sections[name] = f"## {title}\n\n`python -m benchmarks {name}`: {environment()}.\n\n{text.strip()}\n"
+    parts = [f"<!-- {key} -->\n{sections[key]}<!-- end of {key} -->\n" for key in order if key in sections]
+    RESULTS.write_text("\n".join([HEAD, *parts]), encoding="utf-8")
+
+
+def _sections(text: str) -> dict[str, str]:
+    found = re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end of \1 -->\n", text, re.DOTALL)
+    return dict(found)
+
+
+def environment() -> str:
+    """Say what it ran on, without a date."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    packages = ", ".join(f"{package} {version(package)}" for package in ("jax", "numpyro", "optax"))
+    return f"{cores} cores, {jax.default_backend().upper()}; Python {platform.python_version()}, {packages}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay out a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def target(what: str, *, met: bool, why_not: str = "") -> str:
+    """Say in one sentence whether a target was met."""
+    return f"Target: {what}. **{'Met' if met else 'Not met'}**{'' if met or not why_not else ': ' + why_not}."
