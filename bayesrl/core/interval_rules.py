@@ -92,12 +92,14 @@ def _absolute(eqn: Any, x: list[Range]) -> Range:
 
 
 def _remainder(eqn: Any, x: list[Range]) -> Range:
-    size = np.maximum(np.abs(x[1].lower), np.abs(x[1].upper))
+    dividend, size = x[0], _absolute(eqn, x[1:])
+    largest = size.upper
     if _integers(eqn):
-        size = np.where((x[1].lower <= 0) & (x[1].upper >= 0), np.inf, size - 1)  # n % 0 is n
-    inside = (np.maximum(np.abs(x[0].lower), np.abs(x[0].upper)) <= size) & np.isfinite(size)
-    low = np.where(inside, x[0].lower, np.where(x[0].lower < 0, -size, 0.0))
-    return Range(low, np.where(inside, x[0].upper, np.where(x[0].upper > 0, size, 0.0)))
+        largest = np.where(size.lower > 0, size.upper - 1, np.inf)  # n % 0 is n
+    low = np.where(dividend.lower < 0, np.maximum(dividend.lower, -largest), 0.0)
+    high = np.where(dividend.upper > 0, np.minimum(dividend.upper, largest), 0.0)
+    unchanged = np.maximum(np.abs(dividend.lower), np.abs(dividend.upper)) < size.lower
+    return Range(np.where(unchanged, dividend.lower, low), np.where(unchanged, dividend.upper, high))
 
 
 def _cast(eqn: Any, x: list[Range]) -> Range:
