@@ -16,7 +16,9 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.core.draws import Draws
+from bayesrl.certainty.limits import bernstein_width, skewed_limits
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.estimates import Interval
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import record
 from bayesrl.core.structure import Structure
@@ -26,7 +28,6 @@ from bayesrl.typing import Params, PRNGKey
 
 FROM_FIT = 0.5
 _ELEMENTS = 2**22
-_ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 
 class Pool(NamedTuple):
@@ -72,13 +73,36 @@ def draw_pool(key: PRNGKey, programs: Programs, params: Params, num_draws: int) 
     batch = max(1, min(half, _ELEMENTS // max(size, 1)))
     static = (programs.policy, programs.guide, structure, programs.learned, axes)
     keys = jax.random.split(key, math.ceil(half / batch))
-    parts = [
-        jax.tree.map(np.asarray, _both(static, dict(programs.transforms), programs.args, k, params, batch)) for k in keys
-    ]
+    transforms = dict(programs.transforms)
+    parts = [jax.tree.map(np.asarray, _both(static, transforms, programs.args, k, params, batch)) for k in keys]
     fit, prior = (jax.tree.map(lambda *xs: np.concatenate(xs)[:half], *(p[i] for p in parts)) for i in (0, 1))
     columns = {name: np.concatenate([fit[name], prior[name]]) for name in fit}
     scores = {n: columns[n].astype(float) for n in ("log_prior", "log_q", "log_likelihood", "reward")}
     return Pool(**scores, code=columns["code"], num_fit=half)
+
+
+def score_sites(programs: Programs, params: Params, sites: dict[str, Array], beta: float | None) -> np.ndarray:
+    """Give w = log π₀ + log p(y|x) + R/β − log q of given draws, [draws, contexts], nats.
+
+    Args:
+        programs: over all data.
+        params: of one fit.
+        sites: values of the latent sites, [draws, ...].
+        beta: reward units per nat; None without rewards.
+    """
+    static = (programs.policy, programs.guide, programs.structure, programs.learned, None)
+    totals = _scored(static, dict(programs.transforms), programs.args, params, sites)
+    w = np.asarray(totals.log_weight(1.0 if beta is None else beta), float)
+    return w.reshape(len(w), -1)
+
+
+@eqx.filter_jit
+def _scored(static: Any, transforms: Any, args: Any, params: Params, sites: dict[str, Array]) -> Totals:
+    policy, guide, structure, learned, _ = static
+    pair = Pair(policy, guide, structure, args, transforms, learned)
+    draws = pair.score(params, Draws(sites, {}, {}, {}, {}, {}, {}, {}))
+    num = len(next(iter(sites.values())))
+    return draws.totals((num, *structure.context_shape))
 
 
 def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] | None:
@@ -128,36 +152,82 @@ def _codes(sites: dict[str, Array], axes: Any, structure: Structure, num: int) -
     return total.reshape(num, -1, 2)
 
 
-class Estimator:
-    """Averages over the pool with their waves: how much each draw moves an estimate, [draws].
+class Wave(NamedTuple):
+    """An estimate per context, [contexts], and how much each draw moves it, [draws, contexts]."""
 
-    The standard error of an estimate is that of a stratified mean of its wave: fit and prior have
+    mean: np.ndarray
+    wave: np.ndarray
+
+    def plus(self, other: "Wave", factor: float = 1.0) -> "Wave":
+        """Add a multiple of another estimate from the same draws."""
+        return Wave(self.mean + factor * other.mean, self.wave + factor * other.wave)
+
+    def times(self, factor: float) -> "Wave":
+        """Multiply by a number."""
+        return Wave(factor * self.mean, factor * self.wave)
+
+
+class Estimator:
+    """Averages over a pool, each with its wave.
+
+    The standard error of an average is that of a stratified mean of its wave: fit and prior have
     fixed shares.
     """
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.of_q, self.of_prior = pool.ratios
+        self._control = self._centred(self.of_q - 1)
+        self._power = np.maximum((self._control**2).sum(0), 1e-300)
 
-    def mean(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average over q, [contexts], with the wave, [draws, contexts]: E_q[f] = E_m[(q/m)·f], less a multiple of q/m − 1."""
-        kept = np.where(self.of_q > 0, values, 0.0)
-        return self.controlled(self.of_q * kept)
+    def over_fit(self, values: np.ndarray) -> Wave:
+        """Average over q: E_q[f] = E_m[(q/m)·f], less a regressed multiple of q/m − 1."""
+        return self.over_pool(self.of_q * np.where(self.of_q > 0, values, 0.0))
 
-    def controlled(self, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average over m with the control variate q/m − 1, regressed within the two shares."""
-        control = self.of_q - 1
-        inner = self._centred(control)
-        slope = (inner * self._centred(terms)).sum(0) / np.maximum((inner**2).sum(0), 1e-300)
-        steady = terms - slope * control
+    def over_pool(self, terms: np.ndarray) -> Wave:
+        """Average over m, with the control variate q/m − 1 regressed within the two shares."""
+        slope = (self._control * self._centred(terms)).sum(0) / self._power
+        steady = terms - slope * (self.of_q - 1)
         mean = steady.mean(0)
-        return mean, steady - mean
+        return Wave(mean, steady - mean)
 
-    def se(self, wave: np.ndarray) -> np.ndarray:
-        """Standard error of the mean of a wave [draws, ...]."""
-        n = len(wave)
-        parts = (wave[: self.pool.num_fit], wave[self.pool.num_fit :])
-        return np.sqrt(sum(len(part) * part.var(0, ddof=1) for part in parts)) / n
+    def plain(self, terms: np.ndarray) -> Wave:
+        """Average over m, without a control variate: what cannot be negative stays so."""
+        mean = terms.mean(0)
+        return Wave(mean, terms - mean)
+
+    def interval(self, found: Wave, rounding: float, *, calibrated: bool = True) -> Interval:
+        """Give the 95% intervals of an average over contexts.
+
+        The conservative one is empirical Bernstein's over pairs of one draw of the fit and one of the
+        prior, with the range that the draws have shown (Maurer & Pontil 2009, theorem 4).
+
+        Args:
+            found: the estimate.
+            rounding: what single precision may be off by, in its units.
+            calibrated: whether its standard error can be leaned on.
+        """
+        wave, mean = found.wave.mean(1), float(found.mean.mean())
+        k, n = self.pool.num_fit, len(wave)
+        parts = (wave[:k], wave[k:])
+        se = math.sqrt(sum(len(part) * float(part.var(ddof=1)) for part in parts)) / n
+        power = max(float((wave**2).mean()), 1e-300)
+        low, high = skewed_limits(mean, se, float((wave**3).mean()) / power**1.5, n)
+        pairs = (parts[0] + parts[1][:k]) / 2
+        width = bernstein_width(np.asarray(pairs.var(ddof=1)), k, np.asarray(np.ptp(parts[0]) + np.ptp(parts[1])) / 2)
+        floor, ceiling = mean - float(width) - rounding, mean + float(width) + rounding
+        ends = (low - rounding, high + rounding) if calibrated else (math.nan, math.nan)
+        return Interval(*(np.asarray(x) for x in (mean, se, *ends, floor, ceiling)))
+
+    def by_context(self, found: Wave, rounding: float) -> Interval:
+        """Give mean, standard error and calibrated interval of each context, [contexts]; no conservative one."""
+        k, n = self.pool.num_fit, len(found.wave)
+        parts = (found.wave[:k], found.wave[k:])
+        se = np.sqrt(sum(len(part) * part.var(0, ddof=1) for part in parts)) / n
+        skewness = (found.wave**3).mean(0) / np.maximum((found.wave**2).mean(0), 1e-300) ** 1.5
+        ends = np.array([skewed_limits(*x, n) for x in zip(found.mean, se, skewness, strict=True)])
+        nothing = np.full(se.shape, np.inf)
+        return Interval(found.mean, se, ends[:, 0] - rounding, ends[:, 1] + rounding, -nothing, nothing)
 
     def _centred(self, values: np.ndarray) -> np.ndarray:
         k = self.pool.num_fit

@@ -196,19 +196,20 @@ class Diagnosis(Shown):
         verdict: pass, fail, or unknown where p* cannot be reached.
         sentence: why, and what would settle it.
         checks: every question that was asked.
-        evidence: what the first of them rests on.
+        evidence: what the first of them rests on; None where p* cannot be approached at all.
     """
 
     verdict: Verdict
     sentence: str
     checks: tuple[Check, ...]
-    evidence: Evidence
+    evidence: Evidence | None
 
     def __getitem__(self, name: str) -> Check:
         return next(check for check in self.checks if check.name == name)
 
     def _blocks(self) -> Sequence[Block]:
-        return (Line(self.sentence, self.verdict), checks_listing(self.checks), *self.evidence._blocks())
+        numbers = () if self.evidence is None else self.evidence._blocks()
+        return (Line(self.sentence, self.verdict), checks_listing(self.checks), *numbers)
 
 
 def checks_listing(checks: Sequence[Check]) -> Listing:

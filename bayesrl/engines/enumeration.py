@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpyro import handlers
+from scipy.special import logsumexp
 
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
@@ -251,11 +252,15 @@ class Evaluation(NamedTuple):
         objective: J(q), reward units (the ELBO, nats, without rewards).
         reward: E_q[R], reward units.
         kl: KL(q‖π₀), nats; with observed data and rewards KL(q‖p(x|y)).
+        kl_forward: KL(p*‖q), nats; nan with environment sites, where p* is not what is aimed at.
+        missed: mass of p* where q puts less than a tenth of it; nan likewise.
     """
 
     objective: Float[np.ndarray, "*contexts"]
     reward: Float[np.ndarray, "*contexts"]
     kl: Float[np.ndarray, "*contexts"]
+    kl_forward: Float[np.ndarray, "*contexts"]
+    missed: Float[np.ndarray, "*contexts"]
 
 
 def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_count: int = 2**20) -> Evaluation:
@@ -331,8 +336,27 @@ def _evaluation(
 
     with np.errstate(invalid="ignore"):
         reward, likelihood, kl = mean(stage.reward[0]), mean(stage.likelihood[0]), mean(log_ratio)
+    forward, missed = _against_target(log_ratio, stage, beta, shape)
     if beta is None:
-        return Evaluation(likelihood - kl, reward, kl)
+        return Evaluation(likelihood - kl, reward, kl, forward, missed)
     # With observed data the reference is p(x|y), whose log is log π₀ + log p(y|x) − log p(y).
     kl = kl - likelihood + solve([stage], 1.0, rewarded=False).value.reshape(shape)
-    return Evaluation(reward - beta * kl, reward, kl)
+    return Evaluation(reward - beta * kl, reward, kl, forward, missed)
+
+
+def _against_target(
+    log_ratio: np.ndarray, stage: Stage, beta: float | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give KL(p*‖q), and the mass of p* where q puts less than a tenth of it."""
+    if any(axis.kind == "environment" for axis in stage.axes):
+        return np.full(shape, np.nan), np.full(shape, np.nan)
+    # log q/π₀ is nan where both are 0, and p* is 0 there too.
+    tilt = stage.likelihood[0] + (0.0 if beta is None else stage.reward[0] / beta)
+    log_target = stage.log_prob("action")[0] + tilt
+    log_target = log_target - logsumexp(log_target, axis=0)
+    target = np.exp(log_target)
+    with np.errstate(invalid="ignore"):
+        apart = log_target - stage.log_prob("action")[0] - log_ratio
+    apart = np.where(target > 0, apart, 0.0)
+    forward = (target * apart).sum(0)
+    return forward.reshape(shape), (target * (apart > np.log(10))).sum(0).reshape(shape)

@@ -1,0 +1,129 @@
+"""Draws of p* by NUTS, where all sites are continuous: an upper side that is right in the limit."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from jax import Array
+
+from bayesrl.certainty.pooling import score_sites
+from bayesrl.certainty.verdicts import Evidence, Side
+from bayesrl.core.estimates import Interval
+from bayesrl.core.handlers import tilt
+from bayesrl.errors import EngineError
+from bayesrl.programs import Programs
+from bayesrl.typing import Params, PRNGKey
+
+NUM_CHAINS, NUM_WARMUP, NUM_DRAWS = 2, 500, 1000
+_MAX_RHAT = 1.05
+
+
+def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str, Array]:
+    """Draw from p* by NUTS, {site: [chain, draw, ...]}.
+
+    Args:
+        key: consumed whole.
+        programs: all of whose action sites are continuous.
+        beta: reward units per nat; None without rewards.
+
+    Raises:
+        EngineError: an action site is discrete.
+
+    References:
+        Hoffman & Gelman (2014), "The No-U-Turn sampler".
+    """
+    from numpyro.infer import MCMC, NUTS
+
+    discrete = [name for name in programs.structure.actions if programs.structure[name].discrete]
+    if discrete:
+        raise EngineError(f"NUTS cannot draw discrete site {discrete[0]!r}; use method='auto' or 'rejection'")
+    target = programs.policy if beta is None else tilt(programs.policy, beta)
+    sampler = MCMC(
+        NUTS(target),
+        num_warmup=NUM_WARMUP,
+        num_samples=NUM_DRAWS,
+        num_chains=NUM_CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    sampler.run(key, *programs.args)
+    drawn = sampler.get_samples(group_by_chain=True)
+    return {name: drawn[name] for name in programs.structure.actions}
+
+
+def with_chains(key: PRNGKey, programs: Programs, params: Params, beta: float | None, pooled: Evidence) -> Evidence:
+    """Add the upper side to a bracket that has none: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
+
+    Args:
+        key: consumed whole.
+        programs: over all data.
+        params: of the one fit.
+        beta: reward units per nat; None without rewards.
+        pooled: the bracket from pooled draws.
+    """
+    from arviz_stats.base.array import array_stats
+
+    drawn = nuts_draws(key, programs, beta)
+    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in drawn.items()}
+    w = score_sites(programs, params, flat, beta)
+    per_draw = w.mean(1).reshape(NUM_CHAINS, NUM_DRAWS)
+    rhat = float(array_stats.rhat(per_draw, chain_axis=0, draw_axis=1))
+    if not rhat < _MAX_RHAT and float(per_draw.std()) > 1e-6:
+        reason = f"NUTS has not converged (R-hat {rhat:.2f} on w), so its draws bound nothing"
+        return replace(pooled, reason=reason)
+    se = float(array_stats.mcse(per_draw, chain_axis=0, draw_axis=1, method="mean"))
+    se = se if math.isfinite(se) else 0.0
+    given = 0.0 if pooled.log_marginal is None or beta is None else float(pooled.log_marginal.mean)
+    mean = float(per_draw.mean()) - given
+    upper = Side(*(np.asarray(x) for x in (mean, se, mean + 1.96 * se)))
+    return _joined(pooled, upper, w - given, beta)
+
+
+def _joined(pooled: Evidence, upper: Side, w: np.ndarray, beta: float | None) -> Evidence:
+    """Let NUTS and the weights confirm each other: where they agree, the standard error is leaned on."""
+    scale = 1.0 if beta is None else beta
+    assert pooled.log_evidence is not None
+    assert pooled.kl_reverse is not None
+    assert pooled.kl_forward is not None
+    log_z, forward = pooled.log_evidence, pooled.kl_forward
+    apart = float(upper.mean - log_z.mean - forward.mean)
+    error = math.sqrt(float(upper.se) ** 2 + float(log_z.se) ** 2 + float(forward.se) ** 2)
+    agree = float(pooled.ess) >= 100 and abs(apart) <= 4 * error + 1e-3
+    reason = "the upper side is asymptotic: it rests on NUTS having reached all of p*"
+    if not agree:
+        ceiling = upper.limit - pooled.objective.floor / scale
+        reverse = pooled.kl_reverse._replace(mean=np.asarray(np.nan), ceiling=ceiling)
+        log_z = log_z._replace(ceiling=upper.limit)
+        return replace(
+            pooled,
+            method="nuts",
+            upper=upper,
+            reason=f"{reason}; the weights do not confirm it",
+            log_evidence=log_z,
+            optimum=log_z.times(scale),
+            gap=reverse.times(scale),
+            kl_reverse=reverse,
+        )
+
+    def leaned(interval: Interval) -> Interval:
+        low, high = interval.mean - 1.96 * interval.se, interval.mean + 1.96 * interval.se
+        return interval._replace(lower=low, upper=high)
+
+    log_z = leaned(log_z)._replace(ceiling=upper.limit)
+    reverse, forward = leaned(pooled.kl_reverse), leaned(forward)
+    reverse = reverse._replace(
+        lower=np.maximum(reverse.lower, 0.0), ceiling=upper.limit - pooled.objective.floor / scale
+    )
+    missed = float((w - float(log_z.mean) > math.log(10)).mean())
+    return replace(
+        pooled,
+        method="nuts",
+        upper=upper,
+        reason=reason,
+        log_evidence=log_z,
+        optimum=log_z.times(scale),
+        gap=reverse.times(scale),
+        kl_reverse=reverse,
+        kl_forward=forward,
+        missed=np.asarray(missed),
+    )

@@ -1,0 +1,218 @@
+"""The questions that `diagnose` asks of a fit, each a pure function of what was measured."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from bayesrl.certainty.sampled import pareto_khat
+from bayesrl.certainty.verdicts import Check, Evidence, Outcome
+
+GOOD_SHARE = 0.0224
+"""Verdicts change at a gap of √(1% · 5%) of J* − J(π₀), half way between good and bad on the log scale."""
+
+MISSED_WARN, MISSED_FAIL = 0.02, 0.1
+RHAT = 1.05
+SMALL_KL = 1e-3
+"""A fit this close to p*, nats, is good however little there was to gain."""
+
+
+def gap_check(evidence: Evidence) -> Check:
+    """Ask how much of what there was to gain was left; the worst β."""
+    share = evidence.share
+    if share is None or evidence.gap is None:
+        return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.reason}.", "design: J* = β·log Z")
+    beta = np.ones(1) if evidence.beta is None else np.reshape(evidence.beta, -1)
+    parts = [np.reshape(x, -1) for x in share]
+    outcomes: list[Outcome] = []
+    values: list[float] = []
+    for i, temperature in enumerate(beta):
+        mean, _, lower, upper, floor, ceiling = (float(part[i]) for part in parts)
+        small = float(np.reshape(evidence.gap.ceiling, -1)[i]) / temperature < SMALL_KL
+        outcome, value = _by_share(mean, lower, upper, floor, ceiling)
+        outcomes.append("pass" if small or outcome == "pass" else outcome)
+        values.append(value)
+    worst = _worst(outcomes, values)
+    outcome, value = outcomes[worst], values[worst]
+    at = "" if evidence.beta is None else f" at β = {beta[worst]:.3g}"
+    advice = {
+        "pass": f"{_at_most(value)} of what there was to gain is left{at}.",
+        "fail": f"{value:.1%} of what there was to gain is left{at}: fit longer, lower the learning rate, "
+        "or choose a richer guide.",
+        "unknown": f"between {float(parts[4][worst]):.1%} and {float(parts[5][worst]):.1%} of what there was to gain "
+        f"is left{at}: {evidence.reason or 'more draws would tell'}.",
+    }[outcome]
+    return Check("gap", value, GOOD_SHARE, outcome, advice, "J* − J(q) = β·KL(q‖p*)")
+
+
+def _at_most(share: float) -> str:
+    return "less than 0.1%" if share < 1e-3 else f"at most {share:.1%}"
+
+
+def _by_share(mean: float, lower: float, upper: float, floor: float, ceiling: float) -> tuple[Outcome, float]:
+    """Judge a gap, as a share of what there was to gain, by its calibrated interval or else the conservative one."""
+    if math.isfinite(upper):
+        middle = mean < GOOD_SHARE
+        if upper < GOOD_SHARE or (middle and upper < 2 * GOOD_SHARE):
+            return "pass", upper
+        if lower > GOOD_SHARE or (not middle and lower > GOOD_SHARE / 2):
+            return "fail", mean
+    if ceiling < 2 * GOOD_SHARE:
+        return "pass", ceiling
+    if floor > GOOD_SHARE / 2:
+        return "fail", floor
+    return "unknown", math.nan
+
+
+def coverage_check(evidence: Evidence) -> Check:
+    """Ask how much of p* lies where the fit hardly goes: a dropped mode, to which k̂ is blind."""
+    reference = "mass of p* where q < p*/10, from exact or weighted draws of p*"
+    missed = np.reshape(evidence.missed, -1)
+    if not np.isfinite(missed).any():
+        why = evidence.reason or "nature is random, and p* is not what is aimed at"
+        return _unknown("mode coverage", MISSED_FAIL, f"there are no draws of p* to trust: {why}.", reference)
+    value = float(np.nanmax(missed))
+    outcome: Outcome = "fail" if value > MISSED_FAIL else "warn" if value > MISSED_WARN else "pass"
+    advice = {
+        "pass": f"the fit goes wherever p* does, but for {value:.1%} of it.",
+        "warn": f"{value:.1%} of p* lies where the fit hardly goes: more restarts and select('mixture') may reach it.",
+        "fail": f"{value:.1%} of p* lies where the fit hardly goes: a mode is dropped. Use more restarts and "
+        "select('mixture'), or ForwardKL().",
+    }[outcome]
+    return Check("mode coverage", value, MISSED_FAIL, outcome, advice, reference)
+
+
+def weights_check(log_weights: np.ndarray) -> Check:
+    """Ask whether the fit could propose for p*: Pareto k̂ and effective number of its own draws, worst β and context.
+
+    Args:
+        log_weights: of the fit's own draws, [lane, draw, contexts], nats.
+    """
+    reference = "Vehtari et al. (2024), Pareto smoothed importance sampling; threshold min(1 − 1/log₁₀ S, 0.7)"
+    num = log_weights.shape[1]
+    threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7)
+    flat = np.moveaxis(log_weights, 1, 0).reshape(num, -1)
+    finite = np.isfinite(flat).all(0)
+    if not finite.any():
+        return _unknown("weights", threshold, "no weight is finite.", reference)
+    weights = np.exp(flat[:, finite] - flat[:, finite].max(0))
+    ess = float((weights.sum(0) ** 2 / (weights**2).sum(0)).min()) / num
+    chosen = np.unique(np.linspace(0, weights.shape[1] - 1, 100).astype(int))
+    found = [k for k in (pareto_khat(weights[:, c]) for c in chosen) if not math.isnan(k)]
+    worth = f"the fit's own draws are worth {ess:.1%} of as many from p*"
+    if not found:
+        outcome: Outcome = "pass" if ess > 0.1 else "warn"
+        advice = f"{worth}; their weights are tied, as in finite programs, and have no tail for k̂ to judge."
+        return Check("weights", math.nan, threshold, outcome, advice, reference)
+    value = max(found)
+    outcome = "pass" if value < threshold and ess > 0.1 else "warn"
+    caution = "" if outcome == "pass" else ": weighting them is not reliable"
+    return Check("weights", value, threshold, outcome, f"{worth}{caution}. k̂ does not see dropped modes.", reference)
+
+
+def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gain: float) -> Check:
+    """Ask whether dispersed restarts found the same policy: R-hat of total reward and of the log-ratio.
+
+    Args:
+        statistics: total_reward and log_ratio of the fits' draws, [beta, restart, draw].
+        objective: J of each, [beta, restart], reward units.
+        gain: J* − J(π₀), or what is known of it, reward units.
+    """
+    from arviz_stats.base.array import array_stats
+
+    reference = "Vehtari et al. (2021), rank-normalised R-hat"
+    if statistics["total_reward"].shape[1] < 2:
+        return _unknown("restarts", RHAT, "there is one restart; num_restarts=4 would show other modes.", reference)
+    values = []
+    for name in ("total_reward", "log_ratio"):
+        for lane in statistics[name]:
+            if np.ptp(lane) > 1e-6 * max(1.0, float(np.abs(lane).max())):
+                values.append(float(array_stats.rhat(lane, chain_axis=0, draw_axis=1)))
+    value = max((v for v in values if math.isfinite(v)), default=1.0)
+    if value < RHAT:
+        return Check("restarts", value, RHAT, "pass", "restarts agree on reward and log-ratio.", reference)
+    apart = float(np.ptp(objective, axis=1).max()) / max(abs(gain), 1e-12)
+    if apart < 0.01:
+        advice = f"restarts draw differently, but their J are within {max(apart, 1e-3):.1%} of what there was to gain."
+        return Check("restarts", value, RHAT, "pass", advice, reference)
+    advice = (
+        f"restarts ended in different policies, J up to {apart:.0%} of the gain apart: the best is shown; "
+        "select('mixture') weighs them."
+    )
+    return Check("restarts", value, RHAT, "warn", advice, reference)
+
+
+def convergence_check(objective: np.ndarray, gain: float) -> Check:
+    """Ask whether J still rises: the drift between the third and the fourth quarter of the run.
+
+    Args:
+        objective: J along the training, [chunk, lane], reward units.
+        gain: J* − J(π₀), or what is known of it, reward units.
+    """
+    reference = "drift of J against its Monte Carlo error (split R-hat, Gelman et al. 2013, section 11.4)"
+    quarter = len(objective) // 4
+    if quarter < 2:
+        return _unknown("convergence", 0.01, "the history is too short to judge.", reference)
+    third, last = objective[-2 * quarter : -quarter], objective[-quarter:]
+    drift = np.abs(last.mean(0) - third.mean(0))
+    error = np.sqrt((third.var(0, ddof=1) + last.var(0, ddof=1)) / quarter)
+    scale = max(abs(gain), 1e-12)
+    worst = int(np.nanargmax(np.where(drift > 3 * error, drift, 0.0))) if np.isfinite(drift).any() else 0
+    value = float(drift[worst]) / scale
+    if math.isnan(value):
+        return Check("convergence", value, 0.01, "fail", "J was not finite at the end of the run.", reference)
+    if value > 0.01 and drift[worst] > 3 * error[worst]:
+        advice = f"J moved by {value:.1%} of what there was to gain over the last quarter: fit longer."
+        return Check("convergence", value, 0.01, "warn", advice, reference)
+    return Check("convergence", value, 0.01, "pass", "J has levelled off.", reference)
+
+
+def skipped_check(skipped: int, steps: int) -> Check:
+    """Ask how many steps were not taken because their loss or gradient was not finite."""
+    share = skipped / max(steps, 1)
+    reference = "steps with a non-finite loss are counted and not taken"
+    outcome: Outcome = "pass" if skipped == 0 else "fail" if share > 0.05 else "warn"
+    some = f"{skipped:,} of {steps:,} steps were not finite: look at the rewards."
+    advice = "every step was finite." if skipped == 0 else some
+    return Check("skipped steps", share, 0.05, outcome, advice, reference)
+
+
+def entropy_check(entropy: float, prior_entropy: float, *, reached: bool) -> Check:
+    """Ask whether the fit has collapsed to single actions while p* has not been reached.
+
+    Args:
+        entropy: E_q[−log q], nats.
+        prior_entropy: E_π₀[−log π₀], nats.
+        reached: whether the gap check passes: then p* itself is that sharp.
+    """
+    reference = "share of the prior's entropy that is left"
+    if not (math.isfinite(entropy) and math.isfinite(prior_entropy)) or prior_entropy <= 0:
+        return _unknown("entropy", 0.01, "entropy has no scale here.", reference)
+    value = entropy / prior_entropy
+    if value > 0.01 or reached:
+        why = "the policy is still random." if value > 0.01 else "the policy is nearly deterministic, as p* is."
+        return Check("entropy", value, 0.01, "pass", why, reference)
+    advice = "the policy has collapsed to single actions before it was good: lower the learning rate or raise β."
+    return Check("entropy", value, 0.01, "warn", advice, reference)
+
+
+def held_out_check(trained: Evidence, held_out: Evidence) -> Check:
+    """Ask whether J on what was held out falls behind J on what was trained on."""
+    reference = "J on held-out arguments beside J on those fitted"
+    gain = None if trained.start is None else trained.optimum.mean - trained.start.mean
+    if gain is None or not (np.isfinite(gain) & (gain > 0)).all():
+        return _unknown("held out", 0.1, "there is no scale to compare J by.", reference)
+    value = float(np.max((trained.objective.mean - held_out.objective.mean) / gain))
+    if value <= 0.1:
+        return Check("held out", value, 0.1, "pass", "J holds on what was not trained on.", reference)
+    advice = f"J is {value:.0%} of the gain lower on what was held out: use more data, or a smaller guide."
+    return Check("held out", value, 0.1, "warn", advice, reference)
+
+
+def _worst(outcomes: Sequence[str], values: list[float]) -> int:
+    order = ("pass", "warn", "unknown", "fail")
+    return max(range(len(outcomes)), key=lambda i: (order.index(outcomes[i]), np.nan_to_num(values[i], nan=0.0)))
+
+
+def _unknown(name: str, threshold: float, advice: str, reference: str) -> Check:
+    return Check(name, math.nan, threshold, "unknown", advice, reference)

@@ -1,0 +1,170 @@
+"""`diagnose`: whether a fit can be trusted."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from bayesrl.certainty.bracket import Choice, evidence
+from bayesrl.certainty.checks import (
+    convergence_check,
+    coverage_check,
+    entropy_check,
+    gap_check,
+    held_out_check,
+    restarts_check,
+    skipped_check,
+    weights_check,
+)
+from bayesrl.certainty.scoreboard import MAX_COUNT
+from bayesrl.certainty.verdicts import Check, Diagnosis, Evidence, Verdict
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.posterior import Posterior
+from bayesrl.typing import PRNGKey
+
+
+def diagnose(
+    key: PRNGKey,
+    posterior: Posterior,
+    *,
+    held_out: tuple[Any, ...] | None = None,
+    method: Choice = "auto",
+    reward_bound: float | None = None,
+    num_samples: int = 2**17,
+    max_count: int = MAX_COUNT,
+) -> Diagnosis:
+    """Ask a fit every question that tells whether it can be trusted, and give one verdict.
+
+    The verdict is `fail` where more than about 2% of J* − J(π₀) is left or a mode of p* is dropped,
+    `pass` where less is left and no mode is dropped, and `unknown` where p* cannot be reached.
+
+    Args:
+        key: consumed whole.
+        posterior: with its programs.
+        held_out: other arguments of the program, on which J is compared.
+        method: as in `evidence`.
+        reward_bound: as in `evidence`.
+        num_samples: as in `evidence`.
+        max_count: as in `evidence`.
+
+    Returns:
+        `Diagnosis`; its checks are of the worst β.
+
+    Raises:
+        PolicyError: the posterior was loaded without its policy.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.certainty.diagnosis import diagnose
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> good = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
+        >>> bad = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=5, progress=False)
+        >>> diagnose(jax.random.key(1), good).verdict, diagnose(jax.random.key(1), bad).verdict
+        ('pass', 'fail')
+    """
+    if posterior.programs is None:
+        raise PolicyError(
+            "this posterior was loaded without its policy, so it cannot be diagnosed; "
+            "load it with bayesrl.load(directory, policy, *args)"
+        )
+    options: dict[str, Any] = {"method": method, "reward_bound": reward_bound, "num_samples": num_samples}
+    options["max_count"] = max_count
+    own_key, other_key = jax.random.split(key)
+    found, reason = _evidence(own_key, posterior, (), options)
+    checks = [] if found is None else [gap_check(found), coverage_check(found)]
+    reached = bool(checks) and checks[0].outcome == "pass"
+    checks += _of_run(posterior, found, reached=reached)
+    if held_out is not None and found is not None:
+        other, why = _evidence(other_key, posterior, held_out, options)
+        nothing = Check("held out", math.nan, 0.1, "unknown", f"not scored: {why}.", "J on held-out arguments")
+        checks.append(nothing if other is None else held_out_check(found, other))
+    verdict, sentence = _verdict(checks, reason)
+    return Diagnosis(verdict, sentence, tuple(checks), found)
+
+
+def _evidence(
+    key: PRNGKey, posterior: Posterior, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Evidence | None, str]:
+    try:
+        return evidence(key, posterior, *args, **options), ""
+    except EngineError as error:
+        if args or not posterior.programs or not posterior.programs.structure.actions:
+            return None, str(error)
+        raise
+
+
+def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> list[Check]:
+    """Ask what the run itself tells: its history, its restarts, its draws."""
+    lead = len(posterior.batch_shape)
+    steps = int(posterior.history["step"][-1]) if len(posterior.history.get("step", ())) else 0
+    checks = []
+    statistics = {name: np.asarray(value, float) for name, value in posterior.statistics.items()}
+    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
+    if statistics:
+        weights = np.asarray(best.statistics["log_weight"], float)
+        num, contexts = weights.shape[lead], max(math.prod(weights.shape[lead + 1 :]), 1)
+        checks.append(weights_check(weights.reshape(-1, num, contexts)))
+        per_draw = tuple(range(lead + 1, weights.ndim))
+        ratio = statistics["log_q"] - statistics["log_prior"]
+        by_restart = {"total_reward": statistics["total_reward"].mean(per_draw), "log_ratio": ratio.mean(per_draw)}
+        restarts = posterior.num_restarts
+        laid = {name: value.reshape(-1, restarts, num) for name, value in by_restart.items()}
+        by_lane = np.asarray(posterior.objective_by_restart(), float).reshape(-1, restarts)
+        checks.append(restarts_check(laid, by_lane, _gain(found, by_lane)))
+        checks.append(_entropy(best, found, reached=reached))
+    if steps:
+        objective = np.asarray(best.history["objective"], float).reshape(len(best.history["step"]), -1)
+        gain = _gain(found, objective)
+        checks.append(convergence_check(objective, gain))
+        checks.append(skipped_check(int(np.max(posterior.history["skipped"][-1])), steps))
+    return checks
+
+
+def _entropy(best: Posterior, found: Evidence | None, *, reached: bool) -> Check:
+    """Entropies of discrete policies, from the draws that the fit carries."""
+    assert best.programs is not None
+    structure = best.programs.structure
+    if not structure.actions or not all(structure[name].discrete for name in structure.actions):
+        return entropy_check(math.nan, math.nan, reached=reached)
+    log_q, log_prior = (np.asarray(best.statistics[name], float) for name in ("log_q", "log_prior"))
+    lead = len(best.batch_shape)
+    axes = tuple(range(lead, log_q.ndim))
+    # −E_q[log π₀] bounds the prior's entropy scale from the fit's own draws.
+    entropy, cross = -log_q.mean(axes).reshape(-1), -log_prior.mean(axes).reshape(-1)
+    worst = int(np.argmin(entropy / np.maximum(cross, 1e-12)))
+    return entropy_check(float(entropy[worst]), float(cross[worst]), reached=reached)
+
+
+def _gain(found: Evidence | None, objective: np.ndarray) -> float:
+    """What there was to gain, or failing that what was gained."""
+    if found is not None and found.start is not None:
+        gain = np.min(found.optimum.mean - found.start.mean)
+        if np.isfinite(gain) and gain > 0:
+            return float(gain)
+    return float(np.nanmax(np.abs(objective - objective[0])))
+
+
+def _verdict(checks: list[Check], reason: str) -> tuple[Verdict, str]:
+    """One word and one sentence."""
+    by_name = {check.name: check for check in checks}
+    for name in ("gap", "mode coverage", "skipped steps", "convergence"):
+        if name in by_name and by_name[name].outcome == "fail":
+            return "fail", f"The fit is not good: {by_name[name].advice}"
+    gap = by_name.get("gap")
+    if gap is None:
+        return "unknown", f"Whether the fit is good cannot be told: {reason}."
+    if gap.outcome == "unknown":
+        return "unknown", f"Whether the fit is good cannot be told: {gap.advice} {_remedy(gap)}"
+    warned = [check.name for check in checks if check.outcome == "warn"]
+    caution = f" Look at: {', '.join(warned)}." if warned else ""
+    return "pass", f"The fit is good: {gap.advice}{caution}"
+
+
+def _remedy(gap: Check) -> str:
+    """What would settle it."""
+    if "bound" in gap.advice:
+        return "Pass reward_bound=, the greatest reward a draw can earn, or make the problem small enough to enumerate."
+    return "More draws (num_samples=), a longer fit, or a problem small enough to be enumerated would settle it."
