@@ -9,9 +9,10 @@ relaxations and duality in stochastic dynamic programs", section 2.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from bayesrl.certainty.verdicts import Evidence, Side
 from bayesrl.core.draws import Draws
 from bayesrl.core.estimates import Interval
 from bayesrl.core.handlers import Sites
+from bayesrl.core.pairing import Pair
 from bayesrl.core.primitives import kind_of, reward
 from bayesrl.core.structure import Site, Structure
 from bayesrl.engines.enumeration import enumerate_posterior
@@ -130,8 +132,14 @@ def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: floa
 def _drawn(key: PRNGKey, programs: Programs, params: Params) -> Draws:
     size = sum(math.prod(site.shape) for site in programs.structure.sites if site.latent)
     num = max(64, min(_VALUE_DRAWS, 2**21 // max(size, 1)))
-    pair = programs.pair()
-    return jax.jit(lambda key: pair.draw(key, params, num, share=False))(key)
+    static = (programs.policy, programs.guide, programs.structure)
+    return _compiled_draw(static, dict(programs.transforms), programs.args, key, params, num)
+
+
+@eqx.filter_jit
+def _compiled_draw(static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, num: int) -> Draws:
+    policy, guide, structure = static
+    return Pair(policy, guide, structure, args, transforms).draw(key, params, num, share=False)
 
 
 def _values_of(site: Site, structure: Structure, draws: Draws, beta: float) -> Array:
@@ -151,6 +159,17 @@ def _values_of(site: Site, structure: Structure, draws: Draws, beta: float) -> A
     return jnp.where(count > 0, (sums + rest) / (count + 1), rest)
 
 
+@dataclass(frozen=True)
+class _Foreseen:
+    """A program of nature's noise and its own arguments; one for all noises, so that it is compiled once."""
+
+    policy: Program
+    structure: Structure
+
+    def __call__(self, noise: Array, values: Values, *args: Any) -> Any:
+        return FixedNature(self.policy, jax.random.wrap_key_data(noise), self.structure, values)(*args)
+
+
 def hindsight_bounds(
     key: PRNGKey, programs: Programs, beta: float, values: Values, num_noises: int, max_count: int
 ) -> np.ndarray:
@@ -159,11 +178,10 @@ def hindsight_bounds(
     Raises:
         EngineError: the actions cannot be enumerated with nature fixed.
     """
-    structure = programs.structure
+    policy = _Foreseen(programs.policy, programs.structure)
     found = []
-    for i in range(num_noises):
-        policy = FixedNature(programs.policy, jax.random.fold_in(key, i), structure, values)
-        target = enumerate_posterior(policy, *programs.args, beta=beta, max_count=max_count)
+    for noise in jax.random.key_data(jax.random.split(key, num_noises)):
+        target = enumerate_posterior(policy, noise, values, *programs.args, beta=beta, max_count=max_count)
         assert target.optimum is not None
         found.append(float(target.optimum.mean()))
     return np.asarray(found)
@@ -189,7 +207,7 @@ def with_nature(
     if beta is None:
         raise EngineError("the policy has environment sites and no rewards, so there is no control to bracket")
     pool_key, value_key, noise_key = jax.random.split(key, 3)
-    pool = draw_pool(pool_key, programs, params, min(num_samples, 2**15))
+    pool = draw_pool(pool_key, programs, params, num_samples)
     contexts = pool.reward.shape[1]
     unbounded = Bounds(np.full(contexts, np.inf), np.inf)
     sampled = Sampled(pool, beta, unbounded, observed=False)
@@ -205,8 +223,9 @@ def with_nature(
     except EngineError as error:
         reason = f"with nature fixed the actions cannot be enumerated either: {error}"
     optimum = _optimum(found.objective, upper, beta)
+    upper_end = np.nan if upper is None else optimum.ceiling - found.objective.lower
     ceiling = optimum.ceiling - found.objective.floor
-    gap = Interval(*(np.asarray(x) for x in (np.nan, np.nan, np.nan, np.nan, 0.0, ceiling)))
+    gap = Interval(*(np.asarray(x) for x in (np.nan, np.nan, 0.0, upper_end, 0.0, ceiling)))
     return replace(
         found,
         lower=lower,

@@ -16,7 +16,7 @@ from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording
 from bayesrl.core.structure import Structure
-from bayesrl.engines.grid import Table, count, decode, run, scatter, scores_of, width_of
+from bayesrl.engines.grid import Axis, Table, count, decode, run, scatter, scores_of, width_of
 from bayesrl.engines.induction import Solution, Stage, expectation, joint_values, marginals, sample_rows, solve
 from bayesrl.engines.tabulation import (
     Prepared,
@@ -299,14 +299,9 @@ def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_
     axes = path_axes(structure)
     check_count(axes, structure, max_count)
     solved = enumerate_paths(program, axes)
-
-    def log_q(args: tuple[Any, ...], index: Array) -> tuple[Array, Array]:
-        values = decode(axes, index)
-        ours = run(program.policy, values, args)
-        guide = replace(pair, args=args).run_guide(jax.random.key(0), None, params, values, ())
-        return _total(guide, structure), _total(ours, structure)
-
-    scores, raw = Table(log_q, pair.args, width_of(structure))(np.arange(count(axes)))
+    both = _BothScores(program.policy, pair.guide, pair.structure, structure, pair.learned, axes)
+    arguments = (pair.args, params, dict(pair.transforms))
+    scores, raw = Table(both, arguments, width_of(structure))(np.arange(count(axes)))
     log_prior, log_nature = solved.log_prob("action")[0], solved.log_prob("environment")[0]
     # Where a handler masks a site, both programs score it 0 for every value: count one of them.
     counted = np.where(np.isfinite(log_prior), log_prior - raw.astype(float), 0.0) if solved.masked else 0.0
@@ -319,6 +314,25 @@ def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_
             "its support must be the policy's, and contexts must not read each other's draws"
         )
     return _evaluation(weight / mass, scores - log_prior, solved, beta, shape)
+
+
+@dataclass(frozen=True)
+class _BothScores:
+    """Log-probability of the numbered assignment's actions under guide and policy, [contexts]."""
+
+    policy: Program
+    guide: Program | None
+    own_structure: Structure
+    structure: Structure
+    learned: bool
+    axes: tuple[Axis, ...]
+
+    def __call__(self, arguments: tuple[Any, ...], index: Array) -> tuple[Array, Array]:
+        args, params, transforms = arguments
+        values = decode(self.axes, index)
+        pair = Pair(self.policy, self.guide, self.own_structure, args, transforms, self.learned)
+        guide = pair.run_guide(jax.random.key(0), None, params, values, ())
+        return _total(guide, self.structure), _total(run(self.policy, values, args), self.structure)
 
 
 def _total(recording: Recording, structure: Structure) -> Array:

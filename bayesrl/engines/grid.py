@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,21 +228,13 @@ def metric_by_context(site: Record, structure: Structure) -> Array | None:
 class Table:
     """Evaluates a function of (args, row) on many rows, batch by batch, inside one jit.
 
-    Arrays among the arguments are traced, everything else is static.
+    Arrays among the arguments are traced, everything else is static. Functions that compare equal, such
+    as frozen dataclasses of equal fields, share one compilation.
     """
 
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], width: int) -> None:
-        leaves, self._tree = jax.tree.flatten(args)
-        self._traced = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
-        self._static = [None if traced else leaf for traced, leaf in zip(self._traced, leaves, strict=True)]
-        self._arrays = [leaf for traced, leaf in zip(self._traced, leaves, strict=True) if traced]
+    def __init__(self, fn: Callable[..., Any], args: Any, width: int) -> None:
+        self._fn, self._args = fn, args
         self._limit = max(1, _ELEMENTS // max(width, 1))
-        self._fn = jax.jit(lambda arrays, rows: jax.vmap(lambda row: fn(self._join(arrays), row))(rows))
-
-    def _join(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
-        given = iter(arrays)
-        leaves = [next(given) if traced else old for traced, old in zip(self._traced, self._static, strict=True)]
-        return tuple(jax.tree.unflatten(self._tree, leaves))
 
     def __call__(self, rows: Any) -> Any:
         """Evaluate rows [rows, ...]; the result lies on the host."""
@@ -250,10 +243,16 @@ class Table:
         parts = []
         for start in range(0, total, batch):
             index = np.minimum(np.arange(start, start + batch), total - 1)
-            out = self._fn(self._arrays, jax.tree.map(lambda x, index=index: jnp.asarray(x[index]), rows))
+            now = jax.tree.map(lambda x, index=index: jnp.asarray(x[index]), rows)
             kept = min(batch, total - start)
+            out = _evaluate(self._fn, self._args, now)
             parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], out))
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+@eqx.filter_jit
+def _evaluate(fn: Callable[..., Any], args: Any, rows: Any) -> Any:
+    return jax.vmap(lambda row: fn(args, row))(rows)
 
 
 def width_of(structure: Structure) -> int:

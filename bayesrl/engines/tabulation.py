@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -116,22 +117,39 @@ def check_count(axes: Sequence[Axis], structure: Structure, max_count: int, reas
 
 def enumerate_paths(program: Prepared, axes: tuple[Axis, ...]) -> Stage:
     """Tabulate a whole program as one stage, every assignment of `axes` a row."""
-    names = [site.name for site in program.structure.sites]
-
-    def score(args: tuple[Any, ...], index: Array) -> Scores:
-        return scores_of(run(program.policy, decode(axes, index), args), program.structure, names)
-
+    score = _PathScores(program.policy, program.structure, axes)
     scores = Table(score, program.args, width_of(program.structure))(np.arange(count(axes)))
     reached = np.ones((1, math.prod(program.structure.context_shape)), bool)
     return make_stage(axes, scores, reached, program.structure)
 
 
+@dataclass(frozen=True)
+class _PathScores:
+    """Scores of the numbered assignment of a program."""
+
+    policy: Program
+    structure: Structure
+    axes: tuple[Axis, ...]
+
+    def __call__(self, args: tuple[Any, ...], index: Array) -> Scores:
+        names = [site.name for site in self.structure.sites]
+        return scores_of(run(self.policy, decode(self.axes, index), args), self.structure, names)
+
+
+@dataclass(frozen=True)
+class _DrawScores:
+    """Scores of given values of all latent sites of a program."""
+
+    policy: Program
+    structure: Structure
+
+    def __call__(self, args: tuple[Any, ...], values: dict[str, Array]) -> Scores:
+        names = [site.name for site in self.structure.sites]
+        return scores_of(run(self.policy, values, args), self.structure, names)
+
+
 def score_draws(program: Prepared, sites: dict[str, Array]) -> Scores:
     """Score given draws of all latent sites, [draws, ...], per context."""
-    names = [site.name for site in program.structure.sites]
-
-    def score(args: tuple[Any, ...], values: dict[str, Array]) -> Scores:
-        return scores_of(run(program.policy, values, args), program.structure, names)
-
+    score = _DrawScores(program.policy, program.structure)
     result: Scores = Table(score, program.args, width_of(program.structure))(sites)
     return result
