@@ -16,16 +16,16 @@ from typing import NamedTuple
 from bayesrl.objectives import ReverseKL
 from benchmarks import problems
 from benchmarks.problems import Benchmark
-from benchmarks.racing import Racer, first_crossing, own, stock
+from benchmarks.racing import Crossing, Racer, first_crossing, own, stock
 from benchmarks.results import table, target
 
 LEVEL = 0.01
 PARTICLES = (16, 64, 256, 1024)
 RATES = (0.03, 0.01, 0.1, 0.003)
 SEEDS = range(5)
-CAP = 20.0
+CAP = 10.0
 """Seconds of stepping after which a run that has not crossed is given up."""
-CAP_FIRST = 6.0
+CAP_FIRST = 5.0
 """The same while one seed chooses among all settings."""
 
 type Maker = Callable[[Benchmark, int], Racer]
@@ -37,6 +37,17 @@ class Setting(NamedTuple):
     particles: int
     rate: float
     racer: Racer
+
+
+class Raced(NamedTuple):
+    """A setting and where it crosses, by seed."""
+
+    setting: Setting
+    crossings: list[Crossing | None]
+
+    def median_seconds(self) -> float:
+        """Median over the seeds; infinity where most never cross."""
+        return statistics.median(math.inf if crossing is None else crossing.seconds for crossing in self.crossings)
 
 
 class Case(NamedTuple):
@@ -59,7 +70,7 @@ def run() -> str:
         *(Case(chain.name, chain, _sampled, PARTICLES, 5) for chain in chains),
         Case(f"{digits.name} (its ten arms enumerated)", digits, _sampled, (64,), 5),
     ]
-    rivals: dict[str, Setting | None] = {}
+    rivals: dict[str, Raced | None] = {}
     rows, short = [], []
     for case in cases:
         if case.problem.name not in rivals:
@@ -82,63 +93,52 @@ def _enumerated(problem: Benchmark, _: int) -> Racer:
     return own(problem, ReverseKL(enumerated=("arm",)))
 
 
-def best_setting(problem: Benchmark, maker: Maker, particles: tuple[int, ...]) -> Setting | None:
+def best_setting(problem: Benchmark, maker: Maker, particles: tuple[int, ...]) -> Raced | None:
     """Choose the fastest of all settings by one seed, then of the best two by all seeds; None if none crosses."""
-    found: list[tuple[float, Setting]] = []
+    found: list[tuple[Crossing, Setting]] = []
     for num in particles:
         racer = maker(problem, num)
         for rate in RATES:
-            # What takes twice as long as the best so far will not be chosen.
-            cap = min([CAP_FIRST, *(2 * spent for spent, _ in found)])
+            # What takes much longer than the best so far will not be chosen.
+            cap = min([CAP_FIRST, *(1.5 * crossing.seconds for crossing, _ in found)])
             crossing = first_crossing(racer, problem, SEEDS[0], rate, LEVEL, cap)
             if crossing is not None:
-                found.append((crossing.seconds, Setting(num, rate, racer)))
-    best = sorted(found, key=lambda pair: pair[0])[:2]
-    if len(best) < 2:
-        return best[0][1] if best else None
-    return min((setting for _, setting in best), key=lambda setting: _median_seconds(problem, setting))
+                found.append((crossing, Setting(num, rate, racer)))
+    raced = []
+    for crossing, setting in sorted(found, key=lambda pair: pair[0].seconds)[:2]:
+        others = [first_crossing(setting.racer, problem, seed, setting.rate, LEVEL, CAP) for seed in SEEDS[1:]]
+        raced.append(Raced(setting, [crossing, *others]))
+    return min(raced, key=Raced.median_seconds) if raced else None
 
 
-def _median_seconds(problem: Benchmark, setting: Setting) -> float:
-    crossings = [first_crossing(setting.racer, problem, seed, setting.rate, LEVEL, CAP) for seed in SEEDS]
-    return statistics.median(math.inf if crossing is None else crossing.seconds for crossing in crossings)
-
-
-def _race(case: Case, rival: Setting | None) -> tuple[list[object], float]:
+def _race(case: Case, rival: Raced | None) -> tuple[list[object], float]:
     """Give a line of the table, and the ratio (a lower bound where the rival never crosses)."""
     mine = best_setting(case.problem, case.maker, case.particles)
     if mine is None:
         return [case.name, f"never within {CAP_FIRST:.0f} s", *[""] * 7], 0.0
-    times: list[list[float]] = [[], []]
-    steps: list[list[float]] = [[], []]
-    for seed in SEEDS:
-        for setting, own_times, own_steps in zip((mine, rival), times, steps, strict=True):
-            seconds, taken = _timed(case.problem, setting, seed)
-            own_times.append(seconds)
-            own_steps.append(taken)
-    reached = rival is not None and statistics.median(steps[1]) < math.inf
-    ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
-    cells = []
-    for setting, own_times, own_steps in zip((mine, rival), times, steps, strict=True):
-        cells += _cells(setting, own_times, own_steps)
-    bound = "" if reached else "> "
+    pairs = [(_seconds(mine, seed), _seconds(rival, seed)) for seed in SEEDS]
+    ratio = statistics.median(theirs / ours for ours, theirs in pairs)
+    bound = "> " if rival is None or rival.median_seconds() == math.inf else ""
+    cells = [*_cells(mine, [pair[0] for pair in pairs]), *_cells(rival, [pair[1] for pair in pairs])]
     return [case.name, *cells, f"{bound}{ratio:.1f}×", f"{case.wanted:.0f}×"], ratio
 
 
-def _timed(problem: Benchmark, setting: Setting | None, seed: int) -> tuple[float, float]:
-    """Give seconds and steps of a run to its crossing; the cap and infinity where it has none."""
-    if setting is None:
-        return CAP_FIRST, math.inf
-    crossing = first_crossing(setting.racer, problem, seed, setting.rate, LEVEL, CAP)
+def _seconds(raced: Raced | None, seed: int) -> float:
+    """Give the seconds of a run to its crossing; the cap where it has none."""
+    if raced is None:
+        return CAP_FIRST
+    crossing = raced.crossings[seed]
     if crossing is None:
-        return CAP, math.inf
-    return setting.racer.clock(seed, setting.rate)(crossing.steps), crossing.steps
+        return CAP
+    return raced.setting.racer.clock(seed, raced.setting.rate)(crossing.steps)
 
 
-def _cells(setting: Setting | None, times: list[float], steps: list[float]) -> list[str]:
-    if setting is None:
+def _cells(raced: Raced | None, times: list[float]) -> list[str]:
+    if raced is None:
         return ["any of 16", "never", f"> {CAP_FIRST:.0f} s"]
-    name = f"{setting.particles:,} at {setting.rate:g}" if setting.particles > 1 else f"{setting.rate:g}"
-    if statistics.median(steps) == math.inf:
+    particles, rate, _ = raced.setting
+    name = f"{particles:,} at {rate:g}" if particles > 1 else f"{rate:g}"
+    steps = statistics.median(math.inf if crossing is None else crossing.steps for crossing in raced.crossings)
+    if steps == math.inf:
         return [name, "never", f"> {CAP:.0f} s"]
-    return [name, f"{statistics.median(steps):,.0f}", f"{1000 * statistics.median(times):,.0f} ms"]
+    return [name, f"{steps:,.0f}", f"{1000 * statistics.median(times):,.0f} ms"]
