@@ -33,7 +33,7 @@ def measure(name: str) -> None:
     start = time.perf_counter()
     module = importlib.import_module(f"benchmarks.{name}")
     text = module.run()
-    title = (module.__doc__ or name).partition("\n")[0]
+    title = (module.__doc__ or name).partition("\n")[0].rstrip(".")
     write_section(name, title, text, BENCHMARKS)
     print(f"{name}: {title}\n\n{text}\n\n{time.perf_counter() - start:.0f} s\n", flush=True)
 

@@ -56,9 +56,8 @@ def run() -> str:
     ]
     words = target(f"at most {LIMIT}× the hand-written loop on each problem", met=worst <= LIMIT)
     words += (
-        f" Beside loops with the same quick draws it is {min(quick):.2f}–{max(quick):.2f}×: on the "
-        "chains mostly for the second scan, in which the policy scores what the guide drew, elsewhere for the "
-        "sums of the history and the check for steps that are not finite."
+        f" Beside loops with the same quick draws it is {min(quick):.2f}–{max(quick):.2f}×: guide and policy are two "
+        "programs, so that on the chains what the guide drew in one scan is scored in a second."
     )
     return f"{table(header, rows)}\n\n{__doc__.partition('\n\n')[2].strip()}\n\n{words}"
 

@@ -1,11 +1,12 @@
 """Wall time to an exact gap of 1%, against stock NumPyro.
 
 The gap is exact, as a share of J* − J(π₀), of the parameters that each fit would give if it ended
-there. Both sides take their best of the same 16 settings, particles 16 / 64 / 256 / 1,024 × Adam at
-.003 / .01 / .03 / .1 (bayesrl has fewer where it enumerates): one seed chooses two, five seeds the best
-of these. A crossing counts if the gap stays below 1% until twice as many steps. Then both run that
-many steps, seed by seed in turn and compiled beforehand: NumPyro's SVI with `TraceGraph_ELBO` inside
-one jit, bayesrl in the loop of `fit`, with its chunks, history and checks.
+there. Both sides take their best of 16 settings, particles 16 / 64 / 256 / 1,024 × Adam at .003 / .01 /
+.03 / .1: one seed chooses two, five seeds the best of these. Where bayesrl enumerates it has the four
+rates only. On digits, where the images of a mini-batch average the noise already, NumPyro has 1 / 4 / 16 /
+64 particles, which is kinder to it. A crossing counts if the gap stays below 1% until twice as many
+steps. Then both run that many steps, seed by seed in turn and compiled beforehand: NumPyro's SVI with
+`TraceGraph_ELBO` inside one jit, bayesrl in the loop of `fit`, with its chunks, history and checks.
 """
 
 import math
@@ -25,7 +26,7 @@ RATES = (0.03, 0.01, 0.1, 0.003)
 SEEDS = range(5)
 CAP = 10.0
 """Seconds of stepping after which a run that has not crossed is given up."""
-CAP_FIRST = 5.0
+CAP_FIRST = 4.0
 """The same while one seed chooses among all settings."""
 
 type Maker = Callable[[Benchmark, int], Racer]
@@ -57,6 +58,7 @@ class Case(NamedTuple):
     problem: Benchmark
     maker: Maker
     particles: tuple[int, ...]
+    rival_particles: tuple[int, ...]
     wanted: float
 
 
@@ -65,16 +67,16 @@ def run() -> str:
     bandit, digits = problems.bandit(), problems.digits()
     chains = [problems.chain(stochastic=stochastic) for stochastic in (True, False)]
     cases = [
-        Case(bandit.name, bandit, _sampled, PARTICLES, 5),
-        Case(f"{bandit.name}, enumerated", bandit, _enumerated, (1,), 10),
-        *(Case(chain.name, chain, _sampled, PARTICLES, 5) for chain in chains),
-        Case(f"{digits.name} (its ten arms enumerated)", digits, _sampled, (64,), 5),
+        Case(f"{digits.name} (its ten arms enumerated)", digits, _sampled, (64,), (1, 4, 16, 64), 5),
+        Case(bandit.name, bandit, _sampled, PARTICLES, PARTICLES, 5),
+        Case(f"{bandit.name}, enumerated", bandit, _enumerated, (1,), PARTICLES, 10),
+        *(Case(chain.name, chain, _sampled, PARTICLES, PARTICLES, 5) for chain in chains),
     ]
     rivals: dict[str, Raced | None] = {}
     rows, short = [], []
     for case in cases:
         if case.problem.name not in rivals:
-            rivals[case.problem.name] = best_setting(case.problem, stock, PARTICLES)
+            rivals[case.problem.name] = best_setting(case.problem, stock, case.rival_particles)
         row, ratio = _race(case, rivals[case.problem.name])
         print(*row, sep=" | ", flush=True)
         rows.append(row)
@@ -137,7 +139,7 @@ def _cells(raced: Raced | None, times: list[float]) -> list[str]:
     if raced is None:
         return ["any of 16", "never", f"> {CAP_FIRST:.0f} s"]
     particles, rate, _ = raced.setting
-    name = f"{particles:,} at {rate:g}" if particles > 1 else f"{rate:g}"
+    name = f"{particles:,} at {rate:g}"
     steps = statistics.median(math.inf if crossing is None else crossing.steps for crossing in raced.crossings)
     if steps == math.inf:
         return [name, "never", f"> {CAP:.0f} s"]
