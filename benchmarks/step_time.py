@@ -11,10 +11,11 @@ puts bayesrl's cheaper draws into the hand-written loops as well, so that it sho
 
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 import bayesrl
 from bayesrl.engines.svi import default_optimizer
@@ -67,7 +68,7 @@ def chunk_times(problem: problems.Benchmark, losses: list[handwritten.Loss], num
     optimizer = default_optimizer(RATE, num_steps)
     chunks = [handwritten.make_chunk(loss, optimizer) for loss in losses]
     states = [handwritten.init(problem.params, optimizer) for _ in losses]
-    steps, key = np.int32(num_steps // 100), jax.random.key(1)
+    steps, key = jnp.int32(num_steps // 100), jax.random.key(1)
     for chunk, state in zip(chunks, states, strict=True):
         jax.block_until_ready(chunk(key, state, steps))
     times: list[list[float]] = [[] for _ in range(len(losses) + 1)]
@@ -78,7 +79,7 @@ def chunk_times(problem: problems.Benchmark, losses: list[handwritten.Loss], num
         if resumed:
             times[0].append(now - resumed[-1])
         for i, chunk in enumerate(chunks):
-            spent, states[i] = seconds(lambda chunk=chunk, i=i: chunk(key, states[i], steps))
+            spent, states[i] = seconds(partial(chunk, key, states[i], steps))
             if resumed:
                 times[i + 1].append(spent)
         resumed.append(time.perf_counter())

@@ -45,7 +45,7 @@ def run() -> str:
         many.append(_times(key, beta=BETAS, num_restarts=RESTARTS))
         loops.append(sum("run_chunk" in name for name in compiled))
     steps, whole = (median_ratio([x[i] for x in many], [x[i] for x in one]) for i in (0, 1))
-    rows = [
+    rows: list[list[object]] = [
         ["steps alone", *(_milliseconds([x[0] for x in xs]) for xs in (one, many)), f"{steps:.2f}×"],
         ["whole call", *(_milliseconds([x[1] for x in xs]) for xs in (one, many)), f"{whole:.2f}×"],
         ["compilations of the loop", 1, max(loops), ""],
@@ -74,8 +74,8 @@ def _milliseconds(times: list[float]) -> str:
 def _watch_compilations(note: Callable[[str], Any]) -> None:
     """Hear the name of every function that XLA compiles from now on."""
 
-    def listen(event: str, duration: float, **details: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.endswith("backend_compile_duration"):
-            note(str(details.get("fun_name")))
+            note(str(kwargs.get("fun_name")))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
