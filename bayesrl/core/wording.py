@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.core.estimates import Interval
+from bayesrl.core.estimates import Estimate, Interval
 
 UNKNOWN = "—"
 
@@ -72,9 +72,12 @@ def percent(share: float | None) -> str:
     return f"{share:.2%}" if abs(share) < 0.1 else f"{share:.0%}"
 
 
-def at(interval: Interval | None, index: int) -> Interval | None:
-    """Choose one β of an interval [*beta]; the index counts the flat axis."""
-    return None if interval is None else Interval(*(np.reshape(part, -1)[index] for part in interval))
+def at[T: (Interval, Estimate)](estimate: T | None, index: int) -> T | None:
+    """Choose one β of an estimate or interval [*beta]; the index counts the flat axis."""
+    if estimate is None:
+        return None
+    chosen: T = type(estimate)(*(np.reshape(part, -1)[index] for part in estimate))
+    return chosen
 
 
 def count(number_of: int, what: str) -> str:

@@ -97,6 +97,13 @@ def lay_out(posterior: Posterior, target: WeightedDraws | None, site: str) -> La
     )
 
 
+def site_values(posterior: Posterior, site: str) -> Values:
+    """Lay out the draws of one site of a posterior that holds one β and one restart."""
+    contexts = posterior.statistics["log_weight"].shape[2:]
+    draws = np.asarray(posterior.draws[site][0])
+    return _values(draws, _context_axes(posterior, site, draws.shape[1:], contexts), contexts)
+
+
 def frequencies(values: Values, categories: np.ndarray) -> Float[np.ndarray, "contexts positions values"]:
     """Give the weighted frequency of each category, by context and position."""
     hits = values.values[..., None] == categories

@@ -17,7 +17,8 @@ from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
-from bayesrl.report.figures import FITTED, PRIOR, TARGET, policy_figure, save_figures, training_figure
+from bayesrl.report.figures import policy_figure, save_figures, training_figure
+from bayesrl.report.panels import FITTED, PRIOR, TARGET
 
 pytestmark = pytest.mark.xdist_group("figures")
 MEANS = jnp.array([0.0, 1.0, 2.0])

@@ -1,0 +1,54 @@
+"""The best, the median and the worst draws of a fit, as rows of text."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from bayesrl.core.showing import Listing
+from bayesrl.core.wording import number, shortened
+from bayesrl.posterior import Posterior
+from bayesrl.report.laid_out import site_values
+
+SHOWN = 3
+_LOOKED_AT = 500
+
+
+def extreme_draws(one: Posterior, sites: Iterable[str]) -> Listing:
+    """List the best, the median and the worst draws with their rewards and how far they are from the prior.
+
+    Of draws that read alike one is listed. Where there are contexts, a draw is of one context.
+
+    Args:
+        one: a posterior of one β and restart, with its draws.
+        sites: whose values are shown.
+    """
+    held = one.statistics
+    shape = np.shape(held["total_reward"])
+    contexts = int(np.prod(shape[2:], dtype=int))
+    reward = np.asarray(held["total_reward"], float).ravel()
+    ratio = (np.asarray(held["log_q"], float) - np.asarray(held["log_prior"], float)).ravel()
+    values = {name: site_values(one, name).values for name in sites}
+
+    def read(place: int) -> tuple[str, ...]:
+        draw, context = divmod(place, contexts)
+        where = [f"{context:,}"] if contexts > 1 else []
+        cells = [shortened(own[draw, context]) for own in values.values()]
+        return (number(float(reward[place])), number(float(ratio[place]), 3), *where, *cells)
+
+    order = np.argsort(-reward, kind="stable")
+    rows = []
+    best = _distinct(order, read, SHOWN)
+    worst = [cells for cells in _distinct(order[::-1], read, SHOWN) if cells not in best]
+    for rank, found in (("best", best), ("median", [read(int(order[len(order) // 2]))]), ("worst", worst[::-1])):
+        rows += [(rank, *cells) for cells in found]
+    headings = ("", "reward", "log q/π₀", *(["context"] if contexts > 1 else []), *values)
+    return Listing(headings, rows, "lrr" + "r" * (contexts > 1) + "l" * len(values))
+
+
+def _distinct(places: np.ndarray, read: Callable[[int], tuple[str, ...]], wanted: int) -> list[tuple[str, ...]]:
+    found: dict[tuple[str, ...], None] = {}
+    for place in places[:_LOOKED_AT]:
+        found.setdefault(read(int(place)))
+        if len(found) == wanted:
+            break
+    return list(found)

@@ -1,0 +1,59 @@
+"""What the report knows of one fit: everything it shows, found once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bayesrl.certainty.verdicts import Diagnosis, Evidence, Frontier
+from bayesrl.core.estimates import Estimates
+from bayesrl.engines.weighted import WeightedDraws
+from bayesrl.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one fit; None where something is not.
+
+    Attributes:
+        name: of the fit.
+        posterior: fitted or loaded.
+        whole: its best restarts over all data, with draws.
+        diagnosis: its verdict.
+        frontier: of a fit at several β.
+        target: p*, where it can be enumerated.
+        training: estimates on the data of the fit, [*beta], with metrics.
+        held_out: estimates on other data, [*beta].
+        held_out_evidence: how far the fit is from the optimum there.
+        gold: name of the metric that the reward stands for.
+        missing: what is not there, and why; sentences.
+        made: how it was made, as rows of (setting, value).
+        command: what makes it again.
+        about: one line on what the problem is.
+    """
+
+    name: str
+    posterior: Posterior
+    whole: Posterior | None = None
+    diagnosis: Diagnosis | None = None
+    frontier: Frontier | None = None
+    target: WeightedDraws | None = None
+    training: Estimates | None = None
+    held_out: Estimates | None = None
+    held_out_evidence: Evidence | None = None
+    gold: str | None = None
+    missing: tuple[str, ...] = ()
+    made: tuple[tuple[str, str], ...] = ()
+    command: str = ""
+    about: str = ""
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What the diagnosis rests on."""
+        return None if self.diagnosis is None else self.diagnosis.evidence
+
+    @property
+    def optimum(self) -> np.ndarray | None:
+        """J* of each β, reward units, [*beta] flat; None where it is not known."""
+        if self.evidence is not None and np.isfinite(self.evidence.optimum.mean).all():
+            return np.reshape(self.evidence.optimum.mean, -1)
+        return None

@@ -1,0 +1,158 @@
+"""Finds what the report shows of a fit, and says what it could not find."""
+
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from bayesrl.certainty.diagnosis import diagnose
+from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
+from bayesrl.certainty.verdicts import Diagnosis
+from bayesrl.core.estimates import Estimates
+from bayesrl.core.pairing import declared_params
+from bayesrl.engines.enumeration import enumerate_posterior
+from bayesrl.engines.weighted import WeightedDraws
+from bayesrl.errors import BayesRLError, EngineError
+from bayesrl.posterior import Posterior
+from bayesrl.programs import Programs
+from bayesrl.report.facts import Facts
+from bayesrl.report.figures import betas_of, whole_of
+from bayesrl.typing import PRNGKey
+
+_DRAWN_NUMBERS = 1_000_000
+
+
+def gather(
+    key: PRNGKey,
+    name: str,
+    posterior: Posterior,
+    *,
+    held_out: tuple[Any, ...] | None = None,
+    gold: str | None = None,
+    diagnosis: Diagnosis | None = None,
+    made: tuple[tuple[str, str], ...] | None = None,
+    command: str | None = None,
+    missing: tuple[str, ...] = (),
+    about: str = "",
+) -> Facts:
+    """Find everything that the report shows of one fit.
+
+    Args:
+        key: consumed whole.
+        name: of the fit.
+        posterior: fitted or loaded; without its policy only what was saved is shown.
+        held_out: other arguments of the program, or None.
+        gold: name of a deterministic site, or None.
+        diagnosis: made before; by default it is made here.
+        made: rows of (setting, value); by default those that the posterior knows.
+        command: what makes the fit again; by default a call of `bayesrl.fit`.
+        missing: sentences on what is already known to be missing.
+        about: one line on what the problem is.
+    """
+    draw_key, other_key, verdict_key = jax.random.split(key, 3)
+    lacking = [*missing, *_lacking(posterior)]
+    told: dict[str, Any] = {}
+    if diagnosis is None and posterior.programs is not None:
+        try:
+            diagnosis = diagnose(verdict_key, posterior, held_out=held_out)
+        except BayesRLError as error:
+            lacking.append(f"No verdict: {str(error).rstrip('.')}.")
+    if posterior.programs is not None and posterior.statistics:
+        told["whole"] = whole = whole_of(posterior)
+        told["target"] = _target(posterior)
+        if held_out is not None or posterior.programs.structure.named("metric"):
+            told["training"] = _estimates(draw_key, whole, ())
+        if held_out is not None:
+            try:
+                told["held_out"] = _estimates(other_key, whole, held_out)
+            except BayesRLError as error:
+                lacking.append(f"Held-out data was not scored: {str(error).rstrip('.')}.")
+    elif posterior.statistics:
+        told["whole"] = posterior.select(restart="best") if posterior.mixture is None else posterior
+    return Facts(
+        name=name,
+        posterior=posterior,
+        diagnosis=diagnosis,
+        gold=gold,
+        missing=tuple(lacking),
+        made=tuple(made if made is not None else _made(posterior)),
+        command=command if command is not None else _call(posterior),
+        about=about,
+        **told,
+    )
+
+
+def _lacking(posterior: Posterior) -> Iterator[str]:
+    steps = posterior.history.get("step", np.zeros(0))
+    done, total = (int(steps[-1]) if len(steps) else 0), posterior.settings.get("num_steps")
+    if posterior.interrupted or (total is not None and done < total and "tolerance" not in posterior.settings):
+        of = f" of {total:,}" if total is not None else ""
+        yield f"The fit stopped after {done:,}{of} steps; what follows is of the policy as it was then."
+    if not len(steps):
+        yield "There is no history: no step was recorded."
+    if not posterior.statistics:
+        yield "There are no draws: they are made when a fit ends, or when it is loaded with its policy."
+    if posterior.programs is None:
+        yield (
+            "It was loaded without its policy, so how far it is from the optimum cannot be found; "
+            "load it with bayesrl.load(directory, policy, *args)."
+        )
+
+
+def _target(posterior: Posterior) -> WeightedDraws | None:
+    """Enumerate p* where that is possible: pictures show it beside the fit."""
+    programs: Programs | None = over_all_data(posterior).programs
+    if programs is None or not programs.structure.actions:
+        return None
+    if programs.learned and declared_params(jax.random.key(0), programs.policy, *programs.args)[0]:
+        return None
+    try:
+        return enumerate_posterior(programs.policy, *programs.args, beta=posterior.beta, max_count=MAX_COUNT)
+    except EngineError:
+        return None
+
+
+def _estimates(key: PRNGKey, whole: Posterior, args: tuple[Any, ...]) -> Estimates:
+    """Estimate J, E[R], KL and metrics of the best restarts, [*beta] flat."""
+    over_all = over_all_data(whole, *args)
+    assert over_all.programs is not None
+    structure = over_all.programs.structure
+    size = sum(int(np.prod(site.shape)) for site in structure.sites if site.latent) + 4 * structure.num_contexts
+    lanes = len(betas_of(whole))
+    num = int(np.clip(_DRAWN_NUMBERS // (size * lanes), 64, 4_000))
+    return jax.tree.map(lambda x: np.asarray(x, float).reshape(lanes), over_all.estimate(key, num))
+
+
+def _made(posterior: Posterior) -> Iterator[tuple[str, str]]:
+    settings = posterior.settings
+    betas = betas_of(posterior)
+    yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
+    for name in ("num_steps", "num_restarts", "tolerance", "optimizer", "seed"):
+        if name in settings:
+            value = settings[name]
+            yield name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
+    packages = [f"{k.removesuffix('_version')} {v}" for k, v in settings.items() if k.endswith("_version")]
+    yield "versions", ", ".join([*packages, f"Python {platform.python_version()}"])
+
+
+def _call(posterior: Posterior) -> str:
+    """Write the call that makes a fit again, as far as its settings tell."""
+    settings, betas = posterior.settings, betas_of(posterior)
+    words = [_key_text(str(settings.get("seed", ""))), "policy", "*args"]
+    if betas != [None]:
+        told = [f"{beta!r}" for beta in betas]
+        words.append(f"beta={told[0]}" if len(posterior.batch_shape) == 1 else f"beta=jnp.array([{', '.join(told)}])")
+    words += [f"{name}={settings[name]!r}" for name in ("num_steps", "num_restarts", "tolerance") if name in settings]
+    return f"bayesrl.fit({', '.join(words)})"
+
+
+def _key_text(seed: str) -> str:
+    """Write the key that a fit was given: two words, the first 0 for the keys of small seeds."""
+    words = seed.strip("[]").split(",")
+    if len(words) == 2 and all(word.strip().isdecimal() for word in words):
+        if int(words[0]) == 0:
+            return f"jax.random.key({int(words[1])})"
+        return f"jax.random.wrap_key_data(jnp.array({seed}, jnp.uint32))"
+    return "key"

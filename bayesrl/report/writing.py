@@ -1,0 +1,107 @@
+"""`write_report`: everything that is known of one fit or several, as one HTML file."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bayesrl import run_folder
+from bayesrl.certainty.verdicts import Diagnosis, Section
+from bayesrl.errors import PolicyError, RunFolderError
+from bayesrl.posterior import Posterior
+from bayesrl.report.facts import Facts
+from bayesrl.report.gathering import gather
+from bayesrl.report.page import html_page
+from bayesrl.report.sections import report_parts
+from bayesrl.typing import PRNGKey
+
+
+def write_report(
+    path: str | Path,
+    posteriors: Posterior | Mapping[str, Posterior],
+    sections: Sequence[Section] = (),
+    *,
+    key: PRNGKey | None = None,
+    held_out: tuple[Any, ...] | None = None,
+    gold: str | None = None,
+    diagnoses: Mapping[str, Diagnosis] | None = None,
+) -> Path:
+    """Write a report of one fit, or of several side by side, as one HTML file that needs nothing else.
+
+    It begins with the verdict and ends with how the fit was made; each picture says what good looks
+    like. What cannot be found, such as the verdict of a fit that was loaded without its policy, is
+    named, and the rest is shown.
+
+    Args:
+        path: of the file to write, which is replaced.
+        posteriors: a fit, or several by name.
+        sections: further parts, such as a domain has.
+        key: for the draws that the report makes; by default always the same, so that the same fits
+            give the same report.
+        held_out: other arguments of the program, on which the fits are scored too.
+        gold: name of a `numpyro.deterministic` site that the reward stands for: it is drawn against KL.
+        diagnoses: verdicts by name (`fit` for a single posterior) that were made before; those that
+            are missing are made.
+
+    Returns:
+        The path.
+
+    Raises:
+        PolicyError: there is no posterior.
+        RunFolderError: the path is a folder or cannot be written; what it held before is intact.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist, bayesrl, tempfile, pathlib
+        >>> from bayesrl.report import write_report
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Bernoulli(0.5))
+        ...     bayesrl.reward("payoff", 1.0 * arm)
+        >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=10, progress=False)
+        >>> path = write_report(pathlib.Path(tempfile.mkdtemp()) / "report.html", posterior)
+        >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        True
+    """
+    named = {"fit": posteriors} if isinstance(posteriors, Posterior) else dict(posteriors)
+    if not named:
+        raise PolicyError("write_report got no posterior; pass one, or several as {name: posterior}")
+    check_path(path)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, len(named))
+    fits = [
+        gather(one, name, posterior, held_out=held_out, gold=gold, diagnosis=(diagnoses or {}).get(name))
+        for one, (name, posterior) in zip(keys, named.items(), strict=True)
+    ]
+    return write_page(path, fits, sections)
+
+
+def check_path(path: str | Path) -> None:
+    """Refuse a path that cannot be written, before anything is computed.
+
+    Raises:
+        RunFolderError: it is a folder, or its folder is none.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise RunFolderError(f"cannot write the report to {file}: it is a folder; name a file, such as report.html")
+    if not file.parent.is_dir():
+        raise RunFolderError(f"cannot write the report to {file}: there is no folder {file.parent}; make it first")
+
+
+def write_page(path: str | Path, fits: Sequence[Facts], sections: Sequence[Section] = ()) -> Path:
+    """Write the report of fits of which everything is known already.
+
+    Args:
+        path: of the file to write, which is replaced in one step.
+        fits: one or several.
+        sections: further parts.
+
+    Raises:
+        RunFolderError: the path is a folder or cannot be written; what it held before is intact.
+    """
+    check_path(path)
+    title = fits[0].name if len(fits) == 1 else f"{len(fits)} fits side by side"
+    subtitle = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
+    page = html_page(title, subtitle, report_parts(fits, sections), f"Written by bayesrl {version('bayesrl')}.")
+    run_folder.write(Path(path), page.encode("utf-8", "replace"))
+    return Path(path)
