@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 LEVEL = 0.025
@@ -32,7 +33,7 @@ def markov_lower(log_estimates: np.ndarray, level: float = LEVEL) -> float:
     return float(np.min(log_estimates) - math.log(1 / level) / len(log_estimates))
 
 
-def bounded_upper(values: np.ndarray, greatest: float | np.ndarray, level: float | np.ndarray = LEVEL) -> np.ndarray:
+def bounded_upper(values: np.ndarray, greatest: ArrayLike, level: ArrayLike = LEVEL) -> np.ndarray:
     """Bound a mean of numbers in [0, greatest] from above, without a standard error.
 
     The lesser of the empirical Bernstein limit, m + √(2·V·log(4/δ)/n) + 7·G·log(4/δ)/(3·(n − 1)), and
@@ -55,13 +56,14 @@ def bounded_upper(values: np.ndarray, greatest: float | np.ndarray, level: float
     return result
 
 
-def bernstein_width(variance: np.ndarray, n: int, spread: np.ndarray, level: float | np.ndarray = LEVEL) -> np.ndarray:
+def bernstein_width(variance: ArrayLike, n: int, spread: ArrayLike, level: ArrayLike = LEVEL) -> np.ndarray:
     """How far, at most, a mean of n numbers from an interval of length `spread` lies from its expectation.
 
     √(2·V·log(2/δ)/n) + 7·spread·log(2/δ)/(3·(n − 1)), on one side, with probability 1 − δ.
     """
     log_term = np.log(2 / np.asarray(level))
-    result: np.ndarray = np.sqrt(2 * variance * log_term / n) + 7 * spread * log_term / (3 * (n - 1))
+    slack = 7 * np.asarray(spread) * log_term / (3 * (n - 1))
+    result: np.ndarray = np.asarray(np.sqrt(2 * np.asarray(variance) * log_term / n) + slack)
     return result
 
 

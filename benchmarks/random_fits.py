@@ -1,0 +1,83 @@
+"""Fits of random programs, thousands of them: each shape is set up and compiled once."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import bayesrl
+from bayesrl.engines.fitting import posterior_of
+from bayesrl.engines.running import Run
+from bayesrl.engines.setup import Setup, set_up
+from bayesrl.engines.svi import State, default_optimizer, init, run_chunk
+from benchmarks.random_programs import Shape, Truth, all_assignments, log_q_of, truth
+
+STEPS = 400
+
+
+class Fitted(NamedTuple):
+    """A fit of one random program, and what is true of it."""
+
+    posterior: bayesrl.Posterior
+    truth: Truth
+    beta: float
+    missed: float
+
+
+class Fitter:
+    """Fits programs of one shape.
+
+    Args:
+        key: consumed whole.
+        shape: of the programs.
+        guide: of the fits; by default the automatic one.
+    """
+
+    def __init__(self, key: Array, shape: Shape, rng: np.random.Generator, guide: Any = None) -> None:
+        self.key, self.shape = key, shape
+        numbers = shape.numbers(rng)
+        self.setup: Setup = set_up(key, shape.program, numbers, 1.0, guide, bayesrl.objectives.ReverseKL(), 1)
+        self.run = Run(key, self.setup, default_optimizer(0.1, STEPS), STEPS, None, None, None)
+        self.lane, _ = self.run.lane()
+        self.chunk = jax.jit(partial(run_chunk, self.lane))
+        self.sites = all_assignments(shape)
+
+    def start(self) -> State:
+        """Give the state before the first step."""
+        return init(self.lane, self.setup.params)
+
+    def steps(self, key: Array, state: State, beta: float, numbers: Any, num_steps: int) -> State:
+        """Take steps on the program with these numbers."""
+        keys = jax.random.split(key, 1)
+        return self.chunk(keys, state, jnp.asarray([beta]), numbers, jnp.asarray(num_steps))[0]
+
+    def posterior(self, state: State, beta: float, numbers: Any, history: np.ndarray | None = None) -> Fitted:
+        """Make a posterior of a state, and enumerate what is true of it."""
+        programs = replace(self.setup.programs, args=numbers)
+        setup = replace(self.setup, programs=programs, betas=jnp.asarray([beta]))
+        steps = int(state.step)
+        rows = [
+            {"step": np.asarray(steps * (i + 1) // 8), "skipped": np.zeros(1, int)}
+            | {name: np.zeros(1) for name in ("loss", "reward", "kl", "spread", "grad_norm")}
+            | {"objective": np.asarray([0.0 if history is None else history[i]])}
+            for i in range(8)
+        ]
+        settings = {"num_steps": STEPS, "num_restarts": 1}
+        made = posterior_of(self.key, setup, state, rows, settings, beta, interrupted=False)
+        log_q = log_q_of(made, self.sites)
+        known = truth(self.shape, numbers, log_q, beta)
+        return Fitted(made, known, beta, known.missed)
+
+    def fits(self, rng: np.random.Generator, count: int) -> Iterator[Fitted]:
+        """Fit programs with other numbers, each at a β from .05 to 5 and stopped somewhere between 3 and 400 steps."""
+        for i in range(count):
+            numbers = self.shape.numbers(rng)
+            beta = float(np.exp(rng.uniform(np.log(0.05), np.log(5))))
+            steps = int(np.exp(rng.uniform(np.log(3), np.log(STEPS))))
+            state = self.steps(jax.random.fold_in(self.key, i), self.start(), beta, numbers, steps)
+            yield self.posterior(state, beta, numbers)
