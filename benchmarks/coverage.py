@@ -75,8 +75,15 @@ def _told(found: dict[str, list[tuple[Any, ...]]], draws: list[int], hindsight: 
         met &= 0.93 <= calibrated <= 0.97 and conservative >= 0.94
         median = float(np.nanmedian(width))
         rows.append(
-            [label, len(inside), f"{len(given) / len(inside):.0%}", f"{calibrated:.1%}", f"{median:.2g}"]
-            + [f"{conservative:.1%}", f"{float(np.median(wide)):.2g}"]
+            [
+                label,
+                len(inside),
+                f"{len(given) / len(inside):.0%}",
+                f"{calibrated:.1%}",
+                f"{median:.2g}",
+                f"{conservative:.1%}",
+                f"{float(np.median(wide)):.2g}",
+            ]
         )
     header = [
         "quantity",
