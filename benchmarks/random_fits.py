@@ -1,5 +1,10 @@
 """Fits of random programs, thousands of them: each shape is set up and compiled once."""
 
+import os
+
+# Many small programs, each run briefly: what is measured here is right or wrong, not fast or slow.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
