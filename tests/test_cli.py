@@ -1,8 +1,10 @@
 """The command line, as a stranger meets it: what it prints, what it leaves, and how it refuses."""
 
+import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 from bayesrl import run_folder
 from bayesrl.cli import app
 from bayesrl.engines import running
+from bayesrl.engines.reopening import load
 from bayesrl.errors import BayesRLError
 from bayesrl.problem import model_names
 
@@ -58,23 +61,96 @@ def test_fit_prints_a_table_within_80_columns(run: tuple[Path, str]) -> None:
     assert re.search(r"β +J +E\[R\] +KL +log Z +J\* +gap +share", table)
     assert len(re.findall(r"^fit +0\.[15] ", table, flags=re.MULTILINE)) == 2
     assert "the best of 2 restarts" in table
+    assert re.search(r"^(✓ PASS|✗ FAIL): ", table, flags=re.MULTILINE)
+    assert "report:" in table
 
 
 def test_fit_leaves_a_run_folder(run: tuple[Path, str]) -> None:
     folder, _ = run
     pictures = {f"{name}.{suffix}" for name in ("training", "policy") for suffix in ("png", "svg")}
-    kept = {"problem.json", "checkpoint.safetensors", "posterior.nc", "model.json", "scores.json"}
+    kept = {"problem.json", "checkpoint.safetensors", "posterior.nc", "model.json", "scores.json", "report.html"}
     assert {path.name for path in folder.iterdir()} == pictures | kept
     told = json.loads((folder / "model.json").read_text())
     assert told == {"model": "bernoulli_bandit", "options": {"arms": 3, "best": 1}}
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_of_a_fit(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    text = html.unescape((folder / "report.html").read_text(encoding="utf-8"))
+    assert text.startswith("<!DOCTYPE html>")
+    assert "Arms with known win rates" in text
+    command = "bayesrl fit bernoulli_bandit --beta 0.1,0.5 --steps 60 --restarts 2 --seed 0 --set arms=3 --set best=1"
+    assert command in text
+    assert "arms=3, best=1" in text
+    assert "60 of 60" in text
+    assert "Frontier" in text
+
+
+def test_report_of_several_runs(run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = run
+    copied = tmp_path / "bandit"
+    shutil.copytree(folder, copied)
+    (copied / "report.html").unlink()
+    code, out, _ = invoke("report", copied)
+    assert code == 0
+    assert re.search(r"^(✓ PASS|✗ FAIL): ", out)
+    assert (copied / "report.html").stat().st_size < 3_000_000
+    monkeypatch.chdir(tmp_path)
+    assert invoke("report", folder, copied, "--quiet") == (0, "", "")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Side by side" in text
+    assert str(folder) in text, "folders of one name are told apart by their paths"
+
+
+def test_report_shows_what_there_is(run: tuple[Path, str], tmp_path: Path) -> None:
+    lost = tmp_path / "lost"
+    shutil.copytree(run[0], lost)
+    (lost / "model.json").write_text(json.dumps({"model": "gone.py", "options": {}}))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run[0], damaged)
+    for name in ("model.json", "posterior.nc"):
+        (damaged / name).write_text("not what it was")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(run[0] / "problem.json", empty)
+    code, out, err = invoke("report", lost, damaged, empty, "--out", tmp_path / "all.html")
+    assert (code, err) == (0, "")
+    assert "PASS" not in out
+    text = html.unescape((tmp_path / "all.html").read_text(encoding="utf-8"))
+    for sentence in (
+        "The model cannot be made again: there is no model 'gone.py'",
+        "model.json",
+        "does not say which model it fits",
+        "loaded without its policy",
+        "The saved draws cannot be read",
+        "The fit stopped after 0 of 60 steps",
+        "No verdict",
+    ):
+        assert sentence in text
+
+
+def test_a_sweep_loaded_without_its_policy_can_be_chosen_from(run: tuple[Path, str]) -> None:
+    best = load(run[0]).select(beta=0.1, restart="best")
+    assert best.batch_shape == (1,)
+    assert all(values.shape[0] == 1 for values in best.params.values())
+
+
+def test_report_refuses_paths(run: tuple[Path, str], tmp_path: Path) -> None:
+    code, _, err = invoke("report", run[0], "--out", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "it is a folder; name a file" in err
+    code, _, err = invoke("report", run[0], "--out", tmp_path / "none" / "report.html")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "there is no folder" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_show_repeats_the_results_without_the_model(run: tuple[Path, str]) -> None:
     folder, out = run
     code, shown, _ = invoke("show", folder)
     assert code == 0
-    for line in re.findall(r"^fit .*$", out, flags=re.MULTILINE):
+    for line in re.findall(r"^(?:fit |✓|✗).*$", out, flags=re.MULTILINE):
         assert line in shown
     assert "60 of 60" in shown
     assert "arms=3, best=1" in shown
@@ -142,6 +218,7 @@ BAD = {
     "no steps": (("fit", "bernoulli_bandit", "--steps", "0"), "num_steps=0"),
     "no restarts": (("fit", "bernoulli_bandit", "--restarts", "0"), "num_restarts=0"),
     "no run to resume": (("resume", "nothing_here"), "not a run folder"),
+    "no run to report": (("report", "nothing_here"), "not a run folder"),
     "no run to show": (("show", "nothing_here"), "not a run folder"),
 }
 
@@ -226,6 +303,8 @@ def test_a_run_stopped_before_its_first_row_goes_on(tmp_path: Path, monkeypatch:
     code, shown, _ = invoke("show", tmp_path / "run")
     assert code == 0
     assert "missing: 40 of 40 steps" in shown.replace("\n", " ")
+    assert invoke("report", tmp_path / "run")[0] == 0
+    assert "The fit stopped after 0 of 40 steps" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     code, out, _ = invoke("resume", tmp_path / "run")
     assert code == 0
     assert out.startswith("40 steps")

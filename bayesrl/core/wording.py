@@ -98,17 +98,17 @@ def printable(text: str) -> str:
 
 
 def shortened(value: Any, longest: int = 72) -> str:
-    """Write a value on one line, its middle left out where it is long.
+    """Write a value on one line, its end left out where it is long.
 
     Whole numbers keep their digits, reals get three; arrays are written as their numbers with spaces.
     """
     array = np.asarray(value)
     if array.dtype.kind in "OUS":
-        text = " ".join(str(value).split()) if isinstance(value, str) else str(value)
-    else:
-        spell = "{:.3g}".format if array.dtype.kind == "f" else (lambda x: str(int(x)))
-        flat = array.reshape(-1)
-        most = longest  # each number takes a place at least
-        text = " ".join(spell(x) for x in (flat if flat.size <= most else flat[:most]))
-        text += " …" if flat.size > most else ""
-    return text if len(text) <= longest else f"{text[: longest - 2]} …"
+        text = " ".join(str(value).split())
+        return text if len(text) <= longest else f"{text[: longest - 2].rstrip()} …"
+    spell = "{:.3g}".format if array.dtype.kind == "f" else (lambda x: str(int(x)))
+    words = [spell(x) for x in array.reshape(-1)[:longest]]  # each takes a place at least
+    text = " ".join(words)
+    if len(words) == array.size and len(text) <= longest:
+        return text
+    return f"{text[: longest - 1].rpartition(' ')[0]} …"

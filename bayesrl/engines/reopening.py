@@ -54,8 +54,12 @@ def load(
                 "continue it with bayesrl.resume(directory, policy, *args)"
             )
         arrays = run_folder.read_arrays(Path(directory) / run_folder.CHECKPOINT)
+        beta = problem["identity"]["beta"]
+        lead = (*((len(beta),) if isinstance(beta, list) else ()), problem["settings"]["num_restarts"])
         params = {
-            name.removeprefix("state.average"): a for name, a in arrays.items() if name.startswith("state.average")
+            name.removeprefix("state.average"): a.reshape(lead + a.shape[1:])
+            for name, a in arrays.items()
+            if name.startswith("state.average")
         }
         import xarray as xr
 

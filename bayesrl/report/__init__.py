@@ -1,5 +1,26 @@
-"""What a fit looks like: figures and tables; knows supports and shapes, and no domain."""
+"""What a fit looks like: figures, tables, and one HTML file; knows supports and shapes, and no domain."""
 
-from bayesrl.report.figures import policy_figure, save_figures, training_figure
+from bayesrl.report.figures import history_figure, policy_figure, save_figures, training_figure
+from bayesrl.report.verdict_figures import (
+    frontier_figure,
+    held_out_figure,
+    objective_figure,
+    over_optimisation_figure,
+    restarts_figure,
+    weights_figure,
+)
+from bayesrl.report.writing import write_report
 
-__all__ = ["policy_figure", "save_figures", "training_figure"]
+__all__ = [
+    "frontier_figure",
+    "held_out_figure",
+    "history_figure",
+    "objective_figure",
+    "over_optimisation_figure",
+    "policy_figure",
+    "restarts_figure",
+    "save_figures",
+    "training_figure",
+    "weights_figure",
+    "write_report",
+]

@@ -32,6 +32,7 @@ def gather(
     held_out: tuple[Any, ...] | None = None,
     gold: str | None = None,
     diagnosis: Diagnosis | None = None,
+    target: WeightedDraws | None = None,
     made: tuple[tuple[str, str], ...] | None = None,
     command: str | None = None,
     missing: tuple[str, ...] = (),
@@ -46,6 +47,7 @@ def gather(
         held_out: other arguments of the program, or None.
         gold: name of a deterministic site, or None.
         diagnosis: made before; by default it is made here.
+        target: p* of the fit, where it has been enumerated already.
         made: rows of (setting, value); by default those that the posterior knows.
         command: what makes the fit again; by default a call of `bayesrl.fit`.
         missing: sentences on what is already known to be missing.
@@ -61,7 +63,7 @@ def gather(
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
     if posterior.programs is not None and posterior.statistics:
         told["whole"] = whole = whole_of(posterior)
-        told["target"] = _target(posterior)
+        told["target"] = target if target is not None else _target(posterior)
         if held_out is not None or posterior.programs.structure.named("metric"):
             told["training"] = _estimates(draw_key, whole, ())
         if held_out is not None:

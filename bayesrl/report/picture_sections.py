@@ -39,7 +39,11 @@ def picture_parts(fits: Sequence[Facts]) -> Iterator[Part]:
         ("Restarts", "Fits from several starts. Good: they end at the same J.", _restarts),
         ("Frontier", "What reward costs in KL, over the temperatures.", _frontier),
         ("Over-optimisation", "Whether more of the reward is still more of what it stands for.", _gold),
-        ("Training and held-out data", "Good: held-out numbers within the errors of those of training.", _held_out),
+        (
+            "Training and held-out data",
+            "What holds on data that was not trained on. Good: numbers near those of training.",
+            _held_out,
+        ),
     ):
         told = [list(teller(fit)) for fit in fits]
         if any(told):
@@ -195,7 +199,7 @@ def _held_out(fit: Facts) -> Iterator[Content]:
     betas = betas_of(fit.posterior)
     yield Pictured(
         held_out_figure(betas, fit.training, fit.held_out),
-        "E[R], bars of two standard errors. Good: the pairs touch; held-out reward far below means learning by heart.",
+        "E[R], bars of two standard errors. Good: close together; held-out reward far below means learning by heart.",
     )
     names = list(fit.training.metrics)
     rows = []
@@ -221,4 +225,4 @@ def checks_table(checks: Sequence[Check]) -> Markup:
         numbers = (tag("td", number(value, 3), style=right) for value in (check.value, check.threshold))
         rows.append(tag("tr", *cells, *numbers, tag("td", advice, class_="advice")))
     head = tag("thead", tag("tr", *(tag("th", text, scope="col", style=style) for text, style in heads)))
-    return tag("div", tag("table", head, tag("tbody", *rows), class_="checks"), class_="wide", tabindex="0")
+    return tag("div", tag("table", head, tag("tbody", *rows), class_="checks"), class_="wide all", tabindex="0")

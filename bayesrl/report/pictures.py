@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from bayesrl.core.showing import Markup, tag
+from bayesrl.core.wording import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +98,7 @@ def _svg(figure: "Figure", name: str, label: str) -> Markup:
         "width": f"{width}",
         "height": f"{height}",
         "role": "img",
-        "aria-label": label,
+        "aria-label": printable(label),
         "style": "fill: var(--c000000, #000000)",  # Matplotlib leaves black out
         "stroke-linejoin": "round",
         "stroke-linecap": "butt",

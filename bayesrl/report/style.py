@@ -30,7 +30,8 @@ figure svg,figure img{display:block;width:100%;height:auto;max-width:28rem}
 figure img{background:#fff;border-radius:4px}
 figure svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 figcaption{margin-top:.25rem;max-width:28rem}
-.wide{overflow-x:auto;margin:.5rem 0 .75rem}
+.wide{display:inline-block;vertical-align:top;max-width:100%;overflow-x:auto;margin:.5rem 0 .75rem;padding-right:2.5rem}
+.wide.all{display:block;padding-right:0}
 table{border-collapse:collapse;font-size:.9rem}
 th{font-weight:600;color:var(--soft);vertical-align:bottom}
 th,td{padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line);unicode-bidi:isolate}
@@ -54,8 +55,9 @@ padding:.8rem 1rem;margin-bottom:.75rem}
 .big dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums}
 .missing{border-left:.25rem solid var(--warn);padding-left:.7rem}
 .checks .advice{min-width:15rem}
-@media (max-width:40rem){.checks,.checks tbody{display:block}.checks thead{display:none}
-.checks tr{display:grid;grid-template-columns:auto 1fr auto;gap:0 .75rem;padding:.45rem 0;border-bottom:1px solid var(--line)}
+@media (max-width:40rem){.wide{padding-right:0}.checks,.checks tbody{display:block}.checks thead{display:none}
+.checks tr{display:grid;grid-template-columns:auto 1fr auto;gap:0 .75rem;padding:.45rem 0;
+border-bottom:1px solid var(--line)}
 .checks td{border:0;padding:0}.checks td:nth-child(2){font-weight:600}
 .checks td:nth-child(4){display:none}.checks .advice{grid-column:1/-1;min-width:0}
 .several .cells{grid-template-columns:minmax(0,1fr)}}

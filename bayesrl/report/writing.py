@@ -1,5 +1,6 @@
 """`write_report`: everything that is known of one fit or several, as one HTML file."""
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -104,4 +105,11 @@ def write_page(path: str | Path, fits: Sequence[Facts], sections: Sequence[Secti
     subtitle = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
     page = html_page(title, subtitle, report_parts(fits, sections), f"Written by bayesrl {version('bayesrl')}.")
     run_folder.write(Path(path), page.encode("utf-8", "replace"))
+    Path(path).chmod(0o666 & ~_umask())  # a report is to be passed on, as any file that a program writes
     return Path(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,128 @@
+"""The commands."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from bayesrl import run_folder
+from bayesrl.cli.ends import errors_on_one_line, stopped_by_ctrl_c
+from bayesrl.cli.fitting import Wishes, already_finished, finish, print_results, start
+from bayesrl.cli.holdings import lacking, made_of, read_model, read_scores
+from bayesrl.cli.reporting import report_runs
+from bayesrl.cli.words import parse_options, spell, terminal
+from bayesrl.engines.reopening import resume as resume_policy
+from bayesrl.errors import FitError, RunFolderError
+from bayesrl.problem import model_names, model_options, ready_model
+from bayesrl.report.tables import history_table, plain_table, run_rows
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Fit policies as Bayesian posteriors: KL-regularised reinforcement learning by variational inference.",
+)
+
+Folder = Annotated[Path, typer.Argument(help="Run folder, as `bayesrl fit` made it.", show_default=False)]
+Steps = Annotated[int | None, typer.Option(help="Gradient steps in all; more than before extends a run.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+
+
+@app.command()
+def fit(
+    model: Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="A ready model, or a .py file with problem().")],
+    beta: Annotated[str | None, typer.Option(help="Temperatures, reward units per nat, as 0.1,0.3,1.")] = None,
+    steps: Steps = None,
+    restarts: Annotated[int | None, typer.Option(help="Fits made side by side; the best one is shown.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes everything random; 0 by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Option of the model; may be repeated.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a model into a run folder, or go on with the run that is there."""
+    folder = out if out is not None else Path("runs") / Path(model).stem
+    with errors_on_one_line(), stopped_by_ctrl_c(folder) as callback:
+        options = parse_options(assignments or [])
+        problem = ready_model(model, **options)
+        start(model, options, problem, folder, Wishes(beta, steps, restarts, seed), callback, quiet=quiet)
+
+
+@app.command()
+def resume(directory: Folder, steps: Steps = None, quiet: Quiet = False) -> None:
+    """Go on with a run where it stopped."""
+    with errors_on_one_line(), stopped_by_ctrl_c(directory) as callback:
+        if steps is not None and steps < 1:
+            raise FitError(f"num_steps={steps!r}; use an integer of at least 1")
+        settings = run_folder.read_problem(directory)["settings"]
+        made = read_model(directory)
+        if made is None:
+            raise RunFolderError(
+                f"{directory} does not say which model it fits (it has no {run_folder.MODEL}); "
+                "continue it in Python with bayesrl.resume(directory, policy, *args)"
+            )
+        problem = ready_model(made["model"], **made["options"])
+        total = max(settings["num_steps"], steps or 0)
+        if already_finished(directory, total, quiet=quiet):
+            return
+        given = {name: problem.fit_options.get(name) for name in ("guide", "objective", "optimizer")}
+        began = time.monotonic()
+        posterior = resume_policy(
+            directory, problem.policy, *problem.args, num_steps=total, callback=callback, progress=not quiet, **given
+        )
+        finish(posterior, problem, directory, time.monotonic() - began, quiet=quiet)
+
+
+@app.command()
+def models() -> None:
+    """List the ready models and their options."""
+    with errors_on_one_line():
+        rows = []
+        for name, about in model_names().items():
+            options = "  ".join(f"{option}={spell(value)}" for option, value in model_options(name).items())
+            rows.append((name, f"{about}\n{options}\n"))
+        terminal().print(plain_table(("model", "what it is, and its options for --set"), rows))
+
+
+@app.command()
+def show(directory: Folder) -> None:
+    """Show what a run folder holds: settings, results, the end of the history."""
+    with errors_on_one_line():
+        told = run_folder.read_problem(directory)
+        settings, identity = told["settings"], told["identity"]
+        done, history = run_folder.read_history(directory)
+        console = terminal()
+        console.print(plain_table(("setting", "value"), [*made_of(directory), *run_rows(settings, identity, done)]))
+        betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
+        scores = read_scores(directory)
+        if scores is not None:
+            after = "" if scores.step == done else f" after {scores.step:,} steps"
+            console.print(Text(f"\nresults{after}", style="bold"))
+            print_results(scores)
+        if history:
+            console.print(Text("\nend of the history (means over the steps between the rows)", style="bold"))
+            console.print(history_table(history, betas))
+        for line in lacking(directory, done, settings["num_steps"], scores):
+            console.print(Text(line, style="yellow"), soft_wrap=True)
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; DIR/report.html for one folder, report.html for several.")
+    ] = None,
+    gold: Annotated[str | None, typer.Option(help="Metric that the reward stands for, drawn against KL.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write what is known of one run, or of several side by side, as one HTML file."""
+    with errors_on_one_line():
+        path, verdicts = report_runs(directories, out, gold)
+        if not quiet:
+            for verdict in verdicts:
+                terminal().print(Text(verdict))
+            terminal().print(Text(f"report: {path}"), soft_wrap=True)

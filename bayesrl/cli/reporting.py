@@ -1,0 +1,164 @@
+"""Reports of run folders: what a folder holds is shown, and what it lacks is said."""
+
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bayesrl import run_folder
+from bayesrl.cli.holdings import made_of, read_model
+from bayesrl.cli.words import spell
+from bayesrl.core.showing import Line, as_text
+from bayesrl.engines.reopening import load
+from bayesrl.engines.weighted import WeightedDraws
+from bayesrl.errors import BayesRLError, RunFolderError
+from bayesrl.posterior import Posterior
+from bayesrl.problem import Problem, model_names, ready_model
+from bayesrl.report.facts import Facts
+from bayesrl.report.gathering import gather
+from bayesrl.report.tables import run_rows
+from bayesrl.report.writing import check_path, write_page
+
+REPORT = "report.html"
+
+
+def report_runs(directories: Sequence[Path], out: Path | None, gold: str | None) -> tuple[Path, list[str]]:
+    """Write the report of run folders.
+
+    Args:
+        directories: of the runs.
+        out: file to write; by default `report.html` in the folder, or here where there are several.
+        gold: metric that the reward stands for, or None.
+
+    Returns:
+        The file, and the verdicts as text.
+
+    Raises:
+        RunFolderError: a folder holds no run, or the file cannot be written.
+    """
+    for directory in directories:
+        run_folder.read_problem(directory)
+    path = out if out is not None else (directories[0] if len(directories) == 1 else Path()) / REPORT
+    check_path(path)
+    fits, sections = [], []
+    for directory, name in zip(directories, _names(directories), strict=True):
+        problem, reason = _problem_of(directory)
+        posterior, lost = _posterior_of(directory, problem)
+        lacking = tuple(text for text in (reason, lost) if text)
+        fits.append(gather_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
+        sections += list(problem.sections) if problem is not None else []
+    lines = [Line(f.diagnosis.sentence, f.diagnosis.verdict) for f in fits if f.diagnosis is not None]
+    return write_page(path, fits, sections), [as_text([line]) for line in lines]
+
+
+def gather_run(
+    directory: Path,
+    posterior: Posterior,
+    problem: Problem | None,
+    *,
+    name: str | None = None,
+    gold: str | None = None,
+    target: WeightedDraws | None = None,
+    missing: tuple[str, ...] = (),
+) -> Facts:
+    """Find what the report shows of a run.
+
+    Args:
+        directory: its folder.
+        posterior: fitted or loaded.
+        problem: of the run, or None where it cannot be made again.
+        name: of the fit; by default that of its model.
+        gold: metric that the reward stands for, or None.
+        target: p*, where it has been enumerated already.
+        missing: what is already known to be missing.
+    """
+    told = run_folder.read_problem(directory)
+    made = _or_none(lambda: read_model(directory))
+    done, _ = _or_none(lambda: run_folder.read_history(directory)) or (0, {})
+    rows = [
+        ("run folder", str(directory)),
+        *(made_of(directory) if made is not None else []),
+        *run_rows(told["settings"], told["identity"], done),
+        ("Python", platform.python_version()),
+    ]
+    model = made["model"] if made is not None else ""
+    about = (problem.about if problem is not None else "") or model_names().get(model, "")
+    return gather(
+        jax.random.fold_in(jax.random.key(0), 8),
+        name if name is not None else Path(model).stem or directory.resolve().name,
+        posterior,
+        held_out=problem.held_out if problem is not None else None,
+        gold=gold,
+        target=target,
+        made=tuple(rows),
+        command=_command(made, told) if made is not None else None,
+        missing=missing,
+        about=about,
+    )
+
+
+def _or_none[T](read: Callable[[], T]) -> T | None:
+    """Read a file of a run, or give None where it is damaged: a report shows what there is."""
+    try:
+        return read()
+    except RunFolderError:
+        return None
+
+
+def _names(directories: Sequence[Path]) -> list[str]:
+    short = [directory.resolve().name for directory in directories]
+    return short if len(set(short)) == len(short) else [str(directory) for directory in directories]
+
+
+def _problem_of(directory: Path) -> tuple[Problem | None, str]:
+    """Make the problem of a run again, or say why it cannot be made."""
+    try:
+        made = read_model(directory)
+        if made is None:
+            return None, f"The folder does not say which model it fits: it has no {run_folder.MODEL}."
+        return ready_model(made["model"], **made["options"]), ""
+    except BayesRLError as error:
+        return None, f"The model cannot be made again: {str(error).rstrip('.')}."
+
+
+def _posterior_of(directory: Path, problem: Problem | None) -> tuple[Posterior, str]:
+    """Load a run with its policy, else without it, else only its history; and say what was lost."""
+    lost = ""
+    if problem is not None:
+        given: dict[str, Any] = {k: problem.fit_options.get(k) for k in ("guide", "objective", "optimizer")}
+        try:
+            return load(directory, problem.policy, *problem.args, **given), ""
+        except BayesRLError as error:
+            lost = f"The run cannot be loaded with its policy: {str(error).rstrip('.')}."
+    try:
+        return load(directory), lost
+    except (BayesRLError, OSError, KeyError) as error:
+        lost = lost or f"The saved draws cannot be read: {str(error).rstrip('.')}."
+    told = run_folder.read_problem(directory)
+    try:
+        _, history = run_folder.read_history(directory)
+    except RunFolderError as error:
+        history, lost = {}, f"{lost} {error}"
+    beta = told["identity"]["beta"]
+    held = np.asarray(beta, float) if isinstance(beta, list) else beta
+    return Posterior(held, {}, history, {}, {}, {}, told["settings"], interrupted=True), lost
+
+
+def _command(made: dict[str, Any], told: dict[str, Any]) -> str:
+    return " ".join(_words(made, told))
+
+
+def _words(made: dict[str, Any], told: dict[str, Any]) -> Iterator[str]:
+    """Write the command that makes a run again, with every choice spelt out."""
+    identity, settings = told["identity"], told["settings"]
+    yield f"bayesrl fit {shlex.quote(made['model'])}"
+    beta = identity["beta"]
+    if beta is not None:
+        yield f"--beta {','.join(f'{b!r}' for b in (beta if isinstance(beta, list) else [beta]))}"
+    yield f"--steps {settings['num_steps']} --restarts {settings['num_restarts']} --seed {identity['seed'][-1]}"
+    for name, value in made["options"].items():
+        yield f"--set {shlex.quote(f'{name}={spell(value)}')}"
