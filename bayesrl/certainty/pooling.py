@@ -211,7 +211,7 @@ class Estimator:
         k, n = self.pool.num_fit, len(wave)
         parts = (wave[:k], wave[k:])
         se = math.sqrt(sum(len(part) * float(part.var(ddof=1)) for part in parts)) / n
-        power = max(float((wave**2).mean()), 1e-300)
+        power = max(float((wave**2).mean()), 1e-200)
         low, high = skewed_limits(mean, se, float((wave**3).mean()) / power**1.5, n)
         pairs = (parts[0] + parts[1][:k]) / 2
         width = bernstein_width(np.asarray(pairs.var(ddof=1)), k, np.asarray(np.ptp(parts[0]) + np.ptp(parts[1])) / 2)
@@ -224,7 +224,7 @@ class Estimator:
         k, n = self.pool.num_fit, len(found.wave)
         parts = (found.wave[:k], found.wave[k:])
         se = np.sqrt(sum(len(part) * part.var(0, ddof=1) for part in parts)) / n
-        skewness = (found.wave**3).mean(0) / np.maximum((found.wave**2).mean(0), 1e-300) ** 1.5
+        skewness = (found.wave**3).mean(0) / np.maximum((found.wave**2).mean(0), 1e-200) ** 1.5
         ends = np.array([skewed_limits(*x, n) for x in zip(found.mean, se, skewness, strict=True)])
         nothing = np.full(se.shape, np.inf)
         return Interval(found.mean, se, ends[:, 0] - rounding, ends[:, 1] + rounding, -nothing, nothing)
