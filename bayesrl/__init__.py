@@ -1,8 +1,11 @@
 """KL-regularised reinforcement learning as Bayesian inference, on NumPyro."""
 
 from bayesrl import errors, guides, objectives
+from bayesrl.certainty.bracket import evidence
+from bayesrl.certainty.diagnosis import diagnose
+from bayesrl.certainty.verdicts import Comparison, Diagnosis, Evidence, Frontier, Section
 from bayesrl.core.density import Density, log_density
-from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.estimates import Estimate, Estimates, Interval
 from bayesrl.core.handlers import tilt, whole
 from bayesrl.core.primitives import environment, reward
 from bayesrl.datatree import to_datatree
@@ -17,15 +20,23 @@ from bayesrl.problem import Problem, ready_model
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Density",
+    "Diagnosis",
     "Estimate",
     "Estimates",
+    "Evidence",
+    "Frontier",
+    "Interval",
     "Posterior",
     "Problem",
+    "Section",
     "WeightedDraws",
+    "diagnose",
     "enumerate_posterior",
     "environment",
     "errors",
+    "evidence",
     "fit",
     "guides",
     "importance",

@@ -11,7 +11,7 @@ import time
 
 from benchmarks.results import write_section
 
-BENCHMARKS = ("step_time", "time_to_gap", "estimators", "sweep", "import_time", "coverage", "verdicts")
+BENCHMARKS = ("step_time", "time_to_gap", "estimators", "sweep", "import_time", "coverage", "verdicts", "known_answers")
 
 
 def main(arguments: list[str]) -> int:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import special
 
 LEVEL = 0.025
 """Each side's share of error: two sides make a 95% interval."""
@@ -75,6 +75,8 @@ def _kl_upper(mean: float, budget: float) -> float:
         second = (1 - mean) * math.log((1 - mean) / (1 - mu)) if mean < 1 else 0.0
         return first + second - budget
 
+    from scipy import optimize
+
     high = 1 - 1e-12
     if mean >= high or excess(high) <= 0:
         return 1.0
@@ -83,6 +85,8 @@ def _kl_upper(mean: float, budget: float) -> float:
 
 def binomial_limits(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
     """Give Clopper and Pearson's exact limits of a probability, each side's error being `level`."""
+    from scipy import stats
+
     lower = stats.beta.ppf(level, successes, trials - successes + 1) if successes > 0 else 0.0
     upper = stats.beta.ppf(1 - level, successes + 1, trials - successes) if successes < trials else 1.0
     return float(lower), float(upper)
@@ -103,7 +107,7 @@ def skewed_limits(mean: float, se: float, skewness: float, n: int) -> tuple[floa
     References:
         Hall (1992), "On the removal of skewness by transformation", equation 3.2.
     """
-    k, z = skewness / math.sqrt(n), float(stats.t.ppf(1 - LEVEL, max(n - 1, 1)))
+    k, z = skewness / math.sqrt(n), float(special.stdtrit(max(n - 1, 1), 1 - LEVEL))
     if abs(k) < 1e-8:
         return mean - z * se, mean + z * se
 
