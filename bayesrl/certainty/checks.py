@@ -39,7 +39,7 @@ def gap_check(evidence: Evidence) -> Check:
         "pass": f"{_at_most(value)} of what there was to gain is left{at}.",
         "fail": f"{value:.1%} of what there was to gain is left{at}: fit longer, lower the learning rate, "
         "or choose a richer guide.",
-        "unknown": f"between {float(parts[4][worst]):.1%} and {float(parts[5][worst]):.1%} of what there was to gain "
+        "unknown": f"{_between(float(parts[4][worst]), float(parts[5][worst]))} of what there was to gain "
         f"is left{at}: {evidence.reason or 'more draws would tell'}.",
     }[outcome]
     return Check("gap", value, GOOD_SHARE, outcome, advice, "J* − J(q) = β·KL(q‖p*)")
@@ -47,6 +47,12 @@ def gap_check(evidence: Evidence) -> Check:
 
 def _at_most(share: float) -> str:
     return "less than 0.1%" if share < 1e-3 else f"at most {share:.1%}"
+
+
+def _between(floor: float, ceiling: float) -> str:
+    if math.isfinite(ceiling):
+        return f"between {floor:.1%} and {ceiling:.1%}"
+    return f"at least {floor:.1%}, and nobody knows how much at most,"
 
 
 def _by_share(mean: float, lower: float, upper: float, floor: float, ceiling: float) -> tuple[Outcome, float]:
@@ -102,7 +108,7 @@ def weights_check(log_weights: np.ndarray) -> Check:
     worth = f"the fit's own draws are worth {ess:.1%} of as many from p*"
     if not found:
         outcome: Outcome = "pass" if ess > 0.1 else "warn"
-        advice = f"{worth}; their weights are tied, as in finite programs, and have no tail for k̂ to judge."
+        advice = f"{worth}; their weights are tied or all alike, and have no tail for k̂ to judge."
         return Check("weights", math.nan, threshold, outcome, advice, reference)
     value = max(found)
     outcome = "pass" if value < threshold and ess > 0.1 else "warn"

@@ -118,13 +118,13 @@ class Sampled:
         if self.ess < MIN_ESS:
             return False, f"the weights are worth only {self.ess:.0f} draws"
         if not self._bounded:
-            return False, "no upper bound of the rewards is proven or given, so modes that no draw has seen may exist"
+            return False, "no upper bound of the rewards is proven or given, and modes that no draw has seen may exist"
         if self.unseen() <= _MAX_UNSEEN:
             return True, ""
         se = float(self.estimator.interval(self.log_z, 0.0).se)
         if -math.log(LEVEL) / max(float(self.exact_draws.min()), 1e-300) < 0.5 * se:
             return True, ""
-        return False, "too much of the prior is unseen to exclude a mode that matters"
+        return False, "only conservative limits are given: too much of the prior is unseen to exclude a small mode"
 
     # ---- the two sides of log Z --------------------------------------------------------------
 
@@ -266,7 +266,7 @@ def evidence_of(
         kl_forward=forward,
         ess=np.asarray(sampled.ess),
         khat=np.asarray(sampled.khat()),
-        missed=np.asarray(sampled.missed() if good else math.nan),
+        missed=np.asarray(sampled.missed() if good or sampled.exact_draws.min() >= MIN_EXACT else math.nan),
         num_draws=len(pool.reward),
     )
 
@@ -297,11 +297,13 @@ def _bracketed(calibrated: Interval, lower: Side, upper: Side | None) -> Interva
 def _gap_interval(found: Interval, evidence: Interval, objective: Interval, *, good: bool) -> Interval:
     """KL(q‖p*) is not negative; where its own draws cannot be trusted, the bracket of log Z − E_q[w] stands."""
     if good:
-        return found._replace(lower=np.maximum(found.lower, 0.0), floor=np.maximum(found.floor, 0.0))
+        mean, lower, floor = (np.maximum(x, 0.0) for x in (found.mean, found.lower, found.floor))
+        return found._replace(mean=mean, lower=lower, floor=floor)
     floor = np.maximum(evidence.floor - objective.ceiling, 0.0)
     ceiling = evidence.ceiling - objective.floor
-    mean = found.mean if np.isfinite(ceiling) else np.asarray(np.nan)
-    return found._replace(mean=mean, floor=floor, ceiling=ceiling)
+    if not np.isfinite(ceiling):
+        found = found._replace(mean=np.asarray(np.nan), se=np.asarray(np.nan))
+    return found._replace(floor=floor, ceiling=ceiling)
 
 
 def _plain_interval(values: np.ndarray) -> Interval:
