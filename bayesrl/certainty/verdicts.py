@@ -99,13 +99,15 @@ class Evidence(Shown):
     def how(self) -> str:
         """How the optimum was reached, in a sentence."""
         words = {
-            "enumeration": "by enumeration of every draw",
+            "enumeration": "by enumeration",
             "rejection": "by rejection, whose draws are of p* itself",
             "importance": "by weighting draws",
             "nuts": "by weighting draws, checked by a Markov chain (NUTS)",
             "hindsight": "by hindsight: an upper bound with nature's draws fixed",
         }
-        drawn = f" ({self.num_draws:,} draws)" if self.num_draws else ""
+        drawn = f"; J of the fit was estimated from {self.num_draws:,} draws" if self.num_draws else ", exactly"
+        if self.num_draws and self.method != "enumeration":
+            drawn = f" ({self.num_draws:,} draws)"
         reason = f" But {self.reason.rstrip('.')}." if self.reason else ""
         return f"The optimum was reached {words[self.method]}{drawn}.{reason}"
 

@@ -97,7 +97,7 @@ def printable(text: str) -> str:
     )
 
 
-def shortened(value: Any, longest: int = 72) -> str:
+def shortened(value: Any, longest: int = 160) -> str:
     """Write a value on one line, its end left out where it is long.
 
     Whole numbers keep their digits, reals get three; arrays are written as their numbers with spaces.

@@ -9,7 +9,7 @@ import numpy as np
 
 from bayesrl.certainty.diagnosis import diagnose
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
-from bayesrl.certainty.verdicts import Diagnosis
+from bayesrl.certainty.verdicts import Diagnosis, Frontier
 from bayesrl.core.estimates import Estimates
 from bayesrl.core.pairing import declared_params
 from bayesrl.engines.enumeration import enumerate_posterior
@@ -32,6 +32,7 @@ def gather(
     held_out: tuple[Any, ...] | None = None,
     gold: str | None = None,
     diagnosis: Diagnosis | None = None,
+    frontier: Frontier | None = None,
     target: WeightedDraws | None = None,
     made: tuple[tuple[str, str], ...] | None = None,
     command: str | None = None,
@@ -47,6 +48,7 @@ def gather(
         held_out: other arguments of the program, or None.
         gold: name of a deterministic site, or None.
         diagnosis: made before; by default it is made here.
+        frontier: of a fit at several β, made before.
         target: p* of the fit, where it has been enumerated already.
         made: rows of (setting, value); by default those that the posterior knows.
         command: what makes the fit again; by default a call of `bayesrl.fit`.
@@ -77,6 +79,7 @@ def gather(
         name=name,
         posterior=posterior,
         diagnosis=diagnosis,
+        frontier=frontier,
         gold=gold,
         missing=tuple(lacking),
         made=tuple(made if made is not None else _made(posterior)),

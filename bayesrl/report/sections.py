@@ -7,7 +7,7 @@ import numpy as np
 
 from bayesrl.certainty.verdicts import Diagnosis, Section
 from bayesrl.core.showing import MARKS, Listing, Markup, estimates_listing, tag
-from bayesrl.core.wording import at, beta_text, number, percent, with_ends, with_error
+from bayesrl.core.wording import UNKNOWN, at, beta_text, number, with_error
 from bayesrl.report.facts import Facts
 from bayesrl.report.figures import betas_of
 from bayesrl.report.page import Cell, Content, Part, Pictured
@@ -16,6 +16,7 @@ from bayesrl.report.picture_sections import checks_table, picture_parts
 type Teller = Callable[[Facts], Sequence[Content]]
 
 _VERDICTS = {"pass": "Passed", "fail": "Failed", "unknown": "Unknown"}
+_COMPARED = ("J", "E[R]", "KL", "gap", "share")
 NO_DIAGNOSIS = "Whether this fit can be trusted was not found out."
 
 
@@ -141,7 +142,7 @@ def _side_by_side(fits: Sequence[Facts]) -> Part:
     for fit in fits:
         for i, beta in enumerate(betas_of(fit.posterior)):
             rows.append((fit.name, *_row(fit, i, beta)))
-    listing = Listing(("fit", "verdict", "β", "J", "E[R]", "KL", "gap", "share"), rows, "llrrrrrr")
+    listing = Listing(("fit", "verdict", "β", *_COMPARED), rows, "llrrrrrr")
     caption = (
         "Fits of one problem can be compared: good is a high J, whose errors do not overlap the others'. "
         "J of different rewards or different β cannot."
@@ -153,18 +154,15 @@ def _row(fit: Facts, i: int, beta: float | None) -> Iterator[str]:
     verdict = "unknown" if fit.diagnosis is None else fit.diagnosis.verdict
     yield f"{MARKS[verdict]} {verdict}"
     yield beta_text(beta)
-    evidence = fit.evidence
-    if evidence is not None:
-        share = at(evidence.share, i)
-        for estimate in (evidence.objective, evidence.reward, evidence.kl):
-            yield with_error(at(estimate, i))
-        yield with_ends(at(evidence.gap, i))
-        yield percent(None if share is None else float(share.mean))
+    if fit.evidence is not None:
+        listing = fit.evidence.listing()
+        told = dict(zip(listing.headings, listing.rows[i], strict=True))
+        yield from (told[name] for name in _COMPARED)
         return
-    cells = ["—"] * 3
+    cells: Sequence[str] = [UNKNOWN] * 3
     if fit.posterior.statistics:
-        cells = list(estimates_listing(fit.posterior.beta, fit.posterior.kept_estimates()).rows[i][1:4])
-    yield from (*cells, "—", "—")
+        cells = estimates_listing(fit.posterior.beta, fit.posterior.kept_estimates()).rows[i][1:4]
+    yield from (*cells, UNKNOWN, UNKNOWN)
 
 
 # ---- the rest --------------------------------------------------------------------------------

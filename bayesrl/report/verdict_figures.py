@@ -157,7 +157,7 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
     shown = shown_betas(betas)
     parts = [(weights - centre)[i].ravel() for i in shown]
     width = max(0.05, *(float(np.abs(np.quantile(p, (0.002, 0.998))).max()) for p in parts))
-    edges = np.linspace(-1.05 * width, 1.05 * width, BINS + 1)
+    edges = np.linspace(-1.05 * width, 1.05 * width, BINS + 2)  # an odd number of bins: 0 is inside one
     for part, colour, i in zip(parts, beta_colours(len(shown)), shown, strict=True):
         heights = np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] / part.size
         axes.stairs(heights, edges, color=colour, fill=len(shown) == 1, alpha=0.9, lw=1.5, label=beta_label(betas[i]))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from bayesrl import run_folder
-from bayesrl.certainty.verdicts import Diagnosis, Section
+from bayesrl.certainty.verdicts import Diagnosis, Frontier, Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
 from bayesrl.report.facts import Facts
@@ -28,6 +28,7 @@ def write_report(
     held_out: tuple[Any, ...] | None = None,
     gold: str | None = None,
     diagnoses: Mapping[str, Diagnosis] | None = None,
+    frontiers: Mapping[str, Frontier] | None = None,
 ) -> Path:
     """Write a report of one fit, or of several side by side, as one HTML file that needs nothing else.
 
@@ -45,6 +46,7 @@ def write_report(
         gold: name of a `numpyro.deterministic` site that the reward stands for: it is drawn against KL.
         diagnoses: verdicts by name (`fit` for a single posterior) that were made before; those that
             are missing are made.
+        frontiers: frontiers of fits at several β, by name likewise.
 
     Returns:
         The path.
@@ -70,7 +72,15 @@ def write_report(
     check_path(path)
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(named))
     fits = [
-        gather(one, name, posterior, held_out=held_out, gold=gold, diagnosis=(diagnoses or {}).get(name))
+        gather(
+            one,
+            name,
+            posterior,
+            held_out=held_out,
+            gold=gold,
+            diagnosis=(diagnoses or {}).get(name),
+            frontier=(frontiers or {}).get(name),
+        )
         for one, (name, posterior) in zip(keys, named.items(), strict=True)
     ]
     return write_page(path, fits, sections)

@@ -92,8 +92,8 @@ def sweep() -> Posterior:
 @pytest.fixture(scope="module")
 def full(sweep: Posterior) -> Facts:
     """A fit of which everything is known, with a frontier made by hand."""
-    facts = gather(jax.random.key(1), "sweep", sweep, held_out=(), gold="gold", diagnosis=diagnosis("fail", BETAS))
-    return replace(facts, frontier=frontier(BETAS))
+    made = {"diagnosis": diagnosis("fail", BETAS), "frontier": frontier(BETAS)}
+    return gather(jax.random.key(1), "sweep", sweep, held_out=(), gold="gold", **made)
 
 
 @pytest.fixture(scope="module")
