@@ -16,6 +16,7 @@ from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.engines.weighting import importance
 from bayesrl.posterior import Posterior
 from bayesrl.problem import Problem, ready_model
+from bayesrl.report.writing import write_report
 
 __version__ = "0.1.0"
 
@@ -49,4 +50,5 @@ __all__ = [
     "tilt",
     "to_datatree",
     "whole",
+    "write_report",
 ]
