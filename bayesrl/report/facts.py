@@ -53,7 +53,8 @@ class Facts:
 
     @property
     def optimum(self) -> np.ndarray | None:
-        """J* of each β, reward units, [*beta] flat; None where it is not known."""
-        if self.evidence is not None and np.isfinite(self.evidence.optimum.mean).all():
+        """J* of each β, reward units, [*beta] flat; None where it has no upper bound."""
+        known = self.evidence is not None and self.evidence.gap is not None
+        if self.evidence is not None and known and np.isfinite(self.evidence.optimum.mean).all():
             return np.reshape(self.evidence.optimum.mean, -1)
         return None

@@ -296,10 +296,10 @@ def _map_figures(laid: Laid) -> list["Figure"]:
 
     figures = [Figure(figsize=(SMALL[0], _map_height(laid)), layout="constrained") for _ in sources_of(laid)]
     axes = [figure.subplots() for figure in figures]
-    image = _draw_maps(axes, laid, xlabel=laid.steps)
+    _draw_maps(axes, laid, xlabel=laid.steps)
     for figure, own in zip(figures, axes, strict=True):
         own.set_ylabel(literally(laid.site))
-        figure.colorbar(image, ax=own, label="probability")
+        figure.colorbar(own.get_images()[0], ax=own, label="probability")
     return figures
 
 

@@ -185,6 +185,8 @@ def _gold(fit: Facts) -> Iterator[Content]:
             yield f"“{fit.gold}” does not turn down over these β."
         else:
             yield f"“{fit.gold}” is greatest at β = {turn:.3g}, while the reward still rises below it (dotted line)."
+    elif fit.training is not None and fit.gold in fit.training.metrics and len(betas_of(fit.posterior)) == 1:
+        yield f"One β shows one point of “{fit.gold}”; fit an array of β to see whether it turns down."
     elif fit.training is not None and fit.gold in fit.training.metrics:
         told = fit.training
         yield Pictured(over_optimisation_figure(told.kl, told.reward, told.metrics[fit.gold], fit.gold), caption)

@@ -67,6 +67,7 @@ font:.85rem/1.45 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;
 footer{margin-top:2.5rem}
 @media screen and (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#9aa4b0;--line:#2c333b;--card:#1c2127;
 --pass:#4cc38a;--warn:#e0a63b;--fail:#ff7b6b;--unknown:#9aa4b0;--link:#6cb6ff}}
+@page{margin:14mm}
 @media print{:root{color-scheme:light}body{max-width:none;padding:0;font-size:10.5pt}nav{display:none}
 figure,.card,tr{break-inside:avoid}h2,h3,.good{break-after:avoid}section{margin-top:1rem;padding-top:.7rem}
 .wide{overflow:visible}a{color:inherit}.pictures{grid-template-columns:repeat(auto-fit,minmax(15rem,1fr))}}

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from handmade import evidence, frontier
 from jax import Array
 from matplotlib.figure import Figure
 from numpyro.contrib.control_flow import scan
@@ -17,8 +18,16 @@ from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
-from bayesrl.report.figures import policy_figure, save_figures, training_figure
+from bayesrl.report.figures import policy_figure, save_figures, site_figures, training_figure
 from bayesrl.report.panels import FITTED, PRIOR, TARGET
+from bayesrl.report.verdict_figures import (
+    frontier_figure,
+    objective_figure,
+    over_optimisation_figure,
+    restarts_figure,
+    turning_kl,
+    weights_figure,
+)
 
 pytestmark = pytest.mark.xdist_group("figures")
 MEANS = jnp.array([0.0, 1.0, 2.0])
@@ -164,6 +173,9 @@ def test_sequences_are_maps_of_time_by_value() -> None:
     truth = np.exp(np.arange(3.0))
     np.testing.assert_allclose(maps[2], np.tile(truth / truth.sum(), (4, 1)).T, atol=1e-5)
     assert figure.axes[0].get_xlabel() == "time step"
+    small = site_figures(posterior, enumerate_posterior(chain, beta=1.0))
+    for one, image in zip(small, maps, strict=True):
+        np.testing.assert_array_equal(one.axes[0].get_images()[0].get_array(), image)
 
 
 def test_elements_and_real_sequences() -> None:
@@ -201,3 +213,43 @@ def test_the_three_colours_differ_in_grey() -> None:
 
     grey = sorted(float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114))) for colour in (PRIOR, FITTED, TARGET))
     assert min(np.diff(grey)) > 0.08
+
+
+def test_weights_stand_around_log_z_and_restarts_at_their_j(sweep: tuple[Posterior, WeightedDraws]) -> None:
+    posterior, _ = sweep
+    known = evidence([0.5, 2.0])
+    axes = weights_figure(posterior, known).axes[0]
+    best = np.asarray(posterior.select(restart="best").statistics["log_weight"])
+    assert known.by_context is not None
+    for i, patch in enumerate(axes.patches):
+        data = patch.get_data()
+        centred = best[i, 0] - known.by_context.mean[i]
+        held = np.histogram(centred, data.edges)[0].sum() / centred.size
+        assert held > 0.98
+        np.testing.assert_allclose(data.values.sum(), 1.0)
+    points = [c.lines[0].get_ydata() for c in restarts_figure(posterior).axes[0].containers]
+    np.testing.assert_allclose(points, np.asarray(posterior.objective_by_restart()), rtol=1e-4)
+
+
+def test_frontier_and_over_optimisation_show_their_numbers() -> None:
+    told = frontier([0.1, 0.3, 1.0])
+    axes = frontier_figure(told.evidence).axes[0]
+    x, y = axes.containers[0].lines[0].get_data()
+    np.testing.assert_allclose((x, y), (told.evidence.kl.mean, told.evidence.reward.mean))
+    drawn = over_optimisation_figure(told.evidence.kl, told.evidence.reward, told.gold, "gold", turning_kl(told))
+    proxy, gold = (c.lines[0].get_data() for c in drawn.axes[0].containers)
+    np.testing.assert_allclose(proxy[0], np.sqrt(told.evidence.kl.mean))
+    assert told.gold is not None
+    np.testing.assert_allclose(gold[1], told.gold.mean)
+    assert turning_kl(told) == np.sqrt(told.evidence.kl.mean[1])
+    assert turning_kl(frontier(gold=False)) is None
+    objective = objective_figure(told.evidence).axes[0]
+    np.testing.assert_allclose(objective.containers[0].lines[0].get_ydata(), told.evidence.objective.mean)
+
+
+def test_dollars_in_names_are_not_mathematics(tmp_path: Path) -> None:
+    def program() -> None:
+        arm = numpyro.sample(r"$\frac{", dist.Bernoulli(0.5))
+        bayesrl.reward("win", 1.0 * arm)
+
+    policy_figure(fit(program, steps=5)).savefig(tmp_path / "figure.svg")

@@ -13,7 +13,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from handmade import HOSTILE, diagnosis, frontier
+from handmade import HOSTILE, diagnosis, evidence, frontier
 from matplotlib.figure import Figure
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -304,3 +304,24 @@ def test_tables_of_domains(tmp_path: Path, sweep: Posterior) -> None:
     assert "0.1235" in text
     assert "There is nothing to show." in text
     assert "10,000 more characters" in text
+
+
+def test_evidence_without_an_upper_side_claims_no_optimum(tmp_path: Path) -> None:
+    told = replace(diagnosis("unknown"), evidence=evidence(0.5, bounded=False))
+    posterior = fit(bandit(), beta=0.5)
+    text = write_report(tmp_path / "r.html", posterior, diagnoses={"fit": told}).read_text(encoding="utf-8")
+    assert "? Unknown" in text
+    assert "meets the dashed optimum" not in text
+    assert "But the weights have no bound." in text
+
+
+def test_a_program_without_rewards_is_told_in_nats(tmp_path: Path) -> None:
+    def program() -> None:
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        numpyro.sample("data", dist.Normal(mean, 1.0), obs=jnp.array(1.0))
+
+    posterior = fit(program, beta=None)
+    told = replace(diagnosis("pass"), evidence=evidence(None))
+    text = write_report(tmp_path / "r.html", posterior, diagnoses={"fit": told}).read_text(encoding="utf-8")
+    assert re.search(r"<dd>0\.020 \[0\.012, 0\.028\] nats</dd>", text)
+    assert "without rewards" in text
