@@ -14,7 +14,7 @@ from numpyro.distributions import constraints
 from bayesrl.core.interval_rules import Ends, Range
 from bayesrl.core.intervals import point, propagate
 from bayesrl.core.recording import Recording, abstractly, per_context, record, site_log_prob
-from bayesrl.core.structure import Structure
+from bayesrl.core.structure import Structure, as_arrays
 from bayesrl.typing import Program
 
 _MOST_PASSES = 8
@@ -61,7 +61,7 @@ def bounds_by_site(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Bound each reward site, summed over time: {site: (lower, upper)}, each [*contexts]."""
     names = structure.named("reward")
-    args = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, args)
+    args = as_arrays(args)
     shapes, indices = _inputs(policy, structure, args)
     if not names:
         return {}

@@ -53,6 +53,12 @@ class WeightedDraws:
         beta: temperatures, [*beta], reward units per nat; None without rewards.
         structure: of the policy.
         axes: which axes of one value of each site are contexts.
+        num_proposed: proposals that `log_evidence` and `num_accepted` rest on, a number fixed before
+            they were made; 0 for engines that reject nothing.
+        num_accepted: how many of them were accepted, [*beta, *contexts]: binomial, with probability
+            exp(log Z − bound/β).
+        reward_bound: what no total reward exceeds, [*contexts], reward units.
+        note: what ended a run whose length is adaptive.
     """
 
     sites: dict[str, Array]
@@ -68,6 +74,10 @@ class WeightedDraws:
     structure: Structure
     axes: dict[str, tuple[int | None, ...]] = field(repr=False)
     sampler: Sampler | None = field(default=None, repr=False)
+    num_proposed: int = 0
+    num_accepted: np.ndarray | None = None
+    reward_bound: np.ndarray | None = None
+    note: str = ""
 
     def resample(self, key: PRNGKey, num_draws: int) -> dict[str, Array]:
         """Draw from p*, independently in each context.
