@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,7 +13,7 @@ from numpyro import handlers
 from bayesrl.certainty.chains import with_chains
 from bayesrl.certainty.exact import enumerated
 from bayesrl.certainty.hindsight import with_nature
-from bayesrl.certainty.pooling import draw_pool
+from bayesrl.certainty.pooling import Pool, draw_mixture_pool, draw_pool
 from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of, stacked
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.verdicts import Evidence
@@ -42,12 +43,12 @@ def evidence(
 ) -> Evidence:
     """Bracket log Z, and with it the gap J* − J(q) = β·KL(q‖p*), from both sides.
 
-    Of each β the best restart is taken. Where the program is finite and small, everything is exact.
-    Elsewhere draws of the fit and of the prior are pooled, more of them until the answer is sharp or
-    `num_samples` is reached; log Z is bounded from below by Markov's inequality, and from above where
-    rewards have a proven or given bound, or by NUTS draws where all sites are continuous. With
-    environment sites the optimum is that of control: exact where finite, else below the bound of an
-    agent that knows nature's draws beforehand.
+    Of each β the best restart is taken, or the mixture where one was selected. Where the program is
+    finite and small, everything is exact. Elsewhere draws of the fit and of the prior are pooled, more
+    of them until the answer is sharp or `num_samples` is reached; log Z is bounded from below by
+    Markov's inequality, and from above where rewards have a proven or given bound, or by NUTS draws
+    where all sites are continuous. With environment sites the optimum is that of control: exact where
+    finite, else below the bound of an agent that knows nature's draws beforehand.
 
     Args:
         key: consumed whole.
@@ -62,7 +63,7 @@ def evidence(
         `Evidence`, [*beta].
 
     Raises:
-        PolicyError: the posterior was loaded without its policy, or holds a mixture.
+        PolicyError: the posterior was loaded without its policy.
         EngineError: the method does not apply; a draw earned more than `reward_bound`.
 
     Example:
@@ -85,15 +86,17 @@ def evidence(
         raise EngineError(f"method={method!r} is not known; choose from {', '.join(_CHOICES)}")
     if num_samples < 256:
         raise EngineError(f"num_samples={num_samples}; a bracket needs at least 256 draws")
-    if posterior.mixture is not None:
-        raise PolicyError("this posterior holds a mixture of restarts; bracket one with select(restart='best')")
-    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
+    settled = posterior.num_restarts == 1 or posterior.mixture is not None
+    best = posterior if settled else posterior.select(restart="best")
     over_all = over_all_data(best, *new_args)
     betas = [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
     search = _Search(method, reward_bound, num_samples, max_count)
     parts = []
     for i, beta in enumerate(betas):
         one = over_all if beta is None else over_all.select(beta=beta)
+        if posterior.mixture is not None:
+            parts.append(search.mixed(jax.random.fold_in(key, i), one, beta))
+            continue
         programs, params = _frozen(one)
         parts.append(search.one(jax.random.fold_in(key, i), programs, params, beta))
     return _together(parts, np.shape(posterior.beta) if posterior.beta is not None else ())
@@ -140,23 +143,35 @@ class _Search:
                 raise EngineError(why)
         if nature:
             return with_nature(key, programs, params, beta, self._num(structure), self.max_count)
-        found = self._pooled(key, programs, params, beta)
+        found = self._pooled(programs, beta, lambda num: draw_pool(key, programs, params, num))
         continuous = not any(structure[name].discrete for name in structure.actions)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
             found = with_chains(jax.random.fold_in(key, 1), programs, params, beta, found)
         return found
 
+    def mixed(self, key: PRNGKey, one: Posterior, beta: float | None) -> Evidence:
+        """Bracket a mixture of restarts, from its draws."""
+        programs = one.programs
+        assert programs is not None
+        nature = programs.structure.named("environment")
+        if nature or self.method in ("enumeration", "nuts", "hindsight"):
+            what = f"with environment site {nature[0]!r}" if nature else f"by method={self.method!r}"
+            raise EngineError(
+                f"a mixture of restarts cannot be bracketed {what}; use select(restart='best'), or method='rejection'"
+            )
+        return self._pooled(programs, beta, lambda num: draw_mixture_pool(key, one, num))
+
     def _num(self, structure: Structure) -> int:
         """Most draws, in bounded memory."""
         return max(256, min(self.num_samples, _CELLS // max(structure.num_contexts, 1)))
 
-    def _pooled(self, key: PRNGKey, programs: Programs, params: Params, beta: float | None) -> Evidence:
+    def _pooled(self, programs: Programs, beta: float | None, draw: Callable[[int], Pool]) -> Evidence:
         """Pool draws, four times as many until the gap is known well enough."""
         structure, most = programs.structure, self._num(programs.structure)
         bounds = self._bounds(programs, beta)
         num = min(FIRST_DRAWS, most)
         while True:
-            pool = draw_pool(key, programs, params, num)
+            pool = draw(num)
             _check(structure, pool.reward, bounds)
             sampled = Sampled(pool, beta, bounds, observed=bool(structure.named("observed")))
             found = evidence_of(sampled, beta, structure.context_shape, "importance")

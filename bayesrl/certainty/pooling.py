@@ -23,7 +23,8 @@ from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import record
 from bayesrl.core.structure import Structure
 from bayesrl.engines.weighted import context_axes
-from bayesrl.programs import Programs
+from bayesrl.posterior import Posterior
+from bayesrl.programs import Programs, draw_prior
 from bayesrl.typing import Params, PRNGKey
 
 FROM_FIT = 0.5
@@ -79,6 +80,30 @@ def draw_pool(key: PRNGKey, programs: Programs, params: Params, num_draws: int) 
     columns = {name: np.concatenate([fit[name], prior[name]]) for name in fit}
     scores = {n: columns[n].astype(float) for n in ("log_prior", "log_q", "log_likelihood", "reward")}
     return Pool(**scores, code=columns["code"], num_fit=half)
+
+
+def draw_mixture_pool(key: PRNGKey, posterior: Posterior, num_draws: int) -> Pool:
+    """Draw from a mixture of restarts and from the prior, and score every draw under both.
+
+    Args:
+        key: consumed whole.
+        posterior: over all data, of one β, with a mixture selected.
+        num_draws: in all.
+    """
+    programs = posterior.programs
+    assert programs is not None
+    structure, half, axes = programs.structure, num_draws // 2, _axes(programs)
+    fit_key, prior_key = jax.random.split(key)
+    drawn, totals = jax.tree.map(lambda x: x[0], posterior._draw(fit_key, half, ()))
+    prior, prior_totals = draw_prior(prior_key, programs, half)
+    log_q = posterior.log_prob(prior.sites)[0].reshape(prior_totals.log_q.shape)
+    both = jax.tree.map(
+        lambda a, b: np.concatenate([a, b]).astype(float).reshape(2 * half, -1),
+        totals,
+        prior_totals._replace(log_q=log_q),
+    )
+    code = np.concatenate([np.asarray(_codes(sites, axes, structure, half)) for sites in (drawn.sites, prior.sites)])
+    return Pool(both.log_prior, both.log_q, both.log_likelihood, both.reward, code, half)
 
 
 def score_sites(programs: Programs, params: Params, sites: dict[str, Array], beta: float | None) -> np.ndarray:

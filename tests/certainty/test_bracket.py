@@ -16,6 +16,7 @@ import bayesrl
 from bayesrl.certainty.bracket import evidence
 from bayesrl.certainty.verdicts import Evidence
 from bayesrl.core.estimates import Interval
+from bayesrl.engines.fitting import with_draws
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 
@@ -155,6 +156,26 @@ def test_temperatures_are_an_axis() -> None:
     assert (found.gap.mean >= 0).all()
 
 
+def test_a_mixture_of_restarts_reaches_both_modes() -> None:
+    """Two restarts hold one mode each: alone KL = log 2, mixed 0."""
+
+    def program() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(4)))
+        bayesrl.reward("payoff", jnp.array([0.0, 5.0, 0.0, 5.0])[arm])
+
+    posterior = bayesrl.fit(KEY, program, beta=1.0, num_steps=2, num_restarts=2, progress=False)
+    one_each = jnp.array([[-4.3, 5.0, -4.3, -20.0], [-4.3, -20.0, -4.3, 5.0]])
+    apart = with_draws(KEY, Posterior(**{**vars(posterior), "params": {"arm$table": one_each}}))
+    alone = evidence(KEY, apart, method="rejection", num_samples=2**14)
+    mixed = evidence(KEY, apart.select(restart="mixture"), method="rejection", num_samples=2**14)
+    assert alone.kl_reverse is not None
+    assert mixed.kl_reverse is not None
+    assert float(alone.kl_reverse.mean) == pytest.approx(math.log(2), abs=0.05)
+    assert float(mixed.kl_reverse.mean) < 0.02
+    with pytest.raises(EngineError, match="mixture of restarts cannot be bracketed"):
+        evidence(KEY, apart.select(restart="mixture"), method="enumeration")
+
+
 def test_hindsight_lies_above_the_optimum_of_control() -> None:
     """Nature's coin is seen after the choice pays: with a rough value the bound is tight, and never below."""
     odds = jnp.array([[0.8, 0.2], [0.4, 0.6], [0.1, 0.9]])
@@ -198,5 +219,3 @@ def test_bad_input_is_refused() -> None:
     loaded = Posterior(**{**vars(posterior), "programs": None})
     with pytest.raises(PolicyError, match="load"):
         evidence(KEY, loaded)
-    with pytest.raises(PolicyError, match="mixture"):
-        evidence(KEY, posterior.select(restart="mixture"))
