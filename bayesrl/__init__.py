@@ -11,6 +11,7 @@ from bayesrl.core.primitives import environment, reward
 from bayesrl.datatree import to_datatree
 from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.engines.fitting import fit
+from bayesrl.engines.rejecting import rejection
 from bayesrl.engines.reopening import load, resume
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.engines.weighting import importance
@@ -45,6 +46,7 @@ __all__ = [
     "log_density",
     "objectives",
     "ready_model",
+    "rejection",
     "resume",
     "reward",
     "tilt",

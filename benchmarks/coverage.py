@@ -1,4 +1,4 @@
-"""Coverage of the intervals of `evidence` on 2,000 random programs, enumeration used as truth only.
+"""Coverage of the intervals of `evidence` on random programs, enumeration used as truth only.
 
 Programs of 2 to 5 dependent sites with supports of 2 to 5 values, in 0 or 3 contexts, a quarter of them
 with nature, seen or hidden; β from .05 to 5; fits stopped between 3 and 400 steps. `evidence` may not

@@ -1,4 +1,4 @@
-"""Verdicts of `diagnose` on 1,000 good fits and 1,000 bad ones.
+"""Verdicts of `diagnose` on good fits and on fits made bad by recipe.
 
 Good: exact gap under 1% of J* − J(π₀), and less than a tenth of p* missed. Bad: exact gap over 5%, made
 by recipe. Of each half is diagnosed with enumeration switched off. Only pass on good and fail on bad count
