@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from bayesrl.core.estimates import Interval
+
 LEVEL = 0.025
 """Each side's share of error: two sides make a 95% interval."""
 
@@ -115,3 +117,25 @@ def skewed_limits(mean: float, se: float, skewness: float, n: int) -> tuple[floa
         return float(3 * (np.cbrt(1 + k * (x - k / 6)) - 1) / k)
 
     return mean - se * inverse(z), mean - se * inverse(-z)
+
+
+def stratified_interval(mean: float, wave: np.ndarray, rounding: float, *, calibrated: bool = True) -> Interval:
+    """Give both 95% intervals of a mean over strata of equal size.
+
+    The conservative one is empirical Bernstein's over tuples of one draw of each stratum, with the
+    range that the draws have shown (Maurer & Pontil 2009, theorem 4).
+
+    Args:
+        mean: the estimate.
+        wave: how much each draw moves it, [strata, draws], with mean 0.
+        rounding: what single precision may be off by, in the units of the mean.
+        calibrated: whether its standard error can be leaned on.
+    """
+    strata, each = wave.shape
+    se = math.sqrt(float(wave.var(1, ddof=1).sum()) / each) / strata
+    power = max(float((wave**2).mean()), 1e-200)
+    low, high = skewed_limits(mean, se, float((wave**3).mean()) / power**1.5, wave.size)
+    width = float(bernstein_width(wave.mean(0).var(ddof=1), each, np.ptp(wave, axis=1).mean()))
+    ends = (low - rounding, high + rounding) if calibrated else (math.nan, math.nan)
+    conservative = (mean - width - rounding, mean + width + rounding)
+    return Interval(*(np.asarray(x) for x in (mean, se, *ends, *conservative)))

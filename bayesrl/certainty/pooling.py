@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.certainty.limits import bernstein_width, skewed_limits
+from bayesrl.certainty.limits import skewed_limits, stratified_interval
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Interval
 from bayesrl.core.pairing import Pair
@@ -115,10 +115,14 @@ def score_sites(programs: Programs, params: Params, sites: dict[str, Array], bet
         sites: values of the latent sites, [draws, ...].
         beta: reward units per nat; None without rewards.
     """
-    static = (programs.policy, programs.guide, programs.structure, programs.learned, None)
-    totals = _scored(static, dict(programs.transforms), programs.args, params, sites)
-    w = np.asarray(totals.log_weight(1.0 if beta is None else beta), float)
+    w = np.asarray(totals_of(programs, params, sites).log_weight(1.0 if beta is None else beta), float)
     return w.reshape(len(w), -1)
+
+
+def totals_of(programs: Programs, params: Params, sites: dict[str, Array]) -> Totals:
+    """Score given draws under one fit and its policy, [draws, *contexts]; arguments as those of `score_sites`."""
+    static = (programs.policy, programs.guide, programs.structure, programs.learned, None)
+    return _scored(static, dict(programs.transforms), programs.args, params, sites)
 
 
 @eqx.filter_jit
@@ -224,25 +228,15 @@ class Estimator:
     def interval(self, found: Wave, rounding: float, *, calibrated: bool = True) -> Interval:
         """Give the 95% intervals of an average over contexts.
 
-        The conservative one is empirical Bernstein's over pairs of one draw of the fit and one of the
-        prior, with the range that the draws have shown (Maurer & Pontil 2009, theorem 4).
+        The strata are the draws of the fit and those of the prior; see `stratified_interval`.
 
         Args:
             found: the estimate.
             rounding: what single precision may be off by, in its units.
             calibrated: whether its standard error can be leaned on.
         """
-        wave, mean = found.wave.mean(1), float(found.mean.mean())
-        k, n = self.pool.num_fit, len(wave)
-        parts = (wave[:k], wave[k:])
-        se = math.sqrt(sum(len(part) * float(part.var(ddof=1)) for part in parts)) / n
-        power = max(float((wave**2).mean()), 1e-200)
-        low, high = skewed_limits(mean, se, float((wave**3).mean()) / power**1.5, n)
-        pairs = (parts[0] + parts[1][:k]) / 2
-        width = bernstein_width(np.asarray(pairs.var(ddof=1)), k, np.asarray(np.ptp(parts[0]) + np.ptp(parts[1])) / 2)
-        floor, ceiling = mean - float(width) - rounding, mean + float(width) + rounding
-        ends = (low - rounding, high + rounding) if calibrated else (math.nan, math.nan)
-        return Interval(*(np.asarray(x) for x in (mean, se, *ends, floor, ceiling)))
+        by_share = found.wave.mean(1).reshape(2, self.pool.num_fit)
+        return stratified_interval(float(found.mean.mean()), by_share, rounding, calibrated=calibrated)
 
     def by_context(self, found: Wave, rounding: float) -> Interval:
         """Give mean, standard error and calibrated interval of each context, [contexts]; no conservative one."""
