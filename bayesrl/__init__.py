@@ -2,7 +2,10 @@
 
 from bayesrl import errors, guides, objectives
 from bayesrl.certainty.bracket import evidence
+from bayesrl.certainty.comparison import compare
 from bayesrl.certainty.diagnosis import diagnose
+from bayesrl.certainty.simulation import calibrate
+from bayesrl.certainty.sweeps import frontier
 from bayesrl.certainty.verdicts import Comparison, Diagnosis, Evidence, Frontier, Section
 from bayesrl.core.density import Density, log_density
 from bayesrl.core.estimates import Estimate, Estimates, Interval
@@ -34,12 +37,15 @@ __all__ = [
     "Problem",
     "Section",
     "WeightedDraws",
+    "calibrate",
+    "compare",
     "diagnose",
     "enumerate_posterior",
     "environment",
     "errors",
     "evidence",
     "fit",
+    "frontier",
     "guides",
     "importance",
     "load",
