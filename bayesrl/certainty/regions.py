@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 from typing import Any
 
 import jax
@@ -201,7 +200,8 @@ def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[
         if fit.beta is not None or target.beta is not None:
             raise PolicyError(f"the fit has beta={fit.beta}, the target beta={target.beta}; give both the same")
         return [(None, 0)]
-    held, pairs = np.reshape(target.beta, -1), []
+    held = np.reshape(target.beta, -1)
+    pairs: list[tuple[float | None, int]] = []
     for beta in np.reshape(np.asarray(fit.beta, float), -1):
         same = np.flatnonzero(np.isclose(held, beta, rtol=1e-4))
         if len(same) == 0:
