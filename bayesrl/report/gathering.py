@@ -9,6 +9,7 @@ import numpy as np
 
 from bayesrl.certainty.diagnosis import diagnose
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
+from bayesrl.certainty.sweeps import frontier as lay_frontier
 from bayesrl.certainty.verdicts import Diagnosis, Frontier
 from bayesrl.core.estimates import Estimates
 from bayesrl.core.pairing import declared_params
@@ -48,7 +49,7 @@ def gather(
         held_out: other arguments of the program, or None.
         gold: name of a deterministic site, or None.
         diagnosis: made before; by default it is made here.
-        frontier: of a fit at several β, made before.
+        frontier: of a fit at several β, made before; by default it is made here.
         target: p* of the fit, where it has been enumerated already.
         made: rows of (setting, value); by default those that the posterior knows.
         command: what makes the fit again; by default a call of `bayesrl.fit`.
@@ -63,6 +64,8 @@ def gather(
             diagnosis = diagnose(verdict_key, posterior, held_out=held_out)
         except BayesRLError as error:
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
+    if frontier is None and len(betas_of(posterior)) > 1:
+        frontier = _frontier(jax.random.fold_in(verdict_key, 1), posterior, gold, diagnosis, lacking)
     if posterior.programs is not None and posterior.statistics:
         told["whole"] = whole = whole_of(posterior)
         told["target"] = target if target is not None else _target(posterior)
@@ -87,6 +90,19 @@ def gather(
         about=about,
         **told,
     )
+
+
+def _frontier(
+    key: PRNGKey, posterior: Posterior, gold: str | None, diagnosis: Diagnosis | None, lacking: list[str]
+) -> Frontier | None:
+    """Lay out the frontier of a sweep that has been diagnosed, or add why not to what is lacking."""
+    if diagnosis is None or diagnosis.evidence is None:
+        return None
+    try:
+        return lay_frontier(key, posterior, gold=gold, evidence=diagnosis.evidence)
+    except BayesRLError as error:
+        lacking.append(f"No frontier: {str(error).rstrip('.')}.")
+        return None
 
 
 def _lacking(posterior: Posterior) -> Iterator[str]:
