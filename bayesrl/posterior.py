@@ -11,7 +11,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 from numpyro import handlers
 
-from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.draws import Draws, Totals, is_count
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
 from bayesrl.core.showing import Block, Line, Shown, estimates_listing
@@ -119,8 +119,8 @@ class Posterior(Shown):
             `Estimates`: each (mean, se) of shape [*beta, restart]; objective and reward in reward
             units, kl in nats, metrics as declared.
         """
-        if num_samples < 2:
-            raise PolicyError(f"estimate got num_samples={num_samples}; a standard error needs at least 2")
+        if not is_count(num_samples, least=2):
+            raise PolicyError(f"estimate got num_samples={num_samples!r}; a standard error needs at least 2")
         draws, totals = self._draw(key, num_samples, new_args)
         return summarise(totals, draws.metrics, self.beta, len(self.batch_shape))
 
@@ -140,7 +140,14 @@ class Posterior(Shown):
             raise PolicyError(f"log_prob got no value for site {missing[0]!r}; pass every action and environment site")
         params, _ = self._lanes()
         held = {name: jnp.asarray(value) for name, value in sites.items()}
-        draws = Draws(held, {}, {}, {}, {}, {}, {}, {})
+        for name in pair.structure.named("action", "environment"):
+            wanted = pair.structure[name].shape
+            if held[name].ndim == 0 or held[name].shape[1:] != wanted:
+                raise PolicyError(
+                    f"log_prob got shape {held[name].shape} for site {name!r}, whose values have shape {wanted}; "
+                    "put the axis of the values first: values[None] for one"
+                )
+        draws = Draws.held(held)
         scores = jax.vmap(lambda p: _sum_sites(pair.log_q(p, draws)))(params)
         scores = scores.reshape(self._fit_shape + scores.shape[1:])
         if self.mixture is None:
@@ -150,6 +157,8 @@ class Posterior(Shown):
         return logsumexp(scores + weights, axis=axis, keepdims=True)
 
     def _draw(self, key: PRNGKey, num_samples: int, new_args: tuple[Any, ...]) -> tuple[Draws, Totals]:
+        if not is_count(num_samples, least=0):
+            raise PolicyError(f"num_samples={num_samples!r}; use a whole number of draws")
         pair = self._needs_programs().pair(new_args or None)
         params, _ = self._lanes()
         shape = self._fit_shape
@@ -213,7 +222,8 @@ class Posterior(Shown):
         def estimate(values: Any, scale: Any = 1.0) -> Estimate:
             array = np.asarray(values, float)
             by_draw = array.mean(tuple(range(lead + 1, array.ndim)))
-            se = by_draw.std(lead, ddof=1) / np.sqrt(by_draw.shape[lead])
+            with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
+                se = by_draw.std(lead, ddof=1) / np.sqrt(by_draw.shape[lead])
             return Estimate(scale * by_draw.mean(lead), scale * se)
 
         held = self.statistics
@@ -246,15 +256,17 @@ class Posterior(Shown):
             return replace(chosen, mixture=np.asarray(weights))
         if restart == "best":
             index = jnp.argmax(chosen.objective_by_restart(), axis=-1)
-        elif isinstance(restart, int) and 0 <= restart < chosen.num_restarts:
-            index = jnp.full(chosen._fit_shape[:-1], restart)
+        elif is_count(restart, least=0) and int(restart) < chosen.num_restarts:
+            index = jnp.full(chosen._fit_shape[:-1], int(restart))
         else:
             raise PolicyError(
                 f"restart={restart!r} is not among them; use 'best', 'mixture' or 0 to {chosen.num_restarts - 1}"
             )
         return chosen._map(lambda x, axis: _take_restart(x, index, axis))
 
-    def _select_beta(self, beta: float) -> "Posterior":
+    def _select_beta(self, beta: Any) -> "Posterior":
+        if np.ndim(beta) or np.asarray(beta).dtype.kind not in "fiu":
+            raise PolicyError(f"beta={beta!r} is not a number; pass one of the temperatures that were fitted")
         if self.beta is None or np.ndim(self.beta) == 0:
             held = None if self.beta is None else float(self.beta)
             if held is None or not np.isclose(held, beta, rtol=1e-4):

@@ -55,10 +55,8 @@ def draw_lanes(
     def one(key: PRNGKey, params: Params) -> tuple[Draws, Totals]:
         draws = pair.draw(key, params, num_samples, share=False)
         totals = draws.totals((num_samples, *structure.context_shape))
-        blank: dict[str, Array] = {}
-        return draws._replace(
-            log_prior=blank, log_q=blank, log_nature=blank, log_likelihood=blank, rewards=blank
-        ), totals
+        kept = Draws.held(draws.sites)._replace(plates=draws.plates, metrics=draws.metrics)
+        return kept, totals
 
     return jax.vmap(one)(keys, params)
 

@@ -27,21 +27,25 @@ MODEL, SCORES = "model.json", "scores.json"
 
 
 def open_folder(directory: str | Path, problem: Mapping[str, Any]) -> Path:
-    """Make a run folder, or open one of the same problem.
+    """Make a run folder, or open one of the same problem; nothing in it is changed.
 
     Args:
         directory: the folder.
-        problem: JSON-able description; its key `identity` must agree with what the folder holds.
+        problem: as for `check_same`.
 
     Raises:
-        RunFolderError: the folder cannot be written, holds other files, or another problem; the
+        RunFolderError: the folder cannot be made, holds other files, or another problem; the
             message says what differs.
     """
     folder = claim(directory)
     if (folder / PROBLEM).exists():
-        _compare(folder, read_problem(folder)["identity"], json.loads(json.dumps(problem["identity"])))
-    write(folder / PROBLEM, json.dumps(problem, indent=1, ensure_ascii=False).encode())
+        check_same(folder, problem)
     return folder
+
+
+def save_problem(folder: Path, problem: Mapping[str, Any]) -> None:
+    """Write the description of the problem, atomically."""
+    write(folder / PROBLEM, json.dumps(problem, indent=1, ensure_ascii=False).encode())
 
 
 def claim(directory: str | Path) -> Path:
@@ -75,11 +79,38 @@ def release(folder: Path) -> None:
             folder.rmdir()
 
 
-def _compare(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
+    """Refuse a run folder of another problem.
+
+    Args:
+        folder: a run folder.
+        problem: JSON-able description; its `identity`, and whether its optimiser was given by hand,
+            must agree with what the folder holds, real numbers to a part in a thousand.
+
+    Raises:
+        RunFolderError: the folder holds another problem; the message says what differs.
+    """
+    old, new = _told(read_problem(folder)), _told(json.loads(json.dumps(problem)))
+    different = [key for key in {**old, **new} if not _alike(old.get(key), new.get(key))]
     if different:
         shown = "; ".join(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in different)
         raise RunFolderError(f"{folder} holds a run of another problem: {shown}; choose another directory")
+
+
+def _told(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay out what identifies a problem, parts of parts by their own names."""
+    told: dict[str, Any] = {"optimizer": problem["settings"].get("optimizer")}
+    for key, value in problem["identity"].items():
+        told |= {f"{key} {name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return told
+
+
+def _alike(old: Any, new: Any) -> bool:
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(_alike(*parts) for parts in zip(old, new, strict=True))
+    if isinstance(old, float) and isinstance(new, float):
+        return bool(np.isclose(old, new, rtol=1e-3, atol=1e-4, equal_nan=True))
+    return bool(old == new)
 
 
 def _short(value: Any) -> str:
@@ -102,8 +133,12 @@ def read_problem(directory: str | Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
-    if problem.get("format") != FORMAT:
-        raise RunFolderError(f"{path} has format {problem.get('format')!r}, and this version reads {FORMAT}; fit anew")
+    if not isinstance(problem, dict) or problem.get("format") != FORMAT:
+        found = problem.get("format") if isinstance(problem, dict) else problem
+        raise RunFolderError(f"{path} has format {found!r}, and this version reads {FORMAT}; fit anew")
+    missing = [key for key in ("identity", "settings") if not isinstance(problem.get(key), dict)]
+    if missing:
+        raise RunFolderError(f"{path} has no {missing[0]!r}; it is damaged: fit anew into another directory")
     return problem
 
 
@@ -166,6 +201,13 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
         return None
     arrays = read_arrays(path)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
+    wanted = {f"state{jax.tree_util.keystr(keys)}" for keys, _ in leaves}
+    foreign = [name for name in arrays if name.startswith("state") and name not in wanted]
+    if foreign:
+        raise RunFolderError(
+            f"{path} holds {foreign[0]}, which the fit has no use for; "
+            "was the guide or the optimiser changed? Fit into another directory"
+        )
     restored = []
     for keys, leaf in leaves:
         name = f"state{jax.tree_util.keystr(keys)}"

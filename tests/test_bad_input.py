@@ -86,6 +86,16 @@ def guide_of(**sites: Any) -> Callable[[], None]:
     return guide
 
 
+def holding() -> None:
+    numpyro.sample("arm", dist.Categorical(logits=numpyro.param("logits", jnp.zeros(3))), obs=jnp.array(1))
+
+
+def named_like_its_plate() -> None:
+    with numpyro.plate("arm", 3):
+        arm = numpyro.sample("arm", dist.Bernoulli(0.5))
+        bayesrl.reward("payoff", 1.0 * arm)
+
+
 def tilting_nature() -> None:
     p = numpyro.param("p", jnp.asarray(1.0))
     bayesrl.environment("wind", dist.Bernoulli(logits=p), observable=True)
@@ -96,11 +106,13 @@ FITS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (bandit, {"beta": 0.0}, PolicyError, r"beta must be positive.*0\.0"),
     (bandit, {"beta": -1.0}, PolicyError, r"beta must be positive.*-1\.0"),
     (bandit, {"beta": float("nan")}, PolicyError, "beta must be positive.*nan"),
+    (bandit, {"beta": 10**400}, PolicyError, "is not a number; pass a positive float"),
     (bandit, {"beta": jnp.array([1.0, -2.0])}, PolicyError, r"beta must be positive.*-2\.0"),
     (bandit, {}, PolicyError, r"'payoff'.*needs a temperature: pass beta"),
     (unobserved, {"beta": 1.0}, PolicyError, "no reward site.*leave beta out"),
     (lonely, {}, PolicyError, "neither a reward nor an observed site.*add bayesrl.reward"),
     (twins, {}, PolicyError, r"'arm' appears 2 times.*its own name"),
+    (named_like_its_plate, {"beta": 1.0}, PolicyError, "'arm' bears the name of a plate; give every site and plate"),
     (
         rewarding(lambda arm: jnp.zeros(3) + arm),
         {"beta": 1.0},
@@ -108,6 +120,13 @@ FITS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         r"'payoff' has shape \(3,\).*no plate.*sum it",
     ),
     (rewarding(lambda arm: 1j * arm), {"beta": 1.0}, PolicyError, "'payoff' is complex"),
+    (rewarding(lambda arm: 10**400), {"beta": 1.0}, PolicyError, "'payoff' got 1000.*which is not a number"),
+    (
+        rewarding(lambda arm: jax.random.key(0)),
+        {"beta": 1.0},
+        PolicyError,
+        "'payoff' holds key<fry>, which is no number",
+    ),
     (rewarding(lambda arm: jnp.nan * arm), {"beta": 1.0}, PolicyError, "'payoff' returned nan for 64 of 64"),
     (rewarding(lambda arm: jnp.where(arm < 3, jnp.inf, 0)), {"beta": 1.0}, PolicyError, "'payoff' returned inf"),
     (
@@ -126,6 +145,13 @@ FITS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         "adds site 'leg'.*remove it",
     ),
     (bandit, {"beta": 1.0, "guide": guide_of(arm=dist.Categorical(logits=jnp.zeros(9)))}, GuideError, "'arm'.*support"),
+    (
+        bandit,
+        {"beta": 1.0, "guide": guide_of(arm=dist.Categorical(logits=jnp.array([0.0, 0.0, 0.0, -30.0])))},
+        GuideError,
+        "leaves the prior's support at site 'arm': it may draw 3, which the prior, with values 0 to 2, cannot",
+    ),
+    (bandit, {"beta": 1.0, "guide": holding}, GuideError, r"holds action site 'arm' at a value.*leave obs out"),
     (bounded, {"beta": 1.0, "guide": guide_of(x=dist.Normal())}, GuideError, "leaves the prior's support at site 'x'"),
     (
         bandit,
@@ -159,6 +185,7 @@ FITS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         "'leg', which is no action site",
     ),
     (bandit, {"beta": 1.0, "num_steps": 0}, FitError, "num_steps=0; use an integer of at least 1"),
+    (bandit, {"beta": 1.0, "num_steps": True}, FitError, "num_steps=True; use an integer"),
     (bandit, {"beta": 1.0, "num_restarts": 0}, FitError, "num_restarts=0"),
     (bandit, {"beta": 1.0, "tolerance": -1.0}, FitError, r"tolerance=-1\.0"),
     (bandit, {"beta": 1.0, "num_stepz": 5}, TypeError, "num_stepz"),
@@ -220,6 +247,19 @@ MISTYPED = {
     "reward('payoff', 'much')": "'payoff' got 'much', which is not a number",
     "reward('payoff', None)": "'payoff' got None, which is not a number",
     "fit(key, bandit, beta=1.0, guide=3)": "guide=3 is neither a NumPyro program nor a family",
+    "fit(key, bandit, beta=1.0, guide=AutoTilt)": "AutoTilt'> is neither a NumPyro program nor a family",
+    "fit(key, bandit, beta=1.0, optimizer=0.01)": "optimizer=0.01 is not an Optax optimiser",
+    "fit(key, bandit, beta=1.0, callback=3)": "callback=3 is not a function",
+    "fit(key, bandit, beta=1.0, source=3)": "source=3 is not a function",
+    "fit(key, bandit, beta=1.0, tolerance='small')": "tolerance='small'; use a positive number",
+    "ReverseKL(2.5)": "ReverseKL got num_particles=2.5; use a whole number",
+    "ForwardKL('many')": "ForwardKL got num_particles='many'; weights need a whole number",
+    "importance(key, bandit, beta=1.0, num_samples=2.5)": "num_samples=2.5; an error bar needs at least 2 draws",
+    "fitted.sample(key, -1)": "num_samples=-1; use a whole number",
+    "fitted.estimate(key, 2.5)": "num_samples=2.5; a standard error needs at least 2",
+    "fitted.select(restart=True)": "restart=True is not among them",
+    "fitted.select(beta='low')": "beta='low' is not a number",
+    "fitted.log_prob({'arm': 1})": "shape () for site 'arm', whose values have shape ()",
     "fit(key, bandit, beta=1.0, objective='elbo')": "objective='elbo' is neither an objective",
     "fit(key, bandit, beta='hot')": "beta='hot' is not a number",
     "fit(key, 'bandit', beta=1.0)": "'bandit' is not a program",
@@ -236,9 +276,12 @@ def test_wrong_types_are_told_in_our_words() -> None:
     )
     code = (
         "import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist\n"
-        "from bayesrl import environment, errors, fit, reward\n"
+        "from bayesrl import environment, errors, fit, importance, reward\n"
+        "from bayesrl.guides import AutoTilt\n"
+        "from bayesrl.objectives import ForwardKL, ReverseKL\n"
         "key = jax.random.key(0)\n"
         "def bandit():\n    reward('payoff', 1.0 * numpyro.sample('arm', dist.Bernoulli(0.5)))\n"
+        "fitted = fit(key, bandit, beta=1.0, num_steps=1, progress=False)\n"
     )
     result = subprocess.run([sys.executable, "-c", code + attempts], capture_output=True, text=True, check=False)
     lines = result.stdout.splitlines()

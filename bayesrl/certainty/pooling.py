@@ -129,7 +129,7 @@ def totals_of(programs: Programs, params: Params, sites: dict[str, Array]) -> To
 def _scored(static: Any, transforms: Any, args: Any, params: Params, sites: dict[str, Array]) -> Totals:
     policy, guide, structure, learned, _ = static
     pair = Pair(policy, guide, structure, args, transforms, learned)
-    draws = pair.score(params, Draws(sites, {}, {}, {}, {}, {}, {}, {}))
+    draws = pair.score(params, Draws.held(sites))
     num = len(next(iter(sites.values())))
     return draws.totals((num, *structure.context_shape))
 

@@ -8,6 +8,7 @@ from numpyro import handlers
 from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording, record, site_log_prob
+from bayesrl.core.structure import finite_support
 from bayesrl.errors import GuideError
 from bayesrl.typing import Params, PRNGKey
 
@@ -62,12 +63,30 @@ def _check_names(pair: Pair, drawn: Recording) -> None:
                 f"the guide adds site {name!r}, which the policy does not have "
                 f"(its action sites are {list(structure.actions)}); remove it or rename it"
             )
+        if name in structure.actions and site.kind == "observed":
+            raise GuideError(
+                f"the guide holds action site {name!r} at a value (obs=...) instead of drawing it; leave obs out"
+            )
+        if name in structure.actions:
+            _check_support(name, structure[name].support, finite_support(site.fn))
         shape = tuple(jnp.shape(site.value))
         if name in structure.actions and shape != structure[name].shape:
             raise GuideError(
                 f"the guide draws site {name!r} with shape {shape}, the policy with {structure[name].shape}; "
                 "use the same plates and event shape in both"
             )
+
+
+def _check_support(name: str, prior: tuple[float, ...] | None, guide: tuple[float, ...] | None) -> None:
+    """Refuse values that the prior does not know, however seldom the guide draws them."""
+    if prior is None or guide is None:
+        return
+    strange = sorted(set(guide) - set(prior))
+    if strange:
+        raise GuideError(
+            f"the guide leaves the prior's support at site {name!r}: it may draw {strange[0]}, which the prior, with "
+            f"values {prior[0]} to {prior[-1]}, cannot; draw from a distribution with the same support"
+        )
 
 
 def _look(

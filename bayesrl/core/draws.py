@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -22,6 +23,9 @@ class Draws(NamedTuple):
         log_likelihood: log p of the observed sites, nats.
         rewards: rewards, reward units (nats where the policy stands under `tilt`).
         metrics: values of deterministic sites.
+        scores: log q of the action sites as `log_q`, but whatever `numpyro.handlers.scale` makes of them:
+            what a score-function gradient differentiates.
+        remarks: values of the deterministic sites that the guide alone has, such as a critic's.
     """
 
     sites: dict[str, Array]
@@ -32,6 +36,13 @@ class Draws(NamedTuple):
     log_likelihood: dict[str, Array]
     rewards: dict[str, Array]
     metrics: dict[str, Array]
+    scores: dict[str, Array]
+    remarks: dict[str, Array]
+
+    @classmethod
+    def held(cls, sites: Mapping[str, Array]) -> "Draws":
+        """Hold values of sites that nothing has scored yet."""
+        return cls(dict(sites), {}, {}, {}, {}, {}, {}, {}, {}, {})
 
     def totals(self, shape: tuple[int, ...]) -> "Totals":
         """Sum scores over sites and time to `shape`, which is [*draws, *contexts]."""
@@ -49,6 +60,11 @@ class Totals(NamedTuple):
     def log_weight(self, beta: Any) -> Array:
         """W = R/β + log p(y|x) + log π₀ − log q, nats: constant and equal to log Z at the optimum."""
         return self.reward / beta + self.log_likelihood + self.log_prior - self.log_q
+
+
+def is_count(value: Any, *, least: int) -> bool:
+    """Whether a value is an integer, Python's or NumPy's, of at least so many."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def total(scores: Mapping[str, Array], shape: tuple[int, ...]) -> Array:

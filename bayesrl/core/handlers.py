@@ -21,7 +21,7 @@ def check_beta(beta: ArrayLike) -> None:
         return
     try:
         values = np.asarray(beta, dtype=float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise PolicyError(f"beta={beta!r} is not a number; pass a positive float or an array of them") from error
     bad = values[~(np.isfinite(values) & (values > 0))]
     if bad.size or values.size == 0:

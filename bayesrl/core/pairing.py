@@ -12,7 +12,7 @@ from numpyro.distributions import biject_to, constraints
 
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues
-from bayesrl.core.recording import Recording, abstractly, per_context, record, site_log_prob
+from bayesrl.core.recording import Recording, abstractly, per_context, raw_score, record, site_log_prob
 from bayesrl.core.structure import Structure
 from bayesrl.typing import Params, PRNGKey, Program
 
@@ -82,6 +82,16 @@ class Pair:
 
         return jax.vmap(one)(held)
 
+    def again(self, params: Params, draws: Draws) -> Draws:
+        """Score the action sites of draws afresh under the guide with these parameters; all else stays."""
+
+        def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+            drawn = self.run_guide(jax.random.key(0), None, params, values, ())
+            return self._scores(drawn, "action"), self._raw_scores(drawn), self._remarks(drawn)
+
+        log_q, scores, remarks = jax.vmap(one)({**draws.sites, **draws.plates})
+        return draws._replace(log_q=log_q, scores=scores, remarks=remarks)
+
     def log_q(self, params: Params, draws: Draws) -> dict[str, Array]:
         """Score the action sites of draws under the guide with these parameters, [draw, *contexts, T]."""
 
@@ -148,6 +158,19 @@ class Pair:
             if name in recording.sites
         }
 
+    def _raw_scores(self, drawn: Recording) -> dict[str, Array]:
+        contexts = self.structure.contexts
+        names = [name for name in self.structure.actions if name in drawn.sites]
+        return {name: raw_score(drawn.sites[name], contexts) for name in names}
+
+    def _remarks(self, drawn: Recording) -> dict[str, Array]:
+        told = self.structure.named("metric")
+        return {
+            name: jnp.asarray(site.value)
+            for name, site in drawn.sites.items()
+            if site.kind == "metric" and name not in told
+        }
+
     def _draws(self, drawn: Recording, scored: Recording) -> Draws:
         return Draws(
             sites={name: scored.sites[name].value for name in self._latent},
@@ -158,6 +181,8 @@ class Pair:
             log_likelihood=self._scores(scored, "observed"),
             rewards=self._scores(scored, "reward"),
             metrics={name: jnp.asarray(scored.sites[name].value) for name in self.structure.named("metric")},
+            scores=self._raw_scores(drawn),
+            remarks=self._remarks(drawn),
         )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -61,11 +62,14 @@ def reward(name: str, value: ArrayLike) -> None:
     """
     try:
         array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+        number = not jnp.issubdtype(array.dtype, jax.dtypes.extended)
+    except (TypeError, ValueError, OverflowError) as error:
         raise PolicyError(
             f"reward site {name!r} got {value!r}, which is not a number or an array of numbers; "
             "pass the reward as a real JAX array"
         ) from error
+    if not number:
+        raise PolicyError(f"reward site {name!r} holds {array.dtype}, which is no number; pass a real JAX array")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise PolicyError(f"reward site {name!r} is complex ({array.dtype}); rewards are real: pass value.real")
     array = array.astype(jnp.result_type(float) if not jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)

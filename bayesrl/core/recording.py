@@ -181,6 +181,9 @@ def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]
             f"site {repeated[0]!r} appears {names[repeated[0]]} times; give every site its own name, "
             "or put the repetition into numpyro.contrib.control_flow.scan"
         )
+    plates = {frame.name for m, _, _ in messages for frame in m.get("cond_indep_stack", [])}
+    if shared := sorted(plates & set(names)):
+        raise PolicyError(f"site {shared[0]!r} bears the name of a plate; give every site and plate its own name")
 
 
 def site_log_prob(site: Record) -> Array:
@@ -189,7 +192,13 @@ def site_log_prob(site: Record) -> Array:
     return log_prob if site.scale is None else log_prob * site.scale
 
 
-def per_context(values: Array, site: Record, contexts: tuple[Frame, ...]) -> Array:
+def raw_score(site: Record, contexts: tuple[Frame, ...]) -> Array:
+    """Log-probability of a site's value whatever its scale, reduced as by `per_context`, in nats."""
+    unscaled = site_log_prob(site._replace(scale=None))
+    return per_context(unscaled, site, contexts, scaled=False)
+
+
+def per_context(values: Array, site: Record, contexts: tuple[Frame, ...], *, scaled: bool = True) -> Array:
     """Reduce values of shape [T?, *batch] to [*contexts, T]: contexts kept, other plates summed.
 
     Time comes last and has length 1 outside scans. A site that all contexts share counts in each. The
@@ -206,4 +215,4 @@ def per_context(values: Array, site: Record, contexts: tuple[Frame, ...]) -> Arr
     result = jnp.squeeze(by_time, others)
     shape = tuple(frame.size for frame in sorted(contexts, key=lambda frame: frame.dim))
     factor = math.prod(frame.full_size / frame.size for frame in contexts if frame.dim in own)
-    return jnp.broadcast_to(result if factor == 1 else result / factor, (*shape, by_time.shape[-1]))
+    return jnp.broadcast_to(result if factor == 1 or not scaled else result / factor, (*shape, by_time.shape[-1]))

@@ -161,7 +161,7 @@ def _site(site: Record) -> Site:
     discrete, support, event_dim = False, None, 0
     if site.kind in ("action", "environment"):
         discrete = bool(site.fn.support.is_discrete)
-        support = _finite_support(site.fn) if discrete else None
+        support = finite_support(site.fn) if discrete else None
         event_dim = int(site.fn.event_dim)
     return Site(
         site.name,
@@ -177,7 +177,7 @@ def _site(site: Record) -> Site:
     )
 
 
-def _finite_support(fn: Any) -> tuple[float, ...] | None:
+def finite_support(fn: Any) -> tuple[float, ...] | None:
     """Values of a finite univariate support that is the same everywhere, or None."""
     if fn.event_shape:
         return None

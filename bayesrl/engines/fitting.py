@@ -12,6 +12,7 @@ import optax
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
+from bayesrl.core.draws import is_count
 from bayesrl.datatree import to_datatree
 from bayesrl.engines.running import Callback, Run, Source, stack
 from bayesrl.engines.setup import Setup, set_up
@@ -89,16 +90,15 @@ def fit(
         1.309
     """
     key = _checked_key(key)
-    _check_counts(num_steps, num_restarts, tolerance)
+    num_steps, num_restarts = whole_number("num_steps", num_steps), whole_number("num_restarts", num_restarts)
+    _check_options(tolerance, optimizer, callback, source)
     chosen = ReverseKL() if objective is None else as_objective(objective)
     setup = set_up(key, policy, args, beta, guide, chosen, num_restarts)
     optimiser = default_optimizer(setup.learning_rate, num_steps) if optimizer is None else optimizer
-    settings = _settings(num_steps, num_restarts, tolerance, optimizer)
-    folder = None
-    if directory is not None:
-        problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
-        folder = run_folder.open_folder(directory, problem)
-    run = Run(key, setup, optimiser, num_steps, tolerance, folder, callback, source)
+    settings = _settings(key, num_steps, num_restarts, tolerance, optimizer)
+    problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
+    folder = None if directory is None else run_folder.open_folder(directory, problem)
+    run = Run(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem)
     state, rows, interrupted = run.go(show=progress)
     posterior = posterior_of(key, setup, state, rows, settings, beta, interrupted=interrupted)
     if folder is not None:
@@ -115,16 +115,33 @@ def _checked_key(key: Any) -> PRNGKey:
     raise FitError(f"key={key!r} is not a JAX random key; pass jax.random.key(seed)")
 
 
-def _check_counts(num_steps: int, num_restarts: int, tolerance: float | None) -> None:
-    for name, value in (("num_steps", num_steps), ("num_restarts", num_restarts)):
-        if not isinstance(value, int) or value < 1:
-            raise FitError(f"{name}={value!r}; use an integer of at least 1")
-    if tolerance is not None and not tolerance > 0:
+def whole_number(name: str, value: Any) -> int:
+    """Take a count, also one of NumPy's integers.
+
+    Raises:
+        FitError: it is not an integer of at least 1.
+    """
+    if not is_count(value, least=1):
+        raise FitError(f"{name}={value!r}; use an integer of at least 1")
+    return int(value)
+
+
+def _check_options(tolerance: Any, optimizer: Any, callback: Any, source: Any) -> None:
+    if tolerance is not None and not (isinstance(tolerance, int | float | np.number) and tolerance > 0):
         raise FitError(f"tolerance={tolerance!r}; use a positive number of reward units, or None")
+    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise FitError(f"optimizer={optimizer!r} is not an Optax optimiser; pass one such as optax.adam(0.01)")
+    for name, function in (("callback", callback), ("source", source)):
+        if function is not None and not callable(function):
+            raise FitError(f"{name}={function!r} is not a function; pass one, or leave it out")
 
 
-def _settings(num_steps: int, num_restarts: int, tolerance: float | None, optimizer: Any) -> dict[str, Any]:
+def _settings(
+    key: PRNGKey, num_steps: int, num_restarts: int, tolerance: float | None, optimizer: Any
+) -> dict[str, Any]:
     settings: dict[str, Any] = {"num_steps": num_steps, "num_restarts": num_restarts}
+    if str(jax.random.key_impl(key)) != "threefry2x32":
+        settings["key_impl"] = str(jax.random.key_impl(key))
     if tolerance is not None:
         settings["tolerance"] = tolerance
     settings["optimizer"] = "default" if optimizer is None else "given"

@@ -12,7 +12,7 @@ from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
 from bayesrl.datatree import from_datatree
-from bayesrl.engines.fitting import fit, posterior_of
+from bayesrl.engines.fitting import fit, posterior_of, whole_number
 from bayesrl.engines.running import Callback, Run
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.engines.svi import default_optimizer, init
@@ -63,8 +63,14 @@ def load(
         }
         import xarray as xr
 
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            return from_datatree(tree.load(), params, problem["settings"])
+        try:
+            with xr.open_datatree(path, engine="h5netcdf") as tree:
+                return from_datatree(tree.load(), params, problem["settings"])
+        except (OSError, ValueError, KeyError) as error:
+            raise RunFolderError(
+                f"cannot read {path}: {error}; it is damaged: "
+                "load the folder with its policy, which needs the checkpoint alone"
+            ) from error
     run, setup, settings, beta = _reopen(directory, problem, policy, args, guide, objective, optimizer, None)
     lane, _ = run.lane()
     state, rows = run.restore(init(lane, setup.params), [])
@@ -113,7 +119,7 @@ def resume(
         guide=guide,
         objective=objective,
         optimizer=optimizer,
-        num_steps=max(settings["num_steps"], num_steps or 0),
+        num_steps=max(settings["num_steps"], 1 if num_steps is None else whole_number("num_steps", num_steps)),
         num_restarts=settings["num_restarts"],
         tolerance=settings.get("tolerance"),
         directory=directory,
@@ -125,7 +131,7 @@ def resume(
 def key_of(problem: Mapping[str, Any]) -> PRNGKey:
     """Give the key that a run folder was fitted with."""
     data = jnp.asarray(problem["identity"]["seed"], jnp.uint32)
-    return jax.random.wrap_key_data(data)
+    return jax.random.wrap_key_data(data, impl=problem["settings"].get("key_impl", "threefry2x32"))
 
 
 def _beta_of(problem: Mapping[str, Any]) -> Any:
@@ -167,6 +173,6 @@ def _reopen(
     settings, key, beta = problem["settings"], key_of(problem), _beta_of(problem)
     chosen = ReverseKL() if objective is None else as_objective(objective)
     setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"])
-    folder = run_folder.open_folder(directory, {**problem, "identity": setup.identity})
+    run_folder.check_same(directory, {**problem, "identity": setup.identity})
     optimiser = default_optimizer(setup.learning_rate, settings["num_steps"]) if optimizer is None else optimizer
-    return Run(key, setup, optimiser, settings["num_steps"], None, folder, callback), setup, settings, beta
+    return Run(key, setup, optimiser, settings["num_steps"], None, Path(directory), callback), setup, settings, beta

@@ -1,7 +1,7 @@
 """One run of the loop, from its start or its checkpoint to its end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,8 @@ class Run:
     folder: Path | None
     callback: Callback | None
     source: Source | None = None
+    problem: Mapping[str, Any] | None = None
+    """What the run folder shall say of the run."""
 
     def go(self, *, show: bool, chunk: Chunk | None = None) -> tuple[State, list[dict[str, np.ndarray]], bool]:
         """Run; give the last state, the rows of the history, and whether Ctrl-C ended it.
@@ -57,6 +59,8 @@ class Run:
         state = init(lane, self.setup.params)
         rows: list[dict[str, np.ndarray]] = []
         state, rows = self.restore(state, rows)
+        if self.folder is not None and self.problem is not None:
+            run_folder.save_problem(self.folder, self.problem)
         lanes = self.setup.betas.shape[0]
         keys = jax.random.split(jax.random.fold_in(self.key, 5), lanes)
         chunk = self.chunk() if chunk is None else chunk
@@ -144,7 +148,10 @@ class Run:
             blamed = [
                 f"reward site {name!r} was not finite for {count} draws" for name, count in sites.items() if count
             ]
-            cause = "; ".join(blamed) or "every reward was finite: the guide has diverged; lower the learning rate"
+            cause = "; ".join(blamed) or (
+                "no reward was nan or inf: the guide has diverged (lower the learning rate), rewards are too large for "
+                "beta (scale them), or every draw has reward -inf (allow at least one action)"
+            )
             raise FitError(
                 f"{skipped.max()} of {done} steps had a loss or gradient that was not finite "
                 f"(over {MAX_SKIPPED:.0%}); {cause}"

@@ -94,6 +94,7 @@ def set_up(
     params = jax.tree.map(lambda x: jnp.tile(x, (count, *(1,) * (x.ndim - 1))), starts)
     lanes = jnp.repeat(jnp.asarray(betas, float).reshape(-1), num_restarts)
     identity = _identity(key, programs, guide, objective, betas if beta is not None else None, num_restarts, first)
+    identity["first draws"] = _sketch(draws)
     return Setup(programs, params, lanes, np.shape(betas), ready, rate, identity)
 
 
@@ -124,7 +125,7 @@ def _bind(
     family = AutoTilt() if guide is None else guide
     if isinstance(family, GuideFamily):
         return family.build(key, policy, structure, args), family
-    if not callable(family):
+    if not callable(family) or isinstance(family, type):
         raise GuideError(
             f"guide={guide!r} is neither a NumPyro program nor a family of bayesrl.guides; "
             "pass a function of the policy's arguments, or AutoTilt()"
@@ -214,6 +215,19 @@ def _identity(
             for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
         },
     }
+
+
+def _sketch(draws: Draws) -> dict[str, list[float]]:
+    """Tell two programs apart that have the same sites: two means by site of what they gave for draws of one key."""
+
+    def means(values: Any) -> list[float]:
+        array = np.asarray(values, float)
+        by_draw = np.where(np.isfinite(array), array, -1.0).reshape(len(array), -1).mean(-1)
+        weights = np.linspace(0.0, 2.0, len(by_draw))
+        return [float(by_draw.mean()), float((weights * by_draw).mean())]
+
+    scores = {**draws.log_prior, **draws.log_nature, **draws.log_likelihood, **draws.rewards}
+    return {name: means(values) for name, values in scores.items()}
 
 
 def describe(thing: Any) -> Any:

@@ -93,8 +93,7 @@ def learn(lane: Lane, state: State, draws: Draws, beta: Array, args: Any) -> tup
     pair = lane.pair(args)
 
     def loss_fn(params: Params) -> tuple[Array, Info]:
-        scored = draws._replace(log_q=pair.log_q(params, draws))
-        return lane.objective.surrogate(params, scored, pair, beta)
+        return lane.objective.surrogate(params, pair.again(params, draws), pair, beta)
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return _apply(lane, state, loss, info, gradient)

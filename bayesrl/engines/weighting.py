@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logsumexp
 
+from bayesrl.core.draws import is_count
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure
@@ -85,8 +86,8 @@ def importance(
     References:
         Owen (2013), "Monte Carlo theory, methods and examples", section 9.2, equations 9.6 to 9.9.
     """
-    if num_samples < 2:
-        raise EngineError(f"importance got num_samples={num_samples}; an error bar needs at least 2 draws")
+    if not is_count(num_samples, least=2):
+        raise EngineError(f"importance got num_samples={num_samples!r}; an error bar needs at least 2 draws")
     program = prepare(policy, args, beta)
     pair = Pair(program.policy, None, program.structure, args, {})
     if proposal is not None:

@@ -47,7 +47,8 @@ class GuideFamily(abc.ABC):
 class OwnProgram:
     """A guide that is the policy's own program, its action sites drawn from other distributions.
 
-    As a guide it shows only what it draws; `program` is the same with rewards, observed and
+    As a guide it shows only what it draws, and the deterministic sites with a $ in their name, by which it
+    speaks to objectives; `program` is the same with rewards, observed and
     deterministic sites: the fitted policy.
     """
 
@@ -63,5 +64,5 @@ class OwnProgram:
 def _is_scored(msg: dict[str, Any]) -> bool:
     """Tell what a guide does not show: it only draws."""
     if msg["type"] == "deterministic":
-        return True
+        return "$" not in str(msg["name"])
     return msg["type"] == "sample" and kind_of(msg) in ("reward", "observed")

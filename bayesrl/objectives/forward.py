@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.special import logsumexp
 
-from bayesrl.core.draws import Draws
+from bayesrl.core.draws import Draws, is_count
 from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ObjectiveError
@@ -42,8 +42,10 @@ class ForwardKL(Objective):
     prior_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.num_particles < 2:
-            raise ObjectiveError(f"ForwardKL got num_particles={self.num_particles}; weights need at least 2 draws")
+        if not is_count(self.num_particles, least=2):
+            raise ObjectiveError(
+                f"ForwardKL got num_particles={self.num_particles!r}; weights need a whole number of at least 2 draws"
+            )
         if not 0 <= self.prior_fraction < 1:
             raise ObjectiveError(f"ForwardKL got prior_fraction={self.prior_fraction}; use a share in [0, 1)")
 

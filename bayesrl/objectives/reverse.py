@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bayesrl.core.draws import Draws
+from bayesrl.core.draws import Draws, is_count
 from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure
@@ -62,8 +62,10 @@ class ReverseKL(Objective):
     plan: Plan | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.num_particles < 1:
-            raise ObjectiveError(f"ReverseKL got num_particles={self.num_particles}; use at least 1, better 16 or more")
+        if not is_count(self.num_particles, least=1):
+            raise ObjectiveError(
+                f"ReverseKL got num_particles={self.num_particles!r}; use a whole number of at least 1, better 16"
+            )
         if self.estimator not in ("auto", "score", "pathwise"):
             raise ObjectiveError(f"ReverseKL got estimator={self.estimator!r}; use 'auto', 'score' or 'pathwise'")
         if self.baseline not in ("regression", "full", "to_go", "none"):
@@ -140,7 +142,7 @@ def _stopped_log_q(params: Params, draws: Draws, pair: Pair) -> dict[str, Array]
 
 def _scores(plan: Plan, draws: Draws, structure: Structure) -> Array:
     """Lay log q of score-function sites, and log p of nature, out in program order."""
-    scores = {name: draws.log_q[name] for name in plan.score}
+    scores = {name: draws.scores[name] for name in plan.score}
     scores |= {name: draws.log_nature[name] for name in plan.nature}
     return structure.in_order(scores, structure.named("action", "environment", "observed", "reward"))
 

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 
 import bayesrl
 from bayesrl import run_folder
 from bayesrl.engines import running
-from bayesrl.errors import RunFolderError
+from bayesrl.errors import FitError, RunFolderError
+from bayesrl.objectives import ReverseKL
 
 KEY = jax.random.key(3)
 OBJECTIVE = bayesrl.objectives.ReverseKL(num_particles=16, enumerated=())
@@ -131,6 +133,9 @@ def test_other_problems_are_refused_with_what_differs(tmp_path: Path) -> None:
         bayesrl.fit(
             jax.random.key(9), bandit, beta=0.2, objective=OBJECTIVE, num_restarts=2, directory=tmp_path / "run"
         )
+    with pytest.raises(RunFolderError, match=r"objective num_particles was 16, is 32; choose"):
+        bayesrl.fit(KEY, bandit, beta=0.2, objective=ReverseKL(32, enumerated=()), num_restarts=2,
+                    directory=tmp_path / "run")  # fmt: skip
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match=r"not a run folder, and not empty \(thesis.tex\)"):
@@ -140,6 +145,76 @@ def test_other_problems_are_refused_with_what_differs(tmp_path: Path) -> None:
         fit(5, tmp_path / "file" / "run")
     with pytest.raises(RunFolderError, match="is not a run folder"):
         bayesrl.load(tmp_path / "nowhere")
+
+
+def test_the_same_sites_with_other_rewards_are_another_problem(tmp_path: Path) -> None:
+    def reversed_bandit() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(6)))
+        bayesrl.reward("payoff", jnp.linspace(1.0, 0.0, 6)[arm])
+
+    folder = tmp_path / "run"
+    fit(5, folder)
+    for reopen in (
+        lambda: bayesrl.resume(folder, reversed_bandit, progress=False),
+        lambda: bayesrl.load(folder, reversed_bandit),
+    ):
+        with pytest.raises(RunFolderError, match=r"another problem: first draws payoff was \[.*\], is \[.*\]; choose"):
+            reopen()
+    assert bayesrl.load(folder, bandit).history["step"][-1] == 5
+
+
+def test_a_refused_fit_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fit(5, folder)
+    before = contents(folder)
+    with pytest.raises(RunFolderError, match='optimizer was "default", is "given"'):
+        fit(5, folder, optimizer=optax.sgd(0.1))
+    assert contents(folder) == before
+    bayesrl.load(folder, bandit)
+    assert contents(folder) == before, "loading only reads"
+
+
+def test_another_optimizer_of_ones_own_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fit(5, folder, optimizer=optax.adam(0.1))
+    before = contents(folder)
+    with pytest.raises(RunFolderError, match=r"opt_state.*was the guide or the optimiser changed"):
+        fit(9, folder, optimizer=optax.sgd(0.1))
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fit(5, folder)
+    draws, problem = folder / run_folder.POSTERIOR, folder / run_folder.PROBLEM
+    draws.write_bytes(draws.read_bytes()[:100])
+    with pytest.raises(RunFolderError, match=r"cannot read .*posterior.nc.*load the folder with its policy"):
+        bayesrl.load(folder)
+    assert bayesrl.load(folder, bandit).history["step"][-1] == 5
+    for text, message in (("[]", r"has format \[\]"), ('{"format": 1}', "has no 'identity'"), ("{", "cannot read")):
+        problem.write_text(text)
+        with pytest.raises(RunFolderError, match=message):
+            bayesrl.load(folder, bandit)
+
+
+def test_keys_of_another_kind_come_back(tmp_path: Path) -> None:
+    def run(num_steps: int, **options: Any) -> bayesrl.Posterior:
+        key = jax.random.key(3, impl="rbg")
+        return bayesrl.fit(key, bandit, beta=0.2, objective=OBJECTIVE, num_steps=num_steps, progress=False, **options)
+
+    run(50, directory=tmp_path / "run", callback=lambda row: row["step"] >= 20)
+    assert_same(bayesrl.resume(tmp_path / "run", bandit, progress=False), run(50))
+
+
+@pytest.mark.parametrize("num_steps", [0, 2.5])
+def test_resuming_takes_a_whole_number_of_steps(tmp_path: Path, unchecked: None, num_steps: Any) -> None:
+    fit(5, tmp_path / "run")
+    with pytest.raises(FitError, match=f"num_steps={num_steps}; use an integer"):
+        bayesrl.resume(tmp_path / "run", bandit, num_steps=num_steps)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def fit(policy, *args, beta, family=None, num_steps=1000, rate=None, num_particl
 
 def held(sites):
     """Make draws of given site values, to be scored."""
-    return Draws({name: jnp.asarray(value) for name, value in sites.items()}, {}, {}, {}, {}, {}, {}, {})
+    return Draws.held({name: jnp.asarray(value) for name, value in sites.items()})
 
 
 def log_q(pair, params, sites):
