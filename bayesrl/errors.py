@@ -27,3 +27,7 @@ class RunFolderError(BayesRLError, OSError):
 
 class EngineError(BayesRLError, ValueError):
     """An inference engine cannot give the answer that was asked for."""
+
+
+class ControlError(BayesRLError, ValueError):
+    """An environment, or a problem of control, cannot be used as asked."""

@@ -1,12 +1,13 @@
 """The two programs behind a posterior, and draws of them over all lanes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from bayesrl.core.draws import Draws, Totals
@@ -27,6 +28,7 @@ class Programs:
         structure: of the policy with these arguments.
         transforms: of the guide's parameters.
         learned: whether the policy's own parameters were trained.
+        episodes: plays whole episodes, where the environment is no program; see `Source`.
     """
 
     policy: Program
@@ -35,6 +37,7 @@ class Programs:
     structure: Structure
     transforms: Mapping[str, Any]
     learned: bool
+    episodes: Any = None
 
     def pair(self, args: tuple[Any, ...] | None = None) -> Pair:
         """Bind the programs to their arguments, or to others."""
@@ -61,10 +64,36 @@ def draw_lanes(
     return jax.vmap(one)(keys, params)
 
 
+type Source = Callable[[PRNGKey, Params, Pair], Draws]
+"""Makes draws on the host: a fresh key, one lane's parameters, and the pair they belong to.
+
+It may have further methods: `lane(i)` gives the source of the i-th of several fits made side by side; where the
+environment is no program, `episodes(key, params, pair, num)` plays whole episodes and gives (Draws, Totals);
+`close()` is called when a fit ends, also by an error.
+"""
+
+
+def draw_outside(keys: PRNGKeys, episodes: Any, pair: Pair, params: Params, num_samples: int) -> tuple[Draws, Totals]:
+    """Draw from every lane as `draw_lanes` does, in the environment itself; shorter episodes are padded with zeros."""
+    lanes = [
+        episodes(keys[i], jax.tree.map(lambda x, i=i: x[i], params), pair, num_samples) for i in range(keys.shape[0])
+    ]
+
+    def together(*parts: Array) -> Array:
+        longest = np.max([part.shape for part in parts], axis=0)
+        return jnp.stack([jnp.pad(p, [(0, n - m) for n, m in zip(longest, p.shape, strict=True)]) for p in parts])
+
+    draws, totals = jax.tree.map(together, *lanes)
+    return draws, totals
+
+
 def draw_prior(key: PRNGKey, programs: Programs, num_samples: int) -> tuple[Draws, Totals]:
     """Draw from the policy before the fit, [num_samples, ...]."""
     pair = programs.pair()
     keys = key[None]
+    if programs.episodes is not None:
+        played = draw_outside(keys, programs.episodes, replace(pair, guide=None), {"_": jnp.zeros(1)}, num_samples)
+        return jax.tree.map(lambda x: x[0], played)
     result = draw_lanes(
         (pair.policy, None, pair.structure, False), {}, pair.args, keys, {"_": jnp.zeros(1)}, num_samples
     )

@@ -26,6 +26,7 @@ class Draws(NamedTuple):
         scores: log q of the action sites as `log_q`, but whatever `numpyro.handlers.scale` makes of them:
             what a score-function gradient differentiates.
         remarks: values of the deterministic sites that the guide alone has, such as a critic's.
+        log_behaviour: as `scores`, under what really drew the actions; `scores` itself where the guide did.
     """
 
     sites: dict[str, Array]
@@ -38,11 +39,12 @@ class Draws(NamedTuple):
     metrics: dict[str, Array]
     scores: dict[str, Array]
     remarks: dict[str, Array]
+    log_behaviour: dict[str, Array]
 
     @classmethod
     def held(cls, sites: Mapping[str, Array]) -> "Draws":
         """Hold values of sites that nothing has scored yet."""
-        return cls(dict(sites), {}, {}, {}, {}, {}, {}, {}, {}, {})
+        return cls(dict(sites), {}, {}, {}, {}, {}, {}, {}, {}, {}, {})
 
     def totals(self, shape: tuple[int, ...]) -> "Totals":
         """Sum scores over sites and time to `shape`, which is [*draws, *contexts]."""

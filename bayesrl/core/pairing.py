@@ -172,6 +172,7 @@ class Pair:
         }
 
     def _draws(self, drawn: Recording, scored: Recording) -> Draws:
+        scores = self._raw_scores(drawn)
         return Draws(
             sites={name: scored.sites[name].value for name in self._latent},
             plates={name: scored.plates[name] for name in self.structure.subsampled},
@@ -181,8 +182,9 @@ class Pair:
             log_likelihood=self._scores(scored, "observed"),
             rewards=self._scores(scored, "reward"),
             metrics={name: jnp.asarray(scored.sites[name].value) for name in self.structure.named("metric")},
-            scores=self._raw_scores(drawn),
+            scores=scores,
             remarks=self._remarks(drawn),
+            log_behaviour=scores,
         )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from numpyro.distributions import CategoricalLogits
+from numpyro.distributions import CategoricalLogits, MaskedDistribution
 from numpyro.primitives import Messenger
 
 from bayesrl.typing import PRNGKey, Program
@@ -45,8 +45,10 @@ class QuickDraws(Messenger):
             return
         if msg["type"] == "plate":
             msg["value"] = draw_subset(key, *msg["args"])
-        elif type(msg["fn"]) is CategoricalLogits and not msg["kwargs"].get("sample_shape"):
-            msg["value"] = draw_category(key, msg["fn"].logits)
+            return
+        fn = msg["fn"].base_dist if type(msg["fn"]) is MaskedDistribution else msg["fn"]
+        if type(fn) is CategoricalLogits and not msg["kwargs"].get("sample_shape"):
+            msg["value"] = draw_category(key, fn.logits)
 
 
 def draw_category(key: PRNGKey, logits: Array) -> Array:

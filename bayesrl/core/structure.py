@@ -32,6 +32,7 @@ class Site:
         discrete: True where the support is discrete.
         support: the values of a finite univariate support, or None.
         event_dim: how many of the last axes of a latent value belong to one draw.
+        recorded: True where the site stands for what happened outside of the program.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Site:
     discrete: bool
     support: tuple[float, ...] | None
     event_dim: int = 0
+    recorded: bool = False
 
     @property
     def latent(self) -> bool:
@@ -69,6 +71,22 @@ class Structure:
     def actions(self) -> tuple[str, ...]:
         """Names of the action sites."""
         return self.named("action")
+
+    def check_complete(self, purpose: str) -> None:
+        """Refuse a program whose environment is outside of it.
+
+        Args:
+            purpose: what cannot be done then.
+
+        Raises:
+            PolicyError: naming a site that is only recorded.
+        """
+        outside = [site.name for site in self.sites if site.recorded]
+        if outside:
+            raise PolicyError(
+                f"site {outside[0]!r} is recorded from an environment that is no program, so {purpose}; "
+                "play in it (source=...), or write the environment as a program"
+            )
 
     @property
     def context_shape(self) -> tuple[int, ...]:
@@ -158,11 +176,12 @@ def structure_of(recording: Recording) -> Structure:
 
 
 def _site(site: Record) -> Site:
-    discrete, support, event_dim = False, None, 0
+    discrete, support, event_dim, recorded = False, None, 0, False
     if site.kind in ("action", "environment"):
         discrete = bool(site.fn.support.is_discrete)
         support = finite_support(site.fn) if discrete else None
         event_dim = int(site.fn.event_dim)
+        recorded = bool(getattr(site.fn, "recorded", False))
     return Site(
         site.name,
         site.kind,
@@ -174,6 +193,7 @@ def _site(site: Record) -> Site:
         discrete,
         support,
         event_dim,
+        recorded,
     )
 
 

@@ -14,7 +14,7 @@ from numpyro.infer.elbo import ELBO
 from bayesrl import run_folder
 from bayesrl.core.draws import is_count
 from bayesrl.datatree import to_datatree
-from bayesrl.engines.running import Callback, Run, Source, stack
+from bayesrl.engines.running import Callback, Run, stack
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.engines.svi import State, default_optimizer
 from bayesrl.errors import FitError, RunFolderError
@@ -22,7 +22,7 @@ from bayesrl.guides import GuideFamily
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.stock import as_objective
 from bayesrl.posterior import Posterior
-from bayesrl.programs import draw_prior
+from bayesrl.programs import Source, draw_prior
 from bayesrl.typing import Beta, PRNGKey, Program
 
 DRAW_BUDGET = 4_000_000
@@ -93,17 +93,24 @@ def fit(
     num_steps, num_restarts = whole_number("num_steps", num_steps), whole_number("num_restarts", num_restarts)
     _check_options(tolerance, optimizer, callback, source)
     chosen = ReverseKL() if objective is None else as_objective(objective)
-    setup = set_up(key, policy, args, beta, guide, chosen, num_restarts)
+    setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
     optimiser = default_optimizer(setup.learning_rate, num_steps) if optimizer is None else optimizer
     settings = _settings(key, num_steps, num_restarts, tolerance, optimizer)
     problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
     folder = None if directory is None else run_folder.open_folder(directory, problem)
     run = Run(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem)
-    state, rows, interrupted = run.go(show=progress)
-    posterior = posterior_of(key, setup, state, rows, settings, beta, interrupted=interrupted)
+    try:
+        state, rows, interrupted = run.go(show=progress)
+        posterior = posterior_of(key, setup, state, rows, settings, beta, interrupted=interrupted)
+    finally:
+        getattr(source, "close", _nothing)()
     if folder is not None:
         save_posterior(folder, posterior)
     return posterior
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _checked_key(key: Any) -> PRNGKey:
@@ -184,7 +191,8 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
         return posterior
     sites = programs.structure.sites
     size = sum(int(np.prod(s.shape)) for s in sites if s.latent) + 4 * int(np.prod(programs.structure.context_shape))
-    num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), 50, 1000))
+    most = 1000 if programs.episodes is None else 20
+    num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(50, most), most))
     draw_key, prior_key = jax.random.split(key)
     draws, totals = posterior._draw(draw_key, num, ())
     prior, _ = draw_prior(prior_key, programs, num)

@@ -15,13 +15,13 @@ import optax
 from jax import Array
 
 from bayesrl import run_folder
-from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
 from bayesrl.engines.progress import Progress
 from bayesrl.engines.setup import Setup
 from bayesrl.engines.svi import Lane, State, Tally, init, learn, run_chunk
 from bayesrl.errors import BayesRLError, FitError
-from bayesrl.typing import Params, PRNGKey, PRNGKeys
+from bayesrl.programs import Source
+from bayesrl.typing import PRNGKey, PRNGKeys
 
 NUM_CHUNKS = 100
 MAX_SKIPPED = 0.1
@@ -29,8 +29,13 @@ SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 type Chunk = Callable[[PRNGKeys, State, Array, Any, Array], tuple[State, Tally]]
 type Callback = Callable[[dict[str, np.ndarray]], Any]
-type Source = Callable[[PRNGKey, Params, Pair], Draws]
-"""Makes draws on the host: a fresh key, one lane's parameters, and the pair they belong to."""
+
+
+def lanes_of(source: Source, count: int) -> list[Source]:
+    """Give one source per lane, the first of them the source itself."""
+    if count == 1 or not hasattr(source, "lane"):
+        return [source] * count
+    return [source, *(source.lane(i) for i in range(1, count))]
 
 
 @dataclass(frozen=True)
@@ -96,15 +101,17 @@ class Run:
     def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""
         pair = self.setup.programs.pair()
+        sources = lanes_of(source, self.setup.betas.shape[0])
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
         update = jax.jit(jax.vmap(partial(learn, lane), in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))
 
         def chunk(keys: PRNGKeys, state: State, betas: Array, args: Any, num_steps: Array) -> tuple[State, Tally]:
             tallies = []
             for _ in range(int(num_steps)):
-                lanes = range(betas.shape[0])
-                steps = [jax.random.fold_in(keys[i], state.step) for i in lanes]
-                made = [source(steps[i], jax.tree.map(lambda x, i=i: x[i], state.params), pair) for i in lanes]
+                made = [
+                    own(jax.random.fold_in(keys[i], state.step), jax.tree.map(lambda x, i=i: x[i], state.params), pair)
+                    for i, own in enumerate(sources)
+                ]
                 draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
                 state, tally = update(state, draws, betas, args)
                 tallies.append(tally)

@@ -20,7 +20,7 @@ from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoTilt, GuideFamily
 from bayesrl.objectives import ForwardKL, Objective
-from bayesrl.programs import Programs
+from bayesrl.programs import Programs, Source
 from bayesrl.typing import Params, PRNGKey, Program
 
 HAND_WRITTEN_RATE = 0.005
@@ -57,6 +57,7 @@ def set_up(
     guide: Program | GuideFamily | None,
     objective: Objective,
     num_restarts: int,
+    source: Source | None = None,
 ) -> Setup:
     """Check everything that can be checked before the first step, and give a `Setup`.
 
@@ -70,12 +71,14 @@ def set_up(
     betas = _betas(beta)
     args = as_arrays(args)
     structure = inspect(jax.random.fold_in(key, 0), policy, *args)
+    if source is None:
+        structure.check_complete("it cannot be fitted alone")
     check_policy(structure, has_beta=beta is not None)
     learned = beta is None
     own, _ = declared_params(key, policy, *args)
     frozen = policy if learned else freeze(key, policy, *args)[0]
     program, family = _bind(key, policy, guide, structure, args, learned=learned)
-    programs_pair = Programs(frozen, program, args, structure, {}, learned)
+    programs_pair = Programs(frozen, program, args, structure, {}, learned, getattr(source, "episodes", None))
     first, transforms = _declare(key, programs_pair, own if learned else {})
     programs = dataclasses.replace(programs_pair, transforms=transforms)
     if not first:

@@ -45,6 +45,7 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepar
     recording = record(handlers.seed(frozen, rng_seed=key), *args)
     structure = structure_of(recording)
     check_policy(structure, has_beta=beta is not None)
+    structure.check_complete("it has no evidence that could be found")
     if structure.subsampled:
         raise EngineError(
             f"plate {structure.subsampled[0]!r} is subsampled, and log Z of a subsample is that of another problem; "

@@ -1,0 +1,116 @@
+"""Who plays: the fitted policy itself, or another one whose draws are corrected by importance."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.core.pairing import Pair
+from bayesrl.errors import ControlError
+from bayesrl.typing import Params, PRNGKey
+
+type Behaviour = Callable[[PRNGKey, dist.Distribution, dist.Distribution], tuple[Array, Array]]
+"""From a key, the guide's and the prior's distribution of the action to an action and its log-probability."""
+
+
+class Decision(NamedTuple):
+    """One action for each observation, with its log-probabilities in nats."""
+
+    action: Array
+    log_behaviour: Array
+    log_q: Array
+    log_prior: Array
+
+
+def as_fitted(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+    """Play the guide itself."""
+    action = fitted.sample(key)
+    return action, fitted.log_prob(action)
+
+
+def prior_mixture(share: float) -> Behaviour:
+    """Play the prior in a share of the steps, and the guide in the others.
+
+    Args:
+        share: in [0, 1]; 1 plays the prior alone.
+
+    Raises:
+        ControlError: the share is no probability.
+    """
+    _check_share("prior_mixture", share)
+
+    def behave(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+        which, own, other = jax.random.split(key, 3)
+        explore = jax.random.bernoulli(which, share)
+        action = jnp.where(explore, prior.sample(own), fitted.sample(other))
+        return action, _mixed(fitted.log_prob(action), prior.log_prob(action), share)
+
+    return behave
+
+
+def epsilon_greedy(share: float) -> Behaviour:
+    """Play the guide's likeliest action, and in a share of the steps draw from the prior; for finitely many actions.
+
+    Args:
+        share: ε, in (0, 1]; 0 would never try what importance has to correct.
+
+    Raises:
+        ControlError: the share is no probability, or 0.
+    """
+    _check_share("epsilon_greedy", share)
+    if share == 0:
+        raise ControlError("epsilon_greedy(0) never tries other actions, so that none can be corrected for; use ε > 0")
+
+    def behave(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+        logits = getattr(fitted, "logits", None)
+        if logits is None:
+            raise ControlError(
+                f"epsilon_greedy needs finitely many actions, and {type(fitted).__name__} has no likeliest one; "
+                "use prior_mixture(ε)"
+            )
+        which, own = jax.random.split(key)
+        best = jnp.argmax(logits, -1)
+        action = jnp.where(jax.random.bernoulli(which, share), prior.sample(own), best)
+        return action, _mixed(jnp.where(action == best, 0.0, -jnp.inf), prior.log_prob(action), share)
+
+    return behave
+
+
+def _mixed(first: Array, second: Array, share: float) -> Array:
+    return jnp.logaddexp(first + jnp.log1p(-jnp.asarray(share)), second + jnp.log(jnp.asarray(share)))
+
+
+def _check_share(name: str, share: Any) -> None:
+    if not (isinstance(share, int | float) and 0 <= share <= 1):
+        raise ControlError(f"{name}({share!r}): the share of steps that explore is a number in [0, 1]")
+
+
+def decide(pair: Pair, params: Params, key: PRNGKey, seen: Array, behaviour: Behaviour) -> Decision:
+    """Choose an action for each observation [num, ...], and score it.
+
+    Args:
+        pair: of a rollout and its guide.
+        params: unconstrained parameters of the guide.
+        key: consumed whole.
+        seen: observations, [num, ...].
+        behaviour: who plays.
+    """
+
+    def distribution(program: Any, observation: Array) -> Any:
+        with handlers.block(), handlers.trace() as drawn:
+            handlers.seed(program, rng_seed=0)(observation)
+        return drawn["action"]["fn"]
+
+    def one(key: PRNGKey, observation: Array) -> Decision:
+        prior = distribution(pair.policy, observation)
+        fitted = prior
+        if pair.guide is not None:
+            fitted = distribution(handlers.substitute(pair.guide, data=pair.constrain(params)), observation)
+        action, log_prob = behaviour(key, fitted, prior)
+        return Decision(action, log_prob, fitted.log_prob(action), prior.log_prob(action))
+
+    return jax.vmap(one)(jax.random.split(key, seen.shape[0]), seen)

@@ -1,0 +1,219 @@
+"""Guides of rollouts: tables, linear maps and networks that tilt the prior by what the agent observes."""
+
+import abc
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.control.rollout import Choice, Chooser, Played
+from bayesrl.core.draws import is_count
+from bayesrl.core.recording import record
+from bayesrl.core.structure import Structure
+from bayesrl.errors import GuideError
+from bayesrl.guides import GuideFamily, OwnProgram
+from bayesrl.guides.tilts import tilt_shape, tilted
+from bayesrl.typing import Params, PRNGKey, Program
+
+_NUM_PROBES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservationPolicy(GuideFamily):
+    """A guide of a `Rollout`: the prior's distribution tilted by θ(o, t), beside a critic V(o, t).
+
+    Whatever the prior draws from is tilted as `AutoTilt` does: logits + θ, location and scale of a Normal,
+    an affine map in unconstrained space of all other continuous actions. θ is zero at first, so that the fit
+    starts at the prior. V estimates the return to come, in reward units; `ActorCritic` learns it.
+
+    Args:
+        stationary: whether the policy is the same at all times; a finite horizon may need another one near
+            its end.
+        critic: whether states are valued too.
+    """
+
+    stationary: bool = True
+    critic: bool = True
+
+    @abc.abstractmethod
+    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...]) -> Any:
+        """Declare parameters of a function of (observation, time), by `numpyro.param`, and give the function.
+
+        Args:
+            key: consumed whole.
+            name: the prefix of the parameters' names.
+            rollout: the program that is tilted.
+            shape: of one value of the function.
+        """
+
+    def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
+        """Build the guide; see `GuideFamily.build`."""
+        if not isinstance(policy, Played):
+            raise GuideError(
+                f"{type(self).__name__} is for policies made by bayesrl.control.Rollout, and {policy!r} is none; "
+                "use bayesrl.guides.AutoTilt()"
+            )
+        site = structure["action"]
+        probe = _prior_of(policy)
+        shape = tilt_shape("action", probe, site.support)
+        scale = _return_scale(key, policy) if self.critic else 1.0
+        actor_key, critic_key = jax.random.split(key)
+
+        def chooser() -> Chooser:
+            theta = self.declare(actor_key, "action", policy, shape)
+            value = self.declare(critic_key, "critic", policy, (1,)) if self.critic else None
+
+            def choose(observation: Any, time: Array) -> Choice:
+                prior = policy.prior_choice(observation, time).action
+                action = tilted(prior, theta(observation, time), site.support)
+                return Choice(action, None if value is None else scale * value(observation, time)[0])
+
+            return choose
+
+        return OwnProgram(lambda *observation: policy.run(chooser(), *observation))
+
+    def disperse(self, key: PRNGKey, params: Params) -> Params:
+        """Disturb what ends in an action so that tilts differ by about one; see `GuideFamily.disperse`."""
+        result = {}
+        for index, (name, value) in enumerate(sorted(params.items())):
+            noise = jax.random.normal(jax.random.fold_in(key, index), value.shape, value.dtype)
+            last = name.startswith("action$") and ("out" in name or name == "action$table")
+            fan = value.shape[-1] if "weight" in name and value.ndim > 1 else 1
+            result[name] = value + noise / math.sqrt(fan) if last else value
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablePolicy(ObservationPolicy):
+    """One tilt for each observation, of which there are finitely many: softmax over a table Q(o, a)/β.
+
+    Example:
+        >>> from bayesrl.control.policies import TablePolicy
+        >>> TablePolicy(stationary=False).learning_rate_for({})
+        0.1
+    """
+
+    def learning_rate_for(self, params: Params) -> float:
+        """Suggest an Adam rate."""
+        return 0.1
+
+    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...]) -> Any:
+        """Declare `NAME$table` [*time, observations, *shape]; see `ObservationPolicy.declare`."""
+        count = rollout.environment.num_observations
+        if count is None:
+            raise GuideError(
+                "TablePolicy needs finitely many observations, and those of "
+                f"{type(rollout.environment).__name__} are vectors; use LinearPolicy() or NetworkPolicy()"
+            )
+        times = () if self.stationary else (rollout.horizon,)
+        table = numpyro.param(f"{name}$table", jnp.zeros((*times, count, *shape)))
+
+        def look_up(observation: Array, time: Array) -> Array:
+            return table[observation] if self.stationary else table[time, observation]
+
+        return look_up
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearPolicy(ObservationPolicy):
+    """A tilt that is linear in the features of the observation (and of time, where not stationary)."""
+
+    def learning_rate_for(self, params: Params) -> float:
+        """Suggest an Adam rate."""
+        return 0.03
+
+    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...]) -> Any:
+        """Declare `NAME$out.weight` and `NAME$out.bias`; see `ObservationPolicy.declare`."""
+        features = _features(rollout, stationary=self.stationary)
+        weight = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), features.size)))
+        bias = numpyro.param(f"{name}$out.bias", jnp.zeros(math.prod(shape)))
+        return lambda observation, time: (weight @ features(observation, time) + bias).reshape(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkPolicy(ObservationPolicy):
+    """A tilt by an Equinox network of the features of the observation; the critic has one of its own.
+
+    Args:
+        hidden: width of the hidden layers.
+        depth: number of hidden layers.
+    """
+
+    hidden: int = 64
+    depth: int = 2
+
+    def __post_init__(self) -> None:
+        if not (is_count(self.hidden, least=1) and is_count(self.depth, least=1)):
+            raise GuideError(
+                f"NetworkPolicy got hidden={self.hidden!r}, depth={self.depth!r}; both are integers of at least 1"
+            )
+
+    def learning_rate_for(self, params: Params) -> float:
+        """Suggest an Adam rate."""
+        return 0.003
+
+    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...]) -> Any:
+        """Declare the arrays of a network, the last layer zero; see `ObservationPolicy.declare`."""
+        features = _features(rollout, stationary=self.stationary)
+        sizes = (features.size, *(self.hidden,) * self.depth)
+        held = []
+        for index, (wide, narrow) in enumerate(zip(sizes[1:], sizes[:-1], strict=True)):
+            own = jax.random.orthogonal(jax.random.fold_in(key, index), max(wide, narrow))[:wide, :narrow]
+            weight = numpyro.param(f"{name}$layer{index}.weight", math.sqrt(2.0) * own)
+            held.append((weight, numpyro.param(f"{name}$layer{index}.bias", jnp.zeros(wide))))
+        last = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), self.hidden)))
+        bias = numpyro.param(f"{name}$out.bias", jnp.zeros(math.prod(shape)))
+
+        def network(observation: Any, time: Array) -> Array:
+            x = features(observation, time)
+            for weight, shift in held:
+                x = jnp.tanh(weight @ x + shift)
+            return (last @ x + bias).reshape(shape)
+
+        return network
+
+
+class _features:  # noqa: N801  (called like the function that it makes)
+    """What linear maps and networks read of an observation: a vector of `size` numbers."""
+
+    def __init__(self, rollout: Played, *, stationary: bool) -> None:
+        self.environment, self.horizon, self.stationary = rollout.environment, rollout.horizon, stationary
+        self.size = int(jax.eval_shape(self, _observation_of(rollout), jnp.asarray(0)).shape[0])
+
+    def __call__(self, observation: Any, time: Array) -> Array:
+        told = self.environment.features(observation)
+        return told if self.stationary else jnp.append(told, 2.0 * time / self.horizon - 1.0)
+
+
+def _observation_of(rollout: Played) -> Any:
+    """Give one observation, of which only shapes and types matter."""
+    with handlers.block(), handlers.seed(rng_seed=0):
+        return rollout.environment.observe(rollout.environment.reset())
+
+
+def _prior_of(rollout: Played) -> dist.Distribution:
+    with handlers.block(), handlers.seed(rng_seed=0):
+        observation = rollout.environment.observe(rollout.environment.reset())
+        return rollout.prior_choice(observation, jnp.asarray(0)).action
+
+
+def _return_scale(key: PRNGKey, rollout: Played) -> float:
+    """Root mean square of the prior's returns to come, reward units: what a critic's numbers are multiples of."""
+
+    def rewards(key: PRNGKey) -> Array:
+        return record(handlers.seed(rollout, rng_seed=key)).sites["reward"].fn.log_factor
+
+    earned = np.asarray(jax.jit(jax.vmap(rewards))(jax.random.split(key, _NUM_PROBES)), float)
+    to_come = np.cumsum(earned[:, ::-1], -1)
+    scale = float(np.sqrt(np.mean(to_come**2)))
+    return scale if np.isfinite(scale) and scale > 0 else 1.0
+
+
+__all__ = ["LinearPolicy", "NetworkPolicy", "ObservationPolicy", "TablePolicy"]

@@ -1,0 +1,163 @@
+"""A policy in an environment, for a number of steps: a NumPyro program."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.contrib.control_flow import scan
+from numpyro.primitives import Messenger
+
+from bayesrl.control.environments import Environment
+from bayesrl.core.draws import is_count
+from bayesrl.core.primitives import kind_of, reward
+from bayesrl.errors import ControlError
+
+VALUE, WEIGHT, CONTINUE = "value$", "weight$", "continue$"
+"""Deterministic sites, [time], by which a guide of a rollout speaks to `ActorCritic`."""
+
+
+class Choice(NamedTuple):
+    """What a policy does at one step: a distribution of actions, and what it thinks the state is worth."""
+
+    action: dist.Distribution
+    value: Array | None = None
+
+
+type Chooser = Callable[[Any, Array], Choice]
+"""From an observation and the time step to a `Choice`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Played(abc.ABC):
+    """A policy in an environment, as a program: what simulated and recorded rollouts share.
+
+    Attributes:
+        environment: what answers to the actions.
+        horizon: number of steps.
+        discount: γ, in (0, 1].
+        prior: the policy to start from, and the reference of the KL: from an observation and the time
+            step to a distribution of actions; by default the environment's own.
+    """
+
+    environment: Environment
+    horizon: int
+    discount: float = 1.0
+    prior: Callable[[Any, Array], dist.Distribution] | None = None
+
+    def __post_init__(self) -> None:
+        if not is_count(self.horizon, least=1):
+            raise ControlError(f"horizon={self.horizon!r}; use an integer of at least 1")
+        if not (isinstance(self.discount, int | float) and 0 < self.discount <= 1):
+            raise ControlError(f"discount={self.discount!r} is outside (0, 1]; use 1 for undiscounted rewards")
+
+    def __call__(self, *observation: Any) -> Any:
+        """Run as a program; with an observation, draw one action only."""
+        return self.run(self.prior_choice, *observation)
+
+    def prior_choice(self, observation: Any, time: Array) -> Choice:
+        """Give what the prior does."""
+        prior = self.environment.prior(observation) if self.prior is None else self.prior(observation, time)
+        return Choice(prior)
+
+    def run(self, choose: Chooser, *observation: Any) -> Any:
+        """Run with any policy in the place of the prior.
+
+        Args:
+            choose: the policy. Where it values states, the sites `value$`, `weight$` and `continue$` are left too.
+            *observation: where given, one action is drawn for it, and that is all.
+        """
+        if observation:
+            return numpyro.sample("action", choose(observation[0], jnp.asarray(0)).action)
+        return self.play(choose)
+
+    @abc.abstractmethod
+    def play(self, choose: Chooser) -> Any:
+        """Run all steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout(Played):
+    """One episode of a policy in an environment, as a program for `bayesrl.fit`.
+
+    At step t < horizon the agent observes o_t, draws `action` from π(·|o_t) and earns `reward`. With a
+    discount γ the reward and the log-ratio of step t carry γᵗ, which is the event "survive to the next
+    step" integrated out; after termination nothing counts: J = E Σ_t γᵗ·(r_t − β·log(q/π₀)_t).
+
+    Args:
+        environment: what answers to the actions.
+        horizon: greatest number of steps.
+        discount: γ, in (0, 1].
+        prior: the policy to start from, and the reference of the KL: from an observation and the time
+            step to a distribution of actions; by default the environment's own.
+        unbounded: whether the horizon only cuts off an episode that goes on. The last step then counts
+            nothing, and `ActorCritic` takes its value for that of all that follows.
+
+    Raises:
+        ControlError: the horizon or the discount is out of range.
+
+    Example:
+        >>> import jax, bayesrl
+        >>> from bayesrl.control.physics import CartPole
+        >>> from bayesrl.control.rollout import Rollout
+        >>> program = Rollout(CartPole(), horizon=20)
+        >>> bayesrl.importance(jax.random.key(0), program, beta=1.0, num_samples=100).sites["action"].shape
+        (100, 20)
+    """
+
+    unbounded: bool = False
+
+    def play(self, choose: Chooser) -> Any:
+        """Run one episode; see `Played.run`."""
+        weights = self.discount ** jnp.arange(self.horizon)
+        if self.unbounded:
+            weights = weights.at[-1].set(0.0)
+
+        def step(carry: tuple[Any, Array], time: Array) -> tuple[Any, tuple[Array, Array]]:
+            state, alive = carry
+            choice = choose(self.environment.observe(state), time)
+            with handlers.mask(mask=alive):
+                action = numpyro.sample("action", choice.action)
+                outcome = self.environment.step(state, action)
+            earned = jnp.where(alive, outcome.reward, 0.0)
+            reward("reward", earned)
+            remark(choice, weights[time] * alive, self.discount * (1.0 - outcome.terminated))
+            after = jax.tree.map(lambda new, old: jnp.where(alive, new, old), outcome.state, state)
+            return (after, alive & ~outcome.terminated), (earned, alive)
+
+        first = (self.environment.reset(), jnp.asarray(True))
+        with _Weighted(weights):
+            (state, _), (earned, alive) = scan(step, first, jnp.arange(self.horizon))
+        numpyro.deterministic("return", earned.sum())
+        numpyro.deterministic("length", alive.sum())
+        return state
+
+
+def remark(choice: Choice, weight: Array, go_on: Array) -> None:
+    """Leave what `ActorCritic` needs to know of a step, where states are valued."""
+    if choice.value is not None:
+        numpyro.deterministic(VALUE, choice.value)
+        numpyro.deterministic(WEIGHT, weight)
+        numpyro.deterministic(CONTINUE, go_on)
+
+
+class _Weighted(Messenger):
+    """Let actions and rewards of the scan inside count by weights of their time steps.
+
+    `numpyro.handlers.scale` inside a scan takes no scale that changes with time.
+    """
+
+    def __init__(self, weights: Array) -> None:
+        super().__init__(None)
+        self.weights = weights
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Scale what the scan has kept."""
+        if msg.get("_control_flow_done") and msg["type"] == "sample" and kind_of(msg) in ("action", "reward"):
+            msg["scale"] = self.weights if msg["scale"] is None else msg["scale"] * self.weights

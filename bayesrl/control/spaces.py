@@ -1,0 +1,100 @@
+"""Spaces of Gymnasium: which are supported, and what policies make of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from bayesrl.errors import ControlError
+
+SUPPORTED = "Discrete and Box spaces for observations, Discrete and Box spaces for actions"
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Actions of an environment.
+
+    Attributes:
+        num: their number, or None where they are vectors.
+        first: the least of finitely many actions.
+        low: lower bounds of vectors, [*shape], infinite where there are none.
+        high: upper bounds.
+    """
+
+    num: int | None
+    first: int = 0
+    low: Any = None
+    high: Any = None
+
+    def prior(self) -> dist.Distribution:
+        """Give the default prior: uniform, or Normal around the middle with half the range as its scale."""
+        if self.num is not None:
+            return dist.Categorical(logits=jnp.zeros(self.num))
+        low, high = jnp.asarray(self.low, float), jnp.asarray(self.high, float)
+        bounded = jnp.isfinite(low) & jnp.isfinite(high)
+        middle = jnp.where(bounded, (low + high) / 2, 0.0)
+        scale = jnp.where(bounded, (high - low) / 2, 1.0)
+        return dist.Normal(middle, scale).to_event(self.low.ndim) if self.low.ndim else dist.Normal(middle, scale)
+
+    def to_environment(self, action: np.ndarray) -> np.ndarray:
+        """Give what the environment takes: bounded actions are cut at their bounds."""
+        if self.num is not None:
+            return action + self.first
+        return np.clip(action, self.low, self.high).astype(self.low.dtype)
+
+
+def squashed_normal(low: Any, high: Any, *, scale: float = 1.0) -> dist.Distribution:
+    """Give a prior on bounded actions: a Normal of this scale, squashed to [low, high] by a logistic function.
+
+    Args:
+        low: lower bounds, [*shape].
+        high: upper bounds, [*shape].
+        scale: of the Normal before it is squashed; about 1.7 is nearest to uniform.
+
+    Raises:
+        ControlError: a bound is infinite, or they are the wrong way round.
+    """
+    lower, upper = np.asarray(low, float), np.asarray(high, float)
+    if not (np.isfinite(lower).all() and np.isfinite(upper).all() and (lower < upper).all()):
+        raise ControlError(f"squashed_normal got low={low!r}, high={high!r}; use finite bounds with low < high")
+    transforms = [
+        dist.transforms.SigmoidTransform(),
+        dist.transforms.AffineTransform(lower, upper - lower, domain=dist.constraints.unit_interval),
+    ]
+    base = dist.Normal(jnp.zeros(lower.shape), scale)
+    squashed = dist.TransformedDistribution(base, transforms)
+    return squashed.to_event(lower.ndim) if lower.ndim else squashed
+
+
+def describe_observations(space: Any) -> tuple[tuple[int, ...], Any, int | None, Any]:
+    """Give shape, dtype, number (where finite) and scale of observations.
+
+    Raises:
+        ControlError: the space is not supported.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return (), np.int32, int(space.n), 1.0
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.number):
+        high = np.maximum(np.abs(space.low), np.abs(space.high)).astype(float)
+        scale = np.where(np.isfinite(high) & (high > 0) & (high < 1e6), high, 1.0)
+        return space.shape, np.float32, None, scale.astype(np.float32)
+    raise ControlError(f"observation space {space} is not supported; {SUPPORTED} are; use a Gymnasium wrapper")
+
+
+def describe_actions(space: Any) -> Actions:
+    """Describe a space of actions.
+
+    Raises:
+        ControlError: the space is not supported.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        return Actions(int(space.n), int(space.start))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return Actions(None, 0, space.low, space.high)
+    raise ControlError(f"action space {space} is not supported; {SUPPORTED} are; use a Gymnasium wrapper")
