@@ -13,6 +13,7 @@ from numpyro import handlers
 from bayesrl.certainty.chains import with_chains
 from bayesrl.certainty.exact import enumerated
 from bayesrl.certainty.hindsight import with_nature
+from bayesrl.certainty.known import Exact, with_known
 from bayesrl.certainty.pooling import Pool, draw_mixture_pool, draw_pool
 from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of, stacked
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
@@ -37,6 +38,7 @@ def evidence(
     posterior: Posterior,
     *new_args: Any,
     method: Choice = "auto",
+    exact: Exact | None = None,
     reward_bound: float | None = None,
     num_samples: int = 2**17,
     max_count: int = MAX_COUNT,
@@ -55,6 +57,7 @@ def evidence(
         posterior: with its programs.
         *new_args: other arguments for the program, such as held-out data.
         method: `auto` takes the tightest; the others insist.
+        exact: gives the known optimum J* per context, reward units, at a temperature; see `Exact`.
         reward_bound: greatest total reward of a context, reward units, where it cannot be proven.
         num_samples: greatest number of draws.
         max_count: largest number of assignments to enumerate.
@@ -94,6 +97,9 @@ def evidence(
     parts = []
     for i, beta in enumerate(betas):
         one = over_all if beta is None else over_all.select(beta=beta)
+        if exact is not None:
+            parts.append(with_known(jax.random.fold_in(key, i), one, beta, exact, num_samples))
+            continue
         if posterior.mixture is not None:
             parts.append(search.mixed(jax.random.fold_in(key, i), one, beta))
             continue
@@ -129,6 +135,8 @@ class _Search:
     def one(self, key: PRNGKey, programs: Programs, params: Params, beta: float | None) -> Evidence:
         """Bracket one fit."""
         structure = programs.structure
+        structure.check_complete("nothing bounds its optimum", EngineError)
+        structure.check_whole_density()
         nature = structure.named("environment")
         if nature and self.method in ("rejection", "importance", "nuts"):
             raise EngineError(

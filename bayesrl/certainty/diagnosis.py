@@ -17,8 +17,10 @@ from bayesrl.certainty.checks import (
     skipped_check,
     weights_check,
 )
+from bayesrl.certainty.known import Exact
 from bayesrl.certainty.scoreboard import MAX_COUNT
 from bayesrl.certainty.verdicts import Check, Diagnosis, Evidence, Verdict
+from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.typing import PRNGKey
@@ -30,6 +32,7 @@ def diagnose(
     *,
     held_out: tuple[Any, ...] | None = None,
     method: Choice = "auto",
+    exact: Exact | None = None,
     reward_bound: float | None = None,
     num_samples: int = 2**17,
     max_count: int = MAX_COUNT,
@@ -44,6 +47,7 @@ def diagnose(
         posterior: with its programs.
         held_out: other arguments of the program, on which J is compared.
         method: as in `evidence`.
+        exact: as in `evidence`.
         reward_bound: as in `evidence`.
         num_samples: as in `evidence`.
         max_count: as in `evidence`.
@@ -73,7 +77,7 @@ def diagnose(
     options: dict[str, Any] = {"method": method, "reward_bound": reward_bound, "num_samples": num_samples}
     options["max_count"] = max_count
     own_key, other_key = jax.random.split(key)
-    found, reason = _evidence(own_key, posterior, (), options)
+    found, reason = _evidence(own_key, posterior, (), options | {"exact": exact})
     checks = [] if found is None else [gap_check(found), coverage_check(found)]
     reached = bool(checks) and checks[0].outcome == "pass"
     checks += _of_run(posterior, found, reached=reached)
@@ -91,9 +95,15 @@ def _evidence(
     try:
         return evidence(key, posterior, *args, **options), ""
     except EngineError as error:
-        if args or not posterior.programs or not posterior.programs.structure.actions:
+        structure = None if posterior.programs is None else posterior.programs.structure
+        if args or structure is None or not structure.actions or _is_out_of_reach(structure):
             return None, str(error)
         raise
+
+
+def _is_out_of_reach(structure: Structure) -> bool:
+    """Whether only a known optimum could tell: the environment is no program, or draws count by a discount."""
+    return any(site.recorded or site.discounted for site in structure.sites)
 
 
 def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> list[Check]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayesrl.certainty.known import Exact, evaluated
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.handlers import whole
 from bayesrl.core.pairing import Pair, declared_params
@@ -83,7 +84,7 @@ def score(
     key: PRNGKey,
     posterior: Posterior,
     *new_args: Any,
-    exact: Callable[[float], float] | None = None,
+    exact: Exact | None = None,
     max_count: int = MAX_COUNT,
 ) -> Scoreboard:
     """Score a fit on all of its data, or on other arguments such as held-out data.
@@ -124,9 +125,11 @@ def score(
     optima = _optima(target, betas, exact)
     if all(math.isfinite(optimum) for optimum in optima):
         note = ""
-    estimates = _exact_estimates(over_all, best if not new_args else None, betas, max_count)
+    estimates = _known(exact, over_all, betas)
     if estimates is None:
-        drawn = over_all.estimate(draw_key, _num_draws(programs.structure, len(betas)))
+        estimates = _exact_estimates(over_all, best if not new_args else None, betas, max_count)
+    if estimates is None:
+        drawn = over_all.estimate(draw_key, _num_draws(programs, len(betas)))
         estimates = _by_beta(_given_data(drawn, target, posterior.beta), len(betas))
     start = _start(prior_key, programs, betas[0], max_count)
     restarts = np.asarray(posterior.objective_by_restart()).argmax(-1).reshape(-1)
@@ -187,9 +190,7 @@ def _target(programs: Programs, beta: Any, max_count: int) -> tuple[WeightedDraw
         return None, str(error)
 
 
-def _optima(
-    target: WeightedDraws | None, betas: Sequence[float | None], exact: Callable[[float], float] | None
-) -> list[float]:
+def _optima(target: WeightedDraws | None, betas: Sequence[float | None], exact: Exact | None) -> list[float]:
     if exact is not None:
         return [float(exact(1.0 if beta is None else beta)) for beta in betas]
     if target is None or target.optimum is None:
@@ -206,6 +207,19 @@ def _log_evidence(
     if structure.named("environment") or not math.isfinite(optimum):
         return None
     return optimum / (1.0 if beta is None else beta)
+
+
+def _known(exact: Exact | None, over_all: Posterior, betas: Sequence[float | None]) -> list[Estimates] | None:
+    """Give J, E[R] and KL of each β as far as they are known exactly, beside metrics from draws."""
+    found = [evaluated(exact, over_all if beta is None else over_all.select(beta=beta)) for beta in betas]
+    if any(numbers is None for numbers in found):
+        return None
+    drawn = _by_beta(over_all.estimate(jax.random.key(0), _num_draws(_programs(over_all), len(betas))), len(betas))
+    return [
+        Estimates(_number(numbers[0]), _number(numbers[1]), _number(numbers[2]), own.metrics)
+        for numbers, own in zip(found, drawn, strict=True)
+        if numbers is not None
+    ]
 
 
 def _exact_estimates(
@@ -226,7 +240,7 @@ def _exact_estimates(
     if not names:
         return found
     if fitted is None or any(name not in fitted.draws for name in names):
-        drawn = over_all.estimate(jax.random.key(0), _num_draws(structure, len(betas))).metrics
+        drawn = over_all.estimate(jax.random.key(0), _num_draws(_programs(over_all), len(betas))).metrics
     else:
         lead = len(fitted.batch_shape)
         drawn = {name: _mean_of_draws(np.asarray(fitted.draws[name], float), lead) for name in names}
@@ -282,7 +296,7 @@ def _start(key: PRNGKey, programs: Programs, beta: float | None, max_count: int)
     try:
         return _number(evaluate_exactly(prior, {}, beta, max_count).objective.mean())
     except EngineError:
-        _, totals = draw_prior(key, programs, _num_draws(programs.structure, 1))
+        _, totals = draw_prior(key, programs, _num_draws(programs, 1))
         scale = 1.0 if beta is None else beta
         per_draw = np.asarray(totals.reward + scale * totals.log_likelihood, float)
         per_draw = per_draw.reshape(len(per_draw), -1).mean(1)
@@ -298,7 +312,10 @@ def _scalar(beta: Any) -> float | None:
     return None if beta is None else float(beta)
 
 
-def _num_draws(structure: Structure, lanes: int) -> int:
+def _num_draws(programs: Programs, lanes: int) -> int:
+    if programs.episodes is not None:
+        return 100
+    structure = programs.structure
     size = sum(math.prod(site.shape) for site in structure.sites if site.latent) + 4 * structure.num_contexts
     return int(np.clip(_DRAWN_NUMBERS // (size * lanes), 64, 20_000))
 

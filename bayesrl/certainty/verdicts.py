@@ -10,7 +10,7 @@ from bayesrl.core.estimates import Interval
 from bayesrl.core.showing import MARKS, Block, Line, Listing, Shown
 from bayesrl.core.wording import at, beta_text, number, percent, with_ends, with_error
 
-type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight"]
+type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight", "known"]
 type Outcome = Literal["pass", "warn", "fail", "unknown"]
 type Verdict = Literal["pass", "fail", "unknown"]
 
@@ -104,9 +104,10 @@ class Evidence(Shown):
             "importance": "by weighting draws",
             "nuts": "by weighting draws, checked by a Markov chain (NUTS)",
             "hindsight": "by hindsight: an upper bound with nature's draws fixed",
+            "known": "by what is known of the problem",
         }
         drawn = f"; J of the fit was estimated from {self.num_draws:,} draws" if self.num_draws else ", exactly"
-        if self.num_draws and self.method != "enumeration":
+        if self.num_draws and self.method not in ("enumeration", "known"):
             drawn = f" ({self.num_draws:,} draws)"
         reason = f" But {self.reason.rstrip('.')}." if self.reason else ""
         return f"The optimum was reached {words[self.method]}{drawn}.{reason}"

@@ -92,6 +92,7 @@ def gather_run(
         name if name is not None else Path(model).stem or directory.resolve().name,
         posterior,
         held_out=problem.held_out if problem is not None else None,
+        exact=problem.exact if problem is not None else None,
         gold=gold,
         target=target,
         made=tuple(rows),
@@ -129,7 +130,7 @@ def _posterior_of(directory: Path, problem: Problem | None) -> tuple[Posterior, 
     """Load a run with its policy, else without it, else only its history; and say what was lost."""
     lost = ""
     if problem is not None:
-        given: dict[str, Any] = {k: problem.fit_options.get(k) for k in ("guide", "objective", "optimizer")}
+        given: dict[str, Any] = {k: problem.fit_options.get(k) for k in ("guide", "objective", "optimizer", "source")}
         try:
             return load(directory, problem.policy, *problem.args, **given), ""
         except BayesRLError as error:

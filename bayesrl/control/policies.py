@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,19 @@ from bayesrl.guides.tilts import tilt_shape, tilted
 from bayesrl.typing import Params, PRNGKey, Program
 
 _NUM_PROBES = 64
+
+
+class PolicyGuide(OwnProgram):
+    """A guide of a rollout that can also be asked for its action in one state.
+
+    Args:
+        rollout: the program that is tilted.
+        chooser: declares the parameters, and gives the policy.
+    """
+
+    def __init__(self, rollout: Played, chooser: Callable[[], Chooser]) -> None:
+        super().__init__(lambda *observation: rollout.run(chooser(), *observation))
+        self.rollout = rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +91,7 @@ class ObservationPolicy(GuideFamily):
 
             return choose
 
-        return OwnProgram(lambda *observation: policy.run(chooser(), *observation))
+        return PolicyGuide(policy, chooser)
 
     def disperse(self, key: PRNGKey, params: Params) -> Params:
         """Disturb what ends in an action so that tilts differ by about one; see `GuideFamily.disperse`."""

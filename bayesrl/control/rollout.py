@@ -71,10 +71,12 @@ class Played(abc.ABC):
 
         Args:
             choose: the policy. Where it values states, the sites `value$`, `weight$` and `continue$` are left too.
-            *observation: where given, one action is drawn for it, and that is all.
+            *observation: an observation and perhaps a time step (0 by default): where given, one action is drawn for
+                it, and that is all.
         """
         if observation:
-            return numpyro.sample("action", choose(observation[0], jnp.asarray(0)).action)
+            seen, time = (*observation, jnp.asarray(0))[:2]
+            return numpyro.sample("action", choose(seen, time).action)
         return self.play(choose)
 
     @abc.abstractmethod

@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 
 from bayesrl.core.primitives import Kind
 from bayesrl.core.recording import Frame, Record, Recording, abstractly, record
-from bayesrl.errors import PolicyError
+from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
 
 
@@ -33,6 +33,7 @@ class Site:
         support: the values of a finite univariate support, or None.
         event_dim: how many of the last axes of a latent value belong to one draw.
         recorded: True where the site stands for what happened outside of the program.
+        discounted: True where its log-probability counts by a scale that is not that of a mini-batch.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Site:
     support: tuple[float, ...] | None
     event_dim: int = 0
     recorded: bool = False
+    discounted: bool = False
 
     @property
     def latent(self) -> bool:
@@ -72,20 +74,34 @@ class Structure:
         """Names of the action sites."""
         return self.named("action")
 
-    def check_complete(self, purpose: str) -> None:
+    def check_complete(self, purpose: str, error: type[BayesRLError] = PolicyError) -> None:
         """Refuse a program whose environment is outside of it.
 
         Args:
             purpose: what cannot be done then.
+            error: which kind of error it is then.
 
         Raises:
-            PolicyError: naming a site that is only recorded.
+            BayesRLError: of that kind, naming a site that is only recorded.
         """
         outside = [site.name for site in self.sites if site.recorded]
         if outside:
-            raise PolicyError(
+            raise error(
                 f"site {outside[0]!r} is recorded from an environment that is no program, so {purpose}; "
                 "play in it (source=...), or write the environment as a program"
+            )
+
+    def check_whole_density(self) -> None:
+        """Refuse a program of which actions count by a discount: exp(log π₀ + R/β) is then no density of draws.
+
+        Raises:
+            EngineError: naming the site.
+        """
+        scaled = [site.name for site in self.sites if site.discounted and site.kind in ("action", "environment")]
+        if scaled:
+            raise EngineError(
+                f"site {scaled[0]!r} is discounted (or stands under handlers.scale), and J is then an objective of "
+                "control that is no β·log Z of draws; pass exact=, the known optimum, or use discount 1"
             )
 
     @property
@@ -194,6 +210,7 @@ def _site(site: Record) -> Site:
         support,
         event_dim,
         recorded,
+        site.scale is not None and all(frame.size == frame.full_size for frame in site.frames),
     )
 
 

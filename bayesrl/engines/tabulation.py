@@ -46,6 +46,7 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepar
     structure = structure_of(recording)
     check_policy(structure, has_beta=beta is not None)
     structure.check_complete("it has no evidence that could be found")
+    structure.check_whole_density()
     if structure.subsampled:
         raise EngineError(
             f"plate {structure.subsampled[0]!r} is subsampled, and log Z of a subsample is that of another problem; "

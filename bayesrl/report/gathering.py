@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from bayesrl.certainty.diagnosis import diagnose
+from bayesrl.certainty.known import Exact
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.sweeps import frontier as lay_frontier
 from bayesrl.certainty.verdicts import Diagnosis, Frontier
@@ -31,6 +32,7 @@ def gather(
     posterior: Posterior,
     *,
     held_out: tuple[Any, ...] | None = None,
+    exact: Exact | None = None,
     gold: str | None = None,
     diagnosis: Diagnosis | None = None,
     frontier: Frontier | None = None,
@@ -47,6 +49,7 @@ def gather(
         name: of the fit.
         posterior: fitted or loaded; without its policy only what was saved is shown.
         held_out: other arguments of the program, or None.
+        exact: gives the known optimum, or None; as in `evidence`.
         gold: name of a deterministic site, or None.
         diagnosis: made before; by default it is made here.
         frontier: of a fit at several β, made before; by default it is made here.
@@ -61,7 +64,7 @@ def gather(
     told: dict[str, Any] = {}
     if diagnosis is None and posterior.programs is not None:
         try:
-            diagnosis = diagnose(verdict_key, posterior, held_out=held_out)
+            diagnosis = diagnose(verdict_key, posterior, held_out=held_out, exact=exact)
         except BayesRLError as error:
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
     if frontier is None and len(betas_of(posterior)) > 1:

@@ -1,0 +1,136 @@
+"""The bracket of one fit where the optimum is known, or nothing but its own draws is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from bayesrl.certainty.verdicts import Evidence, Side
+from bayesrl.core.draws import Totals
+from bayesrl.core.estimates import Interval
+from bayesrl.errors import EngineError
+from bayesrl.posterior import Posterior
+from bayesrl.programs import Programs, draw_prior
+from bayesrl.typing import PRNGKey
+
+_MOST_AT_ONCE = 2**12
+_NUM_PLAYED = 100
+"""So many episodes are played where the environment is no program; others draw as many as were asked for."""
+
+
+type Exact = Callable[[float], float]
+"""Gives the known optimum J* per context, reward units, at a temperature.
+
+It may have two methods more: `evaluate(posterior)` gives (J, E[R], KL(q‖π₀)) of one fit exactly, or None where that
+is not possible; `start(beta)` gives J(π₀).
+"""
+
+
+def evaluated(exact: Exact | None, one: Posterior) -> tuple[float, float, float] | None:
+    """Evaluate one fit exactly where that is known how: J, E[R], KL(q‖π₀)."""
+    evaluate = getattr(exact, "evaluate", None)
+    return None if evaluate is None else evaluate(one)
+
+
+def with_known(key: PRNGKey, one: Posterior, beta: float | None, exact: Exact, num_samples: int) -> Evidence:
+    """Bracket one fit whose optimum is known: J, E[R] and KL(q‖π₀) by its own draws, J(π₀) by those of the prior.
+
+    It asks for no density ratio, so that discounted rollouts and environments that are no program will do.
+
+    Args:
+        key: consumed whole.
+        one: fit at one temperature.
+        beta: reward units per nat.
+        exact: gives J* per context, reward units.
+        num_samples: number of draws of each.
+
+    Raises:
+        EngineError: the optimum is no finite number.
+    """
+    programs = one.programs
+    assert programs is not None
+    scale = 1.0 if beta is None else beta
+    optimum = float(exact(scale))
+    if not np.isfinite(optimum):
+        raise EngineError(f"exact gave {optimum!r} for beta={beta}; give J* per context, a finite number")
+    num = _number(programs, num_samples)
+    own_key, prior_key = jax.random.split(key)
+    found = evaluated(exact, one)
+    if found is None:
+        totals = _drawn(one.totals, own_key, num)
+        objective, reward = _mean(scale * totals.log_weight(scale)), _mean(totals.reward)
+        kl = _mean(totals.log_q - totals.log_prior)
+    else:
+        objective, reward, kl = (Interval.exactly(value) for value in found)
+    if hasattr(exact, "start"):
+        start = Interval.exactly(exact.start(scale))
+    else:
+        prior = _drawn(lambda k, n: draw_prior(k, programs, n)[1], prior_key, num)
+        start = _mean(scale * prior.log_weight(scale))
+    known = Interval.exactly(optimum)
+    side = Side(*(np.asarray(x) for x in (optimum / scale, 0.0, optimum / scale)))
+    gap = _apart(known, objective)
+    nature = bool(programs.structure.named("environment"))
+    apart = None if nature else gap.times(1 / scale)
+    return Evidence(
+        beta=None if beta is None else np.asarray(beta),
+        method="known",
+        lower=side,
+        upper=side,
+        reason="",
+        log_evidence=None if nature else Interval.exactly(optimum / scale),
+        by_context=None,
+        log_marginal=None,
+        optimum=known,
+        start=start,
+        objective=objective,
+        reward=reward,
+        kl=kl,
+        gap=gap,
+        kl_reverse=apart,
+        kl_forward=None,
+        ess=np.asarray(np.nan),
+        khat=np.asarray(np.nan),
+        missed=np.asarray(np.nan),
+        num_draws=0 if found is not None else num,
+    )
+
+
+def _number(programs: Programs, num_samples: int) -> int:
+    return num_samples if programs.episodes is None else _NUM_PLAYED
+
+
+def _drawn(draw: Callable[[PRNGKey, int], Totals], key: PRNGKey, num: int) -> Any:
+    """Draw in parts, so that long rollouts fit into memory; totals are [draws, contexts], in double precision."""
+    parts = [
+        _flat(draw(jax.random.fold_in(key, i), min(_MOST_AT_ONCE, num - done)))
+        for i, done in enumerate(range(0, num, _MOST_AT_ONCE))
+    ]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _apart(known: Interval, objective: Interval) -> Interval:
+    """J* − J(q), which is not negative."""
+    mean = known.mean - objective.mean
+    ends = (known.mean - end for end in (objective.upper, objective.lower, objective.ceiling, objective.floor))
+    return Interval(np.maximum(mean, 0.0), objective.se, *(np.maximum(end, 0.0) for end in ends))
+
+
+def _flat(totals: Totals) -> Any:
+    """Lay totals out as [draws, contexts] in double precision, the axes of one fit dropped."""
+
+    def lay(values: Array) -> np.ndarray:
+        array = np.asarray(values, float)
+        return array.reshape(array.shape[1] if array.ndim > 1 and array.shape[0] == 1 else array.shape[0], -1)
+
+    return jax.tree.map(lay, totals)
+
+
+def _mean(values: np.ndarray) -> Interval:
+    """Give the mean over draws and contexts with its normal interval, and a wide one of five standard errors."""
+    by_draw = values.mean(1)
+    mean, se = by_draw.mean(), by_draw.std(ddof=1) / np.sqrt(len(by_draw))
+    ends = (mean - 1.96 * se, mean + 1.96 * se, mean - 5 * se, mean + 5 * se)
+    return Interval(*(np.asarray(x) for x in (mean, se, *ends)))
