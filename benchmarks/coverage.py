@@ -19,8 +19,8 @@ from benchmarks.random_fits import Fitted, Fitter
 from benchmarks.random_programs import make_shape
 from benchmarks.results import table, target
 
-SHAPES, PER_SHAPE = 12, 40
-WITH_NATURE = 3
+SHAPES, PER_SHAPE = 16, 125
+WITH_NATURE = 4
 NAMES = {
     "objective": "J",
     "reward": "E[R]",

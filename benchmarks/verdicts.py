@@ -24,7 +24,7 @@ from benchmarks.random_fits import STEPS, Fitted, Fitter
 from benchmarks.random_programs import Shape, make_shape
 from benchmarks.results import table, target
 
-SHAPES, PER_SHAPE = 3, 40
+SHAPES, PER_SHAPE = 10, 100
 RECIPES = ("stopped early", "mode dropped", "wrong family", "stuck restart")
 TRIES = 12
 
