@@ -19,8 +19,8 @@ from bayesrl.core.structure import Structure
 from bayesrl.core.wording import count
 from bayesrl.errors import PolicyError
 from bayesrl.guides import OwnProgram
-from bayesrl.programs import Programs, draw_lanes, draw_outside, summarise
-from bayesrl.typing import Params, PRNGKey, PRNGKeys, Program, Sites
+from bayesrl.programs import Programs, draw_fits, summarise
+from bayesrl.typing import Params, PRNGKey, Program, Sites
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,24 +164,10 @@ class Posterior(Shown):
         shape = self._fit_shape
         lanes = int(np.prod(shape))
         keys = jax.random.split(key, lanes + 1)
-        programs = self._needs_programs()
-        if programs.episodes is not None:
-            draws, totals = draw_outside(keys[:-1], programs.episodes, pair, params, num_samples)
-        else:
-            pair.structure.check_complete("nothing can be drawn from it")
-            draws, totals = self._simulate(keys[:-1], pair, params, num_samples)
+        episodes = self._needs_programs().episodes
+        draws, totals = draw_fits(keys[:-1], episodes, pair, params, num_samples)
         draws, totals = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), (draws, totals))
         return (draws, totals) if self.mixture is None else self._mix(keys[-1], pair, draws, totals)
-
-    def _simulate(self, keys: PRNGKeys, pair: Pair, params: Params, num_samples: int) -> tuple[Draws, Totals]:
-        return draw_lanes(
-            (pair.policy, pair.guide, pair.structure, pair.learned),
-            pair.transforms,
-            pair.args,
-            keys,
-            params,
-            num_samples,
-        )
 
     def _mix(self, key: PRNGKey, pair: Pair, draws: Draws, totals: Totals) -> tuple[Draws, Totals]:
         """Take each draw from one restart, chosen by weight, and score it under the whole mixture."""

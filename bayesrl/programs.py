@@ -87,6 +87,16 @@ def draw_outside(keys: PRNGKeys, episodes: Any, pair: Pair, params: Params, num_
     return draws, totals
 
 
+def draw_fits(keys: PRNGKeys, episodes: Any, pair: Pair, params: Params, num_samples: int) -> tuple[Draws, Totals]:
+    """Draw from every lane, [lanes, num_samples, ...], by the program or in the environment outside of it."""
+    if episodes is not None:
+        return draw_outside(keys, episodes, pair, params, num_samples)
+    pair.structure.check_complete("nothing can be drawn from it")
+    static = (pair.policy, pair.guide, pair.structure, pair.learned)
+    draws, totals = draw_lanes(static, pair.transforms, pair.args, keys, params, num_samples)
+    return draws, totals
+
+
 def draw_prior(key: PRNGKey, programs: Programs, num_samples: int) -> tuple[Draws, Totals]:
     """Draw from the policy before the fit, [num_samples, ...]."""
     pair = programs.pair()

@@ -4,6 +4,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -179,8 +180,8 @@ class NetworkPolicy(ObservationPolicy):
         sizes = (features.size, *(self.hidden,) * self.depth)
         held = []
         for index, (wide, narrow) in enumerate(zip(sizes[1:], sizes[:-1], strict=True)):
-            own = jax.random.orthogonal(jax.random.fold_in(key, index), max(wide, narrow))[:wide, :narrow]
-            weight = numpyro.param(f"{name}$layer{index}.weight", math.sqrt(2.0) * own)
+            start = partial(_orthogonal, jax.random.fold_in(key, index), wide, narrow)
+            weight = numpyro.param(f"{name}$layer{index}.weight", start)
             held.append((weight, numpyro.param(f"{name}$layer{index}.bias", jnp.zeros(wide))))
         last = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), self.hidden)))
         bias = numpyro.param(f"{name}$out.bias", jnp.zeros(math.prod(shape)))
@@ -192,6 +193,11 @@ class NetworkPolicy(ObservationPolicy):
             return (last @ x + bias).reshape(shape)
 
         return network
+
+
+def _orthogonal(key: PRNGKey, wide: int, narrow: int, _: Any = None) -> Array:
+    """Give a starting layer: orthogonal rows or columns, with the gain √2."""
+    return math.sqrt(2.0) * jax.random.orthogonal(key, max(wide, narrow))[:wide, :narrow]
 
 
 class _features:  # noqa: N801  (called like the function that it makes)
