@@ -1,13 +1,18 @@
 """Control: KL-regularised RL in environments, exact, simulated and real."""
 
 from bayesrl.control.behaviours import epsilon_greedy, prior_mixture
+from bayesrl.control.classics import classic, deep_sea, grid_world, n_chain, river_swim
 from bayesrl.control.critic import ActorCritic
 from bayesrl.control.environments import Environment, Outcome
 from bayesrl.control.gymnasium_source import GymnasiumSource
 from bayesrl.control.physics import CartPole, Pendulum
+from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy
 from bayesrl.control.rollout import Rollout
 from bayesrl.control.spaces import squashed_normal
+from bayesrl.control.tabular import TabularMDP
+from bayesrl.control.tabular_policy import TabularEnvironment, TabularOptimum, action_probs, tabular_rollout
+from bayesrl.control.toy_text import from_gymnasium
 
 __all__ = [
     "ActorCritic",
@@ -18,9 +23,23 @@ __all__ = [
     "NetworkPolicy",
     "Outcome",
     "Pendulum",
+    "Planned",
     "Rollout",
     "TablePolicy",
+    "TabularEnvironment",
+    "TabularMDP",
+    "TabularOptimum",
+    "action_probs",
+    "classic",
+    "deep_sea",
     "epsilon_greedy",
+    "evaluate_policy",
+    "from_gymnasium",
+    "grid_world",
+    "n_chain",
     "prior_mixture",
+    "river_swim",
+    "soft_value_iteration",
     "squashed_normal",
+    "tabular_rollout",
 ]

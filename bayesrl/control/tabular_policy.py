@@ -1,0 +1,140 @@
+"""Tabular problems as programs, and their exact optimum beside what is fitted."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.control.environments import Environment, Outcome
+from bayesrl.control.planning import evaluate_policy, soft_value_iteration
+from bayesrl.control.policies import PolicyGuide
+from bayesrl.control.rollout import Rollout
+from bayesrl.control.tabular import TabularMDP
+from bayesrl.core.primitives import environment
+from bayesrl.errors import ControlError
+from bayesrl.posterior import Posterior
+
+
+class TabularEnvironment(Environment):
+    """A `TabularMDP` as a program: sites `start`, where that is random, and `state`.
+
+    Args:
+        mdp: the problem; its own horizon and discount are left to the rollout.
+    """
+
+    def __init__(self, mdp: TabularMDP) -> None:
+        self.mdp = mdp
+        self.num_observations = mdp.num_states
+        probs = mdp.dense()
+        rewards = np.zeros_like(probs)
+        states, actions, _ = np.indices(mdp.probabilities.shape)
+        np.add.at(rewards, (states, actions, mdp.successors), mdp.probabilities * mdp.rewards)
+        with np.errstate(invalid="ignore"):
+            expected = np.where(probs > 0, rewards / probs, 0.0)
+        self._log_probs = jnp.asarray(np.log(np.maximum(probs, 1e-38)), jnp.float32)
+        self._rewards = jnp.asarray(expected, jnp.float32)
+        self._terminal = jnp.asarray(mdp.terminal)
+        self._prior = jnp.asarray(np.log(np.maximum(mdp.prior, 1e-38)), jnp.float32)
+
+    def reset(self) -> Array:
+        """Draw the start state, an integer."""
+        certain = int(self.mdp.start.argmax())
+        if self.mdp.start[certain] == 1:
+            return jnp.asarray(certain)
+        start = jnp.asarray(np.log(np.maximum(self.mdp.start, 1e-38)), jnp.float32)
+        return environment("start", dist.Categorical(logits=start), observable=True)
+
+    def step(self, state: Array, action: Array) -> Outcome:
+        """Draw the next state; the reward is the expected one of the outcomes that lead there."""
+        new = environment("state", dist.Categorical(logits=self._log_probs[state, action]), observable=True)
+        return Outcome(new, self._rewards[state, action, new], self._terminal[new])
+
+    def prior(self, observation: Array) -> dist.Distribution:
+        """Give the problem's own prior policy."""
+        return dist.Categorical(logits=self._prior[observation])
+
+
+def tabular_rollout(mdp: TabularMDP, *, horizon: int | None = None, discount: float | None = None) -> Rollout:
+    """Give a tabular problem as a program for `bayesrl.fit`.
+
+    Args:
+        mdp: the problem.
+        horizon: number of steps; by default the problem's own. Where the problem has none, the horizon only cuts
+            episodes off, and `ActorCritic` values what would follow.
+        discount: γ; by default the problem's own.
+
+    Raises:
+        ControlError: neither gives a horizon.
+    """
+    steps = mdp.horizon if horizon is None else horizon
+    if steps is None:
+        raise ControlError(f"{mdp.name or 'the problem'} has no horizon; pass horizon=, which cuts episodes off")
+    chosen = mdp.discount if discount is None else discount
+    return Rollout(TabularEnvironment(mdp), steps, chosen, unbounded=mdp.horizon is None)
+
+
+@dataclass
+class TabularOptimum:
+    """The exact optimum of a tabular problem, for the option `exact` of `evidence`, `diagnose` and `Problem`.
+
+    Args:
+        mdp: the problem.
+
+    Example:
+        >>> from bayesrl.control.classics import river_swim
+        >>> from bayesrl.control.tabular_policy import TabularOptimum
+        >>> round(TabularOptimum(river_swim())(0.1), 4)
+        2.1056
+    """
+
+    mdp: TabularMDP
+    _known: dict[float, float] = field(default_factory=dict)
+
+    def __call__(self, beta: float) -> float:
+        """Give J* at a temperature, reward units."""
+        if beta not in self._known:
+            self._known[beta] = float(soft_value_iteration(self.mdp, beta).objective)
+        return self._known[beta]
+
+    def start(self, beta: float) -> float:
+        """Give J(π₀), reward units."""
+        return float(evaluate_policy(self.mdp, self.mdp.prior, beta).objective)
+
+    def evaluate(self, posterior: Posterior) -> tuple[float, float, float] | None:
+        """Give (J, E[R], KL(q‖π₀)) of one fitted policy exactly, or None where its guide reads more than the state."""
+        probs = action_probs(posterior)
+        if probs is None or posterior.beta is None:
+            return None
+        policy = probs[0] if self.mdp.horizon is None else probs[: self.mdp.horizon]
+        found = evaluate_policy(self.mdp, policy, float(posterior.beta))
+        return float(found.objective), float(found.reward), float(found.kl)
+
+
+def action_probs(posterior: Posterior) -> np.ndarray | None:
+    """Give the probabilities of a fitted policy in every state at every time, [time, states, actions].
+
+    Args:
+        posterior: one fit of a tabular rollout, by `TablePolicy` or another family of `bayesrl.control`.
+
+    Returns:
+        None where the guide is of another kind.
+    """
+    pair, params = posterior.bound()
+    if not isinstance(pair.guide, PolicyGuide) or pair.guide.rollout.environment.num_observations is None:
+        return None
+    guide, rollout = handlers.substitute(pair.guide, data=pair.constrain(params)), pair.guide.rollout
+
+    def one(time: Array, state: Array) -> Any:
+        with handlers.block(), handlers.trace() as drawn:
+            handlers.seed(guide, rng_seed=0)(state, time)
+        return jax.nn.softmax(drawn["action"]["fn"].logits)
+
+    states, times = jnp.arange(rollout.environment.num_observations), jnp.arange(rollout.horizon)
+    by_state = jax.vmap(one, in_axes=(None, 0))
+    probs = np.asarray(jax.jit(jax.vmap(by_state, in_axes=(0, None)))(times, states), float)
+    return probs / probs.sum(-1, keepdims=True)

@@ -1,0 +1,120 @@
+"""Finite problems from Gymnasium environments that publish their model."""
+
+from typing import Any
+
+import numpy as np
+
+from bayesrl.control.tabular import TabularMDP, from_outcomes
+from bayesrl.errors import ControlError
+
+_ACTIONS = {
+    "FrozenLake": ("left", "down", "right", "up"),
+    "CliffWalking": ("up", "right", "down", "left"),
+    "Taxi": ("south", "north", "east", "west", "pick up", "drop off"),
+}
+
+
+def from_gymnasium(
+    environment: Any, *, discount: float = 0.99, horizon: int | None = None, prior: np.ndarray | None = None
+) -> TabularMDP:
+    """Read the model of a Gymnasium environment that publishes it as `env.unwrapped.P`: FrozenLake, CliffWalking, Taxi.
+
+    Time limits are left out: pass `horizon` for one. Outcomes with the same successor are merged, their
+    reward averaged. A state that is entered both with and without termination gets a terminal double.
+
+    Args:
+        environment: an environment, or the id of a registered one.
+        discount: γ.
+        horizon: number of steps, or None.
+        prior: probabilities of actions that policies start from, [states, actions]; by default uniform.
+
+    Raises:
+        ControlError: Gymnasium is missing, the id is unknown, or the environment publishes no model.
+
+    Example:
+        >>> import gymnasium
+        >>> from bayesrl.control.planning import soft_value_iteration
+        >>> from bayesrl.control.toy_text import from_gymnasium
+        >>> lake = from_gymnasium(gymnasium.make("FrozenLake-v1"))
+        >>> round(float(soft_value_iteration(lake, 0.01).objective), 6)
+        0.152841
+    """
+    if isinstance(environment, str):
+        environment = _make(environment)
+    bare = getattr(environment, "unwrapped", environment)
+    model = getattr(bare, "P", None)
+    if not isinstance(model, dict):
+        raise ControlError(
+            f"{_name_of(environment)} publishes no model (it has no table P); FrozenLake-v1, CliffWalking-v1 and Taxi "
+            "do; for others use GymnasiumSource"
+        )
+    table = [[[tuple(outcome) for outcome in model[s][a]] for a in sorted(model[s])] for s in sorted(model)]
+    ended = {int(to) for row in table for outcomes in row for p, to, _, end in outcomes if end and p > 0}
+    alive = {
+        int(to)
+        for s, row in enumerate(table)
+        if s not in ended
+        for outcomes in row
+        for p, to, _, end in outcomes
+        if not end and p > 0
+    }
+    start = _start_of(bare, len(table))
+    double = (ended & alive) | {s for s in ended if start[s] > 0}
+    extra = [len(table)] if double else []
+    lists = [
+        [
+            [(extra[0] if end and int(to) in double else int(to), float(p), float(r)) for p, to, r, end in outcomes]
+            for outcomes in row
+        ]
+        for row in table
+    ]
+    if extra:
+        lists.append([[(extra[0], 1.0, 0.0)] for _ in lists[0]])
+        start = np.append(start, 0.0)
+        prior = prior if prior is None else np.concatenate([prior, np.full((1, len(lists[0])), 1 / len(lists[0]))])
+    terminal = np.isin(np.arange(len(lists)), [*sorted(ended - double), *extra])
+    name = _name_of(environment)
+    known = next((names for key, names in _ACTIONS.items() if name.startswith(key)), ())
+    return from_outcomes(
+        lists,
+        start=start,
+        terminal=terminal,
+        discount=discount,
+        horizon=horizon,
+        prior=prior,
+        layout=_layout_of(bare, len(table)),
+        action_names=known if len(known) == len(lists[0]) else (),
+        name=name,
+    )
+
+
+def _make(name: str) -> Any:
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
+    try:
+        return gymnasium.make(name)
+    except gymnasium.error.Error as error:
+        raise ControlError(f"environment {name!r} is unknown to Gymnasium: {error}") from error
+
+
+def _name_of(environment: Any) -> str:
+    spec = getattr(environment, "spec", None)
+    return spec.id if spec is not None else type(environment).__name__
+
+
+def _start_of(bare: Any, states: int) -> np.ndarray:
+    start = getattr(bare, "initial_state_distrib", None)
+    if start is None:
+        return np.eye(1, states)[0]
+    array = np.asarray(start, float)
+    return array / array.sum()
+
+
+def _layout_of(bare: Any, states: int) -> tuple[int, int] | None:
+    rows, columns = getattr(bare, "nrow", None), getattr(bare, "ncol", None)
+    if rows is not None and columns is not None:
+        return int(rows), int(columns)
+    shape = getattr(bare, "shape", None)
+    return (int(shape[0]), int(shape[1])) if shape is not None and np.prod(shape) == states else None
