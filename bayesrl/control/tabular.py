@@ -57,9 +57,9 @@ class TabularMDP:
     successors: np.ndarray
     probabilities: np.ndarray
     rewards: np.ndarray
-    start: np.ndarray = None  # type: ignore[assignment]
-    terminal: np.ndarray = None  # type: ignore[assignment]
-    prior: np.ndarray = None  # type: ignore[assignment]
+    start: Any = None
+    terminal: Any = None
+    prior: Any = None
     discount: float = 1.0
     horizon: int | None = None
     layout: tuple[int, int] | None = None
@@ -107,8 +107,8 @@ class TabularMDP:
         earned = np.asarray(rewards, float)
         if earned.shape not in (table.shape, table.shape[:2]):
             raise ControlError(f"rewards has shape {earned.shape}; use {table.shape[:2]} or {table.shape}")
-        most = max(int((table > 0).sum(-1).max(initial=1)), 1)
-        order = np.argsort(table <= 0, axis=-1, kind="stable")[..., :most]
+        most = max(int((table != 0).sum(-1).max(initial=1)), 1)
+        order = np.argsort(table == 0, axis=-1, kind="stable")[..., :most]
         full = np.broadcast_to(earned[..., None], table.shape) if earned.ndim == 2 else earned
         return cls(
             successors=order,
