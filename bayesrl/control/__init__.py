@@ -7,7 +7,8 @@ from bayesrl.control.environments import Environment, Outcome
 from bayesrl.control.gymnasium_source import GymnasiumSource
 from bayesrl.control.physics import CartPole, Pendulum
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
-from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy
+from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy, as_prior
+from bayesrl.control.replay import Replay
 from bayesrl.control.rollout import Rollout
 from bayesrl.control.spaces import squashed_normal
 from bayesrl.control.tabular import TabularMDP
@@ -24,12 +25,14 @@ __all__ = [
     "Outcome",
     "Pendulum",
     "Planned",
+    "Replay",
     "Rollout",
     "TablePolicy",
     "TabularEnvironment",
     "TabularMDP",
     "TabularOptimum",
     "action_probs",
+    "as_prior",
     "classic",
     "deep_sea",
     "epsilon_greedy",

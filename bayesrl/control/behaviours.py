@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.control.policies import action_distribution
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ControlError
 from bayesrl.typing import Params, PRNGKey
@@ -100,16 +101,10 @@ def decide(pair: Pair, params: Params, key: PRNGKey, seen: Array, behaviour: Beh
         behaviour: who plays.
     """
 
-    def distribution(program: Any, observation: Array) -> Any:
-        with handlers.block(), handlers.trace() as drawn:
-            handlers.seed(program, rng_seed=0)(observation)
-        return drawn["action"]["fn"]
-
     def one(key: PRNGKey, observation: Array) -> Decision:
-        prior = distribution(pair.policy, observation)
-        fitted = prior
+        prior = fitted = action_distribution(pair.policy, observation)
         if pair.guide is not None:
-            fitted = distribution(handlers.substitute(pair.guide, data=pair.constrain(params)), observation)
+            fitted = action_distribution(handlers.substitute(pair.guide, data=pair.constrain(params)), observation)
         action, log_prob = behaviour(key, fitted, prior)
         return Decision(action, log_prob, fitted.log_prob(action), prior.log_prob(action))
 

@@ -1,7 +1,7 @@
 """`ActorCritic`: J by score-function gradients whose baseline is a learned value of the state."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from bayesrl.typing import Params, PRNGKey
 class ActorCritic(Objective):
     """Maximise J of a rollout, the credit of each action told by a learned value V of what is observed.
 
-    With c_t = r_t + β·(log π₀ − log q)_t, g_t = γ·(1 − terminated_t), ρ_t = q/(the behaviour that drew a_t):
+    With c_t = r_t + β·(log π₀ − log q)_t, π₀ being the `reference`, g_t = γ·(1 − terminated_t), and ρ_t the
+    ratio of q to the behaviour that drew a_t:
 
         δ_t = c_t + g_t·V_{t+1} − V_t,   A_t = δ_t + λ·g_t·min(1, ρ_{t+1})·A_{t+1},
         gradient = E Σ_t weight_t · ∇ min(ρ_t·A_t, clip(ρ_t, 1 − ε, 1 + ε)·A_t) / β,
@@ -32,6 +33,9 @@ class ActorCritic(Objective):
         num_particles: episodes per step.
         trace: λ, in [0, 1].
         clip: ε; None leaves ratios as they are.
+        reference: what the KL is taken from: the prior, or the policy that drew the batch, which makes each batch
+            a step of mirror descent (a trust region of width 1/β). J is reported against the prior in both cases, and
+            the metric `update_kl` tells how far each batch has moved the policy.
 
     Raises:
         ObjectiveError: on use, where the guide has no critic.
@@ -44,12 +48,15 @@ class ActorCritic(Objective):
     num_particles: int = 64
     trace: float = 0.95
     clip: float | None = 0.2
+    reference: Literal["prior", "previous"] = "prior"
 
     def __post_init__(self) -> None:
         if not is_count(self.num_particles, least=1):
             raise ObjectiveError(f"ActorCritic got num_particles={self.num_particles!r}; use an integer of at least 1")
         if not 0 <= self.trace <= 1:
             raise ObjectiveError(f"ActorCritic got trace={self.trace!r}; use a number in [0, 1]")
+        if self.reference not in ("prior", "previous"):
+            raise ObjectiveError(f"ActorCritic got reference={self.reference!r}; use 'prior' or 'previous'")
         if self.clip is not None and not self.clip > 0:
             raise ObjectiveError(f"ActorCritic got clip={self.clip!r}; use a positive number, or None")
 
@@ -67,7 +74,7 @@ class ActorCritic(Objective):
 
     def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
         """Draw episodes, [particles, ...]."""
-        return pair.draw(key, params, self.num_particles, stopped=("action",))
+        return pair.draw(key, params, self.num_particles, share=False, stopped=("action",))
 
     def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
         """Give −J/β with the gradient described above, and the critic's loss; see `Objective.surrogate`."""
@@ -75,7 +82,7 @@ class ActorCritic(Objective):
         ratio = jnp.exp(draws.scores["action"] - lax.stop_gradient(draws.log_behaviour["action"]))
         counts = (weight > 0).astype(value.dtype)
         kept = lax.stop_gradient(jnp.minimum(ratio, 1.0)) * counts
-        advantage = self._advantages(_costs(draws, pair, beta, weight), lax.stop_gradient(value), go_on, kept, counts)
+        advantage = self._advantages(self._costs(draws, beta, weight), lax.stop_gradient(value), go_on, kept, counts)
         target = lax.stop_gradient(value) + kept * advantage
         clipped = ratio if self.clip is None else jnp.clip(ratio, 1.0 - self.clip, 1.0 + self.clip)
         gain = (weight * counts * jnp.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean() / beta
@@ -85,6 +92,16 @@ class ActorCritic(Objective):
         gradient = -gain + 0.5 * error / beta**2
         loss = lax.stop_gradient(-info.objective / beta) + gradient - lax.stop_gradient(gradient)
         return loss, info._replace(metrics=info.metrics | lax.stop_gradient(told))
+
+    def _costs(self, draws: Draws, beta: Any, weight: Array) -> Array:
+        """Give c_t in reward units, without the discount that `weight` holds, [particles, time]."""
+        rewards = sum(draws.rewards.values(), start=jnp.zeros_like(weight))
+        divisor = jnp.where(weight > 0, weight, 1.0)
+        if self.reference == "prior":
+            total = (rewards + beta * (draws.log_prior["action"] - draws.log_q["action"])) / divisor
+        else:
+            total = rewards / divisor + beta * (draws.log_behaviour["action"] - draws.scores["action"])
+        return lax.stop_gradient(jnp.where(weight > 0, total, 0.0))
 
     def _advantages(self, cost: Array, value: Array, go_on: Array, kept: Array, counts: Array) -> Array:
         """Give A_t, [particles, time]; zero where steps do not count."""
@@ -98,10 +115,3 @@ class ActorCritic(Objective):
 
         by_time = jax.tree.map(lambda x: x.T, (delta, go_on, kept, counts))
         return lax.scan(back, jnp.zeros_like(value[:, 0]), by_time, reverse=True)[1].T
-
-
-def _costs(draws: Draws, pair: Pair, beta: Any, weight: Array) -> Array:
-    """Give c_t in reward units, without the discount that `weight` holds, [particles, time]."""
-    rewards = sum(draws.rewards.values(), start=jnp.zeros_like(weight))
-    total = rewards + beta * (draws.log_prior["action"] - draws.log_q["action"])
-    return lax.stop_gradient(jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0))

@@ -22,6 +22,7 @@ from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
 from bayesrl.guides import GuideFamily, OwnProgram
 from bayesrl.guides.tilts import tilt_shape, tilted
+from bayesrl.posterior import Posterior
 from bayesrl.typing import Params, PRNGKey, Program
 
 _NUM_PROBES = 64
@@ -38,6 +39,40 @@ class PolicyGuide(OwnProgram):
     def __init__(self, rollout: Played, chooser: Callable[[], Chooser]) -> None:
         super().__init__(lambda *observation: rollout.run(chooser(), *observation))
         self.rollout = rollout
+
+
+def action_distribution(program: Program, observation: Any, time: Any = 0) -> dist.Distribution:
+    """Give the distribution of the action that a rollout, or a guide of one, draws from in one state.
+
+    Args:
+        program: with its parameters substituted.
+        observation: what is observed.
+        time: the time step.
+    """
+    with handlers.block(), handlers.trace() as drawn:
+        handlers.seed(program, rng_seed=0)(observation, jnp.asarray(time))
+    chosen: dist.Distribution = drawn["action"]["fn"]
+    return chosen
+
+
+def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
+    """Give a fitted policy as the prior of another rollout: `Rollout(..., prior=as_prior(posterior))`.
+
+    Args:
+        posterior: of a rollout, fitted by a policy of `bayesrl.control`; one temperature, the best restart is taken.
+
+    Raises:
+        GuideError: its guide is of another kind.
+        PolicyError: it holds several temperatures.
+    """
+    pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).bound()
+    if not isinstance(pair.guide, PolicyGuide):
+        raise GuideError(
+            f"the posterior was fitted with {type(pair.guide).__name__}, which cannot be asked for one action; "
+            "use TablePolicy(), LinearPolicy() or NetworkPolicy()"
+        )
+    fitted = handlers.substitute(pair.guide, data=pair.constrain(params))
+    return lambda observation, time: action_distribution(fitted, observation, time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +269,3 @@ def _return_scale(key: PRNGKey, rollout: Played) -> float:
     to_come = np.cumsum(earned[:, ::-1], -1)
     scale = float(np.sqrt(np.mean(to_come**2)))
     return scale if np.isfinite(scale) and scale > 0 else 1.0
-
-
-__all__ = ["LinearPolicy", "NetworkPolicy", "ObservationPolicy", "TablePolicy"]

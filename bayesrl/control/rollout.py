@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,7 +135,7 @@ class Rollout(Played):
             return (after, alive & ~outcome.terminated), (earned, alive)
 
         first = (self.environment.reset(), jnp.asarray(True))
-        with _Weighted(weights):
+        with _Weighted(weights) if self.unbounded or self.discount < 1 else nullcontext():
             (state, _), (earned, alive) = scan(step, first, jnp.arange(self.horizon))
         numpyro.deterministic("return", earned.sum())
         numpyro.deterministic("length", alive.sum())

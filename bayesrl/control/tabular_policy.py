@@ -12,7 +12,7 @@ from numpyro import handlers
 
 from bayesrl.control.environments import Environment, Outcome
 from bayesrl.control.planning import evaluate_policy, soft_value_iteration
-from bayesrl.control.policies import PolicyGuide
+from bayesrl.control.policies import PolicyGuide, action_distribution
 from bayesrl.control.rollout import Rollout
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.core.primitives import environment
@@ -34,8 +34,7 @@ class TabularEnvironment(Environment):
         rewards = np.zeros_like(probs)
         states, actions, _ = np.indices(mdp.probabilities.shape)
         np.add.at(rewards, (states, actions, mdp.successors), mdp.probabilities * mdp.rewards)
-        with np.errstate(invalid="ignore"):
-            expected = np.where(probs > 0, rewards / probs, 0.0)
+        expected = np.where(probs > 0, rewards / np.where(probs > 0, probs, 1.0), 0.0)
         self._log_probs = jnp.asarray(np.log(np.maximum(probs, 1e-38)), jnp.float32)
         self._rewards = jnp.asarray(expected, jnp.float32)
         self._terminal = jnp.asarray(mdp.terminal)
@@ -130,9 +129,7 @@ def action_probs(posterior: Posterior) -> np.ndarray | None:
     guide, rollout = handlers.substitute(pair.guide, data=pair.constrain(params)), pair.guide.rollout
 
     def one(time: Array, state: Array) -> Any:
-        with handlers.block(), handlers.trace() as drawn:
-            handlers.seed(guide, rng_seed=0)(state, time)
-        return jax.nn.softmax(drawn["action"]["fn"].logits)
+        return jax.nn.softmax(action_distribution(guide, state, time).logits)
 
     states, times = jnp.arange(rollout.environment.num_observations), jnp.arange(rollout.horizon)
     by_state = jax.vmap(one, in_axes=(None, 0))

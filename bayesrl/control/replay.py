@@ -1,0 +1,59 @@
+"""`Replay`: simulated episodes that serve several updates, as those of real environments do."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from bayesrl.core.draws import Draws, is_count
+from bayesrl.core.pairing import Pair
+from bayesrl.errors import ControlError
+from bayesrl.typing import Params, PRNGKey
+
+
+@dataclass
+class Replay:
+    """Draws a batch of episodes of a rollout, and hands it over for several updates: `bayesrl.fit(source=Replay())`.
+
+    With `ActorCritic(reference="previous")` the updates of one batch are a step of mirror descent.
+
+    Args:
+        num_particles: episodes in a batch.
+        num_updates: gradient steps per batch.
+
+    Raises:
+        ControlError: a number is out of range.
+
+    Example:
+        >>> from bayesrl.control import Replay
+        >>> Replay(num_updates=4).num_particles
+        64
+    """
+
+    num_particles: int = 64
+    num_updates: int = 8
+    _batch: Draws | None = field(default=None, repr=False)
+    _served: int = field(default=0, repr=False)
+    _draw: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("num_particles", "num_updates"):
+            if not is_count(getattr(self, name), least=1):
+                raise ControlError(f"Replay got {name}={getattr(self, name)!r}; use an integer of at least 1")
+
+    def lane(self, index: int) -> "Replay":
+        """Give a source for one of several fits made side by side."""
+        return Replay(self.num_particles, self.num_updates)
+
+    def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Give a batch of draws, [num_particles, ...]: a new one, or the last one again."""
+        if self._draw is None:
+            self._draw = jax.jit(lambda key, params: pair.draw(key, params, self.num_particles, share=False))
+        if self._batch is None or self._served >= self.num_updates:
+            self._batch, self._served = self._draw(key, params), 0
+        self._served += 1
+        return self._batch
+
+    def close(self) -> None:
+        """Forget the batch, and the program that it was drawn from."""
+        self._batch = self._draw = None
