@@ -29,7 +29,6 @@ from bayesrl.objectives import ForwardKL, Objective, ReverseKL
 K_SIGMA = 6.0
 DRAWS = 2**16
 CORE = ("flat", "dependent", "chain", "contexts", "mixed")
-PARTICLES = (3, 4, 8, 16, 64)
 BASELINES = ("regression", "full", "to_go", "none")
 
 
@@ -69,7 +68,8 @@ def assert_unbiased(oracle: Oracle, objectives: Sequence[Objective], num: int) -
 
 
 @pytest.mark.parametrize(
-    ("name", "num_particles"), [(n, k) for n in ORACLES for k in (PARTICLES if n in CORE else (3, 16))]
+    ("name", "num_particles"),
+    [(n, 16) for n in ORACLES] + [(n, 3) for n in CORE] + [("dependent", 4), ("chain", 8), ("chain", 64)],
 )
 def test_reverse_kl_is_unbiased(name: str, num_particles: int) -> None:
     """Every baseline on every problem, all sites sampled."""
@@ -149,12 +149,12 @@ def test_enumerated_values_are_exact(name: str) -> None:
         assert jnp.allclose(-oracle.beta * gradient[site], slope[site], atol=2e-6)
 
 
-@pytest.mark.parametrize("name", [name for name, make in ORACLES.items() if make().forward is not None])
-@pytest.mark.parametrize("prior_fraction", [0.5, 0.0])
+@pytest.mark.parametrize(
+    ("name", "prior_fraction"),
+    [(name, 0.5) for name, make in ORACLES.items() if make().forward is not None] + [("flat", 0.0), ("chain", 0.0)],
+)
 def test_forward_kl_approaches_the_exact_gradient(name: str, prior_fraction: float) -> None:
     """Self-normalised weights are biased by O(1/N): at N = 2,048 by less than 2% of the largest coordinate."""
-    if name == "gaussian" and prior_fraction == 0.0:
-        pytest.skip("the guide's tails are lighter than the posterior's: the weights have no variance")
     oracle = ORACLES[name]()
     _, params = pair_of(oracle)
     mean, error = gradients(oracle, [ForwardKL(2048, prior_fraction=prior_fraction)], params, 512)
