@@ -1,6 +1,6 @@
 """KL-regularised reinforcement learning as Bayesian inference, on NumPyro."""
 
-from bayesrl import errors, guides, objectives
+from bayesrl import control, errors, guides, objectives
 from bayesrl.certainty.bracket import evidence
 from bayesrl.certainty.comparison import compare
 from bayesrl.certainty.diagnosis import diagnose
@@ -39,6 +39,7 @@ __all__ = [
     "WeightedDraws",
     "calibrate",
     "compare",
+    "control",
     "diagnose",
     "enumerate_posterior",
     "environment",

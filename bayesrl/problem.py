@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bayesrl.certainty.verdicts import Section
 from bayesrl.errors import BayesRLError
+from bayesrl.posterior import Posterior
 from bayesrl.typing import Program
 
 
@@ -28,7 +30,7 @@ class Problem:
         held_out: other arguments of the program, on which the fit is reported too.
         exact: gives the known optimum J* per context (reward units) at a temperature; None where
             enumeration finds it or nobody knows.
-        sections: further sections of the report.
+        sections: further sections of the report, and functions of the posterior that give some.
         about: one line on what the problem is.
     """
 
@@ -40,6 +42,19 @@ class Problem:
     exact: Callable[[float], float] | None = None
     sections: tuple[Any, ...] = ()
     about: str = ""
+
+    def sections_of(self, posterior: Posterior) -> list[Section]:
+        """Give the further sections of the report of a fit; what fails is told in the place of its sections."""
+        found: list[Section] = []
+        for part in self.sections:
+            if isinstance(part, Section):
+                found.append(part)
+                continue
+            try:
+                found += list(part(posterior))
+            except BayesRLError as error:
+                found.append(Section("A part that is missing", "It could not be made.", str(error)))
+        return found
 
 
 def model_folder() -> Path:

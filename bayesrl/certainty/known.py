@@ -34,6 +34,12 @@ def evaluated(exact: Exact | None, one: Posterior) -> tuple[float, float, float]
     return None if evaluate is None else evaluate(one)
 
 
+def started(exact: Exact | None, beta: float | None) -> float | None:
+    """J(π₀) where it is known exactly."""
+    start = getattr(exact, "start", None)
+    return None if start is None else float(start(1.0 if beta is None else beta))
+
+
 def with_known(key: PRNGKey, one: Posterior, beta: float | None, exact: Exact, num_samples: int) -> Evidence:
     """Bracket one fit whose optimum is known: J, E[R] and KL(q‖π₀) by its own draws, J(π₀) by those of the prior.
 
@@ -64,8 +70,9 @@ def with_known(key: PRNGKey, one: Posterior, beta: float | None, exact: Exact, n
         kl = _mean(totals.log_q - totals.log_prior)
     else:
         objective, reward, kl = (Interval.exactly(value) for value in found)
-    if hasattr(exact, "start"):
-        start = Interval.exactly(exact.start(scale))
+    begun = started(exact, beta)
+    if begun is not None:
+        start = Interval.exactly(begun)
     else:
         prior = _drawn(lambda k, n: draw_prior(k, programs, n)[1], prior_key, num)
         start = _mean(scale * prior.log_weight(scale))

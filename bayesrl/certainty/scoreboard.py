@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.certainty.known import Exact, evaluated
+from bayesrl.certainty.known import Exact, evaluated, started
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.handlers import whole
 from bayesrl.core.pairing import Pair, declared_params
@@ -131,12 +131,12 @@ def score(
     if estimates is None:
         drawn = over_all.estimate(draw_key, _num_draws(programs, len(betas)))
         estimates = _by_beta(_given_data(drawn, target, posterior.beta), len(betas))
-    start = _start(prior_key, programs, betas[0], max_count)
+    start = _start(prior_key, programs, betas[0], max_count, exact)
     restarts = np.asarray(posterior.objective_by_restart()).argmax(-1).reshape(-1)
     rows = []
     for i, beta in enumerate(betas):
-        if i > 0 and programs.structure.named("observed"):
-            start = _start(prior_key, programs, beta, max_count)
+        if i > 0 and (programs.structure.named("observed") or started(exact, beta) is not None):
+            start = _start(prior_key, programs, beta, max_count, exact)
         optimum = optima[i] if math.isfinite(optima[i]) else None
         evidence = _log_evidence(programs.structure, target, optima[i], i, beta)
         rows.append(Score(beta, int(restarts[i]), estimates[i], start, optimum, evidence))
@@ -288,10 +288,15 @@ def _exactly(one: Posterior, max_count: int) -> Estimates | None:
     return Estimates(_number(found.objective.mean()), _number(found.reward.mean()), _number(found.kl.mean()), {})
 
 
-def _start(key: PRNGKey, programs: Programs, beta: float | None, max_count: int) -> Estimate | None:
+def _start(
+    key: PRNGKey, programs: Programs, beta: float | None, max_count: int, exact: Exact | None
+) -> Estimate | None:
     """Give J(π₀): what the policy earned before the fit."""
     if _trains_policy(programs) or not programs.structure.actions:
         return None
+    known = started(exact, beta)
+    if known is not None:
+        return _number(known)
     prior = Pair(programs.policy, None, programs.structure, programs.args, {})
     try:
         return _number(evaluate_exactly(prior, {}, beta, max_count).objective.mean())

@@ -107,7 +107,7 @@ def finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float,
     scores = Scores(done, board, held_out, verdict)
     told = {"step": done, "fit": to_json(board), "held_out": None if held_out is None else to_json(held_out)}
     run_folder.write(folder / run_folder.SCORES, dump(told | {"verdict": verdict}))
-    path = write_page(folder / REPORT, [facts], problem.sections)
+    path = write_page(folder / REPORT, [facts], problem.sections_of(posterior))
     if not quiet:
         console = terminal()
         restarts = f", the best of {posterior.num_restarts} restarts" if posterior.num_restarts > 1 else ""

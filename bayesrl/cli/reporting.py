@@ -50,7 +50,7 @@ def report_runs(directories: Sequence[Path], out: Path | None, gold: str | None)
         posterior, lost = _posterior_of(directory, problem)
         lacking = tuple(text for text in (reason, lost) if text)
         fits.append(gather_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
-        sections += list(problem.sections) if problem is not None else []
+        sections += problem.sections_of(posterior) if problem is not None else []
     lines = [Line(f.diagnosis.sentence, f.diagnosis.verdict) for f in fits if f.diagnosis is not None]
     return write_page(path, fits, sections), [as_text([line]) for line in lines]
 

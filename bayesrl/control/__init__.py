@@ -4,6 +4,14 @@ from bayesrl.control.behaviours import epsilon_greedy, prior_mixture
 from bayesrl.control.classics import classic, deep_sea, grid_world, n_chain, river_swim
 from bayesrl.control.critic import ActorCritic
 from bayesrl.control.environments import Environment, Outcome
+from bayesrl.control.figures import (
+    episode_sections,
+    episode_strip,
+    occupancy_map,
+    policy_map,
+    return_curve,
+    tabular_sections,
+)
 from bayesrl.control.gymnasium_source import GymnasiumSource
 from bayesrl.control.physics import CartPole, Pendulum
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
@@ -35,14 +43,20 @@ __all__ = [
     "as_prior",
     "classic",
     "deep_sea",
+    "episode_sections",
+    "episode_strip",
     "epsilon_greedy",
     "evaluate_policy",
     "from_gymnasium",
     "grid_world",
     "n_chain",
+    "occupancy_map",
+    "policy_map",
     "prior_mixture",
+    "return_curve",
     "river_swim",
     "soft_value_iteration",
     "squashed_normal",
     "tabular_rollout",
+    "tabular_sections",
 ]

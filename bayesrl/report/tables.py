@@ -130,7 +130,7 @@ def _legend(board: Scoreboard) -> list[str]:
     known = [row for row in board.rows if row.optimum is not None]
     if known:
         exact = all(float(row.estimates.objective.se) == 0 for row in known)
-        how = "exact, by enumeration" if exact else "with the standard error of J"
+        how = "exact" if exact else "with the standard error of J"
         lines.append(f"gap = J* − J ({how}); share = gap / (J* − J(π₀)).")
     starts = [row.start for row in board.rows if row.start is not None]
     if starts:

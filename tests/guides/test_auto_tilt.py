@@ -547,7 +547,16 @@ def one_site(fn, length=None, plate=None):
     return policy
 
 
-IN_TIME = ("bernoulli_logits", "beta_binomial", "gamma", "normal_event", "dirichlet", "lkj_cholesky", "masked", "expanded")
+IN_TIME = (
+    "bernoulli_logits",
+    "beta_binomial",
+    "gamma",
+    "normal_event",
+    "dirichlet",
+    "lkj_cholesky",
+    "masked",
+    "expanded",
+)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,273 @@
+"""Pictures of control: the policy on a map, where it goes, what it earned while it learned, and an episode."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from bayesrl.certainty.verdicts import Section
+from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
+from bayesrl.control.tabular import TabularMDP
+from bayesrl.control.tabular_policy import action_probs
+from bayesrl.errors import ControlError
+from bayesrl.posterior import Posterior
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WAYS = {"up": (0, 1), "right": (1, 0), "down": (0, -1), "left": (-1, 0)}
+_FITTED, _EXACT = "#0b62a8", "#b35900"
+
+
+def policy_map(mdp: TabularMDP, fitted: Planned, exact: Planned) -> "Figure":
+    """Draw two policies on the grid of a tabular problem, side by side: arrows by probability, colour by value.
+
+    With a horizon the first step is shown.
+
+    Args:
+        mdp: with a layout.
+        fitted: the one.
+        exact: the other.
+
+    Raises:
+        ControlError: the problem has no layout.
+    """
+    figure, axes = _maps(mdp, ("fitted", "exact"))
+    values = [_first(mdp, plan.value, 1) for plan in (fitted, exact)]
+    low, high = min(v.min() for v in values), max(v.max() for v in values)
+    for axis, plan, value, colour in zip(axes, (fitted, exact), values, (_FITTED, _EXACT), strict=True):
+        _cells(axis, mdp, value, "Greys", (low, high + 0.6 * max(high - low, 1e-12)))
+        _arrows(axis, mdp, _first(mdp, plan.policy, 2), colour)
+    return figure
+
+
+def occupancy_map(mdp: TabularMDP, fitted: Planned, exact: Planned) -> "Figure":
+    """Draw where two policies spend their time, as expected discounted visits of each cell.
+
+    Args:
+        mdp: with a layout.
+        fitted: the one.
+        exact: the other.
+
+    Raises:
+        ControlError: the problem has no layout.
+    """
+    figure, axes = _maps(mdp, ("fitted", "exact"))
+    visits = [plan.occupancy.sum(-1) for plan in (fitted, exact)]
+    visits = [v if mdp.horizon is None else v.sum(0) for v in visits]
+    most = max(v.max() for v in visits)
+    for axis, visit in zip(axes, visits, strict=True):
+        _cells(axis, mdp, visit, "Blues", (0.0, most))
+        for cell, value in enumerate(visit[: _cell_count(mdp)]):
+            if not mdp.terminal[cell]:
+                x, y = _place(mdp, cell)
+                shade = "white" if value > 0.6 * most else "black"
+                axis.text(x, y, f"{value:.2g}", ha="center", va="center", fontsize=6.5, color=shade)
+    return figure
+
+
+def return_curve(posterior: Posterior, name: str = "return") -> "Figure":
+    """Draw a metric of episodes along the training steps: the median over restarts, and their range as a band.
+
+    Args:
+        posterior: fitted or loaded.
+        name: of the metric.
+
+    Raises:
+        ControlError: the history has no such metric.
+    """
+    from matplotlib.figure import Figure
+
+    values = posterior.history.get(f"metrics/{name}")
+    if values is None:
+        known = ", ".join(key.removeprefix("metrics/") for key in posterior.history if key.startswith("metrics/"))
+        raise ControlError(f"the history has no metric {name!r}; it has {known or 'none'}")
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    axis = figure.subplots()
+    steps = np.asarray(posterior.history["step"])
+    lanes = np.asarray(values, float).reshape(len(steps), -1)
+    axis.fill_between(steps, lanes.min(1), lanes.max(1), color=_FITTED, alpha=0.2, linewidth=0)
+    axis.plot(steps, np.median(lanes, 1), color=_FITTED, linewidth=1.5)
+    axis.set_xlabel("training steps")
+    axis.set_ylabel(f"{name} of an episode")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def episode_strip(
+    environment: str, posterior: Posterior, *, seed: int = 0, frames: int = 6, **options: Any
+) -> "Figure":
+    """Draw frames of one episode of a fitted policy in a real environment, evenly spaced.
+
+    Args:
+        environment: id of a registered environment that renders as `rgb_array`.
+        posterior: fitted to it; the best restart is shown.
+        seed: of the environment and of the policy.
+        frames: how many.
+        **options: keyword arguments for the environment.
+    """
+    import gymnasium
+    from matplotlib.figure import Figure
+
+    from bayesrl.control.spaces import describe_actions
+
+    env = gymnasium.make(environment, render_mode="rgb_array", **options)
+    actions = describe_actions(env.action_space)
+    act = jax.jit(posterior.act)
+    pictures: list[Any] = []
+    try:
+        seen, _ = env.reset(seed=seed)
+        key, over, step = jax.random.key(seed), False, 0
+        while not over:
+            pictures.append(env.render())
+            action = np.asarray(act(jax.random.fold_in(key, step), np.asarray(seen, _kind(seen))))
+            seen, _, terminated, truncated, _ = env.step(actions.to_environment(action))
+            over, step = terminated or truncated, step + 1
+        pictures.append(env.render())
+    finally:
+        env.close()
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, frames).astype(int))
+    figure = Figure(figsize=(1.5 * len(chosen), 1.5), layout="constrained")
+    for axis, index in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):
+        picture = np.asarray(pictures[index])
+        axis.imshow(picture[:: max(picture.shape[0] // 200, 1), :: max(picture.shape[1] // 300, 1)])
+        axis.set_title(f"step {index}", fontsize=7)
+        axis.set_axis_off()
+    return figure
+
+
+def tabular_sections(mdp: TabularMDP) -> Callable[[Posterior], Iterator[Section]]:
+    """Give the report sections of fits of a tabular problem: policy map and occupancy, fitted beside exact."""
+
+    def sections(posterior: Posterior) -> Iterator[Section]:
+        one = _first_beta(posterior).select(restart="best")
+        probs = action_probs(one)
+        if probs is None or mdp.layout is None or one.beta is None:
+            return
+        beta = float(one.beta)
+        policy = probs[0] if mdp.horizon is None else probs[: mdp.horizon]
+        fitted, exact = evaluate_policy(mdp, policy, beta), soft_value_iteration(mdp, beta)
+        yield Section(
+            f"The policy on the map, β = {beta:g}",
+            "An arrow is as long as its action is likely; darker cells are worth more. Good is where both maps show "
+            "the same arrows in the cells that the policy visits; elsewhere it cannot know better than its prior.",
+            policy_map(mdp, fitted, exact),
+        )
+        yield Section(
+            f"Where it goes, β = {beta:g}",
+            "Expected (discounted) visits of each cell. Good is where both maps agree.",
+            occupancy_map(mdp, fitted, exact),
+        )
+        yield _numbers(mdp, fitted, exact, beta)
+
+    return sections
+
+
+def _numbers(mdp: TabularMDP, fitted: Planned, exact: Planned, beta: float) -> Section:
+    start = evaluate_policy(mdp, mdp.prior, beta)
+    rows: list[Sequence[str]] = [("", "J", "E[R]", "KL, nats")]
+    for name, plan in (("prior", start), ("fitted", fitted), ("exact optimum", exact)):
+        rows.append((name, *(f"{float(x):.6g}" for x in (plan.objective, plan.reward, plan.kl))))
+    gain = float(exact.objective - start.objective)
+    left = float(exact.objective - fitted.objective)
+    told = f"{left / gain:.2%} of what there was to gain is left." if gain > 0 else "There was nothing to gain."
+    return Section("Beside the exact optimum", f"Every number is exact, by planning: no draws. {told}", rows)
+
+
+def episode_sections(environment: str, **options: Any) -> Callable[[Posterior], Iterator[Section]]:
+    """Give the report sections of fits in a real environment: the curve of returns, and a strip of an episode."""
+
+    def sections(posterior: Posterior) -> Iterator[Section]:
+        if "metrics/return" in posterior.history:
+            yield Section(
+                "Returns while it learned",
+                "The mean return of the last 100 episodes, undiscounted, median and range over restarts. "
+                "Good is a curve that has levelled off.",
+                return_curve(posterior),
+            )
+        if posterior.programs is not None:
+            yield Section(
+                "An episode",
+                "Frames of one episode of the fitted policy, evenly spaced, the first and the last among them.",
+                episode_strip(environment, _first_beta(posterior), **options),
+            )
+
+    return sections
+
+
+def _first_beta(posterior: Posterior) -> Posterior:
+    """Give the fit at the one temperature, or at the first of several."""
+    if posterior.beta is None or np.shape(posterior.beta) == ():
+        return posterior
+    return posterior.select(beta=float(np.asarray(posterior.beta)[0]))
+
+
+def _kind(seen: Any) -> Any:
+    return np.float32 if np.issubdtype(np.asarray(seen).dtype, np.floating) else np.int32
+
+
+def _first(mdp: TabularMDP, values: np.ndarray, own: int) -> np.ndarray:
+    return values if values.ndim == own else values[0]
+
+
+def _cell_count(mdp: TabularMDP) -> int:
+    assert mdp.layout is not None
+    return mdp.layout[0] * mdp.layout[1]
+
+
+def _place(mdp: TabularMDP, cell: int) -> tuple[int, int]:
+    assert mdp.layout is not None
+    return cell % mdp.layout[1], -(cell // mdp.layout[1])
+
+
+def _maps(mdp: TabularMDP, titles: Sequence[str]) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    if mdp.layout is None:
+        raise ControlError(f"{mdp.name or 'the problem'} has no layout to draw it on; pass layout=(rows, columns)")
+    rows, columns = mdp.layout
+    wide = columns > 2 * rows
+    width = min(0.62 * columns, 8.6)
+    size = (width + 0.4, 2 * (width * rows / columns + 0.5)) if wide else (7.2, 3.9)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(len(titles) if wide else 1, 1 if wide else len(titles))))
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=9)
+        axis.set_xlim(-0.5, columns - 0.5)
+        axis.set_ylim(-rows + 0.5, 0.5)
+        axis.set_aspect("equal")
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes
+
+
+def _cells(axis: "Axes", mdp: TabularMDP, values: np.ndarray, colours: str, limits: tuple[float, float]) -> None:
+    assert mdp.layout is not None
+    rows, columns = mdp.layout
+    grid = values[: rows * columns].reshape(rows, columns)
+    axis.imshow(grid, extent=(-0.5, columns - 0.5, -rows + 0.5, 0.5), cmap=colours, vmin=limits[0], vmax=limits[1])
+    for cell in range(rows * columns):
+        x, y = _place(mdp, cell)
+        mark = "start" if mdp.start[cell] > 0 else "end" if mdp.terminal[cell] else ""
+        if mark:
+            axis.text(x - 0.44, y + 0.3, mark, fontsize=5.5, color="#666")
+
+
+def _arrows(axis: "Axes", mdp: TabularMDP, policy: np.ndarray, colour: str) -> None:
+    for cell in range(_cell_count(mdp)):
+        if mdp.terminal[cell]:
+            continue
+        x, y = _place(mdp, cell)
+        for name, share in zip(mdp.action_names, policy[cell], strict=True):
+            way = _WAYS.get(name)
+            if way is None or share < 0.02:
+                continue
+            reach = 0.42 * share
+            axis.annotate(
+                "",
+                (x + reach * way[0], y + reach * way[1]),
+                (x, y),
+                arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 0.6 + 1.2 * share, "shrinkA": 0, "shrinkB": 0},
+            )

@@ -1,0 +1,45 @@
+"""A walk over a frozen lake to a goal between holes, on slippery ice: a tabular problem with its exact optimum."""
+
+import bayesrl
+from bayesrl import control
+
+
+def problem(
+    *,
+    beta: float = 0.01,
+    size: int = 4,
+    slippery: bool = True,
+    discount: float = 0.99,
+    horizon: int = 150,
+    steps: int = 3000,
+) -> bayesrl.Problem:
+    """Make the problem from Gymnasium's FrozenLake-v1.
+
+    Args:
+        beta: default temperature, reward units per nat.
+        size: 4 or 8, rows and columns of the lake.
+        slippery: whether the ice may carry one off to either side.
+        discount: γ.
+        horizon: steps after which an episode is cut off, and what would follow is valued by the critic.
+        steps: gradient steps.
+
+    Raises:
+        bayesrl.errors.ControlError: there is no lake of this size.
+    """
+    import gymnasium
+
+    if size not in (4, 8):
+        raise bayesrl.errors.ControlError(f"size={size!r}; Gymnasium has lakes of 4 × 4 and 8 × 8")
+    env = gymnasium.make("FrozenLake-v1", map_name=f"{size}x{size}", is_slippery=slippery)
+    mdp = control.from_gymnasium(env, discount=discount)
+    return bayesrl.Problem(
+        control.tabular_rollout(mdp, horizon=int(horizon)),
+        beta=beta,
+        fit_options={
+            "guide": control.TablePolicy(),
+            "objective": control.ActorCritic(num_particles=128, trace=1.0),
+            "num_steps": int(steps),
+        },
+        exact=control.TabularOptimum(mdp),
+        sections=(control.tabular_sections(mdp),),
+    )

@@ -1,0 +1,27 @@
+"""A swim against the current to a reward that chance rarely finds: a tabular problem with its exact optimum."""
+
+import bayesrl
+from bayesrl import control
+
+
+def problem(*, beta: float = 0.1, states: int = 6, horizon: int = 20, steps: int = 2000) -> bayesrl.Problem:
+    """Make the problem of Strehl & Littman (2008), with a policy of its own for each step.
+
+    Args:
+        beta: default temperature, reward units per nat.
+        states: length of the river.
+        horizon: steps of an episode.
+        steps: gradient steps.
+    """
+    mdp = control.river_swim(num_states=int(states), horizon=int(horizon))
+    return bayesrl.Problem(
+        control.tabular_rollout(mdp),
+        beta=beta,
+        fit_options={
+            "guide": control.TablePolicy(stationary=False),
+            "objective": control.ActorCritic(num_particles=128, trace=1.0),
+            "num_steps": int(steps),
+        },
+        exact=control.TabularOptimum(mdp),
+        sections=(control.tabular_sections(mdp),),
+    )
