@@ -88,15 +88,18 @@ def coverage_check(evidence: Evidence) -> Check:
     return Check("mode coverage", value, MISSED_FAIL, outcome, advice, reference)
 
 
-def weights_check(log_weights: np.ndarray) -> Check:
+def weights_check(log_weights: np.ndarray, *, nature: bool = False) -> Check:
     """Ask whether the fit could propose for p*: Pareto k̂ and effective number of its own draws, worst β and context.
 
     Args:
         log_weights: of the fit's own draws, [lane, draw, contexts], nats.
+        nature: whether nature draws too: her luck moves the weights, and they tell nothing of the fit.
     """
     reference = "Vehtari et al. (2024), Pareto smoothed importance sampling; threshold min(1 − 1/log₁₀ S, 0.7)"
     num = log_weights.shape[1]
     threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7)
+    if nature:
+        return _unknown("weights", threshold, "nature's luck moves the weights, whatever the fit.", reference)
     flat = np.moveaxis(log_weights, 1, 0).reshape(num, -1)
     finite = np.isfinite(flat).all(0)
     if not finite.any():

@@ -116,7 +116,7 @@ def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> l
     if statistics:
         weights = np.asarray(best.statistics["log_weight"], float)
         num, contexts = weights.shape[lead], max(math.prod(weights.shape[lead + 1 :]), 1)
-        checks.append(weights_check(weights.reshape(-1, num, contexts)))
+        checks.append(weights_check(weights.reshape(-1, num, contexts), nature=_has_nature(posterior)))
         per_draw = tuple(range(lead + 1, weights.ndim))
         ratio = statistics["log_q"] - statistics["log_prior"]
         by_restart = {"total_reward": statistics["total_reward"].mean(per_draw), "log_ratio": ratio.mean(per_draw)}
@@ -131,6 +131,10 @@ def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> l
         checks.append(convergence_check(objective, gain))
         checks.append(skipped_check(int(np.max(posterior.history["skipped"][-1])), steps))
     return checks
+
+
+def _has_nature(posterior: Posterior) -> bool:
+    return posterior.programs is not None and bool(posterior.programs.structure.named("environment"))
 
 
 def _entropy(best: Posterior, found: Evidence | None, *, reached: bool) -> Check:

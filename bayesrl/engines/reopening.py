@@ -21,6 +21,7 @@ from bayesrl.guides import AutoTilt, GuideFamily
 from bayesrl.objectives import ForwardKL, Objective, ReverseKL
 from bayesrl.objectives.stock import as_objective
 from bayesrl.posterior import Posterior
+from bayesrl.programs import Source
 from bayesrl.typing import PRNGKey, Program
 
 
@@ -31,6 +32,7 @@ def load(
     guide: Program | GuideFamily | None = None,
     objective: Objective | ELBO | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    source: Source | None = None,
 ) -> Posterior:
     """Load a fit from its run folder.
 
@@ -41,6 +43,7 @@ def load(
         guide: as fitted, where it was written by hand.
         objective: as fitted, where it was not one of `bayesrl.objectives`.
         optimizer: as fitted, where one was given.
+        source: as fitted, where the environment is no program: draws are then made by playing in it.
 
     Raises:
         RunFolderError: there is no fit in the folder, or it is of another problem.
@@ -71,7 +74,7 @@ def load(
                 f"cannot read {path}: {error}; it is damaged: "
                 "load the folder with its policy, which needs the checkpoint alone"
             ) from error
-    run, setup, settings, beta = _reopen(directory, problem, policy, args, guide, objective, optimizer, None)
+    run, setup, settings, beta = _reopen(directory, problem, policy, args, guide, objective, optimizer, source)
     lane, _ = run.lane()
     state, rows = run.restore(init(lane, setup.params), [])
     if not rows:
@@ -88,6 +91,7 @@ def resume(
     guide: Program | GuideFamily | None = None,
     objective: Objective | ELBO | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    source: Source | None = None,
     callback: Callback | None = None,
     progress: bool = True,
 ) -> Posterior:
@@ -101,6 +105,7 @@ def resume(
         guide: as fitted, where it was written by hand.
         objective: as fitted, where it was not one of `bayesrl.objectives`.
         optimizer: as fitted, where one was given.
+        source: as fitted, where one was given; what it plays is then no continuation bit for bit.
         callback: as in `fit`.
         progress: as in `fit`.
 
@@ -122,6 +127,7 @@ def resume(
         num_steps=max(settings["num_steps"], 1 if num_steps is None else whole_number("num_steps", num_steps)),
         num_restarts=settings["num_restarts"],
         tolerance=settings.get("tolerance"),
+        source=source,
         directory=directory,
         callback=callback,
         progress=progress,
@@ -167,12 +173,12 @@ def _reopen(
     guide: Any,
     objective: Any,
     optimizer: Any,
-    callback: Any,
+    source: Any,
 ) -> tuple[Run, Setup, dict[str, Any], Any]:
     guide, objective = _rebuild(directory, problem, guide, objective, optimizer)
     settings, key, beta = problem["settings"], key_of(problem), _beta_of(problem)
     chosen = ReverseKL() if objective is None else as_objective(objective)
-    setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"])
+    setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"], source)
     run_folder.check_same(directory, {**problem, "identity": setup.identity})
     optimiser = default_optimizer(setup.learning_rate, settings["num_steps"]) if optimizer is None else optimizer
-    return Run(key, setup, optimiser, settings["num_steps"], None, Path(directory), callback), setup, settings, beta
+    return Run(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source), setup, settings, beta
