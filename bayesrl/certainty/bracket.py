@@ -97,8 +97,9 @@ def evidence(
     parts = []
     for i, beta in enumerate(betas):
         one = over_all if beta is None else over_all.select(beta=beta)
-        if exact is not None:
-            parts.append(with_known(jax.random.fold_in(key, i), one, beta, exact, num_samples))
+        if exact is not None or (unbounded := _out_of_reach(one)):
+            why = "" if exact is not None else unbounded
+            parts.append(with_known(jax.random.fold_in(key, i), one, beta, exact, num_samples, why))
             continue
         if posterior.mixture is not None:
             parts.append(search.mixed(jax.random.fold_in(key, i), one, beta))
@@ -106,6 +107,17 @@ def evidence(
         programs, params = _frozen(one)
         parts.append(search.one(jax.random.fold_in(key, i), programs, params, beta))
     return _together(parts, np.shape(posterior.beta) if posterior.beta is not None else ())
+
+
+def _out_of_reach(one: Posterior) -> str:
+    """Say why nothing but a known optimum could bracket a fit; empty where something can."""
+    assert one.programs is not None
+    try:
+        one.programs.structure.check_complete("nothing bounds its optimum", EngineError)
+        one.programs.structure.check_whole_density()
+    except EngineError as error:
+        return str(error).partition(";")[0]
+    return ""
 
 
 def _frozen(one: Posterior) -> tuple[Programs, Params]:
@@ -135,8 +147,6 @@ class _Search:
     def one(self, key: PRNGKey, programs: Programs, params: Params, beta: float | None) -> Evidence:
         """Bracket one fit."""
         structure = programs.structure
-        structure.check_complete("nothing bounds its optimum", EngineError)
-        structure.check_whole_density()
         nature = structure.named("environment")
         if nature and self.method in ("rejection", "importance", "nuts"):
             raise EngineError(

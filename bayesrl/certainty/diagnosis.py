@@ -20,7 +20,6 @@ from bayesrl.certainty.checks import (
 from bayesrl.certainty.known import Exact
 from bayesrl.certainty.scoreboard import MAX_COUNT
 from bayesrl.certainty.verdicts import Check, Diagnosis, Evidence, Verdict
-from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.typing import PRNGKey
@@ -95,15 +94,9 @@ def _evidence(
     try:
         return evidence(key, posterior, *args, **options), ""
     except EngineError as error:
-        structure = None if posterior.programs is None else posterior.programs.structure
-        if args or structure is None or not structure.actions or _is_out_of_reach(structure):
+        if args or not posterior.programs or not posterior.programs.structure.actions:
             return None, str(error)
         raise
-
-
-def _is_out_of_reach(structure: Structure) -> bool:
-    """Whether only a known optimum could tell: the environment is no program, or draws count by a discount."""
-    return any(site.recorded or site.discounted for site in structure.sites)
 
 
 def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> list[Check]:
@@ -179,6 +172,8 @@ def _verdict(checks: list[Check], reason: str) -> tuple[Verdict, str]:
 
 def _remedy(gap: Check) -> str:
     """What would settle it."""
+    if "discounted" in gap.advice or "recorded" in gap.advice:
+        return "Pass exact=, the optimum, where it is known; compare() tells which of several fits is better."
     if "bound" in gap.advice:
         return "Pass reward_bound=, the greatest reward a draw can earn, or make the problem small enough to enumerate."
     return "More draws (num_samples=), a longer fit, or a problem small enough to be enumerated would settle it."

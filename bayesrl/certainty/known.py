@@ -40,7 +40,9 @@ def started(exact: Exact | None, beta: float | None) -> float | None:
     return None if start is None else float(start(1.0 if beta is None else beta))
 
 
-def with_known(key: PRNGKey, one: Posterior, beta: float | None, exact: Exact, num_samples: int) -> Evidence:
+def with_known(
+    key: PRNGKey, one: Posterior, beta: float | None, exact: Exact | None, num_samples: int, reason: str = ""
+) -> Evidence:
     """Bracket one fit whose optimum is known: J, E[R] and KL(q‖π₀) by its own draws, J(π₀) by those of the prior.
 
     It asks for no density ratio, so that discounted rollouts and environments that are no program will do.
@@ -49,8 +51,9 @@ def with_known(key: PRNGKey, one: Posterior, beta: float | None, exact: Exact, n
         key: consumed whole.
         one: fit at one temperature.
         beta: reward units per nat.
-        exact: gives J* per context, reward units.
+        exact: gives J* per context, reward units; None where nobody knows it.
         num_samples: number of draws of each.
+        reason: why J* is not known.
 
     Raises:
         EngineError: the optimum is no finite number.
@@ -58,10 +61,7 @@ def with_known(key: PRNGKey, one: Posterior, beta: float | None, exact: Exact, n
     programs = one.programs
     assert programs is not None
     scale = 1.0 if beta is None else beta
-    optimum = float(exact(scale))
-    if not np.isfinite(optimum):
-        raise EngineError(f"exact gave {optimum!r} for beta={beta}; give J* per context, a finite number")
-    num = _number(programs, num_samples)
+    num = _number(programs, num_samples if exact is not None else min(num_samples, _MOST_AT_ONCE))
     own_key, prior_key = jax.random.split(key)
     found = evaluated(exact, one)
     if found is None:
@@ -76,33 +76,42 @@ def with_known(key: PRNGKey, one: Posterior, beta: float | None, exact: Exact, n
     else:
         prior = _drawn(lambda k, n: draw_prior(k, programs, n)[1], prior_key, num)
         start = _mean(scale * prior.log_weight(scale))
-    known = Interval.exactly(optimum)
-    side = Side(*(np.asarray(x) for x in (optimum / scale, 0.0, optimum / scale)))
-    gap = _apart(known, objective)
-    nature = bool(programs.structure.named("environment"))
-    apart = None if nature else gap.times(1 / scale)
+    known = None if exact is None else _known(exact, beta)
+    nothing = np.asarray(np.nan)
+    below = Side(objective.mean / scale, objective.se / scale, objective.floor / scale)
+    optimum = known or Interval(nothing, nothing, nothing, nothing, objective.floor, np.asarray(np.inf))
+    side = below if known is None else Side(known.mean / scale, known.se, known.mean / scale)
+    gap = None if known is None else _apart(known, objective)
+    odd = any(site.kind == "environment" or site.discounted for site in programs.structure.sites)
     return Evidence(
         beta=None if beta is None else np.asarray(beta),
-        method="known",
+        method="draws" if known is None else "known",
         lower=side,
-        upper=side,
-        reason="",
-        log_evidence=None if nature else Interval.exactly(optimum / scale),
+        upper=None if known is None else side,
+        reason=reason,
+        log_evidence=None if odd or known is None else known.times(1 / scale),
         by_context=None,
         log_marginal=None,
-        optimum=known,
+        optimum=optimum,
         start=start,
         objective=objective,
         reward=reward,
         kl=kl,
         gap=gap,
-        kl_reverse=apart,
+        kl_reverse=None if odd or gap is None else gap.times(1 / scale),
         kl_forward=None,
-        ess=np.asarray(np.nan),
-        khat=np.asarray(np.nan),
-        missed=np.asarray(np.nan),
+        ess=nothing,
+        khat=nothing,
+        missed=nothing,
         num_draws=0 if found is not None else num,
     )
+
+
+def _known(exact: Exact, beta: float | None) -> Interval:
+    optimum = float(exact(1.0 if beta is None else beta))
+    if not np.isfinite(optimum):
+        raise EngineError(f"exact gave {optimum!r} for beta={beta}; give J* per context, a finite number")
+    return Interval.exactly(optimum)
 
 
 def _number(programs: Programs, num_samples: int) -> int:

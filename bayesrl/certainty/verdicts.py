@@ -10,7 +10,7 @@ from bayesrl.core.estimates import Interval
 from bayesrl.core.showing import MARKS, Block, Line, Listing, Shown
 from bayesrl.core.wording import at, beta_text, number, percent, with_ends, with_error
 
-type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight", "known"]
+type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight", "known", "draws"]
 type Outcome = Literal["pass", "warn", "fail", "unknown"]
 type Verdict = Literal["pass", "fail", "unknown"]
 
@@ -105,7 +105,10 @@ class Evidence(Shown):
             "nuts": "by weighting draws, checked by a Markov chain (NUTS)",
             "hindsight": "by hindsight: an upper bound with nature's draws fixed",
             "known": "by what is known of the problem",
+            "draws": "by nothing",
         }
+        if self.method == "draws":
+            return f"The optimum is not known: {self.reason.rstrip('.')}. J is the mean of {self.num_draws:,} draws."
         drawn = f"; J of the fit was estimated from {self.num_draws:,} draws" if self.num_draws else ", exactly"
         if self.num_draws and self.method not in ("enumeration", "known"):
             drawn = f" ({self.num_draws:,} draws)"

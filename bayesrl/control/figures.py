@@ -1,5 +1,6 @@
 """Pictures of control: the policy on a map, where it goes, what it earned while it learned, and an episode."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,7 @@ def episode_strip(
 
     from bayesrl.control.spaces import describe_actions
 
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no window
     env = gymnasium.make(environment, render_mode="rgb_array", **options)
     actions = describe_actions(env.action_space)
     act = jax.jit(posterior.act)

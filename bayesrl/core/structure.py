@@ -88,7 +88,7 @@ class Structure:
         if outside:
             raise error(
                 f"site {outside[0]!r} is recorded from an environment that is no program, so {purpose}; "
-                "play in it (source=...), or write the environment as a program"
+                "pass source=, which plays in it, or write the environment as a program"
             )
 
     def check_whole_density(self) -> None:

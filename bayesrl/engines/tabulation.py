@@ -45,7 +45,7 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepar
     recording = record(handlers.seed(frozen, rng_seed=key), *args)
     structure = structure_of(recording)
     check_policy(structure, has_beta=beta is not None)
-    structure.check_complete("it has no evidence that could be found", EngineError)
+    structure.check_complete("nothing but draws can be known of it", EngineError)
     structure.check_whole_density()
     if structure.subsampled:
         raise EngineError(

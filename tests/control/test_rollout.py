@@ -165,8 +165,12 @@ def test_without_a_known_optimum_a_discounted_fit_is_not_judged() -> None:
     fitted = bayesrl.fit(
         jax.random.key(3), tabular_rollout(small()), beta=BETA, guide=TablePolicy(), num_steps=5, progress=False
     )
-    with pytest.raises(EngineError, match="'action' is discounted"):
-        bayesrl.evidence(jax.random.key(4), fitted)
+    found = bayesrl.evidence(jax.random.key(4), fitted)
+    assert (found.upper, found.gap) == (None, None)
+    assert "'action' is discounted" in found.reason
+    exact = evaluate_policy(small(), small().prior, BETA)
+    assert found.start is not None
+    assert abs(float(found.start.mean) - float(exact.objective)) < 4 * float(found.start.se)
     with pytest.raises(EngineError, match="'action' is discounted"):
         bayesrl.importance(jax.random.key(4), tabular_rollout(small()), beta=BETA, num_samples=10)
     assert bayesrl.diagnose(jax.random.key(4), fitted).verdict == "unknown"
