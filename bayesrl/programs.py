@@ -74,14 +74,20 @@ environment is no program, `episodes(key, params, pair, num)` plays whole episod
 
 
 def draw_outside(keys: PRNGKeys, episodes: Any, pair: Pair, params: Params, num_samples: int) -> tuple[Draws, Totals]:
-    """Draw from every lane as `draw_lanes` does, in the environment itself; shorter episodes are padded with zeros."""
+    """Draw from every lane as `draw_lanes` does, in the environment itself; shorter episodes are padded (nan, −1)."""
     lanes = [
         episodes(keys[i], jax.tree.map(lambda x, i=i: x[i], params), pair, num_samples) for i in range(keys.shape[0])
     ]
 
     def together(*parts: Array) -> Array:
         longest = np.max([part.shape for part in parts], axis=0)
-        return jnp.stack([jnp.pad(p, [(0, n - m) for n, m in zip(longest, p.shape, strict=True)]) for p in parts])
+        blank = jnp.nan if jnp.issubdtype(parts[0].dtype, jnp.floating) else -1
+
+        def padded(part: Array) -> Array:
+            widths = [(0, int(most - own)) for most, own in zip(longest, part.shape, strict=True)]
+            return jnp.pad(part, widths, constant_values=blank)
+
+        return jnp.stack([padded(part) for part in parts])
 
     draws, totals = jax.tree.map(together, *lanes)
     return draws, totals

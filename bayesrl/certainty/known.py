@@ -66,7 +66,7 @@ def with_known(
     found = evaluated(exact, one)
     if found is None:
         totals = _drawn(one.totals, own_key, num)
-        objective, reward = _mean(scale * totals.log_weight(scale)), _mean(totals.reward)
+        objective, reward = _mean(_objective(totals, scale)), _mean(totals.reward)
         kl = _mean(totals.log_q - totals.log_prior)
     else:
         objective, reward, kl = (Interval.exactly(value) for value in found)
@@ -75,7 +75,7 @@ def with_known(
         start = Interval.exactly(begun)
     else:
         prior = _drawn(lambda k, n: draw_prior(k, programs, n)[1], prior_key, num)
-        start = _mean(scale * prior.log_weight(scale))
+        start = _mean(_objective(prior, scale))
     known = None if exact is None else _known(exact, beta)
     nothing = np.asarray(np.nan)
     below = Side(objective.mean / scale, objective.se / scale, objective.floor / scale)
@@ -142,6 +142,12 @@ def _flat(totals: Totals) -> Any:
         return array.reshape(array.shape[1] if array.ndim > 1 and array.shape[0] == 1 else array.shape[0], -1)
 
     return jax.tree.map(lay, totals)
+
+
+def _objective(totals: Any, scale: float) -> np.ndarray:
+    """J of each draw and context, reward units."""
+    nats: np.ndarray = totals.log_likelihood + totals.log_prior - totals.log_q
+    return totals.reward + scale * nats
 
 
 def _mean(values: np.ndarray) -> Interval:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.control.behaviours import Behaviour, as_fitted, decide
+from bayesrl.control.behaviours import Behaviour, Decision, as_fitted, decide
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions, describe_actions, describe_observations
 from bayesrl.control.vector import Failures, open_environments
@@ -78,7 +78,7 @@ class GymnasiumSource:
         self._served = 0
         self._lanes: list[GymnasiumSource] = []
         self._batch: Draws | None = None
-        self._programs: dict[int, Any] = {}
+        self._programs: tuple[Pair, tuple[Any, Any, Any]] | None = None
         self._finished: deque[tuple[float, int]] = deque(maxlen=_KEPT)
         self.steps_taken = 0
 
@@ -128,14 +128,15 @@ class GymnasiumSource:
         earned, behaviour = np.zeros((2, self.num_envs, size), np.float32)
         counts, terminated = np.zeros((2, self.num_envs, size), bool)
         actions: list[np.ndarray] = []
-        choose, score = self._compiled(pair)
+        choose, _, score = self._compiled(pair)
         for t in range(size):
             seen[:, t] = playing.observation
-            action, log_prob = (np.asarray(x) for x in choose(params, key, t, playing.observation))
+            chosen = choose(params, key, t, playing.observation)
+            action = np.asarray(chosen.action)
             actions.append(action)
             if t == self.window:
                 break
-            behaviour[:, t] = log_prob
+            behaviour[:, t] = chosen.log_behaviour
             step = playing.step(self.actions.to_environment(action))
             earned[:, t], terminated[:, t], counts[:, t] = step.reward, step.terminated, step.counts
             for i in np.flatnonzero(step.failed):
@@ -157,20 +158,21 @@ class GymnasiumSource:
         }
         return scored._replace(log_behaviour={"action": jnp.asarray(behaviour)}, metrics=metrics)
 
-    def _compiled(self, pair: Pair) -> tuple[Any, Any]:
-        """Give the compiled functions that choose actions and score a batch, once per pair."""
-        if id(pair) not in self._programs:
-            behaviour = self.behaviour
+    def _compiled(self, pair: Pair) -> tuple[Any, Any, Any]:
+        """Give the compiled functions that choose actions, by `behaviour` and by the guide, and score a batch."""
+        if self._programs is None or self._programs[0] is not pair:
 
-            def choose(params: Params, key: PRNGKey, time: int, seen: Array) -> tuple[Array, Array]:
-                chosen = decide(pair, params, jax.random.fold_in(key, time), seen, behaviour)
-                return chosen.action, chosen.log_behaviour
+            def chooser(behaviour: Behaviour) -> Any:
+                def choose(params: Params, key: PRNGKey, time: Any, seen: Array) -> Decision:
+                    return decide(pair, params, jax.random.fold_in(key, time), seen, behaviour)
+
+                return jax.jit(choose)
 
             def score(params: Params, sites: dict[str, Array]) -> Draws:
                 return pair.score(params, Draws.held(sites))
 
-            self._programs = {id(pair): (jax.jit(choose), jax.jit(score), pair)}
-        return self._programs[id(pair)][:2]
+            self._programs = (pair, (chooser(self.behaviour), chooser(as_fitted), jax.jit(score)))
+        return self._programs[1]
 
     def episodes(self, key: PRNGKey, params: Params, pair: Pair, num_episodes: int) -> tuple[Draws, Totals]:
         """Play whole episodes by the guide, in environments of their own.
@@ -182,14 +184,14 @@ class GymnasiumSource:
             num_episodes: how many.
 
         Returns:
-            Draws with sites `action` and `observation` [num_episodes, longest, ...], padded with zeros, and the metrics
+            Draws with sites `action` and `observation` [num_episodes, longest, ...], padded with nan or −1, and metrics
             `return` and `length`; and discounted totals [num_episodes].
         """
         discount = getattr(pair.policy, "discount", 1.0)
         seed = int(jax.random.randint(jax.random.fold_in(key, 1), (), 0, 2**30))
         number = min(num_episodes, self.num_envs)
         playing = _Playing(open_environments(self, number, seed))
-        choose = jax.jit(lambda p, k, t, seen: decide(pair, p, jax.random.fold_in(k, t), seen, as_fitted))
+        choose = self._compiled(pair)[1]
         wanted = [len(part) for part in np.array_split(np.arange(num_episodes), number)]
         kept: list[_Episode] = []
         running = [_Episode() for _ in range(number)]
@@ -226,12 +228,12 @@ class _Episode:
     """One episode while it goes on."""
 
     def __init__(self) -> None:
-        self.seen: list[np.ndarray] = []
-        self.actions: list[np.ndarray] = []
+        self.seen: list[Any] = []
+        self.actions: list[Any] = []
         self.scores = np.zeros(3)
         self.returned = 0.0
 
-    def add(self, seen: np.ndarray, chosen: Any, earned: float, discount: float) -> None:
+    def add(self, seen: Any, chosen: Any, earned: Any, discount: float) -> None:
         """Add one step."""
         weight = discount ** len(self.actions)
         self.seen.append(seen)
@@ -243,9 +245,10 @@ class _Episode:
 def _as_draws(episodes: list[_Episode], pair: Pair) -> tuple[Draws, Totals]:
     longest = max(len(one.actions) for one in episodes)
 
-    def padded(steps: list[np.ndarray]) -> np.ndarray:
+    def padded(steps: list[Any]) -> np.ndarray:
         array = np.stack(steps)
-        return np.pad(array, [(0, longest - len(array)), *((0, 0),) * (array.ndim - 1)])
+        blank = np.nan if np.issubdtype(array.dtype, np.floating) else -1
+        return np.pad(array, [(0, longest - len(array)), *((0, 0),) * (array.ndim - 1)], constant_values=blank)
 
     sites = {
         "observation": jnp.asarray(np.stack([padded(one.seen) for one in episodes])),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -56,9 +57,11 @@ def squashed_normal(low: Any, high: Any, *, scale: float = 1.0) -> dist.Distribu
     Raises:
         ControlError: a bound is infinite, or they are the wrong way round.
     """
-    lower, upper = np.asarray(low, float), np.asarray(high, float)
-    if not (np.isfinite(lower).all() and np.isfinite(upper).all() and (lower < upper).all()):
-        raise ControlError(f"squashed_normal got low={low!r}, high={high!r}; use finite bounds with low < high")
+    lower, upper = jnp.asarray(low, float), jnp.asarray(high, float)
+    if not isinstance(low, jax.core.Tracer) and not isinstance(high, jax.core.Tracer):
+        told = np.asarray(low, float), np.asarray(high, float)
+        if not (np.isfinite(told).all() and (told[0] < told[1]).all()):
+            raise ControlError(f"squashed_normal got low={low!r}, high={high!r}; use finite bounds with low < high")
     transforms = [
         dist.transforms.SigmoidTransform(),
         dist.transforms.AffineTransform(lower, upper - lower, domain=dist.constraints.unit_interval),

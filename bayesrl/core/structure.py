@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
@@ -194,7 +195,7 @@ def structure_of(recording: Recording) -> Structure:
 def _site(site: Record) -> Site:
     discrete, support, event_dim, recorded = False, None, 0, False
     if site.kind in ("action", "environment"):
-        discrete = bool(site.fn.support.is_discrete)
+        discrete = is_discrete(site.fn)
         support = finite_support(site.fn) if discrete else None
         event_dim = int(site.fn.event_dim)
         recorded = bool(getattr(site.fn, "recorded", False))
@@ -214,9 +215,16 @@ def _site(site: Record) -> Site:
     )
 
 
+def is_discrete(fn: Any) -> bool:
+    """Tell whether a distribution is discrete, without computing the ends of its support."""
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return not isinstance(fn, dist.TransformedDistribution) and bool(fn.support.is_discrete)
+
+
 def finite_support(fn: Any) -> tuple[float, ...] | None:
     """Values of a finite univariate support that is the same everywhere, or None."""
-    if fn.event_shape:
+    if fn.event_shape or not is_discrete(fn):
         return None
     support = fn.support
     while isinstance(support, constraints.independent):

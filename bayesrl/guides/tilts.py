@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import biject_to, constraints
 
+from bayesrl.core.structure import is_discrete
 from bayesrl.errors import GuideError
 from bayesrl.guides.distributions import Affine, Finite, coordinate_shape
 
@@ -35,7 +36,7 @@ def tilt_shape(name: str, fn: Any, support: tuple[float, ...] | None) -> tuple[i
     Raises:
         GuideError: no tilt is known for the distribution.
     """
-    if bool(fn.support.is_discrete):
+    if is_discrete(fn):
         core, reinterpreted = _elementwise(fn)
         return (*reinterpreted, _num_discrete(name, core, support))
     core = _peeled(fn)
@@ -86,7 +87,7 @@ def tilted(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
     Returns:
         A distribution of the same shape and support.
     """
-    if bool(fn.support.is_discrete):
+    if is_discrete(fn):
         return _tilted_elements(fn, theta, support)
     core = _peeled(fn)
     if isinstance(core, dist.Normal):
