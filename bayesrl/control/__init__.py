@@ -13,6 +13,7 @@ from bayesrl.control.figures import (
     tabular_sections,
 )
 from bayesrl.control.gymnasium_source import GymnasiumSource
+from bayesrl.control.jax_environments import JaxEnvironment
 from bayesrl.control.physics import CartPole, Pendulum
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy, as_prior
@@ -28,6 +29,7 @@ __all__ = [
     "CartPole",
     "Environment",
     "GymnasiumSource",
+    "JaxEnvironment",
     "LinearPolicy",
     "NetworkPolicy",
     "Outcome",

@@ -1,0 +1,107 @@
+"""Environments written in plain JAX, of the common `reset(key, params)` / `step(key, state, action, params)` shape."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import constraints
+
+from bayesrl.control.environments import Environment, Outcome
+from bayesrl.core.primitives import environment
+
+
+class Noise(dist.Distribution):
+    """Two random words, of which an environment makes a key: nature's draw, whose density does not matter."""
+
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self) -> None:
+        super().__init__((), (2,))
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw [*sample_shape, 2] words."""
+        return jax.random.bits(key, (*sample_shape, 2), jnp.uint32)
+
+    def log_prob(self, value: Any) -> Array:
+        """Give zero: it cancels."""
+        return jnp.zeros(jnp.shape(value)[:-1])
+
+    def tree_flatten(self) -> Any:
+        """Hold nothing."""
+        return (), ()
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: Any, params: Any) -> "Noise":
+        """Make it again."""
+        return cls()
+
+
+@dataclass(frozen=True)
+class JaxEnvironment(Environment):
+    """An environment of gymnax's shape as a program: its randomness becomes the sites `start` and `noise`.
+
+    `env.reset(key, params)` gives (observation, state) and `env.step(key, state, action, params)` gives (observation,
+    state, reward, done, info). Rollouts stop counting at `done`; where the environment has a method `step_env`, which
+    does not reset by itself, that is used.
+
+    Args:
+        env: the environment.
+        actions: distribution of actions that policies start from; `env.action_space(params)` may be discrete with
+            a number `n`, and then it is uniform by default.
+        params: of the environment; by default `env.default_params`.
+        num_observations: how many there are, where they are integers from 0 on.
+
+    Raises:
+        AttributeError: there is no default for `actions`.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro.distributions as dist
+        >>> from bayesrl.control import JaxEnvironment, Rollout
+        >>> class Walk:
+        ...     def reset(self, key, params):
+        ...         return jnp.zeros(1), jnp.zeros(())
+        ...     def step(self, key, state, action, params):
+        ...         new = state + 2.0 * action - 1.0
+        ...         return new[None], new, new, jnp.abs(new) > 3, {}
+        >>> program = Rollout(JaxEnvironment(Walk(), dist.Bernoulli(0.5), params=None), horizon=5)
+    """
+
+    env: Any
+    actions: dist.Distribution | None = None
+    params: Any = "default"
+    num_observations: int | None = None
+
+    def reset(self) -> Any:
+        """Draw the site `start`, [2], and give (observation, state)."""
+        words = environment("start", Noise(), observable=False)
+        seen, state = self.env.reset(_key(words), self._params)
+        return jnp.asarray(seen), state
+
+    def observe(self, state: Any) -> Any:
+        """Give the observation, all that the agent sees."""
+        return state[0]
+
+    def step(self, state: Any, action: Any) -> Outcome:
+        """Draw the site `noise`, [2], and take a step."""
+        words = environment("noise", Noise(), observable=False)
+        take = getattr(self.env, "step_env", self.env.step)
+        seen, after, reward, done, _ = take(_key(words), state[1], action, self._params)
+        same = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), after, state[1])
+        return Outcome((jnp.asarray(seen, state[0].dtype), same), jnp.asarray(reward, float), jnp.asarray(done, bool))
+
+    def prior(self, observation: Any) -> dist.Distribution:
+        """Give the distribution of actions that policies start from."""
+        if self.actions is not None:
+            return self.actions
+        return dist.Categorical(logits=jnp.zeros(int(self.env.action_space(self._params).n)))
+
+    @property
+    def _params(self) -> Any:
+        return self.env.default_params if isinstance(self.params, str) else self.params
+
+
+def _key(words: Array) -> Any:
+    return jax.random.wrap_key_data(words.astype(jnp.uint32))
