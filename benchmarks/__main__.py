@@ -11,7 +11,18 @@ import time
 
 from benchmarks.results import write_section
 
-BENCHMARKS = ("step_time", "time_to_gap", "estimators", "sweep", "import_time", "coverage", "verdicts", "known_answers")
+BENCHMARKS = (
+    "step_time",
+    "time_to_gap",
+    "estimators",
+    "sweep",
+    "import_time",
+    "coverage",
+    "verdicts",
+    "known_answers",
+    "tabular_fits",
+    "cartpole",
+)
 
 
 def main(arguments: list[str]) -> int:

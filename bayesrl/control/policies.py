@@ -93,7 +93,7 @@ class ObservationPolicy(GuideFamily):
     critic: bool = True
 
     @abc.abstractmethod
-    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...]) -> Any:
+    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare parameters of a function of (observation, time), by `numpyro.param`, and give the function.
 
         Args:
@@ -101,6 +101,7 @@ class ObservationPolicy(GuideFamily):
             name: the prefix of the parameters' names.
             rollout: the program that is tilted.
             shape: of one value of the function.
+            timed: whether it depends on the time.
         """
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
@@ -117,8 +118,10 @@ class ObservationPolicy(GuideFamily):
         actor_key, critic_key = jax.random.split(key)
 
         def chooser() -> Chooser:
-            theta = self.declare(actor_key, "action", policy, shape)
-            value = self.declare(critic_key, "critic", policy, (1,)) if self.critic else None
+            theta = self.declare(actor_key, "action", policy, shape, timed=not self.stationary)
+            # What an episode is still worth depends on the steps that are left, whatever the policy reads.
+            timed = not self.stationary or policy.ends
+            value = self.declare(critic_key, "critic", policy, (1,), timed=timed) if self.critic else None
 
             def choose(observation: Any, time: Array) -> Choice:
                 prior = policy.prior_choice(observation, time).action
@@ -154,7 +157,7 @@ class TablePolicy(ObservationPolicy):
         """Suggest an Adam rate."""
         return 0.1
 
-    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...]) -> Any:
+    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare `NAME$table` [*time, observations, *shape]; see `ObservationPolicy.declare`."""
         count = rollout.environment.num_observations
         if count is None:
@@ -162,11 +165,11 @@ class TablePolicy(ObservationPolicy):
                 "TablePolicy needs finitely many observations, and those of "
                 f"{type(rollout.environment).__name__} are vectors; use LinearPolicy() or NetworkPolicy()"
             )
-        times = () if self.stationary else (rollout.horizon,)
+        times = (rollout.horizon,) if timed else ()
         table = numpyro.param(f"{name}$table", jnp.zeros((*times, count, *shape)))
 
         def look_up(observation: Array, time: Array) -> Array:
-            return table[observation] if self.stationary else table[time, observation]
+            return table[time, observation] if timed else table[observation]
 
         return look_up
 
@@ -179,9 +182,9 @@ class LinearPolicy(ObservationPolicy):
         """Suggest an Adam rate."""
         return 0.03
 
-    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...]) -> Any:
+    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare `NAME$out.weight` and `NAME$out.bias`; see `ObservationPolicy.declare`."""
-        features = _features(rollout, stationary=self.stationary)
+        features = _features(rollout, timed=timed)
         weight = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), features.size)))
         bias = numpyro.param(f"{name}$out.bias", jnp.zeros(math.prod(shape)))
         return lambda observation, time: (weight @ features(observation, time) + bias).reshape(shape)
@@ -209,9 +212,9 @@ class NetworkPolicy(ObservationPolicy):
         """Suggest an Adam rate."""
         return 0.003
 
-    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...]) -> Any:
+    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare the arrays of a network, the last layer zero; see `ObservationPolicy.declare`."""
-        features = _features(rollout, stationary=self.stationary)
+        features = _features(rollout, timed=timed)
         sizes = (features.size, *(self.hidden,) * self.depth)
         held = []
         for index, (wide, narrow) in enumerate(zip(sizes[1:], sizes[:-1], strict=True)):
@@ -238,13 +241,13 @@ def _orthogonal(key: PRNGKey, wide: int, narrow: int, _: Any = None) -> Array:
 class _features:  # noqa: N801  (called like the function that it makes)
     """What linear maps and networks read of an observation: a vector of `size` numbers."""
 
-    def __init__(self, rollout: Played, *, stationary: bool) -> None:
-        self.environment, self.horizon, self.stationary = rollout.environment, rollout.horizon, stationary
+    def __init__(self, rollout: Played, *, timed: bool) -> None:
+        self.environment, self.horizon, self.timed = rollout.environment, rollout.horizon, timed
         self.size = int(jax.eval_shape(self, _observation_of(rollout), jnp.asarray(0)).shape[0])
 
     def __call__(self, observation: Any, time: Array) -> Array:
         told = self.environment.features(observation)
-        return told if self.stationary else jnp.append(told, 2.0 * time / self.horizon - 1.0)
+        return jnp.append(told, 2.0 * time / self.horizon - 1.0) if self.timed else told
 
 
 def _observation_of(rollout: Played) -> Any:

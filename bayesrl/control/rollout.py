@@ -80,6 +80,11 @@ class Played(abc.ABC):
             return numpyro.sample("action", choose(seen, time).action)
         return self.play(choose)
 
+    @property
+    def ends(self) -> bool:
+        """Whether episodes really end at the horizon."""
+        return False
+
     @abc.abstractmethod
     def play(self, choose: Chooser) -> Any:
         """Run all steps."""
@@ -115,6 +120,11 @@ class Rollout(Played):
     """
 
     unbounded: bool = False
+
+    @property
+    def ends(self) -> bool:
+        """Whether episodes really end at the horizon."""
+        return not self.unbounded
 
     def play(self, choose: Chooser) -> Any:
         """Run one episode; see `Played.run`."""

@@ -1,0 +1,32 @@
+"""Other libraries in environments of their own, so that their dependencies never meet ours."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(os.environ.get("BAYESRL_PEERS", Path(__file__).parent / ".peers"))
+"""Where the environments are kept; `BAYESRL_PEERS` may name another place."""
+
+SB3 = ("sb3", ("stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium>=1.1,<2"))
+GYMNAX = ("gymnax", ("gymnax==1.0.1", "six"))
+
+
+def python_of(peer: tuple[str, tuple[str, ...]]) -> Path:
+    """Give the interpreter of a peer's environment, which is made first where it is missing."""
+    name, packages = peer
+    python = FOLDER / name / "bin" / "python"
+    if not python.exists():
+        print(f"making an environment for {name}: {', '.join(packages)}", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(FOLDER / name)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+    return python
+
+
+def run_peer(peer: tuple[str, tuple[str, ...]], script: str, *arguments: str) -> Any:
+    """Run a script of this folder in a peer's environment; its last line is its answer, as JSON."""
+    path = Path(__file__).parent / script
+    done = subprocess.run([str(python_of(peer)), str(path), *arguments], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
