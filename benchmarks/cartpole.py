@@ -1,4 +1,4 @@
-"""CartPole: wall time until the mean return of 100 episodes is 475, beside Stable-Baselines3's PPO
+"""CartPole: wall time until the mean return of 100 episodes is 475, beside Stable-Baselines3's PPO.
 
 Seeds 0 to 4, all in one run on one machine. Of Stable-Baselines3 (settings of rl-zoo) the time until the mark, looked
 for every 5,000 steps, evaluation not counted; of bayesrl the whole fit of the ready model `cartpole`, compilation

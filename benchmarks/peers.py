@@ -20,13 +20,14 @@ def python_of(peer: tuple[str, tuple[str, ...]]) -> Path:
     python = FOLDER / name / "bin" / "python"
     if not python.exists():
         print(f"making an environment for {name}: {', '.join(packages)}", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(FOLDER / name)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        subprocess.run([sys.executable, "-m", "venv", str(FOLDER / name)], check=True)  # noqa: S603
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)  # noqa: S603
     return python
 
 
 def run_peer(peer: tuple[str, tuple[str, ...]], script: str, *arguments: str) -> Any:
     """Run a script of this folder in a peer's environment; its last line is its answer, as JSON."""
     path = Path(__file__).parent / script
-    done = subprocess.run([str(python_of(peer)), str(path), *arguments], check=True, capture_output=True, text=True)
+    command = [str(python_of(peer)), str(path), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Tabular control: exact optima beside known values, and fitted policies by exact evaluation
+"""Tabular control: exact optima beside known values, and fitted policies by exact evaluation.
 
 The fitted policy is read out of its guide as a table, and evaluated by planning: no draws. The share is that of
 J* − J(π₀); CliffWalking is judged by the gap itself, since its prior earns −1,072.
