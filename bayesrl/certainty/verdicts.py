@@ -147,7 +147,9 @@ class Evidence(Shown):
                     number(None if upper is None else float(np.reshape(upper, -1)[i])),
                     with_error(at(self.kl_reverse, i)),
                     with_error(at(self.kl_forward, i)),
-                    "exact" if self.num_draws == 0 else number(float(np.reshape(self.ess, -1)[i]), 3),
+                    "exact"
+                    if self.method == "enumeration" and self.num_draws == 0
+                    else number(float(np.reshape(self.ess, -1)[i]), 3),
                     number(float(np.reshape(self.khat, -1)[i]), 2),
                     percent(float(np.reshape(self.missed, -1)[i])),
                 )

@@ -118,6 +118,9 @@ def _weights(fit: Facts) -> Iterator[Content]:
     evidence = fit.evidence
     if evidence is None:
         return
+    if evidence.method in ("known", "draws"):
+        yield "The optimum is told otherwise, or by nobody; where nature draws, her luck widens this whatever the fit."
+        return
     if evidence.num_draws == 0:
         yield "Every draw was enumerated, so that no number here leans on weights."
         return
