@@ -4,7 +4,9 @@ from bayesrl import control, errors, guides, objectives
 from bayesrl.certainty.bracket import evidence
 from bayesrl.certainty.comparison import compare
 from bayesrl.certainty.diagnosis import diagnose
-from bayesrl.certainty.simulation import calibrate
+from bayesrl.certainty.ranks import Calibration
+from bayesrl.certainty.regions import Coverage, coverage
+from bayesrl.certainty.simulation import by_enumeration, by_fit, calibrate
 from bayesrl.certainty.sweeps import frontier
 from bayesrl.certainty.verdicts import Comparison, Diagnosis, Evidence, Frontier, Section
 from bayesrl.core.density import Density, log_density
@@ -25,7 +27,9 @@ from bayesrl.report.writing import write_report
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "Comparison",
+    "Coverage",
     "Density",
     "Diagnosis",
     "Estimate",
@@ -37,9 +41,12 @@ __all__ = [
     "Problem",
     "Section",
     "WeightedDraws",
+    "by_enumeration",
+    "by_fit",
     "calibrate",
     "compare",
     "control",
+    "coverage",
     "diagnose",
     "enumerate_posterior",
     "environment",
