@@ -4,8 +4,9 @@ from bayesrl import control, errors, guides, objectives
 from bayesrl.certainty.bracket import evidence
 from bayesrl.certainty.comparison import compare
 from bayesrl.certainty.diagnosis import diagnose
+from bayesrl.certainty.ranks import Calibration
 from bayesrl.certainty.regions import Coverage, coverage
-from bayesrl.certainty.simulation import Calibration, by_enumeration, by_fit, calibrate
+from bayesrl.certainty.simulation import by_enumeration, by_fit, calibrate
 from bayesrl.certainty.sweeps import frontier
 from bayesrl.certainty.verdicts import Comparison, Diagnosis, Evidence, Frontier, Section
 from bayesrl.core.density import Density, log_density

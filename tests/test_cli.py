@@ -117,6 +117,12 @@ def test_report_shows_what_there_is(run: tuple[Path, str], tmp_path: Path) -> No
     code, out, err = invoke("report", lost, damaged, empty, "--out", tmp_path / "all.html")
     assert (code, err) == (0, "")
     assert "PASS" not in out
+    for name, sentence in (
+        ("lost", "The model cannot be made again"),
+        ("damaged", "The saved draws cannot be read"),
+        ("empty", "The folder does not say which model it fits"),
+    ):
+        assert f"! WARN: {name}: {sentence}" in " ".join(out.split())
     text = html.unescape((tmp_path / "all.html").read_text(encoding="utf-8"))
     for sentence in (
         "The model cannot be made again: there is no model 'gone.py'",

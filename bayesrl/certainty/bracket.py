@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
+from bayesrl.certainty.asking import check_bound, check_count, check_key, check_posterior
 from bayesrl.certainty.chains import with_chains
 from bayesrl.certainty.exact import enumerated
 from bayesrl.certainty.hindsight import with_nature
@@ -18,6 +19,7 @@ from bayesrl.certainty.pooling import Pool, draw_mixture_pool, draw_pool
 from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of, stacked
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.verdicts import Evidence
+from bayesrl.core.estimates import Interval
 from bayesrl.core.pairing import declared_params
 from bayesrl.core.ranges import reward_bounds
 from bayesrl.core.structure import Structure
@@ -66,8 +68,8 @@ def evidence(
         `Evidence`, [*beta].
 
     Raises:
-        PolicyError: the posterior was loaded without its policy.
-        EngineError: the method does not apply; a draw earned more than `reward_bound`.
+        PolicyError: it is no posterior, or was loaded without its policy; a reward is nan or inf.
+        EngineError: the method does not apply; a draw earned more than `reward_bound`; a number is none.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -85,10 +87,15 @@ def evidence(
         Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional
         Monte Carlo"; Burda, Grosse & Salakhutdinov (2016), equation 8, for the bound from below.
     """
+    check_key(key)
+    check_posterior(posterior, "evidence")
     if method not in _CHOICES:
         raise EngineError(f"method={method!r} is not known; choose from {', '.join(_CHOICES)}")
-    if num_samples < 256:
-        raise EngineError(f"num_samples={num_samples}; a bracket needs at least 256 draws")
+    check_count("num_samples", num_samples, least=256)
+    check_count("max_count", max_count, least=0)
+    check_bound(reward_bound)
+    if exact is not None and not callable(exact):
+        raise EngineError(f"exact={exact!r} is no function; pass one that gives J* per context at a temperature")
     settled = posterior.num_restarts == 1 or posterior.mixture is not None
     best = posterior if settled else posterior.select(restart="best")
     over_all = over_all_data(best, *new_args)
@@ -191,8 +198,12 @@ class _Search:
         while True:
             pool = draw(num)
             _check(structure, pool.reward, bounds)
-            sampled = Sampled(pool, beta, bounds, observed=bool(structure.named("observed")))
-            found = evidence_of(sampled, beta, structure.context_shape, "importance")
+            never = bool((pool.reward[: pool.num_fit] == -np.inf).any())
+            with np.errstate(invalid="ignore" if never else "warn"):
+                sampled = Sampled(pool, beta, bounds, observed=bool(structure.named("observed")))
+                found = evidence_of(sampled, beta, structure.context_shape, "importance")
+            if never:
+                return _ruined(found)
             if num >= most or _sharp(found):
                 break
             num = min(4 * num, most)
@@ -249,6 +260,12 @@ def _check(structure: Structure, reward: np.ndarray, bounds: Bounds) -> None:
             f"a draw earned {reward[row, column]:.6g}, more than reward_bound={bounds.reward[column]:.6g}; "
             "raise the bound to what the rewards can reach"
         )
+
+
+def _ruined(found: Evidence) -> Evidence:
+    """Say of a fit that draws what must never happen that its J is −∞, which no average tells."""
+    lost, apart = Interval.exactly(-np.inf), Interval.exactly(np.inf)
+    return dataclasses.replace(found, objective=lost, reward=lost, gap=apart, kl_reverse=apart)
 
 
 def _sharp(found: Evidence) -> bool:

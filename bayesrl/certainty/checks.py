@@ -27,26 +27,46 @@ def gap_check(evidence: Evidence) -> Check:
     outcomes: list[Outcome] = []
     values: list[float] = []
     for i, temperature in enumerate(beta):
-        mean, _, lower, upper, floor, ceiling = (float(part[i]) for part in parts)
-        small = float(np.reshape(evidence.gap.ceiling, -1)[i]) / temperature < SMALL_KL
-        outcome, value = _by_share(mean, lower, upper, floor, ceiling)
-        outcomes.append("pass" if small or outcome == "pass" else outcome)
+        gap = [float(np.reshape(part, -1)[i]) for part in evidence.gap]
+        small = gap[5] / temperature < SMALL_KL
+        outcome, value = _by_share(*(float(part[i]) for part in parts))
+        if gap[4] == math.inf:
+            outcome, value = "fail", math.inf
+        nothing_gained = math.isnan(float(parts[0][i])) and gap[4] / temperature > SMALL_KL
+        outcomes.append("pass" if small else "fail" if nothing_gained else outcome)
         values.append(value)
     worst = _worst(outcomes, values)
-    outcome, value = outcomes[worst], values[worst]
     at = "" if evidence.beta is None else f" at β = {beta[worst]:.3g}"
-    advice = {
-        "pass": f"{_at_most(value)} of what there was to gain is left{at}.",
-        "fail": f"{value:.1%} of what there was to gain is left{at}: fit longer, lower the learning rate, "
-        "or choose a richer guide.",
-        "unknown": f"{_between(float(parts[4][worst]), float(parts[5][worst]))} of what there was to gain "
-        f"is left{at}: {evidence.reason or 'more draws would tell'}.",
-    }[outcome]
-    return Check("gap", value, GOOD_SHARE, outcome, advice, "J* − J(q) = β·KL(q‖p*)")
+    advice = _gap_advice(outcomes[worst], values[worst], [float(part[worst]) for part in parts], at, evidence.reason)
+    return Check("gap", values[worst], GOOD_SHARE, outcomes[worst], advice, "J* − J(q) = β·KL(q‖p*)")
 
 
-def _at_most(share: float) -> str:
-    return "less than 0.1%" if share < 1e-3 else f"at most {share:.1%}"
+def _gap_advice(outcome: Outcome, value: float, share: list[float], at: str, reason: str) -> str:
+    """Say how much is left, exactly where that is known, and what to do."""
+    floor, ceiling = share[4:]
+    if value == math.inf:
+        return (
+            f"the fit draws what earns −∞{at}, so its J is −∞: choose a guide that can rule it out, or fit with a "
+            "large negative reward in its place."
+        )
+    if outcome == "unknown":
+        left = f"{_between(floor, ceiling)} of what there was to gain is left"
+        return f"{left if math.isfinite(floor) else 'how much is left cannot be told'}{at}: " + (
+            f"{reason or 'more draws would tell'}."
+        )
+    if math.isnan(value):  # the policy of before is the best there is, or single precision cannot tell it from that
+        kept = "and nothing was lost" if outcome == "pass" else "but the fit left it: lower the learning rate"
+        return f"there was nothing to gain{at}, {kept}."
+    if outcome == "pass":
+        bound = "" if floor == ceiling else "at most "
+        return f"{'less than 0.1%' if value < 1e-3 else f'{bound}{value:.1%}'} of what there was to gain is left{at}."
+    remedy = "fit longer, lower the learning rate, or choose a richer guide."
+    if value > 1.01:
+        return (
+            f"the fit is worse than the policy that it began with, by {value - 1:.1%} of what there was to "
+            f"gain{at}: {remedy}"
+        )
+    return f"{value:.1%} of what there was to gain is left{at}: {remedy}"
 
 
 def _between(floor: float, ceiling: float) -> str:
@@ -55,7 +75,9 @@ def _between(floor: float, ceiling: float) -> str:
     return f"at least {floor:.1%}, and nobody knows how much at most,"
 
 
-def _by_share(mean: float, lower: float, upper: float, floor: float, ceiling: float) -> tuple[Outcome, float]:
+def _by_share(
+    mean: float, _se: float, lower: float, upper: float, floor: float, ceiling: float
+) -> tuple[Outcome, float]:
     """Judge a gap, as a share of what there was to gain, by its calibrated interval or else the conservative one."""
     if math.isfinite(upper):
         middle = mean < GOOD_SHARE
@@ -80,7 +102,7 @@ def coverage_check(evidence: Evidence) -> Check:
     value = float(np.nanmax(missed))
     outcome: Outcome = "fail" if value > MISSED_FAIL else "warn" if value > MISSED_WARN else "pass"
     advice = {
-        "pass": f"the fit goes wherever p* does, but for {value:.1%} of it.",
+        "pass": f"the fit goes wherever p* does{f', but for {value:.1%} of it' if value >= 5e-4 else ''}.",
         "warn": f"{value:.1%} of p* lies where the fit hardly goes: more restarts and select('mixture') may reach it.",
         "fail": f"{value:.1%} of p* lies where the fit hardly goes: a mode is dropped. Use more restarts and "
         "select('mixture'), or ForwardKL().",

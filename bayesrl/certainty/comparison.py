@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logsumexp
 
+from bayesrl.certainty.asking import check_count, check_key, check_named
 from bayesrl.certainty.limits import stratified_interval
 from bayesrl.certainty.pooling import totals_of
 from bayesrl.certainty.scoreboard import over_all_data
@@ -48,8 +49,8 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: i
         in `Posterior.estimate`, J counts what data are likely to be, and KL is that to π₀.
 
     Raises:
-        PolicyError: fewer than two fits; one loaded without its policy, or of an array of β; fits whose
-            sites, arguments, β or rewards differ; a draw with an infinite or undefined score.
+        PolicyError: fewer than two fits, or what is none; one loaded without its policy, or of an array of
+            β; fits whose sites, arguments, β or rewards differ; a draw with an infinite or undefined score.
         EngineError: too few draws, or a policy that draws nothing.
 
     Example:
@@ -68,6 +69,9 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: i
         Owen & Zhou (2000), "Safe and effective importance sampling", section 4; Veach & Guibas (1995),
         "Optimally combining sampling techniques for Monte Carlo rendering", section 3.2.
     """
+    check_key(key)
+    check_named(posteriors, "compare")
+    check_count("num_samples", num_samples)
     if len(posteriors) < 2:
         raise PolicyError(
             f"compare got {len(posteriors)} fits; pass at least two by name: compare(key, {{'a': a, 'b': b}})"
@@ -75,12 +79,12 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: i
     fits = [_ready(name, posterior) for name, posterior in posteriors.items()]
     for other in fits[1:]:
         _refuse_unlike(fits[0], other)
-    contexts = math.prod(fits[0].programs.structure.context_shape)
-    each = max(_LEAST_EACH, min(num_samples // len(fits), _CELLS // (contexts * len(fits) ** 2)))
     if num_samples < _LEAST_EACH * len(fits):
         raise EngineError(
             f"num_samples={num_samples} are too few for {len(fits)} fits; draw at least {_LEAST_EACH * len(fits)}"
         )
+    contexts = math.prod(fits[0].programs.structure.context_shape)
+    each = max(_LEAST_EACH, min(num_samples // len(fits), _CELLS // (contexts * len(fits) ** 2)))
     scores = _score_common(key, fits, each)
     _check(fits, scores)
     return _compared([fit.name for fit in fits], scores, fits[0], each)
@@ -127,7 +131,7 @@ def _ready(name: str, posterior: Posterior) -> _Fit:
 def _refuse_unlike(first: _Fit, other: _Fit) -> None:
     """Refuse fits of different problems, naming the first thing that differs."""
     names = f"{first.name!r} and {other.name!r}"
-    difference = _unlike_sites(first.programs.structure, other.programs.structure)
+    difference = unlike_sites(first.programs.structure, other.programs.structure)
     if difference:
         raise PolicyError(f"{names} are fits of different policies: {difference}; compare fits of one policy")
     ours, theirs = first.programs.args, other.programs.args
@@ -150,7 +154,7 @@ def _refuse_unlike(first: _Fit, other: _Fit) -> None:
         )
 
 
-def _unlike_sites(one: Structure, other: Structure) -> str:
+def unlike_sites(one: Structure, other: Structure) -> str:
     """Say which site, and what of it, differs first; nothing where none does."""
     ours, theirs = ({site.name: site for site in structure.sites} for structure in (one, other))
     for name in (*ours, *theirs):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bayesrl.certainty.asking import check_arguments, check_key, check_posterior
 from bayesrl.certainty.bracket import Choice, evidence
 from bayesrl.certainty.checks import (
     convergence_check,
@@ -55,7 +56,8 @@ def diagnose(
         `Diagnosis`; its checks are of the worst β.
 
     Raises:
-        PolicyError: the posterior was loaded without its policy.
+        PolicyError: it is no posterior, or was loaded without its policy; `held_out` is no tuple.
+        EngineError: as in `evidence`.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -68,6 +70,9 @@ def diagnose(
         >>> diagnose(jax.random.key(1), good).verdict, diagnose(jax.random.key(1), bad).verdict
         ('pass', 'fail')
     """
+    check_key(key)
+    check_posterior(posterior, "diagnose")
+    check_arguments(held_out)
     if posterior.programs is None:
         raise PolicyError(
             "this posterior was loaded without its policy, so it cannot be diagnosed; "
@@ -151,7 +156,9 @@ def _gain(found: Evidence | None, objective: np.ndarray) -> float:
         gain = np.min(found.optimum.mean - found.start.mean)
         if np.isfinite(gain) and gain > 0:
             return float(gain)
-    return float(np.nanmax(np.abs(objective - objective[0])))
+    with np.errstate(invalid="ignore"):  # J may be −∞ throughout
+        gained = np.abs(objective - objective[0])
+    return float(np.max(gained, where=np.isfinite(gained), initial=0.0))
 
 
 def _verdict(checks: list[Check], reason: str) -> tuple[Verdict, str]:

@@ -108,9 +108,13 @@ def with_known(
 
 
 def _known(exact: Exact, beta: float | None) -> Interval:
-    optimum = float(exact(1.0 if beta is None else beta))
+    told: Any = exact(1.0 if beta is None else beta)
+    try:
+        optimum = float(told)
+    except (TypeError, ValueError):
+        optimum = np.nan
     if not np.isfinite(optimum):
-        raise EngineError(f"exact gave {optimum!r} for beta={beta}; give J* per context, a finite number")
+        raise EngineError(f"exact gave {told!r} for beta={beta}; give J* per context, a finite number")
     return Interval.exactly(optimum)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from jax import Array
 from scipy.special import ndtri
 
+from bayesrl.certainty.asking import check_count, check_key, check_posterior, told
+from bayesrl.certainty.comparison import unlike_sites
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.certainty.verdicts import Outcome
 from bayesrl.core.estimates import Estimate
@@ -42,6 +44,15 @@ class Coverage(Shown):
         share: of exact draws that lie in it, with standard error, [*beta, level]; mean over contexts.
         error: standard error that `share` would have if the fit were p*, [*beta, level].
         num_draws: draws of p*, and as many of the fit, at each β.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from bayesrl.certainty.regions import Coverage
+        >>> from bayesrl.core.estimates import Estimate
+        >>> share = Estimate(jnp.array([0.31, 0.52]), jnp.array([0.01, 0.01]))
+        >>> told = Coverage(None, np.array([0.5, 0.9]), share, np.array([0.01, 0.01]), 4096)
+        >>> told.verdict, told.sentence[:40]
+        ('fail', "The fit's 90% region holds 52% of p*; it")
     """
 
     beta: np.ndarray | None
@@ -130,7 +141,7 @@ def coverage(
     Raises:
         EngineError: the target's draws are not exact, or tilt nature, or levels or num_draws are no
             such numbers.
-        PolicyError: the target is of other β or other contexts; or the posterior was loaded without
+        PolicyError: the target is of other β, other contexts or another policy; or the posterior was loaded without
             its policy.
 
     Example:
@@ -148,6 +159,10 @@ def coverage(
         Hyndman (1996), "Computing and graphing highest density regions", section 2; Cook, Gelman &
         Rubin (2006), "Validation of software for Bayesian models using posterior quantiles".
     """
+    check_key(key)
+    check_posterior(posterior, "coverage")
+    if not isinstance(target, WeightedDraws):
+        raise PolicyError(f"coverage got {told(target)} for a target; pass what enumerate_posterior or rejection gave")
     _check_numbers(levels, num_draws)
     settled = posterior.num_restarts == 1 or posterior.mixture is not None
     fit = over_all_data(posterior if settled else posterior.select(restart="best"))
@@ -162,23 +177,23 @@ def coverage(
         one = fit if beta is None else fit.select(beta=beta)
         draws = {name: value[lane] for name, value in flat.items()}
         ranks.append(_ranks(jax.random.fold_in(fit_key, i), rng, one, draws, num_draws))
-    told = np.asarray(levels, float)
-    inside = np.stack([[(u <= level).mean(1) for level in told] for u in ranks])  # [lane, level, draw]
-    shape = (*np.shape(fit.beta if fit.beta is not None else 1.0), len(told))
+    asked = np.asarray(levels, float)
+    inside = np.stack([[(u <= level).mean(1) for level in asked] for u in ranks])  # [lane, level, draw]
+    shape = (*np.shape(fit.beta if fit.beta is not None else 1.0), len(asked))
     # Draws of the fit make up the regions; draws of rejection are taken again and again.
     worth = 2 / num_draws + (0.0 if target.ess is None else 1 / max(float(np.min(target.ess)), 1.0))
     contexts = max(math.prod(fit.programs.structure.context_shape), 1)
     mean, se = inside.mean(-1), np.sqrt(inside.var(-1, ddof=1) * worth)
-    error = np.broadcast_to(np.sqrt(told * (1 - told) / contexts * worth), shape)
+    error = np.broadcast_to(np.sqrt(asked * (1 - asked) / contexts * worth), shape)
     share = Estimate(jnp.asarray(mean.reshape(shape)), jnp.asarray(se.reshape(shape)))
-    return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), told, share, error, num_draws)
+    return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), asked, share, error, num_draws)
 
 
-def _check_numbers(levels: Sequence[float], num_draws: int) -> None:
-    if len(levels) == 0 or not all(0 < level < 1 for level in levels):
-        raise EngineError(f"levels={tuple(levels)}; pass probabilities between 0 and 1, such as (0.5, 0.8, 0.95)")
-    if num_draws < 100:
-        raise EngineError(f"num_draws={num_draws} tells nothing; use at least 100")
+def _check_numbers(levels: Any, num_draws: Any) -> None:
+    flat = np.asarray(levels)
+    if flat.ndim != 1 or flat.size == 0 or flat.dtype.kind != "f" or not ((flat > 0) & (flat < 1)).all():
+        raise EngineError(f"levels={levels!r}; pass probabilities between 0 and 1, such as (0.5, 0.8, 0.95)")
+    check_count("num_draws", num_draws, least=100)
 
 
 def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[tuple[float | None, int]]:
@@ -196,6 +211,11 @@ def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[
     ours, theirs = programs.structure.context_shape, target.structure.context_shape
     if ours != theirs:
         raise PolicyError(f"the fit has contexts {ours}, the target {theirs}; give both the same arguments")
+    difference = unlike_sites(programs.structure, target.structure)
+    if difference:
+        raise PolicyError(
+            f"fit and target are of different policies: {difference}; make the target of the policy that was fitted"
+        )
     if fit.beta is None or target.beta is None:
         if fit.beta is not None or target.beta is not None:
             raise PolicyError(f"the fit has beta={fit.beta}, the target beta={target.beta}; give both the same")

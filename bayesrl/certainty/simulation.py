@@ -1,9 +1,8 @@
-"""Calibration by simulation: does inference recover what generated the data, and do fits cover exact draws?"""
+"""`calibrate`: whether inference recovers what generated the data, by simulation."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,14 +11,13 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.core.estimates import Estimate
+from bayesrl.certainty.asking import check_count, check_key
+from bayesrl.certainty.ranks import LIKELIHOOD, Calibration
 from bayesrl.core.handlers import IntoScans
 from bayesrl.core.pairing import Pair, freeze
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.recording import Recording, record, site_log_prob
-from bayesrl.core.showing import Block, Line, Listing, Shown
 from bayesrl.core.structure import Structure, as_arrays, inspect, structure_of
-from bayesrl.core.wording import number, with_error
 from bayesrl.engines.grid import count, decode
 from bayesrl.engines.setup import set_up
 from bayesrl.engines.svi import Lane, default_optimizer, init, run_chunk
@@ -35,8 +33,6 @@ type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
 type Inference = Callable[[PRNGKey, Program, tuple[Any, ...], int], Drawer]
 """Gets inference ready for a program on example arguments: (key, program, args, num_draws) → `Drawer`."""
 
-LIKELIHOOD = "log p(y|θ)"
-_LEVEL = 0.01
 _AT_ONCE = 64
 _MOST_ASSIGNMENTS = 2**16
 
@@ -48,7 +44,7 @@ def calibrate(
     infer: Inference | None = None,
     num_replications: int = 200,
     num_draws: int = 99,
-) -> "Calibration":
+) -> Calibration:
     """Check inference for a program with data by simulation: draw θ ~ p(θ), y ~ p(y|θ), infer, rank θ.
 
     If the draws θ₁…θ_L come from p(θ|y), the rank of θ among them is uniform on 0…L, of every number
@@ -71,6 +67,8 @@ def calibrate(
 
     Raises:
         PolicyError: there are rewards, no observed or no latent site, or a subsampled plate.
+        EngineError: the numbers are too small; or what `infer` gives draws nan or other sites or shapes, or
+            cannot be traced.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -88,10 +86,8 @@ def calibrate(
         calibration checking for Bayesian computation: the choice of test quantities"; Säilynoja,
         Bürkner & Vehtari (2022), "Graphical test for discrete uniformity".
     """
-    if num_replications < 20 or num_draws < 9:
-        raise EngineError(
-            f"num_replications={num_replications} and num_draws={num_draws} tell nothing; use at least 20 and 9"
-        )
+    check_key(key)
+    _check_options(infer, num_replications, num_draws)
     args = as_arrays(args)
     structure = inspect(jax.random.key(0), model, *args)
     _refuse(structure)
@@ -101,20 +97,42 @@ def calibrate(
     truth, data = jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys)
     program = partial(_given, frozen)
     example = (jax.tree.map(lambda x: x[0], data), *args)
-    drawer = (by_fit() if infer is None else infer)(infer_key, program, example, num_draws)
+    drawer = _prepared(by_fit() if infer is None else infer, infer_key, program, example, num_draws)
+    _check_draws(drawer, example, jax.tree.map(lambda x: x[0], truth), num_draws)
 
-    def one(told: tuple[PRNGKey, dict[str, Array], dict[str, Array]]) -> tuple[Array, Array]:
+    def one(told: tuple[PRNGKey, dict[str, Array], dict[str, Array]]) -> tuple[Array, Array, Array]:
         own_key, theta, y = told
         draws = drawer(own_key, (y, *args))
         everything = {n: jnp.concatenate([theta[n][None], jnp.asarray(draws[n])]) for n in theta}
         values = jax.vmap(lambda sites: _quantities(program, structure, (y, *args), sites))(everything)
-        return (values[1:] < values[0]).sum(0), (values[1:] == values[0]).sum(0)
+        return (values[1:] < values[0]).sum(0), (values[1:] == values[0]).sum(0), jnp.isnan(values[1:]).any(0)
 
     run = jax.jit(lambda told: jax.lax.map(one, told, batch_size=min(_AT_ONCE, num_replications)))
-    below, equal = (np.asarray(x) for x in run((jax.random.split(run_key, num_replications), truth, data)))
+    below, equal, bad = (np.asarray(x) for x in run((jax.random.split(run_key, num_replications), truth, data)))
+    names = _names(structure)
+    if bad.any():
+        worst = int(bad.any(0).argmax())
+        raise EngineError(
+            f"inference drew nan for {names[worst]} on {int(bad[:, worst].sum())} of {num_replications} data sets; "
+            "lower its learning rate, or mend what infer gives"
+        )
     rng = np.random.default_rng(np.asarray(jax.random.bits(tie_key, (4,))).tolist())
     ranks = below + rng.integers(0, equal, endpoint=True)
-    return Calibration(_names(structure), ranks, num_draws, (ranks + rng.random(ranks.shape)) / (num_draws + 1))
+    return Calibration(names, ranks, num_draws, (ranks + rng.random(ranks.shape)) / (num_draws + 1))
+
+
+def _check_options(infer: Any, num_replications: Any, num_draws: Any) -> None:
+    check_count("num_replications", num_replications, least=20)
+    check_count("num_draws", num_draws, least=9)
+    for maker in (by_fit, by_enumeration):
+        if infer is maker:
+            raise EngineError(
+                f"infer={maker.__name__} makes inference when it is called; pass infer={maker.__name__}()"
+            )
+    if infer is not None and not callable(infer):
+        raise EngineError(
+            f"infer={infer!r} is no inference; pass by_fit(...), by_enumeration() or a function like them"
+        )
 
 
 def _refuse(structure: Structure) -> None:
@@ -132,6 +150,31 @@ def _refuse(structure: Structure) -> None:
         raise PolicyError(
             f"plate {structure.subsampled[0]!r} is subsampled, and data are simulated whole; use bayesrl.whole(model)"
         )
+
+
+def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
+    drawer: Any = infer(key, program, args, num_draws)
+    if not callable(drawer):
+        raise EngineError(f"infer gave {drawer!r}, which is no function; give one of (key, args)")
+    return drawer
+
+
+def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Array], num_draws: int) -> None:
+    """Refuse inference that cannot be traced, or whose draws are not those of the latent sites."""
+    try:
+        draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), jax.random.key(0), args[0])
+    except jax.errors.JAXTypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise EngineError(
+            f"what infer gave cannot be traced by JAX ({reason}); write it with jax.numpy, without NumPy or "
+            "Python's if on values"
+        ) from None
+    for name, value in theta.items():
+        found = tuple(getattr(draws[name], "shape", ())) if isinstance(draws, dict) and name in draws else None
+        wanted = (num_draws, *value.shape)
+        if found != wanted:
+            told = "no draws" if found is None else f"draws of shape {found}"
+            raise EngineError(f"inference gave {told} of site {name!r}; give {{{name!r}: an array of shape {wanted}}}")
 
 
 # ---- programs --------------------------------------------------------------------------------
@@ -198,7 +241,26 @@ def by_fit(
         objective: from `bayesrl.objectives`; by default `ReverseKL()`.
         num_steps: gradient steps on every data set.
         learning_rate: where the cosine decay begins; by default that of the guide's family.
+
+    Raises:
+        EngineError: a number is none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from bayesrl.certainty.simulation import by_fit, calibrate
+        >>> def location(y):
+        ...     theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("datum", len(y)):
+        ...         numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+        >>> told = calibrate(
+        ...     jax.random.key(0), location, jnp.zeros(3), infer=by_fit(num_steps=200), num_replications=50
+        ... )
+        >>> told.names, told.verdict
+        (('theta', 'log p(y|θ)'), 'pass')
     """
+    check_count("num_steps", num_steps)
+    if learning_rate is not None and not (isinstance(learning_rate, int | float) and 0 < learning_rate < np.inf):
+        raise EngineError(f"learning_rate={learning_rate!r}; use a positive number, or None")
 
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
         chosen = ReverseKL() if objective is None else objective
@@ -228,7 +290,19 @@ def by_fit(
 
 
 def by_enumeration() -> Inference:
-    """Infer exactly, where all latent sites are discrete and few: draws by the probabilities of all assignments."""
+    """Infer exactly, where all latent sites are discrete and few: draws by the probabilities of all assignments.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from bayesrl.certainty.simulation import by_enumeration, calibrate
+        >>> def coin(flips):
+        ...     fair = numpyro.sample("fair", dist.Bernoulli(0.5))
+        ...     with numpyro.plate("flip", len(flips)):
+        ...         numpyro.sample("flips", dist.Bernoulli(jnp.where(fair, 0.5, 0.9)), obs=flips)
+        >>> told = calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=by_enumeration(), num_replications=50)
+        >>> told.ranks.shape
+        (50, 2)
+    """
 
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
         # Contexts are taken together here: a program without a context plate is one problem.
@@ -256,83 +330,3 @@ def by_enumeration() -> Inference:
 
 def _one_problem(structure: Structure) -> Structure:
     return Structure(structure.sites, ())
-
-
-# ---- what is found ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, repr=False)
-class Calibration(Shown):
-    """Ranks of what generated the data among draws inferred from them.
-
-    Attributes:
-        names: of the quantities: every number of every latent site, and log p(y|θ).
-        ranks: [replication, quantity], 0 to `num_draws`, ties broken at random.
-        num_draws: draws that each rank is among.
-        pit: the same as uniform numbers between 0 and 1.
-    """
-
-    names: tuple[str, ...]
-    ranks: np.ndarray
-    num_draws: int
-    pit: np.ndarray
-
-    @property
-    def p_values(self) -> np.ndarray:
-        """Of a test of uniformity of each quantity (ArviZ's `pot_c`), [quantity]."""
-        from arviz_stats.base.array import array_stats
-
-        return np.asarray(array_stats.uniformity_test(self.pit, axis=0, method="pot_c")[0], float).reshape(-1)
-
-    @property
-    def p_value(self) -> float:
-        """Of all quantities together, by Bonferroni."""
-        return float(min(1.0, self.p_values.min() * len(self.names)))
-
-    @property
-    def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` where ranks this uneven would come of calibrated inference once in a hundred times."""
-        return "fail" if self.p_value < _LEVEL else "pass"
-
-    @property
-    def sentence(self) -> str:
-        """What the worst quantity looks like."""
-        p_values, replications = self.p_values, len(self.pit)
-        if self.verdict == "pass":
-            return (
-                f"Ranks of {len(self.names)} quantities over {replications} data sets are uniform, as they should be."
-            )
-        worst = int(p_values[:-1].argmin())
-        if p_values[worst] * len(self.names) >= _LEVEL:
-            return (
-                f"Ranks of {LIKELIHOOD} are not uniform (p = {p_values[-1]:.1g}) though those of the latent sites are: "
-                "inference does not use the data as it should."
-            )
-        centred = self.pit[:, worst] - 0.5
-        shift, spread = centred.mean() * np.sqrt(12), ((centred**2).mean() - 1 / 12) * np.sqrt(180)
-        if abs(shift) > abs(spread):
-            how = "too low" if shift > 0 else "too high"
-        else:
-            how = "too narrow" if spread > 0 else "too wide"
-        return f"Draws of {self.names[worst]} are {how}: its ranks are not uniform (p = {p_values[worst]:.1g})."
-
-    def coverage(self, level: float) -> Estimate:
-        """How often the central interval of this level held the truth, with standard error, [quantity]."""
-        inside = np.abs(self.pit - 0.5) <= level / 2
-        mean = inside.mean(0)
-        return Estimate(jnp.asarray(mean), jnp.asarray(np.sqrt(mean * (1 - mean) / len(inside))))
-
-    def _blocks(self) -> Sequence[Block]:
-        p_values = self.p_values
-        order = np.argsort(p_values)[:10]
-        told = [self.coverage(level) for level in (0.5, 0.8, 0.95)]
-        rows = [
-            (
-                self.names[i],
-                number(float(p_values[i]), 2),
-                *(with_error(Estimate(one.mean[i], one.se[i])) for one in told),
-            )
-            for i in order
-        ]
-        listing = Listing(("quantity", "p of uniformity", "in 50%", "in 80%", "in 95%"), rows)
-        return Line(self.sentence, self.verdict), listing

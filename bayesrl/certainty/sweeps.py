@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from scipy.special import ndtri
 
+from bayesrl.certainty.asking import check_count, check_key, check_posterior
 from bayesrl.certainty.bracket import Choice
 from bayesrl.certainty.bracket import evidence as bracketed
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
@@ -89,6 +90,9 @@ def frontier(
         lines and their slopes; Gao, Schulman & Hilton (2023), "Scaling laws for reward model
         overoptimization", for gold beside proxy.
     """
+    check_key(key)
+    check_posterior(posterior, "frontier")
+    check_count("num_samples", num_samples, least=256)
     if posterior.programs is None:
         raise PolicyError(
             "this posterior was loaded without its policy, so its frontier cannot be drawn; "
@@ -109,16 +113,24 @@ def frontier(
             num_samples=num_samples,
             max_count=max_count,
         )
-    elif evidence.beta is None or np.shape(evidence.beta) != betas.shape or not np.allclose(evidence.beta, betas):
-        raise PolicyError(
-            f"evidence is of β = {evidence.beta}, the posterior of β = {betas}; pass evidence of this fit"
-        )
+    else:
+        _check_evidence(evidence, betas)
     order = np.argsort(betas)
     found = _reordered(evidence, order)
     checks = frontier_checks(betas[order], found.objective, found.reward, found.kl)
     told = None if gold is None else _metric(gold_key, posterior, gold, betas[order], num_samples)
     turn = None if told is None else turning_point(betas[order], told, found.reward)
     return Frontier(betas[order], found, checks, told, turn)
+
+
+def _check_evidence(evidence: Any, betas: np.ndarray) -> None:
+    """Refuse evidence that is none, or of another fit."""
+    if not isinstance(evidence, Evidence):
+        raise PolicyError(f"evidence={evidence!r} is none; pass what bayesrl.evidence gave of this fit, or None")
+    if evidence.beta is None or np.shape(evidence.beta) != betas.shape or not np.allclose(evidence.beta, betas):
+        raise PolicyError(
+            f"evidence is of β = {evidence.beta}, the posterior of β = {betas}; pass evidence of this fit"
+        )
 
 
 def _sweep_of(posterior: Posterior) -> np.ndarray:

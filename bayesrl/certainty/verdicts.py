@@ -8,7 +8,7 @@ import numpy as np
 
 from bayesrl.core.estimates import Interval
 from bayesrl.core.showing import MARKS, Block, Line, Listing, Shown
-from bayesrl.core.wording import at, beta_text, number, percent, with_ends, with_error
+from bayesrl.core.wording import UNKNOWN, at, beta_text, number, percent, with_ends, with_error
 
 type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight", "known", "draws"]
 type Outcome = Literal["pass", "warn", "fail", "unknown"]
@@ -128,22 +128,22 @@ class Evidence(Shown):
                     with_ends(at(self.optimum, i)),
                     _tiny(at(self.gap, i), at(self.optimum, i)),
                     percent(None if part is None else float(part.mean)),
-                    with_error(at(self.reward, i)),
+                    UNKNOWN if beta is None else with_error(at(self.reward, i)),
                     with_error(at(self.kl, i)),
                 )
             )
         return Listing(("β", "J", "J*", "gap", "share", "E[R]", "KL"), rows)
 
     def weight_listing(self) -> Listing:
-        """One row for each temperature: log Z from both sides, the distance to p*, and the weights."""
+        """One row for each temperature: limits of log Z from both sides, the distance to p*, and the weights."""
         rows = []
         for i, beta in enumerate(self.betas):
-            upper = None if self.upper is None else self.upper.mean
+            upper = None if self.upper is None else self.upper.limit
             rows.append(
                 (
                     beta_text(beta),
                     with_ends(at(self.log_evidence, i)),
-                    number(float(np.reshape(self.lower.mean, -1)[i])),
+                    number(float(np.reshape(self.lower.limit, -1)[i])),
                     number(None if upper is None else float(np.reshape(upper, -1)[i])),
                     with_error(at(self.kl_reverse, i)),
                     with_error(at(self.kl_forward, i)),
@@ -158,13 +158,18 @@ class Evidence(Shown):
         return Listing(("β", "log Z", *sides, "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed"), rows)
 
     def _blocks(self) -> Sequence[Block]:
-        units = "J, J*, gap and E[R] in reward units; KL and log Z in nats" if self.beta is not None else "all in nats"
-        legend = Line(f"({units}; ± is one standard error, [ ] a 95% interval; share = gap / (J* − J(π₀)))")
+        legend = Line(f"({_legend(self)}; from below and above: 97.5% limits)")
         first, second = self.listing(), self.weight_listing()
         if len(first.rows) > 1:
             return first, second, legend, Line(self.how)
         whole = Listing((*first.headings, *second.headings[1:]), [(*first.rows[0], *second.rows[0][1:])])
         return whole.turned(), legend, Line(self.how)
+
+
+def _legend(evidence: Evidence) -> str:
+    rewarded = "J, J*, gap and E[R] in reward units; KL and log Z in nats"
+    units = rewarded if evidence.beta is not None else "all in nats"
+    return f"{units}; ± is one standard error, [ ] a 95% interval; share = gap / (J* − J(π₀))"
 
 
 def _tiny(gap: Interval | None, optimum: Interval | None) -> str:
@@ -256,7 +261,8 @@ class Frontier(Shown):
 
     def _blocks(self) -> Sequence[Block]:
         turn = [] if self.turning_point is None else [Line(f"Gold is greatest at β = {self.turning_point:.3g}.")]
-        return (self.listing(), checks_listing(self.checks), *turn)
+        legend = Line(f"({_legend(self.evidence)})")
+        return (self.listing(), legend, checks_listing(self.checks), *turn)
 
 
 @dataclass(frozen=True, repr=False)

@@ -35,7 +35,7 @@ def report_runs(directories: Sequence[Path], out: Path | None, gold: str | None)
         gold: metric that the reward stands for, or None.
 
     Returns:
-        The file, and the verdicts as text.
+        The file, and the verdicts and what is missing as text.
 
     Raises:
         RunFolderError: a folder holds no run, or the file cannot be written.
@@ -51,8 +51,18 @@ def report_runs(directories: Sequence[Path], out: Path | None, gold: str | None)
         lacking = tuple(text for text in (reason, lost) if text)
         fits.append(gather_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
         sections += problem.sections_of(posterior) if problem is not None else []
-    lines = [Line(f.diagnosis.sentence, f.diagnosis.verdict) for f in fits if f.diagnosis is not None]
-    return write_page(path, fits, sections), [as_text([line]) for line in lines]
+    return write_page(path, fits, sections), [
+        as_text([line]) for fit in fits for line in _told(fit, named=len(fits) > 1)
+    ]
+
+
+def _told(fit: Facts, *, named: bool) -> Iterator[Line]:
+    """Tell the verdict of a fit, by name where there are several, and what is missing."""
+    name = f"{fit.name}: " if named else ""
+    if fit.diagnosis is not None:
+        yield Line(f"{name}{fit.diagnosis.sentence}", fit.diagnosis.verdict)
+    for sentence in fit.missing:
+        yield Line(f"{name}{sentence}", "warn")
 
 
 def gather_run(

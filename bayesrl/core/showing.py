@@ -173,8 +173,21 @@ def as_text(blocks: Sequence[Block], width: int = WIDTH) -> str:
                 parts += [*([""] if parts else []), _table_text(part, width)]
         else:
             mark = f"{MARKS[block.outcome]} {block.outcome.upper()}: " if block.outcome else ""
-            parts.append(textwrap.fill(mark + block.text, width, break_long_words=False))
+            parts.append(_filled(mark + block.text, width))
     return printable("\n".join(parts))
+
+
+def _filled(text: str, width: int, indent: str = "") -> str:
+    """Break text into lines, none between β and its value."""
+    tied = text.replace("β = ", "β\xa0=\xa0")
+    lines = textwrap.fill(tied, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+    return lines.replace("β\xa0=\xa0", "β = ")
+
+
+def _on_a_line(text: str, longest: int) -> str:
+    """Keep a cell to one line, and to its share of it."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def _widths(listing: Listing) -> list[int]:
@@ -183,12 +196,16 @@ def _widths(listing: Listing) -> list[int]:
 
 
 def _places(text: str) -> int:
-    """Count the places that text takes on a line: marks over letters take none."""
-    return sum(not unicodedata.combining(character) for character in text)
+    """Count the places that text takes on a line: marks over letters take none, wide letters two."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in ("W", "F")) for c in text)
 
 
 def _narrowed(listing: Listing, width: int) -> Iterator[Listing]:
     """Cut a listing by columns into parts that are narrow enough."""
+    # Two columns are to fit beside each other, however long the names that a table is given.
+    longest = (width - 2) // 2
+    rows = [[_on_a_line(cell, longest) for cell in row] for row in listing.rows]
+    listing = listing._replace(headings=[_on_a_line(text, longest) for text in listing.headings], rows=rows)
     widths, sides = _widths(listing), listing.sides
     start = 1
     while True:
@@ -219,5 +236,5 @@ def _table_text(listing: Listing, width: int) -> str:
     for i, cells in enumerate(listing.rows):
         lines.append(line(cells))
         if listing.notes and listing.notes[i]:
-            lines.append(textwrap.fill(listing.notes[i], width, initial_indent="    ", subsequent_indent="    "))
+            lines.append(_filled(listing.notes[i], width, "    "))
     return "\n".join(lines)

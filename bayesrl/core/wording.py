@@ -9,6 +9,7 @@ import numpy as np
 from bayesrl.core.estimates import Estimate, Interval
 
 UNKNOWN = "—"
+_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -57,7 +58,7 @@ def with_ends(interval: Interval | None) -> str:
     if math.isinf(lower) or math.isinf(upper):
         return f"{number(mean)} (≤ {number(upper)})" if math.isinf(lower) else f"{number(mean)} (≥ {number(lower)})"
     decimals = 1 - math.floor(math.log10(upper - lower)) if upper > lower else 7
-    if decimals > 6 or abs(mean) >= 10**6:
+    if decimals > 6 or max(abs(mean), abs(lower), abs(upper)) >= 10**6:
         return f"{number(mean)} [{number(lower)}, {number(upper)}]"
     shown = max(decimals, 0)
     return f"{mean:.{shown}f} [{lower:.{shown}f}, {upper:.{shown}f}]"
@@ -91,10 +92,12 @@ def beta_text(beta: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Put a replacement character in the place of what would steer a terminal or break a file."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in text
-    )
+    """Put a replacement character in the place of what would steer a terminal, turn text around or break a file."""
+
+    def steers(c: str) -> bool:
+        return unicodedata.category(c) in ("Cc", "Cs") or unicodedata.bidirectional(c) in _TURNING
+
+    return "".join("\N{REPLACEMENT CHARACTER}" if steers(c) and c != "\n" else c for c in text)
 
 
 def shortened(value: Any, longest: int = 160) -> str:

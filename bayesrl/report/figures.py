@@ -26,6 +26,7 @@ from bayesrl.report.panels import (
     dress,
     legend_above,
     literally,
+    objective_label,
     sources_of,
 )
 
@@ -40,11 +41,16 @@ SMALL = (4.6, 3.2)
 MANY = 6
 
 HISTORY = {
-    "objective": ("J  (reward units)", "J should rise and level off"),
+    "objective": ("J", "J should rise and level off"),
     "reward": ("E[R]  (reward units)", "E[R] is what the policy earns"),
     "kl": ("KL to prior  (nats)", "KL is the price: how far it left the prior"),
 }
 """Curves of the history, with their labels and what is good about them."""
+
+
+def curves_of(posterior: Posterior) -> list[str]:
+    """Name the curves of a history; without rewards E[R] is 0 throughout, and is none."""
+    return [name for name in HISTORY if posterior.beta is not None or name != "reward"]
 
 
 def training_figure(posterior: Posterior, optimum: Sequence[float] | np.ndarray | None = None) -> "Figure":
@@ -61,7 +67,8 @@ def training_figure(posterior: Posterior, optimum: Sequence[float] | np.ndarray 
 
     _check_history(posterior)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 3), HISTORY, strict=True):
+    curves = curves_of(posterior)
+    for axes, name in zip(figure.subplots(1, len(curves)), curves, strict=True):
         _draw_history(axes, posterior, name, optimum)
         _legend_of_betas(figure, axes, betas_of(posterior), name)
     restarts = f"; {posterior.num_restarts} restarts, one line each" if posterior.num_restarts > 1 else ""
@@ -158,6 +165,7 @@ def _check_history(posterior: Posterior) -> None:
 def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Sequence[float] | np.ndarray | None) -> None:
     steps, betas = posterior.history["step"], betas_of(posterior)
     label, title = HISTORY[name]
+    label = objective_label(posterior.beta) if name == "objective" else label
     colours = beta_colours(len(betas))
     lines = np.asarray(posterior.history[name]).reshape(len(steps), len(betas), -1)
     for i, beta in enumerate(betas):

@@ -62,13 +62,19 @@ def gather(
     draw_key, other_key, verdict_key = jax.random.split(key, 3)
     lacking = [*missing, *_lacking(posterior)]
     told: dict[str, Any] = {}
+    metrics = () if posterior.programs is None else posterior.programs.structure.named("metric")
+    if gold is not None and posterior.programs is not None and gold not in metrics:
+        known = ", ".join(f"“{name}”" for name in metrics) or "none"
+        lacking.append(f"The program has no deterministic site “{gold}” to hold against the reward; it has {known}.")
     if diagnosis is None and posterior.programs is not None:
         try:
             diagnosis = diagnose(verdict_key, posterior, held_out=held_out, exact=exact)
         except BayesRLError as error:
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
     if frontier is None and len(betas_of(posterior)) > 1:
-        frontier = _frontier(jax.random.fold_in(verdict_key, 1), posterior, gold, diagnosis, lacking)
+        frontier = _frontier(
+            jax.random.fold_in(verdict_key, 1), posterior, gold if gold in metrics else None, diagnosis, lacking
+        )
     if posterior.programs is not None and posterior.statistics:
         told["whole"] = whole = whole_of(posterior)
         told["target"] = target if target is not None else _target(posterior)

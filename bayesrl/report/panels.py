@@ -124,6 +124,11 @@ def beta_label(beta: float | None) -> str:
     return "without rewards" if beta is None else f"β = {beta:.3g}"
 
 
+def objective_label(beta: object) -> str:
+    """Write J with its unit: without rewards it is the ELBO."""
+    return "J  (reward units)" if beta is not None else "J, the ELBO  (nats)"
+
+
 def beta_colours(count: int) -> list[Any]:
     """Give a colour to each temperature, from cold to warm."""
     from matplotlib import colormaps

@@ -10,7 +10,7 @@ from bayesrl.core.wording import at, beta_text, count, number, with_error
 from bayesrl.errors import BayesRLError
 from bayesrl.report.extremes import extreme_draws
 from bayesrl.report.facts import Facts
-from bayesrl.report.figures import HISTORY, betas_of, history_figure, site_figures
+from bayesrl.report.figures import betas_of, curves_of, history_figure, site_figures
 from bayesrl.report.laid_out import sites_of
 from bayesrl.report.page import Cell, Content, Part, Pictured
 from bayesrl.report.verdict_figures import (
@@ -28,11 +28,15 @@ from bayesrl.report.verdict_figures import (
 def picture_parts(fits: Sequence[Facts]) -> Iterator[Part]:
     """Give the parts with pictures, those of which no fit has anything left out."""
     for title, caption, teller in (
-        ("Training", "J, E[R] and KL along the steps. Good: every curve is flat at the end.", _training),
+        (
+            "Training",
+            "What is maximised, and what it is made of, along the steps. Good: every curve is flat at the end.",
+            _training,
+        ),
         ("Policy, prior and target", "What the policy does, beside where it started and where it should be.", _policy),
         (
             "Draws",
-            "The best, median and worst of what the fit draws. Good: the best are what you meant to reward.",
+            "The best, median and worst of what the fit draws. Good: the best are what you meant to have.",
             _draws,
         ),
         ("Weights", "How evenly the fit covers p*. Good: every draw weighs the same.", _weights),
@@ -65,7 +69,7 @@ def _training(fit: Facts) -> Iterator[Content]:
         "reward": "What the policy earns. Good: flat at the end; it may fall where KL was too dear.",
         "kl": "How far it left the prior. Good: flat at the end; still rising means that it needs more steps.",
     }
-    for name in HISTORY:
+    for name in curves_of(fit.posterior):
         yield Pictured(history_figure(fit.posterior, name, fit.optimum), captions[name])
 
 
@@ -102,9 +106,13 @@ def _draws(fit: Facts) -> Iterator[Content]:
             for row in told.rows
         ]
         yield Listing(("β", *listings[0].headings), rows, "l" + listings[0].sides)
+    what = (
+        "Reward in reward units;"
+        if fit.posterior.beta is not None
+        else "log p(y|x), in nats, is how well the draw explains the data;"
+    )
     yield (
-        "Reward in reward units; log q/π₀, in nats, is how much likelier the fit made the draw. "
-        "Draws that read alike are listed once."
+        f"{what} log q/π₀, in nats, is how much likelier the fit made the draw. Draws that read alike are listed once."
     )
 
 
@@ -113,7 +121,8 @@ def _weights(fit: Facts) -> Iterator[Content]:
         return
     yield Pictured(
         weights_figure(fit.whole or fit.posterior, fit.evidence),
-        "w = R/β + log π₀ − log q of the draws. Good: a narrow spike at 0; a long right tail is what the fit misses.",
+        f"w = {'R/β + log π₀' if fit.posterior.beta is not None else 'log p(x, y)'} − log q of the draws. "
+        "Good: a narrow spike at 0; a long right tail is what the fit misses.",
     )
     evidence = fit.evidence
     if evidence is None:
@@ -204,7 +213,8 @@ def _held_out(fit: Facts) -> Iterator[Content]:
     betas = betas_of(fit.posterior)
     yield Pictured(
         held_out_figure(betas, fit.training, fit.held_out),
-        "E[R], bars of two standard errors. Good: close together; held-out reward far below means learning by heart.",
+        f"{'E[R]' if fit.posterior.beta is not None else 'J'}, bars of two standard errors. Good: close together; far "
+        "below on what was held out means learning by heart.",
     )
     names = list(fit.training.metrics)
     rows = []

@@ -99,10 +99,18 @@ def _numbers_caption(fits: Sequence[Facts]) -> str:
     structures = [fit.posterior.programs.structure for fit in fits if fit.posterior.programs is not None]
     contexts = {structure.num_contexts for structure in structures}
     each = f" Means over {contexts.pop():,} contexts." if len(contexts) == 1 and contexts != {1} else ""
+    rewarded = [fit.posterior.beta is not None for fit in fits]
+    told = []
+    if any(rewarded):
+        told.append(
+            "J = E[R] − β·KL is what was maximised, J* the best that any policy can reach. J, J*, gap and E[R] are in "
+            "reward units, KL and log Z in nats"
+        )
+    if not all(rewarded):
+        told.append("Without rewards J is the ELBO and J* = log Z, the log-likelihood of the data: all are in nats")
     return (
-        "J = E[R] − β·KL is what was maximised, J* the best that any policy can reach. J, J*, gap and E[R] are in "
-        "reward units, KL and log Z in nats; ± is one standard error, [ ] a 95% interval; share = gap / (J* − J(π₀))."
-        f"{each} Good: a gap that is small beside what there was to gain."
+        f"{'. '.join(told)}; ± is one standard error, [ ] a 95% interval, from below and above are 97.5% limits; "
+        f"share = gap / (J* − J(π₀)).{each} Good: a gap that is small beside what there was to gain."
     )
 
 

@@ -126,7 +126,10 @@ def _metrics(board: Scoreboard, held_out: Scoreboard | None) -> Table | None:
 def _legend(board: Scoreboard) -> list[str]:
     lines = []
     each = f", means over {board.contexts:,} contexts" if board.contexts > 1 else ""
-    lines.append(f"J = E[R] − β·KL, E[R], J* and gap in reward units; KL and log Z in nats{each}.")
+    if all(row.beta is None for row in board.rows):
+        lines.append(f"Without rewards J is the ELBO and J* = log Z: all in nats{each}.")
+    else:
+        lines.append(f"J = E[R] − β·KL, E[R], J* and gap in reward units; KL and log Z in nats{each}.")
     known = [row for row in board.rows if row.optimum is not None]
     if known:
         exact = all(float(row.estimates.objective.se) == 0 for row in known)

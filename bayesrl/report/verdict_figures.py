@@ -10,7 +10,18 @@ from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.report.figures import SHOWN_BETAS, SMALL, betas_of
-from bayesrl.report.panels import BINS, FITTED, PRIOR, TARGET, beta_colours, beta_label, dress, legend_above
+from bayesrl.report.panels import (
+    BINS,
+    FITTED,
+    PRIOR,
+    TARGET,
+    beta_colours,
+    beta_label,
+    dress,
+    legend_above,
+    literally,
+    objective_label,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +103,10 @@ def over_optimisation_figure(kl: Any, proxy: Any, gold: Any, name: str, turning_
     spans = [np.ptp(part.mean) + np.abs(part.mean).max() for part in (proxy, gold)]
     apart = max(spans) > _FAR_APART * max(min(spans), 1e-300)
     other = axes.twinx() if apart else axes
-    for own, part, colour, label in ((axes, proxy, FITTED, "proxy: E[R]"), (other, gold, GOLD, f"gold: {name}")):
+    for own, part, colour, label in (
+        (axes, proxy, FITTED, "proxy: E[R]"),
+        (other, gold, GOLD, literally(f"gold: {name}")),
+    ):
         own.plot(mean[order], np.asarray(part.mean)[order], color=colour, lw=0.8, alpha=0.6)
         _points(own, root, part, colour, label)
     dress(axes, "√KL to prior  (√nats)", "E[R]  (reward units)" if apart else "reward, gold")
@@ -130,7 +144,7 @@ def restarts_figure(posterior: Posterior, optimum: Any = None) -> "Figure":
         if optimum is not None and np.isfinite(np.reshape(optimum, -1)[i]):
             axes.axhline(float(np.reshape(optimum, -1)[i]), color=colours[k], ls="--", lw=1)
     axes.set_xticks(np.arange(mean.shape[1]))
-    dress(axes, "restart", "J  (reward units)")
+    dress(axes, "restart", objective_label(posterior.beta))
     legend_above(figure)
     return figure
 
@@ -168,7 +182,7 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
 
 
 def held_out_figure(beta: list[float | None], training: Estimates, held_out: Estimates) -> "Figure":
-    """Draw E[R] of training and held-out data with two standard errors, by β.
+    """Draw E[R] of training and held-out data with two standard errors, by β; J without rewards.
 
     Args:
         beta: temperatures; one None without rewards.
@@ -176,13 +190,13 @@ def held_out_figure(beta: list[float | None], training: Estimates, held_out: Est
         held_out: on other data, [*beta].
     """
     figure, axes = _figure()
-    at = np.arange(len(beta))
+    at, rewarded = np.arange(len(beta)), beta[0] is not None
     for offset, told, colour, label in ((-0.08, training, FITTED, "training"), (0.08, held_out, TARGET, "held out")):
-        mean, se = (np.reshape(part, -1) for part in told.reward)
+        mean, se = (np.reshape(part, -1) for part in (told.reward if rewarded else told.objective))
         axes.errorbar(at + offset, mean, 2 * se, fmt="o", ms=5, color=colour, label=label)
     axes.set_xticks(at, [beta_label(b) for b in beta], rotation=45 if len(beta) > SHOWN_BETAS else 0)
     axes.set_xlim(-0.6, len(beta) - 0.4)
-    dress(axes, "", "E[R]  (reward units)")
+    dress(axes, "", "E[R]  (reward units)" if rewarded else objective_label(None))
     axes.legend(frameon=False, fontsize=9)
     return figure
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from bayesrl import run_folder
+from bayesrl.certainty.asking import check_arguments, check_key, check_named, told
 from bayesrl.certainty.verdicts import Diagnosis, Frontier, Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
@@ -52,7 +54,8 @@ def write_report(
         The path.
 
     Raises:
-        PolicyError: there is no posterior.
+        PolicyError: there is no posterior, or something else in its place; a section, a diagnosis or a frontier
+            is none, or of another fit.
         RunFolderError: the path is a folder or cannot be written; what it held before is intact.
 
     Example:
@@ -66,9 +69,18 @@ def write_report(
         >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         True
     """
-    named = {"fit": posteriors} if isinstance(posteriors, Posterior) else dict(posteriors)
+    named = {"fit": posteriors} if isinstance(posteriors, Posterior) else posteriors
+    check_named(named, "write_report")
     if not named:
         raise PolicyError("write_report got no posterior; pass one, or several as {name: posterior}")
+    if key is not None:
+        check_key(key)
+    if gold is not None and not isinstance(gold, str):
+        raise PolicyError(f"gold={gold!r} is no name; pass that of a numpyro.deterministic site")
+    check_arguments(held_out)
+    _check_made(named, "diagnoses", diagnoses, Diagnosis)
+    _check_made(named, "frontiers", frontiers, Frontier)
+    check_sections(sections)
     check_path(path)
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(named))
     fits = [
@@ -86,17 +98,81 @@ def write_report(
     return write_page(path, fits, sections)
 
 
-def check_path(path: str | Path) -> None:
+def check_path(path: Any) -> None:
     """Refuse a path that cannot be written, before anything is computed.
 
     Raises:
-        RunFolderError: it is a folder, or its folder is none.
+        RunFolderError: it is a folder or a device, or its folder is none or cannot be written.
     """
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+        raise RunFolderError(f"cannot write the report to path={path!r}: it names no file; use report.html, say")
     file = Path(path)
-    if file.is_dir():
-        raise RunFolderError(f"cannot write the report to {file}: it is a folder; name a file, such as report.html")
-    if not file.parent.is_dir():
-        raise RunFolderError(f"cannot write the report to {file}: there is no folder {file.parent}; make it first")
+    refused = f"cannot write the report to {file}:"
+    try:
+        if file.is_dir():
+            raise RunFolderError(f"{refused} it is a folder; name a file, such as report.html")
+        if file.exists() and not file.is_file():
+            raise RunFolderError(
+                f"{refused} it is a device or a pipe, which a file would take the place of; name a file"
+            )
+        if not file.parent.is_dir():
+            raise RunFolderError(f"{refused} there is no folder {file.parent}; make it first")
+        if not os.access(file.parent, os.W_OK):
+            raise RunFolderError(f"{refused} folder {file.parent} cannot be written; choose another")
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(f"{refused} {error.strerror}; choose another name") from error
+
+
+def check_sections(sections: Any) -> None:
+    """Refuse what are no sections, before anything is computed.
+
+    Raises:
+        PolicyError: one is no `Section`, or its title, caption or body cannot be shown.
+    """
+    if isinstance(sections, str | Section) or not isinstance(sections, Sequence):
+        raise PolicyError(f"sections is {told(sections)}; pass a list of bayesrl.Section(title, caption, body)")
+    for section in sections:
+        if not isinstance(section, Section):
+            raise PolicyError(f"a section is {told(section)}; pass bayesrl.Section(title, caption, body)")
+        for name in ("title", "caption"):
+            if not isinstance(getattr(section, name), str):
+                raise PolicyError(f"the {name} of section {section.title!r} is {getattr(section, name)!r}; use text")
+        if not _can_be_shown(section.body):
+            raise PolicyError(
+                f"the body of section {section.title!r} is {told(section.body)} that cannot be shown; "
+                "use a Matplotlib figure, text, or rows of cells with the headings first"
+            )
+
+
+def _can_be_shown(body: Any) -> bool:
+    from matplotlib.figure import Figure
+
+    if isinstance(body, str | Figure):
+        return True
+    rows = (Sequence, np.ndarray)
+    return isinstance(body, rows) and all(isinstance(row, rows) and not isinstance(row, str) for row in body)
+
+
+def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type[Diagnosis | Frontier]) -> None:
+    """Refuse what was made before and is not of these fits."""
+    if made is None:
+        return
+    if not isinstance(made, Mapping):
+        raise PolicyError(f"{what} is {told(made)}; pass them by the name of their fit, such as {{'fit': ...}}")
+    for name, one in made.items():
+        if name not in named:
+            raise PolicyError(f"{what} tells of {name!r}, which is no fit here; choose from {', '.join(named)}")
+        if not isinstance(one, kind):
+            raise PolicyError(f"{what}[{name!r}] is {told(one)}; pass a bayesrl.{kind.__name__}")
+        evidence, own = one.evidence, named[name].beta
+        if evidence is not None and np.shape(evidence.beta if evidence.beta is not None else ()) != np.shape(
+            own if own is not None else ()
+        ):
+            raise PolicyError(
+                f"{what}[{name!r}] is of β = {evidence.beta}, the fit of β = {own}; make it of the same posterior"
+            )
 
 
 def write_page(path: str | Path, fits: Sequence[Facts], sections: Sequence[Section] = ()) -> Path:
@@ -111,6 +187,7 @@ def write_page(path: str | Path, fits: Sequence[Facts], sections: Sequence[Secti
         RunFolderError: the path is a folder or cannot be written; what it held before is intact.
     """
     check_path(path)
+    check_sections(sections)
     title = fits[0].name if len(fits) == 1 else f"{len(fits)} fits side by side"
     subtitle = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
     page = html_page(title, subtitle, report_parts(fits, sections), f"Written by bayesrl {version('bayesrl')}.")

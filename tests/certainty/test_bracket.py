@@ -212,6 +212,10 @@ def test_bad_input_is_refused() -> None:
         evidence(KEY, posterior, method="rejection", reward_bound=1.0)
     with pytest.raises(EngineError, match="num_samples=10"):
         evidence(KEY, posterior, num_samples=10)
+    with pytest.raises(EngineError, match="reward_bound=nan is no finite number"):
+        evidence(KEY, posterior, method="rejection", reward_bound=float("nan"))
+    with pytest.raises(EngineError, match=r"exact gave 'high' for beta=1\.0; give J\*"):
+        evidence(KEY, posterior, exact=lambda beta: "high")  # type: ignore[arg-type,return-value]
     never = jnp.full(3, -jnp.inf)
     for method in ("auto", "rejection"):
         with pytest.raises(EngineError, match="-inf"):

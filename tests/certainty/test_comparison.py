@@ -1,5 +1,6 @@
-"""Comparisons against exact differences, in standard errors; and paired against unpaired ones."""
+"""Comparisons on common draws: numbers and errors against exact ones, equal fits, mixtures, mini-batches, refusals."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,13 +9,86 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax import Array
 from oracles import ORACLES, Oracle
 
 import bayesrl
 from bayesrl.certainty.comparison import compare
+from bayesrl.engines.enumeration import evaluate_exactly
+from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 
-KEY = jax.random.key(3)
+pytestmark = pytest.mark.xdist_group("comparison")
+KEY = jax.random.key(8)
+
+
+def pair_of_fits(oracle: Oracle, size: float) -> dict[str, Posterior]:
+    """Two fits that stand near each other, the second moved by noise of that size."""
+    made = bayesrl.fit(
+        KEY, oracle.policy, *oracle.args, beta=oracle.beta, guide=oracle.guide, num_steps=1, progress=False
+    )
+    rng = np.random.default_rng(4)
+    here = {name: jnp.asarray(value)[None] for name, value in oracle.params.items()}
+    there = {name: jnp.asarray(x + size * rng.normal(size=x.shape), jnp.float32) for name, x in here.items()}
+    return {"here": replace(made, params=here), "there": replace(made, params=there)}
+
+
+@pytest.mark.parametrize("name", ["contexts", "chain_with_nature"])
+def test_every_number_against_enumeration(name: str) -> None:
+    """10 numbers of 2 problems within 4.5 standard errors: 1e-4 false alarms in all.
+
+    Both intervals may miss each at 5% at most; only the conservative ones are asked to hold.
+    """
+    oracle = ORACLES[name]()
+    fits = pair_of_fits(oracle, 0.1)
+    found = compare(jax.random.key(1), fits)
+    exact = [evaluate_exactly(*fit.bound(), oracle.beta) for fit in fits.values()]
+    for field in ("objective", "reward", "kl"):
+        truth = np.array([float(getattr(one, field).mean()) for one in exact])
+        both = getattr(found, field), getattr(found, f"delta_{field}")
+        for told, right in zip(both, (truth, truth - truth[0]), strict=True):
+            assert told.mean.shape == (2,)
+            assert (np.abs(told.mean - right) <= 4.5 * told.se).all()
+            assert ((told.floor <= told.lower) & (told.lower <= told.mean)).all()
+            assert ((told.mean <= told.upper) & (told.upper <= told.ceiling)).all()
+            assert ((told.floor <= right) & (right <= told.ceiling)).all()
+        # What near fits share has no noise in their difference.
+        assert both[1].se[1] < 0.4 * np.hypot(*both[0].se)
+    balance = found.delta_reward.mean - oracle.beta * found.delta_kl.mean
+    np.testing.assert_allclose(balance, found.delta_objective.mean, atol=1e-5)
+
+
+def test_a_fit_against_itself_differs_by_nothing() -> None:
+    one, other = pair_of_fits(ORACLES["flat"](), 0.3).values()
+    found = compare(KEY, {"a": one, "b": other, "c": one}, num_samples=600)
+    for told in (found.delta_objective, found.delta_reward, found.delta_kl):
+        for i in (0, 2):
+            assert all(float(part[i]) == 0 for part in told)
+        assert float(told.se[1]) > 0
+    assert found.names == ("a", "b", "c")
+    assert "c" in str(found)
+
+
+def test_mini_batches_give_way_to_all_data() -> None:
+    """Four numbers within 4.5 standard errors of the truth over all contexts: 3e-5 false alarms."""
+    oracle = ORACLES["subsampled"]()
+    fits = pair_of_fits(oracle, 0.1)
+    truth = [float(oracle.objective({k: v[0] for k, v in fit.params.items()})) for fit in fits.values()]
+    found = compare(KEY, fits, num_samples=4096)
+    assert (np.abs(found.objective.mean - truth) < 4.5 * found.objective.se).all()
+    assert abs(found.delta_objective.mean[1] - (truth[1] - truth[0])) < 4.5 * found.delta_objective.se[1]
+
+
+def test_the_best_restart_is_compared() -> None:
+    fits = pair_of_fits(ORACLES["flat"](), 1.0)
+    joined: Any = jax.tree.map(lambda *xs: jnp.concatenate(xs), *(fit.params for fit in fits.values()))
+    made = fits["here"]
+    stacked = {n: jnp.concatenate([jnp.full_like(v, -9.0), v]) for n, v in made.statistics.items()}
+    history = {n: v if n == "step" else np.concatenate([v, v], -1) for n, v in made.history.items()}
+    draws = {n: jnp.concatenate([v, v]) for n, v in made.draws.items()}
+    both = replace(made, params=joined, statistics=stacked, history=history, draws=draws)
+    found = compare(KEY, {"there": fits["there"], "both": both}, num_samples=400)
+    assert float(found.delta_objective.se[1]) == 0  # the second restart has the greater J on the draws kept
 
 
 def at(oracle: Oracle, params: dict[str, Any]) -> Posterior:
@@ -84,3 +158,39 @@ def test_restarts_and_mixtures() -> None:
     assert abs(found.delta_objective.mean[1] - np.log(2)) < 4.5 * found.delta_objective.se[1] + 1e-3
     assert "both" in str(found)
     assert max(map(len, str(found).splitlines())) <= 80
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    def program(data: Array) -> None:
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        bayesrl.reward("near", -((x - data.mean()) ** 2))
+
+    def walled(data: Array) -> None:
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        bayesrl.reward("near", jnp.where(x > 1.0, -jnp.inf, -((x - data.mean()) ** 2)))
+
+    data = jnp.arange(3.0)
+    one = bayesrl.fit(KEY, program, data, beta=1.0, num_steps=1, progress=False)
+    assert one.programs is not None
+
+    def changed(**changes: Any) -> dict[str, Posterior]:
+        assert one.programs is not None
+        return {"a": one, "b": replace(one, programs=replace(one.programs, **changes))}
+
+    with pytest.raises(PolicyError, match=r"compare got 0 fits; pass at least two"):
+        compare(KEY, {})
+    with pytest.raises(PolicyError, match=r"posterior 'b' was loaded without its policy.*bayesrl\.load"):
+        compare(KEY, {"a": one, "b": replace(one, programs=None)})
+    with pytest.raises(PolicyError, match="argument 0 of the program differs"):
+        compare(KEY, changed(args=(data + 1,)))
+    with pytest.raises(PolicyError, match="1 and 2 arguments"):
+        compare(KEY, changed(args=(data, data)))
+    with pytest.raises(PolicyError, match=r"holds 2 temperatures \(1, 2\).*select\(beta"):
+        compare(KEY, {"a": one, "b": replace(one, beta=np.array([1.0, 2.0]))})
+    longer = replace(one.programs.structure, sites=tuple(replace(s, length=2) for s in one.programs.structure.sites))
+    with pytest.raises(PolicyError, match="site 'x' has length=1 in one and 2"):
+        compare(KEY, changed(structure=longer))
+    with pytest.raises(PolicyError, match=r"rewards \['near'\] of the policy of 'b' are not finite"):
+        compare(KEY, changed(policy=walled))
+    with pytest.raises(EngineError, match="num_samples=100 are too few for 2 fits; draw at least 128"):
+        compare(KEY, {"a": one, "b": one}, num_samples=100)

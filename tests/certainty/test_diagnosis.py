@@ -1,6 +1,7 @@
 """Verdicts: good fits pass, bad ones fail, each for its own reason; and each check on numbers made by hand."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +11,19 @@ import numpyro.distributions as dist
 import pytest
 
 import bayesrl
+from bayesrl.certainty.bracket import evidence
 from bayesrl.certainty.checks import (
     GOOD_SHARE,
     convergence_check,
     entropy_check,
+    gap_check,
     restarts_check,
     skipped_check,
     weights_check,
 )
 from bayesrl.certainty.diagnosis import diagnose
+from bayesrl.certainty.verdicts import Check
+from bayesrl.core.estimates import Interval
 from bayesrl.errors import PolicyError
 from bayesrl.posterior import Posterior
 
@@ -136,3 +141,45 @@ def test_convergence_entropy_and_skipped_steps() -> None:
     assert entropy_check(0.001, 2.0, reached=True).outcome == "pass"
     assert [skipped_check(n, 100).outcome for n in (0, 2, 8)] == ["pass", "warn", "fail"]
     assert 0.01 < GOOD_SHARE < 0.05
+
+
+def test_the_gap_is_told_as_exactly_as_it_is_known(fitted: Posterior) -> None:
+    found = evidence(KEY, fitted)
+
+    def told(share: Interval, *, gain: float = 1.0) -> Check:
+        """Of a fit whose J(π₀) is 0 and whose J* is `gain`."""
+        known = replace(found, beta=np.ones(()), optimum=Interval.exactly(gain), start=Interval.exactly(0.0))
+        return gap_check(replace(known, gap=share))
+
+    assert told(Interval.exactly(0.014)).advice == "1.4% of what there was to gain is left at β = 1."
+    drawn = Interval(*(np.asarray(x) for x in (0.012, 0.001, 0.010, 0.014, 0.0, 0.1)))
+    assert told(drawn).advice == "at most 1.4% of what there was to gain is left at β = 1."
+    assert told(Interval.exactly(0.0004)).advice.startswith("less than 0.1%")
+    worse = told(Interval.exactly(1.5))
+    assert worse.outcome == "fail"
+    assert worse.advice.startswith("the fit is worse than the policy that it began with, by 50.0%")
+    kept = told(Interval.exactly(0.0), gain=0.0)
+    assert (kept.outcome, kept.advice) == ("pass", "there was nothing to gain at β = 1, and nothing was lost.")
+    left = told(Interval.exactly(0.3), gain=0.0)
+    assert left.outcome == "fail"
+    assert "but the fit left it" in left.advice
+    ruined = told(Interval.exactly(np.inf))
+    assert ruined.outcome == "fail"
+    assert "draws what earns −∞" in ruined.advice
+    assert "nan" not in "".join(one.advice for one in (kept, left, ruined))
+
+
+@pytest.mark.parametrize("method", ["auto", "rejection", "importance"])
+def test_a_fit_that_draws_what_must_never_happen_fails(fitted: Posterior, method: str) -> None:
+    def forbidding() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(10)))
+        bayesrl.reward("payoff", jnp.zeros(10).at[3].set(-jnp.inf)[arm])
+
+    assert fitted.programs is not None
+    programs = replace(fitted.programs, policy=forbidding)
+    found = diagnose(KEY, at(replace(fitted, programs=programs), jnp.zeros(10)), method=method)  # type: ignore[arg-type]
+    assert found.verdict == "fail"
+    assert found.evidence is not None
+    assert found.evidence.gap is not None
+    assert (float(found.evidence.objective.mean), float(found.evidence.gap.mean)) == (-math.inf, math.inf)
+    assert "nan" not in str(found)

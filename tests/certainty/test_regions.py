@@ -144,3 +144,16 @@ def test_refusals(fitted: Posterior) -> None:
         coverage(KEY, fitted, target, levels=(0.5, 95.0))
     with pytest.raises(EngineError, match="num_draws=3"):
         coverage(KEY, fitted, target, num_draws=3)
+
+    def legs() -> None:
+        leg = numpyro.sample("leg", dist.Categorical(logits=jnp.zeros(6)))
+        bayesrl.reward("payoff", jnp.asarray(PAYOFF)[leg])
+
+    def fewer() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        bayesrl.reward("payoff", jnp.asarray(PAYOFF)[arm])
+
+    with pytest.raises(PolicyError, match="different policies: only one has site 'arm'"):
+        coverage(KEY, fitted, enumerate_posterior(legs, beta=BETAS))
+    with pytest.raises(PolicyError, match=r"site 'arm' has support=.* in one and \(0, 1, 2\)"):
+        coverage(KEY, fitted, enumerate_posterior(fewer, beta=BETAS))

@@ -13,7 +13,8 @@ from jax import Array
 from numpyro.contrib.control_flow import scan
 
 import bayesrl
-from bayesrl.certainty.simulation import LIKELIHOOD, Calibration, Drawer, by_enumeration, by_fit, calibrate
+from bayesrl.certainty.ranks import LIKELIHOOD, Calibration
+from bayesrl.certainty.simulation import Drawer, by_enumeration, by_fit, calibrate
 from bayesrl.errors import EngineError, PolicyError
 
 KEY = jax.random.key(0)
@@ -131,3 +132,29 @@ def test_refusals() -> None:
         calibrate(KEY, location, jnp.zeros(3), num_replications=3)
     with pytest.raises(EngineError, match="'theta' has continuous support"):
         calibrate(KEY, location, jnp.zeros(3), infer=by_enumeration())
+
+
+@pytest.mark.parametrize(
+    ("drawn", "words"),
+    [
+        (lambda args: {}, r"gave no draws of site 'theta'; give \{'theta': an array of shape \(99,\)\}"),
+        (lambda args: {"theta": jnp.zeros(3)}, r"draws of shape \(3,\) of site 'theta'"),
+        (lambda args: {"theta": jnp.full(99, jnp.nan)}, "drew nan for theta on 20 of 20 data sets"),
+        (lambda args: {"theta": np.asarray(args[0]["y"])}, "cannot be traced by JAX"),
+    ],
+)
+def test_inference_that_gives_no_draws_is_refused(drawn: Callable[[Any], Any], words: str) -> None:
+    def infer(key: Array, program: Any, args: Any, num_draws: int) -> Drawer:
+        return lambda key, args: drawn(args)
+
+    with pytest.raises(EngineError, match=words):
+        calibrate(KEY, location, jnp.zeros(3), infer=infer, num_replications=20)
+
+
+def test_options_of_inference_are_looked_at() -> None:
+    with pytest.raises(EngineError, match=r"pass infer=by_enumeration\(\)"):
+        calibrate(KEY, location, jnp.zeros(3), infer=by_enumeration)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="num_steps=0; use a whole number of at least 1"):
+        by_fit(num_steps=0)
+    with pytest.raises(EngineError, match="learning_rate=nan"):
+        by_fit(learning_rate=float("nan"))

@@ -8,7 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from handmade import evidence, frontier
+from handmade import evidence, frontier, interval
 from jax import Array
 from matplotlib.figure import Figure
 from numpyro.contrib.control_flow import scan
@@ -22,6 +22,7 @@ from bayesrl.report.figures import policy_figure, save_figures, site_figures, tr
 from bayesrl.report.panels import FITTED, PRIOR, TARGET
 from bayesrl.report.verdict_figures import (
     frontier_figure,
+    held_out_figure,
     objective_figure,
     over_optimisation_figure,
     restarts_figure,
@@ -253,3 +254,20 @@ def test_dollars_in_names_are_not_mathematics(tmp_path: Path) -> None:
         bayesrl.reward("win", 1.0 * arm)
 
     policy_figure(fit(program, steps=5)).savefig(tmp_path / "figure.svg")
+    three = interval([0.1, 0.2, 0.3])
+    over_optimisation_figure(three, three, three.times(100), r"$\frac{").savefig(tmp_path / "gold.svg")
+
+
+def test_a_fit_without_rewards_is_drawn_in_nats() -> None:
+    def program() -> None:
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        numpyro.sample("data", dist.Normal(mean, 1.0), obs=jnp.array(1.0))
+
+    posterior = bayesrl.fit(jax.random.key(0), program, num_steps=20, num_restarts=2, progress=False)
+    labels = [
+        axes.get_ylabel() for figure in (training_figure(posterior), restarts_figure(posterior)) for axes in figure.axes
+    ]
+    assert labels == ["J, the ELBO  (nats)", "KL to prior  (nats)", "J, the ELBO  (nats)"]
+    estimates = jax.tree.map(lambda x: x[:1], posterior.kept_estimates())
+    figure = held_out_figure([None], estimates, estimates)
+    assert figure.axes[0].get_ylabel() == "J, the ELBO  (nats)"

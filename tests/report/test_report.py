@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import bayesrl
+from bayesrl.certainty.diagnosis import diagnose
 from bayesrl.certainty.verdicts import Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
 from bayesrl.report import page as page_module
+from bayesrl.report import writing
 from bayesrl.report.facts import Facts
 from bayesrl.report.gathering import gather
 from bayesrl.report.page import Cell, Part, Pictured, html_page
@@ -325,3 +327,47 @@ def test_a_program_without_rewards_is_told_in_nats(tmp_path: Path) -> None:
     text = write_report(tmp_path / "r.html", posterior, diagnoses={"fit": told}).read_text(encoding="utf-8")
     assert re.search(r"<dd>0\.020 \[0\.012, 0\.028\] nats</dd>", text)
     assert "without rewards" in text
+    assert "Without rewards J is the ELBO" in text
+    assert "log p(y|x)" in text
+    assert "reward units" not in text
+    assert "E[R]  (" not in text
+
+
+def test_what_cannot_be_shown_is_refused_before_anything_is_computed(sweep: Posterior, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    many, one = diagnosis("pass", BETAS), diagnosis("pass", 1.0)
+    for made, words in (
+        ({"other": many}, "diagnoses tells of 'other', which is no fit here; choose from fit"),
+        ({"fit": one}, "is of β = 1.0, the fit of β ="),
+    ):
+        with pytest.raises(PolicyError, match=words):
+            write_report(path, sweep, diagnoses=made)
+    for section, words in (
+        (Section("mine", "", None), "the body of section 'mine' is None that cannot be shown"),
+        (Section("mine", "", [1, 2]), "the body of section 'mine' is a list that cannot be shown"),
+        (Section(None, "", "text"), "the title of section None is None; use text"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(PolicyError, match=words):
+            write_report(path, sweep, [section])
+    for words, sections in (
+        (r"sections is a Section; pass a list", Section("a", "b", "c")),
+        ("a section is a tuple", [()]),
+    ):
+        with pytest.raises(PolicyError, match=words):
+            writing.check_sections(sections)
+    for odd in (3, None, "a\0b"):
+        with pytest.raises(RunFolderError, match="it names no file"):
+            writing.check_path(odd)
+    with pytest.raises(RunFolderError, match="too long"):
+        writing.check_path(tmp_path / ("a" * 300))
+    with pytest.raises(RunFolderError, match="it is a device or a pipe"):
+        writing.check_path("/dev/null")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gold_metric_that_is_not_there_costs_no_frontier(sweep: Posterior) -> None:
+    facts = gather(jax.random.key(1), "sweep", sweep, gold="silver", diagnosis=diagnose(jax.random.key(2), sweep))
+    assert facts.frontier is not None
+    assert facts.missing == (
+        "The program has no deterministic site “silver” to hold against the reward; it has “gold”.",
+    )

@@ -85,6 +85,26 @@ def test_hostile_text_is_text() -> None:
     assert tag("a", '"<&', title='"><b>') == '<a title="&quot;&gt;&lt;b&gt;">&quot;&lt;&amp;</a>'
 
 
+def test_text_cannot_turn_lines_around_or_leave_its_cell() -> None:
+    three = interval([0.1, 0.2])
+    names = ("up\u202eside\u2066", "two\nlines " + "x" * 200)
+    compared = Comparison(names, three, three, three, three, three, three)
+    text, html = str(compared), compared._repr_html_()
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "two lines xx" in text
+    assert not {"\u202e", "\u2066"} & {*text, *html}
+
+
+def test_a_temperature_stays_on_one_line() -> None:
+    for size in range(60, 80):
+        assert "β = 1" in as_text([Line("x" * size + " at β = 1.")])
+
+
+def test_both_sides_of_log_z_are_limits() -> None:
+    told = dict(zip(evidence().weight_listing().headings, evidence().weight_listing().rows[0], strict=True))
+    assert (told["from below"], told["from above"]) == ("1.950", "2.050")
+
+
 def test_wide_tables_are_cut_by_columns() -> None:
     listing = Listing(["name", *"abcdef"], [["x", *["y" * 20] * 6]])
     text = as_text([Line("before"), listing])
@@ -109,6 +129,7 @@ def made(mean: float, low: float, high: float, floor: float = -INF, ceiling: flo
         (with_ends(made(1.0, 0.9, 1.1)), "1.00 [0.90, 1.10]"),
         (with_ends(made(1.0, NAN, NAN, 0.5, 1.5)), "1.0 [0.5, 1.5]"),
         (with_ends(made(1.0, NAN, NAN)), "1.000"),
+        (with_ends(made(0.1, NAN, NAN, -1e23, 1e23)), "0.1000 [-1.0e+23, 1.0e+23]"),
         (with_ends(made(1.0, NAN, NAN, ceiling=2.0)), "1.000 (≤ 2.000)"),
         (with_ends(Interval.exactly(0.25)), "0.2500"),
         (percent(0.00001), "<0.01%"),
