@@ -12,12 +12,13 @@ import numpy as np
 from jax import Array
 
 from bayesrl.control.behaviours import Behaviour, Decision, as_fitted, decide
+from bayesrl.control.policies import PolicyGuide
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions, describe_actions, describe_observations
 from bayesrl.control.vector import Failures, open_environments
 from bayesrl.core.draws import Draws, Totals, is_count
 from bayesrl.core.pairing import Pair
-from bayesrl.errors import ControlError
+from bayesrl.errors import ControlError, GuideError
 from bayesrl.typing import Params, PRNGKey
 
 _log = logging.getLogger(__name__)
@@ -115,6 +116,11 @@ class GymnasiumSource:
         Raises:
             ControlError: a reward is not finite, or too many episodes ended with an error.
         """
+        if not isinstance(pair.guide, PolicyGuide):
+            raise GuideError(
+                f"GymnasiumSource asks the guide for one action at a time, which {type(pair.guide).__name__} cannot "
+                "give; use guide=NetworkPolicy(), LinearPolicy() or TablePolicy()"
+            )
         if self._batch is None or self._served >= self.num_updates:
             self._batch, self._served = self._play(key, params, pair), 0
         self._served += 1

@@ -70,7 +70,8 @@ def soft_value_iteration(mdp: TabularMDP, beta: Any, *, tolerance: float = 1e-10
     betas = np.asarray(beta, float)
     if betas.size == 0 or not np.isfinite(betas).all() or (betas < 0).any():
         raise ControlError(f"beta={beta!r}; use numbers of at least 0, in reward units per nat")
-    plans = [_Tables(mdp).plan(float(b), tolerance) for b in betas.reshape(-1)]
+    tables = _tables(mdp)
+    plans = [tables.plan(float(b), tolerance) for b in betas.reshape(-1)]
     return _stack(plans, betas.shape)
 
 
@@ -100,7 +101,7 @@ def evaluate_policy(mdp: TabularMDP, policy: Any, beta: Any = 0.0) -> Planned:
     References:
         Puterman (1994), "Markov Decision Processes", section 4.2 and theorem 6.1.1.
     """
-    tables = _Tables(mdp)
+    tables = _tables(mdp)
     probs = _checked(mdp, policy)
     betas = np.asarray(beta, float)
     worth = tables.evaluate(probs)
@@ -119,6 +120,12 @@ def _checked(mdp: TabularMDP, policy: Any) -> np.ndarray:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ControlError(f"policy at {place} is {probs[place]}, which is no distribution; make it sum to 1")
     return np.broadcast_to(probs, shapes[-1]) if mdp.horizon is not None else probs
+
+
+def _tables(mdp: Any) -> "_Tables":
+    if not isinstance(mdp, TabularMDP):
+        raise ControlError(f"{type(mdp).__name__} is no TabularMDP; make one, or read one with control.from_gymnasium")
+    return _Tables(mdp)
 
 
 class _Tables:

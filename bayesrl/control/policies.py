@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.control.rollout import Choice, Chooser, Played
+from bayesrl.control.rollout import Choice, Chooser, Played, Rollout
 from bayesrl.core.draws import is_count
 from bayesrl.core.recording import record
 from bayesrl.core.structure import Structure
@@ -110,6 +110,11 @@ class ObservationPolicy(GuideFamily):
             raise GuideError(
                 f"{type(self).__name__} is for policies made by bayesrl.control.Rollout, and {policy!r} is none; "
                 "use bayesrl.guides.AutoTilt()"
+            )
+        if not self.stationary and not isinstance(policy, Rollout):
+            raise GuideError(
+                "stationary=False: what is recorded begins anywhere in an episode, so that its time is not known; "
+                "use a stationary policy, or put the time into the observation"
             )
         site = structure["action"]
         probe = _prior_of(policy)

@@ -53,6 +53,15 @@ class Played(abc.ABC):
     prior: Callable[[Any, Array], dist.Distribution] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.environment, Environment):
+            raise ControlError(
+                f"environment={self.environment!r} is none; pass an instance of a control.Environment, such as "
+                "control.CartPole() or control.TabularEnvironment(mdp)"
+            )
+        if self.prior is not None and not callable(self.prior):
+            raise ControlError(
+                f"prior={self.prior!r} is no function; pass one from (observation, time) to a distribution of actions"
+            )
         if not is_count(self.horizon, least=1):
             raise ControlError(f"horizon={self.horizon!r}; use an integer of at least 1")
         if not (isinstance(self.discount, int | float) and 0 < self.discount <= 1):

@@ -249,6 +249,16 @@ def test_a_recorded_program_cannot_be_fitted_alone() -> None:
         bayesrl.fit(jax.random.key(0), program, beta=1.0)
 
 
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [(None, "asks the guide for one action at a time"), (LinearPolicy(stationary=False), "its time is not known")],
+)
+def test_guides_that_cannot_play_are_refused(guide: Any, message: str) -> None:
+    source = GymnasiumSource(Bandit, num_envs=1, window=2)
+    with pytest.raises(bayesrl.errors.GuideError, match=message):
+        bayesrl.fit(jax.random.key(0), source.policy(), beta=1.0, guide=guide, source=source, progress=False)
+
+
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
 def test_physics_are_those_of_gymnasium(name: str) -> None:
     """200 random steps: states, rewards and ends; float32 against float64 within 1e-4."""
