@@ -137,11 +137,11 @@ class Tilting(IntoScans):
 
     def process_site(self, msg: dict[str, Any]) -> None:
         """Tilt a site outside scans."""
-        plan = self.plan.sites.get(msg.get("name"))
+        plan = self.plan.sites.get(str(msg.get("name")))
         if plan is not None and plan.site.scan is not None:
             raise GuideError(
-                f"site {msg['name']!r} stands in a scan, and its tilt reads the steps before; it cannot be drawn alone: "
-                "fit with a guide of bayesrl.control to ask for single actions"
+                f"site {msg['name']!r} stands in a scan, and its tilt reads the steps before: it cannot be drawn alone; "
+                "to ask for single actions fit with a guide of bayesrl.control"
             )
         if msg["type"] == "sample" and kind_of(msg) == "action" and msg["name"] in self.weights.tables:
             self.flat.tables[msg["name"]] = self._table(msg["name"])
