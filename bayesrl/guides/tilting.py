@@ -140,7 +140,7 @@ class Tilting(IntoScans):
         plan = self.plan.sites.get(str(msg.get("name")))
         if plan is not None and plan.site.scan is not None:
             raise GuideError(
-                f"site {msg['name']!r} stands in a scan, and its tilt reads the steps before: it cannot be drawn alone; "
+                f"site {msg['name']!r} stands in a scan, and its tilt reads the steps before: it is not drawn alone; "
                 "to ask for single actions fit with a guide of bayesrl.control"
             )
         if msg["type"] == "sample" and kind_of(msg) == "action" and msg["name"] in self.weights.tables:
