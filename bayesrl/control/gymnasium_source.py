@@ -1,6 +1,5 @@
 """Gymnasium environments as a black box: `GymnasiumSource` plays in them and hands over what it saw."""
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +20,9 @@ from bayesrl.core.pairing import Pair
 from bayesrl.errors import ControlError, GuideError
 from bayesrl.typing import Params, PRNGKey
 
-_log = logging.getLogger(__name__)
+MOST_STEPS = 100_000
+"""An episode of more steps is taken for one that never ends."""
+
 _KEPT = 100
 """So many of the last episodes tell the mean return of the history."""
 
@@ -157,10 +158,10 @@ class GymnasiumSource:
             "earned": earned,
         }
         scored: Draws = score(params, sites)
-        told = np.asarray([self._finished or playing.unfinished()][0], float).mean(0)
+        earned_in_all, length = np.asarray(self._finished or playing.unfinished(), float).mean(0)
         metrics = {
-            name: jnp.full(self.num_envs, value, jnp.float32)
-            for name, value in zip(("return", "length"), told, strict=True)
+            "return": jnp.full(self.num_envs, earned_in_all, jnp.float32),
+            "length": jnp.full(self.num_envs, length, jnp.float32),
         }
         return scored._replace(log_behaviour={"action": jnp.asarray(behaviour)}, metrics=metrics)
 
@@ -192,7 +193,12 @@ class GymnasiumSource:
         Returns:
             Draws with sites `action` and `observation` [num_episodes, longest, ...], padded with nan or −1, and metrics
             `return` and `length`; and discounted totals [num_episodes].
+
+        Raises:
+            ControlError: none were asked for; an episode does not end.
         """
+        if num_episodes < 1:
+            raise ControlError(f"num_episodes={num_episodes}; play at least 1 episode")
         discount = getattr(pair.policy, "discount", 1.0)
         seed = int(jax.random.randint(jax.random.fold_in(key, 1), (), 0, 2**30))
         number = min(num_episodes, self.num_envs)
@@ -208,6 +214,11 @@ class GymnasiumSource:
                 chosen = jax.tree.map(np.asarray, choose(params, key, time, seen))
                 step = playing.step(self.actions.to_environment(chosen.action))
                 time += 1
+                if step.length.max() > MOST_STEPS:
+                    raise ControlError(
+                        f"an episode has gone on for {step.length.max():,} steps; let the environment end by itself, or "
+                        "wrap it in gymnasium.wrappers.TimeLimit"
+                    )
                 for i in range(number):
                     if step.counts[i] and not step.failed[i]:
                         running[i].add(seen[i], jax.tree.map(lambda x, i=i: x[i], chosen), step.reward[i], discount)
