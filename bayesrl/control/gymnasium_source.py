@@ -216,7 +216,7 @@ class GymnasiumSource:
                 time += 1
                 if step.length.max() > MOST_STEPS:
                     raise ControlError(
-                        f"an episode has gone on for {step.length.max():,} steps; let the environment end by itself, or "
+                        f"an episode has gone on for {step.length.max():,} steps; let the environment end it, or "
                         "wrap it in gymnasium.wrappers.TimeLimit"
                     )
                 for i in range(number):
