@@ -297,3 +297,15 @@ def test_squashed_actions_stay_inside() -> None:
     assert actions.shape[-1] == 1
     assert np.abs(actions[np.isfinite(actions)]).max() <= 2.0
     assert np.isfinite(fitted.history["objective"]).all()
+
+
+def test_an_episode_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bayesrl.control import gymnasium_source
+
+    monkeypatch.setattr(gymnasium_source, "MOST_STEPS", 20)
+    source = GymnasiumSource(lambda: Counter(10**9), num_envs=1, window=2)
+    _, pair, params, _ = batch_of(source)
+    with pytest.raises(ControlError, match="an episode has gone on for 21 steps; let the environment end it"):
+        source.episodes(jax.random.key(0), params, pair, 1)
+    with pytest.raises(ControlError, match="num_episodes=0"):
+        source.episodes(jax.random.key(0), params, pair, 0)
