@@ -88,7 +88,10 @@ class ActorCritic(Objective):
         gain = (weight * counts * jnp.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean() / beta
         error = (counts * (value - target) ** 2).sum() / jnp.maximum(counts.sum(), 1.0)
         info = info_of(draws, pair, beta, value.shape[:-1])
-        told = {"critic_error": jnp.sqrt(error), "update_kl": -(counts * jnp.log(ratio)).sum() / counts.sum()}
+        told = {
+            "critic_error": jnp.sqrt(error),
+            "update_kl": -(counts * jnp.log(ratio)).sum() / jnp.maximum(counts.sum(), 1.0),
+        }
         gradient = -gain + 0.5 * error / beta**2
         loss = lax.stop_gradient(-info.objective / beta) + gradient - lax.stop_gradient(gradient)
         return loss, info._replace(metrics=info.metrics | lax.stop_gradient(told))

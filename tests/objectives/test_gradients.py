@@ -151,7 +151,7 @@ def test_enumerated_values_are_exact(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "prior_fraction"),
-    [(name, 0.5) for name, make in ORACLES.items() if make().forward is not None] + [("flat", 0.0), ("chain", 0.0)],
+    [(name, 0.5) for name, make in ORACLES.items() if make().forward is not None] + [("flat", 0.0), ("dependent", 0.0)],
 )
 def test_forward_kl_approaches_the_exact_gradient(name: str, prior_fraction: float) -> None:
     """Self-normalised weights are biased by O(1/N): at N = 2,048 by less than 2% of the largest coordinate."""
