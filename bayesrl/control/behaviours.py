@@ -67,14 +67,14 @@ def epsilon_greedy(share: float) -> Behaviour:
         raise ControlError("epsilon_greedy(0) never tries other actions, so that none can be corrected for; use ε > 0")
 
     def behave(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
-        logits = getattr(fitted, "logits", None)
-        if logits is None:
+        if not fitted.has_enumerate_support or fitted.event_shape:
             raise ControlError(
                 f"epsilon_greedy needs finitely many actions, and {type(fitted).__name__} has no likeliest one; "
                 "use prior_mixture(ε)"
             )
         which, own = jax.random.split(key)
-        best = jnp.argmax(logits, -1)
+        values = fitted.enumerate_support()
+        best = values[jnp.argmax(fitted.log_prob(values))]
         action = jnp.where(jax.random.bernoulli(which, share), prior.sample(own), best)
         return action, _mixed(jnp.where(action == best, 0.0, -jnp.inf), prior.log_prob(action), share)
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,8 +13,8 @@ from jax import Array
 from bayesrl.control.behaviours import Behaviour, Decision, as_fitted, decide
 from bayesrl.control.policies import PolicyGuide
 from bayesrl.control.recorded import Outside, RecordedRollout
-from bayesrl.control.spaces import Actions, describe_actions, describe_observations
-from bayesrl.control.vector import Failures, open_environments
+from bayesrl.control.spaces import Actions, Observations, describe_actions, describe_observations
+from bayesrl.control.vector import Failures, Playing, open_environments
 from bayesrl.core.draws import Draws, Totals, is_count
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ControlError, GuideError
@@ -26,8 +26,11 @@ MOST_STEPS = 100_000
 _KEPT = 100
 """So many of the last episodes tell the mean return of the history."""
 
+_SEEDS_APART = 1_000_003
+"""Between the environments of fits made side by side."""
 
-@dataclass
+
+@dataclass(eq=False)
 class GymnasiumSource:
     """Plays in real environments, and makes draws of a policy for `bayesrl.fit(source=...)`.
 
@@ -43,12 +46,21 @@ class GymnasiumSource:
         num_updates: gradient steps per batch.
         behaviour: who plays: the guide itself, or `epsilon_greedy(ε)`, `prior_mixture(ε)`, or a function of yours;
             see `bayesrl.control.behaviours`.
-        seed: of the environments; the k-th episode of all is reset with seed + k.
+        seed: of the environments, at least 0; the k-th episode of environment i is reset with seed + i + k·num_envs.
         max_failures: so many episodes may end with an error; each is dropped with its seed in the log.
-        options: keyword arguments for the environment.
+        options: keyword arguments for an environment that is given by its id.
+
+    Attributes:
+        steps_taken: steps of the environments in all fits so far.
 
     Raises:
         ControlError: unknown environment; a space that is not supported; a number out of range.
+
+    Example:
+        >>> from bayesrl.control import GymnasiumSource
+        >>> source = GymnasiumSource("CartPole-v1", num_envs=4, window=32)
+        >>> source.actions.num
+        2
 
     References:
         Schulman et al. (2017) for windows that serve several updates; Pardo, Tavakoli, Levdik & Kormushev (2018)
@@ -65,24 +77,35 @@ class GymnasiumSource:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "window", "num_updates"):
+        least = {"num_envs": 1, "window": 1, "num_updates": 1, "seed": 0, "max_failures": 0}
+        for name, smallest in least.items():
             value = getattr(self, name)
-            if not is_count(value, least=1):
-                raise ControlError(f"GymnasiumSource got {name}={value!r}; use an integer of at least 1")
+            if not is_count(value, least=smallest):
+                raise ControlError(f"GymnasiumSource got {name}={value!r}; use an integer of at least {smallest}")
+        if not callable(self.behaviour):
+            raise ControlError(
+                f"GymnasiumSource got behaviour={self.behaviour!r}; use prior_mixture(ε), epsilon_greedy(ε) or a "
+                "function of (key, fitted, prior)"
+            )
+        if callable(self.environment) and self.options:
+            raise ControlError(
+                f"GymnasiumSource got options={self.options!r} for an environment that a function makes; "
+                "use functools.partial"
+            )
         self.failures = Failures(self.max_failures)
         probe = open_environments(self, 1)
         try:
-            self._outside = describe_observations(probe.single_observation_space)
+            self.observations: Observations = describe_observations(probe.single_observation_space)
             self.actions: Actions = describe_actions(probe.single_action_space)
         finally:
             probe.close()
-        self._envs: Any = None
+        self.steps_taken = 0
+        self._playing: Playing | None = None
         self._served = 0
         self._lanes: list[GymnasiumSource] = []
         self._batch: Draws | None = None
-        self._programs: tuple[Pair, tuple[Any, Any, Any]] | None = None
+        self._programs: dict[tuple[Any, Any], _Compiled] = {}
         self._finished: deque[tuple[float, int]] = deque(maxlen=_KEPT)
-        self.steps_taken = 0
 
     def policy(self, *, discount: float = 0.99, prior: Any = None) -> RecordedRollout:
         """Give the program to fit: a rollout whose environment is recorded.
@@ -91,23 +114,20 @@ class GymnasiumSource:
             discount: γ, in (0, 1].
             prior: from (observation, time) to a distribution of actions; by default uniform over finitely many
                 actions, and Normal with half the range as its scale over bounded ones.
+
+        Raises:
+            ControlError: the discount is out of range, or the prior draws what are no actions of the environment.
         """
-        shape, dtype, number, scale = self._outside
-        world = Outside(shape, dtype, self.actions.prior(), number, scale)
-        return RecordedRollout(world, self.window + 1, discount, prior)
+        seen = self.observations
+        world = Outside(seen.shape, seen.dtype, self.actions.prior(), seen.num, seen.scale)
+        program = RecordedRollout(world, self.window + 1, discount, prior)
+        self.actions.check_prior(program.prior_choice(jnp.zeros(seen.shape, seen.dtype), jnp.asarray(0)).action)
+        return program
 
     def lane(self, index: int) -> "GymnasiumSource":
         """Give a source for one of several fits made side by side, with environments of its own."""
-        other = GymnasiumSource(
-            self.environment,
-            self.num_envs,
-            self.window,
-            self.num_updates,
-            self.behaviour,
-            self.seed + 1_000_003 * index,
-            self.max_failures,
-            self.options,
-        )
+        other = replace(self, seed=self.seed + _SEEDS_APART * index)
+        other._programs = self._programs
         self._lanes.append(other)
         return other
 
@@ -115,12 +135,20 @@ class GymnasiumSource:
         """Give a batch of draws, [num_envs, window + 1, ...]: a new one, or the last one again.
 
         Raises:
-            ControlError: a reward is not finite, or too many episodes ended with an error.
+            GuideError: the guide cannot be asked for one action at a time.
+            ControlError: the policy is none of this source; a reward or an observation is not finite; too many
+                episodes ended with an error.
         """
         if not isinstance(pair.guide, PolicyGuide):
             raise GuideError(
                 f"GymnasiumSource asks the guide for one action at a time, which {type(pair.guide).__name__} cannot "
                 "give; use guide=NetworkPolicy(), LinearPolicy() or TablePolicy()"
+            )
+        rollout = pair.guide.rollout
+        if not isinstance(rollout, RecordedRollout) or rollout.horizon != self.window + 1:
+            raise ControlError(
+                f"the policy is a {type(rollout).__name__} of {rollout.horizon} steps, and this source records "
+                f"{self.window} and what follows them; fit the policy that source.policy() of the same source gives"
             )
         if self._batch is None or self._served >= self.num_updates:
             self._batch, self._served = self._play(key, params, pair), 0
@@ -128,58 +156,54 @@ class GymnasiumSource:
         return self._batch
 
     def _play(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
-        if self._envs is None:
-            self._envs = _Playing(open_environments(self, self.num_envs))
-        playing, size = self._envs, self.window + 1
-        seen = np.zeros((self.num_envs, size, *self._outside[0]), self._outside[1])
+        if self._playing is None:
+            self._playing = self._open(self.num_envs, self.seed)
+        playing, size, seen = self._playing, self.window + 1, self.observations
+        observed = np.zeros((self.num_envs, size, *seen.shape), seen.dtype)
         earned, behaviour = np.zeros((2, self.num_envs, size), np.float32)
         counts, terminated = np.zeros((2, self.num_envs, size), bool)
         actions: list[np.ndarray] = []
-        choose, _, score = self._compiled(pair)
+        programs = self._compiled(pair)
         for t in range(size):
-            seen[:, t] = playing.observation
-            chosen = choose(params, key, t, playing.observation)
-            action = np.asarray(chosen.action)
+            observed[:, t] = playing.observation
+            action, behaviour[:, t] = jax.device_get(programs.act(params, key, t, playing.observation))
             actions.append(action)
             if t == self.window:
                 break
-            behaviour[:, t] = chosen.log_behaviour
-            step = playing.step(self.actions.to_environment(action))
+            step = playing.step(action)
             earned[:, t], terminated[:, t], counts[:, t] = step.reward, step.terminated, step.counts
             for i in np.flatnonzero(step.failed):
-                counts[i, max(t - int(step.length[i]), 0) : t + 1] = False
+                counts[i, max(t + 1 - int(step.length[i]), 0) : t] = False
             self._finished.extend(step.finished)
             self.steps_taken += int(step.counts.sum())
         sites = {
-            "observation": seen,
+            "observation": observed,
             "action": np.stack(actions, 1),
             "counts": counts,
             "terminated": terminated,
             "earned": earned,
         }
-        scored: Draws = score(params, sites)
+        scored: Draws = programs.score(params, sites)
         earned_in_all, length = np.asarray(self._finished or playing.unfinished(), float).mean(0)
         metrics = {
             "return": jnp.full(self.num_envs, earned_in_all, jnp.float32),
             "length": jnp.full(self.num_envs, length, jnp.float32),
         }
+        # Steps that do not count have no density, lest a ratio to one of theirs overflow.
+        behaviour[~counts] = 0.0
         return scored._replace(log_behaviour={"action": jnp.asarray(behaviour)}, metrics=metrics)
 
-    def _compiled(self, pair: Pair) -> tuple[Any, Any, Any]:
-        """Give the compiled functions that choose actions, by `behaviour` and by the guide, and score a batch."""
-        if self._programs is None or self._programs[0] is not pair:
+    def _open(self, number: int, seed: int) -> Playing:
+        return Playing(open_environments(self, number, seed), self.observations, self.actions)
 
-            def chooser(behaviour: Behaviour) -> Any:
-                def choose(params: Params, key: PRNGKey, time: Any, seen: Array) -> Decision:
-                    return decide(pair, params, jax.random.fold_in(key, time), seen, behaviour)
-
-                return jax.jit(choose)
-
-            def score(params: Params, sites: dict[str, Array]) -> Draws:
-                return pair.score(params, Draws.held(sites))
-
-            self._programs = (pair, (chooser(self.behaviour), chooser(as_fitted), jax.jit(score)))
-        return self._programs[1]
+    def _compiled(self, pair: Pair) -> "_Compiled":
+        """Give the compiled functions of these programs; one fit and its posterior compile them once."""
+        key = (pair.policy, pair.guide)
+        if key not in self._programs:
+            if any(policy is not pair.policy for policy, _ in self._programs):
+                self._programs.clear()
+            self._programs[key] = _Compiled(pair, self.behaviour)
+        return self._programs[key]
 
     def episodes(self, key: PRNGKey, params: Params, pair: Pair, num_episodes: int) -> tuple[Draws, Totals]:
         """Play whole episodes by the guide, in environments of their own.
@@ -202,131 +226,88 @@ class GymnasiumSource:
         discount = getattr(pair.policy, "discount", 1.0)
         seed = int(jax.random.randint(jax.random.fold_in(key, 1), (), 0, 2**30))
         number = min(num_episodes, self.num_envs)
-        playing = _Playing(open_environments(self, number, seed))
-        choose = self._compiled(pair)[1]
-        wanted = [len(part) for part in np.array_split(np.arange(num_episodes), number)]
-        kept: list[_Episode] = []
-        running = [_Episode() for _ in range(number)]
-        time = 0
+        # Each environment plays a number of episodes that is fixed beforehand, lest short ones be preferred.
+        wanted = np.array([len(part) for part in np.array_split(np.arange(num_episodes), number)])
+        played = np.zeros(number, int)
+        spans: list[tuple[int, int, int, int]] = []
+        steps: list[tuple[np.ndarray, ...]] = []
+        decide_all = self._compiled(pair).decide
+        playing = self._open(number, seed)
         try:
-            while len(kept) < num_episodes:
-                seen = playing.observation.copy()
-                chosen = jax.tree.map(np.asarray, choose(params, key, time, seen))
-                step = playing.step(self.actions.to_environment(chosen.action))
-                time += 1
+            while len(spans) < num_episodes:
+                seen = playing.observation
+                chosen = jax.device_get(decide_all(params, key, len(steps), seen))
+                step = playing.step(chosen.action)
+                steps.append((seen, chosen.action, chosen.log_prior, chosen.log_q, step.reward))
                 if step.length.max() > MOST_STEPS:
                     raise ControlError(
                         f"an episode has gone on for {step.length.max():,} steps; let the environment end it, or "
                         "wrap it in gymnasium.wrappers.TimeLimit"
                     )
-                for i in range(number):
-                    if step.counts[i] and not step.failed[i]:
-                        running[i].add(seen[i], jax.tree.map(lambda x, i=i: x[i], chosen), step.reward[i], discount)
-                    if step.ended[i]:
-                        if wanted[i] and not step.failed[i]:
-                            kept.append(running[i])
-                            wanted[i] -= 1
-                        running[i] = _Episode()
+                for i in np.flatnonzero(step.ended & ~step.failed & (played < wanted)):
+                    spans.append((int(played[i]), int(i), len(steps) - int(step.length[i]), len(steps)))
+                    played[i] += 1
         finally:
             playing.close()
-        return _as_draws(kept, pair)
+        # In the order of their seeds, not of their ends, which would put the short ones first.
+        return _as_draws([np.stack(part, 1) for part in zip(*steps, strict=True)], sorted(spans), discount)
 
     def close(self) -> None:
-        """Close the environments; they open again when they are needed."""
-        if self._envs is not None:
-            self._envs.close()
-            self._envs = None
-        self._batch = None
+        """Close the environments and forget the batch; they open again, at their first seed, when they are needed."""
+        if self._playing is not None:
+            self._playing.close()
+        self._playing = self._batch = None
+        self._finished.clear()
+        self.failures.count = 0
         for other in self._lanes:
             other.close()
+        self._lanes.clear()
 
 
-class _Episode:
-    """One episode while it goes on."""
+class _Compiled:
+    """The compiled functions of a pair of programs.
 
-    def __init__(self) -> None:
-        self.seen: list[Any] = []
-        self.actions: list[Any] = []
-        self.scores = np.zeros(3)
-        self.returned = 0.0
+    Attributes:
+        act: what the behaviour does, and its log-probability in nats, from (params, key, time, observations).
+        decide: the `Decision` of the guide, from the same.
+        score: the draws of a batch, from (params, sites).
+    """
 
-    def add(self, seen: Any, chosen: Any, earned: Any, discount: float) -> None:
-        """Add one step."""
-        weight = discount ** len(self.actions)
-        self.seen.append(seen)
-        self.actions.append(chosen.action)
-        self.scores += weight * np.array([chosen.log_prior, chosen.log_q, earned])
-        self.returned += float(earned)
+    def __init__(self, pair: Pair, behaviour: Behaviour) -> None:
+        def act(params: Params, key: PRNGKey, time: Any, seen: Array) -> tuple[Array, Array]:
+            decision = decide(pair, params, jax.random.fold_in(key, time), seen, behaviour)
+            return decision.action, decision.log_behaviour
+
+        def by_guide(params: Params, key: PRNGKey, time: Any, seen: Array) -> Decision:
+            return decide(pair, params, jax.random.fold_in(key, time), seen, as_fitted)
+
+        def score(params: Params, sites: dict[str, Array]) -> Draws:
+            return pair.score(params, Draws.held(sites))
+
+        self.act, self.decide, self.score = jax.jit(act), jax.jit(by_guide), jax.jit(score)
 
 
-def _as_draws(episodes: list[_Episode], pair: Pair) -> tuple[Draws, Totals]:
-    longest = max(len(one.actions) for one in episodes)
+def _as_draws(steps: list[np.ndarray], spans: list[tuple[int, int, int, int]], discount: float) -> tuple[Draws, Totals]:
+    """Cut episodes (…, environment, first step, end) out of what was recorded, [num_envs, step, ...]."""
+    observation, action, *scores = steps
+    longest = max(end - begin for *_, begin, end in spans)
+    weights = discount ** np.arange(longest)
 
-    def padded(steps: list[Any]) -> np.ndarray:
-        array = np.stack(steps)
+    def padded(array: np.ndarray) -> Array:
         blank = np.nan if np.issubdtype(array.dtype, np.floating) else -1
-        return np.pad(array, [(0, longest - len(array)), *((0, 0),) * (array.ndim - 1)], constant_values=blank)
+        result = np.full((len(spans), longest, *array.shape[2:]), blank, array.dtype)
+        for row, (_, i, begin, end) in zip(result, spans, strict=True):
+            row[: end - begin] = array[i, begin:end]
+        return jnp.asarray(result)
 
-    sites = {
-        "observation": jnp.asarray(np.stack([padded(one.seen) for one in episodes])),
-        "action": jnp.asarray(np.stack([padded(one.actions) for one in episodes])),
-    }
-    log_prior, log_q, earned = np.stack([one.scores for one in episodes]).T.astype(np.float32)
+    def summed(array: np.ndarray, weights: np.ndarray) -> Array:
+        sums = [array[i, begin:end].astype(float) @ weights[: end - begin] for _, i, begin, end in spans]
+        return jnp.asarray(np.array(sums, np.float32))
+
+    log_prior, log_q, earned = (summed(array, weights) for array in scores)
     metrics = {
-        "return": jnp.asarray([one.returned for one in episodes]),
-        "length": jnp.asarray([float(len(one.actions)) for one in episodes]),
+        "return": summed(scores[-1], np.ones(longest)),
+        "length": jnp.asarray([float(end - begin) for *_, begin, end in spans]),
     }
-    totals = Totals(jnp.asarray(log_prior), jnp.asarray(log_q), jnp.zeros(len(episodes)), jnp.asarray(earned))
-    return Draws.held(sites)._replace(metrics=metrics), totals
-
-
-@dataclass
-class _Step:
-    """What one step of all environments gave, [num_envs] each."""
-
-    reward: np.ndarray
-    terminated: np.ndarray
-    counts: np.ndarray
-    failed: np.ndarray
-    ended: np.ndarray
-    length: np.ndarray
-    finished: list[tuple[float, int]]
-
-
-class _Playing:
-    """Environments in play: where they stand, and how the episodes under way have gone."""
-
-    def __init__(self, envs: Any) -> None:
-        self.envs = envs
-        self.observation = envs.reset()[0]
-        number = envs.num_envs
-        self.resetting = np.zeros(number, bool)
-        self.earned, self.length = np.zeros(number), np.zeros(number, int)
-
-    def step(self, action: Any) -> _Step:
-        """Take one step of each; an environment whose episode is over is reset in its stead, which does not count."""
-        self.observation, reward, terminated, truncated, info = self.envs.step(action)
-        counts = ~self.resetting
-        failed = np.asarray(info.get("failed", np.zeros(len(counts), bool)), bool)
-        bad = counts & ~failed & ~np.isfinite(reward)
-        if bad.any():
-            raise ControlError(
-                f"environment {int(np.flatnonzero(bad)[0])} gave reward {reward[bad][0]} in step "
-                f"{int(self.length[bad][0])} of an episode; make the reward finite"
-            )
-        self.earned += np.where(counts, reward, 0.0)
-        self.length += counts
-        ended = terminated | truncated
-        finished = [(float(self.earned[i]), int(self.length[i])) for i in np.flatnonzero(ended & ~failed)]
-        step = _Step(reward, terminated & ~failed, counts & ~failed, failed, ended, self.length.copy(), finished)
-        self.resetting = ended.copy()
-        self.earned[ended], self.length[ended] = 0.0, 0
-        return step
-
-    def unfinished(self) -> list[tuple[float, int]]:
-        """Tell return and length of the episodes under way."""
-        return list(zip(self.earned.tolist(), self.length.tolist(), strict=True))
-
-    def close(self) -> None:
-        """Close all."""
-        self.envs.close()
+    draws = Draws.held({"observation": padded(observation), "action": padded(action)})._replace(metrics=metrics)
+    return draws, Totals(log_prior, log_q, jnp.zeros(len(spans)), earned)

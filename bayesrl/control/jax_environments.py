@@ -11,6 +11,7 @@ from numpyro.distributions import constraints
 
 from bayesrl.control.environments import Environment, Outcome
 from bayesrl.core.primitives import environment
+from bayesrl.errors import ControlError
 
 
 class Noise(dist.Distribution):
@@ -44,8 +45,8 @@ class JaxEnvironment(Environment):
     """An environment of gymnax's shape as a program: its randomness becomes the sites `start` and `noise`.
 
     `env.reset(key, params)` gives (observation, state) and `env.step(key, state, action, params)` gives (observation,
-    state, reward, done, info). Rollouts stop counting at `done`; where the environment has a method `step_env`, which
-    does not reset by itself, that is used.
+    state, reward, done, info). Rollouts stop counting at `done`, which is taken for a true end, a time limit of the
+    environment's own too; where it has a method `step_env`, which does not reset by itself, that is used.
 
     Args:
         env: the environment.
@@ -55,7 +56,7 @@ class JaxEnvironment(Environment):
         num_observations: how many there are, where they are integers from 0 on.
 
     Raises:
-        AttributeError: there is no default for `actions`.
+        ControlError: `env` has not this shape, or there is no default for `params` or `actions`.
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist
@@ -73,6 +74,27 @@ class JaxEnvironment(Environment):
     actions: dist.Distribution | None = None
     params: Any = "default"
     num_observations: int | None = None
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("reset", "step") if not callable(getattr(self.env, name, None))]
+        if missing:
+            raise ControlError(
+                f"env={self.env!r} has no method {missing[0]!r}; pass one with reset(key, params) and "
+                "step(key, state, action, params)"
+            )
+        if isinstance(self.params, str) and not hasattr(self.env, "default_params"):
+            raise ControlError(f"{type(self.env).__name__} has no default_params; pass params=..., or params=None")
+        if self.actions is None and self._num_actions is None:
+            raise ControlError(
+                f"{type(self.env).__name__} has no finite action_space(params).n; pass actions=..., the distribution "
+                "of actions that policies start from"
+            )
+
+    @property
+    def _num_actions(self) -> int | None:
+        space = self.env.action_space(self._params) if hasattr(self.env, "action_space") else None
+        number = getattr(space, "n", None)
+        return None if number is None else int(number)
 
     def reset(self) -> Any:
         """Draw the site `start`, [2], and give (observation, state)."""
@@ -96,7 +118,8 @@ class JaxEnvironment(Environment):
         """Give the distribution of actions that policies start from."""
         if self.actions is not None:
             return self.actions
-        return dist.Categorical(logits=jnp.zeros(int(self.env.action_space(self._params).n)))
+        assert self._num_actions is not None
+        return dist.Categorical(logits=jnp.zeros(self._num_actions))
 
     @property
     def _params(self) -> Any:

@@ -10,7 +10,32 @@ import numpyro.distributions as dist
 
 from bayesrl.errors import ControlError
 
-SUPPORTED = "Discrete and Box spaces for observations, Discrete and Box spaces for actions"
+SUPPORTED = "Discrete and Box spaces of numbers for observations, Discrete and Box spaces of floats for actions"
+_LARGEST = 1e6
+"""Bounds beyond this are none: float32's greatest number is a common way to say "unbounded"."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Observations of an environment, as policies see them: float32 arrays, or integers from 0 on.
+
+    Attributes:
+        shape: of one observation.
+        dtype: of one observation.
+        num: how many there are, or None where they are arrays.
+        scale: of about which size the numbers are, [*shape].
+        first: the least of finitely many observations.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    num: int | None = None
+    scale: Any = 1.0
+    first: int = 0
+
+    def from_environment(self, seen: Any) -> np.ndarray:
+        """Give what policies see of a batch, [num, *shape], as an array of its own."""
+        return np.array(seen - self.first if self.first else seen, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -34,7 +59,7 @@ class Actions:
         if self.num is not None:
             return dist.Categorical(logits=jnp.zeros(self.num))
         low, high = jnp.asarray(self.low, float), jnp.asarray(self.high, float)
-        bounded = jnp.isfinite(low) & jnp.isfinite(high)
+        bounded = (jnp.abs(low) < _LARGEST) & (jnp.abs(high) < _LARGEST)
         middle = jnp.where(bounded, (low + high) / 2, 0.0)
         scale = jnp.where(bounded, (high - low) / 2, 1.0)
         return dist.Normal(middle, scale).to_event(self.low.ndim) if self.low.ndim else dist.Normal(middle, scale)
@@ -44,6 +69,28 @@ class Actions:
         if self.num is not None:
             return action + self.first
         return np.clip(action, self.low, self.high).astype(self.low.dtype)
+
+    def check_prior(self, prior: dist.Distribution) -> None:
+        """Refuse a prior whose draws are no actions of the environment.
+
+        Raises:
+            ControlError: it draws integers for vectors or the other way round, of another shape, or too many.
+        """
+        shape = () if self.num is not None else self.low.shape
+        drawn = jax.eval_shape(lambda: prior.sample(jax.random.key(0)))
+        if prior.is_discrete != (self.num is not None) or drawn.shape != shape:
+            kind = "integers" if self.num is not None else "floats"
+            remedy = f"Categorical over {self.num} actions" if self.num is not None else "Normal(...).to_event()"
+            raise ControlError(
+                f"the prior {type(prior).__name__} draws {drawn.dtype}{list(drawn.shape)}, and actions of the "
+                f"environment are {kind} of shape {list(shape)}; use a distribution such as {remedy}"
+            )
+        number = prior.enumerate_support().shape[0] if prior.has_enumerate_support else self.num
+        if number is not None and self.num is not None and number > self.num:
+            raise ControlError(
+                f"the prior {type(prior).__name__} draws from {number} actions, and the environment has {self.num}; "
+                "give it as many probabilities as there are actions"
+            )
 
 
 def squashed_normal(low: Any, high: Any, *, scale: float = 1.0) -> dist.Distribution:
@@ -71,21 +118,24 @@ def squashed_normal(low: Any, high: Any, *, scale: float = 1.0) -> dist.Distribu
     return squashed.to_event(lower.ndim) if lower.ndim else squashed
 
 
-def describe_observations(space: Any) -> tuple[tuple[int, ...], Any, int | None, Any]:
-    """Give shape, dtype, number (where finite) and scale of observations.
+def describe_observations(space: Any) -> Observations:
+    """Describe a space of observations.
 
     Raises:
         ControlError: the space is not supported.
     """
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return (), np.int32, int(space.n), 1.0
+    if isinstance(space, spaces.Discrete):
+        return Observations((), np.int32, int(space.n), 1.0, int(space.start))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.number):
-        high = np.maximum(np.abs(space.low), np.abs(space.high)).astype(float)
-        scale = np.where(np.isfinite(high) & (high > 0) & (high < 1e6), high, 1.0)
-        return space.shape, np.float32, None, scale.astype(np.float32)
-    raise ControlError(f"observation space {space} is not supported; {SUPPORTED} are; use a Gymnasium wrapper")
+        size = np.maximum(np.abs(space.low.astype(float)), np.abs(space.high.astype(float)))
+        scale = np.where((size > 0) & (size < _LARGEST), size, 1.0)
+        return Observations(space.shape, np.float32, None, scale.astype(np.float32))
+    raise ControlError(
+        f"observation space {space} is not supported; {SUPPORTED} are; use a wrapper such as "
+        "gymnasium.wrappers.FlattenObservation"
+    )
 
 
 def describe_actions(space: Any) -> Actions:
@@ -100,4 +150,7 @@ def describe_actions(space: Any) -> Actions:
         return Actions(int(space.n), int(space.start))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return Actions(None, 0, space.low, space.high)
-    raise ControlError(f"action space {space} is not supported; {SUPPORTED} are; use a Gymnasium wrapper")
+    raise ControlError(
+        f"action space {space} is not supported; {SUPPORTED} are; use a wrapper such as "
+        "gymnasium.wrappers.TransformAction"
+    )

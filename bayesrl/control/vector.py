@@ -2,11 +2,16 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from bayesrl.control.spaces import Actions, Observations
 from bayesrl.errors import ControlError
+
+_FAILED = "bayesrl: the episode failed"
+"""How an environment's own info is told that the episode is to be dropped; no environment says this itself."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,27 +60,35 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
     except ImportError as error:
         raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
     first = source.seed if seed is None else seed
+    made: list[Any] = []
 
-    def make(index: int) -> Any:
-        def build() -> Any:
-            if callable(source.environment):
-                return source.environment()
-            return gymnasium.make(source.environment, **source.options)
+    def build() -> Any:
+        if callable(source.environment):
+            return source.environment()
+        return gymnasium.make(source.environment, **source.options)
 
-        return lambda: _guarded()(build, first + index, number, source.failures)
+    def opener(index: int) -> Any:
+        def opened() -> Any:
+            made.append(_guarded()(build, first + index, number, source.failures))
+            return made[-1]
 
-    makers = [make(index) for index in range(number)]
+        return opened
+
     try:
-        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
-    except ControlError:
-        raise
+        # What is observed is copied on the way out, so that the buffer of the environments can be used again.
+        return SyncVectorEnv(
+            [opener(index) for index in range(number)], copy=False, autoreset_mode=AutoresetMode.NEXT_STEP
+        )
     except Exception as error:
+        for one in made:
+            one.close()
         name = source.environment if isinstance(source.environment, str) else repr(source.environment)
         raise ControlError(
             f"environment {name!r} cannot be made: {error}; gymnasium.registry lists those that are known"
         ) from error
 
 
+@cache
 def _guarded() -> Any:
     """Make the wrapper class, which needs Gymnasium to be there."""
     import gymnasium
@@ -107,14 +120,113 @@ def _guarded() -> Any:
             except Exception as error:  # noqa: BLE001
                 self._renew(error)
                 empty = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
-                return empty if empty.shape else int(empty), 0.0, False, True, {"failed": True}
+                return empty if empty.shape else empty[()], 0.0, False, True, {_FAILED: True}
 
-        def _renew(self, error: Exception) -> None:
-            self._failures.add(self._now, self._length - 1, error)
+        def close(self) -> None:
+            """Close the environment; an error is told in the log, so that the others are closed too."""
             try:
                 self.env.close()
-            except Exception as second:  # noqa: BLE001
-                _log.warning("closing it raised %s: %s", type(second).__name__, second)
-            self.env = self._build()
+            except Exception as error:  # noqa: BLE001
+                _log.warning("closing an environment raised %s: %s", type(error).__name__, error)
+
+        def _renew(self, error: Exception) -> None:
+            self._failures.add(self._now, max(self._length - 1, 0), error)
+            self.close()
+            try:
+                self.env = self._build()
+            except Exception as second:
+                raise ControlError(
+                    f"the environment cannot be made anew after the episode of seed {self._now} ended with "
+                    f"{type(error).__name__}: {second}; make the environment so that several can follow each other"
+                ) from second
 
     return Guarded
+
+
+@dataclass
+class Step:
+    """What one step of all environments gave, [num_envs] each.
+
+    Attributes:
+        reward: reward units.
+        terminated: whether the episode came to its own end, which no time limit is.
+        counts: whether a step was taken, and no environment was reset instead.
+        failed: whether the episode ended with an error.
+        ended: whether it ended, for whatever reason.
+        length: steps of the episode so far.
+        finished: return and length of the episodes that ended well.
+    """
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    counts: np.ndarray
+    failed: np.ndarray
+    ended: np.ndarray
+    length: np.ndarray
+    finished: list[tuple[float, int]]
+
+
+class Playing:
+    """Environments in play: where they stand, and how the episodes under way have gone.
+
+    Args:
+        envs: from `open_environments`; closed where they cannot even be reset.
+        observations: what policies see of them.
+        actions: what they take.
+    """
+
+    def __init__(self, envs: Any, observations: Observations, actions: Actions) -> None:
+        number = envs.num_envs
+        self._envs, self._observations, self._actions = envs, observations, actions
+        self._never = np.zeros(number, bool)
+        self._resetting = self._never
+        self._earned, self._length = np.zeros(number), np.zeros(number, int)
+        try:
+            self.observation = self._seen(envs.reset()[0])
+        except BaseException:
+            envs.close()
+            raise
+
+    def step(self, action: Any) -> Step:
+        """Take one step of each; an environment whose episode is over is reset in its stead, which does not count.
+
+        Raises:
+            ControlError: a reward or an observation is not finite; too many episodes failed.
+        """
+        seen, reward, terminated, truncated, info = self._envs.step(self._actions.to_environment(action))
+        failed = np.asarray(info[_FAILED], bool) if _FAILED in info else self._never
+        counts = ~(self._resetting | failed)
+        reward = np.where(counts, reward, 0.0)
+        self._check("reward", reward)
+        self._length += ~self._resetting
+        self.observation = self._seen(seen)
+        self._earned += reward
+        ended = terminated | truncated
+        length = self._length.copy()
+        finished = [(float(self._earned[i]), int(length[i])) for i in np.flatnonzero(ended & ~failed)]
+        self._earned[ended], self._length[ended] = 0.0, 0
+        self._resetting = ended
+        return Step(reward, terminated & ~failed, counts, failed, ended, length, finished)
+
+    def unfinished(self) -> list[tuple[float, int]]:
+        """Tell return and length of the episodes under way."""
+        return list(zip(self._earned.tolist(), self._length.tolist(), strict=True))
+
+    def close(self) -> None:
+        """Close all."""
+        self._envs.close()
+
+    def _seen(self, seen: Any) -> np.ndarray:
+        observation = self._observations.from_environment(seen)
+        self._check("an observation", observation)
+        return observation
+
+    def _check(self, what: str, values: np.ndarray) -> None:
+        if np.isfinite(values).all():
+            return
+        index = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(-1))[0])
+        bad = np.ravel(values[index])
+        raise ControlError(
+            f"environment {index} gave {what} {bad[~np.isfinite(bad)][0]} in step {int(self._length[index])} of an "
+            "episode; make it finite"
+        )

@@ -15,13 +15,14 @@ import optax
 from jax import Array
 
 from bayesrl import run_folder
+from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
 from bayesrl.engines.progress import Progress
 from bayesrl.engines.setup import Setup
 from bayesrl.engines.svi import Lane, State, Tally, init, learn, run_chunk
 from bayesrl.errors import BayesRLError, FitError
 from bayesrl.programs import Source
-from bayesrl.typing import PRNGKey, PRNGKeys
+from bayesrl.typing import Params, PRNGKey, PRNGKeys
 
 NUM_CHUNKS = 100
 MAX_SKIPPED = 0.1
@@ -103,19 +104,33 @@ class Run:
         pair = self.setup.programs.pair()
         sources = lanes_of(source, self.setup.betas.shape[0])
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
-        update = jax.jit(jax.vmap(partial(learn, lane), in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))
+        taken = jax.vmap(partial(learn, lane), in_axes=(axes, 0, 0, None), out_axes=(axes, 0))
+
+        # Everything small is done inside of compiled functions: one by one, its operations take longer than the step.
+        @jax.jit
+        def apart(keys: PRNGKeys, state: State) -> list[tuple[PRNGKey, Params]]:
+            return [
+                (jax.random.fold_in(keys[i], state.step), jax.tree.map(lambda x, i=i: x[i], state.params))
+                for i in range(len(sources))
+            ]
+
+        @jax.jit
+        def update(state: State, made: list[Draws], betas: Array, args: Any) -> tuple[State, Tally]:
+            return taken(state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *made), betas, args)
+
+        @jax.jit
+        def add(total: Tally, tally: Tally) -> Tally:
+            return jax.tree.map(jnp.add, total, tally)
 
         def chunk(keys: PRNGKeys, state: State, betas: Array, args: Any, num_steps: Array) -> tuple[State, Tally]:
-            tallies = []
+            total: Tally | None = None
             for _ in range(int(num_steps)):
-                made = [
-                    own(jax.random.fold_in(keys[i], state.step), jax.tree.map(lambda x, i=i: x[i], state.params), pair)
-                    for i, own in enumerate(sources)
-                ]
-                draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
-                state, tally = update(state, draws, betas, args)
-                tallies.append(tally)
-            return state, jax.tree.map(lambda *parts: sum(parts), *tallies)
+                pieces = zip(sources, apart(keys, state), strict=True)
+                made = [own(key, params, pair) for own, (key, params) in pieces]
+                state, tally = update(state, made, betas, args)
+                total = tally if total is None else add(total, tally)
+            assert total is not None
+            return state, total
 
         return chunk
 

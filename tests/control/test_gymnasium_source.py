@@ -13,17 +13,16 @@ from gymnasium import spaces
 import bayesrl
 from bayesrl.control import (
     ActorCritic,
-    CartPole,
     GymnasiumSource,
     LinearPolicy,
     NetworkPolicy,
-    Pendulum,
     TablePolicy,
     epsilon_greedy,
     prior_mixture,
     squashed_normal,
 )
 from bayesrl.control.spaces import describe_actions, describe_observations
+from bayesrl.control.vector import Playing
 from bayesrl.engines.setup import set_up
 from bayesrl.errors import ControlError, PolicyError
 
@@ -259,30 +258,6 @@ def test_guides_that_cannot_play_are_refused(guide: Any, message: str) -> None:
         bayesrl.fit(jax.random.key(0), source.policy(), beta=1.0, guide=guide, source=source, progress=False)
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
-def test_physics_are_those_of_gymnasium(name: str) -> None:
-    """200 random steps: states, rewards and ends; float32 against float64 within 1e-4."""
-    env = gymnasium.make(name).unwrapped
-    program = CartPole() if name == "CartPole-v1" else Pendulum()
-    rng = np.random.default_rng(0)
-    step = jax.jit(lambda state, action: tuple(program.step(state, action)))
-    env.reset(seed=0)
-    for _ in range(200):
-        state = (
-            rng.uniform([-2.4, -2, -0.2, -2], [2.4, 2, 0.2, 2])
-            if name == "CartPole-v1"
-            else rng.uniform([-3, -8], [3, 8])
-        )
-        env.state = state  # type: ignore[attr-defined]
-        env.steps_beyond_terminated = None  # type: ignore[attr-defined]
-        action = rng.integers(2) if name == "CartPole-v1" else rng.uniform(-3, 3, 1).astype(np.float32)
-        seen, reward, terminated, _, _ = env.step(action)
-        after, earned, ended = step(jnp.asarray(state, jnp.float32), jnp.asarray(action).reshape(()))
-        np.testing.assert_allclose(program.observe(after), seen, atol=1e-4)
-        assert float(earned) == pytest.approx(float(reward), abs=1e-3)
-        assert bool(ended) == terminated
-
-
 def test_squashed_actions_stay_inside() -> None:
     def squashed(observation: Any, time: Any) -> Any:
         return squashed_normal(jnp.array([-2.0]), jnp.array([2.0]), scale=1.5)
@@ -309,3 +284,176 @@ def test_an_episode_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) 
         source.episodes(jax.random.key(0), params, pair, 1)
     with pytest.raises(ControlError, match="num_episodes=0"):
         source.episodes(jax.random.key(0), params, pair, 0)
+
+
+def playing(source: GymnasiumSource, number: int = 1) -> Playing:
+    """Environments in play without a policy, so that nothing is compiled."""
+    return source._open(number, source.seed)
+
+
+def test_an_error_in_reset_takes_the_next_seed(caplog: pytest.LogCaptureFixture) -> None:
+    class Stubborn(Counter):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            if seed in (7, 9):
+                raise OSError("the door is shut")
+            return super().reset(seed=seed)
+
+    OPENED.clear()
+    source = GymnasiumSource(Stubborn, num_envs=1, seed=7, max_failures=2)
+    played = playing(source)
+    ended = [bool(played.step(np.zeros(1, int)).ended[0]) for _ in range(4)]
+    assert ended == [False, False, True, False]
+    assert OPENED[-1].seeds == [10]
+    assert "the episode of seed 7 ended in step 0 with OSError: the door is shut" in caplog.text
+    assert all(env.closed for env in OPENED[:-1])
+
+
+def test_environments_that_cannot_be_reset_are_closed() -> None:
+    class Broken(Counter):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            raise OSError("no power")
+
+    OPENED.clear()
+    source = GymnasiumSource(Broken, num_envs=3, max_failures=1)
+    with pytest.raises(ControlError, match=r"2 episodes ended with an error, and 1 are allowed.*no power"):
+        playing(source, 3)
+    assert all(env.closed for env in OPENED)
+
+
+def test_environments_opened_before_one_that_cannot_be_made_are_closed() -> None:
+    OPENED.clear()
+    calls = iter([True, True, False])
+
+    def make() -> Any:
+        if not next(calls):
+            raise OSError("no seat left")
+        return Counter()
+
+    source = GymnasiumSource(make, num_envs=2)
+    with pytest.raises(ControlError, match="cannot be made: no seat left"):
+        playing(source, 2)
+    assert [env.closed for env in OPENED] == [True, True]
+
+
+def test_an_environment_that_cannot_be_made_anew_is_told_so() -> None:
+    calls = iter([True, True, False])
+
+    def make() -> Any:
+        if not next(calls):
+            raise OSError("no seat left")
+        return Counter(fails_at=1)
+
+    played = playing(GymnasiumSource(make, num_envs=1))
+    with pytest.raises(ControlError, match=r"cannot be made anew after the episode of seed 0 .*no seat left"):
+        played.step(np.zeros(1, int))
+
+
+def test_what_an_environment_calls_failed_is_its_own_business() -> None:
+    class Robot(Counter):
+        def step(self, action: Any) -> Any:
+            return *super().step(action)[:4], {"failed": True}
+
+    step = playing(GymnasiumSource(Robot, num_envs=1)).step(np.zeros(1, int))
+    assert step.counts.all()
+    assert not step.failed.any()
+
+
+def test_observations_that_are_no_numbers_are_refused() -> None:
+    class Blind(Counter):
+        def step(self, action: Any) -> Any:
+            return np.array([np.nan]), *super().step(action)[1:]
+
+    with pytest.raises(ControlError, match="environment 0 gave an observation nan in step 1 of an episode"):
+        playing(GymnasiumSource(Blind, num_envs=2), 2).step(np.zeros(2, int))
+
+
+def test_lakes_start_anywhere_and_are_played_by_a_table() -> None:
+    """FrozenLake's integers, moved to start at 10, give the batch of those that start at 0."""
+
+    class Moved(gymnasium.ObservationWrapper[Any, Any, Any]):
+        def __init__(self, env: Any) -> None:
+            super().__init__(env)
+            self.observation_space = spaces.Discrete(16, start=10)
+
+        def observation(self, observation: Any) -> Any:
+            return observation + 10
+
+    plain, moved = (
+        batch_of(GymnasiumSource(make, num_envs=2, window=12), guide=TablePolicy())[0]
+        for make in (lambda: gymnasium.make("FrozenLake-v1"), lambda: Moved(gymnasium.make("FrozenLake-v1")))
+    )
+    assert plain.sites["observation"].dtype == jnp.int32
+    for name, value in plain.sites.items():
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(moved.sites[name]))
+
+
+def test_programs_are_compiled_once_and_a_closed_source_begins_anew() -> None:
+    traced: list[int] = []
+
+    def prior(observation: Any, time: Any) -> Any:
+        traced.append(1)
+        return bayesrl.control.spaces.Actions(2).prior()
+
+    source = GymnasiumSource(Counter, num_envs=2, window=3, num_updates=1)
+    setup = set_up(jax.random.key(0), source.policy(prior=prior), (), 1.0, LinearPolicy(), ActorCritic(), 2, source)
+    params = jax.tree.map(lambda x: x[0], setup.params)
+    first = source(jax.random.key(1), params, setup.programs.pair())
+    source.episodes(jax.random.key(1), params, setup.programs.pair(), 2)
+    so_far = len(traced)
+    source(jax.random.key(2), params, setup.programs.pair())
+    source.lane(1)(jax.random.key(2), params, setup.programs.pair())
+    source.episodes(jax.random.key(2), params, setup.programs.pair(), 5)
+    assert len(traced) == so_far
+    assert len(source._programs) == 1
+    source.close()
+    again = source(jax.random.key(1), params, setup.programs.pair())
+    np.testing.assert_array_equal(np.asarray(first.sites["observation"]), np.asarray(again.sites["observation"]))
+    np.testing.assert_array_equal(np.asarray(first.sites["action"]), np.asarray(again.sites["action"]))
+    with pytest.raises(ControlError, match="of 4 steps, and this source records 9 and what follows"):
+        GymnasiumSource(Counter, num_envs=1, window=9)(jax.random.key(0), params, setup.programs.pair())
+
+
+def test_episodes_are_in_the_order_of_their_seeds() -> None:
+    """Episode j is that of the j-th seed, however long it is, so that the first draws are no shorter than others."""
+
+    class Varied(Counter):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            self.length = 1 + (seed or 0) % 5
+            return super().reset(seed=seed)
+
+    source = GymnasiumSource(Varied, num_envs=3, window=2)
+    _, pair, params, _ = batch_of(source)
+    key = jax.random.key(4)
+    first = int(jax.random.randint(jax.random.fold_in(key, 1), (), 0, 2**30))
+    draws, _ = source.episodes(key, params, pair, 8)
+    assert np.asarray(draws.metrics["length"]).tolist() == [1 + (first + j) % 5 for j in range(8)]
+    observation = np.asarray(draws.sites["observation"])[..., 0]
+    for row, length in zip(observation, np.asarray(draws.metrics["length"], int), strict=True):
+        np.testing.assert_array_equal(row[:length], np.arange(length))
+        assert np.isnan(row[length:]).all()
+
+
+def test_a_run_is_resumed_with_its_source(tmp_path: Path) -> None:
+    OPENED.clear()
+    source = GymnasiumSource(Bandit, num_envs=4, window=1, num_updates=1)
+    options: dict[str, Any] = {"guide": TablePolicy(), "objective": ActorCritic(), "source": source, "progress": False}
+    bayesrl.fit(jax.random.key(0), source.policy(), beta=0.5, num_steps=4, directory=tmp_path / "run", **options)
+    resumed = bayesrl.resume(tmp_path / "run", source.policy(), num_steps=8, **options)
+    assert resumed.history["step"].tolist() == list(range(1, 9))
+    assert not resumed.interrupted
+    # In every other window of one step all environments are being reset.
+    assert all(np.isfinite(values).all() for values in resumed.history.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed=-1; use an integer of at least 0"),
+        ({"max_failures": -1}, "max_failures=-1"),
+        ({"behaviour": 0.3}, "behaviour=0.3; use prior_mixture"),
+        ({"options": {"length": 3}}, "use functools.partial"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str, unchecked: None) -> None:
+    with pytest.raises(ControlError, match=message):
+        GymnasiumSource(Counter, **options)

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import pytest
 
 import bayesrl
 from bayesrl.control import ActorCritic, JaxEnvironment, NetworkPolicy, Replay, Rollout
 from bayesrl.engines.setup import set_up
+from bayesrl.errors import ControlError
 
 
 class Drift:
@@ -36,9 +38,9 @@ def test_noise_is_replayed_and_steps_are_those_of_the_environment() -> None:
     program = Rollout(JaxEnvironment(Drift()), 6)
     setup = set_up(jax.random.key(0), program, (), 1.0, NetworkPolicy(hidden=4), ActorCritic(), 1)
     pair, params = setup.programs.pair(), jax.tree.map(lambda x: x[0], setup.params)
-    draws = pair.draw(jax.random.key(1), params, 50, share=False)
+    draws = pair.draw(jax.random.key(1), params, 12, share=False)
     env, rewards = Drift(), np.asarray(draws.rewards["reward"])
-    for i in range(50):
+    for i in range(12):
         key = jax.random.wrap_key_data(draws.sites["start"][i])
         _, state = env.reset(key, 0.5)
         over = False
@@ -71,3 +73,23 @@ def test_a_fit_improves_it_with_replayed_batches_and_mirror_descent() -> None:
     moved = fitted.history["metrics/update_kl"]
     assert np.isfinite(moved).all()
     assert np.abs(moved).max() > 0
+
+
+class Bare:
+    """No action space, no default parameters."""
+
+    def reset(self, key: Any, params: Any) -> Any: ...
+    def step(self, key: Any, state: Any, action: Any, params: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: JaxEnvironment(3), "env=3 has no method 'reset'"),
+        (lambda: JaxEnvironment(Bare()), "Bare has no default_params; pass params="),
+        (lambda: JaxEnvironment(Bare(), params=None), r"Bare has no finite action_space\(params\).n; pass actions="),
+    ],
+)
+def test_bad_input(make: Any, message: str) -> None:
+    with pytest.raises(ControlError, match=message):
+        make()
