@@ -139,13 +139,15 @@ def grid_world(
         discount: γ.
 
     Raises:
-        ControlError: the map is ragged, has another letter, or no start; an option is out of range.
+        ControlError: the map is one text or ragged, has another letter, or no start; an option is out of range.
 
     Example:
         >>> from bayesrl.control.classics import grid_world
         >>> grid_world(["S.G"], discount=0.9).num_states
         3
     """
+    if isinstance(rows, str):
+        raise ControlError(f"the map is one text, {rows[:20]!r}; pass a sequence of rows, such as text.split()")
     width = len(rows[0]) if rows else 0
     ragged = [row for row in rows if len(row) != width]
     if width == 0 or ragged:

@@ -7,12 +7,17 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-from bayesrl.control.tabular import TabularMDP
+from bayesrl.control.tabular import TabularMDP, reaching
 from bayesrl.errors import ControlError
 
-_MAX_SWEEPS = 100_000
-_MAX_NEWTON = 100
+_MAX_NEWTON = 300
 _FIRST_SWEEPS = 200
+_SMALL = 2_000
+_KRYLOV_STEPS = 60
+_KRYLOV_ROUNDS = 4
+_RESIDUAL = 1e-14
+_TIE = 1e-12
+_BOUNDLESS = 1e14
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +49,20 @@ def soft_value_iteration(mdp: TabularMDP, beta: Any, *, tolerance: float = 1e-10
         V(s) = β·log Σ_a π₀(a|s)·exp(Q(s, a)/β),   Q(s, a) = E[r + γ·V(s′)],   π*(a|s) ∝ π₀(a|s)·exp(Q(s, a)/β).
 
     With a horizon by backward recursion; else sweeps are followed by Newton steps (soft policy
-    iteration), until a step changes no value by more than `tolerance` of its size. β = 0 gives the ordinary optimum.
+    iteration), until a step changes no value by more than `tolerance` of the greatest. β = 0 gives the
+    ordinary optimum of what the prior may do, ties split evenly; with discount 1, among policies that surely end.
 
     Args:
         mdp: the process.
         beta: temperature, reward units per nat, a number or an array [*beta]; 0 is allowed.
-        tolerance: relative to the greatest value.
+        tolerance: relative to the greatest value; Newton steps converge quadratically, so the last one is far below.
 
     Returns:
-        `Planned`.
+        `Planned`, with the axes of β in front.
 
     Raises:
-        ControlError: β is negative or no number.
+        ControlError: β is negative or no number, or the tolerance not above 0; with discount 1, the optimum has no
+            bound, since going on for ever pays; Newton steps do not settle.
 
     Example:
         >>> from bayesrl.control.classics import river_swim
@@ -67,9 +74,9 @@ def soft_value_iteration(mdp: TabularMDP, beta: Any, *, tolerance: float = 1e-10
         Todorov (2009), "Efficient computation of optimal actions"; Levine (2018), "Reinforcement learning
         and control as probabilistic inference", section 2; Puterman (1994), section 6.4, for policy iteration.
     """
-    betas = np.asarray(beta, float)
-    if betas.size == 0 or not np.isfinite(betas).all() or (betas < 0).any():
-        raise ControlError(f"beta={beta!r}; use numbers of at least 0, in reward units per nat")
+    betas = _temperatures(beta)
+    if not (isinstance(tolerance, int | float | np.number) and 0 < tolerance < 1):
+        raise ControlError(f"tolerance={tolerance!r}; use a number between 0 and 1, such as 1e-10")
     tables = _tables(mdp)
     plans = [tables.plan(float(b), tolerance) for b in betas.reshape(-1)]
     return _stack(plans, betas.shape)
@@ -86,10 +93,12 @@ def evaluate_policy(mdp: TabularMDP, policy: Any, beta: Any = 0.0) -> Planned:
         beta: temperature, reward units per nat, a number or an array [*beta]; 0 counts the reward alone.
 
     Returns:
-        `Planned`; where the policy does what the prior never does, `kl` is inf and `objective` −inf for β > 0.
+        `Planned`; where the policy comes to do what the prior never does, `kl` is inf and, for β > 0, `objective`,
+        `value` and `action_value` are −inf; `reward` is right all the same.
 
     Raises:
-        ControlError: the policy is no distribution or has the wrong shape; it never ends though it must.
+        ControlError: the policy is no distribution or has the wrong shape; it never ends though it must; β is
+            negative or no number.
 
     Example:
         >>> from bayesrl.control.classics import river_swim
@@ -103,9 +112,19 @@ def evaluate_policy(mdp: TabularMDP, policy: Any, beta: Any = 0.0) -> Planned:
     """
     tables = _tables(mdp)
     probs = _checked(mdp, policy)
-    betas = np.asarray(beta, float)
+    betas = _temperatures(beta)
     worth = tables.evaluate(probs)
     return _stack([tables.told(probs, worth, float(b)) for b in betas.reshape(-1)], betas.shape)
+
+
+def _temperatures(beta: Any) -> np.ndarray:
+    try:
+        betas = np.asarray(beta, float)
+    except (TypeError, ValueError):
+        betas = np.full(1, np.nan)
+    if betas.size == 0 or not np.isfinite(betas).all() or (betas < 0).any():
+        raise ControlError(f"beta={beta!r}; use numbers of at least 0, in reward units per nat")
+    return betas
 
 
 def _checked(mdp: TabularMDP, policy: Any) -> np.ndarray:
@@ -139,17 +158,23 @@ class _Tables:
         with np.errstate(divide="ignore"):
             self.log_prior = np.log(mdp.prior)
         self.most = np.abs(self.rewards).max()
+        self.direct = mdp.num_states <= _SMALL
 
     def look_ahead(self, value: np.ndarray) -> np.ndarray:
-        """Q = E[r + γ·V(s′)], [states, actions]."""
-        return self.rewards + self.mdp.discount * (self.steps @ value).reshape(self.shape)
+        """Q = E[r + γ·V(s′)], [states, actions]; −inf where a successor's value is."""
+        lost = np.isneginf(value)
+        q: np.ndarray = self.rewards + self.mdp.discount * (self.steps @ np.where(lost, 0.0, value)).reshape(self.shape)
+        if lost.any() and self.mdp.discount > 0:
+            q[(self.steps @ lost.astype(float)).reshape(self.shape) > 0] = -np.inf
+        return q
 
     def soften(self, q: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
         """Give V and π of action values."""
         if beta == 0:
             allowed = np.where(self.mdp.prior > 0, q, -np.inf)
             value = allowed.max(-1)
-            best = np.isclose(allowed, value[:, None], rtol=1e-10, atol=1e-12)
+            # What rounding leaves of a tie is as large as the greatest value makes it.
+            best = allowed >= value[:, None] - _TIE * max(np.abs(value).max(), self.most)
             return value, best / best.sum(-1, keepdims=True)
         scores = self.log_prior + q / beta
         top = scores.max(-1, keepdims=True)
@@ -171,25 +196,30 @@ class _Tables:
         return self.told(probs, self.evaluate(probs), beta)
 
     def _stationary(self, beta: float, tolerance: float) -> np.ndarray:
-        """Newton's method on the soft Bellman equation, started by sweeps: each step solves for a policy's value."""
-        value = self._sweep(np.zeros(self.shape[0]), beta, tolerance, _FIRST_SWEEPS)
-        if self.mdp.discount == 1 and beta == 0:
-            # A greedy policy on the way may never end.
-            value = self._sweep(value, beta, tolerance, _MAX_SWEEPS)
-            return self.soften(self.look_ahead(value), beta)[1]
+        """Newton's method on the soft Bellman equation, started by sweeps: each step solves for a policy's value.
+
+        With discount 1 it starts at the prior's value: from a policy that ends, steps lead to policies that
+        end, unless going on for ever pays. From elsewhere a greedy policy on the way may never end.
+        """
+        value = np.zeros(self.shape[0]) if self.mdp.discount < 1 else self._worth(self.mdp.prior, beta)
+        value = self._sweep(value, beta, tolerance)
         _, probs = self.soften(self.look_ahead(value), beta)
         for _ in range(_MAX_NEWTON):
             new = self._worth(probs, beta)
-            _, better = self.soften(self.look_ahead(new), beta)
-            done = np.abs(new - value).max() <= tolerance * max(np.abs(new).max(), self.most, 1e-300)
-            value, probs = new, better
-            if done:
-                break
-        return probs
+            moved, size = np.abs(new - value).max(), np.abs(new).max()
+            if self.mdp.discount == 1 and size > _BOUNDLESS * max(self.most, beta):
+                raise self._boundless(beta)
+            value, probs = new, self.soften(self.look_ahead(new), beta)[1]
+            if moved <= tolerance * max(size, self.most, 1e-300):
+                return probs
+        raise ControlError(
+            f"planning at beta={beta:g} did not settle in {_MAX_NEWTON} Newton steps: the last one moved a value by "
+            f"{moved:.3g} of {size:.3g}, and tolerance={tolerance:g}; raise the tolerance, or pass a horizon"
+        )
 
-    def _sweep(self, value: np.ndarray, beta: float, tolerance: float, most: int) -> np.ndarray:
+    def _sweep(self, value: np.ndarray, beta: float, tolerance: float) -> np.ndarray:
         """Iterate the Bellman equation until it moves no value any more, or so many times."""
-        for _ in range(most):
+        for _ in range(_FIRST_SWEEPS):
             new = np.where(self.mdp.terminal, 0.0, self.soften(self.look_ahead(value), beta)[0])
             done = np.abs(new - value).max() <= tolerance * max(np.abs(new).max(), self.most, 1e-300)
             value = new
@@ -200,48 +230,73 @@ class _Tables:
     def _worth(self, probs: np.ndarray, beta: float) -> np.ndarray:
         """Solve for the value of a policy at one temperature, [states]."""
         earned = (probs * self.rewards).sum(-1) - (beta * _divergence(probs, self.mdp.prior) if beta > 0 else 0.0)
-        value: np.ndarray = self._factorised(probs).solve(np.where(self.mdp.terminal, 0.0, earned))
-        return value
+        steps = self._under(probs)
+        if self._endless(steps).any():
+            raise self._boundless(beta)
+        return self._solve(steps, np.where(self.mdp.terminal, 0.0, earned)[:, None])[0][:, 0]
 
-    def _factorised(self, probs: np.ndarray) -> Any:
-        """Factorise 1 − γ·P(s′ | s) under a policy."""
-        system = sp.eye_array(self.shape[0]) - self.mdp.discount * self._under(probs)
-        return splu(system.tocsc())
+    def _boundless(self, beta: float) -> ControlError:
+        return ControlError(
+            f"with discount 1 and no horizon the optimum at beta={beta:g} has no bound: going on for ever pays more "
+            "than ending; pass a horizon or a discount below 1, or lower the rewards of going on"
+        )
+
+    def _endless(self, steps: sp.csr_array) -> np.ndarray:
+        """Which states may never end under a policy, [states]; with a discount below 1 that does no harm."""
+        if self.mdp.discount < 1:
+            return np.zeros(self.shape[0], bool)
+        return ~reaching(steps, self.mdp.terminal)
+
+    def _solve(
+        self, steps: sp.csr_array, columns: np.ndarray, visited: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Solve (1 − γ·P)·x = columns, and with the transpose for what is visited.
+
+        Where states lead anywhere, factors fill up and Krylov steps are few; on maps and chains it is
+        the other way round. A solution counts if its residual is what factors leave, a few roundings.
+        """
+        system = (sp.eye_array(self.shape[0]) - self.mdp.discount * steps).tocsr()
+        wanted = [(system, column) for column in columns.T]
+        if visited is not None:
+            wanted.append((system.T.tocsr(), visited))
+        if not self.direct:
+            found = [_krylov(*one) for one in wanted]
+            if all(x is not None for x in found):
+                return np.stack(found[: columns.shape[1]], 1), np.asarray(found[-1])  # type: ignore[arg-type]
+            self.direct = True
+        # Rows are diagonally dominant, so that no pivots are needed and the order of a symmetric pattern fits.
+        options = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
+        factors = splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A", **options)
+        return factors.solve(columns), factors.solve(wanted[-1][1], trans="T")
 
     def evaluate(self, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Give return and KL to come, [(horizon,) states], and occupancy of states, [(horizon,) states]."""
-        alive = ~self.mdp.terminal
+        alive, gamma = ~self.mdp.terminal, self.mdp.discount
         kl = np.where(alive, _divergence(probs, self.mdp.prior), 0.0)
         earned = np.where(alive, (probs * self.rewards).sum(-1), 0.0)
+        lost, apart = np.isinf(kl), np.where(np.isinf(kl), 0.0, kl)
         if self.mdp.horizon is None:
-            return self._solve(probs, earned, kl)
-        horizon, gamma = self.mdp.horizon, self.mdp.discount
-        reward, apart, visits = (np.zeros((horizon + 1, self.shape[0])) for _ in range(3))
-        for t in reversed(range(horizon)):
-            steps = self._under(probs[t])
-            reward[t] = earned[t] + gamma * (steps @ reward[t + 1])
-            apart[t] = kl[t] + gamma * (steps @ np.where(np.isinf(apart[t + 1]), np.inf, apart[t + 1]))
+            steps = self._under(probs)
+            if (endless := self._endless(steps)).any():
+                raise ControlError(
+                    f"the policy may go on for ever from state {int(endless.argmax())}, and with discount 1 its return "
+                    "has no end; pass a horizon or a discount below 1, or let it reach a terminal state"
+                )
+            found, visits = self._solve(steps, np.stack([earned, apart], 1), self.mdp.start)
+            if lost.any() and gamma > 0:
+                lost = reaching(steps, lost)
+            return found[:, 0], np.where(lost, np.inf, found[:, 1]), visits
+        horizon = self.mdp.horizon
+        visits = np.zeros((horizon + 1, self.shape[0]))
         visits[0] = self.mdp.start
         for t in range(horizon):
             visits[t + 1] = gamma * (self._under(probs[t]).T @ visits[t])
-        return reward[:-1], apart[:-1], visits[:-1]
-
-    def _solve(
-        self, probs: np.ndarray, earned: np.ndarray, kl: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        endless = np.isinf(kl)
-        columns = np.stack([earned, np.where(endless, 0.0, kl), endless.astype(float)], 1)
-        try:
-            factors = self._factorised(probs)
-            found, visits = factors.solve(columns), factors.solve(self.mdp.start, trans="T")
-        except RuntimeError:  # the matrix is singular
-            found = visits = np.full((1, 1), np.nan)
-        if not np.isfinite(found).all():
-            raise ControlError(
-                "the policy may go on for ever, and with discount 1 its return has no end; "
-                "pass a horizon or a discount below 1, or let it reach a terminal state"
-            )
-        return found[:, 0], np.where(found[:, 2] > 1e-12, np.inf, found[:, 1]), visits
+        for t in reversed(range(horizon - 1)):
+            steps = self._under(probs[t])
+            earned[t] += gamma * (steps @ earned[t + 1])
+            apart[t] += gamma * (steps @ apart[t + 1])
+            lost[t] |= gamma * (steps @ lost[t + 1].astype(float)) > 0
+        return earned, np.where(lost, np.inf, apart), visits[:-1]
 
     def _under(self, probs: np.ndarray) -> sp.csr_array:
         """P(s′ | s) under a policy, [states, states]; nothing leaves a terminal state."""
@@ -258,22 +313,73 @@ class _Tables:
         began = self.mdp.start > 0
         total, apart = (float(self.mdp.start[began] @ first(x)[began]) for x in (reward, kl))
         if self.mdp.horizon is None:
-            q = self.look_ahead(np.where(np.isfinite(value), value, 0.0))
+            q = self.look_ahead(value)
         else:
             following = np.concatenate([value[1:], np.zeros((1, self.shape[0]))])
-            q = np.stack([self.look_ahead(np.where(np.isfinite(v), v, 0.0)) for v in following])
+            q = np.stack([self.look_ahead(v) for v in following])
         occupancy = visits[..., None] * np.where(self.mdp.terminal[:, None], 0.0, probs)
         objective = total if beta == 0 else total - beta * apart
         told = (np.asarray(objective), np.asarray(total), np.asarray(apart))
         return Planned(value, q, np.asarray(probs), told[0], told[1], told[2], occupancy)
 
 
+def _krylov(system: sp.csr_array, column: np.ndarray) -> np.ndarray | None:
+    """Solve by Krylov steps, begun anew from what is left; None where few do not get as near as rounding lets them."""
+    found = np.zeros_like(column)
+    with np.errstate(all="ignore"):
+        for _ in range(_KRYLOV_ROUNDS):
+            step = _descended(system, column - system @ found)
+            if step is None:
+                return None
+            found = found + step
+            if np.abs(column - system @ found).max() <= _RESIDUAL * np.abs(found).max():
+                return found
+    return None
+
+
+def _descended(system: sp.csr_array, residual: np.ndarray) -> np.ndarray | None:
+    """Take steps of Bi-CGSTAB (van der Vorst 1992) until a residual has all but gone.
+
+    SciPy's own takes its inner products from BLAS, whose threads wait for one another on a busy machine.
+    """
+
+    def inner(a: np.ndarray, b: np.ndarray) -> Any:
+        return np.einsum("i,i->", a, b)
+
+    # A residual of one start state is soon orthogonal to what it turns into; a shadow that touches every state is not.
+    shadow = np.random.default_rng(0).normal(size=len(residual))
+    found, direction = np.zeros_like(residual), residual
+    rho, first = inner(shadow, residual), inner(residual, residual)
+    for step in range(_KRYLOV_STEPS):
+        left = inner(residual, residual)
+        if left <= 1e-20 * first:
+            return found
+        if not np.isfinite(left) or (step == _KRYLOV_STEPS // 3 and left > 1e-6 * first):
+            break
+        image = system @ direction
+        alpha = rho / inner(shadow, image)
+        half = residual - alpha * image
+        turned = system @ half
+        omega = inner(turned, half) / max(inner(turned, turned), 1e-300)
+        found = found + alpha * direction + omega * half
+        residual = half - omega * turned
+        rho, before = inner(shadow, residual), rho
+        direction = residual + rho / before * alpha / omega * (direction - omega * image)
+    return None
+
+
 def _divergence(probs: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """KL(π ‖ π₀) of each state, nats; inf where the policy does what the prior never does."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(probs > 0, probs * (np.log(probs) - np.log(prior)), 0.0)
-    result: np.ndarray = np.maximum(terms.sum(-1), 0.0)
-    return result
+    """KL(π ‖ π₀) of each state, nats; inf where the policy does what the prior never does.
+
+    Each term is π₀·(r·log r − r + 1) with r = π/π₀, which is never negative: β·KL keeps its digits at high
+    temperatures, where Σ π·log r is a small difference of rounded numbers.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        log_ratio = np.log(probs) - np.log(prior)
+        near = prior * (log_ratio * np.exp(log_ratio) - np.expm1(log_ratio))
+        terms = np.where(np.abs(log_ratio) < 1, near, probs * (log_ratio - 1) + prior)
+    terms = np.where(probs > 0, terms, prior)
+    return np.asarray(terms.sum(-1))
 
 
 def _stack(plans: list[Planned], lead: tuple[int, ...]) -> Planned:

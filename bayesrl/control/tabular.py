@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.sparse.csgraph import breadth_first_order
 
 from bayesrl.core.draws import is_count
 from bayesrl.errors import ControlError
@@ -200,17 +201,25 @@ class TabularMDP:
         """Follow the prior's steps backwards from the terminal states."""
         weights = sp.kron(sp.eye_array(self.num_states), np.ones((1, self.num_actions)), format="csr")
         steps = weights @ sp.diags_array((self.prior > 0).ravel().astype(float)) @ self.transitions()
-        ends = self.terminal.copy()
-        while True:
-            more = ends | ((steps @ ends.astype(float)) > 0)
-            if (more == ends).all():
-                break
-            ends = more
+        ends = reaching(steps, self.terminal)
         if not ends.all():
             raise ControlError(
                 f"discount 1 without a horizon, and from state {int(np.flatnonzero(~ends)[0])} the prior never reaches "
                 "a terminal state, so that its return has no end; pass horizon=, a discount below 1, or terminal="
             )
+
+
+def reaching(steps: sp.csr_array, targets: np.ndarray) -> np.ndarray:
+    """Tell which states may come to one of the targets, or are one, [states], by steps that are not zero."""
+    states = len(targets)
+    # One more vertex that leads to all targets: along reversed steps one search finds every state.
+    origin = sp.csr_array(np.where(targets, 1.0, 0.0)[None])
+    graph = sp.block_array([[steps.T, None], [origin, sp.csr_array((1, 1))]], format="csr")
+    graph.eliminate_zeros()
+    order = breadth_first_order(graph, states, return_predecessors=False)
+    found = np.zeros(states + 1, bool)
+    found[order] = True
+    return found[:-1]
 
 
 def _check_distributions(what: str, values: np.ndarray, where: str) -> None:

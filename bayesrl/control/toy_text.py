@@ -28,8 +28,13 @@ def from_gymnasium(
         horizon: number of steps, or None.
         prior: probabilities of actions that policies start from, [states, actions]; by default uniform.
 
+    Returns:
+        `TabularMDP`, which starts as the environment does; the states are its own, with an absorbing one
+        after them where a double was needed. Grids have their layout, and the three their action names.
+
     Raises:
-        ControlError: Gymnasium is missing, the id is unknown, or the environment publishes no model.
+        ControlError: Gymnasium or what the environment needs is missing, the id is unknown, the environment
+            publishes no model, or what `TabularMDP` refuses.
 
     Example:
         >>> import gymnasium
@@ -49,17 +54,8 @@ def from_gymnasium(
             "do; for others use GymnasiumSource"
         )
     table = [[[tuple(outcome) for outcome in model[s][a]] for a in sorted(model[s])] for s in sorted(model)]
-    ended = {int(to) for row in table for outcomes in row for p, to, _, end in outcomes if end and p > 0}
-    alive = {
-        int(to)
-        for s, row in enumerate(table)
-        if s not in ended
-        for outcomes in row
-        for p, to, _, end in outcomes
-        if not end and p > 0
-    }
     start = _start_of(bare, len(table))
-    double = (ended & alive) | {s for s in ended if start[s] > 0}
+    ended, double = _ends(table, start)
     extra = [len(table)] if double else []
     lists = [
         [
@@ -71,7 +67,8 @@ def from_gymnasium(
     if extra:
         lists.append([[(extra[0], 1.0, 0.0)] for _ in lists[0]])
         start = np.append(start, 0.0)
-        prior = prior if prior is None else np.concatenate([prior, np.full((1, len(lists[0])), 1 / len(lists[0]))])
+        if prior is not None and np.shape(prior) == (len(table), len(lists[0])):
+            prior = np.concatenate([prior, np.full((1, len(lists[0])), 1 / len(lists[0]))])
     terminal = np.isin(np.arange(len(lists)), [*sorted(ended - double), *extra])
     name = _name_of(environment)
     known = next((names for key, names in _ACTIONS.items() if name.startswith(key)), ())
@@ -88,6 +85,19 @@ def from_gymnasium(
     )
 
 
+def _ends(table: list[list[list[Any]]], start: np.ndarray) -> tuple[set[int], set[int]]:
+    """Tell which states episodes end in, and which of them are also passed through or started from."""
+    ended = {int(to) for row in table for outcomes in row for p, to, _, end in outcomes if end and p > 0}
+    double = {s for s in ended if start[s] > 0}
+    while True:
+        # What is passed through leads on itself, so that more may turn out to be.
+        lively = [row for s, row in enumerate(table) if s not in ended or s in double]
+        entered = {int(to) for row in lively for outcomes in row for p, to, _, end in outcomes if not end and p > 0}
+        if entered & ended <= double:
+            return ended, double
+        double |= entered & ended
+
+
 def _make(name: str) -> Any:
     try:
         import gymnasium
@@ -95,6 +105,8 @@ def _make(name: str) -> Any:
         raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
     try:
         return gymnasium.make(name)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ControlError(f"environment {name!r} needs a package that is not installed: {error}") from error
     except gymnasium.error.Error as error:
         raise ControlError(f"environment {name!r} is unknown to Gymnasium: {error}") from error
 

@@ -141,6 +141,79 @@ def test_what_the_prior_never_does_costs_infinitely() -> None:
     np.testing.assert_allclose(soft_value_iteration(mdp, 1.0).policy, prior)
 
 
+def test_infinite_kl_spreads_where_it_can_be_reached() -> None:
+    """A line of 30 states: the last one does what its prior never does, however little γ leaves of that."""
+    states = 30
+    table = np.zeros((states, 2, states))
+    table[np.arange(states), 0, np.minimum(np.arange(states) + 1, states - 1)] = 1
+    table[np.arange(states), 1, np.arange(states)] = 1
+    prior = np.full((states, 2), 0.5)
+    prior[-1] = [1.0, 0.0]
+    for horizon, gamma in itertools.product((None, 40), (0.1, 0.0)):
+        mdp = TabularMDP.from_dense(table, np.ones((states, 2)), prior=prior, discount=gamma, horizon=horizon)
+        even = evaluate_policy(mdp, np.full((states, 2), 0.5), 1.0)
+        stay = np.tile([0.0, 1.0], (states, 1))
+        stay[-1] = [0.5, 0.5]
+        still = evaluate_policy(mdp, stay, 1.0)
+        assert float(even.kl) == (np.inf if gamma > 0 else 0.0)
+        assert float(even.reward) == pytest.approx(1 / (1 - gamma))
+        assert float(still.kl) == pytest.approx(np.log(2) / (1 - gamma))
+        first = still.action_value if horizon is None else still.action_value[0]
+        assert np.isneginf(first[-2]).tolist() == [gamma > 0, False]
+
+
+@pytest.mark.parametrize("beta", [1e6, 1e9, 1e12])
+def test_high_temperatures_keep_their_digits(beta: float) -> None:
+    """J* − J(π₀) = Var/(2β) + O(1/β²) over one step, and is never negative."""
+    mdp = random_mdp(7, horizon=1, discount=0.9)
+    rewards = mdp.expected_rewards()
+    mean = (mdp.prior * rewards).sum(-1)
+    variance = mdp.start @ (mdp.prior * (rewards - mean[:, None]) ** 2).sum(-1)
+    found = soft_value_iteration(mdp, beta)
+    assert beta * float(found.kl) == pytest.approx(variance / (2 * beta), rel=1e-3)
+    longer = random_mdp(7, discount=0.99)
+    gain = float(soft_value_iteration(longer, beta).objective - evaluate_policy(longer, longer.prior).objective)
+    assert -1e-12 < gain < 1e3 / beta + 1e-12
+
+
+def test_rewards_for_going_on_for_ever_have_no_bound() -> None:
+    mdp = grid_world(["S..G"], step_reward=1.0, discount=1.0)
+    for beta in (0.0, 0.1):
+        with pytest.raises(ControlError, match="has no bound: going on for ever pays"):
+            soft_value_iteration(mdp, beta)
+    assert np.isfinite(soft_value_iteration(mdp, 100.0).objective)
+    paid = grid_world(["S..G"], goal_reward=-1.0, discount=1.0)
+    assert soft_value_iteration(paid, [0.0, 0.01]).objective.tolist() == pytest.approx([-1.0, -1.0])
+
+
+def test_a_cheap_loop_far_away_is_no_trap() -> None:
+    """Whoever sweeps 200 times from zero stays in the loop, at .01 a step, rather than pay 5 to leave it."""
+    table = np.zeros((3, 2, 3))
+    table[0, 0, 0] = table[0, 1, 1] = table[1, :, 2] = table[2, :, 2] = 1
+    rewards = np.array([[-0.01, -5.0], [0.0, 0.0], [0.0, 0.0]])
+    mdp = TabularMDP.from_dense(table, rewards, terminal=np.array([False, False, True]))
+    for beta in (0.0, 1e-5):
+        assert float(soft_value_iteration(mdp, beta).objective) == pytest.approx(-5.0, abs=1e-4)
+
+
+def test_states_that_lead_anywhere_are_no_burden() -> None:
+    """Factors of such a system fill up; Krylov steps agree with sweeps carried on until nothing moves."""
+    rng = np.random.default_rng(0)
+    states = 5_000
+    mdp = TabularMDP(
+        successors=rng.integers(0, states, (states, 2, 3)),
+        probabilities=rng.dirichlet(np.ones(3), (states, 2)),
+        rewards=rng.normal(size=(states, 2, 3)),
+        discount=0.9,
+    )
+    found, value = soft_value_iteration(mdp, 0.5), np.zeros(states)
+    for _ in range(300):
+        q = mdp.expected_rewards() + 0.9 * (mdp.transitions() @ value).reshape(states, 2)
+        value = 0.5 * np.log(np.exp(q / 0.5).mean(-1))
+    np.testing.assert_allclose(found.value, value, atol=1e-10)
+    assert found.occupancy.sum() == pytest.approx(10.0, abs=1e-9)
+
+
 def test_an_endless_policy_is_refused() -> None:
     mdp = grid_world(["S.G"], discount=1.0)
     left = np.tile([0.0, 0.0, 0.0, 1.0], (3, 1))
@@ -149,10 +222,19 @@ def test_an_endless_policy_is_refused() -> None:
     assert float(soft_value_iteration(mdp, 0.0).objective) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("beta", [-1.0, float("nan"), []])
+@pytest.mark.parametrize("beta", [-1.0, float("nan"), [], "warm"])
 def test_temperatures_are_checked(beta: object) -> None:
+    swim = river_swim()
     with pytest.raises(ControlError, match="use numbers of at least 0"):
-        soft_value_iteration(river_swim(), beta)
+        soft_value_iteration(swim, beta)
+    with pytest.raises(ControlError, match="use numbers of at least 0"):
+        evaluate_policy(swim, swim.prior, beta)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, float("nan"), -1.0])
+def test_tolerances_are_checked(tolerance: float) -> None:
+    with pytest.raises(ControlError, match="use a number between 0 and 1"):
+        soft_value_iteration(river_swim(), 1.0, tolerance=tolerance)
 
 
 def test_policies_are_checked() -> None:

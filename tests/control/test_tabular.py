@@ -6,8 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from bayesrl.control import TabularMDP, classic, deep_sea, evaluate_policy, from_gymnasium, grid_world, n_chain
-from bayesrl.control.planning import soft_value_iteration
+from bayesrl.control import TabularMDP, from_gymnasium, grid_world, soft_value_iteration
 from bayesrl.errors import ControlError
 
 STAY = np.stack([np.eye(2), np.eye(2)], 1)
@@ -84,41 +83,45 @@ def test_what_gymnasium_lacks_is_told() -> None:
         from_gymnasium("Nowhere-v1")
 
 
-def test_deep_sea_pays_on_one_path_alone() -> None:
-    sea = deep_sea(size=5)
-    assert float(soft_value_iteration(sea, 0.0).objective) == pytest.approx(1 - 0.01)
-    assert float(evaluate_policy(sea, sea.prior).reward) == pytest.approx(0.5**5 - 0.005 / 1)
+class Published:
+    """A model in Gymnasium's form: start in 0, an end in 1 that is passed through too, and 2 after it."""
+
+    P = {  # noqa: RUF012
+        0: {0: [(0.5, 1, 1.0, True), (0.5, 1, 0.0, False)], 1: [(1.0, 2, 0.0, True)]},
+        1: {0: [(1.0, 2, 4.0, False)], 1: [(1.0, 0, 0.0, False)]},
+        2: {0: [(0.5, 2, 0.0, True), (0.5, 0, 2.0, True)], 1: [(1.0, 2, 0.0, True)]},
+    }
+    initial_state_distrib = np.array([1.0, 0.0, 0.0])
 
 
-def test_the_chain_by_hand() -> None:
-    """Two states, no slip, two steps from the start: back twice pays 4; forward twice pays 10."""
-    chain = n_chain(num_states=2, slip=0.0, horizon=2)
-    assert float(soft_value_iteration(chain, 0.0).objective) == pytest.approx(10.0)
-    assert float(evaluate_policy(chain, chain.prior).reward) == pytest.approx(1 + 0.25 * 10 + 0.5 * 2 + 0.0 - 0.5 * 0)
+def test_what_is_passed_through_leads_on() -> None:
+    """State 2 is entered without an end from 1 alone, which is itself a state that episodes also end in."""
+    prior = np.tile([1.0, 0.0], (3, 1))
+    mdp = from_gymnasium(Published(), discount=1.0, prior=prior)
+    assert mdp.terminal.tolist() == [False, False, False, True]
+    # .5·1 for the end, else 4 for going on and half of 2 after that
+    assert float(soft_value_iteration(mdp, 0.0).objective) == pytest.approx(0.5 + 0.5 * (4 + 1))
+    with pytest.raises(ControlError, match=r"prior has shape \(2,\)"):
+        from_gymnasium(Published(), prior=np.ones(2))
 
 
-def test_grid_world_by_hand() -> None:
-    world = grid_world(["S.G", "#H."], slip=0.2, step_reward=-0.1, goal_reward=2.0, hole_reward=-1.0, discount=0.9)
-    right = 1
-    np.testing.assert_allclose(world.dense()[1, right], [0, 0.1, 0.8, 0, 0.1, 0])
-    assert world.expected_rewards()[1, right] == pytest.approx(-0.1 + 0.8 * 2 - 0.1 * 1)
-    assert world.terminal.tolist() == [False, False, True, True, True, False]
-    assert world.layout == (2, 3)
+def test_a_long_chain_is_checked_in_one_search(unchecked: None) -> None:
+    """Step by step, looking for the end would take as many rounds as the chain is long, 50 s here."""
+    states = 20_000
+    row = np.arange(states)
+    options = {"probabilities": np.ones((states, 1, 1)), "rewards": np.zeros((states, 1, 1))}
+    onward = np.minimum(row + 1, states - 1)[:, None, None]
+    assert TabularMDP(successors=onward, terminal=row == states - 1, **options).num_states == states
+    with pytest.raises(ControlError, match="from state 5 the prior never reaches"):
+        TabularMDP(successors=onward, terminal=row == 4, **options)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: grid_world([]), "one length"),
-        (lambda: grid_world(["S.", "G"]), r"one length; got \[2, 1\]"),
-        (lambda: grid_world(["SxG"]), "the map holds 'x'"),
-        (lambda: grid_world(["..G"]), "no start"),
-        (lambda: grid_world(["SG"], slip=2), r"slip=2; use a probability"),
-        (lambda: classic("maze"), "no classic 'maze'; choose from deep_sea"),
-        (lambda: deep_sea(size=1), "size=1; use an integer of at least 2"),
-        (lambda: classic("river_swim", num_states=0), "num_states=0"),
-    ],
-)
-def test_classics_check_their_options(make: Any, message: str) -> None:
-    with pytest.raises(ControlError, match=message):
-        make()
+def test_dense_tables_come_back() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.dirichlet(np.full(5, 0.3), (5, 2)) * (rng.random((5, 2, 5)) < 0.7)
+    table[..., 0] += 1 - table.sum(-1)
+    mdp = TabularMDP.from_dense(table, rng.normal(size=(5, 2)), discount=0.5)
+    np.testing.assert_allclose(mdp.dense(), table, atol=1e-15)
+    np.testing.assert_allclose(mdp.transitions().toarray().reshape(table.shape), table, atol=1e-15)
+    walled = grid_world(["S#G", "..."], discount=0.9)
+    np.testing.assert_allclose(walled.dense().sum(-1), 1.0)
