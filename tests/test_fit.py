@@ -1,5 +1,6 @@
 """`fit` against known optima, and what it promises of its run."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -217,6 +218,34 @@ def test_tolerance_stops_early_and_holds() -> None:
     assert not posterior.interrupted
     # The objective of the last chunk, and so of the parameters it ended with.
     assert oracle.optimum - float(posterior.history["objective"][-1, 0]) < 2e-3
+
+
+def test_annealing_goes_from_one_temperature_to_the_other() -> None:
+    oracle = ORACLES["flat"]()
+    still = {"optimizer": optax.sgd(0.0), "objective": ReverseKL(64)}
+    plain, annealed = fit(oracle, 200, **still), fit(oracle, 200, start_beta=16 * oracle.beta, **still)
+    # At the prior w = R/β, so that its variance, over the same draws, tells the temperature.
+    ratio = np.sqrt(plain.history["spread"] / annealed.history["spread"])[:, 0]
+    expected = 16 ** np.maximum(0.0, 1 - np.arange(0, 200, 2) / 100)
+    np.testing.assert_allclose(ratio, expected, rtol=1e-3)
+    np.testing.assert_allclose(annealed.history["objective"], plain.history["objective"], rtol=1e-4)
+
+
+def test_annealing_ends_at_the_optimum_and_is_resumed(tmp_path: Path) -> None:
+    oracle = ORACLES["flat"]()
+    whole = fit(oracle, 400, start_beta=5.0)
+    assert oracle.optimum - float(whole.estimate(KEY, 4000).objective.mean[0]) < 1e-3 * abs(oracle.optimum)
+    fit(oracle, 400, start_beta=5.0, directory=tmp_path, callback=lambda row: row["step"] >= 100)
+    rate = optax.adam(optax.cosine_decay_schedule(0.1, 400))
+    resumed = bayesrl.resume(tmp_path, oracle.policy, *oracle.args, guide=oracle.guide, optimizer=rate, progress=False)
+    for name, values in whole.history.items():
+        np.testing.assert_array_equal(values, resumed.history[name])
+
+
+def test_tolerance_waits_for_the_end_of_annealing() -> None:
+    oracle = ORACLES["flat"]()
+    posterior = fit(oracle, 2000, start_beta=1e4, tolerance=1e-3, optimizer=optax.adam(0.05))
+    assert posterior.history["step"][-1] >= 1000
 
 
 def test_a_true_callback_stops() -> None:

@@ -13,6 +13,7 @@ from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
 from bayesrl.core.draws import is_count
+from bayesrl.core.handlers import check_beta
 from bayesrl.datatree import to_datatree
 from bayesrl.engines.running import Callback, Run, stack
 from bayesrl.engines.setup import Setup, set_up
@@ -39,6 +40,7 @@ def fit(
     num_steps: int = 2000,
     num_restarts: int = 1,
     tolerance: float | None = None,
+    start_beta: float | None = None,
     source: Source | None = None,
     directory: str | Path | None = None,
     callback: Callback | None = None,
@@ -63,6 +65,10 @@ def fit(
         tolerance: stop early once β/2 · Var_q(w), which is the gap J* − J(q) to second order, has
             stayed under this many reward units over a chunk of steps, in every β and restart. It
             cannot see modes that q has dropped, and nature's noise keeps it from being reached.
+        start_beta: temperature that the fit starts at, reward units per nat; it falls geometrically to `beta`
+            over the first half of the steps (annealing), so that a cold fit follows the optimum down instead
+            of settling on the first good thing that it meets. The history tells J at `beta` throughout,
+            loss and spread at the temperature of the step. By default `beta` from the start.
         source: makes the draws in the place of the objective's own `draw`: a function
             (key, params, pair) → `Draws` of the guide with these parameters, run on the host once per
             step, β and restart. Rewards and nature may come from anywhere; log q is scored afresh.
@@ -76,7 +82,8 @@ def fit(
 
     Raises:
         PolicyError, GuideError, ObjectiveError: the programs cannot be fitted as asked.
-        FitError: num_steps or num_restarts is below 1, or over 10% of the steps were not finite.
+        FitError: num_steps or num_restarts is below 1, start_beta below beta, or over 10% of the steps were not
+            finite.
         RunFolderError: the folder holds another problem or cannot be written.
 
     Example:
@@ -92,13 +99,14 @@ def fit(
     key = _checked_key(key)
     num_steps, num_restarts = whole_number("num_steps", num_steps), whole_number("num_restarts", num_restarts)
     _check_options(tolerance, optimizer, callback, source)
+    _check_start(start_beta, beta)
     chosen = ReverseKL() if objective is None else as_objective(objective)
     setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
     optimiser = default_optimizer(setup.learning_rate, num_steps) if optimizer is None else optimizer
-    settings = _settings(key, num_steps, num_restarts, tolerance, optimizer)
+    settings = _settings(key, num_steps, num_restarts, tolerance, start_beta, optimizer)
     problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
     folder = None if directory is None else run_folder.open_folder(directory, problem)
-    run = Run(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem)
+    run = Run(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem, start_beta)
     try:
         state, rows, interrupted = run.go(show=progress)
         posterior = posterior_of(key, setup, state, rows, settings, beta, interrupted=interrupted)
@@ -143,14 +151,34 @@ def _check_options(tolerance: Any, optimizer: Any, callback: Any, source: Any) -
             raise FitError(f"{name}={function!r} is not a function; pass one, or leave it out")
 
 
+def _check_start(start_beta: Any, beta: Any) -> None:
+    if start_beta is None:
+        return
+    if beta is None:
+        raise FitError(f"start_beta={start_beta!r}, but no beta to fall to; pass beta=... too, or leave it out")
+    check_beta(beta)
+    coldest = np.min(np.asarray(beta, float))
+    if not (isinstance(start_beta, int | float | np.number) and coldest <= start_beta < np.inf):
+        raise FitError(
+            f"start_beta={start_beta!r}; use a number of reward units per nat, at least beta={coldest:g}, or None"
+        )
+
+
 def _settings(
-    key: PRNGKey, num_steps: int, num_restarts: int, tolerance: float | None, optimizer: Any
+    key: PRNGKey,
+    num_steps: int,
+    num_restarts: int,
+    tolerance: float | None,
+    start_beta: float | None,
+    optimizer: Any,
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {"num_steps": num_steps, "num_restarts": num_restarts}
     if str(jax.random.key_impl(key)) != "threefry2x32":
         settings["key_impl"] = str(jax.random.key_impl(key))
     if tolerance is not None:
         settings["tolerance"] = tolerance
+    if start_beta is not None:
+        settings["start_beta"] = float(start_beta)
     settings["optimizer"] = "default" if optimizer is None else "given"
     for package in ("bayesrl", "numpyro", "jax", "optax"):
         settings[f"{package}_version"] = version(package)

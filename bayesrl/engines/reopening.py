@@ -127,6 +127,7 @@ def resume(
         num_steps=max(settings["num_steps"], 1 if num_steps is None else whole_number("num_steps", num_steps)),
         num_restarts=settings["num_restarts"],
         tolerance=settings.get("tolerance"),
+        start_beta=settings.get("start_beta"),
         source=source,
         directory=directory,
         callback=callback,
@@ -181,4 +182,5 @@ def _reopen(
     setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"], source)
     run_folder.check_same(directory, {**problem, "identity": setup.identity})
     optimiser = default_optimizer(setup.learning_rate, settings["num_steps"]) if optimizer is None else optimizer
-    return Run(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source), setup, settings, beta
+    run = Run(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source)
+    return run, setup, settings, beta

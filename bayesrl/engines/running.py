@@ -25,6 +25,9 @@ from bayesrl.programs import Source
 from bayesrl.typing import Params, PRNGKey, PRNGKeys
 
 NUM_CHUNKS = 100
+ANNEALED = 0.5
+"""This share of the steps takes the temperature from `start_beta` to β."""
+
 MAX_SKIPPED = 0.1
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
@@ -53,6 +56,7 @@ class Run:
     source: Source | None = None
     problem: Mapping[str, Any] | None = None
     """What the run folder shall say of the run."""
+    start_beta: float | None = None
 
     def go(self, *, show: bool, chunk: Chunk | None = None) -> tuple[State, list[dict[str, np.ndarray]], bool]:
         """Run; give the last state, the rows of the history, and whether Ctrl-C ended it.
@@ -76,8 +80,9 @@ class Run:
             try:
                 while (done := int(state.step)) < self.num_steps:
                     steps = min(every, self.num_steps - done)
-                    state, tally = chunk(keys, state, self.setup.betas, args, jnp.asarray(steps))
-                    rows.append(_row(self.setup, state, tally, steps))
+                    betas = self._betas_at(done)
+                    state, tally = chunk(keys, state, betas, args, jnp.asarray(steps))
+                    rows.append(_row(self.setup, state, tally, betas))
                     line.update(steps, rows[-1])
                     stop = self._stop(state, tally, rows)
                     if self.folder is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
@@ -93,6 +98,14 @@ class Run:
                 raise
         self._save(state, rows)
         return state, rows, False
+
+    def _betas_at(self, step: int) -> Array:
+        """Give the temperatures of a step, [lanes]: from `start_beta` geometrically down to β, then β."""
+        betas = self.setup.betas
+        if self.start_beta is None:
+            return betas
+        left = max(0.0, 1.0 - step / (ANNEALED * self.num_steps))
+        return betas * (jnp.maximum(self.start_beta, betas) / betas) ** left
 
     def chunk(self) -> Chunk:
         """Give the function that takes a chunk of steps; it compiles when it is first called."""
@@ -180,14 +193,14 @@ class Run:
             )
         if self.callback is not None and self.callback(rows[-1]):
             return True
-        if self.tolerance is None:
+        if self.tolerance is None or (self.start_beta is not None and done < ANNEALED * self.num_steps):
             return False
         gap = self.setup.betas.reshape(rows[-1]["spread"].shape) / 2 * rows[-1]["spread"]
         return bool((gap < self.tolerance).all())
 
 
-def _row(setup: Setup, state: State, tally: Tally, steps: int) -> dict[str, np.ndarray]:
-    """Turn the sums of a chunk into one row of the history, [*beta, restart] each."""
+def _row(setup: Setup, state: State, tally: Tally, betas: Array) -> dict[str, np.ndarray]:
+    """Turn the sums of a chunk, at these temperatures, into one row of the history, [*beta, restart] each."""
     shape = (*setup.beta_shape, -1)
     taken = np.maximum(np.asarray(tally.taken), 1e-30)
     none = np.asarray(tally.taken) == 0
@@ -199,7 +212,7 @@ def _row(setup: Setup, state: State, tally: Tally, steps: int) -> dict[str, np.n
     row = {
         "step": np.asarray(int(state.step)),
         "loss": mean(tally.loss),
-        "objective": mean(info.objective),
+        "objective": mean(info.objective + (betas - setup.betas) * info.kl),
         "reward": mean(info.reward),
         "kl": mean(info.kl),
         "spread": mean(info.spread),

@@ -24,6 +24,7 @@ from bayesrl.report.figures import betas_of, whole_of
 from bayesrl.typing import PRNGKey
 
 _DRAWN_NUMBERS = 1_000_000
+_REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta")
 
 
 def gather(
@@ -159,7 +160,7 @@ def _made(posterior: Posterior) -> Iterator[tuple[str, str]]:
     settings = posterior.settings
     betas = betas_of(posterior)
     yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
-    for name in ("num_steps", "num_restarts", "tolerance", "optimizer", "seed"):
+    for name in (*_REPEATED, "optimizer", "seed"):
         if name in settings:
             value = settings[name]
             yield name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
@@ -174,7 +175,7 @@ def _call(posterior: Posterior) -> str:
     if betas != [None]:
         told = [f"{beta!r}" for beta in betas]
         words.append(f"beta={told[0]}" if len(posterior.batch_shape) == 1 else f"beta=jnp.array([{', '.join(told)}])")
-    words += [f"{name}={settings[name]!r}" for name in ("num_steps", "num_restarts", "tolerance") if name in settings]
+    words += [f"{name}={settings[name]!r}" for name in _REPEATED if name in settings]
     return f"bayesrl.fit({', '.join(words)})"
 
 
