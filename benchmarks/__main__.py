@@ -22,6 +22,8 @@ BENCHMARKS = (
     "known_answers",
     "tabular_fits",
     "cartpole",
+    "pendulum",
+    "environment_steps",
 )
 
 

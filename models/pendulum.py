@@ -24,8 +24,8 @@ def problem(*, beta: float = 0.05, physics: str = "program", steps: int = 0, see
     total = int(steps) or (6000 if real else 1000)
     options = {
         "guide": control.NetworkPolicy(),
-        "objective": control.ActorCritic(num_particles=64, trace=0.95),
-        "optimizer": optax.adam(optax.linear_schedule(0.001 if real else 0.003, 0.0, total)),
+        "objective": control.ActorCritic(num_particles=64, trace=0.95, step_weights="equal"),
+        "optimizer": optax.adam(optax.linear_schedule(0.003, 0.0, total)),
         "num_steps": total,
     }
     sections = (control.episode_sections("Pendulum-v1"),)
@@ -33,7 +33,7 @@ def problem(*, beta: float = 0.05, physics: str = "program", steps: int = 0, see
         return bayesrl.Problem(
             control.Rollout(control.Pendulum(), 200, 0.95, unbounded=True),
             beta=beta,
-            fit_options={**options, "source": control.Replay(num_particles=64, num_updates=4)},
+            fit_options={**options, "source": control.Replay(num_particles=64, num_updates=10)},
             sections=sections,
         )
     source = control.GymnasiumSource("Pendulum-v1", num_envs=8, window=128, num_updates=20, seed=int(seed))

@@ -36,19 +36,24 @@ class ActorCritic(Objective):
         reference: what the KL is taken from: the prior, or the policy that drew the batch, which makes each batch
             a step of mirror descent (a trust region of width 1/β). J is reported against the prior in both cases, and
             the metric `update_kl` tells how far each batch has moved the policy.
+        step_weights: weight_t = γᵗ is the gradient of J, which all but ignores what comes late in long episodes;
+            with "equal" weights all steps are learned from alike, a bias that deep RL usually accepts. Steps that
+            were recorded are equal anyway.
 
     Raises:
         ObjectiveError: on use, where the guide has no critic.
 
     References:
         Schulman, Moritz, Levine, Jordan & Abbeel (2016), equation 16, for the traces; Schulman et al. (2017),
-        equation 7, for clipping; Espeholt et al. (2018), section 4.1, for truncated ratios in traces.
+        equation 7, for clipping; Espeholt et al. (2018), section 4.1, for truncated ratios in traces; Thomas (2014),
+        "Bias in natural actor-critic algorithms", for the weights of steps.
     """
 
     num_particles: int = 64
     trace: float = 0.95
     clip: float | None = 0.2
     reference: Literal["prior", "previous"] = "prior"
+    step_weights: Literal["discounted", "equal"] = "discounted"
 
     def __post_init__(self) -> None:
         if not is_count(self.num_particles, least=1):
@@ -57,6 +62,8 @@ class ActorCritic(Objective):
             raise ObjectiveError(f"ActorCritic got trace={self.trace!r}; use a number in [0, 1]")
         if self.reference not in ("prior", "previous"):
             raise ObjectiveError(f"ActorCritic got reference={self.reference!r}; use 'prior' or 'previous'")
+        if self.step_weights not in ("discounted", "equal"):
+            raise ObjectiveError(f"ActorCritic got step_weights={self.step_weights!r}; use 'discounted' or 'equal'")
         if self.clip is not None and not self.clip > 0:
             raise ObjectiveError(f"ActorCritic got clip={self.clip!r}; use a positive number, or None")
 
@@ -85,7 +92,8 @@ class ActorCritic(Objective):
         advantage = self._advantages(self._costs(draws, beta, weight), lax.stop_gradient(value), go_on, kept, counts)
         target = lax.stop_gradient(value) + kept * advantage
         clipped = ratio if self.clip is None else jnp.clip(ratio, 1.0 - self.clip, 1.0 + self.clip)
-        gain = (weight * counts * jnp.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean() / beta
+        pull = weight if self.step_weights == "discounted" else counts
+        gain = (pull * jnp.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean() / beta
         error = (counts * (value - target) ** 2).sum() / jnp.maximum(counts.sum(), 1.0)
         info = info_of(draws, pair, beta, value.shape[:-1])
         told = {
