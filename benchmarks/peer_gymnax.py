@@ -22,8 +22,8 @@ def main() -> None:
             choosing, moving = jax.random.split(key)
             pull = 30.0 * (observation[2] + 0.3 * observation[3] + 0.01 * observation[0] + 0.03 * observation[1])
             action = jax.random.categorical(choosing, jnp.stack([-pull, pull]))
-            observation, state, reward, done, _ = environment.step(moving, state, action, params)
-            return (observation, state), (reward, done)
+            observation, state, reward, *done = environment.step(moving, state, action, params)
+            return (observation, state), (reward, done[0])
 
         _, (rewards, dones) = jax.lax.scan(step, (observation, state), jax.random.split(rest, horizon))
         return rewards.sum(), dones.any()
