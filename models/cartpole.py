@@ -44,8 +44,9 @@ def problem(
         beta=beta,
         fit_options={
             "guide": control.NetworkPolicy(),
-            "objective": control.ActorCritic(trace=0.8),
-            "optimizer": optax.adam(optax.linear_schedule(0.002, 0.0, total)),
+            "objective": control.ActorCritic(trace=0.8, clip=0.1),
+            # Gradients are large at first: a short memory of their size keeps later steps from being tiny, or too large.
+            "optimizer": optax.adam(optax.linear_schedule(0.002, 0.0, total), b2=0.99),
             "num_steps": total,
             "source": source,
         },

@@ -1,5 +1,6 @@
 """Control: KL-regularised RL in environments, exact, simulated and real."""
 
+from bayesrl.control import bandits
 from bayesrl.control.behaviours import epsilon_greedy, prior_mixture
 from bayesrl.control.classics import classic, deep_sea, grid_world, n_chain, river_swim
 from bayesrl.control.critic import ActorCritic
@@ -43,6 +44,7 @@ __all__ = [
     "TabularOptimum",
     "action_probs",
     "as_prior",
+    "bandits",
     "classic",
     "deep_sea",
     "episode_sections",

@@ -1,0 +1,262 @@
+"""Bandits as models of the unknown: a prior over worlds, and conjugate or Laplace posteriors of their action values."""
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bayesrl.control.bandits.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
+from bayesrl.core.draws import is_count
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+
+_NEWTON_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Bandit(abc.ABC):
+    """A bandit whose worlds are drawn from the prior; many independent runs are played side by side, [runs, ...].
+
+    Args:
+        num_arms: number of actions.
+
+    Raises:
+        ControlError: num_arms is below 2; another number is out of range.
+    """
+
+    num_arms: int
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not is_count(self.num_arms, least=2):
+            raise ControlError(f"{name} got num_arms={self.num_arms!r}; use an integer of at least 2")
+        for field in ("prior_a", "prior_b"):
+            if not getattr(self, field, 1.0) >= 1:
+                raise ControlError(f"{name} got {field}={getattr(self, field)!r}; use a number of at least 1")
+        for field in ("prior_scale", "noise"):
+            if not getattr(self, field, 1.0) > 0:
+                raise ControlError(f"{name} got {field}={getattr(self, field)!r}; use a number above 0")
+        if not is_count(getattr(self, "num_features", 1), least=1):
+            value = getattr(self, "num_features", None)
+            raise ControlError(f"{name} got num_features={value!r}; use an integer of at least 1")
+
+    @abc.abstractmethod
+    def draw_worlds(self, key: PRNGKey, num_runs: int) -> Array:
+        """Draw what is unknown from the prior, [runs, ...]."""
+
+    def observe(self, key: PRNGKey, num_runs: int) -> Array:
+        """Draw what is seen before an action is chosen, [runs, ...]; nothing by default."""
+        return jnp.zeros((num_runs, 0))
+
+    @abc.abstractmethod
+    def values(self, worlds: Array, seen: Array) -> Array:
+        """Give the expected rewards, [runs, arms]."""
+
+    @abc.abstractmethod
+    def pay(self, key: PRNGKey, values: Array) -> Array:
+        """Draw the rewards of actions of these expected rewards, [runs]."""
+
+    @abc.abstractmethod
+    def start(self, num_runs: int) -> Any:
+        """Give the prior in the form that `learn` updates, [runs, ...]."""
+
+    @abc.abstractmethod
+    def learn(self, state: Any, seen: Array, arm: Array, reward: Array) -> Any:
+        """Update the posterior by one reward a run."""
+
+    @abc.abstractmethod
+    def believe(self, state: Any, seen: Array) -> Belief:
+        """Give the posterior of the values of all arms, [runs, arms]."""
+
+
+@dataclass(frozen=True)
+class BernoulliArms(Bandit):
+    """Rewards 0 and 1 with unknown probabilities, a priori Beta(prior_a, prior_b), each of at least 1.
+
+    Args:
+        num_arms: number of actions.
+        prior_a: of the Beta.
+        prior_b: of the Beta.
+
+    Example:
+        >>> from bayesrl.control.bandits import BernoulliArms
+        >>> BernoulliArms(2).start(1).mean
+        Array([[0.5, 0.5]], dtype=float32)
+    """
+
+    prior_a: float = 1.0
+    prior_b: float = 1.0
+
+    def draw_worlds(self, key: PRNGKey, num_runs: int) -> Array:
+        """Draw probabilities, [runs, arms]."""
+        return self.start(num_runs).draw(key)
+
+    def values(self, worlds: Array, seen: Array) -> Array:
+        """Give the probabilities themselves."""
+        return worlds
+
+    def pay(self, key: PRNGKey, values: Array) -> Array:
+        """Draw 0 or 1."""
+        return (jax.random.uniform(key, values.shape) < values).astype(float)
+
+    def start(self, num_runs: int) -> BetaBelief:
+        """Give the prior."""
+        shape = (num_runs, self.num_arms)
+        return BetaBelief(jnp.full(shape, float(self.prior_a)), jnp.full(shape, float(self.prior_b)))
+
+    def learn(self, state: BetaBelief, seen: Array, arm: Array, reward: Array) -> BetaBelief:
+        """Count successes and failures."""
+        pulled = jax.nn.one_hot(arm, self.num_arms)
+        return BetaBelief(state.a + pulled * reward[:, None], state.b + pulled * (1 - reward[:, None]))
+
+    def believe(self, state: BetaBelief, seen: Array) -> BetaBelief:
+        """Give the state, which is the belief."""
+        return state
+
+
+@dataclass(frozen=True)
+class GaussianArms(Bandit):
+    """Rewards Normal(value, noise) with unknown values, a priori Normal(prior_mean, prior_scale).
+
+    Args:
+        num_arms: number of actions.
+        prior_mean: reward units.
+        prior_scale: reward units.
+        noise: standard deviation of a reward, reward units.
+    """
+
+    prior_mean: float = 0.0
+    prior_scale: float = 1.0
+    noise: float = 1.0
+
+    def draw_worlds(self, key: PRNGKey, num_runs: int) -> Array:
+        """Draw values, [runs, arms]."""
+        return self.start(num_runs).draw(key)
+
+    def values(self, worlds: Array, seen: Array) -> Array:
+        """Give the values themselves."""
+        return worlds
+
+    def pay(self, key: PRNGKey, values: Array) -> Array:
+        """Add noise."""
+        return values + self.noise * jax.random.normal(key, values.shape)
+
+    def start(self, num_runs: int) -> NormalBelief:
+        """Give the prior."""
+        shape = (num_runs, self.num_arms)
+        return NormalBelief(jnp.full(shape, float(self.prior_mean)), jnp.full(shape, float(self.prior_scale) ** 2))
+
+    def learn(self, state: NormalBelief, seen: Array, arm: Array, reward: Array) -> NormalBelief:
+        """Add precisions."""
+        pulled = jax.nn.one_hot(arm, self.num_arms)
+        gain = pulled * state.variance / (state.variance + self.noise**2)
+        return NormalBelief(state.mean + gain * (reward[:, None] - state.mean), state.variance * (1 - gain))
+
+    def believe(self, state: NormalBelief, seen: Array) -> NormalBelief:
+        """Give the state, which is the belief."""
+        return state
+
+
+@dataclass(frozen=True)
+class LinearArms(Bandit):
+    """Contextual: each arm shows features x ~ Normal(0, 1/features), and pays Normal(x·θ, noise).
+
+    θ is shared by the arms and a priori Normal(0, prior_scale).
+
+    Args:
+        num_arms: number of actions.
+        num_features: of each arm.
+        prior_scale: of θ.
+        noise: standard deviation of a reward, reward units.
+
+    References:
+        Agrawal & Goyal (2013), "Thompson sampling for contextual bandits with linear payoffs".
+    """
+
+    num_features: int = 4
+    prior_scale: float = 1.0
+    noise: float = 1.0
+
+    def draw_worlds(self, key: PRNGKey, num_runs: int) -> Array:
+        """Draw θ, [runs, features]."""
+        return self.prior_scale * jax.random.normal(key, (num_runs, self.num_features))
+
+    def observe(self, key: PRNGKey, num_runs: int) -> Array:
+        """Draw the features of all arms, [runs, arms, features]."""
+        return jax.random.normal(key, (num_runs, self.num_arms, self.num_features)) / self.num_features**0.5
+
+    def values(self, worlds: Array, seen: Array) -> Array:
+        """Give x·θ."""
+        return jnp.einsum("rad,rd->ra", seen, worlds)
+
+    def pay(self, key: PRNGKey, values: Array) -> Array:
+        """Add noise."""
+        return values + self.noise * jax.random.normal(key, values.shape)
+
+    def start(self, num_runs: int) -> tuple[Array, Array]:
+        """Give (E[θ], precision of θ)."""
+        precision = jnp.eye(self.num_features) / self.prior_scale**2
+        return jnp.zeros((num_runs, self.num_features)), jnp.tile(precision, (num_runs, 1, 1))
+
+    def learn(self, state: tuple[Array, Array], seen: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
+        """Add what one Normal observation tells of θ."""
+        center, precision = state
+        x = _of(seen, arm) / self.noise
+        turned = jnp.linalg.solve(precision, x[..., None])[..., 0]
+        surprise = reward / self.noise - (x * center).sum(-1)
+        gain = surprise / (1 + (x * turned).sum(-1))
+        return center + gain[:, None] * turned, precision + x[:, :, None] * x[:, None, :]
+
+    def believe(self, state: tuple[Array, Array], seen: Array) -> LinearBelief:
+        """Give the posterior of x·θ."""
+        return LinearBelief(seen, state[0], jnp.linalg.cholesky(state[1]))
+
+
+@dataclass(frozen=True)
+class LogisticArms(LinearArms):
+    """Contextual, with rewards 0 and 1 of probability σ(x·θ); the posterior of θ is a running Laplace approximation.
+
+    Each observation moves the mode by Newton's method and adds its curvature there, so that nothing is
+    revisited; `noise` has no meaning here.
+
+    References:
+        Chapelle & Li (2011), "An empirical evaluation of Thompson sampling", algorithm 3; here with the
+        whole precision.
+    """
+
+    def values(self, worlds: Array, seen: Array) -> Array:
+        """Give σ(x·θ)."""
+        return jax.nn.sigmoid(super().values(worlds, seen))
+
+    def pay(self, key: PRNGKey, values: Array) -> Array:
+        """Draw 0 or 1."""
+        return (jax.random.uniform(key, values.shape) < values).astype(float)
+
+    def learn(self, state: tuple[Array, Array], seen: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
+        """Move to the new mode, which lies in the direction Λ⁻¹·x, and add p·(1 − p)·x·xᵀ."""
+        center, precision = state
+        x = _of(seen, arm)
+        turned = jnp.linalg.solve(precision, x[..., None])[..., 0]
+        before, spread = (x * center).sum(-1), (x * turned).sum(-1)
+
+        def newton(_: Any, moved: Array) -> Array:
+            # The mode is center + moved·Λ⁻¹·x, where moved = reward − σ(before + spread·moved).
+            p = jax.nn.sigmoid(before + spread * moved)
+            return moved - (moved - (reward - p)) / (1 + spread * p * (1 - p))
+
+        moved = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.zeros_like(before))
+        p = jax.nn.sigmoid(before + spread * moved)
+        curved = (p * (1 - p))[:, None, None] * x[:, :, None] * x[:, None, :]
+        return center + moved[:, None] * turned, precision + curved
+
+    def believe(self, state: tuple[Array, Array], seen: Array) -> LogisticBelief:
+        """Give the posterior of σ(x·θ)."""
+        return LogisticBelief(seen, state[0], jnp.linalg.cholesky(state[1]))
+
+
+def _of(seen: Array, arm: Array) -> Array:
+    """Pick the features of the arm that was taken, [runs, features]."""
+    return jnp.take_along_axis(seen, arm[:, None, None], 1)[:, 0]

@@ -1,0 +1,120 @@
+"""Optimal play of Bernoulli bandits, by dynamic programming: Gittins indices, and Bayes-optimal regret."""
+
+import numpy as np
+
+from bayesrl.core.draws import is_count
+from bayesrl.errors import ControlError
+
+_TAIL = 1e-6
+_BISECTIONS = 40
+
+
+def gittins_index(a: float = 1.0, b: float = 1.0, *, discount: float) -> float:
+    """Give the Gittins index of an arm that pays 0 or 1, believed Beta(a, b).
+
+    The index is the sure reward λ a step that is worth as much as the arm, with the right to retire to λ later:
+
+        V(a, b) = max(λ/(1 − γ), p + γ·(p·V(a+1, b) + (1 − p)·V(a, b+1))),  p = a/(a + b),
+
+    λ being found by bisection. After N observations, γᴺ < 1e-6·(1 − γ), the arm is taken to be known.
+
+    Args:
+        a: of the Beta, above 0.
+        b: of the Beta, above 0.
+        discount: γ, in [0, .999].
+
+    Returns:
+        The index, reward units a step.
+
+    Raises:
+        ControlError: a number is out of range.
+
+    Example:
+        >>> from bayesrl.control.bandits import gittins_index
+        >>> round(gittins_index(1, 1, discount=0.9), 4)
+        0.7029
+
+    References:
+        Gittins, Glazebrook & Weber (2011), "Multi-armed Bandit Allocation Indices", section 8.4.
+    """
+    for name, value in {"a": a, "b": b}.items():
+        if not (isinstance(value, int | float | np.number) and 0 < value < np.inf):
+            raise ControlError(f"{name}={value!r}; use a number above 0")
+    if not (isinstance(discount, int | float | np.number) and 0 <= discount <= 0.999):
+        raise ControlError(f"discount={discount!r} is outside [0, .999]")
+    if discount == 0:
+        return float(a / (a + b))
+    steps = int(np.ceil(np.log(_TAIL * (1 - discount)) / np.log(discount)))
+    low, high = float(a / (a + b)), 1.0
+    for _ in range(_BISECTIONS):
+        rate = (low + high) / 2
+        if _worth(a, b, discount, rate, steps) > rate / (1 - discount):
+            low = rate
+        else:
+            high = rate
+    return (low + high) / 2
+
+
+def _worth(a: float, b: float, discount: float, rate: float, steps: int) -> float:
+    """Value of pulling once and going on as is best, where retiring pays `rate` a step."""
+    retired = rate / (1 - discount)
+    successes = np.arange(steps + 1.0)
+    value = np.maximum((a + successes) / (a + b + steps) / (1 - discount), retired)
+    for done in reversed(range(steps)):
+        p = (a + np.arange(done + 1.0)) / (a + b + done)
+        pulled = p + discount * (p * value[1 : done + 2] + (1 - p) * value[: done + 1])
+        if done == 0:
+            return float(pulled[0])
+        value = np.maximum(pulled, retired)
+    return retired
+
+
+def bayes_optimal_regret(horizon: int, *, a: float = 1.0, b: float = 1.0) -> float:
+    """Give the least Bayes regret that any rule can have on two Bernoulli arms, both believed Beta(a, b).
+
+    By backward induction over all counts of successes and failures; the work grows with horizon⁴/24.
+
+    Args:
+        horizon: number of steps, at most 200.
+        a: of the Beta, above 0; a whole number.
+        b: of the Beta, above 0; a whole number.
+
+    Returns:
+        horizon · E[max of the two] − the greatest expected sum of rewards, reward units.
+
+    Raises:
+        ControlError: a number is out of range.
+
+    Example:
+        >>> from bayesrl.control.bandits import bayes_optimal_regret
+        >>> round(bayes_optimal_regret(10), 5)
+        0.64488
+
+    References:
+        Berry & Fristedt (1985), "Bandit Problems: Sequential Allocation of Experiments", chapter 2.
+    """
+    if not (is_count(horizon, least=1) and horizon <= 200):
+        raise ControlError(f"horizon={horizon!r}; use an integer from 1 to 200")
+    for name, number in {"a": a, "b": b}.items():
+        if not (isinstance(number, int | float | np.number) and 0 < number < np.inf):
+            raise ControlError(f"{name}={number!r}; use a number above 0")
+    # value[s, f, t]: s successes and f failures of the first arm, t successes of the second.
+    value = np.zeros((horizon + 2,) * 3)
+    for done in reversed(range(horizon)):
+        s, f, t = np.ogrid[: done + 1, : done + 1, : done + 1]
+        failed = np.maximum(done - s - f - t, 0)
+        first, second = (a + s) / (a + b + s + f), (b + failed) / (a + b + t + failed)
+        old = value[: done + 2, : done + 2, : done + 2]
+        one = first * (1 + old[1:, :-1, :-1]) + (1 - first) * old[:-1, 1:, :-1]
+        other = (1 - second) * (1 + old[:-1, :-1, 1:]) + second * old[:-1, :-1, :-1]
+        value = np.zeros((horizon + 2,) * 3)
+        value[: done + 1, : done + 1, : done + 1] = np.maximum(one, other)
+    return horizon * _expected_best(a, b) - float(value[0, 0, 0])
+
+
+def _expected_best(a: float, b: float) -> float:
+    """E[max] of two independent Beta(a, b), as ∫ (1 − F(x)²) dx."""
+    from scipy.integrate import quad
+    from scipy.special import betainc
+
+    return float(quad(lambda x: 1.0 - betainc(a, b, x) ** 2, 0.0, 1.0, epsabs=1e-12)[0])
