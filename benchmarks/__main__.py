@@ -24,6 +24,7 @@ BENCHMARKS = (
     "cartpole",
     "pendulum",
     "environment_steps",
+    "bandits",
 )
 
 

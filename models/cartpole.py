@@ -45,7 +45,7 @@ def problem(
         fit_options={
             "guide": control.NetworkPolicy(),
             "objective": control.ActorCritic(trace=0.8, clip=0.1),
-            # Gradients are large at first: a short memory of their size keeps later steps from being tiny, or too large.
+            # Gradients change their size as the policy learns, and Adam has to forget that fast.
             "optimizer": optax.adam(optax.linear_schedule(0.002, 0.0, total), b2=0.99),
             "num_steps": total,
             "source": source,
