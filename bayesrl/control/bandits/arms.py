@@ -83,8 +83,8 @@ class BernoulliArms(Bandit):
 
     Example:
         >>> from bayesrl.control.bandits import BernoulliArms
-        >>> BernoulliArms(2).start(1).mean
-        Array([[0.5, 0.5]], dtype=float32)
+        >>> BernoulliArms(2).start(1).mean.tolist()
+        [[0.5, 0.5]]
     """
 
     prior_a: float = 1.0
