@@ -137,7 +137,7 @@ def test_gradients_are_unbiased(objective: Any) -> None:
             probs = mdp.prior * np.exp(moved)
             ends.append(float(evaluate_policy(mdp, probs / probs.sum(-1, keepdims=True), BETA).objective))
         exact[place] = -(ends[0] - ends[1]) / 2e-4 / BETA
-        if objective == ActorCritic(32, trace=1.0, clip=None, step_weights="equal"):
+        if getattr(objective, "step_weights", "discounted") == "equal":
             exact[place] /= mdp.discount ** place[0]
     se = found.std(0) / np.sqrt(len(found))
     apart = np.abs(found.mean(0) - exact) / np.maximum(se, 1e-7)

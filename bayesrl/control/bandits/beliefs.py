@@ -165,8 +165,7 @@ class LogisticBelief(LinearBelief):
 
     def quantile(self, level: Array) -> Array:
         """σ of the quantile of x·θ."""
-        center, spread = LinearBelief.mean.fget(self), LinearBelief.variance.fget(self)  # type: ignore[attr-defined]
-        return jax.nn.sigmoid(center + jnp.sqrt(spread) * ndtri(level))
+        return jax.nn.sigmoid(super().mean + jnp.sqrt(super().variance) * ndtri(level))
 
 
 def draw_gamma(key: PRNGKey, shape: Array) -> Array:
