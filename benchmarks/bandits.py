@@ -9,18 +9,19 @@ import time
 import jax
 import numpy as np
 
+from bayesrl import control
 from bayesrl.control import bandits
 from benchmarks.results import table, target
 
 KNOWN = ((2, 100, 2.782, 0.005), (10, 1000, 28.35, 0.14))
 RULES = {
-    "Thompson": bandits.thompson(),
-    "Bayes-UCB": bandits.bayes_ucb(),
-    "K-learning": bandits.k_learning(),
-    "ε-greedy, ε = .1": bandits.epsilon_greedy(0.1),
-    "Boltzmann, .1": bandits.boltzmann(0.1),
-    "greedy": bandits.greedy(),
-    "random": bandits.random(),
+    "Thompson": control.thompson(),
+    "Bayes-UCB": control.bayes_ucb(),
+    "K-learning": control.k_learning(),
+    "ε-greedy, ε = .1": control.epsilon_greedy(0.1),
+    "Boltzmann, .1": control.boltzmann(0.1),
+    "greedy": control.greedy(),
+    "random": control.random(),
 }
 GITTINS = {(0.9, 1): 0.7029, (0.9, 2): 0.6346, (0.9, 3): 0.6010, (0.99, 1): 0.8699}
 OPTIMAL = {10: 0.644881, 50: 1.336621, 100: 1.748246}
@@ -32,7 +33,7 @@ def run() -> str:
     for arms, steps, known, error in KNOWN:
         began = time.perf_counter()
         runs = bandits.play_bandit(
-            jax.random.key(0), bandits.BernoulliArms(arms), bandits.thompson(), num_steps=steps, num_runs=10_000
+            jax.random.key(0), bandits.BernoulliArms(arms), control.thompson(), num_steps=steps, num_runs=10_000
         )
         seconds = time.perf_counter() - began
         found, se = float(runs.mean[-1]), float(runs.se[-1])

@@ -1,10 +1,23 @@
-"""Control: KL-regularised RL in environments, exact, simulated and real."""
+"""Control: KL-regularised and Bayesian RL in environments, exact, simulated and real."""
 
 from bayesrl.control import bandits
-from bayesrl.control.behaviours import epsilon_greedy, prior_mixture
+from bayesrl.control.behaviours import prior_mixture
+from bayesrl.control.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief, SampleBelief
 from bayesrl.control.classics import classic, deep_sea, grid_world, n_chain, river_swim
 from bayesrl.control.critic import ActorCritic
 from bayesrl.control.environments import Environment, Outcome
+from bayesrl.control.exploration import (
+    Decision,
+    Exploration,
+    bayes_ucb,
+    boltzmann,
+    decide_between,
+    epsilon_greedy,
+    greedy,
+    k_learning,
+    random,
+    thompson,
+)
 from bayesrl.control.figures import (
     episode_sections,
     episode_strip,
@@ -15,6 +28,25 @@ from bayesrl.control.figures import (
 )
 from bayesrl.control.gymnasium_source import GymnasiumSource
 from bayesrl.control.jax_environments import JaxEnvironment
+from bayesrl.control.learning import (
+    Agent,
+    BanditWorld,
+    Bayesian,
+    EnsembleValues,
+    Episode,
+    Experience,
+    KLControl,
+    LastLayerValues,
+    Learned,
+    LinearValues,
+    ProgramModel,
+    Stage,
+    TabularModel,
+    UnknownModel,
+    World,
+    by_conjugacy,
+    learn,
+)
 from bayesrl.control.physics import CartPole, Pendulum
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy, as_prior
@@ -27,40 +59,72 @@ from bayesrl.control.toy_text import from_gymnasium
 
 __all__ = [
     "ActorCritic",
+    "Agent",
+    "BanditWorld",
+    "Bayesian",
+    "Belief",
+    "BetaBelief",
     "CartPole",
+    "Decision",
+    "EnsembleValues",
     "Environment",
+    "Episode",
+    "Experience",
+    "Exploration",
     "GymnasiumSource",
     "JaxEnvironment",
+    "KLControl",
+    "LastLayerValues",
+    "Learned",
+    "LinearBelief",
     "LinearPolicy",
+    "LinearValues",
+    "LogisticBelief",
     "NetworkPolicy",
+    "NormalBelief",
     "Outcome",
     "Pendulum",
     "Planned",
+    "ProgramModel",
     "Replay",
     "Rollout",
+    "SampleBelief",
+    "Stage",
     "TablePolicy",
     "TabularEnvironment",
     "TabularMDP",
+    "TabularModel",
     "TabularOptimum",
+    "UnknownModel",
+    "World",
     "action_probs",
     "as_prior",
     "bandits",
+    "bayes_ucb",
+    "boltzmann",
+    "by_conjugacy",
     "classic",
+    "decide_between",
     "deep_sea",
     "episode_sections",
     "episode_strip",
     "epsilon_greedy",
     "evaluate_policy",
     "from_gymnasium",
+    "greedy",
     "grid_world",
+    "k_learning",
+    "learn",
     "n_chain",
     "occupancy_map",
     "policy_map",
     "prior_mixture",
+    "random",
     "return_curve",
     "river_swim",
     "soft_value_iteration",
     "squashed_normal",
     "tabular_rollout",
     "tabular_sections",
+    "thompson",
 ]

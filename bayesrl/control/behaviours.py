@@ -53,34 +53,6 @@ def prior_mixture(share: float) -> Behaviour:
     return behave
 
 
-def epsilon_greedy(share: float) -> Behaviour:
-    """Play the guide's likeliest action, and in a share of the steps draw from the prior; for finitely many actions.
-
-    Args:
-        share: ε, in (0, 1]; 0 would never try what importance has to correct.
-
-    Raises:
-        ControlError: the share is no probability, or 0.
-    """
-    _check_share("epsilon_greedy", share)
-    if share == 0:
-        raise ControlError("epsilon_greedy(0) never tries other actions, so that none can be corrected for; use ε > 0")
-
-    def behave(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
-        if not fitted.has_enumerate_support or fitted.event_shape:
-            raise ControlError(
-                f"epsilon_greedy needs finitely many actions, and {type(fitted).__name__} has no likeliest one; "
-                "use prior_mixture(ε)"
-            )
-        which, own = jax.random.split(key)
-        values = fitted.enumerate_support()
-        best = values[jnp.argmax(fitted.log_prob(values))]
-        action = jnp.where(jax.random.bernoulli(which, share), prior.sample(own), best)
-        return action, _mixed(jnp.where(action == best, 0.0, -jnp.inf), prior.log_prob(action), share)
-
-    return behave
-
-
 def _mixed(first: Array, second: Array, share: float) -> Array:
     return jnp.logaddexp(first + jnp.log1p(-jnp.asarray(share)), second + jnp.log(jnp.asarray(share)))
 

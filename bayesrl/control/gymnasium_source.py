@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from bayesrl.control.behaviours import Behaviour, Decision, as_fitted, decide
+from bayesrl.control.exploration import Exploration
 from bayesrl.control.policies import PolicyGuide
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions, Observations, describe_actions, describe_observations
@@ -71,7 +72,7 @@ class GymnasiumSource:
     num_envs: int = 8
     window: int = 128
     num_updates: int = 8
-    behaviour: Behaviour = as_fitted
+    behaviour: Behaviour | Exploration = as_fitted
     seed: int = 0
     max_failures: int = 10
     options: dict[str, Any] = field(default_factory=dict)
@@ -273,9 +274,11 @@ class _Compiled:
         score: the draws of a batch, from (params, sites).
     """
 
-    def __init__(self, pair: Pair, behaviour: Behaviour) -> None:
+    def __init__(self, pair: Pair, behaviour: Behaviour | Exploration) -> None:
+        played = getattr(behaviour, "behave", behaviour)
+
         def act(params: Params, key: PRNGKey, time: Any, seen: Array) -> tuple[Array, Array]:
-            decision = decide(pair, params, jax.random.fold_in(key, time), seen, behaviour)
+            decision = decide(pair, params, jax.random.fold_in(key, time), seen, played)
             return decision.action, decision.log_behaviour
 
         def by_guide(params: Params, key: PRNGKey, time: Any, seen: Array) -> Decision:

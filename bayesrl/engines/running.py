@@ -17,7 +17,7 @@ from jax import Array
 from bayesrl import run_folder
 from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
-from bayesrl.engines.progress import Progress
+from bayesrl.engines.progress import Progress, told
 from bayesrl.engines.setup import Setup
 from bayesrl.engines.svi import Lane, State, Tally, init, learn, run_chunk
 from bayesrl.errors import BayesRLError, FitError
@@ -83,7 +83,7 @@ class Run:
                     betas = self._betas_at(done)
                     state, tally = chunk(keys, state, betas, args, jnp.asarray(steps))
                     rows.append(_row(self.setup, state, tally, betas))
-                    line.update(steps, rows[-1])
+                    line.update(steps, partial(told, rows[-1]))
                     stop = self._stop(state, tally, rows)
                     if self.folder is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                         self._save(state, rows)

@@ -28,7 +28,7 @@ def drawn(behaviour: Any, fitted: Any, prior: Any) -> tuple[np.ndarray, np.ndarr
         (prior_mixture(0.0), [0.1, 0.2, 0.7]),
         (prior_mixture(1.0), [0.5, 0.3, 0.2]),
         (prior_mixture(0.25), [0.2, 0.225, 0.575]),
-        (epsilon_greedy(0.4), [0.2, 0.12, 0.68]),
+        (epsilon_greedy(0.4).behave, [0.2, 0.12, 0.68]),
     ],
     ids=["fitted", "mixture0", "prior", "mixture", "greedy"],
 )
@@ -56,10 +56,10 @@ def test_a_mixture_of_densities() -> None:
 
 def test_the_likeliest_of_two_values() -> None:
     """A Bernoulli has logits too, but no axis of them."""
-    actions, scores = drawn(epsilon_greedy(0.2), dist.Bernoulli(0.9), dist.Bernoulli(0.5))
+    actions, scores = drawn(epsilon_greedy(0.2).behave, dist.Bernoulli(0.9), dist.Bernoulli(0.5))
     np.testing.assert_allclose(np.exp(scores), np.where(actions == 1, 0.9, 0.1), rtol=1e-5)
 
 
 def test_densities_have_no_likeliest_action() -> None:
     with pytest.raises(ControlError, match=r"Normal has no likeliest one; use prior_mixture"):
-        epsilon_greedy(0.1)(jax.random.key(0), dist.Normal(0.0, 1.0), dist.Normal(0.0, 1.0))
+        epsilon_greedy(0.1).behave(jax.random.key(0), dist.Normal(0.0, 1.0), dist.Normal(0.0, 1.0))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.control.bandits.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
+from bayesrl.control.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
 from bayesrl.core.draws import is_count
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey

@@ -1,5 +1,6 @@
 """`play_bandit`: thousands of independent runs of an exploration rule on a bandit, in one compiled program."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from bayesrl.control.bandits.arms import Bandit
-from bayesrl.control.bandits.rules import Exploration
+from bayesrl.control.exploration import Exploration
 from bayesrl.core.draws import is_count
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -49,7 +50,12 @@ class BanditRuns(NamedTuple):
 
 
 def play_bandit(
-    key: PRNGKey, bandit: Bandit, exploration: Exploration, *, num_steps: int, num_runs: int = 1000
+    key: PRNGKey,
+    bandit: Bandit,
+    exploration: Exploration | Callable[..., Array],
+    *,
+    num_steps: int,
+    num_runs: int = 1000,
 ) -> BanditRuns:
     """Play independent runs, each on a world of its own from the prior.
 
@@ -70,7 +76,8 @@ def play_bandit(
 
     Example:
         >>> import jax
-        >>> from bayesrl.control.bandits import BernoulliArms, play_bandit, random, thompson
+        >>> from bayesrl.control import random, thompson
+        >>> from bayesrl.control.bandits import BernoulliArms, play_bandit
         >>> key, arms = jax.random.key(0), BernoulliArms(2)
         >>> good, bad = (play_bandit(key, arms, rule, num_steps=100) for rule in (thompson(), random()))
         >>> bool(good.mean[-1] < 4 < 15 < bad.mean[-1])  # 2.78 and 100/6
@@ -94,7 +101,7 @@ def play_bandit(
     return BanditRuns(regret, arms, posterior)
 
 
-def _check(key: PRNGKey, bandit: Bandit, exploration: Exploration) -> None:
+def _check(key: PRNGKey, bandit: Bandit, exploration: Any) -> None:
     """Try the rule on two runs of nothing known."""
     if not callable(exploration):
         raise ControlError(
@@ -110,7 +117,7 @@ def _check(key: PRNGKey, bandit: Bandit, exploration: Exploration) -> None:
         )
 
 
-def _play(bandit: Bandit, exploration: Exploration, num_steps: int, num_runs: int) -> Any:
+def _play(bandit: Bandit, exploration: Any, num_steps: int, num_runs: int) -> Any:
     """Give the compiled function from a key to (arms, regret [runs, steps], posterior)."""
 
     @jax.jit

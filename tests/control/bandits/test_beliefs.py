@@ -7,17 +7,9 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
-from bayesrl.control.bandits import (
-    Belief,
-    BetaBelief,
-    GaussianArms,
-    LinearArms,
-    LinearBelief,
-    LogisticArms,
-    LogisticBelief,
-    NormalBelief,
-)
-from bayesrl.control.bandits.beliefs import draw_gamma
+from bayesrl.control import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
+from bayesrl.control.bandits import GaussianArms, LinearArms, LogisticArms
+from bayesrl.control.beliefs import draw_gamma
 
 NUM = 100_000
 

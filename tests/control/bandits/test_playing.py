@@ -8,16 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayesrl.control import bandits
+from bayesrl import control
+from bayesrl.control import BetaBelief, NormalBelief, decide_between
 from bayesrl.control.bandits import (
     BernoulliArms,
-    BetaBelief,
     GaussianArms,
     LinearArms,
     LogisticArms,
-    NormalBelief,
     bayes_optimal_regret,
-    decide_between,
     gittins_index,
     play_bandit,
 )
@@ -33,20 +31,20 @@ def regret(exploration: Any, bandit: Any = None, *, num_steps: int = 100, num_ru
 
 def test_thompson_has_the_known_bayes_regret() -> None:
     """2.782 ± .005 for two arms and 100 steps: within 4 standard errors, 1 false alarm in 15,000 keys."""
-    mean, se = regret(bandits.thompson())
+    mean, se = regret(control.thompson())
     assert abs(mean - 2.782) < 4 * np.hypot(se, 0.005)
 
 
 def test_random_play_has_a_closed_form() -> None:
     """E[max] − E[mean] = 2/3 − 1/2 a step; epsilon-greedy with ε = 1 is the same."""
-    for rule in (bandits.random(), bandits.epsilon_greedy(1.0)):
+    for rule in (control.random(), control.epsilon_greedy(1.0)):
         mean, se = regret(rule)
         assert abs(mean - 100 / 6) < 4.5 * se
 
 
 def test_no_rule_beats_optimal_play() -> None:
     """Two arms, 50 steps: 1.336621 is the least; a rule that were better by chance needs 4 standard errors."""
-    rules = [bandits.thompson(), bandits.bayes_ucb(), bandits.k_learning(), bandits.greedy(), bandits.boltzmann(0.1)]
+    rules = [control.thompson(), control.bayes_ucb(), control.k_learning(), control.greedy(), control.boltzmann(0.1)]
     least = bayes_optimal_regret(50)
     found = [regret(rule, num_steps=50) for rule in rules]
     assert all(mean > least - 4 * se for mean, se in found)
@@ -57,8 +55,8 @@ def test_no_rule_beats_optimal_play() -> None:
 @pytest.mark.parametrize("bandit", [GaussianArms(4), LinearArms(4), LogisticArms(4)], ids=lambda b: type(b).__name__)
 def test_exploring_rules_learn(bandit: Any) -> None:
     """Regret of the second half is far below that of random play, and below that of the first half."""
-    lazy = play_bandit(KEY, bandit, bandits.random(), num_steps=200, num_runs=300).mean
-    for rule in (bandits.thompson(), bandits.bayes_ucb(), bandits.k_learning()):
+    lazy = play_bandit(KEY, bandit, control.random(), num_steps=200, num_runs=300).mean
+    for rule in (control.thompson(), control.bayes_ucb(), control.k_learning()):
         found = play_bandit(KEY, bandit, rule, num_steps=200, num_runs=300).mean
         assert found[-1] - found[99] < 0.8 * found[99]
         assert found[-1] < 0.5 * lazy[-1]
@@ -68,7 +66,7 @@ def test_thompson_takes_arms_as_often_as_they_are_optimal() -> None:
     belief = BetaBelief(
         jnp.tile(jnp.array([3.0, 1.0, 5.0]), (40_000, 1)), jnp.tile(jnp.array([2.0, 1.0, 9.0]), (40_000, 1))
     )
-    taken = np.bincount(np.asarray(bandits.thompson()(KEY, belief, jnp.asarray(0))), minlength=3) / 40_000
+    taken = np.bincount(np.asarray(control.thompson()(KEY, belief, jnp.asarray(0))), minlength=3) / 40_000
     one = BetaBelief(belief.a[0], belief.b[0])
     optimal = np.asarray(decide_between(jax.random.key(1), one, num_samples=40_000).optimal)
     assert np.abs(taken - optimal).max() < 4.5 * np.sqrt(2 * 0.25 / 40_000)
@@ -84,15 +82,15 @@ def test_k_learning_takes_the_best_temperature() -> None:
     best = scores[bound.argmin()]
     probs = np.exp(best - best.max()) / np.exp(best - best.max()).sum()
     belief = NormalBelief(*(jnp.tile(jnp.asarray(x, jnp.float32), (100_000, 1)) for x in (mean, variance)))
-    taken = np.bincount(np.asarray(bandits.k_learning()(KEY, belief, jnp.asarray(0))), minlength=3) / 100_000
+    taken = np.bincount(np.asarray(control.k_learning()(KEY, belief, jnp.asarray(0))), minlength=3) / 100_000
     assert np.abs(taken - probs).max() < 4.5 * 0.5 / np.sqrt(100_000)
 
 
 def test_greedy_breaks_ties_at_random_and_boltzmann_is_a_softmax() -> None:
     belief = NormalBelief(jnp.tile(jnp.array([0.2, 0.2, 0.0]), (20_000, 1)), jnp.ones((20_000, 3)))
-    taken = np.bincount(np.asarray(bandits.greedy()(KEY, belief, jnp.asarray(0))), minlength=3) / 20_000
+    taken = np.bincount(np.asarray(control.greedy()(KEY, belief, jnp.asarray(0))), minlength=3) / 20_000
     np.testing.assert_allclose(taken, [0.5, 0.5, 0.0], atol=4.5 * 0.5 / 20_000**0.5)
-    taken = np.bincount(np.asarray(bandits.boltzmann(0.1)(KEY, belief, jnp.asarray(0))), minlength=3) / 20_000
+    taken = np.bincount(np.asarray(control.boltzmann(0.1)(KEY, belief, jnp.asarray(0))), minlength=3) / 20_000
     soft = np.exp([2.0, 2.0, 0.0])
     np.testing.assert_allclose(taken, soft / soft.sum(), atol=4.5 * 0.5 / 20_000**0.5)
 
@@ -149,7 +147,7 @@ def test_bayes_optimal_play_by_brute_force() -> None:
 
 
 def test_the_same_key_gives_the_same_runs_and_each_run_has_a_world() -> None:
-    one, two = (play_bandit(KEY, BernoulliArms(3), bandits.thompson(), num_steps=20, num_runs=1500) for _ in range(2))
+    one, two = (play_bandit(KEY, BernoulliArms(3), control.thompson(), num_steps=20, num_runs=1500) for _ in range(2))
     np.testing.assert_array_equal(one.regret, two.regret)
     assert one.regret.shape == one.arms.shape == (1500, 20)
     assert len({tuple(row) for row in one.regret.round(6).tolist()}) > 1400
@@ -165,14 +163,14 @@ ERRORS = [
     (lambda: BernoulliArms(2, prior_a=0.5), "prior_a=0.5; use a number of at least 1"),
     (lambda: GaussianArms(2, noise=0.0), "noise=0.0"),
     (lambda: LinearArms(2, num_features=0), "num_features=0"),
-    (lambda: bandits.epsilon_greedy(1.5), "epsilon=1.5 is outside"),
-    (lambda: bandits.boltzmann(0.0), "temperature=0.0"),
+    (lambda: control.epsilon_greedy(1.5), "epsilon=1.5 is outside"),
+    (lambda: control.boltzmann(0.0), "temperature=0.0"),
     (lambda: gittins_index(0, 1, discount=0.9), "a=0"),
     (lambda: gittins_index(1, 1, discount=1.0), "discount=1.0 is outside"),
     (lambda: bayes_optimal_regret(0), "horizon=0"),
     (lambda: decide_between(KEY, BetaBelief(jnp.ones(2), jnp.ones(2)), num_samples=0), "num_samples=0"),
-    (lambda: play_bandit(KEY, BernoulliArms(2), bandits.thompson(), num_steps=0), "num_steps=0"),
-    (lambda: play_bandit(KEY, BernoulliArms(2), bandits.thompson(), num_steps=1, num_runs=0), "num_runs=0"),
+    (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson(), num_steps=0), "num_steps=0"),
+    (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson(), num_steps=1, num_runs=0), "num_runs=0"),
     (lambda: play_bandit(KEY, BernoulliArms(2), lambda k, b, t: b.mean, num_steps=1), "integers of shape"),
     (
         lambda: play_bandit(KEY, BernoulliArms(2), lambda k, b, t: jnp.full(len(b.mean), 5), num_steps=1),
@@ -188,7 +186,7 @@ def test_errors_name_the_value(call: Any, message: str) -> None:
 
 
 def test_rules_serve_one_belief_and_many() -> None:
-    rules = [bandits.random(), bandits.greedy(), bandits.thompson(), bandits.bayes_ucb(), bandits.k_learning()]
+    rules = [control.random(), control.greedy(), control.thompson(), control.bayes_ucb(), control.k_learning()]
     for rule, lead in itertools.product(rules, [(), (5,), (2, 3)]):
         chosen = rule(KEY, BetaBelief(jnp.full((*lead, 4), 2.0), jnp.full((*lead, 4), 3.0)), jnp.asarray(3))
         assert chosen.shape == lead

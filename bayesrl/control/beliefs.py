@@ -168,6 +168,51 @@ class LogisticBelief(LinearBelief):
         return jax.nn.sigmoid(super().mean + jnp.sqrt(super().variance) * ndtri(level))
 
 
+class _Samples(NamedTuple):
+    draws: Array
+    center: Array | None = None
+
+
+class SampleBelief(_Samples, Belief):
+    """Values are known by draws from their posterior.
+
+    Attributes:
+        draws: [draws, ..., actions], reward units.
+        center: what stands for the expected values, [..., actions]; by default the mean of the draws. Models of
+            dynamics give the values of the expected model, since the mean of optimal values is optimistic.
+    """
+
+    @property
+    def mean(self) -> Array:
+        """The center."""
+        return self.draws.mean(0) if self.center is None else self.center
+
+    @property
+    def variance(self) -> Array:
+        """Of the draws."""
+        return self.draws.var(0)
+
+    def draw(self, key: PRNGKey) -> Array:
+        """Pick one of the draws, the same for all values."""
+        return self.draws[jax.random.randint(key, (), 0, self.draws.shape[0])]
+
+    def quantile(self, level: Array) -> Array:
+        """Of the draws, interpolated."""
+        return jnp.quantile(self.draws, level, axis=0)
+
+
+def draw_dirichlet(key: PRNGKey, concentration: Array) -> Array:
+    """Draw from Dirichlet distributions of any concentrations above 0, [..., K].
+
+    Gamma variables of shape a are those of shape a + 1 times U^(1/a), taken in logarithms, so that small
+    concentrations do not underflow.
+    """
+    gamma_key, power_key = jax.random.split(key)
+    uniform = jax.random.uniform(power_key, concentration.shape, minval=1e-37)
+    logs = jnp.log(draw_gamma(gamma_key, concentration + 1.0)) + jnp.log(uniform) / concentration
+    return jax.nn.softmax(logs, -1)
+
+
 def draw_gamma(key: PRNGKey, shape: Array) -> Array:
     """Draw Gamma variables of these shapes, all at least 1, and of rate 1.
 

@@ -1,0 +1,294 @@
+"""Exploration rules: how to act on a posterior of action values, in bandits and in environments alike."""
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+
+from bayesrl.control.beliefs import Belief
+from bayesrl.core.draws import is_count
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+
+_HALVINGS = 40
+
+
+class Exploration(abc.ABC):
+    """An exploration rule: from a key, a belief and the number of steps taken so far to an action each, [...].
+
+    The same rule serves both posteriors: called with a `Belief` over action values it acts on what is not known,
+    and `behave` acts on a fitted policy, which is how `GymnasiumSource` and `KLControl` ask it.
+    """
+
+    committed: ClassVar[bool] = False
+    """Whether one random choice holds for a whole episode."""
+    soft: ClassVar[bool] = False
+    """Whether it asks models of dynamics for soft backups of what exploration is worth."""
+
+    @abc.abstractmethod
+    def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
+        """Choose, [...] integers."""
+
+    def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+        """Choose an action where a policy q and its prior are all that is known, and give its log-probability.
+
+        Raises:
+            ControlError: the rule needs a posterior of action values, or leaves actions untried.
+        """
+        raise ControlError(
+            f"{type(self).__name__.lower()} explores by a posterior of action values, and a policy has none; use "
+            "epsilon_greedy(ε) or prior_mixture(ε), or the agent Bayesian(model)"
+        )
+
+
+@dataclass(frozen=True)
+class Random(Exploration):
+    """See `random`."""
+
+    def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
+        """Choose; see `Exploration`."""
+        *runs, actions = belief.mean.shape
+        return jax.random.randint(key, tuple(runs), 0, actions)
+
+    def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+        """Draw from the prior."""
+        action = prior.sample(key)
+        return action, prior.log_prob(action)
+
+
+@dataclass(frozen=True)
+class EpsilonGreedy(Exploration):
+    """See `epsilon_greedy`."""
+
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.epsilon, int | float) and 0 <= self.epsilon <= 1):
+            raise ControlError(f"epsilon_greedy({self.epsilon!r}): the share of steps that explore is in [0, 1]")
+
+    def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
+        """Choose; see `Exploration`."""
+        whether, which, tie = jax.random.split(key, 3)
+        mean = belief.mean
+        best = mean == mean.max(-1, keepdims=True)
+        chosen = jnp.argmax(jnp.where(best, jax.random.uniform(tie, mean.shape), -1.0), -1)
+        anything = jax.random.randint(which, chosen.shape, 0, mean.shape[-1])
+        return jnp.where(jax.random.uniform(whether, chosen.shape) < self.epsilon, anything, chosen)
+
+    def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+        """Take q's likeliest action, and in a share of the steps draw from the prior."""
+        if self.epsilon == 0:
+            raise ControlError(
+                "epsilon_greedy(0) never tries other actions, so that none can be corrected for; use ε > 0"
+            )
+        if not fitted.has_enumerate_support or fitted.event_shape:
+            raise ControlError(
+                f"epsilon_greedy needs finitely many actions, and {type(fitted).__name__} has no likeliest one; "
+                "use prior_mixture(ε)"
+            )
+        which, own = jax.random.split(key)
+        values = fitted.enumerate_support()
+        best = values[jnp.argmax(fitted.log_prob(values))]
+        action = jnp.where(jax.random.bernoulli(which, self.epsilon), prior.sample(own), best)
+        greedy_log_prob = jnp.where(action == best, jnp.log1p(-self.epsilon), -jnp.inf)
+        return action, jnp.logaddexp(greedy_log_prob, prior.log_prob(action) + jnp.log(self.epsilon))
+
+
+@dataclass(frozen=True)
+class Boltzmann(Exploration):
+    """See `boltzmann`."""
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.temperature, int | float) and self.temperature > 0):
+            raise ControlError(f"boltzmann({self.temperature!r}); use a temperature above 0, in reward units per nat")
+
+    def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
+        """Choose; see `Exploration`."""
+        return jax.random.categorical(key, belief.mean / self.temperature)
+
+
+@dataclass(frozen=True)
+class Thompson(Exploration):
+    """See `thompson`."""
+
+    committed: ClassVar[bool] = True
+
+    def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
+        """Choose; see `Exploration`."""
+        return jnp.argmax(belief.draw(key), -1)
+
+    def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+        """Draw from q: a policy that is itself a posterior is played by drawing from it."""
+        action = fitted.sample(key)
+        return action, fitted.log_prob(action)
+
+
+@dataclass(frozen=True)
+class BayesUCB(Exploration):
+    """See `bayes_ucb`."""
+
+    def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
+        """Choose; see `Exploration`."""
+        bound = belief.quantile(1.0 - 1.0 / (jnp.asarray(time) + 2.0))
+        tie = jax.random.uniform(key, bound.shape)
+        return jnp.argmax(jnp.where(bound == bound.max(-1, keepdims=True), tie, -1.0), -1)
+
+
+@dataclass(frozen=True)
+class KLearning(Exploration):
+    """See `k_learning`."""
+
+    soft: ClassVar[bool] = True
+
+    def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
+        """Choose; see `Exploration`."""
+        mean, variance = belief.mean, belief.variance
+        tau = _temperature(mean, variance)[..., None]
+        return jax.random.categorical(key, mean / tau + variance / (2 * tau**2))
+
+
+def random() -> Exploration:
+    """Take any action, all alike."""
+    return Random()
+
+
+def greedy() -> Exploration:
+    """Take the action whose expected value is greatest, ties broken at random."""
+    return EpsilonGreedy(0.0)
+
+
+def epsilon_greedy(epsilon: float) -> Exploration:
+    """Take any action with probability ε, else the one whose expected value is greatest, ties broken at random.
+
+    On a fitted policy, by `Exploration.behave`: its likeliest action, and with probability ε one from the prior.
+
+    Args:
+        epsilon: ε, in [0, 1].
+
+    Raises:
+        ControlError: ε is outside [0, 1].
+    """
+    return EpsilonGreedy(epsilon)
+
+
+def boltzmann(temperature: float) -> Exploration:
+    """Take actions with probability ∝ exp(expected value / temperature).
+
+    This knows nothing of what is unknown: two actions of the same expected value are taken alike, however often
+    each has been tried.
+
+    Args:
+        temperature: reward units per nat, above 0.
+
+    Raises:
+        ControlError: the temperature is not above 0.
+    """
+    return Boltzmann(temperature)
+
+
+def thompson() -> Exploration:
+    """Draw the values from the posterior, and take the action that is best in this draw; one draw an episode.
+
+    References:
+        Thompson (1933), "On the likelihood that one unknown probability exceeds another"; Osband, Russo & Van Roy
+        (2013), "(More) efficient reinforcement learning via posterior sampling", for whole episodes (PSRL).
+    """
+    return Thompson()
+
+
+def bayes_ucb() -> Exploration:
+    """Take the action whose quantile of order 1 − 1/(t + 1) is greatest, t being the number of the step from 1 on.
+
+    In environments t is the number of the episode.
+
+    References:
+        Kaufmann, Cappé & Garivier (2012), "On Bayesian upper confidence bounds for bandit problems", algorithm 1
+        with c = 0.
+    """
+    return BayesUCB()
+
+
+def k_learning() -> Exploration:
+    """Take actions with probability ∝ exp(K(a)/τ), where K(a) = μ + σ²/2τ is what exploration is worth.
+
+    The cumulants τ·log E exp(value/τ) of the posterior, bounded by those of a Normal of its `variance`, are the
+    rewards of a KL-regularised problem whose temperature is chosen, at each step, as the minimiser of
+    τ·log Σ_a exp(K(a)/τ), an upper bound on E[max value]. Where a model of the dynamics is learned, K comes from soft
+    backups with the same temperature at all steps; see `TabularModel.cumulants`.
+
+    References:
+        O'Donoghue, Osband & Ionescu (2020), "Making sense of reinforcement learning and probabilistic inference",
+        section 3.2; O'Donoghue (2021), "Variational Bayesian reinforcement learning with regret bounds".
+    """
+    return KLearning()
+
+
+def _temperature(mean: Array, variance: Array) -> Array:
+    """Minimise f(τ) = τ·log Σ exp(μ/τ + σ²/2τ²), whose slope changes sign once, by bisection of f′, [...]."""
+    scale = jnp.sqrt(variance.max(-1))
+    below = mean - mean.max(-1, keepdims=True)
+
+    def rising(tau: Array) -> Array:
+        scores = below / tau[..., None] + variance / (2 * tau[..., None] ** 2)
+        probs = jax.nn.softmax(scores, -1)
+        slope = jax.nn.logsumexp(scores, -1) - (probs * (scores + variance / (2 * tau[..., None] ** 2))).sum(-1)
+        return slope > 0
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = jnp.sqrt(low * high)
+        above = rising(middle)
+        return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (1e-3 * scale, 1e3 * scale - 10 * below.min(-1)))
+    return jnp.sqrt(low * high)
+
+
+class Decision(NamedTuple):
+    """What a belief says of a choice between actions.
+
+    Attributes:
+        optimal: P(action is the best), [..., actions].
+        regret: expected loss of taking each action rather than the best, reward units, [..., actions].
+        interval: quantiles of order .025 and .975 of that loss, [..., actions, 2].
+    """
+
+    optimal: Array
+    regret: Array
+    interval: Array
+
+
+def decide_between(key: PRNGKey, belief: Belief, *, num_samples: int = 4000) -> Decision:
+    """Tell which action is the best, how surely, and what a wrong choice may cost.
+
+    Args:
+        key: consumed whole.
+        belief: over the values of the actions.
+        num_samples: draws; the standard error of a probability is at most .5 / √num_samples.
+
+    Returns:
+        `Decision`.
+
+    Raises:
+        ControlError: num_samples is below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl.control import BetaBelief, decide_between
+        >>> belief = BetaBelief(jnp.array([30.0, 12.0]), jnp.array([12.0, 30.0]))
+        >>> bool(decide_between(jax.random.key(0), belief).optimal[0] > 0.99)
+        True
+    """
+    if not is_count(num_samples, least=1):
+        raise ControlError(f"num_samples={num_samples!r}; use an integer of at least 1")
+    values = jax.lax.map(belief.draw, jax.random.split(key, num_samples))
+    loss = values.max(-1, keepdims=True) - values
+    probs = jax.nn.one_hot(values.argmax(-1), values.shape[-1]).mean(0)
+    ends = jnp.quantile(loss, jnp.array([0.025, 0.975]), axis=0)
+    return Decision(probs, loss.mean(0), jnp.moveaxis(ends, 0, -1))

@@ -1,0 +1,335 @@
+"""Agents: what is believed, how it is explored, and how it is updated by inference."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesrl.control.beliefs import SampleBelief
+from bayesrl.control.exploration import Exploration, thompson
+from bayesrl.control.learning.experience import Episode, Experience, Memory, example, first_rows
+from bayesrl.control.learning.unknown import ProgramModel, UnknownModel
+from bayesrl.control.learning.worlds import Act, World
+from bayesrl.core.draws import is_count
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+
+DECISION_DRAWS = 64
+_LOOKS = 100
+"""About so many times in a run the decision in the first state is looked at, where no criterion asks for more."""
+
+
+class Told(NamedTuple):
+    """What an update tells of the decision in the first state, or nan.
+
+    Attributes:
+        p_optimal: probability that the action which seems best is the best.
+        expected_regret: what this action is expected to lose to the best one, reward units.
+    """
+
+    p_optimal: float = np.nan
+    expected_regret: float = np.nan
+
+
+class Mind(abc.ABC):
+    """An agent in one environment: its state, which a checkpoint keeps."""
+
+    @abc.abstractmethod
+    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
+        """Choose how to act in the next episode."""
+
+    @abc.abstractmethod
+    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
+        """Update by inference.
+
+        Args:
+            key: consumed whole.
+            episode: as it was played.
+            told: whether something is to be told after every episode, and not only now and then.
+        """
+
+    @abc.abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give what a checkpoint has to keep."""
+
+    @abc.abstractmethod
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take what a checkpoint kept."""
+
+
+class Agent(abc.ABC):
+    """One of the two algorithms, as `learn` takes it."""
+
+    @abc.abstractmethod
+    def enter(self, key: PRNGKey, world: World, num_episodes: int) -> Mind:
+        """Get ready for an environment.
+
+        Raises:
+            ControlError: the agent is not made for it.
+        """
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Say what identifies the agent, JSON-able."""
+
+    @property
+    @abc.abstractmethod
+    def default_exploration(self) -> Exploration:
+        """The rule where none is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bayesian(Agent):
+    """Bayesian RL: a posterior over what is unknown, from which exploration is drawn.
+
+    Args:
+        model: a model of the unknown, such as `TabularModel(...)` or `LinearValues(...)`, or a NumPyro program of
+            the experience that tells `numpyro.deterministic("action_values", …)`.
+        inference: "exact", as the model has it, or "fit", by SVI; programs of yours are always fitted.
+        num_draws: draws that exploration rules other than Thompson's look at.
+        num_steps: gradient steps of each update, where the posterior is fitted.
+        update_every: episodes between updates of a posterior that is fitted or trained.
+
+    Raises:
+        ControlError: an option is out of range.
+
+    References:
+        Ghavamzadeh, Mannor, Pineau & Tamar (2015), "Bayesian reinforcement learning: a survey".
+    """
+
+    model: Any
+    inference: str = "exact"
+    num_draws: int = 32
+    num_steps: int = 100
+    update_every: int = 1
+
+    def __post_init__(self) -> None:
+        if not callable(self.model):
+            raise ControlError(f"model={self.model!r} is neither a model of the unknown nor a program")
+        if self.inference not in ("exact", "fit"):
+            raise ControlError(f"Bayesian got inference={self.inference!r}; use 'exact' or 'fit'")
+        for name in ("num_draws", "num_steps", "update_every"):
+            if not is_count(getattr(self, name), least=1):
+                raise ControlError(f"Bayesian got {name}={getattr(self, name)!r}; use an integer of at least 1")
+
+    @property
+    def default_exploration(self) -> Exploration:
+        """Thompson sampling."""
+        return thompson()
+
+    def describe(self) -> dict[str, Any]:
+        """Say what identifies the agent; see `Agent.describe`."""
+        name = getattr(self.model, "__qualname__", type(self.model).__name__)
+        return {"type": "Bayesian", "model": name, "inference": self.inference, "num_draws": self.num_draws}
+
+    def enter(self, key: PRNGKey, world: World, num_episodes: int) -> "BayesianMind":
+        """Get ready for an environment; see `Agent.enter`."""
+        model = self.model
+        if self.inference == "fit" or not isinstance(model, UnknownModel):
+            model = model if isinstance(model, ProgramModel) else ProgramModel(model, num_steps=self.num_steps)
+        model.check(world)
+        return BayesianMind(key, self, model, world, num_episodes)
+
+
+class BayesianMind(Mind):
+    """A `Bayesian` agent in one environment.
+
+    Attributes:
+        model: of the unknown.
+        world: the environment.
+        memory: all that was lived through.
+        state: what inference carries.
+    """
+
+    def __init__(self, key: PRNGKey, agent: Bayesian, model: UnknownModel, world: World, num_episodes: int) -> None:
+        self.agent, self.model, self.world = agent, model, world
+        self.memory = Memory(world.shape, world.dtype, min(num_episodes * world.max_steps, 10**9))
+        self.state = model.initial(jax.random.fold_in(key, 1), world)
+        self._episodes, self._every = 0, max(num_episodes // _LOOKS, 1)
+        self._held: Experience | None = example(world.shape, world.dtype) if model.online else None
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        shape = jax.eval_shape(
+            lambda key, experience: self._tables(key, self.state, experience, 1), jax.random.key(0), self._experience()
+        )
+        self._check_values(tuple(shape.shape[1:]))
+
+    @property
+    def finite(self) -> bool:
+        """Whether observations are finitely many."""
+        return self.world.num_observations is not None
+
+    def _check_values(self, found: tuple[int, ...]) -> None:
+        world = self.world
+        wanted = (world.num_observations, world.num_actions) if self.finite else (1, world.num_actions)
+        timed = len(found) == 3 and self.finite and found[0] >= min(world.max_steps, found[0])
+        if found[-2:] != wanted or not (len(found) == 2 or timed):
+            raise ControlError(
+                f"'action_values' of the model has shape {found}; the environment needs {wanted}"
+                + (f" or [steps, {wanted[0]}, {wanted[1]}]" if self.finite else ", one row for each observation seen")
+            )
+        if len(found) == 3 and found[0] < world.max_steps:
+            raise ControlError(
+                f"'action_values' of the model is for {found[0]} steps, and an episode may have {world.max_steps}; "
+                "make the horizon of the model that long"
+            )
+
+    def _experience(self) -> Experience:
+        """Give all experience, or a row of nothing to models that have absorbed it."""
+        if self._held is None:
+            self._held = self.memory.experience()
+        return self._held
+
+    def _alone(self, episode: Episode) -> Experience:
+        """Give the rows of one episode, their number a power of two, lest each length be compiled anew."""
+        rows = 2 ** int(np.ceil(np.log2(max(len(episode.reward), 8))))
+        alone = Memory(self.world.shape, self.world.dtype, rows)
+        alone.add(episode, self._discount)
+        return alone.experience()
+
+    def _tables(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int, seen: Any = None) -> Array:
+        """Draw action values, [draws, ...]."""
+        if not self.finite and seen is None:
+            seen = jnp.zeros((1, *self.world.shape), self.world.dtype)
+        sites = self.model.draw(key, state, experience, num_draws)
+        return jax.vmap(lambda one: self.model.values(one, experience, seen))(sites)
+
+    def _program(self, name: str, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        if name not in self._compiled:
+            self._compiled[name] = jax.jit(make())
+        return self._compiled[name]
+
+    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
+        """Choose how to act in the next episode; see `Mind.explore`."""
+        if self.finite:
+            plan = self._program(f"plan {exploration!r}", lambda: self._planner(exploration))
+            table = np.asarray(plan(key, self.state, self._experience(), jnp.asarray(episode)))
+            return lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan)
+        prepare = self._program(f"draw {exploration!r}", lambda: self._drawer(exploration))
+        act = self._program(f"act {exploration!r}", lambda: self._actor(exploration))
+        sites = prepare(key, self.state, self._experience())
+        step_key = jax.random.fold_in(key, 1)
+
+        def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
+            own = key if _committed(exploration) else jax.random.fold_in(step_key, time)
+            return int(act(own, sites, jnp.asarray(seen), jnp.asarray(episode))), np.nan
+
+        return choose
+
+    def _planner(self, exploration: Any) -> Callable[..., Array]:
+        """Give the function to actions of all states at all times, [steps, states]."""
+        steps = min(self.world.max_steps, 100_000 // max(self.world.num_observations or 1, 1) + 1)
+
+        def plan(key: PRNGKey, state: Any, experience: Experience, episode: Array) -> Array:
+            draw_key, rule_key = jax.random.split(key)
+            if getattr(exploration, "soft", False) and hasattr(self.model, "cumulants"):
+                told = self.model.cumulants(state)
+                return jax.random.categorical(rule_key, told.values / told.temperature)
+            count = 1 if _committed(exploration) else self.agent.num_draws
+            tables = self._tables(draw_key, state, experience, count)
+            belief = SampleBelief(tables, self.model.center(state, experience))
+            if belief.mean.ndim == 3 or _committed(exploration):
+                chosen = exploration(rule_key, belief, episode)
+                return chosen if chosen.ndim == 2 else chosen[None]
+            # A state that is visited twice is decided upon anew.
+            keys = jax.random.split(rule_key, steps)
+            return jax.lax.map(lambda own: exploration(own, belief, episode), keys)
+
+        return plan
+
+    def _drawer(self, exploration: Any) -> Callable[..., Any]:
+        count = 1 if _committed(exploration) else self.agent.num_draws
+        return lambda key, state, experience: self.model.draw(key, state, experience, count)
+
+    def _actor(self, exploration: Any) -> Callable[..., Array]:
+        def act(key: PRNGKey, sites: Any, seen: Array, episode: Array) -> Array:
+            empty = example(self.world.shape, self.world.dtype)
+            told = jax.vmap(lambda one: self.model.values(one, empty, seen[None]))(sites)[:, 0]
+            return exploration(key, SampleBelief(told), episode)
+
+        return act
+
+    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
+        """Update by inference; see `Mind.update`."""
+        rows = self._alone(episode)
+        self.model.check_rows(rows)
+        self.memory.add(episode, self._discount)
+        self._held = None if not self.model.online else self._held
+        self._episodes += 1
+        self.state = self._program("absorb", lambda: self.model.absorb)(self.state, rows)
+        if self._episodes % self.agent.update_every == 0 and not self.model.online:
+            run = self._program("update", lambda: self.model.update)
+            self.state = run(jax.random.fold_in(key, 0), self.state, self._experience())
+        if not told and self._episodes % self._every:
+            return Told()
+        return self._told(jax.random.fold_in(key, 1), jnp.asarray(episode.observation[0]))
+
+    @property
+    def _discount(self) -> float:
+        return float(getattr(self.model, "discount", self.world.discount))
+
+    def _told(self, key: PRNGKey, start: Array) -> Told:
+        decide = self._program("decide", lambda: self._decider)
+        optimal, regret = decide(key, self.state, self._experience(), start)
+        best = int(np.argmin(regret))
+        return Told(float(optimal[best]), float(regret[best]))
+
+    def _decider(self, key: PRNGKey, state: Any, experience: Experience, start: Array) -> tuple[Array, Array]:
+        values = self.at(key, state, experience, start, DECISION_DRAWS)
+        loss = values.max(-1, keepdims=True) - values
+        return jax.nn.one_hot(values.argmax(-1), values.shape[-1]).mean(0), loss.mean(0)
+
+    def at(self, key: PRNGKey, state: Any, experience: Experience, seen: Array, num_draws: int, time: Any = 0) -> Array:
+        """Draw the values of the actions where one observation is seen, [draws, actions], reward units."""
+        if not self.finite:
+            return self._tables(key, state, experience, num_draws, seen[None])[:, 0]
+        tables = self._tables(key, state, experience, num_draws)
+        return tables[:, time, seen] if tables.ndim == 4 else tables[:, seen]
+
+    def back_then(self, rows: int) -> Any:
+        """Give the state of inference as it was when so many rows had been lived, where that can be told."""
+        if not self.model.online:
+            raise ControlError(
+                "the posterior was fitted or trained, and how it was earlier was not kept; leave stage out"
+            )
+        lived = first_rows(self.memory.experience(), rows)
+        return self.model.absorb(self.model.initial(jax.random.key(0), self.world), lived)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give what a checkpoint has to keep; see `Mind.arrays`."""
+        leaves = jax.tree.leaves(self.state)
+        held = {f"memory/{name}": values for name, values in self.memory.arrays().items()}
+        held["episodes"] = np.asarray(self._episodes)
+        return held | {f"inference/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take what a checkpoint kept; see `Mind.restore`."""
+        self.memory.restore({k.removeprefix("memory/"): v for k, v in arrays.items() if k.startswith("memory/")})
+        self._held = self._held if self.model.online else None
+        self._episodes = int(arrays["episodes"])
+        self.state = restored(self.state, arrays, "inference")
+
+
+def restored(state: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
+    """Put arrays of a checkpoint into a state of the same structure.
+
+    Raises:
+        ControlError: they are of another shape.
+    """
+    leaves, treedef = jax.tree.flatten(state)
+    found = [arrays.get(f"{prefix}/{i}") for i in range(len(leaves))]
+    for leaf, array in zip(leaves, found, strict=True):
+        if array is None or array.shape != np.shape(leaf):
+            raise ControlError(
+                f"the run folder holds {prefix} of shape {None if array is None else array.shape}, and the agent needs "
+                f"{np.shape(leaf)}; learn into another directory"
+            )
+    return jax.tree.unflatten(treedef, [jnp.asarray(array) for array in found])
+
+
+def _committed(exploration: Any) -> bool:
+    return bool(getattr(exploration, "committed", False))

@@ -1,0 +1,149 @@
+"""What has been lived through: episodes, and the arrays that hold all of them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesrl.errors import ControlError
+
+_AT_ONCE = 200_000
+"""Rows that are set aside from the start; more are added by doubling, each time with a compilation."""
+
+
+class Episode(NamedTuple):
+    """One episode, as it was played.
+
+    Attributes:
+        observation: before each action, [steps, *shape].
+        action: [steps], integers.
+        reward: [steps], reward units.
+        following: what was observed after each action, [steps, *shape].
+        terminated: whether the episode came to its own end, which no time limit is.
+        log_behaviour: log-probability of each action under who played, nats, [steps]; nan where that is not known.
+    """
+
+    observation: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    following: np.ndarray
+    terminated: bool
+    log_behaviour: np.ndarray
+
+    def returns(self, discount: float) -> np.ndarray:
+        """Give Σ γᵏ·r_{t+k} to the end of the episode, from every step, [steps], reward units."""
+        to_go = np.zeros(len(self.reward))
+        later = 0.0
+        for t in reversed(range(len(self.reward))):
+            later = to_go[t] = self.reward[t] + discount * later
+        return to_go
+
+
+class Experience(NamedTuple):
+    """All steps of all episodes, one row each; rows beyond those that were lived have `held` False.
+
+    This is what models of the unknown are given as data: shapes stay the same while it grows.
+
+    Attributes:
+        observation: before each action, [rows, *shape].
+        action: [rows], integers.
+        reward: [rows], reward units.
+        following: what was observed afterwards, [rows, *shape].
+        terminated: whether the episode ended there by itself, [rows].
+        returns: the discounted rewards from here to the end of the episode, [rows], reward units.
+        time: step of its episode, [rows].
+        held: whether the row holds a step, [rows].
+    """
+
+    observation: Array
+    action: Array
+    reward: Array
+    following: Array
+    terminated: Array
+    returns: Array
+    time: Array
+    held: Array
+
+
+class Memory:
+    """Experience that grows by episodes.
+
+    Args:
+        shape: of one observation.
+        dtype: of one observation.
+        steps: the greatest number of steps that may come.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, steps: int) -> None:
+        rows = max(min(steps, _AT_ONCE), 1)
+        self.num_rows = 0
+        self._held: dict[str, np.ndarray] = {
+            "observation": np.zeros((rows, *shape), dtype),
+            "action": np.zeros(rows, np.int32),
+            "reward": np.zeros(rows, np.float32),
+            "following": np.zeros((rows, *shape), dtype),
+            "terminated": np.zeros(rows, bool),
+            "returns": np.zeros(rows, np.float32),
+            "time": np.zeros(rows, np.int32),
+            "held": np.zeros(rows, bool),
+        }
+
+    def add(self, episode: Episode, discount: float) -> None:
+        """Add an episode."""
+        count = len(episode.reward)
+        while self.num_rows + count > len(self._held["held"]):
+            self._held = {k: np.concatenate([v, np.zeros_like(v)]) for k, v in self._held.items()}
+        ends = np.zeros(count, bool)
+        ends[-1] = episode.terminated
+        rows = slice(self.num_rows, self.num_rows + count)
+        given = {
+            "observation": episode.observation,
+            "action": episode.action,
+            "reward": episode.reward,
+            "following": episode.following,
+            "terminated": ends,
+            "returns": episode.returns(discount),
+            "time": np.arange(count),
+            "held": True,
+        }
+        for name, values in given.items():
+            self._held[name][rows] = values
+        self.num_rows += count
+
+    def experience(self) -> Experience:
+        """Give all of it."""
+        return Experience(**{name: jnp.asarray(values) for name, values in self._held.items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give what a checkpoint has to keep."""
+        return {name: values[: self.num_rows] for name, values in self._held.items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take what a checkpoint kept.
+
+        Raises:
+            ControlError: it is of observations of another shape.
+        """
+        count = len(arrays["held"])
+        if arrays["observation"].shape[1:] != self._held["observation"].shape[1:]:
+            raise ControlError(
+                f"the run was of observations of shape {arrays['observation'].shape[1:]}, and those of the environment "
+                f"have {self._held['observation'].shape[1:]}; learn into another directory"
+            )
+        while count > len(self._held["held"]):
+            self._held = {k: np.concatenate([v, np.zeros_like(v)]) for k, v in self._held.items()}
+        for name, values in arrays.items():
+            self._held[name][:count] = values
+        self.num_rows = count
+
+
+def first_rows(experience: Experience, count: Any) -> Experience:
+    """Give the experience as it was when it held so many rows."""
+    return experience._replace(held=experience.held & (jnp.arange(experience.held.shape[0]) < count))
+
+
+def example(shape: tuple[int, ...], dtype: Any) -> Experience:
+    """Give a row of nothing, to look at programs with."""
+    return jax.tree.map(jnp.asarray, Memory(shape, dtype, 1).experience())

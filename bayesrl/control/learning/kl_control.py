@@ -1,0 +1,230 @@
+"""`KLControl`: KL-regularised RL, as an agent that learns an episode at a time."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from bayesrl.control.behaviours import decide
+from bayesrl.control.critic import ActorCritic
+from bayesrl.control.exploration import Exploration, thompson
+from bayesrl.control.learning.agents import Agent, Mind, Told, restored
+from bayesrl.control.learning.experience import Episode
+from bayesrl.control.learning.worlds import Act, World
+from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy
+from bayesrl.control.recorded import Outside, RecordedRollout
+from bayesrl.control.spaces import Actions
+from bayesrl.core.draws import Draws, is_count
+from bayesrl.core.handlers import check_beta
+from bayesrl.engines.fitting import posterior_of
+from bayesrl.engines.setup import set_up
+from bayesrl.engines.svi import Lane, State, init
+from bayesrl.engines.svi import learn as take_step
+from bayesrl.errors import ControlError
+from bayesrl.posterior import Posterior
+from bayesrl.typing import PRNGKey
+
+
+@dataclass(frozen=True, eq=False)
+class KLControl(Agent):
+    """KL-regularised RL: the policy is the posterior p* ∝ π₀·exp(R/β), fitted to what was played.
+
+    Episodes are played by the policy as it stands (or by an exploration rule, corrected by importance), and a batch of
+    them serves several updates of J = E[R] − β·KL by `ActorCritic`. Nothing is believed of the environment, so that
+    what was never tried is not looked for.
+
+    Args:
+        beta: temperature, reward units per nat.
+        reference: what the KL is taken from: the "prior", or the "previous" policy (mirror descent).
+        policy: `TablePolicy()`, `LinearPolicy()` or `NetworkPolicy()`; by default a table where observations are
+            finitely many, else a network.
+        batch: episodes between updates.
+        num_updates: gradient steps for each batch.
+        trace: λ of the advantages.
+        learning_rate: of Adam; by default that of the policy's family.
+        discount: γ; by default that of the environment.
+
+    Raises:
+        ControlError: an option is out of range.
+
+    References:
+        Levine (2018), "Reinforcement learning and control as probabilistic inference"; Schulman et al. (2017) for
+        batches that serve several updates.
+    """
+
+    beta: float
+    reference: Literal["prior", "previous"] = "prior"
+    policy: ObservationPolicy | None = None
+    batch: int = 8
+    num_updates: int = 8
+    trace: float = 0.95
+    learning_rate: float | None = None
+    discount: float | None = None
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        if np.ndim(self.beta):
+            raise ControlError(f"KLControl got beta={self.beta!r}; use one temperature")
+        if self.reference not in ("prior", "previous"):
+            raise ControlError(f"KLControl got reference={self.reference!r}; use 'prior' or 'previous'")
+        for name in ("batch", "num_updates"):
+            if not is_count(getattr(self, name), least=1):
+                raise ControlError(f"KLControl got {name}={getattr(self, name)!r}; use an integer of at least 1")
+
+    @property
+    def default_exploration(self) -> Exploration:
+        """Draws from the policy itself."""
+        return thompson()
+
+    def describe(self) -> dict[str, Any]:
+        """Say what identifies the agent; see `Agent.describe`."""
+        return {"type": "KLControl", "beta": float(self.beta), "reference": self.reference, "batch": self.batch}
+
+    def enter(self, key: PRNGKey, world: World, num_episodes: int) -> "ControlMind":
+        """Get ready for an environment; see `Agent.enter`."""
+        return ControlMind(key, self, world, num_episodes)
+
+
+class ControlMind(Mind):
+    """A `KLControl` agent in one environment.
+
+    Attributes:
+        state: parameters and optimiser.
+    """
+
+    def __init__(self, key: PRNGKey, agent: KLControl, world: World, num_episodes: int) -> None:
+        self.agent, self.world, self._key = agent, world, key
+        discount = world.discount if agent.discount is None else agent.discount
+        prior = Actions(world.num_actions).prior()
+        outside = Outside(world.shape, jnp.dtype(world.dtype), prior, world.num_observations, world.scale)
+        self._size = min(world.max_steps, 2000) + 1
+        rollout = RecordedRollout(outside, self._size, max(discount, 1e-6), None)
+        family = agent.policy or (TablePolicy() if world.num_observations is not None else NetworkPolicy())
+        objective = ActorCritic(trace=agent.trace, reference=agent.reference)
+        self._setup = set_up(key, rollout, (), agent.beta, family, objective, 1, _recorded)
+        rate = self._setup.learning_rate if agent.learning_rate is None else agent.learning_rate
+        programs = self._setup.programs
+        arrays, static = eqx.partition(programs.args, eqx.is_array)
+        pair = programs.pair()
+        lane = Lane(self._setup.objective, optax.adam(rate), lambda args: replace(pair, args=eqx.combine(args, static)))
+        self.state = init(lane, self._setup.params)
+        self._pair, self._args, self._lane = pair, arrays, lane
+        self._batch: list[Episode] = []
+        self._acting: dict[str, Any] = {}
+        self._stepping = jax.jit(self._steps)
+        self._rows: list[dict[str, float]] = []
+
+    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
+        """Choose how to act in the next episode; see `Mind.explore`."""
+        name = repr(exploration)
+        if name not in self._acting:
+            behaviour = getattr(exploration, "behave", exploration)
+            pair = self._pair
+
+            def act(key: PRNGKey, state: State, seen: Array) -> tuple[Array, Array]:
+                params = jax.tree.map(lambda x: x[0], state.params)
+                told = decide(pair, params, key, seen[None], behaviour)
+                return told.action[0], told.log_behaviour[0]
+
+            self._acting[name] = jax.jit(act)
+        acting = self._acting[name]
+
+        def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
+            action, score = acting(jax.random.fold_in(key, time), self.state, jnp.asarray(seen))
+            return int(action), float(score)
+
+        return choose
+
+    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
+        """Update by inference; see `Mind.update`."""
+        self._batch.append(episode)
+        if len(self._batch) == self.agent.batch:
+            sites, behaviour = self._recorded()
+            self.state, info = self._stepping(self.state, sites, behaviour)
+            self._rows.append({name: float(value) for name, value in info.items()})
+            self._batch = []
+        return Told()
+
+    def _recorded(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Lay the batch out as sites, [batch, steps + 1, ...]."""
+        world, shape = self.world, (len(self._batch), self._size)
+        sites: dict[str, np.ndarray] = {
+            "observation": np.zeros((*shape, *world.shape), world.dtype),
+            "action": np.zeros(shape, np.int32),
+            "counts": np.zeros(shape, bool),
+            "terminated": np.zeros(shape, bool),
+            "earned": np.zeros(shape, np.float32),
+        }
+        behaviour = np.zeros(shape, np.float32)
+        for i, episode in enumerate(self._batch):
+            count = min(len(episode.reward), self._size - 1)
+            sites["observation"][i, :count] = episode.observation[:count]
+            sites["observation"][i, count] = episode.following[count - 1]
+            sites["action"][i, :count] = episode.action[:count]
+            sites["counts"][i, :count] = True
+            sites["earned"][i, :count] = episode.reward[:count]
+            sites["terminated"][i, count - 1] = episode.terminated or self._ends(count)
+            behaviour[i, :count] = episode.log_behaviour[:count]
+        return sites, behaviour
+
+    def _ends(self, count: int) -> bool:
+        """Whether an episode that was cut off here was over: the horizon of a table is its own end."""
+        return count == self.world.max_steps and getattr(getattr(self.world, "mdp", None), "horizon", None) is not None
+
+    def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[State, dict[str, Array]]:
+        first = jax.tree.map(lambda x: x[0], state.params)
+        scored = self._pair.score(first, Draws.held(sites))
+        draws = scored._replace(log_behaviour={"action": behaviour})
+        axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
+
+        def one(state: State, _: None) -> tuple[State, dict[str, Array]]:
+            new, tally = jax.vmap(
+                lambda own: take_step(self._lane, own, draws, self._setup.betas[0], self._args),
+                in_axes=(axes,),
+                out_axes=(axes, 0),
+            )(state)
+            told = {"objective": tally.info.objective[0], "kl": tally.info.kl[0], "spread": tally.info.spread[0]}
+            return new, told
+
+        state, told = lax.scan(one, state, None, length=self.agent.num_updates)
+        return state, {name: values[-1] for name, values in told.items()}
+
+    def probs(self) -> np.ndarray:
+        """Give π(a | s), [states, actions]."""
+        from numpyro import handlers
+
+        from bayesrl.control.policies import action_distribution
+
+        params = jax.tree.map(lambda x: x[0], self.state.params)
+        guide = handlers.substitute(self._pair.guide, data=self._pair.constrain(params))
+        states = jnp.arange(self.world.num_observations)
+        return np.asarray(jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states))
+
+    def posterior(self) -> Posterior:
+        """Give the policy as a `Posterior`, without draws."""
+        return posterior_of(self._key, self._setup, self.state, [], {}, self.agent.beta, interrupted=False)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give what a checkpoint has to keep; see `Mind.arrays`."""
+        held = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
+        for i, episode in enumerate(self._batch):
+            held |= {f"batch/{i}/{name}": np.asarray(value) for name, value in episode._asdict().items()}
+        return held
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take what a checkpoint kept; see `Mind.restore`."""
+        self.state = restored(self.state, arrays, "policy")
+        self._batch = []
+        while f"batch/{len(self._batch)}/reward" in arrays:
+            own = {name: arrays[f"batch/{len(self._batch)}/{name}"] for name in Episode._fields}
+            self._batch.append(Episode(**{**own, "terminated": bool(own["terminated"])}))
+
+
+def _recorded(*_: Any) -> Any:
+    """Stand for the source of the draws: episodes are handed over as they are played."""
+    raise ControlError("episodes are handed over by learn(...)")

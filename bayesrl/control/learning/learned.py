@@ -1,0 +1,172 @@
+"""`Learned`: what came out of a run of `learn`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayesrl.control.beliefs import SampleBelief
+from bayesrl.control.exploration import Decision, decide_between
+from bayesrl.control.learning.agents import BayesianMind, Mind
+from bayesrl.control.learning.worlds import World
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_KEPT_DRAWS = 400
+_LARGEST = 2_000_000
+
+
+class Stage(NamedTuple):
+    """A moment of a run whose posterior can be looked at again.
+
+    Attributes:
+        episode: after how many episodes.
+        rows: after how many steps in all.
+    """
+
+    episode: int
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What came out of a run of `learn`.
+
+    Attributes:
+        mind: the agent in its environment, with all that it lived through.
+        world: the environment.
+        exploration: the rule.
+        history: by episode: `episode`, `return` and `discounted` return, `length`, `regret` (reward units; its mean is
+            the expected regret), and for `Bayesian`, about the first state, `p_optimal` and `expected_regret`.
+        stages: moments whose posterior can be looked at again, by `draws(..., stage=...)`.
+        problem: what identifies the run, and its settings.
+        interrupted: whether Ctrl-C ended it.
+    """
+
+    mind: Mind
+    world: World
+    exploration: Any
+    history: dict[str, np.ndarray]
+    stages: tuple[Stage, ...]
+    problem: dict[str, Any]
+    interrupted: bool = False
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes that were played."""
+        return len(self.history.get("episode", ()))
+
+    @property
+    def regret(self) -> np.ndarray:
+        """Cumulated regret after each episode, reward units, [episodes]."""
+        return np.cumsum(self.history["regret"])
+
+    def solved_after(self, share: float = 0.5) -> int | None:
+        """Give the first episode at which the mean regret so far is at most this share of the optimum; None if never.
+
+        References:
+            Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
+        """
+        if self.world.optimum is None:
+            raise ControlError("the optimum of the environment is not known, so neither is when it was reached")
+        mean = self.regret / np.arange(1, self.num_episodes + 1)
+        reached = np.flatnonzero(mean <= share * self.world.optimum)
+        return int(reached[0]) + 1 if len(reached) else None
+
+    def draws(self, key: PRNGKey, num_draws: int = _KEPT_DRAWS, *, stage: Stage | None = None) -> dict[str, Any]:
+        """Draw θ and the action values from the posterior.
+
+        Args:
+            key: consumed whole.
+            num_draws: how many.
+            stage: one of `stages`; by default the end. Only posteriors that are exact can go back.
+
+        Returns:
+            Sites of θ [draws, ...], and `action_values` where observations are finitely many.
+
+        Raises:
+            ControlError: the agent has no posterior over what is unknown, or cannot go back.
+        """
+        mind = self._bayesian()
+        experience = mind._experience()
+        state = mind.state if stage is None else mind.back_then(stage.rows)
+        draw = mind._program(f"draws {num_draws}", lambda: lambda k, s, e: mind.model.draw(k, s, e, num_draws))
+        sites: dict[str, Any] = dict(draw(key, state, experience))
+        if mind.finite:
+            told = mind._program(
+                f"values {num_draws}", lambda: lambda s, e: jax.vmap(lambda one: mind.model.values(one, e))(s)
+            )
+            sites["action_values"] = told(sites, experience)
+        return sites
+
+    def decide(self, key: PRNGKey, observation: Any, *, time: int = 0, num_draws: int = 1000) -> Decision:
+        """Tell which action is the best where something is observed, how surely, and what a wrong choice may cost.
+
+        Args:
+            key: consumed whole.
+            observation: what is seen.
+            time: step of the episode, where values depend on it.
+            num_draws: from the posterior.
+
+        Raises:
+            ControlError: the agent has no posterior over what is unknown, or the observation is none of its own.
+        """
+        mind = self._bayesian()
+        seen = np.asarray(observation)
+        if seen.shape != self.world.shape or (mind.finite and not 0 <= int(seen) < (self.world.num_observations or 0)):
+            wanted = (
+                f"an integer from 0 to {(self.world.num_observations or 1) - 1}"
+                if mind.finite
+                else f"an array of shape {self.world.shape}"
+            )
+            raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
+        values = mind.at(key, mind.state, mind._experience(), jnp.asarray(seen), num_draws, time)
+        return decide_between(key, SampleBelief(values), num_samples=num_draws)
+
+    def act(self, key: PRNGKey, observation: Any, time: int = 0) -> int:
+        """Choose an action as the exploration rule does after what was learned."""
+        return self.mind.explore(key, self.exploration, self.num_episodes)(time, np.asarray(observation))[0]
+
+    def to_datatree(self) -> "xr.DataTree":
+        """Give posterior, experience and history as an ArviZ DataTree; see `bayesrl.to_datatree`.
+
+        Groups are `posterior` and `observed_data` for `Bayesian`, and `training`.
+        """
+        import xarray as xr
+
+        groups: dict[str, Any] = {
+            "training": xr.Dataset(
+                {k: (["episode"], v) for k, v in self.history.items() if k != "episode"}
+            ).assign_coords(episode=self.history["episode"])
+        }
+        if isinstance(self.mind, BayesianMind):
+            sites = self.draws(jax.random.key(0))
+            small = {k: np.asarray(v)[None] for k, v in sites.items() if np.size(v) <= _LARGEST}
+            groups["posterior"] = xr.Dataset(
+                {k: (["chain", "draw", *(f"{k}_dim_{i}" for i in range(v.ndim - 2))], v) for k, v in small.items()}
+            ).assign_coords(chain=[0], draw=np.arange(_KEPT_DRAWS))
+            memory = self.mind.memory.arrays()
+            groups["observed_data"] = xr.Dataset(
+                {
+                    k: (["row", *(f"{k}_dim_{i}" for i in range(v.ndim - 1))], v)
+                    for k, v in memory.items()
+                    if k != "held"
+                }
+            )
+        tree = xr.DataTree.from_dict(groups)
+        tree.attrs = {"inference_library": "bayesrl", "interrupted": int(self.interrupted)}
+        tree.attrs |= {k: v for k, v in self.problem["settings"].items() if isinstance(v, str | int | float)}
+        return tree
+
+    def _bayesian(self) -> BayesianMind:
+        if not isinstance(self.mind, BayesianMind):
+            raise ControlError(
+                "KLControl believes nothing of the environment, so there is no posterior over what is unknown; "
+                "learn with Bayesian(model)"
+            )
+        return self.mind

@@ -1,0 +1,263 @@
+"""`learn`: the one loop of both algorithms."""
+
+import math
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save
+
+from bayesrl import run_folder
+from bayesrl.control.exploration import Exploration
+from bayesrl.control.learning.agents import Agent, Mind, Told
+from bayesrl.control.learning.experience import Episode
+from bayesrl.control.learning.learned import Learned, Stage
+from bayesrl.control.learning.worlds import World, world_of
+from bayesrl.core.draws import is_count
+from bayesrl.engines.progress import Progress
+from bayesrl.engines.setup import digest
+from bayesrl.errors import ControlError, RunFolderError
+from bayesrl.typing import PRNGKey
+
+SECONDS_BETWEEN_CHECKPOINTS = 5.0
+_CONVERGED_FOR = 10
+"""So many episodes in a row the criterion has to hold."""
+
+
+def learn(
+    key: PRNGKey,
+    environment: Any,
+    agent: Agent,
+    *,
+    exploration: Exploration | Callable[..., Any] | None = None,
+    num_episodes: int,
+    tolerance: float | None = None,
+    confidence: float | None = None,
+    directory: str | Path | None = None,
+    callback: Callable[[dict[str, float]], Any] | None = None,
+    progress: bool = True,
+) -> Learned:
+    """Learn from experience: choose how to explore, play an episode, compute returns, update by inference, repeat.
+
+    The same loop serves KL-regularised RL (`KLControl`, a posterior over what to do) and Bayesian RL (`Bayesian`, a
+    posterior over what is not known), so that they can be compared.
+
+    Args:
+        key: fixes everything random, the environment too.
+        environment: a `TabularMDP`, a bandit, an `Environment`, or a Gymnasium environment, its id or a function that
+            makes one; actions are finitely many. It is played and not looked into.
+        agent: `KLControl(beta)` or `Bayesian(model)`.
+        exploration: `thompson()`, `k_learning()`, `epsilon_greedy(ε)`, …, or a function of yours from (key, belief,
+            episode) to actions; by default a draw from the agent's own posterior.
+        num_episodes: how many, at most.
+        tolerance: stop once the decision in the first state has been expected to lose less than this, in
+            reward units, for ten episodes in a row; for `Bayesian`.
+        confidence: stop once P(the decision in the first state is optimal) has been at least this for ten
+            episodes in a row; for `Bayesian`.
+        directory: run folder, for checkpoints; an interrupted run in it is continued, and more episodes extend it.
+        callback: called with each row of the history; a true return value stops the run.
+        progress: whether to show a progress line where there is a terminal or a notebook.
+
+    Returns:
+        `Learned`. Ctrl-C ends the run and returns what was learned so far, marked `interrupted`.
+
+    Raises:
+        ControlError: a number is out of range; the agent or the rule is not made for this environment; the rule chose
+            an action that the environment does not have; a reward is not finite.
+        RunFolderError: the folder holds another run or cannot be written.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl import control
+        >>> swim = control.river_swim()
+        >>> model = control.TabularModel.of(swim, noise=0.1)
+        >>> learned = control.learn(
+        ...     jax.random.key(0), swim, control.Bayesian(model), exploration=control.thompson(), num_episodes=30
+        ... )
+        >>> learned.history["regret"].shape
+        (30,)
+
+    References:
+        Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior sampling", for episodes
+        under one draw; O'Donoghue, Osband & Ionescu (2020) for the two posteriors.
+    """
+    _check(agent, exploration, num_episodes, tolerance, confidence)
+    world = world_of(environment)
+    rule = agent.default_exploration if exploration is None else exploration
+    try:
+        mind = agent.enter(jax.random.fold_in(key, 0), world, num_episodes)
+        problem = _problem(key, world, agent, rule, num_episodes, tolerance, confidence)
+        run = _Run(key, world, mind, rule, num_episodes, tolerance, confidence, callback)
+        folder = None if directory is None else run_folder.open_folder(directory, problem)
+        interrupted = run.go(folder, problem, show=progress)
+    finally:
+        world.close()
+    return Learned(mind, world, rule, run.history(), tuple(run.stages), problem, interrupted=interrupted)
+
+
+class _Run:
+    """One run of the loop, from its start or its checkpoint to its end."""
+
+    def __init__(
+        self,
+        key: PRNGKey,
+        world: World,
+        mind: Mind,
+        rule: Any,
+        num_episodes: int,
+        tolerance: float | None,
+        confidence: float | None,
+        callback: Callable[[dict[str, float]], Any] | None,
+    ) -> None:
+        self.key, self.world, self.mind, self.rule = key, world, mind, rule
+        self.num_episodes, self.tolerance, self.confidence, self.callback = (
+            num_episodes,
+            tolerance,
+            confidence,
+            callback,
+        )
+        self.rows: list[dict[str, float]] = []
+        self.stages: list[Stage] = []
+        self._steps = 0
+
+    def go(self, folder: Path | None, problem: dict[str, Any], *, show: bool) -> bool:
+        """Run, and tell whether Ctrl-C ended it."""
+        if folder is not None:
+            self._restore(folder)
+            run_folder.save_problem(folder, problem)
+        saved = time.monotonic()
+        interrupted = False
+        with Progress(self.num_episodes, len(self.rows), show=show, unit="episode") as line:
+            try:
+                while len(self.rows) < self.num_episodes and not self._converged():
+                    stop = self._episode()
+                    line.update(1, self._told)
+                    if folder is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                        self._save(folder)
+                        saved = time.monotonic()
+                    if stop:
+                        break
+            except KeyboardInterrupt:
+                interrupted = True
+        if folder is not None:
+            self._save(folder)
+        return interrupted
+
+    def _episode(self) -> bool:
+        """Explore, play, compute returns, update; tell whether the callback wants to stop."""
+        number = len(self.rows)
+        explore_key, play_key, update_key = jax.random.split(jax.random.fold_in(self.key, number + 1), 3)
+        act = self.mind.explore(explore_key, self.rule, number)
+        episode = self.world.play(play_key, act)
+        asked = self.tolerance is not None or self.confidence is not None
+        told = self.mind.update(update_key, episode, told=asked)
+        self.rows.append(self._row(number, episode, told))
+        self._steps += len(episode.reward)
+        if _is_stage(number + 1) or number + 1 == self.num_episodes:
+            self.stages.append(Stage(number + 1, self._steps))
+        return bool(self.callback is not None and self.callback(self.rows[-1]))
+
+    def _row(self, number: int, episode: Episode, told: Told) -> dict[str, float]:
+        return {
+            "episode": number + 1,
+            "return": float(episode.reward.sum()),
+            "discounted": float(episode.returns(self.world.discount)[0]),
+            "length": len(episode.reward),
+            "regret": self.world.regret(episode),
+            "p_optimal": told.p_optimal,
+            "expected_regret": told.expected_regret,
+        }
+
+    def _converged(self) -> bool:
+        last = self.rows[-_CONVERGED_FOR:]
+        if len(last) < _CONVERGED_FOR:
+            return False
+        if self.tolerance is not None and all(row["expected_regret"] <= self.tolerance for row in last):
+            return True
+        return self.confidence is not None and all(row["p_optimal"] >= self.confidence for row in last)
+
+    def _told(self) -> str:
+        recent = [row["return"] for row in self.rows[-20:]]
+        regret = sum(row["regret"] for row in self.rows)
+        return f"return={np.mean(recent):.4g}" + ("" if math.isnan(regret) else f" regret={regret:.4g}")
+
+    def history(self) -> dict[str, np.ndarray]:
+        """Give the rows as arrays, [episodes]."""
+        names = self.rows[0] if self.rows else ()
+        return {name: np.array([row[name] for row in self.rows]) for name in names}
+
+    def _save(self, folder: Path) -> None:
+        arrays = {f"history/{name}": values for name, values in self.history().items()}
+        arrays |= {f"agent/{name}": np.ascontiguousarray(values) for name, values in self.mind.arrays().items()}
+        arrays["stages"] = np.array([list(stage) for stage in self.stages], np.int64).reshape(-1, 2)
+        run_folder.write(folder / run_folder.CHECKPOINT, save(arrays))
+
+    def _restore(self, folder: Path) -> None:
+        path = folder / run_folder.CHECKPOINT
+        if not path.exists():
+            return
+        arrays = run_folder.read_arrays(path)
+        if "stages" not in arrays:
+            raise RunFolderError(f"{path} holds no run of `learn`; choose another directory")
+        history = {k.removeprefix("history/"): v for k, v in arrays.items() if k.startswith("history/")}
+        count = len(next(iter(history.values()), ()))
+        self.rows = [{name: values[i].item() for name, values in history.items()} for i in range(count)]
+        self.stages = [Stage(*map(int, row)) for row in arrays["stages"]]
+        self._steps = int(sum(row["length"] for row in self.rows))
+        self.mind.restore({k.removeprefix("agent/"): v for k, v in arrays.items() if k.startswith("agent/")})
+
+
+def _is_stage(number: int) -> bool:
+    """Whether the posterior after so many episodes is kept: 1, 2, 5, 10, 20, 50 and so on."""
+    first = int(str(number)[0])
+    return first in (1, 2, 5) and number == first * 10 ** (len(str(number)) - 1)
+
+
+def _check(agent: Any, exploration: Any, num_episodes: Any, tolerance: Any, confidence: Any) -> None:
+    if not isinstance(agent, Agent):
+        raise ControlError(f"agent={agent!r} is none; pass KLControl(beta) or Bayesian(model)")
+    if exploration is not None and (not callable(exploration) or isinstance(exploration, type)):
+        raise ControlError(f"exploration={exploration!r} is no rule; pass thompson(), k_learning(), … or a function")
+    if getattr(exploration, "__module__", "") == Exploration.__module__ and not isinstance(exploration, Exploration):
+        raise ControlError(f"exploration={exploration.__name__} makes a rule; pass {exploration.__name__}(...)")  # type: ignore[union-attr]
+    if not is_count(num_episodes, least=1):
+        raise ControlError(f"num_episodes={num_episodes!r}; use an integer of at least 1")
+    if tolerance is not None and not (isinstance(tolerance, int | float) and tolerance > 0):
+        raise ControlError(f"tolerance={tolerance!r}; use a positive number of reward units, or None")
+    if confidence is not None and not (isinstance(confidence, int | float) and 0 < confidence <= 1):
+        raise ControlError(f"confidence={confidence!r}; use a probability above 0, or None")
+
+
+def _problem(
+    key: PRNGKey,
+    world: World,
+    agent: Agent,
+    rule: Any,
+    num_episodes: int,
+    tolerance: float | None,
+    confidence: float | None,
+) -> dict[str, Any]:
+    mdp = getattr(world, "mdp", None)
+    tables = () if mdp is None else (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start)
+    identity = {
+        "kind": "learn",
+        "environment": f"{type(world).__name__} {getattr(mdp, 'name', '')}".strip(),
+        "tables": digest(tables),
+        "observations": list(world.shape) if world.num_observations is None else world.num_observations,
+        "actions": world.num_actions,
+        "agent": agent.describe(),
+        "exploration": repr(rule) if isinstance(rule, Exploration) else getattr(rule, "__qualname__", "given"),
+        "seed": np.asarray(jax.random.key_data(key)).tolist(),
+    }
+    settings: dict[str, Any] = {"num_episodes": num_episodes}
+    if tolerance is not None:
+        settings["tolerance"] = tolerance
+    if confidence is not None:
+        settings["confidence"] = confidence
+    for package in ("bayesrl", "numpyro", "jax"):
+        settings[f"{package}_version"] = version(package)
+    return {"format": run_folder.FORMAT, "identity": identity, "settings": settings}

@@ -1,0 +1,353 @@
+"""`TabularModel`: unknown transitions and rewards of finitely many states, by Dirichlet and Normal posteriors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array, lax
+
+from bayesrl.control.beliefs import draw_dirichlet
+from bayesrl.control.learning.experience import Experience
+from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
+from bayesrl.control.learning.worlds import World
+from bayesrl.control.tabular import TabularMDP
+from bayesrl.core.draws import is_count
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+
+_TEMPERATURES = 12
+
+
+class Counts(NamedTuple):
+    """What conjugate inference keeps of experience.
+
+    Attributes:
+        outcomes: how often each outcome was reached, [states, actions, K].
+        earned: the sum of rewards, [states, actions], reward units.
+    """
+
+    outcomes: Array
+    earned: Array
+
+
+class Cumulants(NamedTuple):
+    """What exploration is worth, by soft backups.
+
+    Attributes:
+        values: K(t, s, a), reward units, [horizon, states, actions].
+        temperature: τ, reward units per nat.
+        bound: τ·log Σ_a exp(K(0, s, a)/τ) averaged over the first state, an upper bound on the expected optimum.
+    """
+
+    values: Array
+    temperature: Array
+    bound: Array
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TabularModel(UnknownModel):
+    """Unknown dynamics and rewards of finitely many states: P(· | s, a) ~ Dirichlet, r(s, a) ~ Normal.
+
+    Each outcome is one of the states, or the end of the episode, numbered `num_states`, after which nothing is
+    earned; which outcomes are possible can be told by `successors`. A reward is observed as Normal(r(s, a), noise).
+    The posterior is conjugate: Dirichlet(concentration + counts), and Normal with precision 1/scale² + n/noise².
+
+    Action values are those of the best policy under θ, by backward recursion over `horizon` steps:
+    Q_t(s, a) = r(s, a) + γ·Σ_s′ P(s′ | s, a)·max_a′ Q_{t+1}(s′, a′).
+
+    Args:
+        num_states: number of states.
+        num_actions: number of actions.
+        horizon: steps of an episode.
+        successors: outcomes that are possible, [states, actions, K]; by default all states and the end.
+        concentration: of the Dirichlet, for each outcome, a number or [states, actions, K].
+        reward_mean: of the prior of r(s, a), reward units, a number or [states, actions].
+        reward_scale: its standard deviation, reward units.
+        noise: standard deviation of a reward around r(s, a), reward units.
+        discount: γ.
+        start: distribution of the first state, [states], for the `bound` of K-learning; by default state 0.
+
+    Raises:
+        ControlError: a number is out of range, or shapes do not fit together.
+
+    Example:
+        >>> from bayesrl.control import TabularModel
+        >>> TabularModel(num_states=6, num_actions=2, horizon=20).successors.shape
+        (6, 2, 7)
+
+    References:
+        Dearden, Friedman & Andre (1999), "Model based Bayesian exploration", for the priors; Osband, Russo & Van Roy
+        (2013) for posterior sampling; O'Donoghue (2021), section 3, for the cumulants.
+    """
+
+    online: ClassVar[bool] = True
+
+    num_states: int
+    num_actions: int
+    horizon: int
+    successors: Any = None
+    concentration: Any = 1.0
+    reward_mean: Any = 0.0
+    reward_scale: float = 1.0
+    noise: float = 1.0
+    discount: float = 1.0
+    start: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_states", "num_actions", "horizon"):
+            if not is_count(getattr(self, name), least=1):
+                raise ControlError(f"TabularModel got {name}={getattr(self, name)!r}; use an integer of at least 1")
+        for name in ("reward_scale", "noise"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ControlError(f"TabularModel got {name}={getattr(self, name)!r}; use a number above 0")
+        if not 0 <= self.discount <= 1:
+            raise ControlError(f"TabularModel got discount={self.discount!r}; use a number in [0, 1]")
+        pairs = (self.num_states, self.num_actions)
+        every = np.broadcast_to(np.arange(self.num_states + 1), (*pairs, self.num_states + 1))
+        successors = every if self.successors is None else np.asarray(self.successors)
+        if successors.shape[:2] != pairs or successors.ndim != 3:
+            raise ControlError(f"successors has shape {successors.shape}; use [{pairs[0]}, {pairs[1]}, outcomes]")
+        if successors.min() < 0 or successors.max() > self.num_states:
+            raise ControlError(
+                f"successors names state {successors.max()}; use 0 to {self.num_states - 1}, and {self.num_states} for "
+                "the end of the episode"
+            )
+        concentration = np.asarray(self.concentration, float)
+        if not ((concentration > 0) & (concentration < np.inf)).all():
+            raise ControlError(f"concentration={self.concentration!r}; use numbers above 0")
+        start = np.eye(1, self.num_states)[0] if self.start is None else np.asarray(self.start, float)
+        held = {
+            "successors": successors.astype(np.int32),
+            "concentration": np.broadcast_to(concentration, successors.shape),
+            "reward_mean": np.broadcast_to(np.asarray(self.reward_mean, float), pairs),
+            "start": start,
+        }
+        for name, value in held.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "layers", self._layers())
+
+    @classmethod
+    def of(cls, mdp: TabularMDP, **options: Any) -> "TabularModel":
+        """Make a model that knows where one can get from each state, horizon, discount and start, and no more.
+
+        Any action may lead to whatever any action of that state leads to: which does what is to be learned.
+
+        Args:
+            mdp: with a horizon, or pass one.
+            **options: all else, as the class takes it.
+        """
+        horizon = options.pop("horizon", mdp.horizon)
+        if horizon is None:
+            raise ControlError(f"{mdp.name or 'the process'} has no horizon; pass horizon=")
+        ends = np.where(mdp.terminal[mdp.successors], mdp.num_states, mdp.successors)
+        ends = np.where(mdp.probabilities > 0, ends, ends[..., :1])
+        options.setdefault("discount", mdp.discount)
+        options.setdefault("start", mdp.start)
+        return cls(
+            num_states=mdp.num_states, num_actions=mdp.num_actions, horizon=horizon, successors=_shared(ends), **options
+        )
+
+    def __call__(self, experience: Experience, seen: Any = None) -> None:
+        """Draw `transitions` [states, actions, K] and `rewards` [states, actions], and observe every step."""
+        concentration = jnp.asarray(self.concentration, float)
+        transitions = numpyro.sample("transitions", dist.Dirichlet(concentration).to_event(2))
+        rewards = numpyro.sample(
+            "rewards", dist.Normal(jnp.asarray(self.reward_mean, float), self.reward_scale).to_event(2)
+        )
+        at = (experience.observation, experience.action)
+        observe_masked("outcome", dist.Categorical(transitions[at]), self._outcome(experience), experience.held)
+        observe_masked("reward", dist.Normal(rewards[at], self.noise), experience.reward, experience.held)
+        numpyro.deterministic(ACTION_VALUES, self.values({"transitions": transitions, "rewards": rewards}, experience))
+
+    def check(self, world: World) -> None:
+        """Refuse another environment; see `UnknownModel.check`."""
+        if world.num_observations != self.num_states or world.num_actions != self.num_actions:
+            found = "vectors for observations" if world.num_observations is None else f"{world.num_observations} states"
+            raise ControlError(
+                f"the model is of {self.num_states} states and {self.num_actions} actions, and the environment has "
+                f"{found} and {world.num_actions} actions; make it of the same numbers"
+            )
+
+    def nothing(self, experience: Experience | None = None) -> Counts:
+        """Give the counts of no experience."""
+        return Counts(jnp.zeros(self.successors.shape), jnp.zeros(self.successors.shape[:2]))
+
+    def initial(self, key: PRNGKey, world: World) -> Counts:
+        """Give the counts of no experience; see `UnknownModel.initial`."""
+        return self.nothing()
+
+    def absorb(self, state: Counts, rows: Experience) -> Counts:
+        """Count; see `UnknownModel.absorb`."""
+        at, held = (rows.observation, rows.action), rows.held.astype(float)
+        outcomes = state.outcomes.at[(*at, self._outcome(rows))].add(held)
+        return Counts(outcomes, state.earned.at[at].add(held * rows.reward))
+
+    def draw(self, key: PRNGKey, state: Counts, experience: Experience, num_draws: int) -> Sites:
+        """Draw θ from the exact posterior; see `UnknownModel.draw`."""
+        concentration, mean, scale = self.posterior(state)
+        first, second = jax.random.split(key)
+        transitions = draw_dirichlet(first, jnp.broadcast_to(concentration, (num_draws, *concentration.shape)))
+        noise = jax.random.normal(second, (num_draws, *mean.shape))
+        return {"transitions": transitions, "rewards": mean + scale * noise}
+
+    def posterior(self, counts: Counts) -> tuple[Array, Array, Array]:
+        """Give the conjugate posterior.
+
+        Returns:
+            The concentration of the Dirichlet [states, actions, K], mean and standard deviation of r [states, actions].
+        """
+        precision = 1 / self.reward_scale**2 + counts.outcomes.sum(-1) / self.noise**2
+        mean = (jnp.asarray(self.reward_mean) / self.reward_scale**2 + counts.earned / self.noise**2) / precision
+        return jnp.asarray(self.concentration, float) + counts.outcomes, mean, precision**-0.5
+
+    def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
+        """Give Q_t(s, a) of the best policy under θ, [horizon, states, actions]; 0 where s cannot be at that time."""
+        transitions, rewards = sites["transitions"], sites["rewards"]
+
+        def value(later: Array, at: Array) -> tuple[Array, Array]:
+            following = later[jnp.asarray(self.successors)[at]]
+            q = rewards[at] + self.discount * (transitions[at] * following).sum(-1)
+            return q, q.max(-1)
+
+        return self._backwards(value)[0]
+
+    def _backwards(self, value: Callable[[Array, Array], tuple[Array, Array]]) -> tuple[Array, Array]:
+        """Recur backwards from the horizon over the states that can be there at each time.
+
+        Args:
+            value: from the values of what follows [states + 1] and some states to (Q, V) of these.
+
+        Returns:
+            Q, [horizon, states, actions], and V at the first step, [states].
+        """
+
+        def back(later: Array, at: Array) -> tuple[Array, Array]:
+            q, v = value(later, at)
+            return jnp.zeros_like(later).at[at].set(v), q
+
+        layers = jnp.asarray(self.layers)
+        first, found = lax.scan(back, jnp.zeros(self.num_states + 1), layers, reverse=True)
+        if layers.shape[1] == self.num_states:
+            return found, first[:-1]
+        blank = jnp.zeros((self.horizon, self.num_states, self.num_actions))
+        return blank.at[jnp.arange(self.horizon)[:, None], layers].set(found), first[:-1]
+
+    def center(self, state: Counts, experience: Experience, seen: Any = None) -> Array:
+        """Give the action values of the expected transitions and rewards, [horizon, states, actions]."""
+        concentration, mean, _ = self.posterior(state)
+        expected = concentration / concentration.sum(-1, keepdims=True)
+        return self.values({"transitions": expected, "rewards": mean}, experience)
+
+    def cumulants(self, counts: Counts) -> Cumulants:
+        """Give what exploration is worth: K(t, s, a) by soft backups, at the temperature that makes the bound least.
+
+            K_t(s, a) = E[r] + Var[r]/2τ + C_t(s, a),   V_t(s) = τ·log Σ_a exp(K_t(s, a)/τ),
+
+        where C stands for τ·log E exp(γ·P·V_{t+1}/τ) under the Dirichlet posterior: the lesser of that of a Normal
+        of the same mean and variance, γ·E[P]·V + γ²·Var[P·V]/2τ, and of Jensen's bound τ·log Σ E[P]·exp(γ·V/τ),
+        which holds where little is known. Playing softmax(K_t/τ) is K-learning.
+        """
+        concentration, mean, scale = self.posterior(counts)
+        total = concentration.sum(-1)
+        expected, successors = concentration / total[..., None], jnp.asarray(self.successors)
+
+        def solve(tau: Array) -> tuple[Array, Array]:
+            def value(later: Array, at: Array) -> tuple[Array, Array]:
+                following = self.discount * later[successors[at]]
+                ahead = (expected[at] * following).sum(-1)
+                spread = (expected[at] * (following - ahead[..., None]) ** 2).sum(-1) / (total[at] + 1)
+                bound = tau * jax.nn.logsumexp(following / tau, axis=-1, b=expected[at])
+                k = mean[at] + scale[at] ** 2 / (2 * tau) + jnp.minimum(ahead + spread / (2 * tau), bound)
+                return k, tau * jax.nn.logsumexp(k / tau, axis=-1)
+
+            values, first = self._backwards(value)
+            return jnp.asarray(self.start, float) @ first, values
+
+        def least(taus: Array) -> Array:
+            bounds = jax.vmap(lambda tau: solve(tau)[0])(taus)
+            return taus[jnp.argmin(jnp.nan_to_num(bounds, nan=jnp.inf))]
+
+        # The bound is convex in τ: a wide search, and a narrow one around what it found.
+        coarse = least((scale.max() * self.horizon**0.5 + 1e-6) * jnp.geomspace(1e-3, 3.0, _TEMPERATURES))
+        tau = least(coarse * jnp.geomspace(0.5, 2.0, _TEMPERATURES))
+        bound, values = solve(tau)
+        return Cumulants(values, tau, bound)
+
+    def expected(self, counts: Counts) -> TabularMDP:
+        """Give the expected process as a `TabularMDP`, with one more state for the end, for exact planning."""
+        concentration, mean, _ = (np.asarray(x, float) for x in self.posterior(counts))
+        probabilities = concentration / concentration.sum(-1, keepdims=True)
+        outcomes = self.successors.shape[-1]
+        last = np.full((1, self.num_actions, outcomes), self.num_states)
+        return TabularMDP(
+            successors=np.concatenate([self.successors, last]),
+            probabilities=np.concatenate([probabilities, np.full((1, self.num_actions, outcomes), 1 / outcomes)]),
+            rewards=np.concatenate(
+                [np.repeat(mean[..., None], outcomes, -1), np.zeros((1, self.num_actions, outcomes))]
+            ),
+            start=np.append(self.start, 0.0),
+            terminal=np.arange(self.num_states + 1) == self.num_states,
+            discount=self.discount,
+            horizon=self.horizon,
+        )
+
+    def _layers(self) -> np.ndarray:
+        """List the states that can be there at each time, [horizon, width], shorter lists padded with repetitions."""
+        here = np.asarray(self.start) > 0
+        every = np.arange(self.num_states)
+        found = []
+        for _ in range(self.horizon):
+            found.append(np.flatnonzero(here))
+            if len(found[-1]) == self.num_states:
+                break
+            there = np.zeros(self.num_states + 1, bool)
+            there[self.successors[here]] = True
+            here = there[:-1] if there[:-1].any() else here
+        width = max(map(len, found))
+        if 2 * width > self.num_states or len(found) < self.horizon:
+            return np.broadcast_to(every, (self.horizon, self.num_states)).astype(np.int32)
+        return np.stack([np.resize(row, width) for row in found]).astype(np.int32)
+
+    def with_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
+        """Give experience with other outcomes and rewards, as `bayesrl.calibrate` simulates them."""
+        at = (experience.observation, experience.action, data["outcome"])
+        reached = jnp.asarray(self.successors)[at]
+        return experience._replace(reward=data["reward"], following=reached, terminated=reached == self.num_states)
+
+    def _outcome(self, experience: Experience) -> Array:
+        """Number the outcome of each row."""
+        reached = jnp.where(experience.terminated, self.num_states, experience.following)
+        known = jnp.asarray(self.successors)[experience.observation, experience.action]
+        return (known == reached[:, None]).argmax(-1)
+
+    def check_rows(self, experience: Experience) -> None:
+        """Refuse experience that the model holds to be impossible.
+
+        Raises:
+            ControlError: an outcome is not among the successors.
+        """
+        reached = np.where(experience.terminated, self.num_states, experience.following)
+        known = self.successors[np.asarray(experience.observation), np.asarray(experience.action)]
+        strange = np.asarray(experience.held) & ~(known == reached[:, None]).any(-1)
+        if strange.any():
+            row = int(np.flatnonzero(strange)[0])
+            to = "the end of the episode" if reached[row] == self.num_states else f"state {reached[row]}"
+            raise ControlError(
+                f"state {int(experience.observation[row])}, action {int(experience.action[row])} led to {to}, which is "
+                "not among the successors of the model; add it, or leave successors out"
+            )
+
+
+def _shared(successors: np.ndarray) -> np.ndarray:
+    """Give each action the outcomes of all actions of its state, [states, actions, K], padded with impossible ones."""
+    states, actions, _ = successors.shape
+    found = [np.unique(row) for row in successors.reshape(states, -1)]
+    most = max(map(len, found))
+    # A state with fewer outcomes has some of them twice: what is asked of the model is the sum of both.
+    padded = np.stack([np.resize(row, most) for row in found])
+    return np.broadcast_to(padded[:, None], (states, actions, most))

@@ -1,0 +1,299 @@
+"""What can be learned from: tables, programs, Gymnasium environments and bandits, played an episode at a time."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+
+from bayesrl.control.bandits.arms import Bandit
+from bayesrl.control.environments import Environment
+from bayesrl.control.gymnasium_source import MOST_STEPS
+from bayesrl.control.learning.experience import Episode
+from bayesrl.control.planning import soft_value_iteration
+from bayesrl.control.spaces import describe_actions, describe_observations
+from bayesrl.control.tabular import TabularMDP
+from bayesrl.control.toy_text import from_gymnasium
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+
+type Act = Callable[[int, np.ndarray], tuple[int, float]]
+"""From the time step and what is observed to an action and its log-probability, nan where that is not known."""
+
+
+class World(abc.ABC):
+    """An environment that can be played and not looked into.
+
+    Attributes:
+        num_actions: how many there are.
+        num_observations: how many there are, where they are the integers from 0 on; else None.
+        shape: of one observation.
+        dtype: of one observation.
+        scale: of about which size the numbers in an observation are, [*shape].
+        max_steps: the longest episode.
+        discount: γ of the returns that are told.
+        optimum: the greatest expected return of an episode, reward units; None where nobody knows.
+    """
+
+    num_actions: int
+    num_observations: int | None = None
+    shape: tuple[int, ...] = ()
+    dtype: Any = np.int32
+    scale: Any = 1.0
+    max_steps: int = 1
+    discount: float = 1.0
+    optimum: float | None = None
+
+    @abc.abstractmethod
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Start an episode and give the first observation; the key fixes everything random in the episode."""
+
+    @abc.abstractmethod
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Take an action; give (observation, reward, terminated, truncated)."""
+
+    def close(self) -> None:
+        """Close what is open."""
+        return
+
+    def regret(self, episode: Episode) -> float:
+        """Give what the best policy would have gained more, reward units; nan where nobody knows.
+
+        That is the optimum less the return, whose mean over episodes is the expected regret.
+        """
+        return np.nan if self.optimum is None else self.optimum - float(episode.returns(self.discount)[0])
+
+    def play(self, key: PRNGKey, act: Act) -> Episode:
+        """Play an episode.
+
+        Raises:
+            ControlError: an action that the environment does not have, or a reward that is not finite.
+        """
+        seen = self.begin(key)
+        rows: list[tuple[Any, ...]] = []
+        over = terminated = False
+        while not over:
+            action, log_prob = act(len(rows), seen)
+            if not 0 <= action < self.num_actions:
+                raise ControlError(
+                    f"action {action} was chosen in step {len(rows)}, and the environment has actions 0 to "
+                    f"{self.num_actions - 1}; give one of these"
+                )
+            after, reward, terminated, truncated = self.step(action)
+            if not np.isfinite(reward):
+                raise ControlError(f"the environment gave reward {reward} in step {len(rows)}; make it finite")
+            rows.append((seen, action, reward, after, log_prob))
+            over, seen = terminated or truncated or len(rows) >= self.max_steps, after
+        observed, actions, rewards, following, scores = (np.array(part) for part in zip(*rows, strict=True))
+        kinds = (observed.astype(self.dtype), following.astype(self.dtype))
+        return Episode(kinds[0], actions, rewards.astype(float), kinds[1], terminated, scores.astype(float))
+
+
+class TabularWorld(World):
+    """A `TabularMDP` that is played, with the tables kept to itself."""
+
+    def __init__(self, mdp: TabularMDP) -> None:
+        if mdp.horizon is None and mdp.discount == 1 and not mdp.terminal.any():
+            raise ControlError(f"{mdp.name or 'the problem'} has no end; pass mdp.replace(horizon=...)")
+        self.mdp = mdp
+        self.num_actions, self.num_observations = mdp.num_actions, mdp.num_states
+        self.max_steps = MOST_STEPS if mdp.horizon is None else mdp.horizon
+        self.discount = mdp.discount
+        self.optimum = float(soft_value_iteration(mdp.replace(prior=None), 0.0).objective)
+        self._cumulated = mdp.probabilities.cumsum(-1)
+        self._state, self._rng = 0, np.random.default_rng(0)
+
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Draw the first state."""
+        self._rng = _generator(key)
+        self._state = int(np.searchsorted(self.mdp.start.cumsum(), self._rng.random(), side="right"))
+        self._state = min(self._state, self.mdp.num_states - 1)
+        return np.asarray(self._state)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Draw an outcome."""
+        at = (self._state, action)
+        outcome = int(np.searchsorted(self._cumulated[at], self._rng.random(), side="right"))
+        outcome = min(outcome, self._cumulated.shape[-1] - 1)
+        self._state = int(self.mdp.successors[at][outcome])
+        reward = float(self.mdp.rewards[at][outcome])
+        return np.asarray(self._state), reward, bool(self.mdp.terminal[self._state]), False
+
+
+class GymnasiumWorld(World):
+    """A Gymnasium environment; where it publishes its model, the optimum is known."""
+
+    def __init__(self, environment: Any) -> None:
+        self._env = _opened(environment)
+        seen = describe_observations(self._env.observation_space)
+        self._seen, self._actions = seen, describe_actions(self._env.action_space)
+        if self._actions.num is None:
+            raise ControlError(
+                f"{self._env} has actions that are vectors, and `learn` chooses among finitely many; use bayesrl.fit "
+                "with GymnasiumSource"
+            )
+        self.num_actions, self.num_observations = self._actions.num, seen.num
+        self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
+        limit = getattr(getattr(self._env, "spec", None), "max_episode_steps", None)
+        self.max_steps = MOST_STEPS if limit is None else int(limit)
+        if isinstance(getattr(self._env.unwrapped, "P", None), dict):
+            model = from_gymnasium(self._env, discount=1.0, horizon=limit or 1000)
+            self.optimum = float(soft_value_iteration(model, 0.0).objective)
+
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Reset, by a seed that the key gives."""
+        seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+        return self._taken(self._env.reset(seed=seed)[0])
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Take a step."""
+        seen, reward, terminated, truncated, _ = self._env.step(self._actions.to_environment(np.asarray(action)).item())
+        return self._taken(seen), float(reward), bool(terminated), bool(truncated)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _taken(self, seen: Any) -> np.ndarray:
+        return self._seen.from_environment(np.asarray(seen)[None])[0]
+
+
+class ProgramWorld(World):
+    """An environment that is written as a program, such as `CartPole()`.
+
+    Args:
+        environment: the program.
+        max_steps: the longest episode.
+    """
+
+    def __init__(self, environment: Environment, max_steps: int) -> None:
+        if environment.num_observations is None:
+            with handlers.block(), handlers.seed(rng_seed=0):
+                first = environment.features(environment.observe(environment.reset()))
+            self.shape, self.dtype = first.shape, np.float32
+        self.num_observations, self.max_steps = environment.num_observations, max_steps
+        with handlers.block(), handlers.seed(rng_seed=0):
+            prior = environment.prior(environment.observe(environment.reset()))
+        if not prior.has_enumerate_support or prior.event_shape or prior.batch_shape:
+            raise ControlError(
+                f"{type(environment).__name__} draws actions from {type(prior).__name__}, and `learn` chooses among "
+                "finitely many; use bayesrl.fit with a Rollout"
+            )
+        self.num_actions = int(prior.enumerate_support().shape[0])
+
+        def told(state: Any) -> Any:
+            seen = environment.observe(state)
+            return environment.features(seen) if environment.num_observations is None else seen
+
+        def begin(key: PRNGKey) -> tuple[Any, Any]:
+            with handlers.block(), handlers.seed(rng_seed=key):
+                state = environment.reset()
+            return state, told(state)
+
+        def step(key: PRNGKey, state: Any, action: Any) -> tuple[Any, Any, Any, Any]:
+            with handlers.block(), handlers.seed(rng_seed=key):
+                outcome = environment.step(state, action)
+            return outcome.state, told(outcome.state), outcome.reward, outcome.terminated
+
+        self._begin, self._step = jax.jit(begin), jax.jit(step)
+        self._key, self._state, self._time = jax.random.key(0), None, 0
+
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Draw the first state."""
+        self._key, self._time = key, 0
+        self._state, seen = self._begin(jax.random.fold_in(key, 0))
+        return np.asarray(seen)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Take a step."""
+        self._time += 1
+        key = jax.random.fold_in(self._key, self._time)
+        self._state, seen, reward, terminated = self._step(key, self._state, jnp.asarray(action))
+        return np.asarray(seen), float(reward), bool(terminated), False
+
+
+class BanditWorld(World):
+    """A bandit whose world is drawn once; an episode is one pull. What is seen are the features of all arms.
+
+    Args:
+        bandit: the prior that the world is drawn from.
+        values: the world itself, in the form that `bandit.draw_worlds` gives for one run; drawn where it is None.
+        seed: for the draw.
+    """
+
+    def __init__(self, bandit: Bandit, values: Any = None, seed: int = 0) -> None:
+        self.bandit = bandit
+        drawn = bandit.draw_worlds(jax.random.key(seed), 1)
+        self.values = drawn if values is None else jnp.asarray(values, float)[None]
+        if self.values.shape != drawn.shape:
+            raise ControlError(f"the world has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
+        self.num_actions = bandit.num_arms
+        first = bandit.observe(jax.random.key(0), 1)
+        if first.size == 0:
+            self.num_observations = 1
+            self.optimum = float(bandit.values(self.values, first).max())
+        else:
+            self.shape, self.dtype = first.shape[1:], np.float32
+        self._pay = jax.jit(lambda key, seen, arm: bandit.pay(key, bandit.values(self.values, seen)[:, arm])[0])
+        self._key, self._seen = jax.random.key(0), first
+
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Draw the features."""
+        self._key = key
+        self._seen = self.bandit.observe(jax.random.fold_in(key, 1), 1)
+        return np.asarray(0) if self._seen.size == 0 else np.asarray(self._seen[0])
+
+    def regret(self, episode: Episode) -> float:
+        """Give how much less the arm pays on average than the best one, reward units."""
+        values = np.asarray(self.bandit.values(self.values, jnp.asarray(self._seen)))[0]
+        return float(values.max() - values[episode.action[0]])
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Pull an arm."""
+        reward = float(self._pay(jax.random.fold_in(self._key, 2), self._seen, action))
+        seen = np.asarray(0) if self._seen.size == 0 else np.asarray(self._seen[0])
+        return seen, reward, True, False
+
+
+def world_of(environment: Any, max_steps: int | None = None) -> World:
+    """Make a world of what users have: a table, a program, a bandit, or a Gymnasium environment or its id.
+
+    Raises:
+        ControlError: it is nothing of these.
+    """
+    if isinstance(environment, World):
+        return environment
+    if isinstance(environment, TabularMDP):
+        return TabularWorld(environment)
+    if isinstance(environment, Bandit):
+        return BanditWorld(environment)
+    if isinstance(environment, Environment):
+        return ProgramWorld(environment, 500 if max_steps is None else max_steps)
+    if isinstance(environment, str) or callable(environment) or hasattr(environment, "action_space"):
+        return GymnasiumWorld(environment)
+    raise ControlError(
+        f"environment={environment!r} cannot be played; pass a TabularMDP, a bandit, an Environment, or a Gymnasium "
+        "environment, its id or a function that makes one"
+    )
+
+
+def _opened(environment: Any) -> Any:
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
+    if hasattr(environment, "action_space"):
+        return environment
+    try:
+        return gymnasium.make(environment) if isinstance(environment, str) else environment()
+    except Exception as error:
+        raise ControlError(
+            f"environment {environment!r} cannot be made: {error}; gymnasium.registry lists those that are known"
+        ) from error
+
+
+def _generator(key: PRNGKey) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
