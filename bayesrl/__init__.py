@@ -21,7 +21,7 @@ from bayesrl.engines.reopening import load, resume
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.engines.weighting import importance
 from bayesrl.posterior import Posterior
-from bayesrl.problem import Problem, ready_model
+from bayesrl.problem import LearningProblem, Problem, ready_learning, ready_model
 from bayesrl.report.writing import write_report
 
 __version__ = "0.1.0"
@@ -37,6 +37,7 @@ __all__ = [
     "Evidence",
     "Frontier",
     "Interval",
+    "LearningProblem",
     "Posterior",
     "Problem",
     "Section",
@@ -59,6 +60,7 @@ __all__ = [
     "load",
     "log_density",
     "objectives",
+    "ready_learning",
     "ready_model",
     "rejection",
     "resume",

@@ -16,13 +16,13 @@ if TYPE_CHECKING:  # xarray takes as long to import as everything else together
 PACKAGES = ("bayesrl", "numpyro", "jax", "arviz", "numpy")
 
 
-def to_datatree(posterior: Posterior) -> "xr.DataTree":
+def to_datatree(posterior: Any) -> "xr.DataTree":
     """Give a posterior's draws, statistics and history as an ArviZ DataTree.
 
     Restarts are `chain`, draws are `draw`, and an array of temperatures is a dimension `beta`.
 
     Args:
-        posterior: fitted or loaded.
+        posterior: fitted or loaded; or what `bayesrl.control.learn` gave, which tells its own groups.
 
     Returns:
         Groups `posterior`, `prior`, `sample_stats` (log_prior, log_q, log_weight in nats,
@@ -40,6 +40,10 @@ def to_datatree(posterior: Posterior) -> "xr.DataTree":
     """
     import xarray as xr
 
+    own = getattr(posterior, "to_datatree", None)
+    if own is not None:
+        tree: xr.DataTree = own()
+        return tree
     has_beta = np.ndim(posterior.beta) == 1 if posterior.beta is not None else False
     lead = ["beta", "chain"] if has_beta else ["chain"]
     coords: dict[str, Any] = {"beta": np.asarray(posterior.beta)} if has_beta else {}

@@ -1,4 +1,4 @@
-"""A problem ready to be fitted, and the ready ones that ship with the library."""
+"""Problems ready to be fitted or learned, and the ready ones that ship with the library."""
 
 import importlib.util
 import inspect
@@ -6,12 +6,19 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bayesrl.certainty.verdicts import Section
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior import Posterior
 from bayesrl.typing import Program
+
+if TYPE_CHECKING:
+    from bayesrl.control.learning import Agent, Learned
+
+
+COMMANDS = {"problem": "fit", "learning": "learn"}
+"""Functions of model files, and the commands that they are for."""
 
 
 class ModelError(BayesRLError, ValueError):
@@ -45,16 +52,49 @@ class Problem:
 
     def sections_of(self, posterior: Posterior) -> list[Section]:
         """Give the further sections of the report of a fit; what fails is told in the place of its sections."""
-        found: list[Section] = []
-        for part in self.sections:
-            if isinstance(part, Section):
-                found.append(part)
-                continue
-            try:
-                found += list(part(posterior))
-            except BayesRLError as error:
-                found.append(Section("A part that is missing", "It could not be made.", str(error)))
-        return found
+        return _sections_of(self.sections, posterior)
+
+
+def _sections_of(parts: tuple[Any, ...], made: Any) -> list[Section]:
+    found: list[Section] = []
+    for part in parts:
+        if isinstance(part, Section):
+            found.append(part)
+            continue
+        try:
+            found += list(part(made))
+        except BayesRLError as error:
+            found.append(Section("A part that is missing", "It could not be made.", str(error)))
+    return found
+
+
+@dataclass(frozen=True)
+class LearningProblem:
+    """An environment with an agent to learn in it, and everything that running and reporting it needs.
+
+    Attributes:
+        environment: as `bayesrl.control.learn` takes it.
+        agent: `KLControl(...)` or `Bayesian(...)`.
+        exploration: the rule, or None for the agent's own.
+        num_episodes: at most.
+        num_runs: independent runs, which the bands of the report tell of.
+        learn_options: further options of `learn`, such as `confidence`.
+        sections: further sections of the report, and functions of the first run that give some.
+        about: one line on what the problem is.
+    """
+
+    environment: Any
+    agent: "Agent"
+    exploration: Any = None
+    num_episodes: int = 200
+    num_runs: int = 1
+    learn_options: Mapping[str, Any] = field(default_factory=dict)
+    sections: tuple[Any, ...] = ()
+    about: str = ""
+
+    def sections_of(self, learned: "Learned") -> list[Section]:
+        """Give the further sections of the report of a run; what fails is told in the place of its sections."""
+        return _sections_of(self.sections, learned)
 
 
 def model_folder() -> Path:
@@ -90,7 +130,31 @@ def ready_model(name: str, **options: Any) -> Problem:
         >>> bayesrl.ready_model("bernoulli_bandit", arms=3).beta
         0.1
     """
-    make, path = _maker(name)
+    problem: Problem = _made(name, "problem", Problem, options)
+    return problem
+
+
+def ready_learning(name: str, **options: Any) -> LearningProblem:
+    """Make one of the ready environments with its agent, or one from a file of yours.
+
+    Args:
+        name: of a ready model, or the path of a Python file that defines `learning(**options)`.
+        **options: passed on to `learning`.
+
+    Raises:
+        ModelError: as `ready_model`.
+
+    Example:
+        >>> import bayesrl
+        >>> bayesrl.ready_learning("deep_sea", size=5).environment.name
+        'deep_sea'
+    """
+    problem: LearningProblem = _made(name, "learning", LearningProblem, options)
+    return problem
+
+
+def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) -> Any:
+    make, path = _maker(name, function)
     signature = inspect.signature(make)
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     unknown = [option for option in options if option not in signature.parameters]
@@ -102,32 +166,50 @@ def ready_model(name: str, **options: Any) -> Problem:
     except BayesRLError:
         raise
     except Exception as error:
-        raise ModelError(f"problem() of {path} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(problem, Problem):
-        raise ModelError(f"problem() of {path} returned {type(problem).__name__}; return a bayesrl.Problem")
+        raise ModelError(f"{function}() of {path} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(problem, kind):
+        raise ModelError(f"{function}() of {path} returned {type(problem).__name__}; return a bayesrl.{kind.__name__}")
     return problem
 
 
-def model_options(name: str) -> dict[str, Any]:
+def model_uses(name: str) -> tuple[str, ...]:
+    """Tell what a ready model is for: `problem`, to be fitted, `learning`, to be learned, or both."""
+    return tuple(use for use in COMMANDS if callable(getattr(_module(_path(name)), use, None)))
+
+
+def model_options(name: str, function: str = "problem") -> dict[str, Any]:
     """Give the options of a ready model with their defaults.
+
+    Args:
+        name: of the model.
+        function: `problem` or `learning`.
 
     Raises:
         ModelError: as `ready_model`.
     """
-    make, _ = _maker(name)
+    make, _ = _maker(name, function)
     parameters = inspect.signature(make).parameters.values()
     return {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
 
-def _maker(name: str) -> tuple[Callable[..., Any], Path]:
-    """Find the function `problem` of a model, and its file."""
+def _path(name: str) -> Path:
+    """Find the file of a model."""
     path = Path(name) if name.endswith(".py") else model_folder() / f"{name}.py"
     if not path.is_file():
         known = ", ".join(model_names())
         raise ModelError(f"there is no model {name!r}; choose from {known}, or give the path of a .py file")
-    make = getattr(_module(path), "problem", None)
+    return path
+
+
+def _maker(name: str, function: str) -> tuple[Callable[..., Any], Path]:
+    """Find the function `problem` or `learning` of a model, and its file."""
+    path = _path(name)
+    module = _module(path)
+    make = getattr(module, function, None)
     if not callable(make):
-        raise ModelError(f"{path} defines no function problem(**options); add one that returns a bayesrl.Problem")
+        other = next((use for use in COMMANDS if callable(getattr(module, use, None))), None)
+        remedy = f"add one, or use `bayesrl {COMMANDS[other]} {name}`" if other is not None else "add one"
+        raise ModelError(f"{path} defines no function {function}(**options); {remedy}")
     return make, path
 
 

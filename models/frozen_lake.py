@@ -1,5 +1,7 @@
 """A walk over a frozen lake to a goal between holes, on slippery ice: a tabular problem with its exact optimum."""
 
+from functools import partial
+
 import bayesrl
 from bayesrl import control
 
@@ -42,4 +44,35 @@ def problem(
         },
         exact=control.TabularOptimum(mdp),
         sections=(control.tabular_sections(mdp),),
+    )
+
+
+def learning(
+    *, size: int = 4, slippery: bool = True, episodes: int = 500, runs: int = 3, agent: str = "bayesian"
+) -> bayesrl.LearningProblem:
+    """Make the problem of learning the lake from experience, on Gymnasium's own environment.
+
+    It is known from which cell one may get to which, and that an episode is cut off after 100 steps (200 for 8 × 8);
+    how slippery the ice is, where holes and goal are, is not.
+
+    Args:
+        size: 4 or 8, rows and columns of the lake.
+        slippery: whether the ice may carry one off to either side.
+        episodes: how many.
+        runs: independent runs, for the bands.
+        agent: `bayesian`, or `kl_control` for comparison.
+    """
+    import gymnasium
+
+    if size not in (4, 8):
+        raise bayesrl.errors.ControlError(f"size={size!r}; Gymnasium has lakes of 4 × 4 and 8 × 8")
+    make = partial(gymnasium.make, "FrozenLake-v1", map_name=f"{size}x{size}", is_slippery=slippery)
+    mdp = control.from_gymnasium(make(), discount=1.0, horizon=100 if size == 4 else 200)
+    model = control.TabularModel.of(mdp, ends_known=False, concentration=0.5, reward_scale=0.3, noise=0.3)
+    return bayesrl.LearningProblem(
+        make,
+        control.agent_named(agent, model, beta=0.01),
+        num_episodes=int(episodes),
+        num_runs=int(runs),
+        sections=(control.learning_maps(mdp),),
     )

@@ -25,3 +25,25 @@ def problem(*, beta: float = 0.1, states: int = 6, horizon: int = 20, steps: int
         exact=control.TabularOptimum(mdp),
         sections=(control.tabular_sections(mdp),),
     )
+
+
+def learning(
+    *, states: int = 6, horizon: int = 20, episodes: int = 200, runs: int = 3, agent: str = "bayesian"
+) -> bayesrl.LearningProblem:
+    """Make the problem with an unknown river: where one may drift to is known, how likely and what it pays is not.
+
+    Args:
+        states: length of the river.
+        horizon: steps of an episode.
+        episodes: how many.
+        runs: independent runs, for the bands.
+        agent: `bayesian`, or `kl_control` for comparison.
+    """
+    mdp = control.river_swim(num_states=int(states), horizon=int(horizon))
+    return bayesrl.LearningProblem(
+        mdp,
+        control.agent_named(agent, control.TabularModel.of(mdp, noise=0.1), beta=0.1),
+        num_episodes=int(episodes),
+        num_runs=int(runs),
+        sections=(control.learning_maps(mdp),),
+    )

@@ -11,11 +11,19 @@ from bayesrl import run_folder
 from bayesrl.cli.ends import errors_on_one_line, stopped_by_ctrl_c
 from bayesrl.cli.fitting import Wishes, already_finished, finish, print_results, start
 from bayesrl.cli.holdings import lacking, made_of, read_model, read_scores
-from bayesrl.cli.reporting import report_runs
+from bayesrl.cli.learning import (
+    LearningWishes,
+    is_learning,
+    learning_rows,
+    report_learning,
+    resume_learning,
+    start_learning,
+)
+from bayesrl.cli.reporting import REPORT, report_runs
 from bayesrl.cli.words import parse_options, spell, terminal
 from bayesrl.engines.reopening import resume as resume_policy
 from bayesrl.errors import FitError, RunFolderError
-from bayesrl.problem import model_names, model_options, ready_model
+from bayesrl.problem import COMMANDS, model_names, model_options, model_uses, ready_model
 from bayesrl.report.tables import history_table, plain_table, run_rows
 
 app = typer.Typer(
@@ -23,11 +31,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Fit policies as Bayesian posteriors: KL-regularised reinforcement learning by variational inference.",
+    help="Reinforcement learning as Bayesian inference: fit policies as posteriors, or learn what is unknown.",
 )
 
 Folder = Annotated[Path, typer.Argument(help="Run folder, as `bayesrl fit` made it.", show_default=False)]
 Steps = Annotated[int | None, typer.Option(help="Gradient steps in all; more than before extends a run.")]
+Episodes = Annotated[int | None, typer.Option(help="Episodes of each run; more than before extends a run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 
 
@@ -53,9 +62,34 @@ def fit(
 
 
 @app.command()
-def resume(directory: Folder, steps: Steps = None, quiet: Quiet = False) -> None:
+def learn(
+    model: Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="A ready model, or a .py file with learning().")],
+    explore: Annotated[
+        str | None, typer.Option(help="Exploration rule: thompson, k_learning, bayes_ucb, epsilon_greedy:0.1, ...")
+    ] = None,
+    episodes: Episodes = None,
+    runs: Annotated[int | None, typer.Option(help="Independent runs, for bands.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes everything random; 0 by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/learn-NAME by default.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Option of the model; may be repeated.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Learn in an environment from experience, into a run folder, or go on with the run that is there."""
+    folder = out if out is not None else Path("runs") / f"learn-{Path(model).stem}"
+    with errors_on_one_line(), stopped_by_ctrl_c(folder) as callback:
+        options = parse_options(assignments or [])
+        start_learning(LearningWishes(model, options, explore, episodes, runs, seed), folder, callback, quiet=quiet)
+
+
+@app.command()
+def resume(directory: Folder, steps: Steps = None, episodes: Episodes = None, quiet: Quiet = False) -> None:
     """Go on with a run where it stopped."""
     with errors_on_one_line(), stopped_by_ctrl_c(directory) as callback:
+        if is_learning(directory):
+            resume_learning(directory, episodes, callback, quiet=quiet)
+            return
         if steps is not None and steps < 1:
             raise FitError(f"num_steps={steps!r}; use an integer of at least 1")
         settings = run_folder.read_problem(directory)["settings"]
@@ -83,15 +117,23 @@ def models() -> None:
     with errors_on_one_line():
         rows = []
         for name, about in model_names().items():
-            options = "  ".join(f"{option}={spell(value)}" for option, value in model_options(name).items())
-            rows.append((name, f"{about}\n{options}\n"))
-        terminal().print(plain_table(("model", "what it is, and its options for --set"), rows))
+            uses = model_uses(name)
+            told = [
+                f"{COMMANDS[use]}: "
+                + "  ".join(f"{option}={spell(value)}" for option, value in model_options(name, use).items())
+                for use in uses
+            ]
+            rows.append((name, "\n".join([about, *told, ""])))
+        terminal().print(plain_table(("model", "what it is, and the options of each command for --set"), rows))
 
 
 @app.command()
 def show(directory: Folder) -> None:
     """Show what a run folder holds: settings, results, the end of the history."""
     with errors_on_one_line():
+        if is_learning(directory):
+            terminal().print(plain_table(("what", "value"), learning_rows(directory)))
+            return
         told = run_folder.read_problem(directory)
         settings, identity = told["settings"], told["identity"]
         done, history = run_folder.read_history(directory)
@@ -121,6 +163,12 @@ def report(
 ) -> None:
     """Write what is known of one run, or of several side by side, as one HTML file."""
     with errors_on_one_line():
+        if any(is_learning(directory) for directory in directories):
+            path = out if out is not None else (directories[0] if len(directories) == 1 else Path()) / REPORT
+            report_learning(directories, path)
+            if not quiet:
+                terminal().print(Text(f"report: {path}"), soft_wrap=True)
+            return
         path, verdicts = report_runs(directories, out, gold)
         if not quiet:
             for verdict in verdicts:

@@ -30,6 +30,7 @@ from bayesrl.control.gymnasium_source import GymnasiumSource
 from bayesrl.control.jax_environments import JaxEnvironment
 from bayesrl.control.learning import (
     Agent,
+    ArmsModel,
     BanditWorld,
     Bayesian,
     EnsembleValues,
@@ -44,8 +45,13 @@ from bayesrl.control.learning import (
     TabularModel,
     UnknownModel,
     World,
+    agent_named,
     by_conjugacy,
+    check_learned,
     learn,
+    learning_maps,
+    nuts_posterior,
+    predictive_p_values,
 )
 from bayesrl.control.physics import CartPole, Pendulum
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
@@ -60,6 +66,7 @@ from bayesrl.control.toy_text import from_gymnasium
 __all__ = [
     "ActorCritic",
     "Agent",
+    "ArmsModel",
     "BanditWorld",
     "Bayesian",
     "Belief",
@@ -98,11 +105,13 @@ __all__ = [
     "UnknownModel",
     "World",
     "action_probs",
+    "agent_named",
     "as_prior",
     "bandits",
     "bayes_ucb",
     "boltzmann",
     "by_conjugacy",
+    "check_learned",
     "classic",
     "decide_between",
     "deep_sea",
@@ -115,9 +124,12 @@ __all__ = [
     "grid_world",
     "k_learning",
     "learn",
+    "learning_maps",
     "n_chain",
+    "nuts_posterior",
     "occupancy_map",
     "policy_map",
+    "predictive_p_values",
     "prior_mixture",
     "random",
     "return_curve",

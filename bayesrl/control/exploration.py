@@ -250,6 +250,34 @@ def _temperature(mean: Array, variance: Array) -> Array:
     return jnp.sqrt(low * high)
 
 
+def exploration_named(text: str) -> Exploration:
+    """Make a rule from its name, with its number behind a colon: `thompson`, `epsilon_greedy:0.1`.
+
+    Raises:
+        ControlError: there is no such rule, or its number is missing, superfluous or none.
+    """
+    makers: dict[str, Any] = {
+        "random": random,
+        "greedy": greedy,
+        "thompson": thompson,
+        "bayes_ucb": bayes_ucb,
+        "k_learning": k_learning,
+    }
+    numbered: dict[str, Any] = {"epsilon_greedy": epsilon_greedy, "boltzmann": boltzmann}
+    name, colon, number = str(text).partition(":")
+    if name in makers and not colon:
+        rule: Exploration = makers[name]()
+        return rule
+    if name in numbered and colon:
+        try:
+            rule = numbered[name](float(number))
+        except ValueError as error:
+            raise ControlError(f"exploration {text!r}: {number!r} is no number; write {name}:0.1, say") from error
+        return rule
+    known = ", ".join([*makers, *(f"{one}:0.1" for one in numbered)])
+    raise ControlError(f"there is no exploration rule {text!r}; choose from {known}")
+
+
 class Decision(NamedTuple):
     """What a belief says of a choice between actions.
 

@@ -42,9 +42,11 @@ tbody tr:last-child td{border-bottom:0}
 .card{border:1px solid var(--line);border-left:.4rem solid var(--unknown);border-radius:6px;background:var(--card);
 padding:.8rem 1rem;margin-bottom:.75rem}
 .card.pass{border-left-color:var(--pass)}
+.card.warn{border-left-color:var(--warn)}
 .card.fail{border-left-color:var(--fail)}
 .card .headline{font-size:1.25rem;font-weight:650;margin:0}
 .headline.pass,.mark.pass{color:var(--pass)}
+.headline.warn{color:var(--warn)}
 .headline.fail,.mark.fail{color:var(--fail)}
 .headline.unknown,.mark.unknown{color:var(--unknown)}
 .mark.warn{color:var(--warn)}

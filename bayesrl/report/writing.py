@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
 from bayesrl.report.facts import Facts
 from bayesrl.report.gathering import gather
-from bayesrl.report.page import html_page
+from bayesrl.report.page import Part, html_page
 from bayesrl.report.sections import report_parts
 from bayesrl.typing import PRNGKey
+
+_FITTED = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
+_LEARNED = "What was learned from experience, what it cost, and how sure it is."
 
 
 def write_report(
     path: str | Path,
-    posteriors: Posterior | Mapping[str, Posterior],
+    posteriors: Any,
     sections: Sequence[Section] = (),
     *,
     key: PRNGKey | None = None,
@@ -40,7 +44,8 @@ def write_report(
 
     Args:
         path: of the file to write, which is replaced.
-        posteriors: a fit, or several by name.
+        posteriors: a fit, or several by name; or what `bayesrl.control.learn` gave, one run, or several by name,
+            where each name may have a list of independent runs.
         sections: further parts, such as a domain has.
         key: for the draws that the report makes; by default always the same, so that the same fits
             give the same report.
@@ -69,6 +74,9 @@ def write_report(
         >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         True
     """
+    if (told := _told_by_themselves(posteriors)) is not None:
+        check_sections(sections)
+        return _write(path, told[0], told[1](sections))
     named = {"fit": posteriors} if isinstance(posteriors, Posterior) else posteriors
     check_named(named, "write_report")
     if not named:
@@ -189,8 +197,38 @@ def write_page(path: str | Path, fits: Sequence[Facts], sections: Sequence[Secti
     check_path(path)
     check_sections(sections)
     title = fits[0].name if len(fits) == 1 else f"{len(fits)} fits side by side"
-    subtitle = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
-    page = html_page(title, subtitle, report_parts(fits, sections), f"Written by bayesrl {version('bayesrl')}.")
+    return _write(path, title, report_parts(fits, sections), _FITTED)
+
+
+def write_parts(path: str | Path, title: str, parts: Sequence[Part]) -> Path:
+    """Write a page of parts that are no fits, such as runs of `bayesrl.control.learn`.
+
+    Args:
+        path: of the file to write, which is replaced in one step.
+        title: of the page.
+        parts: from the top down.
+
+    Raises:
+        RunFolderError: the path is a folder or cannot be written; what it held before is intact.
+    """
+    check_path(path)
+    return _write(path, title, parts)
+
+
+def _told_by_themselves(made: Any) -> tuple[str, Any] | None:
+    """Give the title, and the maker of the parts, of things that bring their own report; None for fits."""
+    named = made if isinstance(made, Mapping) else {"run": made}
+    first = next(iter(named.values()), None)
+    first = first[0] if isinstance(first, list | tuple) and first else first
+    tell = getattr(type(first), "report_parts", None)
+    if tell is None:
+        return None
+    title = "What was learned" if len(named) == 1 else f"{len(named)} ways to learn side by side"
+    return title, partial(tell, named)
+
+
+def _write(path: str | Path, title: str, parts: Sequence[Part], subtitle: str = _LEARNED) -> Path:
+    page = html_page(title, subtitle, parts, f"Written by bayesrl {version('bayesrl')}.")
     run_folder.write(Path(path), page.encode("utf-8", "replace"))
     Path(path).chmod(0o666 & ~_umask())  # a report is to be passed on, as any file that a program writes
     return Path(path)

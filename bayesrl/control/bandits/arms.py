@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import Array
 
 from bayesrl.control.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
@@ -68,6 +69,18 @@ class Bandit(abc.ABC):
         """Update the posterior by one reward a run."""
 
     @abc.abstractmethod
+    def world_prior(self) -> dist.Distribution:
+        """Give the prior of the world of one run, as NumPyro programs draw it."""
+
+    @abc.abstractmethod
+    def reward_given(self, values: Array) -> dist.Distribution:
+        """Give the distribution of rewards of actions of these expected rewards."""
+
+    @abc.abstractmethod
+    def draw_posterior(self, key: PRNGKey, state: Any) -> Array:
+        """Draw worlds from the posterior, [runs, ...]."""
+
+    @abc.abstractmethod
     def believe(self, state: Any, seen: Array) -> Belief:
         """Give the posterior of the values of all arms, [runs, arms]."""
 
@@ -112,6 +125,18 @@ class BernoulliArms(Bandit):
         pulled = jax.nn.one_hot(arm, self.num_arms)
         return BetaBelief(state.a + pulled * reward[:, None], state.b + pulled * (1 - reward[:, None]))
 
+    def world_prior(self) -> dist.Distribution:
+        """Give Beta(prior_a, prior_b) for each arm."""
+        return dist.Beta(self.prior_a, self.prior_b).expand([self.num_arms]).to_event(1)
+
+    def reward_given(self, values: Array) -> dist.Distribution:
+        """Give Bernoulli(value)."""
+        return dist.Bernoulli(probs=values)
+
+    def draw_posterior(self, key: PRNGKey, state: BetaBelief) -> Array:
+        """Draw probabilities."""
+        return state.draw(key)
+
     def believe(self, state: BetaBelief, seen: Array) -> BetaBelief:
         """Give the state, which is the belief."""
         return state
@@ -154,6 +179,18 @@ class GaussianArms(Bandit):
         pulled = jax.nn.one_hot(arm, self.num_arms)
         gain = pulled * state.variance / (state.variance + self.noise**2)
         return NormalBelief(state.mean + gain * (reward[:, None] - state.mean), state.variance * (1 - gain))
+
+    def world_prior(self) -> dist.Distribution:
+        """Give Normal(prior_mean, prior_scale) for each arm."""
+        return dist.Normal(self.prior_mean, self.prior_scale).expand([self.num_arms]).to_event(1)
+
+    def reward_given(self, values: Array) -> dist.Distribution:
+        """Give Normal(value, noise)."""
+        return dist.Normal(values, self.noise)
+
+    def draw_posterior(self, key: PRNGKey, state: NormalBelief) -> Array:
+        """Draw values."""
+        return state.draw(key)
 
     def believe(self, state: NormalBelief, seen: Array) -> NormalBelief:
         """Give the state, which is the belief."""
@@ -210,6 +247,21 @@ class LinearArms(Bandit):
         gain = surprise / (1 + (x * turned).sum(-1))
         return center + gain[:, None] * turned, precision + x[:, :, None] * x[:, None, :]
 
+    def world_prior(self) -> dist.Distribution:
+        """Give Normal(0, prior_scale) for each feature."""
+        return dist.Normal(0.0, self.prior_scale).expand([self.num_features]).to_event(1)
+
+    def reward_given(self, values: Array) -> dist.Distribution:
+        """Give Normal(value, noise)."""
+        return dist.Normal(values, self.noise)
+
+    def draw_posterior(self, key: PRNGKey, state: tuple[Array, Array]) -> Array:
+        """Draw θ."""
+        center, precision = state
+        noise = jax.random.normal(key, center.shape)[..., None]
+        factor = jnp.linalg.cholesky(precision)
+        return center + jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)[..., 0]
+
     def believe(self, state: tuple[Array, Array], seen: Array) -> LinearBelief:
         """Give the posterior of x·θ."""
         return LinearBelief(seen, state[0], jnp.linalg.cholesky(state[1]))
@@ -251,6 +303,10 @@ class LogisticArms(LinearArms):
         p = jax.nn.sigmoid(before + spread * moved)
         curved = (p * (1 - p))[:, None, None] * x[:, :, None] * x[:, None, :]
         return center + moved[:, None] * turned, precision + curved
+
+    def reward_given(self, values: Array) -> dist.Distribution:
+        """Give Bernoulli(value)."""
+        return dist.Bernoulli(probs=values)
 
     def believe(self, state: tuple[Array, Array], seen: Array) -> LogisticBelief:
         """Give the posterior of σ(x·θ)."""

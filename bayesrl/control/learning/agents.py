@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,8 @@ from bayesrl.core.draws import is_count
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
-DECISION_DRAWS = 64
+_DECISION_DRAWS = (64, 1000)
+"""Draws that the decision in the first state is judged by: fewer where tables are large."""
 _LOOKS = 100
 """About so many times in a run the decision in the first state is looked at, where no criterion asks for more."""
 
@@ -107,6 +108,7 @@ class Bayesian(Agent):
     num_draws: int = 32
     num_steps: int = 100
     update_every: int = 1
+    programs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.model):
@@ -152,11 +154,14 @@ class BayesianMind(Mind):
         self.state = model.initial(jax.random.fold_in(key, 1), world)
         self._episodes, self._every = 0, max(num_episodes // _LOOKS, 1)
         self._held: Experience | None = example(world.shape, world.dtype) if model.online else None
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        # Runs of one agent in environments of one kind share what was compiled.
+        kind = (world.num_observations, world.num_actions, world.shape, str(world.dtype), world.max_steps)
+        self._compiled = agent.programs.setdefault((id(model), *kind), {})
         shape = jax.eval_shape(
             lambda key, experience: self._tables(key, self.state, experience, 1), jax.random.key(0), self._experience()
         )
         self._check_values(tuple(shape.shape[1:]))
+        self._looked_at = int(np.clip(1_000_000 // max(shape.size, 1), *_DECISION_DRAWS))
 
     @property
     def finite(self) -> bool:
@@ -279,7 +284,7 @@ class BayesianMind(Mind):
         return Told(float(optimal[best]), float(regret[best]))
 
     def _decider(self, key: PRNGKey, state: Any, experience: Experience, start: Array) -> tuple[Array, Array]:
-        values = self.at(key, state, experience, start, DECISION_DRAWS)
+        values = self.at(key, state, experience, start, self._looked_at)
         loss = values.max(-1, keepdims=True) - values
         return jax.nn.one_hot(values.argmax(-1), values.shape[-1]).mean(0), loss.mean(0)
 

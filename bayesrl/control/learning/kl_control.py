@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from numpyro import handlers
 
 from bayesrl.control.behaviours import decide
 from bayesrl.control.critic import ActorCritic
 from bayesrl.control.exploration import Exploration, thompson
-from bayesrl.control.learning.agents import Agent, Mind, Told, restored
+from bayesrl.control.learning.agents import Agent, Bayesian, Mind, Told, restored
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.worlds import Act, World
-from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy
+from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions
 from bayesrl.core.draws import Draws, is_count
@@ -196,10 +197,6 @@ class ControlMind(Mind):
 
     def probs(self) -> np.ndarray:
         """Give π(a | s), [states, actions]."""
-        from numpyro import handlers
-
-        from bayesrl.control.policies import action_distribution
-
         params = jax.tree.map(lambda x: x[0], self.state.params)
         guide = handlers.substitute(self._pair.guide, data=self._pair.constrain(params))
         states = jnp.arange(self.world.num_observations)
@@ -228,3 +225,16 @@ class ControlMind(Mind):
 def _recorded(*_: Any) -> Any:
     """Stand for the source of the draws: episodes are handed over as they are played."""
     raise ControlError("episodes are handed over by learn(...)")
+
+
+def agent_named(name: str, model: Any, *, beta: float) -> Agent:
+    """Make an agent from its name: `bayesian`, with a model of the unknown, or `kl_control`, at a temperature.
+
+    Raises:
+        ControlError: there is no such agent.
+    """
+    if name == "bayesian":
+        return Bayesian(model)
+    if name == "kl_control":
+        return KLControl(beta)
+    raise ControlError(f"there is no agent {name!r}; use bayesian or kl_control")

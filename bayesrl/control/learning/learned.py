@@ -1,5 +1,6 @@
 """`Learned`: what came out of a run of `learn`."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayesrl.certainty.verdicts import Section
 from bayesrl.control.beliefs import SampleBelief
 from bayesrl.control.exploration import Decision, decide_between
 from bayesrl.control.learning.agents import BayesianMind, Mind
@@ -65,6 +67,10 @@ class Learned:
     def regret(self) -> np.ndarray:
         """Cumulated regret after each episode, reward units, [episodes]."""
         return np.cumsum(self.history["regret"])
+
+    def action_name(self, action: int) -> str:
+        """Give the name of an action, or its number where it has none."""
+        return self.world.action_names[action] if self.world.action_names else str(action)
 
     def solved_after(self, share: float = 0.5) -> int | None:
         """Give the first episode at which the mean regret so far is at most this share of the optimum; None if never.
@@ -162,6 +168,14 @@ class Learned:
         tree.attrs = {"inference_library": "bayesrl", "interrupted": int(self.interrupted)}
         tree.attrs |= {k: v for k, v in self.problem["settings"].items() if isinstance(v, str | int | float)}
         return tree
+
+    @staticmethod
+    def report_parts(named: Mapping[str, Any], sections: Sequence[Section]) -> list[Any]:
+        """Give the parts of the report of runs by name, for `bayesrl.write_report`."""
+        from bayesrl.control.learning.reporting import learning_parts
+
+        runs = {name: [run] if isinstance(run, Learned) else list(run) for name, run in named.items()}
+        return learning_parts(runs, sections)
 
     def _bayesian(self) -> BayesianMind:
         if not isinstance(self.mind, BayesianMind):

@@ -192,7 +192,7 @@ class _Run:
 
     def _save(self, folder: Path) -> None:
         arrays = {f"history/{name}": values for name, values in self.history().items()}
-        arrays |= {f"agent/{name}": np.ascontiguousarray(values) for name, values in self.mind.arrays().items()}
+        arrays |= {f"agent/{name}": np.asarray(values, order="C") for name, values in self.mind.arrays().items()}
         arrays["stages"] = np.array([list(stage) for stage in self.stages], np.int64).reshape(-1, 2)
         run_folder.write(folder / run_folder.CHECKPOINT, save(arrays))
 

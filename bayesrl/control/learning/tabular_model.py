@@ -132,20 +132,23 @@ class TabularModel(UnknownModel):
         object.__setattr__(self, "layers", self._layers())
 
     @classmethod
-    def of(cls, mdp: TabularMDP, **options: Any) -> "TabularModel":
+    def of(cls, mdp: TabularMDP, *, ends_known: bool = True, **options: Any) -> "TabularModel":
         """Make a model that knows where one can get from each state, horizon, discount and start, and no more.
 
         Any action may lead to whatever any action of that state leads to: which does what is to be learned.
 
         Args:
             mdp: with a horizon, or pass one.
+            ends_known: whether it is known which states end the episode; else any action may end it.
             **options: all else, as the class takes it.
         """
         horizon = options.pop("horizon", mdp.horizon)
         if horizon is None:
             raise ControlError(f"{mdp.name or 'the process'} has no horizon; pass horizon=")
-        ends = np.where(mdp.terminal[mdp.successors], mdp.num_states, mdp.successors)
+        ends = np.where(mdp.terminal[mdp.successors] & ends_known, mdp.num_states, mdp.successors)
         ends = np.where(mdp.probabilities > 0, ends, ends[..., :1])
+        if not ends_known:
+            ends = np.concatenate([ends, np.full((*ends.shape[:2], 1), mdp.num_states)], -1)
         options.setdefault("discount", mdp.discount)
         options.setdefault("start", mdp.start)
         return cls(

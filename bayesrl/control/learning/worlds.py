@@ -36,6 +36,7 @@ class World(abc.ABC):
         max_steps: the longest episode.
         discount: γ of the returns that are told.
         optimum: the greatest expected return of an episode, reward units; None where nobody knows.
+        action_names: one per action, where they have names.
     """
 
     num_actions: int
@@ -46,6 +47,7 @@ class World(abc.ABC):
     max_steps: int = 1
     discount: float = 1.0
     optimum: float | None = None
+    action_names: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def begin(self, key: PRNGKey) -> np.ndarray:
@@ -100,6 +102,7 @@ class TabularWorld(World):
             raise ControlError(f"{mdp.name or 'the problem'} has no end; pass mdp.replace(horizon=...)")
         self.mdp = mdp
         self.num_actions, self.num_observations = mdp.num_actions, mdp.num_states
+        self.action_names = mdp.action_names
         self.max_steps = MOST_STEPS if mdp.horizon is None else mdp.horizon
         self.discount = mdp.discount
         self.optimum = float(soft_value_iteration(mdp.replace(prior=None), 0.0).objective)
@@ -142,6 +145,7 @@ class GymnasiumWorld(World):
         if isinstance(getattr(self._env.unwrapped, "P", None), dict):
             model = from_gymnasium(self._env, discount=1.0, horizon=limit or 1000)
             self.optimum = float(soft_value_iteration(model, 0.0).objective)
+            self.action_names = model.action_names
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Reset, by a seed that the key gives."""
@@ -222,10 +226,12 @@ class BanditWorld(World):
         bandit: the prior that the world is drawn from.
         values: the world itself, in the form that `bandit.draw_worlds` gives for one run; drawn where it is None.
         seed: for the draw.
+        names: of the arms.
     """
 
-    def __init__(self, bandit: Bandit, values: Any = None, seed: int = 0) -> None:
+    def __init__(self, bandit: Bandit, values: Any = None, seed: int = 0, names: tuple[str, ...] = ()) -> None:
         self.bandit = bandit
+        self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
         drawn = bandit.draw_worlds(jax.random.key(seed), 1)
         self.values = drawn if values is None else jnp.asarray(values, float)[None]
         if self.values.shape != drawn.shape:

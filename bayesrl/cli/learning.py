@@ -1,0 +1,234 @@
+"""`bayesrl learn`: runs in an environment, kept in a folder, and their report."""
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.markup import escape
+from rich.text import Text
+
+from bayesrl import run_folder
+from bayesrl.cli.ends import Stopped
+from bayesrl.cli.holdings import read_model
+from bayesrl.cli.reporting import REPORT
+from bayesrl.cli.words import dump, spell, terminal
+from bayesrl.control.exploration import exploration_named
+from bayesrl.control.learning import Learned, check_learned, learn
+from bayesrl.control.learning.reporting import learning_parts, sentence, summary
+from bayesrl.errors import BayesRLError, RunFolderError
+from bayesrl.problem import LearningProblem, ModelError, model_names, ready_learning
+from bayesrl.report.tables import plain_table
+from bayesrl.report.writing import check_path, write_parts
+
+
+class LearningWishes(NamedTuple):
+    """What was asked for; None where nothing was, and then the model decides."""
+
+    model: str
+    options: dict[str, Any]
+    explore: str | None
+    episodes: int | None
+    runs: int | None
+    seed: int | None
+
+
+def is_learning(directory: Path) -> bool:
+    """Whether a folder holds a run of `learn`."""
+    return run_folder.read_problem(directory)["identity"].get("kind") == "learn"
+
+
+def start_learning(wishes: LearningWishes, folder: Path, callback: Callable[..., None], *, quiet: bool) -> None:
+    """Learn into a folder, going on with the runs that are there."""
+    problem = ready_learning(wishes.model, **wishes.options)
+    if wishes.runs is not None and wishes.runs < 1:
+        raise ModelError(f"--runs {wishes.runs}; use at least 1")
+    if wishes.explore is not None:
+        exploration_named(wishes.explore)
+    folder = run_folder.claim(folder)
+    told = {
+        "model": str(Path(wishes.model).resolve()) if wishes.model.endswith(".py") else wishes.model,
+        "options": wishes.options,
+        "learn": {
+            "explore": wishes.explore,
+            "episodes": wishes.episodes or problem.num_episodes,
+            "runs": wishes.runs or problem.num_runs,
+            "seed": wishes.seed or 0,
+        },
+    }
+    before = _plan_of(folder) if (folder / run_folder.PROBLEM).exists() else None
+    if before is not None:
+        _check_same(folder, before, told)
+        told["learn"] |= {k: max(told["learn"][k], before["learn"][k]) for k in ("runs",)}
+        if wishes.episodes is None:
+            told["learn"]["episodes"] = before["learn"]["episodes"]
+    run_folder.write(folder / run_folder.MODEL, dump(told))
+    try:
+        _go_on(folder, told, problem, callback, quiet=quiet)
+    except BayesRLError:
+        run_folder.release(folder)
+        raise
+
+
+def resume_learning(directory: Path, episodes: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
+    """Go on with the runs of a folder."""
+    told = _plan_of(directory)
+    if episodes is not None:
+        told["learn"]["episodes"] = max(episodes, told["learn"]["episodes"])
+        run_folder.write(directory / run_folder.MODEL, dump(told))
+    _go_on(directory, told, ready_learning(told["model"], **told["options"]), callback, quiet=quiet)
+
+
+def _go_on(
+    folder: Path, told: dict[str, Any], problem: LearningProblem, callback: Callable[..., None], *, quiet: bool
+) -> None:
+    plan = told["learn"]
+    if not quiet:
+        about = _about(told, problem)
+        terminal().print(f"[bold]{escape(about)}[/]  →  {escape(str(folder))}", soft_wrap=True)
+    began = time.monotonic()
+    runs: list[Learned] = []
+    for index in range(plan["runs"]):
+        runs.append(_run(folder, told, problem, index, callback, progress=not quiet))
+        if runs[-1].interrupted:
+            raise Stopped(runs[-1].num_episodes, plan["episodes"])
+    name = Path(told["model"]).stem
+    write_parts(folder / REPORT, name, _parts({name: runs}, told, problem))
+    if not quiet:
+        console = terminal()
+        played = sum(run.num_episodes for run in runs)
+        console.print(f"{played:,} episodes in {len(runs)} runs, {time.monotonic() - began:.1f} s\n")
+        console.print(plain_table(("what", "value"), summary(runs)))
+        console.print(Text(f"\n{sentence(runs, check_learned(jax.random.key(0), runs[0]))}"))
+        console.print(Text(f"report: {folder / REPORT}"), soft_wrap=True)
+
+
+def _run(
+    folder: Path,
+    told: dict[str, Any],
+    problem: LearningProblem,
+    index: int,
+    callback: Callable[..., None] | None,
+    *,
+    progress: bool,
+) -> Learned:
+    """Play one of the runs, or what is left of it; the first lives in the folder itself."""
+    plan = told["learn"]
+    key = jax.random.key(plan["seed"])
+    return learn(
+        key if index == 0 else jax.random.fold_in(key, index),
+        problem.environment,
+        problem.agent,
+        exploration=problem.exploration if plan["explore"] is None else exploration_named(plan["explore"]),
+        num_episodes=plan["episodes"],
+        directory=_place(folder, index),
+        callback=callback,
+        progress=progress,
+        **problem.learn_options,
+    )
+
+
+def _place(folder: Path, index: int) -> Path:
+    return folder if index == 0 else folder / f"run-{index + 1}"
+
+
+def report_learning(directories: Sequence[Path], path: Path) -> None:
+    """Write the report of folders of runs, side by side where there are several.
+
+    Raises:
+        RunFolderError: one holds a fit, or its run is not finished.
+    """
+    check_path(path)
+    runs: dict[str, list[Learned]] = {}
+    plans = []
+    for directory in directories:
+        if not is_learning(directory):
+            raise RunFolderError(f"{directory} holds a fit and others hold runs of `learn`; report them apart")
+        told = _plan_of(directory)
+        problem = ready_learning(told["model"], **told["options"])
+        done, _ = _done(directory)
+        if done < told["learn"]["episodes"] and not problem.learn_options:
+            told["learn"]["episodes"] = max(done, 1)
+        present = [i for i in range(told["learn"]["runs"]) if (_place(directory, i) / run_folder.CHECKPOINT).exists()]
+        runs[directory.resolve().name] = [
+            _run(directory, told, problem, index, None, progress=False) for index in present
+        ]
+        plans.append((told, problem))
+    told, problem = plans[0]
+    title = Path(told["model"]).stem if len(runs) == 1 else f"{len(runs)} ways to learn side by side"
+    write_parts(path, title, _parts(runs, told, problem))
+
+
+def learning_rows(directory: Path) -> list[tuple[str, str]]:
+    """Tell what a folder of runs holds, as rows of (what, value)."""
+    told = run_folder.read_problem(directory)
+    identity = told["identity"]
+    done, history = _done(directory)
+    rows = [
+        ("environment", str(identity["environment"])),
+        ("agent", str(identity["agent"]["type"])),
+        ("exploration", str(identity["exploration"])),
+        ("episodes", f"{done:,} of {told['settings']['num_episodes']:,}"),
+    ]
+    made = read_model(directory)
+    if made is not None:
+        options = ", ".join(f"{name}={spell(value)}" for name, value in made["options"].items())
+        rows = [("model", made["model"]), ("options", options or "defaults"), *rows]
+    if done:
+        last = max(done // 10, 1)
+        rows.append((f"mean return of the last {last:,}", f"{history['return'][-last:].mean():.4g}"))
+        rows.append(("cumulated regret", f"{history['regret'].sum():.4g}"))
+    if done < told["settings"]["num_episodes"] and "confidence" not in told["settings"]:
+        rows.append(("go on with", f"bayesrl resume {shlex.quote(str(directory))}"))
+    return rows
+
+
+def _done(directory: Path) -> tuple[int, dict[str, Any]]:
+    path = directory / run_folder.CHECKPOINT
+    arrays = run_folder.read_arrays(path) if path.exists() else {}
+    history = {k.removeprefix("history/"): v for k, v in arrays.items() if k.startswith("history/")}
+    return len(history.get("episode", ())), history
+
+
+def _plan_of(directory: Path) -> dict[str, Any]:
+    """Read how the runs of a folder are made.
+
+    Raises:
+        RunFolderError: the folder does not say.
+    """
+    made = read_model(directory)
+    if made is None or not isinstance(made.get("learn"), dict):
+        raise RunFolderError(
+            f"{directory} does not say how it was learned (its {run_folder.MODEL} has no plan); go on in Python with "
+            "bayesrl.control.learn(..., directory=...)"
+        )
+    return made
+
+
+def _check_same(folder: Path, before: dict[str, Any], told: dict[str, Any]) -> None:
+    for name, old, new in (
+        ("model", before["model"], told["model"]),
+        ("options", before["options"], told["options"]),
+        ("exploration rule", before["learn"]["explore"], told["learn"]["explore"]),
+        ("seed", before["learn"]["seed"], told["learn"]["seed"]),
+    ):
+        if old != new:
+            raise RunFolderError(f"{folder} holds runs of another {name}: it was {old}, is {new}; choose another --out")
+
+
+def _about(told: dict[str, Any], problem: LearningProblem) -> str:
+    about = problem.about or model_names().get(told["model"], "")
+    return f"{Path(told['model']).stem}: {about}" if about else told["model"]
+
+
+def _parts(runs: dict[str, list[Learned]], told: dict[str, Any], problem: LearningProblem) -> list[Any]:
+    first = next(iter(runs.values()))[0]
+    plan = told["learn"]
+    command = f"bayesrl learn {shlex.quote(told['model'])} --episodes {plan['episodes']} --runs {plan['runs']}"
+    command += f" --seed {plan['seed']}" + (f" --explore {plan['explore']}" if plan["explore"] else "")
+    command += "".join(f" --set {shlex.quote(f'{k}={spell(v)}')}" for k, v in told["options"].items())
+    made = [("command", command)] if len(runs) == 1 else []
+    sections = problem.sections_of(first) if len(runs) == 1 else []
+    return learning_parts(runs, sections, about=problem.about or model_names().get(told["model"], ""), made=made)

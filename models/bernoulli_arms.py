@@ -1,0 +1,32 @@
+"""Arms that pay or do not, with unknown chances: what is learned by pulling them."""
+
+import jax.numpy as jnp
+
+import bayesrl
+from bayesrl import control
+
+
+def learning(
+    *, arms: int = 5, best: float = 0.7, worst: float = 0.3, episodes: int = 500, runs: int = 5
+) -> bayesrl.LearningProblem:
+    """Make the problem: chances evenly spaced from worst to best, each believed Beta(1, 1) at first.
+
+    Args:
+        arms: how many, at least 2.
+        best: chance of the last arm.
+        worst: chance of the first arm.
+        episodes: pulls.
+        runs: independent runs, for the bands.
+
+    Raises:
+        bayesrl.errors.ControlError: a chance is none, or there are too few arms.
+    """
+    if not 0 <= worst <= best <= 1:
+        raise bayesrl.errors.ControlError(f"worst={worst!r}, best={best!r}; use 0 ≤ worst ≤ best ≤ 1")
+    bandit = control.bandits.BernoulliArms(int(arms))
+    return bayesrl.LearningProblem(
+        control.BanditWorld(bandit, jnp.linspace(worst, best, int(arms))),
+        control.Bayesian(control.ArmsModel(bandit)),
+        num_episodes=int(episodes),
+        num_runs=int(runs),
+    )

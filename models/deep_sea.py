@@ -1,0 +1,51 @@
+"""A dive to the far corner of a square, which only exploration with a purpose finds; to be fitted or learned."""
+
+import bayesrl
+from bayesrl import control
+
+
+def problem(*, beta: float = 0.05, size: int = 8, steps: int = 2000) -> bayesrl.Problem:
+    """Make the problem with known dynamics, as KL-regularised RL has it.
+
+    Args:
+        beta: default temperature, reward units per nat.
+        size: rows and columns of the square.
+        steps: gradient steps.
+    """
+    mdp = control.deep_sea(size=int(size))
+    return bayesrl.Problem(
+        control.tabular_rollout(mdp),
+        beta=beta,
+        fit_options={
+            "guide": control.TablePolicy(),
+            "objective": control.ActorCritic(num_particles=128, trace=1.0),
+            "num_steps": int(steps),
+            "start_beta": 20 * beta,
+        },
+        exact=control.TabularOptimum(mdp),
+        sections=(control.tabular_sections(mdp),),
+    )
+
+
+def learning(
+    *, size: int = 10, episodes: int = 400, runs: int = 3, agent: str = "bayesian", noise: float = 0.01
+) -> bayesrl.LearningProblem:
+    """Make the problem with dynamics and rewards that have to be found out.
+
+    It is known that one gets one row down, and left or right; not which action does which where, and what it pays.
+
+    Args:
+        size: rows and columns of the square; also the length of an episode.
+        episodes: how many.
+        runs: independent runs, for the bands.
+        agent: `bayesian`, or `kl_control` for comparison.
+        noise: standard deviation of rewards that the model assumes, reward units.
+    """
+    mdp = control.deep_sea(size=int(size))
+    return bayesrl.LearningProblem(
+        mdp,
+        control.agent_named(agent, control.TabularModel.of(mdp, noise=noise), beta=0.05),
+        num_episodes=int(episodes),
+        num_runs=int(runs),
+        sections=(control.learning_maps(mdp),),
+    )
