@@ -63,7 +63,7 @@ class BetaBelief(_Betas, Belief):
         return 0.25 / (self.a + self.b + 1.0)
 
     def draw(self, key: PRNGKey) -> Array:
-        """Draw by the ratio of two Gamma variables."""
+        """Draw by the ratio of two Gamma variables; nan where a or b is below 1."""
         gammas = draw_gamma(key, jnp.stack([self.a, self.b]))
         return gammas[0] / gammas.sum(0)
 
@@ -214,7 +214,7 @@ def draw_dirichlet(key: PRNGKey, concentration: Array) -> Array:
 
 
 def draw_gamma(key: PRNGKey, shape: Array) -> Array:
-    """Draw Gamma variables of these shapes, all at least 1, and of rate 1.
+    """Draw Gamma variables of these shapes, all at least 1, and of rate 1; nan where a shape is below 1 or no number.
 
     `jax.random.gamma` takes one element after the other on a CPU; here all are tried at once, and only those that
     were refused, some 2%, are gathered and tried again.
@@ -222,7 +222,8 @@ def draw_gamma(key: PRNGKey, shape: Array) -> Array:
     References:
         Marsaglia & Tsang (2000), "A simple method for generating gamma variables".
     """
-    center = shape.ravel() - 1 / 3
+    # What no draw fits would be tried for ever.
+    center = jnp.where((shape >= 1) & (shape < jnp.inf), shape - 1 / 3, jnp.nan).ravel()
     number = center.size
     room = max(number // 16, 16)
 
@@ -232,7 +233,7 @@ def draw_gamma(key: PRNGKey, shape: Array) -> Array:
         v = (1 + x / jnp.sqrt(9 * center)) ** 3
         bound = 0.5 * x**2 + center * (1 - v + jnp.log(jnp.maximum(v, 1e-30)))
         fine = (v > 0) & (jnp.log(jax.random.uniform(uniform_key, center.shape)) < bound)
-        return center * v, fine
+        return center * v, fine | jnp.isnan(center)
 
     def again(carried: tuple[PRNGKey, Array, Array]) -> tuple[PRNGKey, Array, Array]:
         key, found, fine = carried

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
+from bayesrl.certainty.asking import check_key
 from bayesrl.control.beliefs import Belief
-from bayesrl.core.draws import is_count
+from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -67,7 +68,7 @@ class EpsilonGreedy(Exploration):
     epsilon: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.epsilon, int | float) and 0 <= self.epsilon <= 1):
+        if not (is_number(self.epsilon) and 0 <= self.epsilon <= 1):
             raise ControlError(f"epsilon_greedy({self.epsilon!r}): the share of steps that explore is in [0, 1]")
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
@@ -105,7 +106,7 @@ class Boltzmann(Exploration):
     temperature: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.temperature, int | float) and self.temperature > 0):
+        if not (is_number(self.temperature) and self.temperature > 0):
             raise ControlError(f"boltzmann({self.temperature!r}); use a temperature above 0, in reward units per nat")
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
@@ -304,7 +305,9 @@ def decide_between(key: PRNGKey, belief: Belief, *, num_samples: int = 4000) -> 
         `Decision`.
 
     Raises:
-        ControlError: num_samples is below 1.
+        ControlError: num_samples is below 1; the belief is none, or has draws that are not finite, as a Beta with
+            a or b below 1 has.
+        EngineError: the key is none.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -315,8 +318,29 @@ def decide_between(key: PRNGKey, belief: Belief, *, num_samples: int = 4000) -> 
     """
     if not is_count(num_samples, least=1):
         raise ControlError(f"num_samples={num_samples!r}; use an integer of at least 1")
+    check_key(key)
+    _check_belief(key, belief)
     values = jax.lax.map(belief.draw, jax.random.split(key, num_samples))
+    if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
+        raise ControlError(
+            f"draws of {belief!r} are not finite; use finite numbers, variances of at least 0, and a and b of at "
+            "least 1 for a Beta"
+        )
     loss = values.max(-1, keepdims=True) - values
     probs = jax.nn.one_hot(values.argmax(-1), values.shape[-1]).mean(0)
     ends = jnp.quantile(loss, jnp.array([0.025, 0.975]), axis=0)
     return Decision(probs, loss.mean(0), jnp.moveaxis(ends, 0, -1))
+
+
+def _check_belief(key: PRNGKey, belief: Any) -> None:
+    """Refuse what gives no draws [..., actions]."""
+    if not isinstance(belief, Belief):
+        raise ControlError(f"belief={belief!r} is none; pass one such as BetaBelief(jnp.array([3.0, 1.0]), ...)")
+    try:
+        shape = jax.eval_shape(belief.draw, key).shape
+    except (TypeError, ValueError) as error:
+        raise ControlError(
+            f"{belief!r} cannot be drawn from: {error}; pass arrays [..., actions] of one shape"
+        ) from error
+    if not shape:
+        raise ControlError(f"{belief!r} is of a single value; pass arrays [..., actions]")

@@ -69,6 +69,13 @@ def is_count(value: Any, *, least: int) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is one finite number, Python's, NumPy's or JAX's."""
+    if not isinstance(value, int | float | np.number | np.ndarray | Array) or np.shape(value) != ():
+        return False
+    return np.asarray(value).dtype.kind in "biuf" and bool(np.isfinite(value))
+
+
 def total(scores: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
     """Sum per-site scores [..., T] over sites and time, to `shape`."""
     result = jnp.zeros(shape)

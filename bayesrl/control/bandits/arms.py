@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from bayesrl.control.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
-from bayesrl.core.draws import is_count
+from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -35,11 +35,13 @@ class Bandit(abc.ABC):
         if not is_count(self.num_arms, least=2):
             raise ControlError(f"{name} got num_arms={self.num_arms!r}; use an integer of at least 2")
         for field in ("prior_a", "prior_b"):
-            if not getattr(self, field, 1.0) >= 1:
-                raise ControlError(f"{name} got {field}={getattr(self, field)!r}; use a number of at least 1")
+            value = getattr(self, field, 1.0)
+            if not (is_number(value) and value >= 1):
+                raise ControlError(f"{name} got {field}={value!r}; use a number of at least 1")
         for field in ("prior_scale", "noise"):
-            if not getattr(self, field, 1.0) > 0:
-                raise ControlError(f"{name} got {field}={getattr(self, field)!r}; use a number above 0")
+            value = getattr(self, field, 1.0)
+            if not (is_number(value) and value > 0):
+                raise ControlError(f"{name} got {field}={value!r}; use a number above 0")
         if not is_count(getattr(self, "num_features", 1), least=1):
             value = getattr(self, "num_features", None)
             raise ControlError(f"{name} got num_features={value!r}; use an integer of at least 1")
@@ -156,6 +158,11 @@ class GaussianArms(Bandit):
     prior_mean: float = 0.0
     prior_scale: float = 1.0
     noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.prior_mean):
+            raise ControlError(f"GaussianArms got prior_mean={self.prior_mean!r}; use a number of reward units")
 
     def draw_worlds(self, key: PRNGKey, num_runs: int) -> Array:
         """Draw values, [runs, arms]."""

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from bayesrl.certainty.asking import check_key
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.exploration import Exploration
-from bayesrl.core.draws import is_count
+from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -45,7 +46,13 @@ class BanditRuns(NamedTuple):
         return np.asarray(self.regret.std(0, ddof=1, dtype=np.float64) / runs**0.5) if runs > 1 else self.mean * np.nan
 
     def band(self, level: float = 0.9) -> np.ndarray:
-        """Give the quantiles between which this share of the runs lies, reward units, [2, steps]."""
+        """Give the quantiles between which this share of the runs lies, reward units, [2, steps].
+
+        Raises:
+            ControlError: the share is outside [0, 1].
+        """
+        if not (is_number(level) and 0 <= level <= 1):
+            raise ControlError(f"level={level!r}; use a share of the runs, in [0, 1]")
         return np.asarray(np.quantile(self.regret, [(1 - level) / 2, (1 + level) / 2], axis=0))
 
 
@@ -71,8 +78,9 @@ def play_bandit(
         `BanditRuns`.
 
     Raises:
-        ControlError: a number is below 1; the rule gives no integers of the right shape, or an action that the bandit
-            does not have.
+        ControlError: a number is below 1; there is no such bandit or rule; the rule gives no integers of the right
+            shape, or an action that the bandit does not have; a value of the bandit is not finite.
+        EngineError: the key is none.
 
     Example:
         >>> import jax
@@ -86,9 +94,10 @@ def play_bandit(
     for name, value in {"num_steps": num_steps, "num_runs": num_runs}.items():
         if not is_count(value, least=1):
             raise ControlError(f"{name}={value!r}; use an integer of at least 1")
-    _check(key, bandit, exploration)
+    check_key(key)
     count = -(-num_runs // _TOGETHER)
     together = -(-num_runs // count)
+    _check(key, bandit, exploration, together)
     played = _play(bandit, exploration, num_steps, together)
     parts = jax.device_get([played(k) for k in jax.random.split(key, count)])
     arms, regret, posterior = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_runs], *parts)
@@ -98,22 +107,33 @@ def play_bandit(
             f"the exploration rule took action {arms[bad][0]}, and {type(bandit).__name__} has actions 0 to "
             f"{bandit.num_arms - 1}; give one of these"
         )
+    if not np.isfinite(regret).all():
+        raise ControlError(f"a value of {bandit!r} is not finite; draw_worlds and values have to give finite numbers")
     return BanditRuns(regret, arms, posterior)
 
 
-def _check(key: PRNGKey, bandit: Bandit, exploration: Any) -> None:
-    """Try the rule on two runs of nothing known."""
+def _check(key: PRNGKey, bandit: Bandit, exploration: Any, num_runs: int) -> None:
+    """Try the rule on what is believed at first."""
+    if not isinstance(bandit, Bandit):
+        raise ControlError(f"bandit={bandit!r} is none; pass one such as BernoulliArms(2)")
     if not callable(exploration):
         raise ControlError(
             f"exploration={exploration!r} is no rule; use thompson(), bayes_ucb(), ... or a function of "
             "(key, belief, step)"
         )
-    seen = jax.eval_shape(partial(bandit.observe, num_runs=2), key)
-    belief = jax.eval_shape(bandit.believe, jax.eval_shape(lambda: bandit.start(2)), seen)
-    chosen = jax.eval_shape(exploration, key, belief, jnp.asarray(0))
-    if getattr(chosen, "shape", None) != (2,) or not jnp.issubdtype(chosen.dtype, jnp.integer):
+    seen = jax.eval_shape(partial(bandit.observe, num_runs=num_runs), key)
+    belief = jax.eval_shape(bandit.believe, jax.eval_shape(lambda: bandit.start(num_runs)), seen)
+    try:
+        chosen = jax.eval_shape(exploration, key, belief, jnp.asarray(0))
+    except TypeError as error:
         raise ControlError(
-            f"the exploration rule gives {chosen!r} for 2 runs; give integers of shape (2,), one action for each run"
+            f"the exploration rule cannot be called: {error}; use thompson(), with its brackets, bayes_ucb(), ... or a "
+            "function of (key, belief, step)"
+        ) from error
+    if getattr(chosen, "shape", None) != (num_runs,) or not jnp.issubdtype(chosen.dtype, jnp.integer):
+        raise ControlError(
+            f"the exploration rule gives {chosen!r} for {num_runs} runs; give integers of shape ({num_runs},), one "
+            "action for each run"
         )
 
 

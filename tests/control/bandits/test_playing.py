@@ -1,6 +1,8 @@
 """Exploration on bandits against known regrets, and optimal play against known values."""
 
 import itertools
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +21,7 @@ from bayesrl.control.bandits import (
     gittins_index,
     play_bandit,
 )
-from bayesrl.errors import ControlError
+from bayesrl.errors import ControlError, EngineError
 
 KEY = jax.random.key(0)
 
@@ -158,13 +160,40 @@ def test_the_same_key_gives_the_same_runs_and_each_run_has_a_world() -> None:
     np.testing.assert_allclose(counted, 6 + 20)
 
 
-ERRORS = [
+class Endless(GaussianArms):
+    """Values that overflow."""
+
+    def values(self, worlds: Any, seen: Any) -> Any:
+        return worlds * jnp.inf
+
+
+ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: BernoulliArms(1), "num_arms=1"),
     (lambda: BernoulliArms(2, prior_a=0.5), "prior_a=0.5; use a number of at least 1"),
     (lambda: GaussianArms(2, noise=0.0), "noise=0.0"),
     (lambda: LinearArms(2, num_features=0), "num_features=0"),
-    (lambda: control.epsilon_greedy(1.5), "epsilon=1.5 is outside"),
-    (lambda: control.boltzmann(0.0), "temperature=0.0"),
+    (lambda: control.epsilon_greedy(1.5), "epsilon_greedy(1.5)"),
+    (lambda: control.boltzmann(0.0), "boltzmann(0.0)"),
+    (lambda: BernoulliArms(2, prior_a=np.inf), "prior_a=inf; use a number of at least 1"),
+    (lambda: BernoulliArms(2, prior_b="1"), "prior_b='1'; use a number of at least 1"),
+    (lambda: GaussianArms(2, noise=np.ones(2)), "noise=array([1., 1.]); use a number above 0"),
+    (lambda: GaussianArms(2, prior_scale=np.inf), "prior_scale=inf"),
+    (lambda: GaussianArms(2, prior_mean=np.nan), "prior_mean=nan; use a number"),
+    (lambda: control.epsilon_greedy(None), "epsilon_greedy(None)"),
+    (lambda: control.boltzmann("1"), "boltzmann('1')"),
+    (lambda: decide_between(KEY, BetaBelief(jnp.array([0.2, 3.0]), jnp.ones(2))), "a and b of at least 1"),
+    (lambda: decide_between(KEY, BetaBelief(jnp.array([0.5, 0.5]), jnp.ones(2))), "a and b of at least 1"),
+    (lambda: decide_between(KEY, BetaBelief(jnp.array([jnp.nan, jnp.inf]), jnp.ones(2))), "are not finite"),
+    (lambda: decide_between(KEY, NormalBelief(jnp.zeros(2), jnp.array([1.0, -1.0]))), "variances of at least 0"),
+    (lambda: decide_between(KEY, NormalBelief(jnp.zeros(3), jnp.ones(2))), "cannot be drawn from"),
+    (lambda: decide_between(KEY, BetaBelief([3, 4], [5, 6])), "cannot be drawn from"),
+    (lambda: decide_between(KEY, NormalBelief(jnp.zeros(()), jnp.ones(()))), "is of a single value"),
+    (lambda: decide_between(KEY, None), "belief=None is none"),
+    (lambda: play_bandit(KEY, BernoulliArms, control.thompson(), num_steps=1), "BernoulliArms'> is none"),
+    (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson, num_steps=1), "cannot be called: thompson()"),
+    (lambda: play_bandit(KEY, BernoulliArms(2), lambda k, b, t: b.mean.argmax(0), num_steps=1), "for 1000 runs"),
+    (lambda: play_bandit(KEY, Endless(2), control.thompson(), num_steps=1), "a value of Endless"),
+    (lambda: play_bandit(KEY, BernoulliArms(2), control.random(), num_steps=1, num_runs=2).band(-0.5), "level=-0.5"),
     (lambda: gittins_index(0, 1, discount=0.9), "a=0"),
     (lambda: gittins_index(1, 1, discount=1.0), "discount=1.0 is outside"),
     (lambda: bayes_optimal_regret(0), "horizon=0"),
@@ -180,9 +209,20 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("call", "message"), ERRORS, ids=[message for _, message in ERRORS])
+@pytest.mark.usefixtures("unchecked")
 def test_errors_name_the_value(call: Any, message: str) -> None:
-    with pytest.raises(ControlError, match=message.replace("(", r"\(")):
+    with pytest.raises(ControlError, match=re.escape(message)):
         call()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_seed_is_no_key() -> None:
+    for call in (
+        lambda: play_bandit(0, BernoulliArms(2), control.thompson(), num_steps=1),  # type: ignore[arg-type]
+        lambda: decide_between(0, BetaBelief(jnp.ones(2), jnp.ones(2))),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(EngineError, match="key=0 is not a JAX random key"):
+            call()
 
 
 def test_rules_serve_one_belief_and_many() -> None:
