@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
 from bayesrl.control.environments import Environment, Outcome
+from bayesrl.core.draws import is_count
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
 
@@ -82,6 +84,10 @@ class JaxEnvironment(Environment):
                 f"env={self.env!r} has no method {missing[0]!r}; pass one with reset(key, params) and "
                 "step(key, state, action, params)"
             )
+        if self.actions is not None and not isinstance(self.actions, dist.Distribution):
+            raise ControlError(f"actions={self.actions!r} is no distribution; pass one such as Categorical or Normal")
+        if self.num_observations is not None and not is_count(self.num_observations, least=1):
+            raise ControlError(f"num_observations={self.num_observations!r}; use an integer of at least 1, or None")
         if isinstance(self.params, str) and not hasattr(self.env, "default_params"):
             raise ControlError(f"{type(self.env).__name__} has no default_params; pass params=..., or params=None")
         if self.actions is None and self._num_actions is None:
@@ -99,7 +105,11 @@ class JaxEnvironment(Environment):
     def reset(self) -> Any:
         """Draw the site `start`, [2], and give (observation, state)."""
         words = environment("start", Noise(), observable=False)
-        seen, state = self.env.reset(_key(words), self._params)
+        seen, state = self._parts(self.env.reset(_key(words), self._params), "reset", "observation, state")
+        if not isinstance(seen, Array | np.ndarray | np.number | int | float):
+            raise ControlError(
+                f"{type(self.env).__name__} gives an observation of type {type(seen).__name__}; give one array"
+            )
         return jnp.asarray(seen), state
 
     def observe(self, state: Any) -> Any:
@@ -110,7 +120,10 @@ class JaxEnvironment(Environment):
         """Draw the site `noise`, [2], and take a step."""
         words = environment("noise", Noise(), observable=False)
         take = getattr(self.env, "step_env", self.env.step)
-        seen, after, reward, done, _ = take(_key(words), state[1], action, self._params)
+        given = take(_key(words), state[1], action, self._params)
+        seen, after, reward, done, _ = self._parts(given, "step", "observation, state, reward, done, info")
+        self._check_same("observation", state[0], seen)
+        self._check_same("state", state[1], after)
         same = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), after, state[1])
         return Outcome((jnp.asarray(seen, state[0].dtype), same), jnp.asarray(reward, float), jnp.asarray(done, bool))
 
@@ -120,6 +133,20 @@ class JaxEnvironment(Environment):
             return self.actions
         assert self._num_actions is not None
         return dist.Categorical(logits=jnp.zeros(self._num_actions))
+
+    def _parts(self, given: Any, method: str, names: str) -> Any:
+        if isinstance(given, tuple) and len(given) == len(names.split(", ")):
+            return given
+        told = f"{len(given)} things" if isinstance(given, tuple) else f"a {type(given).__name__}"
+        raise ControlError(f"{method} of {type(self.env).__name__} gives {told}; give ({names})")
+
+    def _check_same(self, what: str, before: Any, after: Any) -> None:
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (before, after)]
+        if shapes[0] != shapes[1]:
+            raise ControlError(
+                f"the {what} of {type(self.env).__name__} has shape {shapes[0]} after reset, and {shapes[1]} "
+                "after step; let it keep its shape"
+            )
 
     @property
     def _params(self) -> Any:

@@ -1,6 +1,7 @@
 """Vectorised Gymnasium environments that outlive the errors of single episodes."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -59,6 +60,11 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
         from gymnasium.vector import AutoresetMode, SyncVectorEnv
     except ImportError as error:
         raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
+    if not (isinstance(source.environment, str) or callable(source.environment)):
+        raise ControlError(
+            f"environment={source.environment!r} is neither an id nor a function; pass the id of a registered "
+            "environment, or a function that makes one"
+        )
     first = source.seed if seed is None else seed
     made: list[Any] = []
 
@@ -82,10 +88,9 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
     except Exception as error:
         for one in made:
             one.close()
-        name = source.environment if isinstance(source.environment, str) else repr(source.environment)
-        raise ControlError(
-            f"environment {name!r} cannot be made: {error}; gymnasium.registry lists those that are known"
-        ) from error
+        known = isinstance(source.environment, str)
+        remedy = "gymnasium.registry lists those that are known" if known else "let the function give a gymnasium.Env"
+        raise ControlError(f"environment {source.environment!r} cannot be made: {error}; {remedy}") from error
 
 
 @cache
@@ -143,6 +148,19 @@ def _guarded() -> Any:
     return Guarded
 
 
+def _given(ask: Callable[..., Any], *args: Any) -> Any:
+    """Ask environments side by side; errors of single ones are met by `Guarded`, so these are of what they gave."""
+    try:
+        return ask(*args)
+    except ControlError:
+        raise
+    except Exception as error:
+        raise ControlError(
+            f"what an environment gave does not fit Gymnasium's interface or its own spaces: {error}; "
+            "gymnasium.utils.env_checker.check_env tells what is wrong"
+        ) from error
+
+
 @dataclass
 class Step:
     """What one step of all environments gave, [num_envs] each.
@@ -182,7 +200,7 @@ class Playing:
         self._resetting = self._never
         self._earned, self._length = np.zeros(number), np.zeros(number, int)
         try:
-            self.observation = self._seen(envs.reset()[0])
+            self.observation = self._seen(_given(envs.reset)[0])
         except BaseException:
             envs.close()
             raise
@@ -191,9 +209,9 @@ class Playing:
         """Take one step of each; an environment whose episode is over is reset in its stead, which does not count.
 
         Raises:
-            ControlError: a reward or an observation is not finite; too many episodes failed.
+            ControlError: a reward or an observation is not finite or of the wrong shape; too many episodes failed.
         """
-        seen, reward, terminated, truncated, info = self._envs.step(self._actions.to_environment(action))
+        seen, reward, terminated, truncated, info = _given(self._envs.step, self._actions.to_environment(action))
         failed = np.asarray(info[_FAILED], bool) if _FAILED in info else self._never
         counts = ~(self._resetting | failed)
         reward = np.where(counts, reward, 0.0)

@@ -228,6 +228,8 @@ def test_rewards_that_are_no_numbers_are_refused() -> None:
     ("make", "message"),
     [
         (lambda: GymnasiumSource("Nowhere-v1"), "'Nowhere-v1' cannot be made"),
+        (lambda: GymnasiumSource(Counter()), "is neither an id nor a function; pass the id"),  # type: ignore[arg-type]
+        (lambda: GymnasiumSource(lambda: 3), "cannot be made: .*; let the function give a gymnasium.Env"),
         (lambda: GymnasiumSource("CartPole-v1", num_envs=0), "num_envs=0; use an integer of at least 1"),
         (lambda: GymnasiumSource("CartPole-v1", window=2.5), "window=2.5"),  # type: ignore[arg-type]
         (lambda: describe_observations(spaces.Text(3)), r"observation space Text\(.*not supported; Discrete and Box"),
@@ -457,3 +459,21 @@ def test_a_run_is_resumed_with_its_source(tmp_path: Path) -> None:
 def test_bad_options(options: dict[str, Any], message: str, unchecked: None) -> None:
     with pytest.raises(ControlError, match=message):
         GymnasiumSource(Counter, **options)
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda seen, *rest: (np.zeros(3), *rest),
+        lambda seen, earned, *rest: (seen, np.array([1.0]), *rest),
+        lambda seen, earned, ended, cut, info: (seen, earned, ended, info),
+    ],
+    ids=["observation", "reward", "four"],
+)
+def test_what_does_not_fit_the_interface_is_refused(give: Any) -> None:
+    class Odd(Counter):
+        def step(self, action: Any) -> Any:
+            return give(*super().step(action))
+
+    with pytest.raises(ControlError, match=r"does not fit Gymnasium's interface .*check_env tells what is wrong"):
+        playing(GymnasiumSource(Odd, num_envs=2), 2).step(np.zeros(2, int))

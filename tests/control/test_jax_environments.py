@@ -82,14 +82,49 @@ class Bare:
     def step(self, key: Any, state: Any, action: Any, params: Any) -> Any: ...
 
 
+class Told(Bare):
+    """Gives what it is told to give."""
+
+    def __init__(self, first: Any, then: Any = None) -> None:
+        self.first, self.then = first, then
+
+    def reset(self, key: Any, params: Any) -> Any:
+        return self.first
+
+    def step(self, key: Any, state: Any, action: Any, params: Any) -> Any:
+        return self.then
+
+
+def played(first: Any, then: Any = None) -> Any:
+    program = Rollout(JaxEnvironment(Told(first, then), dist.Bernoulli(0.5), params=None), 3)
+    return bayesrl.importance(jax.random.key(0), program, beta=1.0, num_samples=2)
+
+
+HERE, THERE = jnp.zeros(1), jnp.zeros(2)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: JaxEnvironment(3), "env=3 has no method 'reset'"),
         (lambda: JaxEnvironment(Bare()), "Bare has no default_params; pass params="),
         (lambda: JaxEnvironment(Bare(), params=None), r"Bare has no finite action_space\(params\).n; pass actions="),
+        (lambda: JaxEnvironment(Bare(), 3, params=None), "actions=3 is no distribution"),
+        (
+            lambda: JaxEnvironment(Bare(), dist.Bernoulli(0.5), params=None, num_observations=0),
+            "num_observations=0; use an integer of at least 1",
+        ),
+        (lambda: played(HERE), r"reset of Told gives a \w+; give \(observation, state\)"),
+        (lambda: played(({"place": HERE}, HERE)), "Told gives an observation of type dict; give one array"),
+        (lambda: played((HERE, HERE), (HERE, HERE, 0.0, False)), "step of Told gives 4 things; give .*, done, info"),
+        (
+            lambda: played((HERE, HERE), (THERE, HERE, 0.0, False, {})),
+            r"observation of Told has shape \(1,\) after reset",
+        ),
+        (lambda: played((HERE, HERE), (HERE, THERE, 0.0, False, {})), r"state of Told has shape \(1,\) after reset"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(make: Any, message: str) -> None:
     with pytest.raises(ControlError, match=message):
         make()
