@@ -198,6 +198,17 @@ def test_fit_show_resume_of_a_file(tmp_path: Path) -> None:
     assert json.loads((folder / "model.json").read_text())["model"] == str(file)
 
 
+def test_annealing_of_a_model_goes_with_any_temperature(tmp_path: Path) -> None:
+    """Where the temperature asked for is above the model's start, the fit starts at it; the report tells where."""
+    model = tmp_path / "annealed.py"
+    model.write_text(MODEL.replace('{"num_steps": 40}', '{"num_steps": 40, "start_beta": 2.0}'))
+    for beta, told in (("1", "2"), ("5", "5"), ("1,5", "2")):
+        folder = tmp_path / f"run{beta}"
+        assert invoke("fit", model, "--beta", beta, "--out", folder)[::2] == (0, "")
+        assert re.search(rf"<td[^>]*>start of β</td>\s*<td[^>]*>{told}</td>", (folder / "report.html").read_text())
+        assert invoke("fit", model, "--out", folder)[::2] == (0, "")
+
+
 def test_quiet_prints_nothing(tmp_path: Path) -> None:
     (tmp_path / "coin.py").write_text(MODEL)
     assert invoke("fit", tmp_path / "coin.py", "--steps", 5, "--quiet", "--out", tmp_path / "run") == (0, "", "")

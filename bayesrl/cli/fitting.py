@@ -64,6 +64,9 @@ def start(
     if wishes.restarts is not None:
         settings["num_restarts"] = wishes.restarts
     chosen: Any = beta if wishes.beta is None else wishes.beta
+    if settings.get("start_beta") is not None and (old or wishes.beta is not None):
+        # A model's annealing has nothing to fall to where all that is asked for is warmer.
+        settings["start_beta"] = max(settings["start_beta"], float(np.min(chosen)))
     steps_before = run_folder.read_history(folder)[0]
     if not quiet:
         terminal().print(f"[bold]{escape(title_of(model, problem))}[/]  →  {escape(str(folder))}", soft_wrap=True)

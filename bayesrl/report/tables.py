@@ -60,6 +60,8 @@ def run_rows(settings: Mapping[str, Any], identity: Mapping[str, Any], done: int
     """
     betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
     yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
+    if "start_beta" in settings:
+        yield "start of β", f"{settings['start_beta']:g}"
     yield "steps", f"{done:,} of {settings['num_steps']:,}"
     yield "restarts", str(settings["num_restarts"])
     yield "seed", str(identity["seed"][-1])
