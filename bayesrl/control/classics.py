@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bayesrl.control.tabular import TabularMDP, from_outcomes
-from bayesrl.core.draws import is_count
+from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import ControlError
 
 _MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
@@ -148,6 +148,8 @@ def grid_world(
     """
     if isinstance(rows, str):
         raise ControlError(f"the map is one text, {rows[:20]!r}; pass a sequence of rows, such as text.split()")
+    if not isinstance(rows, Sequence) or not all(isinstance(row, str) for row in rows):
+        raise ControlError(f'the map is {rows!r}; pass a sequence of texts, one for each row, such as ["S.", ".G"]')
     width = len(rows[0]) if rows else 0
     ragged = [row for row in rows if len(row) != width]
     if width == 0 or ragged:
@@ -222,5 +224,5 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 
 def _check_share(name: str, value: Any) -> None:
-    if not (isinstance(value, int | float) and 0 <= value <= 1):
+    if not (is_number(value) and 0 <= value <= 1):
         raise ControlError(f"{name}={value!r}; use a probability, in [0, 1]")

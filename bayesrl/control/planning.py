@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-from bayesrl.control.tabular import TabularMDP, reaching
+from bayesrl.control.tabular import TabularMDP, as_numbers, reaching
 from bayesrl.errors import ControlError
 
 _MAX_NEWTON = 300
@@ -89,7 +89,7 @@ def evaluate_policy(mdp: TabularMDP, policy: Any, beta: Any = 0.0) -> Planned:
 
     Args:
         mdp: the process.
-        policy: probabilities, [states, actions], or [horizon, states, actions] with a horizon.
+        policy: probabilities, [states, actions], or [horizon, states, actions] with a horizon; or what was planned.
         beta: temperature, reward units per nat, a number or an array [*beta]; 0 counts the reward alone.
 
     Returns:
@@ -128,7 +128,7 @@ def _temperatures(beta: Any) -> np.ndarray:
 
 
 def _checked(mdp: TabularMDP, policy: Any) -> np.ndarray:
-    probs = np.asarray(policy, float)
+    probs = as_numbers("policy", policy.policy if isinstance(policy, Planned) else policy)
     shapes: list[tuple[int, ...]] = [(mdp.num_states, mdp.num_actions)]
     if mdp.horizon is not None:
         shapes.append((mdp.horizon, *shapes[0]))
@@ -141,9 +141,18 @@ def _checked(mdp: TabularMDP, policy: Any) -> np.ndarray:
     return np.broadcast_to(probs, shapes[-1]) if mdp.horizon is not None else probs
 
 
-def _tables(mdp: Any) -> "_Tables":
+def check_mdp(mdp: Any) -> None:
+    """Refuse what is no finite problem.
+
+    Raises:
+        ControlError: it is something else, such as the id of an environment.
+    """
     if not isinstance(mdp, TabularMDP):
         raise ControlError(f"{type(mdp).__name__} is no TabularMDP; make one, or read one with control.from_gymnasium")
+
+
+def _tables(mdp: Any) -> "_Tables":
+    check_mdp(mdp)
     return _Tables(mdp)
 
 

@@ -16,7 +16,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.primitives import Messenger
 
 from bayesrl.control.environments import Environment
-from bayesrl.core.draws import is_count
+from bayesrl.core.draws import is_count, is_number
 from bayesrl.core.primitives import kind_of, reward
 from bayesrl.errors import ControlError
 
@@ -64,7 +64,7 @@ class Played(abc.ABC):
             )
         if not is_count(self.horizon, least=1):
             raise ControlError(f"horizon={self.horizon!r}; use an integer of at least 1")
-        if not (isinstance(self.discount, int | float) and 0 < self.discount <= 1):
+        if not (is_number(self.discount) and 0 < self.discount <= 1):
             raise ControlError(f"discount={self.discount!r} is outside (0, 1]; use 1 for undiscounted rewards")
 
     def __call__(self, *observation: Any) -> Any:

@@ -68,7 +68,7 @@ class TabularMDP:
     name: str = ""
 
     def __post_init__(self) -> None:
-        probabilities = np.asarray(self.probabilities, float)
+        probabilities = as_numbers("probabilities", self.probabilities)
         if probabilities.ndim != 3 or 0 in probabilities.shape:
             raise ControlError(
                 f"probabilities has shape {probabilities.shape}; use [states, actions, outcomes], each at least 1"
@@ -77,10 +77,10 @@ class TabularMDP:
         given: dict[str, Any] = {
             "successors": np.asarray(self.successors),
             "probabilities": probabilities,
-            "rewards": np.asarray(self.rewards, float),
-            "start": np.eye(1, states)[0] if self.start is None else np.asarray(self.start, float),
-            "terminal": np.zeros(states, bool) if self.terminal is None else np.asarray(self.terminal, bool),
-            "prior": np.full((states, actions), 1 / actions) if self.prior is None else np.asarray(self.prior, float),
+            "rewards": as_numbers("rewards", self.rewards),
+            "start": np.eye(1, states)[0] if self.start is None else as_numbers("start", self.start),
+            "terminal": np.zeros(states, bool) if self.terminal is None else _as_flags(self.terminal),
+            "prior": np.full((states, actions), 1 / actions) if self.prior is None else as_numbers("prior", self.prior),
             "action_names": tuple(self.action_names) or tuple(str(a) for a in range(actions)),
         }
         for name, value in given.items():
@@ -102,10 +102,10 @@ class TabularMDP:
         Raises:
             ControlError: as for the class.
         """
-        table = np.asarray(transitions, float)
+        table = as_numbers("transitions", transitions)
         if table.ndim != 3 or table.shape[0] != table.shape[2]:
             raise ControlError(f"transitions has shape {table.shape}; use [states, actions, states]")
-        earned = np.asarray(rewards, float)
+        earned = as_numbers("rewards", rewards)
         if earned.shape not in (table.shape, table.shape[:2]):
             raise ControlError(f"rewards has shape {earned.shape}; use {table.shape[:2]} or {table.shape}")
         most = max(int((table != 0).sum(-1).max(initial=1)), 1)
@@ -172,6 +172,8 @@ class TabularMDP:
             raise ControlError(f"successors is of type {self.successors.dtype}; use integers")
         if len(self.action_names) != actions:
             raise ControlError(f"action_names={self.action_names!r} has {len(self.action_names)} names; use {actions}")
+        if self.layout is not None and not _is_layout(self.layout):
+            raise ControlError(f"layout={self.layout!r} is no pair of integers of at least 1; pass (rows, columns)")
         if self.layout is not None and int(np.prod(self.layout)) > states:
             raise ControlError(f"layout={self.layout!r} has more cells than the {states} states; pass (rows, columns)")
         if self.horizon is not None and not is_count(self.horizon, least=1):
@@ -220,6 +222,29 @@ def reaching(steps: sp.csr_array, targets: np.ndarray) -> np.ndarray:
     found = np.zeros(states + 1, bool)
     found[order] = True
     return found[:-1]
+
+
+def as_numbers(name: str, values: Any) -> np.ndarray:
+    """Give an array of numbers in double precision.
+
+    Raises:
+        ControlError: it is none.
+    """
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise ControlError(f"{name} is no array of numbers: {error}; pass one") from error
+
+
+def _as_flags(terminal: Any) -> np.ndarray:
+    flags = as_numbers("terminal", terminal)
+    if not np.isin(flags, (0.0, 1.0)).all():
+        raise ControlError(f"terminal={terminal!r} holds more than True and False; pass one of them for each state")
+    return flags.astype(bool)
+
+
+def _is_layout(layout: Any) -> bool:
+    return isinstance(layout, Sequence) and len(layout) == 2 and all(is_count(size, least=1) for size in layout)
 
 
 def _check_distributions(what: str, values: np.ndarray, where: str) -> None:

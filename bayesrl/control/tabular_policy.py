@@ -11,7 +11,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.control.environments import Environment, Outcome
-from bayesrl.control.planning import evaluate_policy, soft_value_iteration
+from bayesrl.control.planning import check_mdp, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import PolicyGuide, action_distribution
 from bayesrl.control.rollout import Rollout
 from bayesrl.control.tabular import TabularMDP
@@ -28,6 +28,7 @@ class TabularEnvironment(Environment):
     """
 
     def __init__(self, mdp: TabularMDP) -> None:
+        check_mdp(mdp)
         self.mdp = mdp
         self.num_observations = mdp.num_states
         probs = mdp.dense()
@@ -68,8 +69,9 @@ def tabular_rollout(mdp: TabularMDP, *, horizon: int | None = None, discount: fl
         discount: γ; by default the problem's own.
 
     Raises:
-        ControlError: neither gives a horizon.
+        ControlError: neither gives a horizon; the problem is none.
     """
+    check_mdp(mdp)
     steps = mdp.horizon if horizon is None else horizon
     if steps is None:
         raise ControlError(f"{mdp.name or 'the problem'} has no horizon; pass horizon=, which cuts episodes off")

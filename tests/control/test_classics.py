@@ -39,12 +39,15 @@ def test_grid_world_by_hand() -> None:
         (lambda: grid_world(["S.", "G"]), r"one length; got \[2, 1\]"),
         (lambda: grid_world(["SxG"]), "the map holds 'x'"),
         (lambda: grid_world(["..G"]), "no start"),
+        (lambda: grid_world([["S", "G"]]), "the map is .*; pass a sequence of texts"),  # type: ignore[list-item]
+        (lambda: grid_world(None), "the map is None; pass a sequence of texts"),  # type: ignore[arg-type]
         (lambda: grid_world(["SG"], slip=2), r"slip=2; use a probability"),
         (lambda: classic("maze"), "no classic 'maze'; choose from deep_sea"),
         (lambda: deep_sea(size=1), "size=1; use an integer of at least 2"),
         (lambda: classic("river_swim", num_states=0), "num_states=0"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_classics_check_their_options(make: Any, message: str) -> None:
     with pytest.raises(ControlError, match=message):
         make()

@@ -222,6 +222,15 @@ def test_an_endless_policy_is_refused() -> None:
     assert float(soft_value_iteration(mdp, 0.0).objective) == pytest.approx(1.0)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_what_was_planned_is_a_policy_and_a_name_is_none() -> None:
+    swim = river_swim()
+    plan = soft_value_iteration(swim, 0.1)
+    assert float(evaluate_policy(swim, plan, 0.1).objective) == pytest.approx(float(plan.objective), abs=1e-12)
+    with pytest.raises(ControlError, match="policy is no array of numbers"):
+        evaluate_policy(swim, "optimal")
+
+
 @pytest.mark.parametrize("beta", [-1.0, float("nan"), [], "warm"])
 def test_temperatures_are_checked(beta: object) -> None:
     swim = river_swim()

@@ -293,6 +293,8 @@ BAD: list[tuple[Any, type[Exception], str]] = [
         "neither a reward nor an observed site",
     ),
     (lambda: tabular_rollout(small(horizon=None)), ControlError, "has no horizon; pass horizon="),
+    (lambda: tabular_rollout("FrozenLake-v1"), ControlError, "str is no TabularMDP; make one, or read one with"),  # type: ignore[arg-type]
+    (lambda: TabularEnvironment(None), ControlError, "NoneType is no TabularMDP"),  # type: ignore[arg-type]
 ]  # fmt: skip
 
 
@@ -300,3 +302,9 @@ BAD: list[tuple[Any, type[Exception], str]] = [
 def test_bad_input(act: Any, kind: type[Exception], message: str, unchecked: None) -> None:
     with pytest.raises(kind, match=message):
         act()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_discounts() -> None:
+    """NumPy's single precision is no subclass of float."""
+    assert tabular_rollout(small(discount=np.float32(0.5))).discount == 0.5

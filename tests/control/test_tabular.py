@@ -35,6 +35,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"start": np.ones(3) / 3}, r"start has shape \(3,\)"),
     ({"action_names": ("left",)}, "has 1 names; use 2"),
     ({"layout": (3, 3)}, "more cells than the 2 states"),
+    ({"layout": (2,)}, r"layout=\(2,\) is no pair of integers"),
+    ({"layout": (-1, -2)}, r"layout=\(-1, -2\) is no pair of integers of at least 1"),
+    ({"layout": "ab"}, "layout='ab' is no pair"),
+    ({"transitions": [[[1.0], [1.0]], [[1.0]]]}, "transitions is no array of numbers: .*; pass one"),
+    ({"rewards": "much"}, "rewards is no array of numbers"),
+    ({"prior": "uniform"}, "prior is no array of numbers"),
+    ({"terminal": ["no", "yes"]}, "terminal is no array of numbers"),
+    ({"terminal": [0, 2]}, r"terminal=\[0, 2\] holds more than True and False"),
 ]
 
 
