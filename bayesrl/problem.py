@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bayesrl.certainty.verdicts import Section
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior import Posterior
@@ -123,7 +125,7 @@ def ready_model(name: str, **options: Any) -> Problem:
 
     Raises:
         ModelError: there is no such model, its file does not import or has no `problem`, or an
-            option is unknown.
+            option is unknown or, where it is declared as int, float or bool, no such value.
 
     Example:
         >>> import bayesrl
@@ -161,8 +163,11 @@ def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) ->
     if unknown and not accepts_all:
         known = ", ".join(f"{p.name}={p.default!r}" for p in signature.parameters.values()) or "none"
         raise ModelError(f"model {name!r} has no option {unknown[0]!r}; its options are {known}")
+    fitting = {
+        k: _declared(k, v, signature.parameters[k]) if k in signature.parameters else v for k, v in options.items()
+    }
     try:
-        problem = make(**options)
+        problem = make(**fitting)
     except BayesRLError:
         raise
     except Exception as error:
@@ -170,6 +175,23 @@ def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) ->
     if not isinstance(problem, kind):
         raise ModelError(f"{function}() of {path} returned {type(problem).__name__}; return a bayesrl.{kind.__name__}")
     return problem
+
+
+def _declared(name: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """Give the value of an option as its parameter declares it: 2e3 is an integer, and 2.5 is none."""
+    number = isinstance(value, int | float)
+    fine = {
+        int: number and not isinstance(value, bool) and value == value // 1,
+        float: number and not isinstance(value, bool),
+        bool: isinstance(value, bool),
+    }
+    kind = parameter.annotation
+    if not isinstance(kind, type) or kind not in fine or isinstance(value, np.generic):
+        return value
+    if not fine[kind]:
+        told = {int: "an integer", float: "a number", bool: "true or false"}[kind]
+        raise ModelError(f"option {name}={value!r} is none; use {told}, such as {parameter.default!r}")
+    return int(value) if kind is int else value
 
 
 def model_uses(name: str) -> tuple[str, ...]:

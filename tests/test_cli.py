@@ -228,7 +228,10 @@ BAD = {
     "no such file": (("fit", "nowhere.py"), "no model 'nowhere.py'"),
     "unknown option": (("fit", "bernoulli_bandit", "--set", "legs=2"), "has no option 'legs'; its options are arms=5"),
     "option without value": (("fit", "bernoulli_bandit", "--set", "arms"), "not of the form name=value"),
-    "option of a wrong type": (("fit", "bernoulli_bandit", "--set", "arms=two"), "failed: ValueError"),
+    "option of a wrong type": (
+        ("fit", "bernoulli_bandit", "--set", "arms=two"),
+        "option arms='two' is none; use an integer, such as",
+    ),
     "beta of zero": (("fit", "bernoulli_bandit", "--beta", "0"), "beta must be positive"),
     "negative beta": (("fit", "bernoulli_bandit", "--beta", "0.5,-1"), "beta must be positive"),
     "beta of words": (("fit", "bernoulli_bandit", "--beta", "warm"), "--beta 'warm' is not a number"),
@@ -237,6 +240,12 @@ BAD = {
     "no run to resume": (("resume", "nothing_here"), "not a run folder"),
     "no run to report": (("report", "nothing_here"), "not a run folder"),
     "no run to show": (("show", "nothing_here"), "not a run folder"),
+    "no integer": (
+        ("fit", "river_swim", "--set", "states=2.5"),
+        "option states=2.5 is none; use an integer, such as 6",
+    ),
+    "no number": (("fit", "cliff_walking", "--set", "horizon=x"), "option horizon='x' is none; use an integer"),
+    "no flag": (("fit", "frozen_lake", "--set", "slippery=no"), "option slippery='no' is none; use true or false"),
 }
 
 
