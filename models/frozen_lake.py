@@ -52,8 +52,8 @@ def learning(
 ) -> bayesrl.LearningProblem:
     """Make the problem of learning the lake from experience, on Gymnasium's own environment.
 
-    It is known from which cell one may get to which, and that an episode is cut off after 100 steps (200 for 8 × 8);
-    how slippery the ice is, where holes and goal are, is not.
+    It is known from which cell one may get to which, that an episode is cut off after 100 steps (200 for 8 × 8), and
+    that only its end pays; how slippery the ice is, where holes and goal are, is not.
 
     Args:
         size: 4 or 8, rows and columns of the lake.
@@ -68,7 +68,7 @@ def learning(
         raise bayesrl.errors.ControlError(f"size={size!r}; Gymnasium has lakes of 4 × 4 and 8 × 8")
     make = partial(gymnasium.make, "FrozenLake-v1", map_name=f"{size}x{size}", is_slippery=slippery)
     mdp = control.from_gymnasium(make(), discount=1.0, horizon=100 if size == 4 else 200)
-    model = control.TabularModel.of(mdp, ends_known=False, concentration=0.5, reward_scale=0.3, noise=0.3)
+    model = control.TabularModel.of(mdp, ends_known=False, paid_at_end=True, concentration=0.5, noise=0.01)
     return bayesrl.LearningProblem(
         make,
         control.agent_named(agent, model, beta=0.01),

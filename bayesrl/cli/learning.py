@@ -48,7 +48,7 @@ def start_learning(wishes: LearningWishes, folder: Path, callback: Callable[...,
     if wishes.explore is not None:
         exploration_named(wishes.explore)
     folder = run_folder.claim(folder)
-    told = {
+    told: dict[str, Any] = {
         "model": str(Path(wishes.model).resolve()) if wishes.model.endswith(".py") else wishes.model,
         "options": wishes.options,
         "learn": {
@@ -61,7 +61,7 @@ def start_learning(wishes: LearningWishes, folder: Path, callback: Callable[...,
     before = _plan_of(folder) if (folder / run_folder.PROBLEM).exists() else None
     if before is not None:
         _check_same(folder, before, told)
-        told["learn"] |= {k: max(told["learn"][k], before["learn"][k]) for k in ("runs",)}
+        told["learn"]["runs"] = max(told["learn"]["runs"], before["learn"]["runs"])
         if wishes.episodes is None:
             told["learn"]["episodes"] = before["learn"]["episodes"]
     run_folder.write(folder / run_folder.MODEL, dump(told))

@@ -275,7 +275,7 @@ class _Compiled:
     """
 
     def __init__(self, pair: Pair, behaviour: Behaviour | Exploration) -> None:
-        played = getattr(behaviour, "behave", behaviour)
+        played = behaviour.behave if isinstance(behaviour, Exploration) else behaviour
 
         def act(params: Params, key: PRNGKey, time: Any, seen: Array) -> tuple[Array, Array]:
             decision = decide(pair, params, jax.random.fold_in(key, time), seen, played)

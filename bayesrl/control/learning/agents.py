@@ -213,7 +213,8 @@ class BayesianMind(Mind):
         if self.finite:
             plan = self._program(f"plan {exploration!r}", lambda: self._planner(exploration))
             table = np.asarray(plan(key, self.state, self._experience(), jnp.asarray(episode)))
-            return lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan)
+            probs = np.eye(self.world.num_actions)[np.clip(table, 0, self.world.num_actions - 1)]
+            return Act(lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan), probs)
         prepare = self._program(f"draw {exploration!r}", lambda: self._drawer(exploration))
         act = self._program(f"act {exploration!r}", lambda: self._actor(exploration))
         sites = prepare(key, self.state, self._experience())
@@ -223,7 +224,7 @@ class BayesianMind(Mind):
             own = key if _committed(exploration) else jax.random.fold_in(step_key, time)
             return int(act(own, sites, jnp.asarray(seen), jnp.asarray(episode))), np.nan
 
-        return choose
+        return Act(choose)
 
     def _planner(self, exploration: Any) -> Callable[..., Array]:
         """Give the function to actions of all states at all times, [steps, states]."""

@@ -49,7 +49,7 @@ def check_learned(key: PRNGKey, learned: Learned) -> list[Check]:
 
 
 def _decision(key: PRNGKey, learned: Learned) -> list[Check]:
-    first = learned.mind.memory.arrays()["observation"][0]
+    first = learned._bayesian().memory.arrays()["observation"][0]
     told = learned.decide(key, first)
     best = int(np.argmin(told.regret))
     sure, loss = float(told.optimal[best]), float(told.regret[best])
@@ -133,15 +133,17 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: int =
     rows: Experience = jax.tree.map(lambda x: x[mind.memory.num_rows - last : mind.memory.num_rows], lived)
     args = (rows,) if mind.finite else (rows, jnp.zeros((1, *learned.world.shape), learned.world.dtype))
 
-    def statistics(values: Any) -> Any:
-        return jnp.stack([jnp.mean(values, dtype=float), jnp.std(values, dtype=float)])
+    def statistics(site: Any) -> Any:
+        values, mask = jnp.asarray(site["value"], float), getattr(site["fn"], "_mask", True)
+        counted = jnp.broadcast_to(jnp.asarray(True if mask is None else mask), values.shape)
+        return jnp.stack([jnp.mean(values, where=counted), jnp.std(values, where=counted)])
 
     def one(key: PRNGKey, sites: Any) -> dict[str, Any]:
         program = handlers.seed(_Redrawn(handlers.substitute(mind.model, data=sites)), rng_seed=key)
         with handlers.block(), handlers.trace() as trace:
             program(*args)
         return {
-            name: statistics(site["value"])
+            name: statistics(site)
             for name, site in trace.items()
             if site.get("infer", {}).get("redrawn") and site["type"] == "sample"
         }
@@ -153,7 +155,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: int =
         handlers.seed(handlers.substitute(mind.model, data=jax.tree.map(lambda x: x[0], sites)), rng_seed=0)(*args)
     found: dict[str, float] = {}
     for name, values in replicated.items():
-        seen = np.asarray(statistics(trace[name]["value"]))
+        seen = np.asarray(statistics(trace[name]))
         for i, what in enumerate(("mean", "spread")):
             drawn = np.asarray(values)[:, i]
             tie = np.isclose(drawn, seen[i], rtol=1e-5, atol=1e-7)

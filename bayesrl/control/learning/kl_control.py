@@ -13,7 +13,7 @@ from numpyro import handlers
 
 from bayesrl.control.behaviours import decide
 from bayesrl.control.critic import ActorCritic
-from bayesrl.control.exploration import Exploration, thompson
+from bayesrl.control.exploration import Exploration, Thompson, thompson
 from bayesrl.control.learning.agents import Agent, Bayesian, Mind, Told, restored
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.worlds import Act, World
@@ -139,7 +139,8 @@ class ControlMind(Mind):
             action, score = acting(jax.random.fold_in(key, time), self.state, jnp.asarray(seen))
             return int(action), float(score)
 
-        return choose
+        own = self.world.num_observations is not None and isinstance(exploration, Thompson)
+        return Act(choose, self.probs()[None] if own else None)
 
     def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
         """Update by inference; see `Mind.update`."""
@@ -219,7 +220,8 @@ class ControlMind(Mind):
         self._batch = []
         while f"batch/{len(self._batch)}/reward" in arrays:
             own = {name: arrays[f"batch/{len(self._batch)}/{name}"] for name in Episode._fields}
-            self._batch.append(Episode(**{**own, "terminated": bool(own["terminated"])}))
+            held: dict[str, Any] = {**own, "terminated": bool(own["terminated"])}
+            self._batch.append(Episode(**held))
 
 
 def _recorded(*_: Any) -> Any:

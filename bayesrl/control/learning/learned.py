@@ -136,7 +136,7 @@ class Learned:
 
     def act(self, key: PRNGKey, observation: Any, time: int = 0) -> int:
         """Choose an action as the exploration rule does after what was learned."""
-        return self.mind.explore(key, self.exploration, self.num_episodes)(time, np.asarray(observation))[0]
+        return self.mind.explore(key, self.exploration, self.num_episodes).choose(time, np.asarray(observation))[0]
 
     def to_datatree(self) -> "xr.DataTree":
         """Give posterior, experience and history as an ArviZ DataTree; see `bayesrl.to_datatree`.

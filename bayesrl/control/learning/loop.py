@@ -16,7 +16,7 @@ from bayesrl.control.exploration import Exploration
 from bayesrl.control.learning.agents import Agent, Mind, Told
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.learned import Learned, Stage
-from bayesrl.control.learning.worlds import World, world_of
+from bayesrl.control.learning.worlds import Act, World, world_of
 from bayesrl.core.draws import is_count
 from bayesrl.engines.progress import Progress
 from bayesrl.engines.setup import digest
@@ -155,19 +155,19 @@ class _Run:
         episode = self.world.play(play_key, act)
         asked = self.tolerance is not None or self.confidence is not None
         told = self.mind.update(update_key, episode, told=asked)
-        self.rows.append(self._row(number, episode, told))
+        self.rows.append(self._row(number, episode, act, told))
         self._steps += len(episode.reward)
         if _is_stage(number + 1) or number + 1 == self.num_episodes:
             self.stages.append(Stage(number + 1, self._steps))
         return bool(self.callback is not None and self.callback(self.rows[-1]))
 
-    def _row(self, number: int, episode: Episode, told: Told) -> dict[str, float]:
+    def _row(self, number: int, episode: Episode, act: Act, told: Told) -> dict[str, float]:
         return {
             "episode": number + 1,
             "return": float(episode.reward.sum()),
             "discounted": float(episode.returns(self.world.discount)[0]),
             "length": len(episode.reward),
-            "regret": self.world.regret(episode),
+            "regret": self.world.regret(episode, act),
             "p_optimal": told.p_optimal,
             "expected_regret": told.expected_regret,
         }

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.certainty.verdicts import Check, Section
@@ -146,4 +147,6 @@ def _over(values: Sequence[float]) -> str:
     if len(values) == 1:
         return number(float(values[0]))
     spread = float(np.std(values, ddof=1))
-    return with_error(Estimate(np.mean(values), 0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
+    return with_error(
+        Estimate(jnp.asarray(np.mean(values)), jnp.asarray(0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
+    )

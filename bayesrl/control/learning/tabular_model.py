@@ -1,7 +1,7 @@
 """`TabularModel`: unknown transitions and rewards of finitely many states, by Dirichlet and Normal posteriors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -21,6 +21,8 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
 _TEMPERATURES = 12
+_NEVER = 1e-3
+"""Concentration of outcomes that stand in a list only to fill it up."""
 
 
 class Counts(NamedTuple):
@@ -69,6 +71,7 @@ class TabularModel(UnknownModel):
         reward_mean: of the prior of r(s, a), reward units, a number or [states, actions].
         reward_scale: its standard deviation, reward units.
         noise: standard deviation of a reward around r(s, a), reward units.
+        paid_at_end: whether it is known that only the step that ends an episode pays; r(s, a) is then what it pays.
         discount: γ.
         start: distribution of the first state, [states], for the `bound` of K-learning; by default state 0.
 
@@ -95,8 +98,10 @@ class TabularModel(UnknownModel):
     reward_mean: Any = 0.0
     reward_scale: float = 1.0
     noise: float = 1.0
+    paid_at_end: bool = False
     discount: float = 1.0
     start: Any = None
+    _layers: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("num_states", "num_actions", "horizon"):
@@ -129,7 +134,7 @@ class TabularModel(UnknownModel):
         }
         for name, value in held.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "layers", self._layers())
+        object.__setattr__(self, "_layers", self._found_layers())
 
     @classmethod
     def of(cls, mdp: TabularMDP, *, ends_known: bool = True, **options: Any) -> "TabularModel":
@@ -151,8 +156,11 @@ class TabularModel(UnknownModel):
             ends = np.concatenate([ends, np.full((*ends.shape[:2], 1), mdp.num_states)], -1)
         options.setdefault("discount", mdp.discount)
         options.setdefault("start", mdp.start)
+        successors, again = _shared(ends)
+        if np.ndim(options.get("concentration", 1.0)) == 0:
+            options["concentration"] = np.where(again, _NEVER, options.get("concentration", 1.0))
         return cls(
-            num_states=mdp.num_states, num_actions=mdp.num_actions, horizon=horizon, successors=_shared(ends), **options
+            num_states=mdp.num_states, num_actions=mdp.num_actions, horizon=horizon, successors=successors, **options
         )
 
     def __call__(self, experience: Experience, seen: Any = None) -> None:
@@ -164,7 +172,8 @@ class TabularModel(UnknownModel):
         )
         at = (experience.observation, experience.action)
         observe_masked("outcome", dist.Categorical(transitions[at]), self._outcome(experience), experience.held)
-        observe_masked("reward", dist.Normal(rewards[at], self.noise), experience.reward, experience.held)
+        paid = experience.held & (experience.terminated | (not self.paid_at_end))
+        observe_masked("reward", dist.Normal(rewards[at], self.noise), experience.reward, paid)
         numpyro.deterministic(ACTION_VALUES, self.values({"transitions": transitions, "rewards": rewards}, experience))
 
     def check(self, world: World) -> None:
@@ -204,7 +213,8 @@ class TabularModel(UnknownModel):
         Returns:
             The concentration of the Dirichlet [states, actions, K], mean and standard deviation of r [states, actions].
         """
-        precision = 1 / self.reward_scale**2 + counts.outcomes.sum(-1) / self.noise**2
+        paid = jnp.where(jnp.asarray(self.successors) == self.num_states, 1.0, 0.0 if self.paid_at_end else 1.0)
+        precision = 1 / self.reward_scale**2 + (paid * counts.outcomes).sum(-1) / self.noise**2
         mean = (jnp.asarray(self.reward_mean) / self.reward_scale**2 + counts.earned / self.noise**2) / precision
         return jnp.asarray(self.concentration, float) + counts.outcomes, mean, precision**-0.5
 
@@ -213,11 +223,19 @@ class TabularModel(UnknownModel):
         transitions, rewards = sites["transitions"], sites["rewards"]
 
         def value(later: Array, at: Array) -> tuple[Array, Array]:
-            following = later[jnp.asarray(self.successors)[at]]
-            q = rewards[at] + self.discount * (transitions[at] * following).sum(-1)
+            now, following = self._ahead(later, at, rewards[at])
+            q = now + (transitions[at] * following).sum(-1)
             return q, q.max(-1)
 
         return self._backwards(value)[0]
+
+    def _ahead(self, later: Array, at: Array, rewards: Array) -> tuple[Array, Array]:
+        """Give what a step pays whatever follows [..., actions], and what each outcome is worth [..., actions, K]."""
+        reached = jnp.asarray(self.successors)[at]
+        following = self.discount * later[reached]
+        if not self.paid_at_end:
+            return rewards, following
+        return jnp.zeros_like(rewards), jnp.where(reached == self.num_states, rewards[..., None], following)
 
     def _backwards(self, value: Callable[[Array, Array], tuple[Array, Array]]) -> tuple[Array, Array]:
         """Recur backwards from the horizon over the states that can be there at each time.
@@ -233,7 +251,7 @@ class TabularModel(UnknownModel):
             q, v = value(later, at)
             return jnp.zeros_like(later).at[at].set(v), q
 
-        layers = jnp.asarray(self.layers)
+        layers = jnp.asarray(self._layers)
         first, found = lax.scan(back, jnp.zeros(self.num_states + 1), layers, reverse=True)
         if layers.shape[1] == self.num_states:
             return found, first[:-1]
@@ -257,15 +275,15 @@ class TabularModel(UnknownModel):
         """
         concentration, mean, scale = self.posterior(counts)
         total = concentration.sum(-1)
-        expected, successors = concentration / total[..., None], jnp.asarray(self.successors)
+        expected = concentration / total[..., None]
 
         def solve(tau: Array) -> tuple[Array, Array]:
             def value(later: Array, at: Array) -> tuple[Array, Array]:
-                following = self.discount * later[successors[at]]
+                now, following = self._ahead(later, at, mean[at] + scale[at] ** 2 / (2 * tau))
                 ahead = (expected[at] * following).sum(-1)
                 spread = (expected[at] * (following - ahead[..., None]) ** 2).sum(-1) / (total[at] + 1)
                 bound = tau * jax.nn.logsumexp(following / tau, axis=-1, b=expected[at])
-                k = mean[at] + scale[at] ** 2 / (2 * tau) + jnp.minimum(ahead + spread / (2 * tau), bound)
+                k = now + jnp.minimum(ahead + spread / (2 * tau), bound)
                 return k, tau * jax.nn.logsumexp(k / tau, axis=-1)
 
             values, first = self._backwards(value)
@@ -287,19 +305,18 @@ class TabularModel(UnknownModel):
         probabilities = concentration / concentration.sum(-1, keepdims=True)
         outcomes = self.successors.shape[-1]
         last = np.full((1, self.num_actions, outcomes), self.num_states)
+        paid = (self.successors == self.num_states) | (not self.paid_at_end)
         return TabularMDP(
             successors=np.concatenate([self.successors, last]),
             probabilities=np.concatenate([probabilities, np.full((1, self.num_actions, outcomes), 1 / outcomes)]),
-            rewards=np.concatenate(
-                [np.repeat(mean[..., None], outcomes, -1), np.zeros((1, self.num_actions, outcomes))]
-            ),
+            rewards=np.concatenate([np.where(paid, mean[..., None], 0.0), np.zeros((1, self.num_actions, outcomes))]),
             start=np.append(self.start, 0.0),
             terminal=np.arange(self.num_states + 1) == self.num_states,
             discount=self.discount,
             horizon=self.horizon,
         )
 
-    def _layers(self) -> np.ndarray:
+    def _found_layers(self) -> np.ndarray:
         """List the states that can be there at each time, [horizon, width], shorter lists padded with repetitions."""
         here = np.asarray(self.start) > 0
         every = np.arange(self.num_states)
@@ -346,11 +363,12 @@ class TabularModel(UnknownModel):
             )
 
 
-def _shared(successors: np.ndarray) -> np.ndarray:
-    """Give each action the outcomes of all actions of its state, [states, actions, K], padded with impossible ones."""
+def _shared(successors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give each action the outcomes of all actions of its state, [states, actions, K], and which only fill it up."""
     states, actions, _ = successors.shape
     found = [np.unique(row) for row in successors.reshape(states, -1)]
     most = max(map(len, found))
-    # A state with fewer outcomes has some of them twice: what is asked of the model is the sum of both.
     padded = np.stack([np.resize(row, most) for row in found])
-    return np.broadcast_to(padded[:, None], (states, actions, most))
+    again = np.arange(most) >= np.array([len(row) for row in found])[:, None]
+    shape = (states, actions, most)
+    return np.broadcast_to(padded[:, None], shape), np.broadcast_to(again[:, None], shape)

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,8 +21,19 @@ from bayesrl.control.toy_text import from_gymnasium
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
-type Act = Callable[[int, np.ndarray], tuple[int, float]]
-"""From the time step and what is observed to an action and its log-probability, nan where that is not known."""
+
+@dataclass(frozen=True)
+class Act:
+    """How one episode is played.
+
+    Attributes:
+        choose: from the time step and what is observed to an action and its log-probability, nan where that is not
+            known.
+        probs: the same as probabilities, [steps or 1, states, actions], where observations are finitely many.
+    """
+
+    choose: Callable[[int, np.ndarray], tuple[int, float]]
+    probs: np.ndarray | None = None
 
 
 class World(abc.ABC):
@@ -48,6 +60,8 @@ class World(abc.ABC):
     discount: float = 1.0
     optimum: float | None = None
     action_names: tuple[str, ...] = ()
+    _tables: TabularMDP | None = None
+    """What the regret is told by; agents do not see it."""
 
     @abc.abstractmethod
     def begin(self, key: PRNGKey) -> np.ndarray:
@@ -61,12 +75,17 @@ class World(abc.ABC):
         """Close what is open."""
         return
 
-    def regret(self, episode: Episode) -> float:
-        """Give what the best policy would have gained more, reward units; nan where nobody knows.
+    def regret(self, episode: Episode, act: Act) -> float:
+        """Give what the best policy is expected to gain more than what was played, reward units.
 
-        That is the optimum less the return, whose mean over episodes is the expected regret.
+        Where tables tell what a policy is worth, exactly; else the optimum less the return, whose mean over
+        episodes is the same; nan where nobody knows the optimum.
         """
-        return np.nan if self.optimum is None else self.optimum - float(episode.returns(self.discount)[0])
+        if self.optimum is None:
+            return np.nan
+        if self._tables is not None and act.probs is not None:
+            return self.optimum - _worth(self._tables, act.probs, self.max_steps)
+        return self.optimum - float(episode.returns(self.discount)[0])
 
     def play(self, key: PRNGKey, act: Act) -> Episode:
         """Play an episode.
@@ -78,7 +97,7 @@ class World(abc.ABC):
         rows: list[tuple[Any, ...]] = []
         over = terminated = False
         while not over:
-            action, log_prob = act(len(rows), seen)
+            action, log_prob = act.choose(len(rows), seen)
             if not 0 <= action < self.num_actions:
                 raise ControlError(
                     f"action {action} was chosen in step {len(rows)}, and the environment has actions 0 to "
@@ -101,6 +120,7 @@ class TabularWorld(World):
         if mdp.horizon is None and mdp.discount == 1 and not mdp.terminal.any():
             raise ControlError(f"{mdp.name or 'the problem'} has no end; pass mdp.replace(horizon=...)")
         self.mdp = mdp
+        self._tables = mdp if mdp.horizon is not None else None
         self.num_actions, self.num_observations = mdp.num_actions, mdp.num_states
         self.action_names = mdp.action_names
         self.max_steps = MOST_STEPS if mdp.horizon is None else mdp.horizon
@@ -145,6 +165,7 @@ class GymnasiumWorld(World):
         if isinstance(getattr(self._env.unwrapped, "P", None), dict):
             model = from_gymnasium(self._env, discount=1.0, horizon=limit or 1000)
             self.optimum = float(soft_value_iteration(model, 0.0).objective)
+            self._tables = model if model.num_states == self.num_observations else None
             self.action_names = model.action_names
 
     def begin(self, key: PRNGKey) -> np.ndarray:
@@ -252,7 +273,7 @@ class BanditWorld(World):
         self._seen = self.bandit.observe(jax.random.fold_in(key, 1), 1)
         return np.asarray(0) if self._seen.size == 0 else np.asarray(self._seen[0])
 
-    def regret(self, episode: Episode) -> float:
+    def regret(self, episode: Episode, act: Act) -> float:
         """Give how much less the arm pays on average than the best one, reward units."""
         values = np.asarray(self.bandit.values(self.values, jnp.asarray(self._seen)))[0]
         return float(values.max() - values[episode.action[0]])
@@ -303,3 +324,13 @@ def _opened(environment: Any) -> Any:
 
 def _generator(key: PRNGKey) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+
+
+def _worth(mdp: TabularMDP, probs: np.ndarray, steps: int) -> float:
+    """Give the expected return of a policy [steps or 1, states, actions] over so many steps."""
+    earned, value = mdp.expected_rewards(), np.zeros(mdp.num_states)
+    alive = ~mdp.terminal
+    for t in reversed(range(steps)):
+        ahead = (mdp.probabilities * (value * alive)[mdp.successors]).sum(-1)
+        value = (probs[min(t, len(probs) - 1)] * (earned + mdp.discount * ahead)).sum(-1)
+    return float(mdp.start @ (value * alive))
