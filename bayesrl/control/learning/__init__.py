@@ -11,9 +11,10 @@ from bayesrl.control.learning.pictures import learning_maps
 from bayesrl.control.learning.tabular_model import TabularModel
 from bayesrl.control.learning.unknown import ProgramModel, UnknownModel, by_conjugacy
 from bayesrl.control.learning.values import EnsembleValues, LastLayerValues, LinearValues
-from bayesrl.control.learning.worlds import BanditWorld, World
+from bayesrl.control.learning.worlds import Act, BanditWorld, World
 
 __all__ = [
+    "Act",
     "Agent",
     "ArmsModel",
     "BanditWorld",

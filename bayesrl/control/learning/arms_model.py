@@ -90,7 +90,8 @@ class ArmsModel(UnknownModel):
         return experience._replace(reward=data["reward"].astype(float))
 
     def _told(self, world: Array, seen: Any) -> Array:
-        return self._values(world, jnp.zeros((1, 0)) if seen is None else seen)
+        blank = jnp.zeros_like(self.bandit.observe(jax.random.key(0), 1))
+        return self._values(world, blank if seen is None else seen)
 
     def _values(self, world: Array, seen: Array) -> Array:
         """Give the expected rewards of one world, [len(seen), arms]."""

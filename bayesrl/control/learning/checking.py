@@ -19,7 +19,7 @@ from bayesrl.typing import PRNGKey
 if TYPE_CHECKING:
     import xarray as xr
 
-DESCRIBED = "data as predicted"
+SETTLED, DESCRIBED = "first decision settled", "data as predicted"
 _ROWS = 5000
 _REPLICATES = 200
 _SURE, _CHEAP, _NEAR, _ODD = 0.95, 0.02, 0.1, 0.01
@@ -56,7 +56,7 @@ def _decision(key: PRNGKey, learned: Learned) -> list[Check]:
     scale = abs(learned.world.optimum or 0.0) or float(np.abs(np.asarray(learned.history["return"])).max()) or 1.0
     return [
         Check(
-            "first decision settled",
+            SETTLED,
             sure,
             _SURE,
             "pass" if sure >= _SURE else "warn",

@@ -245,7 +245,7 @@ def _problem(
     tables = () if mdp is None else (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start)
     identity = {
         "kind": "learn",
-        "environment": f"{type(world).__name__} {getattr(mdp, 'name', '')}".strip(),
+        "environment": world.name or type(world).__name__,
         "tables": digest(tables),
         "observations": list(world.shape) if world.num_observations is None else world.num_observations,
         "actions": world.num_actions,

@@ -9,7 +9,7 @@ import numpy as np
 
 from bayesrl.certainty.verdicts import Check, Section
 from bayesrl.control.learning.agents import BayesianMind
-from bayesrl.control.learning.checking import DESCRIBED, check_learned
+from bayesrl.control.learning.checking import DESCRIBED, SETTLED, check_learned
 from bayesrl.control.learning.learned import Learned
 from bayesrl.control.learning.pictures import certainty_figure, regret_figure, returns_figure
 from bayesrl.core.estimates import Estimate
@@ -84,7 +84,7 @@ def learning_parts(
 
 
 def _verdict(several: Sequence[Learned], checks: Sequence[Check], about: str) -> list[Any]:
-    asked = [check.outcome for check in checks if check.name != DESCRIBED]
+    asked = [check.outcome for check in checks if check.name not in (DESCRIBED, SETTLED)]
     card = next((outcome for outcome in ("fail", "warn", "pass") if outcome in asked), "unknown")
     headline = {"pass": "Learned", "warn": "Not settled", "fail": "Not learned", "unknown": "Unknown"}[card]
     mark = tag("p", f"{MARKS[card]} {headline}", class_=f"headline {card}")

@@ -197,7 +197,8 @@ class TabularModel(UnknownModel):
         """Count; see `UnknownModel.absorb`."""
         at, held = (rows.observation, rows.action), rows.held.astype(float)
         outcomes = state.outcomes.at[(*at, self._outcome(rows))].add(held)
-        return Counts(outcomes, state.earned.at[at].add(held * rows.reward))
+        paid = held * (rows.terminated | (not self.paid_at_end))
+        return Counts(outcomes, state.earned.at[at].add(paid * rows.reward))
 
     def draw(self, key: PRNGKey, state: Counts, experience: Experience, num_draws: int) -> Sites:
         """Draw θ from the exact posterior; see `UnknownModel.draw`."""

@@ -49,6 +49,7 @@ class World(abc.ABC):
         discount: γ of the returns that are told.
         optimum: the greatest expected return of an episode, reward units; None where nobody knows.
         action_names: one per action, where they have names.
+        name: of the environment.
     """
 
     num_actions: int
@@ -60,6 +61,7 @@ class World(abc.ABC):
     discount: float = 1.0
     optimum: float | None = None
     action_names: tuple[str, ...] = ()
+    name: str = ""
     _tables: TabularMDP | None = None
     """What the regret is told by; agents do not see it."""
 
@@ -122,7 +124,7 @@ class TabularWorld(World):
         self.mdp = mdp
         self._tables = mdp if mdp.horizon is not None else None
         self.num_actions, self.num_observations = mdp.num_actions, mdp.num_states
-        self.action_names = mdp.action_names
+        self.action_names, self.name = mdp.action_names, mdp.name or "table"
         self.max_steps = MOST_STEPS if mdp.horizon is None else mdp.horizon
         self.discount = mdp.discount
         self.optimum = float(soft_value_iteration(mdp.replace(prior=None), 0.0).objective)
@@ -159,6 +161,7 @@ class GymnasiumWorld(World):
                 "with GymnasiumSource"
             )
         self.num_actions, self.num_observations = self._actions.num, seen.num
+        self.name = getattr(getattr(self._env, "spec", None), "id", type(self._env).__name__)
         self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
         limit = getattr(getattr(self._env, "spec", None), "max_episode_steps", None)
         self.max_steps = MOST_STEPS if limit is None else int(limit)
@@ -195,6 +198,7 @@ class ProgramWorld(World):
     """
 
     def __init__(self, environment: Environment, max_steps: int) -> None:
+        self.name = type(environment).__name__
         if environment.num_observations is None:
             with handlers.block(), handlers.seed(rng_seed=0):
                 first = environment.features(environment.observe(environment.reset()))
@@ -251,7 +255,7 @@ class BanditWorld(World):
     """
 
     def __init__(self, bandit: Bandit, values: Any = None, seed: int = 0, names: tuple[str, ...] = ()) -> None:
-        self.bandit = bandit
+        self.bandit, self.name = bandit, type(bandit).__name__
         self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
         drawn = bandit.draw_worlds(jax.random.key(seed), 1)
         self.values = drawn if values is None else jnp.asarray(values, float)[None]
