@@ -25,6 +25,7 @@ BENCHMARKS = (
     "pendulum",
     "environment_steps",
     "bandits",
+    "accelerator",
 )
 
 

@@ -125,7 +125,8 @@ def test_the_likeliest_values_are_least_squares_and_the_most_probable_ones_ridge
         ridge = np.stack(
             [
                 np.linalg.solve(
-                    read[action == a].T @ read[action == a] + penalty * np.eye(3), read[action == a].T @ returns[action == a]
+                    read[action == a].T @ read[action == a] + penalty * np.eye(3),
+                    read[action == a].T @ returns[action == a],
                 )
                 for a in (0, 1)
             ]
@@ -140,7 +141,9 @@ def test_the_likeliest_values_are_least_squares_and_the_most_probable_ones_ridge
         slope = jax.grad(density)(jnp.asarray(ridge, float))
         assert float(jnp.abs(slope).max()) < 2e-2  # of sums of some hundreds, in single precision
         if prior_scale > 1:
-            squares = np.stack([np.linalg.lstsq(read[action == a], returns[action == a], rcond=None)[0] for a in (0, 1)])
+            squares = np.stack(
+                [np.linalg.lstsq(read[action == a], returns[action == a], rcond=None)[0] for a in (0, 1)]
+            )
             np.testing.assert_allclose(ridge, squares, atol=1e-6)
 
 
