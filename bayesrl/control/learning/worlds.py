@@ -186,7 +186,7 @@ class GymnasiumWorld(World):
         self._env.close()
 
     def _taken(self, seen: Any) -> np.ndarray:
-        return self._seen.from_environment(np.asarray(seen)[None])[0]
+        return np.asarray(self._seen.from_environment(np.asarray(seen)[None])[0])
 
 
 class ProgramWorld(World):
