@@ -54,6 +54,7 @@ from bayesrl.control.learning import (
     nuts_posterior,
     predictive_p_values,
 )
+from bayesrl.control.logged import LoggedData, LoggedEnvironment, LoggedValue, logged_value
 from bayesrl.control.physics import CartPole, Pendulum
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy, as_prior
@@ -87,6 +88,9 @@ __all__ = [
     "LinearBelief",
     "LinearPolicy",
     "LinearValues",
+    "LoggedData",
+    "LoggedEnvironment",
+    "LoggedValue",
     "LogisticBelief",
     "NetworkPolicy",
     "NormalBelief",
@@ -127,6 +131,7 @@ __all__ = [
     "k_learning",
     "learn",
     "learning_maps",
+    "logged_value",
     "n_chain",
     "nuts_posterior",
     "occupancy_map",

@@ -22,12 +22,10 @@ from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions
 from bayesrl.core.draws import Draws, is_count
 from bayesrl.core.handlers import check_beta
-from bayesrl.engines.fitting import posterior_of
 from bayesrl.engines.setup import set_up
 from bayesrl.engines.svi import Lane, State, init
 from bayesrl.engines.svi import learn as take_step
 from bayesrl.errors import ControlError
-from bayesrl.posterior import Posterior
 from bayesrl.typing import PRNGKey
 
 
@@ -202,10 +200,6 @@ class ControlMind(Mind):
         guide = handlers.substitute(self._pair.guide, data=self._pair.constrain(params))
         states = jnp.arange(self.world.num_observations)
         return np.asarray(jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states))
-
-    def posterior(self) -> Posterior:
-        """Give the policy as a `Posterior`, without draws."""
-        return posterior_of(self._key, self._setup, self.state, [], {}, self.agent.beta, interrupted=False)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `Mind.arrays`."""
