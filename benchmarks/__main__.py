@@ -25,6 +25,9 @@ BENCHMARKS = (
     "pendulum",
     "environment_steps",
     "bandits",
+    "deep_sea",
+    "epistemic",
+    "learning",
     "accelerator",
 )
 
