@@ -1,7 +1,7 @@
 """Posteriors of Q*: coverage of 95% intervals on random problems, and simulation-based calibration.
 
-500 problems of 3 states, 2 actions and 4 steps are drawn from the conjugate prior, Dirichlet(1) over states and the end and
-Normal(0, 1) rewards, each with five noisy visits of every action in every state. Intervals are the 2.5% and 97.5%
+500 problems of 3 states, 2 actions and 4 steps are drawn from the conjugate prior, Dirichlet(1) over states and the end
+and Normal(0, 1) rewards, each with five noisy visits of every action in every state. Intervals are the 2.5% and 97.5%
 quantiles of 400 draws; a share of .95 has a standard error of 1.0% over problems.
 """
 
@@ -35,9 +35,9 @@ def run() -> str:
         print(rows[-1], file=sys.stderr, flush=True)
     verdicts = []
     for name, infer in (("conjugate", by_conjugacy(MODEL)), ("SVI, 600 steps", bayesrl.by_fit(num_steps=600))):
-        told = bayesrl.calibrate(jax.random.key(5), MODEL, design, infer=infer, num_replications=200)
-        verdicts.append(told.verdict)
-        rows.append([f"{name}: ranks of {len(told.names)} quantities, 200 data sets", "", told.verdict, "", ""])
+        ranks = bayesrl.calibrate(jax.random.key(5), MODEL, design, infer=infer, num_replications=200)
+        verdicts.append(ranks.verdict)
+        rows.append([f"{name}: ranks of {len(ranks.names)} quantities, 200 data sets", "", ranks.verdict, "", ""])
     header = ["posterior", "problems", "covered: Q* at the start", "of the first action", "mean width"]
     words = [
         target("95% intervals for Q* cover in 93–97%", met=0.93 <= shares[0] <= 0.97),

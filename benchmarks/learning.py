@@ -1,8 +1,8 @@
 """Learning: cumulated regret on RiverSwim and FrozenLake, by agent and exploration rule.
 
-RiverSwim (6 states, 20 steps) over 300 episodes, and Gymnasium's slippery FrozenLake 4 × 4 (100 steps, undiscounted) over
-500, with the priors of the ready models. Five seeds: mean, and least to greatest. Regret is exact: the optimum less the
-expected return of what was played. Never learning costs the regret of the uniform policy.
+RiverSwim (6 states, 20 steps) over 300 episodes, and Gymnasium's slippery FrozenLake 4 × 4 (100 steps, undiscounted)
+over 500, with the priors of the ready models. Five seeds: mean, and least to greatest. Regret is exact: the optimum
+less the expected return of what was played. Never learning costs the regret of the uniform policy.
 """
 
 import sys

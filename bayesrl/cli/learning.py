@@ -53,7 +53,7 @@ def start_learning(wishes: LearningWishes, folder: Path, callback: Callable[...,
         "options": wishes.options,
         "learn": {
             "explore": wishes.explore,
-            "episodes": wishes.episodes or problem.num_episodes,
+            "episodes": problem.num_episodes if wishes.episodes is None else wishes.episodes,
             "runs": wishes.runs or problem.num_runs,
             "seed": wishes.seed or 0,
         },

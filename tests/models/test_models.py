@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,16 +13,44 @@ import pytest
 import bayesrl
 from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.errors import BayesRLError, PolicyError
-from bayesrl.problem import Problem, model_names, model_options
+from bayesrl.problem import LearningProblem, Problem, model_names, model_options, model_uses
 
 
 @pytest.mark.parametrize("name", model_names())
 def test_every_model_says_what_it_is(name: str) -> None:
     assert len(model_names()[name]) > 20
-    problem = bayesrl.ready_model(name)
-    assert isinstance(problem, Problem)
-    assert problem.beta is not None
-    assert bayesrl.ready_model(name, **model_options(name)).beta == problem.beta
+    uses = model_uses(name)
+    assert uses
+    if "problem" in uses:
+        problem = bayesrl.ready_model(name)
+        assert isinstance(problem, Problem)
+        assert problem.beta is not None
+        assert bayesrl.ready_model(name, **model_options(name)).beta == problem.beta
+    if "learning" in uses:
+        learning = bayesrl.ready_learning(name)
+        assert isinstance(learning, LearningProblem)
+        assert bayesrl.ready_learning(name, **model_options(name, "learning")).num_runs == learning.num_runs
+
+
+@pytest.mark.parametrize("name", [name for name in model_names() if "learning" in model_uses(name)])
+def test_every_model_is_learned(name: str) -> None:
+    """Five episodes of each, by both agents where there are two."""
+    agents = ["bayesian", "kl_control"] if "agent" in model_options(name, "learning") else [None]
+    for agent in agents:
+        options = {} if agent is None else {"agent": agent}
+        problem = bayesrl.ready_learning(name, **options)
+        learned = bayesrl.control.learn(
+            jax.random.key(0), problem.environment, problem.agent, num_episodes=5, progress=False
+        )
+        assert learned.num_episodes == 5
+        assert all("missing" not in section.title for section in problem.sections_of(learned))
+
+
+def test_a_model_that_is_only_learned_says_so() -> None:
+    with pytest.raises(BayesRLError, match="use `bayesrl learn clinical_trial`"):
+        bayesrl.ready_model("clinical_trial")
+    with pytest.raises(BayesRLError, match="use `bayesrl fit cartpole`"):
+        bayesrl.ready_learning("cartpole")
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
