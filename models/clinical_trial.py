@@ -12,7 +12,7 @@ def learning(
     first_rate: float = 0.45,
     second_rate: float = 0.65,
     patients: int = 500,
-    confidence: float = 0.975,
+    confidence: float = 0.95,
     runs: int = 5,
 ) -> bayesrl.LearningProblem:
     """Make the problem: a control and two treatments; each patient gets the one that a posterior draw favours.
