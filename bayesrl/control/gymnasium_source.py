@@ -132,6 +132,15 @@ class GymnasiumSource:
         self._lanes.append(other)
         return other
 
+    @property
+    def further(self) -> int:
+        """How many more updates the batch that was given serves."""
+        return self.num_updates - self._served if self._batch is not None else 0
+
+    def serve(self, count: int) -> None:
+        """Count updates that were made with the batch at once."""
+        self._served += count
+
     def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
         """Give a batch of draws, [num_envs, window + 1, ...]: a new one, or the last one again.
 

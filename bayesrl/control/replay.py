@@ -45,6 +45,15 @@ class Replay:
         """Give a source for one of several fits made side by side."""
         return Replay(self.num_particles, self.num_updates)
 
+    @property
+    def further(self) -> int:
+        """How many more updates the batch that was given serves."""
+        return self.num_updates - self._served if self._batch is not None else 0
+
+    def serve(self, count: int) -> None:
+        """Count updates that were made with the batch at once."""
+        self._served += count
+
     def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
         """Give a batch of draws, [num_particles, ...]: a new one, or the last one again."""
         if self._draw is None:

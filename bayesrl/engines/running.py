@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
 
 from bayesrl import run_folder
 from bayesrl.core.draws import Draws
@@ -128,8 +128,16 @@ class Run:
             ]
 
         @jax.jit
-        def update(state: State, made: list[Draws], betas: Array, args: Any) -> tuple[State, Tally]:
-            return taken(state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *made), betas, args)
+        def update(state: State, made: list[Draws], betas: Array, args: Any, times: Array) -> tuple[State, Tally]:
+            draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+            shapes = jax.eval_shape(taken, state, draws, betas, args)[1]
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+            def body(_: Array, carried: tuple[State, Tally]) -> tuple[State, Tally]:
+                new, tally = taken(carried[0], draws, betas, args)
+                return new, jax.tree.map(jnp.add, carried[1], tally)
+
+            return lax.fori_loop(0, times, body, (state, zero))
 
         @jax.jit
         def add(total: Tally, tally: Tally) -> Tally:
@@ -137,11 +145,17 @@ class Run:
 
         def chunk(keys: PRNGKeys, state: State, betas: Array, args: Any, num_steps: Array) -> tuple[State, Tally]:
             total: Tally | None = None
-            for _ in range(int(num_steps)):
+            left = int(num_steps)
+            while left > 0:
                 pieces = zip(sources, apart(keys, state), strict=True)
                 made = [own(key, params, pair) for own, (key, params) in pieces]
-                state, tally = update(state, made, betas, args)
+                # A batch that serves further updates serves them inside of one compiled loop.
+                more = min(left - 1, *(getattr(own, "further", 0) for own in sources))
+                for own in sources if more else ():
+                    own.serve(more)  # type: ignore[attr-defined]
+                state, tally = update(state, made, betas, args, jnp.asarray(1 + more))
                 total = tally if total is None else add(total, tally)
+                left -= 1 + more
             assert total is not None
             return state, total
 
