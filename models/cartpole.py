@@ -23,7 +23,7 @@ def problem(
     """
     sections = (control.episode_sections("CartPole-v1"),)
     if physics == "program":
-        total = int(steps) or 120
+        total = int(steps) or 40
         return bayesrl.Problem(
             control.Rollout(control.CartPole(), int(horizon)),
             beta=beta,
