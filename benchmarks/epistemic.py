@@ -2,7 +2,7 @@
 
 500 problems of 3 states, 2 actions and 4 steps are drawn from the conjugate prior, Dirichlet(1) over states and the end
 and Normal(0, 1) rewards, each with five noisy visits of every action in every state. Intervals are the 2.5% and 97.5%
-quantiles of 400 draws; over problems a share of .95 has a standard error of about 1.0%, and 1.5% for the 200 that SVI fits.
+quantiles of 400 draws. A share of .95 has a standard error of 1.0%, or 1.5% for the 200 that SVI fits.
 """
 
 import sys
