@@ -4,7 +4,7 @@ Variant: `control.deep_sea(size=N)`, N steps an episode, .01/N for each step rig
 a row down and left or right, which action does which in each cell being unknown, Dirichlet(1, 1); rewards of each cell
 and action Normal(0, 1), observed with noise .01. Solved: the first episode at which the mean regret so far is at most
 half of the optimum. Five seeds; medians, and least and greatest. Rules that dither get as many episodes as the others
-need at more than twice the size. Seconds include compilation.
+need at more than twice the size. At most 6,000 episodes. Seconds include compilation.
 """
 
 import sys
