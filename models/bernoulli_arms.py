@@ -24,9 +24,11 @@ def learning(
     if not 0 <= worst <= best <= 1:
         raise bayesrl.errors.ControlError(f"worst={worst!r}, best={best!r}; use 0 ≤ worst ≤ best ≤ 1")
     bandit = control.bandits.BernoulliArms(int(arms))
+    chances = jnp.linspace(worst, best, int(arms))
     return bayesrl.LearningProblem(
-        control.BanditWorld(bandit, jnp.linspace(worst, best, int(arms))),
+        control.BanditWorld(bandit, chances),
         control.Bayesian(control.ArmsModel(bandit)),
         num_episodes=int(episodes),
         num_runs=int(runs),
+        sections=(control.learning_values(chances.tolist()),),
     )

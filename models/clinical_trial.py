@@ -38,4 +38,5 @@ def learning(
         num_episodes=int(patients),
         num_runs=int(runs),
         learn_options={"confidence": float(confidence)},
+        sections=(control.learning_values(rates.tolist()),),
     )

@@ -51,6 +51,7 @@ from bayesrl.control.learning import (
     check_learned,
     learn,
     learning_maps,
+    learning_values,
     nuts_posterior,
     predictive_p_values,
 )
@@ -131,6 +132,7 @@ __all__ = [
     "k_learning",
     "learn",
     "learning_maps",
+    "learning_values",
     "logged_value",
     "n_chain",
     "nuts_posterior",

@@ -7,7 +7,7 @@ from bayesrl.control.learning.experience import Episode, Experience
 from bayesrl.control.learning.kl_control import KLControl, agent_named
 from bayesrl.control.learning.learned import Learned, Stage
 from bayesrl.control.learning.loop import learn
-from bayesrl.control.learning.pictures import learning_maps
+from bayesrl.control.learning.pictures import learning_maps, learning_values
 from bayesrl.control.learning.tabular_model import TabularModel
 from bayesrl.control.learning.unknown import ProgramModel, UnknownModel, by_conjugacy
 from bayesrl.control.learning.values import EnsembleValues, LastLayerValues, LinearValues
@@ -36,6 +36,7 @@ __all__ = [
     "check_learned",
     "learn",
     "learning_maps",
+    "learning_values",
     "nuts_posterior",
     "predictive_p_values",
 ]

@@ -30,7 +30,7 @@ def returns_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
     figure = Figure(figsize=_SMALL, layout="constrained")
     axis = figure.subplots()
     for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
-        window = max(min(run.num_episodes for run in several) // 20, 1)
+        window = max(max(run.num_episodes for run in several) // 20, 1)
         curves = _aligned([_smoothed(run.history["return"], window) for run in several])
         _band(axis, curves, colour, name if len(runs) > 1 else f"mean of {window} episodes" if window > 1 else "return")
     optimum = next(iter(runs.values()))[0].world.optimum
@@ -48,7 +48,7 @@ def regret_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
     axis = figure.subplots()
     for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
         label = name if len(runs) > 1 else f"median and range of {len(several)} runs" if len(several) > 1 else "regret"
-        _band(axis, _aligned([run.regret for run in several]), colour, label)
+        _band(axis, _aligned([run.regret for run in several], held=True), colour, label)
     _dress(axis, "episode", "cumulated regret (reward units)")
     return figure
 
@@ -98,7 +98,7 @@ def values_figure(learned: Learned, states: Sequence[int], truth: Mapping[int, n
                 axis.plot(action, truth[state][action], "x", color=_EXACT, markersize=6, markeredgewidth=1.6)
         axis.set_xticks(range(values.shape[1]), [learned.action_name(a) for a in range(values.shape[1])], fontsize=7)
         axis.set_xlim(-0.5, values.shape[1] - 0.5)
-        axis.set_title(f"state {state}", fontsize=9)
+        axis.set_title(f"state {state}" if learned.world.max_steps > 1 else "", fontsize=9)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(shown) :]:
@@ -180,6 +180,31 @@ def learning_maps(mdp: TabularMDP) -> Callable[[Learned], Iterator[Section]]:
     return sections
 
 
+def learning_values(truth: Sequence[float] | None = None) -> Callable[[Learned], Iterator[Section]]:
+    """Give the report section of what was learned of a bandit: the posterior of each arm's value.
+
+    Args:
+        truth: the values themselves, reward units, or None.
+    """
+
+    def sections(learned: Learned) -> Iterator[Section]:
+        if not isinstance(learned.mind, BayesianMind) or not learned.num_episodes or not learned.mind.finite:
+            return
+        told = learned.decide(jax.random.key(0), 0)
+        known = None if truth is None else {0: np.asarray(truth, float)}
+        best = int(np.argmax(told.optimal))
+        low, high = np.asarray(told.interval[best])
+        yield Section(
+            "Posterior of the values",
+            "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the bar of "
+            f"the best arm stands apart. {learned.action_name(best)} is the best with probability "
+            f"{float(told.optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
+            values_figure(learned, [0], known),
+        )
+
+    return sections
+
+
 def _policies(mind: ControlMind, mdp: TabularMDP) -> "Figure":
     figure, axes = _maps(mdp, ("learned", "optimum"))
     exact = soft_value_iteration(mdp, 0.0).policy
@@ -219,9 +244,11 @@ def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (total[ends] - total[begins]) / (ends - begins)
 
 
-def _aligned(curves: Sequence[np.ndarray]) -> np.ndarray:
-    """Stack curves that may have ended early, nan where they have."""
+def _aligned(curves: Sequence[np.ndarray], *, held: bool = False) -> np.ndarray:
+    """Stack curves that may have ended early: nan where they have, or their last value."""
     longest = max(map(len, curves))
+    if held:
+        return np.stack([np.pad(np.asarray(c, float), (0, longest - len(c)), mode="edge") for c in curves])
     return np.stack([np.pad(np.asarray(c, float), (0, longest - len(c)), constant_values=np.nan) for c in curves])
 
 
