@@ -31,10 +31,14 @@ class Told(NamedTuple):
     Attributes:
         p_optimal: probability that the action which seems best is the best.
         expected_regret: what this action is expected to lose to the best one, reward units.
+        objective: J of the last batch, reward units, for `KLControl`.
+        kl: of the policy to its prior in the last batch, nats, for `KLControl`.
     """
 
     p_optimal: float = np.nan
     expected_regret: float = np.nan
+    objective: float = np.nan
+    kl: float = np.nan
 
 
 class Mind(abc.ABC):

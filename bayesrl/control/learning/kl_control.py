@@ -116,10 +116,13 @@ class ControlMind(Mind):
         self._batch: list[Episode] = []
         self._acting: dict[str, Any] = {}
         self._stepping = jax.jit(self._steps)
-        self._rows: list[dict[str, float]] = []
+        self._told = Told()
+        self._probs = jax.jit(self._probabilities)
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
         """Choose how to act in the next episode; see `Mind.explore`."""
+        if self.world.num_observations is not None and isinstance(exploration, Thompson):
+            return self._from_table(key)
         name = repr(exploration)
         if name not in self._acting:
             behaviour = getattr(exploration, "behave", exploration)
@@ -137,8 +140,19 @@ class ControlMind(Mind):
             action, score = acting(jax.random.fold_in(key, time), self.state, jnp.asarray(seen))
             return int(action), float(score)
 
-        own = self.world.num_observations is not None and isinstance(exploration, Thompson)
-        return Act(choose, self.probs()[None] if own else None)
+        return Act(choose)
+
+    def _from_table(self, key: PRNGKey) -> Act:
+        """Draw from the policy itself, whose probabilities stay the same for an episode."""
+        probs = self.probs()
+        cumulated = probs.cumsum(-1)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+
+        def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
+            action = min(int(np.searchsorted(cumulated[int(seen)], rng.random(), side="right")), probs.shape[-1] - 1)
+            return action, float(np.log(probs[int(seen), action]))
+
+        return Act(choose, probs[None])
 
     def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
         """Update by inference; see `Mind.update`."""
@@ -146,9 +160,9 @@ class ControlMind(Mind):
         if len(self._batch) == self.agent.batch:
             sites, behaviour = self._recorded()
             self.state, info = self._stepping(self.state, sites, behaviour)
-            self._rows.append({name: float(value) for name, value in info.items()})
+            self._told = Told(objective=float(info["objective"]), kl=float(info["kl"]))
             self._batch = []
-        return Told()
+        return self._told
 
     def _recorded(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Lay the batch out as sites, [batch, steps + 1, ...]."""
@@ -196,14 +210,19 @@ class ControlMind(Mind):
 
     def probs(self) -> np.ndarray:
         """Give π(a | s), [states, actions]."""
-        params = jax.tree.map(lambda x: x[0], self.state.params)
+        told = np.asarray(self._probs(self.state.params), float)
+        return told / told.sum(-1, keepdims=True)
+
+    def _probabilities(self, stacked: Any) -> Array:
+        params = jax.tree.map(lambda x: x[0], stacked)
         guide = handlers.substitute(self._pair.guide, data=self._pair.constrain(params))
         states = jnp.arange(self.world.num_observations)
-        return np.asarray(jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states))
+        return jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `Mind.arrays`."""
         held = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
+        held["told"] = np.array(self._told)
         for i, episode in enumerate(self._batch):
             held |= {f"batch/{i}/{name}": np.asarray(value) for name, value in episode._asdict().items()}
         return held
@@ -211,6 +230,7 @@ class ControlMind(Mind):
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take what a checkpoint kept; see `Mind.restore`."""
         self.state = restored(self.state, arrays, "policy")
+        self._told = Told(*arrays["told"].tolist())
         self._batch = []
         while f"batch/{len(self._batch)}/reward" in arrays:
             own = {name: arrays[f"batch/{len(self._batch)}/{name}"] for name in Episode._fields}

@@ -44,7 +44,8 @@ class Learned:
         world: the environment.
         exploration: the rule.
         history: by episode: `episode`, `return` and `discounted` return, `length`, `regret` (reward units; its mean is
-            the expected regret), and for `Bayesian`, about the first state, `p_optimal` and `expected_regret`.
+            the expected regret), for `Bayesian`, about the first state, `p_optimal` and `expected_regret`, and for
+            `KLControl` `objective` (J, reward units) and `kl` (nats) of the last batch.
         stages: moments whose posterior can be looked at again, by `draws(..., stage=...)`.
         problem: what identifies the run, and its settings.
         interrupted: whether Ctrl-C ended it.

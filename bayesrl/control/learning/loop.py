@@ -168,8 +168,7 @@ class _Run:
             "discounted": float(episode.returns(self.world.discount)[0]),
             "length": len(episode.reward),
             "regret": self.world.regret(episode, act),
-            "p_optimal": told.p_optimal,
-            "expected_regret": told.expected_regret,
+            **told._asdict(),
         }
 
     def _converged(self) -> bool:
