@@ -151,7 +151,8 @@ class KLearning(Exploration):
         """Choose; see `Exploration`."""
         mean, variance = belief.mean, belief.variance
         tau = _temperature(mean, variance)[..., None]
-        return jax.random.categorical(key, mean / tau + variance / (2 * tau**2))
+        below = mean - mean.max(-1, keepdims=True)
+        return jax.random.categorical(key, below / tau + variance / (2 * tau**2))
 
 
 def random() -> Exploration:
@@ -232,8 +233,9 @@ def k_learning() -> Exploration:
 
 def _temperature(mean: Array, variance: Array) -> Array:
     """Minimise f(τ) = τ·log Σ exp(μ/τ + σ²/2τ²), whose slope changes sign once, by bisection of f′, [...]."""
-    scale = jnp.sqrt(variance.max(-1))
     below = mean - mean.max(-1, keepdims=True)
+    # Where nothing is unknown the minimiser is 0, in whose stead stands what is small beside the differences.
+    scale = jnp.maximum(jnp.sqrt(variance.max(-1)), 1e-3 * -below.min(-1) + 1e-12)
 
     def rising(tau: Array) -> Array:
         scores = below / tau[..., None] + variance / (2 * tau[..., None] ** 2)

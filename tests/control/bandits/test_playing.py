@@ -231,3 +231,12 @@ def test_rules_serve_one_belief_and_many() -> None:
         chosen = rule(KEY, BetaBelief(jnp.full((*lead, 4), 2.0), jnp.full((*lead, 4), 3.0)), jnp.asarray(3))
         assert chosen.shape == lead
         assert jnp.issubdtype(chosen.dtype, jnp.integer)
+
+
+def test_k_learning_is_greedy_where_nothing_is_unknown() -> None:
+    """And takes all alike where they are known to be worth the same."""
+    keys = jax.random.split(KEY, 200)
+    for mean, wanted in (([0.0, 1.0], 1.0), ([1000.0, 1000.0], 0.5), ([-1e-3, 0.0], 1.0)):
+        belief = NormalBelief(jnp.array(mean), jnp.zeros(2))
+        taken = jax.vmap(lambda key, b=belief: control.k_learning()(key, b, 0))(keys)
+        assert float(taken.mean()) == pytest.approx(wanted, abs=4.5 * 0.5 / 200**0.5 if wanted == 0.5 else 0)
