@@ -62,9 +62,14 @@ class LoggedData:
             raise ControlError(
                 f"action is {action.dtype}{list(action.shape)}; use integers [rows] or [episodes, steps]"
             )
+        observed = np.asarray(self.observation)
+        if np.issubdtype(observed.dtype, np.integer) and observed.ndim == action.ndim and (observed < 0).any():
+            raise ControlError("observation has integers below 0; number what is observed from 0 on")
+        if np.issubdtype(observed.dtype, np.floating) and not np.isfinite(observed).all():
+            raise ControlError("observation has numbers that are not finite; make them finite, also where none is held")
         held = np.ones(action.shape, bool) if self.held is None else np.asarray(self.held, bool)
         given = {
-            "observation": np.asarray(self.observation),
+            "observation": observed,
             "action": action,
             "reward": np.asarray(self.reward, float),
             "propensity": np.asarray(self.propensity, float),
