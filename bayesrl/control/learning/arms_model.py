@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import Array, lax
 
@@ -54,6 +55,16 @@ class ArmsModel(UnknownModel):
         if found != wanted:
             raise ControlError(
                 f"the model sees features of shape {wanted}, and the environment shows {found}; use another bandit"
+            )
+
+    def check_rows(self, experience: Experience) -> None:
+        """Refuse rewards that no arm pays; see `UnknownModel.check_rows`."""
+        support: Any = self.bandit.reward_given(jnp.full(experience.reward.shape, 0.5)).support
+        strange = np.asarray(experience.held & ~support(experience.reward))
+        if strange.any():
+            raise ControlError(
+                f"the environment paid {float(experience.reward[int(strange.argmax())])}, which arms of {self.bandit} "
+                "never pay; use another bandit"
             )
 
     def initial(self, key: PRNGKey, world: World) -> Any:

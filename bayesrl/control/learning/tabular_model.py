@@ -73,7 +73,8 @@ class TabularModel(UnknownModel):
         noise: standard deviation of a reward around r(s, a), reward units.
         paid_at_end: whether it is known that only the step that ends an episode pays; r(s, a) is then what it pays.
         discount: γ.
-        start: distribution of the first state, [states], for the `bound` of K-learning; by default state 0.
+        start: distribution of the first state, [states], which tells where one can be at what time; by default that
+            is not known, and the `bound` of K-learning is that of state 0.
 
     Raises:
         ControlError: a number is out of range, or shapes do not fit together.
@@ -126,15 +127,19 @@ class TabularModel(UnknownModel):
         if not ((concentration > 0) & (concentration < np.inf)).all():
             raise ControlError(f"concentration={self.concentration!r}; use numbers above 0")
         start = np.eye(1, self.num_states)[0] if self.start is None else np.asarray(self.start, float)
+        if start.shape != (self.num_states,) or not (start >= 0).all() or abs(start.sum() - 1) > 1e-4:
+            raise ControlError(f"start={self.start!r} is no distribution of {self.num_states} states")
+        # Nothing is said of where episodes start unless it is passed.
+        here = np.full(self.num_states, True) if self.start is None else start > 0
         held = {
             "successors": successors.astype(np.int32),
-            "concentration": np.broadcast_to(concentration, successors.shape),
-            "reward_mean": np.broadcast_to(np.asarray(self.reward_mean, float), pairs),
+            "concentration": _filled("concentration", concentration, successors.shape),
+            "reward_mean": _filled("reward_mean", np.asarray(self.reward_mean, float), pairs),
             "start": start,
         }
         for name, value in held.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "_layers", self._found_layers())
+        object.__setattr__(self, "_layers", self._found_layers(here))
 
     @classmethod
     def of(cls, mdp: TabularMDP, *, ends_known: bool = True, **options: Any) -> "TabularModel":
@@ -317,9 +322,8 @@ class TabularModel(UnknownModel):
             horizon=self.horizon,
         )
 
-    def _found_layers(self) -> np.ndarray:
+    def _found_layers(self, here: np.ndarray) -> np.ndarray:
         """List the states that can be there at each time, [horizon, width], shorter lists padded with repetitions."""
-        here = np.asarray(self.start) > 0
         every = np.arange(self.num_states)
         found = []
         for _ in range(self.horizon):
@@ -362,6 +366,13 @@ class TabularModel(UnknownModel):
                 f"state {int(experience.observation[row])}, action {int(experience.action[row])} led to {to}, which is "
                 "not among the successors of the model; add it, or leave successors out"
             )
+
+
+def _filled(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.broadcast_to(value, shape)
+    except ValueError as error:
+        raise ControlError(f"{name} has shape {value.shape}; use a number, or {list(shape)}") from error
 
 
 def _shared(successors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

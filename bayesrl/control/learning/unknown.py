@@ -159,6 +159,11 @@ class ProgramModel(UnknownModel):
         self._lane = Lane(setup.objective, _adam(setup, self.learning_rate), self._pair)
         self._run = jax.jit(partial(run_chunk, self._lane))
 
+    def check_rows(self, experience: Experience) -> None:
+        """Refuse what the program refuses; see `UnknownModel.check_rows`."""
+        if isinstance(self.program, UnknownModel):
+            self.program.check_rows(experience)
+
     def initial(self, key: PRNGKey, world: World) -> State:
         """Start at the prior."""
         return init(self._lane, self._ready().params)

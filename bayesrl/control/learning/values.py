@@ -172,7 +172,7 @@ class NetworkValues(ValueModel):
     Args:
         hidden: width of the hidden layers, tanh units.
         depth: number of hidden layers; 0 is linear.
-        num_steps: gradient steps for each update, on batches of up to 512 rows.
+        num_steps: gradient steps for each update, on batches of 512 rows, drawn with repetition.
         learning_rate: of Adam.
     """
 
@@ -239,7 +239,6 @@ class NetworkValues(ValueModel):
     def trained(self, key: PRNGKey, state: Trained, experience: Experience, jitter: Any) -> Trained:
         """Take gradient steps towards the most probable network around its anchor, with returns jittered by noise."""
         total = jnp.maximum(experience.held.sum(), 1)
-        size = min(_BATCH, experience.held.shape[0])
         optimizer = optax.adam(self.learning_rate)
         scales = dict(zip(state.params, self.scales(self.size_of(experience)), strict=True))
 
@@ -253,7 +252,7 @@ class NetworkValues(ValueModel):
 
         def step(carry: tuple[Any, Any], own: PRNGKey) -> tuple[tuple[Any, Any], None]:
             params, opt_state = carry
-            rows = jax.random.randint(own, (size,), 0, total)
+            rows = jax.random.randint(own, (_BATCH,), 0, total)
             updates, opt_state = optimizer.update(jax.grad(loss)(params, rows), opt_state)
             return (optax.apply_updates(params, updates), opt_state), None
 
@@ -311,6 +310,11 @@ class EnsembleValues(NetworkValues):
     """
 
     num_members: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_count(self.num_members, least=1):
+            raise ControlError(f"EnsembleValues got num_members={self.num_members!r}; use an integer of at least 1")
 
     def initial(self, key: PRNGKey, world: World) -> Trained:
         """Draw the prior networks; see `UnknownModel.initial`."""

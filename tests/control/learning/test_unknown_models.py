@@ -27,6 +27,7 @@ from bayesrl.control import (
 from bayesrl.control.beliefs import draw_dirichlet
 from bayesrl.control.learning.experience import Memory
 from bayesrl.control.learning.worlds import world_of
+from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)
 
@@ -262,3 +263,22 @@ def test_simulation_based_calibration() -> None:
     arms = ArmsModel(bandits.BernoulliArms(2))
     pulls = rows(np.zeros(12, int), np.arange(12) % 2, np.zeros(12))
     assert bayesrl.calibrate(KEY, arms, pulls, infer=by_conjugacy(arms), num_replications=100).verdict == "pass"
+
+
+def test_a_table_that_is_told_no_start_can_start_anywhere() -> None:
+    """Two corridors of four states each, of which one is not reached from the other."""
+    right = np.arange(8) // 4 * 4 + np.minimum(np.arange(8) % 4 + 1, 3)
+    left = np.arange(8) // 4 * 4 + np.maximum(np.arange(8) % 4 - 1, 0)
+    pairs = np.stack([right, left], 1)[..., None]
+    paid = np.zeros((8, 2))
+    paid[7] = 1.0
+    model = control.TabularModel(num_states=8, num_actions=2, horizon=6, successors=pairs, reward_mean=paid)
+    experience = Memory((), np.int32, 1).experience()
+    values = model.center(model.nothing(), experience)
+    assert values[0, 4].tolist() == [3.0, 2.0]
+
+
+def test_a_table_refuses_shapes_that_do_not_fit() -> None:
+    for options in ({"concentration": np.ones((3, 3))}, {"reward_mean": np.ones((3, 3))}, {"start": [1.0, 0.0]}):
+        with pytest.raises(ControlError):
+            control.TabularModel(num_states=6, num_actions=2, horizon=2, **options)
