@@ -80,6 +80,26 @@ def test_runs_go_on_and_are_shown(run: tuple[Path, str], tmp_path: Path) -> None
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_a_report_plays_nothing(run: tuple[Path, str], tmp_path: Path) -> None:
+    """Of runs that were broken off, it tells what was played, and `show` still says what is left."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    path = folder / "run-2" / run_folder.CHECKPOINT
+    path.unlink()
+    for name in (run_folder.PROBLEM, run_folder.MODEL):
+        (folder / name).write_text((folder / name).read_text().replace('"num_episodes": 12', '"num_episodes": 20'))
+        (folder / name).write_text((folder / name).read_text().replace('"episodes": 12', '"episodes": 20'))
+    assert invoke("report", folder, "--out", tmp_path / "a.html")[0] == 0
+    assert not path.exists()
+    code, out, _ = invoke("show", folder)
+    assert code == 0
+    assert "12 of 20" in out
+    (folder / run_folder.CHECKPOINT).unlink()
+    code, _, err = invoke("report", folder, "--out", tmp_path / "b.html")
+    assert code == 2
+    assert "holds no episode yet" in err
+
+
 def test_reports_of_several_runs(run: tuple[Path, str], tmp_path: Path) -> None:
     model = run[0].parent / "river.py"
     other = tmp_path / "k"

@@ -148,17 +148,26 @@ def report_learning(directories: Sequence[Path], path: Path) -> None:
             raise RunFolderError(f"{directory} holds a fit and others hold runs of `learn`; report them apart")
         told = _plan_of(directory)
         problem = ready_learning(told["model"], **told["options"])
-        done, _ = _done(directory)
-        if done < told["learn"]["episodes"] and not problem.learn_options:
-            told["learn"]["episodes"] = max(done, 1)
-        present = [i for i in range(told["learn"]["runs"]) if (_place(directory, i) / run_folder.CHECKPOINT).exists()]
-        runs[directory.resolve().name] = [
-            _run(directory, told, problem, index, None, progress=False) for index in present
+        # A report tells what was played, and plays nothing.
+        done = {index: _done(_place(directory, index))[0] for index in range(told["learn"]["runs"])}
+        played = [
+            _run(directory, _until(told, count), problem, index, None, progress=False)
+            for index, count in done.items()
+            if count
         ]
-        plans.append((told, problem))
+        if not played:
+            raise RunFolderError(
+                f"{directory} holds no episode yet; bayesrl resume {shlex.quote(str(directory))} plays"
+            )
+        runs[directory.resolve().name] = played
+        plans.append((told if problem.learn_options else _until(told, max(done.values())), problem))
     told, problem = plans[0]
     title = Path(told["model"]).stem if len(runs) == 1 else f"{len(runs)} ways to learn side by side"
     write_parts(path, title, _parts(runs, told, problem))
+
+
+def _until(told: dict[str, Any], episodes: int) -> dict[str, Any]:
+    return told | {"learn": told["learn"] | {"episodes": episodes}}
 
 
 def learning_rows(directory: Path) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Agents: what is believed, how it is explored, and how it is updated by inference."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -57,6 +57,14 @@ class Mind(abc.ABC):
             episode: as it was played.
             told: whether something is to be told after every episode, and not only now and then.
         """
+
+    @abc.abstractmethod
+    def mark(self) -> Any:
+        """Remember how it is, for `back`."""
+
+    @abc.abstractmethod
+    def back(self, mark: Any) -> None:
+        """Be as it was at the last mark, after an update that was interrupted."""
 
     @abc.abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
@@ -207,7 +215,7 @@ class BayesianMind(Mind):
         sites = self.model.draw(key, state, experience, num_draws)
         return jax.vmap(lambda one: self.model.values(one, experience, seen))(sites)
 
-    def _program(self, name: str, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    def _program(self, name: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         if name not in self._compiled:
             self._compiled[name] = jax.jit(make())
         return self._compiled[name]
@@ -215,12 +223,12 @@ class BayesianMind(Mind):
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
         """Choose how to act in the next episode; see `Mind.explore`."""
         if self.finite:
-            plan = self._program(f"plan {exploration!r}", lambda: self._planner(exploration))
+            plan = self._program(("plan", _known(exploration)), lambda: self._planner(exploration))
             table = np.asarray(plan(key, self.state, self._experience(), jnp.asarray(episode)))
             probs = np.eye(self.world.num_actions)[np.clip(table, 0, self.world.num_actions - 1)]
             return Act(lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan), probs)
-        prepare = self._program(f"draw {exploration!r}", lambda: self._drawer(exploration))
-        act = self._program(f"act {exploration!r}", lambda: self._actor(exploration))
+        prepare = self._program(("draw", _known(exploration)), lambda: self._drawer(exploration))
+        act = self._program(("act", _known(exploration)), lambda: self._actor(exploration))
         sites = prepare(key, self.state, self._experience())
         step_key = jax.random.fold_in(key, 1)
 
@@ -243,11 +251,11 @@ class BayesianMind(Mind):
             tables = self._tables(draw_key, state, experience, count)
             belief = SampleBelief(tables, self.model.center(state, experience))
             if belief.mean.ndim == 3 or _committed(exploration):
-                chosen = exploration(rule_key, belief, episode)
+                chosen = _chosen(exploration, rule_key, belief, episode)
                 return chosen if chosen.ndim == 2 else chosen[None]
             # A state that is visited twice is decided upon anew.
             keys = jax.random.split(rule_key, steps)
-            return jax.lax.map(lambda own: exploration(own, belief, episode), keys)
+            return jax.lax.map(lambda own: _chosen(exploration, own, belief, episode), keys)
 
         return plan
 
@@ -259,7 +267,7 @@ class BayesianMind(Mind):
         def act(key: PRNGKey, sites: Any, seen: Array, episode: Array) -> Array:
             empty = example(self.world.shape, self.world.dtype)
             told = jax.vmap(lambda one: self.model.values(one, empty, seen[None]))(sites)[:, 0]
-            return exploration(key, SampleBelief(told), episode)
+            return _chosen(exploration, key, SampleBelief(told), episode)
 
         return act
 
@@ -309,6 +317,16 @@ class BayesianMind(Mind):
         lived = first_rows(self.memory.experience(), rows)
         return self.model.absorb(self.model.initial(jax.random.key(0), self.world), lived)
 
+    def mark(self) -> tuple[Any, int, int]:
+        """Remember how it is; see `Mind.mark`."""
+        return self.state, self._episodes, self.memory.num_rows
+
+    def back(self, mark: tuple[Any, int, int]) -> None:
+        """Be as it was; see `Mind.back`."""
+        self.state, self._episodes, rows = mark
+        self.memory.forget(rows)
+        self._held = self._held if self.model.online else None
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `Mind.arrays`."""
         leaves = jax.tree.leaves(self.state)
@@ -339,6 +357,22 @@ def restored(state: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
                 f"{np.shape(leaf)}; learn into another directory"
             )
     return jax.tree.unflatten(treedef, [jnp.asarray(array) for array in found])
+
+
+def _chosen(exploration: Any, key: PRNGKey, belief: SampleBelief, episode: Array) -> Array:
+    """Ask a rule, and refuse what are no actions."""
+    chosen, wanted = jnp.asarray(exploration(key, belief, episode)), belief.mean.shape[:-1]
+    if chosen.shape != wanted or not jnp.issubdtype(chosen.dtype, jnp.integer):
+        raise ControlError(
+            f"the exploration rule {exploration!r} gave {chosen.dtype}{list(chosen.shape)}; give integers "
+            f"{list(wanted)}, an action for each row of belief.mean {list(belief.mean.shape)}"
+        )
+    return chosen
+
+
+def _known(exploration: Any) -> Any:
+    """Tell rules apart: built-in ones by what they are, yours by themselves, whatever their text says."""
+    return exploration if isinstance(exploration, Hashable) else id(exploration)
 
 
 def _committed(exploration: Any) -> bool:

@@ -112,6 +112,11 @@ class Memory:
             self._held[name][rows] = values
         self.num_rows += count
 
+    def forget(self, count: int) -> None:
+        """Keep so many rows, and no others."""
+        self._held["held"][count:] = False
+        self.num_rows = count
+
     def experience(self) -> Experience:
         """Give all of it."""
         return Experience(**{name: jnp.asarray(values) for name, values in self._held.items()})

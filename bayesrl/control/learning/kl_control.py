@@ -20,7 +20,7 @@ from bayesrl.control.learning.worlds import Act, World
 from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions
-from bayesrl.core.draws import Draws, is_count
+from bayesrl.core.draws import Draws, is_count, is_number
 from bayesrl.core.handlers import check_beta
 from bayesrl.engines.setup import set_up
 from bayesrl.engines.svi import Lane, State, init
@@ -74,6 +74,10 @@ class KLControl(Agent):
         for name in ("batch", "num_updates"):
             if not is_count(getattr(self, name), least=1):
                 raise ControlError(f"KLControl got {name}={getattr(self, name)!r}; use an integer of at least 1")
+        if self.discount is not None and not (is_number(self.discount) and 0 <= self.discount <= 1):
+            raise ControlError(f"KLControl got discount={self.discount!r}; use a number in [0, 1], or None")
+        if self.learning_rate is not None and not (is_number(self.learning_rate) and self.learning_rate > 0):
+            raise ControlError(f"KLControl got learning_rate={self.learning_rate!r}; use one above 0, or None")
 
     @property
     def default_exploration(self) -> Exploration:
@@ -182,7 +186,9 @@ class ControlMind(Mind):
             sites["action"][i, :count] = episode.action[:count]
             sites["counts"][i, :count] = True
             sites["earned"][i, :count] = episode.reward[:count]
-            sites["terminated"][i, count - 1] = episode.terminated or self._ends(count)
+            sites["terminated"][i, count - 1] = (episode.terminated and count == len(episode.reward)) or self._ends(
+                count
+            )
             behaviour[i, :count] = episode.log_behaviour[:count]
         return sites, behaviour
 
@@ -218,6 +224,14 @@ class ControlMind(Mind):
         guide = handlers.substitute(self._pair.guide, data=self._pair.constrain(params))
         states = jnp.arange(self.world.num_observations)
         return jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states)
+
+    def mark(self) -> tuple[State, list[Episode]]:
+        """Remember how it is; see `Mind.mark`."""
+        return self.state, list(self._batch)
+
+    def back(self, mark: tuple[State, list[Episode]]) -> None:
+        """Be as it was; see `Mind.back`."""
+        self.state, self._batch = mark[0], list(mark[1])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `Mind.arrays`."""

@@ -13,6 +13,7 @@ from bayesrl.control.beliefs import SampleBelief
 from bayesrl.control.exploration import Decision, decide_between
 from bayesrl.control.learning.agents import BayesianMind, Mind
 from bayesrl.control.learning.worlds import World
+from bayesrl.core.draws import is_count
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -100,6 +101,8 @@ class Learned:
             ControlError: the agent has no posterior over what is unknown, or cannot go back.
         """
         mind = self._bayesian()
+        if not is_count(num_draws, least=1):
+            raise ControlError(f"num_draws={num_draws!r}; use an integer of at least 1")
         experience = mind._experience()
         state = mind.state if stage is None else mind.back_then(stage.rows)
         draw = mind._program(f"draws {num_draws}", lambda: lambda k, s, e: mind.model.draw(k, s, e, num_draws))
@@ -124,20 +127,27 @@ class Learned:
             ControlError: the agent has no posterior over what is unknown, or the observation is none of its own.
         """
         mind = self._bayesian()
-        seen = np.asarray(observation)
-        if seen.shape != self.world.shape or (mind.finite and not 0 <= int(seen) < (self.world.num_observations or 0)):
-            wanted = (
-                f"an integer from 0 to {(self.world.num_observations or 1) - 1}"
-                if mind.finite
-                else f"an array of shape {self.world.shape}"
-            )
-            raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
+        if not is_count(num_draws, least=1):
+            raise ControlError(f"num_draws={num_draws!r}; use an integer of at least 1")
+        if not is_count(time, least=0) or time >= self.world.max_steps:
+            raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.world.max_steps - 1}")
+        seen = self._seen(observation)
         values = mind.at(key, mind.state, mind._experience(), jnp.asarray(seen), num_draws, time)
         return decide_between(key, SampleBelief(values), num_samples=num_draws)
 
+    def _seen(self, observation: Any) -> np.ndarray:
+        seen, count = np.asarray(observation), self.world.num_observations
+        whole = np.issubdtype(seen.dtype, np.integer)
+        if seen.shape != self.world.shape or (count is not None and not (whole and 0 <= int(seen) < count)):
+            wanted = (
+                f"an integer from 0 to {count - 1}" if count is not None else f"an array of shape {self.world.shape}"
+            )
+            raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
+        return seen
+
     def act(self, key: PRNGKey, observation: Any, time: int = 0) -> int:
         """Choose an action as the exploration rule does after what was learned."""
-        return self.mind.explore(key, self.exploration, self.num_episodes).choose(time, np.asarray(observation))[0]
+        return self.mind.explore(key, self.exploration, self.num_episodes).choose(time, self._seen(observation))[0]
 
     def to_datatree(self) -> "xr.DataTree":
         """Give posterior, experience and history as an ArviZ DataTree; see `bayesrl.to_datatree`.

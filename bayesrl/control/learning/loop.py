@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from bayesrl import run_folder
+from bayesrl.certainty.asking import check_key
 from bayesrl.control.exploration import Exploration
 from bayesrl.control.learning.agents import Agent, Mind, Told
 from bayesrl.control.learning.experience import Episode
@@ -26,6 +28,8 @@ from bayesrl.typing import PRNGKey
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 _CONVERGED_FOR = 10
 """So many episodes in a row the criterion has to hold."""
+_COLUMNS = ("episode", "return", "discounted", "length", "regret", "p_optimal", "expected_regret")
+"""Of the history."""
 
 
 def learn(
@@ -47,12 +51,14 @@ def learn(
     posterior over what is not known), so that they can be compared.
 
     Args:
-        key: fixes everything random, the environment too.
+        key: fixes everything random, the environment too; but the world of a bandit is drawn by
+            `BanditWorld(bandit, seed=...)`, and is that of seed 0 where the bandit itself is passed.
         environment: a `TabularMDP`, a bandit, an `Environment`, or a Gymnasium environment, its id or a function that
             makes one; actions are finitely many. It is played and not looked into.
         agent: `KLControl(beta)` or `Bayesian(model)`.
         exploration: `thompson()`, `k_learning()`, `epsilon_greedy(ε)`, …, or a function of yours from (key, belief,
-            episode) to actions; by default a draw from the agent's own posterior.
+            episode) to actions, for `KLControl` from (key, q, prior) to an action and its log-probability; by default
+            a draw from the agent's own posterior.
         num_episodes: how many, at most.
         tolerance: stop once the decision in the first state has been expected to lose less than this, in
             reward units, for ten episodes in a row; for `Bayesian`.
@@ -85,6 +91,7 @@ def learn(
         Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior sampling", for episodes
         under one draw; O'Donoghue, Osband & Ionescu (2020) for the two posteriors.
     """
+    check_key(key)
     _check(agent, exploration, num_episodes, tolerance, confidence)
     world = world_of(environment)
     rule = agent.default_exploration if exploration is None else exploration
@@ -128,7 +135,8 @@ class _Run:
         """Run, and tell whether Ctrl-C ended it."""
         if folder is not None:
             self._restore(folder)
-            run_folder.save_problem(folder, problem)
+            if len(self.rows) < self.num_episodes:
+                run_folder.save_problem(folder, problem)
         saved = time.monotonic()
         interrupted = False
         with Progress(self.num_episodes, len(self.rows), show=show, unit="episode") as line:
@@ -149,17 +157,26 @@ class _Run:
 
     def _episode(self) -> bool:
         """Explore, play, compute returns, update; tell whether the callback wants to stop."""
-        number = len(self.rows)
+        number, mark = len(self.rows), self.mind.mark()
+        try:
+            self._play(number)
+        except BaseException:
+            # An episode counts as a whole or not at all, wherever it was interrupted.
+            self.mind.back(mark)
+            del self.rows[number:]
+            raise
+        self._steps += int(self.rows[-1]["length"])
+        if _is_stage(number + 1) or number + 1 == self.num_episodes:
+            self.stages.append(Stage(number + 1, self._steps))
+        return bool(self.callback is not None and self.callback(self.rows[-1]))
+
+    def _play(self, number: int) -> None:
         explore_key, play_key, update_key = jax.random.split(jax.random.fold_in(self.key, number + 1), 3)
         act = self.mind.explore(explore_key, self.rule, number)
         episode = self.world.play(play_key, act)
         asked = self.tolerance is not None or self.confidence is not None
         told = self.mind.update(update_key, episode, told=asked)
         self.rows.append(self._row(number, episode, act, told))
-        self._steps += len(episode.reward)
-        if _is_stage(number + 1) or number + 1 == self.num_episodes:
-            self.stages.append(Stage(number + 1, self._steps))
-        return bool(self.callback is not None and self.callback(self.rows[-1]))
 
     def _row(self, number: int, episode: Episode, act: Act, told: Told) -> dict[str, float]:
         return {
@@ -186,8 +203,7 @@ class _Run:
 
     def history(self) -> dict[str, np.ndarray]:
         """Give the rows as arrays, [episodes]."""
-        names = self.rows[0] if self.rows else ()
-        return {name: np.array([row[name] for row in self.rows]) for name in names}
+        return {name: np.array([row[name] for row in self.rows]) for name in _COLUMNS}
 
     def _save(self, folder: Path) -> None:
         arrays = {f"history/{name}": values for name, values in self.history().items()}
@@ -231,6 +247,13 @@ def _check(agent: Any, exploration: Any, num_episodes: Any, tolerance: Any, conf
         raise ControlError(f"confidence={confidence!r}; use a probability above 0, or None")
 
 
+def _numbers(described: Any) -> Any:
+    """Give all numbers that an agent, its model and their parts were made with."""
+    if is_dataclass(described) and not isinstance(described, type):
+        return {f.name: _numbers(getattr(described, f.name)) for f in fields(described) if f.init}
+    return np.asarray(described) if isinstance(described, int | float | np.ndarray | jax.Array) else ()
+
+
 def _problem(
     key: PRNGKey,
     world: World,
@@ -241,7 +264,9 @@ def _problem(
     confidence: float | None,
 ) -> dict[str, Any]:
     mdp = getattr(world, "mdp", None)
-    tables = () if mdp is None else (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start)
+    tables: Any = getattr(world, "values", ())
+    if mdp is not None:
+        tables = (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start, mdp.terminal, mdp.discount, mdp.horizon)
     identity = {
         "kind": "learn",
         "environment": world.name or type(world).__name__,
@@ -249,6 +274,7 @@ def _problem(
         "observations": list(world.shape) if world.num_observations is None else world.num_observations,
         "actions": world.num_actions,
         "agent": agent.describe(),
+        "agent's numbers": digest(_numbers(agent)),
         "exploration": repr(rule) if isinstance(rule, Exploration) else getattr(rule, "__qualname__", "given"),
         "seed": np.asarray(jax.random.key_data(key)).tolist(),
     }

@@ -168,7 +168,8 @@ class GymnasiumWorld(World):
         if isinstance(getattr(self._env.unwrapped, "P", None), dict):
             model = from_gymnasium(self._env, discount=1.0, horizon=limit or 1000)
             self.optimum = float(soft_value_iteration(model, 0.0).objective)
-            self._tables = model if model.num_states == self.num_observations else None
+            # Without a limit the tables are of fewer steps than may be played, and returns tell the regret.
+            self._tables = model if limit is not None and model.num_states == self.num_observations else None
             self.action_names = model.action_names
 
     def begin(self, key: PRNGKey) -> np.ndarray:
@@ -186,7 +187,13 @@ class GymnasiumWorld(World):
         self._env.close()
 
     def _taken(self, seen: Any) -> np.ndarray:
-        return np.asarray(self._seen.from_environment(np.asarray(seen)[None])[0])
+        told = np.asarray(self._seen.from_environment(np.asarray(seen)[None])[0])
+        count = self.num_observations
+        fine = told.shape == self.shape and bool(np.isfinite(told).all() if count is None else 0 <= told < count)
+        if not fine:
+            wanted = f"finite numbers {list(self.shape)}" if count is None else f"one of {count} integers"
+            raise ControlError(f"{self.name} gave the observation {seen!r}; its space has {wanted}")
+        return told
 
 
 class ProgramWorld(World):
@@ -319,7 +326,10 @@ def _opened(environment: Any) -> Any:
     if hasattr(environment, "action_space"):
         return environment
     try:
-        return gymnasium.make(environment) if isinstance(environment, str) else environment()
+        made = gymnasium.make(environment) if isinstance(environment, str) else environment()
+        if not hasattr(made, "action_space"):
+            raise ControlError(f"it gave {made!r}, which is no Gymnasium environment")
+        return made
     except Exception as error:
         raise ControlError(
             f"environment {environment!r} cannot be made: {error}; gymnasium.registry lists those that are known"

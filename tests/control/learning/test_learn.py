@@ -344,3 +344,138 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(RunFolderError, match="another problem"):
             call()
+
+
+@pytest.mark.parametrize("agent", [AGENT, KLControl(0.1, batch=4)], ids=["bayesian", "control"])
+def test_an_episode_counts_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: Any
+) -> None:
+    """Ctrl-C behind an update, before its row is written: the run goes on as if the episode had not been begun."""
+    whole = learn(KEY, SWIM, agent, num_episodes=9, progress=False)
+    with monkeypatch.context() as patched:
+        mind = type(whole.mind)
+        update = mind.update
+        calls = iter(range(9))
+
+        def cut(self: Any, *args: Any, **options: Any) -> Any:
+            told = update(self, *args, **options)
+            if next(calls) == 3:
+                raise KeyboardInterrupt
+            return told
+
+        patched.setattr(mind, "update", cut)
+        stopped = learn(KEY, SWIM, agent, num_episodes=9, progress=False, directory=tmp_path)
+    assert stopped.interrupted
+    assert stopped.num_episodes == 3
+    resumed = learn(KEY, SWIM, agent, num_episodes=9, progress=False, directory=tmp_path)
+    same(resumed, whole)
+    for name, values in whole.mind.arrays().items():
+        np.testing.assert_array_equal(resumed.mind.arrays()[name], values, err_msg=name)
+
+
+def test_a_run_that_played_nothing_has_an_empty_history() -> None:
+    def rule(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    found = learn(KEY, SWIM, AGENT, exploration=rule, num_episodes=3, progress=False)
+    assert found.interrupted
+    assert found.regret.shape == (0,)
+    assert found.to_datatree()["training"].sizes["episode"] == 0
+
+
+def test_another_world_or_model_is_another_run(tmp_path: Path) -> None:
+    """Though of the same name and size."""
+    bandit = bandits.BernoulliArms(2)
+    arms = Bayesian(ArmsModel(bandit))
+    learn(KEY, BanditWorld(bandit, [0.1, 0.9]), arms, num_episodes=2, progress=False, directory=tmp_path / "a")
+    with pytest.raises(RunFolderError, match="another problem"):
+        learn(KEY, BanditWorld(bandit, [0.9, 0.1]), arms, num_episodes=2, progress=False, directory=tmp_path / "a")
+    learn(KEY, SWIM, AGENT, num_episodes=2, progress=False, directory=tmp_path / "b")
+    other = Bayesian(TabularModel.of(SWIM, noise=0.2))
+    with pytest.raises(RunFolderError, match="agent's numbers"):
+        learn(KEY, SWIM, other, num_episodes=2, progress=False, directory=tmp_path / "b")
+    with pytest.raises(RunFolderError, match="tables"):
+        learn(KEY, SWIM.replace(horizon=11), AGENT, num_episodes=2, progress=False, directory=tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [lambda *_: 0, lambda _, b, __: jnp.zeros(3, int), lambda _, b, __: b.mean.max(-1)],
+    ids=["scalar", "shape", "real"],
+)
+def test_a_rule_that_gives_no_actions_is_refused(rule: Any) -> None:
+    with pytest.raises(ControlError, match="gave"):
+        learn(KEY, SWIM, AGENT, exploration=rule, num_episodes=2, progress=False)
+
+
+def test_rewards_that_no_arm_pays_are_refused() -> None:
+    model = ArmsModel(bandits.BernoulliArms(3))
+    with pytest.raises(ControlError, match="never pay"):
+        learn(KEY, bandits.GaussianArms(3), Bayesian(model), num_episodes=9, progress=False)
+
+
+def test_what_was_learned_is_asked_for_what_there_is() -> None:
+    found = learn(KEY, SWIM, AGENT, num_episodes=2, progress=False)
+    for ask in (
+        lambda: found.decide(KEY, 1.5),
+        lambda: found.decide(KEY, 1, time=12),
+        lambda: found.decide(KEY, 1, num_draws=0),
+        lambda: found.draws(KEY, 0),
+        lambda: found.act(KEY, 4),
+    ):
+        with pytest.raises(ControlError, match="use"):
+            ask()
+
+
+@pytest.mark.parametrize("seen", [7, -1], ids=["above", "below"])
+def test_observations_outside_their_space_are_refused(seen: int) -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+
+    class Odd(gymnasium.Env):  # type: ignore[misc]
+        observation_space, action_space = gymnasium.spaces.Discrete(3), gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return 0, {}
+
+        def step(self, action: Any) -> Any:
+            return seen, 0.0, False, False, {}
+
+    with pytest.raises(ControlError, match="its space has one of 3 integers"):
+        learn(KEY, Odd(), Bayesian(LinearValues(num_actions=2, num_observations=3)), num_episodes=2, progress=False)
+
+
+def test_rules_of_the_same_text_are_not_taken_for_each_other() -> None:
+    class Always:
+        def __init__(self, action: int) -> None:
+            self.action = action
+
+        def __repr__(self) -> str:
+            return "Always()"
+
+        def __call__(self, key: Any, belief: Any, episode: Any) -> Any:
+            return jnp.full(belief.mean.shape[:-1], self.action)
+
+    played = [learn(KEY, SWIM, AGENT, exploration=Always(a), num_episodes=1, progress=False) for a in (0, 1)]
+    assert [set(found.mind.memory.arrays()["action"].tolist()) for found in played] == [{0}, {1}]  # type: ignore[attr-defined]
+
+
+def test_more_episodes_extend_an_ensemble_as_if_they_had_been_asked_for_at_first(tmp_path: Path) -> None:
+    agent = Bayesian(control.EnsembleValues(num_actions=2, num_observations=4, num_members=2, hidden=4))
+    whole = learn(KEY, SWIM, agent, num_episodes=6, progress=False)
+    learn(KEY, SWIM, agent, num_episodes=3, progress=False, directory=tmp_path)
+    same(learn(KEY, SWIM, agent, num_episodes=6, progress=False, directory=tmp_path), whole)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: control.EnsembleValues(num_actions=2, num_members=0),
+        lambda: KLControl(0.1, discount=1.5),
+        lambda: KLControl(0.1, learning_rate=-1.0),
+        lambda: world_of(lambda: 5),
+    ],
+    ids=["members", "discount", "rate", "environment"],
+)
+def test_what_cannot_be_made_is_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(ControlError):
+        make()
