@@ -225,13 +225,13 @@ class ControlMind(Mind):
         states = jnp.arange(self.world.num_observations)
         return jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states)
 
-    def mark(self) -> tuple[State, list[Episode]]:
+    def mark(self) -> tuple[State, list[Episode], Told]:
         """Remember how it is; see `Mind.mark`."""
-        return self.state, list(self._batch)
+        return self.state, list(self._batch), self._told
 
-    def back(self, mark: tuple[State, list[Episode]]) -> None:
+    def back(self, mark: tuple[State, list[Episode], Told]) -> None:
         """Be as it was; see `Mind.back`."""
-        self.state, self._batch = mark[0], list(mark[1])
+        self.state, self._batch, self._told = mark[0], list(mark[1]), mark[2]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `Mind.arrays`."""

@@ -151,6 +151,10 @@ class _Run:
                         break
             except KeyboardInterrupt:
                 interrupted = True
+            except Exception:
+                if folder is not None:
+                    self._save(folder)  # whatever failed, what was learned before it is kept
+                raise
         if folder is not None:
             self._save(folder)
         return interrupted

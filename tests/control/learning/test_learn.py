@@ -479,3 +479,24 @@ def test_more_episodes_extend_an_ensemble_as_if_they_had_been_asked_for_at_first
 def test_what_cannot_be_made_is_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(ControlError):
         make()
+
+
+def test_what_was_learned_before_an_error_is_kept(tmp_path: Path) -> None:
+    """An environment that dies in its fourth episode leaves three, and the run goes on when it is mended."""
+
+    class Fragile(type(world_of(SWIM))):  # type: ignore[misc]
+        episodes, broken = 0, True
+
+        def begin(self, key: Any) -> Any:
+            self.episodes += 1
+            if self.broken and self.episodes == 4:
+                raise RuntimeError("the river is dry")
+            return super().begin(key)
+
+    world = Fragile(SWIM)
+    with pytest.raises(RuntimeError, match="dry"):
+        learn(KEY, world, AGENT, num_episodes=6, progress=False, directory=tmp_path)
+    world.broken = False
+    mended = learn(KEY, world, AGENT, num_episodes=6, progress=False, directory=tmp_path)
+    same(mended, learn(KEY, SWIM, AGENT, num_episodes=6, progress=False))
+    assert world.episodes == 4 + 3
