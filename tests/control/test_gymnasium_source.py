@@ -235,7 +235,10 @@ def test_rewards_that_are_no_numbers_are_refused() -> None:
         (lambda: describe_observations(spaces.Text(3)), r"observation space Text\(.*not supported; Discrete and Box"),
         (lambda: describe_actions(spaces.MultiBinary(3)), r"action space MultiBinary\(3\) is not supported"),
         (lambda: prior_mixture(1.5), r"prior_mixture\(1.5\)"),
-        (lambda: epsilon_greedy(0.0), "never tries other actions"),
+        (
+            lambda: epsilon_greedy(0.0).behave(jax.random.key(0), *[dist.Bernoulli(0.5)] * 2),
+            "never tries other actions",
+        ),
         (lambda: squashed_normal(0.0, np.inf), "use finite bounds"),
     ],
 )
