@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from bayesrl.control.environments import Environment, Outcome
+from bayesrl.control.learning.experience import returns_to_go
 from bayesrl.core.draws import is_count
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
@@ -230,10 +231,7 @@ def _regressed(data: LoggedData, folds: int = 5, penalty: float = 1.0) -> np.nda
     held = _held(data)
     steps = data.action.reshape(held.shape)
     rewards = np.where(held, data.reward.reshape(held.shape), 0.0)
-    to_go = np.zeros_like(rewards)
-    later = np.zeros(len(rewards))
-    for t in reversed(range(rewards.shape[1])):
-        later = to_go[:, t] = rewards[:, t] + data.discount * later
+    to_go = returns_to_go(rewards, data.discount)
     read = _features(data).reshape(*held.shape, -1)
     told = np.zeros((*held.shape, int(data.num_actions or 1)))
     fold = np.arange(len(rewards)) % min(folds, max(len(rewards), 2))

@@ -183,7 +183,7 @@ class BayesianMind(Mind):
     def _check_values(self, found: tuple[int, ...]) -> None:
         world = self.world
         wanted = (world.num_observations, world.num_actions) if self.finite else (1, world.num_actions)
-        timed = len(found) == 3 and self.finite and found[0] >= min(world.max_steps, found[0])
+        timed = len(found) == 3 and self.finite
         if found[-2:] != wanted or not (len(found) == 2 or timed):
             raise ControlError(
                 f"'action_values' of the model has shape {found}; the environment needs {wanted}"

@@ -13,6 +13,15 @@ _AT_ONCE = 200_000
 """Rows that are set aside from the start; more are added by doubling, each time with a compilation."""
 
 
+def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
+    """Give Σ γᵏ·r_{t+k} to the end of the last axis, from every step, [..., steps], reward units."""
+    to_go = np.zeros(rewards.shape)
+    later = np.zeros(rewards.shape[:-1])
+    for t in reversed(range(rewards.shape[-1])):
+        later = to_go[..., t] = rewards[..., t] + discount * later
+    return to_go
+
+
 class Episode(NamedTuple):
     """One episode, as it was played.
 
@@ -34,11 +43,7 @@ class Episode(NamedTuple):
 
     def returns(self, discount: float) -> np.ndarray:
         """Give Σ γᵏ·r_{t+k} to the end of the episode, from every step, [steps], reward units."""
-        to_go = np.zeros(len(self.reward))
-        later = 0.0
-        for t in reversed(range(len(self.reward))):
-            later = to_go[t] = self.reward[t] + discount * later
-        return to_go
+        return returns_to_go(self.reward, discount)
 
 
 class Experience(NamedTuple):

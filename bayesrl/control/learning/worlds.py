@@ -341,7 +341,10 @@ def _generator(key: PRNGKey) -> np.random.Generator:
 
 
 def _worth(mdp: TabularMDP, probs: np.ndarray, steps: int) -> float:
-    """Give the expected return of a policy [steps or 1, states, actions] over so many steps."""
+    """Give the expected return of a policy [steps or 1, states, actions] over so many steps.
+
+    As `evaluate_policy` does, without KL and occupancy, for it is asked once an episode.
+    """
     earned, value = mdp.expected_rewards(), np.zeros(mdp.num_states)
     alive = ~mdp.terminal
     for t in reversed(range(steps)):

@@ -36,7 +36,7 @@ MODEL = TabularModel.of(SWIM, noise=0.1)
 AGENT = Bayesian(MODEL)
 
 
-def same(a: Learned, b: Learned) -> None:
+def assert_same(a: Learned, b: Learned) -> None:
     assert a.history.keys() == b.history.keys()
     for name, values in a.history.items():
         np.testing.assert_array_equal(values, b.history[name], err_msg=name)
@@ -81,7 +81,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Bit for bit, whether it was stopped, interrupted or had come to its end."""
     whole = learn(KEY, SWIM, AGENT, num_episodes=24, progress=False)
     learn(KEY, SWIM, AGENT, num_episodes=24, progress=False, directory=tmp_path / "a", callback=_at(9))
-    same(learn(KEY, SWIM, AGENT, num_episodes=24, progress=False, directory=tmp_path / "a"), whole)
+    assert_same(learn(KEY, SWIM, AGENT, num_episodes=24, progress=False, directory=tmp_path / "a"), whole)
 
     def interrupt(row: dict[str, float]) -> None:
         if row["episode"] == 13:
@@ -92,9 +92,9 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert stopped.num_episodes == 13
     resumed = learn(KEY, SWIM, AGENT, num_episodes=24, progress=False, directory=tmp_path / "b")
     assert not resumed.interrupted
-    same(resumed, whole)
+    assert_same(resumed, whole)
     np.testing.assert_array_equal(resumed.draws(KEY, 5)["rewards"], whole.draws(KEY, 5)["rewards"])
-    same(learn(KEY, SWIM, AGENT, num_episodes=24, progress=False, directory=tmp_path / "b"), whole)
+    assert_same(learn(KEY, SWIM, AGENT, num_episodes=24, progress=False, directory=tmp_path / "b"), whole)
 
 
 def _at(episode: int) -> Callable[[dict[str, float]], bool]:
@@ -105,15 +105,17 @@ def _at(episode: int) -> Callable[[dict[str, float]], bool]:
 def test_control_goes_on_where_it_stopped(tmp_path: Path, reference: Any) -> None:
     agent = KLControl(0.1, reference, batch=4)
     whole = learn(KEY, SWIM, agent, num_episodes=18, progress=False)
-    learn(KEY, SWIM, agent, num_episodes=18, progress=False, directory=tmp_path, callback=_at(10))
-    same(learn(KEY, SWIM, agent, num_episodes=18, progress=False, directory=tmp_path), whole)
+    stopped = learn(KEY, SWIM, agent, num_episodes=18, progress=False, directory=tmp_path, callback=_at(10))
+    assert stopped.num_episodes == 10
+    assert_same(learn(KEY, SWIM, agent, num_episodes=18, progress=False, directory=tmp_path), whole)
 
 
 def test_fitted_posteriors_go_on_where_they_stopped(tmp_path: Path) -> None:
     agent = Bayesian(values_of_four_states, num_steps=10)
     whole = learn(KEY, SWIM, agent, num_episodes=8, progress=False)
-    learn(KEY, SWIM, agent, num_episodes=8, progress=False, directory=tmp_path, callback=_at(5))
-    same(learn(KEY, SWIM, agent, num_episodes=8, progress=False, directory=tmp_path), whole)
+    stopped = learn(KEY, SWIM, agent, num_episodes=8, progress=False, directory=tmp_path, callback=_at(5))
+    assert stopped.num_episodes == 5
+    assert_same(learn(KEY, SWIM, agent, num_episodes=8, progress=False, directory=tmp_path), whole)
 
 
 def values_of_four_states(experience: Experience) -> None:
@@ -177,7 +179,7 @@ def test_contexts_are_learned_from() -> None:
 def test_gymnasium_is_played_with_seeds() -> None:
     agent = Bayesian(TabularModel(num_states=16, num_actions=4, horizon=100, paid_at_end=True))
     first, second = (learn(KEY, "FrozenLake-v1", agent, num_episodes=8, progress=False) for _ in range(2))
-    same(first, second)
+    assert_same(first, second)
     assert first.world.optimum == pytest.approx(0.7442, abs=1e-4)
     assert first.world.name == "FrozenLake-v1"
     assert first.history["length"].max() <= 100
@@ -368,7 +370,7 @@ def test_an_episode_counts_as_a_whole_or_not_at_all(
     assert stopped.interrupted
     assert stopped.num_episodes == 3
     resumed = learn(KEY, SWIM, agent, num_episodes=9, progress=False, directory=tmp_path)
-    same(resumed, whole)
+    assert_same(resumed, whole)
     for name, values in whole.mind.arrays().items():
         np.testing.assert_array_equal(resumed.mind.arrays()[name], values, err_msg=name)
 
@@ -462,8 +464,8 @@ def test_rules_of_the_same_text_are_not_taken_for_each_other() -> None:
 def test_more_episodes_extend_an_ensemble_as_if_they_had_been_asked_for_at_first(tmp_path: Path) -> None:
     agent = Bayesian(control.EnsembleValues(num_actions=2, num_observations=4, num_members=2, hidden=4))
     whole = learn(KEY, SWIM, agent, num_episodes=6, progress=False)
-    learn(KEY, SWIM, agent, num_episodes=3, progress=False, directory=tmp_path)
-    same(learn(KEY, SWIM, agent, num_episodes=6, progress=False, directory=tmp_path), whole)
+    assert learn(KEY, SWIM, agent, num_episodes=3, progress=False, directory=tmp_path).num_episodes == 3
+    assert_same(learn(KEY, SWIM, agent, num_episodes=6, progress=False, directory=tmp_path), whole)
 
 
 @pytest.mark.parametrize(
@@ -498,5 +500,5 @@ def test_what_was_learned_before_an_error_is_kept(tmp_path: Path) -> None:
         learn(KEY, world, AGENT, num_episodes=6, progress=False, directory=tmp_path)
     world.broken = False
     mended = learn(KEY, world, AGENT, num_episodes=6, progress=False, directory=tmp_path)
-    same(mended, learn(KEY, SWIM, AGENT, num_episodes=6, progress=False))
+    assert_same(mended, learn(KEY, SWIM, AGENT, num_episodes=6, progress=False))
     assert world.episodes == 4 + 3
