@@ -95,13 +95,14 @@ def _go_on(
         if runs[-1].interrupted:
             raise Stopped(runs[-1].num_episodes, plan["episodes"])
     name = Path(told["model"]).stem
-    write_parts(folder / REPORT, name, _parts({name: runs}, told, problem))
+    checks = check_learned(jax.random.key(0), runs[0])
+    write_parts(folder / REPORT, name, _parts({name: runs}, told, problem, {name: checks}))
     if not quiet:
         console = terminal()
         played = sum(run.num_episodes for run in runs)
         console.print(f"{played:,} episodes in {len(runs)} runs, {time.monotonic() - began:.1f} s\n")
         console.print(plain_table(("what", "value"), summary(runs)))
-        console.print(Text(f"\n{sentence(runs, check_learned(jax.random.key(0), runs[0]))}"))
+        console.print(Text(f"\n{sentence(runs, checks)}"))
         console.print(Text(f"report: {folder / REPORT}"), soft_wrap=True)
 
 
@@ -232,7 +233,9 @@ def _about(told: dict[str, Any], problem: LearningProblem) -> str:
     return f"{Path(told['model']).stem}: {about}" if about else told["model"]
 
 
-def _parts(runs: dict[str, list[Learned]], told: dict[str, Any], problem: LearningProblem) -> list[Any]:
+def _parts(
+    runs: dict[str, list[Learned]], told: dict[str, Any], problem: LearningProblem, checks: Any = None
+) -> list[Any]:
     first = next(iter(runs.values()))[0]
     plan = told["learn"]
     command = f"bayesrl learn {shlex.quote(told['model'])} --episodes {plan['episodes']} --runs {plan['runs']}"
@@ -240,4 +243,5 @@ def _parts(runs: dict[str, list[Learned]], told: dict[str, Any], problem: Learni
     command += "".join(f" --set {shlex.quote(f'{k}={spell(v)}')}" for k, v in told["options"].items())
     made = [("command", command)] if len(runs) == 1 else []
     sections = problem.sections_of(first) if len(runs) == 1 else []
-    return learning_parts(runs, sections, about=problem.about or model_names().get(told["model"], ""), made=made)
+    about = problem.about or model_names().get(told["model"], "")
+    return learning_parts(runs, sections, about=about, made=made, checks=checks)

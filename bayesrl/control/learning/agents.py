@@ -170,7 +170,7 @@ class BayesianMind(Mind):
         kind = (world.num_observations, world.num_actions, world.shape, str(world.dtype), world.max_steps)
         self._compiled = agent.programs.setdefault((id(model), *kind), {})
         shape = jax.eval_shape(
-            lambda key, experience: self._tables(key, self.state, experience, 1), jax.random.key(0), self._experience()
+            lambda key, experience: self._tables(key, self.state, experience, 1), jax.random.key(0), self.experience()
         )
         self._check_values(tuple(shape.shape[1:]))
         self._looked_at = int(np.clip(1_000_000 // max(shape.size, 1), *_DECISION_DRAWS))
@@ -195,7 +195,7 @@ class BayesianMind(Mind):
                 "make the horizon of the model that long"
             )
 
-    def _experience(self) -> Experience:
+    def experience(self) -> Experience:
         """Give all experience, or a row of nothing to models that have absorbed it."""
         if self._held is None:
             self._held = self.memory.experience()
@@ -215,7 +215,8 @@ class BayesianMind(Mind):
         sites = self.model.draw(key, state, experience, num_draws)
         return jax.vmap(lambda one: self.model.values(one, experience, seen))(sites)
 
-    def _program(self, name: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    def program(self, name: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """Give a compiled function by its name, made when it is first asked for."""
         if name not in self._compiled:
             self._compiled[name] = jax.jit(make())
         return self._compiled[name]
@@ -223,13 +224,13 @@ class BayesianMind(Mind):
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
         """Choose how to act in the next episode; see `Mind.explore`."""
         if self.finite:
-            plan = self._program(("plan", _known(exploration)), lambda: self._planner(exploration))
-            table = np.asarray(plan(key, self.state, self._experience(), jnp.asarray(episode)))
+            plan = self.program(("plan", _known(exploration)), lambda: self._planner(exploration))
+            table = np.asarray(plan(key, self.state, self.experience(), jnp.asarray(episode)))
             probs = np.eye(self.world.num_actions)[np.clip(table, 0, self.world.num_actions - 1)]
             return Act(lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan), probs)
-        prepare = self._program(("draw", _known(exploration)), lambda: self._drawer(exploration))
-        act = self._program(("act", _known(exploration)), lambda: self._actor(exploration))
-        sites = prepare(key, self.state, self._experience())
+        prepare = self.program(("draw", _known(exploration)), lambda: self._drawer(exploration))
+        act = self.program(("act", _known(exploration)), lambda: self._actor(exploration))
+        sites = prepare(key, self.state, self.experience())
         step_key = jax.random.fold_in(key, 1)
 
         def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
@@ -278,10 +279,10 @@ class BayesianMind(Mind):
         self.memory.add(episode, self._discount)
         self._held = None if not self.model.online else self._held
         self._episodes += 1
-        self.state = self._program("absorb", lambda: self.model.absorb)(self.state, rows)
+        self.state = self.program("absorb", lambda: self.model.absorb)(self.state, rows)
         if self._episodes % self.agent.update_every == 0 and not self.model.online:
-            run = self._program("update", lambda: self.model.update)
-            self.state = run(jax.random.fold_in(key, 0), self.state, self._experience())
+            run = self.program("update", lambda: self.model.update)
+            self.state = run(jax.random.fold_in(key, 0), self.state, self.experience())
         if not told and self._episodes % self._every:
             return Told()
         return self._told(jax.random.fold_in(key, 1), jnp.asarray(episode.observation[0]))
@@ -291,8 +292,8 @@ class BayesianMind(Mind):
         return float(getattr(self.model, "discount", self.world.discount))
 
     def _told(self, key: PRNGKey, start: Array) -> Told:
-        decide = self._program("decide", lambda: self._decider)
-        optimal, regret = decide(key, self.state, self._experience(), start)
+        decide = self.program("decide", lambda: self._decider)
+        optimal, regret = decide(key, self.state, self.experience(), start)
         best = int(np.argmin(regret))
         return Told(float(optimal[best]), float(regret[best]))
 

@@ -49,7 +49,7 @@ def check_learned(key: PRNGKey, learned: Learned) -> list[Check]:
 
 
 def _decision(key: PRNGKey, learned: Learned) -> list[Check]:
-    first = learned._bayesian().memory.arrays()["observation"][0]
+    first = learned.bayesian_mind().memory.arrays()["observation"][0]
     told = learned.decide(key, first)
     best = int(np.argmin(told.regret))
     sure, loss = float(told.optimal[best]), float(told.regret[best])
@@ -127,7 +127,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: int =
     """
     if not is_count(num_replicates, least=1):
         raise ControlError(f"num_replicates={num_replicates!r}; use an integer of at least 1")
-    mind = learned._bayesian()
+    mind = learned.bayesian_mind()
     lived = mind.memory.experience()
     last = min(mind.memory.num_rows, _ROWS)
     rows: Experience = jax.tree.map(lambda x: x[mind.memory.num_rows - last : mind.memory.num_rows], lived)
@@ -149,7 +149,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: int =
         }
 
     draw_key, own_key = jax.random.split(key)
-    sites = mind.model.draw(draw_key, mind.state, mind._experience(), num_replicates)
+    sites = mind.model.draw(draw_key, mind.state, mind.experience(), num_replicates)
     replicated = jax.jit(jax.vmap(one))(jax.random.split(own_key, num_replicates), sites)
     with handlers.block(), handlers.trace() as trace:
         handlers.seed(handlers.substitute(mind.model, data=jax.tree.map(lambda x: x[0], sites)), rng_seed=0)(*args)
@@ -203,7 +203,7 @@ def nuts_posterior(
             raise ControlError(f"{name}={value!r}; use an integer of at least {least}")
     if not is_count(num_chains, least=2):
         raise ControlError(f"num_chains={num_chains!r}; use at least 2, lest R-hat say nothing")
-    mind = learned._bayesian()
+    mind = learned.bayesian_mind()
     count = mind.memory.num_rows
     rows: Experience = jax.tree.map(lambda x: x[: max(count, 1)], mind.memory.experience())
     args = (rows,) if mind.finite else (rows, jnp.zeros((1, *learned.world.shape), learned.world.dtype))

@@ -100,15 +100,15 @@ class Learned:
         Raises:
             ControlError: the agent has no posterior over what is unknown, or cannot go back.
         """
-        mind = self._bayesian()
+        mind = self.bayesian_mind()
         if not is_count(num_draws, least=1):
             raise ControlError(f"num_draws={num_draws!r}; use an integer of at least 1")
-        experience = mind._experience()
+        experience = mind.experience()
         state = mind.state if stage is None else mind.back_then(stage.rows)
-        draw = mind._program(f"draws {num_draws}", lambda: lambda k, s, e: mind.model.draw(k, s, e, num_draws))
+        draw = mind.program(f"draws {num_draws}", lambda: lambda k, s, e: mind.model.draw(k, s, e, num_draws))
         sites: dict[str, Any] = dict(draw(key, state, experience))
         if mind.finite:
-            told = mind._program(
+            told = mind.program(
                 f"values {num_draws}", lambda: lambda s, e: jax.vmap(lambda one: mind.model.values(one, e))(s)
             )
             sites["action_values"] = told(sites, experience)
@@ -126,13 +126,13 @@ class Learned:
         Raises:
             ControlError: the agent has no posterior over what is unknown, or the observation is none of its own.
         """
-        mind = self._bayesian()
+        mind = self.bayesian_mind()
         if not is_count(num_draws, least=1):
             raise ControlError(f"num_draws={num_draws!r}; use an integer of at least 1")
         if not is_count(time, least=0) or time >= self.world.max_steps:
             raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.world.max_steps - 1}")
         seen = self._seen(observation)
-        values = mind.at(key, mind.state, mind._experience(), jnp.asarray(seen), num_draws, time)
+        values = mind.at(key, mind.state, mind.experience(), jnp.asarray(seen), num_draws, time)
         return decide_between(key, SampleBelief(values), num_samples=num_draws)
 
     def _seen(self, observation: Any) -> np.ndarray:
@@ -188,7 +188,12 @@ class Learned:
         runs = {name: [run] if isinstance(run, Learned) else list(run) for name, run in named.items()}
         return learning_parts(runs, sections)
 
-    def _bayesian(self) -> BayesianMind:
+    def bayesian_mind(self) -> BayesianMind:
+        """Give the mind with its posterior over what is unknown.
+
+        Raises:
+            ControlError: the agent is no `Bayesian`.
+        """
         if not isinstance(self.mind, BayesianMind):
             raise ControlError(
                 "KLControl believes nothing of the environment, so there is no posterior over what is unknown; "

@@ -44,7 +44,11 @@ def summary(several: Sequence[Learned]) -> list[tuple[str, str]]:
 
 
 def learning_parts(
-    runs: Mapping[str, Sequence[Learned]], sections: Sequence[Section] = (), about: str = "", made: Any = ()
+    runs: Mapping[str, Sequence[Learned]],
+    sections: Sequence[Section] = (),
+    about: str = "",
+    made: Any = (),
+    checks: Any = None,
 ) -> list[Part]:
     """Give the parts of the report.
 
@@ -53,8 +57,10 @@ def learning_parts(
         sections: further ones, of the first run.
         about: one line on what the problem is.
         made: further rows of (setting, value).
+        checks: of the first runs, by name, where they were made before.
     """
-    checks = {name: check_learned(jax.random.key(0), several[0]) for name, several in runs.items()}
+    if checks is None:
+        checks = {name: check_learned(jax.random.key(0), several[0]) for name, several in runs.items()}
     many = len(runs) > 1
     parts = [
         Part("Verdict", "", [Cell(name if many else "", _verdict(runs[name], checks[name], about)) for name in runs]),
