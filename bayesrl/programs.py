@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.core.compiling import Compiled
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
@@ -47,7 +47,7 @@ class Programs:
         return Pair(self.policy, self.guide, structure, as_arrays(args), self.transforms, self.learned)
 
 
-@eqx.filter_jit
+@Compiled
 def draw_lanes(
     programs: Any, transforms: Any, args: Any, keys: PRNGKeys, params: Params, num_samples: int
 ) -> tuple[Draws, Totals]:

@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from numpyro.primitives import Messenger
 from bayesrl.certainty.pooling import draw_pool
 from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of
 from bayesrl.certainty.verdicts import Evidence, Side
+from bayesrl.core.compiling import Compiled
 from bayesrl.core.draws import Draws
 from bayesrl.core.estimates import Interval
 from bayesrl.core.handlers import Sites
@@ -136,7 +136,7 @@ def _drawn(key: PRNGKey, programs: Programs, params: Params) -> Draws:
     return _compiled_draw(static, dict(programs.transforms), programs.args, key, params, num)
 
 
-@eqx.filter_jit
+@Compiled
 def _compiled_draw(static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, num: int) -> Draws:
     policy, guide, structure = static
     return Pair(policy, guide, structure, args, transforms).draw(key, params, num, share=False)

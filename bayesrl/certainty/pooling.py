@@ -9,7 +9,6 @@ is constant over q, its average has no noise at all.
 import math
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.certainty.limits import skewed_limits, stratified_interval
+from bayesrl.core.compiling import Compiled
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Interval
 from bayesrl.core.pairing import Pair
@@ -125,7 +125,7 @@ def totals_of(programs: Programs, params: Params, sites: dict[str, Array]) -> To
     return _scored(static, dict(programs.transforms), programs.args, params, sites)
 
 
-@eqx.filter_jit
+@Compiled
 def _scored(static: Any, transforms: Any, args: Any, params: Params, sites: dict[str, Array]) -> Totals:
     policy, guide, structure, learned, _ = static
     pair = Pair(policy, guide, structure, args, transforms, learned)
@@ -144,7 +144,7 @@ def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] 
     return tuple(context_axes(recording, structure).items())
 
 
-@eqx.filter_jit
+@Compiled
 def _both(
     static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, num: int
 ) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording, record, site_log_prob
-from bayesrl.core.structure import finite_support
+from bayesrl.core.structure import Support, finite_support
 from bayesrl.errors import GuideError
 from bayesrl.typing import Params, PRNGKey
 
@@ -32,7 +33,7 @@ def check_guide(key: PRNGKey, pair: Pair, params: Params, num_draws: int = 64) -
     if pair.guide is not None:
         _check_names(pair, pair.guide_facts(params))
     draws_key, look_key = jax.random.split(key)
-    draws, outside, other_nature = jax.jit(lambda: _look(draws_key, look_key, pair, params, num_draws))()
+    draws, outside, other_nature = compiled(lambda: _look(draws_key, look_key, pair, params, num_draws))()
     for name, values in outside.items():
         bad = int(values.sum())
         if bad:
@@ -77,9 +78,9 @@ def _check_names(pair: Pair, drawn: Recording) -> None:
             )
 
 
-def _check_support(name: str, prior: tuple[float, ...] | None, guide: tuple[float, ...] | None) -> None:
-    """Refuse values that the prior does not know, however seldom the guide draws them."""
-    if prior is None or guide is None:
+def _check_support(name: str, prior: Support | None, guide: Support | None) -> None:
+    """Refuse numbers that the prior does not know, however seldom the guide draws them."""
+    if not isinstance(prior, tuple) or not isinstance(guide, tuple):
         return
     strange = sorted(set(guide) - set(prior))
     if strange:

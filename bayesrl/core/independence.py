@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bayesrl.core.compiling import compiled
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Frame
 from bayesrl.errors import GuideError, PolicyError
@@ -29,7 +30,7 @@ def check_contexts(key: PRNGKey, pair: Pair, params: Params) -> None:
     for axis, frame in enumerate(sorted(pair.structure.contexts, key=lambda frame: frame.dim)):
         if frame.size < 2:
             continue
-        interacting = jax.jit(partial(_interacting, axis, frame, pair))(key, params)
+        interacting = compiled(partial(_interacting, axis, frame, pair))(key, params)
         for part, sites in interacting.items():
             for name in (name for name, found in sites.items() if bool(found)):
                 if part == "log_q":

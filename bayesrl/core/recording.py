@@ -29,7 +29,8 @@ class Record(NamedTuple):
     """One sample or deterministic site of one run.
 
     Inside a `scan` of T steps, `value` and the parameters of `fn` have a leading axis of length T,
-    and `scan` numbers the scan; elsewhere `scan` is None.
+    and `scan` numbers the scan; elsewhere `scan` is None. A distribution may have time of its own, as that of a
+    sentence has: it then has a method `log_prob_by_step`, from a value to [*batch, T], and `num_steps`, which is T.
     """
 
     name: str
@@ -87,10 +88,15 @@ class _Recorder(Messenger):
         elif msg.get("_control_flow_done"):
             self.messages.append((msg, self.num_scans - 1, self.length))
         else:
-            self.messages.append((msg, None, 1))
+            self.messages.append((msg, None, steps_of(msg.get("fn"))))
 
     def _watch_body(self, msg: dict[str, Any]) -> None:
         name = msg.get("name")
+        if msg["type"] == "sample" and steps_of(msg["fn"]) > 1:
+            raise PolicyError(
+                f"site {name!r} draws a sequence of {steps_of(msg['fn'])} steps inside of a scan; one axis of time is "
+                "all that a site can have: draw the sequence outside of the scan"
+            )
         if msg["type"] == "param":
             raise PolicyError(
                 f"numpyro.param({name!r}) stands inside a scan, where it would be stacked over time and "
@@ -104,6 +110,11 @@ class _Recorder(Messenger):
                     f"`plate = numpyro.plate({name!r}, ...)` before the scan and `with plate:` inside it"
                 )
             self.plates[str(name)] = (int(size), jnp.arange(size))
+
+
+def steps_of(fn: Any) -> int:
+    """Count the steps of a distribution that has time of its own; 1 for all others."""
+    return int(fn.num_steps) if hasattr(fn, "log_prob_by_step") else 1
 
 
 def _seed_steps(msg: dict[str, Any], length: int) -> None:
@@ -187,7 +198,13 @@ def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]
 
 
 def site_log_prob(site: Record) -> Array:
-    """Log-probability of a site's value, of shape [T?, *batch], scaled as handlers asked, in nats."""
+    """Log-probability of a site's value, of shape [T?, *batch] or [*batch, T?], scaled as handlers asked, in nats.
+
+    Time comes first where it is that of a scan, and last where it is the distribution's own.
+    """
+    if hasattr(site.fn, "log_prob_by_step"):
+        by_step: Array = site.fn.log_prob_by_step(site.value)
+        return by_step if site.scale is None else by_step * jnp.asarray(site.scale)[..., None]
     log_prob = site.fn.log_prob(site.value, site.intermediates) if site.intermediates else site.fn.log_prob(site.value)
     return log_prob if site.scale is None else log_prob * site.scale
 
@@ -199,13 +216,16 @@ def raw_score(site: Record, contexts: tuple[Frame, ...]) -> Array:
 
 
 def per_context(values: Array, site: Record, contexts: tuple[Frame, ...], *, scaled: bool = True) -> Array:
-    """Reduce values of shape [T?, *batch] to [*contexts, T]: contexts kept, other plates summed.
+    """Reduce values as `site_log_prob` gives them to [*contexts, T]: contexts kept, other plates summed.
 
     Time comes last and has length 1 outside scans. A site that all contexts share counts in each. The
     scale that subsampling gives to the plates of the contexts is taken out, since contexts are
     averaged and not summed.
     """
-    by_time = jnp.moveaxis(values, 0, -1) if site.scan is not None else values[..., None]
+    if hasattr(site.fn, "log_prob_by_step"):
+        by_time = values
+    else:
+        by_time = jnp.moveaxis(values, 0, -1) if site.scan is not None else values[..., None]
     own = {frame.dim for frame in site.frames if frame.name in {context.name for context in contexts}}
     depth = max([-frame.dim for frame in contexts], default=0)
     by_time = by_time.reshape((1,) * max(depth + 1 - by_time.ndim, 0) + by_time.shape)

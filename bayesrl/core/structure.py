@@ -1,6 +1,6 @@
 """What can be known of a policy before it is run many times: its sites, contexts and order."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
 
 
+type Support = Sequence[Any]
+"""The values of a finite support, in a form that can be hashed: numbers, or vectors of one length."""
+
+
 @dataclass(frozen=True)
 class Site:
     """The unchanging facts of one site.
@@ -28,10 +32,10 @@ class Site:
         hidden: True for nature's draws that the agent does not see.
         frames: the plates it stands in.
         scan: the number of the scan it stands in, or None.
-        length: steps of that scan; 1 outside.
+        length: steps of that scan, or of a distribution with time of its own; 1 otherwise.
         shape: shape of one value, time included.
         discrete: True where the support is discrete.
-        support: the values of a finite univariate support, or None.
+        support: the values of a finite support, numbers or vectors, that is the same everywhere; or None.
         event_dim: how many of the last axes of a latent value belong to one draw.
         recorded: True where the site stands for what happened outside of the program.
         discounted: True where its log-probability counts by a scale that is not that of a mini-batch.
@@ -45,7 +49,7 @@ class Site:
     length: int
     shape: tuple[int, ...]
     discrete: bool
-    support: tuple[float, ...] | None
+    support: Support | None
     event_dim: int = 0
     recorded: bool = False
     discounted: bool = False
@@ -222,8 +226,14 @@ def is_discrete(fn: Any) -> bool:
     return not isinstance(fn, dist.TransformedDistribution) and bool(fn.support.is_discrete)
 
 
-def finite_support(fn: Any) -> tuple[float, ...] | None:
-    """Values of a finite univariate support that is the same everywhere, or None."""
+def finite_support(fn: Any) -> Support | None:
+    """Values of a finite support that is the same everywhere, or None.
+
+    A distribution of vectors has one where its attribute `finite_values` is such a sequence.
+    """
+    if getattr(fn, "finite_values", None) is not None:
+        values: Support = fn.finite_values
+        return values
     if fn.event_shape or not is_discrete(fn):
         return None
     support = fn.support

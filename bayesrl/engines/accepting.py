@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayesrl.core.compiling import compiled
 from bayesrl.core.pairing import Pair
 from bayesrl.engines.grid import width_of
 from bayesrl.engines.tabulation import Prepared
@@ -30,7 +31,7 @@ def propose(key: PRNGKey, program: Prepared, size: int) -> Iterator[Proposals]:
     structure = program.structure
     pair = Pair(program.policy, None, structure, program.args, {})
 
-    @jax.jit
+    @compiled
     def one_batch(key: PRNGKey) -> Proposals:
         draws = pair.draw(key, {}, size, share=False)
         shape = (size, *structure.context_shape)

@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.core.compiling import Compiled
 from bayesrl.core.primitives import Kind
 from bayesrl.core.recording import Frame, Record, Recording, per_context, record, site_log_prob
-from bayesrl.core.structure import Site, Structure
+from bayesrl.core.structure import Site, Structure, Support
 from bayesrl.errors import EngineError
 from bayesrl.typing import Program
 
@@ -39,6 +39,7 @@ class Axis:
         shape: shape of one step's value.
         contexts: axes of `shape` that are contexts, one per context plate; None where the site
             stands outside that plate.
+        event: shape of one value of the support: () for numbers, (n,) for vectors, which `shape` leaves out.
     """
 
     site: str
@@ -46,9 +47,10 @@ class Axis:
     hidden: bool
     step: int
     scanned: bool
-    support: tuple[float, ...]
+    support: Support
     shape: tuple[int, ...]
     contexts: tuple[int | None, ...]
+    event: tuple[int, ...] = ()
 
     @property
     def cell(self) -> tuple[int, ...]:
@@ -66,7 +68,7 @@ class Axis:
         return int(len(self.support) ** self.num_elements)
 
     def elements(self, digit: Any, xp: Any) -> Any:
-        """Turn joint values numbered [...] into element values [..., num_elements]."""
+        """Turn joint values numbered [...] into element values [..., num_elements, *event]."""
         base = len(self.support)
         powers = xp.asarray([base**e for e in reversed(range(self.num_elements))])
         table = xp.asarray(np.asarray(self.support, dtype=int))
@@ -96,9 +98,11 @@ def _axis(site: Site, step: int, contexts: tuple[Frame, ...]) -> Axis:
             "use bayesrl.importance(...) or bayesrl.fit(...)"
         )
     shape = site.shape[1:] if site.scan is not None else site.shape
+    event = np.shape(site.support[0])
+    shape = shape[: len(shape) - len(event)]
     own = {frame.name for frame in site.frames}
     where = tuple(len(shape) + f.dim if f.name in own else None for f in sorted(contexts, key=lambda f: f.dim))
-    return Axis(site.name, site.kind, site.hidden, step, site.scan is not None, site.support, shape, where)
+    return Axis(site.name, site.kind, site.hidden, step, site.scan is not None, site.support, shape, where, event)
 
 
 def count(axes: Sequence[Axis]) -> int:
@@ -128,7 +132,8 @@ def first_values(axes: Sequence[Axis]) -> dict[str, Array]:
 def _assemble(axes: Sequence[Axis], joint: Sequence[Any]) -> dict[str, Array]:
     parts: dict[str, list[tuple[Axis, Array]]] = {}
     for axis, digit in zip(axes, joint, strict=True):
-        value = jnp.broadcast_to(axis.elements(digit, jnp).reshape(axis.cell), axis.shape)
+        cell = axis.elements(digit, jnp).reshape(axis.cell + axis.event)
+        value = jnp.broadcast_to(cell, axis.shape + axis.event)
         parts.setdefault(axis.site, []).append((axis, value))
     return {name: _by_time(steps, jnp, 0) for name, steps in parts.items()}
 
@@ -146,17 +151,18 @@ def scatter(axes: Sequence[Axis], joint: Sequence[np.ndarray], context_shape: tu
     """
     parts: dict[str, list[tuple[Axis, Any]]] = {}
     for axis, digit in zip(axes, joint, strict=True):
-        values = axis.elements(digit, np).reshape(-1, *context_shape, *axis.cell)
+        values = axis.elements(digit, np).reshape(-1, *context_shape, *axis.cell, *axis.event)
         parts.setdefault(axis.site, []).append((axis, _into_plates(axis, values, len(context_shape))))
     return {name: jnp.asarray(_by_time(steps, np, 1)) for name, steps in parts.items()}
 
 
 def _into_plates(axis: Axis, values: np.ndarray, num_contexts: int) -> np.ndarray:
-    """Move context axes [draws, *contexts, *cell] to where the site's plates have them."""
+    """Move context axes [draws, *contexts, *cell, *event] to where the site's plates have them."""
     source = [0]
     for position in range(len(axis.shape)):
         at = axis.contexts.index(position) if position in axis.contexts else None
         source.append(1 + num_contexts + position if at is None else 1 + at)
+    source += range(values.ndim - len(axis.event), values.ndim)
     unused = tuple(i for i in range(values.ndim) if i not in source)
     return np.transpose(values, (*source, *unused)).reshape(*(values.shape[i] for i in source), -1)[..., 0]
 
@@ -250,7 +256,7 @@ class Table:
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
-@eqx.filter_jit
+@Compiled
 def _evaluate(fn: Callable[..., Any], args: Any, rows: Any) -> Any:
     return jax.vmap(lambda row: fn(args, row))(rows)
 

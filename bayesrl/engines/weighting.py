@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logsumexp
 
+from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
@@ -136,9 +137,9 @@ def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: int) -> _Batch:
             jax.vmap(lambda values: _metrics(pair, values))(draws.sites),
         )
 
-    compiled = jax.jit(one_batch)
+    draw_batch = compiled(one_batch)
     batches = range(math.ceil(num_samples / size))
-    parts = [jax.tree.map(np.asarray, compiled(jax.random.fold_in(key, i))) for i in batches]
+    parts = [jax.tree.map(np.asarray, draw_batch(jax.random.fold_in(key, i))) for i in batches]
     whole: _Batch = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_samples], *parts)
     return whole
 

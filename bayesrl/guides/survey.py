@@ -43,7 +43,7 @@ class SiteFacts(NamedTuple):
     width: int
     tilt: int
     description: int
-    support: tuple[float, ...] | None
+    support: Support | None
 
 
 class LeafFacts(NamedTuple):

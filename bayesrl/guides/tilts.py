@@ -25,7 +25,7 @@ _GEOMETRIC = (dist.GeometricProbs, dist.GeometricLogits)
 _NATURAL = (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC, dist.Poisson, dist.GammaPoisson)
 
 
-def tilt_shape(name: str, fn: Any, support: tuple[float, ...] | None) -> tuple[int, ...]:
+def tilt_shape(name: str, fn: Any, support: Support | None) -> tuple[int, ...]:
     """Tell the shape of one element's tilt: the axes beyond the batch axes of a site.
 
     Args:
@@ -49,7 +49,7 @@ def tilt_shape(name: str, fn: Any, support: tuple[float, ...] | None) -> tuple[i
     return (2 * size + triangular,)
 
 
-def _num_discrete(name: str, core: Any, support: tuple[float, ...] | None) -> int:
+def _num_discrete(name: str, core: Any, support: Support | None) -> int:
     if isinstance(core, _CATEGORICAL):
         return int(jnp.shape(core.logits)[-1])
     if isinstance(core, _NATURAL):
@@ -76,7 +76,7 @@ def _num_coordinates(name: str, core: Any) -> int:
         raise refusal from error
 
 
-def tilted(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
+def tilted(fn: Any, theta: Array, support: Support | None) -> Any:
     """Tilt a distribution.
 
     Args:
@@ -101,7 +101,7 @@ def tilted(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
     return moved
 
 
-def _tilted_elements(fn: Any, theta: Array, support: tuple[float, ...] | None) -> Any:
+def _tilted_elements(fn: Any, theta: Array, support: Support | None) -> Any:
     if isinstance(fn, dist.MaskedDistribution):
         return _tilted_elements(fn.base_dist, theta, support).mask(fn._mask)
     if isinstance(fn, dist.Independent):
@@ -131,7 +131,7 @@ def _log_probs(fn: Any, support: tuple[float, ...]) -> Array:
     return jnp.moveaxis(fn.log_prob(values), 0, -1)
 
 
-def describe(fn: Any, support: tuple[float, ...] | None) -> Array | None:
+def describe(fn: Any, support: Support | None) -> Array | None:
     """Describe a prior by numbers of moderate size, [*batch, *elements, k], or None.
 
     Discrete sites give log-odds or log-probabilities; continuous ones a location and a log-scale.

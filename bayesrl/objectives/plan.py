@@ -154,7 +154,7 @@ def _enumerated(structure: Structure, num_particles: int, wanted: tuple[str, ...
             raise ObjectiveError(
                 f"enumerated={wanted!r} names {name!r}, which is no action site; choose from {list(actions)}"
             )
-        if structure[name].support is None or structure[name].scan is not None or not _only_contexts(structure, name):
+        if not _has_branches(structure, name):
             raise ObjectiveError(
                 f"site {name!r} cannot be enumerated: it needs a finite support known beforehand, outside scans, and "
                 "plates whose elements are separate problems; leave it out of enumerated="
@@ -176,12 +176,17 @@ def _can_enumerate_all(structure: Structure, limit: int) -> bool:
     size = 1
     for name in structure.named("action", "environment"):
         site = structure[name]
-        if site.kind == "environment" or site.support is None or site.scan is not None:
+        if site.kind == "environment" or not _has_branches(structure, name):
             return False
-        if not _only_contexts(structure, name):
-            return False
-        size *= len(site.support)
+        size *= len(site.support or ())
     return size <= limit
+
+
+def _has_branches(structure: Structure, name: str) -> bool:
+    """Whether a program can be run once for each value of a site."""
+    site = structure[name]
+    numbers = site.support is not None and not site.event_dim
+    return numbers and site.scan is None and _only_contexts(structure, name)
 
 
 def _only_contexts(structure: Structure, name: str) -> bool:

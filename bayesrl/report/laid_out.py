@@ -163,7 +163,7 @@ def _target(target: WeightedDraws, site: str, axes: tuple[int | None, ...], cont
 
 
 def _support(structure: Structure | None, site: str, sources: list[Values]) -> tuple[Support, np.ndarray]:
-    declared = structure[site].support if structure is not None else None
+    declared = structure[site].support if structure is not None and not structure[site].event_dim else None
     if declared is not None and len(declared) <= MAX_FINITE:
         return "finite", np.asarray(declared)
     if not all(np.issubdtype(source.values.dtype, np.integer) or source.values.dtype == bool for source in sources):
@@ -180,7 +180,7 @@ def _positions(structure: Structure | None, site: str, count: int) -> str:
     if count == 1:
         return ""
     if structure is not None and structure[site].scan is None:
-        return "element"
+        return "time step" if structure[site].length == count else "element"
     if structure is not None and structure[site].length < count:
         return "time step and element"
     return "time step"
