@@ -31,3 +31,7 @@ class EngineError(BayesRLError, ValueError):
 
 class ControlError(BayesRLError, ValueError):
     """An environment, or a problem of control, cannot be used as asked."""
+
+
+class LanguageModelError(BayesRLError, ValueError):
+    """A language model, its checkpoint or its tokenizer cannot be used as asked."""

@@ -1,0 +1,329 @@
+"""`Tokenizer`: texts to token ids and back, and small tokenizers made on the spot."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from bayesrl.errors import LanguageModelError
+
+TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+GENERATION, CONFIG = "generation_config.json", "config.json"
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer of the `tokenizers` library, and what its special tokens are.
+
+    Args:
+        core: a `tokenizers.Tokenizer`; its own padding and truncation are not used.
+        eos: id of the token that ends a text, or None.
+        pad: id of the token that fills rows up, or None.
+        bos: id of the token that begins a text, or None.
+
+    Raises:
+        LanguageModelError: `core` is something else, or an id is not one of its tokens.
+
+    Example:
+        >>> tokenizer = characters("hello")
+        >>> rows = tokenizer.encode(["hole", "heel"])
+        >>> tokenizer.decode(rows)
+        ['hole', 'heel']
+    """
+
+    core: Any
+    eos: int | None = None
+    pad: int | None = None
+    bos: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.core, _library().Tokenizer):
+            raise LanguageModelError(
+                f"Tokenizer got a {type(self.core).__name__}; pass a tokenizers.Tokenizer, or call Tokenizer.load"
+            )
+        for name in ("eos", "pad", "bos"):
+            index = getattr(self, name)
+            if index is not None and self.core.id_to_token(index) is None:
+                raise LanguageModelError(
+                    f"Tokenizer got {name}={index}, and has no such token among {self.vocab_size}; pass one of its ids"
+                )
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are: one more than the largest."""
+        return 1 + max(self.core.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @cached_property
+    def digest(self) -> str:
+        """A fingerprint of how texts become ids and back: equal for tokenizers that do the same.
+
+        What `eos`, `pad` and `bos` are is no part of it.
+        """
+        told = json.loads(self.core.to_str())
+        told = {key: value for key, value in told.items() if key not in ("version", "padding", "truncation")}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Give the token ids of each text.
+
+        Args:
+            texts: several texts.
+            special: whether the tokens that a tokenizer puts around texts, such as its bos, are put there.
+
+        Raises:
+            LanguageModelError: `texts` is one text.
+        """
+        if isinstance(texts, str):
+            raise LanguageModelError(f"encode got one text, {texts[:20]!r}; pass a list of texts")
+        return [list(row.ids) for row in self._bare.encode_batch(list(texts), add_special_tokens=special)]
+
+    def decode(self, rows: Iterable[Any], *, skip_special: bool = True) -> list[str]:
+        """Give the text of each row of token ids.
+
+        Args:
+            rows: lists or arrays of token ids.
+            skip_special: whether special tokens, padding among them, are left out.
+
+        Raises:
+            LanguageModelError: `rows` is a single row.
+        """
+        told = [np.asarray(row) for row in rows]
+        if any(row.ndim != 1 for row in told):
+            raise LanguageModelError("decode needs rows of token ids, [rows, length]; put a single row into a list")
+        return self._bare.decode_batch([row.astype(int).tolist() for row in told], skip_special_tokens=skip_special)
+
+    @cached_property
+    def _bare(self) -> Any:
+        """A copy of the core that neither pads nor truncates; the core itself belongs to whoever made it."""
+        copy = _library().Tokenizer.from_str(self.core.to_str())
+        copy.no_padding()
+        copy.no_truncation()
+        return copy
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, as transformers reads them.
+
+        Raises:
+            LanguageModelError: the folder cannot be written.
+        """
+        path = Path(folder)
+        told = {f"{name}_token": self.core.id_to_token(index) for name, index in self.special.items()}
+        told |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / TOKENIZER).write_text(self.core.to_str(pretty=True), encoding="utf-8")
+            (path / TOKENIZER_CONFIG).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:
+            raise LanguageModelError(f"cannot write a tokenizer to {path}: {error}; choose another folder") from error
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Those of eos, pad and bos that there are, by name."""
+        ids = {"eos": self.eos, "pad": self.pad, "bos": self.bos}
+        return {name: index for name, index in ids.items() if index is not None}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a tokenizer from a folder.
+
+        Special tokens are those that tokenizer_config.json names, else special_tokens_map.json, else the ids in
+        generation_config.json or config.json.
+
+        Args:
+            folder: holds at least tokenizer.json.
+
+        Raises:
+            LanguageModelError: there is no tokenizer.json, or it is damaged.
+        """
+        path = Path(folder)
+        if not (path / TOKENIZER).is_file():
+            raise LanguageModelError(
+                f"{path} has no {TOKENIZER}; load the tokenizer in transformers (a fast one) and save it there with "
+                "save_pretrained"
+            )
+        try:
+            core = _library().Tokenizer.from_file(str(path / TOKENIZER))
+        except Exception as error:  # the library raises nothing more special
+            raise LanguageModelError(f"cannot read {path / TOKENIZER}: {error}; copy it anew") from error
+        named = [read_json(path / name) or {} for name in (TOKENIZER_CONFIG, SPECIAL)]
+        numbered = [read_json(path / name) or {} for name in (GENERATION, CONFIG)]
+        return cls(core, **{name: _special(core, name, named, numbered) for name in ("eos", "pad", "bos")})
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object, or give None where there is no such file.
+
+    Raises:
+        LanguageModelError: it cannot be read, or is something else.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise LanguageModelError(f"cannot read {path}: {error}; it is damaged: copy it anew") from error
+    if not isinstance(told, dict):
+        raise LanguageModelError(f"{path} holds a {type(told).__name__}, not an object; it is damaged: copy it anew")
+    return told
+
+
+def _special(
+    core: Any, name: str, named: Sequence[Mapping[str, Any]], numbered: Sequence[Mapping[str, Any]]
+) -> int | None:
+    """Find the id of a special token: by its name first, which is what the tokenizer itself goes by."""
+    for told in named:
+        token = told.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        index = None if token is None else core.token_to_id(token)
+        if index is not None:
+            return index
+    for told in numbered:
+        index = told.get(f"{name}_token_id")
+        index = index[0] if isinstance(index, list) and index else index
+        if isinstance(index, int) and core.id_to_token(index) is not None:
+            return index
+    return None
+
+
+def characters(text: str) -> Tokenizer:
+    """Make a tokenizer with one token for each character of a text.
+
+    Args:
+        text: all characters that will be wanted; others become <unk>.
+
+    Returns:
+        a tokenizer with the tokens <pad>, <eos>, <unk> and the characters in order.
+
+    Raises:
+        LanguageModelError: the text is empty.
+
+    Example:
+        >>> tokenizer = characters("abc")
+        >>> tokenizer.encode(["cab", "x"]), tokenizer.vocab_size
+        ([[5, 3, 4], [2]], 6)
+    """
+    if not text:
+        raise LanguageModelError("characters got an empty text; pass one with every character that will be wanted")
+    tk = _library()
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNKNOWN, *sorted(set(text))])}
+    core = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    core.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = tk.decoders.Fuse()
+    core.add_special_tokens([PAD, EOS, UNKNOWN])
+    return Tokenizer(core, eos=vocabulary[EOS], pad=vocabulary[PAD])
+
+
+def bytes_level() -> Tokenizer:
+    """Make a tokenizer with one token for each byte of UTF-8: any text, no unknowns.
+
+    Returns:
+        a tokenizer whose ids 0 to 255 are bytes, then <pad> and <eos>.
+
+    Example:
+        >>> bytes_level().encode(["Aé"])
+        [[65, 195, 169]]
+    """
+    tk = _library()
+    core = tk.Tokenizer(tk.models.BPE(vocab={letter: byte for byte, letter in enumerate(_letters())}, merges=[]))
+    return _finished(core)
+
+
+def byte_pairs(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-pair tokenizer: the bytes, and the pairs that are most frequent in some texts.
+
+    Args:
+        texts: what to learn from.
+        vocab_size: tokens in all: 256 bytes, <pad>, <eos>, and pairs as far as the texts have any.
+
+    Raises:
+        LanguageModelError: `vocab_size` is too small for the bytes, or `texts` is one text.
+
+    Example:
+        >>> byte_pairs(["the cat", "the hat"], 260).vocab_size
+        260
+
+    References:
+        Sennrich, Haddow & Birch (2016), "Neural machine translation of rare words with subword units", section 3.2.
+    """
+    if isinstance(texts, str):
+        raise LanguageModelError(f"byte_pairs got one text, {texts[:20]!r}; pass a list of texts")
+    if vocab_size < 258:
+        raise LanguageModelError(f"byte_pairs got vocab_size={vocab_size}; 256 bytes, <pad> and <eos> need 258")
+    tk = _library()
+    core = tk.Tokenizer(tk.models.BPE())
+    core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(_letters())
+    trainer = tk.trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
+    core.train_from_iterator(texts, trainer)
+    return _finished(core)
+
+
+def _finished(core: Any) -> Tokenizer:
+    """Add to a model of byte letters what turns bytes into them and back, and the special tokens."""
+    tk = _library()
+    core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tk.decoders.ByteLevel()
+    core.add_special_tokens([PAD, EOS])
+    return Tokenizer(core, eos=core.token_to_id(EOS), pad=core.token_to_id(PAD))
+
+
+def _letters() -> list[str]:
+    """Give the letter that stands for each byte: itself where it can be seen, else one from beyond the bytes."""
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    beyond = iter(range(0x100, 0x200))
+    return [chr(byte if byte in seen else next(beyond)) for byte in range(0x100)]
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int, *, length: int | None = None
+) -> tuple[Int32[np.ndarray, "rows length"], Bool[np.ndarray, "rows length"]]:
+    """Fill rows up on the left, so that all end at the same place.
+
+    Args:
+        rows: token ids, of unequal lengths.
+        pad: what to fill up with.
+        length: of the rows returned; None is that of the longest.
+
+    Returns:
+        token ids, and which of them are real, [rows, length].
+
+    Raises:
+        LanguageModelError: there are no rows, or one is longer than `length`.
+
+    Example:
+        >>> tokens, real = pad_left([[5, 6, 7], [8]], 0)
+        >>> tokens.tolist(), real.sum(1).tolist()
+        ([[5, 6, 7], [0, 0, 8]], [3, 1])
+    """
+    longest = max(map(len, rows), default=0)
+    if longest == 0:
+        raise LanguageModelError("pad_left got no tokens; pass at least one row with a token in it")
+    width = longest if length is None else length
+    if width < longest:
+        raise LanguageModelError(f"pad_left got a row of {longest} tokens for length={width}; shorten it")
+    tokens, real = np.full((len(rows), width), pad, np.int32), np.zeros((len(rows), width), bool)
+    for index, row in enumerate(rows):
+        tokens[index, width - len(row) :], real[index, width - len(row) :] = row, True
+    return tokens, real
+
+
+def _library() -> Any:
+    """Import the `tokenizers` library.
+
+    Raises:
+        LanguageModelError: it is not installed.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise LanguageModelError(
+            "tokenizers need a library that is not installed; install bayesrl with its extra: pip install 'bayesrl[lm]'"
+        ) from error
+    return tokenizers

@@ -1,0 +1,29 @@
+"""Transformers: GPT-2, Llama and its relatives, and BERT, as Equinox modules."""
+
+from bayesrl.lm.transformers.bert import BertClassifier, BertConfig
+from bayesrl.lm.transformers.caching import Cache
+from bayesrl.lm.transformers.causal import CausalLM, Config, Transformer
+from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
+from bayesrl.lm.transformers.layers import Embedding, LayerNorm, Linear, RMSNorm, is_linear, merged
+from bayesrl.lm.transformers.llama import Llama
+from bayesrl.lm.transformers.llama_config import LlamaConfig, Rope
+
+__all__ = [
+    "GPT2",
+    "BertClassifier",
+    "BertConfig",
+    "Cache",
+    "CausalLM",
+    "Config",
+    "Embedding",
+    "GPT2Config",
+    "LayerNorm",
+    "Linear",
+    "Llama",
+    "LlamaConfig",
+    "RMSNorm",
+    "Rope",
+    "Transformer",
+    "is_linear",
+    "merged",
+]

@@ -1,0 +1,149 @@
+"""`Cache`: the keys and values of the tokens so far, and attention over them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int, Shaped
+
+from bayesrl.errors import LanguageModelError
+
+
+class Cache(eqx.Module):
+    """What a causal model keeps of the tokens that it was fed: one slot for each, padding included.
+
+    `length` and `count` may be Python integers. While they are, attention looks only at the slots in use, which
+    makes a prefill as cheap as attention without a cache; as arrays, they let one compiled step serve all lengths.
+
+    Args:
+        keys: per layer, [capacity, kv_heads, head_dim].
+        values: per layer, [capacity, kv_heads, head_dim].
+        real: which slots hold a token rather than padding, or nothing, [capacity].
+        length: slots in use.
+        count: real tokens so far: the position of the next one.
+    """
+
+    keys: tuple[Float[Array, "capacity kv_heads head_dim"], ...]
+    values: tuple[Float[Array, "capacity kv_heads head_dim"], ...]
+    real: Bool[Array, "capacity"]
+    length: int | Int[Array, ""] = 0
+    count: int | Int[Array, ""] = 0
+
+    @classmethod
+    def empty(cls, layers: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any) -> "Cache":
+        """Make a cache with nothing in it."""
+        slots = tuple(jnp.zeros((capacity, kv_heads, head_dim), dtype) for _ in range(layers))
+        return cls(slots, slots, jnp.zeros(capacity, bool))
+
+    @property
+    def capacity(self) -> int:
+        """How many slots there are."""
+        return self.real.shape[0]
+
+    @property
+    def axes(self) -> "Cache":
+        """The `in_axes` and `out_axes` that `jax.vmap` needs for rows that grow in step: one `length` for all.
+
+        Example:
+            >>> import jax, jax.numpy as jnp
+            >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+            >>> config = GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=2)
+            >>> model = GPT2.random(jax.random.key(0), config)
+            >>> empty = model.start(8)
+            >>> feed = jax.vmap(model.extend, in_axes=(0, 0, None), out_axes=(0, empty.axes))
+            >>> hidden, caches = feed(jnp.zeros((3, 2), int), jnp.ones((3, 2), bool), empty)
+            >>> hidden.shape, caches.keys[0].shape, caches.length
+            ((3, 2, 4), (3, 8, 2, 2), 2)
+        """
+        shared = jax.tree_util.GetAttrKey("length")
+        return jax.tree_util.tree_map_with_path(lambda path, _: None if path == (shared,) else 0, self)
+
+
+class Reach(NamedTuple):
+    """Where new tokens stand, and what each of them may look at.
+
+    Args:
+        positions: place among the real tokens, [n]; 0 for padding before them.
+        mask: which slots each token sees, [n, slots in sight].
+        real: `Cache.real` with the new tokens, [capacity].
+        counted: `Cache.count` with the new tokens.
+    """
+
+    positions: Int[Array, "n"]
+    mask: Bool[Array, "n sight"]
+    real: Bool[Array, "capacity"]
+    counted: Int[Array, ""]
+
+    def after(self, cache: Cache, keys: Sequence[Array], values: Sequence[Array]) -> Cache:
+        """Give the cache with the new tokens in it, from the keys and values of each layer."""
+        return Cache(tuple(keys), tuple(values), self.real, cache.length + self.mask.shape[0], self.counted)
+
+
+def reach(real: Bool[Array, "n"], cache: Cache) -> Reach:
+    """Place n new tokens behind those in a cache; a token sees itself and the real ones before it.
+
+    Raises:
+        LanguageModelError: the cache is known to be too short for them.
+    """
+    n = real.shape[0]
+    start = cache.length
+    if n > cache.capacity or (isinstance(start, int) and start + n > cache.capacity):
+        raise LanguageModelError(
+            f"{n} tokens do not fit into a cache of capacity {cache.capacity} that holds {start}; "
+            "pass a larger capacity to start()"
+        )
+    everything = put(cache.real, real, start)
+    sight = start + n if isinstance(start, int) else cache.capacity
+    earlier = jnp.arange(sight)[None, :] <= start + jnp.arange(n)[:, None]
+    counts = cache.count + jnp.cumsum(real, dtype=jnp.int32)
+    return Reach(jnp.maximum(counts - 1, 0), earlier & everything[None, :sight], everything, counts[-1])
+
+
+def put(slots: Shaped[Array, "capacity *slot"], new: Shaped[Array, "n *slot"], start: int | Int[Array, ""]) -> Array:
+    """Write new slots behind those in use, [capacity, ...]."""
+    new = new.astype(slots.dtype)
+    if isinstance(start, int):
+        # `dynamic_update_slice` becomes a scatter under vmap; pieces put together stay what they are.
+        return jnp.concatenate([slots[:start], new, slots[start + new.shape[0] :]])
+    return lax.dynamic_update_slice_in_dim(slots, new, start, 0)
+
+
+def attend(
+    query: Float[Array, "n heads head_dim"],
+    key: Float[Array, "n kv_heads head_dim"],
+    value: Float[Array, "n kv_heads head_dim"],
+    cache: Cache,
+    layer: int,
+    mask: Bool[Array, "n sight"],
+) -> tuple[Float[Array, "n width"], Array, Array]:
+    """Let n new tokens look at themselves and at what a layer of the cache holds.
+
+        out_i = Σ_j softmax_j(q_i·k_j / √head_dim) v_j,   over the slots j that `mask` lets i see
+
+    Several query heads share a key head where there are fewer of those. The softmax is taken in float32. A token
+    that sees nothing, which only padding does, gets a finite average.
+
+    Args:
+        query: [n, heads, head_dim].
+        key: [n, kv_heads, head_dim].
+        value: [n, kv_heads, head_dim].
+        cache: what came before.
+        layer: which of its layers.
+        mask: from `reach`.
+
+    Returns:
+        out, [n, heads·head_dim]; and the layer's keys and values with the new ones in them.
+
+    References:
+        Vaswani et al. (2017), "Attention is all you need", equation 1; Ainslie et al. (2023), "GQA", section 2.2.
+    """
+    keys, values = put(cache.keys[layer], key, cache.length), put(cache.values[layer], value, cache.length)
+    sight = mask.shape[1]
+    # With nothing before them the new keys are all there is: XLA need not wait for the cache to be written.
+    seen = (key, value) if sight == key.shape[0] else (keys[:sight], values[:sight])
+    # Masked scores are replaced by a large negative number, not by -inf: rows that see nothing stay finite.
+    out = jax.nn.dot_product_attention(query, *seen, mask=mask[None])
+    return out.reshape(query.shape[0], -1), keys, values

@@ -1,0 +1,137 @@
+"""`CausalLM`: what every autoregressive language model offers, and what a checkpoint needs to know of it."""
+
+import abc
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.transformers.caching import Cache
+from bayesrl.lm.transformers.stored import Stored
+from bayesrl.typing import PRNGKey
+
+
+class Config(Protocol):
+    """The shape of a model; a frozen dataclass whose fields JSON can hold."""
+
+    @property
+    def model_type(self) -> str:
+        """The family, by the name that transformers gives it."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """The context length: the most tokens that the model can stand."""
+        ...
+
+    @classmethod
+    def from_json(cls, json: Mapping[str, Any]) -> Self:
+        """Read what transformers writes as config.json; refuse what is not implemented."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what transformers reads as config.json."""
+        ...
+
+
+class Transformer(eqx.Module):
+    """A transformer that a checkpoint can hold.
+
+    Args:
+        config: its shape.
+    """
+
+    config: eqx.AbstractVar[Config]
+    PREFIX: ClassVar[str]
+
+    @classmethod
+    @abc.abstractmethod
+    def random(cls, key: PRNGKey, config: Any, *, dtype: Any = jnp.float32) -> Self:
+        """Make a model with random weights; the key is consumed."""
+
+    @classmethod
+    @abc.abstractmethod
+    def tensors(cls, config: Any) -> Iterator[Stored]:
+        """List all arrays of a model of this shape, each with its name in a checkpoint."""
+
+
+class CausalLM(Transformer):
+    """An autoregressive language model of one sequence; `jax.vmap` makes batches of it.
+
+    Prompts are padded on the left: padding has `real` False, nothing looks at it, and positions count real tokens
+    only. A row gives the same logits with padding as without.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+        >>> model = GPT2.random(jax.random.key(0), GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=2))
+        >>> tokens, real = jnp.array([0, 3, 1]), jnp.array([False, True, True])
+        >>> hidden, cache = model.extend(tokens, real, model.start(8))
+        >>> logits = model.logits(hidden[-1])
+        >>> bool(jnp.allclose(logits, model(jnp.array([3, 1]))[-1], atol=1e-5))
+        True
+
+    References:
+        Radford et al. (2019), "Language models are unsupervised multitask learners".
+    """
+
+    @abc.abstractmethod
+    def start(self, capacity: int) -> Cache:
+        """Make an empty cache for so many tokens, padding included.
+
+        Raises:
+            LanguageModelError: the context of the model is shorter.
+        """
+
+    @abc.abstractmethod
+    def extend(
+        self, tokens: Int[Array, "n"], real: Bool[Array, "n"], cache: Cache
+    ) -> tuple[Float[Array, "n width"], Cache]:
+        """Feed n tokens: many at once for a prompt or for scoring, one at a time for generation.
+
+        While `cache.length` is a Python integer, as `start` makes it, only the slots in use are looked at.
+
+        Args:
+            tokens: token ids, [n].
+            real: False for padding, [n].
+            cache: what came before.
+
+        Returns:
+            what `logits` makes predictions of, [n, width]; and the cache with the n tokens in it.
+
+        Raises:
+            LanguageModelError: the cache is known to be too short for them.
+        """
+
+    @abc.abstractmethod
+    def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
+        """Give the unnormalised log-probabilities of the next token, in float32 (in nats)."""
+
+    def __call__(self, tokens: Int[Array, "n"]) -> Float[Array, "n vocab"]:
+        """Give the logits after each of n tokens, without padding, [n, vocab]."""
+        n = tokens.shape[0]
+        hidden, _ = self.extend(tokens, jnp.ones(n, bool), self.start(n))
+        return self.logits(hidden)
+
+
+def check_capacity(capacity: int, config: Config) -> int:
+    """Refuse more tokens than a model can stand.
+
+    Raises:
+        LanguageModelError: there are more, or none at all.
+    """
+    if not 1 <= capacity <= config.max_length:
+        raise LanguageModelError(
+            f"a cache for {capacity} tokens was asked of a {config.model_type} model, whose context is "
+            f"{config.max_length} tokens long; shorten prompts or completions"
+        )
+    return capacity

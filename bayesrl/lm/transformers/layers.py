@@ -1,0 +1,201 @@
+"""The parts that transformers are made of: linear maps with a low-rank path, norms, embeddings, activations."""
+
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from bayesrl.errors import LanguageModelError
+from bayesrl.typing import PRNGKey
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
+    {
+        "gelu": functools.partial(jax.nn.gelu, approximate=False),
+        "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+        "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+        "relu": jax.nn.relu,
+        "silu": jax.nn.silu,
+    }
+)
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """Give the activation function of a name that transformers uses.
+
+    Raises:
+        LanguageModelError: the name is not known.
+    """
+    if name not in ACTIVATIONS:
+        raise LanguageModelError(f"unknown activation {name!r}; bayesrl knows {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def normal(key: PRNGKey, shape: tuple[int, ...], scale: float, dtype: Any) -> Array:
+    """Draw weights from N(0, scale²); the key is consumed."""
+    return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+class Linear(eqx.Module):
+    """A linear map of the last axis, with an optional low-rank path beside its weight.
+
+        y = W·x + b + U·(D·x)
+
+    The scale of the low-rank path is folded into U. The path is computed in the dtype of D and U, which may be wider
+    than that of W: a bfloat16 model can be trained through float32 adapters.
+
+    Args:
+        weight: W, [out, in].
+        bias: b, [out], or None.
+        down: D, [rank, in], or None.
+        up: U, [out, rank], or None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Linear(jnp.eye(2), None, jnp.ones((1, 2)), jnp.array([[1.0], [0.0]]))(jnp.array([1.0, 2.0])).tolist()
+        [4.0, 2.0]
+
+    References:
+        Hu et al. (2021), "LoRA: low-rank adaptation of large language models", equation 3.
+    """
+
+    weight: Float[Array, "out in"]
+    bias: Float[Array, "out"] | None = None
+    down: Float[Array, "rank in"] | None = None
+    up: Float[Array, "out rank"] | None = None
+
+    @classmethod
+    def random(cls, key: PRNGKey, width: int, out: int, *, scale: float, bias: bool, dtype: Any) -> "Linear":
+        """Draw W from N(0, scale²), with b = 0; the key is consumed."""
+        return cls(normal(key, (out, width), scale, dtype), jnp.zeros(out, dtype) if bias else None)
+
+    def __call__(self, x: Float[Array, "*n in"]) -> Float[Array, "*n out"]:
+        """Map the last axis."""
+        y = x @ self.weight.T
+        if self.bias is not None:
+            y = y + self.bias
+        if self.down is not None and self.up is not None:
+            y = y + ((x.astype(self.down.dtype) @ self.down.T) @ self.up.T).astype(y.dtype)
+        return y
+
+    def scores(self, x: Float[Array, "*n in"]) -> Float[Array, "*n out"]:
+        """Map the last axis, and give the result in float32 at least."""
+        y = scores(self.weight, x)
+        if self.bias is not None:
+            y = y + self.bias
+        if self.down is not None and self.up is not None:
+            y = y + (x.astype(self.down.dtype) @ self.down.T) @ self.up.T
+        return y
+
+    def merged(self) -> "Linear":
+        """Add the low-rank path to the weight: the same map, without the path."""
+        if self.down is None or self.up is None:
+            return self
+        wide = jnp.promote_types(self.weight.dtype, jnp.float32)
+        weight = self.weight.astype(wide) + self.up.astype(wide) @ self.down.astype(wide)
+        return Linear(weight.astype(self.weight.dtype), self.bias)
+
+
+def is_linear(part: Any) -> bool:
+    """Tell whether a part of a model is a `Linear`: the leaf to stop at in `jax.tree.map`."""
+    return isinstance(part, Linear)
+
+
+def merged[Model](model: Model) -> Model:
+    """Add every low-rank path of a model to the weight beside it: W + U·D, without U and D.
+
+    Args:
+        model: any pytree with `Linear` parts.
+
+    Returns:
+        the same function, but for rounding, without low-rank paths.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> merged({"a": Linear(jnp.eye(2), None, jnp.ones((1, 2)), jnp.ones((2, 1)))})["a"].weight.tolist()
+        [[2.0, 1.0], [1.0, 2.0]]
+
+    References:
+        Hu et al. (2021), section 4.1.
+    """
+    return jax.tree.map(lambda part: part.merged() if is_linear(part) else part, model, is_leaf=is_linear)
+
+
+class Embedding(eqx.Module):
+    """A table of vectors, one per token or position; used backwards it gives logits.
+
+    Args:
+        weight: [rows, width].
+    """
+
+    weight: Float[Array, "rows width"]
+
+    @classmethod
+    def random(cls, key: PRNGKey, rows: int, width: int, *, scale: float, dtype: Any) -> "Embedding":
+        """Draw the table from N(0, scale²); the key is consumed."""
+        return cls(normal(key, (rows, width), scale, dtype))
+
+    def __call__(self, rows: Int[Array, "*n"]) -> Float[Array, "*n width"]:
+        """Look rows up."""
+        return self.weight[rows]
+
+    def scores(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n rows"]:
+        """Give the inner products with all rows, summed in float32."""
+        return scores(self.weight, hidden)
+
+
+def scores(weight: Float[Array, "rows width"], hidden: Float[Array, "*n width"]) -> Float[Array, "*n rows"]:
+    """Give W·h in float32 (float64 where the weights are), whatever the dtype of W and h."""
+    wide = jnp.promote_types(weight.dtype, jnp.float32)
+    return jnp.matmul(hidden, weight.T, preferred_element_type=wide)
+
+
+class LayerNorm(eqx.Module):
+    """(x − mean) / √(variance + ε) · w + b over the last axis, the statistics in float32.
+
+    References:
+        Ba, Kiros & Hinton (2016), "Layer normalization", equation 4.
+    """
+
+    weight: Float[Array, "width"]
+    bias: Float[Array, "width"]
+    epsilon: float = eqx.field(static=True)
+
+    @classmethod
+    def fresh(cls, width: int, epsilon: float, dtype: Any) -> "LayerNorm":
+        """Begin with w = 1, b = 0."""
+        return cls(jnp.ones(width, dtype), jnp.zeros(width, dtype), epsilon)
+
+    def __call__(self, x: Float[Array, "*n width"]) -> Float[Array, "*n width"]:
+        """Normalise the last axis."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centred = wide - wide.mean(-1, keepdims=True)
+        scaled = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.epsilon)
+        return (scaled * self.weight + self.bias).astype(x.dtype)
+
+
+class RMSNorm(eqx.Module):
+    """x / √(mean x² + ε) · w over the last axis, the statistics in float32.
+
+    References:
+        Zhang & Sennrich (2019), "Root mean square layer normalization", equation 4.
+    """
+
+    weight: Float[Array, "width"]
+    epsilon: float = eqx.field(static=True)
+
+    @classmethod
+    def fresh(cls, width: int, epsilon: float, dtype: Any) -> "RMSNorm":
+        """Begin with w = 1."""
+        return cls(jnp.ones(width, dtype), epsilon)
+
+    def __call__(self, x: Float[Array, "*n width"]) -> Float[Array, "*n width"]:
+        """Normalise the last axis."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scaled = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.epsilon)
+        return self.weight * scaled.astype(x.dtype)

@@ -1,0 +1,62 @@
+"""How a model's arrays are called in a checkpoint, and how its configuration is read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from bayesrl.errors import LanguageModelError
+
+
+class Stored(NamedTuple):
+    """One array: its name in a checkpoint and its place in the model.
+
+    Args:
+        name: the name of the tensor, as Hugging Face's transformers writes it.
+        path: the place, as `jax.tree_util.keystr` writes it: `.layers[0].attention.output.weight`.
+        transposed: whether the checkpoint holds [in, out] where the model holds [out, in].
+    """
+
+    name: str
+    path: str
+    transposed: bool = False
+
+
+def affine(name: str, path: str, *, bias: bool = True, transposed: bool = False) -> Iterator[Stored]:
+    """List the weight, and the bias where there is one, of a linear map or a norm."""
+    yield Stored(f"{name}.weight", f"{path}.weight", transposed)
+    if bias:
+        yield Stored(f"{name}.bias", f"{path}.bias")
+
+
+def required(json: Mapping[str, Any], key: str) -> Any:
+    """Read a setting that has no default.
+
+    Raises:
+        LanguageModelError: it is not there.
+    """
+    value = json.get(key)
+    if value is None:
+        raise LanguageModelError(
+            f"config.json of a {json.get('model_type')!r} model has no {key!r}; it is damaged, or of an old format: "
+            "load the model in transformers and save it anew with save_pretrained"
+        )
+    return value
+
+
+def optional(json: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Read a setting; null, as transformers writes it, is as good as none."""
+    value = json.get(key)
+    return default if value is None else value
+
+
+def refuse(json: Mapping[str, Any], key: str, *accepted: Any) -> None:
+    """Refuse a setting that would change what the model computes and is not implemented.
+
+    Raises:
+        LanguageModelError: the setting is there, and none of the `accepted`.
+    """
+    value = json.get(key)
+    if value is not None and value not in accepted:
+        raise LanguageModelError(
+            f"config.json of a {json.get('model_type')!r} model sets {key}={value!r}, which bayesrl does not implement "
+            f"(it reads {' or '.join(map(repr, accepted))}); choose another model"
+        )
