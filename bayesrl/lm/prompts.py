@@ -1,0 +1,136 @@
+"""`Prompts`: what a language model is asked to continue; `Completions`: what it wrote."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Int
+
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.tokenizer import Tokenizer, pad_left
+
+type Example = Mapping[str, Any]
+"""What is known of one prompt: its text under `prompt`, and whatever a reward needs, such as an answer."""
+
+
+class Examples(Sequence[Example]):
+    """The records behind prompts, and the tokenizer of the model that reads them; two of them are never equal.
+
+    Args:
+        rows: the records.
+        tokenizer: of the model, or None where prompts were given as tokens.
+    """
+
+    def __init__(self, rows: Sequence[Example], tokenizer: Tokenizer | None) -> None:
+        self.rows, self.tokenizer = tuple(rows), tokenizer
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Prompts(eqx.Module):
+    """Prompts as tokens, padded on the left so that all end at the same place.
+
+    Args:
+        tokens: [prompts, longest].
+        real: which of them are no padding, [prompts, longest].
+        examples: the records that they were made of.
+    """
+
+    tokens: Int[Array, "prompts longest"]
+    real: Bool[Array, "prompts longest"]
+    examples: Examples = eqx.field(static=True)
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
+
+class Completions(eqx.Module):
+    """What a policy wrote, as rewards see it; any leading axes, which all arrays share.
+
+    Args:
+        index: which prompt it belongs to, [...].
+        prompt: the prompt, padded on the left, [..., P].
+        prompt_real: which of its tokens are no padding, [..., P].
+        tokens: what was written, [..., T].
+        real: which of it counts: all up to and including the end of the text, [..., T].
+        examples: the records behind the prompts.
+    """
+
+    index: Int[Array, "..."]
+    prompt: Int[Array, "..."]
+    prompt_real: Bool[Array, "..."]
+    tokens: Int[Array, "..."]
+    real: Bool[Array, "..."]
+    examples: Examples = eqx.field(static=True)
+
+
+def prompts(texts: Sequence[str | Example] | Any, tokenizer: Tokenizer | None = None) -> Prompts:
+    """Make prompts of texts, of records with a `prompt`, or of an array of tokens.
+
+    A text without tokens becomes the token that begins texts, or else the one that ends them: a model needs
+    something to continue.
+
+    Args:
+        texts: texts; records, each a mapping with the text under `prompt` and whatever rewards need; or whole
+            numbers [prompts, P].
+        tokenizer: of the model; not needed for tokens.
+
+    Raises:
+        LanguageModelError: there are no prompts, or one is neither a text nor a record with one.
+
+    Example:
+        >>> from bayesrl.lm.tokenizer import characters
+        >>> asked = prompts([{"prompt": "1+1=", "answer": "2"}, "12+1="], characters("0123456789+="))
+        >>> asked.tokens.shape, asked.examples[0]["answer"]
+        ((2, 5), '2')
+    """
+    if isinstance(texts, Prompts):
+        return texts
+    if isinstance(texts, str):
+        raise LanguageModelError(f"prompts got one text, {texts[:30]!r}; pass a list of texts")
+    if isinstance(texts, np.ndarray | Array):
+        return _of_tokens(np.asarray(texts))
+    rows = [_example(text, index) for index, text in enumerate(texts)]
+    if not rows:
+        raise LanguageModelError("there are no prompts; pass at least one text (an empty one is fine)")
+    if tokenizer is None:
+        raise LanguageModelError("prompts are texts, and the model has no tokenizer; pass one, or prompts as tokens")
+    start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
+    coded = tokenizer.encode([row["prompt"] for row in rows])
+    if start is None and not all(coded):
+        raise LanguageModelError(
+            "a prompt is empty, and the tokenizer has neither a bos nor an eos token to begin with; give it a text"
+        )
+    pad = tokenizer.pad if tokenizer.pad is not None else (start or 0)
+    tokens, real = pad_left([row or [start] for row in coded], pad)  # type: ignore[list-item]
+    return Prompts(jnp.asarray(tokens), jnp.asarray(real), Examples(rows, tokenizer))
+
+
+def _of_tokens(tokens: np.ndarray) -> Prompts:
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or 0 in tokens.shape:
+        raise LanguageModelError(
+            f"prompts of shape {tokens.shape} and type {tokens.dtype}; pass whole numbers [prompts, tokens], at least "
+            "one of each, or texts"
+        )
+    rows = [{"prompt": " ".join(map(str, row))} for row in tokens]
+    return Prompts(jnp.asarray(tokens, jnp.int32), jnp.ones(tokens.shape, bool), Examples(rows, None))
+
+
+def _example(text: Any, index: int) -> Example:
+    if isinstance(text, str):
+        return {"prompt": text}
+    if isinstance(text, Mapping) and isinstance(text.get("prompt"), str):
+        return text
+    raise LanguageModelError(
+        f"prompt {index} is {text!r}; pass a text, or a record with the text under 'prompt'"
+    )

@@ -1,0 +1,153 @@
+"""`Reward`: a number for what a language model wrote; sums of them, and functions of tokens."""
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bayesrl.core.draws import is_number
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.prompts import Completions
+
+
+class Reward(abc.ABC):
+    """A number for each completion, in reward units: what a policy is tilted by, or a metric.
+
+    Rewards add up and may be multiplied by numbers: `0.7 * right + 0.1 * short`.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, completions: Completions) -> Array:
+        """Give one number for each completion, [...], inside of compiled code."""
+
+    def __add__(self, other: "Reward") -> "WeightedSum":
+        return WeightedSum(((1.0, self), (1.0, other)))
+
+    def __sub__(self, other: "Reward") -> "WeightedSum":
+        return WeightedSum(((1.0, self), (-1.0, other)))
+
+    def __mul__(self, weight: float) -> "WeightedSum":
+        return WeightedSum(((weight, self),))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "WeightedSum":
+        return WeightedSum(((-1.0, self),))
+
+    def close(self) -> None:
+        """Let go of what the reward holds, such as worker processes; it can be used again."""
+
+
+@dataclass(frozen=True)
+class WeightedSum(Reward):
+    """Σ_k weight_k · reward_k.
+
+    Args:
+        parts: pairs of weight and reward.
+
+    Raises:
+        LanguageModelError: a weight is no finite number, or a part is no reward.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from bayesrl.lm.rewards import length, on_tokens
+        >>> score = on_tokens(lambda tokens, real: 1.0 * tokens[0]) - 0.5 * length()
+        >>> [weight for weight, _ in score.parts]
+        [1.0, -0.5]
+    """
+
+    parts: tuple[tuple[float, Reward], ...]
+
+    def __post_init__(self) -> None:
+        flat: list[tuple[float, Reward]] = []
+        for weight, part in self.parts:
+            if not is_number(weight):
+                raise LanguageModelError(f"a reward was weighted by {weight!r}; use a finite number")
+            if not isinstance(part, Reward):
+                raise LanguageModelError(
+                    f"a reward was added to {part!r}; make it a reward first: rewards.on_text(fn) or on_tokens(fn)"
+                )
+            inner = part.parts if isinstance(part, WeightedSum) else ((1.0, part),)
+            flat += [(float(weight) * own, reward) for own, reward in inner]
+        object.__setattr__(self, "parts", tuple(flat))
+
+    def __call__(self, completions: Completions) -> Array:
+        """Give the sum, [...]."""
+        total = jnp.zeros(completions.index.shape)
+        for weight, part in self.parts:
+            total = total + weight * part(completions)
+        return total
+
+    def close(self) -> None:
+        """Close every part."""
+        for _, part in self.parts:
+            part.close()
+
+
+@dataclass(frozen=True)
+class TokenReward(Reward):
+    """A JAX function of the tokens of one completion; see `on_tokens`."""
+
+    fn: Callable[[Array, Array], Array]
+
+    def __call__(self, completions: Completions) -> Array:
+        """Give the function's value for each completion, [...]."""
+        shape = completions.index.shape
+        tokens = completions.tokens.reshape(-1, completions.tokens.shape[-1])
+        real = completions.real.reshape(tokens.shape)
+        name = getattr(self.fn, "__name__", type(self.fn).__name__)
+        try:
+            value = jnp.asarray(jax.vmap(self.fn)(tokens, real))
+        except (TypeError, jax.errors.JAXTypeError) as error:
+            raise LanguageModelError(
+                f"reward {name!r} could not be run on tokens: {str(error).splitlines()[0]}; it gets (tokens, real), both "
+                "[T], as JAX arrays; a function of the text is rewards.on_text(fn)"
+            ) from error
+        if value.shape != tokens.shape[:1]:
+            raise LanguageModelError(
+                f"reward {name!r} returned shape {value.shape[1:]} for one completion; return one number"
+            )
+        return value.reshape(shape).astype(jnp.float32)
+
+
+def on_tokens(fn: Callable[[Any, Any], Any]) -> TokenReward:
+    """Make a reward of a JAX function of the tokens: generating, scoring and updating are then one compiled step.
+
+    Args:
+        fn: from (tokens, real), both [T], to one number; `real` tells which tokens count: those up to and including
+            the end of the text.
+
+    Raises:
+        LanguageModelError: it is not callable; on use, where it returns no single number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zeros = on_tokens(lambda tokens, real: jnp.sum((tokens == 0) & real))
+    """
+    if not callable(fn):
+        raise LanguageModelError(f"on_tokens got {fn!r}; pass a function of (tokens, real)")
+    return TokenReward(fn)
+
+
+@dataclass(frozen=True)
+class Length(Reward):
+    """How many tokens a completion has, its end included."""
+
+    def __call__(self, completions: Completions) -> Array:
+        """Count, [...]."""
+        return completions.real.sum(-1).astype(jnp.float32)
+
+
+def length() -> Length:
+    """Give the length of a completion in tokens, its end included: a metric, or a price with a negative weight.
+
+    Example:
+        >>> price = -0.01 * length()
+    """
+    return Length()

@@ -1,0 +1,306 @@
+"""The distribution of a language model over what it writes after a prompt."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array, lax
+from numpyro.distributions import constraints
+
+from bayesrl.core.draws import is_count, is_number
+from bayesrl.core.sampling import draw_category
+from bayesrl.errors import LanguageModelError
+from bayesrl.typing import PRNGKey
+
+_MOST_VALUES = 2**20
+"""Distributions over more sentences than these have no support that could be listed."""
+
+_NEVER = -jnp.inf
+
+
+@dataclass(frozen=True)
+class AllSentences(Sequence[Any]):
+    """Every sentence of at most `length` tokens, each padded to that length: the support of a small `Sentences`.
+
+    Args:
+        vocabulary: number of tokens.
+        length: largest number of tokens.
+        end: the token that ends a sentence, or None.
+        pad: what follows it.
+    """
+
+    vocabulary: int
+    length: int
+    end: int | None
+    pad: int
+
+    def __len__(self) -> int:
+        if self.end is None:
+            return self.vocabulary**self.length
+        going_on = self.vocabulary - 1
+        return sum(going_on**n for n in range(self.length)) + going_on**self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__array__()[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """List the sentences, [sentences, length], the last token running fastest."""
+        tokens = np.arange(self.vocabulary)
+        open_rows = np.zeros((1, 0), int)
+        closed = []
+        for _ in range(self.length):
+            longer = np.concatenate(
+                [np.repeat(open_rows, self.vocabulary, 0), np.tile(tokens, len(open_rows))[:, None]], 1
+            )
+            ended = longer[:, -1] == self.end if self.end is not None else np.zeros(len(longer), bool)
+            closed.append(longer[ended])
+            open_rows = longer[~ended]
+        rows = [np.pad(part, ((0, 0), (0, self.length - part.shape[1])), constant_values=self.pad) for part in closed]
+        return np.concatenate([*rows, open_rows]).astype(int if dtype is None else dtype)
+
+
+class Sentences(dist.Distribution):
+    """What a language model writes after a prompt: a distribution over sequences of tokens.
+
+    log p(x | prompt) = Σ_t log softmax(f(prompt, x_<t) / temperature)[x_t], the sum going up to and including the
+    token that ends the text; `pad` follows it and counts nothing. Truncation to the `top_k` likeliest tokens, or to
+    the likeliest that together have probability `top_p`, belongs to the distribution: what is drawn is what is scored.
+
+    Args:
+        model: a causal language model.
+        prompt: tokens, padded on the left, [*batch, P] with P ≥ 1.
+        real: which of them are no padding, [*batch, P]; None where all are.
+        num_steps: largest number of new tokens T.
+        end: the token that ends the text, or None where all T tokens are written.
+        pad: the token that stands for nothing; by default `end`, or 0.
+        temperature: divides the logits; above 0.
+        top_k: how many tokens may follow, or None for all.
+        top_p: probability of the tokens that may follow, in (0, 1].
+        within: the model whose truncation counts, where that is not `model` itself. A fitted policy keeps to
+            the tokens of its reference, lest the KL be infinite.
+
+    Raises:
+        LanguageModelError: an option is out of range; prompt and new tokens exceed the model's context.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl.lm.sequences import Sentences
+        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+        >>> config = GPT2Config(vocab_size=5, max_length=8, width=8, depth=1, heads=2)
+        >>> model = GPT2.random(jax.random.key(0), config)
+        >>> text = Sentences(model, jnp.array([[0, 1]]), num_steps=3)
+        >>> tokens = text.sample(jax.random.key(1), (10,))
+        >>> tokens.shape, text.log_prob(tokens).shape, text.log_prob_by_step(tokens).shape
+        ((10, 1, 3), (10, 1), (10, 1, 3))
+
+    References:
+        Holtzman, Buys, Du, Forbes & Choi (2020), "The curious case of neural text degeneration", for top-p.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's own form)
+    pytree_data_fields = ("model", "prompt", "real", "within")
+    pytree_aux_fields = ("num_steps", "end", "pad", "temperature", "top_k", "top_p")
+
+    def __init__(
+        self,
+        model: Any,
+        prompt: Any,
+        real: Any = None,
+        *,
+        num_steps: int,
+        end: int | None = None,
+        pad: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        within: Any = None,
+    ) -> None:
+        self.model, self.within = model, within
+        self.prompt = jnp.asarray(prompt)
+        self.real = jnp.ones(self.prompt.shape, bool) if real is None else jnp.asarray(real)
+        self.num_steps, self.end = num_steps, end
+        self.pad = pad if pad is not None else (end if end is not None else 0)
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        check_options(num_steps, temperature, top_k, top_p)
+        longest = model.config.max_length
+        if self.prompt.shape[-1] + num_steps > longest + 1:
+            raise LanguageModelError(
+                f"prompts of {self.prompt.shape[-1]} tokens and {num_steps} new ones exceed the model's context of "
+                f"{longest}; shorten the prompts, or lower max_new_tokens"
+            )
+        super().__init__(self.prompt.shape[:-1], (num_steps,))
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)  # type: ignore[untyped-decorator]
+    def support(self) -> Any:
+        """Sequences of T tokens."""
+        return constraints.independent(constraints.integer_interval(0, self.model.config.vocab_size - 1), 1)
+
+    @property
+    def finite_values(self) -> AllSentences | None:
+        """All sentences, where they are few enough to be listed."""
+        every = AllSentences(self.model.config.vocab_size, self.num_steps, self.end, self.pad)
+        small = self.num_steps * math.log(max(every.vocabulary, 2)) < math.log(_MOST_VALUES) + 1
+        return every if small and len(every) <= _MOST_VALUES else None
+
+    def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Write [*sample_shape, *batch, T] tokens, with a cache of keys and values."""
+        batch, lead = math.prod(self.batch_shape), math.prod(sample_shape)
+        keys = jax.random.split(key, (lead, batch))
+        prompt, real = self._flat()
+        written = jax.vmap(jax.vmap(self._write), in_axes=(0, None, None))(keys, prompt, real)
+        return written.reshape(*sample_shape, *self.batch_shape, self.num_steps)
+
+    def log_prob(self, value: Any) -> Array:
+        """Score sentences [..., *batch, T]: nats, [..., *batch]."""
+        return self.log_prob_by_step(value).sum(-1)
+
+    def log_prob_by_step(self, value: Any) -> Array:
+        """Score sentences token by token, [..., *batch, T]: nats, 0 behind the end of the text."""
+        value = jnp.asarray(value)
+
+        def score(prompt: Array, real: Array, tokens: Array) -> Array:
+            logits = self._all_logits(prompt, real, tokens)
+            chosen = jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0]
+            own = chosen - jax.nn.logsumexp(logits, axis=-1)
+            behind = jnp.where(tokens == self.pad, 0.0, _NEVER)
+            return jnp.where(self.counts(tokens), own, behind)
+
+        return self._over(score, value)
+
+    def log_probs(self, value: Any) -> Array:
+        """Give the log-probability of every token at every step of given sentences, [..., *batch, T, V], nats."""
+
+        def score(prompt: Array, real: Array, tokens: Array) -> Array:
+            return jax.nn.log_softmax(self._all_logits(prompt, real, tokens), axis=-1)
+
+        return self._over(score, jnp.asarray(value))
+
+    def kl_by_step(self, other: "Sentences", value: Any) -> Array:
+        """Give KL(self‖other) of the next token, summed over the vocabulary, at each step of given sentences.
+
+        Averaged over sentences drawn from this distribution, its sum over steps is KL(self‖other) of whole texts, with
+        far less noise than log-ratios of what was drawn have (Amini, Vieira & Cotterell 2025, equation 9).
+
+        Returns:
+            [..., *batch, T], nats; 0 behind the end of the text.
+        """
+        ours, theirs = self.log_probs(value), other.log_probs(value)
+        possible = ours > -jnp.inf
+        terms = jnp.where(possible, jnp.exp(ours) * (ours - theirs), 0.0)
+        return jnp.where(self.counts(jnp.asarray(value)), terms.sum(-1), 0.0)
+
+    def counts(self, tokens: Array) -> Array:
+        """Tell which tokens belong to the text, its end included, [..., T]."""
+        if self.end is None:
+            return jnp.ones(tokens.shape, bool)
+        ended = jnp.cumsum(tokens == self.end, axis=-1) > 0
+        return ~jnp.concatenate([jnp.zeros_like(ended[..., :1]), ended[..., :-1]], -1)
+
+    # ---- one sentence ------------------------------------------------------------------------
+
+    def _write(self, key: PRNGKey, prompt: Array, real: Array) -> Array:
+        keys = jax.random.split(key, self.num_steps)
+        hidden, caches = self._read_prompt(prompt, real)
+        first = draw_category(keys[0], self._limited([h[-1] for h in hidden])).astype(prompt.dtype)
+
+        def step(carry: tuple[Array, Array, Any], key: PRNGKey) -> tuple[tuple[Array, Array, Any], Array]:
+            token, done, caches = carry
+            hidden, caches = self._extend(token[None], jnp.ones(1, bool), caches)
+            drawn = draw_category(key, self._limited([h[0] for h in hidden])).astype(token.dtype)
+            new = jnp.where(done, self.pad, drawn)
+            return (new, done | self._ends(new), caches), new
+
+        _, rest = lax.scan(step, (first, self._ends(first), caches), keys[1:])
+        return jnp.concatenate([first[None], rest])
+
+    def _ends(self, token: Array) -> Array:
+        return jnp.zeros((), bool) if self.end is None else token == self.end
+
+    def _all_logits(self, prompt: Array, real: Array, tokens: Array) -> Array:
+        """Give what every token is drawn from, [T, V]; the prompt is read once, however many sentences follow it."""
+        before, caches = self._read_prompt(prompt, real)
+        last = [h[-1:] for h in before]
+        if self.num_steps > 1:
+            after, _ = self._extend(tokens[:-1], jnp.ones(self.num_steps - 1, bool), caches)
+            last = [jnp.concatenate(pair) for pair in zip(last, after, strict=True)]
+        return self._limited(last)
+
+    @property
+    def _models(self) -> list[Any]:
+        return [self.model] if self.within is None else [self.model, self.within]
+
+    def _read_prompt(self, prompt: Array, real: Array) -> tuple[list[Array], list[Any]]:
+        capacity = prompt.shape[0] + self.num_steps - 1
+        read = [model.extend(prompt, real, model.start(capacity)) for model in self._models]
+        return [hidden for hidden, _ in read], [cache for _, cache in read]
+
+    def _extend(self, tokens: Array, real: Array, caches: list[Any]) -> tuple[list[Array], list[Any]]:
+        read = [model.extend(tokens, real, cache) for model, cache in zip(self._models, caches, strict=True)]
+        return [hidden for hidden, _ in read], [cache for _, cache in read]
+
+    def _limited(self, hidden: list[Array]) -> Array:
+        """Give logits at the temperature, −inf for tokens that the truncation leaves out."""
+        logits = [model.logits(h) / self.temperature for model, h in zip(self._models, hidden, strict=True)]
+        if self.top_k is None and self.top_p >= 1:
+            return logits[0]
+        return jnp.where(allowed(logits[-1], self.top_k, self.top_p), logits[0], _NEVER)
+
+    # ---- many --------------------------------------------------------------------------------
+
+    def _flat(self) -> tuple[Array, Array]:
+        width = self.prompt.shape[-1]
+        real = jnp.broadcast_to(self.real, self.prompt.shape)
+        return self.prompt.reshape(-1, width), real.reshape(-1, width)
+
+    def _over(self, score: Any, value: Array) -> Array:
+        """Map a function of (prompt, real, tokens) over values [..., *batch, T]."""
+        batch = math.prod(self.batch_shape)
+        shape = (*value.shape[: value.ndim - 1 - len(self.batch_shape)], *self.batch_shape)
+        flat = jnp.broadcast_to(value, (*shape, self.num_steps)).reshape(-1, batch, self.num_steps)
+        prompt, real = self._flat()
+        result = jax.vmap(jax.vmap(score), in_axes=(None, None, 0))(prompt, real, flat)
+        return result.reshape(*shape, *result.shape[2:])
+
+
+def allowed(logits: Array, top_k: int | None, top_p: float) -> Array:
+    """Tell which tokens a truncation lets follow, [..., V]; the likeliest always may.
+
+    Args:
+        logits: at the temperature that tokens are drawn at, [..., V].
+        top_k: how many tokens may follow; ties are let in.
+        top_p: the least probability that the tokens which may follow have together.
+    """
+    fine = jnp.ones(logits.shape, bool)
+    ordered = jnp.flip(jnp.sort(logits, axis=-1), -1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        fine &= logits >= ordered[..., top_k - 1, None]
+        ordered = jnp.where(jnp.arange(logits.shape[-1]) < top_k, ordered, -jnp.inf)
+    if top_p < 1:
+        shares = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        fine &= logits >= least
+    return fine
+
+
+def check_options(num_steps: Any, temperature: Any, top_k: Any, top_p: Any) -> None:
+    """Refuse options of sampling that are out of range.
+
+    Raises:
+        LanguageModelError: naming the option.
+    """
+    if not is_count(num_steps, least=1):
+        raise LanguageModelError(f"max_new_tokens={num_steps!r}; use a whole number of at least 1")
+    if not (is_number(temperature) and temperature > 0):
+        raise LanguageModelError(
+            f"temperature={temperature!r}; use a number above 0 (top_k=1 writes the likeliest text)"
+        )
+    if top_k is not None and not is_count(top_k, least=1):
+        raise LanguageModelError(f"top_k={top_k!r}; use a whole number of at least 1, or None for all tokens")
+    if not (is_number(top_p) and 0 < top_p <= 1):
+        raise LanguageModelError(f"top_p={top_p!r}; use a probability in (0, 1], 1 for all tokens")
