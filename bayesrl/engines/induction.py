@@ -78,7 +78,9 @@ def make_stage(axes: tuple[Axis, ...], scores: Scores, reached: np.ndarray, stru
     here = reached.reshape(states, *(1,) * len(axes), contexts)
     for k, axis in enumerate(axes):
         column = scores.latent[axis.site]
-        raw = column[..., axis.step if column.shape[-1] > 1 else 0].reshape(states, *sizes, contexts)
+        # A distribution with time of its own is one axis, whatever its steps.
+        own = column[..., axis.step if column.shape[-1] > 1 else 0] if axis.scanned else column.sum(-1)
+        raw = own.reshape(states, *sizes, contexts)
         first = (slice(None),) * (k + 2) + (slice(0, 1),) * (len(axes) - k - 1)
         log_prob, is_masked = _conditional(axis, raw[first].astype(float), here, k + 1)
         masked |= is_masked

@@ -155,7 +155,7 @@ def take_apart(policy: Program, structure: Structure, args: tuple[Any, ...]) -> 
 
 
 def _all_steps(site: Site) -> range:
-    return range(site.length)
+    return range(site.length if site.scan is not None else 1)
 
 
 def reads_outputs(scan: Scan) -> bool:

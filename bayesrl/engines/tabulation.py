@@ -84,7 +84,7 @@ def path_axes(structure: Structure) -> tuple[Axis, ...]:
     Raises:
         EngineError: a site has no finite support.
     """
-    return axes_of(structure, structure.sites, lambda site: range(site.length))
+    return axes_of(structure, structure.sites, lambda site: range(site.length if site.scan is not None else 1))
 
 
 def _needs_paths(structure: Structure, scan: Scan | None, axes: Sequence[Axis]) -> str | None:

@@ -12,7 +12,7 @@ from numpyro import handlers
 from bayesrl.core.handlers import IntoScans, Sites
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.recording import Record, record
-from bayesrl.core.structure import Structure
+from bayesrl.core.structure import Structure, Support
 from bayesrl.guides.alignment import Dims, align, dims_of, num_components
 from bayesrl.guides.origins import origins_of
 from bayesrl.guides.tilts import describe, tilt_shape, unconstrained

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import biject_to, constraints
 
-from bayesrl.core.structure import is_discrete
+from bayesrl.core.structure import Support, is_discrete
 from bayesrl.errors import GuideError
 from bayesrl.guides.distributions import Affine, Finite, coordinate_shape
 

@@ -1,41 +1,41 @@
-"""Language models: transformers, their checkpoints and their tokenizers."""
+"""Language models: a model is a distribution over texts, and what rewards make of it is a tilted posterior."""
 
+from bayesrl.lm import rewards
+from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
-from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters, pad_left
-from bayesrl.lm.transformers import (
-    GPT2,
-    BertClassifier,
-    BertConfig,
-    Cache,
-    CausalLM,
-    GPT2Config,
-    Linear,
-    Llama,
-    LlamaConfig,
-    Rope,
-    Transformer,
-    merged,
-)
+from bayesrl.lm.prompting import PromptedPolicy, policy
+from bayesrl.lm.completions import Completions, Prompts, prompts
+from bayesrl.lm.sequences import Sentences
+from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters
+from bayesrl.lm.training import Corpus, corpus, fitted, pairs
+from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, CausalLM, GPT2Config, Llama, LlamaConfig
 
 __all__ = [
     "GPT2",
     "BertClassifier",
     "BertConfig",
-    "Cache",
     "CausalLM",
+    "Completions",
+    "Corpus",
+    "FullParameters",
     "GPT2Config",
-    "Linear",
     "Llama",
     "LlamaConfig",
+    "LoRA",
     "Pretrained",
-    "Rope",
+    "PromptedPolicy",
+    "Prompts",
+    "Sentences",
     "Tokenizer",
-    "Transformer",
     "byte_pairs",
     "bytes_level",
     "characters",
+    "corpus",
+    "fitted",
     "load_pretrained",
-    "merged",
-    "pad_left",
+    "pairs",
+    "policy",
+    "prompts",
+    "rewards",
     "save_pretrained",
 ]

@@ -35,14 +35,14 @@ class Pretrained:
     Args:
         model: the model.
         tokenizer: its tokenizer, or None where the folder has no tokenizer.json.
-        folder: where it was read.
+        folder: where it was read; None where it was made here.
         config: config.json, as read: pass it as `keep` to `save_pretrained` to lose none of its settings.
     """
 
     model: Transformer
     tokenizer: Tokenizer | None
-    folder: Path
-    config: Mapping[str, Any] = field(repr=False)
+    folder: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def load_pretrained(source: str | Path, *, dtype: Any = None, revision: str | None = None) -> Pretrained:

@@ -13,7 +13,7 @@ from jax import Array
 
 from bayesrl.core.draws import is_number
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.prompts import Completions
+from bayesrl.lm.completions import Completions
 
 
 class Reward(abc.ABC):

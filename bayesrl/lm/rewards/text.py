@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.prompts import Completions, Examples
+from bayesrl.lm.completions import Completions, Examples
 from bayesrl.lm.rewards.base import Reward
 
 

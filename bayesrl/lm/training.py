@@ -1,0 +1,175 @@
+"""Models from text: maximum likelihood as a program without rewards, and the model that a fit has made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jaxtyping import Array, Int
+from numpyro import handlers
+
+from bayesrl.core.draws import is_count
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.adapting import ModelGuide, declared
+from bayesrl.lm.checkpoints import Pretrained
+from bayesrl.lm.completions import Prompts, prompts as prompts_of
+from bayesrl.lm.sequences import Sentences
+from bayesrl.lm.tokenizer import Tokenizer
+from bayesrl.lm.transformers import CausalLM, merged
+from bayesrl.posterior import Posterior
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Texts under a language model, as a program without rewards: fitting it trains the model.
+
+    Made by `corpus` and `pairs`.
+
+    Attributes:
+        model: where training starts.
+        tokenizer: of the model.
+        prompts: what comes before the texts.
+        tokens: the texts, [rows, T], padded behind their end.
+        end: the token that ends a text, or None where rows are pieces of a longer one.
+        pad: what follows it.
+        batch_size: rows that each step sees.
+    """
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    prompts: Prompts = field(repr=False)
+    tokens: Int[Array, "rows length"] = field(repr=False)
+    end: int | None
+    pad: int
+    batch_size: int
+
+    def __call__(self) -> None:
+        """Run as a program: Σ log p(text | prompt) over the rows."""
+        model = declared(self.model)
+        count = self.tokens.shape[0]
+        with numpyro.plate("row", count, subsample_size=min(self.batch_size, count)) as index:
+            prompt, real = self.prompts.tokens[index], self.prompts.real[index]
+            told = Sentences(model, prompt, real, num_steps=self.tokens.shape[1], end=self.end, pad=self.pad)
+            numpyro.sample("text", told, obs=self.tokens[index])
+
+
+def corpus(
+    model: CausalLM | Pretrained, text: str, *, tokenizer: Tokenizer | None = None, length: int, batch_size: int = 32
+) -> Corpus:
+    """Make a program of one long text, cut into pieces: `fit` of it trains the model from the text.
+
+    Args:
+        model: where training starts; at random, `GPT2.random(key, config)`.
+        text: to be learned.
+        tokenizer: of the model, where it brings none.
+        length: tokens of each piece; each predicts all but its first.
+        batch_size: pieces that each step sees.
+
+    Raises:
+        LanguageModelError: the text is shorter than one piece, or a piece longer than the context.
+
+    Example:
+        >>> import jax, bayesrl
+        >>> from bayesrl.lm import GPT2, GPT2Config, characters, corpus
+        >>> tokenizer = characters("abc")
+        >>> config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=8, depth=1, heads=2)
+        >>> program = corpus(GPT2.random(jax.random.key(0), config), "abcabc" * 9, tokenizer=tokenizer, length=6)
+        >>> fit = bayesrl.fit(jax.random.key(1), program, num_steps=2, progress=False)
+        >>> fit.num_restarts
+        1
+    """
+    start, tokenizer = _both(model, tokenizer)
+    if not (is_count(length, least=2) and is_count(batch_size, least=1)):
+        raise LanguageModelError(f"corpus got length={length!r}, batch_size={batch_size!r}; use at least 2, and 1")
+    (coded,) = tokenizer.encode([text])
+    rows = len(coded) // length
+    if rows == 0:
+        raise LanguageModelError(f"the text has {len(coded)} tokens, fewer than one piece of length={length}; add text")
+    pieces = jnp.asarray(np.asarray(coded[: rows * length], np.int32).reshape(rows, length))
+    pad = tokenizer.pad if tokenizer.pad is not None else 0
+    return Corpus(start, tokenizer, prompts_of(pieces[:, :1]), pieces[:, 1:], None, pad, batch_size)
+
+
+def pairs(
+    model: CausalLM | Pretrained,
+    examples: Sequence[Mapping[str, Any]],
+    *,
+    answer: str = "answer",
+    tokenizer: Tokenizer | None = None,
+    batch_size: int = 32,
+) -> Corpus:
+    """Make a program of prompts and their answers: `fit` of it trains the model to answer so.
+
+    Args:
+        model: where training starts.
+        examples: records with the text under `prompt`, and what shall follow it under `answer`.
+        answer: the name of that field.
+        tokenizer: of the model, where it brings none; it needs an eos token.
+        batch_size: records that each step sees.
+
+    Raises:
+        LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
+    """
+    start, tokenizer = _both(model, tokenizer)
+    asked = prompts_of(examples, tokenizer)
+    if tokenizer.eos is None:
+        raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
+    missing = [index for index, row in enumerate(asked.examples) if not isinstance(row.get(answer), str)]
+    if missing:
+        row = asked.examples[missing[0]]
+        raise LanguageModelError(f"example {missing[0]} has no text under {answer!r}; it has {sorted(row)}")
+    coded = tokenizer.encode([row[answer] for row in asked.examples], special=False)
+    longest = max(map(len, coded)) + 1
+    pad = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
+    rows = np.full((len(coded), longest), pad, np.int32)
+    for row, own in zip(rows, coded, strict=True):
+        row[: len(own) + 1] = [*own, tokenizer.eos]
+    return Corpus(start, tokenizer, asked, jnp.asarray(rows), tokenizer.eos, pad, batch_size)
+
+
+def fitted(posterior: Posterior) -> Pretrained:
+    """Give the language model that a fit has made, low-rank paths added to the weights beside them.
+
+    Args:
+        posterior: of a program made by `policy`, `corpus` or `pairs`; one temperature, the best restart is taken.
+
+    Returns:
+        a model with its tokenizer: to be saved by `save_pretrained`, or to be the next reference.
+
+    Raises:
+        LanguageModelError: the posterior is of another kind.
+        PolicyError: it holds several temperatures.
+    """
+    pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).bound()
+    values = pair.constrain(params)
+    if isinstance(pair.guide, ModelGuide):
+        carrier, made = pair.guide.policy, handlers.substitute(pair.guide.declare, data=values)
+    elif isinstance(pair.policy, Corpus):
+        carrier, made = pair.policy, handlers.substitute(lambda: declared(pair.policy.model), data=values)  # type: ignore[attr-defined]
+    else:
+        raise LanguageModelError(
+            "the posterior holds no language model; fit what lm.policy (with guide=LoRA() or FullParameters()), "
+            "lm.corpus or lm.pairs makes"
+        )
+    model: CausalLM = merged(handlers.seed(made, rng_seed=jax.random.key(0))())
+    return Pretrained(model, carrier.tokenizer)
+
+
+def _both(model: CausalLM | Pretrained, tokenizer: Tokenizer | None) -> tuple[CausalLM, Tokenizer]:
+    start = model.model if isinstance(model, Pretrained) else model
+    own = model.tokenizer if isinstance(model, Pretrained) else None
+    tokenizer = tokenizer if own is None else own
+    if tokenizer is None:
+        raise LanguageModelError("texts need a tokenizer; pass tokenizer=, such as lm.bytes_level()")
+    if not isinstance(start, CausalLM):
+        raise LanguageModelError(f"a {type(start).__name__} cannot be trained on texts here; pass a GPT2 or a Llama")
+    if tokenizer.vocab_size > start.config.vocab_size:
+        raise LanguageModelError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {start.config.vocab_size}; make the "
+            "model with the tokenizer's vocab_size"
+        )
+    return start, tokenizer
