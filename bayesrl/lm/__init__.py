@@ -3,8 +3,9 @@
 from bayesrl.lm import rewards
 from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
-from bayesrl.lm.prompting import PromptedPolicy, policy
 from bayesrl.lm.completions import Completions, Prompts, prompts
+from bayesrl.lm.prompting import PromptedPolicy, policy
+from bayesrl.lm.reusing import Reuse
 from bayesrl.lm.sequences import Sentences
 from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters
 from bayesrl.lm.training import Corpus, corpus, fitted, pairs
@@ -25,6 +26,7 @@ __all__ = [
     "Pretrained",
     "PromptedPolicy",
     "Prompts",
+    "Reuse",
     "Sentences",
     "Tokenizer",
     "byte_pairs",

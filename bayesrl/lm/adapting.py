@@ -174,7 +174,11 @@ def declared(model: CausalLM) -> CausalLM:
 
 def _checked_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
     """Refuse a model that is none of the reference's shape, or reads other tokens."""
-    if start.tokenizer is not None and policy.tokenizer is not None and start.tokenizer.digest != policy.tokenizer.digest:
+    if (
+        start.tokenizer is not None
+        and policy.tokenizer is not None
+        and start.tokenizer.digest != policy.tokenizer.digest
+    ):
         raise GuideError(
             f"start= codes texts differently (fingerprint {start.tokenizer.digest}) from the reference "
             f"({policy.tokenizer.digest}), so their log-probabilities cannot be compared; start from a model with the "

@@ -131,6 +131,4 @@ def _example(text: Any, index: int) -> Example:
         return {"prompt": text}
     if isinstance(text, Mapping) and isinstance(text.get("prompt"), str):
         return text
-    raise LanguageModelError(
-        f"prompt {index} is {text!r}; pass a text, or a record with the text under 'prompt'"
-    )
+    raise LanguageModelError(f"prompt {index} is {text!r}; pass a text, or a record with the text under 'prompt'")

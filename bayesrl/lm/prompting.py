@@ -12,7 +12,8 @@ from bayesrl.core.draws import is_count
 from bayesrl.core.primitives import reward as reward_site
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints import Pretrained
-from bayesrl.lm.completions import Completions, Prompts, prompts as prompts_of
+from bayesrl.lm.completions import Completions, Prompts
+from bayesrl.lm.completions import prompts as prompts_of
 from bayesrl.lm.rewards import Reward, as_reward
 from bayesrl.lm.sequences import Sentences, check_options
 from bayesrl.lm.tokenizer import Tokenizer

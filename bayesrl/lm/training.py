@@ -1,10 +1,9 @@
 """Models from text: maximum likelihood as a program without rewards, and the model that a fit has made."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,8 @@ from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapting import ModelGuide, declared
 from bayesrl.lm.checkpoints import Pretrained
-from bayesrl.lm.completions import Prompts, prompts as prompts_of
+from bayesrl.lm.completions import Prompts
+from bayesrl.lm.completions import prompts as prompts_of
 from bayesrl.lm.sequences import Sentences
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.transformers import CausalLM, merged

@@ -96,17 +96,17 @@ class ReverseKL(Objective):
         plan = self._ready()
         if plan.enumerated:
             return _enumerated_surrogate(plan, params, draws, pair, beta, self.baseline)
-        costs = _costs(plan, params, draws, pair, beta)
+        costs = costs_of(plan, params, draws, pair, beta)
         shape = costs.shape[:-1]
         value = costs.sum(-1)
         gradient = jnp.zeros(())
         if plan.score or plan.nature:
-            advantage = _advantages(lax.stop_gradient(costs), self.baseline)
-            score = _scores(plan, draws, pair.structure)
+            advantage = advantages_of(lax.stop_gradient(costs), self.baseline)
+            score = scores_of(plan, draws, pair.structure)
             gradient = gradient + (score * advantage).sum(-1).mean()
         if plan.pathwise or pair.learned:
             gradient = gradient + value.mean()
-        return _with_gradient(-value.mean(), -gradient), info_of(draws, pair, beta, shape)
+        return with_gradient(-value.mean(), -gradient), info_of(draws, pair, beta, shape)
 
     def _ready(self) -> Plan:
         if self.plan is None:
@@ -116,12 +116,12 @@ class ReverseKL(Objective):
         return self.plan
 
 
-def _with_gradient(value: Array, gradient: Array) -> Array:
+def with_gradient(value: Array, gradient: Array) -> Array:
     """Take the value of one expression and the gradient of another."""
     return lax.stop_gradient(value) + gradient - lax.stop_gradient(gradient)
 
 
-def _costs(plan: Plan, params: Params, draws: Draws, pair: Pair, beta: Any) -> Array:
+def costs_of(plan: Plan, params: Params, draws: Draws, pair: Pair, beta: Any) -> Array:
     """Lay the summands of w out in program order, [*draws, *contexts, events].
 
     Gradients flow through values of pathwise sites only: the guide's parameters are stopped in log q.
@@ -140,14 +140,14 @@ def _stopped_log_q(params: Params, draws: Draws, pair: Pair) -> dict[str, Array]
     return pair.log_q(stop_gradient(params), draws)
 
 
-def _scores(plan: Plan, draws: Draws, structure: Structure) -> Array:
+def scores_of(plan: Plan, draws: Draws, structure: Structure) -> Array:
     """Lay log q of score-function sites, and log p of nature, out in program order."""
     scores = {name: draws.scores[name] for name in plan.score}
     scores |= {name: draws.log_nature[name] for name in plan.nature}
     return structure.in_order(scores, structure.named("action", "environment", "observed", "reward"))
 
 
-def _advantages(costs: Array, baseline: Baseline) -> Array:
+def advantages_of(costs: Array, baseline: Baseline) -> Array:
     """Give cost-to-go minus baseline at each event, [particles, *contexts, events].
 
     The baseline of a particle is fitted on the other particles, by least squares of the cost-to-go
@@ -192,7 +192,7 @@ def _enumerated_surrogate(
     """Take the expectation over the enumerated sites exactly; draws are [particles, branches, ...]."""
     structure = pair.structure
     names = structure.named("action", "environment", "observed", "reward")
-    costs = _costs(plan, params, draws, pair, beta)
+    costs = costs_of(plan, params, draws, pair, beta)
     log_weight = sum((draws.log_q[name].sum(-1) for name in plan.enumerated), start=jnp.zeros(costs.shape[:-1]))
     weight = jnp.exp(log_weight)
     first = sum(structure[name].length for name in names[: names.index(plan.enumerated[0])])
@@ -203,12 +203,12 @@ def _enumerated_surrogate(
     gradient = tail.mean()
     if plan.score or plan.nature:
         events = lax.stop_gradient(jnp.concatenate([before, tail[..., None]], -1))
-        score = _scores(plan, jax.tree.map(lambda x: x[:, 0], draws), structure)[..., :first]
-        advantage = _advantages(events, baseline)[..., :first]
+        score = scores_of(plan, jax.tree.map(lambda x: x[:, 0], draws), structure)[..., :first]
+        advantage = advantages_of(events, baseline)[..., :first]
         gradient = gradient + (score * advantage).sum(-1).mean()
     if plan.pathwise or pair.learned:
         gradient = gradient + before.sum(-1).mean()
-    return _with_gradient(-value.mean(), -gradient), _weighted_info(draws, weight, pair, beta)
+    return with_gradient(-value.mean(), -gradient), _weighted_info(draws, weight, pair, beta)
 
 
 def _weighted_info(draws: Draws, weight: Array, pair: Pair, beta: Any) -> Info:

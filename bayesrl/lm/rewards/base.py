@@ -1,12 +1,10 @@
 """`Reward`: a number for what a language model wrote; sums of them, and functions of tokens."""
 
 import abc
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -37,8 +37,13 @@ class TextReward(Reward):
 def decoded(examples: Examples, tokens: np.ndarray, real: np.ndarray) -> list[str]:
     """Decode completions [..., T] of which only what is real counts, in order."""
     if examples.tokenizer is None:
-        raise LanguageModelError("a reward reads text, and the prompts were given as tokens; pass a tokenizer and texts")
-    rows = [row[kept] for row, kept in zip(tokens.reshape(-1, tokens.shape[-1]), real.reshape(-1, real.shape[-1]), strict=True)]
+        raise LanguageModelError(
+            "a reward reads text, and the prompts were given as tokens; pass a tokenizer and texts"
+        )
+    rows = [
+        row[kept]
+        for row, kept in zip(tokens.reshape(-1, tokens.shape[-1]), real.reshape(-1, real.shape[-1]), strict=True)
+    ]
     return examples.tokenizer.decode(rows)
 
 
