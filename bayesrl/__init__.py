@@ -1,6 +1,6 @@
 """KL-regularised reinforcement learning as Bayesian inference, on NumPyro."""
 
-from bayesrl import control, errors, guides, objectives
+from bayesrl import control, errors, guides, lm, objectives
 from bayesrl.certainty.bracket import evidence
 from bayesrl.certainty.comparison import compare
 from bayesrl.certainty.diagnosis import diagnose

@@ -4,8 +4,11 @@ from bayesrl.lm import rewards
 from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
 from bayesrl.lm.completions import Completions, Prompts, prompts
+from bayesrl.lm.kept import cache_folder, kept
 from bayesrl.lm.prompting import PromptedPolicy, policy
+from bayesrl.lm.reporting import text_sections
 from bayesrl.lm.reusing import Reuse
+from bayesrl.lm.samples import Samples, kl_of, write_samples
 from bayesrl.lm.sequences import Sentences
 from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters
 from bayesrl.lm.training import Corpus, corpus, fitted, pairs
@@ -27,17 +30,23 @@ __all__ = [
     "PromptedPolicy",
     "Prompts",
     "Reuse",
+    "Samples",
     "Sentences",
     "Tokenizer",
     "byte_pairs",
     "bytes_level",
+    "cache_folder",
     "characters",
     "corpus",
     "fitted",
+    "kept",
+    "kl_of",
     "load_pretrained",
     "pairs",
     "policy",
     "prompts",
     "rewards",
     "save_pretrained",
+    "text_sections",
+    "write_samples",
 ]

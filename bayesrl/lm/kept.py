@@ -1,0 +1,71 @@
+"""`kept`: small models that are trained once and kept in the user's cache folder."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
+
+CACHE = "BAYESRL_CACHE"
+"""The environment variable that names another cache folder."""
+
+
+def cache_folder() -> Path:
+    """Where models are kept: `$BAYESRL_CACHE`, or else `bayesrl` in the user's cache folder."""
+    if own := os.environ.get(CACHE):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "bayesrl"
+
+
+def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained]) -> Pretrained:
+    """Give a model that was trained before from the same things, or train it now and keep it.
+
+    Args:
+        name: of the model; part of the name of its folder.
+        made_of: everything that the model depends on: options, and fingerprints of the data.
+        train: trains it; called where it is not there yet.
+
+    Raises:
+        LanguageModelError: `made_of` holds what JSON cannot.
+
+    Example:
+        >>> import jax, os, tempfile
+        >>> from bayesrl.lm import GPT2, GPT2Config, Pretrained, characters, kept
+        >>> os.environ["BAYESRL_CACHE"] = tempfile.mkdtemp()
+        >>> tokenizer = characters("ab")
+        >>> config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=4, depth=1, heads=1)
+        >>> make = lambda: Pretrained(GPT2.random(jax.random.key(0), config), tokenizer)
+        >>> first, again = kept("tiny", {"seed": 0}, make), kept("tiny", {"seed": 0}, make)
+        >>> first.folder == again.folder
+        True
+        >>> del os.environ["BAYESRL_CACHE"]
+    """
+    try:
+        told = json.dumps({"bayesrl": version("bayesrl"), **made_of}, sort_keys=True)
+    except TypeError as error:
+        raise LanguageModelError(f"what model {name!r} is made of cannot be written as JSON: {error}") from error
+    folder = cache_folder() / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    if (folder / "config.json").is_file():
+        try:
+            return load_pretrained(folder)
+        except LanguageModelError:
+            shutil.rmtree(folder, ignore_errors=True)  # what a stopped machine left half written is made anew
+    trained = train()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            made = Path(temporary) / "model"
+            save_pretrained(made, trained.model, trained.tokenizer)
+            if not folder.exists():
+                made.rename(folder)
+    except OSError:
+        return trained  # a cache that cannot be written costs time, nothing else
+    return load_pretrained(folder)

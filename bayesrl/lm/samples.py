@@ -1,0 +1,195 @@
+"""`Samples`: what a fitted language model writes, scored token by token beside what its reference writes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+from numpyro import handlers
+
+from bayesrl.core.compiling import Compiled
+from bayesrl.core.draws import is_count
+from bayesrl.core.estimates import Estimate
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.adapting import ModelGuide
+from bayesrl.lm.completions import Completions, Prompts
+from bayesrl.lm.prompting import PromptedPolicy
+from bayesrl.lm.rewards import Reward
+from bayesrl.posterior import Posterior
+from bayesrl.typing import Params, PRNGKey
+
+_NUMBERS = 2**23
+"""About so many log-probabilities are held at once: sequences are scored in pieces."""
+
+
+class Written(NamedTuple):
+    """Completions of one model, [samples, prompts, ...].
+
+    Attributes:
+        tokens: [samples, prompts, T].
+        real: which of them count, [samples, prompts, T].
+        reward: the sum of all rewards, reward units, [samples, prompts].
+        metrics: by name, [samples, prompts].
+        log_q: of each token under the fitted model, nats, [samples, prompts, T].
+        log_prior: of each token under the reference, nats, [samples, prompts, T].
+        kl: KL(q‖π₀) of each next token, summed over the vocabulary, nats, [samples, prompts, T].
+    """
+
+    tokens: Int[np.ndarray, "samples prompts T"]
+    real: Bool[np.ndarray, "samples prompts T"]
+    reward: Float[np.ndarray, "samples prompts"]
+    metrics: dict[str, Any]
+    log_q: Float[np.ndarray, "samples prompts T"]
+    log_prior: Float[np.ndarray, "samples prompts T"]
+    kl: Float[np.ndarray, "samples prompts T"]
+
+    @property
+    def log_ratio(self) -> np.ndarray:
+        """How much likelier the fit made each token, log q/π₀ in nats; 0 behind the end of a text."""
+        return np.where(self.real, self.log_q - self.log_prior, 0.0)
+
+
+class Samples(NamedTuple):
+    """What a fit and its reference write for the same prompts.
+
+    Attributes:
+        prompts: that were answered.
+        fitted: by the fit.
+        prior: by the reference.
+    """
+
+    prompts: Prompts
+    fitted: Written
+    prior: Written
+
+
+def write_samples(key: PRNGKey, posterior: Posterior, num_samples: int, prompts: Prompts | None = None) -> Samples:
+    """Let a fit and its reference answer prompts, and score every token under both.
+
+    Args:
+        key: consumed whole.
+        posterior: of a program made by `policy`; one temperature, the best restart is taken.
+        num_samples: completions of each prompt.
+        prompts: others than those fitted, or None.
+
+    Raises:
+        LanguageModelError: the posterior is of another kind; no sample was asked for.
+        PolicyError: it holds several temperatures.
+    """
+    if not is_count(num_samples, least=1):
+        raise LanguageModelError(f"num_samples={num_samples!r}; use a whole number of at least 1")
+    policy, guide, params = _parts(posterior)
+    asked = policy.prompts if prompts is None else prompts
+    at_once = max(1, _NUMBERS // (len(asked) * policy.options["num_steps"] * policy.model.config.vocab_size))
+
+    def written(key: PRNGKey, *, by_fit: bool) -> Written:
+        parts = []
+        for index, first in enumerate(range(0, num_samples, at_once)):
+            number = min(at_once, num_samples - first)
+            static = (policy, guide, by_fit, number)
+            parts.append(jax.tree.map(np.asarray, _written(static, jax.random.fold_in(key, index), params, asked)))
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    fit_key, prior_key = jax.random.split(key)
+    return Samples(asked, written(fit_key, by_fit=True), written(prior_key, by_fit=False))
+
+
+def kl_of(
+    key: PRNGKey, posterior: Posterior, num_samples: int = 64, prompts: Prompts | None = None
+) -> tuple[Estimate, Estimate]:
+    """Estimate KL(q‖π₀) of whole completions and of each position, with sums over the vocabulary.
+
+    KL = Σ_t E_q[Σ_v q(v|x_<t)·log q(v|x_<t)/π₀(v|x_<t)]: the mean over samples of a sum that knows every next token,
+    and so less noisy than log-ratios of what was drawn. For reports; why not in gradients is told in `ReverseKL`.
+
+    Args:
+        key: consumed whole.
+        posterior: of a program made by `policy`.
+        num_samples: completions of each prompt, at least 2.
+        prompts: others than those fitted, or None.
+
+    Returns:
+        KL in nats per completion, and by position [T]; means over prompts, standard errors over samples.
+
+    Raises:
+        LanguageModelError: as `write_samples`; fewer than 2 samples.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, bayesrl
+        >>> from bayesrl.lm import GPT2, FullParameters, GPT2Config, kl_of, policy, rewards
+        >>> model = GPT2.random(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
+        >>> ones = rewards.on_tokens(lambda tokens, real: jnp.sum(tokens == 1))
+        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
+        >>> fit = bayesrl.fit(jax.random.key(1), writer, beta=1.0, guide=FullParameters(), num_steps=2, progress=False)
+        >>> whole, by_position = kl_of(jax.random.key(2), fit)
+        >>> by_position.mean.shape
+        (3,)
+
+    References:
+        Amini, Vieira & Cotterell (2025), "Better estimation of the KL divergence between language models", equation 9.
+    """
+    if not is_count(num_samples, least=2):
+        raise LanguageModelError(f"kl_of got num_samples={num_samples!r}; a standard error needs at least 2")
+    kl = write_samples(key, posterior, num_samples, prompts).fitted.kl.astype(float).mean(1)
+
+    def estimate(values: np.ndarray) -> Estimate:
+        return Estimate(values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)))  # type: ignore[arg-type]
+
+    return estimate(kl.sum(-1)), estimate(kl)
+
+
+def prefix_rewards(policy: PromptedPolicy, asked: Prompts, written: Written, positions: np.ndarray) -> np.ndarray:
+    """Give the reward of what was written up to some positions, [positions, samples, prompts]."""
+    steps = np.arange(written.tokens.shape[-1])
+    found = []
+    for position in positions:
+        kept = written.real & (steps <= position)
+        found.append(_rewarded(policy, asked, jnp.asarray(written.tokens), jnp.asarray(kept)))
+    return np.asarray(found)
+
+
+def _rewarded(policy: PromptedPolicy, asked: Prompts, tokens: Array, real: Array) -> np.ndarray:
+    total = 0.0
+    for reward in policy.rewards.values():
+        total = total + np.asarray(_one_reward((reward,), asked, tokens, real), float)
+    return np.asarray(total)
+
+
+@Compiled
+def _one_reward(static: tuple[Reward], asked: Prompts, tokens: Array, real: Array) -> Array:
+    return jax.vmap(lambda t, r: static[0](_completions(asked, t, r)))(tokens, real)
+
+
+def _completions(asked: Prompts, tokens: Array, real: Array) -> Completions:
+    return Completions(jnp.arange(len(asked)), asked.tokens, asked.real, tokens, real, asked.examples)
+
+
+@Compiled
+def _written(static: Any, key: PRNGKey, params: Params, asked: Prompts) -> Written:
+    policy, guide, by_fit, number = static
+    model = handlers.seed(handlers.substitute(guide.declare, data=params), rng_seed=jax.random.key(0))()
+    ours = policy.sentences(model, asked.tokens, asked.real)
+    theirs = policy.sentences(policy.model, asked.tokens, asked.real)
+    tokens = (ours if by_fit else theirs).sample(key, (number,))
+    real = ours.counts(tokens)
+
+    def scored(tokens: Array, real: Array) -> tuple[Array, dict[str, Array]]:
+        held = _completions(asked, tokens, real)
+        total = sum((reward(held) for reward in policy.rewards.values()), start=jnp.zeros(held.index.shape))
+        return total, {name: metric(held) for name, metric in policy.metrics.items()}
+
+    reward, metrics = jax.vmap(scored)(tokens, real)
+    log_q, log_prior = ours.log_prob_by_step(tokens), theirs.log_prob_by_step(tokens)
+    return Written(tokens, real, reward, metrics, log_q, log_prior, ours.kl_by_step(theirs, tokens))  # type: ignore[arg-type]
+
+
+def _parts(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:
+    one = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
+    pair, params = one.bound()
+    if not isinstance(pair.guide, ModelGuide):
+        raise LanguageModelError(
+            "the posterior is of no language model; fit what lm.policy makes, with guide=LoRA() or FullParameters()"
+        )
+    return pair.guide.policy, pair.guide, pair.constrain(params)

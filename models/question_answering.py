@@ -1,0 +1,139 @@
+"""Questions with one right answer, sums and look-ups: a small GPT-2, rewarded for exact matches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import bayesrl
+from bayesrl import lm
+from bayesrl.lm import rewards
+
+_LETTERS = "abcdefghjkmnpqrstuvwxyz"
+
+
+def problem(
+    *,
+    checkpoint: str = "",
+    questions: str = "",
+    num_prompts: int = 256,
+    max_new_tokens: int = 6,
+    batch: int = 32,
+    num_particles: int = 16,
+    num_steps: int = 300,
+    rank: int = 0,
+    training_steps: int = 900,
+    beta: float = 0.1,
+    seed: int = 0,
+) -> bayesrl.Problem:
+    """Make the problem.
+
+    The reference is a model trained for a moment on questions of the same kind, which leaves it right in part; the
+    reward is 1 for an answer that is right to the letter. A fifth of the questions is held out.
+
+    Args:
+        checkpoint: folder or hub id of a causal model to use instead; questions are then asked as they are.
+        questions: path of a JSON-lines file of records with `prompt` and `answer`; by default they are made up.
+        num_prompts: questions to train on.
+        max_new_tokens: the longest answer, its end included.
+        batch: questions that each step sees.
+        num_particles: answers to each of them.
+        num_steps: steps of the fit.
+        rank: of low-rank paths; 0 trains all parameters.
+        training_steps: for the model that is made on the spot.
+        beta: temperature, reward units per nat.
+        seed: of the questions and of the model.
+
+    Raises:
+        bayesrl.errors.LanguageModelError: a file cannot be read or lacks a field.
+    """
+    rows = read_questions(questions) if questions else made_up(num_prompts * 5 // 4, seed)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    cut = max(1, min(num_prompts, len(rows) * 4 // 5))
+    asked, held_out = [rows[i] for i in order[:cut]], [rows[i] for i in order[cut:]]
+    model = lm.load_pretrained(checkpoint) if checkpoint else _trained(rows if questions else None, training_steps, seed)
+    policy = lm.policy(
+        model,
+        asked,
+        reward=rewards.exact_match("answer"),
+        metrics={"length": rewards.length()},
+        max_new_tokens=max_new_tokens,
+        batch_size=batch,
+    )
+    others = lm.prompts(held_out, model.tokenizer)
+    return bayesrl.Problem(
+        policy,
+        beta=beta,
+        fit_options={
+            "guide": lm.LoRA(rank) if rank else lm.FullParameters(),
+            "objective": bayesrl.objectives.ReverseKL(num_particles=num_particles),
+            "num_steps": num_steps,
+        },
+        held_out=(others,),
+        sections=(lambda posterior: lm.text_sections(posterior, held_out=others),),
+    )
+
+
+def made_up(count: int, seed: int) -> list[dict[str, str]]:
+    """Make up different questions: sums and differences of numbers up to 50, and letters to look up."""
+    rng = np.random.default_rng([seed, 1])
+    rows: dict[str, dict[str, str]] = {}
+    while len(rows) < count:
+        row = _look_up(rng) if rng.random() < 0.5 else _sum(rng)
+        rows.setdefault(row["prompt"], row)
+    return list(rows.values())
+
+
+def _sum(rng: np.random.Generator) -> dict[str, str]:
+    first, second = sorted(map(int, rng.integers(0, 50, 2)), reverse=True)
+    plus = rng.random() < 0.5
+    sign, result = ("+", first + second) if plus else ("-", first - second)
+    return {"prompt": f"{first}{sign}{second}=", "answer": str(result)}
+
+
+def _look_up(rng: np.random.Generator) -> dict[str, str]:
+    letters = rng.choice(list(_LETTERS), 3, replace=False)
+    digits = rng.integers(0, 10, 3)
+    asked = int(rng.integers(3))
+    told = " ".join(f"{letter}{digit}" for letter, digit in zip(letters, digits, strict=True))
+    return {"prompt": f"{told} {letters[asked]}?", "answer": str(digits[asked])}
+
+
+def read_questions(path: str) -> list[dict[str, Any]]:
+    """Read records with `prompt` and `answer`, one JSON object in a line."""
+    rows = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise bayesrl.errors.LanguageModelError(f"questions={path!r} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise bayesrl.errors.LanguageModelError(f"line {number} of {path} is no JSON: {error}") from error
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("prompt", "answer")):
+            raise bayesrl.errors.LanguageModelError(f"line {number} of {path} has no text under prompt and answer")
+        rows.append(row)
+    if len(rows) < 2:
+        raise bayesrl.errors.LanguageModelError(f"{path} holds {len(rows)} questions; at least 2 are needed")
+    return rows
+
+
+def _trained(rows: list[dict[str, Any]] | None, steps: int, seed: int) -> lm.Pretrained:
+    """Train a small model on questions of the same kind, but not on these."""
+    examples = made_up(20_000, seed + 1) if rows is None else rows
+    told = {"steps": steps, "seed": seed, "data": [row["prompt"] + row["answer"] for row in examples[:200]]}
+
+    def train() -> lm.Pretrained:
+        tokenizer = lm.characters("".join(row["prompt"] + row["answer"] for row in examples))
+        longest = max(len(row["prompt"]) + len(row["answer"]) for row in examples) + 8
+        config = lm.GPT2Config(vocab_size=tokenizer.vocab_size, max_length=longest, width=128, depth=2, heads=4)
+        start = lm.GPT2.random(jax.random.key(seed), config)
+        program = lm.pairs(start, examples, tokenizer=tokenizer, batch_size=64)
+        return lm.fitted(bayesrl.fit(jax.random.key(seed), program, num_steps=steps))
+
+    return lm.kept("question_answering", told, train)
