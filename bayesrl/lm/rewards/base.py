@@ -38,7 +38,7 @@ class Reward(abc.ABC):
     def __neg__(self) -> "WeightedSum":
         return WeightedSum(((-1.0, self),))
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Let go of what the reward holds, such as worker processes; it can be used again."""
 
 
@@ -104,8 +104,8 @@ class TokenReward(Reward):
             value = jnp.asarray(jax.vmap(self.fn)(tokens, real))
         except (TypeError, jax.errors.JAXTypeError) as error:
             raise LanguageModelError(
-                f"reward {name!r} could not be run on tokens: {str(error).splitlines()[0]}; it gets (tokens, real), both "
-                "[T], as JAX arrays; a function of the text is rewards.on_text(fn)"
+                f"reward {name!r} could not be run on tokens: {str(error).splitlines()[0]}; it gets (tokens, real), "
+                "both [T], as JAX arrays; a function of the text is rewards.on_text(fn)"
             ) from error
         if value.shape != tokens.shape[:1]:
             raise LanguageModelError(

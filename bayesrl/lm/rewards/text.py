@@ -1,61 +1,344 @@
 """Rewards that read text: ordinary Python, run on the host."""
 
-from collections.abc import Callable
+import functools
+import inspect
+import logging
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.core.draws import is_count, is_number
+from bayesrl.core.host import on_host
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Completions, Examples
 from bayesrl.lm.rewards.base import Reward
+from bayesrl.lm.rewards.workers import Failure, Workers
+
+_LARGEST = float(np.finfo(np.float32).max)
+_SHOWN = 80
+"""Characters of a text that messages show."""
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TextReward(Reward):
     """A Python function of the text of one completion; see `on_text`."""
 
     fn: Callable[..., Any]
+    name: str
+    wants_example: bool
+    num_workers: int = 0
+    time_limit: float | None = None
+    on_error: float | Literal["stop"] = "stop"
+    batched: bool = False
+
+    def __post_init__(self) -> None:
+        count = max(self.num_workers, 0 if self.time_limit is None else 1)
+        workers = Workers(self.fn, self.name, count, self.time_limit) if count else None
+        object.__setattr__(self, "_workers", workers)
+        object.__setattr__(self, "_failures", [0])
 
     def __call__(self, completions: Completions) -> Array:
-        """Give the function's value for each completion, [...]."""
-        examples = completions.examples
+        """Give the function's value for each completion, [...].
 
-        def on_host(index: Any, tokens: Any, real: Any) -> np.ndarray:
-            texts = decoded(examples, np.asarray(tokens), np.asarray(real))
-            return np.asarray([self.fn(text) for text in texts], np.float32).reshape(np.shape(index))
+        Raises:
+            LanguageModelError: inside of `host_errors`; see `on_text`.
+        """
+        examples = completions.examples
+        check_tokenizer(examples, self.name)
+
+        def scores(index: np.ndarray, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
+            texts = decoded(examples, tokens, real)
+            return self.scores(index.reshape(-1), texts, examples).reshape(index.shape)
 
         shape = jax.ShapeDtypeStruct(completions.index.shape, jnp.float32)
-        given = (completions.index, completions.tokens, completions.real)
-        result: Array = jax.pure_callback(on_host, shape, *given, vmap_method="broadcast_all")
-        return result
+        return on_host(scores, shape, completions.index, completions.tokens, completions.real)
 
+    def scores(self, index: Any, texts: Sequence[str], examples: Sequence[Any]) -> np.ndarray:
+        """Score texts, on the host.
 
-def decoded(examples: Examples, tokens: np.ndarray, real: np.ndarray) -> list[str]:
-    """Decode completions [..., T] of which only what is real counts, in order."""
-    if examples.tokenizer is None:
+        Args:
+            index: of the example that each text belongs to, [texts].
+            texts: what was written.
+            examples: the records behind the prompts.
+
+        Returns:
+            [texts], float32; what is the same is scored once.
+
+        Raises:
+            LanguageModelError: see `on_text`.
+        """
+        pairs = [(int(at) if self.wants_example else 0, text) for at, text in zip(index, texts, strict=True)]
+        unique = list(dict.fromkeys(pairs))
+        size = math.ceil(len(unique) / max(1, self.num_workers)) if self.batched else 1
+        parts = [unique[at : at + size] for at in range(0, len(unique), size)] if unique else []
+        values: dict[tuple[int, str], float] = {}
+        for part, answer in zip(parts, self._answers(parts, examples), strict=True):
+            values |= zip(part, self._numbers(answer, part), strict=True)
+        return np.asarray([values[pair] for pair in pairs], np.float32)
+
+    def close(self) -> None:
+        """Stop the worker processes; they start again when needed."""
+        if self._workers is not None:  # type: ignore[attr-defined]
+            self._workers.close()  # type: ignore[attr-defined]
+
+    @property
+    def num_failures(self) -> int:
+        """How many texts were scored by `on_error`."""
+        return self._failures[0]  # type: ignore[attr-defined]
+
+    # ---- calls and their answers -------------------------------------------------------------
+
+    def _answers(self, parts: list[list[tuple[int, str]]], examples: Sequence[Any]) -> list[Any]:
+        calls = [self._arguments(part, examples) for part in parts]
+        workers: Workers | None = self._workers  # type: ignore[attr-defined]
+        if workers is None:
+            return [self._called(call, part) for call, part in zip(calls, parts, strict=True)]
+        answers = workers.run(calls, keep_going=self.on_error != "stop")
+        for part, answer in zip(parts, answers, strict=True):
+            if isinstance(answer, Failure):
+                self._failed(answer, part)
+        return answers
+
+    def _arguments(self, part: list[tuple[int, str]], examples: Sequence[Any]) -> tuple[Any, ...]:
+        texts = [text for _, text in part]
+        records = [examples[index] for index, _ in part] if self.wants_example else []
+        if not self.batched:
+            return (texts[0], *records)
+        return (texts, records) if self.wants_example else (texts,)
+
+    def _called(self, call: tuple[Any, ...], part: list[tuple[int, str]]) -> Any:
+        try:
+            return self.fn(*call)
+        except Exception as error:  # noqa: BLE001  (whatever a user's function raises)
+            said = f"raised {type(error).__name__}: {error}" if str(error) else f"raised {type(error).__name__}"
+            failure = Failure(said, type(error).__name__, str(error), "", error)
+            self._failed(failure, part)
+            return failure
+
+    def _failed(self, failure: Failure, part: list[tuple[int, str]]) -> None:
+        """Raise an error, or count.
+
+        Raises:
+            LanguageModelError: unless `on_error` is a number.
+        """
+        if failure.error == LanguageModelError.__name__:  # ours tell what to do already
+            raise LanguageModelError(failure.said) from None
+        what = f"reward {self.name!r} {failure.what}, on {_shown([text for _, text in part])}"
+        if self.on_error == "stop":
+            late = failure.error == "" and self.time_limit is not None
+            remedy = "raise time_limit" if late else "mend the function"
+            error = LanguageModelError(f"{what}; {remedy}, or pass on_error=0.0 to score such texts by a number")
+            if failure.traceback:
+                error.add_note(f"In the worker process:\n{failure.traceback}")
+            raise error from failure.cause
+        if self.num_failures == 0:
+            _log.warning("%s; it is scored by %g, as others will be without a word", what, self.on_error)
+        self._failures[0] += len(part)  # type: ignore[attr-defined]
+
+    def _numbers(self, answer: Any, part: list[tuple[int, str]]) -> list[float]:
+        if isinstance(answer, Failure):
+            return [float(self.on_error)] * len(part)
+        texts = [text for _, text in part]
+        if not self.batched:
+            return [self._number(answer, texts[0])]
+        try:
+            given = [] if isinstance(answer, str | bytes) else list(answer)
+        except TypeError:
+            given = []
+        if len(given) != len(texts):
+            what = f"{len(given)} values" if given else f"{answer!r:.{_SHOWN}}"
+            raise LanguageModelError(
+                f"reward {self.name!r} returned {what} for {_shown(texts)}; with batched=True, return one number for "
+                "each text"
+            )
+        return [self._number(value, text) for value, text in zip(given, texts, strict=True)]
+
+    def _number(self, value: Any, text: str) -> float:
+        """Check what a function returned; −∞ forbids a text, and may be."""
+        number = value if type(value) is float else _as_float(value)
+        if number is not None and (abs(number) <= _LARGEST or number == -math.inf):
+            return number
+        kind = "" if number is not None else f", a {type(value).__name__},"
         raise LanguageModelError(
-            "a reward reads text, and the prompts were given as tokens; pass a tokenizer and texts"
+            f"reward {self.name!r} returned {value!r:.{_SHOWN}}{kind} for {_shown([text])}; return one finite number "
+            "(or -inf, which forbids a text)"
         )
-    rows = [
-        row[kept]
-        for row, kept in zip(tokens.reshape(-1, tokens.shape[-1]), real.reshape(-1, real.shape[-1]), strict=True)
-    ]
-    return examples.tokenizer.decode(rows)
 
 
-def on_text(fn: Callable[..., Any]) -> TextReward:
-    """Make a reward of a Python function of the text."""
-    return TextReward(fn)
+def on_text(
+    fn: Callable[..., Any],
+    *,
+    num_workers: int = 0,
+    time_limit: float | None = None,
+    on_error: float | Literal["stop"] = "stop",
+    batched: bool = False,
+) -> TextReward:
+    """Make a reward of a Python function of the text.
+
+    The function runs on the host, in the middle of a compiled step. The same text (of the same prompt, where the
+    function sees examples) is scored once in a batch, so it must be a function in the mathematical sense.
+    It must not call JAX, which may lock up on a CPU with few cores, unless num_workers=1 gives it a process of its own.
+
+    Args:
+        fn: `fn(text)` or `fn(text, example)`, where the example is the record of the prompt: a mapping with `prompt`
+            and whatever else was given. A second argument with a default is no example unless it is named `example`.
+        num_workers: processes that call the function; 0 calls it in this process. It must then be importable: defined
+            at the top level of a module. A script that starts workers needs `if __name__ == "__main__":`.
+        time_limit: seconds for each text (for each call where `batched`). At least one worker process is used, and
+            killed where the function takes longer, even if it hangs.
+        on_error: "stop", or the number that scores texts on which the function raises, takes too long or ends its
+            process. A warning is logged once; `num_failures` counts.
+        batched: the function takes lists, `fn(texts)` or `fn(texts, examples)`, and returns as many numbers.
+
+    Raises:
+        LanguageModelError: an option cannot be used, or the function takes other arguments. On use, naming the text:
+            the function raised, took too long, or returned something else than a number below infinity. Compiled code
+            raises jax.errors.JaxRuntimeError with the same message where it is called outside of the library.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from bayesrl.lm.completions import Completions, prompts
+        >>> from bayesrl.lm.tokenizer import characters
+        >>> asked = prompts([{"prompt": "1+1=", "answer": "2"}], characters("12+="))
+        >>> right = on_text(lambda text, example: text == example["answer"])
+        >>> two = jnp.asarray(asked.examples.tokenizer.encode(["2"]))
+        >>> index = jnp.array([0])
+        >>> right(Completions(index, asked.tokens, asked.real, two, two > 0, asked.examples)).tolist()
+        [1.0]
+    """
+    return make_text_reward(
+        fn, num_workers=num_workers, time_limit=time_limit, on_error=on_error, batched=batched, name=None
+    )
+
+
+def make_text_reward(
+    fn: Callable[..., Any],
+    *,
+    name: str | None = None,
+    num_workers: int = 0,
+    time_limit: float | None = None,
+    on_error: float | Literal["stop"] = "stop",
+    batched: bool = False,
+) -> TextReward:
+    """Do as `on_text` does, under another name than that of the function."""
+    if not callable(fn):
+        raise LanguageModelError(f"on_text got {fn!r:.{_SHOWN}}; pass a function of the text")
+    name = _name_of(fn) if name is None else name
+    if not is_count(num_workers, least=0):
+        raise LanguageModelError(f"num_workers={num_workers!r}; use a whole number, 0 for no worker processes")
+    if time_limit is not None and not (is_number(time_limit) and time_limit > 0):
+        raise LanguageModelError(f"time_limit={time_limit!r}; use seconds above 0, or None")
+    if isinstance(on_error, str) and on_error != "stop":
+        raise LanguageModelError(f"on_error={on_error!r}; use 'stop', or a number that scores texts that fail")
+    if not isinstance(on_error, str) and (_as_float(on_error) is None or not float(on_error) < math.inf):
+        raise LanguageModelError(f"on_error={on_error!r}; use 'stop', or a number below infinity")
+    return TextReward(
+        fn=fn,
+        name=name,
+        wants_example=_wants_example(fn, name, batched),
+        num_workers=num_workers,
+        time_limit=None if time_limit is None else float(time_limit),
+        on_error=on_error,
+        batched=batched,
+    )
 
 
 def as_reward(reward: Any) -> Reward:
-    """Take a reward as it is, and a function as one of the text."""
+    """Take a reward as it is, and a function as one of the text.
+
+    Raises:
+        LanguageModelError: it is neither.
+
+    Example:
+        >>> as_reward(len).name
+        'len'
+    """
     if isinstance(reward, Reward):
         return reward
     if callable(reward):
         return on_text(reward)
-    raise LanguageModelError(f"reward={reward!r} is no reward; pass a function of the text, or rewards.on_tokens(fn)")
+    raise LanguageModelError(
+        f"reward={reward!r:.{_SHOWN}} is no reward; pass a function of the text, or rewards.on_tokens(fn)"
+    )
+
+
+def decoded(examples: Examples, tokens: np.ndarray, real: np.ndarray) -> list[str]:
+    """Decode completions [..., T] of which only what is real counts, in order; special tokens are left out.
+
+    Raises:
+        LanguageModelError: the prompts were given as tokens, so there is no tokenizer.
+    """
+    width = tokens.shape[-1]
+    rows = zip(tokens.reshape(-1, width), real.reshape(-1, width), strict=True)
+    return check_tokenizer(examples, "on text").decode([row[kept] for row, kept in rows])
+
+
+def check_tokenizer(examples: Examples, name: str) -> Any:
+    """Give the tokenizer that decodes completions.
+
+    Raises:
+        LanguageModelError: there is none.
+    """
+    if examples.tokenizer is None:
+        raise LanguageModelError(
+            f"reward {name!r} reads text, and the prompts were given as tokens; pass a tokenizer and texts, or use "
+            "rewards.on_tokens(fn)"
+        )
+    return examples.tokenizer
+
+
+def _wants_example(fn: Callable[..., Any], name: str, batched: bool) -> bool:
+    """Tell by its signature whether a function takes the example too.
+
+    Raises:
+        LanguageModelError: it takes neither the text alone, nor text and example.
+    """
+    if inspect.iscoroutinefunction(fn):
+        raise LanguageModelError(f"reward {name!r} is a coroutine; pass an ordinary function (asyncio.run inside it)")
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # some functions written in C tell nothing
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = [parameter for parameter in signature.parameters.values() if parameter.kind in kinds]
+    named = len(places) > 1 and places[1].name in ("example", "examples")
+    for count, wants in ((2, True), (1, False)) if named else ((1, False), (2, True)):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return wants
+    what = "(texts) or (texts, examples)" if batched else "(text) or (text, example)"
+    raise LanguageModelError(
+        f"reward {name!r} takes {signature}; it is called with {what}: give the other arguments by functools.partial"
+    )
+
+
+def _name_of(fn: Any) -> str:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return str(getattr(fn, "__name__", type(fn).__name__))
+
+
+def _as_float(value: Any) -> float | None:
+    """Read a real number, Python's, NumPy's or JAX's; None where it is something else."""
+    if not isinstance(value, bool | int | float | np.bool_ | np.number | np.ndarray | Array) or np.shape(value) != ():
+        return None
+    try:
+        return float(value) if np.asarray(value).dtype.kind != "c" else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _shown(texts: Sequence[str]) -> str:
+    """Show a text, or the first of several, shortened."""
+    first = texts[0] if len(texts[0]) <= _SHOWN else f"{texts[0][: _SHOWN - 1]}…"
+    return f"the text {first!r}" if len(texts) == 1 else f"{len(texts)} texts, the first {first!r}"

@@ -1,0 +1,320 @@
+"""Rewards by a classifier: a BERT, in the compiled step; or a pipeline of scikit-learn, on the host."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from bayesrl.core.draws import is_count
+from bayesrl.core.host import on_host
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.checkpoints import Pretrained
+from bayesrl.lm.completions import Completions
+from bayesrl.lm.rewards.base import Reward
+from bayesrl.lm.rewards.text import TextReward, check_tokenizer, decoded, make_text_reward
+from bayesrl.lm.tokenizer import Tokenizer
+from bayesrl.lm.transformers import BertClassifier
+
+_SHORTEST, _RATIO = 32, 4
+"""Texts are padded to one of few lengths: the shortest, and by this ratio ever longer ones; each is compiled."""
+
+_SCALES = ("log_prob", "probability", "logit")
+
+type Scale = Literal["log_prob", "probability", "logit"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierReward(Reward):
+    """How a BERT classifies completions; see `classifier`."""
+
+    model: BertClassifier
+    tokenizer: Tokenizer
+    label: int
+    scale: Scale
+    with_prompt: bool
+
+    def __call__(self, completions: Completions) -> Array:
+        """Give the score of the label for each completion, [...]."""
+        theirs = check_tokenizer(completions.examples, "classifier")
+        shape = completions.index.shape
+        if theirs.digest == self.tokenizer.digest:
+            tokens, real = self._own_tokens(completions)
+            scores = _scores(self.model, tokens.reshape(-1, tokens.shape[-1]), real.reshape(-1, real.shape[-1]))
+        else:
+            given = (completions.index, completions.tokens, completions.real)
+            width = self.model.config.max_length
+            out = (jax.ShapeDtypeStruct((*shape, width), jnp.int32), jax.ShapeDtypeStruct((*shape, width), jnp.bool_))
+            tokens, real = on_host(lambda *arrays: self._recoded(completions, *arrays), out, *given)
+            arrays, rest = eqx.partition(self.model, eqx.is_array)
+            scores = _at_few_lengths(rest)(arrays, tokens.reshape(-1, width), real.reshape(-1, width))
+        return self._scaled(scores).reshape(shape)
+
+    def _scaled(self, logits: Array) -> Array:
+        if self.scale == "logit":
+            return logits[..., self.label]
+        normal = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)[..., self.label]
+        return normal if self.scale == "log_prob" else jnp.exp(normal)
+
+    # ---- the tokens of the classifier ---------------------------------------------------------
+
+    def _own_tokens(self, completions: Completions) -> tuple[Array, Array]:
+        """Give the tokens as they were written, without special ones, between those that the classifier wants."""
+        tokens, real = completions.tokens, completions.real
+        if self.with_prompt:
+            tokens = jnp.concatenate([completions.prompt, tokens], -1)
+            real = jnp.concatenate([completions.prompt_real, real], -1)
+        if self._special.size:
+            real = real & ~jnp.isin(tokens, self._special)
+        before, after = self._around
+        count = real.sum(-1, keepdims=True)
+        room = self.model.config.max_length - len(before) - len(after)
+        skipped = jnp.maximum(count - room, 0) if self.with_prompt else jnp.zeros_like(count)
+        order = jnp.argsort(~real, axis=-1, stable=True)
+        places = jnp.arange(min(room, tokens.shape[-1]))
+        chosen = jnp.minimum(places + skipped, tokens.shape[-1] - 1)
+        kept = jnp.take_along_axis(jnp.take_along_axis(tokens, order, -1), chosen, -1)
+        count = jnp.minimum(count, room)
+        lead = tokens.shape[:-1]
+        parts = [jnp.broadcast_to(jnp.asarray(before, jnp.int32), (*lead, len(before))), kept.astype(jnp.int32)]
+        whole = jnp.concatenate([*parts, jnp.full((*lead, max(len(after), 1)), self._pad, jnp.int32)], -1)
+        place = jnp.arange(whole.shape[-1]) - len(before) - count
+        if after:  # the place right behind the text is 0
+            closing = jnp.asarray(after, jnp.int32)[jnp.clip(place, 0, len(after) - 1)]
+            whole = jnp.where((place >= 0) & (place < len(after)), closing, whole)
+        whole = jnp.where(place < len(after), whole, self._pad)
+        least = jnp.arange(whole.shape[-1]) == 0  # a model must look at something
+        longest = self.model.config.max_length
+        return whole[..., :longest], ((place < len(after)) | least)[..., :longest]
+
+    def _recoded(
+        self, completions: Completions, index: np.ndarray, tokens: np.ndarray, real: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Give the text in the classifier's tokens, padded on the right to the most that it can read."""
+        examples, width = completions.examples, self.model.config.max_length
+        texts = decoded(examples, tokens, real)
+        if self.with_prompt:
+            texts = [examples[at]["prompt"] + text for at, text in zip(index.reshape(-1), texts, strict=True)]
+        before, after = self._around
+        room = width - len(before) - len(after)
+        whole = np.full((len(texts), width), self._pad, np.int32)
+        fine = np.zeros((len(texts), width), bool)
+        fine[:, 0] = True
+        for row, code in enumerate(self.tokenizer.encode(texts, special=False)):
+            kept = code if len(code) <= room else (code[len(code) - room :] if self.with_prompt else code[:room])
+            kept = [*before, *kept, *after]
+            whole[row, : len(kept)], fine[row, : len(kept)] = kept, True
+        return whole.reshape(*index.shape, width), fine.reshape(*index.shape, width)
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """Give the tokens that the tokenizer puts before and after a text."""
+        plain, special = [self.tokenizer.encode(["a"], special=kind)[0] for kind in (False, True)]
+        for at in range(len(special) - len(plain) + 1):
+            if plain and special[at : at + len(plain)] == plain:
+                return special[:at], special[at + len(plain) :]
+        return special[:1], special[1:]
+
+    @cached_property
+    def _special(self) -> np.ndarray:
+        added = self.tokenizer.core.get_added_tokens_decoder()
+        return np.asarray([index for index, token in added.items() if token.special], np.int32)
+
+    @property
+    def _pad(self) -> int:
+        return self.tokenizer.pad if self.tokenizer.pad is not None else 0
+
+
+def classifier(
+    pretrained: Pretrained, label: int | str, *, scale: Scale = "log_prob", with_prompt: bool = False
+) -> ClassifierReward:
+    """Make a reward of how a BERT classifies what was written, such as log P(positive | text).
+
+    Where the policy's tokenizer is that of the classifier, it reads the very tokens that were written, special ones
+    excepted. Otherwise the text is decoded and coded anew on the host. In both cases the model itself runs inside of
+    the compiled step, and gives a constant: no gradient flows through it. Texts that are too long lose their end, or,
+    with the prompt, their beginning.
+
+    Args:
+        pretrained: what `load_pretrained` gave: a `BertClassifier` with its tokenizer.
+        label: the class, by its place or by its name in config.json.
+        scale: "log_prob", nats; "probability", in [0, 1]; or "logit", before the softmax.
+        with_prompt: whether it reads the prompt too, directly before what was written.
+
+    Raises:
+        LanguageModelError: the model is no classifier, has no tokenizer, or has no such label; the scale is unknown.
+
+    Example:
+        >>> import jax, tempfile
+        >>> from bayesrl.lm import BertClassifier, BertConfig, characters, load_pretrained, save_pretrained
+        >>> config = BertConfig(vocab_size=6, max_length=8, width=4, depth=1, heads=2, inner=8, labels=("bad", "good"))
+        >>> model = BertClassifier.random(jax.random.key(0), config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(folder, model, characters("abc"))
+        ...     good = classifier(load_pretrained(folder), "good")
+        >>> good.label
+        1
+    """
+    model = pretrained.model if isinstance(pretrained, Pretrained) else pretrained
+    if not isinstance(pretrained, Pretrained) or not isinstance(model, BertClassifier):
+        raise LanguageModelError(
+            f"classifier got a {type(model).__name__}; pass what load_pretrained gave for a classifier of BERT"
+        )
+    if pretrained.tokenizer is None:
+        raise LanguageModelError(
+            f"classifier got a model without a tokenizer ({pretrained.folder} has no tokenizer.json); save it there"
+        )
+    if scale not in _SCALES:
+        raise LanguageModelError(f"classifier got scale={scale!r}; use one of {', '.join(map(repr, _SCALES))}")
+    labels = model.config.labels
+    if len(labels) == 1 and scale != "logit":
+        raise LanguageModelError(
+            f"classifier got scale={scale!r} for a model with one label, {labels[0]!r}, whose probability is always 1; "
+            "use scale='logit'"
+        )
+    return ClassifierReward(model, pretrained.tokenizer, _place(label, labels), scale, with_prompt)
+
+
+def _place(label: Any, labels: tuple[Any, ...]) -> int:
+    if label in labels and isinstance(label, str):
+        return labels.index(label)
+    if is_count(label, least=0) and label < len(labels):
+        return int(label)
+    told = ", ".join(f"{index}: {name!r}" for index, name in enumerate(labels[:20]))
+    raise LanguageModelError(f"the classifier has no label {label!r}; use one of {told}, by place or by name")
+
+
+# ---- running the model ----------------------------------------------------------------------
+
+
+def _scores(model: BertClassifier, tokens: Array, real: Array) -> Array:
+    """Give logits [n, labels] of texts [n, length]."""
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    frozen = eqx.combine(lax.stop_gradient(arrays), rest)
+    return jax.vmap(frozen)(tokens, real)
+
+
+def _at_few_lengths(rest: Any) -> Any:
+    """Make a function from (arrays of the model, tokens [n, longest], real) to logits [n, labels].
+
+    It runs at the least of few lengths that holds every text. Under vmap the batch's texts are taken together, since
+    a choice that differs within a batch would run every alternative.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def scores(arrays: Any, tokens: Array, real: Array) -> Array:
+        model = eqx.combine(arrays, rest)
+        lengths = _lengths(tokens.shape[-1])
+        longest = jnp.max(jnp.where(real, jnp.arange(1, tokens.shape[-1] + 1), 0))
+        which = jnp.searchsorted(jnp.asarray(lengths), longest)
+
+        def cut(length: int) -> Any:
+            return lambda: _scores(model, tokens[:, :length], real[:, :length])
+
+        return lax.switch(which, [cut(length) for length in lengths])
+
+    @scores.def_vmap
+    def _(size: int, batched: Any, arrays: Any, tokens: Array, real: Array) -> tuple[Array, bool]:
+        if any(jax.tree.leaves(batched[0])):  # several classifiers at once: there is no common text
+            return lax.map(
+                lambda one: scores(
+                    jax.tree.map(lambda leaf, own: leaf[one] if own else leaf, arrays, batched[0]),
+                    tokens[one] if batched[1] else tokens,
+                    real[one] if batched[2] else real,
+                ),
+                jnp.arange(size),
+            ), True
+        tokens = tokens if batched[1] else jnp.broadcast_to(tokens, (size, *tokens.shape))
+        real = real if batched[2] else jnp.broadcast_to(real, (size, *real.shape))
+        flat = scores(arrays, tokens.reshape(-1, tokens.shape[-1]), real.reshape(-1, real.shape[-1]))
+        return flat.reshape(size, -1, flat.shape[-1]), True
+
+    return scores
+
+
+def _lengths(longest: int) -> list[int]:
+    lengths = [_SHORTEST]
+    while lengths[-1] < longest:
+        lengths.append(lengths[-1] * _RATIO)
+    return [*lengths[:-1], longest]
+
+
+# ---- scikit-learn ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Pipeline:
+    """What a pipeline says of texts, [texts]."""
+
+    pipeline: Any
+    place: int | None
+    scale: Scale
+
+    def __call__(self, texts: list[str]) -> list[float]:
+        if self.place is None:
+            return list(np.asarray(self.pipeline.predict(texts)))
+        if self.scale == "logit":
+            margin = np.asarray(self.pipeline.decision_function(texts))
+            # Of two classes, scikit-learn tells the margin of the second alone.
+            chosen = margin[:, self.place] if margin.ndim == 2 else margin * (1 if self.place == 1 else -1)
+            return list(chosen)
+        chance = np.asarray(self.pipeline.predict_proba(texts))[:, self.place]
+        if self.scale == "probability":
+            return list(chance)
+        with np.errstate(divide="ignore"):
+            return list(np.log(chance))
+
+
+def sklearn_pipeline(pipeline: Any, label: Any = None, *, scale: Scale = "log_prob") -> TextReward:
+    """Make a reward of a fitted scikit-learn pipeline that reads raw texts.
+
+    Args:
+        pipeline: fitted, such as `make_pipeline(TfidfVectorizer(), LogisticRegression())`; or a regressor.
+        label: the class, as in its `classes_`; None for a regressor, whose prediction is the reward.
+        scale: "log_prob", nats, or "probability", by `predict_proba`; "logit" is `decision_function`.
+
+    Raises:
+        LanguageModelError: it is not fitted, has no such class, or cannot give that scale.
+
+    Example:
+        >>> from sklearn.feature_extraction.text import CountVectorizer
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.pipeline import make_pipeline
+        >>> mood = make_pipeline(CountVectorizer(), LogisticRegression())
+        >>> mood = mood.fit(["so good", "good fun", "so bad", "bad taste"], ["+", "+", "-", "-"])
+        >>> chance = sklearn_pipeline(mood, "+", scale="probability")
+        >>> bool(chance.scores([0], ["good"], [{"prompt": ""}])[0] > 0.5)
+        True
+    """
+    try:
+        from sklearn.exceptions import NotFittedError
+        from sklearn.utils.validation import check_is_fitted
+    except ImportError as error:
+        raise LanguageModelError(
+            "sklearn_pipeline needs scikit-learn, which is not installed: pip install scikit-learn"
+        ) from error
+    kind = type(pipeline).__name__
+    if not hasattr(pipeline, "predict"):
+        raise LanguageModelError(f"sklearn_pipeline got a {kind}, which cannot predict; pass a fitted pipeline")
+    try:
+        check_is_fitted(pipeline)
+    except (NotFittedError, TypeError) as error:
+        raise LanguageModelError(f"sklearn_pipeline got a {kind} that is not fitted; call its fit first") from error
+    if scale not in _SCALES:
+        raise LanguageModelError(f"sklearn_pipeline got scale={scale!r}; use one of {', '.join(map(repr, _SCALES))}")
+    classes = list(getattr(pipeline, "classes_", []))
+    if label is None and classes:
+        raise LanguageModelError(f"sklearn_pipeline got a classifier and no label; pass one of {classes!r:.200}")
+    if label is not None and label not in classes:
+        told = f"pass one of {classes!r:.200}" if classes else "it is a regressor: leave the label out"
+        raise LanguageModelError(f"sklearn_pipeline has no class {label!r}; {told}")
+    needed = "predict" if label is None else "decision_function" if scale == "logit" else "predict_proba"
+    if not hasattr(pipeline, needed):
+        other = "scale='probability'" if needed == "decision_function" else "scale='logit'"
+        raise LanguageModelError(f"sklearn_pipeline got scale={scale!r}, and the {kind} has no {needed}; use {other}")
+    place = None if label is None else classes.index(label)
+    return make_text_reward(_Pipeline(pipeline, place, scale), name="sklearn_pipeline", batched=True)

@@ -1,0 +1,183 @@
+"""Rewards that check a text against what is known of its prompt: 1 where it is right, else 0."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from bayesrl.core.draws import is_number
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.completions import Example
+from bayesrl.lm.rewards.text import TextReward, make_text_reward
+
+_NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class _ExactMatch:
+    field: str
+    strip: bool
+    ignore_case: bool
+
+    def __call__(self, text: str, example: Example) -> float:
+        pair = [text, _text_of(example, self.field, "exact_match")]
+        if self.strip:
+            pair = [part.strip() for part in pair]
+        if self.ignore_case:
+            pair = [part.casefold() for part in pair]
+        return float(pair[0] == pair[1])
+
+
+@dataclass(frozen=True)
+class _Contains:
+    field: str
+    ignore_case: bool
+
+    def __call__(self, text: str, example: Example) -> float:
+        wanted = _text_of(example, self.field, "contains")
+        if self.ignore_case:
+            text, wanted = text.casefold(), wanted.casefold()
+        return float(wanted in text)
+
+
+@dataclass(frozen=True)
+class _Matches:
+    pattern: re.Pattern[str]
+    full: bool
+
+    def __call__(self, text: str) -> float:
+        found = self.pattern.fullmatch(text) if self.full else self.pattern.search(text)
+        return float(found is not None)
+
+
+@dataclass(frozen=True)
+class _NumberMatch:
+    field: str
+    tolerance: float
+
+    def __call__(self, text: str, example: Example) -> float:
+        wanted = _last_number(_text_of(example, self.field, "number_match"))
+        if wanted is None:
+            raise LanguageModelError(
+                f"number_match found no number in field {self.field!r} of the example with prompt "
+                f"{_prompt_of(example)}: {example[self.field]!r:.80}; put one there"
+            )
+        found = _last_number(text)
+        return float(found is not None and (found == wanted or abs(found - wanted) <= self.tolerance))
+
+
+def exact_match(field: str = "answer", *, strip: bool = True, ignore_case: bool = False) -> TextReward:
+    """Make a reward of 1 where the text equals a field of its example, else 0.
+
+    Args:
+        field: of the record of the prompt; a text, or a number that is read as it prints.
+        strip: whether blanks around both do not count.
+        ignore_case: whether capitals equal small letters.
+
+    Raises:
+        LanguageModelError: on use: an example has no such field.
+
+    Example:
+        >>> exact_match().scores([0, 0], [" 42", "41"], [{"prompt": "6*7=", "answer": 42}]).tolist()
+        [1.0, 0.0]
+    """
+    _check_field(field, "exact_match")
+    return make_text_reward(_ExactMatch(field, strip, ignore_case), name="exact_match")
+
+
+def contains(field: str = "answer", *, ignore_case: bool = False) -> TextReward:
+    """Make a reward of 1 where the text contains a field of its example, else 0.
+
+    Args:
+        field: of the record of the prompt; a text, or a number that is read as it prints.
+        ignore_case: whether capitals equal small letters.
+
+    Raises:
+        LanguageModelError: on use: an example has no such field.
+
+    Example:
+        >>> contains("city").scores([0], ["It is Paris."], [{"prompt": "Where?", "city": "Paris"}]).tolist()
+        [1.0]
+    """
+    _check_field(field, "contains")
+    return make_text_reward(_Contains(field, ignore_case), name="contains")
+
+
+def matches(pattern: str | re.Pattern[str], *, full: bool = False, time_limit: float | None = None) -> TextReward:
+    """Make a reward of 1 where a regular expression is found in the text, else 0.
+
+    Args:
+        pattern: as `re` reads it, or compiled.
+        full: whether it must match all of the text.
+        time_limit: seconds for each text, since some expressions take time that is exponential in the length;
+            a process of its own then does the search.
+
+    Raises:
+        LanguageModelError: it is no regular expression. On use: it took too long.
+
+    Example:
+        >>> matches("[0-9]+", full=True).scores([0, 0], ["12", "12a"], [{"prompt": ""}]).tolist()
+        [1.0, 0.0]
+    """
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise LanguageModelError(
+            f"matches got {pattern!r}, which is no regular expression: {error}; mend it"
+        ) from error
+    if not isinstance(compiled.pattern, str):
+        raise LanguageModelError(f"matches got {pattern!r}, which matches bytes; pass one that matches texts")
+    return make_text_reward(_Matches(compiled, full), name="matches", time_limit=time_limit)
+
+
+def number_match(field: str = "answer", *, tolerance: float = 0.0) -> TextReward:
+    """Make a reward of 1 where the last number in the text is that of the example, else 0.
+
+    Numbers may have a sign, thousands separated by commas, decimals after a point and an exponent; 3-1 ends with 1.
+
+    Args:
+        field: of the record of the prompt: a number, or a text whose last number counts.
+        tolerance: |found − wanted| may be as much.
+
+    Raises:
+        LanguageModelError: the tolerance is negative. On use: an example has no such field, or no number in it.
+
+    Example:
+        >>> asked = [{"prompt": "", "answer": "600 + 634 = 1,234"}]
+        >>> number_match().scores([0, 0], ["so it is 1234.0.", "I have 2 guesses"], asked).tolist()
+        [1.0, 0.0]
+    """
+    _check_field(field, "number_match")
+    if not (is_number(tolerance) and tolerance >= 0):
+        raise LanguageModelError(f"number_match got tolerance={tolerance!r}; use a number of at least 0")
+    return make_text_reward(_NumberMatch(field, float(tolerance)), name="number_match")
+
+
+def _check_field(field: str, name: str) -> None:
+    if not isinstance(field, str):
+        raise LanguageModelError(f"{name} got field={field!r}; pass the name of a field of the examples")
+
+
+def _text_of(example: Example, field: str, name: str) -> str:
+    if field not in example:
+        raise LanguageModelError(
+            f"{name} needs the field {field!r}, and the example with prompt {_prompt_of(example)} has only "
+            f"{', '.join(map(repr, example))}; give it to every prompt, or name another field"
+        )
+    value = example[field]
+    if not isinstance(value, str) and not is_number(value):
+        raise LanguageModelError(
+            f"{name} found {value!r:.80} in the field {field!r} of the example with prompt {_prompt_of(example)}; "
+            "put a text or a number there"
+        )
+    return str(value)
+
+
+def _prompt_of(example: Example) -> str:
+    prompt = str(example.get("prompt"))
+    return repr(prompt if len(prompt) <= 60 else f"{prompt[:59]}…")
+
+
+def _last_number(text: str) -> float | None:
+    found = _NUMBER.findall(text)
+    number = float(found[-1].replace(",", "").replace("−", "-")) if found else math.nan
+    return number if math.isfinite(number) else None
