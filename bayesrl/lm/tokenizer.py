@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -130,7 +130,7 @@ class Tokenizer:
         return {name: index for name, index in ids.items() if index is not None}
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path) -> "Tokenizer":
         """Read a tokenizer from a folder.
 
         Special tokens are those that tokenizer_config.json names, else special_tokens_map.json, else the ids in

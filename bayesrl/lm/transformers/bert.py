@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from bayesrl.lm.transformers.causal import Transformer
+from bayesrl.lm.transformers.causal import Config, Transformer
 from bayesrl.lm.transformers.layers import Embedding, LayerNorm, Linear, activation
 from bayesrl.lm.transformers.stored import Stored, affine, optional, refuse, required
 from bayesrl.typing import PRNGKey
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertConfig:
+class BertConfig(Config):
     """The shape of a BERT that classifies texts.
 
     Args:
@@ -32,6 +32,7 @@ class BertConfig:
         activation: of the feed-forward layer, by the name in transformers.
         epsilon: of the norms.
         initializer_range: standard deviation of random weights.
+        model_type: the family.
 
     Raises:
         LanguageModelError: from `from_json`, where config.json asks for what is not implemented.
@@ -48,10 +49,10 @@ class BertConfig:
     activation: str = "gelu"
     epsilon: float = 1e-12
     initializer_range: float = 0.02
-    model_type: ClassVar[str] = "bert"
+    model_type: str = "bert"
 
     @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> Self:
+    def from_json(cls, json: Mapping[str, Any]) -> "BertConfig":
         """Read what transformers writes as config.json."""
         refuse(json, "position_embedding_type", "absolute")
         refuse(json, "is_decoder", False)
@@ -144,10 +145,10 @@ class BertClassifier(Transformer):
     Unlike those of causal models, texts are padded on the right, as BERT was trained.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import equinox as eqx, jax, jax.numpy as jnp
         >>> config = BertConfig(vocab_size=7, max_length=8, width=4, depth=1, heads=2, inner=8)
         >>> model = BertClassifier.random(jax.random.key(0), config)
-        >>> model(jnp.array([1, 2, 0]), jnp.array([True, True, False])).shape
+        >>> eqx.filter_jit(model)(jnp.array([1, 2, 0]), jnp.array([True, True, False])).shape
         (2,)
 
     References:

@@ -54,8 +54,8 @@ class Cache(eqx.Module):
             >>> model = GPT2.random(jax.random.key(0), config)
             >>> empty = model.start(8)
             >>> feed = jax.vmap(model.extend, in_axes=(0, 0, None), out_axes=(0, empty.axes))
-            >>> hidden, caches = feed(jnp.zeros((3, 2), int), jnp.ones((3, 2), bool), empty)
-            >>> hidden.shape, caches.keys[0].shape, caches.length
+            >>> hidden, caches = jax.jit(feed)(jnp.zeros((3, 2), int), jnp.ones((3, 2), bool), empty)
+            >>> hidden.shape, caches.keys[0].shape, int(caches.length)
             ((3, 2, 4), (3, 8, 2, 2), 2)
         """
         shared = jax.tree_util.GetAttrKey("length")

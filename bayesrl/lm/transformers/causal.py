@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -15,32 +15,31 @@ from bayesrl.lm.transformers.stored import Stored
 from bayesrl.typing import PRNGKey
 
 
-class Config(Protocol):
-    """The shape of a model; a frozen dataclass whose fields JSON can hold."""
+class Config(abc.ABC):
+    """The shape of a model: a frozen dataclass whose fields JSON can hold.
 
-    @property
-    def model_type(self) -> str:
-        """The family, by the name that transformers gives it."""
-        ...
+    Args:
+        model_type: the family, by the name that transformers gives it.
+        vocab_size: how many tokens there are.
+        max_length: the context length: the most tokens that the model can stand.
+    """
 
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are."""
-        ...
-
-    @property
-    def max_length(self) -> int:
-        """The context length: the most tokens that the model can stand."""
-        ...
+    model_type: str
+    vocab_size: int
+    max_length: int
 
     @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> Self:
-        """Read what transformers writes as config.json; refuse what is not implemented."""
-        ...
+    @abc.abstractmethod
+    def from_json(cls, json: Mapping[str, Any]) -> "Config":
+        """Read what transformers writes as config.json.
 
+        Raises:
+            LanguageModelError: a setting is missing, or would need what is not implemented.
+        """
+
+    @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Give what transformers reads as config.json."""
-        ...
 
 
 class Transformer(eqx.Module):
@@ -55,7 +54,7 @@ class Transformer(eqx.Module):
 
     @classmethod
     @abc.abstractmethod
-    def random(cls, key: PRNGKey, config: Any, *, dtype: Any = jnp.float32) -> Self:
+    def random(cls, key: PRNGKey, config: Any, *, dtype: Any = jnp.float32) -> "Transformer":
         """Make a model with random weights; the key is consumed."""
 
     @classmethod
@@ -71,13 +70,13 @@ class CausalLM(Transformer):
     only. A row gives the same logits with padding as without.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import equinox as eqx, jax, jax.numpy as jnp
         >>> from bayesrl.lm.transformers import GPT2, GPT2Config
         >>> model = GPT2.random(jax.random.key(0), GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=2))
         >>> tokens, real = jnp.array([0, 3, 1]), jnp.array([False, True, True])
-        >>> hidden, cache = model.extend(tokens, real, model.start(8))
-        >>> logits = model.logits(hidden[-1])
-        >>> bool(jnp.allclose(logits, model(jnp.array([3, 1]))[-1], atol=1e-5))
+        >>> hidden, cache = eqx.filter_jit(model.extend)(tokens, real, model.start(8))
+        >>> logits = eqx.filter_jit(model)(jnp.array([3, 1]))
+        >>> bool(jnp.allclose(model.logits(hidden[-1]), logits[-1], atol=1e-5))
         True
 
     References:

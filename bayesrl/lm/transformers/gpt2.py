@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -11,14 +11,14 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bayesrl.lm.transformers.caching import Cache, Reach, attend, reach
-from bayesrl.lm.transformers.causal import CausalLM, check_capacity
+from bayesrl.lm.transformers.causal import CausalLM, Config, check_capacity
 from bayesrl.lm.transformers.layers import Embedding, LayerNorm, Linear, activation
 from bayesrl.lm.transformers.stored import Stored, affine, optional, refuse, required
 from bayesrl.typing import PRNGKey
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPT2Config:
+class GPT2Config(Config):
     """The shape of a GPT-2.
 
     Args:
@@ -32,6 +32,7 @@ class GPT2Config:
         epsilon: of the norms.
         tied: whether the logits use the table of the tokens.
         initializer_range: standard deviation of random weights.
+        model_type: the family.
 
     Raises:
         LanguageModelError: from `from_json`, where config.json asks for what is not implemented.
@@ -47,10 +48,10 @@ class GPT2Config:
     epsilon: float = 1e-5
     tied: bool = True
     initializer_range: float = 0.02
-    model_type: ClassVar[str] = "gpt2"
+    model_type: str = "gpt2"
 
     @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> Self:
+    def from_json(cls, json: Mapping[str, Any]) -> "GPT2Config":
         """Read what transformers writes as config.json."""
         refuse(json, "add_cross_attention", False)
         refuse(json, "scale_attn_weights", True)
@@ -130,9 +131,10 @@ class GPT2(CausalLM):
         x = token[t] + position[i];  x += attention(norm(x)), x += feed(norm(x)) per block;  logits = token·norm(x)
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import equinox as eqx, jax, jax.numpy as jnp
         >>> config = GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2)
-        >>> GPT2.random(jax.random.key(0), config)(jnp.array([1, 2, 3])).shape
+        >>> model = GPT2.random(jax.random.key(0), config)
+        >>> eqx.filter_jit(model)(jnp.array([1, 2, 3])).shape
         (3, 7)
 
     References:

@@ -94,10 +94,11 @@ class Llama(CausalLM):
         x = token[t];  x += attention(norm(x)), x += W₂(silu(W₁·norm(x))·W₃·norm(x)) per block;  logits = H·norm(x)
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import equinox as eqx, jax, jax.numpy as jnp
         >>> from bayesrl.lm.transformers import LlamaConfig
         >>> config = LlamaConfig(vocab_size=7, max_length=8, width=4, depth=1, heads=2, kv_heads=1, inner=8)
-        >>> Llama.random(jax.random.key(0), config)(jnp.array([1, 2, 3])).shape
+        >>> model = Llama.random(jax.random.key(0), config)
+        >>> eqx.filter_jit(model)(jnp.array([1, 2, 3])).shape
         (3, 7)
 
     References:

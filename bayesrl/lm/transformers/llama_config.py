@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from bayesrl.errors import LanguageModelError
+from bayesrl.lm.transformers.causal import Config
 from bayesrl.lm.transformers.stored import optional, refuse, required
 
 ARCHITECTURES = {
@@ -56,7 +57,7 @@ class Rope:
         return turns
 
     @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> Self:
+    def from_json(cls, json: Mapping[str, Any]) -> "Rope":
         """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of older files.
 
         Raises:
@@ -100,7 +101,7 @@ class Rope:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
+class LlamaConfig(Config):
     """The shape of a Llama, Mistral, Qwen2, Qwen3 or SmolLM.
 
     Args:
@@ -154,7 +155,7 @@ class LlamaConfig:
             )
 
     @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> Self:
+    def from_json(cls, json: Mapping[str, Any]) -> "LlamaConfig":
         """Read what transformers writes as config.json."""
         family = json.get("model_type")
         refuse(json, "hidden_act", "silu")

@@ -58,5 +58,5 @@ def refuse(json: Mapping[str, Any], key: str, *accepted: Any) -> None:
     if value is not None and value not in accepted:
         raise LanguageModelError(
             f"config.json of a {json.get('model_type')!r} model sets {key}={value!r}, which bayesrl does not implement "
-            f"(it reads {' or '.join(map(repr, accepted))}); choose another model"
+            f"(it reads {' or '.join(map(repr, accepted)) or 'models without it'}); choose another model"
         )
