@@ -18,7 +18,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenizer import CONFIG, GENERATION, SPECIAL, TOKENIZER, TOKENIZER_CONFIG, Tokenizer, read_json
 from bayesrl.lm.transformers.causal import CausalLM, Transformer
 from bayesrl.lm.transformers.families import family_of
-from bayesrl.lm.transformers.stored import Stored
+from bayesrl.lm.transformers.stored import Stored, refuse
 from bayesrl.run_folder import write
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -58,8 +58,8 @@ def load_pretrained(source: str | Path, *, dtype: Any = None, revision: str | No
 
     Raises:
         LanguageModelError: the folder is missing, or the hub cannot be reached; config.json is missing, names an
-            unknown architecture or asks for what is not implemented; tensors are missing, left over or of the wrong
-            shape; there are only pickled weights; a file is damaged; the tokenizer does not fit the model.
+            unknown architecture or asks for what is not implemented; tensors are missing, left over, quantised or of
+            the wrong shape; there are only pickled weights; a file is damaged; the tokenizer does not fit the model.
 
     Example:
         >>> import jax, tempfile
@@ -75,6 +75,7 @@ def load_pretrained(source: str | Path, *, dtype: Any = None, revision: str | No
     if config is None:
         raise LanguageModelError(f"{folder} has no {CONFIG}; pass the folder of a model that transformers saved")
     family = family_of(config)
+    refuse(config, "quantization_config")
     shape = family.config.from_json(config)
     skeleton = eqx.filter_eval_shape(family.model.random, jax.random.key(0), shape)
     model = filled(skeleton, _arrays(folder), _dtype(dtype), folder)
@@ -143,6 +144,11 @@ def _fitted(array: Array, given: str, stored: Stored, shape: tuple[int, ...], or
         raise LanguageModelError(
             f"{origin} holds {given} of shape {list(array.shape)}, and config.json asks for {list(held)}; "
             "one of the two belongs to another model"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
+        raise LanguageModelError(
+            f"{origin} holds {given} as {array.dtype}; quantised weights are not read: load the model in transformers, "
+            "dequantise it there, and save it anew"
         )
     return array.T if stored.transposed else array
 
@@ -275,15 +281,22 @@ def save_pretrained(
     except OSError as error:
         raise LanguageModelError(f"cannot make the folder {path}: {error.strerror}; choose another") from error
     special = {f"{name}_token_id": index for name, index in (tokenizer.special if tokenizer else {}).items()}
-    # "dtype" is what new versions of transformers call torch_dtype, and a stale one would win.
-    kept = {name: value for name, value in (keep or {}).items() if name != "dtype"}
-    config = {**kept, **model.config.to_json(), **special, "torch_dtype": str(next(iter(arrays.values())).dtype)}
+    dtype = str(next(iter(arrays.values())).dtype)
     _save_weights(path, arrays, max_shard_bytes)
-    write(path / CONFIG, _json(config))
+    write(path / CONFIG, _json({**_settings(model, keep or {}), **special, "torch_dtype": dtype}))
     if tokenizer is not None:
         tokenizer.save(path)
         if isinstance(model, CausalLM):
             write(path / GENERATION, _json(special))
+
+
+def _settings(model: Transformer, keep: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what config.json says of a model: its shape, over what is kept."""
+    # "dtype" is what new versions of transformers call torch_dtype, and a stale one would win.
+    kept = {name: value for name, value in keep.items() if name != "dtype"}
+    # Where nobody says which they are, transformers would put ids of other vocabularies.
+    unknown = {"bos_token_id": None, "eos_token_id": None} if isinstance(model, CausalLM) else {}
+    return {**unknown, **kept, **model.config.to_json()}
 
 
 def _json(told: Mapping[str, Any]) -> bytes:
