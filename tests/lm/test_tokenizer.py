@@ -1,0 +1,125 @@
+"""Tokenizers: there and back, saved and loaded, special tokens, padding."""
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bayesrl
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm import Tokenizer, byte_pairs, bytes_level, characters, pad_left
+
+GOLDEN = Path(__file__).parent / "golden"
+TEXTS = ["the cat sat", "on the mat, the hat\n", "Größe 3 ≤ π", "  two  spaces", ""]
+MADE = {
+    "characters": lambda: characters("".join(TEXTS)),
+    "bytes": bytes_level,
+    "pairs": lambda: byte_pairs(TEXTS, 280),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_there_and_back_and_saved(name: str, tmp_path: Path) -> None:
+    tokenizer = MADE[name]()
+    rows = tokenizer.encode(TEXTS)
+    assert tokenizer.decode(rows) == TEXTS
+    assert tokenizer.decode([np.array(row, np.int32) for row in rows]) == TEXTS
+    assert max(map(max, rows[:-1])) < tokenizer.vocab_size
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.encode(TEXTS) == rows
+    assert (again.eos, again.pad, again.bos, again.digest) == (tokenizer.eos, tokenizer.pad, None, tokenizer.digest)
+
+
+def test_special_tokens_are_left_out_or_not() -> None:
+    tokenizer = characters("ab")
+    rows = [[tokenizer.pad, *tokenizer.encode(["ab"])[0], tokenizer.eos]]
+    assert tokenizer.decode(rows) == ["ab"]
+    assert tokenizer.decode(rows, skip_special=False) == ["<pad>ab<eos>"]
+    assert tokenizer.encode(["a<eos>"]) == [[3, tokenizer.eos]]
+
+
+def test_digests_tell_tokenizers_apart() -> None:
+    digests = [make().digest for make in MADE.values()]
+    assert len(set(digests)) == 3
+    assert digests == [make().digest for make in MADE.values()]
+    core = characters("ab").core
+    assert Tokenizer(core, eos=1).digest == Tokenizer(core, pad=0).digest == characters("ba").digest
+    assert characters("abc").digest != characters("ab").digest
+    padding = characters("ab")
+    before = padding.digest
+    padding.core.enable_padding(length=5)
+    assert Tokenizer(padding.core).digest == before
+    assert Tokenizer(padding.core).encode(["ab"]) == [[3, 4]], "padding of the core is not used"
+
+
+def test_pairs_shorten_texts() -> None:
+    tokenizer = byte_pairs(["the cat sat on the mat"] * 3, 270)
+    assert tokenizer.vocab_size == 270
+    assert len(tokenizer.encode(["the cat sat"])[0]) < len("the cat sat")
+    assert bytes_level().vocab_size == 258
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({"tokenizer_config.json": {"eos_token": "b", "pad_token": {"content": "<pad>"}}}, (4, 0, None)),
+        ({"special_tokens_map.json": {"bos_token": "a", "eos_token": "strange"}}, (None, None, 3)),
+        ({"generation_config.json": {"eos_token_id": [4, 3]}, "config.json": {"eos_token_id": 3}}, (4, None, None)),
+        ({"config.json": {"eos_token_id": 3, "pad_token_id": 99}}, (3, None, None)),
+    ],
+)
+def test_where_special_tokens_are_read(
+    tmp_path: Path, files: dict[str, object], wanted: tuple[int | None, ...]
+) -> None:
+    characters("ab").save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    for name, told in files.items():
+        (tmp_path / name).write_text(json.dumps(told))
+    read = Tokenizer.load(tmp_path)
+    assert (read.eos, read.pad, read.bos) == wanted
+
+
+def test_pad_left() -> None:
+    tokens, real = pad_left([[5, 6, 7], [8], []], 9, length=4)
+    assert tokens.tolist() == [[9, 5, 6, 7], [9, 9, 9, 8], [9, 9, 9, 9]]
+    assert real.tolist() == [[False, True, True, True], [False, False, False, True], [False] * 4]
+    assert (tokens.dtype, real.dtype) == (np.int32, bool)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input(tmp_path: Path) -> None:
+    tokenizer = characters("ab")
+    with pytest.raises(LanguageModelError, match="encode got one text, 'ab'; pass a list"):
+        tokenizer.encode("ab")
+    with pytest.raises(LanguageModelError, match="put a single row into a list"):
+        tokenizer.decode([3, 4])
+    with pytest.raises(LanguageModelError, match=r"got a str; pass a tokenizers.Tokenizer"):
+        Tokenizer("gpt2")
+    with pytest.raises(LanguageModelError, match="got eos=99, and has no such token among 5"):
+        Tokenizer(tokenizer.core, eos=99)
+    with pytest.raises(LanguageModelError, match="characters got an empty text"):
+        characters("")
+    with pytest.raises(LanguageModelError, match="vocab_size=100; 256 bytes, <pad> and <eos> need 258"):
+        byte_pairs(["a"], 100)
+    with pytest.raises(LanguageModelError, match="byte_pairs got one text"):
+        byte_pairs("abc", 300)
+    with pytest.raises(LanguageModelError, match=r"has no tokenizer.json; load the tokenizer in transformers"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(LanguageModelError, match="pad_left got no tokens"):
+        pad_left([[]], 0)
+    with pytest.raises(LanguageModelError, match="a row of 3 tokens for length=2; shorten it"):
+        pad_left([[1, 2, 3]], 0, length=2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LanguageModelError, match="cannot write a tokenizer"):
+        tokenizer.save(tmp_path / "file")
+
+
+def test_optional_libraries_are_imported_where_they_are_used() -> None:
+    for path in Path(bayesrl.__file__).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [getattr(node, "module", None), *(alias.name for alias in node.names)]
+                assert not {"tokenizers", "huggingface_hub"} & set(names), f"{path}, line {node.lineno}"
