@@ -315,7 +315,7 @@ def _named(model: Transformer) -> dict[str, Array]:
     if strangers:
         raise LanguageModelError(
             f"the model has {_some(strangers)}, which a checkpoint of a {model.config.model_type} model has no place "
-            "for; pass bayesrl.lm.merged(model), which adds low-rank paths to the weights"
+            "for; pass bayesrl.lm.transformers.merged(model), which adds low-rank paths to the weights"
         )
     return {stored.name: leaves[stored.path].T if stored.transposed else leaves[stored.path] for stored in places}
 

@@ -14,7 +14,9 @@ import pytest
 from safetensors.flax import load_file, save_file
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm import Linear, characters, load_pretrained, merged, save_pretrained
+from bayesrl.lm.checkpoints import load_pretrained, save_pretrained
+from bayesrl.lm.tokenizer import characters
+from bayesrl.lm.transformers import Linear, merged
 
 GOLDEN = Path(__file__).parent / "golden"
 ALL = ["gpt2", "llama", "smollm", "mistral", "qwen2", "qwen3", "bert"]
@@ -124,7 +126,9 @@ def test_low_rank_paths_must_be_merged(tmp_path: Path) -> None:
     adapted = eqx.tree_at(
         lambda model: model.blocks[0].query, model, Linear(query.weight, None, jnp.ones((1, width)), jnp.ones((out, 1)))
     )
-    with pytest.raises(LanguageModelError, match=r"\.blocks\[0\]\.query\.down, .*up.*pass bayesrl.lm.merged"):
+    with pytest.raises(
+        LanguageModelError, match=r"\.blocks\[0\]\.query\.down, .*up.*pass bayesrl.lm.transformers.merged"
+    ):
         save_pretrained(tmp_path, adapted)
     save_pretrained(tmp_path, merged(adapted))
     saved = arrays_in(tmp_path)["model.layers.0.self_attn.q_proj.weight"]

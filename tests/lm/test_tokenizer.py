@@ -9,9 +9,8 @@ import pytest
 
 import bayesrl
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm import Tokenizer, byte_pairs, bytes_level, characters, pad_left
+from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters, pad_left
 
-GOLDEN = Path(__file__).parent / "golden"
 TEXTS = ["the cat sat", "on the mat, the hat\n", "Größe 3 ≤ π", "  two  spaces", ""]
 MADE = {
     "characters": lambda: characters("".join(TEXTS)),

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm import GPT2, CausalLM, GPT2Config, Linear, Llama, LlamaConfig, Pretrained, Rope, load_pretrained, merged
-from bayesrl.lm.transformers import is_linear
+from bayesrl.lm.checkpoints import Pretrained, load_pretrained
+from bayesrl.lm.transformers import GPT2, CausalLM, GPT2Config, Linear, Llama, LlamaConfig, Rope, is_linear, merged
 from bayesrl.lm.transformers.layers import activation
 
 GOLDEN = Path(__file__).parent / "golden"
