@@ -1,10 +1,7 @@
 """Questions with one right answer, sums and look-ups: a small GPT-2, rewarded for exact matches."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import bayesrl
@@ -53,7 +50,9 @@ def problem(
     order = np.random.default_rng(seed).permutation(len(rows))
     cut = max(1, min(num_prompts, len(rows) * 4 // 5))
     asked, held_out = [rows[i] for i in order[:cut]], [rows[i] for i in order[cut:]]
-    model = lm.load_pretrained(checkpoint) if checkpoint else _trained(rows if questions else None, training_steps, seed)
+    model = (
+        lm.load_pretrained(checkpoint) if checkpoint else _trained(rows if questions else None, training_steps, seed)
+    )
     policy = lm.policy(
         model,
         asked,
@@ -103,37 +102,19 @@ def _look_up(rng: np.random.Generator) -> dict[str, str]:
 
 def read_questions(path: str) -> list[dict[str, Any]]:
     """Read records with `prompt` and `answer`, one JSON object in a line."""
-    rows = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise bayesrl.errors.LanguageModelError(f"questions={path!r} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise bayesrl.errors.LanguageModelError(f"line {number} of {path} is no JSON: {error}") from error
-        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("prompt", "answer")):
-            raise bayesrl.errors.LanguageModelError(f"line {number} of {path} has no text under prompt and answer")
-        rows.append(row)
+    rows = lm.read_json_lines(path)
+    for number, row in enumerate(rows, 1):
+        if not all(isinstance(row.get(name), str) for name in ("prompt", "answer")):
+            raise bayesrl.errors.LanguageModelError(
+                f"record {number} of {path} has no text under prompt and answer; it has {sorted(row)}"
+            )
     if len(rows) < 2:
         raise bayesrl.errors.LanguageModelError(f"{path} holds {len(rows)} questions; at least 2 are needed")
     return rows
 
 
 def _trained(rows: list[dict[str, Any]] | None, steps: int, seed: int) -> lm.Pretrained:
-    """Train a small model on questions of the same kind, but not on these."""
+    """Train a small model on questions of the same kind, but not on these; or, of questions of a file, on these."""
     examples = made_up(20_000, seed + 1) if rows is None else rows
-    told = {"steps": steps, "seed": seed, "data": [row["prompt"] + row["answer"] for row in examples[:200]]}
-
-    def train() -> lm.Pretrained:
-        tokenizer = lm.characters("".join(row["prompt"] + row["answer"] for row in examples))
-        longest = max(len(row["prompt"]) + len(row["answer"]) for row in examples) + 8
-        config = lm.GPT2Config(vocab_size=tokenizer.vocab_size, max_length=longest, width=128, depth=2, heads=4)
-        start = lm.GPT2.random(jax.random.key(seed), config)
-        program = lm.pairs(start, examples, tokenizer=tokenizer, batch_size=64)
-        return lm.fitted(bayesrl.fit(jax.random.key(seed), program, num_steps=steps))
-
-    return lm.kept("question_answering", told, train)
+    tokenizer = lm.characters("".join(row["prompt"] + row["answer"] for row in examples))
+    return lm.small_writer("question_answering", examples, tokenizer, num_steps=steps, seed=seed)

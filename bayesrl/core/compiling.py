@@ -6,6 +6,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from bayesrl.core.host import host_errors
 
 _MOST_KEPT = 64
 
@@ -41,17 +44,37 @@ class Compiled:
         key = (static, tree, tuple(jax.typeof(leaf) for leaf in leaves), tuple(held), held_tree)
         if key not in self._made:
             fn = self.fn
-            self._made[key] = eqx.filter_closure_convert(lambda *own: fn(static, *own), *args)
+            made = eqx.filter_closure_convert(lambda *own: fn(static, *own), *args)
+            self._made[key] = made, _calls_host(made.jaxpr)
             if len(self._made) > _MOST_KEPT:
                 self._made.popitem(last=False)
         self._made.move_to_end(key)
-        return _run(self._made[key], *args)
+        made, calls_host = self._made[key]
+        if not calls_host:
+            return _run(made, *args)
+        with host_errors():
+            # What runs on the host may fail, and its error shall come from here, not from whoever looks at the result.
+            return jax.block_until_ready(_run(made, *args))
 
 
 def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function as `Compiled` does, nothing in it static but what is no array."""
     made = Compiled(lambda _, *args: fn(*args))
     return lambda *args: made(None, *args)
+
+
+def _calls_host(jaxpr: Any) -> bool:
+    """Tell whether a program calls a Python function on the host, however deep inside."""
+    return any(
+        eqn.primitive.name == "pure_callback"
+        or any(
+            _calls_host(getattr(inner, "jaxpr", inner))
+            for value in eqn.params.values()
+            for inner in (value if isinstance(value, tuple | list) else (value,))
+            if isinstance(inner, Jaxpr | ClosedJaxpr)
+        )
+        for eqn in jaxpr.eqns
+    )
 
 
 @eqx.filter_jit

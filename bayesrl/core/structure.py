@@ -17,7 +17,6 @@ from bayesrl.core.recording import Frame, Record, Recording, abstractly, record
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
 
-
 type Support = Sequence[Any]
 """The values of a finite support, in a form that can be hashed: numbers, or vectors of one length."""
 

@@ -14,6 +14,7 @@ from numpyro.infer.elbo import ELBO
 from bayesrl import run_folder
 from bayesrl.core.draws import is_count
 from bayesrl.core.handlers import check_beta
+from bayesrl.core.host import host_errors
 from bayesrl.datatree import to_datatree
 from bayesrl.engines.running import Callback, Run, stack
 from bayesrl.engines.setup import Setup, set_up
@@ -101,7 +102,8 @@ def fit(
     _check_options(tolerance, optimizer, callback, source)
     _check_start(start_beta, beta)
     chosen = ReverseKL() if objective is None else as_objective(objective)
-    setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
+    with host_errors():
+        setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
     optimiser = default_optimizer(setup.learning_rate, num_steps) if optimizer is None else optimizer
     settings = _settings(key, num_steps, num_restarts, tolerance, start_beta, optimizer)
     problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}

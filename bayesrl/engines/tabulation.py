@@ -11,6 +11,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.core.handlers import check_beta
+from bayesrl.core.host import host_errors
 from bayesrl.core.pairing import freeze
 from bayesrl.core.recording import Recording, record
 from bayesrl.core.structure import Structure, as_arrays, check_policy, structure_of
@@ -42,7 +43,8 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepar
     args = as_arrays(args)
     key = jax.random.key(0)  # nothing random is used: every latent site will be held
     frozen, _ = freeze(key, policy, *args)
-    recording = record(handlers.seed(frozen, rng_seed=key), *args)
+    with host_errors():
+        recording = record(handlers.seed(frozen, rng_seed=key), *args)
     structure = structure_of(recording)
     check_policy(structure, has_beta=beta is not None)
     structure.check_complete("nothing but draws can be known of it", EngineError)

@@ -3,13 +3,14 @@
 from bayesrl.lm import rewards
 from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
-from bayesrl.lm.completions import Completions, Prompts, prompts
+from bayesrl.lm.completions import Completions, Prompts, prompts, read_json_lines
 from bayesrl.lm.kept import cache_folder, kept
 from bayesrl.lm.prompting import PromptedPolicy, policy
 from bayesrl.lm.reporting import text_sections
 from bayesrl.lm.reusing import Reuse
 from bayesrl.lm.samples import Samples, kl_of, write_samples
 from bayesrl.lm.sequences import Sentences
+from bayesrl.lm.small import small_writer
 from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters
 from bayesrl.lm.training import Corpus, corpus, fitted, pairs
 from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, CausalLM, GPT2Config, Llama, LlamaConfig
@@ -45,8 +46,10 @@ __all__ = [
     "pairs",
     "policy",
     "prompts",
+    "read_json_lines",
     "rewards",
     "save_pretrained",
+    "small_writer",
     "text_sections",
     "write_samples",
 ]

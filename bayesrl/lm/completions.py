@@ -1,6 +1,8 @@
 """`Prompts`: what a language model is asked to continue; `Completions`: what it wrote."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -114,6 +116,30 @@ def prompts(texts: Sequence[str | Example] | Any, tokenizer: Tokenizer | None = 
     pad = tokenizer.pad if tokenizer.pad is not None else (start or 0)
     tokens, real = pad_left([row or [start] for row in coded], pad)  # type: ignore[list-item]
     return Prompts(jnp.asarray(tokens), jnp.asarray(real), Examples(rows, tokenizer))
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Read records, one JSON object in each line; empty lines are passed over.
+
+    Raises:
+        LanguageModelError: the file cannot be read, or a line holds something else.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LanguageModelError(f"{path} cannot be read: {error}; pass a file of JSON lines in UTF-8") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise LanguageModelError(f"line {number} of {path} is no JSON: {error}; write one object a line") from error
+        if not isinstance(row, dict):
+            raise LanguageModelError(f"line {number} of {path} holds a {type(row).__name__}; write one object a line")
+        rows.append(row)
+    return rows
 
 
 def _of_tokens(tokens: np.ndarray) -> Prompts:

@@ -24,6 +24,7 @@ def position_figure(samples: Samples, positions: np.ndarray, fitted: np.ndarray,
         prior: the same of the reference.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.6, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -44,6 +45,7 @@ def position_figure(samples: Samples, positions: np.ndarray, fitted: np.ndarray,
     right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_xlabel("position")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines["top"].set_visible(False)
     return figure
 

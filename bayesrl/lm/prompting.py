@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import Array
 
@@ -53,6 +54,14 @@ class PromptedPolicy:
     def truncated(self) -> bool:
         """Whether some tokens never follow."""
         return self.options["top_k"] is not None or self.options["top_p"] < 1
+
+    def read(self, site: str, value: Any) -> str | None:
+        """Give the text of a value of a site, for reports; None where it is no text."""
+        if site != TEXT or self.tokenizer is None:
+            return None
+        tokens = np.asarray(value).reshape(-1)
+        ends = np.flatnonzero(tokens == self.options["end"]) if self.options["end"] is not None else ()
+        return self.tokenizer.decode([tokens[: ends[0]] if len(ends) else tokens])[0]
 
     def sentences(self, model: CausalLM, prompt: Array, real: Array) -> Sentences:
         """Give the distribution of answers to prompts [*batch, P] by any model, limited as the reference is."""

@@ -68,7 +68,9 @@ def some(prompts: Prompts, most: int = _PROMPTS) -> Prompts:
         return prompts
     chosen = np.linspace(0, len(prompts) - 1, most).round().astype(int)
     rows = [prompts.examples[int(i)] for i in chosen]
-    return Prompts(prompts.tokens[chosen], prompts.real[chosen], type(prompts.examples)(rows, prompts.examples.tokenizer))
+    return Prompts(
+        prompts.tokens[chosen], prompts.real[chosen], type(prompts.examples)(rows, prompts.examples.tokenizer)
+    )
 
 
 class _Place(NamedTuple):
@@ -163,10 +165,13 @@ def _positions(policy: PromptedPolicy, samples: Samples) -> Section:
 
 def _collapsed(policy: PromptedPolicy, samples: Samples) -> Section:
     """List prompts by how little is left of the reference's entropy."""
-    ours, theirs = (-w.log_q.sum(-1).mean(0) if w is samples.fitted else -w.log_prior.sum(-1).mean(0) for w in (
-        samples.fitted,
-        samples.prior,
-    ))
+    ours, theirs = (
+        -w.log_q.sum(-1).mean(0) if w is samples.fitted else -w.log_prior.sum(-1).mean(0)
+        for w in (
+            samples.fitted,
+            samples.prior,
+        )
+    )
     share = ours / np.maximum(theirs, 1e-6)
     distinct = [_num_distinct(samples.fitted.tokens[:, i]) for i in range(len(samples.prompts))]
     gone = int((share < _COLLAPSED).sum())
@@ -222,4 +227,3 @@ def _before_and_after(policy: PromptedPolicy, samples: Samples) -> Section:
         f"{number(after)}. Good: it rose here as it did in training.",
         rows,
     )
-

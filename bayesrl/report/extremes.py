@@ -7,7 +7,7 @@ import numpy as np
 from bayesrl.core.showing import Listing
 from bayesrl.core.wording import number, shortened
 from bayesrl.posterior import Posterior
-from bayesrl.report.laid_out import site_values
+from bayesrl.report.laid_out import site_values, text_of
 
 SHOWN = 3
 _LOOKED_AT = 500
@@ -35,7 +35,8 @@ def extreme_draws(one: Posterior, sites: Iterable[str]) -> Listing:
     def read(place: int) -> tuple[str, ...]:
         draw, context = divmod(place, contexts)
         where = [f"{context:,}"] if contexts > 1 else []
-        cells = [shortened(own[draw, context]) for own in values.values()]
+        read_as = [(own[draw, context], text_of(one, name, own[draw, context])) for name, own in values.items()]
+        cells = [shortened(value if text is None else text) for value, text in read_as]
         return (number(float(score[place])), number(float(ratio[place]), 3), *where, *cells)
 
     order = np.argsort(-score, kind="stable")

@@ -17,7 +17,7 @@ from bayesrl.engines.fitting import with_draws
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
-from bayesrl.report.laid_out import Laid, frequencies, lay_out, sites_of
+from bayesrl.report.laid_out import Laid, frequencies, lay_out, sites_of, text_of
 from bayesrl.report.panels import (
     beta_colours,
     beta_label,
@@ -141,6 +141,8 @@ def save_figures(
     names = list(sites_of(posterior))
     whole = whole_of(posterior)
     for name in names:
+        if text_of(whole, name, np.asarray(whole.draws[name])[(0,) * (np.ndim(whole.draws[name]) - 1)]) is not None:
+            continue  # a text is read, not drawn
         figures["policy" if len(names) == 1 else f"policy_{name}"] = policy_figure(whole, target, name)
     written = []
     for name, figure in figures.items():

@@ -97,6 +97,12 @@ def lay_out(posterior: Posterior, target: WeightedDraws | None, site: str) -> La
     )
 
 
+def text_of(posterior: Posterior, site: str, value: Any) -> str | None:
+    """Give the text of a value of a site, where the program has a method `read(site, value)` that knows one."""
+    read = getattr(posterior.programs.policy, "read", None) if posterior.programs is not None else None
+    return None if read is None else read(site, value)
+
+
 def site_values(posterior: Posterior, site: str) -> Values:
     """Lay out the draws of one site of a posterior that holds one β and one restart."""
     contexts = posterior.statistics["log_weight"].shape[2:]

@@ -11,7 +11,7 @@ from bayesrl.errors import BayesRLError
 from bayesrl.report.extremes import extreme_draws
 from bayesrl.report.facts import Facts
 from bayesrl.report.figures import betas_of, curves_of, history_figure, site_figures
-from bayesrl.report.laid_out import sites_of
+from bayesrl.report.laid_out import sites_of, text_of
 from bayesrl.report.page import Cell, Content, Part, Pictured
 from bayesrl.report.verdict_figures import (
     frontier_figure,
@@ -76,7 +76,10 @@ def _training(fit: Facts) -> Iterator[Content]:
 def _policy(fit: Facts) -> Iterator[Content]:
     if fit.whole is None:
         return
-    for site in sites_of(fit.whole):
+    for site, values in sites_of(fit.whole).items():
+        if text_of(fit.whole, site, np.asarray(values)[(0,) * (np.ndim(values) - 1)]) is not None:
+            yield f"Site “{site}” is text: see the draws."
+            continue
         try:
             figures = site_figures(fit.whole, fit.target, site)
         except BayesRLError as error:

@@ -1,0 +1,142 @@
+"""Records to sentences: a small GPT-2 that leaves things out, rewarded for saying all that a record holds."""
+
+from typing import Any
+
+import numpy as np
+
+import bayesrl
+from bayesrl import lm
+from bayesrl.lm import rewards
+
+_SLOTS = {
+    "name": ("Aromi", "Bibimbap", "Cotto", "Fitzbillies", "Strada", "Wildwood", "Zizzi", "Loch Fyne"),
+    "food": ("Thai", "French", "Indian", "Italian", "Japanese", "English"),
+    "area": ("riverside", "city centre", "harbour", "old town"),
+    "price": ("cheap", "moderate", "expensive"),
+}
+_FORMS = (
+    "{name} is a restaurant{food}{area}{price}.",
+    "{name} serves{food} food{price}{area}.",
+    "In the {area} there is {name}{food}{price}.",
+)
+_PIECES = (
+    {"food": " that serves {} food", "area": " in the {}", "price": ", with {} prices"},
+    {"food": " {}", "price": " at {} prices", "area": " in the {}"},
+    {"food": ", a {} place", "price": ", which is {}"},
+)
+_SAID = 0.6
+"""How often a sentence to learn from says a value that it may leave out."""
+
+
+def problem(
+    *,
+    checkpoint: str = "",
+    records: str = "",
+    num_prompts: int = 192,
+    max_new_tokens: int = 20,
+    batch: int = 24,
+    num_particles: int = 16,
+    num_steps: int = 150,
+    rank: int = 0,
+    training_steps: int = 300,
+    beta: float = 0.05,
+    seed: int = 0,
+) -> bayesrl.Problem:
+    """Make the problem.
+
+    The reference is a model trained for a moment on sentences that each leave out a part of their record. The reward
+    is slot coverage: the share of a record's values that the sentence says, less a tenth for each value of another
+    record that it makes up. A fifth of the records is held out.
+
+    Args:
+        checkpoint: folder or hub id of a causal model to use instead.
+        records: path of a JSON-lines file, each line an object of texts; by default restaurants.
+        num_prompts: records to train on.
+        max_new_tokens: the longest sentence, its end included.
+        batch: records that each step sees.
+        num_particles: sentences on each of them.
+        num_steps: steps of the fit.
+        rank: of low-rank paths; 0 trains all parameters.
+        training_steps: for the model that is made on the spot.
+        beta: temperature, reward units per nat.
+        seed: of the records and of the model.
+
+    Raises:
+        bayesrl.errors.LanguageModelError: the file cannot be read, or a line is no object of texts.
+    """
+    rng = np.random.default_rng([seed, 2])
+    told = read_records(records) if records else _restaurants()
+    rows = [_row(told[i], rng) for i in rng.permutation(len(told))]
+    cut = max(1, min(num_prompts, len(rows) * 2 // 5))
+    asked, held_out, others = rows[:cut], rows[cut : cut + max(1, cut // 4)], rows[cut + max(1, cut // 4) :]
+    if checkpoint:
+        model = lm.load_pretrained(checkpoint)
+    else:
+        tokenizer = lm.byte_pairs([row["prompt"] + row["answer"] for row in rows], 400)
+        model = lm.small_writer("data_to_text", others, tokenizer, num_steps=training_steps, seed=seed)
+    coverage = rewards.on_text(slot_coverage)
+    policy = lm.policy(
+        model,
+        asked,
+        reward=coverage - 0.1 * rewards.on_text(made_up_values),
+        metrics={"slot coverage": coverage, "made up": rewards.on_text(made_up_values), "length": rewards.length()},
+        max_new_tokens=max_new_tokens,
+        batch_size=batch,
+    )
+    unseen = lm.prompts(held_out, model.tokenizer)
+    return bayesrl.Problem(
+        policy,
+        beta=beta,
+        fit_options={
+            "guide": lm.LoRA(rank) if rank else lm.FullParameters(),
+            "objective": bayesrl.objectives.ReverseKL(num_particles=num_particles),
+            "num_steps": num_steps,
+        },
+        held_out=(unseen,),
+        sections=(lambda posterior: lm.text_sections(posterior, held_out=unseen),),
+    )
+
+
+def slot_coverage(text: str, example: Any) -> float:
+    """Give the share of a record's values that a sentence says."""
+    values = example["record"].values()
+    return sum(value.lower() in text.lower() for value in values) / len(values)
+
+
+def made_up_values(text: str, example: Any) -> float:
+    """Count the values in a sentence that its record does not hold, of the restaurants' slots."""
+    own = {value.lower() for value in example["record"].values()}
+    return float(
+        sum(
+            value.lower() in text.lower() and value.lower() not in own for values in _SLOTS.values() for value in values
+        )
+    )
+
+
+def read_records(path: str) -> list[dict[str, str]]:
+    """Read objects of texts, one in each line of a JSON-lines file."""
+    rows = lm.read_json_lines(path)
+    for number, row in enumerate(rows, 1):
+        if not row or not all(isinstance(value, str) and value for value in row.values()):
+            raise bayesrl.errors.LanguageModelError(f"record {number} of {path} is {row!r}; use an object of texts")
+    if len(rows) < 5:
+        raise bayesrl.errors.LanguageModelError(f"{path} holds {len(rows)} records; at least 5 are needed")
+    return rows
+
+
+def _restaurants() -> list[dict[str, str]]:
+    """Give all restaurants: every name with every food, area and price."""
+    grids = np.meshgrid(*(np.arange(len(values)) for values in _SLOTS.values()), indexing="ij")
+    rows = np.stack([grid.ravel() for grid in grids], 1)
+    return [{slot: _SLOTS[slot][i] for slot, i in zip(_SLOTS, row, strict=True)} for row in rows]
+
+
+def _row(record: dict[str, str], rng: np.random.Generator) -> dict[str, Any]:
+    """Write a record as a prompt, with a sentence about a part of it."""
+    prompt = "; ".join(f"{slot}: {value}" for slot, value in record.items()) + " ->"
+    if set(record) != set(_SLOTS):
+        said = [value for value in record.values() if rng.random() < _SAID] or list(record.values())[:1]
+        return {"prompt": prompt, "record": record, "answer": " " + ", ".join(said) + "."}
+    which = rng.integers(len(_FORMS))
+    said = {slot: piece.format(record[slot]) if rng.random() < _SAID else "" for slot, piece in _PIECES[which].items()}
+    return {"prompt": prompt, "record": record, "answer": " " + _FORMS[which].format(**{**record, **said})}

@@ -1,0 +1,125 @@
+"""Numbers from digits to English words, and on to French and German: a small GPT-2, rewarded by chrF."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bayesrl
+from bayesrl import lm
+from bayesrl.lm import rewards
+
+_LARGEST = 1000
+_LANGUAGES = ("fr", "de")
+
+
+def problem(
+    *,
+    checkpoint: str = "",
+    pairs: str = "",
+    num_prompts: int = 192,
+    max_new_tokens: int = 16,
+    batch: int = 24,
+    num_particles: int = 16,
+    num_steps: int = 200,
+    rank: int = 0,
+    training_steps: int = 400,
+    beta: float = 0.05,
+    seed: int = 0,
+) -> bayesrl.Problem:
+    """Make the problem.
+
+    The reference is a model trained for a moment on other numbers; the reward is the mean of chrF, between 0 and 1,
+    and of an exact match. The metrics tell both. A part of the sentences is held out.
+
+    Args:
+        checkpoint: folder or hub id of a causal model to use instead.
+        pairs: path of a file with a prompt, a tab and its translation in each line; by default numbers, as num2words
+            spells them.
+        num_prompts: sentences to train on.
+        max_new_tokens: the longest translation, its end included.
+        batch: sentences that each step sees.
+        num_particles: translations of each of them.
+        num_steps: steps of the fit.
+        rank: of low-rank paths; 0 trains all parameters.
+        training_steps: for the model that is made on the spot.
+        beta: temperature, reward units per nat.
+        seed: of the choice of sentences and of the model.
+
+    Raises:
+        bayesrl.errors.LanguageModelError: the file cannot be read, or a line has no tab.
+    """
+    rows = read_pairs(pairs) if pairs else numbers()
+    order = np.random.default_rng(seed).permutation(len(rows))
+    cut = max(1, min(num_prompts, len(rows) // 3))
+    asked, held_out, others = ([rows[i] for i in part] for part in np.split(order, [cut, 2 * cut]))
+    if checkpoint:
+        model = lm.load_pretrained(checkpoint)
+    else:
+        tokenizer = lm.byte_pairs([row["prompt"] + row["answer"] for row in rows], 400)
+        model = lm.small_writer("translation", others, tokenizer, num_steps=training_steps, seed=seed)
+    quality, exact = rewards.on_text(chrf), rewards.exact_match("answer")
+    policy = lm.policy(
+        model,
+        asked,
+        reward=0.5 * quality + 0.5 * exact,
+        metrics={"chrF": 100 * quality, "exact match": exact},
+        max_new_tokens=max_new_tokens,
+        batch_size=batch,
+    )
+    unseen = lm.prompts(held_out, model.tokenizer)
+    return bayesrl.Problem(
+        policy,
+        beta=beta,
+        fit_options={
+            "guide": lm.LoRA(rank) if rank else lm.FullParameters(),
+            "objective": bayesrl.objectives.ReverseKL(num_particles=num_particles),
+            "num_steps": num_steps,
+        },
+        held_out=(unseen,),
+        sections=(lambda posterior: lm.text_sections(posterior, held_out=unseen),),
+    )
+
+
+def chrf(text: str, example: Any) -> float:
+    """Give chrF of a translation, between 0 and 1 (Popović 2015), as sacrebleu computes it."""
+    from sacrebleu.metrics import CHRF
+
+    score: float = CHRF().sentence_score(text, [example["answer"]]).score
+    return score / 100
+
+
+def numbers() -> list[dict[str, str]]:
+    """Spell all numbers below a thousand: digits to English, and English to French and German."""
+    from num2words import num2words
+
+    rows = []
+    for number in range(_LARGEST):
+        english = num2words(number)
+        rows.append({"prompt": f"en: {number} =", "answer": f" {english}"})
+        rows += [
+            {"prompt": f"{language}: {english} =", "answer": f" {num2words(number, lang=language)}"}
+            for language in _LANGUAGES
+        ]
+    return rows
+
+
+def read_pairs(path: str) -> list[dict[str, str]]:
+    """Read lines of a prompt, a tab and its translation."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise bayesrl.errors.LanguageModelError(f"pairs={path!r} cannot be read: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        prompt, tab, answer = line.partition("\t")
+        if not tab or not answer.strip():
+            raise bayesrl.errors.LanguageModelError(
+                f"line {number} of {path} has no translation; write the prompt, a tab and the translation"
+            )
+        rows.append({"prompt": prompt, "answer": answer.strip()})
+    if len(rows) < 3:
+        raise bayesrl.errors.LanguageModelError(f"{path} holds {len(rows)} pairs; at least 3 are needed")
+    return rows
