@@ -1,8 +1,11 @@
 """Python functions that compiled programs call on the host, and their errors as they were raised."""
 
+import contextlib
 import itertools
 import logging
 import re
+import signal
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,6 +23,66 @@ _MOST_REMEMBERED = 64
 _remembered: OrderedDict[int, BaseException] = OrderedDict()
 _lock = threading.Lock()
 _numbers = itertools.count(1)
+
+
+class Alarm:
+    """Tells threads that Ctrl-C was pressed.
+
+    Python raises KeyboardInterrupt in the main thread alone, and not before that thread comes back from JAX, which
+    may wait for a function on the host in another thread. The signal's byte in a socket is seen by all.
+    """
+
+    def __init__(self) -> None:
+        self._pair: tuple[socket.socket, socket.socket] | None = None
+        self._listening = False
+
+    def check(self) -> None:
+        """Raise an error if Ctrl-C was pressed.
+
+        Raises:
+            KeyboardInterrupt: it was, and this is not the main thread, where Python sees to it.
+        """
+        if not self._listening or threading.current_thread() is threading.main_thread():
+            return
+        assert self._pair is not None
+        try:
+            heard = self._pair[0].recv(64, socket.MSG_PEEK)  # left there, for other threads to see
+        except BlockingIOError:
+            return
+        if signal.SIGINT in heard:
+            raise KeyboardInterrupt
+        self._pair[0].recv(len(heard))
+
+    @property
+    def sources(self) -> list[socket.socket]:
+        """What becomes readable when it is time to `check`: for those who wait."""
+        elsewhere = threading.current_thread() is not threading.main_thread()
+        return [self._pair[0]] if self._listening and elsewhere and self._pair is not None else []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen, in the main thread; elsewhere, and inside of another `listening`, this does nothing."""
+        if self._listening or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        if self._pair is None:
+            self._pair = socket.socketpair()
+            for end in self._pair:
+                end.setblocking(False)
+        before = signal.set_wakeup_fd(self._pair[1].fileno(), warn_on_full_buffer=False)
+        self._listening = True
+        try:
+            yield
+        finally:
+            self._listening = False
+            signal.set_wakeup_fd(before)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    self._pair[0].recv(4096)
+
+
+ALARM = Alarm()
+"""The process has one Ctrl-C."""
 
 
 class _OnHostError(Exception):
@@ -57,6 +120,7 @@ def on_host(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
 
     def run(*arrays: Any) -> Any:
         try:
+            ALARM.check()
             return fn(*jax.tree.map(np.asarray, arrays))
         except (BayesRLError, KeyboardInterrupt) as error:
             raise _OnHostError(f"{error} [host error {_remember(error)}]") from error
@@ -73,6 +137,8 @@ def host_errors() -> Iterator[None]:
 
     JAX runs ahead: what is computed inside must also be waited for inside (`jax.block_until_ready`), lest its error
     come later.
+
+    Ctrl-C is heard at the next call on the host, even while the main thread waits inside of JAX.
 
     Raises:
         BayesRLError: what the function raised; likewise KeyboardInterrupt.
@@ -91,7 +157,8 @@ def host_errors() -> Iterator[None]:
         it was too long
     """
     try:
-        yield
+        with ALARM.listening():
+            yield
     except jax.errors.JaxRuntimeError as error:
         original = _recall(str(error))
         if original is None:

@@ -4,8 +4,10 @@ import functools
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -525,6 +527,28 @@ def test_errors_come_as_they_were() -> None:
     for _ in range(2):
         with pytest.raises(LanguageModelError, match=r"^as it was$"), host_errors():
             jax.block_until_ready(fail(LanguageModelError)(1.0))
+
+
+def test_interrupts_reach_threads_that_wait_for_workers() -> None:
+    pool = workers.Workers(functions.stubborn, "stubborn", 1, None)
+    pool.run([("a",)])
+    heard: list[bool] = []
+
+    def wait() -> None:
+        try:
+            pool.run([("b",)])
+        except KeyboardInterrupt:
+            heard.append(True)
+
+    with host_errors():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012  (the signal comes when it comes)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        thread.join(10)
+    assert heard == [True]
+    on_host(lambda x: x, jax.ShapeDtypeStruct((), jnp.float32), 1.0)  # and is forgotten
 
 
 def test_many_large_calls_in_a_loop_come_to_an_end() -> None:

@@ -17,6 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+from bayesrl.core.host import ALARM
 from bayesrl.errors import LanguageModelError
 
 _SCRIPT = str(Path(__file__).with_name("worker.py"))
@@ -157,8 +158,10 @@ class Workers:
         """Wait until something happens, and give the answers that came."""
         busy = {worker.connection: worker for worker in self._workers if worker.pending or not worker.ready}
         answers = []
-        for ready in connections.wait(list(busy), self._patience(list(busy.values()))):
-            answers += self._receive(busy[ready], queue)
+        for ready in connections.wait([*busy, *ALARM.sources], self._patience(list(busy.values()))):
+            ALARM.check()
+            if ready in busy:
+                answers += self._receive(busy[ready], queue)
         if self._time_limit is not None:
             for worker in list(self._workers):
                 if worker.pending and time.monotonic() - worker.since > self._time_limit:
