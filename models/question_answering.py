@@ -8,7 +8,8 @@ import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
 
-_LETTERS = "abcdefghjkmnpqrstuvwxyz"
+_LETTERS = "abcdefghjkmn"
+_LARGEST, _PAIRS = 30, 2
 
 
 def problem(
@@ -76,7 +77,7 @@ def problem(
 
 
 def made_up(count: int, seed: int) -> list[dict[str, str]]:
-    """Make up different questions: sums and differences of numbers up to 50, and letters to look up."""
+    """Make up different questions: sums and differences of small numbers, and letters to look up."""
     rng = np.random.default_rng([seed, 1])
     rows: dict[str, dict[str, str]] = {}
     while len(rows) < count:
@@ -86,16 +87,16 @@ def made_up(count: int, seed: int) -> list[dict[str, str]]:
 
 
 def _sum(rng: np.random.Generator) -> dict[str, str]:
-    first, second = sorted(map(int, rng.integers(0, 50, 2)), reverse=True)
+    first, second = sorted(map(int, rng.integers(0, _LARGEST + 1, 2)), reverse=True)
     plus = rng.random() < 0.5
     sign, result = ("+", first + second) if plus else ("-", first - second)
     return {"prompt": f"{first}{sign}{second}=", "answer": str(result)}
 
 
 def _look_up(rng: np.random.Generator) -> dict[str, str]:
-    letters = rng.choice(list(_LETTERS), 3, replace=False)
-    digits = rng.integers(0, 10, 3)
-    asked = int(rng.integers(3))
+    letters = rng.choice(list(_LETTERS), _PAIRS, replace=False)
+    digits = rng.integers(0, 10, _PAIRS)
+    asked = int(rng.integers(_PAIRS))
     told = " ".join(f"{letter}{digit}" for letter, digit in zip(letters, digits, strict=True))
     return {"prompt": f"{told} {letters[asked]}?", "answer": str(digits[asked])}
 

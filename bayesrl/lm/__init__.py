@@ -4,7 +4,7 @@ from bayesrl.lm import rewards
 from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
 from bayesrl.lm.completions import Completions, Prompts, prompts, read_json_lines
-from bayesrl.lm.kept import cache_folder, kept
+from bayesrl.lm.keeping import cache_folder, kept
 from bayesrl.lm.prompting import PromptedPolicy, policy
 from bayesrl.lm.reporting import text_sections
 from bayesrl.lm.reusing import Reuse

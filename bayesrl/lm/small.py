@@ -10,7 +10,7 @@ import optax
 
 from bayesrl.engines.fitting import fit
 from bayesrl.lm.checkpoints import Pretrained
-from bayesrl.lm.kept import kept
+from bayesrl.lm.keeping import kept
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.training import corpus, fitted, pairs
 from bayesrl.lm.transformers import GPT2, GPT2Config
