@@ -57,6 +57,7 @@ __all__ = [
     "frontier",
     "guides",
     "importance",
+    "lm",
     "load",
     "log_density",
     "objectives",

@@ -6,7 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 
 from bayesrl.core.host import host_errors
 
@@ -44,7 +44,7 @@ class Compiled:
         key = (static, tree, tuple(jax.typeof(leaf) for leaf in leaves), tuple(held), held_tree)
         if key not in self._made:
             fn = self.fn
-            made = eqx.filter_closure_convert(lambda *own: fn(static, *own), *args)
+            made: Any = eqx.filter_closure_convert(lambda *own: fn(static, *own), *args)
             self._made[key] = made, _calls_host(made.jaxpr)
             if len(self._made) > _MOST_KEPT:
                 self._made.popitem(last=False)
@@ -68,10 +68,10 @@ def _calls_host(jaxpr: Any) -> bool:
     return any(
         eqn.primitive.name == "pure_callback"
         or any(
-            _calls_host(getattr(inner, "jaxpr", inner))
+            _calls_host(opened)
             for value in eqn.params.values()
             for inner in (value if isinstance(value, tuple | list) else (value,))
-            if isinstance(inner, Jaxpr | ClosedJaxpr)
+            if isinstance(opened := getattr(inner, "jaxpr", inner), Jaxpr)  # closed jaxprs hold an open one
         )
         for eqn in jaxpr.eqns
     )

@@ -12,7 +12,7 @@ from numpyro.distributions import biject_to, constraints
 
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues
-from bayesrl.core.recording import Recording, abstractly, per_context, raw_score, record, site_log_prob
+from bayesrl.core.recording import Recording, abstractly, both_scores, per_context, record, site_log_prob
 from bayesrl.core.structure import Structure
 from bayesrl.typing import Params, PRNGKey, Program
 
@@ -87,7 +87,7 @@ class Pair:
 
         def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
             drawn = self.run_guide(jax.random.key(0), None, params, values, ())
-            return self._scores(drawn, "action"), self._raw_scores(drawn), self._remarks(drawn)
+            return *self._both_scores(drawn), self._remarks(drawn)
 
         log_q, scores, remarks = jax.vmap(one)({**draws.sites, **draws.plates})
         return draws._replace(log_q=log_q, scores=scores, remarks=remarks)
@@ -158,10 +158,12 @@ class Pair:
             if name in recording.sites
         }
 
-    def _raw_scores(self, drawn: Recording) -> dict[str, Array]:
+    def _both_scores(self, drawn: Recording) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Give log q of the action sites, and the same whatever handlers make of it."""
         contexts = self.structure.contexts
         names = [name for name in self.structure.actions if name in drawn.sites]
-        return {name: raw_score(drawn.sites[name], contexts) for name in names}
+        both = {name: both_scores(drawn.sites[name], contexts) for name in names}
+        return {name: log_q for name, (log_q, _) in both.items()}, {name: raw for name, (_, raw) in both.items()}
 
     def _remarks(self, drawn: Recording) -> dict[str, Array]:
         told = self.structure.named("metric")
@@ -172,12 +174,12 @@ class Pair:
         }
 
     def _draws(self, drawn: Recording, scored: Recording) -> Draws:
-        scores = self._raw_scores(drawn)
+        log_q, scores = self._both_scores(drawn)
         return Draws(
             sites={name: scored.sites[name].value for name in self._latent},
             plates={name: scored.plates[name] for name in self.structure.subsampled},
             log_prior=self._scores(scored, "action"),
-            log_q=self._scores(drawn, "action"),
+            log_q=log_q,
             log_nature=self._scores(scored, "environment"),
             log_likelihood=self._scores(scored, "observed"),
             rewards=self._scores(scored, "reward"),

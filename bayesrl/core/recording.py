@@ -202,17 +202,32 @@ def site_log_prob(site: Record) -> Array:
 
     Time comes first where it is that of a scan, and last where it is the distribution's own.
     """
+    return _scaled(_raw_log_prob(site), site)
+
+
+def both_scores(site: Record, contexts: tuple[Frame, ...]) -> tuple[Array, Array]:
+    """Log-probability of a site's value, as handlers scaled it and whatever its scale.
+
+    Returns:
+        Both reduced as by `per_context`, in nats.
+    """
+    raw = _raw_log_prob(site)
+    return per_context(_scaled(raw, site), site, contexts), per_context(raw, site, contexts, scaled=False)
+
+
+def _raw_log_prob(site: Record) -> Array:
     if hasattr(site.fn, "log_prob_by_step"):
         by_step: Array = site.fn.log_prob_by_step(site.value)
-        return by_step if site.scale is None else by_step * jnp.asarray(site.scale)[..., None]
+        return by_step
     log_prob = site.fn.log_prob(site.value, site.intermediates) if site.intermediates else site.fn.log_prob(site.value)
-    return log_prob if site.scale is None else log_prob * site.scale
+    return jnp.asarray(log_prob)
 
 
-def raw_score(site: Record, contexts: tuple[Frame, ...]) -> Array:
-    """Log-probability of a site's value whatever its scale, reduced as by `per_context`, in nats."""
-    unscaled = site_log_prob(site._replace(scale=None))
-    return per_context(unscaled, site, contexts, scaled=False)
+def _scaled(log_prob: Array, site: Record) -> Array:
+    if site.scale is None:
+        return log_prob
+    own_time = hasattr(site.fn, "log_prob_by_step")
+    return log_prob * (jnp.asarray(site.scale)[..., None] if own_time else site.scale)
 
 
 def per_context(values: Array, site: Record, contexts: tuple[Frame, ...], *, scaled: bool = True) -> Array:

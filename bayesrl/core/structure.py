@@ -183,8 +183,8 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
     args = as_arrays(args)
     program = handlers.seed(policy, rng_seed=key)
     structure = structure_of(abstractly(lambda: record(program, *args)))
-    if any(site.discrete and site.support is None for site in structure.sites):
-        # The support may depend on numbers that are only there when the program is really run.
+    if any(site.discrete and site.support is None and not site.event_dim for site in structure.sites):
+        # The support of a number may depend on numbers that are only there when the program is really run.
         return structure_of(record(program, *args))
     return structure
 

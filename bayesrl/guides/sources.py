@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.core.structure import Site, Structure
+from bayesrl.core.structure import Site, Structure, Support
 from bayesrl.guides.alignment import Dims, align
 from bayesrl.guides.survey import LeafFacts, Moments, SiteFacts, Survey
 from bayesrl.guides.tilts import describe, unconstrained
@@ -57,9 +57,9 @@ class Source:
     dims: Dims
     event_ndim: int
     width: int
-    range: tuple[float, ...] | None
+    range: Support | None
     moments: str
-    support: tuple[float, ...] | None = None
+    support: Support | None = None
 
     @property
     def num_codes(self) -> int:

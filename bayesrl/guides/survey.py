@@ -58,7 +58,7 @@ class LeafFacts(NamedTuple):
     """
 
     source: str | int | None
-    range: tuple[float, ...] | None
+    range: Support | None
     reached: frozenset[str]
     shape: tuple[int, ...]
     numeric: bool
@@ -93,7 +93,7 @@ class _Probe(IntoScans):
         self.sites: dict[str, SiteFacts] = {}
         self.values: dict[str, Any] = {}
         self.sources: list[list[str | int | None]] = []
-        self.ranges: list[list[tuple[float, ...] | None]] = []
+        self.ranges: list[list[Support | None]] = []
         self.carries: list[list[Any]] = []
 
     def process_site(self, msg: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ class _Probe(IntoScans):
                 return name
         return next((i for i, before in enumerate(old) if leaf is before), None)
 
-    def _initial_range(self, leaf: Any) -> tuple[float, ...] | None:
+    def _initial_range(self, leaf: Any) -> Support | None:
         for name, value in self.values.items():
             if leaf is value and name in self.sites:
                 return self.sites[name].support
@@ -198,7 +198,7 @@ def survey_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[A
     return Survey(probe.sites, carries)
 
 
-def _all_ranges(probe: _Probe) -> list[list[tuple[float, ...] | None]]:
+def _all_ranges(probe: _Probe) -> list[list[Support | None]]:
     """Close the initial ranges of the carries under what each step copies into them."""
     results = []
     for sources, initial, leaves in zip(probe.sources, probe.ranges, probe.carries, strict=True):
@@ -215,13 +215,13 @@ def _all_ranges(probe: _Probe) -> list[list[tuple[float, ...] | None]]:
     return results
 
 
-def _range_of(source: str | int | None, ranges: list[Any], sites: dict[str, SiteFacts]) -> tuple[float, ...] | None:
+def _range_of(source: str | int | None, ranges: list[Any], sites: dict[str, SiteFacts]) -> Support | None:
     if source is None:
         return None
     return ranges[source] if isinstance(source, int) else sites[source].support
 
 
-def _union(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> tuple[float, ...] | None:
+def _union(a: Support | None, b: Support | None) -> Support | None:
     return None if a is None or b is None else tuple(sorted({float(v) for v in (*a, *b)}))
 
 

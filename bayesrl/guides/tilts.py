@@ -121,10 +121,10 @@ def _tilted_elements(fn: Any, theta: Array, support: Support | None) -> Any:
         return dist.Poisson(fn.rate * jnp.exp(one), is_sparse=fn.is_sparse)
     if isinstance(fn, dist.GammaPoisson):
         return dist.GammaPoisson(fn.concentration, fn.rate * jnp.exp(-one))
-    return Finite(_log_probs(fn, support or ()) + theta, support or ())
+    return Finite(_log_probs(fn, support or ()) + theta, tuple(support or ()))
 
 
-def _log_probs(fn: Any, support: tuple[float, ...]) -> Array:
+def _log_probs(fn: Any, support: Support) -> Array:
     """Log-probabilities of all values of a finite support, [*batch, K]."""
     values = jnp.asarray(support, jnp.int32).reshape((-1,) + (1,) * len(fn.batch_shape))
     values = jnp.broadcast_to(values, (len(support), *fn.batch_shape))

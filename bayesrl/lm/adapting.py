@@ -152,7 +152,7 @@ class LoRA(ModelGuideFamily):
         return Linear(linear.weight, linear.bias, down, factor * up)
 
     def disperse(self, key: PRNGKey, params: Params) -> Params:
-        """Draw U at random, so that the paths add about a tenth to what they stand beside; see `GuideFamily.disperse`."""
+        """Draw U, so that the paths add about a tenth to what they stand beside; see `GuideFamily.disperse`."""
         result = {}
         for index, (name, value) in enumerate(sorted(params.items())):
             noise = jax.random.normal(jax.random.fold_in(key, index), value.shape, value.dtype)
@@ -185,7 +185,7 @@ def _checked_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
             "reference's tokenizer"
         )
     ours, theirs = (eqx.filter(model, eqx.is_array) for model in (policy.model, start.model))
-    same = jax.tree.structure(ours) == jax.tree.structure(theirs)
+    same = bool(jax.tree.structure(ours) == jax.tree.structure(theirs))  # type: ignore[operator]
     if not same or any(a.shape != b.shape for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)):
         raise GuideError(
             f"start= is a {type(start.model).__name__} of another shape than the reference "

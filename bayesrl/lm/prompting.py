@@ -60,8 +60,8 @@ class PromptedPolicy:
         if site != TEXT or self.tokenizer is None:
             return None
         tokens = np.asarray(value).reshape(-1)
-        ends = np.flatnonzero(tokens == self.options["end"]) if self.options["end"] is not None else ()
-        return self.tokenizer.decode([tokens[: ends[0]] if len(ends) else tokens])[0]
+        ended = np.cumsum(tokens == self.options["end"]) > 0  # where there is no end, no token equals None
+        return self.tokenizer.decode([tokens[~ended]])[0]
 
     def sentences(self, model: CausalLM, prompt: Array, real: Array) -> Sentences:
         """Give the distribution of answers to prompts [*batch, P] by any model, limited as the reference is."""

@@ -43,7 +43,8 @@ def text_sections(
     Raises:
         LanguageModelError: the posterior is of another kind.
     """
-    one = posterior if np.ndim(posterior.beta) == 0 else posterior.select(beta=float(np.min(posterior.beta)))
+    betas = np.asarray(posterior.beta, float)
+    one = posterior if betas.ndim == 0 else posterior.select(beta=float(betas.min()))
     seen_key, other_key = jax.random.split(jax.random.key(0) if key is None else key)
     policy: PromptedPolicy = one.programs.pair().guide.policy if one.programs is not None else None  # type: ignore
     samples = write_samples(seen_key, one, _SAMPLES, some(policy.prompts))

@@ -151,10 +151,8 @@ def prefix_rewards(policy: PromptedPolicy, asked: Prompts, written: Written, pos
 
 
 def _rewarded(policy: PromptedPolicy, asked: Prompts, tokens: Array, real: Array) -> np.ndarray:
-    total = 0.0
-    for reward in policy.rewards.values():
-        total = total + np.asarray(_one_reward((reward,), asked, tokens, real), float)
-    return np.asarray(total)
+    parts = [np.asarray(_one_reward((reward,), asked, tokens, real), float) for reward in policy.rewards.values()]
+    return np.sum(parts, axis=0)
 
 
 @Compiled

@@ -20,6 +20,9 @@ from bayesrl.typing import PRNGKey
 _MOST_VALUES = 2**20
 """Distributions over more sentences than these have no support that could be listed."""
 
+_SHORT = 4
+"""A prompt is short where the new tokens are at least so many times as many."""
+
 _NEVER = -jnp.inf
 
 
@@ -222,7 +225,16 @@ class Sentences(dist.Distribution):
         return jnp.zeros((), bool) if self.end is None else token == self.end
 
     def _all_logits(self, prompt: Array, real: Array, tokens: Array) -> Array:
-        """Give what every token is drawn from, [T, V]; the prompt is read once, however many sentences follow it."""
+        """Give what every token is drawn from, [T, V].
+
+        A long prompt is read once, however many sentences follow it; a short one is read along with each of them.
+        """
+        length = prompt.shape[0]
+        if _SHORT * length <= self.num_steps:
+            whole = jnp.concatenate([prompt, tokens[:-1].astype(prompt.dtype)])
+            there = jnp.concatenate([real, jnp.ones(self.num_steps - 1, bool)])
+            read = [model.extend(whole, there, model.start(len(whole)))[0] for model in self._models]
+            return self._limited([hidden[length - 1 :] for hidden in read])
         before, caches = self._read_prompt(prompt, real)
         last = [h[-1:] for h in before]
         if self.num_steps > 1:

@@ -146,17 +146,19 @@ def fitted(posterior: Posterior) -> Pretrained:
     """
     pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).bound()
     values = pair.constrain(params)
-    if isinstance(pair.guide, ModelGuide):
-        carrier, made = pair.guide.policy, handlers.substitute(pair.guide.declare, data=values)
-    elif isinstance(pair.policy, Corpus):
-        carrier, made = pair.policy, handlers.substitute(lambda: declared(pair.policy.model), data=values)  # type: ignore[attr-defined]
+    guide, program = pair.guide, pair.policy
+    if isinstance(guide, ModelGuide):
+        tokenizer, made = guide.policy.tokenizer, handlers.substitute(guide.declare, data=values)
+    elif isinstance(program, Corpus):
+        start = program.model
+        tokenizer, made = program.tokenizer, handlers.substitute(lambda: declared(start), data=values)
     else:
         raise LanguageModelError(
             "the posterior holds no language model; fit what lm.policy (with guide=LoRA() or FullParameters()), "
             "lm.corpus or lm.pairs makes"
         )
     model: CausalLM = merged(handlers.seed(made, rng_seed=jax.random.key(0))())
-    return Pretrained(model, carrier.tokenizer)
+    return Pretrained(model, tokenizer)
 
 
 def _both(model: CausalLM | Pretrained, tokenizer: Tokenizer | None) -> tuple[CausalLM, Tokenizer]:
