@@ -111,7 +111,7 @@ class Source:
         return jnp.moveaxis(steps, 0, -2).reshape((*steps.shape[1:-1], -1))
 
 
-def _index(values: Array, known: tuple[float, ...]) -> Array:
+def _index(values: Array, known: Support) -> Array:
     """Find values in an ascending list of all that there are."""
     low = known[0]
     if known == tuple(low + k for k in range(len(known))):
