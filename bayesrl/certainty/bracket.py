@@ -187,8 +187,8 @@ class _Search:
         return self._pooled(programs, beta, lambda num: draw_mixture_pool(key, one, num))
 
     def _num(self, structure: Structure) -> int:
-        """Most draws, in bounded memory."""
-        return max(256, min(self.num_samples, _CELLS // max(structure.num_contexts, 1)))
+        """Most draws, in bounded memory and time."""
+        return max(256, min(self.num_samples, _CELLS // max(structure.width // 4, 1)))
 
     def _pooled(self, programs: Programs, beta: float | None, draw: Callable[[int], Pool]) -> Evidence:
         """Pool draws, four times as many until the gap is known well enough."""

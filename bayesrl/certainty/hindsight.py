@@ -130,8 +130,7 @@ def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: floa
 
 
 def _drawn(key: PRNGKey, programs: Programs, params: Params) -> Draws:
-    size = sum(math.prod(site.shape) for site in programs.structure.sites if site.latent)
-    num = max(64, min(_VALUE_DRAWS, 2**21 // max(size, 1)))
+    num = max(64, min(_VALUE_DRAWS, 2**21 // programs.structure.width))
     static = (programs.policy, programs.guide, programs.structure)
     return _compiled_draw(static, dict(programs.transforms), programs.args, key, params, num)
 

@@ -69,9 +69,8 @@ def draw_pool(key: PRNGKey, programs: Programs, params: Params, num_draws: int) 
     """
     structure = programs.structure
     axes = _axes(programs)
-    size = sum(math.prod(site.shape) for site in structure.sites if site.latent) + 4 * structure.num_contexts
     half = num_draws // 2
-    batch = max(1, min(half, _ELEMENTS // max(size, 1)))
+    batch = max(1, min(half, _ELEMENTS // structure.width))
     static = (programs.policy, programs.guide, structure, programs.learned, axes)
     keys = jax.random.split(key, math.ceil(half / batch))
     transforms = dict(programs.transforms)

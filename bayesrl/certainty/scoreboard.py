@@ -321,8 +321,7 @@ def _num_draws(programs: Programs, lanes: int) -> int:
     if programs.episodes is not None:
         return 100
     structure = programs.structure
-    size = sum(math.prod(site.shape) for site in structure.sites if site.latent) + 4 * structure.num_contexts
-    return int(np.clip(_DRAWN_NUMBERS // (size * lanes), 64, 20_000))
+    return int(np.clip(_DRAWN_NUMBERS // (structure.width * lanes), 64, 20_000))
 
 
 # ---- kept in the run folder ------------------------------------------------------------------

@@ -16,6 +16,9 @@ from bayesrl.core.recording import Recording, abstractly, both_scores, per_conte
 from bayesrl.core.structure import Structure
 from bayesrl.typing import Params, PRNGKey, Program
 
+_MOST_HELD = 2**27
+"""Draws that together take more numbers than these are made in batches."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -71,7 +74,14 @@ class Pair:
         def one(key: PRNGKey) -> Draws:
             return self._run(key, shared_key if share else None, params, fixed, stopped)
 
-        return jax.vmap(one)(keys)
+        return self._many(one, keys)
+
+    def _many(self, one: Callable[[Any], Any], xs: Any) -> Any:
+        """Map over draws: all at once, or in batches of bounded memory where each takes many numbers."""
+        at_once = max(1, _MOST_HELD // self.structure.width)
+        if len(jax.tree.leaves(xs)[0]) <= at_once:
+            return jax.vmap(one)(xs)
+        return jax.lax.map(one, xs, batch_size=at_once)
 
     def score(self, params: Params, draws: Draws) -> Draws:
         """Score the sites of given draws afresh: under these parameters of the guide, and the policy."""
@@ -80,7 +90,7 @@ class Pair:
         def one(values: dict[str, Array]) -> Draws:
             return self._run(jax.random.key(0), None, params, values, ())  # every site is held: the key draws nothing
 
-        return jax.vmap(one)(held)
+        return self._many(one, held)
 
     def again(self, params: Params, draws: Draws) -> Draws:
         """Score the action sites of draws afresh under the guide with these parameters; all else stays."""
@@ -89,7 +99,7 @@ class Pair:
             drawn = self.run_guide(jax.random.key(0), None, params, values, ())
             return *self._both_scores(drawn), self._remarks(drawn)
 
-        log_q, scores, remarks = jax.vmap(one)({**draws.sites, **draws.plates})
+        log_q, scores, remarks = self._many(one, {**draws.sites, **draws.plates})
         return draws._replace(log_q=log_q, scores=scores, remarks=remarks)
 
     def log_q(self, params: Params, draws: Draws) -> dict[str, Array]:
@@ -98,7 +108,7 @@ class Pair:
         def one(values: dict[str, Array]) -> dict[str, Array]:
             return self._scores(self.run_guide(jax.random.key(0), None, params, values, ()), "action")
 
-        return jax.vmap(one)({**draws.sites, **draws.plates})
+        return self._many(one, {**draws.sites, **draws.plates})
 
     def run_guide(
         self,

@@ -1,5 +1,6 @@
 """What can be known of a policy before it is run many times: its sites, contexts and order."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ class Site:
         event_dim: how many of the last axes of a latent value belong to one draw.
         recorded: True where the site stands for what happened outside of the program.
         discounted: True where its log-probability counts by a scale that is not that of a mini-batch.
+        held: how many numbers drawing and scoring its value takes: those of the value itself, unless the distribution
+            says that it takes more of them for one of its events (`num_held`), as that of a language model does.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Site:
     event_dim: int = 0
     recorded: bool = False
     discounted: bool = False
+    held: int = 0
 
     @property
     def latent(self) -> bool:
@@ -117,6 +121,12 @@ class Structure:
     def num_contexts(self) -> int:
         """Number of separate problems in all, beyond the mini-batch."""
         return int(np.prod([frame.full_size for frame in self.contexts], dtype=int))
+
+    @property
+    def width(self) -> int:
+        """How many numbers one draw takes, roughly: its values, what it takes to score them, and its totals."""
+        drawn = sum(site.held for site in self.sites if site.latent or site.held > math.prod(site.shape))
+        return drawn + 4 * math.prod(self.context_shape)
 
     @property
     def subsampled(self) -> tuple[str, ...]:
@@ -197,6 +207,10 @@ def structure_of(recording: Recording) -> Structure:
 
 def _site(site: Record) -> Site:
     discrete, support, event_dim, recorded = False, None, 0, False
+    shape = tuple(jnp.shape(site.value))
+    held = math.prod(shape)
+    if hasattr(site.fn, "num_held"):
+        held = max(held, math.prod(site.fn.batch_shape) * int(site.fn.num_held))
     if site.kind in ("action", "environment"):
         discrete = is_discrete(site.fn)
         support = finite_support(site.fn) if discrete else None
@@ -209,12 +223,13 @@ def _site(site: Record) -> Site:
         site.frames,
         site.scan,
         site.length,
-        tuple(jnp.shape(site.value)),
+        shape,
         discrete,
         support,
         event_dim,
         recorded,
         site.scale is not None and all(frame.size == frame.full_size for frame in site.frames),
+        held,
     )
 
 

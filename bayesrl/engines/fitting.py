@@ -219,8 +219,7 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
     programs = posterior.programs
     if programs is None:
         return posterior
-    sites = programs.structure.sites
-    size = sum(int(np.prod(s.shape)) for s in sites if s.latent) + 4 * int(np.prod(programs.structure.context_shape))
+    size = programs.structure.width
     most = 1000 if programs.episodes is None else 20
     num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(50, most), most))
     draw_key, prior_key = jax.random.split(key)

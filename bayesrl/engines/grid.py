@@ -263,4 +263,4 @@ def _evaluate(fn: Callable[..., Any], args: Any, rows: Any) -> Any:
 
 def width_of(structure: Structure) -> int:
     """Count the array elements that one run of a program holds, roughly."""
-    return sum(math.prod(site.shape) for site in structure.sites) + math.prod(structure.context_shape)
+    return sum(site.held for site in structure.sites) + math.prod(structure.context_shape)

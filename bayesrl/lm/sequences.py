@@ -144,6 +144,12 @@ class Sentences(dist.Distribution):
         return constraints.independent(constraints.integer_interval(0, self.model.config.vocab_size - 1), 1)
 
     @property
+    def num_held(self) -> int:
+        """How many numbers it takes to score one sentence, roughly."""
+        config, tokens = self.model.config, self.prompt.shape[-1] + self.num_steps
+        return tokens * 16 * int(config.width) + self.num_steps * int(config.vocab_size)
+
+    @property
     def finite_values(self) -> AllSentences | None:
         """All sentences, where they are few enough to be listed."""
         every = AllSentences(self.model.config.vocab_size, self.num_steps, self.end, self.pad)

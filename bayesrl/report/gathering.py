@@ -150,9 +150,8 @@ def _estimates(key: PRNGKey, whole: Posterior, args: tuple[Any, ...]) -> Estimat
     over_all = over_all_data(whole, *args)
     assert over_all.programs is not None
     structure = over_all.programs.structure
-    size = sum(int(np.prod(site.shape)) for site in structure.sites if site.latent) + 4 * structure.num_contexts
     lanes = len(betas_of(whole))
-    num = int(np.clip(_DRAWN_NUMBERS // (size * lanes), 64, 4_000))
+    num = int(np.clip(_DRAWN_NUMBERS // (structure.width * lanes), 64, 4_000))
     return jax.tree.map(lambda x: np.asarray(x, float).reshape(lanes), over_all.estimate(key, num))
 
 
