@@ -28,6 +28,8 @@ BENCHMARKS = (
     "deep_sea",
     "epistemic",
     "learning",
+    "language_exact",
+    "language_speed",
     "accelerator",
 )
 

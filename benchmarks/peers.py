@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ FOLDER = Path(os.environ.get("BAYESRL_PEERS", Path(__file__).parent / ".peers"))
 """Where the environments are kept; `BAYESRL_PEERS` may name another place."""
 
 SB3 = ("sb3", ("stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium>=1.1,<2"))
+TRL = (
+    "lm",
+    ("torch==2.13.0", "transformers==5.24.0", "trl==1.16.0", "datasets==5.2.0", "accelerate==1.15.0"),
+)
 GYMNAX = ("gymnax", ("gymnax==1.0.1", "six"))
 
 
@@ -20,7 +25,9 @@ def python_of(peer: tuple[str, tuple[str, ...]]) -> Path:
     python = FOLDER / name / "bin" / "python"
     if not python.exists():
         print(f"making an environment for {name}: {', '.join(packages)}", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(FOLDER / name)], check=True)  # noqa: S603
+        # Torch for Python 3.12 brings gigabytes of CUDA along, where a wheel for 3.11 and the CPU is to be had.
+        base = (shutil.which("python3.11") if name == "lm" else None) or sys.executable
+        subprocess.run([base, "-m", "venv", str(FOLDER / name)], check=True)  # noqa: S603
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)  # noqa: S603
     return python
 

@@ -23,7 +23,7 @@ def problem(
     num_particles: int = 16,
     num_steps: int = 200,
     rank: int = 0,
-    training_steps: int = 400,
+    training_steps: int = 120,
     beta: float = 0.05,
     seed: int = 0,
 ) -> bayesrl.Problem:

@@ -1,0 +1,125 @@
+"""Language models small enough to be enumerated: how near fits come, and what engines say of the evidence.
+
+A random GPT-2 writes T tokens of V; the reward is that of another random transformer. Five seeds; the three β are
+fitted side by side in one call. The share is the exact gap over J* − J(π₀), by enumeration; KL(p*‖q) is what forward
+KL minimises. Importance and rejection draw from the reference.
+"""
+
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bayesrl
+from bayesrl import lm
+from bayesrl.certainty.scoreboard import score
+from bayesrl.lm import rewards
+from benchmarks.language_models import BETA, CONFIG, policy_of
+from benchmarks.results import table, target
+
+SHAPES = ((8, 4), (20, 3))
+BETAS = np.array([1.0, 0.3, 0.1])
+SEEDS = 5
+STEPS, RATE = 1500, 3e-3
+OBJECTIVES = {
+    "reverse KL": bayesrl.objectives.ReverseKL(num_particles=64),
+    "forward KL": bayesrl.objectives.ForwardKL(num_particles=512),
+}
+ALLOWED = {"reverse KL": 0.01, "forward KL": 0.02}
+
+
+def run() -> str:
+    """Fit every problem by both objectives, and hold the engines against the exact evidence."""
+    shares: dict[tuple[str, int, float], list[float]] = {}
+    covered: dict[str, list[bool]] = {"importance": [], "rejection": []}
+    for shape in SHAPES:
+        for seed in range(SEEDS):
+            policy = random_problem(seed, *shape)
+            exact = bayesrl.enumerate_posterior(policy, beta=BETAS)
+            for name, objective in OBJECTIVES.items():
+                began = time.perf_counter()
+                for beta, share in zip(BETAS, _shares(seed, policy, objective), strict=True):
+                    shares.setdefault((name, shape[0], float(beta)), []).append(share)
+                print(f"V = {shape[0]}, seed {seed}, {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+            _cover(seed, policy, np.ravel(exact.log_evidence), covered)
+    return _told(shares, covered)
+
+
+def random_problem(seed: int, vocabulary: int, length: int) -> lm.PromptedPolicy:
+    """Make a random transformer that writes, and another that judges."""
+    writer_key, judge_key, head_key = jax.random.split(jax.random.key(seed), 3)
+    shape = {"vocab_size": vocabulary, "max_length": length + 1, "depth": 2, "heads": 4, "initializer_range": 0.2}
+    writer = lm.GPT2.random(writer_key, lm.GPT2Config(width=64, **shape))
+    judge = lm.GPT2.random(judge_key, lm.GPT2Config(width=32, **shape))
+    head = jax.random.normal(head_key, (32,)) / np.sqrt(32)
+
+    def judged(tokens: jax.Array, real: jax.Array) -> jax.Array:
+        told = jnp.concatenate([jnp.zeros(1, tokens.dtype), tokens])
+        hidden, _ = judge.extend(told, jnp.ones(length + 1, bool), judge.start(length + 1))
+        return hidden[-1] @ head
+
+    prompt = np.zeros((1, 1), np.int32)
+    return lm.policy(writer, prompt, reward=rewards.on_tokens(judged), max_new_tokens=length)
+
+
+def _shares(seed: int, policy: lm.PromptedPolicy, objective: bayesrl.objectives.Objective) -> list[float]:
+    posterior = bayesrl.fit(
+        jax.random.key(seed),
+        policy,
+        beta=BETAS,
+        guide=lm.FullParameters(),
+        objective=objective,
+        optimizer=optax.adam(optax.cosine_decay_schedule(RATE, STEPS)),
+        num_steps=STEPS,
+        progress=False,
+    )
+    return [float(row.share) for row in score(jax.random.key(100 + seed), posterior).rows]
+
+
+def _cover(seed: int, policy: lm.PromptedPolicy, exact: np.ndarray, covered: dict[str, list[bool]]) -> None:
+    """Note whether 95% intervals hold the exact evidence."""
+    key = jax.random.key(200 + seed)
+    found = bayesrl.importance(key, policy, beta=BETAS, num_samples=20_000)
+    apart = np.abs(np.ravel(found.log_evidence) - exact) / np.ravel(found.log_evidence_se)
+    covered["importance"] += (apart < 1.96).tolist()
+    for i, beta in enumerate(BETAS):
+        accepted = bayesrl.rejection(jax.random.fold_in(key, i), policy, beta=float(beta))
+        error = float(np.ravel(accepted.log_evidence_se)[0])
+        covered["rejection"].append(bool(abs(float(np.ravel(accepted.log_evidence)[0]) - exact[i]) < 1.96 * error))
+
+
+def vowel_evidence() -> str:
+    """Say what rejection can and cannot tell of the vowel task."""
+    policy = policy_of(lm.GPT2.random(jax.random.key(0), CONFIG))
+    try:
+        accepted = bayesrl.rejection(jax.random.key(1), policy, beta=BETA, reward_bound=4.0)
+        return f"accepted {accepted.log_weights.shape[0]:,} draws"
+    except bayesrl.errors.EngineError as error:
+        return str(error)
+
+
+def _told(shares: dict[tuple[str, int, float], list[float]], covered: dict[str, list[bool]]) -> str:
+    rows = [
+        [name, f"V = {v}", f"{beta:g}", f"{np.median(found):.2%}", f"{max(found):.2%}"]
+        for (name, v, beta), found in shares.items()
+    ]
+    words = [
+        target(
+            f"{name}: within {ALLOWED[name]:.0%} of J* − J(π₀) on every seed",
+            met=all(max(found) <= ALLOWED[name] for (own, *_), found in shares.items() if own == name),
+        )
+        for name in OBJECTIVES
+    ]
+    engines = [[name, f"{sum(found)} of {len(found)}"] for name, found in covered.items()]
+    return "\n\n".join(
+        [
+            table(["objective", "", "β", "share, median", "worst of 5 seeds"], rows),
+            table(["engine", "95% intervals that hold log Z"], engines),
+            (__doc__ or "").partition("\n\n")[2].strip(),
+            *words,
+            f"Rejection on the vowel task of `language_speed` (β = .1): {vowel_evidence()}",
+        ]
+    )
