@@ -47,7 +47,7 @@ def run() -> str:
         model: Any = lm.load_pretrained(start).model
         told = "peer: trying rates"
         print(told, file=sys.stderr, flush=True)
-        tried = {rate: _peer(start, rate, TRIED)["J"] for rate in RATES}
+        tried = {rate: _peer(start, rate, TRIED)["final"]["J"] for rate in RATES}
         peer = _peer(start, max(tried, key=lambda rate: tried[rate]), STEPS)
         generating = run_peer(TRL, SCRIPT, "--model", str(start), "--generate")
         fits = {rate: _fit(model, rate) for rate in RATES}
@@ -91,7 +91,7 @@ def _told(
     rows = fit["rows"]
     step = float(np.median(np.diff([seconds for seconds, *_ in rows])) / np.median(np.diff([s for _, s, _ in rows])))
     first = rows[0]
-    reached = next((row for row in rows if row[2] >= peer["J"]), None)
+    reached = next((row for row in rows if row[2] >= peer["final"]["J"]), None)
     with_compiling = reached[0] if reached else float("nan")
     running = reached[0] - first[0] + step * first[1] if reached else float("nan")
     written, arithmetic = _generation(model), _arithmetic()

@@ -221,6 +221,8 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
         return posterior
     size = programs.structure.width
     most = 1000 if programs.episodes is None else 20
+    if not programs.structure.named("action", "environment"):
+        most = 50  # nothing is drawn but mini-batches
     num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(50, most), most))
     draw_key, prior_key = jax.random.split(key)
     draws, totals = posterior._draw(draw_key, num, ())

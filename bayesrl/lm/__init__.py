@@ -10,9 +10,9 @@ from bayesrl.lm.reporting import text_sections
 from bayesrl.lm.reusing import Reuse
 from bayesrl.lm.samples import Samples, kl_of, write_samples
 from bayesrl.lm.sequences import Sentences
-from bayesrl.lm.small import small_writer
+from bayesrl.lm.small import small_judge, small_writer
 from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters
-from bayesrl.lm.training import Corpus, corpus, fitted, pairs
+from bayesrl.lm.training import Corpus, Labelled, corpus, fitted, labelled, pairs
 from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, CausalLM, GPT2Config, Llama, LlamaConfig
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Corpus",
     "FullParameters",
     "GPT2Config",
+    "Labelled",
     "Llama",
     "LlamaConfig",
     "LoRA",
@@ -42,6 +43,7 @@ __all__ = [
     "fitted",
     "kept",
     "kl_of",
+    "labelled",
     "load_pretrained",
     "pairs",
     "policy",
@@ -49,6 +51,7 @@ __all__ = [
     "read_json_lines",
     "rewards",
     "save_pretrained",
+    "small_judge",
     "small_writer",
     "text_sections",
     "write_samples",

@@ -18,7 +18,7 @@ from bayesrl.errors import GuideError
 from bayesrl.guides import GuideFamily, OwnProgram
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.prompting import PromptedPolicy
-from bayesrl.lm.transformers import CausalLM, Linear, is_linear
+from bayesrl.lm.transformers import CausalLM, Linear, Transformer, is_linear
 from bayesrl.typing import Params, PRNGKey, Program
 
 _FASTEST = 1e-3
@@ -160,7 +160,7 @@ class LoRA(ModelGuideFamily):
         return result
 
 
-def declared(model: CausalLM) -> CausalLM:
+def declared[Model: Transformer](model: Model) -> Model:
     """Declare every array of a model as a parameter in float32, and give the model that computes with them."""
     arrays, rest = eqx.partition(model, eqx.is_inexact_array)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(arrays)
@@ -168,7 +168,7 @@ def declared(model: CausalLM) -> CausalLM:
         numpyro.param(f"model{jax.tree_util.keystr(path)}", leaf.astype(jnp.float32)).astype(leaf.dtype)
         for path, leaf in leaves
     ]
-    result: CausalLM = eqx.combine(jax.tree.unflatten(treedef, own), rest)
+    result: Model = eqx.combine(jax.tree.unflatten(treedef, own), rest)
     return result
 
 

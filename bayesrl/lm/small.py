@@ -1,4 +1,4 @@
-"""`small_writer`: a small GPT-2 trained on the spot, on two cores in about a minute, and kept."""
+"""`small_writer` and `small_judge`: models trained on the spot, on two cores in about a minute, and kept."""
 
 import hashlib
 import json
@@ -12,11 +12,77 @@ from bayesrl.engines.fitting import fit
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.keeping import kept
 from bayesrl.lm.tokenizer import Tokenizer
-from bayesrl.lm.training import corpus, fitted, pairs
-from bayesrl.lm.transformers import GPT2, GPT2Config
+from bayesrl.lm.training import corpus, fitted, labelled, pairs
+from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, GPT2Config
 
 _ROOM = 8
 """Further tokens that a model can stand, beyond the longest that it was trained on."""
+
+
+def small_judge(
+    name: str,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    num_steps: int,
+    width: int = 64,
+    depth: int = 1,
+    learning_rate: float = 2e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Pretrained:
+    """Train a small BERT to tell labels of texts, for `rewards.classifier`; what was trained before is loaded.
+
+    Args:
+        name: of the model in the cache folder.
+        texts: to learn from.
+        labels: the class of each.
+        tokenizer: of the model; where it is the policy's, the reward is part of the compiled step.
+        num_steps: gradient steps.
+        width: of the model.
+        depth: number of blocks.
+        learning_rate: the highest.
+        batch_size: texts in each step.
+        seed: of the start and of the mini-batches.
+
+    Raises:
+        LanguageModelError: as `labelled`.
+    """
+    names = tuple(sorted(set(labels)))
+    made_of = {
+        "data": _digest([list(texts), list(labels)]),
+        "tokenizer": tokenizer.digest,
+        "shape": [width, depth],
+        "training": [num_steps, learning_rate, batch_size, seed],
+    }
+
+    def train() -> Pretrained:
+        start_key, fit_key = jax.random.split(jax.random.key(seed))
+        longest = max(map(len, tokenizer.encode(list(texts))), default=1)
+        shape = BertConfig(
+            vocab_size=tokenizer.vocab_size,
+            max_length=longest + _ROOM,
+            width=width,
+            depth=depth,
+            heads=4,
+            inner=4 * width,
+            labels=names,
+        )
+        start = BertClassifier.random(start_key, shape)
+        program = labelled(start, texts, labels, tokenizer=tokenizer, batch_size=batch_size)
+        return fitted(fit(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
+
+    return kept(name, made_of, train)
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(num_steps // 10, 1), num_steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
 def small_writer(
@@ -53,9 +119,8 @@ def small_writer(
     Raises:
         LanguageModelError: a record lacks a field, or the data are too short.
     """
-    written = data if isinstance(data, str) else json.dumps([[row["prompt"], row[answer]] for row in data])
     made_of = {
-        "data": hashlib.sha256(written.encode()).hexdigest(),
+        "data": _digest(data if isinstance(data, str) else [[row["prompt"], row[answer]] for row in data]),
         "tokenizer": tokenizer.digest,
         "shape": [width, depth, length],
         "training": [num_steps, learning_rate, batch_size, seed],
@@ -76,8 +141,6 @@ def small_writer(
             program = corpus(start, data, tokenizer=tokenizer, length=length, batch_size=batch_size)
         else:
             program = pairs(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
-        rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(num_steps // 10, 1), num_steps)
-        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-        return fitted(fit(fit_key, program, optimizer=optimizer, num_steps=num_steps))
+        return fitted(fit(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
 
     return kept(name, made_of, train)

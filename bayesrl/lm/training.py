@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jaxtyping import Array, Int
+import numpyro.distributions as dist
+from jaxtyping import Array, Bool, Int
 from numpyro import handlers
 
 from bayesrl.core.draws import is_count
@@ -19,7 +20,7 @@ from bayesrl.lm.completions import Prompts
 from bayesrl.lm.completions import prompts as prompts_of
 from bayesrl.lm.sequences import Sentences
 from bayesrl.lm.tokenizer import Tokenizer
-from bayesrl.lm.transformers import CausalLM, merged
+from bayesrl.lm.transformers import BertClassifier, CausalLM, merged
 from bayesrl.posterior import Posterior
 
 
@@ -131,11 +132,87 @@ def pairs(
     return Corpus(start, tokenizer, asked, jnp.asarray(rows), tokenizer.eos, pad, batch_size)
 
 
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Texts with labels under a classifier, as a program without rewards: fitting it trains the classifier.
+
+    Made by `labelled`.
+
+    Attributes:
+        model: where training starts.
+        tokenizer: of the model.
+        tokens: the texts, [texts, L], padded on the right.
+        real: which of them are no padding, [texts, L].
+        labels: their classes, [texts].
+        batch_size: texts that each step sees.
+    """
+
+    model: BertClassifier
+    tokenizer: Tokenizer
+    tokens: Int[Array, "texts length"] = field(repr=False)
+    real: Bool[Array, "texts length"] = field(repr=False)
+    labels: Int[Array, "texts"] = field(repr=False)
+    batch_size: int
+
+    def __call__(self) -> None:
+        """Run as a program: Σ log P(label | text) over the texts."""
+        model = declared(self.model)
+        count = self.tokens.shape[0]
+        with numpyro.plate("row", count, subsample_size=min(self.batch_size, count)) as index:
+            logits = jax.vmap(model)(self.tokens[index], self.real[index])
+            numpyro.sample("label", dist.Categorical(logits=logits), obs=self.labels[index])
+
+
+def labelled(
+    model: BertClassifier | Pretrained,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    tokenizer: Tokenizer | None = None,
+    length: int | None = None,
+    batch_size: int = 64,
+) -> Labelled:
+    """Make a program of texts with labels: `fit` of it trains a BERT classifier, for `rewards.classifier`.
+
+    Args:
+        model: where training starts; at random, `BertClassifier.random(key, config)`.
+        texts: to learn from.
+        labels: the class of each, by its name in the model's configuration.
+        tokenizer: of the model, where it brings none.
+        length: tokens of a text, beyond which it is cut; by default as many as the longest has.
+        batch_size: texts that each step sees.
+
+    Raises:
+        LanguageModelError: no texts; other labels than the model has; no tokenizer, or one that does not fit.
+    """
+    start = model.model if isinstance(model, Pretrained) else model
+    own = model.tokenizer if isinstance(model, Pretrained) else None
+    tokenizer = tokenizer if own is None else own
+    if tokenizer is None:
+        raise LanguageModelError("texts need a tokenizer; pass tokenizer=, such as lm.bytes_level()")
+    if not isinstance(start, BertClassifier):
+        raise LanguageModelError(f"a {type(start).__name__} gives no labels; pass a BertClassifier")
+    if not texts or len(texts) != len(labels):
+        raise LanguageModelError(f"labelled got {len(texts)} texts and {len(labels)} labels; pass one label for each")
+    if strange := sorted(set(labels) - set(start.config.labels)):
+        raise LanguageModelError(f"label {strange[0]!r} is none of the model's, which are {start.config.labels}")
+    coded = tokenizer.encode(list(texts))
+    wide = min(max(map(len, coded)) if length is None else length, start.config.max_length)
+    rows = np.full((len(coded), wide), tokenizer.pad if tokenizer.pad is not None else 0, np.int32)
+    real = np.zeros(rows.shape, bool)
+    for index, row in enumerate(coded):
+        kept = row[:wide]
+        rows[index, : len(kept)], real[index, : len(kept)] = kept, True
+    places = jnp.asarray([start.config.labels.index(label) for label in labels])
+    return Labelled(start, tokenizer, jnp.asarray(rows), jnp.asarray(real), places, batch_size)
+
+
 def fitted(posterior: Posterior) -> Pretrained:
     """Give the language model that a fit has made, low-rank paths added to the weights beside them.
 
     Args:
-        posterior: of a program made by `policy`, `corpus` or `pairs`; one temperature, the best restart is taken.
+        posterior: of a program made by `policy`, `corpus`, `pairs` or `labelled`; of one temperature, the best
+            restart is taken.
 
     Returns:
         a model with its tokenizer: to be saved by `save_pretrained`, or to be the next reference.
@@ -149,15 +226,15 @@ def fitted(posterior: Posterior) -> Pretrained:
     guide, program = pair.guide, pair.policy
     if isinstance(guide, ModelGuide):
         tokenizer, made = guide.policy.tokenizer, handlers.substitute(guide.declare, data=values)
-    elif isinstance(program, Corpus):
+    elif isinstance(program, Corpus | Labelled):
         start = program.model
         tokenizer, made = program.tokenizer, handlers.substitute(lambda: declared(start), data=values)
     else:
         raise LanguageModelError(
             "the posterior holds no language model; fit what lm.policy (with guide=LoRA() or FullParameters()), "
-            "lm.corpus or lm.pairs makes"
+            "lm.corpus, lm.pairs or lm.labelled makes"
         )
-    model: CausalLM = merged(handlers.seed(made, rng_seed=jax.random.key(0))())
+    model: Any = merged(handlers.seed(made, rng_seed=jax.random.key(0))())
     return Pretrained(model, tokenizer)
 
 
