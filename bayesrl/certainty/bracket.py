@@ -188,7 +188,7 @@ class _Search:
 
     def _num(self, structure: Structure) -> int:
         """Most draws, in bounded memory and time."""
-        return max(256, min(self.num_samples, _CELLS // max(structure.width // 4, 1)))
+        return max(128, min(self.num_samples, _CELLS // max(structure.width // 4, 1)))
 
     def _pooled(self, programs: Programs, beta: float | None, draw: Callable[[int], Pool]) -> Evidence:
         """Pool draws, four times as many until the gap is known well enough."""
