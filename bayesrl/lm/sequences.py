@@ -200,6 +200,7 @@ class Sentences(dist.Distribution):
         """
         ours, theirs = self.log_probs(value), other.log_probs(value)
         possible = ours > -jnp.inf
+        ours, theirs = jnp.where(possible, ours, 0.0), jnp.where(possible, theirs, 0.0)  # lest the gradient be nan
         terms = jnp.where(possible, jnp.exp(ours) * (ours - theirs), 0.0)
         return jnp.where(self.counts(jnp.asarray(value)), terms.sum(-1), 0.0)
 
