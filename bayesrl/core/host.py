@@ -159,7 +159,7 @@ def host_errors() -> Iterator[None]:
     try:
         with ALARM.listening():
             yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # a function that was called before raises the latter
         original = _recall(str(error))
         if original is None:
             raise
