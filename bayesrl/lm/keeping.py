@@ -53,11 +53,11 @@ def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained])
     except TypeError as error:
         raise LanguageModelError(f"what model {name!r} is made of cannot be written as JSON: {error}") from error
     folder = cache_folder() / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
-    if (folder / "config.json").is_file():
+    if folder.is_dir():
         try:
             return load_pretrained(folder)
         except LanguageModelError:
-            shutil.rmtree(folder, ignore_errors=True)  # what a stopped machine left half written is made anew
+            shutil.rmtree(folder, ignore_errors=True)  # what was damaged is made anew
     trained = train()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from bayesrl.engines.fitting import fit
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.keeping import kept
 from bayesrl.lm.tokenizer import Tokenizer
-from bayesrl.lm.training import corpus, fitted, labelled, pairs
+from bayesrl.lm.training import corpus, fitted, labelled, pairs, texts_under
 from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, GPT2Config
 
 _ROOM = 8
@@ -119,8 +119,10 @@ def small_writer(
     Raises:
         LanguageModelError: a record lacks a field, or the data are too short.
     """
+    asked = [] if isinstance(data, str) else texts_under("prompt", data)
+    told = [] if isinstance(data, str) else texts_under(answer, data)
     made_of = {
-        "data": _digest(data if isinstance(data, str) else [[row["prompt"], row[answer]] for row in data]),
+        "data": _digest(data if isinstance(data, str) else [list(both) for both in zip(asked, told, strict=True)]),
         "tokenizer": tokenizer.digest,
         "shape": [width, depth, length],
         "training": [num_steps, learning_rate, batch_size, seed],
@@ -130,9 +132,8 @@ def small_writer(
         start_key, fit_key = jax.random.split(jax.random.key(seed))
         longest = length
         if not isinstance(data, str):
-            asked = tokenizer.encode([row["prompt"] for row in data])
-            told = tokenizer.encode([row[answer] for row in data])
-            longest = max(map(len, asked)) + max(map(len, told)) + 1
+            before, after = tokenizer.encode(asked), tokenizer.encode(told)
+            longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
         shape = GPT2Config(
             vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4
         )

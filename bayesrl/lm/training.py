@@ -90,6 +90,10 @@ def corpus(
     rows = len(coded) // length
     if rows == 0:
         raise LanguageModelError(f"the text has {len(coded)} tokens, fewer than one piece of length={length}; add text")
+    if length > start.config.max_length + 1:
+        raise LanguageModelError(
+            f"pieces of {length} tokens exceed the model's context of {start.config.max_length}; lower length"
+        )
     pieces = jnp.asarray(np.asarray(coded[: rows * length], np.int32).reshape(rows, length))
     pad = tokenizer.pad if tokenizer.pad is not None else 0
     return Corpus(start, tokenizer, prompts_of(pieces[:, :1]), pieces[:, 1:], None, pad, batch_size)
@@ -119,12 +123,14 @@ def pairs(
     asked = prompts_of(examples, tokenizer)
     if tokenizer.eos is None:
         raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
-    missing = [index for index, row in enumerate(asked.examples) if not isinstance(row.get(answer), str)]
-    if missing:
-        row = asked.examples[missing[0]]
-        raise LanguageModelError(f"example {missing[0]} has no text under {answer!r}; it has {sorted(row)}")
-    coded = tokenizer.encode([row[answer] for row in asked.examples], special=False)
+    coded = tokenizer.encode(texts_under(answer, asked.examples), special=False)
     longest = max(map(len, coded)) + 1
+    before, room = asked.tokens.shape[1], start.config.max_length
+    if before + longest > room + 1:
+        raise LanguageModelError(
+            f"prompts of {before} tokens and answers of up to {longest} exceed the model's context of {room}; leave "
+            "the longest out, or take a model with a longer context"
+        )
     pad = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
     rows = np.full((len(coded), longest), pad, np.int32)
     for row, own in zip(rows, coded, strict=True):
@@ -205,6 +211,19 @@ def labelled(
         rows[index, : len(kept)], real[index, : len(kept)] = kept, True
     places = jnp.asarray([start.config.labels.index(label) for label in labels])
     return Labelled(start, tokenizer, jnp.asarray(rows), jnp.asarray(real), places, batch_size)
+
+
+def texts_under(name: str, examples: Sequence[Any]) -> list[str]:
+    """Give the text that each record has under a name.
+
+    Raises:
+        LanguageModelError: a record has none.
+    """
+    for index, row in enumerate(examples):
+        if not (isinstance(row, Mapping) and isinstance(row.get(name), str)):
+            held = f"it has {sorted(map(str, row))}" if isinstance(row, Mapping) else f"it is {row!r:.60}"
+            raise LanguageModelError(f"example {index} has no text under {name!r}; {held}")
+    return [row[name] for row in examples]
 
 
 def fitted(posterior: Posterior) -> Pretrained:
