@@ -11,7 +11,7 @@ from bayesrl.core.wording import number, shortened
 from bayesrl.lm.completions import Prompts
 from bayesrl.lm.pictures import length_figure, position_figure
 from bayesrl.lm.prompting import PromptedPolicy
-from bayesrl.lm.samples import Samples, Written, prefix_rewards, write_samples
+from bayesrl.lm.samples import Samples, Written, parts_of, prefix_rewards, write_samples
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.posterior import Posterior
 from bayesrl.typing import PRNGKey
@@ -46,7 +46,7 @@ def text_sections(
     betas = np.asarray(posterior.beta, float)
     one = posterior if betas.ndim == 0 else posterior.select(beta=float(betas.min()))
     seen_key, other_key = jax.random.split(jax.random.key(0) if key is None else key)
-    policy: PromptedPolicy = one.programs.pair().guide.policy if one.programs is not None else None  # type: ignore
+    policy, _, _ = parts_of(one)
     samples = write_samples(seen_key, one, _SAMPLES, some(policy.prompts))
     sections = [
         _extremes(policy, samples),
@@ -140,8 +140,8 @@ def pieces_of(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
     if tokenizer is None:
         return [f"{int(token)} " for token in tokens]
     prefixes = ["", *tokenizer.decode([tokens[: i + 1] for i in range(len(tokens))])]
-    # A character of several bytes is whole only at its last one; what is not whole yet is shown there.
-    clean = [prefix.rstrip("\ufffd") for prefix in prefixes]
+    # A character of several bytes is whole only at its last one; what is not whole yet is shown there, or at the end.
+    clean = [prefix if prefix == prefixes[-1] else prefix.rstrip("\ufffd") for prefix in prefixes]
     pieces = []
     for i, token in enumerate(tokens):
         grown = clean[i + 1].startswith(clean[i])

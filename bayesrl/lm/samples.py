@@ -80,7 +80,7 @@ def write_samples(key: PRNGKey, posterior: Posterior, num_samples: int, prompts:
     """
     if not is_count(num_samples, least=1):
         raise LanguageModelError(f"num_samples={num_samples!r}; use a whole number of at least 1")
-    policy, guide, params = _parts(posterior)
+    policy, guide, params = parts_of(posterior)
     asked = policy.prompts if prompts is None else prompts
     at_once = max(1, _NUMBERS // (len(asked) * policy.options["num_steps"] * policy.model.config.vocab_size))
 
@@ -183,7 +183,13 @@ def _written(static: Any, key: PRNGKey, params: Params, asked: Prompts) -> Writt
     return Written(tokens, real, reward, metrics, log_q, log_prior, ours.kl_by_step(theirs, tokens))  # type: ignore[arg-type]
 
 
-def _parts(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:
+def parts_of(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:
+    """Give the policy, the guide and its parameters, of the best restart.
+
+    Raises:
+        LanguageModelError: the posterior is of another kind.
+        PolicyError: it holds several temperatures, or was loaded without its policy.
+    """
     one = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     pair, params = one.bound()
     if not isinstance(pair.guide, ModelGuide):
