@@ -133,7 +133,7 @@ def test_a_report_holds_texts(posterior: Posterior, sections: list[Section], tmp
     for title in TITLES:
         assert title in page
     assert re.search(r'<span style="background:rgba\([\d,.]+\)" title="[+-][\d.]+ nats">&lt;</span>', page)
-    assert "&lt;&lt;" in page, "draws are shown as text"
+    assert ">&quot;&quot;&quot;<" in page, "draws are shown as text: the best is three times token 3"
     assert "[3, 3" not in page
     assert "[3 3" not in page
 
