@@ -19,6 +19,7 @@ from bayesrl.engines.grid import metric_by_context, run, width_of
 from bayesrl.engines.tabulation import Prepared, prepare
 from bayesrl.engines.weighted import WeightedDraws, context_axes, sampled_metrics
 from bayesrl.errors import EngineError, PolicyError
+from bayesrl.posterior import Posterior
 from bayesrl.typing import Beta, Params, PRNGKey, Program
 
 _ELEMENTS = 2**22
@@ -49,7 +50,7 @@ def importance(
     policy: Program,
     *args: Any,
     beta: Beta | None = None,
-    proposal: Proposal | None = None,
+    proposal: Posterior | Proposal | None = None,
     num_samples: int = 10_000,
 ) -> WeightedDraws:
     """Estimate the tilted posterior by weighted draws, per context.
@@ -64,7 +65,8 @@ def importance(
         *args: arguments of the program.
         beta: temperature, reward units per nat, [*beta]; required with rewards, refused without.
             All temperatures weight the same draws.
-        proposal: what to draw from; None draws from the prior.
+        proposal: what to draw from: a posterior with one temperature and restart, such as a fit of the same policy;
+            None draws from the prior.
         num_samples: number of draws N, made and scored in batches of bounded memory.
 
     Returns:
@@ -72,7 +74,7 @@ def importance(
 
     Raises:
         EngineError: fewer than 2 draws, a subsampled plate, or no draw with a weight in some context.
-        PolicyError: beta does not fit the program, or a reward is NaN or +inf.
+        PolicyError: beta does not fit the program, a reward is NaN or +inf, or the proposal holds several fits.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -89,6 +91,8 @@ def importance(
     """
     if not is_count(num_samples, least=2):
         raise EngineError(f"importance got num_samples={num_samples!r}; an error bar needs at least 2 draws")
+    if isinstance(proposal, Posterior):
+        proposal = Bound(*proposal.bound())
     program = prepare(policy, args, beta)
     pair = Pair(program.policy, None, program.structure, args, {})
     if proposal is not None:

@@ -13,6 +13,7 @@ from bayesrl.core.primitives import environment, reward
 from bayesrl.core.structure import inspect
 from bayesrl.engines import weighting
 from bayesrl.engines.enumeration import enumerate_posterior
+from bayesrl.engines.fitting import fit
 from bayesrl.engines.weighting import Bound, importance
 from bayesrl.errors import EngineError, PolicyError
 
@@ -92,6 +93,23 @@ def test_the_posterior_itself_is_a_perfect_proposal() -> None:
     np.testing.assert_allclose(found.log_evidence, exact.log_evidence, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.ess, 100, rtol=1e-5)
     assert found.log_evidence_se.max() < 1e-6
+
+
+def test_a_fit_is_a_proposal_as_it_stands() -> None:
+    """A fitted table has nearly equal weights; several temperatures are no proposal."""
+
+    def bandit() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(4)))
+        reward("payoff", jnp.arange(4.0)[arm])
+
+    fitted = fit(jax.random.key(0), bandit, beta=0.5, num_steps=500, progress=False)
+    found = importance(jax.random.key(1), bandit, beta=0.5, proposal=fitted, num_samples=1000)
+    exact = enumerate_posterior(bandit, beta=0.5)
+    assert abs(found.log_evidence - exact.log_evidence) < 5 * found.log_evidence_se + 1e-5
+    assert found.ess > 900
+    several = fit(jax.random.key(0), bandit, beta=jnp.array([0.5, 1.0]), num_steps=2, progress=False)
+    with pytest.raises(PolicyError, match="select"):
+        importance(jax.random.key(1), bandit, beta=0.5, proposal=several)
 
 
 def test_observed_data() -> None:
