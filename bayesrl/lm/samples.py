@@ -82,18 +82,9 @@ def write_samples(key: PRNGKey, posterior: Posterior, num_samples: int, prompts:
         raise LanguageModelError(f"num_samples={num_samples!r}; use a whole number of at least 1")
     policy, guide, params = parts_of(posterior)
     asked = policy.prompts if prompts is None else prompts
-    at_once = max(1, _NUMBERS // (len(asked) * policy.options["num_steps"] * policy.model.config.vocab_size))
-
-    def written(key: PRNGKey, *, by_fit: bool) -> Written:
-        parts = []
-        for index, first in enumerate(range(0, num_samples, at_once)):
-            number = min(at_once, num_samples - first)
-            static = (policy, guide, by_fit, number)
-            parts.append(jax.tree.map(np.asarray, _written(static, jax.random.fold_in(key, index), params, asked)))
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-
     fit_key, prior_key = jax.random.split(key)
-    return Samples(asked, written(fit_key, by_fit=True), written(prior_key, by_fit=False))
+    fitted = _in_pieces(fit_key, policy, guide, params, asked, num_samples, by_fit=True)
+    return Samples(asked, fitted, _in_pieces(prior_key, policy, guide, params, asked, num_samples, by_fit=False))
 
 
 def kl_of(
@@ -132,7 +123,9 @@ def kl_of(
     """
     if not is_count(num_samples, least=2):
         raise LanguageModelError(f"kl_of got num_samples={num_samples!r}; a standard error needs at least 2")
-    kl = write_samples(key, posterior, num_samples, prompts).fitted.kl.astype(float).mean(1)
+    policy, guide, params = _parts(posterior)
+    asked = policy.prompts if prompts is None else prompts
+    kl = _in_pieces(key, policy, guide, params, asked, num_samples, by_fit=True).kl.astype(float).mean(1)
 
     def estimate(values: np.ndarray) -> Estimate:
         return Estimate(values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)))  # type: ignore[arg-type]
@@ -162,6 +155,25 @@ def _one_reward(static: tuple[Reward], asked: Prompts, tokens: Array, real: Arra
 
 def _completions(asked: Prompts, tokens: Array, real: Array) -> Completions:
     return Completions(jnp.arange(len(asked)), asked.tokens, asked.real, tokens, real, asked.examples)
+
+
+def _in_pieces(
+    key: PRNGKey,
+    policy: PromptedPolicy,
+    guide: ModelGuide,
+    params: Params,
+    asked: Prompts,
+    num_samples: int,
+    *,
+    by_fit: bool,
+) -> Written:
+    """Write and score completions, as many at once as memory allows."""
+    at_once = max(1, _NUMBERS // (len(asked) * policy.options["num_steps"] * policy.model.config.vocab_size))
+    parts = []
+    for index, first in enumerate(range(0, num_samples, at_once)):
+        static = (policy, guide, by_fit, min(at_once, num_samples - first))
+        parts.append(jax.tree.map(np.asarray, _written(static, jax.random.fold_in(key, index), params, asked)))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
 @Compiled
