@@ -17,8 +17,8 @@ from bayesrl.engines.running import Callback, Run
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.engines.svi import default_optimizer, init
 from bayesrl.errors import RunFolderError
-from bayesrl.guides import AutoTilt, GuideFamily
-from bayesrl.objectives import ForwardKL, Objective, ReverseKL
+from bayesrl.guides import GuideFamily
+from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.stock import as_objective
 from bayesrl.posterior import Posterior
 from bayesrl.programs import Source
@@ -148,7 +148,7 @@ def _beta_of(problem: Mapping[str, Any]) -> Any:
 
 def _rebuild(directory: Any, problem: Mapping[str, Any], guide: Any, objective: Any, optimizer: Any) -> tuple[Any, Any]:
     """Make guide and objective anew from what the folder says of them."""
-    known: dict[str, Any] = {"AutoTilt": AutoTilt, "ReverseKL": ReverseKL, "ForwardKL": ForwardKL}
+    known = {kind.__name__: kind for kind in (*_kinds(GuideFamily), *_kinds(Objective))}
 
     def make(role: str, given: Any) -> Any:
         told = problem["identity"][role]
@@ -164,6 +164,11 @@ def _rebuild(directory: Any, problem: Mapping[str, Any], guide: Any, objective: 
     if problem["settings"]["optimizer"] == "given" and optimizer is None:
         raise RunFolderError(f"{directory} was fitted with an optimizer given by hand; pass optimizer=... again")
     return make("guide", guide), make("objective", objective)
+
+
+def _kinds(base: type[Any]) -> list[type[Any]]:
+    """List all kinds of guides, or of objectives, that have been imported."""
+    return [own for kind in base.__subclasses__() for own in (kind, *_kinds(kind))]
 
 
 def _reopen(
