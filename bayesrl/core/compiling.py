@@ -1,7 +1,9 @@
 """Compilation that takes what a function closes over as arguments, so that weights never become constants."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +13,7 @@ from jax.extend.core import Jaxpr
 from bayesrl.core.host import host_errors
 
 _MOST_KEPT = 64
+_LEVEL = "xla_backend_optimization_level"
 
 
 class Compiled:
@@ -20,8 +23,12 @@ class Compiled:
     and takes long to compile. Programs close over the networks that are their priors, so every function of the
     library that runs a program is compiled by this.
 
+    Most of what the library compiles runs a few times only, so it is compiled with fewer optimisations, which takes
+    half as long on a CPU; steps of a fit are compiled with all of them.
+
     Args:
         fn: a function of (what is static, *arguments); arrays in the arguments are traced, all else is static.
+        often: whether it is called so often that all optimisations pay.
 
     Example:
         >>> import jax.numpy as jnp
@@ -32,8 +39,8 @@ class Compiled:
         [6.0, 6.0, 6.0]
     """
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn = fn
+    def __init__(self, fn: Callable[..., Any], *, often: bool = False) -> None:
+        self.fn, self.often = fn, often
         self._made: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __call__(self, static: Hashable, *args: Any) -> Any:
@@ -50,16 +57,17 @@ class Compiled:
                 self._made.popitem(last=False)
         self._made.move_to_end(key)
         made, calls_host = self._made[key]
+        run = _runner(often=self.often)
         if not calls_host:
-            return _run(made, *args)
+            return run(made, *args)
         with host_errors():
             # What runs on the host may fail, and its error shall come from here, not from whoever looks at the result.
-            return jax.block_until_ready(_run(made, *args))
+            return jax.block_until_ready(run(made, *args))
 
 
-def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(fn: Callable[..., Any], *, often: bool = False) -> Callable[..., Any]:
     """Compile a function as `Compiled` does, nothing in it static but what is no array."""
-    made = Compiled(lambda _, *args: fn(*args))
+    made = Compiled(lambda _, *args: fn(*args), often=often)
     return lambda *args: made(None, *args)
 
 
@@ -77,6 +85,13 @@ def _calls_host(jaxpr: Any) -> bool:
     )
 
 
-@eqx.filter_jit
-def _run(fn: Callable[..., Any], *args: Any) -> Any:
-    return fn(*args)
+@cache
+def _runner(*, often: bool) -> Callable[..., Any]:
+    """Give what runs a function; whoever set the level of optimisation in XLA_FLAGS is heard."""
+    fewer = not often and jax.default_backend() == "cpu" and _LEVEL not in os.environ.get("XLA_FLAGS", "")
+
+    def run(fn: Callable[..., Any], *args: Any) -> Any:
+        return fn(*args)
+
+    made: Callable[..., Any] = eqx.filter_jit(run, compiler_options={_LEVEL: 1} if fewer else None)
+    return made

@@ -111,7 +111,11 @@ class Run:
     def chunk(self) -> Chunk:
         """Give the function that takes a chunk of steps; it compiles when it is first called."""
         lane, _ = self.lane()
-        return compiled(partial(run_chunk, lane)) if self.source is None else self._host_chunk(lane, self.source)
+        return (
+            compiled(partial(run_chunk, lane), often=True)
+            if self.source is None
+            else self._host_chunk(lane, self.source)
+        )
 
     def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""
@@ -128,7 +132,7 @@ class Run:
                 for i in range(len(sources))
             ]
 
-        @compiled
+        @partial(compiled, often=True)
         def update(state: State, made: list[Draws], betas: Array, args: Any, times: Array) -> tuple[State, Tally]:
             draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
             shapes = jax.eval_shape(taken, state, draws, betas, args)[1]

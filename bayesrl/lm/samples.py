@@ -123,7 +123,7 @@ def kl_of(
     """
     if not is_count(num_samples, least=2):
         raise LanguageModelError(f"kl_of got num_samples={num_samples!r}; a standard error needs at least 2")
-    policy, guide, params = _parts(posterior)
+    policy, guide, params = parts_of(posterior)
     asked = policy.prompts if prompts is None else prompts
     kl = _in_pieces(key, policy, guide, params, asked, num_samples, by_fit=True).kl.astype(float).mean(1)
 
