@@ -93,5 +93,6 @@ def _runner(*, often: bool) -> Callable[..., Any]:
     def run(fn: Callable[..., Any], *args: Any) -> Any:
         return fn(*args)
 
-    made: Callable[..., Any] = eqx.filter_jit(run, compiler_options={_LEVEL: 1} if fewer else None)
+    options: Any = {"compiler_options": {_LEVEL: 1}} if fewer else {}
+    made: Callable[..., Any] = eqx.filter_jit(run, **options)
     return made

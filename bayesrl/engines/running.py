@@ -111,11 +111,9 @@ class Run:
     def chunk(self) -> Chunk:
         """Give the function that takes a chunk of steps; it compiles when it is first called."""
         lane, _ = self.lane()
-        return (
-            compiled(partial(run_chunk, lane), often=True)
-            if self.source is None
-            else self._host_chunk(lane, self.source)
-        )
+        if self.source is not None:
+            return self._host_chunk(lane, self.source)
+        return compiled(partial(run_chunk, lane), often=True)
 
     def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""

@@ -37,16 +37,14 @@ def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained])
         LanguageModelError: `made_of` holds what JSON cannot.
 
     Example:
-        >>> import jax, os, tempfile
+        >>> import jax
         >>> from bayesrl.lm import GPT2, GPT2Config, Pretrained, characters, kept
-        >>> os.environ["BAYESRL_CACHE"] = tempfile.mkdtemp()
         >>> tokenizer = characters("ab")
         >>> config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=4, depth=1, heads=1)
         >>> make = lambda: Pretrained(GPT2.random(jax.random.key(0), config), tokenizer)
         >>> first, again = kept("tiny", {"seed": 0}, make), kept("tiny", {"seed": 0}, make)
         >>> first.folder == again.folder
         True
-        >>> del os.environ["BAYESRL_CACHE"]
     """
     try:
         told = json.dumps({"bayesrl": version("bayesrl"), **made_of}, sort_keys=True)

@@ -15,7 +15,7 @@ from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.training import corpus, fitted, labelled, pairs, texts_under
 from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, GPT2Config
 
-_ROOM = 8
+_ROOM = 32
 """Further tokens that a model can stand, beyond the longest that it was trained on."""
 
 
