@@ -8,19 +8,21 @@ import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
 
-_LETTERS = "abcdefghjkmn"
-_LARGEST, _PAIRS = 30, 2
+_FIELDS = "abc"
+_LARGEST = 9
+_WRONG = 0.35
+"""This share of the answers that the reference learns from is wrong."""
 
 
 def problem(
     *,
     checkpoint: str = "",
     questions: str = "",
-    num_prompts: int = 128,
+    num_prompts: int = 240,
     max_new_tokens: int = 6,
     batch: int = 24,
     num_particles: int = 16,
-    num_steps: int = 200,
+    num_steps: int = 100,
     rank: int = 0,
     training_steps: int = 700,
     beta: float = 0.1,
@@ -28,8 +30,9 @@ def problem(
 ) -> bayesrl.Problem:
     """Make the problem.
 
-    The reference is a model trained for a moment on questions of the same kind, which leaves it right in part; the
-    reward is 1 for an answer that is right to the letter. A fifth of the questions is held out.
+    The reference is a model trained for a moment on questions of the same kind, of which a third was answered wrongly,
+    so that it is right in part; the reward is 1 for an answer that is right to the letter. A fifth of the questions is
+    held out.
 
     Args:
         checkpoint: folder or hub id of a causal model to use instead; questions are then asked as they are.
@@ -77,7 +80,7 @@ def problem(
 
 
 def made_up(count: int, seed: int) -> list[dict[str, str]]:
-    """Make up different questions: sums and differences of small numbers, and letters to look up."""
+    """Make up different questions: sums and differences of digits, and fields to look up."""
     rng = np.random.default_rng([seed, 1])
     rows: dict[str, dict[str, str]] = {}
     while len(rows) < count:
@@ -94,11 +97,10 @@ def _sum(rng: np.random.Generator) -> dict[str, str]:
 
 
 def _look_up(rng: np.random.Generator) -> dict[str, str]:
-    letters = rng.choice(list(_LETTERS), _PAIRS, replace=False)
-    digits = rng.integers(0, 10, _PAIRS)
-    asked = int(rng.integers(_PAIRS))
-    told = " ".join(f"{letter}{digit}" for letter, digit in zip(letters, digits, strict=True))
-    return {"prompt": f"{told} {letters[asked]}?", "answer": str(digits[asked])}
+    digits = rng.integers(0, 10, len(_FIELDS))
+    asked = int(rng.integers(len(_FIELDS)))
+    told = " ".join(f"{name}{digit}" for name, digit in zip(_FIELDS, digits, strict=True))
+    return {"prompt": f"{told} {_FIELDS[asked]}?", "answer": str(digits[asked])}
 
 
 def read_questions(path: str) -> list[dict[str, Any]]:
@@ -115,7 +117,10 @@ def read_questions(path: str) -> list[dict[str, Any]]:
 
 
 def _trained(rows: list[dict[str, Any]] | None, steps: int, seed: int) -> lm.Pretrained:
-    """Train a small model on questions of the same kind, but not on these; or, of questions of a file, on these."""
-    examples = made_up(20_000, seed + 1) if rows is None else rows
-    tokenizer = lm.characters("".join(row["prompt"] + row["answer"] for row in examples))
-    return lm.small_writer("question_answering", examples, tokenizer, num_steps=steps, seed=seed)
+    """Train a small model on questions of the same kind, some of them answered wrongly; or on those of a file."""
+    if rows is None:
+        rng = np.random.default_rng([seed, 2])
+        rows = [_sum(rng) if rng.random() < 0.5 else _look_up(rng) for _ in range(20_000)]
+        rows = [row if rng.random() > _WRONG else {**row, "answer": str(rng.integers(2 * _LARGEST))} for row in rows]
+    tokenizer = lm.characters("".join(row["prompt"] + row["answer"] for row in rows))
+    return lm.small_writer("question_answering", rows, tokenizer, num_steps=steps, seed=seed)

@@ -3,7 +3,6 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,7 @@ from jax.extend.core import Jaxpr
 
 from bayesrl.core.host import host_errors
 
-_MOST_KEPT = 64
+_MOST_KEPT = 16
 _LEVEL = "xla_backend_optimization_level"
 
 
@@ -50,19 +49,32 @@ class Compiled:
         held, held_tree = jax.tree.flatten(rest)
         key = (static, tree, tuple(jax.typeof(leaf) for leaf in leaves), tuple(held), held_tree)
         if key not in self._made:
-            fn = self.fn
-            made: Any = eqx.filter_closure_convert(lambda *own: fn(static, *own), *args)
-            self._made[key] = made, _calls_host(made.jaxpr)
+            self._made[key] = self._make(static, tree, rest, leaves)
             if len(self._made) > _MOST_KEPT:
                 self._made.popitem(last=False)
         self._made.move_to_end(key)
-        made, calls_host = self._made[key]
-        run = _runner(often=self.often)
+        run, closed_over, out_tree, calls_host = self._made[key]
         if not calls_host:
-            return run(made, *args)
+            return jax.tree.unflatten(out_tree, run(closed_over, leaves))
         with host_errors():
             # What runs on the host may fail, and its error shall come from here, not from whoever looks at the result.
-            return jax.block_until_ready(run(made, *args))
+            return jax.tree.unflatten(out_tree, jax.block_until_ready(run(closed_over, leaves)))
+
+    def _make(self, static: Hashable, tree: Any, rest: Any, leaves: list[Any]) -> tuple[Any, ...]:
+        """Trace the function; what was compiled goes with the entry: a process has room for so many programs only."""
+
+        def flat(*leaves: Any) -> Any:
+            return self.fn(static, *eqx.combine(jax.tree.unflatten(tree, leaves), rest))
+
+        closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+        # Whoever set the level of optimisation in XLA_FLAGS is heard.
+        fewer = not self.often and jax.default_backend() == "cpu" and _LEVEL not in os.environ.get("XLA_FLAGS", "")
+
+        def run(closed_over: Any, leaves: list[Any]) -> Any:
+            return jax.core.eval_jaxpr(closed.jaxpr, closed_over, *leaves)
+
+        run_compiled = jax.jit(run, compiler_options={_LEVEL: 1} if fewer else None)
+        return run_compiled, closed.consts, jax.tree.structure(shapes), _calls_host(closed.jaxpr)
 
 
 def compiled(fn: Callable[..., Any], *, often: bool = False) -> Callable[..., Any]:
@@ -83,16 +95,3 @@ def _calls_host(jaxpr: Any) -> bool:
         )
         for eqn in jaxpr.eqns
     )
-
-
-@cache
-def _runner(*, often: bool) -> Callable[..., Any]:
-    """Give what runs a function; whoever set the level of optimisation in XLA_FLAGS is heard."""
-    fewer = not often and jax.default_backend() == "cpu" and _LEVEL not in os.environ.get("XLA_FLAGS", "")
-
-    def run(fn: Callable[..., Any], *args: Any) -> Any:
-        return fn(*args)
-
-    options: Any = {"compiler_options": {_LEVEL: 1}} if fewer else {}
-    made: Callable[..., Any] = eqx.filter_jit(run, **options)
-    return made

@@ -1,5 +1,7 @@
 """What a function closes over is an argument of its program, not a constant in it; errors come as they were raised."""
 
+import gc
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -25,16 +27,32 @@ def test_weights_are_no_constants() -> None:
     network = Network(weights, "big")
     made = Compiled(lambda factor, x: factor * (network.weight * x).sum())
     assert float(made(2.0, jnp.ones(()))) == pytest.approx(float(2 * weights.sum()), rel=1e-5)
-    ((program, _),) = made._made.values()
-    arrays = [leaf for leaf in jax.tree.leaves(program) if eqx.is_array(leaf)]
-    assert any(leaf is weights for leaf in arrays), "the very array is passed in, no copy of it"
+    ((run, closed_over, *_),) = made._made.values()
+    assert any(array is weights for array in closed_over), "the very array is passed in, no copy of it"
+    assert len(run.lower(closed_over, [jnp.ones(())]).as_text()) < 10_000
+    plain = jax.jit(lambda x: (network.weight * x).sum())
+    assert len(plain.lower(jnp.ones(())).as_text()) > 1_000_000, "plain jit writes them in"
 
-    def lowered(fn: Any, *args: Any) -> str:
-        return eqx.filter_jit(fn).lower(*args).as_text()
 
-    inside = lowered(lambda program, x: program(x), program, jnp.ones(()))
-    assert len(inside) < 10_000
-    assert len(lowered(lambda x: (network.weight * x).sum(), jnp.ones(()))) > 1_000_000, "plain jit writes them in"
+def test_what_was_compiled_goes_with_the_function() -> None:
+    """A process can map so many pieces of memory only; every program that is kept takes some twenty."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not tell what it has mapped")
+
+    def count() -> int:
+        return len(maps.read_text().splitlines())
+
+    def run(number: int) -> None:
+        compiled(lambda x: jnp.cumsum(jnp.sin(x * number))[0])(jnp.ones(7))
+
+    run(0)
+    gc.collect()
+    before = count()
+    for number in range(1, 21):
+        run(number)
+    gc.collect()
+    assert count() - before < 20 * 10
 
 
 def test_it_is_traced_once_for_each_static_value_and_shape() -> None:
