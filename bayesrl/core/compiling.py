@@ -11,7 +11,7 @@ from jax.extend.core import Jaxpr
 
 from bayesrl.core.host import host_errors
 
-_MOST_KEPT = 16
+_MOST_KEPT = 64
 _LEVEL = "xla_backend_optimization_level"
 
 
