@@ -1,5 +1,6 @@
 """Records to sentences: a small GPT-2 that leaves things out, rewarded for saying all that a record holds."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,13 +88,9 @@ def problem(
     return bayesrl.Problem(
         policy,
         beta=beta,
-        fit_options={
-            "guide": lm.LoRA(rank) if rank else lm.FullParameters(),
-            "objective": bayesrl.objectives.ReverseKL(num_particles=num_particles),
-            "num_steps": num_steps,
-        },
+        fit_options=lm.fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
-        sections=(lambda posterior: lm.text_sections(posterior, held_out=unseen),),
+        sections=(partial(lm.text_sections, held_out=unseen),),
     )
 
 

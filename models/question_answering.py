@@ -1,5 +1,6 @@
 """Questions with one right answer, sums and look-ups: a small GPT-2, rewarded for exact matches."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,9 @@ def problem(
     return bayesrl.Problem(
         policy,
         beta=beta,
-        fit_options={
-            "guide": lm.LoRA(rank) if rank else lm.FullParameters(),
-            "objective": bayesrl.objectives.ReverseKL(num_particles=num_particles),
-            "num_steps": num_steps,
-        },
+        fit_options=lm.fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(others,),
-        sections=(lambda posterior: lm.text_sections(posterior, held_out=others),),
+        sections=(partial(lm.text_sections, held_out=others),),
     )
 
 

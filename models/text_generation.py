@@ -1,6 +1,7 @@
 """English that a small GPT-2 goes on with, rewarded by a BERT classifier that tells prose from code."""
 
 import textwrap
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -82,13 +83,9 @@ def problem(
     return bayesrl.Problem(
         policy,
         beta=beta,
-        fit_options={
-            "guide": lm.LoRA(rank) if rank else lm.FullParameters(),
-            "objective": bayesrl.objectives.ReverseKL(num_particles=num_particles),
-            "num_steps": num_steps,
-        },
+        fit_options=lm.fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
-        sections=(lambda posterior: lm.text_sections(posterior, held_out=unseen),),
+        sections=(partial(lm.text_sections, held_out=unseen),),
     )
 
 

@@ -1,5 +1,6 @@
 """Numbers from digits to English words, and on to French and German: a small GPT-2, rewarded by chrF."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,9 @@ def problem(
     return bayesrl.Problem(
         policy,
         beta=beta,
-        fit_options={
-            "guide": lm.LoRA(rank) if rank else lm.FullParameters(),
-            "objective": bayesrl.objectives.ReverseKL(num_particles=num_particles),
-            "num_steps": num_steps,
-        },
+        fit_options=lm.fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
-        sections=(lambda posterior: lm.text_sections(posterior, held_out=unseen),),
+        sections=(partial(lm.text_sections, held_out=unseen),),
     )
 
 

@@ -9,14 +9,38 @@ import jax
 import optax
 
 from bayesrl.engines.fitting import fit
+from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.keeping import kept
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.training import corpus, fitted, labelled, pairs, texts_under
 from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, GPT2Config
+from bayesrl.objectives import ReverseKL
 
 _ROOM = 32
 """Further tokens that a model can stand, beyond the longest that it was trained on."""
+
+
+def fit_options(*, rank: int, num_particles: int, num_steps: int) -> dict[str, Any]:
+    """Give the options of `fit` that the ready problems of language models share.
+
+    Args:
+        rank: of low-rank paths; 0 trains all parameters.
+        num_particles: completions of each prompt in a step.
+        num_steps: gradient steps.
+
+    Raises:
+        GuideError, ObjectiveError: a number is out of range.
+
+    Example:
+        >>> fit_options(rank=4, num_particles=8, num_steps=100)["guide"].rank
+        4
+    """
+    return {
+        "guide": LoRA(rank) if rank else FullParameters(),
+        "objective": ReverseKL(num_particles=num_particles),
+        "num_steps": num_steps,
+    }
 
 
 def small_judge(
