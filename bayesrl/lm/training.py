@@ -83,7 +83,7 @@ def corpus(
         >>> fit.num_restarts
         1
     """
-    start, tokenizer = _both(model, tokenizer)
+    start, tokenizer = _both(CausalLM, model, tokenizer)
     if not (is_count(length, least=2) and is_count(batch_size, least=1)):
         raise LanguageModelError(f"corpus got length={length!r}, batch_size={batch_size!r}; use at least 2, and 1")
     (coded,) = tokenizer.encode([text])
@@ -119,7 +119,7 @@ def pairs(
     Raises:
         LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
     """
-    start, tokenizer = _both(model, tokenizer)
+    start, tokenizer = _both(CausalLM, model, tokenizer)
     asked = prompts_of(examples, tokenizer)
     if tokenizer.eos is None:
         raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
@@ -191,13 +191,7 @@ def labelled(
     Raises:
         LanguageModelError: no texts; other labels than the model has; no tokenizer, or one that does not fit.
     """
-    start = model.model if isinstance(model, Pretrained) else model
-    own = model.tokenizer if isinstance(model, Pretrained) else None
-    tokenizer = tokenizer if own is None else own
-    if tokenizer is None:
-        raise LanguageModelError("texts need a tokenizer; pass tokenizer=, such as lm.bytes_level()")
-    if not isinstance(start, BertClassifier):
-        raise LanguageModelError(f"a {type(start).__name__} gives no labels; pass a BertClassifier")
+    start, tokenizer = _both(BertClassifier, model, tokenizer)
     if not texts or len(texts) != len(labels):
         raise LanguageModelError(f"labelled got {len(texts)} texts and {len(labels)} labels; pass one label for each")
     if strange := sorted(set(labels) - set(start.config.labels)):
@@ -257,14 +251,15 @@ def fitted(posterior: Posterior) -> Pretrained:
     return Pretrained(model, tokenizer)
 
 
-def _both(model: CausalLM | Pretrained, tokenizer: Tokenizer | None) -> tuple[CausalLM, Tokenizer]:
+def _both(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any, Tokenizer]:
+    """Give the model where training starts, and its tokenizer, or refuse them."""
     start = model.model if isinstance(model, Pretrained) else model
     own = model.tokenizer if isinstance(model, Pretrained) else None
     tokenizer = tokenizer if own is None else own
     if tokenizer is None:
         raise LanguageModelError("texts need a tokenizer; pass tokenizer=, such as lm.bytes_level()")
-    if not isinstance(start, CausalLM):
-        raise LanguageModelError(f"a {type(start).__name__} cannot be trained on texts here; pass a GPT2 or a Llama")
+    if not isinstance(start, kind):
+        raise LanguageModelError(f"a {type(start).__name__} cannot be trained on texts so; pass a {kind.__name__}")
     if tokenizer.vocab_size > start.config.vocab_size:
         raise LanguageModelError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {start.config.vocab_size}; make the "

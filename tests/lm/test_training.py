@@ -15,6 +15,7 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 
 import bayesrl
+from bayesrl import lm
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm import (
     GPT2,
@@ -263,3 +264,24 @@ def test_small_writer_trains_and_keeps(cache: Path, kind: str) -> None:
     assert again.folder == made.folder
     assert_same(load_pretrained(made.folder).model, made.model)
     assert len(list(cache.iterdir())) == 1
+
+
+def test_labels_need_a_model_and_a_tokenizer_that_fit() -> None:
+    tokenizer = lm.characters("abcdefgh")
+    config = lm.BertConfig(vocab_size=4, max_length=8, width=4, depth=1, heads=2, inner=8, labels=("no", "yes"))
+    judge = lm.BertClassifier.random(jax.random.key(0), config)
+    with pytest.raises(LanguageModelError, match="has 11 tokens and the model knows 4"):
+        lm.labelled(judge, ["a"], ["no"], tokenizer=tokenizer)
+    with pytest.raises(LanguageModelError, match="label 'perhaps' is none of the model's"):
+        lm.labelled(judge, ["a"], ["perhaps"], tokenizer=lm.characters("a"))
+    with pytest.raises(LanguageModelError, match="1 texts and 2 labels"):
+        lm.labelled(judge, ["a"], ["no", "yes"], tokenizer=lm.characters("a"))
+
+
+def test_a_judge_learns_its_labels() -> None:
+    """Letters that never stand together are told apart after 60 steps, every one of them."""
+    texts = ["abab", "ba", "aab", "cdc", "dd", "ccd"]
+    judge = lm.small_judge("letters", texts, ["ab"] * 3 + ["cd"] * 3, lm.characters("abcd"), num_steps=60, width=8)
+    program = lm.labelled(judge, texts, ["ab"] * 3 + ["cd"] * 3)
+    logits = jax.vmap(judge.model)(program.tokens, program.real)  # type: ignore[arg-type]
+    assert np.asarray(logits).argmax(-1).tolist() == [0, 0, 0, 1, 1, 1]
