@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax import Array
 from bayesrl.core.compiling import Compiled
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.handlers import whole
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.typing import Params, PRNGKey, PRNGKeys, Program
@@ -45,6 +47,27 @@ class Programs:
             return Pair(self.policy, self.guide, self.structure, self.args, self.transforms, self.learned)
         structure = inspect(jax.random.key(0), self.policy, *args)
         return Pair(self.policy, self.guide, structure, as_arrays(args), self.transforms, self.learned)
+
+    def over_all_data(self, *new_args: Any) -> "Programs":
+        """Give the same programs over all of their data instead of mini-batches, or over other data.
+
+        What is compiled for one of them serves the next, for the programs inside are the same ones every time.
+        """
+        if new_args:
+            return self._whole_with(as_arrays(new_args))
+        return self._over_all if self.structure.subsampled else self
+
+    @cached_property
+    def _over_all(self) -> "Programs":
+        return self._whole_with(self.args)
+
+    @cached_property
+    def _whole(self) -> tuple[Program, Program | None]:
+        return whole(self.policy), None if self.guide is None else whole(self.guide)
+
+    def _whole_with(self, args: tuple[Any, ...]) -> "Programs":
+        structure = inspect(jax.random.key(0), self._whole[0], *args)
+        return Programs(*self._whole, args, structure, self.transforms, self.learned)
 
 
 @Compiled

@@ -13,14 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro import handlers
 
 from bayesrl.certainty.limits import skewed_limits, stratified_interval
 from bayesrl.core.compiling import Compiled
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Interval
 from bayesrl.core.pairing import Pair
-from bayesrl.core.recording import record
 from bayesrl.core.structure import Structure
 from bayesrl.engines.weighted import context_axes
 from bayesrl.posterior import Posterior
@@ -139,8 +137,7 @@ def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] 
     latent = structure.named("action", "environment")
     if not all(structure[name].discrete for name in latent):
         return None
-    recording = record(handlers.seed(programs.policy, rng_seed=jax.random.key(0)), *programs.args)
-    return tuple(context_axes(recording, structure).items())
+    return tuple(context_axes(structure).items())
 
 
 @Compiled

@@ -12,10 +12,10 @@ import numpy as np
 
 from bayesrl.certainty.known import Exact, evaluated, started
 from bayesrl.core.estimates import Estimate, Estimates
-from bayesrl.core.handlers import whole
 from bayesrl.core.pairing import Pair, declared_params
-from bayesrl.core.structure import Structure, as_arrays, inspect
+from bayesrl.core.structure import Structure
 from bayesrl.engines.enumeration import enumerate_posterior, evaluate_exactly
+from bayesrl.engines.fitting import LEAST_DRAWS
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
@@ -78,6 +78,11 @@ class Scoreboard(NamedTuple):
     contexts: int
     target: WeightedDraws | None
     note: str
+
+    @property
+    def estimates(self) -> Estimates:
+        """J, E[R], KL and metrics of the fit, [*beta] flat."""
+        return jax.tree.map(lambda *parts: np.asarray(parts, float), *(row.estimates for row in self.rows))
 
 
 def score(
@@ -156,11 +161,7 @@ def over_all_data(posterior: Posterior, *new_args: Any) -> Posterior:
     programs = _programs(posterior)
     if not new_args and not programs.structure.subsampled:
         return posterior
-    args = as_arrays(new_args or programs.args)
-    policy = whole(programs.policy)
-    guide = None if programs.guide is None else whole(programs.guide)
-    structure = inspect(jax.random.key(0), policy, *args)
-    held = Programs(policy, guide, args, structure, programs.transforms, programs.learned)
+    held = programs.over_all_data(*new_args)
     return replace(posterior, programs=held, draws={}, statistics={}, prior_draws={})
 
 
@@ -321,7 +322,7 @@ def _num_draws(programs: Programs, lanes: int) -> int:
     if programs.episodes is not None:
         return 100
     structure = programs.structure
-    return int(np.clip(_DRAWN_NUMBERS // (structure.width * lanes), 64, 20_000))
+    return int(np.clip(_DRAWN_NUMBERS // (structure.width * lanes), LEAST_DRAWS, 20_000))
 
 
 # ---- kept in the run folder ------------------------------------------------------------------

@@ -104,8 +104,9 @@ def finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float,
     held_out, reason = _held_out(key, posterior, problem)
     optima = [row.optimum for row in board.rows]
     known = [float(optimum) for optimum in optima if optimum is not None]
-    save_figures(folder, posterior, board.target, known if len(known) == len(optima) else None)
-    facts = gather_run(folder, posterior, problem, target=board.target)
+    facts = gather_run(folder, posterior, problem, scores=(board, held_out))
+    optimum = known if len(known) == len(optima) else None
+    save_figures(folder, posterior, board.target, optimum, whole=facts.whole)
     verdict = None if facts.diagnosis is None else Line(facts.diagnosis.sentence, facts.diagnosis.verdict)
     scores = Scores(done, board, held_out, verdict)
     told = {"step": done, "fit": to_json(board), "held_out": None if held_out is None else to_json(held_out)}

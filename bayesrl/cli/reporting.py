@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from bayesrl import run_folder
+from bayesrl.certainty.scoreboard import Scoreboard
 from bayesrl.cli.holdings import made_of, read_model
 from bayesrl.cli.words import spell
 from bayesrl.core.showing import Line, as_text
 from bayesrl.engines.reopening import load
-from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.posterior import Posterior
 from bayesrl.problem import Problem, model_names, ready_model
@@ -72,7 +72,7 @@ def gather_run(
     *,
     name: str | None = None,
     gold: str | None = None,
-    target: WeightedDraws | None = None,
+    scores: tuple[Scoreboard | None, Scoreboard | None] = (None, None),
     missing: tuple[str, ...] = (),
 ) -> Facts:
     """Find what the report shows of a run.
@@ -83,7 +83,7 @@ def gather_run(
         problem: of the run, or None where it cannot be made again.
         name: of the fit; by default that of its model.
         gold: metric that the reward stands for, or None.
-        target: p*, where it has been enumerated already.
+        scores: on its own data and on what was held out, where they are known already.
         missing: what is already known to be missing.
     """
     told = run_folder.read_problem(directory)
@@ -104,7 +104,9 @@ def gather_run(
         held_out=problem.held_out if problem is not None else None,
         exact=problem.exact if problem is not None else None,
         gold=gold,
-        target=target,
+        target=scores[0].target if scores[0] is not None else None,
+        training=scores[0].estimates if scores[0] is not None else None,
+        tested=scores[1].estimates if scores[1] is not None else None,
         made=tuple(rows),
         command=_command(made, told) if made is not None else None,
         missing=missing,

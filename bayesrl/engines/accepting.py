@@ -74,7 +74,7 @@ class Accepted:
     def __init__(
         self, program: Prepared, bound: np.ndarray, betas: np.ndarray, num_samples: int, *, declared: bool
     ) -> None:
-        self.axes = context_axes(program.recording, program.structure)
+        self.axes = context_axes(program.structure)
         self.width = width_of(program.structure)
         self.context_shape = program.structure.context_shape
         self.bound, self.betas, self.num_samples, self.declared = bound, betas, num_samples, declared

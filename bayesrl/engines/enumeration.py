@@ -221,7 +221,7 @@ def _result(
         estimates=_estimates(lanes, lead),
         beta=beta,
         structure=structure,
-        axes=context_axes(program.recording, structure),
+        axes=context_axes(structure),
         sampler=None if whole else sampler,
     )
     rest = [name for name in structure.named("metric") if name not in exact]

@@ -28,6 +28,8 @@ from bayesrl.programs import Source, draw_prior
 from bayesrl.typing import Beta, PRNGKey, Program
 
 DRAW_BUDGET = 4_000_000
+LEAST_DRAWS = 64
+"""Where draws are large so many are made for every purpose, so that one compiled program serves them all."""
 
 
 def fit(
@@ -223,7 +225,7 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
     most = 1000 if programs.episodes is None else 20
     if not programs.structure.named("action", "environment"):
         most = 50  # nothing is drawn but mini-batches
-    num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(50, most), most))
+    num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
     draw_key, prior_key = jax.random.split(key)
     draws, totals = posterior._draw(draw_key, num, ())
     prior, _ = draw_prior(prior_key, programs, num)

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from numpyro import handlers
 
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.host import host_errors
 from bayesrl.core.pairing import freeze
-from bayesrl.core.recording import Recording, record
-from bayesrl.core.structure import Structure, as_arrays, check_policy, structure_of
+from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.engines.grid import Axis, Scores, Table, axes_of, count, decode, run, scores_of, width_of
 from bayesrl.engines.induction import Stage, make_stage
 from bayesrl.engines.reachability import Scan, TooManyStatesError, reach, reads_outputs, take_apart
@@ -28,12 +26,11 @@ _CELLS_PER_ASSIGNMENT = 64
 
 
 class Prepared(NamedTuple):
-    """A policy with frozen parameters, its arguments, and one run of it."""
+    """A policy with frozen parameters, and its arguments."""
 
     policy: Program
     args: tuple[Any, ...]
     structure: Structure
-    recording: Recording
 
 
 def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepared:
@@ -44,8 +41,7 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepar
     key = jax.random.key(0)  # nothing random is used: every latent site will be held
     frozen, _ = freeze(key, policy, *args)
     with host_errors():
-        recording = record(handlers.seed(frozen, rng_seed=key), *args)
-    structure = structure_of(recording)
+        structure = inspect(key, frozen, *args)
     check_policy(structure, has_beta=beta is not None)
     structure.check_complete("nothing but draws can be known of it", EngineError)
     structure.check_whole_density()
@@ -54,7 +50,7 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepar
             f"plate {structure.subsampled[0]!r} is subsampled, and log Z of a subsample is that of another problem; "
             "use bayesrl.whole(policy), or subsample_size=None"
         )
-    return Prepared(frozen, args, structure, recording)
+    return Prepared(frozen, args, structure)
 
 
 def make_stages(program: Prepared, max_count: int) -> tuple[list[Stage], Scan | None]:

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bayesrl.core.estimates import Estimate, Estimates
-from bayesrl.core.recording import Recording
 from bayesrl.core.structure import Structure
 from bayesrl.engines.grid import Table, run, width_of
 from bayesrl.engines.induction import inverse_cdf
@@ -170,14 +169,14 @@ def _gather(value: Array, index: np.ndarray, axes: tuple[int | None, ...], conte
     return jnp.take_along_axis(value, jnp.asarray(at.reshape(-1, *sizes)), axis=0)
 
 
-def context_axes(recording: Recording, structure: Structure) -> dict[str, tuple[int | None, ...]]:
+def context_axes(structure: Structure) -> dict[str, tuple[int | None, ...]]:
     """Tell which axes of each site's value are contexts; None for a plate that it stands outside of."""
     frames = sorted(structure.contexts, key=lambda frame: frame.dim)
     result = {}
     for name in structure.named("action", "environment"):
-        site = recording.sites[name]
+        site = structure[name]
         own = {frame.name for frame in site.frames}
-        batch_dims = jnp.ndim(site.value) - site.fn.event_dim
+        batch_dims = len(site.shape) - site.event_dim
         result[name] = tuple(batch_dims + frame.dim if frame.name in own else None for frame in frames)
     return result
 

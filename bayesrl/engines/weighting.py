@@ -284,7 +284,7 @@ def _result(
         estimates=estimates,
         beta=beta,
         structure=structure,
-        axes=context_axes(program.recording, structure),
+        axes=context_axes(structure),
     )
     rest = [name for name in structure.named("metric") if name not in batch.metrics]
     if rest:

@@ -55,6 +55,25 @@ class Prompts(eqx.Module):
     def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
 
+    def take(self, chosen: Sequence[int]) -> "Prompts":
+        """Take some of them, by number."""
+        index = np.asarray(chosen, int)
+        rows = [self.examples[i] for i in chosen]
+        return Prompts(self.tokens[index], self.real[index], Examples(rows, self.examples.tokenizer))
+
+    def beside(self, others: "Prompts") -> "Prompts":
+        """Put others of the same model behind them."""
+        longest = max(self.tokens.shape[1], others.tokens.shape[1])
+
+        def padded(x: Array) -> Array:
+            return jnp.pad(x, [(0, 0), (longest - x.shape[1], 0)])
+
+        tokens, real = (
+            jnp.concatenate([padded(ours), padded(theirs)])
+            for ours, theirs in ((self.tokens, others.tokens), (self.real, others.real))
+        )
+        return Prompts(tokens, real, Examples([*self.examples, *others.examples], self.examples.tokenizer))
+
 
 class Completions(eqx.Module):
     """What a policy wrote, as rewards see it; any leading axes, which all arrays share.

@@ -45,9 +45,11 @@ def text_sections(
     """
     betas = np.asarray(posterior.beta, float)
     one = posterior if betas.ndim == 0 else posterior.select(beta=float(betas.min()))
-    seen_key, other_key = jax.random.split(jax.random.key(0) if key is None else key)
     policy, _, _ = parts_of(one)
-    samples = write_samples(seen_key, one, _SAMPLES, some(policy.prompts))
+    seen = some(policy.prompts)
+    asked = seen if held_out is None else seen.beside(some(held_out))  # asked at once: one program to compile
+    written = write_samples(jax.random.key(0) if key is None else key, one, _SAMPLES, asked)
+    samples = written.of(slice(len(seen)))
     sections = [
         _extremes(policy, samples),
         _positions(policy, samples),
@@ -59,7 +61,7 @@ def text_sections(
         _collapsed(policy, samples),
     ]
     if held_out is not None:
-        sections.append(_before_and_after(policy, write_samples(other_key, one, _SAMPLES, some(held_out))))
+        sections.append(_before_and_after(policy, written.of(slice(len(seen), len(asked)))))
     return sections
 
 
@@ -67,11 +69,7 @@ def some(prompts: Prompts, most: int = _PROMPTS) -> Prompts:
     """Take prompts evenly, where there are more than are to be shown."""
     if len(prompts) <= most:
         return prompts
-    chosen = np.linspace(0, len(prompts) - 1, most).round().astype(int)
-    rows = [prompts.examples[int(i)] for i in chosen]
-    return Prompts(
-        prompts.tokens[chosen], prompts.real[chosen], type(prompts.examples)(rows, prompts.examples.tokenizer)
-    )
+    return prompts.take([int(i) for i in np.linspace(0, len(prompts) - 1, most).round()])
 
 
 class _Place(NamedTuple):

@@ -64,6 +64,11 @@ class Samples(NamedTuple):
     fitted: Written
     prior: Written
 
+    def of(self, chosen: slice) -> "Samples":
+        """Take what was written for some of the prompts."""
+        fitted, prior = (jax.tree.map(lambda x: x[:, chosen], written) for written in (self.fitted, self.prior))
+        return Samples(self.prompts.take(range(*chosen.indices(len(self.prompts)))), fitted, prior)
+
 
 def write_samples(key: PRNGKey, posterior: Posterior, num_samples: int, prompts: Prompts | None = None) -> Samples:
     """Let a fit and its reference answer prompts, and score every token under both.
@@ -171,18 +176,19 @@ def _in_pieces(
     at_once = max(1, _NUMBERS // (len(asked) * policy.options["num_steps"] * policy.model.config.vocab_size))
     parts = []
     for index, first in enumerate(range(0, num_samples, at_once)):
-        static = (policy, guide, by_fit, min(at_once, num_samples - first))
-        parts.append(jax.tree.map(np.asarray, _written(static, jax.random.fold_in(key, index), params, asked)))
+        static = (policy, guide, min(at_once, num_samples - first))
+        written = _written(static, jax.random.fold_in(key, index), params, asked, jnp.asarray(by_fit))
+        parts.append(jax.tree.map(np.asarray, written))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
 @Compiled
-def _written(static: Any, key: PRNGKey, params: Params, asked: Prompts) -> Written:
-    policy, guide, by_fit, number = static
+def _written(static: Any, key: PRNGKey, params: Params, asked: Prompts, by_fit: Array) -> Written:
+    policy, guide, number = static
     model = handlers.seed(handlers.substitute(guide.declare, data=params), rng_seed=jax.random.key(0))()
     ours = policy.sentences(model, asked.tokens, asked.real)
     theirs = policy.sentences(policy.model, asked.tokens, asked.real)
-    tokens = (ours if by_fit else theirs).sample(key, (number,))
+    tokens = jax.lax.cond(by_fit, lambda: ours.sample(key, (number,)), lambda: theirs.sample(key, (number,)))
     real = ours.counts(tokens)
 
     def scored(tokens: Array, real: Array) -> tuple[Array, dict[str, Array]]:

@@ -117,6 +117,8 @@ def save_figures(
     posterior: Posterior,
     target: WeightedDraws | None = None,
     optimum: Sequence[float] | np.ndarray | None = None,
+    *,
+    whole: Posterior | None = None,
 ) -> list[Path]:
     """Write the figures of a posterior as PNG and SVG.
 
@@ -125,6 +127,7 @@ def save_figures(
         posterior: fitted or loaded.
         target: p* at the same β, or None.
         optimum: J* of each β, reward units; by default that of the target.
+        whole: its best restarts over all data, with draws, made before; by default it is made here.
 
     Returns:
         The files written: `training`, and `policy` or, with several action sites, `policy_SITE`.
@@ -139,7 +142,7 @@ def save_figures(
     if len(posterior.history.get("step", ())):
         figures["training"] = training_figure(posterior, optimum)
     names = list(sites_of(posterior))
-    whole = whole_of(posterior)
+    whole = whole if whole is not None else whole_of(posterior)
     for name in names:
         if text_of(whole, name, np.asarray(whole.draws[name])[(0,) * (np.ndim(whole.draws[name]) - 1)]) is not None:
             continue  # a text is read, not drawn

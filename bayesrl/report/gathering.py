@@ -15,6 +15,7 @@ from bayesrl.certainty.verdicts import Diagnosis, Frontier
 from bayesrl.core.estimates import Estimates
 from bayesrl.core.pairing import declared_params
 from bayesrl.engines.enumeration import enumerate_posterior
+from bayesrl.engines.fitting import LEAST_DRAWS
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.posterior import Posterior
@@ -38,6 +39,8 @@ def gather(
     diagnosis: Diagnosis | None = None,
     frontier: Frontier | None = None,
     target: WeightedDraws | None = None,
+    training: Estimates | None = None,
+    tested: Estimates | None = None,
     made: tuple[tuple[str, str], ...] | None = None,
     command: str | None = None,
     missing: tuple[str, ...] = (),
@@ -55,6 +58,8 @@ def gather(
         diagnosis: made before; by default it is made here.
         frontier: of a fit at several β, made before; by default it is made here.
         target: p* of the fit, where it has been enumerated already.
+        training: estimates of the fit over all of its data, [*beta] flat, made before; by default they are made here.
+        tested: the same on what was held out.
         made: rows of (setting, value); by default those that the posterior knows.
         command: what makes the fit again; by default a call of `bayesrl.fit`.
         missing: sentences on what is already known to be missing.
@@ -80,10 +85,10 @@ def gather(
         told["whole"] = whole = whole_of(posterior)
         told["target"] = target if target is not None else _target(posterior)
         if held_out is not None or posterior.programs.structure.named("metric"):
-            told["training"] = _estimates(draw_key, whole, ())
+            told["training"] = training if training is not None else _estimates(draw_key, whole, ())
         if held_out is not None:
             try:
-                told["held_out"] = _estimates(other_key, whole, held_out)
+                told["held_out"] = tested if tested is not None else _estimates(other_key, whole, held_out)
             except BayesRLError as error:
                 lacking.append(f"Held-out data was not scored: {str(error).rstrip('.')}.")
     elif posterior.statistics:
@@ -151,7 +156,7 @@ def _estimates(key: PRNGKey, whole: Posterior, args: tuple[Any, ...]) -> Estimat
     assert over_all.programs is not None
     structure = over_all.programs.structure
     lanes = len(betas_of(whole))
-    num = int(np.clip(_DRAWN_NUMBERS // (structure.width * lanes), 64, 4_000))
+    num = int(np.clip(_DRAWN_NUMBERS // (structure.width * lanes), LEAST_DRAWS, 4_000))
     return jax.tree.map(lambda x: np.asarray(x, float).reshape(lanes), over_all.estimate(key, num))
 
 

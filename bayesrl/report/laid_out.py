@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
-from numpyro import handlers
 
 from bayesrl.core.density import log_density
-from bayesrl.core.recording import record
 from bayesrl.core.structure import Structure
 from bayesrl.engines.weighted import WeightedDraws, context_axes
 from bayesrl.errors import PolicyError
@@ -137,8 +135,7 @@ def _context_axes(
     """Tell which axes of a site's value are contexts; None for a plate that it stands outside of."""
     programs = posterior.programs
     if programs is not None:
-        recording = record(handlers.seed(programs.policy, rng_seed=jax.random.key(0)), *programs.args)
-        return context_axes(recording, programs.structure)[site]
+        return context_axes(programs.structure)[site]
     start = next((i for i in range(len(shape)) if shape[i : i + len(contexts)] == contexts), None)
     return tuple(None if start is None else start + i for i in range(len(contexts)))
 
