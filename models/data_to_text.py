@@ -33,7 +33,7 @@ def problem(
     *,
     checkpoint: str = "",
     records: str = "",
-    num_prompts: int = 96,
+    num_prompts: int = 64,
     max_new_tokens: int = 20,
     batch: int = 12,
     num_particles: int = 12,
@@ -47,7 +47,7 @@ def problem(
 
     The reference is a model trained for a moment on sentences that each leave out a part of their record. The reward
     is slot coverage: the share of a record's values that the sentence says, less a tenth for each value of another
-    record that it makes up. A fifth of the records is held out.
+    record that it makes up. Further records are held out.
 
     Args:
         checkpoint: folder or hub id of a causal model to use instead.
@@ -69,7 +69,8 @@ def problem(
     told = read_records(records) if records else _restaurants()
     rows = [_row(told[i], rng) for i in rng.permutation(len(told))]
     cut = max(1, min(num_prompts, len(rows) * 2 // 5))
-    asked, held_out, others = rows[:cut], rows[cut : cut + max(1, cut // 4)], rows[cut + max(1, cut // 4) :]
+    unseen_end = cut + max(1, cut // 2)
+    asked, held_out, others = rows[:cut], rows[cut:unseen_end], rows[unseen_end:]
     if checkpoint:
         model = lm.load_pretrained(checkpoint)
     else:

@@ -25,8 +25,8 @@ def problem(
     judge: str = "",
     label: str = "prose",
     text: str = "",
-    num_prompts: int = 60,
-    max_new_tokens: int = 20,
+    num_prompts: int = 48,
+    max_new_tokens: int = 16,
     batch: int = 12,
     num_particles: int = 12,
     num_steps: int = 100,
@@ -134,4 +134,4 @@ def _judge(paragraphs: list[tuple[str, str]], model: lm.Pretrained, steps: int, 
     texts = [piece for own in chosen.values() for piece in own]
     labels = [name for name, own in chosen.items() for _ in own]
     tokenizer = model.tokenizer if model.tokenizer is not None else lm.bytes_level()
-    return lm.small_judge("prose_or_code", texts, labels, tokenizer, num_steps=steps, seed=seed)
+    return lm.small_judge("prose_or_code", texts, labels, tokenizer, num_steps=steps // 2 + 1, seed=seed)

@@ -18,7 +18,7 @@ def problem(
     *,
     checkpoint: str = "",
     pairs: str = "",
-    num_prompts: int = 96,
+    num_prompts: int = 64,
     max_new_tokens: int = 16,
     batch: int = 12,
     num_particles: int = 12,
@@ -53,7 +53,7 @@ def problem(
     rows = read_pairs(pairs) if pairs else numbers()
     order = np.random.default_rng(seed).permutation(len(rows))
     cut = max(1, min(num_prompts, len(rows) // 3))
-    asked, held_out, others = ([rows[i] for i in part] for part in np.split(order, [cut, 2 * cut]))
+    asked, held_out, others = ([rows[i] for i in part] for part in np.split(order, [cut, cut + max(1, cut // 2)]))
     if checkpoint:
         model = lm.load_pretrained(checkpoint)
     else:

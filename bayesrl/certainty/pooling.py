@@ -26,7 +26,7 @@ from bayesrl.programs import Programs, draw_prior
 from bayesrl.typing import Params, PRNGKey
 
 FROM_FIT = 0.5
-_ELEMENTS = 2**22
+_ELEMENTS = 2**25
 
 
 class Pool(NamedTuple):

@@ -104,7 +104,7 @@ def _look(
             site = scored[name]
             inside = jnp.all(site.fn.support(site.value)) & jnp.all(site_log_prob(site) > -jnp.inf)
             outside[name] = ~inside
-        if pair.guide is None:
+        if pair.guide is None or not pair.structure.named("environment"):
             return outside, {}
         drawn = pair.run_guide(look_key, None, params, values, ()).sites
         other = {}

@@ -51,16 +51,19 @@ def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Para
     batch = {name: indices[0] for name, indices in pair.draw(batch_key, params, 1).plates.items()}
     draws = pair.draw(draws_key, params, 2 * NUM_SWAPS, share=False, values=batch)
     chosen = jax.random.bernoulli(mask_key, shape=(NUM_SWAPS, plate.size))
-    first, second, mixed = {}, {}, {}
+    sites = {}
     for name, values in draws.sites.items():
         one, other = values[:NUM_SWAPS], values[NUM_SWAPS:]
         site = pair.structure[name]
         dims = [frame.dim for frame in site.frames if frame.name == plate.name]
         place = values.ndim - site.event_dim + dims[0] if dims else None
-        first[name], second[name] = one, other if dims else one
-        mixed[name] = one if place is None else jnp.where(_along(chosen, place, values.ndim), one, other)
-    plates = {name: indices[:NUM_SWAPS] for name, indices in draws.plates.items()}
-    ours, theirs, both = (pair.score(params, draws._replace(sites=s, plates=plates)) for s in (first, second, mixed))
+        mixed = one if place is None else jnp.where(_along(chosen, place, values.ndim), one, other)
+        sites[name] = jnp.concatenate([one, other if dims else one, mixed])
+    plates = {name: jnp.concatenate([indices, indices[:NUM_SWAPS]]) for name, indices in draws.plates.items()}
+    scored = pair.score(params, draws._replace(sites=sites, plates=plates))
+    ours, theirs, both = (
+        jax.tree.map(lambda x, i=i: x[i * NUM_SWAPS : (i + 1) * NUM_SWAPS], scored) for i in range(3)
+    )
     found: dict[str, dict[str, Array]] = {}
     for part in ("log_q", "log_prior", "log_likelihood", "log_nature", "rewards"):
         found[part] = {}

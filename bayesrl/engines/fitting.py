@@ -28,7 +28,7 @@ from bayesrl.programs import Source, draw_prior
 from bayesrl.typing import Beta, PRNGKey, Program
 
 DRAW_BUDGET = 4_000_000
-LEAST_DRAWS = 64
+LEAST_DRAWS = 32
 """Where draws are large so many are made for every purpose, so that one compiled program serves them all."""
 
 

@@ -31,6 +31,8 @@ ANNEALED = 0.5
 
 MAX_SKIPPED = 0.1
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
+MANY_STEPS = 1000
+"""From so many steps on it pays to compile them with all optimisations."""
 
 type Chunk = Callable[[PRNGKeys, State, Array, Any, Array], tuple[State, Tally]]
 type Callback = Callable[[dict[str, np.ndarray]], Any]
@@ -113,7 +115,7 @@ class Run:
         lane, _ = self.lane()
         if self.source is not None:
             return self._host_chunk(lane, self.source)
-        return compiled(partial(run_chunk, lane), often=True)
+        return compiled(partial(run_chunk, lane), often=self.num_steps >= MANY_STEPS)
 
     def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""
@@ -130,7 +132,7 @@ class Run:
                 for i in range(len(sources))
             ]
 
-        @partial(compiled, often=True)
+        @partial(compiled, often=self.num_steps >= MANY_STEPS)
         def update(state: State, made: list[Draws], betas: Array, args: Any, times: Array) -> tuple[State, Tally]:
             draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
             shapes = jax.eval_shape(taken, state, draws, betas, args)[1]

@@ -22,8 +22,8 @@ from bayesrl.lm.transformers import CausalLM, Linear, Transformer, is_linear
 from bayesrl.typing import Params, PRNGKey, Program
 
 _FASTEST = 1e-3
-_WIDE = 128
-"""Rates are `_FASTEST` for models up to this wide, and fall as 1/width beyond."""
+_RATE = 0.04
+"""Rates are `_RATE`/width, and `_FASTEST` for narrow models: faster, Adam's first steps leave a trained model."""
 
 
 class ModelGuide(OwnProgram):
@@ -78,7 +78,7 @@ class FullParameters(ModelGuideFamily):
 
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate: smaller for wider models."""
-        return _FASTEST * min(1.0, _WIDE / _width(params))
+        return min(_FASTEST, _RATE / _width(params))
 
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
         """Declare one parameter for each array; see `ModelGuideFamily.declare`."""
@@ -125,7 +125,7 @@ class LoRA(ModelGuideFamily):
 
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate: some times that of all parameters, since the paths start at nothing."""
-        return 5 * _FASTEST * min(1.0, _WIDE / _width(params))
+        return min(5 * _FASTEST, 10 * _RATE / _width(params))
 
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
         """Declare U and D of each linear map of the blocks; see `ModelGuideFamily.declare`."""

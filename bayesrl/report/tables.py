@@ -27,7 +27,7 @@ def score_table(board: Scoreboard, held_out: Scoreboard | None = None) -> Render
     metrics = _metrics(board, held_out)
     if metrics is not None:
         parts.append(metrics)
-    parts += [Text(line, style="dim") for line in _legend(board)]
+    parts += [Text(line, style="dim") for line in _legend(board, held_out)]
     return Group(*parts)
 
 
@@ -125,7 +125,7 @@ def _metrics(board: Scoreboard, held_out: Scoreboard | None) -> Table | None:
     return table
 
 
-def _legend(board: Scoreboard) -> list[str]:
+def _legend(board: Scoreboard, held_out: Scoreboard | None) -> list[str]:
     lines = []
     each = f", means over {board.contexts:,} contexts" if board.contexts > 1 else ""
     if all(row.beta is None for row in board.rows):
@@ -139,7 +139,9 @@ def _legend(board: Scoreboard) -> list[str]:
         lines.append(f"gap = J* − J ({how}); share = gap / (J* − J(π₀)).")
     starts = [row.start for row in board.rows if row.start is not None]
     if starts:
-        lines.append(f"J(π₀) = {with_error(starts[0])} is what the policy earned before the fit.")
+        others = [row.start for row in held_out.rows if row.start is not None] if held_out is not None else []
+        there = f", {with_error(others[0])} on what was held out" if others else ""
+        lines.append(f"J(π₀) = {with_error(starts[0])} is what the policy earned before the fit{there}.")
     if board.note:
         lines.append(f"J* {UNKNOWN}: {board.note}.")
     return lines
