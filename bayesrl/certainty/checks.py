@@ -227,13 +227,13 @@ def entropy_check(entropy: float, prior_entropy: float, *, reached: bool) -> Che
     return Check("entropy", value, 0.01, "warn", advice, reference)
 
 
-def held_out_check(trained: Evidence, held_out: Evidence) -> Check:
-    """Ask whether J on what was held out falls behind J on what was trained on."""
+def held_out_check(trained: Evidence, held_out: np.ndarray) -> Check:
+    """Ask whether J on what was held out, [*beta], reward units, falls behind J on what was trained on."""
     reference = "J on held-out arguments beside J on those fitted"
     gain = None if trained.start is None else trained.optimum.mean - trained.start.mean
     if gain is None or not (np.isfinite(gain) & (gain > 0)).all():
         return _unknown("held out", 0.1, "there is no scale to compare J by.", reference)
-    value = float(np.max((trained.objective.mean - held_out.objective.mean) / gain))
+    value = float(np.max((trained.objective.mean - held_out) / gain))
     if value <= 0.1:
         return Check("held out", value, 0.1, "pass", "J holds on what was not trained on.", reference)
     advice = f"J is {value:.0%} of the gain lower on what was held out: use more data, or a smaller guide."

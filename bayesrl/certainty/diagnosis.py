@@ -19,11 +19,13 @@ from bayesrl.certainty.checks import (
     weights_check,
 )
 from bayesrl.certainty.known import Exact
-from bayesrl.certainty.scoreboard import MAX_COUNT
+from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data, score
 from bayesrl.certainty.verdicts import Check, Diagnosis, Evidence, Verdict
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.typing import PRNGKey
+
+_HELD_OUT_DRAWS = 1_000
 
 
 def diagnose(
@@ -81,27 +83,35 @@ def diagnose(
     options: dict[str, Any] = {"method": method, "reward_bound": reward_bound, "num_samples": num_samples}
     options["max_count"] = max_count
     own_key, other_key = jax.random.split(key)
-    found, reason = _evidence(own_key, posterior, (), options | {"exact": exact})
+    found, reason = _evidence(own_key, posterior, options | {"exact": exact})
     checks = [] if found is None else [gap_check(found), coverage_check(found)]
     reached = bool(checks) and checks[0].outcome == "pass"
     checks += _of_run(posterior, found, reached=reached)
     if held_out is not None and found is not None:
-        other, why = _evidence(other_key, posterior, held_out, options)
-        nothing = Check("held out", math.nan, 0.1, "unknown", f"not scored: {why}.", "J on held-out arguments")
-        checks.append(nothing if other is None else held_out_check(found, other))
+        checks.append(_held_out(other_key, posterior, held_out, found, max_count))
     verdict, sentence = _verdict(checks, reason)
     return Diagnosis(verdict, sentence, tuple(checks), found)
 
 
-def _evidence(
-    key: PRNGKey, posterior: Posterior, args: tuple[Any, ...], options: dict[str, Any]
-) -> tuple[Evidence | None, str]:
+def _evidence(key: PRNGKey, posterior: Posterior, options: dict[str, Any]) -> tuple[Evidence | None, str]:
     try:
-        return evidence(key, posterior, *args, **options), ""
+        return evidence(key, posterior, **options), ""
     except EngineError as error:
-        if args or not posterior.programs or not posterior.programs.structure.actions:
+        if not posterior.programs or not posterior.programs.structure.actions:
             return None, str(error)
         raise
+
+
+def _held_out(key: PRNGKey, posterior: Posterior, held_out: tuple[Any, ...], found: Evidence, max_count: int) -> Check:
+    """Compare J on what was held out; of the optimum there nothing is asked."""
+    try:
+        if posterior.mixture is not None:
+            objective = over_all_data(posterior, *held_out).estimate(key, _HELD_OUT_DRAWS).objective.mean
+        else:
+            objective = score(key, posterior, *held_out, max_count=max_count).estimates.objective.mean
+    except EngineError as error:
+        return Check("held out", math.nan, 0.1, "unknown", f"not scored: {error}.", "J on held-out arguments")
+    return held_out_check(found, np.reshape(objective, np.shape(found.objective.mean)))
 
 
 def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> list[Check]:

@@ -61,9 +61,7 @@ def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Para
         sites[name] = jnp.concatenate([one, other if dims else one, mixed])
     plates = {name: jnp.concatenate([indices, indices[:NUM_SWAPS]]) for name, indices in draws.plates.items()}
     scored = pair.score(params, draws._replace(sites=sites, plates=plates))
-    ours, theirs, both = (
-        jax.tree.map(lambda x, i=i: x[i * NUM_SWAPS : (i + 1) * NUM_SWAPS], scored) for i in range(3)
-    )
+    ours, theirs, both = (jax.tree.map(lambda x, i=i: x[i * NUM_SWAPS : (i + 1) * NUM_SWAPS], scored) for i in range(3))
     found: dict[str, dict[str, Array]] = {}
     for part in ("log_q", "log_prior", "log_likelihood", "log_nature", "rewards"):
         found[part] = {}

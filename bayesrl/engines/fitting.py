@@ -12,7 +12,7 @@ import optax
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
-from bayesrl.core.draws import is_count
+from bayesrl.core.draws import Draws, is_count
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.host import host_errors
 from bayesrl.datatree import to_datatree
@@ -223,12 +223,13 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
         return posterior
     size = programs.structure.width
     most = 1000 if programs.episodes is None else 20
-    if not programs.structure.named("action", "environment"):
+    drawn_at_all = bool(programs.structure.named("action", "environment"))
+    if not drawn_at_all:
         most = 50  # nothing is drawn but mini-batches
     num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
     draw_key, prior_key = jax.random.split(key)
     draws, totals = posterior._draw(draw_key, num, ())
-    prior, _ = draw_prior(prior_key, programs, num)
+    prior = draw_prior(prior_key, programs, num)[0] if drawn_at_all else Draws.held({})
     beta = jnp.asarray(1.0 if posterior.beta is None else posterior.beta, float)
     scale = beta.reshape(beta.shape + (1,) * (totals.reward.ndim - beta.ndim))
     statistics = {
