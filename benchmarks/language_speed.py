@@ -99,9 +99,9 @@ def _told(
     seconds = {"step": peer["step_seconds"], "all": peer["train_seconds"], "generate": generating["generate_seconds"]}
     lines = [
         ["a step", f"{1e3 * seconds['step']:.0f} ms", f"{1e3 * step:.0f} ms", f"{seconds['step'] / step:.1f}×"],
-        ["J after 300 steps", f"{peer['J']:.3f}", f"{fit['J']:.3f}", ""],
+        ["J after 300 steps", f"{peer['final']['J']:.3f}", f"{fit['J']:.3f}", ""],
         [
-            f"time to J = {peer['J']:.3f}, compilation included",
+            f"time to J = {peer['final']['J']:.3f}, compilation included",
             f"{seconds['all']:.1f} s",
             f"{with_compiling:.1f} s",
             f"{seconds['all'] / with_compiling:.1f}×",

@@ -66,7 +66,8 @@ def _gap_advice(outcome: Outcome, value: float, share: list[float], at: str, rea
             f"the fit is worse than the policy that it began with, by {value - 1:.1%} of what there was to "
             f"gain{at}: {remedy}"
         )
-    return f"{value:.1%} of what there was to gain is left{at}: {remedy}"
+    bound = "at least " if value == floor != ceiling else ""
+    return f"{bound}{value:.1%} of what there was to gain is left{at}: {remedy}"
 
 
 def _between(floor: float, ceiling: float) -> str:

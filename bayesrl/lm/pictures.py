@@ -68,7 +68,9 @@ def length_figure(samples: Samples) -> "Figure":
         axes.scatter(lengths, reward, s=9, color=colour, alpha=0.45, linewidths=0, label=name)
     axes.set_xlabel("length, tokens (the end counts; points are spread a little)")
     axes.set_ylabel("reward")
-    axes.legend(frameon=False)
+    for handle in axes.legend(frameon=False, markerscale=2).legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure

@@ -97,8 +97,10 @@ def lay_out(posterior: Posterior, target: WeightedDraws | None, site: str) -> La
 
 def text_of(posterior: Posterior, site: str, value: Any) -> str | None:
     """Give the text of a value of a site, where the program has a method `read(site, value)` that knows one."""
-    read = getattr(posterior.programs.policy, "read", None) if posterior.programs is not None else None
-    return None if read is None else read(site, value)
+    program: Any = None if posterior.programs is None else posterior.programs.policy
+    while program is not None and not hasattr(program, "read"):
+        program = getattr(program, "fn", None)  # handlers stand around it
+    return None if program is None else program.read(site, value)
 
 
 def site_values(posterior: Posterior, site: str) -> Values:
