@@ -35,6 +35,8 @@ from bayesrl.lm import (
 from bayesrl.lm.reporting import coloured, pieces_of, some
 from bayesrl.lm.samples import prefix_rewards
 from bayesrl.posterior import Posterior
+from bayesrl.report.figures import whole_of
+from bayesrl.report.laid_out import text_of
 
 TOKENIZER = characters('<&"a')
 T = 3
@@ -175,6 +177,39 @@ def test_prompts_are_taken_evenly() -> None:
     assert [len(row["prompt"]) for row in few.examples] == [1, 4, 7, 10]
     assert few.real.sum(-1).tolist() == [1, 4, 7, 10]
     assert some(asked, 10) is asked
+
+
+def test_prompts_stand_beside_others() -> None:
+    few, longer = prompts(["<", "a<"], TOKENIZER), prompts(['&a"<'], TOKENIZER)
+    both = few.beside(longer)
+    assert both.tokens.shape == (3, 4)
+    assert both.real.sum(-1).tolist() == [1, 2, 4]
+    assert TOKENIZER.decode([np.asarray(row[kept]).tolist() for row, kept in zip(both.tokens, both.real, strict=True)])
+    assert [row["prompt"] for row in both.take([2, 0])] == ['&a"<', "<"]
+    assert jnp.array_equal(longer.beside(few).tokens[0], longer.tokens[0])
+
+
+def test_both_models_answer_every_prompt(posterior: Posterior) -> None:
+    asked = prompts(["<", "a&", '"'], TOKENIZER)
+    written = write_samples(jax.random.key(3), posterior, 4, asked)
+    last = written.of(slice(2, 3))
+    assert [row["prompt"] for row in last.prompts] == ['"']
+    assert np.array_equal(last.fitted.tokens, written.fitted.tokens[:, 2:])
+    assert np.array_equal(last.prior.log_q, written.prior.log_q[:, 2:])
+
+
+def test_texts_are_read_where_a_fit_saw_mini_batches(writer: PromptedPolicy) -> None:
+    part = policy(
+        Pretrained(writer.model, TOKENIZER),
+        ["<", "a&", '"'],
+        reward=rewards.length(),
+        max_new_tokens=T,
+        batch_size=2,
+    )
+    fit = bayesrl.fit(jax.random.key(0), part, beta=1.0, guide=FullParameters(), num_steps=1, progress=False)
+    whole = whole_of(fit)
+    assert whole.draws["text"].shape[-2:] == (3, T)
+    assert text_of(whole, "text", np.array([5, 3, 4])) == TOKENIZER.decode([[5, 3, 4]])[0]
 
 
 def test_other_posteriors_are_refused(posterior: Posterior) -> None:
