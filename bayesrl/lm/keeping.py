@@ -56,6 +56,8 @@ def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained])
             return load_pretrained(folder)
         except LanguageModelError:
             shutil.rmtree(folder, ignore_errors=True)  # what was damaged is made anew
+    elif folder.exists():
+        folder.unlink()  # a file of this name is none of ours either
     trained = train()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

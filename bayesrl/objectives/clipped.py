@@ -75,6 +75,8 @@ class ClippedKL(ReverseKL):
         clipped = jnp.clip(rho, 1 - self.clip, 1 + self.clip)
         gain = jnp.minimum(rho * advantage, clipped * advantage).sum(-1).mean()
         info = info_of(draws, pair, beta, costs.shape[:-1])
-        told = {"clipped": lax.stop_gradient((jnp.abs(rho - 1) > self.clip).mean())}
+        acted = then != 0  # rewards are events too, and what stands behind the end of a text
+        outside = ((jnp.abs(rho - 1) > self.clip) & acted).sum() / jnp.maximum(acted.sum(), 1)
+        told = {"clipped": lax.stop_gradient(outside)}
         loss = with_gradient(-costs.sum(-1).mean(), -gain)
         return loss, info._replace(metrics={**info.metrics, **told})

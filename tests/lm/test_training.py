@@ -1,6 +1,7 @@
 """Training from texts: the likelihood written out, what training makes of it, and models that are kept."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,9 @@ def test_a_kept_model_is_trained_once(cache: Path, model: GPT2) -> None:
     assert len(list(cache.iterdir())) == 3, "nothing temporary is left"
 
 
-@pytest.mark.parametrize("damage", ["weights", "weights are gone", "config", "config is gone", "tokenizer"])
+@pytest.mark.parametrize(
+    "damage", ["weights", "weights are gone", "config", "config is gone", "tokenizer", "no folder"]
+)
 def test_a_damaged_folder_is_made_anew(cache: Path, model: GPT2, damage: str) -> None:
     train = Training(model)
     folder = kept("tiny", {"seed": 0}, train).folder
@@ -218,6 +221,9 @@ def test_a_damaged_folder_is_made_anew(cache: Path, model: GPT2, damage: str) ->
             (folder / "config.json").unlink()
         case "tokenizer":
             (folder / "tokenizer.json").write_text("{}")
+        case "no folder":
+            shutil.rmtree(folder)
+            folder.write_text("")
     again = kept("tiny", {"seed": 0}, train)
     assert train.count == 2
     assert_same(again.model, model)
