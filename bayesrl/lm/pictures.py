@@ -26,25 +26,25 @@ def position_figure(samples: Samples, positions: np.ndarray, fitted: np.ndarray,
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7.6, 2.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
     for values, colour, name in ((fitted, _FITTED, "fit"), (prior, _PRIOR, "reference")):
-        _band(left, positions + 1, values.reshape(len(positions), -1), colour, name)
-    left.set_ylabel("reward so far")
-    left.legend(frameon=False)
+        _band(above, positions + 1, values.reshape(len(positions), -1), colour, name)
+    above.set_ylabel("reward so far")
+    above.legend(frameon=False)
     kl = samples.fitted.kl
     steps = np.arange(kl.shape[-1]) + 1
-    _band(right, steps, kl.reshape(-1, kl.shape[-1]).T, _FITTED, "KL")
+    _band(below, steps, kl.reshape(-1, kl.shape[-1]).T, _FITTED, "KL")
     going_on = samples.fitted.real.mean((0, 1))
     if going_on.min() < 1:
-        other = right.twinx()
+        other = below.twinx()
         other.plot(steps, going_on, color=_PRIOR, linestyle=":", linewidth=1.4)
         other.set_ylim(0, 1.02)
         other.set_ylabel("share still writing (dotted)", color=_PRIOR)
-    right.set_ylabel("KL of the next token, nats")
-    right.set_ylim(bottom=0)
-    for axes in (left, right):
-        axes.set_xlabel("position")
+    below.set_ylabel("KL of the next token, nats")
+    below.set_ylim(bottom=0)
+    below.set_xlabel("position")
+    for axes in (above, below):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines["top"].set_visible(False)
     return figure

@@ -156,7 +156,7 @@ def _positions(policy: PromptedPolicy, samples: Samples) -> Section:
     ]
     return Section(
         "Reward and KL by position",
-        "Left: the reward of what is written so far. Right: KL of each next token, summed over the vocabulary. Good: "
+        "Above: the reward of what is written so far. Below: KL of each next token, summed over the vocabulary. Good: "
         "KL is spent where reward is earned.",
         position_figure(samples, positions, earned[0], earned[1]),
     )
