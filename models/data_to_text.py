@@ -1,5 +1,6 @@
 """Records to sentences: a small GPT-2 that leaves things out, rewarded for saying all that a record holds."""
 
+from collections.abc import Set
 from functools import partial
 from typing import Any
 
@@ -65,6 +66,7 @@ def problem(
     Raises:
         bayesrl.errors.LanguageModelError: the file cannot be read, or a line is no object of texts.
     """
+    lm.check_counts(num_prompts=num_prompts, training_steps=training_steps)
     rng = np.random.default_rng([seed, 2])
     told = read_records(records) if records else _restaurants()
     rows = [_row(told[i], rng) for i in rng.permutation(len(told))]
@@ -75,13 +77,19 @@ def problem(
         model = lm.load_pretrained(checkpoint)
     else:
         tokenizer = lm.byte_pairs([row["prompt"] + row["answer"] for row in rows], 400)
-        model = lm.small_writer("data_to_text", others, tokenizer, num_steps=training_steps, seed=seed)
+        further = [row["prompt"] for row in rows]
+        model = lm.small_writer(
+            "data_to_text", others, tokenizer, num_steps=training_steps, room_for=further, seed=seed
+        )
     coverage = rewards.on_text(slot_coverage)
+    invented = rewards.on_text(
+        partial(made_up_values, known=frozenset(value for row in told for value in row.values()))
+    )
     policy = lm.policy(
         model,
         asked,
-        reward=coverage - 0.1 * rewards.on_text(made_up_values),
-        metrics={"slot coverage": coverage, "made up": rewards.on_text(made_up_values), "length": rewards.length()},
+        reward=coverage - 0.1 * invented,
+        metrics={"slot coverage": coverage, "made up": invented, "length": rewards.length()},
         max_new_tokens=max_new_tokens,
         batch_size=batch,
     )
@@ -101,14 +109,10 @@ def slot_coverage(text: str, example: Any) -> float:
     return sum(value.lower() in text.lower() for value in values) / len(values)
 
 
-def made_up_values(text: str, example: Any) -> float:
-    """Count the values in a sentence that its record does not hold, of the restaurants' slots."""
+def made_up_values(text: str, example: Any, *, known: Set[str]) -> float:
+    """Count the values of all records, `known`, in a sentence whose own record does not hold them."""
     own = {value.lower() for value in example["record"].values()}
-    return float(
-        sum(
-            value.lower() in text.lower() and value.lower() not in own for values in _SLOTS.values() for value in values
-        )
-    )
+    return float(sum(value.lower() in text.lower() for value in known if value.lower() not in own))
 
 
 def read_records(path: str) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from bayesrl.lm import rewards
 
 _FIELDS = "abc"
 _LARGEST = 9
+_MOST = 2_500
 _WRONG = 0.35
 """This share of the answers that the reference learns from is wrong."""
 
@@ -51,12 +52,16 @@ def problem(
     Raises:
         bayesrl.errors.LanguageModelError: a file cannot be read or lacks a field.
     """
-    rows = read_questions(questions) if questions else made_up(num_prompts * 5 // 4, seed)
+    lm.check_counts(num_prompts=num_prompts, training_steps=training_steps)
+    further = max(1, num_prompts // 4)
+    rows = read_questions(questions) if questions else made_up(num_prompts + further, seed)
     order = np.random.default_rng(seed).permutation(len(rows))
-    cut = max(1, min(num_prompts, len(rows) * 4 // 5))
+    cut = max(1, min(num_prompts, len(rows) * 4 // 5 if questions else num_prompts))
     asked, held_out = [rows[i] for i in order[:cut]], [rows[i] for i in order[cut:]]
     model = (
-        lm.load_pretrained(checkpoint) if checkpoint else _trained(rows if questions else None, training_steps, seed)
+        lm.load_pretrained(checkpoint)
+        if checkpoint
+        else _trained(asked if questions else None, rows, training_steps, seed)
     )
     policy = lm.policy(
         model,
@@ -78,6 +83,11 @@ def problem(
 
 def made_up(count: int, seed: int) -> list[dict[str, str]]:
     """Make up different questions: sums and differences of digits, and fields to look up."""
+    if count > _MOST:
+        raise bayesrl.errors.LanguageModelError(
+            f"num_prompts asks for {count} different questions with those held out, and at most {_MOST} are made up; "
+            "lower it"
+        )
     rng = np.random.default_rng([seed, 1])
     rows: dict[str, dict[str, str]] = {}
     while len(rows) < count:
@@ -113,11 +123,16 @@ def read_questions(path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _trained(rows: list[dict[str, Any]] | None, steps: int, seed: int) -> lm.Pretrained:
-    """Train a small model on questions of the same kind, some of them answered wrongly; or on those of a file."""
-    if rows is None:
-        rng = np.random.default_rng([seed, 2])
-        rows = [_sum(rng) if rng.random() < 0.5 else _look_up(rng) for _ in range(20_000)]
-        rows = [row if rng.random() > _WRONG else {**row, "answer": str(rng.integers(2 * _LARGEST))} for row in rows]
-    tokenizer = lm.characters("".join(row["prompt"] + row["answer"] for row in rows))
-    return lm.small_writer("question_answering", rows, tokenizer, num_steps=steps, seed=seed)
+def _trained(asked: list[dict[str, Any]] | None, rows: list[dict[str, Any]], steps: int, seed: int) -> lm.Pretrained:
+    """Train a small model on questions of the same kind, or on those of a file, some of them answered wrongly."""
+    rng = np.random.default_rng([seed, 2])
+    seen: list[dict[str, Any]]
+    if asked is None:
+        seen = [_sum(rng) if rng.random() < 0.5 else _look_up(rng) for _ in range(20_000)]
+        wrong = [str(answer) for answer in range(2 * _LARGEST)]
+    else:
+        seen, wrong = asked, [row["answer"] for row in asked]
+    seen = [row if rng.random() > _WRONG else {**row, "answer": wrong[rng.integers(len(wrong))]} for row in seen]
+    tokenizer = lm.characters("".join(row["prompt"] + row["answer"] for row in [*seen, *rows]))
+    further = [row["prompt"] for row in rows]
+    return lm.small_writer("question_answering", seen, tokenizer, num_steps=steps, room_for=further, seed=seed)

@@ -60,6 +60,7 @@ def problem(
     Raises:
         bayesrl.errors.LanguageModelError: the text cannot be read or is too short.
     """
+    lm.check_counts(num_prompts=num_prompts, training_steps=training_steps)
     paragraphs = _paragraphs(read_text(text))
     words = [" ".join(paragraph.split()) for paragraph, _ in paragraphs]
     rng = np.random.default_rng(seed)

@@ -53,6 +53,7 @@ def problem(
     Raises:
         bayesrl.errors.LanguageModelError: the file cannot be read, or a line has no tab.
     """
+    lm.check_counts(num_prompts=num_prompts, training_steps=training_steps)
     rows = read_pairs(pairs) if pairs else numbers()
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(rows))
@@ -63,7 +64,10 @@ def problem(
     else:
         tokenizer = lm.byte_pairs([row["prompt"] + row["answer"] for row in rows], 400)
         careless = [_now_and_then_untranslated(row, rng) for row in others]
-        model = lm.small_writer("translation", careless, tokenizer, num_steps=training_steps, seed=seed)
+        further = [row["prompt"] for row in rows]
+        model = lm.small_writer(
+            "translation", careless, tokenizer, num_steps=training_steps, room_for=further, seed=seed
+        )
     quality, exact = rewards.on_text(chrf), rewards.exact_match("answer")
     policy = lm.policy(
         model,
@@ -117,7 +121,7 @@ def _now_and_then_untranslated(row: dict[str, str], rng: np.random.Generator) ->
 def read_pairs(path: str) -> list[dict[str, str]]:
     """Read lines of a prompt, a tab and its translation."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise bayesrl.errors.LanguageModelError(f"pairs={path!r} cannot be read: {error}") from error
     rows = []

@@ -10,7 +10,7 @@ from bayesrl.lm.reporting import text_sections
 from bayesrl.lm.reusing import Reuse
 from bayesrl.lm.samples import Samples, kl_of, write_samples
 from bayesrl.lm.sequences import Sentences
-from bayesrl.lm.small import fit_options, small_judge, small_writer
+from bayesrl.lm.small import check_counts, fit_options, small_judge, small_writer
 from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters
 from bayesrl.lm.training import Corpus, Labelled, corpus, fitted, labelled, pairs
 from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, CausalLM, GPT2Config, Llama, LlamaConfig
@@ -39,6 +39,7 @@ __all__ = [
     "bytes_level",
     "cache_folder",
     "characters",
+    "check_counts",
     "corpus",
     "fit_options",
     "fitted",

@@ -174,6 +174,8 @@ def declared[Model: Transformer](model: Model) -> Model:
 
 def _checked_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
     """Refuse a model that is none of the reference's shape, or reads other tokens."""
+    if not isinstance(start, Pretrained):
+        raise GuideError(f"start= is a {type(start).__name__}; pass what load_pretrained gave, or Pretrained(model)")
     if (
         start.tokenizer is not None
         and policy.tokenizer is not None

@@ -1,7 +1,7 @@
 """`Prompts`: what a language model is asked to continue; `Completions`: what it wrote."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,8 @@ def prompts(texts: Sequence[str | Example] | Any, tokenizer: Tokenizer | None = 
     """
     if isinstance(texts, Prompts):
         return texts
-    if isinstance(texts, str):
-        raise LanguageModelError(f"prompts got one text, {texts[:30]!r}; pass a list of texts")
+    if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
+        raise LanguageModelError(f"prompts got {str(texts)[:60]!r}; pass a list of texts, or of records")
     if isinstance(texts, np.ndarray | Array):
         return _of_tokens(np.asarray(texts))
     rows = [_example(text, index) for index, text in enumerate(texts)]
@@ -144,7 +144,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
         LanguageModelError: the file cannot be read, or a line holds something else.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise LanguageModelError(f"{path} cannot be read: {error}; pass a file of JSON lines in UTF-8") from error
     rows = []

@@ -56,16 +56,15 @@ def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained])
             return load_pretrained(folder)
         except LanguageModelError:
             shutil.rmtree(folder, ignore_errors=True)  # what was damaged is made anew
-    elif folder.exists():
-        folder.unlink()  # a file of this name is none of ours either
     trained = train()
     try:
+        folder.unlink(missing_ok=True)  # a file of this name is none of ours
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             made = Path(temporary) / "model"
             save_pretrained(made, trained.model, trained.tokenizer)
             if not folder.exists():
                 made.rename(folder)
-    except OSError:
+        return load_pretrained(folder)
+    except (OSError, LanguageModelError):
         return trained  # a cache that cannot be written costs time, nothing else
-    return load_pretrained(folder)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -70,7 +71,7 @@ class PromptedPolicy:
 
     def run(self, model: CausalLM, prompts: Prompts | None = None) -> Array:
         """Run with any model in the place of the reference."""
-        asked = self.prompts if prompts is None else prompts_of(prompts, self.tokenizer)
+        asked = self.prompts if prompts is None else self._others(prompts)
         count = len(asked)
         size = self.batch_size if prompts is None and self.batch_size is not None and self.batch_size < count else None
         with numpyro.plate(PLATE, count, subsample_size=size) as index:
@@ -83,6 +84,14 @@ class PromptedPolicy:
             for name, metric in self.metrics.items():
                 numpyro.deterministic(name, _checked(name, metric, written))
         return tokens
+
+    def _others(self, prompts: Any) -> Prompts:
+        """Take other prompts than its own, if they are known to be of the same tokenizer and to have room."""
+        asked = prompts_of(prompts, self.tokenizer)
+        _check_coded(asked, self.tokenizer)
+        if not isinstance(asked.tokens, jax.core.Tracer):
+            _check_fit(self.model, self.tokenizer, asked, self.options["num_steps"])
+        return asked
 
     def __repr__(self) -> str:
         """Tell the policy in one line."""
@@ -153,6 +162,7 @@ def policy(
     if batch_size is not None and not is_count(batch_size, least=1):
         raise LanguageModelError(f"batch_size={batch_size!r}; use a whole number of at least 1, or None for all")
     asked = prompts_of(prompts, tokenizer)
+    _check_coded(asked, tokenizer)
     _check_fit(reference, tokenizer, asked, max_new_tokens)
     given = reward if isinstance(reward, Mapping) else {"reward": reward}
     if not given:
@@ -174,6 +184,16 @@ def policy(
     return PromptedPolicy(reference, tokenizer, asked, named, told, batch_size, options)
 
 
+def _check_coded(asked: Prompts, tokenizer: Tokenizer | None) -> None:
+    """Refuse prompts that were coded by another tokenizer."""
+    theirs = asked.examples.tokenizer
+    if theirs is not None and tokenizer is not None and theirs.digest != tokenizer.digest:
+        raise LanguageModelError(
+            f"the prompts were coded by another tokenizer (fingerprint {theirs.digest}) than the model's "
+            f"({tokenizer.digest}); make them by lm.prompts(texts, tokenizer) with that of the model"
+        )
+
+
 def _check_fit(model: CausalLM, tokenizer: Tokenizer | None, asked: Prompts, max_new_tokens: int) -> None:
     """Refuse tokens that the model does not know, and prompts that leave no room."""
     known = model.config.vocab_size
@@ -181,15 +201,16 @@ def _check_fit(model: CausalLM, tokenizer: Tokenizer | None, asked: Prompts, max
         raise LanguageModelError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {known}; use the model's own"
         )
-    strange = int(asked.tokens.max()), int(asked.tokens.min())
+    tokens, real = np.asarray(asked.tokens), np.asarray(asked.real)  # not by JAX: this may run while it traces
+    strange = int(tokens.max()), int(tokens.min())
     if strange[0] >= known or strange[1] < 0:
         raise LanguageModelError(
             f"a prompt holds token {strange[0] if strange[0] >= known else strange[1]}, and the model knows 0 to "
             f"{known - 1}; was it coded by another tokenizer?"
         )
-    lengths = jnp.asarray(asked.real).sum(-1)
+    lengths = real.sum(-1)
     longest, room = int(lengths.max()), model.config.max_length
-    if asked.tokens.shape[1] + max_new_tokens > room + 1:
+    if tokens.shape[1] + max_new_tokens > room + 1:
         worst = int(lengths.argmax())
         raise LanguageModelError(
             f"prompt {worst} ({asked.examples[worst]['prompt'][:40]!r}) has {longest} tokens, and with "
@@ -198,7 +219,7 @@ def _check_fit(model: CausalLM, tokenizer: Tokenizer | None, asked: Prompts, max
 
 
 def _checked(name: str, reward: Reward, written: Completions) -> Array:
-    value = reward(written)
+    value = jnp.asarray(reward(written))
     if value.shape != written.index.shape:
         raise LanguageModelError(
             f"reward {name!r} returned shape {value.shape} for completions [{written.index.shape[0]}]; return one "

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import optax
 
+from bayesrl.core.draws import is_count
 from bayesrl.engines.fitting import fit
+from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.keeping import kept
@@ -43,6 +45,18 @@ def fit_options(*, rank: int, num_particles: int, num_steps: int) -> dict[str, A
     }
 
 
+def check_counts(**counts: Any) -> None:
+    """Refuse options of a ready problem that are no counts, before anything is trained.
+
+    Raises:
+        LanguageModelError: naming the option.
+    """
+    for name, value in counts.items():
+        least = 2 if name in ("num_steps", "training_steps") else 1
+        if not is_count(value, least=least):
+            raise LanguageModelError(f"{name}={value!r}; use a whole number of at least {least}")
+
+
 def small_judge(
     name: str,
     texts: Sequence[str],
@@ -73,10 +87,11 @@ def small_judge(
     Raises:
         LanguageModelError: as `labelled`.
     """
+    check_counts(num_steps=num_steps)
     names = tuple(sorted(set(labels)))
     made_of = {
         "data": _digest([list(texts), list(labels)]),
-        "tokenizer": tokenizer.digest,
+        "tokenizer": [tokenizer.digest, tokenizer.eos, tokenizer.pad, tokenizer.bos],
         "shape": [width, depth],
         "training": [num_steps, learning_rate, batch_size, seed],
     }
@@ -116,6 +131,7 @@ def small_writer(
     *,
     num_steps: int,
     answer: str = "answer",
+    room_for: Sequence[str] = (),
     length: int = 64,
     width: int = 128,
     depth: int = 2,
@@ -133,6 +149,7 @@ def small_writer(
         tokenizer: of the model.
         num_steps: gradient steps.
         answer: the name of that field.
+        room_for: further prompts that it will be asked, and shall have room for.
         length: tokens of each piece of a text.
         width: of the model.
         depth: number of blocks.
@@ -143,21 +160,22 @@ def small_writer(
     Raises:
         LanguageModelError: a record lacks a field, or the data are too short.
     """
+    check_counts(num_steps=num_steps)
     asked = [] if isinstance(data, str) else texts_under("prompt", data)
     told = [] if isinstance(data, str) else texts_under(answer, data)
+    longest = length
+    if not isinstance(data, str):
+        before, after = tokenizer.encode([*asked, *room_for]), tokenizer.encode(told)
+        longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
     made_of = {
         "data": _digest(data if isinstance(data, str) else [list(both) for both in zip(asked, told, strict=True)]),
-        "tokenizer": tokenizer.digest,
-        "shape": [width, depth, length],
+        "tokenizer": [tokenizer.digest, tokenizer.eos, tokenizer.pad, tokenizer.bos],
+        "shape": [width, depth, longest + _ROOM],
         "training": [num_steps, learning_rate, batch_size, seed],
     }
 
     def train() -> Pretrained:
         start_key, fit_key = jax.random.split(jax.random.key(seed))
-        longest = length
-        if not isinstance(data, str):
-            before, after = tokenizer.encode(asked), tokenizer.encode(told)
-            longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
         shape = GPT2Config(
             vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4
         )

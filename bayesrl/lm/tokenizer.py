@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
@@ -50,9 +51,9 @@ class Tokenizer:
             )
         for name in ("eos", "pad", "bos"):
             index = getattr(self, name)
-            if index is not None and self.core.id_to_token(index) is None:
+            if index is not None and not _knows(self.core, index):
                 raise LanguageModelError(
-                    f"Tokenizer got {name}={index}, and has no such token among {self.vocab_size}; pass one of its ids"
+                    f"Tokenizer got {name}={index!r}, and has no such token among {self.vocab_size}; pass one it has"
                 )
 
     @property
@@ -181,15 +182,20 @@ def _special(
     for told in named:
         token = told.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        index = None if token is None else core.token_to_id(token)
+        index = core.token_to_id(token) if isinstance(token, str) else None
         if index is not None:
             return index
     for told in numbered:
         index = told.get(f"{name}_token_id")
         index = index[0] if isinstance(index, list) and index else index
-        if isinstance(index, int) and core.id_to_token(index) is not None:
+        if isinstance(index, int) and _knows(core, index):
             return index
     return None
+
+
+def _knows(core: Any, index: Any) -> bool:
+    """Tell whether an id is one of a tokenizer's; some configurations say −1 for none."""
+    return is_count(index, least=0) and core.id_to_token(int(index)) is not None
 
 
 def characters(text: str) -> Tokenizer:

@@ -120,6 +120,7 @@ def pairs(
         LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
     """
     start, tokenizer = _both(CausalLM, model, tokenizer)
+    _check_batch("pairs", batch_size)
     asked = prompts_of(examples, tokenizer)
     if tokenizer.eos is None:
         raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
@@ -192,12 +193,17 @@ def labelled(
         LanguageModelError: no texts; other labels than the model has; no tokenizer, or one that does not fit.
     """
     start, tokenizer = _both(BertClassifier, model, tokenizer)
+    _check_batch("labelled", batch_size)
+    if length is not None and not is_count(length, least=1):
+        raise LanguageModelError(f"labelled got length={length!r}; use a whole number of at least 1, or None")
+    if not all(isinstance(text, str) for text in texts):
+        raise LanguageModelError("labelled got something else than texts; pass a list of texts")
     if not texts or len(texts) != len(labels):
         raise LanguageModelError(f"labelled got {len(texts)} texts and {len(labels)} labels; pass one label for each")
     if strange := sorted(set(labels) - set(start.config.labels)):
         raise LanguageModelError(f"label {strange[0]!r} is none of the model's, which are {start.config.labels}")
     coded = tokenizer.encode(list(texts))
-    wide = min(max(map(len, coded)) if length is None else length, start.config.max_length)
+    wide = min(max(1, *map(len, coded)) if length is None else length, start.config.max_length)
     rows = np.full((len(coded), wide), tokenizer.pad if tokenizer.pad is not None else 0, np.int32)
     real = np.zeros(rows.shape, bool)
     for index, row in enumerate(coded):
@@ -205,6 +211,11 @@ def labelled(
         rows[index, : len(kept)], real[index, : len(kept)] = kept, True
     places = jnp.asarray([start.config.labels.index(label) for label in labels])
     return Labelled(start, tokenizer, jnp.asarray(rows), jnp.asarray(real), places, batch_size)
+
+
+def _check_batch(caller: str, batch_size: Any) -> None:
+    if not is_count(batch_size, least=1):
+        raise LanguageModelError(f"{caller} got batch_size={batch_size!r}; use a whole number of at least 1")
 
 
 def texts_under(name: str, examples: Sequence[Any]) -> list[str]:

@@ -281,6 +281,21 @@ def test_a_function_that_hangs_is_killed(caplog: pytest.LogCaptureFixture) -> No
     assert "took more than 0.5 seconds" in refused(slow, written(["a" * 40 + "c", "a"]))
 
 
+def test_a_worker_that_died_while_idle_is_replaced() -> None:
+    pool = workers.Workers(len, "len", 1, None)
+    assert pool.run([("four",)]) == [4]
+    process = pool._workers[0].process
+    process.kill()
+    process.join()
+    assert pool.run([("a",), ("ab",)]) == [1, 2]
+    pool.close()
+
+
+def test_rewards_are_summed() -> None:
+    total: Any = sum([length(), 2.0 * length()])
+    assert scored(total, written(["ab", "a"])).tolist() == [9, 6], "the end counts"
+
+
 def test_a_worker_that_dies_or_cannot_tell() -> None:
     texts = [[text, "c"] for text in "abdefgh"]
     assert "'deadly' ended its worker process (exit code 7), on the text 'b'" in refused(

@@ -19,6 +19,12 @@ MADE = {
 }
 
 
+@pytest.mark.parametrize("wrong", [-1, 99])
+def test_ids_that_are_none_are_refused(wrong: int) -> None:
+    with pytest.raises(LanguageModelError, match=f"Tokenizer got eos={wrong}, and has no such token among"):
+        Tokenizer(characters("ab").core, eos=wrong)
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_there_and_back_and_saved(name: str, tmp_path: Path) -> None:
     tokenizer = MADE[name]()

@@ -157,7 +157,7 @@ def test_bad_input(model: GPT2) -> None:
     with pytest.raises(LanguageModelError, match="no eos token, so an answer could not end"):
         pairs(model, EXAMPLES, tokenizer=bare)
     with pytest.raises(LanguageModelError, match="example 1 has no text under 'answer'"):
-        small_writer("bad", [EXAMPLES[0], {"prompt": "a"}], TOKENIZER, num_steps=1)
+        small_writer("bad", [EXAMPLES[0], {"prompt": "a"}], TOKENIZER, num_steps=2)
 
 
 # ---- models that are kept ----------------------------------------------------------------------

@@ -74,16 +74,31 @@ def test_chrf_is_one_for_the_same_and_less_for_others() -> None:
     assert 0 < task.chrf(" cent six", {"answer": " cent dix"}) < 1
 
 
+def test_no_more_questions_are_asked_for_than_there_are() -> None:
+    with pytest.raises(LanguageModelError, match=r"num_prompts asks for 3000 different questions.*at most 2500"):
+        module("question_answering").problem(num_prompts=2400)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("option", ["num_prompts", "training_steps"])
+def test_counts_are_checked_before_anything_is_trained(name: str, option: str) -> None:
+    with pytest.raises(LanguageModelError, match=f"{option}=0; use a whole number of at least"):
+        module(name).problem(**{option: 0})
+
+
 def test_slots_are_counted() -> None:
     task = module("data_to_text")
     record = {"name": "Aromi", "food": "Thai", "area": "harbour", "price": "cheap"}
     assert task.slot_coverage(" Aromi serves Thai food.", {"record": record}) == 0.5
-    assert task.made_up_values(" Aromi serves Thai and French food by the riverside.", {"record": record}) == 2
+    known = frozenset(value for values in task._SLOTS.values() for value in values)
+    text = " Aromi serves Thai and French food by the riverside."
+    assert task.made_up_values(text, {"record": record}, known=known) == 2
+    assert task.made_up_values(text, {"record": record}, known=frozenset({"Thai", "Greek"})) == 0
     rng = np.random.default_rng(0)
     for _ in range(50):
         row = task._row(record, rng)
         assert task.slot_coverage(row["answer"], row) >= 0.25
-        assert task.made_up_values(row["answer"], row) == 0
+        assert task.made_up_values(row["answer"], row, known=known) == 0
         assert "{" not in row["answer"]
 
 

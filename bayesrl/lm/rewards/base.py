@@ -27,6 +27,10 @@ class Reward(abc.ABC):
     def __add__(self, other: "Reward") -> "WeightedSum":
         return WeightedSum(((1.0, self), (1.0, other)))
 
+    def __radd__(self, nothing: int) -> "Reward":
+        """Let `sum` add rewards up, which begins at 0."""
+        return self if nothing == 0 else NotImplemented
+
     def __sub__(self, other: "Reward") -> "WeightedSum":
         return WeightedSum(((1.0, self), (-1.0, other)))
 
@@ -102,9 +106,10 @@ class TokenReward(Reward):
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
         try:
             value = jnp.asarray(jax.vmap(self.fn)(tokens, real))
-        except (TypeError, jax.errors.JAXTypeError) as error:
+        except Exception as error:
+            told = (str(error) or type(error).__name__).splitlines()[0]
             raise LanguageModelError(
-                f"reward {name!r} could not be run on tokens: {str(error).splitlines()[0]}; it gets (tokens, real), "
+                f"reward {name!r} could not be run on tokens: {told}; it gets (tokens, real), "
                 "both [T], as JAX arrays; a function of the text is rewards.on_text(fn)"
             ) from error
         if value.shape != tokens.shape[:1]:

@@ -325,7 +325,7 @@ def _wants_example(fn: Callable[..., Any], name: str, batched: bool) -> bool:
 def _name_of(fn: Any) -> str:
     while isinstance(fn, functools.partial):
         fn = fn.func
-    return str(getattr(fn, "__name__", type(fn).__name__))
+    return str(getattr(getattr(fn, "func", fn), "__name__", type(fn).__name__))
 
 
 def _as_float(value: Any) -> float | None:

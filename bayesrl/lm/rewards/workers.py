@@ -134,11 +134,7 @@ class Workers:
 
     def _hand_out(self, queue: deque[list[int]], calls: Sequence[tuple[Any, ...]]) -> None:
         """Give each idle worker a chunk, and start workers that are wanting."""
-        idle = [worker for worker in self._workers if worker.ready and not worker.pending]
-        starting = sum(not worker.ready for worker in self._workers)
-        for _ in range(min(self._count - len(self._workers), len(queue) - len(idle) - starting)):
-            self._workers.append(self._start())
-        for worker in idle:
+        for worker in [worker for worker in self._workers if worker.ready and not worker.pending]:
             if not queue:
                 return
             chunk = queue[0]
@@ -153,6 +149,9 @@ class Workers:
                     "to texts, numbers, lists and dictionaries in examples, or leave num_workers and time_limit out"
                 ) from error
             worker.pending, worker.since = deque(queue.popleft()), time.monotonic()
+        starting = sum(not worker.ready for worker in self._workers)
+        for _ in range(min(self._count - len(self._workers), len(queue) - starting)):
+            self._workers.append(self._start())
 
     def _collect(self, queue: deque[list[int]]) -> list[tuple[int, Any]]:
         """Wait until something happens, and give the answers that came."""
