@@ -118,7 +118,8 @@ def prompts(texts: Sequence[str | Example] | Any, tokenizer: Tokenizer | None = 
     if isinstance(texts, Prompts):
         return texts
     if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
-        raise LanguageModelError(f"prompts got {str(texts)[:60]!r}; pass a list of texts, or of records")
+        what = "one text, " if isinstance(texts, str) else "one record, " if isinstance(texts, Mapping) else ""
+        raise LanguageModelError(f"prompts got {what}{str(texts)[:60]!r}; pass a list of texts, or of records")
     if isinstance(texts, np.ndarray | Array):
         return _of_tokens(np.asarray(texts))
     rows = [_example(text, index) for index, text in enumerate(texts)]

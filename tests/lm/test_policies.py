@@ -430,7 +430,10 @@ def bert() -> BertClassifier:
     ("changed", "message"),
     [
         ({"prompts": []}, "there are no prompts; pass at least one"),
-        ({"prompts": "ab"}, "prompts got one text, 'ab'; pass a list"),
+        ({"prompts": "ab"}, "prompts got one text, 'ab'; pass a list of texts"),
+        ({"prompts": {"prompt": "a"}}, "prompts got one record, .* pass a list of texts"),
+        ({"prompts": 5}, "prompts got '5'; pass a list of texts"),
+        ({"prompts": prompts(["x"], characters("xy"))}, "the prompts were coded by another tokenizer"),
         ({"prompts": [3]}, "prompt 0 is 3; pass a text, or a record"),
         ({"prompts": [{"question": "a"}]}, "pass a text, or a record with the text under 'prompt'"),
         ({"prompts": np.zeros((0, 2), int)}, "prompts of shape"),
