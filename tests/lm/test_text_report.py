@@ -189,6 +189,13 @@ def test_prompts_stand_beside_others() -> None:
     assert jnp.array_equal(longer.beside(few).tokens[0], longer.tokens[0])
 
 
+def test_later_prompts_are_looked_at(posterior: Posterior) -> None:
+    with pytest.raises(LanguageModelError, match="has 6 tokens, and with max_new_tokens=3 exceeds the model's context"):
+        posterior.sample(jax.random.key(0), 2, prompts(["<<<<<<"], TOKENIZER))
+    with pytest.raises(LanguageModelError, match="the prompts were coded by another tokenizer"):
+        posterior.estimate(jax.random.key(0), 2, prompts(["x"], characters("xyz&")))
+
+
 def test_both_models_answer_every_prompt(posterior: Posterior) -> None:
     asked = prompts(["<", "a&", '"'], TOKENIZER)
     written = write_samples(jax.random.key(3), posterior, 4, asked)
