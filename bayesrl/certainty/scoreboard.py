@@ -159,9 +159,9 @@ def over_all_data(posterior: Posterior, *new_args: Any) -> Posterior:
         PolicyError: the posterior was loaded without its policy.
     """
     programs = _programs(posterior)
-    if not new_args and not programs.structure.subsampled:
-        return posterior
     held = programs.over_all_data(*new_args)
+    if held is programs:
+        return posterior
     return replace(posterior, programs=held, draws={}, statistics={}, prior_draws={})
 
 

@@ -52,9 +52,8 @@ def check_counts(**counts: Any) -> None:
         LanguageModelError: naming the option.
     """
     for name, value in counts.items():
-        least = 2 if name in ("num_steps", "training_steps") else 1
-        if not is_count(value, least=least):
-            raise LanguageModelError(f"{name}={value!r}; use a whole number of at least {least}")
+        if not is_count(value, least=1):
+            raise LanguageModelError(f"{name}={value!r}; use a whole number of at least 1")
 
 
 def small_judge(
@@ -120,7 +119,8 @@ def _digest(data: Any) -> str:
 
 
 def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(num_steps // 10, 1), num_steps)
+    warm_up = min(max(num_steps // 10, 1), num_steps - 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm_up, num_steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
