@@ -209,7 +209,10 @@ def _files(folder: Path) -> list[Path]:
             f"{folder} holds only pickled weights ({_some(pickled)}), which could run any code when read; load the "
             "model in transformers and write it anew with model.save_pretrained(folder, safe_serialization=True)"
         )
-    raise LanguageModelError(f"{folder} has no {WEIGHTS} and no {INDEX}; pass the folder of a saved model")
+    raise LanguageModelError(
+        f"{folder} has no {WEIGHTS} and no {INDEX}; pass the folder of a saved model (where the hub has only pickled "
+        "weights of it, load it in transformers and write it anew with save_pretrained)"
+    )
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:

@@ -85,6 +85,15 @@ class Tokenizer:
             raise LanguageModelError(f"encode got one text, {texts[:20]!r}; pass a list of texts")
         return [list(row.ids) for row in self._bare.encode_batch(list(texts), add_special_tokens=special)]
 
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """Give the tokens that `encode` puts before and after a text, such as BERT's [CLS] and [SEP]."""
+        plain, special = [self.encode(["a"], special=kind)[0] for kind in (False, True)]
+        for at in range(len(special) - len(plain) + 1):
+            if plain and special[at : at + len(plain)] == plain:
+                return special[:at], special[at + len(plain) :]
+        return special[:1], special[1:]
+
     def decode(self, rows: Iterable[Any], *, skip_special: bool = True) -> list[str]:
         """Give the text of each row of token ids.
 

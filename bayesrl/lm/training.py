@@ -21,6 +21,7 @@ from bayesrl.lm.completions import prompts as prompts_of
 from bayesrl.lm.sequences import Sentences
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.transformers import BertClassifier, CausalLM, merged
+from bayesrl.lm.transformers.bert import PROBLEMS
 from bayesrl.posterior import Posterior
 
 
@@ -200,14 +201,21 @@ def labelled(
         raise LanguageModelError("labelled got something else than texts; pass a list of texts")
     if not texts or len(texts) != len(labels):
         raise LanguageModelError(f"labelled got {len(texts)} texts and {len(labels)} labels; pass one label for each")
+    if start.config.problem != PROBLEMS[0]:
+        raise LanguageModelError(
+            f"labelled got a model of {start.config.problem}, and would teach it one label for each text; "
+            f"pass one whose configuration has problem={PROBLEMS[0]!r}"
+        )
     if strange := sorted(set(labels) - set(start.config.labels)):
         raise LanguageModelError(f"label {strange[0]!r} is none of the model's, which are {start.config.labels}")
+    _, after = tokenizer.around
     coded = tokenizer.encode(list(texts))
     wide = min(max(1, *map(len, coded)) if length is None else length, start.config.max_length)
     rows = np.full((len(coded), wide), tokenizer.pad if tokenizer.pad is not None else 0, np.int32)
     real = np.zeros(rows.shape, bool)
     for index, row in enumerate(coded):
-        kept = row[:wide]
+        # What is too long loses the end of the text, not the token that closes it.
+        kept = row if len(row) <= wide else [*row[: max(wide - len(after), 0)], *after][:wide]
         rows[index, : len(kept)], real[index, : len(kept)] = kept, True
     places = jnp.asarray([start.config.labels.index(label) for label in labels])
     return Labelled(start, tokenizer, jnp.asarray(rows), jnp.asarray(real), places, batch_size)

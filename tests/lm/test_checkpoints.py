@@ -195,10 +195,15 @@ def test_wrong_tensors(folder: Path, edit: Callable[[dict[str, Any]], Any], mess
         ({"quantization_config": {"bits": 4}}, r"quantization_config={'bits': 4}.*reads models without it"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True, which bayesrl does not"),
         ({"activation_function": "tanhexp"}, "unknown activation 'tanhexp'"),
+        ({"n_head": 0}, "gpt2 model has heads=0; use a whole number of at least 1"),
+        ({"n_head": 3}, "width=32 and heads=3; heads must divide width"),
+        ({"n_embd": "32"}, "gpt2 model has width='32'; use a whole number"),
+        ({"layer_norm_epsilon": "small"}, "gpt2 model has epsilon='small'; use a number of at least 0"),
+        ({"tie_word_embeddings": "yes"}, "gpt2 model has tied='yes'; use true or false"),
         ({"vocab_size": 63}, r"wte.weight of shape \[64, 32\], and config.json asks for \[63, 32\]"),
     ],
 )
-def test_wrong_config(folder: Path, settings: dict[str, Any], message: str) -> None:
+def test_wrong_config(folder: Path, settings: dict[str, Any], message: str, unchecked: None) -> None:
     set_config(folder, **settings)
     with pytest.raises(LanguageModelError, match=message):
         load_pretrained(folder)
@@ -212,11 +217,35 @@ def test_wrong_config(folder: Path, settings: dict[str, Any], message: str) -> N
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ({"model_type": "mistral", "sliding_window": 32}, "sliding_window=32 in a context of 64"),
         ({"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": True}, "sliding_window=32"),
+        (
+            {"model_type": "mistral", "sliding_window": "all"},
+            "sliding_window='all' in a context of 64 tokens; use whole",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"rope_parameters": ["linear", 2.0]}, "sets rope_scaling=.'linear', 2.0.; it must be null"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "two"}}, "factor='two' of the rotary positions"),
+        ({"num_attention_heads": 0}, "llama model has heads=0; use a whole number of at least 1"),
+        ({"num_key_value_heads": 3}, "kv_heads=3, .*kv_heads must divide heads"),
     ],
 )
-def test_wrong_config_of_llamas(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_wrong_config_of_llamas(tmp_path: Path, settings: dict[str, Any], message: str, unchecked: None) -> None:
     folder = Path(shutil.copytree(GOLDEN / "llama", tmp_path / "model"))
+    set_config(folder, **settings)
+    with pytest.raises(LanguageModelError, match=message):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"id2label": ["bad", "good"]}, r"id2label=\['bad', 'good'\]; it must name the classes by their places"),
+        ({"id2label": {"0": "bad", "2": "good"}}, "it must name the classes by their places"),
+        ({"problem_type": "ranking"}, "problem='ranking'; use one of single_label_classification, "),
+        ({"num_attention_heads": 5}, "heads=5; heads must divide width"),
+    ],
+)
+def test_wrong_config_of_classifiers(tmp_path: Path, settings: dict[str, Any], message: str, unchecked: None) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "bert", tmp_path / "model"))
     set_config(folder, **settings)
     with pytest.raises(LanguageModelError, match=message):
         load_pretrained(folder)

@@ -409,8 +409,10 @@ def test_verifiers_name_what_is_missing(unchecked: None) -> None:
 # ---- classifiers ----------------------------------------------------------------------------
 
 
-def bert(tokenizer: Tokenizer, max_length: int = 40, labels: tuple[str, ...] = ("bad", "so", "good")) -> Pretrained:
-    shape = {"width": 8, "depth": 1, "heads": 2, "inner": 16, "initializer_range": 0.7}
+def bert(
+    tokenizer: Tokenizer, max_length: int = 40, labels: tuple[str, ...] = ("bad", "so", "good"), **more: Any
+) -> Pretrained:
+    shape = {"width": 8, "depth": 1, "heads": 2, "inner": 16, "initializer_range": 0.7, **more}
     config = BertConfig(vocab_size=tokenizer.vocab_size, max_length=max_length, labels=labels, **shape)
     return Pretrained(BertClassifier.random(jax.random.key(3), config), tokenizer, Path(), {})
 
@@ -474,6 +476,17 @@ def test_bert_without_special_tokens_and_with_nothing_to_read() -> None:
     np.testing.assert_allclose(logits[..., 0], recoded, rtol=1e-5, atol=1e-5)
 
 
+def test_labels_that_may_hold_together_have_probabilities_of_their_own() -> None:
+    """P(label | text) is the logistic function of its logit, whatever the other labels are."""
+    judge = bert(LETTERS, problem="multi_label_classification")
+    texts = written([["ab", "b"], ["c", "ddd"]])
+    logit, chance, log_prob = (
+        scored(classifier(judge, "good", scale=scale), texts) for scale in ("logit", "probability", "log_prob")
+    )
+    np.testing.assert_allclose(chance, 1 / (1 + np.exp(-logit)), rtol=1e-5)
+    np.testing.assert_allclose(log_prob, np.log(chance), rtol=1e-5)
+
+
 def test_what_cannot_classify(unchecked: None) -> None:
     judge = bert(LETTERS)
     for make, told in [
@@ -482,7 +495,12 @@ def test_what_cannot_classify(unchecked: None) -> None:
         (lambda: classifier(judge, 0, scale="odds"), "scale='odds'"),
         (lambda: classifier(judge.model, 0), "pass what load_pretrained gave"),
         (lambda: classifier(Pretrained(judge.model, None, Path("f"), {}), 0), "f has no tokenizer.json"),
-        (lambda: classifier(bert(LETTERS, labels=("one",)), 0), "whose probability is always 1"),
+        (lambda: classifier(bert(LETTERS, labels=("one",)), 0), "with 1 labels, whose outputs are no probabilities"),
+        (lambda: classifier(bert(LETTERS, problem="regression"), 0), "model of regression .*use scale='logit'"),
+        (
+            lambda: classifier(Pretrained(judge.model, characters("".join(map(chr, range(33, 120))))), 0),
+            "use the tokenizer that",
+        ),
     ]:
         with pytest.raises(LanguageModelError, match=told):
             make()

@@ -1,5 +1,6 @@
 """Training from texts: the likelihood written out, what training makes of it, and models that are kept."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -279,10 +280,29 @@ def test_labels_need_a_model_and_a_tokenizer_that_fit() -> None:
     judge = lm.BertClassifier.random(jax.random.key(0), config)
     with pytest.raises(LanguageModelError, match="has 11 tokens and the model knows 4"):
         lm.labelled(judge, ["a"], ["no"], tokenizer=tokenizer)
+    several = dataclasses.replace(config, problem="multi_label_classification")
+    with pytest.raises(LanguageModelError, match="model of multi_label_classification, and would teach it one label"):
+        lm.labelled(lm.BertClassifier.random(jax.random.key(0), several), ["a"], ["no"], tokenizer=lm.characters("a"))
     with pytest.raises(LanguageModelError, match="label 'perhaps' is none of the model's"):
         lm.labelled(judge, ["a"], ["perhaps"], tokenizer=lm.characters("a"))
     with pytest.raises(LanguageModelError, match="1 texts and 2 labels"):
         lm.labelled(judge, ["a"], ["no", "yes"], tokenizer=lm.characters("a"))
+
+
+def test_a_text_that_is_cut_keeps_the_token_that_closes_it() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = lm.characters("abcd")
+    first, last = tokenizer.pad, tokenizer.eos
+    tokenizer.core.post_processor = TemplateProcessing(
+        single="<pad> $A <eos>", special_tokens=[("<pad>", first), ("<eos>", last)]
+    )
+    config = lm.BertConfig(vocab_size=9, max_length=8, width=4, depth=1, heads=2, inner=8, labels=("no", "yes"))
+    judge = lm.BertClassifier.random(jax.random.key(0), config)
+    rows = lm.labelled(judge, ["abcdab", "a"], ["no", "yes"], tokenizer=tokenizer, length=4)
+    a, b = tokenizer.encode(["ab"], special=False)[0]
+    assert rows.tokens.tolist() == [[first, a, b, last], [first, a, last, first]]
+    assert rows.real.tolist() == [[True] * 4, [True] * 3 + [False]]
 
 
 def test_a_judge_learns_its_labels() -> None:

@@ -13,7 +13,7 @@ from jax import Array, lax
 from bayesrl.core.draws import is_count
 from bayesrl.core.host import on_host
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints import Pretrained
+from bayesrl.lm.checkpoints import Pretrained, check_vocabulary
 from bayesrl.lm.completions import Completions
 from bayesrl.lm.rewards.base import Reward
 from bayesrl.lm.rewards.text import TextReward, check_tokenizer, decoded, make_text_reward
@@ -57,7 +57,11 @@ class ClassifierReward(Reward):
     def _scaled(self, logits: Array) -> Array:
         if self.scale == "logit":
             return logits[..., self.label]
-        normal = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)[..., self.label]
+        logits = logits.astype(jnp.float32)
+        if self.model.config.problem == "multi_label_classification":
+            normal = jax.nn.log_sigmoid(logits)[..., self.label]
+        else:
+            normal = jax.nn.log_softmax(logits, axis=-1)[..., self.label]
         return normal if self.scale == "log_prob" else jnp.exp(normal)
 
     # ---- the tokens of the classifier ---------------------------------------------------------
@@ -70,7 +74,7 @@ class ClassifierReward(Reward):
             real = jnp.concatenate([completions.prompt_real, real], -1)
         if self._special.size:
             real = real & ~jnp.isin(tokens, self._special)
-        before, after = self._around
+        before, after = self.tokenizer.around
         count = real.sum(-1, keepdims=True)
         room = self.model.config.max_length - len(before) - len(after)
         skipped = jnp.maximum(count - room, 0) if self.with_prompt else jnp.zeros_like(count)
@@ -99,7 +103,7 @@ class ClassifierReward(Reward):
         texts = decoded(examples, tokens, real)
         if self.with_prompt:
             texts = [examples[at]["prompt"] + text for at, text in zip(index.reshape(-1), texts, strict=True)]
-        before, after = self._around
+        before, after = self.tokenizer.around
         room = width - len(before) - len(after)
         whole = np.full((len(texts), width), self._pad, np.int32)
         fine = np.zeros((len(texts), width), bool)
@@ -109,15 +113,6 @@ class ClassifierReward(Reward):
             kept = [*before, *kept, *after]
             whole[row, : len(kept)], fine[row, : len(kept)] = kept, True
         return whole.reshape(*index.shape, width), fine.reshape(*index.shape, width)
-
-    @cached_property
-    def _around(self) -> tuple[list[int], list[int]]:
-        """Give the tokens that the tokenizer puts before and after a text."""
-        plain, special = [self.tokenizer.encode(["a"], special=kind)[0] for kind in (False, True)]
-        for at in range(len(special) - len(plain) + 1):
-            if plain and special[at : at + len(plain)] == plain:
-                return special[:at], special[at + len(plain) :]
-        return special[:1], special[1:]
 
     @cached_property
     def _special(self) -> np.ndarray:
@@ -142,11 +137,13 @@ def classifier(
     Args:
         pretrained: what `load_pretrained` gave: a `BertClassifier` with its tokenizer.
         label: the class, by its place or by its name in config.json.
-        scale: "log_prob", nats; "probability", in [0, 1]; or "logit", before the softmax.
+        scale: "log_prob", nats; "probability", in [0, 1]; or "logit", before the softmax. Where several labels may
+            hold at once (`problem_type` in config.json), the probability of each is the logistic function of its logit.
         with_prompt: whether it reads the prompt too, directly before what was written.
 
     Raises:
-        LanguageModelError: the model is no classifier, has no tokenizer, or has no such label; the scale is unknown.
+        LanguageModelError: the model is no classifier, has no tokenizer, or has no such label; the scale is unknown,
+            or asks for a probability that the model does not give.
 
     Example:
         >>> import jax, tempfile
@@ -170,12 +167,13 @@ def classifier(
         )
     if scale not in _SCALES:
         raise LanguageModelError(f"classifier got scale={scale!r}; use one of {', '.join(map(repr, _SCALES))}")
-    labels = model.config.labels
-    if len(labels) == 1 and scale != "logit":
+    labels, problem = model.config.labels, model.config.problem
+    if scale != "logit" and (problem == "regression" or (len(labels) == 1 and problem != "multi_label_classification")):
         raise LanguageModelError(
-            f"classifier got scale={scale!r} for a model with one label, {labels[0]!r}, whose probability is always 1; "
-            "use scale='logit'"
+            f"classifier got scale={scale!r} for a model of {problem} with {len(labels)} labels, whose outputs are no "
+            "probabilities of classes; use scale='logit'"
         )
+    check_vocabulary(model, pretrained.tokenizer)
     return ClassifierReward(model, pretrained.tokenizer, _place(label, labels), scale, with_prompt)
 
 

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.causal import Config, Transformer
 from bayesrl.lm.transformers.layers import Embedding, LayerNorm, Linear, activation
 from bayesrl.lm.transformers.stored import Stored, affine, optional, refuse, required
 from bayesrl.typing import PRNGKey
+
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,8 @@ class BertConfig(Config):
         heads: attention heads per block; divides `width`.
         inner: width of the feed-forward layer.
         labels: names of the classes.
+        problem: how they are scored, by the name in transformers: "single_label_classification", where just one holds,
+            "multi_label_classification", where each may, or "regression".
         token_types: how many kinds of segment there are.
         activation: of the feed-forward layer, by the name in transformers.
         epsilon: of the norms.
@@ -35,7 +40,7 @@ class BertConfig(Config):
         model_type: the family.
 
     Raises:
-        LanguageModelError: from `from_json`, where config.json asks for what is not implemented.
+        LanguageModelError: the numbers do not fit together, or config.json asks for what is not implemented.
     """
 
     vocab_size: int = 30522
@@ -45,11 +50,19 @@ class BertConfig(Config):
     heads: int = 12
     inner: int = 3072
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+    problem: str = PROBLEMS[0]
     token_types: int = 2
     activation: str = "gelu"
     epsilon: float = 1e-12
     initializer_range: float = 0.02
     model_type: str = "bert"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_heads(self.width, self.heads)
+        activation(self.activation)
+        if self.problem not in PROBLEMS:
+            raise LanguageModelError(f"a bert model has problem={self.problem!r}; use one of {', '.join(PROBLEMS)}")
 
     @classmethod
     def from_json(cls, json: Mapping[str, Any]) -> "BertConfig":
@@ -57,9 +70,7 @@ class BertConfig(Config):
         refuse(json, "position_embedding_type", "absolute")
         refuse(json, "is_decoder", False)
         refuse(json, "add_cross_attention", False)
-        activation(optional(json, "hidden_act", "gelu"))
-        names = optional(json, "id2label", {})
-        labels = tuple(names[key] for key in sorted(names, key=int)) or ("LABEL_0", "LABEL_1")
+        labels = _labels(optional(json, "id2label", {"0": "LABEL_0", "1": "LABEL_1"}))
         return cls(
             vocab_size=required(json, "vocab_size"),
             max_length=required(json, "max_position_embeddings"),
@@ -68,6 +79,7 @@ class BertConfig(Config):
             heads=required(json, "num_attention_heads"),
             inner=required(json, "intermediate_size"),
             labels=labels,
+            problem=optional(json, "problem_type", PROBLEMS[2 if len(labels) == 1 else 0]),
             token_types=optional(json, "type_vocab_size", 2),
             activation=optional(json, "hidden_act", "gelu"),
             epsilon=optional(json, "layer_norm_eps", 1e-12),
@@ -87,11 +99,24 @@ class BertConfig(Config):
             "intermediate_size": self.inner,
             "id2label": {str(index): name for index, name in enumerate(self.labels)},
             "label2id": {name: index for index, name in enumerate(self.labels)},
+            "problem_type": self.problem,
             "type_vocab_size": self.token_types,
             "hidden_act": self.activation,
             "layer_norm_eps": self.epsilon,
             "initializer_range": self.initializer_range,
         }
+
+
+def _labels(names: Any) -> tuple[str, ...]:
+    """Read `id2label`: the names of the classes by their places."""
+    places = [str(place) for place in range(len(names))] if isinstance(names, Mapping) and names else []
+    given = {str(place): name for place, name in names.items()} if places else {}
+    if sorted(given) != sorted(places) or not places or not all(isinstance(name, str) for name in given.values()):
+        raise LanguageModelError(
+            f"config.json of a 'bert' model sets id2label={names!r}; it must name the classes by their places: "
+            '{"0": "bad", "1": "good"}'
+        )
+    return tuple(given[place] for place in places)
 
 
 class BertBlock(eqx.Module):

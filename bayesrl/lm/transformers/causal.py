@@ -1,6 +1,7 @@
 """`CausalLM`: what every autoregressive language model offers, and what a checkpoint needs to know of it."""
 
 import abc
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.caching import Cache
 from bayesrl.lm.transformers.stored import Stored
@@ -22,11 +24,37 @@ class Config(abc.ABC):
         model_type: the family, by the name that transformers gives it.
         vocab_size: how many tokens there are.
         max_length: the context length: the most tokens that the model can stand.
+
+    Raises:
+        LanguageModelError: a number is none, or out of range.
     """
 
     model_type: str
     vocab_size: int
     max_length: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value, kind = getattr(self, field.name), field.type
+            if kind is int or (kind == int | None and value is not None):
+                fine, wanted = is_count(value, least=1), "a whole number of at least 1"
+            elif kind is float:
+                fine, wanted = is_number(value) and value >= 0, "a number of at least 0"
+            else:
+                fine, wanted = kind is not bool or isinstance(value, bool), "true or false"
+            if not fine:
+                raise LanguageModelError(f"a {self.model_type} model has {field.name}={value!r}; use {wanted}")
+
+    def check_heads(self, width: int, heads: int) -> None:
+        """Refuse heads that cannot share the residual stream.
+
+        Raises:
+            LanguageModelError: they do not divide it.
+        """
+        if width % heads:
+            raise LanguageModelError(
+                f"a {self.model_type} model has width={width} and heads={heads}; heads must divide width"
+            )
 
     @classmethod
     @abc.abstractmethod

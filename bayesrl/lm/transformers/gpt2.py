@@ -35,7 +35,7 @@ class GPT2Config(Config):
         model_type: the family.
 
     Raises:
-        LanguageModelError: from `from_json`, where config.json asks for what is not implemented.
+        LanguageModelError: the numbers do not fit together, or config.json asks for what is not implemented.
     """
 
     vocab_size: int = 50257
@@ -50,13 +50,17 @@ class GPT2Config(Config):
     initializer_range: float = 0.02
     model_type: str = "gpt2"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_heads(self.width, self.heads)
+        activation(self.activation)
+
     @classmethod
     def from_json(cls, json: Mapping[str, Any]) -> "GPT2Config":
         """Read what transformers writes as config.json."""
         refuse(json, "add_cross_attention", False)
         refuse(json, "scale_attn_weights", True)
         refuse(json, "scale_attn_by_inverse_layer_idx", False)
-        activation(optional(json, "activation_function", "gelu_new"))
         return cls(
             vocab_size=required(json, "vocab_size"),
             max_length=required(json, "n_positions"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.causal import Config
 from bayesrl.lm.transformers.stored import optional, refuse, required
@@ -64,8 +65,12 @@ class Rope:
             LanguageModelError: another kind of stretch is asked for.
         """
         told = json.get("rope_parameters") or json.get("rope_scaling") or {}
+        if not isinstance(told, Mapping):
+            raise LanguageModelError(
+                f"config.json sets rope_scaling={told!r}; it must be null, or name a rope_type with its factor"
+            )
         kind = told.get("rope_type") or told.get("type") or "default"
-        theta = float(told.get("rope_theta") or optional(json, "rope_theta", 10000.0))
+        theta = _positive("rope_theta", told.get("rope_theta") or optional(json, "rope_theta", 10000.0))
         if kind not in ("default", "linear", "llama3"):
             raise LanguageModelError(
                 f"config.json asks for rotary positions of type {kind!r}; bayesrl knows default, linear and llama3: "
@@ -76,9 +81,10 @@ class Rope:
             return cls(theta)
         try:
             if kind == "linear":
-                return cls(theta, kind, float(told["factor"]))
-            bounds = float(told["low_freq_factor"]), float(told["high_freq_factor"])
-            return cls(theta, kind, float(told["factor"]), *bounds, int(told["original_max_position_embeddings"]))
+                return cls(theta, kind, _positive("factor", told["factor"]))
+            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            factor, low, high, original = (_positive(name, told[name]) for name in names)
+            return cls(theta, kind, factor, low, high, int(original))
         except KeyError as error:
             raise LanguageModelError(
                 f"config.json asks for {kind!r} rotary positions without {error.args[0]!r}; it is damaged: "
@@ -98,6 +104,12 @@ class Rope:
             "rope_scaling": None if self.kind == "default" else told,
             "rope_parameters": {"rope_theta": self.theta, **told},
         }
+
+
+def _positive(name: str, value: Any) -> float:
+    if not (is_number(value) and value > 0):
+        raise LanguageModelError(f"config.json sets {name}={value!r} of the rotary positions; use a number above 0")
+    return float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +158,10 @@ class LlamaConfig(Config):
     model_type: str = "llama"
 
     def __post_init__(self) -> None:
-        if self.head_dim == 0:
+        if self.head_dim == 0 and is_count(self.width, least=1) and is_count(self.heads, least=1):
+            self.check_heads(self.width, self.heads)
             object.__setattr__(self, "head_dim", self.width // self.heads)
+        super().__post_init__()
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise LanguageModelError(
                 f"a {self.model_type} model has heads={self.heads}, kv_heads={self.kv_heads}, "
@@ -215,6 +229,11 @@ class LlamaConfig(Config):
 def _refuse_windows(json: Mapping[str, Any], length: int) -> None:
     """Refuse attention that does not see the whole context."""
     window = json.get("sliding_window")
+    if window is not None and not (is_count(window, least=1) and is_count(length, least=1)):
+        raise LanguageModelError(
+            f"config.json of a {json.get('model_type')!r} model sets sliding_window={window!r} in a context of "
+            f"{length!r} tokens; use whole numbers of at least 1, or no window"
+        )
     unused = json.get("model_type") in ("qwen2", "qwen3") and not json.get("use_sliding_window")
     if window is not None and window < length and not unused:
         raise LanguageModelError(
