@@ -159,7 +159,8 @@ def logged_value(
         `LoggedValue`.
 
     Raises:
-        ControlError: probs is no distribution or of another shape; a method, level or value is none.
+        ControlError: probs is no distribution or of another shape; a method, level or value is none; for snips, no
+            row does what the policy might.
 
     Example:
         >>> import numpy as np
@@ -191,7 +192,12 @@ def logged_value(
     rewards = np.where(held, data.reward.reshape(steps.shape), 0.0)
     num = len(steps)
     if method == "snips":
-        means = np.maximum(weights.mean(0), 1e-300)
+        means = weights.mean(0)
+        if not (means > 0).all():
+            raise ControlError(
+                f"no row does up to step {int(np.argmin(means > 0))} what the policy might, so its weights have no "
+                "mean for 'snips' to divide by; use method='dr', or logs of a policy that takes such actions"
+            )
         each = (weights * rewards / means * gammas).mean(0)
         mean = float(each.sum())
         spread = (gammas * weights / means * (rewards - (weights * rewards).mean(0) / means)).sum(1)

@@ -125,6 +125,9 @@ class Bayesian(Agent):
     def __post_init__(self) -> None:
         if not callable(self.model):
             raise ControlError(f"model={self.model!r} is neither a model of the unknown nor a program")
+        if isinstance(self.model, type):
+            name = self.model.__name__
+            raise ControlError(f"Bayesian got the class {name}; pass a model: Bayesian({name}(...))")
         if self.inference not in ("exact", "fit"):
             raise ControlError(f"Bayesian got inference={self.inference!r}; use 'exact' or 'fit'")
         for name in ("num_draws", "num_steps", "update_every"):

@@ -282,6 +282,8 @@ def _problem(
         "exploration": repr(rule) if isinstance(rule, Exploration) else getattr(rule, "__qualname__", "given"),
         "seed": np.asarray(jax.random.key_data(key)).tolist(),
     }
+    if world.options:
+        identity["options"] = dict(world.options)
     settings: dict[str, Any] = {"num_episodes": num_episodes}
     if tolerance is not None:
         settings["tolerance"] = tolerance

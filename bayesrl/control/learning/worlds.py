@@ -1,8 +1,9 @@
 """What can be learned from: tables, programs, Gymnasium environments and bandits, played an episode at a time."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -50,6 +51,7 @@ class World(abc.ABC):
         optimum: the greatest expected return of an episode, reward units; None where nobody knows.
         action_names: one per action, where they have names.
         name: of the environment.
+        options: that it was made with, as text, for the run folder.
     """
 
     num_actions: int
@@ -62,6 +64,7 @@ class World(abc.ABC):
     optimum: float | None = None
     action_names: tuple[str, ...] = ()
     name: str = ""
+    options: Mapping[str, str] = MappingProxyType({})
     _tables: TabularMDP | None = None
     """What the regret is told by; agents do not see it."""
 
@@ -153,6 +156,7 @@ class GymnasiumWorld(World):
 
     def __init__(self, environment: Any) -> None:
         self._env = _opened(environment)
+        self._own = self._env is not environment
         seen = describe_observations(self._env.observation_space)
         self._seen, self._actions = seen, describe_actions(self._env.action_space)
         if self._actions.num is None:
@@ -163,6 +167,8 @@ class GymnasiumWorld(World):
         self.num_actions, self.num_observations = self._actions.num, seen.num
         self.name = getattr(getattr(self._env, "spec", None), "id", type(self._env).__name__)
         self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
+        given = getattr(getattr(self._env, "spec", None), "kwargs", {})
+        self.options = {key: repr(value) for key, value in sorted(given.items()) if key != "render_mode"}
         limit = getattr(getattr(self._env, "spec", None), "max_episode_steps", None)
         self.max_steps = MOST_STEPS if limit is None else int(limit)
         if isinstance(getattr(self._env.unwrapped, "P", None), dict):
@@ -183,8 +189,9 @@ class GymnasiumWorld(World):
         return self._taken(seen), float(reward), bool(terminated), bool(truncated)
 
     def close(self) -> None:
-        """Close the environment."""
-        self._env.close()
+        """Close the environment, unless it came open."""
+        if self._own:
+            self._env.close()
 
     def _taken(self, seen: Any) -> np.ndarray:
         told = np.asarray(self._seen.from_environment(np.asarray(seen)[None])[0])

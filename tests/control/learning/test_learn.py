@@ -278,6 +278,7 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
         (lambda: learn(KEY, SWIM, Bayesian(misshapen), num_episodes=1), r"has shape \(3, 2\)"),
         (lambda: learn(KEY, SWIM, AGENT, exploration=lambda k, b, t: jnp.full((12, 4), 7), num_episodes=1), "action 7"),
         (lambda: Bayesian(3), "model=3 is neither"),
+        (lambda: Bayesian(TabularModel), r"got the class TabularModel; pass a model: Bayesian\(TabularModel\("),
         (lambda: Bayesian(MODEL, inference="mcmc"), "inference='mcmc'"),
         (lambda: Bayesian(MODEL, num_draws=0), "num_draws=0"),
         (lambda: KLControl(-1.0), "beta"),
@@ -398,6 +399,20 @@ def test_another_world_or_model_is_another_run(tmp_path: Path) -> None:
         learn(KEY, SWIM, other, num_episodes=2, progress=False, directory=tmp_path / "b")
     with pytest.raises(RunFolderError, match="tables"):
         learn(KEY, SWIM.replace(horizon=11), AGENT, num_episodes=2, progress=False, directory=tmp_path / "b")
+
+
+def test_an_environment_with_other_options_is_another_run_and_stays_open(tmp_path: Path) -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    lakes = [gymnasium.make("FrozenLake-v1", is_slippery=slippery) for slippery in (True, False)]
+    closed: list[Any] = []
+    for lake in lakes:
+        lake.unwrapped.close = lambda: closed.append("closed")
+    agent = Bayesian(TabularModel(num_states=16, num_actions=4, horizon=100))
+    learn(KEY, lakes[0], agent, num_episodes=1, progress=False, directory=tmp_path)
+    with pytest.raises(RunFolderError, match="options"):
+        learn(KEY, lakes[1], agent, num_episodes=1, progress=False, directory=tmp_path)
+    assert not closed
+    assert lakes[0].reset(seed=0)[0] == 0
 
 
 @pytest.mark.parametrize(
