@@ -23,6 +23,7 @@ from bayesrl.errors import RunFolderError
 
 FORMAT = 1
 PROBLEM, CHECKPOINT, POSTERIOR = "problem.json", "checkpoint.safetensors", "posterior.nc"
+_MOST_TOLD = 4
 MODEL, SCORES = "model.json", "scores.json"
 
 
@@ -93,8 +94,11 @@ def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
     old, new = _told(read_problem(folder)), _told(json.loads(json.dumps(problem)))
     different = [key for key in {**old, **new} if not _alike(old.get(key), new.get(key))]
     if different:
-        shown = "; ".join(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in different)
-        raise RunFolderError(f"{folder} holds a run of another problem: {shown}; choose another directory")
+        told = [f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in different[:_MOST_TOLD]]
+        more = f"; and {len(different) - _MOST_TOLD} differences more" if len(different) > _MOST_TOLD else ""
+        raise RunFolderError(
+            f"{folder} holds a run of another problem: {'; '.join(told)}{more}; choose another directory"
+        )
 
 
 def _told(problem: Mapping[str, Any]) -> dict[str, Any]:
