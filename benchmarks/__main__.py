@@ -28,6 +28,7 @@ BENCHMARKS = (
     "deep_sea",
     "epistemic",
     "learning",
+    "language_checkpoints",
     "language_exact",
     "language_speed",
     "accelerator",
