@@ -1,11 +1,14 @@
 """Every test runs with the shapes and types of bayesrl's annotations checked."""
 
 import os
+import signal
 
+# A shell lets what runs in its background ignore interrupts; some tests interrupt themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests compile many small programs and run each of them briefly.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("bayesrl", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
