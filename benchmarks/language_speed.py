@@ -2,10 +2,11 @@
 
 GPT-2 of 2 layers × 128, 98 tokens, one prompt of one token, 64 completions of 16 tokens each step, reward = vowels / 4,
 β = .1, from one random checkpoint that both load. Both try the rates 3e-4, 1e-3 and 3e-3. TRL: RLOO with its KL in the
-reward, constant rate, 100 steps each, and 300 with the best. `fit`: 140 steps of Adam (b2 = .99) with a cosine decay.
-J is measured for both by the peer's script, from 4,096 fresh samples of the saved models. TRL's time leaves out imports
-and the making of the trainer; ours is that of all steps, with and without compilation, where its J is as great.
-Arithmetic: the matrix products of a step alone, at the shapes that it has, timed in the same process.
+reward, constant rate, 100 steps each, and 300 with the best. `fit`: 240 steps of Adam (b1 = .8, b2 = .95), the rate
+falling as a cosine from twice as much, so that its mean is the same. J is measured for both by the peer's script, from
+4,096 fresh samples of the saved models. TRL's time leaves out imports and the making of the trainer; ours is that of
+all steps, with and without compilation, where its J is as great. Arithmetic: the matrix products of a step alone, at
+the shapes that it has, timed in the same process.
 """
 
 import subprocess
@@ -31,7 +32,7 @@ from benchmarks.peers import TRL, python_of, run_peer
 from benchmarks.results import table, target
 
 RATES = (3e-4, 1e-3, 3e-3)
-STEPS, TRIED, OWN_STEPS = 300, 100, 140
+STEPS, TRIED, OWN_STEPS = 300, 100, 240
 REPEATS = 20
 RANK = 8
 SCRIPT = "peer_trl.py"
@@ -75,7 +76,7 @@ def _fit(model: lm.CausalLM, rate: float) -> dict[str, Any]:
         policy_of(model),
         beta=BETA,
         guide=lm.FullParameters(),
-        optimizer=optax.adam(optax.cosine_decay_schedule(rate, OWN_STEPS), b2=0.99),
+        optimizer=optax.adam(optax.cosine_decay_schedule(2 * rate, OWN_STEPS), b1=0.8, b2=0.95),
         num_steps=OWN_STEPS,
         callback=lambda row: rows.append((time.perf_counter() - began, int(row["step"]))) and None,
         progress=False,
@@ -121,7 +122,10 @@ def _told(
             "activations and drawing",
         ),
         target(
-            "at most 1/6 of its time to its J after 300 steps, compilation apart", met=seconds["all"] / running >= 6
+            "at most 1/6 of its time to its J after 300 steps, compilation apart",
+            met=seconds["all"] / running >= 6,
+            why_not=f"no rate, momentum or baseline tried gets there in far fewer than {OWN_STEPS} steps, and each of "
+            f"them is {seconds['step'] / step:.1f}× as fast",
         ),
         target(
             "the same with compilation",
