@@ -23,8 +23,8 @@ from bayesrl.errors import RunFolderError
 
 FORMAT = 1
 PROBLEM, CHECKPOINT, POSTERIOR = "problem.json", "checkpoint.safetensors", "posterior.nc"
-_MOST_TOLD = 4
 MODEL, SCORES = "model.json", "scores.json"
+_MOST_TOLD = 4
 
 
 def open_folder(directory: str | Path, problem: Mapping[str, Any]) -> Path:

@@ -21,7 +21,7 @@ from bayesrl.lm.completions import prompts as prompts_of
 from bayesrl.lm.sequences import Sentences
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.transformers import BertClassifier, CausalLM, merged
-from bayesrl.lm.transformers.bert import PROBLEMS
+from bayesrl.lm.transformers.bert import ONE_LABEL
 from bayesrl.posterior import Posterior
 
 
@@ -201,10 +201,10 @@ def labelled(
         raise LanguageModelError("labelled got something else than texts; pass a list of texts")
     if not texts or len(texts) != len(labels):
         raise LanguageModelError(f"labelled got {len(texts)} texts and {len(labels)} labels; pass one label for each")
-    if start.config.problem != PROBLEMS[0]:
+    if start.config.problem != ONE_LABEL:
         raise LanguageModelError(
             f"labelled got a model of {start.config.problem}, and would teach it one label for each text; "
-            f"pass one whose configuration has problem={PROBLEMS[0]!r}"
+            f"pass one whose configuration has problem={ONE_LABEL!r}"
         )
     if strange := sorted(set(labels) - set(start.config.labels)):
         raise LanguageModelError(f"label {strange[0]!r} is none of the model's, which are {start.config.labels}")

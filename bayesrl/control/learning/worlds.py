@@ -1,6 +1,7 @@
 """What can be learned from: tables, programs, Gymnasium environments and bandits, played an episode at a time."""
 
 import abc
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -165,11 +166,13 @@ class GymnasiumWorld(World):
                 "with GymnasiumSource"
             )
         self.num_actions, self.num_observations = self._actions.num, seen.num
-        self.name = getattr(getattr(self._env, "spec", None), "id", type(self._env).__name__)
+        spec = getattr(self._env, "spec", None)
+        self.name = getattr(spec, "id", type(self._env).__name__)
         self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
-        given = getattr(getattr(self._env, "spec", None), "kwargs", {})
-        self.options = {key: repr(value) for key, value in sorted(given.items()) if key != "render_mode"}
-        limit = getattr(getattr(self._env, "spec", None), "max_episode_steps", None)
+        given = {key: value for key, value in getattr(spec, "kwargs", {}).items() if key != "render_mode"}
+        # Addresses in memory are others in every process.
+        self.options = {key: re.sub(r" at 0x[0-9a-f]+", "", repr(given[key])) for key in sorted(given)}
+        limit = getattr(spec, "max_episode_steps", None)
         self.max_steps = MOST_STEPS if limit is None else int(limit)
         if isinstance(getattr(self._env.unwrapped, "P", None), dict):
             model = from_gymnasium(self._env, discount=1.0, horizon=limit or 1000)

@@ -19,6 +19,7 @@ from bayesrl.lm.rewards.base import Reward
 from bayesrl.lm.rewards.text import TextReward, check_tokenizer, decoded, make_text_reward
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.transformers import BertClassifier
+from bayesrl.lm.transformers.bert import REGRESSION, SEVERAL_LABELS
 
 _SHORTEST, _RATIO = 32, 4
 """Texts are padded to one of few lengths: the shortest, and by this ratio ever longer ones; each is compiled."""
@@ -58,7 +59,7 @@ class ClassifierReward(Reward):
         if self.scale == "logit":
             return logits[..., self.label]
         logits = logits.astype(jnp.float32)
-        if self.model.config.problem == "multi_label_classification":
+        if self.model.config.problem == SEVERAL_LABELS:
             normal = jax.nn.log_sigmoid(logits)[..., self.label]
         else:
             normal = jax.nn.log_softmax(logits, axis=-1)[..., self.label]
@@ -168,7 +169,7 @@ def classifier(
     if scale not in _SCALES:
         raise LanguageModelError(f"classifier got scale={scale!r}; use one of {', '.join(map(repr, _SCALES))}")
     labels, problem = model.config.labels, model.config.problem
-    if scale != "logit" and (problem == "regression" or (len(labels) == 1 and problem != "multi_label_classification")):
+    if scale != "logit" and (problem == REGRESSION or (len(labels) == 1 and problem != SEVERAL_LABELS)):
         raise LanguageModelError(
             f"classifier got scale={scale!r} for a model of {problem} with {len(labels)} labels, whose outputs are no "
             "probabilities of classes; use scale='logit'"

@@ -16,7 +16,11 @@ from bayesrl.lm.transformers.layers import Embedding, LayerNorm, Linear, activat
 from bayesrl.lm.transformers.stored import Stored, affine, optional, refuse, required
 from bayesrl.typing import PRNGKey
 
-PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+PROBLEMS = ONE_LABEL, SEVERAL_LABELS, REGRESSION = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class BertConfig(Config):
     heads: int = 12
     inner: int = 3072
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
-    problem: str = PROBLEMS[0]
+    problem: str = ONE_LABEL
     token_types: int = 2
     activation: str = "gelu"
     epsilon: float = 1e-12
@@ -59,7 +63,7 @@ class BertConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_heads(self.width, self.heads)
+        self.check_heads()
         activation(self.activation)
         if self.problem not in PROBLEMS:
             raise LanguageModelError(f"a bert model has problem={self.problem!r}; use one of {', '.join(PROBLEMS)}")
@@ -79,7 +83,7 @@ class BertConfig(Config):
             heads=required(json, "num_attention_heads"),
             inner=required(json, "intermediate_size"),
             labels=labels,
-            problem=optional(json, "problem_type", PROBLEMS[2 if len(labels) == 1 else 0]),
+            problem=optional(json, "problem_type", REGRESSION if len(labels) == 1 else ONE_LABEL),
             token_types=optional(json, "type_vocab_size", 2),
             activation=optional(json, "hidden_act", "gelu"),
             epsilon=optional(json, "layer_norm_eps", 1e-12),
@@ -109,9 +113,9 @@ class BertConfig(Config):
 
 def _labels(names: Any) -> tuple[str, ...]:
     """Read `id2label`: the names of the classes by their places."""
-    places = [str(place) for place in range(len(names))] if isinstance(names, Mapping) and names else []
-    given = {str(place): name for place, name in names.items()} if places else {}
-    if sorted(given) != sorted(places) or not places or not all(isinstance(name, str) for name in given.values()):
+    given = {str(place): name for place, name in names.items()} if isinstance(names, Mapping) else {}
+    places = [str(place) for place in range(len(given))]
+    if not given or set(given) != set(places) or not all(isinstance(name, str) for name in given.values()):
         raise LanguageModelError(
             f"config.json of a 'bert' model sets id2label={names!r}; it must name the classes by their places: "
             '{"0": "bad", "1": "good"}'

@@ -24,6 +24,8 @@ class Config(abc.ABC):
         model_type: the family, by the name that transformers gives it.
         vocab_size: how many tokens there are.
         max_length: the context length: the most tokens that the model can stand.
+        width: length of the residual stream.
+        heads: attention heads per block.
 
     Raises:
         LanguageModelError: a number is none, or out of range.
@@ -32,12 +34,15 @@ class Config(abc.ABC):
     model_type: str
     vocab_size: int
     max_length: int
+    width: int
+    heads: int
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value, kind = getattr(self, field.name), field.type
             if kind is int or (kind == int | None and value is not None):
-                fine, wanted = is_count(value, least=1), "a whole number of at least 1"
+                least = 0 if field.default == 0 else 1
+                fine, wanted = is_count(value, least=least), f"a whole number of at least {least}"
             elif kind is float:
                 fine, wanted = is_number(value) and value >= 0, "a number of at least 0"
             else:
@@ -45,15 +50,15 @@ class Config(abc.ABC):
             if not fine:
                 raise LanguageModelError(f"a {self.model_type} model has {field.name}={value!r}; use {wanted}")
 
-    def check_heads(self, width: int, heads: int) -> None:
+    def check_heads(self) -> None:
         """Refuse heads that cannot share the residual stream.
 
         Raises:
             LanguageModelError: they do not divide it.
         """
-        if width % heads:
+        if self.width % self.heads:
             raise LanguageModelError(
-                f"a {self.model_type} model has width={width} and heads={heads}; heads must divide width"
+                f"a {self.model_type} model has width={self.width} and heads={self.heads}; heads must divide width"
             )
 
     @classmethod

@@ -52,7 +52,7 @@ class GPT2Config(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_heads(self.width, self.heads)
+        self.check_heads()
         activation(self.activation)
 
     @classmethod

@@ -158,10 +158,10 @@ class LlamaConfig(Config):
     model_type: str = "llama"
 
     def __post_init__(self) -> None:
-        if self.head_dim == 0 and is_count(self.width, least=1) and is_count(self.heads, least=1):
-            self.check_heads(self.width, self.heads)
-            object.__setattr__(self, "head_dim", self.width // self.heads)
         super().__post_init__()
+        if self.head_dim == 0:
+            self.check_heads()
+            object.__setattr__(self, "head_dim", self.width // self.heads)
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise LanguageModelError(
                 f"a {self.model_type} model has heads={self.heads}, kv_heads={self.kv_heads}, "
