@@ -187,65 +187,63 @@ def test_wrong_tensors(folder: Path, edit: Callable[[dict[str, Any]], Any], mess
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("family", "settings", "message"),
     [
-        ({"model_type": "mamba", "architectures": ["MambaLM"]}, r"'mamba' \(MambaLM\); bayesrl reads gpt2, llama"),
-        ({"model_type": None}, "names the architecture None"),
-        ({"n_embd": None}, "has no 'n_embd'"),
-        ({"quantization_config": {"bits": 4}}, r"quantization_config={'bits': 4}.*reads models without it"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True, which bayesrl does not"),
-        ({"activation_function": "tanhexp"}, "unknown activation 'tanhexp'"),
-        ({"n_head": 0}, "gpt2 model has heads=0; use a whole number of at least 1"),
-        ({"n_head": 3}, "width=32 and heads=3; heads must divide width"),
-        ({"n_embd": "32"}, "gpt2 model has width='32'; use a whole number"),
-        ({"layer_norm_epsilon": "small"}, "gpt2 model has epsilon='small'; use a number of at least 0"),
-        ({"tie_word_embeddings": "yes"}, "gpt2 model has tied='yes'; use true or false"),
-        ({"vocab_size": 63}, r"wte.weight of shape \[64, 32\], and config.json asks for \[63, 32\]"),
-    ],
-)
-def test_wrong_config(folder: Path, settings: dict[str, Any], message: str, unchecked: None) -> None:
-    set_config(folder, **settings)
-    with pytest.raises(LanguageModelError, match=message):
-        load_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"rope_parameters": {"rope_type": "yarn"}}, "of type 'yarn'; bayesrl knows default, linear and llama3"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "without 'factor'"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"model_type": "mistral", "sliding_window": 32}, "sliding_window=32 in a context of 64"),
-        ({"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": True}, "sliding_window=32"),
         (
+            "gpt2",
+            {"model_type": "mamba", "architectures": ["MambaLM"]},
+            r"'mamba' \(MambaLM\); bayesrl reads gpt2, llama",
+        ),
+        ("gpt2", {"model_type": None}, "names the architecture None"),
+        ("gpt2", {"n_embd": None}, "has no 'n_embd'"),
+        ("gpt2", {"quantization_config": {"bits": 4}}, r"quantization_config={'bits': 4}.*reads models without it"),
+        (
+            "gpt2",
+            {"scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx=True, which bayesrl does not",
+        ),
+        ("gpt2", {"activation_function": "tanhexp"}, "unknown activation 'tanhexp'"),
+        ("gpt2", {"n_head": 0}, "gpt2 model has heads=0; use a whole number of at least 1"),
+        ("gpt2", {"n_head": 3}, "width=32 and heads=3; heads must divide width"),
+        ("gpt2", {"n_embd": "32"}, "gpt2 model has width='32'; use a whole number"),
+        ("gpt2", {"layer_norm_epsilon": "small"}, "gpt2 model has epsilon='small'; use a number of at least 0"),
+        ("gpt2", {"tie_word_embeddings": "yes"}, "gpt2 model has tied='yes'; use true or false"),
+        ("gpt2", {"vocab_size": 63}, r"wte.weight of shape \[64, 32\], and config.json asks for \[63, 32\]"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "of type 'yarn'; bayesrl knows default, linear and llama3",
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "without 'factor'"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ("llama", {"model_type": "mistral", "sliding_window": 32}, "sliding_window=32 in a context of 64"),
+        ("llama", {"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": True}, "sliding_window=32"),
+        (
+            "llama",
             {"model_type": "mistral", "sliding_window": "all"},
             "sliding_window='all' in a context of 64 tokens; use whole",
         ),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"rope_parameters": ["linear", 2.0]}, "sets rope_scaling=.'linear', 2.0.; it must be null"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": "two"}}, "factor='two' of the rotary positions"),
-        ({"num_attention_heads": 0}, "llama model has heads=0; use a whole number of at least 1"),
-        ({"num_key_value_heads": 3}, "kv_heads=3, .*kv_heads must divide heads"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ("llama", {"rope_parameters": ["linear", 2.0]}, "sets rope_scaling=.'linear', 2.0.; it must be null"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": "two"}},
+            "factor='two' of the rotary positions",
+        ),
+        ("llama", {"num_attention_heads": 0}, "llama model has heads=0; use a whole number of at least 1"),
+        ("llama", {"num_key_value_heads": 3}, "kv_heads=3, .*kv_heads must divide heads"),
+        (
+            "bert",
+            {"id2label": ["bad", "good"]},
+            r"id2label=\['bad', 'good'\]; it must name the classes by their places",
+        ),
+        ("bert", {"id2label": {"0": "bad", "2": "good"}}, "it must name the classes by their places"),
+        ("bert", {"problem_type": "ranking"}, "problem='ranking'; use one of single_label_classification, "),
+        ("bert", {"num_attention_heads": 5}, "heads=5; heads must divide width"),
     ],
 )
-def test_wrong_config_of_llamas(tmp_path: Path, settings: dict[str, Any], message: str, unchecked: None) -> None:
-    folder = Path(shutil.copytree(GOLDEN / "llama", tmp_path / "model"))
-    set_config(folder, **settings)
-    with pytest.raises(LanguageModelError, match=message):
-        load_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"id2label": ["bad", "good"]}, r"id2label=\['bad', 'good'\]; it must name the classes by their places"),
-        ({"id2label": {"0": "bad", "2": "good"}}, "it must name the classes by their places"),
-        ({"problem_type": "ranking"}, "problem='ranking'; use one of single_label_classification, "),
-        ({"num_attention_heads": 5}, "heads=5; heads must divide width"),
-    ],
-)
-def test_wrong_config_of_classifiers(tmp_path: Path, settings: dict[str, Any], message: str, unchecked: None) -> None:
-    folder = Path(shutil.copytree(GOLDEN / "bert", tmp_path / "model"))
+def test_wrong_config(tmp_path: Path, family: str, settings: dict[str, Any], message: str, unchecked: None) -> None:
+    folder = Path(shutil.copytree(GOLDEN / family, tmp_path / "model"))
     set_config(folder, **settings)
     with pytest.raises(LanguageModelError, match=message):
         load_pretrained(folder)
