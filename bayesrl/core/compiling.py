@@ -1,86 +1,197 @@
-"""Compilation that takes what a function closes over as arguments, so that weights never become constants."""
+"""Compilation: what a program computes is compiled once in a process, whatever numbers fill it."""
 
 import os
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax.extend.core import Jaxpr
 
-from bayesrl.core.host import host_errors
+from bayesrl.core.canonical import canonical, evaluate
+from bayesrl.core.host import held_functions, host_errors
+from bayesrl.core.telling import activity
 
-_MOST_KEPT = 64
+MOST_KEPT = 256
+"""So many compiled programs are kept; a process can map some thousands before the system refuses."""
+
 _LEVEL = "xla_backend_optimization_level"
 
 
 class Compiled:
-    """A function compiled by JAX, to whose programs the arrays that it closes over are passed as arguments.
+    """A function compiled by JAX: traced whenever it is called, compiled only where nothing of its form was before.
 
-    `jax.jit` writes such arrays into the compiled program, as constants: it then holds a copy of a network's weights,
-    and takes long to compile. Programs close over the networks that are their priors, so every function of the
-    library that runs a program is compiled by this.
+    `jax.jit` knows a function by its identity, and answers for what the function read when it was first traced: for
+    the numbers of a closure, a global or an attribute that have changed since. Here a function is traced at each call,
+    so that its answer is of what it reads now, and what is compiled is kept by what it computes: another function, or
+    the same with other numbers, finds it.
+
+    The arrays and the numbers that a function closes over are arguments of its program. (`jax.jit` writes them into
+    it as constants: it then holds a copy of a network's weights, and takes long to compile.)
 
     Most of what the library compiles runs a few times only, so it is compiled with fewer optimisations, which takes
     half as long on a CPU; steps of a fit are compiled with all of them.
 
     Args:
         fn: a function of (what is static, *arguments); arrays in the arguments are traced, all else is static.
+        name: what the compiled program is called, in profiles and in the progress line; by default that of `fn`.
         often: whether it is called so often that all optimisations pay.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from bayesrl.core.compiling import Compiled
         >>> weights = jnp.ones((3, 3))
-        >>> double = Compiled(lambda factor, x: factor * (weights @ x))
+        >>> double = Compiled(lambda factor, x: factor * (weights @ x), name="double")
         >>> double(2, jnp.ones(3)).tolist()
         [6.0, 6.0, 6.0]
     """
 
-    def __init__(self, fn: Callable[..., Any], *, often: bool = False) -> None:
+    def __init__(self, fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> None:
         self.fn, self.often = fn, often
-        self._made: OrderedDict[Hashable, Any] = OrderedDict()
+        self.name = name or getattr(fn, "__name__", "program").strip("_")
 
-    def __call__(self, static: Hashable, *args: Any) -> Any:
-        """Call the function; it is traced once for each static value, and shape of arguments."""
-        arrays, rest = eqx.partition(args, eqx.is_array)
-        leaves, tree = jax.tree.flatten(arrays)
-        held, held_tree = jax.tree.flatten(rest)
-        key = (static, tree, tuple(jax.typeof(leaf) for leaf in leaves), tuple(held), held_tree)
-        if key not in self._made:
-            self._made[key] = self._make(static, tree, rest, leaves)
-            if len(self._made) > _MOST_KEPT:
-                self._made.popitem(last=False)
-        self._made.move_to_end(key)
-        run, closed_over, out_tree, calls_host = self._made[key]
-        if not calls_host:
-            return jax.tree.unflatten(out_tree, run(closed_over, leaves))
+    def __call__(self, static: Any, *args: Any) -> Any:
+        """Call the function."""
+        leaves, rebuild = _parted(args)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return self.fn(static, *args)
+        return _traced(self, static, leaves, rebuild).run(leaves)
+
+    def traced(self, static: Any, *args: Any) -> "Traced":
+        """Trace the function, and give its program with what fills it."""
+        return _traced(self, static, *_parted(args))
+
+    def prepare(self, static: Any, *args: Any) -> Callable[..., Any]:
+        """Trace the function once for many calls with arguments of these shapes; what is no array stays as it is.
+
+        What the function reads besides its arguments is read now, and not again.
+        """
+        leaves, rebuild = _parted(args)
+        traced = _traced(self, static, leaves, rebuild)
+        return lambda *args: traced.run(_parted(args)[0])
+
+
+def compiled(fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> Callable[..., Any]:
+    """Compile a function as `Compiled` does, nothing in it static but what is no array."""
+    made = Compiled(lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), often=often)
+    return lambda *args: made(None, *args)
+
+
+def once_prepared(fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> Callable[..., Any]:
+    """Trace a function at its first call, and again only for arguments of other shapes; see `Compiled.prepare`."""
+    made = Compiled(lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), often=often)
+    traced: dict[Any, Traced] = {}
+
+    def call(*args: Any) -> Any:
+        leaves, rebuild = _parted(args)
+        key = (jax.tree.structure(args), tuple(jax.typeof(leaf) for leaf in leaves))
+        if key not in traced:
+            traced[key] = _traced(made, None, leaves, rebuild)
+        return traced[key].run(leaves)
+
+    return call
+
+
+def clear_programs() -> None:
+    """Forget all compiled programs of this process; what is on disk stays."""
+    with _lock:
+        _programs.clear()
+
+
+def num_programs() -> int:
+    """Count the compiled programs that this process keeps."""
+    return len(_programs)
+
+
+class _Program:
+    """One compiled program, shared by all that compute the same."""
+
+    def __init__(self, closed: Jaxpr, name: str, *, fewer: bool) -> None:
+        jaxpr = closed.jaxpr
+
+        def run(consts: list[Any], numbers: list[Any], leaves: list[Any]) -> list[Any]:
+            return evaluate(jaxpr, consts, iter(numbers), *leaves)
+
+        run.__name__ = run.__qualname__ = name
+        self.name, self.compiled = name, False
+        self._run = jax.jit(run, compiler_options={_LEVEL: 1} if fewer else None)
+
+    def __call__(self, consts: list[Any], numbers: list[Any], leaves: list[Any]) -> list[Any]:
+        if not self.compiled:
+            # Compiled by itself, so that what is told of the time is not that of running it too.
+            with activity(f"compiling {self.name}"):
+                self._run.lower(consts, numbers, leaves).compile()
+            self.compiled = True
+        outputs: list[Any] = self._run(consts, numbers, leaves)
+        return outputs
+
+    def text(self, *args: Any) -> str:
+        lowered: str = self._run.lower(*args).as_text()
+        return lowered
+
+
+class Traced:
+    """One function as it was traced: a program, and the arrays and numbers that fill it."""
+
+    def __init__(self, closed: Jaxpr, tree: Any, name: str, *, fewer: bool, functions: list[Any]) -> None:
+        form, numbers = canonical(closed)
+        key = (form, fewer)
+        with _lock:
+            program = _programs.get(key)
+            if program is None:
+                program = _programs[key] = _Program(closed, name, fewer=fewer)
+                while len(_programs) > MOST_KEPT:
+                    _programs.popitem(last=False)
+            _programs.move_to_end(key)
+        self.program, self.tree, self.functions = program, tree, functions
+        self.consts, self.numbers = jax.device_put(([_as_array(c) for c in closed.consts], list(numbers)))
+        self.calls_host = _calls_host(closed.jaxpr)
+
+    def text(self, leaves: list[Any]) -> str:
+        """Give the program as XLA reads it."""
+        return self.program.text(self.consts, self.numbers, leaves)
+
+    def run(self, leaves: list[Any]) -> Any:
+        """Run the program on these arrays."""
+        if not self.calls_host:
+            return jax.tree.unflatten(self.tree, self.program(self.consts, self.numbers, leaves))
         with host_errors():
             # What runs on the host may fail, and its error shall come from here, not from whoever looks at the result.
-            return jax.tree.unflatten(out_tree, jax.block_until_ready(run(closed_over, leaves)))
+            outputs = jax.block_until_ready(self.program(self.consts, self.numbers, leaves))
+        return jax.tree.unflatten(self.tree, outputs)
 
-    def _make(self, static: Hashable, tree: Any, rest: Any, leaves: list[Any]) -> tuple[Any, ...]:
-        """Trace the function; what was compiled goes with the entry: a process has room for so many programs only."""
 
-        def flat(*leaves: Any) -> Any:
-            return self.fn(static, *eqx.combine(jax.tree.unflatten(tree, leaves), rest))
+_programs: OrderedDict[Any, _Program] = OrderedDict()
+_lock = threading.RLock()
 
+
+def _parted(args: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """Give the arrays among the arguments, and how to put others in their place."""
+    arrays, rest = eqx.partition(args, _is_traced)
+    leaves, tree = jax.tree.flatten(arrays)
+    return leaves, lambda leaves: eqx.combine(jax.tree.unflatten(tree, leaves), rest)
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray)
+
+
+def _as_array(value: Any) -> Any:
+    return value if isinstance(value, jax.Array) else np.asarray(value)
+
+
+def _traced(made: Compiled, static: Any, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Traced:
+    def flat(*leaves: Any) -> Any:
+        return made.fn(static, *rebuild(list(leaves)))
+
+    with held_functions() as functions:
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
-        # Whoever set the level of optimisation in XLA_FLAGS is heard.
-        fewer = not self.often and jax.default_backend() == "cpu" and _LEVEL not in os.environ.get("XLA_FLAGS", "")
-
-        def run(closed_over: Any, leaves: list[Any]) -> Any:
-            return jax.core.eval_jaxpr(closed.jaxpr, closed_over, *leaves)
-
-        run_compiled = jax.jit(run, compiler_options={_LEVEL: 1} if fewer else None)
-        return run_compiled, closed.consts, jax.tree.structure(shapes), _calls_host(closed.jaxpr)
-
-
-def compiled(fn: Callable[..., Any], *, often: bool = False) -> Callable[..., Any]:
-    """Compile a function as `Compiled` does, nothing in it static but what is no array."""
-    made = Compiled(lambda _, *args: fn(*args), often=often)
-    return lambda *args: made(None, *args)
+    # Whoever set the level of optimisation in XLA_FLAGS is heard.
+    fewer = not made.often and jax.default_backend() == "cpu" and _LEVEL not in os.environ.get("XLA_FLAGS", "")
+    return Traced(closed, jax.tree.structure(shapes), made.name, fewer=fewer, functions=functions)
 
 
 def _calls_host(jaxpr: Any) -> bool:

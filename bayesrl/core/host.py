@@ -7,9 +7,11 @@ import re
 import signal
 import socket
 import threading
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ _MOST_REMEMBERED = 64
 _remembered: OrderedDict[int, BaseException] = OrderedDict()
 _lock = threading.Lock()
 _numbers = itertools.count(1)
+_handles = itertools.count(1)
 
 
 class Alarm:
@@ -117,18 +120,72 @@ def on_host(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
         >>> jax.jit(jax.vmap(twice))(jnp.arange(3.0)).tolist()
         [0.0, 2.0, 4.0]
     """
-
-    def run(*arrays: Any) -> Any:
-        try:
-            ALARM.check()
-            return fn(*jax.tree.map(np.asarray, arrays))
-        except (BayesRLError, KeyboardInterrupt) as error:
-            raise _OnHostError(f"{error} [host error {_remember(error)}]") from error
-
     # JAX logs every failure of a callback with its traceback, which the error itself tells too.
     logging.getLogger("jax._src.callback").addFilter(_is_news)
     held = jax.lax.stop_gradient(args)
-    return jax.pure_callback(run, shape_dtype, *held, vmap_method="broadcast_all")
+    shapes, tree = jax.tree.flatten(shape_dtype)
+    call = _Call(tree, tuple((tuple(shape.shape), np.dtype(shape.dtype)) for shape in shapes))
+    return jax.pure_callback(call, shape_dtype, _handle(fn), *held, vmap_method="broadcast_all")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Calls the function that a handle stands for.
+
+    The handle is an argument of the compiled program and not a part of it, so that programs that differ in what they
+    call on the host alone are the same.
+    """
+
+    tree: Any
+    shapes: tuple[tuple[tuple[int, ...], Any], ...]
+
+    def __call__(self, handle: Any, *arrays: Any) -> Any:
+        numbers = np.asarray(handle)
+        if numbers.size == 0:  # of no draws at all
+            empty = [np.zeros((*numbers.shape[:-1], *shape), dtype) for shape, dtype in self.shapes]
+            return jax.tree.unflatten(self.tree, empty)
+        try:
+            ALARM.check()
+            return _functions[int(numbers.flat[0])](*jax.tree.map(np.asarray, arrays))
+        except (BayesRLError, KeyboardInterrupt) as error:
+            raise _OnHostError(f"{error} [host error {_remember(error)}]") from error
+
+
+_functions: weakref.WeakValueDictionary[int, "_Held"] = weakref.WeakValueDictionary()
+_recent: deque["_Held"] = deque(maxlen=4096)
+"""Functions outlive the tracing of who calls them; compiled programs of the library keep theirs by themselves."""
+_holders: list[list["_Held"]] = []
+
+
+class _Held:
+    """A function that compiled programs may call."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, *args: Any) -> Any:
+        return self.fn(*args)
+
+
+def _handle(fn: Callable[..., Any]) -> np.ndarray:
+    """Give what stands for a function in a program."""
+    held, number = _Held(fn), next(_handles)
+    _functions[number] = held
+    _recent.append(held)
+    for holder in _holders:
+        holder.append(held)
+    return np.asarray([number], np.int32)
+
+
+@contextmanager
+def held_functions() -> Iterator[list[Any]]:
+    """Collect what keeps alive the functions that are called by what is traced inside."""
+    held: list[_Held] = []
+    _holders.append(held)
+    try:
+        yield held
+    finally:
+        _holders[:] = [other for other in _holders if other is not held]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the library is doing, told while it does it, to whoever shows it: without a display it costs nothing."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -57,3 +58,11 @@ def shown_by(display: Display | None) -> Iterator[None]:
 def is_shown() -> bool:
     """Tell whether somebody shows what is told."""
     return _display.get() is not None
+
+
+def in_notebook() -> bool:
+    """Tell whether the process is a Jupyter kernel."""
+    shell = sys.modules.get("IPython")
+    return (
+        shell is not None and "ipykernel" in sys.modules and getattr(shell, "get_ipython", lambda: None)() is not None
+    )

@@ -15,7 +15,7 @@ import optax
 from jax import Array, lax
 
 from bayesrl import run_folder
-from bayesrl.core.compiling import compiled
+from bayesrl.core.compiling import once_prepared
 from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
 from bayesrl.engines.progress import Progress, told
@@ -115,7 +115,7 @@ class Run:
         lane, _ = self.lane()
         if self.source is not None:
             return self._host_chunk(lane, self.source)
-        return compiled(partial(run_chunk, lane), often=self.num_steps >= MANY_STEPS)
+        return once_prepared(partial(run_chunk, lane), name="fit_step", often=self.num_steps >= MANY_STEPS)
 
     def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""
@@ -132,7 +132,7 @@ class Run:
                 for i in range(len(sources))
             ]
 
-        @partial(compiled, often=self.num_steps >= MANY_STEPS)
+        @partial(once_prepared, name="fit_step", often=self.num_steps >= MANY_STEPS)
         def update(state: State, made: list[Draws], betas: Array, args: Any, times: Array) -> tuple[State, Tally]:
             draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
             shapes = jax.eval_shape(taken, state, draws, betas, args)[1]
