@@ -35,3 +35,7 @@ class ControlError(BayesRLError, ValueError):
 
 class LanguageModelError(BayesRLError, ValueError):
     """A language model, its checkpoint or its tokenizer cannot be used as asked."""
+
+
+class CacheError(BayesRLError, ValueError):
+    """The cache of compiled programs cannot be used as asked."""

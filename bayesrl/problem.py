@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_path, no_function
 from bayesrl.certainty.verdicts import Section
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior import Posterior
@@ -17,14 +16,6 @@ from bayesrl.typing import Program
 
 if TYPE_CHECKING:
     from bayesrl.control.learning import Agent, Learned
-
-
-COMMANDS = {"problem": "fit", "learning": "learn"}
-"""Functions of model files, and the commands that they are for."""
-
-
-class ModelError(BayesRLError, ValueError):
-    """A model file, its name or an option of it cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -99,23 +90,6 @@ class LearningProblem:
         return _sections_of(self.sections, learned)
 
 
-def model_folder() -> Path:
-    """Where the ready models lie: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "models"
-    return inside if inside.is_dir() else package.parent / "models"
-
-
-def model_names() -> dict[str, str]:
-    """Names of the ready models, each with its one-line description."""
-    found = {}
-    for path in sorted(model_folder().glob("*.py")):
-        if not path.name.startswith("_"):
-            first = path.read_text(encoding="utf-8").lstrip().removeprefix('"""').splitlines()[0]
-            found[path.stem] = first.removesuffix('"""').strip()
-    return found
-
-
 def ready_model(name: str, **options: Any) -> Problem:
     """Make one of the ready problems, or one from a file of yours.
 
@@ -156,18 +130,15 @@ def ready_learning(name: str, **options: Any) -> LearningProblem:
 
 
 def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) -> Any:
-    make, path = _maker(name, function)
-    signature = inspect.signature(make)
-    accepts_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    unknown = [option for option in options if option not in signature.parameters]
-    if unknown and not accepts_all:
-        known = ", ".join(f"{p.name}={p.default!r}" for p in signature.parameters.values()) or "none"
-        raise ModelError(f"model {name!r} has no option {unknown[0]!r}; its options are {known}")
-    fitting = {
-        k: _declared(k, v, signature.parameters[k]) if k in signature.parameters else v for k, v in options.items()
-    }
+    check_use(name, function, options)  # from the file as it is written: what is wrong is refused at once
+    path = model_path(name)
+    module = _module(path)
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise no_function(name, path, function, tuple(u for u in COMMANDS if callable(getattr(module, u, None))))
+    declared = fitting(name, options, inspect.signature(make).parameters)
     try:
-        problem = make(**fitting)
+        problem = make(**declared)
     except BayesRLError:
         raise
     except Exception as error:
@@ -175,64 +146,6 @@ def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) ->
     if not isinstance(problem, kind):
         raise ModelError(f"{function}() of {path} returned {type(problem).__name__}; return a bayesrl.{kind.__name__}")
     return problem
-
-
-def _declared(name: str, value: Any, parameter: inspect.Parameter) -> Any:
-    """Give the value of an option as its parameter declares it: 2e3 is an integer, and 2.5 is none."""
-    number = isinstance(value, int | float)
-    fine = {
-        int: number and not isinstance(value, bool) and value == value // 1,
-        float: number and not isinstance(value, bool),
-        bool: isinstance(value, bool),
-    }
-    kind = parameter.annotation
-    if not isinstance(kind, type) or kind not in fine or isinstance(value, np.generic):
-        return value
-    if not fine[kind]:
-        told = {int: "an integer", float: "a number", bool: "true or false"}[kind]
-        raise ModelError(f"option {name}={value!r} is none; use {told}, such as {parameter.default!r}")
-    return int(value) if kind is int else value
-
-
-def model_uses(name: str) -> tuple[str, ...]:
-    """Tell what a ready model is for: `problem`, to be fitted, `learning`, to be learned, or both."""
-    return tuple(use for use in COMMANDS if callable(getattr(_module(_path(name)), use, None)))
-
-
-def model_options(name: str, function: str = "problem") -> dict[str, Any]:
-    """Give the options of a ready model with their defaults.
-
-    Args:
-        name: of the model.
-        function: `problem` or `learning`.
-
-    Raises:
-        ModelError: as `ready_model`.
-    """
-    make, _ = _maker(name, function)
-    parameters = inspect.signature(make).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-
-
-def _path(name: str) -> Path:
-    """Find the file of a model."""
-    path = Path(name) if name.endswith(".py") else model_folder() / f"{name}.py"
-    if not path.is_file():
-        known = ", ".join(model_names())
-        raise ModelError(f"there is no model {name!r}; choose from {known}, or give the path of a .py file")
-    return path
-
-
-def _maker(name: str, function: str) -> tuple[Callable[..., Any], Path]:
-    """Find the function `problem` or `learning` of a model, and its file."""
-    path = _path(name)
-    module = _module(path)
-    make = getattr(module, function, None)
-    if not callable(make):
-        other = next((use for use in COMMANDS if callable(getattr(module, use, None))), None)
-        remedy = f"add one, or use `bayesrl {COMMANDS[other]} {name}`" if other is not None else "add one"
-        raise ModelError(f"{path} defines no function {function}(**options); {remedy}")
-    return make, path
 
 
 def _module(path: Path) -> Any:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -184,6 +183,8 @@ def write(path: Path, content: bytes) -> None:
 
 def save_checkpoint(folder: Path, state: Any, history: Mapping[str, np.ndarray]) -> None:
     """Write state and history as one file, atomically."""
+    import jax
+
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     arrays = {f"state{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
     arrays |= {f"history/{name}": np.asarray(values) for name, values in history.items()}
@@ -200,6 +201,8 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
     Raises:
         RunFolderError: the file is damaged, or its arrays are not those of the template.
     """
+    import jax
+
     path = Path(directory) / CHECKPOINT
     if not path.exists():
         return None

@@ -17,7 +17,7 @@ FLOORS = [
     ["errors", "typing"],
     ["core"],
     ["objectives", "guides"],
-    ["run_folder", "programs"],
+    ["run_folder", "programs", "cache", "catalogue"],
     ["posterior"],
     ["datatree"],
     ["engines"],

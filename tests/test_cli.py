@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bayesrl import run_folder
+from bayesrl.catalogue import model_names
 from bayesrl.cli import app
 from bayesrl.engines import running
 from bayesrl.engines.reopening import load
 from bayesrl.errors import BayesRLError
-from bayesrl.problem import model_names
 
 pytestmark = pytest.mark.xdist_group("cli")
 COMMAND = [sys.executable, "-c", "from bayesrl.cli import app; app()"]

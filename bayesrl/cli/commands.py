@@ -20,11 +20,11 @@ from bayesrl.cli.learning import (
     start_learning,
 )
 from bayesrl.cli.reporting import REPORT, report_runs
+from bayesrl.cli.tables import history_table, plain_table, run_rows
 from bayesrl.cli.words import parse_options, spell, terminal
 from bayesrl.engines.reopening import resume as resume_policy
 from bayesrl.errors import FitError, RunFolderError
 from bayesrl.problem import COMMANDS, model_names, model_options, model_uses, ready_model
-from bayesrl.report.tables import history_table, plain_table, run_rows
 
 app = typer.Typer(
     add_completion=False,

@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.text import Text
 
 from bayesrl import run_folder
-from bayesrl.certainty.scoreboard import Scoreboard, score, to_json
+from bayesrl.certainty.scoreboard import score
+from bayesrl.certainty.scores import Scoreboard, to_json
 from bayesrl.cli.ends import Stopped
 from bayesrl.cli.holdings import KEPT, Scores, read_scores
 from bayesrl.cli.reporting import REPORT, gather_run
+from bayesrl.cli.tables import score_table
 from bayesrl.cli.words import description, dump, names_in, parse_beta, terminal, title_of
 from bayesrl.core.showing import Line, as_text
 from bayesrl.engines.fitting import fit as fit_policy
@@ -23,7 +25,6 @@ from bayesrl.errors import BayesRLError, GuideError
 from bayesrl.posterior import Posterior
 from bayesrl.problem import Problem
 from bayesrl.report.figures import save_figures
-from bayesrl.report.tables import score_table
 from bayesrl.report.writing import write_page
 
 _COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}

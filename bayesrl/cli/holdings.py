@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bayesrl import run_folder
-from bayesrl.certainty.scoreboard import Scoreboard, from_json
+from bayesrl.certainty.scores import Scoreboard, from_json
 from bayesrl.cli.words import spell
 from bayesrl.core.showing import Line
 from bayesrl.errors import RunFolderError

@@ -14,13 +14,13 @@ from bayesrl import run_folder
 from bayesrl.cli.ends import Stopped
 from bayesrl.cli.holdings import read_model
 from bayesrl.cli.reporting import REPORT
+from bayesrl.cli.tables import plain_table
 from bayesrl.cli.words import dump, spell, terminal
 from bayesrl.control.exploration import exploration_named
 from bayesrl.control.learning import Learned, check_learned, learn
 from bayesrl.control.learning.reporting import learning_parts, sentence, summary
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.problem import LearningProblem, ModelError, model_names, ready_learning
-from bayesrl.report.tables import plain_table
 from bayesrl.report.writing import check_path, write_parts
 
 

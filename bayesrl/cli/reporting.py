@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.certainty.scoreboard import Scoreboard
+from bayesrl.certainty.scores import Scoreboard
 from bayesrl.cli.holdings import made_of, read_model
+from bayesrl.cli.tables import run_rows
 from bayesrl.cli.words import spell
 from bayesrl.core.showing import Line, as_text
 from bayesrl.engines.reopening import load
@@ -20,7 +21,6 @@ from bayesrl.posterior import Posterior
 from bayesrl.problem import Problem, model_names, ready_model
 from bayesrl.report.facts import Facts
 from bayesrl.report.gathering import gather
-from bayesrl.report.tables import run_rows
 from bayesrl.report.writing import check_path, write_page
 
 REPORT = "report.html"

@@ -1,16 +1,18 @@
 """Numbers with their error bars: the types in which engines, fits and certainty report expectations."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jax import Array
+
+if TYPE_CHECKING:  # what a run folder keeps is shown without JAX
+    from jax import Array
 
 
 class Estimate(NamedTuple):
     """A mean and its standard error, both [*beta, ...]; the error is 0 where the mean is exact."""
 
-    mean: Array
-    se: Array
+    mean: "Array"
+    se: "Array"
 
 
 class Estimates(NamedTuple):

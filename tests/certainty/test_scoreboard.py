@@ -11,7 +11,8 @@ import pytest
 from jax import Array
 
 import bayesrl
-from bayesrl.certainty.scoreboard import Scoreboard, from_json, over_all_data, score, to_json
+from bayesrl.certainty.scoreboard import over_all_data, score
+from bayesrl.certainty.scores import Scoreboard, from_json, to_json
 from bayesrl.errors import PolicyError
 from bayesrl.posterior import Posterior
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import bayesrl
+from bayesrl.catalogue import model_names, model_options, model_uses
 from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.errors import BayesRLError, PolicyError
-from bayesrl.problem import LearningProblem, Problem, model_names, model_options, model_uses
+from bayesrl.problem import LearningProblem, Problem
 
 
 @pytest.mark.parametrize("name", model_names())

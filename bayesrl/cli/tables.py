@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bayesrl.certainty.scoreboard import Score, Scoreboard
+from bayesrl.certainty.scores import Score, Scoreboard
 from bayesrl.core.wording import UNKNOWN, beta_text, number, percent, with_error
 
 

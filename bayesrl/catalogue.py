@@ -1,0 +1,218 @@
+"""The ready models, told from their files without importing them: a wrong name or option is answered at once."""
+
+import ast
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from bayesrl.errors import BayesRLError
+
+COMMANDS = {"problem": "fit", "learning": "learn"}
+"""Functions of model files, and the commands that they are for."""
+
+_KINDS = {"int": int, "float": float, "bool": bool, "str": str}
+_TOLD = {int: "an integer", float: "a number", bool: "true or false"}
+
+
+class ModelError(BayesRLError, ValueError):
+    """A model file, its name or an option of it cannot be used."""
+
+
+class Written:
+    """A default that is no plain value, as it is written in the file."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def model_folder() -> Path:
+    """Where the ready models lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "models"
+    return inside if inside.is_dir() else package.parent / "models"
+
+
+def model_names() -> dict[str, str]:
+    """Names of the ready models, each with its one-line description."""
+    found = {}
+    for path in sorted(model_folder().glob("*.py")):
+        if not path.name.startswith("_"):
+            told = (ast.get_docstring(_parsed(path)) or "").splitlines()
+            found[path.stem] = told[0].strip() if told else ""
+    return found
+
+
+def model_path(name: str) -> Path:
+    """Find the file of a model.
+
+    Args:
+        name: of a ready model, or the path of a Python file.
+
+    Raises:
+        ModelError: there is none; the message names the ready ones, or the one that was meant.
+    """
+    path = Path(name) if name.endswith(".py") else model_folder() / f"{name}.py"
+    if path.is_file():
+        return path
+    known = sorted(path.stem for path in model_folder().glob("[!_]*.py"))
+    beside = [str(other) for other in path.parent.glob("*.py")] if name.endswith(".py") and path.parent.is_dir() else []
+    meant = closest(name, beside) or closest(Path(name).stem if name.endswith(".py") else name, known)
+    if meant is not None:
+        raise ModelError(f"there is no model {name!r}; did you mean {meant!r}? `bayesrl models` lists all")
+    raise ModelError(f"there is no model {name!r}; choose from {', '.join(known)}, or give the path of a .py file")
+
+
+def closest(text: str, known: list[str]) -> str | None:
+    """Find what was meant by a word, or None where nothing is close."""
+    return next(iter(get_close_matches(text, known, 1, 0.7)), None)
+
+
+def model_uses(name: str) -> tuple[str, ...]:
+    """Tell what a model is for: `problem`, to be fitted, `learning`, to be learned, or both.
+
+    Raises:
+        ModelError: there is no such model, or its file cannot be read.
+    """
+    tree = _parsed(model_path(name))
+    return tuple(use for use in COMMANDS if _times_bound(tree, use))
+
+
+def model_options(name: str, function: str = "problem") -> dict[str, Any]:
+    """Give the options of a model with their defaults.
+
+    Args:
+        name: of the model.
+        function: `problem` or `learning`.
+
+    Raises:
+        ModelError: there is no such model, or its file has no such function.
+
+    Example:
+        >>> from bayesrl.catalogue import model_options
+        >>> model_options("bernoulli_bandit")
+        {'arms': 5, 'best': 0.9, 'worst': 0.1}
+    """
+    check_use(name, function)
+    parameters = _parameters(_parsed(model_path(name)), function) or {}
+    return {p.name: p.default for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def check_use(name: str, function: str, options: Mapping[str, Any] | None = None) -> None:
+    """Refuse a model that cannot be made as asked, before anything is imported; in doubt nothing is refused.
+
+    Args:
+        name: of the model.
+        function: `problem` or `learning`.
+        options: that are to be passed to it.
+
+    Raises:
+        ModelError: there is no such model or function, or an option is unknown or has no such value.
+    """
+    path = model_path(name)
+    tree = _parsed(path)
+    if not _times_bound(tree, function):
+        raise no_function(name, path, function, tuple(use for use in COMMANDS if _times_bound(tree, use)))
+    parameters = _parameters(tree, function)
+    if parameters is not None:
+        fitting(name, options or {}, parameters)
+
+
+def no_function(name: str, path: Path, function: str, others: tuple[str, ...]) -> ModelError:
+    """Make the error of a model file without a function; `others` are those that it has."""
+    remedy = f"add one, or use `bayesrl {COMMANDS[others[0]]} {name}`" if others else "add one"
+    return ModelError(f"{path} defines no function {function}(**options); {remedy}")
+
+
+def fitting(name: str, options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Give the options of a model as its parameters declare them.
+
+    Raises:
+        ModelError: one is unknown or, where it is declared as int, float or bool, no such value.
+    """
+    accepts_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = next((option for option in options if option not in parameters), None)
+    if unknown is not None and not accepts_all:
+        known = ", ".join(f"{p.name}={p.default!r}" for p in parameters.values()) or "none"
+        meant = closest(unknown, list(parameters))
+        hint = f"did you mean {meant!r}? Its options are" if meant is not None else "its options are"
+        raise ModelError(f"model {name!r} has no option {unknown!r}; {hint} {known}")
+    return {k: _declared(k, v, parameters[k]) if k in parameters else v for k, v in options.items()}
+
+
+def _declared(name: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """Give the value of an option as its parameter declares it: 2e3 is an integer, and 2.5 is none."""
+    kind = parameter.annotation
+    if kind not in (int, float, bool) or hasattr(value, "dtype"):
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fine = {int: number and value == value // 1, float: number, bool: isinstance(value, bool)}
+    if not fine[kind]:
+        raise ModelError(f"option {name}={value!r} is none; use {_TOLD[kind]}, such as {parameter.default!r}")
+    return int(value) if kind is int else value
+
+
+# ---- what a file says -------------------------------------------------------------------------
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except (SyntaxError, ValueError) as error:
+        raise ModelError(f"{path} does not import: {type(error).__name__}: {error}") from error
+
+
+def _times_bound(tree: ast.Module, name: str) -> int:
+    """Count the places where a file may give a name a value, however deep; what cannot be told counts."""
+    count = 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            count += node.name in (name, "__getattr__")
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            count += any((alias.asname or alias.name) in (name, "*") for alias in node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            count += node.id == name
+    return count
+
+
+def _parameters(tree: ast.Module, function: str) -> dict[str, inspect.Parameter] | None:
+    """Read the parameters of a function at the top of a file, or give None where they cannot be told."""
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    if len(found) != 1 or found[0].decorator_list or _times_bound(tree, function) != 1:
+        return None
+    told = found[0].args
+    constants = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    plain = [*told.posonlyargs, *told.args]
+    given = [None] * (len(plain) - len(told.defaults)) + list(told.defaults)
+    either, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = [_parameter(arg, either, default, constants) for arg, default in zip(plain, given, strict=True)]
+    parameters += [
+        _parameter(arg, named, default, constants)
+        for arg, default in zip(told.kwonlyargs, told.kw_defaults, strict=True)
+    ]
+    if told.kwarg is not None:
+        parameters.append(inspect.Parameter(told.kwarg.arg, inspect.Parameter.VAR_KEYWORD))
+    return {parameter.name: parameter for parameter in parameters}
+
+
+def _parameter(arg: ast.arg, kind: Any, default: ast.expr | None, constants: dict[str, ast.expr]) -> inspect.Parameter:
+    told = arg.annotation
+    annotation = _KINDS.get(told.id, inspect.Parameter.empty) if isinstance(told, ast.Name) else inspect.Parameter.empty
+    value: Any = inspect.Parameter.empty
+    if default is not None:
+        meant = constants.get(default.id, default) if isinstance(default, ast.Name) else default
+        try:
+            value = ast.literal_eval(meant)
+        except ValueError:
+            value = Written(ast.unparse(default))
+    return inspect.Parameter(arg.arg, kind, default=value, annotation=annotation)
