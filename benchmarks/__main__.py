@@ -1,13 +1,17 @@
 """Run the measurements: `python -m benchmarks` all of them, `python -m benchmarks NAME` one.
 
 A benchmark is a module of this folder, named below, with a docstring and `run() -> str`, which
-measures and gives Markdown; RESULTS.md keeps one section of each.
+measures and gives Markdown; RESULTS.md keeps one section of each. One that has options takes them as
+an argument of `run`, and tells by `is_partial(options)` where its section shall stay as it is.
 """
 
 import importlib
+import inspect
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from itertools import takewhile
 
 from benchmarks.results import write_section
 
@@ -31,32 +35,45 @@ BENCHMARKS = (
     "language_checkpoints",
     "language_exact",
     "language_speed",
+    "compilation",
     "accelerator",
 )
+OPTIONS = {"compilation": ("--against", "fbe1f64")}
+"""Of those that are run with all the others."""
 
 
 def main(arguments: list[str]) -> int:
     """Run what is named, each in a process of its own where there are several."""
-    unknown = [name for name in arguments if name not in BENCHMARKS]
+    named = list(takewhile(lambda word: not word.startswith("-"), arguments))
+    options = arguments[len(named) :]
+    unknown = [name for name in named if name not in BENCHMARKS]
     if unknown:
         print(f"no benchmark is called {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
-    names = arguments or list(BENCHMARKS)
+    names = named or list(BENCHMARKS)
     if len(names) == 1:
-        measure(names[0])
-        return 0
-    codes = [subprocess.run([sys.executable, "-m", "benchmarks", name], check=False).returncode for name in names]  # noqa: S603
-    return max(codes)
+        return measure(names[0], options)
+    if options:
+        print(f"{options[0]}: options belong to one benchmark; name it alone", file=sys.stderr)
+        return 2
+    own = {name: [sys.executable, "-m", "benchmarks", name, *OPTIONS.get(name, ())] for name in names}
+    return max(subprocess.run(own[name], check=False).returncode for name in names)  # noqa: S603
 
 
-def measure(name: str) -> None:
+def measure(name: str, options: Sequence[str]) -> int:
     """Run one benchmark, show what it found, and write its section."""
     start = time.perf_counter()
     module = importlib.import_module(f"benchmarks.{name}")
-    text = module.run()
+    takes_options = bool(inspect.signature(module.run).parameters)
+    if options and not takes_options:
+        print(f"{name} has no options", file=sys.stderr)
+        return 2
+    text = module.run(options) if takes_options else module.run()
     title = (module.__doc__ or name).partition("\n")[0].rstrip(".")
-    write_section(name, title, text, BENCHMARKS)
+    if not (takes_options and module.is_partial(options)):
+        write_section(name, title, text, BENCHMARKS)
     print(f"{name}: {title}\n\n{text}\n\n{time.perf_counter() - start:.0f} s\n", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
