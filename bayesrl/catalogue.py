@@ -4,6 +4,7 @@ import ast
 import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,16 @@ def _declared(name: str, value: Any, parameter: inspect.Parameter) -> Any:
 
 def _parsed(path: Path) -> ast.Module:
     try:
-        return ast.parse(path.read_bytes())
+        return _tree(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     except (SyntaxError, ValueError) as error:
         raise ModelError(f"{path} does not import: {type(error).__name__}: {error}") from error
+
+
+@lru_cache(64)
+def _tree(path: Path, _changed: int) -> ast.Module:
+    return ast.parse(path.read_bytes())
 
 
 def _times_bound(tree: ast.Module, name: str) -> int:

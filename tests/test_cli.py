@@ -263,7 +263,7 @@ def test_bad_input_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 FILES = {
-    "does not import": ("import nothing_of_this_name", "does not import: ModuleNotFoundError"),
+    "does not import": ("import nothing_of_this_name\ndef problem(): ...", "does not import: ModuleNotFoundError"),
     "syntax": ("def problem(:", "does not import: SyntaxError"),
     "no problem": ("x = 1", "defines no function problem"),
     "not a problem": ("def problem(): return 3", "returned int"),

@@ -1,36 +1,51 @@
-"""The commands."""
+"""The commands. What is heavy is imported where it is used, so that whatever is wrong is answered at once."""
 
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.text import Text
-
-from bayesrl import run_folder
-from bayesrl.cli.ends import errors_on_one_line, stopped_by_ctrl_c
-from bayesrl.cli.fitting import Wishes, already_finished, finish, print_results, start
-from bayesrl.cli.holdings import lacking, made_of, read_model, read_scores
-from bayesrl.cli.learning import (
-    LearningWishes,
-    is_learning,
-    learning_rows,
-    report_learning,
-    resume_learning,
-    start_learning,
+from typer.completion import (  # type: ignore[attr-defined]
+    completion_init,
+    install_callback,
+    show_callback,
 )
-from bayesrl.cli.reporting import REPORT, report_runs
-from bayesrl.cli.tables import history_table, plain_table, run_rows
-from bayesrl.cli.words import parse_options, spell, terminal
-from bayesrl.engines.reopening import resume as resume_policy
-from bayesrl.errors import FitError, RunFolderError
-from bayesrl.problem import COMMANDS, model_names, model_options, model_uses, ready_model
+from typer.core import TyperCommand, TyperGroup
 
+from bayesrl import cache as compiled_programs
+from bayesrl.catalogue import check_use
+from bayesrl.cli.completing import assignments_from, model_names_from
+from bayesrl.cli.ends import errors_on_one_line, stopped_by_ctrl_c, warnings_on_one_line
+from bayesrl.cli.words import check_count, parse_beta, parse_options, say, size_text, terminal
+
+
+class _Light:
+    """A command whose `--help` is False where it is not given: for None, Typer imports Pydantic to find that out."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.default = False
+        return option
+
+
+class _LightGroup(_Light, TyperGroup):
+    pass
+
+
+class _LightCommand(_Light, TyperCommand):
+    pass
+
+
+completion_init()
 app = typer.Typer(
-    add_completion=False,
+    cls=_LightGroup,
+    add_completion=False,  # Typer's own options for it import Pydantic with each command; those of `main` do not
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # Rich takes three times as long to import as everything else that a help text needs
     help="Reinforcement learning as Bayesian inference: fit policies as posteriors, or learn what is unknown.",
 )
 
@@ -38,32 +53,95 @@ Folder = Annotated[Path, typer.Argument(help="Run folder, as `bayesrl fit` made 
 Steps = Annotated[int | None, typer.Option(help="Gradient steps in all; more than before extends a run.")]
 Episodes = Annotated[int | None, typer.Option(help="Episodes of each run; more than before extends a run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Option of the model; may be repeated.", autocompletion=assignments_from
+    ),
+]
 
 
-@app.command()
+def _tell_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"bayesrl {version('bayesrl')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    _install: Annotated[
+        bool,
+        typer.Option("--install-completion", callback=install_callback, help="Let your shell complete what you type."),
+    ] = False,
+    _show: Annotated[
+        bool, typer.Option("--show-completion", callback=show_callback, help="Print what would be installed for that.")
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
+
+
+@contextmanager
+def _at_work(folder: Path | None, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """Do what takes its time: with a line that tells it, the cache of compiled programs, and an end by Ctrl-C.
+
+    Gives what a fit is to call after each chunk of steps.
+    """
+    with stopped_by_ctrl_c(folder) as callback, warnings_on_one_line():
+        from bayesrl.core.telling import activity
+        from bayesrl.engines.progress import showing
+
+        with showing(not quiet):
+            with activity("importing JAX"):
+                compiled_programs.use_by_default()
+            with activity("importing NumPyro"):
+                import bayesrl.engines.fitting  # noqa: F401
+            yield callback
+
+
+@app.command(cls=_LightCommand)
 def fit(
-    model: Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="A ready model, or a .py file with problem().")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME_OR_FILE", help="A ready model, or a .py file with problem().", autocompletion=model_names_from
+        ),
+    ],
     beta: Annotated[str | None, typer.Option(help="Temperatures, reward units per nat, as 0.1,0.3,1.")] = None,
     steps: Steps = None,
     restarts: Annotated[int | None, typer.Option(help="Fits made side by side; the best one is shown.")] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes everything random; 0 by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Option of the model; may be repeated.")
-    ] = None,
+    assignments: Assignments = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a model into a run folder, or go on with the run that is there."""
+    """Fit a model, or go on with its run."""
     folder = out if out is not None else Path("runs") / Path(model).stem
-    with errors_on_one_line(), stopped_by_ctrl_c(folder) as callback:
+    with errors_on_one_line():
         options = parse_options(assignments or [])
-        problem = ready_model(model, **options)
-        start(model, options, problem, folder, Wishes(beta, steps, restarts, seed), callback, quiet=quiet)
+        check_use(model, "problem", options)
+        check_count("num_steps", steps)
+        check_count("num_restarts", restarts)
+        betas = None if beta is None else parse_beta(beta)
+        with _at_work(folder, quiet=quiet) as callback:
+            from bayesrl.cli.fitting import Wishes, start
+
+            start(model, options, folder, Wishes(betas, steps, restarts, seed), callback, quiet=quiet)
 
 
-@app.command()
+@app.command(cls=_LightCommand)
 def learn(
-    model: Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="A ready model, or a .py file with learning().")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME_OR_FILE",
+            help="A ready model, or a .py file with learning().",
+            autocompletion=model_names_from,
+        ),
+    ],
     explore: Annotated[
         str | None, typer.Option(help="Exploration rule: thompson, k_learning, bayes_ucb, epsilon_greedy:0.1, ...")
     ] = None,
@@ -71,88 +149,64 @@ def learn(
     runs: Annotated[int | None, typer.Option(help="Independent runs, for bands.")] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes everything random; 0 by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/learn-NAME by default.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Option of the model; may be repeated.")
-    ] = None,
+    assignments: Assignments = None,
     quiet: Quiet = False,
 ) -> None:
-    """Learn in an environment from experience, into a run folder, or go on with the run that is there."""
+    """Learn from experience, or go on with a run."""
     folder = out if out is not None else Path("runs") / f"learn-{Path(model).stem}"
-    with errors_on_one_line(), stopped_by_ctrl_c(folder) as callback:
+    with errors_on_one_line():
         options = parse_options(assignments or [])
-        start_learning(LearningWishes(model, options, explore, episodes, runs, seed), folder, callback, quiet=quiet)
+        check_use(model, "learning", options)
+        with _at_work(folder, quiet=quiet) as callback:
+            from bayesrl.cli.learning import LearningWishes, start_learning
+
+            start_learning(LearningWishes(model, options, explore, episodes, runs, seed), folder, callback, quiet=quiet)
 
 
-@app.command()
+@app.command(cls=_LightCommand)
 def resume(directory: Folder, steps: Steps = None, episodes: Episodes = None, quiet: Quiet = False) -> None:
     """Go on with a run where it stopped."""
-    with errors_on_one_line(), stopped_by_ctrl_c(directory) as callback:
-        if is_learning(directory):
-            resume_learning(directory, episodes, callback, quiet=quiet)
-            return
-        if steps is not None and steps < 1:
-            raise FitError(f"num_steps={steps!r}; use an integer of at least 1")
-        settings = run_folder.read_problem(directory)["settings"]
-        made = read_model(directory)
-        if made is None:
-            raise RunFolderError(
-                f"{directory} does not say which model it fits (it has no {run_folder.MODEL}); "
-                "continue it in Python with bayesrl.resume(directory, policy, *args)"
-            )
-        problem = ready_model(made["model"], **made["options"])
-        total = max(settings["num_steps"], steps or 0)
-        if already_finished(directory, total, quiet=quiet):
-            return
-        given = {name: problem.fit_options.get(name) for name in ("guide", "objective", "optimizer")}
-        began = time.monotonic()
-        posterior = resume_policy(
-            directory, problem.policy, *problem.args, num_steps=total, callback=callback, progress=not quiet, **given
-        )
-        finish(posterior, problem, directory, time.monotonic() - began, quiet=quiet)
+    with errors_on_one_line():
+        from bayesrl.cli.holdings import is_learning, model_of, read_model
+
+        learns = is_learning(directory)
+        check_count("num_steps", steps)
+        made: dict[str, Any] | None = read_model(directory) if learns else model_of(directory)
+        if made is not None:
+            check_use(made["model"], "learning" if learns else "problem", made["options"])
+        with _at_work(directory, quiet=quiet) as callback:
+            if learns:
+                from bayesrl.cli.learning import resume_learning
+
+                resume_learning(directory, episodes, callback, quiet=quiet)
+            else:
+                from bayesrl.cli.fitting import go_on
+
+                go_on(directory, steps, callback, quiet=quiet)
 
 
-@app.command()
+@app.command(cls=_LightCommand)
 def models() -> None:
     """List the ready models and their options."""
     with errors_on_one_line():
-        rows = []
-        for name, about in model_names().items():
-            uses = model_uses(name)
-            told = [
-                f"{COMMANDS[use]}: "
-                + "  ".join(f"{option}={spell(value)}" for option, value in model_options(name, use).items())
-                for use in uses
-            ]
-            rows.append((name, "\n".join([about, *told, ""])))
-        terminal().print(plain_table(("model", "what it is, and the options of each command for --set"), rows))
+        from bayesrl.cli.listing import models_text
+
+        typer.echo(models_text())
 
 
-@app.command()
+@app.command(cls=_LightCommand)
 def show(directory: Folder) -> None:
-    """Show what a run folder holds: settings, results, the end of the history."""
+    """Show what a run folder holds."""
     with errors_on_one_line():
+        from bayesrl.cli.holdings import is_learning, show_fit, show_learning
+
         if is_learning(directory):
-            terminal().print(plain_table(("what", "value"), learning_rows(directory)))
-            return
-        told = run_folder.read_problem(directory)
-        settings, identity = told["settings"], told["identity"]
-        done, history = run_folder.read_history(directory)
-        console = terminal()
-        console.print(plain_table(("setting", "value"), [*made_of(directory), *run_rows(settings, identity, done)]))
-        betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
-        scores = read_scores(directory)
-        if scores is not None:
-            after = "" if scores.step == done else f" after {scores.step:,} steps"
-            console.print(Text(f"\nresults{after}", style="bold"))
-            print_results(scores)
-        if history:
-            console.print(Text("\nend of the history (means over the steps between the rows)", style="bold"))
-            console.print(history_table(history, betas))
-        for line in lacking(directory, done, settings["num_steps"], scores):
-            console.print(Text(line, style="yellow"), soft_wrap=True)
+            show_learning(directory)
+        else:
+            show_fit(directory)
 
 
-@app.command()
+@app.command(cls=_LightCommand)
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.", show_default=False)],
     out: Annotated[
@@ -161,16 +215,35 @@ def report(
     gold: Annotated[str | None, typer.Option(help="Metric that the reward stands for, drawn against KL.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write what is known of one run, or of several side by side, as one HTML file."""
+    """Write the report of a run, or of several."""
     with errors_on_one_line():
-        if any(is_learning(directory) for directory in directories):
-            path = out if out is not None else (directories[0] if len(directories) == 1 else Path()) / REPORT
-            report_learning(directories, path)
-            if not quiet:
-                terminal().print(Text(f"report: {path}"), soft_wrap=True)
-            return
-        path, verdicts = report_runs(directories, out, gold)
+        from bayesrl.cli.holdings import REPORT, is_learning
+
+        learned = [is_learning(directory) for directory in directories]
+        path = out if out is not None else (directories[0] if len(directories) == 1 else Path()) / REPORT
+        verdicts: list[str] = []
+        with _at_work(None, quiet=quiet):
+            if any(learned):
+                from bayesrl.cli.learning import report_learning
+
+                report_learning(directories, path)
+            else:
+                from bayesrl.cli.reporting import report_runs
+
+                verdicts = report_runs(directories, path, gold)
         if not quiet:
-            for verdict in verdicts:
-                terminal().print(Text(verdict))
-            terminal().print(Text(f"report: {path}"), soft_wrap=True)
+            for text in [*verdicts, f"report: {path}"]:
+                terminal().print(text, markup=False, soft_wrap=text.startswith("report: "))
+
+
+@app.command(cls=_LightCommand)
+def cache(
+    empty: Annotated[bool, typer.Option("--clear", help="Delete the compiled programs.")] = False,
+) -> None:
+    """Tell what is kept compiled, or delete it."""
+    with errors_on_one_line():
+        folder = compiled_programs.compiled_folder()
+        told = compiled_programs.clear(folder) if empty else compiled_programs.holdings(folder)
+        say(f"compiled programs in {folder}")
+        many = f"{told.entries:,} {'entry' if told.entries == 1 else 'entries'}, {size_text(told.size)}"
+        say(f"deleted {many}" if empty else many)

@@ -1,18 +1,19 @@
-"""How a command ends: refusals on one line, and Ctrl-C with the way to go on."""
+"""How a command ends: refusals and warnings on one line, and Ctrl-C with the way to go on."""
 
 import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
+from bayesrl.cache import CacheWarning
+from bayesrl.cli.words import say
 from bayesrl.errors import BayesRLError
 
 INTERRUPTED = 130
@@ -27,7 +28,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stopped_by_ctrl_c(folder: Path) -> Iterator[Callable[..., None]]:
+def stopped_by_ctrl_c(folder: Path | None) -> Iterator[Callable[..., None]]:
     """Say where a fit stopped and how to go on.
 
     A Ctrl-C that falls into a garbage collection is lost, since callbacks of the collector cannot
@@ -55,8 +56,9 @@ def stopped_by_ctrl_c(folder: Path) -> Iterator[Callable[..., None]]:
         yield raise_again
     except KeyboardInterrupt as stop:
         where = f"at step {stop.done:,} of {stop.total:,}" if isinstance(stop, Stopped) else "before it was done"
-        text = Text(f"stopped {where}; go on with: bayesrl resume {shlex.quote(str(folder))}", style="yellow")
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+        begun = folder is not None and (folder / "problem.json").exists()
+        further = f"; go on with: bayesrl resume {shlex.quote(str(folder))}" if begun else ""
+        say(f"stopped {where}{further}", "yellow", err=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         sys.unraisablehook = hook
@@ -70,6 +72,24 @@ def errors_on_one_line() -> Iterator[None]:
     try:
         yield
     except BayesRLError as error:
-        text = Text(f"error: {' '.join(str(error).split())}", style="red")
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+        say(f"error: {' '.join(str(error).split())}", "red", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def warnings_on_one_line() -> Iterator[None]:
+    """Print what the cache of compiled programs has to say as one yellow line."""
+    shown = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, CacheWarning):
+            clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # of a progress line
+            say(f"{clear}warning: {message}", "yellow", err=True)
+        else:
+            shown(message, category, *where)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown

@@ -7,48 +7,46 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.markup import escape
 from rich.text import Text
 
 from bayesrl import run_folder
 from bayesrl.certainty.scoreboard import score
 from bayesrl.certainty.scores import Scoreboard, to_json
 from bayesrl.cli.ends import Stopped
-from bayesrl.cli.holdings import KEPT, Scores, read_scores
-from bayesrl.cli.reporting import REPORT, gather_run
-from bayesrl.cli.tables import score_table
-from bayesrl.cli.words import description, dump, names_in, parse_beta, terminal, title_of
-from bayesrl.core.showing import Line, as_text
+from bayesrl.cli.holdings import KEPT, REPORT, Scores, model_of, print_results, read_scores
+from bayesrl.cli.reporting import gather_run
+from bayesrl.cli.words import description, dump, names_in, say, terminal, title_of
+from bayesrl.core.showing import Line
+from bayesrl.core.telling import activity
 from bayesrl.engines.fitting import fit as fit_policy
 from bayesrl.engines.reopening import key_of
+from bayesrl.engines.reopening import resume as resume_policy
 from bayesrl.errors import BayesRLError, GuideError
 from bayesrl.posterior import Posterior
-from bayesrl.problem import Problem
+from bayesrl.problem import Problem, ready_model
 from bayesrl.report.figures import save_figures
 from bayesrl.report.writing import write_page
-
-_COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
 
 
 class Wishes:
     """What was asked for; None where nothing was, and then the run folder or the model decides."""
 
-    def __init__(self, beta: str | None, steps: int | None, restarts: int | None, seed: int | None) -> None:
-        self.beta = None if beta is None else parse_beta(beta)
+    def __init__(self, beta: list[float] | None, steps: int | None, restarts: int | None, seed: int | None) -> None:
+        self.beta = None if beta is None else np.asarray(beta) if len(beta) > 1 else beta[0]
         self.steps, self.restarts, self.seed = steps, restarts, seed
 
 
 def start(
     model: str,
     options: dict[str, Any],
-    problem: Problem,
     folder: Path,
     wishes: Wishes,
     callback: Callable[..., None],
     *,
     quiet: bool,
 ) -> None:
-    """Fit a problem into its folder, going on with the run that is there."""
+    """Fit a model into its folder, going on with the run that is there."""
+    problem = _made(model, options)
     folder = run_folder.claim(folder)
     settings: dict[str, Any] = {**problem.fit_options}
     beta, key = problem.beta, jax.random.key(wishes.seed or 0)
@@ -70,7 +68,8 @@ def start(
         settings["start_beta"] = max(settings["start_beta"], float(np.min(chosen)))
     steps_before = run_folder.read_history(folder)[0]
     if not quiet:
-        terminal().print(f"[bold]{escape(title_of(model, problem))}[/]  →  {escape(str(folder))}", soft_wrap=True)
+        title = Text.assemble((title_of(model, problem.about), "bold"), f"  →  {folder}")
+        terminal().print(title, soft_wrap=True)
         if old and steps_before < settings.get("num_steps", 0):
             terminal().print(f"going on after {steps_before:,} of {settings['num_steps']:,} steps")
     began = time.monotonic()
@@ -95,41 +94,63 @@ def start(
     finish(posterior, problem, folder, time.monotonic() - began, quiet=quiet)
 
 
+def _made(model: str, options: dict[str, Any]) -> Problem:
+    with activity(f"making {Path(model).stem}"):
+        return ready_model(model, **options)
+
+
+def go_on(directory: Path, steps: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
+    """Go on with the fit of a folder, up to so many steps in all.
+
+    Raises:
+        RunFolderError: the folder does not say which model it fits.
+    """
+    settings = run_folder.read_problem(directory)["settings"]
+    made = model_of(directory)
+    problem = _made(made["model"], made["options"])
+    total = max(settings["num_steps"], steps or 0)
+    if already_finished(directory, total, quiet=quiet):
+        return
+    given = {name: problem.fit_options.get(name) for name in ("guide", "objective", "optimizer")}
+    began = time.monotonic()
+    posterior = resume_policy(
+        directory, problem.policy, *problem.args, num_steps=total, callback=callback, progress=not quiet, **given
+    )
+    finish(posterior, problem, directory, time.monotonic() - began, quiet=quiet)
+
+
 def finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
     """Score a fit, print the table, and leave scores and pictures in the folder."""
     done = int(posterior.history["step"][-1]) if len(posterior.history["step"]) else 0
     if posterior.interrupted:
         raise Stopped(done, int(posterior.settings["num_steps"]))
     key = jax.random.fold_in(jax.random.key(0), 7)
-    board = score(key, posterior, exact=problem.exact)
-    held_out, reason = _held_out(key, posterior, problem)
+    with activity("scoring"):
+        board = score(key, posterior, exact=problem.exact)
+    with activity("scoring on what was held out"):
+        held_out, reason = _held_out(key, posterior, problem)
     optima = [row.optimum for row in board.rows]
     known = [float(optimum) for optimum in optima if optimum is not None]
-    facts = gather_run(folder, posterior, problem, scores=(board, held_out))
+    with activity("diagnosing"):
+        facts = gather_run(folder, posterior, problem, scores=(board, held_out))
     optimum = known if len(known) == len(optima) else None
-    save_figures(folder, posterior, board.target, optimum, whole=facts.whole)
+    with activity("drawing the pictures"):
+        save_figures(folder, posterior, board.target, optimum, whole=facts.whole)
     verdict = None if facts.diagnosis is None else Line(facts.diagnosis.sentence, facts.diagnosis.verdict)
     scores = Scores(done, board, held_out, verdict)
     told = {"step": done, "fit": to_json(board), "held_out": None if held_out is None else to_json(held_out)}
     run_folder.write(folder / run_folder.SCORES, dump(told | {"verdict": verdict}))
-    path = write_page(folder / REPORT, [facts], problem.sections_of(posterior))
+    with activity("writing the report"):
+        path = write_page(folder / REPORT, [facts], problem.sections_of(posterior))
     if not quiet:
         console = terminal()
         restarts = f", the best of {posterior.num_restarts} restarts" if posterior.num_restarts > 1 else ""
         console.print(f"{done:,} steps in {seconds:.1f} s{restarts}\n")
         print_results(scores)
         if reason:
-            console.print(Text(f"held out: not scored: {reason}", style="yellow"), soft_wrap=True)
+            say(f"held out: not scored: {reason}", "yellow")
         console.print(Text(f"\nIn {folder}: {names_in(folder)}", style="dim"))
-        console.print(Text(f"report: {path}"), soft_wrap=True)
-
-
-def print_results(scores: Scores) -> None:
-    """Print the table of scores, and the verdict below it."""
-    console = terminal()
-    console.print(score_table(scores.fit, scores.held_out))
-    if scores.verdict is not None:
-        console.print(Text(f"\n{as_text([scores.verdict])}", style=_COLOURS[scores.verdict.outcome]))
+        say(f"report: {path}")
 
 
 def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[Scoreboard | None, str]:
@@ -150,7 +171,6 @@ def already_finished(folder: Path, total: int, *, quiet: bool) -> bool:
     if done < total or scores is None or scores.step != done or not complete:
         return False
     if not quiet:
-        console = terminal()
-        console.print(f"{escape(str(folder))} has done all of its {done:,} steps; --steps extends it\n", soft_wrap=True)
+        say(f"{folder} has done all of its {done:,} steps; --steps extends it\n")
         print_results(scores)
     return True

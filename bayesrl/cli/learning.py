@@ -11,16 +11,17 @@ from rich.markup import escape
 from rich.text import Text
 
 from bayesrl import run_folder
+from bayesrl.catalogue import ModelError, model_names
 from bayesrl.cli.ends import Stopped
-from bayesrl.cli.holdings import read_model
-from bayesrl.cli.reporting import REPORT
+from bayesrl.cli.holdings import REPORT, episodes_of, is_learning, read_model
 from bayesrl.cli.tables import plain_table
-from bayesrl.cli.words import dump, spell, terminal
+from bayesrl.cli.words import dump, say, spell, terminal
 from bayesrl.control.exploration import exploration_named
 from bayesrl.control.learning import Learned, check_learned, learn
 from bayesrl.control.learning.reporting import learning_parts, sentence, summary
+from bayesrl.core.telling import activity
 from bayesrl.errors import BayesRLError, RunFolderError
-from bayesrl.problem import LearningProblem, ModelError, model_names, ready_learning
+from bayesrl.problem import LearningProblem, ready_learning
 from bayesrl.report.writing import check_path, write_parts
 
 
@@ -35,14 +36,9 @@ class LearningWishes(NamedTuple):
     seed: int | None
 
 
-def is_learning(directory: Path) -> bool:
-    """Whether a folder holds a run of `learn`."""
-    return run_folder.read_problem(directory)["identity"].get("kind") == "learn"
-
-
 def start_learning(wishes: LearningWishes, folder: Path, callback: Callable[..., None], *, quiet: bool) -> None:
     """Learn into a folder, going on with the runs that are there."""
-    problem = ready_learning(wishes.model, **wishes.options)
+    problem = _made(wishes.model, wishes.options)
     if wishes.runs is not None and wishes.runs < 1:
         raise ModelError(f"--runs {wishes.runs}; use at least 1")
     if wishes.explore is not None:
@@ -78,7 +74,12 @@ def resume_learning(directory: Path, episodes: int | None, callback: Callable[..
     if episodes is not None:
         told["learn"]["episodes"] = max(episodes, told["learn"]["episodes"])
         run_folder.write(directory / run_folder.MODEL, dump(told))
-    _go_on(directory, told, ready_learning(told["model"], **told["options"]), callback, quiet=quiet)
+    _go_on(directory, told, _made(told["model"], told["options"]), callback, quiet=quiet)
+
+
+def _made(model: str, options: dict[str, Any]) -> LearningProblem:
+    with activity(f"making {Path(model).stem}"):
+        return ready_learning(model, **options)
 
 
 def _go_on(
@@ -95,15 +96,17 @@ def _go_on(
         if runs[-1].interrupted:
             raise Stopped(runs[-1].num_episodes, plan["episodes"])
     name = Path(told["model"]).stem
-    checks = check_learned(jax.random.key(0), runs[0])
-    write_parts(folder / REPORT, name, _parts({name: runs}, told, problem, {name: checks}))
+    with activity("checking the model"):
+        checks = check_learned(jax.random.key(0), runs[0])
+    with activity("writing the report"):
+        write_parts(folder / REPORT, name, _parts({name: runs}, told, problem, {name: checks}))
     if not quiet:
         console = terminal()
         played = sum(run.num_episodes for run in runs)
         console.print(f"{played:,} episodes in {len(runs)} runs, {time.monotonic() - began:.1f} s\n")
         console.print(plain_table(("what", "value"), summary(runs)))
         console.print(Text(f"\n{sentence(runs, checks)}"))
-        console.print(Text(f"report: {folder / REPORT}"), soft_wrap=True)
+        say(f"report: {folder / REPORT}")
 
 
 def _run(
@@ -131,6 +134,12 @@ def _run(
     )
 
 
+def _replayed(folder: Path, told: dict[str, Any], problem: LearningProblem, index: int) -> Learned:
+    """Take up a run that is done."""
+    with activity("reading the run"):
+        return _run(folder, told, problem, index, None, progress=False)
+
+
 def _place(folder: Path, index: int) -> Path:
     return folder if index == 0 else folder / f"run-{index + 1}"
 
@@ -148,14 +157,10 @@ def report_learning(directories: Sequence[Path], path: Path) -> None:
         if not is_learning(directory):
             raise RunFolderError(f"{directory} holds a fit and others hold runs of `learn`; report them apart")
         told = _plan_of(directory)
-        problem = ready_learning(told["model"], **told["options"])
+        problem = _made(told["model"], told["options"])
         # A report tells what was played, and plays nothing.
-        done = {index: _done(_place(directory, index))[0] for index in range(told["learn"]["runs"])}
-        played = [
-            _run(directory, _until(told, count), problem, index, None, progress=False)
-            for index, count in done.items()
-            if count
-        ]
+        done = {index: episodes_of(_place(directory, index))[0] for index in range(told["learn"]["runs"])}
+        played = [_replayed(directory, _until(told, count), problem, index) for index, count in done.items() if count]
         if not played:
             raise RunFolderError(
                 f"{directory} holds no episode yet; bayesrl resume {shlex.quote(str(directory))} plays"
@@ -164,42 +169,12 @@ def report_learning(directories: Sequence[Path], path: Path) -> None:
         plans.append((told if problem.learn_options else _until(told, max(done.values())), problem))
     told, problem = plans[0]
     title = Path(told["model"]).stem if len(runs) == 1 else f"{len(runs)} ways to learn side by side"
-    write_parts(path, title, _parts(runs, told, problem))
+    with activity("writing the report"):
+        write_parts(path, title, _parts(runs, told, problem))
 
 
 def _until(told: dict[str, Any], episodes: int) -> dict[str, Any]:
     return told | {"learn": told["learn"] | {"episodes": episodes}}
-
-
-def learning_rows(directory: Path) -> list[tuple[str, str]]:
-    """Tell what a folder of runs holds, as rows of (what, value)."""
-    told = run_folder.read_problem(directory)
-    identity = told["identity"]
-    done, history = _done(directory)
-    rows = [
-        ("environment", str(identity["environment"])),
-        ("agent", str(identity["agent"]["type"])),
-        ("exploration", str(identity["exploration"])),
-        ("episodes", f"{done:,} of {told['settings']['num_episodes']:,}"),
-    ]
-    made = read_model(directory)
-    if made is not None:
-        options = ", ".join(f"{name}={spell(value)}" for name, value in made["options"].items())
-        rows = [("model", made["model"]), ("options", options or "defaults"), *rows]
-    if done:
-        last = max(done // 10, 1)
-        rows.append((f"mean return of the last {last:,}", f"{history['return'][-last:].mean():.4g}"))
-        rows.append(("cumulated regret", f"{history['regret'].sum():.4g}"))
-    if done < told["settings"]["num_episodes"] and "confidence" not in told["settings"]:
-        rows.append(("go on with", f"bayesrl resume {shlex.quote(str(directory))}"))
-    return rows
-
-
-def _done(directory: Path) -> tuple[int, dict[str, Any]]:
-    path = directory / run_folder.CHECKPOINT
-    arrays = run_folder.read_arrays(path) if path.exists() else {}
-    history = {k.removeprefix("history/"): v for k, v in arrays.items() if k.startswith("history/")}
-    return len(history.get("episode", ())), history
 
 
 def _plan_of(directory: Path) -> dict[str, Any]:

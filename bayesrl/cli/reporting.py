@@ -10,50 +10,49 @@ import jax
 import numpy as np
 
 from bayesrl import run_folder
+from bayesrl.catalogue import model_names
 from bayesrl.certainty.scores import Scoreboard
 from bayesrl.cli.holdings import made_of, read_model
 from bayesrl.cli.tables import run_rows
 from bayesrl.cli.words import spell
 from bayesrl.core.showing import Line, as_text
+from bayesrl.core.telling import activity
 from bayesrl.engines.reopening import load
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.posterior import Posterior
-from bayesrl.problem import Problem, model_names, ready_model
+from bayesrl.problem import Problem, ready_model
 from bayesrl.report.facts import Facts
 from bayesrl.report.gathering import gather
 from bayesrl.report.writing import check_path, write_page
 
-REPORT = "report.html"
 
-
-def report_runs(directories: Sequence[Path], out: Path | None, gold: str | None) -> tuple[Path, list[str]]:
+def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> list[str]:
     """Write the report of run folders.
 
     Args:
         directories: of the runs.
-        out: file to write; by default `report.html` in the folder, or here where there are several.
+        path: of the file to write.
         gold: metric that the reward stands for, or None.
 
     Returns:
-        The file, and the verdicts and what is missing as text.
+        The verdicts and what is missing as text.
 
     Raises:
-        RunFolderError: a folder holds no run, or the file cannot be written.
+        RunFolderError: the file cannot be written.
     """
-    for directory in directories:
-        run_folder.read_problem(directory)
-    path = out if out is not None else (directories[0] if len(directories) == 1 else Path()) / REPORT
     check_path(path)
     fits, sections = [], []
     for directory, name in zip(directories, _names(directories), strict=True):
-        problem, reason = _problem_of(directory)
-        posterior, lost = _posterior_of(directory, problem)
+        with activity(f"loading {name}"):
+            problem, reason = _problem_of(directory)
+            posterior, lost = _posterior_of(directory, problem)
         lacking = tuple(text for text in (reason, lost) if text)
-        fits.append(gather_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
-        sections += problem.sections_of(posterior) if problem is not None else []
-    return write_page(path, fits, sections), [
-        as_text([line]) for fit in fits for line in _told(fit, named=len(fits) > 1)
-    ]
+        with activity(f"diagnosing {name}"):
+            fits.append(gather_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
+            sections += problem.sections_of(posterior) if problem is not None else []
+    with activity("writing the report"):
+        write_page(path, fits, sections)
+    return [as_text([line]) for fit in fits for line in _told(fit, named=len(fits) > 1)]
 
 
 def _told(fit: Facts, *, named: bool) -> Iterator[Line]:

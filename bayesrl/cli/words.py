@@ -1,28 +1,35 @@
-"""Words of the command line: options read, values spelt."""
+"""Words of the command line: options read, values spelt, lines said. Nothing heavy is imported for them."""
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from rich.console import Console
+import typer
 
-from bayesrl.errors import PolicyError
-from bayesrl.problem import ModelError, Problem, model_names
+from bayesrl.catalogue import ModelError, model_names
+from bayesrl.errors import FitError, PolicyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-def parse_beta(text: str) -> float | np.ndarray:
+def parse_beta(text: str) -> list[float]:
     """Read one temperature, or several with commas.
 
     Raises:
-        PolicyError: it is neither.
+        PolicyError: it is neither, or one is not positive and finite.
     """
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise PolicyError(f"--beta {text!r} is not a number or a list like 0.1,0.3,1") from error
-    return values[0] if len(values) == 1 else np.asarray(values)
+    bad = [value for value in values if not 0 < value < math.inf]
+    if bad:
+        raise PolicyError(f"beta must be positive and finite, but holds {bad[0]:g}; use --beta 0.1, say")
+    return values
 
 
 def parse_options(assignments: list[str]) -> dict[str, Any]:
@@ -52,14 +59,24 @@ def _parse_value(text: str) -> int | float | bool | str:
     return text
 
 
+def check_count(name: str, value: int | None) -> None:
+    """Refuse a count that is below 1.
+
+    Raises:
+        FitError: it is.
+    """
+    if value is not None and value < 1:
+        raise FitError(f"{name}={value}; use an integer of at least 1")
+
+
 def spell(value: Any) -> str:
     """Write the value of an option as it is typed."""
     return str(value).lower() if isinstance(value, bool) else repr(value) if value == "" else str(value)
 
 
-def title_of(model: str, problem: Problem) -> str:
+def title_of(model: str, about: str) -> str:
     """Name a problem, with the line that says what it is."""
-    about = problem.about or model_names().get(model, "")
+    about = about or model_names().get(model, "")
     return f"{model}: {about}" if about else model
 
 
@@ -78,6 +95,23 @@ def names_in(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")))
 
 
-def terminal() -> Console:
-    """Give the terminal to print to."""
+def say(text: str, colour: str | None = None, *, err: bool = False) -> None:
+    """Print a line as it is, in colour where that goes to a terminal."""
+    typer.secho(text, fg=None if os.environ.get("NO_COLOR") else colour, err=err)
+
+
+def size_text(size: int) -> str:
+    """Write a number of bytes with three digits."""
+    amount, unit = float(size), "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if amount < 999.5:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.3g} {unit}"
+
+
+def terminal() -> "Console":
+    """Give the terminal to print tables to."""
+    from rich.console import Console
+
     return Console(highlight=False)
