@@ -97,20 +97,21 @@ class Line:
         finally:
             with self._lock:
                 self._told.remove(own)
-                self._draw()
+                self._write("")
 
     @contextmanager
     def under(self, bar: Any) -> Iterator[None]:
         """Keep the clock of a bar going inside of the context."""
         with self._lock:
             self._write("")
-            outer, self._bar = self._bar, bar
+            outer = self._bar, self._told
+            self._bar, self._told = bar, []
         try:
             yield
         finally:
             with self._lock:
                 self._write("")
-                self._bar = outer
+                self._bar, self._told = outer
 
     def moved(self, bar: Any, steps: int) -> None:
         """Move a bar on."""

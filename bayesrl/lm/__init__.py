@@ -1,10 +1,11 @@
 """Language models: a model is a distribution over texts, and what rewards make of it is a tilted posterior."""
 
+from bayesrl.cache import cache_folder
 from bayesrl.lm import rewards
 from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
 from bayesrl.lm.completions import Completions, Prompts, prompts, read_json_lines
-from bayesrl.lm.keeping import cache_folder, kept
+from bayesrl.lm.keeping import kept
 from bayesrl.lm.prompting import PromptedPolicy, policy
 from bayesrl.lm.reporting import text_sections
 from bayesrl.lm.reusing import Reuse

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -10,19 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bayesrl.cache import cache_folder
+from bayesrl.core.telling import activity
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
-
-CACHE = "BAYESRL_CACHE"
-"""The environment variable that names another cache folder."""
-
-
-def cache_folder() -> Path:
-    """Where models are kept: `$BAYESRL_CACHE`, or else `bayesrl` in the user's cache folder."""
-    if own := os.environ.get(CACHE):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "bayesrl"
 
 
 def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained]) -> Pretrained:
@@ -56,7 +46,8 @@ def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained])
             return load_pretrained(folder)
         except LanguageModelError:
             shutil.rmtree(folder, ignore_errors=True)  # what was damaged is made anew
-    trained = train()
+    with activity(f"training {name}, once on this machine"):
+        trained = train()
     try:
         folder.unlink(missing_ok=True)  # a file of this name is none of ours
         folder.parent.mkdir(parents=True, exist_ok=True)

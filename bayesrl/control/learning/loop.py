@@ -20,7 +20,8 @@ from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.learned import Learned, Stage
 from bayesrl.control.learning.worlds import Act, World, world_of
 from bayesrl.core.draws import is_count
-from bayesrl.engines.progress import Progress
+from bayesrl.core.telling import activity
+from bayesrl.engines.progress import Progress, showing
 from bayesrl.engines.setup import digest
 from bayesrl.errors import ControlError, RunFolderError
 from bayesrl.typing import PRNGKey
@@ -93,14 +94,43 @@ def learn(
     """
     check_key(key)
     _check(agent, exploration, num_episodes, tolerance, confidence)
+    with showing(progress):
+        return _learn(
+            key,
+            environment,
+            agent,
+            exploration,
+            num_episodes,
+            tolerance,
+            confidence,
+            directory,
+            callback,
+            show=progress,
+        )
+
+
+def _learn(
+    key: PRNGKey,
+    environment: Any,
+    agent: Agent,
+    exploration: Any,
+    num_episodes: int,
+    tolerance: float | None,
+    confidence: float | None,
+    directory: str | Path | None,
+    callback: Callable[[dict[str, float]], Any] | None,
+    *,
+    show: bool,
+) -> Learned:
     world = world_of(environment)
     rule = agent.default_exploration if exploration is None else exploration
     try:
-        mind = agent.enter(jax.random.fold_in(key, 0), world, num_episodes)
-        problem = _problem(key, world, agent, rule, num_episodes, tolerance, confidence)
+        with activity("entering the environment"):
+            mind = agent.enter(jax.random.fold_in(key, 0), world, num_episodes)
+            problem = _problem(key, world, agent, rule, num_episodes, tolerance, confidence)
         run = _Run(key, world, mind, rule, num_episodes, tolerance, confidence, callback)
         folder = None if directory is None else run_folder.open_folder(directory, problem)
-        interrupted = run.go(folder, problem, show=progress)
+        interrupted = run.go(folder, problem, show=show)
     finally:
         world.close()
     return Learned(mind, world, rule, run.history(), tuple(run.stages), problem, interrupted=interrupted)
