@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bayesrl.certainty.sampled import pareto_khat
+from bayesrl.certainty.tails import rank_rhat
 from bayesrl.certainty.verdicts import Check, Evidence, Outcome
 
 GOOD_SHARE = 0.0224
@@ -150,8 +151,6 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
         objective: J of each, [beta, restart], reward units.
         gain: J* − J(π₀), or what is known of it, reward units.
     """
-    from arviz_stats.base.array import array_stats
-
     reference = "Vehtari et al. (2021), rank-normalised R-hat"
     if statistics["total_reward"].shape[1] < 2:
         return _unknown("restarts", RHAT, "there is one restart; num_restarts=4 would show other modes.", reference)
@@ -159,7 +158,7 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
     for name in ("total_reward", "log_ratio"):
         for lane in statistics[name]:
             if np.ptp(lane) > 1e-6 * max(1.0, float(np.abs(lane).max())):
-                values.append(float(array_stats.rhat(lane, chain_axis=0, draw_axis=1)))
+                values.append(rank_rhat(np.asarray(lane)))
     value = max((v for v in values if math.isfinite(v)), default=1.0)
     if value < RHAT:
         return Check("restarts", value, RHAT, "pass", "restarts agree on reward and log-ratio.", reference)

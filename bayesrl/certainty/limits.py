@@ -87,10 +87,8 @@ def _kl_upper(mean: float, budget: float) -> float:
 
 def binomial_limits(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
     """Give Clopper and Pearson's exact limits of a probability, each side's error being `level`."""
-    from scipy import stats
-
-    lower = stats.beta.ppf(level, successes, trials - successes + 1) if successes > 0 else 0.0
-    upper = stats.beta.ppf(1 - level, successes + 1, trials - successes) if successes < trials else 1.0
+    lower = special.betaincinv(successes, trials - successes + 1, level) if successes > 0 else 0.0
+    upper = special.betaincinv(successes + 1, trials - successes, 1 - level) if successes < trials else 1.0
     return float(lower), float(upper)
 
 

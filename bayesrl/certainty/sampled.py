@@ -8,6 +8,7 @@ from scipy.special import logsumexp
 
 from bayesrl.certainty.limits import LEVEL, NUM_GROUPS, bernstein_width, bounded_upper, markov_lower
 from bayesrl.certainty.pooling import FROM_FIT, Estimator, Pool, Wave
+from bayesrl.certainty.tails import pareto_shape
 from bayesrl.certainty.verdicts import Evidence, Method, Side
 from bayesrl.core.estimates import Interval
 
@@ -204,14 +205,12 @@ def pareto_khat(weights: np.ndarray) -> float:
     References:
         Vehtari, Simpson, Gelman, Yao & Gabry (2024), "Pareto smoothed importance sampling", section 2.
     """
-    from arviz_stats.base.array import array_stats
-
     tail = np.sort(weights)[-max(int(3 * math.sqrt(len(weights))), 20) :]
     if len(np.unique(tail)) < len(tail) // 2 or tail[-1] <= 0:
         return math.nan
     with np.errstate(divide="ignore"):
         log_weights = np.log(np.maximum(weights, 1e-300) / tail[-1])
-    return float(array_stats.psislw(-log_weights)[1])
+    return pareto_shape(log_weights)
 
 
 def evidence_of(
