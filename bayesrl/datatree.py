@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -101,10 +100,10 @@ def from_datatree(tree: "xr.DataTree", params: Mapping[str, Any], settings: Mapp
     has_beta = beta is not None and np.ndim(beta) == 1
     lead = ["beta", "chain"] if has_beta else ["chain"]
 
-    def arrays(group: str, dims: list[str]) -> dict[str, jax.Array]:
+    def arrays(group: str, dims: list[str]) -> dict[str, Any]:
         dataset = tree[group].to_dataset()
         return {
-            str(name): jnp.asarray(variable.transpose(*dims, ...).values)
+            str(name): np.asarray(variable.transpose(*dims, ...).values)
             for name, variable in dataset.data_vars.items()
         }
 

@@ -1,6 +1,6 @@
 """The fitted posterior: draws, estimates, densities, and the fitted policy as a program."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,19 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import logsumexp
 from numpyro import handlers
+from scipy.special import logsumexp, softmax
 
+from bayesrl.core.compiling import near, one_reading
 from bayesrl.core.draws import Draws, Totals, is_count
 from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.keys import apart, words_of
 from bayesrl.core.pairing import Pair
 from bayesrl.core.showing import Block, Line, Shown, estimates_listing
 from bayesrl.core.structure import Structure
 from bayesrl.core.wording import count
 from bayesrl.errors import PolicyError
 from bayesrl.guides import OwnProgram
-from bayesrl.programs import Programs, draw_fits, summarise
-from bayesrl.typing import Params, PRNGKey, Program, Sites
+from bayesrl.programs import Programs, draw_lanes, score_draws, summarise
+from bayesrl.typing import Numbers, Params, PRNGKey, Program, Sites
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +37,7 @@ class Posterior(Shown):
         params: fitted parameters of the guide, unconstrained, [*beta, restart, ...].
         history: by chunk of steps: `step`, `loss` (nats), `objective` and `reward` (reward units),
             `kl` (nats), `spread`, `grad_norm`, `skipped`, and `metrics/NAME`, [chunk, *beta, restart].
-        draws: draws made when the fit ended, {site: [*beta, restart, draw, ...]}.
+        draws: draws made when the fit ended, {site: [*beta, restart, draw, ...]}, NumPy's arrays.
         statistics: of these draws: `log_prior`, `total_reward`, `log_q`, `log_weight` (nats; reward
             units for the reward), [*beta, restart, draw, *contexts].
         prior_draws: draws of the policy before the fit, {site: [draw, ...]}.
@@ -46,9 +48,9 @@ class Posterior(Shown):
     beta: float | np.ndarray | None
     params: Params
     history: dict[str, np.ndarray]
-    draws: dict[str, Array]
-    statistics: dict[str, Array]
-    prior_draws: dict[str, Array]
+    draws: dict[str, Numbers]
+    statistics: dict[str, Numbers]
+    prior_draws: dict[str, Numbers]
     settings: dict[str, Any]
     interrupted: bool = False
     programs: Programs | None = None
@@ -69,12 +71,12 @@ class Posterior(Shown):
             1 if self.mixture is not None else self.num_restarts,
         )
 
-    def _lanes(self) -> tuple[Params, Array]:
+    def _lanes(self) -> tuple[Params, np.ndarray]:
         """Parameters and temperatures with one leading axis."""
         lead = len(self._fit_shape)
-        flat = jax.tree.map(lambda x: jnp.reshape(x, (-1, *jnp.shape(x)[lead:])), self.params)
-        beta = jnp.asarray(1.0 if self.beta is None else self.beta, float)
-        return flat, jnp.broadcast_to(beta[..., None], self._fit_shape).reshape(-1)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), near(self.params))
+        beta = np.asarray(1.0 if self.beta is None else self.beta, np.float32)
+        return flat, np.broadcast_to(beta[..., None], self._fit_shape).reshape(-1)
 
     @property
     def _fit_shape(self) -> tuple[int, ...]:
@@ -90,7 +92,7 @@ class Posterior(Shown):
 
     # ---- draws -------------------------------------------------------------------------------
 
-    def sample(self, key: PRNGKey, num_samples: int, *new_args: Any) -> dict[str, Array]:
+    def sample(self, key: PRNGKey, num_samples: int, *new_args: Any) -> dict[str, Numbers]:
         """Draw from the fitted policy: {site: [*beta, restart, sample, ...]}.
 
         Args:
@@ -99,11 +101,11 @@ class Posterior(Shown):
             *new_args: other arguments for the program, in the place of those fitted.
         """
         draws, _ = self._draw(key, num_samples, new_args)
-        return {**draws.sites, **draws.metrics}
+        return jax.device_put({**draws.sites, **draws.metrics})
 
     def totals(self, key: PRNGKey, num_samples: int, *new_args: Any) -> Totals:
         """Draw, and give log_prior, log_q, log_likelihood and reward, [*beta, restart, sample, *contexts]."""
-        return self._draw(key, num_samples, new_args)[1]
+        return jax.device_put(self._draw(key, num_samples, new_args)[1])
 
     def estimate(self, key: PRNGKey, num_samples: int, *new_args: Any) -> Estimates:
         """Estimate J, E[R] and KL(q‖π₀) per context by fresh draws.
@@ -139,7 +141,7 @@ class Posterior(Shown):
         if missing:
             raise PolicyError(f"log_prob got no value for site {missing[0]!r}; pass every action and environment site")
         params, _ = self._lanes()
-        held = {name: jnp.asarray(value) for name, value in sites.items()}
+        held = {name: np.asarray(value) for name, value in sites.items()}
         for name in pair.structure.named("action", "environment"):
             wanted = pair.structure[name].shape
             if held[name].ndim == 0 or held[name].shape[1:] != wanted:
@@ -147,14 +149,16 @@ class Posterior(Shown):
                     f"log_prob got shape {held[name].shape} for site {name!r}, whose values have shape {wanted}; "
                     "put the axis of the values first: values[None] for one"
                 )
-        draws = Draws.held(held)
-        scores = jax.vmap(lambda p: _sum_sites(pair.log_q(p, draws)))(params)
+        lanes = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(int(np.prod(self._fit_shape)))]
+        with one_reading():
+            scores = np.stack([score_draws(pair, own, held).log_q for own in lanes])
         scores = scores.reshape(self._fit_shape + scores.shape[1:])
         if self.mixture is None:
-            return scores
+            return jax.device_put(scores)
         axis = len(self._fit_shape) - 1
-        weights = jnp.log(self.mixture).reshape(self.mixture.shape + (1,) * (scores.ndim - axis - 1))
-        return logsumexp(scores + weights, axis=axis, keepdims=True)
+        with np.errstate(divide="ignore"):
+            weights = np.log(self.mixture).reshape(self.mixture.shape + (1,) * (scores.ndim - axis - 1))
+        return jax.device_put(logsumexp(scores + weights, axis=axis, keepdims=True).astype(np.float32))
 
     def _draw(self, key: PRNGKey, num_samples: int, new_args: tuple[Any, ...]) -> tuple[Draws, Totals]:
         if not is_count(num_samples, least=0):
@@ -163,9 +167,9 @@ class Posterior(Shown):
         params, _ = self._lanes()
         shape = self._fit_shape
         lanes = int(np.prod(shape))
-        keys = jax.random.split(key, lanes + 1)
+        keys = apart(key, lanes + 1)
         episodes = self._needs_programs().episodes
-        draws, totals = draw_fits(keys[:-1], episodes, pair, params, num_samples)
+        draws, totals = draw_lanes(keys[:-1], episodes, pair, params, num_samples)
         draws, totals = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), (draws, totals))
         return (draws, totals) if self.mixture is None else self._mix(keys[-1], pair, draws, totals)
 
@@ -173,12 +177,14 @@ class Posterior(Shown):
         """Take each draw from one restart, chosen by weight, and score it under the whole mixture."""
         axis = len(self._fit_shape) - 1
         num = totals.reward.shape[axis + 1]
-        mixture = jnp.asarray(self.mixture)
-        component = jax.random.categorical(key, jnp.log(mixture)[..., None, :], shape=(*mixture.shape[:-1], num))
+        mixture = np.asarray(self.mixture)
+        rng = np.random.default_rng(np.asarray(words_of(key)).tolist())
+        below = np.cumsum(mixture, -1)[..., None, :] <= rng.uniform(size=(*mixture.shape[:-1], num, 1))
+        component = np.minimum(below.sum(-1), mixture.shape[-1] - 1)
 
-        def pick(x: Array) -> Array:
+        def pick(x: np.ndarray) -> np.ndarray:
             index = component[..., None, :].reshape(*component.shape[:-1], 1, num, *(1,) * (x.ndim - axis - 2))
-            return jnp.take_along_axis(x, index, axis=axis)
+            return np.take_along_axis(x, index, axis=axis)
 
         draws, totals = jax.tree.map(pick, (draws, totals))
         beta_axes = axis
@@ -193,17 +199,17 @@ class Posterior(Shown):
                 )
                 for i, b in enumerate(np.asarray(self.beta))
             ]
-            log_q = jnp.stack(parts)
-        return draws, totals._replace(log_q=log_q)
+            log_q = jax.device_put(np.stack(parts))
+        return draws, totals._replace(log_q=np.asarray(log_q))
 
     # ---- choosing ----------------------------------------------------------------------------
 
-    def objective_by_restart(self) -> Array:
+    def objective_by_restart(self) -> np.ndarray:
         """J of each β and restart on the draws made when the fit ended, [*beta, restart]."""
-        weight = self.statistics["log_weight"]
+        weight = np.asarray(self.statistics["log_weight"], float)
         lead = len(self._fit_shape)
-        beta = jnp.asarray(1.0 if self.beta is None else self.beta, float)[..., None]
-        return beta * weight.mean(tuple(range(lead, weight.ndim)))
+        beta = np.asarray(1.0 if self.beta is None else self.beta, float)[..., None]
+        return np.asarray(beta * weight.mean(tuple(range(lead, weight.ndim))))
 
     def kept_estimates(self) -> Estimates:
         """J, E[R] and KL(q‖π₀) per context on the draws that it carries, each [*beta, restart].
@@ -245,13 +251,13 @@ class Posterior(Shown):
         if restart is None:
             return chosen
         if restart == "mixture":
-            scale = jnp.asarray(1.0 if chosen.beta is None else chosen.beta, float)[..., None]
-            weights = jax.nn.softmax(chosen.objective_by_restart() * _contexts_of(chosen) / scale, axis=-1)
-            return replace(chosen, mixture=np.asarray(weights))
+            scale = np.asarray(1.0 if chosen.beta is None else chosen.beta, float)[..., None]
+            weights = softmax(chosen.objective_by_restart() * _contexts_of(chosen) / scale, axis=-1)
+            return replace(chosen, mixture=weights)
         if restart == "best":
-            index = jnp.argmax(chosen.objective_by_restart(), axis=-1)
+            index = np.argmax(chosen.objective_by_restart(), axis=-1)
         elif is_count(restart, least=0) and int(restart) < chosen.num_restarts:
-            index = jnp.full(chosen._fit_shape[:-1], int(restart))
+            index = np.full(chosen._fit_shape[:-1], int(restart))
         else:
             raise PolicyError(
                 f"restart={restart!r} is not among them; use 'best', 'mixture' or 0 to {chosen.num_restarts - 1}"
@@ -271,7 +277,7 @@ class Posterior(Shown):
         if not np.isclose(betas[index], beta, rtol=1e-4):
             raise PolicyError(f"beta={beta} was not fitted; choose from {', '.join(f'{b:g}' for b in betas)}")
         mixture = None if self.mixture is None else self.mixture[index]
-        chosen = self._map(lambda x, axis: jnp.take(x, index, axis=axis))
+        chosen = self._map(lambda x, axis: _take(x, index, axis))
         return replace(chosen, beta=float(betas[index]), mixture=mixture)
 
     def _map(self, change: Callable[[Any, int], Any]) -> "Posterior":
@@ -279,7 +285,7 @@ class Posterior(Shown):
         history = {
             name: values if name == "step" else np.asarray(change(values, 1)) for name, values in self.history.items()
         }
-        lead = jax.tree.map(lambda x: change(x, 0), (self.params, self.draws, self.statistics))
+        lead = jax.tree.map(lambda x: change(x, 0), near((self.params, self.draws, self.statistics)))
         return replace(self, params=lead[0], draws=lead[1], statistics=lead[2], history=history)
 
     # ---- use ---------------------------------------------------------------------------------
@@ -329,7 +335,7 @@ class Posterior(Shown):
                 f"this posterior holds {self._fit_shape} (beta, restart) fits; "
                 "choose one with posterior.select(beta=..., restart='best')"
             )
-        return programs.pair(), jax.tree.map(lambda x: x[0], self._lanes()[0])
+        return programs.pair(), jax.device_put(jax.tree.map(lambda x: x[0], self._lanes()[0]))
 
     def act(self, key: PRNGKey, *observation: Any) -> Any:
         """Choose actions: run the fitted policy with an observation as its arguments.
@@ -383,12 +389,14 @@ def _contexts_of(posterior: Posterior) -> int:
     return posterior.programs.structure.num_contexts if posterior.programs is not None else 1
 
 
-def _take_restart(x: Any, index: Array, axis: int) -> Any:
+def _take(x: Any, index: int, axis: int) -> Any:
+    return np.take(x, index, axis=axis) if isinstance(x, np.ndarray) else jnp.take(x, index, axis=axis)
+
+
+def _take_restart(x: Any, index: np.ndarray, axis: int) -> Any:
     """Take one restart per β, keeping the axis; `axis` is where (*beta, restart) starts."""
     where = axis + index.ndim
-    lead = jnp.reshape(index, (1,) * axis + index.shape + (1,) * (jnp.ndim(x) - axis - index.ndim))
+    lead = index.reshape((1,) * axis + index.shape + (1,) * (np.ndim(x) - axis - index.ndim))
+    if isinstance(x, np.ndarray):
+        return np.take_along_axis(x, lead, axis=where)
     return jnp.take_along_axis(jnp.asarray(x), lead, axis=where)
-
-
-def _sum_sites(scores: Mapping[str, Array]) -> Array:
-    return sum((score.sum(-1) for score in scores.values()), start=jnp.zeros(()))

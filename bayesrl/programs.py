@@ -1,8 +1,8 @@
 """The two programs behind a posterior, and draws of them over all lanes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.core.compiling import Compiled
+from bayesrl.core.compiling import Compiled, near, one_reading
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.handlers import whole
+from bayesrl.core.keys import cheap
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure, as_arrays, inspect
-from bayesrl.typing import Params, PRNGKey, PRNGKeys, Program
+from bayesrl.typing import Params, PRNGKey, Program
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,104 @@ class Programs:
         return Programs(*self._whole, args, structure, self.transforms, self.learned)
 
 
-@Compiled
-def draw_lanes(
-    programs: Any, transforms: Any, args: Any, keys: PRNGKeys, params: Params, num_samples: int
+MOST_AT_ONCE = 1024
+LEAST_AT_ONCE = 32
+_NUMBERS_AT_ONCE = 2**22
+"""Draws are made so many at once, few where each takes many numbers, whatever number is asked for: one compiled
+program serves them all."""
+
+
+def batch_of(structure: Structure) -> int:
+    """Tell how many draws of a program are made at once."""
+    batch = MOST_AT_ONCE
+    while batch > LEAST_AT_ONCE and batch * structure.width > _NUMBERS_AT_ONCE:
+        batch //= 2
+    return batch
+
+
+def draw_fit(key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws, Totals]:
+    """Draw from one fit, NumPy's arrays [num, ...], with scores summed over sites and time, [num, *contexts].
+
+    A draw does not depend on how many are asked for. Of the scores by site only the rewards are kept, summed over time.
+
+    Args:
+        key: consumed whole.
+        pair: policy and guide; without a guide, the policy itself.
+        params: unconstrained parameters of the guide, of one fit.
+        num: number of draws.
+    """
+    return _in_parts(_draw, key, pair, params, num)
+
+
+def draw_start(key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws, Totals]:
+    """Draw from the policy before a fit as `draw_fit` does; log q is that of the fit with these parameters."""
+    return _in_parts(_draw_prior, key, pair, params, num)
+
+
+def score_draws(pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
+    """Score given values of all latent sites under one fit and its policy, [draws, *contexts]."""
+    held = {name: np.asarray(value) for name, value in sites.items()}
+    num, batch = len(next(iter(held.values()))), batch_of(pair.structure)
+    run, parts = None, []
+    for start in range(0, max(num, 1), batch):
+        index = np.minimum(np.arange(start, start + batch), max(num - 1, 0))
+        part = {name: value[index] for name, value in held.items()}
+        run = run or _score.prepare(_static(pair), dict(pair.transforms), pair.args, params, part)
+        parts.append(jax.device_get(run(dict(pair.transforms), pair.args, params, part)))
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *parts)
+
+
+def _static(pair: Pair) -> tuple[Any, ...]:
+    return pair.policy, pair.guide, pair.structure, pair.learned
+
+
+def _pair(static: tuple[Any, ...], transforms: Any, args: Any) -> Pair:
+    policy, guide, structure, learned = static
+    return Pair(policy, guide, structure, args, transforms, learned)
+
+
+def _in_parts(draw: Compiled, key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws, Totals]:
+    batch = batch_of(pair.structure)
+    fixed = (dict(pair.transforms), pair.args, cheap(key), params)
+    run = draw.prepare((*_static(pair), batch), *fixed, np.zeros((), np.int32))
+    parts = [jax.device_get(run(*fixed, np.asarray(first, np.int32))) for first in range(0, max(num, 1), batch)]
+    whole: tuple[Draws, Totals] = jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *parts)
+    return whole
+
+
+@partial(Compiled, name="draw")
+def _draw(
+    static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, first: Array
 ) -> tuple[Draws, Totals]:
-    """Draw from every lane, [lanes, num_samples, ...], with scores summed; compiled once per programs and number."""
-    policy, guide, structure, learned = programs
-    pair = Pair(policy, guide, structure, args, transforms, learned)
+    *programs, num = static
+    pair = _pair(tuple(programs), transforms, args)
+    return _kept(pair, pair.draw(key, params, num, share=False, first=first), num)
 
-    def one(key: PRNGKey, params: Params) -> tuple[Draws, Totals]:
-        draws = pair.draw(key, params, num_samples, share=False)
-        totals = draws.totals((num_samples, *structure.context_shape))
-        kept = Draws.held(draws.sites)._replace(plates=draws.plates, metrics=draws.metrics)
-        return kept, totals
 
-    return jax.vmap(one)(keys, params)
+@partial(Compiled, name="draw_prior")
+def _draw_prior(
+    static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, first: Array
+) -> tuple[Draws, Totals]:
+    *programs, num = static
+    pair = _pair(tuple(programs), transforms, args)
+    draws = replace(pair, guide=None, learned=False).draw(key, {}, num, share=False, first=first)
+    if pair.guide is not None:
+        draws = draws._replace(log_q=pair.log_q(params, draws))
+    return _kept(pair, draws, num)
+
+
+@partial(Compiled, name="score")
+def _score(static: Any, transforms: Any, args: Any, params: Params, sites: dict[str, Array]) -> Totals:
+    pair = _pair(static, transforms, args)
+    num = len(next(iter(sites.values())))
+    return pair.score(params, Draws.held(sites)).totals((num, *pair.structure.context_shape))
+
+
+def _kept(pair: Pair, draws: Draws, num: int) -> tuple[Draws, Totals]:
+    shape = (num, *pair.structure.context_shape)
+    rewards = {name: jnp.broadcast_to(values.sum(-1), shape) for name, values in draws.rewards.items()}
+    kept = Draws.held(draws.sites)._replace(plates=draws.plates, metrics=draws.metrics, rewards=rewards)
+    return kept, draws.totals(shape)
 
 
 type Source = Callable[[PRNGKey, Params, Pair], Draws]
@@ -97,64 +181,76 @@ serve, that many are made at once, and `serve(count)` says so.
 """
 
 
-def draw_outside(keys: PRNGKeys, episodes: Any, pair: Pair, params: Params, num_samples: int) -> tuple[Draws, Totals]:
-    """Draw from every lane as `draw_lanes` does, in the environment itself; shorter episodes are padded (nan, −1)."""
+def draw_outside(keys: Sequence[PRNGKey], episodes: Any, pair: Pair, params: Params, num_samples: int) -> tuple[Draws, Totals]:
+    """Draw from every lane as `draw_fit` does, in the environment itself; shorter episodes are padded (nan, −1)."""
     lanes = [
-        episodes(keys[i], jax.tree.map(lambda x, i=i: x[i], params), pair, num_samples) for i in range(keys.shape[0])
+        episodes(keys[i], jax.tree.map(lambda x, i=i: x[i], params), pair, num_samples) for i in range(len(keys))
     ]
 
-    def together(*parts: Array) -> Array:
+    def together(*parts: Array) -> np.ndarray:
         longest = np.max([part.shape for part in parts], axis=0)
-        blank = jnp.nan if jnp.issubdtype(parts[0].dtype, jnp.floating) else -1
+        blank = np.nan if jnp.issubdtype(parts[0].dtype, jnp.floating) else -1
 
-        def padded(part: Array) -> Array:
+        def padded(part: Array) -> np.ndarray:
             widths = [(0, int(most - own)) for most, own in zip(longest, part.shape, strict=True)]
-            return jnp.pad(part, widths, constant_values=blank)
+            return np.pad(part, widths, constant_values=blank)
 
-        return jnp.stack([padded(part) for part in parts])
+        return np.stack([padded(part) for part in parts])
 
     draws, totals = jax.tree.map(together, *lanes)
     return draws, totals
 
 
-def draw_fits(keys: PRNGKeys, episodes: Any, pair: Pair, params: Params, num_samples: int) -> tuple[Draws, Totals]:
-    """Draw from every lane, [lanes, num_samples, ...], by the program or in the environment outside of it."""
+def draw_lanes(
+    keys: Sequence[PRNGKey], episodes: Any, pair: Pair, params: Params, num_samples: int
+) -> tuple[Draws, Totals]:
+    """Draw from every lane, NumPy's arrays [lanes, num_samples, ...], by the program or in the environment outside."""
     if episodes is not None:
         return draw_outside(keys, episodes, pair, params, num_samples)
     pair.structure.check_complete("nothing can be drawn from it")
-    static = (pair.policy, pair.guide, pair.structure, pair.learned)
-    draws, totals = draw_lanes(static, pair.transforms, pair.args, keys, params, num_samples)
+    params = near(params)
+    own = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(keys))]
+    with one_reading():
+        drawn = [draw_fit(key, pair, lane, num_samples) for key, lane in zip(keys, own, strict=True)]
+    draws, totals = jax.tree.map(lambda *parts: np.stack(parts), *drawn)
     return draws, totals
 
 
-def draw_prior(key: PRNGKey, programs: Programs, num_samples: int) -> tuple[Draws, Totals]:
-    """Draw from the policy before the fit, [num_samples, ...]."""
+def draw_prior(key: PRNGKey, programs: Programs, params: Params, num_samples: int) -> tuple[Draws, Totals]:
+    """Draw from the policy before the fit, NumPy's arrays [num_samples, ...].
+
+    Args:
+        key: consumed whole.
+        programs: of the fit.
+        params: of one fit, by which log q is scored where the environment is a program.
+        num_samples: number of draws.
+    """
     pair = programs.pair()
-    keys = key[None]
     if programs.episodes is not None:
-        played = draw_outside(keys, programs.episodes, replace(pair, guide=None), {"_": jnp.zeros(1)}, num_samples)
+        played = draw_outside([key], programs.episodes, replace(pair, guide=None), {"_": np.zeros(1)}, num_samples)
         return jax.tree.map(lambda x: x[0], played)
-    result = draw_lanes(
-        (pair.policy, None, pair.structure, False), {}, pair.args, keys, {"_": jnp.zeros(1)}, num_samples
-    )
-    return jax.tree.map(lambda x: x[0], result)
+    return draw_start(key, pair, params, num_samples)
 
 
-def summarise(totals: Totals, metrics: Mapping[str, Array], beta: Any, lead: int) -> Estimates:
+def summarise(totals: Totals, metrics: Mapping[str, Any], beta: Any, lead: int) -> Estimates:
     """Average draws [*lead, sample, *contexts]; standard errors are over samples, contexts being fixed."""
-    scale = jnp.asarray(1.0 if beta is None else beta, float)
+    scale = np.asarray(1.0 if beta is None else beta, float)
     by_lane = scale.reshape(scale.shape + (1,) * (lead - scale.ndim))
-    by_draw = by_lane.reshape(by_lane.shape + (1,) * (totals.reward.ndim - lead))
+    reward = np.asarray(totals.reward, float)
+    by_draw = by_lane.reshape(by_lane.shape + (1,) * (reward.ndim - lead))
 
-    def estimate(values: Array) -> Estimate:
+    def estimate(values: Any) -> Estimate:
+        values = np.asarray(values, float)
         per_draw = values.mean(tuple(range(lead + 1, values.ndim)))
         num = per_draw.shape[lead]
-        return Estimate(per_draw.mean(lead), per_draw.std(lead, ddof=1) / jnp.sqrt(num))
+        with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
+            return Estimate(per_draw.mean(lead), per_draw.std(lead, ddof=1) / np.sqrt(num))
 
-    objective = estimate(totals.log_weight(by_draw))
+    exact = jax.tree.map(lambda x: np.asarray(x, float), totals)
+    objective = estimate(exact.log_weight(by_draw))
     return Estimates(
         objective=Estimate(by_lane * objective.mean, by_lane * objective.se),
-        reward=estimate(totals.reward),
-        kl=estimate(totals.log_q - totals.log_prior),
-        metrics={name: estimate(jnp.asarray(value, float)) for name, value in metrics.items()},
+        reward=estimate(exact.reward),
+        kl=estimate(exact.log_q - exact.log_prior),
+        metrics={name: estimate(value) for name, value in metrics.items()},
     )

@@ -12,10 +12,13 @@ type PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 type PRNGKeys = Key[Array, "_"] | UInt32[Array, "_ 2"]
 """Several keys, one per lane."""
 
+type Numbers = Array | np.ndarray
+"""An array of JAX's, or one of NumPy's that lies on the host."""
+
 type Program = Callable[..., Any]
 """A NumPyro program: a callable that draws sites and collects rewards."""
 
-type Sites = Mapping[str, Array]
+type Sites = Mapping[str, Numbers]
 """Values of sample sites, by name."""
 
 type Params = dict[str, Any]

@@ -20,6 +20,7 @@ from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of, stacked
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.verdicts import Evidence
 from bayesrl.core.estimates import Interval
+from bayesrl.core.keys import fold_in
 from bayesrl.core.pairing import declared_params
 from bayesrl.core.ranges import reward_bounds
 from bayesrl.core.structure import Structure
@@ -106,13 +107,13 @@ def evidence(
         one = over_all if beta is None else over_all.select(beta=beta)
         if exact is not None or (unbounded := _out_of_reach(one)):
             why = "" if exact is not None else unbounded
-            parts.append(with_known(jax.random.fold_in(key, i), one, beta, exact, num_samples, why))
+            parts.append(with_known(fold_in(key, i), one, beta, exact, num_samples, why))
             continue
         if posterior.mixture is not None:
-            parts.append(search.mixed(jax.random.fold_in(key, i), one, beta))
+            parts.append(search.mixed(fold_in(key, i), one, beta))
             continue
         programs, params = _frozen(one)
-        parts.append(search.one(jax.random.fold_in(key, i), programs, params, beta))
+        parts.append(search.one(fold_in(key, i), programs, params, beta))
     return _together(parts, np.shape(posterior.beta) if posterior.beta is not None else ())
 
 
@@ -171,7 +172,7 @@ class _Search:
         found = self._pooled(programs, beta, lambda num: draw_pool(key, programs, params, num))
         continuous = not any(structure[name].discrete for name in structure.actions)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
-            found = with_chains(jax.random.fold_in(key, 1), programs, params, beta, found)
+            found = with_chains(fold_in(key, 1), programs, params, beta, found)
         return found
 
     def mixed(self, key: PRNGKey, one: Posterior, beta: float | None) -> Evidence:

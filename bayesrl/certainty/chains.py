@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from jax import Array
 
 from bayesrl.certainty.pooling import score_sites
 from bayesrl.certainty.verdicts import Evidence, Side
@@ -12,13 +11,13 @@ from bayesrl.core.estimates import Interval
 from bayesrl.core.handlers import tilt
 from bayesrl.errors import EngineError
 from bayesrl.programs import Programs
-from bayesrl.typing import Params, PRNGKey
+from bayesrl.typing import Numbers, Params, PRNGKey
 
 NUM_CHAINS, NUM_WARMUP, NUM_DRAWS = 2, 500, 1000
 _MAX_RHAT = 1.05
 
 
-def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str, Array]:
+def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str, Numbers]:
     """Draw from p* by NUTS, {site: [chain, draw, ...]}.
 
     Args:

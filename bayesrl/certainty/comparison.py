@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
-from jax import Array
 from scipy.special import logsumexp
 
 from bayesrl.certainty.asking import check_count, check_key, check_named
@@ -17,11 +16,12 @@ from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.certainty.verdicts import Comparison
 from bayesrl.core.draws import Totals
 from bayesrl.core.estimates import Interval
+from bayesrl.core.keys import fold_in, split
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.programs import Programs
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import Numbers, PRNGKey
 
 _LEAST_EACH = 64
 _CELLS = 2**24
@@ -173,25 +173,25 @@ def unlike_sites(one: Structure, other: Structure) -> str:
 def _score_common(key: PRNGKey, fits: Sequence[_Fit], each: int) -> list[Totals]:
     """Score the draws of all fits under each of them, [draws, contexts], contexts flat; draws lie fit by fit."""
     parts: list[list[Totals]] = [[] for _ in fits]
-    for own_key, drawn_from in zip(jax.random.split(key, len(fits)), fits, strict=True):
+    for own_key, drawn_from in zip(split(key, len(fits)), fits, strict=True):
         for sites in _batches(own_key, drawn_from, each):
             for scored, fit in zip(parts, fits, strict=True):
                 scored.append(_scores(fit, sites))
     return [jax.tree.map(lambda *xs: np.concatenate(xs), *own) for own in parts]
 
 
-def _batches(key: PRNGKey, fit: _Fit, each: int) -> Iterator[dict[str, Array]]:
+def _batches(key: PRNGKey, fit: _Fit, each: int) -> Iterator[dict[str, Numbers]]:
     """Draw latent sites of one fit, [draws, ...], in batches of bounded memory."""
     structure = fit.programs.structure
     latent = structure.named("action", "environment")
     size = sum(math.prod(structure[name].shape) for name in latent) + 4 * math.prod(structure.context_shape)
     batch = max(1, min(each, _ELEMENTS // size))
     for i, start in enumerate(range(0, each, batch)):
-        sites = fit.posterior.sample(jax.random.fold_in(key, i), batch)
+        sites = fit.posterior.sample(fold_in(key, i), batch)
         yield {name: sites[name][0, : each - start] for name in latent}
 
 
-def _scores(fit: _Fit, sites: dict[str, Array]) -> Totals:
+def _scores(fit: _Fit, sites: dict[str, Numbers]) -> Totals:
     """Score draws under one fit: policy, rewards and q, as double-precision arrays [draws, contexts]."""
     params, _ = fit.posterior._lanes()
     lanes = range(1 if fit.posterior.mixture is None else fit.posterior.num_restarts)
@@ -202,7 +202,7 @@ def _scores(fit: _Fit, sites: dict[str, Array]) -> Totals:
         with np.errstate(divide="ignore"):
             weights = np.log(np.asarray(fit.posterior.mixture, float)).reshape(-1, 1, 1)
         log_q = logsumexp(by_restart + weights, axis=0)
-    return Totals(log_prior, log_q, log_likelihood, reward)  # type: ignore[arg-type]
+    return Totals(log_prior, log_q, log_likelihood, reward)
 
 
 def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
 from bayesrl.certainty.asking import check_arguments, check_key, check_posterior
@@ -21,6 +20,7 @@ from bayesrl.certainty.checks import (
 from bayesrl.certainty.known import Exact
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data, score
 from bayesrl.certainty.verdicts import Check, Diagnosis, Evidence, Verdict
+from bayesrl.core.keys import apart
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.typing import PRNGKey
@@ -82,7 +82,7 @@ def diagnose(
         )
     options: dict[str, Any] = {"method": method, "reward_bound": reward_bound, "num_samples": num_samples}
     options["max_count"] = max_count
-    own_key, other_key = jax.random.split(key)
+    own_key, other_key = apart(key)
     found, reason = _evidence(own_key, posterior, options | {"exact": exact})
     checks = [] if found is None else [gap_check(found), coverage_check(found)]
     reached = bool(checks) and checks[0].outcome == "pass"

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,6 +9,7 @@ from bayesrl.certainty.pooling import draw_pool, score_sites
 from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of
 from bayesrl.certainty.verdicts import Evidence, Side
 from bayesrl.core.estimates import Interval
+from bayesrl.core.keys import apart
 from bayesrl.core.pairing import Pair
 from bayesrl.engines.enumeration import Evaluation, enumerate_posterior, evaluate_exactly
 from bayesrl.engines.weighted import WeightedDraws
@@ -97,7 +97,7 @@ def _drawn(
     assert target.optimum is not None
     optimum = target.optimum.reshape(-1)
     marginal = np.zeros(1) if target.log_marginal is None or beta is None else target.log_marginal.reshape(-1)
-    draw_key, exact_key = jax.random.split(key)
+    draw_key, exact_key = apart(key)
     pool = draw_pool(draw_key, programs, params, min(num_samples, 2**14))
     known = optimum / scale + marginal
     unbounded = Bounds(np.full(len(optimum), np.inf), np.inf)

@@ -25,6 +25,7 @@ from bayesrl.core.compiling import Compiled
 from bayesrl.core.draws import Draws
 from bayesrl.core.estimates import Interval
 from bayesrl.core.handlers import Sites
+from bayesrl.core.keys import apart, fold_in, of_words, split, words_of
 from bayesrl.core.pairing import Pair
 from bayesrl.core.primitives import kind_of, reward
 from bayesrl.core.structure import Site, Structure
@@ -54,7 +55,7 @@ class FixedNature(Messenger):
         super().__init__(policy)
         self.structure = structure
         self.keys = {
-            name: jax.random.split(jax.random.fold_in(key, i), structure[name].length)
+            name: split(fold_in(key, i), structure[name].length)
             for i, name in enumerate(structure.named("environment"))
         }
         self.values = values or {}
@@ -71,12 +72,12 @@ class FixedNature(Messenger):
         body, init, xs, length, *rest = msg["args"]
         steps = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
         inside = [name for name, keys in self.keys.items() if len(keys) == steps]
-        data = {name: jax.random.key_data(self.keys[name]) for name in inside}
+        data = {name: words_of(self.keys[name]) for name in inside}
         values = {name: value for name, value in self.values.items() if name in data}
 
         def fixed(carry: Any, x: Any) -> Any:
             own, noise, worth = x
-            now = {name: jax.random.wrap_key_data(value) for name, value in noise.items()}
+            now = {name: of_words(value) for name, value in noise.items()}
             with Sites(lambda inner: self._fix(inner, now, worth), lambda _: None):
                 return body(carry, own)
 
@@ -166,7 +167,7 @@ class _Foreseen:
     structure: Structure
 
     def __call__(self, noise: Array, values: Values, *args: Any) -> Any:
-        return FixedNature(self.policy, jax.random.wrap_key_data(noise), self.structure, values)(*args)
+        return FixedNature(self.policy, of_words(noise), self.structure, values)(*args)
 
 
 def hindsight_bounds(
@@ -179,7 +180,7 @@ def hindsight_bounds(
     """
     policy = _Foreseen(programs.policy, programs.structure)
     found = []
-    for noise in jax.random.key_data(jax.random.split(key, num_noises)):
+    for noise in words_of(split(of_words(words_of(key)[..., :2]), num_noises)):
         target = enumerate_posterior(policy, noise, values, *programs.args, beta=beta, max_count=max_count)
         assert target.optimum is not None
         found.append(float(target.optimum.mean()))
@@ -205,7 +206,7 @@ def with_nature(
     structure = programs.structure
     if beta is None:
         raise EngineError("the policy has environment sites and no rewards, so there is no control to bracket")
-    pool_key, value_key, noise_key = jax.random.split(key, 3)
+    pool_key, value_key, noise_key = apart(key, 3)
     pool = draw_pool(pool_key, programs, params, num_samples)
     contexts = pool.reward.shape[1]
     unbounded = Bounds(np.full(contexts, np.inf), np.inf)

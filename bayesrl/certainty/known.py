@@ -10,6 +10,7 @@ from jax import Array
 from bayesrl.certainty.verdicts import Evidence, Side
 from bayesrl.core.draws import Totals
 from bayesrl.core.estimates import Interval
+from bayesrl.core.keys import apart, fold_in
 from bayesrl.errors import EngineError
 from bayesrl.posterior import Posterior
 from bayesrl.programs import Programs, draw_prior
@@ -62,7 +63,7 @@ def with_known(
     assert programs is not None
     scale = 1.0 if beta is None else beta
     num = _number(programs, num_samples if exact is not None else min(num_samples, _MOST_AT_ONCE))
-    own_key, prior_key = jax.random.split(key)
+    own_key, prior_key = apart(key)
     found = evaluated(exact, one)
     if found is None:
         totals = _drawn(one.totals, own_key, num)
@@ -71,10 +72,11 @@ def with_known(
     else:
         objective, reward, kl = (Interval.exactly(value) for value in found)
     begun = started(exact, beta)
+    first = jax.tree.map(lambda x: x[0], one._lanes()[0])
     if begun is not None:
         start = Interval.exactly(begun)
     else:
-        prior = _drawn(lambda k, n: draw_prior(k, programs, n)[1], prior_key, num)
+        prior = _drawn(lambda k, n: draw_prior(k, programs, first, n)[1], prior_key, num)
         start = _mean(_objective(prior, scale))
     known = None if exact is None else _known(exact, beta)
     nothing = np.asarray(np.nan)
@@ -125,7 +127,7 @@ def _number(programs: Programs, num_samples: int) -> int:
 def _drawn(draw: Callable[[PRNGKey, int], Totals], key: PRNGKey, num: int) -> Any:
     """Draw in parts, so that long rollouts fit into memory; totals are [draws, contexts], in double precision."""
     parts = [
-        _flat(draw(jax.random.fold_in(key, i), min(_MOST_AT_ONCE, num - done)))
+        _flat(draw(fold_in(key, i), min(_MOST_AT_ONCE, num - done)))
         for i, done in enumerate(range(0, num, _MOST_AT_ONCE))
     ]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

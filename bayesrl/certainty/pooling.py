@@ -10,23 +10,19 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from bayesrl.certainty.limits import skewed_limits, stratified_interval
-from bayesrl.core.compiling import Compiled
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Interval
-from bayesrl.core.pairing import Pair
+from bayesrl.core.keys import apart
 from bayesrl.core.structure import Structure
 from bayesrl.engines.weighted import context_axes
 from bayesrl.posterior import Posterior
-from bayesrl.programs import Programs, draw_prior
+from bayesrl.programs import Programs, draw_fit, draw_prior, score_draws
 from bayesrl.typing import Params, PRNGKey
 
 FROM_FIT = 0.5
-_ELEMENTS = 2**25
 
 
 class Pool(NamedTuple):
@@ -65,18 +61,20 @@ def draw_pool(key: PRNGKey, programs: Programs, params: Params, num_draws: int) 
         params: unconstrained parameters of the guide, of one fit.
         num_draws: in all.
     """
-    structure = programs.structure
-    axes = _axes(programs)
     half = num_draws // 2
-    batch = max(1, min(half, _ELEMENTS // structure.width))
-    static = (programs.policy, programs.guide, structure, programs.learned, axes)
-    keys = jax.random.split(key, math.ceil(half / batch))
-    transforms = dict(programs.transforms)
-    parts = [jax.tree.map(np.asarray, _both(static, transforms, programs.args, k, params, batch)) for k in keys]
-    fit, prior = (jax.tree.map(lambda *xs: np.concatenate(xs)[:half], *(p[i] for p in parts)) for i in (0, 1))
-    columns = {name: np.concatenate([fit[name], prior[name]]) for name in fit}
-    scores = {n: columns[n].astype(float) for n in ("log_prior", "log_q", "log_likelihood", "reward")}
-    return Pool(**scores, code=columns["code"], num_fit=half)
+    fit_key, prior_key = apart(key)
+    fit = draw_fit(fit_key, programs.pair(), params, half)
+    return _pooled(programs, fit, draw_prior(prior_key, programs, params, half), half)
+
+
+def _pooled(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draws, Totals], half: int) -> Pool:
+    structure, axes = programs.structure, _axes(programs)
+    scores = {
+        name: np.concatenate([ours.reshape(half, -1), theirs.reshape(half, -1)]).astype(float)
+        for (name, ours), theirs in zip(fit[1]._asdict().items(), prior[1], strict=True)
+    }
+    codes = [_codes(drawn[0].sites, axes, structure, half) for drawn in (fit, prior)]
+    return Pool(**scores, code=np.concatenate(codes), num_fit=half)
 
 
 def draw_mixture_pool(key: PRNGKey, posterior: Posterior, num_draws: int) -> Pool:
@@ -89,21 +87,16 @@ def draw_mixture_pool(key: PRNGKey, posterior: Posterior, num_draws: int) -> Poo
     """
     programs = posterior.programs
     assert programs is not None
-    structure, half, axes = programs.structure, num_draws // 2, _axes(programs)
-    fit_key, prior_key = jax.random.split(key)
+    half = num_draws // 2
+    fit_key, prior_key = apart(key)
     drawn, totals = jax.tree.map(lambda x: x[0], posterior._draw(fit_key, half, ()))
-    prior, prior_totals = draw_prior(prior_key, programs, half)
-    log_q = posterior.log_prob(prior.sites)[0].reshape(prior_totals.log_q.shape)
-    both = jax.tree.map(
-        lambda a, b: np.concatenate([a, b]).astype(float).reshape(2 * half, -1),
-        totals,
-        prior_totals._replace(log_q=log_q),
-    )
-    code = np.concatenate([np.asarray(_codes(sites, axes, structure, half)) for sites in (drawn.sites, prior.sites)])
-    return Pool(both.log_prior, both.log_q, both.log_likelihood, both.reward, code, half)
+    first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
+    prior, prior_totals = draw_prior(prior_key, programs, first, half)
+    log_q = np.asarray(posterior.log_prob(prior.sites)[0]).reshape(prior_totals.log_q.shape)
+    return _pooled(programs, (drawn, totals), (prior, prior_totals._replace(log_q=log_q)), half)
 
 
-def score_sites(programs: Programs, params: Params, sites: dict[str, Array], beta: float | None) -> np.ndarray:
+def score_sites(programs: Programs, params: Params, sites: dict[str, Any], beta: float | None) -> np.ndarray:
     """Give w = log π₀ + log p(y|x) + R/β − log q of given draws, [draws, contexts], nats.
 
     Args:
@@ -116,19 +109,9 @@ def score_sites(programs: Programs, params: Params, sites: dict[str, Array], bet
     return w.reshape(len(w), -1)
 
 
-def totals_of(programs: Programs, params: Params, sites: dict[str, Array]) -> Totals:
+def totals_of(programs: Programs, params: Params, sites: dict[str, Any]) -> Totals:
     """Score given draws under one fit and its policy, [draws, *contexts]; arguments as those of `score_sites`."""
-    static = (programs.policy, programs.guide, programs.structure, programs.learned, None)
-    return _scored(static, dict(programs.transforms), programs.args, params, sites)
-
-
-@Compiled
-def _scored(static: Any, transforms: Any, args: Any, params: Params, sites: dict[str, Array]) -> Totals:
-    policy, guide, structure, learned, _ = static
-    pair = Pair(policy, guide, structure, args, transforms, learned)
-    draws = pair.score(params, Draws.held(sites))
-    num = len(next(iter(sites.values())))
-    return draws.totals((num, *structure.context_shape))
+    return score_draws(programs.pair(), params, sites)
 
 
 def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] | None:
@@ -140,40 +123,22 @@ def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] 
     return tuple(context_axes(structure).items())
 
 
-@Compiled
-def _both(
-    static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, num: int
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    policy, guide, structure, learned, axes = static
-    pair = Pair(policy, guide, structure, args, transforms, learned)
-    fit_key, prior_key = jax.random.split(key)
-    ours = pair.draw(fit_key, params, num, share=False)
-    prior = Pair(policy, None, structure, args, {}).draw(prior_key, {}, num, share=False)
-    prior = prior._replace(log_q=pair.log_q(params, prior))
-    return _columns(ours, structure, axes, num), _columns(prior, structure, axes, num)
-
-
-def _columns(draws: Draws, structure: Structure, axes: Any, num: int) -> dict[str, Array]:
-    totals = draws.totals((num, *structure.context_shape))
-    flat = {name: value.reshape(num, -1) for name, value in totals._asdict().items()}
-    return {**flat, "code": _codes(draws.sites, axes, structure, num)}
-
-
-def _codes(sites: dict[str, Array], axes: Any, structure: Structure, num: int) -> Array:
+def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> np.ndarray:
     """Fingerprint what each context drew, [draws, contexts, 2]; two draws of one fingerprint are the same."""
-    if axes is None:
-        return jnp.zeros((num, 0, 2), jnp.uint32)
     contexts = structure.context_shape
-    total = jnp.zeros((num, *contexts, 2), jnp.uint32)
+    if axes is None:
+        return np.zeros((num, 0, 2), np.uint32)
+    total = np.zeros((num, *contexts, 2), np.uint32)
     for index, (name, own) in enumerate(axes):
-        values = sites[name].astype(jnp.int32).astype(jnp.uint32)
+        values = np.asarray(sites[name]).astype(np.int32).astype(np.uint32)
         held = [1 + axis for axis in own if axis is not None]
-        moved = jnp.moveaxis(values, held, range(1, 1 + len(held)))
+        moved = np.moveaxis(values, held, range(1, 1 + len(held)))
         sizes = iter(moved.shape[1 : 1 + len(held)])
         rest = moved.shape[1 + len(held) :]
         aligned = moved.reshape(num, *(1 if axis is None else next(sizes) for axis in own), math.prod(rest))
-        factors = jax.random.bits(jax.random.fold_in(jax.random.key(0), index), (math.prod(rest), 2)) | 1
-        total = total + jnp.einsum("...e,ek->...k", aligned + jnp.uint32(1), factors)
+        rng = np.random.default_rng(index)
+        factors = rng.integers(2**32, size=(math.prod(rest), 2), dtype=np.uint32) | np.uint32(1)
+        total = total + np.matmul(aligned + np.uint32(1), factors)
     return total.reshape(num, -1, 2)
 
 

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from scipy.special import ndtri
 
 from bayesrl.certainty.asking import check_count, check_key, check_posterior, told
@@ -16,13 +14,14 @@ from bayesrl.certainty.comparison import unlike_sites
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.certainty.verdicts import Outcome
 from bayesrl.core.estimates import Estimate
+from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.showing import Block, Line, Listing, Shown
 from bayesrl.core.wording import beta_text, percent, with_error
 from bayesrl.engines.weighted import WeightedDraws, generator
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.programs import Programs
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import Numbers, PRNGKey
 
 LEVEL = 0.01
 """Chance of an alarm over all β and levels where the fit is p*."""
@@ -168,7 +167,7 @@ def coverage(
     fit = over_all_data(posterior if settled else posterior.select(restart="best"))
     assert fit.programs is not None
     lanes = _matched(fit, fit.programs, target)
-    exact_key, fit_key, tie_key = jax.random.split(key, 3)
+    exact_key, fit_key, tie_key = apart(key, 3)
     exact, rng = target.resample(exact_key, num_draws), generator(tie_key)
     lead = 0 if target.beta is None else target.beta.ndim
     flat = {name: value.reshape(-1, *value.shape[lead:]) for name, value in exact.items()}
@@ -176,7 +175,7 @@ def coverage(
     for i, (beta, lane) in enumerate(lanes):
         one = fit if beta is None else fit.select(beta=beta)
         draws = {name: value[lane] for name, value in flat.items()}
-        ranks.append(_ranks(jax.random.fold_in(fit_key, i), rng, one, draws, num_draws))
+        ranks.append(_ranks(fold_in(fit_key, i), rng, one, draws, num_draws))
     asked = np.asarray(levels, float)
     inside = np.stack([[(u <= level).mean(1) for level in asked] for u in ranks])  # [lane, level, draw]
     shape = (*np.shape(fit.beta if fit.beta is not None else 1.0), len(asked))
@@ -231,7 +230,7 @@ def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[
 
 
 def _ranks(
-    key: PRNGKey, rng: np.random.Generator, one: Posterior, exact: dict[str, Array], num_draws: int
+    key: PRNGKey, rng: np.random.Generator, one: Posterior, exact: dict[str, Numbers], num_draws: int
 ) -> np.ndarray:
     """Give u of each exact draw, [draw, contexts]: uniform if they are the fit's own."""
     own: dict[str, Any] = {name: value[0] for name, value in one.sample(key, num_draws).items() if name in exact}

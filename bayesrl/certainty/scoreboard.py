@@ -12,6 +12,7 @@ import numpy as np
 from bayesrl.certainty.known import Exact, evaluated, started
 from bayesrl.certainty.scores import Score, Scoreboard
 from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.keys import apart
 from bayesrl.core.pairing import Pair, declared_params
 from bayesrl.core.structure import Structure
 from bayesrl.engines.enumeration import enumerate_posterior, evaluate_exactly
@@ -20,7 +21,7 @@ from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.programs import Programs, draw_prior
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import Params, PRNGKey
 
 MAX_COUNT = 2**17
 """Assignments, or states × assignments, that are enumerated in seconds."""
@@ -64,7 +65,7 @@ def score(
         >>> round(row.optimum, 3), row.share < 0.01  # log((1 + e + e²) / 3)
         (1.309, True)
     """
-    draw_key, prior_key = jax.random.split(key)
+    draw_key, prior_key = apart(key)
     best = posterior.select(restart="best")
     over_all = over_all_data(best, *new_args)
     programs = _programs(over_all)
@@ -79,12 +80,13 @@ def score(
     if estimates is None:
         drawn = over_all.estimate(draw_key, _num_draws(programs, len(betas)))
         estimates = _by_beta(_given_data(drawn, target, posterior.beta), len(betas))
-    start = _start(prior_key, programs, betas[0], max_count, exact)
+    first = jax.tree.map(lambda x: x[0], over_all._lanes()[0])
+    start = _start(prior_key, programs, first, betas[0], max_count, exact)
     restarts = np.asarray(posterior.objective_by_restart()).argmax(-1).reshape(-1)
     rows = []
     for i, beta in enumerate(betas):
         if i > 0 and (programs.structure.named("observed") or started(exact, beta) is not None):
-            start = _start(prior_key, programs, beta, max_count, exact)
+            start = _start(prior_key, programs, first, beta, max_count, exact)
         optimum = optima[i] if math.isfinite(optima[i]) else None
         evidence = _log_evidence(programs.structure, target, optima[i], i, beta)
         rows.append(Score(beta, int(restarts[i]), estimates[i], start, optimum, evidence))
@@ -197,7 +199,7 @@ def _exact_estimates(
 def _mean_of_draws(values: np.ndarray, lead: int) -> Estimate:
     """Average a metric's draws [*lead, draw, ...]."""
     by_draw = values.reshape(*values.shape[: lead + 1], -1).mean(-1)
-    return Estimate(by_draw.mean(-1), by_draw.std(-1, ddof=1) / math.sqrt(by_draw.shape[-1]))  # type: ignore[arg-type]
+    return Estimate(by_draw.mean(-1), by_draw.std(-1, ddof=1) / math.sqrt(by_draw.shape[-1]))
 
 
 def _flat(values: Any) -> list[float]:
@@ -233,7 +235,7 @@ def _exactly(one: Posterior, max_count: int) -> Estimates | None:
 
 
 def _start(
-    key: PRNGKey, programs: Programs, beta: float | None, max_count: int, exact: Exact | None
+    key: PRNGKey, programs: Programs, params: Params, beta: float | None, max_count: int, exact: Exact | None
 ) -> Estimate | None:
     """Give J(π₀): what the policy earned before the fit."""
     if _trains_policy(programs) or not programs.structure.actions:
@@ -245,7 +247,7 @@ def _start(
     try:
         return _number(evaluate_exactly(prior, {}, beta, max_count).objective.mean())
     except EngineError:
-        _, totals = draw_prior(key, programs, _num_draws(programs, 1))
+        _, totals = draw_prior(key, programs, params, _num_draws(programs, 1))
         scale = 1.0 if beta is None else beta
         per_draw = np.asarray(totals.reward + scale * totals.log_likelihood, float)
         per_draw = per_draw.reshape(len(per_draw), -1).mean(1)

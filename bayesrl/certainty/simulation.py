@@ -14,6 +14,7 @@ from numpyro import handlers
 from bayesrl.certainty.asking import check_count, check_key
 from bayesrl.certainty.ranks import LIKELIHOOD, Calibration
 from bayesrl.core.handlers import IntoScans
+from bayesrl.core.keys import apart, split
 from bayesrl.core.pairing import Pair, freeze
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.recording import Recording, record, site_log_prob
@@ -92,8 +93,8 @@ def calibrate(
     structure = inspect(jax.random.key(0), model, *args)
     _refuse(structure)
     frozen, _ = freeze(jax.random.key(0), model, *args)
-    simulate_key, infer_key, run_key, tie_key = jax.random.split(key, 4)
-    keys = jax.random.split(simulate_key, num_replications)
+    simulate_key, infer_key, run_key, tie_key = apart(key, 4)
+    keys = split(simulate_key, num_replications)
     truth, data = jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys)
     program = partial(_given, frozen)
     example = (jax.tree.map(lambda x: x[0], data), *args)
@@ -108,7 +109,7 @@ def calibrate(
         return (values[1:] < values[0]).sum(0), (values[1:] == values[0]).sum(0), jnp.isnan(values[1:]).any(0)
 
     run = jax.jit(lambda told: jax.lax.map(one, told, batch_size=min(_AT_ONCE, num_replications)))
-    below, equal, bad = (np.asarray(x) for x in run((jax.random.split(run_key, num_replications), truth, data)))
+    below, equal, bad = (np.asarray(x) for x in run((split(run_key, num_replications), truth, data)))
     names = _names(structure)
     if bad.any():
         worst = int(bad.any(0).argmax())
@@ -272,7 +273,7 @@ def by_fit(
             return Pair(pair.policy, pair.guide, pair.structure, arrays, pair.transforms, pair.learned)
 
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
-            fit_key, draw_key = jax.random.split(key)
+            fit_key, draw_key = apart(key)
             arrays, static = eqx.partition(args, eqx.is_array)
             lane = Lane(
                 setup.objective,

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from scipy.special import ndtri
 
@@ -15,6 +14,7 @@ from bayesrl.certainty.bracket import evidence as bracketed
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.verdicts import Check, Evidence, Frontier, Outcome, Side
 from bayesrl.core.estimates import Interval
+from bayesrl.core.keys import apart, fold_in
 from bayesrl.errors import PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.typing import PRNGKey
@@ -103,7 +103,7 @@ def frontier(
     if gold is not None and gold not in metrics:
         known = ", ".join(map(repr, metrics)) or "none"
         raise PolicyError(f"gold={gold!r} is not a deterministic site of the policy; it has {known}")
-    own_key, gold_key = jax.random.split(key)
+    own_key, gold_key = apart(key)
     if evidence is None:
         evidence = bracketed(
             own_key,
@@ -169,7 +169,7 @@ def _metric(key: PRNGKey, posterior: Posterior, name: str, betas: np.ndarray, nu
     num = max(256, min(num_samples, _CELLS // max(whole.programs.structure.num_contexts, 1)))
     found = []
     for i, beta in enumerate(betas):
-        estimate = whole.select(beta=float(beta)).estimate(jax.random.fold_in(key, i), num).metrics[name]
+        estimate = whole.select(beta=float(beta)).estimate(fold_in(key, i), num).metrics[name]
         found.append([float(np.mean(part)) for part in estimate])
     mean, se = np.asarray(found).T
     unknown = np.full_like(mean, np.inf)

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro import handlers
 
 from bayesrl.core.compiling import compiled
-from bayesrl.core.draws import Draws
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.keys import cheap
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording, record, site_log_prob
 from bayesrl.core.structure import Support, finite_support
@@ -14,40 +16,52 @@ from bayesrl.errors import GuideError
 from bayesrl.typing import Params, PRNGKey
 
 
-def check_guide(key: PRNGKey, pair: Pair, params: Params, num_draws: int = 64) -> Draws:
-    """Run guide and policy together and refuse a guide that does not fit.
+def check_sites(pair: Pair, params: Params) -> None:
+    """Refuse a guide that has other sites than its policy, without drawing.
+
+    Raises:
+        GuideError: the guide misses an action site, adds a site, draws another shape, or may leave the prior's support.
+    """
+    if pair.guide is not None:
+        _check_names(pair, pair.guide_facts(params))
+
+
+def check_draws(key: PRNGKey, pair: Pair, params: Params, draws: Draws, totals: Totals) -> None:
+    """Refuse a guide whose draws leave the prior's support, or whose nature is another than the policy's.
+
+    A guide that says of itself that it is `within_prior` is looked at only where a draw has prior probability 0.
 
     Args:
         key: consumed whole.
         pair: policy and guide.
         params: unconstrained parameters of the guide.
-        num_draws: how often the pair is run.
-
-    Returns:
-        The draws that were looked at, [num_draws, ...].
+        draws: of the guide, [num_draws, ...].
+        totals: their scores.
 
     Raises:
-        GuideError: the guide misses an action site, adds a site, draws another shape, leaves the
-            prior's support, or draws nature from another distribution than the policy does.
+        GuideError: naming the site.
     """
-    if pair.guide is not None:
-        _check_names(pair, pair.guide_facts(params))
-    draws_key, look_key = jax.random.split(key)
-    draws, outside, other_nature = compiled(lambda: _look(draws_key, look_key, pair, params, num_draws))()
-    for name, values in outside.items():
-        bad = int(values.sum())
+    possible = bool((np.asarray(totals.log_prior) > -np.inf).all())
+    if pair.guide is None or (getattr(pair.guide, "within_prior", False) and possible):
+        return
+    num_draws = len(totals.log_prior)
+    values = {**draws.sites, **draws.plates}
+    outside, other_nature = compiled(lambda key, params, values: _look(key, pair, params, values), name="check_guide")(
+        cheap(key), params, values
+    )
+    for name, found in outside.items():
+        bad = int(np.asarray(found).sum())
         if bad:
             raise GuideError(
                 f"the guide leaves the prior's support at site {name!r}: {bad} of {num_draws} draws have prior "
                 "probability 0, so the KL would be infinite; draw from a distribution with the same support"
             )
-    for name, values in other_nature.items():
-        if bool(values.any()):
+    for name, found in other_nature.items():
+        if bool(np.asarray(found).any()):
             raise GuideError(
                 f"the guide draws environment site {name!r} from another distribution than the policy; "
                 "nature cannot be tilted: copy the policy's environment(...) line, or leave the site out of the guide"
             )
-    return draws
 
 
 def _check_names(pair: Pair, drawn: Recording) -> None:
@@ -91,14 +105,13 @@ def _check_support(name: str, prior: Support | None, guide: Support | None) -> N
 
 
 def _look(
-    draws_key: PRNGKey, look_key: PRNGKey, pair: Pair, params: Params, num_draws: int
-) -> tuple[Draws, dict[str, Array], dict[str, Array]]:
-    """Draw, and tell by site which draws leave the support or come from another nature."""
-    draws = pair.draw(draws_key, params, num_draws)
+    key: PRNGKey, pair: Pair, params: Params, values: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Tell by site which draws leave the support or come from another nature."""
 
     def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
         policy = handlers.substitute(pair.policy, data={**(pair.constrain(params) if pair.learned else {}), **values})
-        scored = record(handlers.seed(policy, rng_seed=look_key), *pair.args).sites
+        scored = record(handlers.seed(policy, rng_seed=key), *pair.args).sites
         outside = {}
         for name in pair.structure.actions:
             site = scored[name]
@@ -106,7 +119,7 @@ def _look(
             outside[name] = ~inside
         if pair.guide is None or not pair.structure.named("environment"):
             return outside, {}
-        drawn = pair.run_guide(look_key, None, params, values, ()).sites
+        drawn = pair.run_guide(key, None, params, values, ()).sites
         other = {}
         for name in pair.structure.named("environment"):
             if name in drawn:
@@ -115,5 +128,5 @@ def _look(
                 other[name] = ~jnp.asarray(same)
         return outside, other
 
-    outside, other = jax.vmap(one, axis_size=num_draws)({**draws.sites, **draws.plates})
-    return draws, outside, other
+    outside, other = jax.vmap(one)(values)
+    return outside, other

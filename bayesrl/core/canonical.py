@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.extend.core import Jaxpr, Literal
@@ -30,12 +31,12 @@ class Canonical(NamedTuple):
     """A program's form, and the numbers that fill it.
 
     Attributes:
-        form: equal for programs that compute the same of their arguments and numbers.
-        numbers: in the order in which `evaluate` takes them; floats and integers.
+        form: equal for programs that compute the same of their arguments and fillings.
+        fillings: numbers, and arrays that programs inside close over, in the order in which `evaluate` takes them.
     """
 
     form: tuple[Any, ...]
-    numbers: tuple[np.generic, ...]
+    fillings: tuple[Any, ...]
 
 
 def canonical(jaxpr: Jaxpr) -> Canonical:
@@ -46,21 +47,22 @@ def canonical(jaxpr: Jaxpr) -> Canonical:
     """
     form = _Form()
     encoded = form.program(_opened(jaxpr), lift=True)
-    return Canonical(encoded, tuple(form.numbers))
+    return Canonical(encoded, tuple(form.fillings))
 
 
 class _Form:
     """Turns programs into tuples that compare equal where programs do the same."""
 
     def __init__(self) -> None:
-        self.numbers: list[np.generic] = []
-        self._known: dict[tuple[int, bool], tuple[Any, list[np.generic], Any]] = {}
+        self.fillings: list[Any] = []
+        self._known: dict[tuple[int, bool], tuple[Any, list[Any], Any]] = {}
 
     def program(self, jaxpr: Jaxpr, *, lift: bool) -> tuple[Any, ...]:
         if (known := self._known.get((id(jaxpr), lift))) is not None:
-            self.numbers += known[1]
-            return known[0]
-        before = len(self.numbers)
+            self.fillings += known[1]
+            encoded: tuple[Any, ...] = known[0]
+            return encoded
+        before = len(self.fillings)
         place: dict[Any, int] = {}
         for var in (*jaxpr.constvars, *jaxpr.invars):
             place[var] = len(place)
@@ -79,23 +81,27 @@ class _Form:
             steps.append((eqn.primitive, inputs, params, len(eqn.outvars)))
         outputs = tuple(self._atom(atom, place, lift=lift) for atom in jaxpr.outvars)
         encoded = (len(jaxpr.constvars), header, tuple(steps), outputs)
-        self._known[id(jaxpr), lift] = (encoded, self.numbers[before:], jaxpr)
+        self._known[id(jaxpr), lift] = (encoded, self.fillings[before:], jaxpr)
         return encoded
 
     def _atom(self, atom: Any, place: dict[Any, int], *, lift: bool) -> Any:
         if not isinstance(atom, Literal):
             return place[atom]
-        weak = getattr(atom.aval, "weak_type", False)
+        aval: Any = atom.aval
+        weak = getattr(aval, "weak_type", False)
         if lift and is_number(atom):
-            self.numbers.append(_value(atom))
-            return ("number", atom.aval.dtype, weak)
-        return (*_array(atom.val, atom.aval.dtype), weak)
+            self.fillings.append(_value(atom))
+            return ("number", aval.dtype, weak)
+        return (*_array(atom.val, aval.dtype), weak)
 
     def _param(self, value: Any, *, lift: bool) -> Any:
         if isinstance(value, Jaxpr) or hasattr(value, "jaxpr"):
-            inner = _opened(value)
-            held = tuple(_array(const, np.result_type(const)) for const in getattr(value, "consts", ()))
-            return (*self.program(inner, lift=lift and not held), held)
+            consts = _consts(value)
+            if lift:
+                self.fillings += [_plain(const) for const in consts]
+                return self.program(_opened(value), lift=True)
+            held = tuple(_array(const, np.result_type(const)) for const in consts)
+            return (*self.program(_opened(value), lift=False), held)
         if isinstance(value, tuple | list):
             return tuple(self._param(item, lift=lift) for item in value)
         if isinstance(value, dict):
@@ -129,7 +135,7 @@ def _opened(jaxpr: Any) -> Jaxpr:
 
 
 def _array(value: Any, dtype: Any) -> tuple[Any, ...]:
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
         return (_Same(value),)
     array = np.asarray(value, dtype)
     return ("array", array.dtype, array.shape, array.tobytes())
@@ -137,26 +143,31 @@ def _array(value: Any, dtype: Any) -> tuple[Any, ...]:
 
 def is_number(atom: Any) -> bool:
     """Whether an input of an operation is a number that is taken out of the program."""
-    if not isinstance(atom, Literal) or atom.aval.shape != ():
+    aval: Any = atom.aval
+    if not isinstance(atom, Literal) or aval.shape != ():
         return False
-    dtype = atom.aval.dtype
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) or np.dtype(dtype).kind not in "fi":
+    dtype = aval.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.extended) or np.dtype(dtype).kind not in "fi":
         return False
     value = float(atom.val)
     return value not in _PLAIN and value == value  # noqa: PLR0124  (nan stays)
 
 
-def _value(atom: Any) -> np.generic:
+def _value(atom: Any) -> Any:
     return np.asarray(atom.val, atom.aval.dtype)[()]
 
 
-def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], numbers: Iterator[Any], *args: Any) -> list[Any]:
+def _plain(const: Any) -> Any:
+    return const if isinstance(const, Array) else np.asarray(const)
+
+
+def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args: Any) -> list[Any]:
     """Run a program with other numbers in the place of its own.
 
     Args:
         jaxpr: the program.
         consts: arrays that it closes over.
-        numbers: an iterator over what stands for its numbers, in the order of `canonical`; as many as needed are taken.
+        fillings: an iterator over what fills it, in the order of `canonical`; as many as needed are taken.
         *args: its arguments.
     """
     values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
@@ -164,13 +175,13 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], numbers: Iterator[Any], *args:
     def read(atom: Any) -> Any:
         if not isinstance(atom, Literal):
             return values[atom]
-        return next(numbers) if is_number(atom) else atom.val
+        return next(fillings) if is_number(atom) else atom.val
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         inside = _count(eqn) if eqn.primitive.name in _OPENED else 0
         if inside:
-            own = [next(numbers) for _ in range(inside)]
+            own = [next(fillings) for _ in range(inside)]
             outputs = _REBUILT[eqn.primitive.name](eqn, own, inputs)
         else:
             with eqn.ctx.manager:
@@ -192,8 +203,12 @@ def _inner(eqn: Any) -> list[Any]:
 
 
 def _count(eqn: Any) -> int:
-    """Count the numbers inside of an operation."""
-    return sum(_count_in(_opened(inner)) for inner in _inner(eqn) if not getattr(inner, "consts", ()))
+    """Count what fills the programs inside of an operation."""
+    return sum(_count_of(inner) for inner in _inner(eqn))
+
+
+def _count_of(jaxpr: Any) -> int:
+    return len(_consts(jaxpr)) + _count_in(_opened(jaxpr))
 
 
 def _count_in(jaxpr: Jaxpr) -> int:
@@ -206,16 +221,17 @@ def _consts(jaxpr: Any) -> Sequence[Any]:
     return consts
 
 
-def _run(jaxpr: Any, numbers: list[Any]) -> Callable[..., list[Any]]:
-    return lambda *args: evaluate(_opened(jaxpr), _consts(jaxpr), iter(numbers), *args)
+def _run(jaxpr: Any, fillings: list[Any]) -> Callable[..., list[Any]]:
+    held = len(_consts(jaxpr))
+    return lambda *args: evaluate(_opened(jaxpr), fillings[:held], iter(fillings[held:]), *args)
 
 
-def _inlined(eqn: Any, numbers: list[Any], inputs: list[Any]) -> list[Any]:
+def _inlined(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
     (inner,) = _inner(eqn)
-    return _run(inner, numbers)(*inputs)
+    return _run(inner, fillings)(*inputs)
 
 
-def _scan(eqn: Any, numbers: list[Any], inputs: list[Any]) -> list[Any]:
+def _scan(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
     (inner,) = _inner(eqn)
     num_consts, num_carry = scan_layout(eqn, _opened(inner))
     consts, init, xs = (
@@ -223,7 +239,7 @@ def _scan(eqn: Any, numbers: list[Any], inputs: list[Any]) -> list[Any]:
         inputs[num_consts : num_consts + num_carry],
         inputs[num_consts + num_carry :],
     )
-    step = _run(inner, numbers)
+    step = _run(inner, fillings)
 
     def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
         outputs = step(*consts, *carry, *x)
@@ -234,21 +250,20 @@ def _scan(eqn: Any, numbers: list[Any], inputs: list[Any]) -> list[Any]:
     return [*carry, *ys]
 
 
-def _while(eqn: Any, numbers: list[Any], inputs: list[Any]) -> list[Any]:
+def _while(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
     params = eqn.params
     body_jaxpr, cond_jaxpr = params["body_jaxpr"], params["cond_jaxpr"]
-    of_body = 0 if _consts(body_jaxpr) else _count_in(_opened(body_jaxpr))
-    body, cond = _run(body_jaxpr, numbers[:of_body]), _run(cond_jaxpr, numbers[of_body:])
+    of_body = _count_of(body_jaxpr)
+    body, cond = _run(body_jaxpr, fillings[:of_body]), _run(cond_jaxpr, fillings[of_body:])
     first, second = params["cond_nconsts"], params["body_nconsts"]
     of_cond, of_body_consts, init = inputs[:first], inputs[first : first + second], inputs[first + second :]
     return lax.while_loop(lambda x: cond(*of_cond, *x)[0], lambda x: body(*of_body_consts, *x), init)
 
 
-def _cond(eqn: Any, numbers: list[Any], inputs: list[Any]) -> list[Any]:
-    branches, taken = [], iter(numbers)
+def _cond(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
+    branches, taken = [], iter(fillings)
     for branch in eqn.params["branches"]:
-        own = [] if _consts(branch) else [next(taken) for _ in range(_count_in(_opened(branch)))]
-        branches.append(_run(branch, own))
+        branches.append(_run(branch, [next(taken) for _ in range(_count_of(branch))]))
     index, *operands = inputs
     chosen: list[Any] = lax.switch(index, branches, *operands)
     return chosen

@@ -3,11 +3,14 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr
 
@@ -55,23 +58,22 @@ class Compiled:
 
     def __call__(self, static: Any, *args: Any) -> Any:
         """Call the function."""
-        leaves, rebuild = _parted(args)
+        leaves = _leaves(args)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return self.fn(static, *args)
-        return _traced(self, static, leaves, rebuild).run(leaves)
+        return _traced(self, static, args).run(leaves)
 
     def traced(self, static: Any, *args: Any) -> "Traced":
         """Trace the function, and give its program with what fills it."""
-        return _traced(self, static, *_parted(args))
+        return _traced(self, static, args)
 
     def prepare(self, static: Any, *args: Any) -> Callable[..., Any]:
         """Trace the function once for many calls with arguments of these shapes; what is no array stays as it is.
 
         What the function reads besides its arguments is read now, and not again.
         """
-        leaves, rebuild = _parted(args)
-        traced = _traced(self, static, leaves, rebuild)
-        return lambda *args: traced.run(_parted(args)[0])
+        traced = _traced(self, static, args)
+        return lambda *args: traced.run(_leaves(args))
 
 
 def compiled(fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> Callable[..., Any]:
@@ -86,13 +88,29 @@ def once_prepared(fn: Callable[..., Any], *, name: str | None = None, often: boo
     traced: dict[Any, Traced] = {}
 
     def call(*args: Any) -> Any:
-        leaves, rebuild = _parted(args)
+        leaves = _leaves(args)
         key = (jax.tree.structure(args), tuple(jax.typeof(leaf) for leaf in leaves))
         if key not in traced:
-            traced[key] = _traced(made, None, leaves, rebuild)
+            traced[key] = _traced(made, None, args)
         return traced[key].run(leaves)
 
     return call
+
+
+def near(tree: Any) -> Any:
+    """Give JAX's arrays of a pytree as NumPy's where the device is the host, without a copy; as they are elsewhere.
+
+    What is done to them one by one, such as taking a slice, then compiles nothing.
+    """
+    if jax.default_backend() != "cpu":
+        return tree
+    return jax.tree.map(lambda x: np.asarray(x) if _is_plain(x) else x, tree)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, jax.Array) and not (
+        isinstance(value, jax.core.Tracer) or jnp.issubdtype(value.dtype, jax.dtypes.extended)
+    )
 
 
 def clear_programs() -> None:
@@ -112,20 +130,20 @@ class _Program:
     def __init__(self, closed: Jaxpr, name: str, *, fewer: bool) -> None:
         jaxpr = closed.jaxpr
 
-        def run(consts: list[Any], numbers: list[Any], leaves: list[Any]) -> list[Any]:
-            return evaluate(jaxpr, consts, iter(numbers), *leaves)
+        def run(consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
+            return evaluate(jaxpr, consts, iter(fillings), *leaves)
 
         run.__name__ = run.__qualname__ = name
         self.name, self.compiled = name, False
         self._run = jax.jit(run, compiler_options={_LEVEL: 1} if fewer else None)
 
-    def __call__(self, consts: list[Any], numbers: list[Any], leaves: list[Any]) -> list[Any]:
+    def __call__(self, consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
         if not self.compiled:
             # Compiled by itself, so that what is told of the time is not that of running it too.
             with activity(f"compiling {self.name}"):
-                self._run.lower(consts, numbers, leaves).compile()
+                self._run.lower(consts, fillings, leaves).compile()
             self.compiled = True
-        outputs: list[Any] = self._run(consts, numbers, leaves)
+        outputs: list[Any] = self._run(consts, fillings, leaves)
         return outputs
 
     def text(self, *args: Any) -> str:
@@ -137,7 +155,7 @@ class Traced:
     """One function as it was traced: a program, and the arrays and numbers that fill it."""
 
     def __init__(self, closed: Jaxpr, tree: Any, name: str, *, fewer: bool, functions: list[Any]) -> None:
-        form, numbers = canonical(closed)
+        form, fillings = canonical(closed)
         key = (form, fewer)
         with _lock:
             program = _programs.get(key)
@@ -147,20 +165,20 @@ class Traced:
                     _programs.popitem(last=False)
             _programs.move_to_end(key)
         self.program, self.tree, self.functions = program, tree, functions
-        self.consts, self.numbers = jax.device_put(([_as_array(c) for c in closed.consts], list(numbers)))
+        self.consts, self.fillings = jax.device_put(([_as_array(c) for c in closed.consts], list(fillings)))
         self.calls_host = _calls_host(closed.jaxpr)
 
     def text(self, leaves: list[Any]) -> str:
         """Give the program as XLA reads it."""
-        return self.program.text(self.consts, self.numbers, leaves)
+        return self.program.text(self.consts, self.fillings, leaves)
 
     def run(self, leaves: list[Any]) -> Any:
         """Run the program on these arrays."""
         if not self.calls_host:
-            return jax.tree.unflatten(self.tree, self.program(self.consts, self.numbers, leaves))
+            return jax.tree.unflatten(self.tree, self.program(self.consts, self.fillings, leaves))
         with host_errors():
             # What runs on the host may fail, and its error shall come from here, not from whoever looks at the result.
-            outputs = jax.block_until_ready(self.program(self.consts, self.numbers, leaves))
+            outputs = jax.block_until_ready(self.program(self.consts, self.fillings, leaves))
         return jax.tree.unflatten(self.tree, outputs)
 
 
@@ -168,11 +186,15 @@ _programs: OrderedDict[Any, _Program] = OrderedDict()
 _lock = threading.RLock()
 
 
-def _parted(args: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """Give the arrays among the arguments, and how to put others in their place."""
+def _parted(args: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]]:
+    """Give the arrays among the arguments, what is left, and how to put others in their place."""
     arrays, rest = eqx.partition(args, _is_traced)
     leaves, tree = jax.tree.flatten(arrays)
-    return leaves, lambda leaves: eqx.combine(jax.tree.unflatten(tree, leaves), rest)
+    return leaves, rest, lambda leaves: eqx.combine(jax.tree.unflatten(tree, leaves), rest)
+
+
+def _leaves(args: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(args) if _is_traced(leaf)]
 
 
 def _is_traced(value: Any) -> bool:
@@ -183,7 +205,43 @@ def _as_array(value: Any) -> Any:
     return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
-def _traced(made: Compiled, static: Any, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Traced:
+_reading: ContextVar[dict[Any, Traced] | None] = ContextVar("reading", default=None)
+
+
+@contextmanager
+def one_reading() -> Iterator[None]:
+    """Take what functions read besides their arguments as unchanging inside of the context.
+
+    They are then traced once for each static value and each shape of arguments. The context spans one call of the
+    library, such as that for an evidence, whose answer is of one state of what the user's program reads.
+    """
+    if _reading.get() is not None:
+        yield
+        return
+    token = _reading.set({})
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+def _traced(made: Compiled, static: Any, args: Any) -> Traced:
+    leaves, rest, rebuild = _parted(args)
+    read = _reading.get()
+    if read is None:
+        return _trace(made, static, leaves, rebuild)
+    held, tree = jax.tree.flatten(rest)
+    key = (made, static, tree, tuple(held), tuple(jax.typeof(leaf) for leaf in leaves))
+    try:
+        hash(key)
+    except TypeError:
+        return _trace(made, static, leaves, rebuild)
+    if key not in read:
+        read[key] = _trace(made, static, leaves, rebuild)
+    return read[key]
+
+
+def _trace(made: Compiled, static: Any, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Traced:
     def flat(*leaves: Any) -> Any:
         return made.fn(static, *rebuild(list(leaves)))
 

@@ -29,20 +29,20 @@ class Draws(NamedTuple):
         log_behaviour: as `scores`, under what really drew the actions; `scores` itself where the guide did.
     """
 
-    sites: dict[str, Array]
-    plates: dict[str, Array]
+    sites: dict[str, Any]
+    plates: dict[str, Any]
     log_prior: dict[str, Array]
     log_q: dict[str, Array]
     log_nature: dict[str, Array]
     log_likelihood: dict[str, Array]
-    rewards: dict[str, Array]
-    metrics: dict[str, Array]
+    rewards: dict[str, Any]
+    metrics: dict[str, Any]
     scores: dict[str, Array]
     remarks: dict[str, Array]
     log_behaviour: dict[str, Array]
 
     @classmethod
-    def held(cls, sites: Mapping[str, Array]) -> "Draws":
+    def held(cls, sites: Mapping[str, Any]) -> "Draws":
         """Hold values of sites that nothing has scored yet."""
         return cls(dict(sites), {}, {}, {}, {}, {}, {}, {}, {}, {}, {})
 
@@ -52,14 +52,14 @@ class Draws(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Scores summed over sites and time, [*draws, *contexts]."""
+    """Scores summed over sites and time, [*draws, *contexts]: JAX's arrays, or NumPy's on the host."""
 
-    log_prior: Array
-    log_q: Array
-    log_likelihood: Array
-    reward: Array
+    log_prior: Any
+    log_q: Any
+    log_likelihood: Any
+    reward: Any
 
-    def log_weight(self, beta: Any) -> Array:
+    def log_weight(self, beta: Any) -> Any:
         """W = R/β + log p(y|x) + log π₀ − log q, nats: constant and equal to log Z at the optimum."""
         return self.reward / beta + self.log_likelihood + self.log_prior - self.log_q
 

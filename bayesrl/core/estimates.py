@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:  # what a run folder keeps is shown without JAX
-    from jax import Array
+    from bayesrl.typing import Numbers
 
 
 class Estimate(NamedTuple):
     """A mean and its standard error, both [*beta, ...]; the error is 0 where the mean is exact."""
 
-    mean: "Array"
-    se: "Array"
+    mean: "Numbers"
+    se: "Numbers"
 
 
 class Estimates(NamedTuple):

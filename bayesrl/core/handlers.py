@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
+from bayesrl.core.keys import fold_in
 from bayesrl.core.primitives import MARK
 from bayesrl.errors import PolicyError
 from bayesrl.typing import PRNGKey, Program
@@ -81,7 +82,7 @@ class SharedKeys(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         """Set the message's key, so that the seed handler leaves it alone."""
         if msg["type"] in ("sample", "plate") and msg["name"] in self.names and msg["value"] is None:
-            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.key, self.names[msg["name"]])
+            msg["kwargs"]["rng_key"] = fold_in(self.key, self.names[msg["name"]])
 
 
 class whole(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bayesrl.core.compiling import compiled
+from bayesrl.core.keys import apart
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Frame
 from bayesrl.errors import GuideError, PolicyError
@@ -47,7 +48,7 @@ def check_contexts(key: PRNGKey, pair: Pair, params: Params) -> None:
 def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Params) -> dict[str, dict[str, Array]]:
     """Tell by score and site whether an element's score changes with the other elements."""
     contexts = len(pair.structure.contexts)
-    batch_key, draws_key, mask_key = jax.random.split(key, 3)
+    batch_key, draws_key, mask_key = apart(key, 3)
     batch = {name: indices[0] for name, indices in pair.draw(batch_key, params, 1).plates.items()}
     draws = pair.draw(draws_key, params, 2 * NUM_SWAPS, share=False, values=batch)
     chosen = jax.random.bernoulli(mask_key, shape=(NUM_SWAPS, plate.size))
@@ -67,9 +68,9 @@ def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Para
         found[part] = {}
         for name, values in getattr(both, part).items():
             lead = _along(chosen, 1 + axis, 2 + contexts)
-            apart = jnp.where(lead, getattr(ours, part)[name], getattr(theirs, part)[name])
-            rounding = 1e-3 * jnp.max(jnp.abs(apart), where=jnp.isfinite(apart), initial=1e-3)
-            found[part][name] = ~jnp.allclose(values, apart, rtol=0.0, atol=rounding, equal_nan=True)
+            expected = jnp.where(lead, getattr(ours, part)[name], getattr(theirs, part)[name])
+            rounding = 1e-3 * jnp.max(jnp.abs(expected), where=jnp.isfinite(expected), initial=1e-3)
+            found[part][name] = ~jnp.allclose(values, expected, rtol=0.0, atol=rounding, equal_nan=True)
     return found
 
 

@@ -6,18 +6,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
+from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues
+from bayesrl.core.keys import fold_in, of_words, split
 from bayesrl.core.recording import Recording, abstractly, both_scores, per_context, record, site_log_prob
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure
-from bayesrl.typing import Params, PRNGKey, Program
+from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
 _MOST_HELD = 2**27
 """Draws that together take more numbers than these are made in batches."""
+
+_SHARED = 2**31
+_OF_POLICY = 2**16
+"""Numbers that a key is folded with for what all draws share, and for what the policy draws beside its guide."""
+
+
+def _key_of_none() -> PRNGKey:
+    return of_words(np.zeros(2, np.uint32))
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,8 @@ class Pair:
         *,
         share: bool = True,
         stopped: tuple[str, ...] = (),
-        values: Mapping[str, Array] | None = None,
+        values: Mapping[str, Numbers] | None = None,
+        first: Any = None,
     ) -> Draws:
         """Draw from the guide and score under both programs, [num_draws, ...].
 
@@ -66,15 +79,15 @@ class Pair:
             share: whether all draws share their mini-batch and what nature drew before the first action.
             stopped: action sites whose values carry no gradient.
             values: sites to hold fixed, the same in all draws.
+            first: the number of the first draw, traced: draws of a key may be made in parts; 0 where it is None.
         """
-        shared_key, draws_key = jax.random.split(key)
-        keys = jax.random.split(draws_key, num_draws)
+        shared_key = fold_in(key, _SHARED) if share and self.structure.drawn_before_action else None
         fixed = dict(values or {})
 
         def one(key: PRNGKey) -> Draws:
-            return self._run(key, shared_key if share else None, params, fixed, stopped)
+            return self._run(key, shared_key, params, fixed, stopped)
 
-        return self._many(one, keys)
+        return self._many(one, split(key, num_draws, first))
 
     def _many(self, one: Callable[[Any], Any], xs: Any) -> Any:
         """Map over draws: all at once, or in batches of bounded memory where each takes many numbers."""
@@ -88,7 +101,7 @@ class Pair:
         held = {**draws.sites, **draws.plates}
 
         def one(values: dict[str, Array]) -> Draws:
-            return self._run(jax.random.key(0), None, params, values, ())  # every site is held: the key draws nothing
+            return self._run(None, None, params, values, ())  # every site is held
 
         return self._many(one, held)
 
@@ -96,7 +109,7 @@ class Pair:
         """Score the action sites of draws afresh under the guide with these parameters; all else stays."""
 
         def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-            drawn = self.run_guide(jax.random.key(0), None, params, values, ())
+            drawn = self.run_guide(None, None, params, values, ())
             return *self._both_scores(drawn), self._remarks(drawn)
 
         log_q, scores, remarks = self._many(one, {**draws.sites, **draws.plates})
@@ -106,19 +119,22 @@ class Pair:
         """Score the action sites of draws under the guide with these parameters, [draw, *contexts, T]."""
 
         def one(values: dict[str, Array]) -> dict[str, Array]:
-            return self._scores(self.run_guide(jax.random.key(0), None, params, values, ()), "action")
+            return self._scores(self.run_guide(None, None, params, values, ()), "action")
 
         return self._many(one, {**draws.sites, **draws.plates})
 
     def run_guide(
         self,
-        key: PRNGKey,
+        key: PRNGKey | None,
         shared_key: PRNGKey | None,
         params: Params,
-        values: Mapping[str, Array],
+        values: Mapping[str, Numbers],
         stopped: tuple[str, ...],
     ) -> Recording:
-        """Run the guide alone, once; arguments as those of `draw`, the key of what is shared given apart."""
+        """Run the guide alone, once; arguments as those of `draw`, the key of what is shared given apart.
+
+        Without a key every site is held, and one that is not draws by a key that is always the same.
+        """
         program = self.policy if self.guide is None else self.guide
         if self.guide is not None or self.learned:
             program = handlers.substitute(program, data=self.constrain(params))
@@ -128,22 +144,21 @@ class Pair:
             program = handlers.substitute(program, data=dict(values))
         if shared_key is not None:
             program = SharedKeys(program, shared_key, self.structure.drawn_before_action)
-        return record(handlers.seed(program, rng_seed=key), *self.args)
+        return record(FoldedKeys(program, _key_of_none() if key is None else key), *self.args)
 
     def guide_facts(self, params: Params) -> Recording:
         """Record the guide without computing; see `abstractly`."""
-        return abstractly(lambda: self.run_guide(jax.random.key(0), None, params, {}, ()))
+        return abstractly(lambda: self.run_guide(None, None, params, {}, ()))
 
     def _run(
         self,
-        key: PRNGKey,
+        key: PRNGKey | None,
         shared_key: PRNGKey | None,
         params: Params,
-        values: Mapping[str, Array],
+        values: Mapping[str, Numbers],
         stopped: tuple[str, ...],
     ) -> Draws:
-        guide_key, policy_key = jax.random.split(key)
-        drawn = self.run_guide(guide_key, shared_key, params, values, stopped)
+        drawn = self.run_guide(key, shared_key, params, values, stopped)
         latent = {name: drawn.sites[name].value for name in self._latent if name in drawn.sites}
         plates = {name: drawn.plates[name] for name in self.structure.subsampled if name in drawn.plates}
         if self.guide is None:
@@ -153,7 +168,8 @@ class Pair:
             policy: Callable[..., Any] = handlers.substitute(self.policy, data={**own, **values, **latent, **plates})
             if shared_key is not None:
                 policy = SharedKeys(policy, shared_key, self.structure.drawn_before_action)
-            scored = record(handlers.seed(policy, rng_seed=policy_key), *self.args)
+            own_key = _key_of_none() if key is None else key
+            scored = record(FoldedKeys(policy, own_key, first=_OF_POLICY), *self.args)
         return self._draws(drawn, scored)
 
     @property
@@ -203,16 +219,14 @@ class Pair:
 def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params, dict[str, Any]]:
     """Give the parameters that a program declares, unconstrained, and their transforms."""
     values, declared = _declared(key, program, args)
-    params, transforms = {}, {}
-    for name, value in values.items():
-        typed = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), value)
-        constraint = declared[name]
-        if constraint is constraints.real:
-            params[name] = typed
-        else:
-            transforms[name] = biject_to(constraint)
-            params[name] = transforms[name].inv(typed)
-    return params, transforms
+    transforms = {name: biject_to(found) for name, found in declared.items() if found is not constraints.real}
+    typed = jax.tree.map(lambda x: x if isinstance(x, Array) else np.asarray(x, jnp.result_type(x)), values)
+    inside = {name: typed.pop(name) for name in transforms}
+    if inside:
+        typed |= compiled(lambda held: {name: transforms[name].inv(value) for name, value in held.items()}, name="map")(
+            jax.tree.map(jnp.asarray, inside)
+        )
+    return {name: typed[name] for name in values}, transforms
 
 
 def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
@@ -237,8 +251,11 @@ def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Pa
     def declared(recording: Recording) -> dict[str, Any]:
         return {name: msg["kwargs"].get("constraint", constraints.real) for name, msg in recording.params.items()}
 
-    shown = declared(abstractly(run))
-    if all(constraint is constraints.real for constraint in shown.values()):
-        return (jax.jit(lambda: values(run()))() if shown else {}), shown
-    recording = run()  # a constraint may hold numbers of the run itself
-    return values(recording), declared(recording)
+    recording = abstractly(run)
+    shown, held = declared(recording), values(recording)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((held, shown))):
+        return held, shown
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(shown)):
+        recording = run()  # a constraint may hold numbers of the run itself
+        return values(recording), declared(recording)
+    return compiled(lambda: values(run()), name="declare")(), shown

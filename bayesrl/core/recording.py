@@ -11,6 +11,7 @@ from jax import Array
 from numpyro.primitives import Messenger
 
 from bayesrl.core.handlers import Sites
+from bayesrl.core.keys import split
 from bayesrl.core.primitives import Kind, is_hidden, kind_of
 from bayesrl.core.sampling import FoldedKeys, QuickDraws
 from bayesrl.errors import PolicyError
@@ -129,7 +130,7 @@ def _seed_steps(msg: dict[str, Any], length: int) -> None:
         with QuickDraws():
             return FoldedKeys(body, own_key)(carry, x)
 
-    msg["args"] = (seeded, init, (xs, jax.random.split(key, length)), *rest)
+    msg["args"] = (seeded, init, (xs, split(key, length)), *rest)
     msg["kwargs"]["rng_key"] = None
 
 

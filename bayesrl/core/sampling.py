@@ -5,10 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from numpyro.distributions import CategoricalLogits, MaskedDistribution
+from numpyro.distributions import CategoricalLogits, Distribution, MaskedDistribution
 from numpyro.primitives import Messenger
 
+from bayesrl.core.keys import fold_in, plain
 from bayesrl.typing import PRNGKey, Program
+
+_COUNTS = ("Poisson", "NegativeBinomial")
 
 
 class FoldedKeys(Messenger):
@@ -17,20 +20,40 @@ class FoldedKeys(Messenger):
     Args:
         fn: a program, called once.
         key: consumed whole.
+        first: the number of the first draw; programs that share a key start far apart.
     """
 
-    def __init__(self, fn: Program, key: PRNGKey) -> None:
+    def __init__(self, fn: Program, key: PRNGKey, first: int = 0) -> None:
         super().__init__(fn)
         self.key = key
-        self.count = 0
+        self.count = first
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Give a key to what would draw and has none."""
         if msg["type"] not in ("sample", "prng_key", "plate", "control_flow"):
             return
         if msg["value"] is None and msg["kwargs"]["rng_key"] is None:
-            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.key, self.count)
+            key = fold_in(self.key, self.count)
+            msg["kwargs"]["rng_key"] = key if _draws_from_any(msg) else plain(key)
             self.count += 1
+
+
+def _draws_from_any(msg: dict[str, Any]) -> bool:
+    """Whether a message draws by samplers that take keys of every generator; `jax.random.poisson` does not.
+
+    Of distributions and of keys that are not the library's own nothing is known: they get those of JAX's default.
+    """
+    if msg["type"] != "sample":
+        return bool(msg["type"] != "prng_key")
+    parts = [msg["fn"]]
+    while parts:
+        fn = parts.pop()
+        kind = type(fn)
+        if kind.__module__.split(".")[0] not in ("numpyro", "bayesrl") or any(x in kind.__name__ for x in _COUNTS):
+            return False
+        held = [x for part in vars(fn).values() for x in (part if isinstance(part, list | tuple) else (part,))]
+        parts += [part for part in held if isinstance(part, Distribution)]
+    return True
 
 
 class QuickDraws(Messenger):

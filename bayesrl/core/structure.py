@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
 
+from bayesrl.core.compiling import compiled
 from bayesrl.core.primitives import Kind
 from bayesrl.core.recording import Frame, Record, Recording, abstractly, record
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
@@ -180,7 +182,7 @@ class Structure:
 
 def as_arrays(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Make NumPy arrays JAX arrays, so that programs may index them with traced values."""
-    result: tuple[Any, ...] = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, args)
+    result: tuple[Any, ...] = jax.tree.map(lambda x: jax.device_put(x) if isinstance(x, np.ndarray) else x, args)
     return result
 
 
@@ -192,20 +194,27 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
     """
     args = as_arrays(args)
     program = handlers.seed(policy, rng_seed=key)
-    structure = structure_of(abstractly(lambda: record(program, *args)))
-    if any(site.discrete and site.support is None and not site.event_dim for site in structure.sites):
-        # The support of a number may depend on numbers that are only there when the program is really run.
-        return structure_of(record(program, *args))
-    return structure
+    recording = abstractly(lambda: record(program, *args))
+    unknown = [name for name, site in recording.sites.items() if _ends_are_computed(site)]
+    if not unknown:
+        return structure_of(recording)
+
+    # The ends of a support may be numbers that are only there when the program is really run.
+    def ends() -> dict[str, tuple[Any, Any]]:
+        sites = record(program, *args).sites
+        return {name: jax.tree.map(jnp.asarray, _ends(sites[name].fn)) for name in unknown}
+
+    found = compiled(ends, name="supports")()
+    return structure_of(recording, {name: _range(*pair) for name, pair in found.items()})
 
 
-def structure_of(recording: Recording) -> Structure:
-    """Derive the structure from one run."""
-    sites = tuple(_site(site) for site in recording.sites.values())
+def structure_of(recording: Recording, supports: Mapping[str, Support | None] = MappingProxyType({})) -> Structure:
+    """Derive the structure from one run, and from supports that it could not tell."""
+    sites = tuple(_site(site, supports.get(site.name)) for site in recording.sites.values())
     return Structure(sites, _contexts(sites))
 
 
-def _site(site: Record) -> Site:
+def _site(site: Record, known: Support | None) -> Site:
     discrete, support, event_dim, recorded = False, None, 0, False
     shape = tuple(jnp.shape(site.value))
     held = math.prod(shape)
@@ -213,7 +222,7 @@ def _site(site: Record) -> Site:
         held = max(held, math.prod(site.fn.batch_shape) * int(site.fn.num_held))
     if site.kind in ("action", "environment"):
         discrete = is_discrete(site.fn)
-        support = finite_support(site.fn) if discrete else None
+        support = (known or finite_support(site.fn)) if discrete else None
         event_dim = int(site.fn.event_dim)
         recorded = bool(getattr(site.fn, "recorded", False))
     return Site(
@@ -255,9 +264,32 @@ def finite_support(fn: Any) -> Support | None:
         support = support.base_constraint
     if support is constraints.boolean:
         return (0, 1)
-    lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    lower, upper = _ends(fn)
     if lower is None or upper is None or isinstance(lower, jax.core.Tracer) or isinstance(upper, jax.core.Tracer):
         return None
+    return _range(lower, upper)
+
+
+def _ends(fn: Any) -> tuple[Any, Any]:
+    """Give the ends of the support of a discrete distribution of numbers, None where there is none."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+
+
+def _ends_are_computed(site: Record) -> bool:
+    """Whether both ends of a finite support are numbers that a run computes."""
+    if site.kind not in ("action", "environment") or not is_discrete(site.fn) or site.fn.event_shape:
+        return False
+    if getattr(site.fn, "finite_values", None) is not None:
+        return False
+    ends = _ends(site.fn)
+    return all(end is not None for end in ends) and any(isinstance(end, jax.core.Tracer) for end in ends)
+
+
+def _range(lower: Any, upper: Any) -> Support | None:
+    """Give the whole numbers between two ends, where these are the same everywhere."""
     low, high = np.unique(np.asarray(lower)), np.unique(np.asarray(upper))
     if low.size != 1 or high.size != 1:
         return None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.core.compiling import compiled
+from bayesrl.core.keys import fold_in
 from bayesrl.core.pairing import Pair
 from bayesrl.engines.grid import width_of
 from bayesrl.engines.tabulation import Prepared
@@ -40,7 +41,7 @@ def propose(key: PRNGKey, program: Prepared, size: int) -> Iterator[Proposals]:
 
     index = 0
     while True:
-        yield jax.tree.map(np.asarray, one_batch(jax.random.fold_in(key, index)))
+        yield jax.tree.map(np.asarray, one_batch(fold_in(key, index)))
         index += 1
 
 

@@ -16,7 +16,7 @@ from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording
 from bayesrl.core.structure import Structure
-from bayesrl.engines.grid import Axis, Table, count, decode, run, scatter, scores_of, width_of
+from bayesrl.engines.grid import Axis, Table, count, decode, digits, run, scatter, scores_of, width_of
 from bayesrl.engines.induction import Solution, Stage, expectation, joint_values, marginals, sample_rows, solve
 from bayesrl.engines.tabulation import (
     Prepared,
@@ -29,7 +29,7 @@ from bayesrl.engines.tabulation import (
 )
 from bayesrl.engines.weighted import WeightedDraws, context_axes, sampled_metrics, shared_sites
 from bayesrl.errors import EngineError
-from bayesrl.typing import Beta, Params, Program
+from bayesrl.typing import Beta, Numbers, Params, Program
 
 _NEVER = -1e30
 _MASS_TOLERANCE = 1e-3
@@ -190,7 +190,7 @@ def _result(
     temperatures = [None] if beta is None else [float(b) for b in beta.reshape(-1)]
     lanes = [_expect(stages, solution, b, marginal, exact) for solution, b in zip(solutions, temperatures, strict=True)]
 
-    def sampler(rng: np.random.Generator, lane: int, num_draws: int) -> dict[str, Array]:
+    def sampler(rng: np.random.Generator, lane: int, num_draws: int) -> dict[str, Numbers]:
         alike = bool(shared_sites(structure))
         if alike and math.prod(shape) > 1:
             raise EngineError(
@@ -203,7 +203,8 @@ def _result(
     contexts = math.prod(shape)
     log_weights = [s.joint[0][0] if whole else np.zeros((0, contexts)) for s in solutions]
     axes, num = stages[0].axes, stages[0].reward.shape[1]
-    sites = jax.vmap(lambda i: decode(axes, i))(jnp.arange(num)) if whole else {}
+    joint = [np.broadcast_to(digit[:, None], (num, contexts)) for digit in digits(axes, np.arange(num))] if whole else []
+    sites = scatter(axes, joint, shape) if whole else {}
 
     def stacked(values: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack(values).reshape((*lead, *shape))
@@ -234,8 +235,8 @@ def _result(
 
 def _estimates(lanes: Sequence[_Expectations], lead: tuple[int, ...]) -> Estimates:
     def mean(values: Sequence[np.ndarray]) -> Estimate:
-        array = jnp.asarray(np.stack([v.mean() for v in values]).reshape(lead))
-        return Estimate(array, jnp.zeros_like(array))
+        array = np.stack([v.mean() for v in values]).reshape(lead)
+        return Estimate(array, np.zeros_like(array))
 
     return Estimates(
         objective=mean([lane.optimum for lane in lanes]),

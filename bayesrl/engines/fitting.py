@@ -12,10 +12,14 @@ import optax
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
+from bayesrl.core.compiling import near, one_reading
 from bayesrl.core.draws import Draws, is_count
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.host import host_errors
+from bayesrl.core.keys import apart, fold_in
+from bayesrl.core.telling import activity
 from bayesrl.datatree import to_datatree
+from bayesrl.engines.progress import showing
 from bayesrl.engines.running import Callback, Run, stack
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.engines.svi import State, default_optimizer
@@ -99,12 +103,50 @@ def fit(
         >>> round(float(estimates.objective.mean[0]), 3)  # log((1 + e + e²) / 3)
         1.309
     """
+    with one_reading(), showing(progress):
+        return _fit(
+            key,
+            policy,
+            args,
+            beta,
+            guide,
+            objective,
+            optimizer,
+            num_steps,
+            num_restarts,
+            tolerance,
+            start_beta,
+            source,
+            directory,
+            callback,
+            progress=progress,
+        )
+
+
+def _fit(
+    key: PRNGKey,
+    policy: Program,
+    args: tuple[Any, ...],
+    beta: Any,
+    guide: Any,
+    objective: Any,
+    optimizer: Any,
+    num_steps: int,
+    num_restarts: int,
+    tolerance: float | None,
+    start_beta: float | None,
+    source: Source | None,
+    directory: str | Path | None,
+    callback: Callback | None,
+    *,
+    progress: bool,
+) -> Posterior:
     key = _checked_key(key)
     num_steps, num_restarts = whole_number("num_steps", num_steps), whole_number("num_restarts", num_restarts)
     _check_options(tolerance, optimizer, callback, source)
     _check_start(start_beta, beta)
     chosen = ReverseKL() if objective is None else as_objective(objective)
-    with host_errors():
+    with activity("checking the policy"), host_errors():
         setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
     optimiser = default_optimizer(setup.learning_rate, num_steps) if optimizer is None else optimizer
     settings = _settings(key, num_steps, num_restarts, tolerance, start_beta, optimizer)
@@ -113,11 +155,13 @@ def fit(
     run = Run(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem, start_beta)
     try:
         state, rows, interrupted = run.go(show=progress)
-        posterior = posterior_of(key, setup, state, rows, settings, beta, interrupted=interrupted)
+        with activity("drawing from the fit"):
+            posterior = posterior_of(key, setup, state, rows, settings, beta, interrupted=interrupted)
     finally:
         getattr(source, "close", _nothing)()
     if folder is not None:
-        save_posterior(folder, posterior)
+        with activity("saving the draws"):
+            save_posterior(folder, posterior)
     return posterior
 
 
@@ -201,7 +245,7 @@ def posterior_of(
 ) -> Posterior:
     """Make the posterior of a state: averaged parameters, history, and draws."""
     shape = (*setup.beta_shape, setup.betas.shape[0] // max(int(np.prod(setup.beta_shape)), 1))
-    params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), state.average)
+    params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), near(state.average))
     bare = Posterior(
         beta=None if beta is None else (np.asarray(beta, float) if setup.beta_shape else float(beta)),
         params=params,
@@ -213,7 +257,7 @@ def posterior_of(
         interrupted=interrupted,
         programs=setup.programs,
     )
-    return with_draws(jax.random.fold_in(key, 6), bare)
+    return with_draws(fold_in(key, 6), bare)
 
 
 def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
@@ -227,10 +271,11 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
     if not drawn_at_all:
         most = 50  # nothing is drawn but mini-batches
     num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
-    draw_key, prior_key = jax.random.split(key)
+    draw_key, prior_key = apart(key)
     draws, totals = posterior._draw(draw_key, num, ())
-    prior = draw_prior(prior_key, programs, num)[0] if drawn_at_all else Draws.held({})
-    beta = jnp.asarray(1.0 if posterior.beta is None else posterior.beta, float)
+    first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
+    prior = draw_prior(prior_key, programs, first, num)[0] if drawn_at_all else Draws.held({})
+    beta = np.asarray(1.0 if posterior.beta is None else posterior.beta, np.float32)
     scale = beta.reshape(beta.shape + (1,) * (totals.reward.ndim - beta.ndim))
     statistics = {
         "log_prior": totals.log_prior,

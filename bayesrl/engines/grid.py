@@ -1,7 +1,7 @@
 """Grids over finite supports: which assignments there are, and the scores of each, in bounded memory."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.core.compiling import Compiled
+from bayesrl.core.compiling import Compiled, near, one_reading
 from bayesrl.core.primitives import Kind
 from bayesrl.core.recording import Frame, Record, Recording, per_context, record, site_log_prob
 from bayesrl.core.structure import Site, Structure, Support
@@ -138,7 +138,7 @@ def _assemble(axes: Sequence[Axis], joint: Sequence[Any]) -> dict[str, Array]:
     return {name: _by_time(steps, jnp, 0) for name, steps in parts.items()}
 
 
-def scatter(axes: Sequence[Axis], joint: Sequence[np.ndarray], context_shape: tuple[int, ...]) -> dict[str, Array]:
+def scatter(axes: Sequence[Axis], joint: Sequence[np.ndarray], context_shape: tuple[int, ...]) -> dict[str, Any]:
     """Give the site values of draws in which each context has its own assignment.
 
     Args:
@@ -153,7 +153,7 @@ def scatter(axes: Sequence[Axis], joint: Sequence[np.ndarray], context_shape: tu
     for axis, digit in zip(axes, joint, strict=True):
         values = axis.elements(digit, np).reshape(-1, *context_shape, *axis.cell, *axis.event)
         parts.setdefault(axis.site, []).append((axis, _into_plates(axis, values, len(context_shape))))
-    return {name: jnp.asarray(_by_time(steps, np, 1)) for name, steps in parts.items()}
+    return {name: jax.device_put(_by_time(steps, np, 1)) for name, steps in parts.items()}
 
 
 def _into_plates(axis: Axis, values: np.ndarray, num_contexts: int) -> np.ndarray:
@@ -189,9 +189,9 @@ class Scores(NamedTuple):
     metrics: dict[str, Any]
 
 
-def run(program: Program, values: dict[str, Array], args: tuple[Any, ...]) -> Recording:
+def run(program: Program, values: Mapping[str, Any], args: tuple[Any, ...]) -> Recording:
     """Run a program with all its latent sites held."""
-    return record(handlers.seed(handlers.substitute(program, data=values), rng_seed=jax.random.key(0)), *args)
+    return record(handlers.seed(handlers.substitute(program, data=dict(values)), rng_seed=jax.random.key(0)), *args)
 
 
 def scores_of(recording: Recording, structure: Structure, names: Sequence[str]) -> Scores:
@@ -247,12 +247,14 @@ class Table:
         total = len(jax.tree.leaves(rows)[0])
         batch = min(next((b for b in _BATCHES if b >= total), _BATCHES[-1]), self._limit)
         parts = []
-        for start in range(0, total, batch):
-            index = np.minimum(np.arange(start, start + batch), total - 1)
-            now = jax.tree.map(lambda x, index=index: jnp.asarray(x[index]), rows)
-            kept = min(batch, total - start)
-            out = _evaluate(self._fn, self._args, now)
-            parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], out))
+        rows = near(rows)
+        with one_reading():
+            for start in range(0, total, batch):
+                index = np.minimum(np.arange(start, start + batch), total - 1)
+                now = jax.tree.map(lambda x, index=index: jax.device_put(x[index]), rows)
+                kept = min(batch, total - start)
+                out = _evaluate(self._fn, self._args, now)
+                parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], out))
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 

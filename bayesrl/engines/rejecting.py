@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.keys import apart
 from bayesrl.core.ranges import bounds_by_site
 from bayesrl.engines.accepting import Accepted, Tally, propose
 from bayesrl.engines.grid import Table, run
@@ -80,7 +80,7 @@ def rejection(
     _refuse(program)
     bound = _bound(program, reward_bound)
     betas = np.asarray(beta, float)
-    draw_key, accept_key = jax.random.split(key)
+    draw_key, accept_key = apart(key)
     state = Accepted(program, bound, betas.reshape(-1), num_samples, declared=reward_bound is not None)
     size = max(1, min(max_draws // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (state.width * betas.size)))
     proposals = propose(draw_key, program, size)

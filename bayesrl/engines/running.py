@@ -15,15 +15,16 @@ import optax
 from jax import Array, lax
 
 from bayesrl import run_folder
-from bayesrl.core.compiling import once_prepared
+from bayesrl.core.compiling import compiled, once_prepared
 from bayesrl.core.draws import Draws
+from bayesrl.core.keys import fold_in, split
 from bayesrl.core.pairing import Pair
 from bayesrl.engines.progress import Progress, told
 from bayesrl.engines.setup import Setup
 from bayesrl.engines.svi import Lane, State, Tally, init, learn, run_chunk
 from bayesrl.errors import BayesRLError, FitError
 from bayesrl.programs import Source
-from bayesrl.typing import Params, PRNGKey, PRNGKeys
+from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
 
 NUM_CHUNKS = 100
 ANNEALED = 0.5
@@ -34,7 +35,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 5.0
 MANY_STEPS = 1000
 """From so many steps on it pays to compile them with all optimisations."""
 
-type Chunk = Callable[[PRNGKeys, State, Array, Any, Array], tuple[State, Tally]]
+type Chunk = Callable[[PRNGKeys, State, Numbers, Any, Numbers], tuple[State, Tally]]
 type Callback = Callable[[dict[str, np.ndarray]], Any]
 
 
@@ -69,13 +70,13 @@ class Run:
             chunk: what `chunk()` gave a run of the same setup and optimiser, so as not to compile anew.
         """
         lane, args = self.lane()
-        state = init(lane, self.setup.params)
+        state = compiled(partial(init, lane), name="initial_state")(self.setup.params)
         rows: list[dict[str, np.ndarray]] = []
         state, rows = self.restore(state, rows)
         if self.folder is not None and self.problem is not None:
             run_folder.save_problem(self.folder, self.problem)
         lanes = self.setup.betas.shape[0]
-        keys = jax.random.split(jax.random.fold_in(self.key, 5), lanes)
+        keys = split(fold_in(self.key, 5), lanes)
         chunk = self.chunk() if chunk is None else chunk
         every = max(1, -(-self.num_steps // NUM_CHUNKS))
         saved = time.monotonic()
@@ -84,7 +85,7 @@ class Run:
                 while (done := int(state.step)) < self.num_steps:
                     steps = min(every, self.num_steps - done)
                     betas = self._betas_at(done)
-                    state, tally = chunk(keys, state, betas, args, jnp.asarray(steps))
+                    state, tally = chunk(keys, state, betas, args, np.asarray(steps, np.int32))
                     rows.append(_row(self.setup, state, tally, betas))
                     line.update(steps, partial(told, rows[-1]))
                     stop = self._stop(state, tally, rows)
@@ -102,13 +103,13 @@ class Run:
         self._save(state, rows)
         return state, rows, False
 
-    def _betas_at(self, step: int) -> Array:
+    def _betas_at(self, step: int) -> np.ndarray:
         """Give the temperatures of a step, [lanes]: from `start_beta` geometrically down to β, then β."""
         betas = self.setup.betas
         if self.start_beta is None:
             return betas
         left = max(0.0, 1.0 - step / (ANNEALED * self.num_steps))
-        return betas * (jnp.maximum(self.start_beta, betas) / betas) ** left
+        return np.asarray(betas * (np.maximum(self.start_beta, betas) / betas) ** left, np.float32)
 
     def chunk(self) -> Chunk:
         """Give the function that takes a chunk of steps; it compiles when it is first called."""
@@ -122,13 +123,13 @@ class Run:
         pair = self.setup.programs.pair()
         sources = lanes_of(source, self.setup.betas.shape[0])
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
-        taken = jax.vmap(partial(learn, lane), in_axes=(axes, 0, 0, None), out_axes=(axes, 0))
+        taken = jax.jit(jax.vmap(partial(learn, lane), in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))
 
         # Everything small is done inside of compiled functions: one by one, its operations take longer than the step.
         @jax.jit
         def apart(keys: PRNGKeys, state: State) -> list[tuple[PRNGKey, Params]]:
             return [
-                (jax.random.fold_in(keys[i], state.step), jax.tree.map(lambda x, i=i: x[i], state.params))
+                (fold_in(keys[i], state.step), jax.tree.map(lambda x, i=i: x[i], state.params))
                 for i in range(len(sources))
             ]
 
@@ -148,7 +149,7 @@ class Run:
         def add(total: Tally, tally: Tally) -> Tally:
             return jax.tree.map(jnp.add, total, tally)
 
-        def chunk(keys: PRNGKeys, state: State, betas: Array, args: Any, num_steps: Array) -> tuple[State, Tally]:
+        def chunk(keys: PRNGKeys, state: State, betas: Numbers, args: Any, num_steps: Numbers) -> tuple[State, Tally]:
             total: Tally | None = None
             left = int(num_steps)
             while left > 0:
@@ -158,7 +159,7 @@ class Run:
                 more = min(left - 1, *(getattr(own, "further", 0) for own in sources))
                 for own in sources if more else ():
                     own.serve(more)  # type: ignore[attr-defined]
-                state, tally = update(state, made, betas, args, jnp.asarray(1 + more))
+                state, tally = update(state, made, betas, args, np.asarray(1 + more, np.int32))
                 total = tally if total is None else add(total, tally)
                 left -= 1 + more
             assert total is not None
@@ -218,20 +219,20 @@ class Run:
         return bool((gap < self.tolerance).all())
 
 
-def _row(setup: Setup, state: State, tally: Tally, betas: Array) -> dict[str, np.ndarray]:
+def _row(setup: Setup, state: State, tally: Tally, betas: np.ndarray) -> dict[str, np.ndarray]:
     """Turn the sums of a chunk, at these temperatures, into one row of the history, [*beta, restart] each."""
     shape = (*setup.beta_shape, -1)
     taken = np.maximum(np.asarray(tally.taken), 1e-30)
     none = np.asarray(tally.taken) == 0
 
-    def mean(total: Array) -> np.ndarray:
+    def mean(total: Numbers) -> np.ndarray:
         return np.where(none, np.nan, np.asarray(total, float) / taken).astype(np.float32).reshape(shape)
 
     info = tally.info
     row = {
         "step": np.asarray(int(state.step)),
         "loss": mean(tally.loss),
-        "objective": mean(info.objective + (betas - setup.betas) * info.kl),
+        "objective": mean(np.asarray(info.objective) + (betas - setup.betas) * np.asarray(info.kl)),
         "reward": mean(info.reward),
         "kl": mean(info.kl),
         "spread": mean(info.spread),

@@ -9,21 +9,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from bayesrl.core.agreement import check_guide
-from bayesrl.core.draws import Draws
+from bayesrl.core.agreement import check_draws, check_sites
+from bayesrl.core.compiling import compiled, near
+from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.independence import check_contexts
+from bayesrl.core.keys import fold_in, split
 from bayesrl.core.pairing import declared_params, freeze
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoTilt, GuideFamily
 from bayesrl.objectives import ForwardKL, Objective
-from bayesrl.programs import Programs, Source
+from bayesrl.programs import Programs, Source, draw_fit
 from bayesrl.typing import Params, PRNGKey, Program
 
 HAND_WRITTEN_RATE = 0.005
+NUM_CHECKED = 64
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Setup:
 
     programs: Programs
     params: Params
-    betas: Array
+    betas: np.ndarray
     beta_shape: tuple[int, ...]
     objective: Objective
     learning_rate: float
@@ -70,7 +72,7 @@ def set_up(
         )
     betas = _betas(beta)
     args = as_arrays(args)
-    structure = inspect(jax.random.fold_in(key, 0), policy, *args)
+    structure = inspect(fold_in(key, 0), policy, *args)
     if source is None:
         structure.check_complete("it cannot be fitted alone")
     check_policy(structure, has_beta=beta is not None)
@@ -88,16 +90,18 @@ def set_up(
         )
     rate = HAND_WRITTEN_RATE if family is None else family.learning_rate_for(first)
     pair = programs.pair()
-    draws = check_guide(jax.random.fold_in(key, 1), pair, first)
-    check_contexts(jax.random.fold_in(key, 3), pair, first)
-    ready = objective.prepare(jax.random.fold_in(key, 2), pair, first)
+    check_sites(pair, first)
+    draws, totals = draw_fit(fold_in(key, 1), pair, first, NUM_CHECKED)
+    check_draws(fold_in(key, 7), pair, first, draws, totals)
+    check_contexts(fold_in(key, 3), pair, first)
+    ready = objective.prepare(fold_in(key, 2), pair, first)
     _check_rewards(draws, ready)
-    starts = _restarts(jax.random.fold_in(key, 4), programs, family, first, num_restarts)
+    starts = _restarts(fold_in(key, 4), programs, family, first, num_restarts)
     count = max(int(np.prod(np.shape(betas))), 1)
-    params = jax.tree.map(lambda x: jnp.tile(x, (count, *(1,) * (x.ndim - 1))), starts)
-    lanes = jnp.repeat(jnp.asarray(betas, float).reshape(-1), num_restarts)
+    params = jax.tree.map(lambda x: np.tile(x, (count, *(1,) * (x.ndim - 1))), starts)
+    lanes = np.repeat(np.asarray(betas, np.float32).reshape(-1), num_restarts)
     identity = _identity(key, programs, guide, objective, betas if beta is not None else None, num_restarts, first)
-    identity["first draws"] = _sketch(draws)
+    identity["first draws"] = _sketch(draws, totals)
     return Setup(programs, params, lanes, np.shape(betas), ready, rate, identity)
 
 
@@ -157,13 +161,13 @@ def _check_rewards(draws: Draws, objective: Objective) -> None:
     for name, values in draws.rewards.items():
         num = values.shape[0]
         by_draw = values.reshape(num, -1)
-        for bad, text in ((jnp.isnan(by_draw), "nan"), (by_draw == jnp.inf, "inf")):
+        for bad, text in ((np.isnan(by_draw), "nan"), (by_draw == np.inf, "inf")):
             if count := int(bad.any(-1).sum()):
                 raise PolicyError(
                     f"reward site {name!r} returned {text} for {count} of {num} particles; "
                     "make the reward finite for every draw of the policy"
                 )
-        count = int((by_draw == -jnp.inf).any(-1).sum())
+        count = int((by_draw == -np.inf).any(-1).sum())
         if count and not isinstance(objective, ForwardKL):
             raise ObjectiveError(
                 f"reward site {name!r} returned -inf for {count} of {num} particles, and the expectation that "
@@ -174,21 +178,19 @@ def _check_rewards(draws: Draws, objective: Objective) -> None:
 
 def _restarts(key: PRNGKey, programs: Programs, family: GuideFamily | None, first: Params, num_restarts: int) -> Params:
     """Stack starting points, [restart, ...]: the first as declared, the others overdispersed around it."""
-    starts = [first]
+    starts = [near(first)]
+    disperse = compiled(_spread if family is None else family.disperse, name="disperse")
     for restart in range(1, num_restarts):
-        own = jax.random.fold_in(key, restart)
-        if family is not None:
-            starts.append(family.disperse(own, first))
-        else:
-            declared, _ = _declare(own, programs, first)
-            starts.append(_spread(own, declared))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+        own = fold_in(key, restart)
+        declared = first if family is not None else _declare(own, programs, first)[0]
+        starts.append(near(disperse(own, jax.device_put(declared))))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
 
 
 def _spread(key: PRNGKey, params: Params) -> Params:
     """Add to every parameter noise of about its own size."""
     leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
+    keys = split(key, len(leaves))
     noisy = [
         leaf + jnp.maximum(jnp.sqrt(jnp.mean(leaf**2)), 0.5) * jax.random.normal(k, leaf.shape, leaf.dtype)
         for leaf, k in zip(leaves, keys, strict=True)
@@ -220,8 +222,8 @@ def _identity(
     }
 
 
-def _sketch(draws: Draws) -> dict[str, list[float]]:
-    """Tell two programs apart that have the same sites: two means by site of what they gave for draws of one key."""
+def _sketch(draws: Draws, totals: Totals) -> dict[str, list[float]]:
+    """Tell two programs apart that have the same sites: two means of what they gave for draws of one key."""
 
     def means(values: Any) -> list[float]:
         array = np.asarray(values, float)
@@ -229,8 +231,8 @@ def _sketch(draws: Draws) -> dict[str, list[float]]:
         weights = np.linspace(0.0, 2.0, len(by_draw))
         return [float(by_draw.mean()), float((weights * by_draw).mean())]
 
-    scores = {**draws.log_prior, **draws.log_nature, **draws.log_likelihood, **draws.rewards}
-    return {name: means(values) for name, values in scores.items()}
+    told = {f"of site {name}": values for name, values in {**draws.sites, **draws.rewards}.items()}
+    return {name: means(values) for name, values in {**told, **totals._asdict()}.items()}
 
 
 def describe(thing: Any) -> Any:

@@ -10,9 +10,10 @@ import optax
 from jax import Array, lax
 
 from bayesrl.core.draws import Draws
+from bayesrl.core.keys import fold_in
 from bayesrl.core.pairing import Pair
 from bayesrl.objectives import Info, Objective
-from bayesrl.typing import Params, PRNGKey, PRNGKeys
+from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
 
 AVERAGING_POWER = 8.0
 """η of polynomial-decay averaging (Shamir & Zhang 2013): about the last 1/η of the run counts."""
@@ -120,7 +121,7 @@ def _apply(lane: Lane, state: State, loss: Array, info: Info, gradient: Params) 
 
 
 def run_chunk(
-    lane: Lane, keys: PRNGKeys, state: State, betas: Array, args: Any, num_steps: Array
+    lane: Lane, keys: PRNGKeys, state: State, betas: Numbers, args: Any, num_steps: Numbers
 ) -> tuple[State, Tally]:
     """Take `num_steps` steps of every lane; one compilation serves every number of steps.
 
@@ -134,18 +135,20 @@ def run_chunk(
         num_steps: how many, traced.
     """
 
-    def all_lanes(state: State) -> tuple[State, Tally]:
+    # Under jit it is traced once: here for its shapes, and there inside of the loop.
+    @jax.jit
+    def all_lanes(keys: PRNGKeys, state: State, betas: Array, args: Any) -> tuple[State, Tally]:
         def one(key: PRNGKey, lane_state: State, beta: Array) -> tuple[State, Tally]:
-            return step(lane, jax.random.fold_in(key, state.step), lane_state, beta, args)
+            return step(lane, fold_in(key, state.step), lane_state, beta, args)
 
         axes = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
         return jax.vmap(one, in_axes=(0, axes, 0), out_axes=(axes, 0))(keys, state, betas)
 
-    shapes = jax.eval_shape(all_lanes, state)[1]
+    shapes = jax.eval_shape(all_lanes, keys, state, betas, args)[1]
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def body(_: Array, carried: tuple[State, Tally]) -> tuple[State, Tally]:
-        new, tally = all_lanes(carried[0])
+        new, tally = all_lanes(keys, carried[0], betas, args)
         return new, jax.tree.map(jnp.add, carried[1], tally)
 
     return lax.fori_loop(0, num_steps, body, (state, zero))

@@ -148,7 +148,7 @@ class _DrawScores:
         return scores_of(run(self.policy, values, args), self.structure, names)
 
 
-def score_draws(program: Prepared, sites: dict[str, Array]) -> Scores:
+def score_draws(program: Prepared, sites: dict[str, Any]) -> Scores:
     """Score given draws of all latent sites, [draws, ...], per context."""
     score = _DrawScores(program.policy, program.structure)
     result: Scores = Table(score, program.args, width_of(program.structure))(sites)

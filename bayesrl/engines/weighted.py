@@ -8,17 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from bayesrl.core.compiling import near
 from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.keys import words_of
 from bayesrl.core.structure import Structure
 from bayesrl.engines.grid import Table, run, width_of
 from bayesrl.engines.induction import inverse_cdf
 from bayesrl.engines.tabulation import Prepared
 from bayesrl.errors import EngineError
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import Numbers, PRNGKey
 
-type Sampler = Callable[[np.random.Generator, int, int], dict[str, Array]]
+type Sampler = Callable[[np.random.Generator, int, int], dict[str, Numbers]]
 """Draws from p*: (source of randomness, index of the flat β, number of draws) → sites."""
 
 _SAME = 1e-6
@@ -60,7 +62,7 @@ class WeightedDraws:
         note: what ended a run whose length is adaptive.
     """
 
-    sites: dict[str, Array]
+    sites: dict[str, Numbers]
     log_weights: Float[np.ndarray, "..."]
     log_evidence: Float[np.ndarray, "..."] | None
     log_evidence_se: Float[np.ndarray, "..."] | None
@@ -78,7 +80,7 @@ class WeightedDraws:
     reward_bound: np.ndarray | None = None
     note: str = ""
 
-    def resample(self, key: PRNGKey, num_draws: int) -> dict[str, Array]:
+    def resample(self, key: PRNGKey, num_draws: int) -> dict[str, Numbers]:
         """Draw from p*, independently in each context.
 
         Args:
@@ -104,9 +106,12 @@ class WeightedDraws:
         rng = generator(key)
         shape = () if self.beta is None else self.beta.shape
         draws = [self._draw(rng, i, num_draws) for i in range(math.prod(shape))]
-        return {name: jnp.stack([d[name] for d in draws]).reshape(*shape, *draws[0][name].shape) for name in draws[0]}
+        return {
+            name: jax.device_put(np.stack([d[name] for d in draws]).reshape(*shape, *draws[0][name].shape))
+            for name in draws[0]
+        }
 
-    def _draw(self, rng: np.random.Generator, lane: int, num_draws: int) -> dict[str, Array]:
+    def _draw(self, rng: np.random.Generator, lane: int, num_draws: int) -> dict[str, Any]:
         if self.sampler is not None:
             return self.sampler(rng, lane, num_draws)
         contexts = math.prod(self.structure.context_shape)
@@ -123,7 +128,7 @@ class WeightedDraws:
 
 def generator(key: PRNGKey) -> np.random.Generator:
     """Make a NumPy generator from a JAX key: double-precision uniforms without 64-bit mode."""
-    return np.random.default_rng(np.asarray(jax.random.bits(key, (8,))).tolist())
+    return np.random.default_rng(np.asarray(words_of(key)).tolist())
 
 
 def shared_sites(structure: Structure) -> list[str]:
@@ -135,7 +140,7 @@ def shared_sites(structure: Structure) -> list[str]:
 
 
 def _with_shared(
-    sites: dict[str, Array], shared: list[str], log_weights: np.ndarray, rng: np.random.Generator, num_draws: int
+    sites: dict[str, Numbers], shared: list[str], log_weights: np.ndarray, rng: np.random.Generator, num_draws: int
 ) -> np.ndarray:
     """Draw what contexts share once, then the rest in each context given that, [draws, contexts]."""
     num, contexts = log_weights.shape
@@ -159,14 +164,14 @@ def _with_shared(
     return index
 
 
-def _gather(value: Array, index: np.ndarray, axes: tuple[int | None, ...], context_shape: tuple[int, ...]) -> Array:
+def _gather(value: Numbers, index: np.ndarray, axes: tuple[int | None, ...], context_shape: tuple[int, ...]) -> np.ndarray:
     """Let each element of the context plates take its own row of a site [N, ...]."""
     at = index.reshape(-1, *context_shape)
     # Along context plates that the site stands outside of, every row is the same.
     at = at[(slice(None), *(0 if axis is None else slice(None) for axis in axes))]
     own = [1 + axis for axis in axes if axis is not None]
     sizes = (value.shape[i] if i in own else 1 for i in range(1, value.ndim))
-    return jnp.take_along_axis(value, jnp.asarray(at.reshape(-1, *sizes)), axis=0)
+    return np.take_along_axis(np.asarray(value), at.reshape(-1, *sizes), axis=0)
 
 
 def context_axes(structure: Structure) -> dict[str, tuple[int | None, ...]]:
@@ -192,11 +197,11 @@ def sampled_metrics(
     try:
         draws = result.resample(key, _METRIC_DRAWS)
     except EngineError:
-        unknown = jnp.full(lead, jnp.nan)
+        unknown = np.full(lead, np.nan)
         return {name: Estimate(unknown, unknown) for name in names}
-    flat = {name: value.reshape(-1, *value.shape[len(lead) + 1 :]) for name, value in draws.items()}
+    flat = {name: value.reshape(-1, *value.shape[len(lead) + 1 :]) for name, value in near(draws).items()}
 
-    def metrics(args: tuple[Any, ...], values: dict[str, Array]) -> dict[str, Array]:
+    def metrics(args: tuple[Any, ...], values: dict[str, Numbers]) -> dict[str, Numbers]:
         sites = run(program.policy, values, args).sites
         return {name: jnp.asarray(sites[name].value, float).mean() for name in names}
 
@@ -205,5 +210,5 @@ def sampled_metrics(
     for name, value in values.items():
         by_lane = value.reshape(*lead, _METRIC_DRAWS).astype(float)
         se = by_lane.std(-1, ddof=1) / math.sqrt(_METRIC_DRAWS)
-        found[name] = Estimate(jnp.asarray(by_lane.mean(-1)), jnp.asarray(se))
+        found[name] = Estimate(by_lane.mean(-1), se)
     return found

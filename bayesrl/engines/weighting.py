@@ -13,6 +13,7 @@ from scipy.special import logsumexp
 from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
 from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure
 from bayesrl.engines.grid import metric_by_context, run, width_of
@@ -97,7 +98,7 @@ def importance(
     pair = Pair(program.policy, None, program.structure, args, {})
     if proposal is not None:
         pair = Pair(program.policy, proposal.pair.guide, program.structure, args, proposal.pair.transforms)
-    draw_key, metric_key = jax.random.split(key)
+    draw_key, metric_key = apart(key)
     batch = _draw(draw_key, pair, jax.tree.map(jnp.asarray, {} if proposal is None else proposal.params), num_samples)
     _check(batch)
     _refuse_weightless(program.structure, batch)
@@ -143,7 +144,7 @@ def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: int) -> _Batch:
 
     draw_batch = compiled(one_batch)
     batches = range(math.ceil(num_samples / size))
-    parts = [jax.tree.map(np.asarray, draw_batch(jax.random.fold_in(key, i))) for i in batches]
+    parts = [jax.tree.map(np.asarray, draw_batch(fold_in(key, i))) for i in batches]
     whole: _Batch = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_samples], *parts)
     return whole
 
@@ -273,7 +274,7 @@ def _result(
         },
     )
     result = WeightedDraws(
-        sites={name: jnp.asarray(value) for name, value in batch.sites.items()},
+        sites=jax.device_put(dict(batch.sites)),
         log_weights=np.stack([x.log_weights for x in lanes]).reshape((*lead, -1, *shape)),
         log_evidence=stacked([x.evidence for x in lanes]),
         log_evidence_se=stacked([_se(x.evidence_wave) for x in lanes]),
@@ -296,4 +297,4 @@ def _result(
 def _mean_over_contexts(values: list[tuple[np.ndarray, np.ndarray]], lead: tuple[int, ...]) -> Estimate:
     mean = np.stack([value.mean() for value, _ in values]).reshape(lead)
     se = np.stack([_se(wave.mean(-1)) for _, wave in values]).reshape(lead)
-    return Estimate(jnp.asarray(mean), jnp.asarray(se))
+    return Estimate(mean, se)

@@ -1,13 +1,17 @@
 """The automatic guide: the policy itself, with a trainable tilt at each action site."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 
+from bayesrl.core.compiling import compiled, near
+from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
 from bayesrl.guides.interface import GuideFamily, OwnProgram
@@ -81,25 +85,25 @@ class AutoTilt(GuideFamily):
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
         """Build the guide; see `GuideFamily.build`."""
-        survey_key, network_key = jax.random.split(key)
+        survey_key, network_key = apart(key)
         facts = survey_of(survey_key, policy, structure, args)
         plan = make_plan(
             structure, facts, tilt=self.tilt, hidden=self.hidden, recurrent=self.recurrent, max_table=self.max_table
         )
         moments = measure(survey_key, policy, structure, args, facts, _NUM_DRAWS) if plan.has_networks else {}
-        networks = self._networks(network_key, plan)
+        networks = compiled(partial(self._networks, plan=plan), name="networks")(network_key) if plan.has_networks else {}
         width = self.hidden
 
         def tilted(*args: Any) -> Any:
             return Tilting(policy, plan, _declare(plan, networks), moments, width)(*args)
 
-        return OwnProgram(tilted)
+        return OwnProgram(tilted, within_prior=True)
 
     def disperse(self, key: PRNGKey, params: Params) -> Params:
         """Disturb tables and the outputs of networks so that tilts differ by about one; see `GuideFamily.disperse`."""
         result = {}
         for index, (name, value) in enumerate(sorted(params.items())):
-            own_key = jax.random.fold_in(key, index)
+            own_key = fold_in(key, index)
             if name.endswith(TABLE):
                 result[name] = value + jax.random.normal(own_key, value.shape, value.dtype)
             elif name.endswith((f"{NETWORK}.skip.weight", f"{NETWORK}.out.weight")):
@@ -115,13 +119,13 @@ class AutoTilt(GuideFamily):
         for index, (name, site) in enumerate(plan.sites.items()):
             if site.network:
                 made[name + NETWORK] = TiltNetwork(
-                    jax.random.fold_in(key, 2 * index),
+                    fold_in(key, 2 * index),
                     num_features=site.num_features,
                     num_outputs=site.num_outputs,
                     width=self.hidden,
                 )
         for index, (name, summary) in enumerate(plan.summaries.items()):
-            own_key = jax.random.fold_in(key, 2 * index + 1)
+            own_key = fold_in(key, 2 * index + 1)
             made[name] = Summary(own_key, num_features=summary.num_features, width=self.hidden)
         return made
 
@@ -129,7 +133,7 @@ class AutoTilt(GuideFamily):
 def _declare(plan: Plan, networks: dict[str, Any]) -> Weights:
     """Declare the parameters, before any scan."""
     tables = {
-        name: numpyro.param(name + TABLE, jnp.zeros(site.table.shape))
+        name: numpyro.param(name + TABLE, np.zeros(site.table.shape, jnp.result_type(float)))
         for name, site in plan.sites.items()
         if site.table is not None
     }
@@ -145,5 +149,5 @@ def _declare_network(name: str, network: Any) -> Any:
     """Declare one parameter per array: NumPyro's replay of a scan takes no trees."""
     arrays, rest = eqx.partition(network, eqx.is_inexact_array)
     leaves, structure = jax.tree_util.tree_flatten_with_path(arrays)
-    stored = [numpyro.param(name + jax.tree_util.keystr(path), leaf / _STEP) for path, leaf in leaves]
+    stored = [numpyro.param(name + jax.tree_util.keystr(path), near(leaf) / _STEP) for path, leaf in leaves]
     return eqx.combine(jax.tree.unflatten(structure, [leaf * _STEP for leaf in stored]), rest)

@@ -49,11 +49,12 @@ class OwnProgram:
 
     As a guide it shows only what it draws, and the deterministic sites with a $ in their name, by which it
     speaks to objectives; `program` is the same with rewards, observed and
-    deterministic sites: the fitted policy.
+    deterministic sites: the fitted policy. `within_prior` says that its actions never leave the support of the prior's,
+    and that it leaves nature alone.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, *, within_prior: bool = False) -> None:
+        self.program, self.within_prior = program, within_prior
 
     def __call__(self, *args: Any) -> Any:
         """Run as a guide."""

@@ -12,7 +12,7 @@ from bayesrl.core.dependence import inner_jaxpr, scan_layout
 type _Names = frozenset[str]
 
 
-def origins_of(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> list[_Names]:
+def origins_of(function: Callable[[dict[str, Array]], Any], values: dict[str, Any]) -> list[_Names]:
     """Name the inputs that each output depends on.
 
     Unlike a derivative, this follows comparisons, casts and stopped gradients. Where it cannot look
@@ -20,7 +20,7 @@ def origins_of(function: Callable[[dict[str, Array]], Any], values: dict[str, Ar
 
     Args:
         function: of a dictionary of arrays.
-        values: where to trace it; only shapes and dtypes matter.
+        values: where to trace it: arrays, or their shapes and dtypes, which alone matter.
 
     Returns:
         One set of names per leaf of the output.

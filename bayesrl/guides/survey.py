@@ -9,9 +9,12 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.core.compiling import compiled
 from bayesrl.core.handlers import IntoScans, Sites
+from bayesrl.core.keys import split
 from bayesrl.core.primitives import kind_of
-from bayesrl.core.recording import Record, record
+from bayesrl.core.recording import Record, abstractly, record
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure, Support
 from bayesrl.guides.alignment import Dims, align, dims_of, num_components
 from bayesrl.guides.origins import origins_of
@@ -95,6 +98,7 @@ class _Probe(IntoScans):
         self.sources: list[list[str | int | None]] = []
         self.ranges: list[list[Support | None]] = []
         self.carries: list[list[Any]] = []
+        self.starts: list[list[Any]] = []
 
     def process_site(self, msg: dict[str, Any]) -> None:
         if msg["type"] != "sample" or kind_of(msg) not in ("action", "environment"):
@@ -125,6 +129,7 @@ class _Probe(IntoScans):
         body, init, *rest = msg["args"]
         index = len(self.sources)
         self.sources.append([])
+        self.starts.append(jax.tree.leaves(init))
         self.ranges.append([self._initial_range(leaf) for leaf in jax.tree.leaves(init)])
 
         def wrapped(carry: Any, x: Any) -> Any:
@@ -154,11 +159,55 @@ class _Probe(IntoScans):
         for name, value in self.values.items():
             if leaf is value and name in self.sites:
                 return self.sites[name].support
-        if isinstance(leaf, jax.core.Tracer) or not _is_numeric(leaf):
-            return None
-        values = np.unique(np.asarray(leaf))
-        whole = np.issubdtype(values.dtype, np.integer) or values.dtype == bool
-        return tuple(float(v) for v in values) if whole and values.size <= _MAX_INITIAL else None
+        return None if isinstance(leaf, jax.core.Tracer) or not _is_numeric(leaf) else _values_of(leaf)
+
+
+def _values_of(leaf: Any) -> Support | None:
+    """Give the distinct values of whole numbers, where there are few."""
+    values = np.unique(np.asarray(leaf))
+    whole = np.issubdtype(values.dtype, np.integer) or values.dtype == bool
+    return tuple(float(v) for v in values) if whole and values.size <= _MAX_INITIAL else None
+
+
+def _start(
+    key: PRNGKey,
+    policy: Program,
+    structure: Structure,
+    args: tuple[Any, ...],
+    probe: _Probe,
+    latent: dict[str, Any],
+) -> None:
+    """Fill in the ranges of carries that start at whole numbers which the program computes, but does not draw."""
+    computed = [
+        (scan, index)
+        for scan, leaves in enumerate(probe.starts)
+        for index, leaf in enumerate(leaves)
+        if probe.ranges[scan][index] is None and isinstance(leaf, jax.core.Tracer) and _is_whole(leaf)
+    ]
+    if not computed:
+        return
+
+    def starts(values: dict[str, Array]) -> list[Any]:
+        again, _ = _run(key, handlers.substitute(policy, data=values), structure, args)
+        return [again.starts[scan][index] for scan, index in computed]
+
+    fixed = [place for place, reached in zip(computed, origins_of(starts, latent), strict=True) if not reached]
+
+    def values() -> list[Any]:
+        again, _ = _run(key, policy, structure, args)
+        return [again.starts[scan][index] for scan, index in fixed]
+
+    for (scan, index), leaf in zip(fixed, compiled(values, name="starts")() if fixed else (), strict=True):
+        probe.ranges[scan][index] = _values_of(leaf)
+
+
+def _shape_of(value: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
+
+
+def _is_whole(leaf: Any) -> bool:
+    dtype = jnp.result_type(leaf)
+    return bool(jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_))
 
 
 def _is_truth(leaf: Any) -> bool:
@@ -183,9 +232,10 @@ def survey_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[A
         GuideError: an action site cannot be tilted.
     """
     probe = _Probe(policy, structure)
-    recording = record(handlers.seed(probe, rng_seed=key), *args)
-    latent = {s.name: recording.sites[s.name].value for s in structure.sites if s.latent}
+    recording = abstractly(lambda: record(FoldedKeys(probe, key), *args))
+    latent = {s.name: _shape_of(recording.sites[s.name].value) for s in structure.sites if s.latent}
     reached = _reached(key, policy, structure, args, latent)
+    _start(key, policy, structure, args, probe, latent)
     carries = [
         [
             LeafFacts(source, values, names, tuple(jnp.shape(leaf))[1:], _is_numeric(leaf))
@@ -229,11 +279,11 @@ def _run(
     key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]
 ) -> tuple[_Probe, dict[str, Record]]:
     probe = _Probe(policy, structure)
-    return probe, record(handlers.seed(probe, rng_seed=key), *args).sites
+    return probe, record(FoldedKeys(probe, key), *args).sites
 
 
 def _reached(
-    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], latent: dict[str, Array]
+    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], latent: dict[str, Any]
 ) -> list[list[frozenset[str]]]:
     """Name the latent sites that each leaf of each carry depends on, anywhere in the program."""
     sizes: list[int] = []
@@ -287,10 +337,11 @@ def measure(
         return found
 
     def pooled() -> dict[str, tuple[Array, Array]]:
-        draws = jax.vmap(one)(jax.random.split(key, num_draws))
+        draws = jax.vmap(one)(split(key, num_draws))
         return {name: _centre_and_scale(values) for name, values in draws.items()}
 
-    return {name: Moments(np.asarray(a), np.asarray(b)) for name, (a, b) in jax.jit(pooled)().items()}
+    measured = compiled(pooled, name="moments")()
+    return {name: Moments(np.asarray(a), np.asarray(b)) for name, (a, b) in measured.items()}
 
 
 def _components(site: Record, fact: SiteFacts, value: Array) -> Array:

@@ -25,7 +25,7 @@ from bayesrl.typing import Program
 class Weights:
     """What is trained: tables by site, networks by site, summaries by name."""
 
-    tables: dict[str, Array]
+    tables: dict[str, Any]
     networks: dict[str, Any]
     summaries: dict[str, Any]
 
@@ -207,7 +207,7 @@ class Tilting(IntoScans):
         """Bring a table to [T?, *plates, histories, outputs], the plates subsampled as in this run."""
         plan = self.plan.sites[name].table
         assert plan is not None
-        table = self.weights.tables[name]
+        table = jnp.asarray(self.weights.tables[name])
         start = int(plan.timed)
         sizes = [1] * depth(tuple(frame.dim for frame in plan.frames))
         for axis, frame in enumerate(plan.frames, start):

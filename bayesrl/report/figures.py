@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax import Array
 
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.engines.fitting import with_draws
@@ -29,6 +28,7 @@ from bayesrl.report.panels import (
     objective_label,
     sources_of,
 )
+from bayesrl.typing import Numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -214,7 +214,7 @@ def _target_of(target: WeightedDraws | None, beta: float) -> WeightedDraws | Non
         return None
     index, draw = int(found[0]), target.sampler
 
-    def sampler(rng: np.random.Generator, _: int, num_draws: int) -> dict[str, Array]:
+    def sampler(rng: np.random.Generator, _: int, num_draws: int) -> dict[str, Numbers]:
         assert draw is not None
         return draw(rng, index, num_draws)
 

@@ -13,6 +13,7 @@ from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.sweeps import frontier as lay_frontier
 from bayesrl.certainty.verdicts import Diagnosis, Frontier
 from bayesrl.core.estimates import Estimates
+from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.pairing import declared_params
 from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.engines.fitting import LEAST_DRAWS
@@ -65,7 +66,7 @@ def gather(
         missing: sentences on what is already known to be missing.
         about: one line on what the problem is.
     """
-    draw_key, other_key, verdict_key = jax.random.split(key, 3)
+    draw_key, other_key, verdict_key = apart(key, 3)
     lacking = [*missing, *_lacking(posterior)]
     told: dict[str, Any] = {}
     metrics = () if posterior.programs is None else posterior.programs.structure.named("metric")
@@ -79,7 +80,7 @@ def gather(
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
     if frontier is None and len(betas_of(posterior)) > 1:
         frontier = _frontier(
-            jax.random.fold_in(verdict_key, 1), posterior, gold if gold in metrics else None, diagnosis, lacking
+            fold_in(verdict_key, 1), posterior, gold if gold in metrics else None, diagnosis, lacking
         )
     if posterior.programs is not None and posterior.statistics:
         told["whole"] = whole = whole_of(posterior)

@@ -98,7 +98,7 @@ def over_optimisation_figure(kl: Any, proxy: Any, gold: Any, name: str, turning_
     figure, axes = _figure()
     mean = np.sqrt(np.maximum(np.asarray(kl.mean), 0.0))
     se: Any = np.minimum(np.asarray(kl.se) / (2 * np.maximum(mean, 1e-6)), mean)
-    root = Estimate(mean, se)  # type: ignore[arg-type]
+    root = Estimate(mean, se)
     order = np.argsort(mean)
     spans = [np.ptp(part.mean) + np.abs(part.mean).max() for part in (proxy, gold)]
     apart = max(spans) > _FAR_APART * max(min(spans), 1e-300)

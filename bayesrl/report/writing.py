@@ -13,6 +13,7 @@ import numpy as np
 from bayesrl import run_folder
 from bayesrl.certainty.asking import check_arguments, check_key, check_named, told
 from bayesrl.certainty.verdicts import Diagnosis, Frontier, Section
+from bayesrl.core.keys import split
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
 from bayesrl.report.facts import Facts
@@ -90,7 +91,7 @@ def write_report(
     _check_made(named, "frontiers", frontiers, Frontier)
     check_sections(sections)
     check_path(path)
-    keys = jax.random.split(jax.random.key(0) if key is None else key, len(named))
+    keys = split(jax.random.key(0) if key is None else key, len(named))
     fits = [
         gather(
             one,

@@ -1,0 +1,169 @@
+"""Random keys that cost little to compile, and to derive on the host.
+
+Each use of JAX's default generator, threefry, takes a tenth of a second of compilation on a CPU. What the library draws
+is drawn by a generator that is a hash of (key, counter), pcg4d (Jarzynski & Olano 2020, "Hash functions for GPU rendering").
+It is seeded by the user's key, so that draws are reproduced by it; keys of other generators than threefry are a choice,
+and kept.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.extend.random import define_prng_impl
+
+from bayesrl.typing import PRNGKey, PRNGKeys
+
+_MULTIPLIER, _INCREMENT = np.uint32(1664525), np.uint32(1013904223)
+_BITS, _SPLIT, _FOLD, _SEED = (np.uint32(n) for n in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344))
+"""What a hash is made for; digits of π."""
+
+def _mix(x: Any, y: Any, z: Any, w: Any) -> tuple[Any, Any, Any, Any]:
+    """Hash four words of 32 bits to four; the same for NumPy's and JAX's arrays."""
+    with np.errstate(over="ignore"):  # words wrap around
+        x, y, z, w = (word * _MULTIPLIER + _INCREMENT for word in (x, y, z, w))
+        x, y, z, w = _crossed(x, y, z, w)
+        x, y, z, w = _crossed(*(word ^ (word >> np.uint32(16)) for word in (x, y, z, w)))
+    return x, y, z, w
+
+
+def _crossed(x: Any, y: Any, z: Any, w: Any) -> tuple[Any, Any, Any, Any]:
+    x = x + y * w
+    y = y + z * x
+    z = z + x * y
+    w = w + y * z
+    return x, y, z, w
+
+
+def _derived(words: tuple[Any, Any], counter: Any, purpose: np.uint32) -> tuple[Any, Any]:
+    """Give the two words of a key that belongs to a number."""
+    x, _, z, _ = _mix(words[0], words[1], counter, purpose)
+    return x, z
+
+
+def _seed(seed: Any) -> Any:
+    seed = lax.convert_element_type(seed, np.uint32)
+    return _stacked(_derived((seed, np.uint32(0) * seed), np.uint32(0) * seed, _SEED))
+
+
+def _stacked(words: tuple[Any, Any]) -> Any:
+    # Without a barrier XLA writes hashes of hashes out anew for each of their uses, and that grows exponentially.
+    return lax.optimization_barrier(lax.concatenate([lax.expand_dims(w, (w.ndim,)) for w in words], words[0].ndim))
+
+
+def _counters(shape: tuple[int, ...]) -> Any:
+    size = int(np.prod(shape, dtype=np.int64))
+    return lax.reshape(lax.iota(np.uint32, size), shape)
+
+
+def _split(key: Any, shape: tuple[int, ...], first: Any = np.uint32(0)) -> Any:
+    return _stacked(_derived((key[0], key[1]), _counters(tuple(shape)) + first, _SPLIT))
+
+
+def _fold_in(key: Any, data: Any) -> Any:
+    return _stacked(_derived((key[0], key[1]), lax.convert_element_type(data, np.uint32), _FOLD))
+
+
+def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
+    shape = tuple(shape)
+    size = int(np.prod(shape, dtype=np.int64))
+    words = -(-size * max(bit_width, 32) // 32)
+    if size == 0:
+        return lax.full(shape, 0, np.dtype(f"uint{bit_width}"))
+    counter = lax.iota(np.uint32, -(-words // 4))
+    mixed = _mix(key[0], key[1], counter, _BITS)
+    bits = mixed[0] if words == 1 else lax.slice(lax.concatenate(mixed, 0), (0,), (words,))
+    if bit_width < 32:
+        bits = lax.convert_element_type(bits, np.dtype(f"uint{bit_width}"))
+    elif bit_width == 64:
+        high, low = (lax.convert_element_type(lax.slice(bits, (i,), (words,), (2,)), np.uint64) for i in (0, 1))
+        bits = lax.shift_left(high, np.uint64(32)) | low
+    return lax.reshape(bits, shape)
+
+
+_HASH = define_prng_impl(
+    key_shape=(2,), seed=_seed, split=_split, random_bits=_random_bits, fold_in=_fold_in, name="bayesrl_hash", tag="bh"
+)
+_DEFAULT = "threefry2x32"
+
+
+def cheap(key: PRNGKey) -> PRNGKey:
+    """Give the key by which what belongs to a user's key is drawn; keys of a generator that was chosen stay.
+
+    Args:
+        key: a JAX key, or an array of keys; old-style keys are of the default generator.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return _wrapped(key)
+    return _wrapped(jax.random.key_data(key)) if str(jax.random.key_impl(key)) == _DEFAULT else key
+
+
+def fold_in(key: PRNGKey, data: Any) -> PRNGKey:
+    """Derive the key that belongs to a number, as `jax.random.fold_in` does; on the host where the key is known."""
+    key = cheap(key)
+    words = None if isinstance(data, jax.core.Tracer) else _on_host(key)
+    if words is None:
+        return jax.random.fold_in(key, data)
+    return _wrapped(np.stack(_derived(words, np.uint32(data), _FOLD), -1))
+
+
+def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
+    """Derive so many keys, as `jax.random.split` does; on the host where the key is known.
+
+    Args:
+        key: consumed whole, or for the numbers that are asked for.
+        num: how many; a key does not depend on how many others there are.
+        first: the number of the first of them, traced; from 0 on where it is None.
+    """
+    key = cheap(key)
+    if first is not None and jax.random.key_impl(key) == _HASH:
+        return _wrapped(_split(jax.random.key_data(key), (num,), lax.convert_element_type(first, np.uint32)))
+    if first is not None:
+        return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(num))
+    words = _on_host(key)
+    if words is None:
+        return jax.random.split(key, num)
+    return _wrapped(np.stack(_derived(words, np.arange(num, dtype=np.uint32), _SPLIT), -1))
+
+
+def apart(key: PRNGKey, num: int = 2) -> tuple[PRNGKey, ...]:
+    """Derive the keys of `split` one by one, so that no array of keys need be taken apart."""
+    key = cheap(key)
+    words = _on_host(key)
+    if words is None:
+        return tuple(jax.random.split(key, num))
+    return tuple(_wrapped(np.stack(_derived(words, np.uint32(i), _SPLIT), -1)) for i in range(num))
+
+
+def plain(key: PRNGKey) -> PRNGKey:
+    """Give the key of JAX's default generator that belongs to a cheap one: some samplers know that generator alone."""
+    if jax.random.key_impl(key) != _HASH:
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_DEFAULT)
+
+
+def words_of(key: PRNGKey) -> Array:
+    """Give the numbers of a key, or of an array of them, that can be laid out and traced like others."""
+    words: Array = jax.random.key_data(cheap(key))
+    return words
+
+
+def of_words(words: Any) -> PRNGKey:
+    """Give the key of numbers that `words_of` gave for a key of the default generator."""
+    return _wrapped(words)
+
+
+def _wrapped(words: Any) -> Array:
+    return jax.random.wrap_key_data(words, impl=_HASH)
+
+
+def _on_host(key: Array) -> tuple[Any, Any] | None:
+    """Give the words of a key whose numbers are known, and which is of this generator."""
+    if isinstance(key, jax.core.Tracer) or jax.random.key_impl(key) != _HASH:
+        return None
+    with jax.ensure_compile_time_eval():
+        words = np.asarray(jax.random.key_data(key))
+    return words[0], words[1]
