@@ -225,7 +225,7 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
                 f"{path} holds {found} for {name}, and the fit needs {leaf.dtype}{list(np.shape(leaf))}; "
                 "was the guide or the optimiser changed? Fit into another directory"
             )
-        restored.append(jax.numpy.asarray(array))
+        restored.append(jax.device_put(array))
     history = {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
     return jax.tree.unflatten(treedef, restored), history
 

@@ -19,6 +19,7 @@ from bayesrl.certainty.pooling import Pool, draw_mixture_pool, draw_pool
 from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of, stacked
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.verdicts import Evidence
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Interval
 from bayesrl.core.keys import fold_in
 from bayesrl.core.pairing import declared_params
@@ -36,6 +37,7 @@ _CELLS = 2**23
 _CHOICES = get_args(Choice.__value__)
 
 
+@one_reading()
 def evidence(
     key: PRNGKey,
     posterior: Posterior,

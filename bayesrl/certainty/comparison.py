@@ -14,6 +14,7 @@ from bayesrl.certainty.limits import stratified_interval
 from bayesrl.certainty.pooling import totals_of
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.certainty.verdicts import Comparison
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.draws import Totals
 from bayesrl.core.estimates import Interval
 from bayesrl.core.keys import fold_in, split
@@ -30,6 +31,7 @@ _EPS = float(np.finfo(np.float32).eps)
 _SAME = 1e-4
 
 
+@one_reading()
 def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: int = 16_384) -> Comparison:
     """Compare fits of one problem: J, E[R] and KL of each, and their differences to the first.
 

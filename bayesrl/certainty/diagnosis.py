@@ -20,6 +20,7 @@ from bayesrl.certainty.checks import (
 from bayesrl.certainty.known import Exact
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data, score
 from bayesrl.certainty.verdicts import Check, Diagnosis, Evidence, Verdict
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.keys import apart
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
@@ -28,6 +29,7 @@ from bayesrl.typing import PRNGKey
 _HELD_OUT_DRAWS = 1_000
 
 
+@one_reading()
 def diagnose(
     key: PRNGKey,
     posterior: Posterior,

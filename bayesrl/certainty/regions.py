@@ -13,6 +13,7 @@ from bayesrl.certainty.asking import check_count, check_key, check_posterior, to
 from bayesrl.certainty.comparison import unlike_sites
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.certainty.verdicts import Outcome
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.showing import Block, Line, Listing, Shown
@@ -108,6 +109,7 @@ class Coverage(Shown):
         return (Line(self.sentence, self.verdict), self.listing(), Line(legend))
 
 
+@one_reading()
 def coverage(
     key: PRNGKey,
     posterior: Posterior,

@@ -11,6 +11,7 @@ import numpy as np
 
 from bayesrl.certainty.known import Exact, evaluated, started
 from bayesrl.certainty.scores import Score, Scoreboard
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart
 from bayesrl.core.pairing import Pair, declared_params
@@ -29,6 +30,7 @@ MAX_COUNT = 2**17
 _DRAWN_NUMBERS = 4_000_000
 
 
+@one_reading()
 def score(
     key: PRNGKey,
     posterior: Posterior,

@@ -13,6 +13,7 @@ from bayesrl.certainty.bracket import Choice
 from bayesrl.certainty.bracket import evidence as bracketed
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.verdicts import Check, Evidence, Frontier, Outcome, Side
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Interval
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.errors import PolicyError
@@ -31,6 +32,7 @@ _CELLS = 2**23
 _MARGIN = float(ndtri(0.975))
 
 
+@one_reading()
 def frontier(
     key: PRNGKey,
     posterior: Posterior,

@@ -69,10 +69,9 @@ class _Form:
         header = tuple((v.aval.shape, v.aval.dtype, getattr(v.aval, "weak_type", False)) for v in place)
         steps = []
         for eqn in jaxpr.eqns:
-            name = eqn.primitive.name
             inputs = tuple(self._atom(atom, place, lift=lift) for atom in eqn.invars)
             params = tuple(
-                self._param(value, lift=lift and name in _OPENED)
+                self._param(value, lift=lift and _is_opened(eqn))
                 for key, value in sorted(eqn.params.items())
                 if key not in _NAMES and key not in _DIFFERENTIATION_ONLY
             )
@@ -179,7 +178,7 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        inside = _count(eqn) if eqn.primitive.name in _OPENED else 0
+        inside = _count(eqn) if _is_opened(eqn) else 0
         if inside:
             own = [next(fillings) for _ in range(inside)]
             outputs = _REBUILT[eqn.primitive.name](eqn, own, inputs)
@@ -190,6 +189,12 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args
                 outputs = [outputs]
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _is_opened(eqn: Any) -> bool:
+    """Whether `evaluate` rebuilds an operation: loops that `vmap` has given one condition per element stay closed."""
+    name = eqn.primitive.name
+    return name in _OPENED and not (name == "while" and _opened(eqn.params["cond_jaxpr"]).outvars[0].aval.shape)
 
 
 def _inner(eqn: Any) -> list[Any]:
@@ -213,7 +218,7 @@ def _count_of(jaxpr: Any) -> int:
 
 def _count_in(jaxpr: Jaxpr) -> int:
     own = sum(is_number(atom) for eqn in jaxpr.eqns for atom in eqn.invars) + sum(map(is_number, jaxpr.outvars))
-    return own + sum(_count(eqn) for eqn in jaxpr.eqns if eqn.primitive.name in _OPENED)
+    return own + sum(_count(eqn) for eqn in jaxpr.eqns if _is_opened(eqn))
 
 
 def _consts(jaxpr: Any) -> Sequence[Any]:

@@ -1,5 +1,6 @@
 """Compilation: what a program computes is compiled once in a process, whatever numbers fill it."""
 
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -22,6 +23,8 @@ MOST_KEPT = 256
 """So many compiled programs are kept; a process can map some thousands before the system refuses."""
 
 _LEVEL = "xla_backend_optimization_level"
+_LITTLE = 2**21
+"""A program that runs a few times and makes fewer numbers than these is compiled as fast as can be."""
 
 
 class Compiled:
@@ -35,8 +38,8 @@ class Compiled:
     The arrays and the numbers that a function closes over are arguments of its program. (`jax.jit` writes them into
     it as constants: it then holds a copy of a network's weights, and takes long to compile.)
 
-    Most of what the library compiles runs a few times only, so it is compiled with fewer optimisations, which takes
-    half as long on a CPU; steps of a fit are compiled with all of them.
+    Most of what the library compiles runs a few times only, so it is compiled with fewer optimisations on a CPU, or
+    with none where it computes little; steps of a fit are compiled with all of them.
 
     Args:
         fn: a function of (what is static, *arguments); arrays in the arguments are traced, all else is static.
@@ -127,7 +130,7 @@ def num_programs() -> int:
 class _Program:
     """One compiled program, shared by all that compute the same."""
 
-    def __init__(self, closed: Jaxpr, name: str, *, fewer: bool) -> None:
+    def __init__(self, closed: Jaxpr, name: str, level: int | None) -> None:
         jaxpr = closed.jaxpr
 
         def run(consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
@@ -135,7 +138,7 @@ class _Program:
 
         run.__name__ = run.__qualname__ = name
         self.name, self.compiled = name, False
-        self._run = jax.jit(run, compiler_options={_LEVEL: 1} if fewer else None)
+        self._run = jax.jit(run, compiler_options=None if level is None else {_LEVEL: level})
 
     def __call__(self, consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
         if not self.compiled:
@@ -154,13 +157,13 @@ class _Program:
 class Traced:
     """One function as it was traced: a program, and the arrays and numbers that fill it."""
 
-    def __init__(self, closed: Jaxpr, tree: Any, name: str, *, fewer: bool, functions: list[Any]) -> None:
+    def __init__(self, closed: Jaxpr, tree: Any, name: str, level: int | None, functions: list[Any]) -> None:
         form, fillings = canonical(closed)
-        key = (form, fewer)
+        key = (form, level)
         with _lock:
             program = _programs.get(key)
             if program is None:
-                program = _programs[key] = _Program(closed, name, fewer=fewer)
+                program = _programs[key] = _Program(closed, name, level)
                 while len(_programs) > MOST_KEPT:
                     _programs.popitem(last=False)
             _programs.move_to_end(key)
@@ -205,7 +208,7 @@ def _as_array(value: Any) -> Any:
     return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
-_reading: ContextVar[dict[Any, Traced] | None] = ContextVar("reading", default=None)
+_reading: ContextVar[dict[Any, Any] | None] = ContextVar("reading", default=None)
 
 
 @contextmanager
@@ -223,6 +226,19 @@ def one_reading() -> Iterator[None]:
         yield
     finally:
         _reading.reset(token)
+
+
+def once_read[T](make: Callable[[], T], program: Any, args: tuple[Any, ...]) -> T:
+    """Make what depends on a program and its arguments alone; once inside of `one_reading`, for the same objects."""
+    read = _reading.get()
+    leaves, tree = jax.tree.flatten(args)
+    if read is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return make()
+    key = (make.__qualname__, id(program), tree, tuple(id(leaf) for leaf in leaves))
+    if key not in read:
+        read[key] = make(), program, leaves  # kept, so that nothing else gets their addresses
+    found: T = read[key][0]
+    return found
 
 
 def _traced(made: Compiled, static: Any, args: Any) -> Traced:
@@ -248,19 +264,29 @@ def _trace(made: Compiled, static: Any, leaves: list[Any], rebuild: Callable[[li
     with held_functions() as functions:
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
     # Whoever set the level of optimisation in XLA_FLAGS is heard.
-    fewer = not made.often and jax.default_backend() == "cpu" and _LEVEL not in os.environ.get("XLA_FLAGS", "")
-    return Traced(closed, jax.tree.structure(shapes), made.name, fewer=fewer, functions=functions)
+    chosen = made.often or jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", "")
+    level = None if chosen else int(_work(closed.jaxpr) >= _LITTLE)
+    return Traced(closed, jax.tree.structure(shapes), made.name, level, functions)
+
+
+def _work(jaxpr: Any) -> int:
+    """Count the numbers that a program makes; those of a loop whose length is not known count once."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = sum(_work(opened) for opened in _inside(eqn))
+        total += inner * int(eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1)
+        total += sum(math.prod(var.aval.shape) for var in eqn.outvars)
+    return total
 
 
 def _calls_host(jaxpr: Any) -> bool:
     """Tell whether a program calls a Python function on the host, however deep inside."""
-    return any(
-        eqn.primitive.name == "pure_callback"
-        or any(
-            _calls_host(opened)
-            for value in eqn.params.values()
-            for inner in (value if isinstance(value, tuple | list) else (value,))
-            if isinstance(opened := getattr(inner, "jaxpr", inner), Jaxpr)  # closed jaxprs hold an open one
-        )
-        for eqn in jaxpr.eqns
-    )
+    return any(eqn.primitive.name == "pure_callback" or any(map(_calls_host, _inside(eqn))) for eqn in jaxpr.eqns)
+
+
+def _inside(eqn: Any) -> Iterator[Jaxpr]:
+    """Give the programs inside of an operation."""
+    for value in eqn.params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(opened := getattr(inner, "jaxpr", inner), Jaxpr):  # closed jaxprs hold an open one
+                yield opened

@@ -13,7 +13,7 @@ from bayesrl.core.recording import Frame
 from bayesrl.errors import GuideError, PolicyError
 from bayesrl.typing import Params, PRNGKey
 
-NUM_SWAPS = 4
+NUM_SWAPS = 8
 
 
 def check_contexts(key: PRNGKey, pair: Pair, params: Params) -> None:

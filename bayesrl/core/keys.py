@@ -21,6 +21,7 @@ _MULTIPLIER, _INCREMENT = np.uint32(1664525), np.uint32(1013904223)
 _BITS, _SPLIT, _FOLD, _SEED = (np.uint32(n) for n in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344))
 """What a hash is made for; digits of π."""
 
+
 def _mix(x: Any, y: Any, z: Any, w: Any) -> tuple[Any, Any, Any, Any]:
     """Hash four words of 32 bits to four; the same for NumPy's and JAX's arrays."""
     with np.errstate(over="ignore"):  # words wrap around

@@ -14,7 +14,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from bayesrl.core.compiling import compiled
+from bayesrl.core.compiling import compiled, once_read
 from bayesrl.core.primitives import Kind
 from bayesrl.core.recording import Frame, Record, Recording, abstractly, record
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
@@ -192,7 +192,14 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
     Raises:
         PolicyError: the program has neither a reward nor an observed site, or repeats a name.
     """
-    args = as_arrays(args)
+
+    def look() -> Structure:
+        return _look(key, policy, as_arrays(args))
+
+    return once_read(look, policy, args)
+
+
+def _look(key: PRNGKey, policy: Program, args: tuple[Any, ...]) -> Structure:
     program = handlers.seed(policy, rng_seed=key)
     recording = abstractly(lambda: record(program, *args))
     unknown = [name for name, site in recording.sites.items() if _ends_are_computed(site)]

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from scipy.special import logsumexp
 
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording
@@ -35,6 +36,7 @@ _NEVER = -1e30
 _MASS_TOLERANCE = 1e-3
 
 
+@one_reading()
 def enumerate_posterior(policy: Program, *args: Any, beta: Beta | None = None, max_count: int = 2**20) -> WeightedDraws:
     """Compute the tilted posterior of a finite program exactly.
 
@@ -203,7 +205,9 @@ def _result(
     contexts = math.prod(shape)
     log_weights = [s.joint[0][0] if whole else np.zeros((0, contexts)) for s in solutions]
     axes, num = stages[0].axes, stages[0].reward.shape[1]
-    joint = [np.broadcast_to(digit[:, None], (num, contexts)) for digit in digits(axes, np.arange(num))] if whole else []
+    joint = (
+        [np.broadcast_to(digit[:, None], (num, contexts)) for digit in digits(axes, np.arange(num))] if whole else []
+    )
     sites = scatter(axes, joint, shape) if whole else {}
 
     def stacked(values: Sequence[np.ndarray]) -> np.ndarray:

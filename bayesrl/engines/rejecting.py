@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart
 from bayesrl.core.ranges import bounds_by_site
@@ -23,6 +24,7 @@ _LEAST_BATCH = 1024
 _SPARE = 1.05  # proposals beyond the expected need, so that a second helping is rare
 
 
+@one_reading()
 def rejection(
     key: PRNGKey,
     policy: Program,

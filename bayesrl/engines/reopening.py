@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from numpyro.infer.elbo import ELBO
@@ -15,7 +14,7 @@ from bayesrl.datatree import from_datatree
 from bayesrl.engines.fitting import fit, posterior_of, whole_number
 from bayesrl.engines.running import Callback, Run
 from bayesrl.engines.setup import Setup, set_up
-from bayesrl.engines.svi import default_optimizer, init
+from bayesrl.engines.svi import default_optimizer
 from bayesrl.errors import RunFolderError
 from bayesrl.guides import GuideFamily
 from bayesrl.objectives import Objective, ReverseKL
@@ -76,7 +75,7 @@ def load(
             ) from error
     run, setup, settings, beta = _reopen(directory, problem, policy, args, guide, objective, optimizer, source)
     lane, _ = run.lane()
-    state, rows = run.restore(init(lane, setup.params), [])
+    state, rows = run.restore(run.start(lane), [])
     if not rows:
         raise RunFolderError(f"{directory} holds no checkpoint yet; run bayesrl.resume(directory, policy, *args)")
     interrupted = int(state.step) < run.num_steps
@@ -137,7 +136,7 @@ def resume(
 
 def key_of(problem: Mapping[str, Any]) -> PRNGKey:
     """Give the key that a run folder was fitted with."""
-    data = jnp.asarray(problem["identity"]["seed"], jnp.uint32)
+    data = np.asarray(problem["identity"]["seed"], np.uint32)
     return jax.random.wrap_key_data(data, impl=problem["settings"].get("key_impl", "threefry2x32"))
 
 

@@ -70,7 +70,7 @@ class Run:
             chunk: what `chunk()` gave a run of the same setup and optimiser, so as not to compile anew.
         """
         lane, args = self.lane()
-        state = compiled(partial(init, lane), name="initial_state")(self.setup.params)
+        state = self.start(lane)
         rows: list[dict[str, np.ndarray]] = []
         state, rows = self.restore(state, rows)
         if self.folder is not None and self.problem is not None:
@@ -102,6 +102,11 @@ class Run:
                 raise
         self._save(state, rows)
         return state, rows, False
+
+    def start(self, lane: Lane) -> State:
+        """Give the state before the first step."""
+        state: State = compiled(partial(init, lane), name="initial_state")(self.setup.params)
+        return state
 
     def _betas_at(self, step: int) -> np.ndarray:
         """Give the temperatures of a step, [lanes]: from `start_beta` geometrically down to β, then β."""

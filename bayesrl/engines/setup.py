@@ -231,8 +231,8 @@ def _sketch(draws: Draws, totals: Totals) -> dict[str, list[float]]:
         weights = np.linspace(0.0, 2.0, len(by_draw))
         return [float(by_draw.mean()), float((weights * by_draw).mean())]
 
-    told = {f"of site {name}": values for name, values in {**draws.sites, **draws.rewards}.items()}
-    return {name: means(values) for name, values in {**told, **totals._asdict()}.items()}
+    told = {**draws.sites, **draws.rewards, "log π₀": totals.log_prior, "log-likelihood": totals.log_likelihood}
+    return {name: means(values) for name, values in told.items()}
 
 
 def describe(thing: Any) -> Any:

@@ -164,7 +164,9 @@ def _with_shared(
     return index
 
 
-def _gather(value: Numbers, index: np.ndarray, axes: tuple[int | None, ...], context_shape: tuple[int, ...]) -> np.ndarray:
+def _gather(
+    value: Numbers, index: np.ndarray, axes: tuple[int | None, ...], context_shape: tuple[int, ...]
+) -> np.ndarray:
     """Let each element of the context plates take its own row of a site [N, ...]."""
     at = index.reshape(-1, *context_shape)
     # Along context plates that the site stands outside of, every row is the same.

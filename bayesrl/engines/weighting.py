@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logsumexp
 
-from bayesrl.core.compiling import compiled
+from bayesrl.core.compiling import compiled, one_reading
 from bayesrl.core.draws import is_count
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart, fold_in
@@ -46,6 +46,7 @@ class Bound(NamedTuple):
     params: Params
 
 
+@one_reading()
 def importance(
     key: PRNGKey,
     policy: Program,

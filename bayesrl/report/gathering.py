@@ -79,9 +79,7 @@ def gather(
         except BayesRLError as error:
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
     if frontier is None and len(betas_of(posterior)) > 1:
-        frontier = _frontier(
-            fold_in(verdict_key, 1), posterior, gold if gold in metrics else None, diagnosis, lacking
-        )
+        frontier = _frontier(fold_in(verdict_key, 1), posterior, gold if gold in metrics else None, diagnosis, lacking)
     if posterior.programs is not None and posterior.statistics:
         told["whole"] = whole = whole_of(posterior)
         told["target"] = target if target is not None else _target(posterior)

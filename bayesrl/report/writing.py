@@ -7,13 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from bayesrl import run_folder
 from bayesrl.certainty.asking import check_arguments, check_key, check_named, told
 from bayesrl.certainty.verdicts import Diagnosis, Frontier, Section
-from bayesrl.core.keys import split
+from bayesrl.core.compiling import one_reading
+from bayesrl.core.keys import apart, of_words
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.posterior import Posterior
 from bayesrl.report.facts import Facts
@@ -26,6 +26,7 @@ _FITTED = "A policy fitted as a Bayesian posterior: how far it is from the best,
 _LEARNED = "What was learned from experience, what it cost, and how sure it is."
 
 
+@one_reading()
 def write_report(
     path: str | Path,
     posteriors: Any,
@@ -91,7 +92,7 @@ def write_report(
     _check_made(named, "frontiers", frontiers, Frontier)
     check_sections(sections)
     check_path(path)
-    keys = split(jax.random.key(0) if key is None else key, len(named))
+    keys = apart(of_words(np.zeros(2, np.uint32)) if key is None else key, len(named))
     fits = [
         gather(
             one,
