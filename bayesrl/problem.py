@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayesrl.cache import use_by_default
 from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_path, no_function
 from bayesrl.certainty.verdicts import Section
 from bayesrl.errors import BayesRLError
@@ -130,6 +131,7 @@ def ready_learning(name: str, **options: Any) -> LearningProblem:
 
 
 def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) -> Any:
+    use_by_default()
     check_use(name, function, options)  # from the file as it is written: what is wrong is refused at once
     path = model_path(name)
     module = _module(path)
