@@ -255,7 +255,7 @@ class Posterior(Shown):
             weights = softmax(chosen.objective_by_restart() * _contexts_of(chosen) / scale, axis=-1)
             return replace(chosen, mixture=weights)
         if restart == "best":
-            index = np.argmax(chosen.objective_by_restart(), axis=-1)
+            index = np.asarray(np.argmax(chosen.objective_by_restart(), axis=-1))
         elif is_count(restart, least=0) and int(restart) < chosen.num_restarts:
             index = np.full(chosen._fit_shape[:-1], int(restart))
         else:

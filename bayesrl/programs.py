@@ -118,6 +118,10 @@ def score_draws(pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
     return jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *parts)
 
 
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def _static(pair: Pair) -> tuple[Any, ...]:
     return pair.policy, pair.guide, pair.structure, pair.learned
 
@@ -128,8 +132,11 @@ def _pair(static: tuple[Any, ...], transforms: Any, args: Any) -> Pair:
 
 
 def _in_parts(draw: Compiled, key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws, Totals]:
-    batch = batch_of(pair.structure)
     fixed = (dict(pair.transforms), pair.args, cheap(key), params)
+    if _is_traced((key, params)):  # the caller compiles, or vectorises, what is made of the draws
+        traced: tuple[Draws, Totals] = draw.fn((*_static(pair), num), *fixed, None)
+        return traced
+    batch = batch_of(pair.structure)
     run = draw.prepare((*_static(pair), batch), *fixed, np.zeros((), np.int32))
     parts = [jax.device_get(run(*fixed, np.asarray(first, np.int32))) for first in range(0, max(num, 1), batch)]
     whole: tuple[Draws, Totals] = jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *parts)
@@ -138,7 +145,7 @@ def _in_parts(draw: Compiled, key: PRNGKey, pair: Pair, params: Params, num: int
 
 @partial(Compiled, name="draw")
 def _draw(
-    static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, first: Array
+    static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, first: Array | None
 ) -> tuple[Draws, Totals]:
     *programs, num = static
     pair = _pair(tuple(programs), transforms, args)
@@ -147,7 +154,7 @@ def _draw(
 
 @partial(Compiled, name="draw_prior")
 def _draw_prior(
-    static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, first: Array
+    static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, first: Array | None
 ) -> tuple[Draws, Totals]:
     *programs, num = static
     pair = _pair(tuple(programs), transforms, args)
@@ -181,11 +188,11 @@ serve, that many are made at once, and `serve(count)` says so.
 """
 
 
-def draw_outside(keys: Sequence[PRNGKey], episodes: Any, pair: Pair, params: Params, num_samples: int) -> tuple[Draws, Totals]:
+def draw_outside(
+    keys: Sequence[PRNGKey], episodes: Any, pair: Pair, params: Params, num_samples: int
+) -> tuple[Draws, Totals]:
     """Draw from every lane as `draw_fit` does, in the environment itself; shorter episodes are padded (nan, −1)."""
-    lanes = [
-        episodes(keys[i], jax.tree.map(lambda x, i=i: x[i], params), pair, num_samples) for i in range(len(keys))
-    ]
+    lanes = [episodes(keys[i], jax.tree.map(lambda x, i=i: x[i], params), pair, num_samples) for i in range(len(keys))]
 
     def together(*parts: Array) -> np.ndarray:
         longest = np.max([part.shape for part in parts], axis=0)
@@ -212,7 +219,7 @@ def draw_lanes(
     own = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(keys))]
     with one_reading():
         drawn = [draw_fit(key, pair, lane, num_samples) for key, lane in zip(keys, own, strict=True)]
-    draws, totals = jax.tree.map(lambda *parts: np.stack(parts), *drawn)
+    draws, totals = jax.tree.map(lambda *parts: _library(parts).stack(parts), *drawn)
     return draws, totals
 
 
@@ -232,21 +239,26 @@ def draw_prior(key: PRNGKey, programs: Programs, params: Params, num_samples: in
     return draw_start(key, pair, params, num_samples)
 
 
+def _library(tree: Any) -> Any:
+    """NumPy, or JAX's where the caller compiles what is computed."""
+    return jnp if _is_traced(tree) else np
+
+
 def summarise(totals: Totals, metrics: Mapping[str, Any], beta: Any, lead: int) -> Estimates:
     """Average draws [*lead, sample, *contexts]; standard errors are over samples, contexts being fixed."""
+    xp = _library(totals)
     scale = np.asarray(1.0 if beta is None else beta, float)
     by_lane = scale.reshape(scale.shape + (1,) * (lead - scale.ndim))
-    reward = np.asarray(totals.reward, float)
-    by_draw = by_lane.reshape(by_lane.shape + (1,) * (reward.ndim - lead))
+    by_draw = by_lane.reshape(by_lane.shape + (1,) * (totals.reward.ndim - lead))
 
     def estimate(values: Any) -> Estimate:
-        values = np.asarray(values, float)
+        values = xp.asarray(values, float)
         per_draw = values.mean(tuple(range(lead + 1, values.ndim)))
         num = per_draw.shape[lead]
         with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
             return Estimate(per_draw.mean(lead), per_draw.std(lead, ddof=1) / np.sqrt(num))
 
-    exact = jax.tree.map(lambda x: np.asarray(x, float), totals)
+    exact = jax.tree.map(lambda x: xp.asarray(x, float), totals)
     objective = estimate(exact.log_weight(by_draw))
     return Estimates(
         objective=Estimate(by_lane * objective.mean, by_lane * objective.se),

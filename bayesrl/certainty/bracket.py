@@ -21,9 +21,10 @@ from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.verdicts import Evidence
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Interval
-from bayesrl.core.keys import fold_in
+from bayesrl.core.keys import fold_in, key_of_nothing
 from bayesrl.core.pairing import declared_params
 from bayesrl.core.ranges import reward_bounds
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
@@ -238,7 +239,7 @@ def _counts(programs: Programs, name: str) -> bool:
     """Tell whether an observed site is discrete: then its log-likelihood is at most 0."""
     from bayesrl.core.recording import abstractly, record
 
-    policy = handlers.seed(programs.policy, rng_seed=jax.random.key(0))
+    policy = FoldedKeys(programs.policy, key_of_nothing())
     return bool(abstractly(lambda: record(policy, *programs.args)).sites[name].fn.support.is_discrete)
 
 

@@ -14,10 +14,11 @@ from numpyro import handlers
 from bayesrl.certainty.asking import check_count, check_key
 from bayesrl.certainty.ranks import LIKELIHOOD, Calibration
 from bayesrl.core.handlers import IntoScans
-from bayesrl.core.keys import apart, split
+from bayesrl.core.keys import apart, key_of_nothing, split
 from bayesrl.core.pairing import Pair, freeze
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.recording import Recording, record, site_log_prob
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect, structure_of
 from bayesrl.engines.grid import count, decode
 from bayesrl.engines.setup import set_up
@@ -194,7 +195,7 @@ def _simulate(
     model: Program, structure: Structure, args: tuple[Any, ...], key: PRNGKey
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Draw latent sites and data together."""
-    sites = record(handlers.seed(_Simulated(model), rng_seed=key), *args).sites
+    sites = record(FoldedKeys(_Simulated(model), key), *args).sites
     latent, observed = structure.named("action", "environment"), structure.named("observed")
     return {name: jnp.asarray(sites[name].value) for name in latent}, {name: sites[name].value for name in observed}
 
@@ -214,7 +215,7 @@ def _quantities(program: Program, structure: Structure, args: tuple[Any, ...], s
 
 
 def _run(program: Program, args: tuple[Any, ...], sites: dict[str, Array]) -> Recording:
-    return record(handlers.seed(handlers.substitute(program, data=sites), rng_seed=jax.random.key(0)), *args)
+    return record(FoldedKeys(handlers.substitute(program, data=sites), key_of_nothing()), *args)
 
 
 def _names(structure: Structure) -> tuple[str, ...]:
@@ -307,7 +308,7 @@ def by_enumeration() -> Inference:
 
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
         # Contexts are taken together here: a program without a context plate is one problem.
-        structure = _one_problem(structure_of(record(handlers.seed(program, rng_seed=key), *args)))
+        structure = _one_problem(structure_of(record(FoldedKeys(program, key), *args)))
         axes = path_axes(structure)
         if count(axes) > _MOST_ASSIGNMENTS:
             raise EngineError(

@@ -11,6 +11,7 @@ from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.keys import cheap
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording, record, site_log_prob
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Support, finite_support
 from bayesrl.errors import GuideError
 from bayesrl.typing import Params, PRNGKey
@@ -111,7 +112,7 @@ def _look(
 
     def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
         policy = handlers.substitute(pair.policy, data={**(pair.constrain(params) if pair.learned else {}), **values})
-        scored = record(handlers.seed(policy, rng_seed=key), *pair.args).sites
+        scored = record(FoldedKeys(policy, key), *pair.args).sites
         outside = {}
         for name in pair.structure.actions:
             site = scored[name]

@@ -39,7 +39,7 @@ class Canonical(NamedTuple):
     fillings: tuple[Any, ...]
 
 
-def canonical(jaxpr: Jaxpr) -> Canonical:
+def canonical_form(jaxpr: Jaxpr) -> Canonical:
     """Give the form of a traced program.
 
     Args:
@@ -166,7 +166,7 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args
     Args:
         jaxpr: the program.
         consts: arrays that it closes over.
-        fillings: an iterator over what fills it, in the order of `canonical`; as many as needed are taken.
+        fillings: an iterator over what fills it, in the order of `canonical_form`; as many as needed are taken.
         *args: its arguments.
     """
     values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
@@ -193,12 +193,14 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args
 
 def _is_opened(eqn: Any) -> bool:
     """Whether `evaluate` rebuilds an operation: loops that `vmap` has given one condition per element stay closed."""
-    name = eqn.primitive.name
-    return name in _OPENED and not (name == "while" and _opened(eqn.params["cond_jaxpr"]).outvars[0].aval.shape)
+    if eqn.primitive.name == "while":
+        condition: Any = _opened(eqn.params["cond_jaxpr"]).outvars[0].aval
+        return condition.shape == ()
+    return eqn.primitive.name in _OPENED
 
 
 def _inner(eqn: Any) -> list[Any]:
-    """Give the programs inside of an operation, in the order in which `canonical` meets them."""
+    """Give the programs inside of an operation, in the order in which `canonical_form` meets them."""
     found = []
     for _, value in sorted(eqn.params.items()):
         for item in value if isinstance(value, tuple | list) else (value,):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from bayesrl.core.canonical import canonical, evaluate
+from bayesrl.core.canonical import canonical_form, evaluate
 from bayesrl.core.host import held_functions, host_errors
 from bayesrl.core.telling import activity
 
@@ -158,7 +158,7 @@ class Traced:
     """One function as it was traced: a program, and the arrays and numbers that fill it."""
 
     def __init__(self, closed: Jaxpr, tree: Any, name: str, level: int | None, functions: list[Any]) -> None:
-        form, fillings = canonical(closed)
+        form, fillings = canonical_form(closed)
         key = (form, level)
         with _lock:
             program = _programs.get(key)

@@ -9,8 +9,10 @@ from numpyro import handlers
 
 from bayesrl.core.draws import total
 from bayesrl.core.handlers import check_beta
+from bayesrl.core.keys import key_of_nothing
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import record
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import check_policy, structure_of
 from bayesrl.errors import PolicyError
 from bayesrl.typing import Beta, Program, Sites
@@ -66,7 +68,7 @@ def log_density(policy: Program, sites: Sites, *args: Any, beta: Beta | None = N
     """
     if beta is not None:
         check_beta(beta)
-    program = handlers.seed(handlers.substitute(policy, data=dict(sites)), rng_seed=jax.random.key(0))
+    program = FoldedKeys(handlers.substitute(policy, data=dict(sites)), key_of_nothing())
     structure = structure_of(record(program, *args))
     check_policy(structure, has_beta=beta is not None)
     missing = [name for name in structure.named("action", "environment") if name not in sites]

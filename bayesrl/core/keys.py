@@ -1,9 +1,9 @@
 """Random keys that cost little to compile, and to derive on the host.
 
 Each use of JAX's default generator, threefry, takes a tenth of a second of compilation on a CPU. What the library draws
-is drawn by a generator that is a hash of (key, counter), pcg4d (Jarzynski & Olano 2020, "Hash functions for GPU rendering").
-It is seeded by the user's key, so that draws are reproduced by it; keys of other generators than threefry are a choice,
-and kept.
+is drawn by a generator that is a hash of (key, counter), pcg4d (Jarzynski & Olano 2020, "Hash functions for GPU
+rendering"). It is seeded by the user's key, so that draws are reproduced by it; keys of other generators than threefry
+are a choice, and kept.
 """
 
 from functools import partial
@@ -60,8 +60,10 @@ def _counters(shape: tuple[int, ...]) -> Any:
     return lax.reshape(lax.iota(np.uint32, size), shape)
 
 
-def _split(key: Any, shape: tuple[int, ...], first: Any = np.uint32(0)) -> Any:
-    return _stacked(_derived((key[0], key[1]), _counters(tuple(shape)) + first, _SPLIT))
+def _split(key: Any, shape: tuple[int, ...], first: Any = 0) -> Any:
+    return _stacked(
+        _derived((key[0], key[1]), _counters(tuple(shape)) + lax.convert_element_type(first, np.uint32), _SPLIT)
+    )
 
 
 def _fold_in(key: Any, data: Any) -> Any:
@@ -91,7 +93,7 @@ _HASH = define_prng_impl(
 _DEFAULT = "threefry2x32"
 
 
-def cheap(key: PRNGKey) -> PRNGKey:
+def cheap(key: Any) -> Any:
     """Give the key by which what belongs to a user's key is drawn; keys of a generator that was chosen stay.
 
     Args:
@@ -121,7 +123,7 @@ def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
     """
     key = cheap(key)
     if first is not None and jax.random.key_impl(key) == _HASH:
-        return _wrapped(_split(jax.random.key_data(key), (num,), lax.convert_element_type(first, np.uint32)))
+        return _wrapped(_split(jax.random.key_data(key), (num,), first))
     if first is not None:
         return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(num))
     words = _on_host(key)
@@ -146,15 +148,20 @@ def plain(key: PRNGKey) -> PRNGKey:
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_DEFAULT)
 
 
-def words_of(key: PRNGKey) -> Array:
+def words_of(key: PRNGKey | PRNGKeys) -> Array:
     """Give the numbers of a key, or of an array of them, that can be laid out and traced like others."""
     words: Array = jax.random.key_data(cheap(key))
     return words
 
 
-def of_words(words: Any) -> PRNGKey:
+def of_words(words: Any) -> Any:
     """Give the key of numbers that `words_of` gave for a key of the default generator."""
     return _wrapped(words)
+
+
+def key_of_nothing() -> PRNGKey:
+    """Give a key for programs of which every site is held, or of which only shapes are asked: it is always the same."""
+    return _wrapped(np.zeros(2, np.uint32))
 
 
 def _wrapped(words: Any) -> Array:

@@ -14,7 +14,7 @@ from numpyro.distributions import biject_to, constraints
 from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues
-from bayesrl.core.keys import fold_in, of_words, split
+from bayesrl.core.keys import fold_in, key_of_nothing, split
 from bayesrl.core.recording import Recording, abstractly, both_scores, per_context, record, site_log_prob
 from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure
@@ -26,10 +26,6 @@ _MOST_HELD = 2**27
 _SHARED = 2**31
 _OF_POLICY = 2**16
 """Numbers that a key is folded with for what all draws share, and for what the policy draws beside its guide."""
-
-
-def _key_of_none() -> PRNGKey:
-    return of_words(np.zeros(2, np.uint32))
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ class Pair:
             program = handlers.substitute(program, data=dict(values))
         if shared_key is not None:
             program = SharedKeys(program, shared_key, self.structure.drawn_before_action)
-        return record(FoldedKeys(program, _key_of_none() if key is None else key), *self.args)
+        return record(FoldedKeys(program, key_of_nothing() if key is None else key), *self.args)
 
     def guide_facts(self, params: Params) -> Recording:
         """Record the guide without computing; see `abstractly`."""
@@ -168,7 +164,7 @@ class Pair:
             policy: Callable[..., Any] = handlers.substitute(self.policy, data={**own, **values, **latent, **plates})
             if shared_key is not None:
                 policy = SharedKeys(policy, shared_key, self.structure.drawn_before_action)
-            own_key = _key_of_none() if key is None else key
+            own_key = key_of_nothing() if key is None else key
             scored = record(FoldedKeys(policy, own_key, first=_OF_POLICY), *self.args)
         return self._draws(drawn, scored)
 
@@ -243,7 +239,7 @@ def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Pa
     """Give the declared values of a program's parameters, and their constraints."""
 
     def run() -> Recording:
-        return record(handlers.seed(program, rng_seed=key), *args)
+        return record(FoldedKeys(program, key), *args)
 
     def values(recording: Recording) -> Params:
         return {name: msg["value"] for name, msg in recording.params.items()}

@@ -13,7 +13,9 @@ from numpyro.distributions import constraints
 
 from bayesrl.core.interval_rules import Ends, Range
 from bayesrl.core.intervals import point, propagate
+from bayesrl.core.keys import key_of_nothing
 from bayesrl.core.recording import Recording, abstractly, per_context, record, site_log_prob
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays
 from bayesrl.typing import Program
 
@@ -67,7 +69,7 @@ def bounds_by_site(
         return {}
 
     def run(values: dict[str, Array]) -> Recording:
-        return record(handlers.seed(handlers.substitute(policy, data=values), rng_seed=jax.random.key(0)), *args)
+        return record(FoldedKeys(handlers.substitute(policy, data=values), key_of_nothing()), *args)
 
     def rewards(values: dict[str, Array]) -> list[Array]:
         sites = run(values).sites
@@ -96,7 +98,7 @@ def _inputs(
     policy: Program, structure: Structure, args: tuple[Any, ...]
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Range]]:
     """Give shapes and types of what the program draws, and the ranges of the indices of its mini-batches."""
-    recorded = abstractly(lambda: record(handlers.seed(policy, rng_seed=jax.random.key(0)), *args))
+    recorded = abstractly(lambda: record(FoldedKeys(policy, key_of_nothing()), *args))
     shapes = {
         site.name: jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
         for site in structure.sites

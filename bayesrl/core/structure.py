@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from numpyro import handlers
 from numpyro.distributions import constraints
 
 from bayesrl.core.compiling import compiled, once_read
 from bayesrl.core.primitives import Kind
 from bayesrl.core.recording import Frame, Record, Recording, abstractly, record
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
 
@@ -200,15 +200,14 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
 
 
 def _look(key: PRNGKey, policy: Program, args: tuple[Any, ...]) -> Structure:
-    program = handlers.seed(policy, rng_seed=key)
-    recording = abstractly(lambda: record(program, *args))
+    recording = abstractly(lambda: record(FoldedKeys(policy, key), *args))
     unknown = [name for name, site in recording.sites.items() if _ends_are_computed(site)]
     if not unknown:
         return structure_of(recording)
 
     # The ends of a support may be numbers that are only there when the program is really run.
     def ends() -> dict[str, tuple[Any, Any]]:
-        sites = record(program, *args).sites
+        sites = record(FoldedKeys(policy, key), *args).sites
         return {name: jax.tree.map(jnp.asarray, _ends(sites[name].fn)) for name in unknown}
 
     found = compiled(ends, name="supports")()

@@ -12,8 +12,10 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.core.compiling import Compiled, near, one_reading
+from bayesrl.core.keys import key_of_nothing
 from bayesrl.core.primitives import Kind
 from bayesrl.core.recording import Frame, Record, Recording, per_context, record, site_log_prob
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Site, Structure, Support
 from bayesrl.errors import EngineError
 from bayesrl.typing import Program
@@ -191,7 +193,7 @@ class Scores(NamedTuple):
 
 def run(program: Program, values: Mapping[str, Any], args: tuple[Any, ...]) -> Recording:
     """Run a program with all its latent sites held."""
-    return record(handlers.seed(handlers.substitute(program, data=dict(values)), rng_seed=jax.random.key(0)), *args)
+    return record(FoldedKeys(handlers.substitute(program, data=dict(values)), key_of_nothing()), *args)
 
 
 def scores_of(recording: Recording, structure: Structure, names: Sequence[str]) -> Scores:

@@ -136,7 +136,7 @@ def resume(
 
 def key_of(problem: Mapping[str, Any]) -> PRNGKey:
     """Give the key that a run folder was fitted with."""
-    data = np.asarray(problem["identity"]["seed"], np.uint32)
+    data = jax.device_put(np.asarray(problem["identity"]["seed"], np.uint32))
     return jax.random.wrap_key_data(data, impl=problem["settings"].get("key_impl", "threefry2x32"))
 
 

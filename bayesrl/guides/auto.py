@@ -91,7 +91,8 @@ class AutoTilt(GuideFamily):
             structure, facts, tilt=self.tilt, hidden=self.hidden, recurrent=self.recurrent, max_table=self.max_table
         )
         moments = measure(survey_key, policy, structure, args, facts, _NUM_DRAWS) if plan.has_networks else {}
-        networks = compiled(partial(self._networks, plan=plan), name="networks")(network_key) if plan.has_networks else {}
+        make = compiled(partial(self._networks, plan=plan), name="networks")
+        networks = make(network_key) if plan.has_networks else {}
         width = self.hidden
 
         def tilted(*args: Any) -> Any:

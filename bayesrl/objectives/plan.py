@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
 from bayesrl.core.dependence import reaching
+from bayesrl.core.keys import key_of_nothing
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Record, abstractly, record, site_log_prob
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.errors import ObjectiveError
 from bayesrl.typing import Params, PRNGKey
@@ -93,7 +94,7 @@ def guide_or(pair: Pair, guide: dict[str, Record], name: str) -> Any:
     """Give the distribution of a site of nature, from the guide or else from the policy."""
     if name in guide:
         return guide[name].fn
-    policy = handlers.seed(pair.policy, rng_seed=jax.random.key(0))
+    policy = FoldedKeys(pair.policy, key_of_nothing())
     return abstractly(lambda: record(policy, *pair.args)).sites[name].fn
 
 
@@ -126,7 +127,7 @@ def _pathwise(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[st
 def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str]) -> set[str]:
     """Name the sites in whose values a reward, or the density of another site, jumps."""
     # Only the way from inputs to outputs matters, so any numbers of the right shape will do.
-    policy = abstractly(lambda: record(handlers.seed(pair.policy, rng_seed=key), *pair.args)).sites
+    policy = abstractly(lambda: record(FoldedKeys(pair.policy, key), *pair.args)).sites
     drawn = {
         name: jnp.zeros(jnp.shape(site.value), jnp.result_type(site.value))
         for name, site in {**policy, **guide}.items()
@@ -136,7 +137,7 @@ def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list
 
     def scores(values: dict[str, Array]) -> list[Array]:
         program = handlers.substitute(pair.policy, data={**drawn, **values})
-        sites = record(handlers.seed(program, rng_seed=key), *pair.args).sites
+        sites = record(FoldedKeys(program, key), *pair.args).sites
         own = {
             name: site._replace(value=held[name], intermediates=None) for name, site in sites.items() if name in held
         }

@@ -80,8 +80,10 @@ def test_a_converged_sweep_passes(fitted: Posterior, method: str) -> None:
     gold = [(np.exp(PAYOFF / b) / np.exp(PAYOFF / b).sum()) @ (PAYOFF - 2.0 * (np.arange(6) == 5)) for b in ascending]
     assert found.gold is not None
     assert (np.abs(found.gold.mean - gold) < 5 * found.gold.se).all()  # 4 numbers: false alarms 2e-6
-    assert found.turning_point == ascending[int(np.argmax(gold))] == 1.0
-    assert "Gold is greatest at β = 1" in str(found)
+    assert ascending[int(np.argmax(gold))] == 1.0
+    assert found.turning_point == ascending[int(np.argmax(found.gold.mean))]
+    assert found.turning_point in (1.0, 3.0), "these two differ by .0005, and their standard errors are .007"
+    assert f"Gold is greatest at β = {found.turning_point:g}" in str(found)
     assert max(map(len, str(found).splitlines())) <= 80
 
 
