@@ -103,8 +103,7 @@ def from_datatree(tree: "xr.DataTree", params: Mapping[str, Any], settings: Mapp
     def arrays(group: str, dims: list[str]) -> dict[str, Any]:
         dataset = tree[group].to_dataset()
         return {
-            str(name): np.asarray(variable.transpose(*dims, ...).values)
-            for name, variable in dataset.data_vars.items()
+            str(name): np.asarray(variable.transpose(*dims, ...).values) for name, variable in dataset.data_vars.items()
         }
 
     training = tree["training"].to_dataset()
