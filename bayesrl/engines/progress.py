@@ -64,7 +64,7 @@ def showing(show: bool) -> Iterator[None]:
 
 
 class Line:
-    """The line itself: the innermost of what is done, or the bar of a loop."""
+    """The line itself: the innermost of what has been done for long enough to be told, or the bar of a loop."""
 
     def __init__(self) -> None:
         self._told: list[tuple[str, float]] = []
@@ -97,7 +97,7 @@ class Line:
         finally:
             with self._lock:
                 self._told.remove(own)
-                self._write("")
+                self._draw()
 
     @contextmanager
     def under(self, bar: Any) -> Iterator[None]:
@@ -128,15 +128,15 @@ class Line:
 
     def _draw(self) -> None:
         now = time.monotonic()
-        words, began = self._told[-1] if self._told else ("", now)
-        if now - began >= LEAST_SECONDS:
-            seconds = int(now - began)
-            self._write(words, f", {seconds} s" if seconds else "")
-        elif not self._told:
-            self._write("")
-            if self._bar is not None and now - self._moved >= 1:
-                self._bar.refresh()
-                self._moved = now
+        for words, began in reversed(self._told):
+            if now - began >= LEAST_SECONDS:
+                seconds = int(now - began)
+                self._write(words, f", {seconds} s" if seconds else "")
+                return
+        self._write("")
+        if self._bar is not None and now - self._moved >= 1:
+            self._bar.refresh()
+            self._moved = now
 
     def _write(self, words: str, seconds: str = "") -> None:
         """Put text in the place of what stands there: the bar, or what was told before."""
