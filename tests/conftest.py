@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 # A shell lets what runs in its background ignore interrupts; some tests interrupt themselves.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,6 +19,11 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+from bayesrl.cache import use_cache  # noqa: E402
+
+# Workers share what they compile, and the next run finds it.
+use_cache(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=8)
 settings.load_profile("fixed")
