@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from bayesrl.errors import RunFolderError
 
-FORMAT = 1
+FORMAT = 2
 PROBLEM, CHECKPOINT, POSTERIOR = "problem.json", "checkpoint.safetensors", "posterior.nc"
 MODEL, SCORES = "model.json", "scores.json"
 _MOST_TOLD = 4

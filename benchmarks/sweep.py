@@ -43,7 +43,7 @@ def run() -> str:
         one.append(_times(key, beta=0.5, num_restarts=1))
         compiled.clear()
         many.append(_times(key, beta=BETAS, num_restarts=RESTARTS))
-        loops.append(sum("run_chunk" in name for name in compiled))
+        loops.append(sum("fit_step" in name for name in compiled))
     steps, whole = (median_ratio([x[i] for x in many], [x[i] for x in one]) for i in (0, 1))
     rows: list[list[object]] = [
         ["steps alone", *(_milliseconds([x[0] for x in xs]) for xs in (one, many)), f"{steps:.2f}×"],
