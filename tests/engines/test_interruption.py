@@ -195,7 +195,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"cannot read .*posterior.nc.*load the folder with its policy"):
         bayesrl.load(folder)
     assert bayesrl.load(folder, bandit).history["step"][-1] == 5
-    for text, message in (("[]", r"has format \[\]"), ('{"format": 1}', "has no 'identity'"), ("{", "cannot read")):
+    for text, message in (("[]", r"has format \[\]"), ('{"format": 2}', "has no 'identity'"), ("{", "cannot read")):
         problem.write_text(text)
         with pytest.raises(RunFolderError, match=message):
             bayesrl.load(folder, bandit)
