@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.posterior import Posterior
@@ -43,43 +43,98 @@ def to_datatree(posterior: Any) -> "xr.DataTree":
     if own is not None:
         tree: xr.DataTree = own()
         return tree
-    has_beta = np.ndim(posterior.beta) == 1 if posterior.beta is not None else False
-    lead = ["beta", "chain"] if has_beta else ["chain"]
-    coords: dict[str, Any] = {"beta": np.asarray(posterior.beta)} if has_beta else {}
-    groups = {
-        "posterior": _dataset(posterior.draws, [*lead, "draw"], coords),
-        "prior": _dataset({k: jnp.asarray(v)[None] for k, v in posterior.prior_draws.items()}, ["chain", "draw"], {}),
-        "sample_stats": _dataset(posterior.statistics, [*lead, "draw"], coords),
-        "training": _history(posterior.history, lead, coords),
-    }
-    tree = xr.DataTree.from_dict(groups)
+    tree = xr.DataTree.from_dict(
+        {name: xr.Dataset(group.variables, coords=group.coords) for name, group in _groups(posterior).items()}
+    )
     tree.attrs = _attributes(posterior)
     return tree
 
 
-def _dataset(arrays: Mapping[str, Any], lead: list[str], coords: Mapping[str, Any]) -> "xr.Dataset":
-    import xarray as xr
+def write_netcdf(posterior: Posterior, path: Path) -> None:
+    """Write the DataTree of a posterior as a netCDF file: without xarray, which takes longer to import than that.
 
+    What xarray would encode in ways of its own (names that are paths, empty or other than plain numbers) it writes.
+
+    Args:
+        posterior: fitted or loaded.
+        path: of the file, which is replaced.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    groups = _groups(posterior)
+    if not all(group.is_plain for group in groups.values()):
+        to_datatree(posterior).to_netcdf(path, engine="h5netcdf")
+        return
+    import h5netcdf
+
+    with h5netcdf.File(path, "w") as file:
+        file.attrs.update(_attributes(posterior))
+        for name, group in groups.items():
+            made = file.create_group(name)
+            made.dimensions = group.sizes
+            for own, array in group.coords.items():
+                made.create_variable(own, (own,), data=array)
+            for own, (dims, array) in group.variables.items():
+                fill = np.nan if array.dtype.kind == "f" else None  # as xarray says what is missing
+                made.create_variable(own, tuple(dims), data=array, fillvalue=fill)
+
+
+class _Group(NamedTuple):
+    """Arrays by name, each with the names of its dimensions, and the coordinates of dimensions."""
+
+    variables: dict[str, tuple[list[str], np.ndarray]]
+    coords: dict[str, np.ndarray]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How long each dimension is."""
+        return {
+            dim: size for dims, array in self.variables.values() for dim, size in zip(dims, array.shape, strict=True)
+        }
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there are only numbers of 4 or 8 bytes, some of each, under plain names."""
+        arrays = [*(array for _, array in self.variables.values()), *self.coords.values()]
+        return (
+            all(array.dtype.kind in "iuf" and array.dtype.itemsize in (4, 8) and array.size > 0 for array in arrays)
+            and not any("/" in name for name in self.variables)
+            and not set(self.variables) & set(self.sizes)
+        )
+
+
+def _groups(posterior: Posterior) -> dict[str, _Group]:
+    has_beta = np.ndim(posterior.beta) == 1 if posterior.beta is not None else False
+    lead = ["beta", "chain"] if has_beta else ["chain"]
+    coords: dict[str, Any] = {"beta": np.asarray(posterior.beta)} if has_beta else {}
+    return {
+        "posterior": _drawn(posterior.draws, [*lead, "draw"], coords),
+        "prior": _drawn({k: np.asarray(v)[None] for k, v in posterior.prior_draws.items()}, ["chain", "draw"], {}),
+        "sample_stats": _drawn(posterior.statistics, [*lead, "draw"], coords),
+        "training": _history(posterior.history, lead, coords),
+    }
+
+
+def _drawn(arrays: Mapping[str, Any], lead: list[str], coords: Mapping[str, Any]) -> _Group:
+    """Name the dimensions of draws, [*lead, ...], and put chain, draw and β first."""
+    order = [dim for dim in ("chain", "draw", "beta") if dim in lead]
     variables = {}
     for name, values in arrays.items():
         array = np.asarray(values)
         own = [f"{name}_dim_{i}" for i in range(array.ndim - len(lead))]
-        variables[name] = (lead + own, array)
-    dataset = xr.Dataset(variables, coords=dict(coords) if variables else {})
-    sizes = {dim: np.arange(size) for dim, size in dataset.sizes.items() if dim in ("chain", "draw")}
-    order = [dim for dim in ("chain", "draw", "beta") if dim in dataset.dims]
-    return dataset.assign_coords(sizes).transpose(*order, ...)
+        axes = [lead.index(dim) for dim in order] + list(range(len(lead), array.ndim))
+        variables[name] = (order + own, array.transpose(axes))
+    group = _Group(variables, {})
+    counted = {dim: np.arange(size) for dim, size in group.sizes.items() if dim in ("chain", "draw")}
+    return _Group(variables, {**coords, **counted} if variables else {})
 
 
-def _history(history: Mapping[str, np.ndarray], lead: list[str], coords: Mapping[str, Any]) -> "xr.Dataset":
-    import xarray as xr
-
+def _history(history: Mapping[str, np.ndarray], lead: list[str], coords: Mapping[str, Any]) -> _Group:
     variables = {
         name.replace("/", "."): (["step", *lead], np.asarray(v)) for name, v in history.items() if name != "step"
     }
-    if not variables:
-        return xr.Dataset()
-    return xr.Dataset(variables, coords={"step": np.asarray(history["step"]), **coords})
+    return _Group(variables, {"step": np.asarray(history["step"]), **coords} if variables else {})
 
 
 def _attributes(posterior: Posterior) -> dict[str, Any]:

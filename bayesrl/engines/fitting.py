@@ -18,7 +18,7 @@ from bayesrl.core.handlers import check_beta
 from bayesrl.core.host import host_errors
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.telling import activity
-from bayesrl.datatree import to_datatree
+from bayesrl.datatree import write_netcdf
 from bayesrl.engines.progress import showing
 from bayesrl.engines.running import Callback, Run, stack
 from bayesrl.engines.setup import Setup, set_up
@@ -121,6 +121,32 @@ def fit(
             callback,
             progress=progress,
         )
+
+
+def train(
+    key: PRNGKey, program: Program, *, optimizer: optax.GradientTransformation | None = None, num_steps: int
+) -> Posterior:
+    """Fit a program that draws nothing, as `fit` does, and make no draws: of it only the parameters are wanted.
+
+    Args:
+        key: fixes everything random in the fit.
+        program: without rewards and latent sites.
+        optimizer: from Optax; that of `fit` by default.
+        num_steps: gradient steps.
+
+    Raises:
+        PolicyError, FitError: as `fit`.
+    """
+    with one_reading():
+        key = _checked_key(key)
+        setup = set_up(key, program, (), None, None, ReverseKL(), 1, drawn=False)
+        optimiser = default_optimizer(setup.learning_rate, num_steps) if optimizer is None else optimizer
+        run = Run(key, setup, optimiser, whole_number("num_steps", num_steps), None, None, None)
+        state, rows, interrupted = run.go(show=False)
+        if interrupted:
+            raise KeyboardInterrupt
+        settings = _settings(key, num_steps, 1, None, None, optimizer)
+        return bare_posterior(key, setup, state, rows, settings, None, interrupted=False)
 
 
 def _fit(
@@ -244,9 +270,24 @@ def posterior_of(
     interrupted: bool,
 ) -> Posterior:
     """Make the posterior of a state: averaged parameters, history, and draws."""
+    bare = bare_posterior(key, setup, state, rows, settings, beta, interrupted=interrupted)
+    return with_draws(fold_in(key, 6), bare)
+
+
+def bare_posterior(
+    key: PRNGKey,
+    setup: Setup,
+    state: State,
+    rows: list[dict[str, np.ndarray]],
+    settings: dict[str, Any],
+    beta: Any,
+    *,
+    interrupted: bool,
+) -> Posterior:
+    """Make the posterior of a state without draws."""
     shape = (*setup.beta_shape, setup.betas.shape[0] // max(int(np.prod(setup.beta_shape)), 1))
     params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), near(state.average))
-    bare = Posterior(
+    return Posterior(
         beta=None if beta is None else (np.asarray(beta, float) if setup.beta_shape else float(beta)),
         params=params,
         history=stack(rows) or {"loss": np.zeros((0, *shape)), "step": np.zeros(0, int)},
@@ -257,7 +298,6 @@ def posterior_of(
         interrupted=interrupted,
         programs=setup.programs,
     )
-    return with_draws(fold_in(key, 6), bare)
 
 
 def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
@@ -296,7 +336,7 @@ def save_posterior(folder: Path, posterior: Posterior) -> None:
     path = folder / run_folder.POSTERIOR
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        to_datatree(posterior).to_netcdf(temporary, engine="h5netcdf")
+        write_netcdf(posterior, temporary)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
