@@ -39,7 +39,7 @@ def problem(
             bayesrl.reward("right", right)
             numpyro.deterministic("accuracy", right)
 
-    network = Correction(64, int(hidden), 10, key=jax.random.key(seed))
+    network = Correction(64, int(hidden), 10, seed=seed)
 
     def guide(images: Array, labels: Array) -> None:
         size = min(int(batch), len(images))
@@ -60,18 +60,21 @@ def problem(
 class Correction(eqx.Module):
     """What the network adds to the prior's logits; zero at the start, so that the fit starts at the prior."""
 
-    hidden: eqx.nn.Linear
-    out: eqx.nn.Linear
+    inner: Array
+    shift: Array
+    outer: Array
+    bias: Array
 
-    def __init__(self, pixels: int, hidden: int, arms: int, *, key: Array) -> None:
-        first, second = jax.random.split(key)
-        self.hidden = eqx.nn.Linear(pixels, hidden, key=first)
-        out = eqx.nn.Linear(hidden, arms, key=second)
-        self.out = eqx.tree_at(lambda layer: (layer.weight, layer.bias), out, replace_fn=jnp.zeros_like)
+    def __init__(self, pixels: int, hidden: int, arms: int, *, seed: int) -> None:
+        # Drawn by NumPy, which compiles nothing for it.
+        rng, reach = np.random.default_rng(seed), pixels**-0.5
+        inner, shift = rng.uniform(-reach, reach, (hidden, pixels)), rng.uniform(-reach, reach, hidden)
+        starts = (inner, shift, np.zeros((arms, hidden)), np.zeros(arms))
+        self.inner, self.shift, self.outer, self.bias = jax.device_put([x.astype(np.float32) for x in starts])
 
     def __call__(self, pixels: Array) -> Array:
         """Give the correction of the logits for one image."""
-        return self.out(jax.nn.relu(self.hidden(pixels)))
+        return self.outer @ jax.nn.relu(self.inner @ pixels + self.shift) + self.bias
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
