@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro import handlers
 from scipy.special import logsumexp, softmax
 
+from bayesrl.core.acting import Acting
 from bayesrl.core.compiling import near, one_reading
 from bayesrl.core.draws import Draws, Totals, is_count
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart, words_of
+from bayesrl.core.lanes import take, take_restart
 from bayesrl.core.pairing import Pair
 from bayesrl.core.showing import Block, Line, Shown, estimates_listing
 from bayesrl.core.structure import Structure
@@ -262,7 +264,7 @@ class Posterior(Shown):
             raise PolicyError(
                 f"restart={restart!r} is not among them; use 'best', 'mixture' or 0 to {chosen.num_restarts - 1}"
             )
-        return chosen._map(lambda x, axis: _take_restart(x, index, axis))
+        return chosen._map(lambda x, axis: take_restart(x, index, axis))
 
     def _select_beta(self, beta: Any) -> "Posterior":
         if np.ndim(beta) or np.asarray(beta).dtype.kind not in "fiu":
@@ -277,7 +279,7 @@ class Posterior(Shown):
         if not np.isclose(betas[index], beta, rtol=1e-4):
             raise PolicyError(f"beta={beta} was not fitted; choose from {', '.join(f'{b:g}' for b in betas)}")
         mixture = None if self.mixture is None else self.mixture[index]
-        chosen = self._map(lambda x, axis: _take(x, index, axis))
+        chosen = self._map(lambda x, axis: take(x, index, axis))
         return replace(chosen, beta=float(betas[index]), mixture=mixture)
 
     def _map(self, change: Callable[[Any, int], Any]) -> "Posterior":
@@ -340,6 +342,9 @@ class Posterior(Shown):
     def act(self, key: PRNGKey, *observation: Any) -> Any:
         """Choose actions: run the fitted policy with an observation as its arguments.
 
+        It decides as the program read when `act` was first called for this posterior and an observation of this shape:
+        what else the program reads, such as a global, is not read again.
+
         Args:
             key: consumed whole.
             *observation: arguments of the program.
@@ -347,13 +352,13 @@ class Posterior(Shown):
         Returns:
             The value of the action site, or a dictionary where there are several.
         """
-        one = self if int(np.prod(self._fit_shape)) == 1 else self.select(restart="best")
-        pair, params = one.bound()
-        guide = pair.policy if pair.guide is None else handlers.substitute(pair.guide, data=pair.constrain(params))
-        with handlers.trace() as drawn:
-            handlers.seed(guide, rng_seed=key)(*(observation or pair.args))
-        actions = {name: drawn[name]["value"] for name in pair.structure.actions}
-        return next(iter(actions.values())) if len(actions) == 1 else actions
+        return self._acting(key, *observation)
+
+    @cached_property
+    def _acting(self) -> Acting:
+        with jax.ensure_compile_time_eval():  # it is kept, also where it is first asked for inside of `jax.jit`
+            one = self if int(np.prod(self._fit_shape)) == 1 else self.select(restart="best")
+            return Acting(*one.bound())
 
     # ---- showing -----------------------------------------------------------------------------
 
@@ -387,16 +392,3 @@ def structure_has(structure: Structure, name: str) -> bool:
 
 def _contexts_of(posterior: Posterior) -> int:
     return posterior.programs.structure.num_contexts if posterior.programs is not None else 1
-
-
-def _take(x: Any, index: int, axis: int) -> Any:
-    return np.take(x, index, axis=axis) if isinstance(x, np.ndarray) else jnp.take(x, index, axis=axis)
-
-
-def _take_restart(x: Any, index: np.ndarray, axis: int) -> Any:
-    """Take one restart per β, keeping the axis; `axis` is where (*beta, restart) starts."""
-    where = axis + index.ndim
-    lead = index.reshape((1,) * axis + index.shape + (1,) * (np.ndim(x) - axis - index.ndim))
-    if isinstance(x, np.ndarray):
-        return np.take_along_axis(x, lead, axis=where)
-    return jnp.take_along_axis(jnp.asarray(x), lead, axis=where)
