@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
 from bayesrl.certainty.verdicts import Evidence, Side
 from bayesrl.core.draws import Totals
@@ -14,7 +13,7 @@ from bayesrl.core.keys import apart, fold_in
 from bayesrl.errors import EngineError
 from bayesrl.posterior import Posterior
 from bayesrl.programs import Programs, draw_prior
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import Numbers, PRNGKey
 
 _MOST_AT_ONCE = 2**12
 _NUM_PLAYED = 100
@@ -143,7 +142,7 @@ def _apart(known: Interval, objective: Interval) -> Interval:
 def _flat(totals: Totals) -> Any:
     """Lay totals out as [draws, contexts] in double precision, the axes of one fit dropped."""
 
-    def lay(values: Array) -> np.ndarray:
+    def lay(values: Numbers) -> np.ndarray:
         array = np.asarray(values, float)
         return array.reshape(array.shape[1] if array.ndim > 1 and array.shape[0] == 1 else array.shape[0], -1)
 

@@ -10,6 +10,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.control.policies import action_distribution
+from bayesrl.core.keys import apart, split
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ControlError
 from bayesrl.typing import Params, PRNGKey
@@ -45,7 +46,7 @@ def prior_mixture(share: float) -> Behaviour:
     _check_share("prior_mixture", share)
 
     def behave(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
-        which, own, other = jax.random.split(key, 3)
+        which, own, other = apart(key, 3)
         explore = jax.random.bernoulli(which, share)
         action = jnp.where(explore, prior.sample(own), fitted.sample(other))
         return action, _mixed(fitted.log_prob(action), prior.log_prob(action), share)
@@ -80,4 +81,4 @@ def decide(pair: Pair, params: Params, key: PRNGKey, seen: Array, behaviour: Beh
         action, log_prob = behaviour(key, fitted, prior)
         return Decision(action, log_prob, fitted.log_prob(action), prior.log_prob(action))
 
-    return jax.vmap(one)(jax.random.split(key, seen.shape[0]), seen)
+    return jax.vmap(one)(split(key, seen.shape[0]), seen)

@@ -12,6 +12,7 @@ from jax import Array
 from bayesrl.certainty.asking import check_key
 from bayesrl.control.beliefs import Belief
 from bayesrl.core.draws import is_count, is_number
+from bayesrl.core.keys import apart, split
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -73,7 +74,7 @@ class EpsilonGreedy(Exploration):
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
-        whether, which, tie = jax.random.split(key, 3)
+        whether, which, tie = apart(key, 3)
         mean = belief.mean
         best = mean == mean.max(-1, keepdims=True)
         chosen = jnp.argmax(jnp.where(best, jax.random.uniform(tie, mean.shape), -1.0), -1)
@@ -91,7 +92,7 @@ class EpsilonGreedy(Exploration):
                 f"epsilon_greedy needs finitely many actions, and {type(fitted).__name__} has no likeliest one; "
                 "use prior_mixture(ε)"
             )
-        which, own = jax.random.split(key)
+        which, own = apart(key)
         values = fitted.enumerate_support()
         best = values[jnp.argmax(fitted.log_prob(values))]
         action = jnp.where(jax.random.bernoulli(which, self.epsilon), prior.sample(own), best)
@@ -322,7 +323,7 @@ def decide_between(key: PRNGKey, belief: Belief, *, num_samples: int = 4000) -> 
         raise ControlError(f"num_samples={num_samples!r}; use an integer of at least 1")
     check_key(key)
     _check_belief(key, belief)
-    values = jax.lax.map(belief.draw, jax.random.split(key, num_samples))
+    values = jax.lax.map(belief.draw, split(key, num_samples))
     if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
         raise ControlError(
             f"draws of {belief!r} are not finite; use finite numbers, variances of at least 0, and a and b of at "

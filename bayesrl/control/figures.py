@@ -11,6 +11,7 @@ from bayesrl.certainty.verdicts import Section
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.control.tabular_policy import action_probs
+from bayesrl.core.keys import fold_in
 from bayesrl.errors import ControlError
 from bayesrl.posterior import Posterior
 
@@ -117,14 +118,13 @@ def episode_strip(
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no window
     env = gymnasium.make(environment, render_mode="rgb_array", **options)
     actions = describe_actions(env.action_space)
-    act = jax.jit(posterior.act)
     pictures: list[Any] = []
     try:
         seen, _ = env.reset(seed=seed)
         key, over, step = jax.random.key(seed), False, 0
         while not over:
             pictures.append(env.render())
-            action = np.asarray(act(jax.random.fold_in(key, step), np.asarray(seen, _kind(seen))))
+            action = np.asarray(posterior.act(fold_in(key, step), np.asarray(seen, _kind(seen))))
             seen, _, terminated, truncated, _ = env.step(actions.to_environment(action))
             over, step = terminated or truncated, step + 1
         pictures.append(env.render())

@@ -16,7 +16,9 @@ from bayesrl.control.policies import PolicyGuide
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions, Observations, describe_actions, describe_observations
 from bayesrl.control.vector import Failures, Playing, open_environments
+from bayesrl.core.compiling import once_prepared
 from bayesrl.core.draws import Draws, Totals, is_count
+from bayesrl.core.keys import apart, cheap, fold_in, words_of
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ControlError, GuideError
 from bayesrl.typing import Params, PRNGKey
@@ -173,10 +175,11 @@ class GymnasiumSource:
         earned, behaviour = np.zeros((2, self.num_envs, size), np.float32)
         counts, terminated = np.zeros((2, self.num_envs, size), bool)
         actions: list[np.ndarray] = []
-        programs = self._compiled(pair)
+        programs, key = self._compiled(pair), cheap(key)
         for t in range(size):
             observed[:, t] = playing.observation
-            action, behaviour[:, t] = jax.device_get(programs.act(params, key, t, playing.observation))
+            chosen = programs.act(params, key, np.asarray(t, np.int32), playing.observation)
+            action, behaviour[:, t] = jax.device_get(chosen)
             actions.append(action)
             if t == self.window:
                 break
@@ -196,12 +199,12 @@ class GymnasiumSource:
         scored: Draws = programs.score(params, sites)
         earned_in_all, length = np.asarray(self._finished or playing.unfinished(), float).mean(0)
         metrics = {
-            "return": jnp.full(self.num_envs, earned_in_all, jnp.float32),
-            "length": jnp.full(self.num_envs, length, jnp.float32),
+            "return": np.full(self.num_envs, earned_in_all, np.float32),
+            "length": np.full(self.num_envs, length, np.float32),
         }
         # Steps that do not count have no density, lest a ratio to one of theirs overflow.
         behaviour[~counts] = 0.0
-        return scored._replace(log_behaviour={"action": jnp.asarray(behaviour)}, metrics=metrics)
+        return scored._replace(log_behaviour={"action": jax.device_put(behaviour)}, metrics=metrics)
 
     def _open(self, number: int, seed: int) -> Playing:
         return Playing(open_environments(self, number, seed), self.observations, self.actions)
@@ -234,7 +237,8 @@ class GymnasiumSource:
         if num_episodes < 1:
             raise ControlError(f"num_episodes={num_episodes}; play at least 1 episode")
         discount = getattr(pair.policy, "discount", 1.0)
-        seed = int(jax.random.randint(jax.random.fold_in(key, 1), (), 0, 2**30))
+        key, seeding = apart(key)
+        seed = int(np.asarray(words_of(seeding))[0] % 2**30)
         number = min(num_episodes, self.num_envs)
         # Each environment plays a number of episodes that is fixed beforehand, lest short ones be preferred.
         wanted = np.array([len(part) for part in np.array_split(np.arange(num_episodes), number)])
@@ -246,7 +250,7 @@ class GymnasiumSource:
         try:
             while len(spans) < num_episodes:
                 seen = playing.observation
-                chosen = jax.device_get(decide_all(params, key, len(steps), seen))
+                chosen = jax.device_get(decide_all(params, key, np.asarray(len(steps), np.int32), seen))
                 step = playing.step(chosen.action)
                 steps.append((seen, chosen.action, chosen.log_prior, chosen.log_q, step.reward))
                 if step.length.max() > MOST_STEPS:
@@ -278,7 +282,7 @@ class _Compiled:
     """The compiled functions of a pair of programs.
 
     Attributes:
-        act: what the behaviour does, and its log-probability in nats, from (params, key, time, observations).
+        act: what the behaviour does, and its log-probability in nats, from (params, key, time, observations), arrays.
         decide: the `Decision` of the guide, from the same.
         score: the draws of a batch, from (params, sites).
     """
@@ -287,16 +291,17 @@ class _Compiled:
         played = behaviour.behave if isinstance(behaviour, Exploration) else behaviour
 
         def act(params: Params, key: PRNGKey, time: Any, seen: Array) -> tuple[Array, Array]:
-            decision = decide(pair, params, jax.random.fold_in(key, time), seen, played)
+            decision = decide(pair, params, fold_in(key, time), seen, played)
             return decision.action, decision.log_behaviour
 
         def by_guide(params: Params, key: PRNGKey, time: Any, seen: Array) -> Decision:
-            return decide(pair, params, jax.random.fold_in(key, time), seen, as_fitted)
+            return decide(pair, params, fold_in(key, time), seen, as_fitted)
 
         def score(params: Params, sites: dict[str, Array]) -> Draws:
             return pair.score(params, Draws.held(sites))
 
-        self.act, self.decide, self.score = jax.jit(act), jax.jit(by_guide), jax.jit(score)
+        self.act, self.decide = once_prepared(act, name="behave"), once_prepared(by_guide, name="decide")
+        self.score = once_prepared(score, name="score_batch")
 
 
 def _as_draws(steps: list[np.ndarray], spans: list[tuple[int, int, int, int]], discount: float) -> tuple[Draws, Totals]:
@@ -305,21 +310,21 @@ def _as_draws(steps: list[np.ndarray], spans: list[tuple[int, int, int, int]], d
     longest = max(end - begin for *_, begin, end in spans)
     weights = discount ** np.arange(longest)
 
-    def padded(array: np.ndarray) -> Array:
+    def padded(array: np.ndarray) -> np.ndarray:
         blank = np.nan if np.issubdtype(array.dtype, np.floating) else -1
         result = np.full((len(spans), longest, *array.shape[2:]), blank, array.dtype)
         for row, (_, i, begin, end) in zip(result, spans, strict=True):
             row[: end - begin] = array[i, begin:end]
-        return jnp.asarray(result)
+        return result
 
-    def summed(array: np.ndarray, weights: np.ndarray) -> Array:
+    def summed(array: np.ndarray, weights: np.ndarray) -> np.ndarray:
         sums = [array[i, begin:end].astype(float) @ weights[: end - begin] for _, i, begin, end in spans]
-        return jnp.asarray(np.array(sums, np.float32))
+        return np.array(sums, np.float32)
 
     log_prior, log_q, earned = (summed(array, weights) for array in scores)
     metrics = {
         "return": summed(scores[-1], np.ones(longest)),
-        "length": jnp.asarray([float(end - begin) for *_, begin, end in spans]),
+        "length": np.array([end - begin for *_, begin, end in spans], np.float32),
     }
     draws = Draws.held({"observation": padded(observation), "action": padded(action)})._replace(metrics=metrics)
-    return draws, Totals(log_prior, log_q, jnp.zeros(len(spans)), earned)
+    return draws, Totals(log_prior, log_q, np.zeros(len(spans), np.float32), earned)

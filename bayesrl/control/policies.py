@@ -16,8 +16,11 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.control.rollout import Choice, Chooser, Played, Rollout
+from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
+from bayesrl.core.keys import apart, cheap, fold_in, key_of_nothing, split
 from bayesrl.core.recording import record
+from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
 from bayesrl.guides import GuideFamily, OwnProgram
@@ -34,10 +37,11 @@ class PolicyGuide(OwnProgram):
     Args:
         rollout: the program that is tilted.
         chooser: declares the parameters, and gives the policy.
+        within_prior: whether the policy does nothing that the prior never does; see `OwnProgram`.
     """
 
-    def __init__(self, rollout: Played, chooser: Callable[[], Chooser]) -> None:
-        super().__init__(lambda *observation: rollout.run(chooser(), *observation))
+    def __init__(self, rollout: Played, chooser: Callable[[], Chooser], *, within_prior: bool = False) -> None:
+        super().__init__(lambda *observation: rollout.run(chooser(), *observation), within_prior=within_prior)
         self.rollout = rollout
 
 
@@ -50,7 +54,7 @@ def action_distribution(program: Program, observation: Any, time: Any = 0) -> di
         time: the time step.
     """
     with handlers.block(), handlers.trace() as drawn:
-        handlers.seed(program, rng_seed=0)(observation, jnp.asarray(time))
+        FoldedKeys(program, key_of_nothing())(observation, jnp.asarray(time))
     chosen: dist.Distribution = drawn["action"]["fn"]
     return chosen
 
@@ -120,7 +124,7 @@ class ObservationPolicy(GuideFamily):
         probe = _prior_of(policy)
         shape = tilt_shape("action", probe, site.support)
         scale = _return_scale(key, policy) if self.critic else 1.0
-        actor_key, critic_key = jax.random.split(key)
+        actor_key, critic_key = apart(key)
 
         def chooser() -> Chooser:
             theta = self.declare(actor_key, "action", policy, shape, timed=not self.stationary)
@@ -135,13 +139,13 @@ class ObservationPolicy(GuideFamily):
 
             return choose
 
-        return PolicyGuide(policy, chooser)
+        return PolicyGuide(policy, chooser, within_prior=True)  # what is tilted keeps its support
 
     def disperse(self, key: PRNGKey, params: Params) -> Params:
         """Disturb what ends in an action so that tilts differ by about one; see `GuideFamily.disperse`."""
         result = {}
         for index, (name, value) in enumerate(sorted(params.items())):
-            noise = jax.random.normal(jax.random.fold_in(key, index), value.shape, value.dtype)
+            noise = jax.random.normal(fold_in(key, index), value.shape, value.dtype)
             last = name.startswith("action$") and ("out" in name or name == "action$table")
             fan = value.shape[-1] if "weight" in name and value.ndim > 1 else 1
             result[name] = value + noise / math.sqrt(fan) if last else value
@@ -171,7 +175,7 @@ class TablePolicy(ObservationPolicy):
                 f"{type(rollout.environment).__name__} are vectors; use LinearPolicy() or NetworkPolicy()"
             )
         times = (rollout.horizon,) if timed else ()
-        table = numpyro.param(f"{name}$table", jnp.zeros((*times, count, *shape)))
+        table = jnp.asarray(numpyro.param(f"{name}$table", jnp.zeros((*times, count, *shape))))
 
         def look_up(observation: Array, time: Array) -> Array:
             return table[time, observation] if timed else table[observation]
@@ -223,7 +227,7 @@ class NetworkPolicy(ObservationPolicy):
         sizes = (features.size, *(self.hidden,) * self.depth)
         held = []
         for index, (wide, narrow) in enumerate(zip(sizes[1:], sizes[:-1], strict=True)):
-            start = partial(_orthogonal, jax.random.fold_in(key, index), wide, narrow)
+            start = partial(_orthogonal, fold_in(key, index), wide, narrow)
             weight = numpyro.param(f"{name}$layer{index}.weight", start)
             held.append((weight, numpyro.param(f"{name}$layer{index}.bias", jnp.zeros(wide))))
         last = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), self.hidden)))
@@ -248,7 +252,7 @@ class _features:  # noqa: N801  (called like the function that it makes)
 
     def __init__(self, rollout: Played, *, timed: bool) -> None:
         self.environment, self.horizon, self.timed = rollout.environment, rollout.horizon, timed
-        self.size = int(jax.eval_shape(self, _observation_of(rollout), jnp.asarray(0)).shape[0])
+        self.size = int(_abstractly(lambda: self(_observation_of(rollout), jnp.asarray(0))).shape[0])
 
     def __call__(self, observation: Any, time: Array) -> Array:
         told = self.environment.features(observation)
@@ -257,23 +261,30 @@ class _features:  # noqa: N801  (called like the function that it makes)
 
 def _observation_of(rollout: Played) -> Any:
     """Give one observation, of which only shapes and types matter."""
-    with handlers.block(), handlers.seed(rng_seed=0):
-        return rollout.environment.observe(rollout.environment.reset())
+    with handlers.block():
+        return rollout.environment.observe(FoldedKeys(rollout.environment.reset, key_of_nothing())())
 
 
 def _prior_of(rollout: Played) -> dist.Distribution:
-    with handlers.block(), handlers.seed(rng_seed=0):
-        observation = rollout.environment.observe(rollout.environment.reset())
-        return rollout.prior_choice(observation, jnp.asarray(0)).action
+    """Give what the prior draws from, of which only kinds and shapes may be read."""
+    return _abstractly(lambda: rollout.prior_choice(_observation_of(rollout), jnp.asarray(0)).action)
+
+
+def _abstractly[T](make: Callable[[], T]) -> T:
+    """Make what is asked for kinds and shapes alone, without computing anything."""
+    made: list[T] = []
+    jax.eval_shape(lambda: made.append(make()))
+    return made[0]
 
 
 def _return_scale(key: PRNGKey, rollout: Played) -> float:
     """Root mean square of the prior's returns to come, reward units: what a critic's numbers are multiples of."""
 
     def rewards(key: PRNGKey) -> Array:
-        return record(handlers.seed(rollout, rng_seed=key)).sites["reward"].fn.log_factor
+        return record(FoldedKeys(rollout, key)).sites["reward"].fn.log_factor
 
-    earned = np.asarray(jax.jit(jax.vmap(rewards))(jax.random.split(key, _NUM_PROBES)), float)
+    probe = compiled(lambda key: jax.vmap(rewards)(split(key, _NUM_PROBES)), name="rewards")
+    earned = np.asarray(probe(cheap(key)), float)
     to_come = np.cumsum(earned[:, ::-1], -1)
     scale = float(np.sqrt(np.mean(to_come**2)))
     return scale if np.isfinite(scale) and scale > 0 else 1.0

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-
+from bayesrl.core.compiling import once_prepared
 from bayesrl.core.draws import Draws, is_count
+from bayesrl.core.keys import cheap
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ControlError
 from bayesrl.typing import Params, PRNGKey
@@ -57,9 +57,11 @@ class Replay:
     def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
         """Give a batch of draws, [num_particles, ...]: a new one, or the last one again."""
         if self._draw is None:
-            self._draw = jax.jit(lambda key, params: pair.draw(key, params, self.num_particles, share=False))
+            self._draw = once_prepared(
+                lambda key, params: pair.draw(key, params, self.num_particles, share=False), name="draw_batch"
+            )
         if self._batch is None or self._served >= self.num_updates:
-            self._batch, self._served = self._draw(key, params), 0
+            self._batch, self._served = self._draw(cheap(key), params), 0
         self._served += 1
         return self._batch
 

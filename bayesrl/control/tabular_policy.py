@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
@@ -15,6 +14,7 @@ from bayesrl.control.planning import check_mdp, evaluate_policy, soft_value_iter
 from bayesrl.control.policies import PolicyGuide, action_distribution
 from bayesrl.control.rollout import Rollout
 from bayesrl.control.tabular import TabularMDP
+from bayesrl.core.compiling import compiled
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
 from bayesrl.posterior import Posterior
@@ -36,17 +36,17 @@ class TabularEnvironment(Environment):
         states, actions, _ = np.indices(mdp.probabilities.shape)
         np.add.at(rewards, (states, actions, mdp.successors), mdp.probabilities * mdp.rewards)
         expected = np.where(probs > 0, rewards / np.where(probs > 0, probs, 1.0), 0.0)
-        self._log_probs = jnp.asarray(np.log(np.maximum(probs, 1e-38)), jnp.float32)
-        self._rewards = jnp.asarray(expected, jnp.float32)
-        self._terminal = jnp.asarray(mdp.terminal)
-        self._prior = jnp.asarray(np.log(np.maximum(mdp.prior, 1e-38)), jnp.float32)
+        self._log_probs = _numbers(np.log(np.maximum(probs, 1e-38)))
+        self._rewards = _numbers(expected)
+        self._terminal = jax.device_put(mdp.terminal)
+        self._prior = _numbers(np.log(np.maximum(mdp.prior, 1e-38)))
 
     def reset(self) -> Array:
         """Draw the start state, an integer."""
         certain = int(self.mdp.start.argmax())
         if self.mdp.start[certain] == 1:
-            return jnp.asarray(certain)
-        start = jnp.asarray(np.log(np.maximum(self.mdp.start, 1e-38)), jnp.float32)
+            return jax.device_put(np.asarray(certain, np.int32))
+        start = _numbers(np.log(np.maximum(self.mdp.start, 1e-38)))
         return environment("start", dist.Categorical(logits=start), observable=True)
 
     def step(self, state: Array, action: Array) -> Outcome:
@@ -57,6 +57,10 @@ class TabularEnvironment(Environment):
     def prior(self, observation: Array) -> dist.Distribution:
         """Give the problem's own prior policy."""
         return dist.Categorical(logits=self._prior[observation])
+
+
+def _numbers(values: np.ndarray) -> Array:
+    return jax.device_put(values.astype(np.float32))
 
 
 def tabular_rollout(mdp: TabularMDP, *, horizon: int | None = None, discount: float | None = None) -> Rollout:
@@ -126,14 +130,17 @@ def action_probs(posterior: Posterior) -> np.ndarray | None:
         None where the guide is of another kind.
     """
     pair, params = posterior.bound()
-    if not isinstance(pair.guide, PolicyGuide) or pair.guide.rollout.environment.num_observations is None:
+    if not isinstance(pair.guide, PolicyGuide):
         return None
-    guide, rollout = handlers.substitute(pair.guide, data=pair.constrain(params)), pair.guide.rollout
+    horizon, num_states = pair.guide.rollout.horizon, pair.guide.rollout.environment.num_observations
+    if num_states is None:
+        return None
+    guide = handlers.substitute(pair.guide, data=pair.constrain(params))
 
     def one(time: Array, state: Array) -> Any:
         return jax.nn.softmax(action_distribution(guide, state, time).logits)
 
-    states, times = jnp.arange(rollout.environment.num_observations), jnp.arange(rollout.horizon)
-    by_state = jax.vmap(one, in_axes=(None, 0))
-    probs = np.asarray(jax.jit(jax.vmap(by_state, in_axes=(0, None)))(times, states), float)
+    by_state = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
+    times, states = (np.arange(num, dtype=np.int32) for num in (horizon, num_states))
+    probs = np.asarray(compiled(by_state, name="action_probs")(times, states), float)
     return probs / probs.sum(-1, keepdims=True)
