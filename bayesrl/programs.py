@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from bayesrl.core.compiling import Compiled, near, one_reading
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.handlers import whole
-from bayesrl.core.keys import cheap
+from bayesrl.core.keys import cheap, from_seed
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.typing import Params, PRNGKey, Program
@@ -46,7 +46,7 @@ class Programs:
         """Bind the programs to their arguments, or to others."""
         if args is None:
             return Pair(self.policy, self.guide, self.structure, self.args, self.transforms, self.learned)
-        structure = inspect(jax.random.key(0), self.policy, *args)
+        structure = inspect(from_seed(0), self.policy, *args)
         return Pair(self.policy, self.guide, structure, as_arrays(args), self.transforms, self.learned)
 
     def over_all_data(self, *new_args: Any) -> "Programs":
@@ -64,11 +64,17 @@ class Programs:
 
     @cached_property
     def _whole(self) -> tuple[Program, Program | None]:
-        return whole(self.policy), None if self.guide is None else whole(self.guide)
+        return _without_batches(self.policy), None if self.guide is None else _without_batches(self.guide)
 
     def _whole_with(self, args: tuple[Any, ...]) -> "Programs":
-        structure = inspect(jax.random.key(0), self._whole[0], *args)
+        structure = inspect(from_seed(0), self._whole[0], *args)
         return Programs(*self._whole, args, structure, self.transforms, self.learned)
+
+
+def _without_batches(program: Program) -> Program:
+    """Give a program on all of its data: in its own way, where it has one."""
+    own: Program | None = getattr(program, "over_all_data", None)
+    return own() if own is not None else whole(program)
 
 
 MOST_AT_ONCE = 1024
@@ -97,16 +103,25 @@ def draw_fit(key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws,
         params: unconstrained parameters of the guide, of one fit.
         num: number of draws.
     """
+    maker = _maker(pair, (key, params))
+    if maker is not None:
+        return maker.draw(key, pair, params, num, by_fit=True)
     return _in_parts(_draw, key, pair, params, num)
 
 
 def draw_start(key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws, Totals]:
     """Draw from the policy before a fit as `draw_fit` does; log q is that of the fit with these parameters."""
+    maker = _maker(pair, (key, params))
+    if maker is not None:
+        return maker.draw(key, pair, params, num, by_fit=False)
     return _in_parts(_draw_prior, key, pair, params, num)
 
 
 def score_draws(pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
     """Score given values of all latent sites under one fit and its policy, [draws, *contexts]."""
+    maker = _maker(pair, params)
+    if maker is not None:
+        return maker.score(pair, params, sites)
     held = {name: np.asarray(value) for name, value in sites.items()}
     num, batch = len(next(iter(held.values()))), batch_of(pair.structure)
     run, parts = None, []
@@ -116,6 +131,32 @@ def score_draws(pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
         run = run or _score.prepare(_static(pair), dict(pair.transforms), pair.args, params, part)
         parts.append(jax.device_get(run(dict(pair.transforms), pair.args, params, part)))
     return jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *parts)
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """Makes draws of a guide by a program of its own, where that takes less than running both programs for each."""
+
+    def serves(self, pair: Pair) -> bool:
+        """Whether it knows how to draw from a pair."""
+
+    def separate(self, pair: Pair) -> bool:
+        """Whether it is known that the elements of context plates do not read one another."""
+
+    def draw(self, key: PRNGKey, pair: Pair, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
+        """Draw as `draw_fit` does, or as `draw_start`."""
+
+    def score(self, pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
+        """Score as `score_draws` does."""
+
+    def source(self, pair: Pair, objective: Any) -> "Source | None":
+        """Give a source of the draws of a step, where they are better made apart from its update."""
+
+
+def _maker(pair: Pair, given: Any) -> Maker | None:
+    """Find who makes a guide's draws, where that is not the guide run beside its policy."""
+    maker: Maker | None = getattr(pair.guide, "maker", None)
+    return maker if maker is not None and maker.serves(pair) and not _is_traced(given) else None
 
 
 def _is_traced(tree: Any) -> bool:
@@ -184,7 +225,8 @@ type Source = Callable[[PRNGKey, Params, Pair], Draws]
 It may have further methods: `lane(i)` gives the source of the i-th of several fits made side by side; where the
 environment is no program, `episodes(key, params, pair, num)` plays whole episodes and gives (Draws, Totals);
 `close()` is called when a fit ends, also by an error. Where `further` tells how many more updates the draws just given
-serve, that many are made at once, and `serve(count)` says so.
+serve, that many are made at once, and `serve(count)` says so. `one_batch` says that all draws given at a time are of
+one mini-batch.
 """
 
 

@@ -16,6 +16,7 @@ from bayesrl.cli.ends import Stopped
 from bayesrl.cli.holdings import KEPT, REPORT, Scores, model_of, print_results, read_scores
 from bayesrl.cli.reporting import gather_run
 from bayesrl.cli.words import description, dump, names_in, say, terminal, title_of
+from bayesrl.core.keys import fold_in, from_seed
 from bayesrl.core.showing import Line
 from bayesrl.core.telling import activity
 from bayesrl.engines.fitting import fit as fit_policy
@@ -49,7 +50,7 @@ def start(
     problem = _made(model, options)
     folder = run_folder.claim(folder)
     settings: dict[str, Any] = {**problem.fit_options}
-    beta, key = problem.beta, jax.random.key(wishes.seed or 0)
+    beta, key = problem.beta, from_seed(wishes.seed or 0)
     if old := (folder / run_folder.PROBLEM).exists():
         told = run_folder.read_problem(folder)
         held = told["identity"]["beta"]
@@ -124,7 +125,7 @@ def finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float,
     done = int(posterior.history["step"][-1]) if len(posterior.history["step"]) else 0
     if posterior.interrupted:
         raise Stopped(done, int(posterior.settings["num_steps"]))
-    key = jax.random.fold_in(jax.random.key(0), 7)
+    key = fold_in(from_seed(0), 7)
     with activity("scoring"):
         board = score(key, posterior, exact=problem.exact)
     with activity("scoring on what was held out"):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from bayesrl import run_folder
@@ -15,6 +14,7 @@ from bayesrl.certainty.scores import Scoreboard
 from bayesrl.cli.holdings import made_of, read_model
 from bayesrl.cli.tables import run_rows
 from bayesrl.cli.words import spell
+from bayesrl.core.keys import fold_in, from_seed
 from bayesrl.core.showing import Line, as_text
 from bayesrl.core.telling import activity
 from bayesrl.engines.reopening import load
@@ -97,7 +97,7 @@ def gather_run(
     model = made["model"] if made is not None else ""
     about = (problem.about if problem is not None else "") or model_names().get(model, "")
     return gather(
-        jax.random.fold_in(jax.random.key(0), 8),
+        fold_in(from_seed(0), 8),
         name if name is not None else Path(model).stem or directory.resolve().name,
         posterior,
         held_out=problem.held_out if problem is not None else None,

@@ -101,14 +101,22 @@ class Pair:
 
         return self._many(one, held)
 
-    def again(self, params: Params, draws: Draws) -> Draws:
-        """Score the action sites of draws afresh under the guide with these parameters; all else stays."""
+    def again(self, params: Params, draws: Draws, *, one_batch: bool = False) -> Draws:
+        """Score the action sites of draws afresh under the guide with these parameters; all else stays.
+
+        Args:
+            params: unconstrained parameters of the guide.
+            draws: to be scored.
+            one_batch: whether all of them are known to be of one mini-batch, which then is read once.
+        """
+        batch = {name: index[0] for name, index in draws.plates.items()} if one_batch else {}
 
         def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-            drawn = self.run_guide(None, None, params, values, ())
+            drawn = self.run_guide(None, None, params, {**values, **batch}, ())
             return *self._both_scores(drawn), self._remarks(drawn)
 
-        log_q, scores, remarks = self._many(one, {**draws.sites, **draws.plates})
+        own = {} if one_batch else draws.plates
+        log_q, scores, remarks = self._many(one, {**draws.sites, **own})
         return draws._replace(log_q=log_q, scores=scores, remarks=remarks)
 
     def log_q(self, params: Params, draws: Draws) -> dict[str, Array]:

@@ -79,9 +79,13 @@ def draw_category(key: PRNGKey, logits: Array) -> Array:
 
     It takes one uniform number per draw where the Gumbel trick takes one per category.
     """
+    return category_at(jax.random.uniform(key, (*logits.shape[:-1], 1), logits.dtype), logits)
+
+
+def category_at(uniform: Array, logits: Array) -> Array:
+    """Give the category at which Categorical(logits) has a share of the probability below it, [..., 1] in [0, 1)."""
     cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
     # A uniform number stays below 1 by more than rounding makes up for: what has probability 0 is never drawn.
-    uniform = jax.random.uniform(key, (*logits.shape[:-1], 1), cumulative.dtype)
     return (cumulative <= uniform * cumulative[..., -1:]).sum(-1)
 
 

@@ -119,8 +119,13 @@ class Run:
     def chunk(self) -> Chunk:
         """Give the function that takes a chunk of steps; it compiles when it is first called."""
         lane, _ = self.lane()
-        if self.source is not None:
-            return self._host_chunk(lane, self.source)
+        source = self.source
+        if source is None:
+            # Programs that call Python are not kept on disk, so a guide may prefer to draw apart from the step.
+            maker = getattr(self.setup.programs.guide, "maker", None)
+            source = None if maker is None else maker.source(self.setup.programs.pair(), self.setup.objective)
+        if source is not None:
+            return self._host_chunk(lane, source)
         return once_prepared(partial(run_chunk, lane), name="fit_step", often=self.num_steps >= MANY_STEPS)
 
     def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
@@ -128,10 +133,12 @@ class Run:
         pair = self.setup.programs.pair()
         sources = lanes_of(source, self.setup.betas.shape[0])
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
-        taken = jax.jit(jax.vmap(partial(learn, lane), in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))
+        one_batch = bool(getattr(source, "one_batch", False))
+        learned = partial(learn, lane, one_batch=one_batch)
+        taken = jax.jit(jax.vmap(learned, in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))  # traced once, inside
 
         # Everything small is done inside of compiled functions: one by one, its operations take longer than the step.
-        @jax.jit
+        @partial(once_prepared, name="lanes_apart")
         def apart(keys: PRNGKeys, state: State) -> list[tuple[PRNGKey, Params]]:
             return [
                 (fold_in(keys[i], state.step), jax.tree.map(lambda x, i=i: x[i], state.params))
@@ -150,7 +157,7 @@ class Run:
 
             return lax.fori_loop(0, times, body, (state, zero))
 
-        @jax.jit
+        @partial(once_prepared, name="add_tallies")
         def add(total: Tally, tally: Tally) -> Tally:
             return jax.tree.map(jnp.add, total, tally)
 

@@ -16,7 +16,7 @@ from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.independence import check_contexts
 from bayesrl.core.keys import fold_in, split
-from bayesrl.core.pairing import declared_params, freeze
+from bayesrl.core.pairing import Pair, declared_params, freeze
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoTilt, GuideFamily
@@ -60,8 +60,12 @@ def set_up(
     objective: Objective,
     num_restarts: int,
     source: Source | None = None,
+    *,
+    drawn: bool = True,
 ) -> Setup:
     """Check everything that can be checked before the first step, and give a `Setup`.
+
+    With `drawn=False` nothing is drawn, for programs that are trained by the library itself.
 
     Raises:
         PolicyError, GuideError, ObjectiveError: naming the site, the value and the remedy.
@@ -91,18 +95,27 @@ def set_up(
     rate = HAND_WRITTEN_RATE if family is None else family.learning_rate_for(first)
     pair = programs.pair()
     check_sites(pair, first)
-    draws, totals = draw_fit(fold_in(key, 1), pair, first, NUM_CHECKED)
-    check_draws(fold_in(key, 7), pair, first, draws, totals)
-    check_contexts(fold_in(key, 3), pair, first)
+    drawings = _checked_draws(key, pair, first) if drawn else None
     ready = objective.prepare(fold_in(key, 2), pair, first)
-    _check_rewards(draws, ready)
+    if drawings is not None:
+        _check_rewards(drawings[0], ready)
     starts = _restarts(fold_in(key, 4), programs, family, first, num_restarts)
     count = max(int(np.prod(np.shape(betas))), 1)
     params = jax.tree.map(lambda x: np.tile(x, (count, *(1,) * (x.ndim - 1))), starts)
     lanes = np.repeat(np.asarray(betas, np.float32).reshape(-1), num_restarts)
     identity = _identity(key, programs, guide, objective, betas if beta is not None else None, num_restarts, first)
-    identity["first draws"] = _sketch(draws, totals)
+    identity["first draws"] = None if drawings is None else _sketch(*drawings)
     return Setup(programs, params, lanes, np.shape(betas), ready, rate, identity)
+
+
+def _checked_draws(key: PRNGKey, pair: Pair, first: Params) -> tuple[Draws, Totals]:
+    """Draw from the guide as it starts, and refuse programs that do not fit together."""
+    draws, totals = draw_fit(fold_in(key, 1), pair, first, NUM_CHECKED)
+    check_draws(fold_in(key, 7), pair, first, draws, totals)
+    maker = getattr(pair.guide, "maker", None)
+    if maker is None or not maker.separate(pair):
+        check_contexts(fold_in(key, 3), pair, first)
+    return draws, totals
 
 
 def _betas(beta: Any) -> np.ndarray:

@@ -81,7 +81,9 @@ def step(lane: Lane, key: PRNGKey, state: State, beta: Array, args: Any) -> tupl
     return _apply(lane, state, loss, info, gradient)
 
 
-def learn(lane: Lane, state: State, draws: Draws, beta: Array, args: Any) -> tuple[State, Tally]:
+def learn(
+    lane: Lane, state: State, draws: Draws, beta: Array, args: Any, *, one_batch: bool = False
+) -> tuple[State, Tally]:
     """Take one step of one lane on given draws of its guide, in the place of the objective's own.
 
     Args:
@@ -90,11 +92,12 @@ def learn(lane: Lane, state: State, draws: Draws, beta: Array, args: Any) -> tup
         draws: made by the guide as it stands, [particles, ...]; scored afresh, so that gradients flow.
         beta: temperature, reward units per nat.
         args: arrays among the programs' arguments.
+        one_batch: whether the draws are of one mini-batch.
     """
     pair = lane.pair(args)
 
     def loss_fn(params: Params) -> tuple[Array, Info]:
-        return lane.objective.surrogate(params, pair.again(params, draws), pair, beta)
+        return lane.objective.surrogate(params, pair.again(params, draws, one_batch=one_batch), pair, beta)
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return _apply(lane, state, loss, info, gradient)

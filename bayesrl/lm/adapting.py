@@ -19,6 +19,7 @@ from bayesrl.guides import GuideFamily, OwnProgram
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.prompting import PromptedPolicy
 from bayesrl.lm.transformers import CausalLM, Linear, Transformer, is_linear
+from bayesrl.lm.writing import TextDraws
 from bayesrl.typing import Params, PRNGKey, Program
 
 _FASTEST = 1e-3
@@ -35,8 +36,17 @@ class ModelGuide(OwnProgram):
     """
 
     def __init__(self, policy: PromptedPolicy, declare: Callable[[], CausalLM]) -> None:
-        super().__init__(lambda *args: policy.run(declare(), *args))
+        super().__init__(lambda *args: policy.run(declare(), *args), within_prior=True)
         self.policy, self.declare = policy, declare
+        self.origin, self.maker = self, TextDraws()
+
+    def over_all_data(self) -> "ModelGuide":
+        """Give the same guide without mini-batches of prompts."""
+        if self.policy.batch_size is None:
+            return self
+        whole = ModelGuide(self.policy.over_all_data(), self.declare)
+        whole.origin = self.origin
+        return whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.flax import save
+from safetensors.numpy import save
 
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenizer import CONFIG, GENERATION, SPECIAL, TOKENIZER, TOKENIZER_CONFIG, Tokenizer, read_json
@@ -98,7 +98,7 @@ def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
         )
 
 
-def filled(skeleton: Transformer, arrays: Iterator[tuple[str, Array]], dtype: Any, origin: Any) -> Transformer:
+def filled(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: Any, origin: Any) -> Transformer:
     """Put the arrays of a checkpoint into their places.
 
     Args:
@@ -113,7 +113,7 @@ def filled(skeleton: Transformer, arrays: Iterator[tuple[str, Array]], dtype: An
     wanted = {stored.name: stored for stored in skeleton.tensors(skeleton.config)}
     paths, treedef = jax.tree_util.tree_flatten_with_path(skeleton)
     shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in paths}
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
     extra = []
     for given, array in arrays:
         name = _canonical(given, wanted, skeleton.PREFIX)
@@ -129,7 +129,11 @@ def filled(skeleton: Transformer, arrays: Iterator[tuple[str, Array]], dtype: An
             f"({type(skeleton).__name__}); is it a checkpoint of another class, or does config.json belong to another?"
         )
     dtype = dtype or _common(found.values())
-    return jax.tree.unflatten(treedef, [found[name].astype(dtype) for name in shapes])
+    return jax.tree.unflatten(treedef, jax.device_put([_of_dtype(found[name], dtype) for name in shapes]))
+
+
+def _of_dtype(array: Any, dtype: Any) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(array).astype(dtype))
 
 
 def _canonical(given: str, wanted: Mapping[str, Stored], prefix: str) -> str | None:
@@ -138,7 +142,7 @@ def _canonical(given: str, wanted: Mapping[str, Stored], prefix: str) -> str | N
     return next((known for known in (name, prefix + name) if known in wanted), None)
 
 
-def _fitted(array: Array, given: str, stored: Stored, shape: tuple[int, ...], origin: Any) -> Array:
+def _fitted(array: Any, given: str, stored: Stored, shape: tuple[int, ...], origin: Any) -> Any:
     held = tuple(reversed(shape)) if stored.transposed else shape
     if array.shape != held:
         raise LanguageModelError(
@@ -175,18 +179,26 @@ def _dtype(dtype: Any) -> Any:
     return known
 
 
-def _arrays(folder: Path) -> Iterator[tuple[str, Array]]:
+def _arrays(folder: Path) -> Iterator[tuple[str, Any]]:
     """Read the tensors of a folder, one after another."""
     for path in _files(folder):
         try:
-            # JAX's own arrays, as NumPy has no bfloat16.
-            with safe_open(path, framework="flax") as file:
+            with safe_open(path, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118
-                    yield name, file.get_tensor(name)
+                    yield name, _tensor(path, file, name)
         except (OSError, SafetensorError) as error:
             raise LanguageModelError(
                 f"cannot read {path}: {error}; it is damaged or cut short: copy it anew"
             ) from error
+
+
+def _tensor(path: Path, file: Any, name: str) -> Any:
+    """Read a tensor into NumPy, or into JAX where NumPy does not know its type."""
+    try:
+        return file.get_tensor(name)
+    except (TypeError, AttributeError, KeyError):
+        with safe_open(path, framework="flax") as other:
+            return other.get_tensor(name)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -306,13 +318,15 @@ def _json(told: Mapping[str, Any]) -> bytes:
     return (json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _named(model: Transformer) -> dict[str, Array]:
+def _named(model: Transformer) -> dict[str, np.ndarray]:
     """Give the arrays of a model by their names in a checkpoint.
 
     Raises:
         LanguageModelError: the model has arrays that a checkpoint has no place for.
     """
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+    leaves = {
+        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
+    }
     places = list(model.tensors(model.config))
     strangers = [path for path in leaves if path not in {stored.path for stored in places}]
     if strangers:
@@ -320,12 +334,13 @@ def _named(model: Transformer) -> dict[str, Array]:
             f"the model has {_some(strangers)}, which a checkpoint of a {model.config.model_type} model has no place "
             "for; pass bayesrl.lm.transformers.merged(model), which adds low-rank paths to the weights"
         )
-    return {stored.name: leaves[stored.path].T if stored.transposed else leaves[stored.path] for stored in places}
+    arrays = {stored.name: leaves[stored.path].T if stored.transposed else leaves[stored.path] for stored in places}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
-def _save_weights(folder: Path, arrays: Mapping[str, Array], limit: int) -> None:
+def _save_weights(folder: Path, arrays: Mapping[str, np.ndarray], limit: int) -> None:
     """Write the arrays into one file or several, then remove weights that were there before."""
-    shards: list[dict[str, Array]] = [{}]
+    shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, array in arrays.items():
         if shards[-1] and size + array.nbytes > limit:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int
@@ -59,20 +59,21 @@ class Prompts(eqx.Module):
         """Take some of them, by number."""
         index = np.asarray(chosen, int)
         rows = [self.examples[i] for i in chosen]
-        return Prompts(self.tokens[index], self.real[index], Examples(rows, self.examples.tokenizer))
+        tokens, real = np.asarray(self.tokens)[index], np.asarray(self.real)[index]
+        return _laid(tokens, real, Examples(rows, self.examples.tokenizer))
 
     def beside(self, others: "Prompts") -> "Prompts":
         """Put others of the same model behind them."""
         longest = max(self.tokens.shape[1], others.tokens.shape[1])
 
-        def padded(x: Array) -> Array:
-            return jnp.pad(x, [(0, 0), (longest - x.shape[1], 0)])
+        def padded(x: Any) -> np.ndarray:
+            return np.pad(np.asarray(x), [(0, 0), (longest - x.shape[1], 0)])
 
         tokens, real = (
-            jnp.concatenate([padded(ours), padded(theirs)])
+            np.concatenate([padded(ours), padded(theirs)])
             for ours, theirs in ((self.tokens, others.tokens), (self.real, others.real))
         )
-        return Prompts(tokens, real, Examples([*self.examples, *others.examples], self.examples.tokenizer))
+        return _laid(tokens, real, Examples([*self.examples, *others.examples], self.examples.tokenizer))
 
 
 class Completions(eqx.Module):
@@ -135,7 +136,7 @@ def prompts(texts: Sequence[str | Example] | Any, tokenizer: Tokenizer | None = 
         )
     pad = tokenizer.pad if tokenizer.pad is not None else (start or 0)
     tokens, real = pad_left([row or [start] for row in coded], pad)  # type: ignore[list-item]
-    return Prompts(jnp.asarray(tokens), jnp.asarray(real), Examples(rows, tokenizer))
+    return _laid(tokens, real, Examples(rows, tokenizer))
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -169,7 +170,12 @@ def _of_tokens(tokens: np.ndarray) -> Prompts:
             "one of each, or texts"
         )
     rows = [{"prompt": " ".join(map(str, row))} for row in tokens]
-    return Prompts(jnp.asarray(tokens, jnp.int32), jnp.ones(tokens.shape, bool), Examples(rows, None))
+    return _laid(tokens, np.ones(tokens.shape, bool), Examples(rows, None))
+
+
+def _laid(tokens: np.ndarray, real: np.ndarray, examples: Examples) -> Prompts:
+    """Put prompts on the device, without compiling anything."""
+    return Prompts(jax.device_put(np.asarray(tokens, np.int32)), jax.device_put(np.asarray(real, bool)), examples)
 
 
 def _example(text: Any, index: int) -> Example:

@@ -1,7 +1,7 @@
 """`policy`: a language model that answers prompts, as a program for `bayesrl.fit`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -71,7 +71,7 @@ class PromptedPolicy:
 
     def run(self, model: CausalLM, prompts: Prompts | None = None) -> Array:
         """Run with any model in the place of the reference."""
-        asked = self.prompts if prompts is None else self._others(prompts)
+        asked = self.asked(prompts)
         count = len(asked)
         size = self.batch_size if prompts is None and self.batch_size is not None and self.batch_size < count else None
         with numpyro.plate(PLATE, count, subsample_size=size) as index:
@@ -85,8 +85,14 @@ class PromptedPolicy:
                 numpyro.deterministic(name, _checked(name, metric, written))
         return tokens
 
-    def _others(self, prompts: Any) -> Prompts:
-        """Take other prompts than its own, if they are known to be of the same tokenizer and to have room."""
+    def over_all_data(self) -> "PromptedPolicy":
+        """Give the same policy without mini-batches of prompts."""
+        return self if self.batch_size is None else replace(self, batch_size=None)
+
+    def asked(self, prompts: Any = None) -> Prompts:
+        """Give its prompts, or take others that are known to be of the same tokenizer and to have room."""
+        if prompts is None:
+            return self.prompts
         asked = prompts_of(prompts, self.tokenizer)
         _check_coded(asked, self.tokenizer)
         if not isinstance(asked.tokens, jax.core.Tracer):

@@ -3,25 +3,19 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jaxtyping import Bool, Float, Int
-from numpyro import handlers
 
-from bayesrl.core.compiling import Compiled
 from bayesrl.core.draws import is_count
 from bayesrl.core.estimates import Estimate
+from bayesrl.core.keys import apart
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapting import ModelGuide
-from bayesrl.lm.completions import Completions, Prompts
+from bayesrl.lm.completions import Prompts
 from bayesrl.lm.prompting import PromptedPolicy
-from bayesrl.lm.rewards import Reward
+from bayesrl.lm.writing import counted, reward_values, write
 from bayesrl.posterior import Posterior
 from bayesrl.typing import Params, PRNGKey
-
-_NUMBERS = 2**23
-"""About so many log-probabilities are held at once: sequences are scored in pieces."""
 
 
 class Written(NamedTuple):
@@ -87,9 +81,9 @@ def write_samples(key: PRNGKey, posterior: Posterior, num_samples: int, prompts:
         raise LanguageModelError(f"num_samples={num_samples!r}; use a whole number of at least 1")
     policy, guide, params = parts_of(posterior)
     asked = policy.prompts if prompts is None else prompts
-    fit_key, prior_key = jax.random.split(key)
-    fitted = _in_pieces(fit_key, policy, guide, params, asked, num_samples, by_fit=True)
-    return Samples(asked, fitted, _in_pieces(prior_key, policy, guide, params, asked, num_samples, by_fit=False))
+    fit_key, prior_key = apart(key)
+    fitted = _written(fit_key, guide, params, asked, num_samples, by_fit=True)
+    return Samples(asked, fitted, _written(prior_key, guide, params, asked, num_samples, by_fit=False))
 
 
 def kl_of(
@@ -130,10 +124,11 @@ def kl_of(
         raise LanguageModelError(f"kl_of got num_samples={num_samples!r}; a standard error needs at least 2")
     policy, guide, params = parts_of(posterior)
     asked = policy.prompts if prompts is None else prompts
-    kl = _in_pieces(key, policy, guide, params, asked, num_samples, by_fit=True).kl.astype(float).mean(1)
+    index = _of_all(asked, num_samples)
+    kl = write(key, guide, params, asked, index).kl.astype(float).mean(1)
 
     def estimate(values: np.ndarray) -> Estimate:
-        return Estimate(values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)))  # type: ignore[arg-type]
+        return Estimate(values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)))
 
     return estimate(kl.sum(-1)), estimate(kl)
 
@@ -141,64 +136,29 @@ def kl_of(
 def prefix_rewards(policy: PromptedPolicy, asked: Prompts, written: Written, positions: np.ndarray) -> np.ndarray:
     """Give the reward of what was written up to some positions, [positions, samples, prompts]."""
     steps = np.arange(written.tokens.shape[-1])
-    found = []
-    for position in positions:
-        kept = written.real & (steps <= position)
-        found.append(_rewarded(policy, asked, jnp.asarray(written.tokens), jnp.asarray(kept)))
-    return np.asarray(found)
+    kept = np.stack([written.real & (steps <= position) for position in positions])
+    index = np.broadcast_to(np.arange(len(asked)), kept.shape[:-1])
+    tokens = np.broadcast_to(written.tokens, kept.shape)
+    parts = list(reward_values(policy.rewards, asked, index, tokens, kept).values())
+    return np.sum(parts, axis=0, dtype=float)
 
 
-def _rewarded(policy: PromptedPolicy, asked: Prompts, tokens: Array, real: Array) -> np.ndarray:
-    parts = [np.asarray(_one_reward((reward,), asked, tokens, real), float) for reward in policy.rewards.values()]
-    return np.sum(parts, axis=0)
+def _of_all(asked: Prompts, num_samples: int) -> np.ndarray:
+    """Let every sample answer every prompt, [samples, prompts]."""
+    return np.broadcast_to(np.arange(len(asked), dtype=np.int32), (num_samples, len(asked)))
 
 
-@Compiled
-def _one_reward(static: tuple[Reward], asked: Prompts, tokens: Array, real: Array) -> Array:
-    return jax.vmap(lambda t, r: static[0](_completions(asked, t, r)))(tokens, real)
-
-
-def _completions(asked: Prompts, tokens: Array, real: Array) -> Completions:
-    return Completions(jnp.arange(len(asked)), asked.tokens, asked.real, tokens, real, asked.examples)
-
-
-def _in_pieces(
-    key: PRNGKey,
-    policy: PromptedPolicy,
-    guide: ModelGuide,
-    params: Params,
-    asked: Prompts,
-    num_samples: int,
-    *,
-    by_fit: bool,
+def _written(
+    key: PRNGKey, guide: ModelGuide, params: Params, asked: Prompts, num_samples: int, *, by_fit: bool
 ) -> Written:
-    """Write and score completions, as many at once as memory allows."""
-    at_once = max(1, _NUMBERS // (len(asked) * policy.options["num_steps"] * policy.model.config.vocab_size))
-    parts = []
-    for index, first in enumerate(range(0, num_samples, at_once)):
-        static = (policy, guide, min(at_once, num_samples - first))
-        written = _written(static, jax.random.fold_in(key, index), params, asked, jnp.asarray(by_fit))
-        parts.append(jax.tree.map(np.asarray, written))
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-
-
-@Compiled
-def _written(static: Any, key: PRNGKey, params: Params, asked: Prompts, by_fit: Array) -> Written:
-    policy, guide, number = static
-    model = handlers.seed(handlers.substitute(guide.declare, data=params), rng_seed=jax.random.key(0))()
-    ours = policy.sentences(model, asked.tokens, asked.real)
-    theirs = policy.sentences(policy.model, asked.tokens, asked.real)
-    tokens = jax.lax.cond(by_fit, lambda: ours.sample(key, (number,)), lambda: theirs.sample(key, (number,)))
-    real = ours.counts(tokens)
-
-    def scored(tokens: Array, real: Array) -> tuple[Array, dict[str, Array]]:
-        held = _completions(asked, tokens, real)
-        total = sum((reward(held) for reward in policy.rewards.values()), start=jnp.zeros(held.index.shape))
-        return total, {name: metric(held) for name, metric in policy.metrics.items()}
-
-    reward, metrics = jax.vmap(scored)(tokens, real)
-    log_q, log_prior = ours.log_prob_by_step(tokens), theirs.log_prob_by_step(tokens)
-    return Written(tokens, real, reward, metrics, log_q, log_prior, ours.kl_by_step(theirs, tokens))  # type: ignore[arg-type]
+    """Write completions, and score them and give them their rewards."""
+    policy, index = guide.policy, _of_all(asked, num_samples)
+    texts = write(key, guide, params, asked, index, by_fit=by_fit)
+    real = counted(policy, texts.tokens)
+    found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, real)
+    total = np.sum([found[name] for name in policy.rewards], axis=0, dtype=np.float32)
+    metrics = {name: found[name] for name in policy.metrics}
+    return Written(texts.tokens, real, total, metrics, texts.log_q, texts.log_prior, texts.kl)
 
 
 def parts_of(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:

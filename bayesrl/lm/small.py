@@ -5,19 +5,23 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import optax
 
+from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
-from bayesrl.engines.fitting import fit
+from bayesrl.core.keys import apart
+from bayesrl.engines.fitting import train
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.keeping import kept
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.training import corpus, fitted, labelled, pairs, texts_under
-from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, GPT2Config
+from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, Config, GPT2Config, Transformer
 from bayesrl.objectives import ReverseKL
+from bayesrl.typing import PRNGKey
 
 _ROOM = 32
 """Further tokens that a model can stand, beyond the longest that it was trained on."""
@@ -95,8 +99,8 @@ def small_judge(
         "training": [num_steps, learning_rate, batch_size, seed],
     }
 
-    def train() -> Pretrained:
-        start_key, fit_key = jax.random.split(jax.random.key(seed))
+    def make() -> Pretrained:
+        start_key, fit_key = apart(jax.random.key(seed))
         longest = max(map(len, tokenizer.encode(list(texts))), default=1)
         shape = BertConfig(
             vocab_size=tokenizer.vocab_size,
@@ -107,11 +111,24 @@ def small_judge(
             inner=4 * width,
             labels=names,
         )
-        start = BertClassifier.random(start_key, shape)
+        start = random_model(BertClassifier, start_key, shape)
         program = labelled(start, texts, labels, tokenizer=tokenizer, batch_size=batch_size)
-        return fitted(fit(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
+        return fitted(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
 
-    return kept(name, made_of, train)
+    return kept(name, made_of, make)
+
+
+def random_model[Model: Transformer](kind: type[Model], key: PRNGKey, shape: Config) -> Model:
+    """Make a model with random weights by one compiled program."""
+    arrays, rest = eqx.partition(eqx.filter_eval_shape(kind.random, key, shape), _is_shape)
+    treedef = jax.tree.structure(arrays)
+    made = compiled(lambda key: jax.tree.leaves(eqx.filter(kind.random(key, shape), eqx.is_array)), name="random_model")
+    model: Model = eqx.combine(jax.tree.unflatten(treedef, made(key)), rest)
+    return model
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _digest(data: Any) -> str:
@@ -174,16 +191,16 @@ def small_writer(
         "training": [num_steps, learning_rate, batch_size, seed],
     }
 
-    def train() -> Pretrained:
-        start_key, fit_key = jax.random.split(jax.random.key(seed))
+    def make() -> Pretrained:
+        start_key, fit_key = apart(jax.random.key(seed))
         shape = GPT2Config(
             vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4
         )
-        start = GPT2.random(start_key, shape)
+        start = random_model(GPT2, start_key, shape)
         if isinstance(data, str):
             program = corpus(start, data, tokenizer=tokenizer, length=length, batch_size=batch_size)
         else:
             program = pairs(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
-        return fitted(fit(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
+        return fitted(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
 
-    return kept(name, made_of, train)
+    return kept(name, made_of, make)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -95,9 +94,9 @@ def corpus(
         raise LanguageModelError(
             f"pieces of {length} tokens exceed the model's context of {start.config.max_length}; lower length"
         )
-    pieces = jnp.asarray(np.asarray(coded[: rows * length], np.int32).reshape(rows, length))
+    pieces = np.asarray(coded[: rows * length], np.int32).reshape(rows, length)
     pad = tokenizer.pad if tokenizer.pad is not None else 0
-    return Corpus(start, tokenizer, prompts_of(pieces[:, :1]), pieces[:, 1:], None, pad, batch_size)
+    return Corpus(start, tokenizer, prompts_of(pieces[:, :1]), jax.device_put(pieces[:, 1:]), None, pad, batch_size)
 
 
 def pairs(
@@ -137,7 +136,7 @@ def pairs(
     rows = np.full((len(coded), longest), pad, np.int32)
     for row, own in zip(rows, coded, strict=True):
         row[: len(own) + 1] = [*own, tokenizer.eos]
-    return Corpus(start, tokenizer, asked, jnp.asarray(rows), tokenizer.eos, pad, batch_size)
+    return Corpus(start, tokenizer, asked, jax.device_put(rows), tokenizer.eos, pad, batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,8 +216,9 @@ def labelled(
         # What is too long loses the end of the text, not the token that closes it.
         kept = row if len(row) <= wide else [*row[: max(wide - len(after), 0)], *after][:wide]
         rows[index, : len(kept)], real[index, : len(kept)] = kept, True
-    places = jnp.asarray([start.config.labels.index(label) for label in labels])
-    return Labelled(start, tokenizer, jnp.asarray(rows), jnp.asarray(real), places, batch_size)
+    places = np.asarray([start.config.labels.index(label) for label in labels], np.int32)
+    put = jax.device_put
+    return Labelled(start, tokenizer, put(rows), put(real), put(places), batch_size)
 
 
 def _check_batch(caller: str, batch_size: Any) -> None:

@@ -24,6 +24,11 @@ class Reward(abc.ABC):
     def __call__(self, completions: Completions) -> Array:
         """Give one number for each completion, [...], inside of compiled code."""
 
+    @property
+    def separate(self) -> bool:
+        """Whether it is known that a completion's number does not depend on the other completions of a call."""
+        return False
+
     def __add__(self, other: "Reward") -> "WeightedSum":
         return WeightedSum(((1.0, self), (1.0, other)))
 
@@ -86,6 +91,11 @@ class WeightedSum(Reward):
             total = total + weight * part(completions)
         return total
 
+    @property
+    def separate(self) -> bool:
+        """Whether every part is; see `Reward.separate`."""
+        return all(part.separate for _, part in self.parts)
+
     def close(self) -> None:
         """Close every part."""
         for _, part in self.parts:
@@ -97,6 +107,11 @@ class TokenReward(Reward):
     """A JAX function of the tokens of one completion; see `on_tokens`."""
 
     fn: Callable[[Array, Array], Array]
+
+    @property
+    def separate(self) -> bool:
+        """It is; see `Reward.separate`."""
+        return True
 
     def __call__(self, completions: Completions) -> Array:
         """Give the function's value for each completion, [...]."""
@@ -141,6 +156,11 @@ def on_tokens(fn: Callable[[Any, Any], Any]) -> TokenReward:
 @dataclass(frozen=True)
 class Length(Reward):
     """How many tokens a completion has, its end included."""
+
+    @property
+    def separate(self) -> bool:
+        """It is; see `Reward.separate`."""
+        return True
 
     def __call__(self, completions: Completions) -> Array:
         """Count, [...]."""

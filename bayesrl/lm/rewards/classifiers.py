@@ -39,6 +39,11 @@ class ClassifierReward(Reward):
     scale: Scale
     with_prompt: bool
 
+    @property
+    def separate(self) -> bool:
+        """It is; see `Reward.separate`."""
+        return True
+
     def __call__(self, completions: Completions) -> Array:
         """Give the score of the label for each completion, [...]."""
         theirs = check_tokenizer(completions.examples, "classifier")

@@ -55,11 +55,20 @@ class TextReward(Reward):
         check_tokenizer(examples, self.name)
 
         def scores(index: np.ndarray, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
-            texts = decoded(examples, tokens, real)
-            return self.scores(index.reshape(-1), texts, examples).reshape(index.shape)
+            return self.on_host(examples, index, tokens, real)
 
         shape = jax.ShapeDtypeStruct(completions.index.shape, jnp.float32)
         return on_host(scores, shape, completions.index, completions.tokens, completions.real)
+
+    @property
+    def separate(self) -> bool:
+        """It is, unless the function sees many texts at once; see `Reward.separate`."""
+        return not self.batched
+
+    def on_host(self, examples: Examples, index: np.ndarray, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """Score completions [..., T] of the prompts with these numbers, [...], on the host; errors as of `scores`."""
+        texts = decoded(examples, tokens, real)
+        return self.scores(index.reshape(-1), texts, examples).reshape(index.shape)
 
     def scores(self, index: Any, texts: Sequence[str], examples: Sequence[Any]) -> np.ndarray:
         """Score texts, on the host.

@@ -1,5 +1,6 @@
 """`Cache`: the keys and values of the tokens so far, and attention over them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -111,6 +112,20 @@ def put(slots: Shaped[Array, "capacity *slot"], new: Shaped[Array, "n *slot"], s
     return lax.dynamic_update_slice_in_dim(slots, new, start, 0)
 
 
+def _look(
+    query: Float[Array, "heads head_dim"],
+    keys: Float[Array, "sight kv_heads head_dim"],
+    values: Float[Array, "sight kv_heads head_dim"],
+    mask: Bool[Array, "sight"],
+) -> Float[Array, "1 width"]:
+    """Let one token look, without products of matrices: of one row they cost more to lay out than to compute."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    shared = query.reshape(keys.shape[1], -1, query.shape[-1]).astype(wide) / math.sqrt(query.shape[-1])
+    scores = (shared * keys[:, :, None].astype(wide)).sum(-1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min / 2), axis=0)
+    return (weights[..., None] * values[:, :, None].astype(wide)).sum(0).astype(query.dtype).reshape(1, -1)
+
+
 def attend(
     query: Float[Array, "n heads head_dim"],
     key: Float[Array, "n kv_heads head_dim"],
@@ -144,6 +159,8 @@ def attend(
     sight = mask.shape[1]
     # With nothing before them the new keys are all there is: XLA need not wait for the cache to be written.
     seen = (key, value) if sight == key.shape[0] else (keys[:sight], values[:sight])
+    if query.shape[0] == 1 and sight > 1:
+        return _look(query[0], *seen, mask[0]), keys, values
     # Masked scores are replaced by a large negative number, not by -inf: rows that see nothing stay finite.
     out = jax.nn.dot_product_attention(query, *seen, mask=mask[None])
     return out.reshape(query.shape[0], -1), keys, values
