@@ -21,7 +21,7 @@ from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.verdicts import Evidence
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Interval
-from bayesrl.core.keys import fold_in, key_of_nothing
+from bayesrl.core.keys import fold_in, from_seed, key_of_nothing
 from bayesrl.core.pairing import declared_params
 from bayesrl.core.ranges import reward_bounds
 from bayesrl.core.sampling import FoldedKeys
@@ -141,7 +141,7 @@ def _frozen(one: Posterior) -> tuple[Programs, Params]:
         )
     policy = pair.policy
     if pair.learned:
-        own = declared_params(jax.random.key(0), pair.policy, *pair.args)[0]
+        own = declared_params(from_seed(0), pair.policy, *pair.args)[0]
         held = {name: value for name, value in pair.constrain(params).items() if name in own}
         policy = handlers.substitute(policy, data=held) if held else policy
     params = jax.tree.map(jnp.asarray, params)

@@ -32,7 +32,7 @@ from bayesrl.core.structure import Site, Structure
 from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.errors import EngineError
 from bayesrl.programs import Programs
-from bayesrl.typing import Params, PRNGKey, Program
+from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
 NUM_NOISES = 24
 _VALUE_DRAWS = 4096
@@ -166,7 +166,7 @@ class _Foreseen:
     policy: Program
     structure: Structure
 
-    def __call__(self, noise: Array, values: Values, *args: Any) -> Any:
+    def __call__(self, noise: Numbers, values: Values, *args: Any) -> Any:
         return FixedNature(self.policy, of_words(noise), self.structure, values)(*args)
 
 
@@ -180,7 +180,8 @@ def hindsight_bounds(
     """
     policy = _Foreseen(programs.policy, programs.structure)
     found = []
-    for noise in words_of(split(of_words(words_of(key)[..., :2]), num_noises)):
+    # Row by row on the host: an array of JAX's would be taken apart by a program.
+    for noise in np.asarray(words_of(split(of_words(np.asarray(words_of(key))[..., :2]), num_noises))):
         target = enumerate_posterior(policy, noise, values, *programs.args, beta=beta, max_count=max_count)
         assert target.optimum is not None
         found.append(float(target.optimum.mean()))

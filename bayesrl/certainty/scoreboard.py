@@ -13,7 +13,7 @@ from bayesrl.certainty.known import Exact, evaluated, started
 from bayesrl.certainty.scores import Score, Scoreboard
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
-from bayesrl.core.keys import apart
+from bayesrl.core.keys import apart, from_seed
 from bayesrl.core.pairing import Pair, declared_params
 from bayesrl.core.structure import Structure
 from bayesrl.engines.enumeration import enumerate_posterior, evaluate_exactly
@@ -123,7 +123,7 @@ def _programs(posterior: Posterior) -> Programs:
 
 def _trains_policy(programs: Programs) -> bool:
     """Tell whether the fit trained parameters of the policy itself: then there is no fixed prior."""
-    return programs.learned and bool(declared_params(jax.random.key(0), programs.policy, *programs.args)[0])
+    return programs.learned and bool(declared_params(from_seed(0), programs.policy, *programs.args)[0])
 
 
 def _target(programs: Programs, beta: Any, max_count: int) -> tuple[WeightedDraws | None, str]:
@@ -162,7 +162,7 @@ def _known(exact: Exact | None, over_all: Posterior, betas: Sequence[float | Non
     found = [evaluated(exact, over_all if beta is None else over_all.select(beta=beta)) for beta in betas]
     if any(numbers is None for numbers in found):
         return None
-    drawn = _by_beta(over_all.estimate(jax.random.key(0), _num_draws(_programs(over_all), len(betas))), len(betas))
+    drawn = _by_beta(over_all.estimate(from_seed(0), _num_draws(_programs(over_all), len(betas))), len(betas))
     return [
         Estimates(_number(numbers[0]), _number(numbers[1]), _number(numbers[2]), own.metrics)
         for numbers, own in zip(found, drawn, strict=True)
@@ -188,7 +188,7 @@ def _exact_estimates(
     if not names:
         return found
     if fitted is None or any(name not in fitted.draws for name in names):
-        drawn = over_all.estimate(jax.random.key(0), _num_draws(_programs(over_all), len(betas))).metrics
+        drawn = over_all.estimate(from_seed(0), _num_draws(_programs(over_all), len(betas))).metrics
     else:
         lead = len(fitted.batch_shape)
         drawn = {name: _mean_of_draws(np.asarray(fitted.draws[name], float), lead) for name in names}

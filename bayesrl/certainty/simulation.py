@@ -14,7 +14,7 @@ from numpyro import handlers
 from bayesrl.certainty.asking import check_count, check_key
 from bayesrl.certainty.ranks import LIKELIHOOD, Calibration
 from bayesrl.core.handlers import IntoScans
-from bayesrl.core.keys import apart, key_of_nothing, split
+from bayesrl.core.keys import apart, from_seed, key_of_nothing, split
 from bayesrl.core.pairing import Pair, freeze
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.recording import Recording, record, site_log_prob
@@ -91,9 +91,9 @@ def calibrate(
     check_key(key)
     _check_options(infer, num_replications, num_draws)
     args = as_arrays(args)
-    structure = inspect(jax.random.key(0), model, *args)
+    structure = inspect(from_seed(0), model, *args)
     _refuse(structure)
-    frozen, _ = freeze(jax.random.key(0), model, *args)
+    frozen, _ = freeze(from_seed(0), model, *args)
     simulate_key, infer_key, run_key, tie_key = apart(key, 4)
     keys = split(simulate_key, num_replications)
     truth, data = jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys)
@@ -164,7 +164,7 @@ def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any,
 def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Array], num_draws: int) -> None:
     """Refuse inference that cannot be traced, or whose draws are not those of the latent sites."""
     try:
-        draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), jax.random.key(0), args[0])
+        draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), from_seed(0), args[0])
     except jax.errors.JAXTypeError as error:
         reason = str(error).partition("\n")[0]
         raise EngineError(

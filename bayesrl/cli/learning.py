@@ -19,6 +19,7 @@ from bayesrl.cli.words import dump, say, spell, terminal
 from bayesrl.control.exploration import exploration_named
 from bayesrl.control.learning import Learned, check_learned, learn
 from bayesrl.control.learning.reporting import learning_parts, sentence, summary
+from bayesrl.core.keys import from_seed
 from bayesrl.core.telling import activity
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.problem import LearningProblem, ready_learning
@@ -97,7 +98,7 @@ def _go_on(
             raise Stopped(runs[-1].num_episodes, plan["episodes"])
     name = Path(told["model"]).stem
     with activity("checking the model"):
-        checks = check_learned(jax.random.key(0), runs[0])
+        checks = check_learned(from_seed(0), runs[0])
     with activity("writing the report"):
         write_parts(folder / REPORT, name, _parts({name: runs}, told, problem, {name: checks}))
     if not quiet:
@@ -120,7 +121,7 @@ def _run(
 ) -> Learned:
     """Play one of the runs, or what is left of it; the first lives in the folder itself."""
     plan = told["learn"]
-    key = jax.random.key(plan["seed"])
+    key = from_seed(plan["seed"])
     return learn(
         key if index == 0 else jax.random.fold_in(key, index),
         problem.environment,

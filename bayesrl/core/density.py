@@ -9,7 +9,7 @@ from numpyro import handlers
 
 from bayesrl.core.draws import total
 from bayesrl.core.handlers import check_beta
-from bayesrl.core.keys import key_of_nothing
+from bayesrl.core.keys import from_seed, key_of_nothing
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import record
 from bayesrl.core.sampling import FoldedKeys
@@ -75,7 +75,7 @@ def log_density(policy: Program, sites: Sites, *args: Any, beta: Beta | None = N
     if missing:
         raise PolicyError(f"no value was given for site {missing[0]!r}; pass one for each of {list(structure.actions)}")
     pair = Pair(policy, None, structure, args, {})
-    draws = jax.tree.map(lambda x: x[0], pair.draw(jax.random.key(0), {}, 1, values=sites))
+    draws = jax.tree.map(lambda x: x[0], pair.draw(from_seed(0), {}, 1, values=sites))
     shape = structure.context_shape
     parts = {
         "log_prior": draws.log_prior,

@@ -93,6 +93,13 @@ _HASH = define_prng_impl(
 _DEFAULT = "threefry2x32"
 
 
+def from_seed(seed: int) -> PRNGKey:
+    """Give the key that `jax.random.key` gives; where that is of the default generator, nothing is compiled for it."""
+    if jax.config.jax_default_prng_impl != _DEFAULT or not 0 <= seed < 2**32:
+        return jax.random.key(seed)
+    return jax.random.wrap_key_data(np.array([0, seed], np.uint32), impl=_DEFAULT)
+
+
 def cheap(key: Any) -> Any:
     """Give the key by which what belongs to a user's key is drawn; keys of a generator that was chosen stay.
 

@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.keys import from_seed
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording
 from bayesrl.core.structure import Structure
@@ -232,7 +233,7 @@ def _result(
     rest = [name for name in structure.named("metric") if name not in exact]
     if not rest:
         return result
-    found = sampled_metrics(jax.random.key(0), result, program, rest)
+    found = sampled_metrics(from_seed(0), result, program, rest)
     metrics = {**result.estimates.metrics, **found}
     return replace(result, estimates=result.estimates._replace(metrics=metrics))
 
@@ -336,7 +337,7 @@ class _BothScores:
         args, params, transforms = arguments
         values = decode(self.axes, index)
         pair = Pair(self.policy, self.guide, self.own_structure, args, transforms, self.learned)
-        guide = pair.run_guide(jax.random.key(0), None, params, values, ())
+        guide = pair.run_guide(from_seed(0), None, params, values, ())
         return _total(guide, self.structure), _total(run(self.policy, values, args), self.structure)
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.host import host_errors
+from bayesrl.core.keys import from_seed
 from bayesrl.core.pairing import freeze
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.engines.grid import Axis, Scores, Table, axes_of, count, decode, run, scores_of, width_of
@@ -38,7 +38,7 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepar
     if beta is not None:
         check_beta(beta)
     args = as_arrays(args)
-    key = jax.random.key(0)  # nothing random is used: every latent site will be held
+    key = from_seed(0)  # nothing random is used: every latent site will be held
     frozen, _ = freeze(key, policy, *args)
     with host_errors():
         structure = inspect(key, frozen, *args)

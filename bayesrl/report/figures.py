@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from bayesrl.certainty.scoreboard import over_all_data
+from bayesrl.core.keys import from_seed
 from bayesrl.engines.fitting import with_draws
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import PolicyError, RunFolderError
@@ -192,7 +192,7 @@ def whole_of(posterior: Posterior) -> Posterior:
     best = posterior.select(restart="best") if posterior.mixture is None else posterior
     if best.programs is None or not best.programs.structure.subsampled:
         return best
-    return with_draws(jax.random.key(0), over_all_data(best))
+    return with_draws(from_seed(0), over_all_data(best))
 
 
 def _panels(posterior: Posterior, target: WeightedDraws | None, site: str) -> list[Laid]:

@@ -13,7 +13,7 @@ from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.sweeps import frontier as lay_frontier
 from bayesrl.certainty.verdicts import Diagnosis, Frontier
 from bayesrl.core.estimates import Estimates
-from bayesrl.core.keys import apart, fold_in
+from bayesrl.core.keys import apart, fold_in, from_seed
 from bayesrl.core.pairing import declared_params
 from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.engines.fitting import LEAST_DRAWS
@@ -141,7 +141,7 @@ def _target(posterior: Posterior) -> WeightedDraws | None:
     programs: Programs | None = over_all_data(posterior).programs
     if programs is None or not programs.structure.actions:
         return None
-    if programs.learned and declared_params(jax.random.key(0), programs.policy, *programs.args)[0]:
+    if programs.learned and declared_params(from_seed(0), programs.policy, *programs.args)[0]:
         return None
     try:
         return enumerate_posterior(programs.policy, *programs.args, beta=posterior.beta, max_count=MAX_COUNT)
