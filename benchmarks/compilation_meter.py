@@ -199,6 +199,9 @@ def readme(meter: Meter, num_calls: str) -> list[Call]:
 
     import bayesrl
 
+    for name in bayesrl.__all__:  # a name is imported when it is first asked for, which is no part of a call
+        getattr(bayesrl, name)
+
     def defined(means: jax.Array) -> Callable[[], None]:
         def bandit() -> None:
             arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(5)))
