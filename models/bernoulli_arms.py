@@ -1,6 +1,6 @@
 """Arms that pay or do not, with unknown chances: what is learned by pulling them."""
 
-import jax.numpy as jnp
+import numpy as np
 
 import bayesrl
 from bayesrl import control
@@ -24,7 +24,7 @@ def learning(
     if not 0 <= worst <= best <= 1:
         raise bayesrl.errors.ControlError(f"worst={worst!r}, best={best!r}; use 0 ≤ worst ≤ best ≤ 1")
     bandit = control.bandits.BernoulliArms(int(arms))
-    chances = jnp.linspace(worst, best, int(arms))
+    chances = np.linspace(worst, best, int(arms))
     return bayesrl.LearningProblem(
         control.BanditWorld(bandit, chances),
         control.Bayesian(control.ArmsModel(bandit)),

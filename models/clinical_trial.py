@@ -1,6 +1,6 @@
 """A trial of treatments that cure or do not, which stops once one of them is most probably the best."""
 
-import jax.numpy as jnp
+import numpy as np
 
 import bayesrl
 from bayesrl import control
@@ -28,7 +28,7 @@ def learning(
     References:
         Berry (2006), "Bayesian clinical trials", for adaptive allocation and stopping.
     """
-    rates = jnp.array([control_rate, first_rate, second_rate], float)
+    rates = np.array([control_rate, first_rate, second_rate], float)
     if not bool(((rates >= 0) & (rates <= 1)).all()):
         raise bayesrl.errors.ControlError(f"rates are {rates.tolist()}; use chances, in [0, 1]")
     bandit = control.bandits.BernoulliArms(3)

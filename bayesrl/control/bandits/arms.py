@@ -12,7 +12,7 @@ from jax import Array
 from bayesrl.control.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
 from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import ControlError
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import Numbers, PRNGKey
 
 _NEWTON_STEPS = 8
 
@@ -75,7 +75,7 @@ class Bandit(abc.ABC):
         """Give the prior of the world of one run, as NumPyro programs draw it."""
 
     @abc.abstractmethod
-    def reward_given(self, values: Array) -> dist.Distribution:
+    def reward_given(self, values: Numbers) -> dist.Distribution:
         """Give the distribution of rewards of actions of these expected rewards."""
 
     @abc.abstractmethod
@@ -131,7 +131,7 @@ class BernoulliArms(Bandit):
         """Give Beta(prior_a, prior_b) for each arm."""
         return dist.Beta(self.prior_a, self.prior_b).expand([self.num_arms]).to_event(1)
 
-    def reward_given(self, values: Array) -> dist.Distribution:
+    def reward_given(self, values: Numbers) -> dist.Distribution:
         """Give Bernoulli(value)."""
         return dist.Bernoulli(probs=values)
 
@@ -191,7 +191,7 @@ class GaussianArms(Bandit):
         """Give Normal(prior_mean, prior_scale) for each arm."""
         return dist.Normal(self.prior_mean, self.prior_scale).expand([self.num_arms]).to_event(1)
 
-    def reward_given(self, values: Array) -> dist.Distribution:
+    def reward_given(self, values: Numbers) -> dist.Distribution:
         """Give Normal(value, noise)."""
         return dist.Normal(values, self.noise)
 
@@ -258,7 +258,7 @@ class LinearArms(Bandit):
         """Give Normal(0, prior_scale) for each feature."""
         return dist.Normal(0.0, self.prior_scale).expand([self.num_features]).to_event(1)
 
-    def reward_given(self, values: Array) -> dist.Distribution:
+    def reward_given(self, values: Numbers) -> dist.Distribution:
         """Give Normal(value, noise)."""
         return dist.Normal(values, self.noise)
 
@@ -311,7 +311,7 @@ class LogisticArms(LinearArms):
         curved = (p * (1 - p))[:, None, None] * x[:, :, None] * x[:, None, :]
         return center + moved[:, None] * turned, precision + curved
 
-    def reward_given(self, values: Array) -> dist.Distribution:
+    def reward_given(self, values: Numbers) -> dist.Distribution:
         """Give Bernoulli(value)."""
         return dist.Bernoulli(probs=values)
 

@@ -12,7 +12,9 @@ from jax import Array, lax
 from bayesrl.certainty.asking import check_key
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.exploration import Exploration
+from bayesrl.core.compiling import once_prepared
 from bayesrl.core.draws import is_count, is_number
+from bayesrl.core.keys import apart, cheap
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -97,9 +99,9 @@ def play_bandit(
     check_key(key)
     count = -(-num_runs // _TOGETHER)
     together = -(-num_runs // count)
-    _check(key, bandit, exploration, together)
+    _check(cheap(key), bandit, exploration, together)
     played = _play(bandit, exploration, num_steps, together)
-    parts = jax.device_get([played(k) for k in jax.random.split(key, count)])
+    parts = jax.device_get([played(k) for k in apart(key, count)])
     arms, regret, posterior = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_runs], *parts)
     bad = (arms < 0) | (arms >= bandit.num_arms)
     if bad.any():
@@ -124,7 +126,7 @@ def _check(key: PRNGKey, bandit: Bandit, exploration: Any, num_runs: int) -> Non
     seen = jax.eval_shape(partial(bandit.observe, num_runs=num_runs), key)
     belief = jax.eval_shape(bandit.believe, jax.eval_shape(lambda: bandit.start(num_runs)), seen)
     try:
-        chosen = jax.eval_shape(exploration, key, belief, jnp.asarray(0))
+        chosen = jax.eval_shape(exploration, key, belief, jax.ShapeDtypeStruct((), jnp.int32))
     except TypeError as error:
         raise ControlError(
             f"the exploration rule cannot be called: {error}; use thompson(), with its brackets, bayes_ucb(), ... or a "
@@ -140,7 +142,6 @@ def _check(key: PRNGKey, bandit: Bandit, exploration: Any, num_runs: int) -> Non
 def _play(bandit: Bandit, exploration: Any, num_steps: int, num_runs: int) -> Any:
     """Give the compiled function from a key to (arms, regret [runs, steps], posterior)."""
 
-    @jax.jit
     def played(key: PRNGKey) -> tuple[Array, Array, Any]:
         world_key, step_key = jax.random.split(key)
         worlds = bandit.draw_worlds(world_key, num_runs)
@@ -157,4 +158,4 @@ def _play(bandit: Bandit, exploration: Any, num_steps: int, num_runs: int) -> An
         posterior, (arms, lost) = lax.scan(step, bandit.start(num_runs), jnp.arange(num_steps))
         return arms.T, jnp.cumsum(lost, 0).T, posterior
 
-    return played
+    return once_prepared(played, name="play_bandit")

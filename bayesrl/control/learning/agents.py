@@ -2,7 +2,8 @@
 
 import abc
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +16,16 @@ from bayesrl.control.exploration import Exploration, thompson
 from bayesrl.control.learning.experience import Episode, Experience, Memory, example, first_rows
 from bayesrl.control.learning.unknown import ProgramModel, UnknownModel
 from bayesrl.control.learning.worlds import Act, World
+from bayesrl.core.compiling import once_prepared
 from bayesrl.core.draws import is_count
+from bayesrl.core.keys import apart, fold_in, key_of_nothing
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
-_DECISION_DRAWS = (64, 1000)
-"""Draws that the decision in the first state is judged by: fewer where tables are large."""
-_LOOKS = 100
+_DRAWS_AT_ONCE = (64, 1000)
+"""Draws are made so many at once, fewer where tables are large, whatever number is asked for: one compiled program
+serves them all. By as many the decision in the first state is judged while it is learned."""
+_LOOKS = 50
 """About so many times in a run the decision in the first state is looked at, where no criterion asks for more."""
 
 
@@ -120,7 +124,6 @@ class Bayesian(Agent):
     num_draws: int = 32
     num_steps: int = 100
     update_every: int = 1
-    programs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.model):
@@ -156,6 +159,9 @@ class Bayesian(Agent):
 class BayesianMind(Mind):
     """A `Bayesian` agent in one environment.
 
+    What its model and the exploration rule read besides their arguments is read when they are first asked, and stays as
+    it was: the posterior is of that.
+
     Attributes:
         model: of the unknown.
         world: the environment.
@@ -166,17 +172,18 @@ class BayesianMind(Mind):
     def __init__(self, key: PRNGKey, agent: Bayesian, model: UnknownModel, world: World, num_episodes: int) -> None:
         self.agent, self.model, self.world = agent, model, world
         self.memory = Memory(world.shape, world.dtype, min(num_episodes * world.max_steps, 10**9))
-        self.state = model.initial(jax.random.fold_in(key, 1), world)
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self.state = model.initial(fold_in(key, 1), world)
         self._episodes, self._every = 0, max(num_episodes // _LOOKS, 1)
         self._held: Experience | None = example(world.shape, world.dtype) if model.online else None
-        # Runs of one agent in environments of one kind share what was compiled.
-        kind = (world.num_observations, world.num_actions, world.shape, str(world.dtype), world.max_steps)
-        self._compiled = agent.programs.setdefault((id(model), *kind), {})
         shape = jax.eval_shape(
-            lambda key, experience: self._tables(key, self.state, experience, 1), jax.random.key(0), self.experience()
+            lambda key, state, experience: self._tables(key, state, experience, 1),
+            key_of_nothing(),
+            self.state,
+            self.experience(),
         )
         self._check_values(tuple(shape.shape[1:]))
-        self._looked_at = int(np.clip(1_000_000 // max(shape.size, 1), *_DECISION_DRAWS))
+        self._at_once = int(np.clip(1_000_000 // max(shape.size, 1), *_DRAWS_AT_ONCE))
 
     @property
     def finite(self) -> bool:
@@ -209,36 +216,61 @@ class BayesianMind(Mind):
         rows = 2 ** int(np.ceil(np.log2(max(len(episode.reward), 8))))
         alone = Memory(self.world.shape, self.world.dtype, rows)
         alone.add(episode, self._discount)
-        return alone.experience()
+        return alone.rows()
 
     def _tables(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int, seen: Any = None) -> Array:
         """Draw action values, [draws, ...]."""
+        return self._sites(key, state, experience, seen, num_draws)[1]
+
+    def _sites(self, key: PRNGKey, state: Any, experience: Experience, seen: Any, num_draws: int) -> tuple[Any, Array]:
+        """Draw θ and its action values, [draws, ...]."""
         if not self.finite and seen is None:
             seen = jnp.zeros((1, *self.world.shape), self.world.dtype)
         sites = self.model.draw(key, state, experience, num_draws)
-        return jax.vmap(lambda one: self.model.values(one, experience, seen))(sites)
+        return sites, jax.vmap(lambda one: self.model.values(one, experience, seen))(sites)
 
-    def program(self, name: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-        """Give a compiled function by its name, made when it is first asked for."""
-        if name not in self._compiled:
-            self._compiled[name] = jax.jit(make())
-        return self._compiled[name]
+    def program(self, name: str, make: Callable[[], Callable[..., Any]], kind: Any = None) -> Callable[..., Any]:
+        """Give a compiled function by its name and kind, made when it is first asked for."""
+        if (name, kind) not in self._compiled:
+            self._compiled[name, kind] = once_prepared(make(), name=name)
+        return self._compiled[name, kind]
+
+    def drawn(
+        self, key: PRNGKey, num_draws: int, *, state: Any = None, seen: Any = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Draw θ and its action values, [draws, ...], NumPy's arrays; a draw does not depend on how many are asked for.
+
+        Args:
+            key: consumed whole.
+            num_draws: how many.
+            state: of inference; by default as it is now.
+            seen: the observations whose values are told, where observations are not finitely many.
+        """
+        draw = self.program("draw_posterior", lambda: partial(self._sites, num_draws=self._at_once))
+        state = self.state if state is None else state
+        if not self.finite:
+            seen = np.zeros((1, *self.world.shape), self.world.dtype) if seen is None else np.asarray(seen)
+        given = state, self.experience(), seen
+        parts = [jax.device_get(draw(fold_in(key, i), *given)) for i in range(-(-num_draws // self._at_once))]
+        sites, tables = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_draws], *parts)
+        return dict(sites), tables
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
         """Choose how to act in the next episode; see `Mind.explore`."""
+        number = np.asarray(episode, np.int32)
         if self.finite:
-            plan = self.program(("plan", _known(exploration)), lambda: self._planner(exploration))
-            table = np.asarray(plan(key, self.state, self.experience(), jnp.asarray(episode)))
+            plan = self.program("plan", lambda: self._planner(exploration), _known(exploration))
+            table = np.asarray(plan(key, self.state, self.experience(), number))
             probs = np.eye(self.world.num_actions)[np.clip(table, 0, self.world.num_actions - 1)]
             return Act(lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan), probs)
-        prepare = self.program(("draw", _known(exploration)), lambda: self._drawer(exploration))
-        act = self.program(("act", _known(exploration)), lambda: self._actor(exploration))
+        prepare = self.program("draw", lambda: self._drawer(exploration), _known(exploration))
+        act = self.program("act", lambda: self._actor(exploration), _known(exploration))
         sites = prepare(key, self.state, self.experience())
-        step_key = jax.random.fold_in(key, 1)
+        step_key = fold_in(key, 1)
 
         def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
-            own = key if _committed(exploration) else jax.random.fold_in(step_key, time)
-            return int(act(own, sites, jnp.asarray(seen), jnp.asarray(episode))), np.nan
+            own = key if _committed(exploration) else fold_in(step_key, time)
+            return int(act(own, sites, np.asarray(seen), number)), np.nan
 
         return Act(choose)
 
@@ -247,7 +279,7 @@ class BayesianMind(Mind):
         steps = min(self.world.max_steps, 100_000 // max(self.world.num_observations or 1, 1) + 1)
 
         def plan(key: PRNGKey, state: Any, experience: Experience, episode: Array) -> Array:
-            draw_key, rule_key = jax.random.split(key)
+            draw_key, rule_key = apart(key)
             if getattr(exploration, "soft", False) and hasattr(self.model, "cumulants"):
                 told = self.model.cumulants(state)
                 return jax.random.categorical(rule_key, told.values / told.temperature)
@@ -282,34 +314,34 @@ class BayesianMind(Mind):
         self.memory.add(episode, self._discount)
         self._held = None if not self.model.online else self._held
         self._episodes += 1
-        self.state = self.program("absorb", lambda: self.model.absorb)(self.state, rows)
+        self.state = self._absorbed(self.state, rows)
         if self._episodes % self.agent.update_every == 0 and not self.model.online:
             run = self.program("update", lambda: self.model.update)
-            self.state = run(jax.random.fold_in(key, 0), self.state, self.experience())
+            self.state = run(fold_in(key, 0), self.state, self.experience())
         if not told and self._episodes % self._every:
             return Told()
-        return self._told(jax.random.fold_in(key, 1), jnp.asarray(episode.observation[0]))
+        return self._told(fold_in(key, 1), episode.observation[0])
 
     @property
     def _discount(self) -> float:
         return float(getattr(self.model, "discount", self.world.discount))
 
-    def _told(self, key: PRNGKey, start: Array) -> Told:
-        decide = self.program("decide", lambda: self._decider)
-        optimal, regret = decide(key, self.state, self.experience(), start)
+    def _absorbed(self, state: Any, rows: Experience) -> Any:
+        if type(self.model).absorb is UnknownModel.absorb:  # nothing is to be done, and so nothing to be compiled
+            return state
+        return self.program("absorb", lambda: self.model.absorb)(state, rows)
+
+    def _told(self, key: PRNGKey, start: Any) -> Told:
+        values = self.at(key, start, self._at_once)
+        optimal, regret = shares(values), losses(values).mean(0)
         best = int(np.argmin(regret))
         return Told(float(optimal[best]), float(regret[best]))
 
-    def _decider(self, key: PRNGKey, state: Any, experience: Experience, start: Array) -> tuple[Array, Array]:
-        values = self.at(key, state, experience, start, self._looked_at)
-        loss = values.max(-1, keepdims=True) - values
-        return jax.nn.one_hot(values.argmax(-1), values.shape[-1]).mean(0), loss.mean(0)
-
-    def at(self, key: PRNGKey, state: Any, experience: Experience, seen: Array, num_draws: int, time: Any = 0) -> Array:
+    def at(self, key: PRNGKey, seen: Any, num_draws: int, time: int = 0) -> np.ndarray:
         """Draw the values of the actions where one observation is seen, [draws, actions], reward units."""
         if not self.finite:
-            return self._tables(key, state, experience, num_draws, seen[None])[:, 0]
-        tables = self._tables(key, state, experience, num_draws)
+            return self.drawn(key, num_draws, seen=np.asarray(seen, self.world.dtype)[None])[1][:, 0]
+        tables = self.drawn(key, num_draws)[1]
         return tables[:, time, seen] if tables.ndim == 4 else tables[:, seen]
 
     def back_then(self, rows: int) -> Any:
@@ -318,8 +350,7 @@ class BayesianMind(Mind):
             raise ControlError(
                 "the posterior was fitted or trained, and how it was earlier was not kept; leave stage out"
             )
-        lived = first_rows(self.memory.experience(), rows)
-        return self.model.absorb(self.model.initial(jax.random.key(0), self.world), lived)
+        return self._absorbed(self.model.initial(key_of_nothing(), self.world), first_rows(self.memory.rows(), rows))
 
     def mark(self) -> tuple[Any, int, int]:
         """Remember how it is; see `Mind.mark`."""
@@ -360,7 +391,17 @@ def restored(state: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
                 f"the run folder holds {prefix} of shape {None if array is None else array.shape}, and the agent needs "
                 f"{np.shape(leaf)}; learn into another directory"
             )
-    return jax.tree.unflatten(treedef, [jnp.asarray(array) for array in found])
+    return jax.tree.unflatten(treedef, jax.device_put(found))
+
+
+def shares(values: np.ndarray) -> np.ndarray:
+    """Give how often each action is the best among draws of their values [draws, actions]."""
+    return np.bincount(values.argmax(-1), minlength=values.shape[-1]) / len(values)
+
+
+def losses(values: np.ndarray) -> np.ndarray:
+    """Give what each action loses to the best one, [draws, actions]."""
+    return values.max(-1, keepdims=True) - values
 
 
 def _chosen(exploration: Any, key: PRNGKey, belief: SampleBelief, episode: Array) -> Array:

@@ -13,8 +13,10 @@ from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
 from bayesrl.control.learning.worlds import World
+from bayesrl.core.compiling import compiled
+from bayesrl.core.keys import key_of_nothing
 from bayesrl.errors import ControlError
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import Numbers, PRNGKey
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ class ArmsModel(UnknownModel):
             raise ControlError(
                 f"the model is of {self.bandit.num_arms} arms, and the environment has {world.num_actions} actions"
             )
-        wanted = self.bandit.observe(jax.random.key(0), 1).shape[1:]
+        wanted = self._seen_of_one().shape[1:]
         found = (0,) if world.num_observations == 1 else world.shape
         if found != wanted:
             raise ControlError(
@@ -59,8 +61,9 @@ class ArmsModel(UnknownModel):
 
     def check_rows(self, experience: Experience) -> None:
         """Refuse rewards that no arm pays; see `UnknownModel.check_rows`."""
-        support: Any = self.bandit.reward_given(jnp.full(experience.reward.shape, 0.5)).support
-        strange = np.asarray(experience.held & ~support(experience.reward))
+        half: Any = np.full(experience.reward.shape, 0.5, np.float32)
+        support: Any = self.bandit.reward_given(half).support
+        strange = np.asarray(experience.held) & ~np.asarray(support(np.asarray(experience.reward)))
         if strange.any():
             raise ControlError(
                 f"the environment paid {float(experience.reward[int(strange.argmax())])}, which arms of {self.bandit} "
@@ -69,7 +72,7 @@ class ArmsModel(UnknownModel):
 
     def initial(self, key: PRNGKey, world: World) -> Any:
         """Give the prior; see `UnknownModel.initial`."""
-        return self.nothing()
+        return compiled(self.nothing, name="start")()
 
     def nothing(self, experience: Experience | None = None) -> Any:
         """Give the prior."""
@@ -79,7 +82,7 @@ class ArmsModel(UnknownModel):
         """Take in one pull after the other; see `UnknownModel.absorb`."""
         seen = self._seen(rows.observation)
 
-        def one(state: Any, row: tuple[Array, Array, Array, Array]) -> tuple[Any, None]:
+        def one(state: Any, row: Any) -> tuple[Any, None]:
             own, arm, reward, held = row
             new = self.bandit.learn(state, own[None], arm[None], reward[None])
             return jax.tree.map(lambda a, b: jnp.where(held, a, b), new, state), None
@@ -101,12 +104,16 @@ class ArmsModel(UnknownModel):
         return experience._replace(reward=data["reward"].astype(float))
 
     def _told(self, world: Array, seen: Any) -> Array:
-        blank = jnp.zeros_like(self.bandit.observe(jax.random.key(0), 1))
+        blank = jnp.zeros(self._seen_of_one().shape, self._seen_of_one().dtype)
         return self._values(world, blank if seen is None else seen)
 
     def _values(self, world: Array, seen: Array) -> Array:
         """Give the expected rewards of one world, [len(seen), arms]."""
         return self.bandit.values(jnp.broadcast_to(world, (len(seen), *world.shape)), seen)
 
-    def _seen(self, observations: Array) -> Array:
-        return jnp.zeros((len(observations), 0)) if observations.ndim == 1 else observations
+    def _seen_of_one(self) -> jax.ShapeDtypeStruct:
+        shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda key: self.bandit.observe(key, 1), key_of_nothing())
+        return shape
+
+    def _seen(self, observations: Numbers) -> Array:
+        return jnp.zeros((len(observations), 0)) if observations.ndim == 1 else jnp.asarray(observations)

@@ -11,10 +11,12 @@ from bayesrl.certainty.verdicts import Check
 from bayesrl.control.learning.agents import BayesianMind
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.learned import Learned
+from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
+from bayesrl.core.keys import apart, split
 from bayesrl.core.primitives import kind_of
 from bayesrl.errors import ControlError
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import PRNGKey, PRNGKeys
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -128,34 +130,40 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: int =
     if not is_count(num_replicates, least=1):
         raise ControlError(f"num_replicates={num_replicates!r}; use an integer of at least 1")
     mind = learned.bayesian_mind()
-    lived = mind.memory.experience()
-    last = min(mind.memory.num_rows, _ROWS)
-    rows: Experience = jax.tree.map(lambda x: x[mind.memory.num_rows - last : mind.memory.num_rows], lived)
-    args = (rows,) if mind.finite else (rows, jnp.zeros((1, *learned.world.shape), learned.world.dtype))
+    first = max(mind.memory.num_rows - _ROWS, 0)
+    rows: Experience = jax.tree.map(lambda x: x[first : mind.memory.num_rows], mind.memory.rows())
+    draw_key, own_key = apart(key)
+    sites, _ = mind.drawn(draw_key, num_replicates)
 
     def statistics(site: Any) -> Any:
         values, mask = jnp.asarray(site["value"], float), getattr(site["fn"], "_mask", True)
         counted = jnp.broadcast_to(jnp.asarray(True if mask is None else mask), values.shape)
         return jnp.stack([jnp.mean(values, where=counted), jnp.std(values, where=counted)])
 
-    def one(key: PRNGKey, sites: Any) -> dict[str, Any]:
-        program = handlers.seed(_Redrawn(handlers.substitute(mind.model, data=sites)), rng_seed=key)
+    def told(program: Any, key: PRNGKey, rows: Experience) -> Any:
+        args = (rows,) if mind.finite else (rows, jnp.zeros((1, *learned.world.shape), learned.world.dtype))
         with handlers.block(), handlers.trace() as trace:
-            program(*args)
+            handlers.seed(program, rng_seed=key)(*args)
+        return trace
+
+    def one(key: PRNGKey, sites: Any, rows: Experience) -> dict[str, Any]:
+        trace = told(_Redrawn(handlers.substitute(mind.model, data=sites)), key, rows)
         return {
             name: statistics(site)
             for name, site in trace.items()
             if site.get("infer", {}).get("redrawn") and site["type"] == "sample"
         }
 
-    draw_key, own_key = jax.random.split(key)
-    sites = mind.model.draw(draw_key, mind.state, mind.experience(), num_replicates)
-    replicated = jax.jit(jax.vmap(one))(jax.random.split(own_key, num_replicates), sites)
-    with handlers.block(), handlers.trace() as trace:
-        handlers.seed(handlers.substitute(mind.model, data=jax.tree.map(lambda x: x[0], sites)), rng_seed=0)(*args)
+    def replicate(keys: PRNGKeys, sites: Any, rows: Experience) -> tuple[dict[str, Any], dict[str, Any]]:
+        drawn = jax.vmap(one, in_axes=(0, 0, None))(keys, sites, rows)
+        own = jax.tree.map(lambda x: x[0], sites)
+        trace = told(handlers.substitute(mind.model, data=own), keys[0], rows)
+        return drawn, {name: statistics(trace[name]) for name in drawn}
+
+    replicated, observed = compiled(replicate)(split(own_key, num_replicates), sites, rows)
     found: dict[str, float] = {}
     for name, values in replicated.items():
-        seen = np.asarray(statistics(trace[name]))
+        seen = np.asarray(observed[name])
         for i, what in enumerate(("mean", "spread")):
             drawn = np.asarray(values)[:, i]
             tie = np.isclose(drawn, seen[i], rtol=1e-5, atol=1e-7)
@@ -205,8 +213,8 @@ def nuts_posterior(
         raise ControlError(f"num_chains={num_chains!r}; use at least 2, lest R-hat say nothing")
     mind = learned.bayesian_mind()
     count = mind.memory.num_rows
-    rows: Experience = jax.tree.map(lambda x: x[: max(count, 1)], mind.memory.experience())
-    args = (rows,) if mind.finite else (rows, jnp.zeros((1, *learned.world.shape), learned.world.dtype))
+    rows: Experience = jax.tree.map(lambda x: x[: max(count, 1)], mind.memory.rows())
+    args = (rows,) if mind.finite else (rows, np.zeros((1, *learned.world.shape), learned.world.dtype))
     sampler = MCMC(
         NUTS(mind.model),
         num_warmup=num_warmup,

@@ -3,11 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from bayesrl.errors import ControlError
+from bayesrl.typing import Numbers
 
 _AT_ONCE = 200_000
 """Rows that are set aside from the start; more are added by doubling, each time with a compilation."""
@@ -62,14 +61,14 @@ class Experience(NamedTuple):
         held: whether the row holds a step, [rows].
     """
 
-    observation: Array
-    action: Array
-    reward: Array
-    following: Array
-    terminated: Array
-    returns: Array
-    time: Array
-    held: Array
+    observation: Numbers
+    action: Numbers
+    reward: Numbers
+    following: Numbers
+    terminated: Numbers
+    returns: Numbers
+    time: Numbers
+    held: Numbers
 
 
 class Memory:
@@ -123,8 +122,13 @@ class Memory:
         self.num_rows = count
 
     def experience(self) -> Experience:
-        """Give all of it."""
-        return Experience(**{name: jnp.asarray(values) for name, values in self._held.items()})
+        """Give all of it, on the device."""
+        told: Experience = jax.device_put(self.rows())
+        return told
+
+    def rows(self) -> Experience:
+        """Give all of it as NumPy's arrays, which stay as they are when more is added."""
+        return Experience(**{name: values.copy() for name, values in self._held.items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep."""
@@ -151,9 +155,9 @@ class Memory:
 
 def first_rows(experience: Experience, count: Any) -> Experience:
     """Give the experience as it was when it held so many rows."""
-    return experience._replace(held=experience.held & (jnp.arange(experience.held.shape[0]) < count))
+    return experience._replace(held=experience.held & (np.arange(experience.held.shape[0]) < count))
 
 
 def example(shape: tuple[int, ...], dtype: Any) -> Experience:
     """Give a row of nothing, to look at programs with."""
-    return jax.tree.map(jnp.asarray, Memory(shape, dtype, 1).experience())
+    return Memory(shape, dtype, 1).experience()

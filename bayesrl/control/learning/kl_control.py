@@ -20,8 +20,10 @@ from bayesrl.control.learning.worlds import Act, World
 from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions
+from bayesrl.core.compiling import compiled, once_prepared
 from bayesrl.core.draws import Draws, is_count, is_number
 from bayesrl.core.handlers import check_beta
+from bayesrl.core.keys import cheap, fold_in
 from bayesrl.engines.setup import set_up
 from bayesrl.engines.svi import Lane, State, init
 from bayesrl.engines.svi import learn as take_step
@@ -101,7 +103,7 @@ class ControlMind(Mind):
     """
 
     def __init__(self, key: PRNGKey, agent: KLControl, world: World, num_episodes: int) -> None:
-        self.agent, self.world, self._key = agent, world, key
+        self.agent, self.world = agent, world
         discount = world.discount if agent.discount is None else agent.discount
         prior = Actions(world.num_actions).prior()
         outside = Outside(world.shape, jnp.dtype(world.dtype), prior, world.num_observations, world.scale)
@@ -109,19 +111,19 @@ class ControlMind(Mind):
         rollout = RecordedRollout(outside, self._size, max(discount, 1e-6), None)
         family = agent.policy or (TablePolicy() if world.num_observations is not None else NetworkPolicy())
         objective = ActorCritic(trace=agent.trace, reference=agent.reference)
-        self._setup = set_up(key, rollout, (), agent.beta, family, objective, 1, _recorded)
+        self._setup = set_up(cheap(key), rollout, (), agent.beta, family, objective, 1, _recorded)
         rate = self._setup.learning_rate if agent.learning_rate is None else agent.learning_rate
         programs = self._setup.programs
         arrays, static = eqx.partition(programs.args, eqx.is_array)
         pair = programs.pair()
         lane = Lane(self._setup.objective, optax.adam(rate), lambda args: replace(pair, args=eqx.combine(args, static)))
-        self.state = init(lane, self._setup.params)
+        self.state = compiled(lambda params: init(lane, params), name="initial")(self._setup.params)
         self._pair, self._args, self._lane = pair, arrays, lane
         self._batch: list[Episode] = []
         self._acting: dict[str, Any] = {}
-        self._stepping = jax.jit(self._steps)
+        self._stepping = once_prepared(self._steps, name="update")
         self._told = Told()
-        self._probs = jax.jit(self._probabilities)
+        self._probs = once_prepared(self._probabilities, name="policy")
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
         """Choose how to act in the next episode; see `Mind.explore`."""
@@ -137,11 +139,11 @@ class ControlMind(Mind):
                 told = decide(pair, params, key, seen[None], behaviour)
                 return told.action[0], told.log_behaviour[0]
 
-            self._acting[name] = jax.jit(act)
+            self._acting[name] = once_prepared(act, name="act")
         acting = self._acting[name]
 
         def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
-            action, score = acting(jax.random.fold_in(key, time), self.state, jnp.asarray(seen))
+            action, score = acting(fold_in(key, time), self.state, np.asarray(seen))
             return int(action), float(score)
 
         return Act(choose)
@@ -204,7 +206,7 @@ class ControlMind(Mind):
 
         def one(state: State, _: None) -> tuple[State, dict[str, Array]]:
             new, tally = jax.vmap(
-                lambda own: take_step(self._lane, own, draws, self._setup.betas[0], self._args),
+                lambda own: take_step(self._lane, own, draws, jnp.asarray(self._setup.betas[0]), self._args),
                 in_axes=(axes,),
                 out_axes=(axes, 0),
             )(state)

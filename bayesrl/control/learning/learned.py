@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.certainty.verdicts import Section
-from bayesrl.control.beliefs import SampleBelief
-from bayesrl.control.exploration import Decision, decide_between
-from bayesrl.control.learning.agents import BayesianMind, Mind
+from bayesrl.control.exploration import Decision
+from bayesrl.control.learning.agents import BayesianMind, Mind, losses, shares
 from bayesrl.control.learning.worlds import World
 from bayesrl.core.draws import is_count
+from bayesrl.core.keys import cheap, key_of_nothing
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -103,16 +101,9 @@ class Learned:
         mind = self.bayesian_mind()
         if not is_count(num_draws, least=1):
             raise ControlError(f"num_draws={num_draws!r}; use an integer of at least 1")
-        experience = mind.experience()
-        state = mind.state if stage is None else mind.back_then(stage.rows)
-        draw = mind.program(f"draws {num_draws}", lambda: lambda k, s, e: mind.model.draw(k, s, e, num_draws))
-        sites: dict[str, Any] = dict(draw(key, state, experience))
-        if mind.finite:
-            told = mind.program(
-                f"values {num_draws}", lambda: lambda s, e: jax.vmap(lambda one: mind.model.values(one, e))(s)
-            )
-            sites["action_values"] = told(sites, experience)
-        return sites
+        state = None if stage is None else mind.back_then(stage.rows)
+        sites, tables = mind.drawn(cheap(key), num_draws, state=state)
+        return sites | {"action_values": tables} if mind.finite else sites
 
     def decide(self, key: PRNGKey, observation: Any, *, time: int = 0, num_draws: int = 1000) -> Decision:
         """Tell which action is the best where something is observed, how surely, and what a wrong choice may cost.
@@ -124,16 +115,20 @@ class Learned:
             num_draws: from the posterior.
 
         Raises:
-            ControlError: the agent has no posterior over what is unknown, or the observation is none of its own.
+            ControlError: the agent has no posterior over what is unknown, or its draws are not finite; the observation
+                is none of its own.
         """
         mind = self.bayesian_mind()
         if not is_count(num_draws, least=1):
             raise ControlError(f"num_draws={num_draws!r}; use an integer of at least 1")
         if not is_count(time, least=0) or time >= self.world.max_steps:
             raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.world.max_steps - 1}")
-        seen = self._seen(observation)
-        values = mind.at(key, mind.state, mind.experience(), jnp.asarray(seen), num_draws, time)
-        return decide_between(key, SampleBelief(values), num_samples=num_draws)
+        values = mind.at(cheap(key), self._seen(observation), num_draws, time)
+        if not np.isfinite(values).all():
+            raise ControlError("draws of the action values are not finite; look at the prior and the data of the model")
+        loss = losses(values)
+        told: Any = shares(values), loss.mean(0), np.moveaxis(np.quantile(loss, [0.025, 0.975], axis=0), 0, -1)
+        return Decision(*told)
 
     def _seen(self, observation: Any) -> np.ndarray:
         seen, count = np.asarray(observation), self.world.num_observations
@@ -147,7 +142,8 @@ class Learned:
 
     def act(self, key: PRNGKey, observation: Any, time: int = 0) -> int:
         """Choose an action as the exploration rule does after what was learned."""
-        return self.mind.explore(key, self.exploration, self.num_episodes).choose(time, self._seen(observation))[0]
+        rule = self.mind.explore(cheap(key), self.exploration, self.num_episodes)
+        return rule.choose(time, self._seen(observation))[0]
 
     def to_datatree(self) -> "xr.DataTree":
         """Give posterior, experience and history as an ArviZ DataTree; see `bayesrl.to_datatree`.
@@ -162,7 +158,7 @@ class Learned:
             ).assign_coords(episode=self.history["episode"])
         }
         if isinstance(self.mind, BayesianMind):
-            sites = self.draws(jax.random.key(0))
+            sites = self.draws(key_of_nothing())
             small = {k: np.asarray(v)[None] for k, v in sites.items() if np.size(v) <= _LARGEST}
             groups["posterior"] = xr.Dataset(
                 {k: (["chain", "draw", *(f"{k}_dim_{i}" for i in range(v.ndim - 2))], v) for k, v in small.items()}

@@ -19,7 +19,9 @@ from bayesrl.control.learning.agents import Agent, Mind, Told
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.learned import Learned, Stage
 from bayesrl.control.learning.worlds import Act, World, world_of
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.draws import is_count
+from bayesrl.core.keys import apart, cheap, fold_in
 from bayesrl.core.telling import activity
 from bayesrl.engines.progress import Progress, showing
 from bayesrl.engines.setup import digest
@@ -94,7 +96,7 @@ def learn(
     """
     check_key(key)
     _check(agent, exploration, num_episodes, tolerance, confidence)
-    with showing(progress):
+    with showing(progress), one_reading():
         return _learn(
             key,
             environment,
@@ -126,9 +128,9 @@ def _learn(
     rule = agent.default_exploration if exploration is None else exploration
     try:
         with activity("entering the environment"):
-            mind = agent.enter(jax.random.fold_in(key, 0), world, num_episodes)
+            mind = agent.enter(fold_in(key, 0), world, num_episodes)
             problem = _problem(key, world, agent, rule, num_episodes, tolerance, confidence)
-        run = _Run(key, world, mind, rule, num_episodes, tolerance, confidence, callback)
+        run = _Run(cheap(key), world, mind, rule, num_episodes, tolerance, confidence, callback)
         folder = None if directory is None else run_folder.open_folder(directory, problem)
         interrupted = run.go(folder, problem, show=show)
     finally:
@@ -205,7 +207,7 @@ class _Run:
         return bool(self.callback is not None and self.callback(self.rows[-1]))
 
     def _play(self, number: int) -> None:
-        explore_key, play_key, update_key = jax.random.split(jax.random.fold_in(self.key, number + 1), 3)
+        explore_key, play_key, update_key = apart(fold_in(self.key, number + 1), 3)
         act = self.mind.explore(explore_key, self.rule, number)
         episode = self.world.play(play_key, act)
         asked = self.tolerance is not None or self.confidence is not None

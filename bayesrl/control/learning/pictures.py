@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from bayesrl.certainty.verdicts import Section
@@ -13,6 +12,7 @@ from bayesrl.control.learning.kl_control import ControlMind
 from bayesrl.control.learning.learned import Learned, Stage
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.control.tabular import TabularMDP
+from bayesrl.core.keys import key_of_nothing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def values_figure(learned: Learned, states: Sequence[int], truth: Mapping[int, n
     from matplotlib.figure import Figure
 
     shown = list(states)[:6]
-    tables = np.asarray(learned.draws(jax.random.key(0), 400)["action_values"])
+    tables = np.asarray(learned.draws(key_of_nothing(), 400)["action_values"])
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(1.6 * columns + 0.4, 3.4), 1.7 * rows + 0.3), layout="constrained")
@@ -120,7 +120,7 @@ def sure_map(learned: Learned, mdp: TabularMDP, stages: Sequence[Stage | None]) 
     rows, columns = mdp.layout or (1, 1)
     lived = learned.mind.memory.arrays() if isinstance(learned.mind, BayesianMind) else {}
     for axis, stage in zip(axes, stages, strict=True):
-        tables = np.asarray(learned.draws(jax.random.key(0), _DRAWS, stage=stage)["action_values"])
+        tables = np.asarray(learned.draws(key_of_nothing(), _DRAWS, stage=stage)["action_values"])
         sure = np.zeros((mdp.num_states, mdp.num_actions))
         before = lived["observation"][: None if stage is None else stage.rows]
         seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal
@@ -190,7 +190,7 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[Learned],
     def sections(learned: Learned) -> Iterator[Section]:
         if not isinstance(learned.mind, BayesianMind) or not learned.num_episodes or not learned.mind.finite:
             return
-        told = learned.decide(jax.random.key(0), 0)
+        told = learned.decide(key_of_nothing(), 0)
         known = None if truth is None else {0: np.asarray(truth, float)}
         best = int(np.argmax(told.optimal))
         low, high = np.asarray(told.interval[best])

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.certainty.verdicts import Check, Section
@@ -13,6 +11,7 @@ from bayesrl.control.learning.checking import DESCRIBED, SETTLED, check_learned
 from bayesrl.control.learning.learned import Learned
 from bayesrl.control.learning.pictures import certainty_figure, regret_figure, returns_figure
 from bayesrl.core.estimates import Estimate
+from bayesrl.core.keys import key_of_nothing
 from bayesrl.core.showing import MARKS, Listing, Markup, tag
 from bayesrl.core.wording import number, with_error
 from bayesrl.report.page import Cell, Part, Pictured
@@ -60,7 +59,7 @@ def learning_parts(
         checks: of the first runs, by name, where they were made before.
     """
     if checks is None:
-        checks = {name: check_learned(jax.random.key(0), several[0]) for name, several in runs.items()}
+        checks = {name: check_learned(key_of_nothing(), several[0]) for name, several in runs.items()}
     many = len(runs) > 1
     parts = [
         Part("Verdict", "", [Cell(name if many else "", _verdict(runs[name], checks[name], about)) for name in runs]),
@@ -154,5 +153,5 @@ def _over(values: Sequence[float]) -> str:
         return number(float(values[0]))
     spread = float(np.std(values, ddof=1))
     return with_error(
-        Estimate(jnp.asarray(np.mean(values)), jnp.asarray(0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
+        Estimate(np.asarray(np.mean(values)), np.asarray(0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
     )

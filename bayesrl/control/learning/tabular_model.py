@@ -16,9 +16,11 @@ from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
 from bayesrl.control.learning.worlds import World
 from bayesrl.control.tabular import TabularMDP
+from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
+from bayesrl.core.keys import apart
 from bayesrl.errors import ControlError
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import Numbers, PRNGKey
 
 _TEMPERATURES = 12
 _NEVER = 1e-3
@@ -33,8 +35,8 @@ class Counts(NamedTuple):
         earned: the sum of rewards, [states, actions], reward units.
     """
 
-    outcomes: Array
-    earned: Array
+    outcomes: Numbers
+    earned: Numbers
 
 
 class Cumulants(NamedTuple):
@@ -192,7 +194,7 @@ class TabularModel(UnknownModel):
 
     def nothing(self, experience: Experience | None = None) -> Counts:
         """Give the counts of no experience."""
-        return Counts(jnp.zeros(self.successors.shape), jnp.zeros(self.successors.shape[:2]))
+        return Counts(np.zeros(self.successors.shape, np.float32), np.zeros(self.successors.shape[:2], np.float32))
 
     def initial(self, key: PRNGKey, world: World) -> Counts:
         """Give the counts of no experience; see `UnknownModel.initial`."""
@@ -201,14 +203,14 @@ class TabularModel(UnknownModel):
     def absorb(self, state: Counts, rows: Experience) -> Counts:
         """Count; see `UnknownModel.absorb`."""
         at, held = (rows.observation, rows.action), rows.held.astype(float)
-        outcomes = state.outcomes.at[(*at, self._outcome(rows))].add(held)
+        outcomes = jnp.asarray(state.outcomes).at[(*at, self._outcome(rows))].add(held)
         paid = held * (rows.terminated | (not self.paid_at_end))
-        return Counts(outcomes, state.earned.at[at].add(paid * rows.reward))
+        return Counts(outcomes, jnp.asarray(state.earned).at[at].add(paid * rows.reward))
 
     def draw(self, key: PRNGKey, state: Counts, experience: Experience, num_draws: int) -> Sites:
         """Draw θ from the exact posterior; see `UnknownModel.draw`."""
         concentration, mean, scale = self.posterior(state)
-        first, second = jax.random.split(key)
+        first, second = apart(key)
         transitions = draw_dirichlet(first, jnp.broadcast_to(concentration, (num_draws, *concentration.shape)))
         noise = jax.random.normal(second, (num_draws, *mean.shape))
         return {"transitions": transitions, "rewards": mean + scale * noise}
@@ -307,7 +309,7 @@ class TabularModel(UnknownModel):
 
     def expected(self, counts: Counts) -> TabularMDP:
         """Give the expected process as a `TabularMDP`, with one more state for the end, for exact planning."""
-        concentration, mean, _ = (np.asarray(x, float) for x in self.posterior(counts))
+        concentration, mean, _ = (np.asarray(x, float) for x in compiled(self.posterior)(counts))
         probabilities = concentration / concentration.sum(-1, keepdims=True)
         outcomes = self.successors.shape[-1]
         last = np.full((1, self.num_actions, outcomes), self.num_states)

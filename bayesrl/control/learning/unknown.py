@@ -3,25 +3,27 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import Array
 from numpyro import handlers
 
 from bayesrl.control.learning.experience import Experience, example
 from bayesrl.control.learning.worlds import World
+from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
+from bayesrl.core.keys import key_of_nothing
 from bayesrl.core.pairing import Pair
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.engines.svi import Lane, State, init, run_chunk
 from bayesrl.errors import ControlError
 from bayesrl.guides import GuideFamily
 from bayesrl.objectives import ReverseKL
-from bayesrl.typing import PRNGKey, Program
+from bayesrl.typing import Numbers, PRNGKey, Program
 
 ACTION_VALUES = "action_values"
 
@@ -93,7 +95,7 @@ class UnknownModel(abc.ABC):
 def told_values(program: Program, sites: Sites, experience: Experience, seen: Any) -> Array:
     """Run a program with θ given, and read its `action_values`."""
     args = (experience,) if seen is None else (experience, seen)
-    held = handlers.seed(handlers.substitute(program, data=sites), rng_seed=jax.random.key(0))
+    held = handlers.seed(handlers.substitute(program, data=sites), rng_seed=key_of_nothing())
     with handlers.block(), handlers.trace() as trace:
         held(*args)
     if ACTION_VALUES not in trace:
@@ -132,7 +134,6 @@ class ProgramModel(UnknownModel):
             if not is_count(getattr(self, name), least=1):
                 raise ControlError(f"ProgramModel got {name}={getattr(self, name)!r}; use an integer of at least 1")
         self._setup: Setup | None = None
-        self._run: Any = None
         self._seen: Any = None
 
     def __call__(self, experience: Experience, seen: Any = None) -> None:
@@ -147,17 +148,16 @@ class ProgramModel(UnknownModel):
         if isinstance(self.program, UnknownModel):
             self.program.check(world)
         data = example(world.shape, world.dtype)
-        self._seen = None if world.num_observations is not None else jnp.zeros((1, *world.shape), world.dtype)
+        self._seen = None if world.num_observations is not None else np.zeros((1, *world.shape), world.dtype)
         args = (data,) if self._seen is None else (data, self._seen)
         setup = set_up(
-            jax.random.key(0), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
+            key_of_nothing(), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
         )
         if ACTION_VALUES not in [site.name for site in setup.programs.structure.sites]:
             # Told as it is when values are read.
-            told_values(self.program, {}, data, self._seen)
+            jax.eval_shape(lambda data: told_values(self.program, {}, data, self._seen), data)
         self._setup = setup
         self._lane = Lane(setup.objective, _adam(setup, self.learning_rate), self._pair)
-        self._run = jax.jit(partial(run_chunk, self._lane))
 
     def check_rows(self, experience: Experience) -> None:
         """Refuse what the program refuses; see `UnknownModel.check_rows`."""
@@ -166,12 +166,12 @@ class ProgramModel(UnknownModel):
 
     def initial(self, key: PRNGKey, world: World) -> State:
         """Start at the prior."""
-        return init(self._lane, self._ready().params)
+        return compiled(lambda params: init(self._lane, params), name="initial")(self._ready().params)
 
     def update(self, key: PRNGKey, state: State, experience: Experience) -> State:
         """Take steps on the experience so far."""
         steps = jnp.asarray(self.num_steps)
-        new, _ = self._run(key[None], state, self._ready().betas, self._args(experience), steps)
+        new, _ = run_chunk(self._lane, key[None], state, self._ready().betas, self._args(experience), steps)
         told: State = new
         return told
 
@@ -203,7 +203,7 @@ def _adam(setup: Setup, rate: float | None) -> Any:
     return optax.adam(setup.learning_rate if rate is None else rate)
 
 
-def observe_masked(name: str, fn: Any, value: Array, held: Array) -> None:
+def observe_masked(name: str, fn: Any, value: Numbers, held: Numbers) -> None:
     """Condition on the rows that are held."""
     with numpyro.plate(f"{name}_rows", held.shape[0]), handlers.mask(mask=held):
         numpyro.sample(name, fn, obs=value)

@@ -16,9 +16,11 @@ from jax import Array
 from bayesrl.control.learning.experience import Experience, example
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
 from bayesrl.control.learning.worlds import World
+from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
+from bayesrl.core.keys import cheap, fold_in, split
 from bayesrl.errors import ControlError
-from bayesrl.typing import PRNGKey
+from bayesrl.typing import Numbers, PRNGKey, PRNGKeys
 
 _BATCH = 512
 
@@ -45,7 +47,7 @@ class ValueModel(UnknownModel):
 
     num_actions: int
     num_observations: int | None = None
-    features: Callable[[Array], Array] | None = None
+    features: Callable[[Any], Any] | None = None
     prior_scale: float = 1.0
     noise: float = 1.0
 
@@ -67,13 +69,13 @@ class ValueModel(UnknownModel):
                 f"environment has {world.num_actions} and {world.num_observations}; make it of the same numbers"
             )
 
-    def read(self, observations: Array) -> Array:
+    def read(self, observations: Numbers) -> Array:
         """Give the features of observations, [..., features]."""
         if self.features is not None:
-            return jax.vmap(self.features)(observations)
+            return jnp.asarray(jax.vmap(self.features)(observations))
         if self.num_observations is not None:
             return jax.nn.one_hot(observations, self.num_observations)
-        flat = observations.reshape(len(observations), -1).astype(float)
+        flat = jnp.asarray(observations).reshape(len(observations), -1).astype(float)
         return jnp.concatenate([flat, jnp.ones((len(flat), 1))], -1)
 
     def asked(self, experience: Experience, seen: Any) -> Array:
@@ -83,7 +85,7 @@ class ValueModel(UnknownModel):
         return jnp.zeros((1, *experience.observation.shape[1:])) if seen is None else seen
 
     @abc.abstractmethod
-    def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Array], Array]]:
+    def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
         """Draw θ, and give it with the function from (θ, observations) to values, [..., actions]."""
 
     def __call__(self, experience: Experience, seen: Any = None) -> None:
@@ -102,8 +104,8 @@ class Moments(NamedTuple):
         product: Σ φ·R, [actions, features].
     """
 
-    square: Array
-    product: Array
+    square: Numbers
+    product: Numbers
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,7 +123,7 @@ class LinearValues(ValueModel):
 
     online: ClassVar[bool] = True
 
-    def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Array], Array]]:
+    def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
         """Draw `weights`; see `ValueModel.heads`."""
         size = jax.eval_shape(self.read, experience.observation).shape[-1]
         prior = dist.Normal(jnp.zeros((self.num_actions, size)), self.prior_scale)
@@ -130,7 +132,8 @@ class LinearValues(ValueModel):
     def nothing(self, experience: Experience) -> Moments:
         """Give the moments of no experience of this kind."""
         size = jax.eval_shape(self.read, experience.observation).shape[-1]
-        return Moments(jnp.zeros((self.num_actions, size, size)), jnp.zeros((self.num_actions, size)))
+        shape = (self.num_actions, size)
+        return Moments(np.zeros((*shape, size), np.float32), np.zeros(shape, np.float32))
 
     def initial(self, key: PRNGKey, world: World) -> Moments:
         """Give the moments of no experience; see `UnknownModel.initial`."""
@@ -207,18 +210,17 @@ class NetworkValues(ValueModel):
         """Draw a network from the prior."""
         pairs = zip(self.layers(size), self.scales(size), strict=True)
         return {
-            f"layer{i}": scale * jax.random.normal(jax.random.fold_in(key, i), shape)
-            for i, (shape, scale) in enumerate(pairs)
+            f"layer{i}": scale * jax.random.normal(fold_in(key, i), shape) for i, (shape, scale) in enumerate(pairs)
         }
 
-    def hidden_of(self, params: dict[str, Array], seen: Array) -> Array:
+    def hidden_of(self, params: dict[str, Array], seen: Numbers) -> Array:
         """Give what the last layer reads, [..., hidden]."""
         x = self.read(seen)
         for i in range(self.depth):
             x = jnp.tanh(x @ params[f"layer{i}"].T)
         return x
 
-    def output(self, params: dict[str, Array], seen: Array) -> Array:
+    def output(self, params: dict[str, Array], seen: Numbers) -> Array:
         """Give the values, [..., actions]."""
         return self.hidden_of(params, seen) @ params[f"layer{self.depth}"].T
 
@@ -226,7 +228,7 @@ class NetworkValues(ValueModel):
         """Give the number of features."""
         return int(jax.eval_shape(self.read, experience.observation).shape[-1])
 
-    def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Array], Array]]:
+    def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
         """Draw `layer0`, `layer1`, …; see `ValueModel.heads`."""
         size = self.size_of(experience)
         pairs = zip(self.layers(size), self.scales(size), strict=True)
@@ -256,7 +258,7 @@ class NetworkValues(ValueModel):
             updates, opt_state = optimizer.update(jax.grad(loss)(params, rows), opt_state)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        carry, _ = jax.lax.scan(step, (state.params, state.opt_state), jax.random.split(key, self.num_steps))
+        carry, _ = jax.lax.scan(step, (state.params, state.opt_state), split(key, self.num_steps))
         return Trained(*carry, state.anchors)
 
 
@@ -270,9 +272,14 @@ class LastLayerValues(NetworkValues):
 
     def initial(self, key: PRNGKey, world: World) -> Trained:
         """Draw the first network; see `UnknownModel.initial`."""
-        params = self.drawn_prior(key, self.size_of(example(world.shape, world.dtype)))
-        zero = jax.tree.map(jnp.zeros_like, params)
-        return Trained(params, optax.adam(self.learning_rate).init(params), zero)
+        size = self.size_of(example(world.shape, world.dtype))
+
+        def first(key: PRNGKey) -> Trained:
+            params = self.drawn_prior(key, size)
+            return Trained(params, optax.adam(self.learning_rate).init(params), jax.tree.map(jnp.zeros_like, params))
+
+        told: Trained = compiled(first, name="initial")(key)
+        return told
 
     def update(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
         """Train the network; see `UnknownModel.update`."""
@@ -319,19 +326,24 @@ class EnsembleValues(NetworkValues):
     def initial(self, key: PRNGKey, world: World) -> Trained:
         """Draw the prior networks; see `UnknownModel.initial`."""
         size = self.size_of(example(world.shape, world.dtype))
-        anchors = jax.vmap(lambda k: self.drawn_prior(k, size))(jax.random.split(key, self.num_members))
-        return Trained(anchors, jax.vmap(optax.adam(self.learning_rate).init)(anchors), anchors)
+
+        def first(keys: PRNGKeys) -> Trained:
+            anchors = jax.vmap(lambda k: self.drawn_prior(k, size))(keys)
+            return Trained(anchors, jax.vmap(optax.adam(self.learning_rate).init)(anchors), anchors)
+
+        told: Trained = compiled(first, name="initial")(split(key, self.num_members))
+        return told
 
     def update(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
         """Train all members; see `UnknownModel.update`."""
 
         def one(member: Array, own: Trained) -> Trained:
-            fixed = jax.random.fold_in(jax.random.key(7), member)
+            fixed = jax.random.fold_in(cheap(np.array([0, 7], np.uint32)), member)
 
             def jitter(rows: Array) -> Array:
-                return self.noise * jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(fixed, row)))(rows)
+                return self.noise * jax.vmap(lambda row: jax.random.normal(fold_in(fixed, row)))(rows)
 
-            return self.trained(jax.random.fold_in(key, member), own, experience, jitter)
+            return self.trained(fold_in(key, member), own, experience, jitter)
 
         return jax.vmap(one)(jnp.arange(self.num_members), state)
 

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
@@ -20,6 +19,8 @@ from bayesrl.control.planning import soft_value_iteration
 from bayesrl.control.spaces import describe_actions, describe_observations
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.control.toy_text import from_gymnasium
+from bayesrl.core.compiling import compiled
+from bayesrl.core.keys import cheap, fold_in, key_of_nothing
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -183,7 +184,7 @@ class GymnasiumWorld(World):
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Reset, by a seed that the key gives."""
-        seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+        seed = int(_generator(key).integers(2**31 - 1))
         return self._taken(self._env.reset(seed=seed)[0])
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
@@ -216,23 +217,28 @@ class ProgramWorld(World):
 
     def __init__(self, environment: Environment, max_steps: int) -> None:
         self.name = type(environment).__name__
-        if environment.num_observations is None:
-            with handlers.block(), handlers.seed(rng_seed=0):
-                first = environment.features(environment.observe(environment.reset()))
-            self.shape, self.dtype = first.shape, np.float32
         self.num_observations, self.max_steps = environment.num_observations, max_steps
-        with handlers.block(), handlers.seed(rng_seed=0):
-            prior = environment.prior(environment.observe(environment.reset()))
-        if not prior.has_enumerate_support or prior.event_shape or prior.batch_shape:
-            raise ControlError(
-                f"{type(environment).__name__} draws actions from {type(prior).__name__}, and `learn` chooses among "
-                "finitely many; use bayesrl.fit with a Rollout"
-            )
-        self.num_actions = int(prior.enumerate_support().shape[0])
 
         def told(state: Any) -> Any:
             seen = environment.observe(state)
             return environment.features(seen) if environment.num_observations is None else seen
+
+        def look(key: PRNGKey) -> Any:
+            with handlers.block(), handlers.seed(rng_seed=key):
+                state = environment.reset()
+                prior = environment.prior(environment.observe(state))
+            if not prior.has_enumerate_support or prior.event_shape or prior.batch_shape:
+                raise ControlError(
+                    f"{type(environment).__name__} draws actions from {type(prior).__name__}, and `learn` chooses "
+                    "among finitely many; use bayesrl.fit with a Rollout"
+                )
+            return prior.enumerate_support(), told(state)
+
+        # Looked at and not run, so that nothing is compiled for it.
+        actions, seen = jax.eval_shape(look, key_of_nothing())
+        self.num_actions = int(actions.shape[0])
+        if self.num_observations is None:
+            self.shape, self.dtype = tuple(seen.shape), np.float32
 
         def begin(key: PRNGKey) -> tuple[Any, Any]:
             with handlers.block(), handlers.seed(rng_seed=key):
@@ -244,20 +250,20 @@ class ProgramWorld(World):
                 outcome = environment.step(state, action)
             return outcome.state, told(outcome.state), outcome.reward, outcome.terminated
 
-        self._begin, self._step = jax.jit(begin), jax.jit(step)
-        self._key, self._state, self._time = jax.random.key(0), None, 0
+        self._begin, self._step = compiled(begin, name="reset"), compiled(step, name="play_step")
+        self._key, self._state, self._time = key_of_nothing(), None, 0
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Draw the first state."""
-        self._key, self._time = key, 0
-        self._state, seen = self._begin(jax.random.fold_in(key, 0))
+        self._key, self._time = cheap(key), 0
+        self._state, seen = self._begin(fold_in(key, 0))
         return np.asarray(seen)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Take a step."""
         self._time += 1
-        key = jax.random.fold_in(self._key, self._time)
-        self._state, seen, reward, terminated = self._step(key, self._state, jnp.asarray(action))
+        key = fold_in(self._key, self._time)
+        self._state, seen, reward, terminated = self._step(key, self._state, np.asarray(action, np.int32))
         return np.asarray(seen), float(reward), bool(terminated), False
 
 
@@ -274,36 +280,46 @@ class BanditWorld(World):
     def __init__(self, bandit: Bandit, values: Any = None, seed: int = 0, names: tuple[str, ...] = ()) -> None:
         self.bandit, self.name = bandit, type(bandit).__name__
         self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
-        drawn = bandit.draw_worlds(jax.random.key(seed), 1)
-        self.values = drawn if values is None else jnp.asarray(values, float)[None]
+        key = cheap(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
+        self._values = compiled(bandit.values, name="values")
+        self._observe = compiled(lambda key: bandit.observe(key, 1), name="observe")
+        self._pay = compiled(
+            lambda key, worlds, seen, arm: bandit.pay(key, bandit.values(worlds, seen)[:, arm])[0], name="pay"
+        )
+        drawn = jax.eval_shape(lambda key: bandit.draw_worlds(key, 1), key)
+        if values is None:
+            self.values = np.asarray(compiled(lambda key: bandit.draw_worlds(key, 1), name="draw_world")(key))
+        else:
+            self.values = np.asarray(values, np.float32)[None]
         if self.values.shape != drawn.shape:
             raise ControlError(f"the world has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
         self.num_actions = bandit.num_arms
-        first = bandit.observe(jax.random.key(0), 1)
-        if first.size == 0:
+        first = jax.eval_shape(lambda key: bandit.observe(key, 1), key)
+        self._key, self._seen = key, np.zeros(first.shape, first.dtype)
+        if self._seen.size == 0:
             self.num_observations = 1
-            self.optimum = float(bandit.values(self.values, first).max())
+            self.optimum = float(np.asarray(self._values(self.values, self._seen)).max())
         else:
-            self.shape, self.dtype = first.shape[1:], np.float32
-        self._pay = jax.jit(lambda key, seen, arm: bandit.pay(key, bandit.values(self.values, seen)[:, arm])[0])
-        self._key, self._seen = jax.random.key(0), first
+            self.shape, self.dtype = tuple(first.shape[1:]), np.float32
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Draw the features."""
-        self._key = key
-        self._seen = self.bandit.observe(jax.random.fold_in(key, 1), 1)
-        return np.asarray(0) if self._seen.size == 0 else np.asarray(self._seen[0])
+        self._key = cheap(key)
+        if self._seen.size == 0:
+            return np.asarray(0)
+        self._seen = np.asarray(self._observe(fold_in(key, 1)))
+        return self._seen[0]
 
     def regret(self, episode: Episode, act: Act) -> float:
         """Give how much less the arm pays on average than the best one, reward units."""
-        values = np.asarray(self.bandit.values(self.values, jnp.asarray(self._seen)))[0]
+        values = np.asarray(self._values(self.values, self._seen))[0]
         return float(values.max() - values[episode.action[0]])
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Pull an arm."""
-        reward = float(self._pay(jax.random.fold_in(self._key, 2), self._seen, action))
-        seen = np.asarray(0) if self._seen.size == 0 else np.asarray(self._seen[0])
-        return seen, reward, True, False
+        arm = np.asarray(action, np.int32)
+        reward = float(self._pay(fold_in(self._key, 2), self.values, self._seen, arm))
+        return np.asarray(0) if self._seen.size == 0 else self._seen[0], reward, True, False
 
 
 def world_of(environment: Any, max_steps: int | None = None) -> World:

@@ -127,7 +127,7 @@ def values_of_four_states(experience: Experience) -> None:
 
 def test_a_program_of_yours_is_fitted_to_the_exact_posterior() -> None:
     """SVI against conjugacy on the same experience: means within .15 posterior deviations, deviations within 20%."""
-    agent = Bayesian(ProgramModel(values_of_four_states, num_steps=400), num_draws=8)
+    agent = Bayesian(ProgramModel(values_of_four_states, num_steps=400, num_particles=64), num_draws=8)
     found = learn(KEY, SWIM, agent, exploration=control.random(), num_episodes=20, progress=False)
     mind: Any = found.mind
     exact = LinearValues(num_actions=2, num_observations=4, noise=0.5)
