@@ -17,9 +17,9 @@ from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
 from bayesrl.guides import GuideFamily, OwnProgram
 from bayesrl.lm.checkpoints import Pretrained
+from bayesrl.lm.drawing import TextDraws
 from bayesrl.lm.prompting import PromptedPolicy
 from bayesrl.lm.transformers import CausalLM, Linear, Transformer, is_linear
-from bayesrl.lm.writing import TextDraws
 from bayesrl.typing import Params, PRNGKey, Program
 
 _FASTEST = 1e-3

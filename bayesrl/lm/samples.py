@@ -12,8 +12,9 @@ from bayesrl.core.keys import apart
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapting import ModelGuide
 from bayesrl.lm.completions import Prompts
+from bayesrl.lm.drawing import reward_values
 from bayesrl.lm.prompting import PromptedPolicy
-from bayesrl.lm.writing import counted, reward_values, write
+from bayesrl.lm.writing import counted, write
 from bayesrl.posterior import Posterior
 from bayesrl.typing import Params, PRNGKey
 
