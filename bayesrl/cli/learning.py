@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from rich.markup import escape
 from rich.text import Text
 
@@ -19,7 +18,7 @@ from bayesrl.cli.words import dump, say, spell, terminal
 from bayesrl.control.exploration import exploration_named
 from bayesrl.control.learning import Learned, check_learned, learn
 from bayesrl.control.learning.reporting import learning_parts, sentence, summary
-from bayesrl.core.keys import from_seed
+from bayesrl.core.keys import fold_in, from_seed
 from bayesrl.core.telling import activity
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.problem import LearningProblem, ready_learning
@@ -123,7 +122,7 @@ def _run(
     plan = told["learn"]
     key = from_seed(plan["seed"])
     return learn(
-        key if index == 0 else jax.random.fold_in(key, index),
+        key if index == 0 else fold_in(key, index),
         problem.environment,
         problem.agent,
         exploration=problem.exploration if plan["explore"] is None else exploration_named(plan["explore"]),

@@ -183,7 +183,7 @@ class BayesianMind(Mind):
             self.experience(),
         )
         self._check_values(tuple(shape.shape[1:]))
-        self._at_once = int(np.clip(1_000_000 // max(shape.size, 1), *_DRAWS_AT_ONCE))
+        self._at_once = int(np.clip(500_000 // max(shape.size, 1), *_DRAWS_AT_ONCE))
 
     @property
     def finite(self) -> bool:
