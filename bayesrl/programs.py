@@ -17,7 +17,7 @@ from bayesrl.core.handlers import whole
 from bayesrl.core.keys import cheap, from_seed
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure, as_arrays, inspect
-from bayesrl.typing import Params, PRNGKey, Program
+from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
 
 @dataclass(frozen=True)
@@ -236,11 +236,11 @@ def draw_outside(
     """Draw from every lane as `draw_fit` does, in the environment itself; shorter episodes are padded (nan, −1)."""
     lanes = [episodes(keys[i], jax.tree.map(lambda x, i=i: x[i], params), pair, num_samples) for i in range(len(keys))]
 
-    def together(*parts: Array) -> np.ndarray:
+    def together(*parts: Numbers) -> np.ndarray:
         longest = np.max([part.shape for part in parts], axis=0)
         blank = np.nan if jnp.issubdtype(parts[0].dtype, jnp.floating) else -1
 
-        def padded(part: Array) -> np.ndarray:
+        def padded(part: Numbers) -> np.ndarray:
             widths = [(0, int(most - own)) for most, own in zip(longest, part.shape, strict=True)]
             return np.pad(part, widths, constant_values=blank)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -124,7 +123,8 @@ class GymnasiumSource:
         seen = self.observations
         world = Outside(seen.shape, seen.dtype, self.actions.prior(), seen.num, seen.scale)
         program = RecordedRollout(world, self.window + 1, discount, prior)
-        self.actions.check_prior(program.prior_choice(jnp.zeros(seen.shape, seen.dtype), jnp.asarray(0)).action)
+        nothing = jax.device_put((np.zeros(seen.shape, seen.dtype), np.zeros((), np.int32)))
+        self.actions.check_prior(program.prior_choice(*nothing).action)
         return program
 
     def lane(self, index: int) -> "GymnasiumSource":

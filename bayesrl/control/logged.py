@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -285,10 +286,12 @@ class LoggedEnvironment(Environment):
         self.data, self.num_actions = data, int(data.num_actions or 1)
         integers = np.issubdtype(data.observation.dtype, np.integer) and data.observation.ndim == 1
         self.num_observations = int(data.observation.max()) + 1 if integers else None
-        self._seen = jnp.asarray(data.observation if integers else _features(data))
+        seen = data.observation.astype(np.int32) if integers else _features(data).astype(np.float32)
+        self._seen = jax.device_put(seen)
         logged = np.eye(self.num_actions)[data.action] * (data.reward - q[np.arange(len(q)), 0, data.action])[:, None]
-        self._rewards = jnp.asarray(q[:, 0] + logged / np.where(data.held, data.propensity, 1.0)[:, None], float)
-        self._rows = jnp.asarray(np.log(np.where(data.held, 1.0, 1e-38)), float)
+        rewards = q[:, 0] + logged / np.where(data.held, data.propensity, 1.0)[:, None]
+        self._rewards = jax.device_put(rewards.astype(np.float32))
+        self._rows = jax.device_put(np.log(np.where(data.held, 1.0, 1e-38)).astype(np.float32))
 
     def reset(self) -> Array:
         """Draw a row."""

@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.control.recorded import RecordedRollout
 from bayesrl.control.rollout import Choice, Chooser, Played, Rollout
 from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
@@ -121,8 +122,7 @@ class ObservationPolicy(GuideFamily):
                 "use a stationary policy, or put the time into the observation"
             )
         site = structure["action"]
-        probe = _prior_of(policy)
-        shape = tilt_shape("action", probe, site.support)
+        shape = _abstractly(lambda: tilt_shape("action", _prior_of(policy), site.support))
         scale = _return_scale(key, policy) if self.critic else 1.0
         actor_key, critic_key = apart(key)
 
@@ -266,8 +266,7 @@ def _observation_of(rollout: Played) -> Any:
 
 
 def _prior_of(rollout: Played) -> dist.Distribution:
-    """Give what the prior draws from, of which only kinds and shapes may be read."""
-    return _abstractly(lambda: rollout.prior_choice(_observation_of(rollout), jnp.asarray(0)).action)
+    return rollout.prior_choice(_observation_of(rollout), jnp.asarray(0)).action
 
 
 def _abstractly[T](make: Callable[[], T]) -> T:
@@ -278,7 +277,12 @@ def _abstractly[T](make: Callable[[], T]) -> T:
 
 
 def _return_scale(key: PRNGKey, rollout: Played) -> float:
-    """Root mean square of the prior's returns to come, reward units: what a critic's numbers are multiples of."""
+    """Root mean square of the prior's returns to come, reward units: what a critic's numbers are multiples of.
+
+    Where the environment is no program, nothing is known of them.
+    """
+    if isinstance(rollout, RecordedRollout):
+        return 1.0
 
     def rewards(key: PRNGKey) -> Array:
         return record(FoldedKeys(rollout, key)).sites["reward"].fn.log_factor

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from bayesrl.core.keys import key_of_nothing
 from bayesrl.errors import ControlError
 
 SUPPORTED = "Discrete and Box spaces of numbers for observations, Discrete and Box spaces of floats for actions"
@@ -57,12 +58,14 @@ class Actions:
     def prior(self) -> dist.Distribution:
         """Give the default prior: uniform, or Normal around the middle with half the range as its scale."""
         if self.num is not None:
-            return dist.Categorical(logits=jnp.zeros(self.num))
-        low, high = jnp.asarray(self.low, float), jnp.asarray(self.high, float)
-        bounded = (jnp.abs(low) < _LARGEST) & (jnp.abs(high) < _LARGEST)
-        middle = jnp.where(bounded, (low + high) / 2, 0.0)
-        scale = jnp.where(bounded, (high - low) / 2, 1.0)
-        return dist.Normal(middle, scale).to_event(self.low.ndim) if self.low.ndim else dist.Normal(middle, scale)
+            return dist.Categorical(logits=jax.device_put(np.zeros(self.num, np.float32)), validate_args=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # where there are no bounds
+            low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+            bounded = (np.abs(low) < _LARGEST) & (np.abs(high) < _LARGEST)
+            middle = jax.device_put(np.where(bounded, (low + high) / 2, 0.0).astype(np.float32))
+            scale = jax.device_put(np.where(bounded, (high - low) / 2, 1.0).astype(np.float32))
+        prior = dist.Normal(middle, scale, validate_args=False)
+        return prior.to_event(self.low.ndim) if self.low.ndim else prior
 
     def to_environment(self, action: Any) -> Any:
         """Give what the environment takes: bounded actions are cut at their bounds."""
@@ -77,7 +80,7 @@ class Actions:
             ControlError: it draws integers for vectors or the other way round, of another shape, or too many.
         """
         shape = () if self.num is not None else self.low.shape
-        drawn = jax.eval_shape(lambda: prior.sample(jax.random.key(0)))
+        drawn = jax.eval_shape(lambda: prior.sample(key_of_nothing()))
         if prior.is_discrete != (self.num is not None) or drawn.shape != shape:
             kind = "integers" if self.num is not None else "floats"
             remedy = f"Categorical over {self.num} actions" if self.num is not None else "Normal(...).to_event()"
@@ -85,7 +88,7 @@ class Actions:
                 f"the prior {type(prior).__name__} draws {drawn.dtype}{list(drawn.shape)}, and actions of the "
                 f"environment are {kind} of shape {list(shape)}; use a distribution such as {remedy}"
             )
-        number = prior.enumerate_support().shape[0] if prior.has_enumerate_support else self.num
+        number = jax.eval_shape(prior.enumerate_support).shape[0] if prior.has_enumerate_support else self.num
         if number is not None and self.num is not None and number > self.num:
             raise ControlError(
                 f"the prior {type(prior).__name__} draws from {number} actions, and the environment has {self.num}; "
