@@ -97,7 +97,8 @@ def from_seed(seed: int) -> PRNGKey:
     """Give the key that `jax.random.key` gives; where that is of the default generator, nothing is compiled for it."""
     if jax.config.jax_default_prng_impl != _DEFAULT or not 0 <= seed < 2**32:
         return jax.random.key(seed)
-    return jax.random.wrap_key_data(np.array([0, seed], np.uint32), impl=_DEFAULT)
+    words: Any = np.array([0, seed], np.uint32)
+    return jax.random.wrap_key_data(words, impl=_DEFAULT)
 
 
 def cheap(key: Any) -> Any:
