@@ -106,7 +106,7 @@ class GymnasiumSource:
         self._served = 0
         self._lanes: list[GymnasiumSource] = []
         self._batch: Draws | None = None
-        self._programs: dict[tuple[Any, Any], _Compiled] = {}
+        self._programs: tuple[tuple[Any, Any], _Compiled] | None = None
         self._finished: deque[tuple[float, int]] = deque(maxlen=_KEPT)
 
     def policy(self, *, discount: float = 0.99, prior: Any = None) -> RecordedRollout:
@@ -130,7 +130,6 @@ class GymnasiumSource:
     def lane(self, index: int) -> "GymnasiumSource":
         """Give a source for one of several fits made side by side, with environments of its own."""
         other = replace(self, seed=self.seed + _SEEDS_APART * index)
-        other._programs = self._programs
         self._lanes.append(other)
         return other
 
@@ -210,13 +209,11 @@ class GymnasiumSource:
         return Playing(open_environments(self, number, seed), self.observations, self.actions)
 
     def _compiled(self, pair: Pair) -> "_Compiled":
-        """Give the compiled functions of these programs; one fit and its posterior compile them once."""
-        key = (pair.policy, pair.guide)
-        if key not in self._programs:
-            if any(policy is not pair.policy for policy, _ in self._programs):
-                self._programs.clear()
-            self._programs[key] = _Compiled(pair, self.behaviour)
-        return self._programs[key]
+        """Give the compiled functions of these programs, which are read once until the source is closed."""
+        of = (pair.policy, pair.guide)
+        if self._programs is None or self._programs[0] != of:
+            self._programs = of, _Compiled(pair, self.behaviour)
+        return self._programs[1]
 
     def episodes(self, key: PRNGKey, params: Params, pair: Pair, num_episodes: int) -> tuple[Draws, Totals]:
         """Play whole episodes by the guide, in environments of their own.
@@ -245,7 +242,7 @@ class GymnasiumSource:
         played = np.zeros(number, int)
         spans: list[tuple[int, int, int, int]] = []
         steps: list[tuple[np.ndarray, ...]] = []
-        decide_all = self._compiled(pair).decide
+        decide_all = _Compiled(pair, self.behaviour).decide  # what the programs read may have changed
         playing = self._open(number, seed)
         try:
             while len(spans) < num_episodes:
@@ -270,7 +267,7 @@ class GymnasiumSource:
         """Close the environments and forget the batch; they open again, at their first seed, when they are needed."""
         if self._playing is not None:
             self._playing.close()
-        self._playing = self._batch = None
+        self._playing = self._batch = self._programs = None
         self._finished.clear()
         self.failures.count = 0
         for other in self._lanes:

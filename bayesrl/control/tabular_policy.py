@@ -1,7 +1,8 @@
 """Tabular problems as programs, and their exact optimum beside what is fitted."""
 
+import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,8 +21,20 @@ from bayesrl.errors import ControlError
 from bayesrl.posterior import Posterior
 
 
+class _Tables(NamedTuple):
+    """What a program reads of a problem."""
+
+    log_probs: Array
+    rewards: Array
+    terminal: Array
+    log_prior: Array
+    log_start: Array
+
+
 class TabularEnvironment(Environment):
     """A `TabularMDP` as a program: sites `start`, where that is random, and `state`.
+
+    It is read whenever the program runs, so that tables may be changed in place.
 
     Args:
         mdp: the problem; its own horizon and discount are left to the rollout.
@@ -31,32 +44,50 @@ class TabularEnvironment(Environment):
         check_mdp(mdp)
         self.mdp = mdp
         self.num_observations = mdp.num_states
-        probs = mdp.dense()
-        rewards = np.zeros_like(probs)
-        states, actions, _ = np.indices(mdp.probabilities.shape)
-        np.add.at(rewards, (states, actions, mdp.successors), mdp.probabilities * mdp.rewards)
-        expected = np.where(probs > 0, rewards / np.where(probs > 0, probs, 1.0), 0.0)
-        self._log_probs = _numbers(np.log(np.maximum(probs, 1e-38)))
-        self._rewards = _numbers(expected)
-        self._terminal = jax.device_put(mdp.terminal)
-        self._prior = _numbers(np.log(np.maximum(mdp.prior, 1e-38)))
+        self._laid_out = _mark(mdp), _lay_out(mdp)
+
+    @property
+    def _tables(self) -> _Tables:
+        mark = _mark(self.mdp)
+        if self._laid_out[0] != mark:
+            with jax.ensure_compile_time_eval():  # they are kept, and so must not belong to what is being traced
+                self._laid_out = mark, _lay_out(self.mdp)
+        return self._laid_out[1]
 
     def reset(self) -> Array:
         """Draw the start state, an integer."""
         certain = int(self.mdp.start.argmax())
         if self.mdp.start[certain] == 1:
             return jax.device_put(np.asarray(certain, np.int32))
-        start = _numbers(np.log(np.maximum(self.mdp.start, 1e-38)))
-        return environment("start", dist.Categorical(logits=start), observable=True)
+        return environment("start", dist.Categorical(logits=self._tables.log_start), observable=True)
 
     def step(self, state: Array, action: Array) -> Outcome:
         """Draw the next state; the reward is the expected one of the outcomes that lead there."""
-        new = environment("state", dist.Categorical(logits=self._log_probs[state, action]), observable=True)
-        return Outcome(new, self._rewards[state, action, new], self._terminal[new])
+        tables = self._tables
+        new = environment("state", dist.Categorical(logits=tables.log_probs[state, action]), observable=True)
+        return Outcome(new, tables.rewards[state, action, new], tables.terminal[new])
 
     def prior(self, observation: Array) -> dist.Distribution:
         """Give the problem's own prior policy."""
-        return dist.Categorical(logits=self._prior[observation])
+        return dist.Categorical(logits=self._tables.log_prior[observation])
+
+
+def _mark(mdp: TabularMDP) -> bytes:
+    """Give what differs where the tables of a problem do."""
+    told = hashlib.blake2b()
+    for table in (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start, mdp.terminal, mdp.prior):
+        told.update(np.ascontiguousarray(table).data)
+    return told.digest()
+
+
+def _lay_out(mdp: TabularMDP) -> _Tables:
+    probs = mdp.dense()
+    rewards = np.zeros_like(probs)
+    states, actions, _ = np.indices(mdp.probabilities.shape)
+    np.add.at(rewards, (states, actions, mdp.successors), mdp.probabilities * mdp.rewards)
+    expected = np.where(probs > 0, rewards / np.where(probs > 0, probs, 1.0), 0.0)
+    log_probs, log_prior, log_start = (_numbers(np.log(np.maximum(p, 1e-38))) for p in (probs, mdp.prior, mdp.start))
+    return _Tables(log_probs, _numbers(expected), jax.device_put(mdp.terminal.copy()), log_prior, log_start)
 
 
 def _numbers(values: np.ndarray) -> Array:
@@ -98,13 +129,14 @@ class TabularOptimum:
     """
 
     mdp: TabularMDP
-    _known: dict[float, float] = field(default_factory=dict)
+    _known: dict[tuple[float, bytes], float] = field(default_factory=dict)
 
     def __call__(self, beta: float) -> float:
         """Give J* at a temperature, reward units."""
-        if beta not in self._known:
-            self._known[beta] = float(soft_value_iteration(self.mdp, beta).objective)
-        return self._known[beta]
+        asked = float(beta), _mark(self.mdp)
+        if asked not in self._known:
+            self._known[asked] = float(soft_value_iteration(self.mdp, beta).objective)
+        return self._known[asked]
 
     def start(self, beta: float) -> float:
         """Give J(π₀), reward units."""
