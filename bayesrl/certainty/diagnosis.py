@@ -21,6 +21,7 @@ from bayesrl.certainty.known import Exact
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data, score
 from bayesrl.certainty.verdicts import Check, Diagnosis, Evidence, Verdict
 from bayesrl.core.compiling import one_reading
+from bayesrl.core.estimates import Estimates
 from bayesrl.core.keys import apart
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
@@ -40,6 +41,7 @@ def diagnose(
     reward_bound: float | None = None,
     num_samples: int = 2**17,
     max_count: int = MAX_COUNT,
+    tested: Estimates | None = None,
 ) -> Diagnosis:
     """Ask a fit every question that tells whether it can be trusted, and give one verdict.
 
@@ -55,6 +57,7 @@ def diagnose(
         reward_bound: as in `evidence`.
         num_samples: as in `evidence`.
         max_count: as in `evidence`.
+        tested: estimates on `held_out`, [*beta], where they were made before.
 
     Returns:
         `Diagnosis`; its checks are of the worst β.
@@ -90,7 +93,11 @@ def diagnose(
     reached = bool(checks) and checks[0].outcome == "pass"
     checks += _of_run(posterior, found, reached=reached)
     if held_out is not None and found is not None:
-        checks.append(_held_out(other_key, posterior, held_out, found, max_count))
+        if tested is not None:
+            objective = np.reshape(tested.objective.mean, np.shape(found.objective.mean))
+            checks.append(held_out_check(found, objective))
+        else:
+            checks.append(_held_out(other_key, posterior, held_out, found, max_count))
     verdict, sentence = _verdict(checks, reason)
     return Diagnosis(verdict, sentence, tuple(checks), found)
 

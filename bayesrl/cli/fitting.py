@@ -16,6 +16,7 @@ from bayesrl.cli.ends import Stopped
 from bayesrl.cli.holdings import KEPT, REPORT, Scores, model_of, print_results, read_scores
 from bayesrl.cli.reporting import gather_run
 from bayesrl.cli.words import description, dump, names_in, say, terminal, title_of
+from bayesrl.core.compiling import one_reading
 from bayesrl.core.keys import fold_in, from_seed
 from bayesrl.core.showing import Line
 from bayesrl.core.telling import activity
@@ -122,6 +123,11 @@ def go_on(directory: Path, steps: int | None, callback: Callable[..., None], *, 
 
 def finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
     """Score a fit, print the table, and leave scores and pictures in the folder."""
+    with one_reading():  # nothing that the policy reads changes within a command
+        _finish(posterior, problem, folder, seconds, quiet=quiet)
+
+
+def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
     done = int(posterior.history["step"][-1]) if len(posterior.history["step"]) else 0
     if posterior.interrupted:
         raise Stopped(done, int(posterior.settings["num_steps"]))

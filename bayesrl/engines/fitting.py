@@ -141,7 +141,8 @@ def train(
         key = _checked_key(key)
         setup = set_up(key, program, (), None, None, ReverseKL(), 1, drawn=False)
         optimiser = default_optimizer(setup.learning_rate, num_steps) if optimizer is None else optimizer
-        run = Run(key, setup, optimiser, whole_number("num_steps", num_steps), None, None, None)
+        # Memory is laid out anew for each chunk; nobody looks at the history of these.
+        run = Run(key, setup, optimiser, whole_number("num_steps", num_steps), None, None, None, num_chunks=10)
         state, rows, interrupted = run.go(show=False)
         if interrupted:
             raise KeyboardInterrupt

@@ -61,6 +61,7 @@ class Run:
     problem: Mapping[str, Any] | None = None
     """What the run folder shall say of the run."""
     start_beta: float | None = None
+    num_chunks: int = NUM_CHUNKS
 
     def go(self, *, show: bool, chunk: Chunk | None = None) -> tuple[State, list[dict[str, np.ndarray]], bool]:
         """Run; give the last state, the rows of the history, and whether Ctrl-C ended it.
@@ -78,7 +79,7 @@ class Run:
         lanes = self.setup.betas.shape[0]
         keys = split(fold_in(self.key, 5), lanes)
         chunk = self.chunk() if chunk is None else chunk
-        every = max(1, -(-self.num_steps // NUM_CHUNKS))
+        every = max(1, -(-self.num_steps // self.num_chunks))
         saved = time.monotonic()
         with Progress(self.num_steps, int(state.step), show=show) as line:
             try:

@@ -40,6 +40,10 @@ class ModelGuide(OwnProgram):
         self.policy, self.declare = policy, declare
         self.origin, self.maker = self, TextDraws()
 
+    def __call__(self, *args: Any) -> Array:
+        """Run as a guide: write, without rewards."""
+        return self.policy.run(self.declare(), *args, rewarded=False)
+
     def over_all_data(self) -> "ModelGuide":
         """Give the same guide without mini-batches of prompts."""
         if self.policy.batch_size is None:

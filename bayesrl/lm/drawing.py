@@ -18,12 +18,15 @@ from bayesrl.core.pairing import Pair
 from bayesrl.lm.completions import Completions, Prompts
 from bayesrl.lm.prompting import PLATE, TEXT, PromptedPolicy
 from bayesrl.lm.rewards import Reward, TextReward, WeightedSum
-from bayesrl.lm.writing import Texts, counted, most_rows, write
+from bayesrl.lm.writing import Texts, counted, most_rows, widened, write
 from bayesrl.objectives import ReverseKL
 from bayesrl.typing import Params, PRNGKey
 
 _REWARDED = 512
 """So many completions are given their rewards at once."""
+
+_WIDEST = 2**30
+"""Rewards have room for prompts of any width."""
 
 
 def reward_values(
@@ -64,7 +67,7 @@ def _computed(
     rewards: tuple[Reward, ...], asked: Prompts, index: np.ndarray, tokens: np.ndarray, real: np.ndarray
 ) -> list[np.ndarray]:
     parts, run = [], None
-    prompt, prompt_real = np.asarray(asked.tokens), np.asarray(asked.real)
+    prompt, prompt_real = widened(asked, _WIDEST)
     with host_errors():
         for first in range(0, max(len(index), 1), _REWARDED):
             rows = np.minimum(np.arange(first, first + _REWARDED), max(len(index) - 1, 0))

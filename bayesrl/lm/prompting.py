@@ -69,8 +69,8 @@ class PromptedPolicy:
         within = self.model if self.truncated and model is not self.model else None
         return Sentences(model, prompt, real, within=within, **self.options)
 
-    def run(self, model: CausalLM, prompts: Prompts | None = None) -> Array:
-        """Run with any model in the place of the reference."""
+    def run(self, model: CausalLM, prompts: Prompts | None = None, *, rewarded: bool = True) -> Array:
+        """Run with any model in the place of the reference, with rewards and metrics or without."""
         asked = self.asked(prompts)
         count = len(asked)
         size = self.batch_size if prompts is None and self.batch_size is not None and self.batch_size < count else None
@@ -78,6 +78,8 @@ class PromptedPolicy:
             prompt, real = asked.tokens[index], asked.real[index]
             answers = self.sentences(model, prompt, real)
             tokens = numpyro.sample(TEXT, answers)
+            if not rewarded:
+                return tokens
             written = Completions(index, prompt, real, tokens, answers.counts(tokens), asked.examples)
             for name, reward in self.rewards.items():
                 reward_site(name, _checked(name, reward, written))

@@ -7,12 +7,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 import optax
 
 from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
-from bayesrl.core.keys import apart, of_words
+from bayesrl.core.keys import apart, from_seed
 from bayesrl.engines.fitting import train
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapting import FullParameters, LoRA
@@ -101,7 +100,7 @@ def small_judge(
     }
 
     def make() -> Pretrained:
-        start_key, fit_key = apart(_key_of(seed))
+        start_key, fit_key = apart(from_seed(seed))
         longest = max(map(len, tokenizer.encode(list(texts))), default=1)
         shape = BertConfig(
             vocab_size=tokenizer.vocab_size,
@@ -126,11 +125,6 @@ def random_model[Model: Transformer](kind: type[Model], key: PRNGKey, shape: Con
     made = compiled(lambda key: jax.tree.leaves(eqx.filter(kind.random(key, shape), eqx.is_array)), name="random_model")
     model: Model = eqx.combine(jax.tree.unflatten(treedef, made(key)), rest)
     return model
-
-
-def _key_of(seed: int) -> PRNGKey:
-    """Give the key of a seed, without compiling anything."""
-    return of_words(np.asarray([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
 
 
 def _is_shape(leaf: Any) -> bool:
@@ -198,7 +192,7 @@ def small_writer(
     }
 
     def make() -> Pretrained:
-        start_key, fit_key = apart(_key_of(seed))
+        start_key, fit_key = apart(from_seed(seed))
         shape = GPT2Config(
             vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4
         )

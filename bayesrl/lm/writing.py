@@ -76,7 +76,7 @@ def write(
     held = np.zeros((*numbers.shape, steps), np.int32)
     if given is not None:
         held[slot, lane] = np.asarray(given).reshape(-1, steps)
-    tokens, real = _widened(guide.policy, asked)
+    tokens, real = widened(asked, guide.policy.model.config.max_length + 1 - steps)
     fixed = (cheap(key), dict(params))
     flags = (np.asarray(by_fit), np.asarray(given is not None))
     static = (guide.origin, guide.origin.policy)
@@ -121,11 +121,10 @@ def _packed(index: np.ndarray, at_once: int, each: int) -> tuple[np.ndarray, np.
     return slot, lane, prompts, numbers
 
 
-def _widened(policy: PromptedPolicy, asked: Prompts) -> tuple[np.ndarray, np.ndarray]:
-    """Pad prompts on the left to one of few widths, where the model has room for it."""
+def widened(asked: Prompts, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pad prompts on the left to one of few widths, where there is room for that."""
     tokens, real = np.asarray(asked.tokens), np.asarray(asked.real)
     own = tokens.shape[1]
-    room = policy.model.config.max_length + 1 - policy.options["num_steps"]
     more = [(0, 0), (min(-(-own // _WIDTHS) * _WIDTHS, max(room, own)) - own, 0)]
     return np.pad(tokens.astype(np.int32), more), np.pad(real, more)
 

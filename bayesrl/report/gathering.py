@@ -75,7 +75,7 @@ def gather(
         lacking.append(f"The program has no deterministic site “{gold}” to hold against the reward; it has {known}.")
     if diagnosis is None and posterior.programs is not None:
         try:
-            diagnosis = diagnose(verdict_key, posterior, held_out=held_out, exact=exact)
+            diagnosis = diagnose(verdict_key, posterior, held_out=held_out, exact=exact, tested=tested)
         except BayesRLError as error:
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
     if frontier is None and len(betas_of(posterior)) > 1:
