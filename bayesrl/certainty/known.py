@@ -76,7 +76,7 @@ def with_known(
         start = Interval.exactly(begun)
     else:
         prior = _drawn(lambda k, n: draw_prior(k, programs, first, n)[1], prior_key, num)
-        start = _mean(_objective(prior, scale))
+        start = _mean(prior.reward + scale * prior.log_likelihood)  # log q there is that of the fit
     known = None if exact is None else _known(exact, beta)
     nothing = np.asarray(np.nan)
     below = Side(objective.mean / scale, objective.se / scale, objective.floor / scale)
