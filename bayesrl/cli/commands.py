@@ -18,6 +18,7 @@ from bayesrl import cache as compiled_programs
 from bayesrl.catalogue import check_use
 from bayesrl.cli.completing import assignments_from, model_names_from
 from bayesrl.cli.ends import errors_on_one_line, stopped_by_ctrl_c, warnings_on_one_line
+from bayesrl.cli.memory import keep_memory
 from bayesrl.cli.words import check_count, parse_beta, parse_options, say, size_text, terminal
 
 
@@ -94,6 +95,7 @@ def _at_work(folder: Path | None, *, quiet: bool) -> Iterator[Callable[..., None
         from bayesrl.core.telling import activity
         from bayesrl.engines.progress import showing
 
+        keep_memory()
         with showing(not quiet):
             with activity("importing JAX"):
                 compiled_programs.use_by_default()
