@@ -92,7 +92,8 @@ def once_prepared(fn: Callable[..., Any], *, name: str | None = None, often: boo
 
     def call(*args: Any) -> Any:
         leaves = _leaves(args)
-        key = (jax.tree.structure(args), tuple(jax.typeof(leaf) for leaf in leaves))
+        held = tuple(jax.typeof(x) if _is_traced(x) else x for x in jax.tree.leaves(args))
+        key = (jax.tree.structure(args), held)
         if key not in traced:
             traced[key] = _traced(made, None, args)
         return traced[key].run(leaves)

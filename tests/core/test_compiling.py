@@ -177,6 +177,9 @@ def test_many_calls_of_what_was_prepared_trace_once() -> None:
     assert [float(call(jnp.ones(3), jnp.asarray(f))) for f in (1.0, 2.0, 3.0)] == [3, 6, 9]
     assert float(call(jnp.ones(4), jnp.asarray(2.0))) == 8
     assert len(traces) == 2
+    assert [float(call(jnp.ones(3), factor)) for factor in (2.0, 3.0, np.float32(4.0))] == [6, 9, 12], (
+        "no array: static"
+    )
 
 
 def test_host_functions_that_differ_share_a_program() -> None:
