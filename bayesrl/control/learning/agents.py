@@ -13,6 +13,7 @@ from jax import Array
 
 from bayesrl.control.beliefs import SampleBelief
 from bayesrl.control.exploration import Exploration, thompson
+from bayesrl.control.learning.choices import losses, restored, shares
 from bayesrl.control.learning.experience import Episode, Experience, Memory, example, first_rows
 from bayesrl.control.learning.unknown import ProgramModel, UnknownModel
 from bayesrl.control.learning.worlds import Act, World
@@ -375,33 +376,6 @@ class BayesianMind(Mind):
         self._held = self._held if self.model.online else None
         self._episodes = int(arrays["episodes"])
         self.state = restored(self.state, arrays, "inference")
-
-
-def restored(state: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
-    """Put arrays of a checkpoint into a state of the same structure.
-
-    Raises:
-        ControlError: they are of another shape.
-    """
-    leaves, treedef = jax.tree.flatten(state)
-    found = [arrays.get(f"{prefix}/{i}") for i in range(len(leaves))]
-    for leaf, array in zip(leaves, found, strict=True):
-        if array is None or array.shape != np.shape(leaf):
-            raise ControlError(
-                f"the run folder holds {prefix} of shape {None if array is None else array.shape}, and the agent needs "
-                f"{np.shape(leaf)}; learn into another directory"
-            )
-    return jax.tree.unflatten(treedef, jax.device_put(found))
-
-
-def shares(values: np.ndarray) -> np.ndarray:
-    """Give how often each action is the best among draws of their values [draws, actions]."""
-    return np.bincount(values.argmax(-1), minlength=values.shape[-1]) / len(values)
-
-
-def losses(values: np.ndarray) -> np.ndarray:
-    """Give what each action loses to the best one, [draws, actions]."""
-    return values.max(-1, keepdims=True) - values
 
 
 def _chosen(exploration: Any, key: PRNGKey, belief: SampleBelief, episode: Array) -> Array:
