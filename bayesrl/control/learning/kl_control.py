@@ -14,7 +14,8 @@ from numpyro import handlers
 from bayesrl.control.behaviours import decide
 from bayesrl.control.critic import ActorCritic
 from bayesrl.control.exploration import Exploration, Thompson, thompson
-from bayesrl.control.learning.agents import Agent, Bayesian, Mind, Told, restored
+from bayesrl.control.learning.agents import Agent, Bayesian, Mind, Told
+from bayesrl.control.learning.choices import restored
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.worlds import Act, World
 from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution

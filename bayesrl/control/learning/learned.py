@@ -8,7 +8,8 @@ import numpy as np
 
 from bayesrl.certainty.verdicts import Section
 from bayesrl.control.exploration import Decision
-from bayesrl.control.learning.agents import BayesianMind, Mind, losses, shares
+from bayesrl.control.learning.agents import BayesianMind, Mind
+from bayesrl.control.learning.choices import losses, shares
 from bayesrl.control.learning.worlds import World
 from bayesrl.core.draws import is_count
 from bayesrl.core.keys import cheap, key_of_nothing
