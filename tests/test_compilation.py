@@ -34,8 +34,9 @@ def fit(policy: Any, *args: Any, seed: int = 0, **options: Any) -> bayesrl.Poste
 
 
 @pytest.fixture(autouse=True)
-def keys_are_made() -> None:
-    """Making keys and tables compiles programs of JAX's own, which are the caller's."""
+def nothing_is_compiled() -> None:
+    """Start as a process does. Making keys and tables compiles programs of JAX's own, which are the caller's."""
+    clear_programs()
     jax.block_until_ready([jax.random.key(0), jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])])
 
 
@@ -43,8 +44,7 @@ MEANS = np.array([0.1, 0.3, 0.5, 0.7, 0.9], np.float32)
 
 
 def test_a_fit_and_what_is_asked_of_it(tmp_path: Path) -> None:
-    """First fit 4, then nothing but enumeration's two tables and the guide's."""
-    clear_programs()
+    """First fit 4, then nothing but tables of enumeration: the guide beside the policy, the policy alone, metrics."""
     policy, means = arms(jnp.asarray(MEANS)), jnp.asarray(MEANS[::-1].copy())
     with compilations() as names:
         posterior = fit(policy, beta=0.1)
@@ -66,7 +66,11 @@ def test_a_fit_and_what_is_asked_of_it(tmp_path: Path) -> None:
         bayesrl.evidence(jax.random.key(3), posterior)
         bayesrl.diagnose(jax.random.key(4), posterior)
         bayesrl.write_report(tmp_path / "report.html", posterior)
-    assert len(names) <= 4
+    assert set(names) <= {"evaluate", "check"}
+    assert len(names) <= 3
+    with compilations() as names:
+        bayesrl.enumerate_posterior(policy, beta=0.1)
+    assert names == ["evaluate"]
     with compilations() as names:
         bayesrl.evidence(jax.random.key(3), again)
         bayesrl.diagnose(jax.random.key(4), again)
@@ -89,7 +93,7 @@ def test_a_sweep_with_restarts_needs_its_own_step_only() -> None:
         bayesrl.frontier(jax.random.key(2), sweep)
         bayesrl.frontier(jax.random.key(3), sweep)
     assert set(names) <= {"evaluate"}, "tables of the enumeration, by policy, guide and metrics"
-    assert len(names) <= 4
+    assert len(names) <= 3
 
 
 def test_data_of_a_subsampled_plate() -> None:
@@ -106,6 +110,29 @@ def test_data_of_a_subsampled_plate() -> None:
     with compilations() as names:
         fit(labels, inputs[1], targets[1], beta=0.5, seed=1)
     assert names == [], "other data of the same shapes"
+
+
+def test_a_network_on_mini_batches_is_judged_on_all_data_and_held_out(tmp_path: Path) -> None:
+    """Ten in all, four of them for what was held out, which has a shape of its own."""
+
+    def labels(inputs: Any, targets: Any) -> None:
+        with numpyro.plate("row", len(targets), subsample_size=4) as i:
+            guess = numpyro.sample("guess", dist.Categorical(logits=inputs[i]))
+            bayesrl.reward("right", (guess == targets[i]).astype(float))
+            numpyro.deterministic("accuracy", (guess == targets[i]).astype(float))
+
+    def guide(inputs: Any, targets: Any) -> None:
+        weights = numpyro.param("weights", np.eye(3, dtype=np.float32))
+        with numpyro.plate("row", len(targets), subsample_size=4) as i:
+            numpyro.sample("guess", dist.Categorical(logits=inputs[i] @ weights))
+
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(20, 3)).astype(np.float32), rng.integers(0, 3, size=20)
+    with compilations() as names:
+        posterior = fit(labels, inputs[:12], targets[:12], beta=0.5, guide=guide)
+        bayesrl.diagnose(jax.random.key(1), posterior)
+        bayesrl.write_report(tmp_path / "report.html", posterior, held_out=(inputs[12:], targets[12:]))
+    assert len(names) <= 10, names
 
 
 def test_time_and_nature() -> None:

@@ -10,8 +10,7 @@ from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of
 from bayesrl.certainty.verdicts import Evidence, Side
 from bayesrl.core.estimates import Interval
 from bayesrl.core.keys import apart
-from bayesrl.core.pairing import Pair
-from bayesrl.engines.enumeration import Evaluation, enumerate_posterior, evaluate_exactly
+from bayesrl.engines.enumeration import Evaluation, enumerate_target, evaluate_exactly
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import EngineError
 from bayesrl.programs import Programs
@@ -34,21 +33,17 @@ def enumerated(
         num_samples: most draws.
     """
     try:
-        target = enumerate_posterior(programs.policy, *programs.args, beta=beta, max_count=max_count)
+        target = enumerate_target(programs.pair(), params, beta, max_count)
     except EngineError as error:
         return None, str(error)
-    prior = Pair(programs.policy, None, programs.structure, programs.args, {})
     try:
         ours = evaluate_exactly(programs.pair(), params, beta, max_count)
-        start = Interval.exactly(evaluate_exactly(prior, {}, beta, max_count).objective.mean())
     except EngineError:
         return _drawn(key, programs, params, beta, target, num_samples), ""
-    return _exactly(programs, beta, target, ours, start), ""
+    return _exactly(programs, beta, target, ours), ""
 
 
-def _exactly(
-    programs: Programs, beta: float | None, target: WeightedDraws, ours: Evaluation, start: Interval
-) -> Evidence:
+def _exactly(programs: Programs, beta: float | None, target: WeightedDraws, ours: Evaluation) -> Evidence:
     nature = bool(programs.structure.named("environment"))
     scale = 1.0 if beta is None else beta
     assert target.optimum is not None
@@ -67,7 +62,7 @@ def _exactly(
         by_context=None if target.log_evidence is None else Interval.exactly(target.log_evidence),
         log_marginal=_marginal(target, beta),
         optimum=Interval.exactly(optimum),
-        start=start,
+        start=Interval.exactly(ours.start.mean()),
         objective=Interval.exactly(objective),
         reward=Interval.exactly(ours.reward.mean()),
         kl=Interval.exactly(ours.kl.mean()),

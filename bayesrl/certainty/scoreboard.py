@@ -14,9 +14,9 @@ from bayesrl.certainty.scores import Score, Scoreboard
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart, from_seed
-from bayesrl.core.pairing import Pair, declared_params
+from bayesrl.core.pairing import declared_params
 from bayesrl.core.structure import Structure
-from bayesrl.engines.enumeration import enumerate_posterior, evaluate_exactly
+from bayesrl.engines.enumeration import enumerate_target, evaluate_exactly
 from bayesrl.engines.fitting import LEAST_DRAWS
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import EngineError, PolicyError
@@ -72,7 +72,8 @@ def score(
     over_all = over_all_data(best, *new_args)
     programs = _programs(over_all)
     betas = [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
-    target, note = _target(programs, posterior.beta, max_count)
+    first = jax.tree.map(lambda x: x[0], over_all._lanes()[0])
+    target, note = _target(programs, first, posterior.beta, max_count)
     optima = _optima(target, betas, exact)
     if all(math.isfinite(optimum) for optimum in optima):
         note = ""
@@ -82,7 +83,6 @@ def score(
     if estimates is None:
         drawn = over_all.estimate(draw_key, _num_draws(programs, len(betas)))
         estimates = _by_beta(_given_data(drawn, target, posterior.beta), len(betas))
-    first = jax.tree.map(lambda x: x[0], over_all._lanes()[0])
     start = _start(prior_key, programs, first, betas[0], max_count, exact)
     restarts = np.asarray(posterior.objective_by_restart()).argmax(-1).reshape(-1)
     rows = []
@@ -126,14 +126,14 @@ def _trains_policy(programs: Programs) -> bool:
     return programs.learned and bool(declared_params(from_seed(0), programs.policy, *programs.args)[0])
 
 
-def _target(programs: Programs, beta: Any, max_count: int) -> tuple[WeightedDraws | None, str]:
+def _target(programs: Programs, params: Params, beta: Any, max_count: int) -> tuple[WeightedDraws | None, str]:
     """Enumerate p*, or say why it cannot be."""
     if _trains_policy(programs):
         return None, "the policy's own parameters were trained, so there is no fixed optimum"
     if not programs.structure.actions:
         return None, "the policy draws nothing, so there is nothing to enumerate"
     try:
-        return enumerate_posterior(programs.policy, *programs.args, beta=beta, max_count=max_count), ""
+        return enumerate_target(programs.pair(), params, beta, max_count), ""
     except EngineError as error:
         return None, str(error)
 
@@ -245,9 +245,8 @@ def _start(
     known = started(exact, beta)
     if known is not None:
         return _number(known)
-    prior = Pair(programs.policy, None, programs.structure, programs.args, {})
     try:
-        return _number(evaluate_exactly(prior, {}, beta, max_count).objective.mean())
+        return _number(evaluate_exactly(programs.pair(), params, beta, max_count).start.mean())
     except EngineError:
         _, totals = draw_prior(key, programs, params, _num_draws(programs, 1))
         scale = 1.0 if beta is None else beta

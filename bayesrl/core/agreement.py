@@ -1,4 +1,6 @@
-"""Whether a guide agrees with its policy: the same sites, the same support, the same nature."""
+"""Whether policy and guide fit together: the same sites, the same support, the same nature, separate contexts."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ from numpyro import handlers
 
 from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.keys import cheap
+from bayesrl.core.independence import interacting, refuse_interacting
+from bayesrl.core.keys import apart
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording, record, site_log_prob
 from bayesrl.core.sampling import FoldedKeys
@@ -27,8 +30,10 @@ def check_sites(pair: Pair, params: Params) -> None:
         _check_names(pair, pair.guide_facts(params))
 
 
-def check_draws(key: PRNGKey, pair: Pair, params: Params, draws: Draws, totals: Totals) -> None:
-    """Refuse a guide whose draws leave the prior's support, or whose nature is another than the policy's.
+def check_draws(
+    key: PRNGKey, pair: Pair, params: Params, draws: Draws, totals: Totals, *, separate: bool = False
+) -> None:
+    """Refuse programs that draws show not to fit together.
 
     A guide that says of itself that it is `within_prior` is looked at only where a draw has prior probability 0.
 
@@ -38,18 +43,26 @@ def check_draws(key: PRNGKey, pair: Pair, params: Params, draws: Draws, totals: 
         params: unconstrained parameters of the guide.
         draws: of the guide, [num_draws, ...].
         totals: their scores.
+        separate: whether it is known that the elements of context plates do not read one another.
 
     Raises:
-        GuideError: naming the site.
+        GuideError: draws leave the prior's support, nature is another than the policy's, or the guide's choice for
+            one element of a context plate reads another element.
+        PolicyError: a reward, a likelihood or a prior of one element reads another element.
     """
     possible = bool((np.asarray(totals.log_prior) > -np.inf).all())
-    if pair.guide is None or (getattr(pair.guide, "within_prior", False) and possible):
+    looks = pair.guide is not None and not (getattr(pair.guide, "within_prior", False) and possible)
+    mixes = not separate and any(frame.size > 1 for frame in pair.structure.contexts)
+    if not looks and not mixes:
         return
+
+    def check(keys: tuple[PRNGKey, PRNGKey], params: Params, values: dict[str, Array]) -> Any:
+        look = _look(keys[0], pair, params, values) if looks else ({}, {})
+        return *look, interacting(keys[1], pair, params) if mixes else {}
+
+    values = {**draws.sites, **draws.plates} if looks else {}
+    outside, other_nature, mixed = compiled(check, name="check")(apart(key, 2), params, values)
     num_draws = len(totals.log_prior)
-    values = {**draws.sites, **draws.plates}
-    outside, other_nature = compiled(lambda key, params, values: _look(key, pair, params, values), name="check_guide")(
-        cheap(key), params, values
-    )
     for name, found in outside.items():
         bad = int(np.asarray(found).sum())
         if bad:
@@ -63,6 +76,7 @@ def check_draws(key: PRNGKey, pair: Pair, params: Params, draws: Draws, totals: 
                 f"the guide draws environment site {name!r} from another distribution than the policy; "
                 "nature cannot be tilted: copy the policy's environment(...) line, or leave the site out of the guide"
             )
+    refuse_interacting(mixed)
 
 
 def _check_names(pair: Pair, drawn: Recording) -> None:

@@ -1,12 +1,11 @@
 """Whether the elements of context plates really are separate problems."""
 
-from functools import partial
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import apart
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Frame
@@ -16,37 +15,44 @@ from bayesrl.typing import Params, PRNGKey
 NUM_SWAPS = 8
 
 
-def check_contexts(key: PRNGKey, pair: Pair, params: Params) -> None:
-    """Mix two draws element by element, and refuse sites whose scores are not those of the elements.
+type Interacting = dict[str, dict[str, Array]]
+"""Whether an element's score changes with the other elements: by score and site."""
+
+
+def interacting(key: PRNGKey, pair: Pair, params: Params) -> dict[str, Interacting]:
+    """Mix two draws element by element, and tell by plate which scores are not those of the elements.
 
     Args:
         key: consumed whole.
         pair: policy and guide.
         params: unconstrained parameters of the guide.
+    """
+    frames = enumerate(sorted(pair.structure.contexts, key=lambda frame: frame.dim))
+    return {frame.name: _interacting(axis, frame, pair, key, params) for axis, frame in frames if frame.size > 1}
+
+
+def refuse_interacting(plates: Mapping[str, Interacting]) -> None:
+    """Refuse context plates whose elements are no separate problems.
 
     Raises:
         PolicyError: a reward, a likelihood or a prior of one element reads another element.
         GuideError: the guide's choice for one element reads another element.
     """
-    for axis, frame in enumerate(sorted(pair.structure.contexts, key=lambda frame: frame.dim)):
-        if frame.size < 2:
-            continue
-        interacting = compiled(partial(_interacting, axis, frame, pair))(key, params)
-        for part, sites in interacting.items():
+    for plate, parts in plates.items():
+        for part, sites in parts.items():
             for name in (name for name, found in sites.items() if bool(found)):
                 if part == "log_q":
                     raise GuideError(
-                        f"at site {name!r} of the guide, elements of plate {frame.name!r} read one another, but in the "
+                        f"at site {name!r} of the guide, elements of plate {plate!r} read one another, but in the "
                         "policy they are separate problems; let each element read itself alone"
                     )
                 raise PolicyError(
-                    f"at site {name!r}, elements of plate {frame.name!r} read one another, so they are not separate "
+                    f"at site {name!r}, elements of plate {plate!r} read one another, so they are not separate "
                     "problems; put one reward, summed over the elements, outside the plate"
                 )
 
 
-def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Params) -> dict[str, dict[str, Array]]:
-    """Tell by score and site whether an element's score changes with the other elements."""
+def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Params) -> Interacting:
     contexts = len(pair.structure.contexts)
     batch_key, draws_key, mask_key = apart(key, 3)
     batch = {name: indices[0] for name, indices in pair.draw(batch_key, params, 1).plates.items()}
@@ -63,7 +69,7 @@ def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Para
     plates = {name: jnp.concatenate([indices, indices[:NUM_SWAPS]]) for name, indices in draws.plates.items()}
     scored = pair.score(params, draws._replace(sites=sites, plates=plates))
     ours, theirs, both = (jax.tree.map(lambda x, i=i: x[i * NUM_SWAPS : (i + 1) * NUM_SWAPS], scored) for i in range(3))
-    found: dict[str, dict[str, Array]] = {}
+    found: Interacting = {}
     for part in ("log_q", "log_prior", "log_likelihood", "log_nature", "rewards"):
         found[part] = {}
         for name, values in getattr(both, part).items():

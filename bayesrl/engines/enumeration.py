@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from numpyro import handlers
 from scipy.special import logsumexp
 
@@ -16,11 +15,10 @@ from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import from_seed
 from bayesrl.core.pairing import Pair
-from bayesrl.core.recording import Recording
-from bayesrl.core.structure import Structure
-from bayesrl.engines.grid import Axis, Table, count, decode, digits, run, scatter, scores_of, width_of
+from bayesrl.engines.grid import digits, scatter
 from bayesrl.engines.induction import Solution, Stage, expectation, joint_values, marginals, sample_rows, solve
 from bayesrl.engines.tabulation import (
+    Fit,
     Prepared,
     check_count,
     enumerate_paths,
@@ -78,7 +76,26 @@ def enumerate_posterior(policy: Program, *args: Any, beta: Beta | None = None, m
         Levine (2018), "Reinforcement Learning and Control as Probabilistic Inference", sections 2.2
         and 2.4: the soft Bellman equations, here with nature's draws averaged and not tilted.
     """
-    program = prepare(policy, args, beta)
+    return _solved(prepare(policy, args, beta), beta, max_count)
+
+
+def enumerate_target(pair: Pair, params: Params, beta: Beta | None = None, max_count: int = 2**20) -> WeightedDraws:
+    """Do as `enumerate_posterior` does, by the compiled program that `evaluate_exactly` uses for the fit.
+
+    Args:
+        pair: the policy, its parameters frozen, and a guide.
+        params: unconstrained parameters of the guide, of any fit.
+        beta: temperature, reward units per nat, [*beta].
+        max_count: largest number of assignments, or of reachable states × assignments, to visit.
+    """
+    return _solved(prepare(pair.policy, pair.args, beta, _fit_of(pair, params)), beta, max_count)
+
+
+def _fit_of(pair: Pair, params: Params) -> Fit | None:
+    return None if pair.guide is None and not pair.learned else Fit(pair, jax.device_put(params))
+
+
+def _solved(program: Prepared, beta: Beta | None, max_count: int) -> WeightedDraws:
     stages, scan = make_stages(program, max_count)
     exact = _exact_metrics(program, stages)
     betas = np.asarray(1.0 if beta is None else beta, float)
@@ -260,6 +277,7 @@ class Evaluation(NamedTuple):
         kl: KL(q‖π₀), nats; with observed data and rewards KL(q‖p(x|y)).
         kl_forward: KL(p*‖q), nats; nan with environment sites, where p* is not what is aimed at.
         missed: mass of p* where q puts less than a tenth of it; nan likewise.
+        start: J(π₀), what the policy itself achieves.
     """
 
     objective: Float[np.ndarray, "*contexts"]
@@ -267,6 +285,7 @@ class Evaluation(NamedTuple):
     kl: Float[np.ndarray, "*contexts"]
     kl_forward: Float[np.ndarray, "*contexts"]
     missed: Float[np.ndarray, "*contexts"]
+    start: Float[np.ndarray, "*contexts"]
 
 
 def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_count: int = 2**20) -> Evaluation:
@@ -298,70 +317,48 @@ def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_
         >>> round(float(evaluate_exactly(pair, {}, beta=1.0).objective), 6)  # the prior itself
         1.5
     """
-    params = jax.tree.map(jnp.asarray, params)  # guides may index them
     own = pair.constrain(params) if pair.learned else {}
-    program = prepare(handlers.substitute(pair.policy, data=own) if own else pair.policy, pair.args, beta)
+    policy = handlers.substitute(pair.policy, data=own) if own else pair.policy
+    program = prepare(policy, pair.args, beta, _fit_of(pair, params))
     structure, shape = program.structure, program.structure.context_shape
     axes = path_axes(structure)
     check_count(axes, structure, max_count)
-    solved = enumerate_paths(program, axes)
-    both = _BothScores(program.policy, pair.guide, pair.structure, structure, pair.learned, axes)
-    arguments = (pair.args, params, dict(pair.transforms))
-    scores, raw = Table(both, arguments, width_of(structure))(np.arange(count(axes)))
-    log_prior, log_nature = solved.log_prob("action")[0], solved.log_prob("environment")[0]
+    stage, raw_prior, raw_q = enumerate_paths(program, axes)
+    log_prior, log_nature = stage.log_prob("action")[0], stage.log_prob("environment")[0]
     # Where a handler masks a site, both programs score it 0 for every value: count one of them.
-    counted = np.where(np.isfinite(log_prior), log_prior - raw.astype(float), 0.0) if solved.masked else 0.0
-    scores = np.where(scores <= _NEVER, -np.inf, scores.astype(float)) + counted
-    weight = np.exp(scores + log_nature)
+    counted = np.where(np.isfinite(log_prior), log_prior - raw_prior.astype(float), 0.0) if stage.masked else 0.0
+    log_q = np.where(raw_q <= _NEVER, -np.inf, raw_q.astype(float)) + counted
+    weight = np.exp(log_q + log_nature)
     mass = weight.sum(0)
     if np.abs(mass - 1).max() > _MASS_TOLERANCE:
         raise EngineError(
             f"the guide's probabilities add up to {mass[np.abs(mass - 1).argmax()]:.4g} over the policy's values; "
             "its support must be the policy's, and contexts must not read each other's draws"
         )
-    return _evaluation(weight / mass, scores - log_prior, solved, beta, shape)
+    log_ratio = log_q - log_prior
+    start, *_ = _achieved(np.exp(log_prior + log_nature), np.zeros_like(log_prior), stage, beta, shape)
+    return Evaluation(
+        *_achieved(weight / mass, log_ratio, stage, beta, shape),
+        *_against_target(log_ratio, stage, beta, shape),
+        start,
+    )
 
 
-@dataclass(frozen=True)
-class _BothScores:
-    """Log-probability of the numbered assignment's actions under guide and policy, [contexts]."""
-
-    policy: Program
-    guide: Program | None
-    own_structure: Structure
-    structure: Structure
-    learned: bool
-    axes: tuple[Axis, ...]
-
-    def __call__(self, arguments: tuple[Any, ...], index: Array) -> tuple[Array, Array]:
-        args, params, transforms = arguments
-        values = decode(self.axes, index)
-        pair = Pair(self.policy, self.guide, self.own_structure, args, transforms, self.learned)
-        guide = pair.run_guide(from_seed(0), None, params, values, ())
-        return _total(guide, self.structure), _total(run(self.policy, values, args), self.structure)
-
-
-def _total(recording: Recording, structure: Structure) -> Array:
-    latent = scores_of(recording, structure, structure.actions).latent
-    return sum((score.sum(-1) for score in latent.values()), start=jnp.zeros(math.prod(structure.context_shape)))
-
-
-def _evaluation(
+def _achieved(
     weight: np.ndarray, log_ratio: np.ndarray, stage: Stage, beta: float | None, shape: tuple[int, ...]
-) -> Evaluation:
-    """Average over assignments [assignments, contexts]; what q never does counts nothing."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Average J, R and KL over assignments [assignments, contexts]; what q never does counts nothing."""
 
     def mean(values: np.ndarray) -> np.ndarray:
         return np.asarray((np.where(weight > 0, values, 0.0) * weight).sum(0)).reshape(shape)
 
     with np.errstate(invalid="ignore"):
         reward, likelihood, kl = mean(stage.reward[0]), mean(stage.likelihood[0]), mean(log_ratio)
-    forward, missed = _against_target(log_ratio, stage, beta, shape)
     if beta is None:
-        return Evaluation(likelihood - kl, reward, kl, forward, missed)
+        return np.asarray(likelihood - kl), reward, kl
     # With observed data the reference is p(x|y), whose log is log π₀ + log p(y|x) − log p(y).
     kl = kl - likelihood + solve([stage], 1.0, rewarded=False).value.reshape(shape)
-    return Evaluation(reward - beta * kl, reward, kl, forward, missed)
+    return np.asarray(reward - beta * kl), reward, np.asarray(kl)
 
 
 def _against_target(

@@ -126,6 +126,16 @@ def decode(axes: Sequence[Axis], index: Array) -> dict[str, Array]:
     return _assemble(axes, digits(axes, index))
 
 
+def assignments(axes: Sequence[Axis], index: np.ndarray) -> dict[str, Any]:
+    """Give the site values of assignments numbered [rows], all contexts alike, on the host: [rows, *site shape]."""
+    parts: dict[str, list[tuple[Axis, Any]]] = {}
+    for axis, digit in zip(axes, digits(axes, index), strict=True):
+        cell = axis.elements(digit, np).reshape(len(index), *axis.cell, *axis.event)
+        value = np.broadcast_to(cell, (len(index), *axis.shape, *axis.event))
+        parts.setdefault(axis.site, []).append((axis, value))
+    return {name: _by_time(steps, np, 1) for name, steps in parts.items()}
+
+
 def first_values(axes: Sequence[Axis]) -> dict[str, Array]:
     """Give each site the first value of its support; the grid itself may be too large to be numbered."""
     return _assemble(axes, [jnp.zeros((), int) for _ in axes])
@@ -246,16 +256,18 @@ class Table:
 
     def __call__(self, rows: Any) -> Any:
         """Evaluate rows [rows, ...]; the result lies on the host."""
-        total = len(jax.tree.leaves(rows)[0])
+        held = near(rows)
+        return self.of(len(jax.tree.leaves(held)[0]), lambda index: jax.tree.map(lambda x: x[index], held))
+
+    def of(self, total: int, rows: Callable[[np.ndarray], Any]) -> Any:
+        """Evaluate so many rows, made for each batch from their numbers; the result lies on the host."""
         batch = min(next((b for b in _BATCHES if b >= total), _BATCHES[-1]), self._limit)
         parts = []
-        rows = near(rows)
         with one_reading():
             for start in range(0, total, batch):
                 index = np.minimum(np.arange(start, start + batch), total - 1)
-                now = jax.tree.map(lambda x, index=index: jax.device_put(x[index]), rows)
+                out = _evaluate(self._fn, self._args, jax.device_put(rows(index)))
                 kept = min(batch, total - start)
-                out = _evaluate(self._fn, self._args, now)
                 parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], out))
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 

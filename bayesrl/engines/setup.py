@@ -14,7 +14,6 @@ from bayesrl.core.agreement import check_draws, check_sites
 from bayesrl.core.compiling import compiled, near
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.handlers import check_beta
-from bayesrl.core.independence import check_contexts
 from bayesrl.core.keys import fold_in, split
 from bayesrl.core.pairing import Pair, declared_params, freeze
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
@@ -111,10 +110,9 @@ def set_up(
 def _checked_draws(key: PRNGKey, pair: Pair, first: Params) -> tuple[Draws, Totals]:
     """Draw from the guide as it starts, and refuse programs that do not fit together."""
     draws, totals = draw_fit(fold_in(key, 1), pair, first, NUM_CHECKED)
-    check_draws(fold_in(key, 7), pair, first, draws, totals)
     maker = getattr(pair.guide, "maker", None)
-    if maker is None or not maker.separate(pair):
-        check_contexts(fold_in(key, 3), pair, first)
+    separate = maker is not None and maker.separate(pair)
+    check_draws(fold_in(key, 3), pair, first, draws, totals, separate=separate)
     return draws, totals
 
 

@@ -5,19 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.host import host_errors
 from bayesrl.core.keys import from_seed
-from bayesrl.core.pairing import freeze
+from bayesrl.core.pairing import Pair, freeze
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
-from bayesrl.engines.grid import Axis, Scores, Table, axes_of, count, decode, run, scores_of, width_of
+from bayesrl.engines.grid import Axis, Scores, Table, assignments, axes_of, count, run, scores_of, width_of
 from bayesrl.engines.induction import Stage, make_stage
 from bayesrl.engines.reachability import Scan, TooManyStatesError, reach, reads_outputs, take_apart
 from bayesrl.errors import EngineError
-from bayesrl.typing import Beta, Program
+from bayesrl.typing import Beta, Params, Program
 
 SMALL = 4096
 """Programs with a scan and at most this many paths are enumerated path by path, so that `sites` is filled."""
@@ -25,15 +26,28 @@ SMALL = 4096
 _CELLS_PER_ASSIGNMENT = 64
 
 
+class Fit(NamedTuple):
+    """A guide that is scored beside the policy, in the same compiled program.
+
+    Attributes:
+        pair: of the fit; its policy and arguments are not used.
+        params: unconstrained parameters of the guide.
+    """
+
+    pair: Pair
+    params: Params
+
+
 class Prepared(NamedTuple):
-    """A policy with frozen parameters, and its arguments."""
+    """A policy with frozen parameters, its arguments, and the fit that is looked at beside it."""
 
     policy: Program
     args: tuple[Any, ...]
     structure: Structure
+    fit: Fit | None = None
 
 
-def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepared:
+def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None, fit: Fit | None = None) -> Prepared:
     """Freeze a policy and refuse what has no evidence: beta that does not fit, and subsampled plates."""
     if beta is not None:
         check_beta(beta)
@@ -50,7 +64,7 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Prepar
             f"plate {structure.subsampled[0]!r} is subsampled, and log Z of a subsample is that of another problem; "
             "use bayesrl.whole(policy), or subsample_size=None"
         )
-    return Prepared(frozen, args, structure)
+    return Prepared(frozen, args, structure, fit)
 
 
 def make_stages(program: Prepared, max_count: int) -> tuple[list[Stage], Scan | None]:
@@ -67,13 +81,13 @@ def make_stages(program: Prepared, max_count: int) -> tuple[list[Stage], Scan | 
     reason = _needs_paths(structure, scan, axes)
     if scan is None or reason is not None or count(axes) <= min(SMALL, max_count):
         check_count(axes, structure, max_count, reason)
-        return [enumerate_paths(program, axes)], None
+        return [enumerate_paths(program, axes).stage], None
     try:
         return reach(scan, max_count), scan
     except TooManyStatesError:
         if count(axes) > max_count:
             raise
-        return [enumerate_paths(program, axes)], None
+        return [enumerate_paths(program, axes).stage], None
 
 
 def path_axes(structure: Structure) -> tuple[Axis, ...]:
@@ -115,41 +129,74 @@ def check_count(axes: Sequence[Axis], structure: Structure, max_count: int, reas
         )
 
 
-def enumerate_paths(program: Prepared, axes: tuple[Axis, ...]) -> Stage:
-    """Tabulate a whole program as one stage, every assignment of `axes` a row."""
-    score = _PathScores(program.policy, program.structure, axes)
-    scores = Table(score, program.args, width_of(program.structure))(np.arange(count(axes)))
+class Paths(NamedTuple):
+    """A whole program as one stage, every assignment a row.
+
+    Attributes:
+        stage: of the policy.
+        raw_prior: log π₀ of the actions as handlers leave it, [assignments, contexts], nats.
+        raw_q: the same of the guide, or of the policy where there is no guide.
+    """
+
+    stage: Stage
+    raw_prior: np.ndarray
+    raw_q: np.ndarray
+
+
+def enumerate_paths(program: Prepared, axes: tuple[Axis, ...]) -> Paths:
+    """Tabulate a whole program, every assignment of `axes` a row."""
+    found = _table(program).of(count(axes), lambda index: assignments(axes, index))
     reached = np.ones((1, math.prod(program.structure.context_shape)), bool)
-    return make_stage(axes, scores, reached, program.structure)
-
-
-@dataclass(frozen=True)
-class _PathScores:
-    """Scores of the numbered assignment of a program."""
-
-    policy: Program
-    structure: Structure
-    axes: tuple[Axis, ...]
-
-    def __call__(self, args: tuple[Any, ...], index: Array) -> Scores:
-        names = [site.name for site in self.structure.sites]
-        return scores_of(run(self.policy, decode(self.axes, index), args), self.structure, names)
-
-
-@dataclass(frozen=True)
-class _DrawScores:
-    """Scores of given values of all latent sites of a program."""
-
-    policy: Program
-    structure: Structure
-
-    def __call__(self, args: tuple[Any, ...], values: dict[str, Array]) -> Scores:
-        names = [site.name for site in self.structure.sites]
-        return scores_of(run(self.policy, values, args), self.structure, names)
+    return Paths(make_stage(axes, found.policy, reached, program.structure), found.raw_prior, found.raw_q)
 
 
 def score_draws(program: Prepared, sites: dict[str, Any]) -> Scores:
     """Score given draws of all latent sites, [draws, ...], per context."""
-    score = _DrawScores(program.policy, program.structure)
-    result: Scores = Table(score, program.args, width_of(program.structure))(sites)
-    return result
+    found: _Both = _table(program)(sites)
+    return found.policy
+
+
+def _table(program: Prepared) -> Table:
+    """Score values of all latent sites under policy and guide; paths and draws share one compilation."""
+    fit = program.fit
+    if fit is None:
+        alone = _BothScores(program.policy, program.structure)
+        return Table(alone, (program.args, {}, {}), width_of(program.structure))
+    pair = fit.pair
+    both = _BothScores(program.policy, program.structure, pair.guide, pair.structure, pair.learned)
+    return Table(both, (program.args, fit.params, dict(pair.transforms)), width_of(program.structure))
+
+
+class _Both(NamedTuple):
+    """Scores of one assignment under the policy, and log-probabilities of its actions under both, [contexts]."""
+
+    policy: Scores
+    raw_prior: Any
+    raw_q: Any
+
+
+@dataclass(frozen=True)
+class _BothScores:
+    """Scores given values of all latent sites under a policy and the guide beside it."""
+
+    policy: Program
+    structure: Structure
+    guide: Program | None = None
+    structure_of_fit: Structure | None = None
+    learned: bool = False
+
+    def __call__(self, given: tuple[Any, ...], values: dict[str, Array]) -> _Both:
+        args, params, transforms = given
+        names = [site.name for site in self.structure.sites]
+        scored = scores_of(run(self.policy, values, args), self.structure, names)
+        prior = self._total(scored)
+        if self.structure_of_fit is None:
+            return _Both(scored, prior, prior)
+        pair = Pair(self.policy, self.guide, self.structure_of_fit, args, transforms, self.learned)
+        guide = pair.run_guide(None, None, params, values, ())
+        return _Both(scored, prior, self._total(scores_of(guide, self.structure, self.structure.actions)))
+
+    def _total(self, scores: Scores) -> Array:
+        """Sum log-probabilities over the action sites and time."""
+        contexts = jnp.zeros(math.prod(self.structure.context_shape))
+        return sum((scores.latent[name].sum(-1) for name in self.structure.actions), start=contexts)

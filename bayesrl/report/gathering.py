@@ -15,7 +15,7 @@ from bayesrl.certainty.verdicts import Diagnosis, Frontier
 from bayesrl.core.estimates import Estimates
 from bayesrl.core.keys import apart, fold_in, from_seed
 from bayesrl.core.pairing import declared_params
-from bayesrl.engines.enumeration import enumerate_posterior
+from bayesrl.engines.enumeration import enumerate_target
 from bayesrl.engines.fitting import LEAST_DRAWS
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import BayesRLError, EngineError
@@ -144,7 +144,8 @@ def _target(posterior: Posterior) -> WeightedDraws | None:
     if programs.learned and declared_params(from_seed(0), programs.policy, *programs.args)[0]:
         return None
     try:
-        return enumerate_posterior(programs.policy, *programs.args, beta=posterior.beta, max_count=MAX_COUNT)
+        first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
+        return enumerate_target(programs.pair(), first, posterior.beta, MAX_COUNT)
     except EngineError:
         return None
 

@@ -12,7 +12,8 @@ from numpyro.contrib.control_flow import scan
 from oracles import ORACLES
 
 import bayesrl
-from bayesrl.core.independence import check_contexts
+from bayesrl.core.compiling import compiled
+from bayesrl.core.independence import interacting, refuse_interacting
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import inspect
 from bayesrl.errors import GuideError, PolicyError
@@ -20,7 +21,7 @@ from bayesrl.errors import GuideError, PolicyError
 
 def check(policy: Any, guide: Any, params: Any, *args: Any) -> None:
     pair = Pair(policy, guide, inspect(jax.random.key(0), policy, *args), args, {})
-    check_contexts(jax.random.key(2), pair, params)
+    refuse_interacting(compiled(lambda key, params: interacting(key, pair, params))(jax.random.key(2), params))
 
 
 @pytest.mark.parametrize("name", ["contexts", "subsampled", "nested", "weathers", "interacting", "flat"])
