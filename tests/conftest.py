@@ -9,8 +9,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests compile many small programs and run each of them briefly.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
+import checking  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+checking.be_quick()
 install_import_hook("bayesrl", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from collections.abc import Iterator  # noqa: E402
