@@ -16,6 +16,7 @@ checking.be_quick()
 install_import_hook("bayesrl", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from collections.abc import Iterator  # noqa: E402
+from contextlib import suppress  # noqa: E402
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
@@ -24,8 +25,9 @@ from hypothesis import settings  # noqa: E402
 
 from bayesrl.cache import use_cache  # noqa: E402
 
-# Workers share what they compile, and the next run finds it.
-use_cache(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+# Workers, and the notebooks and commands that they start, share what they compile; the next run finds it.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+use_cache(COMPILED)
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=8)
 settings.load_profile("fixed")
@@ -33,9 +35,14 @@ settings.load_profile("fixed")
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the models that ready problems train in a folder of the tests' own."""
+    """Keep the models that ready problems train in a folder of this run's own, which all workers share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    folder.mkdir(exist_ok=True)
+    with suppress(FileExistsError):
+        (folder / "compiled").symlink_to(COMPILED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BAYESRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("BAYESRL_CACHE", str(folder))
         yield
 
 
