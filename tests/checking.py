@@ -50,7 +50,12 @@ def _tells_shapes(fn: Any) -> bool:
 
 
 def _names_dimensions(hint: Any) -> bool:
-    """Whether a hint holds an array whose dimensions have names, which other arguments may share."""
+    """Whether a hint holds an array whose dimensions have names, which other arguments may share.
+
+    So may one that is written as text: its name may be known to type checkers alone, which jaxtyping puts up with.
+    """
+    if isinstance(hint, str):
+        return True
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return bool(hint.dim_str)
     within = (hint.__value__,) if isinstance(hint, typing.TypeAliasType) else typing.get_args(hint)

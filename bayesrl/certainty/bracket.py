@@ -13,7 +13,7 @@ from numpyro import handlers
 from bayesrl.certainty.asking import check_bound, check_count, check_key, check_posterior
 from bayesrl.certainty.chains import with_chains
 from bayesrl.certainty.exact import enumerated
-from bayesrl.certainty.hindsight import with_nature
+from bayesrl.certainty.hindsight import FIRST_DRAWS, with_nature
 from bayesrl.certainty.known import Exact, with_known
 from bayesrl.certainty.pooling import Pool, draw_mixture_pool, draw_pool
 from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of, stacked
@@ -33,7 +33,6 @@ from bayesrl.typing import Params, PRNGKey
 
 type Choice = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]
 
-FIRST_DRAWS = 2**13
 _CELLS = 2**23
 _CHOICES = get_args(Choice.__value__)
 

@@ -9,7 +9,9 @@ relaxations and duality in stochastic dynamic programs", section 2.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,6 +36,7 @@ from bayesrl.errors import EngineError
 from bayesrl.programs import Programs
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
+FIRST_DRAWS = 2**13
 NUM_NOISES = 24
 _VALUE_DRAWS = 4096
 
@@ -119,44 +122,47 @@ def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: floa
         beta: reward units per nat.
     """
     structure = programs.structure
-    draws = _drawn(key, programs, params)
-    found = {}
-    for name in structure.named("environment"):
-        site = structure[name]
-        own = {frame.name for frame in site.frames}
-        if site.support is None or own != {frame.name for frame in structure.contexts}:
-            continue
-        found[name] = _values_of(site, structure, draws, beta)
-    return found
+    contexts = {frame.name for frame in structure.contexts}
+    sites = [structure[name] for name in structure.named("environment")]
+    known = tuple(s.name for s in sites if s.support is not None and {frame.name for frame in s.frames} == contexts)
+    if not known:
+        return {}
+    static = (programs.policy, programs.guide, structure, known, max(64, min(_VALUE_DRAWS, 2**21 // structure.width)))
+    values: Values = _values(static, dict(programs.transforms), programs.args, key, params, np.asarray(beta, np.float32))
+    return values
 
 
-def _drawn(key: PRNGKey, programs: Programs, params: Params) -> Draws:
-    num = max(64, min(_VALUE_DRAWS, 2**21 // programs.structure.width))
-    static = (programs.policy, programs.guide, programs.structure)
-    return _compiled_draw(static, dict(programs.transforms), programs.args, key, params, num)
+@partial(Compiled, name="values_of_nature")
+def _values(static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, beta: Array) -> Values:
+    policy, guide, structure, known, num = static
+    draws = Pair(policy, guide, structure, args, transforms).draw(key, params, num, share=False)
+    return {name: _values_of(structure[name], structure, draws, beta) for name in known}
 
 
-@Compiled
-def _compiled_draw(static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, num: int) -> Draws:
-    policy, guide, structure = static
-    return Pair(policy, guide, structure, args, transforms).draw(key, params, num, share=False)
-
-
-def _values_of(site: Site, structure: Structure, draws: Draws, beta: float) -> Array:
+def _values_of(site: Site, structure: Structure, draws: Draws, beta: Array) -> Array:
     """Average what comes after a draw of nature, by step and value, [T, *contexts, values]."""
     names = structure.named("action", "environment", "reward")
     parts = {name: beta * (draws.log_prior[name] - draws.log_q[name]) for name in structure.actions}
     costs = structure.in_order(parts | draws.rewards, names)
-    mark = structure.in_order({site.name: jnp.ones((*costs.shape[:-1], site.length))}, names)
     after = jnp.flip(jnp.cumsum(jnp.flip(costs, -1), -1), -1)
-    (places,) = np.nonzero(np.asarray(mark[(0,) * (mark.ndim - 1)]))
-    to_go = jnp.moveaxis(after[..., places], -1, 1)  # [draws, T, *contexts]
+    to_go = jnp.moveaxis(after[..., _places(structure, site, names)], -1, 1)  # [draws, T, *contexts]
     drawn = draws.sites[site.name].reshape(to_go.shape)
     hits = drawn[..., None] == jnp.asarray(site.support)
     count = hits.sum(0)
     sums = jnp.where(hits, to_go[..., None], 0.0).sum(0)
     rest = to_go.mean(0)[..., None]
     return jnp.where(count > 0, (sums + rest) / (count + 1), rest)
+
+
+def _places(structure: Structure, site: Site, names: Sequence[str]) -> np.ndarray:
+    """Tell where the steps of a site stand among those of the named sites, as `Structure.in_order` lays them out."""
+    start = 0
+    for group in structure.groups():
+        members = [member for member in group if member.name in names]
+        if site in members:
+            return start + members.index(site) + len(members) * np.arange(site.length)
+        start += sum(member.length for member in members)
+    raise AssertionError(site.name)
 
 
 @dataclass(frozen=True)
@@ -198,21 +204,20 @@ def with_nature(
         programs: over all data.
         params: of the one fit.
         beta: reward units per nat.
-        num_samples: most draws of the fit.
+        num_samples: most draws; fewer are made where they tell J to a hundredth of what was gained.
         max_count: largest number of assignments, nature fixed, to visit.
 
     Raises:
         EngineError: there are no rewards to control by.
     """
-    structure = programs.structure
     if beta is None:
         raise EngineError("the policy has environment sites and no rewards, so there is no control to bracket")
     pool_key, value_key, noise_key = apart(key, 3)
-    pool = draw_pool(pool_key, programs, params, num_samples)
-    contexts = pool.reward.shape[1]
-    unbounded = Bounds(np.full(contexts, np.inf), np.inf)
-    sampled = Sampled(pool, beta, unbounded, observed=False)
-    found = evidence_of(sampled, beta, structure.context_shape, "hindsight")
+    num = min(FIRST_DRAWS, num_samples)
+    found = _earned(pool_key, programs, params, beta, num)
+    while num < num_samples and not _is_known(found):
+        num = min(4 * num, num_samples)
+        found = _earned(pool_key, programs, params, beta, num)
     lower = Side(found.objective.mean / beta, found.objective.se / beta, found.objective.floor / beta)
     upper, reason = None, ""
     try:
@@ -242,6 +247,20 @@ def with_nature(
         khat=np.asarray(np.nan),
         missed=np.asarray(np.nan),
     )
+
+
+def _earned(key: PRNGKey, programs: Programs, params: Params, beta: float, num_draws: int) -> Evidence:
+    """Estimate what the fit and the prior earn from so many draws, those of fewer among them."""
+    pool = draw_pool(key, programs, params, num_draws)
+    unbounded = Bounds(np.full(pool.reward.shape[1], np.inf), np.inf)
+    sampled = Sampled(pool, beta, unbounded, observed=False)
+    return evidence_of(sampled, beta, programs.structure.context_shape, "hindsight")
+
+
+def _is_known(found: Evidence) -> bool:
+    """Whether J is known to a hundredth of what the fit gained."""
+    assert found.start is not None
+    return bool(found.objective.upper - found.objective.lower <= 0.01 * (found.objective.mean - found.start.mean))
 
 
 def _optimum(objective: Interval, upper: Side | None, beta: float) -> Interval:
