@@ -25,7 +25,7 @@ benchmarks: setup
 	$(RUN) python -m benchmarks
 
 setup: $(filter .tools/bin/uv,$(UV))
-	$(UV) sync --all-extras --quiet
+	$(UV) sync --all-extras --quiet --compile-bytecode
 
 .tools/bin/uv:
 	python3 -m pip install --quiet --target .tools --upgrade 'uv>=0.8,<1'
