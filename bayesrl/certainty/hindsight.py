@@ -128,7 +128,8 @@ def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: floa
     if not known:
         return {}
     static = (programs.policy, programs.guide, structure, known, max(64, min(_VALUE_DRAWS, 2**21 // structure.width)))
-    values: Values = _values(static, dict(programs.transforms), programs.args, key, params, np.asarray(beta, np.float32))
+    given = (dict(programs.transforms), programs.args, key, params, np.asarray(beta, np.float32))
+    values: Values = _values(static, *given)
     return values
 
 
