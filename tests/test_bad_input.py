@@ -57,6 +57,13 @@ def bounded() -> None:
     bayesrl.reward("r", x)
 
 
+def of_nan(fn: Callable[[Any], dist.Distribution]) -> Callable[[], None]:
+    def policy() -> None:
+        bayesrl.reward("r", 1.0 * numpyro.sample("x", fn(jnp.log(-jnp.ones(())))))
+
+    return policy
+
+
 def windy() -> None:
     wind = bayesrl.environment("wind", dist.Bernoulli(0.5), observable=True)
     arm = numpyro.sample("arm", dist.Bernoulli(0.5))
@@ -153,6 +160,16 @@ FITS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ),
     (bandit, {"beta": 1.0, "guide": holding}, GuideError, r"holds action site 'arm' at a value.*leave obs out"),
     (bounded, {"beta": 1.0, "guide": guide_of(x=dist.Normal())}, GuideError, "leaves the prior's support at site 'x'"),
+    *(
+        (of_nan(fn), options, PolicyError, "site 'x' of the policy has a parameter or density that is nan")
+        for fn, options in (
+            (lambda nan: dist.Normal(nan, 1.0), {"beta": 1.0, "guide": guide_of(x=dist.Normal())}),
+            (lambda nan: dist.Normal(0.0, nan), {"beta": 1.0, "guide": guide_of(x=dist.Normal())}),
+            (lambda nan: dist.Bernoulli(logits=nan), {"beta": 1.0, "guide": guide_of(x=dist.Bernoulli(0.5))}),
+            (lambda nan: dist.Categorical(logits=jnp.array([0.0, nan])), {"beta": 1.0}),
+            (lambda nan: dist.Normal(nan, 1.0), {"beta": 1.0}),
+        )
+    ),
     (
         bandit,
         {"beta": 1.0, "guide": guide_of(arm=dist.Categorical(logits=jnp.zeros((2, 3))))},

@@ -16,8 +16,10 @@ from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Recording, record, site_log_prob
 from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Support, finite_support
-from bayesrl.errors import GuideError
+from bayesrl.errors import GuideError, PolicyError
 from bayesrl.typing import Params, PRNGKey
+
+type _Looked = tuple[dict[str, Array], dict[str, Array], dict[str, Array]]
 
 
 def check_sites(pair: Pair, params: Params) -> None:
@@ -48,7 +50,8 @@ def check_draws(
     Raises:
         GuideError: draws leave the prior's support, nature is another than the policy's, or the guide's choice for
             one element of a context plate reads another element.
-        PolicyError: a reward, a likelihood or a prior of one element reads another element.
+        PolicyError: the policy's own density is nan, or a reward, a likelihood or a prior of one element of a context
+            plate reads another element.
     """
     possible = bool((np.asarray(totals.log_prior) > -np.inf).all())
     looks = pair.guide is not None and not (getattr(pair.guide, "within_prior", False) and possible)
@@ -57,12 +60,19 @@ def check_draws(
         return
 
     def check(keys: tuple[PRNGKey, PRNGKey], params: Params, values: dict[str, Array]) -> Any:
-        look = _look(keys[0], pair, params, values) if looks else ({}, {})
+        look = _look(keys[0], pair, params, values) if looks else ({}, {}, {})
         return *look, interacting(keys[1], pair, params) if mixes else {}
 
     values = {**draws.sites, **draws.plates} if looks else {}
-    outside, other_nature, mixed = compiled(check, name="check")(apart(key, 2), params, values)
+    broken, outside, other_nature, mixed = compiled(check, name="check")(apart(key, 2), params, values)
     num_draws = len(totals.log_prior)
+    for name, found in broken.items():
+        bad = int(np.asarray(found).sum())
+        if bad:
+            raise PolicyError(
+                f"site {name!r} of the policy has a parameter or density that is nan in {bad} of {num_draws} draws; "
+                "look at what its distribution is computed from, such as weights of a network"
+            )
     for name, found in outside.items():
         bad = int(np.asarray(found).sum())
         if bad:
@@ -119,21 +129,27 @@ def _check_support(name: str, prior: Support | None, guide: Support | None) -> N
         )
 
 
-def _look(
-    key: PRNGKey, pair: Pair, params: Params, values: dict[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Tell by site which draws leave the support or come from another nature."""
+def _numbers(fn: Any) -> list[Any]:
+    """Give the parameters of a distribution that are floats."""
+    leaves = [leaf for leaf in jax.tree.leaves(fn) if isinstance(leaf, Array | np.ndarray)]
+    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
-    def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+
+def _look(key: PRNGKey, pair: Pair, params: Params, values: dict[str, Array]) -> _Looked:
+    """Tell by site which draws have no prior density, leave the support or come from another nature."""
+
+    def one(values: dict[str, Array]) -> _Looked:
         policy = handlers.substitute(pair.policy, data={**(pair.constrain(params) if pair.learned else {}), **values})
         scored = record(FoldedKeys(policy, key), *pair.args).sites
-        outside = {}
+        broken, outside = {}, {}
         for name in pair.structure.actions:
             site = scored[name]
-            inside = jnp.all(site.fn.support(site.value)) & jnp.all(site_log_prob(site) > -jnp.inf)
-            outside[name] = ~inside
+            log_prob = site_log_prob(site)
+            # Some densities hide a parameter that is not a number.
+            broken[name] = jnp.stack([jnp.isnan(x).any() for x in (log_prob, *_numbers(site.fn))]).any()
+            outside[name] = ~(jnp.all(site.fn.support(site.value)) & jnp.all(log_prob > -jnp.inf))
         if pair.guide is None or not pair.structure.named("environment"):
-            return outside, {}
+            return broken, outside, {}
         drawn = pair.run_guide(key, None, params, values, ()).sites
         other = {}
         for name in pair.structure.named("environment"):
@@ -141,7 +157,7 @@ def _look(
                 ours, theirs = site_log_prob(drawn[name]), site_log_prob(scored[name])
                 same = ours.shape == theirs.shape and jnp.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
                 other[name] = ~jnp.asarray(same)
-        return outside, other
+        return broken, outside, other
 
-    outside, other = jax.vmap(one)(values)
-    return outside, other
+    found: _Looked = jax.vmap(one)(values)
+    return found

@@ -15,13 +15,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenizer import CONFIG, GENERATION, SPECIAL, TOKENIZER, TOKENIZER_CONFIG, Tokenizer, read_json
+from bayesrl.lm.tokenizer import (
+    CONFIG,
+    GENERATION,
+    SPECIAL,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    Tokenizer,
+    read_json,
+)
 from bayesrl.lm.transformers.causal import CausalLM, Transformer
 from bayesrl.lm.transformers.families import family_of
 from bayesrl.lm.transformers.stored import Stored, refuse
 from bayesrl.run_folder import write
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What old versions of transformers saved beside the weights: masks and tables that follow from the configuration.
 HARMLESS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
@@ -58,8 +68,9 @@ def load_pretrained(source: str | Path, *, dtype: Any = None, revision: str | No
 
     Raises:
         LanguageModelError: the folder is missing, or the hub cannot be reached; config.json is missing, names an
-            unknown architecture or asks for what is not implemented; tensors are missing, left over, quantised or of
-            the wrong shape; there are only pickled weights; a file is damaged; the tokenizer does not fit the model.
+            unknown architecture or asks for what is not implemented; tensors are missing, left over, quantised, not
+            finite or of the wrong shape; there are only pickled weights, or an adapter; a file is damaged; the
+            tokenizer does not fit the model.
 
     Example:
         >>> import jax, tempfile
@@ -72,6 +83,12 @@ def load_pretrained(source: str | Path, *, dtype: Any = None, revision: str | No
     """
     folder = _folder(source, revision)
     config = read_json(folder / CONFIG)
+    if config is None and (folder / ADAPTER).is_file():
+        base = (read_json(folder / ADAPTER) or {}).get("base_model_name_or_path")
+        raise LanguageModelError(
+            f"{folder} holds an adapter{f' of the model {base!r}' if base else ''} and no model; load both with PEFT, "
+            "merge them (merge_and_unload), save what comes out with save_pretrained, and pass that folder"
+        )
     if config is None:
         raise LanguageModelError(f"{folder} has no {CONFIG}; pass the folder of a model that transformers saved")
     family = family_of(config)
@@ -108,7 +125,7 @@ def filled(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: Any,
         origin: where they come from, for messages.
 
     Raises:
-        LanguageModelError: arrays are missing, left over or of the wrong shape.
+        LanguageModelError: arrays are missing, left over, not finite or of the wrong shape.
     """
     wanted = {stored.name: stored for stored in skeleton.tensors(skeleton.config)}
     paths, treedef = jax.tree_util.tree_flatten_with_path(skeleton)
@@ -153,6 +170,12 @@ def _fitted(array: Any, given: str, stored: Stored, shape: tuple[int, ...], orig
         raise LanguageModelError(
             f"{origin} holds {given} as {array.dtype}; quantised weights are not read: load the model in transformers, "
             "dequantise it there, and save it anew"
+        )
+    lost = int(array.size - np.isfinite(np.asarray(array)).sum())
+    if lost:
+        raise LanguageModelError(
+            f"{origin} holds {given} with {lost:,} of {array.size:,} numbers nan or infinite, and texts would be "
+            f"impossible; make the weights anew, in float32 where {array.dtype} is too small for them"
         )
     return array.T if stored.transposed else array
 
@@ -241,7 +264,7 @@ def _folder(source: str | Path, revision: str | None) -> Path:
             f"there is no folder {source!r} here, and to fetch it from the Hugging Face hub a library is needed that "
             "is not installed; install bayesrl with its extra: pip install 'bayesrl[lm]'"
         ) from error
-    wanted = [CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, SPECIAL, "model*.safetensors", INDEX]
+    wanted = [CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, SPECIAL, TEMPLATE, "model*.safetensors", INDEX]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:

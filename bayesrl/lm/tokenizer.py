@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+TEMPLATE = "chat_template.jinja"
 GENERATION, CONFIG = "generation_config.json", "config.json"
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -28,6 +29,7 @@ class Tokenizer:
         eos: id of the token that ends a text, or None.
         pad: id of the token that fills rows up, or None.
         bos: id of the token that begins a text, or None.
+        config: tokenizer_config.json, as read, with the chat template from wherever it was; `save` writes it back.
 
     Raises:
         LanguageModelError: `core` is something else, or an id is not one of its tokens.
@@ -43,6 +45,7 @@ class Tokenizer:
     eos: int | None = None
     pad: int | None = None
     bos: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.core, _library().Tokenizer):
@@ -76,14 +79,40 @@ class Tokenizer:
 
         Args:
             texts: several texts.
-            special: whether the tokens that a tokenizer puts around texts, such as its bos, are put there.
+            special: whether the tokens that a tokenizer puts around texts, such as its bos, are put there; a bos that a
+                text begins with is not put there again.
 
         Raises:
-            LanguageModelError: `texts` is one text.
+            LanguageModelError: `texts` is one text, or one of them cannot be coded: half of a surrogate pair, or a word
+                that a tokenizer without an unknown token does not know.
         """
         if isinstance(texts, str):
             raise LanguageModelError(f"encode got one text, {texts[:20]!r}; pass a list of texts")
-        return [list(row.ids) for row in self._bare.encode_batch(list(texts), add_special_tokens=special)]
+        told = list(texts)
+        try:
+            rows = self._bare.encode_batch(told, add_special_tokens=special)
+        except Exception as error:  # the library raises nothing more special
+            index, reason = self._uncoded(told, error)
+            raise LanguageModelError(
+                f"text {index} of {len(told)}, {told[index]!r:.60}, cannot be coded: {reason}; mend or leave it out"
+            ) from error
+        # A text that a chat template rendered begins with the text of bos already.
+        twice = [self.bos, self.bos] if special and self.bos is not None else None
+        return [list(row.ids[1:] if row.ids[:2] == twice else row.ids) for row in rows]
+
+    def _uncoded(self, texts: list[str], error: Exception) -> tuple[int, str]:
+        """Find the first of several texts that cannot be coded, and say why."""
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                return index, f"it is a {type(text).__name__}"
+            half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+            if half is not None:
+                return index, f"it holds {half!r}, which is half of a character"
+            try:
+                self._bare.encode(text)
+            except Exception as own:  # noqa: BLE001
+                return index, str(own)
+        return 0, str(error)
 
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:
@@ -118,16 +147,24 @@ class Tokenizer:
         return copy
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, as transformers reads them.
+        """Write tokenizer.json and tokenizer_config.json, and a chat template beside them, as transformers reads them.
 
         Raises:
             LanguageModelError: the folder cannot be written.
         """
         path = Path(folder)
-        told = {f"{name}_token": self.core.id_to_token(index) for name, index in self.special.items()}
-        told |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        told: dict[str, Any] = {f"{name}_token": self.core.id_to_token(index) for name, index in self.special.items()}
+        told = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self.config,
+            **told,
+        }
+        template = told.pop("chat_template") if isinstance(told.get("chat_template"), str) else None
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if template is not None:
+                (path / TEMPLATE).write_text(template, encoding="utf-8")
             (path / TOKENIZER).write_text(self.core.to_str(pretty=True), encoding="utf-8")
             (path / TOKENIZER_CONFIG).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
         except OSError as error:
@@ -150,7 +187,8 @@ class Tokenizer:
             folder: holds at least tokenizer.json.
 
         Raises:
-            LanguageModelError: there is no tokenizer.json, or it is damaged.
+            LanguageModelError: there is no tokenizer.json, or it is damaged; or tokenizer_config.json names special
+                tokens that it lacks, or adds tokens that cannot have the ids that are told.
         """
         path = Path(folder)
         if not (path / TOKENIZER).is_file():
@@ -163,8 +201,18 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more special
             raise LanguageModelError(f"cannot read {path / TOKENIZER}: {error}; copy it anew") from error
         named = [read_json(path / name) or {} for name in (TOKENIZER_CONFIG, SPECIAL)]
+        core = _added(core, named[0], path)
+        _refuse_unknown(core, named, path)
         numbered = [read_json(path / name) or {} for name in (GENERATION, CONFIG)]
-        return cls(core, **{name: _special(core, name, named, numbered) for name in ("eos", "pad", "bos")})
+        config = named[1] | named[0]
+        try:
+            config |= {"chat_template": (path / TEMPLATE).read_text(encoding="utf-8")}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise LanguageModelError(f"cannot read {path / TEMPLATE}: {error}; it is damaged: copy it anew") from error
+        special = {name: _special(core, name, named, numbered) for name in ("eos", "pad", "bos")}
+        return cls(core, **special, config=config)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -182,6 +230,48 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(told, dict):
         raise LanguageModelError(f"{path} holds a {type(told).__name__}, not an object; it is damaged: copy it anew")
     return told
+
+
+def _added(core: Any, told: Mapping[str, Any], path: Path) -> Any:
+    """Add the tokens that tokenizer_config.json has beyond those of tokenizer.json, as transformers does.
+
+    Raises:
+        LanguageModelError: they cannot have the ids that are told.
+    """
+    listed = told.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict) or not all(isinstance(token, dict) for token in listed.values()):
+        raise LanguageModelError(f"{path / TOKENIZER_CONFIG} has no list of added tokens; it is damaged: copy it anew")
+    numbered = sorted((int(index), token) for index, token in listed.items() if str(index).isdecimal())
+    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    for index, token in numbered:
+        content = token.get("content")
+        if not isinstance(content, str) or core.token_to_id(content) is not None:
+            continue
+        made = _library().AddedToken(content, **{name: bool(token[name]) for name in flags if name in token})
+        (core.add_special_tokens if token.get("special") else core.add_tokens)([made])
+        if core.token_to_id(content) != index:
+            raise LanguageModelError(
+                f"{path / TOKENIZER_CONFIG} adds token {content!r} as id {index}, which after those of {TOKENIZER} "
+                f"would be {core.token_to_id(content)}; copy both files anew from the model that they belong to"
+            )
+    return core
+
+
+def _refuse_unknown(core: Any, named: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Refuse special tokens that are named and that the tokenizer does not have.
+
+    Raises:
+        LanguageModelError: there is one.
+    """
+    for told, file in zip(named, (TOKENIZER_CONFIG, SPECIAL), strict=True):
+        for name in ("eos", "pad", "bos"):
+            token = told.get(f"{name}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str) and core.token_to_id(token) is None:
+                raise LanguageModelError(
+                    f"{path / file} names {token!r} as {name}_token, and {TOKENIZER} has no such token; add it to the "
+                    "tokenizer in transformers and save it anew, or take the name out"
+                )
 
 
 def _special(

@@ -290,6 +290,36 @@ def test_weights_are_missing_pickled_or_damaged(folder: Path) -> None:
         load_pretrained(folder)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name", ["transformer.wte.weight", "transformer.h.0.mlp.c_proj.weight", "transformer.ln_f.bias"]
+)
+def test_weights_that_are_not_finite_are_named(folder: Path, name: str, bad: float) -> None:
+    arrays = load_file(folder / "model.safetensors")
+    arrays[name] = arrays[name].at[..., 0].set(bad)
+    save_file(arrays, folder / "model.safetensors")
+    with pytest.raises(LanguageModelError, match=f"holds {name} with .* numbers nan or infinite"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("settings", [{"base_model_name_or_path": "someone/base"}, {}])
+def test_an_adapter_is_told_as_such(tmp_path: Path, settings: dict[str, Any]) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **settings}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(LanguageModelError, match=r"holds an adapter.* and no model; .*merge_and_unload"):
+        load_pretrained(tmp_path)
+
+
+def test_arrays_in_host_memory_are_saved_as_they_are(folder: Path, tmp_path: Path) -> None:
+    model = load_pretrained(folder).model
+    host = jax.tree.map(lambda x: np.asfortranarray(np.asarray(x)), model)
+    save_pretrained(tmp_path / "host", host)
+    for ours, theirs in zip(
+        jax.tree.leaves(model), jax.tree.leaves(load_pretrained(tmp_path / "host").model), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_tokenizer_must_fit(tmp_path: Path, folder: Path) -> None:
     large = characters("".join(map(chr, range(33, 133))))
     model = load_pretrained(folder).model

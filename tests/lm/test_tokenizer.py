@@ -3,6 +3,7 @@
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_pairs_shorten_texts() -> None:
     ("files", "wanted"),
     [
         ({"tokenizer_config.json": {"eos_token": "b", "pad_token": {"content": "<pad>"}}}, (4, 0, None)),
-        ({"special_tokens_map.json": {"bos_token": "a", "eos_token": "strange"}}, (None, None, 3)),
+        ({"special_tokens_map.json": {"bos_token": "a"}}, (None, None, 3)),
         ({"generation_config.json": {"eos_token_id": [4, 3]}, "config.json": {"eos_token_id": 3}}, (4, None, None)),
         ({"config.json": {"eos_token_id": 3, "pad_token_id": 99}}, (3, None, None)),
     ],
@@ -85,6 +86,99 @@ def test_where_special_tokens_are_read(
         (tmp_path / name).write_text(json.dumps(told))
     read = Tokenizer.load(tmp_path)
     assert (read.eos, read.pad, read.bos) == wanted
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("told", [{"eos_token": "<|eot|>"}, {"pad_token": {"content": "<fill>"}}, {"bos_token": "ab"}])
+def test_a_special_token_that_is_named_and_not_there_is_refused(
+    tmp_path: Path, file: str, told: dict[str, Any]
+) -> None:
+    characters("ab").save(tmp_path)
+    (tmp_path / file).write_text(json.dumps(told))
+    with pytest.raises(LanguageModelError, match=f"{file} names .* as {next(iter(told))}, and tokenizer.json has no"):
+        Tokenizer.load(tmp_path)
+
+
+ADDED = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("names", [["<|tool|>"], ["<|a|>", "<|b|>"], ["ab"]])
+def test_tokens_that_only_the_configuration_adds(tmp_path: Path, names: list[str], special: bool) -> None:
+    tokenizer = characters("ab")
+    tokenizer.save(tmp_path)
+    first = tokenizer.vocab_size
+    listed = {first + i: {"content": name, "special": special} | ADDED for i, name in enumerate(names)}
+    told = {"eos_token": names[-1], "added_tokens_decoder": {0: {"content": "<pad>", "special": True}} | listed}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    read = Tokenizer.load(tmp_path)
+    assert read.eos == first + len(names) - 1
+    assert read.encode([f"b{names[0]}a"])[0] == [4, first, 3]
+    read.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").encode([names[0]]) == [[first]]
+
+
+def test_added_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    characters("ab").save(tmp_path)
+    told = {"added_tokens_decoder": {"99": {"content": "<|tool|>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    with pytest.raises(LanguageModelError, match=r"as id 99, which after those of tokenizer.json would be 5"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"5": "<|tool|>"}}))
+    with pytest.raises(LanguageModelError, match="has no list of added tokens"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["<s>hi", "<s>", "<s>h<s>i", "hi"])
+def test_a_text_that_begins_with_bos_gets_no_second_one(text: str) -> None:
+    tk = pytest.importorskip("tokenizers")
+    core = tk.Tokenizer(tk.models.BPE(vocab={"<s>": 0, "</s>": 1, "h": 2, "i": 3}, merges=[]))
+    core.add_special_tokens(["<s>", "</s>"])
+    core.post_processor = tk.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = Tokenizer(core, eos=1, bos=0, pad=1)
+    once = text if text.startswith("<s>") else f"<s>{text}"
+    assert tokenizer.encode([text]) == tokenizer.encode([once], special=False)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"chat_template": "{{ messages }}"},
+        {"chat_template": [{"name": "default", "template": "{{ messages }}"}]},
+        {"model_max_length": 8, "padding_side": "left"},
+        {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True},
+        {"additional_special_tokens": ["a"], "of_a_later_version": {"x": [1, None]}},
+    ],
+)
+def test_settings_survive_a_round_trip(tmp_path: Path, told: dict[str, Any]) -> None:
+    characters("ab").save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    Tokenizer.load(tmp_path).save(tmp_path / "again")
+    template = tmp_path / "again" / "chat_template.jinja"
+    kept = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    kept |= {"chat_template": template.read_text()} if template.exists() else {}
+    assert {name: kept.get(name) for name in told} == told
+    again = Tokenizer.load(tmp_path / "again")
+    assert again.config == Tokenizer.load(tmp_path).config | {"eos_token": "<eos>", "pad_token": "<pad>"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("good \ud83d morning", "half of a character"), ("\udfff", "half of a character"), (None, "it is a NoneType")],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_cannot_be_coded_is_named(text: Any, reason: str) -> None:
+    with pytest.raises(LanguageModelError, match=f"text 1 of 3, .*cannot be coded: .*{reason}"):
+        bytes_level().encode(["fine", text, "fine"])
+
+
+def test_an_unknown_word_is_named() -> None:
+    tk = pytest.importorskip("tokenizers")
+    core = tk.Tokenizer(tk.models.WordLevel({"a": 0, "</s>": 1}))
+    core.pre_tokenizer = tk.pre_tokenizers.Whitespace()
+    with pytest.raises(LanguageModelError, match="text 0 of 1, 'a b', cannot be coded"):
+        Tokenizer(core, eos=1).encode(["a b"])
 
 
 def test_pad_left() -> None:
