@@ -1,6 +1,6 @@
 """A posterior as an ArviZ DataTree, and back from the netCDF file of a run folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,8 @@ PACKAGES = ("bayesrl", "numpyro", "jax", "arviz", "numpy")
 def to_datatree(posterior: Any) -> "xr.DataTree":
     """Give a posterior's draws, statistics and history as an ArviZ DataTree.
 
-    Restarts are `chain`, draws are `draw`, and an array of temperatures is a dimension `beta`.
+    Restarts are `chain`, draws are `draw`, and an array of temperatures is a dimension `beta`. A site named
+    like a dimension gets a "_" behind it, and "/" becomes "."; its own name is then the variable's attribute `site`.
 
     Args:
         posterior: fitted or loaded; or what `bayesrl.control.learn` gave, which tells its own groups.
@@ -75,33 +76,29 @@ def write_netcdf(posterior: Posterior, path: Path) -> None:
             made.dimensions = group.sizes
             for own, array in group.coords.items():
                 made.create_variable(own, (own,), data=array)
-            for own, (dims, array) in group.variables.items():
+            for own, (dims, array, told) in group.variables.items():
                 fill = np.nan if array.dtype.kind == "f" else None  # as xarray says what is missing
-                made.create_variable(own, tuple(dims), data=array, fillvalue=fill)
+                made.create_variable(own, tuple(dims), data=array, fillvalue=fill).attrs.update(told)
 
 
 class _Group(NamedTuple):
-    """Arrays by name, each with the names of its dimensions, and the coordinates of dimensions."""
+    """Arrays by name, each with the names of its dimensions and what is told of it, and coordinates of dimensions."""
 
-    variables: dict[str, tuple[list[str], np.ndarray]]
+    variables: dict[str, tuple[list[str], np.ndarray, dict[str, str]]]
     coords: dict[str, np.ndarray]
 
     @property
     def sizes(self) -> dict[str, int]:
         """How long each dimension is."""
         return {
-            dim: size for dims, array in self.variables.values() for dim, size in zip(dims, array.shape, strict=True)
+            dim: size for dims, array, _ in self.variables.values() for dim, size in zip(dims, array.shape, strict=True)
         }
 
     @property
     def is_plain(self) -> bool:
         """Whether there are only numbers of 4 or 8 bytes, some of each, under plain names."""
-        arrays = [*(array for _, array in self.variables.values()), *self.coords.values()]
-        return (
-            all(array.dtype.kind in "iuf" and array.dtype.itemsize in (4, 8) and array.size > 0 for array in arrays)
-            and not any("/" in name for name in self.variables)
-            and not set(self.variables) & set(self.sizes)
-        )
+        arrays = [*(array for _, array, _ in self.variables.values()), *self.coords.values()]
+        return all(array.dtype.kind in "iuf" and array.dtype.itemsize in (4, 8) and array.size > 0 for array in arrays)
 
 
 def _groups(posterior: Posterior) -> dict[str, _Group]:
@@ -119,20 +116,37 @@ def _groups(posterior: Posterior) -> dict[str, _Group]:
 def _drawn(arrays: Mapping[str, Any], lead: list[str], coords: Mapping[str, Any]) -> _Group:
     """Name the dimensions of draws, [*lead, ...], and put chain, draw and β first."""
     order = [dim for dim in ("chain", "draw", "beta") if dim in lead]
+    names = _stored(list(arrays), order)
     variables = {}
-    for name, values in arrays.items():
+    for values, (stored, told) in zip(arrays.values(), names, strict=True):
         array = np.asarray(values)
-        own = [f"{name}_dim_{i}" for i in range(array.ndim - len(lead))]
+        own = [f"{stored}{_AXIS}{i}" for i in range(array.ndim - len(lead))]
         axes = [lead.index(dim) for dim in order] + list(range(len(lead), array.ndim))
-        variables[name] = (order + own, array.transpose(axes))
+        variables[stored] = (order + own, array.transpose(axes), told)
     group = _Group(variables, {})
     counted = {dim: np.arange(size) for dim, size in group.sizes.items() if dim in ("chain", "draw")}
     return _Group(variables, {**coords, **counted} if variables else {})
 
 
+_AXIS = "_dim_"
+
+
+def _stored(names: Sequence[str], dims: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Give the names under which arrays are stored, and the attribute that tells their own where they differ."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        stored = name.replace("/", ".") if name.strip("./") else "_"  # dots alone are a folder in a file
+        while stored in found or stored in dims or _AXIS in stored:
+            stored = stored.replace(_AXIS, "_dim.") + "_"
+        found[stored] = {} if stored == name else {"site": name}
+    return list(found.items())
+
+
 def _history(history: Mapping[str, np.ndarray], lead: list[str], coords: Mapping[str, Any]) -> _Group:
+    told = {name: np.asarray(values) for name, values in history.items() if name != "step"}
+    names = _stored(list(told), ["step", *lead])
     variables = {
-        name.replace("/", "."): (["step", *lead], np.asarray(v)) for name, v in history.items() if name != "step"
+        stored: (["step", *lead], values, own) for values, (stored, own) in zip(told.values(), names, strict=True)
     }
     return _Group(variables, {"step": np.asarray(history["step"]), **coords} if variables else {})
 
@@ -152,25 +166,27 @@ def _attributes(posterior: Posterior) -> dict[str, Any]:
 def from_datatree(tree: "xr.DataTree", params: Mapping[str, Any], settings: Mapping[str, Any]) -> Posterior:
     """Rebuild a posterior, without its programs, from a DataTree made by `to_datatree`."""
     beta = tree.attrs.get("beta")
-    has_beta = beta is not None and np.ndim(beta) == 1
+    # A file says an array of one as a number.
+    has_beta = np.ndim(np.asarray(beta)) == 1 or any("beta" in tree[name].dims for name in ("posterior", "training"))
     lead = ["beta", "chain"] if has_beta else ["chain"]
 
     def arrays(group: str, dims: list[str]) -> dict[str, Any]:
         dataset = tree[group].to_dataset()
         return {
-            str(name): np.asarray(variable.transpose(*dims, ...).values) for name, variable in dataset.data_vars.items()
+            str(variable.attrs.get("site", name)): np.asarray(variable.transpose(*dims, ...).values)
+            for name, variable in dataset.data_vars.items()
         }
 
     training = tree["training"].to_dataset()
     history = {
-        str(name).replace("metrics.", "metrics/"): np.asarray(variable.transpose("step", *lead).values)
+        str(variable.attrs.get("site", name)): np.asarray(variable.transpose("step", *lead).values)
         for name, variable in training.data_vars.items()
     }
     if history:
         history["step"] = np.asarray(training["step"].values)
     prior = {name: values[0] for name, values in arrays("prior", ["chain", "draw"]).items()}
     return Posterior(
-        beta=None if beta is None else (np.asarray(beta) if has_beta else float(beta)),
+        beta=None if beta is None else (np.atleast_1d(beta) if has_beta else float(beta)),
         params=dict(params),
         history=history,
         draws=arrays("posterior", [*lead, "draw"]),

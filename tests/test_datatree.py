@@ -48,6 +48,31 @@ CASES = {
     "truth values": ((1,), 1.0, {"statistics": {"done": np.ones((1, 5), bool)}}),
     "small numbers": ((1,), 1.0, {"statistics": {"tokens": np.ones((1, 5), np.int8)}}),
     "the name of a dimension": ((1,), 1.0, {"draws": {"step": np.ones((1, 5))}}),
+    "names of dimensions": ((2,), 1.0, {"draws": {name: np.ones((2, 5, 3)) for name in ("draw", "chain", "draw_")}}),
+    "β as a site of a sweep": ((2, 1), np.array([0.1, 1.0]), {"draws": {"beta": np.ones((2, 1, 5))}}),
+    "the axis of another site": ((1,), 1.0, {"draws": {"x": np.ones((1, 5, 3)), "x_dim_0": np.ones((1, 5, 4))}}),
+    "paths": (
+        (1,),
+        1.0,
+        {"draws": {"agent/arm": np.ones((1, 5)), "agent.arm": np.zeros((1, 5)), "/": np.ones((1, 5))}},
+    ),
+    "Greek and blanks": ((1,), 1.0, {"draws": {"θ": np.ones((1, 5)), "two words": np.zeros((1, 5, 2))}}),
+    "metrics by path": (
+        (1,),
+        1.0,
+        {"history": {"step": np.array([1]), "metrics/a.b": np.ones((1, 1)), "metrics.a/b": np.zeros((1, 1))}},
+    ),
+    "one temperature": ((1, 2), np.array([0.1]), {}),
+    "one of everything": (
+        (1, 1),
+        np.array([0.1]),
+        {"draws": {"x": np.ones((1, 1, 1, 1))}, "history": {"step": np.array([1]), "loss": np.ones((1, 1, 1))}},
+    ),
+    "one temperature, no history": (
+        (1, 2),
+        np.array([0.1]),
+        {"history": {"loss": np.zeros((0, 1, 2)), "step": np.zeros(0, int)}},
+    ),
 }
 
 
@@ -63,8 +88,13 @@ def test_the_file_is_that_of_xarray(name: str, tmp_path: Path) -> None:
     ):
         xr.testing.assert_identical(ours, theirs)
         again = from_datatree(ours.load(), {}, made.settings)
-    for site, values in made.draws.items():
-        np.testing.assert_array_equal(again.draws[site], values)
+    for part in ("draws", "statistics", "prior_draws", "history"):
+        found, wanted = getattr(again, part), getattr(made, part)
+        told = {key: value for key, value in wanted.items() if np.size(value)} if part == "history" else wanted
+        assert set(told) <= set(found) <= set(wanted)
+        for site in told:
+            np.testing.assert_array_equal(found[site], wanted[site])
+    assert np.shape(again.beta) == np.shape(made.beta)
 
 
 def test_a_run_is_written_without_xarray(tmp_path: Path) -> None:
