@@ -62,7 +62,7 @@ class PromptedPolicy:
             return None
         tokens = np.asarray(value).reshape(-1)
         ended = np.cumsum(tokens == self.options["end"]) > 0  # where there is no end, no token equals None
-        return self.tokenizer.decode([tokens[~ended]])[0]
+        return self.tokenizer.decode([tokens[~ended]], continues=True)[0]
 
     def sentences(self, model: CausalLM, prompt: Array, real: Array) -> Sentences:
         """Give the distribution of answers to prompts [*batch, P] by any model, limited as the reference is."""

@@ -137,7 +137,7 @@ def pieces_of(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
     """Cut a text where its tokens begin; the pieces add up to the decoded text, and the end is shown as ∎."""
     if tokenizer is None:
         return [f"{int(token)} " for token in tokens]
-    prefixes = ["", *tokenizer.decode([tokens[: i + 1] for i in range(len(tokens))])]
+    prefixes = ["", *tokenizer.decode([tokens[: i + 1] for i in range(len(tokens))], continues=True)]
     # A character of several bytes is whole only at its last one; what is not whole yet is shown there, or at the end.
     clean = [prefix if prefix == prefixes[-1] else prefix.rstrip("\ufffd") for prefix in prefixes]
     pieces = []
@@ -206,7 +206,7 @@ def _commonest(policy: PromptedPolicy, written: Written, prompt: int) -> str:
 def text_of(policy: PromptedPolicy, written: Written, place: tuple[int, int]) -> str:
     """Decode one completion, up to its end."""
     kept = written.tokens[place][written.real[place]]
-    return " ".join(map(str, kept)) if policy.tokenizer is None else policy.tokenizer.decode([kept])[0]
+    return " ".join(map(str, kept)) if policy.tokenizer is None else policy.tokenizer.decode([kept], continues=True)[0]
 
 
 def _before_and_after(policy: PromptedPolicy, samples: Samples) -> Section:

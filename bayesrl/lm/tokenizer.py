@@ -123,12 +123,14 @@ class Tokenizer:
                 return special[:at], special[at + len(plain) :]
         return special[:1], special[1:]
 
-    def decode(self, rows: Iterable[Any], *, skip_special: bool = True) -> list[str]:
+    def decode(self, rows: Iterable[Any], *, skip_special: bool = True, continues: bool = False) -> list[str]:
         """Give the text of each row of token ids.
 
         Args:
             rows: lists or arrays of token ids.
             skip_special: whether special tokens, padding among them, are left out.
+            continues: whether rows stand behind other text, such as their prompts: then a blank that they begin with
+                stays, which tokenizers like Llama 2's drop from the beginning of a text.
 
         Raises:
             LanguageModelError: `rows` is a single row.
@@ -136,7 +138,23 @@ class Tokenizer:
         told = [np.asarray(row) for row in rows]
         if any(row.ndim != 1 for row in told):
             raise LanguageModelError("decode needs rows of token ids, [rows, length]; put a single row into a list")
-        return self._bare.decode_batch([row.astype(int).tolist() for row in told], skip_special_tokens=skip_special)
+        lists = [row.astype(int).tolist() for row in told]
+        if not continues or self._anchor is None:
+            return self._bare.decode_batch(lists, skip_special_tokens=skip_special)
+        token, text = self._anchor
+        behind = self._bare.decode_batch([[token, *row] for row in lists], skip_special_tokens=skip_special)
+        return [whole[len(text) :] for whole in behind]
+
+    @cached_property
+    def _anchor(self) -> tuple[int, str] | None:
+        """Give a word, and its text, that others may be decoded behind; None where a text's beginning loses nothing."""
+        added = self._bare.get_added_tokens_decoder()
+        words = (index for piece, index in self._bare.get_vocab().items() if piece.startswith("\u2581"))
+        word = min((index for index in words if index not in added), default=None)
+        if word is None:
+            return None
+        once, twice = self._bare.decode_batch([[word], [word, word]])
+        return (word, once) if len(twice) > 2 * len(once) and twice.startswith(once) else None
 
     @cached_property
     def _bare(self) -> Any:

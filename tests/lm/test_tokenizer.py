@@ -173,6 +173,28 @@ def test_what_cannot_be_coded_is_named(text: Any, reason: str) -> None:
         bytes_level().encode(["fine", text, "fine"])
 
 
+def sentence_pieces(decoder: str) -> Tokenizer:
+    """Make a tokenizer whose words carry the blank before them, as those of Llama 2 and Mistral do."""
+    tk = pytest.importorskip("tokenizers")
+    words = ["<s>", "</s>", "▁The", "▁movie", "▁was", "▁great", "ly", "▁"]
+    core = tk.Tokenizer(tk.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="</s>"))  # noqa: S106
+    core.normalizer = tk.normalizers.Sequence([tk.normalizers.Prepend("▁"), tk.normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex("▁"), "merged_with_next")
+    blanks = [tk.decoders.Replace("▁", " "), tk.decoders.Fuse(), tk.decoders.Strip(" ", 1, 0)]
+    core.decoder = tk.decoders.Metaspace() if decoder == "Metaspace" else tk.decoders.Sequence(blanks)
+    core.add_special_tokens(["<s>", "</s>"])
+    return Tokenizer(core, eos=1, pad=1)
+
+
+@pytest.mark.parametrize("decoder", ["Metaspace", "Strip"])
+@pytest.mark.parametrize("row", [[4, 5], [5], [6], [6, 4], [7, 4], [], [1], [4, 1]])
+def test_a_text_that_continues_another_keeps_its_blank(decoder: str, row: list[int]) -> None:
+    tokenizer = sentence_pieces(decoder)
+    whole, first = tokenizer.decode([[2, 3, *row], [2, 3]])
+    assert whole == first + tokenizer.decode([row], continues=True)[0]
+    assert bytes_level().decode([[32, 65]], continues=True) == [" A"]
+
+
 def test_an_unknown_word_is_named() -> None:
     tk = pytest.importorskip("tokenizers")
     core = tk.Tokenizer(tk.models.WordLevel({"a": 0, "</s>": 1}))

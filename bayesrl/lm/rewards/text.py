@@ -287,7 +287,7 @@ def decoded(examples: Examples, tokens: np.ndarray, real: np.ndarray) -> list[st
     """
     width = tokens.shape[-1]
     rows = zip(tokens.reshape(-1, width), real.reshape(-1, width), strict=True)
-    return check_tokenizer(examples, "on text").decode([row[kept] for row, kept in rows])
+    return check_tokenizer(examples, "on text").decode([row[kept] for row, kept in rows], continues=True)
 
 
 def check_tokenizer(examples: Examples, name: str) -> Any:
