@@ -318,14 +318,16 @@ def save_pretrained(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LanguageModelError(f"cannot make the folder {path}: {error.strerror}; choose another") from error
-    special = {f"{name}_token_id": index for name, index in (tokenizer.special if tokenizer else {}).items()}
+    special: dict[str, Any] = {f"{name}_token_id": i for name, i in (tokenizer.special if tokenizer else {}).items()}
+    if tokenizer is not None and len(tokenizer.ends) > 1:
+        special["eos_token_id"] = list(tokenizer.ends)
     dtype = str(next(iter(arrays.values())).dtype)
     _save_weights(path, arrays, max_shard_bytes)
     write(path / CONFIG, _json({**_settings(model, keep or {}), **special, "torch_dtype": dtype}))
     if tokenizer is not None:
         tokenizer.save(path)
         if isinstance(model, CausalLM):
-            write(path / GENERATION, _json(special))
+            write(path / GENERATION, _json({**tokenizer.generation, **special}))
 
 
 def _settings(model: Transformer, keep: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.completions import Completions, Prompts
 from bayesrl.lm.completions import prompts as prompts_of
 from bayesrl.lm.rewards import Reward, as_reward
-from bayesrl.lm.sequences import Sentences, check_options
+from bayesrl.lm.sequences import Sentences, check_options, is_end
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.transformers import CausalLM
 
@@ -61,7 +61,7 @@ class PromptedPolicy:
         if site != TEXT or self.tokenizer is None:
             return None
         tokens = np.asarray(value).reshape(-1)
-        ended = np.cumsum(tokens == self.options["end"]) > 0  # where there is no end, no token equals None
+        ended = np.cumsum(is_end(tokens, self.options["end"])) > 0
         return self.tokenizer.decode([tokens[~ended]], continues=True)[0]
 
     def sentences(self, model: CausalLM, prompt: Array, real: Array) -> Sentences:
@@ -137,7 +137,7 @@ def policy(
         temperature: divides the logits of both policies. It is part of the distribution, as are the next two.
         top_k: only so many of the likeliest tokens may follow.
         top_p: only the likeliest tokens that together have this probability may follow. The reference decides which.
-        end: whether the tokenizer's eos token ends a text; otherwise `max_new_tokens` are always written.
+        end: whether a text ends at any of the tokenizer's `ends`; otherwise `max_new_tokens` are always written.
 
     Raises:
         LanguageModelError: no prompts; prompts longer than the context; a model that cannot write; an option out
@@ -179,11 +179,11 @@ def policy(
     told = {name: as_reward(one) for name, one in (metrics or {}).items()}
     if repeated := sorted({TEXT, PLATE, *named} & set(told) | ({TEXT, PLATE} & set(named))):
         raise LanguageModelError(f"the name {repeated[0]!r} is taken; give the reward or metric another")
-    eos = tokenizer.eos if tokenizer is not None and end else None
+    ends = tokenizer.ends if tokenizer is not None and end else ()
     pad = tokenizer.pad if tokenizer is not None else None
     options = {
         "num_steps": max_new_tokens,
-        "end": eos,
+        "end": ends[0] if len(ends) == 1 else ends or None,
         "pad": pad,
         "temperature": temperature,
         "top_k": top_k,

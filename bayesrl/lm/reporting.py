@@ -144,7 +144,7 @@ def pieces_of(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
     for i, token in enumerate(tokens):
         grown = clean[i + 1].startswith(clean[i])
         piece = clean[i + 1][len(clean[i]) :] if grown else ""
-        pieces.append("∎" if tokenizer.eos is not None and token == tokenizer.eos else piece)
+        pieces.append("∎" if int(token) in tokenizer.ends else piece)
     return pieces
 
 

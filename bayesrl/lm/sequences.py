@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import jax
@@ -25,6 +27,15 @@ _SHORT = 4
 
 _NEVER = -jnp.inf
 
+type Ends = int | tuple[int, ...] | None
+"""The token that ends a text, or several, or None where no token does."""
+
+
+def is_end(tokens: Any, end: Ends) -> Any:
+    """Tell which tokens end a text, of NumPy's arrays or JAX's."""
+    marks = [tokens == one for one in ((end,) if isinstance(end, int) else end or ())]
+    return reduce(or_, marks) if marks else np.zeros(np.shape(tokens), bool)
+
 
 @dataclass(frozen=True)
 class AllSentences(Sequence[Any]):
@@ -33,20 +44,19 @@ class AllSentences(Sequence[Any]):
     Args:
         vocabulary: number of tokens.
         length: largest number of tokens.
-        end: the token that ends a sentence, or None.
+        end: the token that ends a sentence, several, or None.
         pad: what follows it.
     """
 
     vocabulary: int
     length: int
-    end: int | None
+    end: Ends
     pad: int
 
     def __len__(self) -> int:
-        if self.end is None:
-            return self.vocabulary**self.length
-        going_on = self.vocabulary - 1
-        return sum(going_on**n for n in range(self.length)) + going_on**self.length
+        num_ends = int(np.sum(is_end(np.arange(self.vocabulary), self.end)))
+        going_on = self.vocabulary - num_ends
+        return sum(num_ends * going_on**n for n in range(self.length)) + going_on**self.length
 
     def __getitem__(self, index: Any) -> Any:
         return self.__array__()[index]
@@ -60,7 +70,7 @@ class AllSentences(Sequence[Any]):
             longer = np.concatenate(
                 [np.repeat(open_rows, self.vocabulary, 0), np.tile(tokens, len(open_rows))[:, None]], 1
             )
-            ended = longer[:, -1] == self.end if self.end is not None else np.zeros(len(longer), bool)
+            ended = is_end(longer[:, -1], self.end)
             closed.append(longer[ended])
             open_rows = longer[~ended]
         rows = [np.pad(part, ((0, 0), (0, self.length - part.shape[1])), constant_values=self.pad) for part in closed]
@@ -79,8 +89,8 @@ class Sentences(dist.Distribution):
         prompt: tokens, padded on the left, [*batch, P] with P ≥ 1.
         real: which of them are no padding, [*batch, P]; None where all are.
         num_steps: largest number of new tokens T.
-        end: the token that ends the text, or None where all T tokens are written.
-        pad: the token that stands for nothing; by default `end`, or 0.
+        end: the token that ends the text, several of which any does, or None where all T tokens are written.
+        pad: the token that stands for nothing; by default `end`, the first of several, or 0.
         temperature: divides the logits; above 0.
         top_k: how many tokens may follow, or None for all.
         top_p: probability of the tokens that may follow, in (0, 1].
@@ -116,7 +126,7 @@ class Sentences(dist.Distribution):
         real: Any = None,
         *,
         num_steps: int,
-        end: int | None = None,
+        end: Ends = None,
         pad: int | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -127,7 +137,8 @@ class Sentences(dist.Distribution):
         self.prompt = jnp.asarray(prompt)
         self.real = jnp.ones(self.prompt.shape, bool) if real is None else jnp.asarray(real)
         self.num_steps, self.end = num_steps, end
-        self.pad = pad if pad is not None else (end if end is not None else 0)
+        first = end[0] if isinstance(end, tuple) and end else end
+        self.pad = pad if pad is not None else (first if isinstance(first, int) else 0)
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         check_options(num_steps, temperature, top_k, top_p)
         longest = model.config.max_length
@@ -206,9 +217,7 @@ class Sentences(dist.Distribution):
 
     def counts(self, tokens: Array) -> Array:
         """Tell which tokens belong to the text, its end included, [..., T]."""
-        if self.end is None:
-            return jnp.ones(tokens.shape, bool)
-        ended = jnp.cumsum(tokens == self.end, axis=-1) > 0
+        ended = jnp.cumsum(is_end(tokens, self.end), axis=-1) > 0
         return ~jnp.concatenate([jnp.zeros_like(ended[..., :1]), ended[..., :-1]], -1)
 
     # ---- one sentence ------------------------------------------------------------------------
@@ -223,13 +232,10 @@ class Sentences(dist.Distribution):
             hidden, caches = self._extend(token[None], jnp.ones(1, bool), caches)
             drawn = draw_category(key, self._limited([h[0] for h in hidden])).astype(token.dtype)
             new = jnp.where(done, self.pad, drawn)
-            return (new, done | self._ends(new), caches), new
+            return (new, done | is_end(new, self.end), caches), new
 
-        _, rest = lax.scan(step, (first, self._ends(first), caches), keys[1:])
+        _, rest = lax.scan(step, (first, is_end(first, self.end), caches), keys[1:])
         return jnp.concatenate([first[None], rest])
-
-    def _ends(self, token: Array) -> Array:
-        return jnp.zeros((), bool) if self.end is None else token == self.end
 
     def _all_logits(self, prompt: Array, real: Array, tokens: Array) -> Array:
         """Give what every token is drawn from, [T, V].

@@ -94,7 +94,7 @@ def small_judge(
     names = tuple(sorted(set(labels)))
     made_of = {
         "data": _digest([list(texts), list(labels)]),
-        "tokenizer": [tokenizer.digest, tokenizer.eos, tokenizer.pad, tokenizer.bos],
+        "tokenizer": [tokenizer.digest, *tokenizer.ends, tokenizer.pad, tokenizer.bos],
         "shape": [width, depth],
         "training": [num_steps, learning_rate, batch_size, seed],
     }
@@ -186,7 +186,7 @@ def small_writer(
         longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
     made_of = {
         "data": _digest(data if isinstance(data, str) else [list(both) for both in zip(asked, told, strict=True)]),
-        "tokenizer": [tokenizer.digest, tokenizer.eos, tokenizer.pad, tokenizer.bos],
+        "tokenizer": [tokenizer.digest, *tokenizer.ends, tokenizer.pad, tokenizer.bos],
         "shape": [width, depth, longest + _ROOM],
         "training": [num_steps, learning_rate, batch_size, seed],
     }

@@ -29,6 +29,8 @@ class Tokenizer:
         eos: id of the token that ends a text, or None.
         pad: id of the token that fills rows up, or None.
         bos: id of the token that begins a text, or None.
+        generation: generation_config.json, as read, which may name further tokens that end a text; written back by
+            `save_pretrained`.
         config: tokenizer_config.json, as read, with the chat template from wherever it was; `save` writes it back.
 
     Raises:
@@ -46,6 +48,7 @@ class Tokenizer:
     pad: int | None = None
     bos: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.core, _library().Tokenizer):
@@ -63,6 +66,14 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """How many ids there are: one more than the largest."""
         return 1 + max(self.core.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of all tokens that end a text: those that generation_config.json names, and eos."""
+        told = self.generation.get("eos_token_id")
+        listed = told if isinstance(told, list) else []
+        known = [int(index) for index in listed if _knows(self.core, index)]
+        return tuple(dict.fromkeys([*known, *([] if self.eos is None else [self.eos])]))
 
     @cached_property
     def digest(self) -> str:
@@ -230,7 +241,7 @@ class Tokenizer:
         except (OSError, ValueError) as error:
             raise LanguageModelError(f"cannot read {path / TEMPLATE}: {error}; it is damaged: copy it anew") from error
         special = {name: _special(core, name, named, numbered) for name in ("eos", "pad", "bos")}
-        return cls(core, **special, config=config)
+        return cls(core, **special, config=config, generation=numbered[0])
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

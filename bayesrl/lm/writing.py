@@ -14,7 +14,7 @@ from bayesrl.core.keys import cheap, fold_in
 from bayesrl.core.sampling import category_at
 from bayesrl.lm.completions import Prompts
 from bayesrl.lm.prompting import PromptedPolicy
-from bayesrl.lm.sequences import Sentences
+from bayesrl.lm.sequences import Sentences, is_end
 from bayesrl.typing import Params, PRNGKey
 
 EACH = 8
@@ -213,13 +213,13 @@ def both_write(ours: Sentences, theirs: Sentences, chance: Array, given: Array, 
             hidden.append(h[:, 0])
             caches = [*caches[:i], cache, *caches[i + 1 :]]
         token, scores = choose(t, hidden, done)
-        return t + 1, token, done | ours._ends(token), caches, _noted(found, t, (token, *scores))
+        return t + 1, token, done | is_end(token, ours.end), caches, _noted(found, t, (token, *scores))
 
     blank = jnp.full((steps, rows), ours.pad, told.dtype), *(jnp.zeros((steps, rows)) for _ in range(3))
     token, scores = choose(jnp.zeros((), jnp.int32), hidden, jnp.zeros(rows, bool))
     found = _noted(blank, jnp.zeros((), jnp.int32), (token, *scores))
     if steps > 1:
-        first = (jnp.ones((), jnp.int32), token, jnp.zeros(rows, bool) | ours._ends(token), caches, found)
+        first = (jnp.ones((), jnp.int32), token, jnp.zeros(rows, bool) | is_end(token, ours.end), caches, found)
         found = lax.while_loop(going, step, first)[-1]
     tokens, log_q, log_prior, kl = (x.T.reshape(slots, each, steps) for x in found)
     counts = ours.counts(tokens)
@@ -242,7 +242,5 @@ def _axes(cache: Any) -> Any:
 
 def counted(policy: PromptedPolicy, tokens: np.ndarray) -> np.ndarray:
     """Tell which tokens belong to texts, their ends included, [..., T]."""
-    ended = np.cumsum(tokens == policy.options["end"], axis=-1) > 0 if policy.options["end"] is not None else None
-    if ended is None:
-        return np.ones(tokens.shape, bool)
+    ended = np.cumsum(is_end(tokens, policy.options["end"]), axis=-1) > 0
     return ~np.concatenate([np.zeros_like(ended[..., :1]), ended[..., :-1]], -1)

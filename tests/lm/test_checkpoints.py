@@ -16,7 +16,7 @@ from safetensors.flax import load_file, save_file
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints import load_pretrained, save_pretrained
 from bayesrl.lm.tokenizer import characters
-from bayesrl.lm.transformers import Linear, merged
+from bayesrl.lm.transformers import GPT2, GPT2Config, Linear, merged
 
 GOLDEN = Path(__file__).parent / "golden"
 ALL = ["gpt2", "llama", "smollm", "mistral", "qwen2", "qwen3", "bert"]
@@ -117,6 +117,33 @@ def test_tokenizer_comes_along(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] == 0
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 1
     assert load_pretrained(GOLDEN / "llama").tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("told", "ends"),
+    [
+        ({"eos_token_id": [1, 4]}, (1, 4)),
+        ({"eos_token_id": [4, 3, 1]}, (4, 3, 1)),
+        ({"eos_token_id": [4, 99]}, (4, 1)),
+        ({"eos_token_id": 4}, (1,)),
+        ({"temperature": 0.7, "of_a_later_version": None}, (1,)),
+    ],
+)
+def test_settings_of_generation_come_along(tmp_path: Path, told: dict[str, Any], ends: tuple[int, ...]) -> None:
+    """A tokenizer's own name of its end comes before a single id, and joins a list of them."""
+    config = GPT2Config(vocab_size=6, max_length=8, width=4, depth=1, heads=1)
+    save_pretrained(tmp_path, GPT2.random(jax.random.key(0), config), characters("abc"))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, **told}))
+    loaded = load_pretrained(tmp_path)
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.ends == ends
+    save_pretrained(tmp_path / "again", loaded.model, loaded.tokenizer)
+    kept = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    wanted = {"do_sample": True, **told, "pad_token_id": 0, "eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
+    assert kept == wanted
+    again = load_pretrained(tmp_path / "again")
+    assert again.tokenizer is not None
+    assert again.tokenizer.ends == ends
 
 
 def test_low_rank_paths_must_be_merged(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ REAL = jnp.array([[False, False, True], [True, True, True]])
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "end": {"end": 1, "pad": 0},
+    "ends": {"end": (1, 4), "pad": 0},
     "top_k": {"top_k": 2},
     "top_p": {"top_p": 0.7, "end": 1},
     "everything": {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "end": 1, "pad": 2},
@@ -97,6 +98,7 @@ def may_follow(log_probs: np.ndarray, top_k: int | None, top_p: float) -> np.nda
 def plain_loop(model: Any, prompt: list[int], tokens: list[int], options: dict[str, Any]) -> list[float]:
     """Log-probability token by token, each by a run of the model over all that came before it."""
     end, found, done = options.get("end"), [], False
+    ends = end if isinstance(end, tuple) else (end,)
     for step, token in enumerate(tokens):
         if done:
             found.append(0.0)
@@ -107,7 +109,7 @@ def plain_loop(model: Any, prompt: list[int], tokens: list[int], options: dict[s
         fine = may_follow(log_probs, options.get("top_k"), options.get("top_p", 1.0))
         log_probs = np.where(fine, log_probs - np.log(np.exp(log_probs[fine]).sum()), -np.inf)
         found.append(float(log_probs[token]))
-        done = token == end
+        done = token in ends
     return found
 
 
@@ -227,12 +229,13 @@ def test_a_fitted_model_keeps_to_the_tokens_of_its_reference(model: GPT2, other:
     assert np.isfinite(by_step(reference, drawn)).all()
 
 
-@pytest.mark.parametrize(("end", "pad"), [(None, 0), (2, 2), (2, 0), (0, 3)])
-def test_all_sentences_are_listed_once(end: int | None, pad: int) -> None:
+@pytest.mark.parametrize(("end", "pad"), [(None, 0), (2, 2), (2, 0), (0, 3), ((2,), 2), ((0, 3), 0), ((1, 2, 3), 1)])
+def test_all_sentences_are_listed_once(end: int | tuple[int, ...] | None, pad: int) -> None:
     every = AllSentences(4, 3, end, pad)
+    ends = end if isinstance(end, tuple) else (end,)
     wanted = set()
     for tokens in itertools.product(range(4), repeat=3):
-        length = tokens.index(end) + 1 if end in tokens else 3
+        length = next((i + 1 for i, token in enumerate(tokens) if token in ends), 3)
         wanted.add(tokens[:length] + (pad,) * (3 - length))
     rows = [tuple(row) for row in np.asarray(every).tolist()]
     assert len(rows) == len(every) == len(wanted)
