@@ -305,6 +305,36 @@ def test_two_processes_at_once_and_damage_in_between(tmp_path: Path) -> None:
     assert told_by(run(tmp_path)) == again, "what was damaged has been replaced"
 
 
+IN_A_SCAN = """
+import jax, numpyro, numpyro.distributions as dist
+from numpyro.contrib.control_flow import scan
+from bayesrl.core.recording import record
+from bayesrl.core.sampling import FoldedKeys
+def policy():
+    def step(x, _):
+        y = numpyro.sample("y", dist.Normal(x, 1.0 + x**2).mask(x > 0))
+        return x + numpyro.sample("z", dist.StudentT(3.0 + y**2, x, 1.0)), None
+    scan(step, 0.5, None, length=3)
+print(jax.make_jaxpr(lambda key: record(FoldedKeys(policy, key)).sites["z"].value)(jax.random.key(0)))
+"""
+
+
+def test_another_process_traces_the_same_program(tmp_path: Path) -> None:
+    """Python orders sets in another way in each process, and nothing that is compiled may depend on it."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_A_SCAN],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in "012"
+    ]
+    traced = [process.communicate(timeout=240)[0] for process in processes]
+    assert "scan" in traced[0]
+    assert traced[0] == traced[1] == traced[2]
+
+
 def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     told = told_by(run(tmp_path / "file"))

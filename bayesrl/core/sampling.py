@@ -14,6 +14,24 @@ from bayesrl.typing import PRNGKey, Program
 _COUNTS = ("Poisson", "NegativeBinomial")
 
 
+def _gather_in_order(name: str) -> None:
+    """Let NumPyro tell the fields of distributions in alphabetical order.
+
+    It tells them in the order of a set, which is another in every process: the stacked outputs of a scan then change
+    places, and no program with one is found again among those that were compiled before.
+    """
+    gather = getattr(Distribution, name).__func__
+
+    def in_order(cls: type[Distribution]) -> tuple[str, ...]:
+        return tuple(sorted(gather(cls)))
+
+    setattr(Distribution, name, classmethod(in_order))
+
+
+_gather_in_order("gather_pytree_data_fields")
+_gather_in_order("gather_pytree_aux_fields")
+
+
 class FoldedKeys(Messenger):
     """Seed what is inside: the n-th draw with the key folded with n, which costs half of a split.
 
