@@ -3,6 +3,7 @@
 from bayesrl.cache import cache_folder
 from bayesrl.lm import rewards
 from bayesrl.lm.adapting import FullParameters, LoRA
+from bayesrl.lm.alphabets import byte_pairs, bytes_level, characters
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
 from bayesrl.lm.completions import Completions, Prompts, prompts, read_json_lines
 from bayesrl.lm.keeping import kept
@@ -12,7 +13,7 @@ from bayesrl.lm.reusing import Reuse
 from bayesrl.lm.samples import Samples, kl_of, write_samples
 from bayesrl.lm.sequences import Sentences
 from bayesrl.lm.small import check_counts, fit_options, small_judge, small_writer
-from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters
+from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.training import Corpus, Labelled, corpus, fitted, labelled, pairs
 from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, CausalLM, GPT2Config, Llama, LlamaConfig
 

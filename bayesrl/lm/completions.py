@@ -111,7 +111,7 @@ def prompts(texts: Sequence[str | Example] | Any, tokenizer: Tokenizer | None = 
         LanguageModelError: there are no prompts, or one is neither a text nor a record with one.
 
     Example:
-        >>> from bayesrl.lm.tokenizer import characters
+        >>> from bayesrl.lm.alphabets import characters
         >>> asked = prompts([{"prompt": "1+1=", "answer": "2"}, "12+1="], characters("0123456789+="))
         >>> asked.tokens.shape, asked.examples[0]["answer"]
         ((2, 5), '2')

@@ -1,4 +1,4 @@
-"""`Tokenizer`: texts to token ids and back, and small tokenizers made on the spot."""
+"""`Tokenizer`: texts to token ids and back."""
 
 import hashlib
 import json
@@ -17,7 +17,6 @@ from bayesrl.errors import LanguageModelError
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
 GENERATION, CONFIG = "generation_config.json", "config.json"
-PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +36,7 @@ class Tokenizer:
         LanguageModelError: `core` is something else, or an id is not one of its tokens.
 
     Example:
+        >>> from bayesrl.lm.alphabets import characters
         >>> tokenizer = characters("hello")
         >>> rows = tokenizer.encode(["hole", "heel"])
         >>> tokenizer.decode(rows)
@@ -51,7 +51,7 @@ class Tokenizer:
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.core, _library().Tokenizer):
+        if not isinstance(self.core, library().Tokenizer):
             raise LanguageModelError(
                 f"Tokenizer got a {type(self.core).__name__}; pass a tokenizers.Tokenizer, or call Tokenizer.load"
             )
@@ -170,7 +170,7 @@ class Tokenizer:
     @cached_property
     def _bare(self) -> Any:
         """A copy of the core that neither pads nor truncates; the core itself belongs to whoever made it."""
-        copy = _library().Tokenizer.from_str(self.core.to_str())
+        copy = library().Tokenizer.from_str(self.core.to_str())
         copy.no_padding()
         copy.no_truncation()
         return copy
@@ -226,7 +226,7 @@ class Tokenizer:
                 "save_pretrained"
             )
         try:
-            core = _library().Tokenizer.from_file(str(path / TOKENIZER))
+            core = library().Tokenizer.from_file(str(path / TOKENIZER))
         except Exception as error:  # the library raises nothing more special
             raise LanguageModelError(f"cannot read {path / TOKENIZER}: {error}; copy it anew") from error
         named = [read_json(path / name) or {} for name in (TOKENIZER_CONFIG, SPECIAL)]
@@ -276,7 +276,7 @@ def _added(core: Any, told: Mapping[str, Any], path: Path) -> Any:
         content = token.get("content")
         if not isinstance(content, str) or core.token_to_id(content) is not None:
             continue
-        made = _library().AddedToken(content, **{name: bool(token[name]) for name in flags if name in token})
+        made = library().AddedToken(content, **{name: bool(token[name]) for name in flags if name in token})
         (core.add_special_tokens if token.get("special") else core.add_tokens)([made])
         if core.token_to_id(content) != index:
             raise LanguageModelError(
@@ -326,95 +326,6 @@ def _knows(core: Any, index: Any) -> bool:
     return is_count(index, least=0) and core.id_to_token(int(index)) is not None
 
 
-def characters(text: str) -> Tokenizer:
-    """Make a tokenizer with one token for each character of a text.
-
-    Args:
-        text: all characters that will be wanted; others become <unk>.
-
-    Returns:
-        a tokenizer with the tokens <pad>, <eos>, <unk> and the characters in order.
-
-    Raises:
-        LanguageModelError: the text is empty.
-
-    Example:
-        >>> tokenizer = characters("abc")
-        >>> tokenizer.encode(["cab", "x"]), tokenizer.vocab_size
-        ([[5, 3, 4], [2]], 6)
-    """
-    if not text:
-        raise LanguageModelError("characters got an empty text; pass one with every character that will be wanted")
-    tk = _library()
-    vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNKNOWN, *sorted(set(text))])}
-    core = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    core.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex(r"[\s\S]"), behavior="isolated")
-    core.decoder = tk.decoders.Fuse()
-    core.add_special_tokens([PAD, EOS, UNKNOWN])
-    return Tokenizer(core, eos=vocabulary[EOS], pad=vocabulary[PAD])
-
-
-def bytes_level() -> Tokenizer:
-    """Make a tokenizer with one token for each byte of UTF-8: any text, no unknowns.
-
-    Returns:
-        a tokenizer whose ids 0 to 255 are bytes, then <pad> and <eos>.
-
-    Example:
-        >>> bytes_level().encode(["Aé"])
-        [[65, 195, 169]]
-    """
-    tk = _library()
-    core = tk.Tokenizer(tk.models.BPE(vocab={letter: byte for byte, letter in enumerate(_letters())}, merges=[]))
-    return _finished(core)
-
-
-def byte_pairs(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-pair tokenizer: the bytes, and the pairs that are most frequent in some texts.
-
-    Args:
-        texts: what to learn from.
-        vocab_size: tokens in all: 256 bytes, <pad>, <eos>, and pairs as far as the texts have any.
-
-    Raises:
-        LanguageModelError: `vocab_size` is too small for the bytes, or `texts` is one text.
-
-    Example:
-        >>> byte_pairs(["the cat", "the hat"], 260).vocab_size
-        260
-
-    References:
-        Sennrich, Haddow & Birch (2016), "Neural machine translation of rare words with subword units", section 3.2.
-    """
-    if isinstance(texts, str):
-        raise LanguageModelError(f"byte_pairs got one text, {texts[:20]!r}; pass a list of texts")
-    if vocab_size < 258:
-        raise LanguageModelError(f"byte_pairs got vocab_size={vocab_size}; 256 bytes, <pad> and <eos> need 258")
-    tk = _library()
-    core = tk.Tokenizer(tk.models.BPE())
-    core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(_letters())
-    trainer = tk.trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
-    core.train_from_iterator(texts, trainer)
-    return _finished(core)
-
-
-def _finished(core: Any) -> Tokenizer:
-    """Add to a model of byte letters what turns bytes into them and back, and the special tokens."""
-    tk = _library()
-    core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = tk.decoders.ByteLevel()
-    core.add_special_tokens([PAD, EOS])
-    return Tokenizer(core, eos=core.token_to_id(EOS), pad=core.token_to_id(PAD))
-
-
-def _letters() -> list[str]:
-    """Give the letter that stands for each byte: itself where it can be seen, else one from beyond the bytes."""
-    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    beyond = iter(range(0x100, 0x200))
-    return [chr(byte if byte in seen else next(beyond)) for byte in range(0x100)]
-
-
 def pad_left(
     rows: Sequence[Sequence[int]], pad: int, *, length: int | None = None
 ) -> tuple[Int32[np.ndarray, "rows length"], Bool[np.ndarray, "rows length"]]:
@@ -448,7 +359,7 @@ def pad_left(
     return tokens, real
 
 
-def _library() -> Any:
+def library() -> Any:
     """Import the `tokenizers` library.
 
     Raises:

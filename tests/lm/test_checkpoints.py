@@ -14,8 +14,8 @@ import pytest
 from safetensors.flax import load_file, save_file
 
 from bayesrl.errors import LanguageModelError
+from bayesrl.lm.alphabets import characters
 from bayesrl.lm.checkpoints import load_pretrained, save_pretrained
-from bayesrl.lm.tokenizer import characters
 from bayesrl.lm.transformers import GPT2, GPT2Config, Linear, merged
 
 GOLDEN = Path(__file__).parent / "golden"

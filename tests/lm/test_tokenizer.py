@@ -10,7 +10,8 @@ import pytest
 
 import bayesrl
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenizer import Tokenizer, byte_pairs, bytes_level, characters, pad_left
+from bayesrl.lm.alphabets import byte_pairs, bytes_level, characters
+from bayesrl.lm.tokenizer import Tokenizer, pad_left
 
 TEXTS = ["the cat sat", "on the mat, the hat\n", "Größe 3 ≤ π", "  two  spaces", ""]
 MADE = {

@@ -215,7 +215,7 @@ def on_text(
     Example:
         >>> import jax.numpy as jnp
         >>> from bayesrl.lm.completions import Completions, prompts
-        >>> from bayesrl.lm.tokenizer import characters
+        >>> from bayesrl.lm.alphabets import characters
         >>> asked = prompts([{"prompt": "1+1=", "answer": "2"}], characters("12+="))
         >>> right = on_text(lambda text, example: text == example["answer"])
         >>> two = jnp.asarray(asked.examples.tokenizer.encode(["2"]))
