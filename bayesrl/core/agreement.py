@@ -1,5 +1,6 @@
 """Whether policy and guide fit together: the same sites, the same support, the same nature, separate contexts."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -66,27 +67,28 @@ def check_draws(
     values = {**draws.sites, **draws.plates} if looks else {}
     broken, outside, other_nature, mixed = compiled(check, name="check")(apart(key, 2), params, values)
     num_draws = len(totals.log_prior)
-    for name, found in broken.items():
-        bad = int(np.asarray(found).sum())
-        if bad:
-            raise PolicyError(
-                f"site {name!r} of the policy has a parameter or density that is nan in {bad} of {num_draws} draws; "
-                "look at what its distribution is computed from, such as weights of a network"
-            )
-    for name, found in outside.items():
-        bad = int(np.asarray(found).sum())
-        if bad:
-            raise GuideError(
-                f"the guide leaves the prior's support at site {name!r}: {bad} of {num_draws} draws have prior "
-                "probability 0, so the KL would be infinite; draw from a distribution with the same support"
-            )
-    for name, found in other_nature.items():
-        if bool(np.asarray(found).any()):
-            raise GuideError(
-                f"the guide draws environment site {name!r} from another distribution than the policy; "
-                "nature cannot be tilted: copy the policy's environment(...) line, or leave the site out of the guide"
-            )
+    for name, bad in _counted(broken):
+        raise PolicyError(
+            f"site {name!r} of the policy has a parameter or density that is nan in {bad} of {num_draws} draws; "
+            "look at what its distribution is computed from, such as weights of a network"
+        )
+    for name, bad in _counted(outside):
+        raise GuideError(
+            f"the guide leaves the prior's support at site {name!r}: {bad} of {num_draws} draws have prior "
+            "probability 0, so the KL would be infinite; draw from a distribution with the same support"
+        )
+    for name, _ in _counted(other_nature):
+        raise GuideError(
+            f"the guide draws environment site {name!r} from another distribution than the policy; "
+            "nature cannot be tilted: copy the policy's environment(...) line, or leave the site out of the guide"
+        )
     refuse_interacting(mixed)
+
+
+def _counted(found: dict[str, Array]) -> Iterator[tuple[str, int]]:
+    """Count the draws of each site that were found to be bad, where there are any."""
+    counts = {name: int(np.asarray(bad).sum()) for name, bad in found.items()}
+    return ((name, count) for name, count in counts.items() if count)
 
 
 def _check_names(pair: Pair, drawn: Recording) -> None:

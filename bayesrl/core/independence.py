@@ -53,6 +53,7 @@ def refuse_interacting(plates: Mapping[str, Interacting]) -> None:
 
 
 def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Params) -> Interacting:
+    """Do as `interacting` does, for one plate, whose elements lie along an axis of the contexts."""
     contexts = len(pair.structure.contexts)
     batch_key, draws_key, mask_key = apart(key, 3)
     batch = {name: indices[0] for name, indices in pair.draw(batch_key, params, 1).plates.items()}

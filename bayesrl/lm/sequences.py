@@ -37,6 +37,12 @@ def is_end(tokens: Any, end: Ends) -> Any:
     return reduce(or_, marks) if marks else np.zeros(np.shape(tokens), bool)
 
 
+def belongs(tokens: Any, end: Ends) -> Any:
+    """Tell which tokens [..., T] belong to a text, the first that ends it included, of NumPy's arrays or JAX's."""
+    marks = is_end(tokens, end).astype(int)
+    return marks.cumsum(-1) == marks
+
+
 @dataclass(frozen=True)
 class AllSentences(Sequence[Any]):
     """Every sentence of at most `length` tokens, each padded to that length: the support of a small `Sentences`.
@@ -217,8 +223,7 @@ class Sentences(dist.Distribution):
 
     def counts(self, tokens: Array) -> Array:
         """Tell which tokens belong to the text, its end included, [..., T]."""
-        ended = jnp.cumsum(is_end(tokens, self.end), axis=-1) > 0
-        return ~jnp.concatenate([jnp.zeros_like(ended[..., :1]), ended[..., :-1]], -1)
+        return jnp.asarray(belongs(tokens, self.end))
 
     # ---- one sentence ------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from bayesrl.core.keys import cheap, fold_in
 from bayesrl.core.sampling import category_at
 from bayesrl.lm.completions import Prompts
 from bayesrl.lm.prompting import PromptedPolicy
-from bayesrl.lm.sequences import Sentences, is_end
+from bayesrl.lm.sequences import Sentences, belongs, is_end
 from bayesrl.typing import Params, PRNGKey
 
 EACH = 8
@@ -242,5 +242,5 @@ def _axes(cache: Any) -> Any:
 
 def counted(policy: PromptedPolicy, tokens: np.ndarray) -> np.ndarray:
     """Tell which tokens belong to texts, their ends included, [..., T]."""
-    ended = np.cumsum(is_end(tokens, policy.options["end"]), axis=-1) > 0
-    return ~np.concatenate([np.zeros_like(ended[..., :1]), ended[..., :-1]], -1)
+    found: np.ndarray = belongs(tokens, policy.options["end"])
+    return found
