@@ -2,7 +2,8 @@
 
 Options: `--against REV` gives the older commit; `--of REV` measures a commit in the place of the working tree;
 `--only NAME,...` some rows, `--quick` all but the texts; `--repeats N`; `--names` lists each program with the frames
-of bayesrl that asked for it. RESULTS.md is written where all rows are compared.
+of bayesrl that asked for it. `--keep FILE` writes down each turn when it is measured, and goes on from what the file
+holds, so that an ended run loses no more than a turn. RESULTS.md is written where all rows are compared.
 
 Both checkouts run in turn, in fresh processes; numbers are medians, shares medians over the turns. Caches are empty,
 but for the bytecode of modules, which everyone has from the second run on. The four calls of README's bandit follow
@@ -30,7 +31,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -185,20 +186,52 @@ GROUPS = (
 NAMES = tuple(row.name for group in GROUPS for row in group.rows)
 
 
-type Measured = defaultdict[tuple[str, str], list[Call]]
-"""Calls by row and checkout, one for each turn."""
+@dataclass(frozen=True)
+class Measured:
+    """Calls by row and checkout, one for each turn, and the file that keeps them, one line a call."""
+
+    calls: defaultdict[tuple[str, str], list[Call]] = field(default_factory=lambda: defaultdict(list))
+    kept: Path | None = None
+    commits: tuple[str, ...] = ()
+
+    def __getitem__(self, key: tuple[str, str]) -> list[Call]:
+        return self.calls[key]
+
+    def read(self) -> None:
+        """Take what the file holds of the same commits."""
+        if self.kept is None or not self.kept.exists():
+            return
+        for line in self.kept.read_text(encoding="utf-8").splitlines():
+            told = json.loads(line)
+            if tuple(told["commits"]) != self.commits:
+                raise SystemExit(
+                    f"--keep {self.kept}: holds {' and '.join(told['commits'])}, not {' and '.join(self.commits)}; "
+                    "name another file"
+                )
+            programs = [XLAProgram(**made) for made in told["call"].pop("programs")]
+            self.calls[told["row"], told["checkout"]].append(Call(programs, **told["call"]))
+
+    def add(self, row: str, checkout: str, call: Call) -> None:
+        """Take one call, and write it down."""
+        self.calls[row, checkout].append(call)
+        if self.kept is not None:
+            told = {"commits": self.commits, "row": row, "checkout": checkout, "call": asdict(call)}
+            with self.kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(told) + "\n")
 
 
 def is_partial(options: Sequence[str]) -> bool:
     """Tell whether something is left out, so that RESULTS.md keeps what it has."""
     asked = _parse(options)
-    return bool(asked.only or asked.quick or asked.of or not asked.against)
+    return bool(asked.only or asked.quick or not asked.against)
 
 
 def run(options: Sequence[str] = ()) -> str:
     """Measure the rows that are asked for, at one commit or two in turn."""
     asked = _parse(options)
-    measured: Measured = defaultdict(list)
+    commits = tuple(revision or "the working tree" for revision in (asked.against, asked.of))
+    measured = Measured(kept=asked.keep, commits=commits)
+    measured.read()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as leaving:
         place = Path(folder).resolve()
         leaving.callback(shutil.rmtree, BYTECODE.joinpath(*place.parts[1:]), ignore_errors=True)
@@ -225,6 +258,7 @@ def _parse(options: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAME,...", type=lambda names: names.split(","), default=[])
     parser.add_argument("--quick", action="store_true", help="leave out the texts, which take minutes each")
     parser.add_argument("--repeats", type=int, help=f"processes; {REPEATS}, and {REPEATS_OF_TEXTS} for texts")
+    parser.add_argument("--keep", metavar="FILE", type=Path, help="write down each turn, and go on from what it holds")
     parser.add_argument("--names", action="store_true", help="list the programs and where they come from")
     asked = parser.parse_args(options)
     if unknown := [name for name in asked.only if name not in NAMES]:
@@ -263,18 +297,21 @@ def _checkout(place: Path, name: str, revision: str | None) -> Checkout:
 
 def _measure(group: Group, num_rows: int, checkouts: Sequence[Checkout], repeats: int, measured: Measured) -> None:
     """Measure the first rows of a group in turn; where it fails, say so and go on with the next."""
+    last = group.rows[num_rows - 1].name
     for turn in range(repeats):
         for checkout in checkouts:
+            if len(measured[last, checkout.name]) > turn:
+                continue
             with tempfile.TemporaryDirectory() as home:
                 try:
                     calls = group.run(checkout, Path(home), num_rows)
                 except RuntimeError as error:
                     print(error, file=sys.stderr, flush=True)
                     for row in group.rows:
-                        measured.pop((row.name, checkouts[0].name), None)
+                        measured[row.name, checkouts[0].name].clear()
                     return
             for row, call in zip(group.rows, calls, strict=False):
-                measured[row.name, checkout.name].append(call)
+                measured.add(row.name, checkout.name, call)
                 counted = f"{_compiled(call)} programs, {_cpu(call):.2f} CPU s"
                 print(f"{row.name}, {checkout.name}, turn {turn + 1}: {counted}", file=sys.stderr, flush=True)
 
@@ -297,7 +334,8 @@ def _listing(row: Row, name: str, calls: Sequence[Call]) -> str:
 
 def _told(rows: Sequence[Row], names: Sequence[str], measured: Measured, asked: argparse.Namespace) -> str:
     done = [row for row in rows if all(measured[row.name, name] for name in names)]
-    words = [f"`--against {asked.against}`: what is older stands before the arrow." if asked.against else ""]
+    options = f"`--against {asked.against}`" + (f" and `--of {asked.of}`" if asked.of else "")
+    words = [f"{options}: what is older stands before the arrow." if asked.against else ""]
     lines = [_line(row, names, measured) for row in done if row.wall is None]
     header = ["name", "call", "programs", *PHASES, "CPU s in all", "share", "target"]
     words.append(table(header, lines) if lines else "")
