@@ -78,7 +78,6 @@ def _without_batches(program: Program) -> Program:
 
 
 MOST_AT_ONCE = 1024
-LEAST_AT_ONCE = 32
 _NUMBERS_AT_ONCE = 2**22
 """Draws are made so many at once, few where each takes many numbers, whatever number is asked for: one compiled
 program serves them all."""
@@ -87,7 +86,7 @@ program serves them all."""
 def batch_of(structure: Structure) -> int:
     """Tell how many draws of a program are made at once."""
     batch = MOST_AT_ONCE
-    while batch > LEAST_AT_ONCE and batch * structure.width > _NUMBERS_AT_ONCE:
+    while batch > 1 and batch * structure.width > _NUMBERS_AT_ONCE:
         batch //= 2
     return batch
 

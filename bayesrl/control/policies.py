@@ -243,8 +243,8 @@ class NetworkPolicy(ObservationPolicy):
 
 
 def _orthogonal(key: PRNGKey, wide: int, narrow: int, _: Any = None) -> Array:
-    """Give a starting layer: orthogonal rows or columns, with the gain √2."""
-    return math.sqrt(2.0) * jax.random.orthogonal(key, max(wide, narrow))[:wide, :narrow]
+    """Give a starting layer: orthogonal rows or columns, whichever are fewer, with the gain √2."""
+    return math.sqrt(2.0) * jax.random.orthogonal(key, wide, m=narrow)
 
 
 class _features:  # noqa: N801  (called like the function that it makes)

@@ -133,8 +133,10 @@ def describe_observations(space: Any) -> Observations:
         return Observations((), np.int32, int(space.n), 1.0, int(space.start))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.number):
         size = np.maximum(np.abs(space.low.astype(float)), np.abs(space.high.astype(float)))
-        scale = np.where((size > 0) & (size < _LARGEST), size, 1.0)
-        return Observations(space.shape, np.float32, None, scale.astype(np.float32))
+        scale = np.where((size > 0) & (size < _LARGEST), size, 1.0).astype(np.float32)
+        # One number where one will do: as many as a picture has would be built into every program.
+        same = scale.size > 0 and bool((scale == scale.flat[0]).all())
+        return Observations(space.shape, np.float32, None, float(scale.flat[0]) if same else scale)
     raise ControlError(
         f"observation space {space} is not supported; {SUPPORTED} are; use a wrapper such as "
         "gymnasium.wrappers.FlattenObservation"

@@ -20,11 +20,11 @@ from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoTilt, GuideFamily
 from bayesrl.objectives import ForwardKL, Objective
-from bayesrl.programs import Programs, Source, draw_fit
+from bayesrl.programs import Programs, Source, batch_of, draw_fit
 from bayesrl.typing import Params, PRNGKey, Program
 
 HAND_WRITTEN_RATE = 0.005
-NUM_CHECKED = 64
+NUM_CHECKED, LEAST_CHECKED = 64, 8
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ def set_up(
 
 def _checked_draws(key: PRNGKey, pair: Pair, first: Params) -> tuple[Draws, Totals]:
     """Draw from the guide as it starts, and refuse programs that do not fit together."""
-    draws, totals = draw_fit(fold_in(key, 1), pair, first, NUM_CHECKED)
+    # A few batches, lest long recordings of pictures be held so many times.
+    number = min(NUM_CHECKED, max(4 * batch_of(pair.structure), LEAST_CHECKED))
+    draws, totals = draw_fit(fold_in(key, 1), pair, first, number)
     maker = getattr(pair.guide, "maker", None)
     separate = maker is not None and maker.separate(pair)
     check_draws(fold_in(key, 3), pair, first, draws, totals, separate=separate)

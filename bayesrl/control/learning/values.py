@@ -23,6 +23,8 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey, PRNGKeys
 
 _BATCH = 512
+_MOST_MOMENTS = 2**27
+"""Numbers in the second moments of linear regression, half a gigabyte."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,6 +124,16 @@ class LinearValues(ValueModel):
     """
 
     online: ClassVar[bool] = True
+
+    def check(self, world: World) -> None:
+        """Refuse another environment, and features whose square would not be kept; see `UnknownModel.check`."""
+        super().check(world)
+        size = int(jax.eval_shape(self.read, example(world.shape, world.dtype).observation).shape[-1])
+        if self.num_actions * size**2 > _MOST_MOMENTS:
+            raise ControlError(
+                f"LinearValues keeps a matrix of {size:,} × {size:,} numbers for each of {self.num_actions} actions, one "
+                "row and column for each feature; use LastLayerValues, or pass features=, a function to fewer"
+            )
 
     def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
         """Draw `weights`; see `ValueModel.heads`."""
