@@ -131,8 +131,8 @@ class LinearValues(ValueModel):
         size = int(jax.eval_shape(self.read, example(world.shape, world.dtype).observation).shape[-1])
         if self.num_actions * size**2 > _MOST_MOMENTS:
             raise ControlError(
-                f"LinearValues keeps a matrix of {size:,} × {size:,} numbers for each of {self.num_actions} actions, one "
-                "row and column for each feature; use LastLayerValues, or pass features=, a function to fewer"
+                f"LinearValues keeps a matrix of {size:,} × {size:,} numbers for each of {self.num_actions} actions, "
+                "one row for each feature; use LastLayerValues, or pass features=, a function to fewer of them"
             )
 
     def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
