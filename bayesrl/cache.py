@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bayesrl.core.telling import in_notebook
-from bayesrl.errors import CacheError
+from bayesrl.errors import CacheError, RunFolderError
+from bayesrl.files.plain import read
 
 CACHE = "BAYESRL_CACHE"
 """The environment variable that names another cache folder."""
@@ -185,11 +186,11 @@ class Entries:
         """Read a program, or give None where there is none that can be used."""
         path = self._file(key)
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
+            content = read(path)
+        except RunFolderError as error:
+            self._give_up(f"compiled programs cannot be read from {self._path} ({error}); {_ELSEWHERE}")
             return None
-        except OSError as error:
-            self._give_up(f"compiled programs cannot be read from {self._path} ({error.strerror}); {_ELSEWHERE}")
+        if content is None:
             return None
         value = content[len(_HEAD) + 4 :]
         if content[: len(_HEAD)] != _HEAD or content[len(_HEAD) : len(_HEAD) + 4] != _checksum(value):
@@ -200,7 +201,7 @@ class Entries:
             )
             return None
         with suppress(OSError):
-            os.utime(path)
+            os.utime(path, follow_symlinks=False)
         return value
 
     def put(self, key: str, value: bytes) -> None:
@@ -231,8 +232,8 @@ class Entries:
             self._size = _shrink(self._path, self.max_bytes)
 
     def _file(self, key: str) -> Path:
-        name, _, digest = key.rpartition("-")
-        return self._path / f"{re.sub(r'[^A-Za-z0-9_.]', '_', name)[:80]}-{digest}{_SUFFIX}"
+        name, digest = (re.sub(r"[^A-Za-z0-9_.]", "_", part) for part in key.rpartition("-")[::2])
+        return self._path / f"{name[:80]}-{digest[:80]}{_SUFFIX}"
 
     def _give_up(self, why: str) -> None:
         self._writes = False
@@ -318,6 +319,6 @@ def _shrink(folder: Path, max_bytes: int) -> int:
                 size -= own
     with suppress(OSError):
         for left in folder.glob(f"{_WRITING}*"):  # by processes that were killed as they wrote
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+            if time.time() - left.lstat().st_mtime > _STALE_SECONDS:
                 left.unlink()
     return size

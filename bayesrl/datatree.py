@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bayesrl.files.plain import write
 from bayesrl.posterior import Posterior
 
 if TYPE_CHECKING:  # xarray takes as long to import as everything else together
@@ -51,25 +53,22 @@ def to_datatree(posterior: Any) -> "xr.DataTree":
     return tree
 
 
-def write_netcdf(posterior: Posterior, path: Path) -> None:
-    """Write the DataTree of a posterior as a netCDF file: without xarray, which takes longer to import than that.
+def as_netcdf(posterior: Posterior) -> bytes:
+    """Give the DataTree of a posterior as the content of a netCDF file: without xarray, which takes longer to import.
 
     What xarray would encode in ways of its own (names that are paths, empty or other than plain numbers) it writes.
+    It is made in memory: on a disk that is full the netCDF library would end the process.
 
     Args:
         posterior: fitted or loaded.
-        path: of the file, which is replaced.
-
-    Raises:
-        OSError: it cannot be written.
     """
     groups = _groups(posterior)
     if not all(group.is_plain for group in groups.values()):
-        to_datatree(posterior).to_netcdf(path, engine="h5netcdf")
-        return
+        return bytes(to_datatree(posterior).to_netcdf(engine="h5netcdf"))
     import h5netcdf
 
-    with h5netcdf.File(path, "w") as file:
+    held = BytesIO()
+    with h5netcdf.File(held, "w") as file:
         file.attrs.update(_attributes(posterior))
         for name, group in groups.items():
             made = file.create_group(name)
@@ -79,6 +78,20 @@ def write_netcdf(posterior: Posterior, path: Path) -> None:
             for own, (dims, array, told) in group.variables.items():
                 fill = np.nan if array.dtype.kind == "f" else None  # as xarray says what is missing
                 made.create_variable(own, tuple(dims), data=array, fillvalue=fill).attrs.update(told)
+    return held.getvalue()
+
+
+def write_netcdf(posterior: Posterior, path: Path) -> None:
+    """Write the DataTree of a posterior as a netCDF file, which is replaced in one step.
+
+    Args:
+        posterior: fitted or loaded.
+        path: of the file.
+
+    Raises:
+        RunFolderError: it cannot be written; what it held before is intact.
+    """
+    write(path, as_netcdf(posterior))
 
 
 class _Group(NamedTuple):

@@ -22,7 +22,7 @@ class FitError(BayesRLError, RuntimeError):
 
 
 class RunFolderError(BayesRLError, OSError):
-    """A run folder cannot be written, read, or belongs to another problem."""
+    """A run folder, or a file, cannot be written, read, or belongs to another problem."""
 
 
 class EngineError(BayesRLError, ValueError):

@@ -85,16 +85,20 @@ def test_a_report_plays_nothing(run: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
     path = folder / "run-2" / run_folder.CHECKPOINT
-    path.unlink()
-    for name in (run_folder.PROBLEM, run_folder.MODEL):
-        (folder / name).write_text((folder / name).read_text().replace('"num_episodes": 12', '"num_episodes": 20'))
-        (folder / name).write_text((folder / name).read_text().replace('"episodes": 12', '"episodes": 20'))
+    for name in (run_folder.CHECKPOINT, run_folder.BEFORE):
+        (folder / "run-2" / name).unlink()
+    problem = run_folder.read_problem(folder)
+    run_folder.save_problem(folder, problem | {"settings": problem["settings"] | {"num_episodes": 20}})
+    plan = run_folder.read_json(folder, run_folder.MODEL, run_folder.MODEL_SCHEMA)
+    assert plan is not None
+    run_folder.save_json(folder, run_folder.MODEL, plan | {"learn": plan["learn"] | {"episodes": 20}})
     assert invoke("report", folder, "--out", tmp_path / "a.html")[0] == 0
     assert not path.exists()
     code, out, _ = invoke("show", folder)
     assert code == 0
     assert "12 of 20" in out
-    (folder / run_folder.CHECKPOINT).unlink()
+    for name in (run_folder.CHECKPOINT, run_folder.BEFORE):
+        (folder / name).unlink()
     code, _, err = invoke("report", folder, "--out", tmp_path / "b.html")
     assert code == 2
     assert "holds no episode yet" in err

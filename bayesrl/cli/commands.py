@@ -89,9 +89,11 @@ def main(
 def _at_work(folder: Path | None, *, quiet: bool) -> Iterator[Callable[..., None]]:
     """Do what takes its time: with a line that tells it, the cache of compiled programs, and an end by Ctrl-C.
 
-    Gives what a fit is to call after each chunk of steps.
+    Gives what a fit is to call after each chunk of steps. A run folder is held meanwhile.
     """
-    with stopped_by_ctrl_c(folder) as callback, warnings_on_one_line():
+    from bayesrl.run_folder import held
+
+    with held(folder), stopped_by_ctrl_c(folder) as callback, warnings_on_one_line():
         from bayesrl.core.telling import activity
         from bayesrl.engines.progress import showing
 

@@ -83,8 +83,9 @@ def warnings_on_one_line() -> Iterator[None]:
 
     def show(message: Any, category: type[Warning], *where: Any) -> None:
         if issubclass(category, CacheWarning):
-            clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # of a progress line
-            say(f"{clear}warning: {message}", "yellow", err=True)
+            if sys.stderr.isatty():
+                sys.stderr.write("\r\x1b[K")  # over a progress line
+            say(f"warning: {message}", "yellow", err=True)
         else:
             shown(message, category, *where)
 

@@ -13,9 +13,9 @@ from bayesrl import run_folder
 from bayesrl.certainty.scoreboard import score
 from bayesrl.certainty.scores import Scoreboard, to_json
 from bayesrl.cli.ends import Stopped
-from bayesrl.cli.holdings import KEPT, REPORT, Scores, model_of, print_results, read_scores
+from bayesrl.cli.holdings import KEPT, REPORT, Scores, model_of, print_results, read_model, read_scores
 from bayesrl.cli.reporting import gather_run
-from bayesrl.cli.words import description, dump, names_in, say, terminal, title_of
+from bayesrl.cli.words import description, names_in, say, terminal, title_of
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.keys import fold_in, from_seed
 from bayesrl.core.showing import Line
@@ -23,7 +23,8 @@ from bayesrl.core.telling import activity
 from bayesrl.engines.fitting import fit as fit_policy
 from bayesrl.engines.reopening import key_of
 from bayesrl.engines.reopening import resume as resume_policy
-from bayesrl.errors import BayesRLError, GuideError
+from bayesrl.errors import BayesRLError, GuideError, RunFolderError
+from bayesrl.files.stamps import digest_of
 from bayesrl.posterior import Posterior
 from bayesrl.problem import Problem, ready_model
 from bayesrl.report.figures import save_figures
@@ -52,14 +53,14 @@ def start(
     folder = run_folder.claim(folder)
     settings: dict[str, Any] = {**problem.fit_options}
     beta, key = problem.beta, from_seed(wishes.seed or 0)
-    if old := (folder / run_folder.PROBLEM).exists():
+    if old := run_folder.is_begun(folder):
         told = run_folder.read_problem(folder)
         held = told["identity"]["beta"]
         beta = np.asarray(held) if isinstance(held, list) else held
         settings |= {name: told["settings"][name] for name in ("num_steps", "num_restarts")}
         key = key if wishes.seed is not None else key_of(told)
     else:
-        run_folder.write(folder / run_folder.MODEL, dump(description(model, options)))
+        run_folder.save_json(folder, run_folder.MODEL, description(model, options))
     if wishes.steps is not None:
         settings["num_steps"] = max(wishes.steps, settings["num_steps"]) if old and wishes.steps > 0 else wishes.steps
     if wishes.restarts is not None:
@@ -89,11 +90,19 @@ def start(
     except BayesRLError:
         run_folder.release(folder)
         raise
-    if not (folder / run_folder.MODEL).exists():
-        run_folder.write(folder / run_folder.MODEL, dump(description(model, options)))
+    if not _tells_its_model(folder):
+        run_folder.save_json(folder, run_folder.MODEL, description(model, options))
     if old and not posterior.interrupted and already_finished(folder, settings["num_steps"], quiet=quiet):
         return
     finish(posterior, problem, folder, time.monotonic() - began, quiet=quiet)
+
+
+def _tells_its_model(folder: Path) -> bool:
+    """Whether the folder says which model it fits, in a file that can be read."""
+    try:
+        return read_model(folder) is not None
+    except RunFolderError:
+        return False
 
 
 def _made(model: str, options: dict[str, Any]) -> Problem:
@@ -142,11 +151,12 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
         facts = gather_run(folder, posterior, problem, scores=(board, held_out))
     optimum = known if len(known) == len(optima) else None
     with activity("drawing the pictures"):
-        save_figures(folder, posterior, board.target, optimum, whole=facts.whole)
+        drawn = save_figures(folder, posterior, board.target, optimum, whole=facts.whole)
     verdict = None if facts.diagnosis is None else Line(facts.diagnosis.sentence, facts.diagnosis.verdict)
-    scores = Scores(done, board, held_out, verdict)
+    pictures = {path.name: digest_of(path.read_bytes()) for path in drawn}
+    scores = Scores(done, board, held_out, verdict, pictures)
     told = {"step": done, "fit": to_json(board), "held_out": None if held_out is None else to_json(held_out)}
-    run_folder.write(folder / run_folder.SCORES, dump(told | {"verdict": verdict}))
+    run_folder.save_json(folder, run_folder.SCORES, told | {"verdict": verdict, "pictures": pictures})
     with activity("writing the report"):
         path = write_page(folder / REPORT, [facts], problem.sections_of(posterior))
     if not quiet:
@@ -175,6 +185,7 @@ def already_finished(folder: Path, total: int, *, quiet: bool) -> bool:
     done, _ = run_folder.read_history(folder)
     scores = read_scores(folder)
     complete = all((folder / name).exists() for name in (run_folder.POSTERIOR, *KEPT))
+    complete = complete and run_folder.read_draws(folder) is not None
     if done < total or scores is None or scores.step != done or not complete:
         return False
     if not quiet:

@@ -1,6 +1,8 @@
 """What a run folder holds, beyond the fit itself: its model, its scores, and what is missing; read without JAX."""
 
 import shlex
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +11,34 @@ from bayesrl.certainty.scores import Scoreboard, from_json
 from bayesrl.cli.words import say, spell, terminal
 from bayesrl.core.showing import Line, as_text
 from bayesrl.errors import RunFolderError
+from bayesrl.files.plain import file_name, read
+from bayesrl.files.schemas import NOTHING, NUMBER, POSITIVE, TEXT, Kind, Schema, misfit, whole
+from bayesrl.files.stamps import digest_of, is_whole
 
 REPORT = "report.html"
 KEPT = ("training.png", "training.svg", REPORT)
 """Files that a run leaves when it ends, beside the posterior and the scores."""
 
 _COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
+
+_PAIR = Kind("a mean and its error", lambda v: misfit(v, [NUMBER]) is None and len(v) == 2)
+_OUTCOME = Kind("a text and an outcome", lambda v: misfit(v, [TEXT]) is None and len(v) == 2 and v[1] in _COLOURS)
+_SCORE: Schema = {
+    "beta": (NOTHING, POSITIVE),
+    "restart": whole(0, 2**31),
+    "estimates": {"objective": _PAIR, "reward": _PAIR, "kl": _PAIR, "metrics": {"*": _PAIR}},
+    "start": (NOTHING, _PAIR),
+    "optimum": (NOTHING, NUMBER),
+    "log_evidence": (NOTHING, NUMBER),
+}
+_BOARD: Schema = {"rows": [_SCORE], "contexts": whole(1, 2**40), "note": TEXT}
+_SCHEMA: dict[str, Schema] = {
+    "step": whole(0, 2**31),
+    "fit": _BOARD,
+    "held_out": (NOTHING, _BOARD),
+    "verdict": (NOTHING, _OUTCOME),
+    "pictures": {"*": TEXT},
+}
 
 
 class Scores(NamedTuple):
@@ -25,12 +49,14 @@ class Scores(NamedTuple):
         fit: of the fit.
         held_out: on held-out data, or None.
         verdict: of the diagnosis, or None where there is none.
+        pictures: names of the pictures that were drawn, each with the digest of its content.
     """
 
     step: int
     fit: Scoreboard
     held_out: Scoreboard | None
     verdict: Line | None
+    pictures: Mapping[str, str]
 
 
 def read_model(directory: Path) -> dict[str, Any] | None:
@@ -39,10 +65,8 @@ def read_model(directory: Path) -> dict[str, Any] | None:
     Raises:
         RunFolderError: the file is damaged.
     """
-    made = run_folder.read_json(directory, run_folder.MODEL)
-    if made is not None and not (isinstance(made.get("model"), str) and isinstance(made.get("options"), dict)):
-        raise RunFolderError(f"{directory / run_folder.MODEL} does not name a model and its options; fit anew")
-    return made
+    remedy = f"bayesrl fit or learn MODEL --out {shlex.quote(str(directory))} writes it anew"
+    return run_folder.read_json(directory, run_folder.MODEL, run_folder.MODEL_SCHEMA, remedy)
 
 
 def model_of(directory: Path) -> dict[str, Any]:
@@ -81,17 +105,13 @@ def read_scores(directory: Path) -> Scores | None:
     Raises:
         RunFolderError: the file is damaged.
     """
-    told = run_folder.read_json(directory, run_folder.SCORES)
+    remedy = f"delete it, and bayesrl resume {shlex.quote(str(directory))} writes it anew"
+    told = run_folder.read_json(directory, run_folder.SCORES, _SCHEMA, remedy)
     if told is None:
         return None
-    try:
-        held_out = None if told["held_out"] is None else from_json(told["held_out"])
-        verdict = Line(*told["verdict"]) if told.get("verdict") else None
-        return Scores(int(told["step"]), from_json(told["fit"]), held_out, verdict)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(
-            f"{directory / run_folder.SCORES} holds no scores: {error!r}; delete it and run `bayesrl resume` again"
-        ) from error
+    held_out = None if told["held_out"] is None else from_json(told["held_out"])
+    verdict = None if told["verdict"] is None else Line(*told["verdict"])
+    return Scores(told["step"], from_json(told["fit"]), held_out, verdict, told["pictures"])
 
 
 def lacking(directory: Path, done: int, total: int, scores: Scores | None) -> list[str]:
@@ -108,7 +128,35 @@ def lacking(directory: Path, done: int, total: int, scores: Scores | None) -> li
         )
         if not there
     ]
-    return [f"\nmissing: {', '.join(absent)}; go on with: {command}"] if absent else []
+    lines = [f"\nmissing: {', '.join(absent)}; go on with: {command}"] if absent else []
+    damaged = [] if scores is None else list(_damaged(directory, scores))
+    return [*lines, *([f"\ndamaged: {', '.join(damaged)}; delete them and go on with: {command}"] if damaged else [])]
+
+
+def _damaged(directory: Path, scores: Scores) -> Iterator[str]:
+    """Name files beside the fit that are not as they were written."""
+    for name, digest in scores.pictures.items():
+        if _differs(directory / file_name(name), partial(_has, digest)):
+            yield name
+    if _differs(directory / REPORT, is_whole):
+        yield REPORT
+    try:
+        run_folder.read_draws(directory)
+    except RunFolderError:
+        yield run_folder.POSTERIOR
+
+
+def _has(digest: str, content: bytes) -> bool:
+    return digest_of(content) == digest
+
+
+def _differs(path: Path, fine: Callable[[bytes], bool]) -> bool:
+    """Whether there is a file that cannot be read or is not fine."""
+    try:
+        content = read(path)
+    except RunFolderError:
+        return True
+    return content is not None and not fine(content)
 
 
 # ---- `bayesrl show` -----------------------------------------------------------------------------
@@ -183,7 +231,5 @@ def _learning_rows(directory: Path) -> list[tuple[str, str]]:
 
 def episodes_of(directory: Path) -> tuple[int, dict[str, Any]]:
     """Read how many episodes a run of `learn` has played, and its history; 0 and nothing where there is none."""
-    path = directory / run_folder.CHECKPOINT
-    arrays = run_folder.read_arrays(path) if path.exists() else {}
-    history = {k.removeprefix("history/"): v for k, v in arrays.items() if k.startswith("history/")}
+    history = run_folder.history_in(run_folder.read_checkpoint(directory) or {})
     return len(history.get("episode", ())), history

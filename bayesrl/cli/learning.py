@@ -14,7 +14,7 @@ from bayesrl.catalogue import ModelError, model_names
 from bayesrl.cli.ends import Stopped
 from bayesrl.cli.holdings import REPORT, episodes_of, is_learning, read_model
 from bayesrl.cli.tables import plain_table
-from bayesrl.cli.words import dump, say, spell, terminal
+from bayesrl.cli.words import say, spell, terminal
 from bayesrl.control.exploration import exploration_named
 from bayesrl.control.learning import Learned, check_learned, learn
 from bayesrl.control.learning.reporting import learning_parts, sentence, summary
@@ -54,13 +54,13 @@ def start_learning(wishes: LearningWishes, folder: Path, callback: Callable[...,
             "seed": wishes.seed or 0,
         },
     }
-    before = _plan_of(folder) if (folder / run_folder.PROBLEM).exists() else None
+    before = _plan_of(folder) if run_folder.is_begun(folder) else None
     if before is not None:
         _check_same(folder, before, told)
         told["learn"]["runs"] = max(told["learn"]["runs"], before["learn"]["runs"])
         if wishes.episodes is None:
             told["learn"]["episodes"] = before["learn"]["episodes"]
-    run_folder.write(folder / run_folder.MODEL, dump(told))
+    run_folder.save_json(folder, run_folder.MODEL, told)
     try:
         _go_on(folder, told, problem, callback, quiet=quiet)
     except BayesRLError:
@@ -73,7 +73,7 @@ def resume_learning(directory: Path, episodes: int | None, callback: Callable[..
     told = _plan_of(directory)
     if episodes is not None:
         told["learn"]["episodes"] = max(episodes, told["learn"]["episodes"])
-        run_folder.write(directory / run_folder.MODEL, dump(told))
+        run_folder.save_json(directory, run_folder.MODEL, told)
     _go_on(directory, told, _made(told["model"], told["options"]), callback, quiet=quiet)
 
 
@@ -141,7 +141,10 @@ def _replayed(folder: Path, told: dict[str, Any], problem: LearningProblem, inde
 
 
 def _place(folder: Path, index: int) -> Path:
-    return folder if index == 0 else folder / f"run-{index + 1}"
+    place = folder if index == 0 else folder / f"run-{index + 1}"
+    if index > 0 and place.is_symlink():
+        raise RunFolderError(f"{place} is a link, and runs are kept in folders of their own; take it away")
+    return place
 
 
 def report_learning(directories: Sequence[Path], path: Path) -> None:

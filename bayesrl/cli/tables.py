@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bayesrl.certainty.scores import Score, Scoreboard
-from bayesrl.core.wording import UNKNOWN, beta_text, number, percent, with_error
+from bayesrl.core.wording import UNKNOWN, beta_text, number, percent, printable, with_error
 
 
 def score_table(board: Scoreboard, held_out: Scoreboard | None = None) -> RenderableType:
@@ -80,7 +80,7 @@ def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table
     for i, heading in enumerate(headings):
         table.add_column(heading, no_wrap=i < len(headings) - 1, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     return table
 
 

@@ -1,9 +1,8 @@
 """Words of the command line: options read, values spelt, lines said. Nothing heavy is imported for them."""
 
-import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,18 +84,17 @@ def description(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": str(Path(model).resolve()) if model.endswith(".py") else model, "options": dict(options)}
 
 
-def dump(content: Any) -> bytes:
-    """Write JSON for a run folder."""
-    return json.dumps(content, indent=1, ensure_ascii=False).encode()
-
-
 def names_in(folder: Path) -> str:
     """Name the files in a folder."""
     return ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")))
 
 
 def say(text: str, colour: str | None = None, *, err: bool = False) -> None:
-    """Print a line as it is, in colour where that goes to a terminal."""
+    """Print a line, in colour where that goes to a terminal; what would steer the terminal is shown and not sent."""
+    if not text.replace("\n", "").isprintable():
+        from bayesrl.core.wording import printable
+
+        text = printable(text)
     typer.secho(text, fg=None if os.environ.get("NO_COLOR") else colour, err=err)
 
 
@@ -111,7 +109,15 @@ def size_text(size: int) -> str:
 
 
 def terminal() -> "Console":
-    """Give the terminal to print tables to."""
+    """Give the terminal to print tables to; what would steer it, in whatever is printed, is shown and not sent."""
     from rich.console import Console
+    from rich.segment import Segment
 
-    return Console(highlight=False)
+    from bayesrl.core.wording import printable
+
+    class Terminal(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    return Terminal(highlight=False)

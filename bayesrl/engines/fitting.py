@@ -18,7 +18,7 @@ from bayesrl.core.handlers import check_beta
 from bayesrl.core.host import host_errors
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.telling import activity
-from bayesrl.datatree import write_netcdf
+from bayesrl.datatree import as_netcdf
 from bayesrl.engines.progress import showing
 from bayesrl.engines.running import Callback, Run, stack
 from bayesrl.engines.setup import Setup, set_up
@@ -103,7 +103,7 @@ def fit(
         >>> round(float(estimates.objective.mean[0]), 3)  # log((1 + e + e²) / 3)
         1.309
     """
-    with one_reading(), showing(progress):
+    with one_reading(), showing(progress), run_folder.held(directory):
         return _fit(
             key,
             policy,
@@ -333,15 +333,15 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
 
 
 def save_posterior(folder: Path, posterior: Posterior) -> None:
-    """Write draws and history into a run folder, replacing what is there in one step."""
-    path = folder / run_folder.POSTERIOR
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write draws and history into a run folder, replacing what is there in one step.
+
+    Raises:
+        RunFolderError: they cannot be written; the checkpoint is complete.
+    """
     try:
-        write_netcdf(posterior, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+        run_folder.save_draws(folder, as_netcdf(posterior))
+    except RunFolderError as error:
         raise RunFolderError(
-            f"cannot write {path}: {error}; the checkpoint beside it is complete: "
+            f"{error}; the checkpoint beside it is complete: "
             "make room and call bayesrl.resume, or load the folder with its policy"
         ) from error

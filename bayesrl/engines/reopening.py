@@ -1,6 +1,7 @@
 """`load` and `resume`: a fit taken up again from its run folder."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -47,32 +48,9 @@ def load(
     Raises:
         RunFolderError: there is no fit in the folder, or it is of another problem.
     """
-    problem = run_folder.read_problem(directory)
-    path = Path(directory) / run_folder.POSTERIOR
+    problem = _problem_of_fit(directory)
     if policy is None:
-        if not path.exists():
-            raise RunFolderError(
-                f"{directory} holds a run that has not ended: there are no saved draws yet; "
-                "continue it with bayesrl.resume(directory, policy, *args)"
-            )
-        arrays = run_folder.read_arrays(Path(directory) / run_folder.CHECKPOINT)
-        beta = problem["identity"]["beta"]
-        lead = (*((len(beta),) if isinstance(beta, list) else ()), problem["settings"]["num_restarts"])
-        params = {
-            name.removeprefix("state.average"): a.reshape(lead + a.shape[1:])
-            for name, a in arrays.items()
-            if name.startswith("state.average")
-        }
-        import xarray as xr
-
-        try:
-            with xr.open_datatree(path, engine="h5netcdf") as tree:
-                return from_datatree(tree.load(), params, problem["settings"])
-        except (OSError, ValueError, KeyError) as error:
-            raise RunFolderError(
-                f"cannot read {path}: {error}; it is damaged: "
-                "load the folder with its policy, which needs the checkpoint alone"
-            ) from error
+        return _shown(directory, problem)
     run, setup, settings, beta = _reopen(directory, problem, policy, args, guide, objective, optimizer, source)
     lane, _ = run.lane()
     state, rows = run.restore(run.start(lane), [])
@@ -80,6 +58,58 @@ def load(
         raise RunFolderError(f"{directory} holds no checkpoint yet; run bayesrl.resume(directory, policy, *args)")
     interrupted = int(state.step) < run.num_steps
     return posterior_of(run.key, setup, state, rows, settings, beta, interrupted=interrupted)
+
+
+def _problem_of_fit(directory: str | Path) -> dict[str, Any]:
+    """Read the description of a fit.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    problem = run_folder.read_problem(directory)
+    if problem["identity"].get("kind") == "learn":
+        raise RunFolderError(
+            f"{directory} holds a run of `learn`; go on with it by bayesrl.control.learn(..., directory=...), or "
+            "look at it with `bayesrl show`"
+        )
+    return problem
+
+
+def _shown(directory: str | Path, problem: Mapping[str, Any]) -> Posterior:
+    """Load what a folder holds of a fit, without its programs.
+
+    Raises:
+        RunFolderError: it has not ended, or a file is damaged.
+    """
+    go_on = "continue it with bayesrl.resume(directory, policy, *args)"
+    content = run_folder.read_draws(directory)
+    if content is None:
+        raise RunFolderError(f"{directory} holds a run that has not ended: there are no saved draws yet; {go_on}")
+    arrays = run_folder.read_checkpoint(directory) or {}
+    beta = problem["identity"]["beta"]
+    lead = (*((len(beta),) if isinstance(beta, list) else ()), problem["settings"]["num_restarts"])
+    import xarray as xr
+
+    try:
+        params = {
+            name.removeprefix("state.average"): a.reshape(lead + a.shape[1:])
+            for name, a in arrays.items()
+            if name.startswith("state.average")
+        }
+        with xr.open_datatree(BytesIO(content), engine="h5netcdf") as tree:
+            posterior = from_datatree(tree.load(), params, problem["settings"])
+    except Exception as error:  # of a file that bears a digest and was made by something else: xarray raises anything
+        raise RunFolderError(
+            f"cannot read {Path(directory) / run_folder.POSTERIOR}: {error}; it is damaged: "
+            "load the folder with its policy, which needs the checkpoint alone"
+        ) from error
+    steps = posterior.history.get("step", np.zeros(0, int))
+    drawn, done = int(steps[-1]) if len(steps) else 0, int(arrays.get("state.step", 0))
+    if drawn != done:
+        raise RunFolderError(
+            f"{directory} holds draws that were made after {drawn:,} steps, and a checkpoint after {done:,}; {go_on}"
+        )
+    return posterior
 
 
 def resume(
@@ -112,7 +142,7 @@ def resume(
         RunFolderError: there is no run in the folder, it is of another problem, or what was given by
             hand is missing.
     """
-    problem = run_folder.read_problem(directory)
+    problem = _problem_of_fit(directory)
     settings = problem["settings"]
     guide, objective = _rebuild(directory, problem, guide, objective, optimizer)
     return fit(
@@ -135,9 +165,18 @@ def resume(
 
 
 def key_of(problem: Mapping[str, Any]) -> PRNGKey:
-    """Give the key that a run folder was fitted with."""
-    data = jax.device_put(np.asarray(problem["identity"]["seed"], np.uint32))
-    return jax.random.wrap_key_data(data, impl=problem["settings"].get("key_impl", "threefry2x32"))
+    """Give the key that a run folder was fitted with.
+
+    Raises:
+        RunFolderError: what it tells is no key.
+    """
+    seed, impl = problem["identity"]["seed"], problem["settings"].get("key_impl", "threefry2x32")
+    try:
+        return jax.random.wrap_key_data(jax.device_put(np.asarray(seed, np.uint32)), impl=impl)
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"the run folder tells the seed {seed!r:.60} of a generator {impl!r:.40}, which is no key: fit anew"
+        ) from error
 
 
 def _beta_of(problem: Mapping[str, Any]) -> Any:
@@ -155,7 +194,12 @@ def _rebuild(directory: Any, problem: Mapping[str, Any], guide: Any, objective: 
             return given
         if isinstance(told, dict) and told["type"] in known:
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k != "type"}
-            return known[told["type"]](**fields)
+            try:
+                return known[told["type"]](**fields)
+            except (TypeError, ValueError) as error:
+                raise RunFolderError(
+                    f"{directory} tells of the {role} {told!r:.80}, which cannot be made: {error}; pass {role}=..."
+                ) from error
         raise RunFolderError(
             f"{directory} was fitted with {role} {told!r}, which was given by hand; pass {role}=... again"
         )

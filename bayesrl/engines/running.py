@@ -80,7 +80,7 @@ class Run:
         keys = split(fold_in(self.key, 5), lanes)
         chunk = self.chunk() if chunk is None else chunk
         every = max(1, -(-self.num_steps // self.num_chunks))
-        saved = time.monotonic()
+        saved, kept = time.monotonic(), bool(rows)
         with Progress(self.num_steps, int(state.step), show=show) as line:
             try:
                 while (done := int(state.step)) < self.num_steps:
@@ -90,9 +90,11 @@ class Run:
                     rows.append(_row(self.setup, state, tally, betas))
                     line.update(steps, partial(told, rows[-1]))
                     stop = self._stop(state, tally, rows)
-                    if self.folder is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    # However short a run, there is a checkpoint before the last one, should that be damaged.
+                    halfway = not kept and 2 * int(state.step) >= self.num_steps
+                    if halfway or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                         self._save(state, rows)
-                        saved = time.monotonic()
+                        saved, kept = time.monotonic(), True
                     if stop:
                         break
             except KeyboardInterrupt:
@@ -197,7 +199,8 @@ class Run:
             return state, rows
         restored, history = found
         return restored, [
-            {name: values[i] for name, values in history.items()} for i in range(len(history.get("step", ())))
+            {name: np.asarray(values[i]) for name, values in history.items()}
+            for i in range(len(history.get("step", ())))
         ]
 
     def _save(self, state: State, rows: list[dict[str, np.ndarray]]) -> None:

@@ -32,6 +32,7 @@ from bayesrl.run_folder import write
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What old versions of transformers saved beside the weights: masks and tables that follow from the configuration.
 HARMLESS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
@@ -286,7 +287,8 @@ def save_pretrained(
 ) -> None:
     """Write a model, and its tokenizer, as transformers and `load_pretrained` read them.
 
-    Weights that the folder held before are replaced. Arrays are written bit by bit as they are.
+    Weights that the folder held before under the names of transformers are replaced, and parts that an index of before
+    names are removed; other files are left alone. Arrays are written bit by bit as they are.
 
     Args:
         folder: made where there is none.
@@ -364,7 +366,7 @@ def _named(model: Transformer) -> dict[str, np.ndarray]:
 
 
 def _save_weights(folder: Path, arrays: Mapping[str, np.ndarray], limit: int) -> None:
-    """Write the arrays into one file or several, then remove weights that were there before."""
+    """Write the arrays into one file or several, then remove the parts of the model that was there before."""
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, array in arrays.items():
@@ -374,6 +376,7 @@ def _save_weights(folder: Path, arrays: Mapping[str, np.ndarray], limit: int) ->
         shards[-1][name] = array
         size += array.nbytes
     whole = len(shards) == 1
+    before = _indexed(folder)
     names = [WEIGHTS if whole else f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
     for file, shard in zip(names, shards, strict=True):
         write(folder / file, save(shard, metadata={"format": "pt"}))
@@ -381,6 +384,17 @@ def _save_weights(folder: Path, arrays: Mapping[str, np.ndarray], limit: int) ->
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         total = sum(array.nbytes for array in arrays.values())
         write(folder / INDEX, _json({"metadata": {"total_size": total}, "weight_map": places}))
-    old = [path for path in folder.glob("model*.safetensors") if path.name not in names]
-    for path in [*old, *([folder / INDEX] if whole else [])]:
-        path.unlink(missing_ok=True)
+        before |= {WEIGHTS}
+    for name in before - set(names) | ({INDEX} if whole else set()):
+        if (folder / name).is_file() and not (folder / name).is_symlink():
+            (folder / name).unlink(missing_ok=True)
+
+
+def _indexed(folder: Path) -> set[str]:
+    """Name the parts of a model that the index of a folder tells of, as this library and transformers name them."""
+    try:
+        places = (read_json(folder / INDEX) or {}).get("weight_map")
+    except LanguageModelError:
+        return set()
+    told = places.values() if isinstance(places, dict) else ()
+    return {name for name in told if isinstance(name, str) and PART.fullmatch(name)}

@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Int
 
 from bayesrl.errors import LanguageModelError
+from bayesrl.files.plain import read
 from bayesrl.lm.tokenizer import Tokenizer, pad_left
 
 type Example = Mapping[str, Any]
@@ -146,9 +147,12 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
         LanguageModelError: the file cannot be read, or a line holds something else.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        content = read(Path(path), linked=True)
+        lines = (content or b"").decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise LanguageModelError(f"{path} cannot be read: {error}; pass a file of JSON lines in UTF-8") from error
+    if content is None:
+        raise LanguageModelError(f"{path} cannot be read: there is no such file; pass a file of JSON lines in UTF-8")
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -12,6 +12,7 @@ from typing import Any
 from bayesrl.cache import cache_folder
 from bayesrl.core.telling import activity
 from bayesrl.errors import LanguageModelError
+from bayesrl.files.plain import file_name
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
 
 
@@ -19,7 +20,7 @@ def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained])
     """Give a model that was trained before from the same things, or train it now and keep it.
 
     Args:
-        name: of the model; part of the name of its folder.
+        name: of the model; part of the name of its folder, less what a name of a file cannot have.
         made_of: everything that the model depends on: options, and fingerprints of the data.
         train: trains it; called where it is not there yet.
 
@@ -37,11 +38,11 @@ def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained])
         True
     """
     try:
-        told = json.dumps({"bayesrl": version("bayesrl"), **made_of}, sort_keys=True)
+        told = json.dumps([name, {"bayesrl": version("bayesrl"), **made_of}], sort_keys=True)
     except TypeError as error:
         raise LanguageModelError(f"what model {name!r} is made of cannot be written as JSON: {error}") from error
-    folder = cache_folder() / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
+    folder = cache_folder() / f"{file_name(name)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    if folder.is_dir() and not folder.is_symlink():
         try:
             return load_pretrained(folder)
         except LanguageModelError:
@@ -49,7 +50,8 @@ def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained])
     with activity(f"training {name}, once on this machine"):
         trained = train()
     try:
-        folder.unlink(missing_ok=True)  # a file of this name is none of ours
+        if folder.is_symlink() or not folder.is_dir():
+            folder.unlink(missing_ok=True)  # a file or link of this name is none of ours
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             made = Path(temporary) / "model"

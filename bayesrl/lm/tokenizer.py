@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from bayesrl.core.draws import is_count
-from bayesrl.errors import LanguageModelError
+from bayesrl.errors import LanguageModelError, RunFolderError
+from bayesrl.files import schemas
+from bayesrl.files.plain import read, write
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
@@ -190,12 +192,15 @@ class Tokenizer:
             **told,
         }
         template = told.pop("chat_template") if isinstance(told.get("chat_template"), str) else None
+        files = {} if template is None else {TEMPLATE: template}
+        files |= {
+            TOKENIZER: self.core.to_str(pretty=True),
+            TOKENIZER_CONFIG: json.dumps(told, indent=1, ensure_ascii=False),
+        }
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if template is not None:
-                (path / TEMPLATE).write_text(template, encoding="utf-8")
-            (path / TOKENIZER).write_text(self.core.to_str(pretty=True), encoding="utf-8")
-            (path / TOKENIZER_CONFIG).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+            for name, text in files.items():
+                write(path / name, text.encode())
         except OSError as error:
             raise LanguageModelError(f"cannot write a tokenizer to {path}: {error}; choose another folder") from error
 
@@ -220,13 +225,14 @@ class Tokenizer:
                 tokens that it lacks, or adds tokens that cannot have the ids that are told.
         """
         path = Path(folder)
-        if not (path / TOKENIZER).is_file():
+        told = _content(path / TOKENIZER)
+        if told is None:
             raise LanguageModelError(
                 f"{path} has no {TOKENIZER}; load the tokenizer in transformers (a fast one) and save it there with "
                 "save_pretrained"
             )
         try:
-            core = library().Tokenizer.from_file(str(path / TOKENIZER))
+            core = library().Tokenizer.from_str(told.decode())
         except Exception as error:  # the library raises nothing more special
             raise LanguageModelError(f"cannot read {path / TOKENIZER}: {error}; copy it anew") from error
         named = [read_json(path / name) or {} for name in (TOKENIZER_CONFIG, SPECIAL)]
@@ -235,10 +241,9 @@ class Tokenizer:
         numbered = [read_json(path / name) or {} for name in (GENERATION, CONFIG)]
         config = named[1] | named[0]
         try:
-            config |= {"chat_template": (path / TEMPLATE).read_text(encoding="utf-8")}
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:
+            template = _content(path / TEMPLATE)
+            config |= {} if template is None else {"chat_template": template.decode()}
+        except ValueError as error:
             raise LanguageModelError(f"cannot read {path / TEMPLATE}: {error}; it is damaged: copy it anew") from error
         special = {name: _special(core, name, named, numbered) for name in ("eos", "pad", "bos")}
         return cls(core, **special, config=config, generation=numbered[0])
@@ -250,15 +255,28 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         LanguageModelError: it cannot be read, or is something else.
     """
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    content = _content(path, schemas.MOST_BYTES)
+    if content is None:
         return None
-    except (OSError, ValueError) as error:
+    try:
+        told = schemas.parsed(content)
+    except ValueError as error:
         raise LanguageModelError(f"cannot read {path}: {error}; it is damaged: copy it anew") from error
     if not isinstance(told, dict):
         raise LanguageModelError(f"{path} holds a {type(told).__name__}, not an object; it is damaged: copy it anew")
     return told
+
+
+def _content(path: Path, most: int | None = None) -> bytes | None:
+    """Read a plain file, or give None where there is none; folders of checkpoints may be laid out of links.
+
+    Raises:
+        LanguageModelError: it is no plain file, too large or cannot be read.
+    """
+    try:
+        return read(path, most=most, linked=True)
+    except RunFolderError as error:
+        raise LanguageModelError(str(error)) from error
 
 
 def _added(core: Any, told: Mapping[str, Any], path: Path) -> Any:

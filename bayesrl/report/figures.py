@@ -5,6 +5,7 @@ Figures are made without pyplot, so that they need no display and leave no globa
 
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.core.keys import from_seed
 from bayesrl.engines.fitting import with_draws
 from bayesrl.engines.weighted import WeightedDraws
-from bayesrl.errors import PolicyError, RunFolderError
+from bayesrl.errors import PolicyError
+from bayesrl.files.plain import file_name, write
 from bayesrl.posterior import Posterior
 from bayesrl.report.laid_out import Laid, frequencies, lay_out, sites_of, text_of
 from bayesrl.report.panels import (
@@ -150,11 +152,10 @@ def save_figures(
     written = []
     for name, figure in figures.items():
         for suffix in ("png", "svg"):
-            path = Path(directory) / f"{name.replace('/', '_')}.{suffix}"
-            try:
-                figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-            except OSError as error:
-                raise RunFolderError(f"cannot write {path}: {error.strerror}; choose another directory") from error
+            path = Path(directory) / f"{file_name(name)}.{suffix}"
+            drawn = BytesIO()
+            figure.savefig(drawn, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            write(path, drawn.getvalue())
             written.append(path)
     return written
 

@@ -15,6 +15,7 @@ from bayesrl.certainty.verdicts import Diagnosis, Frontier, Section
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.keys import apart, of_words
 from bayesrl.errors import PolicyError, RunFolderError
+from bayesrl.files.stamps import blank, stamped
 from bayesrl.posterior import Posterior
 from bayesrl.report.facts import Facts
 from bayesrl.report.gathering import gather
@@ -231,12 +232,6 @@ def _told_by_themselves(made: Any) -> tuple[str, Any] | None:
 
 def _write(path: str | Path, title: str, parts: Sequence[Part], subtitle: str = _LEARNED) -> Path:
     page = html_page(title, subtitle, parts, f"Written by bayesrl {version('bayesrl')}.")
-    run_folder.write(Path(path), page.encode("utf-8", "replace"))
-    Path(path).chmod(0o666 & ~_umask())  # a report is to be passed on, as any file that a program writes
+    # The stamp is a comment behind the end of the page.
+    run_folder.write(path, stamped(f"{page}<!-- {blank()} -->\n".encode("utf-8", "replace")))
     return Path(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -106,7 +106,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
             def no_space(_: int) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-            monkeypatch.setattr(run_folder.os, "fsync", no_space)
+            monkeypatch.setattr(os, "fsync", no_space)
 
     with pytest.raises(RunFolderError, match=r"cannot write .*No space left.*intact"):
         fit(200, folder, callback=fill_up)
@@ -195,7 +195,11 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"cannot read .*posterior.nc.*load the folder with its policy"):
         bayesrl.load(folder)
     assert bayesrl.load(folder, bandit).history["step"][-1] == 5
-    for text, message in (("[]", r"has format \[\]"), ('{"format": 2}', "has no 'identity'"), ("{", "cannot read")):
+    for text, message in (
+        ("[]", r"has format \[\]"),
+        (f'{{"format": {run_folder.FORMAT}}}', "has no 'identity'"),
+        ("{", "cannot read"),
+    ):
         problem.write_text(text)
         with pytest.raises(RunFolderError, match=message):
             bayesrl.load(folder, bandit)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save
 
 from bayesrl import run_folder
 from bayesrl.certainty.asking import check_key
@@ -96,7 +95,7 @@ def learn(
     """
     check_key(key)
     _check(agent, exploration, num_episodes, tolerance, confidence)
-    with showing(progress), one_reading():
+    with showing(progress), one_reading(), run_folder.held(directory):
         return _learn(
             key,
             environment,
@@ -169,16 +168,17 @@ class _Run:
             self._restore(folder)
             if len(self.rows) < self.num_episodes:
                 run_folder.save_problem(folder, problem)
-        saved = time.monotonic()
+        saved, kept = time.monotonic(), bool(self.rows)
         interrupted = False
         with Progress(self.num_episodes, len(self.rows), show=show, unit="episode") as line:
             try:
                 while len(self.rows) < self.num_episodes and not self._converged():
                     stop = self._episode()
                     line.update(1, self._told)
-                    if folder is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    halfway = not kept and 2 * len(self.rows) >= self.num_episodes
+                    if folder is not None and (halfway or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS):
                         self._save(folder)
-                        saved = time.monotonic()
+                        saved, kept = time.monotonic(), True
                     if stop:
                         break
             except KeyboardInterrupt:
@@ -243,18 +243,17 @@ class _Run:
 
     def _save(self, folder: Path) -> None:
         arrays = {f"history/{name}": values for name, values in self.history().items()}
-        arrays |= {f"agent/{name}": np.asarray(values, order="C") for name, values in self.mind.arrays().items()}
+        arrays |= {f"agent/{name}": np.asarray(values) for name, values in self.mind.arrays().items()}
         arrays["stages"] = np.array([list(stage) for stage in self.stages], np.int64).reshape(-1, 2)
-        run_folder.write(folder / run_folder.CHECKPOINT, save(arrays))
+        run_folder.save_arrays(folder, arrays)
 
     def _restore(self, folder: Path) -> None:
-        path = folder / run_folder.CHECKPOINT
-        if not path.exists():
+        arrays = run_folder.read_checkpoint(folder)
+        if arrays is None:
             return
-        arrays = run_folder.read_arrays(path)
-        if "stages" not in arrays:
-            raise RunFolderError(f"{path} holds no run of `learn`; choose another directory")
-        history = {k.removeprefix("history/"): v for k, v in arrays.items() if k.startswith("history/")}
+        history = run_folder.history_in(arrays)
+        if "stages" not in arrays or set(history) != set(_COLUMNS):
+            raise RunFolderError(f"{folder / run_folder.CHECKPOINT} holds no run of `learn`; choose another directory")
         count = len(next(iter(history.values()), ()))
         self.rows = [{name: values[i].item() for name, values in history.items()} for i in range(count)]
         self.stages = [Stage(*map(int, row)) for row in arrays["stages"]]

@@ -1,0 +1,95 @@
+"""One writer for a folder: a lock that the system takes back from a process that ends, however it ends."""
+
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+from bayesrl.errors import RunFolderError
+from bayesrl.files.plain import kind_of
+
+LOCK = ".lock"
+_HOLDER = re.compile(r"process \d+ on [\w.-]{1,100}")
+_held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
+"""Folders that this thread holds already."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder that exists: nobody else holds it meanwhile, other threads of this process included.
+
+    Whoever holds a folder may hold it again inside. Where the system or the disk knows no locks, there is none.
+
+    Raises:
+        RunFolderError: somebody else holds it; the message says who.
+    """
+    place = folder.resolve()
+    if place in _held.get():
+        yield
+        return
+    descriptor = _locked(folder)
+    token = _held.set(_held.get() | {place})
+    try:
+        yield
+    finally:
+        _held.reset(token)
+        if descriptor is not None:
+            with suppress(OSError):
+                os.unlink(folder / LOCK)  # before it is free, so that nobody locks a file that is gone
+            os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """Make and lock the file of a folder, or give None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    path = folder / LOCK
+    while True:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            _check(path)
+            descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            if isinstance(error, RunFolderError):
+                raise
+            raise RunFolderError(f"cannot write into {folder}: {error.strerror}; choose another directory") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_still(path, descriptor):  # who held it has just taken it away
+                os.close(descriptor)
+                continue
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except BlockingIOError:
+            told = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            who = told if _HOLDER.fullmatch(told) else "another process"
+            raise RunFolderError(
+                f"{folder} is in use by {who}; wait until that has ended, stop it, or choose another directory"
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            return None  # a disk that knows no locks
+        return descriptor
+
+
+def _check(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        kind = kind_of(path.lstat().st_mode)
+        if kind:
+            raise RunFolderError(f"{path} is {kind}, and only plain files are written; take it away")
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    own = os.fstat(descriptor)
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(there.st_mode) and (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)

@@ -1,0 +1,177 @@
+"""The checkpoint and the saved draws of a run folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
+
+from bayesrl.errors import RunFolderError
+from bayesrl.files.plain import read, write
+from bayesrl.files.stamps import STAMP, blank, stamped
+from bayesrl.run_folder.problems import ANEW, check_stamp, problem_of
+
+CHECKPOINT, POSTERIOR = "checkpoint.safetensors", "posterior.nc"
+BEFORE = "checkpoint.before.safetensors"
+
+
+def save_checkpoint(folder: Path, state: Any, history: Mapping[str, np.ndarray]) -> None:
+    """Write state and history as one file, atomically."""
+    import jax
+
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    arrays = {f"state{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
+    arrays |= {f"history/{name}": np.asarray(values) for name, values in history.items()}
+    save_arrays(folder, arrays)
+
+
+def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as the folder's checkpoint, atomically; the one before is kept.
+
+    Raises:
+        RunFolderError: it cannot be written; what was there is intact.
+    """
+    laid_out = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    content = stamped(save(laid_out, metadata={STAMP: blank(problem_of(folder))}))
+    write(folder / CHECKPOINT, content, before=folder / BEFORE)
+
+
+def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str, np.ndarray]] | None:
+    """Read state and history, or None where nothing was saved yet.
+
+    Args:
+        directory: the run folder.
+        template: a state of the same structure.
+
+    Raises:
+        RunFolderError: the file is damaged, or its arrays are not those of the template.
+    """
+    import jax
+
+    path = Path(directory) / CHECKPOINT
+    arrays = read_checkpoint(directory)
+    if arrays is None:
+        return None
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
+    wanted = {f"state{jax.tree_util.keystr(keys)}" for keys, _ in leaves}
+    foreign = [name for name in arrays if name.startswith("state") and name not in wanted]
+    if foreign:
+        raise RunFolderError(
+            f"{path} holds {foreign[0]}, which the fit has no use for; "
+            "was the guide or the optimiser changed? Fit into another directory"
+        )
+    restored = []
+    for keys, leaf in leaves:
+        name = f"state{jax.tree_util.keystr(keys)}"
+        array = arrays.get(name)
+        if array is None or array.shape != np.shape(leaf) or array.dtype != leaf.dtype:
+            found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise RunFolderError(
+                f"{path} holds {found} for {name}, and the fit needs {leaf.dtype}{list(np.shape(leaf))}; "
+                "was the guide or the optimiser changed? Fit into another directory"
+            )
+        restored.append(jax.device_put(array))
+    return jax.tree.unflatten(treedef, restored), history_in(arrays)
+
+
+def read_history(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:
+    """Read how many steps a checkpoint has done, and its history; 0 and nothing where there is none.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    arrays = read_checkpoint(directory) or {}
+    return int(arrays.get("state.step", np.zeros((), int))), history_in(arrays)
+
+
+def history_in(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Give the history among the arrays of a checkpoint."""
+    return {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
+
+
+def read_checkpoint(directory: str | Path) -> dict[str, np.ndarray] | None:
+    """Read every array of the folder's checkpoint, or give None where there is none.
+
+    Where the checkpoint is missing and the one before it is there, that one is read: so it is found where a process was
+    killed between two renames, or where a damaged checkpoint was deleted.
+
+    Raises:
+        RunFolderError: it is damaged; the message offers the one before where that is whole.
+    """
+    folder = Path(directory)
+    try:
+        last = _read_arrays(folder / CHECKPOINT, ANEW)
+    except RunFolderError as error:
+        try:
+            kept = _read_arrays(folder / BEFORE, "") if "damaged" in str(error) else None
+        except RunFolderError:
+            kept = None
+        if kept is None:
+            raise
+        done = int(kept["state.step"]) if "state.step" in kept else len(kept.get("history/episode", ()))
+        what = "steps" if "state.step" in kept else "episodes"
+        raise RunFolderError(
+            f"{str(error).removesuffix(ANEW)}the checkpoint before it, after {done:,} {what}, is whole: delete "
+            f"{CHECKPOINT}, and resume goes on from there"
+        ) from error
+    return _read_arrays(folder / BEFORE, ANEW) if last is None else last
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read every array of a checkpoint.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged.
+    """
+    arrays = _read_arrays(path, ANEW)
+    if arrays is None:
+        raise RunFolderError(f"there is no {path}; pass the checkpoint of a run that was begun")
+    return arrays
+
+
+def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
+    content = read(path)
+    if content is None:
+        return None
+    check_stamp(path, content, problem_of(path.parent), remedy)
+    try:
+        return {name: _array(**told) for name, told in deserialize(content)}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}; it is damaged: {remedy}") from error
+
+
+def _array(dtype: str, shape: list[int], data: bytes | bytearray) -> np.ndarray:
+    kinds = {"F": "f", "I": "i", "U": "u"}
+    if dtype == "BF16":
+        import ml_dtypes
+
+        kind = np.dtype(ml_dtypes.bfloat16)
+    else:
+        kind = np.dtype(bool) if dtype == "BOOL" else np.dtype(f"{kinds[dtype[0]]}{int(dtype[1:]) // 8}")
+    return np.frombuffer(data, kind).reshape(shape)
+
+
+def save_draws(folder: Path, content: bytes) -> None:
+    """Write the netCDF file of draws and history, atomically.
+
+    Raises:
+        RunFolderError: it cannot be written; what was there is intact.
+    """
+    # Readers of HDF5 take no notice of what stands behind its end.
+    write(folder / POSTERIOR, stamped(content + f"\n{blank(problem_of(folder))}\n".encode()))
+
+
+def read_draws(directory: str | Path) -> bytes | None:
+    """Read the netCDF file of draws and history, or give None where there is none.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    path = Path(directory) / POSTERIOR
+    content = read(path)
+    if content is not None:
+        remedy = "load the folder with its policy, which needs the checkpoint alone"
+        check_stamp(path, content, problem_of(directory), remedy)
+    return content

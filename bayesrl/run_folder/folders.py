@@ -1,0 +1,87 @@
+"""Folders for runs: made, claimed, held by one process at a time, and given up."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bayesrl.errors import RunFolderError
+from bayesrl.files import locking
+from bayesrl.files.plain import remove_unfinished
+from bayesrl.run_folder.problems import MODEL, PROBLEM, check_same, is_begun
+
+
+@contextmanager
+def held(directory: str | Path | None) -> Iterator[None]:
+    """Make or open a folder for a run and hold it: a second process, or thread, is refused by name at once.
+
+    A folder that was made here and in which no run was begun is gone afterwards.
+
+    Args:
+        directory: the folder, or None for none.
+
+    Raises:
+        RunFolderError: the folder cannot be made, holds other files, or is held by somebody else.
+    """
+    if directory is None:
+        yield
+        return
+    there = Path(directory).exists()
+    folder = claim(directory)
+    try:
+        with locking.held(folder):
+            remove_unfinished(folder)
+            yield
+    finally:
+        if not there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def open_folder(directory: str | Path, problem: Mapping[str, Any]) -> Path:
+    """Make a run folder, or open one of the same problem; nothing in it is changed.
+
+    Args:
+        directory: the folder.
+        problem: as for `check_same`.
+
+    Raises:
+        RunFolderError: the folder cannot be made, holds other files, or another problem; the
+            message says what differs.
+    """
+    folder = claim(directory)
+    if is_begun(folder):
+        check_same(folder, problem)
+    return folder
+
+
+def claim(directory: str | Path) -> Path:
+    """Make a folder for a run, or accept one that is empty or holds a run.
+
+    Raises:
+        RunFolderError: the folder cannot be made, or holds other files.
+    """
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in folder.iterdir())
+    except ValueError as error:  # a name with a zero byte
+        raise RunFolderError(f"cannot make the run folder {str(folder)!r}: {error}; choose another directory") from None
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another directory"
+        ) from error
+    strangers = [name for name in names if not name.startswith(".") and name != MODEL]
+    if strangers and PROBLEM not in names:
+        raise RunFolderError(
+            f"{folder} is not a run folder, and not empty ({', '.join(strangers[:3])}); "
+            "choose another directory, or empty it"
+        )
+    return folder
+
+
+def release(folder: Path) -> None:
+    """Give up a claimed folder in which no run was begun: remove it where nothing else is in it."""
+    if not is_begun(folder):
+        (folder / MODEL).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()

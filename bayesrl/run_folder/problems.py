@@ -1,0 +1,206 @@
+"""The JSON files of a run folder: what was fitted, which model it was, how it scored."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bayesrl.errors import RunFolderError
+from bayesrl.files import schemas
+from bayesrl.files.plain import read, write
+from bayesrl.files.schemas import FLAG, NOTHING, NUMBER, POSITIVE, TEXT, Schema, misfit, whole
+from bayesrl.files.stamps import ANYBODY, FORMAT, STAMP, NewerError, checked, newer, problem_digest, stamped_json
+
+PROBLEM, MODEL, SCORES = "problem.json", "model.json", "scores.json"
+ANEW = "fit anew into another directory"
+_MOST_TOLD = 4
+
+_STEPS, _FITS = whole(1, 2**31 - 1), whole(1, 2**20)
+_PLAIN: Schema = (NOTHING, TEXT, NUMBER, FLAG, [(NOTHING, TEXT, NUMBER, FLAG)])
+_DESCRIBED: Schema = (NOTHING, TEXT, {"type": TEXT, "*": _PLAIN})
+_SEED: Schema = [whole(0, 2**32 - 1)]
+_FITTED: Schema = {
+    "identity": {
+        "sites": [TEXT],
+        "arguments": TEXT,
+        "beta": (NOTHING, [POSITIVE], POSITIVE),
+        "restarts": _FITS,
+        "seed": _SEED,
+        "guide": _DESCRIBED,
+        "objective": _DESCRIBED,
+        "parameters": {"*": TEXT},
+    },
+    "settings": {
+        "num_steps": _STEPS,
+        "num_restarts": _FITS,
+        "optimizer": TEXT,
+        "tolerance?": POSITIVE,
+        "start_beta?": POSITIVE,
+        "key_impl?": TEXT,
+        "*": _PLAIN,
+    },
+}
+_LEARNED: Schema = {
+    "identity": {
+        "kind": TEXT,
+        "environment": TEXT,
+        "agent": {"type": TEXT},
+        "exploration": TEXT,
+        "seed": _SEED,
+    },
+    "settings": {"num_episodes": _STEPS, "tolerance?": POSITIVE, "confidence?": POSITIVE, "*": _PLAIN},
+}
+MODEL_SCHEMA: dict[str, Schema] = {
+    "model": TEXT,
+    "options": {"*": (TEXT, NUMBER, FLAG)},
+    "learn?": {
+        "explore": (NOTHING, TEXT),
+        "episodes": _STEPS,
+        "runs": whole(1, 10_000),
+        "seed": whole(0, 2**63 - 1),
+    },
+}
+
+
+def is_begun(directory: str | Path) -> bool:
+    """Whether a folder holds a run."""
+    return (Path(directory) / PROBLEM).exists(follow_symlinks=False)
+
+
+def save_problem(folder: Path, problem: Mapping[str, Any]) -> None:
+    """Write the description of the problem, atomically; what identifies one that is there already stays as it is."""
+    if is_begun(folder):
+        problem = {**problem, "identity": read_problem(folder)["identity"]}
+    told = json.loads(json.dumps({**problem, "format": FORMAT}))
+    write(folder / PROBLEM, stamped_json(told, problem_digest(told["identity"])))
+
+
+def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
+    """Refuse a run folder of another problem.
+
+    Args:
+        folder: a run folder.
+        problem: JSON-able description; its `identity`, and whether its optimiser was given by hand,
+            must agree with what the folder holds, real numbers to a part in a thousand.
+
+    Raises:
+        RunFolderError: the folder holds another problem; the message says what differs.
+    """
+    old, new = _told(read_problem(folder)), _told(json.loads(json.dumps(problem)))
+    different = [key for key in {**old, **new} if not _alike(old.get(key), new.get(key))]
+    if different:
+        told = [f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in different[:_MOST_TOLD]]
+        more = f"; and {len(different) - _MOST_TOLD} differences more" if len(different) > _MOST_TOLD else ""
+        raise RunFolderError(
+            f"{folder} holds a run of another problem: {'; '.join(told)}{more}; choose another directory"
+        )
+
+
+def _told(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay out what identifies a problem, parts of parts by their own names."""
+    told: dict[str, Any] = {"optimizer": problem["settings"].get("optimizer")}
+    for key, value in problem["identity"].items():
+        told |= {f"{key} {name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return told
+
+
+def _alike(old: Any, new: Any) -> bool:
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(_alike(*parts) for parts in zip(old, new, strict=True))
+    if isinstance(old, float) and isinstance(new, float):
+        return bool(np.isclose(old, new, rtol=1e-3, atol=1e-4, equal_nan=True))
+    return bool(old == new)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def read_problem(directory: str | Path) -> dict[str, Any]:
+    """Read the description of the problem in a run folder.
+
+    Raises:
+        RunFolderError: there is none, it is damaged, or another version wrote it.
+    """
+    path = Path(directory) / PROBLEM
+    content = read(path, most=schemas.MOST_BYTES)
+    if content is None:
+        raise RunFolderError(f"{directory} is not a run folder: it has no {PROBLEM}; pass the directory= of a fit")
+    problem = _parsed(path, content, ANEW)
+    found = problem.get("format") if isinstance(problem, dict) else problem
+    if not isinstance(problem, dict) or found != FORMAT:
+        if isinstance(found, int) and found > FORMAT:
+            raise RunFolderError(f"cannot read {path}: {newer(found)}")
+        raise RunFolderError(f"{path} has format {found!r:.80}, and this version reads {FORMAT}; fit anew")
+    learns = isinstance(problem.get("identity"), dict) and problem["identity"].get("kind") == "learn"
+    told = misfit(problem, _LEARNED if learns else _FITTED)
+    if told is not None:
+        raise RunFolderError(f"{path}: {told}; it is damaged: {ANEW}")
+    check_stamp(path, content, problem_digest(problem["identity"]), ANEW)
+    return problem
+
+
+def read_json(
+    directory: str | Path, name: str, schema: Mapping[str, Schema], remedy: str = ANEW
+) -> dict[str, Any] | None:
+    """Read one of the folder's JSON files, or give None where there is none.
+
+    Args:
+        directory: the run folder.
+        name: of the file.
+        schema: what it has to hold; `{}` stands for any object.
+        remedy: what to do where it is damaged.
+
+    Raises:
+        RunFolderError: it is damaged, or holds something else.
+    """
+    path = Path(directory) / name
+    content = read(path, most=schemas.MOST_BYTES)
+    if content is None:
+        return None
+    told: Any = _parsed(path, content, remedy)
+    wrong = misfit(told, dict(schema))
+    if wrong is not None:
+        raise RunFolderError(f"{path}: {wrong}; it is damaged: {remedy}")
+    written_by_hand = name == MODEL and set(told) <= {key.removesuffix("?") for key in MODEL_SCHEMA}
+    if not written_by_hand:
+        check_stamp(path, content, problem_of(directory), remedy)
+    return {key: value for key, value in told.items() if key != STAMP}
+
+
+def save_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Write one of the folder's JSON files, atomically.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    write(folder / name, stamped_json(content, problem_of(folder)))
+
+
+def _parsed(path: Path, content: bytes, remedy: str) -> Any:
+    try:
+        return schemas.parsed(content)
+    except ValueError as error:
+        raise RunFolderError(f"cannot read {path}: {error}; it is damaged: {remedy}") from error
+
+
+def check_stamp(path: Path, content: bytes, problem: str, remedy: str) -> None:
+    """Refuse a file whose stamp does not agree with it.
+
+    Raises:
+        RunFolderError: naming the file, what is wrong and the remedy.
+    """
+    try:
+        checked(content, problem)
+    except NewerError as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    except ValueError as error:
+        raise RunFolderError(f"cannot read {path}: {error}; it is damaged: {remedy}") from error
+
+
+def problem_of(directory: str | Path) -> str:
+    """Give the digest of the problem of a folder, or what stands for any where there is no run yet."""
+    return problem_digest(read_problem(directory)["identity"]) if is_begun(directory) else ANYBODY
