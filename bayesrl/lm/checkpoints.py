@@ -134,7 +134,7 @@ def filled(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: Any,
     found: dict[str, Any] = {}
     extra = []
     for given, array in arrays:
-        name = _canonical(given, wanted, skeleton.PREFIX)
+        name = _canonical(given, wanted)
         if name is not None:
             found[wanted[name].path] = _fitted(array, given, wanted[name], shapes[wanted[name].path], origin)
         elif not HARMLESS.search(given) and given != "lm_head.weight":
@@ -154,8 +154,9 @@ def _of_dtype(array: Any, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(array).astype(dtype))
 
 
-def _canonical(given: str, wanted: Mapping[str, Stored], prefix: str) -> str | None:
+def _canonical(given: str, wanted: Mapping[str, Stored]) -> str | None:
     """Find what a tensor is called today; base models have no prefix, and old files other names for norms."""
+    prefix = next(iter(wanted)).split(".")[0] + "."
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", given))
     return next((known for known in (name, prefix + name) if known in wanted), None)
 

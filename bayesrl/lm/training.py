@@ -20,7 +20,7 @@ from bayesrl.lm.completions import prompts as prompts_of
 from bayesrl.lm.sequences import Sentences
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.transformers import BertClassifier, CausalLM, merged
-from bayesrl.lm.transformers.bert import ONE_LABEL
+from bayesrl.lm.transformers.bert_config import ONE_LABEL
 from bayesrl.posterior import Posterior
 
 

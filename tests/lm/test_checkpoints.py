@@ -238,19 +238,17 @@ def test_wrong_tensors(folder: Path, edit: Callable[[dict[str, Any]], Any], mess
         ("gpt2", {"vocab_size": 63}, r"wte.weight of shape \[64, 32\], and config.json asks for \[63, 32\]"),
         (
             "llama",
-            {"rope_parameters": {"rope_type": "yarn"}},
-            "of type 'yarn'; bayesrl knows default, linear and llama3",
+            {"rope_parameters": {"rope_type": "axial"}},
+            "of type 'axial'; bayesrl knows default, linear, dynamic, yarn",
         ),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, "without 'factor'"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ("llama", {"model_type": "mistral", "sliding_window": 32}, "sliding_window=32 in a context of 64"),
-        ("llama", {"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": True}, "sliding_window=32"),
         (
             "llama",
             {"model_type": "mistral", "sliding_window": "all"},
-            "sliding_window='all' in a context of 64 tokens; use whole",
+            "sliding_window='all'; use a whole number",
         ),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ("llama", {"hidden_act": "geglu"}, "unknown activation 'geglu'"),
         ("llama", {"rope_parameters": ["linear", 2.0]}, "sets rope_scaling=.'linear', 2.0.; it must be null"),
         (
             "llama",

@@ -19,7 +19,7 @@ from bayesrl.lm.rewards.base import Reward
 from bayesrl.lm.rewards.text import TextReward, check_tokenizer, decoded, make_text_reward
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.transformers import BertClassifier
-from bayesrl.lm.transformers.bert import REGRESSION, SEVERAL_LABELS
+from bayesrl.lm.transformers.bert_config import REGRESSION, SEVERAL_LABELS
 
 _SHORTEST, _RATIO = 32, 4
 """Texts are padded to one of few lengths: the shortest, and by this ratio ever longer ones; each is compiled."""

@@ -71,12 +71,21 @@ class Reach(NamedTuple):
         mask: which slots each token sees, [n, slots in sight].
         real: `Cache.real` with the new tokens, [capacity].
         counted: `Cache.count` with the new tokens.
+
+    Padding has the place of the real token before it, which nothing looks at.
     """
 
     positions: Int[Array, "n"]
     mask: Bool[Array, "n sight"]
     real: Bool[Array, "capacity"]
     counted: Int[Array, ""]
+
+    def within(self, window: int) -> Bool[Array, "n sight"]:
+        """Tell which slots each token sees if only `window` tokens are near enough, itself included; 0 sees all."""
+        if window == 0:
+            return self.mask
+        places = jnp.cumsum(self.real[: self.mask.shape[1]], dtype=jnp.int32) - 1
+        return self.mask & (self.positions[:, None] - places[None, :] < window)
 
     def after(self, cache: Cache, keys: Sequence[Array], values: Sequence[Array]) -> Cache:
         """Give the cache with the new tokens in it, from the keys and values of each layer."""
@@ -117,26 +126,57 @@ def _look(
     keys: Float[Array, "sight kv_heads head_dim"],
     values: Float[Array, "sight kv_heads head_dim"],
     mask: Bool[Array, "sight"],
+    scale: float,
+    cap: float,
 ) -> Float[Array, "1 width"]:
     """Let one token look, without products of matrices: of one row they cost more to lay out than to compute."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    shared = query.reshape(keys.shape[1], -1, query.shape[-1]).astype(wide) / math.sqrt(query.shape[-1])
-    scores = (shared * keys[:, :, None].astype(wide)).sum(-1)
+    shared = query.reshape(keys.shape[1], -1, query.shape[-1]).astype(wide) * scale
+    scores = capped((shared * keys[:, :, None].astype(wide)).sum(-1), cap)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min / 2), axis=0)
     return (weights[..., None] * values[:, :, None].astype(wide)).sum(0).astype(query.dtype).reshape(1, -1)
+
+
+def _look_capped(
+    query: Float[Array, "n heads head_dim"],
+    keys: Float[Array, "sight kv_heads head_dim"],
+    values: Float[Array, "sight kv_heads head_dim"],
+    mask: Bool[Array, "n sight"],
+    scale: float,
+    cap: float,
+) -> Float[Array, "n width"]:
+    """Let tokens look with bounded scores, which JAX's own attention has not."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    shared = query.reshape(query.shape[0], keys.shape[1], -1, query.shape[-1])
+    scores = jnp.einsum("nkgd,skd->kgns", shared, keys, preferred_element_type=wide) * scale
+    weights = jax.nn.softmax(jnp.where(mask, capped(scores, cap), jnp.finfo(wide).min / 2), axis=-1)
+    out = jnp.einsum("kgns,skd->nkgd", weights.astype(values.dtype), values)
+    return out.reshape(query.shape[0], -1)
+
+
+def capped(scores: Float[Array, "*n"], cap: float) -> Float[Array, "*n"]:
+    """Give cap·tanh(scores / cap), which stays within ±cap; 0 leaves them as they are.
+
+    References:
+        Gemma Team (2024), "Gemma 2", section 2.
+    """
+    return cap * jnp.tanh(scores / cap) if cap else scores
 
 
 def attend(
     query: Float[Array, "n heads head_dim"],
     key: Float[Array, "n kv_heads head_dim"],
     value: Float[Array, "n kv_heads head_dim"],
-    cache: Cache,
-    layer: int,
     mask: Bool[Array, "n sight"],
+    cache: Cache | None = None,
+    layer: int = 0,
+    *,
+    scale: float = 0.0,
+    cap: float = 0.0,
 ) -> tuple[Float[Array, "n width"], Array, Array]:
     """Let n new tokens look at themselves and at what a layer of the cache holds.
 
-        out_i = Σ_j softmax_j(q_i·k_j / √head_dim) v_j,   over the slots j that `mask` lets i see
+        out_i = Σ_j softmax_j(scale·q_i·k_j) v_j,   over the slots j that `mask` lets i see
 
     Several query heads share a key head where there are fewer of those. The softmax is taken in float32. A token
     that sees nothing, which only padding does, gets a finite average.
@@ -145,9 +185,11 @@ def attend(
         query: [n, heads, head_dim].
         key: [n, kv_heads, head_dim].
         value: [n, kv_heads, head_dim].
-        cache: what came before.
+        mask: from `reach`, or of a whole text.
+        cache: what came before; None where nothing did, and nothing follows.
         layer: which of its layers.
-        mask: from `reach`.
+        scale: of the scores; 0 is 1/√head_dim.
+        cap: bounds the scores; see `capped`.
 
     Returns:
         out, [n, heads·head_dim]; and the layer's keys and values with the new ones in them.
@@ -155,12 +197,17 @@ def attend(
     References:
         Vaswani et al. (2017), "Attention is all you need", equation 1; Ainslie et al. (2023), "GQA", section 2.2.
     """
-    keys, values = put(cache.keys[layer], key, cache.length), put(cache.values[layer], value, cache.length)
+    keys, values = key, value
+    if cache is not None:
+        keys, values = put(cache.keys[layer], key, cache.length), put(cache.values[layer], value, cache.length)
     sight = mask.shape[1]
     # With nothing before them the new keys are all there is: XLA need not wait for the cache to be written.
     seen = (key, value) if sight == key.shape[0] else (keys[:sight], values[:sight])
+    scale = scale or 1 / math.sqrt(query.shape[-1])
     if query.shape[0] == 1 and sight > 1:
-        return _look(query[0], *seen, mask[0]), keys, values
+        return _look(query[0], *seen, mask[0], scale, cap), keys, values
+    if cap:
+        return _look_capped(query, *seen, mask, scale, cap), keys, values
     # Masked scores are replaced by a large negative number, not by -inf: rows that see nothing stay finite.
-    out = jax.nn.dot_product_attention(query, *seen, mask=mask[None])
+    out = jax.nn.dot_product_attention(query, *seen, mask=mask[None], scale=scale)
     return out.reshape(query.shape[0], -1), keys, values

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import LanguageModelError
+from bayesrl.lm.transformers.block import Layout
 from bayesrl.lm.transformers.caching import Cache
 from bayesrl.lm.transformers.stored import Stored
 from bayesrl.typing import PRNGKey
@@ -25,6 +26,7 @@ class Config(abc.ABC):
         vocab_size: how many tokens there are.
         max_length: the context length: the most tokens that the model can stand.
         width: length of the residual stream.
+        depth: how many blocks.
         heads: attention heads per block.
 
     Raises:
@@ -35,6 +37,7 @@ class Config(abc.ABC):
     vocab_size: int
     max_length: int
     width: int
+    depth: int
     heads: int
 
     def __post_init__(self) -> None:
@@ -74,6 +77,10 @@ class Config(abc.ABC):
     def to_json(self) -> dict[str, Any]:
         """Give what transformers reads as config.json."""
 
+    @abc.abstractmethod
+    def layout(self, layer: int) -> Layout:
+        """Tell how a block computes."""
+
 
 class Transformer(eqx.Module):
     """A transformer that a checkpoint can hold.
@@ -83,7 +90,6 @@ class Transformer(eqx.Module):
     """
 
     config: eqx.AbstractVar[Config]
-    PREFIX: ClassVar[str]
 
     @classmethod
     @abc.abstractmethod

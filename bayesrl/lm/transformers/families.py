@@ -5,11 +5,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.bert import BertClassifier, BertConfig
+from bayesrl.lm.transformers.bert import BertClassifier
+from bayesrl.lm.transformers.bert_config import FAMILIES as ENCODERS
+from bayesrl.lm.transformers.bert_config import BertConfig
 from bayesrl.lm.transformers.causal import Config, Transformer
 from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
 from bayesrl.lm.transformers.llama import Llama
-from bayesrl.lm.transformers.llama_config import ARCHITECTURES, LlamaConfig
+from bayesrl.lm.transformers.llama_config import FAMILIES as RELATIVES
+from bayesrl.lm.transformers.llama_config import LlamaConfig
 
 
 class Family(NamedTuple):
@@ -27,8 +30,8 @@ class Family(NamedTuple):
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "gpt2": Family(GPT2Config, GPT2),
-        **dict.fromkeys(ARCHITECTURES, Family(LlamaConfig, Llama)),
-        "bert": Family(BertConfig, BertClassifier),
+        **dict.fromkeys(RELATIVES, Family(LlamaConfig, Llama)),
+        **dict.fromkeys(ENCODERS, Family(BertConfig, BertClassifier)),
     }
 )
 

@@ -2,23 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Bool, Float, Int
 
-from bayesrl.lm.transformers.caching import Cache, Reach, attend, reach
-from bayesrl.lm.transformers.causal import CausalLM, Config, check_capacity
-from bayesrl.lm.transformers.layers import Embedding, LayerNorm, Linear, activation
-from bayesrl.lm.transformers.stored import Stored, affine, optional, refuse, required
-from bayesrl.typing import PRNGKey
+from bayesrl.lm.transformers.block import Layout
+from bayesrl.lm.transformers.decoder import Decoder, DecoderConfig
+from bayesrl.lm.transformers.defaults import completed
+from bayesrl.lm.transformers.layers import activation
+from bayesrl.lm.transformers.stored import Stored, affine, refuse, required
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPT2Config(Config):
+class GPT2Config(DecoderConfig):
     """The shape of a GPT-2.
 
     Args:
@@ -58,6 +54,7 @@ class GPT2Config(Config):
     @classmethod
     def from_json(cls, json: Mapping[str, Any]) -> "GPT2Config":
         """Read what transformers writes as config.json."""
+        json = completed(json)
         refuse(json, "add_cross_attention", False)
         refuse(json, "scale_attn_weights", True)
         refuse(json, "scale_attn_by_inverse_layer_idx", False)
@@ -68,10 +65,32 @@ class GPT2Config(Config):
             depth=required(json, "n_layer"),
             heads=required(json, "n_head"),
             inner=json.get("n_inner"),
-            activation=optional(json, "activation_function", "gelu_new"),
-            epsilon=optional(json, "layer_norm_epsilon", 1e-5),
-            tied=optional(json, "tie_word_embeddings", True),
-            initializer_range=optional(json, "initializer_range", 0.02),
+            activation=required(json, "activation_function"),
+            epsilon=required(json, "layer_norm_epsilon"),
+            tied=required(json, "tie_word_embeddings"),
+            initializer_range=required(json, "initializer_range"),
+        )
+
+    @property
+    def learned_positions(self) -> bool:
+        """There is a table of positions."""
+        return True
+
+    def layout(self, layer: int) -> Layout:
+        """Tell how a block computes."""
+        return Layout(
+            width=self.width,
+            inner=self.inner or 4 * self.width,
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_dim=self.width // self.heads,
+            activation=self.activation,
+            epsilon=self.epsilon,
+            norm="layer",
+            joined="stacked",
+            attention_bias=True,
+            output_bias=True,
+            feeding_bias=True,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -93,43 +112,7 @@ class GPT2Config(Config):
         }
 
 
-class GPT2Block(eqx.Module):
-    """Attention and a feed-forward layer, each added to the residual stream."""
-
-    before_attention: LayerNorm
-    mix: Linear
-    output: Linear
-    before_feeding: LayerNorm
-    widen: Linear
-    narrow: Linear
-
-    @classmethod
-    def random(cls, key: PRNGKey, config: GPT2Config, dtype: Any) -> "GPT2Block":
-        """Draw the weights; those that write to the residual stream are smaller by √(2·depth)."""
-        keys = jax.random.split(key, 4)
-        width, inner = config.width, config.inner or 4 * config.width
-        scale = config.initializer_range
-        written = scale / (2 * config.depth) ** 0.5
-        return cls(
-            LayerNorm.fresh(width, config.epsilon, dtype),
-            Linear.random(keys[0], width, 3 * width, scale=scale, bias=True, dtype=dtype),
-            Linear.random(keys[1], width, width, scale=written, bias=True, dtype=dtype),
-            LayerNorm.fresh(width, config.epsilon, dtype),
-            Linear.random(keys[2], width, inner, scale=scale, bias=True, dtype=dtype),
-            Linear.random(keys[3], inner, width, scale=written, bias=True, dtype=dtype),
-        )
-
-    def __call__(
-        self, x: Float[Array, "n width"], layer: int, where: Reach, cache: Cache, config: GPT2Config
-    ) -> tuple[Float[Array, "n width"], Array, Array]:
-        """Give the residual stream after the block, and the layer's keys and values."""
-        mixed = self.mix(self.before_attention(x)).reshape(x.shape[0], 3, config.heads, -1)
-        out, keys, values = attend(mixed[:, 0], mixed[:, 1], mixed[:, 2], cache, layer, where.mask)
-        x = x + self.output(out)
-        return x + self.narrow(activation(config.activation)(self.widen(self.before_feeding(x)))), keys, values
-
-
-class GPT2(CausalLM):
+class GPT2(Decoder):
     """GPT-2.
 
         x = token[t] + position[i];  x += attention(norm(x)), x += feed(norm(x)) per block;  logits = token·norm(x)
@@ -146,33 +129,6 @@ class GPT2(CausalLM):
     """
 
     config: GPT2Config = eqx.field(static=True)
-    token: Embedding
-    position: Embedding
-    blocks: tuple[GPT2Block, ...]
-    norm: LayerNorm
-    head: Linear | None
-    PREFIX: ClassVar[str] = "transformer."
-
-    @classmethod
-    def random(cls, key: PRNGKey, config: GPT2Config, *, dtype: Any = jnp.float32) -> "GPT2":
-        """Make a model with random weights; the key is consumed.
-
-        Args:
-            key: consumed.
-            config: the shape.
-            dtype: of all weights: float32 or bfloat16.
-        """
-        keys = jax.random.split(key, config.depth + 3)
-        scale = config.initializer_range
-        make = {"scale": scale, "dtype": dtype}
-        return cls(
-            config,
-            Embedding.random(keys[0], config.vocab_size, config.width, **make),
-            Embedding.random(keys[1], config.max_length, config.width, **make),
-            tuple(GPT2Block.random(key, config, dtype) for key in keys[3:]),
-            LayerNorm.fresh(config.width, config.epsilon, dtype),
-            None if config.tied else Linear.random(keys[2], config.width, config.vocab_size, bias=False, **make),
-        )
 
     @classmethod
     def tensors(cls, config: GPT2Config) -> Iterator[Stored]:
@@ -190,26 +146,3 @@ class GPT2(CausalLM):
         yield from affine("transformer.ln_f", ".norm")
         if not config.tied:
             yield Stored("lm_head.weight", ".head.weight")
-
-    def start(self, capacity: int) -> Cache:
-        """Make an empty cache; see `CausalLM.start`."""
-        config = self.config
-        heads, dtype = config.heads, self.token.weight.dtype
-        return Cache.empty(config.depth, check_capacity(capacity, config), heads, config.width // heads, dtype)
-
-    def extend(
-        self, tokens: Int[Array, "n"], real: Bool[Array, "n"], cache: Cache
-    ) -> tuple[Float[Array, "n width"], Cache]:
-        """Feed n tokens; see `CausalLM.extend`."""
-        where = reach(real, cache)
-        x = self.token(tokens) + self.position(where.positions)
-        keys, values = [], []
-        for layer, block in enumerate(self.blocks):
-            x, key, value = block(x, layer, where, cache, self.config)
-            keys.append(key)
-            values.append(value)
-        return self.norm(x), where.after(cache, keys, values)
-
-    def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
-        """Give the logits in float32; see `CausalLM.logits`."""
-        return (self.token if self.head is None else self.head).scores(hidden)

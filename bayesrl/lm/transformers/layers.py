@@ -1,6 +1,7 @@
 """The parts that transformers are made of: linear maps with a low-rank path, norms, embeddings, activations."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -14,15 +15,31 @@ from jaxtyping import Float, Int
 from bayesrl.errors import LanguageModelError
 from bayesrl.typing import PRNGKey
 
+_gelu, _gelu_tanh = (functools.partial(jax.nn.gelu, approximate=kind) for kind in (False, True))
+
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {
-        "gelu": functools.partial(jax.nn.gelu, approximate=False),
-        "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-        "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+        **dict.fromkeys(("gelu", "gelu_python"), _gelu),
+        **dict.fromkeys(
+            ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), _gelu_tanh
+        ),
+        "gelu_10": lambda x: jnp.clip(_gelu(x), -10, 10),
+        "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+        **dict.fromkeys(("silu", "swish"), jax.nn.silu),
+        "mish": jax.nn.mish,
         "relu": jax.nn.relu,
-        "silu": jax.nn.silu,
+        "relu2": lambda x: jax.nn.relu(x) ** 2,
+        "relu6": jax.nn.relu6,
+        "leaky_relu": jax.nn.leaky_relu,
+        "hardswish": jax.nn.hard_swish,
+        "laplace": lambda x: 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
+        "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
+        "sigmoid": jax.nn.sigmoid,
+        "tanh": jnp.tanh,
+        "linear": lambda x: x,
     }
 )
+"""The names that transformers has, several of them for one function; those that hold weights are not among them."""
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -156,31 +173,33 @@ def scores(weight: Float[Array, "rows width"], hidden: Float[Array, "*n width"])
 
 
 class LayerNorm(eqx.Module):
-    """(x − mean) / √(variance + ε) · w + b over the last axis, the statistics in float32.
+    """(x − mean) / √(variance + ε) · w + b over the last axis, the statistics in float32; b may be missing.
 
     References:
         Ba, Kiros & Hinton (2016), "Layer normalization", equation 4.
     """
 
     weight: Float[Array, "width"]
-    bias: Float[Array, "width"]
+    bias: Float[Array, "width"] | None
     epsilon: float = eqx.field(static=True)
 
     @classmethod
-    def fresh(cls, width: int, epsilon: float, dtype: Any) -> "LayerNorm":
+    def fresh(cls, width: int, epsilon: float, dtype: Any, *, bias: bool = True) -> "LayerNorm":
         """Begin with w = 1, b = 0."""
-        return cls(jnp.ones(width, dtype), jnp.zeros(width, dtype), epsilon)
+        return cls(jnp.ones(width, dtype), jnp.zeros(width, dtype) if bias else None, epsilon)
 
     def __call__(self, x: Float[Array, "*n width"]) -> Float[Array, "*n width"]:
         """Normalise the last axis."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = wide - wide.mean(-1, keepdims=True)
-        scaled = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.epsilon)
-        return (scaled * self.weight + self.bias).astype(x.dtype)
+        scaled = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.epsilon) * self.weight
+        return (scaled if self.bias is None else scaled + self.bias).astype(x.dtype)
 
 
 class RMSNorm(eqx.Module):
-    """x / √(mean x² + ε) · w over the last axis, the statistics in float32.
+    """x / √(mean x² + ε) · (w + offset) over the last axis, the statistics in float32.
+
+    Gemma's checkpoints hold what is to be added to 1: their `offset` is 1, and what is multiplied is float32.
 
     References:
         Zhang & Sennrich (2019), "Root mean square layer normalization", equation 4.
@@ -188,14 +207,20 @@ class RMSNorm(eqx.Module):
 
     weight: Float[Array, "width"]
     epsilon: float = eqx.field(static=True)
+    offset: float = eqx.field(static=True, default=0.0)
 
     @classmethod
-    def fresh(cls, width: int, epsilon: float, dtype: Any) -> "RMSNorm":
-        """Begin with w = 1."""
-        return cls(jnp.ones(width, dtype), epsilon)
+    def fresh(cls, width: int, epsilon: float, dtype: Any, *, offset: float = 0.0) -> "RMSNorm":
+        """Begin with w + offset = 1."""
+        return cls(jnp.full(width, 1.0 - offset, dtype), epsilon, offset)
 
     def __call__(self, x: Float[Array, "*n width"]) -> Float[Array, "*n width"]:
         """Normalise the last axis."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         scaled = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.epsilon)
+        if self.offset:
+            return (scaled * (self.offset + self.weight.astype(wide.dtype))).astype(x.dtype)
         return self.weight * scaled.astype(x.dtype)
+
+
+type Norm = LayerNorm | RMSNorm

@@ -1,120 +1,80 @@
-"""The shapes of Llama and its relatives, and how fast their positions turn."""
+"""The shapes of Llama and its relatives: what config.json says, and what only the name of a family tells."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from bayesrl.core.draws import is_count, is_number
+from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.causal import Config
+from bayesrl.lm.transformers.block import AFTER, BEFORE, Layout
+from bayesrl.lm.transformers.decoder import DecoderConfig
+from bayesrl.lm.transformers.defaults import DEFAULTS, completed
+from bayesrl.lm.transformers.layers import activation
+from bayesrl.lm.transformers.rope import Rope
 from bayesrl.lm.transformers.stored import optional, refuse, required
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
+_PLAIN = Rope()
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-@dataclass(frozen=True)
-class Rope:
-    """How fast each pair of coordinates turns with the position.
-
-        ω_i = theta^(−2i/head_dim),   stretched where a model was made for longer contexts
+class Traits(NamedTuple):
+    """What no config.json says, since every model of a family has it.
 
     Args:
-        theta: the base.
-        kind: "default"; "linear", ω/factor; or "llama3", which stretches only slow turns.
-        factor: by how much.
-        low: turns with more than `original`/low tokens per turn are stretched in full ("llama3").
-        high: turns with fewer than `original`/high are left alone ("llama3").
-        original: the context length before the stretch, in tokens ("llama3").
-
-    References:
-        Su et al. (2021), "RoFormer", equation 15; Dubey et al. (2024), "The Llama 3 herd of models", section 3.2.
+        architecture: the name of the class in transformers.
+        norm: kind of the norms.
+        norms: where they stand in a block.
+        query_key_norm: how queries and keys are normalised.
+        joined: whether one matrix gives queries, keys and values; see `Layout`.
+        gated: how the feed-forward layer is gated.
+        scaled: whether embedded tokens are multiplied by √width.
+        biased: whether the feed-forward layer has biases.
+        layers: whether config.json may give each layer a kind of attention of its own.
+        partial: whether some coordinates of a head may stay unturned.
     """
 
-    theta: float = 10000.0
-    kind: str = "default"
-    factor: float = 1.0
-    low: float = 1.0
-    high: float = 4.0
-    original: int = 8192
-
-    def frequencies(self, head_dim: int) -> np.ndarray:
-        """Give ω, in radians per token, [head_dim/2]."""
-        turns = 1.0 / self.theta ** (np.arange(0, head_dim, 2) / head_dim)
-        if self.kind == "linear":
-            return turns / self.factor
-        if self.kind == "llama3":
-            # The share left alone is linear in 1/wavelength between the two bounds.
-            share = (self.original * turns / (2 * math.pi) - self.low) / (self.high - self.low)
-            share = np.clip(share, 0.0, 1.0)
-            return share * turns + (1 - share) * turns / self.factor
-        return turns
-
-    @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> "Rope":
-        """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of older files.
-
-        Raises:
-            LanguageModelError: another kind of stretch is asked for.
-        """
-        told = json.get("rope_parameters") or json.get("rope_scaling") or {}
-        if not isinstance(told, Mapping):
-            raise LanguageModelError(
-                f"config.json sets rope_scaling={told!r}; it must be null, or name a rope_type with its factor"
-            )
-        kind = told.get("rope_type") or told.get("type") or "default"
-        theta = _positive("rope_theta", told.get("rope_theta") or optional(json, "rope_theta", 10000.0))
-        if kind not in ("default", "linear", "llama3"):
-            raise LanguageModelError(
-                f"config.json asks for rotary positions of type {kind!r}; bayesrl knows default, linear and llama3: "
-                "choose another model"
-            )
-        refuse({**json, **told}, "partial_rotary_factor", 1.0)
-        if kind == "default":
-            return cls(theta)
-        try:
-            if kind == "linear":
-                return cls(theta, kind, _positive("factor", told["factor"]))
-            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-            factor, low, high, original = (_positive(name, told[name]) for name in names)
-            return cls(theta, kind, factor, low, high, int(original))
-        except KeyError as error:
-            raise LanguageModelError(
-                f"config.json asks for {kind!r} rotary positions without {error.args[0]!r}; it is damaged: "
-                "copy it anew from where the model came from"
-            ) from error
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the settings in the words of old and new versions of transformers."""
-        told: dict[str, Any] = {"rope_type": self.kind}
-        if self.kind != "default":
-            told["factor"] = self.factor
-        if self.kind == "llama3":
-            told |= {"low_freq_factor": self.low, "high_freq_factor": self.high}
-            told["original_max_position_embeddings"] = self.original
-        return {
-            "rope_theta": self.theta,
-            "rope_scaling": None if self.kind == "default" else told,
-            "rope_parameters": {"rope_theta": self.theta, **told},
-        }
+    architecture: str
+    norm: str = "rms"
+    norms: tuple[str, ...] = BEFORE
+    query_key_norm: str = ""
+    joined: str = ""
+    gated: str = "apart"
+    scaled: bool = False
+    biased: bool = False
+    layers: bool = False
+    partial: bool = False
 
 
-def _positive(name: str, value: Any) -> float:
-    if not (is_number(value) and value > 0):
-        raise LanguageModelError(f"config.json sets {name}={value!r} of the rotary positions; use a number above 0")
-    return float(value)
+_AROUND = (*BEFORE, *AFTER)
+FAMILIES: Mapping[str, Traits] = MappingProxyType(
+    {
+        "llama": Traits("LlamaForCausalLM"),
+        "mistral": Traits("MistralForCausalLM"),
+        "mixtral": Traits("MixtralForCausalLM"),
+        "qwen2": Traits("Qwen2ForCausalLM", layers=True),
+        "qwen3": Traits("Qwen3ForCausalLM", query_key_norm="head", layers=True),
+        "gemma": Traits("GemmaForCausalLM", norm="rms_plus_one", scaled=True),
+        "gemma2": Traits("Gemma2ForCausalLM", norm="rms_plus_one", norms=_AROUND, scaled=True, layers=True),
+        "gemma3_text": Traits(
+            "Gemma3ForCausalLM",
+            norm="rms_plus_one",
+            norms=_AROUND,
+            query_key_norm="head",
+            scaled=True,
+            layers=True,
+        ),
+        "phi3": Traits("Phi3ForCausalLM", joined="stacked", gated="joined", partial=True),
+        "olmo2": Traits("Olmo2ForCausalLM", norms=AFTER, query_key_norm="whole"),
+        "smollm3": Traits("SmolLM3ForCausalLM", layers=True),
+        "gpt_neox": Traits("GPTNeoXForCausalLM", norm="layer", joined="by_head", gated="", biased=True, partial=True),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig(Config):
-    """The shape of a Llama, Mistral, Qwen2, Qwen3 or SmolLM.
+class LlamaConfig(DecoderConfig):
+    """The shape of a Llama or one of its relatives.
 
     Args:
         vocab_size: how many tokens there are.
@@ -126,14 +86,25 @@ class LlamaConfig(Config):
         inner: width of the feed-forward layer.
         head_dim: length of a query; 0 is width/heads.
         rope: how fast positions turn.
+        local_rope: the same in layers with a window, where that is another; or None.
+        window: how many tokens a layer with a window sees.
+        windowed: the layers that have one.
+        unturned: the layers whose positions do not turn.
+        activation: of the feed-forward layer, by its name in transformers.
         epsilon: of the norms.
         attention_bias: whether queries, keys and values have a bias.
         output_bias: whether what attention writes has one.
         feeding_bias: whether the feed-forward layer has one.
         query_key_norm: whether queries and keys are normalised.
+        parallel: whether attention and feeding read the residual stream before either has written to it.
+        query_scale: scores are divided by its root; 0 is `head_dim`.
+        score_cap: bound of the scores; 0 is none.
+        logit_cap: bound of the logits; 0 is none.
+        experts: how many feed-forward layers there are to choose from; 0 is one, without choice.
+        chosen: how many of them each token has.
         tied: whether the logits use the table of the tokens.
         initializer_range: standard deviation of random weights.
-        model_type: "llama", "mistral", "qwen2" or "qwen3".
+        model_type: the family, by its name in transformers.
 
     Raises:
         LanguageModelError: the numbers do not fit together, or config.json asks for what is not implemented.
@@ -147,60 +118,145 @@ class LlamaConfig(Config):
     kv_heads: int
     inner: int
     head_dim: int = 0
-    rope: Rope = Rope()
+    rope: Rope = _PLAIN
+    local_rope: Rope | None = None
+    window: int = 0
+    windowed: tuple[int, ...] = ()
+    unturned: tuple[int, ...] = ()
+    activation: str = "silu"
     epsilon: float = 1e-6
     attention_bias: bool = False
     output_bias: bool = False
     feeding_bias: bool = False
     query_key_norm: bool = False
+    parallel: bool = False
+    query_scale: float = 0
+    score_cap: float = 0
+    logit_cap: float = 0
+    experts: int = 0
+    chosen: int = 0
     tied: bool = False
     initializer_range: float = 0.02
     model_type: str = "llama"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model_type not in FAMILIES:
+            raise LanguageModelError(
+                f"a Llama's relative has model_type={self.model_type!r}; use one of {', '.join(FAMILIES)}"
+            )
+        activation(self.activation)
         if self.head_dim == 0:
             self.check_heads()
             object.__setattr__(self, "head_dim", self.width // self.heads)
-        if self.heads % self.kv_heads or self.head_dim % 2:
+        if self.heads % self.kv_heads or int(self.head_dim * self.rope.share) % 2:
             raise LanguageModelError(
                 f"a {self.model_type} model has heads={self.heads}, kv_heads={self.kv_heads}, "
                 f"head_dim={self.head_dim}; kv_heads must divide heads, and head_dim must be even"
             )
+        if self.rope.share != 1 and not self.traits.partial:
+            raise LanguageModelError(
+                f"config.json of a {self.model_type!r} model sets partial_rotary_factor={self.rope.share}, which its "
+                "class in transformers does not know; choose another model"
+            )
+        if self.chosen > self.experts:
+            raise LanguageModelError(
+                f"a {self.model_type} model has experts={self.experts} and chosen={self.chosen}; choose fewer of them"
+            )
+        if self.windowed and self.window == 0:
+            raise LanguageModelError(f"a {self.model_type} model has layers with a window and window=0; use at least 1")
+
+    @property
+    def traits(self) -> Traits:
+        """What follows from the family."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embedded tokens are multiplied by."""
+        return self.width**0.5 if self.traits.scaled else 1.0
+
+    @property
+    def cap(self) -> float:
+        """Bound of the logits; 0 is none."""
+        return self.logit_cap
+
+    def layout(self, layer: int) -> Layout:
+        """Tell how a block computes."""
+        traits, near = self.traits, layer in self.windowed
+        rope = self.local_rope if near and self.local_rope is not None else self.rope
+        return Layout(
+            width=self.width,
+            inner=self.inner,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            activation=self.activation,
+            epsilon=self.epsilon,
+            norm=traits.norm,
+            norms=traits.norms,
+            query_key_norm=(traits.query_key_norm or "head") if self.query_key_norm else "",
+            joined=traits.joined,
+            gated=traits.gated,
+            attention_bias=self.attention_bias,
+            output_bias=self.output_bias,
+            feeding_bias=self.feeding_bias,
+            parallel=self.parallel,
+            rope=None if layer in self.unturned else rope,
+            window=self.window if near else 0,
+            scale=self.query_scale**-0.5 if self.query_scale else 0.0,
+            cap=self.score_cap,
+            experts=self.experts,
+            chosen=self.chosen,
+        )
 
     @classmethod
     def from_json(cls, json: Mapping[str, Any]) -> "LlamaConfig":
         """Read what transformers writes as config.json."""
-        family = json.get("model_type")
-        refuse(json, "hidden_act", "silu")
-        heads, bias = required(json, "num_attention_heads"), bool(json.get("attention_bias"))
+        json = completed(json)
+        family, traits = json["model_type"], FAMILIES[json["model_type"]]
+        refuse(json, "use_bidirectional_attention", False)
+        heads, depth = required(json, "num_attention_heads"), required(json, "num_hidden_layers")
+        bias = bool(json.get("attention_bias"))
+        rope, local = _ropes(json)
         length = required(json, "max_position_embeddings")
-        _refuse_windows(json, length)
+        window, windowed = _windows(json, depth, traits)
         return cls(
             vocab_size=required(json, "vocab_size"),
-            max_length=length,
+            max_length=rope.original if rope.kind == "longrope" else length,
             width=required(json, "hidden_size"),
-            depth=required(json, "num_hidden_layers"),
+            depth=depth,
             heads=heads,
             kv_heads=optional(json, "num_key_value_heads", heads),
             inner=required(json, "intermediate_size"),
-            head_dim=optional(json, "head_dim", 128 if family == "qwen3" else 0),
-            rope=Rope.from_json(json),
-            epsilon=optional(json, "rms_norm_eps", 1e-6),
+            head_dim=optional(json, "head_dim", 0),
+            rope=rope,
+            local_rope=local,
+            window=window,
+            windowed=windowed,
+            unturned=_unturned(json, depth) if family == "smollm3" else (),
+            activation=required(json, "hidden_act"),
+            epsilon=required(json, "layer_norm_eps" if traits.norm == "layer" else "rms_norm_eps"),
             attention_bias=bias or family == "qwen2",
             output_bias=bias and family != "qwen2",
-            feeding_bias=bool(json.get("mlp_bias")),
-            query_key_norm=family == "qwen3",
-            tied=optional(json, "tie_word_embeddings", False),
-            initializer_range=optional(json, "initializer_range", 0.02),
-            model_type=optional(json, "model_type", "llama"),
+            feeding_bias=traits.biased or bool(json.get("mlp_bias")),
+            query_key_norm=bool(traits.query_key_norm),
+            parallel=bool(json.get("use_parallel_residual")),
+            query_scale=optional(json, "query_pre_attn_scalar", 0),
+            score_cap=optional(json, "attn_logit_softcapping", 0),
+            logit_cap=optional(json, "final_logit_softcapping", 0),
+            experts=optional(json, "num_local_experts", 0) if family == "mixtral" else 0,
+            chosen=optional(json, "num_experts_per_tok", 0) if family == "mixtral" else 0,
+            tied=required(json, "tie_word_embeddings"),
+            initializer_range=required(json, "initializer_range"),
+            model_type=family,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Give what transformers reads as config.json."""
         told = {
             "model_type": self.model_type,
-            "architectures": [ARCHITECTURES[self.model_type]],
+            "architectures": [self.traits.architecture],
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.max_length,
             "hidden_size": self.width,
@@ -209,35 +265,126 @@ class LlamaConfig(Config):
             "num_key_value_heads": self.kv_heads,
             "intermediate_size": self.inner,
             "head_dim": self.head_dim,
-            "hidden_act": "silu",
+            "hidden_act": self.activation,
             "rms_norm_eps": self.epsilon,
             "tie_word_embeddings": self.tied,
             "initializer_range": self.initializer_range,
             **self.rope.to_json(),
         }
-        if self.model_type in ("llama", "qwen3"):
-            told["attention_bias"] = self.attention_bias
-        if self.model_type == "llama":
-            told["mlp_bias"] = self.feeding_bias
-        if self.model_type != "llama":
-            told["sliding_window"] = None
-        if self.model_type.startswith("qwen"):
-            told["use_sliding_window"] = False
-        return told
+        told |= {name: value(self) for name, (families, value) in _OWN.items() if self.model_type in families}
+        return _renamed(told, self)
 
 
-def _refuse_windows(json: Mapping[str, Any], length: int) -> None:
-    """Refuse attention that does not see the whole context."""
-    window = json.get("sliding_window")
-    if window is not None and not (is_count(window, least=1) and is_count(length, least=1)):
+def _renamed(told: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
+    """Put settings under the names that a family has for them."""
+    family, rope = config.model_type, config.rope
+    if family == "gpt_neox":
+        for name in ("num_key_value_heads", "head_dim"):
+            del told[name]
+        told["layer_norm_eps"] = told.pop("rms_norm_eps")
+        told |= {"rotary_pct": rope.share, "rotary_emb_base": rope.theta}
+    elif "head_dim" not in DEFAULTS[family] and config.head_dim * config.heads == config.width:
+        del told["head_dim"]  # it follows, and files have null for it, or nothing
+    if family in _LATER:
+        told["hidden_activation"] = told.pop("hidden_act")
+    if config.local_rope is not None:
+        parameters = {FULL: rope, SLIDING: config.local_rope}
+        told["rope_parameters"] = {kind: one.to_json()["rope_parameters"] for kind, one in parameters.items()}
+        told["rope_local_base_freq"] = config.local_rope.theta
+    if rope.kind == "longrope":
+        told["original_max_position_embeddings"] = rope.original
+        told["max_position_embeddings"] = round(rope.original * rope.factor)
+    return told
+
+
+def _layer_types(config: LlamaConfig) -> list[str]:
+    return [SLIDING if layer in config.windowed else FULL for layer in range(config.depth)]
+
+
+_LATER, _QWEN = ("gemma2", "gemma3_text"), ("qwen2", "qwen3")
+_OWN: Mapping[str, tuple[tuple[str, ...], Callable[[LlamaConfig], Any]]] = MappingProxyType(
+    {
+        "attention_bias": (
+            ("llama", "qwen3", "gemma", *_LATER, "olmo2", "smollm3", "gpt_neox"),
+            lambda config: config.attention_bias,
+        ),
+        "mlp_bias": (("llama", "smollm3"), lambda config: config.feeding_bias),
+        "sliding_window": (
+            ("mistral", "mixtral", *_QWEN, *_LATER, "phi3", "smollm3"),
+            lambda config: config.window or None,
+        ),
+        "use_sliding_window": ((*_QWEN, "smollm3"), lambda config: bool(config.windowed)),
+        "layer_types": ((*_QWEN, *_LATER, "smollm3"), _layer_types),
+        "query_pre_attn_scalar": (_LATER, lambda config: config.query_scale or config.head_dim),
+        "attn_logit_softcapping": (_LATER, lambda config: config.score_cap or None),
+        "final_logit_softcapping": (_LATER, lambda config: config.logit_cap or None),
+        "no_rope_layers": (
+            ("smollm3",),
+            lambda config: [int(layer not in config.unturned) for layer in range(config.depth)],
+        ),
+        "use_parallel_residual": (("gpt_neox",), lambda config: config.parallel),
+        "num_local_experts": (("mixtral",), lambda config: config.experts),
+        "num_experts_per_tok": (("mixtral",), lambda config: config.chosen),
+    }
+)
+"""Settings that only some families have: which, and what they are."""
+
+
+def _ropes(json: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
+    """Read how positions turn, and how in layers with a window where that is told apart."""
+    told = json.get("rope_parameters")
+    by_kind = isinstance(told, Mapping) and (FULL in told or SLIDING in told)
+    if json["model_type"] == "gemma3_text" or by_kind:
+        kinds = told if isinstance(told, Mapping) and by_kind else {}
+        whole = kinds.get(FULL) or json.get("rope_scaling") or ({} if by_kind else told) or {}
+        local = {"rope_theta": json.get("rope_local_base_freq") or 10000.0, **(kinds.get(SLIDING) or {})}
+        return Rope.from_json(json, told=whole, theta=1e6), Rope.from_json({}, told=local)
+    if json["model_type"] == "gpt_neox":
+        return Rope.from_json(json, theta=json.get("rotary_emb_base") or 10000.0, share=json["rotary_pct"]), None
+    return Rope.from_json(json), None
+
+
+def _windows(json: Mapping[str, Any], depth: Any, traits: Traits) -> tuple[int, tuple[int, ...]]:
+    """Read how many tokens layers with a window see, and which layers have one."""
+    family, window = json["model_type"], json.get("sliding_window")
+    if window is None or not is_count(depth, least=1):
+        return 0, ()
+    if not is_count(window, least=1):
         raise LanguageModelError(
-            f"config.json of a {json.get('model_type')!r} model sets sliding_window={window!r} in a context of "
-            f"{length!r} tokens; use whole numbers of at least 1, or no window"
+            f"config.json of a {family!r} model sets sliding_window={window!r}; use a whole number of at least 1, or "
+            "null for none"
         )
-    unused = json.get("model_type") in ("qwen2", "qwen3") and not json.get("use_sliding_window")
-    if window is not None and window < length and not unused:
+    kinds = json.get("layer_types") if traits.layers else None
+    if kinds is not None:
+        if not (isinstance(kinds, list) and len(kinds) == depth and set(kinds) <= {SLIDING, FULL}):
+            raise LanguageModelError(
+                f"config.json of a {family!r} model sets layer_types={kinds!r:.200}; name {SLIDING!r} or {FULL!r} for "
+                f"each of {depth} layers"
+            )
+        windowed = tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING)
+    elif family in ("qwen2", "qwen3", "smollm3"):
+        first = 0 if family == "smollm3" else required(json, "max_window_layers")
+        bare = _unturned(json, depth) if family == "smollm3" else range(depth)
+        windowed = tuple(layer for layer in range(depth) if layer >= first and layer in bare)
+    elif family in _LATER:
+        period = 2 if family == "gemma2" else required(json, "sliding_window_pattern")
+        windowed = tuple(layer for layer in range(depth) if (layer + 1) % period)
+    else:
+        windowed = tuple(range(depth))
+    if family in ("qwen2", "qwen3", "smollm3") and not json.get("use_sliding_window"):
+        windowed = ()
+    return int(window), windowed
+
+
+def _unturned(json: Mapping[str, Any], depth: int) -> tuple[int, ...]:
+    """Read which layers of a SmolLM3 leave positions out."""
+    listed = json.get("no_rope_layers")
+    if listed is None:
+        period = required(json, "no_rope_layer_interval")
+        return tuple(layer for layer in range(depth) if (layer + 1) % period == 0)
+    if not (isinstance(listed, list) and len(listed) == depth):
         raise LanguageModelError(
-            f"config.json of a {json.get('model_type')!r} model sets sliding_window={window} in a context of {length} "
-            "tokens, which bayesrl does not implement; where no sequence will be longer than the window, "
-            f"set max_position_embeddings to {window} in config.json"
+            f"config.json of a 'smollm3' model sets no_rope_layers={listed!r:.200}; give 0 or 1 for each of {depth} "
+            "layers"
         )
+    return tuple(layer for layer, turned in enumerate(listed) if not turned)

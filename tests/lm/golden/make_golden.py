@@ -2,11 +2,12 @@
 
 Needs an environment of its own (Python 3.11, torch==2.13.0, transformers==5.24.0), which the tests do not:
 
-    python make_golden.py                     writes a folder per family beside this file
+    python make_golden.py [NAME ...]          writes a folder per family beside this file, or those that are named
     python make_golden.py --check FOLDER ...  loads folders that bayesrl.lm.save_pretrained wrote; each of them must
                                               have an expected.npz beside its model.safetensors to be compared with
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -28,6 +29,22 @@ STRETCH = {
 }
 LENGTHS = (5, 9, 3)
 NEW = 12
+TINY = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+LEAN = {**TINY, "intermediate_size": 24, "num_key_value_heads": 2, "max_position_embeddings": 64}
+NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0, 1.5],
+    "long_factor": [2.0, 4.0],
+}
+LOCAL = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+SLIDING, FULL = "sliding_attention", "full_attention"
+ENCODERS = ("bert", "roberta", "distilbert", "modernbert")
 
 
 def models() -> dict[str, tr.PreTrainedModel]:
@@ -45,12 +62,67 @@ def models() -> dict[str, tr.PreTrainedModel]:
             tr.BertConfig(**SMALL, intermediate_size=48, max_position_embeddings=32, num_labels=3)
         ),
     }
+    return spread(made)
+
+
+def spread(made: dict[str, tr.PreTrainedModel]) -> dict[str, tr.PreTrainedModel]:
+    """Move every array away from where it begins."""
     for model in made.values():
         model.eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.08 * torch.randn_like(parameter))
     return made
+
+
+def relatives() -> dict[str, tr.PreTrainedModel]:
+    """Make one small model for each further family, and for each way of turning positions and of seeing."""
+    torch.manual_seed(1)
+    gemma = {**LEAN, **NO_IDS, "head_dim": 8, "initializer_range": 0.2}
+    encoder = {**TINY, "intermediate_size": 24, "max_position_embeddings": 32, "num_labels": 3}
+    distil = {"vocab_size": 64, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24, "num_labels": 3}
+    modern = {
+        **{key: value for key, value in encoder.items() if key != "num_hidden_layers"}, "num_hidden_layers": 3,
+        "local_attention": 4, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, "cls_token_id": None,
+        "sep_token_id": None,
+    }  # fmt: skip
+    gemma2 = {**gemma, "sliding_window": 4, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 2.0}
+    gemma3 = {
+        **gemma, "sliding_window": 4, "layer_types": [SLIDING, FULL], "query_pre_attn_scalar": 12,
+        "rope_parameters": LOCAL,
+    }  # fmt: skip
+    smol = {**LEAN, **NO_IDS, "num_hidden_layers": 4, "sliding_window": 3, "use_sliding_window": True}
+    neox = {key: value for key, value in LEAN.items() if key != "num_key_value_heads"}
+    half = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    qwen = {**LEAN, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    rope = {"llama_yarn": YARN, "llama_dynamic": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 500.0}}
+    phi = {**LEAN, **NO_IDS}
+    made = {
+        "gemma": tr.GemmaForCausalLM(tr.GemmaConfig(**gemma)),
+        "gemma2": tr.Gemma2ForCausalLM(tr.Gemma2Config(**gemma2, final_logit_softcapping=3.0)),
+        "gemma3": tr.Gemma3ForCausalLM(tr.Gemma3TextConfig(**gemma3)),
+        "phi3": tr.Phi3ForCausalLM(tr.Phi3Config(**phi, sliding_window=4)),
+        "phi3_long": tr.Phi3ForCausalLM(
+            tr.Phi3Config(**phi, original_max_position_embeddings=32, rope_parameters=LONG)
+        ),
+        "olmo2": tr.Olmo2ForCausalLM(tr.Olmo2Config(**LEAN, **NO_IDS)),
+        "smollm3": tr.SmolLM3ForCausalLM(tr.SmolLM3Config(**smol)),
+        "neox": tr.GPTNeoXForCausalLM(tr.GPTNeoXConfig(**neox, rope_parameters=half)),
+        "neox_serial": tr.GPTNeoXForCausalLM(
+            tr.GPTNeoXConfig(**neox, use_parallel_residual=False, rope_parameters=half)
+        ),
+        "mistral_window": tr.MistralForCausalLM(tr.MistralConfig(**LEAN, sliding_window=4)),
+        "qwen2_window": tr.Qwen2ForCausalLM(tr.Qwen2Config(**qwen)),
+        "mixtral": tr.MixtralForCausalLM(tr.MixtralConfig(**LEAN, num_local_experts=4)),
+        **{name: tr.LlamaForCausalLM(tr.LlamaConfig(**LEAN, rope_parameters=told)) for name, told in rope.items()},
+        "roberta": tr.RobertaForSequenceClassification(tr.RobertaConfig(**encoder, type_vocab_size=1)),
+        "distilbert": tr.DistilBertForSequenceClassification(tr.DistilBertConfig(**distil, max_position_embeddings=32)),
+        "modernbert": tr.ModernBertForSequenceClassification(tr.ModernBertConfig(**modern)),
+        "modernbert_mean": tr.ModernBertForSequenceClassification(
+            tr.ModernBertConfig(**modern, classifier_pooling="mean", classifier_activation="relu")
+        ),
+    }
+    return spread(made)
 
 
 def prompts(*, left: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -66,8 +138,10 @@ def prompts(*, left: bool) -> tuple[np.ndarray, np.ndarray]:
 @torch.no_grad()
 def expected(model: tr.PreTrainedModel) -> dict[str, np.ndarray]:
     """Say what a model makes of the prompts."""
-    causal = model.config.model_type != "bert"
+    causal = model.config.model_type not in ENCODERS
     tokens, mask = prompts(left=causal)
+    # RoBERTa tells padding by its token.
+    tokens = np.where(mask, tokens, model.config.pad_token_id or 0)
     fed = {"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask)}
     if not causal:
         return {"tokens": tokens, "real": mask, "logits": model(**fed).logits.float().numpy()}
@@ -76,7 +150,15 @@ def expected(model: tr.PreTrainedModel) -> dict[str, np.ndarray]:
     settings = tr.GenerationConfig(do_sample=False, max_new_tokens=NEW, pad_token_id=0, eos_token_id=None)
     model.generation_config = settings
     generated = model.generate(**fed)[:, tokens.shape[1] :].numpy()
-    return {"tokens": tokens, "real": mask, "logits": logits, "greedy": generated}
+    other = otherwise(model)(**fed, position_ids=positions).logits.float().numpy()
+    return {"tokens": tokens, "real": mask, "logits": logits, "greedy": generated, "other": other}
+
+
+def otherwise(model: tr.PreTrainedModel) -> tr.PreTrainedModel:
+    """Tie the head where it is not tied, or give it a table of its own, the rows turned round."""
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(table.flip(0)) if head.weight is table else table
+    return model
 
 
 def tokenizer() -> tr.PreTrainedTokenizerFast:
@@ -91,27 +173,47 @@ def tokenizer() -> tr.PreTrainedTokenizerFast:
     return tr.PreTrainedTokenizerFast(tokenizer_object=core, **special)
 
 
-def make() -> None:
-    """Write all folders."""
-    for name, model in models().items():
+def make(names: list[str]) -> None:
+    """Write all folders, or some."""
+    facts()
+    for name, model in {**models(), **relatives()}.items():
+        if names and name not in names:
+            continue
         folder = HERE / name
-        arrays = expected(model)
         model.save_pretrained(folder, max_shard_size="40KB" if name == "qwen2" else "5GB")
-        np.savez_compressed(folder / "expected.npz", **arrays)
+        np.savez_compressed(folder / "expected.npz", **expected(model))
         if name == "gpt2":
             tokenizer().save_pretrained(folder)
         print(name, sum(path.stat().st_size for path in folder.iterdir()) // 1000, "kB")
+
+
+def facts() -> None:
+    """Write what transformers takes for settings that are left out, and the values of its activations."""
+    names = (
+        "gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
+        "smollm3", "gpt_neox", "bert", "roberta", "xlm-roberta", "distilbert", "modernbert",
+    )  # fmt: skip
+    told = {name: tr.AutoConfig.for_model(name).to_dict() for name in names}
+    plain = tr.PreTrainedConfig().to_dict()
+    told = {
+        name: {key: value for key, value in own.items() if key not in plain or key in ("id2label", "pad_token_id")}
+        for name, own in told.items()
+    }
+    (HERE / "defaults.json").write_text(json.dumps(told, sort_keys=True) + "\n")
+    at = torch.tensor([-20.0, -6.5, -2.0, -1.0, -0.3, 0.0, 0.2, 0.9, 2.5, 7.0, 30.0])
+    functions = {name: tr.activations.ACT2FN[name] for name in tr.activations.ACT2CLS if name not in ("prelu", "xielu")}
+    np.savez(HERE / "activations.npz", at=at.numpy(), **{name: fn(at).numpy() for name, fn in functions.items()})
 
 
 def check(folders: list[str]) -> None:
     """Compare what transformers makes of saved folders with what it made of the originals."""
     for folder in folders:
         kind = tr.AutoConfig.from_pretrained(folder)
-        auto = tr.AutoModelForSequenceClassification if kind.model_type == "bert" else tr.AutoModelForCausalLM
+        auto = tr.AutoModelForSequenceClassification if kind.model_type in ENCODERS else tr.AutoModelForCausalLM
         model, report = auto.from_pretrained(folder, output_loading_info=True)
         model.eval()
         arrays, wanted = expected(model), np.load(Path(folder) / "expected.npz")
-        gaps = {name: float(np.abs(arrays[name] - wanted[name]).max()) for name in arrays}
+        gaps = {name: float(np.abs(arrays[name] - wanted[name]).max()) for name in wanted if name in arrays}
         words = ""
         if (Path(folder) / "tokenizer.json").exists():
             text = tr.AutoTokenizer.from_pretrained(folder)
@@ -121,4 +223,4 @@ def check(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    check(sys.argv[2:]) if sys.argv[1:2] == ["--check"] else make()
+    check(sys.argv[2:]) if sys.argv[1:2] == ["--check"] else make(sys.argv[1:])

@@ -1,0 +1,295 @@
+"""The shapes of BERT and its relatives that classify texts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from bayesrl.core.draws import is_count
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.transformers.block import AFTER, BEFORE, Layout
+from bayesrl.lm.transformers.causal import Config
+from bayesrl.lm.transformers.defaults import completed
+from bayesrl.lm.transformers.layers import activation
+from bayesrl.lm.transformers.rope import Rope
+from bayesrl.lm.transformers.stored import optional, refuse, required
+
+PROBLEMS = ONE_LABEL, SEVERAL_LABELS, REGRESSION = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+class Traits(NamedTuple):
+    """What no config.json says, since every model of a family has it.
+
+    Args:
+        architecture: the name of the class in transformers.
+        pooling: the activation of the layer between the encoder and the head.
+        kinds: whether tokens have a kind of segment.
+        learned: whether there is a table of positions.
+        padded: whether positions begin behind that of the padding token.
+    """
+
+    architecture: str
+    pooling: str = "tanh"
+    kinds: bool = True
+    learned: bool = True
+    padded: bool = False
+
+
+FAMILIES: Mapping[str, Traits] = MappingProxyType(
+    {
+        "bert": Traits("BertForSequenceClassification"),
+        "roberta": Traits("RobertaForSequenceClassification", padded=True),
+        "xlm-roberta": Traits("XLMRobertaForSequenceClassification", padded=True),
+        "distilbert": Traits("DistilBertForSequenceClassification", pooling="relu", kinds=False),
+        "modernbert": Traits("ModernBertForSequenceClassification", kinds=False, learned=False),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig(Config):
+    """The shape of a BERT, or one of its relatives, that classifies texts.
+
+    Args:
+        vocab_size: how many tokens there are.
+        max_length: the most tokens of a text.
+        width: length of the residual stream.
+        depth: how many blocks.
+        heads: attention heads per block; divides `width`.
+        inner: width of the feed-forward layer.
+        labels: names of the classes.
+        problem: how they are scored, by the name in transformers: "single_label_classification", where just one holds,
+            "multi_label_classification", where each may, or "regression".
+        token_types: how many kinds of segment there are.
+        activation: of the feed-forward layer, by the name in transformers.
+        epsilon: of the norms.
+        pad: the token that fills texts up; RoBERTa's positions begin behind it.
+        mean: whether what is classified is the mean over the text rather than its first token (ModernBERT).
+        pooling: activation of the layer before the head; "" is the family's.
+        rope: how positions turn (ModernBERT).
+        local_rope: the same in layers with a window.
+        window: in layers with a window, how far a token sees to each side, itself included.
+        windowed: the layers that have one.
+        norm_bias: whether norms have a bias.
+        attention_bias: whether attention has biases.
+        feeding_bias: whether the feed-forward layer has.
+        pool_bias: whether the layer before the head has.
+        initializer_range: standard deviation of random weights.
+        model_type: the family: "bert", "roberta", "xlm-roberta", "distilbert" or "modernbert".
+
+    Raises:
+        LanguageModelError: the numbers do not fit together, or config.json asks for what is not implemented.
+    """
+
+    vocab_size: int = 30522
+    max_length: int = 512
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    inner: int = 3072
+    labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+    problem: str = ONE_LABEL
+    token_types: int = 2
+    activation: str = "gelu"
+    epsilon: float = 1e-12
+    pad: int = 0
+    mean: bool = False
+    pooling: str = ""
+    rope: Rope | None = None
+    local_rope: Rope | None = None
+    window: int = 0
+    windowed: tuple[int, ...] = ()
+    norm_bias: bool = True
+    attention_bias: bool = True
+    feeding_bias: bool = True
+    pool_bias: bool = True
+    initializer_range: float = 0.02
+    model_type: str = "bert"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model_type not in FAMILIES:
+            raise LanguageModelError(
+                f"a classifier has model_type={self.model_type!r}; use one of {', '.join(FAMILIES)}"
+            )
+        self.check_heads()
+        activation(self.activation)
+        activation(self.pooled_by)
+        if self.problem not in PROBLEMS:
+            raise LanguageModelError(
+                f"a {self.model_type} model has problem={self.problem!r}; use one of {', '.join(PROBLEMS)}"
+            )
+
+    @property
+    def traits(self) -> Traits:
+        """What follows from the family."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def pooled_by(self) -> str:
+        """The activation of the layer before the head."""
+        return self.pooling or self.traits.pooling
+
+    @property
+    def first_position(self) -> int:
+        """The place of the first token in the table of positions."""
+        return self.pad + 1 if self.traits.padded else 0
+
+    def layout(self, layer: int) -> Layout:
+        """Tell how a block computes."""
+        common: dict[str, Any] = {
+            "width": self.width, "inner": self.inner, "heads": self.heads, "kv_heads": self.heads,
+            "head_dim": self.width // self.heads, "activation": self.activation, "epsilon": self.epsilon,
+            "norm": "layer", "norm_bias": self.norm_bias, "attention_bias": self.attention_bias,
+            "output_bias": self.attention_bias, "feeding_bias": self.feeding_bias,
+        }  # fmt: skip
+        if self.rope is None:
+            return Layout(**common, norms=AFTER, norm_of_sums=True)
+        near = layer in self.windowed
+        rope = self.local_rope if near and self.local_rope is not None else self.rope
+        norms = BEFORE if layer else BEFORE[1:]  # what embeds is normalised already
+        window = self.window if near else 0
+        return Layout(**common, norms=norms, joined="stacked", gated="joined", rope=rope, window=window)
+
+    @classmethod
+    def from_json(cls, json: Mapping[str, Any]) -> "BertConfig":
+        """Read what transformers writes as config.json."""
+        refuse(json, "position_embedding_type", "absolute")
+        refuse(json, "is_decoder", False)
+        refuse(json, "add_cross_attention", False)
+        json = completed(json)
+        family, labels = json["model_type"], _labels(json)
+        names = _DISTIL if family == "distilbert" else _NAMES
+        own: dict[str, Any] = {name: required(json, key) for name, key in names.items()}
+        if family == "modernbert":
+            own |= _modern(json, own["depth"])
+        else:
+            own["epsilon"] = required(json, "layer_norm_eps") if family != "distilbert" else 1e-12
+        if FAMILIES[family].padded:
+            own["pad"] = required(json, "pad_token_id")
+            own["max_length"] = own["max_length"] - own["pad"] - 1
+        return cls(
+            **own,
+            labels=labels,
+            problem=optional(json, "problem_type", REGRESSION if len(labels) == 1 else ONE_LABEL),
+            token_types=optional(json, "type_vocab_size", 2),
+            initializer_range=required(json, "initializer_range"),
+            model_type=family,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what transformers reads as config.json."""
+        told = {
+            "model_type": self.model_type,
+            "architectures": [self.traits.architecture],
+            "id2label": {str(index): name for index, name in enumerate(self.labels)},
+            "label2id": {name: index for index, name in enumerate(self.labels)},
+            "problem_type": self.problem,
+            "initializer_range": self.initializer_range,
+        }
+        names = _DISTIL if self.model_type == "distilbert" else _NAMES
+        told |= {key: getattr(self, name) for name, key in names.items()}
+        told["max_position_embeddings"] = self.max_length + self.first_position
+        if self.traits.padded:
+            told["pad_token_id"] = self.pad
+        if self.traits.kinds:
+            told["type_vocab_size"] = self.token_types
+        if self.rope is not None and self.local_rope is not None:
+            told["hidden_activation"] = told.pop("hidden_act")
+            told |= {key: getattr(self, name) for name, key in _MODERN.items()}
+            told |= {
+                "local_attention": 2 * (self.window - 1),
+                "layer_types": [SLIDING if layer in self.windowed else FULL for layer in range(self.depth)],
+                "classifier_pooling": "mean" if self.mean else "cls",
+                "classifier_activation": self.pooled_by,
+                "rope_parameters": {
+                    kind: rope.to_json()["rope_parameters"]
+                    for kind, rope in ((FULL, self.rope), (SLIDING, self.local_rope))
+                },
+                "global_rope_theta": self.rope.theta,
+                "local_rope_theta": self.local_rope.theta,
+            }
+        elif self.model_type != "distilbert":
+            told["layer_norm_eps"] = self.epsilon
+        return told
+
+
+_NAMES = {
+    "vocab_size": "vocab_size",
+    "max_length": "max_position_embeddings",
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "inner": "intermediate_size",
+    "activation": "hidden_act",
+}
+_DISTIL = {
+    **_NAMES,
+    "width": "dim",
+    "depth": "n_layers",
+    "heads": "n_heads",
+    "inner": "hidden_dim",
+    "activation": "activation",
+}
+_MODERN = {
+    "epsilon": "norm_eps",
+    "norm_bias": "norm_bias",
+    "attention_bias": "attention_bias",
+    "feeding_bias": "mlp_bias",
+    "pool_bias": "classifier_bias",
+}
+
+
+def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """Read what only ModernBERT has."""
+    told = json.get("rope_parameters") or {}
+    ropes = [
+        Rope.from_json({}, told={"rope_theta": optional(json, name, theta), **(told.get(kind) or {})})
+        for kind, name, theta in ((FULL, "global_rope_theta", 160000.0), (SLIDING, "local_rope_theta", 10000.0))
+    ]
+    near, period = json["local_attention"], json["global_attn_every_n_layers"]
+    kinds = json.get("layer_types")
+    if not (is_count(near, least=2) and is_count(period, least=1)):
+        raise LanguageModelError(
+            f"config.json of a 'modernbert' model sets local_attention={near!r} and global_attn_every_n_layers="
+            f"{period!r}; use whole numbers of at least 2 and 1"
+        )
+    if kinds is None:
+        kinds = [SLIDING if layer % int(period) else FULL for layer in range(depth)]
+    if not (isinstance(kinds, list) and len(kinds) == depth and set(kinds) <= {SLIDING, FULL}):
+        raise LanguageModelError(
+            f"config.json of a 'modernbert' model sets layer_types={kinds!r:.200}; name {SLIDING!r} or {FULL!r} for "
+            f"each of {depth} layers"
+        )
+    refuse(json, "classifier_pooling", "cls", "mean")
+    return {
+        **{name: bool(json.get(key)) for name, key in _MODERN.items() if name != "epsilon"},
+        "epsilon": required(json, "norm_eps"),
+        "rope": ropes[0],
+        "local_rope": ropes[1],
+        "window": near // 2 + 1,
+        "windowed": tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING),
+        "mean": json["classifier_pooling"] == "mean",
+        "pooling": required(json, "classifier_activation"),
+    }
+
+
+def _labels(json: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read `id2label`, the names of the classes by their places; or how many there are."""
+    count: Any = json.get("num_labels")
+    names = json.get("id2label")
+    if names is None:
+        names = {place: f"LABEL_{place}" for place in range(int(count) if is_count(count, least=1) else 2)}
+    given = {str(place): name for place, name in names.items()} if isinstance(names, Mapping) else {}
+    places = [str(place) for place in range(len(given))]
+    if not given or set(given) != set(places) or not all(isinstance(name, str) for name in given.values()):
+        raise LanguageModelError(
+            f"config.json of a {json['model_type']!r} model sets id2label={names!r}; it must name the classes by their "
+            'places: {"0": "bad", "1": "good"}'
+        )
+    return tuple(given[place] for place in places)

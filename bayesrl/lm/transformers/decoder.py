@@ -1,0 +1,134 @@
+"""`Decoder`: embeddings, blocks, a norm and a head, which is what every causal family is made of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from bayesrl.lm.transformers.block import Block, Sight
+from bayesrl.lm.transformers.caching import Cache, Reach, capped, reach
+from bayesrl.lm.transformers.causal import CausalLM, Config, check_capacity
+from bayesrl.lm.transformers.layers import Embedding, Linear, Norm
+from bayesrl.typing import PRNGKey
+
+
+class DecoderConfig(Config):
+    """What a `Decoder` needs to know beside its blocks.
+
+    Args:
+        tied: whether the logits use the table of the tokens.
+        initializer_range: standard deviation of random weights.
+    """
+
+    tied: bool
+    initializer_range: float
+
+    @property
+    def learned_positions(self) -> bool:
+        """Whether there is a table of positions."""
+        return False
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embedded tokens are multiplied by."""
+        return 1.0
+
+    @property
+    def cap(self) -> float:
+        """Bound of the logits; 0 is none."""
+        return 0.0
+
+
+class Decoder(CausalLM):
+    """A causal model of blocks.
+
+        x = scale·token[t] + position[i];  blocks;  logits = H·norm(x)
+
+    Args:
+        config: its shape.
+        token: table of tokens; the head too where that is None.
+        position: table of positions, or None.
+        blocks: one after another.
+        norm: behind them.
+        head: gives logits, or None.
+    """
+
+    config: eqx.AbstractVar[DecoderConfig]
+    token: Embedding
+    position: Embedding | None
+    blocks: tuple[Block, ...]
+    norm: Norm
+    head: Linear | None
+
+    @classmethod
+    def random(cls, key: PRNGKey, config: Any, *, dtype: Any = jnp.float32) -> "Decoder":
+        """Make a model with random weights; those that write to the residual stream are smaller by √(2·depth).
+
+        Args:
+            key: consumed.
+            config: the shape.
+            dtype: of all weights: float32 or bfloat16.
+        """
+        first = 2 + config.learned_positions
+        keys = jax.random.split(key, config.depth + first)
+        scale = config.initializer_range
+        make = {"scale": scale, "dtype": dtype}
+        written = scale / (2 * config.depth) ** 0.5
+        blocks = [
+            Block.random(own, config.layout(layer), scale=scale, written=written, dtype=dtype)
+            for layer, own in enumerate(keys[first:])
+        ]
+        table = Embedding.random(keys[1], config.max_length, config.width, **make) if first == 3 else None
+        last = keys[first - 1]
+        return cls(
+            config=config,
+            token=Embedding.random(keys[0], config.vocab_size, config.width, **make),
+            position=table,
+            blocks=tuple(blocks),
+            norm=config.layout(0).fresh_norm(config.width, dtype),
+            head=None if config.tied else Linear.random(last, config.width, config.vocab_size, bias=False, **make),
+        )
+
+    def start(self, capacity: int) -> Cache:
+        """Make an empty cache; see `CausalLM.start`."""
+        check_capacity(capacity, self.config)
+        layout = self.config.layout(0)
+        return Cache.empty(self.config.depth, capacity, layout.kv_heads, layout.head_dim, self.token.weight.dtype)
+
+    def extend(
+        self, tokens: Int[Array, "n"], real: Bool[Array, "n"], cache: Cache
+    ) -> tuple[Float[Array, "n width"], Cache]:
+        """Feed n tokens; see `CausalLM.extend`."""
+        where = reach(real, cache)
+        x = self.token(tokens)
+        if self.config.embedding_scale != 1:
+            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        if self.position is not None:
+            x = x + self.position(where.positions)
+        sights = self._sights(where, cache)
+        keys, values = [], []
+        for layer, block in enumerate(self.blocks):
+            x, key, value = block(x, sights[block.layout.window, block.layout.rope], cache, layer)
+            keys.append(key)
+            values.append(value)
+        return self.norm(x), where.after(cache, keys, values)
+
+    def _sights(self, where: Reach, cache: Cache) -> Mapping[Any, Sight]:
+        """Give what each kind of layer sees, once for all layers of the kind."""
+        kinds = {(block.layout.window, block.layout.rope): block.layout for block in self.blocks}
+        # A cache that a window covers needs no mask of its own.
+        return {
+            (window, rope): Sight(
+                where.within(window if window < cache.capacity else 0),
+                None if rope is None else rope.turn(where.positions, layout.head_dim),
+            )
+            for (window, rope), layout in kinds.items()
+        }
+
+    def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
+        """Give the logits in float32; see `CausalLM.logits`."""
+        return capped((self.token if self.head is None else self.head).scores(hidden), self.config.cap)

@@ -1,0 +1,113 @@
+"""What transformers takes for settings that a config.json leaves out, and the other names that it knows for some."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+_GATED: Mapping[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+_MISTRAL = {
+    **_GATED, "vocab_size": 32000, "intermediate_size": 14336, "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+}  # fmt: skip
+_QWEN = {
+    **_GATED, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
+    "max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28,
+}  # fmt: skip
+_GEMMA = {
+    **_GATED, "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192, "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}  # fmt: skip
+_BERT: Mapping[str, Any] = {
+    "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12, "initializer_range": 0.02, "pad_token_id": 0,
+}  # fmt: skip
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "gpt2": {
+            "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+            "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "initializer_range": 0.02,
+            "tie_word_embeddings": True,
+        },
+        "llama": {**_GATED, "vocab_size": 32000, "max_position_embeddings": 2048},
+        "mistral": {**_MISTRAL, "sliding_window": 4096},
+        "mixtral": {
+            **_MISTRAL, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2,
+        },
+        "qwen2": _QWEN,
+        "qwen3": {**_QWEN, "head_dim": 128},
+        "gemma": {
+            **_GEMMA, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
+            "num_attention_heads": 16, "num_key_value_heads": 16, "query_pre_attn_scalar": 0, "sliding_window": None,
+        },
+        "gemma2": {**_GEMMA, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
+        "gemma3_text": {
+            **_GEMMA, "vocab_size": 262208, "max_position_embeddings": 131072, "sliding_window_pattern": 6,
+        },
+        "phi3": {**_GATED, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
+                 "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+        "olmo2": {**_GATED, "vocab_size": 50304, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+        "smollm3": {
+            **_GATED, "vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
+            "num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6, "no_rope_layer_interval": 4,
+            "tie_word_embeddings": True,
+        },
+        "gpt_neox": {
+            "vocab_size": 50432, "hidden_size": 6144, "num_hidden_layers": 44, "num_attention_heads": 64,
+            "intermediate_size": 24576, "hidden_act": "gelu", "max_position_embeddings": 2048, "rotary_pct": 0.25,
+            "layer_norm_eps": 1e-5, "initializer_range": 0.02, "tie_word_embeddings": False,
+            "attention_bias": True, "use_parallel_residual": True,
+        },
+        "bert": _BERT,
+        "roberta": {**_BERT, "vocab_size": 50265, "pad_token_id": 1},
+        "xlm-roberta": {**_BERT, "pad_token_id": 1},
+        "distilbert": {
+            "vocab_size": 30522, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072, "activation": "gelu",
+            "max_position_embeddings": 512, "initializer_range": 0.02,
+        },
+        "modernbert": {
+            "vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22,
+            "num_attention_heads": 12, "hidden_act": "gelu", "max_position_embeddings": 8192,
+            "initializer_range": 0.02, "norm_eps": 1e-5, "norm_bias": False, "local_attention": 128,
+            "classifier_pooling": "cls", "classifier_bias": False, "classifier_activation": "gelu",
+            "global_attn_every_n_layers": 3,
+        },
+    }
+)  # fmt: skip
+"""By family: the defaults of its class of configuration in transformers 5."""
+
+_TEXTBOOK = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
+ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "gpt2": _TEXTBOOK,
+        "distilbert": {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+        **{name: {"hidden_activation": "hidden_act"} for name in ("gemma2", "gemma3_text", "modernbert")},
+    }
+)
+"""By family: further names of settings, and what they are called here."""
+
+
+def completed(json: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a config.json with one name for each setting, and with defaults for those that it leaves out."""
+    family = json["model_type"]
+    names = ALIASES.get(family, {})
+    told = {key: value for key, value in json.items() if key not in names}
+    told |= {names[key]: value for key, value in json.items() if key in names and value is not None}
+    return {**DEFAULTS[family], **told}
