@@ -4,7 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from bayesrl.control.planning import soft_value_iteration
+from bayesrl.control.published import Published, name_of, published, publishes
 from bayesrl.control.tabular import TabularMDP, from_outcomes
+from bayesrl.control.trying import try_published
 from bayesrl.errors import ControlError
 
 _ACTIONS = {
@@ -19,8 +22,10 @@ def from_gymnasium(
 ) -> TabularMDP:
     """Read the model of a Gymnasium environment that publishes it as `env.unwrapped.P`: FrozenLake, CliffWalking, Taxi.
 
-    Time limits are left out: pass `horizon` for one. Outcomes with the same successor are merged, their
-    reward averaged. A state that is entered both with and without termination gets a terminal double.
+    The model is that of what is played: wrappers that change a reward, an action or an observation at a time are put
+    into it, and a copy of the environment is played to see that its table says what `step` does. Time limits are left
+    out: pass `horizon` for one. Outcomes with the same successor are merged, their reward averaged. A state that is
+    entered both with and without termination gets a terminal double.
 
     Args:
         environment: an environment, or the id of a registered one.
@@ -34,7 +39,8 @@ def from_gymnasium(
 
     Raises:
         ControlError: Gymnasium or what the environment needs is missing, the id is unknown, the environment
-            publishes no model, or what `TabularMDP` refuses.
+            publishes no model, or one that does not say what is played; a wrapper may change that in another way;
+            or what `TabularMDP` refuses.
 
     Example:
         >>> import gymnasium
@@ -46,32 +52,81 @@ def from_gymnasium(
     """
     if isinstance(environment, str):
         environment = _make(environment)
-    bare = getattr(environment, "unwrapped", environment)
-    model = getattr(bare, "P", None)
-    if not isinstance(model, dict):
+    if not publishes(environment):
         raise ControlError(
-            f"{_name_of(environment)} publishes no model (it has no table P); FrozenLake-v1, CliffWalking-v1 and Taxi "
+            f"{name_of(environment)} publishes no model (it has no table P); FrozenLake-v1, CliffWalking-v1 and Taxi "
             "do; for others use GymnasiumSource"
         )
-    table = [[[tuple(outcome) for outcome in model[s][a]] for a in sorted(model[s])] for s in sorted(model)]
-    start = _start_of(bare, len(table))
+    return as_tables(environment, published(environment), discount=discount, horizon=horizon, prior=prior)
+
+
+def as_tables(
+    environment: Any,
+    model: Published,
+    *,
+    discount: float,
+    horizon: int | None,
+    prior: np.ndarray | None = None,
+) -> TabularMDP:
+    """Make a finite problem of a published model, once it has been tried.
+
+    Args:
+        environment: that publishes it.
+        model: as `published` reads it.
+        discount: γ.
+        horizon: number of steps, or None.
+        prior: probabilities of actions that policies start from, [states, actions].
+
+    Raises:
+        ControlError: what is played is something else, or what `TabularMDP` refuses.
+    """
+    states, actions = len(model.table), len(model.columns)
+    if model.core is None:
+        start = np.eye(1, states)[0] if model.start is None else model.start
+    else:
+        start = try_published(model, lambda: _best(environment, model))
+    if prior is not None and np.shape(prior) != (states, actions):
+        raise ControlError(f"prior has shape {np.shape(prior)}; use [states, actions], {(states, actions)}")
+    return _problem(environment, model, start, discount=discount, horizon=horizon, prior=prior)
+
+
+def _best(environment: Any, model: Published) -> np.ndarray | None:
+    """Give what the model thinks best in each state with many steps to go, or None where that has no bound."""
+    start = np.full(len(model.table), 1 / len(model.table))
+    try:
+        mdp = _problem(environment, model, start, discount=0.99, horizon=None, prior=None)
+        best: np.ndarray = soft_value_iteration(mdp, 0.0).policy.argmax(-1)
+    except ControlError:
+        return None
+    return best
+
+
+def _problem(
+    environment: Any,
+    model: Published,
+    start: np.ndarray,
+    *,
+    discount: float,
+    horizon: int | None,
+    prior: np.ndarray | None,
+) -> TabularMDP:
+    table = model.table
     ended, double = _ends(table, start)
     extra = [len(table)] if double else []
     lists = [
-        [
-            [(extra[0] if end and int(to) in double else int(to), float(p), float(r)) for p, to, r, end in outcomes]
-            for outcomes in row
-        ]
+        [[(extra[0] if end and to in double else to, p, r) for p, to, r, end in outcomes] for outcomes in row]
         for row in table
     ]
     if extra:
         lists.append([[(extra[0], 1.0, 0.0)] for _ in lists[0]])
         start = np.append(start, 0.0)
-        if prior is not None and np.shape(prior) == (len(table), len(lists[0])):
+        if prior is not None:
             prior = np.concatenate([prior, np.full((1, len(lists[0])), 1 / len(lists[0]))])
     terminal = np.isin(np.arange(len(lists)), [*sorted(ended - double), *extra])
-    name = _name_of(environment)
+    name = name_of(environment)
     known = next((names for key, names in _ACTIONS.items() if name.startswith(key)), ())
+    named = all(column < len(known) for column in model.columns)
+    in_place = model.inside == list(range(len(table)))
     return from_outcomes(
         lists,
         start=start,
@@ -79,8 +134,8 @@ def from_gymnasium(
         discount=discount,
         horizon=horizon,
         prior=prior,
-        layout=_layout_of(bare, len(table)),
-        action_names=known if len(known) == len(lists[0]) else (),
+        layout=_layout_of(model.bare, len(table)) if in_place else None,
+        action_names=tuple(known[column] for column in model.columns) if named else (),
         name=name,
     )
 
@@ -109,19 +164,6 @@ def _make(name: str) -> Any:
         raise ControlError(f"environment {name!r} needs a package that is not installed: {error}") from error
     except gymnasium.error.Error as error:
         raise ControlError(f"environment {name!r} is unknown to Gymnasium: {error}") from error
-
-
-def _name_of(environment: Any) -> str:
-    spec = getattr(environment, "spec", None)
-    return spec.id if spec is not None else type(environment).__name__
-
-
-def _start_of(bare: Any, states: int) -> np.ndarray:
-    start = getattr(bare, "initial_state_distrib", None)
-    if start is None:
-        return np.eye(1, states)[0]
-    array = np.asarray(start, float)
-    return array / array.sum()
 
 
 def _layout_of(bare: Any, states: int) -> tuple[int, int] | None:

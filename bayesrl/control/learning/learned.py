@@ -80,7 +80,9 @@ class Learned:
             Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
         """
         if self.world.optimum is None:
-            raise ControlError("the optimum of the environment is not known, so neither is when it was reached")
+            raise ControlError(
+                f"the optimum of the environment is not known, so neither is when it was reached: {self.world.unknown}"
+            )
         mean = self.regret / np.arange(1, self.num_episodes + 1)
         reached = np.flatnonzero(mean <= share * self.world.optimum)
         return int(reached[0]) + 1 if len(reached) else None

@@ -29,6 +29,8 @@ def summary(several: Sequence[Learned]) -> list[tuple[str, str]]:
     )
     if first.world.optimum is not None:
         rows.append(("optimum", number(first.world.optimum)))
+    else:
+        rows.append(("optimum and regret", f"unknown: {first.world.unknown}"))
     if not np.isnan(first.history["regret"]).all():
         rows.append(("cumulated regret", _over([run.regret[-1] for run in several])))
     if first.world.optimum is not None and first.world.optimum > 0 and first.world.max_steps > 1:

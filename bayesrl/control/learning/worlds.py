@@ -16,9 +16,10 @@ from bayesrl.control.environments import Environment
 from bayesrl.control.gymnasium_source import MOST_STEPS
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.planning import soft_value_iteration
+from bayesrl.control.published import changing, published, publishes, time_limit
 from bayesrl.control.spaces import describe_actions, describe_observations
 from bayesrl.control.tabular import TabularMDP
-from bayesrl.control.toy_text import from_gymnasium
+from bayesrl.control.toy_text import as_tables
 from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import cheap, fold_in, key_of_nothing
 from bayesrl.errors import ControlError
@@ -51,6 +52,7 @@ class World(abc.ABC):
         max_steps: the longest episode.
         discount: γ of the returns that are told.
         optimum: the greatest expected return of an episode, reward units; None where nobody knows.
+        unknown: why nobody knows it, where nobody does.
         action_names: one per action, where they have names.
         name: of the environment.
         options: that it was made with, as text, for the run folder.
@@ -64,6 +66,7 @@ class World(abc.ABC):
     max_steps: int = 1
     discount: float = 1.0
     optimum: float | None = None
+    unknown: str = "the environment publishes no model"
     action_names: tuple[str, ...] = ()
     name: str = ""
     options: Mapping[str, str] = MappingProxyType({})
@@ -154,7 +157,7 @@ class TabularWorld(World):
 
 
 class GymnasiumWorld(World):
-    """A Gymnasium environment; where it publishes its model, the optimum is known."""
+    """A Gymnasium environment; where it publishes its model, and that says what is played, the optimum is known."""
 
     def __init__(self, environment: Any) -> None:
         self._env = _opened(environment)
@@ -171,16 +174,29 @@ class GymnasiumWorld(World):
         self.name = getattr(spec, "id", type(self._env).__name__)
         self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
         given = {key: value for key, value in getattr(spec, "kwargs", {}).items() if key != "render_mode"}
-        # Addresses in memory are others in every process.
-        self.options = {key: re.sub(r" at 0x[0-9a-f]+", "", repr(given[key])) for key in sorted(given)}
-        limit = getattr(spec, "max_episode_steps", None)
-        self.max_steps = MOST_STEPS if limit is None else int(limit)
-        if isinstance(getattr(self._env.unwrapped, "P", None), dict):
-            model = from_gymnasium(self._env, discount=1.0, horizon=limit or 1000)
-            self.optimum = float(soft_value_iteration(model, 0.0).objective)
-            # Without a limit the tables are of fewer steps than may be played, and returns tell the regret.
-            self._tables = model if limit is not None and model.num_states == self.num_observations else None
-            self.action_names = model.action_names
+        self.options = {key: _text_of(given[key]) for key in sorted(given)}
+        around = [f"{type(one).__name__}({_text_of(getattr(one, '_saved_kwargs', {}))})" for one in changing(self._env)]
+        if around:
+            self.options["wrappers"] = ", ".join(around)
+        limit = time_limit(self._env)
+        self.max_steps = MOST_STEPS if limit is None else limit
+        self._know(limit)
+
+    def _know(self, limit: int | None) -> None:
+        """Find the optimum, or the reason why nobody knows it."""
+        if not publishes(self._env):
+            return
+        try:
+            model = published(self._env)
+            tables = as_tables(self._env, model, discount=1.0, horizon=limit)
+            self.optimum = float(soft_value_iteration(tables, 0.0).objective)
+        except ControlError as error:
+            self.unknown = str(error)
+            return
+        # Without a limit the tables have no last step, and returns tell the regret.
+        fits = limit is not None and model.observed and tables.num_states == self.num_observations
+        self._tables = tables if fits else None
+        self.action_names = tables.action_names
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Reset, by a seed that the key gives."""
@@ -342,6 +358,11 @@ def world_of(environment: Any, max_steps: int | None = None) -> World:
         f"environment={environment!r} cannot be played; pass a TabularMDP, a bandit, an Environment, or a Gymnasium "
         "environment, its id or a function that makes one"
     )
+
+
+def _text_of(value: Any) -> str:
+    """Give a value as text; addresses in memory are others in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _opened(environment: Any) -> Any:
