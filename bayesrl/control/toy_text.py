@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from bayesrl.control.planning import soft_value_iteration
-from bayesrl.control.published import Published, name_of, published, publishes
+from bayesrl.control.published_models import Published, name_of, published, publishes
 from bayesrl.control.tabular import TabularMDP, from_outcomes
 from bayesrl.control.trying import try_published
 from bayesrl.errors import ControlError

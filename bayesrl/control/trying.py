@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.control.published import Outcomes, Published, mark
+from bayesrl.control.published_models import Outcomes, Published, mark
 from bayesrl.errors import ControlError
 
 _TRIES = 4000

@@ -16,7 +16,7 @@ from bayesrl.control.environments import Environment
 from bayesrl.control.gymnasium_source import MOST_STEPS
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.planning import soft_value_iteration
-from bayesrl.control.published import changing, published, publishes, time_limit
+from bayesrl.control.published_models import changing, published, publishes, time_limit
 from bayesrl.control.spaces import describe_actions, describe_observations
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.control.toy_text import as_tables
