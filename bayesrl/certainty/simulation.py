@@ -21,8 +21,9 @@ from bayesrl.core.recording import Recording, record, site_log_prob
 from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect, structure_of
 from bayesrl.engines.grid import count, decode
+from bayesrl.engines.optimisers import default_optimizer
 from bayesrl.engines.setup import set_up
-from bayesrl.engines.svi import Lane, default_optimizer, init, run_chunk
+from bayesrl.engines.svi import Lane, init, run_chunk
 from bayesrl.engines.tabulation import path_axes
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.guides import GuideFamily

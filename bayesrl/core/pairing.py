@@ -16,8 +16,10 @@ from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues
 from bayesrl.core.keys import fold_in, key_of_nothing, split
 from bayesrl.core.recording import Recording, abstractly, both_scores, per_context, record, site_log_prob
+from bayesrl.core.refusals import check_arguments, told
 from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure
+from bayesrl.errors import PolicyError
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
 _MOST_HELD = 2**27
@@ -238,8 +240,13 @@ def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
 
     Returns:
         The policy with its parameters substituted, and their values.
+
+    Raises:
+        PolicyError: the policy does not take these arguments, or does what cannot be followed.
     """
-    params, _ = _declared(key, policy, args)
+    check_arguments(policy, args, "the policy", PolicyError)
+    with told("the policy", PolicyError):
+        params, _ = _declared(key, policy, args)
     return (handlers.substitute(policy, data=params) if params else policy), params
 
 

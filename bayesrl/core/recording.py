@@ -13,6 +13,7 @@ from numpyro.primitives import Messenger
 from bayesrl.core.handlers import Sites
 from bayesrl.core.keys import split
 from bayesrl.core.primitives import Kind, is_hidden, kind_of
+from bayesrl.core.refusals import check_scan, refuse_branches
 from bayesrl.core.sampling import FoldedKeys, QuickDraws
 from bayesrl.errors import PolicyError
 
@@ -66,13 +67,16 @@ class _Recorder(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "control_flow":
-            body, init, xs, length, reverse = msg["args"]
+            refuse_branches(msg)
+            _, init, xs, length, reverse = msg["args"]
             if reverse:
                 raise PolicyError(
                     "a scan with reverse=True cannot be replayed: NumPyro records its sites in one order and "
                     "reads them in the other; flip xs along time and scan forwards"
                 )
             self.length = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+            check_scan(msg, self.length)
+            body = msg["args"][0]
 
             def watched(carry: Any, x: Any) -> Any:
                 with Sites(self._watch_body, _ignore):
@@ -88,6 +92,9 @@ class _Recorder(Messenger):
             self.plates[msg["name"]] = (int(msg["args"][0]), msg["value"])
         elif msg.get("_control_flow_done"):
             self.messages.append((msg, self.num_scans - 1, self.length))
+        elif msg["type"] == "param":
+            # A plate around it is about to take its mini-batch; what is declared is the whole.
+            self.messages.append((msg.copy(), None, 1))
         else:
             self.messages.append((msg, None, steps_of(msg.get("fn"))))
 
@@ -176,13 +183,28 @@ def abstractly(make: Callable[[], Recording]) -> Recording:
 
     Only what JAX knows beforehand may be read of it: names, kinds, plates, shapes, types.
     """
+    return abstractly_with_strays(make)[0]
+
+
+def abstractly_with_strays(make: Callable[[], Recording]) -> tuple[Recording, list[str]]:
+    """Do as `abstractly`, and name the sites whose values come from elsewhere than this run of the program."""
     made: list[Recording] = []
 
-    def trace() -> None:
+    def trace() -> dict[str, list[Any]]:
         made.append(make())
+        return {
+            name: [leaf for leaf in jax.tree.leaves(site.value) if isinstance(leaf, jax.core.Tracer)]
+            for name, site in made[-1].sites.items()
+        }
 
-    jax.eval_shape(trace)
-    return made[0]
+    jaxpr, values = jax.make_jaxpr(trace, return_shape=True)()
+    strays = {
+        id(var)
+        for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
+        if isinstance(const, jax.core.Tracer)
+    }
+    names = [name for name, leaves in values.items() for _ in leaves]
+    return made[0], [name for name, var in zip(names, jaxpr.jaxpr.outvars, strict=True) if id(var) in strays]
 
 
 def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]]) -> None:

@@ -15,7 +15,8 @@ from numpyro.distributions import constraints
 
 from bayesrl.core.compiling import compiled, once_read
 from bayesrl.core.primitives import Kind
-from bayesrl.core.recording import Frame, Record, Recording, abstractly, record
+from bayesrl.core.recording import Frame, Record, Recording, abstractly_with_strays, record
+from bayesrl.core.refusals import Refusals, check_arguments, refuse_stray, told
 from bayesrl.core.sampling import FoldedKeys
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
@@ -99,6 +100,20 @@ class Structure:
             raise error(
                 f"site {outside[0]!r} is recorded from an environment that is no program, so {purpose}; "
                 "pass source=, which plays in it, or write the environment as a program"
+            )
+
+    def check_drawn(self) -> None:
+        """Refuse a program that draws nothing: it has one value, and no distribution of it.
+
+        Raises:
+            EngineError: no site is latent.
+        """
+        if not self.named("action", "environment"):
+            given = self.named("observed")
+            why = f"site {given[0]!r} is observed" if given else "it has no site to draw"
+            raise EngineError(
+                f"the policy draws nothing ({why}), "
+                "so there is nothing to choose; bayesrl.log_density(policy, {}, beta=...) tells its reward and density"
             )
 
     def check_whole_density(self) -> None:
@@ -190,7 +205,7 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
     """Run a policy once and tell its structure.
 
     Raises:
-        PolicyError: the program has neither a reward nor an observed site, or repeats a name.
+        PolicyError: the program repeats a name, does not take these arguments, or does what cannot be followed.
     """
 
     def look() -> Structure:
@@ -200,7 +215,11 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
 
 
 def _look(key: PRNGKey, policy: Program, args: tuple[Any, ...]) -> Structure:
-    recording = abstractly(lambda: record(FoldedKeys(policy, key), *args))
+    check_arguments(policy, args, "the policy", PolicyError)
+    with told("the policy", PolicyError):
+        recording, strays = abstractly_with_strays(lambda: record(FoldedKeys(Refusals(policy), key), *args))
+    if strays and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, args))):
+        refuse_stray(strays[0])
     unknown = [name for name, site in recording.sites.items() if _ends_are_computed(site)]
     if not unknown:
         return structure_of(recording)

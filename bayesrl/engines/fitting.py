@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
@@ -19,10 +18,11 @@ from bayesrl.core.host import host_errors
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.telling import activity
 from bayesrl.datatree import as_netcdf
+from bayesrl.engines.optimisers import Optimizer, as_optimizer, check_update, default_optimizer
 from bayesrl.engines.progress import showing
 from bayesrl.engines.running import Callback, Run, stack
 from bayesrl.engines.setup import Setup, set_up
-from bayesrl.engines.svi import State, default_optimizer
+from bayesrl.engines.svi import State
 from bayesrl.errors import FitError, RunFolderError
 from bayesrl.guides import GuideFamily
 from bayesrl.objectives import Objective, ReverseKL
@@ -43,7 +43,7 @@ def fit(
     beta: Beta | None = None,
     guide: Program | GuideFamily | None = None,
     objective: Objective | ELBO | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: Optimizer | None = None,
     num_steps: int = 2000,
     num_restarts: int = 1,
     tolerance: float | None = None,
@@ -66,7 +66,7 @@ def fit(
         beta: temperature, reward units per nat; an array fits one policy each, in one program.
         guide: a program drawing the same action sites, or a `GuideFamily`; by default `AutoTilt()`.
         objective: from `bayesrl.objectives`, or a NumPyro ELBO; by default `ReverseKL()`.
-        optimizer: from Optax; by default Adam with a cosine decay to 0.
+        optimizer: from Optax or `numpyro.optim`; by default Adam with a cosine decay to 0.
         num_steps: gradient steps.
         num_restarts: fits made side by side; the first starts at the prior, the others dispersed.
         tolerance: stop early once β/2 · Var_q(w), which is the gap J* − J(q) to second order, has
@@ -123,9 +123,7 @@ def fit(
         )
 
 
-def train(
-    key: PRNGKey, program: Program, *, optimizer: optax.GradientTransformation | None = None, num_steps: int
-) -> Posterior:
+def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None, num_steps: int) -> Posterior:
     """Fit a program that draws nothing, as `fit` does, and make no draws: of it only the parameters are wanted.
 
     Args:
@@ -170,12 +168,15 @@ def _fit(
 ) -> Posterior:
     key = _checked_key(key)
     num_steps, num_restarts = whole_number("num_steps", num_steps), whole_number("num_restarts", num_restarts)
-    _check_options(tolerance, optimizer, callback, source)
+    _check_options(tolerance, callback, source)
     _check_start(start_beta, beta)
+    given = None if optimizer is None else as_optimizer(optimizer)
     chosen = ReverseKL() if objective is None else as_objective(objective)
     with activity("checking the policy"), host_errors():
         setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
-    optimiser = default_optimizer(setup.learning_rate, num_steps) if optimizer is None else optimizer
+    optimiser = default_optimizer(setup.learning_rate, num_steps) if given is None else given
+    if given is not None:
+        check_update(given, setup.params)
     settings = _settings(key, num_steps, num_restarts, tolerance, start_beta, optimizer)
     problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
     folder = None if directory is None else run_folder.open_folder(directory, problem)
@@ -216,11 +217,9 @@ def whole_number(name: str, value: Any) -> int:
     return int(value)
 
 
-def _check_options(tolerance: Any, optimizer: Any, callback: Any, source: Any) -> None:
+def _check_options(tolerance: Any, callback: Any, source: Any) -> None:
     if tolerance is not None and not (isinstance(tolerance, int | float | np.number) and tolerance > 0):
         raise FitError(f"tolerance={tolerance!r}; use a positive number of reward units, or None")
-    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise FitError(f"optimizer={optimizer!r} is not an Optax optimiser; pass one such as optax.adam(0.01)")
     for name, function in (("callback", callback), ("source", source)):
         if function is not None and not callable(function):
             raise FitError(f"{name}={function!r} is not a function; pass one, or leave it out")

@@ -7,15 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
 from bayesrl.datatree import from_datatree
 from bayesrl.engines.fitting import fit, posterior_of, whole_number
+from bayesrl.engines.optimisers import Optimizer, as_optimizer, default_optimizer
 from bayesrl.engines.running import Callback, Run
 from bayesrl.engines.setup import Setup, set_up
-from bayesrl.engines.svi import default_optimizer
 from bayesrl.errors import RunFolderError
 from bayesrl.guides import GuideFamily
 from bayesrl.objectives import Objective, ReverseKL
@@ -31,7 +30,7 @@ def load(
     *args: Any,
     guide: Program | GuideFamily | None = None,
     objective: Objective | ELBO | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: Optimizer | None = None,
     source: Source | None = None,
 ) -> Posterior:
     """Load a fit from its run folder.
@@ -119,7 +118,7 @@ def resume(
     num_steps: int | None = None,
     guide: Program | GuideFamily | None = None,
     objective: Objective | ELBO | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: Optimizer | None = None,
     source: Source | None = None,
     callback: Callback | None = None,
     progress: bool = True,
@@ -229,6 +228,7 @@ def _reopen(
     chosen = ReverseKL() if objective is None else as_objective(objective)
     setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"], source)
     run_folder.check_same(directory, {**problem, "identity": setup.identity})
-    optimiser = default_optimizer(setup.learning_rate, settings["num_steps"]) if optimizer is None else optimizer
+    given = None if optimizer is None else as_optimizer(optimizer)
+    optimiser = default_optimizer(setup.learning_rate, settings["num_steps"]) if given is None else given
     run = Run(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source)
     return run, setup, settings, beta

@@ -16,7 +16,9 @@ from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.keys import fold_in, split
 from bayesrl.core.pairing import Pair, declared_params, freeze
+from bayesrl.core.refusals import check_arguments, told
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
+from bayesrl.engines.autoguides import set_up_autoguide
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoTilt, GuideFamily
 from bayesrl.objectives import ForwardKL, Objective
@@ -83,6 +85,9 @@ def set_up(
     own, _ = declared_params(key, policy, *args)
     frozen = policy if learned else freeze(key, policy, *args)[0]
     program, family = _bind(key, policy, guide, structure, args, learned=learned)
+    if program is not None and family is None:
+        check_arguments(program, args, "the guide", GuideError)
+        set_up_autoguide(fold_in(key, 7), program, structure, args)
     programs_pair = Programs(frozen, program, args, structure, {}, learned, getattr(source, "episodes", None))
     first, transforms = _declare(key, programs_pair, own if learned else {})
     programs = dataclasses.replace(programs_pair, transforms=transforms)
@@ -145,7 +150,12 @@ def _bind(
     family = AutoTilt() if guide is None else guide
     if isinstance(family, GuideFamily):
         return family.build(key, policy, structure, args), family
-    if not callable(family) or isinstance(family, type):
+    if isinstance(family, type):
+        raise GuideError(
+            f"guide={family.__name__} is a class; pass an instance of it: {family.__name__}"
+            + ("()" if issubclass(family, GuideFamily) else "(policy)")
+        )
+    if not callable(family):
         raise GuideError(
             f"guide={guide!r} is neither a NumPyro program nor a family of bayesrl.guides; "
             "pass a function of the policy's arguments, or AutoTilt()"
@@ -157,7 +167,8 @@ def _declare(key: PRNGKey, programs: Programs, own: Params) -> tuple[Params, dic
     """Give the parameters of guide and, where learned, policy, with their transforms."""
     if programs.guide is None:
         return declared_params(key, programs.policy, *programs.args)
-    params, transforms = declared_params(key, programs.guide, *programs.args)
+    with told("the guide", GuideError):
+        params, transforms = declared_params(key, programs.guide, *programs.args)
     if programs.learned:
         _, policy_transforms = declared_params(key, programs.policy, *programs.args)
         return {**own, **params}, {**policy_transforms, **transforms}

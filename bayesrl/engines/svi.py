@@ -78,7 +78,7 @@ def step(lane: Lane, key: PRNGKey, state: State, beta: Array, args: Any) -> tupl
         return lane.objective.evaluate(key, params, pair, beta)
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return _apply(lane, state, loss, info, gradient)
+    return _apply(lane, state, loss, info, gradient, lambda params: loss_fn(params)[0])
 
 
 def learn(
@@ -100,13 +100,18 @@ def learn(
         return lane.objective.surrogate(params, pair.again(params, draws, one_batch=one_batch), pair, beta)
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return _apply(lane, state, loss, info, gradient)
+    return _apply(lane, state, loss, info, gradient, lambda params: loss_fn(params)[0])
 
 
-def _apply(lane: Lane, state: State, loss: Array, info: Info, gradient: Params) -> tuple[State, Tally]:
+def _apply(
+    lane: Lane, state: State, loss: Array, info: Info, gradient: Params, value_fn: Callable[[Params], Array]
+) -> tuple[State, Tally]:
     grad_norm = optax.tree.norm(gradient)
     fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = lane.optimizer.update(gradient, state.opt_state, state.params)
+    # A search along a line sees the loss of this step's own draws.
+    updates, opt_state = optax.with_extra_args_support(lane.optimizer).update(
+        gradient, state.opt_state, state.params, value=loss, grad=gradient, value_fn=value_fn
+    )
     params = optax.apply_updates(state.params, updates)
 
     def keep(new: Any, old: Any) -> Any:
@@ -155,8 +160,3 @@ def run_chunk(
         return new, jax.tree.map(jnp.add, carried[1], tally)
 
     return lax.fori_loop(0, num_steps, body, (state, zero))
-
-
-def default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Adam with a cosine decay to 0, without which the vanishing noise of the gradient is not seen."""
-    return optax.adam(optax.cosine_decay_schedule(learning_rate, max(num_steps, 1)))

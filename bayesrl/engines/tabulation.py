@@ -58,6 +58,7 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None, fit: Fit 
         structure = inspect(key, frozen, *args)
     check_policy(structure, has_beta=beta is not None)
     structure.check_complete("nothing but draws can be known of it", EngineError)
+    structure.check_drawn()
     structure.check_whole_density()
     if structure.subsampled:
         raise EngineError(

@@ -58,15 +58,20 @@ def _num_discrete(name: str, core: Any, support: Support | None) -> int:
         return len(support)
     raise GuideError(
         f"the automatic guide cannot tilt site {name!r}: {type(core).__name__} has neither a natural parameter that "
-        "it knows nor a finite univariate support known beforehand; write a guide for it by hand, "
-        f"def guide(*args): numpyro.sample({name!r}, ...)"
+        f"it knows nor a finite univariate support known beforehand; {_remedy(name, core)}"
     )
+
+
+def _remedy(name: str, core: Any) -> str:
+    """Tell what to do in the place of tilting: what a distribution says of itself, or a guide written by hand."""
+    by_hand = f"write a guide for it by hand, def guide(*args): numpyro.sample({name!r}, ...)"
+    return str(getattr(core, "guide_remedy", by_hand))
 
 
 def _num_coordinates(name: str, core: Any) -> int:
     refusal = GuideError(
         f"the automatic guide cannot tilt site {name!r}: {type(core).__name__} cannot be drawn and mapped to "
-        f"unconstrained space; write a guide for it by hand, def guide(*args): numpyro.sample({name!r}, ...)"
+        f"unconstrained space; {_remedy(name, core)}"
     )
     if isinstance(core, (dist.ImproperUniform, dist.Unit, dist.Delta)):
         raise refusal

@@ -124,6 +124,7 @@ class Sentences(dist.Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's own form)
     pytree_data_fields = ("model", "prompt", "real", "within")
     pytree_aux_fields = ("num_steps", "end", "pad", "temperature", "top_k", "top_p")
+    guide_remedy = "pass guide=bayesrl.lm.LoRA(rank=8), or guide=bayesrl.lm.FullParameters()"
 
     def __init__(
         self,

@@ -1,0 +1,253 @@
+"""What NumPyro lets a program do and the library cannot follow, told by name when a program is first read."""
+
+import inspect
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.contrib.control_flow.cond import cond_wrapper
+from numpyro.primitives import Messenger
+
+from bayesrl.core.handlers import Sites
+from bayesrl.core.primitives import kind_of
+from bayesrl.errors import BayesRLError, PolicyError
+from bayesrl.typing import Program
+
+_DECIDED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+class Refusals(Messenger):
+    """Sees a program alone, before anything of the library acts on it, and refuses sites that are not drawn freely.
+
+    A site of which somebody else holds the value, or the key, is drawn by no fit; a scan hides its sites from
+    `handlers.do`.
+
+    Raises:
+        PolicyError: naming the site and the remedy.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Look at a site as the program and its handlers made it."""
+        if msg["type"] == "control_flow":
+            for kind, held in msg["kwargs"].get("substitute_stack", ()):
+                if kind != "condition":
+                    _watch(msg, partial(_refuse_held_in_scan, held=held))
+        elif msg["type"] == "sample":
+            _refuse_repeated(msg)
+            if msg.get("_control_flow_done"):
+                _refuse_intervened(msg)
+            elif not msg["is_observed"] and kind_of(msg) in ("action", "environment"):
+                _refuse_held(msg)
+
+
+def _refuse_repeated(msg: dict[str, Any]) -> None:
+    shape = tuple(msg["kwargs"].get("sample_shape") or ())
+    if shape and not msg["is_observed"]:
+        raise PolicyError(
+            f"site {msg['name']!r} is drawn with sample_shape={shape}, of which its distribution knows nothing; "
+            f"write distribution.expand({list(shape)}), or draw it in numpyro.plate(name, {shape[0]})"
+        )
+
+
+def _refuse_intervened(msg: dict[str, Any]) -> None:
+    if msg.get("_intervener_id") is not None:
+        raise PolicyError(
+            f"handlers.do intervenes on site {msg['name']!r}, which a scan hides from it: NumPyro would go on with the "
+            "value drawn; write the value into the body of the scan"
+        )
+
+
+def _refuse_held(msg: dict[str, Any]) -> None:
+    if msg["value"] is not None:
+        raise PolicyError(_held(msg["name"]))
+    if msg["kwargs"].get("rng_key") is not None:
+        raise PolicyError(
+            f"site {msg['name']!r} brings a random key of its own (handlers.seed, or rng_key=...), so that all draws "
+            "of it would be the same one; pass the program itself: the key of the call seeds it"
+        )
+
+
+def _held(name: str) -> str:
+    return (
+        f"site {name!r} is held at a value (by handlers.substitute or replay), and is still to be drawn as far as "
+        "NumPyro knows; use handlers.condition where the value is data, handlers.do where it is set from outside"
+    )
+
+
+def _refuse_held_in_scan(msg: dict[str, Any], *, held: Any) -> None:
+    given = _given(held, msg)
+    if given is not None and not msg["is_observed"] and kind_of(msg) in ("action", "environment"):
+        raise PolicyError(_held(msg["name"]))
+
+
+def _given(held: Any, msg: dict[str, Any]) -> Any:
+    """Give the value that a handler around a scan holds for a site inside of it, or None."""
+    if msg["type"] != "sample":
+        return None
+    found = held(msg) if callable(held) else held.get(msg["name"])
+    return found["value"] if isinstance(found, dict) else found
+
+
+def check_scan(msg: dict[str, Any], length: int) -> None:
+    """Watch the body of a scan for what cannot be replayed: scans in it, and sites given at a part of the steps.
+
+    Raises:
+        PolicyError: naming the site and the remedy, when the body runs.
+    """
+    _watch(msg, _refuse_nested)
+    for kind, held in msg["kwargs"].get("substitute_stack", ()):
+        if kind == "condition":
+            _watch(msg, partial(_refuse_partly, held=held, length=length))
+
+
+def refuse_branches(msg: dict[str, Any]) -> None:
+    """Refuse NumPyro's `cond`, whose sites are there or not.
+
+    Raises:
+        PolicyError: the message is of a `cond`.
+    """
+    if msg["fn"] is cond_wrapper:
+        raise PolicyError(
+            "numpyro.contrib.control_flow.cond draws the sites of one branch only, and what was not drawn has no "
+            "density; draw the sites of both branches outside, and choose between their values by jnp.where"
+        )
+
+
+def _watch(msg: dict[str, Any], look: Callable[[dict[str, Any]], None]) -> None:
+    body, *rest = msg["args"]
+
+    def watched(carry: Any, x: Any) -> Any:
+        with Sites(look, _nothing):
+            return body(carry, x)
+
+    msg["args"] = (watched, *rest)
+
+
+def _nothing(msg: dict[str, Any]) -> None:
+    """Do nothing with a message."""
+
+
+def _refuse_nested(msg: dict[str, Any]) -> None:
+    if msg["type"] == "control_flow":
+        raise PolicyError(
+            "a scan stands inside of a scan, and one axis of time is all that a site can have; "
+            "put both loops into one scan (carry the inner counter), or write the inner one as a plate"
+        )
+
+
+def _refuse_partly(msg: dict[str, Any], *, held: Any, length: int) -> None:
+    value = _given(held, msg)
+    if value is None:
+        return
+    name, ndim, shape = msg["name"], len(msg["fn"].shape(msg["kwargs"].get("sample_shape", ()))), jnp.shape(value)
+    if len(shape) == ndim + 1 and shape[0] < length:
+        raise PolicyError(
+            f"site {name!r} is conditioned at {shape[0]} of the {length} steps of its scan, and NumPyro takes what is "
+            f"drawn at the others for observed too; make two scans of it: one over the first {shape[0]} steps, "
+            "conditioned, and from its carry another over the rest, whose sites bear other names"
+        )
+    if len(shape) not in (ndim, ndim + 1) or (len(shape) == ndim + 1 and shape[0] > length):
+        raise PolicyError(
+            f"site {name!r} is conditioned on a value of shape {shape} in a scan of {length} steps, where one step has "
+            f"shape {msg['fn'].shape()}; give one value per step, [{length}, ...]"
+        )
+
+
+@contextmanager
+def told(role: str, error: type[BayesRLError]) -> Iterator[None]:
+    """Tell in words of the program what JAX and NumPyro raise while they run it on values that are not known yet.
+
+    Args:
+        role: what the program is, such as "the policy".
+        error: which kind of error it is then.
+
+    Raises:
+        BayesRLError: of that kind, naming the line and what to write in its place.
+    """
+    try:
+        yield
+    except _DECIDED as cause:
+        raise error(
+            f"{role} asks in Python for a number that is only known when it runs{_line(cause)}: a program is read once "
+            "and run for many draws side by side; write jnp.where(draw, a, b) or jax.lax.cond for `if`, "
+            "jnp.array(values)[draw] for list[draw], numpyro's scan for a loop, and jnp for float(), int() and np"
+        ) from cause
+    except NotImplementedError as cause:
+        if "control flow primitive under a `plate`" not in str(cause):
+            raise
+        raise error(
+            f"{role} has a scan inside of a plate, which NumPyro cannot align{_line(cause)}; write the plate "
+            "inside of the scan's body: `plate = numpyro.plate(...)` before the scan, `with plate:` in the body"
+        ) from cause
+
+
+def refuse_stray(name: str) -> None:
+    """Refuse a site whose value has left the function of JAX that it was drawn in.
+
+    Raises:
+        PolicyError: always.
+    """
+    raise PolicyError(
+        f"site {name!r} is drawn inside of jax.lax.scan, cond, while_loop, vmap or jit, where NumPyro sees it once and "
+        "JAX not at all; use numpyro.contrib.control_flow.scan or a plate, or draw the site outside"
+    )
+
+
+def check_arguments(program: Program, args: tuple[Any, ...], role: str, error: type[BayesRLError]) -> None:
+    """Refuse arguments that a program does not take.
+
+    Args:
+        program: with or without handlers around it.
+        args: what it would be called with.
+        role: what the program is, such as "the policy".
+        error: which kind of error it is then.
+
+    Raises:
+        BayesRLError: of that kind, naming what the program takes.
+    """
+    inner: Any = program
+    while isinstance(inner, Messenger) and inner.fn is not None:
+        inner = inner.fn
+    try:
+        signature = inspect.signature(inner)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as cause:
+        name = getattr(inner, "__name__", type(inner).__name__)
+        count = f"{len(args)} argument" + "s" * (len(args) != 1)
+        raise error(
+            f"{role} is called with {count}, and takes {name}{signature}: {cause}; arguments that follow the policy "
+            "go to policy and guide alike (def guide(*args) takes any), keywords are bound by functools.partial"
+        ) from cause
+
+
+_LIBRARIES = tuple(
+    str(Path(module.__file__).parent)
+    for name in ("jax", "numpyro", "equinox", "optax", "bayesrl")
+    if (module := sys.modules.get(name)) is not None and module.__file__
+)
+
+
+def _line(error: BaseException) -> str:
+    """Tell the line of the user's own code that an error came from."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not name.startswith((*_LIBRARIES, "<frozen")) and Path(name).suffix in ("", ".py"):
+            text = linecache.getline(name, trace.tb_lineno).strip()
+            found = f" (line {trace.tb_lineno} of {Path(name).name}" + (f": {text})" if text else ")")
+        trace = trace.tb_next
+    return found

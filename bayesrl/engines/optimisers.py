@@ -1,0 +1,97 @@
+"""Optimisers of a fit: the library's default, Optax's, and NumPyro's in Optax's form."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpyro.optim import _NumPyroOptim
+
+from bayesrl.errors import FitError
+from bayesrl.typing import Params
+
+type Optimizer = optax.GradientTransformation | _NumPyroOptim
+"""An optimiser of Optax, or of `numpyro.optim`."""
+
+
+def default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    """Adam with a cosine decay to 0, without which the vanishing noise of the gradient is not seen."""
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, max(num_steps, 1)))
+
+
+def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
+    """Take an optimiser of Optax as it is, and put one of NumPyro into its form.
+
+    Raises:
+        FitError: it is neither.
+    """
+    if isinstance(optimizer, optax.GradientTransformation):
+        return optimizer
+    if callable(optimizer):
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
+        raise FitError(f"optimizer={name} is not called yet; pass what it gives, such as optax.adam(0.01)")
+    if _is_numpyro(optimizer):
+        return _of_numpyro(optimizer)
+    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return optax.GradientTransformation(optimizer.init, optimizer.update)
+    if isinstance(optimizer, int | float | np.number):
+        raise FitError(f"optimizer={optimizer!r} is a number; pass it as learning_rate={optimizer!r}")
+    raise FitError(f"optimizer={optimizer!r} is not an Optax optimiser; pass one such as optax.adam(0.01)")
+
+
+def check_update(optimizer: optax.GradientTransformation, params: Params) -> None:
+    """Refuse an optimiser that asks for more than a step can give it.
+
+    Args:
+        optimizer: of a fit.
+        params: of all lanes, [lanes, ...].
+
+    Raises:
+        FitError: naming what it asks for.
+    """
+    taking = optax.with_extra_args_support(optimizer)
+
+    def update(params: Params, state: Any) -> Any:
+        return taking.update(params, state, params, value=jnp.zeros(()), grad=params, value_fn=lambda _: jnp.zeros(()))
+
+    try:
+        state = jax.eval_shape(jax.vmap(optimizer.init), params)
+        jax.eval_shape(jax.vmap(update), params, state)
+    except TypeError as error:
+        told = str(error).partition("\n")[0]
+        raise FitError(
+            f"the optimiser cannot take a step: {told}; a step gives it gradient, state and parameters, "
+            "and value=, grad= and value_fn= of its loss: pass one that asks for no more, such as optax.adam(0.01)"
+        ) from error
+    kinds = {type(part).__name__ for part in jax.tree.leaves(state, is_leaf=_is_part) if _is_part(part)}
+    if "ScaleByLBFGSState" in kinds and not any("Linesearch" in kind for kind in kinds):
+        raise FitError(
+            "optax.lbfgs(linesearch=None) takes the noise of fresh draws for curvature, and leaps; "
+            "pass optax.lbfgs(), which searches along a line of one step's own draws"
+        )
+
+
+def _is_part(value: Any) -> bool:
+    """Whether a part of an optimiser's state is one of those that are told by name."""
+    return type(value).__name__ == "ScaleByLBFGSState" or "Linesearch" in type(value).__name__
+
+
+def _is_numpyro(optimizer: Any) -> bool:
+    return isinstance(optimizer, _NumPyroOptim)
+
+
+def _of_numpyro(optimizer: Any) -> optax.GradientTransformation:
+    """Give NumPyro's optimiser, which keeps the parameters itself, as one of Optax, which gives their changes."""
+    if type(optimizer).__name__ == "Minimize":
+        raise FitError(
+            "numpyro.optim.Minimize minimises one fixed function by SciPy's BFGS, and the loss of a fit is of fresh "
+            "draws at every step; pass numpyro.optim.Adam(0.01), optax.adam(0.01) or optax.lbfgs()"
+        )
+
+    def update(gradient: Any, state: Any, params: Any = None, *, value: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        new = optimizer.update(gradient, state, value=value)
+        return jax.tree.map(lambda a, b: a - b, optimizer.get_params(new), params), new
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
