@@ -23,9 +23,10 @@ import bayesrl
 from bayesrl import control
 from bayesrl.control.bandits import BernoulliArms
 from bayesrl.control.bandits.playing import _play
+from bayesrl.engines.optimisers import default_optimizer
 from bayesrl.engines.running import Run
 from bayesrl.engines.setup import set_up
-from bayesrl.engines.svi import default_optimizer, init
+from bayesrl.engines.svi import init
 from bayesrl.objectives import ReverseKL
 from benchmarks import language_shapes
 from benchmarks.results import table, target

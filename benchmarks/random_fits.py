@@ -17,9 +17,10 @@ from jax import Array
 
 import bayesrl
 from bayesrl.engines.fitting import posterior_of
+from bayesrl.engines.optimisers import default_optimizer
 from bayesrl.engines.running import Run
 from bayesrl.engines.setup import Setup, set_up
-from bayesrl.engines.svi import State, default_optimizer, init, run_chunk
+from bayesrl.engines.svi import State, init, run_chunk
 from benchmarks.random_programs import Shape, Truth, all_assignments, log_q_of, truth
 
 STEPS = 400

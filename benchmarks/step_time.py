@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 import bayesrl
-from bayesrl.engines.svi import default_optimizer
+from bayesrl.engines.optimisers import default_optimizer
 from bayesrl.objectives import ReverseKL
 from benchmarks import handwritten, problems
 from benchmarks.results import table, target

@@ -267,7 +267,7 @@ MISTYPED = {
     "reward('payoff', None)": "'payoff' got None, which is not a number",
     "fit(key, bandit, beta=1.0, guide=3)": "guide=3 is neither a NumPyro program nor a family",
     "fit(key, bandit, beta=1.0, guide=AutoTilt)": "guide=AutoTilt is a class; pass an instance of it",
-    "fit(key, bandit, beta=1.0, optimizer=0.01)": "optimizer=0.01 is not an Optax optimiser",
+    "fit(key, bandit, beta=1.0, optimizer=0.01)": "optimizer=0.01 is a number; pass it as learning_rate=0.01",
     "fit(key, bandit, beta=1.0, callback=3)": "callback=3 is not a function",
     "fit(key, bandit, beta=1.0, source=3)": "source=3 is not a function",
     "fit(key, bandit, beta=1.0, tolerance='small')": "tolerance='small'; use a positive number",

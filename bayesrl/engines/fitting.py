@@ -18,7 +18,7 @@ from bayesrl.core.host import host_errors
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.telling import activity
 from bayesrl.datatree import as_netcdf
-from bayesrl.engines.optimisers import Optimizer, as_optimizer, check_update, default_optimizer
+from bayesrl.engines.optimisers import Optimizer, as_optimizer, check_rate, check_update, default_optimizer
 from bayesrl.engines.progress import showing
 from bayesrl.engines.running import Callback, Run, stack
 from bayesrl.engines.setup import Setup, set_up
@@ -44,6 +44,7 @@ def fit(
     guide: Program | GuideFamily | None = None,
     objective: Objective | ELBO | None = None,
     optimizer: Optimizer | None = None,
+    learning_rate: float | None = None,
     num_steps: int = 2000,
     num_restarts: int = 1,
     tolerance: float | None = None,
@@ -67,6 +68,8 @@ def fit(
         guide: a program drawing the same action sites, or a `GuideFamily`; by default `AutoTilt()`.
         objective: from `bayesrl.objectives`, or a NumPyro ELBO; by default `ReverseKL()`.
         optimizer: from Optax or `numpyro.optim`; by default Adam with a cosine decay to 0.
+        learning_rate: of the default optimiser at its first step; by default what the guide suggests (0.1 for the
+            tables and networks of `AutoTilt`).
         num_steps: gradient steps.
         num_restarts: fits made side by side; the first starts at the prior, the others dispersed.
         tolerance: stop early once β/2 · Var_q(w), which is the gap J* − J(q) to second order, has
@@ -112,6 +115,7 @@ def fit(
             guide,
             objective,
             optimizer,
+            learning_rate,
             num_steps,
             num_restarts,
             tolerance,
@@ -156,6 +160,7 @@ def _fit(
     guide: Any,
     objective: Any,
     optimizer: Any,
+    learning_rate: float | None,
     num_steps: int,
     num_restarts: int,
     tolerance: float | None,
@@ -171,13 +176,17 @@ def _fit(
     _check_options(tolerance, callback, source)
     _check_start(start_beta, beta)
     given = None if optimizer is None else as_optimizer(optimizer)
+    check_rate(learning_rate, optimizer)
     chosen = ReverseKL() if objective is None else as_objective(objective)
     with activity("checking the policy"), host_errors():
         setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
-    optimiser = default_optimizer(setup.learning_rate, num_steps) if given is None else given
+    rate = setup.learning_rate if learning_rate is None else learning_rate
+    optimiser = default_optimizer(rate, num_steps) if given is None else given
     if given is not None:
         check_update(given, setup.params)
     settings = _settings(key, num_steps, num_restarts, tolerance, start_beta, optimizer)
+    if learning_rate is not None:
+        settings["learning_rate"] = float(learning_rate)
     problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
     folder = None if directory is None else run_folder.open_folder(directory, problem)
     run = Run(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem, start_beta)

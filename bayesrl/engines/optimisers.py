@@ -40,6 +40,24 @@ def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
     raise FitError(f"optimizer={optimizer!r} is not an Optax optimiser; pass one such as optax.adam(0.01)")
 
 
+def check_rate(learning_rate: Any, optimizer: Any) -> None:
+    """Refuse a learning rate that is none, or stands beside an optimiser that has its own.
+
+    Raises:
+        FitError: naming the value.
+    """
+    if learning_rate is None:
+        return
+    number = isinstance(learning_rate, int | float | np.number) and not isinstance(learning_rate, bool)
+    if not (number and 0 < learning_rate < np.inf):
+        raise FitError(f"learning_rate={learning_rate!r}; use a positive number, or None for what the guide suggests")
+    if optimizer is not None:
+        raise FitError(
+            f"learning_rate={learning_rate!r} is that of the default optimiser, and optimizer= was given too; "
+            "give the optimiser its own rate, and leave one of them out"
+        )
+
+
 def check_update(optimizer: optax.GradientTransformation, params: Params) -> None:
     """Refuse an optimiser that asks for more than a step can give it.
 

@@ -152,6 +152,7 @@ def resume(
         guide=guide,
         objective=objective,
         optimizer=optimizer,
+        learning_rate=settings.get("learning_rate"),
         num_steps=max(settings["num_steps"], 1 if num_steps is None else whole_number("num_steps", num_steps)),
         num_restarts=settings["num_restarts"],
         tolerance=settings.get("tolerance"),
@@ -229,6 +230,7 @@ def _reopen(
     setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"], source)
     run_folder.check_same(directory, {**problem, "identity": setup.identity})
     given = None if optimizer is None else as_optimizer(optimizer)
-    optimiser = default_optimizer(setup.learning_rate, settings["num_steps"]) if given is None else given
+    rate = settings.get("learning_rate", setup.learning_rate)
+    optimiser = default_optimizer(rate, settings["num_steps"]) if given is None else given
     run = Run(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source)
     return run, setup, settings, beta
