@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bayesrl.arguments import Bytes, Location, checked
 from bayesrl.core.telling import in_notebook
 from bayesrl.errors import CacheError, RunFolderError
 from bayesrl.files.plain import read
@@ -61,7 +62,8 @@ def compiled_folder() -> Path:
     return Path(own) if own else cache_folder() / "compiled"
 
 
-def use_cache(directory: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> Path | None:
+@checked(CacheError)
+def use_cache(directory: Location | None = None, *, max_bytes: Bytes = MAX_BYTES) -> Path | None:
     """Keep compiled programs in a folder, so that whatever was compiled once on this machine is read from there.
 
     The command line, the ready models and notebooks do so by themselves; programs that import the library call this
@@ -88,8 +90,6 @@ def use_cache(directory: str | Path | None = None, *, max_bytes: int = MAX_BYTES
         >>> len(list(folder.iterdir())) > 0
         True
     """
-    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
-        raise CacheError(f"max_bytes={max_bytes!r}; use an integer of at least 1, such as 2**30")
     import jax
 
     before = jax.config.jax_compilation_cache_dir

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bayesrl.annotations import told
+from bayesrl.errors import PolicyError
 from bayesrl.files.plain import write
 from bayesrl.posterior import Posterior
 
@@ -43,6 +45,8 @@ def to_datatree(posterior: Any) -> "xr.DataTree":
     import xarray as xr
 
     own = getattr(posterior, "to_datatree", None)
+    if own is None and not isinstance(posterior, Posterior):
+        raise PolicyError(f"to_datatree got posterior={told(posterior)}; use a Posterior, {Posterior.GIVEN_BY}")
     if own is not None:
         tree: xr.DataTree = own()
         return tree
@@ -131,11 +135,11 @@ def _drawn(arrays: Mapping[str, Any], lead: list[str], coords: Mapping[str, Any]
     order = [dim for dim in ("chain", "draw", "beta") if dim in lead]
     names = _stored(list(arrays), order)
     variables = {}
-    for values, (stored, told) in zip(arrays.values(), names, strict=True):
+    for values, (stored, attributes) in zip(arrays.values(), names, strict=True):
         array = np.asarray(values)
         own = [f"{stored}{_AXIS}{i}" for i in range(array.ndim - len(lead))]
         axes = [lead.index(dim) for dim in order] + list(range(len(lead), array.ndim))
-        variables[stored] = (order + own, array.transpose(axes), told)
+        variables[stored] = (order + own, array.transpose(axes), attributes)
     group = _Group(variables, {})
     counted = {dim: np.arange(size) for dim, size in group.sizes.items() if dim in ("chain", "draw")}
     return _Group(variables, {**coords, **counted} if variables else {})

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -11,9 +11,10 @@ from jax import Array
 from numpyro import handlers
 from scipy.special import logsumexp, softmax
 
+from bayesrl.arguments import CountOrNone, Positive, Several, checked
 from bayesrl.core.acting import Acting
 from bayesrl.core.compiling import near, one_reading
-from bayesrl.core.draws import Draws, Totals, is_count
+from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart, words_of
 from bayesrl.core.lanes import take, take_restart
@@ -27,6 +28,7 @@ from bayesrl.programs import Programs, draw_lanes, score_draws, summarise
 from bayesrl.typing import Numbers, Params, PRNGKey, Program, Sites
 
 
+@checked(PolicyError)
 @dataclass(frozen=True, repr=False)
 class Posterior(Shown):
     """A fitted policy: an approximation q of the reward-tilted posterior p* ∝ π₀ · exp(R/β).
@@ -59,6 +61,8 @@ class Posterior(Shown):
     mixture: Any = None
 
     # ---- shape -------------------------------------------------------------------------------
+
+    GIVEN_BY: ClassVar[str] = "as bayesrl.fit or bayesrl.load gives it"
 
     @property
     def num_restarts(self) -> int:
@@ -94,7 +98,7 @@ class Posterior(Shown):
 
     # ---- draws -------------------------------------------------------------------------------
 
-    def sample(self, key: PRNGKey, num_samples: int, *new_args: Any) -> dict[str, Numbers]:
+    def sample(self, key: PRNGKey, num_samples: CountOrNone, *new_args: Any) -> dict[str, Numbers]:
         """Draw from the fitted policy: {site: [*beta, restart, sample, ...]}.
 
         Args:
@@ -105,11 +109,11 @@ class Posterior(Shown):
         draws, _ = self._draw(key, num_samples, new_args)
         return jax.device_put({**draws.sites, **draws.metrics})
 
-    def totals(self, key: PRNGKey, num_samples: int, *new_args: Any) -> Totals:
+    def totals(self, key: PRNGKey, num_samples: CountOrNone, *new_args: Any) -> Totals:
         """Draw, and give log_prior, log_q, log_likelihood and reward, [*beta, restart, sample, *contexts]."""
         return jax.device_put(self._draw(key, num_samples, new_args)[1])
 
-    def estimate(self, key: PRNGKey, num_samples: int, *new_args: Any) -> Estimates:
+    def estimate(self, key: PRNGKey, num_samples: Several, *new_args: Any) -> Estimates:
         """Estimate J, E[R] and KL(q‖π₀) per context by fresh draws.
 
         J = β · E_q[w], whose noise vanishes at the optimum.
@@ -123,8 +127,6 @@ class Posterior(Shown):
             `Estimates`: each (mean, se) of shape [*beta, restart]; objective and reward in reward
             units, kl in nats, metrics as declared.
         """
-        if not is_count(num_samples, least=2):
-            raise PolicyError(f"estimate got num_samples={num_samples!r}; a standard error needs at least 2")
         draws, totals = self._draw(key, num_samples, new_args)
         return summarise(totals, draws.metrics, self.beta, len(self.batch_shape))
 
@@ -163,8 +165,6 @@ class Posterior(Shown):
         return jax.device_put(logsumexp(scores + weights, axis=axis, keepdims=True).astype(np.float32))
 
     def _draw(self, key: PRNGKey, num_samples: int, new_args: tuple[Any, ...]) -> tuple[Draws, Totals]:
-        if not is_count(num_samples, least=0):
-            raise PolicyError(f"num_samples={num_samples!r}; use a whole number of draws")
         pair = self._needs_programs().pair(new_args or None)
         params, _ = self._lanes()
         shape = self._fit_shape
@@ -236,7 +236,9 @@ class Posterior(Shown):
             {},
         )
 
-    def select(self, beta: float | None = None, restart: Literal["best", "mixture"] | int | None = None) -> "Posterior":
+    def select(
+        self, beta: Positive | None = None, restart: Literal["best", "mixture"] | int | None = None
+    ) -> "Posterior":
         """Choose one β, one restart, or the mixture of restarts.
 
         J is concave in q, so the mixture, weighted by the softmax of J/β, is at least as good as the
@@ -258,8 +260,8 @@ class Posterior(Shown):
             return replace(chosen, mixture=weights)
         if restart == "best":
             index = np.asarray(np.argmax(chosen.objective_by_restart(), axis=-1))
-        elif is_count(restart, least=0) and int(restart) < chosen.num_restarts:
-            index = np.full(chosen._fit_shape[:-1], int(restart))
+        elif 0 <= restart < chosen.num_restarts:
+            index = np.full(chosen._fit_shape[:-1], restart)
         else:
             raise PolicyError(
                 f"restart={restart!r} is not among them; use 'best', 'mixture' or 0 to {chosen.num_restarts - 1}"
@@ -267,8 +269,6 @@ class Posterior(Shown):
         return chosen._map(lambda x, axis: take_restart(x, index, axis))
 
     def _select_beta(self, beta: Any) -> "Posterior":
-        if np.ndim(beta) or np.asarray(beta).dtype.kind not in "fiu":
-            raise PolicyError(f"beta={beta!r} is not a number; pass one of the temperatures that were fitted")
         if self.beta is None or np.ndim(self.beta) == 0:
             held = None if self.beta is None else float(self.beta)
             if held is None or not np.isclose(held, beta, rtol=1e-4):

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from bayesrl.certainty.asking import check_bound, check_count, check_key, check_posterior
+from bayesrl.arguments import CountOrNone, checked, whole
 from bayesrl.certainty.chains import with_chains
 from bayesrl.certainty.exact import enumerated
 from bayesrl.certainty.hindsight import FIRST_DRAWS, with_nature
@@ -34,9 +34,9 @@ from bayesrl.typing import Params, PRNGKey
 type Choice = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]
 
 _CELLS = 2**23
-_CHOICES = get_args(Choice.__value__)
 
 
+@checked(EngineError)
 @one_reading()
 def evidence(
     key: PRNGKey,
@@ -45,8 +45,8 @@ def evidence(
     method: Choice = "auto",
     exact: Exact | None = None,
     reward_bound: float | None = None,
-    num_samples: int = 2**17,
-    max_count: int = MAX_COUNT,
+    num_samples: Annotated[int, whole(256)] = 2**17,
+    max_count: CountOrNone = MAX_COUNT,
 ) -> Evidence:
     """Bracket log Z, and with it the gap J* − J(q) = β·KL(q‖p*), from both sides.
 
@@ -90,15 +90,6 @@ def evidence(
         Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional
         Monte Carlo"; Burda, Grosse & Salakhutdinov (2016), equation 8, for the bound from below.
     """
-    check_key(key)
-    check_posterior(posterior, "evidence")
-    if method not in _CHOICES:
-        raise EngineError(f"method={method!r} is not known; choose from {', '.join(_CHOICES)}")
-    check_count("num_samples", num_samples, least=256)
-    check_count("max_count", max_count, least=0)
-    check_bound(reward_bound)
-    if exact is not None and not callable(exact):
-        raise EngineError(f"exact={exact!r} is no function; pass one that gives J* per context at a temperature")
     settled = posterior.num_restarts == 1 or posterior.mixture is not None
     best = posterior if settled else posterior.select(restart="best")
     over_all = over_all_data(best, *new_args)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from scipy.special import logsumexp
 
-from bayesrl.certainty.asking import check_count, check_key, check_named
+from bayesrl.arguments import Several, checked
 from bayesrl.certainty.limits import stratified_interval
 from bayesrl.certainty.pooling import totals_of
 from bayesrl.certainty.scoreboard import over_all_data
@@ -31,8 +31,9 @@ _EPS = float(np.finfo(np.float32).eps)
 _SAME = 1e-4
 
 
+@checked(EngineError)
 @one_reading()
-def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: int = 16_384) -> Comparison:
+def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: Several = 16_384) -> Comparison:
     """Compare fits of one problem: J, E[R] and KL of each, and their differences to the first.
 
     Every fit gives an equal share of the draws, which together are draws of the mixture m = Σₖ qₖ/K, and
@@ -71,9 +72,6 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: i
         Owen & Zhou (2000), "Safe and effective importance sampling", section 4; Veach & Guibas (1995),
         "Optimally combining sampling techniques for Monte Carlo rendering", section 3.2.
     """
-    check_key(key)
-    check_named(posteriors, "compare")
-    check_count("num_samples", num_samples)
     if len(posteriors) < 2:
         raise PolicyError(
             f"compare got {len(posteriors)} fits; pass at least two by name: compare(key, {{'a': a, 'b': b}})"

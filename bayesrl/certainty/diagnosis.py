@@ -1,11 +1,11 @@
 """`diagnose`: whether a fit can be trusted."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from bayesrl.certainty.asking import check_arguments, check_key, check_posterior
+from bayesrl.arguments import CountOrNone, checked, whole
 from bayesrl.certainty.bracket import Choice, evidence
 from bayesrl.certainty.checks import (
     convergence_check,
@@ -30,6 +30,7 @@ from bayesrl.typing import PRNGKey
 _HELD_OUT_DRAWS = 1_000
 
 
+@checked(EngineError)
 @one_reading()
 def diagnose(
     key: PRNGKey,
@@ -39,8 +40,8 @@ def diagnose(
     method: Choice = "auto",
     exact: Exact | None = None,
     reward_bound: float | None = None,
-    num_samples: int = 2**17,
-    max_count: int = MAX_COUNT,
+    num_samples: Annotated[int, whole(256)] = 2**17,
+    max_count: CountOrNone = MAX_COUNT,
     tested: Estimates | None = None,
 ) -> Diagnosis:
     """Ask a fit every question that tells whether it can be trusted, and give one verdict.
@@ -77,9 +78,6 @@ def diagnose(
         >>> diagnose(jax.random.key(1), good).verdict, diagnose(jax.random.key(1), bad).verdict
         ('pass', 'fail')
     """
-    check_key(key)
-    check_posterior(posterior, "diagnose")
-    check_arguments(held_out)
     if posterior.programs is None:
         raise PolicyError(
             "this posterior was loaded without its policy, so it cannot be diagnosed; "

@@ -7,6 +7,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
+from bayesrl.arguments import Level, checked
 from bayesrl.core.estimates import Estimate
 from bayesrl.core.showing import Block, Line, Listing, Shown
 from bayesrl.core.wording import number, with_error
@@ -16,6 +17,7 @@ LIKELIHOOD = "log p(y|θ)"
 _LEVEL = 0.01
 
 
+@checked(EngineError)
 @dataclass(frozen=True, repr=False)
 class Calibration(Shown):
     """Ranks of what generated the data among draws inferred from them.
@@ -79,14 +81,12 @@ class Calibration(Shown):
             how = "too narrow" if spread > 0 else "too wide"
         return f"Draws of {self.names[worst]} are {how}: its ranks are not uniform (p = {p_values[worst]:.1g})."
 
-    def coverage(self, level: float) -> Estimate:
+    def coverage(self, level: Level) -> Estimate:
         """How often the central interval of this level held the truth, with standard error, [quantity].
 
         Raises:
             EngineError: the level is no number between 0 and 1.
         """
-        if not isinstance(level, float) or not 0 < level < 1:
-            raise EngineError(f"level={level!r}; pass a probability between 0 and 1, such as 0.9")
         inside = np.abs(self.pit - 0.5) <= level / 2
         mean = inside.mean(0)
         return Estimate(jnp.asarray(mean), jnp.asarray(np.sqrt(mean * (1 - mean) / len(inside))))

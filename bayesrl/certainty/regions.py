@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
-from bayesrl.certainty.asking import check_count, check_key, check_posterior, told
+from bayesrl.arguments import Level, checked, whole
 from bayesrl.certainty.comparison import unlike_sites
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.certainty.verdicts import Outcome
@@ -109,14 +109,15 @@ class Coverage(Shown):
         return (Line(self.sentence, self.verdict), self.listing(), Line(legend))
 
 
+@checked(EngineError)
 @one_reading()
 def coverage(
     key: PRNGKey,
     posterior: Posterior,
     target: WeightedDraws,
     *,
-    levels: Sequence[float] = (0.5, 0.8, 0.95),
-    num_draws: int = 4096,
+    levels: Sequence[Level] = (0.5, 0.8, 0.95),
+    num_draws: Annotated[int, whole(100)] = 4096,
 ) -> Coverage:
     """Count the exact draws of p* that lie in the fit's regions of highest probability.
 
@@ -160,11 +161,6 @@ def coverage(
         Hyndman (1996), "Computing and graphing highest density regions", section 2; Cook, Gelman &
         Rubin (2006), "Validation of software for Bayesian models using posterior quantiles".
     """
-    check_key(key)
-    check_posterior(posterior, "coverage")
-    if not isinstance(target, WeightedDraws):
-        raise PolicyError(f"coverage got {told(target)} for a target; pass what enumerate_posterior or rejection gave")
-    _check_numbers(levels, num_draws)
     settled = posterior.num_restarts == 1 or posterior.mixture is not None
     fit = over_all_data(posterior if settled else posterior.select(restart="best"))
     assert fit.programs is not None
@@ -188,13 +184,6 @@ def coverage(
     error = np.broadcast_to(np.sqrt(asked * (1 - asked) / contexts * worth), shape)
     share = Estimate(jnp.asarray(mean.reshape(shape)), jnp.asarray(se.reshape(shape)))
     return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), asked, share, error, num_draws)
-
-
-def _check_numbers(levels: Any, num_draws: Any) -> None:
-    flat = np.asarray(levels)
-    if flat.ndim != 1 or flat.size == 0 or flat.dtype.kind != "f" or not ((flat > 0) & (flat < 1)).all():
-        raise EngineError(f"levels={levels!r}; pass probabilities between 0 and 1, such as (0.5, 0.8, 0.95)")
-    check_count("num_draws", num_draws, least=100)
 
 
 def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[tuple[float | None, int]]:

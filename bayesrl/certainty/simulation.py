@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.certainty.asking import check_count, check_key
+from bayesrl.arguments import Count, Positive, checked, whole
 from bayesrl.certainty.ranks import LIKELIHOOD, Calibration
 from bayesrl.core.handlers import IntoScans
 from bayesrl.core.keys import apart, from_seed, key_of_nothing, split
@@ -40,13 +40,14 @@ _AT_ONCE = 64
 _MOST_ASSIGNMENTS = 2**16
 
 
+@checked(EngineError)
 def calibrate(
     key: PRNGKey,
     model: Program,
     *args: Any,
     infer: Inference | None = None,
-    num_replications: int = 200,
-    num_draws: int = 99,
+    num_replications: Annotated[int, whole(20)] = 200,
+    num_draws: Annotated[int, whole(9)] = 99,
 ) -> Calibration:
     """Check inference for a program with data by simulation: draw θ ~ p(θ), y ~ p(y|θ), infer, rank θ.
 
@@ -89,8 +90,8 @@ def calibrate(
         calibration checking for Bayesian computation: the choice of test quantities"; Säilynoja,
         Bürkner & Vehtari (2022), "Graphical test for discrete uniformity".
     """
-    check_key(key)
-    _check_options(infer, num_replications, num_draws)
+    if infer in _MAKERS:
+        raise EngineError(f"infer={_MAKERS[infer]} makes inference when it is called; pass infer={_MAKERS[infer]}()")
     args = as_arrays(args)
     structure = inspect(from_seed(0), model, *args)
     _refuse(structure)
@@ -122,20 +123,6 @@ def calibrate(
     rng = np.random.default_rng(np.asarray(jax.random.bits(tie_key, (4,))).tolist())
     ranks = below + rng.integers(0, equal, endpoint=True)
     return Calibration(names, ranks, num_draws, (ranks + rng.random(ranks.shape)) / (num_draws + 1))
-
-
-def _check_options(infer: Any, num_replications: Any, num_draws: Any) -> None:
-    check_count("num_replications", num_replications, least=20)
-    check_count("num_draws", num_draws, least=9)
-    for maker in (by_fit, by_enumeration):
-        if infer is maker:
-            raise EngineError(
-                f"infer={maker.__name__} makes inference when it is called; pass infer={maker.__name__}()"
-            )
-    if infer is not None and not callable(infer):
-        raise EngineError(
-            f"infer={infer!r} is no inference; pass by_fit(...), by_enumeration() or a function like them"
-        )
 
 
 def _refuse(structure: Structure) -> None:
@@ -230,12 +217,13 @@ def _names(structure: Structure) -> tuple[str, ...]:
 # ---- inference -------------------------------------------------------------------------------
 
 
+@checked(EngineError)
 def by_fit(
     *,
     guide: Program | GuideFamily | None = None,
     objective: Objective | None = None,
-    num_steps: int = 1000,
-    learning_rate: float | None = None,
+    num_steps: Count = 1000,
+    learning_rate: Positive | None = None,
 ) -> Inference:
     """Infer as `bayesrl.fit` does.
 
@@ -261,9 +249,6 @@ def by_fit(
         >>> told.names, told.verdict
         (('theta', 'log p(y|θ)'), 'pass')
     """
-    check_count("num_steps", num_steps)
-    if learning_rate is not None and not (isinstance(learning_rate, int | float) and 0 < learning_rate < np.inf):
-        raise EngineError(f"learning_rate={learning_rate!r}; use a positive number, or None")
 
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
         chosen = ReverseKL() if objective is None else objective
@@ -333,3 +318,6 @@ def by_enumeration() -> Inference:
 
 def _one_problem(structure: Structure) -> Structure:
     return Structure(structure.sites, ())
+
+
+_MAKERS: dict[Any, str] = {by_fit: "by_fit", by_enumeration: "by_enumeration"}

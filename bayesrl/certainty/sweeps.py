@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
 
-from bayesrl.certainty.asking import check_count, check_key, check_posterior
+from bayesrl.arguments import CountOrNone, checked, whole
 from bayesrl.certainty.bracket import Choice
 from bayesrl.certainty.bracket import evidence as bracketed
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
@@ -16,7 +16,7 @@ from bayesrl.certainty.verdicts import Check, Evidence, Frontier, Outcome, Side
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Interval
 from bayesrl.core.keys import apart, fold_in
-from bayesrl.errors import PolicyError
+from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 from bayesrl.typing import PRNGKey
 
@@ -32,6 +32,7 @@ _CELLS = 2**23
 _MARGIN = float(ndtri(0.975))
 
 
+@checked(EngineError)
 @one_reading()
 def frontier(
     key: PRNGKey,
@@ -39,10 +40,10 @@ def frontier(
     *,
     gold: str | None = None,
     evidence: Evidence | None = None,
-    num_samples: int = 2**15,
+    num_samples: Annotated[int, whole(256)] = 2**15,
     method: Choice = "auto",
     reward_bound: float | None = None,
-    max_count: int = MAX_COUNT,
+    max_count: CountOrNone = MAX_COUNT,
 ) -> Frontier:
     """Lay reward against KL over β, and ask whether it is what optima look like.
 
@@ -92,9 +93,6 @@ def frontier(
         lines and their slopes; Gao, Schulman & Hilton (2023), "Scaling laws for reward model
         overoptimization", for gold beside proxy.
     """
-    check_key(key)
-    check_posterior(posterior, "frontier")
-    check_count("num_samples", num_samples, least=256)
     if posterior.programs is None:
         raise PolicyError(
             "this posterior was loaded without its policy, so its frontier cannot be drawn; "
@@ -125,10 +123,8 @@ def frontier(
     return Frontier(betas[order], found, checks, told, turn)
 
 
-def _check_evidence(evidence: Any, betas: np.ndarray) -> None:
+def _check_evidence(evidence: Evidence, betas: np.ndarray) -> None:
     """Refuse evidence that is none, or of another fit."""
-    if not isinstance(evidence, Evidence):
-        raise PolicyError(f"evidence={evidence!r} is none; pass what bayesrl.evidence gave of this fit, or None")
     if evidence.beta is None or np.shape(evidence.beta) != betas.shape or not np.allclose(evidence.beta, betas):
         raise PolicyError(
             f"evidence is of β = {evidence.beta}, the posterior of β = {betas}; pass evidence of this fit"

@@ -6,9 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from bayesrl.arguments import checked
 from bayesrl.core.estimates import Interval
 from bayesrl.core.showing import MARKS, Block, Line, Listing, Shown
 from bayesrl.core.wording import UNKNOWN, at, beta_text, number, percent, with_ends, with_error
+from bayesrl.errors import EngineError
 
 type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight", "known", "draws"]
 type Outcome = Literal["pass", "warn", "fail", "unknown"]
@@ -29,6 +31,7 @@ class Side(NamedTuple):
     limit: np.ndarray
 
 
+@checked(EngineError)
 @dataclass(frozen=True, repr=False)
 class Evidence(Shown):
     """How far a fit is from the optimum: log Z from both sides, and the gap, per context, [*beta].
@@ -201,6 +204,7 @@ class Check(NamedTuple):
     reference: str
 
 
+@checked(EngineError)
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Shown):
     """Whether a fit can be trusted.
@@ -231,6 +235,7 @@ def checks_listing(checks: Sequence[Check]) -> Listing:
     return Listing(("outcome", "check", "value", "limit"), rows, "llrr", [c.advice for c in checks])
 
 
+@checked(EngineError)
 @dataclass(frozen=True, repr=False)
 class Frontier(Shown):
     """Reward against KL over an array of β, and whether it obeys what any optimum obeys.
@@ -265,6 +270,7 @@ class Frontier(Shown):
         return (self.listing(), legend, checks_listing(self.checks), *turn)
 
 
+@checked(EngineError)
 @dataclass(frozen=True, repr=False)
 class Comparison(Shown):
     """Fits of one problem side by side, on common draws.

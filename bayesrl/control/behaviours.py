@@ -1,7 +1,7 @@
 """Who plays: the fitted policy itself, or another one whose draws are corrected by importance."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.arguments import Share, checked
 from bayesrl.control.policies import action_distribution
 from bayesrl.core.keys import apart, split
 from bayesrl.core.pairing import Pair
@@ -34,7 +35,8 @@ def as_fitted(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution)
     return action, fitted.log_prob(action)
 
 
-def prior_mixture(share: float) -> Behaviour:
+@checked(ControlError)
+def prior_mixture(share: Share) -> Behaviour:
     """Play the prior in a share of the steps, and the guide in the others.
 
     Args:
@@ -43,7 +45,6 @@ def prior_mixture(share: float) -> Behaviour:
     Raises:
         ControlError: the share is no probability.
     """
-    _check_share("prior_mixture", share)
 
     def behave(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
         which, own, other = apart(key, 3)
@@ -56,11 +57,6 @@ def prior_mixture(share: float) -> Behaviour:
 
 def _mixed(first: Array, second: Array, share: float) -> Array:
     return jnp.logaddexp(first + jnp.log1p(-jnp.asarray(share)), second + jnp.log(jnp.asarray(share)))
-
-
-def _check_share(name: str, share: Any) -> None:
-    if not (isinstance(share, int | float) and 0 <= share <= 1):
-        raise ControlError(f"{name}({share!r}): the share of steps that explore is a number in [0, 1]")
 
 
 def decide(pair: Pair, params: Params, key: PRNGKey, seen: Array, behaviour: Behaviour) -> Decision:

@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from bayesrl.arguments import Count, Several, Share, checked
 from bayesrl.control.tabular import TabularMDP, from_outcomes
-from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import ControlError
 
 _MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 
 
-def river_swim(*, num_states: int = 6, horizon: int | None = 20, discount: float = 1.0) -> TabularMDP:
+@checked(ControlError)
+def river_swim(*, num_states: Several = 6, horizon: Count | None = 20, discount: Share = 1.0) -> TabularMDP:
     """Swim against the current: a small reward downstream, a large one at the far end, which chance rarely reaches.
 
     Swimming right succeeds with probability .35, stays with .6 and drifts back with .05 (at the ends
@@ -26,7 +27,6 @@ def river_swim(*, num_states: int = 6, horizon: int | None = 20, discount: float
     References:
         Strehl & Littman (2008), "An analysis of model-based interval estimation for MDPs", figure 1.
     """
-    _check_count("num_states", num_states, 2)
     last = num_states - 1
     table = []
     for state in range(num_states):
@@ -48,7 +48,10 @@ def river_swim(*, num_states: int = 6, horizon: int | None = 20, discount: float
     )
 
 
-def n_chain(*, num_states: int = 5, slip: float = 0.2, horizon: int | None = 20, discount: float = 1.0) -> TabularMDP:
+@checked(ControlError)
+def n_chain(
+    *, num_states: Several = 5, slip: Share = 0.2, horizon: Count | None = 20, discount: Share = 1.0
+) -> TabularMDP:
     """Walk along a chain: forward pays 10 at its end alone, back to the start always pays 2; actions slip.
 
     Args:
@@ -60,8 +63,6 @@ def n_chain(*, num_states: int = 5, slip: float = 0.2, horizon: int | None = 20,
     References:
         Strens (2000), "A Bayesian framework for reinforcement learning", section 5.1.
     """
-    _check_count("num_states", num_states, 2)
-    _check_share("slip", slip)
     last = num_states - 1
     table = []
     for state in range(num_states):
@@ -83,7 +84,8 @@ def n_chain(*, num_states: int = 5, slip: float = 0.2, horizon: int | None = 20,
     )
 
 
-def deep_sea(*, size: int = 8, discount: float = 1.0) -> TabularMDP:
+@checked(ControlError)
+def deep_sea(*, size: Several = 8, discount: Share = 1.0) -> TabularMDP:
     """Dive to the far corner of a square: going right costs .01/size, and only going right all the way pays 1.
 
     Args:
@@ -93,7 +95,6 @@ def deep_sea(*, size: int = 8, discount: float = 1.0) -> TabularMDP:
     References:
         Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
     """
-    _check_count("size", size, 2)
     end = size * size
     table: list[list[list[tuple[int, float, float]]]] = []
     for row in range(size):
@@ -117,15 +118,16 @@ def deep_sea(*, size: int = 8, discount: float = 1.0) -> TabularMDP:
     )
 
 
+@checked(ControlError)
 def grid_world(
     rows: Sequence[str],
     *,
-    slip: float = 0.0,
+    slip: Share = 0.0,
     step_reward: float = 0.0,
     goal_reward: float = 1.0,
     hole_reward: float = 0.0,
-    horizon: int | None = None,
-    discount: float = 0.99,
+    horizon: Count | None = None,
+    discount: Share = 0.99,
 ) -> TabularMDP:
     """Make a grid world of a map: S start, G goal, H hole, # wall, . floor; goals and holes end the episode.
 
@@ -146,10 +148,6 @@ def grid_world(
         >>> grid_world(["S.G"], discount=0.9).num_states
         3
     """
-    if isinstance(rows, str):
-        raise ControlError(f"the map is one text, {rows[:20]!r}; pass a sequence of rows, such as text.split()")
-    if not isinstance(rows, Sequence) or not all(isinstance(row, str) for row in rows):
-        raise ControlError(f'the map is {rows!r}; pass a sequence of texts, one for each row, such as ["S.", ".G"]')
     width = len(rows[0]) if rows else 0
     ragged = [row for row in rows if len(row) != width]
     if width == 0 or ragged:
@@ -159,7 +157,6 @@ def grid_world(
         raise ControlError(f"the map holds {strange[0]!r}; use S start, G goal, H hole, # wall, . floor")
     if "S" not in letters:
         raise ControlError("the map has no start; mark one or several cells with S")
-    _check_share("slip", slip)
     pay = {"G": goal_reward, "H": hole_reward}
     table = []
     for cell, letter in enumerate(letters):
@@ -203,6 +200,7 @@ CLASSICS: dict[str, Callable[..., TabularMDP]] = {
 }
 
 
+@checked(ControlError)
 def classic(name: str, **options: Any) -> TabularMDP:
     """Make a classic problem by its name.
 
@@ -216,13 +214,3 @@ def classic(name: str, **options: Any) -> TabularMDP:
     if name not in CLASSICS:
         raise ControlError(f"there is no classic {name!r}; choose from {', '.join(CLASSICS)}")
     return CLASSICS[name](**options)
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if not is_count(value, least=least):
-        raise ControlError(f"{name}={value!r}; use an integer of at least {least}")
-
-
-def _check_share(name: str, value: Any) -> None:
-    if not (is_number(value) and 0 <= value <= 1):
-        raise ControlError(f"{name}={value!r}; use a probability, in [0, 1]")

@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bayesrl.arguments import Count, Positive, Share, checked
 from bayesrl.control.rollout import CONTINUE, VALUE, WEIGHT
-from bayesrl.core.draws import Draws, is_count
+from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.interface import Info, Objective, info_of
 from bayesrl.typing import Params, PRNGKey
 
 
+@checked(ObjectiveError)
+@checked(ObjectiveError)
 @dataclass(frozen=True)
 class ActorCritic(Objective):
     """Maximise J of a rollout, the credit of each action told by a learned value V of what is observed.
@@ -49,23 +52,11 @@ class ActorCritic(Objective):
         "Bias in natural actor-critic algorithms", for the weights of steps.
     """
 
-    num_particles: int = 64
-    trace: float = 0.95
-    clip: float | None = 0.2
+    num_particles: Count = 64
+    trace: Share = 0.95
+    clip: Positive | None = 0.2
     reference: Literal["prior", "previous"] = "prior"
     step_weights: Literal["discounted", "equal"] = "discounted"
-
-    def __post_init__(self) -> None:
-        if not is_count(self.num_particles, least=1):
-            raise ObjectiveError(f"ActorCritic got num_particles={self.num_particles!r}; use an integer of at least 1")
-        if not 0 <= self.trace <= 1:
-            raise ObjectiveError(f"ActorCritic got trace={self.trace!r}; use a number in [0, 1]")
-        if self.reference not in ("prior", "previous"):
-            raise ObjectiveError(f"ActorCritic got reference={self.reference!r}; use 'prior' or 'previous'")
-        if self.step_weights not in ("discounted", "equal"):
-            raise ObjectiveError(f"ActorCritic got step_weights={self.step_weights!r}; use 'discounted' or 'equal'")
-        if self.clip is not None and not self.clip > 0:
-            raise ObjectiveError(f"ActorCritic got clip={self.clip!r}; use a positive number, or None")
 
     def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ActorCritic":
         """Refuse guides without a critic; see `Objective.prepare`."""

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from bayesrl.certainty.asking import check_key
+from bayesrl.arguments import Count, Positive, Share, checked
 from bayesrl.control.beliefs import Belief
-from bayesrl.core.draws import is_count, is_number
 from bayesrl.core.keys import apart, split
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -62,15 +61,12 @@ class Random(Exploration):
         return action, prior.log_prob(action)
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class EpsilonGreedy(Exploration):
     """See `epsilon_greedy`."""
 
-    epsilon: float
-
-    def __post_init__(self) -> None:
-        if not (is_number(self.epsilon) and 0 <= self.epsilon <= 1):
-            raise ControlError(f"epsilon_greedy({self.epsilon!r}): the share of steps that explore is in [0, 1]")
+    epsilon: Share
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
@@ -100,15 +96,12 @@ class EpsilonGreedy(Exploration):
         return action, jnp.logaddexp(greedy_log_prob, prior.log_prob(action) + jnp.log(self.epsilon))
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class Boltzmann(Exploration):
     """See `boltzmann`."""
 
-    temperature: float
-
-    def __post_init__(self) -> None:
-        if not (is_number(self.temperature) and self.temperature > 0):
-            raise ControlError(f"boltzmann({self.temperature!r}); use a temperature above 0, in reward units per nat")
+    temperature: Positive
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
@@ -166,7 +159,8 @@ def greedy() -> Exploration:
     return EpsilonGreedy(0.0)
 
 
-def epsilon_greedy(epsilon: float) -> Exploration:
+@checked(ControlError)
+def epsilon_greedy(epsilon: Share) -> Exploration:
     """Take any action with probability ε, else the one whose expected value is greatest, ties broken at random.
 
     On a fitted policy, by `Exploration.behave`: its likeliest action, and with probability ε one from the prior.
@@ -180,7 +174,8 @@ def epsilon_greedy(epsilon: float) -> Exploration:
     return EpsilonGreedy(epsilon)
 
 
-def boltzmann(temperature: float) -> Exploration:
+@checked(ControlError)
+def boltzmann(temperature: Positive) -> Exploration:
     """Take actions with probability ∝ exp(expected value / temperature).
 
     This knows nothing of what is unknown: two actions of the same expected value are taken alike, however often
@@ -254,6 +249,7 @@ def _temperature(mean: Array, variance: Array) -> Array:
     return jnp.sqrt(low * high)
 
 
+@checked(ControlError)
 def exploration_named(text: str) -> Exploration:
     """Make a rule from its name, with its number behind a colon: `thompson`, `epsilon_greedy:0.1`.
 
@@ -271,15 +267,16 @@ def exploration_named(text: str) -> Exploration:
     name, colon, number = str(text).partition(":")
     if name in makers and not colon:
         rule: Exploration = makers[name]()
-        return rule
-    if name in numbered and colon:
+    elif name in numbered and colon:
         try:
-            rule = numbered[name](float(number))
+            given = float(number)
         except ValueError as error:
             raise ControlError(f"exploration {text!r}: {number!r} is no number; write {name}:0.1, say") from error
-        return rule
-    known = ", ".join([*makers, *(f"{one}:0.1" for one in numbered)])
-    raise ControlError(f"there is no exploration rule {text!r}; choose from {known}")
+        rule = numbered[name](given)
+    else:
+        known = ", ".join([*makers, *(f"{one}:0.1" for one in numbered)])
+        raise ControlError(f"there is no exploration rule {text!r}; choose from {known}")
+    return rule
 
 
 class Decision(NamedTuple):
@@ -296,7 +293,8 @@ class Decision(NamedTuple):
     interval: Array
 
 
-def decide_between(key: PRNGKey, belief: Belief, *, num_samples: int = 4000) -> Decision:
+@checked(ControlError)
+def decide_between(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -> Decision:
     """Tell which action is the best, how surely, and what a wrong choice may cost.
 
     Args:
@@ -319,9 +317,6 @@ def decide_between(key: PRNGKey, belief: Belief, *, num_samples: int = 4000) -> 
         >>> bool(decide_between(jax.random.key(0), belief).optimal[0] > 0.99)
         True
     """
-    if not is_count(num_samples, least=1):
-        raise ControlError(f"num_samples={num_samples!r}; use an integer of at least 1")
-    check_key(key)
     _check_belief(key, belief)
     values = jax.lax.map(belief.draw, split(key, num_samples))
     if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
@@ -337,8 +332,6 @@ def decide_between(key: PRNGKey, belief: Belief, *, num_samples: int = 4000) -> 
 
 def _check_belief(key: PRNGKey, belief: Any) -> None:
     """Refuse what gives no draws [..., actions]."""
-    if not isinstance(belief, Belief):
-        raise ControlError(f"belief={belief!r} is none; pass one such as BetaBelief(jnp.array([3.0, 1.0]), ...)")
     try:
         shape = jax.eval_shape(belief.draw, key).shape
     except (TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from bayesrl.arguments import Count, Seed, checked
 from bayesrl.certainty.verdicts import Section
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.control.tabular import TabularMDP
@@ -23,6 +24,7 @@ _WAYS = {"up": (0, 1), "right": (1, 0), "down": (0, -1), "left": (-1, 0)}
 _FITTED, _EXACT = "#0b62a8", "#b35900"
 
 
+@checked(ControlError)
 def policy_map(mdp: TabularMDP, fitted: Planned, exact: Planned) -> "Figure":
     """Draw two policies on the grid of a tabular problem, side by side: arrows by probability, colour by value.
 
@@ -45,6 +47,7 @@ def policy_map(mdp: TabularMDP, fitted: Planned, exact: Planned) -> "Figure":
     return figure
 
 
+@checked(ControlError)
 def occupancy_map(mdp: TabularMDP, fitted: Planned, exact: Planned) -> "Figure":
     """Draw where two policies spend their time, as expected discounted visits of each cell.
 
@@ -70,6 +73,7 @@ def occupancy_map(mdp: TabularMDP, fitted: Planned, exact: Planned) -> "Figure":
     return figure
 
 
+@checked(ControlError)
 def return_curve(posterior: Posterior, name: str = "return") -> "Figure":
     """Draw a metric of episodes along the training steps: the median over restarts, and their range as a band.
 
@@ -98,8 +102,9 @@ def return_curve(posterior: Posterior, name: str = "return") -> "Figure":
     return figure
 
 
+@checked(ControlError)
 def episode_strip(
-    environment: str, posterior: Posterior, *, seed: int = 0, frames: int = 6, **options: Any
+    environment: str, posterior: Posterior, *, seed: Seed = 0, frames: Count = 6, **options: Any
 ) -> "Figure":
     """Draw frames of one episode of a fitted policy in a real environment, evenly spaced.
 
@@ -140,6 +145,7 @@ def episode_strip(
     return figure
 
 
+@checked(ControlError)
 def tabular_sections(mdp: TabularMDP) -> Callable[[Posterior], Iterator[Section]]:
     """Give the report sections of fits of a tabular problem: policy map and occupancy, fitted beside exact."""
 
@@ -178,6 +184,7 @@ def _numbers(mdp: TabularMDP, fitted: Planned, exact: Planned, beta: float) -> S
     return Section("Beside the exact optimum", f"Every number is exact, by planning: no draws. {told}", rows)
 
 
+@checked(ControlError)
 def episode_sections(environment: str, **options: Any) -> Callable[[Posterior], Iterator[Section]]:
     """Give the report sections of fits in a real environment: the curve of returns, and a strip of an episode."""
 

@@ -3,12 +3,13 @@
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax import Array
 
+from bayesrl.arguments import Count, CountOrNone, Seed, checked, real
 from bayesrl.control.behaviours import Behaviour, Decision, as_fitted, decide
 from bayesrl.control.exploration import Exploration
 from bayesrl.control.policies import PolicyGuide
@@ -16,7 +17,7 @@ from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions, Observations, describe_actions, describe_observations
 from bayesrl.control.vector import Failures, Playing, open_environments
 from bayesrl.core.compiling import once_prepared
-from bayesrl.core.draws import Draws, Totals, is_count
+from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.keys import apart, cheap, fold_in, words_of
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ControlError, GuideError
@@ -32,6 +33,7 @@ _SEEDS_APART = 1_000_003
 """Between the environments of fits made side by side."""
 
 
+@checked(ControlError)
 @dataclass(eq=False)
 class GymnasiumSource:
     """Plays in real environments, and makes draws of a policy for `bayesrl.fit(source=...)`.
@@ -70,25 +72,15 @@ class GymnasiumSource:
     """
 
     environment: str | Callable[[], Any]
-    num_envs: int = 8
-    window: int = 128
-    num_updates: int = 8
+    num_envs: Count = 8
+    window: Count = 128
+    num_updates: Count = 8
     behaviour: Behaviour | Exploration = as_fitted
-    seed: int = 0
-    max_failures: int = 10
+    seed: Seed = 0
+    max_failures: CountOrNone = 10
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        least = {"num_envs": 1, "window": 1, "num_updates": 1, "seed": 0, "max_failures": 0}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if not is_count(value, least=smallest):
-                raise ControlError(f"GymnasiumSource got {name}={value!r}; use an integer of at least {smallest}")
-        if not callable(self.behaviour):
-            raise ControlError(
-                f"GymnasiumSource got behaviour={self.behaviour!r}; use prior_mixture(ε), epsilon_greedy(ε) or a "
-                "function of (key, fitted, prior)"
-            )
         if callable(self.environment) and self.options:
             raise ControlError(
                 f"GymnasiumSource got options={self.options!r} for an environment that a function makes; "
@@ -109,7 +101,7 @@ class GymnasiumSource:
         self._programs: tuple[tuple[Any, Any], _Compiled] | None = None
         self._finished: deque[tuple[float, int]] = deque(maxlen=_KEPT)
 
-    def policy(self, *, discount: float = 0.99, prior: Any = None) -> RecordedRollout:
+    def policy(self, *, discount: Annotated[float, real(above=0, most=1)] = 0.99, prior: Any = None) -> RecordedRollout:
         """Give the program to fit: a rollout whose environment is recorded.
 
         Args:
@@ -205,7 +197,7 @@ class GymnasiumSource:
         behaviour[~counts] = 0.0
         return scored._replace(log_behaviour={"action": jax.device_put(behaviour)}, metrics=metrics)
 
-    def _open(self, number: int, seed: int) -> Playing:
+    def _open(self, number: int, seed: Seed) -> Playing:
         return Playing(open_environments(self, number, seed), self.observations, self.actions)
 
     def _compiled(self, pair: Pair) -> "_Compiled":
@@ -215,7 +207,7 @@ class GymnasiumSource:
             self._programs = of, _Compiled(pair, self.behaviour)
         return self._programs[1]
 
-    def episodes(self, key: PRNGKey, params: Params, pair: Pair, num_episodes: int) -> tuple[Draws, Totals]:
+    def episodes(self, key: PRNGKey, params: Params, pair: Pair, num_episodes: Count) -> tuple[Draws, Totals]:
         """Play whole episodes by the guide, in environments of their own.
 
         Args:

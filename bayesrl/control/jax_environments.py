@@ -10,8 +10,8 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
+from bayesrl.arguments import Count, checked
 from bayesrl.control.environments import Environment, Outcome
-from bayesrl.core.draws import is_count
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
 
@@ -42,6 +42,7 @@ class Noise(dist.Distribution):
         return cls()
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class JaxEnvironment(Environment):
     """An environment of gymnax's shape as a program: its randomness becomes the sites `start` and `noise`.
@@ -75,7 +76,7 @@ class JaxEnvironment(Environment):
     env: Any
     actions: dist.Distribution | None = None
     params: Any = "default"
-    num_observations: int | None = None
+    num_observations: Count | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in ("reset", "step") if not callable(getattr(self.env, name, None))]
@@ -84,10 +85,6 @@ class JaxEnvironment(Environment):
                 f"env={self.env!r} has no method {missing[0]!r}; pass one with reset(key, params) and "
                 "step(key, state, action, params)"
             )
-        if self.actions is not None and not isinstance(self.actions, dist.Distribution):
-            raise ControlError(f"actions={self.actions!r} is no distribution; pass one such as Categorical or Normal")
-        if self.num_observations is not None and not is_count(self.num_observations, least=1):
-            raise ControlError(f"num_observations={self.num_observations!r}; use an integer of at least 1, or None")
         if isinstance(self.params, str) and not hasattr(self.env, "default_params"):
             raise ControlError(f"{type(self.env).__name__} has no default_params; pass params=..., or params=None")
         if self.actions is None and self._num_actions is None:

@@ -9,15 +9,16 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
+from bayesrl.arguments import Count, Level, Share, checked
 from bayesrl.control.environments import Environment, Outcome
 from bayesrl.control.learning.experience import returns_to_go
-from bayesrl.core.draws import is_count
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
 
 _TOLERANCE = 1e-4
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class LoggedData:
     """Decisions that were logged, each with the probability that it was taken with.
@@ -49,9 +50,9 @@ class LoggedData:
     action: Any
     reward: Any
     propensity: Any
-    num_actions: int | None = None
+    num_actions: Count | None = None
     held: Any = None
-    discount: float = 1.0
+    discount: Share = 1.0
 
     def __post_init__(self) -> None:
         if self.propensity is None:
@@ -90,11 +91,7 @@ class LoggedData:
             "an action of probability 0 cannot be corrected for; use probabilities in (0, 1], or leave the row out",
         )
         count = int(action.max()) + 1 if self.num_actions is None else self.num_actions
-        if not is_count(count, least=1):
-            raise ControlError(f"num_actions={self.num_actions!r}; use an integer of at least 1")
         self._check(action, "action", held, (action >= 0) & (action < count), f"use 0 to {count - 1}")
-        if not 0 <= self.discount <= 1:
-            raise ControlError(f"discount={self.discount!r} is outside [0, 1]")
         for name, values in given.items():
             object.__setattr__(self, name, values)
         object.__setattr__(self, "num_actions", count)
@@ -130,13 +127,14 @@ class LoggedValue(NamedTuple):
     ess: float
 
 
+@checked(ControlError)
 def logged_value(
     data: LoggedData,
     probs: Any,
     *,
     method: Literal["ips", "snips", "dr"] = "dr",
     values: Any = None,
-    level: float = 0.95,
+    level: Level = 0.95,
 ) -> LoggedValue:
     """Estimate what a policy would have earned, from what another one did.
 
@@ -177,10 +175,6 @@ def logged_value(
     """
     from scipy.special import ndtri
 
-    if method not in ("ips", "snips", "dr"):
-        raise ControlError(f"method={method!r}; use 'ips', 'snips' or 'dr'")
-    if not 0 < level < 1:
-        raise ControlError(f"level={level!r}; use a probability between 0 and 1, such as 0.95")
     table = _table("probs", probs, data)
     if (table < -_TOLERANCE).any() or (np.abs(table.sum(-1) - 1) > _TOLERANCE)[_held(data)].any():
         raise ControlError("probs is no distribution in some row; make each row sum to 1")
@@ -262,6 +256,7 @@ def _features(data: LoggedData) -> np.ndarray:
     return (flat - flat.reshape(-1, flat.shape[-1]).mean(0)) / np.where(scale > 0, scale, 1.0)
 
 
+@checked(ControlError)
 class LoggedEnvironment(Environment):
     """Logged decisions as an environment of one step, to which policies are fitted: `Rollout(LoggedEnvironment(d), 1)`.
 

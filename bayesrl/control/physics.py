@@ -6,10 +6,13 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
+from bayesrl.arguments import NotNegative, Positive, checked
 from bayesrl.control.environments import Environment, Outcome
 from bayesrl.core.primitives import environment
+from bayesrl.errors import ControlError
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class CartPole(Environment):
     """A pole on a cart that is pushed left (0) or right (1); 1 is earned in each step until it falls.
@@ -21,12 +24,12 @@ class CartPole(Environment):
         Barto, Sutton & Anderson (1983), appendix; Gymnasium's CartPole-v1 for constants and integration.
     """
 
-    gravity: float = 9.8
-    cart_mass: float = 1.0
-    pole_mass: float = 0.1
-    half_length: float = 0.5
+    gravity: NotNegative = 9.8
+    cart_mass: Positive = 1.0
+    pole_mass: Positive = 0.1
+    half_length: Positive = 0.5
     force: float = 10.0
-    seconds: float = 0.02
+    seconds: Positive = 0.02
 
     def reset(self) -> Array:
         """Draw the site `start`, [4]."""
@@ -56,6 +59,7 @@ class CartPole(Environment):
         return observation / jnp.array([1.0, 1.0, 0.2, 1.0])
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class Pendulum(Environment):
     """A pendulum to be swung up by a torque within ±2 Nm; costs angle², .1·speed² and .001·torque² per step.
@@ -64,10 +68,10 @@ class Pendulum(Environment):
     (cos, sin, angular velocity). One step is a semi-implicit Euler step of .05 s, as in Gymnasium's Pendulum-v1.
     """
 
-    gravity: float = 10.0
-    mass: float = 1.0
-    length: float = 1.0
-    seconds: float = 0.05
+    gravity: NotNegative = 10.0
+    mass: Positive = 1.0
+    length: Positive = 1.0
+    seconds: Positive = 0.05
 
     def reset(self) -> Array:
         """Draw the site `start`, [2]."""

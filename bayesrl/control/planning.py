@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
+from bayesrl.arguments import Positive, checked
 from bayesrl.control.tabular import TabularMDP, as_numbers, reaching
 from bayesrl.errors import ControlError
 
@@ -43,7 +44,8 @@ class Planned:
     occupancy: np.ndarray
 
 
-def soft_value_iteration(mdp: TabularMDP, beta: Any, *, tolerance: float = 1e-10) -> Planned:
+@checked(ControlError)
+def soft_value_iteration(mdp: TabularMDP, beta: Any, *, tolerance: Positive = 1e-10) -> Planned:
     """Find the optimum of KL-regularised control exactly.
 
         V(s) = β·log Σ_a π₀(a|s)·exp(Q(s, a)/β),   Q(s, a) = E[r + γ·V(s′)],   π*(a|s) ∝ π₀(a|s)·exp(Q(s, a)/β).
@@ -82,6 +84,7 @@ def soft_value_iteration(mdp: TabularMDP, beta: Any, *, tolerance: float = 1e-10
     return _stack(plans, betas.shape)
 
 
+@checked(ControlError)
 def evaluate_policy(mdp: TabularMDP, policy: Any, beta: Any = 0.0) -> Planned:
     """Find what a policy is worth, exactly: V = Σ_a π(a|s)·(Q(s, a) − β·log(π/π₀)).
 

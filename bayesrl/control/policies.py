@@ -15,10 +15,10 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.arguments import Count, checked
 from bayesrl.control.recorded import RecordedRollout
 from bayesrl.control.rollout import Choice, Chooser, Played, Rollout
 from bayesrl.core.compiling import compiled
-from bayesrl.core.draws import is_count
 from bayesrl.core.keys import apart, cheap, fold_in, key_of_nothing, split
 from bayesrl.core.recording import record
 from bayesrl.core.sampling import FoldedKeys
@@ -60,6 +60,7 @@ def action_distribution(program: Program, observation: Any, time: Any = 0) -> di
     return chosen
 
 
+@checked(GuideError)
 def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
     """Give a fitted policy as the prior of another rollout: `Rollout(..., prior=as_prior(posterior))`.
 
@@ -152,6 +153,7 @@ class ObservationPolicy(GuideFamily):
         return result
 
 
+@checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
 class TablePolicy(ObservationPolicy):
     """One tilt for each observation, of which there are finitely many: softmax over a table Q(o, a)/β.
@@ -183,6 +185,7 @@ class TablePolicy(ObservationPolicy):
         return look_up
 
 
+@checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
 class LinearPolicy(ObservationPolicy):
     """A tilt that is linear in the features of the observation (and of time, where not stationary)."""
@@ -199,6 +202,7 @@ class LinearPolicy(ObservationPolicy):
         return lambda observation, time: (weight @ features(observation, time) + bias).reshape(shape)
 
 
+@checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
 class NetworkPolicy(ObservationPolicy):
     """A tilt by an Equinox network of the features of the observation; the critic has one of its own.
@@ -208,14 +212,8 @@ class NetworkPolicy(ObservationPolicy):
         depth: number of hidden layers.
     """
 
-    hidden: int = 64
-    depth: int = 2
-
-    def __post_init__(self) -> None:
-        if not (is_count(self.hidden, least=1) and is_count(self.depth, least=1)):
-            raise GuideError(
-                f"NetworkPolicy got hidden={self.hidden!r}, depth={self.depth!r}; both are integers of at least 1"
-            )
+    hidden: Count = 64
+    depth: Count = 2
 
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate."""

@@ -3,14 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from bayesrl.arguments import Count, checked
 from bayesrl.core.compiling import once_prepared
-from bayesrl.core.draws import Draws, is_count
+from bayesrl.core.draws import Draws
 from bayesrl.core.keys import cheap
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ControlError
 from bayesrl.typing import Params, PRNGKey
 
 
+@checked(ControlError)
 @dataclass
 class Replay:
     """Draws a batch of episodes of a rollout, and hands it over for several updates: `bayesrl.fit(source=Replay())`.
@@ -30,16 +32,11 @@ class Replay:
         64
     """
 
-    num_particles: int = 64
-    num_updates: int = 8
+    num_particles: Count = 64
+    num_updates: Count = 8
     _batch: Draws | None = field(default=None, repr=False)
     _served: int = field(default=0, repr=False)
     _draw: Any = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        for name in ("num_particles", "num_updates"):
-            if not is_count(getattr(self, name), least=1):
-                raise ControlError(f"Replay got {name}={getattr(self, name)!r}; use an integer of at least 1")
 
     def lane(self, index: int) -> "Replay":
         """Give a source for one of several fits made side by side."""

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.primitives import Messenger
 
+from bayesrl.arguments import Count, checked, real
 from bayesrl.control.environments import Environment
-from bayesrl.core.draws import is_count, is_number
 from bayesrl.core.primitives import kind_of, reward
 from bayesrl.errors import ControlError
 
@@ -48,24 +48,9 @@ class Played(abc.ABC):
     """
 
     environment: Environment
-    horizon: int
-    discount: float = 1.0
+    horizon: Count
+    discount: Annotated[float, real(above=0, most=1)] = 1.0
     prior: Callable[[Any, Array], dist.Distribution] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.environment, Environment):
-            raise ControlError(
-                f"environment={self.environment!r} is none; pass an instance of a control.Environment, such as "
-                "control.CartPole() or control.TabularEnvironment(mdp)"
-            )
-        if self.prior is not None and not callable(self.prior):
-            raise ControlError(
-                f"prior={self.prior!r} is no function; pass one from (observation, time) to a distribution of actions"
-            )
-        if not is_count(self.horizon, least=1):
-            raise ControlError(f"horizon={self.horizon!r}; use an integer of at least 1")
-        if not (is_number(self.discount) and 0 < self.discount <= 1):
-            raise ControlError(f"discount={self.discount!r} is outside (0, 1]; use 1 for undiscounted rewards")
 
     def __call__(self, *observation: Any) -> Any:
         """Run as a program; with an observation, draw one action only."""
@@ -99,6 +84,7 @@ class Played(abc.ABC):
         """Run all steps."""
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class Rollout(Played):
     """One episode of a policy in an environment, as a program for `bayesrl.fit`.

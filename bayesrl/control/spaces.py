@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from bayesrl.arguments import Positive, checked
 from bayesrl.core.keys import key_of_nothing
 from bayesrl.errors import ControlError
 
@@ -96,7 +97,8 @@ class Actions:
             )
 
 
-def squashed_normal(low: Any, high: Any, *, scale: float = 1.0) -> dist.Distribution:
+@checked(ControlError)
+def squashed_normal(low: Any, high: Any, *, scale: Positive = 1.0) -> dist.Distribution:
     """Give a prior on bounded actions: a Normal of this scale, squashed to [low, high] by a logistic function.
 
     Args:

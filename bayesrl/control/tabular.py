@@ -9,12 +9,13 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import breadth_first_order
 
-from bayesrl.core.draws import is_count
+from bayesrl.arguments import Count, Share, checked
 from bayesrl.errors import ControlError
 
 _TOLERANCE = 1e-6
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TabularMDP:
     """A finite Markov decision process with a prior policy; arrays are NumPy, in double precision.
@@ -61,9 +62,9 @@ class TabularMDP:
     start: Any = None
     terminal: Any = None
     prior: Any = None
-    discount: float = 1.0
-    horizon: int | None = None
-    layout: tuple[int, int] | None = None
+    discount: Share = 1.0
+    horizon: Count | None = None
+    layout: tuple[Count, Count] | None = None
     action_names: tuple[str, ...] = ()
     name: str = ""
 
@@ -172,14 +173,8 @@ class TabularMDP:
             raise ControlError(f"successors is of type {self.successors.dtype}; use integers")
         if len(self.action_names) != actions:
             raise ControlError(f"action_names={self.action_names!r} has {len(self.action_names)} names; use {actions}")
-        if self.layout is not None and not _is_layout(self.layout):
-            raise ControlError(f"layout={self.layout!r} is no pair of integers of at least 1; pass (rows, columns)")
         if self.layout is not None and int(np.prod(self.layout)) > states:
             raise ControlError(f"layout={self.layout!r} has more cells than the {states} states; pass (rows, columns)")
-        if self.horizon is not None and not is_count(self.horizon, least=1):
-            raise ControlError(f"horizon={self.horizon!r}; use an integer of at least 1, or None")
-        if not (isinstance(self.discount, int | float | np.number) and 0 <= self.discount <= 1):
-            raise ControlError(f"discount={self.discount!r} is outside [0, 1]")
 
     def _check_numbers(self) -> None:
         bad = (self.successors < 0) | (self.successors >= self.num_states)
@@ -231,8 +226,11 @@ def as_numbers(name: str, values: Any) -> np.ndarray:
         ControlError: it is none.
     """
     try:
-        return np.asarray(values, float)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"it holds {array.dtype}")
+        return array.astype(float)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ControlError(f"{name} is no array of numbers: {error}; pass one") from error
 
 
@@ -241,10 +239,6 @@ def _as_flags(terminal: Any) -> np.ndarray:
     if not np.isin(flags, (0.0, 1.0)).all():
         raise ControlError(f"terminal={terminal!r} holds more than True and False; pass one of them for each state")
     return flags.astype(bool)
-
-
-def _is_layout(layout: Any) -> bool:
-    return isinstance(layout, Sequence) and len(layout) == 2 and all(is_count(size, least=1) for size in layout)
 
 
 def _check_distributions(what: str, values: np.ndarray, where: str) -> None:

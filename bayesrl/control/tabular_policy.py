@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.arguments import Count, Share, checked
 from bayesrl.control.environments import Environment, Outcome
 from bayesrl.control.planning import check_mdp, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import PolicyGuide, action_distribution
@@ -31,6 +32,7 @@ class _Tables(NamedTuple):
     log_start: Array
 
 
+@checked(ControlError)
 class TabularEnvironment(Environment):
     """A `TabularMDP` as a program: sites `start`, where that is random, and `state`.
 
@@ -94,7 +96,8 @@ def _numbers(values: np.ndarray) -> Array:
     return jax.device_put(values.astype(np.float32))
 
 
-def tabular_rollout(mdp: TabularMDP, *, horizon: int | None = None, discount: float | None = None) -> Rollout:
+@checked(ControlError)
+def tabular_rollout(mdp: TabularMDP, *, horizon: Count | None = None, discount: Share | None = None) -> Rollout:
     """Give a tabular problem as a program for `bayesrl.fit`.
 
     Args:
@@ -114,6 +117,7 @@ def tabular_rollout(mdp: TabularMDP, *, horizon: int | None = None, discount: fl
     return Rollout(TabularEnvironment(mdp), steps, chosen, unbounded=mdp.horizon is None)
 
 
+@checked(ControlError)
 @dataclass
 class TabularOptimum:
     """The exact optimum of a tabular problem, for the option `exact` of `evidence`, `diagnose` and `Problem`.
@@ -152,6 +156,7 @@ class TabularOptimum:
         return float(found.objective), float(found.reward), float(found.kl)
 
 
+@checked(ControlError)
 def action_probs(posterior: Posterior) -> np.ndarray | None:
     """Give the probabilities of a fitted policy in every state at every time, [time, states, actions].
 

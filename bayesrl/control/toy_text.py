@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from bayesrl.arguments import Count, Share, checked
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.control.published_models import Published, name_of, published, publishes
 from bayesrl.control.tabular import TabularMDP, from_outcomes
@@ -17,8 +18,9 @@ _ACTIONS = {
 }
 
 
+@checked(ControlError)
 def from_gymnasium(
-    environment: Any, *, discount: float = 0.99, horizon: int | None = None, prior: np.ndarray | None = None
+    environment: Any, *, discount: Share = 0.99, horizon: Count | None = None, prior: np.ndarray | None = None
 ) -> TabularMDP:
     """Read the model of a Gymnasium environment that publishes it as `env.unwrapped.P`: FrozenLake, CliffWalking, Taxi.
 

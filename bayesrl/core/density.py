@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.arguments import checked
 from bayesrl.core.draws import total
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.keys import from_seed, key_of_nothing
@@ -39,6 +40,7 @@ class Density(NamedTuple):
     steps: dict[str, dict[str, Array]]
 
 
+@checked(PolicyError)
 def log_density(policy: Program, sites: Sites, *args: Any, beta: Beta | None = None) -> Density:
     """Score given values of all latent sites under a policy and its tilt.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpyro import handlers
 from scipy.special import logsumexp
 
+from bayesrl.arguments import Count, checked
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import from_seed
@@ -35,8 +36,11 @@ _NEVER = -1e30
 _MASS_TOLERANCE = 1e-3
 
 
+@checked(EngineError)
 @one_reading()
-def enumerate_posterior(policy: Program, *args: Any, beta: Beta | None = None, max_count: int = 2**20) -> WeightedDraws:
+def enumerate_posterior(
+    policy: Program, *args: Any, beta: Beta | None = None, max_count: Count = 2**20
+) -> WeightedDraws:
     """Compute the tilted posterior of a finite program exactly.
 
     p*(x) = π₀(x)·exp(R(x)/β)/Z and J* = β·log Z, per context. With environment sites J* is the
@@ -79,7 +83,7 @@ def enumerate_posterior(policy: Program, *args: Any, beta: Beta | None = None, m
     return _solved(prepare(policy, args, beta), beta, max_count)
 
 
-def enumerate_target(pair: Pair, params: Params, beta: Beta | None = None, max_count: int = 2**20) -> WeightedDraws:
+def enumerate_target(pair: Pair, params: Params, beta: Beta | None = None, max_count: Count = 2**20) -> WeightedDraws:
     """Do as `enumerate_posterior` does, by the compiled program that `evaluate_exactly` uses for the fit.
 
     Args:
@@ -95,7 +99,7 @@ def _fit_of(pair: Pair, params: Params) -> Fit | None:
     return None if pair.guide is None and not pair.learned else Fit(pair, jax.device_put(params))
 
 
-def _solved(program: Prepared, beta: Beta | None, max_count: int) -> WeightedDraws:
+def _solved(program: Prepared, beta: Beta | None, max_count: Count) -> WeightedDraws:
     stages, scan = make_stages(program, max_count)
     exact = _exact_metrics(program, stages)
     betas = np.asarray(1.0 if beta is None else beta, float)
@@ -288,7 +292,7 @@ class Evaluation(NamedTuple):
     start: Float[np.ndarray, "*contexts"]
 
 
-def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_count: int = 2**20) -> Evaluation:
+def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_count: Count = 2**20) -> Evaluation:
     """Compute what a guide achieves, exactly, over the grid of a finite program.
 
     J(q) = Σ_x q(x)·(R(x) − β·log q(x)/π₀(x)), nature's draws averaged with their own probabilities.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ import numpy as np
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
+from bayesrl.annotations import Must
+from bayesrl.arguments import Count, Location, Positive, checked
 from bayesrl.core.compiling import near, one_reading
-from bayesrl.core.draws import Draws, is_count
-from bayesrl.core.handlers import check_beta
+from bayesrl.core.draws import Draws
 from bayesrl.core.host import host_errors
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.telling import activity
@@ -36,6 +37,12 @@ LEAST_DRAWS = 32
 """Where draws are large so many are made for every purpose, so that one compiled program serves them all."""
 
 
+type Optimizer = Annotated[
+    optax.GradientTransformation, Must("an optimiser of Optax, such as optax.adam(0.01)", lambda optimizer: True)
+]
+
+
+@checked(FitError)
 def fit(
     key: PRNGKey,
     policy: Program,
@@ -44,13 +51,13 @@ def fit(
     guide: Program | GuideFamily | None = None,
     objective: Objective | ELBO | None = None,
     optimizer: Optimizer | None = None,
-    learning_rate: float | None = None,
-    num_steps: int = 2000,
-    num_restarts: int = 1,
-    tolerance: float | None = None,
-    start_beta: float | None = None,
+    learning_rate: Positive | None = None,
+    num_steps: Count = 2000,
+    num_restarts: Count = 1,
+    tolerance: Positive | None = None,
+    start_beta: Positive | None = None,
     source: Source | None = None,
-    directory: str | Path | None = None,
+    directory: Location | None = None,
     callback: Callback | None = None,
     progress: bool = True,
 ) -> Posterior:
@@ -140,11 +147,10 @@ def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None,
         PolicyError, FitError: as `fit`.
     """
     with one_reading():
-        key = _checked_key(key)
         setup = set_up(key, program, (), None, None, ReverseKL(), 1, drawn=False)
         optimiser = default_optimizer(setup.learning_rate, num_steps) if optimizer is None else optimizer
         # Memory is laid out anew for each chunk; nobody looks at the history of these.
-        run = Run(key, setup, optimiser, whole_number("num_steps", num_steps), None, None, None, num_chunks=10)
+        run = Run(key, setup, optimiser, num_steps, None, None, None, num_chunks=10)
         state, rows, interrupted = run.go(show=False)
         if interrupted:
             raise KeyboardInterrupt
@@ -171,9 +177,7 @@ def _fit(
     *,
     progress: bool,
 ) -> Posterior:
-    key = _checked_key(key)
-    num_steps, num_restarts = whole_number("num_steps", num_steps), whole_number("num_restarts", num_restarts)
-    _check_options(tolerance, callback, source)
+    key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     _check_start(start_beta, beta)
     given = None if optimizer is None else as_optimizer(optimizer)
     check_rate(learning_rate, optimizer)
@@ -206,42 +210,13 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _checked_key(key: Any) -> PRNGKey:
-    """Take a JAX key, new style or old, and give a new one."""
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
-        return key
-    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):
-        return jax.random.wrap_key_data(key)
-    raise FitError(f"key={key!r} is not a JAX random key; pass jax.random.key(seed)")
-
-
-def whole_number(name: str, value: Any) -> int:
-    """Take a count, also one of NumPy's integers.
-
-    Raises:
-        FitError: it is not an integer of at least 1.
-    """
-    if not is_count(value, least=1):
-        raise FitError(f"{name}={value!r}; use an integer of at least 1")
-    return int(value)
-
-
-def _check_options(tolerance: Any, callback: Any, source: Any) -> None:
-    if tolerance is not None and not (isinstance(tolerance, int | float | np.number) and tolerance > 0):
-        raise FitError(f"tolerance={tolerance!r}; use a positive number of reward units, or None")
-    for name, function in (("callback", callback), ("source", source)):
-        if function is not None and not callable(function):
-            raise FitError(f"{name}={function!r} is not a function; pass one, or leave it out")
-
-
-def _check_start(start_beta: Any, beta: Any) -> None:
+def _check_start(start_beta: float | None, beta: Any) -> None:
     if start_beta is None:
         return
     if beta is None:
         raise FitError(f"start_beta={start_beta!r}, but no beta to fall to; pass beta=... too, or leave it out")
-    check_beta(beta)
     coldest = np.min(np.asarray(beta, float))
-    if not (isinstance(start_beta, int | float | np.number) and coldest <= start_beta < np.inf):
+    if start_beta < coldest:
         raise FitError(
             f"start_beta={start_beta!r}; use a number of reward units per nat, at least beta={coldest:g}, or None"
         )
@@ -249,10 +224,10 @@ def _check_start(start_beta: Any, beta: Any) -> None:
 
 def _settings(
     key: PRNGKey,
-    num_steps: int,
-    num_restarts: int,
-    tolerance: float | None,
-    start_beta: float | None,
+    num_steps: Count,
+    num_restarts: Count,
+    tolerance: Positive | None,
+    start_beta: Positive | None,
     optimizer: Any,
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {"num_steps": num_steps, "num_restarts": num_restarts}

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.arguments import Count, Positive, checked, whole
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart
@@ -24,16 +25,17 @@ _LEAST_BATCH = 1024
 _SPARE = 1.05  # proposals beyond the expected need, so that a second helping is rare
 
 
+@checked(EngineError)
 @one_reading()
 def rejection(
     key: PRNGKey,
     policy: Program,
     *args: Any,
     beta: Beta | None = None,
-    num_samples: int = 1000,
-    tolerance: float | None = None,
+    num_samples: Count = 1000,
+    tolerance: Positive | None = None,
     reward_bound: float | np.ndarray | Array | None = None,
-    max_draws: int = 1_000_000,
+    max_draws: Annotated[int, whole(4)] = 1_000_000,
 ) -> WeightedDraws:
     """Draw exactly and independently from the tilted posterior, per context.
 
@@ -77,7 +79,6 @@ def rejection(
         von Neumann (1951), "Various techniques used in connection with random digits"; Casella & Robert
         (1996), "Rao-Blackwellisation of sampling schemes", section 2.
     """
-    _check_numbers(num_samples, tolerance, max_draws)
     program = prepare(policy, args, beta)
     _refuse(program)
     bound = _bound(program, reward_bound)
@@ -97,15 +98,6 @@ def rejection(
     _refuse_empty(state, total, counted, betas)
     note = _note(state, pilot, counted, total, num_samples, tolerance, max_draws)
     return _result(program, state, counted, betas, note)
-
-
-def _check_numbers(num_samples: int, tolerance: float | None, max_draws: int) -> None:
-    if num_samples < 1:
-        raise EngineError(f"rejection got num_samples={num_samples}; ask for at least 1 draw")
-    if max_draws < 4:
-        raise EngineError(f"rejection got max_draws={max_draws}; it needs at least 4 proposals")
-    if tolerance is not None and not tolerance > 0:
-        raise EngineError(f"rejection got tolerance={tolerance}; use a positive number of nats, or None")
 
 
 def _refuse(program: Prepared) -> None:
@@ -146,7 +138,7 @@ def _bound(program: Prepared, declared: Any) -> np.ndarray:
     return np.asarray(sum(by_site.values()), float).reshape(-1)
 
 
-def _needed(pilot: Tally, state: Accepted, num_samples: int, tolerance: float | None) -> int:
+def _needed(pilot: Tally, state: Accepted, num_samples: Count, tolerance: Positive | None) -> int:
     """Plan the number of further batches, by the acceptance that the first has shown."""
     mean = np.maximum(pilot.moments[0] / pilot.number, 1e-300)
     missing = np.maximum(num_samples - state.filled, 0)
@@ -174,9 +166,9 @@ def _note(
     pilot: Tally,
     counted: Tally,
     total: Tally,
-    num_samples: int,
-    tolerance: float | None,
-    max_draws: int,
+    num_samples: Count,
+    tolerance: Positive | None,
+    max_draws: Annotated[int, whole(4)],
 ) -> str:
     short = int((state.filled < num_samples).sum())
     if short:

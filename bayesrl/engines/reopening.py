@@ -10,8 +10,9 @@ import numpy as np
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
+from bayesrl.arguments import Count, Location, checked
 from bayesrl.datatree import from_datatree
-from bayesrl.engines.fitting import fit, posterior_of, whole_number
+from bayesrl.engines.fitting import fit, posterior_of
 from bayesrl.engines.optimisers import Optimizer, as_optimizer, default_optimizer
 from bayesrl.engines.running import Callback, Run
 from bayesrl.engines.setup import Setup, set_up
@@ -24,8 +25,9 @@ from bayesrl.programs import Source
 from bayesrl.typing import PRNGKey, Program
 
 
+@checked(RunFolderError)
 def load(
-    directory: str | Path,
+    directory: Location,
     policy: Program | None = None,
     *args: Any,
     guide: Program | GuideFamily | None = None,
@@ -111,11 +113,12 @@ def _shown(directory: str | Path, problem: Mapping[str, Any]) -> Posterior:
     return posterior
 
 
+@checked(RunFolderError)
 def resume(
-    directory: str | Path,
+    directory: Location,
     policy: Program,
     *args: Any,
-    num_steps: int | None = None,
+    num_steps: Count | None = None,
     guide: Program | GuideFamily | None = None,
     objective: Objective | ELBO | None = None,
     optimizer: Optimizer | None = None,
@@ -153,7 +156,7 @@ def resume(
         objective=objective,
         optimizer=optimizer,
         learning_rate=settings.get("learning_rate"),
-        num_steps=max(settings["num_steps"], 1 if num_steps is None else whole_number("num_steps", num_steps)),
+        num_steps=max(settings["num_steps"], 1 if num_steps is None else num_steps),
         num_restarts=settings["num_restarts"],
         tolerance=settings.get("tolerance"),
         start_beta=settings.get("start_beta"),
@@ -184,7 +187,9 @@ def _beta_of(problem: Mapping[str, Any]) -> Any:
     return np.asarray(beta) if isinstance(beta, list) else beta
 
 
-def _rebuild(directory: Any, problem: Mapping[str, Any], guide: Any, objective: Any, optimizer: Any) -> tuple[Any, Any]:
+def _rebuild(
+    directory: Location, problem: Mapping[str, Any], guide: Any, objective: Any, optimizer: Any
+) -> tuple[Any, Any]:
     """Make guide and objective anew from what the folder says of them."""
     known = {kind.__name__: kind for kind in (*_kinds(GuideFamily), *_kinds(Objective))}
 
@@ -215,7 +220,7 @@ def _kinds(base: type[Any]) -> list[type[Any]]:
 
 
 def _reopen(
-    directory: Any,
+    directory: Location,
     problem: dict[str, Any],
     policy: Program,
     args: Any,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from bayesrl.arguments import CountOrNone, checked
 from bayesrl.core.compiling import near
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import words_of
@@ -27,6 +28,7 @@ _SAME = 1e-6
 _METRIC_DRAWS = 1024
 
 
+@checked(EngineError)
 @dataclass(frozen=True)
 class WeightedDraws:
     """Assignments or draws of a policy with their weights under the tilted posterior, per context.
@@ -80,7 +82,7 @@ class WeightedDraws:
     reward_bound: np.ndarray | None = None
     note: str = ""
 
-    def resample(self, key: PRNGKey, num_draws: int) -> dict[str, Numbers]:
+    def resample(self, key: PRNGKey, num_draws: CountOrNone) -> dict[str, Numbers]:
         """Draw from p*, independently in each context.
 
         Args:

@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 from scipy.special import logsumexp
 
+from bayesrl.arguments import Several, checked
 from bayesrl.core.compiling import compiled, one_reading
-from bayesrl.core.draws import is_count
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.pairing import Pair
@@ -46,6 +46,7 @@ class Bound(NamedTuple):
     params: Params
 
 
+@checked(EngineError)
 @one_reading()
 def importance(
     key: PRNGKey,
@@ -53,7 +54,7 @@ def importance(
     *args: Any,
     beta: Beta | None = None,
     proposal: Posterior | Proposal | None = None,
-    num_samples: int = 10_000,
+    num_samples: Several = 10_000,
 ) -> WeightedDraws:
     """Estimate the tilted posterior by weighted draws, per context.
 
@@ -91,8 +92,6 @@ def importance(
     References:
         Owen (2013), "Monte Carlo theory, methods and examples", section 9.2, equations 9.6 to 9.9.
     """
-    if not is_count(num_samples, least=2):
-        raise EngineError(f"importance got num_samples={num_samples!r}; an error bar needs at least 2 draws")
     if isinstance(proposal, Posterior):
         proposal = Bound(*proposal.bound())
     program = prepare(policy, args, beta)
@@ -123,7 +122,7 @@ class _Batch(NamedTuple):
     metrics: dict[str, Any]
 
 
-def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: int) -> _Batch:
+def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: Several) -> _Batch:
     structure = pair.structure
     size = max(1, min(num_samples, _ELEMENTS // max(width_of(structure), 1)))
 

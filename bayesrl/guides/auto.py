@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 
+from bayesrl.arguments import Count, checked
 from bayesrl.core.compiling import compiled, near
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.structure import Structure
@@ -27,6 +28,7 @@ _STEP = 0.1
 _NUM_DRAWS = 64
 
 
+@checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
 class AutoTilt(GuideFamily):
     """The policy's own program with a tilt at each action site, starting at the prior.
@@ -66,17 +68,9 @@ class AutoTilt(GuideFamily):
     """
 
     tilt: Tilt = "auto"
-    hidden: int = 32
+    hidden: Count = 32
     recurrent: bool | Literal["auto"] = "auto"
-    max_table: int = 100_000
-
-    def __post_init__(self) -> None:
-        if self.tilt not in ("auto", "table", "network", "constant"):
-            raise GuideError(f"AutoTilt got tilt={self.tilt!r}; use 'auto', 'table', 'network' or 'constant'")
-        if self.recurrent not in (True, False, "auto"):
-            raise GuideError(f"AutoTilt got recurrent={self.recurrent!r}; use True, False or 'auto'")
-        if self.hidden < 1 or self.max_table < 1:
-            raise GuideError(f"AutoTilt got hidden={self.hidden}, max_table={self.max_table}; both must be at least 1")
+    max_table: Count = 100_000
 
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate: slower where a policy's own networks are trained too."""

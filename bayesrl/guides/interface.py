@@ -5,8 +5,10 @@ from typing import Any
 
 from numpyro import handlers
 
+from bayesrl.arguments import checked
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.structure import Structure
+from bayesrl.errors import GuideError
 from bayesrl.typing import Params, PRNGKey, Program
 
 
@@ -44,6 +46,7 @@ class GuideFamily(abc.ABC):
         """Suggest an Adam rate for these parameters."""
 
 
+@checked(GuideError)
 class OwnProgram:
     """A guide that is the policy's own program, its action sites drawn from other distributions.
 

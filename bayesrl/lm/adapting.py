@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpyro
 from jax import Array
 
-from bayesrl.core.draws import is_count, is_number
+from bayesrl.arguments import Count, Positive, checked
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
 from bayesrl.guides import GuideFamily, OwnProgram
@@ -78,6 +78,7 @@ class ModelGuideFamily(GuideFamily):
         return ModelGuide(policy, lambda: self.declare(key, model))
 
 
+@checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
 class FullParameters(ModelGuideFamily):
     """All parameters of the model are trained, from a copy of the reference: the fit starts at the prior.
@@ -106,6 +107,7 @@ class FullParameters(ModelGuideFamily):
         }
 
 
+@checked(GuideError)
 @dataclass(frozen=True)
 class LoRA(ModelGuideFamily):
     """Low-rank paths beside the linear maps of the blocks: W·x + (scale / rank)·U·(D·x), only U and D trained.
@@ -128,14 +130,8 @@ class LoRA(ModelGuideFamily):
         Hu et al. (2022), "LoRA: low-rank adaptation of large language models", equation 3.
     """
 
-    rank: int = 8
-    scale: float | None = None
-
-    def __post_init__(self) -> None:
-        if not is_count(self.rank, least=1):
-            raise GuideError(f"LoRA got rank={self.rank!r}; use a whole number of at least 1")
-        if self.scale is not None and not (is_number(self.scale) and self.scale > 0):
-            raise GuideError(f"LoRA got scale={self.scale!r}; use a number above 0, or None for twice the rank")
+    rank: Count = 8
+    scale: Positive | None = None
 
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate: some times that of all parameters, since the paths start at nothing."""

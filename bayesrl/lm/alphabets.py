@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
+from bayesrl.arguments import Count, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenizer import Tokenizer, library
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 
+@checked(LanguageModelError)
 def characters(text: str) -> Tokenizer:
     """Make a tokenizer with one token for each character of a text.
 
@@ -37,6 +39,7 @@ def characters(text: str) -> Tokenizer:
     return Tokenizer(core, eos=vocabulary[EOS], pad=vocabulary[PAD])
 
 
+@checked(LanguageModelError)
 def bytes_level() -> Tokenizer:
     """Make a tokenizer with one token for each byte of UTF-8: any text, no unknowns.
 
@@ -52,7 +55,8 @@ def bytes_level() -> Tokenizer:
     return _finished(core)
 
 
-def byte_pairs(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+@checked(LanguageModelError)
+def byte_pairs(texts: Iterable[str], vocab_size: Count) -> Tokenizer:
     """Train a byte-pair tokenizer: the bytes, and the pairs that are most frequent in some texts.
 
     Args:

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from bayesrl.arguments import Bytes, Location, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenizer import (
     CONFIG,
@@ -39,6 +40,7 @@ HARMLESS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|positio
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+@checked(LanguageModelError)
 @dataclass(frozen=True)
 class Pretrained:
     """A model that was loaded, with what came along.
@@ -56,7 +58,8 @@ class Pretrained:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-def load_pretrained(source: str | Path, *, dtype: Any = None, revision: str | None = None) -> Pretrained:
+@checked(LanguageModelError)
+def load_pretrained(source: Location, *, dtype: Any = None, revision: str | None = None) -> Pretrained:
     """Load a model, and its tokenizer, from a folder or from the Hugging Face hub.
 
     Only safetensors files are read, which hold arrays and nothing that could run.
@@ -278,13 +281,14 @@ def _folder(source: str | Path, revision: str | None) -> Path:
         ) from error
 
 
+@checked(LanguageModelError)
 def save_pretrained(
-    folder: str | Path,
+    folder: Location,
     model: Transformer,
     tokenizer: Tokenizer | None = None,
     *,
     keep: Mapping[str, Any] | None = None,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: Bytes = 5_000_000_000,
 ) -> None:
     """Write a model, and its tokenizer, as transformers and `load_pretrained` read them.
 

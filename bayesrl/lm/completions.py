@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int
 
+from bayesrl.arguments import Location, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.files.plain import read
 from bayesrl.lm.tokenizer import Tokenizer, pad_left
@@ -97,6 +98,7 @@ class Completions(eqx.Module):
     examples: Examples = eqx.field(static=True)
 
 
+@checked(LanguageModelError)
 def prompts(texts: Sequence[str | Example] | Any, tokenizer: Tokenizer | None = None) -> Prompts:
     """Make prompts of texts, of records with a `prompt`, or of an array of tokens.
 
@@ -140,7 +142,8 @@ def prompts(texts: Sequence[str | Example] | Any, tokenizer: Tokenizer | None = 
     return _laid(tokens, real, Examples(rows, tokenizer))
 
 
-def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+@checked(LanguageModelError)
+def read_json_lines(path: Location) -> list[dict[str, Any]]:
     """Read records, one JSON object in each line; empty lines are passed over.
 
     Raises:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bayesrl.arguments import checked
 from bayesrl.cache import cache_folder
 from bayesrl.core.telling import activity
 from bayesrl.errors import LanguageModelError
@@ -16,6 +17,7 @@ from bayesrl.files.plain import file_name
 from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
 
 
+@checked(LanguageModelError)
 def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained]) -> Pretrained:
     """Give a model that was trained before from the same things, or train it now and keep it.
 

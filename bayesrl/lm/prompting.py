@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ import numpy as np
 import numpyro
 from jax import Array
 
-from bayesrl.core.draws import is_count
+from bayesrl.arguments import Count, Positive, checked, real
 from bayesrl.core.primitives import reward as reward_site
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.completions import Completions, Prompts
 from bayesrl.lm.completions import prompts as prompts_of
 from bayesrl.lm.rewards import Reward, as_reward
-from bayesrl.lm.sequences import Sentences, check_options, is_end
+from bayesrl.lm.sequences import Sentences, is_end
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.transformers import CausalLM
 
@@ -106,18 +106,19 @@ class PromptedPolicy:
         return f"policy({type(self.model).__name__}, {len(self.prompts)} prompts, rewards {', '.join(self.rewards)})"
 
 
+@checked(LanguageModelError)
 def policy(
     model: Pretrained | CausalLM,
     prompts: Prompts | Sequence[str | Mapping[str, Any]] | Any,
     *,
     reward: Reward | Callable[..., Any] | Mapping[str, Reward | Callable[..., Any]],
-    max_new_tokens: int,
+    max_new_tokens: Count,
     tokenizer: Tokenizer | None = None,
     metrics: Mapping[str, Reward | Callable[..., Any]] | None = None,
-    batch_size: int | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
+    batch_size: Count | None = None,
+    temperature: Positive = 1.0,
+    top_k: Count | None = None,
+    top_p: Annotated[float, real(above=0, most=1)] = 1.0,
     end: bool = True,
 ) -> PromptedPolicy:
     """Make a policy of a language model: π₀(x | prompt) over what it writes, with rewards for it.
@@ -166,9 +167,6 @@ def policy(
         raise LanguageModelError(
             f"a {type(reference).__name__} cannot write; pass a causal model: GPT2, Llama, or what load_pretrained gave"
         )
-    check_options(max_new_tokens, temperature, top_k, top_p)
-    if batch_size is not None and not is_count(batch_size, least=1):
-        raise LanguageModelError(f"batch_size={batch_size!r}; use a whole number of at least 1, or None for all")
     asked = prompts_of(prompts, tokenizer)
     _check_coded(asked, tokenizer)
     _check_fit(reference, tokenizer, asked, max_new_tokens)

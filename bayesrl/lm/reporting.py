@@ -5,9 +5,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from bayesrl.arguments import checked
 from bayesrl.certainty.verdicts import Section
 from bayesrl.core.showing import Markup, tag
 from bayesrl.core.wording import number, shortened
+from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Prompts
 from bayesrl.lm.pictures import length_figure, position_figure
 from bayesrl.lm.prompting import PromptedPolicy
@@ -26,6 +28,7 @@ _COLLAPSED = 0.1
 """A prompt has collapsed where its completions have less than this share of the reference's entropy."""
 
 
+@checked(LanguageModelError)
 def text_sections(
     posterior: Posterior, *, held_out: Prompts | None = None, key: PRNGKey | None = None
 ) -> list[Section]:

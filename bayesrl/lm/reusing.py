@@ -5,13 +5,15 @@ from typing import Any
 
 import jax
 
+from bayesrl.arguments import Count, Several, checked
 from bayesrl.core.compiling import Compiled
-from bayesrl.core.draws import Draws, is_count
+from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import LanguageModelError
 from bayesrl.typing import Params, PRNGKey
 
 
+@checked(LanguageModelError)
 @dataclass(eq=False)
 class Reuse:
     """Draws completions and their rewards once for several gradient steps.
@@ -34,17 +36,10 @@ class Reuse:
         4
     """
 
-    num_particles: int = 64
-    num_updates: int = 4
+    num_particles: Several = 64
+    num_updates: Count = 4
     _batch: Draws | None = field(default=None, init=False, repr=False)
     _served: int = field(default=0, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_particles", 2), ("num_updates", 1)):
-            if not is_count(getattr(self, name), least=least):
-                raise LanguageModelError(
-                    f"Reuse got {name}={getattr(self, name)!r}; use a whole number of at least {least}"
-                )
 
     def lane(self, index: int) -> "Reuse":
         """Give a source for another of several fits made side by side."""

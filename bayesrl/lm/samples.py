@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from bayesrl.core.draws import is_count
+from bayesrl.arguments import Count, Several, checked
 from bayesrl.core.estimates import Estimate
 from bayesrl.core.keys import apart
 from bayesrl.errors import LanguageModelError
@@ -65,7 +65,8 @@ class Samples(NamedTuple):
         return Samples(self.prompts.take(range(*chosen.indices(len(self.prompts)))), fitted, prior)
 
 
-def write_samples(key: PRNGKey, posterior: Posterior, num_samples: int, prompts: Prompts | None = None) -> Samples:
+@checked(LanguageModelError)
+def write_samples(key: PRNGKey, posterior: Posterior, num_samples: Count, prompts: Prompts | None = None) -> Samples:
     """Let a fit and its reference answer prompts, and score every token under both.
 
     Args:
@@ -78,8 +79,6 @@ def write_samples(key: PRNGKey, posterior: Posterior, num_samples: int, prompts:
         LanguageModelError: the posterior is of another kind; no sample was asked for.
         PolicyError: it holds several temperatures.
     """
-    if not is_count(num_samples, least=1):
-        raise LanguageModelError(f"num_samples={num_samples!r}; use a whole number of at least 1")
     policy, guide, params = parts_of(posterior)
     asked = policy.prompts if prompts is None else prompts
     fit_key, prior_key = apart(key)
@@ -87,8 +86,9 @@ def write_samples(key: PRNGKey, posterior: Posterior, num_samples: int, prompts:
     return Samples(asked, fitted, _written(prior_key, guide, params, asked, num_samples, by_fit=False))
 
 
+@checked(LanguageModelError)
 def kl_of(
-    key: PRNGKey, posterior: Posterior, num_samples: int = 64, prompts: Prompts | None = None
+    key: PRNGKey, posterior: Posterior, num_samples: Several = 64, prompts: Prompts | None = None
 ) -> tuple[Estimate, Estimate]:
     """Estimate KL(q‖π₀) of whole completions and of each position, with sums over the vocabulary.
 
@@ -121,8 +121,6 @@ def kl_of(
     References:
         Amini, Vieira & Cotterell (2025), "Better estimation of the KL divergence between language models", equation 9.
     """
-    if not is_count(num_samples, least=2):
-        raise LanguageModelError(f"kl_of got num_samples={num_samples!r}; a standard error needs at least 2")
     policy, guide, params = parts_of(posterior)
     asked = policy.prompts if prompts is None else prompts
     index = _of_all(asked, num_samples)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jax import Array, lax
 from numpyro.distributions import constraints
 
-from bayesrl.core.draws import is_count, is_number
+from bayesrl.arguments import Count, Positive, checked, real
 from bayesrl.core.sampling import draw_category
 from bayesrl.errors import LanguageModelError
 from bayesrl.typing import PRNGKey
@@ -83,6 +83,7 @@ class AllSentences(Sequence[Any]):
         return np.concatenate([*rows, open_rows]).astype(int if dtype is None else dtype)
 
 
+@checked(LanguageModelError)
 class Sentences(dist.Distribution):
     """What a language model writes after a prompt: a distribution over sequences of tokens.
 
@@ -132,12 +133,12 @@ class Sentences(dist.Distribution):
         prompt: Any,
         real: Any = None,
         *,
-        num_steps: int,
+        num_steps: Count,
         end: Ends = None,
         pad: int | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
+        temperature: Positive = 1.0,
+        top_k: Count | None = None,
+        top_p: Annotated[float, real(above=0, most=1)] = 1.0,
         within: Any = None,
     ) -> None:
         self.model, self.within = model, within
@@ -147,7 +148,6 @@ class Sentences(dist.Distribution):
         first = end[0] if isinstance(end, tuple) and end else end
         self.pad = pad if pad is not None else (first if isinstance(first, int) else 0)
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        check_options(num_steps, temperature, top_k, top_p)
         longest = model.config.max_length
         if self.prompt.shape[-1] + num_steps > longest + 1:
             raise LanguageModelError(
@@ -317,21 +317,3 @@ def allowed(logits: Array, top_k: int | None, top_p: float) -> Array:
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         fine &= logits >= least
     return fine
-
-
-def check_options(num_steps: Any, temperature: Any, top_k: Any, top_p: Any) -> None:
-    """Refuse options of sampling that are out of range.
-
-    Raises:
-        LanguageModelError: naming the option.
-    """
-    if not is_count(num_steps, least=1):
-        raise LanguageModelError(f"max_new_tokens={num_steps!r}; use a whole number of at least 1")
-    if not (is_number(temperature) and temperature > 0):
-        raise LanguageModelError(
-            f"temperature={temperature!r}; use a number above 0 (top_k=1 writes the likeliest text)"
-        )
-    if top_k is not None and not is_count(top_k, least=1):
-        raise LanguageModelError(f"top_k={top_k!r}; use a whole number of at least 1, or None for all tokens")
-    if not (is_number(top_p) and 0 < top_p <= 1):
-        raise LanguageModelError(f"top_p={top_p!r}; use a probability in (0, 1], 1 for all tokens")

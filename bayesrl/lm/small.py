@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import optax
 
+from bayesrl.arguments import Count, CountOrNone, Positive, Seed, checked
 from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
 from bayesrl.core.keys import apart, from_seed
@@ -27,7 +28,8 @@ _ROOM = 32
 """Further tokens that a model can stand, beyond the longest that it was trained on."""
 
 
-def fit_options(*, rank: int, num_particles: int, num_steps: int) -> dict[str, Any]:
+@checked(LanguageModelError)
+def fit_options(*, rank: CountOrNone, num_particles: Count, num_steps: Count) -> dict[str, Any]:
     """Give the options of `fit` that the ready problems of language models share.
 
     Args:
@@ -60,18 +62,19 @@ def check_counts(**counts: Any) -> None:
             raise LanguageModelError(f"{name}={value!r}; use a whole number of at least 1")
 
 
+@checked(LanguageModelError)
 def small_judge(
     name: str,
     texts: Sequence[str],
     labels: Sequence[str],
     tokenizer: Tokenizer,
     *,
-    num_steps: int,
-    width: int = 64,
-    depth: int = 1,
-    learning_rate: float = 2e-3,
-    batch_size: int = 64,
-    seed: int = 0,
+    num_steps: Count,
+    width: Count = 64,
+    depth: Count = 1,
+    learning_rate: Positive = 2e-3,
+    batch_size: Count = 64,
+    seed: Seed = 0,
 ) -> Pretrained:
     """Train a small BERT to tell labels of texts, for `rewards.classifier`; what was trained before is loaded.
 
@@ -141,20 +144,21 @@ def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
+@checked(LanguageModelError)
 def small_writer(
     name: str,
     data: str | Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     *,
-    num_steps: int,
+    num_steps: Count,
     answer: str = "answer",
     room_for: Sequence[str] = (),
-    length: int = 64,
-    width: int = 128,
-    depth: int = 2,
-    learning_rate: float = 3e-3,
-    batch_size: int = 64,
-    seed: int = 0,
+    length: Count = 64,
+    width: Count = 128,
+    depth: Count = 2,
+    learning_rate: Positive = 3e-3,
+    batch_size: Count = 64,
+    seed: Seed = 0,
 ) -> Pretrained:
     """Train a small GPT-2 on a text, or on prompts with answers; what was trained before is loaded.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from bayesrl.arguments import CountOrNone, Location, checked
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError, RunFolderError
 from bayesrl.files import schemas
@@ -21,6 +22,7 @@ TEMPLATE = "chat_template.jinja"
 GENERATION, CONFIG = "generation_config.json", "config.json"
 
 
+@checked(LanguageModelError)
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A tokenizer of the `tokenizers` library, and what its special tokens are.
@@ -46,9 +48,9 @@ class Tokenizer:
     """
 
     core: Any
-    eos: int | None = None
-    pad: int | None = None
-    bos: int | None = None
+    eos: CountOrNone | None = None
+    pad: CountOrNone | None = None
+    bos: CountOrNone | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -177,7 +179,7 @@ class Tokenizer:
         copy.no_truncation()
         return copy
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: Location) -> None:
         """Write tokenizer.json and tokenizer_config.json, and a chat template beside them, as transformers reads them.
 
         Raises:
@@ -211,7 +213,7 @@ class Tokenizer:
         return {name: index for name, index in ids.items() if index is not None}
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Tokenizer":
+    def load(cls, folder: Location) -> "Tokenizer":
         """Read a tokenizer from a folder.
 
         Special tokens are those that tokenizer_config.json names, else special_tokens_map.json, else the ids in

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Int
 from numpyro import handlers
 
-from bayesrl.core.draws import is_count
+from bayesrl.arguments import Count, Several, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapting import ModelGuide, declared
 from bayesrl.lm.checkpoints import Pretrained
@@ -58,8 +58,14 @@ class Corpus:
             numpyro.sample("text", told, obs=self.tokens[index])
 
 
+@checked(LanguageModelError)
 def corpus(
-    model: CausalLM | Pretrained, text: str, *, tokenizer: Tokenizer | None = None, length: int, batch_size: int = 32
+    model: CausalLM | Pretrained,
+    text: str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    length: Several,
+    batch_size: Count = 32,
 ) -> Corpus:
     """Make a program of one long text, cut into pieces: `fit` of it trains the model from the text.
 
@@ -84,8 +90,6 @@ def corpus(
         1
     """
     start, tokenizer = _both(CausalLM, model, tokenizer)
-    if not (is_count(length, least=2) and is_count(batch_size, least=1)):
-        raise LanguageModelError(f"corpus got length={length!r}, batch_size={batch_size!r}; use at least 2, and 1")
     (coded,) = tokenizer.encode([text])
     rows = len(coded) // length
     if rows == 0:
@@ -99,13 +103,14 @@ def corpus(
     return Corpus(start, tokenizer, prompts_of(pieces[:, :1]), jax.device_put(pieces[:, 1:]), None, pad, batch_size)
 
 
+@checked(LanguageModelError)
 def pairs(
     model: CausalLM | Pretrained,
     examples: Sequence[Mapping[str, Any]],
     *,
     answer: str = "answer",
     tokenizer: Tokenizer | None = None,
-    batch_size: int = 32,
+    batch_size: Count = 32,
 ) -> Corpus:
     """Make a program of prompts and their answers: `fit` of it trains the model to answer so.
 
@@ -120,7 +125,6 @@ def pairs(
         LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
     """
     start, tokenizer = _both(CausalLM, model, tokenizer)
-    _check_batch("pairs", batch_size)
     asked = prompts_of(examples, tokenizer)
     if tokenizer.eos is None:
         raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
@@ -170,14 +174,15 @@ class Labelled:
             numpyro.sample("label", dist.Categorical(logits=logits), obs=self.labels[index])
 
 
+@checked(LanguageModelError)
 def labelled(
     model: BertClassifier | Pretrained,
     texts: Sequence[str],
     labels: Sequence[str],
     *,
     tokenizer: Tokenizer | None = None,
-    length: int | None = None,
-    batch_size: int = 64,
+    length: Count | None = None,
+    batch_size: Count = 64,
 ) -> Labelled:
     """Make a program of texts with labels: `fit` of it trains a BERT classifier, for `rewards.classifier`.
 
@@ -193,11 +198,6 @@ def labelled(
         LanguageModelError: no texts; other labels than the model has; no tokenizer, or one that does not fit.
     """
     start, tokenizer = _both(BertClassifier, model, tokenizer)
-    _check_batch("labelled", batch_size)
-    if length is not None and not is_count(length, least=1):
-        raise LanguageModelError(f"labelled got length={length!r}; use a whole number of at least 1, or None")
-    if not all(isinstance(text, str) for text in texts):
-        raise LanguageModelError("labelled got something else than texts; pass a list of texts")
     if not texts or len(texts) != len(labels):
         raise LanguageModelError(f"labelled got {len(texts)} texts and {len(labels)} labels; pass one label for each")
     if start.config.problem != ONE_LABEL:
@@ -221,11 +221,6 @@ def labelled(
     return Labelled(start, tokenizer, put(rows), put(real), put(places), batch_size)
 
 
-def _check_batch(caller: str, batch_size: Any) -> None:
-    if not is_count(batch_size, least=1):
-        raise LanguageModelError(f"{caller} got batch_size={batch_size!r}; use a whole number of at least 1")
-
-
 def texts_under(name: str, examples: Sequence[Any]) -> list[str]:
     """Give the text that each record has under a name.
 
@@ -239,6 +234,7 @@ def texts_under(name: str, examples: Sequence[Any]) -> list[str]:
     return [row[name] for row in examples]
 
 
+@checked(LanguageModelError)
 def fitted(posterior: Posterior) -> Pretrained:
     """Give the language model that a fit has made, low-rank paths added to the weights beside them.
 

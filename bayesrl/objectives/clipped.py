@@ -6,7 +6,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bayesrl.core.draws import Draws, is_number
+from bayesrl.arguments import Positive, checked
+from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.interface import Info, info_of
@@ -15,6 +16,7 @@ from bayesrl.objectives.reverse import ReverseKL, advantages_of, costs_of, score
 from bayesrl.typing import Params, PRNGKey
 
 
+@checked(ObjectiveError)
 @dataclass(frozen=True)
 class ClippedKL(ReverseKL):
     """Maximise J as `ReverseKL` does, from draws that serve several updates.
@@ -39,15 +41,10 @@ class ClippedKL(ReverseKL):
         Zheng et al. (2025), "Group sequence policy optimization", equation 5, for ratios of whole draws.
     """
 
-    clip: float = 0.2
+    clip: Positive = 0.2
     ratio: Literal["step", "draw"] = "step"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (is_number(self.clip) and self.clip > 0):
-            raise ObjectiveError(f"ClippedKL got clip={self.clip!r}; use a number above 0, such as 0.2")
-        if self.ratio not in ("step", "draw"):
-            raise ObjectiveError(f"ClippedKL got ratio={self.ratio!r}; use 'step' or 'draw'")
         if self.estimator == "pathwise" or self.enumerated not in ("auto", ()):
             raise ObjectiveError(
                 "ClippedKL takes gradients by scores alone; leave estimator and enumerated out, or use ReverseKL()"

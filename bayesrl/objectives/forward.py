@@ -1,14 +1,15 @@
 """Forward KL by self-normalised weights: covers modes, stands rewards of −inf, and is quiet at the optimum."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.special import logsumexp
 
-from bayesrl.core.draws import Draws, is_count
+from bayesrl.arguments import Several, checked, real
+from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.pairing import Pair
 from bayesrl.errors import ObjectiveError
@@ -16,6 +17,7 @@ from bayesrl.objectives.interface import Info, Objective, info_of
 from bayesrl.typing import Params, PRNGKey
 
 
+@checked(ObjectiveError)
 @dataclass(frozen=True)
 class ForwardKL(Objective):
     """Minimise KL(p*‖q) = E_p*[log p* − log q] by self-normalised importance weights.
@@ -41,16 +43,8 @@ class ForwardKL(Objective):
         0.5
     """
 
-    num_particles: int = 256
-    prior_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not is_count(self.num_particles, least=2):
-            raise ObjectiveError(
-                f"ForwardKL got num_particles={self.num_particles!r}; weights need a whole number of at least 2 draws"
-            )
-        if not 0 <= self.prior_fraction < 1:
-            raise ObjectiveError(f"ForwardKL got prior_fraction={self.prior_fraction}; use a share in [0, 1)")
+    num_particles: Several = 256
+    prior_fraction: Annotated[float, real(0, below=1)] = 0.5
 
     @property
     def _split(self) -> tuple[int, int]:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bayesrl.core.draws import Draws, is_count
+from bayesrl.arguments import Count, checked
+from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import Structure
@@ -24,6 +25,7 @@ MOST_BY_PRODUCT = 256
 """Up to so many events a cumulative sum is made by a product with a triangular matrix."""
 
 
+@checked(ObjectiveError)
 @dataclass(frozen=True)
 class ReverseKL(Objective):
     """Maximise J = E_q[R] − β·KL(q‖π₀), that is, minimise KL(q‖p*).
@@ -55,23 +57,11 @@ class ReverseKL(Objective):
         'regression'
     """
 
-    num_particles: int = 64
+    num_particles: Count = 64
     estimator: Estimator = "auto"
     baseline: Baseline = "regression"
     enumerated: tuple[str, ...] | Literal["auto"] = "auto"
     plan: Plan | None = field(default=None, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not is_count(self.num_particles, least=1):
-            raise ObjectiveError(
-                f"ReverseKL got num_particles={self.num_particles!r}; use a whole number of at least 1, better 16"
-            )
-        if self.estimator not in ("auto", "score", "pathwise"):
-            raise ObjectiveError(f"ReverseKL got estimator={self.estimator!r}; use 'auto', 'score' or 'pathwise'")
-        if self.baseline not in ("regression", "full", "to_go", "none"):
-            raise ObjectiveError(
-                f"ReverseKL got baseline={self.baseline!r}; use 'regression', 'full', 'to_go' or 'none'"
-            )
 
     def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ReverseKL":
         """Decide site by site how its gradient is taken; see `Objective.prepare`."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.infer import elbo as numpyro_elbo
 
+from bayesrl.arguments import Count, checked
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient, tilt
 from bayesrl.core.pairing import Pair
@@ -17,6 +18,7 @@ from bayesrl.objectives.plan import rewards_jump
 from bayesrl.typing import Params, PRNGKey
 
 
+@checked(ObjectiveError)
 @dataclass(frozen=True)
 class Stock(Objective):
     """A NumPyro ELBO as an objective; `fit(objective=Trace_ELBO())` wraps it by itself.
@@ -30,7 +32,7 @@ class Stock(Objective):
     """
 
     elbo: numpyro_elbo.ELBO
-    num_particles: int = 16
+    num_particles: Count = 16
 
     def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "Stock":
         """Refuse sites whose gradient the ELBO would get wrong; see `Objective.prepare`."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.certainty.asking import check_arguments, check_key, check_named, told
+from bayesrl.annotations import told
+from bayesrl.arguments import Location, checked
 from bayesrl.certainty.verdicts import Diagnosis, Frontier, Section
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.keys import apart, of_words
@@ -27,9 +28,10 @@ _FITTED = "A policy fitted as a Bayesian posterior: how far it is from the best,
 _LEARNED = "What was learned from experience, what it cost, and how sure it is."
 
 
+@checked(PolicyError)
 @one_reading()
 def write_report(
-    path: str | Path,
+    path: Location,
     posteriors: Any,
     sections: Sequence[Section] = (),
     *,
@@ -77,18 +79,16 @@ def write_report(
         >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         True
     """
-    if (told := _told_by_themselves(posteriors)) is not None:
+    if (own := _told_by_themselves(posteriors)) is not None:
         check_sections(sections)
-        return _write(path, told[0], told[1](sections))
+        return _write(path, own[0], own[1](sections))
     named = {"fit": posteriors} if isinstance(posteriors, Posterior) else posteriors
-    check_named(named, "write_report")
-    if not named:
-        raise PolicyError("write_report got no posterior; pass one, or several as {name: posterior}")
-    if key is not None:
-        check_key(key)
-    if gold is not None and not isinstance(gold, str):
-        raise PolicyError(f"gold={gold!r} is no name; pass that of a numpyro.deterministic site")
-    check_arguments(held_out)
+    given = list(named.items()) if isinstance(named, Mapping) else []
+    if not given or not all(isinstance(name, str) and isinstance(one, Posterior) for name, one in given):
+        raise PolicyError(
+            f"write_report got {told(posteriors)} in the place of posteriors; use a Posterior, {Posterior.GIVEN_BY}, "
+            "or several by name: {'a': a, 'b': b}"
+        )
     _check_made(named, "diagnoses", diagnoses, Diagnosis)
     _check_made(named, "frontiers", frontiers, Frontier)
     check_sections(sections)
@@ -115,8 +115,6 @@ def check_path(path: Any) -> None:
     Raises:
         RunFolderError: it is a folder or a device, or its folder is none or cannot be written.
     """
-    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
-        raise RunFolderError(f"cannot write the report to path={path!r}: it names no file; use report.html, say")
     file = Path(path)
     refused = f"cannot write the report to {file}:"
     try:

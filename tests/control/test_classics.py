@@ -35,15 +35,15 @@ def test_grid_world_by_hand() -> None:
     ("make", "message"),
     [
         (lambda: grid_world([]), "one length"),
-        (lambda: grid_world("S.G"), "the map is one text, 'S.G'; pass a sequence of rows"),
+        (lambda: grid_world("S.G"), "rows='S.G'; use a list of texts"),
         (lambda: grid_world(["S.", "G"]), r"one length; got \[2, 1\]"),
         (lambda: grid_world(["SxG"]), "the map holds 'x'"),
         (lambda: grid_world(["..G"]), "no start"),
-        (lambda: grid_world([["S", "G"]]), "the map is .*; pass a sequence of texts"),  # type: ignore[list-item]
-        (lambda: grid_world(None), "the map is None; pass a sequence of texts"),  # type: ignore[arg-type]
-        (lambda: grid_world(["SG"], slip=2), r"slip=2; use a probability"),
+        (lambda: grid_world([["S", "G"]]), "rows=.*; use a list of which each is a text"),  # type: ignore[list-item]
+        (lambda: grid_world(None), "rows=None; use a list of texts"),  # type: ignore[arg-type]
+        (lambda: grid_world(["SG"], slip=2), "slip=2; use a number from 0 to 1"),
         (lambda: classic("maze"), "no classic 'maze'; choose from deep_sea"),
-        (lambda: deep_sea(size=1), "size=1; use an integer of at least 2"),
+        (lambda: deep_sea(size=1), "size=1; use a whole number of at least 2"),
         (lambda: classic("river_swim", num_states=0), "num_states=0"),
     ],
 )

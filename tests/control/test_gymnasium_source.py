@@ -233,7 +233,7 @@ def test_rewards_that_are_no_numbers_are_refused() -> None:
         (lambda: GymnasiumSource("Nowhere-v1"), "'Nowhere-v1' cannot be made"),
         (lambda: GymnasiumSource(Counter()), "is neither an id nor a function; pass the id"),  # type: ignore[arg-type]
         (lambda: GymnasiumSource(lambda: 3), "cannot be made: .*; let the function give a gymnasium.Env"),
-        (lambda: GymnasiumSource("CartPole-v1", num_envs=0), "num_envs=0; use an integer of at least 1"),
+        (lambda: GymnasiumSource("CartPole-v1", num_envs=0), "num_envs=0; use a whole number of at least 1"),
         (lambda: GymnasiumSource("CartPole-v1", window=2.5), "window=2.5"),  # type: ignore[arg-type]
         (lambda: describe_observations(spaces.Text(3)), r"observation space Text\(.*not supported; Discrete and Box"),
         (lambda: describe_actions(spaces.MultiBinary(3)), r"action space MultiBinary\(3\) is not supported"),
@@ -457,7 +457,7 @@ def test_a_run_is_resumed_with_its_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": -1}, "seed=-1; use an integer of at least 0"),
+        ({"seed": -1}, "seed=-1; use a whole number from 0"),
         ({"max_failures": -1}, "max_failures=-1"),
         ({"behaviour": 0.3}, "behaviour=0.3; use prior_mixture"),
         ({"options": {"length": 3}}, "use functools.partial"),

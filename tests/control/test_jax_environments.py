@@ -109,10 +109,10 @@ HERE, THERE = jnp.zeros(1), jnp.zeros(2)
         (lambda: JaxEnvironment(3), "env=3 has no method 'reset'"),
         (lambda: JaxEnvironment(Bare()), "Bare has no default_params; pass params="),
         (lambda: JaxEnvironment(Bare(), params=None), r"Bare has no finite action_space\(params\).n; pass actions="),
-        (lambda: JaxEnvironment(Bare(), 3, params=None), "actions=3 is no distribution"),
+        (lambda: JaxEnvironment(Bare(), 3, params=None), "actions=3; use a Distribution"),
         (
             lambda: JaxEnvironment(Bare(), dist.Bernoulli(0.5), params=None, num_observations=0),
-            "num_observations=0; use an integer of at least 1",
+            "num_observations=0; use a whole number of at least 1",
         ),
         (lambda: played(HERE), r"reset of Told gives a \w+; give \(observation, state\)"),
         (lambda: played(({"place": HERE}, HERE)), "Told gives an observation of type dict; give one array"),

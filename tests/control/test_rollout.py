@@ -264,11 +264,11 @@ def test_a_fitted_policy_is_the_next_prior() -> None:
 
 
 BAD: list[tuple[Any, type[Exception], str]] = [
-    (lambda: Rollout(3, 5), ControlError, "environment=3 is none; pass an instance"),  # type: ignore[arg-type]
-    (lambda: Rollout(CartPole(), 5, prior=3), ControlError, "prior=3 is no function"),  # type: ignore[arg-type]
+    (lambda: Rollout(3, 5), ControlError, "environment=3; use an Environment"),  # type: ignore[arg-type]
+    (lambda: Rollout(CartPole(), 5, prior=3), ControlError, "prior=3; use a function"),  # type: ignore[arg-type]
     (lambda: soft_value_iteration(3, 1.0), ControlError, "int is no TabularMDP"),  # type: ignore[arg-type]
-    (lambda: Rollout(CartPole(), 0), ControlError, "horizon=0; use an integer of at least 1"),
-    (lambda: Rollout(CartPole(), 5, 0.0), ControlError, r"discount=0.0 is outside \(0, 1\]"),
+    (lambda: Rollout(CartPole(), 0), ControlError, "horizon=0; use a whole number of at least 1"),
+    (lambda: Rollout(CartPole(), 5, 0.0), ControlError, r"discount=0.0; use a number.*above 0"),
     (lambda: Rollout(CartPole(), 5, 1.01), ControlError, "discount=1.01"),
     (lambda: ActorCritic(trace=2.0), ObjectiveError, r"trace=2.0; use a number in \[0, 1\]"),
     (lambda: ActorCritic(clip=-1.0), ObjectiveError, "clip=-1.0"),

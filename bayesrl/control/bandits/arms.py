@@ -2,21 +2,22 @@
 
 import abc
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
+from bayesrl.arguments import Count, Positive, Several, checked, real
 from bayesrl.control.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
-from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
 
 _NEWTON_STEPS = 8
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class Bandit(abc.ABC):
     """A bandit whose worlds are drawn from the prior; many independent runs are played side by side, [runs, ...].
@@ -28,29 +29,13 @@ class Bandit(abc.ABC):
         ControlError: num_arms is below 2; another number is out of range.
     """
 
-    num_arms: int
-
-    def __post_init__(self) -> None:
-        name = type(self).__name__
-        if not is_count(self.num_arms, least=2):
-            raise ControlError(f"{name} got num_arms={self.num_arms!r}; use an integer of at least 2")
-        for field in ("prior_a", "prior_b"):
-            value = getattr(self, field, 1.0)
-            if not (is_number(value) and value >= 1):
-                raise ControlError(f"{name} got {field}={value!r}; use a number of at least 1")
-        for field in ("prior_scale", "noise"):
-            value = getattr(self, field, 1.0)
-            if not (is_number(value) and value > 0):
-                raise ControlError(f"{name} got {field}={value!r}; use a number above 0")
-        if not is_count(getattr(self, "num_features", 1), least=1):
-            value = getattr(self, "num_features", None)
-            raise ControlError(f"{name} got num_features={value!r}; use an integer of at least 1")
+    num_arms: Several
 
     @abc.abstractmethod
-    def draw_worlds(self, key: PRNGKey, num_runs: int) -> Array:
+    def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw what is unknown from the prior, [runs, ...]."""
 
-    def observe(self, key: PRNGKey, num_runs: int) -> Array:
+    def observe(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw what is seen before an action is chosen, [runs, ...]; nothing by default."""
         return jnp.zeros((num_runs, 0))
 
@@ -63,7 +48,7 @@ class Bandit(abc.ABC):
         """Draw the rewards of actions of these expected rewards, [runs]."""
 
     @abc.abstractmethod
-    def start(self, num_runs: int) -> Any:
+    def start(self, num_runs: Count) -> Any:
         """Give the prior in the form that `learn` updates, [runs, ...]."""
 
     @abc.abstractmethod
@@ -87,6 +72,7 @@ class Bandit(abc.ABC):
         """Give the posterior of the values of all arms, [runs, arms]."""
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class BernoulliArms(Bandit):
     """Rewards 0 and 1 with unknown probabilities, a priori Beta(prior_a, prior_b), each of at least 1.
@@ -102,10 +88,10 @@ class BernoulliArms(Bandit):
         [[0.5, 0.5]]
     """
 
-    prior_a: float = 1.0
-    prior_b: float = 1.0
+    prior_a: Annotated[float, real(1)] = 1.0
+    prior_b: Annotated[float, real(1)] = 1.0
 
-    def draw_worlds(self, key: PRNGKey, num_runs: int) -> Array:
+    def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw probabilities, [runs, arms]."""
         return self.start(num_runs).draw(key)
 
@@ -117,7 +103,7 @@ class BernoulliArms(Bandit):
         """Draw 0 or 1."""
         return (jax.random.uniform(key, values.shape) < values).astype(float)
 
-    def start(self, num_runs: int) -> BetaBelief:
+    def start(self, num_runs: Count) -> BetaBelief:
         """Give the prior."""
         shape = (num_runs, self.num_arms)
         return BetaBelief(jnp.full(shape, float(self.prior_a)), jnp.full(shape, float(self.prior_b)))
@@ -144,6 +130,7 @@ class BernoulliArms(Bandit):
         return state
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class GaussianArms(Bandit):
     """Rewards Normal(value, noise) with unknown values, a priori Normal(prior_mean, prior_scale).
@@ -156,15 +143,10 @@ class GaussianArms(Bandit):
     """
 
     prior_mean: float = 0.0
-    prior_scale: float = 1.0
-    noise: float = 1.0
+    prior_scale: Positive = 1.0
+    noise: Positive = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not is_number(self.prior_mean):
-            raise ControlError(f"GaussianArms got prior_mean={self.prior_mean!r}; use a number of reward units")
-
-    def draw_worlds(self, key: PRNGKey, num_runs: int) -> Array:
+    def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw values, [runs, arms]."""
         return self.start(num_runs).draw(key)
 
@@ -176,7 +158,7 @@ class GaussianArms(Bandit):
         """Add noise."""
         return values + self.noise * jax.random.normal(key, values.shape)
 
-    def start(self, num_runs: int) -> NormalBelief:
+    def start(self, num_runs: Count) -> NormalBelief:
         """Give the prior."""
         shape = (num_runs, self.num_arms)
         return NormalBelief(jnp.full(shape, float(self.prior_mean)), jnp.full(shape, float(self.prior_scale) ** 2))
@@ -204,6 +186,7 @@ class GaussianArms(Bandit):
         return state
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class LinearArms(Bandit):
     """Contextual: each arm shows features x ~ Normal(0, 1/features), and pays Normal(x·θ, noise).
@@ -220,15 +203,15 @@ class LinearArms(Bandit):
         Agrawal & Goyal (2013), "Thompson sampling for contextual bandits with linear payoffs".
     """
 
-    num_features: int = 4
-    prior_scale: float = 1.0
-    noise: float = 1.0
+    num_features: Count = 4
+    prior_scale: Positive = 1.0
+    noise: Positive = 1.0
 
-    def draw_worlds(self, key: PRNGKey, num_runs: int) -> Array:
+    def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw θ, [runs, features]."""
         return self.prior_scale * jax.random.normal(key, (num_runs, self.num_features))
 
-    def observe(self, key: PRNGKey, num_runs: int) -> Array:
+    def observe(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw the features of all arms, [runs, arms, features]."""
         return jax.random.normal(key, (num_runs, self.num_arms, self.num_features)) / self.num_features**0.5
 
@@ -240,7 +223,7 @@ class LinearArms(Bandit):
         """Add noise."""
         return values + self.noise * jax.random.normal(key, values.shape)
 
-    def start(self, num_runs: int) -> tuple[Array, Array]:
+    def start(self, num_runs: Count) -> tuple[Array, Array]:
         """Give (E[θ], precision of θ)."""
         precision = jnp.eye(self.num_features) / self.prior_scale**2
         return jnp.zeros((num_runs, self.num_features)), jnp.tile(precision, (num_runs, 1, 1))
@@ -274,6 +257,7 @@ class LinearArms(Bandit):
         return LinearBelief(seen, state[0], jnp.linalg.cholesky(state[1]))
 
 
+@checked(ControlError)
 @dataclass(frozen=True)
 class LogisticArms(LinearArms):
     """Contextual, with rewards 0 and 1 of probability σ(x·θ); the posterior of θ is a running Laplace approximation.

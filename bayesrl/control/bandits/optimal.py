@@ -1,15 +1,18 @@
 """Optimal play of Bernoulli bandits, by dynamic programming: Gittins indices, and Bayes-optimal regret."""
 
+from typing import Annotated
+
 import numpy as np
 
-from bayesrl.core.draws import is_count
+from bayesrl.arguments import Positive, checked, real, whole
 from bayesrl.errors import ControlError
 
 _TAIL = 1e-6
 _BISECTIONS = 40
 
 
-def gittins_index(a: float = 1.0, b: float = 1.0, *, discount: float) -> float:
+@checked(ControlError)
+def gittins_index(a: Positive = 1.0, b: Positive = 1.0, *, discount: Annotated[float, real(0, 0.999)]) -> float:
     """Give the Gittins index of an arm that pays 0 or 1, believed Beta(a, b).
 
     The index is the sure reward λ a step that is worth as much as the arm, with the right to retire to λ later:
@@ -37,11 +40,6 @@ def gittins_index(a: float = 1.0, b: float = 1.0, *, discount: float) -> float:
     References:
         Gittins, Glazebrook & Weber (2011), "Multi-armed Bandit Allocation Indices", section 8.4.
     """
-    for name, value in {"a": a, "b": b}.items():
-        if not (isinstance(value, int | float | np.number) and 0 < value < np.inf):
-            raise ControlError(f"{name}={value!r}; use a number above 0")
-    if not (isinstance(discount, int | float | np.number) and 0 <= discount <= 0.999):
-        raise ControlError(f"discount={discount!r} is outside [0, .999]")
     if discount == 0:
         return float(a / (a + b))
     steps = int(np.ceil(np.log(_TAIL * (1 - discount)) / np.log(discount)))
@@ -69,7 +67,8 @@ def _worth(a: float, b: float, discount: float, rate: float, steps: int) -> floa
     return retired
 
 
-def bayes_optimal_regret(horizon: int, *, a: float = 1.0, b: float = 1.0) -> float:
+@checked(ControlError)
+def bayes_optimal_regret(horizon: Annotated[int, whole(1, 200)], *, a: Positive = 1.0, b: Positive = 1.0) -> float:
     """Give the least Bayes regret that any rule can have on two Bernoulli arms, both believed Beta(a, b).
 
     By backward induction over all counts of successes and failures; the work grows with horizon⁴/24.
@@ -93,11 +92,6 @@ def bayes_optimal_regret(horizon: int, *, a: float = 1.0, b: float = 1.0) -> flo
     References:
         Berry & Fristedt (1985), "Bandit Problems: Sequential Allocation of Experiments", chapter 2.
     """
-    if not (is_count(horizon, least=1) and horizon <= 200):
-        raise ControlError(f"horizon={horizon!r}; use an integer from 1 to 200")
-    for name, number in {"a": a, "b": b}.items():
-        if not (isinstance(number, int | float | np.number) and 0 < number < np.inf):
-            raise ControlError(f"{name}={number!r}; use a number above 0")
     # value[s, f, t]: s successes and f failures of the first arm, t successes of the second.
     value = np.zeros((horizon + 2,) * 3)
     for done in reversed(range(horizon)):

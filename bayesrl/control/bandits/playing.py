@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from bayesrl.certainty.asking import check_key
+from bayesrl.arguments import Count, checked
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.exploration import Exploration
 from bayesrl.core.compiling import once_prepared
-from bayesrl.core.draws import is_count, is_number
+from bayesrl.core.draws import is_number
 from bayesrl.core.keys import apart, cheap
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -58,13 +58,14 @@ class BanditRuns(NamedTuple):
         return np.asarray(np.quantile(self.regret, [(1 - level) / 2, (1 + level) / 2], axis=0))
 
 
+@checked(ControlError)
 def play_bandit(
     key: PRNGKey,
     bandit: Bandit,
     exploration: Exploration | Callable[..., Array],
     *,
-    num_steps: int,
-    num_runs: int = 1000,
+    num_steps: Count,
+    num_runs: Count = 1000,
 ) -> BanditRuns:
     """Play independent runs, each on a world of its own from the prior.
 
@@ -93,10 +94,6 @@ def play_bandit(
         >>> bool(good.mean[-1] < 4 < 15 < bad.mean[-1])  # 2.78 and 100/6
         True
     """
-    for name, value in {"num_steps": num_steps, "num_runs": num_runs}.items():
-        if not is_count(value, least=1):
-            raise ControlError(f"{name}={value!r}; use an integer of at least 1")
-    check_key(key)
     count = -(-num_runs // _TOGETHER)
     together = -(-num_runs // count)
     _check(cheap(key), bandit, exploration, together)
@@ -116,13 +113,6 @@ def play_bandit(
 
 def _check(key: PRNGKey, bandit: Bandit, exploration: Any, num_runs: int) -> None:
     """Try the rule on what is believed at first."""
-    if not isinstance(bandit, Bandit):
-        raise ControlError(f"bandit={bandit!r} is none; pass one such as BernoulliArms(2)")
-    if not callable(exploration):
-        raise ControlError(
-            f"exploration={exploration!r} is no rule; use thompson(), bayes_ucb(), ... or a function of "
-            "(key, belief, step)"
-        )
     seen = jax.eval_shape(partial(bandit.observe, num_runs=num_runs), key)
     belief = jax.eval_shape(bandit.believe, jax.eval_shape(lambda: bandit.start(num_runs)), seen)
     try:

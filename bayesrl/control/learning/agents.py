@@ -4,13 +4,14 @@ import abc
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.arguments import Count, checked
 from bayesrl.control.beliefs import SampleBelief
 from bayesrl.control.exploration import Exploration, thompson
 from bayesrl.control.learning.choices import losses, restored, shares
@@ -18,7 +19,6 @@ from bayesrl.control.learning.experience import Episode, Experience, Memory, exa
 from bayesrl.control.learning.unknown import ProgramModel, UnknownModel
 from bayesrl.control.learning.worlds import Act, World
 from bayesrl.core.compiling import once_prepared
-from bayesrl.core.draws import is_count
 from bayesrl.core.keys import apart, fold_in, key_of_nothing
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -101,6 +101,7 @@ class Agent(abc.ABC):
         """The rule where none is asked for."""
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class Bayesian(Agent):
     """Bayesian RL: a posterior over what is unknown, from which exploration is drawn.
@@ -121,10 +122,10 @@ class Bayesian(Agent):
     """
 
     model: Any
-    inference: str = "exact"
-    num_draws: int = 32
-    num_steps: int = 100
-    update_every: int = 1
+    inference: Literal["exact", "fit"] = "exact"
+    num_draws: Count = 32
+    num_steps: Count = 100
+    update_every: Count = 1
 
     def __post_init__(self) -> None:
         if not callable(self.model):
@@ -132,11 +133,6 @@ class Bayesian(Agent):
         if isinstance(self.model, type):
             name = self.model.__name__
             raise ControlError(f"Bayesian got the class {name}; pass a model: Bayesian({name}(...))")
-        if self.inference not in ("exact", "fit"):
-            raise ControlError(f"Bayesian got inference={self.inference!r}; use 'exact' or 'fit'")
-        for name in ("num_draws", "num_steps", "update_every"):
-            if not is_count(getattr(self, name), least=1):
-                raise ControlError(f"Bayesian got {name}={getattr(self, name)!r}; use an integer of at least 1")
 
     @property
     def default_exploration(self) -> Exploration:

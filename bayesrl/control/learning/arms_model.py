@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 from jax import Array, lax
 
+from bayesrl.arguments import checked
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
@@ -19,6 +20,7 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class ArmsModel(UnknownModel):
     """The prior of a bandit, learned from single pulls as the bandit itself learns: exactly, but for `LogisticArms`.

@@ -1,18 +1,18 @@
 """Whether what was learned can be trusted: decisions, predictions of the data, and NUTS beside the posterior."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
+from bayesrl.arguments import Count, Several, checked, whole
 from bayesrl.certainty.verdicts import Check
 from bayesrl.control.learning.agents import BayesianMind
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.learned import Learned
 from bayesrl.core.compiling import compiled
-from bayesrl.core.draws import is_count
 from bayesrl.core.keys import apart, split
 from bayesrl.core.primitives import kind_of
 from bayesrl.errors import ControlError
@@ -27,6 +27,7 @@ _REPLICATES = 200
 _SURE, _CHEAP, _NEAR, _ODD = 0.95, 0.02, 0.1, 0.01
 
 
+@checked(ControlError)
 def check_learned(key: PRNGKey, learned: Learned) -> list[Check]:
     """Ask of a run: is the decision in the first state settled, is play near the optimum, does the model fit the data?
 
@@ -111,7 +112,8 @@ def _predictive(key: PRNGKey, learned: Learned) -> Check:
     )
 
 
-def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: int = _REPLICATES) -> dict[str, float]:
+@checked(ControlError)
+def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: Count = _REPLICATES) -> dict[str, float]:
     """Give P(T(replicated data) > T(data)), ties counted half, for mean and standard deviation of each observed site.
 
     The actions that were taken are kept, what followed is drawn anew from the posterior.
@@ -127,8 +129,6 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: int =
     Raises:
         ControlError: the agent has no posterior over what is unknown, or the number is below 1.
     """
-    if not is_count(num_replicates, least=1):
-        raise ControlError(f"num_replicates={num_replicates!r}; use an integer of at least 1")
     mind = learned.bayesian_mind()
     first = max(mind.memory.num_rows - _ROWS, 0)
     rows: Experience = jax.tree.map(lambda x: x[first : mind.memory.num_rows], mind.memory.rows())
@@ -181,8 +181,14 @@ class _Redrawn(handlers.uncondition):
             msg["is_observed"], msg["value"] = False, None
 
 
+@checked(ControlError)
 def nuts_posterior(
-    key: PRNGKey, learned: Learned, *, num_warmup: int = 300, num_samples: int = 500, num_chains: int = 2
+    key: PRNGKey,
+    learned: Learned,
+    *,
+    num_warmup: Count = 300,
+    num_samples: Annotated[int, whole(10)] = 500,
+    num_chains: Several = 2,
 ) -> "xr.DataTree":
     """Draw from the posterior of what is unknown by NUTS, to check the one that was learned with.
 
@@ -206,11 +212,6 @@ def nuts_posterior(
     import xarray as xr
     from numpyro.infer import MCMC, NUTS
 
-    for name, value, least in (("num_warmup", num_warmup, 1), ("num_samples", num_samples, 10)):
-        if not is_count(value, least=least):
-            raise ControlError(f"{name}={value!r}; use an integer of at least {least}")
-    if not is_count(num_chains, least=2):
-        raise ControlError(f"num_chains={num_chains!r}; use at least 2, lest R-hat say nothing")
     mind = learned.bayesian_mind()
     count = mind.memory.num_rows
     rows: Experience = jax.tree.map(lambda x: x[: max(count, 1)], mind.memory.rows())

@@ -11,6 +11,7 @@ import optax
 from jax import Array, lax
 from numpyro import handlers
 
+from bayesrl.arguments import Count, Positive, Share, checked
 from bayesrl.control.behaviours import decide
 from bayesrl.control.critic import ActorCritic
 from bayesrl.control.exploration import Exploration, Thompson, thompson
@@ -22,8 +23,7 @@ from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePoli
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions
 from bayesrl.core.compiling import compiled, once_prepared
-from bayesrl.core.draws import Draws, is_count, is_number
-from bayesrl.core.handlers import check_beta
+from bayesrl.core.draws import Draws
 from bayesrl.core.keys import cheap, fold_in
 from bayesrl.engines.setup import set_up
 from bayesrl.engines.svi import Lane, State, init
@@ -32,6 +32,7 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class KLControl(Agent):
     """KL-regularised RL: the policy is the posterior p* ∝ π₀·exp(R/β), fitted to what was played.
@@ -59,28 +60,14 @@ class KLControl(Agent):
         batches that serve several updates.
     """
 
-    beta: float
+    beta: Positive
     reference: Literal["prior", "previous"] = "prior"
     policy: ObservationPolicy | None = None
-    batch: int = 8
-    num_updates: int = 8
-    trace: float = 0.95
-    learning_rate: float | None = None
-    discount: float | None = None
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if np.ndim(self.beta):
-            raise ControlError(f"KLControl got beta={self.beta!r}; use one temperature")
-        if self.reference not in ("prior", "previous"):
-            raise ControlError(f"KLControl got reference={self.reference!r}; use 'prior' or 'previous'")
-        for name in ("batch", "num_updates"):
-            if not is_count(getattr(self, name), least=1):
-                raise ControlError(f"KLControl got {name}={getattr(self, name)!r}; use an integer of at least 1")
-        if self.discount is not None and not (is_number(self.discount) and 0 <= self.discount <= 1):
-            raise ControlError(f"KLControl got discount={self.discount!r}; use a number in [0, 1], or None")
-        if self.learning_rate is not None and not (is_number(self.learning_rate) and self.learning_rate > 0):
-            raise ControlError(f"KLControl got learning_rate={self.learning_rate!r}; use one above 0, or None")
+    batch: Count = 8
+    num_updates: Count = 8
+    trace: Share = 0.95
+    learning_rate: Positive | None = None
+    discount: Share | None = None
 
     @property
     def default_exploration(self) -> Exploration:
@@ -260,6 +247,7 @@ def _recorded(*_: Any) -> Any:
     raise ControlError("episodes are handed over by learn(...)")
 
 
+@checked(ControlError)
 def agent_named(name: str, model: Any, *, beta: float) -> Agent:
     """Make an agent from its name: `bayesian`, with a model of the unknown, or `kl_control`, at a temperature.
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bayesrl.arguments import Count, CountOrNone, Share, checked
 from bayesrl.certainty.verdicts import Section
 from bayesrl.control.exploration import Decision
 from bayesrl.control.learning.agents import BayesianMind, Mind
 from bayesrl.control.learning.choices import losses, shares
 from bayesrl.control.learning.worlds import World
-from bayesrl.core.draws import is_count
 from bayesrl.core.keys import cheap, key_of_nothing
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -35,6 +35,7 @@ class Stage(NamedTuple):
     rows: int
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class Learned:
     """What came out of a run of `learn`.
@@ -73,7 +74,7 @@ class Learned:
         """Give the name of an action, or its number where it has none."""
         return self.world.action_names[action] if self.world.action_names else str(action)
 
-    def solved_after(self, share: float = 0.5) -> int | None:
+    def solved_after(self, share: Share = 0.5) -> int | None:
         """Give the first episode at which the mean regret so far is at most this share of the optimum; None if never.
 
         References:
@@ -87,7 +88,7 @@ class Learned:
         reached = np.flatnonzero(mean <= share * self.world.optimum)
         return int(reached[0]) + 1 if len(reached) else None
 
-    def draws(self, key: PRNGKey, num_draws: int = _KEPT_DRAWS, *, stage: Stage | None = None) -> dict[str, Any]:
+    def draws(self, key: PRNGKey, num_draws: Count = _KEPT_DRAWS, *, stage: Stage | None = None) -> dict[str, Any]:
         """Draw θ and the action values from the posterior.
 
         Args:
@@ -102,13 +103,11 @@ class Learned:
             ControlError: the agent has no posterior over what is unknown, or cannot go back.
         """
         mind = self.bayesian_mind()
-        if not is_count(num_draws, least=1):
-            raise ControlError(f"num_draws={num_draws!r}; use an integer of at least 1")
         state = None if stage is None else mind.back_then(stage.rows)
         sites, tables = mind.drawn(cheap(key), num_draws, state=state)
         return sites | {"action_values": tables} if mind.finite else sites
 
-    def decide(self, key: PRNGKey, observation: Any, *, time: int = 0, num_draws: int = 1000) -> Decision:
+    def decide(self, key: PRNGKey, observation: Any, *, time: CountOrNone = 0, num_draws: Count = 1000) -> Decision:
         """Tell which action is the best where something is observed, how surely, and what a wrong choice may cost.
 
         Args:
@@ -122,9 +121,7 @@ class Learned:
                 is none of its own.
         """
         mind = self.bayesian_mind()
-        if not is_count(num_draws, least=1):
-            raise ControlError(f"num_draws={num_draws!r}; use an integer of at least 1")
-        if not is_count(time, least=0) or time >= self.world.max_steps:
+        if time >= self.world.max_steps:
             raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.world.max_steps - 1}")
         values = mind.at(cheap(key), self._seen(observation), num_draws, time)
         if not np.isfinite(values).all():
@@ -143,7 +140,7 @@ class Learned:
             raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
         return seen
 
-    def act(self, key: PRNGKey, observation: Any, time: int = 0) -> int:
+    def act(self, key: PRNGKey, observation: Any, time: CountOrNone = 0) -> int:
         """Choose an action as the exploration rule does after what was learned."""
         rule = self.mind.explore(cheap(key), self.exploration, self.num_episodes)
         return rule.choose(time, self._seen(observation))[0]

@@ -6,20 +6,19 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.certainty.asking import check_key
+from bayesrl.arguments import Count, Location, Positive, checked, real
 from bayesrl.control.exploration import Exploration
 from bayesrl.control.learning.agents import Agent, Mind, Told
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.learned import Learned, Stage
 from bayesrl.control.learning.worlds import Act, World, world_of
 from bayesrl.core.compiling import one_reading
-from bayesrl.core.draws import is_count
 from bayesrl.core.keys import apart, cheap, fold_in
 from bayesrl.core.telling import activity
 from bayesrl.engines.progress import Progress, showing
@@ -34,16 +33,17 @@ _COLUMNS = ("episode", "return", "discounted", "length", "regret", "p_optimal", 
 """Of the history."""
 
 
+@checked(ControlError)
 def learn(
     key: PRNGKey,
     environment: Any,
     agent: Agent,
     *,
     exploration: Exploration | Callable[..., Any] | None = None,
-    num_episodes: int,
-    tolerance: float | None = None,
-    confidence: float | None = None,
-    directory: str | Path | None = None,
+    num_episodes: Count,
+    tolerance: Positive | None = None,
+    confidence: Annotated[float, real(above=0, most=1)] | None = None,
+    directory: Location | None = None,
     callback: Callable[[dict[str, float]], Any] | None = None,
     progress: bool = True,
 ) -> Learned:
@@ -93,8 +93,7 @@ def learn(
         Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior sampling", for episodes
         under one draw; O'Donoghue, Osband & Ionescu (2020) for the two posteriors.
     """
-    check_key(key)
-    _check(agent, exploration, num_episodes, tolerance, confidence)
+    _check(exploration)
     with showing(progress), one_reading(), run_folder.held(directory):
         return _learn(
             key,
@@ -267,19 +266,11 @@ def _is_stage(number: int) -> bool:
     return first in (1, 2, 5) and number == first * 10 ** (len(str(number)) - 1)
 
 
-def _check(agent: Any, exploration: Any, num_episodes: Any, tolerance: Any, confidence: Any) -> None:
-    if not isinstance(agent, Agent):
-        raise ControlError(f"agent={agent!r} is none; pass KLControl(beta) or Bayesian(model)")
-    if exploration is not None and (not callable(exploration) or isinstance(exploration, type)):
+def _check(exploration: Any) -> None:
+    if isinstance(exploration, type):
         raise ControlError(f"exploration={exploration!r} is no rule; pass thompson(), k_learning(), … or a function")
     if getattr(exploration, "__module__", "") == Exploration.__module__ and not isinstance(exploration, Exploration):
-        raise ControlError(f"exploration={exploration.__name__} makes a rule; pass {exploration.__name__}(...)")  # type: ignore[union-attr]
-    if not is_count(num_episodes, least=1):
-        raise ControlError(f"num_episodes={num_episodes!r}; use an integer of at least 1")
-    if tolerance is not None and not (isinstance(tolerance, int | float) and tolerance > 0):
-        raise ControlError(f"tolerance={tolerance!r}; use a positive number of reward units, or None")
-    if confidence is not None and not (isinstance(confidence, int | float) and 0 < confidence <= 1):
-        raise ControlError(f"confidence={confidence!r}; use a probability above 0, or None")
+        raise ControlError(f"exploration={exploration.__name__} makes a rule; pass {exploration.__name__}(...)")
 
 
 def _numbers(described: Any) -> Any:

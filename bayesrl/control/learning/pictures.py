@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayesrl.arguments import checked
 from bayesrl.certainty.verdicts import Section
 from bayesrl.control.figures import _arrows, _cell_count, _maps, _place
 from bayesrl.control.learning.agents import BayesianMind
@@ -13,6 +14,7 @@ from bayesrl.control.learning.learned import Learned, Stage
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.core.keys import key_of_nothing
+from bayesrl.errors import ControlError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,6 +141,7 @@ def sure_map(learned: Learned, mdp: TabularMDP, stages: Sequence[Stage | None]) 
     return figure
 
 
+@checked(ControlError)
 def learning_maps(mdp: TabularMDP) -> Callable[[Learned], Iterator[Section]]:
     """Give the report sections of what was learned in a tabular problem: posterior of Q, and how sure it is.
 
@@ -180,6 +183,7 @@ def learning_maps(mdp: TabularMDP) -> Callable[[Learned], Iterator[Section]]:
     return sections
 
 
+@checked(ControlError)
 def learning_values(truth: Sequence[float] | None = None) -> Callable[[Learned], Iterator[Section]]:
     """Give the report section of what was learned of a bandit: the posterior of each arm's value.
 

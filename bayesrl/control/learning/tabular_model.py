@@ -11,13 +11,13 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array, lax
 
+from bayesrl.arguments import Count, Positive, Share, checked
 from bayesrl.control.beliefs import draw_dirichlet
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
 from bayesrl.control.learning.worlds import World
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.core.compiling import compiled
-from bayesrl.core.draws import is_count
 from bayesrl.core.keys import apart
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
@@ -53,6 +53,7 @@ class Cumulants(NamedTuple):
     bound: Array
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TabularModel(UnknownModel):
     """Unknown dynamics and rewards of finitely many states: P(· | s, a) ~ Dirichlet, r(s, a) ~ Normal.
@@ -93,28 +94,20 @@ class TabularModel(UnknownModel):
 
     online: ClassVar[bool] = True
 
-    num_states: int
-    num_actions: int
-    horizon: int
+    num_states: Count
+    num_actions: Count
+    horizon: Count
     successors: Any = None
     concentration: Any = 1.0
     reward_mean: Any = 0.0
-    reward_scale: float = 1.0
-    noise: float = 1.0
+    reward_scale: Positive = 1.0
+    noise: Positive = 1.0
     paid_at_end: bool = False
-    discount: float = 1.0
+    discount: Share = 1.0
     start: Any = None
     _layers: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("num_states", "num_actions", "horizon"):
-            if not is_count(getattr(self, name), least=1):
-                raise ControlError(f"TabularModel got {name}={getattr(self, name)!r}; use an integer of at least 1")
-        for name in ("reward_scale", "noise"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ControlError(f"TabularModel got {name}={getattr(self, name)!r}; use a number above 0")
-        if not 0 <= self.discount <= 1:
-            raise ControlError(f"TabularModel got discount={self.discount!r}; use a number in [0, 1]")
         pairs = (self.num_states, self.num_actions)
         every = np.broadcast_to(np.arange(self.num_states + 1), (*pairs, self.num_states + 1))
         successors = every if self.successors is None else np.asarray(self.successors)

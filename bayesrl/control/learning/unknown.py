@@ -12,10 +12,10 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.arguments import Count, Positive, checked
 from bayesrl.control.learning.experience import Experience, example
 from bayesrl.control.learning.worlds import World
 from bayesrl.core.compiling import compiled
-from bayesrl.core.draws import is_count
 from bayesrl.core.keys import key_of_nothing
 from bayesrl.core.pairing import Pair
 from bayesrl.engines.setup import Setup, set_up
@@ -107,6 +107,7 @@ def told_values(program: Program, sites: Sites, experience: Experience, seen: An
     return values
 
 
+@checked(ControlError)
 @dataclass(eq=False)
 class ProgramModel(UnknownModel):
     """A NumPyro program of yours as a model of the unknown, its posterior found by SVI, as `bayesrl.fit` does.
@@ -123,16 +124,11 @@ class ProgramModel(UnknownModel):
 
     program: Program
     guide: Program | GuideFamily | None = None
-    num_steps: int = 100
-    num_particles: int = 16
-    learning_rate: float | None = None
+    num_steps: Count = 100
+    num_particles: Count = 16
+    learning_rate: Positive | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.program):
-            raise ControlError(f"model={self.program!r} is no program; pass a function of the experience")
-        for name in ("num_steps", "num_particles"):
-            if not is_count(getattr(self, name), least=1):
-                raise ControlError(f"ProgramModel got {name}={getattr(self, name)!r}; use an integer of at least 1")
         self._setup: Setup | None = None
         self._seen: Any = None
 
@@ -209,6 +205,7 @@ def observe_masked(name: str, fn: Any, value: Numbers, held: Numbers) -> None:
         numpyro.sample(name, fn, obs=value)
 
 
+@checked(ControlError)
 def by_conjugacy(model: Any) -> Callable[..., Any]:
     """Give the exact posterior of a model as inference for `bayesrl.calibrate(infer=...)`."""
 

@@ -13,11 +13,11 @@ import numpyro.distributions as dist
 import optax
 from jax import Array
 
+from bayesrl.arguments import Count, CountOrNone, Positive, checked
 from bayesrl.control.learning.experience import Experience, example
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
 from bayesrl.control.learning.worlds import World
 from bayesrl.core.compiling import compiled
-from bayesrl.core.draws import is_count
 from bayesrl.core.keys import cheap, fold_in, split
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey, PRNGKeys
@@ -27,6 +27,7 @@ _MOST_MOMENTS = 2**27
 """Numbers in the second moments of linear regression, half a gigabyte."""
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ValueModel(UnknownModel):
     """What models of Q share: returns are observed as R ~ Normal(Q(s, a; θ), noise).
@@ -47,21 +48,11 @@ class ValueModel(UnknownModel):
         ControlError: a number is out of range.
     """
 
-    num_actions: int
-    num_observations: int | None = None
+    num_actions: Count
+    num_observations: Count | None = None
     features: Callable[[Any], Any] | None = None
-    prior_scale: float = 1.0
-    noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        name = type(self).__name__
-        if not is_count(self.num_actions, least=1):
-            raise ControlError(f"{name} got num_actions={self.num_actions!r}; use an integer of at least 1")
-        if self.num_observations is not None and not is_count(self.num_observations, least=1):
-            raise ControlError(f"{name} got num_observations={self.num_observations!r}; use an integer, or None")
-        for field in ("prior_scale", "noise"):
-            if not 0 < getattr(self, field) < np.inf:
-                raise ControlError(f"{name} got {field}={getattr(self, field)!r}; use a number above 0")
+    prior_scale: Positive = 1.0
+    noise: Positive = 1.0
 
     def check(self, world: World) -> None:
         """Refuse another environment; see `UnknownModel.check`."""
@@ -110,6 +101,7 @@ class Moments(NamedTuple):
     product: Numbers
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinearValues(ValueModel):
     """Q(s, a; θ) = φ(s)·θ_a, with the exact Normal posterior of θ [actions, features]; see `ValueModel`.
@@ -180,6 +172,7 @@ class Trained(NamedTuple):
     anchors: Any
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class NetworkValues(ValueModel):
     """What models of Q by networks share.
@@ -191,20 +184,10 @@ class NetworkValues(ValueModel):
         learning_rate: of Adam.
     """
 
-    hidden: int = 64
-    depth: int = 2
-    num_steps: int = 50
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in {"hidden": 1, "depth": 0, "num_steps": 1}.items():
-            if not is_count(getattr(self, name), least=least):
-                raise ControlError(
-                    f"{type(self).__name__} got {name}={getattr(self, name)!r}; use an integer of at least {least}"
-                )
-        if not self.learning_rate > 0:
-            raise ControlError(f"{type(self).__name__} got learning_rate={self.learning_rate!r}; use one above 0")
+    hidden: Count = 64
+    depth: CountOrNone = 2
+    num_steps: Count = 50
+    learning_rate: Positive = 1e-3
 
     def layers(self, size: int) -> list[tuple[int, int]]:
         """Give the shapes of the layers, the last one with an output for each action."""
@@ -274,6 +257,7 @@ class NetworkValues(ValueModel):
         return Trained(*carry, state.anchors)
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LastLayerValues(NetworkValues):
     """A network whose last layer has its exact Normal posterior, the layers below being those of the best fit.
@@ -313,6 +297,7 @@ class LastLayerValues(NetworkValues):
         return _regressed(_moments(self, read, experience), self.prior_scale / read.shape[-1] ** 0.5, self.noise)
 
 
+@checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EnsembleValues(NetworkValues):
     """An ensemble of networks, each with a prior network of its own and returns with noise of their own.
@@ -328,12 +313,7 @@ class EnsembleValues(NetworkValues):
         Pearce, Leibfried & Brintrup (2020), "Uncertainty in neural networks: approximately Bayesian ensembling".
     """
 
-    num_members: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not is_count(self.num_members, least=1):
-            raise ControlError(f"EnsembleValues got num_members={self.num_members!r}; use an integer of at least 1")
+    num_members: Count = 10
 
     def initial(self, key: PRNGKey, world: World) -> Trained:
         """Draw the prior networks; see `UnknownModel.initial`."""

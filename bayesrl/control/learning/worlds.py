@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from numpyro import handlers
 
+from bayesrl.arguments import Seed, checked
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.environments import Environment
 from bayesrl.control.gymnasium_source import MOST_STEPS
@@ -283,6 +284,7 @@ class ProgramWorld(World):
         return np.asarray(seen), float(reward), bool(terminated), False
 
 
+@checked(ControlError)
 class BanditWorld(World):
     """A bandit whose world is drawn once; an episode is one pull. What is seen are the features of all arms.
 
@@ -293,7 +295,7 @@ class BanditWorld(World):
         names: of the arms.
     """
 
-    def __init__(self, bandit: Bandit, values: Any = None, seed: int = 0, names: tuple[str, ...] = ()) -> None:
+    def __init__(self, bandit: Bandit, values: Any = None, seed: Seed = 0, names: tuple[str, ...] = ()) -> None:
         self.bandit, self.name = bandit, type(bandit).__name__
         self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
         key = cheap(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))

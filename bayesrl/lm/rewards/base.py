@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bayesrl.arguments import checked
 from bayesrl.core.draws import is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Completions
@@ -51,6 +52,7 @@ class Reward(abc.ABC):
         """Let go of what the reward holds, such as worker processes; it can be used again."""
 
 
+@checked(LanguageModelError)
 @dataclass(frozen=True)
 class WeightedSum(Reward):
     """Σ_k weight_k · reward_k.
@@ -102,6 +104,7 @@ class WeightedSum(Reward):
             part.close()
 
 
+@checked(LanguageModelError)
 @dataclass(frozen=True)
 class TokenReward(Reward):
     """A JAX function of the tokens of one completion; see `on_tokens`."""
@@ -134,6 +137,7 @@ class TokenReward(Reward):
         return value.reshape(shape).astype(jnp.float32)
 
 
+@checked(LanguageModelError)
 def on_tokens(fn: Callable[[Any, Any], Any]) -> TokenReward:
     """Make a reward of a JAX function of the tokens: generating, scoring and updating are then one compiled step.
 

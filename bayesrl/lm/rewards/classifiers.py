@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from bayesrl.arguments import checked
 from bayesrl.core.draws import is_count
 from bayesrl.core.host import on_host
 from bayesrl.errors import LanguageModelError
@@ -24,7 +25,6 @@ from bayesrl.lm.transformers.bert_config import REGRESSION, SEVERAL_LABELS
 _SHORTEST, _RATIO = 32, 4
 """Texts are padded to one of few lengths: the shortest, and by this ratio ever longer ones; each is compiled."""
 
-_SCALES = ("log_prob", "probability", "logit")
 
 type Scale = Literal["log_prob", "probability", "logit"]
 
@@ -130,6 +130,7 @@ class ClassifierReward(Reward):
         return self.tokenizer.pad if self.tokenizer.pad is not None else 0
 
 
+@checked(LanguageModelError)
 def classifier(
     pretrained: Pretrained, label: int | str, *, scale: Scale = "log_prob", with_prompt: bool = False
 ) -> ClassifierReward:
@@ -171,8 +172,6 @@ def classifier(
         raise LanguageModelError(
             f"classifier got a model without a tokenizer ({pretrained.folder} has no tokenizer.json); save it there"
         )
-    if scale not in _SCALES:
-        raise LanguageModelError(f"classifier got scale={scale!r}; use one of {', '.join(map(repr, _SCALES))}")
     labels, problem = model.config.labels, model.config.problem
     if scale != "logit" and (problem == REGRESSION or (len(labels) == 1 and problem != SEVERAL_LABELS)):
         raise LanguageModelError(
@@ -273,6 +272,7 @@ class _Pipeline:
             return list(np.log(chance))
 
 
+@checked(LanguageModelError)
 def sklearn_pipeline(pipeline: Any, label: Any = None, *, scale: Scale = "log_prob") -> TextReward:
     """Make a reward of a fitted scikit-learn pipeline that reads raw texts.
 
@@ -308,8 +308,6 @@ def sklearn_pipeline(pipeline: Any, label: Any = None, *, scale: Scale = "log_pr
         check_is_fitted(pipeline)
     except (NotFittedError, TypeError) as error:
         raise LanguageModelError(f"sklearn_pipeline got a {kind} that is not fitted; call its fit first") from error
-    if scale not in _SCALES:
-        raise LanguageModelError(f"sklearn_pipeline got scale={scale!r}; use one of {', '.join(map(repr, _SCALES))}")
     classes = list(getattr(pipeline, "classes_", []))
     if label is None and classes:
         raise LanguageModelError(f"sklearn_pipeline got a classifier and no label; pass one of {classes!r:.200}")

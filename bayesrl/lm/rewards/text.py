@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.core.draws import is_count, is_number
+from bayesrl.arguments import CountOrNone, Positive, checked
 from bayesrl.core.host import on_host
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Completions, Examples
@@ -182,11 +182,12 @@ class TextReward(Reward):
         )
 
 
+@checked(LanguageModelError)
 def on_text(
     fn: Callable[..., Any],
     *,
-    num_workers: int = 0,
-    time_limit: float | None = None,
+    num_workers: CountOrNone = 0,
+    time_limit: Positive | None = None,
     on_error: float | Literal["stop"] = "stop",
     batched: bool = False,
 ) -> TextReward:
@@ -228,27 +229,18 @@ def on_text(
     )
 
 
+@checked(LanguageModelError)
 def make_text_reward(
     fn: Callable[..., Any],
     *,
     name: str | None = None,
-    num_workers: int = 0,
-    time_limit: float | None = None,
+    num_workers: CountOrNone = 0,
+    time_limit: Positive | None = None,
     on_error: float | Literal["stop"] = "stop",
     batched: bool = False,
 ) -> TextReward:
     """Do as `on_text` does, under another name than that of the function."""
-    if not callable(fn):
-        raise LanguageModelError(f"on_text got {fn!r:.{_SHOWN}}; pass a function of the text")
     name = _name_of(fn) if name is None else name
-    if not is_count(num_workers, least=0):
-        raise LanguageModelError(f"num_workers={num_workers!r}; use a whole number, 0 for no worker processes")
-    if time_limit is not None and not (is_number(time_limit) and time_limit > 0):
-        raise LanguageModelError(f"time_limit={time_limit!r}; use seconds above 0, or None")
-    if isinstance(on_error, str) and on_error != "stop":
-        raise LanguageModelError(f"on_error={on_error!r}; use 'stop', or a number that scores texts that fail")
-    if not isinstance(on_error, str) and (_as_float(on_error) is None or not float(on_error) < math.inf):
-        raise LanguageModelError(f"on_error={on_error!r}; use 'stop', or a number below infinity")
     return TextReward(
         fn=fn,
         name=name,
@@ -279,6 +271,7 @@ def as_reward(reward: Any) -> Reward:
     )
 
 
+@checked(LanguageModelError)
 def decoded(examples: Examples, tokens: np.ndarray, real: np.ndarray) -> list[str]:
     """Decode completions [..., T] of which only what is real counts, in order; special tokens are left out.
 

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from bayesrl.arguments import NotNegative, Positive, checked
 from bayesrl.core.draws import is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Example
@@ -65,6 +66,7 @@ class _NumberMatch:
         return float(found is not None and (found == wanted or abs(found - wanted) <= self.tolerance))
 
 
+@checked(LanguageModelError)
 def exact_match(field: str = "answer", *, strip: bool = True, ignore_case: bool = False) -> TextReward:
     """Make a reward of 1 where the text equals a field of its example, else 0.
 
@@ -80,10 +82,10 @@ def exact_match(field: str = "answer", *, strip: bool = True, ignore_case: bool 
         >>> exact_match().scores([0, 0], [" 42", "41"], [{"prompt": "6*7=", "answer": 42}]).tolist()
         [1.0, 0.0]
     """
-    _check_field(field, "exact_match")
     return make_text_reward(_ExactMatch(field, strip, ignore_case), name="exact_match")
 
 
+@checked(LanguageModelError)
 def contains(field: str = "answer", *, ignore_case: bool = False) -> TextReward:
     """Make a reward of 1 where the text contains a field of its example, else 0.
 
@@ -98,11 +100,11 @@ def contains(field: str = "answer", *, ignore_case: bool = False) -> TextReward:
         >>> contains("city").scores([0], ["It is Paris."], [{"prompt": "Where?", "city": "Paris"}]).tolist()
         [1.0]
     """
-    _check_field(field, "contains")
     return make_text_reward(_Contains(field, ignore_case), name="contains")
 
 
-def matches(pattern: str | re.Pattern[str], *, full: bool = False, time_limit: float | None = None) -> TextReward:
+@checked(LanguageModelError)
+def matches(pattern: str | re.Pattern[str], *, full: bool = False, time_limit: Positive | None = None) -> TextReward:
     """Make a reward of 1 where a regular expression is found in the text, else 0.
 
     Args:
@@ -129,7 +131,8 @@ def matches(pattern: str | re.Pattern[str], *, full: bool = False, time_limit: f
     return make_text_reward(_Matches(compiled, full), name="matches", time_limit=time_limit)
 
 
-def number_match(field: str = "answer", *, tolerance: float = 0.0) -> TextReward:
+@checked(LanguageModelError)
+def number_match(field: str = "answer", *, tolerance: NotNegative = 0.0) -> TextReward:
     """Make a reward of 1 where the last number in the text is that of the example, else 0.
 
     Numbers may have a sign, thousands separated by commas, decimals after a point and an exponent; 3-1 ends with 1.
@@ -146,15 +149,7 @@ def number_match(field: str = "answer", *, tolerance: float = 0.0) -> TextReward
         >>> number_match().scores([0, 0], ["so it is 1234.0.", "I have 2 guesses"], asked).tolist()
         [1.0, 0.0]
     """
-    _check_field(field, "number_match")
-    if not (is_number(tolerance) and tolerance >= 0):
-        raise LanguageModelError(f"number_match got tolerance={tolerance!r}; use a number of at least 0")
     return make_text_reward(_NumberMatch(field, float(tolerance)), name="number_match")
-
-
-def _check_field(field: str, name: str) -> None:
-    if not isinstance(field, str):
-        raise LanguageModelError(f"{name} got field={field!r}; pass the name of a field of the examples")
 
 
 def _text_of(example: Example, field: str, name: str) -> str:

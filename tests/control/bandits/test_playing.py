@@ -172,15 +172,15 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: BernoulliArms(2, prior_a=0.5), "prior_a=0.5; use a number of at least 1"),
     (lambda: GaussianArms(2, noise=0.0), "noise=0.0"),
     (lambda: LinearArms(2, num_features=0), "num_features=0"),
-    (lambda: control.epsilon_greedy(1.5), "epsilon_greedy(1.5)"),
-    (lambda: control.boltzmann(0.0), "boltzmann(0.0)"),
+    (lambda: control.epsilon_greedy(1.5), "epsilon_greedy got epsilon=1.5; use a number from 0 to 1"),
+    (lambda: control.boltzmann(0.0), "boltzmann got temperature=0.0; use a number above 0"),
     (lambda: BernoulliArms(2, prior_a=np.inf), "prior_a=inf; use a number of at least 1"),
     (lambda: BernoulliArms(2, prior_b="1"), "prior_b='1'; use a number of at least 1"),  # type: ignore[arg-type]
-    (lambda: GaussianArms(2, noise=np.ones(2)), "noise=array([1., 1.]); use a number above 0"),  # type: ignore[arg-type]
+    (lambda: GaussianArms(2, noise=np.ones(2)), "noise=an array of shape (2,) and type float64; use a number above 0"),  # type: ignore[arg-type]
     (lambda: GaussianArms(2, prior_scale=np.inf), "prior_scale=inf"),
-    (lambda: GaussianArms(2, prior_mean=np.nan), "prior_mean=nan; use a number"),
-    (lambda: control.epsilon_greedy(None), "epsilon_greedy(None)"),  # type: ignore[arg-type]
-    (lambda: control.boltzmann("1"), "boltzmann('1')"),  # type: ignore[arg-type]
+    (lambda: GaussianArms(2, prior_mean=np.nan), "prior_mean=nan; use a finite number"),
+    (lambda: control.epsilon_greedy(None), "epsilon=None"),  # type: ignore[arg-type]
+    (lambda: control.boltzmann("1"), "temperature='1'"),  # type: ignore[arg-type]
     (lambda: decide_between(KEY, BetaBelief(jnp.array([0.2, 3.0]), jnp.ones(2))), "a and b of at least 1"),
     (lambda: decide_between(KEY, BetaBelief(jnp.array([0.5, 0.5]), jnp.ones(2))), "a and b of at least 1"),
     (lambda: decide_between(KEY, BetaBelief(jnp.array([jnp.nan, jnp.inf]), jnp.ones(2))), "are not finite"),
@@ -188,14 +188,14 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: decide_between(KEY, NormalBelief(jnp.zeros(3), jnp.ones(2))), "cannot be drawn from"),
     (lambda: decide_between(KEY, BetaBelief([3, 4], [5, 6])), "cannot be drawn from"),  # type: ignore[arg-type]
     (lambda: decide_between(KEY, NormalBelief(jnp.zeros(()), jnp.ones(()))), "is of a single value"),
-    (lambda: decide_between(KEY, None), "belief=None is none"),  # type: ignore[arg-type]
-    (lambda: play_bandit(KEY, BernoulliArms, control.thompson(), num_steps=1), "BernoulliArms'> is none"),  # type: ignore[arg-type]
+    (lambda: decide_between(KEY, None), "belief=None; use a Belief"),  # type: ignore[arg-type]
+    (lambda: play_bandit(KEY, BernoulliArms, control.thompson(), num_steps=1), "bandit=the class BernoulliArms; use a Bandit"),  # type: ignore[arg-type]
     (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson, num_steps=1), "cannot be called: thompson()"),  # type: ignore[arg-type]
     (lambda: play_bandit(KEY, BernoulliArms(2), lambda k, b, t: b.mean.argmax(0), num_steps=1), "for 1000 runs"),
     (lambda: play_bandit(KEY, Endless(2), control.thompson(), num_steps=1), "a value of Endless"),
     (lambda: play_bandit(KEY, BernoulliArms(2), control.random(), num_steps=1, num_runs=2).band(-0.5), "level=-0.5"),
     (lambda: gittins_index(0, 1, discount=0.9), "a=0"),
-    (lambda: gittins_index(1, 1, discount=1.0), "discount=1.0 is outside"),
+    (lambda: gittins_index(1, 1, discount=1.0), "discount=1.0; use a number from 0 to 0.999"),
     (lambda: bayes_optimal_regret(0), "horizon=0"),
     (lambda: decide_between(KEY, BetaBelief(jnp.ones(2), jnp.ones(2)), num_samples=0), "num_samples=0"),
     (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson(), num_steps=0), "num_steps=0"),
@@ -221,7 +221,7 @@ def test_a_seed_is_no_key() -> None:
         lambda: play_bandit(0, BernoulliArms(2), control.thompson(), num_steps=1),  # type: ignore[arg-type]
         lambda: decide_between(0, BetaBelief(jnp.ones(2), jnp.ones(2))),  # type: ignore[arg-type]
     ):
-        with pytest.raises(EngineError, match="key=0 is not a JAX random key"):
+        with pytest.raises(ControlError, match="key=0; use a JAX random key"):
             call()
 
 

@@ -1,0 +1,289 @@
+"""What an annotation allows: each is read once, into a function that refuses other values in words."""
+
+import math
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+
+LARGEST, LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+"""The ends of what single precision tells from infinity and from 0."""
+_PARTS = 100_000
+"""So many parts of a collection are looked at."""
+_SPOKEN = reprlib.Repr(maxother=100, maxstring=60, maxlong=40)
+
+
+@dataclass(frozen=True)
+class Must:
+    """A further condition of an annotation: `Annotated[float, Must("a number above 0", lambda x: x > 0)]`.
+
+    Attributes:
+        be: what is wanted, as the error says after "use".
+        hold: whether a value of the annotated type is it.
+        alone: whether it is asked of values of any type, so that the annotated type need not be looked at.
+        error: what is raised in the place of the caller's own error.
+    """
+
+    be: str
+    hold: Callable[[Any], bool]
+    alone: bool = False
+    error: type[Exception] | None = None
+
+
+type Refuser = Callable[[Any], str | None]
+"""Gives what is wanted in the place of a value, or None where the value is fine."""
+
+
+def refuser(hint: Any) -> Refuser | None:
+    """Give the check of an annotation, or None where anything goes."""
+    if isinstance(hint, typing.TypeAliasType):
+        return refuser(hint.__value__)
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _conditioned(parts[0], [part for part in parts[1:] if isinstance(part, Must)])
+    if origin in (typing.Union, types.UnionType):
+        return _any_of([refuser(part) for part in parts])
+    if origin is typing.Literal:
+        return _one_of(parts)
+    if hint is None or hint is type(None):
+        return _of(lambda value: value is None, "None")
+    if hint in _SIMPLE:
+        return _SIMPLE[hint]
+    if origin is not None:
+        return _of_parts(origin, parts)
+    if not isinstance(hint, type) or hint is object or getattr(hint, "_is_protocol", False):
+        return None
+    return _of_class(hint)
+
+
+def _of(fits: Callable[[Any], bool], wanted: str) -> Refuser:
+    return lambda value: None if fits(value) else wanted
+
+
+def _conditioned(base: Any, conditions: Sequence[Must]) -> Refuser | None:
+    within = None if any(condition.alone for condition in conditions) else refuser(base)
+    if not conditions:
+        return within
+
+    def refuses(value: Any) -> str | None:
+        if within is not None and within(value) is not None:
+            return conditions[-1].be
+        for condition in conditions:
+            if (condition.alone or not is_traced(value)) and not condition.hold(value):
+                return condition.be
+        return None
+
+    return refuses
+
+
+def own_error(hint: Any) -> type[Exception] | None:
+    """Give the error that an annotation, or a part of it, asks for."""
+    if isinstance(hint, typing.TypeAliasType):
+        return own_error(hint.__value__)
+    if isinstance(hint, Must):
+        return hint.error
+    parts = (*typing.get_args(hint), *getattr(hint, "__metadata__", ()))
+    return next((error for error in map(own_error, parts) if error is not None), None)
+
+
+def _any_of(checks: Sequence[Refuser | None]) -> Refuser | None:
+    told_apart = [check for check in checks if check is not None]
+    if len(told_apart) < len(checks):
+        return None
+
+    def refuses(value: Any) -> str | None:
+        wanted = []
+        for check in told_apart:
+            text = check(value)
+            if text is None:
+                return None
+            wanted.append(text)
+        some = " or ".join(text for text in dict.fromkeys(wanted) if text != "None")
+        return f"{some}, or None" if "None" in wanted else some
+
+    return refuses
+
+
+def _one_of(choices: Sequence[Any]) -> Refuser:
+    listed = [repr(choice) for choice in choices]
+    wanted = " or ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
+    return _of(lambda value: any(isinstance(value, type(c)) and bool(value == c) for c in choices), wanted)
+
+
+def _of_parts(origin: Any, parts: tuple[Any, ...]) -> Refuser | None:
+    """Check collections, and what they hold."""
+    if origin is Callable or not isinstance(origin, type):
+        return _SIMPLE[Callable] if origin is Callable else None
+    if origin is type:
+        return _of(lambda value: isinstance(value, type), "a class")
+    if issubclass(origin, Mapping) and len(parts) == 2:
+        return _mapping(origin, *parts)
+    if issubclass(origin, tuple) and parts[-1:] != (Ellipsis,):
+        return _record(parts)
+    if issubclass(origin, Iterable) and not issubclass(origin, Mapping) and parts:
+        return _series(origin, parts[0])
+    return _of_class(origin)
+
+
+def _mapping(origin: type, key: Any, value: Any) -> Refuser:
+    keys, values = refuser(key), refuser(value)
+    wanted = f"a dictionary{_held(values)}"
+
+    def refuses(mapping: Any) -> str | None:
+        if not isinstance(mapping, origin) or not isinstance(mapping, Mapping):
+            return wanted
+        for name, part in list(mapping.items())[:_PARTS]:
+            for check, held, what in ((keys, name, "names"), (values, part, "values")):
+                text = None if check is None else check(held)
+                if text is not None:
+                    return f"a dictionary of which all {what} are {text}, and not {told(held)}"
+        return None
+
+    return refuses
+
+
+def _held(check: Refuser | None) -> str:
+    text = None if check is None else check(_NOTHING)
+    return "" if text is None else f" of which each is {text}"
+
+
+_NOTHING = type("Nothing", (), {})()
+
+
+def _record(parts: tuple[Any, ...]) -> Refuser:
+    checks = [refuser(part) for part in parts]
+
+    def refuses(value: Any) -> str | None:
+        if not isinstance(value, tuple) or len(value) != len(checks):
+            return f"a tuple of {len(checks)}"
+        for check, part in zip(checks, value, strict=True):
+            text = None if check is None else check(part)
+            if text is not None:
+                return f"a tuple that holds {text}, and not {told(part)}"
+        return None
+
+    return refuses
+
+
+def _series(origin: type, part: Any) -> Refuser:
+    check = refuser(part)
+    name = "a tuple" if issubclass(origin, tuple) else "a list"
+    wanted = f"{name} of texts" if part is str else f"{name}{_held(check)}"
+
+    def refuses(value: Any) -> str | None:
+        if not isinstance(value, origin) or isinstance(value, str | bytes | Mapping) or _has_no_end(value):
+            return wanted
+        if check is None or not isinstance(value, Sequence | set | frozenset):  # an iterator would be used up
+            return None
+        for one in list(value)[:_PARTS]:
+            text = check(one)
+            if text is not None:
+                return f"{name} of which each is {text}, and not {told(one)}"
+        return None
+
+    return refuses
+
+
+def _has_no_end(value: Any) -> bool:
+    return getattr(value, "shape", None) == ()
+
+
+def _of_class(kind: type) -> Refuser:
+    return _of(lambda value: isinstance(value, kind), _named(kind))
+
+
+def _named(kind: type) -> str:
+    if kind.__module__ == "numpy" or kind.__name__ in ("Array", "ArrayImpl"):
+        return "an array"
+    shape = getattr(kind, "dim_str", None)
+    if shape is not None:
+        words = kind.__name__.partition("[")[0].lower()
+        return f"an array of type {words} and shape [{', '.join(shape.split())}]"
+    source = getattr(kind, "GIVEN_BY", None)
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}{f', {source}' if source else ''}"
+
+
+# ---- numbers ---------------------------------------------------------------------------------
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is one of JAX's that stands for numbers which are not known yet."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def _dtype_kind(value: Any) -> str:
+    """Give the letter of the type of a number without axes, or of Python's numbers; "" of all else."""
+    if isinstance(value, bool | np.bool_):
+        return "b"
+    if isinstance(value, int):
+        return "i"
+    if isinstance(value, float):
+        return "f"
+    if getattr(value, "shape", None) != () or not hasattr(value, "dtype"):
+        return ""
+    kind = str(getattr(value.dtype, "kind", ""))
+    return "f" if "float" in str(value.dtype) else kind
+
+
+def _is_whole(value: Any) -> bool:
+    return _dtype_kind(value) in ("i", "u")
+
+
+def _is_real(value: Any) -> bool:
+    if _dtype_kind(value) not in ("i", "u", "f"):
+        return False
+    if is_traced(value):
+        return True
+    try:
+        return math.isfinite(value) and abs(value) <= LARGEST
+    except OverflowError:
+        return False
+
+
+def is_numeric(hint: Any) -> bool:
+    """Whether all that an annotation allows is a number, or None."""
+    if isinstance(hint, typing.TypeAliasType):
+        return is_numeric(hint.__value__)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(map(is_numeric, typing.get_args(hint))) and all(
+            part is type(None) or is_numeric(part) for part in typing.get_args(hint)
+        )
+    if typing.get_origin(hint) is Annotated:
+        return is_numeric(typing.get_args(hint)[0])
+    return hint in (int, float, bool)
+
+
+_SIMPLE: dict[Any, Refuser | None] = {
+    Any: None,
+    int: _of(_is_whole, "a whole number"),
+    float: _of(_is_real, "a finite number"),
+    bool: _of(lambda value: _dtype_kind(value) == "b", "True or False"),
+    str: _of(lambda value: isinstance(value, str), "a text"),
+    Callable: _of(callable, "a function"),
+    typing.Callable: _of(callable, "a function"),
+}
+
+
+# ---- words -----------------------------------------------------------------------------------
+
+
+def told(value: Any) -> str:
+    """Write a value in a few words, on one line, whatever it is."""
+    if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, np.generic | type):
+        return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
+        return f"the function {value.__name__}"
+    if isinstance(value, str | bytes | int | float | complex | np.generic | list | tuple | dict | set | None):
+        try:
+            return " ".join(_SPOKEN.repr(value).split())
+        except ValueError:  # whole numbers of thousands of digits
+            return "a number of thousands of digits"
+    return f"{'an' if type(value).__name__[0] in 'AEIOU' else 'a'} {type(value).__name__}"

@@ -1,0 +1,230 @@
+"""One gate for arguments: what a signature does not allow ends in an error of ours before any work is done.
+
+A signature says it once, by its annotations: types, and ranges by names such as `Count`, `Positive` or `Share`.
+`checked` reads them when the function is first called. What only several arguments tell together stays in its body,
+but for options that nothing would read, which are told to `checked`.
+"""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from bayesrl.annotations import LEAST, Must, Refuser, is_numeric, is_traced, own_error, refuser, told
+
+MOST = 2**31 - 1
+"""The largest count: the largest integer of JAX's default type."""
+
+
+def whole(least: int, most: int = MOST) -> Must:
+    """Give the condition of whole numbers between two ends."""
+    return Must(_between("a whole number", least, None if most == MOST else most), lambda n: least <= n <= most)
+
+
+def real(
+    least: float | None = None, most: float | None = None, *, above: float | None = None, below: float | None = None
+) -> Must:
+    """Give the condition of numbers between two ends, which are closed (`least`, `most`) or open (`above`, `below`)."""
+    closed = _between("a number", least, most)
+    ends = [f"above {above:g}" if above is not None else "", f"below {below:g}" if below is not None else ""]
+    text = " and ".join(filter(None, [closed, *ends])).replace("a number and", "a number")
+
+    def hold(x: float) -> bool:
+        return (
+            (least is None or x >= least)
+            and (most is None or x <= most)
+            and (above is None or x > above)
+            and (below is None or x < below)
+            and (above != 0 or x >= LEAST)  # smaller ones are 0 in single precision
+        )
+
+    return Must(text, hold)
+
+
+def _between(kind: str, least: float | None, most: float | None) -> str:
+    if least is None and most is None:
+        return kind
+    if most is None:
+        return f"{kind} of at least {least:g}"
+    return f"{kind} of at most {most:g}" if least is None else f"{kind} from {least:g} to {most:g}"
+
+
+def _is_path(value: Any) -> bool:
+    return str(value) != "" and "\0" not in str(value) and not any("\ud800" <= c <= "\udfff" for c in str(value))
+
+
+type Location = Annotated[str | Path, Must("a path, as a text or a Path", _is_path)]
+"""Where a file or folder is."""
+
+type Count = Annotated[int, whole(1)]
+"""How many: a whole number of at least 1."""
+
+type Several = Annotated[int, whole(2)]
+"""How many, where one is not enough: a whole number of at least 2."""
+
+type CountOrNone = Annotated[int, whole(0)]
+"""How many, perhaps none: a whole number of at least 0."""
+
+type Bytes = Annotated[int, whole(1, 2**62)]
+"""A size of files or memory, of at least one byte."""
+
+type Seed = Annotated[int, whole(0, 2**32 - 1)]
+"""A seed: a whole number that 32 bits hold."""
+
+type Positive = Annotated[float, real(above=0)]
+"""A number above 0."""
+
+type NotNegative = Annotated[float, real(0)]
+"""A number of at least 0."""
+
+type Share = Annotated[float, real(0, 1)]
+"""A share, probability or discount, in [0, 1]."""
+
+type Level = Annotated[float, real(above=0, below=1)]
+"""A level of confidence, in (0, 1)."""
+
+
+class Unread(NamedTuple):
+    """An option that has no effect beside others, so that giving it is a mistake.
+
+    Attributes:
+        option: its name.
+        when: whether it has none, asked with all arguments by name, defaults among them.
+        because: who would read it, as in "only inference='fit' makes steps".
+    """
+
+    option: str
+    when: Callable[[Mapping[str, Any]], bool]
+    because: str
+
+
+def checked[F: Callable[..., Any]](error: type[Exception], *unread: Unread) -> Callable[[F], F]:
+    """Refuse what a signature does not allow, of a function, or of a class's constructor and public methods.
+
+    Signature, annotations and docstring stay as they are. A call costs some microseconds more. Numbers without axes
+    of NumPy's and JAX's arrays become Python's where a number is wanted; values that are traced are looked at by
+    shape and type alone. A class may say in `GIVEN_BY` where its objects come from.
+
+    Args:
+        error: raised for what is refused; it says who got what, and what to use.
+        *unread: options that are refused where nothing reads them; of a class, of its constructor.
+
+    Example:
+        >>> from bayesrl.arguments import Count, checked
+        >>> @checked(ValueError)
+        ... def grow(size: Count) -> int:
+        ...     return size + 1
+        >>> grow(0)
+        Traceback (most recent call last):
+        ValueError: grow got size=0; use a whole number of at least 1
+    """
+
+    def around(target: F) -> F:
+        if not isinstance(target, type):
+            return typing.cast(F, _gate(target, error, target.__qualname__, unread))
+        kind: Any = target
+        for name, member in list(vars(kind).items()):
+            if name == "__init__" and isinstance(member, types.FunctionType):
+                kind.__init__ = _gate(member, error, kind.__name__, unread)
+            elif not name.startswith("_"):
+                full = f"{kind.__name__}.{name}"
+                if isinstance(member, types.FunctionType):
+                    setattr(kind, name, _gate(member, error, full, ()))
+                elif isinstance(member, classmethod | staticmethod):
+                    setattr(kind, name, type(member)(_gate(member.__func__, error, full, ())))
+        return target
+
+    return around
+
+
+def _gate(fn: Callable[..., Any], error: type[Exception], name: str, unread: Sequence[Unread]) -> Callable[..., Any]:
+    """Put the gate before one function."""
+    gates: list[tuple[list[tuple[str, _Check | None]], dict[str, _Check]]] = []
+
+    @functools.wraps(fn)
+    def gated(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if not gates:
+            gates.append(_checks(fn))
+        positional, by_name = gates[0]
+        read = list(args)
+        for i, ((param, check), value) in enumerate(zip(positional, args, strict=False)):
+            if check is not None:
+                read[i] = check.read(value, error, name, param)
+        for param, value in kwargs.items():
+            if param in by_name:
+                kwargs[param] = by_name[param].read(value, error, name, param)
+        if unread:
+            _refuse_unread(fn, unread, read, kwargs, error, name)
+        return fn(*read, **kwargs)
+
+    return gated
+
+
+def _checks(fn: Callable[..., Any]) -> "tuple[list[tuple[str, _Check | None]], dict[str, _Check]]":
+    """Read a signature: checks by place, and by name."""
+    hints = _hints(fn)
+    positional, by_name = [], {}
+    for param in inspect.signature(fn).parameters.values():
+        refuses = None if param.name not in hints else refuser(hints[param.name])
+        hint = hints.get(param.name)
+        check = None if refuses is None else _Check(refuses, is_numeric(hint), own_error(hint))
+        if param.kind in (param.POSITIONAL_ONLY, param.POSITIONAL_OR_KEYWORD):
+            positional.append((param.name, check))
+        if check is not None and param.kind in (param.KEYWORD_ONLY, param.POSITIONAL_OR_KEYWORD):
+            by_name[param.name] = check
+    return positional, by_name
+
+
+def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Give the annotations of a function; a name that only type checkers know leaves its own parameter unchecked."""
+    space = getattr(inspect.unwrap(fn), "__globals__", {})
+    found = {}
+    for name, hint in inspect.get_annotations(fn).items():
+        if name == "return":
+            continue
+        try:
+            found[name] = typing.get_type_hints(
+                types.SimpleNamespace(__annotations__={name: hint}), globalns=space, include_extras=True
+            )[name]
+        except NameError:
+            continue
+    return found
+
+
+class _Check(NamedTuple):
+    """What one parameter may hold."""
+
+    refuses: Refuser
+    numeric: bool
+    error: type[Exception] | None
+
+    def read(self, value: Any, error: type[Exception], name: str, param: str) -> Any:
+        """Give the value, a number without axes as Python's; or raise."""
+        wanted = self.refuses(value)
+        if wanted is not None:
+            raise (self.error or error)(f"{name} got {param}={told(value)}; use {wanted}")
+        return value.item() if self.numeric and hasattr(value, "dtype") and not is_traced(value) else value
+
+
+def _refuse_unread(
+    fn: Callable[..., Any],
+    unread: Sequence[Unread],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    error: type[Exception],
+    name: str,
+) -> None:
+    signature = inspect.signature(fn)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:  # the call itself says it
+        return
+    bound.apply_defaults()
+    for option, when, because in unread:
+        value, default = bound.arguments[option], signature.parameters[option].default
+        if value is not default and not (type(value) is type(default) and value == default) and when(bound.arguments):
+            raise error(f"{name} got {option}={told(value)}, which nothing would read: {because}; leave it out")
