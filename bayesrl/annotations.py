@@ -15,6 +15,7 @@ LARGEST, LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tin
 """The ends of what single precision tells from infinity and from 0."""
 _PARTS = 100_000
 """So many parts of a collection are looked at."""
+_SHOWN = (str, bytes, bool, int, float, complex, list, tuple, dict, set)
 _SPOKEN = reprlib.Repr(maxother=100, maxstring=60, maxlong=40)
 
 
@@ -132,7 +133,7 @@ def _of_parts(origin: Any, parts: tuple[Any, ...]) -> Refuser | None:
 
 def _mapping(origin: type, key: Any, value: Any) -> Refuser:
     keys, values = refuser(key), refuser(value)
-    wanted = f"a dictionary{_held(values)}"
+    wanted = f"a dictionary{_held(values).replace('each', 'each value')}"
 
     def refuses(mapping: Any) -> str | None:
         if not isinstance(mapping, origin) or not isinstance(mapping, Mapping):
@@ -194,6 +195,8 @@ def _has_no_end(value: Any) -> bool:
 
 
 def _of_class(kind: type) -> Refuser:
+    if kind is np.ndarray:  # what takes NumPy's arrays reads JAX's too
+        return _of(lambda value: isinstance(value, np.ndarray) or _is_array(value), _named(kind))
     return _of(lambda value: isinstance(value, kind), _named(kind))
 
 
@@ -215,6 +218,11 @@ def is_traced(value: Any) -> bool:
     """Whether a value is one of JAX's that stands for numbers which are not known yet."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def _is_array(value: Any) -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.Array)
 
 
 def _dtype_kind(value: Any) -> str:
@@ -281,7 +289,7 @@ def told(value: Any) -> str:
         return f"the class {value.__name__}"
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
         return f"the function {value.__name__}"
-    if isinstance(value, str | bytes | int | float | complex | np.generic | list | tuple | dict | set | None):
+    if value is None or isinstance(value, np.generic) or type(value) in _SHOWN:
         try:
             return " ".join(_SPOKEN.repr(value).split())
         except ValueError:  # whole numbers of thousands of digits

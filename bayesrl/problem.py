@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayesrl.arguments import Count, checked
 from bayesrl.cache import use_by_default
 from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_path, no_function
 from bayesrl.certainty.verdicts import Section
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from bayesrl.control.learning import Agent, Learned
 
 
+@checked(ModelError)
 @dataclass(frozen=True)
 class Problem:
     """A policy with everything that fitting and reporting it needs.
@@ -62,6 +64,7 @@ def _sections_of(parts: tuple[Any, ...], made: Any) -> list[Section]:
     return found
 
 
+@checked(ModelError)
 @dataclass(frozen=True)
 class LearningProblem:
     """An environment with an agent to learn in it, and everything that running and reporting it needs.
@@ -80,8 +83,8 @@ class LearningProblem:
     environment: Any
     agent: "Agent"
     exploration: Any = None
-    num_episodes: int = 200
-    num_runs: int = 1
+    num_episodes: Count = 200
+    num_runs: Count = 1
     learn_options: Mapping[str, Any] = field(default_factory=dict)
     sections: tuple[Any, ...] = ()
     about: str = ""
@@ -91,6 +94,7 @@ class LearningProblem:
         return _sections_of(self.sections, learned)
 
 
+@checked(ModelError)
 def ready_model(name: str, **options: Any) -> Problem:
     """Make one of the ready problems, or one from a file of yours.
 
@@ -111,6 +115,7 @@ def ready_model(name: str, **options: Any) -> Problem:
     return problem
 
 
+@checked(ModelError)
 def ready_learning(name: str, **options: Any) -> LearningProblem:
     """Make one of the ready environments with its agent, or one from a file of yours.
 

@@ -37,6 +37,7 @@ BENCHMARKS = (
     "language_speed",
     "compilation",
     "accelerator",
+    "robustness_fuzz",
 )
 OPTIONS = {"compilation": ("--against", "fbe1f64")}
 """Of those that are run with all the others."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -55,6 +55,8 @@ class TabularMDP:
     References:
         Puterman (1994), "Markov Decision Processes", chapter 2.
     """
+
+    GIVEN_BY: ClassVar[str] = "as control.from_gymnasium or control.classic gives it"
 
     successors: np.ndarray
     probabilities: np.ndarray

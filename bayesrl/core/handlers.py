@@ -10,6 +10,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
+from bayesrl.annotations import told
+from bayesrl.arguments import checked
 from bayesrl.core.keys import fold_in
 from bayesrl.core.primitives import MARK
 from bayesrl.errors import PolicyError
@@ -21,9 +23,12 @@ def check_beta(beta: ArrayLike) -> None:
     if isinstance(beta, jax.core.Tracer):
         return
     try:
-        values = np.asarray(beta, dtype=float)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise PolicyError(f"beta={beta!r} is not a number; pass a positive float or an array of them") from error
+        values: Any = np.asarray(beta)
+        values = values.astype(float) if jnp.issubdtype(values.dtype, jnp.number) else None
+    except (TypeError, ValueError, OverflowError):
+        values = None
+    if values is None:
+        raise PolicyError(f"beta={told(beta)} is not a number; pass a positive float or an array of them")
     bad = values[~(np.isfinite(values) & (values > 0))]
     if bad.size or values.size == 0:
         shown = ", ".join(str(x) for x in bad[:3]) or "an empty array"
@@ -85,6 +90,7 @@ class SharedKeys(Messenger):
             msg["kwargs"]["rng_key"] = fold_in(self.key, self.names[msg["name"]])
 
 
+@checked(PolicyError)
 class whole(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
     """Run a program on all of its data: plates ignore their `subsample_size`.
 

@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
+from bayesrl.arguments import checked
 from bayesrl.errors import PolicyError
 
 type Kind = Literal["action", "environment", "observed", "reward", "metric"]
@@ -108,6 +109,7 @@ def _check_reward_shape(name: str, array: Array, plates: _OwnPlates) -> None:
     )
 
 
+@checked(PolicyError)
 def environment(name: str, distribution: dist.Distribution, *, observable: bool) -> Array:
     """Let nature draw: a site that the policy can neither choose nor tilt.
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -51,6 +51,8 @@ class Pretrained:
         folder: where it was read; None where it was made here.
         config: config.json, as read: pass it as `keep` to `save_pretrained` to lose none of its settings.
     """
+
+    GIVEN_BY: ClassVar[str] = "as lm.load_pretrained gives it"
 
     model: Transformer
     tokenizer: Tokenizer | None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from bayesrl.arguments import CountOrNone, Location, checked
+from bayesrl.arguments import Location, checked
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError, RunFolderError
 from bayesrl.files import schemas
@@ -48,9 +48,9 @@ class Tokenizer:
     """
 
     core: Any
-    eos: CountOrNone | None = None
-    pad: CountOrNone | None = None
-    bos: CountOrNone | None = None
+    eos: int | None = None
+    pad: int | None = None
+    bos: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
 

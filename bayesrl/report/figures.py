@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayesrl.arguments import Location, checked
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.core.keys import from_seed
 from bayesrl.engines.fitting import with_draws
@@ -55,6 +56,7 @@ def curves_of(posterior: Posterior) -> list[str]:
     return [name for name in HISTORY if posterior.beta is not None or name != "reward"]
 
 
+@checked(PolicyError)
 def training_figure(posterior: Posterior, optimum: Sequence[float] | np.ndarray | None = None) -> "Figure":
     """Draw J, E[R] and KL along the training steps, a line per β and restart.
 
@@ -79,6 +81,7 @@ def training_figure(posterior: Posterior, optimum: Sequence[float] | np.ndarray 
     return figure
 
 
+@checked(PolicyError)
 def policy_figure(posterior: Posterior, target: WeightedDraws | None = None, site: str | None = None) -> "Figure":
     """Draw what the fitted policy does at a site, beside the prior and the target p*.
 
@@ -114,8 +117,9 @@ def policy_figure(posterior: Posterior, target: WeightedDraws | None = None, sit
     return figure
 
 
+@checked(PolicyError)
 def save_figures(
-    directory: str | Path,
+    directory: Location,
     posterior: Posterior,
     target: WeightedDraws | None = None,
     optimum: Sequence[float] | np.ndarray | None = None,
@@ -233,7 +237,12 @@ def betas_of(posterior: Posterior) -> list[float | None]:
     return [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
 
 
-def history_figure(posterior: Posterior, name: str, optimum: Sequence[float] | np.ndarray | None = None) -> "Figure":
+@checked(PolicyError)
+def history_figure(
+    posterior: Posterior,
+    name: str,
+    optimum: Sequence[float] | np.ndarray | None = None,
+) -> "Figure":
     """Draw one curve of the history along the training steps, a line per β and restart.
 
     Args:
@@ -247,6 +256,8 @@ def history_figure(posterior: Posterior, name: str, optimum: Sequence[float] | n
     from matplotlib.figure import Figure
 
     _check_history(posterior)
+    if name not in curves_of(posterior):
+        raise PolicyError(f"history_figure got name={name!r}; use {' or '.join(map(repr, curves_of(posterior)))}")
     figure = Figure(figsize=SMALL, layout="constrained")
     axes = figure.subplots()
     _draw_history(axes, posterior, name, optimum if name == "objective" else None)

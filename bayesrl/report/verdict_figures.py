@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayesrl.arguments import checked
 from bayesrl.certainty.verdicts import Evidence, Frontier
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.engines.weighted import WeightedDraws
@@ -31,6 +32,7 @@ GOLD = "#E69F00"
 _FAR_APART = 5
 
 
+@checked(PolicyError)
 def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> "Figure":
     """Draw E[R] against KL(q‖π₀), a point with two standard errors for each β.
 
@@ -60,6 +62,7 @@ def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> 
     return figure
 
 
+@checked(PolicyError)
 def objective_figure(evidence: Evidence) -> "Figure":
     """Draw J and the bracket of J* against β.
 
@@ -85,6 +88,7 @@ def objective_figure(evidence: Evidence) -> "Figure":
     return figure
 
 
+@checked(PolicyError)
 def over_optimisation_figure(kl: Any, proxy: Any, gold: Any, name: str, turning_point: float | None = None) -> "Figure":
     """Draw the reward that was optimised, and the gold metric, against √KL (Gao et al. 2023).
 
@@ -120,6 +124,7 @@ def over_optimisation_figure(kl: Any, proxy: Any, gold: Any, name: str, turning_
     return figure
 
 
+@checked(PolicyError)
 def restarts_figure(posterior: Posterior, optimum: Any = None) -> "Figure":
     """Draw J of each restart with two standard errors, at up to three β.
 
@@ -149,6 +154,7 @@ def restarts_figure(posterior: Posterior, optimum: Any = None) -> "Figure":
     return figure
 
 
+@checked(PolicyError)
 def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "Figure":
     """Draw the log weights w = R/β + log π₀ − log q of the draws, less log Z of their contexts where it is known.
 
@@ -181,6 +187,7 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
     return figure
 
 
+@checked(PolicyError)
 def held_out_figure(beta: list[float | None], training: Estimates, held_out: Estimates) -> "Figure":
     """Draw E[R] of training and held-out data with two standard errors, by β; J without rewards.
 

@@ -140,7 +140,7 @@ def test_refusals(fitted: Posterior) -> None:
         coverage(KEY, fitted, rejection(KEY, near, beta=BETAS, num_samples=200))
     with pytest.raises(PolicyError, match=r"bayesrl\.load"):
         coverage(KEY, replace(fitted, programs=None), target)
-    with pytest.raises(EngineError, match="between 0 and 1"):
+    with pytest.raises(EngineError, match="a number above 0 and below 1"):
         coverage(KEY, fitted, target, levels=(0.5, 95.0))
     with pytest.raises(EngineError, match="num_draws=3"):
         coverage(KEY, fitted, target, num_draws=3)

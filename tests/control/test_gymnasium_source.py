@@ -231,13 +231,13 @@ def test_rewards_that_are_no_numbers_are_refused() -> None:
     ("make", "message"),
     [
         (lambda: GymnasiumSource("Nowhere-v1"), "'Nowhere-v1' cannot be made"),
-        (lambda: GymnasiumSource(Counter()), "is neither an id nor a function; pass the id"),  # type: ignore[arg-type]
+        (lambda: GymnasiumSource(Counter()), "environment=a Counter; use a text or a function"),  # type: ignore[arg-type]
         (lambda: GymnasiumSource(lambda: 3), "cannot be made: .*; let the function give a gymnasium.Env"),
         (lambda: GymnasiumSource("CartPole-v1", num_envs=0), "num_envs=0; use a whole number of at least 1"),
         (lambda: GymnasiumSource("CartPole-v1", window=2.5), "window=2.5"),  # type: ignore[arg-type]
         (lambda: describe_observations(spaces.Text(3)), r"observation space Text\(.*not supported; Discrete and Box"),
         (lambda: describe_actions(spaces.MultiBinary(3)), r"action space MultiBinary\(3\) is not supported"),
-        (lambda: prior_mixture(1.5), r"prior_mixture\(1.5\)"),
+        (lambda: prior_mixture(1.5), "prior_mixture got share=1.5; use a number from 0 to 1"),
         (
             lambda: epsilon_greedy(0.0).behave(jax.random.key(0), *[dist.Bernoulli(0.5)] * 2),
             "never tries other actions",
@@ -459,7 +459,7 @@ def test_a_run_is_resumed_with_its_source(tmp_path: Path) -> None:
     [
         ({"seed": -1}, "seed=-1; use a whole number from 0"),
         ({"max_failures": -1}, "max_failures=-1"),
-        ({"behaviour": 0.3}, "behaviour=0.3; use prior_mixture"),
+        ({"behaviour": 0.3}, "behaviour=0.3; use a function or an Exploration"),
         ({"options": {"length": 3}}, "use functools.partial"),
     ],
 )

@@ -266,11 +266,11 @@ def test_a_fitted_policy_is_the_next_prior() -> None:
 BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: Rollout(3, 5), ControlError, "environment=3; use an Environment"),  # type: ignore[arg-type]
     (lambda: Rollout(CartPole(), 5, prior=3), ControlError, "prior=3; use a function"),  # type: ignore[arg-type]
-    (lambda: soft_value_iteration(3, 1.0), ControlError, "int is no TabularMDP"),  # type: ignore[arg-type]
+    (lambda: soft_value_iteration(3, 1.0), ControlError, "mdp=3; use a TabularMDP"),  # type: ignore[arg-type]
     (lambda: Rollout(CartPole(), 0), ControlError, "horizon=0; use a whole number of at least 1"),
     (lambda: Rollout(CartPole(), 5, 0.0), ControlError, r"discount=0.0; use a number.*above 0"),
     (lambda: Rollout(CartPole(), 5, 1.01), ControlError, "discount=1.01"),
-    (lambda: ActorCritic(trace=2.0), ObjectiveError, r"trace=2.0; use a number in \[0, 1\]"),
+    (lambda: ActorCritic(trace=2.0), ObjectiveError, r"trace=2.0; use a number from 0 to 1"),
     (lambda: ActorCritic(clip=-1.0), ObjectiveError, "clip=-1.0"),
     (lambda: ActorCritic(0), ObjectiveError, "num_particles=0"),
     (lambda: NetworkPolicy(hidden=0), GuideError, "hidden=0"),
@@ -293,8 +293,8 @@ BAD: list[tuple[Any, type[Exception], str]] = [
         "neither a reward nor an observed site",
     ),
     (lambda: tabular_rollout(small(horizon=None)), ControlError, "has no horizon; pass horizon="),
-    (lambda: tabular_rollout("FrozenLake-v1"), ControlError, "str is no TabularMDP; make one, or read one with"),  # type: ignore[arg-type]
-    (lambda: TabularEnvironment(None), ControlError, "NoneType is no TabularMDP"),  # type: ignore[arg-type]
+    (lambda: tabular_rollout("FrozenLake-v1"), ControlError, "mdp='FrozenLake-v1'; use a TabularMDP, .*control.from_gymnasium"),  # type: ignore[arg-type]
+    (lambda: TabularEnvironment(None), ControlError, "mdp=None; use a TabularMDP"),  # type: ignore[arg-type]
 ]  # fmt: skip
 
 

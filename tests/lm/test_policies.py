@@ -443,7 +443,7 @@ def bert() -> BertClassifier:
         ({"prompts": ["a", "abababa"]}, r"prompt 1 \('abababa'\) has 7 tokens, and with max_new_tokens=3 exceeds"),
         ({"tokenizer": characters("abc")}, "the tokenizer has 6 tokens and the model knows 5"),
         ({"tokenizer": None}, "prompts are texts, and the model has no tokenizer"),
-        ({"reward": 3.0}, "reward=3.0 is no reward"),
+        ({"reward": 3.0}, "reward=3.0; use a Reward or a function"),
         ({"reward": {}}, "reward={} names no reward"),
         ({"reward": {"text": len}}, "the name 'text' is taken"),
         ({"metrics": {"reward": len}}, "the name 'reward' is taken"),
@@ -451,7 +451,7 @@ def bert() -> BertClassifier:
         ({"batch_size": 0}, "batch_size=0; use a whole number"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"top_p": 2.0}, "top_p=2.0"),
-        ({"model": bert}, "a BertClassifier cannot write; pass a causal model"),
+        ({"model": bert}, "model=a BertClassifier; use a Pretrained, .* or a CausalLM"),
         ({"model": lambda: Pretrained(GPT2.random(jax.random.key(0), CONFIG), characters("xy"))}, "tokenizer= codes"),
     ],
 )

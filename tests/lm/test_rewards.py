@@ -204,7 +204,7 @@ def test_a_function_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("fn", "options", "told"),
     [
-        (3, {}, "on_text got 3"),
+        (3, {}, "on_text got fn=3; use a function"),
         (lambda: 1.0, {}, "takes \\(\\); it is called with \\(text\\) or"),
         (lambda a, b, c: 1.0, {}, "functools.partial"),
         (len, {"num_workers": -1}, "num_workers=-1"),

@@ -335,12 +335,12 @@ def test_it_is_a_distribution_of_numpyro(model: GPT2) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_steps": 0}, "max_new_tokens=0; use a whole number of at least 1"),
-        ({"num_steps": 2.5}, "max_new_tokens=2.5"),
+        ({"num_steps": 0}, "num_steps=0; use a whole number of at least 1"),
+        ({"num_steps": 2.5}, "num_steps=2.5"),
         ({"temperature": 0.0}, "temperature=0.0; use a number above 0"),
         ({"temperature": math.nan}, "temperature=nan"),
         ({"top_k": 0}, "top_k=0; use a whole number of at least 1, or None"),
-        ({"top_p": 0.0}, "top_p=0.0; use a probability in"),
+        ({"top_p": 0.0}, "top_p=0.0; use a number of at most 1 and above 0"),
         ({"top_p": 1.2}, "top_p=1.2"),
         ({"num_steps": 7}, "prompts of 3 tokens and 7 new ones exceed the model's context of 8"),
     ],

@@ -124,7 +124,7 @@ def test_bad_input(model: GPT2) -> None:
     given: dict[str, Any] = {"tokenizer": TOKENIZER}
     with pytest.raises(LanguageModelError, match="the text has 3 tokens, fewer than one piece of length=5"):
         corpus(model, "abc", length=5, **given)
-    with pytest.raises(LanguageModelError, match="corpus got length=1, batch_size=32"):
+    with pytest.raises(LanguageModelError, match="corpus got length=1; use a whole number of at least 2"):
         corpus(model, TEXT, length=1, **given)
     with pytest.raises(LanguageModelError, match="batch_size=0"):
         corpus(model, TEXT, length=4, batch_size=0, **given)
@@ -138,7 +138,7 @@ def test_bad_input(model: GPT2) -> None:
         jax.random.key(0),
         BertConfig(vocab_size=6, max_length=8, width=8, depth=1, heads=2, inner=8, labels=("a", "b")),
     )
-    with pytest.raises(LanguageModelError, match="a BertClassifier cannot be trained on texts"):
+    with pytest.raises(LanguageModelError, match="model=a BertClassifier; use a Pretrained"):
         corpus(bert, TEXT, length=4, **given)
     with pytest.raises(
         LanguageModelError, match=r"example 1 has no text under 'answer'; it has \['prompt', 'wanted'\]"

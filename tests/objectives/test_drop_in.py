@@ -14,7 +14,7 @@ from numpyro.infer.elbo import TraceEnum_ELBO
 from oracles import ORACLES
 
 import bayesrl
-from bayesrl.errors import ObjectiveError
+from bayesrl.errors import FitError, ObjectiveError
 from bayesrl.objectives import ForwardKL, ReverseKL
 
 
@@ -134,7 +134,7 @@ def test_a_stock_elbo_with_replayed_nature_before_the_action() -> None:
 
 
 def test_what_is_no_objective_is_refused(unchecked: None) -> None:
-    with pytest.raises(ObjectiveError, match=r"objective='ELBO' is neither"):
+    with pytest.raises(FitError, match=r"objective='ELBO'; use an Objective or an ELBO"):
         fit("flat", "ELBO", num_steps=2)
 
 

@@ -284,7 +284,7 @@ def test_paths_that_cannot_be_written_are_refused(sweep: Posterior, tmp_path: Pa
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunFolderError, match="there is no folder"):
         write_report(tmp_path / "file" / "report.html", loaded)
-    with pytest.raises(PolicyError, match="got no posterior"):
+    with pytest.raises(PolicyError, match=r"got \{\} in the place of posteriors; use a Posterior"):
         write_report(tmp_path / "report.html", {})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -344,7 +344,7 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_computed(sweep: Post
             write_report(path, sweep, diagnoses=made)
     for section, words in (
         (Section("mine", "", None), "the body of section 'mine' is None that cannot be shown"),
-        (Section("mine", "", [1, 2]), "the body of section 'mine' is a list that cannot be shown"),
+        (Section("mine", "", [1, 2]), "the body of section 'mine' is .*that cannot be shown"),
         (Section(None, "", "text"), "the title of section None is None; use text"),  # type: ignore[arg-type]
     ):
         with pytest.raises(PolicyError, match=words):

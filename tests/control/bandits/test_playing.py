@@ -21,7 +21,7 @@ from bayesrl.control.bandits import (
     gittins_index,
     play_bandit,
 )
-from bayesrl.errors import ControlError, EngineError
+from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)
 
@@ -189,7 +189,10 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: decide_between(KEY, BetaBelief([3, 4], [5, 6])), "cannot be drawn from"),  # type: ignore[arg-type]
     (lambda: decide_between(KEY, NormalBelief(jnp.zeros(()), jnp.ones(()))), "is of a single value"),
     (lambda: decide_between(KEY, None), "belief=None; use a Belief"),  # type: ignore[arg-type]
-    (lambda: play_bandit(KEY, BernoulliArms, control.thompson(), num_steps=1), "bandit=the class BernoulliArms; use a Bandit"),  # type: ignore[arg-type]
+    (
+        lambda: play_bandit(KEY, BernoulliArms, control.thompson(), num_steps=1),
+        "bandit=the class BernoulliArms; use a Bandit",
+    ),  # type: ignore[arg-type]
     (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson, num_steps=1), "cannot be called: thompson()"),  # type: ignore[arg-type]
     (lambda: play_bandit(KEY, BernoulliArms(2), lambda k, b, t: b.mean.argmax(0), num_steps=1), "for 1000 runs"),
     (lambda: play_bandit(KEY, Endless(2), control.thompson(), num_steps=1), "a value of Endless"),

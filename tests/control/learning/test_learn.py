@@ -261,7 +261,10 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
         (lambda: learn(KEY, 3, AGENT, num_episodes=1), "environment=3 cannot be played"),
         (lambda: learn(KEY, "No-v0", AGENT, num_episodes=1), "gymnasium.registry"),
         (lambda: learn(KEY, "Pendulum-v1", AGENT, num_episodes=1), "actions that are vectors"),
-        (lambda: learn(KEY, SWIM, AGENT, exploration="thompson", num_episodes=1), "exploration='thompson'; use an Exploration or a function, or None"),
+        (
+            lambda: learn(KEY, SWIM, AGENT, exploration="thompson", num_episodes=1),
+            "exploration='thompson'; use an Exploration or a function, or None",
+        ),
         (lambda: learn(KEY, SWIM, AGENT, exploration=control.thompson, num_episodes=1), r"pass thompson\(...\)"),
         (lambda: learn(KEY, SWIM, AGENT, num_episodes=1, tolerance=-1.0), "tolerance=-1.0"),
         (lambda: learn(KEY, SWIM, AGENT, num_episodes=1, confidence=2.0), "confidence=2.0"),

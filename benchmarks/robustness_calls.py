@@ -1,0 +1,494 @@
+"""A small valid call of every public name, around which `robustness_fuzz` puts values of every kind."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, wraps
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+import bayesrl
+from bayesrl import control, lm, objectives
+from bayesrl.control import bandits
+from bayesrl.lm import rewards
+
+MODULES = (
+    "bayesrl",
+    "bayesrl.control",
+    "bayesrl.control.bandits",
+    "bayesrl.guides",
+    "bayesrl.lm",
+    "bayesrl.lm.rewards",
+    "bayesrl.objectives",
+    "bayesrl.report",
+)
+"""Whose `__all__` is walked."""
+
+
+def bandit() -> None:
+    """Draw an arm."""
+    arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+    bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+    numpyro.deterministic("gold", 1.0 * (arm == 1))
+
+
+def location(y: Any) -> None:
+    """Infer a mean."""
+    theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+    with numpyro.plate("datum", len(y)):
+        numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+class Things:
+    """What calls are made with, each made when it is first asked for."""
+
+    key = jax.random.key(0)
+    numbers: Callable[..., Any] = staticmethod(lambda *shape: np.full(shape, 0.5))
+
+    @cached_property
+    def posterior(self) -> bayesrl.Posterior:
+        """A fit."""
+        return bayesrl.fit(self.key, bandit, beta=1.0, num_steps=2, progress=False)
+
+    @cached_property
+    def sweep(self) -> bayesrl.Posterior:
+        """A fit at two temperatures."""
+        return bayesrl.fit(self.key, bandit, beta=jnp.array([0.5, 1.0]), num_steps=2, progress=False)
+
+    @cached_property
+    def exact(self) -> bayesrl.WeightedDraws:
+        """The enumerated posterior."""
+        return bayesrl.enumerate_posterior(bandit, beta=1.0)
+
+    @cached_property
+    def evidence(self) -> bayesrl.Evidence:
+        """Evidence of the fit."""
+        return bayesrl.evidence(self.key, self.posterior)
+
+    @cached_property
+    def sweep_evidence(self) -> bayesrl.Evidence:
+        """Evidence of the sweep."""
+        return bayesrl.evidence(self.key, self.sweep)
+
+    @cached_property
+    def mdp(self) -> control.TabularMDP:
+        """A finite problem."""
+        return control.river_swim(num_states=3, horizon=3)
+
+    @cached_property
+    def planned(self) -> control.Planned:
+        """Its optimum."""
+        return control.soft_value_iteration(self.mdp, 0.5)
+
+    @cached_property
+    def model(self) -> control.TabularModel:
+        """A model of it that is unknown."""
+        return control.TabularModel.of(self.mdp)
+
+    @cached_property
+    def learned(self) -> control.Learned:
+        """A run of learning."""
+        return control.learn(self.key, self.mdp, control.Bayesian(self.model), num_episodes=3, progress=False)
+
+    @cached_property
+    def control_fit(self) -> bayesrl.Posterior:
+        """A fitted policy of it."""
+        rollout = control.tabular_rollout(self.mdp)
+        return bayesrl.fit(self.key, rollout, beta=0.5, guide=control.TablePolicy(), num_steps=2, progress=False)
+
+    @cached_property
+    def arms(self) -> bandits.BernoulliArms:
+        """A bandit."""
+        return bandits.BernoulliArms(2)
+
+    @cached_property
+    def runs(self) -> bandits.BanditRuns:
+        """Runs on it."""
+        return bandits.play_bandit(self.key, self.arms, control.random(), num_steps=3, num_runs=4)
+
+    @cached_property
+    def belief(self) -> control.BetaBelief:
+        """A belief about it."""
+        return control.BetaBelief(jnp.array([3.0, 2.0]), jnp.array([2.0, 3.0]))
+
+    @cached_property
+    def logged(self) -> control.LoggedData:
+        """Logged decisions."""
+        return control.LoggedData(np.zeros(4, int), np.array([0, 1, 1, 0]), np.ones(4), np.full(4, 0.5))
+
+    @cached_property
+    def tokenizer(self) -> lm.Tokenizer:
+        """A tokenizer of three letters."""
+        return lm.characters("ab ")
+
+    @cached_property
+    def config(self) -> lm.GPT2Config:
+        """The sizes of a small model."""
+        return lm.GPT2Config(vocab_size=self.tokenizer.vocab_size, max_length=6, width=4, depth=1, heads=1)
+
+    @cached_property
+    def writer(self) -> lm.Pretrained:
+        """A small model that writes."""
+        return lm.Pretrained(lm.GPT2.random(self.key, self.config), self.tokenizer)
+
+    @cached_property
+    def judge(self) -> lm.Pretrained:
+        """A small classifier."""
+        config = lm.BertConfig(
+            vocab_size=self.tokenizer.vocab_size, max_length=6, width=4, depth=1, heads=1, inner=4, labels=("no", "yes")
+        )
+        return lm.Pretrained(lm.BertClassifier.random(self.key, config), self.tokenizer)
+
+    @cached_property
+    def prompted(self) -> lm.PromptedPolicy:
+        """A policy of texts."""
+        return lm.policy(self.writer, ["a", "b "], reward=len, max_new_tokens=2)
+
+    @cached_property
+    def text_fit(self) -> bayesrl.Posterior:
+        """A fit of it."""
+        options = {"guide": lm.FullParameters(), "objective": objectives.ReverseKL(num_particles=2)}
+        return bayesrl.fit(self.key, self.prompted, beta=1.0, num_steps=1, progress=False, **options)
+
+    @cached_property
+    def samples(self) -> lm.Samples:
+        """Samples of the fit."""
+        return lm.write_samples(self.key, self.text_fit, 2)
+
+    @cached_property
+    def run_folder(self) -> str:
+        """The folder of a run."""
+        folder = str(Path("run").absolute())
+        bayesrl.fit(self.key, bandit, beta=1.0, num_steps=2, directory=folder, progress=False)
+        return folder
+
+    @cached_property
+    def checkpoint(self) -> str:
+        """The folder of a checkpoint."""
+        folder = str(Path("checkpoint").absolute())
+        lm.save_pretrained(folder, self.writer.model, self.tokenizer)
+        return folder
+
+    @cached_property
+    def lines(self) -> str:
+        """A file of records."""
+        path = Path("lines.jsonl").absolute()
+        path.write_text('{"prompt": "a"}\n', encoding="utf-8")
+        return str(path)
+
+    @cached_property
+    def estimates(self) -> bayesrl.Estimates:
+        """Estimates by hand."""
+        one = bayesrl.Estimate(np.array([1.0]), np.array([0.1]))
+        return bayesrl.Estimates(one, one, one, {})
+
+    @cached_property
+    def records(self) -> list[dict[str, str]]:
+        """Records with answers."""
+        return [{"prompt": "a", "answer": "b"}, {"prompt": "b", "answer": "a"}]
+
+
+type Call = Callable[[Things], dict[str, Any]]
+
+CALLS: dict[str, Call] = {
+    "bayesrl.Calibration": lambda t: {"names": ("a",), "ranks": np.zeros((3, 1), int), "num_draws": 9,
+                                      "pit": np.full((3, 1), 0.5)},
+    "bayesrl.LearningProblem": lambda t: {"environment": t.mdp, "agent": control.Bayesian(t.model)},
+    "bayesrl.Problem": lambda t: {"policy": bandit, "args": (), "beta": 1.0, "about": "arms"},
+    "bayesrl.by_enumeration": lambda t: {},
+    "bayesrl.by_fit": lambda t: {"num_steps": 2},
+    "bayesrl.calibrate": lambda t: {"key": t.key, "model": location, "args": (jnp.zeros(2),),
+                                    "infer": bayesrl.by_fit(num_steps=1), "num_replications": 20, "num_draws": 9},
+    "bayesrl.compare": lambda t: {"key": t.key, "posteriors": {"a": t.posterior, "b": t.posterior}, "num_samples": 128},
+    "bayesrl.coverage": lambda t: {"key": t.key, "posterior": t.posterior, "target": t.exact, "levels": (0.5,),
+                                   "num_draws": 100},
+    "bayesrl.diagnose": lambda t: {"key": t.key, "posterior": t.posterior, "num_samples": 256},
+    "bayesrl.enumerate_posterior": lambda t: {"policy": bandit, "beta": 1.0},
+    "bayesrl.environment": lambda t: {"name": "rain", "distribution": dist.Bernoulli(0.5), "observable": True},
+    "bayesrl.evidence": lambda t: {"key": t.key, "posterior": t.posterior, "num_samples": 256},
+    "bayesrl.fit": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_steps": 2, "progress": False},
+    "bayesrl.frontier": lambda t: {"key": t.key, "posterior": t.sweep, "num_samples": 256},
+    "bayesrl.importance": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_samples": 8},
+    "bayesrl.load": lambda t: {"directory": t.run_folder, "policy": bandit},
+    "bayesrl.log_density": lambda t: {"policy": bandit, "sites": {"arm": jnp.array(1)}, "beta": 1.0},
+    "bayesrl.ready_learning": lambda t: {"name": "bernoulli_arms"},
+    "bayesrl.ready_model": lambda t: {"name": "bernoulli_bandit"},
+    "bayesrl.rejection": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_samples": 4},
+    "bayesrl.resume": lambda t: {"directory": t.run_folder, "policy": bandit, "progress": False},
+    "bayesrl.reward": lambda t: {"name": "payoff", "value": 1.0},
+    "bayesrl.tilt": lambda t: {"policy": bandit, "beta": 1.0},
+    "bayesrl.to_datatree": lambda t: {"posterior": t.posterior},
+    "bayesrl.use_cache": lambda t: {"directory": "cache"},
+    "bayesrl.whole": lambda t: {"policy": bandit},
+    "bayesrl.write_report": lambda t: {"path": "report.html", "posteriors": t.posterior},
+    "control.ActorCritic": lambda t: {},
+    "control.ArmsModel": lambda t: {"bandit": t.arms},
+    "control.BanditWorld": lambda t: {"bandit": t.arms},
+    "control.Bayesian": lambda t: {"model": t.model},
+    "control.CartPole": lambda t: {},
+    "control.EnsembleValues": lambda t: {"num_actions": 2},
+    "control.GymnasiumSource": lambda t: {"environment": "CartPole-v1", "num_envs": 1},
+    "control.JaxEnvironment": lambda t: {"env": Bare(), "actions": dist.Bernoulli(0.5), "params": None},
+    "control.KLControl": lambda t: {"beta": 0.5},
+    "control.LastLayerValues": lambda t: {"num_actions": 2},
+    "control.LinearPolicy": lambda t: {},
+    "control.LinearValues": lambda t: {"num_actions": 2},
+    "control.LoggedData": lambda t: {"observation": np.zeros(4, int), "action": np.array([0, 1, 1, 0]),
+                                     "reward": np.ones(4), "propensity": np.full(4, 0.5)},
+    "control.LoggedEnvironment": lambda t: {"data": t.logged},
+    "control.NetworkPolicy": lambda t: {},
+    "control.Pendulum": lambda t: {},
+    "control.ProgramModel": lambda t: {"program": bandit},
+    "control.Replay": lambda t: {},
+    "control.Rollout": lambda t: {"environment": control.CartPole(), "horizon": 3},
+    "control.TablePolicy": lambda t: {},
+    "control.TabularEnvironment": lambda t: {"mdp": t.mdp},
+    "control.TabularMDP": lambda t: {"successors": np.array([[[1], [0]], [[1], [1]]]),
+                                     "probabilities": np.ones((2, 2, 1)), "rewards": np.ones((2, 2, 1)), "horizon": 3},
+    "control.TabularModel": lambda t: {"num_states": 3, "num_actions": 2, "horizon": 3},
+    "control.TabularOptimum": lambda t: {"mdp": t.mdp},
+    "control.action_probs": lambda t: {"posterior": t.control_fit},
+    "control.agent_named": lambda t: {"name": "kl_control", "model": t.model, "beta": 0.5},
+    "control.as_prior": lambda t: {"posterior": t.control_fit},
+    "control.bayes_ucb": lambda t: {},
+    "control.boltzmann": lambda t: {"temperature": 0.5},
+    "control.by_conjugacy": lambda t: {"model": t.model},
+    "control.check_learned": lambda t: {"key": t.key, "learned": t.learned},
+    "control.classic": lambda t: {"name": "n_chain"},
+    "control.decide_between": lambda t: {"key": t.key, "belief": t.belief, "num_samples": 4},
+    "control.deep_sea": lambda t: {"size": 3},
+    "control.episode_sections": lambda t: {"environment": "CartPole-v1"},
+    "control.episode_strip": lambda t: {"environment": "FrozenLake-v1", "posterior": t.control_fit, "frames": 2},
+    "control.epsilon_greedy": lambda t: {"epsilon": 0.5},
+    "control.evaluate_policy": lambda t: {"mdp": t.mdp, "policy": t.planned.policy, "beta": 0.5},
+    "control.exploration_named": lambda t: {"text": "epsilon_greedy:0.1"},
+    "control.from_gymnasium": lambda t: {"environment": "FrozenLake-v1"},
+    "control.greedy": lambda t: {},
+    "control.grid_world": lambda t: {"rows": ["S.", ".G"], "horizon": 3},
+    "control.k_learning": lambda t: {},
+    "control.learn": lambda t: {"key": t.key, "environment": t.mdp, "agent": control.Bayesian(t.model),
+                                "num_episodes": 2, "progress": False},
+    "control.learning_maps": lambda t: {"mdp": t.mdp},
+    "control.learning_values": lambda t: {"truth": (0.5, 0.5)},
+    "control.logged_value": lambda t: {"data": t.logged, "probs": np.full((4, 2), 0.5)},
+    "control.n_chain": lambda t: {},
+    "control.nuts_posterior": lambda t: {"key": t.key, "learned": t.learned, "num_warmup": 1, "num_samples": 10},
+    "control.occupancy_map": lambda t: {"mdp": t.mdp, "fitted": t.planned, "exact": t.planned},
+    "control.policy_map": lambda t: {"mdp": t.mdp, "fitted": t.planned, "exact": t.planned},
+    "control.predictive_p_values": lambda t: {"key": t.key, "learned": t.learned, "num_replicates": 3},
+    "control.prior_mixture": lambda t: {"share": 0.5},
+    "control.random": lambda t: {},
+    "control.return_curve": lambda t: {"posterior": t.posterior, "name": "gold"},
+    "control.river_swim": lambda t: {},
+    "control.soft_value_iteration": lambda t: {"mdp": t.mdp, "beta": 0.5},
+    "control.squashed_normal": lambda t: {"low": -1.0, "high": 1.0},
+    "control.tabular_rollout": lambda t: {"mdp": t.mdp},
+    "control.tabular_sections": lambda t: {"mdp": t.mdp},
+    "control.thompson": lambda t: {},
+    "bandits.BernoulliArms": lambda t: {"num_arms": 2},
+    "bandits.GaussianArms": lambda t: {"num_arms": 2},
+    "bandits.LinearArms": lambda t: {"num_arms": 2},
+    "bandits.LogisticArms": lambda t: {"num_arms": 2},
+    "bandits.bayes_optimal_regret": lambda t: {"horizon": 3},
+    "bandits.gittins_index": lambda t: {"discount": 0.5},
+    "bandits.play_bandit": lambda t: {"key": t.key, "bandit": t.arms, "exploration": control.random(), "num_steps": 3,
+                                      "num_runs": 4},
+    "guides.AutoTilt": lambda t: {},
+    "guides.OwnProgram": lambda t: {"program": bandit},
+    "lm.BertConfig": lambda t: {},
+    "lm.FullParameters": lambda t: {},
+    "lm.GPT2Config": lambda t: {},
+    "lm.LlamaConfig": lambda t: {"vocab_size": 3, "max_length": 4, "width": 4, "depth": 1, "heads": 2, "kv_heads": 1,
+                                 "inner": 4},
+    "lm.LoRA": lambda t: {},
+    "lm.Pretrained": lambda t: {"model": t.writer.model, "tokenizer": t.tokenizer},
+    "lm.Reuse": lambda t: {},
+    "lm.Sentences": lambda t: {"model": t.writer.model, "prompt": jnp.array([1, 2]), "num_steps": 2},
+    "lm.Tokenizer": lambda t: {"core": t.tokenizer.core},
+    "lm.byte_pairs": lambda t: {"texts": ["aba", "ab"], "vocab_size": 260},
+    "lm.bytes_level": lambda t: {},
+    "lm.cache_folder": lambda t: {},
+    "lm.characters": lambda t: {"text": "ab"},
+    "lm.check_counts": lambda t: {},
+    "lm.corpus": lambda t: {"model": t.writer, "text": "ab ab ab", "length": 3},
+    "lm.fit_options": lambda t: {"rank": 1, "num_particles": 2, "num_steps": 3},
+    "lm.fitted": lambda t: {"posterior": t.text_fit},
+    "lm.kept": lambda t: {"name": "kept", "made_of": {"a": 1}, "train": lambda: t.writer},
+    "lm.kl_of": lambda t: {"key": t.key, "posterior": t.text_fit, "num_samples": 2},
+    "lm.labelled": lambda t: {"model": t.judge, "texts": ["a", "b"], "labels": ["no", "yes"]},
+    "lm.load_pretrained": lambda t: {"source": t.checkpoint},
+    "lm.pairs": lambda t: {"model": t.writer, "examples": t.records},
+    "lm.policy": lambda t: {"model": t.writer, "prompts": ["a"], "reward": len, "max_new_tokens": 2},
+    "lm.prompts": lambda t: {"texts": ["a"], "tokenizer": t.tokenizer},
+    "lm.read_json_lines": lambda t: {"path": t.lines},
+    "lm.save_pretrained": lambda t: {"folder": "saved", "model": t.writer.model, "tokenizer": t.tokenizer},
+    "lm.small_judge": lambda t: {"name": "judge", "texts": ["a", "b"], "labels": ["no", "yes"],
+                                 "tokenizer": t.tokenizer, "num_steps": 1, "width": 4},
+    "lm.small_writer": lambda t: {"name": "writer", "data": "ab ab ab ab ab", "tokenizer": t.tokenizer, "num_steps": 1,
+                                  "length": 4, "width": 4, "depth": 1},
+    "lm.text_sections": lambda t: {"posterior": t.text_fit},
+    "lm.write_samples": lambda t: {"key": t.key, "posterior": t.text_fit, "num_samples": 2},
+    "rewards.as_reward": lambda t: {"reward": len},
+    "rewards.classifier": lambda t: {"pretrained": t.judge, "label": "yes"},
+    "rewards.contains": lambda t: {},
+    "rewards.decoded": lambda t: {"examples": t.samples.prompts.examples, "tokens": np.array([[1, 2]]),
+                                  "real": np.ones((1, 2), bool)},
+    "rewards.exact_match": lambda t: {},
+    "rewards.length": lambda t: {},
+    "rewards.matches": lambda t: {"pattern": "a+"},
+    "rewards.number_match": lambda t: {},
+    "rewards.on_text": lambda t: {"fn": len},
+    "rewards.on_tokens": lambda t: {"fn": lambda tokens, real: 1.0 * real.sum()},
+    "rewards.sklearn_pipeline": lambda t: {"pipeline": Scorer(), "label": "yes"},
+    "rewards.TokenReward": lambda t: {"fn": lambda tokens, real: 1.0 * real.sum()},
+    "rewards.WeightedSum": lambda t: {"parts": ((1.0, rewards.length()),)},
+    "objectives.ClippedKL": lambda t: {},
+    "objectives.ForwardKL": lambda t: {},
+    "objectives.ReverseKL": lambda t: {},
+    "objectives.Stock": lambda t: {"elbo": numpyro.infer.Trace_ELBO()},
+    "report.frontier_figure": lambda t: {"evidence": t.sweep_evidence},
+    "report.held_out_figure": lambda t: {"beta": [0.5], "training": t.estimates, "held_out": t.estimates},
+    "report.over_optimisation_figure": lambda t: {"kl": [0.1, 0.2], "proxy": [1.0, 2.0], "gold": [1.0, 2.0],
+                                                 "name": "gold"},
+    "report.history_figure": lambda t: {"posterior": t.posterior, "name": "kl"},
+    "report.objective_figure": lambda t: {"evidence": t.sweep_evidence},
+    "report.policy_figure": lambda t: {"posterior": t.posterior},
+    "report.restarts_figure": lambda t: {"posterior": t.posterior},
+    "report.save_figures": lambda t: {"directory": ".", "posterior": t.posterior},
+    "report.training_figure": lambda t: {"posterior": t.posterior},
+    "report.weights_figure": lambda t: {"posterior": t.posterior},
+}  # fmt: skip
+
+METHODS: dict[str, tuple[Callable[[Things], Any], Call]] = {
+    "Posterior.sample": (lambda t: t.posterior, lambda t: {"key": t.key, "num_samples": 3}),
+    "Posterior.totals": (lambda t: t.posterior, lambda t: {"key": t.key, "num_samples": 3}),
+    "Posterior.estimate": (lambda t: t.posterior, lambda t: {"key": t.key, "num_samples": 3}),
+    "Posterior.log_prob": (lambda t: t.posterior, lambda t: {"sites": {"arm": jnp.array([1])}}),
+    "Posterior.select": (lambda t: t.sweep, lambda t: {"beta": 0.5, "restart": 0}),
+    "Posterior.act": (lambda t: t.posterior, lambda t: {"key": t.key}),
+    "WeightedDraws.resample": (lambda t: t.exact, lambda t: {"key": t.key, "num_draws": 3}),
+    "Learned.action_name": (lambda t: t.learned, lambda t: {"action": 0}),
+    "Learned.solved_after": (lambda t: t.learned, lambda t: {}),
+    "Learned.draws": (lambda t: t.learned, lambda t: {"key": t.key, "num_draws": 3}),
+    "Learned.decide": (lambda t: t.learned, lambda t: {"key": t.key, "observation": 0, "num_draws": 3}),
+    "Learned.act": (lambda t: t.learned, lambda t: {"key": t.key, "observation": 0}),
+    "TabularMDP.replace": (lambda t: t.mdp, lambda t: {}),
+    "TabularMDP.from_dense": (lambda t: control.TabularMDP, lambda t: {"transitions": np.ones((1, 2, 1)),
+                                                                       "rewards": np.ones((1, 2)), "horizon": 2}),
+    "TabularModel.of": (lambda t: control.TabularModel, lambda t: {"mdp": t.mdp}),
+    "TabularOptimum.start": (lambda t: control.TabularOptimum(t.mdp), lambda t: {"beta": 0.5}),
+    "TabularOptimum.evaluate": (lambda t: control.TabularOptimum(t.mdp), lambda t: {"posterior": t.control_fit}),
+    "BanditRuns.band": (lambda t: t.runs, lambda t: {}),
+    "Calibration.coverage": (lambda t: bayesrl.Calibration(("a",), np.zeros((3, 1), int), 9, np.full((3, 1), 0.5)),
+                             lambda t: {"level": 0.5}),
+    "Tokenizer.encode": (lambda t: t.tokenizer, lambda t: {"texts": ["ab"]}),
+    "Tokenizer.decode": (lambda t: t.tokenizer, lambda t: {"rows": [[1, 2]]}),
+    "Tokenizer.save": (lambda t: t.tokenizer, lambda t: {"folder": "tokens"}),
+    "Tokenizer.load": (lambda t: lm.Tokenizer, lambda t: {"folder": t.checkpoint}),
+    "Prompts.take": (lambda t: t.prompted.prompts, lambda t: {"chosen": [0]}),
+    "Prompts.beside": (lambda t: t.prompted.prompts, lambda t: {"others": t.prompted.prompts}),
+    "PromptedPolicy.asked": (lambda t: t.prompted, lambda t: {"prompts": ["a"]}),
+    "GPT2.random": (lambda t: lm.GPT2, lambda t: {"key": t.key, "config": t.config}),
+    "GPT2Config.from_json": (lambda t: lm.GPT2Config, lambda t: {"json": t.config.to_json()}),
+    "Bandit.draw_worlds": (lambda t: t.arms, lambda t: {"key": t.key, "num_runs": 2}),
+    "Bandit.start": (lambda t: t.arms, lambda t: {"num_runs": 2}),
+}  # fmt: skip
+"""Of objects that users hold."""
+
+RECORDS = (
+    "Decision", "Density", "Episode", "Estimate", "Estimates", "Experience", "Info", "Interval", "LoggedValue",
+    "Outcome", "Samples", "Section", "Stage", "BanditRuns", "BetaBelief", "NormalBelief", "LinearBelief",
+    "LogisticBelief", "SampleBelief", "Completions", "Prompts", "GPT2", "Llama", "BertClassifier", "CausalLM",
+)  # fmt: skip
+"""Trees of arrays: JAX makes them of whatever it maps over them, so that their constructors take anything."""
+GIVEN = (
+    "Comparison", "Coverage", "Diagnosis", "Evidence", "Frontier", "Posterior", "WeightedDraws", "Learned", "Planned",
+    "PromptedPolicy", "Corpus", "Labelled", "ClassifierReward", "Length", "TextReward",
+)  # fmt: skip
+"""Which only the library makes."""
+ABSTRACT = (
+    "Agent", "Belief", "Environment", "Exploration", "UnknownModel", "World", "Bandit", "GuideFamily", "Objective",
+    "Reward",
+)  # fmt: skip
+"""To be inherited from, which take no arguments of their own."""
+
+
+class Bare:
+    """An environment of gymnax's shape."""
+
+    def reset(self, key: Any, params: Any) -> tuple[Any, Any]:
+        """Start."""
+        return jnp.zeros(2), jnp.zeros(2)
+
+    def step(self, key: Any, state: Any, action: Any, params: Any) -> tuple[Any, ...]:
+        """Go on."""
+        return state, state, jnp.asarray(1.0), jnp.asarray(False), {}
+
+
+class Scorer:
+    """A pipeline of scikit-learn's shape."""
+
+    classes_ = np.array(["no", "yes"])
+
+    def predict(self, texts: Any) -> np.ndarray:
+        """Give classes."""
+        return np.full(len(texts), "no")
+
+    def predict_proba(self, texts: Any) -> np.ndarray:
+        """Give probabilities of classes."""
+        return np.full((len(texts), 2), 0.5)
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Walk all public names: (room.name, object), each object once."""
+    seen: set[int] = set()
+    for path in MODULES:
+        module = importlib.import_module(path)
+        for name in module.__all__:
+            found = getattr(module, name)
+            if not isinstance(found, ModuleType) and id(found) not in seen:
+                seen.add(id(found))
+                yield f"{path.rpartition('.')[2]}.{name}", found
+
+
+def names() -> list[str]:
+    """Name what is called: public names that take arguments, and methods."""
+    return [*CALLS, *METHODS]
+
+
+def targets(things: Things, chosen: Sequence[str]) -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
+    """Give what is called: its name, the callable, and valid arguments by name."""
+    found = dict(public())
+    for name in chosen:
+        if name in CALLS:
+            called = _inside(found[name]) if name in INSIDE else found[name]
+            yield name, called, CALLS[name](things)
+        else:
+            holder, call = METHODS[name]
+            yield name, getattr(holder(things), name.partition(".")[2]), call(things)
+
+
+INSIDE = ("bayesrl.environment", "bayesrl.reward")
+"""What programs call."""
+
+
+def _inside(statement: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(statement)
+    def called(**given: Any) -> Any:
+        with numpyro.handlers.seed(rng_seed=0):
+            return statement(**given)
+
+    return called
+
+
+def parameters(called: Callable[..., Any]) -> list[str]:
+    """Name the parameters in the place of which values are put."""
+    found = inspect.signature(called).parameters.values()
+    return [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name[0] != "_"]
