@@ -19,6 +19,10 @@ _SHOWN = (str, bytes, bool, int, float, complex, list, tuple, dict, set)
 _SPOKEN = reprlib.Repr(maxother=100, maxstring=60, maxlong=40)
 
 
+IN_BODY = object()
+"""Annotates what the body of a function refuses in better words: `Annotated[Program, IN_BODY]`."""
+
+
 @dataclass(frozen=True)
 class Must:
     """A further condition of an annotation: `Annotated[float, Must("a number above 0", lambda x: x > 0)]`.
@@ -45,6 +49,8 @@ def refuser(hint: Any) -> Refuser | None:
     if isinstance(hint, typing.TypeAliasType):
         return refuser(hint.__value__)
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated and IN_BODY in parts:
+        return None
     if origin is Annotated:
         return _conditioned(parts[0], [part for part in parts[1:] if isinstance(part, Must)])
     if origin in (typing.Union, types.UnionType):
@@ -286,7 +292,7 @@ def told(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, np.generic | type):
         return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
     if isinstance(value, type):
-        return f"the class {value.__name__}"
+        return f"the class {value.__name__}, which is not called yet"
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
         return f"the function {value.__name__}"
     if value is None or isinstance(value, np.generic) or type(value) in _SHOWN:

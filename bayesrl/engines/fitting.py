@@ -3,7 +3,7 @@
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ import numpy as np
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
-from bayesrl.annotations import Must
 from bayesrl.arguments import Count, Location, Positive, checked
 from bayesrl.core.compiling import near, one_reading
 from bayesrl.core.draws import Draws
@@ -25,7 +24,7 @@ from bayesrl.engines.running import Callback, Run, stack
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.engines.svi import State
 from bayesrl.errors import FitError, RunFolderError
-from bayesrl.guides import GuideFamily
+from bayesrl.guides.interface import Guide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.stock import as_objective
 from bayesrl.posterior import Posterior
@@ -37,18 +36,13 @@ LEAST_DRAWS = 32
 """Where draws are large so many are made for every purpose, so that one compiled program serves them all."""
 
 
-type Optimizer = Annotated[
-    optax.GradientTransformation, Must("an optimiser of Optax, such as optax.adam(0.01)", lambda optimizer: True)
-]
-
-
 @checked(FitError)
 def fit(
     key: PRNGKey,
     policy: Program,
     *args: Any,
     beta: Beta | None = None,
-    guide: Program | GuideFamily | None = None,
+    guide: Guide | None = None,
     objective: Objective | ELBO | None = None,
     optimizer: Optimizer | None = None,
     learning_rate: Positive | None = None,

@@ -1,6 +1,6 @@
 """Optimisers of a fit: the library's default, Optax's, and NumPyro's in Optax's form."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,11 @@ import numpy as np
 import optax
 from numpyro.optim import _NumPyroOptim
 
+from bayesrl.annotations import IN_BODY
 from bayesrl.errors import FitError
 from bayesrl.typing import Params
 
-type Optimizer = optax.GradientTransformation | _NumPyroOptim
+type Optimizer = Annotated[optax.GradientTransformation | _NumPyroOptim, IN_BODY]
 """An optimiser of Optax, or of `numpyro.optim`."""
 
 
@@ -41,16 +42,13 @@ def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
 
 
 def check_rate(learning_rate: Any, optimizer: Any) -> None:
-    """Refuse a learning rate that is none, or stands beside an optimiser that has its own.
+    """Refuse a learning rate that stands beside an optimiser that has its own.
 
     Raises:
         FitError: naming the value.
     """
     if learning_rate is None:
         return
-    number = isinstance(learning_rate, int | float | np.number) and not isinstance(learning_rate, bool)
-    if not (number and 0 < learning_rate < np.inf):
-        raise FitError(f"learning_rate={learning_rate!r}; use a positive number, or None for what the guide suggests")
     if optimizer is not None:
         raise FitError(
             f"learning_rate={learning_rate!r} is that of the default optimiser, and optimizer= was given too; "

@@ -18,6 +18,7 @@ from bayesrl.engines.running import Callback, Run
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.errors import RunFolderError
 from bayesrl.guides import GuideFamily
+from bayesrl.guides.interface import Guide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.stock import as_objective
 from bayesrl.posterior import Posterior
@@ -30,7 +31,7 @@ def load(
     directory: Location,
     policy: Program | None = None,
     *args: Any,
-    guide: Program | GuideFamily | None = None,
+    guide: Guide | None = None,
     objective: Objective | ELBO | None = None,
     optimizer: Optimizer | None = None,
     source: Source | None = None,
@@ -119,7 +120,7 @@ def resume(
     policy: Program,
     *args: Any,
     num_steps: Count | None = None,
-    guide: Program | GuideFamily | None = None,
+    guide: Guide | None = None,
     objective: Objective | ELBO | None = None,
     optimizer: Optimizer | None = None,
     source: Source | None = None,

@@ -1,10 +1,11 @@
 """The protocol of guide families: how a guide is built for a policy."""
 
 import abc
-from typing import Any
+from typing import Annotated, Any
 
 from numpyro import handlers
 
+from bayesrl.annotations import IN_BODY
 from bayesrl.arguments import checked
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.structure import Structure
@@ -44,6 +45,10 @@ class GuideFamily(abc.ABC):
     @abc.abstractmethod
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate for these parameters."""
+
+
+type Guide = Annotated[Program | GuideFamily, IN_BODY]
+"""What a fit adapts: a program, or a family that builds one for the policy."""
 
 
 @checked(GuideError)

@@ -21,7 +21,7 @@ from bayesrl.core.pairing import Pair
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.engines.svi import Lane, State, init, run_chunk
 from bayesrl.errors import ControlError
-from bayesrl.guides import GuideFamily
+from bayesrl.guides.interface import Guide
 from bayesrl.objectives import ReverseKL
 from bayesrl.typing import Numbers, PRNGKey, Program
 
@@ -123,7 +123,7 @@ class ProgramModel(UnknownModel):
     """
 
     program: Program
-    guide: Program | GuideFamily | None = None
+    guide: Guide | None = None
     num_steps: Count = 100
     num_particles: Count = 16
     learning_rate: Positive | None = None

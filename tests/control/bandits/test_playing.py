@@ -191,7 +191,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: decide_between(KEY, None), "belief=None; use a Belief"),  # type: ignore[arg-type]
     (
         lambda: play_bandit(KEY, BernoulliArms, control.thompson(), num_steps=1),
-        "bandit=the class BernoulliArms; use a Bandit",
+        "bandit=the class BernoulliArms, which is not called yet; use a Bandit",
     ),  # type: ignore[arg-type]
     (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson, num_steps=1), "cannot be called: thompson()"),  # type: ignore[arg-type]
     (lambda: play_bandit(KEY, BernoulliArms(2), lambda k, b, t: b.mean.argmax(0), num_steps=1), "for 1000 runs"),
