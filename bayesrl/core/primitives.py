@@ -1,6 +1,6 @@
 """What a policy program can say beyond ordinary NumPyro: `reward` and `environment`."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
+from bayesrl.annotations import IN_BODY
 from bayesrl.arguments import checked
 from bayesrl.errors import PolicyError
 
@@ -110,7 +111,7 @@ def _check_reward_shape(name: str, array: Array, plates: _OwnPlates) -> None:
 
 
 @checked(PolicyError)
-def environment(name: str, distribution: dist.Distribution, *, observable: bool) -> Array:
+def environment(name: str, distribution: dist.Distribution, *, observable: Annotated[bool, IN_BODY]) -> Array:
     """Let nature draw: a site that the policy can neither choose nor tilt.
 
     A guide replays the site, so it cancels from the KL. Where `observable` is False the agent does
