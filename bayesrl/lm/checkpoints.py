@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -52,8 +52,6 @@ class Pretrained:
         config: config.json, as read: pass it as `keep` to `save_pretrained` to lose none of its settings.
     """
 
-    GIVEN_BY: ClassVar[str] = "as lm.load_pretrained gives it"
-
     model: Transformer
     tokenizer: Tokenizer | None
     folder: Path | None = None
@@ -64,11 +62,10 @@ class Pretrained:
 def load_pretrained(source: Location, *, dtype: Any = None, revision: str | None = None) -> Pretrained:
     """Load a model, and its tokenizer, from a folder or from the Hugging Face hub.
 
-    Only safetensors files are read, which hold arrays and nothing that could run.
-
     Args:
         source: a folder with config.json and model.safetensors, whole or in shards; or, where there is no such
-            folder, the name of a model on the hub, which is fetched once and kept in the hub's own cache.
+            folder, the name of a model on the hub, which is fetched once and kept in the hub's own cache. Only
+            safetensors files are read, which hold arrays and nothing that could run.
         dtype: of all weights, float32 or bfloat16; None is as stored, and float32 where that is neither.
         revision: branch, tag or commit on the hub.
 
@@ -88,8 +85,7 @@ def load_pretrained(source: Location, *, dtype: Any = None, revision: str | None
         True
     """
     folder = _folder(source, revision)
-    config = read_json(folder / CONFIG)
-    if config is None and (folder / ADAPTER).is_file():
+    if (config := read_json(folder / CONFIG)) is None and (folder / ADAPTER).is_file():
         base = (read_json(folder / ADAPTER) or {}).get("base_model_name_or_path")
         raise LanguageModelError(
             f"{folder} holds an adapter{f' of the model {base!r}' if base else ''} and no model; load both with PEFT, "
@@ -317,14 +313,11 @@ def save_pretrained(
         ...     sorted(path.name for path in Path(folder).iterdir())
         ['config.json', 'model.safetensors']
     """
-    if max_shard_bytes < 1:
-        raise LanguageModelError(f"save_pretrained got max_shard_bytes={max_shard_bytes}; use a positive number")
     arrays = _named(model)
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
-    path = Path(folder)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        (path := Path(folder)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LanguageModelError(f"cannot make the folder {path}: {error.strerror}; choose another") from error
     special: dict[str, Any] = {f"{name}_token_id": i for name, i in (tokenizer.special if tokenizer else {}).items()}

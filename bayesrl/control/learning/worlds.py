@@ -104,8 +104,7 @@ class World(abc.ABC):
         Raises:
             ControlError: an action that the environment does not have, or a reward that is not finite.
         """
-        seen = self.begin(key)
-        rows: list[tuple[Any, ...]] = []
+        seen, rows = self.begin(key), list[tuple[Any, ...]]()
         over = terminated = False
         while not over:
             action, log_prob = act.choose(len(rows), seen)
@@ -296,7 +295,7 @@ class BanditWorld(World):
     """
 
     def __init__(self, bandit: Bandit, values: Any = None, seed: Seed = 0, names: tuple[str, ...] = ()) -> None:
-        self.bandit, self.name = bandit, type(bandit).__name__
+        self.bandit, self.name, self.num_actions = bandit, type(bandit).__name__, bandit.num_arms
         self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
         key = cheap(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
         self._values = compiled(bandit.values, name="values")
@@ -311,7 +310,6 @@ class BanditWorld(World):
             self.values = np.asarray(values, np.float32)[None]
         if self.values.shape != drawn.shape:
             raise ControlError(f"the world has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
-        self.num_actions = bandit.num_arms
         first = jax.eval_shape(lambda key: bandit.observe(key, 1), key)
         self._key, self._seen = key, np.zeros(first.shape, first.dtype)
         if self._seen.size == 0:
