@@ -38,6 +38,7 @@ BENCHMARKS = (
     "compilation",
     "accelerator",
     "robustness_fuzz",
+    "robustness",
 )
 OPTIONS = {"compilation": ("--against", "fbe1f64")}
 """Of those that are run with all the others."""

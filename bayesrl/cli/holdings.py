@@ -122,6 +122,7 @@ def lacking(directory: Path, done: int, total: int, scores: Scores | None) -> li
         for what, there in (
             (f"{total - done:,} of {total:,} steps", done >= total),
             ("the saved draws (posterior.nc)", (directory / run_folder.POSTERIOR).exists()),
+            ("the model (model.json)", scores is None or (directory / run_folder.MODEL).exists()),
             ("the results", scores is not None and scores.step == done),
             ("the pictures", all((directory / name).exists() for name in KEPT[:2])),
             ("the report", (directory / KEPT[2]).exists()),
@@ -138,7 +139,7 @@ def _damaged(directory: Path, scores: Scores) -> Iterator[str]:
     for name, digest in scores.pictures.items():
         if _differs(directory / file_name(name), partial(_has, digest)):
             yield name
-    if _differs(directory / REPORT, is_whole):
+    if _differs(directory / REPORT, lambda page: page.startswith(b"<!DOCTYPE html>") and is_whole(page)):
         yield REPORT
     try:
         run_folder.read_draws(directory)
@@ -231,5 +232,5 @@ def _learning_rows(directory: Path) -> list[tuple[str, str]]:
 
 def episodes_of(directory: Path) -> tuple[int, dict[str, Any]]:
     """Read how many episodes a run of `learn` has played, and its history; 0 and nothing where there is none."""
-    history = run_folder.history_in(run_folder.read_checkpoint(directory) or {})
+    history = run_folder.history_in(directory, run_folder.read_checkpoint(directory) or {})
     return len(history.get("episode", ())), history

@@ -88,8 +88,7 @@ def _shown(directory: str | Path, problem: Mapping[str, Any]) -> Posterior:
     if content is None:
         raise RunFolderError(f"{directory} holds a run that has not ended: there are no saved draws yet; {go_on}")
     arrays = run_folder.read_checkpoint(directory) or {}
-    beta = problem["identity"]["beta"]
-    lead = (*((len(beta),) if isinstance(beta, list) else ()), problem["settings"]["num_restarts"])
+    lead = run_folder.fits_in(problem)
     import xarray as xr
 
     try:
@@ -106,10 +105,11 @@ def _shown(directory: str | Path, problem: Mapping[str, Any]) -> Posterior:
             "load the folder with its policy, which needs the checkpoint alone"
         ) from error
     steps = posterior.history.get("step", np.zeros(0, int))
-    drawn, done = int(steps[-1]) if len(steps) else 0, int(arrays.get("state.step", 0))
+    drawn, done = int(steps[-1]) if len(steps) else 0, run_folder.done_in(directory, arrays)
     if drawn != done:
         raise RunFolderError(
-            f"{directory} holds draws that were made after {drawn:,} steps, and a checkpoint after {done:,}; {go_on}"
+            f"{directory} holds draws ({run_folder.POSTERIOR}) that were made after {drawn:,} steps, and a checkpoint "
+            f"({run_folder.CHECKPOINT}) after {done:,}; {go_on}"
         )
     return posterior
 

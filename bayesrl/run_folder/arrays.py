@@ -11,10 +11,13 @@ from safetensors.numpy import save
 from bayesrl.errors import RunFolderError
 from bayesrl.files.plain import read, write
 from bayesrl.files.stamps import STAMP, blank, stamped
-from bayesrl.run_folder.problems import ANEW, check_stamp, problem_of
+from bayesrl.run_folder.problems import ANEW, check_stamp, problem_of, read_problem
 
 CHECKPOINT, POSTERIOR = "checkpoint.safetensors", "posterior.nc"
 BEFORE = "checkpoint.before.safetensors"
+FITTED = ("step", "loss", "objective", "reward", "kl", "spread", "grad_norm", "skipped")
+LEARNED = ("episode", "return", "discounted", "length", "regret", "p_optimal", "expected_regret")
+"""What histories tell at least."""
 
 
 def save_checkpoint(folder: Path, state: Any, history: Mapping[str, np.ndarray]) -> None:
@@ -73,7 +76,7 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
                 "was the guide or the optimiser changed? Fit into another directory"
             )
         restored.append(jax.device_put(array))
-    return jax.tree.unflatten(treedef, restored), history_in(arrays)
+    return jax.tree.unflatten(treedef, restored), history_in(directory, arrays)
 
 
 def read_history(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:
@@ -83,12 +86,52 @@ def read_history(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:
         RunFolderError: the file is damaged.
     """
     arrays = read_checkpoint(directory) or {}
-    return int(arrays.get("state.step", np.zeros((), int))), history_in(arrays)
+    return done_in(directory, arrays), history_in(directory, arrays)
 
 
-def history_in(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Give the history among the arrays of a checkpoint."""
-    return {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
+def history_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Give the history among the arrays of a checkpoint: of a fit [chunk, *beta, restart], of `learn` [episode].
+
+    Raises:
+        RunFolderError: it is none of a run of this folder.
+    """
+    history = {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
+    if not history:
+        return {}
+    problem = read_problem(directory)
+    learns = problem["identity"].get("kind") == "learn"
+    lead = () if learns else fits_in(problem)
+    for name in LEARNED if learns else FITTED:
+        if name not in history:
+            raise _no_history(directory, f"has no history of {name!r}")
+    rows = len(np.atleast_1d(history["episode" if learns else "step"]))
+    for name, array in history.items():
+        wanted = (rows,) if learns or name == "step" else (rows, *lead)
+        if array.shape != wanted or array.dtype.kind not in "iufb":
+            raise _no_history(directory, f"tells {name!r:.60} as {array.dtype}{list(array.shape)}, not {list(wanted)}")
+    return history
+
+
+def fits_in(problem: Mapping[str, Any]) -> tuple[int, ...]:
+    """Give the axes (*beta, restart) of the arrays of a fit, as its problem tells them."""
+    beta = problem["identity"]["beta"]
+    return (*((len(beta),) if isinstance(beta, list) else ()), problem["settings"]["num_restarts"])
+
+
+def _no_history(directory: str | Path, why: str) -> RunFolderError:
+    return RunFolderError(f"cannot read {Path(directory) / CHECKPOINT}: it {why}; it is damaged: {ANEW}")
+
+
+def done_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> int:
+    """Give how many steps a fit has done by its checkpoint, 0 where that does not say.
+
+    Raises:
+        RunFolderError: it tells something else than a number.
+    """
+    step = arrays.get("state.step", np.zeros((), int))
+    if step.shape != () or step.dtype.kind not in "iu":
+        raise _no_history(directory, f"tells the steps as {step.dtype}{list(step.shape)}")
+    return int(step)
 
 
 def read_checkpoint(directory: str | Path) -> dict[str, np.ndarray] | None:
@@ -110,7 +153,7 @@ def read_checkpoint(directory: str | Path) -> dict[str, np.ndarray] | None:
             kept = None
         if kept is None:
             raise
-        done = int(kept["state.step"]) if "state.step" in kept else len(kept.get("history/episode", ()))
+        done = done_in(folder, kept) if "state.step" in kept else len(kept.get("history/episode", ()))
         what = "steps" if "state.step" in kept else "episodes"
         raise RunFolderError(
             f"{str(error).removesuffix(ANEW)}the checkpoint before it, after {done:,} {what}, is whole: delete "

@@ -74,7 +74,7 @@ def claim(directory: str | Path) -> Path:
     if strangers and PROBLEM not in names:
         raise RunFolderError(
             f"{folder} is not a run folder, and not empty ({', '.join(strangers[:3])}); "
-            "choose another directory, or empty it"
+            f"choose another directory, empty it, or put its {PROBLEM} back"
         )
     return folder
 

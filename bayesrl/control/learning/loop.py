@@ -23,13 +23,13 @@ from bayesrl.core.keys import apart, cheap, fold_in
 from bayesrl.core.telling import activity
 from bayesrl.engines.progress import Progress, showing
 from bayesrl.engines.setup import digest
-from bayesrl.errors import ControlError, RunFolderError
+from bayesrl.errors import BayesRLError, ControlError, RunFolderError
 from bayesrl.typing import PRNGKey
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 _CONVERGED_FOR = 10
 """So many episodes in a row the criterion has to hold."""
-_COLUMNS = ("episode", "return", "discounted", "length", "regret", "p_optimal", "expected_regret")
+_COLUMNS = run_folder.LEARNED
 """Of the history."""
 
 
@@ -250,14 +250,20 @@ class _Run:
         arrays = run_folder.read_checkpoint(folder)
         if arrays is None:
             return
-        history = run_folder.history_in(arrays)
-        if "stages" not in arrays or set(history) != set(_COLUMNS):
-            raise RunFolderError(f"{folder / run_folder.CHECKPOINT} holds no run of `learn`; choose another directory")
-        count = len(next(iter(history.values()), ()))
-        self.rows = [{name: values[i].item() for name, values in history.items()} for i in range(count)]
-        self.stages = [Stage(*map(int, row)) for row in arrays["stages"]]
-        self._steps = int(sum(row["length"] for row in self.rows))
-        self.mind.restore({k.removeprefix("agent/"): v for k, v in arrays.items() if k.startswith("agent/")})
+        history = run_folder.history_in(folder, arrays)
+        count = len(history["episode"]) if history else 0
+        try:
+            self.rows = [{name: history[name][i].item() for name in _COLUMNS} for i in range(count)]
+            self.stages = [Stage(*map(int, row)) for row in arrays["stages"]]
+            self._steps = int(sum(row["length"] for row in self.rows))
+            self.mind.restore({k.removeprefix("agent/"): v for k, v in arrays.items() if k.startswith("agent/")})
+        except BayesRLError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RunFolderError(
+                f"{folder / run_folder.CHECKPOINT} holds no run of `learn` that can go on ({error}); choose another "
+                "directory"
+            ) from error
 
 
 def _is_stage(number: int) -> bool:
