@@ -4,7 +4,7 @@ from bayesrl.cache import cache_folder
 from bayesrl.lm import rewards
 from bayesrl.lm.adapting import FullParameters, LoRA
 from bayesrl.lm.alphabets import byte_pairs, bytes_level, characters
-from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_pretrained
+from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_adapter, save_pretrained
 from bayesrl.lm.completions import Completions, Prompts, prompts, read_json_lines
 from bayesrl.lm.keeping import kept
 from bayesrl.lm.prompting import PromptedPolicy, policy
@@ -54,6 +54,7 @@ __all__ = [
     "prompts",
     "read_json_lines",
     "rewards",
+    "save_adapter",
     "save_pretrained",
     "small_judge",
     "small_writer",

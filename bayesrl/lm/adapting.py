@@ -159,7 +159,8 @@ class LoRA(ModelGuideFamily):
 
         down = numpyro.param(f"model{name}.down", start)
         up = numpyro.param(f"model{name}.up", jnp.zeros((out, rank)))
-        return Linear(linear.weight, linear.bias, down, factor * up)
+        whole = linear.merged()  # an adapter that the reference has stays part of it
+        return Linear(whole.weight, whole.bias, down, up, factor)
 
     def disperse(self, key: PRNGKey, params: Params) -> Params:
         """Draw U, so that the paths add about a tenth to what they stand beside; see `GuideFamily.disperse`."""

@@ -235,12 +235,13 @@ def texts_under(name: str, examples: Sequence[Any]) -> list[str]:
 
 
 @checked(LanguageModelError)
-def fitted(posterior: Posterior) -> Pretrained:
-    """Give the language model that a fit has made, low-rank paths added to the weights beside them.
+def fitted(posterior: Posterior, *, merge: bool = True) -> Pretrained:
+    """Give the language model that a fit has made.
 
     Args:
         posterior: of a program made by `policy`, `corpus`, `pairs` or `labelled`; of one temperature, the best
             restart is taken.
+        merge: whether low-rank paths are added to the weights, or stay apart, for `save_adapter`.
 
     Returns:
         a model with its tokenizer: to be saved by `save_pretrained`, or to be the next reference.
@@ -262,8 +263,8 @@ def fitted(posterior: Posterior) -> Pretrained:
             "the posterior holds no language model; fit what lm.policy (with guide=LoRA() or FullParameters()), "
             "lm.corpus, lm.pairs or lm.labelled makes"
         )
-    model: Any = merged(handlers.seed(made, rng_seed=jax.random.key(0))())
-    return Pretrained(model, tokenizer)
+    model: Any = handlers.seed(made, rng_seed=jax.random.key(0))()
+    return Pretrained(merged(model) if merge else model, tokenizer)
 
 
 def _both(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any, Tokenizer]:

@@ -327,14 +327,6 @@ def test_weights_that_are_not_finite_are_named(folder: Path, name: str, bad: flo
         load_pretrained(folder)
 
 
-@pytest.mark.parametrize("settings", [{"base_model_name_or_path": "someone/base"}, {}])
-def test_an_adapter_is_told_as_such(tmp_path: Path, settings: dict[str, Any]) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **settings}))
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(LanguageModelError, match=r"holds an adapter.* and no model; .*merge_and_unload"):
-        load_pretrained(tmp_path)
-
-
 def test_arrays_in_host_memory_are_saved_as_they_are(folder: Path, tmp_path: Path) -> None:
     model = load_pretrained(folder).model
     host = jax.tree.map(lambda x: np.asfortranarray(np.asarray(x)), model)

@@ -61,9 +61,9 @@ def normal(key: PRNGKey, shape: tuple[int, ...], scale: float, dtype: Any) -> Ar
 class Linear(eqx.Module):
     """A linear map of the last axis, with an optional low-rank path beside its weight.
 
-        y = W·x + b + U·(D·x)
+        y = W·x + b + factor·U·(D·x)
 
-    The scale of the low-rank path is folded into U. The path is computed in the dtype of D and U, which may be wider
+    The path is computed in the dtype of D and U, which may be wider
     than that of W: a bfloat16 model can be trained through float32 adapters.
 
     Args:
@@ -71,6 +71,7 @@ class Linear(eqx.Module):
         bias: b, [out], or None.
         down: D, [rank, in], or None.
         up: U, [out, rank], or None.
+        factor: of the low-rank path.
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,6 +86,7 @@ class Linear(eqx.Module):
     bias: Float[Array, "out"] | None = None
     down: Float[Array, "rank in"] | None = None
     up: Float[Array, "out rank"] | None = None
+    factor: float = eqx.field(static=True, default=1.0)
 
     @classmethod
     def random(cls, key: PRNGKey, width: int, out: int, *, scale: float, bias: bool, dtype: Any) -> "Linear":
@@ -97,7 +99,7 @@ class Linear(eqx.Module):
         if self.bias is not None:
             y = y + self.bias
         if self.down is not None and self.up is not None:
-            y = y + ((x.astype(self.down.dtype) @ self.down.T) @ self.up.T).astype(y.dtype)
+            y = y + ((x.astype(self.down.dtype) @ self.down.T) @ (self.factor * self.up).T).astype(y.dtype)
         return y
 
     def scores(self, x: Float[Array, "*n in"]) -> Float[Array, "*n out"]:
@@ -106,7 +108,7 @@ class Linear(eqx.Module):
         if self.bias is not None:
             y = y + self.bias
         if self.down is not None and self.up is not None:
-            y = y + (x.astype(self.down.dtype) @ self.down.T) @ self.up.T
+            y = y + (x.astype(self.down.dtype) @ self.down.T) @ (self.factor * self.up).T
         return y
 
     def merged(self) -> "Linear":
@@ -114,7 +116,7 @@ class Linear(eqx.Module):
         if self.down is None or self.up is None:
             return self
         wide = jnp.promote_types(self.weight.dtype, jnp.float32)
-        weight = self.weight.astype(wide) + self.up.astype(wide) @ self.down.astype(wide)
+        weight = self.weight.astype(wide) + self.factor * (self.up.astype(wide) @ self.down.astype(wide))
         return Linear(weight.astype(self.weight.dtype), self.bias)
 
 
@@ -124,7 +126,7 @@ def is_linear(part: Any) -> bool:
 
 
 def merged[Model](model: Model) -> Model:
-    """Add every low-rank path of a model to the weight beside it: W + U·D, without U and D.
+    """Add every low-rank path of a model to the weight beside it: W + factor·U·D, without U and D.
 
     Args:
         model: any pytree with `Linear` parts.

@@ -1,8 +1,10 @@
 """Make the tiny checkpoints that the tests read, or check what bayesrl saved, with transformers as the reference.
 
-Needs an environment of its own (Python 3.11, torch==2.13.0, transformers==5.24.0), which the tests do not:
+Needs an environment of its own (Python 3.11, torch==2.13.0, transformers==5.24.0, peft==0.21.2), which the tests do not:
 
     python make_golden.py [NAME ...]          writes a folder per family beside this file, or those that are named
+    python make_golden.py --check-adapter BASE FOLDER
+                                              loads an adapter that bayesrl.lm.save_adapter wrote, in the same way
     python make_golden.py --check FOLDER ...  loads folders that bayesrl.lm.save_pretrained wrote; each of them must
                                               have an expected.npz beside its model.safetensors to be compared with
 """
@@ -176,6 +178,7 @@ def tokenizer() -> tr.PreTrainedTokenizerFast:
 def make(names: list[str]) -> None:
     """Write all folders, or some."""
     facts()
+    adapters()
     for name, model in {**models(), **relatives()}.items():
         if names and name not in names:
             continue
@@ -185,6 +188,47 @@ def make(names: list[str]) -> None:
         if name == "gpt2":
             tokenizer().save_pretrained(folder)
         print(name, sum(path.stat().st_size for path in folder.iterdir()) // 1000, "kB")
+
+
+def adapters() -> None:
+    """Write adapters beside some of the models, drawn at random, and what PEFT makes of the prompts with them."""
+    import peft
+
+    torch.manual_seed(2)
+    patterns = {"rank_pattern": {"attn.c_proj": 3, "h.1.mlp.c_fc": 1}, "alpha_pattern": {"c_attn": 5, "mlp.c_proj": 1}}
+    wide = ["q_proj", "v_proj", "down_proj"]
+    asked = {
+        "gpt2_lora": ("gpt2", {"r": 2, "lora_alpha": 6, "target_modules": ["c_attn", "c_proj", "c_fc"], **patterns}),
+        "llama_lora": (
+            "llama_dynamic",
+            {"r": 4, "lora_alpha": 2, "use_rslora": True, "target_modules": wide, "modules_to_save": ["lm_head"]},
+        ),
+        "neox_lora": ("neox", {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "bias": "all"}),
+        "phi3_lora": ("phi3", {"r": 2, "lora_alpha": 8, "target_modules": r".*layers\.1\..*(qkv|gate_up)_proj"}),
+        "bert_lora": ("roberta", {"r": 2, "target_modules": ["query", "dense"], "task_type": "SEQ_CLS"}),
+    }
+    for name, (base, settings) in asked.items():
+        encoder = settings.get("task_type") == "SEQ_CLS"
+        kind = tr.AutoModelForSequenceClassification if encoder else tr.AutoModelForCausalLM
+        if not encoder:
+            settings["task_type"] = "CAUSAL_LM"
+        model = peft.get_peft_model(kind.from_pretrained(HERE / base), peft.LoraConfig(**settings))
+        model.eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        model.peft_config["default"].base_model_name_or_path = base
+        tokens, mask = prompts(left=not encoder)
+        tokens = np.where(mask, tokens, model.config.pad_token_id or 0)
+        fed = {"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask)}
+        if not encoder:
+            fed["position_ids"] = (fed["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        with torch.no_grad():
+            logits = model(**fed).logits.float().numpy()
+        model.save_pretrained(HERE / name)
+        (HERE / name / "README.md").unlink(missing_ok=True)
+        np.savez_compressed(HERE / name / "expected.npz", tokens=tokens, real=mask, logits=logits)
 
 
 def facts() -> None:
@@ -222,5 +266,20 @@ def check(folders: list[str]) -> None:
         print(Path(folder).name, type(model).__name__, model.dtype, "largest gaps", gaps, "not loaded", bad, words)
 
 
+def check_adapter(base: str, folder: str) -> None:
+    """Compare what PEFT makes of a saved adapter with what bayesrl said that its logits are."""
+    import peft
+
+    model = peft.PeftModel.from_pretrained(tr.AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    wanted = np.load(Path(folder) / "expected.npz")
+    mask = torch.tensor(wanted["real"])
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = model(torch.tensor(wanted["tokens"]), attention_mask=mask, position_ids=places).logits.numpy()
+    there = wanted["real"].astype(bool)
+    print(Path(folder).name, "largest gap", float(np.abs(logits - wanted["logits"])[there].max()))
+
+
 if __name__ == "__main__":
-    check(sys.argv[2:]) if sys.argv[1:2] == ["--check"] else make(sys.argv[1:])
+    commands = {"--check": lambda: check(sys.argv[2:]), "--check-adapter": lambda: check_adapter(*sys.argv[2:])}
+    commands.get(sys.argv[1] if sys.argv[1:] else "", lambda: make(sys.argv[1:]))()

@@ -1,0 +1,110 @@
+"""Weights of eight bits with scales beside them, read as what they stand for."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from bayesrl.errors import LanguageModelError
+
+SETTING = "quantization_config"
+SCALES = (".weight_scale_inv", ".weight_scale")
+"""How scales are called; both multiply."""
+ACTIVATIONS = (".input_scale", ".activation_scale", ".output_scale", ".k_scale", ".v_scale")
+METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
+
+_log = logging.getLogger(__name__)
+
+
+def check_method(config: Mapping[str, Any]) -> None:
+    """Refuse quantised weights other than float8 with scales.
+
+    Raises:
+        LanguageModelError: config.json asks for others.
+    """
+    told = config.get(SETTING)
+    if told is None:
+        return
+    method = told.get("quant_method") if isinstance(told, Mapping) else None
+    whole = method != "compressed-tensors" or "float" in str(told.get("format"))
+    if method not in METHODS or not whole:
+        raise LanguageModelError(
+            f"config.json of a {config.get('model_type')!r} model sets {SETTING}={told!r:.200}, which bayesrl does not "
+            f"implement (it reads models without it, and float8 with scales: {', '.join(METHODS)}); dequantise the "
+            "model in transformers and save it anew"
+        )
+
+
+def dequantised(arrays: Iterator[tuple[str, Any]], config: Mapping[str, Any], origin: Any) -> Iterator[tuple[str, Any]]:
+    """Multiply float8 weights by their scales, in float32; other arrays pass as they are.
+
+        W = Q·s,   with one scale for all, for each row, or for each block of `weight_block_size`
+
+    Args:
+        arrays: names and values, in any order.
+        config: config.json.
+        origin: where they come from, for messages.
+
+    Raises:
+        LanguageModelError: a weight has no scale, or one that does not fit it.
+
+    References:
+        DeepSeek-AI (2024), "DeepSeek-V3 technical report", section 3.3.
+    """
+    settings = config.get(SETTING) or {}
+    block = settings.get("weight_block_size") if isinstance(settings, Mapping) else None
+    weights: dict[str, Any] = {}
+    scales: dict[str, Any] = {}
+    count = 0
+    for name, array in arrays:
+        ending = next((end for end in SCALES if name.endswith(end)), None)
+        if name.endswith(ACTIVATIONS):
+            continue
+        if ending is not None:
+            base = name.removesuffix(ending) + ".weight"
+            scales[base] = array
+        elif _is_float8(array):
+            base = name
+            weights[base] = array
+        else:
+            yield name, array
+            continue
+        if base in weights and base in scales:
+            count += 1
+            yield base, _scaled(base, weights.pop(base), scales.pop(base), block, origin)
+    if weights:
+        raise LanguageModelError(
+            f"{origin} holds {next(iter(weights))} as float8 without a scale beside it; copy the weights anew, or save "
+            "the model in transformers without quantisation"
+        )
+    if count:
+        _log.warning(
+            "%s holds %d weights as float8 with scales; they are held multiplied out, and saved so. What is computed "
+            "is not rounded to float8 on the way, as it is where the model is served so",
+            origin,
+            count,
+        )
+
+
+def _is_float8(array: Any) -> bool:
+    return str(array.dtype).startswith("float8")
+
+
+def _scaled(name: str, weight: Any, scale: Any, block: Any, origin: Any) -> np.ndarray:
+    """Multiply a weight by its scales."""
+    wide, factor = np.asarray(weight).astype(np.float32), np.asarray(scale).astype(np.float32)
+    rows, columns = wide.shape
+    if factor.size == 1:
+        return wide * factor.reshape(())
+    if factor.shape in ((rows,), (rows, 1)):
+        return wide * factor.reshape(rows, 1)
+    if isinstance(block, list | tuple) and len(block) == 2 and factor.ndim == 2:
+        high, broad = (int(size) for size in block)
+        if factor.shape == (-(-rows // high), -(-columns // broad)):
+            spread = np.repeat(np.repeat(factor, high, 0), broad, 1)
+            return wide * spread[:rows, :columns]
+    raise LanguageModelError(
+        f"{origin} holds {name} of shape {list(wide.shape)} with scales of shape {list(factor.shape)}, which do not "
+        f"fit it (weight_block_size={block!r}); copy config.json and weights anew"
+    )
