@@ -355,7 +355,7 @@ def test_wrong_options(tmp_path: Path) -> None:
         with pytest.raises(LanguageModelError, match=r"got dtype=.*; use jnp.float32, jnp.bfloat16 or None"):
             load_pretrained(GOLDEN / "gpt2", dtype=dtype)
     model = load_pretrained(GOLDEN / "gpt2").model
-    with pytest.raises(LanguageModelError, match="max_shard_bytes=0; use a positive number"):
+    with pytest.raises(LanguageModelError, match="max_shard_bytes=0; use a whole number from 1"):
         save_pretrained(tmp_path, model, max_shard_bytes=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(LanguageModelError, match="cannot make the folder"):
