@@ -24,6 +24,7 @@ BENCHMARKS = (
     "coverage",
     "verdicts",
     "known_answers",
+    "default_rates",
     "tabular_fits",
     "cartpole",
     "pendulum",

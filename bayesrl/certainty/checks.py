@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bayesrl.certainty.course import Course
 from bayesrl.certainty.sampled import pareto_khat
 from bayesrl.certainty.tails import rank_rhat
 from bayesrl.certainty.verdicts import Check, Evidence, Outcome
@@ -12,14 +13,22 @@ from bayesrl.certainty.verdicts import Check, Evidence, Outcome
 GOOD_SHARE = 0.0224
 """Verdicts change at a gap of √(1% · 5%) of J* − J(π₀), half way between good and bad on the log scale."""
 
+LEFT = 0.01
+"""A run has converged where no more than this share of what there was to gain is left of its way."""
+
 MISSED_WARN, MISSED_FAIL = 0.02, 0.1
 RHAT = 1.05
 SMALL_KL = 3e-6
 """A fit this close to p*, nats, is good however little there was to gain: single precision tells no more."""
 
 
-def gap_check(evidence: Evidence) -> Check:
-    """Ask how much of what there was to gain was left; the worst β."""
+def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or choose a richer guide.") -> Check:
+    """Ask how much of what there was to gain was left; the worst β.
+
+    Args:
+        evidence: of the fit.
+        remedy: what would help where too much is left.
+    """
     share = evidence.share
     if share is None or evidence.gap is None:
         return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.reason}.", "design: J* = β·log Z")
@@ -38,11 +47,20 @@ def gap_check(evidence: Evidence) -> Check:
         values.append(value)
     worst = _worst(outcomes, values)
     at = "" if evidence.beta is None else f" at β = {beta[worst]:.3g}"
-    advice = _gap_advice(outcomes[worst], values[worst], [float(part[worst]) for part in parts], at, evidence.reason)
-    return Check("gap", values[worst], GOOD_SHARE, outcomes[worst], advice, "J* − J(q) = β·KL(q‖p*)")
+    shares = [float(part[worst]) for part in parts]
+    advice = _gap_advice(outcomes[worst], values[worst], shares, at, evidence.reason, remedy)
+    limit = _limit(outcomes[worst], values[worst])
+    return Check("gap", values[worst], limit, outcomes[worst], advice, "J* − J(q) = β·KL(q‖p*)")
 
 
-def _gap_advice(outcome: Outcome, value: float, share: list[float], at: str, reason: str) -> str:
+def _limit(outcome: Outcome, value: float) -> float:
+    """Give the limit that a share is told beside: bounds may be twice as far from it as an estimate."""
+    if outcome == "pass" and value > GOOD_SHARE:
+        return 2 * GOOD_SHARE
+    return GOOD_SHARE / 2 if outcome == "fail" and value < GOOD_SHARE else GOOD_SHARE
+
+
+def _gap_advice(outcome: Outcome, value: float, share: list[float], at: str, reason: str, remedy: str) -> str:
     """Say how much is left, exactly where that is known, and what to do."""
     floor, ceiling = share[4:]
     if value == math.inf:
@@ -61,11 +79,10 @@ def _gap_advice(outcome: Outcome, value: float, share: list[float], at: str, rea
     if outcome == "pass":
         bound = "" if floor == ceiling else "at most "
         return f"{'less than 0.1%' if value < 1e-3 else f'{bound}{value:.1%}'} of what there was to gain is left{at}."
-    remedy = "fit longer, lower the learning rate, or choose a richer guide."
     if value > 1.01:
         return (
             f"the fit is worse than the policy that it began with, by {value - 1:.1%} of what there was to "
-            f"gain{at}: {remedy}"
+            f"gain{at}: lower the rate (learning_rate=), or choose a guide that holds the policy it begins with."
         )
     bound = "at least " if value == floor != ceiling else ""
     return f"{bound}{value:.1%} of what there was to gain is left{at}: {remedy}"
@@ -109,7 +126,7 @@ def coverage_check(evidence: Evidence) -> Check:
         "fail": f"{value:.1%} of p* lies where the fit hardly goes: a mode is dropped. Use more restarts and "
         "select('mixture'), or ForwardKL().",
     }[outcome]
-    return Check("mode coverage", value, MISSED_FAIL, outcome, advice, reference)
+    return Check("mode coverage", value, MISSED_FAIL if outcome == "fail" else MISSED_WARN, outcome, advice, reference)
 
 
 def weights_check(log_weights: np.ndarray, *, nature: bool = False) -> Check:
@@ -138,9 +155,13 @@ def weights_check(log_weights: np.ndarray, *, nature: bool = False) -> Check:
         advice = f"{worth}; their weights are tied or all alike, and have no tail for k̂ to judge."
         return Check("weights", math.nan, threshold, outcome, advice, reference)
     value = max(found)
-    outcome = "pass" if value < threshold and ess > 0.1 else "warn"
+    outcome = "pass" if value <= threshold and ess > 0.1 else "warn"
+    if value <= threshold < math.inf and outcome == "warn":
+        told = f"k̂ is {value:.2f}, but {worth}: weighting them is not reliable."
+        return Check("weights", ess, 0.1, outcome, told, reference, least=True)
     caution = "" if outcome == "pass" else ": weighting them is not reliable"
-    return Check("weights", value, threshold, outcome, f"{worth}{caution}. k̂ does not see dropped modes.", reference)
+    told = f"value is k̂; {worth}{caution}. k̂ does not see dropped modes."
+    return Check("weights", value, threshold, outcome, told, reference)
 
 
 def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gain: float) -> Check:
@@ -164,8 +185,9 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
         return Check("restarts", value, RHAT, "pass", "restarts agree on reward and log-ratio.", reference)
     apart = float(np.ptp(objective, axis=1).max()) / max(abs(gain), 1e-12)
     if apart < 0.01:
-        advice = f"restarts draw differently, but their J are within {max(apart, 1e-3):.1%} of what there was to gain."
-        return Check("restarts", value, RHAT, "pass", advice, reference)
+        told = f"{max(apart, 1e-3):.1%} of what there was to gain"
+        advice = f"restarts draw differently (R-hat {value:.3g}), but their J are within {told}."
+        return Check("restarts", apart, 0.01, "pass", advice, reference)
     advice = (
         f"restarts ended in different policies, J up to {apart:.0%} of the gain apart: the best is shown; "
         "select('mixture') weighs them."
@@ -173,29 +195,37 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
     return Check("restarts", value, RHAT, "warn", advice, reference)
 
 
-def convergence_check(objective: np.ndarray, gain: float) -> Check:
-    """Ask whether J still rises: the drift between the third and the fourth quarter of the run.
+def convergence_check(course: Course, gain: float) -> Check:
+    """Ask how much J would still have risen, or whether it fell.
 
     Args:
-        objective: J along the training, [chunk, lane], reward units.
+        course: of the run.
         gain: J* − J(π₀), or what is known of it, reward units.
     """
-    reference = "drift of J against its Monte Carlo error (split R-hat, Gelman et al. 2013, section 11.4)"
-    quarter = len(objective) // 4
-    if quarter < 2:
-        return _unknown("convergence", 0.01, "the history is too short to judge.", reference)
-    third, last = objective[-2 * quarter : -quarter], objective[-quarter:]
-    drift = np.abs(last.mean(0) - third.mean(0))
-    error = np.sqrt((third.var(0, ddof=1) + last.var(0, ddof=1)) / quarter)
+    reference = "J along the way, counted in learning rate, extrapolated by Aitken's Δ² process"
     scale = max(abs(gain), 1e-12)
-    worst = int(np.nanargmax(np.where(drift > 3 * error, drift, 0.0))) if np.isfinite(drift).any() else 0
-    value = float(drift[worst]) / scale
-    if math.isnan(value):
-        return Check("convergence", value, 0.01, "fail", "J was not finite at the end of the run.", reference)
-    if value > 0.01 and drift[worst] > 3 * error[worst]:
-        advice = f"J moved by {value:.1%} of what there was to gain over the last quarter: fit longer."
-        return Check("convergence", value, 0.01, "warn", advice, reference)
-    return Check("convergence", value, 0.01, "pass", "J has levelled off.", reference)
+    if math.isnan(course.left):
+        return _unknown("convergence", LEFT, "the history is too short to judge.", reference)
+    if course.fell > LEFT * scale:
+        value = course.fell / scale
+        advice = (
+            f"J fell by {value:.1%} of what there was to gain at the end: lower the learning rate (learning_rate=)."
+        )
+        return Check("convergence", value, LEFT, "warn", advice, reference)
+    value = course.left / scale
+    if value > LEFT:
+        advice = (
+            f"J still rose when the run ended, as if {min(value, 1.0):.1%} of what there was to gain were left: "
+            "fit longer (num_steps=), or raise the learning rate (learning_rate=)."
+        )
+        return Check("convergence", value, LEFT, "warn", advice, reference)
+    advice = "J has levelled off, beyond what the falling rate does by itself."
+    return Check("convergence", value, LEFT, "pass", advice, reference)
+
+
+def not_finite_check() -> Check:
+    """Say that J was no number at the end."""
+    return Check("convergence", math.nan, LEFT, "fail", "J was not finite at the end of the run.", "")
 
 
 def skipped_check(skipped: int, steps: int) -> Check:
@@ -205,7 +235,7 @@ def skipped_check(skipped: int, steps: int) -> Check:
     outcome: Outcome = "pass" if skipped == 0 else "fail" if share > 0.05 else "warn"
     some = f"{skipped:,} of {steps:,} steps were not finite: look at the rewards."
     advice = "every step was finite." if skipped == 0 else some
-    return Check("skipped steps", share, 0.05, outcome, advice, reference)
+    return Check("skipped steps", share, 0.05 if outcome == "fail" else 0.0, outcome, advice, reference)
 
 
 def entropy_check(entropy: float, prior_entropy: float, *, reached: bool) -> Check:
@@ -222,9 +252,9 @@ def entropy_check(entropy: float, prior_entropy: float, *, reached: bool) -> Che
     value = entropy / prior_entropy
     if value > 0.01 or reached:
         why = "the policy is still random." if value > 0.01 else "the policy is nearly deterministic, as p* is."
-        return Check("entropy", value, 0.01, "pass", why, reference)
+        return Check("entropy", value, 0.0 if value <= 0.01 else 0.01, "pass", why, reference, least=True)
     advice = "the policy has collapsed to single actions before it was good: lower the learning rate or raise β."
-    return Check("entropy", value, 0.01, "warn", advice, reference)
+    return Check("entropy", value, 0.01, "warn", advice, reference, least=True)
 
 
 def held_out_check(trained: Evidence, held_out: np.ndarray) -> Check:

@@ -13,10 +13,12 @@ from bayesrl.certainty.checks import (
     entropy_check,
     gap_check,
     held_out_check,
+    not_finite_check,
     restarts_check,
     skipped_check,
     weights_check,
 )
+from bayesrl.certainty.course import Course, course_of, remedy_for
 from bayesrl.certainty.known import Exact
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data, score
 from bayesrl.certainty.verdicts import Check, Diagnosis, Evidence, Verdict
@@ -87,9 +89,13 @@ def diagnose(
     options["max_count"] = max_count
     own_key, other_key = apart(key)
     found, reason = _evidence(own_key, posterior, options | {"exact": exact})
-    checks = [] if found is None else [gap_check(found), coverage_check(found)]
+    objective, course = _course(posterior)
+    remedy = remedy_for(course, _gain(found, objective), restarts=posterior.num_restarts)
+    checks = [] if found is None else [gap_check(found, remedy), coverage_check(found)]
     reached = bool(checks) and checks[0].outcome == "pass"
     checks += _of_run(posterior, found, reached=reached)
+    if course is not None:
+        checks += _of_history(posterior, course, _gain(found, objective))
     if held_out is not None and found is not None:
         if tested is not None:
             objective = np.reshape(tested.objective.mean, np.shape(found.objective.mean))
@@ -122,9 +128,8 @@ def _held_out(key: PRNGKey, posterior: Posterior, held_out: tuple[Any, ...], fou
 
 
 def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> list[Check]:
-    """Ask what the run itself tells: its history, its restarts, its draws."""
+    """Ask what restarts and draws tell."""
     lead = len(posterior.batch_shape)
-    steps = int(posterior.history["step"][-1]) if len(posterior.history.get("step", ())) else 0
     checks = []
     statistics = {name: np.asarray(value, float) for name, value in posterior.statistics.items()}
     best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
@@ -140,12 +145,24 @@ def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> l
         by_lane = np.asarray(posterior.objective_by_restart(), float).reshape(-1, restarts)
         checks.append(restarts_check(laid, by_lane, _gain(found, by_lane)))
         checks.append(_entropy(best, found, reached=reached))
-    if steps:
-        objective = np.asarray(best.history["objective"], float).reshape(len(best.history["step"]), -1)
-        gain = _gain(found, objective)
-        checks.append(convergence_check(objective, gain))
-        checks.append(skipped_check(int(np.max(posterior.history["skipped"][-1])), steps))
     return checks
+
+
+def _course(posterior: Posterior) -> tuple[np.ndarray, Course | None]:
+    """Give J along the training of the best restarts, [chunk, lane], and how far the run had still to go."""
+    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
+    steps = np.asarray(best.history.get("step", ()))
+    if not len(steps):
+        return np.zeros((1, 1)), None
+    objective = np.asarray(best.history["objective"], float).reshape(len(steps), -1)
+    return objective, course_of(objective, steps, dict(posterior.settings))
+
+
+def _of_history(posterior: Posterior, course: Course, gain: float) -> list[Check]:
+    finite = np.isfinite(np.asarray(posterior.history["objective"], float)[-1]).all()
+    steps, skipped = int(posterior.history["step"][-1]), int(np.max(posterior.history["skipped"][-1]))
+    converged = convergence_check(course, gain) if finite else not_finite_check()
+    return [converged, skipped_check(skipped, steps)]
 
 
 def _has_nature(posterior: Posterior) -> bool:

@@ -21,7 +21,7 @@ from bayesrl.core.recording import Recording, record, site_log_prob
 from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect, structure_of
 from bayesrl.engines.grid import count, decode
-from bayesrl.engines.optimisers import default_optimizer
+from bayesrl.engines.optimisers import UNPILOTED_RATE, default_optimizer
 from bayesrl.engines.setup import set_up
 from bayesrl.engines.svi import Lane, init, run_chunk
 from bayesrl.engines.tabulation import path_axes
@@ -253,7 +253,7 @@ def by_fit(
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
         chosen = ReverseKL() if objective is None else objective
         setup = set_up(key, program, args, None, guide, chosen, 1)
-        rate = setup.learning_rate if learning_rate is None else learning_rate
+        rate = (setup.learning_rate or UNPILOTED_RATE) if learning_rate is None else learning_rate
         pair = setup.programs.pair()
 
         def with_args(arrays: tuple[Any, ...]) -> Pair:

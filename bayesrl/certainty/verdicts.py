@@ -191,6 +191,7 @@ class Check(NamedTuple):
         name: what is asked, in two or three words.
         value: what was measured, the worst over β; nan where it could not be.
         threshold: where warning or failure begins.
+        least: whether the threshold is the least good value; it is the greatest by default.
         outcome: pass, warn, fail, or unknown where it could not be measured.
         advice: one sentence: what the value means, and what to do.
         reference: where the check comes from.
@@ -202,6 +203,12 @@ class Check(NamedTuple):
     outcome: Outcome
     advice: str
     reference: str
+    least: bool = False
+
+    @property
+    def limit(self) -> str:
+        """The threshold, with the side that is good."""
+        return f"{'≥' if self.least else '≤'} {number(self.threshold, 3)}"
 
 
 @checked(EngineError)
@@ -231,7 +238,7 @@ class Diagnosis(Shown):
 
 def checks_listing(checks: Sequence[Check]) -> Listing:
     """One row for each check, what to do as its note."""
-    rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, number(c.value, 3), number(c.threshold, 3)) for c in checks]
+    rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, number(c.value, 3), c.limit) for c in checks]
     return Listing(("outcome", "check", "value", "limit"), rows, "llrr", [c.advice for c in checks])
 
 

@@ -1,11 +1,12 @@
 """Optimisers of a fit: the library's default, Optax's, and NumPyro's in Optax's form."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 from numpyro.optim import _NumPyroOptim
 
 from bayesrl.annotations import IN_BODY
@@ -16,9 +17,35 @@ type Optimizer = Annotated[optax.GradientTransformation | _NumPyroOptim, IN_BODY
 """An optimiser of Optax, or of `numpyro.optim`."""
 
 
+UNPILOTED_RATE = 0.005
+"""Where nobody suggests a rate, and no pilot can be run."""
+
+PILOT_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""A pilot tries these, from low to high."""
+
+
+class Paced(NamedTuple):
+    """State of the default optimiser: its rate, which each lane may have of its own, and that of Adam."""
+
+    rate: Array
+    adam: Any
+
+
 def default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Adam with a cosine decay to 0, without which the vanishing noise of the gradient is not seen."""
-    return optax.adam(optax.cosine_decay_schedule(learning_rate, max(num_steps, 1)))
+    """Adam with a cosine decay to 0, without which the vanishing noise of the gradient is not seen.
+
+    The rate is part of the state, so that one compiled step serves every rate.
+    """
+    adam = optax.adam(optax.cosine_decay_schedule(1.0, max(num_steps, 1)))
+
+    def start(params: Params) -> Paced:
+        return Paced(jnp.asarray(learning_rate, jnp.float32), adam.init(params))
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Paced]:
+        updates, inner = adam.update(gradient, state.adam, params)
+        return jax.tree.map(lambda x: state.rate.astype(x.dtype) * x, updates), Paced(state.rate, inner)
+
+    return optax.GradientTransformation(start, update)
 
 
 def as_optimizer(optimizer: Any) -> optax.GradientTransformation:

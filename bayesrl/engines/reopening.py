@@ -13,7 +13,7 @@ from bayesrl import run_folder
 from bayesrl.arguments import Count, Location, checked
 from bayesrl.datatree import from_datatree
 from bayesrl.engines.fitting import fit, posterior_of
-from bayesrl.engines.optimisers import Optimizer, as_optimizer, default_optimizer
+from bayesrl.engines.optimisers import UNPILOTED_RATE, Optimizer, as_optimizer, default_optimizer
 from bayesrl.engines.running import Callback, Run
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.errors import RunFolderError
@@ -236,7 +236,7 @@ def _reopen(
     setup = set_up(key, policy, args, beta, guide, chosen, settings["num_restarts"], source)
     run_folder.check_same(directory, {**problem, "identity": setup.identity})
     given = None if optimizer is None else as_optimizer(optimizer)
-    rate = settings.get("learning_rate", setup.learning_rate)
+    rate = settings.get("learning_rate", setup.learning_rate or UNPILOTED_RATE)
     optimiser = default_optimizer(rate, settings["num_steps"]) if given is None else given
     run = Run(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source)
     return run, setup, settings, beta

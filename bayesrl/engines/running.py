@@ -19,6 +19,8 @@ from bayesrl.core.compiling import compiled, once_prepared
 from bayesrl.core.draws import Draws
 from bayesrl.core.keys import fold_in, split
 from bayesrl.core.pairing import Pair
+from bayesrl.core.telling import activity
+from bayesrl.engines.optimisers import PILOT_RATES, UNPILOTED_RATE
 from bayesrl.engines.progress import Progress, told
 from bayesrl.engines.setup import Setup
 from bayesrl.engines.svi import Lane, State, Tally, init, learn, run_chunk
@@ -29,6 +31,12 @@ from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
 NUM_CHUNKS = 100
 ANNEALED = 0.5
 """This share of the steps takes the temperature from `start_beta` to β."""
+
+PILOT_SHARE = 50
+"""A pilot takes this part of the steps, and so does each of its fellows."""
+
+GOOD_PILOT = 0.99
+"""The least rate that gains this share of what the best one gains is chosen: a larger one only adds noise."""
 
 MAX_SKIPPED = 0.1
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
@@ -62,6 +70,8 @@ class Run:
     """What the run folder shall say of the run."""
     start_beta: float | None = None
     num_chunks: int = NUM_CHUNKS
+    pilot: bool = False
+    """Whether each lane's rate is chosen by trying some for a few steps."""
 
     def go(self, *, show: bool, chunk: Chunk | None = None) -> tuple[State, list[dict[str, np.ndarray]], bool]:
         """Run; give the last state, the rows of the history, and whether Ctrl-C ended it.
@@ -79,6 +89,9 @@ class Run:
         lanes = self.setup.betas.shape[0]
         keys = split(fold_in(self.key, 5), lanes)
         chunk = self.chunk() if chunk is None else chunk
+        if self.pilot and int(state.step) == 0:
+            with activity("choosing the learning rate"):
+                state = self._paced(chunk, keys, state, args)
         every = max(1, -(-self.num_steps // self.num_chunks))
         saved, kept = time.monotonic(), bool(rows)
         with Progress(self.num_steps, int(state.step), show=show) as line:
@@ -105,6 +118,28 @@ class Run:
                 raise
         self._save(state, rows)
         return state, rows, False
+
+    def _paced(self, chunk: Chunk, keys: PRNGKeys, state: State, args: Any) -> State:
+        """Give the state before the first step, each lane at the least rate that gains nearly as much as the best.
+
+        The pilots run by the compiled step of the fit itself, at a rate that has not begun to fall.
+        """
+        steps = int(np.clip(self.num_steps // PILOT_SHARE, 10, 200))
+        betas, gains = self._betas_at(0), []
+        first: np.ndarray | None = None
+        for rate in PILOT_RATES:
+            rates = np.full(state.opt_state.rate.shape, rate, np.float32)
+            trial = state._replace(opt_state=state.opt_state._replace(rate=rates))
+            told = []
+            for part in (1, steps - steps // 3 - 1, steps // 3):
+                trial, tally = chunk(keys, trial, betas, args, np.asarray(part, np.int32))
+                told.append(_objective(tally, betas, self.setup.betas))
+            first = told[0] if first is None else first
+            gains.append(np.nan_to_num(told[-1] - first, nan=-np.inf, neginf=-np.inf, posinf=-np.inf))
+        gained = np.stack(gains)
+        good = gained >= np.maximum(GOOD_PILOT * gained.max(0), 0.0)
+        chosen = np.where(good.any(0), np.asarray(PILOT_RATES)[good.argmax(0)], UNPILOTED_RATE)
+        return state._replace(opt_state=state.opt_state._replace(rate=chosen.astype(np.float32)))
 
     def start(self, lane: Lane) -> State:
         """Give the state before the first step."""
@@ -233,6 +268,13 @@ class Run:
             return False
         gap = self.setup.betas.reshape(rows[-1]["spread"].shape) / 2 * rows[-1]["spread"]
         return bool((gap < self.tolerance).all())
+
+
+def _objective(tally: Tally, betas: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """J of the steps of a tally, [lanes], at the temperatures that the fit ends with."""
+    taken = np.asarray(tally.taken, float)
+    total = np.asarray(tally.info.objective, float) + (betas - final) * np.asarray(tally.info.kl, float)
+    return np.where(taken > 0, total / np.maximum(taken, 1e-30), np.nan)
 
 
 def _row(setup: Setup, state: State, tally: Tally, betas: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,7 +25,6 @@ from bayesrl.objectives import ForwardKL, Objective
 from bayesrl.programs import Programs, Source, batch_of, draw_fit
 from bayesrl.typing import Params, PRNGKey, Program
 
-HAND_WRITTEN_RATE = 0.005
 NUM_CHECKED, LEAST_CHECKED = 64, 8
 
 
@@ -39,7 +38,7 @@ class Setup:
         betas: [lanes]; 1 without rewards.
         beta_shape: () or (number of β,).
         objective: prepared for these programs.
-        learning_rate: for the default optimiser.
+        learning_rate: for the default optimiser; None where nobody suggests one.
         identity: JSON-able; two fits of the same identity are the same problem.
     """
 
@@ -48,7 +47,7 @@ class Setup:
     betas: np.ndarray
     beta_shape: tuple[int, ...]
     objective: Objective
-    learning_rate: float
+    learning_rate: float | None
     identity: dict[str, Any]
 
 
@@ -96,7 +95,7 @@ def set_up(
             "there is nothing to fit: neither the guide nor the policy declares a parameter; "
             "draw an action in the policy, or declare numpyro.param in the guide"
         )
-    rate = HAND_WRITTEN_RATE if family is None else family.learning_rate_for(first)
+    rate = None if family is None else family.learning_rate_for(first)
     pair = programs.pair()
     check_sites(pair, first)
     drawings = _checked_draws(key, pair, first) if drawn else None

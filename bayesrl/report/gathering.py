@@ -26,7 +26,7 @@ from bayesrl.report.figures import betas_of, whole_of
 from bayesrl.typing import PRNGKey
 
 _DRAWN_NUMBERS = 1_000_000
-_REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta")
+_REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_rate")
 
 
 def gather(

@@ -164,7 +164,7 @@ def _restarts(fit: Facts) -> Iterator[Content]:
     if fit.diagnosis is not None:
         for check in fit.diagnosis.checks:
             if check.name == "restarts" and check.outcome != "unknown":
-                yield f"R-hat is {number(check.value, 3)} (limit {number(check.threshold, 3)}): {check.advice}"
+                yield f"{number(check.value, 3)}, where {check.limit} is good: {check.advice}"
 
 
 def _frontier(fit: Facts) -> Iterator[Content]:
@@ -240,7 +240,7 @@ def checks_table(checks: Sequence[Check]) -> Markup:
             check.advice, *([tag("span", f" {check.reference}", class_="reference")] * bool(check.reference))
         )
         cells = (tag("td", mark), tag("td", check.name))
-        numbers = (tag("td", number(value, 3), style=right) for value in (check.value, check.threshold))
+        numbers = (tag("td", text, style=right) for text in (number(check.value, 3), check.limit))
         rows.append(tag("tr", *cells, *numbers, tag("td", advice, class_="advice")))
     head = tag("thead", tag("tr", *(tag("th", text, scope="col", style=style) for text, style in heads)))
     return tag("div", tag("table", head, tag("tbody", *rows), class_="checks"), class_="wide all", tabindex="0")

@@ -38,6 +38,7 @@ _FITTED: Schema = {
         "optimizer": TEXT,
         "tolerance?": POSITIVE,
         "start_beta?": POSITIVE,
+        "learning_rate?": POSITIVE,
         "key_impl?": TEXT,
         "*": _PLAIN,
     },

@@ -66,6 +66,7 @@ def _decision(key: PRNGKey, learned: Learned) -> list[Check]:
             f"P(action {learned.action_name(best)} is the best in the first state); where it is low, actions may be "
             "worth the same, or more episodes are needed.",
             "",
+            least=True,
         ),
         Check(
             "what it may cost",
@@ -88,7 +89,7 @@ def _near_optimum(learned: Learned) -> Check:
     return Check(
         "near the optimum",
         value,
-        _NEAR,
+        _NEAR + (2 * min(error, 1.0) if outcome == "pass" and value > _NEAR else 0.0),
         outcome,
         f"Mean regret of the last {last:,} episodes, as a share of the optimum"
         + (f" (± {error:.2g})" if np.isfinite(error) else "")
@@ -109,6 +110,7 @@ def _predictive(key: PRNGKey, learned: Learned) -> Check:
         f"Least two-sided posterior predictive p-value, of the {worst}; where it is small, the model does not describe "
         "what was seen: change its likelihood.",
         "",
+        least=True,
     )
 
 

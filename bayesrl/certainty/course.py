@@ -1,0 +1,85 @@
+"""How far a run still had to go when it ended, told from the J that it left behind."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_QUARTERS = (0.25, 0.5, 0.75, 1.0)
+_SURE = 3.0
+"""So many standard errors a change of J must be larger than, to be one."""
+
+_LEAST_SHRINKING = 0.9
+"""A rise that does not slow down is taken to shrink by this from quarter to quarter: it tells 9 times itself."""
+
+_ANNEALED = 0.5
+"""Up to here the temperature may fall, and J is that of another fit at every step."""
+
+
+class Course(NamedTuple):
+    """What a run did with its steps; J in reward units, the worst lane.
+
+    Attributes:
+        left: how much J would still have risen, beyond its error; nan where the run is too short to tell.
+        fell: how much J fell over the last quarter of the way, beyond its error.
+        plunged: how much J fell below where it began, early in the run.
+    """
+
+    left: float
+    fell: float
+    plunged: float
+
+
+def course_of(objective: np.ndarray, steps: np.ndarray, settings: dict[str, Any]) -> Course:
+    """Extrapolate J along the way that a run has gone.
+
+    The way is counted in learning rate and not in steps: where the rate falls to 0, J levels off wherever it stands.
+    With J₁, J₂ and J₃ its means over the last three quarters of the way, a rise that shrinks by ρ = (J₃ − J₂)/(J₂ − J₁)
+    from quarter to quarter leaves (J₃ − J₂)·ρ/(1 − ρ) (Aitken's Δ² process). Of J₃ − J₂ only what is beyond
+    3 standard errors counts.
+
+    Args:
+        objective: J along the training, [chunk, lane], reward units.
+        steps: done at the end of each chunk, [chunk].
+        settings: of the fit; the default optimiser's rate falls as a cosine, others are taken as constant.
+    """
+    with np.errstate(invalid="ignore"):
+        plunged = float(np.max(objective[0] - objective.min(0), initial=0.0))
+    share = steps / max(float(settings.get("num_steps", steps[-1])), float(steps[-1]), 1.0)
+    if "start_beta" in settings:
+        objective, share = objective[share > _ANNEALED], share[share > _ANNEALED]
+    falls = settings.get("optimizer") == "default"
+    way = share + np.sin(np.pi * share) / np.pi if falls else share
+    if not len(way):
+        return Course(np.nan, np.nan, plunged)
+    begin = way[0] - (way[1] - way[0] if len(way) > 1 else way[0])
+    middle = (np.concatenate([[begin], way[:-1]]) + way) / 2
+    part = (middle - begin) / (way[-1] - begin)
+    blocks = [objective[(part > low) & (part <= low + 0.25)] for low in _QUARTERS[:3]]
+    if any(len(block) < 3 for block in blocks):
+        return Course(np.nan, np.nan, plunged)
+    means = [block.mean(0) for block in blocks]
+    before, last = means[1] - means[0], means[2] - means[1]
+    error = np.sqrt(sum(block.var(0, ddof=1) / len(block) for block in blocks[1:]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(before > 0, np.clip(last / before, 0.0, _LEAST_SHRINKING), _LEAST_SHRINKING)
+    left = np.maximum(last - _SURE * error, 0.0) * ratio / (1 - ratio)
+    return Course(float(np.max(left)), float(np.max(np.maximum(-last - _SURE * error, 0.0))), max(plunged, 0.0))
+
+
+def remedy_for(course: Course | None, gain: float, *, restarts: int) -> str:
+    """Say what would help a fit that has left something, by what its run did.
+
+    Args:
+        course: of the run; None where there is no history.
+        gain: J* − J(π₀), or what is known of it, reward units.
+        restarts: how many there were.
+    """
+    if course is None or not np.isfinite(course.left):
+        return "fit longer (num_steps=), or choose a richer guide."
+    scale = max(abs(gain), 1e-12)
+    if course.plunged > 0.5 * scale or course.fell > 0.01 * scale:
+        return "J fell on the way, so lower the rate (learning_rate=)."
+    if course.left > 0.01 * scale:
+        return "J still rose when the run ended, so fit longer (num_steps=), or raise the rate (learning_rate=)."
+    other = "" if restarts > 1 else ", or num_restarts=4 to see other modes"
+    return f"J had levelled off, so choose a richer guide, a lower learning rate{other}."
