@@ -9,14 +9,15 @@ import jax
 import numpy as np
 from jax import Array
 from numpyro import handlers
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
 from bayesrl.arguments import CountOrNone, Positive, Several, checked
 from bayesrl.core.acting import Acting
+from bayesrl.core.averages import kept_estimates, kept_marginal, mixed, summarise
 from bayesrl.core.compiling import near, one_reading
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.estimates import Estimate, Estimates
-from bayesrl.core.keys import apart, words_of
+from bayesrl.core.keys import apart, fold_in, words_of
 from bayesrl.core.lanes import take, take_restart
 from bayesrl.core.pairing import Pair
 from bayesrl.core.showing import Block, Line, Shown, estimates_listing
@@ -24,8 +25,11 @@ from bayesrl.core.structure import Structure
 from bayesrl.core.wording import count
 from bayesrl.errors import PolicyError
 from bayesrl.guides import OwnProgram
-from bayesrl.programs import Programs, draw_lanes, score_draws, summarise
+from bayesrl.programs import Programs, draw_lanes, score_draws
 from bayesrl.typing import Numbers, Params, PRNGKey, Program, Sites
+
+_OF_MARGINAL = 2**30
+"""What a key is folded with for log p(y)."""
 
 
 @checked(PolicyError)
@@ -43,7 +47,8 @@ class Posterior(Shown):
             `kl` (nats), `spread`, `grad_norm`, `skipped`, and `metrics/NAME`, [chunk, *beta, restart].
         draws: draws made when the fit ended, {site: [*beta, restart, draw, ...]}, NumPy's arrays.
         statistics: of these draws: `log_prior`, `total_reward`, `log_q`, `log_weight` (nats; reward
-            units for the reward), [*beta, restart, draw, *contexts].
+            units for the reward), and `log_likelihood` where data stand beside rewards,
+            [*beta, restart, draw, *contexts]. log p(y), which J and KL take out, is in the settings.
         prior_draws: draws of the policy before the fit, {site: [draw, ...]}.
         settings: how it was fitted: seed, steps, names of objective and guide, versions.
         interrupted: whether the fit was stopped before it was done.
@@ -116,7 +121,7 @@ class Posterior(Shown):
     def estimate(self, key: PRNGKey, num_samples: Several, *new_args: Any) -> Estimates:
         """Estimate J, E[R] and KL(q‖π₀) per context by fresh draws.
 
-        J = β · E_q[w], whose noise vanishes at the optimum.
+        J = β · E_q[w], whose noise vanishes at the optimum; see `bayesrl.core.quantities` for what each means.
 
         Args:
             key: consumed whole.
@@ -128,7 +133,20 @@ class Posterior(Shown):
             units, kl in nats, metrics as declared.
         """
         draws, totals = self._draw(key, num_samples, new_args)
-        return summarise(totals, draws.metrics, self.beta, len(self.batch_shape))
+        marginal = self.log_marginal(fold_in(key, _OF_MARGINAL), *new_args)
+        return summarise(totals, draws.metrics, self.beta, len(self.batch_shape), marginal)
+
+    def log_marginal(self, key: PRNGKey, *new_args: Any) -> Estimate | None:
+        """Give log p(y) of the data that stand beside rewards, averaged over contexts, nats; None without them.
+
+        Exact where the program is finite, else by weights of draws of prior and fit; nan where these are worth too few.
+
+        Args:
+            key: consumed whole.
+            *new_args: other arguments for the program.
+        """
+        first = jax.tree.map(lambda x: x[0], self._lanes()[0])
+        return self._needs_programs().log_marginal(key, first, new_args)
 
     def log_prob(self, sites: Sites, *args: Any) -> Array:
         """Score values of the action sites, given what nature did: log q in nats.
@@ -140,6 +158,10 @@ class Posterior(Shown):
         Returns:
             [*beta, restart, num, *contexts].
         """
+        return jax.device_put(self.scores(sites, *args).log_q)
+
+    def scores(self, sites: Sites, *args: Any) -> Totals:
+        """Score values as `log_prob` does, and give all that is known of them, [*beta, restart, num, *contexts]."""
         pair = self._needs_programs().pair(args or None)
         missing = [name for name in pair.structure.named("action", "environment") if name not in sites]
         if missing:
@@ -155,14 +177,13 @@ class Posterior(Shown):
                 )
         lanes = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(int(np.prod(self._fit_shape)))]
         with one_reading():
-            scores = np.stack([score_draws(pair, own, held).log_q for own in lanes])
-        scores = scores.reshape(self._fit_shape + scores.shape[1:])
+            found = [score_draws(pair, own, held) for own in lanes]
+        scores: Totals = jax.tree.map(lambda *xs: np.stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
         if self.mixture is None:
-            return jax.device_put(scores)
+            return scores
         axis = len(self._fit_shape) - 1
-        with np.errstate(divide="ignore"):
-            weights = np.log(self.mixture).reshape(self.mixture.shape + (1,) * (scores.ndim - axis - 1))
-        return jax.device_put(logsumexp(scores + weights, axis=axis, keepdims=True).astype(np.float32))
+        one = mixed(scores, np.asarray(self.mixture, float), axis)
+        return jax.tree.map(lambda x: np.expand_dims(x, axis).astype(np.float32), one)
 
     def _draw(self, key: PRNGKey, num_samples: int, new_args: tuple[Any, ...]) -> tuple[Draws, Totals]:
         pair = self._needs_programs().pair(new_args or None)
@@ -193,48 +214,37 @@ class Posterior(Shown):
         score = Programs(pair.policy, pair.guide, pair.args, pair.structure, pair.transforms, pair.learned)
         one = replace(self, programs=score)
         if beta_axes == 0:
-            log_q = one.log_prob({k: v[0] for k, v in draws.sites.items()})
+            scored = one.scores({k: v[0] for k, v in draws.sites.items()})
         else:
-            parts = [
-                replace(one.select(beta=float(b)), mixture=mixture[i]).log_prob(
-                    {k: v[i, 0] for k, v in draws.sites.items()}
-                )
-                for i, b in enumerate(np.asarray(self.beta))
+            lanes = [
+                replace(one.select(beta=float(b)), mixture=mixture[i]) for i, b in enumerate(np.asarray(self.beta))
             ]
-            log_q = jax.device_put(np.stack(parts))
-        return draws, totals._replace(log_q=np.asarray(log_q))
+            parts = [lane.scores({k: v[i, 0] for k, v in draws.sites.items()}) for i, lane in enumerate(lanes)]
+            scored = jax.tree.map(lambda *xs: np.stack(xs), *parts)
+        return draws, totals.under(scored.log_q, scored.log_ratio)
 
     # ---- choosing ----------------------------------------------------------------------------
 
     def objective_by_restart(self) -> np.ndarray:
-        """J of each β and restart on the draws made when the fit ended, [*beta, restart]."""
-        weight = np.asarray(self.statistics["log_weight"], float)
-        lead = len(self._fit_shape)
-        beta = np.asarray(1.0 if self.beta is None else self.beta, float)[..., None]
-        return np.asarray(beta * weight.mean(tuple(range(lead, weight.ndim))))
+        """J of each β and restart on the draws made when the fit ended, [*beta, restart], to choose by.
+
+        Where log p(y) of data beside rewards is not known, it is told up to that.
+        """
+        known = self._marginal
+        if known is not None and not np.isfinite(known.mean):
+            known = Estimate(np.zeros(()), np.zeros(()))
+        return np.asarray(kept_estimates(self.statistics, self.beta, len(self._fit_shape), known).objective.mean)
 
     def kept_estimates(self) -> Estimates:
         """J, E[R] and KL(q‖π₀) per context on the draws that it carries, each [*beta, restart].
 
         Standard errors are over draws. Of a fit that saw mini-batches these draws are of one of them.
         """
-        lead = len(self._fit_shape)
-        beta = np.asarray(1.0 if self.beta is None else self.beta, float)[..., None]
+        return kept_estimates(self.statistics, self.beta, len(self._fit_shape), self._marginal)
 
-        def estimate(values: Any, scale: Any = 1.0) -> Estimate:
-            array = np.asarray(values, float)
-            by_draw = array.mean(tuple(range(lead + 1, array.ndim)))
-            with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
-                se = by_draw.std(lead, ddof=1) / np.sqrt(by_draw.shape[lead])
-            return Estimate(scale * by_draw.mean(lead), scale * se)
-
-        held = self.statistics
-        return Estimates(
-            estimate(held["log_weight"], beta),
-            estimate(held["total_reward"]),
-            estimate(np.asarray(held["log_q"], float) - np.asarray(held["log_prior"], float)),
-            {},
-        )
+    @property
+    def _marginal(self) -> Estimate | None:
+        return kept_marginal(self.statistics, self.settings)
 
     def select(
         self, beta: Positive | None = None, restart: Literal["best", "mixture"] | int | None = None

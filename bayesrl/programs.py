@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.core.averages import library_of
 from bayesrl.core.compiling import Compiled, near, one_reading
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.core.estimates import Estimate
 from bayesrl.core.handlers import whole
 from bayesrl.core.keys import cheap, from_seed
 from bayesrl.core.pairing import Pair
+from bayesrl.core.quantities import is_conditioned
 from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
@@ -32,6 +34,7 @@ class Programs:
         transforms: of the guide's parameters.
         learned: whether the policy's own parameters were trained.
         episodes: plays whole episodes, where the environment is no program; see `Source`.
+        marginal: finds log p(y), where data stand beside rewards.
     """
 
     policy: Program
@@ -41,6 +44,7 @@ class Programs:
     transforms: Mapping[str, Any]
     learned: bool
     episodes: Any = None
+    marginal: "Marginal | None" = None
 
     def pair(self, args: tuple[Any, ...] | None = None) -> Pair:
         """Bind the programs to their arguments, or to others."""
@@ -68,7 +72,27 @@ class Programs:
 
     def _whole_with(self, args: tuple[Any, ...]) -> "Programs":
         structure = inspect(from_seed(0), self._whole[0], *args)
-        return Programs(*self._whole, args, structure, self.transforms, self.learned)
+        return Programs(*self._whole, args, structure, self.transforms, self.learned, marginal=self.marginal)
+
+    def log_marginal(self, key: PRNGKey, params: Params, new_args: tuple[Any, ...] = ()) -> Estimate | None:
+        """Give log p(y) averaged over contexts, nats: nan where it is not known, None without data beside rewards.
+
+        Args:
+            key: consumed whole, where it has to be drawn for.
+            params: of one fit, whose draws help.
+            new_args: other arguments for the programs.
+        """
+        if not is_conditioned(self.structure):
+            return None
+        known = None if self.marginal is None else self.marginal(key, self.over_all_data(*new_args), params)
+        return Estimate(np.asarray(np.nan), np.asarray(np.nan)) if known is None else known
+
+
+class Marginal(Protocol):
+    """Finds log p(y), averaged over contexts, nats; gives None where it cannot be known."""
+
+    def __call__(self, key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
+        """Find it for programs over all of their data; `params` are those of one fit."""
 
 
 def _without_batches(program: Program) -> Program:
@@ -198,10 +222,10 @@ def _draw_prior(
 ) -> tuple[Draws, Totals]:
     *programs, num = static
     pair = _pair(tuple(programs), transforms, args)
-    draws = replace(pair, guide=None, learned=False).draw(key, {}, num, share=False, first=first)
-    if pair.guide is not None:
-        draws = draws._replace(log_q=pair.log_q(params, draws))
-    return _kept(pair, draws, num)
+    if pair.guide is None:
+        alone = replace(pair, learned=False)
+        return _kept(pair, alone.draw(key, {}, num, share=False, first=first), num)
+    return _kept(pair, pair.draw_policy(key, params, num, first=first), num)
 
 
 @partial(Compiled, name="score")
@@ -260,7 +284,7 @@ def draw_lanes(
     own = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(keys))]
     with one_reading():
         drawn = [draw_fit(key, pair, lane, num_samples) for key, lane in zip(keys, own, strict=True)]
-    draws, totals = jax.tree.map(lambda *parts: _library(parts).stack(parts), *drawn)
+    draws, totals = jax.tree.map(lambda *parts: library_of(parts).stack(parts), *drawn)
     return draws, totals
 
 
@@ -278,32 +302,3 @@ def draw_prior(key: PRNGKey, programs: Programs, params: Params, num_samples: in
         played = draw_outside([key], programs.episodes, replace(pair, guide=None), {"_": np.zeros(1)}, num_samples)
         return jax.tree.map(lambda x: x[0], played)
     return draw_start(key, pair, params, num_samples)
-
-
-def _library(tree: Any) -> Any:
-    """NumPy, or JAX's where the caller compiles what is computed."""
-    return jnp if _is_traced(tree) else np
-
-
-def summarise(totals: Totals, metrics: Mapping[str, Any], beta: Any, lead: int) -> Estimates:
-    """Average draws [*lead, sample, *contexts]; standard errors are over samples, contexts being fixed."""
-    xp = _library(totals)
-    scale = np.asarray(1.0 if beta is None else beta, float)
-    by_lane = scale.reshape(scale.shape + (1,) * (lead - scale.ndim))
-    by_draw = by_lane.reshape(by_lane.shape + (1,) * (totals.reward.ndim - lead))
-
-    def estimate(values: Any) -> Estimate:
-        values = xp.asarray(values, float)
-        per_draw = values.mean(tuple(range(lead + 1, values.ndim)))
-        num = per_draw.shape[lead]
-        with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
-            return Estimate(per_draw.mean(lead), per_draw.std(lead, ddof=1) / np.sqrt(num))
-
-    exact = jax.tree.map(lambda x: xp.asarray(x, float), totals)
-    objective = estimate(exact.log_weight(by_draw))
-    return Estimates(
-        objective=Estimate(by_lane * objective.mean, by_lane * objective.se),
-        reward=estimate(exact.reward),
-        kl=estimate(exact.log_q - exact.log_prior),
-        metrics={name: estimate(value) for name, value in metrics.items()},
-    )

@@ -23,6 +23,7 @@ from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Interval
 from bayesrl.core.keys import fold_in, from_seed, key_of_nothing
 from bayesrl.core.pairing import declared_params
+from bayesrl.core.quantities import is_conditioned
 from bayesrl.core.ranges import reward_bounds
 from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure
@@ -153,6 +154,12 @@ class _Search:
             raise EngineError(
                 f"method={self.method!r} would tilt environment site {nature[0]!r}, which is nature's; "
                 "use method='auto', 'enumeration' or 'hindsight'"
+            )
+        if nature and is_conditioned(structure):
+            raise EngineError(
+                f"environment site {nature[0]!r} stands beside data {structure.named('observed')[0]!r}, of which no "
+                "p(y) is defined, so J is not either; put what the data say into the prior, or make nature an "
+                "ordinary site"
             )
         if self.method in ("auto", "enumeration"):
             found, why = enumerated(key, programs, params, beta, self.max_count, self._num(structure))

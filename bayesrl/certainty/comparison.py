@@ -14,10 +14,12 @@ from bayesrl.certainty.limits import stratified_interval
 from bayesrl.certainty.pooling import totals_of
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.certainty.verdicts import Comparison
+from bayesrl.core.averages import mixed
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.draws import Totals
-from bayesrl.core.estimates import Interval
+from bayesrl.core.estimates import Estimate, Interval
 from bayesrl.core.keys import fold_in, split
+from bayesrl.core.quantities import divergence
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
@@ -48,8 +50,7 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: S
         num_samples: draws in all; fewer where there are so many contexts that memory must be spared.
 
     Returns:
-        `Comparison`, each number [fit]: J and E[R] in reward units (nats without rewards), KL in nats. As
-        in `Posterior.estimate`, J counts what data are likely to be, and KL is that to π₀.
+        `Comparison`, each number [fit]: J and E[R] in reward units (nats without rewards), KL in nats.
 
     Raises:
         PolicyError: fewer than two fits, or what is none; one loaded without its policy, or of an array of
@@ -87,7 +88,8 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: S
     each = max(_LEAST_EACH, min(num_samples // len(fits), _CELLS // (contexts * len(fits) ** 2)))
     scores = _score_common(key, fits, each)
     _check(fits, scores)
-    return _compared([fit.name for fit in fits], scores, fits[0], each)
+    marginal = fits[0].posterior.log_marginal(fold_in(key, len(fits)))
+    return _compared([fit.name for fit in fits], scores, fits[0], each, marginal)
 
 
 class _Fit(NamedTuple):
@@ -196,13 +198,10 @@ def _scores(fit: _Fit, sites: dict[str, Numbers]) -> Totals:
     params, _ = fit.posterior._lanes()
     lanes = range(1 if fit.posterior.mixture is None else fit.posterior.num_restarts)
     found = [totals_of(fit.programs, jax.tree.map(lambda x, i=i: x[i], params), sites) for i in lanes]
-    log_prior, log_q, log_likelihood, reward = (np.asarray(x, float).reshape(len(x), -1) for x in found[0])
-    if fit.posterior.mixture is not None:
-        by_restart = np.stack([np.asarray(totals.log_q, float).reshape(log_q.shape) for totals in found])
-        with np.errstate(divide="ignore"):
-            weights = np.log(np.asarray(fit.posterior.mixture, float)).reshape(-1, 1, 1)
-        log_q = logsumexp(by_restart + weights, axis=0)
-    return Totals(log_prior, log_q, log_likelihood, reward)
+    laid = [Totals(*(np.asarray(x, float).reshape(len(x), -1) for x in (*own[:4], own.ratio))) for own in found]
+    if fit.posterior.mixture is None:
+        return laid[0]
+    return mixed(jax.tree.map(lambda *xs: np.stack(xs), *laid), np.asarray(fit.posterior.mixture, float).reshape(-1))
 
 
 def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
@@ -296,17 +295,18 @@ class _Mixture:
         return (by_fit - by_fit.mean(1, keepdims=True)).reshape(values.shape)
 
 
-def _compared(names: Sequence[str], scores: Sequence[Totals], first: _Fit, each: int) -> Comparison:
-    mixture = _Mixture(np.stack([np.asarray(own.log_q) for own in scores]), each)
+def _compared(
+    names: Sequence[str], scores: Sequence[Totals], first: _Fit, each: int, marginal: Estimate | None
+) -> Comparison:
+    mixture = _Mixture(np.stack([-np.asarray(own.ratio) for own in scores]), each)
     scale = 1.0 if first.beta is None else first.beta
     objective, reward, kl = [], [], []
     for k, own in enumerate(scores):
-        log_prior, log_q, log_likelihood, rewards = (np.asarray(x) for x in own)
-        rewards = rewards / scale
-        told = [_rounding(x) for x in (log_prior, log_q, log_likelihood, rewards)]
-        objective.append(mixture.over(k, log_prior + log_likelihood + rewards - log_q, sum(told)))
+        rewards = np.asarray(own.reward) / scale
+        told = [_rounding(np.asarray(x)) for x in (own.log_prior, own.log_q, own.log_likelihood, rewards)]
+        objective.append(mixture.over(k, own.log_weight(scale), sum(told)))
         reward.append(mixture.over(k, rewards, told[3]))
-        kl.append(mixture.over(k, log_q - log_prior, told[0] + told[1]))
+        kl.append(mixture.over(k, divergence(own, conditioned=marginal is not None), told[0] + told[1]))
 
     def each_of(found: list[_Average], unit: float) -> Interval:
         return _stacked([mixture.interval(one) for one in found]).times(unit)
@@ -314,11 +314,13 @@ def _compared(names: Sequence[str], scores: Sequence[Totals], first: _Fit, each:
     def differences(found: list[_Average], unit: float) -> Interval:
         return _stacked([mixture.interval(one.less(found[0])) for one in found]).times(unit)
 
+    # log p(y) is common to all fits, so that no difference has its error.
+    known, doubt = (0.0, 0.0) if marginal is None else (float(marginal.mean), 2 * float(marginal.se))
     return Comparison(
         names=tuple(names),
-        objective=each_of(objective, scale),
+        objective=each_of([_Average(x.mean - known, x.wave, x.rounding + doubt) for x in objective], scale),
         reward=each_of(reward, scale),
-        kl=each_of(kl, 1.0),
+        kl=each_of([_Average(x.mean + known, x.wave, x.rounding + doubt) for x in kl], 1.0),
         delta_objective=differences(objective, scale),
         delta_reward=differences(reward, scale),
         delta_kl=differences(kl, 1.0),

@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from bayesrl.certainty.limits import weighted_start
 from bayesrl.certainty.verdicts import Evidence, Side
 from bayesrl.core.draws import Totals
-from bayesrl.core.estimates import Interval
+from bayesrl.core.estimates import Estimate, Interval
 from bayesrl.core.keys import apart, fold_in
+from bayesrl.core.quantities import divergence
 from bayesrl.errors import EngineError
 from bayesrl.posterior import Posterior
 from bayesrl.programs import Programs, draw_prior
@@ -64,10 +66,13 @@ def with_known(
     num = _number(programs, num_samples if exact is not None else min(num_samples, _MOST_AT_ONCE))
     own_key, prior_key = apart(key)
     found = evaluated(exact, one)
+    marginal = one.log_marginal(fold_in(key, 2))
     if found is None:
         totals = _drawn(one.totals, own_key, num)
         objective, reward = _mean(_objective(totals, scale)), _mean(totals.reward)
-        kl = _mean(totals.log_q - totals.log_prior)
+        kl = _mean(divergence(totals, conditioned=marginal is not None))
+        if marginal is not None:
+            objective, kl = _moved(objective, -scale, marginal), _moved(kl, 1.0, marginal)
     else:
         objective, reward, kl = (Interval.exactly(value) for value in found)
     begun = started(exact, beta)
@@ -76,7 +81,7 @@ def with_known(
         start = Interval.exactly(begun)
     else:
         prior = _drawn(lambda k, n: draw_prior(k, programs, first, n)[1], prior_key, num)
-        start = _mean(prior.reward + scale * prior.log_likelihood)  # log q there is that of the fit
+        start = _of_prior(prior, conditioned=marginal is not None, rewarded=beta is not None)
     known = None if exact is None else _known(exact, beta)
     nothing = np.asarray(np.nan)
     below = Side(objective.mean / scale, objective.se / scale, objective.floor / scale)
@@ -92,7 +97,7 @@ def with_known(
         reason=reason,
         log_evidence=None if odd or known is None else known.times(1 / scale),
         by_context=None,
-        log_marginal=None,
+        log_marginal=None if marginal is None else _moved(Interval.exactly(0.0), 1.0, marginal),
         optimum=optimum,
         start=start,
         objective=objective,
@@ -151,8 +156,29 @@ def _flat(totals: Totals) -> Any:
 
 def _objective(totals: Any, scale: float) -> np.ndarray:
     """J of each draw and context, reward units."""
-    nats: np.ndarray = totals.log_likelihood + totals.log_prior - totals.log_q
+    nats: np.ndarray = totals.log_likelihood + totals.ratio
     return totals.reward + scale * nats
+
+
+def _of_prior(prior: Any, *, conditioned: bool, rewarded: bool) -> Interval:
+    """J(π₀): the reward of draws of the prior, weighted by p(y|x) where π₀ means p(x|y); log p(y|x) without rewards."""
+    if not rewarded:
+        return _mean(prior.log_likelihood)
+    return weighted_start(prior.reward, prior.log_likelihood) if conditioned else _mean(prior.reward)
+
+
+def _moved(interval: Interval, factor: float, marginal: Estimate) -> Interval:
+    """Add a multiple of log p(y), whose error widens both intervals."""
+    shift, se = factor * np.asarray(marginal.mean, float), abs(factor) * np.asarray(marginal.se, float)
+    wide = (1.96 * se, 5 * se)
+    return Interval(
+        interval.mean + shift,
+        np.hypot(interval.se, se),
+        interval.lower + shift - wide[0],
+        interval.upper + shift + wide[0],
+        interval.floor + shift - wide[1],
+        interval.ceiling + shift + wide[1],
+    )
 
 
 def _mean(values: np.ndarray) -> Interval:

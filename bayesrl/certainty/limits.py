@@ -117,6 +117,17 @@ def skewed_limits(mean: float, se: float, skewness: float, n: int) -> tuple[floa
     return mean - se * inverse(z), mean - se * inverse(-z)
 
 
+def weighted_start(reward: np.ndarray, log_likelihood: np.ndarray) -> Interval:
+    """Give E[R] under p(x|y) from draws of the prior [draws, contexts], weighted by p(y|x), with a normal interval."""
+    weight = np.exp(log_likelihood - log_likelihood.max(0))
+    weight = weight / weight.mean(0)
+    mean = (weight * np.where(weight > 0, reward, 0.0)).mean(0)
+    wave = (weight * np.where(weight > 0, reward - mean, 0.0)).mean(1)
+    se = wave.std(ddof=1) / math.sqrt(len(wave))
+    ends = (mean.mean() - 1.96 * se, mean.mean() + 1.96 * se)
+    return Interval(*(np.asarray(x) for x in (mean.mean(), se, *ends, *ends)))
+
+
 def stratified_interval(mean: float, wave: np.ndarray, rounding: float, *, calibrated: bool = True) -> Interval:
     """Give both 95% intervals of a mean over strata of equal size.
 

@@ -33,6 +33,8 @@ class Pool(NamedTuple):
         log_q: log q of the action sites, nats.
         log_likelihood: log p of the observed sites, nats.
         reward: reward units.
+        ratio: log π₀ − log q, nats.
+        doubt: what single precision may be off by in it, beside that of the numbers themselves, nats.
         code: a fingerprint of what was drawn; empty where some site is continuous.
         num_fit: number of draws of the fit.
     """
@@ -41,6 +43,8 @@ class Pool(NamedTuple):
     log_q: np.ndarray
     log_likelihood: np.ndarray
     reward: np.ndarray
+    ratio: np.ndarray
+    doubt: np.ndarray
     code: np.ndarray
     num_fit: int
 
@@ -48,8 +52,9 @@ class Pool(NamedTuple):
     def ratios(self) -> tuple[np.ndarray, np.ndarray]:
         """q/m and π₀/m."""
         share = self.num_fit / len(self.log_q)
-        log_m = np.logaddexp(math.log(share) + self.log_q, math.log1p(-share) + self.log_prior)
-        return np.exp(self.log_q - log_m), np.exp(self.log_prior - log_m)
+        ours, theirs = math.log(share), math.log1p(-share)
+        # Each relative to the mixture: where a density is 0, so is its ratio.
+        return np.exp(-np.logaddexp(ours, theirs + self.ratio)), np.exp(-np.logaddexp(ours - self.ratio, theirs))
 
 
 def draw_pool(key: PRNGKey, programs: Programs, params: Params, num_draws: int) -> Pool:
@@ -69,12 +74,18 @@ def draw_pool(key: PRNGKey, programs: Programs, params: Params, num_draws: int) 
 
 def _pooled(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draws, Totals], half: int) -> Pool:
     structure, axes = programs.structure, _axes(programs)
+    both = [totals._replace(log_ratio=totals.ratio, doubt=_doubt(totals)) for totals in (fit[1], prior[1])]
     scores = {
-        name: np.concatenate([ours.reshape(half, -1), theirs.reshape(half, -1)]).astype(float)
-        for (name, ours), theirs in zip(fit[1]._asdict().items(), prior[1], strict=True)
+        name: np.concatenate([np.asarray(part).reshape(half, -1) for part in parts]).astype(float)
+        for name, *parts in zip(Totals._fields, *both, strict=True)
     }
+    scores["ratio"] = scores.pop("log_ratio")
     codes = [_codes(drawn[0].sites, axes, structure, half) for drawn in (fit, prior)]
     return Pool(**scores, code=np.concatenate(codes), num_fit=half)
+
+
+def _doubt(totals: Totals) -> np.ndarray:
+    return np.zeros_like(totals.reward) if totals.doubt is None else np.asarray(totals.doubt)
 
 
 def draw_mixture_pool(key: PRNGKey, posterior: Posterior, num_draws: int) -> Pool:
@@ -92,8 +103,8 @@ def draw_mixture_pool(key: PRNGKey, posterior: Posterior, num_draws: int) -> Poo
     drawn, totals = jax.tree.map(lambda x: x[0], posterior._draw(fit_key, half, ()))
     first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
     prior, prior_totals = draw_prior(prior_key, programs, first, half)
-    log_q = np.asarray(posterior.log_prob(prior.sites)[0]).reshape(prior_totals.log_q.shape)
-    return _pooled(programs, (drawn, totals), (prior, prior_totals._replace(log_q=log_q)), half)
+    scored = jax.tree.map(lambda x: x[0].reshape(prior_totals.log_q.shape), posterior.scores(prior.sites))
+    return _pooled(programs, (drawn, totals), (prior, prior_totals.under(scored.log_q, scored.log_ratio)), half)
 
 
 def score_sites(programs: Programs, params: Params, sites: dict[str, Any], beta: float | None) -> np.ndarray:

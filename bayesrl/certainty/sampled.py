@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import logsumexp
 
-from bayesrl.certainty.limits import LEVEL, NUM_GROUPS, bernstein_width, bounded_upper, markov_lower
+from bayesrl.certainty.limits import LEVEL, NUM_GROUPS, bernstein_width, bounded_upper, markov_lower, weighted_start
 from bayesrl.certainty.pooling import FROM_FIT, Estimator, Pool, Wave
 from bayesrl.certainty.tails import pareto_shape
 from bayesrl.certainty.verdicts import Evidence, Method, Side
@@ -46,8 +46,7 @@ class Sampled:
         self.conditioned = observed and beta is not None
         self.estimator = Estimator(pool)
         tempered = pool.reward / self.beta
-        log_target = pool.log_prior + pool.log_likelihood + tempered
-        self.w = log_target - pool.log_q
+        self.w = pool.ratio + pool.log_likelihood + tempered
         with np.errstate(divide="ignore"):
             self.log_ratio = np.log(self.estimator.of_prior) + pool.log_likelihood + tempered
         # Weights are kept relative to their greatest, context by context, so that none overflows.
@@ -67,8 +66,9 @@ class Sampled:
     @property
     def rounding(self) -> float:
         """What single precision may be off by, nats: a few units in the last place of each summand."""
-        finite = [np.abs(x[np.isfinite(x)]).mean() for x in (self.pool.log_prior, self.pool.log_q, self.w)]
-        return 2 * _EPS * float(np.sum(finite))
+        summed = (self.pool.log_prior, self.pool.log_q, self.w, self.pool.reward / self.beta)
+        finite = [np.abs(x[np.isfinite(x)]).mean() for x in summed]
+        return 2 * _EPS * float(np.sum(finite)) + float(self.pool.doubt.mean())
 
     @property
     def ess(self) -> float:
@@ -231,7 +231,7 @@ def evidence_of(
     lower, upper = sampled.lower(), sampled.upper()
     given = _marginal(sampled, marginal) if sampled.conditioned else None
     reward = est.over_fit(pool.reward)
-    kl = est.over_fit(pool.log_q - pool.log_prior)
+    kl = est.over_fit(-pool.ratio)
     fitted = est.over_fit(sampled.w)
     log_z = sampled.log_z
     if given is not None:
@@ -245,7 +245,10 @@ def evidence_of(
     if not good:
         forward = forward._replace(floor=np.zeros(()), ceiling=np.asarray(np.inf))
     prior = slice(pool.num_fit, None)
-    start = pool.reward[prior] if beta is not None else pool.log_likelihood[prior]
+    if sampled.conditioned:
+        start = weighted_start(pool.reward[prior], pool.log_likelihood[prior])
+    else:
+        start = _plain_interval(pool.reward[prior] if beta is not None else pool.log_likelihood[prior])
     return Evidence(
         beta=None if beta is None else np.asarray(beta),
         method="rejection" if sampled.exact_draws.min() >= MIN_EXACT and method == "importance" else method,
@@ -256,7 +259,7 @@ def evidence_of(
         by_context=_shaped(est.by_context(log_z, nats), shape),
         log_marginal=None if given is None else est.interval(given, nats, calibrated=good),
         optimum=evidence.times(scale),
-        start=_plain_interval(start),
+        start=start,
         objective=objective.times(scale),
         reward=est.interval(reward, nats * scale),
         kl=est.interval(kl, nats),

@@ -6,15 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.certainty.known import Exact, evaluated, started
+from bayesrl.certainty.limits import weighted_start
 from bayesrl.certainty.scores import Score, Scoreboard
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart, from_seed
 from bayesrl.core.pairing import declared_params
+from bayesrl.core.quantities import is_conditioned
 from bayesrl.core.structure import Structure
 from bayesrl.engines.enumeration import enumerate_target, evaluate_exactly
 from bayesrl.engines.fitting import LEAST_DRAWS
@@ -81,8 +82,7 @@ def score(
     if estimates is None:
         estimates = _exact_estimates(over_all, best if not new_args else None, betas, max_count)
     if estimates is None:
-        drawn = over_all.estimate(draw_key, _num_draws(programs, len(betas)))
-        estimates = _by_beta(_given_data(drawn, target, posterior.beta), len(betas))
+        estimates = _by_beta(over_all.estimate(draw_key, _num_draws(programs, len(betas))), len(betas))
     start = _start(prior_key, programs, first, betas[0], max_count, exact)
     restarts = np.asarray(posterior.objective_by_restart()).argmax(-1).reshape(-1)
     rows = []
@@ -212,18 +212,6 @@ def _by_beta(estimates: Estimates, count: int) -> list[Estimates]:
     return [jax.tree.map(lambda x, i=i: _flat(x)[i], estimates) for i in range(count)]
 
 
-def _given_data(estimates: Estimates, target: WeightedDraws | None, beta: Any) -> Estimates:
-    """With data y and rewards, let π₀ mean p(x|y), as J* does."""
-    if beta is None or target is None or target.log_marginal is None:
-        return estimates
-    scale = jnp.asarray(beta, float)[..., None]
-    objective = estimates.objective.mean - scale * float(target.log_marginal.mean())
-    return estimates._replace(
-        objective=Estimate(objective, estimates.objective.se),
-        kl=Estimate((estimates.reward.mean - objective) / scale, estimates.kl.se),
-    )
-
-
 def _exactly(one: Posterior, max_count: int) -> Estimates | None:
     """Evaluate one fit exactly, or give None where the program is too large for that."""
     pair, params = one.bound()
@@ -249,9 +237,11 @@ def _start(
         return _number(evaluate_exactly(programs.pair(), params, beta, max_count).start.mean())
     except EngineError:
         _, totals = draw_prior(key, programs, params, _num_draws(programs, 1))
-        scale = 1.0 if beta is None else beta
-        per_draw = np.asarray(totals.reward + scale * totals.log_likelihood, float)
-        per_draw = per_draw.reshape(len(per_draw), -1).mean(1)
+        reward, likelihood = (np.asarray(x, float).reshape(len(x), -1) for x in (totals.reward, totals.log_likelihood))
+        if beta is not None and is_conditioned(programs.structure):
+            start = weighted_start(reward, likelihood)
+            return _number(start.mean, start.se)
+        per_draw = (likelihood if beta is None else reward).mean(1)
         return _number(per_draw.mean(), per_draw.std(ddof=1) / math.sqrt(len(per_draw)))
 
 

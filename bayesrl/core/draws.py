@@ -27,6 +27,9 @@ class Draws(NamedTuple):
             what a score-function gradient differentiates.
         remarks: values of the deterministic sites that the guide alone has, such as a critic's.
         log_behaviour: as `scores`, under what really drew the actions; `scores` itself where the guide did.
+        log_ratio: log π₀ − log q of the action sites of which it is known better than by the difference of both.
+        doubt: how much single precision may be off by in log π₀ − log q, nats, of the sites whose densities are
+            sums of huge terms.
     """
 
     sites: dict[str, Any]
@@ -40,6 +43,8 @@ class Draws(NamedTuple):
     scores: dict[str, Array]
     remarks: dict[str, Array]
     log_behaviour: dict[str, Array]
+    log_ratio: dict[str, Array] = {}  # noqa: RUF012  (never changed)
+    doubt: dict[str, Array] = {}  # noqa: RUF012
 
     @classmethod
     def held(cls, sites: Mapping[str, Any]) -> "Draws":
@@ -48,7 +53,23 @@ class Draws(NamedTuple):
 
     def totals(self, shape: tuple[int, ...]) -> "Totals":
         """Sum scores over sites and time to `shape`, which is [*draws, *contexts]."""
-        return Totals(*(total(part, shape) for part in (self.log_prior, self.log_q, self.log_likelihood, self.rewards)))
+        return Totals(
+            total(self.log_prior, shape),
+            total(self.log_q, shape),
+            total(self.log_likelihood, shape),
+            total(self.rewards, shape),
+            log_ratio=total(self.ratios, shape) if self.log_ratio else None,
+            doubt=total(self.doubt, shape) if self.doubt else None,
+        )
+
+    @property
+    def ratios(self) -> dict[str, Array]:
+        """Log π₀ − log q of the action sites, [*draws, *contexts, T], nats."""
+        return {name: self.log_prior[name] - log_q for name, log_q in self.log_q.items()} | self.log_ratio
+
+    def scored(self, log_q: dict[str, Array]) -> "Draws":
+        """Give the same draws under another policy: what was known of ratios to the one before is forgotten."""
+        return self._replace(log_q=log_q, log_ratio={}, doubt={})
 
 
 class Totals(NamedTuple):
@@ -58,10 +79,21 @@ class Totals(NamedTuple):
     log_q: Any
     log_likelihood: Any
     reward: Any
+    log_ratio: Any = None
+    doubt: Any = None
+
+    @property
+    def ratio(self) -> Any:
+        """Log π₀ − log q, nats: better than the difference of both where it is known better."""
+        return self.log_prior - self.log_q if self.log_ratio is None else self.log_ratio
 
     def log_weight(self, beta: Any) -> Any:
-        """W = R/β + log p(y|x) + log π₀ − log q, nats: constant and equal to log Z at the optimum."""
-        return self.reward / beta + self.log_likelihood + self.log_prior - self.log_q
+        """W = R/β + log p(y|x) + log π₀ − log q, nats: constant and equal to log Z (+ log p(y)) at the optimum."""
+        return self.reward / beta + self.log_likelihood + self.ratio
+
+    def under(self, log_q: Any, ratio: Any = None) -> "Totals":
+        """Give the scores of the same draws under another policy."""
+        return self._replace(log_q=log_q, log_ratio=ratio, doubt=None)
 
 
 def is_count(value: Any, *, least: int) -> bool:

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import MaskedDistribution, biject_to, constraints
 
 from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import Draws
+from bayesrl.core.edges import Settled
 from bayesrl.core.handlers import SharedKeys, StopValues
 from bayesrl.core.keys import fold_in, key_of_nothing, split
-from bayesrl.core.recording import Recording, abstractly, both_scores, per_context, record, site_log_prob
+from bayesrl.core.recording import Recording, abstractly, both_scores, per_context, ratio_of, record, site_log_prob
 from bayesrl.core.refusals import check_arguments, told
 from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure
@@ -87,6 +88,20 @@ class Pair:
 
         return self._many(one, split(key, num_draws, first))
 
+    def draw_policy(self, key: PRNGKey, params: Params, num_draws: int, *, first: Any = None) -> Draws:
+        """Draw from the policy as it is before it is fitted, and score under both programs; as `draw` for the rest.
+
+        Each draw has a mini-batch of its own.
+        """
+
+        def one(key: PRNGKey) -> Draws:
+            scored = record(FoldedKeys(self.policy, key), *self.args)
+            held = {name: scored.sites[name].value for name in self._latent}
+            held |= {name: scored.plates[name] for name in self.structure.subsampled}
+            return self._draws(self.run_guide(None, None, params, held, ()), scored)
+
+        return self._many(one, split(key, num_draws, first))
+
     def _many(self, one: Callable[[Any], Any], xs: Any) -> Any:
         """Map over draws: all at once, or in batches of bounded memory where each takes many numbers."""
         at_once = max(1, _MOST_HELD // self.structure.width)
@@ -119,7 +134,7 @@ class Pair:
 
         own = {} if one_batch else draws.plates
         log_q, scores, remarks = self._many(one, {**draws.sites, **own})
-        return draws._replace(log_q=log_q, scores=scores, remarks=remarks)
+        return draws.scored(log_q)._replace(scores=scores, remarks=remarks)
 
     def log_q(self, params: Params, draws: Draws) -> dict[str, Array]:
         """Score the action sites of draws under the guide with these parameters, [draw, *contexts, T]."""
@@ -206,7 +221,9 @@ class Pair:
         }
 
     def _draws(self, drawn: Recording, scored: Recording) -> Draws:
+        scored = self._settled(drawn, scored)
         log_q, scores = self._both_scores(drawn)
+        ratios, doubts = self._ratios(drawn, scored, log_q)
         return Draws(
             sites={name: scored.sites[name].value for name in self._latent},
             plates={name: scored.plates[name] for name in self.structure.subsampled},
@@ -219,7 +236,34 @@ class Pair:
             scores=scores,
             remarks=self._remarks(drawn),
             log_behaviour=scores,
+            log_ratio=ratios,
+            doubt=doubts,
         )
+
+    def _settled(self, drawn: Recording, scored: Recording) -> Recording:
+        """Score 0 under the policy, too, what a guide leaves at the edge of what single precision tells."""
+        if drawn is scored:
+            return scored
+        sites = dict(scored.sites)
+        for name in self.structure.actions:
+            fn: Any = drawn.sites[name].fn if name in drawn.sites else None
+            while isinstance(fn, MaskedDistribution):
+                fn = fn.base_dist
+            if getattr(fn, "ends", None) is not None:
+                sites[name] = sites[name]._replace(fn=Settled(sites[name].fn, fn.ends), intermediates=None)
+        return scored._replace(sites=sites)
+
+    def _ratios(
+        self, drawn: Recording, scored: Recording, log_q: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Give log π₀ − log q where that is known better than by their difference, and how far that may be off."""
+        if drawn is scored:  # also where a density is infinite
+            return {name: jnp.zeros_like(score) for name, score in log_q.items()}, {}
+        contexts = self.structure.contexts
+        names = [name for name in self.structure.actions if name in drawn.sites]
+        found = {name: ratio_of(scored.sites[name], drawn.sites[name], contexts) for name in names}
+        ratios = {name: ratio for name, (ratio, _) in found.items() if ratio is not None}
+        return ratios, {name: doubt for name, (_, doubt) in found.items() if doubt is not None}
 
 
 def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params, dict[str, Any]]:

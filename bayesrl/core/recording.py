@@ -13,6 +13,7 @@ from numpyro.primitives import Messenger
 from bayesrl.core.handlers import Sites
 from bayesrl.core.keys import split
 from bayesrl.core.primitives import Kind, is_hidden, kind_of
+from bayesrl.core.ratios import doubt_in, doubt_of, log_ratio
 from bayesrl.core.refusals import check_scan, refuse_branches
 from bayesrl.core.sampling import FoldedKeys, QuickDraws
 from bayesrl.errors import PolicyError
@@ -236,6 +237,63 @@ def both_scores(site: Record, contexts: tuple[Frame, ...]) -> tuple[Array, Array
     """
     raw = _raw_log_prob(site)
     return per_context(_scaled(raw, site), site, contexts), per_context(raw, site, contexts, scaled=False)
+
+
+def ratio_of(prior: Record, guide: Record, contexts: tuple[Frame, ...]) -> tuple[Array | None, Array | None]:
+    """Give log π₀ − log q of an action site where that is known better than by the difference of both.
+
+    It is for families of distributions that have a form of it (see `bayesrl.core.ratios`), and for sites of so many
+    elements that two sums would lose what sums of differences keep.
+
+    Returns:
+        The ratio, and what single precision may be off by in it or in the difference, both reduced as by
+        `per_context`, nats; each None where it is nothing that matters.
+    """
+    if _time_of_its_own(prior) or _time_of_its_own(guide) or prior.scan != guide.scan or prior.frames != guide.frames:
+        return None, None
+    plain = prior.scale is None and guide.scale is None
+    if not (plain or _are_one(prior.scale, guide.scale)):
+        return None, None
+    found = log_ratio(prior.fn, guide.fn, guide.value)
+    if found is not None:
+        doubt: Array | None = doubt_in(found.size)
+    else:
+        doubt = doubt_of(prior.fn, guide.fn, guide.value)
+        doubt = None if doubt is None else _as_batch(doubt, guide)
+    doubt = None if doubt is None else per_context(_scaled(doubt, guide), guide, contexts)
+    if found is not None:
+        return per_context(_scaled(found.value, guide), guide, contexts), doubt
+    if _elements_per_context(guide, contexts) < MANY_ELEMENTS:
+        return None, doubt
+    apart = _raw_log_prob(prior) - _raw_log_prob(guide)
+    return per_context(_scaled(apart, guide), guide, contexts), doubt
+
+
+MANY_ELEMENTS = 256
+"""Of so many elements in a context densities are subtracted before they are summed."""
+
+
+def _time_of_its_own(site: Record) -> bool:
+    return hasattr(site.fn, "log_prob_by_step")
+
+
+def _are_one(one: Any, other: Any) -> bool:
+    return isinstance(one, int | float) and isinstance(other, int | float) and one == other
+
+
+def _elements_per_context(site: Record, contexts: tuple[Frame, ...]) -> int:
+    size = math.prod(jnp.shape(site.value))
+    held = math.prod(frame.size for frame in contexts if frame in site.frames)
+    return size // max(held * (site.length if site.scan is not None else 1), 1)
+
+
+def _as_batch(values: Array, site: Record) -> Array:
+    """Sum what is told of each number of a value over the axes of its events, and lay it out as its log-density."""
+    event = int(site.fn.event_dim)
+    shape = jnp.shape(site.value)
+    by_event = jnp.broadcast_to(values, shape) if event else values
+    summed = by_event.sum(tuple(range(-event, 0))) if event else by_event
+    return jnp.broadcast_to(summed, shape[: len(shape) - event])
 
 
 def _raw_log_prob(site: Record) -> Array:

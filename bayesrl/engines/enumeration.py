@@ -101,14 +101,14 @@ def _fit_of(pair: Pair, params: Params) -> Fit | None:
 
 def _solved(program: Prepared, beta: Beta | None, max_count: Count) -> WeightedDraws:
     stages, scan = make_stages(program, max_count)
-    exact = _exact_metrics(program, stages)
+    exact = exact_metrics(program, stages)
     betas = np.asarray(1.0 if beta is None else beta, float)
     solutions = [solve(stages, float(b)) for b in betas.reshape(-1)]
     _refuse_impossible(program, solutions)
     return _result(program, stages, solutions, exact, None if beta is None else betas, whole=scan is None)
 
 
-def _exact_metrics(program: Prepared, stages: Sequence[Stage]) -> set[str]:
+def exact_metrics(program: Prepared, stages: Sequence[Stage]) -> set[str]:
     """Run the program on draws in which contexts differ, and compare with what the stages say of each context.
 
     Returns:
@@ -281,7 +281,7 @@ class Evaluation(NamedTuple):
         kl: KL(q‖π₀), nats; with observed data and rewards KL(q‖p(x|y)).
         kl_forward: KL(p*‖q), nats; nan with environment sites, where p* is not what is aimed at.
         missed: mass of p* where q puts less than a tenth of it; nan likewise.
-        start: J(π₀), what the policy itself achieves.
+        start: J(π₀), what the policy itself achieves; of p(x|y) with observed data and rewards.
     """
 
     objective: Float[np.ndarray, "*contexts"]
@@ -340,7 +340,10 @@ def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_
             "its support must be the policy's, and contexts must not read each other's draws"
         )
     log_ratio = log_q - log_prior
-    start, *_ = _achieved(np.exp(log_prior + log_nature), np.zeros_like(log_prior), stage, beta, shape)
+    given = stage.likelihood[0] if beta is not None else np.zeros_like(log_prior)
+    log_start = log_prior + log_nature + given
+    log_start = log_start - (logsumexp(log_start, axis=0) if beta is not None else 0.0)
+    start, *_ = _achieved(np.exp(log_start), log_start - log_prior - log_nature, stage, beta, shape)
     return Evaluation(
         *_achieved(weight / mass, log_ratio, stage, beta, shape),
         *_against_target(log_ratio, stage, beta, shape),

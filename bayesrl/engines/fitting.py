@@ -16,6 +16,7 @@ from bayesrl.core.compiling import near, one_reading
 from bayesrl.core.draws import Draws
 from bayesrl.core.host import host_errors
 from bayesrl.core.keys import apart, fold_in
+from bayesrl.core.quantities import is_conditioned
 from bayesrl.core.telling import activity
 from bayesrl.datatree import as_netcdf
 from bayesrl.engines.optimisers import (
@@ -91,7 +92,8 @@ def fit(
             loss and spread at the temperature of the step. By default `beta` from the start.
         source: makes the draws in the place of the objective's own `draw`: a function
             (key, params, pair) → `Draws` of the guide with these parameters, run on the host once per
-            step, β and restart. Rewards and nature may come from anywhere; log q is scored afresh.
+            step, β and restart. Rewards and nature may come from anywhere; log q is scored afresh. The history tells
+            J, E[R] and KL of the policy that drew, by the log q that the draws came with.
         directory: run folder, for checkpoints and the saved fit; an interrupted run in it is continued.
         callback: called with each row of the history; a true return value stops the fit.
         progress: whether to show a progress line where there is a terminal or a notebook.
@@ -312,13 +314,20 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
     statistics = {
         "log_prior": totals.log_prior,
         "total_reward": totals.reward,
-        "log_q": totals.log_q,
+        "log_q": totals.log_prior - totals.ratio,
         "log_weight": totals.log_weight(scale),
     }
+    settings = dict(posterior.settings)
+    if is_conditioned(programs.structure):
+        statistics["log_likelihood"] = totals.log_likelihood
+        marginal = posterior.log_marginal(fold_in(key, 1))
+        if marginal is not None and np.isfinite(marginal.mean):
+            settings |= {"log_marginal": float(marginal.mean), "log_marginal_se": float(marginal.se)}
     return replace(
         posterior,
         draws={**draws.sites, **draws.metrics},
         statistics=statistics,
+        settings=settings,
         prior_draws={**prior.sites, **prior.metrics},
     )
 

@@ -287,12 +287,14 @@ def _row(setup: Setup, state: State, tally: Tally, betas: np.ndarray) -> dict[st
         return np.where(none, np.nan, np.asarray(total, float) / taken).astype(np.float32).reshape(shape)
 
     info = tally.info
+    kl = np.asarray(info.kl) + taken * setup.log_marginal
+    objective = np.asarray(info.objective) + (betas - setup.betas) * np.asarray(info.kl)
     row = {
         "step": np.asarray(int(state.step)),
         "loss": mean(tally.loss),
-        "objective": mean(np.asarray(info.objective) + (betas - setup.betas) * np.asarray(info.kl)),
+        "objective": mean(objective - taken * setup.betas * setup.log_marginal),
         "reward": mean(info.reward),
-        "kl": mean(info.kl),
+        "kl": mean(kl),
         "spread": mean(info.spread),
         "grad_norm": mean(tally.grad_norm),
         "skipped": np.asarray(state.skipped).reshape(shape),

@@ -13,12 +13,14 @@ import numpy as np
 from bayesrl.core.agreement import check_draws, check_sites
 from bayesrl.core.compiling import compiled, near
 from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.edges import NUM_DRAWS, edges_of
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.keys import fold_in, split
 from bayesrl.core.pairing import Pair, declared_params, freeze
 from bayesrl.core.refusals import check_arguments, told
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.engines.autoguides import set_up_autoguide
+from bayesrl.engines.marginal import find_marginal
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoTilt, GuideFamily
 from bayesrl.objectives import ForwardKL, Objective
@@ -40,6 +42,7 @@ class Setup:
         objective: prepared for these programs.
         learning_rate: for the default optimiser; None where nobody suggests one.
         identity: JSON-able; two fits of the same identity are the same problem.
+        log_marginal: log p(y), nats, where data stand beside rewards; nan where it is not known.
     """
 
     programs: Programs
@@ -49,6 +52,7 @@ class Setup:
     objective: Objective
     learning_rate: float | None
     identity: dict[str, Any]
+    log_marginal: float = 0.0
 
 
 def set_up(
@@ -87,7 +91,8 @@ def set_up(
     if program is not None and family is None:
         check_arguments(program, args, "the guide", GuideError)
         set_up_autoguide(fold_in(key, 7), program, structure, args)
-    programs_pair = Programs(frozen, program, args, structure, {}, learned, getattr(source, "episodes", None))
+    episodes = getattr(source, "episodes", None)
+    programs_pair = Programs(frozen, program, args, structure, {}, learned, episodes, find_marginal)
     first, transforms = _declare(key, programs_pair, own if learned else {})
     programs = dataclasses.replace(programs_pair, transforms=transforms)
     if not first:
@@ -98,6 +103,8 @@ def set_up(
     rate = None if family is None else family.learning_rate_for(first)
     pair = programs.pair()
     check_sites(pair, first)
+    if family is None and drawn:
+        _refuse_edges(fold_in(key, 7), pair)
     drawings = _checked_draws(key, pair, first) if drawn else None
     ready = objective.prepare(fold_in(key, 2), pair, first)
     if drawings is not None:
@@ -108,7 +115,9 @@ def set_up(
     lanes = np.repeat(np.asarray(betas, np.float32).reshape(-1), num_restarts)
     identity = _identity(key, programs, guide, objective, betas if beta is not None else None, num_restarts, first)
     identity["first draws"] = None if drawings is None else _sketch(*drawings)
-    return Setup(programs, params, lanes, np.shape(betas), ready, rate, identity)
+    marginal = programs.log_marginal(fold_in(key, 8), first) if drawn else None
+    known = 0.0 if marginal is None else float(marginal.mean)
+    return Setup(programs, params, lanes, np.shape(betas), ready, rate, identity, known)
 
 
 def _checked_draws(key: PRNGKey, pair: Pair, first: Params) -> tuple[Draws, Totals]:
@@ -120,6 +129,21 @@ def _checked_draws(key: PRNGKey, pair: Pair, first: Params) -> tuple[Draws, Tota
     separate = maker is not None and maker.separate(pair)
     check_draws(fold_in(key, 3), pair, first, draws, totals, separate=separate)
     return draws, totals
+
+
+def _refuse_edges(key: PRNGKey, pair: Pair) -> None:
+    """Refuse a guide by hand for a site whose prior often draws what single precision cannot tell from its ends.
+
+    Raises:
+        GuideError: naming the site, and how many draws of the prior lie there.
+    """
+    for name, edge in edges_of(key, pair.policy, pair.structure, pair.args).items():
+        raise GuideError(
+            f"{edge.num} of {NUM_DRAWS} draws of the prior of site {name!r} lie at the edge of what single precision "
+            "tells of its support, where no density says how likely they are, so J and KL would be wrong; leave "
+            "guide= out (the automatic guide leaves such draws where they are), use bayesrl.importance, or choose a "
+            "prior that piles up less"
+        )
 
 
 def _betas(beta: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ from bayesrl.core.draws import Draws
 from bayesrl.core.keys import fold_in
 from bayesrl.core.pairing import Pair
 from bayesrl.objectives import Info, Objective
+from bayesrl.objectives.interface import info_of_drawn
 from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
 
 AVERAGING_POWER = 8.0
@@ -89,7 +90,8 @@ def learn(
     Args:
         lane: what all lanes share.
         state: of this lane, without the axis of the lanes.
-        draws: made by the guide as it stands, [particles, ...]; scored afresh, so that gradients flow.
+        draws: made by the guide as it stands, or as it stood, [particles, ...]; scored afresh, so that gradients flow.
+            What they came with as log q tells J and KL of the policy that drew them.
         beta: temperature, reward units per nat.
         args: arrays among the programs' arguments.
         one_batch: whether the draws are of one mini-batch.
@@ -100,7 +102,9 @@ def learn(
         return lane.objective.surrogate(params, pair.again(params, draws, one_batch=one_batch), pair, beta)
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return _apply(lane, state, loss, info, gradient, lambda params: loss_fn(params)[0])
+    return _apply(
+        lane, state, loss, info_of_drawn(info, draws, pair, beta), gradient, lambda params: loss_fn(params)[0]
+    )
 
 
 def _apply(

@@ -135,7 +135,7 @@ def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: Several) -> _Ba
         }
         return _Batch(
             draws.sites,
-            (totals.log_prior + totals.log_likelihood - totals.log_q).reshape(flat),
+            (totals.log_likelihood + totals.ratio).reshape(flat),
             totals.log_likelihood.reshape(flat),
             totals.reward.reshape(flat),
             rewards,

@@ -1,6 +1,6 @@
 """The automatic guide: the policy itself, with a trainable tilt at each action site."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import numpyro
 
 from bayesrl.arguments import Count, checked
 from bayesrl.core.compiling import compiled, near
+from bayesrl.core.edges import edges_of
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
@@ -84,6 +85,8 @@ class AutoTilt(GuideFamily):
         plan = make_plan(
             structure, facts, tilt=self.tilt, hidden=self.hidden, recurrent=self.recurrent, max_table=self.max_table
         )
+        edges = edges_of(fold_in(key, 2), policy, structure, args)
+        plan = replace(plan, ends={name: edge.ends for name, edge in edges.items()})
         moments = measure(survey_key, policy, structure, args, facts, _NUM_DRAWS) if plan.has_networks else {}
         make = compiled(partial(self._networks, plan=plan), name="networks")
         networks = make(network_key) if plan.has_networks else {}

@@ -10,8 +10,13 @@ from jax import Array
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
+from bayesrl.core.edges import Ends, at_edge, safe
+from bayesrl.core.ratios import Ratio
+
 # exp and sigmoid leave float32 beyond these; unconstrained coordinates of bounded supports stay inside.
 _LOWEST, _HIGHEST = -87.0, 88.0
+_NEAREST = 1e-5
+"""As near to its ends, as a share of what lies between them, a number is mapped."""
 
 
 def coordinate_shape(fn: Any) -> tuple[int, ...]:
@@ -80,15 +85,26 @@ class Affine(dist.Distribution):
         shift: a, [*batch, N].
         log_scale: logarithm of the diagonal of B, [*batch, N].
         lower: what stands below the diagonal of B, [*batch, N(N−1)/2], or of length 0 for a diagonal B.
+        ends: coordinates beyond which single precision tells nothing of a draw, where the prior often draws there
+            (see `bayesrl.core.edges`). Such draws stay where they are, and score 0; what lies between the ends is
+            mapped onto itself, T being followed by a logistic map of the line onto it.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's protocol)
     pytree_data_fields = ("base", "shift", "log_scale", "lower", "_support")
+    pytree_aux_fields = ("ends",)
 
     def __init__(
-        self, base: Any, shift: Array, log_scale: Array, lower: Array, *, validate_args: bool | None = None
+        self,
+        base: Any,
+        shift: Array,
+        log_scale: Array,
+        lower: Array,
+        *,
+        ends: Ends | None = None,
+        validate_args: bool | None = None,
     ) -> None:
-        self.base, self.shift, self.log_scale, self.lower = base, shift, log_scale, lower
+        self.base, self.shift, self.log_scale, self.lower, self.ends = base, shift, log_scale, lower, ends
         # Bounds of full shape stay aligned when a scan stacks them over time; NumPyro's own do not.
         self._support = jax.tree.map(lambda bound: jnp.broadcast_to(bound, base.shape()), base.support)
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
@@ -103,6 +119,25 @@ class Affine(dist.Distribution):
         """The prior's support."""
         return self._support
 
+    @property
+    def stands_for(self) -> Any:
+        """The prior, whose terms its density has."""
+        return self.base
+
+    def log_ratio_to(self, prior: Any, value: Array) -> Ratio | None:
+        """Give log π₀ − log q of a tilted Gamma, without the terms of its concentration that are huge and cancel.
+
+        With Δ = log x − log x₀: c·Δ − r·(x − x₀) + log B.
+        """
+        base = _unexpanded(self.base)
+        if self.ends is not None or not (isinstance(base, dist.Gamma) and isinstance(_unexpanded(prior), dist.Gamma)):
+            return None
+        shift, log_scale = self.shift[..., 0], self.log_scale[..., 0]
+        moved = jnp.exp(-log_scale) * (shift + self._bounded(jnp.log(value)) * jnp.expm1(log_scale))
+        terms = (base.concentration * moved, base.rate * value * jnp.expm1(-moved), log_scale)
+        size = abs(terms[0]) + abs(terms[1]) + abs(terms[2])
+        return Ratio(terms[0] + terms[1] + terms[2], size)
+
     def rsample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw with gradients, [*sample_shape, *batch, *event]."""
         return self._forward(self.base.rsample(key, sample_shape))
@@ -112,25 +147,57 @@ class Affine(dist.Distribution):
         return self._forward(self.base.sample(key, sample_shape))
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-density by change of variables, nats."""
+        """Log-density by change of variables, nats; 0 of what stays at the edge."""
+        if self.ends is None:
+            return self._log_prob(value)
+        lost = at_edge(self, value, self.ends)
+        return jnp.where(lost, 0.0, self._log_prob(safe(self, value, lost)))
+
+    def _log_prob(self, value: Array) -> Array:
         transform = biject_to(self.support)
         moved = self._bounded(transform.inv(value))
-        flat = self._flat(moved)
-        drawn = self._bounded(self._unflat(self._solve(flat - self.shift), moved))
+        flat, grown = self._outward(self._flat(moved))
+        solved, shrunk = self._inward(self._solve(flat - self.shift))
+        drawn = self._bounded(self._unflat(solved, moved))
         before = transform(drawn)
         stretch = transform.log_abs_det_jacobian(moved, value) - transform.log_abs_det_jacobian(drawn, before)
-        result: Array = self.base.log_prob(before) - stretch - self.log_scale.sum(-1)
+        result: Array = self.base.log_prob(before) - stretch - self.log_scale.sum(-1) + grown + shrunk
         return result
 
     def _forward(self, draw: Array) -> Array:
+        if self.ends is None:
+            return self._moved(draw)
+        lost = at_edge(self, draw, self.ends)
+        moved = self._moved(safe(self, draw, lost))
+        return jnp.where(lost.reshape(lost.shape + (1,) * int(self.event_dim)), draw, moved)
+
+    def _moved(self, draw: Array) -> Array:
         transform = biject_to(self.support)
         drawn = self._bounded(transform.inv(draw))
-        flat = self._flat(drawn)
+        flat, _ = self._outward(self._flat(drawn))
         scaled = jnp.exp(self.log_scale) * flat
         if self.lower.shape[-1]:
             scaled = scaled + (self._matrix() @ flat[..., None])[..., 0]
-        moved: Array = transform(self._bounded(self._unflat(self.shift + scaled, drawn)))
+        inside, _ = self._inward(self.shift + scaled)
+        moved: Array = transform(self._bounded(self._unflat(inside, drawn)))
         return moved
+
+    def _outward(self, flat: Array) -> tuple[Array, Array]:
+        """Map what lies between the ends onto the line, with the log of how much it is stretched, [*batch]."""
+        if self.ends is None:
+            return flat, jnp.zeros(())
+        low, high = self.ends
+        unit = (high - low) / 4  # so that amid the ends it is all but a shift
+        share = jnp.clip((flat - low) / (high - low), _NEAREST, 1 - _NEAREST)
+        return unit * (jnp.log(share) - jnp.log1p(-share)), -(jnp.log(4 * share) + jnp.log1p(-share)).sum(-1)
+
+    def _inward(self, line: Array) -> tuple[Array, Array]:
+        """Map the line onto what lies between the ends, with the log of how much it is stretched, [*batch]."""
+        if self.ends is None:
+            return line, jnp.zeros(())
+        low, high = self.ends
+        share = jnp.clip(jax.nn.sigmoid(line * 4 / (high - low)), _NEAREST, 1 - _NEAREST)
+        return low + (high - low) * share, (jnp.log(4 * share) + jnp.log1p(-share)).sum(-1)
 
     def _solve(self, target: Array) -> Array:
         if not self.lower.shape[-1]:
@@ -169,6 +236,10 @@ class Affine(dist.Distribution):
         if support in (constraints.real, constraints.real_vector, constraints.real_matrix):
             return coordinates
         return jnp.clip(coordinates, _LOWEST, _HIGHEST)
+
+
+def _unexpanded(fn: Any) -> Any:
+    return fn.base_dist if isinstance(fn, dist.ExpandedDistribution) else fn
 
 
 @promote_batch_shape.register  # type: ignore[untyped-decorator]

@@ -1,9 +1,10 @@
 """The decision, site by site, what a tilt reads and whether a table or a network holds it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from bayesrl.core.edges import Ends
 from bayesrl.core.recording import Frame
 from bayesrl.core.structure import Site, Structure
 from bayesrl.errors import GuideError
@@ -80,10 +81,17 @@ class SummaryPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The plans of all action sites and of all summaries, by name."""
+    """The plans of all action sites and of all summaries, by name.
+
+    Attributes:
+        sites: of the action sites.
+        summaries: of the recurrent summaries.
+        ends: coordinates beyond which the draws of a site stay where they are.
+    """
 
     sites: dict[str, SitePlan]
     summaries: dict[str, SummaryPlan]
+    ends: dict[str, Ends] = field(default_factory=dict)
 
     @property
     def has_networks(self) -> bool:

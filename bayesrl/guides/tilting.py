@@ -62,7 +62,7 @@ class _Moment:
             self.view.prior = fn
             tail = tilt_shape(msg["name"], fn, support)
             theta = spread(self._theta(plan), fn.batch_shape, plan.dims, tail)
-            msg["fn"] = tilted(fn, theta, support)
+            msg["fn"] = tilted(fn, theta, support, self.plan.ends.get(msg["name"]))
 
     def after(self, msg: dict[str, Any]) -> None:
         """Remember what the agent has seen."""

@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import biject_to, constraints
 
+from bayesrl.core.edges import Ends
 from bayesrl.core.structure import Support, is_discrete
 from bayesrl.errors import GuideError
 from bayesrl.guides.distributions import Affine, Finite, coordinate_shape
@@ -81,13 +82,14 @@ def _num_coordinates(name: str, core: Any) -> int:
         raise refusal from error
 
 
-def tilted(fn: Any, theta: Array, support: Support | None) -> Any:
+def tilted(fn: Any, theta: Array, support: Support | None, ends: Ends | None = None) -> Any:
     """Tilt a distribution.
 
     Args:
         fn: the prior of a site.
         theta: [*batch, *tilt_shape]; zero leaves the prior as it is.
         support: values of its finite support, or None.
+        ends: coordinates beyond which draws stay where they are; see `Affine`.
 
     Returns:
         A distribution of the same shape and support.
@@ -100,7 +102,7 @@ def tilted(fn: Any, theta: Array, support: Support | None) -> Any:
     else:
         size = math.prod(coordinate_shape(core))
         base = core if core.batch_shape == fn.batch_shape else core.expand(fn.batch_shape)
-        moved = Affine(base, theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :])
+        moved = Affine(base, theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :], ends=ends)
     for mask in _masks(fn):
         moved = moved.mask(mask)
     return moved

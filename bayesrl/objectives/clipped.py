@@ -25,8 +25,9 @@ class ClippedKL(ReverseKL):
 
         gradient = E Σ_t ∇ min(ρ_t·A_t, clip(ρ_t, 1 − ε, 1 + ε)·A_t).
 
-    For draws of the policy itself ρ = 1, and it is the gradient of `ReverseKL` by scores. J in the history is that of
-    the draws, which lag behind by the updates that they serve.
+    For draws of the policy itself ρ = 1, and it is the gradient of `ReverseKL` by scores. J, E[R] and KL in the history
+    are those of the policy that drew, which lags behind by the updates that its draws serve; the loss is the mean over
+    these draws of what is learned from, and no ELBO of either policy.
 
     Args:
         num_particles: draws per step and context, where the objective draws itself.

@@ -67,7 +67,7 @@ class ForwardKL(Objective):
         draws = pair.draw(key, params, from_guide)
         if from_prior:
             prior = replace(pair, guide=None).draw(key, {}, from_prior)
-            prior = prior._replace(log_q=pair.log_q(params, prior))
+            prior = pair.score(params, prior) if draws.log_ratio else prior.scored(pair.log_q(params, prior))
             draws = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), draws, prior)
         return stop_gradient(draws)
 
@@ -75,16 +75,19 @@ class ForwardKL(Objective):
         """Give the estimate of KL(p*‖q) per context; see `Objective.surrogate`."""
         from_guide, from_prior = self._split
         shape = (self.num_particles, *pair.structure.context_shape)
-        totals = draws.totals(shape)
-        log_target = totals.reward / beta + totals.log_likelihood + totals.log_prior
+        totals = lax.stop_gradient(draws.totals(shape))
+        tempered = totals.reward / beta + totals.log_likelihood
         shares = jnp.log(jnp.array([from_guide, from_prior]) / self.num_particles)
-        proposal = jnp.logaddexp(shares[0] + totals.log_q, shares[1] + totals.log_prior)
-        log_weight = log_target - proposal
+        # Each relative to the mixture of both: ratios stay exact where densities are differences of huge terms.
+        of_prior = -jnp.logaddexp(shares[0] - totals.ratio, shares[1])
+        of_guide = -jnp.logaddexp(shares[0], shares[1] + totals.ratio)
+        log_weight = tempered + of_prior
         weight = lax.stop_gradient(jax.nn.softmax(log_weight, axis=0))
         log_evidence = logsumexp(log_weight, axis=0) - jnp.log(self.num_particles)
         log_q = _log_q(pair, params, draws, shape)
-        gap = jnp.where(weight > 0, log_target - log_q, 0.0)
-        loss = (weight * gap).sum(0) - log_evidence + _baseline(log_q, proposal)
+        moved = log_q - lax.stop_gradient(log_q)
+        gap = jnp.where(weight > 0, tempered + totals.ratio - moved, 0.0)
+        loss = (weight * gap).sum(0) - log_evidence + _baseline(moved, of_guide)
         info = info_of(jax.tree.map(lambda x: x[:from_guide], draws), pair, beta, (from_guide, *shape[1:]))
         ess = 1 / (weight**2).sum(0).mean() / self.num_particles
         nonfinite = {
@@ -94,11 +97,10 @@ class ForwardKL(Objective):
         return loss.mean(), info._replace(metrics={**info.metrics, "ess": ess}, nonfinite=nonfinite)
 
 
-def _baseline(log_q: Array, proposal: Array) -> Array:
+def _baseline(moved: Array, of_guide: Array) -> Array:
     """Give nought, with the gradient Σ ū ∇log q, which is that of nothing: E_q[∇log q] = 0."""
-    share = lax.stop_gradient(jax.nn.softmax(log_q - proposal, axis=0))
-    score = jnp.where(share > 0, log_q - lax.stop_gradient(log_q), 0.0)
-    return (share * score).sum(0)
+    share = lax.stop_gradient(jax.nn.softmax(of_guide, axis=0))
+    return (share * jnp.where(share > 0, moved, 0.0)).sum(0)
 
 
 def _log_q(pair: Pair, params: Params, draws: Draws, shape: tuple[int, ...]) -> Array:

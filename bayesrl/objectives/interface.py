@@ -11,12 +11,16 @@ from numpyro.infer.elbo import ELBO
 
 from bayesrl.core.draws import Draws
 from bayesrl.core.pairing import Pair
+from bayesrl.core.quantities import divergence, is_conditioned
 from bayesrl.core.structure import inspect
 from bayesrl.typing import Params, PRNGKey, Program
 
 
 class Info(NamedTuple):
     """What one evaluation of an objective saw: means over draws and contexts, as scalars.
+
+    With observed data beside rewards, J is told up to −β·log p(y) and KL up to log p(y), which whoever makes a history
+    of them adds; see `bayesrl.core.quantities`.
 
     Attributes:
         objective: J = E_q[R] − β·KL(q‖π₀), reward units (the ELBO, nats, without rewards).
@@ -97,11 +101,30 @@ def info_of(draws: Draws, pair: Pair, beta: Any, shape: tuple[int, ...]) -> Info
     return Info(
         objective=beta * w.mean(),
         reward=totals.reward.mean(),
-        kl=(totals.log_q - totals.log_prior).mean(),
+        kl=divergence(totals, conditioned=is_conditioned(pair.structure)).mean(),
         spread=(w - w.mean(axes, keepdims=True)).__pow__(2).mean() * _unbias(shape[:num]),
         metrics={name: jnp.asarray(value, float).mean() for name, value in draws.metrics.items()},
         nonfinite=count_nonfinite(draws),
     )
+
+
+def info_of_drawn(info: Info, draws: Draws, pair: Pair, beta: Any) -> Info:
+    """Tell of draws that were made outside what they tell of the policy that drew them, whatever was learned since.
+
+    Args:
+        info: of an objective that scored them under the policy as it is now.
+        draws: as they came, log q being that of the policy that drew.
+        pair: policy and guide.
+        beta: reward units per nat.
+    """
+    shapes = {score.shape[:-1] for score in draws.log_q.values()}
+    if set(draws.log_q) != set(pair.structure.actions) or len(shapes) != 1:
+        return info
+    (shape,) = shapes
+    if len(shape) != 1 + len(pair.structure.context_shape):
+        return info
+    told = info_of(draws, pair, beta, shape)
+    return info._replace(objective=told.objective, reward=told.reward, kl=told.kl, spread=told.spread)
 
 
 def count_nonfinite(draws: Draws) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from bayesrl.arguments import Count, checked
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.pairing import Pair
+from bayesrl.core.quantities import divergence, is_conditioned
 from bayesrl.core.structure import Structure
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.interface import Info, Objective, info_of
@@ -120,6 +121,7 @@ def costs_of(plan: Plan, params: Params, draws: Draws, pair: Pair, beta: Any) ->
     log_q = _stopped_log_q(params, draws, pair) if plan.pathwise else lax.stop_gradient(draws.log_q)
     tempered = {name: value / beta for name, value in draws.rewards.items()}
     parts = {name: draws.log_prior[name] - log_q[name] for name in order.actions}
+    parts |= {} if plan.pathwise else lax.stop_gradient(draws.log_ratio)
     parts |= tempered | draws.log_likelihood
     return order.in_order(parts, order.named("action", "environment", "observed", "reward"))
 
@@ -214,7 +216,7 @@ def _weighted_info(draws: Draws, weight: Array, pair: Pair, beta: Any) -> Info:
 
     centre = (weight * jnp.where(weight > 0, w, 0.0)).sum(1, keepdims=True).mean(0, keepdims=True)
     metrics = {name: _branch_mean(jnp.asarray(value, float), weight) for name, value in draws.metrics.items()}
-    kl = mean(totals.log_q - totals.log_prior)
+    kl = mean(divergence(totals, conditioned=is_conditioned(pair.structure)))
     return plain._replace(
         objective=beta * mean(w), reward=mean(totals.reward), kl=kl, spread=mean((w - centre) ** 2), metrics=metrics
     )

@@ -1,0 +1,143 @@
+"""Draws at the edge of what single precision can tell: where many different numbers are drawn as one.
+
+A Beta(.1, .1) has a twelfth of its mass between 1 − 6e-6 and 1, where single precision has a hundred numbers, and most
+of it nearer to 1 than any of them: its draws there are 1, of which no density says how likely they are. Such draws are
+atoms. Whoever moves them must know what lies behind them, which is lost; a guide leaves them where they are, so that
+prior and guide draw them alike and they cancel from every ratio.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import biject_to, constraints
+
+from bayesrl.core.compiling import compiled
+from bayesrl.core.keys import split
+from bayesrl.core.recording import Recording, abstractly, record
+from bayesrl.core.sampling import FoldedKeys
+from bayesrl.core.structure import Structure
+from bayesrl.typing import PRNGKey, Program
+
+type Ends = tuple[float, float]
+"""Unconstrained coordinates between which single precision tells a number to a part in a hundred."""
+
+NUM_DRAWS = 1024
+MOST_AT_EDGE = 2
+"""So many draws of the prior, of those, may lie at the edge unseen: 2 in 1,024."""
+
+_LOWEST, _HIGHEST = -83.0, 86.0
+"""Of log x: a hundred times the least and a tenth of the greatest normal number."""
+_UNITS = 100.0
+_EPS = 2.0**-23
+
+
+class Edge(NamedTuple):
+    """What is known of a site whose draws often lie at the edge: where that is, and how many of `NUM_DRAWS` do."""
+
+    ends: Ends
+    num: int
+
+
+def ends_of(support: Any) -> Ends | None:
+    """Give the ends of the unconstrained coordinates of a support; None where it has none that is known."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support in (constraints.positive, constraints.nonnegative):
+        return _LOWEST, _HIGHEST
+    near_one = -math.log(_UNITS * _EPS)
+    if support in (constraints.unit_interval, constraints.open_interval(0.0, 1.0)):
+        return _LOWEST, near_one
+    if support is constraints.simplex:
+        return _LOWEST, near_one - 2.0  # the coordinates of a simplex of n numbers are moved by up to log n
+    lower, upper = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    if lower is None or upper is None or support.is_discrete or isinstance(lower, jax.core.Tracer | jax.Array):
+        return None
+    if not (isinstance(lower, int | float) and isinstance(upper, int | float)):
+        return None
+    far = upper - lower
+    low, high = (_UNITS * _EPS * abs(end) / far for end in (lower, upper))
+    return (math.log(low) if low > 0 else _LOWEST), (-math.log(high) if high > 0 else -_LOWEST)
+
+
+def at_edge(fn: Any, value: Any, ends: Ends) -> Array:
+    """Tell which draws lie at the edge, [*batch] of booleans: any of their coordinates does."""
+    event = int(fn.event_dim)
+    coordinates = biject_to(fn.support).inv(jnp.asarray(value))
+    outside = ~((coordinates > ends[0]) & (coordinates < ends[1]))
+    lost: Array = outside.any(tuple(range(-event, 0))) if event else outside
+    return lost
+
+
+class Settled:
+    """The prior of a site beside a guide that leaves draws at the edge where they are: both score them 0.
+
+    Args:
+        fn: the prior.
+        ends: where the edge is.
+    """
+
+    def __init__(self, fn: Any, ends: Ends) -> None:
+        self.fn, self.ends = fn, ends
+        self.stands_for = fn
+        self.event_dim, self.batch_shape = fn.event_dim, fn.batch_shape
+
+    def log_prob(self, value: Any) -> Array:
+        """Log-density, nats; 0 at the edge, without gradient."""
+        inner = self.fn
+        while isinstance(inner, dist.MaskedDistribution):
+            inner = inner.base_dist
+        lost = at_edge(inner, value, self.ends)
+        return jnp.where(lost, 0.0, self.fn.log_prob(safe(inner, value, lost)))
+
+
+def safe(fn: Any, value: Any, lost: Array) -> Array:
+    """Put a number from amid the support in the place of those at the edge."""
+    event = int(fn.event_dim)
+    value = jnp.asarray(value)
+    transform = biject_to(fn.support)
+    middle = transform(jnp.zeros(transform.inverse_shape(value.shape)))
+    return jnp.where(lost.reshape(lost.shape + (1,) * event), middle, value)
+
+
+def edges_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> dict[str, Edge]:
+    """Find the action sites of which many of the prior's draws lie at the edge.
+
+    Args:
+        key: consumed whole.
+        policy: the program.
+        structure: of the policy.
+        args: of the policy.
+    """
+    names = [name for name in structure.actions if not structure[name].discrete]
+    if not names:
+        return {}
+
+    def look(key: PRNGKey) -> Recording:
+        return record(FoldedKeys(policy, key), *args)
+
+    seen = abstractly(lambda: look(key)).sites
+    ends = {name: own for name in names if (own := ends_of(_peeled(seen[name].fn).support)) is not None}
+    if not ends:
+        return {}
+
+    def count(keys: Any) -> dict[str, Array]:
+        def one(key: PRNGKey) -> dict[str, Array]:
+            sites = look(key).sites
+            return {name: at_edge(_peeled(sites[name].fn), sites[name].value, own).mean() for name, own in ends.items()}
+
+        return {name: share.sum() for name, share in jax.lax.map(one, keys, batch_size=128).items()}
+
+    counts = compiled(count, name="edges")(split(key, NUM_DRAWS))
+    found = {name: int(np.ceil(float(counts[name]))) for name in ends}
+    return {name: Edge(ends[name], count) for name, count in found.items() if count > MOST_AT_EDGE}
+
+
+def _peeled(fn: Any) -> Any:
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
