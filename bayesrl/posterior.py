@@ -226,13 +226,9 @@ class Posterior(Shown):
     # ---- choosing ----------------------------------------------------------------------------
 
     def objective_by_restart(self) -> np.ndarray:
-        """J of each β and restart on the draws made when the fit ended, [*beta, restart], to choose by.
-
-        Where log p(y) of data beside rewards is not known, it is told up to that.
-        """
+        """J of each β and restart on the draws that it carries, to choose by: up to β·log p(y) where that is unknown."""
         known = self._marginal
-        if known is not None and not np.isfinite(known.mean):
-            known = Estimate(np.zeros(()), np.zeros(()))
+        known = known if known is None or np.isfinite(known.mean) else Estimate(np.zeros(()), np.zeros(()))
         return np.asarray(kept_estimates(self.statistics, self.beta, len(self._fit_shape), known).objective.mean)
 
     def kept_estimates(self) -> Estimates:
