@@ -226,7 +226,7 @@ class Posterior(Shown):
     # ---- choosing ----------------------------------------------------------------------------
 
     def objective_by_restart(self) -> np.ndarray:
-        """J of each β and restart on the draws that it carries, to choose by: up to β·log p(y) where that is unknown."""
+        """J of each β and restart on the draws it carries, to choose by: up to β·log p(y) where that is unknown."""
         known = self._marginal
         known = known if known is None or np.isfinite(known.mean) else Estimate(np.zeros(()), np.zeros(()))
         return np.asarray(kept_estimates(self.statistics, self.beta, len(self._fit_shape), known).objective.mean)
