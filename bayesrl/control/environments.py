@@ -15,12 +15,14 @@ class Outcome(NamedTuple):
     Attributes:
         state: the next state, any pytree of arrays.
         reward: of this step, reward units, scalar.
-        terminated: whether the episode has ended, scalar bool.
+        terminated: whether the episode has come to its own end, scalar bool.
+        truncated: whether it is cut off here, by a time limit of the environment's own, say, scalar bool.
     """
 
     state: Any
     reward: Array
     terminated: Array
+    truncated: Array | bool = False
 
 
 class Environment(abc.ABC):
@@ -48,6 +50,10 @@ class Environment(abc.ABC):
     def observe(self, state: Any) -> Any:
         """Give what the agent sees of a state; by default all of it."""
         return state
+
+    def label(self, observation: Any) -> Any:
+        """Give what a table is looked up by, where observations are finitely many; by default the observation."""
+        return observation
 
     def features(self, observation: Any) -> Array:
         """Give what linear maps and networks read of an observation, numbers of about unit size, [features]."""

@@ -118,19 +118,19 @@ def episode_strip(
     import gymnasium
     from matplotlib.figure import Figure
 
-    from bayesrl.control.spaces import describe_actions
+    from bayesrl.control.spaces import describe_actions, describe_observations
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no window
     env = gymnasium.make(environment, render_mode="rgb_array", **options)
-    actions = describe_actions(env.action_space)
+    actions, observations = describe_actions(env.action_space), describe_observations(env.observation_space)
     pictures: list[Any] = []
     try:
         seen, _ = env.reset(seed=seed)
         key, over, step = jax.random.key(seed), False, 0
         while not over:
             pictures.append(env.render())
-            action = np.asarray(posterior.act(fold_in(key, step), np.asarray(seen, _kind(seen))))
-            seen, _, terminated, truncated, _ = env.step(actions.to_environment(action))
+            action = np.asarray(posterior.act(fold_in(key, step), observations.one(seen)))
+            seen, _, terminated, truncated, _ = env.step(actions.one(action))
             over, step = terminated or truncated, step + 1
         pictures.append(env.render())
     finally:
@@ -211,10 +211,6 @@ def _first_beta(posterior: Posterior) -> Posterior:
     if posterior.beta is None or np.shape(posterior.beta) == ():
         return posterior
     return posterior.select(beta=float(np.asarray(posterior.beta)[0]))
-
-
-def _kind(seen: Any) -> Any:
-    return np.float32 if np.issubdtype(np.asarray(seen).dtype, np.floating) else np.int32
 
 
 def _first(mdp: TabularMDP, values: np.ndarray, own: int) -> np.ndarray:

@@ -14,8 +14,8 @@ from bayesrl.control.behaviours import Behaviour, Decision, as_fitted, decide
 from bayesrl.control.exploration import Exploration
 from bayesrl.control.policies import PolicyGuide
 from bayesrl.control.recorded import Outside, RecordedRollout
-from bayesrl.control.spaces import Actions, Observations, describe_actions, describe_observations
-from bayesrl.control.vector import Failures, Playing, open_environments
+from bayesrl.control.spaces import MASK, Actions, Observations, describe_actions, describe_observations, mask_of
+from bayesrl.control.vector import Failures, Playing, made_by_us, open_environments, reset_mode
 from bayesrl.core.compiling import once_prepared
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.keys import apart, cheap, fold_in, words_of
@@ -44,7 +44,8 @@ class GymnasiumSource:
     and what would have followed is valued by the critic; termination ends it.
 
     Args:
-        environment: id of a registered environment, or a function that makes one.
+        environment: id of a registered environment, or a function that makes one, or makes `num_envs` of them side
+            by side as a `gymnasium.vector.VectorEnv`, whatever its autoreset mode.
         num_envs: environments side by side.
         window: steps of each environment in a batch.
         num_updates: gradient steps per batch.
@@ -53,6 +54,8 @@ class GymnasiumSource:
         seed: of the environments, at least 0; the k-th episode of environment i is reset with seed + i + k·num_envs.
         max_failures: so many episodes may end with an error; each is dropped with its seed in the log.
         options: keyword arguments for an environment that is given by its id.
+        action_masks: whether only actions are taken that `action_mask` allows, in a Dict observation or in `info`; by
+            default where it is a part of the observation. The mask then follows on the observation in one vector.
 
     Attributes:
         steps_taken: steps of the environments in all fits so far.
@@ -79,6 +82,7 @@ class GymnasiumSource:
     seed: Seed = 0
     max_failures: CountOrNone = 10
     options: dict[str, Any] = field(default_factory=dict)
+    action_masks: bool | None = None
 
     def __post_init__(self) -> None:
         if callable(self.environment) and self.options:
@@ -89,8 +93,8 @@ class GymnasiumSource:
         self.failures = Failures(self.max_failures)
         probe = open_environments(self, 1)
         try:
-            self.observations: Observations = describe_observations(probe.single_observation_space)
             self.actions: Actions = describe_actions(probe.single_action_space)
+            self.observations: Observations = self._observed(probe)
         finally:
             probe.close()
         self.steps_taken = 0
@@ -100,6 +104,25 @@ class GymnasiumSource:
         self._batch: Draws | None = None
         self._programs: tuple[tuple[Any, Any], _Compiled] | None = None
         self._finished: deque[tuple[float, int]] = deque(maxlen=_KEPT)
+
+    def _observed(self, probe: Any) -> Observations:
+        if not made_by_us(probe) and probe.num_envs != self.num_envs:
+            raise ControlError(
+                f"GymnasiumSource got num_envs={self.num_envs!r}, and the function makes {probe.num_envs} side by "
+                f"side; pass num_envs={probe.num_envs}"
+            )
+        reset_mode(probe)
+        space = probe.single_observation_space
+        within = mask_of(space, self.actions)
+        masked = within if self.action_masks is None else self.action_masks
+        if masked and not within:
+            told = np.shape(probe.reset(seed=self.seed)[1].get(MASK, ()))
+            if self.actions.num is None or told != (probe.num_envs, self.actions.num):
+                raise ControlError(
+                    f"action_masks=True, and {self.environment!r} tells no action_mask of {self.actions.num} actions, "
+                    "neither in a Dict observation nor in info; leave action_masks out"
+                )
+        return describe_observations(space, masked=self.actions.num or 0 if masked else 0, within=within)
 
     def policy(self, *, discount: Annotated[float, real(above=0, most=1)] = 0.99, prior: Any = None) -> RecordedRollout:
         """Give the program to fit: a rollout whose environment is recorded.
@@ -113,7 +136,8 @@ class GymnasiumSource:
             ControlError: the discount is out of range, or the prior draws what are no actions of the environment.
         """
         seen = self.observations
-        world = Outside(seen.shape, seen.dtype, self.actions.prior(), seen.num, seen.scale)
+        prior_actions = self.actions.prior()
+        world = Outside(seen.shape, seen.dtype, prior_actions, seen.num, seen.scale, seen.digits, seen.masked)
         program = RecordedRollout(world, self.window + 1, discount, prior)
         nothing = jax.device_put((np.zeros(seen.shape, seen.dtype), np.zeros((), np.int32)))
         self.actions.check_prior(program.prior_choice(*nothing).action)
@@ -165,24 +189,39 @@ class GymnasiumSource:
         observed = np.zeros((self.num_envs, size, *seen.shape), seen.dtype)
         earned, behaviour = np.zeros((2, self.num_envs, size), np.float32)
         counts, terminated = np.zeros((2, self.num_envs, size), bool)
-        actions: list[np.ndarray] = []
+        actions: Any = None
         programs, key = self._compiled(pair), cheap(key)
+        at = np.zeros(self.num_envs, int)  # the row that each environment has come to
         for t in range(size):
-            observed[:, t] = playing.observation
             chosen = programs.act(params, key, np.asarray(t, np.int32), playing.observation)
-            action, behaviour[:, t] = jax.device_get(chosen)
-            actions.append(action)
+            action, log_prob = jax.device_get(chosen)
+            if actions is None:
+                actions = np.zeros((self.num_envs, size, *action.shape[1:]), action.dtype)
+            lanes = np.flatnonzero(at <= self.window)
+            rows = at[lanes]
+            observed[lanes, rows], actions[lanes, rows] = playing.observation[lanes], action[lanes]
+            behaviour[lanes, rows] = log_prob[lanes]
             if t == self.window:
                 break
             step = playing.step(action)
-            earned[:, t], terminated[:, t], counts[:, t] = step.reward, step.terminated, step.counts
+            lanes = np.flatnonzero(at < self.window)
+            rows = at[lanes]
+            earned[lanes, rows], counts[lanes, rows] = step.reward[lanes], step.counts[lanes]
+            terminated[lanes, rows] = step.terminated[lanes]
             for i in np.flatnonzero(step.failed):
-                counts[i, max(t + 1 - int(step.length[i]), 0) : t] = False
+                counts[i, max(at[i] + 1 - int(step.length[i]), 0) : at[i]] = False
+            at += 1
+            if step.last is not None:
+                # A row of its own, which does not count, values what an episode that was cut off ended in. Its lane
+                # is a step ahead then, and what it does not need of the window is left.
+                for i in np.flatnonzero(step.ended & ~step.terminated & (at <= self.window)):
+                    observed[i, at[i]] = step.last[i]
+                    at[i] += 1
             self._finished.extend(step.finished)
             self.steps_taken += int(step.counts.sum())
         sites = {
             "observation": observed,
-            "action": np.stack(actions, 1),
+            "action": actions,
             "counts": counts,
             "terminated": terminated,
             "earned": earned,
@@ -198,7 +237,7 @@ class GymnasiumSource:
         return scored._replace(log_behaviour={"action": jax.device_put(behaviour)}, metrics=metrics)
 
     def _open(self, number: int, seed: Seed) -> Playing:
-        return Playing(open_environments(self, number, seed), self.observations, self.actions)
+        return Playing(open_environments(self, number, seed), self.observations, self.actions, seed)
 
     def _compiled(self, pair: Pair) -> "_Compiled":
         """Give the compiled functions of these programs, which are read once until the source is closed."""
@@ -228,14 +267,14 @@ class GymnasiumSource:
         discount = getattr(pair.policy, "discount", 1.0)
         key, seeding = apart(key)
         seed = int(np.asarray(words_of(seeding))[0] % 2**30)
-        number = min(num_episodes, self.num_envs)
+        playing = self._open(min(num_episodes, self.num_envs), seed)
+        number = playing.number
         # Each environment plays a number of episodes that is fixed beforehand, lest short ones be preferred.
         wanted = np.array([len(part) for part in np.array_split(np.arange(num_episodes), number)])
         played = np.zeros(number, int)
         spans: list[tuple[int, int, int, int]] = []
         steps: list[tuple[np.ndarray, ...]] = []
         decide_all = _Compiled(pair, self.behaviour).decide  # what the programs read may have changed
-        playing = self._open(number, seed)
         try:
             while len(spans) < num_episodes:
                 seen = playing.observation

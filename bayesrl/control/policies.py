@@ -180,7 +180,8 @@ class TablePolicy(ObservationPolicy):
         table = jnp.asarray(numpyro.param(f"{name}$table", jnp.zeros((*times, count, *shape))))
 
         def look_up(observation: Array, time: Array) -> Array:
-            return table[time, observation] if timed else table[observation]
+            label = rollout.environment.label(observation)
+            return table[time, label] if timed else table[label]
 
         return look_up
 

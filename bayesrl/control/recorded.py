@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -12,7 +13,9 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 from bayesrl.control.environments import Environment, Outcome
+from bayesrl.control.nested_spaces import digits_of
 from bayesrl.control.rollout import Chooser, Played, remark
+from bayesrl.control.spaces import NEVER
 from bayesrl.core.primitives import environment, reward
 from bayesrl.errors import ControlError
 
@@ -60,6 +63,12 @@ class Recorded(dist.Distribution):
         return cls(*aux_data)
 
 
+def allowed_only(actions: dist.Distribution, allowed: Array) -> dist.Distribution:
+    """Give a Categorical among the actions that are allowed, [actions]; among all where none is."""
+    logits = jnp.asarray(actions.logits)
+    return dist.Categorical(logits=jnp.where(allowed | ~allowed.any(), logits, NEVER))
+
+
 @dataclass(frozen=True)
 class Outside(Environment):
     """An environment that is no program, known by its observations and its prior policy alone.
@@ -70,6 +79,8 @@ class Outside(Environment):
         actions: the distribution of actions that policies start from.
         num_observations: their number where they are the integers from 0 on, else None.
         scale: of about which size the numbers in an observation are, [*shape].
+        digits: how many values each of several integers takes that are counted together.
+        masked: how many numbers at the end of an observation tell which actions are allowed.
     """
 
     shape: tuple[int, ...]
@@ -77,6 +88,8 @@ class Outside(Environment):
     actions: dist.Distribution
     num_observations: int | None = None
     scale: Any = 1.0
+    digits: tuple[int, ...] = ()
+    masked: int = 0
 
     def reset(self) -> Array:
         """Stand for the first observation."""
@@ -91,12 +104,27 @@ class Outside(Environment):
         raise ControlError("this environment is no program, so it cannot be stepped in one; fit with source=...")
 
     def prior(self, observation: Any) -> dist.Distribution:
-        """Give the distribution of actions that policies start from."""
-        return self.actions
+        """Give the distribution of actions that policies start from; those that are not allowed have no share in it."""
+        if not self.masked:
+            return self.actions
+        return allowed_only(self.actions, observation[-self.masked :] > 0)
+
+    def label(self, observation: Any) -> Any:
+        """Leave the mask away; see `Environment.label`."""
+        return observation[0] if self.masked and self.num_observations is not None else observation
 
     def features(self, observation: Any) -> Array:
-        """Scale vectors; see `Environment.features`."""
-        return super().features(observation if self.num_observations is not None else observation / self.scale)
+        """Scale vectors, and indicate each of several integers; see `Environment.features`."""
+        if self.num_observations is None:
+            return super().features(observation / self.scale)
+        label = self.label(observation)
+        told = [super().features(label)]
+        if len(self.digits) > 1:
+            digits = digits_of(label, self.digits)
+            told = [jax.nn.one_hot(digits[i], size) for i, size in enumerate(self.digits)]
+        if self.masked:
+            told.append(observation[-self.masked :].astype(float))
+        return jnp.concatenate(told)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +143,9 @@ class RecordedRollout(Played):
 
         def step(carry: None, time: Array) -> tuple[None, None]:
             seen = environment(
-                "observation", Recorded(world.shape, world.dtype, world.num_observations), observable=True
+                "observation",
+                Recorded(world.shape, world.dtype, None if world.masked else world.num_observations),
+                observable=True,
             )
             counts = environment("counts", Recorded(dtype=bool), observable=True)
             choice = choose(seen, time)

@@ -99,8 +99,9 @@ class Rollout(Played):
         discount: γ, in (0, 1].
         prior: the policy to start from, and the reference of the KL: from an observation and the time
             step to a distribution of actions; by default the environment's own.
-        unbounded: whether the horizon only cuts off an episode that goes on. The last step then counts
-            nothing, and `ActorCritic` takes its value for that of all that follows.
+        unbounded: whether the horizon, and what the environment tells as `truncated`, only cut off an episode that
+            goes on. The last step then counts nothing, and `ActorCritic` takes the value of where it was cut off for
+            that of all that follows. Else episodes end there.
 
     Raises:
         ControlError: the horizon or the discount is out of range.
@@ -135,9 +136,11 @@ class Rollout(Played):
                 outcome = self.environment.step(state, action)
             earned = jnp.where(alive, outcome.reward, 0.0)
             reward("reward", earned)
-            remark(choice, weights[time] * alive, self.discount * (1.0 - outcome.terminated))
+            over = outcome.terminated | outcome.truncated
+            ended = outcome.terminated if self.unbounded else over
+            remark(choice, weights[time] * alive, self.discount * (1.0 - ended))
             after = jax.tree.map(lambda new, old: jnp.where(alive, new, old), outcome.state, state)
-            return (after, alive & ~outcome.terminated), (earned, alive)
+            return (after, alive & ~over), (earned, alive)
 
         first = (self.environment.reset(), jnp.asarray(True))
         with _Weighted(weights) if self.unbounded or self.discount < 1 else nullcontext():

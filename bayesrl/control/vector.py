@@ -1,14 +1,14 @@
-"""Vectorised Gymnasium environments that outlive the errors of single episodes."""
+"""Vectorised Gymnasium environments: their ways of starting the next episode, and episodes that end with an error."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from bayesrl.control.spaces import Actions, Observations
+from bayesrl.control.spaces import MASK, Actions, Observations
 from bayesrl.errors import ControlError
 
 _FAILED = "bayesrl: the episode failed"
@@ -47,6 +47,8 @@ class Failures:
 def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
     """Open environments side by side; every episode is reset with a seed of its own.
 
+    Those that a function makes already side by side are taken as they are.
+
     Args:
         source: a `GymnasiumSource`.
         number: how many.
@@ -57,7 +59,7 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
     """
     try:
         import gymnasium
-        from gymnasium.vector import AutoresetMode, SyncVectorEnv
+        from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
     except ImportError as error:
         raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
     if not (isinstance(source.environment, str) or callable(source.environment)):
@@ -67,8 +69,11 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
         )
     first = source.seed if seed is None else seed
     made: list[Any] = []
+    ready: list[Any] = []
 
     def build() -> Any:
+        if ready:
+            return ready.pop()
         if callable(source.environment):
             return source.environment()
         return gymnasium.make(source.environment, **source.options)
@@ -81,6 +86,10 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
         return opened
 
     try:
+        if callable(source.environment):
+            ready.append(source.environment())
+            if isinstance(ready[0], VectorEnv):
+                return ready[0]
         # What is observed is copied on the way out, so that the buffer of the environments can be used again.
         return SyncVectorEnv(
             [opener(index) for index in range(number)], copy=False, autoreset_mode=AutoresetMode.NEXT_STEP
@@ -124,8 +133,7 @@ def _guarded() -> Any:
                 return self.env.step(action)
             except Exception as error:  # noqa: BLE001
                 self._renew(error)
-                empty = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
-                return empty if empty.shape else empty[()], 0.0, False, True, {_FAILED: True}
+                return _nothing(self.observation_space), 0.0, False, True, {_FAILED: True}
 
         def close(self) -> None:
             """Close the environment; an error is told in the log, so that the others are closed too."""
@@ -148,6 +156,18 @@ def _guarded() -> Any:
     return Guarded
 
 
+def made_by_us(envs: Any) -> bool:
+    """Whether environments were put side by side here, and not by the function that made them."""
+    return isinstance(next(iter(getattr(envs, "envs", ())), None), _guarded())
+
+
+def _nothing(space: Any) -> Any:
+    """Give zeros of the form of a space."""
+    from gymnasium.vector.utils import batch_space, create_empty_array, iterate
+
+    return next(iter(iterate(batch_space(space, 1), create_empty_array(space, 1))))
+
+
 def _given(ask: Callable[..., Any], *args: Any) -> Any:
     """Ask environments side by side; errors of single ones are met by `Guarded`, so these are of what they gave."""
     try:
@@ -159,6 +179,22 @@ def _given(ask: Callable[..., Any], *args: Any) -> Any:
             f"what an environment gave does not fit Gymnasium's interface or its own spaces: {error}; "
             "gymnasium.utils.env_checker.check_env tells what is wrong"
         ) from error
+
+
+def reset_mode(envs: Any) -> str:
+    """Tell how environments side by side start the next episode: "NextStep", "SameStep" or "Disabled".
+
+    Raises:
+        ControlError: they do not tell.
+    """
+    mode = envs.metadata.get("autoreset_mode")
+    told = getattr(mode, "value", mode)
+    if told not in ("NextStep", "SameStep", "Disabled"):
+        raise ControlError(
+            f"{type(envs).__name__} has metadata['autoreset_mode']={mode!r}; let it tell a "
+            "gymnasium.vector.AutoresetMode"
+        )
+    return str(told)
 
 
 @dataclass
@@ -173,6 +209,8 @@ class Step:
         ended: whether it ended, for whatever reason.
         length: steps of the episode so far.
         finished: return and length of the episodes that ended well.
+        last: what was observed where episodes ended, [num_envs, *shape], where the next ones have begun already;
+            None where it is the next observation.
     """
 
     reward: np.ndarray
@@ -182,6 +220,7 @@ class Step:
     ended: np.ndarray
     length: np.ndarray
     finished: list[tuple[float, int]]
+    last: np.ndarray | None = None
 
 
 class Playing:
@@ -191,22 +230,26 @@ class Playing:
         envs: from `open_environments`; closed where they cannot even be reset.
         observations: what policies see of them.
         actions: what they take.
+        seed: of the first of them.
     """
 
-    def __init__(self, envs: Any, observations: Observations, actions: Actions) -> None:
-        number = envs.num_envs
+    def __init__(self, envs: Any, observations: Observations, actions: Actions, seed: int) -> None:
+        self.number = number = int(envs.num_envs)
         self._envs, self._observations, self._actions = envs, observations, actions
+        self._mode = reset_mode(envs)
         self._never = np.zeros(number, bool)
         self._resetting = self._never
         self._earned, self._length = np.zeros(number), np.zeros(number, int)
         try:
-            self.observation = self._seen(_given(envs.reset)[0])
+            self.observation = self._seen(*_given(partial(envs.reset, seed=seed)))
         except BaseException:
             envs.close()
             raise
 
     def step(self, action: Any) -> Step:
-        """Take one step of each; an environment whose episode is over is reset in its stead, which does not count.
+        """Take one step of each; an environment whose episode is over is reset, in its stead or at once.
+
+        Where it is reset in the stead of a step, that does not count.
 
         Raises:
             ControlError: a reward or an observation is not finite or of the wrong shape; too many episodes failed.
@@ -217,14 +260,36 @@ class Playing:
         reward = np.where(counts, reward, 0.0)
         self._check("reward", reward)
         self._length += ~self._resetting
-        self.observation = self._seen(seen)
+        self.observation = self._seen(seen, info)
         self._earned += reward
         ended = terminated | truncated
         length = self._length.copy()
         finished = [(float(self._earned[i]), int(length[i])) for i in np.flatnonzero(ended & ~failed)]
         self._earned[ended], self._length[ended] = 0.0, 0
-        self._resetting = ended
-        return Step(reward, terminated & ~failed, counts, failed, ended, length, finished)
+        last = None
+        if self._mode == "NextStep":
+            self._resetting = ended
+        elif ended.any():
+            last = self._begun_anew(ended, info)
+        return Step(reward, terminated & ~failed, counts, failed, ended, length, finished, last)
+
+    def _begun_anew(self, ended: np.ndarray, info: Any) -> np.ndarray:
+        """Give what was observed where episodes ended, and stand where the next ones begin."""
+        last = self.observation.copy()
+        if self._mode == "Disabled":
+            first, told = _given(partial(self._envs.reset, options={"reset_mask": ended.copy()}))
+            self.observation[ended] = self._seen(first, told)[ended]
+            return last
+        found = info.get("final_obs")
+        if found is None:
+            raise ControlError(
+                "environments that start the next episode in the same step give no info['final_obs'], so that nobody "
+                "knows what the last one ended in; use autoreset_mode=AutoresetMode.NEXT_STEP"
+            )
+        for i in np.flatnonzero(ended):
+            last[i] = self._observations.one(found[i])
+        self._check("an observation", last)
+        return last
 
     def unfinished(self) -> list[tuple[float, int]]:
         """Tell return and length of the episodes under way."""
@@ -234,8 +299,13 @@ class Playing:
         """Close all."""
         self._envs.close()
 
-    def _seen(self, seen: Any) -> np.ndarray:
-        observation = self._observations.from_environment(seen)
+    def _seen(self, seen: Any, info: Any) -> np.ndarray:
+        allowed = None
+        if self._observations.masked and self._observations.mask is None and MASK in info:
+            # Where an environment tells none, all actions are allowed.
+            told = np.asarray(info.get(f"_{MASK}", np.ones(self.number, bool)), bool)
+            allowed = np.where(told[:, None], np.asarray(info[MASK]) > 0, True)
+        observation: np.ndarray = _given(self._observations.from_environment, seen, allowed)
         self._check("an observation", observation)
         return observation
 

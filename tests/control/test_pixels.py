@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from bayesrl.control import LastLayerValues, LinearValues
-from bayesrl.control.learning.worlds import World
+from bayesrl.control.learning.world import World
 from bayesrl.control.policies import _orthogonal
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions, describe_observations

@@ -25,7 +25,8 @@ from gymnasium.wrappers import (
 )
 
 from bayesrl.control import from_gymnasium, soft_value_iteration
-from bayesrl.control.learning.worlds import Act, GymnasiumWorld
+from bayesrl.control.learning.world import Act
+from bayesrl.control.learning.worlds import GymnasiumWorld
 from bayesrl.core.keys import cheap
 from bayesrl.errors import ControlError
 

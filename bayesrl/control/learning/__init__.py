@@ -11,7 +11,8 @@ from bayesrl.control.learning.pictures import learning_maps, learning_values
 from bayesrl.control.learning.tabular_model import TabularModel
 from bayesrl.control.learning.unknown import ProgramModel, UnknownModel, by_conjugacy
 from bayesrl.control.learning.values import EnsembleValues, LastLayerValues, LinearValues
-from bayesrl.control.learning.worlds import Act, BanditWorld, World
+from bayesrl.control.learning.world import Act, World
+from bayesrl.control.learning.worlds import BanditWorld
 
 __all__ = [
     "Act",

@@ -17,7 +17,7 @@ from bayesrl.control.exploration import Exploration, thompson
 from bayesrl.control.learning.choices import losses, restored, shares
 from bayesrl.control.learning.experience import Episode, Experience, Memory, example, first_rows
 from bayesrl.control.learning.unknown import ProgramModel, UnknownModel
-from bayesrl.control.learning.worlds import Act, World
+from bayesrl.control.learning.world import Act, World
 from bayesrl.core.compiling import once_prepared
 from bayesrl.core.keys import apart, fold_in, key_of_nothing
 from bayesrl.errors import ControlError

@@ -13,7 +13,7 @@ from bayesrl.arguments import checked
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
-from bayesrl.control.learning.worlds import World
+from bayesrl.control.learning.world import World
 from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import key_of_nothing
 from bayesrl.errors import ControlError

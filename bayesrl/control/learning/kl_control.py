@@ -18,7 +18,7 @@ from bayesrl.control.exploration import Exploration, Thompson, thompson
 from bayesrl.control.learning.agents import Agent, Bayesian, Mind, Told
 from bayesrl.control.learning.choices import restored
 from bayesrl.control.learning.experience import Episode
-from bayesrl.control.learning.worlds import Act, World
+from bayesrl.control.learning.world import Act, World
 from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
 from bayesrl.control.recorded import Outside, RecordedRollout
 from bayesrl.control.spaces import Actions

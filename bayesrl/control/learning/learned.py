@@ -11,7 +11,7 @@ from bayesrl.certainty.verdicts import Section
 from bayesrl.control.exploration import Decision
 from bayesrl.control.learning.agents import BayesianMind, Mind
 from bayesrl.control.learning.choices import losses, shares
-from bayesrl.control.learning.worlds import World
+from bayesrl.control.learning.world import World
 from bayesrl.core.keys import cheap, key_of_nothing
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey

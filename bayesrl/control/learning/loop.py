@@ -17,7 +17,8 @@ from bayesrl.control.exploration import Exploration
 from bayesrl.control.learning.agents import Agent, Mind, Told
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.learned import Learned, Stage
-from bayesrl.control.learning.worlds import Act, World, world_of
+from bayesrl.control.learning.world import Act, World
+from bayesrl.control.learning.worlds import world_of
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.keys import apart, cheap, fold_in
 from bayesrl.core.telling import activity

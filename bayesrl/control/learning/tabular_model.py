@@ -15,7 +15,7 @@ from bayesrl.arguments import Count, Positive, Share, checked
 from bayesrl.control.beliefs import draw_dirichlet
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
-from bayesrl.control.learning.worlds import World
+from bayesrl.control.learning.world import World
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import apart

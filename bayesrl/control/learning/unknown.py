@@ -14,7 +14,7 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, Positive, checked
 from bayesrl.control.learning.experience import Experience, example
-from bayesrl.control.learning.worlds import World
+from bayesrl.control.learning.world import World
 from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import key_of_nothing
 from bayesrl.core.pairing import Pair

@@ -16,7 +16,7 @@ from jax import Array
 from bayesrl.arguments import Count, CountOrNone, Positive, checked
 from bayesrl.control.learning.experience import Experience, example
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
-from bayesrl.control.learning.worlds import World
+from bayesrl.control.learning.world import World
 from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import cheap, fold_in, split
 from bayesrl.errors import ControlError

@@ -1,10 +1,6 @@
 """What can be learned from: tables, programs, Gymnasium environments and bandits, played an episode at a time."""
 
-import abc
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,6 +12,7 @@ from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.environments import Environment
 from bayesrl.control.gymnasium_source import MOST_STEPS
 from bayesrl.control.learning.experience import Episode
+from bayesrl.control.learning.world import Act, World
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.control.published_models import changing, published, publishes, time_limit
 from bayesrl.control.spaces import describe_actions, describe_observations
@@ -25,102 +22,6 @@ from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import cheap, fold_in, key_of_nothing
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
-
-
-@dataclass(frozen=True)
-class Act:
-    """How one episode is played.
-
-    Attributes:
-        choose: from the time step and what is observed to an action and its log-probability, nan where that is not
-            known.
-        probs: the same as probabilities, [steps or 1, states, actions], where observations are finitely many.
-    """
-
-    choose: Callable[[int, np.ndarray], tuple[int, float]]
-    probs: np.ndarray | None = None
-
-
-class World(abc.ABC):
-    """An environment that can be played and not looked into.
-
-    Attributes:
-        num_actions: how many there are.
-        num_observations: how many there are, where they are the integers from 0 on; else None.
-        shape: of one observation.
-        dtype: of one observation.
-        scale: of about which size the numbers in an observation are, [*shape].
-        max_steps: the longest episode.
-        discount: γ of the returns that are told.
-        optimum: the greatest expected return of an episode, reward units; None where nobody knows.
-        unknown: why nobody knows it, where nobody does.
-        action_names: one per action, where they have names.
-        name: of the environment.
-        options: that it was made with, as text, for the run folder.
-    """
-
-    num_actions: int
-    num_observations: int | None = None
-    shape: tuple[int, ...] = ()
-    dtype: Any = np.int32
-    scale: Any = 1.0
-    max_steps: int = 1
-    discount: float = 1.0
-    optimum: float | None = None
-    unknown: str = "the environment publishes no model"
-    action_names: tuple[str, ...] = ()
-    name: str = ""
-    options: Mapping[str, str] = MappingProxyType({})
-    _tables: TabularMDP | None = None
-    """What the regret is told by; agents do not see it."""
-
-    @abc.abstractmethod
-    def begin(self, key: PRNGKey) -> np.ndarray:
-        """Start an episode and give the first observation; the key fixes everything random in the episode."""
-
-    @abc.abstractmethod
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
-        """Take an action; give (observation, reward, terminated, truncated)."""
-
-    def close(self) -> None:
-        """Close what is open."""
-        return
-
-    def regret(self, episode: Episode, act: Act) -> float:
-        """Give what the best policy is expected to gain more than what was played, reward units.
-
-        Where tables tell what a policy is worth, exactly; else the optimum less the return, whose mean over
-        episodes is the same; nan where nobody knows the optimum.
-        """
-        if self.optimum is None:
-            return np.nan
-        if self._tables is not None and act.probs is not None:
-            return self.optimum - _worth(self._tables, act.probs, self.max_steps)
-        return self.optimum - float(episode.returns(self.discount)[0])
-
-    def play(self, key: PRNGKey, act: Act) -> Episode:
-        """Play an episode.
-
-        Raises:
-            ControlError: an action that the environment does not have, or a reward that is not finite.
-        """
-        seen, rows = self.begin(key), list[tuple[Any, ...]]()
-        over = terminated = False
-        while not over:
-            action, log_prob = act.choose(len(rows), seen)
-            if not 0 <= action < self.num_actions:
-                raise ControlError(
-                    f"action {action} was chosen in step {len(rows)}, and the environment has actions 0 to "
-                    f"{self.num_actions - 1}; give one of these"
-                )
-            after, reward, terminated, truncated = self.step(action)
-            if not np.isfinite(reward):
-                raise ControlError(f"the environment gave reward {reward} in step {len(rows)}; make it finite")
-            rows.append((seen, action, reward, after, log_prob))
-            over, seen = terminated or truncated or len(rows) >= self.max_steps, after
-        observed, actions, rewards, following, scores = (np.array(part) for part in zip(*rows, strict=True))
-        kinds = (observed.astype(self.dtype), following.astype(self.dtype))
-        return Episode(kinds[0], actions, rewards.astype(float), kinds[1], terminated, scores.astype(float))
 
 
 class TabularWorld(World):
@@ -205,7 +106,7 @@ class GymnasiumWorld(World):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Take a step."""
-        seen, reward, terminated, truncated, _ = self._env.step(self._actions.to_environment(np.asarray(action)).item())
+        seen, reward, terminated, truncated, _ = self._env.step(self._actions.one(action))
         return self._taken(seen), float(reward), bool(terminated), bool(truncated)
 
     def close(self) -> None:
@@ -214,8 +115,11 @@ class GymnasiumWorld(World):
             self._env.close()
 
     def _taken(self, seen: Any) -> np.ndarray:
-        told = np.asarray(self._seen.from_environment(np.asarray(seen)[None])[0])
         count = self.num_observations
+        try:
+            told = np.asarray(self._seen.one(seen))
+        except (TypeError, ValueError, LookupError):
+            told = np.asarray(np.nan)
         fine = told.shape == self.shape and bool(np.isfinite(told).all() if count is None else 0 <= told < count)
         if not fine:
             wanted = f"finite numbers {list(self.shape)}" if count is None else f"one of {count} integers"
@@ -261,10 +165,10 @@ class ProgramWorld(World):
                 state = environment.reset()
             return state, told(state)
 
-        def step(key: PRNGKey, state: Any, action: Any) -> tuple[Any, Any, Any, Any]:
+        def step(key: PRNGKey, state: Any, action: Any) -> tuple[Any, ...]:
             with handlers.block(), handlers.seed(rng_seed=key):
                 outcome = environment.step(state, action)
-            return outcome.state, told(outcome.state), outcome.reward, outcome.terminated
+            return outcome.state, told(outcome.state), outcome.reward, outcome.terminated, outcome.truncated
 
         self._begin, self._step = compiled(begin, name="reset"), compiled(step, name="play_step")
         self._key, self._state, self._time = key_of_nothing(), None, 0
@@ -279,8 +183,8 @@ class ProgramWorld(World):
         """Take a step."""
         self._time += 1
         key = fold_in(self._key, self._time)
-        self._state, seen, reward, terminated = self._step(key, self._state, np.asarray(action, np.int32))
-        return np.asarray(seen), float(reward), bool(terminated), False
+        self._state, seen, reward, *ends = self._step(key, self._state, np.asarray(action, np.int32))
+        return np.asarray(seen), float(reward), bool(ends[0]), bool(ends[1])
 
 
 @checked(ControlError)
@@ -385,16 +289,3 @@ def _opened(environment: Any) -> Any:
 
 def _generator(key: PRNGKey) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
-
-
-def _worth(mdp: TabularMDP, probs: np.ndarray, steps: int) -> float:
-    """Give the expected return of a policy [steps or 1, states, actions] over so many steps.
-
-    As `evaluate_policy` does, without KL and occupancy, for it is asked once an episode.
-    """
-    earned, value = mdp.expected_rewards(), np.zeros(mdp.num_states)
-    alive = ~mdp.terminal
-    for t in reversed(range(steps)):
-        ahead = (mdp.probabilities * (value * alive)[mdp.successors]).sum(-1)
-        value = (probs[min(t, len(probs) - 1)] * (earned + mdp.discount * ahead)).sum(-1)
-    return float(mdp.start @ (value * alive))

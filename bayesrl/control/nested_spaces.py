@@ -1,0 +1,129 @@
+"""Spaces of Gymnasium that hold others: their simple parts, in order, and values put together of them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_LARGEST = 1e6
+"""Bounds beyond this are none: float32's greatest number is a common way to say "unbounded"."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A simple space somewhere inside of another.
+
+    Attributes:
+        path: the keys and places that lead to it.
+        space: itself.
+        sizes: how many values each of its integers takes, one after another; empty where its numbers are real.
+        least: the least value of each integer.
+    """
+
+    path: tuple[Any, ...]
+    space: Any
+    sizes: tuple[int, ...]
+    least: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.space.shape or ())
+
+    def of(self, values: Any) -> np.ndarray:
+        """Take its numbers out of a batch of values of the whole, [num, width]."""
+        for step in self.path:
+            values = values[step]
+        array = np.asarray(values)
+        return array.reshape(len(array), -1)
+
+    def scale(self) -> np.ndarray:
+        """Tell of about which size its numbers are, [width]."""
+        size = np.maximum(np.abs(self.space.low.astype(float)), np.abs(self.space.high.astype(float)))
+        told: np.ndarray = np.where((size > 0) & (size < _LARGEST), size, 1.0).astype(np.float32).ravel()
+        return told
+
+
+def leaves_of(space: Any, *, counted: bool = False, path: tuple[Any, ...] = ()) -> list[Leaf] | None:
+    """Give the simple parts of a space, or None where one of them is not supported.
+
+    Args:
+        space: of Gymnasium.
+        counted: whether bounded boxes of integers are finite sets, and no arrays of numbers.
+        path: that leads to it.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        found: list[Leaf] = []
+        for step, part in inner:
+            own = leaves_of(part, counted=counted, path=(*path, step))
+            if own is None:
+                return None
+            found += own
+        return found
+    if isinstance(space, spaces.Discrete):
+        return [Leaf(path, space, (int(space.n),), (int(space.start),))]
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes = tuple(int(n) for n in np.ravel(space.nvec))
+        return [Leaf(path, space, sizes, tuple(int(n) for n in np.ravel(space.start)))]
+    if isinstance(space, spaces.MultiBinary):
+        count = math.prod(space.shape)
+        return [Leaf(path, space, (2,) * count, (0,) * count)]
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.number):
+        return None
+    if not counted or np.issubdtype(space.dtype, np.floating):
+        return [Leaf(path, space, (), ())]
+    low, high = np.ravel(space.low).astype(object), np.ravel(space.high).astype(object)
+    sizes = tuple(int(b) - int(a) + 1 for a, b in zip(low, high, strict=True))
+    return [Leaf(path, space, sizes, tuple(map(int, low)))] if max(sizes, default=0) < _LARGEST else None
+
+
+def put_together(space: Any, leaves: list[Leaf], numbers: np.ndarray, path: tuple[Any, ...] = ()) -> Any:
+    """Make a batch of values of a space.
+
+    Args:
+        space: of Gymnasium.
+        leaves: its simple parts.
+        numbers: of all of them, one after another, [num, total width].
+        path: that leads to it.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict):
+        return {name: put_together(part, leaves, numbers, (*path, name)) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(put_together(part, leaves, numbers, (*path, i)) for i, part in enumerate(space.spaces))
+    begin = 0
+    for leaf in leaves:
+        if leaf.path == path:
+            break
+        begin += leaf.width
+    own = numbers[:, begin : begin + leaf.width]
+    if leaf.sizes:
+        own = own + np.asarray(leaf.least)
+    else:
+        own = np.clip(own, np.ravel(leaf.space.low), np.ravel(leaf.space.high))
+    return own.reshape(len(numbers), *space.shape).astype(space.dtype)
+
+
+def alone(value: Any) -> Any:
+    """Give one value as a batch of one."""
+    if isinstance(value, dict):
+        return {name: alone(part) for name, part in value.items()}
+    return tuple(map(alone, value)) if isinstance(value, tuple) else np.asarray(value)[None]
+
+
+def digits_of(code: Any, sizes: tuple[int, ...]) -> Any:
+    """Write numbers from 0 on in digits of these sizes, the last the fastest, [..., digits]; of NumPy or JAX alike."""
+    strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
+    return (code[..., None] // strides) % np.asarray(sizes)
+
+
+def code_of(digits: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """Read numbers from 0 on of their digits, [...]; what `digits_of` writes."""
+    strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
+    told: np.ndarray = (digits * strides).sum(-1)
+    return told
