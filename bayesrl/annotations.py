@@ -178,7 +178,7 @@ def _record(parts: tuple[Any, ...]) -> Refuser:
 
 
 def _series(origin: type, part: Any) -> Refuser:
-    check = refuser(part)
+    check = refuser(part) if part is not str else _of(lambda text: isinstance(text, str), "a text")
     name = "a tuple" if issubclass(origin, tuple) else "a list"
     wanted = f"{name} of texts" if part is str else f"{name}{_held(check)}"
 
@@ -260,17 +260,53 @@ def _is_real(value: Any) -> bool:
         return False
 
 
-def is_numeric(hint: Any) -> bool:
-    """Whether all that an annotation allows is a number, or None."""
+def leaves(hint: Any) -> set[Any]:
+    """Give the types that an annotation is made of, None left out."""
     if isinstance(hint, typing.TypeAliasType):
-        return is_numeric(hint.__value__)
+        return leaves(hint.__value__)
+    parts = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(map(is_numeric, typing.get_args(hint))) and all(
-            part is type(None) or is_numeric(part) for part in typing.get_args(hint)
-        )
+        return set().union(*map(leaves, parts))
     if typing.get_origin(hint) is Annotated:
-        return is_numeric(typing.get_args(hint)[0])
-    return hint in (int, float, bool)
+        return leaves(parts[0])
+    return set() if hint in (None, type(None)) else {hint if parts == () else typing.get_origin(hint)}
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether a value is a number or an array of numbers, or lists of them; traced ones pass."""
+    return is_traced(value) or _array_of(value).dtype.kind in "iuf"
+
+
+def are_finite(value: Any) -> bool:
+    """Whether a value is a finite number or an array of such, or lists of them; traced ones pass."""
+    return is_traced(value) or (are_numbers(value) and bool(np.isfinite(_array_of(value).astype(float)).all()))
+
+
+def are_flags(value: Any) -> bool:
+    """Whether a value is True or False, or an array of them, or lists of them; 0 and 1 will do."""
+    array = _array_of(value)
+    return array.dtype.kind in "biu" and bool(np.isin(array, (0, 1)).all())
+
+
+def _array_of(value: Any) -> np.ndarray:
+    """Read numbers as an array, or give one of another kind."""
+    nothing = np.asarray(None, object)
+    if isinstance(value, str | bytes) or "key" in str(getattr(value, "dtype", "")):
+        return nothing
+    try:
+        array = np.asarray(value)
+        return array.astype(np.float32) if "float" in str(array.dtype) and array.dtype.kind not in "f" else array
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return nothing
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def is_function(value: Any) -> bool:
+    """Whether a value is called as a function is."""
+    return callable(value) and not hasattr(value, "log_prob")  # a distribution is called by programs alone
 
 
 _SIMPLE: dict[Any, Refuser | None] = {
@@ -278,9 +314,9 @@ _SIMPLE: dict[Any, Refuser | None] = {
     int: _of(_is_whole, "a whole number"),
     float: _of(_is_real, "a finite number"),
     bool: _of(lambda value: _dtype_kind(value) == "b", "True or False"),
-    str: _of(lambda value: isinstance(value, str), "a text"),
-    Callable: _of(callable, "a function"),
-    typing.Callable: _of(callable, "a function"),
+    str: _of(_is_text, "a text without halves of characters"),
+    Callable: _of(is_function, "a function"),
+    typing.Callable: _of(is_function, "a function"),
 }
 
 

@@ -5,15 +5,30 @@ A signature says it once, by its annotations: types, and ranges by names such as
 but for options that nothing would read, which are told to `checked`.
 """
 
+import contextlib
 import functools
 import inspect
+import math
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from bayesrl.annotations import LEAST, Must, Refuser, is_numeric, is_traced, own_error, refuser, told
+from bayesrl.annotations import (
+    LEAST,
+    Must,
+    Refuser,
+    are_finite,
+    are_flags,
+    are_numbers,
+    is_traced,
+    leaves,
+    own_error,
+    refuser,
+    told,
+)
 
 MOST = 2**31 - 1
 """The largest count: the largest integer of JAX's default type."""
@@ -85,6 +100,61 @@ type Share = Annotated[float, real(0, 1)]
 
 type Level = Annotated[float, real(above=0, below=1)]
 """A level of confidence, in (0, 1)."""
+
+
+def _or_none(must: Must) -> Must:
+    return Must(f"{must.be}, or None", lambda value: value is None or must.hold(value), alone=True)
+
+
+_NUMBERS = Must("a number, or an array of numbers", are_numbers, alone=True)
+_FINITE = Must("a finite number, or an array of finite numbers", are_finite, alone=True)
+_FLAGS = Must("True and False, or an array of them", are_flags, alone=True)
+
+type AnyNumbers = Annotated[Any, _NUMBERS]
+"""A number, or an array or lists of them, of which some may not be finite."""
+
+type AnyNumbersOrNone = Annotated[Any, _or_none(_NUMBERS)]
+"""The same, or None."""
+
+type FiniteNumbers = Annotated[Any, _FINITE]
+"""A finite number, or an array or lists of them."""
+
+type FiniteNumbersOrNone = Annotated[Any, _or_none(_FINITE)]
+"""The same, or None."""
+
+type FlagsOrNone = Annotated[Any, _or_none(_FLAGS)]
+"""True or False, or an array or lists of them, or None."""
+
+
+def check_room(num_bytes: float, what: str, remedy: str, error: type[Exception]) -> None:
+    """Refuse what would not fit into the memory of this process, before anything is made.
+
+    Args:
+        num_bytes: how many it would take at least.
+        what: is made, with the numbers that say how large it is.
+        remedy: what to do in its stead.
+        error: raised.
+
+    Raises:
+        Exception: the `error`.
+    """
+    room = _memory()
+    if num_bytes > room:
+        raise error(f"{what} would take {num_bytes / 1e9:,.3g} GB of memory, and there are {room / 1e9:,.3g}; {remedy}")
+
+
+def _memory() -> float:
+    """Give the bytes that this machine has, or that this process may have where that is less."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    import resource
+
+    if (soft := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        limits.append(float(soft))
+    with contextlib.suppress(OSError, ValueError):
+        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(limits)
 
 
 class Unread(NamedTuple):
@@ -171,7 +241,7 @@ def _checks(fn: Callable[..., Any]) -> "tuple[list[tuple[str, _Check | None]], d
     for param in inspect.signature(fn).parameters.values():
         refuses = None if param.name not in hints else refuser(hints[param.name])
         hint = hints.get(param.name)
-        check = None if refuses is None else _Check(refuses, is_numeric(hint), own_error(hint))
+        check = None if refuses is None else _Check(refuses, leaves(hint), own_error(hint))
         if param.kind in (param.POSITIONAL_ONLY, param.POSITIONAL_OR_KEYWORD):
             positional.append((param.name, check))
         if check is not None and param.kind in (param.KEYWORD_ONLY, param.POSITIONAL_OR_KEYWORD):
@@ -199,7 +269,7 @@ class _Check(NamedTuple):
     """What one parameter may hold."""
 
     refuses: Refuser
-    numeric: bool
+    kinds: set[Any]
     error: type[Exception] | None
 
     def read(self, value: Any, error: type[Exception], name: str, param: str) -> Any:
@@ -207,7 +277,11 @@ class _Check(NamedTuple):
         wanted = self.refuses(value)
         if wanted is not None:
             raise (self.error or error)(f"{name} got {param}={told(value)}; use {wanted}")
-        return value.item() if self.numeric and hasattr(value, "dtype") and not is_traced(value) else value
+        if self.kinds <= {int, float, bool} and hasattr(value, "dtype") and not is_traced(value):
+            return value.item()
+        if type(value) is int and abs(value) > MOST and float in self.kinds and int not in self.kinds:
+            return float(value)  # compiled programs do not take larger integers
+        return value
 
 
 def _refuse_unread(

@@ -14,7 +14,7 @@ from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_pa
 from bayesrl.certainty.verdicts import Section
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior import Posterior
-from bayesrl.typing import Program
+from bayesrl.typing import Beta, Program
 
 if TYPE_CHECKING:
     from bayesrl.control.learning import Agent, Learned
@@ -39,7 +39,7 @@ class Problem:
 
     policy: Program
     args: tuple[Any, ...] = ()
-    beta: Any = None
+    beta: Beta | None = None
     fit_options: Mapping[str, Any] = field(default_factory=dict)
     held_out: tuple[Any, ...] | None = None
     exact: Callable[[float], float] | None = None

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
+from bayesrl.annotations import Must, are_finite
 from bayesrl.arguments import Level, checked
 from bayesrl.core.estimates import Estimate
 from bayesrl.core.showing import Block, Line, Listing, Shown
@@ -38,9 +39,9 @@ class Calibration(Shown):
     """
 
     names: tuple[str, ...]
-    ranks: np.ndarray
+    ranks: Annotated[np.ndarray, Must("finite ranks", are_finite)]
     num_draws: int
-    pit: np.ndarray
+    pit: Annotated[np.ndarray, Must("numbers from 0 to 1", are_finite)]
 
     @property
     def p_values(self) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
+from bayesrl.annotations import Must
 from bayesrl.arguments import Level, checked, whole
 from bayesrl.certainty.comparison import unlike_sites
 from bayesrl.certainty.scoreboard import over_all_data
@@ -116,7 +117,7 @@ def coverage(
     posterior: Posterior,
     target: WeightedDraws,
     *,
-    levels: Sequence[Level] = (0.5, 0.8, 0.95),
+    levels: Annotated[Sequence[Level], Must("some levels, such as (0.5, 0.9)", bool)] = (0.5, 0.8, 0.95),
     num_draws: Annotated[int, whole(100)] = 4096,
 ) -> Coverage:
     """Count the exact draws of p* that lie in the fit's regions of highest probability.

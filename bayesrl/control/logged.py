@@ -9,7 +9,17 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
-from bayesrl.arguments import Count, Level, Share, checked
+from bayesrl.arguments import (
+    AnyNumbers,
+    AnyNumbersOrNone,
+    Count,
+    FiniteNumbers,
+    FiniteNumbersOrNone,
+    FlagsOrNone,
+    Level,
+    Share,
+    checked,
+)
 from bayesrl.control.environments import Environment, Outcome
 from bayesrl.control.learning.experience import returns_to_go
 from bayesrl.core.primitives import environment
@@ -46,12 +56,12 @@ class LoggedData:
         2
     """
 
-    observation: Any
-    action: Any
-    reward: Any
-    propensity: Any
+    observation: AnyNumbers
+    action: AnyNumbers
+    reward: AnyNumbers
+    propensity: AnyNumbersOrNone
     num_actions: Count | None = None
-    held: Any = None
+    held: FlagsOrNone = None
     discount: Share = 1.0
 
     def __post_init__(self) -> None:
@@ -130,10 +140,10 @@ class LoggedValue(NamedTuple):
 @checked(ControlError)
 def logged_value(
     data: LoggedData,
-    probs: Any,
+    probs: FiniteNumbers,
     *,
     method: Literal["ips", "snips", "dr"] = "dr",
-    values: Any = None,
+    values: FiniteNumbersOrNone = None,
     level: Level = 0.95,
 ) -> LoggedValue:
     """Estimate what a policy would have earned, from what another one did.
@@ -274,7 +284,7 @@ class LoggedEnvironment(Environment):
         Dudík, Langford & Li (2011), "Doubly robust policy evaluation and learning".
     """
 
-    def __init__(self, data: LoggedData, values: Any = None) -> None:
+    def __init__(self, data: LoggedData, values: FiniteNumbersOrNone = None) -> None:
         if data.action.ndim != 1:
             raise ControlError(f"the data are of {data.action.shape[1]} steps; fits are to single decisions")
         q = _regressed(data) if values is None else _table("values", values, data)

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-from bayesrl.arguments import Positive, checked
+from bayesrl.arguments import AnyNumbers, Positive, checked
 from bayesrl.control.tabular import TabularMDP, as_numbers, reaching
 from bayesrl.errors import ControlError
 
@@ -45,7 +45,7 @@ class Planned:
 
 
 @checked(ControlError)
-def soft_value_iteration(mdp: TabularMDP, beta: Any, *, tolerance: Positive = 1e-10) -> Planned:
+def soft_value_iteration(mdp: TabularMDP, beta: AnyNumbers, *, tolerance: Positive = 1e-10) -> Planned:
     """Find the optimum of KL-regularised control exactly.
 
         V(s) = β·log Σ_a π₀(a|s)·exp(Q(s, a)/β),   Q(s, a) = E[r + γ·V(s′)],   π*(a|s) ∝ π₀(a|s)·exp(Q(s, a)/β).
@@ -85,7 +85,7 @@ def soft_value_iteration(mdp: TabularMDP, beta: Any, *, tolerance: Positive = 1e
 
 
 @checked(ControlError)
-def evaluate_policy(mdp: TabularMDP, policy: Any, beta: Any = 0.0) -> Planned:
+def evaluate_policy(mdp: TabularMDP, policy: Any, beta: AnyNumbers = 0.0) -> Planned:
     """Find what a policy is worth, exactly: V = Σ_a π(a|s)·(Q(s, a) − β·log(π/π₀)).
 
     With a horizon by backward recursion, else by one sparse linear system.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from bayesrl.arguments import Positive, checked
+from bayesrl.arguments import AnyNumbers, Positive, checked
 from bayesrl.control.nested_spaces import Leaf, alone, code_of, digits_of, leaves_of, put_together
 from bayesrl.core.keys import key_of_nothing
 from bayesrl.errors import ControlError
@@ -186,7 +186,7 @@ class Actions:
 
 
 @checked(ControlError)
-def squashed_normal(low: Any, high: Any, *, scale: Positive = 1.0) -> dist.Distribution:
+def squashed_normal(low: AnyNumbers, high: AnyNumbers, *, scale: Positive = 1.0) -> dist.Distribution:
     """Give a prior on bounded actions: a Normal of this scale, squashed to [low, high] by a logistic function.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import breadth_first_order
 
-from bayesrl.arguments import Count, Share, checked
+from bayesrl.arguments import AnyNumbersOrNone, Count, FlagsOrNone, Share, checked
 from bayesrl.errors import ControlError
 
 _TOLERANCE = 1e-6
@@ -61,9 +61,9 @@ class TabularMDP:
     successors: np.ndarray
     probabilities: np.ndarray
     rewards: np.ndarray
-    start: Any = None
-    terminal: Any = None
-    prior: Any = None
+    start: AnyNumbersOrNone = None
+    terminal: FlagsOrNone = None
+    prior: AnyNumbersOrNone = None
     discount: Share = 1.0
     horizon: Count | None = None
     layout: tuple[Count, Count] | None = None

@@ -35,6 +35,7 @@ def check_beta(beta: ArrayLike) -> None:
         raise PolicyError(f"beta must be positive and finite, but holds {shown}; choose beta in reward units per nat")
 
 
+@checked(PolicyError)
 class tilt(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
     """Tilt a policy by its rewards: an ordinary NumPyro model for any NumPyro engine.
 

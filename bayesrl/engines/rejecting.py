@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.arguments import Count, Positive, checked, whole
+from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, checked, whole
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart
@@ -34,7 +34,7 @@ def rejection(
     beta: Beta | None = None,
     num_samples: Count = 1000,
     tolerance: Positive | None = None,
-    reward_bound: float | np.ndarray | Array | None = None,
+    reward_bound: FiniteNumbersOrNone = None,
     max_draws: Annotated[int, whole(4)] = 1_000_000,
 ) -> WeightedDraws:
     """Draw exactly and independently from the tilted posterior, per context.

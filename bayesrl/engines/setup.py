@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayesrl.annotations import is_function
 from bayesrl.core.agreement import check_draws, check_sites
 from bayesrl.core.compiling import compiled, near
 from bayesrl.core.draws import Draws, Totals
@@ -178,7 +179,7 @@ def _bind(
             f"guide={family.__name__} is a class; pass an instance of it: {family.__name__}"
             + ("()" if issubclass(family, GuideFamily) else "(policy)")
         )
-    if not callable(family):
+    if not is_function(family):
         raise GuideError(
             f"guide={guide!r} is neither a NumPyro program nor a family of bayesrl.guides; "
             "pass a function of the policy's arguments, or AutoTilt()"

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logsumexp
 
+from bayesrl.annotations import Must
 from bayesrl.arguments import Several, checked
 from bayesrl.core.compiling import compiled, one_reading
 from bayesrl.core.estimates import Estimate, Estimates
@@ -46,6 +47,13 @@ class Bound(NamedTuple):
     params: Params
 
 
+_CAN_PROPOSE = Must(
+    f"a Posterior, {Posterior.GIVEN_BY}, or None for the prior",
+    lambda proposal: proposal is None or isinstance(proposal, Posterior) or hasattr(proposal, "pair"),
+    alone=True,
+)
+
+
 @checked(EngineError)
 @one_reading()
 def importance(
@@ -53,7 +61,7 @@ def importance(
     policy: Program,
     *args: Any,
     beta: Beta | None = None,
-    proposal: Posterior | Proposal | None = None,
+    proposal: Annotated[Posterior | Proposal | None, _CAN_PROPOSE] = None,
     num_samples: Several = 10_000,
 ) -> WeightedDraws:
     """Estimate the tilted posterior by weighted draws, per context.

@@ -29,6 +29,7 @@ from bayesrl.lm.tokenizer import (
 from bayesrl.lm.transformers.causal import CausalLM, Transformer
 from bayesrl.lm.transformers.families import family_of
 from bayesrl.lm.transformers.layers import merged
+from bayesrl.lm.transformers.stored import DtypeOrNone
 from bayesrl.lm.weights import INDEX, WEIGHTS, arrays_of, as_json, save_weights, weight_files
 from bayesrl.run_folder import write
 
@@ -61,7 +62,7 @@ class Pretrained:
 def load_pretrained(
     source: Location,
     *,
-    dtype: Any = None,
+    dtype: DtypeOrNone = None,
     revision: str | None = None,
     base: Pretrained | Location | None = None,
     merge: bool = True,

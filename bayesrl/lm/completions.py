@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int
 
+from bayesrl.annotations import Must
 from bayesrl.arguments import Location, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.files.plain import read
@@ -98,8 +99,15 @@ class Completions(eqx.Module):
     examples: Examples = eqx.field(static=True)
 
 
+_NO_KEYS = Must(
+    "a list of texts, of records with a prompt, or of rows of tokens",
+    lambda texts: "key" not in str(getattr(texts, "dtype", "")),
+    alone=True,
+)
+
+
 @checked(LanguageModelError)
-def prompts(texts: Sequence[str | Example] | Any, tokenizer: Tokenizer | None = None) -> Prompts:
+def prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None) -> Prompts:
     """Make prompts of texts, of records with a `prompt`, or of an array of tokens.
 
     A text without tokens becomes the token that begins texts, or else the one that ends them: a model needs

@@ -14,7 +14,8 @@ import numpyro.distributions as dist
 from jax import Array, lax
 from numpyro.distributions import constraints
 
-from bayesrl.arguments import Count, Positive, checked, real
+from bayesrl.annotations import Must, are_numbers
+from bayesrl.arguments import Count, FlagsOrNone, Positive, checked, real
 from bayesrl.core.sampling import draw_category
 from bayesrl.errors import LanguageModelError
 from bayesrl.typing import PRNGKey
@@ -83,6 +84,10 @@ class AllSentences(Sequence[Any]):
         return np.concatenate([*rows, open_rows]).astype(int if dtype is None else dtype)
 
 
+_IS_MODEL = Must("a causal language model", lambda model: hasattr(model, "config"), alone=True)
+_IS_PROMPT = Must("tokens [..., length]", lambda prompt: are_numbers(prompt) and np.ndim(prompt) > 0, alone=True)
+
+
 @checked(LanguageModelError)
 class Sentences(dist.Distribution):
     """What a language model writes after a prompt: a distribution over sequences of tokens.
@@ -129,9 +134,9 @@ class Sentences(dist.Distribution):
 
     def __init__(
         self,
-        model: Any,
-        prompt: Any,
-        real: Any = None,
+        model: Annotated[Any, _IS_MODEL],
+        prompt: Annotated[Any, _IS_PROMPT],
+        real: FlagsOrNone = None,
         *,
         num_steps: Count,
         end: Ends = None,
@@ -139,7 +144,7 @@ class Sentences(dist.Distribution):
         temperature: Positive = 1.0,
         top_k: Count | None = None,
         top_p: Annotated[float, real(above=0, most=1)] = 1.0,
-        within: Any = None,
+        within: FlagsOrNone = None,
     ) -> None:
         self.model, self.within = model, within
         self.prompt = jnp.asarray(prompt)

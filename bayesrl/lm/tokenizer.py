@@ -343,7 +343,7 @@ def _special(
 
 def _knows(core: Any, index: Any) -> bool:
     """Tell whether an id is one of a tokenizer's; some configurations say −1 for none."""
-    return is_count(index, least=0) and core.id_to_token(int(index)) is not None
+    return is_count(index, least=0) and index < 2**31 and core.id_to_token(int(index)) is not None
 
 
 def pad_left(

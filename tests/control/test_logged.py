@@ -124,7 +124,10 @@ EPISODES = LoggedData([[0, 1]], [[0, 1]], [[0.0, 1.0]], [[0.5, 0.5]])
         (lambda: logged_value(DATA, np.ones((3, 2)) / 2), "probs has shape"),
         (lambda: logged_value(DATA, np.ones((2, 2)) / 2, method="dm"), "method='dm'"),
         (lambda: logged_value(DATA, np.ones((2, 2)) / 2, level=1.0), "level=1.0"),
-        (lambda: logged_value(DATA, np.ones((2, 2)) / 2, values=np.full((2, 2), np.nan)), "values has numbers"),
+        (
+            lambda: logged_value(DATA, np.ones((2, 2)) / 2, values=np.full((2, 2), np.nan)),
+            "values=an array of shape .*; use a finite number",
+        ),
         (lambda: logged_value(DATA, np.array([[0.0, 1.0], [1.0, 0.0]]), method="snips"), "no row does up to step 0"),
         (lambda: LoggedEnvironment(EPISODES), "are of 2 steps"),
         (lambda: LoggedData([-1, 1], [0, 1], [0.0, 1.0], [0.5, 0.5]), "from 0 on"),

@@ -40,9 +40,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"layout": "ab"}, "layout='ab'; use a tuple of 2"),
     ({"transitions": [[[1.0], [1.0]], [[1.0]]]}, "transitions is no array of numbers: .*; pass one"),
     ({"rewards": "much"}, "rewards is no array of numbers"),
-    ({"prior": "uniform"}, "prior is no array of numbers"),
-    ({"terminal": ["no", "yes"]}, "terminal is no array of numbers"),
-    ({"terminal": [0, 2]}, r"terminal=\[0, 2\] holds more than True and False"),
+    ({"prior": "uniform"}, "prior='uniform'; use a number, or an array of numbers"),
+    ({"terminal": ["no", "yes"]}, "terminal=.*; use True and False"),
+    ({"terminal": [0, 2]}, r"terminal=\[0, 2\]; use True and False"),
 ]
 
 

@@ -234,7 +234,7 @@ def test_wrong_tensors(folder: Path, edit: Callable[[dict[str, Any]], Any], mess
         ("gpt2", {"n_head": 3}, "width=32 and heads=3; heads must divide width"),
         ("gpt2", {"n_embd": "32"}, "gpt2 model has width='32'; use a whole number"),
         ("gpt2", {"layer_norm_epsilon": "small"}, "gpt2 model has epsilon='small'; use a number of at least 0"),
-        ("gpt2", {"tie_word_embeddings": "yes"}, "gpt2 model has tied='yes'; use true or false"),
+        ("gpt2", {"tie_word_embeddings": "yes"}, "gpt2 model has tied='yes'; use True or False"),
         ("gpt2", {"vocab_size": 63}, r"wte.weight of shape \[64, 32\], and config.json asks for \[63, 32\]"),
         (
             "llama",

@@ -11,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array, lax
 
-from bayesrl.arguments import Count, Positive, Share, checked
+from bayesrl.arguments import AnyNumbers, AnyNumbersOrNone, Count, FiniteNumbers, Positive, Share, checked
 from bayesrl.control.beliefs import draw_dirichlet
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
@@ -97,14 +97,14 @@ class TabularModel(UnknownModel):
     num_states: Count
     num_actions: Count
     horizon: Count
-    successors: Any = None
-    concentration: Any = 1.0
-    reward_mean: Any = 0.0
+    successors: AnyNumbersOrNone = None
+    concentration: AnyNumbers = 1.0
+    reward_mean: FiniteNumbers = 0.0
     reward_scale: Positive = 1.0
     noise: Positive = 1.0
     paid_at_end: bool = False
     discount: Share = 1.0
-    start: Any = None
+    start: AnyNumbersOrNone = None
     _layers: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 
+from bayesrl.annotations import Must
 from bayesrl.arguments import Count, Positive, checked
 from bayesrl.control.learning.experience import Experience, example
 from bayesrl.control.learning.world import World
@@ -21,7 +22,7 @@ from bayesrl.core.pairing import Pair
 from bayesrl.engines.setup import Setup, set_up
 from bayesrl.engines.svi import Lane, State, init, run_chunk
 from bayesrl.errors import ControlError
-from bayesrl.guides.interface import Guide
+from bayesrl.guides import GuideFamily
 from bayesrl.objectives import ReverseKL
 from bayesrl.typing import Numbers, PRNGKey, Program
 
@@ -123,7 +124,7 @@ class ProgramModel(UnknownModel):
     """
 
     program: Program
-    guide: Guide | None = None
+    guide: Program | GuideFamily | None = None
     num_steps: Count = 100
     num_particles: Count = 16
     learning_rate: Positive | None = None
@@ -205,8 +206,18 @@ def observe_masked(name: str, fn: Any, value: Numbers, held: Numbers) -> None:
         numpyro.sample(name, fn, obs=value)
 
 
+type Conjugate = Annotated[
+    Any,
+    Must(
+        "a model with an exact posterior, such as control.TabularModel(...)",
+        lambda model: all(callable(getattr(model, name, None)) for name in ("nothing", "absorb", "draw", "with_data")),
+        alone=True,
+    ),
+]
+
+
 @checked(ControlError)
-def by_conjugacy(model: Any) -> Callable[..., Any]:
+def by_conjugacy(model: Conjugate) -> Callable[..., Any]:
     """Give the exact posterior of a model as inference for `bayesrl.calibrate(infer=...)`."""
 
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Any:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from numpyro import handlers
 
-from bayesrl.arguments import Seed, checked
+from bayesrl.arguments import FiniteNumbersOrNone, Seed, checked
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.environments import Environment
 from bayesrl.control.gymnasium_source import MOST_STEPS
@@ -198,7 +198,9 @@ class BanditWorld(World):
         names: of the arms.
     """
 
-    def __init__(self, bandit: Bandit, values: Any = None, seed: Seed = 0, names: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, bandit: Bandit, values: FiniteNumbersOrNone = None, seed: Seed = 0, names: tuple[str, ...] = ()
+    ) -> None:
         self.bandit, self.name, self.num_actions = bandit, type(bandit).__name__, bandit.num_arms
         self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
         key = cheap(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
@@ -208,10 +210,8 @@ class BanditWorld(World):
             lambda key, worlds, seen, arm: bandit.pay(key, bandit.values(worlds, seen)[:, arm])[0], name="pay"
         )
         drawn = jax.eval_shape(lambda key: bandit.draw_worlds(key, 1), key)
-        if values is None:
-            self.values = np.asarray(compiled(lambda key: bandit.draw_worlds(key, 1), name="draw_world")(key))
-        else:
-            self.values = np.asarray(values, np.float32)[None]
+        draw = compiled(lambda key: bandit.draw_worlds(key, 1), name="draw_world")
+        self.values = np.asarray(draw(key)) if values is None else np.asarray(values, np.float32)[None]
         if self.values.shape != drawn.shape:
             raise ControlError(f"the world has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
         first = jax.eval_shape(lambda key: bandit.observe(key, 1), key)

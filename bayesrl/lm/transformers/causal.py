@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from bayesrl.core.draws import is_count, is_number
+from bayesrl.annotations import refuser, told
+from bayesrl.arguments import Count, CountOrNone, NotNegative
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import Layout
 from bayesrl.lm.transformers.caching import Cache
@@ -43,15 +44,11 @@ class Config(abc.ABC):
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value, kind = getattr(self, field.name), field.type
-            if kind is int or (kind == int | None and value is not None):
-                least = 0 if field.default == 0 else 1
-                fine, wanted = is_count(value, least=least), f"a whole number of at least {least}"
-            elif kind is float:
-                fine, wanted = is_number(value) and value >= 0, "a number of at least 0"
-            else:
-                fine, wanted = kind is not bool or isinstance(value, bool), "true or false"
-            if not fine:
-                raise LanguageModelError(f"a {self.model_type} model has {field.name}={value!r}; use {wanted}")
+            count = CountOrNone if field.default == 0 else Count
+            known: dict[Any, Any] = {int: count, int | None: count | None, float: NotNegative}
+            refuses = refuser(known.get(kind, kind))
+            if refuses is not None and (wanted := refuses(value)):
+                raise LanguageModelError(f"a {self.model_type} model has {field.name}={told(value)}; use {wanted}")
 
     def check_heads(self) -> None:
         """Refuse heads that cannot share the residual stream.

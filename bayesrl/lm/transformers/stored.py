@@ -1,9 +1,23 @@
 """How a model's arrays are called in a checkpoint, and how its configuration is read."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import jax.numpy as jnp
+
+from bayesrl.annotations import Must
 from bayesrl.errors import LanguageModelError
+
+
+def _is_dtype(value: Any) -> bool:
+    try:
+        return value is None or jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except (TypeError, ValueError, UnicodeError):
+        return False
+
+
+type DtypeOrNone = Annotated[Any, Must("jnp.float32, jnp.bfloat16 or None", _is_dtype, alone=True)]
+"""The type of all weights of a model, or None for that of the file."""
 
 
 class Stored(NamedTuple):
