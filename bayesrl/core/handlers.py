@@ -1,7 +1,7 @@
 """Effect handlers: `tilt`, which makes the posterior, and those that the library runs programs with."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
-from bayesrl.annotations import told
+from bayesrl.annotations import IN_BODY, told
 from bayesrl.arguments import checked
 from bayesrl.core.keys import fold_in
 from bayesrl.core.primitives import MARK
@@ -61,7 +61,7 @@ class tilt(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
         1.3069
     """
 
-    def __init__(self, policy: Program | None = None, beta: ArrayLike = 1.0) -> None:
+    def __init__(self, policy: Program | None = None, beta: Annotated[ArrayLike, IN_BODY] = 1.0) -> None:
         check_beta(beta)
         self.beta = beta
         super().__init__(policy)
