@@ -5,7 +5,8 @@ from typing import Any
 
 from bayesrl.arguments import Count, checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenizer import Tokenizer, library
+from bayesrl.lm.tokenizer import Tokenizer
+from bayesrl.lm.tokenizer_files import library
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 

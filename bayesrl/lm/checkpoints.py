@@ -16,14 +16,14 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapters import ADAPTER, ADAPTER_WEIGHTS, adapted, adapter_of
 from bayesrl.lm.filling import filled, named_arrays
 from bayesrl.lm.quantised import SETTING, check_method, dequantised
-from bayesrl.lm.tokenizer import (
+from bayesrl.lm.tokenizer import Tokenizer
+from bayesrl.lm.tokenizer_files import (
     CONFIG,
     GENERATION,
     SPECIAL,
     TEMPLATE,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    Tokenizer,
     read_json,
 )
 from bayesrl.lm.transformers.causal import CausalLM, Transformer

@@ -13,8 +13,10 @@ from jaxtyping import Bool, Int
 
 from bayesrl.annotations import Must
 from bayesrl.arguments import Location, checked
+from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.files.plain import read
+from bayesrl.lm import chats
 from bayesrl.lm.tokenizer import Tokenizer, pad_left
 
 type Example = Mapping[str, Any]
@@ -108,15 +110,17 @@ _NO_KEYS = Must(
 
 @checked(LanguageModelError)
 def prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None) -> Prompts:
-    """Make prompts of texts, of records with a `prompt`, or of an array of tokens.
+    """Make prompts of texts, of conversations, of records with either, or of token ids.
 
     A text without tokens becomes the token that begins texts, or else the one that ends them: a model needs
     something to continue.
 
     Args:
-        texts: texts; records, each a mapping with the text under `prompt` and whatever rewards need; or whole
-            numbers [prompts, P].
-        tokenizer: of the model; not needed for tokens.
+        texts: texts; records, each a mapping with the text under `prompt` and whatever rewards need; token ids, in
+            lists of any lengths or as whole numbers [prompts, P]; or conversations, which the tokenizer's chat template
+            writes: lists of messages `{"role": …, "content": …}`, under `prompt` or `messages`. A last message of the
+            assistant is gone on with under `prompt`; under `messages` it is the answer that rewards may see.
+        tokenizer: of the model; not needed for token ids, which rewards of texts read by it.
 
     Raises:
         LanguageModelError: there are no prompts, or one is neither a text nor a record with one.
@@ -133,14 +137,17 @@ def prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None)
         what = "one text, " if isinstance(texts, str) else "one record, " if isinstance(texts, Mapping) else ""
         raise LanguageModelError(f"prompts got {what}{str(texts)[:60]!r}; pass a list of texts, or of records")
     if isinstance(texts, np.ndarray | Array):
-        return _of_tokens(np.asarray(texts))
-    rows = [_example(text, index) for index, text in enumerate(texts)]
-    if not rows:
+        return _of_tokens(np.asarray(texts), tokenizer)
+    told = list(texts)
+    if not told:
         raise LanguageModelError("there are no prompts; pass at least one text (an empty one is fine)")
-    if tokenizer is None:
+    rows, given, talks = zip(*(_example(text, index, tokenizer) for index, text in enumerate(told)), strict=True)
+    if tokenizer is None and any(ids is None for ids in given):
         raise LanguageModelError("prompts are texts, and the model has no tokenizer; pass one, or prompts as tokens")
+    if tokenizer is None:
+        return _laid(*pad_left(given, 0), Examples(rows, None))
     start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
-    coded = tokenizer.encode([row["prompt"] for row in rows])
+    coded = _coded(rows, given, talks, tokenizer)
     if start is None and not all(coded):
         raise LanguageModelError(
             "a prompt is empty, and the tokenizer has neither a bos nor an eos token to begin with; give it a text"
@@ -178,14 +185,33 @@ def read_json_lines(path: Location) -> list[dict[str, Any]]:
     return rows
 
 
-def _of_tokens(tokens: np.ndarray) -> Prompts:
+def _coded(
+    rows: Sequence[Example], given: Sequence[list[int] | None], talks: Sequence[bool], tokenizer: Tokenizer
+) -> list[list[int]]:
+    """Give the token ids of each prompt; a chat template has put there what belongs around a conversation."""
+    result = [ids or [] for ids in given]
+    for special in (True, False):
+        which = [at for at, ids in enumerate(given) if ids is None and talks[at] != special]
+        coded = tokenizer.encode([rows[at]["prompt"] for at in which], special=special) if which else []
+        for at, ids in zip(which, coded, strict=True):
+            result[at] = ids
+    return result
+
+
+def _of_tokens(tokens: np.ndarray, tokenizer: Tokenizer | None) -> Prompts:
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or 0 in tokens.shape:
         raise LanguageModelError(
             f"prompts of shape {tokens.shape} and type {tokens.dtype}; pass whole numbers [prompts, tokens], at least "
             "one of each, or texts"
         )
-    rows = [{"prompt": " ".join(map(str, row))} for row in tokens]
-    return _laid(tokens, np.ones(tokens.shape, bool), Examples(rows, None))
+    rows = [{"prompt": _text_of(row, tokenizer)} for row in tokens.tolist()]
+    return _laid(tokens, np.ones(tokens.shape, bool), Examples(rows, tokenizer))
+
+
+def _text_of(ids: list[int], tokenizer: Tokenizer | None) -> str:
+    """Give the text of token ids, for rewards and reports; the ids themselves where there is no tokenizer."""
+    known = tokenizer is not None and all(0 <= index < 2**32 for index in ids)
+    return tokenizer.decode([ids])[0] if tokenizer is not None and known else " ".join(map(str, ids))
 
 
 def _laid(tokens: np.ndarray, real: np.ndarray, examples: Examples) -> Prompts:
@@ -193,9 +219,35 @@ def _laid(tokens: np.ndarray, real: np.ndarray, examples: Examples) -> Prompts:
     return Prompts(jax.device_put(np.asarray(tokens, np.int32)), jax.device_put(np.asarray(real, bool)), examples)
 
 
-def _example(text: Any, index: int) -> Example:
+def _example(text: Any, index: int, tokenizer: Tokenizer | None) -> tuple[Example, list[int] | None, bool]:
+    """Give the record of a prompt, its token ids where it was given as such, and whether it is a conversation."""
     if isinstance(text, str):
-        return {"prompt": text}
-    if isinstance(text, Mapping) and isinstance(text.get("prompt"), str):
-        return text
-    raise LanguageModelError(f"prompt {index} is {text!r}; pass a text, or a record with the text under 'prompt'")
+        return {"prompt": text}, None, False
+    ids = _ids(text)
+    if ids is not None:
+        return {"prompt": _text_of(ids, tokenizer)}, ids, False
+    record = {"prompt": text} if chats.is_conversation(text) else text
+    if isinstance(record, Mapping):
+        if isinstance(record.get("prompt"), str):
+            return record, None, False
+        ids = _ids(record.get("prompt", record.get("input_ids")))
+        if ids is not None:
+            return {**record, "prompt": _text_of(ids, tokenizer)}, ids, False
+        made = chats.asked(record, tokenizer)
+        if made is not None:
+            return made, None, True
+    raise LanguageModelError(
+        f"prompt {index} is {text!r:.200}; pass a text, token ids, a list of messages, or a record with one of these "
+        "under 'prompt'"
+    )
+
+
+def _ids(value: Any) -> list[int] | None:
+    """Read token ids, [P]; None where it is something else."""
+    if isinstance(value, np.ndarray | Array):
+        value = np.asarray(value)
+        whole = value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
+        return [int(index) for index in value] if whole else None
+    if isinstance(value, Sequence) and not isinstance(value, str) and all(is_count(one, least=0) for one in value):
+        return [int(index) for index in value]
+    return None

@@ -10,12 +10,13 @@ import numpy as np
 import numpyro
 from jax import Array
 
-from bayesrl.arguments import Count, Positive, checked, real
+from bayesrl.arguments import Count, CountOrNone, Positive, checked, real
 from bayesrl.core.primitives import reward as reward_site
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.completions import Completions, Prompts
 from bayesrl.lm.completions import prompts as prompts_of
+from bayesrl.lm.generation import settled
 from bayesrl.lm.rewards import Reward, as_reward
 from bayesrl.lm.sequences import Sentences, is_end
 from bayesrl.lm.tokenizer import Tokenizer
@@ -37,6 +38,7 @@ class PromptedPolicy:
         metrics: by the name of the deterministic site.
         batch_size: how many prompts a step sees; None sees all.
         options: of `Sentences`.
+        source: what the model was given as, where it came with settings.
     """
 
     model: CausalLM
@@ -46,6 +48,7 @@ class PromptedPolicy:
     metrics: Mapping[str, Reward]
     batch_size: int | None
     options: Mapping[str, Any]
+    source: Pretrained | None = field(default=None, repr=False)
 
     def __call__(self, prompts: Prompts | None = None) -> Array:
         """Run as a program: answer its prompts, or others, and collect rewards."""
@@ -112,13 +115,13 @@ def policy(
     prompts: Prompts | Sequence[str | Mapping[str, Any]] | Any,
     *,
     reward: Reward | Callable[..., Any] | Mapping[str, Reward | Callable[..., Any]],
-    max_new_tokens: Count,
+    max_new_tokens: Count | None = None,
     tokenizer: Tokenizer | None = None,
     metrics: Mapping[str, Reward | Callable[..., Any]] | None = None,
     batch_size: Count | None = None,
-    temperature: Positive = 1.0,
-    top_k: Count | None = None,
-    top_p: Annotated[float, real(above=0, most=1)] = 1.0,
+    temperature: Positive | None = None,
+    top_k: CountOrNone | None = None,
+    top_p: Annotated[float, real(above=0, most=1)] | None = None,
     end: bool = True,
 ) -> PromptedPolicy:
     """Make a policy of a language model: π₀(x | prompt) over what it writes, with rewards for it.
@@ -131,12 +134,13 @@ def policy(
         model: the reference, which stays as it is: what `load_pretrained` gave, or a model.
         prompts: texts, records with the text under `prompt`, an array of tokens, or `Prompts`.
         reward: a `Reward`, or a function of the text (see `rewards.on_text`); several by name add up.
-        max_new_tokens: the most that is written.
+        max_new_tokens: the most that is written; by default what the model's generation_config.json says.
         tokenizer: of the model, where `model` brings none.
         metrics: what is told of the completions beside the reward, by name, in the same ways.
         batch_size: prompts that each step sees; by default all.
-        temperature: divides the logits of both policies. It is part of the distribution, as are the next two.
-        top_k: only so many of the likeliest tokens may follow.
+        temperature: divides the logits of both policies. It is part of the distribution, as are the next two; each is
+            by default what the model's generation_config.json says for sampling, else such that it changes nothing.
+        top_k: only so many of the likeliest tokens may follow; 0 is all.
         top_p: only the likeliest tokens that together have this probability may follow. The reference decides which.
         end: whether a text ends at any of the tokenizer's `ends`; otherwise `max_new_tokens` are always written.
 
@@ -169,6 +173,10 @@ def policy(
         )
     asked = prompts_of(prompts, tokenizer)
     _check_coded(asked, tokenizer)
+    came = model.generation if isinstance(model, Pretrained) else {}
+    told_of = came or (tokenizer.generation if tokenizer is not None else {})
+    width = asked.tokens.shape[1]
+    max_new_tokens, temperature, top_k, top_p = settled(told_of, width, max_new_tokens, temperature, top_k, top_p)
     _check_fit(reference, tokenizer, asked, max_new_tokens)
     given = reward if isinstance(reward, Mapping) else {"reward": reward}
     if not given:
@@ -187,7 +195,8 @@ def policy(
         "top_k": top_k,
         "top_p": top_p,
     }
-    return PromptedPolicy(reference, tokenizer, asked, named, told, batch_size, options)
+    source = model if isinstance(model, Pretrained) else None
+    return PromptedPolicy(reference, tokenizer, asked, named, told, batch_size, options, source)
 
 
 def _check_coded(asked: Prompts, tokenizer: Tokenizer | None) -> None:

@@ -12,14 +12,25 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from bayesrl.arguments import Location, checked
-from bayesrl.core.draws import is_count
-from bayesrl.errors import LanguageModelError, RunFolderError
-from bayesrl.files import schemas
-from bayesrl.files.plain import read, write
-
-TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-TEMPLATE = "chat_template.jinja"
-GENERATION, CONFIG = "generation_config.json", "config.json"
+from bayesrl.errors import LanguageModelError
+from bayesrl.files.plain import write
+from bayesrl.lm.tokenizer_files import (
+    CONFIG,
+    GENERATION,
+    SPECIAL,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    content_of,
+    knows,
+    library,
+    read_json,
+    refuse_unknown,
+    special_id,
+    text_of,
+    with_added,
+    without_blank,
+)
 
 
 @checked(LanguageModelError)
@@ -35,6 +46,7 @@ class Tokenizer:
         generation: generation_config.json, as read, which may name further tokens that end a text; written back by
             `save_pretrained`.
         config: tokenizer_config.json, as read, with the chat template from wherever it was; `save` writes it back.
+        special_map: special_tokens_map.json, as read; `save` writes it back.
 
     Raises:
         LanguageModelError: `core` is something else, or an id is not one of its tokens.
@@ -53,6 +65,7 @@ class Tokenizer:
     bos: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    special_map: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.core, library().Tokenizer):
@@ -61,7 +74,7 @@ class Tokenizer:
             )
         for name in ("eos", "pad", "bos"):
             index = getattr(self, name)
-            if index is not None and not _knows(self.core, index):
+            if index is not None and not knows(self.core, index):
                 raise LanguageModelError(
                     f"Tokenizer got {name}={index!r}, and has no such token among {self.vocab_size}; pass one it has"
                 )
@@ -76,7 +89,7 @@ class Tokenizer:
         """Ids of all tokens that end a text: those that generation_config.json names, and eos."""
         told = self.generation.get("eos_token_id")
         listed = told if isinstance(told, list) else []
-        known = [int(index) for index in listed if _knows(self.core, index)]
+        known = [int(index) for index in listed if knows(self.core, index)]
         return tuple(dict.fromkeys([*known, *([] if self.eos is None else [self.eos])]))
 
     @cached_property
@@ -89,13 +102,15 @@ class Tokenizer:
         told = {key: value for key, value in told.items() if key not in ("version", "padding", "truncation")}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
-    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, special: bool = True, continues: bool = False) -> list[list[int]]:
         """Give the token ids of each text.
 
         Args:
             texts: several texts.
             special: whether the tokens that a tokenizer puts around texts, such as its bos, are put there; a bos that a
                 text begins with is not put there again.
+            continues: whether the texts stand behind others, such as answers behind their prompts: then no blank is put
+                before them, as tokenizers like Llama 2's put one before the beginning of a text.
 
         Raises:
             LanguageModelError: `texts` is one text, or one of them cannot be coded: half of a surrogate pair, or a word
@@ -105,7 +120,7 @@ class Tokenizer:
             raise LanguageModelError(f"encode got one text, {texts[:20]!r}; pass a list of texts")
         told = list(texts)
         try:
-            rows = self._bare.encode_batch(told, add_special_tokens=special)
+            rows = (self._behind if continues else self._bare).encode_batch(told, add_special_tokens=special)
         except Exception as error:  # the library raises nothing more special
             index, reason = self._uncoded(told, error)
             raise LanguageModelError(
@@ -172,6 +187,14 @@ class Tokenizer:
         return (word, once) if len(twice) > 2 * len(once) and twice.startswith(once) else None
 
     @cached_property
+    def _behind(self) -> Any:
+        """A copy of the core that puts no blank before a text."""
+        told = json.loads(self._bare.to_str())
+        for part in ("normalizer", "pre_tokenizer"):
+            told[part] = without_blank(told.get(part))
+        return library().Tokenizer.from_str(json.dumps(told))
+
+    @cached_property
     def _bare(self) -> Any:
         """A copy of the core that neither pads nor truncates; the core itself belongs to whoever made it."""
         copy = library().Tokenizer.from_str(self.core.to_str())
@@ -186,19 +209,25 @@ class Tokenizer:
             LanguageModelError: the folder cannot be written.
         """
         path = Path(folder)
-        told: dict[str, Any] = {f"{name}_token": self.core.id_to_token(index) for name, index in self.special.items()}
-        told = {
+        told: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             **self.config,
-            **told,
         }
+        named = dict(self.special_map)
+        for name, index in self.special.items():
+            key, token = f"{name}_token", self.core.id_to_token(index)
+            # What says how it is cut out of a text stays beside its name.
+            told[key] = told[key] if text_of(told.get(key)) == token else token
+            if key in named and text_of(named[key]) != token:
+                named[key] = token
         template = told.pop("chat_template") if isinstance(told.get("chat_template"), str) else None
         files = {} if template is None else {TEMPLATE: template}
         files |= {
             TOKENIZER: self.core.to_str(pretty=True),
             TOKENIZER_CONFIG: json.dumps(told, indent=1, ensure_ascii=False),
         }
+        files |= {SPECIAL: json.dumps(named, indent=1, ensure_ascii=False)} if named else {}
         try:
             path.mkdir(parents=True, exist_ok=True)
             for name, text in files.items():
@@ -227,7 +256,7 @@ class Tokenizer:
                 tokens that it lacks, or adds tokens that cannot have the ids that are told.
         """
         path = Path(folder)
-        told = _content(path / TOKENIZER)
+        told = content_of(path / TOKENIZER)
         if told is None:
             raise LanguageModelError(
                 f"{path} has no {TOKENIZER}; load the tokenizer in transformers (a fast one) and save it there with "
@@ -238,112 +267,17 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more special
             raise LanguageModelError(f"cannot read {path / TOKENIZER}: {error}; copy it anew") from error
         named = [read_json(path / name) or {} for name in (TOKENIZER_CONFIG, SPECIAL)]
-        core = _added(core, named[0], path)
-        _refuse_unknown(core, named, path)
+        core = with_added(core, named[0], path)
+        refuse_unknown(core, named, path)
         numbered = [read_json(path / name) or {} for name in (GENERATION, CONFIG)]
-        config = named[1] | named[0]
+        config = dict(named[0])
         try:
-            template = _content(path / TEMPLATE)
+            template = content_of(path / TEMPLATE)
             config |= {} if template is None else {"chat_template": template.decode()}
         except ValueError as error:
             raise LanguageModelError(f"cannot read {path / TEMPLATE}: {error}; it is damaged: copy it anew") from error
-        special = {name: _special(core, name, named, numbered) for name in ("eos", "pad", "bos")}
-        return cls(core, **special, config=config, generation=numbered[0])
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or give None where there is no such file.
-
-    Raises:
-        LanguageModelError: it cannot be read, or is something else.
-    """
-    content = _content(path, schemas.MOST_BYTES)
-    if content is None:
-        return None
-    try:
-        told = schemas.parsed(content)
-    except ValueError as error:
-        raise LanguageModelError(f"cannot read {path}: {error}; it is damaged: copy it anew") from error
-    if not isinstance(told, dict):
-        raise LanguageModelError(f"{path} holds a {type(told).__name__}, not an object; it is damaged: copy it anew")
-    return told
-
-
-def _content(path: Path, most: int | None = None) -> bytes | None:
-    """Read a plain file, or give None where there is none; folders of checkpoints may be laid out of links.
-
-    Raises:
-        LanguageModelError: it is no plain file, too large or cannot be read.
-    """
-    try:
-        return read(path, most=most, linked=True)
-    except RunFolderError as error:
-        raise LanguageModelError(str(error)) from error
-
-
-def _added(core: Any, told: Mapping[str, Any], path: Path) -> Any:
-    """Add the tokens that tokenizer_config.json has beyond those of tokenizer.json, as transformers does.
-
-    Raises:
-        LanguageModelError: they cannot have the ids that are told.
-    """
-    listed = told.get("added_tokens_decoder") or {}
-    if not isinstance(listed, dict) or not all(isinstance(token, dict) for token in listed.values()):
-        raise LanguageModelError(f"{path / TOKENIZER_CONFIG} has no list of added tokens; it is damaged: copy it anew")
-    numbered = sorted((int(index), token) for index, token in listed.items() if str(index).isdecimal())
-    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
-    for index, token in numbered:
-        content = token.get("content")
-        if not isinstance(content, str) or core.token_to_id(content) is not None:
-            continue
-        made = library().AddedToken(content, **{name: bool(token[name]) for name in flags if name in token})
-        (core.add_special_tokens if token.get("special") else core.add_tokens)([made])
-        if core.token_to_id(content) != index:
-            raise LanguageModelError(
-                f"{path / TOKENIZER_CONFIG} adds token {content!r} as id {index}, which after those of {TOKENIZER} "
-                f"would be {core.token_to_id(content)}; copy both files anew from the model that they belong to"
-            )
-    return core
-
-
-def _refuse_unknown(core: Any, named: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Refuse special tokens that are named and that the tokenizer does not have.
-
-    Raises:
-        LanguageModelError: there is one.
-    """
-    for told, file in zip(named, (TOKENIZER_CONFIG, SPECIAL), strict=True):
-        for name in ("eos", "pad", "bos"):
-            token = told.get(f"{name}_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str) and core.token_to_id(token) is None:
-                raise LanguageModelError(
-                    f"{path / file} names {token!r} as {name}_token, and {TOKENIZER} has no such token; add it to the "
-                    "tokenizer in transformers and save it anew, or take the name out"
-                )
-
-
-def _special(
-    core: Any, name: str, named: Sequence[Mapping[str, Any]], numbered: Sequence[Mapping[str, Any]]
-) -> int | None:
-    """Find the id of a special token: by its name first, which is what the tokenizer itself goes by."""
-    for told in named:
-        token = told.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        index = core.token_to_id(token) if isinstance(token, str) else None
-        if index is not None:
-            return index
-    for told in numbered:
-        index = told.get(f"{name}_token_id")
-        index = index[0] if isinstance(index, list) and index else index
-        if isinstance(index, int) and _knows(core, index):
-            return index
-    return None
-
-
-def _knows(core: Any, index: Any) -> bool:
-    """Tell whether an id is one of a tokenizer's; some configurations say −1 for none."""
-    return is_count(index, least=0) and index < 2**31 and core.id_to_token(int(index)) is not None
+        special = {name: special_id(core, name, named, numbered) for name in ("eos", "pad", "bos")}
+        return cls(core, **special, config=config, generation=numbered[0], special_map=named[1])
 
 
 def pad_left(
@@ -377,18 +311,3 @@ def pad_left(
     for index, row in enumerate(rows):
         tokens[index, width - len(row) :], real[index, width - len(row) :] = row, True
     return tokens, real
-
-
-def library() -> Any:
-    """Import the `tokenizers` library.
-
-    Raises:
-        LanguageModelError: it is not installed.
-    """
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise LanguageModelError(
-            "tokenizers need a library that is not installed; install bayesrl with its extra: pip install 'bayesrl[lm]'"
-        ) from error
-    return tokenizers

@@ -1,7 +1,7 @@
 """Models from text: maximum likelihood as a program without rewards, and the model that a fit has made."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -14,10 +14,11 @@ from numpyro import handlers
 from bayesrl.arguments import Count, Several, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapting import ModelGuide, declared
+from bayesrl.lm.chats import MESSAGES, answered, is_conversation
 from bayesrl.lm.checkpoints import Pretrained
 from bayesrl.lm.completions import Prompts
 from bayesrl.lm.completions import prompts as prompts_of
-from bayesrl.lm.sequences import Sentences
+from bayesrl.lm.sequences import Ends, Sentences
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.transformers import BertClassifier, CausalLM, merged
 from bayesrl.lm.transformers.bert_config import ONE_LABEL
@@ -35,18 +36,20 @@ class Corpus:
         tokenizer: of the model.
         prompts: what comes before the texts.
         tokens: the texts, [rows, T], padded behind their end.
-        end: the token that ends a text, or None where rows are pieces of a longer one.
+        end: the token that ends a text, or several, or None where rows are pieces of a longer one.
         pad: what follows it.
         batch_size: rows that each step sees.
+        source: what the model was given as, where it came with settings.
     """
 
     model: CausalLM
     tokenizer: Tokenizer
     prompts: Prompts = field(repr=False)
     tokens: Int[Array, "rows length"] = field(repr=False)
-    end: int | None
+    end: Ends
     pad: int
     batch_size: int
+    source: Pretrained | None = None
 
     def __call__(self) -> None:
         """Run as a program: Σ log p(text | prompt) over the rows."""
@@ -100,7 +103,16 @@ def corpus(
         )
     pieces = np.asarray(coded[: rows * length], np.int32).reshape(rows, length)
     pad = tokenizer.pad if tokenizer.pad is not None else 0
-    return Corpus(start, tokenizer, prompts_of(pieces[:, :1]), jax.device_put(pieces[:, 1:]), None, pad, batch_size)
+    return Corpus(
+        start,
+        tokenizer,
+        prompts_of(pieces[:, :1]),
+        jax.device_put(pieces[:, 1:]),
+        None,
+        pad,
+        batch_size,
+        _source(model),
+    )
 
 
 @checked(LanguageModelError)
@@ -116,7 +128,9 @@ def pairs(
 
     Args:
         model: where training starts.
-        examples: records with the text under `prompt`, and what shall follow it under `answer`.
+        examples: records with the text under `prompt`, and what shall follow it under `answer`: exactly that, so that a
+            blank between the two stands in one of them. Of conversations (see `prompts`) both are lists of messages, or
+            the answer is the last of `messages`; what the chat template puts behind an answer belongs to it.
         answer: the name of that field.
         tokenizer: of the model, where it brings none; it needs an eos token.
         batch_size: records that each step sees.
@@ -128,8 +142,10 @@ def pairs(
     asked = prompts_of(examples, tokenizer)
     if tokenizer.eos is None:
         raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
-    coded = tokenizer.encode(texts_under(answer, asked.examples), special=False)
-    longest = max(map(len, coded)) + 1
+    ends = tokenizer.ends
+    answers = tokenizer.encode(_answers(answer, asked.examples, tokenizer), special=False, continues=True)
+    coded = [_ended(own, ends, tokenizer.eos) for own in answers]
+    longest = max(map(len, coded))
     before, room = asked.tokens.shape[1], start.config.max_length
     if before + longest > room + 1:
         raise LanguageModelError(
@@ -139,8 +155,29 @@ def pairs(
     pad = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
     rows = np.full((len(coded), longest), pad, np.int32)
     for row, own in zip(rows, coded, strict=True):
-        row[: len(own) + 1] = [*own, tokenizer.eos]
-    return Corpus(start, tokenizer, asked, jax.device_put(rows), tokenizer.eos, pad, batch_size)
+        row[: len(own)] = own
+    end = ends[0] if len(ends) == 1 else ends
+    return Corpus(start, tokenizer, asked, jax.device_put(rows), end, pad, batch_size, _source(model))
+
+
+def _answers(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[str]:
+    """Give the text of each answer; of a conversation's, with what the chat template puts behind it."""
+    told = []
+    for row in examples:
+        own = row.get(name) if isinstance(row, Mapping) else None
+        talked = isinstance(row, Mapping) and MESSAGES in row and is_conversation(own)
+        told.append({**row, name: answered(row, own, tokenizer)} if talked else row)
+    return texts_under(name, told)
+
+
+def _ended(own: list[int], ends: Sequence[int], eos: int) -> list[int]:
+    """Give the tokens of an answer up to its end, which a chat template may have written."""
+    first = next((at for at, token in enumerate(own) if token in ends), None)
+    return [*own, eos] if first is None else own[: first + 1]
+
+
+def _source(model: Any) -> Pretrained | None:
+    return model if isinstance(model, Pretrained) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +193,7 @@ class Labelled:
         real: which of them are no padding, [texts, L].
         labels: their classes, [texts].
         batch_size: texts that each step sees.
+        source: what the model was given as, where it came with settings.
     """
 
     model: BertClassifier
@@ -164,6 +202,7 @@ class Labelled:
     real: Bool[Array, "texts length"] = field(repr=False)
     labels: Int[Array, "texts"] = field(repr=False)
     batch_size: int
+    source: Pretrained | None = None
 
     def __call__(self) -> None:
         """Run as a program: Σ log P(label | text) over the texts."""
@@ -218,7 +257,7 @@ def labelled(
         rows[index, : len(kept)], real[index, : len(kept)] = kept, True
     places = np.asarray([start.config.labels.index(label) for label in labels], np.int32)
     put = jax.device_put
-    return Labelled(start, tokenizer, put(rows), put(real), put(places), batch_size)
+    return Labelled(start, tokenizer, put(rows), put(real), put(places), batch_size, _source(model))
 
 
 def texts_under(name: str, examples: Sequence[Any]) -> list[str]:
@@ -244,7 +283,8 @@ def fitted(posterior: Posterior, *, merge: bool = True) -> Pretrained:
         merge: whether low-rank paths are added to the weights, or stay apart, for `save_adapter`.
 
     Returns:
-        a model with its tokenizer: to be saved by `save_pretrained`, or to be the next reference.
+        a model with its tokenizer, and what else the model came with: to be saved by
+        `save_pretrained`, or to be the next reference.
 
     Raises:
         LanguageModelError: the posterior is of another kind.
@@ -255,16 +295,20 @@ def fitted(posterior: Posterior, *, merge: bool = True) -> Pretrained:
     guide, program = pair.guide, pair.policy
     if isinstance(guide, ModelGuide):
         tokenizer, made = guide.policy.tokenizer, handlers.substitute(guide.declare, data=values)
+        source = guide.policy.source
     elif isinstance(program, Corpus | Labelled):
         start = program.model
         tokenizer, made = program.tokenizer, handlers.substitute(lambda: declared(start), data=values)
+        source = program.source
     else:
         raise LanguageModelError(
             "the posterior holds no language model; fit what lm.policy (with guide=LoRA() or FullParameters()), "
             "lm.corpus, lm.pairs or lm.labelled makes"
         )
     model: Any = handlers.seed(made, rng_seed=jax.random.key(0))()
-    return Pretrained(merged(model) if merge else model, tokenizer)
+    made_of = Pretrained(model, tokenizer) if source is None else source
+    adapter = {} if merge else {"base_model_name_or_path": None if made_of.folder is None else str(made_of.folder)}
+    return replace(made_of, model=merged(model) if merge else model, tokenizer=tokenizer, folder=None, adapter=adapter)
 
 
 def _both(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any, Tokenizer]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenizer import read_json
+from bayesrl.lm.tokenizer_files import read_json
 from bayesrl.run_folder import write
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

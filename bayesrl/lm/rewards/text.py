@@ -38,6 +38,7 @@ class TextReward(Reward):
     time_limit: float | None = None
     on_error: float | Literal["stop"] = "stop"
     batched: bool = False
+    special: bool = False
 
     def __post_init__(self) -> None:
         count = max(self.num_workers, 0 if self.time_limit is None else 1)
@@ -67,7 +68,7 @@ class TextReward(Reward):
 
     def on_host(self, examples: Examples, index: np.ndarray, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
         """Score completions [..., T] of the prompts with these numbers, [...], on the host; errors as of `scores`."""
-        texts = decoded(examples, tokens, real)
+        texts = decoded(examples, tokens, real, special=self.special)
         return self.scores(index.reshape(-1), texts, examples).reshape(index.shape)
 
     def scores(self, index: Any, texts: Sequence[str], examples: Sequence[Any]) -> np.ndarray:
@@ -190,6 +191,7 @@ def on_text(
     time_limit: Positive | None = None,
     on_error: float | Literal["stop"] = "stop",
     batched: bool = False,
+    special: bool = False,
 ) -> TextReward:
     """Make a reward of a Python function of the text.
 
@@ -207,6 +209,7 @@ def on_text(
         on_error: "stop", or the number that scores texts on which the function raises, takes too long or ends its
             process. A warning is logged once; `num_failures` counts.
         batched: the function takes lists, `fn(texts)` or `fn(texts, examples)`, and returns as many numbers.
+        special: whether special tokens, such as the end or marks of thought, stand in the text; padding never does.
 
     Raises:
         LanguageModelError: an option cannot be used, or the function takes other arguments. On use, naming the text:
@@ -225,7 +228,13 @@ def on_text(
         [1.0]
     """
     return make_text_reward(
-        fn, num_workers=num_workers, time_limit=time_limit, on_error=on_error, batched=batched, name=None
+        fn,
+        num_workers=num_workers,
+        time_limit=time_limit,
+        on_error=on_error,
+        batched=batched,
+        special=special,
+        name=None,
     )
 
 
@@ -238,6 +247,7 @@ def make_text_reward(
     time_limit: Positive | None = None,
     on_error: float | Literal["stop"] = "stop",
     batched: bool = False,
+    special: bool = False,
 ) -> TextReward:
     """Do as `on_text` does, under another name than that of the function."""
     name = _name_of(fn) if name is None else name
@@ -249,6 +259,7 @@ def make_text_reward(
         time_limit=None if time_limit is None else float(time_limit),
         on_error=on_error,
         batched=batched,
+        special=special,
     )
 
 
@@ -272,15 +283,17 @@ def as_reward(reward: Any) -> Reward:
 
 
 @checked(LanguageModelError)
-def decoded(examples: Examples, tokens: np.ndarray, real: np.ndarray) -> list[str]:
-    """Decode completions [..., T] of which only what is real counts, in order; special tokens are left out.
+def decoded(examples: Examples, tokens: np.ndarray, real: np.ndarray, *, special: bool = False) -> list[str]:
+    """Decode completions [..., T] of which only what is real counts, in order; special tokens are left out or not.
 
     Raises:
         LanguageModelError: the prompts were given as tokens, so there is no tokenizer.
     """
     width = tokens.shape[-1]
     rows = zip(tokens.reshape(-1, width), real.reshape(-1, width), strict=True)
-    return check_tokenizer(examples, "on text").decode([row[kept] for row, kept in rows], continues=True)
+    tokenizer = check_tokenizer(examples, "on text")
+    decode: list[str] = tokenizer.decode([row[kept] for row, kept in rows], skip_special=not special, continues=True)
+    return decode
 
 
 def check_tokenizer(examples: Examples, name: str) -> Any:

@@ -12,6 +12,7 @@ Needs an environment of its own (Python 3.11, torch==2.13.0, transformers==5.24.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -231,6 +232,69 @@ def adapters() -> None:
         np.savez_compressed(HERE / name / "expected.npz", tokens=tokens, real=mask, logits=logits)
 
 
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+STRICT = """{{ bos_token }}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Roles must alternate') }}
+    {%- endif %}
+    {%- if message['role'] == 'user' %}
+        {{- '[INST] ' + message['content'] | trim + ' [/INST]' }}
+    {%- else %}
+        {%- generation %}
+        {{- ' ' + message['content'] | trim + eos_token }}
+        {%- endgeneration %}
+    {%- endif %}
+{%- endfor %}"""
+TOOLS = """{% if tools %}
+    {%- for tool in tools %}
+{{ tool | tojson(indent=2) }}
+    {%- endfor %}
+{% endif %}
+{% for message in messages if message.role != 'skip' %}
+    {%- if message.content is none %}{% continue %}{% endif %}
+<{{ message.role }}>{{ message.content }}{% if mood is defined %} ({{ mood }}){% endif %}
+
+{% endfor %}
+{% if add_generation_prompt %}<assistant>{% endif %}"""
+
+
+def chats() -> list[dict[str, Any]]:
+    """Say what transformers writes for conversations."""
+    text = tokenizer()
+    text.bos_token = "<unk>"  # noqa: S105
+    hello, reply = {"role": "user", "content": " Grüß Gott "}, {"role": "assistant", "content": "Servus, <b>you</b>"}
+    tool = {"type": "function", "function": {"name": "zählen", "parameters": {"n": "<int>"}}}
+    system = {"role": "system", "content": "kurz"}
+    told = [
+        {"template": CHATML, "prompt": [system, hello]},
+        {"template": CHATML, "prompt": [hello, reply]},
+        {"template": CHATML, "messages": [hello, reply, hello, reply]},
+        {"template": STRICT, "prompt": [hello]},
+        {"template": STRICT, "messages": [hello, reply]},
+        {"template": TOOLS, "prompt": [system, hello], "tools": [tool]},
+        {"template": TOOLS, "messages": [hello, {"role": "skip", "content": "x"}, hello], "tools": [tool]},
+        {"template": TOOLS, "prompt": [hello], "chat_template_kwargs": {"mood": "heiter"}},
+    ]
+    for one in told:
+        talk = one.get("prompt") or one["messages"]
+        common = {
+            "chat_template": one["template"], "tools": one.get("tools"), "tokenize": False,
+            **one.get("chat_template_kwargs", {}),
+        }  # fmt: skip
+        answered = talk[-1]["role"] == "assistant"
+        if answered and "messages" in one:
+            one["whole"] = text.apply_chat_template(talk, **common)
+            talk, answered = talk[:-1], False
+        one["text"] = text.apply_chat_template(
+            talk, add_generation_prompt=not answered, continue_final_message=answered, **common
+        )
+    return told
+
+
 def facts() -> None:
     """Write what transformers takes for settings that are left out, and the values of its activations."""
     names = (
@@ -244,6 +308,7 @@ def facts() -> None:
         for name, own in told.items()
     }
     (HERE / "defaults.json").write_text(json.dumps(told, sort_keys=True) + "\n")
+    (HERE / "chats.json").write_text(json.dumps(chats(), indent=1, ensure_ascii=False) + "\n")
     at = torch.tensor([-20.0, -6.5, -2.0, -1.0, -0.3, 0.0, 0.2, 0.9, 2.5, 7.0, 30.0])
     functions = {name: tr.activations.ACT2FN[name] for name in tr.activations.ACT2CLS if name not in ("prelu", "xielu")}
     np.savez(HERE / "activations.npz", at=at.numpy(), **{name: fn(at).numpy() for name, fn in functions.items()})

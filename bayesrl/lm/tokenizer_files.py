@@ -1,0 +1,144 @@
+"""Files of a tokenizer: what they are called, and how they are read."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bayesrl.core.draws import is_count
+from bayesrl.errors import LanguageModelError, RunFolderError
+from bayesrl.files import schemas
+from bayesrl.files.plain import read
+
+TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+TEMPLATE = "chat_template.jinja"
+GENERATION, CONFIG = "generation_config.json", "config.json"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object, or give None where there is no such file.
+
+    Raises:
+        LanguageModelError: it cannot be read, or is something else.
+    """
+    content = content_of(path, schemas.MOST_BYTES)
+    if content is None:
+        return None
+    try:
+        told = schemas.parsed(content)
+    except ValueError as error:
+        raise LanguageModelError(f"cannot read {path}: {error}; it is damaged: copy it anew") from error
+    if not isinstance(told, dict):
+        raise LanguageModelError(f"{path} holds a {type(told).__name__}, not an object; it is damaged: copy it anew")
+    return told
+
+
+def content_of(path: Path, most: int | None = None) -> bytes | None:
+    """Read a plain file, or give None where there is none; folders of checkpoints may be laid out of links.
+
+    Raises:
+        LanguageModelError: it is no plain file, too large or cannot be read.
+    """
+    try:
+        return read(path, most=most, linked=True)
+    except RunFolderError as error:
+        raise LanguageModelError(str(error)) from error
+
+
+def with_added(core: Any, told: Mapping[str, Any], path: Path) -> Any:
+    """Add the tokens that tokenizer_config.json has beyond those of tokenizer.json, as transformers does.
+
+    Raises:
+        LanguageModelError: they cannot have the ids that are told.
+    """
+    listed = told.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict) or not all(isinstance(token, dict) for token in listed.values()):
+        raise LanguageModelError(f"{path / TOKENIZER_CONFIG} has no list of added tokens; it is damaged: copy it anew")
+    numbered = sorted((int(index), token) for index, token in listed.items() if str(index).isdecimal())
+    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    for index, token in numbered:
+        content = token.get("content")
+        if not isinstance(content, str) or core.token_to_id(content) is not None:
+            continue
+        made = library().AddedToken(content, **{name: bool(token[name]) for name in flags if name in token})
+        (core.add_special_tokens if token.get("special") else core.add_tokens)([made])
+        if core.token_to_id(content) != index:
+            raise LanguageModelError(
+                f"{path / TOKENIZER_CONFIG} adds token {content!r} as id {index}, which after those of {TOKENIZER} "
+                f"would be {core.token_to_id(content)}; copy both files anew from the model that they belong to"
+            )
+    return core
+
+
+def refuse_unknown(core: Any, named: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Refuse special tokens that are named and that the tokenizer does not have.
+
+    Raises:
+        LanguageModelError: there is one.
+    """
+    for told, file in zip(named, (TOKENIZER_CONFIG, SPECIAL), strict=True):
+        for name in ("eos", "pad", "bos"):
+            token = told.get(f"{name}_token")
+            token = text_of(token)
+            if isinstance(token, str) and core.token_to_id(token) is None:
+                raise LanguageModelError(
+                    f"{path / file} names {token!r} as {name}_token, and {TOKENIZER} has no such token; add it to the "
+                    "tokenizer in transformers and save it anew, or take the name out"
+                )
+
+
+def special_id(
+    core: Any, name: str, named: Sequence[Mapping[str, Any]], numbered: Sequence[Mapping[str, Any]]
+) -> int | None:
+    """Find the id of a special token: by its name first, which is what the tokenizer itself goes by."""
+    for told in named:
+        token = told.get(f"{name}_token")
+        token = text_of(token)
+        index = core.token_to_id(token) if isinstance(token, str) else None
+        if index is not None:
+            return index
+    for told in numbered:
+        index = told.get(f"{name}_token_id")
+        index = index[0] if isinstance(index, list) and index else index
+        if isinstance(index, int) and knows(core, index):
+            return index
+    return None
+
+
+def text_of(token: Any) -> Any:
+    """Give the text of a token that a file names, by itself or with how it is cut out of texts."""
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def without_blank(part: Any) -> Any:
+    """Give a normaliser or pre-tokeniser, as tokenizer.json has it, without the blank that it puts before a text."""
+    if not isinstance(part, dict):
+        return part
+    kind = part.get("type")
+    if kind == "Prepend":
+        return {"type": "Sequence", "normalizers": []}
+    if kind == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    if kind == "ByteLevel":
+        return {**part, "add_prefix_space": False}
+    lists = ("normalizers", "pretokenizers")
+    return {key: [without_blank(one) for one in own] if key in lists else own for key, own in part.items()}
+
+
+def knows(core: Any, index: Any) -> bool:
+    """Tell whether an id is one of a tokenizer's; some configurations say −1 for none."""
+    return is_count(index, least=0) and index < 2**31 and core.id_to_token(int(index)) is not None
+
+
+def library() -> Any:
+    """Import the `tokenizers` library.
+
+    Raises:
+        LanguageModelError: it is not installed.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise LanguageModelError(
+            "tokenizers need a library that is not installed; install bayesrl with its extra: pip install 'bayesrl[lm]'"
+        ) from error
+    return tokenizers
