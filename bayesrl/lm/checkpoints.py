@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -49,6 +49,8 @@ class Pretrained:
         adapter: adapter_config.json, where the model has the low-rank paths of an adapter beside its weights.
         generation: generation_config.json, as read.
     """
+
+    GIVEN_BY: ClassVar[str] = "as lm.load_pretrained gives it"
 
     model: Transformer
     tokenizer: Tokenizer | None

@@ -398,7 +398,7 @@ def test_verifiers_name_what_is_missing(unchecked: None) -> None:
     assert "found None in the field 'answer'" in refused(contains("answer"), written(["a", "b"], bad))
     for make, told in [
         (lambda: matches("("), "no regular expression"),
-        (lambda: matches(b"a"), "matches bytes"),
+        (lambda: matches(b"a"), "matches got pattern=b'a'"),
         (lambda: number_match(tolerance=-1.0), "tolerance=-1.0"),
         (lambda: exact_match(3), "field=3"),
     ]:
@@ -493,7 +493,7 @@ def test_what_cannot_classify(unchecked: None) -> None:
         (lambda: classifier(judge, "great"), "no label 'great'; use one of 0: 'bad', 1: 'so', 2: 'good'"),
         (lambda: classifier(judge, 3), "no label 3"),
         (lambda: classifier(judge, 0, scale="odds"), "scale='odds'"),
-        (lambda: classifier(judge.model, 0), "pass what load_pretrained gave"),
+        (lambda: classifier(judge.model, 0), "as lm.load_pretrained gives it"),
         (lambda: classifier(Pretrained(judge.model, None, Path("f"), {}), 0), "f has no tokenizer.json"),
         (lambda: classifier(bert(LETTERS, labels=("one",)), 0), "with 1 labels, whose outputs are no probabilities"),
         (lambda: classifier(bert(LETTERS, problem="regression"), 0), "model of regression .*use scale='logit'"),

@@ -148,7 +148,7 @@ def test_bad_input(model: GPT2) -> None:
         pairs(model, [{"prompt": "a", "answer": 3}], **given)
     with pytest.raises(LanguageModelError, match="there are no prompts"):
         pairs(model, [], **given)
-    with pytest.raises(LanguageModelError, match="a record with the text under 'prompt'"):
+    with pytest.raises(LanguageModelError, match="a record with one of these under 'prompt'"):
         pairs(model, [{"answer": "a"}], **given)
     with pytest.raises(
         LanguageModelError, match="prompts of 3 tokens and answers of up to 8 exceed the model's context of 8"
