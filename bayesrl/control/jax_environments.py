@@ -1,17 +1,20 @@
-"""Environments written in plain JAX, of the common `reset(key, params)` / `step(key, state, action, params)` shape."""
+"""Environments written in plain JAX, as the libraries shape them, as programs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
 from bayesrl.arguments import Count, checked
 from bayesrl.control.environments import Environment, Outcome
+from bayesrl.control.jax_shapes import GYMNAX, Shape, actions_of, shape_of, without_resets
+from bayesrl.control.nested_spaces import digits_of
+from bayesrl.control.recorded import allowed_only
+from bayesrl.control.spaces import MASK, Actions
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
 
@@ -45,21 +48,26 @@ class Noise(dist.Distribution):
 @checked(ControlError)
 @dataclass(frozen=True)
 class JaxEnvironment(Environment):
-    """An environment of gymnax's shape as a program: its randomness becomes the sites `start` and `noise`.
+    """An environment of JAX as a program, as gymnax, brax, jumanji, navix and pgx shape them; see `jax_shapes`.
+
+    Its randomness becomes the sites `start` and, where a step takes a key, `noise`. Rollouts stop counting where an
+    episode ends. Where the environment tells a time limit from an end, so does `Outcome.truncated`, and with
+    `Rollout(unbounded=True)` what would have followed is valued. Where observations have a part `action_mask`, or pgx
+    tells legal actions, the others have no share in the prior, and so none in the policy.
 
     `env.reset(key, params)` gives (observation, state) and `env.step(key, state, action, params)` gives (observation,
-    state, reward, done, info). Rollouts stop counting at `done`, which is taken for a true end, a time limit of the
-    environment's own too; where it has a method `step_env`, which does not reset by itself, that is used.
+    state, reward, done, info), or (…, reward, terminated, truncated, info); where it has a method `step_env` of its
+    own, which does not reset by itself, that is used. For the shapes of other libraries see the table.
 
     Args:
-        env: the environment.
-        actions: distribution of actions that policies start from; `env.action_space(params)` may be discrete with
-            a number `n`, and then it is uniform by default.
-        params: of the environment; by default `env.default_params`.
+        env: the environment, of one episode and one agent.
+        actions: distribution of actions that policies start from; by default that of the environment's own space:
+            uniform over finitely many, Normal with half the range as its scale over bounded ones.
+        params: of the environment; by default `env.default_params`, or None where it takes none.
         num_observations: how many there are, where they are integers from 0 on.
 
     Raises:
-        ControlError: `env` has not this shape, or there is no default for `params` or `actions`.
+        ControlError: `env` has none of these shapes, or there is no default for `params` or `actions`.
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist
@@ -77,37 +85,35 @@ class JaxEnvironment(Environment):
     actions: dist.Distribution | None = None
     params: Any = "default"
     num_observations: Count | None = None
+    _shape: Shape = field(init=False, repr=False, compare=False)
+    _space: Actions | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        missing = [name for name in ("reset", "step") if not callable(getattr(self.env, name, None))]
+        known = [name for name in ("reset", "init") if callable(getattr(self.env, name, None))] or ["reset"]
+        missing = [name for name in (known[0], "step") if not callable(getattr(self.env, name, None))]
         if missing:
             raise ControlError(
                 f"env={self.env!r} has no method {missing[0]!r}; pass one with reset(key, params) and "
-                "step(key, state, action, params)"
+                "step(key, state, action, params), or as brax, jumanji, navix or pgx have them"
             )
-        if isinstance(self.params, str) and not hasattr(self.env, "default_params"):
+        object.__setattr__(self, "env", without_resets(self.env))
+        object.__setattr__(self, "_shape", shape_of(self.env))
+        if self._shape is GYMNAX and isinstance(self.params, str) and not hasattr(self.env, "default_params"):
             raise ControlError(f"{type(self.env).__name__} has no default_params; pass params=..., or params=None")
-        if self.actions is None and self._num_actions is None:
+        object.__setattr__(self, "_space", actions_of(self.env, self._shape, self._params))
+        if self.actions is None and self._space is None:
             raise ControlError(
-                f"{type(self.env).__name__} has no finite action_space(params).n; pass actions=..., the distribution "
-                "of actions that policies start from"
+                f"{type(self.env).__name__} has no action space that is known; pass actions=..., the distribution of "
+                "actions that policies start from"
             )
-
-    @property
-    def _num_actions(self) -> int | None:
-        space = self.env.action_space(self._params) if hasattr(self.env, "action_space") else None
-        number = getattr(space, "n", None)
-        return None if number is None else int(number)
 
     def reset(self) -> Any:
         """Draw the site `start`, [2], and give (observation, state)."""
         words = environment("start", Noise(), observable=False)
-        seen, state = self._parts(self.env.reset(_key(words), self._params), "reset", "observation, state")
-        if not isinstance(seen, Array | np.ndarray | np.number | int | float):
-            raise ControlError(
-                f"{type(self.env).__name__} gives an observation of type {type(seen).__name__}; give one array"
-            )
-        return jnp.asarray(seen), state
+        seen, state = self._shape.start(self.env, words, self._params)
+        if not jax.tree.leaves(seen):
+            raise ControlError(f"{type(self.env).__name__} gives the observation {seen!r}; give an array, or several")
+        return jax.tree.map(jnp.asarray, seen), state
 
     def observe(self, state: Any) -> Any:
         """Give the observation, all that the agent sees."""
@@ -115,40 +121,70 @@ class JaxEnvironment(Environment):
 
     def step(self, state: Any, action: Any) -> Outcome:
         """Draw the site `noise`, [2], and take a step."""
-        words = environment("noise", Noise(), observable=False)
-        take = getattr(self.env, "step_env", self.env.step)
-        given = take(_key(words), state[1], action, self._params)
-        seen, after, reward, done, _ = self._parts(given, "step", "observation, state, reward, done, info")
-        self._check_same("observation", state[0], seen)
-        self._check_same("state", state[1], after)
-        same = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), after, state[1])
-        return Outcome((jnp.asarray(seen, state[0].dtype), same), jnp.asarray(reward, float), jnp.asarray(done, bool))
+        words = environment("noise", Noise(), observable=False) if self._shape.keyed else jnp.zeros(2, jnp.uint32)
+        stood = self._shape.step(self.env, words, state[1], self._taken(action), self._params)
+        seen = self._alike("observation", state[0], stood.observation)
+        if jnp.shape(stood.reward):
+            raise ControlError(
+                f"{type(self.env).__name__} gives a reward of shape {jnp.shape(stood.reward)}; let it give one number, "
+                "of one episode and one agent"
+            )
+        after = (seen, self._alike("state", state[1], stood.state))
+        ends = [jnp.asarray(end, bool) for end in (stood.terminated, stood.truncated)]
+        # What has come to its end is not also cut off.
+        return Outcome(after, jnp.asarray(stood.reward, float), ends[0], ends[1] & ~ends[0])
 
     def prior(self, observation: Any) -> dist.Distribution:
         """Give the distribution of actions that policies start from."""
-        if self.actions is not None:
-            return self.actions
-        assert self._num_actions is not None
-        return dist.Categorical(logits=jnp.zeros(self._num_actions))
+        chosen = self.actions
+        if chosen is None:
+            assert self._space is not None
+            chosen = self._space.prior()
+        allowed = _mask_in(observation)
+        logits = getattr(chosen, "logits", None)
+        if allowed is None or logits is None or jnp.shape(allowed) != jnp.shape(logits):
+            return chosen
+        return allowed_only(chosen, jnp.asarray(allowed, bool))
 
-    def _parts(self, given: Any, method: str, names: str) -> Any:
-        if isinstance(given, tuple) and len(given) == len(names.split(", ")):
-            return given
-        told = f"{len(given)} things" if isinstance(given, tuple) else f"a {type(given).__name__}"
-        raise ControlError(f"{method} of {type(self.env).__name__} gives {told}; give ({names})")
+    def features(self, observation: Any) -> Array:
+        """Give all numbers of an observation of several parts; see `Environment.features`."""
+        return super().features(jax.tree.map(jnp.asarray, observation))
 
-    def _check_same(self, what: str, before: Any, after: Any) -> None:
+    def _taken(self, action: Any) -> Any:
+        """Give what the environment takes of an action that was drawn."""
+        space = self._space
+        if space is None or self.actions is not None:
+            return action
+        if space.sizes:
+            digits = digits_of(action, space.sizes) if space.num is not None else action
+            return (digits + jnp.asarray(space.low)).astype(jnp.int32)
+        if space.num is not None:
+            return action + space.first
+        return jnp.clip(action, jnp.asarray(space.low), jnp.asarray(space.high))
+
+    def _alike(self, what: str, before: Any, after: Any) -> Any:
+        """Give what follows in the types of what was before."""
+        kinds = [repr(jax.tree.structure(tree)) for tree in (before, after)]
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (before, after)]
-        if shapes[0] != shapes[1]:
+        if kinds[0] != kinds[1] or shapes[0] != shapes[1]:
             raise ControlError(
                 f"the {what} of {type(self.env).__name__} has shape {shapes[0]} after reset, and {shapes[1]} "
                 "after step; let it keep its shape"
             )
+        return jax.tree.map(_as_before, after, before)
 
     @property
     def _params(self) -> Any:
-        return self.env.default_params if isinstance(self.params, str) else self.params
+        return getattr(self.env, "default_params", None) if isinstance(self.params, str) else self.params
 
 
-def _key(words: Array) -> Any:
-    return jax.random.wrap_key_data(words.astype(jnp.uint32))
+def _as_before(new: Any, old: Any) -> Any:
+    if jnp.issubdtype(getattr(old, "dtype", float), jax.dtypes.extended):  # keys have no other type
+        return new
+    return jnp.asarray(new, jnp.result_type(old))
+
+
+def _mask_in(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return observation.get(MASK)
+    return getattr(observation, MASK, None)

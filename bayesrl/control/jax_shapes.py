@@ -15,6 +15,7 @@ A rollout stops at an end, so that what a later step would start is never used.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.control.spaces import MASK
+from bayesrl.control.spaces import MASK, MOST_JOINT, Actions
 from bayesrl.errors import ControlError
 
 _FINAL = ("final_observation", "final_obs", "terminal_observation")
@@ -228,3 +229,36 @@ BRAX = Shape("brax", False, lambda env, words, params: _held(env, words, params,
 JUMANJI = Shape("jumanji", False, _jumanji_start, _jumanji_step)
 NAVIX = Shape("navix", False, lambda env, words, params: _held(env, words, params, "observation"), _navix_step)
 PGX = Shape("pgx", True, _pgx_start, _pgx_step)
+
+
+def actions_of(env: Any, shape: Shape, params: Any) -> Actions | None:
+    """Describe the actions of an environment, or give None where it has no space of them that is known.
+
+    Of several integers the least values are told as `low`.
+    """
+    if shape is PGX:
+        first = jax.eval_shape(env.init, jax.ShapeDtypeStruct((2,), jnp.uint32))
+        return Actions(int(np.shape(first.legal_action_mask)[-1]))
+    if shape is BRAX and hasattr(env, "action_size"):
+        bound = np.ones(int(env.action_size), np.float32)
+        return Actions(None, 0, -bound, bound)
+    space = getattr(env, "action_space", getattr(env, "action_spec", None))
+    if space is None:
+        return None
+    space = space(params) if shape is GYMNAX and callable(space) else space() if inspect.ismethod(space) else space
+    number = getattr(space, "n", getattr(space, "num_values", None))
+    low, high = (getattr(space, a, getattr(space, b, None)) for a, b in (("low", "minimum"), ("high", "maximum")))
+    if number is not None and np.ndim(number) == 0:
+        return Actions(int(number), 0 if low is None else int(np.asarray(low)))
+    if number is not None:
+        sizes = tuple(int(n) for n in np.ravel(number))
+        least = np.zeros(len(sizes), int) if low is None else np.broadcast_to(np.asarray(low), np.shape(number)).ravel()
+        joint = math.prod(sizes)
+        return Actions(joint if joint <= MOST_JOINT else None, low=least, sizes=sizes) if np.ndim(number) == 1 else None
+    if low is None or high is None:
+        return None
+    whole = tuple(getattr(space, "shape", ()) or ())
+    if np.issubdtype(np.dtype(getattr(space, "dtype", float)), np.integer):
+        return Actions(int(np.asarray(high)) - int(np.asarray(low)) + 1, int(np.asarray(low))) if whole == () else None
+    least, most = (np.broadcast_to(np.asarray(side, np.float32), whole) for side in (low, high))
+    return Actions(None, 0, least, most)

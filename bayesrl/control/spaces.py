@@ -27,7 +27,7 @@ _LARGEST = 1e6
 _MOST_COUNTED = 4096
 """So many observations of several integers are counted, and can be looked up in tables."""
 
-_MOST_JOINT = 256
+MOST_JOINT = 256
 """So many actions of several integers have a probability each; of more, each integer has probabilities of its own."""
 
 NEVER = -1e30
@@ -283,7 +283,7 @@ def describe_actions(space: Any) -> Actions:
     sizes = tuple(size for leaf in leaves for size in leaf.sizes)
     if leaves and all(leaf.sizes for leaf in leaves):
         joint = math.prod(sizes)
-        return Actions(joint if joint <= _MOST_JOINT else None, sizes=sizes, space=space, leaves=leaves)
+        return Actions(joint if joint <= MOST_JOINT else None, sizes=sizes, space=space, leaves=leaves)
     if leaves and not any(leaf.sizes for leaf in leaves):
         low, high = (
             np.concatenate([np.ravel(getattr(leaf.space, side)).astype(float) for leaf in leaves])

@@ -108,14 +108,14 @@ HERE, THERE = jnp.zeros(1), jnp.zeros(2)
     [
         (lambda: JaxEnvironment(3), "env=3 has no method 'reset'"),
         (lambda: JaxEnvironment(Bare()), "Bare has no default_params; pass params="),
-        (lambda: JaxEnvironment(Bare(), params=None), r"Bare has no finite action_space\(params\).n; pass actions="),
+        (lambda: JaxEnvironment(Bare(), params=None), "Bare has no action space that is known; pass actions="),
         (lambda: JaxEnvironment(Bare(), 3, params=None), "actions=3; use a Distribution"),
         (
             lambda: JaxEnvironment(Bare(), dist.Bernoulli(0.5), params=None, num_observations=0),
             "num_observations=0; use a whole number of at least 1",
         ),
         (lambda: played(HERE), r"reset of Told gives a \w+; give \(observation, state\)"),
-        (lambda: played(({"place": HERE}, HERE)), "Told gives an observation of type dict; give one array"),
+        (lambda: played(({}, HERE)), "Told gives the observation {}; give an array, or several"),
         (lambda: played((HERE, HERE), (HERE, HERE, 0.0, False)), "step of Told gives 4 things; give .*, done, info"),
         (
             lambda: played((HERE, HERE), (THERE, HERE, 0.0, False, {})),
