@@ -25,6 +25,7 @@ BENCHMARKS = (
     "verdicts",
     "known_answers",
     "default_rates",
+    "distributions",
     "tabular_fits",
     "cartpole",
     "pendulum",

@@ -217,6 +217,17 @@ def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]
             "or put the repetition into numpyro.contrib.control_flow.scan"
         )
     plates = {frame.name for m, _, _ in messages for frame in m.get("cond_indep_stack", [])}
+    places: dict[str, set[tuple[int, int]]] = {}
+    for m, _, _ in messages:
+        for frame in m.get("cond_indep_stack", []):
+            places.setdefault(frame.name, set()).add((frame.dim, frame.size))
+    for name, found in places.items():
+        if len(found) > 1:
+            (dim, size), (other_dim, other_size) = sorted(found)[:2]
+            raise PolicyError(
+                f"plate {name!r} stands at axis {dim} (size {size}) and at axis {other_dim} (size {other_size}); its "
+                "elements cannot be told one by one: give it one dim=... throughout, or give the plates two names"
+            )
     if shared := sorted(plates & set(names)):
         raise PolicyError(f"site {shared[0]!r} bears the name of a plate; give every site and plate its own name")
 

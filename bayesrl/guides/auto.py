@@ -35,9 +35,11 @@ class AutoTilt(GuideFamily):
     """The policy's own program with a tilt at each action site, starting at the prior.
 
     Every action site draws from its prior, tilted by θ: logits + θ (Bernoulli, Categorical, Binomial,
-    Geometric), rate · exp(θ) (Poisson), free log-probabilities on other finite supports, location and
-    scale (Normal), an affine map of the prior's own draw in unconstrained space (all other
-    continuous sites). θ is zero at first and depends on what the agent sees: earlier actions and
+    Geometric), rate · exp(θ) (Poisson), both numbers of a negative binomial, exp(θ·(cos x, sin x))
+    (VonMises), weights and parts of mixtures, gate and base of zero-inflated and hurdle counts,
+    free log-probabilities on other finite supports, location and scale (Normal), an affine map of
+    the prior's own draw in unconstrained space (all other continuous sites). θ is zero at
+    first and depends on what the agent sees: earlier actions and
     observable nature in the same plate element, the time step, the plate element, the observable
     part of a scan's carry, and a recurrent summary where that is not enough.
 

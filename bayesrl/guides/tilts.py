@@ -11,6 +11,7 @@ from numpyro.distributions import biject_to, constraints
 from bayesrl.core.edges import Ends
 from bayesrl.core.structure import Support, is_discrete
 from bayesrl.errors import GuideError
+from bayesrl.guides.compounds import is_compound, num_compound, tilted_parts
 from bayesrl.guides.distributions import Affine, Finite, coordinate_shape
 
 _LOWEST_LOGIT = -1e30
@@ -37,8 +38,12 @@ def tilt_shape(name: str, fn: Any, support: Support | None) -> tuple[int, ...]:
     Raises:
         GuideError: no tilt is known for the distribution.
     """
+    core, reinterpreted = _elementwise(fn)
+    if is_compound(core):
+        return (*reinterpreted, num_compound(name, core, tilt_shape))
+    if isinstance(core, dist.VonMises):
+        return (*reinterpreted, 2)
     if is_discrete(fn):
-        core, reinterpreted = _elementwise(fn)
         return (*reinterpreted, _num_discrete(name, core, support))
     core = _peeled(fn)
     if isinstance(core, dist.Normal):
@@ -54,7 +59,7 @@ def _num_discrete(name: str, core: Any, support: Support | None) -> int:
     if isinstance(core, _CATEGORICAL):
         return int(jnp.shape(core.logits)[-1])
     if isinstance(core, _NATURAL):
-        return 1
+        return 2 if isinstance(core, dist.GammaPoisson) else 1
     if support is not None and not core.event_shape:
         return len(support)
     raise GuideError(
@@ -94,7 +99,8 @@ def tilted(fn: Any, theta: Array, support: Support | None, ends: Ends | None = N
     Returns:
         A distribution of the same shape and support.
     """
-    if is_discrete(fn):
+    inner, _ = _elementwise(fn)
+    if is_compound(inner) or isinstance(inner, dist.VonMises) or is_discrete(fn):
         return _tilted_elements(fn, theta, support)
     core = _peeled(fn)
     if isinstance(core, dist.Normal):
@@ -115,6 +121,10 @@ def _tilted_elements(fn: Any, theta: Array, support: Support | None) -> Any:
         return _tilted_elements(fn.base_dist, theta, support).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.ExpandedDistribution):
         return _tilted_elements(fn.base_dist, theta, support)
+    if is_compound(fn):
+        return tilted_parts(fn, theta, tilted, "", tilt_shape)
+    if isinstance(fn, dist.VonMises):
+        return _tilted_circle(fn, theta)
     if isinstance(fn, _CATEGORICAL):
         return dist.CategoricalLogits(jnp.maximum(fn.logits, _LOWEST_LOGIT) + theta)
     one = theta[..., 0]
@@ -127,8 +137,16 @@ def _tilted_elements(fn: Any, theta: Array, support: Support | None) -> Any:
     if isinstance(fn, dist.Poisson):
         return dist.Poisson(fn.rate * jnp.exp(one), is_sparse=fn.is_sparse)
     if isinstance(fn, dist.GammaPoisson):
-        return dist.GammaPoisson(fn.concentration, fn.rate * jnp.exp(-one))
+        # Odds of the geometric decay are free, and so is the number of failures.
+        return dist.GammaPoisson(fn.concentration * jnp.exp(theta[..., 1]), fn.rate * jnp.exp(-one))
     return Finite(_log_probs(fn, support or ()) + theta, tuple(support or ()))
+
+
+def _tilted_circle(fn: Any, theta: Array) -> Any:
+    """Tilt a von Mises distribution by exp(θ₀·cos x + θ₁·sin x), which makes another one."""
+    along = fn.concentration * jnp.cos(fn.loc) + theta[..., 0]
+    across = fn.concentration * jnp.sin(fn.loc) + theta[..., 1]
+    return dist.VonMises(jnp.arctan2(across, along), jnp.sqrt(along**2 + across**2 + 1e-12))
 
 
 def _log_probs(fn: Any, support: Support) -> Array:

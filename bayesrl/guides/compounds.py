@@ -1,0 +1,94 @@
+"""Distributions that are made of others, tilted part by part: gates of zeros, and mixtures.
+
+A tilt by exp(θ·x) of a mixture is the mixture of its tilted components, with other weights; so is that of a gate, whose
+structural zero is a component.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+
+from bayesrl.core.structure import Support, finite_support, is_discrete
+
+_LEAST = 1e-37
+
+type ShapeOf = Callable[[str, Any, Support | None], tuple[int, ...]]
+type Tilted = Callable[[Any, Array, Support | None], Any]
+
+_GATED = (dist.ZeroInflatedProbs, dist.HurdleProbs)
+_MIXED = (dist.MixtureSameFamily, dist.MixtureGeneral)
+
+
+def is_compound(fn: Any) -> bool:
+    """Tell whether a distribution, its wrappers taken off, is made of others."""
+    return isinstance(fn, (*_GATED, *_MIXED))
+
+
+def num_compound(name: str, fn: Any, shape_of: ShapeOf) -> int:
+    """Count the numbers that a tilt of one element takes: those of weights or gate, and of all parts.
+
+    Args:
+        name: of the site, for errors.
+        fn: the compound.
+        shape_of: tells the shape of the tilt of a part.
+    """
+    if isinstance(fn, _GATED):
+        return 1 + _size(name, fn.base_dist, shape_of)
+    count = int(fn.mixture_size)
+    if isinstance(fn, dist.MixtureSameFamily):
+        return count * (1 + _size(name, fn.component_distribution, shape_of))
+    return count + sum(_size(name, part, shape_of) for part in fn.component_distributions)
+
+
+def tilted_parts(fn: Any, theta: Array, tilted: Tilted, name: str, shape_of: ShapeOf) -> Any:
+    """Tilt a compound.
+
+    Args:
+        fn: the compound.
+        theta: [*batch, num_compound]; zero leaves it as it is.
+        tilted: tilts a part.
+        name: of the site, for errors.
+        shape_of: tells the shape of the tilt of a part.
+    """
+    batch = theta.shape[:-1]
+    if isinstance(fn, _GATED):
+        base = _tilted(fn.base_dist.expand(batch), theta[..., 1:], tilted, name, shape_of)
+        kind = dist.HurdleLogits if isinstance(fn, dist.HurdleProbs) else dist.ZeroInflatedLogits
+        return kind(base, _gate_logits(fn) + theta[..., 0])
+    count = int(fn.mixture_size)
+    logits = jnp.maximum(fn.mixing_distribution.logits, -1e30) + theta[..., :count]
+    weights = dist.CategoricalLogits(logits)
+    rest = theta[..., count:]
+    if isinstance(fn, dist.MixtureSameFamily):
+        parts = fn.component_distribution.expand((*batch, count))
+        own = rest.reshape((*batch, count, -1))
+        return dist.MixtureSameFamily(weights, _tilted(parts, own, tilted, name, shape_of))
+    found, used = [], 0
+    for part in fn.component_distributions:
+        size = _size(name, part, shape_of)
+        found.append(_tilted(part.expand(batch), rest[..., used : used + size], tilted, name, shape_of))
+        used += size
+    return dist.MixtureGeneral(weights, found)
+
+
+def _support_of(part: Any) -> Support | None:
+    return finite_support(part) if is_discrete(part) else None
+
+
+def _size(name: str, part: Any, shape_of: ShapeOf) -> int:
+    return math.prod(shape_of(name, part, _support_of(part)))
+
+
+def _tilted(part: Any, theta: Array, tilted: Tilted, name: str, shape_of: ShapeOf) -> Any:
+    support = _support_of(part)
+    return tilted(part, theta.reshape((*theta.shape[:-1], *shape_of(name, part, support))), support)
+
+
+def _gate_logits(fn: Any) -> Array:
+    if hasattr(fn, "gate_logits"):
+        return jnp.asarray(fn.gate_logits)
+    return jnp.log(jnp.maximum(fn.gate, _LEAST)) - jnp.log(jnp.maximum(1 - fn.gate, _LEAST))
