@@ -211,7 +211,7 @@ def _laid_json(rng: random.Random, path: Path, problem: str) -> None:
     told = told if isinstance(told, dict) else {"value": told}
     if path.name == "problem.json" and isinstance(told.get("identity"), dict):
         problem = problem_digest(told["identity"])
-    content = stamped_json(told, problem)
+    content = stamped_json(told, path.name, problem)
     if rng.random() < 0.1:
         content = content.replace(f"bayesrl format {FORMAT}".encode(), f"bayesrl format {FORMAT + 5}".encode())
     path.write_bytes(content)
@@ -236,7 +236,7 @@ def _laid_arrays(rng: random.Random, path: Path, problem: str) -> None:
             arrays[name] = np.zeros((0, *array.shape[1:]), array.dtype)
         case 4:
             arrays |= {name: array, "state.more": np.ones(3), "history/more": np.ones(2), "agent/more": np.ones(1)}
-    path.write_bytes(stamped(save(arrays, metadata={STAMP: blank(problem)})))
+    path.write_bytes(stamped(save(arrays, metadata={STAMP: blank("checkpoint.safetensors", problem)})))
 
 
 def _laid_draws(rng: random.Random, path: Path, problem: str) -> None:
@@ -250,7 +250,7 @@ def _laid_draws(rng: random.Random, path: Path, problem: str) -> None:
             made = file.create_group(group)
             made.dimensions = {rng.choice(("chain", "draw", "step", "beta", "x")): 2}
             made.create_variable(rng.choice(("arm", "loss", "x")), tuple(made.dimensions), data=np.zeros(2))
-    path.write_bytes(stamped(held.getvalue() + f"\n{blank(problem)}\n".encode()))
+    path.write_bytes(stamped(held.getvalue() + f"\n{blank(path.name, problem)}\n".encode()))
 
 
 def _laid(rng: random.Random, path: Path, kind: str, outside: Path, problem: str) -> None:

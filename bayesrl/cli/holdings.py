@@ -139,7 +139,7 @@ def _damaged(directory: Path, scores: Scores) -> Iterator[str]:
     for name, digest in scores.pictures.items():
         if _differs(directory / file_name(name), partial(_has, digest)):
             yield name
-    if _differs(directory / REPORT, lambda page: page.startswith(b"<!DOCTYPE html>") and is_whole(page)):
+    if _differs(directory / REPORT, partial(is_whole, name="report")):
         yield REPORT
     try:
         run_folder.read_draws(directory)

@@ -86,7 +86,10 @@ def _shown(directory: str | Path, problem: Mapping[str, Any]) -> Posterior:
     go_on = "continue it with bayesrl.resume(directory, policy, *args)"
     content = run_folder.read_draws(directory)
     if content is None:
-        raise RunFolderError(f"{directory} holds a run that has not ended: there are no saved draws yet; {go_on}")
+        raise RunFolderError(
+            f"{directory} holds a run that has not ended: there are no saved draws yet ({run_folder.POSTERIOR}); "
+            f"{go_on}"
+        )
     arrays = run_folder.read_checkpoint(directory) or {}
     lead = run_folder.fits_in(problem)
     import xarray as xr

@@ -93,7 +93,7 @@ class Run:
             with activity("choosing the learning rate"):
                 state = self._paced(chunk, keys, state, args)
         every = max(1, -(-self.num_steps // self.num_chunks))
-        saved, kept = time.monotonic(), bool(rows)
+        saved, halfway = time.monotonic(), False
         with Progress(self.num_steps, int(state.step), show=show) as line:
             try:
                 while (done := int(state.step)) < self.num_steps:
@@ -104,10 +104,10 @@ class Run:
                     line.update(steps, partial(told, rows[-1]))
                     stop = self._stop(state, tally, rows)
                     # However short a run, there is a checkpoint before the last one, should that be damaged.
-                    halfway = not kept and 2 * int(state.step) >= self.num_steps
-                    if halfway or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    passed = not halfway and 2 * int(state.step) >= self.num_steps
+                    if passed or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                         self._save(state, rows)
-                        saved, kept = time.monotonic(), True
+                        saved, halfway = time.monotonic(), halfway or passed
                     if stop:
                         break
             except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Stamps: the format of a file, the problem that it belongs to and a digest of every byte of it, inside of the file.
+"""Stamps: what a file is, its format, the problem that it belongs to and a digest of every byte of it, inside of it.
 
 The digest is taken with zeros in its own place; it stands at the beginning of a file or at its end, as its kind allows.
 """
@@ -15,7 +15,7 @@ FORMAT = 3
 ANYBODY = "0" * 16
 """The problem of files that may belong to any."""
 
-_STAMP = re.compile(rb"bayesrl format (\d{1,9}), problem ([0-9a-f]{16}), sha256 ([0-9a-f]{64})")
+_STAMP = re.compile(rb"bayesrl format (\d{1,9}), ([\w.-]{1,40}) of ([0-9a-f]{16}), sha256 ([0-9a-f]{64})")
 _NEAR = 200
 """So many bytes from either end a stamp begins at the latest."""
 
@@ -26,9 +26,9 @@ class NewerError(ValueError):
     """A file was written by a later version."""
 
 
-def blank(problem: str = ANYBODY) -> str:
-    """Give a stamp to be put into a file that `stamped` then completes."""
-    return f"bayesrl format {FORMAT}, problem {problem}, sha256 {_BLANK.decode()}"
+def blank(name: str, problem: str = ANYBODY) -> str:
+    """Give a stamp to be put into a file of this name, which `stamped` then completes."""
+    return f"bayesrl format {FORMAT}, {name} of {problem}, sha256 {_BLANK.decode()}"
 
 
 def stamped(content: bytes) -> bytes:
@@ -36,23 +36,24 @@ def stamped(content: bytes) -> bytes:
     found = _found(content)
     if found is None:
         raise ValueError("there is no stamp in the content")
-    return content[: found.start(3)] + hashlib.sha256(content).hexdigest().encode() + content[found.end(3) :]
+    return content[: found.start(4)] + hashlib.sha256(content).hexdigest().encode() + content[found.end(4) :]
 
 
 def _found(content: bytes) -> re.Match[bytes] | None:
     return _STAMP.search(content, 0, 2 * _NEAR) or _STAMP.search(content, max(len(content) - 2 * _NEAR, 0))
 
 
-def checked(content: bytes, problem: str = ANYBODY) -> str:
-    """See that a file is as it was written, and give the problem that it belongs to.
+def verify(content: bytes, name: str, problem: str = ANYBODY) -> None:
+    """See that a file is as it was written.
 
     Args:
         content: of the file.
+        name: that its stamp has to give it.
         problem: that it has to belong to.
 
     Raises:
         NewerError: a later version wrote it.
-        ValueError: it is damaged, bears no stamp or belongs to another problem; the message says which.
+        ValueError: it is damaged, bears no stamp, or is another file or of another problem; the message says which.
     """
     found = _found(content)
     if found is None:
@@ -61,21 +62,21 @@ def checked(content: bytes, problem: str = ANYBODY) -> str:
         raise NewerError(newer(int(found[1])))
     if int(found[1]) < FORMAT:
         raise ValueError(f"it has format {int(found[1])}, and this version reads {FORMAT}")
-    digest = hashlib.sha256(memoryview(content)[: found.start(3)])
+    digest = hashlib.sha256(memoryview(content)[: found.start(4)])
     digest.update(_BLANK)
-    digest.update(memoryview(content)[found.end(3) :])
-    if digest.hexdigest().encode() != found[3]:
+    digest.update(memoryview(content)[found.end(4) :])
+    if digest.hexdigest().encode() != found[4]:
         raise ValueError("its content does not agree with its digest")
-    own = found[2].decode()
-    if ANYBODY not in (own, problem) and own != problem:
+    if found[2].decode() != name:
+        raise ValueError(f"it was written as {found[2].decode()}")
+    if ANYBODY not in (own := found[3].decode(), problem) and own != problem:
         raise ValueError("it belongs to another run")
-    return own
 
 
-def is_whole(content: bytes) -> bool:
+def is_whole(content: bytes, name: str) -> bool:
     """Whether a file is as its stamp says."""
     try:
-        checked(content)
+        verify(content, name)
     except ValueError:
         return False
     return True
@@ -102,9 +103,9 @@ STAMP = "digest"
 """The key of the stamp in JSON and safetensors files."""
 
 
-def stamped_json(content: Mapping[str, Any], problem: str = ANYBODY) -> bytes:
+def stamped_json(content: Mapping[str, Any], name: str, problem: str = ANYBODY) -> bytes:
     """Write an object as JSON with a stamp at its end."""
-    told = {name: value for name, value in content.items() if name != STAMP} | {STAMP: blank(problem)}
+    told = {key: value for key, value in content.items() if key != STAMP} | {STAMP: blank(name, problem)}
     try:
         written = json.dumps(told, indent=1, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # halves of characters

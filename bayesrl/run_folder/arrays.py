@@ -37,7 +37,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         RunFolderError: it cannot be written; what was there is intact.
     """
     laid_out = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    content = stamped(save(laid_out, metadata={STAMP: blank(problem_of(folder))}))
+    content = stamped(save(laid_out, metadata={STAMP: blank(CHECKPOINT, problem_of(folder))}))
     write(folder / CHECKPOINT, content, before=folder / BEFORE)
 
 
@@ -178,7 +178,7 @@ def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     content = read(path)
     if content is None:
         return None
-    check_stamp(path, content, problem_of(path.parent), remedy)
+    check_stamp(path, content, problem_of(path.parent), remedy, CHECKPOINT)
     try:
         return {name: _array(**told) for name, told in deserialize(content)}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -203,7 +203,7 @@ def save_draws(folder: Path, content: bytes) -> None:
         RunFolderError: it cannot be written; what was there is intact.
     """
     # Readers of HDF5 take no notice of what stands behind its end.
-    write(folder / POSTERIOR, stamped(content + f"\n{blank(problem_of(folder))}\n".encode()))
+    write(folder / POSTERIOR, stamped(content + f"\n{blank(POSTERIOR, problem_of(folder))}\n".encode()))
 
 
 def read_draws(directory: str | Path) -> bytes | None:

@@ -11,7 +11,7 @@ from bayesrl.errors import RunFolderError
 from bayesrl.files import schemas
 from bayesrl.files.plain import read, write
 from bayesrl.files.schemas import FLAG, NOTHING, NUMBER, POSITIVE, TEXT, Schema, misfit, whole
-from bayesrl.files.stamps import ANYBODY, FORMAT, STAMP, NewerError, checked, newer, problem_digest, stamped_json
+from bayesrl.files.stamps import ANYBODY, FORMAT, STAMP, NewerError, newer, problem_digest, stamped_json, verify
 
 PROBLEM, MODEL, SCORES = "problem.json", "model.json", "scores.json"
 ANEW = "fit anew into another directory"
@@ -75,7 +75,7 @@ def save_problem(folder: Path, problem: Mapping[str, Any]) -> None:
     if is_begun(folder):
         problem = {**problem, "identity": read_problem(folder)["identity"]}
     told = json.loads(json.dumps({**problem, "format": FORMAT}))
-    write(folder / PROBLEM, stamped_json(told, problem_digest(told["identity"])))
+    write(folder / PROBLEM, stamped_json(told, PROBLEM, problem_digest(told["identity"])))
 
 
 def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
@@ -178,7 +178,7 @@ def save_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: it cannot be written.
     """
-    write(folder / name, stamped_json(content, problem_of(folder)))
+    write(folder / name, stamped_json(content, name, problem_of(folder)))
 
 
 def _parsed(path: Path, content: bytes, remedy: str) -> Any:
@@ -188,14 +188,14 @@ def _parsed(path: Path, content: bytes, remedy: str) -> Any:
         raise RunFolderError(f"cannot read {path}: {error}; it is damaged: {remedy}") from error
 
 
-def check_stamp(path: Path, content: bytes, problem: str, remedy: str) -> None:
-    """Refuse a file whose stamp does not agree with it.
+def check_stamp(path: Path, content: bytes, problem: str, remedy: str, name: str = "") -> None:
+    """Refuse a file whose stamp does not agree with it; it bears its own name where no other is given.
 
     Raises:
         RunFolderError: naming the file, what is wrong and the remedy.
     """
     try:
-        checked(content, problem)
+        verify(content, name or path.name, problem)
     except NewerError as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
     except ValueError as error:

@@ -168,17 +168,17 @@ class _Run:
             self._restore(folder)
             if len(self.rows) < self.num_episodes:
                 run_folder.save_problem(folder, problem)
-        saved, kept = time.monotonic(), bool(self.rows)
+        saved, halfway = time.monotonic(), False
         interrupted = False
         with Progress(self.num_episodes, len(self.rows), show=show, unit="episode") as line:
             try:
                 while len(self.rows) < self.num_episodes and not self._converged():
                     stop = self._episode()
                     line.update(1, self._told)
-                    halfway = not kept and 2 * len(self.rows) >= self.num_episodes
-                    if folder is not None and (halfway or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS):
+                    passed = not halfway and 2 * len(self.rows) >= self.num_episodes
+                    if folder is not None and (passed or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS):
                         self._save(folder)
-                        saved, kept = time.monotonic(), True
+                        saved, halfway = time.monotonic(), halfway or passed
                     if stop:
                         break
             except KeyboardInterrupt:
