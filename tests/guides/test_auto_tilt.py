@@ -698,7 +698,7 @@ def test_conditioned_draws_have_the_density_of_the_sites():
     "fn",
     [
         dist.Multinomial(3, jnp.ones(2) / 2),
-        dist.ZeroInflatedPoisson(0.2, 1.0),
+        dist.BetaNegativeBinomial(5.0, 3.0, 4.0),
         dist.Delta(1.0),
     ],
 )
