@@ -283,7 +283,9 @@ def are_finite(value: Any) -> bool:
 
 
 def are_flags(value: Any) -> bool:
-    """Whether a value is True or False, or an array of them, or lists of them; 0 and 1 will do."""
+    """Whether a value is True or False, or an array of them, or lists of them, or traced; 0 and 1 will do."""
+    if is_traced(value):
+        return True
     array = _array_of(value)
     return array.dtype.kind in "biu" and bool(np.isin(array, (0, 1)).all())
 

@@ -18,8 +18,11 @@ from jaxtyping import Array, Float
 
 from bayesrl.annotations import told
 from bayesrl.arguments import (
+    AnyNumbers,
     Count,
     CountOrNone,
+    FiniteNumbers,
+    FlagsOrNone,
     Level,
     Location,
     NotNegative,
@@ -259,6 +262,15 @@ def test_traced_numbers_are_looked_at_by_shape_and_type(unchecked: None) -> None
     assert gradient == 3.0
     with pytest.raises(PolicyError, match="rate=an array of shape"):
         jax.vmap(lambda x: Rule(rate=x).num)(jnp.ones((2, 3)))
+
+
+def test_traced_arrays_pass(unchecked: None) -> None:
+    @checked(PolicyError)
+    def total(values: AnyNumbers, finite: FiniteNumbers, which: FlagsOrNone = None) -> Any:
+        return jnp.where(which, values + finite, 0.0).sum()
+
+    ones = jnp.ones(3)
+    assert jax.jit(total)(ones, ones, jnp.array([True, False, True])) == 4.0
 
 
 def test_nothing_else_changes() -> None:
