@@ -22,8 +22,8 @@ _GAMMA_POISSON = dist.GammaPoisson
 type Terms = tuple[Array, Array]
 """The two terms of a log-ratio."""
 
-_UNITS = 4.0
-"""So many units in the last place of its greatest term a density may be off by."""
+_UNITS = 1.0
+"""So many units in the last place of its greatest term a density is taken to be off by."""
 
 
 class Ratio(NamedTuple):
@@ -174,7 +174,10 @@ def _gamma_poisson(prior: Any, guide: Any, x: Array) -> Terms | None:
         return None
     size = jnp.asarray(prior.concentration, x.dtype)
     before, after = (jnp.asarray(fn.rate, x.dtype) for fn in (prior, guide))
-    return size * _log_quotient(before, after), -(size + x) * _log_quotient(1 + before, 1 + after)
+    quotient = (before - after) / (1 + after)  # 1 + r itself would be rounded
+    near = jnp.abs(quotient) < 0.5
+    apart = jnp.where(near, jnp.log1p(jnp.where(near, quotient, 0.0)), jnp.log1p(before) - jnp.log1p(after))
+    return size * _log_quotient(before, after), -(size + x) * apart
 
 
 _FORMS: tuple[tuple[Any, Callable[[Any, Any, Array], Terms | None]], ...] = (

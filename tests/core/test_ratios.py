@@ -14,31 +14,35 @@ from bayesrl.core.ratios import doubt_of, log_ratio
 from bayesrl.guides.tilts import tilted
 
 TILT = 1e-3
-Family = tuple[Any, Callable[[Any, float], Any]]
+Family = tuple[Any, Callable[[Any, Any], Any]]
 
 
-def logistic(x: float) -> float:
-    return float(1 / (1 + np.exp(-x)))
+def logistic(x: Any) -> Any:
+    return 1 / (1 + np.exp(-np.asarray(x, float)))
 
 
-def binomial(count: int, logit: float) -> Family:
-    return (
-        dist.Binomial(count, logits=jnp.float32(logit)),
-        lambda x, tilt: stats.binom.logpmf(x, count, logistic(np.float32(logit) + tilt)),
-    )
+def poisson(x: Any, fn: Any) -> Any:
+    return stats.poisson.logpmf(x, float(fn.rate))
+
+
+def gamma_poisson(x: Any, fn: Any) -> Any:
+    return stats.nbinom.logpmf(x, float(fn.concentration), float(fn.rate) / (1 + float(fn.rate)))
 
 
 CASES: dict[str, Family] = {
-    "Poisson of 200,000": (dist.Poisson(2e5), lambda x, tilt: stats.poisson.logpmf(x, 2e5 * np.exp(tilt))),
-    "Poisson of 3,000,000": (dist.Poisson(3e6), lambda x, tilt: stats.poisson.logpmf(x, 3e6 * np.exp(tilt))),
-    "Poisson of .1": (dist.Poisson(0.1), lambda x, tilt: stats.poisson.logpmf(x, np.float32(0.1) * np.exp(tilt))),
-    "Binomial of a million": binomial(10**6, -0.5),
-    "Binomial of rare events": binomial(10**5, -6.0),
-    "Geometric": (dist.Geometric(logits=-11.0), lambda x, tilt: stats.geom.logpmf(x + 1, logistic(-11.0 + tilt))),
-    "GammaPoisson": (
-        dist.GammaPoisson(1e4, 0.125),
-        lambda x, tilt: stats.nbinom.logpmf(x, 1e4, (r := 0.125 * np.exp(-tilt)) / (1 + r)),
+    "Poisson of 200,000": (dist.Poisson(2e5), poisson),
+    "Poisson of 3,000,000": (dist.Poisson(3e6), poisson),
+    "Poisson of .1": (dist.Poisson(jnp.float32(0.1)), poisson),
+    "Binomial of a million": (
+        dist.Binomial(10**6, logits=-0.5),
+        lambda x, fn: stats.binom.logpmf(x, 10**6, logistic(fn.logits)),
     ),
+    "Binomial of rare events": (
+        dist.Binomial(10**5, logits=-6.0),
+        lambda x, fn: stats.binom.logpmf(x, 10**5, logistic(fn.logits)),
+    ),
+    "Geometric": (dist.Geometric(logits=-11.0), lambda x, fn: stats.geom.logpmf(x + 1, logistic(fn.logits))),
+    "GammaPoisson": (dist.GammaPoisson(1e4, 0.125), gamma_poisson),
 }
 
 
@@ -50,13 +54,10 @@ def test_tilted_counts(name: str) -> None:
     counts = np.unique(np.asarray(prior.sample(jax.random.key(0), (50,))))
     found = log_ratio(prior, guide, jnp.asarray(counts))
     assert found is not None
-    exact = truth(counts, 0.0) - truth(counts, TILT)
-    eps = np.finfo(np.float32).eps
-    # SciPy's own densities are differences of the same terms, in double precision.
-    slack = 4 * eps * np.asarray(found.size) + 1e-7 + 1e-14 * np.abs(counts) * 30
-    # The guide's parameter is itself a number of single precision: its tilt is off by half a unit of it.
-    spread = np.abs(counts - counts.mean()).max() + np.sqrt(counts.mean())
-    assert (np.abs(np.asarray(found.value) - exact) < slack + 2 * eps * spread).all()
+    exact = truth(counts, prior) - truth(counts, guide)
+    # SciPy's own densities are differences of huge terms too, in double precision.
+    slack = 4 * np.finfo(np.float32).eps * np.asarray(found.size) + 1e-8 + 1e-13 * counts.max()
+    assert (np.abs(np.asarray(found.value) - exact) < slack).all()
     plain = np.asarray(prior.log_prob(counts) - guide.log_prob(counts))
     if counts.max() > 1e5:
         assert np.abs(plain - exact).max() > 3 * np.abs(np.asarray(found.value) - exact).max()
@@ -87,7 +88,7 @@ def test_what_has_no_form_says_how_far_it_may_be_off() -> None:
     doubt = doubt_of(prior, guide, x)
     assert doubt is not None
     exact = stats.poisson.logpmf(50_000, 5e4) - stats.nbinom.logpmf(50_000, 1e6, 1e6 / (1e6 + 5e4))
-    assert abs(float(prior.log_prob(x) - guide.log_prob(x)) - exact) < float(doubt) < 1
+    assert abs(float(prior.log_prob(x) - guide.log_prob(x)) - exact) < float(doubt) < 3
     assert doubt_of(dist.Normal(0.0, 1.0), dist.Normal(1.0, 1.0), jnp.array(0.3)) is None
     assert doubt_of(dist.Bernoulli(0.3), dist.Bernoulli(0.4), jnp.array(1)) is None
     small = doubt_of(dist.Gamma(2.0, 1.0), dist.Gamma(3.0, 1.0), jnp.array(1.0))
@@ -101,11 +102,12 @@ def test_a_tilted_gamma() -> None:
     prior = dist.Gamma(1e5, 1.0)
     theta = jnp.array([1e-3, -2e-4], jnp.float32)
     guide = tilted(prior, theta, None)
-    x = np.asarray(prior.sample(jax.random.key(1), (40,)), float)
+    drawn = prior.sample(jax.random.key(1), (40,))
+    x = np.asarray(drawn, float)
     shift, log_scale = (float(t) for t in theta)
     before = np.exp((np.log(x) - shift) * np.exp(-log_scale))
     exact = stats.gamma.logpdf(x, 1e5) - stats.gamma.logpdf(before, 1e5) - np.log(before / x) + log_scale
-    found = log_ratio(prior, guide, jnp.asarray(x, jnp.float32))
+    found = log_ratio(prior, guide, drawn)
     assert found is not None
     np.testing.assert_allclose(found.value, exact, atol=1e-3)
-    assert np.abs(np.asarray(prior.log_prob(x) - guide.log_prob(x)) - exact).max() > 1e-2
+    assert np.abs(np.asarray(prior.log_prob(drawn) - guide.log_prob(drawn)) - exact).max() > 1e-2
