@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ COMMANDS = {"problem": "fit", "learning": "learn"}
 
 _KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 _TOLD = {int: "an integer", float: "a number", bool: "true or false"}
+
+
+EXTRAS = {
+    "gymnasium": "control",
+    "sklearn": "digits",
+    "tokenizers": "lm",
+    "num2words": "lm",
+    "sacrebleu": "lm",
+    "huggingface_hub": "lm",
+}
+"""Packages that are installed with an extra, and which."""
+
+_NEEDS = "NEEDS"
+"""The name under which a model file tells its packages, each with the options for which it needs them."""
 
 
 class ModelError(BayesRLError, ValueError):
@@ -120,11 +135,44 @@ def check_use(name: str, function: str, options: Mapping[str, Any] | None = None
         raise no_function(name, path, function, tuple(use for use in COMMANDS if _times_bound(tree, use)))
     parameters = _parameters(tree, function)
     if parameters is not None:
-        fitting(name, options or {}, parameters)
+        given = fitting(name, options or {}, parameters)
+        _check_installed(name, tree, {p.name: p.default for p in parameters.values()} | given)
+
+
+def _check_installed(name: str, tree: ast.Module, options: Mapping[str, Any]) -> None:
+    """Refuse a model that needs packages that are not installed.
+
+    Raises:
+        ModelError: naming the extra.
+    """
+    told = next(
+        (
+            node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == _NEEDS
+        ),
+        None,
+    )
+    for package, where in ast.literal_eval(told).items() if told is not None else ():
+        if all(options.get(option) == value for option, value in where.items()) and find_spec(package) is None:
+            raise ModelError(f"model {name!r} needs {needed(package)}")
+
+
+def needed(package: str) -> str:
+    """Say that a package is not installed, and how it gets installed."""
+    extra = EXTRAS.get(package)
+    how = f"install bayesrl[{extra}] (pip install 'bayesrl[{extra}]')" if extra else f"pip install {package}"
+    return f"{package}, which is not installed: {how}"
 
 
 def no_function(name: str, path: Path, function: str, others: tuple[str, ...]) -> ModelError:
     """Make the error of a model file without a function; `others` are those that it has."""
+    if others and not name.endswith(".py"):
+        done = {"problem": "fitted", "learning": "learned"}
+        return ModelError(
+            f"{name} is {done[others[0]]}, not {done[function]}: choose another model, or use "
+            f"`bayesrl {COMMANDS[others[0]]} {name}`"
+        )
     remedy = f"add one, or use `bayesrl {COMMANDS[others[0]]} {name}`" if others else "add one"
     return ModelError(f"{path} defines no function {function}(**options); {remedy}")
 

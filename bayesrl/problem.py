@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayesrl.arguments import Count, checked
 from bayesrl.cache import use_by_default
-from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_path, no_function
+from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_path, needed, no_function
 from bayesrl.certainty.verdicts import Section
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior import Posterior
@@ -148,6 +148,8 @@ def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) ->
         problem = make(**declared)
     except BayesRLError:
         raise
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{function}() of {path} needs {needed(error.name or str(error))}") from error
     except Exception as error:
         raise ModelError(f"{function}() of {path} failed: {type(error).__name__}: {error}") from error
     if not isinstance(problem, kind):

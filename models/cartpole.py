@@ -5,6 +5,8 @@ import optax
 import bayesrl
 from bayesrl import control
 
+NEEDS = {"gymnasium": {"physics": "gymnasium"}}
+
 
 def problem(
     *, beta: float = 0.01, physics: str = "gymnasium", steps: int = 0, horizon: int = 500, seed: int = 0

@@ -5,6 +5,8 @@ import optax
 import bayesrl
 from bayesrl import control
 
+NEEDS = {"gymnasium": {}}
+
 
 def problem(*, beta: float = 1.0, discount: float = 0.99, horizon: int = 200, steps: int = 3000) -> bayesrl.Problem:
     """Make the problem from Gymnasium's CliffWalking-v1.

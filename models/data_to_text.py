@@ -10,6 +10,8 @@ import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
 
+NEEDS = {"tokenizers": {}}
+
 _SLOTS = {
     "name": ("Aromi", "Bibimbap", "Cotto", "Fitzbillies", "Strada", "Wildwood", "Zizzi", "Loch Fyne"),
     "food": ("Thai", "French", "Indian", "Italian", "Japanese", "English"),

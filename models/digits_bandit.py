@@ -11,6 +11,8 @@ from numpyro.contrib.module import eqx_module
 
 import bayesrl
 
+NEEDS = {"sklearn": {}}
+
 NUM_LABELLED = 100
 
 

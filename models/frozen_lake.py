@@ -5,6 +5,8 @@ from functools import partial
 import bayesrl
 from bayesrl import control
 
+NEEDS = {"gymnasium": {}}
+
 
 def problem(
     *,

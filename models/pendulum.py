@@ -5,6 +5,8 @@ import optax
 import bayesrl
 from bayesrl import control
 
+NEEDS = {"gymnasium": {"physics": "gymnasium"}}
+
 
 def problem(*, beta: float = 0.05, physics: str = "program", steps: int = 0, seed: int = 0) -> bayesrl.Problem:
     """Make the problem; rewards are discounted by .95.

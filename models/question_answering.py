@@ -9,6 +9,8 @@ import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
 
+NEEDS = {"tokenizers": {}}
+
 _FIELDS = "abc"
 _LARGEST = 9
 _MOST = 2_500

@@ -11,6 +11,8 @@ import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
 
+NEEDS = {"tokenizers": {}}
+
 _LABELS = ("code", "prose")
 _WORDS = 4
 """So many words of a paragraph are a prompt."""

@@ -10,6 +10,8 @@ import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
 
+NEEDS = {"tokenizers": {}, "sacrebleu": {}, "num2words": {"pairs": ""}}
+
 _LARGEST = 1000
 _LANGUAGES = ("fr", "de")
 _UNTRANSLATED = 1 / 3

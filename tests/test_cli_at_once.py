@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import bayesrl
+from bayesrl import catalogue
 from bayesrl.catalogue import ModelError, check_use, model_names, model_options, model_uses
+from bayesrl.cli.words import command_meant
 from bayesrl.problem import ready_model
 
 pytestmark = pytest.mark.xdist_group("cli")
@@ -68,6 +70,8 @@ def answer(*args: object, **environment: str) -> tuple[int, str, str]:
         (("fit", "digits_bandit", "--beta", "warm"), 2, "is not a number"),
         (("fit", "digits_bandit", "--beta", "nan"), 2, "must be positive and finite"),
         (("fit", "digits_bandit", "--restarts", "0"), 2, "num_restarts=0; use an integer of at least 1"),
+        (("learn", "bernoulli_bandit"), 2, "is fitted, not learned: choose another model, or use `bayesrl fit"),
+        (("fit", "bernoulli_bandit", "--beta", "0.1,", "0.2"), 2, "Did you mean: bayesrl fit bernoulli_bandit --beta"),
         (("show", "nowhere"), 2, "is not a run folder"),
         (("resume", "nowhere"), 2, "is not a run folder"),
         (("report", "nowhere"), 2, "is not a run folder"),
@@ -78,6 +82,43 @@ def test_it_answers_before_jax_is_imported(args: tuple[str, ...], code: int, tex
     assert ended == code
     assert text in out + err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("bandit --beta 0.1, 0.2", "bandit --beta 0.1,0.2"),
+        ("bandit --beta 0.1 , 0.2 ,1", "bandit --beta 0.1,0.2,1"),
+        ("--beta 1 2 3 bandit", "--beta 1,2,3 bandit"),
+        ("bandit arms=3 --steps 5", "bandit --set arms=3 --steps 5"),
+        ("bandit --set arms=3 best=1", "bandit --set arms=3 --set best=1"),
+        ("bandit --beta 0.1", None),
+        ("bandit --steps 1 2", None),
+    ],
+)
+def test_the_command_that_was_meant(typed: str, meant: str | None) -> None:
+    assert command_meant(typed.split()) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "options", "extra"),
+    [
+        ("digits_bandit", "problem", {}, "digits"),
+        ("cartpole", "problem", {}, "control"),
+        ("pendulum", "problem", {"physics": "gymnasium"}, "control"),
+        ("frozen_lake", "learning", {}, "control"),
+        ("translation", "problem", {}, "lm"),
+        ("text_generation", "problem", {}, "lm"),
+    ],
+)
+def test_a_model_says_which_extra_it_needs(
+    monkeypatch: pytest.MonkeyPatch, name: str, function: str, options: dict[str, str], extra: str
+) -> None:
+    monkeypatch.setattr(catalogue, "find_spec", lambda package: None)
+    with pytest.raises(ModelError, match=rf"not installed: install bayesrl\[{extra}\]"):
+        check_use(name, function, options)
+    check_use("pendulum", "problem", {"physics": "program"})
+    check_use("bernoulli_bandit", "problem")
 
 
 def test_a_file_beside_the_one_that_was_meant(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from bayesrl.catalogue import check_use
 from bayesrl.cli.completing import assignments_from, model_names_from
 from bayesrl.cli.ends import errors_on_one_line, stopped_by_ctrl_c, warnings_on_one_line
 from bayesrl.cli.memory import keep_memory
-from bayesrl.cli.words import check_count, parse_beta, parse_options, say, size_text, terminal
+from bayesrl.cli.words import check_count, command_meant, parse_beta, parse_options, say, size_text, terminal
 
 
 class _Light:
@@ -37,7 +37,15 @@ class _LightGroup(_Light, TyperGroup):
 
 
 class _LightCommand(_Light, TyperCommand):
-    pass
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        typed = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            meant = command_meant(typed)
+            if hasattr(error, "message") and meant is not None:
+                error.message += f". Did you mean: bayesrl {ctx.info_name} {meant}"
+            raise
 
 
 completion_init()

@@ -299,7 +299,7 @@ def sklearn_pipeline(pipeline: Any, label: Any = None, *, scale: Scale = "log_pr
         from sklearn.utils.validation import check_is_fitted
     except ImportError as error:
         raise LanguageModelError(
-            "sklearn_pipeline needs scikit-learn, which is not installed: pip install scikit-learn"
+            "sklearn_pipeline needs scikit-learn, which is not installed: install bayesrl[digits] or scikit-learn"
         ) from error
     kind = type(pipeline).__name__
     if not hasattr(pipeline, "predict"):
