@@ -48,7 +48,8 @@ class GymnasiumSource:
             by side as a `gymnasium.vector.VectorEnv`, whatever its autoreset mode.
         num_envs: environments side by side.
         window: steps of each environment in a batch.
-        num_updates: gradient steps per batch.
+        num_updates: gradient steps per batch. With more, a policy may come to do one thing before it has seen what
+            others are worth: Acrobot was not learned in 2,000 steps of 8, and is in as many of 4.
         behaviour: who plays: the guide itself, or `epsilon_greedy(ε)`, `prior_mixture(ε)`, or a function of yours;
             see `bayesrl.control.behaviours`.
         seed: of the environments, at least 0; the k-th episode of environment i is reset with seed + i + k·num_envs.
@@ -77,7 +78,7 @@ class GymnasiumSource:
     environment: str | Callable[[], Any]
     num_envs: Count = 8
     window: Count = 128
-    num_updates: Count = 8
+    num_updates: Count = 4
     behaviour: Behaviour | Exploration = as_fitted
     seed: Seed = 0
     max_failures: CountOrNone = 10
