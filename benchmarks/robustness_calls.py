@@ -492,3 +492,16 @@ def parameters(called: Callable[..., Any]) -> list[str]:
     """Name the parameters in the place of which values are put."""
     found = inspect.signature(called).parameters.values()
     return [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name[0] != "_"]
+
+
+def defaults() -> dict[str, str]:
+    """Give the defaults of all parameters, as Python writes them: {name.parameter: default}."""
+    known = dict(public())
+    classes = {name.rpartition(".")[2]: found for name, found in known.items()}
+    called = {name: known[name] for name in CALLS}
+    called |= {name: getattr(classes[name.partition(".")[0]], name.partition(".")[2]) for name in METHODS}
+    return {
+        f"{name}.{param.name}": repr(param.default)
+        for name, one in called.items()
+        for param in inspect.signature(one).parameters.values()
+    }

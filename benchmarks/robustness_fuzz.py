@@ -230,7 +230,10 @@ def _lines(log: Path) -> list[dict[str, Any]]:
 
 def told(found: Sequence[dict[str, Any]], *, complete: bool, every: bool = False) -> str:
     """Write what the calls came to."""
+    from benchmarks.robustness_calls import defaults
     from benchmarks.robustness_verdicts import REASONS, reason
+
+    default = defaults()
 
     counts: Counter[str] = Counter()
     rooms: dict[str, Counter[str]] = {}
@@ -240,7 +243,7 @@ def told(found: Sequence[dict[str, Any]], *, complete: bool, every: bool = False
         name, param, value = one["place"].split("|")
         how = one["how"]
         if how == "passed":
-            key = reason(name, param, value)
+            key = reason(name, param, value, default.get(f"{name}.{param}"))
             if key is None:
                 how = "silent"
             else:

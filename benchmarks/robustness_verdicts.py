@@ -1,8 +1,82 @@
 """What is right to pass in `robustness_fuzz`, with the reason; written apart from the library's own checks."""
 
-REASONS: dict[str, str] = {}
+import re
+
+REASONS = {
+    "default": "the argument's own default",
+    "count": "a whole number that is large enough; NumPy's without axes is one",
+    "number": "a number in range, whole or real; NumPy's without axes is one, and a tiny one where 0 is in range",
+    "flag": "True or False for a flag",
+    "key": "another key, of JAX's new or old style",
+    "text": "a name or text is any text",
+    "path": "a path is any text that is not empty",
+    "function": "a function, or a class that is called as one; what it gives is looked at when it is called",
+    "numbers": "numbers, or lists and arrays of them, of a shape that fits",
+    "container": "an empty list, tuple or dictionary, or one whose parts are of the right kind",
+    "later": "what is looked at when the problem is run, the section drawn, the program fitted or the environment called",
+    "own": "one of the several kinds that the argument takes",
+}
+
+_WHOLE = {"1", "array of 3, no axes"}
+_REAL = {"1", "2**40", "0.5", "2.5", "array of 3, no axes"}
+_FROM_ZERO = {*_REAL, "0", "1e-320"}
+_ANY_REAL = {*_FROM_ZERO, "-1", "-0.5"}
+_SHARE = {"0", "1", "0.5", "1e-320"}
+_TEXT = {"'3'", "''", "'abc'", "'a\\0b'"}
+_LISTS = {"[]", "()", "{}", "{'a': 1}", "['a']", "[1]", "array []", "array of texts"}
+
+_KINDS: list[tuple[str, str, set[str]]] = [
+    (r"control\.JaxEnvironment\.params|bayesrl\.LearningProblem\.(environment|agent|exploration)"
+     r"|control\.agent_named\.model|control\.episode_sections\.environment|bayesrl\.reward\.value"
+     r"|bayesrl\.reward\.name|bayesrl\.environment\.(name|distribution)|control\.learning_values\.truth"
+     r"|bayesrl\.Calibration\.\w+", "later", {"*"}),
+    (r"(control\.n_chain|control\.river_swim)\.num_states|control\.deep_sea\.size|bandits\.\w+\.num_arms"
+     r"|objectives\.ForwardKL\.num_particles|lm\.Reuse\.num_particles|bayesrl\.importance\.num_samples"
+     r"|Posterior\.estimate\.num_samples|lm\.kl_of\.num_samples|lm\.(corpus|small_writer)\.length", "count",
+     {"array of 3, no axes"}),
+    (r".*\.(max_failures|max_count|num_workers|time|rank|seed|depth|window|head_dim|experts|chosen|label|eos|pad|bos"
+     r"|observation|restart|end|action)|Posterior\.(sample|totals)\.num_samples|WeightedDraws\.resample\.num_draws",
+     "count", {*_WHOLE, "0", "()"}),
+    (r".*\.(max_shard_bytes|max_bytes)", "count", {*_WHOLE, "2**40"}),
+    (r".*\.(num_\w+|hidden|horizon|frames|max_table|max_draws|batch|batch_size|update_every|width|length|heads"
+     r"|kv_heads|inner|vocab_size|max_length|max_new_tokens|top_k|token_types|window)", "count", _WHOLE),
+    (r"bandits\.\w+\.prior_[ab]", "number", {"1", "2**40", "2.5", "array of 3, no axes"}),
+    (r"\w+\.\w+\.(discount|slip|share|epsilon|trace|prior_fraction|top_p)|Learned\.\w+\.share", "number",
+     {*_SHARE, "2.5", "2**40", "array of 3, no axes"}),
+    (r".*\.(level|confidence)", "number", {"0.5", "1"}),
+    (r".*\.(gravity|initializer_range|query_scale|score_cap|logit_cap|epsilon|tolerance)", "number", _FROM_ZERO),
+    (r".*\.(force|\w+_reward|reward_bound|on_error|prior_mean|turning_point)", "number",
+     {*_ANY_REAL, "array [3]", "array [0.5]", "[1]"}),
+    (r".*\.(beta|start_beta)", "number", {*_FROM_ZERO, "array [3]", "array [0.5]", "[1]", "array of 2 × 2 × 2"}),
+    (r".*\.(tolerance|learning_rate|noise|scale|prior_scale|reward_scale|temperature|clip|time_limit|seconds|mass"
+     r"|length|a|b|\w+_mass|half_length)", "number", _REAL),
+    (r".*\.(progress|flag|observable|full|strip|ignore_case|batched|with_prompt|end|tied|parallel|critic|stationary"
+     r"|unbounded|within_prior|paid_at_end|\w+_bias|query_key_norm|ends_known|skip_special|continues|special|recurrent"
+     r"|merge)", "flag", {"True", "False"}),
+    (r"GPT2\.random\.key", "key", {"key", "old key", "words of a key"}),
+    (r".*\.key", "key", {"key", "old key"}),
+    (r".*\.(directory|folder|path|source)", "path", {"'3'", "'abc'", "function", "class"}),
+    (r".*\.(name|about|field|answer|text|pattern|gold|revision|model_type|problem|activation)", "text", _TEXT),
+    (r".*\.(policy|program|model|fn|callback|features|prior|behaviour|exact|infer|train|source|reward|guide"
+     r"|exploration|environment)", "function", {"function", "class"}),
+    (r".*\.(successors|probabilities|rewards|start|terminal|prior|observation|held|propensity|reward|concentration"
+     r"|reward_mean|values|low|high|optimum|prompt|real|within|tokens|sites|truth|kl|proxy|gold|probs)", "numbers",
+     {*_ANY_REAL, "[1]", "[]", "()", "array [3]", "array [0.5]", "array []", "array of 2 × 2 × 2", "old key",
+      "words of a key"}),
+    (r"control\.JaxEnvironment\.actions", "own", {"distribution"}),
+    (r".*\.(args|held_out|sections|metrics|diagnoses|frontiers|keep|config|generation|options|fit_options|learn_options"
+     r"|made_of|room_for|names|action_names|texts|prompts|parts|rows|examples|windowed|unturned|enumerated|labels"
+     r"|changes|chosen|beta)", "container", _LISTS),
+    (r".*\.params", "later", {"*"}),
+]  # fmt: skip
+"""Names of arguments, the reason, and the values that are right for it; the first that has the value counts."""
 
 
-def reason(name: str, param: str, value: str) -> str | None:
+def reason(name: str, param: str, value: str, default: str | None = None) -> str | None:
     """Give the key of the reason why a value may stand in the place of an argument, or None where it may not."""
+    if value == default:
+        return "default"
+    for pattern, kind, right in _KINDS:
+        if (value in right or "*" in right) and re.fullmatch(pattern, f"{name}.{param}"):
+            return kind
     return None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.annotations import Must, are_finite
-from bayesrl.arguments import Level, checked
+from bayesrl.arguments import Count, Level, checked
 from bayesrl.core.estimates import Estimate
 from bayesrl.core.showing import Block, Line, Listing, Shown
 from bayesrl.core.wording import number, with_error
@@ -40,7 +40,7 @@ class Calibration(Shown):
 
     names: tuple[str, ...]
     ranks: Annotated[np.ndarray, Must("finite ranks", are_finite)]
-    num_draws: int
+    num_draws: Count
     pit: Annotated[np.ndarray, Must("numbers from 0 to 1", are_finite)]
 
     @property

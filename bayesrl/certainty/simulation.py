@@ -26,7 +26,7 @@ from bayesrl.engines.setup import set_up
 from bayesrl.engines.svi import Lane, init, run_chunk
 from bayesrl.engines.tabulation import path_axes
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.guides.interface import Guide
+from bayesrl.guides import GuideFamily
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.typing import PRNGKey, Program
 
@@ -220,7 +220,7 @@ def _names(structure: Structure) -> tuple[str, ...]:
 @checked(EngineError)
 def by_fit(
     *,
-    guide: Guide | None = None,
+    guide: Program | GuideFamily | None = None,
     objective: Objective | None = None,
     num_steps: Count = 1000,
     learning_rate: Positive | None = None,

@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
-from bayesrl.annotations import IN_BODY, told
+from bayesrl.annotations import IN_BODY, LARGEST, LEAST, told
 from bayesrl.arguments import checked
 from bayesrl.core.keys import fold_in
 from bayesrl.core.primitives import MARK
@@ -29,7 +29,7 @@ def check_beta(beta: ArrayLike) -> None:
         values = None
     if values is None:
         raise PolicyError(f"beta={told(beta)} is not a number; pass a positive float or an array of them")
-    bad = values[~(np.isfinite(values) & (values > 0))]
+    bad = values[~((values < LARGEST) & (values >= LEAST))]
     if bad.size or values.size == 0:
         shown = ", ".join(str(x) for x in bad[:3]) or "an empty array"
         raise PolicyError(f"beta must be positive and finite, but holds {shown}; choose beta in reward units per nat")

@@ -39,7 +39,8 @@ class _OwnPlates(Messenger):
         return tuple(sizes)
 
 
-def reward(name: str, value: ArrayLike) -> None:
+@checked(PolicyError)
+def reward(name: str, value: Annotated[ArrayLike, IN_BODY]) -> None:
     """Collect a reward inside a policy program.
 
     Under `tilt(policy, beta)` the site multiplies the density by exp(value / beta). Several reward

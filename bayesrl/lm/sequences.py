@@ -15,7 +15,7 @@ from jax import Array, lax
 from numpyro.distributions import constraints
 
 from bayesrl.annotations import Must, are_numbers
-from bayesrl.arguments import Count, FlagsOrNone, Positive, checked, real
+from bayesrl.arguments import Count, CountOrNone, FlagsOrNone, Positive, checked, real
 from bayesrl.core.sampling import draw_category
 from bayesrl.errors import LanguageModelError
 from bayesrl.typing import PRNGKey
@@ -28,7 +28,7 @@ _SHORT = 4
 
 _NEVER = -jnp.inf
 
-type Ends = int | tuple[int, ...] | None
+type Ends = CountOrNone | tuple[CountOrNone, ...] | None
 """The token that ends a text, or several, or None where no token does."""
 
 
@@ -140,7 +140,7 @@ class Sentences(dist.Distribution):
         *,
         num_steps: Count,
         end: Ends = None,
-        pad: int | None = None,
+        pad: CountOrNone | None = None,
         temperature: Positive = 1.0,
         top_k: Count | None = None,
         top_p: Annotated[float, real(above=0, most=1)] = 1.0,

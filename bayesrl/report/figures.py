@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesrl.arguments import Location, checked
+from bayesrl.arguments import FiniteNumbersOrNone, Location, checked
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.core.keys import from_seed
 from bayesrl.engines.fitting import with_draws
@@ -57,7 +57,7 @@ def curves_of(posterior: Posterior) -> list[str]:
 
 
 @checked(PolicyError)
-def training_figure(posterior: Posterior, optimum: Sequence[float] | np.ndarray | None = None) -> "Figure":
+def training_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -> "Figure":
     """Draw J, E[R] and KL along the training steps, a line per β and restart.
 
     Args:
@@ -122,7 +122,7 @@ def save_figures(
     directory: Location,
     posterior: Posterior,
     target: WeightedDraws | None = None,
-    optimum: Sequence[float] | np.ndarray | None = None,
+    optimum: FiniteNumbersOrNone = None,
     *,
     whole: Posterior | None = None,
 ) -> list[Path]:
@@ -241,7 +241,7 @@ def betas_of(posterior: Posterior) -> list[float | None]:
 def history_figure(
     posterior: Posterior,
     name: str,
-    optimum: Sequence[float] | np.ndarray | None = None,
+    optimum: FiniteNumbersOrNone = None,
 ) -> "Figure":
     """Draw one curve of the history along the training steps, a line per β and restart.
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesrl.arguments import checked
+from bayesrl.arguments import FiniteNumbersOrNone, checked
 from bayesrl.certainty.verdicts import Evidence, Frontier
 from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.engines.weighted import WeightedDraws
@@ -125,7 +125,7 @@ def over_optimisation_figure(kl: Any, proxy: Any, gold: Any, name: str, turning_
 
 
 @checked(PolicyError)
-def restarts_figure(posterior: Posterior, optimum: Any = None) -> "Figure":
+def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -> "Figure":
     """Draw J of each restart with two standard errors, at up to three β.
 
     Args:

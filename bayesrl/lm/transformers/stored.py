@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from bayesrl.annotations import Must
 from bayesrl.errors import LanguageModelError
@@ -11,6 +12,8 @@ from bayesrl.errors import LanguageModelError
 
 def _is_dtype(value: Any) -> bool:
     try:
+        if value is not None and not isinstance(value, str | type | np.dtype):
+            return False
         return value is None or jnp.issubdtype(jnp.dtype(value), jnp.floating)
     except (TypeError, ValueError, UnicodeError):
         return False
