@@ -228,7 +228,7 @@ def is_traced(value: Any) -> bool:
 
 def _is_array(value: Any) -> bool:
     jax = sys.modules.get("jax")
-    return jax is not None and isinstance(value, jax.Array)
+    return jax is not None and isinstance(value, jax.Array) and "key" not in str(value.dtype)
 
 
 def _dtype_kind(value: Any) -> str:

@@ -328,6 +328,7 @@ CALLS: dict[str, Call] = {
     "lm.policy": lambda t: {"model": t.writer, "prompts": ["a"], "reward": len, "max_new_tokens": 2},
     "lm.prompts": lambda t: {"texts": ["a"], "tokenizer": t.tokenizer},
     "lm.read_json_lines": lambda t: {"path": t.lines},
+    "lm.save_adapter": lambda t: {"folder": "adapter", "tuned": t.writer},
     "lm.save_pretrained": lambda t: {"folder": "saved", "model": t.writer.model, "tokenizer": t.tokenizer},
     "lm.small_judge": lambda t: {"name": "judge", "texts": ["a", "b"], "labels": ["no", "yes"],
                                  "tokenizer": t.tokenizer, "num_steps": 1, "width": 4},

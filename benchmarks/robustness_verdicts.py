@@ -13,7 +13,7 @@ REASONS = {
     "function": "a function, or a class that is called as one; what it gives is looked at when it is called",
     "numbers": "numbers, or lists and arrays of them, of a shape that fits",
     "container": "an empty list, tuple or dictionary, or one whose parts are of the right kind",
-    "later": "what is looked at when the problem is run, the section drawn, the program fitted or the environment called",
+    "later": "what is looked at when the problem is run, the section drawn or the environment called",
     "own": "one of the several kinds that the argument takes",
 }
 
@@ -64,6 +64,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
      {*_ANY_REAL, "[1]", "[]", "()", "array [3]", "array [0.5]", "array []", "array of 2 × 2 × 2", "old key",
       "words of a key"}),
     (r"control\.JaxEnvironment\.actions", "own", {"distribution"}),
+    (r"control\.ActorCritic\.clip|lm\.Pretrained\.tokenizer|GPT2\.random\.dtype|bayesrl\.Problem\.\w+", "own", {"None"}),
     (r".*\.(args|held_out|sections|metrics|diagnoses|frontiers|keep|config|generation|options|fit_options|learn_options"
      r"|made_of|room_for|names|action_names|texts|prompts|parts|rows|examples|windowed|unturned|enumerated|labels"
      r"|changes|chosen|beta)", "container", _LISTS),

@@ -24,7 +24,11 @@ def check_beta(beta: ArrayLike) -> None:
         return
     try:
         values: Any = np.asarray(beta)
-        values = values.astype(float) if jnp.issubdtype(values.dtype, jnp.number) else None
+        values = (
+            values.astype(float)
+            if not jnp.issubdtype(values.dtype, jnp.complexfloating) and jnp.issubdtype(values.dtype, jnp.number)
+            else None
+        )
     except (TypeError, ValueError, OverflowError):
         values = None
     if values is None:
