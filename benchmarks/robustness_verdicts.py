@@ -64,7 +64,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
      {*_ANY_REAL, "[1]", "[]", "()", "array [3]", "array [0.5]", "array []", "array of 2 × 2 × 2", "old key",
       "words of a key"}),
     (r"control\.JaxEnvironment\.actions", "own", {"distribution"}),
-    (r"control\.ActorCritic\.clip|lm\.Pretrained\.tokenizer|GPT2\.random\.dtype|bayesrl\.Problem\.\w+", "own", {"None"}),
+    (r"control\.ActorCritic\.clip|lm\.Pretrained\.tokenizer|GPT2\.random\.dtype", "own", {"None"}),
     (r".*\.(args|held_out|sections|metrics|diagnoses|frontiers|keep|config|generation|options|fit_options|learn_options"
      r"|made_of|room_for|names|action_names|texts|prompts|parts|rows|examples|windowed|unturned|enumerated|labels"
      r"|changes|chosen|beta)", "container", _LISTS),

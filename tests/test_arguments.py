@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
+from bayesrl import control
 from bayesrl.annotations import told
 from bayesrl.arguments import (
     AnyNumbers,
@@ -34,7 +35,8 @@ from bayesrl.arguments import (
     real,
     whole,
 )
-from bayesrl.errors import EngineError, PolicyError
+from bayesrl.control import bandits
+from bayesrl.errors import ControlError, EngineError, PolicyError
 from bayesrl.typing import Beta, PRNGKey, Program
 
 KEY = jax.random.key(0)
@@ -319,3 +321,18 @@ def test_the_gate_is_light() -> None:
     code = "import sys, bayesrl.arguments\nassert not {'jax', 'beartype', 'jaxtyping', 'numpyro'} & set(sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: control.deep_sea(size=10**9),
+        lambda: control.n_chain(num_states=10**9),
+        lambda: control.river_swim(num_states=2 * 10**9),
+        lambda: control.TabularModel(num_states=10**6, num_actions=10**3, horizon=2),
+        lambda: bandits.play_bandit(KEY, bandits.BernoulliArms(2), control.thompson(), num_steps=10**6, num_runs=10**6),
+    ],
+)
+def test_what_would_not_fit_is_refused_by_arithmetic(make: Callable[[], Any]) -> None:
+    with pytest.raises(ControlError, match=r"would take .* GB of memory, and there are .*; (use|pass|ask)"):
+        make()

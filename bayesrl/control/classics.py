@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.arguments import Count, Several, Share, checked
+from bayesrl.arguments import Count, Several, Share, check_room, checked
 from bayesrl.control.tabular import TabularMDP, from_outcomes
 from bayesrl.errors import ControlError
 
@@ -27,6 +27,7 @@ def river_swim(*, num_states: Several = 6, horizon: Count | None = 20, discount:
     References:
         Strehl & Littman (2008), "An analysis of model-based interval estimation for MDPs", figure 1.
     """
+    _check_states(f"river_swim(num_states={num_states})", num_states)
     last = num_states - 1
     table = []
     for state in range(num_states):
@@ -63,6 +64,7 @@ def n_chain(
     References:
         Strens (2000), "A Bayesian framework for reinforcement learning", section 5.1.
     """
+    _check_states(f"n_chain(num_states={num_states})", num_states)
     last = num_states - 1
     table = []
     for state in range(num_states):
@@ -95,6 +97,7 @@ def deep_sea(*, size: Several = 8, discount: Share = 1.0) -> TabularMDP:
     References:
         Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
     """
+    _check_states(f"deep_sea(size={size})", size * size)
     end = size * size
     table: list[list[list[tuple[int, float, float]]]] = []
     for row in range(size):
@@ -192,6 +195,9 @@ def _neighbour(rows: Sequence[str], cell: int, move: tuple[int, int]) -> int:
     return row * width + column if inside and rows[row][column] != "#" else cell
 
 
+_BYTES_OF_STATE = 1000
+"""What the lists of outcomes of two actions take at least."""
+
 CLASSICS: dict[str, Callable[..., TabularMDP]] = {
     "deep_sea": deep_sea,
     "grid_world": grid_world,
@@ -214,3 +220,8 @@ def classic(name: str, **options: Any) -> TabularMDP:
     if name not in CLASSICS:
         raise ControlError(f"there is no classic {name!r}; choose from {', '.join(CLASSICS)}")
     return CLASSICS[name](**options)
+
+
+def _check_states(what: str, num_states: int) -> None:
+    """Refuse problems that are too large to be written down."""
+    check_room(num_states * _BYTES_OF_STATE, what, "use a smaller one", ControlError)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from bayesrl.arguments import Count, checked
+from bayesrl.arguments import Count, check_room, checked
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.exploration import Exploration
 from bayesrl.core.compiling import once_prepared
@@ -94,6 +94,8 @@ def play_bandit(
         >>> bool(good.mean[-1] < 4 < 15 < bad.mean[-1])  # 2.78 and 100/6
         True
     """
+    what = f"play_bandit(num_runs={num_runs}, num_steps={num_steps})"
+    check_room(12 * num_runs * num_steps, what, "ask for fewer runs or steps", ControlError)
     count = -(-num_runs // _TOGETHER)
     together = -(-num_runs // count)
     _check(cheap(key), bandit, exploration, together)

@@ -1,5 +1,6 @@
 """`TabularModel`: unknown transitions and rewards of finitely many states, by Dirichlet and Normal posteriors."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array, lax
 
-from bayesrl.arguments import AnyNumbers, AnyNumbersOrNone, Count, FiniteNumbers, Positive, Share, checked
+from bayesrl.arguments import AnyNumbers, AnyNumbersOrNone, Count, FiniteNumbers, Positive, Share, check_room, checked
 from bayesrl.control.beliefs import draw_dirichlet
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
@@ -109,6 +110,9 @@ class TabularModel(UnknownModel):
 
     def __post_init__(self) -> None:
         pairs = (self.num_states, self.num_actions)
+        outcomes = self.num_states + 1 if self.successors is None else 1
+        what = f"TabularModel(num_states={self.num_states}, num_actions={self.num_actions})"
+        check_room(8 * math.prod(pairs) * outcomes, what, "pass successors=, or make it smaller", ControlError)
         every = np.broadcast_to(np.arange(self.num_states + 1), (*pairs, self.num_states + 1))
         successors = every if self.successors is None else np.asarray(self.successors)
         if successors.shape[:2] != pairs or successors.ndim != 3:
