@@ -65,7 +65,7 @@ def with_data() -> None:
 @pytest.mark.parametrize("program", [bandit, contexts, discounted, with_data])
 def test_the_history_is_of_the_policy_that_drew(program: Callable[[], None], objective: Any) -> None:
     """Rows of one batch are alike; the first batch is of the start, the second of what three updates made of it."""
-    if program in (discounted, with_data) and isinstance(objective, ReverseKL):
+    if program in (discounted, with_data) and type(objective) is ReverseKL:
         pytest.skip("tried with the other objective")
     source = Held()
     posterior = bayesrl.fit(
