@@ -23,6 +23,7 @@ from bayesrl.arguments import (
     Count,
     CountOrNone,
     FiniteNumbers,
+    FiniteNumbersOrNone,
     FlagsOrNone,
     Level,
     Location,
@@ -273,6 +274,19 @@ def test_traced_arrays_pass(unchecked: None) -> None:
 
     ones = jnp.ones(3)
     assert jax.jit(total)(ones, ones, jnp.array([True, False, True])) == 4.0
+
+
+def test_traced_arrays_are_taken(unchecked: None) -> None:
+    @checked(EngineError)
+    def add(numbers: AnyNumbers, finite: FiniteNumbersOrNone = None, flags: FlagsOrNone = None) -> Any:
+        return numbers + (0 if finite is None else finite) + (0 if flags is None else flags)
+
+    ones = jnp.ones((2, 2))
+    np.testing.assert_array_equal(jax.jit(add)(ones, ones, ones > 0), 3.0)
+    np.testing.assert_array_equal(jax.vmap(add)(ones, ones, ones > 2), 2.0)
+    for bad in ({"finite": np.nan}, {"flags": 2}, {"flags": "yes"}, {"finite": None, "numbers": None}):
+        with pytest.raises(EngineError, match=r"add got .*; use "):
+            add(**{"numbers": 1.0, **bad})
 
 
 def test_nothing_else_changes() -> None:
