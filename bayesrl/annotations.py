@@ -76,10 +76,12 @@ def _conditioned(base: Any, conditions: Sequence[Must]) -> Refuser | None:
     within = None if any(condition.alone for condition in conditions) else refuser(base)
     if not conditions:
         return within
+    parted = typing.get_origin(base) is not None
 
     def refuses(value: Any) -> str | None:
-        if within is not None and within(value) is not None:
-            return conditions[-1].be
+        wrong = None if within is None else within(value)
+        if wrong is not None:  # of a collection, the part that is wrong says more
+            return wrong if parted and isinstance(value, list | tuple | dict) else conditions[-1].be
         for condition in conditions:
             if (condition.alone or not is_traced(value)) and not condition.hold(value):
                 return condition.be

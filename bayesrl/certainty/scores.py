@@ -92,7 +92,8 @@ def from_json(told: dict[str, Any]) -> Scoreboard:
         own = dict(fields)
         numbers = dict(own.pop("estimates"))
         metrics = {name: Estimate(*pair) for name, pair in numbers.pop("metrics").items()}
-        estimates = Estimates(**{name: Estimate(*pair) for name, pair in numbers.items()}, metrics=metrics)
+        known = {name: Estimate(*pair) for name, pair in numbers.items() if pair is not None}
+        estimates = Estimates(**known, metrics=metrics)
         start = own.pop("start")
         rows.append(Score(**own, estimates=estimates, start=None if start is None else Estimate(*start)))
     return Scoreboard(tuple(rows), told["contexts"], None, told["note"])

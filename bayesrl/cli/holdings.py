@@ -26,7 +26,13 @@ _OUTCOME = Kind("a text and an outcome", lambda v: misfit(v, [TEXT]) is None and
 _SCORE: Schema = {
     "beta": (NOTHING, POSITIVE),
     "restart": whole(0, 2**31),
-    "estimates": {"objective": _PAIR, "reward": _PAIR, "kl": _PAIR, "metrics": {"*": _PAIR}},
+    "estimates": {
+        "objective": _PAIR,
+        "reward": _PAIR,
+        "kl": _PAIR,
+        "metrics": {"*": _PAIR},
+        "log_marginal?": (NOTHING, _PAIR),
+    },
     "start": (NOTHING, _PAIR),
     "optimum": (NOTHING, NUMBER),
     "log_evidence": (NOTHING, NUMBER),

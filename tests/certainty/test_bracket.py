@@ -206,13 +206,13 @@ def test_bad_input_is_refused() -> None:
         bayesrl.reward("payoff", payoffs[arm])
 
     posterior = bayesrl.fit(KEY, program, jnp.arange(3.0), beta=1.0, num_steps=2, progress=False)
-    with pytest.raises(EngineError, match="'guess' is not known; choose from auto"):
+    with pytest.raises(EngineError, match="method='guess'; use 'auto', 'enumeration'"):
         evidence(KEY, posterior, method="guess")  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=r"earned 2, more than reward_bound=1"):
         evidence(KEY, posterior, method="rejection", reward_bound=1.0)
     with pytest.raises(EngineError, match="num_samples=10"):
         evidence(KEY, posterior, num_samples=10)
-    with pytest.raises(EngineError, match="reward_bound=nan is no finite number"):
+    with pytest.raises(EngineError, match="reward_bound=nan; use a finite number"):
         evidence(KEY, posterior, method="rejection", reward_bound=float("nan"))
     with pytest.raises(EngineError, match=r"exact gave 'high' for beta=1\.0; give J\*"):
         evidence(KEY, posterior, exact=lambda beta: "high")  # type: ignore[arg-type,return-value]
