@@ -318,7 +318,7 @@ _SIMPLE: dict[Any, Refuser | None] = {
     int: _of(_is_whole, "a whole number"),
     float: _of(_is_real, "a finite number"),
     bool: _of(lambda value: _dtype_kind(value) == "b", "True or False"),
-    str: _of(_is_text, "a text without halves of characters"),
+    str: lambda value: None if _is_text(value) else f"a text{' without halves of characters' * isinstance(value, str)}",
     Callable: _of(is_function, "a function"),
     typing.Callable: _of(is_function, "a function"),
 }

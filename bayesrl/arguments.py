@@ -99,7 +99,7 @@ type Share = Annotated[float, real(0, 1)]
 """A share, probability or discount, in [0, 1]."""
 
 type Level = Annotated[float, real(above=0, below=1)]
-"""A level of confidence, in (0, 1)."""
+"""A level of confidence, or a tolerance relative to what is asked for, in (0, 1)."""
 
 
 def _or_none(must: Must) -> Must:

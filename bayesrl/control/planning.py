@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-from bayesrl.arguments import AnyNumbers, Positive, checked
+from bayesrl.arguments import AnyNumbers, Level, checked
 from bayesrl.control.tabular import TabularMDP, as_numbers, reaching
 from bayesrl.errors import ControlError
 
@@ -45,7 +45,7 @@ class Planned:
 
 
 @checked(ControlError)
-def soft_value_iteration(mdp: TabularMDP, beta: AnyNumbers, *, tolerance: Positive = 1e-10) -> Planned:
+def soft_value_iteration(mdp: TabularMDP, beta: AnyNumbers, *, tolerance: Level = 1e-10) -> Planned:
     """Find the optimum of KL-regularised control exactly.
 
         V(s) = β·log Σ_a π₀(a|s)·exp(Q(s, a)/β),   Q(s, a) = E[r + γ·V(s′)],   π*(a|s) ∝ π₀(a|s)·exp(Q(s, a)/β).
@@ -63,7 +63,7 @@ def soft_value_iteration(mdp: TabularMDP, beta: AnyNumbers, *, tolerance: Positi
         `Planned`, with the axes of β in front.
 
     Raises:
-        ControlError: β is negative or no number, or the tolerance not above 0; with discount 1, the optimum has no
+        ControlError: β is negative or no number, or the tolerance not in (0, 1); with discount 1, the optimum has no
             bound, since going on for ever pays; Newton steps do not settle.
 
     Example:
@@ -77,8 +77,6 @@ def soft_value_iteration(mdp: TabularMDP, beta: AnyNumbers, *, tolerance: Positi
         and control as probabilistic inference", section 2; Puterman (1994), section 6.4, for policy iteration.
     """
     betas = _temperatures(beta)
-    if not (isinstance(tolerance, int | float | np.number) and 0 < tolerance < 1):
-        raise ControlError(f"tolerance={tolerance!r}; use a number between 0 and 1, such as 1e-10")
     tables = _tables(mdp)
     plans = [tables.plan(float(b), tolerance) for b in betas.reshape(-1)]
     return _stack(plans, betas.shape)

@@ -27,7 +27,7 @@ def test_physics_are_those_of_gymnasium(name: str) -> None:
         env.steps_beyond_terminated = None  # type: ignore[attr-defined]
         action = rng.integers(2) if cart else rng.uniform(-3, 3, 1).astype(np.float32)
         seen, reward, terminated, _, _ = env.step(action)
-        after, earned, ended = step(jnp.asarray(state), jnp.asarray(action).reshape(()))
+        after, earned, ended, _ = step(jnp.asarray(state), jnp.asarray(action).reshape(()))
         np.testing.assert_allclose(program.observe(after), seen, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(earned, reward, rtol=1e-5, atol=1e-5)
         assert bool(ended) == terminated
