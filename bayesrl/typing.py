@@ -23,7 +23,7 @@ def _is_old_key(value: jax.Array) -> bool:
 
 
 def are_temperatures(value: Any) -> bool:
-    """Whether a value is a number above 0, or an array of one axis that holds such; traced ones pass."""
+    """Whether a value is a number above 0, or an array that holds such; traced ones pass."""
     if isinstance(value, jax.core.Tracer):
         return True
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
@@ -32,7 +32,7 @@ def are_temperatures(value: Any) -> bool:
         held = np.asarray(value, float) if np.asarray(value).dtype.kind not in "bcOmMUS" else np.zeros(1)
     except (TypeError, ValueError, OverflowError):
         return False
-    return held.size > 0 and held.ndim <= 1 and bool(np.all((held > LEAST) & (held < LARGEST)))
+    return held.size > 0 and bool(np.all((held > LEAST) & (held < LARGEST)))
 
 
 type PRNGKey = Annotated[

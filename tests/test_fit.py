@@ -114,6 +114,7 @@ def test_the_history() -> None:
         policy,
         beta=jnp.array([0.5, 2.0]),
         guide=three_arms,
+        learning_rate=0.005,
         num_steps=250,
         num_restarts=3,
         callback=rows.append,

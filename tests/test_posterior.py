@@ -172,7 +172,9 @@ def test_a_mixture_is_weighted_by_the_objective() -> None:
     posterior = short_fit("flat", num_restarts=2)
     beta = float(posterior.beta)  # type: ignore[arg-type]
     weight = jnp.zeros((1000,))
-    posterior = replace(posterior, statistics={"log_weight": jnp.stack([weight, weight - jnp.log(3.0)])})
+    posterior = replace(
+        posterior, statistics={**posterior.statistics, "log_weight": jnp.stack([weight, weight - jnp.log(3.0)])}
+    )
     assert np.allclose(posterior.select(restart="mixture").mixture, [0.75, 0.25])
     assert beta > 0
 

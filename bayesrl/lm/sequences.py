@@ -144,7 +144,7 @@ class Sentences(dist.Distribution):
         temperature: Positive = 1.0,
         top_k: Count | None = None,
         top_p: Annotated[float, real(above=0, most=1)] = 1.0,
-        within: FlagsOrNone = None,
+        within: Annotated[Any, _IS_MODEL] | None = None,
     ) -> None:
         self.model, self.within = model, within
         self.prompt = jnp.asarray(prompt)

@@ -20,7 +20,7 @@ import pytest
 import bayesrl
 from bayesrl import run_folder
 from bayesrl.engines import running
-from bayesrl.errors import FitError, RunFolderError
+from bayesrl.errors import RunFolderError
 from bayesrl.objectives import ReverseKL
 
 KEY = jax.random.key(3)
@@ -217,7 +217,7 @@ def test_keys_of_another_kind_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_steps", [0, 2.5])
 def test_resuming_takes_a_whole_number_of_steps(tmp_path: Path, unchecked: None, num_steps: Any) -> None:
     fit(5, tmp_path / "run")
-    with pytest.raises(FitError, match=f"num_steps={num_steps}; use an integer"):
+    with pytest.raises(RunFolderError, match=f"num_steps={num_steps}; use a whole number of at least 1"):
         bayesrl.resume(tmp_path / "run", bandit, num_steps=num_steps)
 
 

@@ -151,7 +151,7 @@ def test_a_declared_bound_is_used_and_checked() -> None:
         rejection(jax.random.key(0), arms, LOGITS, PAYOFF, beta=1.0, reward_bound=np.array([9.0, -9.0, 9.0, 9.0, 9.0]))
     with pytest.raises(EngineError, match="shape \\(2,\\)"):
         rejection(jax.random.key(0), arms, LOGITS, PAYOFF, beta=1.0, reward_bound=np.ones(2))
-    with pytest.raises(EngineError, match="not finite"):
+    with pytest.raises(EngineError, match="reward_bound=inf; use a finite number"):
         rejection(jax.random.key(0), arms, LOGITS, PAYOFF, beta=1.0, reward_bound=np.inf)
 
 

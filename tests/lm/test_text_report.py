@@ -222,7 +222,7 @@ def test_texts_are_read_where_a_fit_saw_mini_batches(writer: PromptedPolicy) -> 
 def test_other_posteriors_are_refused(posterior: Posterior) -> None:
     with pytest.raises(LanguageModelError, match="num_samples=0"):
         write_samples(jax.random.key(0), posterior, 0)
-    with pytest.raises(LanguageModelError, match="kl_of got num_samples=1; a standard error needs at least 2"):
+    with pytest.raises(LanguageModelError, match="kl_of got num_samples=1; use a whole number of at least 2"):
         kl_of(jax.random.key(0), posterior, 1)
 
     def bandit() -> None:
