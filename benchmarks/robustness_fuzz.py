@@ -266,10 +266,13 @@ def told(found: Sequence[dict[str, Any]], *, complete: bool, every: bool = False
     )
     if faults and (every or complete):
         shown = faults if every else faults[:20]
-        parts.append(
-            f"{len(faults):,} faults:\n\n" + "\n".join(f"    {' '.join(line.split())[:220]}" for line in shown)
-        )
+        parts.append(f"{len(faults):,} faults:\n\n" + "\n".join(f"    {_plain(line)[:220]}" for line in shown))
     return "\n\n".join(parts)
+
+
+def _plain(line: str) -> str:
+    """Write what no file could hold, halves of characters, as escapes."""
+    return " ".join(line.split()).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 if __name__ == "__main__":

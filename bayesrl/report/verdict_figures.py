@@ -1,9 +1,10 @@
 """Figures of how far a fit is from its optimum: frontier, over-optimisation, restarts, weights, held-out data."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from bayesrl.annotations import Must
 from bayesrl.arguments import FiniteNumbersOrNone, checked
 from bayesrl.certainty.verdicts import Evidence, Frontier
 from bayesrl.core.estimates import Estimate, Estimates
@@ -88,8 +89,19 @@ def objective_figure(evidence: Evidence) -> "Figure":
     return figure
 
 
+def _has_errors(value: Any) -> bool:
+    parts = (getattr(value, "mean", None), getattr(value, "se", None))
+    return all(part is not None and not callable(part) for part in parts)
+
+
+type Means = Annotated[Any, Must("an Estimate or Interval: means with their standard errors", _has_errors, alone=True)]
+"""Numbers with their standard errors."""
+
+
 @checked(PolicyError)
-def over_optimisation_figure(kl: Any, proxy: Any, gold: Any, name: str, turning_point: float | None = None) -> "Figure":
+def over_optimisation_figure(
+    kl: Means, proxy: Means, gold: Means, name: str, turning_point: float | None = None
+) -> "Figure":
     """Draw the reward that was optimised, and the gold metric, against √KL (Gao et al. 2023).
 
     Args:

@@ -3,14 +3,14 @@
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from bayesrl.annotations import refuser, told
+from bayesrl.annotations import Must, refuser, told
 from bayesrl.arguments import Count, CountOrNone, NotNegative
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import Layout
@@ -97,6 +97,22 @@ class Transformer(eqx.Module):
     @abc.abstractmethod
     def tensors(cls, config: Any) -> Iterator[Stored]:
         """List all arrays of a model of this shape, each with its name in a checkpoint."""
+
+
+def _is_weight_type(value: Any) -> bool:
+    try:
+        return bool(jnp.issubdtype(jnp.dtype(value), jnp.floating)) and value is not None
+    except TypeError:
+        return False
+
+
+type AnyConfig = Annotated[
+    Any, Must("the shape of a model, such as lm.GPT2Config(...)", lambda value: isinstance(value, Config), alone=True)
+]
+"""The shape of a model, of whatever family."""
+
+type WeightType = Annotated[Any, Must("a type of weights: jnp.float32 or jnp.bfloat16", _is_weight_type, alone=True)]
+"""A type of weights."""
 
 
 class CausalLM(Transformer):

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from bayesrl.arguments import checked
+from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import Block, Sight
 from bayesrl.lm.transformers.caching import Cache, Reach, capped, reach
-from bayesrl.lm.transformers.causal import CausalLM, Config, check_capacity
+from bayesrl.lm.transformers.causal import AnyConfig, CausalLM, Config, WeightType, check_capacity
 from bayesrl.lm.transformers.layers import Embedding, Linear, Norm
 from bayesrl.typing import PRNGKey
 
@@ -65,7 +67,8 @@ class Decoder(CausalLM):
     head: Linear | None
 
     @classmethod
-    def random(cls, key: PRNGKey, config: Any, *, dtype: Any = jnp.float32) -> "Decoder":
+    @checked(LanguageModelError)
+    def random(cls, key: PRNGKey, config: AnyConfig, *, dtype: WeightType = jnp.float32) -> "Decoder":
         """Make a model with random weights; those that write to the residual stream are smaller by √(2·depth).
 
         Args:
