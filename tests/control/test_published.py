@@ -314,7 +314,14 @@ def test_a_fickle_passenger_is_found_out(options: dict[str, Any]) -> None:
     ],
 )
 def test_tables_of_gymnasium_that_are_true_are_taken(name: str, options: dict[str, Any]) -> None:
-    from_gymnasium(gymnasium.make(name, **options))
+    env = gymnasium.make(name, **options)
+    mdp = from_gymnasium(env)
+    for state, actions in env.unwrapped.P.items():  # type: ignore[attr-defined]
+        for action, outcomes in actions.items():
+            for after in {after for _, after, _, ended in outcomes if not ended}:
+                published = sum(p for p, there, _, ended in outcomes if there == after and not ended)
+                taken = mdp.probabilities[state, action][mdp.successors[state, action] == after].sum()
+                assert taken == pytest.approx(published)
 
 
 def test_other_frequencies_than_published_are_found_out() -> None:
