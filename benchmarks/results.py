@@ -22,7 +22,9 @@ def write_section(name: str, title: str, text: str, order: Sequence[str]) -> Non
     sections = _sections(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     sections[name] = f"## {title}\n\n`python -m benchmarks {name}`: {environment()}.\n\n{text.strip()}\n"
     parts = [f"<!-- {key} -->\n{sections[key]}<!-- end of {key} -->\n" for key in order if key in sections]
-    RESULTS.write_text("\n".join([HEAD, *parts]), encoding="utf-8")
+    beside = RESULTS.with_suffix(".new")
+    beside.write_text("\n".join([HEAD, *parts]), encoding="utf-8", errors="backslashreplace")
+    beside.replace(RESULTS)  # a section that cannot be written leaves the others as they were
 
 
 def _sections(text: str) -> dict[str, str]:
