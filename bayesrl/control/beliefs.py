@@ -14,7 +14,13 @@ _NARROWINGS = 14
 
 
 class Belief(abc.ABC):
-    """What is believed of the values of some actions, [..., actions], reward units."""
+    """What is believed of the values of some actions, [..., actions], reward units.
+
+    Attributes:
+        allowed: which of them may be taken, [..., actions]; None where all may. The others are worth −inf for sure.
+    """
+
+    allowed: Array | None = None
 
     @property
     @abc.abstractmethod
@@ -171,6 +177,7 @@ class LogisticBelief(LinearBelief):
 class _Samples(NamedTuple):
     draws: Array
     center: Array | None = None
+    allowed: Array | None = None
 
 
 class SampleBelief(_Samples, Belief):
@@ -180,25 +187,29 @@ class SampleBelief(_Samples, Belief):
         draws: [draws, ..., actions], reward units.
         center: what stands for the expected values, [..., actions]; by default the mean of the draws. Models of
             dynamics give the values of the expected model, since the mean of optimal values is optimistic.
+        allowed: see `Belief`.
     """
 
     @property
     def mean(self) -> Array:
         """The center."""
-        return self.draws.mean(0) if self.center is None else self.center
+        return self._within(self.draws.mean(0) if self.center is None else self.center)
 
     @property
     def variance(self) -> Array:
         """Of the draws."""
-        return self.draws.var(0)
+        return self._within(self.draws.var(0), 0.0)
 
     def draw(self, key: PRNGKey) -> Array:
         """Pick one of the draws, the same for all values."""
-        return self.draws[jax.random.randint(key, (), 0, self.draws.shape[0])]
+        return self._within(self.draws[jax.random.randint(key, (), 0, self.draws.shape[0])])
 
     def quantile(self, level: Array) -> Array:
         """Of the draws, interpolated."""
-        return jnp.quantile(self.draws, level, axis=0)
+        return self._within(jnp.quantile(self.draws, level, axis=0))
+
+    def _within(self, values: Array, otherwise: float = -jnp.inf) -> Array:
+        return values if self.allowed is None else jnp.where(self.allowed, values, otherwise)
 
 
 def draw_dirichlet(key: PRNGKey, concentration: Array) -> Array:

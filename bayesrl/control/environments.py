@@ -47,6 +47,10 @@ class Environment(abc.ABC):
     num_observations: int | None = None
     """How many observations there are, where they are the integers from 0 on; None where they are vectors."""
 
+    def allowed(self, observation: Any) -> Array | None:
+        """Give which actions may be taken, [actions], bool; by default None: all, always."""
+        return None
+
     def observe(self, state: Any) -> Any:
         """Give what the agent sees of a state; by default all of it."""
         return state

@@ -52,8 +52,7 @@ class Random(Exploration):
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
-        *runs, actions = belief.mean.shape
-        return jax.random.randint(key, tuple(runs), 0, actions)
+        return _anything(key, belief)
 
     def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
         """Draw from the prior."""
@@ -74,8 +73,8 @@ class EpsilonGreedy(Exploration):
         mean = belief.mean
         best = mean == mean.max(-1, keepdims=True)
         chosen = jnp.argmax(jnp.where(best, jax.random.uniform(tie, mean.shape), -1.0), -1)
-        anything = jax.random.randint(which, chosen.shape, 0, mean.shape[-1])
-        return jnp.where(jax.random.uniform(whether, chosen.shape) < self.epsilon, anything, chosen)
+        explore = jax.random.uniform(whether, chosen.shape) < self.epsilon
+        return jnp.where(explore, _anything(which, belief), chosen)
 
     def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
         """Take q's likeliest action, and in a share of the steps draw from the prior."""
@@ -144,9 +143,17 @@ class KLearning(Exploration):
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
         mean, variance = belief.mean, belief.variance
-        tau = _temperature(mean, variance)[..., None]
         below = mean - mean.max(-1, keepdims=True)
+        tau = _temperature(below, variance)[..., None]
         return jax.random.categorical(key, below / tau + variance / (2 * tau**2))
+
+
+def _anything(key: PRNGKey, belief: Belief) -> Array:
+    """Draw any action that is allowed, [...]."""
+    *runs, actions = belief.mean.shape
+    if belief.allowed is None:
+        return jax.random.randint(key, tuple(runs), 0, actions)
+    return jax.random.categorical(key, jnp.where(belief.allowed, 0.0, -jnp.inf))
 
 
 def random() -> Exploration:
@@ -227,17 +234,22 @@ def k_learning() -> Exploration:
     return KLearning()
 
 
-def _temperature(mean: Array, variance: Array) -> Array:
-    """Minimise f(τ) = τ·log Σ exp(μ/τ + σ²/2τ²), whose slope changes sign once, by bisection of f′, [...]."""
-    below = mean - mean.max(-1, keepdims=True)
+def _temperature(below: Array, variance: Array) -> Array:
+    """Minimise f(τ) = τ·log Σ exp(μ/τ + σ²/2τ²), whose slope changes sign once, by bisection of f′, [...].
+
+    Args:
+        below: μ less the greatest of them, [..., actions]; −inf for actions that are not allowed.
+        variance: σ², [..., actions].
+    """
+    farthest = -jnp.where(below > -jnp.inf, below, 0.0).min(-1)
     # Where nothing is unknown the minimiser is 0, in whose stead stands what is small beside the differences.
-    scale = jnp.maximum(jnp.sqrt(variance.max(-1)), 1e-3 * -below.min(-1) + 1e-12)
+    scale = jnp.maximum(jnp.sqrt(variance.max(-1)), 1e-3 * farthest + 1e-12)
 
     def rising(tau: Array) -> Array:
         scores = below / tau[..., None] + variance / (2 * tau[..., None] ** 2)
         probs = jax.nn.softmax(scores, -1)
-        slope = jax.nn.logsumexp(scores, -1) - (probs * (scores + variance / (2 * tau[..., None] ** 2))).sum(-1)
-        return slope > 0
+        slopes = jnp.where(probs > 0, scores + variance / (2 * tau[..., None] ** 2), 0.0)
+        return jax.nn.logsumexp(scores, -1) - (probs * slopes).sum(-1) > 0
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
@@ -245,7 +257,7 @@ def _temperature(mean: Array, variance: Array) -> Array:
         above = rising(middle)
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (1e-3 * scale, 1e3 * scale - 10 * below.min(-1)))
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (1e-3 * scale, 1e3 * scale + 10 * farthest))
     return jnp.sqrt(low * high)
 
 

@@ -55,8 +55,9 @@ class GymnasiumSource:
         seed: of the environments, at least 0; the k-th episode of environment i is reset with seed + i + k·num_envs.
         max_failures: so many episodes may end with an error; each is dropped with its seed in the log.
         options: keyword arguments for an environment that is given by its id.
-        action_masks: whether only actions are taken that `action_mask` allows, in a Dict observation or in `info`; by
-            default where it is a part of the observation. The mask then follows on the observation in one vector.
+        action_masks: whether only actions are taken that `action_mask` allows, in a Dict observation or in `info`, or a
+            method `action_masks()` of the environment; by default where it is a part of the observation. The mask then
+            follows on the observation in one vector.
 
     Attributes:
         steps_taken: steps of the environments in all fits so far.

@@ -140,11 +140,16 @@ class JaxEnvironment(Environment):
         if chosen is None:
             assert self._space is not None
             chosen = self._space.prior()
-        allowed = _mask_in(observation)
+        allowed = self.allowed(observation)
         logits = getattr(chosen, "logits", None)
         if allowed is None or logits is None or jnp.shape(allowed) != jnp.shape(logits):
             return chosen
-        return allowed_only(chosen, jnp.asarray(allowed, bool))
+        return allowed_only(chosen, allowed)
+
+    def allowed(self, observation: Any) -> Array | None:
+        """Give the part `action_mask` of an observation; see `Environment.allowed`."""
+        mask = _mask_in(observation)
+        return None if mask is None else jnp.asarray(mask, bool)
 
     def features(self, observation: Any) -> Array:
         """Give all numbers of an observation of several parts; see `Environment.features`."""

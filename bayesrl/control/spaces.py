@@ -295,6 +295,13 @@ def describe_actions(space: Any) -> Actions:
     )
 
 
+def without_mask(space: Any) -> Any:
+    """Give a Dict space without its part `action_mask`."""
+    from gymnasium import spaces
+
+    return spaces.Dict({name: part for name, part in space.spaces.items() if name != MASK})
+
+
 def mask_of(space: Any, actions: Actions) -> bool:
     """Tell whether an observation has a part `action_mask` that tells which of the actions are allowed."""
     from gymnasium import spaces

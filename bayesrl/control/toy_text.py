@@ -69,6 +69,7 @@ def as_tables(
     discount: float,
     horizon: int | None,
     prior: np.ndarray | None = None,
+    masked: bool = False,
 ) -> TabularMDP:
     """Make a finite problem of a published model, once it has been tried.
 
@@ -78,15 +79,19 @@ def as_tables(
         discount: γ.
         horizon: number of steps, or None.
         prior: probabilities of actions that policies start from, [states, actions].
+        masked: whether actions that the environment's masks do not allow have no share in the prior.
 
     Raises:
-        ControlError: what is played is something else, or what `TabularMDP` refuses.
+        ControlError: what is played is something else; masks do not say what each state allows; or what `TabularMDP`
+            refuses.
     """
     states, actions = len(model.table), len(model.columns)
     if model.core is None:
         start = np.eye(1, states)[0] if model.start is None else model.start
     else:
-        start = try_published(model, lambda: _best(environment, model))
+        start, allowed = try_published(model, lambda: _best(environment, model), masked=masked)
+        if allowed is not None:
+            prior = allowed / allowed.sum(-1, keepdims=True)
     if prior is not None and np.shape(prior) != (states, actions):
         raise ControlError(f"prior has shape {np.shape(prior)}; use [states, actions], {(states, actions)}")
     return _problem(environment, model, start, discount=discount, horizon=horizon, prior=prior)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from bayesrl.control.action_masks import flags_of, told_mask
 from bayesrl.control.published_models import Outcomes, Published, mark
+from bayesrl.control.spaces import MASK, Actions
 from bayesrl.errors import ControlError
 
 _TRIES = 4000
@@ -24,7 +26,9 @@ _ODD = 7.0
 """Standard deviations of a pooled chi-square statistic that are no chance: below 1e-6 also where it has a long tail."""
 
 
-def try_published(model: Published, plan: Callable[[], np.ndarray | None]) -> np.ndarray:
+def try_published(
+    model: Published, plan: Callable[[], np.ndarray | None], *, masked: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Play, and refuse a model that does not say what is seen.
 
     Each action in each state that can be reached is tried where the environment lets itself be put there, then whole
@@ -35,25 +39,27 @@ def try_published(model: Published, plan: Callable[[], np.ndarray | None]) -> np
     Args:
         model: what is published.
         plan: gives the best actions by the model, [states], or None.
+        masked: whether only actions are tried that the environment's masks allow.
 
     Returns:
-        Distribution of the first state, [states].
+        Distribution of the first state, [states], and which actions states allow, [states, actions], if masked.
 
     Raises:
-        ControlError: what is played is something else.
+        ControlError: what is played is something else; masks are not told in every state, or differ in one.
     """
-    return _Trial(model).verdict(plan)
+    return _Trial(model, masked=masked).verdict(plan)
 
 
 class _Trial:
-    def __init__(self, model: Published) -> None:
+    def __init__(self, model: Published, *, masked: bool) -> None:
+        self.masks: dict[int, np.ndarray] | None = {} if masked else None
         self.model, self.rng = model, np.random.default_rng(0)
         self.states = {mark(seen): s for s, seen in enumerate(model.seen)}
         self.seen: dict[tuple[int, int], Counter[int]] = {}
         self.starts: Counter[int] = Counter()
 
-    def verdict(self, plan: Callable[[], np.ndarray | None]) -> np.ndarray:
-        """Try all, and give the distribution of the first state."""
+    def verdict(self, plan: Callable[[], np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Try all, and give the distribution of the first state, and what states allow."""
         self._asked(lambda: self.model.core.reset(seed=0))
         for _ in range(_STARTS):
             self.starts[self._reset()] += 1
@@ -62,15 +68,42 @@ class _Trial:
         name = self._name_of_state()
         if name is not None:
             self._sweep(name, reached)
-        self._play(lambda state: int(self.rng.integers(len(self.model.actions))))
+        self._play(self._any)
         best = plan()
         if best is not None:
             self._play(lambda state: int(best[state]))
-            self._play(
-                lambda s: int(best[s] if self.rng.random() < 0.8 else self.rng.integers(len(self.model.actions)))
-            )
+            self._play(lambda s: int(best[s]) if self.rng.random() < 0.8 else self._any(s))
         self._compare()
-        return start
+        return start, self._allowed(start)
+
+    def _any(self, state: int) -> int:
+        mask = None if self.masks is None else self.masks.get(state)
+        among = len(self.model.actions) if mask is None else np.flatnonzero(mask)
+        return int(self.rng.choice(among))
+
+    def _allowed(self, start: np.ndarray) -> np.ndarray | None:
+        """Give what states allow; all, where nothing can be done in one."""
+        if self.masks is None:
+            return None
+        told = np.ones((len(self.model.seen), len(self.model.actions)), bool)
+        for state, mask in self.masks.items():
+            told[state] = mask
+        unknown = [state for state in self._reached(start) if state not in self.masks]
+        if unknown:
+            raise ControlError(f"state {unknown[0]} was not reached in play, so that what it allows is not known")
+        return told
+
+    def _heed(self, state: int, seen: Any, info: Any) -> None:
+        """Note what a state allows."""
+        if self.masks is None:
+            return
+        core, number = self.model.core, len(self.model.actions)
+        told = told_mask(core, seen, info, within=isinstance(seen, dict) and MASK in seen)
+        mask = np.ones(number, bool) if told is None else flags_of(told, Actions(number), str(core))
+        if not mask.any():
+            raise ControlError(f"state {state} allows no action, and the episode goes on")
+        if (self.masks.setdefault(state, mask) != mask).any():
+            raise ControlError(f"state {state} does not always allow the same actions")
 
     def _state(self, seen: Any) -> int:
         found = self.states.get(mark(seen))
@@ -79,7 +112,10 @@ class _Trial:
         return found
 
     def _reset(self) -> int:
-        return self._state(self._asked(self.model.core.reset)[0])
+        seen, info = self._asked(self.model.core.reset)
+        state = self._state(seen)
+        self._heed(state, seen, info)
+        return state
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:
@@ -114,7 +150,9 @@ class _Trial:
         """Give the states that may be acted in."""
         found, front = set(np.flatnonzero(start > 0).tolist()), list(np.flatnonzero(start > 0).tolist())
         while front:
-            row = self.model.table[front.pop()]
+            state = front.pop()
+            mask = None if self.masks is None else self.masks.get(state)
+            row = [o for a, o in enumerate(self.model.table[state]) if mask is None or mask[a]]
             new = {to for outcomes in row for p, to, _, end in outcomes if p > 0 and not end} - found
             found |= new
             front += sorted(new)
@@ -128,8 +166,7 @@ class _Trial:
             here = self.model.inside[state]
             held = {name for name, value in vars(bare).items() if _is_integer(value) and int(value) == here}
             names = held if names is None else names & held
-            action = int(self.rng.integers(len(self.model.actions)))
-            state, over = self._step(state, action)
+            state, over = self._step(state, self._any(state))
             if over:
                 state = self._reset()
         # One that never moved may be anything.
@@ -137,8 +174,10 @@ class _Trial:
 
     def _step(self, state: int, action: int) -> tuple[int, bool]:
         """Take a step, and refuse what the model does not know."""
-        seen, earned, ended, cut, _ = self._asked(lambda: self.model.core.step(self.model.actions[action]))
+        seen, earned, ended, cut, info = self._asked(lambda: self.model.core.step(self.model.actions[action]))
         earned = float(earned)
+        if not (ended or cut):
+            self._heed(self._state(seen), seen, info)
         after, outcomes = self._state(seen), self.model.table[state][action]
         same = [
             k
@@ -162,10 +201,18 @@ class _Trial:
         if len(pairs) > _TRIES:
             pairs = [pairs[i] for i in self.rng.choice(len(pairs), _TRIES, replace=False)]
         for _ in range(max(min(_TRIES // len(pairs), _MOST_TRIES), 1)):
-            for state, action in pairs:
-                self._reset()
-                setattr(self.model.bare, name, self.model.inside[state])
-                self._step(state, action)
+            left, before = pairs, len(pairs) + 1
+            while len(left) < before:  # what a state allows may be seen only when another one has led there
+                before, later = len(left), []
+                for state, action in left:
+                    mask = None if self.masks is None else self.masks.get(state)
+                    if self.masks is not None and mask is None:
+                        later.append((state, action))
+                    elif mask is None or mask[action]:
+                        self._reset()
+                        setattr(self.model.bare, name, self.model.inside[state])
+                        self._step(state, action)
+                left = later
 
     def _play(self, choose: Callable[[int], int]) -> None:
         steps = 0
@@ -173,7 +220,10 @@ class _Trial:
         for _ in range(_EPISODES):
             state, over, length = self._reset(), False, 0
             while not over and length < longest:
-                state, over = self._step(state, choose(state))
+                action = choose(state)
+                if self.masks is not None and not self.masks[state][action]:
+                    action = self._any(state)
+                state, over = self._step(state, action)
                 length += 1
             steps += length
             if steps > _STEPS:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bayesrl.control.action_masks import method_of
 from bayesrl.control.spaces import MASK, Actions, Observations
 from bayesrl.errors import ControlError
 
@@ -80,7 +81,8 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
 
     def opener(index: int) -> Any:
         def opened() -> Any:
-            made.append(_guarded()(build, first + index, number, source.failures))
+            told = bool(source.action_masks)
+            made.append(_guarded()(build, first + index, number, source.failures, asks_masks=told))
             return made[-1]
 
         return opened
@@ -110,8 +112,9 @@ def _guarded() -> Any:
     class Guarded(gymnasium.Wrapper):
         """Drops an episode that ends with an error, and starts the next one in a fresh environment."""
 
-        def __init__(self, build: Any, seed: int, stride: int, failures: Failures) -> None:
+        def __init__(self, build: Any, seed: int, stride: int, failures: Failures, *, asks_masks: bool) -> None:
             super().__init__(build())
+            self._asks_masks = asks_masks
             self._build, self._seed, self._stride, self._failures = build, seed, stride, failures
             self._now, self._length = seed, 0
 
@@ -122,7 +125,8 @@ def _guarded() -> Any:
                 self._now, self._length = self._seed, 0
                 self._seed += self._stride
                 try:
-                    return self.env.reset(seed=self._now, **options)
+                    seen, info = self.env.reset(seed=self._now, **options)
+                    return seen, self._with_mask(info)
                 except Exception as error:  # noqa: BLE001  (whatever an environment raises)
                     self._renew(error)
 
@@ -130,10 +134,17 @@ def _guarded() -> Any:
             """Take a step; an error ends the episode, marked `failed`."""
             try:
                 self._length += 1
-                return self.env.step(action)
+                *given, info = self.env.step(action)
+                return *given, self._with_mask(info)
             except Exception as error:  # noqa: BLE001
                 self._renew(error)
                 return _nothing(self.observation_space), 0.0, False, True, {_FAILED: True}
+
+        def _with_mask(self, info: Any) -> Any:
+            """Put what the method `action_masks` tells into info, where that tells no mask."""
+            if not self._asks_masks or MASK in info or (method := method_of(self.env)) is None:
+                return info
+            return {**info, MASK: np.asarray(method())}
 
         def close(self) -> None:
             """Close the environment; an error is told in the log, so that the others are closed too."""

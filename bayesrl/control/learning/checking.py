@@ -9,7 +9,7 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, Several, checked, whole
 from bayesrl.certainty.verdicts import Check
-from bayesrl.control.learning.agents import BayesianMind
+from bayesrl.control.learning.bayesian_mind import BayesianMind
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.learned import Learned
 from bayesrl.core.compiling import compiled
@@ -133,7 +133,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: Count
     """
     mind = learned.bayesian_mind()
     first = max(mind.memory.num_rows - _ROWS, 0)
-    rows: Experience = jax.tree.map(lambda x: x[first : mind.memory.num_rows], mind.memory.rows())
+    rows = mind.rows(first, mind.memory.num_rows)
     draw_key, own_key = apart(key)
     sites, _ = mind.drawn(draw_key, num_replicates)
 
@@ -215,8 +215,7 @@ def nuts_posterior(
     from numpyro.infer import MCMC, NUTS
 
     mind = learned.bayesian_mind()
-    count = mind.memory.num_rows
-    rows: Experience = jax.tree.map(lambda x: x[: max(count, 1)], mind.memory.rows())
+    rows = mind.rows(0, max(mind.memory.num_rows, 1))
     args = (rows,) if mind.finite else (rows, np.zeros((1, *learned.world.shape), learned.world.dtype))
     sampler = MCMC(
         NUTS(mind.model),

@@ -25,11 +25,16 @@ def restored(state: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
     return jax.tree.unflatten(treedef, jax.device_put(found))
 
 
-def shares(values: np.ndarray) -> np.ndarray:
-    """Give how often each action is the best among draws of their values [draws, actions]."""
-    return np.bincount(values.argmax(-1), minlength=values.shape[-1]) / len(values)
+def shares(values: np.ndarray, allowed: np.ndarray | None = None) -> np.ndarray:
+    """Give how often each action is the best of those allowed, among draws of their values [draws, actions]."""
+    return np.bincount(_within(values, allowed).argmax(-1), minlength=values.shape[-1]) / len(values)
 
 
-def losses(values: np.ndarray) -> np.ndarray:
-    """Give what each action loses to the best one, [draws, actions]."""
-    return values.max(-1, keepdims=True) - values
+def losses(values: np.ndarray, allowed: np.ndarray | None = None) -> np.ndarray:
+    """Give what each action loses to the best one, [draws, actions]; nan where it is not allowed."""
+    best = _within(values, allowed).max(-1, keepdims=True)
+    return best - (values if allowed is None else np.where(allowed, values, np.nan))
+
+
+def _within(values: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+    return values if allowed is None else np.where(allowed, values, -np.inf)

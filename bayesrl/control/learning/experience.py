@@ -31,6 +31,8 @@ class Episode(NamedTuple):
         following: what was observed after each action, [steps, *shape].
         terminated: whether the episode came to its own end, which no time limit is.
         log_behaviour: log-probability of each action under who played, nats, [steps]; nan where that is not known.
+        allowed: which actions were allowed before each step and after the last one, [steps + 1, actions]; None where
+            the environment allows all of them always.
     """
 
     observation: np.ndarray
@@ -39,6 +41,7 @@ class Episode(NamedTuple):
     following: np.ndarray
     terminated: bool
     log_behaviour: np.ndarray
+    allowed: np.ndarray | None = None
 
     def returns(self, discount: float) -> np.ndarray:
         """Give Σ γᵏ·r_{t+k} to the end of the episode, from every step, [steps], reward units."""
@@ -59,6 +62,8 @@ class Experience(NamedTuple):
         returns: the discounted rewards from here to the end of the episode, [rows], reward units.
         time: step of its episode, [rows].
         held: whether the row holds a step, [rows].
+        allowed: which actions each of finitely many states allows, as far as was seen, [states, actions]; None where
+            all are allowed, or observations are vectors.
     """
 
     observation: Numbers
@@ -69,6 +74,7 @@ class Experience(NamedTuple):
     returns: Numbers
     time: Numbers
     held: Numbers
+    allowed: Numbers | None = None
 
 
 class Memory:

@@ -1,5 +1,7 @@
 """`KLControl`: KL-regularised RL, as an agent that learns an episode at a time."""
 
+import math
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,9 +17,11 @@ from bayesrl.arguments import Count, Positive, Share, checked
 from bayesrl.control.behaviours import decide
 from bayesrl.control.critic import ActorCritic
 from bayesrl.control.exploration import Exploration, Thompson, thompson
-from bayesrl.control.learning.agents import Agent, Bayesian, Mind, Told
+from bayesrl.control.learning.agents import Bayesian
 from bayesrl.control.learning.choices import restored
 from bayesrl.control.learning.experience import Episode
+from bayesrl.control.learning.masks import masks_of
+from bayesrl.control.learning.minds import Agent, Mind, Told
 from bayesrl.control.learning.world import Act, World
 from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
 from bayesrl.control.recorded import Outside, RecordedRollout
@@ -88,13 +92,19 @@ class ControlMind(Mind):
 
     Attributes:
         state: parameters and optimiser.
+        masks: what each of finitely many states allows, where the environment tells it.
     """
 
     def __init__(self, key: PRNGKey, agent: KLControl, world: World, num_episodes: int) -> None:
         self.agent, self.world = agent, world
         discount = world.discount if agent.discount is None else agent.discount
-        prior = Actions(world.num_actions).prior()
-        outside = Outside(world.shape, jnp.dtype(world.dtype), prior, world.num_observations, world.scale)
+        prior, masked = Actions(world.num_actions).prior(), world.num_actions if world.masked else 0
+        scale: Any = world.scale
+        if masked and world.num_observations is None:
+            scale = np.append(np.broadcast_to(scale, world.shape).ravel(), np.ones(masked, np.float32))
+        self._shape = (math.prod(world.shape) + masked,) if masked else world.shape
+        outside = Outside(self._shape, jnp.dtype(world.dtype), prior, world.num_observations, scale, masked=masked)
+        self.masks = masks_of(world)
         self._size = min(world.max_steps, 2000) + 1
         rollout = RecordedRollout(outside, self._size, max(discount, 1e-6), None)
         family = agent.policy or (TablePolicy() if world.num_observations is not None else NetworkPolicy())
@@ -115,7 +125,7 @@ class ControlMind(Mind):
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
         """Choose how to act in the next episode; see `Mind.explore`."""
-        if self.world.num_observations is not None and isinstance(exploration, Thompson):
+        if self.world.num_observations is not None and isinstance(exploration, Thompson) and not self.world.masked:
             return self._from_table(key)
         name = repr(exploration)
         if name not in self._acting:
@@ -130,8 +140,9 @@ class ControlMind(Mind):
             self._acting[name] = once_prepared(act, name="act")
         acting = self._acting[name]
 
-        def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
-            action, score = acting(fold_in(key, time), self.state, np.asarray(seen))
+        def choose(time: int, seen: np.ndarray, *allowed: np.ndarray) -> tuple[int, float]:
+            told = self._joined(np.asarray(seen)[None], allowed[0][None] if allowed else None)
+            action, score = acting(fold_in(key, time), self.state, np.asarray(told[0]))
             return int(action), float(score)
 
         return Act(choose)
@@ -150,6 +161,8 @@ class ControlMind(Mind):
 
     def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
         """Update by inference; see `Mind.update`."""
+        if self.masks is not None:
+            self.masks.note(episode, same=False)
         self._batch.append(episode)
         if len(self._batch) == self.agent.batch:
             sites, behaviour = self._recorded()
@@ -162,7 +175,7 @@ class ControlMind(Mind):
         """Lay the batch out as sites, [batch, steps + 1, ...]."""
         world, shape = self.world, (len(self._batch), self._size)
         sites: dict[str, np.ndarray] = {
-            "observation": np.zeros((*shape, *world.shape), world.dtype),
+            "observation": np.zeros((*shape, *self._shape), world.dtype),
             "action": np.zeros(shape, np.int32),
             "counts": np.zeros(shape, bool),
             "terminated": np.zeros(shape, bool),
@@ -171,8 +184,9 @@ class ControlMind(Mind):
         behaviour = np.zeros(shape, np.float32)
         for i, episode in enumerate(self._batch):
             count = min(len(episode.reward), self._size - 1)
-            sites["observation"][i, :count] = episode.observation[:count]
-            sites["observation"][i, count] = episode.following[count - 1]
+            seen = np.concatenate([episode.observation[:count], episode.following[count - 1 : count]])
+            allowed = None if episode.allowed is None else episode.allowed[: count + 1]
+            sites["observation"][i, : count + 1] = self._joined(seen, allowed)
             sites["action"][i, :count] = episode.action[:count]
             sites["counts"][i, :count] = True
             sites["earned"][i, :count] = episode.reward[:count]
@@ -181,6 +195,12 @@ class ControlMind(Mind):
             )
             behaviour[i, :count] = episode.log_behaviour[:count]
         return sites, behaviour
+
+    def _joined(self, seen: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+        """Put what is allowed behind observations, as `Outside` reads them, [steps, ...]."""
+        if allowed is None:
+            return seen
+        return np.concatenate([seen.reshape(len(seen), -1), allowed], -1).astype(self.world.dtype)
 
     def _ends(self, count: int) -> bool:
         """Whether an episode that was cut off here was over: the horizon of a table is its own end."""
@@ -206,38 +226,42 @@ class ControlMind(Mind):
 
     def probs(self) -> np.ndarray:
         """Give π(a | s), [states, actions]."""
-        told = np.asarray(self._probs(self.state.params), float)
+        allowed = None if self.masks is None else self.masks.table
+        states = self._joined(np.arange(self.world.num_observations or 0), allowed)
+        told = np.asarray(self._probs(self.state.params, states), float)
         return told / told.sum(-1, keepdims=True)
 
-    def _probabilities(self, stacked: Any) -> Array:
+    def _probabilities(self, stacked: Any, states: Array) -> Array:
         params = jax.tree.map(lambda x: x[0], stacked)
         guide = handlers.substitute(self._pair.guide, data=self._pair.constrain(params))
-        states = jnp.arange(self.world.num_observations)
         return jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states)
 
-    def mark(self) -> tuple[State, list[Episode], Told]:
+    def mark(self) -> tuple[Any, ...]:
         """Remember how it is; see `Mind.mark`."""
-        return self.state, list(self._batch), self._told
+        return self.state, list(self._batch), self._told, copy(self.masks)
 
-    def back(self, mark: tuple[State, list[Episode], Told]) -> None:
+    def back(self, mark: tuple[Any, ...]) -> None:
         """Be as it was; see `Mind.back`."""
-        self.state, self._batch, self._told = mark[0], list(mark[1]), mark[2]
+        self.state, self._batch, self._told, self.masks = mark[0], list(mark[1]), *mark[2:]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `Mind.arrays`."""
         held = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
         held["told"] = np.array(self._told)
         for i, episode in enumerate(self._batch):
-            held |= {f"batch/{i}/{name}": np.asarray(value) for name, value in episode._asdict().items()}
-        return held
+            told = {name: value for name, value in episode._asdict().items() if value is not None}
+            held |= {f"batch/{i}/{name}": np.asarray(value) for name, value in told.items()}
+        return held if self.masks is None else held | {"masks": self.masks.array()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take what a checkpoint kept; see `Mind.restore`."""
         self.state = restored(self.state, arrays, "policy")
         self._told = Told(*arrays["told"].tolist())
+        if self.masks is not None:
+            self.masks.restore(arrays["masks"])
         self._batch = []
         while f"batch/{len(self._batch)}/reward" in arrays:
-            own = {name: arrays[f"batch/{len(self._batch)}/{name}"] for name in Episode._fields}
+            own = {name: arrays.get(f"batch/{len(self._batch)}/{name}") for name in Episode._fields}
             held: dict[str, Any] = {**own, "terminated": bool(own["terminated"])}
             self._batch.append(Episode(**held))
 

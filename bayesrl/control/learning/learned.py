@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bayesrl.arguments import Count, CountOrNone, Share, checked
+from bayesrl.arguments import Count, CountOrNone, FlagsOrNone, Share, checked
 from bayesrl.certainty.verdicts import Section
 from bayesrl.control.exploration import Decision
-from bayesrl.control.learning.agents import BayesianMind, Mind
+from bayesrl.control.learning.bayesian_mind import BayesianMind
 from bayesrl.control.learning.choices import losses, shares
+from bayesrl.control.learning.minds import Mind
 from bayesrl.control.learning.world import World
 from bayesrl.core.keys import cheap, key_of_nothing
 from bayesrl.errors import ControlError
@@ -107,7 +108,15 @@ class Learned:
         sites, tables = mind.drawn(cheap(key), num_draws, state=state)
         return sites | {"action_values": tables} if mind.finite else sites
 
-    def decide(self, key: PRNGKey, observation: Any, *, time: CountOrNone = 0, num_draws: Count = 1000) -> Decision:
+    def decide(
+        self,
+        key: PRNGKey,
+        observation: Any,
+        *,
+        time: CountOrNone = 0,
+        num_draws: Count = 1000,
+        allowed: FlagsOrNone = None,
+    ) -> Decision:
         """Tell which action is the best where something is observed, how surely, and what a wrong choice may cost.
 
         Args:
@@ -115,19 +124,23 @@ class Learned:
             observation: what is seen.
             time: step of the episode, where values depend on it.
             num_draws: from the posterior.
+            allowed: the actions to choose among, [actions]; by default all, or those that an environment with finitely
+                many observations was seen to allow there. The others are never the best, and their loss is nan.
 
         Raises:
             ControlError: the agent has no posterior over what is unknown, or its draws are not finite; the observation
-                is none of its own.
+                is none of its own; no action is allowed.
         """
         mind = self.bayesian_mind()
         if time >= self.world.max_steps:
             raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.world.max_steps - 1}")
-        values = mind.at(cheap(key), self._seen(observation), num_draws, time)
+        seen = self._seen(observation)
+        among = self._among(seen, allowed)
+        values = mind.at(cheap(key), seen, num_draws, time)
         if not np.isfinite(values).all():
             raise ControlError("draws of the action values are not finite; look at the prior and the data of the model")
-        loss = losses(values)
-        told: Any = shares(values), loss.mean(0), np.moveaxis(np.quantile(loss, [0.025, 0.975], axis=0), 0, -1)
+        loss = losses(values, among)
+        told: Any = shares(values, among), loss.mean(0), np.moveaxis(np.quantile(loss, [0.025, 0.975], axis=0), 0, -1)
         return Decision(*told)
 
     def _seen(self, observation: Any) -> np.ndarray:
@@ -140,10 +153,29 @@ class Learned:
             raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
         return seen
 
-    def act(self, key: PRNGKey, observation: Any, time: CountOrNone = 0) -> int:
-        """Choose an action as the exploration rule does after what was learned."""
+    def act(self, key: PRNGKey, observation: Any, time: CountOrNone = 0, *, allowed: FlagsOrNone = None) -> int:
+        """Choose an action as the exploration rule does after what was learned, among those `allowed`; see `decide`."""
         rule = self.mind.explore(cheap(key), self.exploration, self.num_episodes)
-        return rule.choose(time, self._seen(observation))[0]
+        seen = self._seen(observation)
+        among = self._among(seen, allowed)
+        if among is None:
+            return rule.choose(time, seen)[0]
+        return rule.choose(time, seen, among)[0]
+
+    def _among(self, seen: np.ndarray, allowed: Any) -> np.ndarray | None:
+        """Give the actions to choose among where something is seen, or None where the environment has no masks."""
+        number = self.world.num_actions
+        if not self.world.masked:
+            if allowed is not None:
+                raise ControlError("the environment tells no action masks, so that all actions are; leave allowed= out")
+            return None
+        if allowed is None:
+            known = getattr(self.mind, "masks", None)
+            return np.ones(number, bool) if known is None else np.asarray(known.table[int(seen)])
+        told = np.asarray(allowed, bool)
+        if told.shape != (number,) or not told.any():
+            raise ControlError(f"allowed={allowed!r}; tell of each of {number} actions whether it is, and allow one")
+        return told
 
     def to_datatree(self) -> "xr.DataTree":
         """Give posterior, experience and history as an ArviZ DataTree; see `bayesrl.to_datatree`.

@@ -14,9 +14,9 @@ import numpy as np
 from bayesrl import run_folder
 from bayesrl.arguments import Count, Location, Positive, checked, real
 from bayesrl.control.exploration import Exploration
-from bayesrl.control.learning.agents import Agent, Mind, Told
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.learned import Learned, Stage
+from bayesrl.control.learning.minds import Agent, Mind, Told
 from bayesrl.control.learning.world import Act, World
 from bayesrl.control.learning.worlds import world_of
 from bayesrl.core.compiling import one_reading
@@ -47,6 +47,7 @@ def learn(
     directory: Location | None = None,
     callback: Callable[[dict[str, float]], Any] | None = None,
     progress: bool = True,
+    action_masks: bool | None = None,
 ) -> Learned:
     """Learn from experience: choose how to explore, play an episode, compute returns, update by inference, repeat.
 
@@ -70,13 +71,17 @@ def learn(
         directory: run folder, for checkpoints; an interrupted run in it is continued, and more episodes extend it.
         callback: called with each row of the history; a true return value stops the run.
         progress: whether to show a progress line where there is a terminal or a notebook.
+        action_masks: whether only actions are taken that the environment allows, as it tells in a part `action_mask` of
+            its observation, in `info["action_mask"]`, by a method `action_masks()`, or by `Environment.allowed`; by
+            default wherever it does. Models that plan take the mask of a state for a part of it, and so it has to be.
 
     Returns:
         `Learned`. Ctrl-C ends the run and returns what was learned so far, marked `interrupted`.
 
     Raises:
         ControlError: a number is out of range; the agent or the rule is not made for this environment; the rule chose
-            an action that the environment does not have; a reward is not finite.
+            an action that the environment does not have or does not allow there; a state allowed other actions before,
+            and the model plans by them; a reward is not finite.
         RunFolderError: the folder holds another run or cannot be written.
 
     Example:
@@ -106,6 +111,7 @@ def learn(
             confidence,
             directory,
             callback,
+            action_masks,
             show=progress,
         )
 
@@ -120,10 +126,11 @@ def _learn(
     confidence: float | None,
     directory: str | Path | None,
     callback: Callable[[dict[str, float]], Any] | None,
+    action_masks: bool | None,
     *,
     show: bool,
 ) -> Learned:
-    world = world_of(environment)
+    world = world_of(environment, action_masks=action_masks)
     rule = agent.default_exploration if exploration is None else exploration
     try:
         with activity("entering the environment"):
@@ -311,6 +318,8 @@ def _problem(
         "exploration": repr(rule) if isinstance(rule, Exploration) else getattr(rule, "__qualname__", "given"),
         "seed": np.asarray(jax.random.key_data(key)).tolist(),
     }
+    if world.masked:
+        identity["action_masks"] = True
     if world.options:
         identity["options"] = dict(world.options)
     settings: dict[str, Any] = {"num_episodes": num_episodes}

@@ -8,7 +8,7 @@ import numpy as np
 from bayesrl.arguments import checked
 from bayesrl.certainty.verdicts import Section
 from bayesrl.control.figures import _arrows, _cell_count, _maps, _place
-from bayesrl.control.learning.agents import BayesianMind
+from bayesrl.control.learning.bayesian_mind import BayesianMind
 from bayesrl.control.learning.kl_control import ControlMind
 from bayesrl.control.learning.learned import Learned, Stage
 from bayesrl.control.planning import soft_value_iteration

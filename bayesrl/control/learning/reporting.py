@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bayesrl.certainty.verdicts import Check, Section
-from bayesrl.control.learning.agents import BayesianMind
+from bayesrl.control.learning.bayesian_mind import BayesianMind
 from bayesrl.control.learning.checking import DESCRIBED, SETTLED, check_learned
 from bayesrl.control.learning.learned import Learned
 from bayesrl.control.learning.pictures import certainty_figure, regret_figure, returns_figure

@@ -64,7 +64,7 @@ class TabularModel(UnknownModel):
     The posterior is conjugate: Dirichlet(concentration + counts), and Normal with precision 1/scale² + n/noise².
 
     Action values are those of the best policy under θ, by backward recursion over `horizon` steps:
-    Q_t(s, a) = r(s, a) + γ·Σ_s′ P(s′ | s, a)·max_a′ Q_{t+1}(s′, a′).
+    Q_t(s, a) = r(s, a) + γ·Σ_s′ P(s′ | s, a)·max_a′ Q_{t+1}(s′, a′), among the actions that s′ is known to allow.
 
     Args:
         num_states: number of states.
@@ -94,6 +94,7 @@ class TabularModel(UnknownModel):
     """
 
     online: ClassVar[bool] = True
+    plans: ClassVar[bool] = True
 
     num_states: Count
     num_actions: Count
@@ -230,7 +231,7 @@ class TabularModel(UnknownModel):
         def value(later: Array, at: Array) -> tuple[Array, Array]:
             now, following = self._ahead(later, at, rewards[at])
             q = now + (transitions[at] * following).sum(-1)
-            return q, q.max(-1)
+            return q, _allowed(experience.allowed, at, q).max(-1)
 
         return self._backwards(value)[0]
 
@@ -269,7 +270,7 @@ class TabularModel(UnknownModel):
         expected = concentration / concentration.sum(-1, keepdims=True)
         return self.values({"transitions": expected, "rewards": mean}, experience)
 
-    def cumulants(self, counts: Counts) -> Cumulants:
+    def cumulants(self, counts: Counts, allowed: Numbers | None = None) -> Cumulants:
         """Give what exploration is worth: K(t, s, a) by soft backups, at the temperature that makes the bound least.
 
             K_t(s, a) = E[r] + Var[r]/2τ + C_t(s, a),   V_t(s) = τ·log Σ_a exp(K_t(s, a)/τ),
@@ -277,6 +278,10 @@ class TabularModel(UnknownModel):
         where C stands for τ·log E exp(γ·P·V_{t+1}/τ) under the Dirichlet posterior: the lesser of that of a Normal
         of the same mean and variance, γ·E[P]·V + γ²·Var[P·V]/2τ, and of Jensen's bound τ·log Σ E[P]·exp(γ·V/τ),
         which holds where little is known. Playing softmax(K_t/τ) is K-learning.
+
+        Args:
+            counts: what was lived through.
+            allowed: which actions each state allows, [states, actions]; by default all. V sums over these.
         """
         concentration, mean, scale = self.posterior(counts)
         total = concentration.sum(-1)
@@ -289,7 +294,7 @@ class TabularModel(UnknownModel):
                 spread = (expected[at] * (following - ahead[..., None]) ** 2).sum(-1) / (total[at] + 1)
                 bound = tau * jax.nn.logsumexp(following / tau, axis=-1, b=expected[at])
                 k = now + jnp.minimum(ahead + spread / (2 * tau), bound)
-                return k, tau * jax.nn.logsumexp(k / tau, axis=-1)
+                return k, tau * jax.nn.logsumexp(_allowed(allowed, at, k) / tau, axis=-1)
 
             values, first = self._backwards(value)
             return jnp.asarray(self.start, float) @ first, values
@@ -365,6 +370,11 @@ class TabularModel(UnknownModel):
                 f"state {int(experience.observation[row])}, action {int(experience.action[row])} led to {to}, which is "
                 "not among the successors of the model; add it, or leave successors out"
             )
+
+
+def _allowed(allowed: Any, at: Array, values: Array) -> Array:
+    """Give −inf for actions that states do not allow, [..., actions]."""
+    return values if allowed is None else jnp.where(jnp.asarray(allowed)[at], values, -jnp.inf)
 
 
 def _filled(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

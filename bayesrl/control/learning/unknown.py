@@ -14,7 +14,7 @@ from numpyro import handlers
 
 from bayesrl.annotations import Must
 from bayesrl.arguments import Count, Positive, checked
-from bayesrl.control.learning.experience import Experience, example
+from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.world import World
 from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import key_of_nothing
@@ -43,6 +43,8 @@ class UnknownModel(abc.ABC):
 
     online: ClassVar[bool] = False
     """Whether `absorb` is all that inference needs, so that experience is not looked at again."""
+    plans: ClassVar[bool] = False
+    """Whether values rest on what each state allows, so that a state must always allow the same."""
 
     @abc.abstractmethod
     def __call__(self, experience: Experience, seen: Any = None) -> None:
@@ -129,6 +131,11 @@ class ProgramModel(UnknownModel):
     num_particles: Count = 16
     learning_rate: Positive | None = None
 
+    @property
+    def plans(self) -> bool:  # type: ignore[override]
+        """Whether the program does; see `UnknownModel`."""
+        return bool(getattr(self.program, "plans", False))
+
     def __post_init__(self) -> None:
         self._setup: Setup | None = None
         self._seen: Any = None
@@ -144,7 +151,7 @@ class ProgramModel(UnknownModel):
         """Get inference ready for the data of a world; see `UnknownModel.check`."""
         if isinstance(self.program, UnknownModel):
             self.program.check(world)
-        data = example(world.shape, world.dtype)
+        data = world.example()
         self._seen = None if world.num_observations is not None else np.zeros((1, *world.shape), world.dtype)
         args = (data,) if self._seen is None else (data, self._seen)
         setup = set_up(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.control.learning.experience import Episode
+from bayesrl.control.learning.experience import Episode, Experience, example
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -20,11 +20,11 @@ class Act:
 
     Attributes:
         choose: from the time step and what is observed to an action and its log-probability, nan where that is not
-            known.
+            known; where the environment has masks, from the actions that are allowed too, [actions].
         probs: the same as probabilities, [steps or 1, states, actions], where observations are finitely many.
     """
 
-    choose: Callable[[int, np.ndarray], tuple[int, float]]
+    choose: Callable[..., tuple[int, float]]
     probs: np.ndarray | None = None
 
 
@@ -44,6 +44,8 @@ class World(abc.ABC):
         action_names: one per action, where they have names.
         name: of the environment.
         options: that it was made with, as text, for the run folder.
+        masked: whether it tells which actions are allowed.
+        allowed: those that are where it stands, [actions]; None where it has no masks.
     """
 
     num_actions: int
@@ -58,6 +60,8 @@ class World(abc.ABC):
     action_names: tuple[str, ...] = ()
     name: str = ""
     options: Mapping[str, str] = MappingProxyType({})
+    masked: bool = False
+    allowed: np.ndarray | None = None
     _tables: TabularMDP | None = None
     """What the regret is told by; agents do not see it."""
 
@@ -89,26 +93,52 @@ class World(abc.ABC):
         """Play an episode.
 
         Raises:
-            ControlError: an action that the environment does not have, or a reward that is not finite.
+            ControlError: an action that the environment does not have or allow, or a reward that is not finite.
         """
         seen = self.begin(key)
         rows: list[tuple[Any, ...]] = []
+        masks = [self.allowed]
         over = terminated = False
         while not over:
-            action, log_prob = act.choose(len(rows), seen)
+            action, log_prob = act.choose(len(rows), seen, *self._mask(len(rows)))
             if not 0 <= action < self.num_actions:
                 raise ControlError(
                     f"action {action} was chosen in step {len(rows)}, and the environment has actions 0 to "
                     f"{self.num_actions - 1}; give one of these"
                 )
+            if self.allowed is not None and not self.allowed[action]:
+                raise ControlError(
+                    f"action {action} was chosen in step {len(rows)}, and the environment allows only "
+                    f"{np.flatnonzero(self.allowed).tolist()} there; let the rule heed belief.allowed, or choose by "
+                    "belief.mean or belief.draw(key), which are −inf for all others"
+                )
             after, reward, terminated, truncated = self.step(action)
             if not np.isfinite(reward):
                 raise ControlError(f"the environment gave reward {reward} in step {len(rows)}; make it finite")
             rows.append((seen, action, reward, after, log_prob))
+            masks.append(self.allowed)
             over, seen = terminated or truncated or len(rows) >= self.max_steps, after
         observed, actions, rewards, following, scores = (np.array(part) for part in zip(*rows, strict=True))
         kinds = (observed.astype(self.dtype), following.astype(self.dtype))
-        return Episode(kinds[0], actions, rewards.astype(float), kinds[1], terminated, scores.astype(float))
+        allowed = np.array(masks, bool) if self.masked else None
+        return Episode(kinds[0], actions, rewards.astype(float), kinds[1], terminated, scores.astype(float), allowed)
+
+    def example(self) -> Experience:
+        """Give a row of nothing of its kind, to look at programs with."""
+        blank = example(self.shape, self.dtype)
+        if not self.masked or self.num_observations is None:
+            return blank
+        return blank._replace(allowed=np.ones((self.num_observations, self.num_actions), bool))
+
+    def _mask(self, time: int) -> tuple[np.ndarray, ...]:
+        """Give what is allowed where it stands, if it has masks."""
+        if self.allowed is None:
+            return ()
+        if not self.allowed.any():
+            raise ControlError(
+                f"{self.name} allows no action in step {time} of an episode that goes on; let it allow one, or end"
+            )
+        return (self.allowed,)
 
 
 def _worth(mdp: TabularMDP, probs: np.ndarray, steps: int) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 from numpyro import handlers
 
 from bayesrl.arguments import FiniteNumbersOrNone, Seed, checked
+from bayesrl.control.action_masks import METHOD, flags_of, told_mask
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.environments import Environment
 from bayesrl.control.gymnasium_source import MOST_STEPS
@@ -15,7 +16,7 @@ from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.world import Act, World
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.control.published_models import changing, published, publishes, time_limit
-from bayesrl.control.spaces import describe_actions, describe_observations
+from bayesrl.control.spaces import MASK, describe_actions, describe_observations, mask_of, without_mask
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.control.toy_text import as_tables
 from bayesrl.core.compiling import compiled
@@ -58,18 +59,32 @@ class TabularWorld(World):
 
 
 class GymnasiumWorld(World):
-    """A Gymnasium environment; where it publishes its model, and that says what is played, the optimum is known."""
+    """A Gymnasium environment; where it publishes its model, and that says what is played, the optimum is known.
 
-    def __init__(self, environment: Any) -> None:
+    Args:
+        environment: itself, its id, or a function that makes one.
+        action_masks: whether only actions are taken that it allows; None is where it tells which.
+    """
+
+    def __init__(self, environment: Any, action_masks: bool | None = False) -> None:
         self._env = _opened(environment)
         self._own = self._env is not environment
-        seen = describe_observations(self._env.observation_space)
-        self._seen, self._actions = seen, describe_actions(self._env.action_space)
+        try:
+            self._describe(action_masks)
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, action_masks: bool | None) -> None:
+        self._actions = describe_actions(self._env.action_space)
         if self._actions.num is None:
             raise ControlError(
                 f"{self._env} has actions that are vectors, and `learn` chooses among finitely many; use bayesrl.fit "
                 "with GymnasiumSource"
             )
+        space = self._env.observation_space
+        self._within = action_masks is not False and mask_of(space, self._actions)
+        seen = self._seen = describe_observations(without_mask(space) if self._within else space)
         self.num_actions, self.num_observations = self._actions.num, seen.num
         spec = getattr(self._env, "spec", None)
         self.name = getattr(spec, "id", type(self._env).__name__)
@@ -81,7 +96,21 @@ class GymnasiumWorld(World):
             self.options["wrappers"] = ", ".join(around)
         limit = time_limit(self._env)
         self.max_steps = MOST_STEPS if limit is None else limit
+        self.masked = action_masks is not False and (self._within or self._tells_masks())
+        if action_masks and not self.masked:
+            raise ControlError(
+                f"action_masks=True, and {self.name} tells none: neither in a Dict observation, nor in "
+                f"info['{MASK}'], nor by a method {METHOD}; leave action_masks out"
+            )
         self._know(limit)
+
+    def _tells_masks(self) -> bool:
+        """Whether a mask is told beside observations, after a reset."""
+        seen, info = self._env.reset(seed=0)
+        told = told_mask(self._env, seen, info, within=False)
+        if told is not None:
+            flags_of(told, self._actions, self.name)
+        return told is not None
 
     def _know(self, limit: int | None) -> None:
         """Find the optimum, or the reason why nobody knows it."""
@@ -89,7 +118,7 @@ class GymnasiumWorld(World):
             return
         try:
             model = published(self._env)
-            tables = as_tables(self._env, model, discount=1.0, horizon=limit)
+            tables = as_tables(self._env, model, discount=1.0, horizon=limit, masked=self.masked)
             self.optimum = float(soft_value_iteration(tables, 0.0).objective)
         except ControlError as error:
             self.unknown = str(error)
@@ -102,20 +131,25 @@ class GymnasiumWorld(World):
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Reset, by a seed that the key gives."""
         seed = int(_generator(key).integers(2**31 - 1))
-        return self._taken(self._env.reset(seed=seed)[0])
+        seen, info = self._env.reset(seed=seed)
+        return self._taken(seen, info)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Take a step."""
-        seen, reward, terminated, truncated, _ = self._env.step(self._actions.one(action))
-        return self._taken(seen), float(reward), bool(terminated), bool(truncated)
+        seen, reward, terminated, truncated, info = self._env.step(self._actions.one(action))
+        return self._taken(seen, info), float(reward), bool(terminated), bool(truncated)
 
     def close(self) -> None:
         """Close the environment, unless it came open."""
         if self._own:
             self._env.close()
 
-    def _taken(self, seen: Any) -> np.ndarray:
+    def _taken(self, seen: Any, info: Any) -> np.ndarray:
         count = self.num_observations
+        if self.masked:
+            mask = told_mask(self._env, seen, info, within=self._within)
+            # Where an environment tells none, all actions are allowed.
+            self.allowed = flags_of(np.ones(self.num_actions) if mask is None else mask, self._actions, self.name)
         try:
             told = np.asarray(self._seen.one(seen))
         except (TypeError, ValueError, LookupError):
@@ -133,9 +167,10 @@ class ProgramWorld(World):
     Args:
         environment: the program.
         max_steps: the longest episode.
+        action_masks: whether only actions are taken that it allows; by default where it tells which.
     """
 
-    def __init__(self, environment: Environment, max_steps: int) -> None:
+    def __init__(self, environment: Environment, max_steps: int, action_masks: bool | None = None) -> None:
         self.name = type(environment).__name__
         self.num_observations, self.max_steps = environment.num_observations, max_steps
 
@@ -146,29 +181,41 @@ class ProgramWorld(World):
         def look(key: PRNGKey) -> Any:
             with handlers.block(), handlers.seed(rng_seed=key):
                 state = environment.reset()
-                prior = environment.prior(environment.observe(state))
+                seen = environment.observe(state)
+                prior = environment.prior(seen)
             if not prior.has_enumerate_support or prior.event_shape or prior.batch_shape:
                 raise ControlError(
                     f"{type(environment).__name__} draws actions from {type(prior).__name__}, and `learn` chooses "
                     "among finitely many; use bayesrl.fit with a Rollout"
                 )
-            return prior.enumerate_support(), told(state)
+            return prior.enumerate_support(), told(state), environment.allowed(seen)
 
         # Looked at and not run, so that nothing is compiled for it.
-        actions, seen = jax.eval_shape(look, key_of_nothing())
+        actions, seen, allowed = jax.eval_shape(look, key_of_nothing())
         self.num_actions = int(actions.shape[0])
+        self.masked = masked = allowed is not None and action_masks is not False
+        if (action_masks and not masked) or (masked and allowed.shape != (self.num_actions,)):
+            raise ControlError(
+                f"{self.name} tells {'no masks' if allowed is None else f'masks of shape {allowed.shape}'} of its "
+                f"{self.num_actions} actions; {'leave action_masks out' if allowed is None else 'let it tell of each'}"
+            )
+
+        def mask_in(state: Any) -> Any:
+            return environment.allowed(environment.observe(state)) if masked else None
+
         if self.num_observations is None:
             self.shape, self.dtype = tuple(seen.shape), np.float32
 
-        def begin(key: PRNGKey) -> tuple[Any, Any]:
+        def begin(key: PRNGKey) -> tuple[Any, ...]:
             with handlers.block(), handlers.seed(rng_seed=key):
                 state = environment.reset()
-            return state, told(state)
+            return state, told(state), mask_in(state)
 
         def step(key: PRNGKey, state: Any, action: Any) -> tuple[Any, ...]:
             with handlers.block(), handlers.seed(rng_seed=key):
                 outcome = environment.step(state, action)
-            return outcome.state, told(outcome.state), outcome.reward, outcome.terminated, outcome.truncated
+            ends = outcome.terminated, outcome.truncated
+            return outcome.state, told(outcome.state), mask_in(outcome.state), outcome.reward, *ends
 
         self._begin, self._step = compiled(begin, name="reset"), compiled(step, name="play_step")
         self._key, self._state, self._time = key_of_nothing(), None, 0
@@ -176,14 +223,16 @@ class ProgramWorld(World):
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Draw the first state."""
         self._key, self._time = cheap(key), 0
-        self._state, seen = self._begin(fold_in(key, 0))
+        self._state, seen, allowed = self._begin(fold_in(key, 0))
+        self.allowed = None if allowed is None else np.asarray(allowed)
         return np.asarray(seen)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Take a step."""
         self._time += 1
         key = fold_in(self._key, self._time)
-        self._state, seen, reward, *ends = self._step(key, self._state, np.asarray(action, np.int32))
+        self._state, seen, allowed, reward, *ends = self._step(key, self._state, np.asarray(action, np.int32))
+        self.allowed = None if allowed is None else np.asarray(allowed)
         return np.asarray(seen), float(reward), bool(ends[0]), bool(ends[1])
 
 
@@ -242,12 +291,19 @@ class BanditWorld(World):
         return np.asarray(0) if self._seen.size == 0 else self._seen[0], reward, True, False
 
 
-def world_of(environment: Any, max_steps: int | None = None) -> World:
+def world_of(environment: Any, max_steps: int | None = None, *, action_masks: bool | None = None) -> World:
     """Make a world of what users have: a table, a program, a bandit, or a Gymnasium environment or its id.
 
+    Args:
+        environment: what they have.
+        max_steps: the longest episode of a program.
+        action_masks: whether only actions are taken that the environment allows; by default where it tells which.
+
     Raises:
-        ControlError: it is nothing of these.
+        ControlError: it is nothing of these, or has no masks and some are asked for.
     """
+    if action_masks and isinstance(environment, World | TabularMDP | Bandit):
+        raise ControlError(f"action_masks=True, and a {type(environment).__name__} has none; leave action_masks out")
     if isinstance(environment, World):
         return environment
     if isinstance(environment, TabularMDP):
@@ -255,9 +311,9 @@ def world_of(environment: Any, max_steps: int | None = None) -> World:
     if isinstance(environment, Bandit):
         return BanditWorld(environment)
     if isinstance(environment, Environment):
-        return ProgramWorld(environment, 500 if max_steps is None else max_steps)
+        return ProgramWorld(environment, 500 if max_steps is None else max_steps, action_masks)
     if isinstance(environment, str) or callable(environment) or hasattr(environment, "action_space"):
-        return GymnasiumWorld(environment)
+        return GymnasiumWorld(environment, action_masks)
     raise ControlError(
         f"environment={environment!r} cannot be played; pass a TabularMDP, a bandit, an Environment, or a Gymnasium "
         "environment, its id or a function that makes one"
