@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import LanguageModelError
@@ -12,20 +12,39 @@ from bayesrl.lm.tokenizer_files import GENERATION
 IGNORED: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "guidance_scale"), (1, 1.0)),
     **dict.fromkeys(
-        ("min_p", "top_h", "no_repeat_ngram_size", "min_length", "min_new_tokens", "epsilon_cutoff", "eta_cutoff"),
+        (
+            "top_h", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens",
+            "epsilon_cutoff", "eta_cutoff", "penalty_alpha",
+        ),
         (0, 0.0),
     ),
     **dict.fromkeys(
-        ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "forced_bos_token_id"), ([], {})
+        (
+            "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids", "sequence_bias",
+            "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids", "exponential_decay_length_penalty",
+            "stop_strings", "watermarking_config", "dola_layers",
+        ),
+        ([], {}),
     ),
-}
+    "num_beams": (1,),
+}  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
 
+class Settings(NamedTuple):
+    """How a policy draws, by the names of `Sentences`."""
+
+    num_steps: int
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+
+
 def settled(
-    told: Mapping[str, Any], width: int, max_new_tokens: Any, temperature: Any, top_k: Any, top_p: Any
-) -> tuple[int, float, int | None, float]:
+    told: Mapping[str, Any], width: int, *, max_new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any
+) -> Settings:
     """Give the options of sampling: those that were given, else those that the file says, else none.
 
     Where the file says that nothing is drawn (`do_sample` is false), its temperature and truncation say nothing.
@@ -37,6 +56,7 @@ def settled(
         temperature: the same.
         top_k: the same; 0 is all.
         top_p: the same.
+        min_p: the same.
 
     Raises:
         LanguageModelError: nobody says how much is to be written, or the file says what cannot be.
@@ -61,6 +81,9 @@ def settled(
     if top_p is None:
         top_p = _or(drawn.get("top_p"), 1.0)
         _fits("top_p", top_p, is_number(top_p) and 0 < top_p <= 1, "a probability in (0, 1]")
+    if min_p is None:
+        min_p = _or(drawn.get("min_p"), 0.0)
+        _fits("min_p", min_p, is_number(min_p) and 0 <= min_p <= 1, "a number in [0, 1]")
     strange = [f"{name}={told[name]!r:.40}" for name, plain in IGNORED.items() if told.get(name) not in (None, *plain)]
     if strange:
         _log.warning(
@@ -68,7 +91,7 @@ def settled(
             GENERATION,
             ", ".join(strange),
         )
-    return int(max_new_tokens), float(temperature), int(top_k) or None, float(top_p)
+    return Settings(int(max_new_tokens), float(temperature), int(top_k) or None, float(top_p), float(min_p))
 
 
 def _or(value: Any, default: Any) -> Any:

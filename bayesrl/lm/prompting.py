@@ -10,7 +10,7 @@ import numpy as np
 import numpyro
 from jax import Array
 
-from bayesrl.arguments import Count, CountOrNone, Positive, checked, real
+from bayesrl.arguments import Count, CountOrNone, Positive, Share, checked, real
 from bayesrl.core.primitives import reward as reward_site
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints import Pretrained
@@ -57,7 +57,7 @@ class PromptedPolicy:
     @property
     def truncated(self) -> bool:
         """Whether some tokens never follow."""
-        return self.options["top_k"] is not None or self.options["top_p"] < 1
+        return self.options["top_k"] is not None or self.options["top_p"] < 1 or self.options["min_p"] > 0
 
     def read(self, site: str, value: Any) -> str | None:
         """Give the text of a value of a site, for reports; None where it is no text."""
@@ -122,6 +122,7 @@ def policy(
     temperature: Positive | None = None,
     top_k: CountOrNone | None = None,
     top_p: Annotated[float, real(above=0, most=1)] | None = None,
+    min_p: Share | None = None,
     end: bool = True,
 ) -> PromptedPolicy:
     """Make a policy of a language model: π₀(x | prompt) over what it writes, with rewards for it.
@@ -138,10 +139,11 @@ def policy(
         tokenizer: of the model, where `model` brings none.
         metrics: what is told of the completions beside the reward, by name, in the same ways.
         batch_size: prompts that each step sees; by default all.
-        temperature: divides the logits of both policies. It is part of the distribution, as are the next two; each is
+        temperature: divides the logits of both policies. It is part of the distribution, as are the next three; each is
             by default what the model's generation_config.json says for sampling, else such that it changes nothing.
         top_k: only so many of the likeliest tokens may follow; 0 is all.
         top_p: only the likeliest tokens that together have this probability may follow. The reference decides which.
+        min_p: only tokens may follow whose probability is at least this share of that of the likeliest.
         end: whether a text ends at any of the tokenizer's `ends`; otherwise `max_new_tokens` are always written.
 
     Raises:
@@ -176,8 +178,16 @@ def policy(
     came = model.generation if isinstance(model, Pretrained) else {}
     told_of = came or (tokenizer.generation if tokenizer is not None else {})
     width = asked.tokens.shape[1]
-    max_new_tokens, temperature, top_k, top_p = settled(told_of, width, max_new_tokens, temperature, top_k, top_p)
-    _check_fit(reference, tokenizer, asked, max_new_tokens)
+    settings = settled(
+        told_of,
+        width,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
+    _check_fit(reference, tokenizer, asked, settings.num_steps)
     given = reward if isinstance(reward, Mapping) else {"reward": reward}
     if not given:
         raise LanguageModelError("reward={} names no reward; pass at least one")
@@ -187,14 +197,7 @@ def policy(
         raise LanguageModelError(f"the name {repeated[0]!r} is taken; give the reward or metric another")
     ends = tokenizer.ends if tokenizer is not None and end else ()
     pad = tokenizer.pad if tokenizer is not None else None
-    options = {
-        "num_steps": max_new_tokens,
-        "end": ends[0] if len(ends) == 1 else ends or None,
-        "pad": pad,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-    }
+    options = {**settings._asdict(), "end": ends[0] if len(ends) == 1 else ends or None, "pad": pad}
     source = model if isinstance(model, Pretrained) else None
     return PromptedPolicy(reference, tokenizer, asked, named, told, batch_size, options, source)
 

@@ -15,7 +15,7 @@ from jax import Array, lax
 from numpyro.distributions import constraints
 
 from bayesrl.annotations import Must, are_numbers
-from bayesrl.arguments import Count, CountOrNone, FlagsOrNone, Positive, checked, real
+from bayesrl.arguments import Count, CountOrNone, FlagsOrNone, Positive, Share, checked, real
 from bayesrl.core.sampling import draw_category
 from bayesrl.errors import LanguageModelError
 from bayesrl.typing import PRNGKey
@@ -94,7 +94,8 @@ class Sentences(dist.Distribution):
 
     log p(x | prompt) = Σ_t log softmax(f(prompt, x_<t) / temperature)[x_t], the sum going up to and including the
     token that ends the text; `pad` follows it and counts nothing. Truncation to the `top_k` likeliest tokens, or to
-    the likeliest that together have probability `top_p`, belongs to the distribution: what is drawn is what is scored.
+    the likeliest that together have probability `top_p`, or to those of at least `min_p` times the probability of the
+    likeliest, belongs to the distribution: what is drawn is what is scored.
 
     Args:
         model: a causal language model.
@@ -106,6 +107,7 @@ class Sentences(dist.Distribution):
         temperature: divides the logits; above 0.
         top_k: how many tokens may follow, or None for all.
         top_p: probability of the tokens that may follow, in (0, 1].
+        min_p: least probability of a token that may follow, as a share of that of the likeliest, in [0, 1].
         within: the model whose truncation counts, where that is not `model` itself. A fitted policy keeps to
             the tokens of its reference, lest the KL be infinite.
 
@@ -124,12 +126,13 @@ class Sentences(dist.Distribution):
         ((10, 1, 3), (10, 1), (10, 1, 3))
 
     References:
-        Holtzman, Buys, Du, Forbes & Choi (2020), "The curious case of neural text degeneration", for top-p.
+        Holtzman, Buys, Du, Forbes & Choi (2020), "The curious case of neural text degeneration", for top-p; Nguyen,
+        Baker, Neo, Roush, Kirsch & Shwartz-Ziv (2025), "Turning up the heat: min-p sampling", equation 2.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's own form)
     pytree_data_fields = ("model", "prompt", "real", "within")
-    pytree_aux_fields = ("num_steps", "end", "pad", "temperature", "top_k", "top_p")
+    pytree_aux_fields = ("num_steps", "end", "pad", "temperature", "top_k", "top_p", "min_p")
     guide_remedy = "pass guide=bayesrl.lm.LoRA(rank=8), or guide=bayesrl.lm.FullParameters()"
 
     def __init__(
@@ -144,6 +147,7 @@ class Sentences(dist.Distribution):
         temperature: Positive = 1.0,
         top_k: Count | None = None,
         top_p: Annotated[float, real(above=0, most=1)] = 1.0,
+        min_p: Share = 0.0,
         within: Annotated[Any, _IS_MODEL] | None = None,
     ) -> None:
         self.model, self.within = model, within
@@ -152,7 +156,7 @@ class Sentences(dist.Distribution):
         self.num_steps, self.end = num_steps, end
         first = end[0] if isinstance(end, tuple) and end else end
         self.pad = pad if pad is not None else (first if isinstance(first, int) else 0)
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
         longest = model.config.max_length
         if self.prompt.shape[-1] + num_steps > longest + 1:
             raise LanguageModelError(
@@ -282,9 +286,9 @@ class Sentences(dist.Distribution):
     def _limited(self, hidden: list[Array]) -> Array:
         """Give logits at the temperature, −inf for tokens that the truncation leaves out."""
         logits = [model.logits(h) / self.temperature for model, h in zip(self._models, hidden, strict=True)]
-        if self.top_k is None and self.top_p >= 1:
+        if self.top_k is None and self.top_p >= 1 and self.min_p <= 0:
             return logits[0]
-        return jnp.where(allowed(logits[-1], self.top_k, self.top_p), logits[0], _NEVER)
+        return jnp.where(allowed(logits[-1], self.top_k, self.top_p, self.min_p), logits[0], _NEVER)
 
     # ---- many --------------------------------------------------------------------------------
 
@@ -303,15 +307,20 @@ class Sentences(dist.Distribution):
         return result.reshape(*shape, *result.shape[2:])
 
 
-def allowed(logits: Array, top_k: int | None, top_p: float) -> Array:
+def allowed(logits: Array, top_k: int | None, top_p: float, min_p: float) -> Array:
     """Tell which tokens a truncation lets follow, [..., V]; the likeliest always may.
 
     Args:
         logits: at the temperature that tokens are drawn at, [..., V].
         top_k: how many tokens may follow; ties are let in.
         top_p: the least probability that the tokens which may follow have together.
+        min_p: the least probability of each, as a share of that of the likeliest.
     """
     fine = jnp.ones(logits.shape, bool)
+    if min_p > 0:
+        fine &= logits >= logits.max(-1, keepdims=True) + math.log(min_p)
+    if top_k is None and top_p >= 1:
+        return fine
     ordered = jnp.flip(jnp.sort(logits, axis=-1), -1)
     if top_k is not None and top_k < logits.shape[-1]:
         fine &= logits >= ordered[..., top_k - 1, None]

@@ -204,25 +204,29 @@ def test_bytes_and_characters_are_coded_alike_behind_others() -> None:
 
 def options(generation: dict[str, Any], **given: Any) -> dict[str, Any]:
     made = lm.policy(model(lm.characters("abc"), generation=generation), ["a"], reward=len, **given)
-    names = ("num_steps", "temperature", "top_k", "top_p")
+    names = ("num_steps", "temperature", "top_k", "top_p", "min_p")
     return {name: made.options[name] for name in names}
 
 
 @pytest.mark.parametrize(
     ("generation", "given", "wanted"),
     [
-        ({"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 3, "do_sample": True}, {}, (3, 0.6, None, 0.9)),
-        ({"temperature": 0.6, "top_k": 2, "max_new_tokens": 3}, {}, (3, 0.6, 2, 1.0)),
-        ({"temperature": 0.6, "top_k": 2, "max_new_tokens": 3, "do_sample": False}, {}, (3, 1.0, None, 1.0)),
-        ({"max_length": 8}, {}, (7, 1.0, None, 1.0)),
-        ({"max_length": 8, "max_new_tokens": 2}, {}, (2, 1.0, None, 1.0)),
-        ({"temperature": None, "top_k": 0, "max_new_tokens": 3}, {}, (3, 1.0, None, 1.0)),
+        ({"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 3, "do_sample": True}, {}, (3, 0.6, None, 0.9, 0.0)),
+        ({"temperature": 0.6, "top_k": 2, "max_new_tokens": 3}, {}, (3, 0.6, 2, 1.0, 0.0)),
+        ({"temperature": 0.6, "top_k": 2, "max_new_tokens": 3, "do_sample": False}, {}, (3, 1.0, None, 1.0, 0.0)),
+        ({"max_length": 8}, {}, (7, 1.0, None, 1.0, 0.0)),
+        ({"max_length": 8, "max_new_tokens": 2}, {}, (2, 1.0, None, 1.0, 0.0)),
+        ({"temperature": None, "top_k": 0, "max_new_tokens": 3}, {}, (3, 1.0, None, 1.0, 0.0)),
         (
             {"temperature": 0.6, "top_k": 2, "top_p": 0.5, "max_new_tokens": 3},
             {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 5},
-            (5, 1.0, None, 1.0),
+            (5, 1.0, None, 1.0, 0.0),
         ),
-        ({}, {"max_new_tokens": 4, "top_k": 3}, (4, 1.0, 3, 1.0)),
+        ({}, {"max_new_tokens": 4, "top_k": 3}, (4, 1.0, 3, 1.0, 0.0)),
+        ({"min_p": 0.05, "temperature": 1.5, "max_new_tokens": 3}, {}, (3, 1.5, None, 1.0, 0.05)),
+        ({"min_p": 0.05, "max_new_tokens": 3}, {"min_p": 0.0}, (3, 1.0, None, 1.0, 0.0)),
+        ({"min_p": 0.05, "max_new_tokens": 3, "do_sample": False}, {}, (3, 1.0, None, 1.0, 0.0)),
+        ({"min_p": None, "max_new_tokens": 3}, {"min_p": 0.2, "top_p": 0.5}, (3, 1.0, None, 0.5, 0.2)),
     ],
 )
 def test_settings_of_sampling_are_defaults(generation: Any, given: Any, wanted: tuple[Any, ...]) -> None:
@@ -230,12 +234,24 @@ def test_settings_of_sampling_are_defaults(generation: Any, given: Any, wanted: 
 
 
 def test_settings_that_are_no_part_of_a_policy_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    plain = {"repetition_penalty": 1.0, "min_p": 0, "suppress_tokens": None, "transformers_version": "5"}
+    plain = {
+        "repetition_penalty": 1.0,
+        "typical_p": 1,
+        "suppress_tokens": None,
+        "num_beams": 1,
+        "transformers_version": "5",
+    }
     with caplog.at_level(logging.WARNING):
         options(plain, max_new_tokens=2)
         assert caplog.text == ""
-        options({**plain, "repetition_penalty": 1.05, "min_p": 0.1}, max_new_tokens=2)
-    assert "repetition_penalty=1.05, min_p=0.1, which are no part of a policy's distribution" in caplog.text
+        changing = {
+            "repetition_penalty": 1.05, "typical_p": 0.9, "no_repeat_ngram_size": 3, "bad_words_ids": [[3]],
+            "forced_eos_token_id": 1, "stop_strings": ["b"], "num_beams": 4,
+        }  # fmt: skip
+        options({**plain, **changing}, max_new_tokens=2)
+    for name, value in changing.items():
+        assert f"{name}={value!r}" in caplog.text
+    assert "which are no part of a policy's distribution" in caplog.text
     for told, message in (
         ({}, "got no max_new_tokens, and the model has no generation_config.json"),
         ({"max_new_tokens": 0}, "generation_config.json sets max_new_tokens=0; set a whole number of at least 1"),
@@ -244,6 +260,7 @@ def test_settings_that_are_no_part_of_a_policy_are_told(caplog: pytest.LogCaptur
             "sets temperature=0; set a number above 0 there, or pass temperature=",
         ),
         ({"max_new_tokens": 2, "top_p": 2}, r"sets top_p=2; set a probability in \(0, 1\]"),
+        ({"max_new_tokens": 2, "min_p": 2}, r"sets min_p=2; set a number in \[0, 1\]"),
         ({"max_new_tokens": 2, "top_k": "all"}, "sets top_k='all'; set a whole number, 0 for all"),
     ):
         with pytest.raises(LanguageModelError, match=message):

@@ -34,7 +34,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ends": {"end": (1, 4), "pad": 0},
     "top_k": {"top_k": 2},
     "top_p": {"top_p": 0.7, "end": 1},
-    "everything": {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "end": 1, "pad": 2},
+    "min_p": {"min_p": 0.3},
+    "everything": {"temperature": 0.7, "top_k": 4, "top_p": 0.95, "min_p": 0.15, "end": 1, "pad": 2},
 }
 
 
@@ -81,14 +82,14 @@ def scored(name: str) -> tuple[Array, np.ndarray]:
     return every, np.asarray(by_step(sentences, every), float)
 
 
-def may_follow(log_probs: np.ndarray, top_k: int | None, top_p: float) -> np.ndarray:
+def may_follow(log_probs: np.ndarray, top_k: int | None, top_p: float, min_p: float) -> np.ndarray:
     """Which tokens a truncation leaves, one at a time from the likeliest on."""
     order = np.argsort(-log_probs)[:top_k]
     shares = np.exp(log_probs[order])
     shares /= shares.sum()
     kept, mass = [], 0.0
     for token, share in zip(order, shares, strict=True):
-        if mass >= top_p:
+        if mass >= top_p or share < min_p * shares[0]:
             break
         kept.append(token)
         mass += share
@@ -106,7 +107,7 @@ def plain_loop(model: Any, prompt: list[int], tokens: list[int], options: dict[s
         seen = jnp.array(prompt + tokens[:step])
         logits = np.asarray(model(seen)[-1], float) / options.get("temperature", 1.0)
         log_probs = logits - np.log(np.exp(logits).sum())
-        fine = may_follow(log_probs, options.get("top_k"), options.get("top_p", 1.0))
+        fine = may_follow(log_probs, options.get("top_k"), options.get("top_p", 1.0), options.get("min_p", 0.0))
         log_probs = np.where(fine, log_probs - np.log(np.exp(log_probs[fine]).sum()), -np.inf)
         found.append(float(log_probs[token]))
         done = token in ends
@@ -342,6 +343,7 @@ def test_it_is_a_distribution_of_numpyro(model: GPT2) -> None:
         ({"top_k": 0}, "top_k=0; use a whole number of at least 1, or None"),
         ({"top_p": 0.0}, "top_p=0.0; use a number of at most 1 and above 0"),
         ({"top_p": 1.2}, "top_p=1.2"),
+        ({"min_p": 1.5}, "min_p=1.5"),
         ({"num_steps": 7}, "prompts of 3 tokens and 7 new ones exceed the model's context of 8"),
     ],
 )
