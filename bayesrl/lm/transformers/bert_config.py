@@ -12,7 +12,7 @@ from bayesrl.lm.transformers.causal import Config
 from bayesrl.lm.transformers.defaults import completed
 from bayesrl.lm.transformers.layers import activation
 from bayesrl.lm.transformers.rope import Rope
-from bayesrl.lm.transformers.stored import optional, refuse, required
+from bayesrl.lm.transformers.stored import agreed, optional, refuse, required
 
 PROBLEMS = ONE_LABEL, SEVERAL_LABELS, REGRESSION = (
     "single_label_classification",
@@ -248,6 +248,10 @@ _MODERN = {
 def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
     """Read what only ModernBERT has."""
     told = json.get("rope_parameters") or {}
+    if not isinstance(told, Mapping) or (told and not {FULL, SLIDING} & set(told)):
+        refuse(json, "rope_parameters", {FULL: {}, SLIDING: {}})
+    if not told:
+        refuse(json, "rope_scaling", {}, {"rope_type": "default"}, {"type": "default"})
     ropes = [
         Rope.from_json({}, told={"rope_theta": optional(json, name, theta), **(told.get(kind) or {})})
         for kind, name, theta in ((FULL, "global_rope_theta", 160000.0), (SLIDING, "local_rope_theta", 10000.0))
@@ -259,6 +263,7 @@ def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
             f"config.json of a 'modernbert' model sets local_attention={near!r} and global_attn_every_n_layers="
             f"{period!r}; use whole numbers of at least 2 and 1"
         )
+    agreed({**json, "half of local_attention": near // 2}, "half of local_attention", "sliding_window", None)
     if kinds is None:
         kinds = [SLIDING if layer % int(period) else FULL for layer in range(depth)]
     if not (isinstance(kinds, list) and len(kinds) == depth and set(kinds) <= {SLIDING, FULL}):

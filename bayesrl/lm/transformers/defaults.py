@@ -108,6 +108,8 @@ def completed(json: Mapping[str, Any]) -> dict[str, Any]:
     """Give a config.json with one name for each setting, and with defaults for those that it leaves out."""
     family = json["model_type"]
     names = ALIASES.get(family, {})
-    told = {key: value for key, value in json.items() if key not in names}
+    # A family with another name for the activation does not read the common one, which some files hold beside it.
+    unread = ("hidden_act",) if "hidden_activation" in names else ()
+    told = {key: value for key, value in json.items() if key not in (*names, *unread)}
     told |= {names[key]: value for key, value in json.items() if key in names and value is not None}
     return {**DEFAULTS[family], **told}

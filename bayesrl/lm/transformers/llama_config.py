@@ -12,7 +12,7 @@ from bayesrl.lm.transformers.decoder import DecoderConfig
 from bayesrl.lm.transformers.defaults import DEFAULTS, completed
 from bayesrl.lm.transformers.layers import activation
 from bayesrl.lm.transformers.rope import Rope
-from bayesrl.lm.transformers.stored import optional, refuse, required
+from bayesrl.lm.transformers.stored import agreed, optional, refuse, required
 
 _PLAIN = Rope()
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -334,13 +334,21 @@ def _ropes(json: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
     """Read how positions turn, and how in layers with a window where that is told apart."""
     told = json.get("rope_parameters")
     by_kind = isinstance(told, Mapping) and (FULL in told or SLIDING in told)
+    if json["model_type"] == "gemma3_text" and told and not by_kind:
+        raise LanguageModelError(
+            f"config.json of a 'gemma3_text' model sets rope_parameters={told!r:.200}, and transformers reads nothing "
+            f"there but what stands under {FULL!r} and {SLIDING!r}; put the parameters of each kind of layer there"
+        )
     if json["model_type"] == "gemma3_text" or by_kind:
         kinds = told if isinstance(told, Mapping) and by_kind else {}
-        whole = kinds.get(FULL) or json.get("rope_scaling") or ({} if by_kind else told) or {}
+        whole = kinds.get(FULL) or json.get("rope_scaling") or {}
         local = {"rope_theta": json.get("rope_local_base_freq") or 10000.0, **(kinds.get(SLIDING) or {})}
         return Rope.from_json(json, told=whole, theta=1e6), Rope.from_json({}, told=local)
     if json["model_type"] == "gpt_neox":
-        return Rope.from_json(json, theta=json.get("rotary_emb_base") or 10000.0, share=json["rotary_pct"]), None
+        if told:
+            return Rope.from_json(json, theta=json.get("rotary_emb_base") or 10000.0, share=json["rotary_pct"]), None
+        theta = agreed(json, "rotary_emb_base", "rope_theta", 10000)
+        return Rope.from_json(json, theta=theta, share=agreed(json, "rotary_pct", "partial_rotary_factor", 0.25)), None
     return Rope.from_json(json), None
 
 

@@ -65,6 +65,21 @@ def optional(json: Mapping[str, Any], key: str, default: Any) -> Any:
     return default if value is None else value
 
 
+def agreed(json: Mapping[str, Any], key: str, other: str, default: Any) -> Any:
+    """Read a setting that has two names, of which versions of transformers read one or the other.
+
+    Raises:
+        LanguageModelError: the two say different things.
+    """
+    value = optional(json, key, default)
+    if optional(json, other, value) != value:
+        raise LanguageModelError(
+            f"config.json of a {json.get('model_type')!r} model sets {other}={json[other]!r} where {key} is {value!r}, "
+            "and versions of transformers read the one or the other; set both to what the model was trained with"
+        )
+    return value
+
+
 def refuse(json: Mapping[str, Any], key: str, *accepted: Any) -> None:
     """Refuse a setting that would change what the model computes and is not implemented.
 
