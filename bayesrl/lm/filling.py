@@ -149,7 +149,7 @@ def named_arrays(model: Transformer) -> dict[str, np.ndarray]:
     """Give the arrays of a model by their names in a checkpoint.
 
     Raises:
-        LanguageModelError: the model has arrays that a checkpoint has no place for.
+        LanguageModelError: the model has arrays that a checkpoint has no place for, or that are no floats.
     """
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
@@ -162,4 +162,7 @@ def named_arrays(model: Transformer) -> dict[str, np.ndarray]:
             "for; pass bayesrl.lm.transformers.merged(model), which adds low-rank paths to the weights"
         )
     arrays = {stored.name: leaves[stored.path].T if stored.transposed else leaves[stored.path] for stored in places}
+    odd = [f"{name} ({array.dtype})" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)]
+    if odd:
+        raise LanguageModelError(f"the model has {some(odd)}, and weights are floats; make them anew, say in float32")
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

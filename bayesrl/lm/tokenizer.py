@@ -32,6 +32,9 @@ from bayesrl.lm.tokenizer_files import (
     without_blank,
 )
 
+_TRIED = 16
+"""So many words are looked at, to see whether a decoder puts blanks between them."""
+
 
 @checked(LanguageModelError)
 @dataclass(frozen=True, eq=False)
@@ -160,7 +163,8 @@ class Tokenizer:
             rows: lists or arrays of token ids.
             skip_special: whether special tokens, padding among them, are left out.
             continues: whether rows stand behind other text, such as their prompts: then a blank that they begin with
-                stays, which tokenizers like Llama 2's drop from the beginning of a text.
+                stays, which tokenizers like Llama 2's drop from the beginning of a text, and those of BERT's kind put
+                between words.
 
         Raises:
             LanguageModelError: `rows` is a single row.
@@ -179,12 +183,15 @@ class Tokenizer:
     def _anchor(self) -> tuple[int, str] | None:
         """Give a word, and its text, that others may be decoded behind; None where a text's beginning loses nothing."""
         added = self._bare.get_added_tokens_decoder()
-        words = (index for piece, index in self._bare.get_vocab().items() if piece.startswith("\u2581"))
-        word = min((index for index in words if index not in added), default=None)
-        if word is None:
-            return None
-        once, twice = self._bare.decode_batch([[word], [word, word]])
-        return (word, once) if len(twice) > 2 * len(once) and twice.startswith(once) else None
+        pieces = sorted((index, piece) for piece, index in self._bare.get_vocab().items() if index not in added)
+        marked = [index for index, piece in pieces if piece.startswith("\u2581")]
+        plain = [index for index, piece in pieces if piece.isalnum()]
+        # Blanks belong to pieces that are marked by one; elsewhere a decoder may put them between words.
+        for word in [*marked[:1], *plain[:_TRIED]]:
+            once, twice = self._bare.decode_batch([[word], [word, word]])
+            if len(twice) > 2 * len(once) and twice.startswith(once):
+                return word, once
+        return None
 
     @cached_property
     def _behind(self) -> Any:

@@ -26,12 +26,19 @@ def arrays_of(*paths: Path) -> Iterator[tuple[str, Any]]:
     """Read the arrays of files, one after another.
 
     Raises:
-        LanguageModelError: a file is damaged.
+        LanguageModelError: a file is damaged, or two hold an array of one name.
     """
+    held: dict[str, Path] = {}
     for path in paths:
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118
+                    if name in held:
+                        raise LanguageModelError(
+                            f"{path} holds {name}, and so does {held[name].name}: one of the two is of another model or "
+                            "of an earlier one; copy them anew"
+                        )
+                    held[name] = path
                     yield name, _tensor(path, file, name)
         except (OSError, SafetensorError) as error:
             raise LanguageModelError(
