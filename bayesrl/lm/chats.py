@@ -12,6 +12,8 @@ from bayesrl.lm.tokenizer_files import text_of
 
 MESSAGES = "messages"
 
+_HERE = "HERE-THE-ANSWER-GOES-ON "
+
 
 def is_conversation(value: Any) -> bool:
     """Tell whether something is a list of messages: mappings with a role."""
@@ -85,12 +87,15 @@ def rendered(
     names = [*tokenizer.special_map.items(), *tokenizer.config.items()]
     tokens = {key: text_of(value) for key, value in names if key.endswith("_token") and text_of(value) is not None}
     tokens |= {f"{name}_token": tokenizer.core.id_to_token(index) for name, index in tokenizer.special.items()}
-    last = messages[-1]
-    goes_on = last["role"] == "assistant" and not answered
+    # A key without a value would be written as "None" by templates that only ask whether it is there.
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    goes_on = messages[-1]["role"] == "assistant" and not answered
+    if goes_on:
+        messages[-1] = _marked(messages[-1])
     told = {
         **tokens,
         **(record.get("chat_template_kwargs") or {}),
-        "messages": list(messages),
+        "messages": messages,
         "tools": record.get("tools"),
         "documents": record.get("documents"),
         "add_generation_prompt": not answered and not goes_on,
@@ -106,10 +111,24 @@ def rendered(
         ) from error
     if not goes_on:
         return text
-    end = str(last.get("content", "")).strip()
-    if end not in text:
+    place = text.rfind(_HERE.strip())
+    if place < 0:
         raise LanguageModelError("the chat template leaves the last message out, so that nothing can go on with it")
-    return text[: text.rindex(end) + len(end)]
+    # Where a template takes blanks from the end of a message, it took that of the mark.
+    return text[:place] if text[place:].startswith(_HERE) else text[:place].rstrip()
+
+
+def _marked(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Mark the end of what a message says, to find it again in the text of the conversation."""
+    said = message.get("content", "")
+    if isinstance(said, str):
+        return {**message, "content": said + _HERE}
+    blocks = [dict(block) if isinstance(block, Mapping) else block for block in said] if isinstance(said, list) else []
+    last = next((block for block in reversed(blocks) if isinstance(block, dict) and "text" in block), None)
+    if last is None:
+        raise LanguageModelError(f"the last message says {said!r:.60}, which is no text that could be gone on with")
+    last["text"] = f"{last['text']}{_HERE}"
+    return {**message, "content": blocks}
 
 
 def _chosen(template: Any, tools: bool) -> str:
@@ -151,8 +170,10 @@ def _compiled(template: str) -> Any:
     def refuse(message: str) -> NoReturn:
         raise LanguageModelError(f"the chat template refuses the conversation: {message}")
 
-    def as_json(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def as_json(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     space = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]

@@ -20,6 +20,8 @@ from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.tokenizer_files import (
     CONFIG,
     GENERATION,
+    MORE_TEMPLATES,
+    OLD_TEMPLATE,
     SPECIAL,
     TEMPLATE,
     TOKENIZER,
@@ -219,6 +221,8 @@ def _folder(source: str | Path, revision: str | None) -> Path:
         TOKENIZER_CONFIG,
         SPECIAL,
         TEMPLATE,
+        OLD_TEMPLATE,
+        f"{MORE_TEMPLATES}/*.jinja",
         "model*.safetensors",
         INDEX,
     ]

@@ -27,6 +27,7 @@ from bayesrl.lm.tokenizer_files import (
     read_json,
     refuse_unknown,
     special_id,
+    template_of,
     text_of,
     with_added,
     without_blank,
@@ -278,11 +279,8 @@ class Tokenizer:
         refuse_unknown(core, named, path)
         numbered = [read_json(path / name) or {} for name in (GENERATION, CONFIG)]
         config = dict(named[0])
-        try:
-            template = content_of(path / TEMPLATE)
-            config |= {} if template is None else {"chat_template": template.decode()}
-        except ValueError as error:
-            raise LanguageModelError(f"cannot read {path / TEMPLATE}: {error}; it is damaged: copy it anew") from error
+        template = template_of(path, config.get("chat_template"))
+        config |= {} if template is None else {"chat_template": template}
         special = {name: special_id(core, name, named, numbered) for name in ("eos", "pad", "bos")}
         return cls(core, **special, config=config, generation=numbered[0], special_map=named[1])
 

@@ -10,7 +10,7 @@ from bayesrl.files import schemas
 from bayesrl.files.plain import read
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, OLD_TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 GENERATION, CONFIG = "generation_config.json", "config.json"
 
 
@@ -42,6 +42,37 @@ def content_of(path: Path, most: int | None = None) -> bytes | None:
         return read(path, most=most, linked=True)
     except RunFolderError as error:
         raise LanguageModelError(str(error)) from error
+
+
+def template_of(path: Path, otherwise: Any) -> Any:
+    """Read the chat template of a folder: a text, or a list of several by name; None where there is none.
+
+    What has a file of its own comes before what tokenizer_config.json tells.
+
+    Args:
+        path: the folder.
+        otherwise: what tokenizer_config.json tells.
+
+    Raises:
+        LanguageModelError: a file is no text.
+    """
+    found: dict[str, Path] = {one.stem: one for one in sorted((path / MORE_TEMPLATES).glob("*.jinja"))}
+    if (path / TEMPLATE).is_file():
+        found = {"default": path / TEMPLATE, **found}
+    try:
+        told = {name: (content_of(file) or b"").decode() for name, file in found.items()}
+    except ValueError as error:
+        raise LanguageModelError(
+            f"cannot read a chat template of {path}: {error}; it is damaged: copy it anew"
+        ) from error
+    if "default" not in told:
+        plain = otherwise if otherwise is not None else (read_json(path / OLD_TEMPLATE) or {}).get("chat_template")
+        if not told or isinstance(plain, list):
+            return plain
+        told |= {"default": plain} if isinstance(plain, str) else {}
+    if list(told) == ["default"]:
+        return told["default"]
+    return [{"name": name, "template": template} for name, template in told.items()]
 
 
 def with_added(core: Any, told: Mapping[str, Any], path: Path) -> Any:

@@ -35,8 +35,8 @@ def arrays_of(*paths: Path) -> Iterator[tuple[str, Any]]:
                 for name in file.keys():  # noqa: SIM118
                     if name in held:
                         raise LanguageModelError(
-                            f"{path} holds {name}, and so does {held[name].name}: one of the two is of another model or "
-                            "of an earlier one; copy them anew"
+                            f"{path} holds {name}, and so does {held[name].name}: one of the two is of another model, "
+                            "or of an earlier one; copy them anew"
                         )
                     held[name] = path
                     yield name, _tensor(path, file, name)

@@ -130,6 +130,83 @@ def test_conversations_that_cannot_be_written() -> None:
             lm.prompts([[USER]], Tokenizer(words("first").core, eos=1, config={"chat_template": template}))
 
 
+def written(template: Any, messages: list[Any], **record: Any) -> str:
+    ours = Tokenizer(words("first").core, eos=1, config={"chat_template": template})
+    return chats.rendered(ours, messages, record)
+
+
+SAYS = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "text"),
+    [
+        ("{{ messages[0] | tojson(ensure_ascii=True) }}", [{"role": "é"}], '{"role": "\\u00e9"}'),
+        ("{{ messages[0] | tojson(separators=(',', ':')) }}", [{"role": "é", "a": 1}], '{"role":"é","a":1}'),
+        ("{{ messages[0] | tojson(sort_keys=True) }}", [{"role": "b", "a": [1.0]}], '{"a": [1.0], "role": "b"}'),
+        ("{{ messages[0] | tojson(indent=1) }}", [{"role": "<b>"}], '{\n "role": "<b>"\n}'),
+        ("{{ messages[0] | tojson(False, 1, (',', ':'), True) }}", [{"role": "b", "a": 0}], '{\n "a":0,\n "role":"b"\n}'),
+        (SAYS, [USER, {"role": "assistant", "content": None, "tool_calls": [1]}, {"role": "tool", "content": "r"}], "[hi][][r]"),
+        ("{{ 'tool_calls' in messages[0] }}", [{"role": "user", "content": "x", "tool_calls": None}], "False"),
+        (SAYS, [USER, {"role": "assistant", "content": "yes "}], "[hi][yes "),
+        ("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", [USER, {"role": "assistant", "content": "yes "}], "[hi][yes"),
+        (SAYS, [{"role": "user", "content": "yes"}, {"role": "assistant", "content": ""}], "[yes]["),
+        (SAYS + "[yes]", [{"role": "user", "content": "yes"}, {"role": "assistant", "content": "yes"}], "[yes][yes"),
+        (
+            "{% for m in messages %}{% for b in m.content %}{{ b.text }};{% endfor %}{% endfor %}",
+            [{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+            "a;b",
+        ),
+    ],
+)  # fmt: skip
+def test_conversations_are_written_as_transformers_writes_them(template: str, messages: Any, text: str) -> None:
+    """Texts as apply_chat_template of transformers 5.24 gives them, a last message of the assistant gone on with."""
+    pytest.importorskip("jinja2")
+    assert written(template, messages) == text
+
+
+def test_messages_that_cannot_be_gone_on_with() -> None:
+    pytest.importorskip("jinja2")
+    for template, said, message in (
+        ("{{ messages[0].content }}", "yes", "leaves the last message out"),
+        (SAYS, 5, "the last message says 5, which is no text"),
+        (SAYS, [{"type": "image"}], "which is no text that could be gone on with"),
+        (SAYS, {"text": "a"}, "which is no text"),
+    ):
+        with pytest.raises(LanguageModelError, match=message):
+            written(template, [USER, {"role": "assistant", "content": said}])
+
+
+@pytest.mark.parametrize(
+    ("files", "told", "wanted", "with_tools"),
+    [
+        ({"chat_template.jinja": "J"}, "C", "J", "J"),
+        ({"chat_template.json": '{"chat_template": "O"}'}, None, "O", "O"),
+        ({"chat_template.json": '{"chat_template": "O"}'}, "C", "C", "C"),
+        ({"chat_template.jinja": "J", "additional_chat_templates/tool_use.jinja": "T"}, None, "J", "T"),
+        ({"chat_template.jinja": "J", "additional_chat_templates/rag.jinja": "R"}, None, "J", "J"),
+        ({"additional_chat_templates/tool_use.jinja": "T"}, "C", "C", "T"),
+        ({}, [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}], "D", "T"),
+    ],
+)
+def test_templates_are_found_wherever_they_lie(
+    tmp_path: Path, files: dict[str, str], told: Any, wanted: str, with_tools: str
+) -> None:
+    pytest.importorskip("jinja2")
+    words("first").save(tmp_path / "first")
+    (tmp_path / "first" / "additional_chat_templates").mkdir()
+    for name, text in files.items():
+        (tmp_path / "first" / name).write_text(text)
+    if told is not None:
+        path = tmp_path / "first" / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": told}))
+    read = Tokenizer.load(tmp_path / "first")
+    read.save(tmp_path / "again")
+    for one in (read, Tokenizer.load(tmp_path / "again")):
+        assert chats.rendered(one, [USER]) == wanted
+        assert chats.rendered(one, [USER], {"tools": [{"name": "f"}]}) == with_tools
+
+
 # ---- token ids ---------------------------------------------------------------------------------
 
 
