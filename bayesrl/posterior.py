@@ -377,7 +377,8 @@ class Posterior(Shown):
         if self.statistics:
             blocks.append(estimates_listing(self.beta, self.kept_estimates()))
             units = "J = E[R] − β·KL and E[R] in reward units, KL in nats" if self.beta is not None else "all in nats"
-            blocks.append(Line(f"({units}; mean ± standard error of {count(_num_draws(self), 'draw')})"))
+            of = f"means ± standard errors of the {count(num_draws(self), 'draw')} that it carries"
+            blocks.append(Line(f"({units}; {of}. bayesrl.evidence tells them of more, or exactly, beside J*)"))
         if self.draws:
             lead = len(self._fit_shape) + 1
             sites = (f"{name} {list(np.shape(values)[lead:]) or ''}".strip() for name, values in self.draws.items())
@@ -387,7 +388,8 @@ class Posterior(Shown):
         return blocks
 
 
-def _num_draws(posterior: Posterior) -> int:
+def num_draws(posterior: Posterior) -> int:
+    """Give how many draws of each β and restart a posterior carries."""
     return int(np.shape(posterior.statistics["log_weight"])[len(posterior._fit_shape)])
 
 

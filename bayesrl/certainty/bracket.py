@@ -16,7 +16,7 @@ from bayesrl.certainty.exact import enumerated
 from bayesrl.certainty.hindsight import FIRST_DRAWS, with_nature
 from bayesrl.certainty.known import Exact, with_known
 from bayesrl.certainty.pooling import Pool, draw_mixture_pool, draw_pool
-from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of, stacked
+from bayesrl.certainty.sampled import Bounds, Sampled, evidence_of, stacked, worth_of
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.certainty.verdicts import Evidence
 from bayesrl.core.compiling import one_reading
@@ -108,7 +108,23 @@ def evidence(
             continue
         programs, params = _frozen(one)
         parts.append(search.one(fold_in(key, i), programs, params, beta))
+    if not new_args:
+        parts = [_weighed(part, best, i) for i, part in enumerate(parts)]
     return _together(parts, np.shape(posterior.beta) if posterior.beta is not None else ())
+
+
+def _weighed(part: Evidence, best: Posterior, index: int) -> Evidence:
+    """Weigh the draws that a fit carries, where none were weighed to find its evidence and weights mean something."""
+    assert best.programs is not None
+    odd = any(site.kind == "environment" or site.discounted for site in best.programs.structure.sites)
+    if part.num_weighed or odd or not best.statistics or best.mixture is not None:
+        return part
+    weights = np.asarray(best.statistics["log_weight"], float)
+    own = weights.reshape(
+        -1, weights.shape[len(best.batch_shape)], math.prod(weights.shape[len(best.batch_shape) + 1 :])
+    )
+    ess, khat = worth_of(own[index])
+    return dataclasses.replace(part, ess=np.asarray(ess), khat=np.asarray(khat), num_weighed=own.shape[1])
 
 
 def _out_of_reach(one: Posterior) -> str:
@@ -169,10 +185,10 @@ class _Search:
                 raise EngineError(why)
         if nature:
             return with_nature(key, programs, params, beta, self._num(structure), self.max_count)
-        found = self._pooled(programs, beta, lambda num: draw_pool(key, programs, params, num))
+        found, sampled = self._pooled(programs, beta, lambda num: draw_pool(key, programs, params, num))
         continuous = not any(structure[name].discrete for name in structure.actions)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
-            found = with_chains(fold_in(key, 1), programs, params, beta, found)
+            found = with_chains(fold_in(key, 1), programs, params, beta, found, sampled)
         return found
 
     def mixed(self, key: PRNGKey, one: Posterior, beta: float | None) -> Evidence:
@@ -185,13 +201,13 @@ class _Search:
             raise EngineError(
                 f"a mixture of restarts cannot be bracketed {what}; use select(restart='best'), or method='rejection'"
             )
-        return self._pooled(programs, beta, lambda num: draw_mixture_pool(key, one, num))
+        return self._pooled(programs, beta, lambda num: draw_mixture_pool(key, one, num))[0]
 
     def _num(self, structure: Structure) -> int:
         """Most draws, in bounded memory and time."""
         return max(128, min(self.num_samples, _CELLS // max(structure.width // 4, 1)))
 
-    def _pooled(self, programs: Programs, beta: float | None, draw: Callable[[int], Pool]) -> Evidence:
+    def _pooled(self, programs: Programs, beta: float | None, draw: Callable[[int], Pool]) -> tuple[Evidence, Sampled]:
         """Pool draws, four times as many until the gap is known well enough."""
         structure, most = programs.structure, self._num(programs.structure)
         bounds = self._bounds(programs, beta)
@@ -204,7 +220,7 @@ class _Search:
                 sampled = Sampled(pool, beta, bounds, observed=bool(structure.named("observed")))
                 found = evidence_of(sampled, beta, structure.context_shape, "importance")
             if never:
-                return _ruined(found)
+                return _ruined(found), sampled
             if num >= most or _sharp(found):
                 break
             num = min(4 * num, most)
@@ -213,7 +229,7 @@ class _Search:
                 f"rejection needs an upper bound of the rewards {list(structure.named('reward'))}, and none is "
                 "proven; pass reward_bound=..."
             )
-        return found
+        return found, sampled
 
     def _bounds(self, programs: Programs, beta: float | None) -> Bounds:
         """The greatest reward and likelihood, proven or given; of importance sampling nothing is asked from above."""
@@ -280,7 +296,7 @@ def _sharp(found: Evidence) -> bool:
 
 def _together(parts: list[Evidence], lead: tuple[int, ...]) -> Evidence:
     """Stack the evidence of each β along *beta."""
-    own = ("beta", "method", "reason", "num_draws")
+    own = ("beta", "method", "reason", "num_draws", "num_weighed")
     names = [field.name for field in dataclasses.fields(Evidence) if field.name not in own]
     fields: dict[str, Any] = {name: stacked([getattr(part, name) for part in parts], lead) for name in names}
     methods = [part.method for part in parts]
@@ -290,5 +306,6 @@ def _together(parts: list[Evidence], lead: tuple[int, ...]) -> Evidence:
         method=max(set(methods), key=methods.count),
         reason="; ".join(dict.fromkeys(part.reason for part in parts if part.reason)),
         num_draws=max(part.num_draws for part in parts),
+        num_weighed=max(part.num_weighed for part in parts),
         **fields,
     )

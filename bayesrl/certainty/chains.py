@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from bayesrl.certainty.pooling import score_sites
+from bayesrl.certainty.sampled import MIN_ESS, Sampled
 from bayesrl.certainty.verdicts import Evidence, Side
 from bayesrl.core.estimates import Interval
 from bayesrl.core.handlers import tilt
@@ -50,7 +51,9 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
     return {name: drawn[name] for name in programs.structure.actions}
 
 
-def with_chains(key: PRNGKey, programs: Programs, params: Params, beta: float | None, pooled: Evidence) -> Evidence:
+def with_chains(
+    key: PRNGKey, programs: Programs, params: Params, beta: float | None, pooled: Evidence, sampled: Sampled
+) -> Evidence:
     """Add the upper side to a bracket that has none: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
 
     Args:
@@ -59,6 +62,7 @@ def with_chains(key: PRNGKey, programs: Programs, params: Params, beta: float | 
         params: of the one fit.
         beta: reward units per nat; None without rewards.
         pooled: the bracket from pooled draws.
+        sampled: these draws.
     """
     from arviz_stats.base.array import array_stats
 
@@ -75,23 +79,24 @@ def with_chains(key: PRNGKey, programs: Programs, params: Params, beta: float | 
     given = 0.0 if pooled.log_marginal is None or beta is None else float(pooled.log_marginal.mean)
     mean = float(per_draw.mean()) - given
     upper = Side(*(np.asarray(x) for x in (mean, se, mean + 1.96 * se)))
-    return _joined(pooled, upper, w - given, beta)
+    return _joined(pooled, sampled, upper, w - given, beta)
 
 
-def _joined(pooled: Evidence, upper: Side, w: np.ndarray, beta: float | None) -> Evidence:
+def _joined(pooled: Evidence, sampled: Sampled, upper: Side, w: np.ndarray, beta: float | None) -> Evidence:
     """Let NUTS and the weights confirm each other: where they agree, the standard error is leaned on."""
     scale = 1.0 if beta is None else beta
     assert pooled.log_evidence is not None
-    assert pooled.kl_reverse is not None
     assert pooled.kl_forward is not None
     log_z, forward = pooled.log_evidence, pooled.kl_forward
     apart = float(upper.mean - log_z.mean - forward.mean)
     error = math.sqrt(float(upper.se) ** 2 + float(log_z.se) ** 2 + float(forward.se) ** 2)
-    agree = float(pooled.ess) >= 100 and abs(apart) <= 4 * error + 1e-3
+    apart_of_fit = log_z.mean - pooled.objective.mean / scale  # KL(q‖p*) of the same log Z and J
+    agree = sampled.ess >= MIN_ESS and abs(apart) <= 4 * error + 1e-3
     reason = "the upper side is asymptotic: it rests on NUTS having reached all of p*"
     if not agree:
-        ceiling = upper.limit - pooled.objective.floor / scale
-        reverse = pooled.kl_reverse._replace(mean=np.asarray(np.nan), ceiling=ceiling)
+        ends = (log_z.floor - pooled.objective.ceiling / scale, upper.limit - pooled.objective.floor / scale)
+        nothing = np.asarray(np.nan)
+        reverse = Interval(apart_of_fit, log_z.se, nothing, nothing, *(np.maximum(end, 0.0) for end in ends))
         log_z = log_z._replace(ceiling=upper.limit)
         return replace(
             pooled,
@@ -109,9 +114,12 @@ def _joined(pooled: Evidence, upper: Side, w: np.ndarray, beta: float | None) ->
         return interval._replace(lower=low, upper=high)
 
     log_z = leaned(log_z)._replace(ceiling=upper.limit)
-    reverse, forward = leaned(pooled.kl_reverse), leaned(forward)
+    reverse, forward = sampled.estimator.interval(sampled.reverse(), sampled.rounding), leaned(forward)
+    reverse = leaned(reverse._replace(mean=apart_of_fit))
     reverse = reverse._replace(
-        lower=np.maximum(reverse.lower, 0.0), ceiling=upper.limit - pooled.objective.floor / scale
+        lower=np.maximum(reverse.lower, 0.0),
+        floor=np.maximum(log_z.floor - pooled.objective.ceiling / scale, 0.0),
+        ceiling=upper.limit - pooled.objective.floor / scale,
     )
     missed = float((w - float(log_z.mean) > math.log(10)).mean())
     return replace(

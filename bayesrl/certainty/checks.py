@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from bayesrl.certainty.course import Course
-from bayesrl.certainty.sampled import pareto_khat
+from bayesrl.certainty.measured import NO_WEIGHTS, amount
+from bayesrl.certainty.sampled import worth_of
 from bayesrl.certainty.tails import rank_rhat
 from bayesrl.certainty.verdicts import Check, Evidence, Outcome
+from bayesrl.core.wording import number
 
 GOOD_SHARE = 0.0224
 """Verdicts change at a gap of √(1% · 5%) of J* − J(π₀), half way between good and bad on the log scale."""
@@ -17,6 +19,9 @@ LEFT = 0.01
 """A run has converged where no more than this share of what there was to gain is left of its way."""
 
 MISSED_WARN, MISSED_FAIL = 0.02, 0.1
+LEAST_WORTH = 0.1
+"""Least share of the fit's own draws, as draws of p*, with which they can be weighted."""
+
 RHAT = 1.05
 SMALL_KL = 3e-6
 """A fit this close to p*, nats, is good however little there was to gain: single precision tells no more."""
@@ -38,7 +43,8 @@ def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or cho
     values: list[float] = []
     for i, temperature in enumerate(beta):
         gap = [float(np.reshape(part, -1)[i]) for part in evidence.gap]
-        small = gap[5] / temperature < SMALL_KL
+        error = 1.96 * gap[1] if math.isnan(gap[0]) else 0.0  # an end is as uncertain as the J that it is of
+        small = (gap[5] + error) / temperature < SMALL_KL
         outcome, value = _by_share(*(float(part[i]) for part in parts))
         if gap[4] == math.inf:
             outcome, value = "fail", math.inf
@@ -62,14 +68,15 @@ def _limit(outcome: Outcome, value: float) -> float:
 
 def _gap_advice(outcome: Outcome, value: float, share: list[float], at: str, reason: str, remedy: str) -> str:
     """Say how much is left, exactly where that is known, and what to do."""
-    floor, ceiling = share[4:]
+    _, error, _, _, floor, ceiling = share
+    error = error if math.isnan(share[0]) else 0.0
     if value == math.inf:
         return (
             f"the fit draws what earns −∞{at}, so its J is −∞: choose a guide that can rule it out, or fit with a "
             "large negative reward in its place."
         )
     if outcome == "unknown":
-        left = f"{_between(floor, ceiling)} of what there was to gain is left"
+        left = f"{_between(floor, ceiling, error)} of what there was to gain is left"
         return f"{left if math.isfinite(floor) else 'how much is left cannot be told'}{at}: " + (
             f"{reason or 'more draws would tell'}."
         )
@@ -78,35 +85,46 @@ def _gap_advice(outcome: Outcome, value: float, share: list[float], at: str, rea
         return f"there was nothing to gain{at}, {kept}."
     if outcome == "pass":
         bound = "" if floor == ceiling else "at most "
-        return f"{'less than 0.1%' if value < 1e-3 else f'{bound}{value:.1%}'} of what there was to gain is left{at}."
+        left = "less than 0.1%" if value < 1e-3 else f"{bound}{value:.1%}{_error(error)}"
+        return f"{left} of what there was to gain is left{at}."
     if value > 1.01:
         return (
             f"the fit is worse than the policy that it began with, by {value - 1:.1%} of what there was to "
             f"gain{at}: lower the rate (learning_rate=), or choose a guide that holds the policy it begins with."
         )
     bound = "at least " if value == floor != ceiling else ""
-    return f"{bound}{value:.1%} of what there was to gain is left{at}: {remedy}"
+    return f"{bound}{value:.1%}{_error(error)} of what there was to gain is left{at}: {remedy}"
 
 
-def _between(floor: float, ceiling: float) -> str:
+def _error(error: float) -> str:
+    return f" ± {max(error, 1e-3):.1%}" if error > 0 else ""
+
+
+def _between(floor: float, ceiling: float, error: float) -> str:
+    if error > 0 and math.isfinite(ceiling):
+        return f"at most {ceiling:.1%}{_error(error)}"
     if math.isfinite(ceiling):
         return f"between {floor:.1%} and {ceiling:.1%}"
-    return f"at least {floor:.1%}, and nobody knows how much at most,"
+    return f"at least {floor:.1%}{_error(error)}, and nobody knows how much at most,"
 
 
 def _by_share(
-    mean: float, _se: float, lower: float, upper: float, floor: float, ceiling: float
+    mean: float, se: float, lower: float, upper: float, floor: float, ceiling: float
 ) -> tuple[Outcome, float]:
-    """Judge a gap, as a share of what there was to gain, by its calibrated interval or else the conservative one."""
+    """Judge a gap, as a share of what there was to gain, by its calibrated interval or else the conservative one.
+
+    The one end of a gap whose other side is not known leans on the standard error of J.
+    """
+    error = 1.96 * se if math.isnan(mean) else 0.0
     if math.isfinite(upper):
         middle = mean < GOOD_SHARE
         if upper < GOOD_SHARE or (middle and upper < 2 * GOOD_SHARE):
             return "pass", upper
         if lower > GOOD_SHARE or (not middle and lower > GOOD_SHARE / 2):
             return "fail", mean
-    if ceiling < 2 * GOOD_SHARE:
+    if ceiling + error < 2 * GOOD_SHARE:
         return "pass", ceiling
-    if floor > GOOD_SHARE / 2:
+    if floor - error > GOOD_SHARE / 2:
         return "fail", floor
     return "unknown", math.nan
 
@@ -136,32 +154,44 @@ def weights_check(log_weights: np.ndarray, *, nature: bool = False) -> Check:
         log_weights: of the fit's own draws, [lane, draw, contexts], nats.
         nature: whether nature draws too: her luck moves the weights, and they tell nothing of the fit.
     """
-    reference = "Vehtari et al. (2024), Pareto smoothed importance sampling; threshold min(1 − 1/log₁₀ S, 0.7)"
     num = log_weights.shape[1]
-    threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7)
     if nature:
-        return _unknown("weights", threshold, "nature's luck moves the weights, whatever the fit.", reference)
-    flat = np.moveaxis(log_weights, 1, 0).reshape(num, -1)
-    finite = np.isfinite(flat).all(0)
-    if not finite.any():
-        return _unknown("weights", threshold, "no weight is finite.", reference)
-    weights = np.exp(flat[:, finite] - flat[:, finite].max(0))
-    ess = float((weights.sum(0) ** 2 / (weights**2).sum(0)).min()) / num
-    chosen = np.unique(np.linspace(0, weights.shape[1] - 1, 100).astype(int))
-    found = [k for k in (pareto_khat(weights[:, c]) for c in chosen) if not math.isnan(k)]
-    worth = f"the fit's own draws are worth {ess:.1%} of as many from p*"
-    if not found:
-        outcome: Outcome = "pass" if ess > 0.1 else "warn"
-        advice = f"{worth}; their weights are tied or all alike, and have no tail for k̂ to judge."
-        return Check("weights", math.nan, threshold, outcome, advice, reference)
-    value = max(found)
-    outcome = "pass" if value <= threshold and ess > 0.1 else "warn"
-    if value <= threshold < math.inf and outcome == "warn":
-        told = f"k̂ is {value:.2f}, but {worth}: weighting them is not reliable."
-        return Check("weights", ess, 0.1, outcome, told, reference, least=True)
-    caution = "" if outcome == "pass" else ": weighting them is not reliable"
-    told = f"value is k̂; {worth}{caution}. k̂ does not see dropped modes."
-    return Check("weights", value, threshold, outcome, told, reference)
+        return worth_check(math.nan, math.nan, num)
+    return worth_check(*worth_of(np.moveaxis(log_weights, 1, 0).reshape(num, -1)), num)
+
+
+def worth_check(ess: float, khat: float, num: int) -> Check:
+    """Ask of draws of the fit that were weighed already, worst β and context.
+
+    Args:
+        ess: effective number of draws; nan where weights tell nothing.
+        khat: Pareto k̂ of their weights; nan where these have no tail.
+        num: how many draws.
+    """
+    reference = "Vehtari et al. (2024), Pareto smoothed importance sampling; threshold min(1 − 1/log₁₀ S, 0.7)"
+    threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7)
+    if math.isnan(ess):
+        return _unknown("weights", threshold, f"{NO_WEIGHTS}.", reference)
+    worth = f"{num:,} draws of the fit are worth {amount(ess)} of p*"
+    enough = ess > LEAST_WORTH * num
+    help_ = "" if enough else ": choose a richer guide, or fit longer (num_steps=)"
+    if math.isnan(khat):
+        outcome: Outcome = "pass" if enough else "warn"
+        advice = f"{worth}; their weights are tied or all alike, and have no tail for k̂ to judge{help_}."
+        return Check("weights", khat, threshold, outcome, advice, reference)
+    if khat <= threshold and not enough:
+        told = (
+            f"value is their share. k̂ is {number(khat, 3)}, but {worth}, so that weighting them is not reliable{help_}."
+        )
+        return Check("weights", ess / num, LEAST_WORTH, "warn", told, reference, least=True)
+    if khat <= threshold:
+        told = f"value is k̂; {worth}. k̂ does not see dropped modes."
+        return Check("weights", khat, threshold, "pass", told, reference)
+    told = (
+        f"value is k̂; {worth}, and weighting them is not reliable: choose a richer guide, or fit longer (num_steps=). "
+        "k̂ does not see dropped modes."
+    )
+    return Check("weights", khat, threshold, "warn", told, reference)
 
 
 def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gain: float) -> Check:

@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from bayesrl.arguments import Several, checked
 from bayesrl.certainty.limits import stratified_interval
+from bayesrl.certainty.measured import plain
 from bayesrl.certainty.pooling import totals_of
 from bayesrl.certainty.scoreboard import over_all_data
 from bayesrl.certainty.verdicts import Comparison
@@ -324,7 +325,13 @@ def _compared(
         delta_objective=differences(objective, scale),
         delta_reward=differences(reward, scale),
         delta_kl=differences(kl, 1.0),
+        log_marginal=None if marginal is None else _same(plain(marginal), len(names)),
     )
+
+
+def _same(interval: Interval | None, count: int) -> Interval | None:
+    """Repeat an interval of one number."""
+    return None if interval is None else Interval(*(np.full(count, float(part)) for part in interval))
 
 
 def _rounding(scores: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from bayesrl.certainty.checks import (
     restarts_check,
     skipped_check,
     weights_check,
+    worth_check,
 )
 from bayesrl.certainty.course import Course, course_of, remedy_for
 from bayesrl.certainty.known import Exact
@@ -136,7 +137,10 @@ def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> l
     if statistics:
         weights = np.asarray(best.statistics["log_weight"], float)
         num, contexts = weights.shape[lead], max(math.prod(weights.shape[lead + 1 :]), 1)
-        checks.append(weights_check(weights.reshape(-1, num, contexts), nature=_has_nature(posterior)))
+        if found is not None:
+            checks.append(_worth(found))
+        else:
+            checks.append(weights_check(weights.reshape(-1, num, contexts), nature=_has_nature(posterior)))
         per_draw = tuple(range(lead + 1, weights.ndim))
         ratio = statistics["log_q"] - statistics["log_prior"]
         by_restart = {"total_reward": statistics["total_reward"].mean(per_draw), "log_ratio": ratio.mean(per_draw)}
@@ -163,6 +167,12 @@ def _of_history(posterior: Posterior, course: Course, gain: float) -> list[Check
     steps, skipped = int(posterior.history["step"][-1]), int(np.max(posterior.history["skipped"][-1]))
     converged = convergence_check(course, gain) if finite else not_finite_check()
     return [converged, skipped_check(skipped, steps)]
+
+
+def _worth(found: Evidence) -> Check:
+    """Ask what the draws are worth that the evidence has weighed."""
+    told = [[x for x in np.reshape(part, -1) if not math.isnan(x)] for part in (found.ess, found.khat)]
+    return worth_check(min(told[0], default=math.nan), max(told[1], default=math.nan), found.num_weighed)
 
 
 def _has_nature(posterior: Posterior) -> bool:

@@ -48,8 +48,8 @@ def _exactly(programs: Programs, beta: float | None, target: WeightedDraws, ours
     scale = 1.0 if beta is None else beta
     assert target.optimum is not None
     optimum = float(target.optimum.mean())
-    objective = float(ours.objective.mean())
-    gap = max(optimum - objective, 0.0)
+    objective = min(float(ours.objective.mean()), optimum)
+    gap = optimum - objective
     side = Side(*(np.asarray(x) for x in (optimum / scale, 0.0, optimum / scale)))
     evidence = None if target.log_evidence is None else Interval.exactly(target.log_evidence.mean())
     return Evidence(
@@ -69,7 +69,7 @@ def _exactly(programs: Programs, beta: float | None, target: WeightedDraws, ours
         gap=Interval.exactly(gap),
         kl_reverse=None if nature else Interval.exactly(gap / scale),
         kl_forward=None if nature else Interval.exactly(max(float(ours.kl_forward.mean()), 0.0)),
-        ess=np.asarray(np.inf),
+        ess=np.asarray(np.nan),
         khat=np.asarray(np.nan),
         missed=np.asarray(ours.missed.mean()),
         num_draws=0,
@@ -111,7 +111,9 @@ def _drawn(
         optimum=exactly.times(scale),
         kl_reverse=None if nature else found.kl_reverse,
         kl_forward=forward,
+        ess=np.asarray(np.nan if nature else found.ess),
         khat=np.asarray(np.nan if nature else found.khat),
+        num_weighed=0 if nature else found.num_weighed,
         missed=np.asarray(missed),
     )
 

@@ -230,9 +230,9 @@ def with_nature(
     except EngineError as error:
         reason = f"with nature fixed the actions cannot be enumerated either: {error}"
     optimum = _optimum(found.objective, upper, beta)
-    upper_end = np.nan if upper is None else optimum.ceiling - found.objective.lower
-    ceiling = optimum.ceiling - found.objective.floor
-    gap = Interval(*(np.asarray(x) for x in (np.nan, np.nan, 0.0, upper_end, 0.0, ceiling)))
+    # An end alone, which is as uncertain as J.
+    ends = (np.nan, np.nan, 0.0, max(float(optimum.ceiling - found.objective.mean), 0.0))
+    gap = Interval(*(np.asarray(x) for x in (np.nan, found.objective.se, *ends)))
     return replace(
         found,
         lower=lower,
@@ -247,6 +247,7 @@ def with_nature(
         ess=np.asarray(np.nan),
         khat=np.asarray(np.nan),
         missed=np.asarray(np.nan),
+        num_weighed=0,
     )
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from bayesrl.certainty.limits import weighted_start
+from bayesrl.certainty.sampled import at_most
 from bayesrl.certainty.verdicts import Evidence, Side
 from bayesrl.core.draws import Totals
 from bayesrl.core.estimates import Estimate, Interval
@@ -83,6 +84,7 @@ def with_known(
         prior = _drawn(lambda k, n: draw_prior(k, programs, first, n)[1], prior_key, num)
         start = _of_prior(prior, conditioned=marginal is not None, rewarded=beta is not None)
     known = None if exact is None else _known(exact, beta)
+    objective = objective if known is None else at_most(objective, known.mean)
     nothing = np.asarray(np.nan)
     below = Side(objective.mean / scale, objective.se / scale, objective.floor / scale)
     optimum = known or Interval(nothing, nothing, nothing, nothing, objective.floor, np.asarray(np.inf))
@@ -139,9 +141,8 @@ def _drawn(draw: Callable[[PRNGKey, int], Totals], key: PRNGKey, num: int) -> An
 
 def _apart(known: Interval, objective: Interval) -> Interval:
     """J* − J(q), which is not negative."""
-    mean = known.mean - objective.mean
     ends = (known.mean - end for end in (objective.upper, objective.lower, objective.ceiling, objective.floor))
-    return Interval(np.maximum(mean, 0.0), objective.se, *(np.maximum(end, 0.0) for end in ends))
+    return Interval(known.mean - objective.mean, objective.se, *(np.maximum(end, 0.0) for end in ends))
 
 
 def _flat(totals: Totals) -> Any:

@@ -117,7 +117,7 @@ class Sampled:
         if self.known:
             return True, ""
         if self.ess < MIN_ESS:
-            return False, f"the weights are worth only {self.ess:.0f} draws"
+            return False, f"draws of the fit and of the prior together are worth only {self.ess:.0f} of p*"
         if not self._bounded:
             return False, "no upper bound of the rewards is proven or given, and modes that no draw has seen may exist"
         if self.unseen() <= _MAX_UNSEEN:
@@ -173,13 +173,8 @@ class Sampled:
     # ---- divergences -------------------------------------------------------------------------
 
     def reverse(self) -> Wave:
-        """KL(q‖p*) = E_q[e^u − 1 − u], u = log p*/q: never negative, its noise vanishing at the optimum."""
-        of_q = self.estimator.of_q
-        if self.known:
-            return Wave(self.log_z.mean, self.log_z.wave).plus(self.estimator.over_fit(self.w), -1.0)
-        with np.errstate(invalid="ignore"):
-            terms = np.where(of_q > 0, self.t - of_q - of_q * np.where(of_q > 0, self.u, 0.0), self.t)
-        return self.estimator.plain(np.maximum(terms, 0.0))
+        """KL(q‖p*) = log Z − E_q[w], each as it is told elsewhere; its noise vanishes at the optimum with theirs."""
+        return self.log_z.plus(self.estimator.over_fit(self.w), -1.0)
 
     def forward(self) -> Wave:
         """KL(p*‖q) = E_p*[u] = E_m[(p*/m)·(u − 1) + q/m]."""
@@ -191,12 +186,26 @@ class Sampled:
         """Mass of p* where q puts less than a tenth of it, mean over contexts."""
         return float((self.t * (self.u > math.log(10))).mean())
 
-    def khat(self) -> float:
-        """Pareto k̂ of the weights, greatest over contexts; nan where they take few values, as in finite programs."""
-        chosen = np.unique(np.linspace(0, self.t.shape[1] - 1, _TAIL_CONTEXTS).astype(int))
-        found = [pareto_khat(self.t[:, c]) for c in chosen]
-        known = [k for k in found if not math.isnan(k)]
-        return max(known) if known else math.nan
+    def worth(self) -> tuple[float, float]:
+        """Effective number of the fit's own draws, and k̂ of their weights; see `worth_of`."""
+        return worth_of(self.w[: self.pool.num_fit])
+
+
+def worth_of(log_weights: np.ndarray) -> tuple[float, float]:
+    """Tell what draws of a fit are worth as draws of p*: effective number, least, and Pareto k̂, greatest over contexts.
+
+    k̂ is nan where the tails are tied or constant, both are where no context has finite weights alone.
+
+    Args:
+        log_weights: w of the fit's own draws, [draws, contexts], nats.
+    """
+    finite = np.isfinite(log_weights).all(0)
+    if not finite.any():
+        return math.nan, math.nan
+    weights = np.exp(log_weights[:, finite] - log_weights[:, finite].max(0))
+    chosen = np.unique(np.linspace(0, weights.shape[1] - 1, _TAIL_CONTEXTS).astype(int))
+    found = [k for k in (pareto_khat(weights[:, c]) for c in chosen) if not math.isnan(k)]
+    return float((weights.sum(0) ** 2 / (weights**2).sum(0)).min()), max(found, default=math.nan)
 
 
 def pareto_khat(weights: np.ndarray) -> float:
@@ -240,7 +249,9 @@ def evidence_of(
         lower, upper = _conditioned(est.interval(given, nats), lower, upper)
     evidence = _bracketed(est.interval(log_z, nats, calibrated=good), lower, upper)
     objective = est.interval(fitted, nats)
+    evidence, objective = _in_order(evidence, objective, known=sampled.known)
     reverse = _gap_interval(est.interval(sampled.reverse(), nats, calibrated=good), evidence, objective, good=good)
+    ess, khat = sampled.worth()
     forward = est.interval(sampled.forward(), nats, calibrated=good)
     if not good:
         forward = forward._replace(floor=np.zeros(()), ceiling=np.asarray(np.inf))
@@ -266,10 +277,11 @@ def evidence_of(
         gap=reverse.times(scale),
         kl_reverse=reverse,
         kl_forward=forward,
-        ess=np.asarray(sampled.ess),
-        khat=np.asarray(sampled.khat()),
+        ess=np.asarray(ess),
+        khat=np.asarray(khat),
         missed=np.asarray(sampled.missed() if good or sampled.exact_draws.min() >= MIN_EXACT else math.nan),
         num_draws=len(pool.reward),
+        num_weighed=pool.num_fit,
     )
 
 
@@ -296,16 +308,35 @@ def _bracketed(calibrated: Interval, lower: Side, upper: Side | None) -> Interva
     return calibrated._replace(floor=lower.limit, ceiling=np.asarray(np.inf) if upper is None else upper.limit)
 
 
+def _in_order(evidence: Interval, objective: Interval, *, known: bool) -> tuple[Interval, Interval]:
+    """Let J be at most J*, as it is: noise or rounding that says otherwise is taken from the one that was drawn."""
+    if known:
+        return evidence, at_most(objective, evidence.mean)
+    mean = np.maximum(evidence.mean, objective.mean)
+    return evidence._replace(mean=mean, upper=np.maximum(evidence.upper, mean)), objective
+
+
+def at_most(objective: Interval, optimum: np.ndarray) -> Interval:
+    """Give J with no more than the J* that is known, in whatever units both are."""
+    mean = np.minimum(objective.mean, optimum)
+    return objective._replace(
+        mean=mean, lower=np.minimum(objective.lower, mean), floor=np.minimum(objective.floor, mean)
+    )
+
+
 def _gap_interval(found: Interval, evidence: Interval, objective: Interval, *, good: bool) -> Interval:
-    """KL(q‖p*) is not negative; where its own draws cannot be trusted, the bracket of log Z − E_q[w] stands."""
+    """Give log Z − E_q[w] of the same log Z and E_q[w]; where draws cannot be trusted, the bracket of log Z less it.
+
+    Without an upper side of log Z there is an end alone: the lower limit of log Z less E_q[w], whose error it has.
+    """
+    found = found._replace(mean=evidence.mean - objective.mean)
     if good:
-        mean, lower, floor = (np.maximum(x, 0.0) for x in (found.mean, found.lower, found.floor))
-        return found._replace(mean=mean, lower=lower, floor=floor)
+        return found._replace(lower=np.maximum(found.lower, 0.0), floor=np.maximum(found.floor, 0.0))
+    if not np.isfinite(evidence.ceiling):
+        floor = np.maximum(evidence.floor - objective.mean, 0.0)
+        return found._replace(mean=np.asarray(np.nan), se=objective.se, floor=floor, ceiling=evidence.ceiling)
     floor = np.maximum(evidence.floor - objective.ceiling, 0.0)
-    ceiling = evidence.ceiling - objective.floor
-    if not np.isfinite(ceiling):
-        found = found._replace(mean=np.asarray(np.nan), se=np.asarray(np.nan))
-    return found._replace(floor=floor, ceiling=ceiling)
+    return found._replace(floor=floor, ceiling=evidence.ceiling - objective.floor)
 
 
 def _plain_interval(values: np.ndarray) -> Interval:

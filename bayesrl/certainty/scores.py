@@ -1,11 +1,13 @@
 """The scores of a fit, and how a run folder keeps them: read and shown without JAX."""
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bayesrl.core.estimates import Estimate, Estimates
+from bayesrl.certainty.measured import Measured, plain
+from bayesrl.core.estimates import Estimate, Estimates, Interval
 
 if TYPE_CHECKING:
     from bayesrl.engines.weighted import WeightedDraws
@@ -45,6 +47,22 @@ class Score(NamedTuple):
             return None
         gain = self.optimum - float(self.start.mean)
         return float(self.gap.mean) / gain if gain > 0 else None
+
+    @property
+    def measured(self) -> Measured:
+        """The same as what is known of a fit, with intervals of two standard errors."""
+        told = self.estimates
+        gap, share = plain(self.gap), self.share
+        gain = (
+            math.nan if share is None or self.start is None or self.optimum is None else self.optimum - self.start.mean
+        )
+        parts = {name: plain(getattr(told, name)) for name in ("objective", "reward", "kl", "log_marginal")}
+        known: dict[str, Any] = {
+            "optimum": None if self.optimum is None else Interval.exactly(self.optimum),
+            "log_evidence": None if self.log_evidence is None else Interval.exactly(self.log_evidence),
+            "share": None if gap is None or math.isnan(gain) else gap.times(1 / float(gain)),
+        }
+        return Measured(beta=self.beta, gap=gap, start=plain(self.start), **parts, **known)  # type: ignore[arg-type]
 
 
 class Scoreboard(NamedTuple):

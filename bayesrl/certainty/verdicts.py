@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bayesrl.arguments import checked
+from bayesrl.certainty.measured import HEADINGS, Measured
 from bayesrl.core.estimates import Interval
 from bayesrl.core.showing import MARKS, Block, Line, Listing, Shown
-from bayesrl.core.wording import UNKNOWN, at, beta_text, number, percent, with_ends, with_error
+from bayesrl.core.wording import apart, at, number, percent, with_error
 from bayesrl.errors import EngineError
 
 type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight", "known", "draws"]
@@ -36,6 +37,10 @@ class Side(NamedTuple):
 class Evidence(Shown):
     """How far a fit is from the optimum: log Z from both sides, and the gap, per context, [*beta].
 
+    It carries every quantity of a fit once: tables, figures, checks, reports and files tell these and no others, and
+    J + gap = J*. Where J* is known on one side alone, it and the gap have an end and no mean, and the end of the gap is
+    that of J* less J, whose standard error it has.
+
     Without environment sites J* = β·log Z and gap = β·KL(q‖p*). With environment sites `optimum` is
     that of control, `log_evidence` and both KLs to p* are None.
 
@@ -57,10 +62,13 @@ class Evidence(Shown):
         gap: J* − J(q), reward units; None where J* has no upper bound at all.
         kl_reverse: KL(q‖p*), nats; None with environment sites or without an upper bound.
         kl_forward: KL(p*‖q), nats; None likewise.
-        ess: effective number of draws of the weights, least over contexts, [*beta]; inf where exact.
-        khat: Pareto k̂ of the weights, greatest over contexts, [*beta]; nan where it is not defined.
+        ess: effective number of the fit's own draws, as draws of p*, least over contexts, [*beta]; nan where nature's
+            luck or a discount moves their weights.
+        khat: Pareto k̂ of the weights p*/q of these draws, greatest over contexts, [*beta]; nan where their tail is
+            tied, or as `ess`.
         missed: mass of p* where q puts less than a tenth of it, [*beta]; nan where unknown.
         num_draws: draws used, 0 where everything is exact.
+        num_weighed: how many of the fit's own draws `ess` and `khat` are of; those that it carries where all is exact.
     """
 
     beta: np.ndarray | None
@@ -83,15 +91,43 @@ class Evidence(Shown):
     khat: np.ndarray
     missed: np.ndarray
     num_draws: int
+    num_weighed: int = 0
 
     @property
     def share(self) -> Interval | None:
-        """The gap as a share of J* − J(π₀), which is what there was to gain; None where that is not known."""
+        """The gap as a share of J* − J(π₀), which is what there was to gain; None where that is not known.
+
+        Where J* has one end alone, so has the share: it is that of this end, since the share grows with J*.
+        """
         if self.gap is None or self.start is None:
             return None
-        gain = self.optimum.mean - self.start.mean
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.gap.times(np.where(gain > 0, 1 / gain, np.nan))
+            gain = self.optimum.mean - self.start.mean
+            known = self.gap.times(np.where(gain > 0, 1 / gain, np.nan))
+            above = np.isfinite(self.gap.ceiling)
+            gain = np.where(above, self.optimum.ceiling, self.optimum.floor) - self.start.mean
+            ends = self.gap.times(np.where(gain > 0, 1 / gain, np.nan))
+        one_sided = np.isnan(self.gap.mean)
+        ends = ends._replace(ceiling=np.where(above, ends.ceiling, np.inf))
+        return Interval(*(np.where(one_sided, end, part) for end, part in zip(ends, known, strict=True)))
+
+    @property
+    def measured(self) -> list[Measured]:
+        """Every quantity at each β."""
+        names = ("objective", "reward", "kl", "optimum", "gap", "share", "start", "log_evidence", "log_marginal")
+        each: list[dict[str, Any]] = [
+            {name: at(getattr(self, name), i) for name in names} for i in range(len(self.betas))
+        ]
+        return [
+            Measured(
+                beta=beta,
+                ess=float(np.reshape(self.ess, -1)[i]),
+                khat=float(np.reshape(self.khat, -1)[i]),
+                num_weighed=self.num_weighed,
+                **own,
+            )
+            for i, (beta, own) in enumerate(zip(self.betas, each, strict=True))
+        ]
 
     @property
     def betas(self) -> list[float | None]:
@@ -120,68 +156,56 @@ class Evidence(Shown):
 
     def listing(self) -> Listing:
         """One row for each temperature: what was reached, what could be, and the gap between."""
-        share = self.share
-        rows = []
-        for i, beta in enumerate(self.betas):
-            part = at(share, i)
-            rows.append(
-                (
-                    beta_text(beta),
-                    with_error(at(self.objective, i)),
-                    with_ends(at(self.optimum, i)),
-                    _tiny(at(self.gap, i), at(self.optimum, i)),
-                    percent(None if part is None else float(part.mean)),
-                    UNKNOWN if beta is None else with_error(at(self.reward, i)),
-                    with_error(at(self.kl, i)),
-                )
-            )
-        return Listing(("β", "J", "J*", "gap", "share", "E[R]", "KL"), rows)
+        headings = [
+            name for name in HEADINGS if name != "log Z" and (name != "log p(y)" or self.log_marginal is not None)
+        ]
+        return Listing(headings, [[row.cells()[name] for name in headings] for row in self.measured])
 
     def weight_listing(self) -> Listing:
         """One row for each temperature: limits of log Z from both sides, the distance to p*, and the weights."""
         rows = []
-        for i, beta in enumerate(self.betas):
-            upper = None if self.upper is None else self.upper.limit
+        for i, row in enumerate(self.measured):
+            told, weights = row.cells(), row.weight_cells()
+            upper = None if self.upper is None else float(np.reshape(self.upper.limit, -1)[i])
             rows.append(
                 (
-                    beta_text(beta),
-                    with_ends(at(self.log_evidence, i)),
+                    told["β"],
+                    told["log Z"],
                     number(float(np.reshape(self.lower.limit, -1)[i])),
-                    number(None if upper is None else float(np.reshape(upper, -1)[i])),
+                    number(upper),
                     with_error(at(self.kl_reverse, i)),
                     with_error(at(self.kl_forward, i)),
-                    "exact"
-                    if self.method == "enumeration" and self.num_draws == 0
-                    else number(float(np.reshape(self.ess, -1)[i]), 3),
-                    number(float(np.reshape(self.khat, -1)[i]), 2),
+                    weights["ESS"],
+                    weights["k̂"],
                     percent(float(np.reshape(self.missed, -1)[i])),
                 )
             )
         sides = ("from below", "from above") if self.log_evidence is not None else ("J*/β from below", "from above")
         return Listing(("β", "log Z", *sides, "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed"), rows)
 
+    @property
+    def weighed(self) -> str:
+        """Which draws ESS and k̂ are of, and why k̂ is not told where it is not; a sentence."""
+        rows = self.measured
+        lacking = [row.no_khat for row in rows if row.no_khat]
+        sentences = [f"ESS and k̂ are of {self.num_weighed:,} draws of the fit."] if self.num_weighed else []
+        at_some = "" if len(lacking) == len(rows) else " at some β"
+        return " ".join([*sentences, *(f"k̂ is not told{at_some}: {reason}." for reason in dict.fromkeys(lacking))])
+
     def _blocks(self) -> Sequence[Block]:
         legend = Line(f"({_legend(self)}; from below and above: 97.5% limits)")
         first, second = self.listing(), self.weight_listing()
+        told = (legend, Line(f"{self.how} {self.weighed}"))
         if len(first.rows) > 1:
-            return first, second, legend, Line(self.how)
+            return first, second, *told
         whole = Listing((*first.headings, *second.headings[1:]), [(*first.rows[0], *second.rows[0][1:])])
-        return whole.turned(), legend, Line(self.how)
+        return whole.turned(), *told
 
 
 def _legend(evidence: Evidence) -> str:
     rewarded = "J, J*, gap and E[R] in reward units; KL and log Z in nats"
     units = rewarded if evidence.beta is not None else "all in nats"
     return f"{units}; ± is one standard error, [ ] a 95% interval; share = gap / (J* − J(π₀))"
-
-
-def _tiny(gap: Interval | None, optimum: Interval | None) -> str:
-    """Write a gap; single precision cannot tell less than a millionth of J* from nothing."""
-    if gap is None or optimum is None:
-        return with_ends(gap)
-    finest = 1e-6 * abs(float(optimum.mean))
-    ends = (float(gap.mean), float(gap.floor), float(gap.ceiling))
-    return f"<{finest:.0e}" if finest > max(abs(end) for end in ends) else with_ends(gap)
 
 
 class Check(NamedTuple):
@@ -206,9 +230,14 @@ class Check(NamedTuple):
     least: bool = False
 
     @property
+    def told(self) -> str:
+        """The value, with as many digits as tell on which side of the threshold it is."""
+        return apart(self.value, self.threshold)[0]
+
+    @property
     def limit(self) -> str:
         """The threshold, with the side that is good."""
-        return f"{'≥' if self.least else '≤'} {number(self.threshold, 3)}"
+        return f"{'≥' if self.least else '≤'} {apart(self.value, self.threshold)[1]}"
 
 
 @checked(EngineError)
@@ -238,7 +267,7 @@ class Diagnosis(Shown):
 
 def checks_listing(checks: Sequence[Check]) -> Listing:
     """One row for each check, what to do as its note."""
-    rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, number(c.value, 3), c.limit) for c in checks]
+    rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, c.told, c.limit) for c in checks]
     return Listing(("outcome", "check", "value", "limit"), rows, "llrr", [c.advice for c in checks])
 
 
@@ -290,6 +319,7 @@ class Comparison(Shown):
         delta_objective: J less that of the first, with paired standard error, [fit].
         delta_reward: likewise E[R].
         delta_kl: likewise KL.
+        log_marginal: log p(y), nats, [fit], which is one for all of them; None without data beside rewards.
     """
 
     names: Sequence[str]
@@ -299,6 +329,7 @@ class Comparison(Shown):
     delta_objective: Interval
     delta_reward: Interval
     delta_kl: Interval
+    log_marginal: Interval | None = None
 
     def listing(self) -> Listing:
         """One row for each fit, with its differences to the first."""
@@ -307,7 +338,11 @@ class Comparison(Shown):
             (name, *("" if i == 0 and k % 2 else with_error(at(one, i)) for k, one in enumerate(told)))
             for i, name in enumerate(self.names)
         ]
-        return Listing(("fit", "J", "ΔJ", "E[R]", "ΔE[R]", "KL", "ΔKL"), rows)
+        headings = ["fit", "J", "ΔJ", "E[R]", "ΔE[R]", "KL", "ΔKL"]
+        if self.log_marginal is not None:
+            headings.append("log p(y)")
+            rows = [(*row, with_error(at(self.log_marginal, i))) for i, row in enumerate(rows)]
+        return Listing(headings, rows)
 
     def _blocks(self) -> Sequence[Block]:
         return (self.listing(), Line("Δ is the difference to the first, on common draws; ± is one standard error."))

@@ -10,13 +10,15 @@ import numpy as np
 from rich.text import Text
 
 from bayesrl import run_folder
+from bayesrl.certainty.measured import to_json as measured_to_json
 from bayesrl.certainty.scoreboard import score
-from bayesrl.certainty.scores import Scoreboard, to_json
+from bayesrl.certainty.scores import Score, Scoreboard, to_json
 from bayesrl.cli.ends import Stopped
 from bayesrl.cli.holdings import KEPT, REPORT, Scores, model_of, print_results, read_model, read_scores
 from bayesrl.cli.reporting import gather_run
 from bayesrl.cli.words import description, names_in, say, terminal, title_of
 from bayesrl.core.compiling import one_reading
+from bayesrl.core.estimates import Estimate
 from bayesrl.core.keys import fold_in, from_seed
 from bayesrl.core.showing import Line
 from bayesrl.core.telling import activity
@@ -27,7 +29,8 @@ from bayesrl.errors import BayesRLError, GuideError, RunFolderError
 from bayesrl.files.stamps import digest_of
 from bayesrl.posterior import Posterior
 from bayesrl.problem import Problem, ready_model
-from bayesrl.report.figures import save_figures
+from bayesrl.report.facts import Facts
+from bayesrl.report.figures import betas_of, save_figures
 from bayesrl.report.writing import write_page
 
 
@@ -141,21 +144,19 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
     if posterior.interrupted:
         raise Stopped(done, int(posterior.settings["num_steps"]))
     key = fold_in(from_seed(0), 7)
-    with activity("scoring"):
-        board = score(key, posterior, exact=problem.exact)
     with activity("scoring on what was held out"):
         held_out, reason = _held_out(key, posterior, problem)
-    optima = [row.optimum for row in board.rows]
-    known = [float(optimum) for optimum in optima if optimum is not None]
     with activity("diagnosing"):
-        facts = gather_run(folder, posterior, problem, scores=(board, held_out))
-    optimum = known if len(known) == len(optima) else None
+        facts = gather_run(folder, posterior, problem, held_out=held_out)
+    board = _board_of(facts)
     with activity("drawing the pictures"):
-        drawn = save_figures(folder, posterior, board.target, optimum, whole=facts.whole)
+        drawn = save_figures(folder, posterior, facts.target, facts.optimum, whole=facts.whole)
     verdict = None if facts.diagnosis is None else Line(facts.diagnosis.sentence, facts.diagnosis.verdict)
     pictures = {path.name: digest_of(path.read_bytes()) for path in drawn}
-    scores = Scores(done, board, held_out, verdict, pictures)
+    measured = None if facts.evidence is None else facts.evidence.measured
+    scores = Scores(done, board, held_out, verdict, pictures, measured)
     told = {"step": done, "fit": to_json(board), "held_out": None if held_out is None else to_json(held_out)}
+    told |= {"measured": None if measured is None else [measured_to_json(row) for row in measured]}
     run_folder.save_json(folder, run_folder.SCORES, told | {"verdict": verdict, "pictures": pictures})
     with activity("writing the report"):
         path = write_page(folder / REPORT, [facts], problem.sections_of(posterior))
@@ -168,6 +169,25 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
             say(f"held out: not scored: {reason}", "yellow")
         console.print(Text(f"\nIn {folder}: {names_in(folder)}", style="dim"))
         say(f"report: {path}")
+
+
+def _board_of(facts: Facts) -> Scoreboard:
+    """Put what is known of a fit on a board: the numbers of its evidence, or its own where it has none."""
+    posterior, evidence = facts.posterior, facts.evidence
+    assert posterior.programs is not None
+    assert facts.training is not None
+    betas = betas_of(posterior)
+    best = np.reshape(posterior.objective_by_restart(), (len(betas), -1)).argmax(-1)
+    rows = []
+    for i, beta in enumerate(betas):
+        own = jax.tree.map(lambda x, i=i: float(np.reshape(x, -1)[i]), facts.training)
+        row = None if evidence is None else evidence.measured[i]
+        start = None if row is None or row.start is None else Estimate(float(row.start.mean), float(row.start.se))  # type: ignore[arg-type]
+        optimum = None if facts.optimum is None else float(facts.optimum[i])
+        log_z = row.log_evidence if row is not None and optimum is not None else None
+        rows.append(Score(beta, int(best[i]), own, start, optimum, None if log_z is None else float(log_z.mean)))
+    note = evidence.reason.rstrip(".") if evidence is not None and facts.optimum is None else ""
+    return Scoreboard(tuple(rows), posterior.programs.structure.num_contexts, None, note)
 
 
 def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[Scoreboard | None, str]:

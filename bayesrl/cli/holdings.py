@@ -1,12 +1,14 @@
 """What a run folder holds, beyond the fit itself: its model, its scores, and what is missing; read without JAX."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bayesrl import run_folder
+from bayesrl.certainty.measured import Measured
+from bayesrl.certainty.measured import from_json as measured_from_json
 from bayesrl.certainty.scores import Scoreboard, from_json
 from bayesrl.cli.words import say, spell, terminal
 from bayesrl.core.showing import Line, as_text
@@ -38,9 +40,19 @@ _SCORE: Schema = {
     "log_evidence": (NOTHING, NUMBER),
 }
 _BOARD: Schema = {"rows": [_SCORE], "contexts": whole(1, 2**40), "note": TEXT}
+_PART = (NOTHING, Kind("six numbers", lambda v: misfit(v, [(NOTHING, NUMBER)]) is None and len(v) == 6))
+_MEASURED: Schema = {
+    "beta": (NOTHING, POSITIVE),
+    **dict.fromkeys(("objective", "reward", "kl", "optimum", "gap", "share", "start"), _PART),
+    **dict.fromkeys(("log_evidence", "log_marginal"), _PART),
+    "ess": (NOTHING, NUMBER),
+    "khat": (NOTHING, NUMBER),
+    "num_weighed": whole(0, 2**40),
+}
 _SCHEMA: dict[str, Schema] = {
     "step": whole(0, 2**31),
     "fit": _BOARD,
+    "measured?": (NOTHING, [_MEASURED]),
     "held_out": (NOTHING, _BOARD),
     "verdict": (NOTHING, _OUTCOME),
     "pictures": {"*": TEXT},
@@ -56,6 +68,7 @@ class Scores(NamedTuple):
         held_out: on held-out data, or None.
         verdict: of the diagnosis, or None where there is none.
         pictures: names of the pictures that were drawn, each with the digest of its content.
+        measured: what is known of the fit at each β, or None where that was not kept.
     """
 
     step: int
@@ -63,6 +76,7 @@ class Scores(NamedTuple):
     held_out: Scoreboard | None
     verdict: Line | None
     pictures: Mapping[str, str]
+    measured: Sequence[Measured] | None = None
 
 
 def read_model(directory: Path) -> dict[str, Any] | None:
@@ -117,7 +131,9 @@ def read_scores(directory: Path) -> Scores | None:
         return None
     held_out = None if told["held_out"] is None else from_json(told["held_out"])
     verdict = None if told["verdict"] is None else Line(*told["verdict"])
-    return Scores(told["step"], from_json(told["fit"]), held_out, verdict, told["pictures"])
+    rows = told.get("measured")
+    measured = None if rows is None else [measured_from_json(row) for row in rows]
+    return Scores(told["step"], from_json(told["fit"]), held_out, verdict, told["pictures"], measured)
 
 
 def lacking(directory: Path, done: int, total: int, scores: Scores | None) -> list[str]:
@@ -207,7 +223,7 @@ def print_results(scores: Scores) -> None:
     from bayesrl.cli.tables import score_table
 
     console = terminal()
-    console.print(score_table(scores.fit, scores.held_out))
+    console.print(score_table(scores.fit, scores.held_out, scores.measured))
     if scores.verdict is not None:
         console.print(Text(f"\n{as_text([scores.verdict])}", style=_COLOURS[scores.verdict.outcome]))
 

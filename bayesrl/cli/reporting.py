@@ -71,7 +71,7 @@ def gather_run(
     *,
     name: str | None = None,
     gold: str | None = None,
-    scores: tuple[Scoreboard | None, Scoreboard | None] = (None, None),
+    held_out: Scoreboard | None = None,
     missing: tuple[str, ...] = (),
 ) -> Facts:
     """Find what the report shows of a run.
@@ -82,7 +82,7 @@ def gather_run(
         problem: of the run, or None where it cannot be made again.
         name: of the fit; by default that of its model.
         gold: metric that the reward stands for, or None.
-        scores: on its own data and on what was held out, where they are known already.
+        held_out: scores on what was held out, where they are known already.
         missing: what is already known to be missing.
     """
     told = run_folder.read_problem(directory)
@@ -103,9 +103,7 @@ def gather_run(
         held_out=problem.held_out if problem is not None else None,
         exact=problem.exact if problem is not None else None,
         gold=gold,
-        target=scores[0].target if scores[0] is not None else None,
-        training=scores[0].estimates if scores[0] is not None else None,
-        tested=scores[1].estimates if scores[1] is not None else None,
+        tested=held_out.estimates if held_out is not None else None,
         made=tuple(rows),
         command=_command(made, told) if made is not None else None,
         missing=missing,

@@ -8,26 +8,36 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bayesrl.certainty.scores import Score, Scoreboard
-from bayesrl.core.wording import UNKNOWN, beta_text, number, percent, printable, with_error
+from bayesrl.certainty.measured import Measured
+from bayesrl.certainty.scores import Scoreboard
+from bayesrl.core.showing import WIDTH, Listing, narrowed
+from bayesrl.core.wording import UNKNOWN, beta_text, number, printable, with_error
+
+_COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share", "log p(y)")
 
 
-def score_table(board: Scoreboard, held_out: Scoreboard | None = None) -> RenderableType:
-    """Lay the scores of a fit out as a table, with what they mean below.
+def score_table(
+    board: Scoreboard, held_out: Scoreboard | None = None, measured: Sequence[Measured] | None = None
+) -> RenderableType:
+    """Lay the scores of a fit out as tables within 80 columns, with what they mean below.
 
     Args:
         board: of the fit.
         held_out: of the same fit on other arguments, as further rows.
+        measured: what is known of the fit at each β, with intervals, where that was kept.
     """
-    table = _table("", "β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share")
-    for label, scores in (("fit", board), ("held out", held_out)):
-        for row in scores.rows if scores is not None else ():
-            table.add_row(label, *_cells(row), style=None if label == "fit" else "dim")
-    parts: list[RenderableType] = [table]
+    own = [row.measured for row in board.rows] if measured is None else list(measured)
+    others = [row.measured for row in held_out.rows] if held_out is not None else []
+    rows = [("fit", row.cells()) for row in own] + [("held out", row.cells()) for row in others]
+    told = [
+        name for name in _COLUMNS if name != "log p(y)" or any(row.log_marginal is not None for row in own + others)
+    ]
+    listing = Listing(["", *told], [[label, *(cells[name] for name in told)] for label, cells in rows])
+    parts = _within_80(listing)
     metrics = _metrics(board, held_out)
     if metrics is not None:
-        parts.append(metrics)
-    parts += [Text(line, style="dim") for line in _legend(board, held_out)]
+        parts += _within_80(metrics)
+    parts += [Text(line, style="dim") for line in _legend(board, own, others)]
     return Group(*parts)
 
 
@@ -91,56 +101,44 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _gap(row: Score) -> str:
-    """Write the gap; single precision cannot tell less than a millionth of J* from nothing."""
-    if row.gap is None or row.optimum is None:
-        return UNKNOWN
-    finest = 1e-6 * max(abs(row.optimum), abs(float(row.estimates.objective.mean)))
-    gap = float(row.gap.mean)
-    return number(gap, 2) if abs(gap) > finest else f"<{finest:.0e}"
+def _within_80(listing: Listing) -> list[RenderableType]:
+    """Give a table, or several that repeat what they are of, each narrow enough."""
+    tables: list[RenderableType] = []
+    for part in narrowed(listing, WIDTH, 2):
+        table = _table(*(escape(printable(heading)) for heading in part.headings))
+        for row in part.rows:
+            table.add_row(*(escape(printable(cell)) for cell in row), style=None if row[0] == "fit" else "dim")
+        tables += [*([Text("")] if tables else []), table]
+    return tables
 
 
-def _cells(row: Score) -> list[str]:
-    return [
-        beta_text(row.beta),
-        with_error(row.estimates.objective),
-        number(float(row.estimates.reward.mean)),
-        number(float(row.estimates.kl.mean), 3),
-        number(row.log_evidence),
-        number(row.optimum),
-        _gap(row),
-        percent(row.share),
-    ]
-
-
-def _metrics(board: Scoreboard, held_out: Scoreboard | None) -> Table | None:
+def _metrics(board: Scoreboard, held_out: Scoreboard | None) -> Listing | None:
     names = list(board.rows[0].estimates.metrics) if board.rows else []
     if not names:
         return None
-    table = _table("", "β", *(escape(name) for name in names))
-    for label, scores in (("fit", board), ("held out", held_out)):
-        for row in scores.rows if scores is not None else ():
-            cells = [with_error(row.estimates.metrics.get(name)) for name in names]
-            table.add_row(label, beta_text(row.beta), *cells, style=None if label == "fit" else "dim")
-    return table
+    rows = [
+        [label, beta_text(row.beta), *(with_error(row.estimates.metrics.get(name)) for name in names)]
+        for label, scores in (("fit", board), ("held out", held_out))
+        for row in (scores.rows if scores is not None else ())
+    ]
+    return Listing(["", "β", *names], rows)
 
 
-def _legend(board: Scoreboard, held_out: Scoreboard | None) -> list[str]:
+def _legend(board: Scoreboard, own: Sequence[Measured], others: Sequence[Measured]) -> list[str]:
     lines = []
     each = f", means over {board.contexts:,} contexts" if board.contexts > 1 else ""
-    if all(row.beta is None for row in board.rows):
+    if all(row.beta is None for row in own):
         lines.append(f"Without rewards J is the ELBO and J* = log Z: all in nats{each}.")
     else:
         lines.append(f"J = E[R] − β·KL, E[R], J* and gap in reward units; KL and log Z in nats{each}.")
-    known = [row for row in board.rows if row.optimum is not None]
-    if known:
-        exact = all(float(row.estimates.objective.se) == 0 for row in known)
-        how = "exact" if exact else "with the standard error of J"
-        lines.append(f"gap = J* − J ({how}); share = gap / (J* − J(π₀)).")
-    starts = [row.start for row in board.rows if row.start is not None]
+    if any(float(row.objective.se) > 0 for row in [*own, *others]):
+        lines.append("± is one standard error, [ ] a 95% interval.")
+    if any(row.gap is not None for row in own):
+        lines.append("gap = J* − J; share = gap / (J* − J(π₀)).")
+    starts = [row.start for row in own if row.start is not None]
     if starts:
-        others = [row.start for row in held_out.rows if row.start is not None] if held_out is not None else []
-        there = f", {with_error(others[0])} on what was held out" if others else ""
+        elsewhere = [row.start for row in others if row.start is not None]
+        there = f", {with_error(elsewhere[0])} on what was held out" if elsewhere else ""
         lines.append(f"J(π₀) = {with_error(starts[0])} is what the policy earned before the fit{there}.")
     if board.note:
         lines.append(f"J* {UNKNOWN}: {board.note}.")

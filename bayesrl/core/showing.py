@@ -169,7 +169,7 @@ def as_text(blocks: Sequence[Block], width: int = WIDTH) -> str:
     parts: list[str] = []
     for block in blocks:
         if isinstance(block, Listing):
-            for part in _narrowed(block, width):
+            for part in narrowed(block, width):
                 parts += [*([""] if parts else []), _table_text(part, width)]
         else:
             mark = f"{MARKS[block.outcome]} {block.outcome.upper()}: " if block.outcome else ""
@@ -200,22 +200,29 @@ def _places(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in ("W", "F")) for c in text)
 
 
-def _narrowed(listing: Listing, width: int) -> Iterator[Listing]:
-    """Cut a listing by columns into parts that are narrow enough."""
+def narrowed(listing: Listing, width: int, repeated: int = 1) -> Iterator[Listing]:
+    """Cut a listing by columns into parts that are narrow enough.
+
+    Args:
+        listing: of any width.
+        width: of a line, in places.
+        repeated: how many of the first columns stand in every part.
+    """
     # Two columns are to fit beside each other, however long the names that a table is given.
     longest = (width - 2) // 2
     rows = [[_on_a_line(cell, longest) for cell in row] for row in listing.rows]
     listing = listing._replace(headings=[_on_a_line(text, longest) for text in listing.headings], rows=rows)
     widths, sides = _widths(listing), listing.sides
-    start = 1
+    first = list(range(repeated))
+    start = repeated
     while True:
-        end, total = start, widths[0]
+        end, total = start, sum(widths[:repeated]) + 2 * (repeated - 1)
         while end < len(widths) and (end == start or total + 2 + widths[end] <= width):
             total += 2 + widths[end]
             end += 1
-        chosen = [0, *range(start, end)]
+        chosen = [*first, *range(start, end)]
         rows = [[row[i] for i in chosen] for row in listing.rows]
-        notes = listing.notes if start == 1 else ()
+        notes = listing.notes if start == repeated else ()
         yield Listing([listing.headings[i] for i in chosen], rows, "".join(sides[i] for i in chosen), notes)
         start = end
         if start >= len(widths):

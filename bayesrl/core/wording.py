@@ -27,7 +27,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def with_error(estimate: Any) -> str:
-    """Write mean ± standard error, to the error's first digit; the mean alone where it is exact.
+    """Write mean ± standard error, to the error's second digit; the mean alone where it is exact.
 
     Args:
         estimate: with the fields `mean` and `se`, both single numbers; or None.
@@ -37,10 +37,53 @@ def with_error(estimate: Any) -> str:
     mean, error = float(estimate.mean), float(estimate.se)
     if not (error > 0 and math.isfinite(error)):
         return number(mean)
-    decimals = -math.floor(math.log10(error))
-    if decimals > 6 or abs(mean) >= 10**6:
-        return f"{number(mean)} ± {error:.0e}"
-    return f"{mean:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
+    decimals = _decimals(error)
+    if decimals > 7 or abs(mean) >= 10**6:
+        return f"{number(mean)} ± {error:.1e}"
+    return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def _decimals(error: float) -> int:
+    """How many decimals show two significant digits of an error."""
+    return max(1 - math.floor(math.log10(error)), 0)
+
+
+def bound(sign: str, end: float, error: float, *, told: bool) -> str:
+    """Write an end that a number lies beyond, `≥ 0.044`, to the second digit of the error of what it is held against.
+
+    Args:
+        sign: ≤ or ≥.
+        end: the end.
+        error: standard error of what it is held against, or 0.
+        told: whether the error is the end's own, and is written too.
+    """
+    if not (error > 0 and math.isfinite(error)) or abs(end) >= 10**6 or _decimals(error) > 7:
+        return f"{sign} {number(end)}"
+    decimals = _decimals(error)
+    return f"{sign} {end:.{decimals}f}" + (f" ± {error:.{decimals}f}" if told else "")
+
+
+def share(part: float) -> str:
+    """Write a part of what there was to gain, in percent to one decimal, smaller ones to two."""
+    if not math.isfinite(part):
+        return UNKNOWN if math.isnan(part) else number(part)
+    return f"{part:.1%}" if abs(part) >= 1e-3 else percent(part)
+
+
+def apart(value: float, limit: float, digits: int = 3) -> tuple[str, str]:
+    """Write a number and the limit that it is held against, with as many digits as tell on which side it is.
+
+    Example:
+        >>> apart(0.02243, 0.0224)
+        ('0.02243', '0.02240')
+    """
+    if math.isnan(value) or math.isnan(limit) or value == limit:
+        return number(value, digits), number(limit, digits)
+    for more in range(digits, 18):
+        told = (number(value, more), number(limit, more))
+        if told[0] != told[1]:
+            return told
+    return told
 
 
 def with_ends(interval: Interval | None) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bayesrl.certainty.measured import has_mean
 from bayesrl.certainty.verdicts import Diagnosis, Evidence, Frontier
 from bayesrl.core.estimates import Estimates
 from bayesrl.engines.weighted import WeightedDraws
@@ -21,7 +22,7 @@ class Facts:
         diagnosis: its verdict.
         frontier: of a fit at several β.
         target: p*, where it can be enumerated.
-        training: estimates on the data of the fit, [*beta], with metrics.
+        training: J, E[R] and KL on the data of the fit as the evidence has them, [*beta], with metrics.
         held_out: estimates on other data, [*beta].
         held_out_evidence: how far the fit is from the optimum there.
         gold: name of the metric that the reward stands for.
@@ -53,8 +54,8 @@ class Facts:
 
     @property
     def optimum(self) -> np.ndarray | None:
-        """J* of each β, reward units, [*beta] flat; None where it has no upper bound."""
-        known = self.evidence is not None and self.evidence.gap is not None
-        if self.evidence is not None and known and np.isfinite(self.evidence.optimum.mean).all():
-            return np.reshape(self.evidence.optimum.mean, -1)
+        """J* of each β, reward units, [*beta] flat; None where it is not known on both sides."""
+        rows = [] if self.evidence is None else self.evidence.measured
+        if rows and all(row.gap is not None and has_mean(row.optimum) for row in rows):
+            return np.asarray([float(row.optimum.mean) for row in rows if row.optimum is not None])
         return None

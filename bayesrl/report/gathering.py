@@ -1,7 +1,7 @@
 """Finds what the report shows of a fit, and says what it could not find."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,10 +9,10 @@ import numpy as np
 
 from bayesrl.certainty.diagnosis import diagnose
 from bayesrl.certainty.known import Exact
-from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
+from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data, score
 from bayesrl.certainty.sweeps import frontier as lay_frontier
-from bayesrl.certainty.verdicts import Diagnosis, Frontier
-from bayesrl.core.estimates import Estimates
+from bayesrl.certainty.verdicts import Diagnosis, Evidence, Frontier
+from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.core.keys import apart, fold_in, from_seed
 from bayesrl.core.pairing import declared_params
 from bayesrl.engines.enumeration import enumerate_target
@@ -73,9 +73,15 @@ def gather(
     if gold is not None and posterior.programs is not None and gold not in metrics:
         known = ", ".join(f"“{name}”" for name in metrics) or "none"
         lacking.append(f"The program has no deterministic site “{gold}” to hold against the reward; it has {known}.")
-    if diagnosis is None and posterior.programs is not None:
+    if held_out is not None and posterior.programs is not None and posterior.statistics and tested is None:
         try:
-            diagnosis = diagnose(verdict_key, posterior, held_out=held_out, exact=exact, tested=tested)
+            tested = _tested(other_key, posterior, held_out)
+        except BayesRLError as error:
+            lacking.append(f"Held-out data was not scored: {str(error).rstrip('.')}.")
+    if diagnosis is None and posterior.programs is not None:
+        asked = held_out if tested is not None else None
+        try:
+            diagnosis = diagnose(verdict_key, posterior, held_out=asked, exact=exact, tested=tested)
         except BayesRLError as error:
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
     if frontier is None and len(betas_of(posterior)) > 1:
@@ -83,13 +89,8 @@ def gather(
     if posterior.programs is not None and posterior.statistics:
         told["whole"] = whole = whole_of(posterior)
         told["target"] = target if target is not None else _target(posterior)
-        if held_out is not None or posterior.programs.structure.named("metric"):
-            told["training"] = training if training is not None else _estimates(draw_key, whole, ())
-        if held_out is not None:
-            try:
-                told["held_out"] = tested if tested is not None else _estimates(other_key, whole, held_out)
-            except BayesRLError as error:
-                lacking.append(f"Held-out data was not scored: {str(error).rstrip('.')}.")
+        told["training"] = training if training is not None else _trained(draw_key, whole, diagnosis, frontier, gold)
+        told["held_out"] = tested
     elif posterior.statistics:
         told["whole"] = posterior.select(restart="best") if posterior.mixture is None else posterior
     return Facts(
@@ -117,6 +118,37 @@ def _frontier(
     except BayesRLError as error:
         lacking.append(f"No frontier: {str(error).rstrip('.')}.")
         return None
+
+
+def _trained(
+    key: PRNGKey, whole: Posterior, diagnosis: Diagnosis | None, frontier: Frontier | None, gold: str | None
+) -> Estimates:
+    """Give J, E[R] and KL as the evidence has them, beside metrics; scored by themselves where there is none."""
+    assert whole.programs is not None
+    evidence = None if diagnosis is None else diagnosis.evidence
+    if evidence is None:
+        return _tested(key, whole, ())
+    metrics = _estimates(key, whole, ()).metrics if whole.programs.structure.named("metric") else {}
+    if gold in metrics and frontier is not None and frontier.gold is not None:
+        order = np.argsort(np.argsort(np.reshape(np.asarray(evidence.beta), -1)))  # a frontier is by ascending β
+        metrics[gold] = Estimate(*(np.reshape(part, -1)[order] for part in frontier.gold[:2]))
+    return estimates_of(evidence, metrics)
+
+
+def estimates_of(evidence: Evidence, metrics: Mapping[str, Estimate]) -> Estimates:
+    """Give J, E[R] and KL of an evidence with their standard errors, beside metrics, [*beta] flat."""
+    objective, reward, kl = (
+        Estimate(*(np.reshape(part, -1) for part in one[:2]))
+        for one in (evidence.objective, evidence.reward, evidence.kl)
+    )
+    return Estimates(objective, reward, kl, dict(metrics))
+
+
+def _tested(key: PRNGKey, posterior: Posterior, args: tuple[Any, ...]) -> Estimates:
+    """Score a fit on its own or other data, exactly where that is possible, [*beta] flat."""
+    if posterior.mixture is not None:
+        return _estimates(key, posterior, args)
+    return score(key, posterior, *args).estimates
 
 
 def _lacking(posterior: Posterior) -> Iterator[str]:

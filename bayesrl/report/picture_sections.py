@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bayesrl.certainty.verdicts import Check
+from bayesrl.certainty.verdicts import Check, Evidence
 from bayesrl.core.showing import MARKS, Listing, Markup, joined, tag
-from bayesrl.core.wording import at, beta_text, count, number, with_error
+from bayesrl.core.wording import at, beta_text, count, with_error
 from bayesrl.errors import BayesRLError
+from bayesrl.posterior import num_draws
 from bayesrl.report.extremes import extreme_draws
 from bayesrl.report.facts import Facts
 from bayesrl.report.figures import betas_of, curves_of, history_figure, site_figures
@@ -130,26 +131,20 @@ def _weights(fit: Facts) -> Iterator[Content]:
     evidence = fit.evidence
     if evidence is None:
         return
-    if evidence.method in ("known", "draws"):
-        yield "The optimum is told otherwise, or by nobody; where nature draws, her luck widens this whatever the fit."
+    if not evidence.num_weighed:
+        yield evidence.weighed
         return
-    if evidence.num_draws == 0:
-        yield "Every draw was enumerated, so that no number here leans on weights."
-        return
-    rows = [
-        (
-            beta_text(beta),
-            number(float(np.reshape(evidence.khat, -1)[i]), 2),
-            number(float(np.reshape(evidence.ess, -1)[i]), 3),
-            f"{evidence.num_draws:,}",
-        )
-        for i, beta in enumerate(evidence.betas)
-    ]
-    yield Listing(("β", "Pareto k̂", "effective draws", "draws"), rows)
+    rows = [(row.cells()["β"], *(row.weight_cells()[name] for name in ("k̂", "ESS", "of"))) for row in evidence.measured]
+    yield Listing(("β", "Pareto k̂", "effective draws (ESS)", "draws of the fit"), rows)
     yield (
-        "Good: k̂ below 0.7 and many effective draws, so that the weights can be averaged. "
-        "k̂ is blind to modes that the fit dropped."
+        "Good: k̂ below 0.7 and many effective draws, so that draws of the fit can be weighted into draws of p*. k̂ is "
+        f"blind to modes that the fit dropped.{''.join(f' {sentence}' for sentence in _no_khat(evidence))}"
     )
+
+
+def _no_khat(evidence: Evidence) -> list[str]:
+    """Say where k̂ is not told, and why."""
+    return [f"At β = {row.cells()['β']} there is none: {row.no_khat}." for row in evidence.measured if row.no_khat]
 
 
 def _restarts(fit: Facts) -> Iterator[Content]:
@@ -159,12 +154,16 @@ def _restarts(fit: Facts) -> Iterator[Content]:
     if restarts == 1:
         yield "One restart, so nothing to compare it with; num_restarts=4 would show whether the start matters."
         return
-    caption = f"J of {count(restarts, 'restart')}, bars of two standard errors. Good: all alike and at J* (dashed)."
+    at_optimum = " and at J* (dashed)" if fit.optimum is not None else ""
+    caption = (
+        f"J of {count(restarts, 'restart')}, each on the {num_draws(fit.posterior):,} draws that it carries, bars of "
+        f"two standard errors; J of the best, as it is told above, is of more. Good: all alike{at_optimum}."
+    )
     yield Pictured(restarts_figure(fit.posterior, fit.optimum), caption)
     if fit.diagnosis is not None:
         for check in fit.diagnosis.checks:
             if check.name == "restarts" and check.outcome != "unknown":
-                yield f"{number(check.value, 3)}, where {check.limit} is good: {check.advice}"
+                yield f"{check.told}, where {check.limit} is good: {check.advice}"
 
 
 def _frontier(fit: Facts) -> Iterator[Content]:
@@ -240,7 +239,7 @@ def checks_table(checks: Sequence[Check]) -> Markup:
             check.advice, *([tag("span", f" {check.reference}", class_="reference")] * bool(check.reference))
         )
         cells = (tag("td", mark), tag("td", check.name))
-        numbers = (tag("td", text, style=right) for text in (number(check.value, 3), check.limit))
+        numbers = (tag("td", text, style=right) for text in (check.told, check.limit))
         rows.append(tag("tr", *cells, *numbers, tag("td", advice, class_="advice")))
     head = tag("thead", tag("tr", *(tag("th", text, scope="col", style=style) for text, style in heads)))
     return tag("div", tag("table", head, tag("tbody", *rows), class_="checks"), class_="wide all", tabindex="0")

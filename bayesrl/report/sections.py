@@ -118,7 +118,9 @@ def _numbers(fit: Facts) -> list[Content]:
     blocks: list[Content] = []
     evidence = fit.evidence
     if evidence is not None:
-        blocks += [_tall(evidence.listing()), _tall(evidence.weight_listing()), evidence.how]
+        blocks += [_tall(evidence.listing()), _tall(evidence.weight_listing()), f"{evidence.how} {evidence.weighed}"]
+    elif fit.training is not None:
+        blocks += [_tall(_estimated(fit)), "Of the data, by the fit as it is."]
     elif fit.posterior.statistics:
         blocks.append(_tall(estimates_listing(fit.posterior.beta, fit.posterior.kept_estimates())))
         blocks.append("Of the draws that were kept when the fit ended.")
@@ -127,6 +129,20 @@ def _numbers(fit: Facts) -> list[Content]:
     if fit.training is not None and fit.training.metrics:
         blocks += [_metrics(fit), "Metrics of the program, which the fit does not maximise, on the data of the fit."]
     return blocks
+
+
+def _estimated(fit: Facts) -> Listing:
+    """List J, E[R] and KL of a fit that has no evidence."""
+    assert fit.training is not None
+    told = (fit.training.objective, fit.training.reward, fit.training.kl)
+    rows = [
+        (
+            beta_text(beta),
+            *(UNKNOWN if beta is None and k == 1 else with_error(at(one, i)) for k, one in enumerate(told)),
+        )
+        for i, beta in enumerate(betas_of(fit.posterior))
+    ]
+    return Listing(("β", "J", "E[R]", "KL"), rows)
 
 
 def _tall(listing: Listing) -> Listing:
@@ -168,7 +184,9 @@ def _row(fit: Facts, i: int, beta: float | None) -> Iterator[str]:
         yield from (told[name] for name in _COMPARED)
         return
     cells: Sequence[str] = [UNKNOWN] * 3
-    if fit.posterior.statistics:
+    if fit.training is not None:
+        cells = _estimated(fit).rows[i][1:4]
+    elif fit.posterior.statistics:
         cells = estimates_listing(fit.posterior.beta, fit.posterior.kept_estimates()).rows[i][1:4]
     yield from (*cells, UNKNOWN, UNKNOWN)
 

@@ -124,7 +124,7 @@ def made(mean: float, low: float, high: float, floor: float = -INF, ceiling: flo
         (number(NAN), "—"),
         (number(INF), "∞"),
         (number(0.0), "0"),
-        (with_error(Estimate(1.23456, 0.012)), "1.23 ± 0.01"),  # type: ignore[arg-type]
+        (with_error(Estimate(1.23456, 0.012)), "1.235 ± 0.012"),  # type: ignore[arg-type]
         (with_error(Estimate(1.23456, 0.0)), "1.235"),  # type: ignore[arg-type]
         (with_ends(made(1.0, 0.9, 1.1)), "1.00 [0.90, 1.10]"),
         (with_ends(made(1.0, NAN, NAN, 0.5, 1.5)), "1.0 [0.5, 1.5]"),
