@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from readings import adds_up, read_report, read_table, several
 from typer.testing import CliRunner
 
 from bayesrl import run_folder
 from bayesrl.catalogue import model_names
 from bayesrl.cli import app
+from bayesrl.core.wording import number
 from bayesrl.engines import running
 from bayesrl.engines.reopening import load
 from bayesrl.errors import BayesRLError
@@ -86,6 +88,25 @@ def test_the_report_of_a_fit(run: tuple[Path, str]) -> None:
     assert "arms=3, best=1" in text
     assert "60 of 60" in text
     assert "Frontier" in text
+
+
+def test_what_is_printed_is_what_the_report_and_the_files_tell(run: tuple[Path, str]) -> None:
+    folder, out = run
+    told, _ = read_report((folder / "report.html").read_text(encoding="utf-8"))
+    printed = read_table(out, "fit")
+    assert {beta for _, beta in printed} == {"0.1", "0.5"}
+    for where, texts in printed.items():
+        assert texts == told[where]
+    for beta in ("0.1", "0.5"):
+        assert adds_up(printed, beta)
+    assert several(told) == {}
+    assert read_table(invoke("show", folder)[1], "fit") == printed
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    for row, one in zip(scores["measured"], scores["fit"]["rows"], strict=True):
+        j, optimum, gap = (row[name][0] for name in ("objective", "optimum", "gap"))
+        assert j + gap == pytest.approx(optimum, abs=1e-12)
+        assert (one["estimates"]["objective"][0], one["optimum"]) == (j, optimum)
+        assert number(j) in told["J", f"{row['beta']:g}"]
 
 
 def test_report_of_several_runs(run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

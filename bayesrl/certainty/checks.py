@@ -10,7 +10,7 @@ from bayesrl.certainty.measured import NO_WEIGHTS, amount
 from bayesrl.certainty.sampled import worth_of
 from bayesrl.certainty.tails import rank_rhat
 from bayesrl.certainty.verdicts import Check, Evidence, Outcome
-from bayesrl.core.wording import number
+from bayesrl.core.wording import number, share
 
 GOOD_SHARE = 0.0224
 """Verdicts change at a gap of √(1% · 5%) of J* − J(π₀), half way between good and bad on the log scale."""
@@ -19,6 +19,9 @@ LEFT = 0.01
 """A run has converged where no more than this share of what there was to gain is left of its way."""
 
 MISSED_WARN, MISSED_FAIL = 0.02, 0.1
+_BARRED = 80.0
+"""Nats by which p* is likelier than the fit where the fit never goes: single precision has no such probability."""
+
 LEAST_WORTH = 0.1
 """Least share of the fit's own draws, as draws of p*, with which they can be weighted."""
 
@@ -34,11 +37,11 @@ def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or cho
         evidence: of the fit.
         remedy: what would help where too much is left.
     """
-    share = evidence.share
-    if share is None or evidence.gap is None:
+    told = evidence.share
+    if told is None or evidence.gap is None:
         return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.reason}.", "design: J* = β·log Z")
     beta = np.ones(1) if evidence.beta is None else np.reshape(evidence.beta, -1)
-    parts = [np.reshape(x, -1) for x in share]
+    parts = [np.reshape(x, -1) for x in told]
     outcomes: list[Outcome] = []
     values: list[float] = []
     for i, temperature in enumerate(beta):
@@ -66,20 +69,19 @@ def _limit(outcome: Outcome, value: float) -> float:
     return GOOD_SHARE / 2 if outcome == "fail" and value < GOOD_SHARE else GOOD_SHARE
 
 
-def _gap_advice(outcome: Outcome, value: float, share: list[float], at: str, reason: str, remedy: str) -> str:
+def _gap_advice(outcome: Outcome, value: float, part: list[float], at: str, reason: str, remedy: str) -> str:
     """Say how much is left, exactly where that is known, and what to do."""
-    _, error, _, _, floor, ceiling = share
-    error = error if math.isnan(share[0]) else 0.0
+    mean, se, _, _, floor, ceiling = part
+    error = se if math.isnan(mean) else 0.0
     if value == math.inf:
         return (
             f"the fit draws what earns −∞{at}, so its J is −∞: choose a guide that can rule it out, or fit with a "
             "large negative reward in its place."
         )
     if outcome == "unknown":
-        left = f"{_between(floor, ceiling, error)} of what there was to gain is left"
-        return f"{left if math.isfinite(floor) else 'how much is left cannot be told'}{at}: " + (
-            f"{reason or 'more draws would tell'}."
-        )
+        known = (floor > 0 and math.isfinite(floor)) or math.isfinite(ceiling)
+        left = f"{_between(floor, ceiling, error)} of what there was to gain is left" if known else _UNTOLD
+        return f"{left}{at}: {reason or 'more draws would tell'}."
     if math.isnan(value):  # the policy of before is the best there is, or single precision cannot tell it from that
         kept = "and nothing was lost" if outcome == "pass" else "but the fit left it: lower the learning rate"
         return f"there was nothing to gain{at}, {kept}."
@@ -96,16 +98,19 @@ def _gap_advice(outcome: Outcome, value: float, share: list[float], at: str, rea
     return f"{bound}{value:.1%}{_error(error)} of what there was to gain is left{at}: {remedy}"
 
 
+_UNTOLD = "how much is left cannot be told"
+
+
 def _error(error: float) -> str:
     return f" ± {max(error, 1e-3):.1%}" if error > 0 else ""
 
 
 def _between(floor: float, ceiling: float, error: float) -> str:
     if error > 0 and math.isfinite(ceiling):
-        return f"at most {ceiling:.1%}{_error(error)}"
+        return f"at most {share(ceiling)}{_error(error)}"
     if math.isfinite(ceiling):
-        return f"between {floor:.1%} and {ceiling:.1%}"
-    return f"at least {floor:.1%}{_error(error)}, and nobody knows how much at most,"
+        return f"between {share(floor)} and {share(ceiling)}"
+    return f"at least {share(floor)}{_error(error)}, and nobody knows how much at most,"
 
 
 def _by_share(
@@ -138,12 +143,19 @@ def coverage_check(evidence: Evidence) -> Check:
         return _unknown("mode coverage", MISSED_FAIL, f"there are no draws of p* to trust: {why}.", reference)
     value = float(np.nanmax(missed))
     outcome: Outcome = "fail" if value > MISSED_FAIL else "warn" if value > MISSED_WARN else "pass"
-    advice = {
-        "pass": f"the fit goes wherever p* does{f', but for {value:.1%} of it' if value >= 5e-4 else ''}.",
-        "warn": f"{value:.1%} of p* lies where the fit hardly goes: more restarts and select('mixture') may reach it.",
-        "fail": f"{value:.1%} of p* lies where the fit hardly goes: a mode is dropped. Use more restarts and "
-        "select('mixture'), or ForwardKL().",
-    }[outcome]
+    part = f"{share(value)} of p* lies where the fit hardly goes"
+    barred = evidence.kl_forward is not None and bool(np.nanmax(evidence.kl_forward.mean) > _BARRED * value)
+    if barred and outcome != "pass":
+        help_ = (
+            f"{part}, and as good as never draws there: choose a guide that reaches all of the policy's support, or, "
+            "where it does, lower the rate (learning_rate=)."
+        )
+    elif outcome == "fail":
+        help_ = f"{part}: a mode is dropped. Use more restarts and select('mixture'), or ForwardKL()."
+    else:
+        help_ = f"{part}: more restarts and select('mixture') may reach it."
+    reached = f"the fit goes wherever p* does{f', but for {share(value)} of it' if value >= 5e-4 else ''}."
+    advice = reached if outcome == "pass" else help_
     return Check("mode coverage", value, MISSED_FAIL if outcome == "fail" else MISSED_WARN, outcome, advice, reference)
 
 

@@ -11,6 +11,9 @@ _SURE = 3.0
 _LEAST_SHRINKING = 0.9
 """A rise that does not slow down is taken to shrink by this from quarter to quarter: it tells 9 times itself."""
 
+_HARDLY = 0.05
+"""A run whose J went less than this share of what there was to gain has hardly moved."""
+
 _ANNEALED = 0.5
 """Up to here the temperature may fall, and J is that of another fit at every step."""
 
@@ -22,11 +25,13 @@ class Course(NamedTuple):
         left: how much J would still have risen, beyond its error; nan where the run is too short to tell.
         fell: how much J fell over the last quarter of the way, beyond its error.
         plunged: how much J fell below where it began, early in the run.
+        moved: how far J went from where it began, in the mean of the last quarter; nan where that is not known.
     """
 
     left: float
     fell: float
     plunged: float
+    moved: float = np.nan
 
 
 def course_of(objective: np.ndarray, steps: np.ndarray, settings: dict[str, Any]) -> Course:
@@ -63,23 +68,41 @@ def course_of(objective: np.ndarray, steps: np.ndarray, settings: dict[str, Any]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(before > 0, np.clip(last / before, 0.0, _LEAST_SHRINKING), _LEAST_SHRINKING)
     left = np.maximum(last - _SURE * error, 0.0) * ratio / (1 - ratio)
-    return Course(float(np.max(left)), float(np.max(np.maximum(-last - _SURE * error, 0.0))), max(plunged, 0.0))
+    fell, moved = np.maximum(-last - _SURE * error, 0.0), np.abs(means[2] - objective[0])
+    return Course(float(np.max(left)), float(np.max(fell)), max(plunged, 0.0), float(np.max(moved)))
 
 
-def remedy_for(course: Course | None, gain: float, *, restarts: int) -> str:
+def remedy_for(
+    course: Course | None, gain: float, *, restarts: int, collapsed: bool = False, coverage: str = ""
+) -> str:
     """Say what would help a fit that has left something, by what its run did.
 
     Args:
         course: of the run; None where there is no history.
         gain: J* − J(π₀), or what is known of it, reward units.
         restarts: how many there were.
+        collapsed: whether it draws single actions where p* does not.
+        coverage: what is said of the modes of p* that it has dropped; empty where it has not.
     """
-    if course is None or not np.isfinite(course.left):
-        return "fit longer (num_steps=), or choose a richer guide."
     scale = max(abs(gain), 1e-12)
-    if course.plunged > 0.5 * scale or course.fell > 0.01 * scale:
+    known = course is not None and np.isfinite(course.left)
+    if course is not None and known and (course.plunged > 0.5 * scale or course.fell > 0.01 * scale):
         return "J fell on the way, so lower the rate (learning_rate=)."
-    if course.left > 0.01 * scale:
+    if course is not None and known and course.moved < _HARDLY * scale:
+        return (
+            "J has hardly moved from where it began, so raise the rate (learning_rate=), fit longer (num_steps=), or "
+            "choose a richer guide."
+        )
+    if course is not None and known and course.left > 0.01 * scale:
         return "J still rose when the run ended, so fit longer (num_steps=), or raise the rate (learning_rate=)."
+    if collapsed:
+        return (
+            "the policy collapsed to single actions on the way, so lower the rate (learning_rate=), choose a guide "
+            "that holds p*, or take several restarts (num_restarts=) with select('mixture')."
+        )
+    if coverage:
+        return coverage
+    if not known:
+        return "fit longer (num_steps=), or choose a richer guide."
     other = "" if restarts > 1 else ", or num_restarts=4 to see other modes"
-    return f"J had levelled off, so choose a richer guide, a lower learning rate{other}."
+    return f"J had levelled off, so choose a richer guide, a lower learning rate (learning_rate=){other}."

@@ -91,8 +91,14 @@ def diagnose(
     own_key, other_key = apart(key)
     found, reason = _evidence(own_key, posterior, options | {"exact": exact})
     objective, course = _course(posterior)
-    remedy = remedy_for(course, _gain(found, objective), restarts=posterior.num_restarts)
-    checks = [] if found is None else [gap_check(found, remedy), coverage_check(found)]
+    checks = []
+    if found is not None:
+        coverage = coverage_check(found)
+        dropped = coverage.advice if coverage.outcome == "fail" else ""
+        collapsed = bool(posterior.statistics) and _entropy(posterior, found, reached=False).outcome == "warn"
+        gain = _gain(found, objective)
+        remedy = remedy_for(course, gain, restarts=posterior.num_restarts, collapsed=collapsed, coverage=dropped)
+        checks = [gap_check(found, remedy), coverage]
     reached = bool(checks) and checks[0].outcome == "pass"
     checks += _of_run(posterior, found, reached=reached)
     if course is not None:
@@ -148,7 +154,7 @@ def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> l
         laid = {name: value.reshape(-1, restarts, num) for name, value in by_restart.items()}
         by_lane = np.asarray(posterior.objective_by_restart(), float).reshape(-1, restarts)
         checks.append(restarts_check(laid, by_lane, _gain(found, by_lane)))
-        checks.append(_entropy(best, found, reached=reached))
+        checks.append(_entropy(posterior, found, reached=reached))
     return checks
 
 
@@ -179,8 +185,9 @@ def _has_nature(posterior: Posterior) -> bool:
     return posterior.programs is not None and bool(posterior.programs.structure.named("environment"))
 
 
-def _entropy(best: Posterior, found: Evidence | None, *, reached: bool) -> Check:
+def _entropy(posterior: Posterior, found: Evidence | None, *, reached: bool) -> Check:
     """Entropies of discrete policies, from the draws that the fit carries."""
+    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     assert best.programs is not None
     structure = best.programs.structure
     if not structure.actions or not all(structure[name].discrete for name in structure.actions):

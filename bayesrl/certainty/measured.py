@@ -58,16 +58,18 @@ class Measured(NamedTuple):
 
     def cells(self) -> dict[str, str]:
         """Give every quantity as text, by heading."""
-        given = self.optimum if self.gap is not None or _above(self.optimum, self.objective) else None
+        # A lower end of J* tells something where it is above J, which is one too.
+        known = has_mean(self.optimum) or _above(self.optimum, self.objective)
+        log_z = self.log_evidence if known or has_mean(self.log_evidence) else None
         told = {
             "β": beta_text(self.beta),
             "J": with_error(self.objective),
-            "J*": bracket_text(given, self.error),
+            "J*": bracket_text(self.optimum if known else None, self.error),
             "gap": self._gap_text(),
             "share": share_text(self.share),
             "E[R]": UNKNOWN if self.beta is None else with_error(self.reward),
             "KL": with_error(self.kl),
-            "log Z": bracket_text(self.log_evidence, self.error / (self.beta or 1.0)),
+            "log Z": bracket_text(log_z, self.error / (self.beta or 1.0)),
             "log p(y)": with_error(self.log_marginal),
         }
         return {name: told[name] for name in HEADINGS}
@@ -153,8 +155,10 @@ def share_text(interval: Interval | None) -> str:
 
 
 def _above(optimum: Interval | None, objective: Interval) -> bool:
-    """Whether the lower end of J* tells more than J does."""
-    return optimum is not None and float(optimum.floor) > float(objective.mean)
+    """Whether an end of J* tells more than J does."""
+    if optimum is None:
+        return False
+    return float(optimum.floor) > float(objective.mean) or math.isfinite(float(optimum.ceiling))
 
 
 # ---- as JSON ---------------------------------------------------------------------------------

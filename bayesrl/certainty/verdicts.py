@@ -7,10 +7,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bayesrl.arguments import checked
-from bayesrl.certainty.measured import HEADINGS, Measured
+from bayesrl.certainty.measured import HEADINGS, Measured, bracket_text, has_mean
 from bayesrl.core.estimates import Interval
 from bayesrl.core.showing import MARKS, Block, Line, Listing, Shown
-from bayesrl.core.wording import apart, at, number, percent, with_error
+from bayesrl.core.wording import UNKNOWN, apart, at, number, share, with_error
 from bayesrl.errors import EngineError
 
 type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight", "known", "draws"]
@@ -171,17 +171,24 @@ class Evidence(Shown):
                 (
                     told["β"],
                     told["log Z"],
-                    number(float(np.reshape(self.lower.limit, -1)[i])),
+                    UNKNOWN if self.method == "draws" else number(float(np.reshape(self.lower.limit, -1)[i])),
                     number(upper),
-                    with_error(at(self.kl_reverse, i)),
+                    self._reverse_text(i),
                     with_error(at(self.kl_forward, i)),
                     weights["ESS"],
                     weights["k̂"],
-                    percent(float(np.reshape(self.missed, -1)[i])),
+                    share(float(np.reshape(self.missed, -1)[i])),
                 )
             )
         sides = ("from below", "from above") if self.log_evidence is not None else ("J*/β from below", "from above")
         return Listing(("β", "log Z", *sides, "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed"), rows)
+
+    def _reverse_text(self, i: int) -> str:
+        """Write KL(q‖p*), which is the gap over β, or its end."""
+        found = at(self.kl_reverse, i)
+        if found is None or has_mean(found):
+            return with_error(found)
+        return bracket_text(found, float(found.se), own=True)
 
     @property
     def weighed(self) -> str:

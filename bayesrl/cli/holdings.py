@@ -12,6 +12,7 @@ from bayesrl.certainty.measured import from_json as measured_from_json
 from bayesrl.certainty.scores import Scoreboard, from_json
 from bayesrl.cli.words import say, spell, terminal
 from bayesrl.core.showing import Line, as_text
+from bayesrl.core.wording import number
 from bayesrl.errors import RunFolderError
 from bayesrl.files.plain import file_name, read
 from bayesrl.files.schemas import NOTHING, NUMBER, POSITIVE, TEXT, Kind, Schema, misfit, whole
@@ -245,8 +246,8 @@ def _learning_rows(directory: Path) -> list[tuple[str, str]]:
         rows = [("model", made["model"]), ("options", options or "defaults"), *rows]
     if done:
         last = max(done // 10, 1)
-        rows.append((f"mean return of the last {last:,}", f"{history['return'][-last:].mean():.4g}"))
-        rows.append(("cumulated regret", f"{history['regret'].sum():.4g}"))
+        rows.append((f"mean return of the last {last:,}", number(float(history["return"][-last:].mean()))))
+        rows.append(("cumulated regret", number(float(history["regret"].sum()))))
     if done < told["settings"]["num_episodes"] and "confidence" not in told["settings"]:
         rows.append(("go on with", f"bayesrl resume {shlex.quote(str(directory))}"))
     return rows

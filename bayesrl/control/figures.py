@@ -13,6 +13,8 @@ from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iterat
 from bayesrl.control.tabular import TabularMDP
 from bayesrl.control.tabular_policy import action_probs
 from bayesrl.core.keys import fold_in
+from bayesrl.core.wording import number
+from bayesrl.core.wording import share as in_percent
 from bayesrl.errors import ControlError
 from bayesrl.posterior import Posterior
 
@@ -177,10 +179,10 @@ def _numbers(mdp: TabularMDP, fitted: Planned, exact: Planned, beta: float) -> S
     start = evaluate_policy(mdp, mdp.prior, beta)
     rows: list[Sequence[str]] = [("", "J", "E[R]", "KL, nats")]
     for name, plan in (("prior", start), ("fitted", fitted), ("exact optimum", exact)):
-        rows.append((name, *(f"{float(x):.6g}" for x in (plan.objective, plan.reward, plan.kl))))
+        rows.append((name, *(number(float(x)) for x in (plan.objective, plan.reward, plan.kl))))
     gain = float(exact.objective - start.objective)
     left = float(exact.objective - fitted.objective)
-    told = f"{left / gain:.2%} of what there was to gain is left." if gain > 0 else "There was nothing to gain."
+    told = f"{in_percent(left / gain)} of what there was to gain is left." if gain > 0 else "There was nothing to gain."
     return Section("Beside the exact optimum", f"Every number is exact, by planning: no draws. {told}", rows)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bayesrl.core.estimates import Estimate, Estimates
-from bayesrl.core.wording import beta_text, printable, with_error
+from bayesrl.core.wording import UNKNOWN, beta_text, printable, with_error
 
 WIDTH = 80
 MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "unknown": "?"}
@@ -93,7 +93,10 @@ def estimates_listing(beta: Any, estimates: Estimates) -> Listing:
         return with_error(Estimate(mean, se))
 
     told = (estimates.objective, estimates.reward, estimates.kl)
-    rows = [(beta_text(b), *(cell(e, i) for e in told), str(best[i])) for i, b in enumerate(betas)]
+    cells = [[cell(e, i) for e in told] for i in range(len(betas))]
+    if beta is None:
+        cells = [[objective, UNKNOWN, kl] for objective, _, kl in cells]
+    rows = [(beta_text(b), *cells[i], str(best[i])) for i, b in enumerate(betas)]
     return Listing(("β", "J", "E[R]", "KL", "best restart"), rows)
 
 

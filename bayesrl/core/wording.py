@@ -35,17 +35,28 @@ def with_error(estimate: Any) -> str:
     if estimate is None:
         return UNKNOWN
     mean, error = float(estimate.mean), float(estimate.se)
+    if math.isnan(mean):
+        return UNKNOWN
     if not (error > 0 and math.isfinite(error)):
         return number(mean)
     decimals = _decimals(error)
-    if decimals > 7 or abs(mean) >= 10**6:
+    if abs(mean) >= 10**6:
         return f"{number(mean)} ± {error:.1e}"
+    if decimals > 7:
+        return f"{_tiny(mean, decimals)} ± {error:.1e}"
     return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def _decimals(error: float) -> int:
     """How many decimals show two significant digits of an error."""
     return max(1 - math.floor(math.log10(error)), 0)
+
+
+def _tiny(value: float, decimals: int) -> str:
+    """Write a small number with so many decimals, by its exponent."""
+    if value == 0 or not math.isfinite(value):
+        return number(value)
+    return f"{value:.{max(decimals + math.floor(math.log10(abs(value))), 1)}e}"
 
 
 def bound(sign: str, end: float, error: float, *, told: bool) -> str:
@@ -67,7 +78,7 @@ def share(part: float) -> str:
     """Write a part of what there was to gain, in percent to one decimal, smaller ones to two."""
     if not math.isfinite(part):
         return UNKNOWN if math.isnan(part) else number(part)
-    return f"{part:.1%}" if abs(part) >= 1e-3 else percent(part)
+    return f"{part:.1%}" if abs(part) >= 1e-3 else percent(part) if part else "0%"
 
 
 def apart(value: float, limit: float, digits: int = 3) -> tuple[str, str]:
@@ -101,7 +112,9 @@ def with_ends(interval: Interval | None) -> str:
     if math.isinf(lower) or math.isinf(upper):
         return f"{number(mean)} (≤ {number(upper)})" if math.isinf(lower) else f"{number(mean)} (≥ {number(lower)})"
     decimals = 1 - math.floor(math.log10(upper - lower)) if upper > lower else 7
-    if decimals > 6 or max(abs(mean), abs(lower), abs(upper)) >= 10**6:
+    if decimals > 6 and max(abs(mean), abs(lower), abs(upper)) < 1e-2:
+        return f"{_tiny(mean, decimals)} [{_tiny(lower, decimals)}, {_tiny(upper, decimals)}]"
+    if decimals > 10 or max(abs(mean), abs(lower), abs(upper)) >= 10**6:
         return f"{number(mean)} [{number(lower)}, {number(upper)}]"
     shown = max(decimals, 0)
     return f"{mean:.{shown}f} [{lower:.{shown}f}, {upper:.{shown}f}]"

@@ -7,8 +7,9 @@ import numpy as np
 
 from bayesrl.arguments import checked
 from bayesrl.certainty.verdicts import Section
+from bayesrl.core.estimates import Estimate
 from bayesrl.core.showing import Markup, tag
-from bayesrl.core.wording import number, shortened
+from bayesrl.core.wording import count, number, shortened, with_error
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Prompts
 from bayesrl.lm.pictures import length_figure, position_figure
@@ -212,6 +213,12 @@ def text_of(policy: PromptedPolicy, written: Written, place: tuple[int, int]) ->
     return " ".join(map(str, kept)) if policy.tokenizer is None else policy.tokenizer.decode([kept], continues=True)[0]
 
 
+def _mean(reward: np.ndarray) -> Estimate:
+    """Average rewards [draws, prompts] with the error over draws."""
+    by_draw = reward.mean(1)
+    return Estimate(np.asarray(by_draw.mean()), np.asarray(by_draw.std(ddof=1) / np.sqrt(len(by_draw))))
+
+
 def _before_and_after(policy: PromptedPolicy, samples: Samples) -> Section:
     """Show a completion of each, that with the median reward, prompts evenly chosen."""
     rows: list[tuple[object, ...]] = [("held-out prompt", "before", "reward", "after", "reward")]
@@ -222,10 +229,12 @@ def _before_and_after(policy: PromptedPolicy, samples: Samples) -> Section:
             place = (int(np.argsort(own)[len(own) // 2]), i)
             told += [shortened(text_of(policy, written, place)), float(written.reward[place])]
         rows.append(tuple(told))
-    before, after = float(samples.prior.reward.mean()), float(samples.fitted.reward.mean())
+    before, after = (with_error(_mean(written.reward)) for written in (samples.prior, samples.fitted))
+    num = len(samples.prompts)
     return Section(
         "Before and after, on held-out prompts",
-        f"The completion of median reward among {_SAMPLES}. The mean reward was {number(before)} and is "
-        f"{number(after)}. Good: it rose here as it did in training.",
+        f"The completion of median reward among {_SAMPLES}. The mean reward of these {_SAMPLES * num:,} completions of "
+        f"{count(num, 'prompt')} was {before} and is {after} (E[R] of all that was held out stands elsewhere). Good: "
+        "it rose here as it did in training.",
         rows,
     )

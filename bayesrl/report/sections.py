@@ -73,7 +73,8 @@ def _big(fit: Facts) -> Markup:
     listing = evidence.listing()
     told = dict(zip(listing.headings, listing.rows[worst], strict=True))
     unit = "reward units" if evidence.beta is not None else "nats"
-    pairs = [("gap J* − J" if rows == 1 else f"widest gap J* − J, at β = {told['β']}", f"{told['gap']} {unit}")]
+    name = "gap J* − J" if rows == 1 else f"widest gap J* − J, at β = {told['β']}"
+    pairs = [(name, f"{told['gap']} {unit}" if told["gap"] != UNKNOWN else UNKNOWN)]
     pairs.append(("of what there was to gain", told["share"]))
     pairs += [("J of the fit", told["J"]), ("optimum J*", told["J*"])]
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="big")

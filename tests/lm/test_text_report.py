@@ -11,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from readings import adds_up, read_report, several
 
 import bayesrl
 from bayesrl.certainty.verdicts import Section
@@ -138,6 +139,9 @@ def test_a_report_holds_texts(posterior: Posterior, sections: list[Section], tmp
     assert ">&quot;&quot;&quot;<" in page, "draws are shown as text: the best is three times token 3"
     assert "[3, 3" not in page
     assert "[3 3" not in page
+    told, _ = read_report(page)
+    assert several(told) == {}
+    assert adds_up(told, "0.5")
 
 
 def test_tokens_are_escaped_and_coloured() -> None:

@@ -21,12 +21,10 @@ from bayesrl.report.picture_sections import checks_table
 def summary(several: Sequence[Learned]) -> list[tuple[str, str]]:
     """Tell runs of one kind in numbers, as rows of (what, value)."""
     first = several[0]
-    last = max(first.num_episodes // 10, 1)
+    last, mean = _earned(several)
     rows = [("runs", str(len(several))), ("episodes", ", ".join(f"{run.num_episodes:,}" for run in several))]
     rows.append(("steps", ", ".join(f"{int(run.history['length'].sum()):,}" for run in several)))
-    rows.append(
-        (f"mean return of the last {last:,} episodes", _over([r.history["return"][-last:].mean() for r in several]))
-    )
+    rows.append((f"mean return of the {_last(last)}", mean))
     if first.world.optimum is not None:
         rows.append(("optimum", number(first.world.optimum)))
     else:
@@ -40,7 +38,12 @@ def summary(several: Sequence[Learned]) -> list[tuple[str, str]]:
         )
     if isinstance(first.mind, BayesianMind):
         told = [run.history["p_optimal"][~np.isnan(run.history["p_optimal"])] for run in several]
-        rows.append(("P(first decision is optimal)", ", ".join(f"{p[-1]:.2f}" if len(p) else "?" for p in told)))
+        rows.append(
+            (
+                "P(first decision is optimal), last of the history",
+                ", ".join(f"{p[-1]:.2f}" if len(p) else "?" for p in told),
+            )
+        )
     return rows
 
 
@@ -107,9 +110,8 @@ def _verdict(several: Sequence[Learned], checks: Sequence[Check], about: str) ->
 def sentence(several: Sequence[Learned], checks: Sequence[Check]) -> str:
     """Say in one sentence what was learned, and what the checks of the first run point at."""
     odd = [check.name for check in checks if check.outcome != "pass"]
-    last = max(several[0].num_episodes // 10, 1)
-    mean = float(np.mean([run.history["return"][-last:].mean() for run in several]))
-    earned = f"The last {last:,} episodes earned {number(mean)} on average"
+    last, mean = _earned(several)
+    earned = f"The {_last(last)} earned {mean} on average"
     optimum = several[0].world.optimum
     against = f", where {number(optimum)} is the most that can be expected" if optimum is not None else ""
     return f"{earned}{against}" + (f"; look at: {', '.join(odd)}." if odd else "; all checks pass.")
@@ -148,6 +150,16 @@ def _body(body: Any) -> Any:
     if isinstance(body, str | Markup):
         return body
     return Pictured(body, "") if hasattr(body, "savefig") else Listing(body[0], [list(map(str, r)) for r in body[1:]])
+
+
+def _earned(several: Sequence[Learned]) -> tuple[int, str]:
+    """Give how many episodes are the last, and their mean return over the runs as text."""
+    last = max(several[0].num_episodes // 10, 1)
+    return last, _over([run.history["return"][-last:].mean() for run in several])
+
+
+def _last(num: int) -> str:
+    return f"last {num:,} episodes" if num > 1 else "last episode"
 
 
 def _over(values: Sequence[float]) -> str:
