@@ -21,7 +21,6 @@ from bayesrl.core.keys import apart, fold_in, words_of
 from bayesrl.core.lanes import take, take_restart
 from bayesrl.core.pairing import Pair
 from bayesrl.core.showing import Block, Line, Shown, estimates_listing
-from bayesrl.core.structure import Structure
 from bayesrl.core.wording import count
 from bayesrl.errors import PolicyError
 from bayesrl.guides import OwnProgram
@@ -262,7 +261,8 @@ class Posterior(Shown):
             return chosen
         if restart == "mixture":
             scale = np.asarray(1.0 if chosen.beta is None else chosen.beta, float)[..., None]
-            weights = softmax(chosen.objective_by_restart() * _contexts_of(chosen) / scale, axis=-1)
+            contexts = 1 if chosen.programs is None else chosen.programs.structure.num_contexts
+            weights = softmax(chosen.objective_by_restart() * contexts / scale, axis=-1)
             return replace(chosen, mixture=weights)
         if restart == "best":
             index = np.asarray(np.argmax(chosen.objective_by_restart(), axis=-1))
@@ -321,7 +321,8 @@ class Posterior(Shown):
             values = {
                 name: site["value"]
                 for name, site in drawn.items()
-                if site["type"] == "plate" or (site["type"] == "sample" and structure_has(structure, name))
+                if site["type"] == "plate"
+                or (site["type"] == "sample" and name in structure.named("action", "environment"))
             }
             with (
                 handlers.block(hide_fn=lambda msg: msg["type"] == "plate" or msg.get("name") in values),
@@ -391,12 +392,3 @@ class Posterior(Shown):
 def num_draws(posterior: Posterior) -> int:
     """Give how many draws of each β and restart a posterior carries."""
     return int(np.shape(posterior.statistics["log_weight"])[len(posterior._fit_shape)])
-
-
-def structure_has(structure: Structure, name: str) -> bool:
-    """Whether a name is that of a site drawn by the policy."""
-    return name in structure.named("action", "environment")
-
-
-def _contexts_of(posterior: Posterior) -> int:
-    return posterior.programs.structure.num_contexts if posterior.programs is not None else 1
