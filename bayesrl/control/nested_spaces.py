@@ -69,7 +69,7 @@ def leaves_of(space: Any, *, counted: bool = False, path: tuple[Any, ...] = ()) 
     if isinstance(space, spaces.MultiDiscrete):
         sizes = tuple(int(n) for n in np.ravel(space.nvec))
         return [Leaf(path, space, sizes, tuple(int(n) for n in np.ravel(space.start)))]
-    if isinstance(space, spaces.MultiBinary):
+    if isinstance(space, spaces.MultiBinary) or (isinstance(space, spaces.Box) and space.dtype == bool):
         count = math.prod(space.shape)
         return [Leaf(path, space, (2,) * count, (0,) * count)]
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.number):

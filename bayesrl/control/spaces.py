@@ -85,8 +85,14 @@ class Observations:
 
     def _own(self, seen: Any) -> np.ndarray:
         if not self.leaves:
+            if self.num is not None:
+                _check_counted(np.asarray(seen)[..., None], (self.first,), (self.num,))
             return np.array(seen - self.first if self.first else seen, self.dtype)
-        parts = [leaf.of(seen) - np.asarray(leaf.least) if leaf.sizes else leaf.of(seen) for leaf in self.leaves]
+        parts = [leaf.of(seen) for leaf in self.leaves]
+        for i, leaf in enumerate(self.leaves):
+            if leaf.sizes:
+                _check_counted(parts[i], leaf.least, leaf.sizes)
+                parts[i] = parts[i] - np.asarray(leaf.least)
         if self.num is not None:
             return code_of(np.concatenate(parts, -1), self.digits).astype(self.dtype)
         told = [
@@ -257,6 +263,18 @@ def _several(leaves: list[Leaf]) -> Observations:
         return Observations((), np.int32, math.prod(digits), leaves=tuple(leaves), digits=digits)
     width = sum(sum(1 if n == 2 else n for n in leaf.sizes) if leaf.sizes else leaf.width for leaf in leaves)
     return Observations((width,), np.float32, leaves=tuple(leaves))
+
+
+def _check_counted(values: np.ndarray, least: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    """Refuse what is none of finitely many integers, [..., integers]: a table would be read elsewhere."""
+    first = np.asarray(least)
+    odd = (values != np.floor(values)) | (values < first) | (values >= first + np.asarray(sizes))
+    if odd.any():
+        *_, place = np.argwhere(odd)[0]
+        raise ControlError(
+            f"an environment gave the observation {values[odd][0]!r}, and its space holds {least[place]} to "
+            f"{least[place] + sizes[place] - 1} there; mend the environment, or its observation_space"
+        )
 
 
 def _indicated(digits: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:

@@ -117,6 +117,7 @@ def _guarded() -> Any:
             self._asks_masks = asks_masks
             self._build, self._seed, self._stride, self._failures = build, seed, stride, failures
             self._now, self._length = seed, 0
+            self._seen: Any = None
 
         def reset(self, **options: Any) -> Any:
             """Reset with the next seed; the one that was passed is not needed."""
@@ -125,8 +126,8 @@ def _guarded() -> Any:
                 self._now, self._length = self._seed, 0
                 self._seed += self._stride
                 try:
-                    seen, info = self.env.reset(seed=self._now, **options)
-                    return seen, self._with_mask(info)
+                    self._seen, info = self.env.reset(seed=self._now, **options)
+                    return self._seen, self._with_mask(info)
                 except Exception as error:  # noqa: BLE001  (whatever an environment raises)
                     self._renew(error)
 
@@ -134,11 +135,11 @@ def _guarded() -> Any:
             """Take a step; an error ends the episode, marked `failed`."""
             try:
                 self._length += 1
-                *given, info = self.env.step(action)
-                return *given, self._with_mask(info)
+                self._seen, *given, info = self.env.step(action)
+                return self._seen, *given, self._with_mask(info)
             except Exception as error:  # noqa: BLE001
                 self._renew(error)
-                return _nothing(self.observation_space), 0.0, False, True, {_FAILED: True}
+                return self._seen, 0.0, False, True, {_FAILED: True}
 
         def _with_mask(self, info: Any) -> Any:
             """Put what the method `action_masks` tells into info, where that tells no mask."""
@@ -170,13 +171,6 @@ def _guarded() -> Any:
 def made_by_us(envs: Any) -> bool:
     """Whether environments were put side by side here, and not by the function that made them."""
     return isinstance(next(iter(getattr(envs, "envs", ())), None), _guarded())
-
-
-def _nothing(space: Any) -> Any:
-    """Give zeros of the form of a space."""
-    from gymnasium.vector.utils import batch_space, create_empty_array, iterate
-
-    return next(iter(iterate(batch_space(space, 1), create_empty_array(space, 1))))
 
 
 def _given(ask: Callable[..., Any], *args: Any) -> Any:

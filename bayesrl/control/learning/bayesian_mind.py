@@ -265,7 +265,7 @@ class BayesianMind(Mind):
     def _told(self, key: PRNGKey, start: Any, allowed: np.ndarray | None) -> Told:
         values = self.at(key, start, self._at_once)
         optimal, regret = shares(values, allowed), losses(values, allowed).mean(0)
-        best = int(np.nanargmin(regret))
+        best = int(np.argmin(np.where(np.isnan(regret), np.inf, regret)))
         return Told(float(optimal[best]), float(regret[best]))
 
     def at(self, key: PRNGKey, seen: Any, num_draws: int, time: int = 0) -> np.ndarray:

@@ -113,8 +113,12 @@ class World(abc.ABC):
                     "belief.mean or belief.draw(key), which are −inf for all others"
                 )
             after, reward, terminated, truncated = self.step(action)
-            if not np.isfinite(reward):
-                raise ControlError(f"the environment gave reward {reward} in step {len(rows)}; make it finite")
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(np.float32(reward))
+            if not finite:
+                raise ControlError(
+                    f"the environment gave reward {reward} in step {len(rows)}; make it finite, in single precision"
+                )
             rows.append((seen, action, reward, after, log_prob))
             masks.append(self.allowed)
             over, seen = terminated or truncated or len(rows) >= self.max_steps, after

@@ -137,7 +137,13 @@ class GymnasiumWorld(World):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Take a step."""
         seen, reward, terminated, truncated, info = self._env.step(self._actions.one(action))
-        return self._taken(seen, info), float(reward), bool(terminated), bool(truncated)
+        try:
+            earned = float(np.asarray(reward).item() if np.ndim(reward) == 0 else np.nan)
+        except (TypeError, ValueError):
+            earned = np.nan
+        if np.isnan(earned) and not isinstance(reward, float | np.floating):
+            raise ControlError(f"{self.name} gave the reward {reward!r:.100}; let it give one finite number")
+        return self._taken(seen, info), earned, bool(terminated), bool(truncated)
 
     def close(self) -> None:
         """Close the environment, unless it came open."""
