@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 
 from bayesrl.arguments import Count, checked
 from bayesrl.control.environments import Environment, Outcome
-from bayesrl.control.jax_shapes import GYMNAX, Shape, actions_of, shape_of, without_resets
+from bayesrl.control.jax_shapes import GYMNAX, Shape, actions_of, shape_of, shaped_mask, without_resets
 from bayesrl.control.nested_spaces import digits_of
 from bayesrl.control.recorded import allowed_only
 from bayesrl.control.spaces import MASK, Actions
@@ -53,7 +53,8 @@ class JaxEnvironment(Environment):
     Its randomness becomes the sites `start` and, where a step takes a key, `noise`. Rollouts stop counting where an
     episode ends. Where the environment tells a time limit from an end, so does `Outcome.truncated`, and with
     `Rollout(unbounded=True)` what would have followed is valued. Where observations have a part `action_mask`, or pgx
-    tells legal actions, the others have no share in the prior, and so none in the policy.
+    tells legal actions, the others have no share in the prior, and so none in the policy. Of actions that are several
+    integers a mask may tell of all of them together, or of the values of each integer.
 
     `env.reset(key, params)` gives (observation, state) and `env.step(key, state, action, params)` gives (observation,
     state, reward, done, info), or (…, reward, terminated, truncated, info); where it has a method `step_env` of its
@@ -67,7 +68,8 @@ class JaxEnvironment(Environment):
         num_observations: how many there are, where they are integers from 0 on.
 
     Raises:
-        ControlError: `env` has none of these shapes, or there is no default for `params` or `actions`.
+        ControlError: `env` has none of these shapes, or there is no default for `params` or `actions`; later, where a
+            mask does not say which actions are allowed.
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist
@@ -140,16 +142,34 @@ class JaxEnvironment(Environment):
         if chosen is None:
             assert self._space is not None
             chosen = self._space.prior()
-        allowed = self.allowed(observation)
-        logits = getattr(chosen, "logits", None)
-        if allowed is None or logits is None or jnp.shape(allowed) != jnp.shape(logits):
+        mask = _mask_in(observation)
+        if mask is None:
             return chosen
-        return allowed_only(chosen, allowed)
+        base = chosen.base_dist if isinstance(chosen, dist.Independent) else chosen
+        allowed = allowed_only(base, self._among(jnp.asarray(mask, bool), base))
+        return allowed.to_event(1) if isinstance(chosen, dist.Independent) else allowed
 
     def allowed(self, observation: Any) -> Array | None:
-        """Give the part `action_mask` of an observation; see `Environment.allowed`."""
+        """Give the part `action_mask` of an observation as flags of all actions; see `Environment.allowed`."""
         mask = _mask_in(observation)
-        return None if mask is None else jnp.asarray(mask, bool)
+        if mask is None:
+            return None
+        chosen = self._space.prior() if self.actions is None and self._space is not None else self.actions
+        return self._among(jnp.asarray(mask, bool), chosen)
+
+    def _among(self, mask: Array, actions: Any) -> Array:
+        """Give a mask in the shape of the logits, of all actions or of the values of each of several integers."""
+        logits = getattr(actions, "logits", None)
+        shape: tuple[int, ...] = () if logits is None else jnp.shape(logits)
+        sizes = self._space.sizes if self._space is not None and self.actions is None else ()
+        told = shaped_mask(mask, sizes, shape) if shape else None
+        if told is None:
+            raise ControlError(
+                f"{type(self.env).__name__} tells an {MASK} of shape {mask.shape}, which does not say which of its "
+                f"actions are allowed, whose logits have shape {shape}; let it tell of each action, or leave it out of "
+                "the observation"
+            )
+        return told
 
     def features(self, observation: Any) -> Array:
         """Give all numbers of an observation of several parts; see `Environment.features`."""

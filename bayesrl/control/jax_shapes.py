@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.control.nested_spaces import digits_of
 from bayesrl.control.spaces import MASK, MOST_JOINT, Actions
 from bayesrl.errors import ControlError
 
@@ -229,6 +230,25 @@ BRAX = Shape("brax", False, lambda env, words, params: _held(env, words, params,
 JUMANJI = Shape("jumanji", False, _jumanji_start, _jumanji_step)
 NAVIX = Shape("navix", False, lambda env, words, params: _held(env, words, params, "observation"), _navix_step)
 PGX = Shape("pgx", True, _pgx_start, _pgx_step)
+
+
+def shaped_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) -> Array | None:
+    """Give a mask in the shape of logits, or None where it does not say which actions are allowed.
+
+    Args:
+        mask: of all actions, flat or with an axis for each integer; or of the values of each integer, [integers, most].
+        sizes: how many values each of several integers takes; empty where actions are no such.
+        shape: [actions] of all of them together, or [integers, most] of each integer on its own.
+    """
+    if mask.shape == shape:
+        return None if mask.shape == sizes and len(shape) > 1 else mask
+    of_all, of_each = mask.shape == sizes, bool(sizes) and mask.shape == (len(sizes), max(sizes))
+    if of_all == of_each or shape != (math.prod(sizes),):
+        return None
+    if of_all:
+        return mask.ravel()
+    digits = digits_of(np.arange(math.prod(sizes)), sizes)
+    return mask[np.arange(len(sizes)), digits].all(-1)
 
 
 def actions_of(env: Any, shape: Shape, params: Any) -> Actions | None:

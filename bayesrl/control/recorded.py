@@ -64,9 +64,9 @@ class Recorded(dist.Distribution):
 
 
 def allowed_only(actions: dist.Distribution, allowed: Array) -> dist.Distribution:
-    """Give a Categorical among the actions that are allowed, [actions]; among all where none is."""
+    """Give a Categorical among the actions that are allowed, [..., actions]; among all where none is."""
     logits = jnp.asarray(actions.logits)
-    return dist.Categorical(logits=jnp.where(allowed | ~allowed.any(), logits, NEVER))
+    return dist.Categorical(logits=jnp.where(allowed | ~allowed.any(-1, keepdims=True), logits, NEVER))
 
 
 @dataclass(frozen=True)

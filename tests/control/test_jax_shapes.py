@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from jax import Array
 from numpyro import handlers
@@ -303,6 +304,63 @@ def test_masks_are_of_the_prior_and_so_of_the_policy() -> None:
         first = environment.observe(_begun(environment))
         assert np.asarray(environment.prior(first).probs).tolist() == [0.0, 1.0]
         assert environment.features(first).shape == (3,)
+
+
+class Pairs(Jumanji):
+    """Actions are several integers; the mask is what it is told to be."""
+
+    def __init__(self, sizes: tuple[int, ...], mask: Any) -> None:
+        super().__init__()
+        self.mask = jnp.asarray(mask)
+        self.action_spec = Space(num_values=np.array(sizes), minimum=np.zeros(len(sizes), int), shape=(len(sizes),))
+
+    def _told(self, state: Walk, kind: Any, discount: Any) -> TimeStep:
+        return super()._told(state, kind, discount)._replace(observation=Grid(seen(state), self.mask))
+
+
+FLAGS = np.arange(300) % 3 > 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mask", "wanted"),
+    [
+        ((6,), FLAGS[:6], FLAGS[:6]),
+        ((2, 3), FLAGS[:6].reshape(2, 3), None),  # of six pairs, or of two integers with three values
+        ((3, 4), FLAGS[:12].reshape(3, 4), FLAGS[:12]),
+        ((3, 4), FLAGS[:12], FLAGS[:12]),
+        ((3, 4), FLAGS[:8].reshape(2, 4), np.outer(FLAGS[:3], FLAGS[4:8]).ravel()),
+        ((2, 2, 2), FLAGS[:6].reshape(3, 2), np.einsum("i,j,k->ijk", *FLAGS[:6].reshape(3, 2)).ravel()),
+        ((2, 2), FLAGS[:4].reshape(2, 2), None),
+        ((20, 20), FLAGS[:40].reshape(2, 20), FLAGS[:40].reshape(2, 20)),  # too many pairs for one distribution
+        ((20, 20), np.ones((20, 20)), None),
+        ((3, 4), FLAGS[:7], None),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_masks_of_several_integers_are_read_or_refused(sizes: Any, mask: Any, wanted: Any) -> None:
+    environment = JaxEnvironment(Pairs(sizes, mask))
+    first = environment.observe(_begun(environment))
+    if wanted is None:
+        with pytest.raises(ControlError, match=r"tells an action_mask of shape .*which does not say which"):
+            environment.prior(first)
+        return
+    prior = environment.prior(first)
+    drawn = np.asarray(prior.sample(KEY, (2000,)))
+    if wanted.ndim == 1:
+        assert set(drawn.tolist()) == set(np.flatnonzero(wanted).tolist())
+        assert np.asarray(environment.allowed(first)).tolist() == wanted.tolist()
+    else:
+        assert prior.event_shape == (len(sizes),)
+        for i, row in enumerate(wanted):
+            assert set(drawn[:, i].tolist()) == set(np.flatnonzero(row).tolist())
+
+
+def test_masks_that_a_given_prior_cannot_heed_are_refused() -> None:
+    environment = JaxEnvironment(Jumanji(), dist.Bernoulli(0.5))
+    with pytest.raises(ControlError, match=r"tells an action_mask of shape \(2,\)"):
+        environment.prior(environment.observe(_begun(environment)))
+    heeding = JaxEnvironment(Jumanji(), dist.Categorical(jnp.array([0.9, 0.1])))
+    assert np.asarray(heeding.prior(heeding.observe(_begun(heeding))).probs).tolist() == [0.0, 1.0]
 
 
 def _begun(environment: Any) -> Any:
