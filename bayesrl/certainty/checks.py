@@ -39,7 +39,7 @@ def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or cho
     """
     told = evidence.share
     if told is None or evidence.gap is None:
-        return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.reason}.", "design: J* = β·log Z")
+        return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.reason}.", "J* − J(q) = β·KL(q‖p*)")
     beta = np.ones(1) if evidence.beta is None else np.reshape(evidence.beta, -1)
     parts = [np.reshape(x, -1) for x in told]
     outcomes: list[Outcome] = []
@@ -181,7 +181,7 @@ def worth_check(ess: float, khat: float, num: int) -> Check:
         num: how many draws.
     """
     reference = "Vehtari et al. (2024), Pareto smoothed importance sampling; threshold min(1 − 1/log₁₀ S, 0.7)"
-    threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7)
+    threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7) if num else 0.7
     if math.isnan(ess):
         return _unknown("weights", threshold, f"{NO_WEIGHTS}.", reference)
     worth = f"{num:,} draws of the fit are worth {amount(ess)} of p*"

@@ -39,16 +39,37 @@ class Refusals(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Look at a site as the program and its handlers made it."""
+        if msg["type"] in ("sample", "deterministic", "param"):
+            _refuse_name(msg["name"])
         if msg["type"] == "control_flow":
             for kind, held in msg["kwargs"].get("substitute_stack", ()):
                 if kind != "condition":
                     _watch(msg, partial(_refuse_held_in_scan, held=held))
         elif msg["type"] == "sample":
+            _refuse_empty(msg)
             _refuse_repeated(msg)
             if msg.get("_control_flow_done"):
                 _refuse_intervened(msg)
             elif not msg["is_observed"] and kind_of(msg) in ("action", "environment"):
                 _refuse_held(msg)
+
+
+def _refuse_name(name: Any) -> None:
+    """Refuse the names that no file can hold, before anything is fitted."""
+    if not isinstance(name, str) or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        raise PolicyError(
+            f"the program has a site of the name {name!r}, which no file of draws can hold; use a text without zero "
+            "bytes and halves of characters"
+        )
+
+
+def _refuse_empty(msg: dict[str, Any]) -> None:
+    shape = tuple(msg["fn"].shape()) if hasattr(msg["fn"], "shape") else ()
+    if 0 in shape and not msg["is_observed"]:
+        raise PolicyError(
+            f"site {msg['name']!r} has shape {shape}, so that nothing is drawn there; leave it out, or give its "
+            "distribution at least one element"
+        )
 
 
 def _refuse_repeated(msg: dict[str, Any]) -> None:
@@ -189,6 +210,13 @@ def told(role: str, error: type[BayesRLError]) -> Iterator[None]:
         raise error(
             f"{role} has a scan inside of a plate, which NumPyro cannot align{_line(cause)}; write the plate "
             "inside of the scan's body: `plate = numpyro.plate(...)` before the scan, `with plate:` in the body"
+        ) from cause
+    except AssertionError as cause:
+        if "size of plate should be positive" not in str(cause):
+            raise
+        raise error(
+            f"{role} has a plate of size 0{_line(cause)}, in which nothing is drawn; leave such a plate out where "
+            "there are no data: `if len(data): ...`"
         ) from cause
 
 

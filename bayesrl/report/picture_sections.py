@@ -64,9 +64,9 @@ def _training(fit: Facts) -> Iterator[Content]:
     if not len(fit.posterior.history.get("step", ())):
         yield "No step was recorded, so there are no curves."
         return
-    goal = " and meets the dashed optimum J*" if fit.optimum is not None else ""
+    goal = ", levels off and meets the dashed optimum J*" if fit.optimum is not None else " and levels off"
     captions = {
-        "objective": f"What is maximised. Good: it rises, levels off{goal}.",
+        "objective": f"What is maximised. Good: it rises{goal}.",
         "reward": "What the policy earns. Good: flat at the end; it may fall where KL was too dear.",
         "kl": "How far it left the prior. Good: flat at the end; still rising means that it needs more steps.",
     }

@@ -58,10 +58,10 @@ padding:.8rem 1rem;margin-bottom:.75rem}
 .missing{border-left:.25rem solid var(--warn);padding-left:.7rem}
 .checks .advice{min-width:15rem}
 @media (max-width:40rem){.wide{padding-right:0}.checks,.checks tbody{display:block}.checks thead{display:none}
-.checks tr{display:grid;grid-template-columns:auto 1fr auto;gap:0 .75rem;padding:.45rem 0;
+.checks tr{display:grid;grid-template-columns:auto 1fr auto auto;gap:0 .6rem;padding:.45rem 0;
 border-bottom:1px solid var(--line)}
 .checks td{border:0;padding:0}.checks td:nth-child(2){font-weight:600}
-.checks td:nth-child(4){display:none}.checks .advice{grid-column:1/-1;min-width:0}
+.checks .advice{grid-column:1/-1;min-width:0}
 .several .cells{grid-template-columns:minmax(0,1fr)}}
 .reference{color:var(--soft);font-size:.85em}
 pre{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.7rem .9rem;margin:.5rem 0;
