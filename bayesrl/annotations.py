@@ -1,8 +1,6 @@
 """What an annotation allows: each is read once, into a function that refuses other values in words."""
 
-import math
-import reprlib
-import sys
+import importlib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,12 +9,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
-LARGEST, LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-"""The ends of what single precision tells from infinity and from 0."""
+from bayesrl.values import dtype_kind, is_array, is_function, is_real, is_text, is_traced, is_whole, told
+
 _PARTS = 100_000
 """So many parts of a collection are looked at."""
-_SHOWN = (str, bytes, bool, int, float, complex, list, tuple, dict, set)
-_SPOKEN = reprlib.Repr(maxother=100, maxstring=60, maxlong=40)
 
 
 IN_BODY = object()
@@ -32,12 +28,31 @@ class Must:
         hold: whether a value of the annotated type is it.
         alone: whether it is asked of values of any type, so that the annotated type need not be looked at.
         error: what is raised in the place of the caller's own error.
+        instead: what is said of a value of the annotated type in the place of `be`, where that depends on it.
     """
 
     be: str
     hold: Callable[[Any], bool]
     alone: bool = False
     error: type[Exception] | None = None
+    instead: Callable[[Any], str] | None = None
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Annotates with what another module holds, which is imported when a value is first looked at.
+
+    Attributes:
+        module: its full name.
+        name: of the class, or of the alias.
+    """
+
+    module: str
+    name: str
+
+    def __call__(self) -> Any:
+        """Import it."""
+        return getattr(importlib.import_module(self.module), self.name)
 
 
 type Refuser = Callable[[Any], str | None]
@@ -51,6 +66,8 @@ def refuser(hint: Any) -> Refuser | None:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated and IN_BODY in parts:
         return None
+    if origin is Annotated and isinstance(parts[1], Elsewhere):
+        return _when_asked(parts[1])
     if origin is Annotated:
         return _conditioned(parts[0], [part for part in parts[1:] if isinstance(part, Must)])
     if origin in (typing.Union, types.UnionType):
@@ -84,8 +101,19 @@ def _conditioned(base: Any, conditions: Sequence[Must]) -> Refuser | None:
             return wrong if parted and isinstance(value, list | tuple | dict) else conditions[-1].be
         for condition in conditions:
             if (condition.alone or not is_traced(value)) and not condition.hold(value):
-                return condition.be
+                return condition.be if condition.instead is None else condition.instead(value)
         return None
+
+    return refuses
+
+
+def _when_asked(elsewhere: Elsewhere) -> Refuser:
+    found: list[Refuser | None] = []
+
+    def refuses(value: Any) -> str | None:
+        if not found:
+            found.append(refuser(elsewhere()))
+        return None if found[0] is None else found[0](value)
 
     return refuses
 
@@ -204,7 +232,7 @@ def _has_no_end(value: Any) -> bool:
 
 def _of_class(kind: type) -> Refuser:
     if kind is np.ndarray:  # what takes NumPy's arrays reads JAX's too
-        return _of(lambda value: isinstance(value, np.ndarray) or _is_array(value), _named(kind))
+        return _of(lambda value: isinstance(value, np.ndarray) or is_array(value), _named(kind))
     return _of(lambda value: isinstance(value, kind), _named(kind))
 
 
@@ -219,49 +247,6 @@ def _named(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}{f', {source}' if source else ''}"
 
 
-# ---- numbers ---------------------------------------------------------------------------------
-
-
-def is_traced(value: Any) -> bool:
-    """Whether a value is one of JAX's that stands for numbers which are not known yet."""
-    jax = sys.modules.get("jax")
-    return jax is not None and isinstance(value, jax.core.Tracer)
-
-
-def _is_array(value: Any) -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and isinstance(value, jax.Array) and "key" not in str(value.dtype)
-
-
-def _dtype_kind(value: Any) -> str:
-    """Give the letter of the type of a number without axes, or of Python's numbers; "" of all else."""
-    if isinstance(value, bool | np.bool_):
-        return "b"
-    if isinstance(value, int):
-        return "i"
-    if isinstance(value, float):
-        return "f"
-    if getattr(value, "shape", None) != () or not hasattr(value, "dtype"):
-        return ""
-    kind = str(getattr(value.dtype, "kind", ""))
-    return "f" if "float" in str(value.dtype) else kind
-
-
-def _is_whole(value: Any) -> bool:
-    return _dtype_kind(value) in ("i", "u")
-
-
-def _is_real(value: Any) -> bool:
-    if _dtype_kind(value) not in ("i", "u", "f"):
-        return False
-    if is_traced(value):
-        return True
-    try:
-        return math.isfinite(value) and abs(value) <= LARGEST
-    except OverflowError:
-        return False
-
-
 def leaves(hint: Any) -> set[Any]:
     """Give the types that an annotation is made of, None left out."""
     if isinstance(hint, typing.TypeAliasType):
@@ -274,70 +259,12 @@ def leaves(hint: Any) -> set[Any]:
     return set() if hint in (None, type(None)) else {hint if parts == () else typing.get_origin(hint)}
 
 
-def are_numbers(value: Any) -> bool:
-    """Whether a value is a number or an array of numbers, or lists of them; traced ones pass."""
-    return is_traced(value) or _array_of(value).dtype.kind in "iuf"
-
-
-def are_finite(value: Any) -> bool:
-    """Whether a value is a finite number or an array of such, or lists of them; traced ones pass."""
-    return is_traced(value) or (are_numbers(value) and bool(np.isfinite(_array_of(value).astype(float)).all()))
-
-
-def are_flags(value: Any) -> bool:
-    """Whether a value is True or False, or an array of them, or lists of them, or traced; 0 and 1 will do."""
-    if is_traced(value):
-        return True
-    array = _array_of(value)
-    return array.dtype.kind in "biu" and bool(np.isin(array, (0, 1)).all())
-
-
-def _array_of(value: Any) -> np.ndarray:
-    """Read numbers as an array, or give one of another kind."""
-    nothing = np.asarray(None, object)
-    if isinstance(value, str | bytes) or "key" in str(getattr(value, "dtype", "")):
-        return nothing
-    try:
-        array = np.asarray(value)
-        return array.astype(np.float32) if "float" in str(array.dtype) and array.dtype.kind not in "f" else array
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return nothing
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def is_function(value: Any) -> bool:
-    """Whether a value is called as a function is."""
-    return callable(value) and not hasattr(value, "log_prob")  # a distribution is called by programs alone
-
-
 _SIMPLE: dict[Any, Refuser | None] = {
     Any: None,
-    int: _of(_is_whole, "a whole number"),
-    float: _of(_is_real, "a finite number"),
-    bool: _of(lambda value: _dtype_kind(value) == "b", "True or False"),
-    str: lambda value: None if _is_text(value) else f"a text{' without halves of characters' * isinstance(value, str)}",
+    int: _of(is_whole, "a whole number"),
+    float: _of(is_real, "a finite number"),
+    bool: _of(lambda value: dtype_kind(value) == "b", "True or False"),
+    str: lambda value: None if is_text(value) else f"a text{' without halves of characters' * isinstance(value, str)}",
     Callable: _of(is_function, "a function"),
     typing.Callable: _of(is_function, "a function"),
 }
-
-
-# ---- words -----------------------------------------------------------------------------------
-
-
-def told(value: Any) -> str:
-    """Write a value in a few words, on one line, whatever it is."""
-    if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, np.generic | type):
-        return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
-    if isinstance(value, type):
-        return f"the class {value.__name__}, which is not called yet"
-    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
-        return f"the function {value.__name__}"
-    if value is None or isinstance(value, np.generic) or type(value) in _SHOWN:
-        try:
-            return " ".join(_SPOKEN.repr(value).split())
-        except ValueError:  # whole numbers of thousands of digits
-            return "a number of thousands of digits"
-    return f"{'an' if type(value).__name__[0] in 'AEIOU' else 'a'} {type(value).__name__}"

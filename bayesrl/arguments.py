@@ -12,23 +12,13 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from bayesrl.annotations import (
-    LEAST,
-    Must,
-    Refuser,
-    are_finite,
-    are_flags,
-    are_numbers,
-    is_traced,
-    leaves,
-    own_error,
-    refuser,
-    told,
-)
+from bayesrl.annotations import Must, Refuser, leaves, own_error, refuser
+from bayesrl.errors import BayesRLError
+from bayesrl.values import LEAST, are_finite, are_flags, are_numbers, are_positive, hold_numbers, is_traced, told
 
 MOST = 2**31 - 1
 """The largest count: the largest integer of JAX's default type."""
@@ -36,7 +26,8 @@ MOST = 2**31 - 1
 
 def whole(least: int, most: int = MOST) -> Must:
     """Give the condition of whole numbers between two ends."""
-    return Must(_between("a whole number", least, None if most == MOST else most), lambda n: least <= n <= most)
+    be, beyond = _between("a whole number", least, None if most == MOST else most), f"a whole number of at most {most}"
+    return Must(be, lambda n: least <= n <= most, instead=lambda n: beyond if n > most else be)
 
 
 def real(
@@ -122,8 +113,35 @@ type FiniteNumbers = Annotated[Any, _FINITE]
 type FiniteNumbersOrNone = Annotated[Any, _or_none(_FINITE)]
 """The same, or None."""
 
+type PositiveNumbers = Annotated[Any, Must("a number above 0, or an array of such", are_positive, alone=True)]
+"""A number above 0, or an array or lists of them."""
+
+type Whatever = Annotated[Any, Must("what holds no nan", hold_numbers, alone=True)]
+"""Any value, or tree of values, of which no number is NaN."""
+
 type FlagsOrNone = Annotated[Any, _or_none(_FLAGS)]
 """True or False, or an array or lists of them, or None."""
+
+
+@contextlib.contextmanager
+def asking(what: str, error: type[Exception], remedy: str) -> Iterator[None]:
+    """Call what a user wrote: where it fails, that is told as an error of ours, of which its own is the cause.
+
+    Args:
+        what: is called, as in "exact(0.5)".
+        error: raised.
+        remedy: what to do.
+
+    Raises:
+        Exception: the `error`.
+    """
+    try:
+        yield
+    except BayesRLError:
+        raise
+    except Exception as cause:
+        said = (str(cause).splitlines() or [""])[0]
+        raise error(f"{what} failed: {type(cause).__name__}: {said:.200}; {remedy}") from cause
 
 
 def check_room(num_bytes: float, what: str, remedy: str, error: type[Exception]) -> None:
@@ -171,7 +189,21 @@ class Unread(NamedTuple):
     because: str
 
 
-def checked[F: Callable[..., Any]](error: type[Exception], *unread: Unread) -> Callable[[F], F]:
+class Room(NamedTuple):
+    """What a call takes of memory at least, so that one that would not fit ends before anything is made.
+
+    Attributes:
+        num_bytes: asked with all arguments by name.
+        counts: the arguments that say how much it is.
+        remedy: what to do in its stead.
+    """
+
+    num_bytes: Callable[[Mapping[str, Any]], float]
+    counts: tuple[str, ...]
+    remedy: str
+
+
+def checked[F: Callable[..., Any]](error: type[Exception], *rules: Unread | Room) -> Callable[[F], F]:
     """Refuse what a signature does not allow, of a function, or of a class's constructor and public methods.
 
     Signature, annotations and docstring stay as they are. A call costs some microseconds more. Numbers without axes
@@ -180,7 +212,8 @@ def checked[F: Callable[..., Any]](error: type[Exception], *unread: Unread) -> C
 
     Args:
         error: raised for what is refused; it says who got what, and what to use.
-        *unread: options that are refused where nothing reads them; of a class, of its constructor.
+        *rules: what only several arguments tell: options that are refused where nothing reads them, sizes that are
+            refused where they would not fit into memory; of a class, of its constructor.
 
     Example:
         >>> from bayesrl.arguments import Count, checked
@@ -194,13 +227,15 @@ def checked[F: Callable[..., Any]](error: type[Exception], *unread: Unread) -> C
 
     def around(target: F) -> F:
         if not isinstance(target, type):
-            return typing.cast(F, _gate(target, error, target.__qualname__, unread))
+            return typing.cast(F, _gate(target, error, target.__qualname__, rules))
         kind: Any = target
         for name, member in list(vars(kind).items()):
             if name == "__init__" and isinstance(member, types.FunctionType):
-                kind.__init__ = _gate(member, error, kind.__name__, unread)
+                kind.__init__ = _gate(member, error, kind.__name__, rules)
             elif not name.startswith("_"):
                 full = f"{kind.__name__}.{name}"
+                if hasattr(member, _GATED):  # which has rules of its own
+                    continue
                 if isinstance(member, types.FunctionType):
                     setattr(kind, name, _gate(member, error, full, ()))
                 elif isinstance(member, classmethod | staticmethod):
@@ -210,7 +245,9 @@ def checked[F: Callable[..., Any]](error: type[Exception], *unread: Unread) -> C
     return around
 
 
-def _gate(fn: Callable[..., Any], error: type[Exception], name: str, unread: Sequence[Unread]) -> Callable[..., Any]:
+def _gate(
+    fn: Callable[..., Any], error: type[Exception], name: str, rules: Sequence[Unread | Room]
+) -> Callable[..., Any]:
     """Put the gate before one function."""
     gates: list[tuple[list[tuple[str, _Check | None]], dict[str, _Check]]] = []
 
@@ -227,11 +264,15 @@ def _gate(fn: Callable[..., Any], error: type[Exception], name: str, unread: Seq
         for param, value in kwargs.items():
             if param in by_name:
                 kwargs[param] = by_name[param].read(value, error, name, param)
-        if unread:
-            _refuse_unread(fn, unread, read, kwargs, error, name)
+        if rules:
+            _keep_rules(fn, rules, read, kwargs, error, name)
         return fn(*read, **kwargs)
 
+    setattr(gated, _GATED, True)
     return gated
+
+
+_GATED = "__gated__"
 
 
 def _checks(fn: Callable[..., Any]) -> "tuple[list[tuple[str, _Check | None]], dict[str, _Check]]":
@@ -284,21 +325,35 @@ class _Check(NamedTuple):
         return value
 
 
-def _refuse_unread(
+@functools.lru_cache(256)
+def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(fn)
+
+
+def _keep_rules(
     fn: Callable[..., Any],
-    unread: Sequence[Unread],
+    rules: Sequence[Unread | Room],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     error: type[Exception],
     name: str,
 ) -> None:
-    signature = inspect.signature(fn)
+    signature = _signature(fn)
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError:  # the call itself says it
         return
     bound.apply_defaults()
-    for option, when, because in unread:
-        value, default = bound.arguments[option], signature.parameters[option].default
-        if value is not default and not (type(value) is type(default) and value == default) and when(bound.arguments):
-            raise error(f"{name} got {option}={told(value)}, which nothing would read: {because}; leave it out")
+    given = bound.arguments
+    for rule in rules:
+        if isinstance(rule, Room):
+            what = ", ".join(f"{count}={told(given[count])}" for count in rule.counts)
+            check_room(rule.num_bytes(given), f"{name}({what})", rule.remedy, error)
+            continue
+        value, default = given[rule.option], signature.parameters[rule.option].default
+        empty = isinstance(value, dict | list | tuple) and not value
+        as_default = empty or value is default or (type(value) is type(default) and value == default)
+        if not as_default and rule.when(given):
+            raise error(
+                f"{name} got {rule.option}={told(value)}, which nothing would read: {rule.because}; leave it out"
+            )

@@ -83,9 +83,9 @@ def model_path(name: str) -> Path:
     raise ModelError(f"there is no model {name!r}; choose from {', '.join(known)}, or give the path of a .py file")
 
 
-def closest(text: str, known: list[str]) -> str | None:
-    """Find what was meant by a word, or None where nothing is close."""
-    return next(iter(get_close_matches(text, known, 1, 0.7)), None)
+def closest(text: str, known: list[str], least: float = 0.7) -> str | None:
+    """Find what was meant by a word, or None where nothing is as alike as this."""
+    return next(iter(get_close_matches(text, known, 1, least)), None)
 
 
 def model_uses(name: str) -> tuple[str, ...]:
@@ -189,8 +189,21 @@ def fitting(name: str, options: Mapping[str, Any], parameters: Mapping[str, insp
         known = ", ".join(f"{p.name}={p.default!r}" for p in parameters.values()) or "none"
         meant = closest(unknown, list(parameters))
         hint = f"did you mean {meant!r}? Its options are" if meant is not None else "its options are"
-        raise ModelError(f"model {name!r} has no option {unknown!r}; {hint} {known}")
+        others = "" if meant is not None else _having(unknown)
+        raise ModelError(f"model {name!r} has no option {unknown!r}; {hint} {known}{others}")
     return {k: _declared(k, v, parameters[k]) if k in parameters else v for k, v in options.items()}
+
+
+def _having(option: str) -> str:
+    """Say which ready models have an option, and how it is given to them."""
+    trees = {model: _parsed(model_path(model)) for model in model_names()}
+    having = [
+        f"`bayesrl {command} {model} --set {option}=...`"
+        for model, tree in trees.items()
+        for use, command in COMMANDS.items()
+        if option in (_parameters(tree, use) or {})
+    ]
+    return f"; other models have it: {' or '.join(having[:3])}" if having else ""
 
 
 def _declared(name: str, value: Any, parameter: inspect.Parameter) -> Any:

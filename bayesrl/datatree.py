@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bayesrl.annotations import told
 from bayesrl.errors import PolicyError
 from bayesrl.files.plain import write
 from bayesrl.posterior import Posterior
+from bayesrl.values import told
 
 if TYPE_CHECKING:  # xarray takes as long to import as everything else together
     import xarray as xr

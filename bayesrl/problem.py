@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from bayesrl.annotations import Elsewhere, Must
 from bayesrl.arguments import Count, checked
 from bayesrl.cache import use_by_default
 from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_path, needed, no_function
@@ -17,7 +18,21 @@ from bayesrl.posterior import Posterior
 from bayesrl.typing import Beta, Program
 
 if TYPE_CHECKING:
-    from bayesrl.control.learning import Agent, Learned
+    from bayesrl.control.learning import Learned
+
+
+def _options_of(module: str, name: str, *others: str) -> Must:
+    """Ask for options of a function, which is imported when the first are given, but for those said otherwise."""
+
+    def hold(options: Mapping[str, Any]) -> bool:
+        known = inspect.signature(Elsewhere(module, name)()).parameters.values() if options else ()
+        return {*options} <= {one.name for one in known if one.kind is one.KEYWORD_ONLY and one.name not in others}
+
+    return Must(f"a dictionary of options of `{name}`, but for {' and '.join(others)}", hold)
+
+
+_FIT_OPTIONS = _options_of("bayesrl.engines.fitting", "fit", "beta", "directory")
+_LEARN_OPTIONS = _options_of("bayesrl.control.learning", "learn", "exploration", "num_episodes", "directory")
 
 
 @checked(ModelError)
@@ -40,7 +55,7 @@ class Problem:
     policy: Program
     args: tuple[Any, ...] = ()
     beta: Beta | None = None
-    fit_options: Mapping[str, Any] = field(default_factory=dict)
+    fit_options: Annotated[Mapping[str, Any], _FIT_OPTIONS] = field(default_factory=dict)
     held_out: tuple[Any, ...] | None = None
     exact: Callable[[float], float] | None = None
     sections: tuple[Any, ...] = ()
@@ -80,12 +95,12 @@ class LearningProblem:
         about: one line on what the problem is.
     """
 
-    environment: Any
-    agent: "Agent"
-    exploration: Any = None
+    environment: Annotated[Any, Elsewhere("bayesrl.control.learning.worlds", "Playable")]
+    agent: Annotated[Any, Elsewhere("bayesrl.control.learning", "Agent")]
+    exploration: Annotated[Any, Elsewhere("bayesrl.control.exploration", "Rule")] | None = None
     num_episodes: Count = 200
     num_runs: Count = 1
-    learn_options: Mapping[str, Any] = field(default_factory=dict)
+    learn_options: Annotated[Mapping[str, Any], _LEARN_OPTIONS] = field(default_factory=dict)
     sections: tuple[Any, ...] = ()
     about: str = ""
 

@@ -280,6 +280,7 @@ def draw_lanes(
     if episodes is not None:
         return draw_outside(keys, episodes, pair, params, num_samples)
     pair.structure.check_complete("nothing can be drawn from it")
+    pair.structure.check_room(num_samples * len(keys))
     params = near(params)
     own = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(keys))]
     with one_reading():
@@ -301,4 +302,5 @@ def draw_prior(key: PRNGKey, programs: Programs, params: Params, num_samples: in
     if programs.episodes is not None:
         played = draw_outside([key], programs.episodes, replace(pair, guide=None), {"_": np.zeros(1)}, num_samples)
         return jax.tree.map(lambda x: x[0], played)
+    pair.structure.check_room(num_samples)
     return draw_start(key, pair, params, num_samples)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
-from bayesrl.annotations import LARGEST, LEAST, Must
+from bayesrl.annotations import Must
 from bayesrl.errors import PolicyError
+from bayesrl.values import LARGEST, LEAST
 
 
 def _is_key(value: Any) -> bool:
@@ -24,15 +25,30 @@ def _is_old_key(value: jax.Array) -> bool:
 
 def are_temperatures(value: Any) -> bool:
     """Whether a value is a number above 0, or an array that holds such; traced ones pass."""
+    return isinstance(value, jax.core.Tracer) or bool((_numbers_in(value) > LEAST).all())
+
+
+def _are_temperatures_or_zero(value: Any) -> bool:
     if isinstance(value, jax.core.Tracer):
         return True
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
-        return False
+    held = _numbers_in(value, listed=True)
+    return bool(((held > LEAST) | (held == 0)).all())
+
+
+def _numbers_in(value: Any, *, listed: bool = False) -> np.ndarray:
+    """Give numbers in double precision; nan for what is none or beyond single precision, as words of a key are."""
+    nothing = np.full(1, np.nan)
+    kinds: Any = int | float | np.number | np.ndarray | jax.Array
+    if isinstance(value, bool | np.bool_) or not isinstance(value, kinds | list if listed else kinds):
+        return nothing
     try:
-        held = np.asarray(value, float) if np.asarray(value).dtype.kind not in "bcOmMUS" else np.zeros(1)
+        array = np.asarray(value)
+        words = array.dtype == np.uint32 and array.shape == (2,)
+        fine = array.dtype.kind in "iuf" or "float" in str(array.dtype)
+        held = np.asarray(value, float) if fine and not words else nothing
     except (TypeError, ValueError, OverflowError):
-        return False
-    return held.size > 0 and bool(np.all((held > LEAST) & (held < LARGEST)))
+        return nothing
+    return held if held.size and (np.abs(held) < LARGEST).all() else nothing
 
 
 type PRNGKey = Annotated[
@@ -72,3 +88,13 @@ type Beta = Annotated[
     ),
 ]
 """Temperature, in reward units per nat."""
+
+type BetaOrZero = Annotated[
+    Any,
+    Must(
+        "a temperature in reward units per nat: a number above 0 or 0, or an array of them",
+        _are_temperatures_or_zero,
+        alone=True,
+    ),
+]
+"""Temperature, in reward units per nat, or 0, which counts the reward alone."""

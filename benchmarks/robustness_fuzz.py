@@ -271,8 +271,8 @@ def told(found: Sequence[dict[str, Any]], *, complete: bool, every: bool = False
 
 
 def _plain(line: str) -> str:
-    """Write what no file could hold, halves of characters, as escapes."""
-    return " ".join(line.split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    """Write what no file could hold, halves of characters, and what steers a terminal, as escapes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(line.split()))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "models" not in path.re
 
 # From the bottom to the top; a module may import its own room and lower floors, no sibling.
 FLOORS = [
-    ["errors", "annotations"],
+    ["errors", "values"],
+    ["annotations"],
     ["arguments", "typing"],
     ["files"],
     ["core"],

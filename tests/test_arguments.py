@@ -17,7 +17,6 @@ import pytest
 from jaxtyping import Array, Float
 
 from bayesrl import control
-from bayesrl.annotations import told
 from bayesrl.arguments import (
     AnyNumbers,
     Count,
@@ -39,6 +38,7 @@ from bayesrl.arguments import (
 from bayesrl.control import bandits
 from bayesrl.errors import ControlError, EngineError, PolicyError
 from bayesrl.typing import Beta, PRNGKey, Program
+from bayesrl.values import told
 
 KEY = jax.random.key(0)
 

@@ -12,7 +12,7 @@ import pytest
 import bayesrl
 from bayesrl import catalogue
 from bayesrl.catalogue import ModelError, check_use, model_names, model_options, model_uses
-from bayesrl.cli.words import command_meant
+from bayesrl.cli.slips import _FLAGS, _OPTIONS, command_meant
 from bayesrl.problem import ready_model
 
 pytestmark = pytest.mark.xdist_group("cli")
@@ -54,8 +54,13 @@ def answer(*args: object, **environment: str) -> tuple[int, str, str]:
         (("fit", "--help"), 0, "--restarts"),
         (("cache",), 0, "compiled programs in"),
         (("fti", "digits_bandit"), 2, "Did you mean 'fit'?"),
-        (("fit", "digits_bandit", "--step", "3"), 2, "Possible options: --seed, --set, --steps"),
+        (("fit", "digits_bandit", "--step", "3"), 2, "Did you mean: bayesrl fit digits_bandit --steps 3\n"),
         (("fit", "digits_bandit", "--steps", "many"), 2, "--steps"),
+        (("fit", "digits_bandit", "--steps", "1e3"), 2, "Did you mean: bayesrl fit digits_bandit --steps 1000\n"),
+        (("fit", "digits_bandit", "--arms", "3"), 2, "Did you mean: bayesrl fit bernoulli_bandit --set arms=3\n"),
+        (("fit", "digits_bandit", "--set", "arms=3"), 2, "or `bayesrl fit bernoulli_bandit --set arms=...`"),
+        (("fit", "deep_sea", "--episodes", "9"), 2, "Did you mean: bayesrl learn deep_sea --episodes 9\n"),
+        (("show", "runs", "--steps", "3"), 2, "No such option"),
         (("fit", "digits_bandt"), 2, "there is no model 'digits_bandt'; did you mean 'digits_bandit'?"),
         (("learn", "deap_sea"), 2, "did you mean 'deep_sea'?"),
         (("learn", "digits_bandit"), 2, "or use `bayesrl fit digits_bandit`"),
@@ -87,17 +92,61 @@ def test_it_answers_before_jax_is_imported(args: tuple[str, ...], code: int, tex
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("bandit --beta 0.1, 0.2", "bandit --beta 0.1,0.2"),
-        ("bandit --beta 0.1 , 0.2 ,1", "bandit --beta 0.1,0.2,1"),
-        ("--beta 1 2 3 bandit", "--beta 1,2,3 bandit"),
-        ("bandit arms=3 --steps 5", "bandit --set arms=3 --steps 5"),
-        ("bandit --set arms=3 best=1", "bandit --set arms=3 --set best=1"),
-        ("bandit --beta 0.1", None),
-        ("bandit --steps 1 2", None),
+        ("fit bandit --beta 0.1, 0.2", "fit bandit --beta 0.1,0.2"),
+        ("fit bandit --beta 0.1 , 0.2 ,1", "fit bandit --beta 0.1,0.2,1"),
+        ("fit --beta 1 2 3 bandit", "fit --beta 1,2,3 bandit"),
+        ("fit bandit arms=3 --steps 5", "fit bandit --set arms=3 --steps 5"),
+        ("fit bandit --set arms=3 best=1", "fit bandit --set arms=3 --set best=1"),
+        ("fit bandit --beta 0.1", None),
+        ("fit bandit --steps 1 2", None),
+        ("fit bernoulli_bandit --beta=0.1 --steps=5 --quiet", None),
+        # options of a model, of another model, and of the other command
+        ("fit bernoulli_bandit --arms 3", "fit bernoulli_bandit --set arms=3"),
+        ("fit --arms=3 bernoulli_bandit", "fit --set arms=3 bernoulli_bandit"),
+        ("fit digits_bandit --arms 3", "fit bernoulli_bandit --set arms=3"),
+        ("fit --arms 3 digits_bandit", "fit --set arms=3 bernoulli_bandit"),
+        ("fit frozen_lake --slippery", "fit frozen_lake --set slippery=true"),
+        ("fit digits_bandit --hiden 3", "fit digits_bandit --set hidden=3"),
+        ("learn bernoulli_arms --states 3", "learn river_swim --set states=3"),
+        ("fit deep_sea --episodes 10", "learn deep_sea --episodes 10"),
+        ("learn deep_sea --steps 10", "fit deep_sea --steps 10"),
+        ("fit digits_bandit --episodes 10", None),
+        ("fit digits_bandit --lr 0.1", None),
+        # whole numbers
+        ("fit digits_bandit --steps 1e3", "fit digits_bandit --steps 1000"),
+        ("fit digits_bandit --steps=2,000 --seed 7.0", "fit digits_bandit --steps 2000 --seed 7"),
+        ("learn deep_sea --runs 1_0 --episodes 2k", "learn deep_sea --runs 10 --episodes 2000"),
+        ("resume runs/x --steps 1e4", "resume runs/x --steps 10000"),
+        ("fit digits_bandit --steps 2.5", None),
+        ("fit digits_bandit --steps inf", None),
+        # names that are near
+        ("fit digits_bandit --step 3", "fit digits_bandit --steps 3"),
+        ("fit digits_bandit --num-restarts 3", "fit digits_bandit --restarts 3"),
+        ("learn deep_sea --n_runs 3", "learn deep_sea --runs 3"),
+        ("report runs/x --output a.html", "report runs/x --out a.html"),
+        ("fit digits_bandit --quite", "fit digits_bandit --quiet"),
+        ("cache --clean", "cache --clear"),
     ],
 )
 def test_the_command_that_was_meant(typed: str, meant: str | None) -> None:
-    assert command_meant(typed.split()) == meant
+    command, *words = typed.split()
+    assert command_meant(command, words) == meant
+
+
+def test_slips_know_the_options_that_the_commands_have() -> None:
+    import typer
+
+    from bayesrl.cli import app
+
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        options = {one.opts[0]: one for one in command.params if one.opts[0].startswith("--")}
+        valued = {
+            option: int if one.type_descriptor.annotation is int else str
+            for option, one in options.items()
+            if not one.is_flag
+        }
+        assert valued == _OPTIONS.get(name, {}), name
+        assert {option for option, one in options.items() if one.is_flag} <= {*_FLAGS.get(name, ())}, name
 
 
 @pytest.mark.parametrize(

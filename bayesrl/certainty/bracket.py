@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from bayesrl.arguments import CountOrNone, checked, whole
+from bayesrl.arguments import CountOrNone, Unread, checked, whole
 from bayesrl.certainty.chains import with_chains
 from bayesrl.certainty.exact import enumerated
 from bayesrl.certainty.hindsight import FIRST_DRAWS, with_nature
@@ -37,7 +37,14 @@ type Choice = Literal["auto", "enumeration", "rejection", "importance", "nuts", 
 _CELLS = 2**23
 
 
-@checked(EngineError)
+KNOWN = tuple(
+    Unread(name, lambda given: given["exact"] is not None, "exact= tells the optimum, and nothing is searched for")
+    for name in ("method", "reward_bound", "max_count")
+)
+"""What is not read where the optimum is known."""
+
+
+@checked(EngineError, *KNOWN)
 @one_reading()
 def evidence(
     key: PRNGKey,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from bayesrl.arguments import CountOrNone, checked, whole
-from bayesrl.certainty.bracket import Choice, evidence
+from bayesrl.certainty.bracket import KNOWN, Choice, evidence
 from bayesrl.certainty.checks import (
     convergence_check,
     coverage_check,
@@ -33,7 +33,7 @@ from bayesrl.typing import PRNGKey
 _HELD_OUT_DRAWS = 1_000
 
 
-@checked(EngineError)
+@checked(EngineError, *KNOWN)
 @one_reading()
 def diagnose(
     key: PRNGKey,

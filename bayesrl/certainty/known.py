@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bayesrl.arguments import asking
 from bayesrl.certainty.limits import weighted_start
 from bayesrl.certainty.sampled import at_most
 from bayesrl.certainty.verdicts import Evidence, Side
@@ -34,13 +35,15 @@ is not possible; `start(beta)` gives J(π₀).
 def evaluated(exact: Exact | None, one: Posterior) -> tuple[float, float, float] | None:
     """Evaluate one fit exactly where that is known how: J, E[R], KL(q‖π₀)."""
     evaluate = getattr(exact, "evaluate", None)
-    return None if evaluate is None else evaluate(one)
+    with asking("exact.evaluate", EngineError, "let it give (J, E[R], KL) of a fit, or None"):
+        return None if evaluate is None else evaluate(one)
 
 
 def started(exact: Exact | None, beta: float | None) -> float | None:
     """J(π₀) where it is known exactly."""
     start = getattr(exact, "start", None)
-    return None if start is None else float(start(1.0 if beta is None else beta))
+    with asking("exact.start", EngineError, "let it give J of the prior at a temperature, a finite number"):
+        return None if start is None else float(start(1.0 if beta is None else beta))
 
 
 def with_known(
@@ -116,7 +119,8 @@ def with_known(
 
 
 def _known(exact: Exact, beta: float | None) -> Interval:
-    told: Any = exact(1.0 if beta is None else beta)
+    with asking("exact", EngineError, "let it give J* per context at a temperature, a finite number"):
+        told: Any = exact(1.0 if beta is None else beta)
     try:
         optimum = float(told)
     except (TypeError, ValueError):

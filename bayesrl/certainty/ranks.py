@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.annotations import Must, are_finite
+from bayesrl.annotations import Must
 from bayesrl.arguments import Count, Level, checked
 from bayesrl.core.estimates import Estimate
 from bayesrl.core.showing import Block, Line, Listing, Shown
 from bayesrl.core.wording import number, with_error
 from bayesrl.errors import EngineError
+from bayesrl.values import are_finite
 
 LIKELIHOOD = "log p(y|θ)"
 _LEVEL = 0.01

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.arguments import Count, Positive, checked, whole
+from bayesrl.arguments import Count, Positive, asking, checked, whole
 from bayesrl.certainty.ranks import LIKELIHOOD, Calibration
 from bayesrl.core.handlers import IntoScans
 from bayesrl.core.keys import apart, from_seed, key_of_nothing, split
@@ -95,6 +95,7 @@ def calibrate(
     args = as_arrays(args)
     structure = inspect(from_seed(0), model, *args)
     _refuse(structure)
+    structure.check_room(num_replications + num_draws * min(_AT_ONCE, num_replications), EngineError)
     frozen, _ = freeze(from_seed(0), model, *args)
     simulate_key, infer_key, run_key, tie_key = apart(key, 4)
     keys = split(simulate_key, num_replications)
@@ -143,7 +144,8 @@ def _refuse(structure: Structure) -> None:
 
 
 def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
-    drawer: Any = infer(key, program, args, num_draws)
+    with asking("infer", EngineError, "let it give a function of (key, args) from (key, program, args, num_draws)"):
+        drawer: Any = infer(key, program, args, num_draws)
     if not callable(drawer):
         raise EngineError(f"infer gave {drawer!r}, which is no function; give one of (key, args)")
     return drawer

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
 
-from bayesrl.arguments import CountOrNone, checked, whole
+from bayesrl.arguments import CountOrNone, Unread, checked, whole
 from bayesrl.certainty.bracket import Choice
 from bayesrl.certainty.bracket import evidence as bracketed
 from bayesrl.certainty.scoreboard import MAX_COUNT, over_all_data
@@ -32,7 +32,17 @@ _CELLS = 2**23
 _MARGIN = float(ndtri(0.975))
 
 
-@checked(EngineError)
+def _made_already(given: Mapping[str, Any]) -> bool:
+    return given["evidence"] is not None
+
+
+_SETTLED = (
+    *(Unread(name, _made_already, "evidence= is given") for name in ("method", "reward_bound", "max_count")),
+    Unread("num_samples", lambda given: _made_already(given) and given["gold"] is None, "evidence= is given"),
+)
+
+
+@checked(EngineError, *_SETTLED)
 @one_reading()
 def frontier(
     key: PRNGKey,

@@ -19,7 +19,8 @@ from bayesrl.catalogue import check_use
 from bayesrl.cli.completing import assignments_from, model_names_from
 from bayesrl.cli.ends import errors_on_one_line, stopped_by_ctrl_c, warnings_on_one_line
 from bayesrl.cli.memory import keep_memory
-from bayesrl.cli.words import check_count, command_meant, parse_beta, parse_options, say, size_text, terminal
+from bayesrl.cli.slips import command_meant
+from bayesrl.cli.words import check_count, parse_beta, parse_options, say, size_text, terminal
 
 
 class _Light:
@@ -42,9 +43,10 @@ class _LightCommand(_Light, TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            meant = command_meant(typed)
+            meant = command_meant(ctx.info_name or "", typed)
             if hasattr(error, "message") and meant is not None:
-                error.message += f". Did you mean: bayesrl {ctx.info_name} {meant}"
+                error.message = f"{error.message.rstrip('.')}. Did you mean: bayesrl {meant}"
+                vars(error).pop("possibilities", None)  # Click's own guesses, which name options alone
             raise
 
 

@@ -2,8 +2,6 @@
 
 import math
 import os
-import re
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,26 +29,6 @@ def parse_beta(text: str) -> list[float]:
     if bad:
         raise PolicyError(f"beta must be positive and finite, but holds {bad[0]:g}; use --beta 0.1, say")
     return values
-
-
-def command_meant(words: list[str]) -> str | None:
-    """Mend what was typed where temperatures stand apart, or an option of a model without `--set`; None in doubt.
-
-    Example:
-        >>> command_meant(["bandit", "--beta", "0.1,", "0.2", "arms=3"])
-        'bandit --beta 0.1,0.2 --set arms=3'
-    """
-    mended: list[str] = []
-    for word in words:
-        option = mended[-2] if len(mended) > 1 else ""
-        is_number = all(part.replace(".", "", 1).isdecimal() for part in re.split("[,;]", word) if part)
-        if option == "--beta" and is_number:
-            mended[-1] = ",".join(part for part in re.split("[,;]", f"{mended[-1]},{word}") if part)
-        elif re.fullmatch(r"[a-z_]\w*=.+", word) and (not mended or mended[-1] != "--set"):
-            mended += ["--set", word]
-        else:
-            mended.append(word)
-    return None if mended == words else shlex.join(mended)
 
 
 def parse_options(assignments: list[str]) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
-from bayesrl.arguments import Count, Positive, Share, checked
+from bayesrl.annotations import Must
+from bayesrl.arguments import Count, Positive, Room, Share, checked
 from bayesrl.control.beliefs import Belief
 from bayesrl.core.keys import apart, split
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
+from bayesrl.values import is_function
 
 _HALVINGS = 40
 
@@ -44,6 +47,23 @@ class Exploration(abc.ABC):
             f"{type(self).__name__.lower()} explores by a posterior of action values, and a policy has none; use "
             "epsilon_greedy(ε) or prior_mixture(ε), or the agent Bayesian(model)"
         )
+
+
+def _is_rule(value: Any) -> bool:
+    makes_one = getattr(value, "__module__", "") == __name__
+    return isinstance(value, Exploration) or (is_function(value) and not isinstance(value, type) and not makes_one)
+
+
+type Rule = Annotated[
+    Any,
+    Must(
+        "a rule: thompson(), k_learning(), epsilon_greedy(0.1), …, with its brackets, or a function of (key, belief, "
+        "step)",
+        _is_rule,
+        alone=True,
+    ),
+]
+"""An exploration rule, or a function of yours in its place."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +311,10 @@ def exploration_named(text: str) -> Exploration:
     return rule
 
 
+def _num_values(belief: Any) -> int:
+    return max(int(np.size(getattr(belief, "mean", 0))), 1)
+
+
 class Decision(NamedTuple):
     """What a belief says of a choice between actions.
 
@@ -305,7 +329,10 @@ class Decision(NamedTuple):
     interval: Array
 
 
-@checked(ControlError)
+@checked(
+    ControlError,
+    Room(lambda given: 12.0 * given["num_samples"] * _num_values(given["belief"]), ("num_samples",), "ask for fewer"),
+)
 def decide_between(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -> Decision:
     """Tell which action is the best, how surely, and what a wrong choice may cost.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from bayesrl.arguments import Count, Seed, checked
+from bayesrl.arguments import Count, Seed, asking, checked
 from bayesrl.certainty.verdicts import Section
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.control.tabular import TabularMDP
@@ -116,6 +116,9 @@ def episode_strip(
         seed: of the environment and of the policy.
         frames: how many.
         **options: keyword arguments for the environment.
+
+    Raises:
+        ControlError: there is no such environment.
     """
     import gymnasium
     from matplotlib.figure import Figure
@@ -123,7 +126,8 @@ def episode_strip(
     from bayesrl.control.spaces import describe_actions, describe_observations
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no window
-    env = gymnasium.make(environment, render_mode="rgb_array", **options)
+    with asking(f"gymnasium.make({environment!r})", ControlError, "gymnasium.registry lists those that are known"):
+        env = gymnasium.make(environment, render_mode="rgb_array", **options)
     actions, observations = describe_actions(env.action_space), describe_observations(env.observation_space)
     pictures: list[Any] = []
     try:

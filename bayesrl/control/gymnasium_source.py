@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from bayesrl.arguments import Count, CountOrNone, Seed, checked, real
+from bayesrl.arguments import Count, CountOrNone, Seed, Unread, check_room, checked, real
 from bayesrl.control.behaviours import Behaviour, Decision, as_fitted, decide
 from bayesrl.control.exploration import Exploration
 from bayesrl.control.policies import PolicyGuide
@@ -33,7 +33,12 @@ _SEEDS_APART = 1_000_003
 """Between the environments of fits made side by side."""
 
 
-@checked(ControlError)
+_OPTIONS = Unread(
+    "options", lambda given: callable(given["environment"]), "a function makes the environment: use functools.partial"
+)
+
+
+@checked(ControlError, _OPTIONS)
 @dataclass(eq=False)
 class GymnasiumSource:
     """Plays in real environments, and makes draws of a policy for `bayesrl.fit(source=...)`.
@@ -87,12 +92,10 @@ class GymnasiumSource:
     action_masks: bool | None = None
 
     def __post_init__(self) -> None:
-        if callable(self.environment) and self.options:
-            raise ControlError(
-                f"GymnasiumSource got options={self.options!r} for an environment that a function makes; "
-                "use functools.partial"
-            )
         self.failures = Failures(self.max_failures)
+        what = f"GymnasiumSource(num_envs={self.num_envs}, window={self.window})"
+        recorded = 10.0 * self.num_envs * self.window  # of an observation, a reward, a log-probability and marks
+        check_room(recorded + 1000.0 * self.num_envs, what, "use fewer", ControlError)
         probe = open_environments(self, 1)
         try:
             self.actions: Actions = describe_actions(probe.single_action_space)

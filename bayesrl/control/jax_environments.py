@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from bayesrl.arguments import Count, checked
+from bayesrl.arguments import Count, Whatever, checked
 from bayesrl.control.environments import Environment, Outcome
 from bayesrl.control.jax_shapes import GYMNAX, Shape, actions_of, shape_of, shaped_mask, without_resets
 from bayesrl.control.nested_spaces import digits_of
@@ -85,7 +85,7 @@ class JaxEnvironment(Environment):
 
     env: Any
     actions: dist.Distribution | None = None
-    params: Any = "default"
+    params: Whatever = "default"
     num_observations: Count | None = None
     _shape: Shape = field(init=False, repr=False, compare=False)
     _space: Actions | None = field(init=False, repr=False, compare=False)

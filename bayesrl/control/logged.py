@@ -18,6 +18,7 @@ from bayesrl.arguments import (
     FlagsOrNone,
     Level,
     Share,
+    Unread,
     checked,
 )
 from bayesrl.control.environments import Environment, Outcome
@@ -137,7 +138,10 @@ class LoggedValue(NamedTuple):
     ess: float
 
 
-@checked(ControlError)
+@checked(
+    ControlError,
+    Unread("values", lambda given: given["method"] != "dr", "only method='dr' has any"),
+)
 def logged_value(
     data: LoggedData,
     probs: FiniteNumbers,

@@ -1,15 +1,16 @@
 """Exact planning in finite Markov decision processes: soft value iteration, and evaluation of policies."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-from bayesrl.arguments import AnyNumbers, Level, checked
+from bayesrl.arguments import AnyNumbers, Level, check_room, checked
 from bayesrl.control.tabular import TabularMDP, as_numbers, reaching
 from bayesrl.errors import ControlError
+from bayesrl.typing import BetaOrZero
 
 _MAX_NEWTON = 300
 _FIRST_SWEEPS = 200
@@ -35,6 +36,8 @@ class Planned:
         occupancy: E Σ γᵗ·1[s_t = s, a_t = a], expected discounted visits: [(horizon,) states, actions].
     """
 
+    GIVEN_BY: ClassVar[str] = "as control.soft_value_iteration gives it"
+
     value: np.ndarray
     action_value: np.ndarray
     policy: np.ndarray
@@ -45,7 +48,7 @@ class Planned:
 
 
 @checked(ControlError)
-def soft_value_iteration(mdp: TabularMDP, beta: AnyNumbers, *, tolerance: Level = 1e-10) -> Planned:
+def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level = 1e-10) -> Planned:
     """Find the optimum of KL-regularised control exactly.
 
         V(s) = β·log Σ_a π₀(a|s)·exp(Q(s, a)/β),   Q(s, a) = E[r + γ·V(s′)],   π*(a|s) ∝ π₀(a|s)·exp(Q(s, a)/β).
@@ -76,14 +79,14 @@ def soft_value_iteration(mdp: TabularMDP, beta: AnyNumbers, *, tolerance: Level 
         Todorov (2009), "Efficient computation of optimal actions"; Levine (2018), "Reinforcement learning
         and control as probabilistic inference", section 2; Puterman (1994), section 6.4, for policy iteration.
     """
-    betas = _temperatures(beta)
+    betas = np.asarray(beta, float)
     tables = _tables(mdp)
     plans = [tables.plan(float(b), tolerance) for b in betas.reshape(-1)]
     return _stack(plans, betas.shape)
 
 
 @checked(ControlError)
-def evaluate_policy(mdp: TabularMDP, policy: Any, beta: AnyNumbers = 0.0) -> Planned:
+def evaluate_policy(mdp: TabularMDP, policy: Planned | AnyNumbers, beta: BetaOrZero = 0.0) -> Planned:
     """Find what a policy is worth, exactly: V = Σ_a π(a|s)·(Q(s, a) − β·log(π/π₀)).
 
     With a horizon by backward recursion, else by one sparse linear system.
@@ -113,19 +116,9 @@ def evaluate_policy(mdp: TabularMDP, policy: Any, beta: AnyNumbers = 0.0) -> Pla
     """
     tables = _tables(mdp)
     probs = _checked(mdp, policy)
-    betas = _temperatures(beta)
+    betas = np.asarray(beta, float)
     worth = tables.evaluate(probs)
     return _stack([tables.told(probs, worth, float(b)) for b in betas.reshape(-1)], betas.shape)
-
-
-def _temperatures(beta: Any) -> np.ndarray:
-    try:
-        betas = np.asarray(beta, float)
-    except (TypeError, ValueError):
-        betas = np.full(1, np.nan)
-    if betas.size == 0 or not np.isfinite(betas).all() or (betas < 0).any():
-        raise ControlError(f"beta={beta!r}; use numbers of at least 0, in reward units per nat")
-    return betas
 
 
 def _checked(mdp: TabularMDP, policy: Any) -> np.ndarray:
@@ -163,6 +156,8 @@ class _Tables:
     def __init__(self, mdp: TabularMDP) -> None:
         self.mdp = mdp
         self.shape = (mdp.num_states, mdp.num_actions)
+        tables = 8.0 * (mdp.horizon or 1) * mdp.num_states * mdp.num_actions
+        check_room(3 * tables, f"a plan over horizon={mdp.horizon} steps", "use a shorter horizon", ControlError)
         self.steps = mdp.transitions()
         self.rewards = mdp.expected_rewards()
         with np.errstate(divide="ignore"):

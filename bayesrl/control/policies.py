@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.arguments import Count, checked
+from bayesrl.arguments import Count, Room, checked
 from bayesrl.control.recorded import RecordedRollout
 from bayesrl.control.rollout import Choice, Chooser, Played, Rollout
 from bayesrl.core.compiling import compiled
@@ -203,7 +203,16 @@ class LinearPolicy(ObservationPolicy):
         return lambda observation, time: (weight @ features(observation, time) + bias).reshape(shape)
 
 
-@checked(GuideError)
+def network_bytes(given: Mapping[str, Any]) -> float:
+    """Give the memory that a network of these sizes takes at least, each of its layers being an array of its own."""
+    hidden, depth = float(given["hidden"]), float(given["depth"])
+    return 4 * (hidden**2 * (depth - 1) + hidden) + 1000 * depth
+
+
+@checked(
+    GuideError,
+    Room(network_bytes, ("hidden", "depth"), "use fewer"),
+)
 @dataclass(frozen=True, kw_only=True)
 class NetworkPolicy(ObservationPolicy):
     """A tilt by an Equinox network of the features of the observation; the critic has one of its own.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from bayesrl.arguments import AnyNumbers, Positive, checked
+from bayesrl.arguments import FiniteNumbers, Positive, checked
 from bayesrl.control.nested_spaces import Leaf, alone, code_of, digits_of, leaves_of, put_together
 from bayesrl.core.keys import key_of_nothing
 from bayesrl.errors import ControlError
@@ -192,7 +192,7 @@ class Actions:
 
 
 @checked(ControlError)
-def squashed_normal(low: AnyNumbers, high: AnyNumbers, *, scale: Positive = 1.0) -> dist.Distribution:
+def squashed_normal(low: FiniteNumbers, high: FiniteNumbers, *, scale: Positive = 1.0) -> dist.Distribution:
     """Give a prior on bounded actions: a Normal of this scale, squashed to [low, high] by a logistic function.
 
     Args:
@@ -206,8 +206,10 @@ def squashed_normal(low: AnyNumbers, high: AnyNumbers, *, scale: Positive = 1.0)
     lower, upper = jnp.asarray(low, float), jnp.asarray(high, float)
     if not isinstance(low, jax.core.Tracer) and not isinstance(high, jax.core.Tracer):
         told = np.asarray(low, float), np.asarray(high, float)
-        if not (np.isfinite(told).all() and (told[0] < told[1]).all()):
-            raise ControlError(f"squashed_normal got low={low!r}, high={high!r}; use finite bounds with low < high")
+        if told[0].shape != told[1].shape or not (told[0] < told[1]).all():
+            raise ControlError(
+                f"squashed_normal got low={low!r}, high={high!r}; use bounds of one shape with low < high"
+            )
     transforms = [
         dist.transforms.SigmoidTransform(),
         dist.transforms.AffineTransform(lower, upper - lower, domain=dist.constraints.unit_interval),

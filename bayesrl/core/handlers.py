@@ -10,12 +10,13 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
-from bayesrl.annotations import IN_BODY, LARGEST, LEAST, told
+from bayesrl.annotations import IN_BODY
 from bayesrl.arguments import checked
 from bayesrl.core.keys import fold_in
 from bayesrl.core.primitives import MARK
 from bayesrl.errors import PolicyError
 from bayesrl.typing import PRNGKey, Program
+from bayesrl.values import LARGEST, LEAST, told
 
 
 def check_beta(beta: ArrayLike) -> None:

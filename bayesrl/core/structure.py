@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
+from bayesrl.arguments import check_room
 from bayesrl.core.compiling import compiled, once_read
 from bayesrl.core.primitives import Kind
 from bayesrl.core.recording import Frame, Record, Recording, abstractly_with_strays, record
@@ -84,6 +85,20 @@ class Structure:
     def actions(self) -> tuple[str, ...]:
         """Names of the action sites."""
         return self.named("action")
+
+    def check_room(self, number: int, error: type[BayesRLError] = PolicyError) -> None:
+        """Refuse more draws than fit into memory, before any is made.
+
+        Args:
+            number: how many are held at a time.
+            error: which kind of error it is then.
+
+        Raises:
+            BayesRLError: of that kind.
+        """
+        scores = 4 * math.prod(self.context_shape)  # log π₀, log q, likelihood and reward of each context
+        each = scores + sum(math.prod(site.shape) for site in self.sites if site.latent)
+        check_room(4.0 * each * number, f"{number:,} draws of {each:,} numbers each", "ask for fewer", error)
 
     def check_complete(self, purpose: str, error: type[BayesRLError] = PolicyError) -> None:
         """Refuse a program whose environment is outside of it.

@@ -11,7 +11,7 @@ import numpy as np
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
-from bayesrl.arguments import Count, Location, Positive, checked
+from bayesrl.arguments import Count, Location, Positive, Unread, checked
 from bayesrl.core.compiling import near, one_reading
 from bayesrl.core.draws import Draws
 from bayesrl.core.host import host_errors
@@ -23,7 +23,6 @@ from bayesrl.engines.optimisers import (
     UNPILOTED_RATE,
     Optimizer,
     as_optimizer,
-    check_rate,
     check_update,
     default_optimizer,
 )
@@ -44,7 +43,11 @@ LEAST_DRAWS = 32
 """Where draws are large so many are made for every purpose, so that one compiled program serves them all."""
 
 
-@checked(FitError)
+@checked(
+    FitError,
+    Unread("learning_rate", lambda given: given["optimizer"] is not None, "the optimiser has a rate of its own"),
+    Unread("start_beta", lambda given: given["beta"] is None, "without beta= there is nothing to fall to"),
+)
 def fit(
     key: PRNGKey,
     policy: Program,
@@ -186,7 +189,6 @@ def _fit(
     key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     _check_start(start_beta, beta)
     given = None if optimizer is None else as_optimizer(optimizer)
-    check_rate(learning_rate, optimizer)
     chosen = ReverseKL() if objective is None else as_objective(objective)
     with activity("checking the policy"), host_errors():
         setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
@@ -222,8 +224,6 @@ def _nothing() -> None:
 def _check_start(start_beta: float | None, beta: Any) -> None:
     if start_beta is None:
         return
-    if beta is None:
-        raise FitError(f"start_beta={start_beta!r}, but no beta to fall to; pass beta=... too, or leave it out")
     coldest = np.min(np.asarray(beta, float))
     if start_beta < coldest:
         raise FitError(

@@ -68,21 +68,6 @@ def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
     raise FitError(f"optimizer={optimizer!r} is not an Optax optimiser; pass one such as optax.adam(0.01)")
 
 
-def check_rate(learning_rate: Any, optimizer: Any) -> None:
-    """Refuse a learning rate that stands beside an optimiser that has its own.
-
-    Raises:
-        FitError: naming the value.
-    """
-    if learning_rate is None:
-        return
-    if optimizer is not None:
-        raise FitError(
-            f"learning_rate={learning_rate!r} is that of the default optimiser, and optimizer= was given too; "
-            "give the optimiser its own rate, and leave one of them out"
-        )
-
-
 def check_update(optimizer: optax.GradientTransformation, params: Params) -> None:
     """Refuse an optimiser that asks for more than a step can give it.
 

@@ -278,7 +278,7 @@ def _metrics(program: Prepared, state: Accepted, lead: tuple[int, ...]) -> dict[
         by_lane = [values[name].astype(float) for values in found]
         mean = np.array([values.mean() for values in by_lane])
         se = np.array(
-            [values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.nan for values in by_lane]
+            [values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.inf for values in by_lane]
         )
         result[name] = Estimate(jnp.asarray(mean.reshape(lead)), jnp.asarray(se.reshape(lead)))
     return result

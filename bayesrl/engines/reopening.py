@@ -10,7 +10,7 @@ import numpy as np
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
-from bayesrl.arguments import Count, Location, checked
+from bayesrl.arguments import Count, Location, Unread, checked
 from bayesrl.datatree import from_datatree
 from bayesrl.engines.fitting import fit, posterior_of
 from bayesrl.engines.optimisers import UNPILOTED_RATE, Optimizer, as_optimizer, default_optimizer
@@ -26,7 +26,17 @@ from bayesrl.programs import Source
 from bayesrl.typing import PRNGKey, Program
 
 
-@checked(RunFolderError)
+def _only_shown(given: Mapping[str, Any]) -> bool:
+    return given["policy"] is None
+
+
+@checked(
+    RunFolderError,
+    *(
+        Unread(name, _only_shown, "without its policy a fit is shown as it was saved; pass policy=")
+        for name in ("guide", "objective", "optimizer", "source")
+    ),
+)
 def load(
     directory: Location,
     policy: Program | None = None,

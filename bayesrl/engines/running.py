@@ -15,6 +15,7 @@ import optax
 from jax import Array, lax
 
 from bayesrl import run_folder
+from bayesrl.arguments import asking
 from bayesrl.core.compiling import compiled, once_prepared
 from bayesrl.core.draws import Draws
 from bayesrl.core.keys import fold_in, split
@@ -45,6 +46,19 @@ MANY_STEPS = 1000
 
 type Chunk = Callable[[PRNGKeys, State, Numbers, Any, Numbers], tuple[State, Tally]]
 type Callback = Callable[[dict[str, np.ndarray]], Any]
+
+
+def _made(source: Source, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    """Ask a source for draws.
+
+    Raises:
+        FitError: it fails, or gives something else.
+    """
+    with asking("source", FitError, "let it give Draws from (key, params, pair)"):
+        draws = source(key, params, pair)
+    if not isinstance(draws, Draws):
+        raise FitError(f"source gave a {type(draws).__name__}; let it give Draws from (key, params, pair)")
+    return draws
 
 
 def lanes_of(source: Source, count: int) -> list[Source]:
@@ -204,7 +218,7 @@ class Run:
             left = int(num_steps)
             while left > 0:
                 pieces = zip(sources, apart(keys, state), strict=True)
-                made = [own(key, params, pair) for own, (key, params) in pieces]
+                made = [_made(own, key, params, pair) for own, (key, params) in pieces]
                 # A batch that serves further updates serves them inside of one compiled loop.
                 more = min(left - 1, *(getattr(own, "further", 0) for own in sources))
                 for own in sources if more else ():

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.annotations import is_function
 from bayesrl.core.agreement import check_draws, check_sites
 from bayesrl.core.compiling import compiled, near
 from bayesrl.core.draws import Draws, Totals
@@ -27,6 +26,7 @@ from bayesrl.guides import AutoTilt, GuideFamily
 from bayesrl.objectives import ForwardKL, Objective
 from bayesrl.programs import Programs, Source, batch_of, draw_fit
 from bayesrl.typing import Params, PRNGKey, Program
+from bayesrl.values import is_function
 
 NUM_CHECKED, LEAST_CHECKED = 64, 8
 
@@ -85,6 +85,9 @@ def set_up(
     if source is None:
         structure.check_complete("it cannot be fitted alone")
     check_policy(structure, has_beta=beta is not None)
+    told = [getattr(maker, "num_particles", 1) for maker in (objective, source)]
+    particles = max(number for number in (*told, 1) if isinstance(number, int))
+    structure.check_room(particles * num_restarts * max(np.size(betas), 1), FitError)
     learned = beta is None
     own, _ = declared_params(key, policy, *args)
     frozen = policy if learned else freeze(key, policy, *args)[0]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.arguments import check_room
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.host import host_errors
 from bayesrl.core.keys import from_seed
@@ -123,6 +124,10 @@ def check_count(axes: Sequence[Axis], structure: Structure, max_count: int, reas
             f"{largest.site!r} alone has {largest.size:,}. Raise max_count, make interacting elements separate "
             "problems, or use bayesrl.importance(...) or bayesrl.fit(...)"
         )
+    what = f"a table of {number:,} assignments"
+    check_room(
+        4.0 * number * (contexts + len(axes)), what, "use bayesrl.importance(...) or bayesrl.fit(...)", EngineError
+    )
     if number * contexts > _CELLS_PER_ASSIGNMENT * max_count:
         raise EngineError(
             f"the program has {number:,} assignments in each of {contexts:,} contexts, more than "

@@ -107,6 +107,7 @@ class WeightedDraws:
         """
         rng = generator(key)
         shape = () if self.beta is None else self.beta.shape
+        self.structure.check_room(num_draws * math.prod(shape), EngineError)
         draws = [self._draw(rng, i, num_draws) for i in range(math.prod(shape))]
         return {
             name: jax.device_put(np.stack([d[name] for d in draws]).reshape(*shape, *draws[0][name].shape))

@@ -132,6 +132,7 @@ class _Batch(NamedTuple):
 
 def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: Several) -> _Batch:
     structure = pair.structure
+    structure.check_room(num_samples, EngineError)
     size = max(1, min(num_samples, _ELEMENTS // max(width_of(structure), 1)))
 
     def one_batch(key: PRNGKey) -> _Batch:

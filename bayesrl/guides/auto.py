@@ -1,5 +1,6 @@
 """The automatic guide: the policy itself, with a trainable tilt at each action site."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 
-from bayesrl.arguments import Count, checked
+from bayesrl.arguments import Count, Unread, checked
 from bayesrl.core.compiling import compiled, near
 from bayesrl.core.edges import edges_of
 from bayesrl.core.keys import apart, fold_in
@@ -29,7 +30,15 @@ _STEP = 0.1
 _NUM_DRAWS = 64
 
 
-@checked(GuideError)
+def _has_no_network(given: Mapping[str, Any]) -> bool:
+    tables = {"table": (False,), "constant": (False, "auto")}
+    return given["recurrent"] in tables.get(given["tilt"], ())
+
+
+@checked(
+    GuideError,
+    Unread("hidden", _has_no_network, "tables have no width; use tilt='network', or recurrent=True for a summary"),
+)
 @dataclass(frozen=True, kw_only=True)
 class AutoTilt(GuideFamily):
     """The policy's own program with a tilt at each action site, starting at the prior.

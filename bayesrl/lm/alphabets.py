@@ -1,12 +1,16 @@
 """Small tokenizers that are made on the spot: of characters, of bytes, of frequent pairs of them."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
-from bayesrl.arguments import Count, checked
+import numpy as np
+
+from bayesrl.annotations import Must
+from bayesrl.arguments import Count, asking, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.tokenizer_files import library
+from bayesrl.values import is_text, told
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -56,8 +60,23 @@ def bytes_level() -> Tokenizer:
     return _finished(core)
 
 
+def _are_texts(value: Any) -> bool:
+    if isinstance(value, str | bytes | Mapping | np.ndarray) or hasattr(value, "dtype"):
+        return False
+    return isinstance(value, Iterable) and not (isinstance(value, Sequence) and not all(map(is_text, value)))
+
+
+def _text(value: Any) -> str:
+    if not is_text(value):
+        raise LanguageModelError(f"byte_pairs got {told(value)} among the texts; use whole texts alone")
+    return str(value)
+
+
+_ARE_TEXTS = Must("a list of texts, or another iterable of them", _are_texts, alone=True)
+
+
 @checked(LanguageModelError)
-def byte_pairs(texts: Iterable[str], vocab_size: Count) -> Tokenizer:
+def byte_pairs(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) -> Tokenizer:
     """Train a byte-pair tokenizer: the bytes, and the pairs that are most frequent in some texts.
 
     Args:
@@ -65,7 +84,7 @@ def byte_pairs(texts: Iterable[str], vocab_size: Count) -> Tokenizer:
         vocab_size: tokens in all: 256 bytes, <pad>, <eos>, and pairs as far as the texts have any.
 
     Raises:
-        LanguageModelError: `vocab_size` is too small for the bytes, or `texts` is one text.
+        LanguageModelError: `vocab_size` is too small for the bytes, or `texts` is one text or holds something else.
 
     Example:
         >>> byte_pairs(["the cat", "the hat"], 260).vocab_size
@@ -74,8 +93,6 @@ def byte_pairs(texts: Iterable[str], vocab_size: Count) -> Tokenizer:
     References:
         Sennrich, Haddow & Birch (2016), "Neural machine translation of rare words with subword units", section 3.2.
     """
-    if isinstance(texts, str):
-        raise LanguageModelError(f"byte_pairs got one text, {texts[:20]!r}; pass a list of texts")
     if vocab_size < 258:
         raise LanguageModelError(f"byte_pairs got vocab_size={vocab_size}; 256 bytes, <pad> and <eos> need 258")
     tk = library()
@@ -83,7 +100,8 @@ def byte_pairs(texts: Iterable[str], vocab_size: Count) -> Tokenizer:
     core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(_letters())
     trainer = tk.trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
-    core.train_from_iterator(texts, trainer)
+    with asking("texts", LanguageModelError, "let them be an iterable of texts"):
+        core.train_from_iterator((_text(one) for one in texts), trainer)
     return _finished(core)
 
 

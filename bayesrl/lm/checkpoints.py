@@ -28,12 +28,13 @@ from bayesrl.lm.tokenizer_files import (
     TOKENIZER_CONFIG,
     read_json,
 )
-from bayesrl.lm.transformers.causal import CausalLM, Transformer
+from bayesrl.lm.transformers.causal import CausalLM, Config, Transformer
 from bayesrl.lm.transformers.families import family_of
 from bayesrl.lm.transformers.layers import merged
 from bayesrl.lm.transformers.stored import DtypeOrNone
 from bayesrl.lm.weights import INDEX, WEIGHTS, arrays_of, as_json, save_weights, weight_files
 from bayesrl.run_folder import write
+from bayesrl.values import told
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -302,10 +303,27 @@ def _made(folder: str | Path) -> Path:
     return path
 
 
+def _check_shape(config: Config) -> None:
+    """Refuse a shape that would not come back from the config.json of its family, so that another model would.
+
+    Raises:
+        LanguageModelError: naming what would be lost.
+    """
+    again = type(config).from_json(config.to_json())
+    for part in dataclasses.fields(config):  # type: ignore[arg-type]  # every subclass is a dataclass
+        own, read = getattr(config, part.name), getattr(again, part.name)
+        if own != read:
+            raise LanguageModelError(
+                f"config.json of a {config.model_type!r} model cannot say {part.name}={told(own)}, and would be read "
+                f"as {told(read)}; use another model_type, or leave it out"
+            )
+
+
 def _settings(model: Transformer, keep: Mapping[str, Any]) -> dict[str, Any]:
     """Give what config.json says of a model: its shape, over what is kept."""
     # "dtype" is what new versions of transformers call torch_dtype, and a stale one would win.
     kept = {name: value for name, value in keep.items() if name != "dtype"}
+    _check_shape(model.config)
     # Where nobody says which they are, transformers would put ids of other vocabularies.
     unknown = {"bos_token_id": None, "eos_token_id": None} if isinstance(model, CausalLM) else {}
     return {**unknown, **kept, **model.config.to_json()}

@@ -18,6 +18,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.files.plain import read
 from bayesrl.lm import chats
 from bayesrl.lm.tokenizer import Tokenizer, pad_left
+from bayesrl.values import are_whole, told
 
 type Example = Mapping[str, Any]
 """What is known of one prompt: its text under `prompt`, and whatever a reward needs, such as an answer."""
@@ -41,6 +42,13 @@ class Examples(Sequence[Example]):
         return len(self.rows)
 
 
+_NUMBERED = Must(
+    "a list of whole numbers, or an array [number] of them",
+    lambda chosen: np.shape(chosen) == (0,) or (are_whole(chosen) and np.ndim(chosen) == 1),
+    alone=True,
+)
+
+
 class Prompts(eqx.Module):
     """Prompts as tokens, padded on the left so that all end at the same place.
 
@@ -60,13 +68,21 @@ class Prompts(eqx.Module):
     def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
 
-    def take(self, chosen: Sequence[int]) -> "Prompts":
-        """Take some of them, by number."""
+    @checked(LanguageModelError)
+    def take(self, chosen: Annotated[Any, _NUMBERED]) -> "Prompts":
+        """Take some of them, by number.
+
+        Raises:
+            LanguageModelError: there is no such number.
+        """
         index = np.asarray(chosen, int)
-        rows = [self.examples[i] for i in chosen]
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise LanguageModelError(f"Prompts.take got chosen={told(chosen)}; use numbers from 0 to {len(self) - 1}")
+        rows = [self.examples[i] for i in index.tolist()]
         tokens, real = np.asarray(self.tokens)[index], np.asarray(self.real)[index]
         return _laid(tokens, real, Examples(rows, self.examples.tokenizer))
 
+    @checked(LanguageModelError)
     def beside(self, others: "Prompts") -> "Prompts":
         """Put others of the same model behind them."""
         longest = max(self.tokens.shape[1], others.tokens.shape[1])

@@ -26,6 +26,7 @@ TEXT, PLATE = "text", "prompt"
 """Names of the action site, and of the plate of prompts."""
 
 
+@checked(LanguageModelError)
 @dataclass(frozen=True, eq=False)
 class PromptedPolicy:
     """A language model that answers prompts: a program; made by `policy`.

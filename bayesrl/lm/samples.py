@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from bayesrl.arguments import Count, Several, checked
+from bayesrl.arguments import Count, Several, check_room, checked
 from bayesrl.core.estimates import Estimate
 from bayesrl.core.keys import apart
 from bayesrl.errors import LanguageModelError
@@ -144,6 +144,8 @@ def prefix_rewards(policy: PromptedPolicy, asked: Prompts, written: Written, pos
 
 def _of_all(asked: Prompts, num_samples: int) -> np.ndarray:
     """Let every sample answer every prompt, [samples, prompts]."""
+    what = f"{num_samples:,} completions of {len(asked):,} prompts"
+    check_room(24.0 * num_samples * len(asked), what, "ask for fewer", LanguageModelError)
     return np.broadcast_to(np.arange(len(asked), dtype=np.int32), (num_samples, len(asked)))
 
 

@@ -14,11 +14,12 @@ import numpyro.distributions as dist
 from jax import Array, lax
 from numpyro.distributions import constraints
 
-from bayesrl.annotations import Must, are_numbers
-from bayesrl.arguments import Count, CountOrNone, FlagsOrNone, Positive, Share, checked, real
+from bayesrl.annotations import Must
+from bayesrl.arguments import Count, CountOrNone, FlagsOrNone, Positive, Share, Unread, checked, real
 from bayesrl.core.sampling import draw_category
 from bayesrl.errors import LanguageModelError
 from bayesrl.typing import PRNGKey
+from bayesrl.values import are_whole
 
 _MOST_VALUES = 2**20
 """Distributions over more sentences than these have no support that could be listed."""
@@ -85,10 +86,17 @@ class AllSentences(Sequence[Any]):
 
 
 _IS_MODEL = Must("a causal language model", lambda model: hasattr(model, "config"), alone=True)
-_IS_PROMPT = Must("tokens [..., length]", lambda prompt: are_numbers(prompt) and np.ndim(prompt) > 0, alone=True)
+_IS_PROMPT = Must("whole numbers [..., length]", lambda prompt: are_whole(prompt) and np.ndim(prompt) > 0, alone=True)
 
 
-@checked(LanguageModelError)
+@checked(
+    LanguageModelError,
+    Unread(
+        "within",
+        lambda given: given["top_k"] is None and given["top_p"] == 1 and given["min_p"] == 0,
+        "without top_k, top_p or min_p all tokens may follow",
+    ),
+)
 class Sentences(dist.Distribution):
     """What a language model writes after a prompt: a distribution over sequences of tokens.
 
@@ -153,6 +161,11 @@ class Sentences(dist.Distribution):
         self.model, self.within = model, within
         self.prompt = jnp.asarray(prompt)
         self.real = jnp.ones(self.prompt.shape, bool) if real is None else jnp.asarray(real)
+        if self.real.shape != self.prompt.shape:
+            raise LanguageModelError(
+                f"Sentences got real of shape {self.real.shape} and a prompt of shape {self.prompt.shape}; tell of "
+                "each token whether it is no padding"
+            )
         self.num_steps, self.end = num_steps, end
         first = end[0] if isinstance(end, tuple) and end else end
         self.pad = pad if pad is not None else (first if isinstance(first, int) else 0)

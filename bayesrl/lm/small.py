@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import optax
 
-from bayesrl.arguments import Count, CountOrNone, Positive, Seed, checked
+from bayesrl.arguments import Count, CountOrNone, Positive, Seed, Unread, checked
 from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import is_count
 from bayesrl.core.keys import apart, from_seed
@@ -21,6 +21,7 @@ from bayesrl.lm.keeping import kept
 from bayesrl.lm.tokenizer import Tokenizer
 from bayesrl.lm.training import corpus, fitted, labelled, pairs, texts_under
 from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, Config, GPT2Config, Transformer
+from bayesrl.lm.transformers.causal import check_model_room
 from bayesrl.objectives import ReverseKL
 from bayesrl.typing import PRNGKey
 
@@ -123,6 +124,7 @@ def small_judge(
 
 def random_model[Model: Transformer](kind: type[Model], key: PRNGKey, shape: Config) -> Model:
     """Make a model with random weights by one compiled program."""
+    check_model_room(shape)
     arrays, rest = eqx.partition(eqx.filter_eval_shape(kind.random, key, shape), _is_shape)
     treedef = jax.tree.structure(arrays)
     made = compiled(lambda key: jax.tree.leaves(eqx.filter(kind.random(key, shape), eqx.is_array)), name="random_model")
@@ -144,7 +146,18 @@ def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-@checked(LanguageModelError)
+_OF_RECORDS, _OF_TEXT = (
+    "only records have answers and prompts",
+    "only a text is cut into pieces",
+)
+
+
+@checked(
+    LanguageModelError,
+    Unread("answer", lambda given: isinstance(given["data"], str), _OF_RECORDS),
+    Unread("room_for", lambda given: isinstance(given["data"], str), _OF_RECORDS),
+    Unread("length", lambda given: not isinstance(given["data"], str), _OF_TEXT),
+)
 def small_writer(
     name: str,
     data: str | Sequence[Mapping[str, Any]],

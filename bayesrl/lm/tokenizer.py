@@ -32,6 +32,7 @@ from bayesrl.lm.tokenizer_files import (
     with_added,
     without_blank,
 )
+from bayesrl.values import array_of
 
 _TRIED = 16
 """So many words are looked at, to see whether a decoder puts blanks between them."""
@@ -170,9 +171,12 @@ class Tokenizer:
         Raises:
             LanguageModelError: `rows` is a single row.
         """
-        told = [np.asarray(row) for row in rows]
-        if any(row.ndim != 1 for row in told):
+        given = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping) else [0]
+        told = [array_of(row) for row in given]
+        if any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in told):
             raise LanguageModelError("decode needs rows of token ids, [rows, length]; put a single row into a list")
+        if any(row.size and not 0 <= row.min() <= row.max() < 2**32 for row in told):
+            raise LanguageModelError("decode got an id that no token has; ids are whole numbers of 32 bits, from 0 on")
         lists = [row.astype(int).tolist() for row in told]
         if not continues or self._anchor is None:
             return self._bare.decode_batch(lists, skip_special_tokens=skip_special)

@@ -3,7 +3,6 @@
 Figures are made without pyplot, so that they need no display and leave no global state.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -172,8 +171,23 @@ def _check_history(posterior: Posterior) -> None:
         raise PolicyError("the posterior has no history yet, so there is no training to draw; fit it for some steps")
 
 
-def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Sequence[float] | np.ndarray | None) -> None:
+def optima_of(posterior: Posterior, optimum: Any) -> np.ndarray | None:
+    """Give J* of each β, [betas], or None where it is not known.
+
+    Raises:
+        PolicyError: there are more or fewer.
+    """
+    count, given = len(betas_of(posterior)), np.asarray(optimum, float)
+    if optimum is None:
+        return None
+    if given.size != count:
+        raise PolicyError(f"optimum has shape {given.shape}, and the posterior {count} β; pass a number for each β")
+    return given.reshape(-1)
+
+
+def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Any) -> None:
     steps, betas = posterior.history["step"], betas_of(posterior)
+    optimum = optima_of(posterior, optimum)
     label, title = HISTORY[name]
     label = objective_label(posterior.beta) if name == "objective" else label
     colours = beta_colours(len(betas))

@@ -11,7 +11,7 @@ from bayesrl.core.estimates import Estimate, Estimates
 from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import PolicyError
 from bayesrl.posterior import Posterior
-from bayesrl.report.figures import SHOWN_BETAS, SMALL, betas_of
+from bayesrl.report.figures import SHOWN_BETAS, SMALL, betas_of, optima_of
 from bayesrl.report.panels import (
     BINS,
     FITTED,
@@ -153,13 +153,13 @@ def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
     betas = betas_of(posterior)
     objective = posterior.kept_estimates().objective
     mean, se = (np.reshape(part, (len(betas), -1)) for part in objective)
-    shown = shown_betas(betas)
+    shown, optima = shown_betas(betas), optima_of(posterior, optimum)
     colours = beta_colours(len(shown))
     for k, i in enumerate(shown):
         at = np.arange(mean.shape[1]) + (k - (len(shown) - 1) / 2) * 0.12
         axes.errorbar(at, mean[i], 2 * se[i], fmt="o", ms=4, color=colours[k], label=beta_label(betas[i]))
-        if optimum is not None and np.isfinite(np.reshape(optimum, -1)[i]):
-            axes.axhline(float(np.reshape(optimum, -1)[i]), color=colours[k], ls="--", lw=1)
+        if optima is not None and np.isfinite(optima[i]):
+            axes.axhline(float(optima[i]), color=colours[k], ls="--", lw=1)
     axes.set_xticks(np.arange(mean.shape[1]))
     dress(axes, "restart", objective_label(posterior.beta))
     legend_above(figure)
@@ -207,9 +207,17 @@ def held_out_figure(beta: list[float | None], training: Estimates, held_out: Est
         beta: temperatures; one None without rewards.
         training: estimates on the data of the fit, [*beta].
         held_out: on other data, [*beta].
+
+    Raises:
+        PolicyError: there are more or fewer estimates than temperatures.
     """
     figure, axes = _figure()
-    at, rewarded = np.arange(len(beta)), beta[0] is not None
+    at, rewarded = np.arange(len(beta)), all(one is not None for one in beta)
+    if len(beta) != np.size(training.objective.mean) or (not rewarded and len(beta) > 1):
+        raise PolicyError(
+            f"held_out_figure got beta={beta!r}, and estimates of shape {np.shape(training.objective.mean)}; pass the "
+            "temperature of each estimate, or [None] without rewards"
+        )
     for offset, told, colour, label in ((-0.08, training, FITTED, "training"), (0.08, held_out, TARGET, "held out")):
         mean, se = (np.reshape(part, -1) for part in (told.reward if rewarded else told.objective))
         axes.errorbar(at + offset, mean, 2 * se, fmt="o", ms=5, color=colour, label=label)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.annotations import told
-from bayesrl.arguments import Location, checked
+from bayesrl.arguments import Location, Unread, checked
 from bayesrl.certainty.verdicts import Diagnosis, Frontier, Section
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.keys import apart, of_words
@@ -23,12 +22,19 @@ from bayesrl.report.gathering import gather
 from bayesrl.report.page import Part, html_page
 from bayesrl.report.sections import report_parts
 from bayesrl.typing import PRNGKey
+from bayesrl.values import told
 
 _FITTED = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
 _LEARNED = "What was learned from experience, what it cost, and how sure it is."
 
 
-@checked(PolicyError)
+@checked(
+    PolicyError,
+    *(
+        Unread(name, lambda given: _told_by_themselves(given["posteriors"]) is not None, "it is of fits alone")
+        for name in ("key", "held_out", "gold", "diagnoses", "frontiers")
+    ),
+)
 @one_reading()
 def write_report(
     path: Location,

@@ -242,7 +242,7 @@ def test_rewards_that_are_no_numbers_are_refused() -> None:
             lambda: epsilon_greedy(0.0).behave(jax.random.key(0), *[dist.Bernoulli(0.5)] * 2),
             "never tries other actions",
         ),
-        (lambda: squashed_normal(0.0, np.inf), "use finite bounds"),
+        (lambda: squashed_normal(0.0, np.inf), "use a finite number, or an array"),
     ],
 )
 def test_bad_input(make: Any, message: str, unchecked: None) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -227,17 +228,32 @@ def test_what_was_planned_is_a_policy_and_a_name_is_none() -> None:
     swim = river_swim()
     plan = soft_value_iteration(swim, 0.1)
     assert float(evaluate_policy(swim, plan, 0.1).objective) == pytest.approx(float(plan.objective), abs=1e-12)
-    with pytest.raises(ControlError, match="policy is no array of numbers"):
+    with pytest.raises(
+        ControlError, match=r"policy='optimal'; use a Planned, as control\.soft_value_iteration gives it, or a number"
+    ):
         evaluate_policy(swim, "optimal")
 
 
-@pytest.mark.parametrize("beta", [-1.0, float("nan"), [], "warm"])
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "beta",
+    [
+        *(-1.0, float("nan"), [], "warm", 1e308, 1e-320, -np.inf, [0.1, -0.1], [[1.0], [1.0, 2.0]], True, None, 1j),
+        *(10**400, jax.random.key(0), jax.random.PRNGKey(0), np.zeros(2, np.uint32), np.array([0.1, 1e39])),
+    ],
+    ids=repr,
+)
 def test_temperatures_are_checked(beta: object) -> None:
     swim = river_swim()
-    with pytest.raises(ControlError, match=r"use numbers of at least 0|use a number, or an array"):
-        soft_value_iteration(swim, beta)
-    with pytest.raises(ControlError, match=r"use numbers of at least 0|use a number, or an array"):
-        evaluate_policy(swim, swim.prior, beta)
+    for call in (lambda: soft_value_iteration(swim, beta), lambda: evaluate_policy(swim, swim.prior, beta)):
+        with pytest.raises(ControlError, match=r"got beta=.*; use a temperature in reward units per nat: a number "):
+            call()
+
+
+def test_temperatures_may_be_zero_and_come_in_lists() -> None:
+    swim = river_swim()
+    listed = soft_value_iteration(swim, [0.0, 0.5])
+    assert listed.objective.tolist() == [soft_value_iteration(swim, b).objective for b in (0, np.float32(0.5))]
 
 
 @pytest.mark.parametrize("tolerance", [0.0, float("nan"), -1.0])

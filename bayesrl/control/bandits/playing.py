@@ -1,6 +1,5 @@
 """`play_bandit`: thousands of independent runs of an exploration rule on a bandit, in one compiled program."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from bayesrl.arguments import Count, check_room, checked
+from bayesrl.arguments import Count, Room, Share, asking, checked
 from bayesrl.control.bandits.arms import Bandit
-from bayesrl.control.exploration import Exploration
+from bayesrl.control.exploration import Rule
 from bayesrl.core.compiling import once_prepared
-from bayesrl.core.draws import is_number
 from bayesrl.core.keys import apart, cheap
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -22,6 +20,7 @@ _TOGETHER = 1000
 """So many runs are played at once: few enough for a processor's cache."""
 
 
+@checked(ControlError)
 class BanditRuns(NamedTuple):
     """What an exploration rule lost on worlds that were drawn from the prior.
 
@@ -47,22 +46,27 @@ class BanditRuns(NamedTuple):
         runs = len(self.regret)
         return np.asarray(self.regret.std(0, ddof=1, dtype=np.float64) / runs**0.5) if runs > 1 else self.mean * np.nan
 
-    def band(self, level: float = 0.9) -> np.ndarray:
+    def band(self, level: Share = 0.9) -> np.ndarray:
         """Give the quantiles between which this share of the runs lies, reward units, [2, steps].
 
         Raises:
             ControlError: the share is outside [0, 1].
         """
-        if not (is_number(level) and 0 <= level <= 1):
-            raise ControlError(f"level={level!r}; use a share of the runs, in [0, 1]")
         return np.asarray(np.quantile(self.regret, [(1 - level) / 2, (1 + level) / 2], axis=0))
 
 
-@checked(ControlError)
+@checked(
+    ControlError,
+    Room(
+        lambda given: 12.0 * given["num_runs"] * (given["num_steps"] + given["bandit"].num_arms),
+        ("num_runs", "num_steps"),
+        "ask for fewer runs or steps",
+    ),
+)
 def play_bandit(
     key: PRNGKey,
     bandit: Bandit,
-    exploration: Exploration | Callable[..., Array],
+    exploration: Rule,
     *,
     num_steps: Count,
     num_runs: Count = 1000,
@@ -94,8 +98,6 @@ def play_bandit(
         >>> bool(good.mean[-1] < 4 < 15 < bad.mean[-1])  # 2.78 and 100/6
         True
     """
-    what = f"play_bandit(num_runs={num_runs}, num_steps={num_steps})"
-    check_room(12 * num_runs * num_steps, what, "ask for fewer runs or steps", ControlError)
     count = -(-num_runs // _TOGETHER)
     together = -(-num_runs // count)
     _check(cheap(key), bandit, exploration, together)
@@ -117,13 +119,9 @@ def _check(key: PRNGKey, bandit: Bandit, exploration: Any, num_runs: int) -> Non
     """Try the rule on what is believed at first."""
     seen = jax.eval_shape(partial(bandit.observe, num_runs=num_runs), key)
     belief = jax.eval_shape(bandit.believe, jax.eval_shape(lambda: bandit.start(num_runs)), seen)
-    try:
+    remedy = "use thompson(), with its brackets, bayes_ucb(), ... or a function of (key, belief, step)"
+    with asking("the exploration rule", ControlError, remedy):
         chosen = jax.eval_shape(exploration, key, belief, jax.ShapeDtypeStruct((), jnp.int32))
-    except TypeError as error:
-        raise ControlError(
-            f"the exploration rule cannot be called: {error}; use thompson(), with its brackets, bayes_ucb(), ... or a "
-            "function of (key, belief, step)"
-        ) from error
     if getattr(chosen, "shape", None) != (num_runs,) or not jnp.issubdtype(chosen.dtype, jnp.integer):
         raise ControlError(
             f"the exploration rule gives {chosen!r} for {num_runs} runs; give integers of shape ({num_runs},), one "

@@ -1,9 +1,11 @@
 """`Bayesian`: Bayesian RL, as an agent that learns an episode at a time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from bayesrl.arguments import Count, checked
+from bayesrl.annotations import Must
+from bayesrl.arguments import Count, Unread, checked
 from bayesrl.control.exploration import Exploration, thompson
 from bayesrl.control.learning.bayesian_mind import BayesianMind
 from bayesrl.control.learning.minds import Agent
@@ -11,9 +13,29 @@ from bayesrl.control.learning.unknown import ProgramModel, UnknownModel
 from bayesrl.control.learning.world import World
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
+from bayesrl.values import is_function
+
+_IS_MODEL = Must(
+    "a model of the unknown, such as TabularModel(...), or a NumPyro program of the experience",
+    lambda model: is_function(model) and not isinstance(model, type),
+    alone=True,
+)
 
 
-@checked(ControlError)
+def _fits_itself(given: Mapping[str, Any]) -> bool:
+    model = given["model"]
+    return isinstance(model, ProgramModel) or (isinstance(model, UnknownModel) and given["inference"] == "exact")
+
+
+@checked(
+    ControlError,
+    Unread("num_steps", _fits_itself, "the model has its own inference; inference='fit' makes steps for it"),
+    Unread(
+        "update_every",
+        lambda given: given["inference"] == "exact" and getattr(given["model"], "online", False),
+        "the model takes in each step when it is made",
+    ),
+)
 @dataclass(frozen=True, eq=False)
 class Bayesian(Agent):
     """Bayesian RL: a posterior over what is unknown, from which exploration is drawn.
@@ -33,18 +55,11 @@ class Bayesian(Agent):
         Ghavamzadeh, Mannor, Pineau & Tamar (2015), "Bayesian reinforcement learning: a survey".
     """
 
-    model: Any
+    model: Annotated[Any, _IS_MODEL]
     inference: Literal["exact", "fit"] = "exact"
     num_draws: Count = 32
     num_steps: Count = 100
     update_every: Count = 1
-
-    def __post_init__(self) -> None:
-        if not callable(self.model):
-            raise ControlError(f"model={self.model!r} is neither a model of the unknown nor a program")
-        if isinstance(self.model, type):
-            name = self.model.__name__
-            raise ControlError(f"Bayesian got the class {name}; pass a model: Bayesian({name}(...))")
 
     @property
     def default_exploration(self) -> Exploration:

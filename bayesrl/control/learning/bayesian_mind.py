@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.arguments import asking, check_room
 from bayesrl.control.beliefs import SampleBelief
 from bayesrl.control.learning.choices import losses, restored, shares
 from bayesrl.control.learning.experience import Episode, Experience, Memory, first_rows
@@ -126,6 +127,8 @@ class BayesianMind(Mind):
             state: of inference; by default as it is now.
             seen: the observations whose values are told, where observations are not finitely many.
         """
+        each = self.world.num_actions * (self.world.num_observations or 1)
+        check_room(4.0 * num_draws * each, f"{num_draws:,} draws of {each:,} values", "ask for fewer", ControlError)
         draw = self.program("draw_posterior", lambda: partial(self._sites, num_draws=self._at_once))
         state = self.state if state is None else state
         if not self.finite:
@@ -314,7 +317,9 @@ class BayesianMind(Mind):
 
 def _chosen(exploration: Any, key: PRNGKey, belief: SampleBelief, episode: Array) -> Array:
     """Ask a rule, and refuse what are no actions."""
-    chosen, wanted = jnp.asarray(exploration(key, belief, episode)), belief.mean.shape[:-1]
+    wanted = belief.mean.shape[:-1]
+    with asking(f"the exploration rule {exploration!r}", ControlError, "let it give integers"):
+        chosen = jnp.asarray(exploration(key, belief, episode))
     if chosen.shape != wanted or not jnp.issubdtype(chosen.dtype, jnp.integer):
         raise ControlError(
             f"the exploration rule {exploration!r} gave {chosen.dtype}{list(chosen.shape)}; give integers "

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from bayesrl.arguments import Count, Several, checked, whole
+from bayesrl.arguments import Count, Several, check_room, checked, whole
 from bayesrl.certainty.verdicts import Check
 from bayesrl.control.learning.bayesian_mind import BayesianMind
 from bayesrl.control.learning.experience import Experience
@@ -215,6 +215,9 @@ def nuts_posterior(
     from numpyro.infer import MCMC, NUTS
 
     mind = learned.bayesian_mind()
+    each = learned.world.num_actions
+    what = f"nuts_posterior(num_samples={num_samples}, num_chains={num_chains})"
+    check_room(4.0 * num_samples * num_chains * each, what, "ask for fewer", ControlError)
     rows = mind.rows(0, max(mind.memory.num_rows, 1))
     args = (rows,) if mind.finite else (rows, np.zeros((1, *learned.world.shape), learned.world.dtype))
     sampler = MCMC(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bayesrl.arguments import Count, CountOrNone, FlagsOrNone, Share, checked
+from bayesrl.arguments import AnyNumbers, Count, CountOrNone, FlagsOrNone, Share, checked
 from bayesrl.certainty.verdicts import Section
 from bayesrl.control.exploration import Decision
 from bayesrl.control.learning.bayesian_mind import BayesianMind
@@ -71,8 +71,14 @@ class Learned:
         """Cumulated regret after each episode, reward units, [episodes]."""
         return np.cumsum(self.history["regret"])
 
-    def action_name(self, action: int) -> str:
-        """Give the name of an action, or its number where it has none."""
+    def action_name(self, action: CountOrNone) -> str:
+        """Give the name of an action, or its number where it has none.
+
+        Raises:
+            ControlError: the environment has no such action.
+        """
+        if action >= self.world.num_actions:
+            raise ControlError(f"action={action}; use one of the environment's, from 0 to {self.world.num_actions - 1}")
         return self.world.action_names[action] if self.world.action_names else str(action)
 
     def solved_after(self, share: Share = 0.5) -> int | None:
@@ -111,7 +117,7 @@ class Learned:
     def decide(
         self,
         key: PRNGKey,
-        observation: Any,
+        observation: AnyNumbers,
         *,
         time: CountOrNone = 0,
         num_draws: Count = 1000,
@@ -153,7 +159,7 @@ class Learned:
             raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
         return seen
 
-    def act(self, key: PRNGKey, observation: Any, time: CountOrNone = 0, *, allowed: FlagsOrNone = None) -> int:
+    def act(self, key: PRNGKey, observation: AnyNumbers, time: CountOrNone = 0, *, allowed: FlagsOrNone = None) -> int:
         """Choose an action as the exploration rule does after what was learned, among those `allowed`; see `decide`."""
         rule = self.mind.explore(cheap(key), self.exploration, self.num_episodes)
         seen = self._seen(observation)

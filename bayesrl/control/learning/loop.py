@@ -13,12 +13,12 @@ import numpy as np
 
 from bayesrl import run_folder
 from bayesrl.arguments import Count, Location, Positive, checked, real
-from bayesrl.control.exploration import Exploration
+from bayesrl.control.exploration import Exploration, Rule
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.learned import Learned, Stage
 from bayesrl.control.learning.minds import Agent, Mind, Told
 from bayesrl.control.learning.world import Act, World
-from bayesrl.control.learning.worlds import world_of
+from bayesrl.control.learning.worlds import Playable, world_of
 from bayesrl.core.compiling import one_reading
 from bayesrl.core.keys import apart, cheap, fold_in
 from bayesrl.core.telling import activity
@@ -37,10 +37,10 @@ _COLUMNS = run_folder.LEARNED
 @checked(ControlError)
 def learn(
     key: PRNGKey,
-    environment: Any,
+    environment: Playable,
     agent: Agent,
     *,
-    exploration: Exploration | Callable[..., Any] | None = None,
+    exploration: Rule | None = None,
     num_episodes: Count,
     tolerance: Positive | None = None,
     confidence: Annotated[float, real(above=0, most=1)] | None = None,
@@ -99,7 +99,6 @@ def learn(
         Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior sampling", for episodes
         under one draw; O'Donoghue, Osband & Ionescu (2020) for the two posteriors.
     """
-    _check(exploration)
     with showing(progress), one_reading(), run_folder.held(directory):
         return _learn(
             key,
@@ -278,13 +277,6 @@ def _is_stage(number: int) -> bool:
     """Whether the posterior after so many episodes is kept: 1, 2, 5, 10, 20, 50 and so on."""
     first = int(str(number)[0])
     return first in (1, 2, 5) and number == first * 10 ** (len(str(number)) - 1)
-
-
-def _check(exploration: Any) -> None:
-    if isinstance(exploration, type):
-        raise ControlError(f"exploration={exploration!r} is no rule; pass thompson(), k_learning(), … or a function")
-    if getattr(exploration, "__module__", "") == Exploration.__module__ and not isinstance(exploration, Exploration):
-        raise ControlError(f"exploration={exploration.__name__} makes a rule; pass {exploration.__name__}(...)")
 
 
 def _numbers(described: Any) -> Any:

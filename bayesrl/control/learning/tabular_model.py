@@ -1,7 +1,6 @@
 """`TabularModel`: unknown transitions and rewards of finitely many states, by Dirichlet and Normal posteriors."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array, lax
 
-from bayesrl.arguments import AnyNumbers, AnyNumbersOrNone, Count, FiniteNumbers, Positive, Share, check_room, checked
+from bayesrl.arguments import AnyNumbersOrNone, Count, FiniteNumbers, Positive, PositiveNumbers, Room, Share, checked
 from bayesrl.control.beliefs import draw_dirichlet
 from bayesrl.control.learning.experience import Experience
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
@@ -54,7 +53,16 @@ class Cumulants(NamedTuple):
     bound: Array
 
 
-@checked(ControlError)
+def _num_bytes(given: Mapping[str, Any]) -> float:
+    states, actions = given["num_states"], given["num_actions"]
+    outcomes = states + 1 if given["successors"] is None else 1
+    return 8.0 * states * actions * outcomes + 4.0 * given["horizon"] * states
+
+
+@checked(
+    ControlError,
+    Room(_num_bytes, ("num_states", "num_actions", "horizon"), "pass successors=, or make it smaller"),
+)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TabularModel(UnknownModel):
     """Unknown dynamics and rewards of finitely many states: P(· | s, a) ~ Dirichlet, r(s, a) ~ Normal.
@@ -100,7 +108,7 @@ class TabularModel(UnknownModel):
     num_actions: Count
     horizon: Count
     successors: AnyNumbersOrNone = None
-    concentration: AnyNumbers = 1.0
+    concentration: PositiveNumbers = 1.0
     reward_mean: FiniteNumbers = 0.0
     reward_scale: Positive = 1.0
     noise: Positive = 1.0
@@ -111,9 +119,6 @@ class TabularModel(UnknownModel):
 
     def __post_init__(self) -> None:
         pairs = (self.num_states, self.num_actions)
-        outcomes = self.num_states + 1 if self.successors is None else 1
-        what = f"TabularModel(num_states={self.num_states}, num_actions={self.num_actions})"
-        check_room(8 * math.prod(pairs) * outcomes, what, "pass successors=, or make it smaller", ControlError)
         every = np.broadcast_to(np.arange(self.num_states + 1), (*pairs, self.num_states + 1))
         successors = every if self.successors is None else np.asarray(self.successors)
         if successors.shape[:2] != pairs or successors.ndim != 3:
@@ -124,8 +129,6 @@ class TabularModel(UnknownModel):
                 "the end of the episode"
             )
         concentration = np.asarray(self.concentration, float)
-        if not ((concentration > 0) & (concentration < np.inf)).all():
-            raise ControlError(f"concentration={self.concentration!r}; use numbers above 0")
         start = np.eye(1, self.num_states)[0] if self.start is None else np.asarray(self.start, float)
         if start.shape != (self.num_states,) or not (start >= 0).all() or abs(start.sum() - 1) > 1e-4:
             raise ControlError(f"start={self.start!r} is no distribution of {self.num_states} states")

@@ -13,10 +13,11 @@ import numpyro.distributions as dist
 import optax
 from jax import Array
 
-from bayesrl.arguments import Count, CountOrNone, Positive, checked
+from bayesrl.arguments import Count, CountOrNone, Positive, Room, checked
 from bayesrl.control.learning.experience import Experience, example
 from bayesrl.control.learning.unknown import ACTION_VALUES, Sites, UnknownModel, observe_masked
 from bayesrl.control.learning.world import World
+from bayesrl.control.policies import network_bytes
 from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import cheap, fold_in, split
 from bayesrl.errors import ControlError
@@ -257,7 +258,7 @@ class NetworkValues(ValueModel):
         return Trained(*carry, state.anchors)
 
 
-@checked(ControlError)
+@checked(ControlError, Room(network_bytes, ("hidden", "depth"), "use fewer"))
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LastLayerValues(NetworkValues):
     """A network whose last layer has its exact Normal posterior, the layers below being those of the best fit.
@@ -297,7 +298,14 @@ class LastLayerValues(NetworkValues):
         return _regressed(_moments(self, read, experience), self.prior_scale / read.shape[-1] ** 0.5, self.noise)
 
 
-@checked(ControlError)
+@checked(
+    ControlError,
+    Room(
+        lambda given: given["num_members"] * network_bytes(given),
+        ("num_members", "hidden", "depth"),
+        "use fewer of each",
+    ),
+)
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EnsembleValues(NetworkValues):
     """An ensemble of networks, each with a prior network of its own and returns with noise of their own.

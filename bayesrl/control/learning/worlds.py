@@ -1,12 +1,13 @@
 """What can be learned from: tables, programs, Gymnasium environments and bandits, played an episode at a time."""
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from numpyro import handlers
 
+from bayesrl.annotations import Must
 from bayesrl.arguments import FiniteNumbersOrNone, Seed, checked
 from bayesrl.control.action_masks import METHOD, flags_of, told_mask
 from bayesrl.control.bandits.arms import Bandit
@@ -23,6 +24,7 @@ from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import cheap, fold_in, key_of_nothing
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
+from bayesrl.values import is_function
 
 
 class TabularWorld(World):
@@ -297,7 +299,24 @@ class BanditWorld(World):
         return np.asarray(0) if self._seen.size == 0 else self._seen[0], reward, True, False
 
 
-def world_of(environment: Any, max_steps: int | None = None, *, action_masks: bool | None = None) -> World:
+def _can_be_played(environment: Any) -> bool:
+    kinds = World | TabularMDP | Bandit | Environment | str
+    return isinstance(environment, kinds) or is_function(environment) or hasattr(environment, "action_space")
+
+
+type Playable = Annotated[
+    Any,
+    Must(
+        "a TabularMDP, a bandit, an Environment, or a Gymnasium environment, its id or a function that makes one",
+        _can_be_played,
+        alone=True,
+    ),
+]
+"""What `world_of` makes a world of."""
+
+
+@checked(ControlError)
+def world_of(environment: Playable, max_steps: int | None = None, *, action_masks: bool | None = None) -> World:
     """Make a world of what users have: a table, a program, a bandit, or a Gymnasium environment or its id.
 
     Args:
@@ -318,12 +337,7 @@ def world_of(environment: Any, max_steps: int | None = None, *, action_masks: bo
         return BanditWorld(environment)
     if isinstance(environment, Environment):
         return ProgramWorld(environment, 500 if max_steps is None else max_steps, action_masks)
-    if isinstance(environment, str) or callable(environment) or hasattr(environment, "action_space"):
-        return GymnasiumWorld(environment, action_masks)
-    raise ControlError(
-        f"environment={environment!r} cannot be played; pass a TabularMDP, a bandit, an Environment, or a Gymnasium "
-        "environment, its id or a function that makes one"
-    )
+    return GymnasiumWorld(environment, action_masks)
 
 
 def _text_of(value: Any) -> str:

@@ -6,14 +6,15 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Int
 
-from bayesrl.arguments import CountOrNone, Positive, checked
+from bayesrl.arguments import Positive, checked, whole
 from bayesrl.core.host import on_host
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Completions, Examples
@@ -25,6 +26,9 @@ _SHOWN = 80
 """Characters of a text that messages show."""
 
 _log = logging.getLogger(__name__)
+
+
+type _Workers = Annotated[int, whole(0, 1000)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -187,7 +191,7 @@ class TextReward(Reward):
 def on_text(
     fn: Callable[..., Any],
     *,
-    num_workers: CountOrNone = 0,
+    num_workers: _Workers = 0,
     time_limit: Positive | None = None,
     on_error: float | Literal["stop"] = "stop",
     batched: bool = False,
@@ -243,7 +247,7 @@ def make_text_reward(
     fn: Callable[..., Any],
     *,
     name: str | None = None,
-    num_workers: CountOrNone = 0,
+    num_workers: _Workers = 0,
     time_limit: Positive | None = None,
     on_error: float | Literal["stop"] = "stop",
     batched: bool = False,
@@ -263,6 +267,7 @@ def make_text_reward(
     )
 
 
+@checked(LanguageModelError)
 def as_reward(reward: Any) -> Reward:
     """Take a reward as it is, and a function as one of the text.
 
@@ -283,12 +288,21 @@ def as_reward(reward: Any) -> Reward:
 
 
 @checked(LanguageModelError)
-def decoded(examples: Examples, tokens: np.ndarray, real: np.ndarray, *, special: bool = False) -> list[str]:
+def decoded(
+    examples: Examples,
+    tokens: Int[np.ndarray | Array, "*texts T"],
+    real: Bool[np.ndarray | Array, "*texts T"],
+    *,
+    special: bool = False,
+) -> list[str]:
     """Decode completions [..., T] of which only what is real counts, in order; special tokens are left out or not.
 
     Raises:
-        LanguageModelError: the prompts were given as tokens, so there is no tokenizer.
+        LanguageModelError: the prompts were given as tokens, so there is no tokenizer; the arrays have other shapes.
     """
+    tokens, real = np.asarray(tokens), np.asarray(real)
+    if tokens.shape != real.shape:
+        raise LanguageModelError(f"decoded got tokens {tokens.shape} and real {real.shape}; tell of each token")
     width = tokens.shape[-1]
     rows = zip(tokens.reshape(-1, width), real.reshape(-1, width), strict=True)
     tokenizer = check_tokenizer(examples, "on text")

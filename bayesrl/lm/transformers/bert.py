@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from bayesrl.arguments import checked
+from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.bert_config import BertConfig
 from bayesrl.lm.transformers.block import Block, Sight
-from bayesrl.lm.transformers.causal import Transformer
+from bayesrl.lm.transformers.causal import Transformer, WeightType, check_model_room
 from bayesrl.lm.transformers.layers import Embedding, Linear, Norm, activation
 from bayesrl.lm.transformers.stored import Stored, affine
 from bayesrl.typing import PRNGKey
@@ -48,7 +50,8 @@ class BertClassifier(Transformer):
     head: Linear
 
     @classmethod
-    def random(cls, key: PRNGKey, config: BertConfig, *, dtype: Any = jnp.float32) -> "BertClassifier":
+    @checked(LanguageModelError)
+    def random(cls, key: PRNGKey, config: BertConfig, *, dtype: WeightType = jnp.float32) -> "BertClassifier":
         """Make a model with random weights; the key is consumed.
 
         Args:
@@ -56,6 +59,7 @@ class BertClassifier(Transformer):
             config: the shape.
             dtype: of all weights: float32 or bfloat16.
         """
+        check_model_room(config, key)
         keys = jax.random.split(key, config.depth + 5)
         scale, width, traits = config.initializer_range, config.width, config.traits
         make: dict[str, Any] = {"scale": scale, "dtype": dtype}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from bayesrl.arguments import checked
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import AFTER, BEFORE, Layout
@@ -157,12 +158,13 @@ class BertConfig(Config):
         return Layout(**common, norms=norms, joined="stacked", gated="joined", rope=rope, window=window)
 
     @classmethod
+    @checked(LanguageModelError)
     def from_json(cls, json: Mapping[str, Any]) -> "BertConfig":
         """Read what transformers writes as config.json."""
         refuse(json, "position_embedding_type", "absolute")
         refuse(json, "is_decoder", False)
         refuse(json, "add_cross_attention", False)
-        json = completed(json)
+        json = completed(json, FAMILIES)
         family, labels = json["model_type"], _labels(json)
         names = _DISTIL if family == "distilbert" else _NAMES
         own: dict[str, Any] = {name: required(json, key) for name, key in names.items()}

@@ -7,16 +7,18 @@ from typing import Annotated, Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from bayesrl.annotations import Must, refuser, told
-from bayesrl.arguments import Count, CountOrNone, NotNegative
+from bayesrl.annotations import Must, refuser
+from bayesrl.arguments import Count, CountOrNone, NotNegative, check_room
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import Layout
 from bayesrl.lm.transformers.caching import Cache
 from bayesrl.lm.transformers.stored import Stored
 from bayesrl.typing import PRNGKey
+from bayesrl.values import is_traced, told
 
 
 class Config(abc.ABC):
@@ -101,9 +103,28 @@ class Transformer(eqx.Module):
 
 def _is_weight_type(value: Any) -> bool:
     try:
-        return bool(jnp.issubdtype(jnp.dtype(value), jnp.floating)) and value is not None
-    except TypeError:
+        fits = isinstance(value, type | np.dtype) or (isinstance(value, str) and value.isascii())
+        return fits and bool(jnp.issubdtype(jnp.dtype(value), jnp.floating))
+    except (TypeError, ValueError):
         return False
+
+
+def check_model_room(config: Config, key: Any = None) -> None:
+    """Refuse a model whose weights would not fit into memory; nothing is asked where only shapes are wanted.
+
+    Raises:
+        LanguageModelError: naming its sizes.
+    """
+    if is_traced(key):
+        return
+    layout = config.layout(0)
+    block = config.width * (2 * layout.inner + 2 * config.width)
+    weights = config.width * float(config.vocab_size) + float(config.depth) * block
+    what = (
+        f"a {config.model_type} model with vocab_size={config.vocab_size}, width={config.width}, depth={config.depth} "
+        f"and inner={layout.inner}"
+    )
+    check_room(2 * weights, what, "make it smaller", LanguageModelError)
 
 
 type AnyConfig = Annotated[

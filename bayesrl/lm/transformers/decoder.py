@@ -13,7 +13,7 @@ from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import Block, Sight
 from bayesrl.lm.transformers.caching import Cache, Reach, capped, reach
-from bayesrl.lm.transformers.causal import AnyConfig, CausalLM, Config, WeightType, check_capacity
+from bayesrl.lm.transformers.causal import AnyConfig, CausalLM, Config, WeightType, check_capacity, check_model_room
 from bayesrl.lm.transformers.layers import Embedding, Linear, Norm
 from bayesrl.typing import PRNGKey
 
@@ -76,6 +76,7 @@ class Decoder(CausalLM):
             config: the shape.
             dtype: of all weights: float32 or bfloat16.
         """
+        check_model_room(config, key)
         first = 2 + config.learned_positions
         keys = jax.random.split(key, config.depth + first)
         scale = config.initializer_range

@@ -1,8 +1,11 @@
 """What transformers takes for settings that a config.json leaves out, and the other names that it knows for some."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
+
+from bayesrl.errors import LanguageModelError
+from bayesrl.values import told
 
 _GATED: Mapping[str, Any] = {
     "hidden_size": 4096,
@@ -104,12 +107,18 @@ ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
 """By family: further names of settings, and what they are called here."""
 
 
-def completed(json: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a config.json with one name for each setting, and with defaults for those that it leaves out."""
-    family = json["model_type"]
+def completed(json: Mapping[str, Any], families: Collection[str]) -> dict[str, Any]:
+    """Give a config.json with one name for each setting, and with defaults for those that it leaves out.
+
+    Raises:
+        LanguageModelError: it is of none of these families.
+    """
+    family = json.get("model_type")
+    if not isinstance(family, str) or family not in families:
+        raise LanguageModelError(f"config.json sets model_type={told(family)}; use {' or '.join(map(repr, families))}")
     names = ALIASES.get(family, {})
     # A family with another name for the activation does not read the common one, which some files hold beside it.
     unread = ("hidden_act",) if "hidden_activation" in names else ()
-    told = {key: value for key, value in json.items() if key not in (*names, *unread)}
-    told |= {names[key]: value for key, value in json.items() if key in names and value is not None}
-    return {**DEFAULTS[family], **told}
+    settings = {key: value for key, value in json.items() if key not in (*names, *unread)}
+    settings |= {names[key]: value for key, value in json.items() if key in names and value is not None}
+    return {**DEFAULTS[family], **settings}

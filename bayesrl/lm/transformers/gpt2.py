@@ -6,6 +6,8 @@ from typing import Any
 
 import equinox as eqx
 
+from bayesrl.arguments import checked
+from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import Layout
 from bayesrl.lm.transformers.decoder import Decoder, DecoderConfig
 from bayesrl.lm.transformers.defaults import completed
@@ -52,9 +54,10 @@ class GPT2Config(DecoderConfig):
         activation(self.activation)
 
     @classmethod
+    @checked(LanguageModelError)
     def from_json(cls, json: Mapping[str, Any]) -> "GPT2Config":
         """Read what transformers writes as config.json."""
-        json = completed(json)
+        json = completed(json, ("gpt2",))
         refuse(json, "add_cross_attention", False)
         refuse(json, "scale_attn_weights", True)
         refuse(json, "scale_attn_by_inverse_layer_idx", False)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from bayesrl.arguments import checked
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import AFTER, BEFORE, Layout
@@ -211,9 +212,10 @@ class LlamaConfig(DecoderConfig):
         )
 
     @classmethod
+    @checked(LanguageModelError)
     def from_json(cls, json: Mapping[str, Any]) -> "LlamaConfig":
         """Read what transformers writes as config.json."""
-        json = completed(json)
+        json = completed(json, FAMILIES)
         family, traits = json["model_type"], FAMILIES[json["model_type"]]
         refuse(json, "use_bidirectional_attention", False)
         heads, depth = required(json, "num_attention_heads"), required(json, "num_hidden_layers")

@@ -193,10 +193,21 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
         lambda: play_bandit(KEY, BernoulliArms, control.thompson(), num_steps=1),
         "bandit=the class BernoulliArms, which is not called yet; use a Bandit",
     ),  # type: ignore[arg-type]
-    (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson, num_steps=1), "cannot be called: thompson()"),  # type: ignore[arg-type]
+    (
+        lambda: play_bandit(KEY, BernoulliArms(2), control.thompson, num_steps=1),
+        "function thompson; use a rule: thompson()",
+    ),  # type: ignore[arg-type]
+    (lambda: play_bandit(KEY, BernoulliArms(2), lambda: None, num_steps=1), "the exploration rule failed: TypeError"),
     (lambda: play_bandit(KEY, BernoulliArms(2), lambda k, b, t: b.mean.argmax(0), num_steps=1), "for 1000 runs"),
     (lambda: play_bandit(KEY, Endless(2), control.thompson(), num_steps=1), "a value of Endless"),
     (lambda: play_bandit(KEY, BernoulliArms(2), control.random(), num_steps=1, num_runs=2).band(-0.5), "level=-0.5"),
+    *(
+        (
+            lambda level=level: BanditRuns(np.zeros((2, 2)), np.zeros((2, 2)), None).band(level),
+            "BanditRuns.band got level=",
+        )
+        for level in (True, np.nan, "0.9", None, KEY, [0.5])
+    ),
     (lambda: gittins_index(0, 1, discount=0.9), "a=0"),
     (lambda: gittins_index(1, 1, discount=1.0), "discount=1.0; use a number from 0 to 0.999"),
     (lambda: bayes_optimal_regret(0), "horizon=0"),

@@ -1,0 +1,141 @@
+"""Slips of the command line: what was meant by a command that was typed otherwise, as it is to be typed."""
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+
+from bayesrl.catalogue import COMMANDS, ModelError, closest, model_names, model_options, model_uses
+
+_USES = {command: use for use, command in COMMANDS.items()}
+_OPTIONS: Mapping[str, Mapping[str, type]] = {
+    "fit": {"--beta": str, "--steps": int, "--restarts": int, "--seed": int, "--out": str, "--set": str},
+    "learn": {"--explore": str, "--episodes": int, "--runs": int, "--seed": int, "--out": str, "--set": str},
+    "resume": {"--steps": int, "--episodes": int},
+    "report": {"--out": str, "--gold": str},
+}
+"""Options of commands that take a value, with its type; a test asks the commands themselves."""
+_FLAGS = {**dict.fromkeys(_OPTIONS, ("--quiet", "--help")), "cache": ("--clear", "--help")}
+
+
+def command_meant(command: str, words: list[str]) -> str | None:
+    """Mend what was typed, or give None where nothing is wrong that can be told.
+
+    Temperatures may stand apart, an option of a model without `--set` or behind another model, whole numbers may be
+    written as 1e3 or 1,000, and names of options may be near to what they are, or those of the other command.
+
+    Args:
+        command: such as "fit".
+        words: what stood behind it.
+
+    Example:
+        >>> command_meant("fit", ["bernoulli_bandit", "--beta", "0.1,", "0.2", "arms=3", "--steps", "1e3"])
+        'fit bernoulli_bandit --beta 0.1,0.2 --set arms=3 --steps 1000'
+    """
+    apart = _apart(words)
+    slips = _Slips(command, apart)
+    mended = [slips.command, *slips.mended()]
+    if slips.model is not None and slips.model in mended:
+        mended[mended.index(slips.model, 1)] = slips.other or slips.model
+    mended[0] = slips.command
+    return None if mended == [command, *apart] else shlex.join(mended)
+
+
+def _apart(words: list[str]) -> list[str]:
+    """Take options and values apart that stand together, as in --steps=3."""
+    return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+
+
+class _Slips:
+    """What is made of words, one after another.
+
+    Attributes:
+        command: the one that was meant.
+        model: the name or file of the model that was typed, or None.
+        other: the model that has what was asked for, where that one has not.
+    """
+
+    def __init__(self, command: str, words: list[str]) -> None:
+        self.command, self.words = command, words
+        known = model_names() if command in _USES else {}
+        self.model = next((word for word in words if word in known or word.endswith(".py")), None)
+        self.other: str | None = None
+
+    def mended(self) -> list[str]:
+        """Give the words as they were meant."""
+        done: list[str] = []
+        at = 0
+        while at < len(self.words):
+            word = self.words[at]
+            at += 1
+            option = done[-2] if len(done) > 1 else ""
+            if word.startswith("--") and word not in _FLAGS.get(self.command, ()):
+                name, assigned = self._named(word)
+                done.append(name)
+                if at < len(self.words) and not self.words[at].startswith("--"):
+                    done.append(self._value(name, self.words[at], assigned))
+                    at += 1
+                elif assigned:
+                    done.append(f"{assigned}=true")
+            elif option == "--beta" and re.fullmatch(r"[\d.,;eE+-]+", word):
+                done[-1] = ",".join(part for part in re.split("[,;]", f"{done[-1]},{word}") if part)
+            elif re.fullmatch(r"[a-z_]\w*=.+", word):
+                done += ["--set", word]
+            else:
+                done.append(word)
+        return done
+
+    def _value(self, name: str, value: str, assigned: str) -> str:
+        if assigned:
+            return f"{assigned}={value}"
+        return _as_whole(value) if _OPTIONS.get(self.command, {}).get(name) is int else value
+
+    def _named(self, word: str) -> tuple[str, str]:
+        """Give the option that was meant, and what it sets where that is `--set`."""
+        mine = _OPTIONS.get(self.command, {})
+        known = [name for name in (*mine, *_FLAGS.get(self.command, ())) if name != "--set"]
+        if word in mine or self.command not in _USES:
+            return (word if word in mine else closest(word, known) or word), ""
+        plain = word[2:].replace("-", "_")
+        own = self._options_of(self.model, self.command)
+        if plain in own:
+            return "--set", plain
+        bare = "--" + re.sub("^(num|n|number_of|max)_", "", plain)
+        theirs = "learn" if self.command == "fit" else "fit"
+        if bare in mine:
+            return bare, ""
+        if bare in _OPTIONS[theirs] and self._is_for(theirs):
+            self.command = theirs
+            return bare, ""
+        if (near := closest(bare, known)) is not None:
+            return near, ""
+        if (near := closest(plain, list(own), 0.8)) is not None:
+            return "--set", near
+        having = [name for name in model_names() if plain in self._options_of(name, self.command)]
+        if self.model in model_names() and having:
+            self.other = closest(str(self.model), having) or having[0]
+            return "--set", plain
+        return word, ""
+
+    def _is_for(self, command: str) -> bool:
+        try:
+            return self.model is not None and _USES[command] in model_uses(self.model)
+        except ModelError:
+            return False
+
+    def _options_of(self, model: str | None, command: str) -> Mapping[str, object]:
+        try:
+            return {} if model is None else model_options(model, _USES[command])
+        except ModelError:
+            return {}
+
+
+def _as_whole(text: str) -> str:
+    """Write a whole number as it is typed; what is none stays as it is."""
+    plain = text.replace(",", "").replace("_", "")
+    scale = {"k": 1e3, "m": 1e6}.get(plain[-1:].lower())
+    try:
+        number = float(plain[:-1]) * scale if scale else float(plain)
+    except ValueError:
+        return text
+    return str(int(number)) if math.isfinite(number) and number == int(number) else text

@@ -1,0 +1,140 @@
+"""What values are, whatever their type: numbers and arrays of them, flags, texts, functions; and how they are told."""
+
+import math
+import reprlib
+import sys
+import types
+from typing import Any
+
+import numpy as np
+
+LARGEST, LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+"""The ends of what single precision tells from infinity and from 0."""
+_SHOWN = (str, bytes, bool, int, float, complex, list, tuple, dict, set)
+_SPOKEN = reprlib.Repr(maxother=100, maxstring=60, maxlong=40)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is one of JAX's that stands for numbers which are not known yet."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of JAX, of numbers and not of keys."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.Array) and "key" not in str(value.dtype)
+
+
+def dtype_kind(value: Any) -> str:
+    """Give the letter of the type of a number without axes, or of Python's numbers; "" of all else."""
+    if isinstance(value, bool | np.bool_):
+        return "b"
+    if isinstance(value, int):
+        return "i"
+    if isinstance(value, float):
+        return "f"
+    if getattr(value, "shape", None) != () or not hasattr(value, "dtype"):
+        return ""
+    kind = str(getattr(value.dtype, "kind", ""))
+    return "f" if "float" in str(value.dtype) else kind
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is one whole number."""
+    return dtype_kind(value) in ("i", "u")
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is one number that single precision can tell from infinity."""
+    if dtype_kind(value) not in ("i", "u", "f"):
+        return False
+    if is_traced(value):
+        return True
+    try:
+        return math.isfinite(value) and abs(value) <= LARGEST
+    except OverflowError:
+        return False
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether a value is a number or an array of numbers, or lists of them; traced ones pass."""
+    return is_traced(value) or array_of(value).dtype.kind in "iuf"
+
+
+def are_finite(value: Any) -> bool:
+    """Whether a value is a finite number or an array of such, or lists of them; traced ones pass."""
+    return is_traced(value) or (are_numbers(value) and bool((np.abs(array_of(value).astype(float)) <= LARGEST).all()))
+
+
+def are_positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0 or an array of such, or lists of them; traced ones pass."""
+    return is_traced(value) or (are_finite(value) and bool((array_of(value) >= LEAST).all()))
+
+
+def hold_numbers(value: Any) -> bool:
+    """Whether no number in a value is NaN, wherever in its lists, dictionaries and other trees it stands."""
+    jax = sys.modules.get("jax")
+    parts = [value] if jax is None else jax.tree.leaves(value)
+    return not any(_is_nan(part) for part in parts)
+
+
+def _is_nan(value: Any) -> bool:
+    if is_traced(value) or (not isinstance(value, float | np.generic | np.ndarray) and not is_array(value)):
+        return False
+    array = array_of(value)
+    return array.dtype.kind == "f" and bool(np.isnan(array).any())
+
+
+def are_whole(value: Any) -> bool:
+    """Whether a value is a whole number or an array of such, or lists of them; traced ones pass where their type is."""
+    return value.dtype.kind in "iu" if is_traced(value) else array_of(value).dtype.kind in "iu"
+
+
+def are_flags(value: Any) -> bool:
+    """Whether a value is True or False, or an array of them, or lists of them, or traced; 0 and 1 will do."""
+    if is_traced(value):
+        return True
+    array = array_of(value)
+    return array.dtype.kind in "biu" and bool(np.isin(array, (0, 1)).all())
+
+
+def array_of(value: Any) -> np.ndarray:
+    """Read numbers as an array, or give one of another kind."""
+    nothing = np.asarray(None, object)
+    if isinstance(value, str | bytes) or "key" in str(getattr(value, "dtype", "")):
+        return nothing
+    try:
+        array = np.asarray(value)
+        return array.astype(np.float32) if "float" in str(array.dtype) and array.dtype.kind not in "f" else array
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return nothing
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text, without halves of characters."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def is_function(value: Any) -> bool:
+    """Whether a value is called as a function is."""
+    return callable(value) and not hasattr(value, "log_prob")  # a distribution is called by programs alone
+
+
+# ---- words -----------------------------------------------------------------------------------
+
+
+def told(value: Any) -> str:
+    """Write a value in a few words, on one line, whatever it is."""
+    if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, np.generic | type):
+        return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}, which is not called yet"
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
+        return f"the function {value.__name__}"
+    if value is None or isinstance(value, np.generic) or type(value) in _SHOWN:
+        try:
+            return " ".join(_SPOKEN.repr(value).split())
+        except ValueError:  # whole numbers of thousands of digits
+            return "a number of thousands of digits"
+    return f"{'an' if type(value).__name__[0] in 'AEIOU' else 'a'} {type(value).__name__}"
