@@ -46,7 +46,7 @@ class _LightCommand(_Light, TyperCommand):
             meant = command_meant(ctx.info_name or "", typed)
             if hasattr(error, "message") and meant is not None:
                 error.message = f"{error.message.rstrip('.')}. Did you mean: bayesrl {meant}"
-                vars(error).pop("possibilities", None)  # Click's own guesses, which name options alone
+                vars(error).update(possibilities=None)  # Click's own guesses, which name options alone
             raise
 
 

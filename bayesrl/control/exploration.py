@@ -312,7 +312,7 @@ def exploration_named(text: str) -> Exploration:
 
 
 def _num_values(belief: Any) -> int:
-    return max(int(np.size(getattr(belief, "mean", 0))), 1)
+    return max(min((np.size(leaf) for leaf in jax.tree.leaves(belief)), default=1), 1)
 
 
 class Decision(NamedTuple):

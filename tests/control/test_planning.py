@@ -229,7 +229,7 @@ def test_what_was_planned_is_a_policy_and_a_name_is_none() -> None:
     plan = soft_value_iteration(swim, 0.1)
     assert float(evaluate_policy(swim, plan, 0.1).objective) == pytest.approx(float(plan.objective), abs=1e-12)
     with pytest.raises(
-        ControlError, match=r"policy='optimal'; use a Planned, as control\.soft_value_iteration gives it, or a number"
+        ControlError, match=r"policy='optimal'; use a Planned, as control\.soft_value_iteration gives it or a number"
     ):
         evaluate_policy(swim, "optimal")
 

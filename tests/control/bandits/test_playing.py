@@ -13,6 +13,7 @@ import pytest
 from bayesrl import control
 from bayesrl.control import BetaBelief, NormalBelief, decide_between
 from bayesrl.control.bandits import (
+    BanditRuns,
     BernoulliArms,
     GaussianArms,
     LinearArms,
