@@ -11,6 +11,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import AFTER, BEFORE, Layout
 from bayesrl.lm.transformers.causal import Config
 from bayesrl.lm.transformers.defaults import completed
+from bayesrl.lm.transformers.layer_kinds import FULL, SLIDING, kinds_of, windowed_in
 from bayesrl.lm.transformers.layers import activation
 from bayesrl.lm.transformers.rope import Rope
 from bayesrl.lm.transformers.stored import agreed, optional, refuse, required
@@ -20,7 +21,6 @@ PROBLEMS = ONE_LABEL, SEVERAL_LABELS, REGRESSION = (
     "multi_label_classification",
     "regression",
 )
-SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 class Traits(NamedTuple):
@@ -206,7 +206,7 @@ class BertConfig(Config):
             told |= {key: getattr(self, name) for name, key in _MODERN.items()}
             told |= {
                 "local_attention": 2 * (self.window - 1),
-                "layer_types": [SLIDING if layer in self.windowed else FULL for layer in range(self.depth)],
+                "layer_types": kinds_of(self.windowed, self.depth),
                 "classifier_pooling": "mean" if self.mean else "cls",
                 "classifier_activation": self.pooled_by,
                 "rope_parameters": {
@@ -267,12 +267,7 @@ def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
         )
     agreed({**json, "half of local_attention": near // 2}, "half of local_attention", "sliding_window", None)
     if kinds is None:
-        kinds = [SLIDING if layer % int(period) else FULL for layer in range(depth)]
-    if not (isinstance(kinds, list) and len(kinds) == depth and set(kinds) <= {SLIDING, FULL}):
-        raise LanguageModelError(
-            f"config.json of a 'modernbert' model sets layer_types={kinds!r:.200}; name {SLIDING!r} or {FULL!r} for "
-            f"each of {depth} layers"
-        )
+        kinds = kinds_of([layer for layer in range(depth) if layer % int(period)], depth)
     refuse(json, "classifier_pooling", "cls", "mean")
     return {
         **{name: bool(json.get(key)) for name, key in _MODERN.items() if name != "epsilon"},
@@ -280,7 +275,7 @@ def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
         "rope": ropes[0],
         "local_rope": ropes[1],
         "window": near // 2 + 1,
-        "windowed": tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING),
+        "windowed": windowed_in(json, kinds, depth),
         "mean": json["classifier_pooling"] == "mean",
         "pooling": required(json, "classifier_activation"),
     }

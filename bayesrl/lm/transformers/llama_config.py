@@ -11,12 +11,12 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.block import AFTER, BEFORE, Layout
 from bayesrl.lm.transformers.decoder import DecoderConfig
 from bayesrl.lm.transformers.defaults import DEFAULTS, completed
+from bayesrl.lm.transformers.layer_kinds import FULL, SLIDING, kinds_of, windowed_in
 from bayesrl.lm.transformers.layers import activation
 from bayesrl.lm.transformers.rope import Rope
 from bayesrl.lm.transformers.stored import agreed, optional, refuse, required
 
 _PLAIN = Rope()
-SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 class Traits(NamedTuple):
@@ -299,10 +299,6 @@ def _renamed(told: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
     return told
 
 
-def _layer_types(config: LlamaConfig) -> list[str]:
-    return [SLIDING if layer in config.windowed else FULL for layer in range(config.depth)]
-
-
 _LATER, _QWEN = ("gemma2", "gemma3_text"), ("qwen2", "qwen3")
 _OWN: Mapping[str, tuple[tuple[str, ...], Callable[[LlamaConfig], Any]]] = MappingProxyType(
     {
@@ -316,7 +312,10 @@ _OWN: Mapping[str, tuple[tuple[str, ...], Callable[[LlamaConfig], Any]]] = Mappi
             lambda config: config.window or None,
         ),
         "use_sliding_window": ((*_QWEN, "smollm3"), lambda config: bool(config.windowed)),
-        "layer_types": ((*_QWEN, *_LATER, "smollm3"), _layer_types),
+        "layer_types": (
+            (*_QWEN, *_LATER, "smollm3"),
+            lambda config: kinds_of(config.windowed, config.depth),
+        ),
         "query_pre_attn_scalar": (_LATER, lambda config: config.query_scale or config.head_dim),
         "attn_logit_softcapping": (_LATER, lambda config: config.score_cap or None),
         "final_logit_softcapping": (_LATER, lambda config: config.logit_cap or None),
@@ -366,12 +365,7 @@ def _windows(json: Mapping[str, Any], depth: Any, traits: Traits) -> tuple[int, 
         )
     kinds = json.get("layer_types") if traits.layers else None
     if kinds is not None:
-        if not (isinstance(kinds, list) and len(kinds) == depth and set(kinds) <= {SLIDING, FULL}):
-            raise LanguageModelError(
-                f"config.json of a {family!r} model sets layer_types={kinds!r:.200}; name {SLIDING!r} or {FULL!r} for "
-                f"each of {depth} layers"
-            )
-        windowed = tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING)
+        windowed = windowed_in(json, kinds, depth)
     elif family in ("qwen2", "qwen3", "smollm3"):
         first = 0 if family == "smollm3" else required(json, "max_window_layers")
         bare = _unturned(json, depth) if family == "smollm3" else range(depth)
