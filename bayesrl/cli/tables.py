@@ -11,7 +11,7 @@ from rich.text import Text
 from bayesrl.certainty.measured import Measured
 from bayesrl.certainty.scores import Scoreboard
 from bayesrl.core.showing import WIDTH, Listing, narrowed
-from bayesrl.core.wording import UNKNOWN, beta_text, number, printable, with_error
+from bayesrl.core.wording import beta_text, number, printable, with_error
 
 _COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share", "log p(y)")
 
@@ -36,7 +36,7 @@ def score_table(
     parts = _within_80(listing)
     metrics = _metrics(board, held_out)
     if metrics is not None:
-        parts += _within_80(metrics)
+        parts += [Text(""), *_within_80(metrics)]
     parts += [Text(line, style="dim") for line in _legend(board, own, others)]
     return Group(*parts)
 
@@ -141,5 +141,5 @@ def _legend(board: Scoreboard, own: Sequence[Measured], others: Sequence[Measure
         there = f", {with_error(elsewhere[0])} on what was held out" if elsewhere else ""
         lines.append(f"J(π₀) = {with_error(starts[0])} is what the policy earned before the fit{there}.")
     if board.note:
-        lines.append(f"J* {UNKNOWN}: {board.note}.")
+        lines.append(f"J* is not known: {board.note}.")
     return lines

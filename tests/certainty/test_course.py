@@ -12,7 +12,7 @@ import pytest
 
 import bayesrl
 from bayesrl.certainty.checks import convergence_check, not_finite_check
-from bayesrl.certainty.course import course_of
+from bayesrl.certainty.course import Course, course_of, remedy_for
 
 KEY = jax.random.key(0)
 STEPS = np.arange(20, 2001, 20)
@@ -77,6 +77,12 @@ def one_number() -> None:
     numpyro.sample("arm", dist.Categorical(logits=numpyro.param("one", jnp.zeros(())) * (jnp.arange(10) % 2)))
 
 
+def some_arms() -> None:
+    """Never draws the two best arms."""
+    barred = jnp.where(jnp.arange(10) < 8, 0.0, -1e9)
+    numpyro.sample("arm", dist.Categorical(logits=numpyro.param("table", jnp.zeros(10)) + barred))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -85,8 +91,9 @@ def one_number() -> None:
         ({"num_steps": 400, "optimizer": optax.sgd(0.002)}, "fit longer"),
         ({"num_steps": 400, "learning_rate": 100.0}, "lower"),
         ({"num_steps": 400, "guide": one_number}, "a richer guide"),
+        ({"num_steps": 400, "guide": some_arms}, "a guide that reaches all of the policy's support"),
     ],
-    ids=["few steps", "low rate", "another optimiser", "high rate", "poor guide"],
+    ids=["few steps", "low rate", "another optimiser", "high rate", "poor guide", "a part of the support"],
 )
 def test_advice_names_what_would_help(options: dict[str, Any], words: str) -> None:
     posterior = bayesrl.fit(KEY, bandit, beta=0.1, progress=False, **({"guide": table} | options))
@@ -97,6 +104,23 @@ def test_advice_names_what_would_help(options: dict[str, Any], words: str) -> No
         side = check.value >= check.threshold if check.least else check.value <= check.threshold
         if np.isfinite(check.value):
             assert side == (check.outcome == "pass"), check
+
+
+@pytest.mark.parametrize(
+    ("course", "options", "words"),
+    [
+        (Course(0.0, 0.0, 0.0, 0.01), {}, "raise the rate"),
+        (Course(0.0, 0.0, 0.6, 0.5), {}, "lower the rate"),
+        (Course(0.1, 0.0, 0.0, 0.5), {}, "fit longer"),
+        (Course(0.0, 0.0, 0.0, 0.5), {"collapsed": True}, "collapsed to single actions"),
+        (Course(0.0, 0.0, 0.0, 0.5), {"coverage": "a mode is dropped."}, "a mode is dropped"),
+        (Course(0.0, 0.0, 0.0, 0.5), {}, "had levelled off, so choose a richer guide"),
+        (Course(np.nan, np.nan, 0.0), {}, "fit longer"),
+        (None, {}, "fit longer"),
+    ],
+)
+def test_a_remedy_is_of_what_the_run_did(course: Course | None, options: dict[str, Any], words: str) -> None:
+    assert words in remedy_for(course, 1.0, restarts=1, **options)
 
 
 def test_the_rate_of_a_guide_written_by_hand_suits_its_units() -> None:
