@@ -175,12 +175,14 @@ def _board_of(facts: Facts) -> Scoreboard:
     """Put what is known of a fit on a board: the numbers of its evidence, or its own where it has none."""
     posterior, evidence = facts.posterior, facts.evidence
     assert posterior.programs is not None
-    assert facts.training is not None
     betas = betas_of(posterior)
+    training = facts.training
+    if training is None:
+        training = posterior.select(restart="best").kept_estimates()
     best = np.reshape(posterior.objective_by_restart(), (len(betas), -1)).argmax(-1)
     rows = []
     for i, beta in enumerate(betas):
-        own = jax.tree.map(lambda x, i=i: float(np.reshape(x, -1)[i]), facts.training)
+        own = jax.tree.map(lambda x, i=i: float(np.reshape(x, -1)[i]), training)
         row = None if evidence is None else evidence.measured[i]
         start = None if row is None or row.start is None else Estimate(float(row.start.mean), float(row.start.se))  # type: ignore[arg-type]
         optimum = None if facts.optimum is None else float(facts.optimum[i])

@@ -38,6 +38,10 @@ is learned by the updates that a batch serves; ratios to it would be noise and, 
 
 **Enumerated sites.** Where a fit takes expectations over a site exactly, means weight its values by q.
 
+**One estimate.** Of one fit `bayesrl.evidence` tells each of these once, with one error: J and J* are of the same
+draws, or exact, the gap is their difference, and tables, checks, reports and files tell no others. Draws that a fit
+carries, the history of a run and data that were held out give estimates of their own, named so where they stand.
+
 Differences of huge terms are taken before they are huge (see `bayesrl.core.ratios`); what float32 cannot tell is a part
 of every error that is told.
 """

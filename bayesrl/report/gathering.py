@@ -89,7 +89,12 @@ def gather(
     if posterior.programs is not None and posterior.statistics:
         told["whole"] = whole = whole_of(posterior)
         told["target"] = target if target is not None else _target(posterior)
-        told["training"] = training if training is not None else _trained(draw_key, whole, diagnosis, frontier, gold)
+        if training is None:
+            try:
+                training = _trained(draw_key, whole, diagnosis, frontier, gold)
+            except BayesRLError as error:  # what a verdict trips over, scores may trip over too
+                lacking.append(f"The fit was not scored: {str(error).rstrip('.')}.")
+        told["training"] = training
         told["held_out"] = tested
     elif posterior.statistics:
         told["whole"] = posterior.select(restart="best") if posterior.mixture is None else posterior
