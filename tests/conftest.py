@@ -31,9 +31,37 @@ from bayesrl.cache import use_cache  # noqa: E402
 # Workers, and the notebooks and commands that they start, share what they compile; the next run finds it.
 COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 use_cache(COMPILED)
+LONGEST = (
+    "tests/test_notebooks.py",
+    "tests/models/",
+    "tests/lm/",
+    "tests/test_cli",
+    "tests/control/",
+    "tests/certainty/",
+)
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=8)
 settings.load_profile("fixed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one worker, which so traces once what they share; begin with the longest.
+
+    Notebooks are long and examples of docstrings are short: each runs where there is room.
+    """
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        alone = not file.startswith("tests/") or file in LONGEST
+        if not alone and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: _rank(item.nodeid))
+
+
+def _rank(nodeid: str) -> int:
+    if not nodeid.startswith("tests/"):
+        return len(LONGEST) + 1
+    return next((rank for rank, place in enumerate(LONGEST) if nodeid.startswith(place)), len(LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -16,7 +16,6 @@ from bayesrl import cache
 from bayesrl.cache import CacheWarning, Entries, cache_folder, clear, compiled_folder, holdings, use_by_default
 from bayesrl.errors import CacheError
 
-pytestmark = pytest.mark.xdist_group("cache")
 KEY, OTHER, THIRD = ("jit_f-" + 64 * digit for digit in "012")
 OPTIONS = (
     "jax_compilation_cache_dir",

@@ -20,7 +20,6 @@ from bayesrl.engines.fitting import with_draws
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 
-pytestmark = pytest.mark.xdist_group("bracket")
 KEY = jax.random.key(5)
 
 

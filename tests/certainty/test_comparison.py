@@ -18,7 +18,6 @@ from bayesrl.engines.enumeration import evaluate_exactly
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 
-pytestmark = pytest.mark.xdist_group("comparison")
 KEY = jax.random.key(8)
 
 

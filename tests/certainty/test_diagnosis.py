@@ -26,7 +26,6 @@ from bayesrl.core.estimates import Interval
 from bayesrl.errors import PolicyError
 from bayesrl.posterior import Posterior
 
-pytestmark = pytest.mark.xdist_group("diagnosis")
 KEY = jax.random.key(3)
 
 

@@ -18,7 +18,6 @@ from bayesrl.engines.weighting import importance
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 
-pytestmark = pytest.mark.xdist_group("regions")
 KEY = jax.random.key(2)
 BETAS = np.array([0.5, 1.0])
 LEVELS = np.array([0.5, 0.8, 0.95])

@@ -16,8 +16,6 @@ from bayesrl.certainty.scores import Scoreboard, from_json, to_json
 from bayesrl.errors import PolicyError
 from bayesrl.posterior import Posterior
 
-pytestmark = pytest.mark.xdist_group("scoreboard")
-
 
 def fit(policy: object, *args: object, beta: object = 1.0, steps: int = 300, restarts: int = 1) -> Posterior:
     return bayesrl.fit(

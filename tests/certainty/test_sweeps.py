@@ -19,7 +19,6 @@ from bayesrl.engines.fitting import with_draws
 from bayesrl.errors import PolicyError
 from bayesrl.posterior import Posterior
 
-pytestmark = pytest.mark.xdist_group("sweeps")
 KEY = jax.random.key(11)
 BETAS = np.array([1.0, 0.1, 0.3, 3.0], np.float32).astype(float)
 PAYOFF = np.linspace(0.0, 2.0, 6)

@@ -45,10 +45,15 @@ def make_pair(policy, *args, family=None):
     return Pair(frozen, guide, structure, args, transforms), params
 
 
-def checked(pair, params, num_draws=64):
+def drawer(pair, num_draws):
+    """Draw by one program, which other parameters share, and not operation by operation."""
+    return jax.jit(partial(pair.draw, KEY, num_draws=num_draws))
+
+
+def checked(pair, params, num_draws=64, draw=None):
     """Check a guide as if it might leave the prior's support, and give the draws."""
     check_sites(pair, params)
-    draws = pair.draw(KEY, params, num_draws)
+    draws = (draw or drawer(pair, num_draws))(params)
     doubted = replace(pair, guide=partial(pair.guide))  # which does not say that it is within the prior
     check_draws(KEY, doubted, params, draws, draws.totals((num_draws, *pair.structure.context_shape)))
     return draws
@@ -369,7 +374,7 @@ def test_poisson_tilts_to_poisson():
 
     pair, params = fit(policy, beta=1.0, num_steps=800)
     np.testing.assert_allclose(pair.run_guide(KEY, None, params, {}, ()).sites["x"].fn.rate, 11.0, rtol=1e-3)
-    draws = pair.draw(KEY, params, 64)
+    draws = drawer(pair, 64)(params)
     np.testing.assert_allclose(draws.totals((64,)).log_weight(1.0), 1.0, atol=0.01)
 
 
@@ -431,9 +436,10 @@ def test_network_in_the_policy_inside_a_plate():
     assert bool((declared["network$params"].layer.weight == module.layer.weight).all())
     more = jnp.concatenate([inputs, inputs])
     record(handlers.seed(handlers.substitute(pair.guide, params), 0), more, jnp.concatenate([labels, labels]))
-    draws = pair.draw(KEY, params, 256)
+    draw = drawer(pair, 256)
+    draws = draw(params)
     totals = draws.totals((256, 6))
-    start = pair.draw(KEY, declared, 256).totals((256, 6))
+    start = draw(declared).totals((256, 6))
     assert float(totals.log_weight(0.5).mean()) > float(start.log_weight(0.5).mean()) + 0.1
     table, _ = make_pair(policy, inputs, labels)
     with pytest.raises(GuideError, match=r"'image' had 12 elements .*tilt='network'"):
@@ -479,8 +485,8 @@ def test_plates_inside_a_scan():
     draws = checked(pair, params)
     np.testing.assert_allclose(draws.log_q["x"], draws.log_prior["x"], atol=1e-5)
     params = AutoTilt().disperse(KEY, params)
-    draws = pair.draw(KEY, params, 3)
-    again = pair.log_q(params, draws)
+    draws = drawer(pair, 3)(params)
+    again = jax.jit(pair.log_q)(params, draws)
     for name in ("x", "y"):
         assert draws.log_q[name].shape == (3, 4, 3, 5)
         np.testing.assert_allclose(again[name], draws.log_q[name], rtol=1e-3, atol=1e-3)
@@ -576,16 +582,17 @@ IN_TIME = (
 )
 def test_every_distribution_starts_at_the_prior_and_scores_its_draws(name, length, plate):
     pair, params = make_pair(one_site(EVERY[name], length, plate))
-    draws = checked(pair, params, num_draws=8)
+    draw = drawer(pair, 8)
+    draws = checked(pair, params, 8, draw)
     np.testing.assert_allclose(draws.log_q["x"], draws.log_prior["x"], rtol=2e-4, atol=2e-4)
     other = jax.tree.map(
         lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=float)).reshape(leaf.shape), params
     )
-    moved = pair.draw(KEY, other, 8)
+    moved = draw(other)
     assert np.isfinite(moved.log_q["x"]).all()
     assert np.isfinite(moved.log_prior["x"]).all()
     assert float(jnp.abs(moved.log_q["x"] - moved.log_prior["x"]).max()) > 1e-3
-    again = pair.log_q(other, moved)["x"]
+    again = jax.jit(pair.log_q)(other, moved)["x"]
     np.testing.assert_allclose(again, moved.log_q["x"], rtol=2e-3, atol=2e-3)
 
 
@@ -596,17 +603,18 @@ def test_tilted_densities_sum_to_one_and_match_their_draws(name):
     support = inspect(KEY, one_site(fn))["x"].support
     theta = 0.4 * jnp.cos(jnp.arange(tilt_shape("x", fn, support)[0]))
     moved = tilted(fn, theta, support)
-    draws = np.asarray(moved.sample(KEY, (20_000,)), float)
+    draws = np.asarray(jax.jit(lambda theta: tilted(fn, theta, support).sample(KEY, (20_000,)))(theta), float)
+    log_prob = jax.jit(lambda theta, values: tilted(fn, theta, support).log_prob(values))
     if fn.support.is_discrete:
         grid = np.arange(-1, 400) if support is None else np.array(support)
         grid = grid[grid >= 0]
-        mass = np.exp(np.asarray(moved.log_prob(jnp.asarray(grid)), float))
+        mass = np.exp(np.asarray(log_prob(theta, jnp.asarray(grid)), float))
     else:
         transform = dist.biject_to(fn.support)
         low, high = np.quantile(np.asarray(transform.inv(jnp.asarray(draws))), [0.0005, 0.9995])
         coordinates = jnp.linspace(low, high, 20_001)
         grid = transform(coordinates)
-        log_mass = moved.log_prob(grid) + transform.log_abs_det_jacobian(coordinates, grid)
+        log_mass = log_prob(theta, grid) + transform.log_abs_det_jacobian(coordinates, grid)
         mass, grid = np.exp(np.asarray(log_mass, float)) * (high - low) / 20_000, np.asarray(grid, float)
         draws = draws[(draws >= grid.min()) & (draws <= grid.max())]
     centre, scale = np.median(draws), np.std(draws) + 1e-6
@@ -622,18 +630,23 @@ def test_vector_density_by_change_of_variables(name):
     """log q(x) = log p(x₀) − log|dx/dx₀|, the determinant by automatic differentiation in unconstrained space."""
     fn = VECTORS[name]
     theta = 0.3 * jnp.sin(1.0 + jnp.arange(tilt_shape("x", fn, None)[0]))
-    moved = tilted(fn, theta, None)
     transform = dist.biject_to(fn.support)
 
-    def through(u):
-        return transform.inv(moved._forward(transform(u)))
+    @jax.jit
+    def both(theta):
+        moved = tilted(fn, theta, None)
 
-    before = fn.sample(KEY)
-    u = transform.inv(before)
-    after = moved._forward(before)
-    _, log_det = jnp.linalg.slogdet(jax.jacobian(through)(u))
-    stretch = transform.log_abs_det_jacobian(through(u), after) - transform.log_abs_det_jacobian(u, before)
-    np.testing.assert_allclose(moved.log_prob(after), fn.log_prob(before) - log_det - stretch, rtol=1e-3, atol=1e-3)
+        def through(u):
+            return transform.inv(moved._forward(transform(u)))
+
+        before = fn.sample(KEY)
+        u = transform.inv(before)
+        after = moved._forward(before)
+        _, log_det = jnp.linalg.slogdet(jax.jacobian(through)(u))
+        stretch = transform.log_abs_det_jacobian(through(u), after) - transform.log_abs_det_jacobian(u, before)
+        return moved.log_prob(after), fn.log_prob(before) - log_det - stretch
+
+    np.testing.assert_allclose(*both(theta), rtol=1e-3, atol=1e-3)
 
 
 # --- working with others ---------------------------------------------------------------------------------------------
@@ -676,7 +689,7 @@ def test_dispersed_starts_differ_and_run_in_one_program():
 
 def test_first_objective_is_the_prior_s():
     pair, params = make_pair(mixed)
-    draws = pair.draw(KEY, params, 64)
+    draws = drawer(pair, 64)(params)
     for name in ("x", "push"):
         np.testing.assert_array_equal(draws.log_q[name], draws.log_prior[name])
 

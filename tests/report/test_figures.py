@@ -30,7 +30,6 @@ from bayesrl.report.verdict_figures import (
     weights_figure,
 )
 
-pytestmark = pytest.mark.xdist_group("figures")
 MEANS = jnp.array([0.0, 1.0, 2.0])
 
 

@@ -29,7 +29,6 @@ from bayesrl.report.gathering import gather
 from bayesrl.report.page import Cell, Part, Pictured, html_page
 from bayesrl.report.writing import write_page, write_report
 
-pytestmark = pytest.mark.xdist_group("report")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BETAS = [0.1, 0.3, 1.0]
 PICTURES = "figure svg, figure img"

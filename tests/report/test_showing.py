@@ -15,7 +15,6 @@ from bayesrl.core.showing import Line, Listing, Shown, as_text, tag
 from bayesrl.core.wording import number, percent, shortened, with_ends, with_error
 from bayesrl.posterior import Posterior
 
-pytestmark = pytest.mark.xdist_group("showing")
 NAN, INF = float("nan"), float("inf")
 
 
