@@ -1,5 +1,6 @@
 """Rollouts as programs: discounting, termination, gradients and fits against exact planning."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,11 +67,8 @@ def test_draws_are_those_of_the_process() -> None:
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.ones(2), (4, 3))
     pair = setup_of(mdp, ActorCritic()).programs.pair()
-    draws = pair.draw(
-        jax.random.key(1),
-        {"action$table": table_of(probs, mdp), "critic$table": jnp.zeros((4, 3, 1))},
-        20_000,
-        share=False,
+    draws = jax.jit(partial(pair.draw, num_draws=20_000, share=False))(
+        jax.random.key(1), {"action$table": table_of(probs, mdp), "critic$table": jnp.zeros((4, 3, 1))}
     )
     totals = draws.totals((20_000,))
     exact = evaluate_policy(mdp, probs, BETA)
@@ -85,8 +83,8 @@ def test_draws_are_those_of_the_process() -> None:
 
 def test_nothing_counts_after_the_end() -> None:
     pair = setup_of(small(), ActorCritic()).programs.pair()
-    draws = pair.draw(
-        jax.random.key(1), {"action$table": jnp.ones((4, 3, 2)), "critic$table": jnp.zeros((4, 3, 1))}, 500
+    draws = jax.jit(partial(pair.draw, num_draws=500))(
+        jax.random.key(1), {"action$table": jnp.ones((4, 3, 2)), "critic$table": jnp.zeros((4, 3, 1))}
     )
     states = np.asarray(draws.sites["state"])
     ended = np.concatenate([np.zeros((500, 1), bool), np.cumsum(states == 2, 1)[:, :-1] > 0], 1)
@@ -243,7 +241,8 @@ def test_continuous_actions_reach_the_known_posterior(guide: Any) -> None:
 def test_starts_at_the_prior() -> None:
     for guide in (LinearPolicy(), NetworkPolicy(), LinearPolicy(stationary=False)):
         setup = set_up(jax.random.key(0), Rollout(CartPole(), 10), (), 1.0, guide, ActorCritic(), 1)
-        draws = setup.programs.pair().draw(jax.random.key(1), jax.tree.map(lambda x: x[0], setup.params), 20)
+        draw = jax.jit(partial(setup.programs.pair().draw, num_draws=20))
+        draws = draw(jax.random.key(1), jax.tree.map(lambda x: x[0], setup.params))
         np.testing.assert_allclose(draws.log_q["action"], draws.log_prior["action"], atol=1e-6)
 
 

@@ -243,7 +243,7 @@ def test_a_seed_is_no_key() -> None:
 def test_rules_serve_one_belief_and_many() -> None:
     rules = [control.random(), control.greedy(), control.thompson(), control.bayes_ucb(), control.k_learning()]
     for rule, lead in itertools.product(rules, [(), (5,), (2, 3)]):
-        chosen = rule(KEY, BetaBelief(jnp.full((*lead, 4), 2.0), jnp.full((*lead, 4), 3.0)), jnp.asarray(3))
+        chosen = jax.jit(rule)(KEY, BetaBelief(jnp.full((*lead, 4), 2.0), jnp.full((*lead, 4), 3.0)), jnp.asarray(3))
         assert chosen.shape == lead
         assert jnp.issubdtype(chosen.dtype, jnp.integer)
 
