@@ -29,7 +29,10 @@ GOOD = 0.01
 
 
 class Left(NamedTuple):
-    """What one fit left: of which program, β and sizes; as shares of J* − J(π₀) and of the fit's own way."""
+    """What one fit left: of which program, β and sizes; as shares of J* − J(π₀) and of the fit's own way.
+
+    The verdict is asked for where a fit is not good.
+    """
 
     program: str
     beta: float
@@ -37,6 +40,7 @@ class Left(NamedTuple):
     scale: float
     share: float
     of_way: float
+    verdict: str
 
 
 def table_guide(shape: Shape) -> Callable[..., None]:
@@ -69,6 +73,11 @@ def began(posterior: bayesrl.Posterior) -> float:
     return float(posterior.history["objective"][0, 0])
 
 
+def verdict_of(posterior: bayesrl.Posterior, share: float) -> str:
+    """Ask for the verdict of a fit that leaves too much, which must not be a pass."""
+    return bayesrl.diagnose(jax.random.key(1), posterior).verdict if share >= GOOD else ""
+
+
 def finite_fits(key: Array, rng: np.random.Generator, count: int) -> list[Left]:
     """Fit programs of one shape, whose numbers, β and scales differ."""
     shape = make_shape(rng, nature=False)
@@ -88,7 +97,8 @@ def finite_fits(key: Array, rng: np.random.Generator, count: int) -> list[Left]:
         left = known.optimum - known.objective
         shares = left / (known.optimum - known.start), left / (known.optimum - began(posterior))
         name = f"{len(shape.sites)} sites" + (f" × {shape.contexts}" if shape.contexts else "")
-        found.append(Left(name, beta, reward, scale, *shares))
+        found.append(Left(name, beta, reward, scale, *shares, verdict_of(posterior, shares[0])))
+        print(*found[-1], flush=True)
     return found
 
 
@@ -123,7 +133,8 @@ def gaussian_fits(key: Array, rng: np.random.Generator, count: int) -> list[Left
         start = float(-weight.sum() / 2)
         optimum = float((slope**2 / (2 * (weight + beta)) - beta / 2 * np.log1p(weight / beta)).sum())
         shares = (optimum - objective) / (optimum - start), (optimum - objective) / (optimum - began(posterior))
-        found.append(Left(f"Gaussian of {size}", beta, reward, scale, *shares))
+        found.append(Left(f"Gaussian of {size}", beta, reward, scale, *shares, verdict_of(posterior, shares[0])))
+        print(*found[-1], flush=True)
     return found
 
 
@@ -148,6 +159,9 @@ def run(options: Sequence[str] = ()) -> str:
         f"to gain is left on {good:.1%} of them (wanted: 95%); median {np.median(shares):.2%}, "
         f"95th percentile {np.quantile(shares, 0.95):.2%}, worst {shares.max():.1%}. The guides begin at even odds, "
         f"some far below J(π₀): of the way from there to J* under {GOOD:.0%} is left on {of_way:.1%}.",
+        "",
+        f"Of the {int((shares >= GOOD).sum())} that leave more, "
+        f"{sum(left.verdict == 'pass' for left in found)} are told to pass by `bayesrl.diagnose`.",
         "",
         "The five worst:",
         "",

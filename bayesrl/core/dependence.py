@@ -1,5 +1,6 @@
 """Which inputs reach an output through a jump, where a pathwise gradient would be silently wrong."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax.extend.core import Jaxpr, Literal
 # A comparison of floats jumps; equality does so on a null set only, and the others cut on purpose.
 _JUMPS = frozenset({"lt", "le", "gt", "ge", "floor", "ceil", "round", "sign", "argmax", "argmin", "rem"})
 _CUTS = frozenset({"eq", "ne", "is_finite", "stop_gradient"})
+_LOOPS = frozenset({"scan", "while", "cond"})
 _OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 
 type _Marks = tuple[frozenset[int], frozenset[int]]
@@ -37,6 +39,58 @@ def reaching(function: Callable[[dict[str, Array]], Any], values: dict[str, Arra
     smooth = {names[i] for marks in outputs for i in marks[0]}
     rough = {names[i] for marks in outputs for i in marks[1]}
     return smooth, rough
+
+
+def numbers_for(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> int | None:
+    """Count the numbers that a function computes anew for other values, about; None where it calls Python.
+
+    Args:
+        function: of a dictionary of arrays.
+        values: where to trace it; only shapes and dtypes matter.
+    """
+    names = sorted(values)
+    closed = jax.make_jaxpr(lambda *arrays: function(dict(zip(names, arrays, strict=True))))(
+        *(values[n] for n in names)
+    )
+    return _numbers(closed.jaxpr, [True] * len(names))[0]
+
+
+def _numbers(jaxpr: Jaxpr, inputs: list[bool]) -> tuple[int | None, list[bool]]:
+    """Count what depends on marked inputs, and mark the outputs."""
+    marks: dict[Any, bool] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> bool:
+        return not isinstance(atom, Literal) and marks.get(atom, False)
+
+    total = 0
+    for eqn in jaxpr.eqns:
+        incoming = [read(atom) for atom in eqn.invars]
+        outgoing = [any(incoming)] * len(eqn.outvars)
+        count: int | None = sum(_size(var) for var in eqn.outvars) if any(incoming) else 0
+        inner = inner_jaxpr(eqn) if any(incoming) else None
+        name = eqn.primitive.name
+        if "callback" in name:
+            return None, []
+        if inner is not None and (name in _LOOPS or len(inner.invars) != len(eqn.invars)):
+            each, _ = _numbers(inner, [True] * len(inner.invars))
+            count = None if each is None else each * int(eqn.params.get("length", 1))
+        elif inner is not None:
+            count, outgoing = _numbers(inner, incoming)
+        elif name in ("dot_general", "conv_general_dilated") and any(incoming):
+            count = _size(eqn.outvars[0]) * max(_last(var) for var in eqn.invars)
+        if count is None:
+            return None, []
+        total += count
+        marks |= dict(zip(eqn.outvars, outgoing, strict=True))
+    return total, [read(atom) for atom in jaxpr.outvars]
+
+
+def _size(var: Any) -> int:
+    return math.prod(var.aval.shape)
+
+
+def _last(var: Any) -> int:
+    return math.prod(var.aval.shape[-1:])
 
 
 def _follow(jaxpr: Jaxpr, inputs: list[_Marks]) -> list[_Marks]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.core.dependence import reaching
+from bayesrl.core.dependence import numbers_for, reaching
 from bayesrl.core.keys import key_of_nothing
 from bayesrl.core.pairing import Pair
 from bayesrl.core.recording import Record, abstractly, record, site_log_prob
@@ -17,6 +17,12 @@ from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.errors import ObjectiveError
 from bayesrl.typing import Params, PRNGKey
+
+FEWEST_PARTICLES = 64
+"""Who asks for fewer particles wants steps that are cheap."""
+
+MOST_BRANCHES, MOST_NUMBERS = 2048, 1_000_000
+"""So many joint values are tried at most beyond the particles, and so many numbers computed for all together."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def make_plan(
     actions = pair.structure.actions
     if estimator == "pathwise" and enumerated == "auto":
         enumerated = ()
-    chosen = _enumerated(pair.structure, num_particles, enumerated)
+    chosen = _enumerated(pair, params, num_particles, enumerated)
     sampled = [name for name in actions if name not in chosen]
     pathwise = _pathwise(key, pair, guide.sites, sampled, estimator)
     score = tuple(name for name in sampled if name not in pathwise)
@@ -146,10 +152,13 @@ def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list
     return reaching(scores, held)[1]
 
 
-def _enumerated(structure: Structure, num_particles: int, wanted: tuple[str, ...] | Literal["auto"]) -> tuple[str, ...]:
+def _enumerated(
+    pair: Pair, params: Params, num_particles: int, wanted: tuple[str, ...] | Literal["auto"]
+) -> tuple[str, ...]:
+    structure = pair.structure
     actions = structure.actions
     if wanted == "auto":
-        return actions if actions and _can_enumerate_all(structure, num_particles) else ()
+        return actions if actions and _pays_to_enumerate(pair, params, num_particles) else ()
     for name in wanted:
         if name not in actions:
             raise ObjectiveError(
@@ -173,14 +182,30 @@ def _enumerated(structure: Structure, num_particles: int, wanted: tuple[str, ...
     return chosen
 
 
-def _can_enumerate_all(structure: Structure, limit: int) -> bool:
+def _pays_to_enumerate(pair: Pair, params: Params, num_particles: int) -> bool:
+    """Whether all values can be tried: no more than there are particles, or so few numbers that nobody sees the time.
+
+    An expectation that is exact has no noise, which keeps rare values from being learnt.
+    """
+    size = _joint_size(pair.structure)
+    if size is None or size <= num_particles:
+        return size is not None
+    if num_particles < FEWEST_PARTICLES or size > MOST_BRANCHES:
+        return False
+    values = {name: jnp.zeros(pair.structure[name].shape, int) for name in pair.structure.actions}
+    once = numbers_for(lambda values: pair.draw(key_of_nothing(), params, 1, values=values), values)
+    return once is not None and size * once <= MOST_NUMBERS
+
+
+def _joint_size(structure: Structure) -> int | None:
+    """Count the joint values of all latent sites; None where they cannot be listed."""
     size = 1
     for name in structure.named("action", "environment"):
         site = structure[name]
         if site.kind == "environment" or not _has_branches(structure, name):
-            return False
+            return None
         size *= len(site.support or ())
-    return size <= limit
+    return size
 
 
 def _has_branches(structure: Structure, name: str) -> bool:

@@ -47,7 +47,8 @@ class ReverseKL(Objective):
             leave-one-out on w from t on); `none`. Below 8 particles `regression` means `to_go`.
         enumerated: action sites with finite support, the last ones of the program, whose expectation
             is taken exactly; `auto` takes all action sites where their joint support has at most
-            `num_particles` elements, else none.
+            `num_particles` elements, or, from 64 particles on, at most 2,048 that a million numbers
+            suffice for, else none.
 
     Raises:
         ObjectiveError: on use, where the programs at hand would make the gradient biased.

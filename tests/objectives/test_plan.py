@@ -4,12 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 from oracles import ORACLES
 
 import bayesrl
+from bayesrl.core.dependence import numbers_for
 from bayesrl.core.pairing import Pair
 from bayesrl.core.structure import inspect
 from bayesrl.errors import ObjectiveError
@@ -53,6 +55,45 @@ def test_the_plan(name: str, pathwise: Any, score: Any, nature: Any, enumerated:
 def test_few_particles_do_not_enumerate_by_themselves() -> None:
     assert plan_of("dependent", ReverseKL(5)).enumerated == ()
     assert plan_of("dependent", ReverseKL(6)).enumerated == ("a", "b")
+
+
+def arms_of(reward: Any, num: int, num_particles: int) -> tuple[str, ...]:
+    def arms() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(num)))
+        bayesrl.reward("r", reward(arm))
+
+    structure = inspect(jax.random.key(0), arms)
+    pair = Pair(arms, arms, structure, (), {})
+    plan = ReverseKL(num_particles).prepare(jax.random.key(1), pair, {}).plan
+    assert plan is not None
+    return plan.enumerated
+
+
+def test_what_is_small_is_enumerated_beyond_the_particles() -> None:
+    """Not where few particles are asked for, Python is called, or each value costs a large product."""
+
+    def called(arm: Any) -> Any:
+        return jax.pure_callback(lambda x: x * np.float32(1), jnp.zeros(()), arm.astype(float))
+
+    matrix = jnp.ones((3000, 3))
+    assert arms_of(lambda arm: 1.0 * arm, 1000, 64) == ("arm",)
+    assert arms_of(lambda arm: 1.0 * arm, 2049, 64) == ()
+    assert arms_of(lambda arm: 1.0 * arm, 1000, 63) == ()
+    assert arms_of(called, 65, 64) == ()
+    assert arms_of(called, 64, 64) == ("arm",)
+    assert arms_of(lambda arm: (matrix @ (arm * jnp.ones(3))).sum(), 1000, 64) == ()
+    assert arms_of(lambda arm: (matrix[:20] @ (arm * jnp.ones(3))).sum(), 100, 64) == ("arm",)
+
+
+def test_only_what_depends_on_the_values_is_counted() -> None:
+    values = {"x": jnp.zeros(3)}
+    matrix = jnp.ones((50, 3))
+    assert numbers_for(lambda v: (v["x"] * 2).sum(), values) == 4
+    assert numbers_for(lambda v: (matrix * 2) @ v["x"], values) == 150
+    steps = numbers_for(lambda v: jax.lax.scan(lambda c, u: (c + u, c), 0.0, v["x"])[0], values)
+    assert steps is not None
+    assert 3 <= steps <= 9
+    assert numbers_for(lambda v: jax.pure_callback(np.sum, jnp.zeros(()), v["x"]), values) is None
 
 
 @pytest.mark.parametrize(
