@@ -3,21 +3,19 @@
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, wraps
-from pathlib import Path
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
 import bayesrl
-from bayesrl import control, lm, objectives
-from bayesrl.control import bandits
+from bayesrl import control, lm
 from bayesrl.lm import rewards
+from benchmarks.robustness_things import Bare, Scorer, Things, bandit, location
 
 MODULES = (
     "bayesrl",
@@ -30,170 +28,6 @@ MODULES = (
     "bayesrl.report",
 )
 """Whose `__all__` is walked."""
-
-
-def bandit() -> None:
-    """Draw an arm."""
-    arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
-    bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
-    numpyro.deterministic("gold", 1.0 * (arm == 1))
-
-
-def location(y: Any) -> None:
-    """Infer a mean."""
-    theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
-    with numpyro.plate("datum", len(y)):
-        numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
-
-
-class Things:
-    """What calls are made with, each made when it is first asked for."""
-
-    key = jax.random.key(0)
-    numbers: Callable[..., Any] = staticmethod(lambda *shape: np.full(shape, 0.5))
-
-    @cached_property
-    def posterior(self) -> bayesrl.Posterior:
-        """A fit."""
-        return bayesrl.fit(self.key, bandit, beta=1.0, num_steps=2, progress=False)
-
-    @cached_property
-    def sweep(self) -> bayesrl.Posterior:
-        """A fit at two temperatures."""
-        return bayesrl.fit(self.key, bandit, beta=jnp.array([0.5, 1.0]), num_steps=2, progress=False)
-
-    @cached_property
-    def exact(self) -> bayesrl.WeightedDraws:
-        """The enumerated posterior."""
-        return bayesrl.enumerate_posterior(bandit, beta=1.0)
-
-    @cached_property
-    def evidence(self) -> bayesrl.Evidence:
-        """Evidence of the fit."""
-        return bayesrl.evidence(self.key, self.posterior)
-
-    @cached_property
-    def sweep_evidence(self) -> bayesrl.Evidence:
-        """Evidence of the sweep."""
-        return bayesrl.evidence(self.key, self.sweep)
-
-    @cached_property
-    def mdp(self) -> control.TabularMDP:
-        """A finite problem."""
-        return control.river_swim(num_states=3, horizon=3)
-
-    @cached_property
-    def planned(self) -> control.Planned:
-        """Its optimum."""
-        return control.soft_value_iteration(self.mdp, 0.5)
-
-    @cached_property
-    def model(self) -> control.TabularModel:
-        """A model of it that is unknown."""
-        return control.TabularModel.of(self.mdp)
-
-    @cached_property
-    def learned(self) -> control.Learned:
-        """A run of learning."""
-        return control.learn(self.key, self.mdp, control.Bayesian(self.model), num_episodes=3, progress=False)
-
-    @cached_property
-    def control_fit(self) -> bayesrl.Posterior:
-        """A fitted policy of it."""
-        rollout = control.tabular_rollout(self.mdp)
-        return bayesrl.fit(self.key, rollout, beta=0.5, guide=control.TablePolicy(), num_steps=2, progress=False)
-
-    @cached_property
-    def arms(self) -> bandits.BernoulliArms:
-        """A bandit."""
-        return bandits.BernoulliArms(2)
-
-    @cached_property
-    def runs(self) -> bandits.BanditRuns:
-        """Runs on it."""
-        return bandits.play_bandit(self.key, self.arms, control.random(), num_steps=3, num_runs=4)
-
-    @cached_property
-    def belief(self) -> control.BetaBelief:
-        """A belief about it."""
-        return control.BetaBelief(jnp.array([3.0, 2.0]), jnp.array([2.0, 3.0]))
-
-    @cached_property
-    def logged(self) -> control.LoggedData:
-        """Logged decisions."""
-        return control.LoggedData(np.zeros(4, int), np.array([0, 1, 1, 0]), np.ones(4), np.full(4, 0.5))
-
-    @cached_property
-    def tokenizer(self) -> lm.Tokenizer:
-        """A tokenizer of three letters."""
-        return lm.characters("ab ")
-
-    @cached_property
-    def config(self) -> lm.GPT2Config:
-        """The sizes of a small model."""
-        return lm.GPT2Config(vocab_size=self.tokenizer.vocab_size, max_length=6, width=4, depth=1, heads=1)
-
-    @cached_property
-    def writer(self) -> lm.Pretrained:
-        """A small model that writes."""
-        return lm.Pretrained(lm.GPT2.random(self.key, self.config), self.tokenizer)
-
-    @cached_property
-    def judge(self) -> lm.Pretrained:
-        """A small classifier."""
-        config = lm.BertConfig(
-            vocab_size=self.tokenizer.vocab_size, max_length=6, width=4, depth=1, heads=1, inner=4, labels=("no", "yes")
-        )
-        return lm.Pretrained(lm.BertClassifier.random(self.key, config), self.tokenizer)
-
-    @cached_property
-    def prompted(self) -> lm.PromptedPolicy:
-        """A policy of texts."""
-        return lm.policy(self.writer, ["a", "b "], reward=len, max_new_tokens=2)
-
-    @cached_property
-    def text_fit(self) -> bayesrl.Posterior:
-        """A fit of it."""
-        options = {"guide": lm.FullParameters(), "objective": objectives.ReverseKL(num_particles=2)}
-        return bayesrl.fit(self.key, self.prompted, beta=1.0, num_steps=1, progress=False, **options)
-
-    @cached_property
-    def samples(self) -> lm.Samples:
-        """Samples of the fit."""
-        return lm.write_samples(self.key, self.text_fit, 2)
-
-    @cached_property
-    def run_folder(self) -> str:
-        """The folder of a run."""
-        folder = str(Path("run").absolute())
-        bayesrl.fit(self.key, bandit, beta=1.0, num_steps=2, directory=folder, progress=False)
-        return folder
-
-    @cached_property
-    def checkpoint(self) -> str:
-        """The folder of a checkpoint."""
-        folder = str(Path("checkpoint").absolute())
-        lm.save_pretrained(folder, self.writer.model, self.tokenizer)
-        return folder
-
-    @cached_property
-    def lines(self) -> str:
-        """A file of records."""
-        path = Path("lines.jsonl").absolute()
-        path.write_text('{"prompt": "a"}\n', encoding="utf-8")
-        return str(path)
-
-    @cached_property
-    def estimates(self) -> bayesrl.Estimates:
-        """Estimates by hand."""
-        one = bayesrl.Estimate(np.array([1.0]), np.array([0.1]))
-        return bayesrl.Estimates(one, one, one, {})
-
-    @cached_property
-    def records(self) -> list[dict[str, str]]:
-        """Records with answers."""
-        return [{"prompt": "a", "answer": "b"}, {"prompt": "b", "answer": "a"}]
-
 
 type Call = Callable[[Things], dict[str, Any]]
 
@@ -419,32 +253,6 @@ ABSTRACT = (
     "Reward",
 )  # fmt: skip
 """To be inherited from, which take no arguments of their own."""
-
-
-class Bare:
-    """An environment of gymnax's shape."""
-
-    def reset(self, key: Any, params: Any) -> tuple[Any, Any]:
-        """Start."""
-        return jnp.zeros(2), jnp.zeros(2)
-
-    def step(self, key: Any, state: Any, action: Any, params: Any) -> tuple[Any, ...]:
-        """Go on."""
-        return state, state, jnp.asarray(1.0), jnp.asarray(False), {}
-
-
-class Scorer:
-    """A pipeline of scikit-learn's shape."""
-
-    classes_ = np.array(["no", "yes"])
-
-    def predict(self, texts: Any) -> np.ndarray:
-        """Give classes."""
-        return np.full(len(texts), "no")
-
-    def predict_proba(self, texts: Any) -> np.ndarray:
-        """Give probabilities of classes."""
-        return np.full((len(texts), 2), 0.5)
 
 
 def public() -> Iterator[tuple[str, Any]]:

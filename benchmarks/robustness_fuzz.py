@@ -76,7 +76,8 @@ def _work(names: Sequence[str], skip: set[str], log: Path) -> None:
     os.nice(10)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     from bayesrl.errors import BayesRLError
-    from benchmarks.robustness_calls import Things, parameters, targets
+    from benchmarks.robustness_calls import parameters, targets
+    from benchmarks.robustness_things import Things
 
     warnings.simplefilter("ignore")
     things = Things()

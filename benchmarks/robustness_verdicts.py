@@ -13,7 +13,9 @@ REASONS = {
     "function": "a function, or a class that is called as one; what it gives is looked at when it is called",
     "numbers": "numbers, or lists and arrays of them, of a shape that fits",
     "container": "an empty list, tuple or dictionary, or one whose parts are of the right kind",
-    "later": "what is looked at when the problem is run, the section drawn or the environment called",
+    "settings": "settings as a file of JSON holds them, which other programs may read",
+    "later": "an environment's id or maker, and the value of a reward, which are looked at when the program is run",
+    "whatever": "parameters of an environment of the user's own, which it alone reads; nan is refused",
     "own": "one of the several kinds that the argument takes",
 }
 
@@ -23,13 +25,21 @@ _FROM_ZERO = {*_REAL, "0", "1e-320"}
 _ANY_REAL = {*_FROM_ZERO, "-1", "-0.5"}
 _SHARE = {"0", "1", "0.5", "1e-320"}
 _TEXT = {"'3'", "''", "'abc'", "'a\\0b'"}
-_LISTS = {"[]", "()", "{}", "{'a': 1}", "['a']", "[1]", "array []", "array of texts"}
 
 _KINDS: list[tuple[str, str, set[str]]] = [
-    (r"control\.JaxEnvironment\.params|bayesrl\.LearningProblem\.(environment|agent|exploration)"
-     r"|control\.agent_named\.model|control\.episode_sections\.environment|bayesrl\.reward\.value"
-     r"|bayesrl\.reward\.name|bayesrl\.environment\.(name|distribution)|control\.learning_values\.truth"
-     r"|bayesrl\.Calibration\.\w+", "later", {"*"}),
+    (r"control\.JaxEnvironment\.params", "whatever", {"*"}),
+    (r"control\.agent_named\.model", "function", {"function"}),
+    (r"Prompts\.take\.chosen", "numbers", {"old key", "words of a key"}),
+    (r"bayesrl\.reward\.value", "later", {*_ANY_REAL, "nan", "inf", "-inf", "1e308", "True", "False"}),
+    (r"bayesrl\.environment\.distribution", "own", {"distribution"}),
+    (r"control\.episode_sections\.environment|bayesrl\.LearningProblem\.environment", "later",
+     {*_TEXT, "function", "class"}),
+    (r"bayesrl\.Calibration\.(pit|ranks)", "numbers",
+     {"array of 3, no axes", "array [3]", "array [0.5]", "array []", "array of 2 × 2 × 2", "old key",
+      "words of a key"}),
+    (r"bayesrl\.Calibration\.names", "container", {"()"}),
+    (r"lm\.policy\.top_k", "count", {"0"}),
+    (r"report\.held_out_figure\.beta", "own", {"[None]"}),
     (r"(control\.n_chain|control\.river_swim)\.num_states|control\.deep_sea\.size|bandits\.\w+\.num_arms"
      r"|objectives\.ForwardKL\.num_particles|lm\.Reuse\.num_particles|bayesrl\.importance\.num_samples"
      r"|Posterior\.estimate\.num_samples|lm\.kl_of\.num_samples|lm\.(corpus|small_writer)\.length", "count",
@@ -52,10 +62,12 @@ _KINDS: list[tuple[str, str, set[str]]] = [
      r"|length|a|b|\w+_mass|half_length)", "number", _REAL),
     (r".*\.(progress|flag|observable|full|strip|ignore_case|batched|with_prompt|end|tied|parallel|critic|stationary"
      r"|unbounded|within_prior|paid_at_end|\w+_bias|query_key_norm|ends_known|skip_special|continues|special|recurrent"
-     r"|merge)", "flag", {"True", "False"}),
+     r"|merge|mean)", "flag", {"True", "False"}),
+    (r"control\.GymnasiumSource\.action_masks|control\.learn\.action_masks", "flag", {"False"}),
     (r"GPT2\.random\.key", "key", {"key", "old key", "words of a key"}),
     (r".*\.key", "key", {"key", "old key"}),
-    (r".*\.(directory|folder|path|source)", "path", {"'3'", "'abc'", "function", "class"}),
+    (r".*\.(directory|folder|path)", "path", {"'3'", "'abc'"}),
+    (r"bayesrl\.(load|resume)\.source", "function", {"function", "class"}),
     (r".*\.(name|about|field|answer|text|pattern|gold|revision|model_type|problem|activation)", "text", _TEXT),
     (r".*\.(policy|program|model|fn|callback|features|prior|behaviour|exact|infer|train|source|reward|guide"
      r"|exploration|environment)", "function", {"function", "class"}),
@@ -65,10 +77,12 @@ _KINDS: list[tuple[str, str, set[str]]] = [
       "words of a key"}),
     (r"control\.JaxEnvironment\.actions", "own", {"distribution"}),
     (r"control\.ActorCritic\.clip|lm\.Pretrained\.tokenizer|GPT2\.random\.dtype", "own", {"None"}),
-    (r".*\.(args|held_out|sections|metrics|diagnoses|frontiers|keep|config|generation|options|fit_options|learn_options"
-     r"|made_of|room_for|names|action_names|texts|prompts|parts|rows|examples|windowed|unturned|enumerated|labels"
-     r"|changes|chosen|beta)", "container", _LISTS),
-    (r".*\.params", "later", {"*"}),
+    (r".*\.(keep|config|generation|adapter|special_map|made_of)", "settings", {"{}", "{'a': 1}"}),
+    (r".*\.(metrics|diagnoses|frontiers|options|fit_options|learn_options)", "container", {"{}"}),
+    (r".*\.(texts|prompts|room_for|labels|names|action_names)", "container",
+     {"[]", "()", "['a']", "array []", "array of texts"}),
+    (r".*\.(args|held_out|sections|parts|rows|windowed|unturned|enumerated|chosen)", "container",
+     {"[]", "()", "[1]", "array []"}),
 ]  # fmt: skip
 """Names of arguments, the reason, and the values that are right for it; the first that has the value counts."""
 

@@ -23,7 +23,8 @@ from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.guides import AutoTilt
 from bayesrl.lm.transformers.causal import Config
 from bayesrl.report import training_figure
-from benchmarks.robustness_calls import ABSTRACT, GIVEN, RECORDS, Bare, Things, public
+from benchmarks.robustness_calls import ABSTRACT, GIVEN, RECORDS, public
+from benchmarks.robustness_things import Bare, Things
 
 KEY = jax.random.key(0)
 HUGE = 10**9
@@ -39,7 +40,6 @@ IN_BODIES = {
     "write_report.posteriors": "the same, or several by name",
     "JaxEnvironment.env": "whatever has the methods of one of six libraries",
     "from_gymnasium.environment": "an environment or its id",
-    "agent_named.model": "whatever the agent of that name takes",
     "policy.prompts": "texts, records, conversations or tokens, told apart one by one",
     "Tokenizer.core": "of a library that is imported when it is needed",
     "as_reward.reward": "a reward, or a function of texts",

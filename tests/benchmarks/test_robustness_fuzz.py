@@ -11,7 +11,6 @@ from benchmarks.robustness_calls import (
     CALLS,
     GIVEN,
     RECORDS,
-    Things,
     defaults,
     names,
     parameters,
@@ -19,6 +18,7 @@ from benchmarks.robustness_calls import (
     targets,
 )
 from benchmarks.robustness_fuzz import _called, values
+from benchmarks.robustness_things import Things
 from benchmarks.robustness_verdicts import reason
 
 CHEAP = (

@@ -15,11 +15,15 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 from bayesrl.values import is_function
 
-_IS_MODEL = Must(
-    "a model of the unknown, such as TabularModel(...), or a NumPyro program of the experience",
-    lambda model: is_function(model) and not isinstance(model, type),
-    alone=True,
-)
+type ModelOrProgram = Annotated[
+    Any,
+    Must(
+        "a model of the unknown, such as TabularModel(...), or a NumPyro program of the experience",
+        lambda model: is_function(model) and not isinstance(model, type),
+        alone=True,
+    ),
+]
+"""A model of the unknown, or a program of yours in its place."""
 
 
 def _fits_itself(given: Mapping[str, Any]) -> bool:
@@ -55,7 +59,7 @@ class Bayesian(Agent):
         Ghavamzadeh, Mannor, Pineau & Tamar (2015), "Bayesian reinforcement learning: a survey".
     """
 
-    model: Annotated[Any, _IS_MODEL]
+    model: ModelOrProgram
     inference: Literal["exact", "fit"] = "exact"
     num_draws: Count = 32
     num_steps: Count = 100

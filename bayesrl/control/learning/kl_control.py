@@ -17,7 +17,7 @@ from bayesrl.arguments import Count, Positive, Share, checked
 from bayesrl.control.behaviours import decide
 from bayesrl.control.critic import ActorCritic
 from bayesrl.control.exploration import Exploration, Thompson, thompson
-from bayesrl.control.learning.agents import Bayesian
+from bayesrl.control.learning.agents import Bayesian, ModelOrProgram
 from bayesrl.control.learning.choices import restored
 from bayesrl.control.learning.experience import Episode
 from bayesrl.control.learning.masks import masks_of
@@ -272,7 +272,7 @@ def _recorded(*_: Any) -> Any:
 
 
 @checked(ControlError)
-def agent_named(name: str, model: Any, *, beta: float) -> Agent:
+def agent_named(name: str, model: ModelOrProgram, *, beta: float) -> Agent:
     """Make an agent from its name: `bayesian`, with a model of the unknown, or `kl_control`, at a temperature.
 
     Raises:

@@ -24,7 +24,7 @@ from bayesrl.core.compiling import compiled
 from bayesrl.core.keys import cheap, fold_in, key_of_nothing
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
-from bayesrl.values import is_function
+from bayesrl.values import is_function, is_text
 
 
 class TabularWorld(World):
@@ -300,8 +300,13 @@ class BanditWorld(World):
 
 
 def _can_be_played(environment: Any) -> bool:
-    kinds = World | TabularMDP | Bandit | Environment | str
-    return isinstance(environment, kinds) or is_function(environment) or hasattr(environment, "action_space")
+    kinds = World | TabularMDP | Bandit | Environment
+    return (
+        isinstance(environment, kinds)
+        or is_text(environment)
+        or is_function(environment)
+        or hasattr(environment, "action_space")
+    )
 
 
 type Playable = Annotated[
