@@ -57,7 +57,7 @@ def test_estimates_are_right(name: str) -> None:
 def test_the_standard_error_is_that_of_repetitions() -> None:
     """Over 60 repetitions the spread of the mean is the reported error, within 40% (5 sd of a spread of 60)."""
     posterior = short_fit("chain")
-    means, errors = jax.vmap(lambda key: posterior.estimate(key, 200).objective)(jax.random.split(KEY, 60))
+    means, errors = jax.jit(jax.vmap(lambda key: posterior.estimate(key, 200).objective))(jax.random.split(KEY, 60))
     assert float(means.std() / errors.mean()) == pytest.approx(1.0, abs=0.46)
 
 
@@ -195,7 +195,7 @@ def test_the_fitted_policy_is_a_program(name: str) -> None:
         reference, _ = numpyro_log_density(bayesrl.tilt(program, oracle.beta), args, {}, values)
         return fitted, original, reference  # type: ignore[return-value]
 
-    fitted, original, reference = jax.vmap(both)(latent)
+    fitted, original, reference = jax.jit(jax.vmap(both))(latent)
     assert np.allclose(fitted.log_prior, posterior.log_prob(latent, *args)[0], atol=1e-4)
     assert np.allclose(fitted.log_nature, original.log_nature, atol=1e-5)
     assert np.allclose(fitted.total_reward, original.total_reward, atol=1e-5)
@@ -221,7 +221,7 @@ def handlers_prior() -> Array:
 
 def test_act_draws_from_the_fitted_policy() -> None:
     posterior = short_fit("flat")
-    arms = jax.vmap(posterior.act)(jax.random.split(KEY, 4000))
+    arms = jax.jit(jax.vmap(posterior.act))(jax.random.split(KEY, 4000))
     q = jax.nn.softmax(posterior.params["arm_logits"][0])
     for arm in range(5):
         error = float((q[arm] * (1 - q[arm]) / 4000) ** 0.5)

@@ -116,7 +116,7 @@ def test_log_density_is_numpyros_of_the_tilted_program(name: str) -> None:
         reference, _ = numpyro_log_density(bayesrl.tilt(program, oracle.beta), args, {}, sites)
         return density.log_target, reference, stepwise
 
-    target, reference, stepwise = jax.vmap(both)(jax.random.split(jax.random.key(1), 20))
+    target, reference, stepwise = jax.jit(jax.vmap(both))(jax.random.split(jax.random.key(1), 20))
     assert target.shape == (20, *structure.context_shape)
     assert np.allclose(target.reshape(20, -1).sum(-1), reference, rtol=1e-4, atol=1e-4)
     assert np.allclose(stepwise, target, rtol=1e-5, atol=1e-5)
@@ -169,7 +169,9 @@ def test_environment_is_sampled_from_its_distribution() -> None:
     def program() -> Array:
         return bayesrl.environment("rain", dist.Bernoulli(0.3), observable=True)
 
-    draws = jax.vmap(lambda key: handlers.seed(program, rng_seed=key)())(jax.random.split(jax.random.key(0), 10_000))
+    draws = jax.jit(jax.vmap(lambda key: handlers.seed(program, rng_seed=key)()))(
+        jax.random.split(jax.random.key(0), 10_000)
+    )
     assert abs(float(draws.mean()) - 0.3) < 5 * (0.21 / 10_000) ** 0.5
 
 

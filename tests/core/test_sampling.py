@@ -12,7 +12,7 @@ from bayesrl.core.sampling import draw_category, draw_subset
 def test_categories_have_their_probabilities(key: jax.Array, shape: tuple[int, ...]) -> None:
     logits = jax.random.normal(key, shape).at[..., 1].set(-jnp.inf)
     num = 20_000
-    draws = jax.vmap(draw_category, (0, None))(jax.random.split(key, num), logits)
+    draws = jax.jit(jax.vmap(draw_category, (0, None)))(jax.random.split(key, num), logits)
     assert draws.shape == (num, *shape[:-1])
     probability = jax.nn.softmax(logits, axis=-1)
     frequency = jax.nn.one_hot(draws, shape[-1]).mean(0)
@@ -23,7 +23,7 @@ def test_categories_have_their_probabilities(key: jax.Array, shape: tuple[int, .
 @pytest.mark.parametrize("never", [0, 2, 4])
 def test_what_has_probability_zero_is_never_drawn(key: jax.Array, never: int) -> None:
     logits = jnp.zeros(5).at[never].set(-jnp.inf)
-    draws = jax.vmap(draw_category, (0, None))(jax.random.split(key, 10_000), logits)
+    draws = jax.jit(jax.vmap(draw_category, (0, None)))(jax.random.split(key, 10_000), logits)
     assert not (draws == never).any()
     assert int(draws.min()) >= 0
     assert int(draws.max()) <= 4

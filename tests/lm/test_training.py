@@ -310,5 +310,5 @@ def test_a_judge_learns_its_labels() -> None:
     texts = ["abab", "ba", "aab", "cdc", "dd", "ccd"]
     judge = lm.small_judge("letters", texts, ["ab"] * 3 + ["cd"] * 3, lm.characters("abcd"), num_steps=60, width=8)
     program = lm.labelled(judge, texts, ["ab"] * 3 + ["cd"] * 3)
-    logits = jax.vmap(judge.model)(program.tokens, program.real)  # type: ignore[arg-type]
+    logits = jax.jit(jax.vmap(judge.model))(program.tokens, program.real)  # type: ignore[arg-type]
     assert np.asarray(logits).argmax(-1).tolist() == [0, 0, 0, 1, 1, 1]

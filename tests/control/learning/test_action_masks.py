@@ -131,7 +131,7 @@ def test_planning_is_among_what_is_allowed() -> None:
     allowed = ALLOWED.copy()
     experience = world_of(row()).example()._replace(allowed=allowed)
     sites = agent.draw(KEY, agent.nothing(), experience, 3)
-    told = jax.vmap(lambda one: agent.values(one, experience))(sites)
+    told = jax.jit(jax.vmap(lambda one: agent.values(one, experience)))(sites)
     for i in range(3):
         table = np.concatenate([np.asarray(sites["transitions"][i], float), np.full((1, 3, 5), 0.2)])
         mdp = control.TabularMDP.from_dense(

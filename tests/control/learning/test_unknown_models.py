@@ -235,7 +235,7 @@ def test_k_learning_bounds_the_expected_optimum() -> None:
         model = TabularModel.of(mdp, noise=0.1)
         state = model.absorb(model.initial(KEY, world), experience)
         draws = model.draw(KEY, state, experience, 400)
-        values = jax.vmap(lambda one, m=model, e=experience: m.values(one, e))(draws)
+        values = jax.jit(jax.vmap(lambda one, m=model, e=experience: m.values(one, e)))(draws)
         best = np.asarray(values[:, 0, 0].max(-1), float)
         bound = float(model.cumulants(state).bound)
         assert bound > best.mean() - 4 * best.std() / 20
