@@ -18,8 +18,9 @@ lint: setup
 types: setup
 	$(RUN) mypy
 
+# Bytecode of the package is kept, whatever the environment says: the tests start many processes that import it.
 unit: setup
-	$(RUN) pytest
+	PYTHONDONTWRITEBYTECODE= $(RUN) pytest
 
 benchmarks: setup
 	$(RUN) python -m benchmarks
