@@ -362,7 +362,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     command = [*COMMAND, "fit", "bernoulli_bandit", "--steps", "100000000", "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (folder / run_folder.PROBLEM).exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     time.sleep(0.5)
