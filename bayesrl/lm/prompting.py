@@ -68,8 +68,14 @@ class PromptedPolicy:
         ended = np.cumsum(is_end(tokens, self.options["end"])) > 0
         return self.tokenizer.decode([tokens[~ended]], continues=True)[0]
 
-    def sentences(self, model: CausalLM, prompt: Array, real: Array) -> Sentences:
-        """Give the distribution of answers to prompts [*batch, P] by any model, limited as the reference is."""
+    def sentences(self, model: CausalLM, prompt: Array, real: Array | None) -> Sentences:
+        """Give the distribution of answers to prompts [*batch, P] by any model, limited as the reference is.
+
+        Args:
+            model: in the place of the reference.
+            prompt: token ids.
+            real: which of them are no padding, in the same shape; None where all are.
+        """
         within = self.model if self.truncated and model is not self.model else None
         return Sentences(model, prompt, real, within=within, **self.options)
 

@@ -320,7 +320,7 @@ class Sentences(dist.Distribution):
         return result.reshape(*shape, *result.shape[2:])
 
 
-def allowed(logits: Array, top_k: int | None, top_p: float, min_p: float) -> Array:
+def allowed(logits: Array, top_k: int | None, top_p: float, min_p: float = 0.0) -> Array:
     """Tell which tokens a truncation lets follow, [..., V]; the likeliest always may.
 
     Args:

@@ -260,8 +260,10 @@ def test_where_models_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["text", "pairs"])
 def test_small_writer_trains_and_keeps(cache: Path, kind: str) -> None:
-    options: dict[str, Any] = {"num_steps": 3, "width": 8, "depth": 1, "length": 6}
+    options: dict[str, Any] = {"num_steps": 3, "width": 8, "depth": 1}
     data = TEXT if kind == "text" else EXAMPLES
+    if kind == "text":
+        options["length"] = 6
     made = small_writer("tiny", data, TOKENIZER, **options)
     room = 32  # beyond the longest text, for prompts that are longer than those of the data
     assert made.model.config.max_length == room + (6 if kind == "text" else 3 + 2 + 1)
