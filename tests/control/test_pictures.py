@@ -25,7 +25,7 @@ def test_sections_of_a_tabular_fit(swim: bayesrl.Posterior) -> None:
     assert all("Good" in part.caption or "exact" in part.caption for part in found)
     rows = {row[0]: row[1:] for row in found[-1].body[1:]}
     exact = control.soft_value_iteration(control.river_swim(), 0.1)
-    assert float(rows["exact optimum"][0]) == pytest.approx(float(exact.objective), rel=1e-5)
+    assert float(rows["exact optimum"][0]) == pytest.approx(float(exact.objective), rel=5e-4)
     assert float(rows["prior"][2]) == 0
     arrows = found[0].body.axes[0].texts
     assert len(arrows) >= 6, "an arrow for what is likely in every cell"
