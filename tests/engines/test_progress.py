@@ -98,8 +98,8 @@ def test_a_command_is_never_silent_for_long(tmp_path: Path) -> None:
         "import time\n"
         "from bayesrl.engines import running\n"
         "import bayesrl.cli.fitting as fitting\n"
-        "real = fitting.score\n"
-        "fitting.score = lambda *args, **given: (time.sleep(3), real(*args, **given))[1]\n"
+        "real = fitting.gather_run\n"
+        "fitting.gather_run = lambda *args, **given: (time.sleep(3), real(*args, **given))[1]\n"
         "from bayesrl.cli import app\n"
         "app()\n",
         "fit",
@@ -110,7 +110,7 @@ def test_a_command_is_never_silent_for_long(tmp_path: Path) -> None:
         str(tmp_path / "run"),
     )
     told = lines(shown)
-    assert "scoring, 2 s" in told
+    assert "diagnosing, 2 s" in told
     assert any("200/200 steps" in line for line in told)
     table = next(i for i, line in enumerate(told) if "steps in" in line)
     assert not any(line.startswith(("scoring", "diagnosing", "writing")) for line in told[table:])
