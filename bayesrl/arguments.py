@@ -26,7 +26,9 @@ MOST = 2**31 - 1
 
 def whole(least: int, most: int = MOST) -> Must:
     """Give the condition of whole numbers between two ends."""
-    be, beyond = _between("a whole number", least, None if most == MOST else most), f"a whole number of at most {most}"
+    if most != MOST:
+        return Must(f"a whole number from {least} to {most}", lambda n: least <= n <= most)
+    be, beyond = f"a whole number of at least {least}", f"a whole number of at most {most}"
     return Must(be, lambda n: least <= n <= most, instead=lambda n: beyond if n > most else be)
 
 

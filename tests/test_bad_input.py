@@ -205,7 +205,7 @@ FITS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (bandit, {"beta": 1.0, "num_steps": True}, FitError, "num_steps=True; use a whole number"),
     (bandit, {"beta": 1.0, "num_restarts": 0}, FitError, "num_restarts=0"),
     (bandit, {"beta": 1.0, "start_beta": 0.5}, FitError, "start_beta=0.5; use a number .* at least beta=1"),
-    (bandit, {"start_beta": 2.0}, FitError, "no beta to fall to"),
+    (bandit, {"start_beta": 2.0}, FitError, "without beta= there is nothing to fall to"),
     (bandit, {"beta": 1.0, "tolerance": -1.0}, FitError, r"tolerance=-1\.0"),
     (bandit, {"beta": 1.0, "num_stepz": 5}, TypeError, "num_stepz"),
 ]
