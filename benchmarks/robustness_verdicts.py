@@ -53,7 +53,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r"bandits\.\w+\.prior_[ab]", "number", {"1", "2**40", "2.5", "array of 3, no axes"}),
     (r"\w+\.\w+\.(discount|slip|share|epsilon|trace|prior_fraction|top_p)|Learned\.\w+\.share", "number",
      {*_SHARE, "2.5", "2**40", "array of 3, no axes"}),
-    (r".*BanditRuns\.band\.level", "number", _SHARE),
+    (r".*BanditRuns\.band\.level|lm\.(policy|Sentences)\.min_p", "number", _SHARE),
     (r".*\.(level|confidence)", "number", {"0.5", "1"}),
     (r".*\.(gravity|initializer_range|query_scale|score_cap|logit_cap|epsilon|tolerance)", "number", _FROM_ZERO),
     (r".*\.(force|\w+_reward|reward_bound|on_error|prior_mean|turning_point)", "number",
