@@ -17,7 +17,6 @@ from bayesrl.typing import Params, PRNGKey
 
 
 @checked(ObjectiveError)
-@checked(ObjectiveError)
 @dataclass(frozen=True)
 class ActorCritic(Objective):
     """Maximise J of a rollout, the credit of each action told by a learned value V of what is observed.
@@ -84,8 +83,7 @@ class ActorCritic(Objective):
         target = lax.stop_gradient(value) + kept * advantage
         clipped = ratio if self.clip is None else jnp.clip(ratio, 1.0 - self.clip, 1.0 + self.clip)
         pull = weight if self.step_weights == "discounted" else counts
-        centred = advantage - _of_others(advantage, counts)
-        gain = (pull * jnp.minimum(ratio * centred, clipped * centred)).sum(-1).mean() / beta
+        gain = (pull * jnp.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean() / beta
         error = (counts * (value - target) ** 2).sum() / jnp.maximum(counts.sum(), 1.0)
         info = info_of(draws, pair, beta, value.shape[:-1])
         told = {
@@ -118,13 +116,3 @@ class ActorCritic(Objective):
 
         by_time = jax.tree.map(lambda x: x.T, (delta, go_on, kept, counts))
         return lax.scan(back, jnp.zeros_like(value[:, 0]), by_time, reverse=True)[1].T
-
-
-def _of_others(advantage: Array, counts: Array) -> Array:
-    """Give the mean advantage in the other episodes, [particles, 1].
-
-    As a baseline it biases nothing. Before V is learned all advantages are far from 0 on the same side.
-    """
-    total, number = (counts * advantage).sum(-1, keepdims=True), counts.sum(-1, keepdims=True)
-    others = number.sum() - number
-    return jnp.where(others > 0, (total.sum() - total) / jnp.maximum(others, 1.0), 0.0)
