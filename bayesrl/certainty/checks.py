@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bayesrl.certainty.course import Course
-from bayesrl.certainty.measured import NO_WEIGHTS, amount
+from bayesrl.certainty.measured import NO_WEIGHTS, TIED, amount
 from bayesrl.certainty.sampled import worth_of
 from bayesrl.certainty.tails import rank_rhat
 from bayesrl.certainty.verdicts import Check, Evidence, Outcome
@@ -189,7 +189,7 @@ def worth_check(ess: float, khat: float, num: int) -> Check:
     help_ = "" if enough else ": choose a richer guide, or fit longer (num_steps=)"
     if math.isnan(khat):
         outcome: Outcome = "pass" if enough else "warn"
-        advice = f"{worth}; their weights are tied or all alike, and have no tail for k̂ to judge{help_}."
+        advice = f"{worth}; {TIED}{help_}."
         return Check("weights", khat, threshold, outcome, advice, reference)
     if khat <= threshold and not enough:
         told = (

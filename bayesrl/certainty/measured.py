@@ -13,7 +13,7 @@ HEADINGS = ("β", "J", "J*", "gap", "share", "E[R]", "KL", "log Z", "log p(y)")
 
 NO_WEIGHTS = "nature's luck or a discount moves the weights of draws, whatever the fit"
 TIED = "the weights are tied or all alike, and have no tail for k̂ to judge"
-_INTERVALS = ("objective", "reward", "kl", "optimum", "gap", "share", "start", "log_evidence", "log_marginal")
+INTERVALS = ("objective", "reward", "kl", "optimum", "gap", "share", "start", "log_evidence", "log_marginal")
 
 
 class Measured(NamedTuple):
@@ -166,14 +166,14 @@ def _above(optimum: Interval | None, objective: Interval) -> bool:
 
 def to_json(row: Measured) -> dict[str, Any]:
     """Describe what is known by what JSON can hold; numbers that are none as null."""
-    fields = {name: _numbers(getattr(row, name)) for name in _INTERVALS}
+    fields = {name: _numbers(getattr(row, name)) for name in INTERVALS}
     weights = {name: _number(getattr(row, name)) for name in ("ess", "khat")}
     return {"beta": row.beta, **fields, **weights, "num_weighed": row.num_weighed}
 
 
 def from_json(told: Mapping[str, Any]) -> Measured:
     """Make what `to_json` described."""
-    fields: dict[str, Any] = {name: _interval(told[name]) for name in _INTERVALS}
+    fields: dict[str, Any] = {name: _interval(told[name]) for name in INTERVALS}
     weights: dict[str, Any] = {name: math.nan if told[name] is None else told[name] for name in ("ess", "khat")}
     return Measured(beta=told["beta"], num_weighed=told["num_weighed"], **fields, **weights)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bayesrl.arguments import checked
-from bayesrl.certainty.measured import HEADINGS, Measured, bracket_text, has_mean
+from bayesrl.certainty.measured import HEADINGS, INTERVALS, Measured, bracket_text, has_mean
 from bayesrl.core.estimates import Interval
 from bayesrl.core.showing import MARKS, Block, Line, Listing, Shown
 from bayesrl.core.wording import UNKNOWN, apart, at, number, share, with_error
@@ -114,9 +114,8 @@ class Evidence(Shown):
     @property
     def measured(self) -> list[Measured]:
         """Every quantity at each β."""
-        names = ("objective", "reward", "kl", "optimum", "gap", "share", "start", "log_evidence", "log_marginal")
         each: list[dict[str, Any]] = [
-            {name: at(getattr(self, name), i) for name in names} for i in range(len(self.betas))
+            {name: at(getattr(self, name), i) for name in INTERVALS} for i in range(len(self.betas))
         ]
         return [
             Measured(
