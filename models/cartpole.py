@@ -39,16 +39,16 @@ def problem(
         )
     if physics != "gymnasium":
         raise bayesrl.errors.ControlError(f"physics={physics!r}; use 'gymnasium' or 'program'")
-    total = int(steps) or 4000
+    total = int(steps) or 2000
     source = control.GymnasiumSource("CartPole-v1", num_envs=8, window=32, num_updates=20, seed=int(seed))
     return bayesrl.Problem(
         source.policy(discount=0.98),
         beta=beta,
         fit_options={
             "guide": control.NetworkPolicy(),
-            "objective": control.ActorCritic(trace=0.8, clip=0.1),
+            "objective": control.ActorCritic(trace=0.8),
             # Gradients change their size as the policy learns, and Adam has to forget that fast.
-            "optimizer": optax.adam(optax.linear_schedule(0.002, 0.0, total), b2=0.99),
+            "optimizer": optax.adam(optax.linear_schedule(0.003, 0.0, total), b2=0.99),
             "num_steps": total,
             "source": source,
         },

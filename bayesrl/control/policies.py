@@ -285,12 +285,9 @@ def _abstractly[T](make: Callable[[], T]) -> T:
 
 
 def _return_scale(key: PRNGKey, rollout: Played) -> float:
-    """Root mean square of the prior's returns to come, reward units: what a critic's numbers are multiples of.
-
-    Where the environment is no program, nothing is known of them.
-    """
+    """Root mean square of the prior's returns to come, reward units: what a critic's numbers are multiples of."""
     if isinstance(rollout, RecordedRollout):
-        return 1.0
+        return rollout.return_scale
 
     def rewards(key: PRNGKey) -> Array:
         return record(FoldedKeys(rollout, key)).sites["reward"].fn.log_factor

@@ -133,9 +133,13 @@ class RecordedRollout(Played):
 
     `source` fills the sites `observation`, `counts` (False where an environment was reset, and in the last step,
     which only values what follows), `terminated` and `earned`; of the actions it is known who drew them.
+
+    Attributes:
+        return_scale: of about which size returns to come are, reward units; a critic's numbers are multiples of it.
     """
 
     environment: Outside
+    return_scale: float = 1.0
 
     def play(self, choose: Chooser) -> Any:
         """Score what was recorded; see `Played.run`."""

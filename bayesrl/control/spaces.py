@@ -137,13 +137,34 @@ class Actions:
             known = np.arange(max(self.sizes)) < np.asarray(self.sizes)[:, None]
             logits = jax.device_put(np.where(known, 0.0, NEVER).astype(np.float32))
             return dist.Categorical(logits=logits, validate_args=False).to_event(1)
-        with np.errstate(over="ignore", invalid="ignore"):  # where there are no bounds
+        middle, scale = jax.device_put(self._ranges())
+        prior = dist.Normal(middle, scale, validate_args=False)
+        return prior.to_event(middle.ndim) if middle.ndim else prior
+
+    def at_random(self, rng: np.random.Generator, number: int, allowed: np.ndarray | None = None) -> np.ndarray:
+        """Draw so many from the default prior, on the host, [number, *shape].
+
+        Args:
+            rng: of NumPy.
+            number: how many.
+            allowed: which of finitely many actions may be taken, [number, num]; where it is None, all.
+        """
+        if self.num is not None:
+            known = np.ones((number, self.num), bool) if allowed is None else allowed
+            return np.argmax(np.where(known, rng.random(known.shape), -1.0), -1)
+        if self.sizes:
+            return rng.integers(self.sizes, size=(number, len(self.sizes)))
+        middle, scale = self._ranges()
+        drawn: np.ndarray = middle + scale * rng.standard_normal((number, *middle.shape), np.float32)
+        return drawn
+
+    def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give middle and half the range of vectors; 0 and 1 where they have no bounds."""
+        with np.errstate(over="ignore", invalid="ignore"):
             low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
             bounded = (np.abs(low) < _LARGEST) & (np.abs(high) < _LARGEST)
-            middle = jax.device_put(np.where(bounded, (low + high) / 2, 0.0).astype(np.float32))
-            scale = jax.device_put(np.where(bounded, (high - low) / 2, 1.0).astype(np.float32))
-        prior = dist.Normal(middle, scale, validate_args=False)
-        return prior.to_event(low.ndim) if low.ndim else prior
+            middle = np.where(bounded, (low + high) / 2, 0.0).astype(np.float32)
+            return middle, np.where(bounded, (high - low) / 2, 1.0).astype(np.float32)
 
     def to_environment(self, action: Any) -> Any:
         """Give what the environment takes of a batch, [num, ...]: bounded actions are cut at their bounds."""

@@ -15,6 +15,9 @@ from bayesrl.errors import ControlError
 _FAILED = "bayesrl: the episode failed"
 """How an environment's own info is told that the episode is to be dropped; no environment says this itself."""
 
+_NUM_PROBES = 256
+"""Steps that are played at random to learn of which size returns are."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -295,6 +298,28 @@ class Playing:
             last[i] = self._observations.one(found[i])
         self._check("an observation", last)
         return last
+
+    def returns_at_random(self, discount: float, seed: int) -> float:
+        """Play some steps of the default prior, and tell of which size returns to come are, reward units.
+
+        It is their root mean square, or the largest reward where that is more: what is seldom met at random may be met
+        in every episode later.
+
+        Args:
+            discount: γ.
+            seed: of the actions.
+        """
+        rng, masked = np.random.default_rng(seed), self._observations.masked
+        steps = []
+        for _ in range(_NUM_PROBES):
+            allowed = self.observation[:, -masked:] > 0 if masked else None
+            steps.append(self.step(self._actions.at_random(rng, self.number, allowed)))
+        later, squares, count = np.zeros(self.number), 0.0, 0
+        largest = max(float(np.abs(step.reward).max()) for step in steps)
+        for step in reversed(steps):
+            later = step.reward + discount * np.where(step.ended, 0.0, later)
+            squares, count = squares + float((later[step.counts] ** 2).sum()), count + int(step.counts.sum())
+        return max(float(np.sqrt(squares / max(count, 1))), largest)
 
     def unfinished(self) -> list[tuple[float, int]]:
         """Tell return and length of the episodes under way."""

@@ -191,9 +191,9 @@ def test_restarts_and_temperatures_have_environments_of_their_own() -> None:
 
 
 def test_an_episode_that_fails_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    calls = iter(range(1000))
+    calls = iter(range(1000))  # made for its spaces, for the size of its returns, and then to be played
     source = GymnasiumSource(
-        lambda: Counter(6, fails_at=2 if next(calls) == 1 else -1), num_envs=1, window=8, max_failures=2
+        lambda: Counter(6, fails_at=2 if next(calls) == 2 else -1), num_envs=1, window=8, max_failures=2
     )
     draws, *_ = batch_of(source)
     counts = np.asarray(draws.sites["counts"])[0]
@@ -484,3 +484,20 @@ def test_what_does_not_fit_the_interface_is_refused(give: Any) -> None:
 
     with pytest.raises(ControlError, match=r"does not fit Gymnasium's interface .*check_env tells what is wrong"):
         playing(GymnasiumSource(Odd, num_envs=2), 2).step(np.zeros(2, int))
+
+
+@pytest.mark.parametrize("reward", [1.0, 0.001, -300.0, 0.0])
+def test_a_critic_is_of_the_size_of_returns(reward: float) -> None:
+    """Undiscounted, 1 to 11 rewards are still to come in episodes of 11 steps, 46 in the mean square."""
+    made = lambda: gymnasium.wrappers.TransformReward(Counter(11), lambda _: reward)  # noqa: E731
+    found = GymnasiumSource(made, num_envs=1).policy(discount=1.0).return_scale
+    assert found == pytest.approx(abs(reward) * np.sqrt(46.0) if reward else 1.0, rel=0.03)
+
+
+def test_cartpole_is_learned() -> None:
+    """The ready model at its defaults plays the real environment to 475 of 500, the mark that Gymnasium sets."""
+    problem = bayesrl.ready_model("cartpole")
+    fitted = bayesrl.fit(
+        jax.random.key(0), problem.policy, beta=problem.beta, progress=False, **problem.fit_options
+    )  # fmt: skip
+    assert float(fitted.estimate(jax.random.key(100), 100).metrics["return"].mean.item()) >= 475.0
