@@ -19,7 +19,7 @@ from bayesrl.core.dependence import scan_layout
 _PLAIN = frozenset({0.0, 1.0, -1.0, 2.0, -2.0, 0.5, float("inf"), float("-inf")})
 """Numbers that programs are made of rather than told: XLA simplifies them away, so they stay where they are."""
 
-_DIFFERENTIATION_ONLY = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "symbolic_zeros"})
+DIFFERENTIATION_ONLY = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "symbolic_zeros"})
 """Parameters of operations that only count where a program is differentiated further, which it is not."""
 
 _NAMES = frozenset({"name", "ctx_mesh"})
@@ -73,7 +73,7 @@ class _Form:
             params = tuple(
                 self._param(value, lift=lift and _is_opened(eqn))
                 for key, value in sorted(eqn.params.items())
-                if key not in _NAMES and key not in _DIFFERENTIATION_ONLY
+                if key not in _NAMES and key not in DIFFERENTIATION_ONLY
             )
             for var in eqn.outvars:
                 place[var] = len(place)

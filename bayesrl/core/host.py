@@ -11,6 +11,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +156,7 @@ _functions: weakref.WeakValueDictionary[int, "_Held"] = weakref.WeakValueDiction
 _recent: deque["_Held"] = deque(maxlen=4096)
 """Functions outlive the tracing of who calls them; compiled programs of the library keep theirs by themselves."""
 _holders: list[list["_Held"]] = []
+_unnumbered: ContextVar[bool] = ContextVar("unnumbered", default=False)
 
 
 class _Held:
@@ -169,12 +171,24 @@ class _Held:
 
 def _handle(fn: Callable[..., Any]) -> np.ndarray:
     """Give what stands for a function in a program."""
+    if _unnumbered.get():
+        return np.zeros(1, np.int32)
     held, number = _Held(fn), next(_handles)
     _functions[number] = held
     _recent.append(held)
     for holder in _holders:
         holder.append(held)
     return np.asarray([number], np.int32)
+
+
+@contextmanager
+def unnumbered() -> Iterator[None]:
+    """Let functions on the host have no numbers in what is traced inside, which is never to run: so it compares."""
+    token = _unnumbered.set(True)
+    try:
+        yield
+    finally:
+        _unnumbered.reset(token)
 
 
 @contextmanager

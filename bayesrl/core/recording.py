@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from bayesrl.core.handlers import Sites
+from bayesrl.core.host import unnumbered
 from bayesrl.core.keys import split
 from bayesrl.core.primitives import Kind, is_hidden, kind_of
 from bayesrl.core.ratios import doubt_in, doubt_of, log_ratio
 from bayesrl.core.refusals import check_scan, refuse_branches
 from bayesrl.core.sampling import FoldedKeys, QuickDraws
+from bayesrl.core.steadiness import COMPARED, Reading, check_steady
 from bayesrl.errors import PolicyError
 
 
@@ -184,28 +187,53 @@ def abstractly(make: Callable[[], Recording]) -> Recording:
 
     Only what JAX knows beforehand may be read of it: names, kinds, plates, shapes, types.
     """
-    return abstractly_with_strays(make)[0]
-
-
-def abstractly_with_strays(make: Callable[[], Recording]) -> tuple[Recording, list[str]]:
-    """Do as `abstractly`, and name the sites whose values come from elsewhere than this run of the program."""
     made: list[Recording] = []
+    jax.make_jaxpr(lambda: _traced_values(made, make))()
+    return made[0]
 
-    def trace() -> dict[str, list[Any]]:
-        made.append(make())
-        return {
-            name: [leaf for leaf in jax.tree.leaves(site.value) if isinstance(leaf, jax.core.Tracer)]
-            for name, site in made[-1].sites.items()
-        }
 
-    jaxpr, values = jax.make_jaxpr(trace, return_shape=True)()
+def abstractly_twice(make: Callable[[], Recording]) -> tuple[Recording, list[str]]:
+    """Do as `abstractly`, and name the sites whose values come from elsewhere than this run of the program.
+
+    Raises:
+        PolicyError: a second run computes something else.
+    """
+    recording, first = _reading(make)
+    learned = all(site.kind != "reward" for site in recording.sites.values())  # then parameters only start somewhere
+    values = {name: msg["value"] for name, msg in recording.params.items()}
+    start = {name: value for name, value in values.items() if learned and not _unknown(value)}
+    check_steady(first, _reading(handlers.substitute(make, data=start))[1])
+    jaxpr = first.trace
     strays = {
         id(var)
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
         if isinstance(const, jax.core.Tracer)
     }
-    names = [name for name, leaves in values.items() for _ in leaves]
-    return made[0], [name for name, var in zip(names, jaxpr.jaxpr.outvars, strict=True) if id(var) in strays]
+    outputs = zip(first.outputs, jaxpr.jaxpr.outvars, strict=True)
+    return recording, [name for (name, part), var in outputs if part == "value" and id(var) in strays]
+
+
+def _reading(make: Callable[[], Recording]) -> tuple[Recording, Reading]:
+    made: list[Recording] = []
+    with unnumbered():
+        jaxpr, values = jax.make_jaxpr(lambda: _traced_values(made, make), return_shape=True)()
+    outputs = [(name, part) for name, parts in values.items() for part, leaves in parts.items() for _ in leaves]
+    return made[0], Reading(made[0].sites, jaxpr, outputs)
+
+
+def _unknown(value: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def _traced_values(made: list[Recording], make: Callable[[], Recording]) -> dict[str, dict[str, list[Any]]]:
+    made.append(make())
+    return {
+        name: {
+            part: [leaf for leaf in jax.tree.leaves(getattr(site, part)) if isinstance(leaf, jax.core.Tracer)]
+            for part in COMPARED
+        }
+        for name, site in made[-1].sites.items()
+    }
 
 
 def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]]) -> None:

@@ -16,7 +16,7 @@ from numpyro.distributions import constraints
 from bayesrl.arguments import check_room
 from bayesrl.core.compiling import compiled, once_read
 from bayesrl.core.primitives import Kind
-from bayesrl.core.recording import Frame, Record, Recording, abstractly_with_strays, record
+from bayesrl.core.recording import Frame, Record, Recording, abstractly_twice, record
 from bayesrl.core.refusals import Refusals, check_arguments, refuse_stray, told
 from bayesrl.core.sampling import FoldedKeys
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
@@ -232,7 +232,7 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
 def _look(key: PRNGKey, policy: Program, args: tuple[Any, ...]) -> Structure:
     check_arguments(policy, args, "the policy", PolicyError)
     with told("the policy", PolicyError):
-        recording, strays = abstractly_with_strays(lambda: record(FoldedKeys(Refusals(policy), key), *args))
+        recording, strays = abstractly_twice(lambda: record(FoldedKeys(Refusals(policy), key), *args))
     if strays and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, args))):
         refuse_stray(strays[0])
     unknown = [name for name, site in recording.sites.items() if _ends_are_computed(site)]
