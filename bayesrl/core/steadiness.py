@@ -16,7 +16,6 @@ from jax.extend.core import Literal
 from bayesrl.core.canonical import DIFFERENTIATION_ONLY
 from bayesrl.errors import PolicyError
 
-
 COMPARED = ("fn", "scale", "value")
 """The parts of a record that are compared."""
 

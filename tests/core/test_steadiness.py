@@ -1,5 +1,6 @@
 """A program that draws numbers of its own on the host has no one answer, and is refused by the site that reads them."""
 
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from bayesrl.core.structure import inspect
 from bayesrl.errors import PolicyError
 
 generator = np.random.default_rng(0)
-count = 0
+counter = itertools.count(1)
 HELD = jax.random.key(3)
 
 
@@ -29,16 +30,12 @@ def pull(fn: Callable[[Any], Any], prior: Any = 0.5) -> None:
 
 
 def counted(arm: Any) -> Any:
-    global count
-    count += 1
-    return 1.0 * count * arm
+    return 1.0 * next(counter) * arm
 
 
 def turning(arm: Any) -> Any:
     """Another program at each reading, and not only other numbers."""
-    global count
-    count += 1
-    return 1.0 * arm if count % 2 else 1.0 - arm
+    return 1.0 * arm if next(counter) % 2 else 1.0 - arm
 
 
 def compiled_inside(arm: Any) -> Any:
@@ -73,7 +70,7 @@ def by_hand() -> None:
 UNSTEADY: dict[str, tuple[Callable[[], None], str]] = {
     "generator": (lambda: pull(lambda arm: arm + generator.normal()), "payoff"),
     "table": (lambda: pull(lambda arm: jnp.asarray(np.random.normal(size=2))[arm]), "payoff"),
-    "prior": (lambda: pull(lambda arm: 1.0 * arm, prior=random.random()), "arm"),
+    "prior": (lambda: pull(lambda arm: 1.0 * arm, prior=random.random()), "arm"),  # noqa: S311
     "clock": (lambda: pull(lambda arm: time.perf_counter() * arm), "payoff"),
     "counter": (lambda: pull(counted), "payoff"),
     "turning": (lambda: pull(turning), "payoff"),
@@ -110,8 +107,8 @@ def test_by_every_engine(ask: Callable[[Any], Any]) -> None:
 
 def called(arm: Any) -> Any:
     """Functions on the host are made anew at each reading, and are the same."""
-    plain = jax.pure_callback(lambda x: np.float32(x), jax.ShapeDtypeStruct((), jnp.float32), arm)
-    return plain + on_host(lambda x: np.float32(x), jax.ShapeDtypeStruct((), jnp.float32), arm)
+    plain = jax.pure_callback(np.float32, jax.ShapeDtypeStruct((), jnp.float32), arm)
+    return plain + on_host(np.float32, jax.ShapeDtypeStruct((), jnp.float32), arm)
 
 
 STEADY = {
