@@ -39,7 +39,7 @@ def problem(
         )
     if physics != "gymnasium":
         raise bayesrl.errors.ControlError(f"physics={physics!r}; use 'gymnasium' or 'program'")
-    total = int(steps) or 2000
+    total = int(steps) or 3000
     source = control.GymnasiumSource("CartPole-v1", num_envs=8, window=32, num_updates=20, seed=int(seed))
     return bayesrl.Problem(
         source.policy(discount=0.98),
