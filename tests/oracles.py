@@ -5,7 +5,7 @@ quadrature, Gaussian closed forms); nothing of it is computed by the library.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -21,6 +21,10 @@ from numpy.polynomial.hermite_e import hermegauss
 from numpyro.contrib.control_flow import scan
 
 import bayesrl
+from bayesrl.core.draws import Draws
+from bayesrl.core.pairing import Pair
+from bayesrl.objectives import Info, Objective
+from bayesrl.posterior import Posterior
 
 type Params = dict[str, Any]
 
@@ -54,6 +58,43 @@ class Oracle:
     forward: Callable[[Params], Array] | None = None
     tail: tuple[str, ...] = ()
     args: tuple[Any, ...] = ()
+
+    def value(self, params: Params) -> float:
+        """Exact J at parameters, by one program and not by one for each operation."""
+        return float(jax.jit(self.objective)(jax.tree.map(jnp.asarray, params)))
+
+
+class Still(Objective):
+    """Leaves parameters where they are: a fit by it compiles next to nothing."""
+
+    def prepare(self, key: Array, pair: Pair, params: Params) -> Objective:
+        return self
+
+    def draw(self, key: Array, params: Params, pair: Pair) -> Draws:
+        raise NotImplementedError
+
+    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        raise NotImplementedError
+
+    def evaluate(self, key: Array, params: Params, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        zero = jnp.zeros(())
+        return sum((0.0 * x.sum() for x in jax.tree.leaves(params)), zero), Info(zero, zero, zero, zero, {}, {})
+
+
+def standing(key: Array, oracle: Oracle, params: Params | None = None) -> Posterior:
+    """A posterior whose guide stands at given parameters, the problem's own by default, without a fit."""
+    made = bayesrl.fit(
+        key,
+        oracle.policy,
+        *oracle.args,
+        beta=oracle.beta,
+        guide=oracle.guide,
+        objective=Still(),
+        num_steps=1,
+        progress=False,
+    )
+    given = oracle.params if params is None else params
+    return replace(made, params={name: np.asarray(value, np.float32)[None] for name, value in given.items()})
 
 
 ORACLES: dict[str, Callable[[], Oracle]] = {}

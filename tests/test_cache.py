@@ -9,7 +9,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from counting import compilations
 from jax.experimental.compilation_cache import compilation_cache
 
 from bayesrl import cache
@@ -66,9 +68,11 @@ def put_two(entries: Entries, value: bytes) -> None:
 
 
 def compile_anew(factor: float) -> float:
-    """Compile something that this process has not compiled."""
-    jax.clear_caches()
-    return float(jax.jit(lambda x: x * factor + 1)(2.0))
+    """Compile what this process knows nothing of, for each function is another to JAX."""
+    with compilations() as names:
+        found = float(jax.jit(lambda x: x * factor + 1)(2.0))
+    assert names == ["<lambda>"]
+    return found
 
 
 def run(folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -278,9 +282,13 @@ def test_programs_that_call_python_are_kept_and_call_what_they_are_given(tmp_pat
     cache.use_cache(tmp_path)
 
     def call(factor: float) -> float:
-        jax.clear_caches()
         shape = jax.ShapeDtypeStruct((), jnp.float32)
-        return float(jax.jit(lambda x: jax.pure_callback(lambda x: jnp.float32(factor) * x, shape, x) + 1)(2.0))
+        with compilations() as names:
+            found = jax.jit(lambda x: jax.pure_callback(lambda x: np.float32(factor) * np.asarray(x), shape, x) + 1)(
+                2.0
+            )
+        assert names == ["<lambda>"]
+        return float(found)
 
     assert call(3.0) == 7.0
     kept = holdings(tmp_path)

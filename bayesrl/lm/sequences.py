@@ -129,8 +129,9 @@ class Sentences(dist.Distribution):
         >>> config = GPT2Config(vocab_size=5, max_length=8, width=8, depth=1, heads=2)
         >>> model = GPT2.random(jax.random.key(0), config)
         >>> text = Sentences(model, jnp.array([[0, 1]]), num_steps=3)
-        >>> tokens = text.sample(jax.random.key(1), (10,))
-        >>> tokens.shape, text.log_prob(tokens).shape, text.log_prob_by_step(tokens).shape
+        >>> tokens = jax.jit(lambda key: text.sample(key, (10,)))(jax.random.key(1))
+        >>> log_prob, by_step = jax.jit(lambda tokens: (text.log_prob(tokens), text.log_prob_by_step(tokens)))(tokens)
+        >>> tokens.shape, log_prob.shape, by_step.shape
         ((10, 1, 3), (10, 1), (10, 1, 3))
 
     References:

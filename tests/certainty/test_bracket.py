@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax import Array
-from oracles import ORACLES, Oracle
+from oracles import ORACLES, Still, standing
 
 import bayesrl
 from bayesrl.certainty.bracket import evidence
@@ -21,15 +21,6 @@ from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior import Posterior
 
 KEY = jax.random.key(5)
-
-
-def posterior_at(oracle: Oracle) -> Posterior:
-    """A posterior whose guide stands at the oracle's parameters, without a fit."""
-    made = bayesrl.fit(
-        KEY, oracle.policy, *oracle.args, beta=oracle.beta, guide=oracle.guide, num_steps=1, progress=False
-    )
-    params = {name: jnp.asarray(value)[None] for name, value in oracle.params.items()}
-    return Posterior(**{**vars(made), "params": params})
 
 
 def near(interval: Interval | None, truth: Any, exact: bool) -> None:
@@ -46,11 +37,11 @@ def near(interval: Interval | None, truth: Any, exact: bool) -> None:
 def test_oracles(name: str) -> None:
     """What the fit does is estimated right, and the optimum lies inside the bracket."""
     oracle = ORACLES[name]()
-    found = evidence(KEY, posterior_at(oracle), num_samples=2**15)
+    found = evidence(KEY, standing(KEY, oracle), num_samples=2**15)
     exact = found.num_draws == 0
     # The oracle's π₀ of data is p(x, y); the bracket's is p(x|y).
     log_y = 0.0 if found.log_marginal is None else float(found.log_marginal.mean)
-    truth = oracle.objective({k: jnp.asarray(v) for k, v in oracle.params.items()})
+    truth = oracle.value(oracle.params)
     near(found.objective, truth - oracle.beta * log_y, exact)
     optimum = oracle.optimum - oracle.beta * log_y
     assert float(found.optimum.floor) - 1e-4 <= optimum <= float(found.optimum.ceiling) + 1e-4
@@ -68,7 +59,7 @@ def test_oracles(name: str) -> None:
 def test_draws_agree_with_enumeration(name: str) -> None:
     """Every number of the bracket, once exactly and once from draws that may not enumerate."""
     oracle = ORACLES[name]()
-    posterior = posterior_at(oracle)
+    posterior = standing(KEY, oracle)
     exact = evidence(KEY, posterior, method="enumeration")
     drawn = evidence(KEY, posterior, method="rejection", num_samples=2**15)
     assert exact.num_draws == 0
@@ -162,7 +153,7 @@ def test_a_mixture_of_restarts_reaches_both_modes() -> None:
         arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(4)))
         bayesrl.reward("payoff", jnp.array([0.0, 5.0, 0.0, 5.0])[arm])
 
-    posterior = bayesrl.fit(KEY, program, beta=1.0, num_steps=2, num_restarts=2, progress=False)
+    posterior = bayesrl.fit(KEY, program, beta=1.0, objective=Still(), num_steps=2, num_restarts=2, progress=False)
     one_each = jnp.array([[-4.3, 5.0, -4.3, -20.0], [-4.3, -20.0, -4.3, 5.0]])
     apart = with_draws(KEY, Posterior(**{**vars(posterior), "params": {"arm$table": one_each}}))
     alone = evidence(KEY, apart, method="rejection", num_samples=2**14)
@@ -204,7 +195,7 @@ def test_bad_input_is_refused() -> None:
         arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
         bayesrl.reward("payoff", payoffs[arm])
 
-    posterior = bayesrl.fit(KEY, program, jnp.arange(3.0), beta=1.0, num_steps=2, progress=False)
+    posterior = bayesrl.fit(KEY, program, jnp.arange(3.0), beta=1.0, objective=Still(), num_steps=2, progress=False)
     with pytest.raises(EngineError, match="method='guess'; use 'auto', 'enumeration'"):
         evidence(KEY, posterior, method="guess")  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=r"earned 2, more than reward_bound=1"):

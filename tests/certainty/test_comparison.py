@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax import Array
-from oracles import ORACLES, Oracle
+from oracles import ORACLES, Oracle, Still, standing
 
 import bayesrl
 from bayesrl.certainty.comparison import compare
@@ -23,12 +23,10 @@ KEY = jax.random.key(8)
 
 def pair_of_fits(oracle: Oracle, size: float) -> dict[str, Posterior]:
     """Two fits that stand near each other, the second moved by noise of that size."""
-    made = bayesrl.fit(
-        KEY, oracle.policy, *oracle.args, beta=oracle.beta, guide=oracle.guide, num_steps=1, progress=False
-    )
+    made = standing(KEY, oracle)
     rng = np.random.default_rng(4)
-    here = {name: jnp.asarray(value)[None] for name, value in oracle.params.items()}
-    there = {name: jnp.asarray(x + size * rng.normal(size=x.shape), jnp.float32) for name, x in here.items()}
+    here = made.params
+    there = {name: np.asarray(x + size * rng.normal(size=x.shape), np.float32) for name, x in here.items()}
     return {"here": replace(made, params=here), "there": replace(made, params=there)}
 
 
@@ -72,7 +70,7 @@ def test_mini_batches_give_way_to_all_data() -> None:
     """Four numbers within 4.5 standard errors of the truth over all contexts: 3e-5 false alarms."""
     oracle = ORACLES["subsampled"]()
     fits = pair_of_fits(oracle, 0.1)
-    truth = [float(oracle.objective({k: v[0] for k, v in fit.params.items()})) for fit in fits.values()]
+    truth = [oracle.value({k: v[0] for k, v in fit.params.items()}) for fit in fits.values()]
     found = compare(KEY, fits, num_samples=4096)
     assert (np.abs(found.objective.mean - truth) < 4.5 * found.objective.se).all()
     assert abs(found.delta_objective.mean[1] - (truth[1] - truth[0])) < 4.5 * found.delta_objective.se[1]
@@ -80,22 +78,14 @@ def test_mini_batches_give_way_to_all_data() -> None:
 
 def test_the_best_restart_is_compared() -> None:
     fits = pair_of_fits(ORACLES["flat"](), 1.0)
-    joined: Any = jax.tree.map(lambda *xs: jnp.concatenate(xs), *(fit.params for fit in fits.values()))
+    joined: Any = jax.tree.map(lambda *xs: np.concatenate(xs), *(fit.params for fit in fits.values()))
     made = fits["here"]
-    stacked = {n: jnp.concatenate([jnp.full_like(v, -9.0), v]) for n, v in made.statistics.items()}
+    stacked = {n: np.concatenate([np.full_like(v, -9.0), v]) for n, v in made.statistics.items()}
     history = {n: v if n == "step" else np.concatenate([v, v], -1) for n, v in made.history.items()}
-    draws = {n: jnp.concatenate([v, v]) for n, v in made.draws.items()}
+    draws = {n: np.concatenate([v, v]) for n, v in made.draws.items()}
     both = replace(made, params=joined, statistics=stacked, history=history, draws=draws)
     found = compare(KEY, {"there": fits["there"], "both": both}, num_samples=400)
     assert float(found.delta_objective.se[1]) == 0  # the second restart has the greater J on the draws kept
-
-
-def at(oracle: Oracle, params: dict[str, Any]) -> Posterior:
-    """A posterior whose guide stands at given parameters, without a fit."""
-    made = bayesrl.fit(
-        KEY, oracle.policy, *oracle.args, beta=oracle.beta, guide=oracle.guide, num_steps=1, progress=False
-    )
-    return Posterior(**{**vars(made), "params": {name: jnp.asarray(value)[None] for name, value in params.items()}})
 
 
 def moved(oracle: Oracle, seed: int, size: float) -> dict[str, Any]:
@@ -108,11 +98,11 @@ def test_oracles(name: str) -> None:
     """ΔJ of two other fits, one near and one far: 10 within 4.5 standard errors, 7e-5 false alarms; and both intervals."""
     oracle = ORACLES[name]()
     points = [oracle.params, moved(oracle, 1, 0.05), moved(oracle, 2, 0.5)]
-    truth = np.array([float(oracle.objective({k: jnp.asarray(v) for k, v in p.items()})) for p in points])
+    truth = np.array([oracle.value(p) for p in points])
     if name == "observed":  # J is told of p(x|y), the oracle's up to β·log p(y)
         given = bayesrl.enumerate_posterior(oracle.policy, *oracle.args, beta=oracle.beta).log_marginal
         truth = truth - oracle.beta * float(np.asarray(given).mean())
-    fits = {f"fit {i}": at(oracle, p) for i, p in enumerate(points)}
+    fits = {f"fit {i}": standing(KEY, oracle, p) for i, p in enumerate(points)}
     found = compare(jax.random.key(1), fits, num_samples=2**14)
     delta = found.delta_objective
     assert delta.mean[0] == delta.se[0] == 0
@@ -130,8 +120,8 @@ def test_standard_errors_are_those_of_repetition() -> None:
     """40 comparisons: z has a root mean square in .62 to 1.42 (χ² with 40 degrees, 5e-4 on each side)."""
     oracle = ORACLES["contexts"]()
     points = [oracle.params, moved(oracle, 1, 0.1)]
-    truth = [float(oracle.objective({k: jnp.asarray(v) for k, v in p.items()})) for p in points]
-    fits = {str(i): at(oracle, p) for i, p in enumerate(points)}
+    truth = [oracle.value(p) for p in points]
+    fits = {str(i): standing(KEY, oracle, p) for i, p in enumerate(points)}
     z = []
     for seed in range(40):
         delta = compare(jax.random.key(100 + seed), fits, num_samples=1024).delta_objective
@@ -152,7 +142,9 @@ def test_restarts_and_mixtures() -> None:
         numpyro.sample("a", dist.Bernoulli(logits=logit))
         numpyro.sample("b", dist.Bernoulli(logits=logit))
 
-    made = bayesrl.fit(KEY, policy, beta=1.0, guide=guide, num_steps=1, num_restarts=2, progress=False)
+    made = bayesrl.fit(
+        KEY, policy, beta=1.0, guide=guide, objective=Still(), num_steps=1, num_restarts=2, progress=False
+    )
     fit = Posterior(**{**vars(made), "params": {"logit": jnp.array([-12.0, 12.0])}})
     equal = Posterior(**{**vars(fit), "mixture": np.array([0.5, 0.5])})
     found = compare(KEY, {"best": fit, "both": equal}, num_samples=4096)
@@ -171,7 +163,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         bayesrl.reward("near", jnp.where(x > 1.0, -jnp.inf, -((x - data.mean()) ** 2)))
 
     data = jnp.arange(3.0)
-    one = bayesrl.fit(KEY, program, data, beta=1.0, num_steps=1, progress=False)
+    one = bayesrl.fit(KEY, program, data, beta=1.0, objective=Still(), num_steps=1, progress=False)
     assert one.programs is not None
 
     def changed(**changes: Any) -> dict[str, Posterior]:

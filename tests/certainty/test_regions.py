@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from oracles import Still
 
 import bayesrl
 from bayesrl.certainty.regions import coverage
@@ -51,7 +52,9 @@ def by_hand(shift: float, scale: float) -> Any:
 
 @pytest.fixture(scope="module")
 def fitted() -> Posterior:
-    return bayesrl.fit(KEY, bandit, beta=jnp.asarray(BETAS), guide=guide, num_steps=1, progress=False)
+    return bayesrl.fit(
+        KEY, bandit, beta=jnp.asarray(BETAS), guide=guide, objective=Still(), num_steps=1, progress=False
+    )
 
 
 def at(posterior: Posterior, logits: np.ndarray) -> Posterior:
@@ -88,7 +91,7 @@ def test_a_dropped_mode_covers_too_little(fitted: Posterior) -> None:
 def test_continuous_sites_in_contexts(shift: float, scale: float, verdict: str) -> None:
     """Exact draws by rejection; a region |z| ≤ c of a fit of another width holds what the error function says."""
     posterior = bayesrl.fit(
-        KEY, near, beta=1.0, guide=by_hand(shift, scale), num_steps=1, progress=False, optimizer=_still()
+        KEY, near, beta=1.0, guide=by_hand(shift, scale), objective=Still(), num_steps=1, progress=False
     )
     target = rejection(KEY, near, beta=1.0, num_samples=4000)
     found = coverage(KEY, posterior, target)
@@ -99,12 +102,6 @@ def test_continuous_sites_in_contexts(shift: float, scale: float, verdict: str) 
     expected = np.asarray(cdf(high) - cdf(low))
     # Draws of the fit move the regions as well: by up to twice as much where it is narrow.
     assert (np.abs(np.asarray(found.share.mean) - expected) < 9 * found.error).all()
-
-
-def _still() -> Any:
-    import optax
-
-    return optax.sgd(0.0)
 
 
 def test_nature_is_replayed_and_not_tilted() -> None:

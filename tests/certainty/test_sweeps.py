@@ -10,6 +10,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from oracles import Still
 
 import bayesrl
 from bayesrl.certainty.bracket import evidence
@@ -47,7 +48,9 @@ def guide() -> None:
 @pytest.fixture(scope="module")
 def fitted() -> Posterior:
     """A sweep in no order, whose parameters are then set by hand."""
-    return bayesrl.fit(KEY, bandit, beta=jnp.asarray(BETAS), guide=guide, num_steps=2, progress=False)
+    return bayesrl.fit(
+        KEY, bandit, beta=jnp.asarray(BETAS), guide=guide, objective=Still(), num_steps=2, progress=False
+    )
 
 
 def at(posterior: Posterior, logits: np.ndarray) -> Posterior:

@@ -38,18 +38,19 @@ def test_noise_is_replayed_and_steps_are_those_of_the_environment() -> None:
     program = Rollout(JaxEnvironment(Drift()), 6)
     setup = set_up(jax.random.key(0), program, (), 1.0, NetworkPolicy(hidden=4), ActorCritic(), 1)
     pair, params = setup.programs.pair(), jax.tree.map(lambda x: x[0], setup.params)
-    draws = pair.draw(jax.random.key(1), params, 12, share=False)
+    draws = jax.jit(lambda params: pair.draw(jax.random.key(1), params, 12, share=False))(params)
     env, rewards = Drift(), np.asarray(draws.rewards["reward"])
+    sites = jax.tree.map(np.asarray, draws.sites)
+    reset = jax.jit(lambda words: env.reset(jax.random.wrap_key_data(words), 0.5))
+    step = jax.jit(lambda words, state, action: env.step(jax.random.wrap_key_data(words), state, action, 0.5))
     for i in range(12):
-        key = jax.random.wrap_key_data(draws.sites["start"][i])
-        _, state = env.reset(key, 0.5)
+        _, state = reset(sites["start"][i])
         over = False
         for t in range(6):
             if over:
                 assert rewards[i, t] == 0
                 continue
-            noise = jax.random.wrap_key_data(draws.sites["noise"][i, t])
-            _, state, reward, done, _ = env.step(noise, state, draws.sites["action"][i, t], 0.5)
+            _, state, reward, done, _ = step(sites["noise"][i, t], state, sites["action"][i, t])
             np.testing.assert_allclose(rewards[i, t], reward, rtol=1e-5)
             over = bool(done)
 

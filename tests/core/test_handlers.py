@@ -134,7 +134,7 @@ def test_scores_by_step_are_those_of_each_step() -> None:
         scan(step, jnp.array(0), jnp.arange(4))
 
     bits = np.array([1, 0, 1, 1])
-    density = bayesrl.log_density(program, {"bit": jnp.asarray(bits)}, beta=2.0)
+    density = jax.jit(lambda bit: bayesrl.log_density(program, {"bit": bit}, beta=2.0))(bits)
     gains = rewards[bits] * np.arange(1, 5) + np.array([0, *bits[:-1]])
     assert np.allclose(density.steps["log_prior"]["bit"], prior[bits])
     assert np.allclose(density.steps["rewards"]["gain"], gains)
@@ -151,7 +151,7 @@ def test_a_mini_batch_gives_one_entry_per_element() -> None:
             bayesrl.reward("payoff", jnp.asarray(payoffs)[i] * bit)
 
     sites = {"bit": jnp.array([1, 1]), "n": jnp.array([4, 1])}
-    density = bayesrl.log_density(program, sites, beta=1.0)
+    density = jax.jit(lambda sites: bayesrl.log_density(program, sites, beta=1.0))(sites)
     assert np.allclose(density.total_reward, [4.0, 1.0])
     assert np.allclose(density.log_prior, np.log(0.25))
 
@@ -217,7 +217,8 @@ def test_integer_and_boolean_rewards_are_numbers() -> None:
         bayesrl.reward("whole", 3 * bit)
         bayesrl.reward("true", bit > 0)
 
-    assert float(bayesrl.log_density(program, {"bit": jnp.array(1)}, beta=1.0).total_reward) == 4.0
+    density = jax.jit(lambda bit: bayesrl.log_density(program, {"bit": bit}, beta=1.0))(1)
+    assert float(density.total_reward) == 4.0
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -50,7 +50,7 @@ def test_two_context_plates() -> None:
 
     structure = inspect(KEY, program)
     assert structure.context_shape == (2, 3)
-    density = bayesrl.log_density(program, {"bit": jnp.ones((2, 3), int)}, beta=1.0)
+    density = jax.jit(lambda bit: bayesrl.log_density(program, {"bit": bit}, beta=1.0))(np.ones((2, 3), int))
     assert np.allclose(density.total_reward, np.arange(6.0).reshape(2, 3))
 
 
@@ -81,7 +81,7 @@ def test_a_plate_in_every_step_of_a_scan_is_a_context() -> None:
     assert structure.context_shape == (3,)
     assert structure["bit"].shape == (4, 3)
     bits = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1], [1, 1, 1]])
-    density = bayesrl.log_density(program, {"bit": jnp.asarray(bits)}, beta=1.0)
+    density = jax.jit(lambda bit: bayesrl.log_density(program, {"bit": bit}, beta=1.0))(bits)
     before = np.cumsum(bits, 0) - bits
     assert np.allclose(density.steps["rewards"]["r"], (bits * before).T)
 
