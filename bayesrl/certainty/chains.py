@@ -78,7 +78,7 @@ def with_chains(
     se = se if math.isfinite(se) else 0.0
     given = 0.0 if pooled.log_marginal is None or beta is None else float(pooled.log_marginal.mean)
     mean = float(per_draw.mean()) - given
-    upper = Side(*(np.asarray(x) for x in (mean, se, mean + 1.96 * se)))
+    upper = Side(*(np.asarray(x) for x in (mean, se, mean + 1.96 * se + sampled.rounding)))
     return _joined(pooled, sampled, upper, w - given, beta)
 
 
@@ -94,6 +94,8 @@ def _joined(pooled: Evidence, sampled: Sampled, upper: Side, w: np.ndarray, beta
     agree = sampled.ess >= MIN_ESS and abs(apart) <= 4 * error + 1e-3
     reason = "the upper side is asymptotic: it rests on NUTS having reached all of p*"
     if not agree:
+        # E_p*[w] ≥ log Z ≥ E_q[w]: draws of NUTS that say otherwise say it by chance.
+        upper = upper._replace(limit=np.maximum(upper.limit, pooled.objective.upper / scale))
         ends = (log_z.floor - pooled.objective.ceiling / scale, upper.limit - pooled.objective.floor / scale)
         nothing = np.asarray(np.nan)
         reverse = Interval(apart_of_fit, log_z.se, nothing, nothing, *(np.maximum(end, 0.0) for end in ends))
@@ -110,10 +112,13 @@ def _joined(pooled: Evidence, sampled: Sampled, upper: Side, w: np.ndarray, beta
         )
 
     def leaned(interval: Interval) -> Interval:
-        low, high = interval.mean - 1.96 * interval.se, interval.mean + 1.96 * interval.se
-        return interval._replace(lower=low, upper=high)
+        error = 1.96 * interval.se + sampled.rounding
+        return interval._replace(lower=interval.mean - error, upper=interval.mean + error)
 
-    log_z = leaned(log_z)._replace(ceiling=upper.limit)
+    log_z = leaned(log_z)
+    # The conservative interval holds the one that leans on errors: the weights know log Z better than a short chain.
+    upper = upper._replace(limit=np.maximum(upper.limit, log_z.upper))
+    log_z = log_z._replace(ceiling=upper.limit, floor=np.minimum(log_z.floor, log_z.lower))
     reverse, forward = sampled.estimator.interval(sampled.reverse(), sampled.rounding), leaned(forward)
     reverse = leaned(reverse._replace(mean=apart_of_fit))
     reverse = reverse._replace(

@@ -339,7 +339,7 @@ def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_
             f"the guide's probabilities add up to {mass[np.abs(mass - 1).argmax()]:.4g} over the policy's values; "
             "its support must be the policy's, and contexts must not read each other's draws"
         )
-    log_ratio = log_q - log_prior
+    log_ratio = log_q - np.log(mass) - log_prior  # the prior adds up to 1 in double precision too
     given = stage.likelihood[0] if beta is not None else np.zeros_like(log_prior)
     log_start = log_prior + log_nature + given
     log_start = log_start - (logsumexp(log_start, axis=0) if beta is not None else 0.0)

@@ -109,7 +109,8 @@ def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tupl
     masked = (log_prob == 0).all(at, keepdims=True) & (axis.size > 1)
     log_prob = np.where(masked, -np.log(axis.size), log_prob)
     with np.errstate(divide="ignore"):
-        mass = np.exp(logsumexp(log_prob, axis=at, keepdims=True))
+        log_mass = logsumexp(log_prob, axis=at, keepdims=True)
+        mass = np.exp(log_mass)
     wrong = (np.abs(mass - 1) > _MASS_TOLERANCE) & here
     if wrong.any():
         raise EngineError(
@@ -117,7 +118,9 @@ def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tupl
             f"{axis.support[0]} to {axis.support[-1]}; enumeration needs a support that does not depend on earlier "
             "draws, and no handlers.scale around actions or nature"
         )
-    return log_prob, bool(masked.any())
+    # They add up to 1 to single precision: an error that a high temperature would multiply in J* = β·log Z.
+    off = np.where(np.isfinite(log_mass) & (np.abs(mass - 1) <= _MASS_TOLERANCE), log_mass, 0.0)
+    return log_prob - off, bool(masked.any())
 
 
 def _reward(name: str, value: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -291,7 +291,8 @@ def save_pretrained(
     if tokenizer is not None:
         tokenizer.save(path)
     if isinstance(model, CausalLM) and (generation or tokenizer is not None):
-        write(path / GENERATION, as_json({**generation, **special}))
+        told = generation.get("eos_token_id")
+        write(path / GENERATION, as_json({**generation, **special, **({} if told is None else {"eos_token_id": told})}))
 
 
 def _made(folder: str | Path) -> Path:

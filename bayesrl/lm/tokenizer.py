@@ -22,6 +22,7 @@ from bayesrl.lm.tokenizer_files import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     content_of,
+    ends_of,
     knows,
     library,
     read_json,
@@ -91,9 +92,9 @@ class Tokenizer:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Ids of all tokens that end a text: those that generation_config.json names, and eos."""
+        """Ids of all tokens that end a text: those that generation_config.json or config.json names, and eos."""
         told = self.generation.get("eos_token_id")
-        listed = told if isinstance(told, list) else []
+        listed = told if isinstance(told, list) else [told]
         known = [int(index) for index in listed if knows(self.core, index)]
         return tuple(dict.fromkeys([*known, *([] if self.eos is None else [self.eos])]))
 
@@ -286,7 +287,10 @@ class Tokenizer:
         template = template_of(path, config.get("chat_template"))
         config |= {} if template is None else {"chat_template": template}
         special = {name: special_id(core, name, named, numbered) for name in ("eos", "pad", "bos")}
-        return cls(core, **special, config=config, generation=numbered[0], special_map=named[1])
+        ends = ends_of(numbered, path)
+        own = numbered[0].get("eos_token_id") is not None or ends is None or ends == [special["eos"]]
+        generation = numbered[0] if own else numbered[0] | {"eos_token_id": ends}
+        return cls(core, **special, config=config, generation=generation, special_map=named[1])
 
 
 def pad_left(

@@ -10,6 +10,7 @@ from bayesrl.files import schemas
 from bayesrl.files.plain import read
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+ADDED = "added_tokens.json"
 TEMPLATE, OLD_TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 GENERATION, CONFIG = "generation_config.json", "config.json"
 
@@ -78,23 +79,33 @@ def template_of(path: Path, otherwise: Any) -> Any:
 def with_added(core: Any, told: Mapping[str, Any], path: Path) -> Any:
     """Add the tokens that tokenizer_config.json has beyond those of tokenizer.json, as transformers does.
 
+    Folders of earlier versions list them in added_tokens.json instead.
+
     Raises:
-        LanguageModelError: they cannot have the ids that are told.
+        LanguageModelError: they cannot have the ids that are told, or the list is none.
     """
-    listed = told.get("added_tokens_decoder") or {}
-    if not isinstance(listed, dict) or not all(isinstance(token, dict) for token in listed.values()):
-        raise LanguageModelError(f"{path / TOKENIZER_CONFIG} has no list of added tokens; it is damaged: copy it anew")
-    numbered = sorted((int(index), token) for index, token in listed.items() if str(index).isdecimal())
+    listed = told.get("added_tokens_decoder")
+    file = path / TOKENIZER_CONFIG
+    if listed is None:
+        file = path / ADDED
+        listed = {str(index): {"content": content} for content, index in (read_json(file) or {}).items()}
+    if not (
+        isinstance(listed, dict)
+        and all(isinstance(token, dict) and isinstance(token.get("content"), str) for token in listed.values())
+        and all(str(index).isdecimal() for index in listed)
+    ):
+        raise LanguageModelError(f"{file} has no list of added tokens; it is damaged: copy it anew")
+    numbered = sorted((int(index), token) for index, token in listed.items())
     flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
     for index, token in numbered:
-        content = token.get("content")
-        if not isinstance(content, str) or core.token_to_id(content) is not None:
+        content = token["content"]
+        if core.token_to_id(content) is not None:
             continue
         made = library().AddedToken(content, **{name: bool(token[name]) for name in flags if name in token})
         (core.add_special_tokens if token.get("special") else core.add_tokens)([made])
         if core.token_to_id(content) != index:
             raise LanguageModelError(
-                f"{path / TOKENIZER_CONFIG} adds token {content!r} as id {index}, which after those of {TOKENIZER} "
+                f"{file} adds token {content!r} as id {index}, which after those of {TOKENIZER} "
                 f"would be {core.token_to_id(content)}; copy both files anew from the model that they belong to"
             )
     return core
@@ -107,12 +118,16 @@ def refuse_unknown(core: Any, named: Sequence[Mapping[str, Any]], path: Path) ->
         LanguageModelError: there is one.
     """
     for told, file in zip(named, (TOKENIZER_CONFIG, SPECIAL), strict=True):
-        for name in ("eos", "pad", "bos"):
-            token = told.get(f"{name}_token")
-            token = text_of(token)
-            if isinstance(token, str) and core.token_to_id(token) is None:
+        tokens = [(f"{name}_token", told.get(f"{name}_token")) for name in ("eos", "pad", "bos")]
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            more = told.get(name)
+            listed = list(more.values()) if isinstance(more, Mapping) else more if isinstance(more, list) else []
+            tokens += [(f"one of {name}", one) for one in listed]
+        for name, token in tokens:
+            text = text_of(token)
+            if isinstance(text, str) and core.token_to_id(text) is None:
                 raise LanguageModelError(
-                    f"{path / file} names {token!r} as {name}_token, and {TOKENIZER} has no such token; add it to the "
+                    f"{path / file} names {text!r} as {name}, and {TOKENIZER} has no such token; add it to the "
                     "tokenizer in transformers and save it anew, or take the name out"
                 )
 
@@ -132,6 +147,28 @@ def special_id(
         index = index[0] if isinstance(index, list) and index else index
         if isinstance(index, int) and knows(core, index):
             return index
+    return None
+
+
+def ends_of(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int] | None:
+    """Give the ids that end a text, as generation_config.json tells them or, where it does not, config.json.
+
+    Args:
+        numbered: what the two files hold.
+        path: the folder.
+
+    Raises:
+        LanguageModelError: they are no ids.
+    """
+    for told, file in zip(numbered, (GENERATION, CONFIG), strict=True):
+        index = told.get("eos_token_id")
+        listed = index if isinstance(index, list) else [index]
+        if index is not None and not all(type(one) is int for one in listed):
+            raise LanguageModelError(
+                f"{path / file} sets eos_token_id={index!r}; set the id of a token there, or a list of them"
+            )
+        if index is not None:
+            return listed
     return None
 
 

@@ -113,6 +113,11 @@ def test_chains_give_the_upper_side(climber: Posterior) -> None:
     # EUBO = log Z + KL(p*‖q), and q is all but p*: 5 standard errors.
     assert abs(float(found.upper.mean) - 0.5) < 5 * float(found.upper.se) + 5e-3
     assert float(found.lower.limit) <= 0.5 <= float(found.upper.limit) + 1e-3
+    for told in (found.log_evidence, found.gap):
+        assert told is not None
+        assert told.floor <= told.lower <= told.mean <= told.upper <= told.ceiling
+        # What single precision cannot tell: some units in the last place of summands of a nat.
+        assert float(told.upper - told.mean) > 1e-7
 
 
 def test_data_give_both_evidences() -> None:

@@ -403,3 +403,15 @@ def test_oracles(name: str) -> None:
     np.testing.assert_allclose((found + oracle.beta * data).mean(), truth, rtol=1e-5, atol=1e-6)
     if oracle.log_evidence is not None:
         np.testing.assert_allclose((result.log_evidence + data).mean(), oracle.log_evidence, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [1e2, 1e5, 1e8])
+def test_high_temperatures(beta: float) -> None:
+    """J* → E_π₀[R] + Var_π₀[R]/2β: rounding of the prior was multiplied by β (−1.8 at 10⁸, where .2 is right)."""
+
+    def bandit() -> None:
+        arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        reward("payoff", jnp.array([0.1, 0.2, 0.3])[arm])
+
+    found = enumerate_posterior(bandit, beta=beta)
+    assert float(found.optimum) == pytest.approx(0.2 + 0.02 / 3 / (2 * beta), abs=3e-8)

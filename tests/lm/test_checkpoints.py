@@ -125,12 +125,12 @@ def test_tokenizer_comes_along(tmp_path: Path) -> None:
         ({"eos_token_id": [1, 4]}, (1, 4)),
         ({"eos_token_id": [4, 3, 1]}, (4, 3, 1)),
         ({"eos_token_id": [4, 99]}, (4, 1)),
-        ({"eos_token_id": 4}, (1,)),
+        ({"eos_token_id": 4}, (4, 1)),
         ({"temperature": 0.7, "of_a_later_version": None}, (1,)),
     ],
 )
 def test_settings_of_generation_come_along(tmp_path: Path, told: dict[str, Any], ends: tuple[int, ...]) -> None:
-    """A tokenizer's own name of its end comes before a single id, and joins a list of them."""
+    """Whatever ids end a text in transformers end it here and are written back; the tokenizer's own eos joins them."""
     config = GPT2Config(vocab_size=6, max_length=8, width=4, depth=1, heads=1)
     save_pretrained(tmp_path, GPT2.random(jax.random.key(0), config), characters("abc"))
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, **told}))
@@ -139,7 +139,7 @@ def test_settings_of_generation_come_along(tmp_path: Path, told: dict[str, Any],
     assert loaded.tokenizer.ends == ends
     save_pretrained(tmp_path / "again", loaded.model, loaded.tokenizer)
     kept = json.loads((tmp_path / "again" / "generation_config.json").read_text())
-    wanted = {"do_sample": True, **told, "pad_token_id": 0, "eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
+    wanted = {"do_sample": True, "pad_token_id": 0, "eos_token_id": 1, **told}
     assert kept == wanted
     again = load_pretrained(tmp_path / "again")
     assert again.tokenizer is not None

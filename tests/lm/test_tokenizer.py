@@ -251,3 +251,50 @@ def test_optional_libraries_are_imported_where_they_are_used() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [getattr(node, "module", None), *(alias.name for alias in node.names)]
                 assert not {"tokenizers", "huggingface_hub"} & set(names), f"{path}, line {node.lineno}"
+
+
+FILES = ["generation_config.json", "config.json"]
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"), [([3, 1], (3, 1)), (3, (3, 1)), (1, (1,)), ([], (1,)), (-1, (1,)), (None, (1,))]
+)
+@pytest.mark.parametrize("file", FILES)
+def test_every_token_that_ends_a_text(tmp_path: Path, file: str, told: Any, wanted: tuple[int, ...]) -> None:
+    """As in transformers, either file may tell one or several; a text ends at the tokenizer's own eos too."""
+    characters("ab").save(tmp_path)
+    (tmp_path / file).write_text(json.dumps({"eos_token_id": told}))
+    assert Tokenizer.load(tmp_path).ends == wanted
+
+
+@pytest.mark.parametrize("told", ["1", [[1, 3]], [1.0], True, {"id": 1}, [None]])
+@pytest.mark.parametrize("file", FILES)
+def test_an_end_that_is_no_id_is_refused(tmp_path: Path, file: str, told: Any) -> None:
+    characters("ab").save(tmp_path)
+    (tmp_path / file).write_text(json.dumps({"eos_token_id": told}))
+    with pytest.raises(LanguageModelError, match=f"{file} sets eos_token_id=.*; set the id of a token there"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("told", [["<|tool|>"], {"image": "<|tool|>"}, [{"content": "<|tool|>"}]])
+@pytest.mark.parametrize("name", ["additional_special_tokens", "extra_special_tokens"])
+def test_further_special_tokens_that_are_not_there_are_refused(tmp_path: Path, name: str, told: Any) -> None:
+    """They were coded letter by letter."""
+    characters("ab").save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: told}))
+    with pytest.raises(LanguageModelError, match=rf"names '<\|tool\|>' as one of {name}, and tokenizer.json has no"):
+        Tokenizer.load(tmp_path)
+
+
+def test_added_tokens_of_earlier_versions(tmp_path: Path) -> None:
+    characters("ab").save(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": 0, "<|tool|>": 5}))
+    assert Tokenizer.load(tmp_path).encode(["a<|tool|>b"]) == [[3, 5, 4]]
+    for wrong in ({"<|tool|>": 9}, {"<|tool|>": "x"}, {"<|tool|>": None}):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
+        with pytest.raises(LanguageModelError, match=r"added_tokens\.json"):
+            Tokenizer.load(tmp_path)
+    for listed in ({"x": {"content": "<|tool|>"}}, {"5": {"special": True}}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed}))
+        with pytest.raises(LanguageModelError, match="has no list of added tokens"):
+            Tokenizer.load(tmp_path)
