@@ -95,7 +95,7 @@ class Tokenizer:
         """Ids of all tokens that end a text: those that generation_config.json or config.json names, and eos."""
         told = self.generation.get("eos_token_id")
         listed = told if isinstance(told, list) else [told]
-        known = [int(index) for index in listed if knows(self.core, index)]
+        known = [int(index) for index in listed if index is not None and knows(self.core, index)]
         return tuple(dict.fromkeys([*known, *([] if self.eos is None else [self.eos])]))
 
     @cached_property

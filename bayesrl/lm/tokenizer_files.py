@@ -168,7 +168,7 @@ def ends_of(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int] | No
                 f"{path / file} sets eos_token_id={index!r}; set the id of a token there, or a list of them"
             )
         if index is not None:
-            return listed
+            return [int(one) for one in listed if one is not None]
     return None
 
 
