@@ -7,6 +7,7 @@ prior and guide draw them alike and they cancel from every ratio.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,9 @@ NUM_DRAWS = 1024
 MOST_AT_EDGE = 2
 """So many draws of the prior, of those, may lie at the edge unseen: 2 in 1,024."""
 
+_MOST_NUMBERS = 4096
+"""Sites of more numbers are not measured: a thousand draws of them would fill memory."""
+
 _LOWEST, _HIGHEST = -83.0, 86.0
 """Of log x: a hundred times the least and a tenth of the greatest normal number."""
 _UNITS = 100.0
@@ -41,6 +45,22 @@ class Edge(NamedTuple):
 
     ends: Ends
     num: int
+
+
+class Lie(NamedTuple):
+    """Where the prior's draws of a site lie: in unconstrained coordinates or, where it is discrete, as they are; [N].
+
+    Attributes:
+        centre: the median.
+        width: what the quartiles of a normal distribution tell as its standard deviation.
+        low: the least of them.
+        high: the greatest.
+    """
+
+    centre: np.ndarray
+    width: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 def ends_of(support: Any) -> Ends | None:
@@ -113,31 +133,100 @@ def edges_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[An
         structure: of the policy.
         args: of the policy.
     """
-    names = [name for name in structure.actions if not structure[name].discrete]
-    if not names:
-        return {}
+    return look_at_prior(key, policy, structure, args, lambda *_: False)[0]
+
+
+def look_at_prior(
+    key: PRNGKey,
+    policy: Program,
+    structure: Structure,
+    args: tuple[Any, ...],
+    measured: Callable[[str, Any], bool],
+) -> tuple[dict[str, Edge], dict[str, Lie]]:
+    """Tell of action sites where the prior's draws lie, from `NUM_DRAWS` of them.
+
+    Args:
+        key: consumed whole.
+        policy: the program.
+        structure: of the policy.
+        args: of the policy.
+        measured: tells of a site and its distribution whether to measure where its draws lie.
+
+    Returns:
+        The sites of which many draws lie at the edge, and where the draws of those lie that are measured.
+    """
+    if not structure.actions:
+        return {}, {}
 
     def look(key: PRNGKey) -> Recording:
         return record(FoldedKeys(policy, key), *args)
 
     seen = abstractly(lambda: look(key)).sites
-    ends = {name: own for name in names if (own := ends_of(_peeled(seen[name].fn).support)) is not None}
-    if not ends:
-        return {}
+    continuous = [
+        name
+        for name in structure.actions
+        # A zero beside a continuous distribution is an atom that its density knows of.
+        if not structure[name].discrete and not isinstance(unwrapped(seen[name].fn), dist.HurdleProbs)
+    ]
+    ends = {name: own for name in continuous if (own := ends_of(_peeled(seen[name].fn).support)) is not None}
+    lying = [
+        name
+        for name in structure.actions
+        if math.prod(structure[name].shape) <= _MOST_NUMBERS and measured(name, seen[name].fn)
+    ]
+    if not ends and not lying:
+        return {}, {}
 
-    def count(keys: Any) -> dict[str, Array]:
-        def one(key: PRNGKey) -> dict[str, Array]:
+    def count(keys: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+        def one(key: PRNGKey) -> tuple[dict[str, Array], dict[str, Array]]:
             sites = look(key).sites
-            return {name: at_edge(_peeled(sites[name].fn), sites[name].value, own).mean() for name, own in ends.items()}
+            shares = {
+                name: at_edge(_peeled(sites[name].fn), sites[name].value, own).mean() for name, own in ends.items()
+            }
+            return shares, {name: _coordinates(sites[name].fn, sites[name].value) for name in lying}
 
-        return {name: share.sum() for name, share in jax.lax.map(one, keys, batch_size=128).items()}
+        shares, places = jax.lax.map(one, keys, batch_size=128)
+        return {name: share.sum() for name, share in shares.items()}, {
+            name: _quantiles(place.reshape((-1, place.shape[-1]))) for name, place in places.items()
+        }
 
-    counts = compiled(count, name="edges")(split(key, NUM_DRAWS))
+    counts, quantiles = compiled(count, name="edges")(split(key, NUM_DRAWS))
     found = {name: int(np.ceil(float(counts[name]))) for name in ends}
-    return {name: Edge(ends[name], count) for name, count in found.items() if count > MOST_AT_EDGE}
+    edges = {name: Edge(ends[name], count) for name, count in found.items() if count > MOST_AT_EDGE}
+    return edges, {name: _lie(np.asarray(place, float)) for name, place in quantiles.items()}
+
+
+def _coordinates(fn: Any, value: Any) -> Array:
+    """Give the unconstrained coordinates of a continuous draw, or the counts of a discrete one, [..., N]."""
+    fn = _peeled(fn)
+    value = jnp.asarray(value)
+    if fn.support.is_discrete:
+        return value.astype(jnp.result_type(float)).reshape((-1, 1))
+    transform = biject_to(fn.support)
+    coordinates = transform.inv(value)
+    event = transform.domain.event_dim
+    return coordinates.reshape((-1, math.prod(coordinates.shape[coordinates.ndim - event :])))
+
+
+def _quantiles(places: Array) -> Array:
+    """Least, lower quartile, median, upper quartile and greatest of each column, [5, N]."""
+    return jnp.quantile(places, jnp.array([0.0, 0.25, 0.5, 0.75, 1.0]), axis=0)
+
+
+def _lie(quantiles: np.ndarray) -> Lie:
+    low, lower, centre, upper, high = np.clip(np.nan_to_num(quantiles), -1e30, 1e30)
+    width = (upper - lower) / 1.349  # of a normal distribution this is the standard deviation
+    return Lie(centre, np.where(width > np.abs(centre) * _EPS + 1e-30, width, 1.0), low, high)
 
 
 def _peeled(fn: Any) -> Any:
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def unwrapped(fn: Any) -> Any:
+    """Take off all that NumPyro wraps around a distribution."""
+    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     return fn

@@ -11,6 +11,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
 
+from bayesrl.core.censoring import censored, is_censored
 from bayesrl.core.compiling import compiled
 from bayesrl.core.draws import Draws
 from bayesrl.core.edges import Settled
@@ -247,6 +248,9 @@ class Pair:
         sites = dict(scored.sites)
         for name in self.structure.actions:
             fn: Any = drawn.sites[name].fn if name in drawn.sites else None
+            if is_censored(fn):
+                sites[name] = sites[name]._replace(fn=censored(sites[name].fn), intermediates=None)
+                continue
             while isinstance(fn, MaskedDistribution):
                 fn = fn.base_dist
             if getattr(fn, "ends", None) is not None:

@@ -1,5 +1,6 @@
 """Run a program once and keep, site by site, what it did."""
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.primitives import Messenger
@@ -339,8 +341,15 @@ def _raw_log_prob(site: Record) -> Array:
     if hasattr(site.fn, "log_prob_by_step"):
         by_step: Array = site.fn.log_prob_by_step(site.value)
         return by_step
-    log_prob = site.fn.log_prob(site.value, site.intermediates) if site.intermediates else site.fn.log_prob(site.value)
-    return jnp.asarray(log_prob)
+    known = (site.intermediates,) if site.intermediates and _takes_intermediates(site.fn) else ()
+    return jnp.asarray(site.fn.log_prob(site.value, *known))
+
+
+def _takes_intermediates(fn: Any) -> bool:
+    """Whether a density reads what its draw computed; some transformed distributions have one of their own."""
+    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return "intermediates" in inspect.signature(fn.log_prob).parameters
 
 
 def _scaled(log_prob: Array, site: Record) -> Array:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.primitives import Messenger
 
@@ -33,12 +34,30 @@ class Refusals(Messenger):
     A site of which somebody else holds the value, or the key, is drawn by no fit; a scan hides its sites from
     `handlers.do`.
 
+    Args:
+        fn: a program, called once.
+
     Raises:
         PolicyError: naming the site and the remedy.
     """
 
+    def __init__(self, fn: Program) -> None:
+        super().__init__(fn)
+        self.drawing: dict[str, Any] | None = None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Name the site whose distribution cannot be drawn from."""
+        super().__exit__(kind, error, trace)
+        if self.drawing is not None and isinstance(error, NotImplementedError | ImportError):
+            _refuse_undrawn(self.drawing, error)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Note that a site is drawn."""
+        self.drawing = None
+
     def process_message(self, msg: dict[str, Any]) -> None:
         """Look at a site as the program and its handlers made it."""
+        self.drawing = msg if msg["type"] == "sample" else None
         if msg["type"] in ("sample", "deterministic", "param"):
             _refuse_name(msg["name"])
         if msg["type"] == "control_flow":
@@ -70,6 +89,18 @@ def _refuse_empty(msg: dict[str, Any]) -> None:
             f"site {msg['name']!r} has shape {shape}, so that nothing is drawn there; leave it out, or give its "
             "distribution at least one element"
         )
+
+
+def _refuse_undrawn(msg: dict[str, Any], cause: BaseException) -> None:
+    kind = type(msg["fn"])
+    while isinstance(fn := msg["fn"], dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
+        msg = {**msg, "fn": fn.base_dist}
+        kind = type(fn.base_dist)
+    says = f"NumPyro says: {cause}" if str(cause) else "it has no sampler"
+    raise PolicyError(
+        f"site {msg['name']!r} cannot be drawn from {kind.__name__} ({says}); write a distribution in its place that "
+        "can, or give the site a value by obs="
+    ) from cause
 
 
 def _refuse_repeated(msg: dict[str, Any]) -> None:

@@ -13,15 +13,17 @@ import numpyro
 
 from bayesrl.arguments import Count, Unread, checked
 from bayesrl.core.compiling import compiled, near
-from bayesrl.core.edges import edges_of
+from bayesrl.core.edges import look_at_prior
 from bayesrl.core.keys import apart, fold_in
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
+from bayesrl.guides.conjugacy import conjugate_sites
 from bayesrl.guides.interface import GuideFamily, OwnProgram
 from bayesrl.guides.networks import Summary, TiltNetwork
 from bayesrl.guides.plans import Plan, Tilt, make_plan
-from bayesrl.guides.survey import measure, survey_of
+from bayesrl.guides.survey import Survey, measure, survey_of
 from bayesrl.guides.tilting import Tilting, Weights
+from bayesrl.guides.tilts import Reach, is_measured, reach_of
 from bayesrl.typing import Params, PRNGKey, Program
 
 TABLE, NETWORK, SUMMARY = "$table", "$network", "$summary"
@@ -47,8 +49,11 @@ class AutoTilt(GuideFamily):
     Geometric), rate · exp(θ) (Poisson), both numbers of a negative binomial, exp(θ·(cos x, sin x))
     (VonMises), weights and parts of mixtures, gate and base of zero-inflated and hurdle counts,
     free log-probabilities on other finite supports, location and scale (Normal), an affine map of
-    the prior's own draw in unconstrained space (all other continuous sites). θ is zero at
-    first and depends on what the agent sees: earlier actions and
+    the prior's own draw in unconstrained space (all other continuous sites). Where rewards and data
+    enter a draw in a way that leads out of its family, continuous draws are bent as well, coordinate
+    by coordinate (`bayesrl.guides.bending`), and counts weighed one by one where the prior draws
+    them; Gamma, Beta and Dirichlet priors of small concentrations are split at their corners. θ is
+    zero at first and depends on what the agent sees: earlier actions and
     observable nature in the same plate element, the time step, the plate element, the observable
     part of a scan's carry, and a recurrent summary where that is not enough.
 
@@ -92,12 +97,22 @@ class AutoTilt(GuideFamily):
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
         """Build the guide; see `GuideFamily.build`."""
         survey_key, network_key = apart(key)
-        facts = survey_of(survey_key, policy, structure, args)
-        plan = make_plan(
-            structure, facts, tilt=self.tilt, hidden=self.hidden, recurrent=self.recurrent, max_table=self.max_table
+        plain = conjugate_sites(fold_in(key, 3), policy, structure, args)
+        edges, lies = look_at_prior(
+            fold_in(key, 2), policy, structure, args, lambda name, fn: name not in plain and is_measured(fn)
         )
-        edges = edges_of(fold_in(key, 2), policy, structure, args)
-        plan = replace(plan, ends={name: edge.ends for name, edge in edges.items()})
+        reaches = {
+            name: reach_of(edges.get(name), lies.get(name), discrete=structure[name].discrete)._replace(
+                rich=name not in plain
+            )
+            for name in structure.actions
+        }
+        facts, plan = self._plan(survey_key, policy, structure, args, reaches)
+        if any(site.cut for site in plan.sites.values()):
+            plainer = {
+                name: reach._replace(rich=reach.rich and not plan.sites[name].cut) for name, reach in reaches.items()
+            }
+            facts, plan = self._plan(survey_key, policy, structure, args, plainer)
         moments = measure(survey_key, policy, structure, args, facts, _NUM_DRAWS) if plan.has_networks else {}
         make = compiled(partial(self._networks, plan=plan), name="networks")
         networks = make(network_key) if plan.has_networks else {}
@@ -107,6 +122,16 @@ class AutoTilt(GuideFamily):
             return Tilting(policy, plan, _declare(plan, networks), moments, width)(*args)
 
         return OwnProgram(tilted, within_prior=True)
+
+    def _plan(
+        self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, Reach]
+    ) -> tuple[Survey, Plan]:
+        """Decide what each tilt reads, and whether it is a rich one."""
+        facts = survey_of(key, policy, structure, args, reaches)
+        plan = make_plan(
+            structure, facts, tilt=self.tilt, hidden=self.hidden, recurrent=self.recurrent, max_table=self.max_table
+        )
+        return facts, replace(plan, reaches=reaches)
 
     def disperse(self, key: PRNGKey, params: Params) -> Params:
         """Disturb tables and the outputs of networks so that tilts differ by about one; see `GuideFamily.disperse`."""

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from numpyro.distributions import biject_to
 
 from bayesrl.core.structure import Support, finite_support, is_discrete
 
@@ -21,6 +22,16 @@ type Tilted = Callable[[Any, Array, Support | None], Any]
 
 _GATED = (dist.ZeroInflatedProbs, dist.HurdleProbs)
 _MIXED = (dist.MixtureSameFamily, dist.MixtureGeneral)
+
+
+class Hurdle(dist.HurdleLogits):
+    """A zero of its own beside a continuous distribution, which is never asked about zero: its slope there is none."""
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-probability of zero, log-density of all else, nats."""
+        is_zero = jnp.asarray(value) == 0
+        inside = self.base_dist.log_prob(jnp.where(is_zero, biject_to(self.base_dist.support)(0.0), value))
+        return jnp.where(is_zero, self._log_gate(), self._log_one_minus_gate() + inside)
 
 
 def is_compound(fn: Any) -> bool:
@@ -57,7 +68,9 @@ def tilted_parts(fn: Any, theta: Array, tilted: Tilted, name: str, shape_of: Sha
     batch = theta.shape[:-1]
     if isinstance(fn, _GATED):
         base = _tilted(fn.base_dist.expand(batch), theta[..., 1:], tilted, name, shape_of)
-        kind = dist.HurdleLogits if isinstance(fn, dist.HurdleProbs) else dist.ZeroInflatedLogits
+        kind = dist.ZeroInflatedLogits
+        if isinstance(fn, dist.HurdleProbs):
+            kind = dist.HurdleLogits if is_discrete(fn) else Hurdle
         return kind(base, _gate_logits(fn) + theta[..., 0])
     count = int(fn.mixture_size)
     logits = jnp.maximum(fn.mixing_distribution.logits, -1e30) + theta[..., :count]

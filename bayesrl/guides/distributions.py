@@ -12,6 +12,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from bayesrl.core.edges import Ends, at_edge, safe
 from bayesrl.core.ratios import Ratio
+from bayesrl.guides.bending import Bend
 
 # exp and sigmoid leave float32 beyond these; unconstrained coordinates of bounded supports stay inside.
 _LOWEST, _HIGHEST = -87.0, 88.0
@@ -76,9 +77,9 @@ class Finite(dist.Distribution):
 
 
 class Affine(dist.Distribution):
-    """The prior's own draw, moved by an affine map in unconstrained coordinates.
+    """The prior's own draw, bent coordinate by coordinate and moved by an affine map, in unconstrained coordinates.
 
-    x = T(a + B · T⁻¹(x₀)),  x₀ ~ base,  T = biject_to(support),  B lower triangular.
+    x = T(a + B · s(T⁻¹(x₀))),  x₀ ~ base,  T = biject_to(support),  B lower triangular,  s as in `Bend`.
 
     Args:
         base: the prior, [*batch] of events whose unconstrained coordinates number N.
@@ -88,10 +89,13 @@ class Affine(dist.Distribution):
         ends: coordinates beyond which single precision tells nothing of a draw, where the prior often draws there
             (see `bayesrl.core.edges`). Such draws stay where they are, and score 0; what lies between the ends is
             mapped onto itself, T being followed by a logistic map of the line onto it.
+        bend: numbers of s, [*batch, 4 N], or of length 0 where s is the identity.
+        centre: of the prior's coordinates, where s bends, [*batch, N] or fewer axes; 0 by default.
+        width: of the prior's coordinates, [*batch, N] or fewer axes; 1 by default.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's protocol)
-    pytree_data_fields = ("base", "shift", "log_scale", "lower", "_support")
+    pytree_data_fields = ("base", "shift", "log_scale", "lower", "bend", "centre", "width", "_support")
     pytree_aux_fields = ("ends",)
 
     def __init__(
@@ -102,9 +106,14 @@ class Affine(dist.Distribution):
         lower: Array,
         *,
         ends: Ends | None = None,
+        bend: Array | None = None,
+        centre: Any = 0.0,
+        width: Any = 1.0,
         validate_args: bool | None = None,
     ) -> None:
         self.base, self.shift, self.log_scale, self.lower, self.ends = base, shift, log_scale, lower, ends
+        self.bend = log_scale[..., :0] if bend is None else bend
+        self.centre, self.width = (jnp.broadcast_to(part, log_scale.shape) for part in (centre, width))
         # Bounds of full shape stay aligned when a scan stacks them over time; NumPyro's own do not.
         self._support = jax.tree.map(lambda bound: jnp.broadcast_to(bound, base.shape()), base.support)
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
@@ -133,8 +142,13 @@ class Affine(dist.Distribution):
         if self.ends is not None or not (isinstance(base, dist.Gamma) and isinstance(_unexpanded(prior), dist.Gamma)):
             return None
         shift, log_scale = self.shift[..., 0], self.log_scale[..., 0]
-        moved = jnp.exp(-log_scale) * (shift + self._bounded(jnp.log(value)) * jnp.expm1(log_scale))
-        terms = (base.concentration * moved, base.rate * value * jnp.expm1(-moved), log_scale)
+        log_value = self._bounded(jnp.log(value))
+        moved = jnp.exp(-log_scale) * (shift + log_value * jnp.expm1(log_scale))
+        stretch = log_scale
+        if self.bend.shape[-1]:
+            _, back, bent = self._bend.inverse((log_value - moved)[..., None])
+            moved, stretch = moved - back[..., 0], stretch + bent[..., 0]
+        terms = (base.concentration * moved, base.rate * value * jnp.expm1(-moved), stretch)
         size = abs(terms[0]) + abs(terms[1]) + abs(terms[2])
         return Ratio(terms[0] + terms[1] + terms[2], size)
 
@@ -157,8 +171,12 @@ class Affine(dist.Distribution):
         transform = biject_to(self.support)
         moved = self._bounded(transform.inv(value))
         flat, grown = self._outward(self._flat(moved))
-        solved, shrunk = self._inward(self._solve(flat - self.shift))
-        drawn = self._bounded(self._unflat(solved, moved))
+        solved = self._solve(flat - self.shift)
+        if self.bend.shape[-1]:
+            solved, _, bent = self._bend.inverse(solved)
+            grown = grown - bent.sum(-1)
+        inside, shrunk = self._inward(solved)
+        drawn = self._bounded(self._unflat(inside, moved))
         before = transform(drawn)
         stretch = transform.log_abs_det_jacobian(moved, value) - transform.log_abs_det_jacobian(drawn, before)
         result: Array = self.base.log_prob(before) - stretch - self.log_scale.sum(-1) + grown + shrunk
@@ -175,12 +193,19 @@ class Affine(dist.Distribution):
         transform = biject_to(self.support)
         drawn = self._bounded(transform.inv(draw))
         flat, _ = self._outward(self._flat(drawn))
+        if self.bend.shape[-1]:
+            flat, _ = self._bend.forward(flat)
         scaled = jnp.exp(self.log_scale) * flat
         if self.lower.shape[-1]:
             scaled = scaled + (self._matrix() @ flat[..., None])[..., 0]
         inside, _ = self._inward(self.shift + scaled)
         moved: Array = transform(self._bounded(self._unflat(inside, drawn)))
         return moved
+
+    @property
+    def _bend(self) -> Bend:
+        centre = self.centre if self.ends is None else self._outward(self.centre)[0]
+        return Bend(self.bend, centre, self.width)
 
     def _outward(self, flat: Array) -> tuple[Array, Array]:
         """Map what lies between the ends onto the line, with the log of how much it is stretched, [*batch]."""

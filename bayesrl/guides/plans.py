@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bayesrl.core.edges import Ends
 from bayesrl.core.recording import Frame
 from bayesrl.core.structure import Site, Structure
 from bayesrl.errors import GuideError
@@ -12,6 +11,7 @@ from bayesrl.guides.alignment import Dims
 from bayesrl.guides.networks import num_time_features
 from bayesrl.guides.sources import Source, prior_source, readable, site_source, sources_of
 from bayesrl.guides.survey import Survey
+from bayesrl.guides.tilts import Reach
 
 type Tilt = Literal["auto", "table", "network", "constant"]
 
@@ -56,6 +56,7 @@ class SitePlan:
         num_features: length of the network's input.
         num_outputs: components of the tilt.
         summary: name of the recurrent summary that the network reads, or None.
+        cut: whether a table of all that is finite did not fit.
     """
 
     site: Site
@@ -66,6 +67,7 @@ class SitePlan:
     num_features: int
     num_outputs: int
     summary: str | None
+    cut: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +88,12 @@ class Plan:
     Attributes:
         sites: of the action sites.
         summaries: of the recurrent summaries.
-        ends: coordinates beyond which the draws of a site stay where they are.
+        reaches: where the draws of each site lie under the prior.
     """
 
     sites: dict[str, SitePlan]
     summaries: dict[str, SummaryPlan]
-    ends: dict[str, Ends] = field(default_factory=dict)
+    reaches: dict[str, Reach] = field(default_factory=dict)
 
     @property
     def has_networks(self) -> bool:
@@ -174,7 +176,7 @@ def _site_plan(
     num_features += hidden if summary is not None else 0
     if num_features == 0:
         network = False
-    return SitePlan(site, fact.dims, table, tuple(inputs), network, num_features, fact.tilt, summary)
+    return SitePlan(site, fact.dims, table, tuple(inputs), network, num_features, fact.tilt, summary, not all_of_it)
 
 
 def _table_plan(

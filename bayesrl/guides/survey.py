@@ -18,7 +18,7 @@ from bayesrl.core.sampling import FoldedKeys
 from bayesrl.core.structure import Structure, Support
 from bayesrl.guides.alignment import Dims, align, dims_of, num_components
 from bayesrl.guides.origins import origins_of
-from bayesrl.guides.tilts import describe, tilt_shape, unconstrained
+from bayesrl.guides.tilts import Reach, describe, tilt_shape, unconstrained
 from bayesrl.typing import PRNGKey, Program
 
 _MAX_INITIAL = 64
@@ -90,9 +90,9 @@ class Survey:
 class _Probe(IntoScans):
     """Notes the facts of sites and scans while a program runs, and keeps the carries of its scans."""
 
-    def __init__(self, fn: Program, structure: Structure) -> None:
+    def __init__(self, fn: Program, structure: Structure, reaches: dict[str, Reach] | None = None) -> None:
         super().__init__(fn)
-        self.structure = structure
+        self.structure, self.reaches = structure, reaches or {}
         self.sites: dict[str, SiteFacts] = {}
         self.values: dict[str, Any] = {}
         self.sources: list[list[str | int | None]] = []
@@ -107,7 +107,7 @@ class _Probe(IntoScans):
         support = self.structure[name].support
         dims = dims_of(msg["cond_indep_stack"])
         action = kind_of(msg) == "action"
-        tail = tilt_shape(name, fn, support) if action else ()
+        tail = tilt_shape(name, fn, support, self.reaches.get(name)) if action else ()
         described = describe(fn, support) if action else None
         elements = described.shape[len(fn.batch_shape) :] if described is not None else ()
         self.sites[name] = SiteFacts(
@@ -219,7 +219,9 @@ def _is_numeric(leaf: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_))
 
 
-def survey_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Survey:
+def survey_of(
+    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, Reach]
+) -> Survey:
     """Find the facts of a policy by running it.
 
     Args:
@@ -227,11 +229,12 @@ def survey_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[A
         policy: the program.
         structure: of the policy.
         args: of the policy.
+        reaches: where the draws of each action site lie.
 
     Raises:
         GuideError: an action site cannot be tilted.
     """
-    probe = _Probe(policy, structure)
+    probe = _Probe(policy, structure, reaches)
     recording = abstractly(lambda: record(FoldedKeys(probe, key), *args))
     latent = {s.name: _shape_of(recording.sites[s.name].value) for s in structure.sites if s.latent}
     reached = _reached(key, policy, structure, args, latent)

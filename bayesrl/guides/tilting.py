@@ -60,9 +60,10 @@ class _Moment:
         if plan.num_outputs:
             fn, support = msg["fn"], plan.site.support
             self.view.prior = fn
-            tail = tilt_shape(msg["name"], fn, support)
+            reach = self.plan.reaches.get(msg["name"])
+            tail = tilt_shape(msg["name"], fn, support, reach)
             theta = spread(self._theta(plan), fn.batch_shape, plan.dims, tail)
-            msg["fn"] = tilted(fn, theta, support, self.plan.ends.get(msg["name"]))
+            msg["fn"] = tilted(fn, theta, support, reach)
 
     def after(self, msg: dict[str, Any]) -> None:
         """Remember what the agent has seen."""

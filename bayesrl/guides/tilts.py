@@ -1,24 +1,39 @@
 """How each kind of distribution is tilted: how many numbers a tilt takes, and what it does with them."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import biject_to, constraints
 
-from bayesrl.core.edges import Ends
-from bayesrl.core.structure import Support, is_discrete
+from bayesrl.core.censoring import Censored, censored
+from bayesrl.core.edges import Edge, Ends, Lie
+from bayesrl.core.structure import Support, finite_support, is_discrete
 from bayesrl.errors import GuideError
+from bayesrl.guides.bending import NUM_NUMBERS
 from bayesrl.guides.compounds import is_compound, num_compound, tilted_parts
 from bayesrl.guides.distributions import Affine, Finite, coordinate_shape
+from bayesrl.guides.splitting import num_split, split
+from bayesrl.guides.windows import Windowed, num_knots
 
 _LOWEST_LOGIT = -1e30
 """Stands for a prior log-probability of −inf, which NumPyro refuses as a logit."""
 
 MAX_TRIANGULAR = 32
 """Largest event, in unconstrained coordinates, that gets a full triangular map."""
+
+MAX_BENT = 64
+"""Largest event, in unconstrained coordinates, whose coordinates are bent one by one."""
+
+MAX_WINDOW, MAX_COUNT = 512, 4096
+"""So many counts are weighed at most, and none above: single precision tells little of the density of greater ones."""
+
+_LEAST_BEYOND = 8.0
+_PILING = (dist.Gamma, dist.Beta, dist.Dirichlet)
+_CENSORED = (dist.LeftCensoredDistribution, dist.RightCensoredDistribution, dist.IntervalCensoredDistribution)
+_NEVER = (dist.ImproperUniform, dist.Unit, dist.Delta, dist.VonMises, *_CENSORED)
 
 _BERNOULLI = (dist.BernoulliProbs, dist.BernoulliLogits)
 _CATEGORICAL = (dist.CategoricalProbs, dist.CategoricalLogits)
@@ -27,32 +42,111 @@ _GEOMETRIC = (dist.GeometricProbs, dist.GeometricLogits)
 _NATURAL = (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC, dist.Poisson, dist.GammaPoisson)
 
 
-def tilt_shape(name: str, fn: Any, support: Support | None) -> tuple[int, ...]:
+class Reach(NamedTuple):
+    """Where the prior's draws of a site lie, which a rich tilt asks for.
+
+    Attributes:
+        ends: coordinates beyond which draws stay where they are, or None; see `Affine`.
+        centre: of the coordinates, [N] or a number.
+        width: of the coordinates, [N] or a number.
+        window: first and number of the consecutive counts that a tilt weighs freely, or None.
+        rich: whether the tilt is a rich one: one that bends, and weighs counts one by one.
+    """
+
+    ends: Ends | None = None
+    centre: Any = 0.0
+    width: Any = 1.0
+    window: tuple[int, int] | None = None
+    rich: bool = True
+
+
+def reach_of(edge: Edge | None, lie: Lie | None, *, discrete: bool) -> Reach:
+    """Give the reach of a site from what draws of its prior tell."""
+    if lie is None:
+        return Reach(edge and edge.ends)
+    if not discrete:
+        return Reach(edge and edge.ends, lie.centre, lie.width)
+    # Tilted draws go farther than those of the prior, and what lies beyond has a natural tilt still.
+    most = max(2 * float(lie.high[0]) - float(lie.low[0]), float(lie.high[0]) + _LEAST_BEYOND)
+    least = max(2 * float(lie.low[0]) - float(lie.high[0]), 0.0)
+    size = int(most - least) + 1
+    return Reach(window=(int(least), size) if size <= MAX_WINDOW and most <= MAX_COUNT else None)
+
+
+def is_measured(fn: Any) -> bool:
+    """Whether a rich tilt of a distribution asks where its draws lie."""
+    if is_discrete(fn):
+        return not fn.event_shape and _is_unbounded(fn)
+    core, _ = _elementwise(fn)
+    if is_compound(core) or isinstance(core, _NEVER) or _tells_location(_peeled(fn)):
+        return False
+    try:
+        return math.prod(coordinate_shape(_peeled(fn))) <= MAX_BENT
+    except (NotImplementedError, AssertionError):
+        return False
+
+
+def tilt_shape(name: str, fn: Any, support: Support | None, reach: Reach | None = None) -> tuple[int, ...]:
     """Tell the shape of one element's tilt: the axes beyond the batch axes of a site.
 
     Args:
         name: of the site, for errors.
         fn: its distribution.
         support: values of its finite support, or None.
+        reach: of the site, for a rich tilt.
 
     Raises:
         GuideError: no tilt is known for the distribution.
     """
     core, reinterpreted = _elementwise(fn)
+    if is_discrete(fn):
+        size = num_compound(name, core, tilt_shape) if is_compound(core) else _num_discrete(name, core, support)
+        return (*reinterpreted, size + _num_weighed(fn, support, reach))
     if is_compound(core):
         return (*reinterpreted, num_compound(name, core, tilt_shape))
     if isinstance(core, dist.VonMises):
-        return (*reinterpreted, 2)
-    if is_discrete(fn):
-        return (*reinterpreted, _num_discrete(name, core, support))
+        return (*reinterpreted, 4 + NUM_NUMBERS if _is_rich(reach) else 2)
+    if _is_piled(core, reach):
+        return (*reinterpreted, num_split(core))
     core = _peeled(fn)
+    bent = NUM_NUMBERS if _is_rich(reach) else 0
     if isinstance(core, dist.Normal):
-        return (2,)
+        return (2 + bent,)
     if _holds_mask(core):
         raise GuideError(f"site {name!r} is masked inside .to_event(); call .mask(...) last")
     size = _num_coordinates(name, core)
     triangular = size * (size - 1) // 2 if size <= MAX_TRIANGULAR else 0
-    return (2 * size + triangular,)
+    return ((2 + (bent if size <= MAX_BENT else 0)) * size + triangular,)
+
+
+def _is_piled(core: Any, reach: Reach | None) -> bool:
+    """Whether draws often lie at the edge of what single precision tells, of a family that can be tilted there."""
+    return reach is not None and reach.ends is not None and isinstance(core, _PILING)
+
+
+def _is_rich(reach: Reach | None) -> bool:
+    return reach is not None and reach.rich
+
+
+def _num_weighed(fn: Any, support: Support | None, reach: Reach | None) -> int:
+    """Count the knots of the free weights of counts."""
+    window = _window(fn, support, reach)
+    return 0 if window is None else num_knots(window[1])
+
+
+def _window(fn: Any, support: Support | None, reach: Reach | None) -> tuple[int, int] | None:
+    core, _ = _elementwise(fn)
+    if reach is None or not reach.rich or core.event_shape:
+        return None
+    if isinstance(core, _BINOMIAL) and support is not None:
+        return (int(support[0]), len(support)) if len(support) <= MAX_WINDOW else None
+    return reach.window if _is_unbounded(fn) else None
+
+
+def _is_unbounded(fn: Any) -> bool:
+    """Whether a distribution of counts has no greatest one that is known beforehand."""
+    core, _ = _elementwise(fn)
+    return not isinstance(core, (*_BERNOULLI, *_CATEGORICAL)) and finite_support(fn) is None
 
 
 def _num_discrete(name: str, core: Any, support: Support | None) -> int:
@@ -79,7 +173,18 @@ def _num_coordinates(name: str, core: Any) -> int:
         f"the automatic guide cannot tilt site {name!r}: {type(core).__name__} cannot be drawn and mapped to "
         f"unconstrained space; {_remedy(name, core)}"
     )
-    if isinstance(core, (dist.ImproperUniform, dist.Unit, dist.Delta)):
+    inner, _ = _elementwise(core)
+    if isinstance(inner, _CENSORED):
+        raise GuideError(
+            f"site {name!r} is drawn from {type(inner).__name__}, whose density is of observations and not of its "
+            "draws; draw from the distribution inside of it, and keep this one for sites with obs="
+        )
+    if isinstance(inner, dist.TransformedDistribution) and not _has_density(inner):
+        raise GuideError(
+            f"the automatic guide cannot tilt site {name!r}: the absolute value in its {type(inner).__name__} leaves "
+            "it without a density; write numpyro.distributions.FoldedDistribution(base)"
+        )
+    if isinstance(core, _NEVER):
         raise refusal
     try:
         return math.prod(coordinate_shape(core))
@@ -87,44 +192,92 @@ def _num_coordinates(name: str, core: Any) -> int:
         raise refusal from error
 
 
-def tilted(fn: Any, theta: Array, support: Support | None, ends: Ends | None = None) -> Any:
+def _has_density(fn: Any) -> bool:
+    """Whether a transformed distribution has a density, be it one of its own."""
+    own = type(fn).log_prob is not dist.TransformedDistribution.log_prob
+    return own or not any(isinstance(part, dist.transforms.AbsTransform) for part in fn.transforms)
+
+
+def tilted(fn: Any, theta: Array, support: Support | None, reach: Reach | None = None) -> Any:
     """Tilt a distribution.
 
     Args:
         fn: the prior of a site.
         theta: [*batch, *tilt_shape]; zero leaves the prior as it is.
         support: values of its finite support, or None.
-        ends: coordinates beyond which draws stay where they are; see `Affine`.
+        reach: of the site, where `tilt_shape` was told it.
 
     Returns:
         A distribution of the same shape and support.
     """
     inner, _ = _elementwise(fn)
     if is_compound(inner) or isinstance(inner, dist.VonMises) or is_discrete(fn):
-        return _tilted_elements(fn, theta, support)
+        return _tilted_elements(fn, theta, support, _window(fn, support, reach))
+    if _is_piled(inner, reach):
+        return _tilted_elements(censored(fn), theta, support)
     core = _peeled(fn)
-    if isinstance(core, dist.Normal):
+    ends = None if reach is None else reach.ends
+    if isinstance(core, dist.Normal) and theta.shape[-1] == 2:
         moved: Any = dist.Normal(core.loc + core.scale * theta[..., 0], core.scale * jnp.exp(theta[..., 1]))
     else:
         size = math.prod(coordinate_shape(core))
         base = core if core.batch_shape == fn.batch_shape else core.expand(fn.batch_shape)
-        moved = Affine(base, theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :], ends=ends)
+        moved = _affine(base, theta, size, reach, ends)
     for mask in _masks(fn):
         moved = moved.mask(mask)
     return moved
 
 
-def _tilted_elements(fn: Any, theta: Array, support: Support | None) -> Any:
+def _affine(base: Any, theta: Array, size: int, reach: Reach | None, ends: Ends | None = None) -> Affine:
+    """Move a distribution of `size` coordinates by numbers of shift, log-scale, bend and what is below the diagonal."""
+    shift, log_scale, rest = theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :]
+    triangular = size * (size - 1) // 2 if size <= MAX_TRIANGULAR else 0
+    bend, lower = jnp.split(rest, [rest.shape[-1] - triangular], -1)
+    location = None if reach is None else _location(base)
+    centre, width = (0.0, 1.0) if reach is None else location or (reach.centre, reach.width)
+    return Affine(base, shift, log_scale, lower, ends=ends, bend=bend, centre=centre, width=width)
+
+
+def _tells_location(fn: Any) -> bool:
+    inner, _ = _elementwise(fn)
+    real = not inner.event_shape and inner.support is constraints.real
+    return real and {"loc", "scale"} <= set(inner.arg_constraints)
+
+
+def _location(fn: Any) -> tuple[Array, Array] | None:
+    """Give location and scale of a distribution over the line or over vectors, [*batch, N], where it tells them."""
+    if not _tells_location(fn):
+        return None
+    inner, _ = _elementwise(fn)
+    shape = (*fn.batch_shape, math.prod(fn.event_shape))
+    whole = tuple(fn.shape())
+    loc, scale = (jnp.broadcast_to(part, whole) for part in (inner.loc, inner.scale))
+    return loc.reshape(shape), scale.reshape(shape)
+
+
+def _tilted_elements(fn: Any, theta: Array, support: Support | None, window: tuple[int, int] | None = None) -> Any:
     if isinstance(fn, dist.MaskedDistribution):
-        return _tilted_elements(fn.base_dist, theta, support).mask(fn._mask)
+        return _tilted_elements(fn.base_dist, theta, support, window).mask(fn._mask)
     if isinstance(fn, dist.Independent):
-        return _tilted_elements(fn.base_dist, theta, support).to_event(fn.reinterpreted_batch_ndims)
+        return _tilted_elements(fn.base_dist, theta, support, window).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.ExpandedDistribution):
-        return _tilted_elements(fn.base_dist, theta, support)
+        return _tilted_elements(fn.base_dist, theta, support, window)
+    if window is not None:
+        rest, knots = jnp.split(theta, [theta.shape[-1] - num_knots(window[1])], -1)
+        return Windowed(_tilted_core(fn, rest, support), knots, *window)
+    return _tilted_core(fn, theta, support)
+
+
+def _tilted_core(fn: Any, theta: Array, support: Support | None) -> Any:
+    """Tilt a distribution without wrappers by its natural parameters, or part by part."""
     if is_compound(fn):
         return tilted_parts(fn, theta, tilted, "", tilt_shape)
     if isinstance(fn, dist.VonMises):
-        return _tilted_circle(fn, theta)
+        natural, rest = theta[..., :2], theta[..., 2:]
+        moved = _tilted_circle(fn, natural)
+        return _affine(moved, rest, 1, None) if rest.shape[-1] else moved
+    if isinstance(fn, Censored):
+        return split(fn, theta)
     if isinstance(fn, _CATEGORICAL):
         return dist.CategoricalLogits(jnp.maximum(fn.logits, _LOWEST_LOGIT) + theta)
     one = theta[..., 0]

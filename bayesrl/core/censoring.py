@@ -1,0 +1,183 @@
+"""Gamma, Beta and Dirichlet distributions of small concentrations, whose draws pile up where single precision ends.
+
+Of a Gamma(.01, 1) two draws of five are less than the least number that single precision has. They are drawn as 0, of
+which a density says nothing; but how likely all of them are together is known: near 0 the density is a power, so that
+
+    P(x < ε) = (rε)ᶜ / Γ(c + 1)                 of a Gamma(c, r),
+    P(x < ε) = εᵃ / (a B(a, b))                 of a Beta(a, b), and likewise near 1,
+
+to a relative error of the size of ε, and of a Dirichlet distribution each factor x_iᵃ⁻¹ becomes εᵃ/a in the same way.
+What lies there is scored by that probability, which is a density beside atoms: it differs between concentrations, so a
+guide may move mass to the edge and away from it. A draw that crosses it jumps, so that gradients are score-function.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from jax.scipy.special import betaln, gammaln
+from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape
+
+LEAST = 1e-36
+"""What is less is scored as a whole; single precision keeps whole numbers of digits down to 1e-38."""
+
+NEAREST_ONE = 1e-5
+"""What is nearer to 1 is scored as a whole: between 1 − 1e-5 and 1 single precision has 168 numbers."""
+
+_LOG_LEAST, _LOG_NEAREST = math.log(LEAST), math.log(NEAREST_ONE)
+
+
+class Censored(dist.Distribution):
+    """What the three have in common: parameters with batch axes, and no reparameterised sampler."""
+
+    @property
+    def stands_for(self) -> Any:
+        """The distribution of the same parameters, whose terms the density has."""
+        raise NotImplementedError
+
+
+class CensoredGamma(Censored):
+    """Gamma(c, r), its draws below `LEAST` scored as a whole.
+
+    Args:
+        concentration: c, [*batch].
+        rate: r, [*batch].
+    """
+
+    arg_constraints = {"concentration": constraints.positive, "rate": constraints.positive}  # noqa: RUF012
+    support = constraints.nonnegative
+
+    def __init__(self, concentration: Any, rate: Any, *, validate_args: bool | None = None) -> None:
+        self.concentration, self.rate = jnp.broadcast_arrays(concentration, rate)
+        super().__init__(jnp.shape(self.rate), validate_args=validate_args)
+
+    @property
+    def stands_for(self) -> Any:
+        """The gamma distribution."""
+        return dist.Gamma(self.concentration, self.rate)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw [*sample_shape, *batch], by logarithms."""
+        logs = jax.random.loggamma(key, self.concentration, sample_shape + self.batch_shape)
+        return jnp.exp(logs - jnp.log(self.rate))
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-density, or below `LEAST` log-probability, nats."""
+        low = jnp.asarray(value) < LEAST
+        plain = dist.Gamma(self.concentration, self.rate).log_prob(jnp.where(low, 1.0, value))
+        lost = self.concentration * (jnp.log(self.rate) + _LOG_LEAST) - gammaln(self.concentration + 1)
+        return jnp.where(low, lost, plain)
+
+
+class CensoredBeta(Censored):
+    """Beta(a, b), its draws below `LEAST` and nearer to 1 than `NEAREST_ONE` scored as wholes.
+
+    Args:
+        concentration1: a, [*batch].
+        concentration0: b, [*batch].
+    """
+
+    arg_constraints = {"concentration1": constraints.positive, "concentration0": constraints.positive}  # noqa: RUF012
+    support = constraints.unit_interval
+
+    def __init__(self, concentration1: Any, concentration0: Any, *, validate_args: bool | None = None) -> None:
+        self.concentration1, self.concentration0 = jnp.broadcast_arrays(concentration1, concentration0)
+        super().__init__(jnp.shape(self.concentration1), validate_args=validate_args)
+
+    @property
+    def stands_for(self) -> Any:
+        """The beta distribution."""
+        return dist.Beta(self.concentration1, self.concentration0)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw [*sample_shape, *batch]."""
+        drawn: Array = self.stands_for.sample(key, sample_shape)
+        return drawn
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-density, or at the ends log-probability, nats."""
+        value = jnp.asarray(value)
+        a, b = self.concentration1, self.concentration0
+        low, high = value < LEAST, value > 1 - NEAREST_ONE
+        inside = jnp.where(low | high, 0.5, value)
+        parts = jnp.where(low, a * _LOG_LEAST - jnp.log(a), (a - 1) * jnp.log(inside))
+        parts = jnp.where(
+            high, b * _LOG_NEAREST - jnp.log(b), parts + jnp.where(low, 0.0, (b - 1) * jnp.log1p(-inside))
+        )
+        return parts - betaln(a, b)
+
+
+class CensoredDirichlet(Censored):
+    """Dirichlet(a), its components below `LEAST` scored as wholes.
+
+    Args:
+        concentration: a, [*batch, n].
+    """
+
+    arg_constraints = {"concentration": constraints.independent(constraints.positive, 1)}  # noqa: RUF012
+    support = constraints.simplex
+
+    def __init__(self, concentration: Any, *, validate_args: bool | None = None) -> None:
+        self.concentration = jnp.asarray(concentration)
+        shape = self.concentration.shape
+        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
+
+    @property
+    def stands_for(self) -> Any:
+        """The Dirichlet distribution."""
+        return dist.Dirichlet(self.concentration)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw [*sample_shape, *batch, n]."""
+        drawn: Array = self.stands_for.sample(key, sample_shape)
+        return drawn
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-density, where components are less than `LEAST` beside atoms, nats."""
+        value, a = jnp.asarray(value), self.concentration
+        low = value < LEAST
+        parts = jnp.where(low, a * _LOG_LEAST - jnp.log(a), (a - 1) * jnp.log(jnp.where(low, 1.0, value)))
+        return (parts - gammaln(a)).sum(-1) + gammaln(a.sum(-1))
+
+
+def censored(fn: Any) -> Any | None:
+    """Give a distribution with what lies at the edge scored as a whole, wrappers and all; None where none is known."""
+    if isinstance(fn, dist.MaskedDistribution):
+        inner = censored(fn.base_dist)
+        return None if inner is None else inner.mask(fn._mask)
+    if isinstance(fn, dist.Independent):
+        inner = censored(fn.base_dist)
+        return None if inner is None else inner.to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.ExpandedDistribution):
+        inner = censored(fn.base_dist)
+        return None if inner is None else inner.expand(fn.batch_shape)
+    if isinstance(fn, dist.Gamma):
+        return CensoredGamma(fn.concentration, fn.rate)
+    if isinstance(fn, dist.Beta):
+        return CensoredBeta(fn.concentration1, fn.concentration0)
+    if isinstance(fn, dist.Dirichlet):
+        return CensoredDirichlet(fn.concentration)
+    return None
+
+
+def is_censored(fn: Any) -> bool:
+    """Whether a distribution is one of these or a mixture of them, its wrappers taken off."""
+    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    if isinstance(fn, dist.MixtureSameFamily):
+        return isinstance(fn.component_distribution, Censored)
+    if isinstance(fn, dist.MixtureGeneral):
+        return isinstance(fn.component_distributions[0], Censored)
+    return isinstance(fn, Censored)
+
+
+@promote_batch_shape.register(CensoredGamma)  # type: ignore[untyped-decorator]
+@promote_batch_shape.register(CensoredBeta)  # type: ignore[untyped-decorator]
+@promote_batch_shape.register(CensoredDirichlet)  # type: ignore[untyped-decorator]
+def _promote(d: Any) -> Any:
+    """Give one that is stacked by a scan its leading axis of time."""
+    return type(d)(*(getattr(d, name) for name in d.arg_constraints))

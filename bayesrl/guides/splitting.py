@@ -1,0 +1,133 @@
+"""Gamma, Beta and Dirichlet distributions of small concentrations, split into parts that are tilted one by one.
+
+Nearly all of a Dirichlet(.1, .1, .1) lies at its corners. A reward moves mass between the corners, or into the middle,
+and leaves what each corner looks like as it is; another concentration changes that, too. Since Σ x_i = 1,
+
+    Dir(a) = Σ_|m|=k  (k over m) · Π_i (a_i)_(m_i) / (Σ a)_(k) · Dir(a + m),
+
+with (a)_(k) = a·(a + 1)⋯(a + k − 1): a mixture with a part at each corner, and for k = 2 in between. A Beta is the
+first component of two. Of a Gamma, e⁻ʳˣ = e⁻²ʳˣ + (e⁻ʳˣ − e⁻²ʳˣ) makes a part at 0 and one away from it.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from jax.scipy.special import gammaln
+from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape
+
+from bayesrl.core.censoring import LEAST, Censored, CensoredBeta, CensoredDirichlet, CensoredGamma
+
+_MOST_PAIRED, _MOST_FREE = 4, 16
+"""Up to so many components pairs have a part of their own; up to so many each part has its own concentrations."""
+
+
+class AwayGamma(Censored):
+    """The part of a gamma distribution away from 0: p(x) ∝ xᶜ⁻¹·(e⁻ʳˣ − e⁻²ʳˣ).
+
+    It is a mixture of Gamma(c + 1, λ) with r < λ < 2r.
+
+    Args:
+        concentration: c, [*batch].
+        rate: r, [*batch].
+    """
+
+    arg_constraints = {"concentration": constraints.positive, "rate": constraints.positive}  # noqa: RUF012
+    support = constraints.nonnegative
+
+    def __init__(self, concentration: Any, rate: Any, *, validate_args: bool | None = None) -> None:
+        self.concentration, self.rate = jnp.broadcast_arrays(concentration, rate)
+        super().__init__(jnp.shape(self.rate), validate_args=validate_args)
+
+    @property
+    def stands_for(self) -> Any:
+        """The gamma distribution that it is part of."""
+        return dist.Gamma(self.concentration, self.rate)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw [*sample_shape, *batch]: λ by its inverse distribution function, then x."""
+        shape = sample_shape + self.batch_shape
+        outer, inner = jax.random.split(key)
+        share = jax.random.uniform(outer, shape)
+        log_rate = (
+            jnp.log(self.rate) - jnp.log1p(share * jnp.expm1(-self.concentration * math.log(2))) / self.concentration
+        )
+        return jnp.exp(jax.random.loggamma(inner, self.concentration + 1, shape) - log_rate)
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-density, nats, or below `LEAST`, where next to nothing lies, about the log-probability."""
+        low = jnp.asarray(value) < LEAST
+        value = jnp.where(low, LEAST, value)
+        c, far = self.concentration, self.rate * value
+        apart = jnp.log(-jnp.expm1(-jnp.maximum(far, LEAST))) + jnp.where(low, math.log(LEAST), 0.0)
+        size = gammaln(c) - c * jnp.log(self.rate) + jnp.log(-jnp.expm1(-c * math.log(2)))
+        return (c - 1) * jnp.log(value) - far + apart - size
+
+
+def num_split(fn: Any) -> int:
+    """Count the numbers that tilt the parts of one element.
+
+    Args:
+        fn: Gamma, Beta or Dirichlet, censored or not.
+    """
+    if isinstance(fn, (dist.Gamma, CensoredGamma)):
+        return 6
+    size = 2 if isinstance(fn, (dist.Beta, CensoredBeta)) else int(jnp.shape(fn.concentration)[-1])
+    parts = len(_powers(size))
+    return parts + (parts * size if size <= _MOST_FREE else size)
+
+
+def split(fn: Any, theta: Array) -> Any:
+    """Split a distribution and tilt its parts: their weights, and the concentrations and rates of each.
+
+    Args:
+        fn: a censored Gamma, Beta or Dirichlet distribution, [*batch].
+        theta: [*batch, num_split]; zero leaves the whole as it is.
+    """
+    if isinstance(fn, CensoredGamma):
+        c, r = fn.concentration, fn.rate
+        logits = jnp.stack(jnp.broadcast_arrays(-c * math.log(2), jnp.log(-jnp.expm1(-c * math.log(2)))), -1)
+        grown = jnp.exp(theta[..., 2:])
+        parts = (
+            CensoredGamma(c * grown[..., 0], 2 * r * grown[..., 1]),
+            AwayGamma(c * grown[..., 2], r * grown[..., 3]),
+        )
+        return dist.MixtureGeneral(dist.CategoricalLogits(logits + theta[..., :2]), parts)
+    if isinstance(fn, CensoredBeta):
+        mixed = _corners(jnp.stack([fn.concentration1, fn.concentration0], -1), theta)
+        own = mixed.component_distribution.concentration
+        return dist.MixtureSameFamily(mixed.mixing_distribution, CensoredBeta(own[..., 0], own[..., 1]))
+    return _corners(fn.concentration, theta)
+
+
+def _corners(a: Array, theta: Array) -> Any:
+    size = a.shape[-1]
+    powers = _powers(size)
+    num = len(powers)
+    order = int(powers[0].sum())
+    rising = gammaln(a[..., None, :] + powers) - gammaln(a)[..., None, :]
+    total = gammaln(a.sum(-1) + order) - gammaln(a.sum(-1))
+    ways = np.log([math.factorial(order) / math.prod(math.factorial(int(m)) for m in row) for row in powers])
+    logits = ways + rising.sum(-1) - total[..., None] + theta[..., :num]
+    rest = theta[..., num:]
+    grown = jnp.exp(rest.reshape((*rest.shape[:-1], -1, size)))
+    return dist.MixtureSameFamily(dist.CategoricalLogits(logits), CensoredDirichlet((a[..., None, :] + powers) * grown))
+
+
+def _powers(size: int) -> np.ndarray:
+    """Give all m of |m| = k, [parts, size]; k is 2 for few components."""
+    order = 2 if size <= _MOST_PAIRED else 1
+    chosen = itertools.combinations_with_replacement(range(size), order)
+    return np.asarray([np.bincount(one, minlength=size) for one in chosen], float)
+
+
+@promote_batch_shape.register  # type: ignore[untyped-decorator]
+def _promote_away(d: AwayGamma) -> AwayGamma:
+    """Give one that is stacked by a scan its leading axis of time."""
+    return AwayGamma(d.concentration, d.rate)
