@@ -13,13 +13,14 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, Positive, asking, checked, whole
 from bayesrl.certainty.ranks import LIKELIHOOD, Calibration
+from bayesrl.core.compiling import near
 from bayesrl.core.handlers import IntoScans
 from bayesrl.core.keys import apart, from_seed, key_of_nothing, split
 from bayesrl.core.pairing import Pair, freeze
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.recording import Recording, record, site_log_prob
 from bayesrl.core.sampling import FoldedKeys
-from bayesrl.core.structure import Structure, as_arrays, inspect, structure_of
+from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.engines.grid import count, decode
 from bayesrl.engines.optimisers import UNPILOTED_RATE, default_optimizer
 from bayesrl.engines.setup import set_up
@@ -28,7 +29,7 @@ from bayesrl.engines.tabulation import path_axes
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.guides import GuideFamily
 from bayesrl.objectives import Objective, ReverseKL
-from bayesrl.typing import PRNGKey, Program
+from bayesrl.typing import Numbers, PRNGKey, Program
 
 type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
 """Draws of the latent sites given arguments: (key, args) → {site: [num_draws, ...]}."""
@@ -99,11 +100,11 @@ def calibrate(
     frozen, _ = freeze(from_seed(0), model, *args)
     simulate_key, infer_key, run_key, tie_key = apart(key, 4)
     keys = split(simulate_key, num_replications)
-    truth, data = jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys)
+    truth, data = near(jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys))
     program = partial(_given, frozen)
-    example = (jax.tree.map(lambda x: x[0], data), *args)
+    example = (jax.tree.map(lambda x: x[0, ...], data), *args)  # of NumPy, too, an array
     drawer = _prepared(by_fit() if infer is None else infer, infer_key, program, example, num_draws)
-    _check_draws(drawer, example, jax.tree.map(lambda x: x[0], truth), num_draws)
+    _check_draws(drawer, example, jax.tree.map(lambda x: x[0, ...], truth), num_draws)
 
     def one(told: tuple[PRNGKey, dict[str, Array], dict[str, Array]]) -> tuple[Array, Array, Array]:
         own_key, theta, y = told
@@ -151,7 +152,7 @@ def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any,
     return drawer
 
 
-def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Array], num_draws: int) -> None:
+def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers], num_draws: int) -> None:
     """Refuse inference that cannot be traced, or whose draws are not those of the latent sites."""
     try:
         draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), from_seed(0), args[0])
@@ -296,13 +297,13 @@ def by_enumeration() -> Inference:
 
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
         # Contexts are taken together here: a program without a context plate is one problem.
-        structure = _one_problem(structure_of(record(FoldedKeys(program, key), *args)))
+        structure = _one_problem(inspect(key, program, *args))
         axes = path_axes(structure)
         if count(axes) > _MOST_ASSIGNMENTS:
             raise EngineError(
                 f"the program has {count(axes):,} assignments, too many to enumerate for every data set; use by_fit()"
             )
-        rows = jax.vmap(partial(decode, axes))(jnp.arange(count(axes)))
+        rows = jax.jit(jax.vmap(partial(decode, axes)))(np.arange(count(axes)))
 
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
             def log_joint(sites: dict[str, Array]) -> Array:

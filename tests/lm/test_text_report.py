@@ -11,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from jax import Array
 from readings import adds_up, read_report, several
 
 import bayesrl
@@ -22,6 +23,7 @@ from bayesrl.lm import (
     GPT2Config,
     Pretrained,
     PromptedPolicy,
+    Sentences,
     byte_pairs,
     bytes_level,
     characters,
@@ -48,6 +50,11 @@ TITLES = [
     "Prompts where the policy collapsed",
     "Before and after, on held-out prompts",
 ]
+
+
+@jax.jit
+def by_step(sentences: Sentences, tokens: Array) -> Array:
+    return sentences.log_prob_by_step(tokens)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,7 @@ def test_kl_is_that_of_all_sentences(writer: PromptedPolicy, posterior: Posterio
     asked = writer.prompts
     ours, theirs = (writer.sentences(m, asked.tokens, asked.real) for m in (fitted(posterior).model, writer.model))
     rows = jnp.asarray(np.repeat(np.asarray(ours.finite_values)[:, None], 2, 1))
-    log_q, log_p = (np.asarray(jax.jit(one.log_prob_by_step)(rows), float) for one in (ours, theirs))
+    log_q, log_p = (np.asarray(by_step(one, rows), float) for one in (ours, theirs))
     q = np.exp(log_q.sum(-1))
     exact = (q[..., None] * (log_q - log_p)).sum(0).mean(0)
     assert exact.sum() > 0.2
@@ -106,7 +113,7 @@ def test_samples_are_scored_under_both_models(writer: PromptedPolicy, posterior:
     for written in samples[1:]:
         assert written.tokens.shape == (50, 2, T)
         for found, model in ((written.log_q, fitted(posterior).model), (written.log_prior, writer.model)):
-            wanted = jax.jit(writer.sentences(model, asked.tokens, asked.real).log_prob_by_step)(written.tokens)
+            wanted = by_step(writer.sentences(model, asked.tokens, asked.real), written.tokens)
             np.testing.assert_allclose(found, wanted, atol=1e-4)
         length = written.real.sum(-1)
         np.testing.assert_array_equal(written.metrics["length"], length)

@@ -109,26 +109,34 @@ def test_paragraphs_are_prose_or_code() -> None:
     assert found == [("A sentence about it.", "prose"), ("x = f(1)\ny = 2", "code"), ("More.", "prose")]
 
 
-def test_files_of_ones_own(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[lm.GPT2, str]:
+    tokenizer = lm.bytes_level()
+    config = lm.GPT2Config(vocab_size=tokenizer.vocab_size, max_length=96, width=8, depth=1, heads=2)
+    model, folder = lm.GPT2.random(jax.random.key(0), config), tmp_path_factory.mktemp("checkpoint") / "model"
+    lm.save_pretrained(folder, model, tokenizer)
+    return model, str(folder)
+
+
+def test_files_of_ones_own(checkpoint: tuple[lm.GPT2, str], tmp_path: Path) -> None:
+    """A model is trained on one of them; for the others there is one already."""
     questions, pairs, records = (tmp_path / name for name in ("questions.jsonl", "pairs.tsv", "records.jsonl"))
     questions.write_text("\n".join(json.dumps({"prompt": f"{i}?", "answer": str(i)}) for i in range(6)))
     pairs.write_text("\n".join(f"word {i}\tmot {i}" for i in range(9)))
     records.write_text("\n".join(json.dumps({"who": f"person {i}", "what": "sings"}) for i in range(10)))
-    for name, option, path in (
-        ("question_answering", "questions", questions),
-        ("translation", "pairs", pairs),
-        ("data_to_text", "records", records),
+    made = {"checkpoint": checkpoint[1]}
+    for name, options in (
+        ("question_answering", {"questions": str(questions)}),
+        ("translation", {"pairs": str(pairs), **made}),
+        ("data_to_text", {"records": str(records), **made}),
     ):
-        problem = bayesrl.ready_model(name, **TINY, **{option: str(path)})
+        problem = bayesrl.ready_model(name, **TINY, **options)
         assert len(problem.policy.prompts) >= 2  # type: ignore[attr-defined]
 
 
-def test_a_checkpoint_takes_the_place_of_the_model(tmp_path: Path) -> None:
-    tokenizer = lm.bytes_level()
-    config = lm.GPT2Config(vocab_size=tokenizer.vocab_size, max_length=96, width=8, depth=1, heads=2)
-    model = lm.GPT2.random(jax.random.key(0), config)
-    lm.save_pretrained(tmp_path / "model", model, tokenizer)
-    problem = bayesrl.ready_model("data_to_text", **TINY, checkpoint=str(tmp_path / "model"), rank=2)
+def test_a_checkpoint_takes_the_place_of_the_model(checkpoint: tuple[lm.GPT2, str]) -> None:
+    model, folder = checkpoint
+    problem = bayesrl.ready_model("data_to_text", **TINY, checkpoint=folder, rank=2)
     held: Any = problem.policy
     np.testing.assert_array_equal(held.model.token.weight, model.token.weight)
     assert problem.fit_options["guide"] == lm.LoRA(2)
