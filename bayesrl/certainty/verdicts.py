@@ -1,5 +1,6 @@
 """What certainty says of a fit: brackets of the evidence, checks with a verdict, frontiers, comparisons."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bayesrl.arguments import checked
-from bayesrl.certainty.measured import HEADINGS, INTERVALS, Measured, bracket_text, has_mean
+from bayesrl.certainty.measured import HEADINGS, INTERVALS, Measured, bracket_text
 from bayesrl.core.estimates import Interval
 from bayesrl.core.showing import MARKS, Block, Line, Listing, Shown
 from bayesrl.core.wording import UNKNOWN, apart, at, number, share, with_error
@@ -172,8 +173,8 @@ class Evidence(Shown):
                     told["log Z"],
                     UNKNOWN if self.method == "draws" else number(float(np.reshape(self.lower.limit, -1)[i])),
                     number(upper),
-                    self._reverse_text(i),
-                    with_error(at(self.kl_forward, i)),
+                    _apart_text(at(self.kl_reverse, i)),
+                    _apart_text(at(self.kl_forward, i)),
                     weights["ESS"],
                     weights["k̂"],
                     share(float(np.reshape(self.missed, -1)[i])),
@@ -181,13 +182,6 @@ class Evidence(Shown):
             )
         sides = ("from below", "from above") if self.log_evidence is not None else ("J*/β from below", "from above")
         return Listing(("β", "log Z", *sides, "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed"), rows)
-
-    def _reverse_text(self, i: int) -> str:
-        """Write KL(q‖p*), which is the gap over β, or its end."""
-        found = at(self.kl_reverse, i)
-        if found is None or has_mean(found):
-            return with_error(found)
-        return bracket_text(found, float(found.se), own=True)
 
     @property
     def weighed(self) -> str:
@@ -366,3 +360,10 @@ class Section(NamedTuple):
     title: str
     caption: str
     body: Any
+
+
+def _apart_text(found: Interval | None) -> str:
+    """Write how far a fit and p* are apart, or the end of it that is known; nothing that rests on worthless weights."""
+    if found is None or math.isfinite(float(found.upper)):
+        return with_error(found)
+    return bracket_text(found, float(found.se), own=True)  # a standard error is not to be leaned on

@@ -57,7 +57,8 @@ padding:.8rem 1rem;margin-bottom:.75rem}
 .big dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums}
 .missing{border-left:.25rem solid var(--warn);padding-left:.7rem}
 .checks .advice{min-width:15rem}
-@media (max-width:40rem){.wide{padding-right:1.25rem}.wide.all{padding-right:0}.checks,.checks tbody{display:block}.checks thead{display:none}
+@media (max-width:40rem){.wide{padding-right:1.25rem}.wide.all{padding-right:0}
+.checks,.checks tbody{display:block}.checks thead{display:none}
 .checks tr{display:grid;grid-template-columns:auto 1fr auto auto;gap:0 .6rem;padding:.45rem 0;
 border-bottom:1px solid var(--line)}
 .checks td{border:0;padding:0}.checks td:nth-child(2){font-weight:600}

@@ -5,6 +5,7 @@ of which everything is known by going through all assignments. Sampled numbers a
 errors (a false alarm in two million each), exact ones to single precision.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,8 @@ from scipy.special import logsumexp
 
 import bayesrl
 from bayesrl.certainty.scoreboard import score
+from bayesrl.certainty.verdicts import _apart_text
+from bayesrl.core.estimates import Interval
 from bayesrl.engines.enumeration import evaluate_exactly
 from bayesrl.guides import AutoTilt
 from bayesrl.objectives import ReverseKL
@@ -354,3 +357,17 @@ def test_data_on_a_line_have_a_marginal_with_an_error() -> None:
     assert np.isnan(np.asarray(far.objective.mean)).all()
     assert np.isnan(np.asarray(far.kl.mean)).all()
     assert np.isfinite(np.asarray(far.reward.mean)).all()
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ((7.1, 9.0, 0.0, 20.0), "8.06 ± 0.50"),
+        ((math.nan, math.nan, 0.0, math.inf), "—"),
+        ((math.nan, math.nan, 4.0, math.inf), "≥ 4.00 ± 0.50"),
+        ((math.nan, math.nan, 4.0, 135.0), "8 [4, 135]"),
+    ],
+)
+def test_a_distance_that_rests_on_worthless_weights_is_not_told(ends: tuple[float, ...], told: str) -> None:
+    """Weights worth 2 draws gave KL(p*‖q) as 7.1 ± 1.1 where only ends are known."""
+    assert _apart_text(Interval(*map(np.asarray, (8.06, 0.5, *ends)))) == told
