@@ -130,9 +130,9 @@ def test_gradients_are_finite_with_padding(name: str) -> None:
     def gradient(model: CausalLM) -> CausalLM:
         return eqx.filter_grad(lambda model: jnp.sum(logits_of(model, tokens, real) ** 2))(model)
 
-    leaves = jax.tree.leaves(gradient(loaded.model))
+    leaves = jax.tree.leaves(jax.device_get(gradient(loaded.model)))
     assert all(np.isfinite(leaf).all() for leaf in leaves)
-    assert sum(float(jnp.abs(leaf).max()) > 0 for leaf in leaves) >= len(leaves) - 2
+    assert sum(np.abs(leaf).max() > 0 for leaf in leaves) >= len(leaves) - 2
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
