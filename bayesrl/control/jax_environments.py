@@ -191,7 +191,9 @@ class JaxEnvironment(Environment):
         """Give what follows in the types of what was before."""
         kinds = [repr(jax.tree.structure(tree)) for tree in (before, after)]
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (before, after)]
-        if kinds[0] != kinds[1] or shapes[0] != shapes[1]:
+        # What is no leaf, such as an array that a class of the environment's holds, may not compare.
+        held = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (before, after)]
+        if kinds[0] != kinds[1] or held[0] != held[1]:
             raise ControlError(
                 f"the {what} of {type(self.env).__name__} has shape {shapes[0]} after reset, and {shapes[1]} "
                 "after step; let it keep its shape"
