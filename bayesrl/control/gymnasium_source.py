@@ -132,6 +132,9 @@ class GymnasiumSource:
     def policy(self, *, discount: Annotated[float, real(above=0, most=1)] = 0.99, prior: Any = None) -> RecordedRollout:
         """Give the program to fit: a rollout whose environment is recorded.
 
+        Some steps are played at random in an environment of its own, to learn of which size returns are: a critic's
+        numbers are multiples of it.
+
         Args:
             discount: γ, in (0, 1].
             prior: from (observation, time) to a distribution of actions; by default uniform over finitely many
