@@ -32,7 +32,7 @@ _LOG_LEAST, _LOG_NEAREST = math.log(LEAST), math.log(NEAREST_ONE)
 
 
 class Censored(dist.Distribution):
-    """What the three have in common: parameters with batch axes, and no reparameterised sampler."""
+    """What they have in common: parameters with batch axes, and no reparameterised sampler."""
 
     @property
     def stands_for(self) -> Any:
@@ -40,8 +40,8 @@ class Censored(dist.Distribution):
         raise NotImplementedError
 
 
-class CensoredGamma(Censored):
-    """Gamma(c, r), its draws below `LEAST` scored as a whole.
+class GammaParameters(Censored):
+    """What has the parameters of a gamma distribution.
 
     Args:
         concentration: c, [*batch].
@@ -59,6 +59,10 @@ class CensoredGamma(Censored):
     def stands_for(self) -> Any:
         """The gamma distribution."""
         return dist.Gamma(self.concentration, self.rate)
+
+
+class CensoredGamma(GammaParameters):
+    """Gamma(c, r), its draws below `LEAST` scored as a whole."""
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw [*sample_shape, *batch], by logarithms."""
@@ -175,9 +179,7 @@ def is_censored(fn: Any) -> bool:
     return isinstance(fn, Censored)
 
 
-@promote_batch_shape.register(CensoredGamma)  # type: ignore[untyped-decorator]
-@promote_batch_shape.register(CensoredBeta)  # type: ignore[untyped-decorator]
-@promote_batch_shape.register(CensoredDirichlet)  # type: ignore[untyped-decorator]
+@promote_batch_shape.register(Censored)  # type: ignore[untyped-decorator]
 def _promote(d: Any) -> Any:
     """Give one that is stacked by a scan its leading axis of time."""
     return type(d)(*(getattr(d, name) for name in d.arg_constraints))

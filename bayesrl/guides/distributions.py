@@ -267,9 +267,9 @@ def _unexpanded(fn: Any) -> Any:
     return fn.base_dist if isinstance(fn, dist.ExpandedDistribution) else fn
 
 
-@promote_batch_shape.register  # type: ignore[untyped-decorator]
-def _promote_affine(d: Affine) -> Affine:
-    """Give an `Affine` stacked by a scan its leading axis of time."""
+@promote_batch_shape.register(Affine)  # type: ignore[untyped-decorator]
+def promote_with_base(d: Any) -> Any:
+    """Give one that is stacked by a scan, and made of a base, its leading axis of time."""
     promoted = copy.copy(d)
     promoted.base = promote_batch_shape(d.base)
     promoted._batch_shape = promoted.base.batch_shape

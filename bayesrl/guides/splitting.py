@@ -19,36 +19,18 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import gammaln
-from numpyro.distributions import constraints
-from numpyro.distributions.batch_util import promote_batch_shape
 
-from bayesrl.core.censoring import LEAST, Censored, CensoredBeta, CensoredDirichlet, CensoredGamma
+from bayesrl.core.censoring import LEAST, CensoredBeta, CensoredDirichlet, CensoredGamma, GammaParameters
 
 _MOST_PAIRED, _MOST_FREE = 4, 16
 """Up to so many components pairs have a part of their own; up to so many each part has its own concentrations."""
 
 
-class AwayGamma(Censored):
+class AwayGamma(GammaParameters):
     """The part of a gamma distribution away from 0: p(x) ∝ xᶜ⁻¹·(e⁻ʳˣ − e⁻²ʳˣ).
 
     It is a mixture of Gamma(c + 1, λ) with r < λ < 2r.
-
-    Args:
-        concentration: c, [*batch].
-        rate: r, [*batch].
     """
-
-    arg_constraints = {"concentration": constraints.positive, "rate": constraints.positive}  # noqa: RUF012
-    support = constraints.nonnegative
-
-    def __init__(self, concentration: Any, rate: Any, *, validate_args: bool | None = None) -> None:
-        self.concentration, self.rate = jnp.broadcast_arrays(concentration, rate)
-        super().__init__(jnp.shape(self.rate), validate_args=validate_args)
-
-    @property
-    def stands_for(self) -> Any:
-        """The gamma distribution that it is part of."""
-        return dist.Gamma(self.concentration, self.rate)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw [*sample_shape, *batch]: λ by its inverse distribution function, then x."""
@@ -125,9 +107,3 @@ def _powers(size: int) -> np.ndarray:
     order = 2 if size <= _MOST_PAIRED else 1
     chosen = itertools.combinations_with_replacement(range(size), order)
     return np.asarray([np.bincount(one, minlength=size) for one in chosen], float)
-
-
-@promote_batch_shape.register  # type: ignore[untyped-decorator]
-def _promote_away(d: AwayGamma) -> AwayGamma:
-    """Give one that is stacked by a scan its leading axis of time."""
-    return AwayGamma(d.concentration, d.rate)

@@ -1,6 +1,5 @@
 """Counts weighed one by one where the prior draws them, and by their natural tilt beyond."""
 
-import copy
 from typing import Any
 
 import jax
@@ -9,6 +8,8 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import logsumexp
 from numpyro.distributions.batch_util import promote_batch_shape
+
+from bayesrl.guides.distributions import promote_with_base
 
 MAX_KNOTS = 64
 """Of more counts the weights lie on straight lines between so many of them."""
@@ -92,10 +93,4 @@ class Windowed(dist.Distribution):
         return (1 - part) * self.weights[..., below] + part * self.weights[..., below + 1]
 
 
-@promote_batch_shape.register  # type: ignore[untyped-decorator]
-def _promote_windowed(d: Windowed) -> Windowed:
-    """Give a `Windowed` stacked by a scan its leading axis of time."""
-    promoted = copy.copy(d)
-    promoted.base = promote_batch_shape(d.base)
-    promoted._batch_shape = promoted.base.batch_shape
-    return promoted
+promote_batch_shape.register(Windowed, promote_with_base)
