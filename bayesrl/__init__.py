@@ -7,56 +7,56 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesrl import control, errors, guides, lm, objectives
     from bayesrl.cache import use_cache
-    from bayesrl.certainty.bracket import evidence
-    from bayesrl.certainty.comparison import compare
-    from bayesrl.certainty.diagnosis import diagnose
-    from bayesrl.certainty.ranks import Calibration
-    from bayesrl.certainty.regions import Coverage, coverage
-    from bayesrl.certainty.simulation import by_enumeration, by_fit, calibrate
-    from bayesrl.certainty.sweeps import frontier
-    from bayesrl.certainty.verdicts import Comparison, Diagnosis, Evidence, Frontier, Section
     from bayesrl.core.density import Density, log_density
-    from bayesrl.core.estimates import Estimate, Estimates, Interval
     from bayesrl.core.handlers import tilt, whole
     from bayesrl.core.primitives import environment, reward
-    from bayesrl.datatree import to_datatree
-    from bayesrl.engines.enumeration import enumerate_posterior
-    from bayesrl.engines.fitting import fit
-    from bayesrl.engines.rejecting import rejection
-    from bayesrl.engines.reopening import load, resume
-    from bayesrl.engines.weighted import WeightedDraws
-    from bayesrl.engines.weighting import importance
-    from bayesrl.posterior import Posterior
+    from bayesrl.diagnostics.comparison import compare
+    from bayesrl.diagnostics.diagnosis import diagnose
+    from bayesrl.diagnostics.evidence.bounds import evidence
+    from bayesrl.diagnostics.hpd_coverage import Coverage, coverage
+    from bayesrl.diagnostics.rank_statistics import Calibration
+    from bayesrl.diagnostics.results import Comparison, Diagnosis, Evidence, Frontier, Section
+    from bayesrl.diagnostics.reward_kl_frontier import frontier
+    from bayesrl.diagnostics.simulation_based_calibration import by_enumeration, by_fit, calibrate
+    from bayesrl.exact.enumeration import enumerate_posterior
+    from bayesrl.exact.weighted_draws import WeightedDraws
+    from bayesrl.monte_carlo.importance_sampling import importance
+    from bayesrl.monte_carlo.rejection_sampling import rejection
+    from bayesrl.posterior.datatree import to_datatree
+    from bayesrl.posterior.posterior import Posterior
     from bayesrl.problem import LearningProblem, Problem, ready_learning, ready_model
-    from bayesrl.report.writing import write_report
+    from bayesrl.report.write import write_report
+    from bayesrl.statistics.estimates import Estimate, Estimates, Interval
+    from bayesrl.svi.checkpoints import load, resume
+    from bayesrl.svi.fitting import fit
 
 __version__ = "0.1.0"
 
 # A name is imported when it is first asked for, so that the command line answers before JAX is there.
 _HOMES = {
     "bayesrl.cache": ("use_cache",),
-    "bayesrl.certainty.bracket": ("evidence",),
-    "bayesrl.certainty.comparison": ("compare",),
-    "bayesrl.certainty.diagnosis": ("diagnose",),
-    "bayesrl.certainty.ranks": ("Calibration",),
-    "bayesrl.certainty.regions": ("Coverage", "coverage"),
-    "bayesrl.certainty.simulation": ("by_enumeration", "by_fit", "calibrate"),
-    "bayesrl.certainty.sweeps": ("frontier",),
-    "bayesrl.certainty.verdicts": ("Comparison", "Diagnosis", "Evidence", "Frontier", "Section"),
+    "bayesrl.diagnostics.evidence.bounds": ("evidence",),
+    "bayesrl.diagnostics.comparison": ("compare",),
+    "bayesrl.diagnostics.diagnosis": ("diagnose",),
+    "bayesrl.diagnostics.rank_statistics": ("Calibration",),
+    "bayesrl.diagnostics.hpd_coverage": ("Coverage", "coverage"),
+    "bayesrl.diagnostics.simulation_based_calibration": ("by_enumeration", "by_fit", "calibrate"),
+    "bayesrl.diagnostics.reward_kl_frontier": ("frontier",),
+    "bayesrl.diagnostics.results": ("Comparison", "Diagnosis", "Evidence", "Frontier", "Section"),
     "bayesrl.core.density": ("Density", "log_density"),
-    "bayesrl.core.estimates": ("Estimate", "Estimates", "Interval"),
+    "bayesrl.statistics.estimates": ("Estimate", "Estimates", "Interval"),
     "bayesrl.core.handlers": ("tilt", "whole"),
     "bayesrl.core.primitives": ("environment", "reward"),
-    "bayesrl.datatree": ("to_datatree",),
-    "bayesrl.engines.enumeration": ("enumerate_posterior",),
-    "bayesrl.engines.fitting": ("fit",),
-    "bayesrl.engines.rejecting": ("rejection",),
-    "bayesrl.engines.reopening": ("load", "resume"),
-    "bayesrl.engines.weighted": ("WeightedDraws",),
-    "bayesrl.engines.weighting": ("importance",),
-    "bayesrl.posterior": ("Posterior",),
+    "bayesrl.posterior.datatree": ("to_datatree",),
+    "bayesrl.exact.enumeration": ("enumerate_posterior",),
+    "bayesrl.svi.fitting": ("fit",),
+    "bayesrl.monte_carlo.rejection_sampling": ("rejection",),
+    "bayesrl.svi.checkpoints": ("load", "resume"),
+    "bayesrl.exact.weighted_draws": ("WeightedDraws",),
+    "bayesrl.monte_carlo.importance_sampling": ("importance",),
+    "bayesrl.posterior.posterior": ("Posterior",),
     "bayesrl.problem": ("LearningProblem", "Problem", "ready_learning", "ready_model"),
-    "bayesrl.report.writing": ("write_report",),
+    "bayesrl.report.write": ("write_report",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _KNOWN_TO = dict.fromkeys(("load", "resume"), ("control", "lm"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bayesrl.arguments import Bytes, Location, checked
-from bayesrl.core.telling import in_notebook
+from bayesrl.compilation.status import in_notebook
 from bayesrl.errors import CacheError, RunFolderError
 from bayesrl.files.plain import read
 

@@ -12,9 +12,9 @@ from bayesrl.annotations import Elsewhere, Must
 from bayesrl.arguments import Count, checked
 from bayesrl.cache import use_by_default
 from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_path, needed, no_function
-from bayesrl.certainty.verdicts import Section
+from bayesrl.diagnostics.results import Section
 from bayesrl.errors import BayesRLError
-from bayesrl.posterior import Posterior
+from bayesrl.posterior.posterior import Posterior
 from bayesrl.typing import Beta, Program
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _options_of(module: str, name: str, *others: str) -> Must:
     return Must(f"a dictionary of options of `{name}`, but for {' and '.join(others)}", hold)
 
 
-_FIT_OPTIONS = _options_of("bayesrl.engines.fitting", "fit", "beta", "directory")
+_FIT_OPTIONS = _options_of("bayesrl.svi.fitting", "fit", "beta", "directory")
 _LEARN_OPTIONS = _options_of("bayesrl.control.learning", "learn", "exploration", "num_episodes", "directory")
 
 
@@ -95,9 +95,9 @@ class LearningProblem:
         about: one line on what the problem is.
     """
 
-    environment: Annotated[Any, Elsewhere("bayesrl.control.learning.worlds", "Playable")]
+    environment: Annotated[Any, Elsewhere("bayesrl.control.learning.interaction", "Playable")]
     agent: Annotated[Any, Elsewhere("bayesrl.control.learning", "Agent")]
-    exploration: Annotated[Any, Elsewhere("bayesrl.control.exploration", "Rule")] | None = None
+    exploration: Annotated[Any, Elsewhere("bayesrl.control.exploration.rules", "Rule")] | None = None
     num_episodes: Count = 200
     num_runs: Count = 1
     learn_options: Annotated[Mapping[str, Any], _LEARN_OPTIONS] = field(default_factory=dict)

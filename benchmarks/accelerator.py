@@ -22,12 +22,12 @@ from numpyro import handlers
 import bayesrl
 from bayesrl import control
 from bayesrl.control.bandits import BernoulliArms
-from bayesrl.control.bandits.playing import _play
-from bayesrl.engines.optimisers import default_optimizer
-from bayesrl.engines.running import Run
-from bayesrl.engines.setup import set_up
-from bayesrl.engines.svi import init
+from bayesrl.control.bandits.simulation import _play
 from bayesrl.objectives import ReverseKL
+from bayesrl.svi.optimizers import default_optimizer
+from bayesrl.svi.setup import set_up
+from bayesrl.svi.step import init
+from bayesrl.svi.training_loop import Run
 from benchmarks import language_shapes
 from benchmarks.results import table, target
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bayesrl.certainty.bracket import evidence
-from bayesrl.certainty.verdicts import Evidence
+from bayesrl.diagnostics.evidence.bounds import evidence
+from bayesrl.diagnostics.results import Evidence
 from benchmarks.random_fits import Fitted, Fitter
 from benchmarks.random_programs import make_shape
 from benchmarks.results import table, target

@@ -23,9 +23,9 @@ from jax import Array, lax
 from numpyro.infer import TraceGraph_ELBO
 
 import bayesrl
-from bayesrl.core.sampling import draw_category
-from bayesrl.engines.setup import set_up
+from bayesrl.core.rng import draw_category
 from bayesrl.objectives import Objective, ReverseKL
+from bayesrl.svi.setup import set_up
 from benchmarks import problems
 from benchmarks.problems import Benchmark
 from benchmarks.results import table, target

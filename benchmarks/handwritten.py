@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from bayesrl.core.sampling import draw_category, draw_subset
+from bayesrl.core.rng import draw_category, draw_subset
 from benchmarks.problems import Benchmark, network
 
 AVERAGING_POWER = 8.0

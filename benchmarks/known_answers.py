@@ -14,7 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import bayesrl
-from bayesrl.certainty.bracket import evidence
+from bayesrl.diagnostics.evidence.bounds import evidence
 from benchmarks.results import table, target
 
 ROUNDING = 2e-5

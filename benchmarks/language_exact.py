@@ -16,7 +16,7 @@ import optax
 
 import bayesrl
 from bayesrl import lm
-from bayesrl.certainty.scoreboard import score
+from bayesrl.diagnostics.scoreboard import score
 from bayesrl.lm import rewards
 from benchmarks.language_models import BETA, CONFIG, policy_of
 from benchmarks.results import table, target

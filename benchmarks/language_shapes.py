@@ -12,7 +12,7 @@ from jax import lax
 from numpyro import handlers
 
 from bayesrl import lm
-from bayesrl.core.compiling import compiled
+from bayesrl.compilation.jit import compiled
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 products, flop/s, from the makers' data sheets."""

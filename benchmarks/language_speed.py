@@ -26,7 +26,7 @@ from numpyro import handlers
 
 import bayesrl
 from bayesrl import lm
-from bayesrl.core.compiling import compiled
+from bayesrl.compilation.jit import compiled
 from benchmarks.language_models import BETA, COMPLETIONS, CONFIG, LENGTH, policy_of
 from benchmarks.peers import TRL, python_of, run_peer
 from benchmarks.results import table, target

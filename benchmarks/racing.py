@@ -14,10 +14,10 @@ from numpyro.infer import SVI, TraceGraph_ELBO
 from numpyro.optim import optax_to_numpyro
 
 import bayesrl
-from bayesrl.engines.running import Run
-from bayesrl.engines.setup import set_up
-from bayesrl.engines.svi import init, run_chunk
 from bayesrl.objectives import Objective
+from bayesrl.svi.setup import set_up
+from bayesrl.svi.step import init, run_chunk
+from bayesrl.svi.training_loop import Run
 from benchmarks.problems import Benchmark
 from benchmarks.timing import seconds
 

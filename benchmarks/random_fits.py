@@ -16,11 +16,11 @@ import numpy as np
 from jax import Array
 
 import bayesrl
-from bayesrl.engines.fitting import posterior_of
-from bayesrl.engines.optimisers import default_optimizer
-from bayesrl.engines.running import Run
-from bayesrl.engines.setup import Setup, set_up
-from bayesrl.engines.svi import State, init, run_chunk
+from bayesrl.svi.fitting import posterior_of
+from bayesrl.svi.optimizers import default_optimizer
+from bayesrl.svi.setup import Setup, set_up
+from bayesrl.svi.step import State, init, run_chunk
+from bayesrl.svi.training_loop import Run
 from benchmarks.random_programs import Shape, Truth, all_assignments, log_q_of, truth
 
 STEPS = 400

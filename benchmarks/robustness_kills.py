@@ -68,7 +68,7 @@ def _run(kind: str, folder: Path, began: Callable[..., None]) -> None:
     import bayesrl
     from bayesrl import control, lm
     from bayesrl.control.learning import loop
-    from bayesrl.engines import running
+    from bayesrl.svi import training_loop as running
 
     running.SECONDS_BETWEEN_CHECKPOINTS = loop.SECONDS_BETWEEN_CHECKPOINTS = 0.0
     key, told = jax.random.key(3), {"directory": folder, "callback": began, "progress": False}
@@ -238,10 +238,6 @@ def measure(count: int, found: dict[str, Any], note: Callable[[], None]) -> None
     """
     # All is imported here, once: what is forked has it, and JAX begins its threads with its first computation only.
     import h5netcdf  # noqa: F401
-
-    import bayesrl.control
-    import bayesrl.engines.fitting
-    import bayesrl.lm  # noqa: F401
 
     for kind in KINDS:
         found.setdefault(kind, {"runs": 0, "kills": 0, "lost": 0, "different": 0, "faults": []})

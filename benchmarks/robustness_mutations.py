@@ -58,7 +58,7 @@ def _quietly(run: Callable[[], Any]) -> str:
 
 
 def _show(folder: Path) -> str:
-    from bayesrl.cli.holdings import is_learning, show_fit, show_learning
+    from bayesrl.cli.run_info import is_learning, show_fit, show_learning
 
     return _quietly(lambda: show_learning(folder) if is_learning(folder) else show_fit(folder))
 
@@ -78,8 +78,8 @@ def fit_folder(place: Path) -> Folder:
     """Make the folder of a fit, as the command line does."""
     import bayesrl
     from bayesrl import run_folder
-    from bayesrl.cli.fitting import Wishes, start
-    from bayesrl.cli.reporting import report_runs
+    from bayesrl.cli.fit import Wishes, start
+    from bayesrl.cli.report import report_runs
 
     _quietly(lambda: start("bernoulli_bandit", {"arms": 3}, place, Wishes([0.2], 20, 1, 0), lambda _: None, quiet=True))
     problem = bayesrl.ready_model("bernoulli_bandit", arms=3)

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 import bayesrl
-from bayesrl.engines.optimisers import default_optimizer
 from bayesrl.objectives import ReverseKL
+from bayesrl.svi.optimizers import default_optimizer
 from benchmarks import handwritten, problems
 from benchmarks.results import table, target
 from benchmarks.timing import median_ratio, seconds

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import bayesrl
-from bayesrl.certainty.diagnosis import diagnose
-from bayesrl.engines.svi import State
+from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.guides import AutoTilt
+from bayesrl.svi.step import State
 from benchmarks.random_fits import STEPS, Fitted, Fitter
 from benchmarks.random_programs import Shape, make_shape
 from benchmarks.results import table, target

@@ -35,9 +35,9 @@ LONGEST = (
     "tests/test_notebooks.py",
     "tests/models/",
     "tests/lm/",
-    "tests/test_cli",
+    "tests/cli/",
     "tests/control/",
-    "tests/certainty/",
+    "tests/diagnostics/",
 )
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=8)

@@ -22,9 +22,9 @@ from numpyro.contrib.control_flow import scan
 
 import bayesrl
 from bayesrl.core.draws import Draws
-from bayesrl.core.pairing import Pair
+from bayesrl.core.programs import Pair
 from bayesrl.objectives import Info, Objective
-from bayesrl.posterior import Posterior
+from bayesrl.posterior.posterior import Posterior
 
 type Params = dict[str, Any]
 

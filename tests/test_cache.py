@@ -315,8 +315,8 @@ def test_two_processes_at_once_and_damage_in_between(tmp_path: Path) -> None:
 IN_A_SCAN = """
 import jax, numpyro, numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan
-from bayesrl.core.recording import record
-from bayesrl.core.sampling import FoldedKeys
+from bayesrl.core.trace import record
+from bayesrl.core.rng import FoldedKeys
 def policy():
     def step(x, _):
         y = numpyro.sample("y", dist.Normal(x, 1.0 + x**2).mask(x > 0))

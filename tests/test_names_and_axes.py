@@ -16,8 +16,8 @@ from numpyro.contrib.control_flow import scan
 from readings import adds_up, read_report, several
 
 import bayesrl
-from bayesrl.datatree import from_datatree, write_netcdf
 from bayesrl.errors import PolicyError
+from bayesrl.posterior.datatree import from_datatree, write_netcdf
 
 pytestmark = pytest.mark.xdist_group("names")
 KEY = jax.random.key(0)

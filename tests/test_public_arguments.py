@@ -21,7 +21,7 @@ from bayesrl.control import bandits
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.guides import AutoTilt
-from bayesrl.lm.transformers.causal import Config
+from bayesrl.lm.transformers.base import Config
 from bayesrl.report import training_figure
 from benchmarks.robustness_calls import ABSTRACT, GIVEN, RECORDS, public
 from benchmarks.robustness_things import Bare, Things

@@ -16,11 +16,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from bayesrl import cache as compiled_programs
 from bayesrl.catalogue import check_use
-from bayesrl.cli.completing import assignments_from, model_names_from
-from bayesrl.cli.ends import errors_on_one_line, stopped_by_ctrl_c, warnings_on_one_line
+from bayesrl.cli.arguments import check_count, parse_beta, parse_options, say, size_text, terminal
+from bayesrl.cli.completion import assignments_from, model_names_from
+from bayesrl.cli.exit_codes import errors_on_one_line, stopped_by_ctrl_c, warnings_on_one_line
 from bayesrl.cli.memory import keep_memory
-from bayesrl.cli.slips import command_meant
-from bayesrl.cli.words import check_count, parse_beta, parse_options, say, size_text, terminal
+from bayesrl.cli.suggestions import command_meant
 
 
 class _Light:
@@ -104,15 +104,15 @@ def _at_work(folder: Path | None, *, quiet: bool) -> Iterator[Callable[..., None
     from bayesrl.run_folder import held
 
     with held(folder), stopped_by_ctrl_c(folder) as callback, warnings_on_one_line():
-        from bayesrl.core.telling import activity
-        from bayesrl.engines.progress import showing
+        from bayesrl.compilation.status import activity
+        from bayesrl.display.progress import showing
 
         keep_memory()
         with showing(not quiet):
             with activity("importing JAX"):
                 compiled_programs.use_by_default()
             with activity("importing NumPyro"):
-                import bayesrl.engines.fitting  # noqa: F401
+                import bayesrl.svi.fitting  # noqa: F401
             yield callback
 
 
@@ -141,7 +141,7 @@ def fit(
         check_count("num_restarts", restarts)
         betas = None if beta is None else parse_beta(beta)
         with _at_work(folder, quiet=quiet) as callback:
-            from bayesrl.cli.fitting import Wishes, start
+            from bayesrl.cli.fit import Wishes, start
 
             start(model, options, folder, Wishes(betas, steps, restarts, seed), callback, quiet=quiet)
 
@@ -172,7 +172,7 @@ def learn(
         options = parse_options(assignments or [])
         check_use(model, "learning", options)
         with _at_work(folder, quiet=quiet) as callback:
-            from bayesrl.cli.learning import LearningWishes, start_learning
+            from bayesrl.cli.learn import LearningWishes, start_learning
 
             start_learning(LearningWishes(model, options, explore, episodes, runs, seed), folder, callback, quiet=quiet)
 
@@ -181,7 +181,7 @@ def learn(
 def resume(directory: Folder, steps: Steps = None, episodes: Episodes = None, quiet: Quiet = False) -> None:
     """Go on with a run where it stopped."""
     with errors_on_one_line():
-        from bayesrl.cli.holdings import is_learning, model_of, read_model
+        from bayesrl.cli.run_info import is_learning, model_of, read_model
 
         learns = is_learning(directory)
         check_count("num_steps", steps)
@@ -190,11 +190,11 @@ def resume(directory: Folder, steps: Steps = None, episodes: Episodes = None, qu
             check_use(made["model"], "learning" if learns else "problem", made["options"])
         with _at_work(directory, quiet=quiet) as callback:
             if learns:
-                from bayesrl.cli.learning import resume_learning
+                from bayesrl.cli.learn import resume_learning
 
                 resume_learning(directory, episodes, callback, quiet=quiet)
             else:
-                from bayesrl.cli.fitting import go_on
+                from bayesrl.cli.fit import go_on
 
                 go_on(directory, steps, callback, quiet=quiet)
 
@@ -203,7 +203,7 @@ def resume(directory: Folder, steps: Steps = None, episodes: Episodes = None, qu
 def models() -> None:
     """List the ready models and their options."""
     with errors_on_one_line():
-        from bayesrl.cli.listing import models_text
+        from bayesrl.cli.models_table import models_text
 
         typer.echo(models_text())
 
@@ -212,7 +212,7 @@ def models() -> None:
 def show(directory: Folder) -> None:
     """Show what a run folder holds."""
     with errors_on_one_line():
-        from bayesrl.cli.holdings import is_learning, show_fit, show_learning
+        from bayesrl.cli.run_info import is_learning, show_fit, show_learning
 
         if is_learning(directory):
             show_learning(directory)
@@ -231,18 +231,18 @@ def report(
 ) -> None:
     """Write the report of a run, or of several."""
     with errors_on_one_line():
-        from bayesrl.cli.holdings import REPORT, is_learning
+        from bayesrl.cli.run_info import REPORT, is_learning
 
         learned = [is_learning(directory) for directory in directories]
         path = out if out is not None else (directories[0] if len(directories) == 1 else Path()) / REPORT
         verdicts: list[str] = []
         with _at_work(None, quiet=quiet):
             if any(learned):
-                from bayesrl.cli.learning import report_learning
+                from bayesrl.cli.learn import report_learning
 
                 report_learning(directories, path)
             else:
-                from bayesrl.cli.reporting import report_runs
+                from bayesrl.cli.report import report_runs
 
                 verdicts = report_runs(directories, path, gold)
         if not quiet:

@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bayesrl.certainty.measured import Measured
-from bayesrl.certainty.scores import Scoreboard
-from bayesrl.core.showing import WIDTH, Listing, narrowed
-from bayesrl.core.wording import beta_text, number, printable, with_error
+from bayesrl.diagnostics.fit_quantities import Measured
+from bayesrl.diagnostics.scores import Scoreboard
+from bayesrl.display.formatting import beta_text, number, printable, with_error
+from bayesrl.display.tables import WIDTH, Listing, narrowed
 
 _COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share", "log p(y)")
 

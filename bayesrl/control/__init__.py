@@ -1,12 +1,29 @@
 """Control: KL-regularised and Bayesian RL in environments, exact, simulated and real."""
 
 from bayesrl.control import bandits
-from bayesrl.control.behaviours import prior_mixture
-from bayesrl.control.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief, SampleBelief
-from bayesrl.control.classics import classic, deep_sea, grid_world, n_chain, river_swim
-from bayesrl.control.critic import ActorCritic
-from bayesrl.control.environments import Environment, Outcome
-from bayesrl.control.exploration import (
+from bayesrl.control.actor_critic import ActorCritic
+from bayesrl.control.environments.base import Environment, Outcome
+from bayesrl.control.environments.classic_control import CartPole, Pendulum
+from bayesrl.control.environments.from_gymnasium import from_gymnasium
+from bayesrl.control.environments.jax_environments import JaxEnvironment
+from bayesrl.control.environments.logged import LoggedData, LoggedEnvironment, LoggedValue, logged_value
+from bayesrl.control.environments.tabular import TabularMDP
+from bayesrl.control.environments.tabular_examples import classic, deep_sea, grid_world, n_chain, river_swim
+from bayesrl.control.environments.tabular_rollout import (
+    TabularEnvironment,
+    TabularOptimum,
+    action_probs,
+    tabular_rollout,
+)
+from bayesrl.control.exploration.beliefs import (
+    Belief,
+    BetaBelief,
+    LinearBelief,
+    LogisticBelief,
+    NormalBelief,
+    SampleBelief,
+)
+from bayesrl.control.exploration.rules import (
     Decision,
     Exploration,
     bayes_ucb,
@@ -27,8 +44,9 @@ from bayesrl.control.figures import (
     return_curve,
     tabular_sections,
 )
-from bayesrl.control.gymnasium_source import GymnasiumSource
-from bayesrl.control.jax_environments import JaxEnvironment
+from bayesrl.control.gymnasium.behaviour_policies import prior_mixture
+from bayesrl.control.gymnasium.source import GymnasiumSource
+from bayesrl.control.gymnasium.spaces import squashed_normal
 from bayesrl.control.learning import (
     Agent,
     ArmsModel,
@@ -55,16 +73,10 @@ from bayesrl.control.learning import (
     nuts_posterior,
     predictive_p_values,
 )
-from bayesrl.control.logged import LoggedData, LoggedEnvironment, LoggedValue, logged_value
-from bayesrl.control.physics import CartPole, Pendulum
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy, as_prior
 from bayesrl.control.replay import Replay
 from bayesrl.control.rollout import Rollout
-from bayesrl.control.spaces import squashed_normal
-from bayesrl.control.tabular import TabularMDP
-from bayesrl.control.tabular_policy import TabularEnvironment, TabularOptimum, action_probs, tabular_rollout
-from bayesrl.control.toy_text import from_gymnasium
 
 __all__ = [
     "ActorCritic",

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.control.nested_spaces import digits_of
-from bayesrl.control.spaces import MASK, Actions
+from bayesrl.control.gymnasium.nested_spaces import digits_of
+from bayesrl.control.gymnasium.spaces import MASK, Actions
 from bayesrl.errors import ControlError
 
 METHOD = "action_masks"

@@ -8,15 +8,15 @@ import jax
 import numpy as np
 
 from bayesrl.arguments import Count, Seed, asking, checked
-from bayesrl.certainty.verdicts import Section
+from bayesrl.compilation.keys import fold_in
+from bayesrl.control.environments.tabular import TabularMDP
+from bayesrl.control.environments.tabular_rollout import action_probs
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
-from bayesrl.control.tabular import TabularMDP
-from bayesrl.control.tabular_policy import action_probs
-from bayesrl.core.keys import fold_in
-from bayesrl.core.wording import number
-from bayesrl.core.wording import share as in_percent
+from bayesrl.diagnostics.results import Section
+from bayesrl.display.formatting import number
+from bayesrl.display.formatting import share as in_percent
 from bayesrl.errors import ControlError
-from bayesrl.posterior import Posterior
+from bayesrl.posterior.posterior import Posterior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,7 +123,7 @@ def episode_strip(
     import gymnasium
     from matplotlib.figure import Figure
 
-    from bayesrl.control.spaces import describe_actions, describe_observations
+    from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no window
     with asking(f"gymnasium.make({environment!r})", ControlError, "gymnasium.registry lists those that are known"):

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
 from bayesrl.arguments import AnyNumbers, Level, check_room, checked
-from bayesrl.control.tabular import TabularMDP, as_numbers, reaching
+from bayesrl.control.environments.tabular import TabularMDP, as_numbers, reaching
 from bayesrl.errors import ControlError
 from bayesrl.typing import BetaOrZero
 
@@ -70,7 +70,7 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
             bound, since going on for ever pays; Newton steps do not settle.
 
     Example:
-        >>> from bayesrl.control.classics import river_swim
+        >>> from bayesrl.control.environments.tabular_examples import river_swim
         >>> from bayesrl.control.planning import soft_value_iteration
         >>> round(float(soft_value_iteration(river_swim(), 0.1).objective), 6)
         2.105631
@@ -105,7 +105,7 @@ def evaluate_policy(mdp: TabularMDP, policy: Planned | AnyNumbers, beta: BetaOrZ
             negative or no number.
 
     Example:
-        >>> from bayesrl.control.classics import river_swim
+        >>> from bayesrl.control.environments.tabular_examples import river_swim
         >>> from bayesrl.control.planning import evaluate_policy
         >>> swim = river_swim()
         >>> float(evaluate_policy(swim, swim.prior, 0.1).kl)

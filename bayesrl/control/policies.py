@@ -16,17 +16,17 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.arguments import Count, Room, checked
-from bayesrl.control.recorded import RecordedRollout
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import apart, cheap, fold_in, key_of_nothing, split
+from bayesrl.control.gymnasium.recorded_rollout import RecordedRollout
 from bayesrl.control.rollout import Choice, Chooser, Played, Rollout
-from bayesrl.core.compiling import compiled
-from bayesrl.core.keys import apart, cheap, fold_in, key_of_nothing, split
-from bayesrl.core.recording import record
-from bayesrl.core.sampling import FoldedKeys
+from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
+from bayesrl.core.trace import record
 from bayesrl.errors import GuideError
 from bayesrl.guides import GuideFamily, OwnProgram
-from bayesrl.guides.tilts import tilt_shape, tilted
-from bayesrl.posterior import Posterior
+from bayesrl.guides.tilts.natural import tilt_shape, tilted
+from bayesrl.posterior.posterior import Posterior
 from bayesrl.typing import Params, PRNGKey, Program
 
 _NUM_PROBES = 64

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bayesrl.arguments import Count, checked
-from bayesrl.core.compiling import once_prepared
+from bayesrl.compilation.jit import once_prepared
+from bayesrl.compilation.keys import cheap
 from bayesrl.core.draws import Draws
-from bayesrl.core.keys import cheap
-from bayesrl.core.pairing import Pair
+from bayesrl.core.programs import Pair
 from bayesrl.errors import ControlError
 from bayesrl.typing import Params, PRNGKey
 

@@ -16,7 +16,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.primitives import Messenger
 
 from bayesrl.arguments import Count, checked, real
-from bayesrl.control.environments import Environment
+from bayesrl.control.environments.base import Environment
 from bayesrl.core.primitives import kind_of, reward
 from bayesrl.errors import ControlError
 
@@ -108,7 +108,7 @@ class Rollout(Played):
 
     Example:
         >>> import jax, bayesrl
-        >>> from bayesrl.control.physics import CartPole
+        >>> from bayesrl.control.environments.classic_control import CartPole
         >>> from bayesrl.control.rollout import Rollout
         >>> program = Rollout(CartPole(), horizon=20)
         >>> bayesrl.importance(jax.random.key(0), program, beta=1.0, num_samples=100).sites["action"].shape

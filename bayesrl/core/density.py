@@ -8,13 +8,13 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.arguments import checked
+from bayesrl.compilation.keys import from_seed, key_of_nothing
 from bayesrl.core.draws import total
 from bayesrl.core.handlers import check_beta
-from bayesrl.core.keys import from_seed, key_of_nothing
-from bayesrl.core.pairing import Pair
-from bayesrl.core.recording import record
-from bayesrl.core.sampling import FoldedKeys
+from bayesrl.core.programs import Pair
+from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import check_policy, structure_of
+from bayesrl.core.trace import record
 from bayesrl.errors import PolicyError
 from bayesrl.typing import Beta, Program, Sites
 

@@ -12,7 +12,7 @@ from numpyro.primitives import Messenger
 
 from bayesrl.annotations import IN_BODY
 from bayesrl.arguments import checked
-from bayesrl.core.keys import fold_in
+from bayesrl.compilation.keys import fold_in
 from bayesrl.core.primitives import MARK
 from bayesrl.errors import PolicyError
 from bayesrl.typing import PRNGKey, Program

@@ -14,11 +14,11 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from bayesrl.arguments import check_room
-from bayesrl.core.compiling import compiled, once_read
+from bayesrl.compilation.jit import compiled, once_read
 from bayesrl.core.primitives import Kind
-from bayesrl.core.recording import Frame, Record, Recording, abstractly_twice, record
 from bayesrl.core.refusals import Refusals, check_arguments, refuse_stray, told
-from bayesrl.core.sampling import FoldedKeys
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.trace import Frame, Record, Recording, abstractly_twice, record
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
 

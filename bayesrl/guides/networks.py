@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.core.keys import apart
+from bayesrl.compilation.keys import apart
 from bayesrl.typing import PRNGKey
 
 _MAX_ONE_HOT_TIME = 64

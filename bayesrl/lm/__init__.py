@@ -2,19 +2,19 @@
 
 from bayesrl.cache import cache_folder
 from bayesrl.lm import rewards
-from bayesrl.lm.adapting import FullParameters, LoRA
-from bayesrl.lm.alphabets import byte_pairs, bytes_level, characters
-from bayesrl.lm.checkpoints import Pretrained, load_pretrained, save_adapter, save_pretrained
+from bayesrl.lm.checkpoints.checkpoints import Pretrained, load_pretrained, save_adapter, save_pretrained
+from bayesrl.lm.checkpoints.model_cache import kept
 from bayesrl.lm.completions import Completions, Prompts, prompts, read_json_lines
-from bayesrl.lm.keeping import kept
-from bayesrl.lm.prompting import PromptedPolicy, policy
-from bayesrl.lm.reporting import text_sections
-from bayesrl.lm.reusing import Reuse
-from bayesrl.lm.samples import Samples, kl_of, write_samples
-from bayesrl.lm.sequences import Sentences
-from bayesrl.lm.small import check_counts, fit_options, small_judge, small_writer
-from bayesrl.lm.tokenizer import Tokenizer
-from bayesrl.lm.training import Corpus, Labelled, corpus, fitted, labelled, pairs
+from bayesrl.lm.guides import FullParameters, LoRA
+from bayesrl.lm.prompted_policy import PromptedPolicy, policy
+from bayesrl.lm.report import text_sections
+from bayesrl.lm.reuse import Reuse
+from bayesrl.lm.small_models import check_counts, fit_options, small_judge, small_writer
+from bayesrl.lm.supervised import Corpus, Labelled, corpus, fitted, labelled, pairs
+from bayesrl.lm.text_distribution import Sentences
+from bayesrl.lm.text_samples import Samples, kl_of, write_samples
+from bayesrl.lm.tokenization.alphabets import byte_pairs, bytes_level, characters
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, CausalLM, GPT2Config, Llama, LlamaConfig
 
 __all__ = [

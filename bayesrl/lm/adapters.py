@@ -12,10 +12,10 @@ import numpy as np
 
 from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.causal import CausalLM, Transformer
-from bayesrl.lm.transformers.layers import Linear, is_linear
-from bayesrl.lm.transformers.stored import Stored
-from bayesrl.lm.weights import some
+from bayesrl.lm.checkpoints.weights import some
+from bayesrl.lm.transformers.base import CausalLM, Transformer
+from bayesrl.lm.transformers.checkpoint_names import Stored
+from bayesrl.lm.transformers.layers.layers import Linear, is_linear
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FRONT = "base_model.model."

@@ -16,8 +16,8 @@ from bayesrl.arguments import Location, checked
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.files.plain import read
-from bayesrl.lm import chats
-from bayesrl.lm.tokenizer import Tokenizer, pad_left
+from bayesrl.lm.tokenization import chat_templates as chats
+from bayesrl.lm.tokenization.tokenizer import Tokenizer, pad_left
 from bayesrl.values import are_whole, told
 
 type Example = Mapping[str, Any]
@@ -142,7 +142,7 @@ def prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None)
         LanguageModelError: there are no prompts, or one is neither a text nor a record with one.
 
     Example:
-        >>> from bayesrl.lm.alphabets import characters
+        >>> from bayesrl.lm.tokenization.alphabets import characters
         >>> asked = prompts([{"prompt": "1+1=", "answer": "2"}, "12+1="], characters("0123456789+="))
         >>> asked.tokens.shape, asked.examples[0]["answer"]
         ((2, 5), '2')

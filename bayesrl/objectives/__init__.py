@@ -1,9 +1,9 @@
 """What a fit maximises: each objective is two pure parts, `draw` and `loss`."""
 
-from bayesrl.objectives.clipped import ClippedKL
-from bayesrl.objectives.forward import ForwardKL
-from bayesrl.objectives.interface import Info, Objective
-from bayesrl.objectives.reverse import ReverseKL
-from bayesrl.objectives.stock import Stock
+from bayesrl.objectives.base import Info, Objective
+from bayesrl.objectives.clipped_kl import ClippedKL
+from bayesrl.objectives.forward_kl import ForwardKL
+from bayesrl.objectives.numpyro_elbo import Stock
+from bayesrl.objectives.reverse_kl import ReverseKL
 
 __all__ = ["ClippedKL", "ForwardKL", "Info", "Objective", "ReverseKL", "Stock"]

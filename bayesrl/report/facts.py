@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bayesrl.certainty.measured import has_mean
-from bayesrl.certainty.verdicts import Diagnosis, Evidence, Frontier
-from bayesrl.core.estimates import Estimates
-from bayesrl.engines.weighted import WeightedDraws
-from bayesrl.posterior import Posterior
+from bayesrl.diagnostics.fit_quantities import has_mean
+from bayesrl.diagnostics.results import Diagnosis, Evidence, Frontier
+from bayesrl.exact.weighted_draws import WeightedDraws
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.statistics.estimates import Estimates
 
 
 @dataclass(frozen=True)

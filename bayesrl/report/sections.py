@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.certainty.verdicts import Diagnosis, Section
-from bayesrl.core.showing import MARKS, Listing, Markup, estimates_listing, tag
-from bayesrl.core.wording import UNKNOWN, at, beta_text, number, with_error
+from bayesrl.diagnostics.results import Diagnosis, Section
+from bayesrl.display.formatting import UNKNOWN, at, beta_text, number, with_error
+from bayesrl.display.tables import MARKS, Listing, Markup, estimates_listing, tag
 from bayesrl.report.facts import Facts
-from bayesrl.report.figures import betas_of
-from bayesrl.report.page import Cell, Content, Part, Pictured
-from bayesrl.report.picture_sections import checks_table, picture_parts
+from bayesrl.report.figure_sections import checks_table, picture_parts
+from bayesrl.report.figures.fit_figures import betas_of
+from bayesrl.report.html.page import Cell, Content, Part, Pictured
 
 type Teller = Callable[[Facts], Sequence[Content]]
 

@@ -20,7 +20,7 @@ from bayesrl.control import (
     soft_value_iteration,
     tabular_rollout,
 )
-from bayesrl.control.environments import Environment, Outcome
+from bayesrl.control.environments.base import Environment, Outcome
 
 BETA = 0.5
 

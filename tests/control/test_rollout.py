@@ -25,9 +25,9 @@ from bayesrl.control import (
     soft_value_iteration,
     tabular_rollout,
 )
-from bayesrl.engines.setup import set_up
 from bayesrl.errors import ControlError, EngineError, GuideError, ObjectiveError
 from bayesrl.objectives import ReverseKL
+from bayesrl.svi.setup import set_up
 
 BETA = 0.5
 

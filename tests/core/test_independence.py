@@ -12,9 +12,9 @@ from numpyro.contrib.control_flow import scan
 from oracles import ORACLES
 
 import bayesrl
-from bayesrl.core.compiling import compiled
-from bayesrl.core.independence import interacting, refuse_interacting
-from bayesrl.core.pairing import Pair
+from bayesrl.compilation.jit import compiled
+from bayesrl.core.context_independence import interacting, refuse_interacting
+from bayesrl.core.programs import Pair
 from bayesrl.core.structure import inspect
 from bayesrl.errors import GuideError, PolicyError
 

@@ -15,7 +15,7 @@ from jax import Array
 from numpyro.infer.util import log_density as numpyro_log_density
 
 import bayesrl
-from bayesrl.core.pairing import Pair
+from bayesrl.core.programs import Pair
 from bayesrl.core.structure import inspect
 from bayesrl.objectives import ReverseKL
 

@@ -22,16 +22,16 @@ from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.util import log_density
 
-from bayesrl.core.agreement import check_draws, check_sites
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import tilt
-from bayesrl.core.pairing import Pair, declared_params, freeze
 from bayesrl.core.primitives import environment, reward
-from bayesrl.core.recording import record
+from bayesrl.core.programs import Pair, declared_params, freeze
 from bayesrl.core.structure import inspect
+from bayesrl.core.trace import record
+from bayesrl.core.validation import check_draws, check_sites
 from bayesrl.errors import GuideError
 from bayesrl.guides import AutoTilt
-from bayesrl.guides.tilts import tilt_shape, tilted
+from bayesrl.guides.tilts.natural import tilt_shape, tilted
 from bayesrl.objectives import ReverseKL
 
 KEY = jax.random.key(7)

@@ -17,10 +17,10 @@ from safetensors.numpy import load_file, save_file
 import bayesrl
 from bayesrl import lm
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints import load_pretrained, save_adapter, save_pretrained
+from bayesrl.lm.checkpoints.checkpoints import load_pretrained, save_adapter, save_pretrained
 from bayesrl.lm.transformers import Linear, merged
-from tests.lm.test_families import CLOSE, read
-from tests.lm.test_transformers import prompts
+from tests.lm.transformers.test_families import CLOSE, read
+from tests.lm.transformers.test_transformers import prompts
 
 GOLDEN = Path(__file__).parent / "golden"
 BASES = {

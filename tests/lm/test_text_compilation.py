@@ -9,10 +9,10 @@ import pytest
 
 import bayesrl
 from bayesrl import lm
-from bayesrl.certainty.scoreboard import score
-from bayesrl.core import compiling
-from bayesrl.core.compiling import clear_programs
-from bayesrl.posterior import Posterior
+from bayesrl.compilation import jit as compiling
+from bayesrl.compilation.jit import clear_programs
+from bayesrl.diagnostics.scoreboard import score
+from bayesrl.posterior.posterior import Posterior
 from tests.counting import compilations
 
 TOKENIZER = lm.characters("abcdefgh ")

@@ -15,7 +15,7 @@ from jax import Array
 from readings import adds_up, read_report, several
 
 import bayesrl
-from bayesrl.certainty.verdicts import Section
+from bayesrl.diagnostics.results import Section
 from bayesrl.errors import LanguageModelError, PolicyError
 from bayesrl.lm import (
     GPT2,
@@ -35,11 +35,11 @@ from bayesrl.lm import (
     text_sections,
     write_samples,
 )
-from bayesrl.lm.reporting import coloured, pieces_of, some
-from bayesrl.lm.samples import prefix_rewards
-from bayesrl.posterior import Posterior
-from bayesrl.report.figures import whole_of
-from bayesrl.report.laid_out import text_of
+from bayesrl.lm.report import coloured, pieces_of, some
+from bayesrl.lm.text_samples import prefix_rewards
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.report.figures.fit_figures import whole_of
+from bayesrl.report.figures.site_values import text_of
 
 TOKENIZER = characters('<&"a')
 T = 3

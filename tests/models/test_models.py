@@ -12,8 +12,8 @@ import pytest
 
 import bayesrl
 from bayesrl.catalogue import model_names, model_options, model_uses
-from bayesrl.engines.enumeration import enumerate_posterior
 from bayesrl.errors import BayesRLError, PolicyError
+from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.problem import LearningProblem, Problem
 
 

@@ -22,7 +22,7 @@ from numpyro.contrib.control_flow import scan
 from oracles import ORACLES, Oracle, Params
 
 import bayesrl
-from bayesrl.core.pairing import Pair
+from bayesrl.core.programs import Pair
 from bayesrl.core.structure import inspect
 from bayesrl.objectives import ForwardKL, Info, Objective, ReverseKL
 

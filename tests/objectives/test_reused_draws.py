@@ -14,7 +14,7 @@ import pytest
 from numpyro import handlers
 
 import bayesrl
-from bayesrl.core.compiling import compiled
+from bayesrl.compilation.jit import compiled
 from bayesrl.objectives import ClippedKL, ReverseKL
 
 UPDATES, PARTICLES, BETA = 3, 256, 0.5

@@ -8,19 +8,17 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from handmade import evidence, frontier, interval
 from jax import Array
 from matplotlib.figure import Figure
 from numpyro.contrib.control_flow import scan
 
 import bayesrl
-from bayesrl.engines.enumeration import enumerate_posterior
-from bayesrl.engines.weighted import WeightedDraws
 from bayesrl.errors import PolicyError, RunFolderError
-from bayesrl.posterior import Posterior
-from bayesrl.report.figures import policy_figure, save_figures, site_figures, training_figure
-from bayesrl.report.panels import FITTED, PRIOR, TARGET
-from bayesrl.report.verdict_figures import (
+from bayesrl.exact.enumeration import enumerate_posterior
+from bayesrl.exact.weighted_draws import WeightedDraws
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.report.figures.axes import FITTED, PRIOR, TARGET
+from bayesrl.report.figures.evidence_figures import (
     frontier_figure,
     held_out_figure,
     objective_figure,
@@ -29,6 +27,8 @@ from bayesrl.report.verdict_figures import (
     turning_kl,
     weights_figure,
 )
+from bayesrl.report.figures.fit_figures import policy_figure, save_figures, site_figures, training_figure
+from tests.handmade import evidence, frontier, interval
 
 MEANS = jnp.array([0.0, 1.0, 2.0])
 
@@ -196,7 +196,7 @@ def test_saved_figures_and_those_of_a_loaded_posterior(sweep: tuple[Posterior, W
     assert [path.name for path in written] == ["training.png", "training.svg", "policy.png", "policy.svg"]
     assert all(path.stat().st_size > 5000 for path in written)
     tree = bayesrl.to_datatree(posterior)
-    from bayesrl.datatree import from_datatree
+    from bayesrl.posterior.datatree import from_datatree
 
     loaded = from_datatree(tree, {}, {})
     again = policy_figure(loaded.select(beta=0.5))

@@ -15,14 +15,14 @@ from readings import adds_up, numbers_of, read_pairs, read_report, several
 
 import bayesrl
 from bayesrl import control
-from bayesrl.certainty.checks import GOOD_SHARE
-from bayesrl.certainty.measured import from_json, to_json
-from bayesrl.certainty.verdicts import Check
-from bayesrl.control.learning.reporting import summary
-from bayesrl.core.wording import apart
-from bayesrl.posterior import Posterior
-from bayesrl.report.gathering import gather
-from bayesrl.report.writing import write_page
+from bayesrl.control.learning.report import summary
+from bayesrl.diagnostics.checks import GOOD_SHARE
+from bayesrl.diagnostics.fit_quantities import from_json, to_json
+from bayesrl.diagnostics.results import Check
+from bayesrl.display.formatting import apart
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.report.contents import gather
+from bayesrl.report.write import write_page
 
 pytestmark = pytest.mark.xdist_group("one_value")
 KEY = jax.random.key(0)

@@ -13,21 +13,21 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from handmade import HOSTILE, diagnosis, evidence, frontier
 from matplotlib.figure import Figure
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import bayesrl
-from bayesrl.certainty.diagnosis import diagnose
-from bayesrl.certainty.verdicts import Section
+from bayesrl.diagnostics.diagnosis import diagnose
+from bayesrl.diagnostics.results import Section
 from bayesrl.errors import BayesRLError, PolicyError, RunFolderError
-from bayesrl.posterior import Posterior
-from bayesrl.report import page as page_module
-from bayesrl.report import writing
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.report import write as writing
+from bayesrl.report.contents import gather
 from bayesrl.report.facts import Facts
-from bayesrl.report.gathering import gather
-from bayesrl.report.page import Cell, Part, Pictured, html_page
-from bayesrl.report.writing import write_page, write_report
+from bayesrl.report.html import page as page_module
+from bayesrl.report.html.page import Cell, Part, Pictured, html_page
+from bayesrl.report.write import write_page, write_report
+from tests.handmade import HOSTILE, diagnosis, evidence, frontier
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BETAS = [0.1, 0.3, 1.0]

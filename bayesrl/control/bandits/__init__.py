@@ -1,8 +1,8 @@
 """Bandits: a posterior over what each action pays, and rules that explore by it."""
 
 from bayesrl.control.bandits.arms import Bandit, BernoulliArms, GaussianArms, LinearArms, LogisticArms
-from bayesrl.control.bandits.optimal import bayes_optimal_regret, gittins_index
-from bayesrl.control.bandits.playing import BanditRuns, play_bandit
+from bayesrl.control.bandits.gittins import bayes_optimal_regret, gittins_index
+from bayesrl.control.bandits.simulation import BanditRuns, play_bandit
 
 __all__ = [
     "Bandit",

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from bayesrl.arguments import Count, Positive, Several, checked, real
-from bayesrl.control.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
+from bayesrl.control.exploration.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
 

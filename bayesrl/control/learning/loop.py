@@ -13,18 +13,18 @@ import numpy as np
 
 from bayesrl import run_folder
 from bayesrl.arguments import Count, Location, Positive, checked, real
-from bayesrl.control.exploration import Exploration, Rule
-from bayesrl.control.learning.experience import Episode
-from bayesrl.control.learning.learned import Learned, Stage
-from bayesrl.control.learning.minds import Agent, Mind, Told
-from bayesrl.control.learning.world import Act, World
-from bayesrl.control.learning.worlds import Playable, world_of
-from bayesrl.core.compiling import one_reading
-from bayesrl.core.keys import apart, cheap, fold_in
-from bayesrl.core.telling import activity
-from bayesrl.engines.progress import Progress, showing
-from bayesrl.engines.setup import digest
+from bayesrl.compilation.jit import one_reading
+from bayesrl.compilation.keys import apart, cheap, fold_in
+from bayesrl.compilation.status import activity
+from bayesrl.control.exploration.rules import Exploration, Rule
+from bayesrl.control.learning.agents.base import Agent, Mind, Told
+from bayesrl.control.learning.env_adapter import Act, World
+from bayesrl.control.learning.interaction import Playable, world_of
+from bayesrl.control.learning.replay_memory import Episode
+from bayesrl.control.learning.result import Learned, Stage
+from bayesrl.display.progress import Progress, showing
 from bayesrl.errors import BayesRLError, ControlError, RunFolderError
+from bayesrl.svi.setup import digest
 from bayesrl.typing import PRNGKey
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0

@@ -11,14 +11,14 @@ import numpy as np
 from jax import Array, lax
 
 from bayesrl.arguments import checked
+from bayesrl.compilation.callbacks import on_host
 from bayesrl.core.draws import is_count
-from bayesrl.core.host import on_host
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints import Pretrained, check_vocabulary
+from bayesrl.lm.checkpoints.checkpoints import Pretrained, check_vocabulary
 from bayesrl.lm.completions import Completions
 from bayesrl.lm.rewards.base import Reward
 from bayesrl.lm.rewards.text import TextReward, check_tokenizer, decoded, make_text_reward
-from bayesrl.lm.tokenizer import Tokenizer
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers import BertClassifier
 from bayesrl.lm.transformers.bert_config import REGRESSION, SEVERAL_LABELS
 

@@ -15,11 +15,11 @@ from jax import Array
 from jaxtyping import Bool, Int
 
 from bayesrl.arguments import Positive, checked, whole
-from bayesrl.core.host import on_host
+from bayesrl.compilation.callbacks import on_host
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Completions, Examples
 from bayesrl.lm.rewards.base import Reward
-from bayesrl.lm.rewards.workers import Failure, Workers
+from bayesrl.lm.rewards.worker_pool import Failure, Workers
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SHOWN = 80
@@ -223,7 +223,7 @@ def on_text(
     Example:
         >>> import jax.numpy as jnp
         >>> from bayesrl.lm.completions import Completions, prompts
-        >>> from bayesrl.lm.alphabets import characters
+        >>> from bayesrl.lm.tokenization.alphabets import characters
         >>> asked = prompts([{"prompt": "1+1=", "answer": "2"}], characters("12+="))
         >>> right = on_text(lambda text, example: text == example["answer"])
         >>> two = jnp.asarray(asked.examples.tokenizer.encode(["2"]))

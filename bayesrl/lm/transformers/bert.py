@@ -10,11 +10,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
+from bayesrl.lm.transformers.base import Transformer, WeightType, check_model_room
 from bayesrl.lm.transformers.bert_config import BertConfig
-from bayesrl.lm.transformers.block import Block, Sight
-from bayesrl.lm.transformers.causal import Transformer, WeightType, check_model_room
-from bayesrl.lm.transformers.layers import Embedding, Linear, Norm, activation
-from bayesrl.lm.transformers.stored import Stored, affine
+from bayesrl.lm.transformers.checkpoint_names import Stored, affine
+from bayesrl.lm.transformers.layers.block import Block, Sight
+from bayesrl.lm.transformers.layers.layers import Embedding, Linear, Norm, activation
 from bayesrl.typing import PRNGKey
 
 

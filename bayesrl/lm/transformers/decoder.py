@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.block import Block, Sight
-from bayesrl.lm.transformers.caching import Cache, Reach, capped, reach
-from bayesrl.lm.transformers.causal import AnyConfig, CausalLM, Config, WeightType, check_capacity, check_model_room
-from bayesrl.lm.transformers.layers import Embedding, Linear, Norm
+from bayesrl.lm.transformers.base import AnyConfig, CausalLM, Config, WeightType, check_capacity, check_model_room
+from bayesrl.lm.transformers.layers.block import Block, Sight
+from bayesrl.lm.transformers.layers.kv_cache import Cache, Reach, capped, reach
+from bayesrl.lm.transformers.layers.layers import Embedding, Linear, Norm
 from bayesrl.typing import PRNGKey
 
 

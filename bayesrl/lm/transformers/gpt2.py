@@ -8,11 +8,11 @@ import equinox as eqx
 
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.block import Layout
+from bayesrl.lm.transformers.checkpoint_names import Stored, affine, refuse, required
 from bayesrl.lm.transformers.decoder import Decoder, DecoderConfig
 from bayesrl.lm.transformers.defaults import completed
-from bayesrl.lm.transformers.layers import activation
-from bayesrl.lm.transformers.stored import Stored, affine, refuse, required
+from bayesrl.lm.transformers.layers.block import Layout
+from bayesrl.lm.transformers.layers.layers import activation
 
 
 @dataclass(frozen=True, kw_only=True)

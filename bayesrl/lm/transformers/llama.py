@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import equinox as eqx
 
-from bayesrl.lm.transformers.block import AFTER, BEFORE
+from bayesrl.lm.transformers.checkpoint_names import Stored, affine
 from bayesrl.lm.transformers.decoder import Decoder
+from bayesrl.lm.transformers.layers.block import AFTER, BEFORE
 from bayesrl.lm.transformers.llama_config import LlamaConfig
-from bayesrl.lm.transformers.stored import Stored, affine
 
 
 class Llama(Decoder):

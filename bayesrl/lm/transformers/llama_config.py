@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from bayesrl.arguments import checked
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.block import AFTER, BEFORE, Layout
+from bayesrl.lm.transformers.checkpoint_names import agreed, optional, refuse, required
 from bayesrl.lm.transformers.decoder import DecoderConfig
 from bayesrl.lm.transformers.defaults import DEFAULTS, completed
-from bayesrl.lm.transformers.layer_kinds import FULL, SLIDING, kinds_of, windowed_in
-from bayesrl.lm.transformers.layers import activation
-from bayesrl.lm.transformers.rope import Rope
-from bayesrl.lm.transformers.stored import agreed, optional, refuse, required
+from bayesrl.lm.transformers.layers.block import AFTER, BEFORE, Layout
+from bayesrl.lm.transformers.layers.layer_kinds import FULL, SLIDING, kinds_of, windowed_in
+from bayesrl.lm.transformers.layers.layers import activation
+from bayesrl.lm.transformers.layers.rope import Rope
 
 _PLAIN = Rope()
 

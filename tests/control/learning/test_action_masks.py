@@ -14,8 +14,8 @@ from gymnasium import spaces
 import bayesrl
 from bayesrl import control
 from bayesrl.control import Bayesian, KLControl, LinearValues, TabularModel, learn
-from bayesrl.control.beliefs import SampleBelief
-from bayesrl.control.learning.worlds import GymnasiumWorld, world_of
+from bayesrl.control.exploration.beliefs import SampleBelief
+from bayesrl.control.learning.interaction import GymnasiumWorld, world_of
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)

@@ -27,8 +27,8 @@ from bayesrl.control import (
     bandits,
     learn,
 )
-from bayesrl.control.learning.world import Act
-from bayesrl.control.learning.worlds import world_of
+from bayesrl.control.learning.env_adapter import Act
+from bayesrl.control.learning.interaction import world_of
 from bayesrl.errors import BayesRLError, ControlError, RunFolderError
 
 KEY = jax.random.key(0)

@@ -11,8 +11,8 @@ from counting import compilations
 from numpyro import handlers
 
 from bayesrl import control
+from bayesrl.compilation.jit import clear_programs
 from bayesrl.control import ArmsModel, BanditWorld, Bayesian, KLControl, TabularModel, bandits, learn
-from bayesrl.core.compiling import clear_programs
 
 KEY = jax.random.key(0)
 OTHER = jax.random.key(1)

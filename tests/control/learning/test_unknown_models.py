@@ -24,9 +24,9 @@ from bayesrl.control import (
     bandits,
     by_conjugacy,
 )
-from bayesrl.control.beliefs import draw_dirichlet
-from bayesrl.control.learning.experience import Memory
-from bayesrl.control.learning.worlds import world_of
+from bayesrl.control.exploration.beliefs import draw_dirichlet
+from bayesrl.control.learning.interaction import world_of
+from bayesrl.control.learning.replay_memory import Memory
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)

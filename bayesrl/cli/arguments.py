@@ -1,0 +1,123 @@
+"""Words of the command line: options read, values spelt, lines said. Nothing heavy is imported for them."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from bayesrl.catalogue import ModelError, model_names
+from bayesrl.errors import FitError, PolicyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def parse_beta(text: str) -> list[float]:
+    """Read one temperature, or several with commas.
+
+    Raises:
+        PolicyError: it is neither, or one is not positive and finite.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise PolicyError(f"--beta {text!r} is not a number or a list like 0.1,0.3,1") from error
+    bad = [value for value in values if not 0 < value < math.inf]
+    if bad:
+        raise PolicyError(f"beta must be positive and finite, but holds {bad[0]:g}; use --beta 0.1, say")
+    return values
+
+
+def parse_options(assignments: list[str]) -> dict[str, Any]:
+    """Read options of the form name=value.
+
+    Raises:
+        ModelError: one is not of this form.
+    """
+    options: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.isidentifier():
+            raise ModelError(f"--set {assignment!r} is not of the form name=value")
+        options[name] = _parse_value(value)
+    return options
+
+
+def _parse_value(text: str) -> int | float | bool | str:
+    """Read an int, a float, true or false; everything else is a string."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Refuse a count that is below 1.
+
+    Raises:
+        FitError: it is.
+    """
+    if value is not None and value < 1:
+        raise FitError(f"{name}={value}; use an integer of at least 1")
+
+
+def spell(value: Any) -> str:
+    """Write the value of an option as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else repr(value) if value == "" else str(value)
+
+
+def title_of(model: str, about: str) -> str:
+    """Name a problem, with the line that says what it is."""
+    about = about or model_names().get(model, "")
+    return f"{model}: {about}" if about else model
+
+
+def description(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how to make the problem again, from whatever folder."""
+    return {"model": str(Path(model).resolve()) if model.endswith(".py") else model, "options": dict(options)}
+
+
+def names_in(folder: Path) -> str:
+    """Name the files in a folder."""
+    return ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")))
+
+
+def say(text: str, colour: str | None = None, *, err: bool = False) -> None:
+    """Print a line, in colour where that goes to a terminal; what would steer the terminal is shown and not sent."""
+    if not text.replace("\n", "").isprintable():
+        from bayesrl.display.formatting import printable
+
+        text = printable(text)
+    typer.secho(text, fg=None if os.environ.get("NO_COLOR") else colour, err=err)
+
+
+def size_text(size: int) -> str:
+    """Write a number of bytes with three digits."""
+    amount, unit = float(size), "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if amount < 999.5:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.3g} {unit}"
+
+
+def terminal() -> "Console":
+    """Give the terminal to print tables to; what would steer it, in whatever is printed, is shown and not sent."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    from bayesrl.display.formatting import printable
+
+    class Terminal(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    return Terminal(highlight=False)

@@ -1,0 +1,40 @@
+"""What a shell completes: names of ready models, files, options of a model."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from bayesrl.catalogue import ModelError, model_names, model_options
+from bayesrl.cli.arguments import spell
+
+_FUNCTIONS = {"fit": "problem", "learn": "learning"}
+
+
+def model_names_from(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Complete the name of a ready model, or the path of a Python file."""
+    for name, about in model_names().items():
+        if name.startswith(incomplete):
+            yield name, about
+    typed = Path(incomplete)
+    inside = typed if incomplete.endswith("/") else typed.parent
+    if inside.is_dir():
+        for path in sorted(inside.iterdir()):
+            if path.suffix == ".py" and str(path).startswith(incomplete):
+                yield str(path), ""
+
+
+def assignments_from(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
+    """Complete the name of an option of the model that was typed before, with its default."""
+    # What was typed is not parsed while a value is missing; the shell's integration passes it in one of these.
+    typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    for word in typed.split()[2:]:
+        try:
+            options = model_options(word, _FUNCTIONS.get(ctx.info_name or "", "problem"))
+        except ModelError:
+            continue
+        for name, default in options.items():
+            if name.startswith(incomplete):
+                yield f"{name}=", f"{spell(default)} by default"
+        return

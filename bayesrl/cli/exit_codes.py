@@ -1,0 +1,96 @@
+"""How a command ends: refusals and warnings on one line, and Ctrl-C with the way to go on."""
+
+import shlex
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bayesrl.cache import CacheWarning
+from bayesrl.cli.arguments import say
+from bayesrl.errors import BayesRLError
+
+INTERRUPTED = 130
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C ended a fit, which has saved itself."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__()
+        self.done, self.total = done, total
+
+
+@contextmanager
+def stopped_by_ctrl_c(folder: Path | None) -> Iterator[Callable[..., None]]:
+    """Say where a fit stopped and how to go on.
+
+    A Ctrl-C that falls into a garbage collection is lost, since callbacks of the collector cannot
+    raise; so it is remembered, and the function given here, which a fit calls, raises it again.
+    """
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def raise_again(*_: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    def report(lost: Any) -> None:
+        if lost.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(lost)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, press) if in_main_thread else None
+    hook, sys.unraisablehook = sys.unraisablehook, report
+    try:
+        yield raise_again
+    except KeyboardInterrupt as stop:
+        where = f"at step {stop.done:,} of {stop.total:,}" if isinstance(stop, Stopped) else "before it was done"
+        begun = folder is not None and (folder / "problem.json").exists()
+        further = f"; go on with: bayesrl resume {shlex.quote(str(folder))}" if begun else ""
+        say(f"stopped {where}{further}", "yellow", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        sys.unraisablehook = hook
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def errors_on_one_line() -> Iterator[None]:
+    """Print what bayesrl refuses as one red line, and exit with code 2."""
+    try:
+        yield
+    except BayesRLError as error:
+        say(f"error: {' '.join(str(error).split())}", "red", err=True)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def warnings_on_one_line() -> Iterator[None]:
+    """Print what the cache of compiled programs has to say as one yellow line."""
+    shown = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, CacheWarning):
+            if sys.stderr.isatty():
+                sys.stderr.write("\r\x1b[K")  # over a progress line
+            say(f"warning: {message}", "yellow", err=True)
+        else:
+            shown(message, category, *where)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown

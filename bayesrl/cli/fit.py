@@ -1,0 +1,216 @@
+"""Fits a problem into its run folder, and leaves scores, pictures and the report there."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.text import Text
+
+from bayesrl import run_folder
+from bayesrl.cli.arguments import description, names_in, say, terminal, title_of
+from bayesrl.cli.exit_codes import Stopped
+from bayesrl.cli.report import gather_run
+from bayesrl.cli.run_info import KEPT, REPORT, Scores, model_of, print_results, read_model, read_scores
+from bayesrl.compilation.jit import one_reading
+from bayesrl.compilation.keys import fold_in, from_seed
+from bayesrl.compilation.status import activity
+from bayesrl.diagnostics.fit_quantities import to_json as measured_to_json
+from bayesrl.diagnostics.scoreboard import score
+from bayesrl.diagnostics.scores import Score, Scoreboard, to_json
+from bayesrl.display.tables import Line
+from bayesrl.errors import BayesRLError, GuideError, RunFolderError
+from bayesrl.files.stamps import digest_of
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.problem import Problem, ready_model
+from bayesrl.report.facts import Facts
+from bayesrl.report.figures.fit_figures import betas_of, save_figures
+from bayesrl.report.write import write_page
+from bayesrl.statistics.estimates import Estimate
+from bayesrl.svi.checkpoints import key_of
+from bayesrl.svi.checkpoints import resume as resume_policy
+from bayesrl.svi.fitting import fit as fit_policy
+
+
+class Wishes:
+    """What was asked for; None where nothing was, and then the run folder or the model decides."""
+
+    def __init__(self, beta: list[float] | None, steps: int | None, restarts: int | None, seed: int | None) -> None:
+        self.beta = None if beta is None else np.asarray(beta) if len(beta) > 1 else beta[0]
+        self.steps, self.restarts, self.seed = steps, restarts, seed
+
+
+def start(
+    model: str,
+    options: dict[str, Any],
+    folder: Path,
+    wishes: Wishes,
+    callback: Callable[..., None],
+    *,
+    quiet: bool,
+) -> None:
+    """Fit a model into its folder, going on with the run that is there."""
+    problem = _made(model, options)
+    folder = run_folder.claim(folder)
+    settings: dict[str, Any] = {**problem.fit_options}
+    beta, key = problem.beta, from_seed(wishes.seed or 0)
+    if old := run_folder.is_begun(folder):
+        told = run_folder.read_problem(folder)
+        held = told["identity"]["beta"]
+        beta = np.asarray(held) if isinstance(held, list) else held
+        settings |= {name: told["settings"][name] for name in ("num_steps", "num_restarts")}
+        key = key if wishes.seed is not None else key_of(told)
+    else:
+        run_folder.save_json(folder, run_folder.MODEL, description(model, options))
+    if wishes.steps is not None:
+        settings["num_steps"] = max(wishes.steps, settings["num_steps"]) if old and wishes.steps > 0 else wishes.steps
+    if wishes.restarts is not None:
+        settings["num_restarts"] = wishes.restarts
+    chosen: Any = beta if wishes.beta is None else wishes.beta
+    if settings.get("start_beta") is not None and (old or wishes.beta is not None):
+        # A model's annealing has nothing to fall to where all that is asked for is warmer.
+        settings["start_beta"] = max(settings["start_beta"], float(np.min(chosen)))
+    steps_before = run_folder.read_history(folder)[0]
+    if not quiet:
+        title = Text.assemble((title_of(model, problem.about), "bold"), f"  →  {folder}")
+        terminal().print(title, soft_wrap=True)
+        if old and steps_before < settings.get("num_steps", 0):
+            terminal().print(f"going on after {steps_before:,} of {settings['num_steps']:,} steps")
+    began = time.monotonic()
+    try:
+        posterior = fit_policy(
+            key,
+            problem.policy,
+            *problem.args,
+            beta=chosen,
+            directory=folder,
+            callback=callback,
+            progress=not quiet,
+            **settings,
+        )
+    except BayesRLError:
+        run_folder.release(folder)
+        raise
+    if not _tells_its_model(folder):
+        run_folder.save_json(folder, run_folder.MODEL, description(model, options))
+    if old and not posterior.interrupted and already_finished(folder, settings["num_steps"], quiet=quiet):
+        return
+    finish(posterior, problem, folder, time.monotonic() - began, quiet=quiet)
+
+
+def _tells_its_model(folder: Path) -> bool:
+    """Whether the folder says which model it fits, in a file that can be read."""
+    try:
+        return read_model(folder) is not None
+    except RunFolderError:
+        return False
+
+
+def _made(model: str, options: dict[str, Any]) -> Problem:
+    with activity(f"making {Path(model).stem}"):
+        return ready_model(model, **options)
+
+
+def go_on(directory: Path, steps: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
+    """Go on with the fit of a folder, up to so many steps in all.
+
+    Raises:
+        RunFolderError: the folder does not say which model it fits.
+    """
+    settings = run_folder.read_problem(directory)["settings"]
+    made = model_of(directory)
+    problem = _made(made["model"], made["options"])
+    total = max(settings["num_steps"], steps or 0)
+    if already_finished(directory, total, quiet=quiet):
+        return
+    given = {name: problem.fit_options.get(name) for name in ("guide", "objective", "optimizer")}
+    began = time.monotonic()
+    posterior = resume_policy(
+        directory, problem.policy, *problem.args, num_steps=total, callback=callback, progress=not quiet, **given
+    )
+    finish(posterior, problem, directory, time.monotonic() - began, quiet=quiet)
+
+
+def finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
+    """Score a fit, print the table, and leave scores and pictures in the folder."""
+    with one_reading():  # nothing that the policy reads changes within a command
+        _finish(posterior, problem, folder, seconds, quiet=quiet)
+
+
+def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
+    done = int(posterior.history["step"][-1]) if len(posterior.history["step"]) else 0
+    if posterior.interrupted:
+        raise Stopped(done, int(posterior.settings["num_steps"]))
+    key = fold_in(from_seed(0), 7)
+    with activity("scoring on what was held out"):
+        held_out, reason = _held_out(key, posterior, problem)
+    with activity("diagnosing"):
+        facts = gather_run(folder, posterior, problem, held_out=held_out)
+    board = _board_of(facts)
+    with activity("drawing the pictures"):
+        drawn = save_figures(folder, posterior, facts.target, facts.optimum, whole=facts.whole)
+    verdict = None if facts.diagnosis is None else Line(facts.diagnosis.sentence, facts.diagnosis.verdict)
+    pictures = {path.name: digest_of(path.read_bytes()) for path in drawn}
+    measured = None if facts.evidence is None else facts.evidence.measured
+    scores = Scores(done, board, held_out, verdict, pictures, measured)
+    told = {"step": done, "fit": to_json(board), "held_out": None if held_out is None else to_json(held_out)}
+    told |= {"measured": None if measured is None else [measured_to_json(row) for row in measured]}
+    run_folder.save_json(folder, run_folder.SCORES, told | {"verdict": verdict, "pictures": pictures})
+    with activity("writing the report"):
+        path = write_page(folder / REPORT, [facts], problem.sections_of(posterior))
+    if not quiet:
+        console = terminal()
+        restarts = f", the best of {posterior.num_restarts} restarts" if posterior.num_restarts > 1 else ""
+        console.print(f"{done:,} steps in {seconds:.1f} s{restarts}\n")
+        print_results(scores)
+        if reason:
+            say(f"held out: not scored: {reason}", "yellow")
+        console.print(Text(f"\nIn {folder}: {names_in(folder)}", style="dim"))
+        say(f"report: {path}")
+
+
+def _board_of(facts: Facts) -> Scoreboard:
+    """Put what is known of a fit on a board: the numbers of its evidence, or its own where it has none."""
+    posterior, evidence = facts.posterior, facts.evidence
+    assert posterior.programs is not None
+    betas = betas_of(posterior)
+    training = facts.training
+    if training is None:
+        training = posterior.select(restart="best").kept_estimates()
+    best = np.reshape(posterior.objective_by_restart(), (len(betas), -1)).argmax(-1)
+    rows = []
+    for i, beta in enumerate(betas):
+        own = jax.tree.map(lambda x, i=i: float(np.reshape(x, -1)[i]), training)
+        row = None if evidence is None else evidence.measured[i]
+        start = None if row is None or row.start is None else Estimate(float(row.start.mean), float(row.start.se))  # type: ignore[arg-type]
+        optimum = None if facts.optimum is None else float(facts.optimum[i])
+        log_z = row.log_evidence if row is not None and optimum is not None else None
+        rows.append(Score(beta, int(best[i]), own, start, optimum, None if log_z is None else float(log_z.mean)))
+    note = evidence.reason.rstrip(".") if evidence is not None and facts.optimum is None else ""
+    return Scoreboard(tuple(rows), posterior.programs.structure.num_contexts, None, note)
+
+
+def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[Scoreboard | None, str]:
+    """Score a fit on what was held out, or say why its guide cannot go there."""
+    if problem.held_out is None:
+        return None, ""
+    try:
+        return score(key, posterior, *problem.held_out), ""
+    except GuideError as error:
+        return None, str(error)
+
+
+def already_finished(folder: Path, total: int, *, quiet: bool) -> bool:
+    """Print the scores of a run that has done all of its steps, and tell whether it has."""
+    done, _ = run_folder.read_history(folder)
+    scores = read_scores(folder)
+    complete = all((folder / name).exists() for name in (run_folder.POSTERIOR, *KEPT))
+    complete = complete and run_folder.read_draws(folder) is not None
+    if done < total or scores is None or scores.step != done or not complete:
+        return False
+    if not quiet:
+        say(f"{folder} has done all of its {done:,} steps; --steps extends it\n")
+        print_results(scores)
+    return True

@@ -1,0 +1,225 @@
+"""`bayesrl learn`: runs in an environment, kept in a folder, and their report."""
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.markup import escape
+from rich.text import Text
+
+from bayesrl import run_folder
+from bayesrl.catalogue import ModelError, model_names
+from bayesrl.cli.arguments import say, spell, terminal
+from bayesrl.cli.exit_codes import Stopped
+from bayesrl.cli.run_info import REPORT, episodes_of, is_learning, read_model
+from bayesrl.cli.tables import plain_table
+from bayesrl.compilation.keys import fold_in, from_seed
+from bayesrl.compilation.status import activity
+from bayesrl.control.exploration.rules import exploration_named
+from bayesrl.control.learning import Learned, check_learned, learn
+from bayesrl.control.learning.report import learning_parts, sentence, summary
+from bayesrl.errors import BayesRLError, RunFolderError
+from bayesrl.problem import LearningProblem, ready_learning
+from bayesrl.report.write import check_path, write_parts
+
+
+class LearningWishes(NamedTuple):
+    """What was asked for; None where nothing was, and then the model decides."""
+
+    model: str
+    options: dict[str, Any]
+    explore: str | None
+    episodes: int | None
+    runs: int | None
+    seed: int | None
+
+
+def start_learning(wishes: LearningWishes, folder: Path, callback: Callable[..., None], *, quiet: bool) -> None:
+    """Learn into a folder, going on with the runs that are there."""
+    problem = _made(wishes.model, wishes.options)
+    if wishes.runs is not None and wishes.runs < 1:
+        raise ModelError(f"--runs {wishes.runs}; use at least 1")
+    if wishes.explore is not None:
+        exploration_named(wishes.explore)
+    folder = run_folder.claim(folder)
+    told: dict[str, Any] = {
+        "model": str(Path(wishes.model).resolve()) if wishes.model.endswith(".py") else wishes.model,
+        "options": wishes.options,
+        "learn": {
+            "explore": wishes.explore,
+            "episodes": problem.num_episodes if wishes.episodes is None else wishes.episodes,
+            "runs": wishes.runs or problem.num_runs,
+            "seed": wishes.seed or 0,
+        },
+    }
+    before = _plan_of(folder) if run_folder.is_begun(folder) else None
+    if before is not None:
+        _check_same(folder, before, told)
+        told["learn"]["runs"] = max(told["learn"]["runs"], before["learn"]["runs"])
+        if wishes.episodes is None:
+            told["learn"]["episodes"] = before["learn"]["episodes"]
+    run_folder.save_json(folder, run_folder.MODEL, told)
+    try:
+        _go_on(folder, told, problem, callback, quiet=quiet)
+    except BayesRLError:
+        run_folder.release(folder)
+        raise
+
+
+def resume_learning(directory: Path, episodes: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
+    """Go on with the runs of a folder."""
+    told = _plan_of(directory)
+    if episodes is not None:
+        told["learn"]["episodes"] = max(episodes, told["learn"]["episodes"])
+        run_folder.save_json(directory, run_folder.MODEL, told)
+    _go_on(directory, told, _made(told["model"], told["options"]), callback, quiet=quiet)
+
+
+def _made(model: str, options: dict[str, Any]) -> LearningProblem:
+    with activity(f"making {Path(model).stem}"):
+        return ready_learning(model, **options)
+
+
+def _go_on(
+    folder: Path, told: dict[str, Any], problem: LearningProblem, callback: Callable[..., None], *, quiet: bool
+) -> None:
+    plan = told["learn"]
+    if not quiet:
+        about = _about(told, problem)
+        terminal().print(f"[bold]{escape(about)}[/]  →  {escape(str(folder))}", soft_wrap=True)
+    began = time.monotonic()
+    runs: list[Learned] = []
+    for index in range(plan["runs"]):
+        runs.append(_run(folder, told, problem, index, callback, progress=not quiet))
+        if runs[-1].interrupted:
+            raise Stopped(runs[-1].num_episodes, plan["episodes"])
+    name = Path(told["model"]).stem
+    with activity("checking the model"):
+        checks = check_learned(from_seed(0), runs[0])
+    with activity("writing the report"):
+        write_parts(folder / REPORT, name, _parts({name: runs}, told, problem, {name: checks}))
+    if not quiet:
+        console = terminal()
+        played = sum(run.num_episodes for run in runs)
+        console.print(f"{played:,} episodes in {len(runs)} runs, {time.monotonic() - began:.1f} s\n")
+        console.print(plain_table(("what", "value"), summary(runs)))
+        console.print(Text(f"\n{sentence(runs, checks)}"))
+        say(f"report: {folder / REPORT}")
+
+
+def _run(
+    folder: Path,
+    told: dict[str, Any],
+    problem: LearningProblem,
+    index: int,
+    callback: Callable[..., None] | None,
+    *,
+    progress: bool,
+) -> Learned:
+    """Play one of the runs, or what is left of it; the first lives in the folder itself."""
+    plan = told["learn"]
+    key = from_seed(plan["seed"])
+    return learn(
+        key if index == 0 else fold_in(key, index),
+        problem.environment,
+        problem.agent,
+        exploration=problem.exploration if plan["explore"] is None else exploration_named(plan["explore"]),
+        num_episodes=plan["episodes"],
+        directory=_place(folder, index),
+        callback=callback,
+        progress=progress,
+        **problem.learn_options,
+    )
+
+
+def _replayed(folder: Path, told: dict[str, Any], problem: LearningProblem, index: int) -> Learned:
+    """Take up a run that is done."""
+    with activity("reading the run"):
+        return _run(folder, told, problem, index, None, progress=False)
+
+
+def _place(folder: Path, index: int) -> Path:
+    place = folder if index == 0 else folder / f"run-{index + 1}"
+    if index > 0 and place.is_symlink():
+        raise RunFolderError(f"{place} is a link, and runs are kept in folders of their own; take it away")
+    return place
+
+
+def report_learning(directories: Sequence[Path], path: Path) -> None:
+    """Write the report of folders of runs, side by side where there are several.
+
+    Raises:
+        RunFolderError: one holds a fit, or its run is not finished.
+    """
+    check_path(path)
+    runs: dict[str, list[Learned]] = {}
+    plans = []
+    for directory in directories:
+        if not is_learning(directory):
+            raise RunFolderError(f"{directory} holds a fit and others hold runs of `learn`; report them apart")
+        told = _plan_of(directory)
+        problem = _made(told["model"], told["options"])
+        # A report tells what was played, and plays nothing.
+        done = {index: episodes_of(_place(directory, index))[0] for index in range(told["learn"]["runs"])}
+        played = [_replayed(directory, _until(told, count), problem, index) for index, count in done.items() if count]
+        if not played:
+            raise RunFolderError(
+                f"{directory} holds no episode yet; bayesrl resume {shlex.quote(str(directory))} plays"
+            )
+        runs[directory.resolve().name] = played
+        plans.append((told if problem.learn_options else _until(told, max(done.values())), problem))
+    told, problem = plans[0]
+    title = Path(told["model"]).stem if len(runs) == 1 else f"{len(runs)} ways to learn side by side"
+    with activity("writing the report"):
+        write_parts(path, title, _parts(runs, told, problem))
+
+
+def _until(told: dict[str, Any], episodes: int) -> dict[str, Any]:
+    return told | {"learn": told["learn"] | {"episodes": episodes}}
+
+
+def _plan_of(directory: Path) -> dict[str, Any]:
+    """Read how the runs of a folder are made.
+
+    Raises:
+        RunFolderError: the folder does not say.
+    """
+    made = read_model(directory)
+    if made is None or not isinstance(made.get("learn"), dict):
+        raise RunFolderError(
+            f"{directory} does not say how it was learned (its {run_folder.MODEL} has no plan); go on in Python with "
+            "bayesrl.control.learn(..., directory=...)"
+        )
+    return made
+
+
+def _check_same(folder: Path, before: dict[str, Any], told: dict[str, Any]) -> None:
+    for name, old, new in (
+        ("model", before["model"], told["model"]),
+        ("options", before["options"], told["options"]),
+        ("exploration rule", before["learn"]["explore"], told["learn"]["explore"]),
+        ("seed", before["learn"]["seed"], told["learn"]["seed"]),
+    ):
+        if old != new:
+            raise RunFolderError(f"{folder} holds runs of another {name}: it was {old}, is {new}; choose another --out")
+
+
+def _about(told: dict[str, Any], problem: LearningProblem) -> str:
+    about = problem.about or model_names().get(told["model"], "")
+    return f"{Path(told['model']).stem}: {about}" if about else told["model"]
+
+
+def _parts(
+    runs: dict[str, list[Learned]], told: dict[str, Any], problem: LearningProblem, checks: Any = None
+) -> list[Any]:
+    first = next(iter(runs.values()))[0]
+    plan = told["learn"]
+    command = f"bayesrl learn {shlex.quote(told['model'])} --episodes {plan['episodes']} --runs {plan['runs']}"
+    command += f" --seed {plan['seed']}" + (f" --explore {plan['explore']}" if plan["explore"] else "")
+    command += "".join(f" --set {shlex.quote(f'{k}={spell(v)}')}" for k, v in told["options"].items())
+    made = [("command", command)] if len(runs) == 1 else []
+    sections = problem.sections_of(first) if len(runs) == 1 else []
+    about = problem.about or model_names().get(told["model"], "")
+    return learning_parts(runs, sections, about=about, made=made, checks=checks)

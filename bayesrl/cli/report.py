@@ -1,0 +1,174 @@
+"""Reports of run folders: what a folder holds is shown, and what it lacks is said."""
+
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bayesrl import run_folder
+from bayesrl.catalogue import model_names
+from bayesrl.cli.arguments import spell
+from bayesrl.cli.run_info import made_of, read_model
+from bayesrl.cli.tables import run_rows
+from bayesrl.compilation.keys import fold_in, from_seed
+from bayesrl.compilation.status import activity
+from bayesrl.diagnostics.scores import Scoreboard
+from bayesrl.display.tables import Line, as_text
+from bayesrl.errors import BayesRLError, RunFolderError
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.problem import Problem, ready_model
+from bayesrl.report.contents import gather
+from bayesrl.report.facts import Facts
+from bayesrl.report.write import check_path, write_page
+from bayesrl.svi.checkpoints import load
+
+
+def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> list[str]:
+    """Write the report of run folders.
+
+    Args:
+        directories: of the runs.
+        path: of the file to write.
+        gold: metric that the reward stands for, or None.
+
+    Returns:
+        The verdicts and what is missing as text.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    check_path(path)
+    fits, sections = [], []
+    for directory, name in zip(directories, _names(directories), strict=True):
+        with activity(f"loading {name}"):
+            problem, reason = _problem_of(directory)
+            posterior, lost = _posterior_of(directory, problem)
+        lacking = tuple(text for text in (reason, lost) if text)
+        with activity(f"diagnosing {name}"):
+            fits.append(gather_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
+            sections += problem.sections_of(posterior) if problem is not None else []
+    with activity("writing the report"):
+        write_page(path, fits, sections)
+    return [as_text([line]) for fit in fits for line in _told(fit, named=len(fits) > 1)]
+
+
+def _told(fit: Facts, *, named: bool) -> Iterator[Line]:
+    """Tell the verdict of a fit, by name where there are several, and what is missing."""
+    name = f"{fit.name}: " if named else ""
+    if fit.diagnosis is not None:
+        yield Line(f"{name}{fit.diagnosis.sentence}", fit.diagnosis.verdict)
+    for sentence in fit.missing:
+        yield Line(f"{name}{sentence}", "warn")
+
+
+def gather_run(
+    directory: Path,
+    posterior: Posterior,
+    problem: Problem | None,
+    *,
+    name: str | None = None,
+    gold: str | None = None,
+    held_out: Scoreboard | None = None,
+    missing: tuple[str, ...] = (),
+) -> Facts:
+    """Find what the report shows of a run.
+
+    Args:
+        directory: its folder.
+        posterior: fitted or loaded.
+        problem: of the run, or None where it cannot be made again.
+        name: of the fit; by default that of its model.
+        gold: metric that the reward stands for, or None.
+        held_out: scores on what was held out, where they are known already.
+        missing: what is already known to be missing.
+    """
+    told = run_folder.read_problem(directory)
+    made = _or_none(lambda: read_model(directory))
+    done, _ = _or_none(lambda: run_folder.read_history(directory)) or (0, {})
+    rows = [
+        ("run folder", str(directory)),
+        *(made_of(directory) if made is not None else []),
+        *run_rows(told["settings"], told["identity"], done),
+        ("Python", platform.python_version()),
+    ]
+    model = made["model"] if made is not None else ""
+    about = (problem.about if problem is not None else "") or model_names().get(model, "")
+    return gather(
+        fold_in(from_seed(0), 8),
+        name if name is not None else Path(model).stem or directory.resolve().name,
+        posterior,
+        held_out=problem.held_out if problem is not None else None,
+        exact=problem.exact if problem is not None else None,
+        gold=gold,
+        tested=held_out.estimates if held_out is not None else None,
+        made=tuple(rows),
+        command=_command(made, told) if made is not None else None,
+        missing=missing,
+        about=about,
+    )
+
+
+def _or_none[T](read: Callable[[], T]) -> T | None:
+    """Read a file of a run, or give None where it is damaged: a report shows what there is."""
+    try:
+        return read()
+    except RunFolderError:
+        return None
+
+
+def _names(directories: Sequence[Path]) -> list[str]:
+    short = [directory.resolve().name for directory in directories]
+    return short if len(set(short)) == len(short) else [str(directory) for directory in directories]
+
+
+def _problem_of(directory: Path) -> tuple[Problem | None, str]:
+    """Make the problem of a run again, or say why it cannot be made."""
+    try:
+        made = read_model(directory)
+        if made is None:
+            return None, f"The folder does not say which model it fits: it has no {run_folder.MODEL}."
+        return ready_model(made["model"], **made["options"]), ""
+    except BayesRLError as error:
+        return None, f"The model cannot be made again: {str(error).rstrip('.')}."
+
+
+def _posterior_of(directory: Path, problem: Problem | None) -> tuple[Posterior, str]:
+    """Load a run with its policy, else without it, else only its history; and say what was lost."""
+    lost = ""
+    if problem is not None:
+        given: dict[str, Any] = {k: problem.fit_options.get(k) for k in ("guide", "objective", "optimizer", "source")}
+        try:
+            return load(directory, problem.policy, *problem.args, **given), ""
+        except BayesRLError as error:
+            lost = f"The run cannot be loaded with its policy: {str(error).rstrip('.')}."
+    try:
+        return load(directory), lost
+    except (BayesRLError, OSError, KeyError) as error:
+        lost = lost or f"The saved draws cannot be read: {str(error).rstrip('.')}."
+    told = run_folder.read_problem(directory)
+    try:
+        _, history = run_folder.read_history(directory)
+    except RunFolderError as error:
+        history, lost = {}, f"{lost} {error}"
+    beta = told["identity"]["beta"]
+    held = np.asarray(beta, float) if isinstance(beta, list) else beta
+    return Posterior(held, {}, history, {}, {}, {}, told["settings"], interrupted=True), lost
+
+
+def _command(made: dict[str, Any], told: dict[str, Any]) -> str:
+    return " ".join(_words(made, told))
+
+
+def _words(made: dict[str, Any], told: dict[str, Any]) -> Iterator[str]:
+    """Write the command that makes a run again, with every choice spelt out."""
+    identity, settings = told["identity"], told["settings"]
+    yield f"bayesrl fit {shlex.quote(made['model'])}"
+    beta = identity["beta"]
+    if beta is not None:
+        yield f"--beta {','.join(f'{b!r}' for b in (beta if isinstance(beta, list) else [beta]))}"
+    yield f"--steps {settings['num_steps']} --restarts {settings['num_restarts']} --seed {identity['seed'][-1]}"
+    for name, value in made["options"].items():
+        yield f"--set {shlex.quote(f'{name}={spell(value)}')}"

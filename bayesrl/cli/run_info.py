@@ -1,0 +1,259 @@
+"""What a run folder holds, beyond the fit itself: its model, its scores, and what is missing; read without JAX."""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bayesrl import run_folder
+from bayesrl.cli.arguments import say, spell, terminal
+from bayesrl.diagnostics.fit_quantities import Measured
+from bayesrl.diagnostics.fit_quantities import from_json as measured_from_json
+from bayesrl.diagnostics.scores import Scoreboard, from_json
+from bayesrl.display.formatting import number
+from bayesrl.display.tables import Line, as_text
+from bayesrl.errors import RunFolderError
+from bayesrl.files.plain import file_name, read
+from bayesrl.files.schemas import NOTHING, NUMBER, POSITIVE, TEXT, Kind, Schema, misfit, whole
+from bayesrl.files.stamps import digest_of, is_whole
+
+REPORT = "report.html"
+KEPT = ("training.png", "training.svg", REPORT)
+"""Files that a run leaves when it ends, beside the posterior and the scores."""
+
+_COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
+
+_PAIR = Kind("a mean and its error", lambda v: misfit(v, [NUMBER]) is None and len(v) == 2)
+_OUTCOME = Kind("a text and an outcome", lambda v: misfit(v, [TEXT]) is None and len(v) == 2 and v[1] in _COLOURS)
+_SCORE: Schema = {
+    "beta": (NOTHING, POSITIVE),
+    "restart": whole(0, 2**31),
+    "estimates": {
+        "objective": _PAIR,
+        "reward": _PAIR,
+        "kl": _PAIR,
+        "metrics": {"*": _PAIR},
+        "log_marginal?": (NOTHING, _PAIR),
+    },
+    "start": (NOTHING, _PAIR),
+    "optimum": (NOTHING, NUMBER),
+    "log_evidence": (NOTHING, NUMBER),
+}
+_BOARD: Schema = {"rows": [_SCORE], "contexts": whole(1, 2**40), "note": TEXT}
+_PART = (NOTHING, Kind("six numbers", lambda v: misfit(v, [(NOTHING, NUMBER)]) is None and len(v) == 6))
+_MEASURED: Schema = {
+    "beta": (NOTHING, POSITIVE),
+    **dict.fromkeys(("objective", "reward", "kl", "optimum", "gap", "share", "start"), _PART),
+    **dict.fromkeys(("log_evidence", "log_marginal"), _PART),
+    "ess": (NOTHING, NUMBER),
+    "khat": (NOTHING, NUMBER),
+    "num_weighed": whole(0, 2**40),
+}
+_SCHEMA: dict[str, Schema] = {
+    "step": whole(0, 2**31),
+    "fit": _BOARD,
+    "measured?": (NOTHING, [_MEASURED]),
+    "held_out": (NOTHING, _BOARD),
+    "verdict": (NOTHING, _OUTCOME),
+    "pictures": {"*": TEXT},
+}
+
+
+class Scores(NamedTuple):
+    """The scores that a run folder holds.
+
+    Attributes:
+        step: after how many steps they were made.
+        fit: of the fit.
+        held_out: on held-out data, or None.
+        verdict: of the diagnosis, or None where there is none.
+        pictures: names of the pictures that were drawn, each with the digest of its content.
+        measured: what is known of the fit at each β, or None where that was not kept.
+    """
+
+    step: int
+    fit: Scoreboard
+    held_out: Scoreboard | None
+    verdict: Line | None
+    pictures: Mapping[str, str]
+    measured: Sequence[Measured] | None = None
+
+
+def read_model(directory: Path) -> dict[str, Any] | None:
+    """Read which model a run fits, with which options; None where the folder does not say.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    remedy = f"bayesrl fit or learn MODEL --out {shlex.quote(str(directory))} writes it anew"
+    return run_folder.read_json(directory, run_folder.MODEL, run_folder.MODEL_SCHEMA, remedy)
+
+
+def model_of(directory: Path) -> dict[str, Any]:
+    """Read which model a run fits, with which options.
+
+    Raises:
+        RunFolderError: the file is damaged, or there is none.
+    """
+    run_folder.read_problem(directory)
+    made = read_model(directory)
+    if made is None:
+        raise RunFolderError(
+            f"{directory} does not say which model it fits (it has no {run_folder.MODEL}); "
+            "continue it in Python with bayesrl.resume(directory, policy, *args)"
+        )
+    return made
+
+
+def is_learning(directory: Path) -> bool:
+    """Whether a folder holds a run of `learn`."""
+    return run_folder.read_problem(directory)["identity"].get("kind") == "learn"
+
+
+def made_of(directory: Path) -> list[tuple[str, str]]:
+    """Tell model and options as rows of (setting, value)."""
+    made = read_model(directory)
+    if made is None:
+        return []
+    options = ", ".join(f"{name}={spell(value)}" for name, value in made["options"].items())
+    return [("model", made["model"]), ("options", options or "defaults")]
+
+
+def read_scores(directory: Path) -> Scores | None:
+    """Read the scores of a run; None where it was not scored.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    remedy = f"delete it, and bayesrl resume {shlex.quote(str(directory))} writes it anew"
+    told = run_folder.read_json(directory, run_folder.SCORES, _SCHEMA, remedy)
+    if told is None:
+        return None
+    held_out = None if told["held_out"] is None else from_json(told["held_out"])
+    verdict = None if told["verdict"] is None else Line(*told["verdict"])
+    rows = told.get("measured")
+    measured = None if rows is None else [measured_from_json(row) for row in rows]
+    return Scores(told["step"], from_json(told["fit"]), held_out, verdict, told["pictures"], measured)
+
+
+def lacking(directory: Path, done: int, total: int, scores: Scores | None) -> list[str]:
+    """Say what a run that has not ended lacks, and how to get it."""
+    command = f"bayesrl resume {shlex.quote(str(directory))}"
+    absent = [
+        what
+        for what, there in (
+            (f"{total - done:,} of {total:,} steps", done >= total),
+            ("the saved draws (posterior.nc)", (directory / run_folder.POSTERIOR).exists()),
+            ("the model (model.json)", scores is None or (directory / run_folder.MODEL).exists()),
+            ("the results", scores is not None and scores.step == done),
+            ("the pictures", all((directory / name).exists() for name in KEPT[:2])),
+            ("the report", (directory / KEPT[2]).exists()),
+        )
+        if not there
+    ]
+    lines = [f"\nmissing: {', '.join(absent)}; go on with: {command}"] if absent else []
+    damaged = [] if scores is None else list(_damaged(directory, scores))
+    return [*lines, *([f"\ndamaged: {', '.join(damaged)}; delete them and go on with: {command}"] if damaged else [])]
+
+
+def _damaged(directory: Path, scores: Scores) -> Iterator[str]:
+    """Name files beside the fit that are not as they were written."""
+    for name, digest in scores.pictures.items():
+        if _differs(directory / file_name(name), partial(_has, digest)):
+            yield name
+    if _differs(directory / REPORT, partial(is_whole, name="report")):
+        yield REPORT
+    try:
+        run_folder.read_draws(directory)
+    except RunFolderError:
+        yield run_folder.POSTERIOR
+
+
+def _has(digest: str, content: bytes) -> bool:
+    return digest_of(content) == digest
+
+
+def _differs(path: Path, fine: Callable[[bytes], bool]) -> bool:
+    """Whether there is a file that cannot be read or is not fine."""
+    try:
+        content = read(path)
+    except RunFolderError:
+        return True
+    return content is not None and not fine(content)
+
+
+# ---- `bayesrl show` -----------------------------------------------------------------------------
+
+
+def show_fit(directory: Path) -> None:
+    """Print what the folder of a fit holds: settings, results, the end of the history, and what is missing."""
+    from rich.text import Text
+
+    from bayesrl.cli.tables import history_table, plain_table, run_rows
+
+    told = run_folder.read_problem(directory)
+    settings, identity = told["settings"], told["identity"]
+    done, history = run_folder.read_history(directory)
+    console = terminal()
+    console.print(plain_table(("setting", "value"), [*made_of(directory), *run_rows(settings, identity, done)]))
+    betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
+    scores = read_scores(directory)
+    if scores is not None:
+        after = "" if scores.step == done else f" after {scores.step:,} steps"
+        console.print(Text(f"\nresults{after}", style="bold"))
+        print_results(scores)
+    if history:
+        console.print(Text("\nend of the history (means over the steps between the rows)", style="bold"))
+        console.print(history_table(history, betas))
+    for line in lacking(directory, done, settings["num_steps"], scores):
+        say(line, "yellow")
+
+
+def show_learning(directory: Path) -> None:
+    """Print what a folder of runs of `learn` holds."""
+    from bayesrl.cli.tables import plain_table
+
+    terminal().print(plain_table(("what", "value"), _learning_rows(directory)))
+
+
+def print_results(scores: Scores) -> None:
+    """Print the table of scores, and the verdict below it."""
+    from rich.text import Text
+
+    from bayesrl.cli.tables import score_table
+
+    console = terminal()
+    console.print(score_table(scores.fit, scores.held_out, scores.measured))
+    if scores.verdict is not None:
+        console.print(Text(f"\n{as_text([scores.verdict])}", style=_COLOURS[scores.verdict.outcome]))
+
+
+def _learning_rows(directory: Path) -> list[tuple[str, str]]:
+    """Tell what a folder of runs holds, as rows of (what, value)."""
+    told = run_folder.read_problem(directory)
+    identity = told["identity"]
+    done, history = episodes_of(directory)
+    rows = [
+        ("environment", str(identity["environment"])),
+        ("agent", str(identity["agent"]["type"])),
+        ("exploration", str(identity["exploration"])),
+        ("episodes", f"{done:,} of {told['settings']['num_episodes']:,}"),
+    ]
+    made = read_model(directory)
+    if made is not None:
+        options = ", ".join(f"{name}={spell(value)}" for name, value in made["options"].items())
+        rows = [("model", made["model"]), ("options", options or "defaults"), *rows]
+    if done:
+        last = max(done // 10, 1)
+        rows.append((f"mean return of the last {last:,}", number(float(history["return"][-last:].mean()))))
+        rows.append(("cumulated regret", number(float(history["regret"].sum()))))
+    if done < told["settings"]["num_episodes"] and "confidence" not in told["settings"]:
+        rows.append(("go on with", f"bayesrl resume {shlex.quote(str(directory))}"))
+    return rows
+
+
+def episodes_of(directory: Path) -> tuple[int, dict[str, Any]]:
+    """Read how many episodes a run of `learn` has played, and its history; 0 and nothing where there is none."""
+    history = run_folder.history_in(directory, run_folder.read_checkpoint(directory) or {})
+    return len(history.get("episode", ())), history

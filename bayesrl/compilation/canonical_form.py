@@ -1,0 +1,286 @@
+"""What a traced program computes, apart from the numbers in it: two programs of one form share one compilation.
+
+JAX writes Python's numbers that a function closes over into its program. A reward table, a learning rate or a number
+of steps that changes would then be another program. Here such numbers are taken out of the program and become
+arguments of it, as the arrays that it closes over are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.extend.core import Jaxpr, Literal
+
+from bayesrl.jaxprs.dataflow import scan_layout
+
+_PLAIN = frozenset({0.0, 1.0, -1.0, 2.0, -2.0, 0.5, float("inf"), float("-inf")})
+"""Numbers that programs are made of rather than told: XLA simplifies them away, so they stay where they are."""
+
+DIFFERENTIATION_ONLY = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "symbolic_zeros"})
+"""Parameters of operations that only count where a program is differentiated further, which it is not."""
+
+_NAMES = frozenset({"name", "ctx_mesh"})
+_OPENED = frozenset({"jit", "scan", "while", "cond", "custom_jvp_call", "custom_vjp_call"})
+"""Operations with programs inside that `evaluate` can rebuild; numbers inside of others stay where they are."""
+
+
+class Canonical(NamedTuple):
+    """A program's form, and the numbers that fill it.
+
+    Attributes:
+        form: equal for programs that compute the same of their arguments and fillings.
+        fillings: numbers, and arrays that programs inside close over, in the order in which `evaluate` takes them.
+    """
+
+    form: tuple[Any, ...]
+    fillings: tuple[Any, ...]
+
+
+def canonical_form(jaxpr: Jaxpr) -> Canonical:
+    """Give the form of a traced program.
+
+    Args:
+        jaxpr: as `jax.make_jaxpr` gives it; arrays that it closes over count by shape and type only.
+    """
+    form = _Form()
+    encoded = form.program(_opened(jaxpr), lift=True)
+    return Canonical(encoded, tuple(form.fillings))
+
+
+class _Form:
+    """Turns programs into tuples that compare equal where programs do the same."""
+
+    def __init__(self) -> None:
+        self.fillings: list[Any] = []
+        self._known: dict[tuple[int, bool], tuple[Any, list[Any], Any]] = {}
+
+    def program(self, jaxpr: Jaxpr, *, lift: bool) -> tuple[Any, ...]:
+        if (known := self._known.get((id(jaxpr), lift))) is not None:
+            self.fillings += known[1]
+            encoded: tuple[Any, ...] = known[0]
+            return encoded
+        before = len(self.fillings)
+        place: dict[Any, int] = {}
+        for var in (*jaxpr.constvars, *jaxpr.invars):
+            place[var] = len(place)
+        header = tuple((v.aval.shape, v.aval.dtype, getattr(v.aval, "weak_type", False)) for v in place)
+        steps = []
+        for eqn in jaxpr.eqns:
+            inputs = tuple(self._atom(atom, place, lift=lift) for atom in eqn.invars)
+            params = tuple(
+                self._param(value, lift=lift and _is_opened(eqn))
+                for key, value in sorted(eqn.params.items())
+                if key not in _NAMES and key not in DIFFERENTIATION_ONLY
+            )
+            for var in eqn.outvars:
+                place[var] = len(place)
+            steps.append((eqn.primitive, inputs, params, len(eqn.outvars)))
+        outputs = tuple(self._atom(atom, place, lift=lift) for atom in jaxpr.outvars)
+        encoded = (len(jaxpr.constvars), header, tuple(steps), outputs)
+        self._known[id(jaxpr), lift] = (encoded, self.fillings[before:], jaxpr)
+        return encoded
+
+    def _atom(self, atom: Any, place: dict[Any, int], *, lift: bool) -> Any:
+        if not isinstance(atom, Literal):
+            return place[atom]
+        aval: Any = atom.aval
+        weak = getattr(aval, "weak_type", False)
+        if lift and is_number(atom):
+            self.fillings.append(_value(atom))
+            return ("number", aval.dtype, weak)
+        return (*_array(atom.val, aval.dtype), weak)
+
+    def _param(self, value: Any, *, lift: bool) -> Any:
+        if isinstance(value, Jaxpr) or hasattr(value, "jaxpr"):
+            consts = _consts(value)
+            if lift:
+                self.fillings += [_plain(const) for const in consts]
+                return self.program(_opened(value), lift=True)
+            held = tuple(_array(const, np.result_type(const)) for const in consts)
+            return (*self.program(_opened(value), lift=False), held)
+        if isinstance(value, tuple | list):
+            return tuple(self._param(item, lift=lift) for item in value)
+        if isinstance(value, dict):
+            return tuple((key, self._param(item, lift=lift)) for key, item in value.items())
+        if isinstance(value, Array | np.ndarray):
+            return _array(value, value.dtype)
+        try:
+            hash(value)
+        except TypeError:
+            return _Same(value)
+        return value
+
+
+class _Same:
+    """Something that cannot be compared, so that it equals itself alone."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.thing is self.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+def _opened(jaxpr: Any) -> Jaxpr:
+    """Give the open program inside of a closed one."""
+    inner: Jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return inner
+
+
+def _array(value: Any, dtype: Any) -> tuple[Any, ...]:
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        return (_Same(value),)
+    array = np.asarray(value, dtype)
+    return ("array", array.dtype, array.shape, array.tobytes())
+
+
+def is_number(atom: Any) -> bool:
+    """Whether an input of an operation is a number that is taken out of the program."""
+    aval: Any = atom.aval
+    if not isinstance(atom, Literal) or aval.shape != ():
+        return False
+    dtype = aval.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.extended) or np.dtype(dtype).kind not in "fi":
+        return False
+    value = float(atom.val)
+    return value not in _PLAIN and value == value  # noqa: PLR0124  (nan stays)
+
+
+def _value(atom: Any) -> Any:
+    return np.asarray(atom.val, atom.aval.dtype)[()]
+
+
+def _plain(const: Any) -> Any:
+    return const if isinstance(const, Array) else np.asarray(const)
+
+
+def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args: Any) -> list[Any]:
+    """Run a program with other numbers in the place of its own.
+
+    Args:
+        jaxpr: the program.
+        consts: arrays that it closes over.
+        fillings: an iterator over what fills it, in the order of `canonical_form`; as many as needed are taken.
+        *args: its arguments.
+    """
+    values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(atom: Any) -> Any:
+        if not isinstance(atom, Literal):
+            return values[atom]
+        return next(fillings) if is_number(atom) else atom.val
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        inside = _count(eqn) if _is_opened(eqn) else 0
+        if inside:
+            own = [next(fillings) for _ in range(inside)]
+            outputs = _REBUILT[eqn.primitive.name](eqn, own, inputs)
+        else:
+            with eqn.ctx.manager:
+                outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            if not eqn.primitive.multiple_results:
+                outputs = [outputs]
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _is_opened(eqn: Any) -> bool:
+    """Whether `evaluate` rebuilds an operation: loops that `vmap` has given one condition per element stay closed."""
+    if eqn.primitive.name == "while":
+        condition: Any = _opened(eqn.params["cond_jaxpr"]).outvars[0].aval
+        return condition.shape == ()
+    return eqn.primitive.name in _OPENED
+
+
+def _inner(eqn: Any) -> list[Any]:
+    """Give the programs inside of an operation, in the order in which `canonical_form` meets them."""
+    found = []
+    for _, value in sorted(eqn.params.items()):
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, Jaxpr) or hasattr(item, "jaxpr"):
+                found.append(item)
+    return found
+
+
+def _count(eqn: Any) -> int:
+    """Count what fills the programs inside of an operation."""
+    return sum(_count_of(inner) for inner in _inner(eqn))
+
+
+def _count_of(jaxpr: Any) -> int:
+    return len(_consts(jaxpr)) + _count_in(_opened(jaxpr))
+
+
+def _count_in(jaxpr: Jaxpr) -> int:
+    own = sum(is_number(atom) for eqn in jaxpr.eqns for atom in eqn.invars) + sum(map(is_number, jaxpr.outvars))
+    return own + sum(_count(eqn) for eqn in jaxpr.eqns if _is_opened(eqn))
+
+
+def _consts(jaxpr: Any) -> Sequence[Any]:
+    consts: Sequence[Any] = getattr(jaxpr, "consts", ())
+    return consts
+
+
+def _run(jaxpr: Any, fillings: list[Any]) -> Callable[..., list[Any]]:
+    held = len(_consts(jaxpr))
+    return lambda *args: evaluate(_opened(jaxpr), fillings[:held], iter(fillings[held:]), *args)
+
+
+def _inlined(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
+    (inner,) = _inner(eqn)
+    return _run(inner, fillings)(*inputs)
+
+
+def _scan(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
+    (inner,) = _inner(eqn)
+    num_consts, num_carry = scan_layout(eqn, _opened(inner))
+    consts, init, xs = (
+        inputs[:num_consts],
+        inputs[num_consts : num_consts + num_carry],
+        inputs[num_consts + num_carry :],
+    )
+    step = _run(inner, fillings)
+
+    def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        outputs = step(*consts, *carry, *x)
+        return outputs[:num_carry], outputs[num_carry:]
+
+    params = eqn.params
+    carry, ys = lax.scan(body, init, xs, params["length"], reverse=params["reverse"], unroll=params["unroll"])
+    return [*carry, *ys]
+
+
+def _while(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
+    params = eqn.params
+    body_jaxpr, cond_jaxpr = params["body_jaxpr"], params["cond_jaxpr"]
+    of_body = _count_of(body_jaxpr)
+    body, cond = _run(body_jaxpr, fillings[:of_body]), _run(cond_jaxpr, fillings[of_body:])
+    first, second = params["cond_nconsts"], params["body_nconsts"]
+    of_cond, of_body_consts, init = inputs[:first], inputs[first : first + second], inputs[first + second :]
+    return lax.while_loop(lambda x: cond(*of_cond, *x)[0], lambda x: body(*of_body_consts, *x), init)
+
+
+def _cond(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
+    branches, taken = [], iter(fillings)
+    for branch in eqn.params["branches"]:
+        branches.append(_run(branch, [next(taken) for _ in range(_count_of(branch))]))
+    index, *operands = inputs
+    chosen: list[Any] = lax.switch(index, branches, *operands)
+    return chosen
+
+
+_REBUILT: dict[str, Callable[[Any, list[Any], list[Any]], list[Any]]] = {
+    "jit": _inlined,
+    "custom_jvp_call": _inlined,
+    "custom_vjp_call": _inlined,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

@@ -1,0 +1,293 @@
+"""Compilation: what a program computes is compiled once in a process, whatever numbers fill it."""
+
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr
+
+from bayesrl.compilation.callbacks import held_functions, host_errors
+from bayesrl.compilation.canonical_form import canonical_form, evaluate
+from bayesrl.compilation.status import activity
+
+MOST_KEPT = 256
+"""So many compiled programs are kept; a process can map some thousands before the system refuses."""
+
+_LEVEL = "xla_backend_optimization_level"
+_LITTLE = 2**21
+"""A program that runs a few times and makes fewer numbers than these is compiled as fast as can be."""
+
+
+class Compiled:
+    """A function compiled by JAX: traced whenever it is called, compiled only where nothing of its form was before.
+
+    `jax.jit` knows a function by its identity, and answers for what the function read when it was first traced: for
+    the numbers of a closure, a global or an attribute that have changed since. Here a function is traced at each call,
+    so that its answer is of what it reads now, and what is compiled is kept by what it computes: another function, or
+    the same with other numbers, finds it.
+
+    The arrays and the numbers that a function closes over are arguments of its program. (`jax.jit` writes them into
+    it as constants: it then holds a copy of a network's weights, and takes long to compile.)
+
+    Most of what the library compiles runs a few times only, so it is compiled with fewer optimisations on a CPU, or
+    with none where it computes little; steps of a fit are compiled with all of them.
+
+    Args:
+        fn: a function of (what is static, *arguments); arrays in the arguments are traced, all else is static.
+        name: what the compiled program is called, in profiles and in the progress line; by default that of `fn`.
+        often: whether it is called so often that all optimisations pay.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from bayesrl.compilation.jit import Compiled
+        >>> weights = jnp.ones((3, 3))
+        >>> double = Compiled(lambda factor, x: factor * (weights @ x), name="double")
+        >>> double(2, jnp.ones(3)).tolist()
+        [6.0, 6.0, 6.0]
+    """
+
+    def __init__(self, fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> None:
+        self.fn, self.often = fn, often
+        self.name = name or getattr(fn, "__name__", "program").strip("_")
+
+    def __call__(self, static: Any, *args: Any) -> Any:
+        """Call the function."""
+        leaves = _leaves(args)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return self.fn(static, *args)
+        return _traced(self, static, args).run(leaves)
+
+    def traced(self, static: Any, *args: Any) -> "Traced":
+        """Trace the function, and give its program with what fills it."""
+        return _traced(self, static, args)
+
+    def prepare(self, static: Any, *args: Any) -> Callable[..., Any]:
+        """Trace the function once for many calls with arguments of these shapes; what is no array stays as it is.
+
+        What the function reads besides its arguments is read now, and not again.
+        """
+        traced = _traced(self, static, args)
+        return lambda *args: traced.run(_leaves(args))
+
+
+def compiled(fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> Callable[..., Any]:
+    """Compile a function as `Compiled` does, nothing in it static but what is no array."""
+    made = Compiled(lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), often=often)
+    return lambda *args: made(None, *args)
+
+
+def once_prepared(fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> Callable[..., Any]:
+    """Trace a function at its first call, and again only for arguments of other shapes; see `Compiled.prepare`."""
+    made = Compiled(lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), often=often)
+    traced: dict[Any, Traced] = {}
+
+    def call(*args: Any) -> Any:
+        leaves = _leaves(args)
+        held = tuple(jax.typeof(x) if _is_traced(x) else x for x in jax.tree.leaves(args))
+        key = (jax.tree.structure(args), held)
+        if key not in traced:
+            traced[key] = _traced(made, None, args)
+        return traced[key].run(leaves)
+
+    return call
+
+
+def near(tree: Any) -> Any:
+    """Give JAX's arrays of a pytree as NumPy's where the device is the host, without a copy; as they are elsewhere.
+
+    What is done to them one by one, such as taking a slice, then compiles nothing.
+    """
+    if jax.default_backend() != "cpu":
+        return tree
+    return jax.tree.map(lambda x: np.asarray(x) if _is_plain(x) else x, tree)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, jax.Array) and not (
+        isinstance(value, jax.core.Tracer) or jnp.issubdtype(value.dtype, jax.dtypes.extended)
+    )
+
+
+def clear_programs() -> None:
+    """Forget all compiled programs of this process; what is on disk stays."""
+    with _lock:
+        _programs.clear()
+
+
+def num_programs() -> int:
+    """Count the compiled programs that this process keeps."""
+    return len(_programs)
+
+
+class _Program:
+    """One compiled program, shared by all that compute the same."""
+
+    def __init__(self, closed: Jaxpr, name: str, level: int | None) -> None:
+        jaxpr = closed.jaxpr
+
+        def run(consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
+            return evaluate(jaxpr, consts, iter(fillings), *leaves)
+
+        run.__name__ = run.__qualname__ = name
+        self.name, self.compiled = name, False
+        self._run = jax.jit(run, compiler_options=None if level is None else {_LEVEL: level})
+
+    def __call__(self, consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
+        if not self.compiled:
+            # Compiled by itself, so that what is told of the time is not that of running it too.
+            with activity(f"compiling {self.name}"):
+                self._run.lower(consts, fillings, leaves).compile()
+            self.compiled = True
+        outputs: list[Any] = self._run(consts, fillings, leaves)
+        return outputs
+
+    def text(self, *args: Any) -> str:
+        lowered: str = self._run.lower(*args).as_text()
+        return lowered
+
+
+class Traced:
+    """One function as it was traced: a program, and the arrays and numbers that fill it."""
+
+    def __init__(self, closed: Jaxpr, tree: Any, name: str, level: int | None, functions: list[Any]) -> None:
+        form, fillings = canonical_form(closed)
+        key = (form, level)
+        with _lock:
+            program = _programs.get(key)
+            if program is None:
+                program = _programs[key] = _Program(closed, name, level)
+                while len(_programs) > MOST_KEPT:
+                    _programs.popitem(last=False)
+            _programs.move_to_end(key)
+        self.program, self.tree, self.functions = program, tree, functions
+        self.consts, self.fillings = jax.device_put(([_as_array(c) for c in closed.consts], list(fillings)))
+        self.calls_host = _calls_host(closed.jaxpr)
+
+    def text(self, leaves: list[Any]) -> str:
+        """Give the program as XLA reads it."""
+        return self.program.text(self.consts, self.fillings, leaves)
+
+    def run(self, leaves: list[Any]) -> Any:
+        """Run the program on these arrays."""
+        if not self.calls_host:
+            return jax.tree.unflatten(self.tree, self.program(self.consts, self.fillings, leaves))
+        with host_errors():
+            # What runs on the host may fail, and its error shall come from here, not from whoever looks at the result.
+            outputs = jax.block_until_ready(self.program(self.consts, self.fillings, leaves))
+        return jax.tree.unflatten(self.tree, outputs)
+
+
+_programs: OrderedDict[Any, _Program] = OrderedDict()
+_lock = threading.RLock()
+
+
+def _parted(args: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]]:
+    """Give the arrays among the arguments, what is left, and how to put others in their place."""
+    arrays, rest = eqx.partition(args, _is_traced)
+    leaves, tree = jax.tree.flatten(arrays)
+    return leaves, rest, lambda leaves: eqx.combine(jax.tree.unflatten(tree, leaves), rest)
+
+
+def _leaves(args: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(args) if _is_traced(leaf)]
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray)
+
+
+def _as_array(value: Any) -> Any:
+    return value if isinstance(value, jax.Array) else np.asarray(value)
+
+
+_reading: ContextVar[dict[Any, Any] | None] = ContextVar("reading", default=None)
+
+
+@contextmanager
+def one_reading() -> Iterator[None]:
+    """Take what functions read besides their arguments as unchanging inside of the context.
+
+    They are then traced once for each static value and each shape of arguments. The context spans one call of the
+    library, such as that for an evidence, whose answer is of one state of what the user's program reads.
+    """
+    if _reading.get() is not None:
+        yield
+        return
+    token = _reading.set({})
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+def once_read[T](make: Callable[[], T], program: Any, args: tuple[Any, ...]) -> T:
+    """Make what depends on a program and its arguments alone; once inside of `one_reading`, for the same objects."""
+    read = _reading.get()
+    leaves, tree = jax.tree.flatten(args)
+    if read is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return make()
+    key = (make.__qualname__, id(program), tree, tuple(id(leaf) for leaf in leaves))
+    if key not in read:
+        read[key] = make(), program, leaves  # kept, so that nothing else gets their addresses
+    found: T = read[key][0]
+    return found
+
+
+def _traced(made: Compiled, static: Any, args: Any) -> Traced:
+    leaves, rest, rebuild = _parted(args)
+    read = _reading.get()
+    if read is None:
+        return _trace(made, static, leaves, rebuild)
+    held, tree = jax.tree.flatten(rest)
+    key = (made, static, tree, tuple(held), tuple(jax.typeof(leaf) for leaf in leaves))
+    try:
+        hash(key)
+    except TypeError:
+        return _trace(made, static, leaves, rebuild)
+    if key not in read:
+        read[key] = _trace(made, static, leaves, rebuild)
+    return read[key]
+
+
+def _trace(made: Compiled, static: Any, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Traced:
+    def flat(*leaves: Any) -> Any:
+        return made.fn(static, *rebuild(list(leaves)))
+
+    with held_functions() as functions:
+        closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    # Whoever set the level of optimisation in XLA_FLAGS is heard.
+    chosen = made.often or jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", "")
+    level = None if chosen else int(_work(closed.jaxpr) >= _LITTLE)
+    return Traced(closed, jax.tree.structure(shapes), made.name, level, functions)
+
+
+def _work(jaxpr: Any) -> int:
+    """Count the numbers that a program makes; those of a loop whose length is not known count once."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = sum(_work(opened) for opened in _inside(eqn))
+        total += inner * int(eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1)
+        total += sum(math.prod(var.aval.shape) for var in eqn.outvars)
+    return total
+
+
+def _calls_host(jaxpr: Any) -> bool:
+    """Tell whether a program calls a Python function on the host, however deep inside."""
+    return any(eqn.primitive.name == "pure_callback" or any(map(_calls_host, _inside(eqn))) for eqn in jaxpr.eqns)
+
+
+def _inside(eqn: Any) -> Iterator[Jaxpr]:
+    """Give the programs inside of an operation."""
+    for value in eqn.params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(opened := getattr(inner, "jaxpr", inner), Jaxpr):  # closed jaxprs hold an open one
+                yield opened

@@ -1,0 +1,68 @@
+"""What the library is doing, told while it does it, to whoever shows it: without a display it costs nothing."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+
+type Display = Callable[[str], AbstractContextManager[None]]
+"""Shows words for as long as its context lasts."""
+
+_display: ContextVar[Display | None] = ContextVar("display", default=None)
+
+
+@contextmanager
+def activity(words: str) -> Iterator[None]:
+    """Tell what is done inside of the context; activities may be nested, and the innermost is told.
+
+    Args:
+        words: what is done, such as `compiling the step`.
+
+    Example:
+        >>> from contextlib import contextmanager
+        >>> from bayesrl.compilation.status import activity, shown_by
+        >>> @contextmanager
+        ... def display(words):
+        ...     print(f"{words} ...")
+        ...     yield
+        ...     print("done")
+        >>> with activity("resting"):  # nobody shows it
+        ...     pass
+        >>> with shown_by(display), activity("compiling the step"):
+        ...     pass
+        compiling the step ...
+        done
+    """
+    display = _display.get()
+    if display is None:
+        yield
+    else:
+        with display(words):
+            yield
+
+
+@contextmanager
+def shown_by(display: Display | None) -> Iterator[None]:
+    """Show the activities inside of the context by a display, or not at all.
+
+    Args:
+        display: shows them; None keeps them silent.
+    """
+    token = _display.set(display)
+    try:
+        yield
+    finally:
+        _display.reset(token)
+
+
+def is_shown() -> bool:
+    """Tell whether somebody shows what is told."""
+    return _display.get() is not None
+
+
+def in_notebook() -> bool:
+    """Tell whether the process is a Jupyter kernel."""
+    shell = sys.modules.get("IPython")
+    return (
+        shell is not None and "ipykernel" in sys.modules and getattr(shell, "get_ipython", lambda: None)() is not None
+    )

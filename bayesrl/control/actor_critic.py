@@ -1,0 +1,118 @@
+"""`ActorCritic`: J by score-function gradients whose baseline is a learned value of the state."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from bayesrl.arguments import Count, Positive, Share, checked
+from bayesrl.control.rollout import CONTINUE, VALUE, WEIGHT
+from bayesrl.core.draws import Draws
+from bayesrl.core.programs import Pair
+from bayesrl.errors import ObjectiveError
+from bayesrl.objectives.base import Info, Objective, info_of
+from bayesrl.typing import Params, PRNGKey
+
+
+@checked(ObjectiveError)
+@dataclass(frozen=True)
+class ActorCritic(Objective):
+    """Maximise J of a rollout, the credit of each action told by a learned value V of what is observed.
+
+    With c_t = r_t + β·(log π₀ − log q)_t, π₀ being the `reference`, g_t = γ·(1 − terminated_t), and ρ_t the
+    ratio of q to the behaviour that drew a_t:
+
+        δ_t = c_t + g_t·V_{t+1} − V_t,   A_t = δ_t + λ·g_t·min(1, ρ_{t+1})·A_{t+1},
+        gradient = E Σ_t weight_t · ∇ min(ρ_t·A_t, clip(ρ_t, 1 − ε, 1 + ε)·A_t) / β,
+
+    and V is moved towards V_t + min(1, ρ_t)·A_t. Where the guide itself drew, ρ = 1 and the gradient is
+    ∇log q·A. For λ = 1 it is unbiased whatever V is; for λ < 1 V's errors come in, and much less noise.
+    Truncated episodes are bootstrapped with V, terminated ones are not.
+
+    Args:
+        num_particles: episodes per step.
+        trace: λ, in [0, 1].
+        clip: ε; None leaves ratios as they are.
+        reference: what the KL is taken from: the prior, or the policy that drew the batch, which makes each batch
+            a step of mirror descent (a trust region of width 1/β). J is reported against the prior in both cases, and
+            the metric `update_kl` tells how far each batch has moved the policy.
+        step_weights: weight_t = γᵗ is the gradient of J, which all but ignores what comes late in long episodes;
+            with "equal" weights all steps are learned from alike, a bias that deep RL usually accepts. Steps that
+            were recorded are equal anyway.
+
+    Raises:
+        ObjectiveError: on use, where the guide has no critic.
+
+    References:
+        Schulman, Moritz, Levine, Jordan & Abbeel (2016), equation 16, for the traces; Schulman et al. (2017),
+        equation 7, for clipping; Espeholt et al. (2018), section 4.1, for truncated ratios in traces; Thomas (2014),
+        "Bias in natural actor-critic algorithms", for the weights of steps.
+    """
+
+    num_particles: Count = 64
+    trace: Share = 0.95
+    clip: Positive | None = 0.2
+    reference: Literal["prior", "previous"] = "prior"
+    step_weights: Literal["discounted", "equal"] = "discounted"
+
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ActorCritic":
+        """Refuse guides without a critic; see `Objective.prepare`."""
+        told = pair.guide_facts(params).sites
+        missing = [name for name in (VALUE, WEIGHT, CONTINUE) if name not in told]
+        if missing or pair.structure.actions != ("action",):
+            raise ObjectiveError(
+                "ActorCritic needs a bayesrl.control.Rollout and a guide that values its states "
+                f"({missing[:1] or list(pair.structure.actions)}); use guide=NetworkPolicy() or TablePolicy(), "
+                "or objective=ReverseKL()"
+            )
+        return self
+
+    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Draw episodes, [particles, ...]."""
+        return pair.draw(key, params, self.num_particles, share=False, stopped=("action",))
+
+    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Give −J/β with the gradient described above, and the critic's loss; see `Objective.surrogate`."""
+        value, weight, go_on = (draws.remarks[name] for name in (VALUE, WEIGHT, CONTINUE))
+        ratio = jnp.exp(draws.scores["action"] - lax.stop_gradient(draws.log_behaviour["action"]))
+        counts = (weight > 0).astype(value.dtype)
+        kept = lax.stop_gradient(jnp.minimum(ratio, 1.0)) * counts
+        advantage = self._advantages(self._costs(draws, beta, weight), lax.stop_gradient(value), go_on, kept, counts)
+        target = lax.stop_gradient(value) + kept * advantage
+        clipped = ratio if self.clip is None else jnp.clip(ratio, 1.0 - self.clip, 1.0 + self.clip)
+        pull = weight if self.step_weights == "discounted" else counts
+        gain = (pull * jnp.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean() / beta
+        error = (counts * (value - target) ** 2).sum() / jnp.maximum(counts.sum(), 1.0)
+        info = info_of(draws, pair, beta, value.shape[:-1])
+        told = {
+            "critic_error": jnp.sqrt(error),
+            "update_kl": -(counts * jnp.log(ratio)).sum() / jnp.maximum(counts.sum(), 1.0),
+        }
+        gradient = -gain + 0.5 * error / beta**2
+        loss = lax.stop_gradient(-info.objective / beta) + gradient - lax.stop_gradient(gradient)
+        return loss, info._replace(metrics=info.metrics | lax.stop_gradient(told))
+
+    def _costs(self, draws: Draws, beta: Any, weight: Array) -> Array:
+        """Give c_t in reward units, without the discount that `weight` holds, [particles, time]."""
+        rewards = sum(draws.rewards.values(), start=jnp.zeros_like(weight))
+        divisor = jnp.where(weight > 0, weight, 1.0)
+        if self.reference == "prior":
+            total = (rewards + beta * (draws.log_prior["action"] - draws.log_q["action"])) / divisor
+        else:
+            total = rewards / divisor + beta * (draws.log_behaviour["action"] - draws.scores["action"])
+        return lax.stop_gradient(jnp.where(weight > 0, total, 0.0))
+
+    def _advantages(self, cost: Array, value: Array, go_on: Array, kept: Array, counts: Array) -> Array:
+        """Give A_t, [particles, time]; zero where steps do not count."""
+        following = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], -1)
+        delta = cost + go_on * following - value
+
+        def back(later: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
+            delta, go_on, kept, counts = now
+            own = counts * (delta + self.trace * go_on * later)
+            return kept * own, own
+
+        by_time = jax.tree.map(lambda x: x.T, (delta, go_on, kept, counts))
+        return lax.scan(back, jnp.zeros_like(value[:, 0]), by_time, reverse=True)[1].T

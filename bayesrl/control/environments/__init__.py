@@ -1,0 +1,1 @@
+"""Environments as programs: tabular problems, classic control, JAX environments, logged data."""

@@ -1,0 +1,181 @@
+"""Finite problems from Gymnasium environments that publish their model."""
+
+from typing import Any
+
+import numpy as np
+
+from bayesrl.arguments import Count, Share, checked
+from bayesrl.control.environments.model_validation import try_published
+from bayesrl.control.environments.published_models import Published, name_of, published, publishes
+from bayesrl.control.environments.tabular import TabularMDP, from_outcomes
+from bayesrl.control.planning import soft_value_iteration
+from bayesrl.errors import ControlError
+
+_ACTIONS = {
+    "FrozenLake": ("left", "down", "right", "up"),
+    "CliffWalking": ("up", "right", "down", "left"),
+    "Taxi": ("south", "north", "east", "west", "pick up", "drop off"),
+}
+
+
+@checked(ControlError)
+def from_gymnasium(
+    environment: Any, *, discount: Share = 0.99, horizon: Count | None = None, prior: np.ndarray | None = None
+) -> TabularMDP:
+    """Read the model of a Gymnasium environment that publishes it as `env.unwrapped.P`: FrozenLake, CliffWalking, Taxi.
+
+    The model is that of what is played: wrappers that change a reward, an action or an observation at a time are put
+    into it, and a copy of the environment is played to see that its table says what `step` does. Time limits are left
+    out: pass `horizon` for one. Outcomes with the same successor are merged, their reward averaged. A state that is
+    entered both with and without termination gets a terminal double.
+
+    Args:
+        environment: an environment, or the id of a registered one.
+        discount: γ.
+        horizon: number of steps, or None.
+        prior: probabilities of actions that policies start from, [states, actions]; by default uniform.
+
+    Returns:
+        `TabularMDP`, which starts as the environment does; the states are its own, with an absorbing one
+        after them where a double was needed. Grids have their layout, and the three their action names.
+
+    Raises:
+        ControlError: Gymnasium or what the environment needs is missing, the id is unknown, the environment
+            publishes no model, or one that does not say what is played; a wrapper may change that in another way;
+            or what `TabularMDP` refuses.
+
+    Example:
+        >>> import gymnasium
+        >>> from bayesrl.control.planning import soft_value_iteration
+        >>> from bayesrl.control.environments.from_gymnasium import from_gymnasium
+        >>> lake = from_gymnasium(gymnasium.make("FrozenLake-v1"))
+        >>> round(float(soft_value_iteration(lake, 0.01).objective), 6)
+        0.152841
+    """
+    if isinstance(environment, str):
+        environment = _make(environment)
+    if not publishes(environment):
+        raise ControlError(
+            f"{name_of(environment)} publishes no model (it has no table P); FrozenLake-v1, CliffWalking-v1 and Taxi "
+            "do; for others use GymnasiumSource"
+        )
+    return as_tables(environment, published(environment), discount=discount, horizon=horizon, prior=prior)
+
+
+def as_tables(
+    environment: Any,
+    model: Published,
+    *,
+    discount: float,
+    horizon: int | None,
+    prior: np.ndarray | None = None,
+    masked: bool = False,
+) -> TabularMDP:
+    """Make a finite problem of a published model, once it has been tried.
+
+    Args:
+        environment: that publishes it.
+        model: as `published` reads it.
+        discount: γ.
+        horizon: number of steps, or None.
+        prior: probabilities of actions that policies start from, [states, actions].
+        masked: whether actions that the environment's masks do not allow have no share in the prior.
+
+    Raises:
+        ControlError: what is played is something else; masks do not say what each state allows; or what `TabularMDP`
+            refuses.
+    """
+    states, actions = len(model.table), len(model.columns)
+    if model.core is None:
+        start = np.eye(1, states)[0] if model.start is None else model.start
+    else:
+        start, allowed = try_published(model, lambda: _best(environment, model), masked=masked)
+        if allowed is not None:
+            prior = allowed / allowed.sum(-1, keepdims=True)
+    if prior is not None and np.shape(prior) != (states, actions):
+        raise ControlError(f"prior has shape {np.shape(prior)}; use [states, actions], {(states, actions)}")
+    return _problem(environment, model, start, discount=discount, horizon=horizon, prior=prior)
+
+
+def _best(environment: Any, model: Published) -> np.ndarray | None:
+    """Give what the model thinks best in each state with many steps to go, or None where that has no bound."""
+    start = np.full(len(model.table), 1 / len(model.table))
+    try:
+        mdp = _problem(environment, model, start, discount=0.99, horizon=None, prior=None)
+        best: np.ndarray = soft_value_iteration(mdp, 0.0).policy.argmax(-1)
+    except ControlError:
+        return None
+    return best
+
+
+def _problem(
+    environment: Any,
+    model: Published,
+    start: np.ndarray,
+    *,
+    discount: float,
+    horizon: int | None,
+    prior: np.ndarray | None,
+) -> TabularMDP:
+    table = model.table
+    ended, double = _ends(table, start)
+    extra = [len(table)] if double else []
+    lists = [
+        [[(extra[0] if end and to in double else to, p, r) for p, to, r, end in outcomes] for outcomes in row]
+        for row in table
+    ]
+    if extra:
+        lists.append([[(extra[0], 1.0, 0.0)] for _ in lists[0]])
+        start = np.append(start, 0.0)
+        if prior is not None:
+            prior = np.concatenate([prior, np.full((1, len(lists[0])), 1 / len(lists[0]))])
+    terminal = np.isin(np.arange(len(lists)), [*sorted(ended - double), *extra])
+    name = name_of(environment)
+    known = next((names for key, names in _ACTIONS.items() if name.startswith(key)), ())
+    named = all(column < len(known) for column in model.columns)
+    in_place = model.inside == list(range(len(table)))
+    return from_outcomes(
+        lists,
+        start=start,
+        terminal=terminal,
+        discount=discount,
+        horizon=horizon,
+        prior=prior,
+        layout=_layout_of(model.bare, len(table)) if in_place else None,
+        action_names=tuple(known[column] for column in model.columns) if named else (),
+        name=name,
+    )
+
+
+def _ends(table: list[list[list[Any]]], start: np.ndarray) -> tuple[set[int], set[int]]:
+    """Tell which states episodes end in, and which of them are also passed through or started from."""
+    ended = {int(to) for row in table for outcomes in row for p, to, _, end in outcomes if end and p > 0}
+    double = {s for s in ended if start[s] > 0}
+    while True:
+        # What is passed through leads on itself, so that more may turn out to be.
+        lively = [row for s, row in enumerate(table) if s not in ended or s in double]
+        entered = {int(to) for row in lively for outcomes in row for p, to, _, end in outcomes if not end and p > 0}
+        if entered & ended <= double:
+            return ended, double
+        double |= entered & ended
+
+
+def _make(name: str) -> Any:
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
+    try:
+        return gymnasium.make(name)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ControlError(f"environment {name!r} needs a package that is not installed: {error}") from error
+    except gymnasium.error.Error as error:
+        raise ControlError(f"environment {name!r} is unknown to Gymnasium: {error}") from error
+
+
+def _layout_of(bare: Any, states: int) -> tuple[int, int] | None:
+    rows, columns = getattr(bare, "nrow", None), getattr(bare, "ncol", None)
+    if rows is not None and columns is not None:
+        return int(rows), int(columns)
+    shape = getattr(bare, "shape", None)
+    return (int(shape[0]), int(shape[1])) if shape is not None and np.prod(shape) == states else None

@@ -1,0 +1,319 @@
+"""Logged data: what a policy would have earned, told by what another one did, and fits to such data."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+
+from bayesrl.arguments import (
+    AnyNumbers,
+    AnyNumbersOrNone,
+    Count,
+    FiniteNumbers,
+    FiniteNumbersOrNone,
+    FlagsOrNone,
+    Level,
+    Share,
+    Unread,
+    checked,
+)
+from bayesrl.control.environments.base import Environment, Outcome
+from bayesrl.control.learning.replay_memory import returns_to_go
+from bayesrl.core.primitives import environment
+from bayesrl.errors import ControlError
+
+_TOLERANCE = 1e-4
+
+
+@checked(ControlError)
+@dataclass(frozen=True, eq=False)
+class LoggedData:
+    """Decisions that were logged, each with the probability that it was taken with.
+
+    Single decisions are arrays [rows, ...]; episodes of several steps [episodes, steps, ...], where those that ended
+    early are filled up and told by `held`.
+
+    Args:
+        observation: before each decision: integers, or numbers [..., features].
+        action: integers from 0 on.
+        reward: reward units.
+        propensity: probability of the action under the policy that took it, in (0, 1].
+        num_actions: how many there are; by default one more than the greatest action.
+        held: which rows hold a decision; by default all.
+        discount: γ.
+
+    Raises:
+        ControlError: a propensity is 0, missing or no probability, so that nothing can be corrected for; an action or
+            a reward is none; shapes do not fit together.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayesrl.control import LoggedData
+        >>> LoggedData(np.zeros(4, int), [0, 1, 1, 0], [1.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]).num_actions
+        2
+    """
+
+    observation: AnyNumbers
+    action: AnyNumbers
+    reward: AnyNumbers
+    propensity: AnyNumbersOrNone
+    num_actions: Count | None = None
+    held: FlagsOrNone = None
+    discount: Share = 1.0
+
+    def __post_init__(self) -> None:
+        if self.propensity is None:
+            raise ControlError(
+                "propensity is None: without the probabilities that actions were taken with, nothing can be corrected "
+                "for; log them, or estimate them and pass them"
+            )
+        action = np.asarray(self.action)
+        if not np.issubdtype(action.dtype, np.integer) or action.ndim not in (1, 2) or action.size == 0:
+            raise ControlError(
+                f"action is {action.dtype}{list(action.shape)}; use integers [rows] or [episodes, steps]"
+            )
+        observed = np.asarray(self.observation)
+        if np.issubdtype(observed.dtype, np.integer) and observed.ndim == action.ndim and (observed < 0).any():
+            raise ControlError("observation has integers below 0; number what is observed from 0 on")
+        if np.issubdtype(observed.dtype, np.floating) and not np.isfinite(observed).all():
+            raise ControlError("observation has numbers that are not finite; make them finite, also where none is held")
+        held = np.ones(action.shape, bool) if self.held is None else np.asarray(self.held, bool)
+        given = {
+            "observation": observed,
+            "action": action,
+            "reward": np.asarray(self.reward, float),
+            "propensity": np.asarray(self.propensity, float),
+            "held": held,
+        }
+        for name, values in given.items():
+            if values.shape[: action.ndim] != action.shape or (name != "observation" and values.ndim != action.ndim):
+                raise ControlError(f"{name} has shape {values.shape}, and action {action.shape}; use one row for each")
+        self._check(given["reward"], "reward", held, np.isfinite(given["reward"]), "make it finite")
+        fine = (given["propensity"] > 0) & (given["propensity"] <= 1 + _TOLERANCE)
+        self._check(
+            given["propensity"],
+            "propensity",
+            held,
+            fine,
+            "an action of probability 0 cannot be corrected for; use probabilities in (0, 1], or leave the row out",
+        )
+        count = int(action.max()) + 1 if self.num_actions is None else self.num_actions
+        self._check(action, "action", held, (action >= 0) & (action < count), f"use 0 to {count - 1}")
+        for name, values in given.items():
+            object.__setattr__(self, name, values)
+        object.__setattr__(self, "num_actions", count)
+
+    def _check(self, values: Any, name: str, held: np.ndarray, fine: np.ndarray, remedy: str) -> None:
+        bad = held & ~fine
+        if bad.any():
+            place = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise ControlError(f"{name} of row {place[0] if len(place) == 1 else place} is {values[place]}; {remedy}")
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, or of episodes."""
+        return len(self.action)
+
+
+class LoggedValue(NamedTuple):
+    """What a policy is worth, told by logged data.
+
+    Attributes:
+        mean: expected return of an episode, reward units.
+        se: its standard error.
+        lower: left end of the interval.
+        upper: right end of the interval.
+        ess: effective number of rows, (Σw)²/Σw², of the last step where there are several; where it is small, the
+            interval cannot be trusted either.
+    """
+
+    mean: float
+    se: float
+    lower: float
+    upper: float
+    ess: float
+
+
+@checked(
+    ControlError,
+    Unread("values", lambda given: given["method"] != "dr", "only method='dr' has any"),
+)
+def logged_value(
+    data: LoggedData,
+    probs: FiniteNumbers,
+    *,
+    method: Literal["ips", "snips", "dr"] = "dr",
+    values: FiniteNumbersOrNone = None,
+    level: Level = 0.95,
+) -> LoggedValue:
+    """Estimate what a policy would have earned, from what another one did.
+
+    With w_t the product of π/propensity up to step t:
+
+        ips    Σ γᵗ·w_t·r_t, unbiased, per decision;
+        snips  the same with w_t divided by its mean over rows: consistent, of less variance;
+        dr     Σ γᵗ·(w_t·(r_t − q̂_t(a_t)) + w_{t−1}·Σ_a π·q̂_t(a)): unbiased whatever q̂ is, the better q̂ the narrower.
+
+    Intervals are Normal ones over rows, by the delta method for snips; few effective rows make them too narrow.
+
+    Args:
+        data: logged decisions.
+        probs: of the policy at the logged observations, [*rows, actions].
+        method: `ips`, `snips` or `dr`.
+        values: q̂, what each action is thought to be worth from there on, [*rows, actions], for `dr`; by default ridge
+            regressions of what followed on the observation, each fold predicted by the others.
+        level: of the interval.
+
+    Returns:
+        `LoggedValue`.
+
+    Raises:
+        ControlError: probs is no distribution or of another shape; a method, level or value is none; for snips, no
+            row does what the policy might.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayesrl.control import LoggedData, logged_value
+        >>> data = LoggedData(np.zeros(4, int), [0, 1, 1, 0], [1.0, 0.0, 0.0, 1.0], np.full(4, 0.5))
+        >>> logged_value(data, np.tile([1.0, 0.0], (4, 1)), method="snips").mean
+        1.0
+
+    References:
+        Precup, Sutton & Singh (2000), "Eligibility traces for off-policy policy evaluation", for decisions one by
+        one; Swaminathan & Joachims (2015) for self-normalising; Dudík, Langford & Li (2011) and Jiang & Li (2016),
+        "Doubly robust off-policy value evaluation for reinforcement learning", for dr.
+    """
+    from scipy.special import ndtri
+
+    table = _table("probs", probs, data)
+    if (table < -_TOLERANCE).any() or (np.abs(table.sum(-1) - 1) > _TOLERANCE)[_held(data)].any():
+        raise ControlError("probs is no distribution in some row; make each row sum to 1")
+    steps = data.action.reshape(data.num_rows, -1)
+    held = _held(data)
+    taken = np.take_along_axis(table, steps[..., None], -1)[..., 0]
+    ratio = np.where(held, taken / np.where(held, data.propensity.reshape(steps.shape), 1.0), 1.0)
+    weights = np.cumprod(ratio, 1)
+    gammas = data.discount ** np.arange(steps.shape[1])
+    rewards = np.where(held, data.reward.reshape(steps.shape), 0.0)
+    num = len(steps)
+    if method == "snips":
+        means = weights.mean(0)
+        if not (means > 0).all():
+            raise ControlError(
+                f"no row does up to step {int(np.argmin(means > 0))} what the policy might, so its weights have no "
+                "mean for 'snips' to divide by; use method='dr', or logs of a policy that takes such actions"
+            )
+        each = (weights * rewards / means * gammas).mean(0)
+        mean = float(each.sum())
+        spread = (gammas * weights / means * (rewards - (weights * rewards).mean(0) / means)).sum(1)
+        se = float(np.sqrt((spread**2).mean() / num))
+    else:
+        rows = (gammas * weights * rewards).sum(1)
+        if method == "dr":
+            q = _regressed(data) if values is None else _table("values", values, data)
+            chosen = np.take_along_axis(q, steps[..., None], -1)[..., 0]
+            before = np.concatenate([np.ones((num, 1)), weights[:, :-1]], 1)
+            expected = (table * q).sum(-1)
+            rows = rows + (gammas * held * (before * expected - weights * chosen)).sum(1)
+        mean, se = float(rows.mean()), float(rows.std(ddof=1) / np.sqrt(num)) if num > 1 else float("nan")
+    z = float(ndtri((1 + level) / 2))
+    last = weights[:, -1]
+    ess = float(last.sum() ** 2 / max((last**2).sum(), 1e-300))
+    return LoggedValue(mean, se, mean - z * se, mean + z * se, ess)
+
+
+def _table(name: str, values: Any, data: LoggedData) -> np.ndarray:
+    table = np.asarray(values, float)
+    wanted = (*data.action.shape, data.num_actions)
+    if table.shape != wanted:
+        raise ControlError(f"{name} has shape {table.shape}; use {wanted}, one row for each decision")
+    if not np.isfinite(table).all():
+        raise ControlError(f"{name} has numbers that are not finite; make them finite")
+    return table.reshape(data.num_rows, -1, wanted[-1])
+
+
+def _held(data: LoggedData) -> np.ndarray:
+    held: np.ndarray = data.held.reshape(data.num_rows, -1)
+    return held
+
+
+def _regressed(data: LoggedData, folds: int = 5, penalty: float = 1.0) -> np.ndarray:
+    """Predict what follows each action by ridge regression on the observation, each fold by the others."""
+    held = _held(data)
+    steps = data.action.reshape(held.shape)
+    rewards = np.where(held, data.reward.reshape(held.shape), 0.0)
+    to_go = returns_to_go(rewards, data.discount)
+    read = _features(data).reshape(*held.shape, -1)
+    told = np.zeros((*held.shape, int(data.num_actions or 1)))
+    fold = np.arange(len(rewards)) % min(folds, max(len(rewards), 2))
+    for k in np.unique(fold):
+        for a in range(told.shape[-1]):
+            rows = held & (steps == a) & (fold != k)[:, None]
+            x, y = read[rows], to_go[rows]
+            center = y.mean() if len(y) else 0.0
+            weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[-1]), x.T @ (y - center))
+            told[fold == k, :, a] = center + read[fold == k] @ weights
+    return told
+
+
+def _features(data: LoggedData) -> np.ndarray:
+    """Give what regressions read: one-hot integers, or standardised numbers."""
+    observed = data.observation
+    if np.issubdtype(observed.dtype, np.integer) and observed.ndim == data.action.ndim:
+        return np.eye(int(observed.max()) + 1)[observed]
+    flat = observed.reshape((*observed.shape[: data.action.ndim], -1)).astype(float)
+    scale = flat.reshape(-1, flat.shape[-1]).std(0)
+    return (flat - flat.reshape(-1, flat.shape[-1]).mean(0)) / np.where(scale > 0, scale, 1.0)
+
+
+@checked(ControlError)
+class LoggedEnvironment(Environment):
+    """Logged decisions as an environment of one step, to which policies are fitted: `Rollout(LoggedEnvironment(d), 1)`.
+
+    Nature draws a row; the policy sees its observation and chooses; the reward is the doubly robust estimate
+    q̂(a) + 1[a = logged]·(r − q̂(a)) / propensity, whose mean is what the policy would earn.
+
+    Args:
+        data: single decisions.
+        values: q̂, [rows, actions]; by default as `logged_value` has them. Zeros give importance weighting.
+
+    Raises:
+        ControlError: the data are of several steps, or values of another shape.
+
+    References:
+        Dudík, Langford & Li (2011), "Doubly robust policy evaluation and learning".
+    """
+
+    def __init__(self, data: LoggedData, values: FiniteNumbersOrNone = None) -> None:
+        if data.action.ndim != 1:
+            raise ControlError(f"the data are of {data.action.shape[1]} steps; fits are to single decisions")
+        q = _regressed(data) if values is None else _table("values", values, data)
+        self.data, self.num_actions = data, int(data.num_actions or 1)
+        integers = np.issubdtype(data.observation.dtype, np.integer) and data.observation.ndim == 1
+        self.num_observations = int(data.observation.max()) + 1 if integers else None
+        seen = data.observation.astype(np.int32) if integers else _features(data).astype(np.float32)
+        self._seen = jax.device_put(seen)
+        logged = np.eye(self.num_actions)[data.action] * (data.reward - q[np.arange(len(q)), 0, data.action])[:, None]
+        rewards = q[:, 0] + logged / np.where(data.held, data.propensity, 1.0)[:, None]
+        self._rewards = jax.device_put(rewards.astype(np.float32))
+        self._rows = jax.device_put(np.log(np.where(data.held, 1.0, 1e-38)).astype(np.float32))
+
+    def reset(self) -> Array:
+        """Draw a row."""
+        return environment("row", dist.Categorical(logits=self._rows), observable=False)
+
+    def observe(self, state: Array) -> Array:
+        """Give the observation of the row."""
+        return self._seen[state]
+
+    def step(self, state: Array, action: Array) -> Outcome:
+        """Tell what the action is estimated to earn."""
+        return Outcome(state, self._rewards[state, action], jnp.asarray(True))
+
+    def prior(self, observation: Any) -> dist.Distribution:
+        """Give a uniform distribution."""
+        return dist.Categorical(logits=jnp.zeros(self.num_actions))

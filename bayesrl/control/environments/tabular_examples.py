@@ -1,0 +1,227 @@
+"""Classic finite problems by name."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bayesrl.arguments import Count, Several, Share, check_room, checked
+from bayesrl.control.environments.tabular import TabularMDP, from_outcomes
+from bayesrl.errors import ControlError
+
+_MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
+
+
+@checked(ControlError)
+def river_swim(*, num_states: Several = 6, horizon: Count | None = 20, discount: Share = 1.0) -> TabularMDP:
+    """Swim against the current: a small reward downstream, a large one at the far end, which chance rarely reaches.
+
+    Swimming right succeeds with probability .35, stays with .6 and drifts back with .05 (at the ends
+    .6/.4 and .6/.4); left always goes left. The reward is .005 for left in the first state and 1 for right in the last.
+
+    Args:
+        num_states: at least 2.
+        horizon: number of steps.
+        discount: γ.
+
+    References:
+        Strehl & Littman (2008), "An analysis of model-based interval estimation for MDPs", figure 1.
+    """
+    _check_states(f"river_swim(num_states={num_states})", num_states)
+    last = num_states - 1
+    table = []
+    for state in range(num_states):
+        left = [(max(state - 1, 0), 1.0, 0.005 if state == 0 else 0.0)]
+        if state == 0:
+            right = [(0, 0.4, 0.0), (1, 0.6, 0.0)]
+        elif state == last:
+            right = [(last - 1, 0.4, 1.0), (last, 0.6, 1.0)]
+        else:
+            right = [(state - 1, 0.05, 0.0), (state, 0.6, 0.0), (state + 1, 0.35, 0.0)]
+        table.append([left, right])
+    return from_outcomes(
+        table,
+        horizon=horizon,
+        discount=discount,
+        action_names=("left", "right"),
+        layout=(1, num_states),
+        name="river_swim",
+    )
+
+
+@checked(ControlError)
+def n_chain(
+    *, num_states: Several = 5, slip: Share = 0.2, horizon: Count | None = 20, discount: Share = 1.0
+) -> TabularMDP:
+    """Walk along a chain: forward pays 10 at its end alone, back to the start always pays 2; actions slip.
+
+    Args:
+        num_states: at least 2.
+        slip: probability that the other action is taken.
+        horizon: number of steps.
+        discount: γ.
+
+    References:
+        Strens (2000), "A Bayesian framework for reinforcement learning", section 5.1.
+    """
+    _check_states(f"n_chain(num_states={num_states})", num_states)
+    last = num_states - 1
+    table = []
+    for state in range(num_states):
+        forward = (min(state + 1, last), 10.0 if state == last else 0.0)
+        back = (0, 2.0)
+        table.append(
+            [
+                [(forward[0], 1 - slip, forward[1]), (back[0], slip, back[1])],
+                [(back[0], 1 - slip, back[1]), (forward[0], slip, forward[1])],
+            ]
+        )
+    return from_outcomes(
+        table,
+        horizon=horizon,
+        discount=discount,
+        action_names=("forward", "back"),
+        layout=(1, num_states),
+        name="n_chain",
+    )
+
+
+@checked(ControlError)
+def deep_sea(*, size: Several = 8, discount: Share = 1.0) -> TabularMDP:
+    """Dive to the far corner of a square: going right costs .01/size, and only going right all the way pays 1.
+
+    Args:
+        size: rows and columns; the horizon is `size`.
+        discount: γ.
+
+    References:
+        Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
+    """
+    _check_states(f"deep_sea(size={size})", size * size)
+    end = size * size
+    table: list[list[list[tuple[int, float, float]]]] = []
+    for row in range(size):
+        for column in range(size):
+            below = row + 1
+            moves = []
+            for step, cost in ((-1, 0.0), (1, -0.01 / size)):
+                to = min(max(column + step, 0), size - 1)
+                won = 1.0 if step == 1 and row == column == size - 1 else 0.0
+                moves.append([(end if below == size else below * size + to, 1.0, cost + won)])
+            table.append(moves)
+    table.append([[(end, 1.0, 0.0)], [(end, 1.0, 0.0)]])
+    return from_outcomes(
+        table,
+        terminal=np.arange(end + 1) == end,
+        horizon=size,
+        discount=discount,
+        action_names=("left", "right"),
+        layout=(size, size),
+        name="deep_sea",
+    )
+
+
+@checked(ControlError)
+def grid_world(
+    rows: Sequence[str],
+    *,
+    slip: Share = 0.0,
+    step_reward: float = 0.0,
+    goal_reward: float = 1.0,
+    hole_reward: float = 0.0,
+    horizon: Count | None = None,
+    discount: Share = 0.99,
+) -> TabularMDP:
+    """Make a grid world of a map: S start, G goal, H hole, # wall, . floor; goals and holes end the episode.
+
+    Args:
+        rows: of equal length, one letter per cell.
+        slip: probability of moving at a right angle to the action, half to either side.
+        step_reward: of each step, reward units.
+        goal_reward: of entering a goal, beside that of the step.
+        hole_reward: of entering a hole, beside that of the step.
+        horizon: number of steps, or None.
+        discount: γ.
+
+    Raises:
+        ControlError: the map is one text or ragged, has another letter, or no start; an option is out of range.
+
+    Example:
+        >>> from bayesrl.control.environments.tabular_examples import grid_world
+        >>> grid_world(["S.G"], discount=0.9).num_states
+        3
+    """
+    width = len(rows[0]) if rows else 0
+    ragged = [row for row in rows if len(row) != width]
+    if width == 0 or ragged:
+        raise ControlError(f"the rows of a grid world have one length; got {[len(row) for row in rows]}")
+    letters = "".join(rows)
+    if strange := sorted(set(letters) - set("SGH#.")):
+        raise ControlError(f"the map holds {strange[0]!r}; use S start, G goal, H hole, # wall, . floor")
+    if "S" not in letters:
+        raise ControlError("the map has no start; mark one or several cells with S")
+    pay = {"G": goal_reward, "H": hole_reward}
+    table = []
+    for cell, letter in enumerate(letters):
+        if letter in "GH#":
+            table.append([[(cell, 1.0, 0.0)]] * 4)
+            continue
+        targets = [_neighbour(rows, cell, move) for move in _MOVES.values()]
+        earned = [step_reward + pay.get(letters[to], 0.0) for to in targets]
+        outcomes = []
+        for action in range(4):
+            shares = ((action, 1 - slip), ((action + 1) % 4, slip / 2), ((action - 1) % 4, slip / 2))
+            outcomes.append([(targets[way], share, earned[way]) for way, share in shares])
+        table.append(outcomes)
+    kinds = np.array(list(letters))
+    start = (kinds == "S") / (kinds == "S").sum()
+    return from_outcomes(
+        table,
+        start=start,
+        terminal=np.isin(kinds, ["G", "H", "#"]),
+        horizon=horizon,
+        discount=discount,
+        layout=(len(rows), width),
+        action_names=tuple(_MOVES),
+        name="grid_world",
+    )
+
+
+def _neighbour(rows: Sequence[str], cell: int, move: tuple[int, int]) -> int:
+    """The cell that a move leads to; walls and edges hold one back."""
+    width = len(rows[0])
+    row, column = cell // width + move[0], cell % width + move[1]
+    inside = 0 <= row < len(rows) and 0 <= column < width
+    return row * width + column if inside and rows[row][column] != "#" else cell
+
+
+_BYTES_OF_STATE = 1000
+"""What the lists of outcomes of two actions take at least."""
+
+CLASSICS: dict[str, Callable[..., TabularMDP]] = {
+    "deep_sea": deep_sea,
+    "grid_world": grid_world,
+    "n_chain": n_chain,
+    "river_swim": river_swim,
+}
+
+
+@checked(ControlError)
+def classic(name: str, **options: Any) -> TabularMDP:
+    """Make a classic problem by its name.
+
+    Args:
+        name: `river_swim`, `n_chain`, `deep_sea` or `grid_world`.
+        **options: as the function of that name takes them.
+
+    Raises:
+        ControlError: there is no such problem.
+    """
+    if name not in CLASSICS:
+        raise ControlError(f"there is no classic {name!r}; choose from {', '.join(CLASSICS)}")
+    return CLASSICS[name](**options)
+
+
+def _check_states(what: str, num_states: int) -> None:
+    """Refuse problems that are too large to be written down."""
+    check_room(num_states * _BYTES_OF_STATE, what, "use a smaller one", ControlError)

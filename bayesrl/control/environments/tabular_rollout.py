@@ -1,0 +1,183 @@
+"""Tabular problems as programs, and their exact optimum beside what is fitted."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.arguments import Count, Share, checked
+from bayesrl.compilation.jit import compiled
+from bayesrl.control.environments.base import Environment, Outcome
+from bayesrl.control.environments.tabular import TabularMDP
+from bayesrl.control.planning import check_mdp, evaluate_policy, soft_value_iteration
+from bayesrl.control.policies import PolicyGuide, action_distribution
+from bayesrl.control.rollout import Rollout
+from bayesrl.core.primitives import environment
+from bayesrl.errors import ControlError
+from bayesrl.posterior.posterior import Posterior
+
+
+class _Tables(NamedTuple):
+    """What a program reads of a problem."""
+
+    log_probs: Array
+    rewards: Array
+    terminal: Array
+    log_prior: Array
+    log_start: Array
+
+
+@checked(ControlError)
+class TabularEnvironment(Environment):
+    """A `TabularMDP` as a program: sites `start`, where that is random, and `state`.
+
+    It is read whenever the program runs, so that tables may be changed in place.
+
+    Args:
+        mdp: the problem; its own horizon and discount are left to the rollout.
+    """
+
+    def __init__(self, mdp: TabularMDP) -> None:
+        check_mdp(mdp)
+        self.mdp = mdp
+        self.num_observations = mdp.num_states
+        self._laid_out = _mark(mdp), _lay_out(mdp)
+
+    @property
+    def _tables(self) -> _Tables:
+        mark = _mark(self.mdp)
+        if self._laid_out[0] != mark:
+            with jax.ensure_compile_time_eval():  # they are kept, and so must not belong to what is being traced
+                self._laid_out = mark, _lay_out(self.mdp)
+        return self._laid_out[1]
+
+    def reset(self) -> Array:
+        """Draw the start state, an integer."""
+        certain = int(self.mdp.start.argmax())
+        if self.mdp.start[certain] == 1:
+            return jax.device_put(np.asarray(certain, np.int32))
+        return environment("start", dist.Categorical(logits=self._tables.log_start), observable=True)
+
+    def step(self, state: Array, action: Array) -> Outcome:
+        """Draw the next state; the reward is the expected one of the outcomes that lead there."""
+        tables = self._tables
+        new = environment("state", dist.Categorical(logits=tables.log_probs[state, action]), observable=True)
+        return Outcome(new, tables.rewards[state, action, new], tables.terminal[new])
+
+    def prior(self, observation: Array) -> dist.Distribution:
+        """Give the problem's own prior policy."""
+        return dist.Categorical(logits=self._tables.log_prior[observation])
+
+
+def _mark(mdp: TabularMDP) -> bytes:
+    """Give what differs where the tables of a problem do."""
+    told = hashlib.blake2b()
+    for table in (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start, mdp.terminal, mdp.prior):
+        told.update(np.ascontiguousarray(table).data)
+    return told.digest()
+
+
+def _lay_out(mdp: TabularMDP) -> _Tables:
+    probs = mdp.dense()
+    rewards = np.zeros_like(probs)
+    states, actions, _ = np.indices(mdp.probabilities.shape)
+    np.add.at(rewards, (states, actions, mdp.successors), mdp.probabilities * mdp.rewards)
+    expected = np.where(probs > 0, rewards / np.where(probs > 0, probs, 1.0), 0.0)
+    log_probs, log_prior, log_start = (_numbers(np.log(np.maximum(p, 1e-38))) for p in (probs, mdp.prior, mdp.start))
+    return _Tables(log_probs, _numbers(expected), jax.device_put(mdp.terminal.copy()), log_prior, log_start)
+
+
+def _numbers(values: np.ndarray) -> Array:
+    return jax.device_put(values.astype(np.float32))
+
+
+@checked(ControlError)
+def tabular_rollout(mdp: TabularMDP, *, horizon: Count | None = None, discount: Share | None = None) -> Rollout:
+    """Give a tabular problem as a program for `bayesrl.fit`.
+
+    Args:
+        mdp: the problem.
+        horizon: number of steps; by default the problem's own. Where the problem has none, the horizon only cuts
+            episodes off, and `ActorCritic` values what would follow.
+        discount: γ; by default the problem's own.
+
+    Raises:
+        ControlError: neither gives a horizon; the problem is none.
+    """
+    check_mdp(mdp)
+    steps = mdp.horizon if horizon is None else horizon
+    if steps is None:
+        raise ControlError(f"{mdp.name or 'the problem'} has no horizon; pass horizon=, which cuts episodes off")
+    chosen = mdp.discount if discount is None else discount
+    return Rollout(TabularEnvironment(mdp), steps, chosen, unbounded=mdp.horizon is None)
+
+
+@checked(ControlError)
+@dataclass
+class TabularOptimum:
+    """The exact optimum of a tabular problem, for the option `exact` of `evidence`, `diagnose` and `Problem`.
+
+    Args:
+        mdp: the problem.
+
+    Example:
+        >>> from bayesrl.control.environments.tabular_examples import river_swim
+        >>> from bayesrl.control.environments.tabular_rollout import TabularOptimum
+        >>> round(TabularOptimum(river_swim())(0.1), 4)
+        2.1056
+    """
+
+    mdp: TabularMDP
+    _known: dict[tuple[float, bytes], float] = field(default_factory=dict)
+
+    def __call__(self, beta: float) -> float:
+        """Give J* at a temperature, reward units."""
+        asked = float(beta), _mark(self.mdp)
+        if asked not in self._known:
+            self._known[asked] = float(soft_value_iteration(self.mdp, beta).objective)
+        return self._known[asked]
+
+    def start(self, beta: float) -> float:
+        """Give J(π₀), reward units."""
+        return float(evaluate_policy(self.mdp, self.mdp.prior, beta).objective)
+
+    def evaluate(self, posterior: Posterior) -> tuple[float, float, float] | None:
+        """Give (J, E[R], KL(q‖π₀)) of one fitted policy exactly, or None where its guide reads more than the state."""
+        probs = action_probs(posterior)
+        if probs is None or posterior.beta is None:
+            return None
+        policy = probs[0] if self.mdp.horizon is None else probs[: self.mdp.horizon]
+        found = evaluate_policy(self.mdp, policy, float(posterior.beta))
+        return float(found.objective), float(found.reward), float(found.kl)
+
+
+@checked(ControlError)
+def action_probs(posterior: Posterior) -> np.ndarray | None:
+    """Give the probabilities of a fitted policy in every state at every time, [time, states, actions].
+
+    Args:
+        posterior: one fit of a tabular rollout, by `TablePolicy` or another family of `bayesrl.control`.
+
+    Returns:
+        None where the guide is of another kind.
+    """
+    pair, params = posterior.bound()
+    if not isinstance(pair.guide, PolicyGuide):
+        return None
+    horizon, num_states = pair.guide.rollout.horizon, pair.guide.rollout.environment.num_observations
+    if num_states is None:
+        return None
+    guide = handlers.substitute(pair.guide, data=pair.constrain(params))
+
+    def one(time: Array, state: Array) -> Any:
+        return jax.nn.softmax(action_distribution(guide, state, time).logits)
+
+    by_state = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
+    times, states = (np.arange(num, dtype=np.int32) for num in (horizon, num_states))
+    probs = np.asarray(compiled(by_state, name="action_probs")(times, states), float)
+    return probs / probs.sum(-1, keepdims=True)

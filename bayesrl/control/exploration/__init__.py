@@ -1,0 +1,1 @@
+"""Exploration rules, and the conjugate beliefs that they draw from."""

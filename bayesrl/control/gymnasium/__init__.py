@@ -1,0 +1,1 @@
+"""Real Gymnasium environments: spaces, vectors of them, behaviour and recorded episodes."""

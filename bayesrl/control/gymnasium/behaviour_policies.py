@@ -1,0 +1,80 @@
+"""Who plays: the fitted policy itself, or another one whose draws are corrected by importance."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.arguments import Share, checked
+from bayesrl.compilation.keys import apart, split
+from bayesrl.control.policies import action_distribution
+from bayesrl.core.programs import Pair
+from bayesrl.errors import ControlError
+from bayesrl.typing import Params, PRNGKey
+
+type Behaviour = Callable[[PRNGKey, dist.Distribution, dist.Distribution], tuple[Array, Array]]
+"""From a key, the guide's and the prior's distribution of the action to an action and its log-probability."""
+
+
+class Decision(NamedTuple):
+    """One action for each observation, with its log-probabilities in nats."""
+
+    action: Array
+    log_behaviour: Array
+    log_q: Array
+    log_prior: Array
+
+
+def as_fitted(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+    """Play the guide itself."""
+    action = fitted.sample(key)
+    return action, fitted.log_prob(action)
+
+
+@checked(ControlError)
+def prior_mixture(share: Share) -> Behaviour:
+    """Play the prior in a share of the steps, and the guide in the others.
+
+    Args:
+        share: in [0, 1]; 1 plays the prior alone.
+
+    Raises:
+        ControlError: the share is no probability.
+    """
+
+    def behave(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+        which, own, other = apart(key, 3)
+        explore = jax.random.bernoulli(which, share)
+        action = jnp.where(explore, prior.sample(own), fitted.sample(other))
+        return action, _mixed(fitted.log_prob(action), prior.log_prob(action), share)
+
+    return behave
+
+
+def _mixed(first: Array, second: Array, share: float) -> Array:
+    return jnp.logaddexp(first + jnp.log1p(-jnp.asarray(share)), second + jnp.log(jnp.asarray(share)))
+
+
+def decide(pair: Pair, params: Params, key: PRNGKey, seen: Array, behaviour: Behaviour) -> Decision:
+    """Choose an action for each observation [num, ...], and score it.
+
+    Args:
+        pair: of a rollout and its guide.
+        params: unconstrained parameters of the guide.
+        key: consumed whole.
+        seen: observations, [num, ...].
+        behaviour: who plays.
+    """
+
+    def one(key: PRNGKey, observation: Array) -> Decision:
+        prior = fitted = action_distribution(pair.policy, observation)
+        if pair.guide is not None:
+            fitted = action_distribution(handlers.substitute(pair.guide, data=pair.constrain(params)), observation)
+        action, log_prob = behaviour(key, fitted, prior)
+        return Decision(action, log_prob, fitted.log_prob(action), prior.log_prob(action))
+
+    return jax.vmap(one)(split(key, seen.shape[0]), seen)

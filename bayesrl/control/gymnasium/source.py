@@ -1,0 +1,392 @@
+"""Gymnasium environments as a black box: `GymnasiumSource` plays in them and hands over what it saw."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from bayesrl.arguments import Count, CountOrNone, Seed, Unread, check_room, checked, real
+from bayesrl.compilation.jit import once_prepared
+from bayesrl.compilation.keys import apart, cheap, fold_in, words_of
+from bayesrl.control.exploration.rules import Exploration
+from bayesrl.control.gymnasium.behaviour_policies import Behaviour, Decision, as_fitted, decide
+from bayesrl.control.gymnasium.recorded_rollout import Outside, RecordedRollout
+from bayesrl.control.gymnasium.spaces import (
+    MASK,
+    Actions,
+    Observations,
+    describe_actions,
+    describe_observations,
+    mask_of,
+)
+from bayesrl.control.gymnasium.vector_env import Failures, Playing, made_by_us, open_environments, reset_mode
+from bayesrl.control.policies import PolicyGuide
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.programs import Pair
+from bayesrl.errors import ControlError, GuideError
+from bayesrl.typing import Params, PRNGKey
+
+MOST_STEPS = 100_000
+"""An episode of more steps is taken for one that never ends."""
+
+_KEPT = 100
+"""So many of the last episodes tell the mean return of the history."""
+
+_SEEDS_APART = 1_000_003
+"""Between the environments of fits made side by side."""
+
+
+_OPTIONS = Unread(
+    "options", lambda given: callable(given["environment"]), "a function makes the environment: use functools.partial"
+)
+
+
+@checked(ControlError, _OPTIONS)
+@dataclass(eq=False)
+class GymnasiumSource:
+    """Plays in real environments, and makes draws of a policy for `bayesrl.fit(source=...)`.
+
+    Environment terms cancel from J, so no model of the environment is needed. Each batch holds `window`
+    steps of `num_envs` environments side by side, from wherever they stand, and serves `num_updates`
+    gradient steps; the ratio to the policy that drew it is clipped by `ActorCritic`. Time limits cut an episode off,
+    and what would have followed is valued by the critic; termination ends it.
+
+    Args:
+        environment: id of a registered environment, or a function that makes one, or makes `num_envs` of them side
+            by side as a `gymnasium.vector.VectorEnv`, whatever its autoreset mode.
+        num_envs: environments side by side.
+        window: steps of each environment in a batch.
+        num_updates: gradient steps per batch. With more, a policy may come to do one thing before it has seen what
+            others are worth: Acrobot was not learned in 2,000 steps of 8, and is in as many of 4.
+        behaviour: who plays: the guide itself, or `epsilon_greedy(ε)`, `prior_mixture(ε)`, or a function of yours;
+            see `bayesrl.control.gymnasium.behaviour_policies`.
+        seed: of the environments, at least 0; the k-th episode of environment i is reset with seed + i + k·num_envs.
+        max_failures: so many episodes may end with an error; each is dropped with its seed in the log.
+        options: keyword arguments for an environment that is given by its id.
+        action_masks: whether only actions are taken that `action_mask` allows, in a Dict observation or in `info`, or a
+            method `action_masks()` of the environment; by default where it is a part of the observation. The mask then
+            follows on the observation in one vector.
+
+    Attributes:
+        steps_taken: steps of the environments in all fits so far.
+
+    Raises:
+        ControlError: unknown environment; a space that is not supported; a number out of range.
+
+    Example:
+        >>> from bayesrl.control import GymnasiumSource
+        >>> source = GymnasiumSource("CartPole-v1", num_envs=4, window=32)
+        >>> source.actions.num
+        2
+
+    References:
+        Schulman et al. (2017) for windows that serve several updates; Pardo, Tavakoli, Levdik & Kormushev (2018)
+        for time limits.
+    """
+
+    environment: str | Callable[[], Any]
+    num_envs: Count = 8
+    window: Count = 128
+    num_updates: Count = 4
+    behaviour: Behaviour | Exploration = as_fitted
+    seed: Seed = 0
+    max_failures: CountOrNone = 10
+    options: dict[str, Any] = field(default_factory=dict)
+    action_masks: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.failures = Failures(self.max_failures)
+        what = f"GymnasiumSource(num_envs={self.num_envs}, window={self.window})"
+        recorded = 10.0 * self.num_envs * self.window  # of an observation, a reward, a log-probability and marks
+        check_room(recorded + 1000.0 * self.num_envs, what, "use fewer", ControlError)
+        probe = open_environments(self, 1)
+        try:
+            self.actions: Actions = describe_actions(probe.single_action_space)
+            self.observations: Observations = self._observed(probe)
+        finally:
+            probe.close()
+        self.steps_taken = 0
+        self._playing: Playing | None = None
+        self._served = 0
+        self._lanes: list[GymnasiumSource] = []
+        self._batch: Draws | None = None
+        self._programs: tuple[tuple[Any, Any], _Compiled] | None = None
+        self._finished: deque[tuple[float, int]] = deque(maxlen=_KEPT)
+
+    def _observed(self, probe: Any) -> Observations:
+        if not made_by_us(probe) and probe.num_envs != self.num_envs:
+            raise ControlError(
+                f"GymnasiumSource got num_envs={self.num_envs!r}, and the function makes {probe.num_envs} side by "
+                f"side; pass num_envs={probe.num_envs}"
+            )
+        reset_mode(probe)
+        space = probe.single_observation_space
+        within = mask_of(space, self.actions)
+        masked = within if self.action_masks is None else self.action_masks
+        if masked and not within:
+            told = np.shape(probe.reset(seed=self.seed)[1].get(MASK, ()))
+            if self.actions.num is None or told != (probe.num_envs, self.actions.num):
+                raise ControlError(
+                    f"action_masks=True, and {self.environment!r} tells no action_mask of {self.actions.num} actions, "
+                    "neither in a Dict observation nor in info; leave action_masks out"
+                )
+        return describe_observations(space, masked=self.actions.num or 0 if masked else 0, within=within)
+
+    def policy(self, *, discount: Annotated[float, real(above=0, most=1)] = 0.99, prior: Any = None) -> RecordedRollout:
+        """Give the program to fit: a rollout whose environment is recorded.
+
+        Some steps are played at random in an environment of its own, to learn of which size returns are: a critic's
+        numbers are multiples of it.
+
+        Args:
+            discount: γ, in (0, 1].
+            prior: from (observation, time) to a distribution of actions; by default uniform over finitely many
+                actions, and Normal with half the range as its scale over bounded ones.
+
+        Raises:
+            ControlError: the discount is out of range, or the prior draws what are no actions of the environment.
+        """
+        seen = self.observations
+        prior_actions = self.actions.prior()
+        world = Outside(seen.shape, seen.dtype, prior_actions, seen.num, seen.scale, seen.digits, seen.masked)
+        size = self._return_scale(discount)
+        program = RecordedRollout(world, self.window + 1, discount, prior, size)
+        nothing = jax.device_put((np.zeros(seen.shape, seen.dtype), np.zeros((), np.int32)))
+        self.actions.check_prior(program.prior_choice(*nothing).action)
+        return program
+
+    def _return_scale(self, discount: float) -> float:
+        """Learn of which size returns are from some steps at random, in an environment of its own.
+
+        A critic whose numbers are far too small lags behind: all advantages are positive then, whatever was done is
+        done more, and the policy stops exploring. CartPole stalled so in a third of its seeds.
+        """
+        failed = self.failures.count
+        try:
+            playing = self._open(1, self.seed)
+            try:
+                found = playing.returns_at_random(discount, self.seed)
+            finally:
+                playing.close()
+        except ControlError:  # told when the environment is played
+            found = 1.0
+        self.failures.count = failed
+        return found if np.isfinite(found) and found > 0 else 1.0
+
+    def lane(self, index: int) -> "GymnasiumSource":
+        """Give a source for one of several fits made side by side, with environments of its own."""
+        other = replace(self, seed=self.seed + _SEEDS_APART * index)
+        self._lanes.append(other)
+        return other
+
+    @property
+    def further(self) -> int:
+        """How many more updates the batch that was given serves."""
+        return self.num_updates - self._served if self._batch is not None else 0
+
+    def serve(self, count: int) -> None:
+        """Count updates that were made with the batch at once."""
+        self._served += count
+
+    def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Give a batch of draws, [num_envs, window + 1, ...]: a new one, or the last one again.
+
+        Raises:
+            GuideError: the guide cannot be asked for one action at a time.
+            ControlError: the policy is none of this source; a reward or an observation is not finite; too many
+                episodes ended with an error.
+        """
+        if not isinstance(pair.guide, PolicyGuide):
+            raise GuideError(
+                f"GymnasiumSource asks the guide for one action at a time, which {type(pair.guide).__name__} cannot "
+                "give; use guide=NetworkPolicy(), LinearPolicy() or TablePolicy()"
+            )
+        rollout = pair.guide.rollout
+        if not isinstance(rollout, RecordedRollout) or rollout.horizon != self.window + 1:
+            raise ControlError(
+                f"the policy is a {type(rollout).__name__} of {rollout.horizon} steps, and this source records "
+                f"{self.window} and what follows them; fit the policy that source.policy() of the same source gives"
+            )
+        if self._batch is None or self._served >= self.num_updates:
+            self._batch, self._served = self._play(key, params, pair), 0
+        self._served += 1
+        return self._batch
+
+    def _play(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        if self._playing is None:
+            self._playing = self._open(self.num_envs, self.seed)
+        playing, size, seen = self._playing, self.window + 1, self.observations
+        observed = np.zeros((self.num_envs, size, *seen.shape), seen.dtype)
+        earned, behaviour = np.zeros((2, self.num_envs, size), np.float32)
+        counts, terminated = np.zeros((2, self.num_envs, size), bool)
+        actions: Any = None
+        programs, key = self._compiled(pair), cheap(key)
+        at = np.zeros(self.num_envs, int)  # the row that each environment has come to
+        for t in range(size):
+            chosen = programs.act(params, key, np.asarray(t, np.int32), playing.observation)
+            action, log_prob = jax.device_get(chosen)
+            if actions is None:
+                actions = np.zeros((self.num_envs, size, *action.shape[1:]), action.dtype)
+            lanes = np.flatnonzero(at <= self.window)
+            rows = at[lanes]
+            observed[lanes, rows], actions[lanes, rows] = playing.observation[lanes], action[lanes]
+            behaviour[lanes, rows] = log_prob[lanes]
+            if t == self.window:
+                break
+            step = playing.step(action)
+            lanes = np.flatnonzero(at < self.window)
+            rows = at[lanes]
+            earned[lanes, rows], counts[lanes, rows] = step.reward[lanes], step.counts[lanes]
+            terminated[lanes, rows] = step.terminated[lanes]
+            for i in np.flatnonzero(step.failed):
+                counts[i, max(at[i] + 1 - int(step.length[i]), 0) : at[i]] = False
+            at += 1
+            if step.last is not None:
+                # A row of its own, which does not count, values what an episode that was cut off ended in. Its lane
+                # is a step ahead then, and what it does not need of the window is left.
+                for i in np.flatnonzero(step.ended & ~step.terminated & (at <= self.window)):
+                    observed[i, at[i]] = step.last[i]
+                    at[i] += 1
+            self._finished.extend(step.finished)
+            self.steps_taken += int(step.counts.sum())
+        sites = {
+            "observation": observed,
+            "action": actions,
+            "counts": counts,
+            "terminated": terminated,
+            "earned": earned,
+        }
+        scored: Draws = programs.score(params, sites)
+        earned_in_all, length = np.asarray(self._finished or playing.unfinished(), float).mean(0)
+        metrics = {
+            "return": np.full(self.num_envs, earned_in_all, np.float32),
+            "length": np.full(self.num_envs, length, np.float32),
+        }
+        # Steps that do not count have no density, lest a ratio to one of theirs overflow.
+        behaviour[~counts] = 0.0
+        return scored._replace(log_behaviour={"action": jax.device_put(behaviour)}, metrics=metrics)
+
+    def _open(self, number: int, seed: Seed) -> Playing:
+        return Playing(open_environments(self, number, seed), self.observations, self.actions, seed)
+
+    def _compiled(self, pair: Pair) -> "_Compiled":
+        """Give the compiled functions of these programs, which are read once until the source is closed."""
+        of = (pair.policy, pair.guide)
+        if self._programs is None or self._programs[0] != of:
+            self._programs = of, _Compiled(pair, self.behaviour)
+        return self._programs[1]
+
+    def episodes(self, key: PRNGKey, params: Params, pair: Pair, num_episodes: Count) -> tuple[Draws, Totals]:
+        """Play whole episodes by the guide, in environments of their own.
+
+        Args:
+            key: consumed whole; the environments are seeded by it too.
+            params: unconstrained parameters of the guide.
+            pair: the programs.
+            num_episodes: how many.
+
+        Returns:
+            Draws with sites `action` and `observation` [num_episodes, longest, ...], padded with nan or −1, and metrics
+            `return` and `length`; and discounted totals [num_episodes].
+
+        Raises:
+            ControlError: none were asked for; an episode does not end.
+        """
+        if num_episodes < 1:
+            raise ControlError(f"num_episodes={num_episodes}; play at least 1 episode")
+        discount = getattr(pair.policy, "discount", 1.0)
+        key, seeding = apart(key)
+        seed = int(np.asarray(words_of(seeding))[0] % 2**30)
+        playing = self._open(min(num_episodes, self.num_envs), seed)
+        number = playing.number
+        # Each environment plays a number of episodes that is fixed beforehand, lest short ones be preferred.
+        wanted = np.array([len(part) for part in np.array_split(np.arange(num_episodes), number)])
+        played = np.zeros(number, int)
+        spans: list[tuple[int, int, int, int]] = []
+        steps: list[tuple[np.ndarray, ...]] = []
+        decide_all = _Compiled(pair, self.behaviour).decide  # what the programs read may have changed
+        try:
+            while len(spans) < num_episodes:
+                seen = playing.observation
+                chosen = jax.device_get(decide_all(params, key, np.asarray(len(steps), np.int32), seen))
+                step = playing.step(chosen.action)
+                steps.append((seen, chosen.action, chosen.log_prior, chosen.log_q, step.reward))
+                if step.length.max() > MOST_STEPS:
+                    raise ControlError(
+                        f"an episode has gone on for {step.length.max():,} steps; let the environment end it, or "
+                        "wrap it in gymnasium.wrappers.TimeLimit"
+                    )
+                for i in np.flatnonzero(step.ended & ~step.failed & (played < wanted)):
+                    spans.append((int(played[i]), int(i), len(steps) - int(step.length[i]), len(steps)))
+                    played[i] += 1
+        finally:
+            playing.close()
+        # In the order of their seeds, not of their ends, which would put the short ones first.
+        return _as_draws([np.stack(part, 1) for part in zip(*steps, strict=True)], sorted(spans), discount)
+
+    def close(self) -> None:
+        """Close the environments and forget the batch; they open again, at their first seed, when they are needed."""
+        if self._playing is not None:
+            self._playing.close()
+        self._playing = self._batch = self._programs = None
+        self._finished.clear()
+        self.failures.count = 0
+        for other in self._lanes:
+            other.close()
+        self._lanes.clear()
+
+
+class _Compiled:
+    """The compiled functions of a pair of programs.
+
+    Attributes:
+        act: what the behaviour does, and its log-probability in nats, from (params, key, time, observations), arrays.
+        decide: the `Decision` of the guide, from the same.
+        score: the draws of a batch, from (params, sites).
+    """
+
+    def __init__(self, pair: Pair, behaviour: Behaviour | Exploration) -> None:
+        played = behaviour.behave if isinstance(behaviour, Exploration) else behaviour
+
+        def act(params: Params, key: PRNGKey, time: Any, seen: Array) -> tuple[Array, Array]:
+            decision = decide(pair, params, fold_in(key, time), seen, played)
+            return decision.action, decision.log_behaviour
+
+        def by_guide(params: Params, key: PRNGKey, time: Any, seen: Array) -> Decision:
+            return decide(pair, params, fold_in(key, time), seen, as_fitted)
+
+        def score(params: Params, sites: dict[str, Array]) -> Draws:
+            return pair.score(params, Draws.held(sites))
+
+        self.act, self.decide = once_prepared(act, name="behave"), once_prepared(by_guide, name="decide")
+        self.score = once_prepared(score, name="score_batch")
+
+
+def _as_draws(steps: list[np.ndarray], spans: list[tuple[int, int, int, int]], discount: float) -> tuple[Draws, Totals]:
+    """Cut episodes (…, environment, first step, end) out of what was recorded, [num_envs, step, ...]."""
+    observation, action, *scores = steps
+    longest = max(end - begin for *_, begin, end in spans)
+    weights = discount ** np.arange(longest)
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        blank = np.nan if np.issubdtype(array.dtype, np.floating) else -1
+        result = np.full((len(spans), longest, *array.shape[2:]), blank, array.dtype)
+        for row, (_, i, begin, end) in zip(result, spans, strict=True):
+            row[: end - begin] = array[i, begin:end]
+        return result
+
+    def summed(array: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        sums = [array[i, begin:end].astype(float) @ weights[: end - begin] for _, i, begin, end in spans]
+        return np.array(sums, np.float32)
+
+    log_prior, log_q, earned = (summed(array, weights) for array in scores)
+    metrics = {
+        "return": summed(scores[-1], np.ones(longest)),
+        "length": np.array([end - begin for *_, begin, end in spans], np.float32),
+    }
+    draws = Draws.held({"observation": padded(observation), "action": padded(action)})._replace(metrics=metrics)
+    return draws, Totals(log_prior, log_q, np.zeros(len(spans), np.float32), earned)

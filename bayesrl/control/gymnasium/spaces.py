@@ -1,0 +1,351 @@
+"""Spaces of Gymnasium: which are supported, and what policies make of them."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from bayesrl.arguments import FiniteNumbers, Positive, checked
+from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.control.gymnasium.nested_spaces import Leaf, alone, code_of, digits_of, leaves_of, put_together
+from bayesrl.errors import ControlError
+
+SUPPORTED = (
+    "Discrete and Box spaces, MultiDiscrete and MultiBinary, and Dict and Tuple spaces of these are, actions being "
+    "either all integers within bounds or all floats"
+)
+MASK = "action_mask"
+"""What holds the actions that are allowed, in an observation of several parts or beside it."""
+
+_LARGEST = 1e6
+"""Bounds beyond this are none: float32's greatest number is a common way to say "unbounded"."""
+
+_MOST_COUNTED = 4096
+"""So many observations of several integers are counted, and can be looked up in tables."""
+
+MOST_JOINT = 256
+"""So many actions of several integers have a probability each; of more, each integer has probabilities of its own."""
+
+NEVER = -1e30
+"""Stands for a log-probability of −inf, which NumPyro refuses as a logit."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Observations of an environment, as policies see them: float32 arrays, or integers from 0 on.
+
+    Where there is a mask of allowed actions, it follows on the observation in one vector.
+
+    Attributes:
+        shape: of one observation.
+        dtype: of one observation.
+        num: how many there are, or None where they are arrays.
+        scale: of about which size the numbers are, [*shape].
+        first: the least of finitely many observations.
+        leaves: the parts of one that has several.
+        digits: how many values each of its integers takes, where they are counted together.
+        masked: how many actions the mask tells of, 0 where there is none.
+        mask: the part that holds it; None where the environment tells it beside the observation.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    num: int | None = None
+    scale: Any = 1.0
+    first: int = 0
+    leaves: tuple[Leaf, ...] = ()
+    digits: tuple[int, ...] = ()
+    masked: int = 0
+    mask: Leaf | None = None
+
+    def from_environment(self, seen: Any, allowed: Any = None) -> np.ndarray:
+        """Give what policies see of a batch, [num, *shape], as an array of its own.
+
+        Args:
+            seen: the batch.
+            allowed: the mask that was told beside it, [num, masked]; None where all actions are allowed.
+        """
+        told = self._own(seen)
+        if not self.masked:
+            return told
+        if self.mask is not None:
+            allowed = self.mask.of(seen)
+        elif allowed is None:
+            allowed = np.ones((len(told), self.masked))
+        return np.concatenate([told.reshape(len(told), -1), np.asarray(allowed) > 0], -1).astype(self.dtype)
+
+    def one(self, seen: Any, allowed: Any = None) -> np.ndarray:
+        """Give what policies see of one observation, [*shape], without a batch."""
+        told = self.from_environment(alone(seen), None if allowed is None else np.asarray(allowed)[None])
+        return np.asarray(told[0])
+
+    def _own(self, seen: Any) -> np.ndarray:
+        if not self.leaves:
+            if self.num is not None:
+                _check_counted(np.asarray(seen)[..., None], (self.first,), (self.num,))
+            return np.array(seen - self.first if self.first else seen, self.dtype)
+        parts = [leaf.of(seen) for leaf in self.leaves]
+        for i, leaf in enumerate(self.leaves):
+            if leaf.sizes:
+                _check_counted(parts[i], leaf.least, leaf.sizes)
+                parts[i] = parts[i] - np.asarray(leaf.least)
+        if self.num is not None:
+            return code_of(np.concatenate(parts, -1), self.digits).astype(self.dtype)
+        told = [
+            _indicated(part, leaf.sizes) if leaf.sizes else part / leaf.scale()
+            for part, leaf in zip(parts, self.leaves, strict=True)
+        ]
+        return np.concatenate(told, -1).astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Actions of an environment.
+
+    Attributes:
+        num: their number, or None where they are vectors.
+        first: the least of finitely many actions.
+        low: lower bounds of vectors, [*shape], infinite where there are none.
+        high: upper bounds.
+        sizes: how many values each of several integers takes.
+        space: of Gymnasium, where there are several parts to be put together.
+        leaves: its parts.
+    """
+
+    num: int | None
+    first: int = 0
+    low: Any = None
+    high: Any = None
+    sizes: tuple[int, ...] = ()
+    space: Any = None
+    leaves: tuple[Leaf, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what a policy draws."""
+        return () if self.num is not None else (len(self.sizes),) if self.sizes else tuple(np.shape(self.low))
+
+    def prior(self) -> dist.Distribution:
+        """Give the default prior: uniform, or Normal around the middle with half the range as its scale."""
+        if self.num is not None:
+            return dist.Categorical(logits=jax.device_put(np.zeros(self.num, np.float32)), validate_args=False)
+        if self.sizes:
+            known = np.arange(max(self.sizes)) < np.asarray(self.sizes)[:, None]
+            logits = jax.device_put(np.where(known, 0.0, NEVER).astype(np.float32))
+            return dist.Categorical(logits=logits, validate_args=False).to_event(1)
+        middle, scale = jax.device_put(self._ranges())
+        prior = dist.Normal(middle, scale, validate_args=False)
+        return prior.to_event(middle.ndim) if middle.ndim else prior
+
+    def at_random(self, rng: np.random.Generator, number: int, allowed: np.ndarray | None = None) -> np.ndarray:
+        """Draw so many from the default prior, on the host, [number, *shape].
+
+        Args:
+            rng: of NumPy.
+            number: how many.
+            allowed: which of finitely many actions may be taken, [number, num]; where it is None, all.
+        """
+        if self.num is not None:
+            known = np.ones((number, self.num), bool) if allowed is None else allowed
+            return np.argmax(np.where(known, rng.random(known.shape), -1.0), -1)
+        if self.sizes:
+            return rng.integers(self.sizes, size=(number, len(self.sizes)))
+        middle, scale = self._ranges()
+        drawn: np.ndarray = middle + scale * rng.standard_normal((number, *middle.shape), np.float32)
+        return drawn
+
+    def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give middle and half the range of vectors; 0 and 1 where they have no bounds."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+            bounded = (np.abs(low) < _LARGEST) & (np.abs(high) < _LARGEST)
+            middle = np.where(bounded, (low + high) / 2, 0.0).astype(np.float32)
+            return middle, np.where(bounded, (high - low) / 2, 1.0).astype(np.float32)
+
+    def to_environment(self, action: Any) -> Any:
+        """Give what the environment takes of a batch, [num, ...]: bounded actions are cut at their bounds."""
+        if self.leaves:
+            drawn = np.asarray(action)
+            numbers = digits_of(drawn, self.sizes) if self.num is not None else drawn.reshape(len(drawn), -1)
+            return put_together(self.space, list(self.leaves), numbers)
+        if self.num is not None:
+            return action + self.first
+        return np.clip(action, self.low, self.high).astype(self.low.dtype)
+
+    def one(self, action: Any) -> Any:
+        """Give what one environment takes of one action, without a batch."""
+        given = self.to_environment(np.asarray(action)[None])
+        if not self.leaves:
+            return given[0].item() if self.num is not None else given[0]
+        from gymnasium.vector.utils import batch_space, iterate
+
+        return next(iter(iterate(batch_space(self.space, 1), given)))
+
+    def check_prior(self, prior: dist.Distribution) -> None:
+        """Refuse a prior whose draws are no actions of the environment.
+
+        Raises:
+            ControlError: it draws integers for vectors or the other way round, of another shape, or too many.
+        """
+        shape, counted = self.shape, self.num is not None or bool(self.sizes)
+        drawn = jax.eval_shape(lambda: prior.sample(key_of_nothing()))
+        if prior.is_discrete != counted or drawn.shape != shape:
+            kind = "integers" if counted else "floats"
+            several = f"Categorical(logits of [{len(self.sizes)}, {max(self.sizes, default=0)}]).to_event(1)"
+            whole = f"Categorical over {self.num} actions" if self.num is not None else several
+            remedy = whole if counted else "Normal(...).to_event()"
+            raise ControlError(
+                f"the prior {type(prior).__name__} draws {drawn.dtype}{list(drawn.shape)}, and actions of the "
+                f"environment are {kind} of shape {list(shape)}; use a distribution such as {remedy}"
+            )
+        if self.num is None or not prior.has_enumerate_support:
+            return
+        number = jax.eval_shape(prior.enumerate_support).shape[0]
+        if number > self.num:
+            raise ControlError(
+                f"the prior {type(prior).__name__} draws from {number} actions, and the environment has {self.num}; "
+                "give it as many probabilities as there are actions"
+            )
+
+
+@checked(ControlError)
+def squashed_normal(low: FiniteNumbers, high: FiniteNumbers, *, scale: Positive = 1.0) -> dist.Distribution:
+    """Give a prior on bounded actions: a Normal of this scale, squashed to [low, high] by a logistic function.
+
+    Args:
+        low: lower bounds, [*shape].
+        high: upper bounds, [*shape].
+        scale: of the Normal before it is squashed; about 1.7 is nearest to uniform.
+
+    Raises:
+        ControlError: a bound is infinite, or they are the wrong way round.
+    """
+    lower, upper = jnp.asarray(low, float), jnp.asarray(high, float)
+    if not isinstance(low, jax.core.Tracer) and not isinstance(high, jax.core.Tracer):
+        told = np.asarray(low, float), np.asarray(high, float)
+        if told[0].shape != told[1].shape or not (told[0] < told[1]).all():
+            raise ControlError(
+                f"squashed_normal got low={low!r}, high={high!r}; use bounds of one shape with low < high"
+            )
+    transforms = [
+        dist.transforms.SigmoidTransform(),
+        dist.transforms.AffineTransform(lower, upper - lower, domain=dist.constraints.unit_interval),
+    ]
+    base = dist.Normal(jnp.zeros(lower.shape), scale)
+    squashed = dist.TransformedDistribution(base, transforms)
+    return squashed.to_event(lower.ndim) if lower.ndim else squashed
+
+
+def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -> Observations:
+    """Describe a space of observations.
+
+    Args:
+        space: of Gymnasium.
+        masked: how many actions a mask tells of; 0 where there is none.
+        within: whether the mask is the part `action_mask` of the observation.
+
+    Raises:
+        ControlError: the space is not supported.
+    """
+    from gymnasium import spaces
+
+    leaves = leaves_of(space)
+    mask = None
+    if leaves is not None and masked and within:
+        mask = next(leaf for leaf in leaves if leaf.path == (MASK,))
+        leaves = [leaf for leaf in leaves if leaf is not mask]
+    if not leaves:
+        raise ControlError(
+            f"observation space {space} is not supported; {SUPPORTED}; use a wrapper such as "
+            "gymnasium.wrappers.FlattenObservation"
+        )
+    only = leaves[0] if len(leaves) == 1 and not leaves[0].path else None
+    if only is not None and isinstance(space, spaces.Discrete):
+        plain = Observations((), np.int32, int(space.n), 1.0, int(space.start))
+    elif only is not None and isinstance(space, spaces.Box):
+        scale = only.scale().reshape(space.shape)
+        # One number where one will do: as many as a picture has would be built into every program.
+        same = scale.size > 0 and bool((scale == scale.flat[0]).all())
+        plain = Observations(space.shape, np.float32, None, float(scale.flat[0]) if same else scale)
+    else:
+        plain = _several(leaves)
+    if not masked:
+        return plain
+    width = math.prod(plain.shape) + masked
+    scale = np.append(np.broadcast_to(plain.scale, plain.shape).ravel(), np.ones(masked, np.float32))
+    return replace(plain, shape=(width,), masked=masked, mask=mask, scale=scale if plain.num is None else 1.0)
+
+
+def _several(leaves: list[Leaf]) -> Observations:
+    digits = tuple(size for leaf in leaves for size in leaf.sizes)
+    if all(leaf.sizes for leaf in leaves) and math.prod(digits) <= _MOST_COUNTED:
+        return Observations((), np.int32, math.prod(digits), leaves=tuple(leaves), digits=digits)
+    width = sum(sum(1 if n == 2 else n for n in leaf.sizes) if leaf.sizes else leaf.width for leaf in leaves)
+    return Observations((width,), np.float32, leaves=tuple(leaves))
+
+
+def _check_counted(values: np.ndarray, least: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    """Refuse what is none of finitely many integers, [..., integers]: a table would be read elsewhere."""
+    first = np.asarray(least)
+    odd = (values != np.floor(values)) | (values < first) | (values >= first + np.asarray(sizes))
+    if odd.any():
+        *_, place = np.argwhere(odd)[0]
+        raise ControlError(
+            f"an environment gave the observation {values[odd][0]!r}, and its space holds {least[place]} to "
+            f"{least[place] + sizes[place] - 1} there; mend the environment, or its observation_space"
+        )
+
+
+def _indicated(digits: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """Give an indicator for each value of each integer, one alone where there are two values, [num, indicators]."""
+    columns = [
+        digits[:, i, None] if size == 2 else digits[:, i, None] == np.arange(size) for i, size in enumerate(sizes)
+    ]
+    return np.concatenate(columns, -1)
+
+
+def describe_actions(space: Any) -> Actions:
+    """Describe a space of actions.
+
+    Raises:
+        ControlError: the space is not supported.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        return Actions(int(space.n), int(space.start))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return Actions(None, 0, space.low, space.high)
+    leaves = tuple(leaves_of(space, counted=True) or ())
+    sizes = tuple(size for leaf in leaves for size in leaf.sizes)
+    if leaves and all(leaf.sizes for leaf in leaves):
+        joint = math.prod(sizes)
+        return Actions(joint if joint <= MOST_JOINT else None, sizes=sizes, space=space, leaves=leaves)
+    if leaves and not any(leaf.sizes for leaf in leaves):
+        low, high = (
+            np.concatenate([np.ravel(getattr(leaf.space, side)).astype(float) for leaf in leaves])
+            for side in ("low", "high")
+        )
+        return Actions(None, 0, low, high, space=space, leaves=leaves)
+    raise ControlError(
+        f"action space {space} is not supported; {SUPPORTED}; use a wrapper such as gymnasium.wrappers.TransformAction"
+    )
+
+
+def without_mask(space: Any) -> Any:
+    """Give a Dict space without its part `action_mask`."""
+    from gymnasium import spaces
+
+    return spaces.Dict({name: part for name, part in space.spaces.items() if name != MASK})
+
+
+def mask_of(space: Any, actions: Actions) -> bool:
+    """Tell whether an observation has a part `action_mask` that tells which of the actions are allowed."""
+    from gymnasium import spaces
+
+    part = space.spaces.get(MASK) if isinstance(space, spaces.Dict) else None
+    return part is not None and actions.num is not None and math.prod(part.shape or ()) == actions.num

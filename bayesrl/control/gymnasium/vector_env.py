@@ -1,0 +1,350 @@
+"""Vectorised Gymnasium environments: their ways of starting the next episode, and episodes that end with an error."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from bayesrl.control.action_masks import method_of
+from bayesrl.control.gymnasium.spaces import MASK, Actions, Observations
+from bayesrl.errors import ControlError
+
+_FAILED = "bayesrl: the episode failed"
+"""How an environment's own info is told that the episode is to be dropped; no environment says this itself."""
+
+_NUM_PROBES = 256
+"""Steps that are played at random to learn of which size returns are."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Failures:
+    """Counts the episodes that ended with an error.
+
+    Attributes:
+        most: so many are allowed.
+        count: so many there were.
+    """
+
+    most: int
+    count: int = 0
+
+    def add(self, seed: int, step: int, error: Exception) -> None:
+        """Note one.
+
+        Raises:
+            ControlError: there are too many.
+        """
+        self.count += 1
+        told = f"the episode of seed {seed} ended in step {step} with {type(error).__name__}: {error}"
+        _log.warning("%s; it is dropped", told)
+        if self.count > self.most:
+            raise ControlError(
+                f"{self.count} episodes ended with an error, and {self.most} are allowed; the last: {told}"
+            )
+
+
+def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
+    """Open environments side by side; every episode is reset with a seed of its own.
+
+    Those that a function makes already side by side are taken as they are.
+
+    Args:
+        source: a `GymnasiumSource`.
+        number: how many.
+        seed: of the first episode; by default that of the source.
+
+    Raises:
+        ControlError: Gymnasium is missing, or the environment cannot be made.
+    """
+    try:
+        import gymnasium
+        from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+    except ImportError as error:
+        raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
+    if not (isinstance(source.environment, str) or callable(source.environment)):
+        raise ControlError(
+            f"environment={source.environment!r} is neither an id nor a function; pass the id of a registered "
+            "environment, or a function that makes one"
+        )
+    first = source.seed if seed is None else seed
+    made: list[Any] = []
+    ready: list[Any] = []
+
+    def build() -> Any:
+        if ready:
+            return ready.pop()
+        if callable(source.environment):
+            return source.environment()
+        return gymnasium.make(source.environment, **source.options)
+
+    def opener(index: int) -> Any:
+        def opened() -> Any:
+            told = bool(source.action_masks)
+            made.append(_guarded()(build, first + index, number, source.failures, asks_masks=told))
+            return made[-1]
+
+        return opened
+
+    try:
+        if callable(source.environment):
+            ready.append(source.environment())
+            if isinstance(ready[0], VectorEnv):
+                return ready[0]
+        # What is observed is copied on the way out, so that the buffer of the environments can be used again.
+        return SyncVectorEnv(
+            [opener(index) for index in range(number)], copy=False, autoreset_mode=AutoresetMode.NEXT_STEP
+        )
+    except Exception as error:
+        for one in made:
+            one.close()
+        known = isinstance(source.environment, str)
+        remedy = "gymnasium.registry lists those that are known" if known else "let the function give a gymnasium.Env"
+        raise ControlError(f"environment {source.environment!r} cannot be made: {error}; {remedy}") from error
+
+
+@cache
+def _guarded() -> Any:
+    """Make the wrapper class, which needs Gymnasium to be there."""
+    import gymnasium
+
+    class Guarded(gymnasium.Wrapper):
+        """Drops an episode that ends with an error, and starts the next one in a fresh environment."""
+
+        def __init__(self, build: Any, seed: int, stride: int, failures: Failures, *, asks_masks: bool) -> None:
+            super().__init__(build())
+            self._asks_masks = asks_masks
+            self._build, self._seed, self._stride, self._failures = build, seed, stride, failures
+            self._now, self._length = seed, 0
+            self._seen: Any = None
+
+        def reset(self, **options: Any) -> Any:
+            """Reset with the next seed; the one that was passed is not needed."""
+            options.pop("seed", None)
+            while True:
+                self._now, self._length = self._seed, 0
+                self._seed += self._stride
+                try:
+                    self._seen, info = self.env.reset(seed=self._now, **options)
+                    return self._seen, self._with_mask(info)
+                except Exception as error:  # noqa: BLE001  (whatever an environment raises)
+                    self._renew(error)
+
+        def step(self, action: Any) -> Any:
+            """Take a step; an error ends the episode, marked `failed`."""
+            try:
+                self._length += 1
+                self._seen, *given, info = self.env.step(action)
+                return self._seen, *given, self._with_mask(info)
+            except Exception as error:  # noqa: BLE001
+                self._renew(error)
+                return self._seen, 0.0, False, True, {_FAILED: True}
+
+        def _with_mask(self, info: Any) -> Any:
+            """Put what the method `action_masks` tells into info, where that tells no mask."""
+            if not self._asks_masks or MASK in info or (method := method_of(self.env)) is None:
+                return info
+            return {**info, MASK: np.asarray(method())}
+
+        def close(self) -> None:
+            """Close the environment; an error is told in the log, so that the others are closed too."""
+            try:
+                self.env.close()
+            except Exception as error:  # noqa: BLE001
+                _log.warning("closing an environment raised %s: %s", type(error).__name__, error)
+
+        def _renew(self, error: Exception) -> None:
+            self._failures.add(self._now, max(self._length - 1, 0), error)
+            self.close()
+            try:
+                self.env = self._build()
+            except Exception as second:
+                raise ControlError(
+                    f"the environment cannot be made anew after the episode of seed {self._now} ended with "
+                    f"{type(error).__name__}: {second}; make the environment so that several can follow each other"
+                ) from second
+
+    return Guarded
+
+
+def made_by_us(envs: Any) -> bool:
+    """Whether environments were put side by side here, and not by the function that made them."""
+    return isinstance(next(iter(getattr(envs, "envs", ())), None), _guarded())
+
+
+def _given(ask: Callable[..., Any], *args: Any) -> Any:
+    """Ask environments side by side; errors of single ones are met by `Guarded`, so these are of what they gave."""
+    try:
+        return ask(*args)
+    except ControlError:
+        raise
+    except Exception as error:
+        raise ControlError(
+            f"what an environment gave does not fit Gymnasium's interface or its own spaces: {error}; "
+            "gymnasium.utils.env_checker.check_env tells what is wrong"
+        ) from error
+
+
+def reset_mode(envs: Any) -> str:
+    """Tell how environments side by side start the next episode: "NextStep", "SameStep" or "Disabled".
+
+    Raises:
+        ControlError: they do not tell.
+    """
+    mode = envs.metadata.get("autoreset_mode")
+    told = getattr(mode, "value", mode)
+    if told not in ("NextStep", "SameStep", "Disabled"):
+        raise ControlError(
+            f"{type(envs).__name__} has metadata['autoreset_mode']={mode!r}; let it tell a "
+            "gymnasium.vector.AutoresetMode"
+        )
+    return str(told)
+
+
+@dataclass
+class Step:
+    """What one step of all environments gave, [num_envs] each.
+
+    Attributes:
+        reward: reward units.
+        terminated: whether the episode came to its own end, which no time limit is.
+        counts: whether a step was taken, and no environment was reset instead.
+        failed: whether the episode ended with an error.
+        ended: whether it ended, for whatever reason.
+        length: steps of the episode so far.
+        finished: return and length of the episodes that ended well.
+        last: what was observed where episodes ended, [num_envs, *shape], where the next ones have begun already;
+            None where it is the next observation.
+    """
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    counts: np.ndarray
+    failed: np.ndarray
+    ended: np.ndarray
+    length: np.ndarray
+    finished: list[tuple[float, int]]
+    last: np.ndarray | None = None
+
+
+class Playing:
+    """Environments in play: where they stand, and how the episodes under way have gone.
+
+    Args:
+        envs: from `open_environments`; closed where they cannot even be reset.
+        observations: what policies see of them.
+        actions: what they take.
+        seed: of the first of them.
+    """
+
+    def __init__(self, envs: Any, observations: Observations, actions: Actions, seed: int) -> None:
+        self.number = number = int(envs.num_envs)
+        self._envs, self._observations, self._actions = envs, observations, actions
+        self._mode = reset_mode(envs)
+        self._never = np.zeros(number, bool)
+        self._resetting = self._never
+        self._earned, self._length = np.zeros(number), np.zeros(number, int)
+        try:
+            self.observation = self._seen(*_given(partial(envs.reset, seed=seed)))
+        except BaseException:
+            envs.close()
+            raise
+
+    def step(self, action: Any) -> Step:
+        """Take one step of each; an environment whose episode is over is reset, in its stead or at once.
+
+        Where it is reset in the stead of a step, that does not count.
+
+        Raises:
+            ControlError: a reward or an observation is not finite or of the wrong shape; too many episodes failed.
+        """
+        seen, reward, terminated, truncated, info = _given(self._envs.step, self._actions.to_environment(action))
+        failed = np.asarray(info[_FAILED], bool) if _FAILED in info else self._never
+        counts = ~(self._resetting | failed)
+        reward = np.where(counts, reward, 0.0)
+        self._check("reward", reward)
+        self._length += ~self._resetting
+        self.observation = self._seen(seen, info)
+        self._earned += reward
+        ended = terminated | truncated
+        length = self._length.copy()
+        finished = [(float(self._earned[i]), int(length[i])) for i in np.flatnonzero(ended & ~failed)]
+        self._earned[ended], self._length[ended] = 0.0, 0
+        last = None
+        if self._mode == "NextStep":
+            self._resetting = ended
+        elif ended.any():
+            last = self._begun_anew(ended, info)
+        return Step(reward, terminated & ~failed, counts, failed, ended, length, finished, last)
+
+    def _begun_anew(self, ended: np.ndarray, info: Any) -> np.ndarray:
+        """Give what was observed where episodes ended, and stand where the next ones begin."""
+        last = self.observation.copy()
+        if self._mode == "Disabled":
+            first, told = _given(partial(self._envs.reset, options={"reset_mask": ended.copy()}))
+            self.observation[ended] = self._seen(first, told)[ended]
+            return last
+        found = info.get("final_obs")
+        if found is None:
+            raise ControlError(
+                "environments that start the next episode in the same step give no info['final_obs'], so that nobody "
+                "knows what the last one ended in; use autoreset_mode=AutoresetMode.NEXT_STEP"
+            )
+        for i in np.flatnonzero(ended):
+            last[i] = self._observations.one(found[i])
+        self._check("an observation", last)
+        return last
+
+    def returns_at_random(self, discount: float, seed: int) -> float:
+        """Play some steps of the default prior, and tell of which size returns to come are, reward units.
+
+        It is their root mean square, or the largest reward where that is more: what is seldom met at random may be met
+        in every episode later.
+
+        Args:
+            discount: γ.
+            seed: of the actions.
+        """
+        rng, masked = np.random.default_rng(seed), self._observations.masked
+        steps = []
+        for _ in range(_NUM_PROBES):
+            allowed = self.observation[:, -masked:] > 0 if masked else None
+            steps.append(self.step(self._actions.at_random(rng, self.number, allowed)))
+        later, squares, count = np.zeros(self.number), 0.0, 0
+        largest = max(float(np.abs(step.reward).max()) for step in steps)
+        for step in reversed(steps):
+            later = step.reward + discount * np.where(step.ended, 0.0, later)
+            squares, count = squares + float((later[step.counts] ** 2).sum()), count + int(step.counts.sum())
+        return max(float(np.sqrt(squares / max(count, 1))), largest)
+
+    def unfinished(self) -> list[tuple[float, int]]:
+        """Tell return and length of the episodes under way."""
+        return list(zip(self._earned.tolist(), self._length.tolist(), strict=True))
+
+    def close(self) -> None:
+        """Close all."""
+        self._envs.close()
+
+    def _seen(self, seen: Any, info: Any) -> np.ndarray:
+        allowed = None
+        if self._observations.masked and self._observations.mask is None and MASK in info:
+            # Where an environment tells none, all actions are allowed.
+            told = np.asarray(info.get(f"_{MASK}", np.ones(self.number, bool)), bool)
+            allowed = np.where(told[:, None], np.asarray(info[MASK]) > 0, True)
+        observation: np.ndarray = _given(self._observations.from_environment, seen, allowed)
+        self._check("an observation", observation)
+        return observation
+
+    def _check(self, what: str, values: np.ndarray) -> None:
+        if np.isfinite(values).all():
+            return
+        index = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(-1))[0])
+        bad = np.ravel(values[index])
+        raise ControlError(
+            f"environment {index} gave {what} {bad[~np.isfinite(bad)][0]} in step {int(self._length[index])} of an "
+            "episode; make it finite"
+        )

@@ -1,0 +1,84 @@
+"""`Bayesian`: Bayesian RL, as an agent that learns an episode at a time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from bayesrl.annotations import Must
+from bayesrl.arguments import Count, Unread, checked
+from bayesrl.control.exploration.rules import Exploration, thompson
+from bayesrl.control.learning.agents.base import Agent
+from bayesrl.control.learning.agents.bayesian_state import BayesianMind
+from bayesrl.control.learning.env_adapter import World
+from bayesrl.control.learning.models.base import ProgramModel, UnknownModel
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+from bayesrl.values import is_function
+
+type ModelOrProgram = Annotated[
+    Any,
+    Must(
+        "a model of the unknown, such as TabularModel(...), or a NumPyro program of the experience",
+        lambda model: is_function(model) and not isinstance(model, type),
+        alone=True,
+    ),
+]
+"""A model of the unknown, or a program of yours in its place."""
+
+
+def _fits_itself(given: Mapping[str, Any]) -> bool:
+    model = given["model"]
+    return isinstance(model, ProgramModel) or (isinstance(model, UnknownModel) and given["inference"] == "exact")
+
+
+@checked(
+    ControlError,
+    Unread("num_steps", _fits_itself, "the model has its own inference; inference='fit' makes steps for it"),
+    Unread(
+        "update_every",
+        lambda given: given["inference"] == "exact" and getattr(given["model"], "online", False),
+        "the model takes in each step when it is made",
+    ),
+)
+@dataclass(frozen=True, eq=False)
+class Bayesian(Agent):
+    """Bayesian RL: a posterior over what is unknown, from which exploration is drawn.
+
+    Args:
+        model: a model of the unknown, such as `TabularModel(...)` or `LinearValues(...)`, or a NumPyro program of
+            the experience that tells `numpyro.deterministic("action_values", …)`.
+        inference: "exact", as the model has it, or "fit", by SVI; programs of yours are always fitted.
+        num_draws: draws that exploration rules other than Thompson's look at.
+        num_steps: gradient steps of each update, where the posterior is fitted.
+        update_every: episodes between updates of a posterior that is fitted or trained.
+
+    Raises:
+        ControlError: an option is out of range.
+
+    References:
+        Ghavamzadeh, Mannor, Pineau & Tamar (2015), "Bayesian reinforcement learning: a survey".
+    """
+
+    model: ModelOrProgram
+    inference: Literal["exact", "fit"] = "exact"
+    num_draws: Count = 32
+    num_steps: Count = 100
+    update_every: Count = 1
+
+    @property
+    def default_exploration(self) -> Exploration:
+        """Thompson sampling."""
+        return thompson()
+
+    def describe(self) -> dict[str, Any]:
+        """Say what identifies the agent; see `Agent.describe`."""
+        name = getattr(self.model, "__qualname__", type(self.model).__name__)
+        return {"type": "Bayesian", "model": name, "inference": self.inference, "num_draws": self.num_draws}
+
+    def enter(self, key: PRNGKey, world: World, num_episodes: int) -> "BayesianMind":
+        """Get ready for an environment; see `Agent.enter`."""
+        model = self.model
+        if self.inference == "fit" or not isinstance(model, UnknownModel):
+            model = model if isinstance(model, ProgramModel) else ProgramModel(model, num_steps=self.num_steps)
+        model.check(world)
+        return BayesianMind(key, self, model, world, num_episodes)

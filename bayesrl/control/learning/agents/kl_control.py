@@ -1,0 +1,285 @@
+"""`KLControl`: KL-regularised RL, as an agent that learns an episode at a time."""
+
+import math
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+from numpyro import handlers
+
+from bayesrl.arguments import Count, Positive, Share, checked
+from bayesrl.compilation.jit import compiled, once_prepared
+from bayesrl.compilation.keys import cheap, fold_in
+from bayesrl.control.actor_critic import ActorCritic
+from bayesrl.control.exploration.rules import Exploration, Thompson, thompson
+from bayesrl.control.gymnasium.behaviour_policies import decide
+from bayesrl.control.gymnasium.recorded_rollout import Outside, RecordedRollout
+from bayesrl.control.gymnasium.spaces import Actions
+from bayesrl.control.learning.agents.base import Agent, Mind, Told
+from bayesrl.control.learning.agents.bayesian import Bayesian, ModelOrProgram
+from bayesrl.control.learning.allowed_actions import masks_of
+from bayesrl.control.learning.choices import restored
+from bayesrl.control.learning.env_adapter import Act, World
+from bayesrl.control.learning.replay_memory import Episode
+from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
+from bayesrl.core.draws import Draws
+from bayesrl.errors import ControlError
+from bayesrl.svi.setup import set_up
+from bayesrl.svi.step import Lane, State, init
+from bayesrl.svi.step import learn as take_step
+from bayesrl.typing import PRNGKey
+
+
+@checked(ControlError)
+@dataclass(frozen=True, eq=False)
+class KLControl(Agent):
+    """KL-regularised RL: the policy is the posterior p* ∝ π₀·exp(R/β), fitted to what was played.
+
+    Episodes are played by the policy as it stands (or by an exploration rule, corrected by importance), and a batch of
+    them serves several updates of J = E[R] − β·KL by `ActorCritic`. Nothing is believed of the environment, so that
+    what was never tried is not looked for.
+
+    Args:
+        beta: temperature, reward units per nat.
+        reference: what the KL is taken from: the "prior", or the "previous" policy (mirror descent).
+        policy: `TablePolicy()`, `LinearPolicy()` or `NetworkPolicy()`; by default a table where observations are
+            finitely many, else a network.
+        batch: episodes between updates.
+        num_updates: gradient steps for each batch.
+        trace: λ of the advantages.
+        learning_rate: of Adam; by default that of the policy's family.
+        discount: γ; by default that of the environment.
+
+    Raises:
+        ControlError: an option is out of range.
+
+    References:
+        Levine (2018), "Reinforcement learning and control as probabilistic inference"; Schulman et al. (2017) for
+        batches that serve several updates.
+    """
+
+    beta: Positive
+    reference: Literal["prior", "previous"] = "prior"
+    policy: ObservationPolicy | None = None
+    batch: Count = 8
+    num_updates: Count = 8
+    trace: Share = 0.95
+    learning_rate: Positive | None = None
+    discount: Share | None = None
+
+    @property
+    def default_exploration(self) -> Exploration:
+        """Draws from the policy itself."""
+        return thompson()
+
+    def describe(self) -> dict[str, Any]:
+        """Say what identifies the agent; see `Agent.describe`."""
+        return {"type": "KLControl", "beta": float(self.beta), "reference": self.reference, "batch": self.batch}
+
+    def enter(self, key: PRNGKey, world: World, num_episodes: int) -> "ControlMind":
+        """Get ready for an environment; see `Agent.enter`."""
+        return ControlMind(key, self, world, num_episodes)
+
+
+class ControlMind(Mind):
+    """A `KLControl` agent in one environment.
+
+    Attributes:
+        state: parameters and optimiser.
+        masks: what each of finitely many states allows, where the environment tells it.
+    """
+
+    def __init__(self, key: PRNGKey, agent: KLControl, world: World, num_episodes: int) -> None:
+        self.agent, self.world = agent, world
+        discount = world.discount if agent.discount is None else agent.discount
+        prior, masked = Actions(world.num_actions).prior(), world.num_actions if world.masked else 0
+        scale: Any = world.scale
+        if masked and world.num_observations is None:
+            scale = np.append(np.broadcast_to(scale, world.shape).ravel(), np.ones(masked, np.float32))
+        self._shape = (math.prod(world.shape) + masked,) if masked else world.shape
+        outside = Outside(self._shape, jnp.dtype(world.dtype), prior, world.num_observations, scale, masked=masked)
+        self.masks = masks_of(world)
+        self._size = min(world.max_steps, 2000) + 1
+        rollout = RecordedRollout(outside, self._size, max(discount, 1e-6), None)
+        family = agent.policy or (TablePolicy() if world.num_observations is not None else NetworkPolicy())
+        objective = ActorCritic(trace=agent.trace, reference=agent.reference)
+        self._setup = set_up(cheap(key), rollout, (), agent.beta, family, objective, 1, _recorded)
+        rate = self._setup.learning_rate if agent.learning_rate is None else agent.learning_rate
+        programs = self._setup.programs
+        arrays, static = eqx.partition(programs.args, eqx.is_array)
+        pair = programs.pair()
+        lane = Lane(self._setup.objective, optax.adam(rate), lambda args: replace(pair, args=eqx.combine(args, static)))
+        self.state = compiled(lambda params: init(lane, params), name="initial")(self._setup.params)
+        self._pair, self._args, self._lane = pair, arrays, lane
+        self._batch: list[Episode] = []
+        self._acting: dict[str, Any] = {}
+        self._stepping = once_prepared(self._steps, name="update")
+        self._told = Told()
+        self._probs = once_prepared(self._probabilities, name="policy")
+
+    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
+        """Choose how to act in the next episode; see `Mind.explore`."""
+        if self.world.num_observations is not None and isinstance(exploration, Thompson) and not self.world.masked:
+            return self._from_table(key)
+        name = repr(exploration)
+        if name not in self._acting:
+            behaviour = getattr(exploration, "behave", exploration)
+            pair = self._pair
+
+            def act(key: PRNGKey, state: State, seen: Array) -> tuple[Array, Array]:
+                params = jax.tree.map(lambda x: x[0], state.params)
+                told = decide(pair, params, key, seen[None], behaviour)
+                return told.action[0], told.log_behaviour[0]
+
+            self._acting[name] = once_prepared(act, name="act")
+        acting = self._acting[name]
+
+        def choose(time: int, seen: np.ndarray, *allowed: np.ndarray) -> tuple[int, float]:
+            told = self._joined(np.asarray(seen)[None], allowed[0][None] if allowed else None)
+            action, score = acting(fold_in(key, time), self.state, np.asarray(told[0]))
+            return int(action), float(score)
+
+        return Act(choose)
+
+    def _from_table(self, key: PRNGKey) -> Act:
+        """Draw from the policy itself, whose probabilities stay the same for an episode."""
+        probs = self.probs()
+        cumulated = probs.cumsum(-1)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+
+        def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
+            action = min(int(np.searchsorted(cumulated[int(seen)], rng.random(), side="right")), probs.shape[-1] - 1)
+            return action, float(np.log(probs[int(seen), action]))
+
+        return Act(choose, probs[None])
+
+    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
+        """Update by inference; see `Mind.update`."""
+        if self.masks is not None:
+            self.masks.note(episode, same=False)
+        self._batch.append(episode)
+        if len(self._batch) == self.agent.batch:
+            sites, behaviour = self._recorded()
+            self.state, info = self._stepping(self.state, sites, behaviour)
+            self._told = Told(objective=float(info["objective"]), kl=float(info["kl"]))
+            self._batch = []
+        return self._told
+
+    def _recorded(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Lay the batch out as sites, [batch, steps + 1, ...]."""
+        world, shape = self.world, (len(self._batch), self._size)
+        sites: dict[str, np.ndarray] = {
+            "observation": np.zeros((*shape, *self._shape), world.dtype),
+            "action": np.zeros(shape, np.int32),
+            "counts": np.zeros(shape, bool),
+            "terminated": np.zeros(shape, bool),
+            "earned": np.zeros(shape, np.float32),
+        }
+        behaviour = np.zeros(shape, np.float32)
+        for i, episode in enumerate(self._batch):
+            count = min(len(episode.reward), self._size - 1)
+            seen = np.concatenate([episode.observation[:count], episode.following[count - 1 : count]])
+            allowed = None if episode.allowed is None else episode.allowed[: count + 1]
+            sites["observation"][i, : count + 1] = self._joined(seen, allowed)
+            sites["action"][i, :count] = episode.action[:count]
+            sites["counts"][i, :count] = True
+            sites["earned"][i, :count] = episode.reward[:count]
+            sites["terminated"][i, count - 1] = (episode.terminated and count == len(episode.reward)) or self._ends(
+                count
+            )
+            behaviour[i, :count] = episode.log_behaviour[:count]
+        return sites, behaviour
+
+    def _joined(self, seen: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+        """Put what is allowed behind observations, as `Outside` reads them, [steps, ...]."""
+        if allowed is None:
+            return seen
+        return np.concatenate([seen.reshape(len(seen), -1), allowed], -1).astype(self.world.dtype)
+
+    def _ends(self, count: int) -> bool:
+        """Whether an episode that was cut off here was over: the horizon of a table is its own end."""
+        return count == self.world.max_steps and getattr(getattr(self.world, "mdp", None), "horizon", None) is not None
+
+    def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[State, dict[str, Array]]:
+        first = jax.tree.map(lambda x: x[0], state.params)
+        scored = self._pair.score(first, Draws.held(sites))
+        draws = scored._replace(log_behaviour={"action": behaviour})
+        axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
+
+        def one(state: State, _: None) -> tuple[State, dict[str, Array]]:
+            new, tally = jax.vmap(
+                lambda own: take_step(self._lane, own, draws, jnp.asarray(self._setup.betas[0]), self._args),
+                in_axes=(axes,),
+                out_axes=(axes, 0),
+            )(state)
+            told = {"objective": tally.info.objective[0], "kl": tally.info.kl[0], "spread": tally.info.spread[0]}
+            return new, told
+
+        state, told = lax.scan(one, state, None, length=self.agent.num_updates)
+        return state, {name: values[-1] for name, values in told.items()}
+
+    def probs(self) -> np.ndarray:
+        """Give π(a | s), [states, actions]."""
+        allowed = None if self.masks is None else self.masks.table
+        states = self._joined(np.arange(self.world.num_observations or 0), allowed)
+        told = np.asarray(self._probs(self.state.params, states), float)
+        return told / told.sum(-1, keepdims=True)
+
+    def _probabilities(self, stacked: Any, states: Array) -> Array:
+        params = jax.tree.map(lambda x: x[0], stacked)
+        guide = handlers.substitute(self._pair.guide, data=self._pair.constrain(params))
+        return jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states)
+
+    def mark(self) -> tuple[Any, ...]:
+        """Remember how it is; see `Mind.mark`."""
+        return self.state, list(self._batch), self._told, copy(self.masks)
+
+    def back(self, mark: tuple[Any, ...]) -> None:
+        """Be as it was; see `Mind.back`."""
+        self.state, self._batch, self._told, self.masks = mark[0], list(mark[1]), *mark[2:]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give what a checkpoint has to keep; see `Mind.arrays`."""
+        held = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
+        held["told"] = np.array(self._told)
+        for i, episode in enumerate(self._batch):
+            told = {name: value for name, value in episode._asdict().items() if value is not None}
+            held |= {f"batch/{i}/{name}": np.asarray(value) for name, value in told.items()}
+        return held if self.masks is None else held | {"masks": self.masks.array()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take what a checkpoint kept; see `Mind.restore`."""
+        self.state = restored(self.state, arrays, "policy")
+        self._told = Told(*arrays["told"].tolist())
+        if self.masks is not None:
+            self.masks.restore(arrays["masks"])
+        self._batch = []
+        while f"batch/{len(self._batch)}/reward" in arrays:
+            own = {name: arrays.get(f"batch/{len(self._batch)}/{name}") for name in Episode._fields}
+            held: dict[str, Any] = {**own, "terminated": bool(own["terminated"])}
+            self._batch.append(Episode(**held))
+
+
+def _recorded(*_: Any) -> Any:
+    """Stand for the source of the draws: episodes are handed over as they are played."""
+    raise ControlError("episodes are handed over by learn(...)")
+
+
+@checked(ControlError)
+def agent_named(name: str, model: ModelOrProgram, *, beta: float) -> Agent:
+    """Make an agent from its name: `bayesian`, with a model of the unknown, or `kl_control`, at a temperature.
+
+    Raises:
+        ControlError: there is no such agent.
+    """
+    if name == "bayesian":
+        return Bayesian(model)
+    if name == "kl_control":
+        return KLControl(beta)
+    raise ControlError(f"there is no agent {name!r}; use bayesian or kl_control")

@@ -1,0 +1,158 @@
+"""What agents of `learn` play: an environment that is not looked into, and how one episode goes."""
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from bayesrl.control.environments.tabular import TabularMDP
+from bayesrl.control.learning.replay_memory import Episode, Experience, example
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+
+
+@dataclass(frozen=True)
+class Act:
+    """How one episode is played.
+
+    Attributes:
+        choose: from the time step and what is observed to an action and its log-probability, nan where that is not
+            known; where the environment has masks, from the actions that are allowed too, [actions].
+        probs: the same as probabilities, [steps or 1, states, actions], where observations are finitely many.
+    """
+
+    choose: Callable[..., tuple[int, float]]
+    probs: np.ndarray | None = None
+
+
+class World(abc.ABC):
+    """An environment that can be played and not looked into.
+
+    Attributes:
+        num_actions: how many there are.
+        num_observations: how many there are, where they are the integers from 0 on; else None.
+        shape: of one observation.
+        dtype: of one observation.
+        scale: of about which size the numbers in an observation are, [*shape].
+        max_steps: the longest episode.
+        discount: γ of the returns that are told.
+        optimum: the greatest expected return of an episode, reward units; None where nobody knows.
+        unknown: why nobody knows it, where nobody does.
+        action_names: one per action, where they have names.
+        name: of the environment.
+        options: that it was made with, as text, for the run folder.
+        masked: whether it tells which actions are allowed.
+        allowed: those that are where it stands, [actions]; None where it has no masks.
+    """
+
+    num_actions: int
+    num_observations: int | None = None
+    shape: tuple[int, ...] = ()
+    dtype: Any = np.int32
+    scale: Any = 1.0
+    max_steps: int = 1
+    discount: float = 1.0
+    optimum: float | None = None
+    unknown: str = "the environment publishes no model"
+    action_names: tuple[str, ...] = ()
+    name: str = ""
+    options: Mapping[str, str] = MappingProxyType({})
+    masked: bool = False
+    allowed: np.ndarray | None = None
+    _tables: TabularMDP | None = None
+    """What the regret is told by; agents do not see it."""
+
+    @abc.abstractmethod
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Start an episode and give the first observation; the key fixes everything random in the episode."""
+
+    @abc.abstractmethod
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Take an action; give (observation, reward, terminated, truncated)."""
+
+    def close(self) -> None:
+        """Close what is open."""
+        return
+
+    def regret(self, episode: Episode, act: Act) -> float:
+        """Give what the best policy is expected to gain more than what was played, reward units.
+
+        Where tables tell what a policy is worth, exactly; else the optimum less the return, whose mean over
+        episodes is the same; nan where nobody knows the optimum.
+        """
+        if self.optimum is None:
+            return np.nan
+        if self._tables is not None and act.probs is not None:
+            return self.optimum - _worth(self._tables, act.probs, self.max_steps)
+        return self.optimum - float(episode.returns(self.discount)[0])
+
+    def play(self, key: PRNGKey, act: Act) -> Episode:
+        """Play an episode.
+
+        Raises:
+            ControlError: an action that the environment does not have or allow, or a reward that is not finite.
+        """
+        seen = self.begin(key)
+        rows: list[tuple[Any, ...]] = []
+        masks = [self.allowed]
+        over = terminated = False
+        while not over:
+            action, log_prob = act.choose(len(rows), seen, *self._mask(len(rows)))
+            if not 0 <= action < self.num_actions:
+                raise ControlError(
+                    f"action {action} was chosen in step {len(rows)}, and the environment has actions 0 to "
+                    f"{self.num_actions - 1}; give one of these"
+                )
+            if self.allowed is not None and not self.allowed[action]:
+                raise ControlError(
+                    f"action {action} was chosen in step {len(rows)}, and the environment allows only "
+                    f"{np.flatnonzero(self.allowed).tolist()} there; let the rule heed belief.allowed, or choose by "
+                    "belief.mean or belief.draw(key), which are −inf for all others"
+                )
+            after, reward, terminated, truncated = self.step(action)
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(np.float32(reward))
+            if not finite:
+                raise ControlError(
+                    f"the environment gave reward {reward} in step {len(rows)}; make it finite, in single precision"
+                )
+            rows.append((seen, action, reward, after, log_prob))
+            masks.append(self.allowed)
+            over, seen = terminated or truncated or len(rows) >= self.max_steps, after
+        observed, actions, rewards, following, scores = (np.array(part) for part in zip(*rows, strict=True))
+        kinds = (observed.astype(self.dtype), following.astype(self.dtype))
+        allowed = np.array(masks, bool) if self.masked else None
+        return Episode(kinds[0], actions, rewards.astype(float), kinds[1], terminated, scores.astype(float), allowed)
+
+    def example(self) -> Experience:
+        """Give a row of nothing of its kind, to look at programs with."""
+        blank = example(self.shape, self.dtype)
+        if not self.masked or self.num_observations is None:
+            return blank
+        return blank._replace(allowed=np.ones((self.num_observations, self.num_actions), bool))
+
+    def _mask(self, time: int) -> tuple[np.ndarray, ...]:
+        """Give what is allowed where it stands, if it has masks."""
+        if self.allowed is None:
+            return ()
+        if not self.allowed.any():
+            raise ControlError(
+                f"{self.name} allows no action in step {time} of an episode that goes on; let it allow one, or end"
+            )
+        return (self.allowed,)
+
+
+def _worth(mdp: TabularMDP, probs: np.ndarray, steps: int) -> float:
+    """Give the expected return of a policy [steps or 1, states, actions] over so many steps.
+
+    As `evaluate_policy` does, without KL and occupancy, for it is asked once an episode.
+    """
+    earned, value = mdp.expected_rewards(), np.zeros(mdp.num_states)
+    alive = ~mdp.terminal
+    for t in reversed(range(steps)):
+        ahead = (mdp.probabilities * (value * alive)[mdp.successors]).sum(-1)
+        value = (probs[min(t, len(probs) - 1)] * (earned + mdp.discount * ahead)).sum(-1)
+    return float(mdp.start @ (value * alive))

@@ -1,0 +1,274 @@
+"""Pictures of learning: returns and regret with bands, posteriors of Q, and how sure the policy is, on a map."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayesrl.arguments import checked
+from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.control.environments.tabular import TabularMDP
+from bayesrl.control.figures import _arrows, _cell_count, _maps, _place
+from bayesrl.control.learning.agents.bayesian_state import BayesianMind
+from bayesrl.control.learning.agents.kl_control import ControlMind
+from bayesrl.control.learning.result import Learned, Stage
+from bayesrl.control.planning import soft_value_iteration
+from bayesrl.diagnostics.results import Section
+from bayesrl.errors import ControlError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_EXACT = "#b35900"
+_SMALL = (4.6, 3.2)
+_DRAWS = 200
+
+
+def returns_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
+    """Draw the return of episodes, averaged over some, with median and range over runs; the optimum dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SMALL, layout="constrained")
+    axis = figure.subplots()
+    for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
+        window = max(max(run.num_episodes for run in several) // 20, 1)
+        curves = _aligned([_smoothed(run.history["return"], window) for run in several])
+        _band(axis, curves, colour, name if len(runs) > 1 else f"mean of {window} episodes" if window > 1 else "return")
+    optimum = next(iter(runs.values()))[0].world.optimum
+    if optimum is not None:
+        axis.axhline(optimum, color="black", linestyle="--", linewidth=1, label="optimum")
+    _dress(axis, "episode", "return of an episode")
+    return figure
+
+
+def regret_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
+    """Draw cumulated regret, median and range over runs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SMALL, layout="constrained")
+    axis = figure.subplots()
+    for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
+        label = name if len(runs) > 1 else f"median and range of {len(several)} runs" if len(several) > 1 else "regret"
+        _band(axis, _aligned([run.regret for run in several], held=True), colour, label)
+    _dress(axis, "episode", "cumulated regret (reward units)")
+    return figure
+
+
+def certainty_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
+    """Draw P(the first decision is optimal) along the episodes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SMALL, layout="constrained")
+    axis = figure.subplots()
+    for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
+        for i, run in enumerate(several):
+            told = ~np.isnan(run.history["p_optimal"])
+            label = (name if len(runs) > 1 else "each run") if i == 0 else None
+            axis.plot(
+                run.history["episode"][told], run.history["p_optimal"][told], color=colour, linewidth=1, label=label
+            )
+    axis.set_ylim(0, 1.03)
+    _dress(axis, "episode", "P(first decision is optimal)")
+    return figure
+
+
+def values_figure(learned: Learned, states: Sequence[int], truth: Mapping[int, np.ndarray] | None = None) -> "Figure":
+    """Draw the posterior of Q in some states: middle 50% and 95% of each action, with the truth where it is known.
+
+    Args:
+        learned: by a `Bayesian` agent; observations are finitely many.
+        states: to show, at most six.
+        truth: Q* by state, [actions], or None.
+    """
+    from matplotlib.figure import Figure
+
+    shown = list(states)[:6]
+    tables = np.asarray(learned.draws(key_of_nothing(), 400)["action_values"])
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(max(1.6 * columns + 0.4, 3.4), 1.7 * rows + 0.3), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
+    for axis, state in zip(axes, shown, strict=False):
+        values = _at(tables, learned, state)
+        for action in range(values.shape[1]):
+            low, first, middle, third, high = np.quantile(values[:, action], [0.025, 0.25, 0.5, 0.75, 0.975])
+            axis.plot([action] * 2, [low, high], color=_COLOURS[0], linewidth=1)
+            axis.plot([action] * 2, [first, third], color=_COLOURS[0], linewidth=5, alpha=0.5, solid_capstyle="butt")
+            axis.plot(action, middle, "o", color=_COLOURS[0], markersize=4)
+            if truth is not None and state in truth:
+                axis.plot(action, truth[state][action], "x", color=_EXACT, markersize=6, markeredgewidth=1.6)
+        axis.set_xticks(range(values.shape[1]), [learned.action_name(a) for a in range(values.shape[1])], fontsize=7)
+        axis.set_xlim(-0.5, values.shape[1] - 0.5)
+        axis.set_title(f"state {state}" if learned.world.max_steps > 1 else "", fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    axes[0].set_ylabel("Q (reward units)", fontsize=8)
+    return figure
+
+
+def sure_map(learned: Learned, mdp: TabularMDP, stages: Sequence[Stage | None]) -> "Figure":
+    """Draw on the grid how sure the best action is, at some moments: darker is surer, cells never entered are white.
+
+    Args:
+        learned: by a `Bayesian` agent.
+        mdp: with a layout.
+        stages: moments; None is the end.
+    """
+    titles = ["at the end" if s is None else f"after {s.episode:,} episode{'s'[: s.episode != 1]}" for s in stages]
+    figure, axes = _maps(mdp, titles)
+    rows, columns = mdp.layout or (1, 1)
+    lived = learned.mind.memory.arrays() if isinstance(learned.mind, BayesianMind) else {}
+    for axis, stage in zip(axes, stages, strict=True):
+        tables = np.asarray(learned.draws(key_of_nothing(), _DRAWS, stage=stage)["action_values"])
+        sure = np.zeros((mdp.num_states, mdp.num_actions))
+        before = lived["observation"][: None if stage is None else stage.rows]
+        seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal
+        for state in np.flatnonzero(seen[: _cell_count(mdp)]):
+            values = _at(tables, learned, int(state))
+            sure[state] = np.bincount(values.argmax(1), minlength=mdp.num_actions) / len(values)
+        best = sure.max(1)
+        least = 1 / mdp.num_actions
+        grid = np.where(seen, best, np.nan)[: rows * columns].reshape(rows, columns)
+        axis.imshow(grid, extent=(-0.5, columns - 0.5, -rows + 0.5, 0.5), cmap="Blues", vmin=least, vmax=1.5)
+        _arrows(axis, mdp, sure, _COLOURS[0])
+        if _cell_count(mdp) <= 64:
+            for state in np.flatnonzero(seen[: _cell_count(mdp)]):
+                x, y = _place(mdp, int(state))
+                axis.text(x - 0.46, y - 0.44, f"{best[state]:.2f}", fontsize=5.5, color="#333")
+    return figure
+
+
+@checked(ControlError)
+def learning_maps(mdp: TabularMDP) -> Callable[[Learned], Iterator[Section]]:
+    """Give the report sections of what was learned in a tabular problem: posterior of Q, and how sure it is.
+
+    Args:
+        mdp: the environment that was learned, for its layout and its exact values.
+    """
+
+    def sections(learned: Learned) -> Iterator[Section]:
+        if isinstance(learned.mind, ControlMind):
+            if mdp.layout is not None:
+                yield Section(
+                    "The policy on the map",
+                    "An arrow is as long as its action is likely. Good is where it agrees with the optimum beside it.",
+                    _policies(learned.mind, mdp),
+                )
+            return
+        if not isinstance(learned.mind, BayesianMind) or not learned.num_episodes:
+            return
+        exact = soft_value_iteration(mdp, 0.0).action_value
+        states = _chosen(learned)
+        truth = {
+            s: exact[min(_time_of(learned, s), len(exact) - 1), s] if exact.ndim == 3 else exact[s] for s in states
+        }
+        yield Section(
+            "Posterior of Q, in states along the way",
+            "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the crosses "
+            "of the better actions lie within their bars; actions known to be worse are tried no more, and stay wide.",
+            values_figure(learned, states, truth),
+        )
+        if mdp.layout is not None:
+            early = next((s for s in learned.stages if s.episode >= learned.num_episodes / 20), None)
+            yield Section(
+                "How sure it is, on the map",
+                "Darker cells are surer of their best action, and white ones were never entered; arrows are as long "
+                "as their action is probably the best. Good is where the way to the goal is dark at the end.",
+                sure_map(learned, mdp, [early, None] if learned.mind.model.online and early else [None]),
+            )
+
+    return sections
+
+
+@checked(ControlError)
+def learning_values(truth: Sequence[float] | None = None) -> Callable[[Learned], Iterator[Section]]:
+    """Give the report section of what was learned of a bandit: the posterior of each arm's value.
+
+    Args:
+        truth: the values themselves, reward units, or None.
+    """
+
+    def sections(learned: Learned) -> Iterator[Section]:
+        if not isinstance(learned.mind, BayesianMind) or not learned.num_episodes or not learned.mind.finite:
+            return
+        told = learned.decide(key_of_nothing(), 0)
+        known = None if truth is None else {0: np.asarray(truth, float)}
+        best = int(np.argmax(told.optimal))
+        low, high = np.asarray(told.interval[best])
+        yield Section(
+            "Posterior of the values",
+            "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the bar of "
+            f"the best arm stands apart. {learned.action_name(best)} is the best with probability "
+            f"{float(told.optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
+            values_figure(learned, [0], known),
+        )
+
+    return sections
+
+
+def _policies(mind: ControlMind, mdp: TabularMDP) -> "Figure":
+    figure, axes = _maps(mdp, ("learned", "optimum"))
+    exact = soft_value_iteration(mdp, 0.0).policy
+    for axis, policy, colour in zip(axes, (mind.probs(), exact), (_COLOURS[0], _EXACT), strict=True):
+        _arrows(axis, mdp, policy if policy.ndim == 2 else policy[0], colour)
+    return figure
+
+
+def _chosen(learned: Learned) -> list[int]:
+    """Choose states to show: those that the last episodes went through most, in the order of their times."""
+    rows = learned.mind.memory.arrays() if isinstance(learned.mind, BayesianMind) else {}
+    last = rows["observation"][-2000:].astype(int)
+    count = np.bincount(last)
+    often = np.argsort(-count, kind="stable")[: min(6, int((count > 0).sum()))]
+    return sorted((int(s) for s in often), key=lambda s: (_time_of(learned, s), s))
+
+
+def _time_of(learned: Learned, state: int) -> int:
+    """Give the earliest step at which a state was visited, 0 where it never was."""
+    if not isinstance(learned.mind, BayesianMind):
+        return 0
+    rows = learned.mind.memory.arrays()
+    times = rows["time"][rows["observation"] == state]
+    return int(times.min()) if len(times) else 0
+
+
+def _at(tables: np.ndarray, learned: Learned, state: int) -> np.ndarray:
+    """Pick the values of one state, at the earliest step that it was visited, [draws, actions]."""
+    return tables[:, _time_of(learned, state), state] if tables.ndim == 4 else tables[:, state]
+
+
+def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Average over a trailing window, shorter at the start."""
+    total = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    begins = np.maximum(ends - window, 0)
+    return (total[ends] - total[begins]) / (ends - begins)
+
+
+def _aligned(curves: Sequence[np.ndarray], *, held: bool = False) -> np.ndarray:
+    """Stack curves that may have ended early: nan where they have, or their last value."""
+    longest = max(map(len, curves))
+    if held:
+        return np.stack([np.pad(np.asarray(c, float), (0, longest - len(c)), mode="edge") for c in curves])
+    return np.stack([np.pad(np.asarray(c, float), (0, longest - len(c)), constant_values=np.nan) for c in curves])
+
+
+def _band(axis: Any, curves: np.ndarray, colour: str, label: str) -> None:
+    episodes = np.arange(1, curves.shape[1] + 1)
+    if len(curves) > 1:
+        axis.fill_between(episodes, np.nanmin(curves, 0), np.nanmax(curves, 0), color=colour, alpha=0.2, linewidth=0)
+    axis.plot(episodes, np.nanmedian(curves, 0), color=colour, linewidth=1.5, label=label)
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
+
+
+def _dress(axis: Any, across: str, up: str) -> None:
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,372 @@
+"""What can be learned from: tables, programs, Gymnasium environments and bandits, played an episode at a time."""
+
+import re
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+from numpyro import handlers
+
+from bayesrl.annotations import Must
+from bayesrl.arguments import FiniteNumbersOrNone, Seed, checked
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import cheap, fold_in, key_of_nothing
+from bayesrl.control.action_masks import METHOD, flags_of, told_mask
+from bayesrl.control.bandits.arms import Bandit
+from bayesrl.control.environments.base import Environment
+from bayesrl.control.environments.from_gymnasium import as_tables
+from bayesrl.control.environments.published_models import changing, published, publishes, time_limit
+from bayesrl.control.environments.tabular import TabularMDP
+from bayesrl.control.gymnasium.source import MOST_STEPS
+from bayesrl.control.gymnasium.spaces import MASK, describe_actions, describe_observations, mask_of, without_mask
+from bayesrl.control.learning.env_adapter import Act, World
+from bayesrl.control.learning.replay_memory import Episode
+from bayesrl.control.planning import soft_value_iteration
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+from bayesrl.values import is_function, is_text
+
+
+class TabularWorld(World):
+    """A `TabularMDP` that is played, with the tables kept to itself."""
+
+    def __init__(self, mdp: TabularMDP) -> None:
+        if mdp.horizon is None and mdp.discount == 1 and not mdp.terminal.any():
+            raise ControlError(f"{mdp.name or 'the problem'} has no end; pass mdp.replace(horizon=...)")
+        self.mdp = mdp
+        self._tables = mdp if mdp.horizon is not None else None
+        self.num_actions, self.num_observations = mdp.num_actions, mdp.num_states
+        self.action_names, self.name = mdp.action_names, mdp.name or "table"
+        self.max_steps = MOST_STEPS if mdp.horizon is None else mdp.horizon
+        self.discount = mdp.discount
+        self.optimum = float(soft_value_iteration(mdp.replace(prior=None), 0.0).objective)
+        self._cumulated = mdp.probabilities.cumsum(-1)
+        self._state, self._rng = 0, np.random.default_rng(0)
+
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Draw the first state."""
+        self._rng = _generator(key)
+        self._state = int(np.searchsorted(self.mdp.start.cumsum(), self._rng.random(), side="right"))
+        self._state = min(self._state, self.mdp.num_states - 1)
+        return np.asarray(self._state)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Draw an outcome."""
+        at = (self._state, action)
+        outcome = int(np.searchsorted(self._cumulated[at], self._rng.random(), side="right"))
+        outcome = min(outcome, self._cumulated.shape[-1] - 1)
+        self._state = int(self.mdp.successors[at][outcome])
+        reward = float(self.mdp.rewards[at][outcome])
+        return np.asarray(self._state), reward, bool(self.mdp.terminal[self._state]), False
+
+
+class GymnasiumWorld(World):
+    """A Gymnasium environment; where it publishes its model, and that says what is played, the optimum is known.
+
+    Args:
+        environment: itself, its id, or a function that makes one.
+        action_masks: whether only actions are taken that it allows; None is where it tells which.
+    """
+
+    def __init__(self, environment: Any, action_masks: bool | None = False) -> None:
+        self._env = _opened(environment)
+        self._own = self._env is not environment
+        try:
+            self._describe(action_masks)
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, action_masks: bool | None) -> None:
+        self._actions = describe_actions(self._env.action_space)
+        if self._actions.num is None:
+            raise ControlError(
+                f"{self._env} has actions that are vectors, and `learn` chooses among finitely many; use bayesrl.fit "
+                "with GymnasiumSource"
+            )
+        space = self._env.observation_space
+        self._within = action_masks is not False and mask_of(space, self._actions)
+        seen = self._seen = describe_observations(without_mask(space) if self._within else space)
+        self.num_actions, self.num_observations = self._actions.num, seen.num
+        spec = getattr(self._env, "spec", None)
+        self.name = getattr(spec, "id", type(self._env).__name__)
+        self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
+        given = {key: value for key, value in getattr(spec, "kwargs", {}).items() if key != "render_mode"}
+        self.options = {key: _text_of(given[key]) for key in sorted(given)}
+        around = [f"{type(one).__name__}({_text_of(getattr(one, '_saved_kwargs', {}))})" for one in changing(self._env)]
+        if around:
+            self.options["wrappers"] = ", ".join(around)
+        limit = time_limit(self._env)
+        self.max_steps = MOST_STEPS if limit is None else limit
+        self.masked = action_masks is not False and (self._within or self._tells_masks())
+        if action_masks and not self.masked:
+            raise ControlError(
+                f"action_masks=True, and {self.name} tells none: neither in a Dict observation, nor in "
+                f"info['{MASK}'], nor by a method {METHOD}; leave action_masks out"
+            )
+        self._know(limit)
+
+    def _tells_masks(self) -> bool:
+        """Whether a mask is told beside observations, after a reset."""
+        seen, info = self._env.reset(seed=0)
+        told = told_mask(self._env, seen, info, within=False)
+        if told is not None:
+            flags_of(told, self._actions, self.name)
+        return told is not None
+
+    def _know(self, limit: int | None) -> None:
+        """Find the optimum, or the reason why nobody knows it."""
+        if not publishes(self._env):
+            return
+        try:
+            model = published(self._env)
+            tables = as_tables(self._env, model, discount=1.0, horizon=limit, masked=self.masked)
+            self.optimum = float(soft_value_iteration(tables, 0.0).objective)
+        except ControlError as error:
+            self.unknown = str(error)
+            return
+        # Without a limit the tables have no last step, and returns tell the regret.
+        fits = limit is not None and model.observed and tables.num_states == self.num_observations
+        self._tables = tables if fits else None
+        self.action_names = tables.action_names
+
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Reset, by a seed that the key gives."""
+        seed = int(_generator(key).integers(2**31 - 1))
+        seen, info = self._env.reset(seed=seed)
+        return self._taken(seen, info)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Take a step."""
+        seen, reward, terminated, truncated, info = self._env.step(self._actions.one(action))
+        try:
+            earned = float(np.asarray(reward).item() if np.ndim(reward) == 0 else np.nan)
+        except (TypeError, ValueError):
+            earned = np.nan
+        if np.isnan(earned) and not isinstance(reward, float | np.floating):
+            raise ControlError(f"{self.name} gave the reward {reward!r:.100}; let it give one finite number")
+        return self._taken(seen, info), earned, bool(terminated), bool(truncated)
+
+    def close(self) -> None:
+        """Close the environment, unless it came open."""
+        if self._own:
+            self._env.close()
+
+    def _taken(self, seen: Any, info: Any) -> np.ndarray:
+        count = self.num_observations
+        if self.masked:
+            mask = told_mask(self._env, seen, info, within=self._within)
+            # Where an environment tells none, all actions are allowed.
+            self.allowed = flags_of(np.ones(self.num_actions) if mask is None else mask, self._actions, self.name)
+        try:
+            told = np.asarray(self._seen.one(seen))
+        except (TypeError, ValueError, LookupError):
+            told = np.asarray(np.nan)
+        fine = told.shape == self.shape and bool(np.isfinite(told).all() if count is None else 0 <= told < count)
+        if not fine:
+            wanted = f"finite numbers {list(self.shape)}" if count is None else f"one of {count} integers"
+            raise ControlError(f"{self.name} gave the observation {seen!r}; its space has {wanted}")
+        return told
+
+
+class ProgramWorld(World):
+    """An environment that is written as a program, such as `CartPole()`.
+
+    Args:
+        environment: the program.
+        max_steps: the longest episode.
+        action_masks: whether only actions are taken that it allows; by default where it tells which.
+    """
+
+    def __init__(self, environment: Environment, max_steps: int, action_masks: bool | None = None) -> None:
+        self.name = type(environment).__name__
+        self.num_observations, self.max_steps = environment.num_observations, max_steps
+
+        def told(state: Any) -> Any:
+            seen = environment.observe(state)
+            return environment.features(seen) if environment.num_observations is None else seen
+
+        def look(key: PRNGKey) -> Any:
+            with handlers.block(), handlers.seed(rng_seed=key):
+                state = environment.reset()
+                seen = environment.observe(state)
+                prior = environment.prior(seen)
+            if not prior.has_enumerate_support or prior.event_shape or prior.batch_shape:
+                raise ControlError(
+                    f"{type(environment).__name__} draws actions from {type(prior).__name__}, and `learn` chooses "
+                    "among finitely many; use bayesrl.fit with a Rollout"
+                )
+            return prior.enumerate_support(), told(state), environment.allowed(seen)
+
+        # Looked at and not run, so that nothing is compiled for it.
+        actions, seen, allowed = jax.eval_shape(look, key_of_nothing())
+        self.num_actions = int(actions.shape[0])
+        self.masked = masked = allowed is not None and action_masks is not False
+        if (action_masks and not masked) or (masked and allowed.shape != (self.num_actions,)):
+            raise ControlError(
+                f"{self.name} tells {'no masks' if allowed is None else f'masks of shape {allowed.shape}'} of its "
+                f"{self.num_actions} actions; {'leave action_masks out' if allowed is None else 'let it tell of each'}"
+            )
+
+        def mask_in(state: Any) -> Any:
+            return environment.allowed(environment.observe(state)) if masked else None
+
+        if self.num_observations is None:
+            self.shape, self.dtype = tuple(seen.shape), np.float32
+
+        def begin(key: PRNGKey) -> tuple[Any, ...]:
+            with handlers.block(), handlers.seed(rng_seed=key):
+                state = environment.reset()
+            return state, told(state), mask_in(state)
+
+        def step(key: PRNGKey, state: Any, action: Any) -> tuple[Any, ...]:
+            with handlers.block(), handlers.seed(rng_seed=key):
+                outcome = environment.step(state, action)
+            ends = outcome.terminated, outcome.truncated
+            return outcome.state, told(outcome.state), mask_in(outcome.state), outcome.reward, *ends
+
+        self._begin, self._step = compiled(begin, name="reset"), compiled(step, name="play_step")
+        self._key, self._state, self._time = key_of_nothing(), None, 0
+
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Draw the first state."""
+        self._key, self._time = cheap(key), 0
+        self._state, seen, allowed = self._begin(fold_in(key, 0))
+        self.allowed = None if allowed is None else np.asarray(allowed)
+        return np.asarray(seen)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Take a step."""
+        self._time += 1
+        key = fold_in(self._key, self._time)
+        self._state, seen, allowed, reward, *ends = self._step(key, self._state, np.asarray(action, np.int32))
+        self.allowed = None if allowed is None else np.asarray(allowed)
+        return np.asarray(seen), float(reward), bool(ends[0]), bool(ends[1])
+
+
+@checked(ControlError)
+class BanditWorld(World):
+    """A bandit whose world is drawn once; an episode is one pull. What is seen are the features of all arms.
+
+    Args:
+        bandit: the prior that the world is drawn from.
+        values: the world itself, in the form that `bandit.draw_worlds` gives for one run; drawn where it is None.
+        seed: for the draw.
+        names: of the arms.
+    """
+
+    def __init__(
+        self, bandit: Bandit, values: FiniteNumbersOrNone = None, seed: Seed = 0, names: tuple[str, ...] = ()
+    ) -> None:
+        self.bandit, self.name, self.num_actions = bandit, type(bandit).__name__, bandit.num_arms
+        self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
+        key = cheap(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
+        self._values = compiled(bandit.values, name="values")
+        self._observe = compiled(lambda key: bandit.observe(key, 1), name="observe")
+        self._pay = compiled(
+            lambda key, worlds, seen, arm: bandit.pay(key, bandit.values(worlds, seen)[:, arm])[0], name="pay"
+        )
+        drawn = jax.eval_shape(lambda key: bandit.draw_worlds(key, 1), key)
+        draw = compiled(lambda key: bandit.draw_worlds(key, 1), name="draw_world")
+        self.values = np.asarray(draw(key)) if values is None else np.asarray(values, np.float32)[None]
+        if self.values.shape != drawn.shape:
+            raise ControlError(f"the world has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
+        first = jax.eval_shape(lambda key: bandit.observe(key, 1), key)
+        self._key, self._seen = key, np.zeros(first.shape, first.dtype)
+        if self._seen.size == 0:
+            self.num_observations = 1
+            self.optimum = float(np.asarray(self._values(self.values, self._seen)).max())
+        else:
+            self.shape, self.dtype = tuple(first.shape[1:]), np.float32
+
+    def begin(self, key: PRNGKey) -> np.ndarray:
+        """Draw the features."""
+        self._key = cheap(key)
+        if self._seen.size == 0:
+            return np.asarray(0)
+        self._seen = np.asarray(self._observe(fold_in(key, 1)))
+        return self._seen[0]
+
+    def regret(self, episode: Episode, act: Act) -> float:
+        """Give how much less the arm pays on average than the best one, reward units."""
+        values = np.asarray(self._values(self.values, self._seen))[0]
+        return float(values.max() - values[episode.action[0]])
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Pull an arm."""
+        arm = np.asarray(action, np.int32)
+        reward = float(self._pay(fold_in(self._key, 2), self.values, self._seen, arm))
+        return np.asarray(0) if self._seen.size == 0 else self._seen[0], reward, True, False
+
+
+def _can_be_played(environment: Any) -> bool:
+    kinds = World | TabularMDP | Bandit | Environment
+    return (
+        isinstance(environment, kinds)
+        or is_text(environment)
+        or is_function(environment)
+        or hasattr(environment, "action_space")
+    )
+
+
+type Playable = Annotated[
+    Any,
+    Must(
+        "a TabularMDP, a bandit, an Environment, or a Gymnasium environment, its id or a function that makes one",
+        _can_be_played,
+        alone=True,
+    ),
+]
+"""What `world_of` makes a world of."""
+
+
+@checked(ControlError)
+def world_of(environment: Playable, max_steps: int | None = None, *, action_masks: bool | None = None) -> World:
+    """Make a world of what users have: a table, a program, a bandit, or a Gymnasium environment or its id.
+
+    Args:
+        environment: what they have.
+        max_steps: the longest episode of a program.
+        action_masks: whether only actions are taken that the environment allows; by default where it tells which.
+
+    Raises:
+        ControlError: it is nothing of these, or has no masks and some are asked for.
+    """
+    if action_masks and isinstance(environment, World | TabularMDP | Bandit):
+        raise ControlError(f"action_masks=True, and a {type(environment).__name__} has none; leave action_masks out")
+    if isinstance(environment, World):
+        return environment
+    if isinstance(environment, TabularMDP):
+        return TabularWorld(environment)
+    if isinstance(environment, Bandit):
+        return BanditWorld(environment)
+    if isinstance(environment, Environment):
+        return ProgramWorld(environment, 500 if max_steps is None else max_steps, action_masks)
+    return GymnasiumWorld(environment, action_masks)
+
+
+def _text_of(value: Any) -> str:
+    """Give a value as text; addresses in memory are others in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _opened(environment: Any) -> Any:
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
+    if hasattr(environment, "action_space"):
+        return environment
+    try:
+        made = gymnasium.make(environment) if isinstance(environment, str) else environment()
+        if not hasattr(made, "action_space"):
+            raise ControlError(f"it gave {made!r}, which is no Gymnasium environment")
+        return made
+    except Exception as error:
+        raise ControlError(
+            f"environment {environment!r} cannot be made: {error}; gymnasium.registry lists those that are known"
+        ) from error
+
+
+def _generator(key: PRNGKey) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())

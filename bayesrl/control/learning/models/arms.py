@@ -1,0 +1,121 @@
+"""`ArmsModel`: a bandit as a model of the unknown."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import Array, lax
+
+from bayesrl.arguments import checked
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.control.bandits.arms import Bandit
+from bayesrl.control.learning.env_adapter import World
+from bayesrl.control.learning.models.base import ACTION_VALUES, Sites, UnknownModel, observe_masked
+from bayesrl.control.learning.replay_memory import Experience
+from bayesrl.errors import ControlError
+from bayesrl.typing import Numbers, PRNGKey
+
+
+@checked(ControlError)
+@dataclass(frozen=True, eq=False)
+class ArmsModel(UnknownModel):
+    """The prior of a bandit, learned from single pulls as the bandit itself learns: exactly, but for `LogisticArms`.
+
+    The program draws `world` and observes each `reward`; its action values are the expected rewards of all arms.
+
+    Args:
+        bandit: such as `BernoulliArms(5)`.
+
+    Example:
+        >>> from bayesrl.control import ArmsModel, bandits
+        >>> ArmsModel(bandits.BernoulliArms(3)).bandit.num_arms
+        3
+    """
+
+    online: ClassVar[bool] = True
+
+    bandit: Bandit
+
+    def __call__(self, experience: Experience, seen: Any = None) -> None:
+        """Draw the world, observe the rewards; see `UnknownModel`."""
+        world = numpyro.sample("world", self.bandit.world_prior())
+        values = self._values(world, self._seen(experience.observation))
+        taken = jnp.take_along_axis(values, experience.action[:, None], -1)[:, 0]
+        observe_masked("reward", self.bandit.reward_given(taken), experience.reward, experience.held)
+        numpyro.deterministic(ACTION_VALUES, self._told(world, seen))
+
+    def check(self, world: World) -> None:
+        """Refuse another environment; see `UnknownModel.check`."""
+        if world.num_actions != self.bandit.num_arms:
+            raise ControlError(
+                f"the model is of {self.bandit.num_arms} arms, and the environment has {world.num_actions} actions"
+            )
+        wanted = self._seen_of_one().shape[1:]
+        found = (0,) if world.num_observations == 1 else world.shape
+        if found != wanted:
+            raise ControlError(
+                f"the model sees features of shape {wanted}, and the environment shows {found}; use another bandit"
+            )
+
+    def check_rows(self, experience: Experience) -> None:
+        """Refuse rewards that no arm pays; see `UnknownModel.check_rows`."""
+        half: Any = np.full(experience.reward.shape, 0.5, np.float32)
+        support: Any = self.bandit.reward_given(half).support
+        strange = np.asarray(experience.held) & ~np.asarray(support(np.asarray(experience.reward)))
+        if strange.any():
+            raise ControlError(
+                f"the environment paid {float(experience.reward[int(strange.argmax())])}, which arms of {self.bandit} "
+                "never pay; use another bandit"
+            )
+
+    def initial(self, key: PRNGKey, world: World) -> Any:
+        """Give the prior; see `UnknownModel.initial`."""
+        return compiled(self.nothing, name="start")()
+
+    def nothing(self, experience: Experience | None = None) -> Any:
+        """Give the prior."""
+        return self.bandit.start(1)
+
+    def absorb(self, state: Any, rows: Experience) -> Any:
+        """Take in one pull after the other; see `UnknownModel.absorb`."""
+        seen = self._seen(rows.observation)
+
+        def one(state: Any, row: Any) -> tuple[Any, None]:
+            own, arm, reward, held = row
+            new = self.bandit.learn(state, own[None], arm[None], reward[None])
+            return jax.tree.map(lambda a, b: jnp.where(held, a, b), new, state), None
+
+        told, _ = lax.scan(one, state, (seen, rows.action, rows.reward, rows.held))
+        return told
+
+    def draw(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int) -> Sites:
+        """Draw worlds; see `UnknownModel.draw`."""
+        many = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (num_draws, *x.shape[1:])), state)
+        return {"world": self.bandit.draw_posterior(key, many)}
+
+    def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
+        """Give the expected rewards; see `UnknownModel.values`."""
+        return self._told(sites["world"], seen)
+
+    def with_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
+        """Give experience with other rewards, as `bayesrl.calibrate` simulates them."""
+        return experience._replace(reward=data["reward"].astype(float))
+
+    def _told(self, world: Array, seen: Any) -> Array:
+        blank = jnp.zeros(self._seen_of_one().shape, self._seen_of_one().dtype)
+        return self._values(world, blank if seen is None else seen)
+
+    def _values(self, world: Array, seen: Array) -> Array:
+        """Give the expected rewards of one world, [len(seen), arms]."""
+        return self.bandit.values(jnp.broadcast_to(world, (len(seen), *world.shape)), seen)
+
+    def _seen_of_one(self) -> jax.ShapeDtypeStruct:
+        shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda key: self.bandit.observe(key, 1), key_of_nothing())
+        return shape
+
+    def _seen(self, observations: Numbers) -> Array:
+        return jnp.zeros((len(observations), 0)) if observations.ndim == 1 else jnp.asarray(observations)

@@ -1,0 +1,243 @@
+"""Models of the unknown: NumPyro programs over θ, and how their posteriors are found."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.annotations import Must
+from bayesrl.arguments import Count, Positive, checked
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.control.learning.env_adapter import World
+from bayesrl.control.learning.replay_memory import Experience
+from bayesrl.core.programs import Pair
+from bayesrl.errors import ControlError
+from bayesrl.guides import GuideFamily
+from bayesrl.objectives import ReverseKL
+from bayesrl.svi.setup import Setup, set_up
+from bayesrl.svi.step import Lane, State, init, run_chunk
+from bayesrl.typing import Numbers, PRNGKey, Program
+
+ACTION_VALUES = "action_values"
+
+type Sites = dict[str, Any]
+"""Draws of θ by site, [draws, ...]."""
+
+
+class UnknownModel(abc.ABC):
+    """What is believed of an environment: a NumPyro program over θ, with data, and a posterior of θ.
+
+    The program draws θ, conditions on `Experience`, and tells what exploration reads by
+    `numpyro.deterministic("action_values", …)`: Q(s, a; θ) in reward units, [states, actions] or, where the time
+    matters, [steps, states, actions] for finitely many observations; for others the values of the observations
+    `seen`, [len(seen), actions].
+    """
+
+    online: ClassVar[bool] = False
+    """Whether `absorb` is all that inference needs, so that experience is not looked at again."""
+    plans: ClassVar[bool] = False
+    """Whether values rest on what each state allows, so that a state must always allow the same."""
+
+    @abc.abstractmethod
+    def __call__(self, experience: Experience, seen: Any = None) -> None:
+        """Run the program."""
+
+    def check(self, world: World) -> None:
+        """Refuse an environment whose data this model does not describe.
+
+        Raises:
+            ControlError: naming what differs.
+        """
+        return
+
+    def check_rows(self, experience: Experience) -> None:
+        """Refuse experience that the model holds to be impossible; it is told each new episode.
+
+        Raises:
+            ControlError: naming the row.
+        """
+        return
+
+    def initial(self, key: PRNGKey, world: World) -> Any:
+        """Give what inference carries from one update to the next, a pytree of arrays; nothing by default."""
+        return ()
+
+    def absorb(self, state: Any, rows: Experience) -> Any:
+        """Take in the rows of a new episode, and them alone; nothing by default."""
+        return state
+
+    def update(self, key: PRNGKey, state: Any, experience: Experience) -> Any:
+        """Take in all experience anew; nothing by default."""
+        return state
+
+    @abc.abstractmethod
+    def draw(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int) -> Sites:
+        """Draw θ from its posterior."""
+
+    def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
+        """Give the action values of one θ, as the program tells them.
+
+        Raises:
+            ControlError: the program exposes no `action_values`.
+        """
+        return told_values(self, sites, experience, seen)
+
+    def center(self, state: Any, experience: Experience, seen: Any = None) -> Array | None:
+        """Give the action values of the expected θ, or None where it has no meaning."""
+        return None
+
+
+def told_values(program: Program, sites: Sites, experience: Experience, seen: Any) -> Array:
+    """Run a program with θ given, and read its `action_values`."""
+    args = (experience,) if seen is None else (experience, seen)
+    held = handlers.seed(handlers.substitute(program, data=sites), rng_seed=key_of_nothing())
+    with handlers.block(), handlers.trace() as trace:
+        held(*args)
+    if ACTION_VALUES not in trace:
+        raise ControlError(
+            f"the model {_name(program)} exposes no {ACTION_VALUES!r}, and exploration reads nothing else; add "
+            f"numpyro.deterministic({ACTION_VALUES!r}, values) to it"
+        )
+    values: Array = trace[ACTION_VALUES]["value"]
+    return values
+
+
+@checked(ControlError)
+@dataclass(eq=False)
+class ProgramModel(UnknownModel):
+    """A NumPyro program of yours as a model of the unknown, its posterior found by SVI, as `bayesrl.fit` does.
+
+    Parameters are kept from one update to the next, so that each takes few steps.
+
+    Args:
+        program: of (experience), or of (experience, seen) where observations are vectors.
+        guide: a program of the same arguments, or a family; by default `AutoTilt()`.
+        num_steps: gradient steps for each update.
+        num_particles: draws per step.
+        learning_rate: of Adam; by default that of the guide's family.
+    """
+
+    program: Program
+    guide: Program | GuideFamily | None = None
+    num_steps: Count = 100
+    num_particles: Count = 16
+    learning_rate: Positive | None = None
+
+    @property
+    def plans(self) -> bool:  # type: ignore[override]
+        """Whether the program does; see `UnknownModel`."""
+        return bool(getattr(self.program, "plans", False))
+
+    def __post_init__(self) -> None:
+        self._setup: Setup | None = None
+        self._seen: Any = None
+
+    def __call__(self, experience: Experience, seen: Any = None) -> None:
+        """Run the program."""
+        if seen is None:
+            self.program(experience)
+        else:
+            self.program(experience, seen)
+
+    def check(self, world: World) -> None:
+        """Get inference ready for the data of a world; see `UnknownModel.check`."""
+        if isinstance(self.program, UnknownModel):
+            self.program.check(world)
+        data = world.example()
+        self._seen = None if world.num_observations is not None else np.zeros((1, *world.shape), world.dtype)
+        args = (data,) if self._seen is None else (data, self._seen)
+        setup = set_up(
+            key_of_nothing(), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
+        )
+        if ACTION_VALUES not in [site.name for site in setup.programs.structure.sites]:
+            # Told as it is when values are read.
+            jax.eval_shape(lambda data: told_values(self.program, {}, data, self._seen), data)
+        self._setup = setup
+        self._lane = Lane(setup.objective, _adam(setup, self.learning_rate), self._pair)
+
+    def check_rows(self, experience: Experience) -> None:
+        """Refuse what the program refuses; see `UnknownModel.check_rows`."""
+        if isinstance(self.program, UnknownModel):
+            self.program.check_rows(experience)
+
+    def initial(self, key: PRNGKey, world: World) -> State:
+        """Start at the prior."""
+        return compiled(lambda params: init(self._lane, params), name="initial")(self._ready().params)
+
+    def update(self, key: PRNGKey, state: State, experience: Experience) -> State:
+        """Take steps on the experience so far."""
+        steps = jnp.asarray(self.num_steps)
+        new, _ = run_chunk(self._lane, key[None], state, self._ready().betas, self._args(experience), steps)
+        told: State = new
+        return told
+
+    def draw(self, key: PRNGKey, state: State, experience: Experience, num_draws: int) -> Sites:
+        """Draw from the fitted guide."""
+        params = jax.tree.map(lambda x: x[0], state.params)
+        return dict(self._pair(self._args(experience)).draw(key, params, num_draws, share=False).sites)
+
+    def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
+        """Give the action values of one θ; see `UnknownModel.values`."""
+        return told_values(self.program, sites, experience, seen)
+
+    def _args(self, experience: Experience) -> tuple[Any, ...]:
+        return (experience,) if self._seen is None else (experience, self._seen)
+
+    def _pair(self, args: tuple[Any, ...]) -> Pair:
+        pair = self._ready().programs.pair()
+        return Pair(pair.policy, pair.guide, pair.structure, args, pair.transforms, pair.learned)
+
+    def _ready(self) -> Setup:
+        if self._setup is None:
+            raise ControlError("the model has seen no environment yet; pass it to learn(...) by Bayesian(model)")
+        return self._setup
+
+
+def _adam(setup: Setup, rate: float | None) -> Any:
+    import optax
+
+    return optax.adam(setup.learning_rate if rate is None else rate)
+
+
+def observe_masked(name: str, fn: Any, value: Numbers, held: Numbers) -> None:
+    """Condition on the rows that are held."""
+    with numpyro.plate(f"{name}_rows", held.shape[0]), handlers.mask(mask=held):
+        numpyro.sample(name, fn, obs=value)
+
+
+type Conjugate = Annotated[
+    Any,
+    Must(
+        "a model with an exact posterior, such as control.TabularModel(...)",
+        lambda model: all(callable(getattr(model, name, None)) for name in ("nothing", "absorb", "draw", "with_data")),
+        alone=True,
+    ),
+]
+
+
+@checked(ControlError)
+def by_conjugacy(model: Conjugate) -> Callable[..., Any]:
+    """Give the exact posterior of a model as inference for `bayesrl.calibrate(infer=...)`."""
+
+    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Any:
+        def draw(key: PRNGKey, args: tuple[Any, ...]) -> Sites:
+            data, experience = args[0], args[1]
+            lived = model.with_data(experience, data)
+            sites: Sites = model.draw(key, model.absorb(model.nothing(lived), lived), lived, num_draws)
+            return sites
+
+        return draw
+
+    return prepare
+
+
+def _name(program: Any) -> str:
+    return getattr(program, "__qualname__", type(program).__name__)

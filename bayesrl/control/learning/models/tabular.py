@@ -1,0 +1,398 @@
+"""`TabularModel`: unknown transitions and rewards of finitely many states, by Dirichlet and Normal posteriors."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array, lax
+
+from bayesrl.arguments import AnyNumbersOrNone, Count, FiniteNumbers, Positive, PositiveNumbers, Room, Share, checked
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import apart
+from bayesrl.control.environments.tabular import TabularMDP
+from bayesrl.control.exploration.beliefs import draw_dirichlet
+from bayesrl.control.learning.env_adapter import World
+from bayesrl.control.learning.models.base import ACTION_VALUES, Sites, UnknownModel, observe_masked
+from bayesrl.control.learning.replay_memory import Experience
+from bayesrl.errors import ControlError
+from bayesrl.typing import Numbers, PRNGKey
+
+_TEMPERATURES = 12
+_NEVER = 1e-3
+"""Concentration of outcomes that stand in a list only to fill it up."""
+
+
+class Counts(NamedTuple):
+    """What conjugate inference keeps of experience.
+
+    Attributes:
+        outcomes: how often each outcome was reached, [states, actions, K].
+        earned: the sum of rewards, [states, actions], reward units.
+    """
+
+    outcomes: Numbers
+    earned: Numbers
+
+
+class Cumulants(NamedTuple):
+    """What exploration is worth, by soft backups.
+
+    Attributes:
+        values: K(t, s, a), reward units, [horizon, states, actions].
+        temperature: τ, reward units per nat.
+        bound: τ·log Σ_a exp(K(0, s, a)/τ) averaged over the first state, an upper bound on the expected optimum.
+    """
+
+    values: Array
+    temperature: Array
+    bound: Array
+
+
+def _num_bytes(given: Mapping[str, Any]) -> float:
+    states, actions = given["num_states"], given["num_actions"]
+    outcomes = states + 1 if given["successors"] is None else 1
+    return 8.0 * states * actions * outcomes + 4.0 * given["horizon"] * states
+
+
+@checked(
+    ControlError,
+    Room(_num_bytes, ("num_states", "num_actions", "horizon"), "pass successors=, or make it smaller"),
+)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TabularModel(UnknownModel):
+    """Unknown dynamics and rewards of finitely many states: P(· | s, a) ~ Dirichlet, r(s, a) ~ Normal.
+
+    Each outcome is one of the states, or the end of the episode, numbered `num_states`, after which nothing is
+    earned; which outcomes are possible can be told by `successors`. A reward is observed as Normal(r(s, a), noise).
+    The posterior is conjugate: Dirichlet(concentration + counts), and Normal with precision 1/scale² + n/noise².
+
+    Action values are those of the best policy under θ, by backward recursion over `horizon` steps:
+    Q_t(s, a) = r(s, a) + γ·Σ_s′ P(s′ | s, a)·max_a′ Q_{t+1}(s′, a′), among the actions that s′ is known to allow.
+
+    Args:
+        num_states: number of states.
+        num_actions: number of actions.
+        horizon: steps of an episode.
+        successors: outcomes that are possible, [states, actions, K]; by default all states and the end.
+        concentration: of the Dirichlet, for each outcome, a number or [states, actions, K].
+        reward_mean: of the prior of r(s, a), reward units, a number or [states, actions].
+        reward_scale: its standard deviation, reward units.
+        noise: standard deviation of a reward around r(s, a), reward units.
+        paid_at_end: whether it is known that only the step that ends an episode pays; r(s, a) is then what it pays.
+        discount: γ.
+        start: distribution of the first state, [states], which tells where one can be at what time; by default that
+            is not known, and the `bound` of K-learning is that of state 0.
+
+    Raises:
+        ControlError: a number is out of range, or shapes do not fit together.
+
+    Example:
+        >>> from bayesrl.control import TabularModel
+        >>> TabularModel(num_states=6, num_actions=2, horizon=20).successors.shape
+        (6, 2, 7)
+
+    References:
+        Dearden, Friedman & Andre (1999), "Model based Bayesian exploration", for the priors; Osband, Russo & Van Roy
+        (2013) for posterior sampling; O'Donoghue (2021), section 3, for the cumulants.
+    """
+
+    online: ClassVar[bool] = True
+    plans: ClassVar[bool] = True
+
+    num_states: Count
+    num_actions: Count
+    horizon: Count
+    successors: AnyNumbersOrNone = None
+    concentration: PositiveNumbers = 1.0
+    reward_mean: FiniteNumbers = 0.0
+    reward_scale: Positive = 1.0
+    noise: Positive = 1.0
+    paid_at_end: bool = False
+    discount: Share = 1.0
+    start: AnyNumbersOrNone = None
+    _layers: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        pairs = (self.num_states, self.num_actions)
+        every = np.broadcast_to(np.arange(self.num_states + 1), (*pairs, self.num_states + 1))
+        successors = every if self.successors is None else np.asarray(self.successors)
+        if successors.shape[:2] != pairs or successors.ndim != 3:
+            raise ControlError(f"successors has shape {successors.shape}; use [{pairs[0]}, {pairs[1]}, outcomes]")
+        if successors.min() < 0 or successors.max() > self.num_states:
+            raise ControlError(
+                f"successors names state {successors.max()}; use 0 to {self.num_states - 1}, and {self.num_states} for "
+                "the end of the episode"
+            )
+        concentration = np.asarray(self.concentration, float)
+        start = np.eye(1, self.num_states)[0] if self.start is None else np.asarray(self.start, float)
+        if start.shape != (self.num_states,) or not (start >= 0).all() or abs(start.sum() - 1) > 1e-4:
+            raise ControlError(f"start={self.start!r} is no distribution of {self.num_states} states")
+        # Nothing is said of where episodes start unless it is passed.
+        here = np.full(self.num_states, True) if self.start is None else start > 0
+        held = {
+            "successors": successors.astype(np.int32),
+            "concentration": _filled("concentration", concentration, successors.shape),
+            "reward_mean": _filled("reward_mean", np.asarray(self.reward_mean, float), pairs),
+            "start": start,
+        }
+        for name, value in held.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_layers", self._found_layers(here))
+
+    @classmethod
+    def of(cls, mdp: TabularMDP, *, ends_known: bool = True, **options: Any) -> "TabularModel":
+        """Make a model that knows where one can get from each state, horizon, discount and start, and no more.
+
+        Any action may lead to whatever any action of that state leads to: which does what is to be learned.
+
+        Args:
+            mdp: with a horizon, or pass one.
+            ends_known: whether it is known which states end the episode; else any action may end it.
+            **options: all else, as the class takes it.
+        """
+        horizon = options.pop("horizon", mdp.horizon)
+        if horizon is None:
+            raise ControlError(f"{mdp.name or 'the process'} has no horizon; pass horizon=")
+        ends = np.where(mdp.terminal[mdp.successors] & ends_known, mdp.num_states, mdp.successors)
+        ends = np.where(mdp.probabilities > 0, ends, ends[..., :1])
+        if not ends_known:
+            ends = np.concatenate([ends, np.full((*ends.shape[:2], 1), mdp.num_states)], -1)
+        options.setdefault("discount", mdp.discount)
+        options.setdefault("start", mdp.start)
+        successors, again = _shared(ends)
+        if np.ndim(options.get("concentration", 1.0)) == 0:
+            options["concentration"] = np.where(again, _NEVER, options.get("concentration", 1.0))
+        return cls(
+            num_states=mdp.num_states, num_actions=mdp.num_actions, horizon=horizon, successors=successors, **options
+        )
+
+    def __call__(self, experience: Experience, seen: Any = None) -> None:
+        """Draw `transitions` [states, actions, K] and `rewards` [states, actions], and observe every step."""
+        concentration = jnp.asarray(self.concentration, float)
+        transitions = numpyro.sample("transitions", dist.Dirichlet(concentration).to_event(2))
+        rewards = numpyro.sample(
+            "rewards", dist.Normal(jnp.asarray(self.reward_mean, float), self.reward_scale).to_event(2)
+        )
+        at = (experience.observation, experience.action)
+        observe_masked("outcome", dist.Categorical(transitions[at]), self._outcome(experience), experience.held)
+        paid = experience.held & (experience.terminated | (not self.paid_at_end))
+        observe_masked("reward", dist.Normal(rewards[at], self.noise), experience.reward, paid)
+        numpyro.deterministic(ACTION_VALUES, self.values({"transitions": transitions, "rewards": rewards}, experience))
+
+    def check(self, world: World) -> None:
+        """Refuse another environment; see `UnknownModel.check`."""
+        if world.num_observations != self.num_states or world.num_actions != self.num_actions:
+            found = "vectors for observations" if world.num_observations is None else f"{world.num_observations} states"
+            raise ControlError(
+                f"the model is of {self.num_states} states and {self.num_actions} actions, and the environment has "
+                f"{found} and {world.num_actions} actions; make it of the same numbers"
+            )
+
+    def nothing(self, experience: Experience | None = None) -> Counts:
+        """Give the counts of no experience."""
+        return Counts(np.zeros(self.successors.shape, np.float32), np.zeros(self.successors.shape[:2], np.float32))
+
+    def initial(self, key: PRNGKey, world: World) -> Counts:
+        """Give the counts of no experience; see `UnknownModel.initial`."""
+        return self.nothing()
+
+    def absorb(self, state: Counts, rows: Experience) -> Counts:
+        """Count; see `UnknownModel.absorb`."""
+        at, held = (rows.observation, rows.action), rows.held.astype(float)
+        outcomes = jnp.asarray(state.outcomes).at[(*at, self._outcome(rows))].add(held)
+        paid = held * (rows.terminated | (not self.paid_at_end))
+        return Counts(outcomes, jnp.asarray(state.earned).at[at].add(paid * rows.reward))
+
+    def draw(self, key: PRNGKey, state: Counts, experience: Experience, num_draws: int) -> Sites:
+        """Draw θ from the exact posterior; see `UnknownModel.draw`."""
+        concentration, mean, scale = self.posterior(state)
+        first, second = apart(key)
+        transitions = draw_dirichlet(first, jnp.broadcast_to(concentration, (num_draws, *concentration.shape)))
+        noise = jax.random.normal(second, (num_draws, *mean.shape))
+        return {"transitions": transitions, "rewards": mean + scale * noise}
+
+    def posterior(self, counts: Counts) -> tuple[Array, Array, Array]:
+        """Give the conjugate posterior.
+
+        Returns:
+            The concentration of the Dirichlet [states, actions, K], mean and standard deviation of r [states, actions].
+        """
+        paid = jnp.where(jnp.asarray(self.successors) == self.num_states, 1.0, 0.0 if self.paid_at_end else 1.0)
+        precision = 1 / self.reward_scale**2 + (paid * counts.outcomes).sum(-1) / self.noise**2
+        mean = (jnp.asarray(self.reward_mean) / self.reward_scale**2 + counts.earned / self.noise**2) / precision
+        return jnp.asarray(self.concentration, float) + counts.outcomes, mean, precision**-0.5
+
+    def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
+        """Give Q_t(s, a) of the best policy under θ, [horizon, states, actions]; 0 where s cannot be at that time."""
+        transitions, rewards = sites["transitions"], sites["rewards"]
+
+        def value(later: Array, at: Array) -> tuple[Array, Array]:
+            now, following = self._ahead(later, at, rewards[at])
+            q = now + (transitions[at] * following).sum(-1)
+            return q, _allowed(experience.allowed, at, q).max(-1)
+
+        return self._backwards(value)[0]
+
+    def _ahead(self, later: Array, at: Array, rewards: Array) -> tuple[Array, Array]:
+        """Give what a step pays whatever follows [..., actions], and what each outcome is worth [..., actions, K]."""
+        reached = jnp.asarray(self.successors)[at]
+        following = self.discount * later[reached]
+        if not self.paid_at_end:
+            return rewards, following
+        return jnp.zeros_like(rewards), jnp.where(reached == self.num_states, rewards[..., None], following)
+
+    def _backwards(self, value: Callable[[Array, Array], tuple[Array, Array]]) -> tuple[Array, Array]:
+        """Recur backwards from the horizon over the states that can be there at each time.
+
+        Args:
+            value: from the values of what follows [states + 1] and some states to (Q, V) of these.
+
+        Returns:
+            Q, [horizon, states, actions], and V at the first step, [states].
+        """
+
+        def back(later: Array, at: Array) -> tuple[Array, Array]:
+            q, v = value(later, at)
+            return jnp.zeros_like(later).at[at].set(v), q
+
+        layers = jnp.asarray(self._layers)
+        first, found = lax.scan(back, jnp.zeros(self.num_states + 1), layers, reverse=True)
+        if layers.shape[1] == self.num_states:
+            return found, first[:-1]
+        blank = jnp.zeros((self.horizon, self.num_states, self.num_actions))
+        return blank.at[jnp.arange(self.horizon)[:, None], layers].set(found), first[:-1]
+
+    def center(self, state: Counts, experience: Experience, seen: Any = None) -> Array:
+        """Give the action values of the expected transitions and rewards, [horizon, states, actions]."""
+        concentration, mean, _ = self.posterior(state)
+        expected = concentration / concentration.sum(-1, keepdims=True)
+        return self.values({"transitions": expected, "rewards": mean}, experience)
+
+    def cumulants(self, counts: Counts, allowed: Numbers | None = None) -> Cumulants:
+        """Give what exploration is worth: K(t, s, a) by soft backups, at the temperature that makes the bound least.
+
+            K_t(s, a) = E[r] + Var[r]/2τ + C_t(s, a),   V_t(s) = τ·log Σ_a exp(K_t(s, a)/τ),
+
+        where C stands for τ·log E exp(γ·P·V_{t+1}/τ) under the Dirichlet posterior: the lesser of that of a Normal
+        of the same mean and variance, γ·E[P]·V + γ²·Var[P·V]/2τ, and of Jensen's bound τ·log Σ E[P]·exp(γ·V/τ),
+        which holds where little is known. Playing softmax(K_t/τ) is K-learning.
+
+        Args:
+            counts: what was lived through.
+            allowed: which actions each state allows, [states, actions]; by default all. V sums over these.
+        """
+        concentration, mean, scale = self.posterior(counts)
+        total = concentration.sum(-1)
+        expected = concentration / total[..., None]
+
+        def solve(tau: Array) -> tuple[Array, Array]:
+            def value(later: Array, at: Array) -> tuple[Array, Array]:
+                now, following = self._ahead(later, at, mean[at] + scale[at] ** 2 / (2 * tau))
+                ahead = (expected[at] * following).sum(-1)
+                spread = (expected[at] * (following - ahead[..., None]) ** 2).sum(-1) / (total[at] + 1)
+                bound = tau * jax.nn.logsumexp(following / tau, axis=-1, b=expected[at])
+                k = now + jnp.minimum(ahead + spread / (2 * tau), bound)
+                return k, tau * jax.nn.logsumexp(_allowed(allowed, at, k) / tau, axis=-1)
+
+            values, first = self._backwards(value)
+            return jnp.asarray(self.start, float) @ first, values
+
+        def least(taus: Array) -> Array:
+            bounds = jax.vmap(lambda tau: solve(tau)[0])(taus)
+            return taus[jnp.argmin(jnp.nan_to_num(bounds, nan=jnp.inf))]
+
+        # The bound is convex in τ: a wide search, and a narrow one around what it found.
+        coarse = least((scale.max() * self.horizon**0.5 + 1e-6) * jnp.geomspace(1e-3, 3.0, _TEMPERATURES))
+        tau = least(coarse * jnp.geomspace(0.5, 2.0, _TEMPERATURES))
+        bound, values = solve(tau)
+        return Cumulants(values, tau, bound)
+
+    def expected(self, counts: Counts) -> TabularMDP:
+        """Give the expected process as a `TabularMDP`, with one more state for the end, for exact planning."""
+        concentration, mean, _ = (np.asarray(x, float) for x in compiled(self.posterior)(counts))
+        probabilities = concentration / concentration.sum(-1, keepdims=True)
+        outcomes = self.successors.shape[-1]
+        last = np.full((1, self.num_actions, outcomes), self.num_states)
+        paid = (self.successors == self.num_states) | (not self.paid_at_end)
+        return TabularMDP(
+            successors=np.concatenate([self.successors, last]),
+            probabilities=np.concatenate([probabilities, np.full((1, self.num_actions, outcomes), 1 / outcomes)]),
+            rewards=np.concatenate([np.where(paid, mean[..., None], 0.0), np.zeros((1, self.num_actions, outcomes))]),
+            start=np.append(self.start, 0.0),
+            terminal=np.arange(self.num_states + 1) == self.num_states,
+            discount=self.discount,
+            horizon=self.horizon,
+        )
+
+    def _found_layers(self, here: np.ndarray) -> np.ndarray:
+        """List the states that can be there at each time, [horizon, width], shorter lists padded with repetitions."""
+        every = np.arange(self.num_states)
+        found = []
+        for _ in range(self.horizon):
+            found.append(np.flatnonzero(here))
+            if len(found[-1]) == self.num_states:
+                break
+            there = np.zeros(self.num_states + 1, bool)
+            there[self.successors[here]] = True
+            here = there[:-1] if there[:-1].any() else here
+        width = max(map(len, found))
+        if 2 * width > self.num_states or len(found) < self.horizon:
+            return np.broadcast_to(every, (self.horizon, self.num_states)).astype(np.int32)
+        return np.stack([np.resize(row, width) for row in found]).astype(np.int32)
+
+    def with_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
+        """Give experience with other outcomes and rewards, as `bayesrl.calibrate` simulates them."""
+        at = (experience.observation, experience.action, data["outcome"])
+        reached = jnp.asarray(self.successors)[at]
+        return experience._replace(reward=data["reward"], following=reached, terminated=reached == self.num_states)
+
+    def _outcome(self, experience: Experience) -> Array:
+        """Number the outcome of each row."""
+        reached = jnp.where(experience.terminated, self.num_states, experience.following)
+        known = jnp.asarray(self.successors)[experience.observation, experience.action]
+        return (known == reached[:, None]).argmax(-1)
+
+    def check_rows(self, experience: Experience) -> None:
+        """Refuse experience that the model holds to be impossible.
+
+        Raises:
+            ControlError: an outcome is not among the successors.
+        """
+        reached = np.where(experience.terminated, self.num_states, experience.following)
+        known = self.successors[np.asarray(experience.observation), np.asarray(experience.action)]
+        strange = np.asarray(experience.held) & ~(known == reached[:, None]).any(-1)
+        if strange.any():
+            row = int(np.flatnonzero(strange)[0])
+            to = "the end of the episode" if reached[row] == self.num_states else f"state {reached[row]}"
+            raise ControlError(
+                f"state {int(experience.observation[row])}, action {int(experience.action[row])} led to {to}, which is "
+                "not among the successors of the model; add it, or leave successors out"
+            )
+
+
+def _allowed(allowed: Any, at: Array, values: Array) -> Array:
+    """Give −inf for actions that states do not allow, [..., actions]."""
+    return values if allowed is None else jnp.where(jnp.asarray(allowed)[at], values, -jnp.inf)
+
+
+def _filled(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.broadcast_to(value, shape)
+    except ValueError as error:
+        raise ControlError(f"{name} has shape {value.shape}; use a number, or {list(shape)}") from error
+
+
+def _shared(successors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give each action the outcomes of all actions of its state, [states, actions, K], and which only fill it up."""
+    states, actions, _ = successors.shape
+    found = [np.unique(row) for row in successors.reshape(states, -1)]
+    most = max(map(len, found))
+    padded = np.stack([np.resize(row, most) for row in found])
+    again = np.arange(most) >= np.array([len(row) for row in found])[:, None]
+    shape = (states, actions, most)
+    return np.broadcast_to(padded[:, None], shape), np.broadcast_to(again[:, None], shape)

@@ -1,0 +1,171 @@
+"""The report of runs of `learn`: what was decided and how surely, returns and regret, posteriors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.control.learning.agents.bayesian_state import BayesianMind
+from bayesrl.control.learning.figures import certainty_figure, regret_figure, returns_figure
+from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learned
+from bayesrl.control.learning.result import Learned
+from bayesrl.diagnostics.results import Check, Section
+from bayesrl.display.formatting import number, with_error
+from bayesrl.display.tables import MARKS, Listing, Markup, tag
+from bayesrl.report.figure_sections import checks_table
+from bayesrl.report.html.page import Cell, Part, Pictured
+from bayesrl.statistics.estimates import Estimate
+
+
+def summary(several: Sequence[Learned]) -> list[tuple[str, str]]:
+    """Tell runs of one kind in numbers, as rows of (what, value)."""
+    first = several[0]
+    last, mean = _earned(several)
+    rows = [("runs", str(len(several))), ("episodes", ", ".join(f"{run.num_episodes:,}" for run in several))]
+    rows.append(("steps", ", ".join(f"{int(run.history['length'].sum()):,}" for run in several)))
+    rows.append((f"mean return of the {_last(last)}", mean))
+    if first.world.optimum is not None:
+        rows.append(("optimum", number(first.world.optimum)))
+    else:
+        rows.append(("optimum and regret", f"unknown: {first.world.unknown}"))
+    if not np.isnan(first.history["regret"]).all():
+        rows.append(("cumulated regret", _over([run.regret[-1] for run in several])))
+    if first.world.optimum is not None and first.world.optimum > 0 and first.world.max_steps > 1:
+        solved = [run.solved_after() for run in several]
+        rows.append(
+            ("mean regret at half the optimum after", ", ".join("never" if s is None else f"{s:,}" for s in solved))
+        )
+    if isinstance(first.mind, BayesianMind):
+        told = [run.history["p_optimal"][~np.isnan(run.history["p_optimal"])] for run in several]
+        rows.append(
+            (
+                "P(first decision is optimal), last of the history",
+                ", ".join(f"{p[-1]:.2f}" if len(p) else "?" for p in told),
+            )
+        )
+    return rows
+
+
+def learning_parts(
+    runs: Mapping[str, Sequence[Learned]],
+    sections: Sequence[Section] = (),
+    about: str = "",
+    made: Any = (),
+    checks: Any = None,
+) -> list[Part]:
+    """Give the parts of the report.
+
+    Args:
+        runs: by name, each with its independent runs.
+        sections: further ones, of the first run.
+        about: one line on what the problem is.
+        made: further rows of (setting, value).
+        checks: of the first runs, by name, where they were made before.
+    """
+    if checks is None:
+        checks = {name: check_learned(key_of_nothing(), several[0]) for name, several in runs.items()}
+    many = len(runs) > 1
+    parts = [
+        Part("Verdict", "", [Cell(name if many else "", _verdict(runs[name], checks[name], about)) for name in runs]),
+        Part(
+            "Checks",
+            "What was asked of the first run. Good: all pass; a warning says what to look at, a failure what to do.",
+            [Cell(name if many else "", [checks_table(checks[name])]) for name in runs],
+        ),
+        Part(
+            "Numbers",
+            "Returns, regret and optimum are in reward units. Regret is the optimum less what was earned: its growth "
+            "is what exploration costs.",
+            [Cell(name if many else "", [_listing(summary(several))]) for name, several in runs.items()],
+        ),
+        Part("Learning", "", [Cell("", _curves(runs))]),
+    ]
+    parts += [Part(s.title, s.caption, [Cell("", [_body(s.body)])]) for s in sections]
+    rows = [(name if many else "", several[0]) for name, several in runs.items()]
+    parts.append(
+        Part(
+            "How it was made",
+            "The same command with the same versions gives the same run.",
+            [Cell(name, [_listing([*_made(run), *made])]) for name, run in rows],
+        )
+    )
+    return parts
+
+
+def _verdict(several: Sequence[Learned], checks: Sequence[Check], about: str) -> list[Any]:
+    asked = [check.outcome for check in checks if check.name not in (DESCRIBED, SETTLED)]
+    card = next((outcome for outcome in ("fail", "warn", "pass") if outcome in asked), "unknown")
+    headline = {"pass": "Learned", "warn": "Not settled", "fail": "Not learned", "unknown": "Unknown"}[card]
+    mark = tag("p", f"{MARKS[card]} {headline}", class_=f"headline {card}")
+    blocks: list[Any] = [tag("p", about)] if about else []
+    pairs = [row for row in summary(several) if row[0] not in ("runs", "steps")][:5]
+    big = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="big")
+    blocks.append(tag("div", mark, tag("p", sentence(several, checks)), big, class_=f"card {card}"))
+    if any(run.interrupted for run in several):
+        blocks.append(tag("p", "A run was interrupted; what follows is what it had learned.", class_="missing"))
+    return blocks
+
+
+def sentence(several: Sequence[Learned], checks: Sequence[Check]) -> str:
+    """Say in one sentence what was learned, and what the checks of the first run point at."""
+    odd = [check.name for check in checks if check.outcome != "pass"]
+    last, mean = _earned(several)
+    earned = f"The {_last(last)} earned {mean} on average"
+    optimum = several[0].world.optimum
+    against = f", where {number(optimum)} is the most that can be expected" if optimum is not None else ""
+    return f"{earned}{against}" + (f"; look at: {', '.join(odd)}." if odd else "; all checks pass.")
+
+
+def _curves(runs: Mapping[str, Sequence[Learned]]) -> list[Any]:
+    several = all(len(r) > 1 for r in runs.values())
+    bands = " Bands are the range over runs, lines their median." if several else ""
+    shown: list[Any] = [Pictured(returns_figure(runs), f"Good: it rises to the optimum and stays there.{bands}")]
+    if not any(np.isnan(run.history["regret"]).any() for r in runs.values() for run in r):
+        shown.append(Pictured(regret_figure(runs), f"Good: it flattens; a straight line learns nothing.{bands}"))
+    bayesian = {n: r for n, r in runs.items() if isinstance(r[0].mind, BayesianMind)}
+    if bayesian:
+        caption = "Good: it rises to 1, or settles where actions are worth the same."
+        shown.append(Pictured(certainty_figure(bayesian), caption))
+    return shown
+
+
+def _made(learned: Learned) -> list[tuple[str, str]]:
+    identity, settings = learned.problem["identity"], learned.problem["settings"]
+    agent = ", ".join(f"{k}={v}" for k, v in identity["agent"].items() if k != "type")
+    rows = [
+        ("environment", str(identity["environment"])),
+        ("agent", f"{identity['agent']['type']}({agent})"),
+        ("exploration", str(identity["exploration"])),
+        ("seed", str(identity["seed"][-1])),
+    ]
+    return rows + [(name.replace("_", " "), str(value)) for name, value in settings.items()]
+
+
+def _listing(rows: Sequence[tuple[str, str]]) -> Listing:
+    return Listing(("what", "value"), [list(row) for row in rows], aligned="ll")
+
+
+def _body(body: Any) -> Any:
+    if isinstance(body, str | Markup):
+        return body
+    return Pictured(body, "") if hasattr(body, "savefig") else Listing(body[0], [list(map(str, r)) for r in body[1:]])
+
+
+def _earned(several: Sequence[Learned]) -> tuple[int, str]:
+    """Give how many episodes are the last, and their mean return over the runs as text."""
+    last = max(several[0].num_episodes // 10, 1)
+    return last, _over([run.history["return"][-last:].mean() for run in several])
+
+
+def _last(num: int) -> str:
+    return f"last {num:,} episodes" if num > 1 else "last episode"
+
+
+def _over(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return number(float(values[0]))
+    spread = float(np.std(values, ddof=1))
+    return with_error(
+        Estimate(np.asarray(np.mean(values)), np.asarray(0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
+    )

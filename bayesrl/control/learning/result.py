@@ -1,0 +1,236 @@
+"""`Learned`: what came out of a run of `learn`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from bayesrl.arguments import AnyNumbers, Count, CountOrNone, FlagsOrNone, Share, checked
+from bayesrl.compilation.keys import cheap, key_of_nothing
+from bayesrl.control.exploration.rules import Decision
+from bayesrl.control.learning.agents.base import Mind
+from bayesrl.control.learning.agents.bayesian_state import BayesianMind
+from bayesrl.control.learning.choices import losses, shares
+from bayesrl.control.learning.env_adapter import World
+from bayesrl.diagnostics.results import Section
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_KEPT_DRAWS = 400
+_LARGEST = 2_000_000
+
+
+class Stage(NamedTuple):
+    """A moment of a run whose posterior can be looked at again.
+
+    Attributes:
+        episode: after how many episodes.
+        rows: after how many steps in all.
+    """
+
+    episode: int
+    rows: int
+
+
+@checked(ControlError)
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What came out of a run of `learn`.
+
+    Attributes:
+        mind: the agent in its environment, with all that it lived through.
+        world: the environment.
+        exploration: the rule.
+        history: by episode: `episode`, `return` and `discounted` return, `length`, `regret` (reward units; its mean is
+            the expected regret), for `Bayesian`, about the first state, `p_optimal` and `expected_regret`, and for
+            `KLControl` `objective` (J, reward units) and `kl` (nats) of the last batch.
+        stages: moments whose posterior can be looked at again, by `draws(..., stage=...)`.
+        problem: what identifies the run, and its settings.
+        interrupted: whether Ctrl-C ended it.
+    """
+
+    mind: Mind
+    world: World
+    exploration: Any
+    history: dict[str, np.ndarray]
+    stages: tuple[Stage, ...]
+    problem: dict[str, Any]
+    interrupted: bool = False
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes that were played."""
+        return len(self.history.get("episode", ()))
+
+    @property
+    def regret(self) -> np.ndarray:
+        """Cumulated regret after each episode, reward units, [episodes]."""
+        return np.cumsum(self.history["regret"])
+
+    def action_name(self, action: CountOrNone) -> str:
+        """Give the name of an action, or its number where it has none.
+
+        Raises:
+            ControlError: the environment has no such action.
+        """
+        if action >= self.world.num_actions:
+            raise ControlError(f"action={action}; use one of the environment's, from 0 to {self.world.num_actions - 1}")
+        return self.world.action_names[action] if self.world.action_names else str(action)
+
+    def solved_after(self, share: Share = 0.5) -> int | None:
+        """Give the first episode at which the mean regret so far is at most this share of the optimum; None if never.
+
+        References:
+            Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
+        """
+        if self.world.optimum is None:
+            raise ControlError(
+                f"the optimum of the environment is not known, so neither is when it was reached: {self.world.unknown}"
+            )
+        mean = self.regret / np.arange(1, self.num_episodes + 1)
+        reached = np.flatnonzero(mean <= share * self.world.optimum)
+        return int(reached[0]) + 1 if len(reached) else None
+
+    def draws(self, key: PRNGKey, num_draws: Count = _KEPT_DRAWS, *, stage: Stage | None = None) -> dict[str, Any]:
+        """Draw θ and the action values from the posterior.
+
+        Args:
+            key: consumed whole.
+            num_draws: how many.
+            stage: one of `stages`; by default the end. Only posteriors that are exact can go back.
+
+        Returns:
+            Sites of θ [draws, ...], and `action_values` where observations are finitely many.
+
+        Raises:
+            ControlError: the agent has no posterior over what is unknown, or cannot go back.
+        """
+        mind = self.bayesian_mind()
+        state = None if stage is None else mind.back_then(stage.rows)
+        sites, tables = mind.drawn(cheap(key), num_draws, state=state)
+        return sites | {"action_values": tables} if mind.finite else sites
+
+    def decide(
+        self,
+        key: PRNGKey,
+        observation: AnyNumbers,
+        *,
+        time: CountOrNone = 0,
+        num_draws: Count = 1000,
+        allowed: FlagsOrNone = None,
+    ) -> Decision:
+        """Tell which action is the best where something is observed, how surely, and what a wrong choice may cost.
+
+        Args:
+            key: consumed whole.
+            observation: what is seen.
+            time: step of the episode, where values depend on it.
+            num_draws: from the posterior.
+            allowed: the actions to choose among, [actions]; by default all, or those that an environment with finitely
+                many observations was seen to allow there. The others are never the best, and their loss is nan.
+
+        Raises:
+            ControlError: the agent has no posterior over what is unknown, or its draws are not finite; the observation
+                is none of its own; no action is allowed.
+        """
+        mind = self.bayesian_mind()
+        if time >= self.world.max_steps:
+            raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.world.max_steps - 1}")
+        seen = self._seen(observation)
+        among = self._among(seen, allowed)
+        values = mind.at(cheap(key), seen, num_draws, time)
+        if not np.isfinite(values).all():
+            raise ControlError("draws of the action values are not finite; look at the prior and the data of the model")
+        loss = losses(values, among)
+        told: Any = shares(values, among), loss.mean(0), np.moveaxis(np.quantile(loss, [0.025, 0.975], axis=0), 0, -1)
+        return Decision(*told)
+
+    def _seen(self, observation: Any) -> np.ndarray:
+        seen, count = np.asarray(observation), self.world.num_observations
+        whole = np.issubdtype(seen.dtype, np.integer)
+        if seen.shape != self.world.shape or (count is not None and not (whole and 0 <= int(seen) < count)):
+            wanted = (
+                f"an integer from 0 to {count - 1}" if count is not None else f"an array of shape {self.world.shape}"
+            )
+            raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
+        return seen
+
+    def act(self, key: PRNGKey, observation: AnyNumbers, time: CountOrNone = 0, *, allowed: FlagsOrNone = None) -> int:
+        """Choose an action as the exploration rule does after what was learned, among those `allowed`; see `decide`."""
+        rule = self.mind.explore(cheap(key), self.exploration, self.num_episodes)
+        seen = self._seen(observation)
+        among = self._among(seen, allowed)
+        if among is None:
+            return rule.choose(time, seen)[0]
+        return rule.choose(time, seen, among)[0]
+
+    def _among(self, seen: np.ndarray, allowed: Any) -> np.ndarray | None:
+        """Give the actions to choose among where something is seen, or None where the environment has no masks."""
+        number = self.world.num_actions
+        if not self.world.masked:
+            if allowed is not None:
+                raise ControlError("the environment tells no action masks, so that all actions are; leave allowed= out")
+            return None
+        if allowed is None:
+            known = getattr(self.mind, "masks", None)
+            return np.ones(number, bool) if known is None else np.asarray(known.table[int(seen)])
+        told = np.asarray(allowed, bool)
+        if told.shape != (number,) or not told.any():
+            raise ControlError(f"allowed={allowed!r}; tell of each of {number} actions whether it is, and allow one")
+        return told
+
+    def to_datatree(self) -> "xr.DataTree":
+        """Give posterior, experience and history as an ArviZ DataTree; see `bayesrl.to_datatree`.
+
+        Groups are `posterior` and `observed_data` for `Bayesian`, and `training`.
+        """
+        import xarray as xr
+
+        groups: dict[str, Any] = {
+            "training": xr.Dataset(
+                {k: (["episode"], v) for k, v in self.history.items() if k != "episode"}
+            ).assign_coords(episode=self.history["episode"])
+        }
+        if isinstance(self.mind, BayesianMind):
+            sites = self.draws(key_of_nothing())
+            small = {k: np.asarray(v)[None] for k, v in sites.items() if np.size(v) <= _LARGEST}
+            groups["posterior"] = xr.Dataset(
+                {k: (["chain", "draw", *(f"{k}_dim_{i}" for i in range(v.ndim - 2))], v) for k, v in small.items()}
+            ).assign_coords(chain=[0], draw=np.arange(_KEPT_DRAWS))
+            memory = self.mind.memory.arrays()
+            groups["observed_data"] = xr.Dataset(
+                {
+                    k: (["row", *(f"{k}_dim_{i}" for i in range(v.ndim - 1))], v)
+                    for k, v in memory.items()
+                    if k != "held"
+                }
+            )
+        tree = xr.DataTree.from_dict(groups)
+        tree.attrs = {"inference_library": "bayesrl", "interrupted": int(self.interrupted)}
+        tree.attrs |= {k: v for k, v in self.problem["settings"].items() if isinstance(v, str | int | float)}
+        return tree
+
+    @staticmethod
+    def report_parts(named: Mapping[str, Any], sections: Sequence[Section]) -> list[Any]:
+        """Give the parts of the report of runs by name, for `bayesrl.write_report`."""
+        from bayesrl.control.learning.report import learning_parts
+
+        runs = {name: [run] if isinstance(run, Learned) else list(run) for name, run in named.items()}
+        return learning_parts(runs, sections)
+
+    def bayesian_mind(self) -> BayesianMind:
+        """Give the mind with its posterior over what is unknown.
+
+        Raises:
+            ControlError: the agent is no `Bayesian`.
+        """
+        if not isinstance(self.mind, BayesianMind):
+            raise ControlError(
+                "KLControl believes nothing of the environment, so there is no posterior over what is unknown; "
+                "learn with Bayesian(model)"
+            )
+        return self.mind

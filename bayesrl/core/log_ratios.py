@@ -1,0 +1,188 @@
+"""log π₀(x) − log q(x) of two distributions of one family, without the terms of both that are huge and cancel.
+
+The density of a large count is a difference of terms of some millions of nats: in single precision each is off by
+tenths, always to the same side, and so is their difference. What the two distributions do not share is small, and is
+taken as it is: x·log(λ₀/λ) − (λ₀ − λ) for Poisson, the tilt and its log-normaliser.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array, lax
+from jax.scipy.special import gammaln
+
+_POISSON = dist.Poisson
+_BINOMIAL = (dist.BinomialProbs, dist.BinomialLogits)
+_GEOMETRIC = (dist.GeometricProbs, dist.GeometricLogits)
+_GAMMA_POISSON = dist.GammaPoisson
+type Terms = tuple[Array, Array]
+"""The two terms of a log-ratio."""
+
+_UNITS = 1.0
+"""So many units in the last place of its greatest term a density is taken to be off by."""
+
+
+class Ratio(NamedTuple):
+    """A log-ratio of two densities, and the size of what was summed to it, nats, of the shape of log-probabilities."""
+
+    value: Array
+    size: Array
+
+
+def log_ratio(prior: Any, guide: Any, value: Any) -> Ratio | None:
+    """Give log π₀(x) − log q(x) of one site; None where no form is known.
+
+    Args:
+        prior: of the site, under the policy.
+        guide: of the site, under the guide.
+        value: of the site.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro.distributions as dist
+        >>> from bayesrl.core.log_ratios import log_ratio
+        >>> x = jnp.array(200_000)  # 200.1 − 200.0 nats, from densities of 2,400,000 nats
+        >>> round(float(log_ratio(dist.Poisson(2e5), dist.Poisson(2e5 * jnp.exp(1e-3)), x).value), 2)
+        0.1
+    """
+    own: Callable[[Any, Any], Ratio | None] | None = getattr(guide, "log_ratio_to", None)
+    if own is not None:
+        return own(prior, value)
+    if isinstance(prior, dist.Independent) and isinstance(guide, dist.Independent):
+        count = prior.reinterpreted_batch_ndims
+        inner = log_ratio(prior.base_dist, guide.base_dist, value)
+        if inner is None or count != guide.reinterpreted_batch_ndims:
+            return None
+        return Ratio(*(part.sum(tuple(range(-count, 0))) for part in inner))
+    core_prior, core_guide = _unexpanded(prior), _unexpanded(guide)
+    for family, form in _FORMS:
+        if isinstance(core_prior, family) and isinstance(core_guide, family):
+            terms = form(core_prior, core_guide, jnp.asarray(value, jnp.result_type(float)))
+            if terms is None:
+                return None
+            shape = lax.broadcast_shapes(tuple(prior.batch_shape), tuple(guide.batch_shape), jnp.shape(value))
+            total, size = terms[0] + terms[1], jnp.abs(terms[0]) + jnp.abs(terms[1])
+            return Ratio(jnp.broadcast_to(total, shape), jnp.broadcast_to(size, shape))
+    return None
+
+
+def largest_term(fn: Any, value: Any) -> Array | None:
+    """Give the size of the greatest term in a log-density, nats, of the shape of a value; None where none is great.
+
+    Args:
+        fn: a distribution; counts and gamma functions of what may be large are what counts.
+        value: of the site.
+    """
+    while True:
+        if isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+            fn = fn.base_dist
+        elif hasattr(fn, "stands_for"):
+            fn = fn.stands_for
+        else:
+            break
+    told = [getattr(fn, name, None) for name in ("total_count", "concentration", "concentration0", "concentration1")]
+    sizes = [jnp.abs(jnp.asarray(x, jnp.result_type(float))).max() for x in told if x is not None]
+    counts = fn.support.is_discrete and not fn.has_enumerate_support
+    if not sizes and not counts:
+        return None
+    if counts:
+        sizes.append(jnp.abs(jnp.asarray(value, jnp.result_type(float))))
+    greatest = sizes[0]
+    for size in sizes[1:]:
+        greatest = jnp.maximum(greatest, size)
+    return jnp.abs(gammaln(greatest + 2.0))
+
+
+def doubt_of(prior: Any, guide: Any, value: Any) -> Array | None:
+    """Give what single precision may be off by in the difference of two densities, nats; None where that is little.
+
+    It has the shape of the value.
+    """
+    terms = [term for fn in (prior, guide) if (term := largest_term(fn, value)) is not None]
+    if not terms:
+        return None
+    return _UNITS * _eps() * jnp.maximum(terms[0], terms[-1])
+
+
+def doubt_in(size: Array) -> Array:
+    """Give what single precision may be off by in a sum of terms of such a size, nats."""
+    return _eps() * size
+
+
+def _eps() -> float:
+    return float(jnp.finfo(jnp.result_type(float)).eps)
+
+
+def _unexpanded(fn: Any) -> Any:
+    while isinstance(fn, dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two parameters are known to be the same numbers."""
+    if one is other:
+        return True
+    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+        return False
+    return bool(np.array_equal(np.asarray(one), np.asarray(other)))
+
+
+def _log_quotient(one: Any, other: Any) -> Array:
+    """log(a/b), exact where a is near b: a − b then is."""
+    quotient = (one - other) / other
+    near = jnp.abs(quotient) < 0.5
+    return jnp.where(near, jnp.log1p(jnp.where(near, quotient, 0.0)), jnp.log(one) - jnp.log(other))
+
+
+def _times(count: Array, factor: Array) -> Array:
+    """x·f, 0 where x is 0, whatever f is."""
+    return jnp.where(count == 0, 0.0, count * jnp.where(count == 0, 0.0, factor))
+
+
+def _poisson(prior: Any, guide: Any, x: Array) -> Terms:
+    before, after = (jnp.asarray(fn.rate, x.dtype) for fn in (prior, guide))
+    return _times(x, _log_quotient(before, after)), after - before
+
+
+def _softplus_difference(before: Array, after: Array) -> Array:
+    """log(1 + e^a) − log(1 + e^b), exact where a is near b."""
+    apart = before - after
+    near = jnp.abs(apart) < 0.5
+    small = jnp.log1p(jnp.expm1(jnp.where(near, apart, 0.0)) * jax.nn.sigmoid(after))
+    return jnp.where(near, small, jax.nn.softplus(before) - jax.nn.softplus(after))
+
+
+def _binomial(prior: Any, guide: Any, x: Array) -> Terms | None:
+    if not _same(prior.total_count, guide.total_count):
+        return None
+    count = jnp.asarray(prior.total_count, x.dtype)
+    before, after = jnp.asarray(prior.logits), jnp.asarray(guide.logits)
+    return x * (before - after), -count * _softplus_difference(before, after)
+
+
+def _geometric(prior: Any, guide: Any, x: Array) -> Terms:
+    before, after = jnp.asarray(prior.logits), jnp.asarray(guide.logits)
+    return before - after, -(x + 1) * _softplus_difference(before, after)
+
+
+def _gamma_poisson(prior: Any, guide: Any, x: Array) -> Terms | None:
+    if not _same(prior.concentration, guide.concentration):
+        return None
+    size = jnp.asarray(prior.concentration, x.dtype)
+    before, after = (jnp.asarray(fn.rate, x.dtype) for fn in (prior, guide))
+    quotient = (before - after) / (1 + after)  # 1 + r itself would be rounded
+    near = jnp.abs(quotient) < 0.5
+    apart = jnp.where(near, jnp.log1p(jnp.where(near, quotient, 0.0)), jnp.log1p(before) - jnp.log1p(after))
+    return size * _log_quotient(before, after), -(size + x) * apart
+
+
+_FORMS: tuple[tuple[Any, Callable[[Any, Any, Array], Terms | None]], ...] = (
+    (_POISSON, _poisson),
+    (_BINOMIAL, _binomial),
+    (_GEOMETRIC, _geometric),
+    (_GAMMA_POISSON, _gamma_poisson),
+)

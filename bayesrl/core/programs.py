@@ -1,0 +1,320 @@
+"""A policy and a guide run side by side: the guide draws, the policy scores."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import MaskedDistribution, biject_to, constraints
+
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import fold_in, key_of_nothing, split
+from bayesrl.core.censoring import censored, is_censored
+from bayesrl.core.draws import Draws
+from bayesrl.core.handlers import SharedKeys, StopValues
+from bayesrl.core.refusals import check_arguments, told
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Structure
+from bayesrl.core.support_edges import Settled
+from bayesrl.core.trace import Recording, abstractly, both_scores, per_context, ratio_of, record, site_log_prob
+from bayesrl.errors import PolicyError
+from bayesrl.typing import Numbers, Params, PRNGKey, Program
+
+_MOST_HELD = 2**27
+"""Draws that together take more numbers than these are made in batches."""
+
+_SHARED = 2**31
+_OF_POLICY = 2**16
+"""Numbers that a key is folded with for what all draws share, and for what the policy draws beside its guide."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A policy with frozen parameters, a guide, and the arguments of both.
+
+    Attributes:
+        policy: the program that is fitted; parameters inside it are already substituted.
+        guide: the program that draws; None means the policy itself, which makes q = π₀.
+        structure: of the policy.
+        args: arguments of both programs.
+        transforms: from unconstrained to constrained values of the guide's parameters, by name.
+        learned: whether the policy's own parameters are trained too, which only a program without
+            rewards allows; then they are among `params`, under their own names.
+    """
+
+    policy: Program
+    guide: Program | None
+    structure: Structure
+    args: tuple[Any, ...]
+    transforms: Mapping[str, Any]
+    learned: bool = False
+
+    def constrain(self, params: Params) -> Params:
+        """Map unconstrained parameters to the values that the guide declares."""
+        return {
+            name: self.transforms[name](value) if name in self.transforms else value for name, value in params.items()
+        }
+
+    def draw(
+        self,
+        key: PRNGKey,
+        params: Params,
+        num_draws: int,
+        *,
+        share: bool = True,
+        stopped: tuple[str, ...] = (),
+        values: Mapping[str, Numbers] | None = None,
+        first: Any = None,
+    ) -> Draws:
+        """Draw from the guide and score under both programs, [num_draws, ...].
+
+        Args:
+            key: consumed whole.
+            params: unconstrained parameters of the guide.
+            num_draws: number of draws, independent given what they share.
+            share: whether all draws share their mini-batch and what nature drew before the first action.
+            stopped: action sites whose values carry no gradient.
+            values: sites to hold fixed, the same in all draws.
+            first: the number of the first draw, traced: draws of a key may be made in parts; 0 where it is None.
+        """
+        shared_key = fold_in(key, _SHARED) if share and self.structure.drawn_before_action else None
+        fixed = dict(values or {})
+
+        def one(key: PRNGKey) -> Draws:
+            return self._run(key, shared_key, params, fixed, stopped)
+
+        return self._many(one, split(key, num_draws, first))
+
+    def draw_policy(self, key: PRNGKey, params: Params, num_draws: int, *, first: Any = None) -> Draws:
+        """Draw from the policy as it is before it is fitted, and score under both programs; as `draw` for the rest.
+
+        Each draw has a mini-batch of its own.
+        """
+
+        def one(key: PRNGKey) -> Draws:
+            scored = record(FoldedKeys(self.policy, key), *self.args)
+            held = {name: scored.sites[name].value for name in self._latent}
+            held |= {name: scored.plates[name] for name in self.structure.subsampled}
+            return self._draws(self.run_guide(None, None, params, held, ()), scored)
+
+        return self._many(one, split(key, num_draws, first))
+
+    def _many(self, one: Callable[[Any], Any], xs: Any) -> Any:
+        """Map over draws: all at once, or in batches of bounded memory where each takes many numbers."""
+        at_once = max(1, _MOST_HELD // self.structure.width)
+        if len(jax.tree.leaves(xs)[0]) <= at_once:
+            return jax.vmap(one)(xs)
+        return jax.lax.map(one, xs, batch_size=at_once)
+
+    def score(self, params: Params, draws: Draws) -> Draws:
+        """Score the sites of given draws afresh: under these parameters of the guide, and the policy."""
+        held = {**draws.sites, **draws.plates}
+
+        def one(values: dict[str, Array]) -> Draws:
+            return self._run(None, None, params, values, ())  # every site is held
+
+        return self._many(one, held)
+
+    def again(self, params: Params, draws: Draws, *, one_batch: bool = False) -> Draws:
+        """Score the action sites of draws afresh under the guide with these parameters; all else stays.
+
+        Args:
+            params: unconstrained parameters of the guide.
+            draws: to be scored.
+            one_batch: whether all of them are known to be of one mini-batch, which then is read once.
+        """
+        batch = {name: index[0] for name, index in draws.plates.items()} if one_batch else {}
+
+        def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+            drawn = self.run_guide(None, None, params, {**values, **batch}, ())
+            return *self._both_scores(drawn), self._remarks(drawn)
+
+        own = {} if one_batch else draws.plates
+        log_q, scores, remarks = self._many(one, {**draws.sites, **own})
+        return draws.scored(log_q)._replace(scores=scores, remarks=remarks)
+
+    def log_q(self, params: Params, draws: Draws) -> dict[str, Array]:
+        """Score the action sites of draws under the guide with these parameters, [draw, *contexts, T]."""
+
+        def one(values: dict[str, Array]) -> dict[str, Array]:
+            return self._scores(self.run_guide(None, None, params, values, ()), "action")
+
+        return self._many(one, {**draws.sites, **draws.plates})
+
+    def run_guide(
+        self,
+        key: PRNGKey | None,
+        shared_key: PRNGKey | None,
+        params: Params,
+        values: Mapping[str, Numbers],
+        stopped: tuple[str, ...],
+    ) -> Recording:
+        """Run the guide alone, once; arguments as those of `draw`, the key of what is shared given apart.
+
+        Without a key every site is held, and one that is not draws by a key that is always the same.
+        """
+        program = self.policy if self.guide is None else self.guide
+        if self.guide is not None or self.learned:
+            program = handlers.substitute(program, data=self.constrain(params))
+        if stopped:
+            program = StopValues(program, stopped)
+        if values:
+            program = handlers.substitute(program, data=dict(values))
+        if shared_key is not None:
+            program = SharedKeys(program, shared_key, self.structure.drawn_before_action)
+        return record(FoldedKeys(program, key_of_nothing() if key is None else key), *self.args)
+
+    def guide_facts(self, params: Params) -> Recording:
+        """Record the guide without computing; see `abstractly`."""
+        return abstractly(lambda: self.run_guide(None, None, params, {}, ()))
+
+    def _run(
+        self,
+        key: PRNGKey | None,
+        shared_key: PRNGKey | None,
+        params: Params,
+        values: Mapping[str, Numbers],
+        stopped: tuple[str, ...],
+    ) -> Draws:
+        drawn = self.run_guide(key, shared_key, params, values, stopped)
+        latent = {name: drawn.sites[name].value for name in self._latent if name in drawn.sites}
+        plates = {name: drawn.plates[name] for name in self.structure.subsampled if name in drawn.plates}
+        if self.guide is None:
+            scored = drawn
+        else:
+            own = self.constrain(params) if self.learned else {}
+            policy: Callable[..., Any] = handlers.substitute(self.policy, data={**own, **values, **latent, **plates})
+            if shared_key is not None:
+                policy = SharedKeys(policy, shared_key, self.structure.drawn_before_action)
+            own_key = key_of_nothing() if key is None else key
+            scored = record(FoldedKeys(policy, own_key, first=_OF_POLICY), *self.args)
+        return self._draws(drawn, scored)
+
+    @property
+    def _latent(self) -> tuple[str, ...]:
+        return self.structure.named("action", "environment")
+
+    def _scores(self, recording: Recording, kind: str) -> dict[str, Array]:
+        names = self.structure.named(kind)  # type: ignore[arg-type]
+        return {
+            name: per_context(site_log_prob(recording.sites[name]), recording.sites[name], self.structure.contexts)
+            for name in names
+            if name in recording.sites
+        }
+
+    def _both_scores(self, drawn: Recording) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Give log q of the action sites, and the same whatever handlers make of it."""
+        contexts = self.structure.contexts
+        names = [name for name in self.structure.actions if name in drawn.sites]
+        both = {name: both_scores(drawn.sites[name], contexts) for name in names}
+        return {name: log_q for name, (log_q, _) in both.items()}, {name: raw for name, (_, raw) in both.items()}
+
+    def _remarks(self, drawn: Recording) -> dict[str, Array]:
+        told = self.structure.named("metric")
+        return {
+            name: jnp.asarray(site.value)
+            for name, site in drawn.sites.items()
+            if site.kind == "metric" and name not in told
+        }
+
+    def _draws(self, drawn: Recording, scored: Recording) -> Draws:
+        scored = self._settled(drawn, scored)
+        log_q, scores = self._both_scores(drawn)
+        ratios, doubts = self._ratios(drawn, scored, log_q)
+        return Draws(
+            sites={name: scored.sites[name].value for name in self._latent},
+            plates={name: scored.plates[name] for name in self.structure.subsampled},
+            log_prior=self._scores(scored, "action"),
+            log_q=log_q,
+            log_nature=self._scores(scored, "environment"),
+            log_likelihood=self._scores(scored, "observed"),
+            rewards=self._scores(scored, "reward"),
+            metrics={name: jnp.asarray(scored.sites[name].value) for name in self.structure.named("metric")},
+            scores=scores,
+            remarks=self._remarks(drawn),
+            log_behaviour=scores,
+            log_ratio=ratios,
+            doubt=doubts,
+        )
+
+    def _settled(self, drawn: Recording, scored: Recording) -> Recording:
+        """Score 0 under the policy, too, what a guide leaves at the edge of what single precision tells."""
+        if drawn is scored:
+            return scored
+        sites = dict(scored.sites)
+        for name in self.structure.actions:
+            fn: Any = drawn.sites[name].fn if name in drawn.sites else None
+            if is_censored(fn):
+                sites[name] = sites[name]._replace(fn=censored(sites[name].fn), intermediates=None)
+                continue
+            while isinstance(fn, MaskedDistribution):
+                fn = fn.base_dist
+            if getattr(fn, "ends", None) is not None:
+                sites[name] = sites[name]._replace(fn=Settled(sites[name].fn, fn.ends), intermediates=None)
+        return scored._replace(sites=sites)
+
+    def _ratios(
+        self, drawn: Recording, scored: Recording, log_q: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Give log π₀ − log q where that is known better than by their difference, and how far that may be off."""
+        if drawn is scored:  # also where a density is infinite
+            return {name: jnp.zeros_like(score) for name, score in log_q.items()}, {}
+        contexts = self.structure.contexts
+        names = [name for name in self.structure.actions if name in drawn.sites]
+        found = {name: ratio_of(scored.sites[name], drawn.sites[name], contexts) for name in names}
+        ratios = {name: ratio for name, (ratio, _) in found.items() if ratio is not None}
+        return ratios, {name: doubt for name, (_, doubt) in found.items() if doubt is not None}
+
+
+def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params, dict[str, Any]]:
+    """Give the parameters that a program declares, unconstrained, and their transforms."""
+    values, declared = _declared(key, program, args)
+    transforms = {name: biject_to(found) for name, found in declared.items() if found is not constraints.real}
+    typed = jax.tree.map(lambda x: x if isinstance(x, Array) else np.asarray(x, jnp.result_type(x)), values)
+    inside = {name: typed.pop(name) for name in transforms}
+    if inside:
+        typed |= compiled(lambda held: {name: transforms[name].inv(value) for name, value in held.items()}, name="map")(
+            jax.tree.map(jnp.asarray, inside)
+        )
+    return {name: typed[name] for name in values}, transforms
+
+
+def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
+    """Hold a policy's parameters at their declared values: they are the prior.
+
+    Returns:
+        The policy with its parameters substituted, and their values.
+
+    Raises:
+        PolicyError: the policy does not take these arguments, or does what cannot be followed.
+    """
+    check_arguments(policy, args, "the policy", PolicyError)
+    with told("the policy", PolicyError):
+        params, _ = _declared(key, policy, args)
+    return (handlers.substitute(policy, data=params) if params else policy), params
+
+
+def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Params, dict[str, Any]]:
+    """Give the declared values of a program's parameters, and their constraints."""
+
+    def run() -> Recording:
+        return record(FoldedKeys(program, key), *args)
+
+    def values(recording: Recording) -> Params:
+        return {name: msg["value"] for name, msg in recording.params.items()}
+
+    def declared(recording: Recording) -> dict[str, Any]:
+        return {name: msg["kwargs"].get("constraint", constraints.real) for name, msg in recording.params.items()}
+
+    recording = abstractly(run)
+    shown, held = declared(recording), values(recording)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((held, shown))):
+        return held, shown
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(shown)):
+        recording = run()  # a constraint may hold numbers of the run itself
+        return values(recording), declared(recording)
+    return compiled(lambda: values(run()), name="declare")(), shown

@@ -1,0 +1,232 @@
+"""Draws at the edge of what single precision can tell: where many different numbers are drawn as one.
+
+A Beta(.1, .1) has a twelfth of its mass between 1 − 6e-6 and 1, where single precision has a hundred numbers, and most
+of it nearer to 1 than any of them: its draws there are 1, of which no density says how likely they are. Such draws are
+atoms. Whoever moves them must know what lies behind them, which is lost; a guide leaves them where they are, so that
+prior and guide draw them alike and they cancel from every ratio.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import biject_to, constraints
+
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import split
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Structure
+from bayesrl.core.trace import Recording, abstractly, record
+from bayesrl.typing import PRNGKey, Program
+
+type Ends = tuple[float, float]
+"""Unconstrained coordinates between which single precision tells a number to a part in a hundred."""
+
+NUM_DRAWS = 1024
+MOST_AT_EDGE = 2
+"""So many draws of the prior, of those, may lie at the edge unseen: 2 in 1,024."""
+
+_MOST_NUMBERS = 4096
+"""Sites of more numbers are not measured: a thousand draws of them would fill memory."""
+
+_LOWEST, _HIGHEST = -83.0, 86.0
+"""Of log x: a hundred times the least and a tenth of the greatest normal number."""
+_UNITS = 100.0
+_EPS = 2.0**-23
+
+
+class Edge(NamedTuple):
+    """What is known of a site whose draws often lie at the edge: where that is, and how many of `NUM_DRAWS` do."""
+
+    ends: Ends
+    num: int
+
+
+class Lie(NamedTuple):
+    """Where the prior's draws of a site lie: in unconstrained coordinates or, where it is discrete, as they are; [N].
+
+    Attributes:
+        centre: the median.
+        width: what the quartiles of a normal distribution tell as its standard deviation.
+        low: the least of them.
+        high: the greatest.
+    """
+
+    centre: np.ndarray
+    width: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def ends_of(support: Any) -> Ends | None:
+    """Give the ends of the unconstrained coordinates of a support; None where it has none that is known."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support in (constraints.positive, constraints.nonnegative):
+        return _LOWEST, _HIGHEST
+    near_one = -math.log(_UNITS * _EPS)
+    if support in (constraints.unit_interval, constraints.open_interval(0.0, 1.0)):
+        return _LOWEST, near_one
+    if support is constraints.simplex:
+        return _LOWEST, near_one - 2.0  # the coordinates of a simplex of n numbers are moved by up to log n
+    lower, upper = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    if lower is None or upper is None or support.is_discrete or isinstance(lower, jax.core.Tracer | jax.Array):
+        return None
+    if not (isinstance(lower, int | float) and isinstance(upper, int | float)):
+        return None
+    far = upper - lower
+    low, high = (_UNITS * _EPS * abs(end) / far for end in (lower, upper))
+    return (math.log(low) if low > 0 else _LOWEST), (-math.log(high) if high > 0 else -_LOWEST)
+
+
+def at_edge(fn: Any, value: Any, ends: Ends) -> Array:
+    """Tell which draws lie at the edge, [*batch] of booleans: any of their coordinates does."""
+    event = int(fn.event_dim)
+    coordinates = biject_to(fn.support).inv(jnp.asarray(value))
+    outside = ~((coordinates > ends[0]) & (coordinates < ends[1]))
+    lost: Array = outside.any(tuple(range(-event, 0))) if event else outside
+    return lost
+
+
+class Settled:
+    """The prior of a site beside a guide that leaves draws at the edge where they are: both score them 0.
+
+    Args:
+        fn: the prior.
+        ends: where the edge is.
+    """
+
+    def __init__(self, fn: Any, ends: Ends) -> None:
+        self.fn, self.ends = fn, ends
+        self.stands_for = fn
+        self.event_dim, self.batch_shape = fn.event_dim, fn.batch_shape
+
+    def log_prob(self, value: Any) -> Array:
+        """Log-density, nats; 0 at the edge, without gradient."""
+        inner = self.fn
+        while isinstance(inner, dist.MaskedDistribution):
+            inner = inner.base_dist
+        lost = at_edge(inner, value, self.ends)
+        return jnp.where(lost, 0.0, self.fn.log_prob(safe(inner, value, lost)))
+
+
+def safe(fn: Any, value: Any, lost: Array) -> Array:
+    """Put a number from amid the support in the place of those at the edge."""
+    event = int(fn.event_dim)
+    value = jnp.asarray(value)
+    transform = biject_to(fn.support)
+    middle = transform(jnp.zeros(transform.inverse_shape(value.shape)))
+    return jnp.where(lost.reshape(lost.shape + (1,) * event), middle, value)
+
+
+def edges_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> dict[str, Edge]:
+    """Find the action sites of which many of the prior's draws lie at the edge.
+
+    Args:
+        key: consumed whole.
+        policy: the program.
+        structure: of the policy.
+        args: of the policy.
+    """
+    return look_at_prior(key, policy, structure, args, lambda *_: False)[0]
+
+
+def look_at_prior(
+    key: PRNGKey,
+    policy: Program,
+    structure: Structure,
+    args: tuple[Any, ...],
+    measured: Callable[[str, Any], bool],
+) -> tuple[dict[str, Edge], dict[str, Lie]]:
+    """Tell of action sites where the prior's draws lie, from `NUM_DRAWS` of them.
+
+    Args:
+        key: consumed whole.
+        policy: the program.
+        structure: of the policy.
+        args: of the policy.
+        measured: tells of a site and its distribution whether to measure where its draws lie.
+
+    Returns:
+        The sites of which many draws lie at the edge, and where the draws of those lie that are measured.
+    """
+    if not structure.actions:
+        return {}, {}
+
+    def look(key: PRNGKey) -> Recording:
+        return record(FoldedKeys(policy, key), *args)
+
+    seen = abstractly(lambda: look(key)).sites
+    continuous = [
+        name
+        for name in structure.actions
+        # A zero beside a continuous distribution is an atom that its density knows of.
+        if not structure[name].discrete and not isinstance(unwrapped(seen[name].fn), dist.HurdleProbs)
+    ]
+    ends = {name: own for name in continuous if (own := ends_of(_peeled(seen[name].fn).support)) is not None}
+    lying = [
+        name
+        for name in structure.actions
+        if math.prod(structure[name].shape) <= _MOST_NUMBERS and measured(name, seen[name].fn)
+    ]
+    if not ends and not lying:
+        return {}, {}
+
+    def count(keys: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+        def one(key: PRNGKey) -> tuple[dict[str, Array], dict[str, Array]]:
+            sites = look(key).sites
+            shares = {
+                name: at_edge(_peeled(sites[name].fn), sites[name].value, own).mean() for name, own in ends.items()
+            }
+            return shares, {name: _coordinates(sites[name].fn, sites[name].value) for name in lying}
+
+        shares, places = jax.lax.map(one, keys, batch_size=128)
+        return {name: share.sum() for name, share in shares.items()}, {
+            name: _quantiles(place.reshape((-1, place.shape[-1]))) for name, place in places.items()
+        }
+
+    counts, quantiles = compiled(count, name="edges")(split(key, NUM_DRAWS))
+    found = {name: int(np.ceil(float(counts[name]))) for name in ends}
+    edges = {name: Edge(ends[name], count) for name, count in found.items() if count > MOST_AT_EDGE}
+    return edges, {name: _lie(np.asarray(place, float)) for name, place in quantiles.items()}
+
+
+def _coordinates(fn: Any, value: Any) -> Array:
+    """Give the unconstrained coordinates of a continuous draw, or the counts of a discrete one, [..., N]."""
+    fn = _peeled(fn)
+    value = jnp.asarray(value)
+    if fn.support.is_discrete:
+        return value.astype(jnp.result_type(float)).reshape((-1, 1))
+    transform = biject_to(fn.support)
+    coordinates = transform.inv(value)
+    event = transform.domain.event_dim
+    return coordinates.reshape((-1, math.prod(coordinates.shape[coordinates.ndim - event :])))
+
+
+def _quantiles(places: Array) -> Array:
+    """Least, lower quartile, median, upper quartile and greatest of each column, [5, N]."""
+    return jnp.quantile(places, jnp.array([0.0, 0.25, 0.5, 0.75, 1.0]), axis=0)
+
+
+def _lie(quantiles: np.ndarray) -> Lie:
+    low, lower, centre, upper, high = np.clip(np.nan_to_num(quantiles), -1e30, 1e30)
+    width = (upper - lower) / 1.349  # of a normal distribution this is the standard deviation
+    return Lie(centre, np.where(width > np.abs(centre) * _EPS + 1e-30, width, 1.0), low, high)
+
+
+def _peeled(fn: Any) -> Any:
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def unwrapped(fn: Any) -> Any:
+    """Take off all that NumPyro wraps around a distribution."""
+    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn

@@ -1,0 +1,382 @@
+"""Run a program once and keep, site by site, what it did."""
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from bayesrl.compilation.callbacks import unnumbered
+from bayesrl.compilation.determinism import COMPARED, Reading, check_steady
+from bayesrl.compilation.keys import split
+from bayesrl.core.handlers import Sites
+from bayesrl.core.log_ratios import doubt_in, doubt_of, log_ratio
+from bayesrl.core.primitives import Kind, is_hidden, kind_of
+from bayesrl.core.refusals import check_scan, refuse_branches
+from bayesrl.core.rng import FoldedKeys, QuickDraws
+from bayesrl.errors import PolicyError
+
+
+class Frame(NamedTuple):
+    """A plate as a site sees it: its name, axis (negative), size in the run and full size."""
+
+    name: str
+    dim: int
+    size: int
+    full_size: int
+
+
+class Record(NamedTuple):
+    """One sample or deterministic site of one run.
+
+    Inside a `scan` of T steps, `value` and the parameters of `fn` have a leading axis of length T,
+    and `scan` numbers the scan; elsewhere `scan` is None. A distribution may have time of its own, as that of a
+    sentence has: it then has a method `log_prob_by_step`, from a value to [*batch, T], and `num_steps`, which is T.
+    """
+
+    name: str
+    kind: Kind
+    hidden: bool
+    fn: Any
+    value: Any
+    scale: Any
+    frames: tuple[Frame, ...]
+    intermediates: Any
+    scan: int | None
+    length: int
+
+
+class Recording(NamedTuple):
+    """All sites of one run in program order, its parameters, and the indices of its plates."""
+
+    sites: dict[str, Record]
+    params: dict[str, Any]
+    plates: dict[str, Array]
+
+
+class _Recorder(Messenger):
+    """Keeps the messages themselves, so that what inner handlers change afterwards is seen too."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__(fn)
+        self.messages: list[tuple[dict[str, Any], int | None, int]] = []
+        self.plates: dict[str, tuple[int, Any]] = {}
+        self.num_scans = 0
+        self.length = 1
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "control_flow":
+            refuse_branches(msg)
+            _, init, xs, length, reverse = msg["args"]
+            if reverse:
+                raise PolicyError(
+                    "a scan with reverse=True cannot be replayed: NumPyro records its sites in one order and "
+                    "reads them in the other; flip xs along time and scan forwards"
+                )
+            self.length = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+            check_scan(msg, self.length)
+            body = msg["args"][0]
+
+            def watched(carry: Any, x: Any) -> Any:
+                with Sites(self._watch_body, _ignore):
+                    return body(carry, x)
+
+            msg["args"] = (watched, init, xs, length, reverse)
+            _seed_steps(msg, self.length)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "control_flow":
+            self.num_scans += 1
+        elif msg["type"] == "plate":
+            self.plates[msg["name"]] = (int(msg["args"][0]), msg["value"])
+        elif msg.get("_control_flow_done"):
+            self.messages.append((msg, self.num_scans - 1, self.length))
+        elif msg["type"] == "param":
+            # A plate around it is about to take its mini-batch; what is declared is the whole.
+            self.messages.append((msg.copy(), None, 1))
+        else:
+            self.messages.append((msg, None, steps_of(msg.get("fn"))))
+
+    def _watch_body(self, msg: dict[str, Any]) -> None:
+        name = msg.get("name")
+        if msg["type"] == "sample" and steps_of(msg["fn"]) > 1:
+            raise PolicyError(
+                f"site {name!r} draws a sequence of {steps_of(msg['fn'])} steps inside of a scan; one axis of time is "
+                "all that a site can have: draw the sequence outside of the scan"
+            )
+        if msg["type"] == "param":
+            raise PolicyError(
+                f"numpyro.param({name!r}) stands inside a scan, where it would be stacked over time and "
+                "never trained; declare it before the scan and close over it"
+            )
+        if msg["type"] == "plate":
+            size, subsample = msg["args"]
+            if subsample is not None and subsample != size:
+                raise PolicyError(
+                    f"plate {name!r} takes a new subsample at every step of a scan; write "
+                    f"`plate = numpyro.plate({name!r}, ...)` before the scan and `with plate:` inside it"
+                )
+            self.plates[str(name)] = (int(size), jnp.arange(size))
+
+
+def steps_of(fn: Any) -> int:
+    """Count the steps of a distribution that has time of its own; 1 for all others."""
+    return int(fn.num_steps) if hasattr(fn, "log_prob_by_step") else 1
+
+
+def _seed_steps(msg: dict[str, Any], length: int) -> None:
+    """Make the keys of all steps of a scan before it, in the place of NumPyro's chain of splits inside it."""
+    key = msg["kwargs"].get("rng_key")
+    if key is None:
+        return
+    body, init, xs, *rest = msg["args"]
+
+    def seeded(carry: Any, x_and_key: tuple[Any, Any]) -> Any:
+        x, own_key = x_and_key
+        with QuickDraws():
+            return FoldedKeys(body, own_key)(carry, x)
+
+    msg["args"] = (seeded, init, (xs, split(key, length)), *rest)
+    msg["kwargs"]["rng_key"] = None
+
+
+def _ignore(msg: dict[str, Any]) -> None:
+    """Do nothing with a message."""
+
+
+def record(program: Callable[..., Any], *args: Any) -> Recording:
+    """Run a seeded program and return its `Recording`.
+
+    Raises:
+        PolicyError: two sites share a name, or a parameter is declared inside a scan.
+    """
+    recorder = _Recorder(QuickDraws(program))
+    recorder(*args)
+    messages = recorder.messages
+    _refuse_repeated_names(messages)
+    sites, params = {}, {}
+    for msg, scan, length in messages:
+        if msg["type"] == "param":
+            params[msg["name"]] = msg
+        elif msg["type"] in ("sample", "deterministic"):
+            frames = tuple(
+                Frame(f.name, f.dim, f.size, recorder.plates[f.name][0]) for f in msg.get("cond_indep_stack", [])
+            )
+            sites[msg["name"]] = Record(
+                msg["name"],
+                kind_of(msg),
+                is_hidden(msg),
+                msg["fn"] if msg["type"] == "sample" else None,
+                msg["value"],
+                msg.get("scale"),
+                frames,
+                msg.get("intermediates"),
+                scan,
+                length,
+            )
+    return Recording(sites, params, {name: indices for name, (_, indices) in recorder.plates.items()})
+
+
+def abstractly(make: Callable[[], Recording]) -> Recording:
+    """Make a recording without computing anything.
+
+    Only what JAX knows beforehand may be read of it: names, kinds, plates, shapes, types.
+    """
+    made: list[Recording] = []
+    jax.make_jaxpr(lambda: _traced_values(made, make))()
+    return made[0]
+
+
+def abstractly_twice(make: Callable[[], Recording]) -> tuple[Recording, list[str]]:
+    """Do as `abstractly`, and name the sites whose values come from elsewhere than this run of the program.
+
+    Raises:
+        PolicyError: a second run computes something else.
+    """
+    recording, first = _reading(make)
+    learned = all(site.kind != "reward" for site in recording.sites.values())  # then parameters only start somewhere
+    values = {name: msg["value"] for name, msg in recording.params.items()}
+    start = {name: value for name, value in values.items() if learned and not _unknown(value)}
+    check_steady(first, _reading(handlers.substitute(make, data=start))[1])
+    jaxpr = first.trace
+    strays = {
+        id(var)
+        for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
+        if isinstance(const, jax.core.Tracer)
+    }
+    outputs = zip(first.outputs, jaxpr.jaxpr.outvars, strict=True)
+    return recording, [name for (name, part), var in outputs if part == "value" and id(var) in strays]
+
+
+def _reading(make: Callable[[], Recording]) -> tuple[Recording, Reading]:
+    made: list[Recording] = []
+    with unnumbered():
+        jaxpr, values = jax.make_jaxpr(lambda: _traced_values(made, make), return_shape=True)()
+    outputs = [(name, part) for name, parts in values.items() for part, leaves in parts.items() for _ in leaves]
+    return made[0], Reading(made[0].sites, jaxpr, outputs)
+
+
+def _unknown(value: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def _traced_values(made: list[Recording], make: Callable[[], Recording]) -> dict[str, dict[str, list[Any]]]:
+    made.append(make())
+    return {
+        name: {
+            part: [leaf for leaf in jax.tree.leaves(getattr(site, part)) if isinstance(leaf, jax.core.Tracer)]
+            for part in COMPARED
+        }
+        for name, site in made[-1].sites.items()
+    }
+
+
+def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]]) -> None:
+    names = Counter(m["name"] for m, _, _ in messages if m["type"] in ("sample", "deterministic"))
+    repeated = [name for name, count in names.items() if count > 1]
+    if repeated:
+        raise PolicyError(
+            f"site {repeated[0]!r} appears {names[repeated[0]]} times; give every site its own name, "
+            "or put the repetition into numpyro.contrib.control_flow.scan"
+        )
+    plates = {frame.name for m, _, _ in messages for frame in m.get("cond_indep_stack", [])}
+    places: dict[str, set[tuple[int, int]]] = {}
+    for m, _, _ in messages:
+        for frame in m.get("cond_indep_stack", []):
+            places.setdefault(frame.name, set()).add((frame.dim, frame.size))
+    for name, found in places.items():
+        if len(found) > 1:
+            (dim, size), (other_dim, other_size) = sorted(found)[:2]
+            raise PolicyError(
+                f"plate {name!r} stands at axis {dim} (size {size}) and at axis {other_dim} (size {other_size}); its "
+                "elements cannot be told one by one: give it one dim=... throughout, or give the plates two names"
+            )
+    if shared := sorted(plates & set(names)):
+        raise PolicyError(f"site {shared[0]!r} bears the name of a plate; give every site and plate its own name")
+
+
+def site_log_prob(site: Record) -> Array:
+    """Log-probability of a site's value, of shape [T?, *batch] or [*batch, T?], scaled as handlers asked, in nats.
+
+    Time comes first where it is that of a scan, and last where it is the distribution's own.
+    """
+    return _scaled(_raw_log_prob(site), site)
+
+
+def both_scores(site: Record, contexts: tuple[Frame, ...]) -> tuple[Array, Array]:
+    """Log-probability of a site's value, as handlers scaled it and whatever its scale.
+
+    Returns:
+        Both reduced as by `per_context`, in nats.
+    """
+    raw = _raw_log_prob(site)
+    return per_context(_scaled(raw, site), site, contexts), per_context(raw, site, contexts, scaled=False)
+
+
+def ratio_of(prior: Record, guide: Record, contexts: tuple[Frame, ...]) -> tuple[Array | None, Array | None]:
+    """Give log π₀ − log q of an action site where that is known better than by the difference of both.
+
+    It is for families of distributions that have a form of it (see `bayesrl.core.log_ratios`), and for sites of so many
+    elements that two sums would lose what sums of differences keep.
+
+    Returns:
+        The ratio, and what single precision may be off by in it or in the difference, both reduced as by
+        `per_context`, nats; each None where it is nothing that matters.
+    """
+    if _time_of_its_own(prior) or _time_of_its_own(guide) or prior.scan != guide.scan or prior.frames != guide.frames:
+        return None, None
+    plain = prior.scale is None and guide.scale is None
+    if not (plain or _are_one(prior.scale, guide.scale)):
+        return None, None
+    found = log_ratio(prior.fn, guide.fn, guide.value)
+    if found is not None:
+        doubt: Array | None = doubt_in(found.size)
+    else:
+        doubt = doubt_of(prior.fn, guide.fn, guide.value)
+        doubt = None if doubt is None else _as_batch(doubt, guide)
+    doubt = None if doubt is None else per_context(_scaled(doubt, guide), guide, contexts)
+    if found is not None:
+        return per_context(_scaled(found.value, guide), guide, contexts), doubt
+    if _elements_per_context(guide, contexts) < MANY_ELEMENTS:
+        return None, doubt
+    apart = _raw_log_prob(prior) - _raw_log_prob(guide)
+    return per_context(_scaled(apart, guide), guide, contexts), doubt
+
+
+MANY_ELEMENTS = 256
+"""Of so many elements in a context densities are subtracted before they are summed."""
+
+
+def _time_of_its_own(site: Record) -> bool:
+    return hasattr(site.fn, "log_prob_by_step")
+
+
+def _are_one(one: Any, other: Any) -> bool:
+    return isinstance(one, int | float) and isinstance(other, int | float) and one == other
+
+
+def _elements_per_context(site: Record, contexts: tuple[Frame, ...]) -> int:
+    size = math.prod(jnp.shape(site.value))
+    held = math.prod(frame.size for frame in contexts if frame in site.frames)
+    return size // max(held * (site.length if site.scan is not None else 1), 1)
+
+
+def _as_batch(values: Array, site: Record) -> Array:
+    """Sum what is told of each number of a value over the axes of its events, and lay it out as its log-density."""
+    event = int(site.fn.event_dim)
+    shape = jnp.shape(site.value)
+    by_event = jnp.broadcast_to(values, shape) if event else values
+    summed = by_event.sum(tuple(range(-event, 0))) if event else by_event
+    return jnp.broadcast_to(summed, shape[: len(shape) - event])
+
+
+def _raw_log_prob(site: Record) -> Array:
+    if hasattr(site.fn, "log_prob_by_step"):
+        by_step: Array = site.fn.log_prob_by_step(site.value)
+        return by_step
+    known = (site.intermediates,) if site.intermediates and _takes_intermediates(site.fn) else ()
+    return jnp.asarray(site.fn.log_prob(site.value, *known))
+
+
+def _takes_intermediates(fn: Any) -> bool:
+    """Whether a density reads what its draw computed; some transformed distributions have one of their own."""
+    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return "intermediates" in inspect.signature(fn.log_prob).parameters
+
+
+def _scaled(log_prob: Array, site: Record) -> Array:
+    if site.scale is None:
+        return log_prob
+    own_time = hasattr(site.fn, "log_prob_by_step")
+    return log_prob * (jnp.asarray(site.scale)[..., None] if own_time else site.scale)
+
+
+def per_context(values: Array, site: Record, contexts: tuple[Frame, ...], *, scaled: bool = True) -> Array:
+    """Reduce values as `site_log_prob` gives them to [*contexts, T]: contexts kept, other plates summed.
+
+    Time comes last and has length 1 outside scans. A site that all contexts share counts in each. The
+    scale that subsampling gives to the plates of the contexts is taken out, since contexts are
+    averaged and not summed.
+    """
+    if hasattr(site.fn, "log_prob_by_step"):
+        by_time = values
+    else:
+        by_time = jnp.moveaxis(values, 0, -1) if site.scan is not None else values[..., None]
+    own = {frame.dim for frame in site.frames if frame.name in {context.name for context in contexts}}
+    depth = max([-frame.dim for frame in contexts], default=0)
+    by_time = by_time.reshape((1,) * max(depth + 1 - by_time.ndim, 0) + by_time.shape)
+    batch = by_time.ndim - 1
+    by_time = by_time.sum([axis for axis in range(batch) if axis - batch not in own], keepdims=True)
+    others = [axis for axis in range(batch) if axis - batch not in {frame.dim for frame in contexts}]
+    result = jnp.squeeze(by_time, others)
+    shape = tuple(frame.size for frame in sorted(contexts, key=lambda frame: frame.dim))
+    factor = math.prod(frame.full_size / frame.size for frame in contexts if frame.dim in own)
+    return jnp.broadcast_to(result if factor == 1 or not scaled else result / factor, (*shape, by_time.shape[-1]))

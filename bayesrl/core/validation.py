@@ -1,0 +1,165 @@
+"""Whether policy and guide fit together: the same sites, the same support, the same nature, separate contexts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import apart
+from bayesrl.core.context_independence import interacting, refuse_interacting
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.programs import Pair
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Support, finite_support
+from bayesrl.core.trace import Recording, record, site_log_prob
+from bayesrl.errors import GuideError, PolicyError
+from bayesrl.typing import Params, PRNGKey
+
+type _Looked = tuple[dict[str, Array], dict[str, Array], dict[str, Array]]
+
+
+def check_sites(pair: Pair, params: Params) -> None:
+    """Refuse a guide that has other sites than its policy, without drawing.
+
+    Raises:
+        GuideError: the guide misses an action site, adds a site, draws another shape, or may leave the prior's support.
+    """
+    if pair.guide is not None:
+        _check_names(pair, pair.guide_facts(params))
+
+
+def check_draws(
+    key: PRNGKey, pair: Pair, params: Params, draws: Draws, totals: Totals, *, separate: bool = False
+) -> None:
+    """Refuse programs that draws show not to fit together.
+
+    A guide that says of itself that it is `within_prior` is looked at only where a draw has prior probability 0.
+
+    Args:
+        key: consumed whole.
+        pair: policy and guide.
+        params: unconstrained parameters of the guide.
+        draws: of the guide, [num_draws, ...].
+        totals: their scores.
+        separate: whether it is known that the elements of context plates do not read one another.
+
+    Raises:
+        GuideError: draws leave the prior's support, nature is another than the policy's, or the guide's choice for
+            one element of a context plate reads another element.
+        PolicyError: the policy's own density is nan, or a reward, a likelihood or a prior of one element of a context
+            plate reads another element.
+    """
+    possible = bool((np.asarray(totals.log_prior) > -np.inf).all())
+    looks = pair.guide is not None and not (getattr(pair.guide, "within_prior", False) and possible)
+    mixes = not separate and any(frame.size > 1 for frame in pair.structure.contexts)
+    if not looks and not mixes:
+        return
+
+    def check(keys: tuple[PRNGKey, PRNGKey], params: Params, values: dict[str, Array]) -> Any:
+        look = _look(keys[0], pair, params, values) if looks else ({}, {}, {})
+        return *look, interacting(keys[1], pair, params) if mixes else {}
+
+    values = {**draws.sites, **draws.plates} if looks else {}
+    broken, outside, other_nature, mixed = compiled(check, name="check")(apart(key, 2), params, values)
+    num_draws = len(totals.log_prior)
+    for name, bad in _counted(broken):
+        raise PolicyError(
+            f"site {name!r} of the policy has a parameter or density that is nan in {bad} of {num_draws} draws; "
+            "look at what its distribution is computed from, such as weights of a network"
+        )
+    for name, bad in _counted(outside):
+        raise GuideError(
+            f"the guide leaves the prior's support at site {name!r}: {bad} of {num_draws} draws have prior "
+            "probability 0, so the KL would be infinite; draw from a distribution with the same support"
+        )
+    for name, _ in _counted(other_nature):
+        raise GuideError(
+            f"the guide draws environment site {name!r} from another distribution than the policy; "
+            "nature cannot be tilted: copy the policy's environment(...) line, or leave the site out of the guide"
+        )
+    refuse_interacting(mixed)
+
+
+def _counted(found: dict[str, Array]) -> Iterator[tuple[str, int]]:
+    """Count the draws of each site that were found to be bad, where there are any."""
+    counts = {name: int(np.asarray(bad).sum()) for name, bad in found.items()}
+    return ((name, count) for name, count in counts.items() if count)
+
+
+def _check_names(pair: Pair, drawn: Recording) -> None:
+    structure = pair.structure
+    for name in structure.actions:
+        if name not in drawn.sites:
+            raise GuideError(
+                f"the guide misses action site {name!r} (it draws {sorted(drawn.sites) or 'nothing'}); "
+                f"add numpyro.sample({name!r}, ...) to the guide"
+            )
+    for name, site in drawn.sites.items():
+        if site.kind != "metric" and all(name != known.name for known in structure.sites):
+            raise GuideError(
+                f"the guide adds site {name!r}, which the policy does not have "
+                f"(its action sites are {list(structure.actions)}); remove it or rename it"
+            )
+        if name in structure.actions and site.kind == "observed":
+            raise GuideError(
+                f"the guide holds action site {name!r} at a value (obs=...) instead of drawing it; leave obs out"
+            )
+        if name in structure.actions:
+            _check_support(name, structure[name].support, finite_support(site.fn))
+        shape = tuple(jnp.shape(site.value))
+        if name in structure.actions and shape != structure[name].shape:
+            raise GuideError(
+                f"the guide draws site {name!r} with shape {shape}, the policy with {structure[name].shape}; "
+                "use the same plates and event shape in both"
+            )
+
+
+def _check_support(name: str, prior: Support | None, guide: Support | None) -> None:
+    """Refuse numbers that the prior does not know, however seldom the guide draws them."""
+    if not isinstance(prior, tuple) or not isinstance(guide, tuple):
+        return
+    strange = sorted(set(guide) - set(prior))
+    if strange:
+        raise GuideError(
+            f"the guide leaves the prior's support at site {name!r}: it may draw {strange[0]}, which the prior, with "
+            f"values {prior[0]} to {prior[-1]}, cannot; draw from a distribution with the same support"
+        )
+
+
+def _numbers(fn: Any) -> list[Any]:
+    """Give the parameters of a distribution that are floats."""
+    leaves = [leaf for leaf in jax.tree.leaves(fn) if isinstance(leaf, Array | np.ndarray)]
+    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def _look(key: PRNGKey, pair: Pair, params: Params, values: dict[str, Array]) -> _Looked:
+    """Tell by site which draws have no prior density, leave the support or come from another nature."""
+
+    def one(values: dict[str, Array]) -> _Looked:
+        policy = handlers.substitute(pair.policy, data={**(pair.constrain(params) if pair.learned else {}), **values})
+        scored = record(FoldedKeys(policy, key), *pair.args).sites
+        broken, outside = {}, {}
+        for name in pair.structure.actions:
+            site = scored[name]
+            log_prob = site_log_prob(site)
+            # Some densities hide a parameter that is not a number.
+            broken[name] = jnp.stack([jnp.isnan(x).any() for x in (log_prob, *_numbers(site.fn))]).any()
+            outside[name] = ~(jnp.all(site.fn.support(site.value)) & jnp.all(log_prob > -jnp.inf))
+        if pair.guide is None or not pair.structure.named("environment"):
+            return broken, outside, {}
+        drawn = pair.run_guide(key, None, params, values, ()).sites
+        other = {}
+        for name in pair.structure.named("environment"):
+            if name in drawn:
+                ours, theirs = site_log_prob(drawn[name]), site_log_prob(scored[name])
+                same = ours.shape == theirs.shape and jnp.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+                other[name] = ~jnp.asarray(same)
+        return broken, outside, other
+
+    found: _Looked = jax.vmap(one)(values)
+    return found

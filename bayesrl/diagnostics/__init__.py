@@ -1,0 +1,1 @@
+"""How far from the optimum: evidence, verdicts, frontiers, comparison, calibration."""

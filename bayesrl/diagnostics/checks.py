@@ -1,0 +1,321 @@
+"""The questions that `diagnose` asks of a fit, each a pure function of what was measured."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from bayesrl.diagnostics.convergence import Course
+from bayesrl.diagnostics.evidence.by_sampling import worth_of
+from bayesrl.diagnostics.fit_quantities import NO_WEIGHTS, TIED, amount
+from bayesrl.diagnostics.results import Check, Evidence, Outcome
+from bayesrl.diagnostics.tail_behaviour import rank_rhat
+from bayesrl.display.formatting import number, share
+
+GOOD_SHARE = 0.0224
+"""Verdicts change at a gap of √(1% · 5%) of J* − J(π₀), half way between good and bad on the log scale."""
+
+LEFT = 0.01
+"""A run has converged where no more than this share of what there was to gain is left of its way."""
+
+MISSED_WARN, MISSED_FAIL = 0.02, 0.1
+_BARRED = 80.0
+"""Nats by which p* is likelier than the fit where the fit never goes: single precision has no such probability."""
+
+LEAST_WORTH = 0.1
+"""Least share of the fit's own draws, as draws of p*, with which they can be weighted."""
+
+RHAT = 1.05
+SMALL_KL = 3e-6
+"""A fit this close to p*, nats, is good however little there was to gain: single precision tells no more."""
+
+
+def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or choose a richer guide.") -> Check:
+    """Ask how much of what there was to gain was left; the worst β.
+
+    Args:
+        evidence: of the fit.
+        remedy: what would help where too much is left.
+    """
+    told = evidence.share
+    if told is None or evidence.gap is None:
+        return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.reason}.", "J* − J(q) = β·KL(q‖p*)")
+    beta = np.ones(1) if evidence.beta is None else np.reshape(evidence.beta, -1)
+    parts = [np.reshape(x, -1) for x in told]
+    outcomes: list[Outcome] = []
+    values: list[float] = []
+    for i, temperature in enumerate(beta):
+        gap = [float(np.reshape(part, -1)[i]) for part in evidence.gap]
+        error = 1.96 * gap[1] if math.isnan(gap[0]) else 0.0  # an end is as uncertain as the J that it is of
+        small = (gap[5] + error) / temperature < SMALL_KL
+        outcome, value = _by_share(*(float(part[i]) for part in parts))
+        if gap[4] == math.inf:
+            outcome, value = "fail", math.inf
+        nothing_gained = math.isnan(float(parts[0][i])) and gap[4] / temperature > SMALL_KL
+        outcomes.append("pass" if small else "fail" if nothing_gained else outcome)
+        values.append(value)
+    worst = _worst(outcomes, values)
+    at = "" if evidence.beta is None else f" at β = {beta[worst]:.3g}"
+    shares = [float(part[worst]) for part in parts]
+    advice = _gap_advice(outcomes[worst], values[worst], shares, at, evidence.reason, remedy)
+    limit = _limit(outcomes[worst], values[worst])
+    return Check("gap", values[worst], limit, outcomes[worst], advice, "J* − J(q) = β·KL(q‖p*)")
+
+
+def _limit(outcome: Outcome, value: float) -> float:
+    """Give the limit that a share is told beside: bounds may be twice as far from it as an estimate."""
+    if outcome == "pass" and value > GOOD_SHARE:
+        return 2 * GOOD_SHARE
+    return GOOD_SHARE / 2 if outcome == "fail" and value < GOOD_SHARE else GOOD_SHARE
+
+
+def _gap_advice(outcome: Outcome, value: float, part: list[float], at: str, reason: str, remedy: str) -> str:
+    """Say how much is left, exactly where that is known, and what to do."""
+    mean, se, _, _, floor, ceiling = part
+    error = se if math.isnan(mean) else 0.0
+    if value == math.inf:
+        return (
+            f"the fit draws what earns −∞{at}, so its J is −∞: choose a guide that can rule it out, or fit with a "
+            "large negative reward in its place."
+        )
+    if outcome == "unknown":
+        known = (floor > 0 and math.isfinite(floor)) or math.isfinite(ceiling)
+        left = f"{_between(floor, ceiling, error)} of what there was to gain is left" if known else _UNTOLD
+        return f"{left}{at}: {reason or 'more draws would tell'}."
+    if math.isnan(value):  # the policy of before is the best there is, or single precision cannot tell it from that
+        kept = "and nothing was lost" if outcome == "pass" else "but the fit left it: lower the learning rate"
+        return f"there was nothing to gain{at}, {kept}."
+    if outcome == "pass":
+        bound = "" if floor == ceiling else "at most "
+        left = "less than 0.1%" if value < 1e-3 else f"{bound}{value:.1%}{_error(error)}"
+        return f"{left} of what there was to gain is left{at}."
+    if value > 1.01:
+        return (
+            f"the fit is worse than the policy that it began with, by {value - 1:.1%} of what there was to "
+            f"gain{at}: lower the rate (learning_rate=), or choose a guide that holds the policy it begins with."
+        )
+    bound = "at least " if value == floor != ceiling else ""
+    return f"{bound}{value:.1%}{_error(error)} of what there was to gain is left{at}: {remedy}"
+
+
+_UNTOLD = "how much is left cannot be told"
+
+
+def _error(error: float) -> str:
+    return f" ± {max(error, 1e-3):.1%}" if error > 0 else ""
+
+
+def _between(floor: float, ceiling: float, error: float) -> str:
+    if error > 0 and math.isfinite(ceiling):
+        return f"at most {share(ceiling)}{_error(error)}"
+    if math.isfinite(ceiling):
+        return f"between {share(floor)} and {share(ceiling)}"
+    return f"at least {share(floor)}{_error(error)}, and nobody knows how much at most,"
+
+
+def _by_share(
+    mean: float, se: float, lower: float, upper: float, floor: float, ceiling: float
+) -> tuple[Outcome, float]:
+    """Judge a gap, as a share of what there was to gain, by its calibrated interval or else the conservative one.
+
+    The one end of a gap whose other side is not known leans on the standard error of J.
+    """
+    error = 1.96 * se if math.isnan(mean) else 0.0
+    if math.isfinite(upper):
+        middle = mean < GOOD_SHARE
+        if upper < GOOD_SHARE or (middle and upper < 2 * GOOD_SHARE):
+            return "pass", upper
+        if lower > GOOD_SHARE or (not middle and lower > GOOD_SHARE / 2):
+            return "fail", mean
+    if ceiling + error < 2 * GOOD_SHARE:
+        return "pass", ceiling
+    if floor - error > GOOD_SHARE / 2:
+        return "fail", floor
+    return "unknown", math.nan
+
+
+def coverage_check(evidence: Evidence) -> Check:
+    """Ask how much of p* lies where the fit hardly goes: a dropped mode, to which k̂ is blind."""
+    reference = "mass of p* where q < p*/10, from exact or weighted draws of p*"
+    missed = np.reshape(evidence.missed, -1)
+    if not np.isfinite(missed).any():
+        why = evidence.reason or "nature is random, and p* is not what is aimed at"
+        return _unknown("mode coverage", MISSED_FAIL, f"there are no draws of p* to trust: {why}.", reference)
+    value = float(np.nanmax(missed))
+    outcome: Outcome = "fail" if value > MISSED_FAIL else "warn" if value > MISSED_WARN else "pass"
+    part = f"{share(value)} of p* lies where the fit hardly goes"
+    barred = evidence.kl_forward is not None and bool(np.nanmax(evidence.kl_forward.mean) > _BARRED * value)
+    if barred and outcome != "pass":
+        help_ = (
+            f"{part}, and as good as never draws there: choose a guide that reaches all of the policy's support, or, "
+            "where it does, lower the rate (learning_rate=)."
+        )
+    elif outcome == "fail":
+        help_ = f"{part}: a mode is dropped. Use more restarts and select('mixture'), or ForwardKL()."
+    else:
+        help_ = f"{part}: more restarts and select('mixture') may reach it."
+    reached = f"the fit goes wherever p* does{f', but for {share(value)} of it' if value >= 5e-4 else ''}."
+    advice = reached if outcome == "pass" else help_
+    return Check("mode coverage", value, MISSED_FAIL if outcome == "fail" else MISSED_WARN, outcome, advice, reference)
+
+
+def weights_check(log_weights: np.ndarray, *, nature: bool = False) -> Check:
+    """Ask whether the fit could propose for p*: Pareto k̂ and effective number of its own draws, worst β and context.
+
+    Args:
+        log_weights: of the fit's own draws, [lane, draw, contexts], nats.
+        nature: whether nature draws too: her luck moves the weights, and they tell nothing of the fit.
+    """
+    num = log_weights.shape[1]
+    if nature:
+        return worth_check(math.nan, math.nan, num)
+    return worth_check(*worth_of(np.moveaxis(log_weights, 1, 0).reshape(num, -1)), num)
+
+
+def worth_check(ess: float, khat: float, num: int) -> Check:
+    """Ask of draws of the fit that were weighed already, worst β and context.
+
+    Args:
+        ess: effective number of draws; nan where weights tell nothing.
+        khat: Pareto k̂ of their weights; nan where these have no tail.
+        num: how many draws.
+    """
+    reference = "Vehtari et al. (2024), Pareto smoothed importance sampling; threshold min(1 − 1/log₁₀ S, 0.7)"
+    threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7) if num else 0.7
+    if math.isnan(ess):
+        return _unknown("weights", threshold, f"{NO_WEIGHTS}.", reference)
+    worth = f"{num:,} draws of the fit are worth {amount(ess)} of p*"
+    enough = ess > LEAST_WORTH * num
+    help_ = "" if enough else ": choose a richer guide, or fit longer (num_steps=)"
+    if math.isnan(khat):
+        outcome: Outcome = "pass" if enough else "warn"
+        advice = f"{worth}; {TIED}{help_}."
+        return Check("weights", khat, threshold, outcome, advice, reference)
+    if khat <= threshold and not enough:
+        told = (
+            f"value is their share. k̂ is {number(khat, 3)}, but {worth}, so that weighting them is not reliable{help_}."
+        )
+        return Check("weights", ess / num, LEAST_WORTH, "warn", told, reference, least=True)
+    if khat <= threshold:
+        told = f"value is k̂; {worth}. k̂ does not see dropped modes."
+        return Check("weights", khat, threshold, "pass", told, reference)
+    told = (
+        f"value is k̂; {worth}, and weighting them is not reliable: choose a richer guide, or fit longer (num_steps=). "
+        "k̂ does not see dropped modes."
+    )
+    return Check("weights", khat, threshold, "warn", told, reference)
+
+
+def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gain: float) -> Check:
+    """Ask whether dispersed restarts found the same policy: R-hat of total reward and of the log-ratio.
+
+    Args:
+        statistics: total_reward and log_ratio of the fits' draws, [beta, restart, draw].
+        objective: J of each, [beta, restart], reward units.
+        gain: J* − J(π₀), or what is known of it, reward units.
+    """
+    reference = "Vehtari et al. (2021), rank-normalised R-hat"
+    if statistics["total_reward"].shape[1] < 2:
+        return _unknown("restarts", RHAT, "there is one restart; num_restarts=4 would show other modes.", reference)
+    values = []
+    for name in ("total_reward", "log_ratio"):
+        for lane in statistics[name]:
+            if np.ptp(lane) > 1e-6 * max(1.0, float(np.abs(lane).max())):
+                values.append(rank_rhat(np.asarray(lane)))
+    value = max((v for v in values if math.isfinite(v)), default=1.0)
+    if value < RHAT:
+        return Check("restarts", value, RHAT, "pass", "restarts agree on reward and log-ratio.", reference)
+    apart = float(np.ptp(objective, axis=1).max()) / max(abs(gain), 1e-12)
+    if apart < 0.01:
+        told = f"{max(apart, 1e-3):.1%} of what there was to gain"
+        advice = f"restarts draw differently (R-hat {value:.3g}), but their J are within {told}."
+        return Check("restarts", apart, 0.01, "pass", advice, reference)
+    advice = (
+        f"restarts ended in different policies, J up to {apart:.0%} of the gain apart: the best is shown; "
+        "select('mixture') weighs them."
+    )
+    return Check("restarts", value, RHAT, "warn", advice, reference)
+
+
+def convergence_check(course: Course, gain: float) -> Check:
+    """Ask how much J would still have risen, or whether it fell.
+
+    Args:
+        course: of the run.
+        gain: J* − J(π₀), or what is known of it, reward units.
+    """
+    reference = "J along the way, counted in learning rate, extrapolated by Aitken's Δ² process"
+    scale = max(abs(gain), 1e-12)
+    if math.isnan(course.left):
+        return _unknown("convergence", LEFT, "the history is too short to judge.", reference)
+    if course.fell > LEFT * scale:
+        value = course.fell / scale
+        advice = (
+            f"J fell by {value:.1%} of what there was to gain at the end: lower the learning rate (learning_rate=)."
+        )
+        return Check("convergence", value, LEFT, "warn", advice, reference)
+    value = course.left / scale
+    if value > LEFT:
+        advice = (
+            f"J still rose when the run ended, as if {min(value, 1.0):.1%} of what there was to gain were left: "
+            "fit longer (num_steps=), or raise the learning rate (learning_rate=)."
+        )
+        return Check("convergence", value, LEFT, "warn", advice, reference)
+    advice = "J has levelled off, beyond what the falling rate does by itself."
+    return Check("convergence", value, LEFT, "pass", advice, reference)
+
+
+def not_finite_check() -> Check:
+    """Say that J was no number at the end."""
+    return Check("convergence", math.nan, LEFT, "fail", "J was not finite at the end of the run.", "")
+
+
+def skipped_check(skipped: int, steps: int) -> Check:
+    """Ask how many steps were not taken because their loss or gradient was not finite."""
+    share = skipped / max(steps, 1)
+    reference = "steps with a non-finite loss are counted and not taken"
+    outcome: Outcome = "pass" if skipped == 0 else "fail" if share > 0.05 else "warn"
+    some = f"{skipped:,} of {steps:,} steps were not finite: look at the rewards."
+    advice = "every step was finite." if skipped == 0 else some
+    return Check("skipped steps", share, 0.05 if outcome == "fail" else 0.0, outcome, advice, reference)
+
+
+def entropy_check(entropy: float, prior_entropy: float, *, reached: bool) -> Check:
+    """Ask whether the fit has collapsed to single actions while p* has not been reached.
+
+    Args:
+        entropy: E_q[−log q], nats.
+        prior_entropy: E_π₀[−log π₀], nats.
+        reached: whether the gap check passes: then p* itself is that sharp.
+    """
+    reference = "share of the prior's entropy that is left"
+    if not (math.isfinite(entropy) and math.isfinite(prior_entropy)) or prior_entropy <= 0:
+        return _unknown("entropy", 0.01, "entropy has no scale here.", reference)
+    value = entropy / prior_entropy
+    if value > 0.01 or reached:
+        why = "the policy is still random." if value > 0.01 else "the policy is nearly deterministic, as p* is."
+        return Check("entropy", value, 0.0 if value <= 0.01 else 0.01, "pass", why, reference, least=True)
+    advice = "the policy has collapsed to single actions before it was good: lower the learning rate or raise β."
+    return Check("entropy", value, 0.01, "warn", advice, reference, least=True)
+
+
+def held_out_check(trained: Evidence, held_out: np.ndarray) -> Check:
+    """Ask whether J on what was held out, [*beta], reward units, falls behind J on what was trained on."""
+    reference = "J on held-out arguments beside J on those fitted"
+    gain = None if trained.start is None else trained.optimum.mean - trained.start.mean
+    if gain is None or not (np.isfinite(gain) & (gain > 0)).all():
+        return _unknown("held out", 0.1, "there is no scale to compare J by.", reference)
+    value = float(np.max((trained.objective.mean - held_out) / gain))
+    if value <= 0.1:
+        return Check("held out", value, 0.1, "pass", "J holds on what was not trained on.", reference)
+    advice = f"J is {value:.0%} of the gain lower on what was held out: use more data, or a smaller guide."
+    return Check("held out", value, 0.1, "warn", advice, reference)
+
+
+def _worst(outcomes: Sequence[str], values: list[float]) -> int:
+    order = ("pass", "warn", "unknown", "fail")
+    return max(range(len(outcomes)), key=lambda i: (order.index(outcomes[i]), np.nan_to_num(values[i], nan=0.0)))
+
+
+def _unknown(name: str, threshold: float, advice: str, reference: str) -> Check:
+    return Check(name, math.nan, threshold, "unknown", advice, reference)

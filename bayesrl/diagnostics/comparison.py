@@ -1,0 +1,344 @@
+"""`compare`: fits of one problem side by side, their differences with paired errors on common draws."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from scipy.special import logsumexp
+
+from bayesrl.arguments import Several, checked
+from bayesrl.compilation.jit import one_reading
+from bayesrl.compilation.keys import fold_in, split
+from bayesrl.core.draws import Totals
+from bayesrl.core.structure import Structure
+from bayesrl.diagnostics.evidence.confidence_limits import stratified_interval
+from bayesrl.diagnostics.evidence.mixture_sample import totals_of
+from bayesrl.diagnostics.fit_quantities import plain
+from bayesrl.diagnostics.results import Comparison
+from bayesrl.diagnostics.scoreboard import over_all_data
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.programs import Programs
+from bayesrl.statistics.averages import mixed
+from bayesrl.statistics.estimates import Estimate, Interval
+from bayesrl.statistics.quantities import divergence
+from bayesrl.typing import Numbers, PRNGKey
+
+_LEAST_EACH = 64
+_CELLS = 2**24
+_ELEMENTS = 2**22
+_EPS = float(np.finfo(np.float32).eps)
+_SAME = 1e-4
+
+
+@checked(EngineError)
+@one_reading()
+def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: Several = 16_384) -> Comparison:
+    """Compare fits of one problem: J, E[R] and KL of each, and their differences to the first.
+
+    Every fit gives an equal share of the draws, which together are draws of the mixture m = Σₖ qₖ/K, and
+    every draw is scored under every fit: E_qₖ[f] = E_m[(qₖ/m)·f]. The ratios are at most K, so no fit
+    rests on a few draws of another, and qₖ/m − 1, whose means are known to be 0, are regressed out. A
+    difference is taken draw by draw: what nearby fits share has no noise in it. Of several restarts
+    the best is compared, or the mixture where that was selected; mini-batches give way to all data.
+
+    Args:
+        key: consumed whole.
+        posteriors: by name, at least two, with their programs; differences are to the first.
+        num_samples: draws in all; fewer where there are so many contexts that memory must be spared.
+
+    Returns:
+        `Comparison`, each number [fit]: J and E[R] in reward units (nats without rewards), KL in nats.
+
+    Raises:
+        PolicyError: fewer than two fits, or what is none; one loaded without its policy, or of an array of
+            β; fits whose sites, arguments, β or rewards differ; a draw with an infinite or undefined score.
+        EngineError: too few draws, or a policy that draws nothing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.diagnostics.comparison import compare
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> def fit(steps):
+        ...     return bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=steps, progress=False)
+        >>> told = compare(jax.random.key(1), {"short": fit(3), "long": fit(300)})
+        >>> bool(told.delta_objective.lower[1] > 0), told.delta_objective.mean.shape
+        (True, (2,))
+
+    References:
+        Owen & Zhou (2000), "Safe and effective importance sampling", section 4; Veach & Guibas (1995),
+        "Optimally combining sampling techniques for Monte Carlo rendering", section 3.2.
+    """
+    if len(posteriors) < 2:
+        raise PolicyError(
+            f"compare got {len(posteriors)} fits; pass at least two by name: compare(key, {{'a': a, 'b': b}})"
+        )
+    fits = [_ready(name, posterior) for name, posterior in posteriors.items()]
+    for other in fits[1:]:
+        _refuse_unlike(fits[0], other)
+    if num_samples < _LEAST_EACH * len(fits):
+        raise EngineError(
+            f"num_samples={num_samples} are too few for {len(fits)} fits; draw at least {_LEAST_EACH * len(fits)}"
+        )
+    contexts = math.prod(fits[0].programs.structure.context_shape)
+    each = max(_LEAST_EACH, min(num_samples // len(fits), _CELLS // (contexts * len(fits) ** 2)))
+    scores = _score_common(key, fits, each)
+    _check(fits, scores)
+    marginal = fits[0].posterior.log_marginal(fold_in(key, len(fits)))
+    return _compared([fit.name for fit in fits], scores, fits[0], each, marginal)
+
+
+class _Fit(NamedTuple):
+    """One fit, over all data: the best restart, or a mixture."""
+
+    name: str
+    posterior: Posterior
+    programs: Programs
+    beta: float | None
+
+
+def _ready(name: str, posterior: Posterior) -> _Fit:
+    if posterior.programs is None:
+        raise PolicyError(
+            f"posterior {name!r} was loaded without its policy, so it cannot be scored anew; "
+            "load it with bayesrl.load(directory, policy, *args)"
+        )
+    if posterior.beta is not None and np.ndim(posterior.beta) > 0:
+        held = ", ".join(f"{beta:g}" for beta in np.ravel(posterior.beta))
+        raise PolicyError(
+            f"posterior {name!r} holds {np.size(posterior.beta)} temperatures ({held}); "
+            "choose one with select(beta=...)"
+        )
+    settled = posterior.num_restarts == 1 or posterior.mixture is not None
+    whole = over_all_data(posterior if settled else posterior.select(restart="best"))
+    programs = whole.programs
+    assert programs is not None
+    if not programs.structure.actions:
+        raise EngineError(
+            f"the policy of {name!r} draws nothing, so there is no posterior to compare; "
+            "the likelihood of its data is posterior.estimate(key, n).objective"
+        )
+    if programs.learned and posterior.mixture is not None:
+        raise PolicyError(
+            f"the restarts of {name!r} have trained a policy each, and no mixture of policies is defined; "
+            "use select(restart='best')"
+        )
+    return _Fit(name, whole, programs, None if posterior.beta is None else float(posterior.beta))
+
+
+def _refuse_unlike(first: _Fit, other: _Fit) -> None:
+    """Refuse fits of different problems, naming the first thing that differs."""
+    names = f"{first.name!r} and {other.name!r}"
+    difference = unlike_sites(first.programs.structure, other.programs.structure)
+    if difference:
+        raise PolicyError(f"{names} are fits of different policies: {difference}; compare fits of one policy")
+    ours, theirs = first.programs.args, other.programs.args
+    if len(ours) != len(theirs):
+        raise PolicyError(
+            f"{names} were fitted with {len(ours)} and {len(theirs)} arguments; fit both with the same arguments"
+        )
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if not eqx.tree_equal(a, b):
+            raise PolicyError(
+                f"{names} were fitted with different data: argument {i} of the program differs; "
+                "fit both with the same arguments"
+            )
+    if (first.beta is None) != (other.beta is None) or (
+        first.beta is not None and other.beta is not None and not math.isclose(first.beta, other.beta, rel_tol=1e-4)
+    ):
+        raise PolicyError(
+            f"{names} have beta={first.beta} and beta={other.beta}, so their J are different objectives; "
+            "fit both at one temperature, or choose it with select(beta=...)"
+        )
+
+
+def unlike_sites(one: Structure, other: Structure) -> str:
+    """Say which site, and what of it, differs first; nothing where none does."""
+    ours, theirs = ({site.name: site for site in structure.sites} for structure in (one, other))
+    for name in (*ours, *theirs):
+        if (name in ours) != (name in theirs):
+            return f"only one has site {name!r}"
+        a, b = ours[name], theirs[name]
+        for field in ("kind", "shape", "support", "discrete", "hidden", "frames", "scan", "length", "event_dim"):
+            if getattr(a, field) != getattr(b, field):
+                return f"site {name!r} has {field}={getattr(a, field)!r} in one and {getattr(b, field)!r} in the other"
+    return ""
+
+
+# ---- draws -----------------------------------------------------------------------------------
+
+
+def _score_common(key: PRNGKey, fits: Sequence[_Fit], each: int) -> list[Totals]:
+    """Score the draws of all fits under each of them, [draws, contexts], contexts flat; draws lie fit by fit."""
+    parts: list[list[Totals]] = [[] for _ in fits]
+    for own_key, drawn_from in zip(split(key, len(fits)), fits, strict=True):
+        for sites in _batches(own_key, drawn_from, each):
+            for scored, fit in zip(parts, fits, strict=True):
+                scored.append(_scores(fit, sites))
+    return [jax.tree.map(lambda *xs: np.concatenate(xs), *own) for own in parts]
+
+
+def _batches(key: PRNGKey, fit: _Fit, each: int) -> Iterator[dict[str, Numbers]]:
+    """Draw latent sites of one fit, [draws, ...], in batches of bounded memory."""
+    structure = fit.programs.structure
+    latent = structure.named("action", "environment")
+    size = sum(math.prod(structure[name].shape) for name in latent) + 4 * math.prod(structure.context_shape)
+    batch = max(1, min(each, _ELEMENTS // size))
+    for i, start in enumerate(range(0, each, batch)):
+        sites = fit.posterior.sample(fold_in(key, i), batch)
+        yield {name: sites[name][0, : each - start] for name in latent}
+
+
+def _scores(fit: _Fit, sites: dict[str, Numbers]) -> Totals:
+    """Score draws under one fit: policy, rewards and q, as double-precision arrays [draws, contexts]."""
+    params, _ = fit.posterior._lanes()
+    lanes = range(1 if fit.posterior.mixture is None else fit.posterior.num_restarts)
+    found = [totals_of(fit.programs, jax.tree.map(lambda x, i=i: x[i], params), sites) for i in lanes]
+    laid = [Totals(*(np.asarray(x, float).reshape(len(x), -1) for x in (*own[:4], own.ratio))) for own in found]
+    if fit.posterior.mixture is None:
+        return laid[0]
+    return mixed(jax.tree.map(lambda *xs: np.stack(xs), *laid), np.asarray(fit.posterior.mixture, float).reshape(-1))
+
+
+def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
+    """Refuse scores that no average survives, and policies that score one draw differently."""
+    for fit, own in zip(fits, scores, strict=True):
+        rewards = list(fit.programs.structure.named("reward"))
+        for what, values in (
+            (f"the rewards {rewards}", own.reward),
+            ("log π₀", own.log_prior),
+            ("the log-likelihood of the data", own.log_likelihood),
+        ):
+            bad = int((~np.isfinite(values)).any(1).sum())
+            if bad:
+                raise PolicyError(
+                    f"{what} of the policy of {fit.name!r} are not finite for {bad} of {len(values)} draws of the "
+                    "fits, so J is not either; make them finite for everything that a fit draws"
+                )
+        if np.isnan(own.log_q).any():
+            raise PolicyError(
+                f"log q of {fit.name!r} is nan for {int(np.isnan(own.log_q).any(1).sum())} of {len(own.log_q)} "
+                "draws of the fits; guides must score every value of the policy's support"
+            )
+        told = [("rewards", own.reward, scores[0].reward)]
+        if not (fit.programs.learned or fits[0].programs.learned):
+            told.append(("log π₀", own.log_prior, scores[0].log_prior))
+            told.append(("likelihoods", own.log_likelihood, scores[0].log_likelihood))
+        for what, ours, theirs in told:
+            apart = float(np.abs(np.asarray(ours) - np.asarray(theirs)).max())
+            if apart > _SAME * max(1.0, float(np.abs(np.asarray(theirs)).max())):
+                raise PolicyError(
+                    f"{fits[0].name!r} and {fit.name!r} are fits of different policies: {what} of one and "
+                    f"the same draw differ by {apart:.3g}; compare fits of one policy"
+                )
+
+
+# ---- estimates -------------------------------------------------------------------------------
+
+
+class _Average(NamedTuple):
+    """An average over contexts, how much each draw moves it, [draws], and what single precision may be off by."""
+
+    mean: float
+    wave: np.ndarray
+    rounding: float
+
+    def less(self, other: "_Average") -> "_Average":
+        """Subtract another average from the same draws."""
+        return _Average(self.mean - other.mean, self.wave - other.wave, self.rounding + other.rounding)
+
+
+class _Mixture:
+    """Averages over each fit from draws of all of them, [fits × each, contexts]."""
+
+    def __init__(self, log_q: np.ndarray, each: int) -> None:
+        self.num = len(log_q)
+        self.each = each
+        log_m = logsumexp(log_q, axis=0) - math.log(self.num)
+        self.ratios = np.exp(log_q - log_m)
+        self._controls = self.ratios - 1
+        centred = np.stack([self._centred(control) for control in self._controls])
+        # The controls add up to 0, and those of equal fits are equal: the inverse leaves such directions out.
+        gram = np.einsum("knc,lnc->ckl", centred, centred, optimize=True)
+        self._solve = np.linalg.pinv(gram, rcond=1e-9, hermitian=True)
+        self._of_controls = centred
+        self._rounding = np.array([_rounding(own) for own in log_q])
+
+    def over(self, k: int, values: np.ndarray, rounding: float) -> _Average:
+        """Average over fit k, with all controls regressed within the draws of each fit."""
+        ratio = self.ratios[k]
+        terms = ratio * np.where(ratio > 0, values, 0.0)
+        slopes = np.einsum("ckl,lnc,nc->ck", self._solve, self._of_controls, self._centred(terms), optimize=True)
+        steady = (terms - np.einsum("ck,knc->nc", slopes, self._controls, optimize=True)).mean(1)
+        mean = float(steady.mean())
+        # That a control has mean 0 is as uncertain as its log q, which its slope multiplies.
+        rounding += float((np.abs(slopes) * self._rounding).sum(1).mean())
+        return _Average(mean, steady - mean, rounding)
+
+    def interval(self, found: _Average) -> Interval:
+        """Give both intervals of an average; 0 without a doubt where no draw tells two fits apart.
+
+        Where fits have as many values as there are fits, controls leave no noise at all: what is left
+        is single precision, which the standard error therefore holds too.
+        """
+        if found.mean == 0 and not found.wave.any():
+            return Interval.exactly(0.0)
+        told = stratified_interval(found.mean, found.wave.reshape(self.num, self.each), found.rounding)
+        return told._replace(se=np.hypot(told.se, found.rounding))
+
+    def _centred(self, values: np.ndarray) -> np.ndarray:
+        by_fit = values.reshape(self.num, self.each, -1)
+        return (by_fit - by_fit.mean(1, keepdims=True)).reshape(values.shape)
+
+
+def _compared(
+    names: Sequence[str], scores: Sequence[Totals], first: _Fit, each: int, marginal: Estimate | None
+) -> Comparison:
+    mixture = _Mixture(np.stack([-np.asarray(own.ratio) for own in scores]), each)
+    scale = 1.0 if first.beta is None else first.beta
+    objective, reward, kl = [], [], []
+    for k, own in enumerate(scores):
+        rewards = np.asarray(own.reward) / scale
+        told = [_rounding(np.asarray(x)) for x in (own.log_prior, own.log_q, own.log_likelihood, rewards)]
+        objective.append(mixture.over(k, own.log_weight(scale), sum(told)))
+        reward.append(mixture.over(k, rewards, told[3]))
+        kl.append(mixture.over(k, divergence(own, conditioned=marginal is not None), told[0] + told[1]))
+
+    def each_of(found: list[_Average], unit: float) -> Interval:
+        return _stacked([mixture.interval(one) for one in found]).times(unit)
+
+    def differences(found: list[_Average], unit: float) -> Interval:
+        return _stacked([mixture.interval(one.less(found[0])) for one in found]).times(unit)
+
+    # log p(y) is common to all fits, so that no difference has its error.
+    known, doubt = (0.0, 0.0) if marginal is None else (float(marginal.mean), 2 * float(marginal.se))
+    return Comparison(
+        names=tuple(names),
+        objective=each_of([_Average(x.mean - known, x.wave, x.rounding + doubt) for x in objective], scale),
+        reward=each_of(reward, scale),
+        kl=each_of([_Average(x.mean + known, x.wave, x.rounding + doubt) for x in kl], 1.0),
+        delta_objective=differences(objective, scale),
+        delta_reward=differences(reward, scale),
+        delta_kl=differences(kl, 1.0),
+        log_marginal=None if marginal is None else _same(plain(marginal), len(names)),
+    )
+
+
+def _same(interval: Interval | None, count: int) -> Interval | None:
+    """Repeat an interval of one number."""
+    return None if interval is None else Interval(*(np.full(count, float(part)) for part in interval))
+
+
+def _rounding(scores: np.ndarray) -> float:
+    """Tell what single precision may be off by: two units in the last place of what is usual."""
+    return 2 * _EPS * float(np.abs(scores[np.isfinite(scores)]).mean())
+
+
+def _stacked(parts: list[Interval]) -> Interval:
+    columns: list[Any] = [np.stack(values) for values in zip(*parts, strict=True)]
+    return Interval(*columns)

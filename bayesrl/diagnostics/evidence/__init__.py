@@ -1,0 +1,1 @@
+"""The methods of `evidence`, one file each."""

@@ -1,0 +1,318 @@
+"""`evidence`: log Z from both sides, and how far a fit is from the optimum."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+
+from bayesrl.arguments import CountOrNone, Unread, checked, whole
+from bayesrl.compilation.jit import one_reading
+from bayesrl.compilation.keys import fold_in, from_seed, key_of_nothing
+from bayesrl.core.programs import declared_params
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Structure
+from bayesrl.diagnostics.evidence.by_enumeration import enumerated
+from bayesrl.diagnostics.evidence.by_hindsight import FIRST_DRAWS, with_nature
+from bayesrl.diagnostics.evidence.by_known_optimum import Exact, with_known
+from bayesrl.diagnostics.evidence.by_nuts import with_chains
+from bayesrl.diagnostics.evidence.by_sampling import Bounds, Sampled, evidence_of, stacked, worth_of
+from bayesrl.diagnostics.evidence.mixture_sample import Pool, draw_mixture_pool, draw_pool
+from bayesrl.diagnostics.results import Evidence
+from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.monte_carlo.reward_bounds import reward_bounds
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.programs import Programs
+from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.quantities import is_conditioned
+from bayesrl.typing import Params, PRNGKey
+
+type Choice = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]
+
+_CELLS = 2**23
+
+
+KNOWN = tuple(
+    Unread(name, lambda given: given["exact"] is not None, "exact= tells the optimum, and nothing is searched for")
+    for name in ("method", "reward_bound", "max_count")
+)
+"""What is not read where the optimum is known."""
+
+
+@checked(EngineError, *KNOWN)
+@one_reading()
+def evidence(
+    key: PRNGKey,
+    posterior: Posterior,
+    *new_args: Any,
+    method: Choice = "auto",
+    exact: Exact | None = None,
+    reward_bound: float | None = None,
+    num_samples: Annotated[int, whole(256)] = 2**17,
+    max_count: CountOrNone = MAX_COUNT,
+) -> Evidence:
+    """Bracket log Z, and with it the gap J* − J(q) = β·KL(q‖p*), from both sides.
+
+    Of each β the best restart is taken, or the mixture where one was selected. Where the program is
+    finite and small, everything is exact. Elsewhere draws of the fit and of the prior are pooled, more
+    of them until the answer is sharp or `num_samples` is reached; log Z is bounded from below by
+    Markov's inequality, and from above where rewards have a proven or given bound, or by NUTS draws
+    where all sites are continuous. With environment sites the optimum is that of control: exact where
+    finite, else below the bound of an agent that knows nature's draws beforehand.
+
+    Args:
+        key: consumed whole.
+        posterior: with its programs.
+        *new_args: other arguments for the program, such as held-out data.
+        method: `auto` takes the tightest; the others insist.
+        exact: gives the known optimum J* per context, reward units, at a temperature; see `Exact`.
+        reward_bound: greatest total reward of a context, reward units, where it cannot be proven.
+        num_samples: greatest number of draws.
+        max_count: largest number of assignments to enumerate.
+
+    Returns:
+        `Evidence`, [*beta].
+
+    Raises:
+        PolicyError: it is no posterior, or was loaded without its policy; a reward is nan or inf.
+        EngineError: the method does not apply; a draw earned more than `reward_bound`; a number is none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.diagnostics.evidence.bounds import evidence
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
+        >>> found = evidence(jax.random.key(1), posterior, method="rejection")
+        >>> truth = math.log((1 + math.e + math.e**2) / 3)
+        >>> bool(found.lower.limit < truth < found.upper.limit)
+        True
+
+    References:
+        Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional
+        Monte Carlo"; Burda, Grosse & Salakhutdinov (2016), equation 8, for the bound from below.
+    """
+    settled = posterior.num_restarts == 1 or posterior.mixture is not None
+    best = posterior if settled else posterior.select(restart="best")
+    over_all = over_all_data(best, *new_args)
+    betas = [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
+    search = _Search(method, reward_bound, num_samples, max_count)
+    parts = []
+    for i, beta in enumerate(betas):
+        one = over_all if beta is None else over_all.select(beta=beta)
+        if exact is not None or (unbounded := _out_of_reach(one)):
+            why = "" if exact is not None else unbounded
+            parts.append(with_known(fold_in(key, i), one, beta, exact, num_samples, why))
+            continue
+        if posterior.mixture is not None:
+            parts.append(search.mixed(fold_in(key, i), one, beta))
+            continue
+        programs, params = _frozen(one)
+        parts.append(search.one(fold_in(key, i), programs, params, beta))
+    if not new_args:
+        parts = [_weighed(part, best, i) for i, part in enumerate(parts)]
+    return _together(parts, np.shape(posterior.beta) if posterior.beta is not None else ())
+
+
+def _weighed(part: Evidence, best: Posterior, index: int) -> Evidence:
+    """Weigh the draws that a fit carries, where none were weighed to find its evidence and weights mean something."""
+    assert best.programs is not None
+    odd = any(site.kind == "environment" or site.discounted for site in best.programs.structure.sites)
+    if part.num_weighed or odd or not best.statistics or best.mixture is not None:
+        return part
+    weights = np.asarray(best.statistics["log_weight"], float)
+    own = weights.reshape(
+        -1, weights.shape[len(best.batch_shape)], math.prod(weights.shape[len(best.batch_shape) + 1 :])
+    )
+    ess, khat = worth_of(own[index])
+    return dataclasses.replace(part, ess=np.asarray(ess), khat=np.asarray(khat), num_weighed=own.shape[1])
+
+
+def _out_of_reach(one: Posterior) -> str:
+    """Say why nothing but a known optimum could bracket a fit; empty where something can."""
+    assert one.programs is not None
+    try:
+        one.programs.structure.check_complete("nothing bounds its optimum", EngineError)
+        one.programs.structure.check_whole_density()
+    except EngineError as error:
+        return str(error).partition(";")[0]
+    return ""
+
+
+def _frozen(one: Posterior) -> tuple[Programs, Params]:
+    """Give programs and parameters of one fit; where the policy was trained, as it stands now."""
+    pair, params = one.bound()
+    if not pair.structure.actions:
+        raise EngineError(
+            "the policy draws nothing, so there is no posterior and nothing to bracket; "
+            "the likelihood of its data is posterior.estimate(key, n).objective"
+        )
+    policy = pair.policy
+    if pair.learned:
+        own = declared_params(from_seed(0), pair.policy, *pair.args)[0]
+        held = {name: value for name, value in pair.constrain(params).items() if name in own}
+        policy = handlers.substitute(policy, data=held) if held else policy
+    params = jax.tree.map(jnp.asarray, params)
+    return Programs(policy, pair.guide, pair.args, pair.structure, pair.transforms, learned=False), params
+
+
+class _Search:
+    """How hard to look, and with what."""
+
+    def __init__(self, method: Choice, reward_bound: float | None, num_samples: int, max_count: int) -> None:
+        self.method, self.reward_bound = method, reward_bound
+        self.num_samples, self.max_count = num_samples, max_count
+
+    def one(self, key: PRNGKey, programs: Programs, params: Params, beta: float | None) -> Evidence:
+        """Bracket one fit."""
+        structure = programs.structure
+        nature = structure.named("environment")
+        if nature and self.method in ("rejection", "importance", "nuts"):
+            raise EngineError(
+                f"method={self.method!r} would tilt environment site {nature[0]!r}, which is nature's; "
+                "use method='auto', 'enumeration' or 'hindsight'"
+            )
+        if nature and is_conditioned(structure):
+            raise EngineError(
+                f"environment site {nature[0]!r} stands beside data {structure.named('observed')[0]!r}, of which no "
+                "p(y) is defined, so J is not either; put what the data say into the prior, or make nature an "
+                "ordinary site"
+            )
+        if self.method in ("auto", "enumeration"):
+            found, why = enumerated(key, programs, params, beta, self.max_count, self._num(structure))
+            if found is not None:
+                return found
+            if self.method == "enumeration":
+                raise EngineError(why)
+        if nature:
+            return with_nature(key, programs, params, beta, self._num(structure), self.max_count)
+        found, sampled = self._pooled(programs, beta, lambda num: draw_pool(key, programs, params, num))
+        continuous = not any(structure[name].discrete for name in structure.actions)
+        if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
+            found = with_chains(fold_in(key, 1), programs, params, beta, found, sampled)
+        return found
+
+    def mixed(self, key: PRNGKey, one: Posterior, beta: float | None) -> Evidence:
+        """Bracket a mixture of restarts, from its draws."""
+        programs = one.programs
+        assert programs is not None
+        nature = programs.structure.named("environment")
+        if nature or self.method in ("enumeration", "nuts", "hindsight"):
+            what = f"with environment site {nature[0]!r}" if nature else f"by method={self.method!r}"
+            raise EngineError(
+                f"a mixture of restarts cannot be bracketed {what}; use select(restart='best'), or method='rejection'"
+            )
+        return self._pooled(programs, beta, lambda num: draw_mixture_pool(key, one, num))[0]
+
+    def _num(self, structure: Structure) -> int:
+        """Most draws, in bounded memory and time."""
+        return max(128, min(self.num_samples, _CELLS // max(structure.width // 4, 1)))
+
+    def _pooled(self, programs: Programs, beta: float | None, draw: Callable[[int], Pool]) -> tuple[Evidence, Sampled]:
+        """Pool draws, four times as many until the gap is known well enough."""
+        structure, most = programs.structure, self._num(programs.structure)
+        bounds = self._bounds(programs, beta)
+        num = min(FIRST_DRAWS, most)
+        while True:
+            pool = draw(num)
+            _check(structure, pool.reward, bounds)
+            never = bool((pool.reward[: pool.num_fit] == -np.inf).any())
+            with np.errstate(invalid="ignore" if never else "warn"):
+                sampled = Sampled(pool, beta, bounds, observed=bool(structure.named("observed")))
+                found = evidence_of(sampled, beta, structure.context_shape, "importance")
+            if never:
+                return _ruined(found), sampled
+            if num >= most or _sharp(found):
+                break
+            num = min(4 * num, most)
+        if self.method == "rejection" and found.upper is None:
+            raise EngineError(
+                f"rejection needs an upper bound of the rewards {list(structure.named('reward'))}, and none is "
+                "proven; pass reward_bound=..."
+            )
+        return found, sampled
+
+    def _bounds(self, programs: Programs, beta: float | None) -> Bounds:
+        """The greatest reward and likelihood, proven or given; of importance sampling nothing is asked from above."""
+        structure = programs.structure
+        contexts = max(math.prod(structure.context_shape), 1)
+        unknown = np.full(contexts, np.inf)
+        if self.method in ("importance", "nuts"):
+            return Bounds(unknown, math.inf)
+        observed = [structure[name] for name in structure.named("observed")]
+        likelihood = 0.0 if not observed or all(_counts(programs, site.name) for site in observed) else math.inf
+        if beta is None:
+            return Bounds(np.zeros(contexts), likelihood)
+        if self.reward_bound is not None:
+            return Bounds(np.full(contexts, float(self.reward_bound)), likelihood)
+        _, upper = reward_bounds(programs.policy, structure, programs.args)
+        return Bounds(np.asarray(upper, float).reshape(-1) * np.ones(contexts), likelihood)
+
+
+def _counts(programs: Programs, name: str) -> bool:
+    """Tell whether an observed site is discrete: then its log-likelihood is at most 0."""
+    from bayesrl.core.trace import abstractly, record
+
+    policy = FoldedKeys(programs.policy, key_of_nothing())
+    return bool(abstractly(lambda: record(policy, *programs.args)).sites[name].fn.support.is_discrete)
+
+
+def _check(structure: Structure, reward: np.ndarray, bounds: Bounds) -> None:
+    """Refuse rewards that no average survives, and a bound that is none."""
+    names = list(structure.named("reward"))
+    if np.isnan(reward).any() or (reward == np.inf).any():
+        count = int((np.isnan(reward) | (reward == np.inf)).any(1).sum())
+        raise PolicyError(
+            f"the rewards {names} were nan or inf for {count} of {len(reward)} draws; "
+            "make the reward finite for every draw of the policy"
+        )
+    if not (reward > -np.inf).any(0).all():
+        raise EngineError(
+            f"the rewards {names} were -inf for every draw of some context, so nothing is possible there; "
+            "allow at least one action, or draw more"
+        )
+    above = reward - bounds.reward
+    if (above > 1e-4 * np.maximum(np.abs(bounds.reward), 1.0)).any():
+        row, column = np.unravel_index(int(np.argmax(above)), above.shape)
+        raise EngineError(
+            f"a draw earned {reward[row, column]:.6g}, more than reward_bound={bounds.reward[column]:.6g}; "
+            "raise the bound to what the rewards can reach"
+        )
+
+
+def _ruined(found: Evidence) -> Evidence:
+    """Say of a fit that draws what must never happen that its J is −∞, which no average tells."""
+    lost, apart = Interval.exactly(-np.inf), Interval.exactly(np.inf)
+    return dataclasses.replace(found, objective=lost, reward=lost, gap=apart, kl_reverse=apart)
+
+
+def _sharp(found: Evidence) -> bool:
+    """Whether the gap is known to a fifth of itself, or to a hundredth of what there was to gain."""
+    assert found.gap is not None
+    assert found.start is not None
+    width = float(found.gap.upper - found.gap.lower)
+    gain = float(found.optimum.mean - found.start.mean)
+    return width <= max(0.2 * float(found.gap.mean), 0.01 * gain)
+
+
+def _together(parts: list[Evidence], lead: tuple[int, ...]) -> Evidence:
+    """Stack the evidence of each β along *beta."""
+    own = ("beta", "method", "reason", "num_draws", "num_weighed")
+    names = [field.name for field in dataclasses.fields(Evidence) if field.name not in own]
+    fields: dict[str, Any] = {name: stacked([getattr(part, name) for part in parts], lead) for name in names}
+    methods = [part.method for part in parts]
+    betas = [part.beta for part in parts]
+    return Evidence(
+        beta=None if betas[0] is None else np.asarray(betas, float).reshape(lead),
+        method=max(set(methods), key=methods.count),
+        reason="; ".join(dict.fromkeys(part.reason for part in parts if part.reason)),
+        num_draws=max(part.num_draws for part in parts),
+        num_weighed=max(part.num_weighed for part in parts),
+        **fields,
+    )

@@ -1,0 +1,271 @@
+"""The optimum of control from above: what an agent could earn that knows nature's draws beforehand.
+
+For any policy that cannot foresee nature, J(π) = E_u[J(π | u)] ≤ E_u[β·log Z(u)], with nature's noise u
+fixed. A martingale Σ V(s′) − E[V(s′)|s, a] has mean 0 under every such policy; taking it from the reward
+before log Z(u) tightens the bound, to equality for the exact value V.
+
+Rogers (2007), "Pathwise stochastic optimal control"; Brown, Smith & Sun (2010), "Information
+relaxations and duality in stochastic dynamic programs", section 2.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.primitives import Messenger
+
+from bayesrl.compilation.jit import Compiled
+from bayesrl.compilation.keys import apart, fold_in, of_words, split, words_of
+from bayesrl.core.draws import Draws
+from bayesrl.core.handlers import Sites
+from bayesrl.core.primitives import kind_of, reward
+from bayesrl.core.programs import Pair
+from bayesrl.core.structure import Site, Structure
+from bayesrl.diagnostics.evidence.by_sampling import Bounds, Sampled, evidence_of
+from bayesrl.diagnostics.evidence.mixture_sample import draw_pool
+from bayesrl.diagnostics.results import Evidence, Side
+from bayesrl.errors import EngineError
+from bayesrl.exact.enumeration import enumerate_posterior
+from bayesrl.posterior.programs import Programs
+from bayesrl.statistics.estimates import Interval
+from bayesrl.typing import Numbers, Params, PRNGKey, Program
+
+FIRST_DRAWS = 2**13
+NUM_NOISES = 24
+_VALUE_DRAWS = 4096
+
+type Values = dict[str, Array]
+"""Value of each of nature's draws, reward units: {site: [T, *plates, values]}."""
+
+
+class FixedNature(Messenger):
+    """Run a program with nature's noise fixed: its draws become functions of what the actions make of them.
+
+    Args:
+        policy: the program.
+        key: nature's noise; everything of nature's that is drawn comes from it.
+        structure: of the policy.
+        values: value of nature's draws, for the martingale that is taken from the reward.
+    """
+
+    def __init__(self, policy: Program, key: PRNGKey, structure: Structure, values: Values | None = None) -> None:
+        super().__init__(policy)
+        self.structure = structure
+        self.keys = {
+            name: split(fold_in(key, i), structure[name].length)
+            for i, name in enumerate(structure.named("environment"))
+        }
+        self.values = values or {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Fix a draw of nature outside scans, and reach into the bodies of scans."""
+        if msg["type"] == "control_flow":
+            self._enter_scan(msg)
+        elif not msg.get("_control_flow_done"):
+            now = {name: keys[0] for name, keys in self.keys.items()}
+            self._fix(msg, now, {name: value[0] for name, value in self.values.items()})
+
+    def _enter_scan(self, msg: dict[str, Any]) -> None:
+        body, init, xs, length, *rest = msg["args"]
+        steps = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+        inside = [name for name, keys in self.keys.items() if len(keys) == steps]
+        data = {name: words_of(self.keys[name]) for name in inside}
+        values = {name: value for name, value in self.values.items() if name in data}
+
+        def fixed(carry: Any, x: Any) -> Any:
+            own, noise, worth = x
+            now = {name: of_words(value) for name, value in noise.items()}
+            with Sites(lambda inner: self._fix(inner, now, worth), lambda _: None):
+                return body(carry, own)
+
+        msg["args"] = (fixed, init, (xs, data, values), steps, *rest)
+
+    def _fix(self, msg: dict[str, Any], keys: dict[str, Any], values: dict[str, Array]) -> None:
+        name = msg.get("name")
+        if msg["type"] != "sample" or kind_of(msg) != "environment" or name not in keys:
+            return
+        site = self.structure[name]
+        shape = site.shape[1:] if site.scan is not None else site.shape
+        batch = shape[: len(shape) - site.event_dim]
+        fn = msg["fn"] if tuple(msg["fn"].batch_shape) == batch else msg["fn"].expand(batch)
+        drawn = fn.sample(keys[name])
+        msg["value"], msg["stop"] = drawn, True
+        if name in values:
+            reward(f"{name}$martingale", -_surprise(site, fn, drawn, values[name]))
+
+
+def _surprise(site: Site, fn: Any, drawn: Array, values: Array) -> Array:
+    """V(s′) − E[V(s′)|s, a] over a finite support, per plate element."""
+    support = jnp.asarray(site.support)
+    index = jnp.searchsorted(support, drawn)
+    grid = support.reshape(-1, *(1,) * drawn.ndim) * jnp.ones_like(drawn)
+    probability = jnp.moveaxis(jnp.exp(fn.log_prob(grid)), 0, -1)
+    values = jnp.broadcast_to(values, (*drawn.shape, len(support)))
+    return jnp.take_along_axis(values, index[..., None], -1)[..., 0] - (probability * values).sum(-1)
+
+
+def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: float) -> Values:
+    """Estimate what the fit earns after each of nature's draws, from its own draws: means by step and value.
+
+    Any numbers give a valid bound; good ones a tight one.
+
+    Args:
+        key: consumed whole.
+        programs: over all data.
+        params: of the one fit.
+        beta: reward units per nat.
+    """
+    structure = programs.structure
+    contexts = {frame.name for frame in structure.contexts}
+    sites = [structure[name] for name in structure.named("environment")]
+    known = tuple(s.name for s in sites if s.support is not None and {frame.name for frame in s.frames} == contexts)
+    if not known:
+        return {}
+    static = (programs.policy, programs.guide, structure, known, max(64, min(_VALUE_DRAWS, 2**21 // structure.width)))
+    given = (dict(programs.transforms), programs.args, key, params, np.asarray(beta, np.float32))
+    values: Values = _values(static, *given)
+    return values
+
+
+@partial(Compiled, name="values_of_nature")
+def _values(static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, beta: Array) -> Values:
+    policy, guide, structure, known, num = static
+    draws = Pair(policy, guide, structure, args, transforms).draw(key, params, num, share=False)
+    return {name: _values_of(structure[name], structure, draws, beta) for name in known}
+
+
+def _values_of(site: Site, structure: Structure, draws: Draws, beta: Array) -> Array:
+    """Average what comes after a draw of nature, by step and value, [T, *contexts, values]."""
+    names = structure.named("action", "environment", "reward")
+    parts = {name: beta * (draws.log_prior[name] - draws.log_q[name]) for name in structure.actions}
+    costs = structure.in_order(parts | draws.rewards, names)
+    after = jnp.flip(jnp.cumsum(jnp.flip(costs, -1), -1), -1)
+    to_go = jnp.moveaxis(after[..., _places(structure, site, names)], -1, 1)  # [draws, T, *contexts]
+    drawn = draws.sites[site.name].reshape(to_go.shape)
+    hits = drawn[..., None] == jnp.asarray(site.support)
+    count = hits.sum(0)
+    sums = jnp.where(hits, to_go[..., None], 0.0).sum(0)
+    rest = to_go.mean(0)[..., None]
+    return jnp.where(count > 0, (sums + rest) / (count + 1), rest)
+
+
+def _places(structure: Structure, site: Site, names: Sequence[str]) -> np.ndarray:
+    """Tell where the steps of a site stand among those of the named sites, as `Structure.in_order` lays them out."""
+    start = 0
+    for group in structure.groups():
+        members = [member for member in group if member.name in names]
+        if site in members:
+            return start + members.index(site) + len(members) * np.arange(site.length)
+        start += sum(member.length for member in members)
+    raise AssertionError(site.name)
+
+
+@dataclass(frozen=True)
+class _Foreseen:
+    """A program of nature's noise and its own arguments; one for all noises, so that it is compiled once."""
+
+    policy: Program
+    structure: Structure
+
+    def __call__(self, noise: Numbers, values: Values, *args: Any) -> Any:
+        return FixedNature(self.policy, of_words(noise), self.structure, values)(*args)
+
+
+def hindsight_bounds(
+    key: PRNGKey, programs: Programs, beta: float, values: Values, num_noises: int, max_count: int
+) -> np.ndarray:
+    """β·log Z(u), mean over contexts, for independent draws of nature's noise u, [num_noises], reward units.
+
+    Raises:
+        EngineError: the actions cannot be enumerated with nature fixed.
+    """
+    policy = _Foreseen(programs.policy, programs.structure)
+    found = []
+    # Row by row on the host: an array of JAX's would be taken apart by a program.
+    for noise in np.asarray(words_of(split(of_words(np.asarray(words_of(key))[..., :2]), num_noises))):
+        target = enumerate_posterior(policy, noise, values, *programs.args, beta=beta, max_count=max_count)
+        assert target.optimum is not None
+        found.append(float(target.optimum.mean()))
+    return np.asarray(found)
+
+
+def with_nature(
+    key: PRNGKey, programs: Programs, params: Params, beta: float | None, num_samples: int, max_count: int
+) -> Evidence:
+    """Bracket the optimum of control: what the fit earns from below, hindsight from above.
+
+    Args:
+        key: consumed whole.
+        programs: over all data.
+        params: of the one fit.
+        beta: reward units per nat.
+        num_samples: most draws; fewer are made where they tell J to a hundredth of what was gained.
+        max_count: largest number of assignments, nature fixed, to visit.
+
+    Raises:
+        EngineError: there are no rewards to control by.
+    """
+    if beta is None:
+        raise EngineError("the policy has environment sites and no rewards, so there is no control to bracket")
+    pool_key, value_key, noise_key = apart(key, 3)
+    num = min(FIRST_DRAWS, num_samples)
+    found = _earned(pool_key, programs, params, beta, num)
+    while num < num_samples and not _is_known(found):
+        num = min(4 * num, num_samples)
+        found = _earned(pool_key, programs, params, beta, num)
+    lower = Side(found.objective.mean / beta, found.objective.se / beta, found.objective.floor / beta)
+    upper, reason = None, ""
+    try:
+        values = estimate_values(value_key, programs, params, beta)
+        bounds = hindsight_bounds(noise_key, programs, beta, values, NUM_NOISES, max_count)
+        mean, se = bounds.mean() / beta, bounds.std(ddof=1) / math.sqrt(len(bounds)) / beta
+        upper = Side(*(np.asarray(x) for x in (mean, se, mean + 2.07 * se)))
+        reason = "the optimum of control lies below the hindsight bound, by how much is not known"
+    except EngineError as error:
+        reason = f"with nature fixed the actions cannot be enumerated either: {error}"
+    optimum = _optimum(found.objective, upper, beta)
+    # An end alone, which is as uncertain as J.
+    ends = (np.nan, np.nan, 0.0, max(float(optimum.ceiling - found.objective.mean), 0.0))
+    gap = Interval(*(np.asarray(x) for x in (np.nan, found.objective.se, *ends)))
+    return replace(
+        found,
+        lower=lower,
+        upper=upper,
+        reason=reason,
+        log_evidence=None,
+        by_context=None,
+        optimum=optimum,
+        gap=gap,
+        kl_reverse=None,
+        kl_forward=None,
+        ess=np.asarray(np.nan),
+        khat=np.asarray(np.nan),
+        missed=np.asarray(np.nan),
+        num_weighed=0,
+    )
+
+
+def _earned(key: PRNGKey, programs: Programs, params: Params, beta: float, num_draws: int) -> Evidence:
+    """Estimate what the fit and the prior earn from so many draws, those of fewer among them."""
+    pool = draw_pool(key, programs, params, num_draws)
+    unbounded = Bounds(np.full(pool.reward.shape[1], np.inf), np.inf)
+    sampled = Sampled(pool, beta, unbounded, observed=False)
+    return evidence_of(sampled, beta, programs.structure.context_shape, "hindsight")
+
+
+def _is_known(found: Evidence) -> bool:
+    """Whether J is known to a hundredth of what the fit gained."""
+    assert found.start is not None
+    return bool(found.objective.upper - found.objective.lower <= 0.01 * (found.objective.mean - found.start.mean))
+
+
+def _optimum(objective: Interval, upper: Side | None, beta: float) -> Interval:
+    """J* lies between J(q) and the hindsight bound; where between is not known."""
+    ceiling = np.inf if upper is None else float(upper.limit) * beta
+    return Interval(*(np.asarray(x) for x in (np.nan, np.nan, np.nan, np.nan, objective.floor, ceiling)))

@@ -1,0 +1,141 @@
+"""Draws of p* by NUTS, where all sites are continuous: an upper side that is right in the limit."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from bayesrl.core.handlers import tilt
+from bayesrl.diagnostics.evidence.by_sampling import MIN_ESS, Sampled
+from bayesrl.diagnostics.evidence.mixture_sample import score_sites
+from bayesrl.diagnostics.results import Evidence, Side
+from bayesrl.errors import EngineError
+from bayesrl.posterior.programs import Programs
+from bayesrl.statistics.estimates import Interval
+from bayesrl.typing import Numbers, Params, PRNGKey
+
+NUM_CHAINS, NUM_WARMUP, NUM_DRAWS = 2, 500, 1000
+_MAX_RHAT = 1.05
+
+
+def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str, Numbers]:
+    """Draw from p* by NUTS, {site: [chain, draw, ...]}.
+
+    Args:
+        key: consumed whole.
+        programs: all of whose action sites are continuous.
+        beta: reward units per nat; None without rewards.
+
+    Raises:
+        EngineError: an action site is discrete.
+
+    References:
+        Hoffman & Gelman (2014), "The No-U-Turn sampler".
+    """
+    from numpyro.infer import MCMC, NUTS
+
+    discrete = [name for name in programs.structure.actions if programs.structure[name].discrete]
+    if discrete:
+        raise EngineError(f"NUTS cannot draw discrete site {discrete[0]!r}; use method='auto' or 'rejection'")
+    target = programs.policy if beta is None else tilt(programs.policy, beta)
+    sampler = MCMC(
+        NUTS(target),
+        num_warmup=NUM_WARMUP,
+        num_samples=NUM_DRAWS,
+        num_chains=NUM_CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    sampler.run(key, *programs.args)
+    drawn = sampler.get_samples(group_by_chain=True)
+    return {name: drawn[name] for name in programs.structure.actions}
+
+
+def with_chains(
+    key: PRNGKey, programs: Programs, params: Params, beta: float | None, pooled: Evidence, sampled: Sampled
+) -> Evidence:
+    """Add the upper side to a bracket that has none: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
+
+    Args:
+        key: consumed whole.
+        programs: over all data.
+        params: of the one fit.
+        beta: reward units per nat; None without rewards.
+        pooled: the bracket from pooled draws.
+        sampled: these draws.
+    """
+    from arviz_stats.base.array import array_stats
+
+    drawn = nuts_draws(key, programs, beta)
+    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in drawn.items()}
+    w = score_sites(programs, params, flat, beta)
+    per_draw = w.mean(1).reshape(NUM_CHAINS, NUM_DRAWS)
+    rhat = float(array_stats.rhat(per_draw, chain_axis=0, draw_axis=1))
+    if not rhat < _MAX_RHAT and float(per_draw.std()) > 1e-6:
+        reason = f"NUTS has not converged (R-hat {rhat:.2f} on w), so its draws bound nothing"
+        return replace(pooled, reason=reason)
+    se = float(array_stats.mcse(per_draw, chain_axis=0, draw_axis=1, method="mean"))
+    se = se if math.isfinite(se) else 0.0
+    given = 0.0 if pooled.log_marginal is None or beta is None else float(pooled.log_marginal.mean)
+    mean = float(per_draw.mean()) - given
+    upper = Side(*(np.asarray(x) for x in (mean, se, mean + 1.96 * se + sampled.rounding)))
+    return _joined(pooled, sampled, upper, w - given, beta)
+
+
+def _joined(pooled: Evidence, sampled: Sampled, upper: Side, w: np.ndarray, beta: float | None) -> Evidence:
+    """Let NUTS and the weights confirm each other: where they agree, the standard error is leaned on."""
+    scale = 1.0 if beta is None else beta
+    assert pooled.log_evidence is not None
+    assert pooled.kl_forward is not None
+    log_z, forward = pooled.log_evidence, pooled.kl_forward
+    apart = float(upper.mean - log_z.mean - forward.mean)
+    error = math.sqrt(float(upper.se) ** 2 + float(log_z.se) ** 2 + float(forward.se) ** 2)
+    apart_of_fit = log_z.mean - pooled.objective.mean / scale  # KL(q‖p*) of the same log Z and J
+    agree = sampled.ess >= MIN_ESS and abs(apart) <= 4 * error + 1e-3
+    reason = "the upper side is asymptotic: it rests on NUTS having reached all of p*"
+    if not agree:
+        # E_p*[w] ≥ log Z ≥ E_q[w]: draws of NUTS that say otherwise say it by chance.
+        upper = upper._replace(limit=np.maximum(upper.limit, pooled.objective.upper / scale))
+        ends = (log_z.floor - pooled.objective.ceiling / scale, upper.limit - pooled.objective.floor / scale)
+        nothing = np.asarray(np.nan)
+        reverse = Interval(apart_of_fit, log_z.se, nothing, nothing, *(np.maximum(end, 0.0) for end in ends))
+        log_z = log_z._replace(ceiling=upper.limit)
+        return replace(
+            pooled,
+            method="nuts",
+            upper=upper,
+            reason=f"{reason}; the weights do not confirm it",
+            log_evidence=log_z,
+            optimum=log_z.times(scale),
+            gap=reverse.times(scale),
+            kl_reverse=reverse,
+        )
+
+    def leaned(interval: Interval) -> Interval:
+        error = 1.96 * interval.se + sampled.rounding
+        return interval._replace(lower=interval.mean - error, upper=interval.mean + error)
+
+    log_z = leaned(log_z)
+    # The conservative interval holds the one that leans on errors: the weights know log Z better than a short chain.
+    upper = upper._replace(limit=np.maximum(upper.limit, log_z.upper))
+    log_z = log_z._replace(ceiling=upper.limit, floor=np.minimum(log_z.floor, log_z.lower))
+    reverse, forward = sampled.estimator.interval(sampled.reverse(), sampled.rounding), leaned(forward)
+    reverse = leaned(reverse._replace(mean=apart_of_fit))
+    reverse = reverse._replace(
+        lower=np.maximum(reverse.lower, 0.0),
+        floor=np.maximum(log_z.floor - pooled.objective.ceiling / scale, 0.0),
+        ceiling=upper.limit - pooled.objective.floor / scale,
+    )
+    missed = float((w - float(log_z.mean) > math.log(10)).mean())
+    return replace(
+        pooled,
+        method="nuts",
+        upper=upper,
+        reason=reason,
+        log_evidence=log_z,
+        optimum=log_z.times(scale),
+        gap=reverse.times(scale),
+        kl_reverse=reverse,
+        kl_forward=forward,
+        missed=np.asarray(missed),
+    )

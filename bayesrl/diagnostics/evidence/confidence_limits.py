@@ -1,0 +1,150 @@
+"""Confidence limits: those that lean on a standard error, and those that hold for every number of draws."""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from bayesrl.statistics.estimates import Interval
+
+LEVEL = 0.025
+"""Each side's share of error: two sides make a 95% interval."""
+
+NUM_GROUPS = 32
+"""Groups of draws whose least estimate is a lower limit; fixed beforehand, or the limit would not hold."""
+
+
+def markov_lower(log_estimates: np.ndarray, level: float = LEVEL) -> float:
+    """Bound log Z from below by independent unbiased estimates of Z, without a standard error.
+
+    By Markov's inequality P(Ẑ ≥ t·Z) ≤ 1/t for each, so P(min Ẑ ≥ t·Z) ≤ t^−K for K of them: with
+    probability at least 1 − level, log Z ≥ min log Ẑ − log(1/level)/K.
+
+    Args:
+        log_estimates: log Ẑ of each group, [groups], nats; of a product over contexts, their sum.
+        level: probability that the limit lies above log Z.
+
+    Returns:
+        The limit, nats.
+
+    References:
+        Gogate & Dechter (2007), "Studies in lower bounding probability of evidence using the Markov
+        inequality", section 3.
+    """
+    return float(np.min(log_estimates) - math.log(1 / level) / len(log_estimates))
+
+
+def bounded_upper(values: np.ndarray, greatest: ArrayLike, level: ArrayLike = LEVEL) -> np.ndarray:
+    """Bound a mean of numbers in [0, greatest] from above, without a standard error.
+
+    The lesser of the empirical Bernstein limit, m + √(2·V·log(4/δ)/n) + 7·G·log(4/δ)/(3·(n − 1)), and
+    Hoeffding's, the greatest μ with n·kl(m/G ‖ μ/G) ≤ log(2/δ); each holds with probability 1 − δ/2.
+
+    Args:
+        values: independent numbers, [n, ...].
+        greatest: G.
+        level: δ.
+
+    References:
+        Maurer & Pontil (2009), "Empirical Bernstein bounds and sample variance penalization",
+        theorem 4; Hoeffding (1963), theorem 1.
+    """
+    n, mean = len(values), values.mean(0)
+    top, delta = np.broadcast_to(greatest, mean.shape).astype(float), np.broadcast_to(level, mean.shape)
+    bernstein = mean + bernstein_width(values.var(0, ddof=1), n, top, delta / 2)
+    hoeffding = top * np.vectorize(_kl_upper)(np.minimum(mean / top, 1.0), np.log(2 / delta) / n)
+    result: np.ndarray = np.minimum(np.minimum(bernstein, hoeffding), top)
+    return result
+
+
+def bernstein_width(variance: ArrayLike, n: int, spread: ArrayLike, level: ArrayLike = LEVEL) -> np.ndarray:
+    """How far, at most, a mean of n numbers from an interval of length `spread` lies from its expectation.
+
+    √(2·V·log(2/δ)/n) + 7·spread·log(2/δ)/(3·(n − 1)), on one side, with probability 1 − δ.
+    """
+    log_term = np.log(2 / np.asarray(level))
+    slack = 7 * np.asarray(spread) * log_term / (3 * (n - 1))
+    result: np.ndarray = np.asarray(np.sqrt(2 * np.asarray(variance) * log_term / n) + slack)
+    return result
+
+
+def _kl_upper(mean: float, budget: float) -> float:
+    """Solve kl(mean ‖ μ) = budget for μ ≥ mean, Bernoulli divergences, nats."""
+
+    def excess(mu: float) -> float:
+        first = mean * math.log(mean / mu) if mean > 0 else 0.0
+        second = (1 - mean) * math.log((1 - mean) / (1 - mu)) if mean < 1 else 0.0
+        return first + second - budget
+
+    from scipy import optimize
+
+    high = 1 - 1e-12
+    if mean >= high or excess(high) <= 0:
+        return 1.0
+    return float(optimize.brentq(excess, max(mean, 1e-300), high, xtol=1e-14))
+
+
+def binomial_limits(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """Give Clopper and Pearson's exact limits of a probability, each side's error being `level`."""
+    lower = special.betaincinv(successes, trials - successes + 1, level) if successes > 0 else 0.0
+    upper = special.betaincinv(successes + 1, trials - successes, 1 - level) if successes < trials else 1.0
+    return float(lower), float(upper)
+
+
+def skewed_limits(mean: float, se: float, skewness: float, n: int) -> tuple[float, float]:
+    """Give the 95% limits of a mean of n numbers, corrected for their skewness.
+
+    Hall's monotone transformation of the t-statistic, g(t) = t + k·t²/3 + k²·t³/27 + k/6 with
+    k = skewness/√n, is Normal to second order; its inverse is g⁻¹(x) = 3·((1 + k·(x − k/6))^⅓ − 1)/k.
+
+    Args:
+        mean: of the numbers.
+        se: its standard error.
+        skewness: of the numbers.
+        n: how many.
+
+    References:
+        Hall (1992), "On the removal of skewness by transformation", equation 3.2.
+    """
+    k, z = skewness / math.sqrt(n), float(special.stdtrit(max(n - 1, 1), 1 - LEVEL))
+    if abs(k) < 1e-8:
+        return mean - z * se, mean + z * se
+
+    def inverse(x: float) -> float:
+        return float(3 * (np.cbrt(1 + k * (x - k / 6)) - 1) / k)
+
+    return mean - se * inverse(z), mean - se * inverse(-z)
+
+
+def weighted_start(reward: np.ndarray, log_likelihood: np.ndarray) -> Interval:
+    """Give E[R] under p(x|y) from draws of the prior [draws, contexts], weighted by p(y|x), with a normal interval."""
+    weight = np.exp(log_likelihood - log_likelihood.max(0))
+    weight = weight / weight.mean(0)
+    mean = (weight * np.where(weight > 0, reward, 0.0)).mean(0)
+    wave = (weight * np.where(weight > 0, reward - mean, 0.0)).mean(1)
+    se = wave.std(ddof=1) / math.sqrt(len(wave))
+    ends = (mean.mean() - 1.96 * se, mean.mean() + 1.96 * se)
+    return Interval(*(np.asarray(x) for x in (mean.mean(), se, *ends, *ends)))
+
+
+def stratified_interval(mean: float, wave: np.ndarray, rounding: float, *, calibrated: bool = True) -> Interval:
+    """Give both 95% intervals of a mean over strata of equal size.
+
+    The conservative one is empirical Bernstein's over tuples of one draw of each stratum, with the
+    range that the draws have shown (Maurer & Pontil 2009, theorem 4).
+
+    Args:
+        mean: the estimate.
+        wave: how much each draw moves it, [strata, draws], with mean 0.
+        rounding: what single precision may be off by, in the units of the mean.
+        calibrated: whether its standard error can be leaned on.
+    """
+    strata, each = wave.shape
+    se = math.sqrt(float(wave.var(1, ddof=1).sum()) / each) / strata
+    power = max(float((wave**2).mean()), 1e-200)
+    low, high = skewed_limits(mean, se, float((wave**3).mean()) / power**1.5, wave.size)
+    width = float(bernstein_width(wave.mean(0).var(ddof=1), each, np.ptp(wave, axis=1).mean()))
+    ends = (low - rounding, high + rounding) if calibrated else (math.nan, math.nan)
+    conservative = (mean - width - rounding, mean + width + rounding)
+    return Interval(*(np.asarray(x) for x in (mean, se, *ends, *conservative)))

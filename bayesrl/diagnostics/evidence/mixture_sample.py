@@ -1,0 +1,225 @@
+"""Draws of the fit and of the prior, pooled: one sample from which every number of a fit is estimated.
+
+Draws come from the mixture m = α·q + (1 − α)·π₀ in fixed shares. Ratios to m are bounded by 1/α and
+1/(1 − α), so that no average over q or π₀ rests on a few heavy draws, and q/m, whose mean is known to be
+1, is a control variate (Owen & Zhou 2000, "Safe and effective importance sampling", section 4): where w
+is constant over q, its average has no noise at all.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bayesrl.compilation.keys import apart
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.structure import Structure
+from bayesrl.diagnostics.evidence.confidence_limits import skewed_limits, stratified_interval
+from bayesrl.exact.weighted_draws import context_axes
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.programs import Programs, draw_fit, draw_prior, score_draws
+from bayesrl.statistics.estimates import Interval
+from bayesrl.typing import Params, PRNGKey
+
+FROM_FIT = 0.5
+
+
+class Pool(NamedTuple):
+    """Scores of pooled draws, [draws, contexts], contexts flat, in double precision; those of the fit come first.
+
+    Attributes:
+        log_prior: log π₀ of the action sites, nats.
+        log_q: log q of the action sites, nats.
+        log_likelihood: log p of the observed sites, nats.
+        reward: reward units.
+        ratio: log π₀ − log q, nats.
+        doubt: what single precision may be off by in it, beside that of the numbers themselves, nats.
+        code: a fingerprint of what was drawn; empty where some site is continuous.
+        num_fit: number of draws of the fit.
+    """
+
+    log_prior: np.ndarray
+    log_q: np.ndarray
+    log_likelihood: np.ndarray
+    reward: np.ndarray
+    ratio: np.ndarray
+    doubt: np.ndarray
+    code: np.ndarray
+    num_fit: int
+
+    @property
+    def ratios(self) -> tuple[np.ndarray, np.ndarray]:
+        """q/m and π₀/m."""
+        share = self.num_fit / len(self.log_q)
+        ours, theirs = math.log(share), math.log1p(-share)
+        # Each relative to the mixture: where a density is 0, so is its ratio.
+        return np.exp(-np.logaddexp(ours, theirs + self.ratio)), np.exp(-np.logaddexp(ours - self.ratio, theirs))
+
+
+def draw_pool(key: PRNGKey, programs: Programs, params: Params, num_draws: int) -> Pool:
+    """Draw from the fit and from the prior, and score every draw under both.
+
+    Args:
+        key: consumed whole.
+        programs: over all data; see `over_all_data`.
+        params: unconstrained parameters of the guide, of one fit.
+        num_draws: in all.
+    """
+    half = num_draws // 2
+    fit_key, prior_key = apart(key)
+    fit = draw_fit(fit_key, programs.pair(), params, half)
+    return _pooled(programs, fit, draw_prior(prior_key, programs, params, half), half)
+
+
+def _pooled(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draws, Totals], half: int) -> Pool:
+    structure, axes = programs.structure, _axes(programs)
+    both = [totals._replace(log_ratio=totals.ratio, doubt=_doubt(totals)) for totals in (fit[1], prior[1])]
+    scores = {
+        name: np.concatenate([np.asarray(part).reshape(half, -1) for part in parts]).astype(float)
+        for name, *parts in zip(Totals._fields, *both, strict=True)
+    }
+    scores["ratio"] = scores.pop("log_ratio")
+    codes = [_codes(drawn[0].sites, axes, structure, half) for drawn in (fit, prior)]
+    return Pool(**scores, code=np.concatenate(codes), num_fit=half)
+
+
+def _doubt(totals: Totals) -> np.ndarray:
+    return np.zeros_like(totals.reward) if totals.doubt is None else np.asarray(totals.doubt)
+
+
+def draw_mixture_pool(key: PRNGKey, posterior: Posterior, num_draws: int) -> Pool:
+    """Draw from a mixture of restarts and from the prior, and score every draw under both.
+
+    Args:
+        key: consumed whole.
+        posterior: over all data, of one β, with a mixture selected.
+        num_draws: in all.
+    """
+    programs = posterior.programs
+    assert programs is not None
+    half = num_draws // 2
+    fit_key, prior_key = apart(key)
+    drawn, totals = jax.tree.map(lambda x: x[0], posterior._draw(fit_key, half, ()))
+    first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
+    prior, prior_totals = draw_prior(prior_key, programs, first, half)
+    scored = jax.tree.map(lambda x: x[0].reshape(prior_totals.log_q.shape), posterior.scores(prior.sites))
+    return _pooled(programs, (drawn, totals), (prior, prior_totals.under(scored.log_q, scored.log_ratio)), half)
+
+
+def score_sites(programs: Programs, params: Params, sites: dict[str, Any], beta: float | None) -> np.ndarray:
+    """Give w = log π₀ + log p(y|x) + R/β − log q of given draws, [draws, contexts], nats.
+
+    Args:
+        programs: over all data.
+        params: of one fit.
+        sites: values of the latent sites, [draws, ...].
+        beta: reward units per nat; None without rewards.
+    """
+    w = np.asarray(totals_of(programs, params, sites).log_weight(1.0 if beta is None else beta), float)
+    return w.reshape(len(w), -1)
+
+
+def totals_of(programs: Programs, params: Params, sites: dict[str, Any]) -> Totals:
+    """Score given draws under one fit and its policy, [draws, *contexts]; arguments as those of `score_sites`."""
+    return score_draws(programs.pair(), params, sites)
+
+
+def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] | None:
+    """Where the contexts lie in the values of each site; None where some site is continuous."""
+    structure = programs.structure
+    latent = structure.named("action", "environment")
+    if not all(structure[name].discrete for name in latent):
+        return None
+    return tuple(context_axes(structure).items())
+
+
+def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> np.ndarray:
+    """Fingerprint what each context drew, [draws, contexts, 2]; two draws of one fingerprint are the same."""
+    contexts = structure.context_shape
+    if axes is None:
+        return np.zeros((num, 0, 2), np.uint32)
+    total = np.zeros((num, *contexts, 2), np.uint32)
+    for index, (name, own) in enumerate(axes):
+        values = np.asarray(sites[name]).astype(np.int32).astype(np.uint32)
+        held = [1 + axis for axis in own if axis is not None]
+        moved = np.moveaxis(values, held, range(1, 1 + len(held)))
+        sizes = iter(moved.shape[1 : 1 + len(held)])
+        rest = moved.shape[1 + len(held) :]
+        aligned = moved.reshape(num, *(1 if axis is None else next(sizes) for axis in own), math.prod(rest))
+        rng = np.random.default_rng(index)
+        factors = rng.integers(2**32, size=(math.prod(rest), 2), dtype=np.uint32) | np.uint32(1)
+        total = total + np.matmul(aligned + np.uint32(1), factors)
+    return total.reshape(num, -1, 2)
+
+
+class Wave(NamedTuple):
+    """An estimate per context, [contexts], and how much each draw moves it, [draws, contexts]."""
+
+    mean: np.ndarray
+    wave: np.ndarray
+
+    def plus(self, other: "Wave", factor: float = 1.0) -> "Wave":
+        """Add a multiple of another estimate from the same draws."""
+        return Wave(self.mean + factor * other.mean, self.wave + factor * other.wave)
+
+    def times(self, factor: float) -> "Wave":
+        """Multiply by a number."""
+        return Wave(factor * self.mean, factor * self.wave)
+
+
+class Estimator:
+    """Averages over a pool, each with its wave.
+
+    The standard error of an average is that of a stratified mean of its wave: fit and prior have
+    fixed shares.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.of_q, self.of_prior = pool.ratios
+        self._control = self._centred(self.of_q - 1)
+        self._power = np.maximum((self._control**2).sum(0), 1e-300)
+
+    def over_fit(self, values: np.ndarray) -> Wave:
+        """Average over q: E_q[f] = E_m[(q/m)·f], less a regressed multiple of q/m − 1."""
+        return self.over_pool(self.of_q * np.where(self.of_q > 0, values, 0.0))
+
+    def over_pool(self, terms: np.ndarray) -> Wave:
+        """Average over m, with the control variate q/m − 1 regressed within the two shares."""
+        slope = (self._control * self._centred(terms)).sum(0) / self._power
+        steady = terms - slope * (self.of_q - 1)
+        mean = steady.mean(0)
+        return Wave(mean, steady - mean)
+
+    def plain(self, terms: np.ndarray) -> Wave:
+        """Average over m, without a control variate: what cannot be negative stays so."""
+        mean = terms.mean(0)
+        return Wave(mean, terms - mean)
+
+    def interval(self, found: Wave, rounding: float, *, calibrated: bool = True) -> Interval:
+        """Give the 95% intervals of an average over contexts.
+
+        The strata are the draws of the fit and those of the prior; see `stratified_interval`.
+
+        Args:
+            found: the estimate.
+            rounding: what single precision may be off by, in its units.
+            calibrated: whether its standard error can be leaned on.
+        """
+        by_share = found.wave.mean(1).reshape(2, self.pool.num_fit)
+        return stratified_interval(float(found.mean.mean()), by_share, rounding, calibrated=calibrated)
+
+    def by_context(self, found: Wave, rounding: float) -> Interval:
+        """Give mean, standard error and calibrated interval of each context, [contexts]; no conservative one."""
+        k, n = self.pool.num_fit, len(found.wave)
+        parts = (found.wave[:k], found.wave[k:])
+        se = np.sqrt(sum(len(part) * part.var(0, ddof=1) for part in parts)) / n
+        skewness = (found.wave**3).mean(0) / np.maximum((found.wave**2).mean(0), 1e-200) ** 1.5
+        ends = np.array([skewed_limits(*x, n) for x in zip(found.mean, se, skewness, strict=True)])
+        nothing = np.full(se.shape, np.inf)
+        return Interval(found.mean, se, ends[:, 0] - rounding, ends[:, 1] + rounding, -nothing, nothing)
+
+    def _centred(self, values: np.ndarray) -> np.ndarray:
+        k = self.pool.num_fit
+        return np.concatenate([values[:k] - values[:k].mean(0), values[k:] - values[k:].mean(0)])

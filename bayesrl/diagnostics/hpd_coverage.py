@@ -1,0 +1,242 @@
+"""`coverage`: whether the likeliest regions of a tilted fit hold as many exact draws of p* as they should."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import ndtri
+
+from bayesrl.annotations import Must
+from bayesrl.arguments import Level, checked, whole
+from bayesrl.compilation.jit import one_reading
+from bayesrl.compilation.keys import apart, fold_in
+from bayesrl.diagnostics.comparison import unlike_sites
+from bayesrl.diagnostics.results import Outcome
+from bayesrl.diagnostics.scoreboard import over_all_data
+from bayesrl.display.formatting import beta_text, percent, with_error
+from bayesrl.display.tables import Block, Line, Listing, Shown
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.exact.weighted_draws import WeightedDraws, generator
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.programs import Programs
+from bayesrl.statistics.estimates import Estimate
+from bayesrl.typing import Numbers, PRNGKey
+
+LEVEL = 0.01
+"""Chance of an alarm over all β and levels where the fit is p*."""
+
+NEGLIGIBLE = 0.02
+"""So far beyond its error may a share be from its level before it is remarked on."""
+
+_FINEST = 1e-4
+_EPS = float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True, repr=False)
+class Coverage(Shown):
+    """How many exact draws of p* lie in the fit's regions of highest probability.
+
+    Attributes:
+        beta: temperatures, [*beta], reward units per nat; None without rewards.
+        levels: probability of each region under the fit, [level].
+        share: of exact draws that lie in it, with standard error, [*beta, level]; mean over contexts.
+        error: standard error that `share` would have if the fit were p*, [*beta, level].
+        num_draws: draws of p*, and as many of the fit, at each β.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from bayesrl.diagnostics.hpd_coverage import Coverage
+        >>> from bayesrl.statistics.estimates import Estimate
+        >>> share = Estimate(jnp.array([0.31, 0.52]), jnp.array([0.01, 0.01]))
+        >>> told = Coverage(None, np.array([0.5, 0.9]), share, np.array([0.01, 0.01]), 4096)
+        >>> told.verdict, told.sentence[:40]
+        ('fail', "The fit's 90% region holds 52% of p*; it")
+    """
+
+    beta: np.ndarray | None
+    levels: np.ndarray
+    share: Estimate
+    error: np.ndarray
+    num_draws: int
+
+    @property
+    def outcomes(self) -> np.ndarray:
+        """Fail where a region holds too little, warn where too much, pass within error, [*beta, level]."""
+        apart = np.asarray(self.share.mean) - self.levels
+        limit = float(ndtri(1 - LEVEL / (2 * apart.size))) * self.error + NEGLIGIBLE
+        return np.where(apart < -limit, "fail", np.where(apart > limit, "warn", "pass"))
+
+    @property
+    def verdict(self) -> Outcome:
+        """Fail where any region holds too little, else warn where any holds too much."""
+        outcomes: Sequence[Outcome] = ("fail", "warn")
+        return next((outcome for outcome in outcomes if (self.outcomes == outcome).any()), "pass")
+
+    @property
+    def sentence(self) -> str:
+        """What the worst region shows, and what to do."""
+        if self.verdict == "pass":
+            return "The fit's regions hold as much of p* as they should."
+        apart = np.asarray(self.share.mean) - self.levels
+        wrong = np.where(self.outcomes == self.verdict, np.abs(apart), -1.0)
+        worst = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        where = "" if self.beta is None else f" at β = {float(self.beta[worst[:-1]]):.3g}"
+        share, level = float(np.asarray(self.share.mean)[worst]), float(self.levels[worst[-1]])
+        how = (
+            "it is too narrow, or has dropped a mode: use more restarts and select('mixture'), or ForwardKL()"
+            if self.verdict == "fail"
+            else "it is too wide: fit longer, or choose a richer guide"
+        )
+        return f"The fit's {percent(level)} region holds {percent(share)} of p*{where}; {how}."
+
+    def listing(self) -> Listing:
+        """One row for each temperature, the share beside each level."""
+        betas = [None] if self.beta is None else [float(b) for b in np.atleast_1d(self.beta)]
+        mean, se = (np.reshape(np.asarray(part), (len(betas), -1)) for part in self.share)
+        rows = [
+            (
+                beta_text(beta),
+                *(with_error(Estimate(jnp.asarray(m), jnp.asarray(s))) for m, s in zip(*pair, strict=True)),
+            )
+            for beta, *pair in zip(betas, mean, se, strict=True)
+        ]
+        return Listing(("β", *(f"in {100 * level:g}%" for level in self.levels)), rows)
+
+    def _blocks(self) -> Sequence[Block]:
+        legend = f"(share of {self.num_draws:,} exact draws in the fit's region of that probability; ± standard error)"
+        return (Line(self.sentence, self.verdict), self.listing(), Line(legend))
+
+
+@checked(EngineError)
+@one_reading()
+def coverage(
+    key: PRNGKey,
+    posterior: Posterior,
+    target: WeightedDraws,
+    *,
+    levels: Annotated[Sequence[Level], Must("some levels, such as (0.5, 0.9)", bool)] = (0.5, 0.8, 0.95),
+    num_draws: Annotated[int, whole(100)] = 4096,
+) -> Coverage:
+    """Count the exact draws of p* that lie in the fit's regions of highest probability.
+
+    The region of level α is {x : log q(x) ≥ c}, c being such that q puts α there; where probabilities
+    are tied at c, so many of them belong to it by lot that q's share is α exactly. Of draws x ~ p*
+
+        share(α) = P_p*[u(x) ≤ α],   u(x) = P_q[log q(X) > log q(x)] + V·P_q[log q(X) = log q(x)],
+
+    V uniform on (0, 1). It is α where q = p*, per context. A fit that has collapsed or dropped a mode
+    covers too little, one that is wider than p* about the same place too much. A fit that is flat
+    where p* lies covers every level by chance alone: its gap tells what this does not.
+
+    Args:
+        key: consumed whole.
+        posterior: the fit. Of each β the best restart is taken, or the mixture where one was selected.
+        target: exact draws of p* at the same β, from `enumerate_posterior` or `rejection`.
+        levels: probabilities α of the regions, between 0 and 1.
+        num_draws: draws of p*, and as many of the fit, at each β.
+
+    Returns:
+        `Coverage`. Where q = p* its verdict is not `pass` in less than 1% of cases.
+
+    Raises:
+        EngineError: the target's draws are not exact, or tilt nature, or levels or num_draws are no
+            such numbers.
+        PolicyError: the target is of other β, other contexts or another policy; or the posterior was loaded without
+            its policy.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.diagnostics.hpd_coverage import coverage
+        >>> from bayesrl.exact.enumeration import enumerate_posterior
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
+        >>> coverage(jax.random.key(1), posterior, enumerate_posterior(bandit, beta=1.0)).verdict
+        'pass'
+
+    References:
+        Hyndman (1996), "Computing and graphing highest density regions", section 2; Cook, Gelman &
+        Rubin (2006), "Validation of software for Bayesian models using posterior quantiles".
+    """
+    settled = posterior.num_restarts == 1 or posterior.mixture is not None
+    fit = over_all_data(posterior if settled else posterior.select(restart="best"))
+    assert fit.programs is not None
+    lanes = _matched(fit, fit.programs, target)
+    exact_key, fit_key, tie_key = apart(key, 3)
+    exact, rng = target.resample(exact_key, num_draws), generator(tie_key)
+    lead = 0 if target.beta is None else target.beta.ndim
+    flat = {name: value.reshape(-1, *value.shape[lead:]) for name, value in exact.items()}
+    ranks = []
+    for i, (beta, lane) in enumerate(lanes):
+        one = fit if beta is None else fit.select(beta=beta)
+        draws = {name: value[lane] for name, value in flat.items()}
+        ranks.append(_ranks(fold_in(fit_key, i), rng, one, draws, num_draws))
+    asked = np.asarray(levels, float)
+    inside = np.stack([[(u <= level).mean(1) for level in asked] for u in ranks])  # [lane, level, draw]
+    shape = (*np.shape(fit.beta if fit.beta is not None else 1.0), len(asked))
+    # Draws of the fit make up the regions; draws of rejection are taken again and again.
+    worth = 2 / num_draws + (0.0 if target.ess is None else 1 / max(float(np.min(target.ess)), 1.0))
+    contexts = max(math.prod(fit.programs.structure.context_shape), 1)
+    mean, se = inside.mean(-1), np.sqrt(inside.var(-1, ddof=1) * worth)
+    error = np.broadcast_to(np.sqrt(asked * (1 - asked) / contexts * worth), shape)
+    share = Estimate(jnp.asarray(mean.reshape(shape)), jnp.asarray(se.reshape(shape)))
+    return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), asked, share, error, num_draws)
+
+
+def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[tuple[float | None, int]]:
+    """Pair each β of the fit with its place in the target, and refuse targets that are not exact draws of p*."""
+    if target.ess is not None and target.num_accepted is None:
+        raise EngineError(
+            "the target holds weighted draws, which are not draws of p*; use enumerate_posterior or rejection"
+        )
+    nature = programs.structure.named("environment")
+    if nature and target.log_evidence is not None:
+        raise EngineError(
+            f"the target tilts environment site {nature[0]!r}, which is nature's and no policy can; "
+            "use enumerate_posterior, whose optimum is that of control"
+        )
+    ours, theirs = programs.structure.context_shape, target.structure.context_shape
+    if ours != theirs:
+        raise PolicyError(f"the fit has contexts {ours}, the target {theirs}; give both the same arguments")
+    difference = unlike_sites(programs.structure, target.structure)
+    if difference:
+        raise PolicyError(
+            f"fit and target are of different policies: {difference}; make the target of the policy that was fitted"
+        )
+    if fit.beta is None or target.beta is None:
+        if fit.beta is not None or target.beta is not None:
+            raise PolicyError(f"the fit has beta={fit.beta}, the target beta={target.beta}; give both the same")
+        return [(None, 0)]
+    held = np.reshape(target.beta, -1)
+    pairs: list[tuple[float | None, int]] = []
+    for beta in np.reshape(np.asarray(fit.beta, float), -1):
+        same = np.flatnonzero(np.isclose(held, beta, rtol=1e-4))
+        if len(same) == 0:
+            raise PolicyError(f"the target has no draws at β = {beta:.6g}; it has {', '.join(f'{b:g}' for b in held)}")
+        pairs.append((float(beta), int(same[0])))
+    return pairs
+
+
+def _ranks(
+    key: PRNGKey, rng: np.random.Generator, one: Posterior, exact: dict[str, Numbers], num_draws: int
+) -> np.ndarray:
+    """Give u of each exact draw, [draw, contexts]: uniform if they are the fit's own."""
+    own: dict[str, Any] = {name: value[0] for name, value in one.sample(key, num_draws).items() if name in exact}
+    # Both are scored in one call, so that equal draws score equally to the last bit.
+    both = {name: jnp.concatenate([jnp.asarray(own[name], value.dtype), value]) for name, value in exact.items()}
+    score = np.asarray(one.log_prob(both), float)[0].reshape(2 * num_draws, -1)
+    score = np.where(np.isfinite(score), score, -1e30)
+    finest = max(_FINEST, 4 * _EPS * float(np.abs(score[score > -1e30]).max(initial=0.0)))
+    score = np.round(score / finest)
+    result = np.empty((num_draws, score.shape[1]))
+    for c in range(score.shape[1]):
+        ascending = np.sort(score[:num_draws, c])
+        below = np.searchsorted(ascending, score[num_draws:, c], side="left")
+        up_to = np.searchsorted(ascending, score[num_draws:, c], side="right")
+        tied = rng.integers(0, up_to - below, endpoint=True)
+        result[:, c] = (num_draws - up_to + tied + rng.random(num_draws)) / (num_draws + 1)
+    return result

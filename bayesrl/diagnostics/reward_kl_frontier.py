@@ -1,0 +1,335 @@
+"""`frontier`: reward against KL over an array of β, and whether it obeys what any optimum obeys."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from scipy.special import ndtri
+
+from bayesrl.arguments import CountOrNone, Unread, checked, whole
+from bayesrl.compilation.jit import one_reading
+from bayesrl.compilation.keys import apart, fold_in
+from bayesrl.diagnostics.evidence.bounds import Choice
+from bayesrl.diagnostics.evidence.bounds import evidence as bracketed
+from bayesrl.diagnostics.results import Check, Evidence, Frontier, Outcome, Side
+from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.statistics.estimates import Interval
+from bayesrl.typing import PRNGKey
+
+LEVEL = 0.01
+"""Chance that a true frontier fails any of the checks, all neighbours together."""
+
+NEGLIGIBLE, SMALL = 1e-3, 1e-2
+"""Shares of the range that the sweep covers: less passes, less than the other only warns."""
+
+_EPS = float(np.finfo(np.float32).eps)
+_APART = 4.0
+_CELLS = 2**23
+_MARGIN = float(ndtri(0.975))
+
+
+def _made_already(given: Mapping[str, Any]) -> bool:
+    return given["evidence"] is not None
+
+
+_SETTLED = (
+    *(Unread(name, _made_already, "evidence= is given") for name in ("method", "reward_bound", "max_count")),
+    Unread("num_samples", lambda given: _made_already(given) and given["gold"] is None, "evidence= is given"),
+)
+
+
+@checked(EngineError, *_SETTLED)
+@one_reading()
+def frontier(
+    key: PRNGKey,
+    posterior: Posterior,
+    *,
+    gold: str | None = None,
+    evidence: Evidence | None = None,
+    num_samples: Annotated[int, whole(256)] = 2**15,
+    method: Choice = "auto",
+    reward_bound: float | None = None,
+    max_count: CountOrNone = MAX_COUNT,
+) -> Frontier:
+    """Lay reward against KL over β, and ask whether it is what optima look like.
+
+    J*(β) = max_q E_q[R] − β·KL(q‖π₀) is a maximum of straight lines in β. So it is convex and
+    non-increasing, dJ*/dβ = −KL(p*‖π₀), E[R] and KL are non-increasing, and E[R] is concave in KL. A
+    sweep that breaks this has not converged at some β; one that obeys it may still be held back by
+    its family. The derivative is checked without a step size: between neighbours β < β′
+
+        −KL(β) ≤ (J(β′) − J(β)) / (β′ − β) ≤ −KL(β′),
+
+    that is, no fit is beaten at its own temperature by the fit at a neighbouring one.
+
+    Args:
+        key: consumed whole.
+        posterior: fitted at an array of β, in any order. Of each β the best restart is taken, or the
+            mixture where one was selected.
+        gold: name of a deterministic site: what the reward stands for, in its own units.
+        evidence: of this posterior, where it has been made already.
+        num_samples: greatest number of draws at each β.
+        method: as in `evidence`.
+        reward_bound: as in `evidence`, reward units.
+        max_count: as in `evidence`.
+
+    Returns:
+        `Frontier`, β ascending. `turning_point` is the β of the greatest gold, where at a smaller one
+        gold is lower and the reward higher, both significantly.
+
+    Raises:
+        PolicyError: there is one β, or twice the same; gold is not a deterministic site; evidence is
+            of other β; or the posterior was loaded without its policy.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.diagnostics.reward_kl_frontier import frontier
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> sweep = bayesrl.fit(
+        ...     jax.random.key(0), bandit, beta=jnp.array([2.0, 1.0, 0.5]), num_steps=500, progress=False
+        ... )
+        >>> found = frontier(jax.random.key(1), sweep)
+        >>> found.beta.tolist(), {check.outcome for check in found.checks}
+        ([0.5, 1.0, 2.0], {'pass'})
+
+    References:
+        Boyd & Vandenberghe (2004), "Convex Optimization", sections 3.2.3 and 5.6.3, for maxima of
+        lines and their slopes; Gao, Schulman & Hilton (2023), "Scaling laws for reward model
+        overoptimization", for gold beside proxy.
+    """
+    if posterior.programs is None:
+        raise PolicyError(
+            "this posterior was loaded without its policy, so its frontier cannot be drawn; "
+            "load it with bayesrl.load(directory, policy, *args)"
+        )
+    betas = _sweep_of(posterior)
+    metrics = posterior.programs.structure.named("metric")
+    if gold is not None and gold not in metrics:
+        known = ", ".join(map(repr, metrics)) or "none"
+        raise PolicyError(f"gold={gold!r} is not a deterministic site of the policy; it has {known}")
+    own_key, gold_key = apart(key)
+    if evidence is None:
+        evidence = bracketed(
+            own_key,
+            posterior,
+            method=method,
+            reward_bound=reward_bound,
+            num_samples=num_samples,
+            max_count=max_count,
+        )
+    else:
+        _check_evidence(evidence, betas)
+    order = np.argsort(betas)
+    found = _reordered(evidence, order)
+    checks = frontier_checks(betas[order], found.objective, found.reward, found.kl)
+    told = None if gold is None else _metric(gold_key, posterior, gold, betas[order], num_samples)
+    turn = None if told is None else turning_point(betas[order], told, found.reward)
+    return Frontier(betas[order], found, checks, told, turn)
+
+
+def _check_evidence(evidence: Evidence, betas: np.ndarray) -> None:
+    """Refuse evidence that is none, or of another fit."""
+    if evidence.beta is None or np.shape(evidence.beta) != betas.shape or not np.allclose(evidence.beta, betas):
+        raise PolicyError(
+            f"evidence is of β = {evidence.beta}, the posterior of β = {betas}; pass evidence of this fit"
+        )
+
+
+def _sweep_of(posterior: Posterior) -> np.ndarray:
+    """Give the temperatures, [beta], as they were fitted."""
+    if posterior.beta is None or np.size(posterior.beta) < 2:
+        held = "no β" if posterior.beta is None else f"β = {float(np.reshape(posterior.beta, -1)[0]):.3g} alone"
+        raise PolicyError(
+            f"this posterior has {held}, and a frontier needs at least two; "
+            "fit an array, such as beta=jnp.geomspace(0.1, 10.0, 8)"
+        )
+    betas = np.asarray(posterior.beta, float)
+    ascending = np.sort(betas)
+    same = ascending[1:] <= ascending[:-1] * (1 + 1e-6)
+    if same.any():
+        raise PolicyError(f"β = {ascending[1:][same][0]:.6g} was fitted twice; fit each temperature once")
+    return betas
+
+
+def _reordered(evidence: Evidence, order: np.ndarray) -> Evidence:
+    """Put the leading axis of everything into another order."""
+
+    def change(value: Any) -> Any:
+        if isinstance(value, Interval | Side):
+            return type(value)(*(part[order] for part in value))
+        return value[order] if isinstance(value, np.ndarray) else value
+
+    fields = {field.name: change(getattr(evidence, field.name)) for field in dataclasses.fields(evidence)}
+    return dataclasses.replace(evidence, **fields)
+
+
+def _metric(key: PRNGKey, posterior: Posterior, name: str, betas: np.ndarray, num_samples: int) -> Interval:
+    """Estimate a deterministic site at each β from fresh draws, one β after another to spare memory."""
+    settled = posterior.num_restarts == 1 or posterior.mixture is not None
+    whole = over_all_data(posterior if settled else posterior.select(restart="best"))
+    assert whole.programs is not None
+    num = max(256, min(num_samples, _CELLS // max(whole.programs.structure.num_contexts, 1)))
+    found = []
+    for i, beta in enumerate(betas):
+        estimate = whole.select(beta=float(beta)).estimate(fold_in(key, i), num).metrics[name]
+        found.append([float(np.mean(part)) for part in estimate])
+    mean, se = np.asarray(found).T
+    unknown = np.full_like(mean, np.inf)
+    return Interval(mean, se, mean - _MARGIN * se, mean + _MARGIN * se, -unknown, unknown)
+
+
+def turning_point(beta: np.ndarray, gold: Interval, reward: Interval) -> float | None:
+    """Find β of the greatest gold, if at a smaller β gold is lower and the reward higher, beyond error.
+
+    Args:
+        beta: ascending, [beta].
+        gold: in its own units, [beta].
+        reward: E[R], reward units, [beta].
+    """
+    top, num = int(np.argmax(gold.mean)), len(beta)
+    z = float(ndtri(1 - LEVEL / (num * (num - 1))))
+
+    def beyond(told: Interval, sign: float) -> np.ndarray:
+        rise = sign * (told.mean[:top] - told.mean[top])
+        error = z * np.hypot(told.se[:top], told.se[top]) + 16 * _EPS * float(np.abs(told.mean).max())
+        return np.asarray(rise > error)
+
+    return float(beta[top]) if (beyond(gold, -1.0) & beyond(reward, 1.0)).any() else None
+
+
+# ---- what any optimum obeys ------------------------------------------------------------------
+
+
+class _Broken(NamedTuple):
+    """By how much an inequality is broken, [places]; its error; the smaller index of β at each; words for them."""
+
+    amount: np.ndarray
+    se: np.ndarray
+    place: np.ndarray
+
+
+def frontier_checks(beta: np.ndarray, objective: Interval, reward: Interval, kl: Interval) -> tuple[Check, ...]:
+    """Ask of each pair and triple of neighbours whether an optimum could look so.
+
+    A check's value is how far the worst neighbours break it, below 0 where none does, in reward
+    units (nats for KL). It passes within error: z·se, with z such that a true frontier fails any
+    check with probability 1% at most (Bonferroni), plus 0.1% of the range of the sweep, which no
+    finite fit escapes. Up to 1% of the range is a warning, more a failure.
+
+    Args:
+        beta: ascending, reward units per nat, [beta].
+        objective: J of the fits, reward units, [beta].
+        reward: E[R], reward units, [beta].
+        kl: KL(q‖π₀), nats, [beta].
+    """
+    sweep = _Sweep(beta, objective, reward, kl)
+    num = len(beta)
+    z = float(ndtri(1 - LEVEL / (5 * (num - 1) + 2 * max(num - 2, 0))))
+    size = float(np.max(np.abs([reward.mean, objective.mean, beta * kl.mean])))
+    in_reward = (float(np.ptp(reward.mean)), 16 * _EPS * size)
+    in_nats = (float(np.ptp(kl.mean)), 16 * _EPS * float(np.abs(kl.mean).max()))
+    asked: list[tuple[str, _Broken, tuple[float, float], Callable[[int, str], str], str]] = [
+        ("dJ*/dβ = −KL", sweep.slope(), in_reward, sweep.beaten, "J* is a maximum of lines E_q[R] − β·KL(q‖π₀)"),
+        ("J* non-increasing", sweep.rising(objective), in_reward, sweep.rises("J"), "dJ*/dβ = −KL ≤ 0"),
+        ("J* convex", sweep.bent_down(), in_reward, sweep.bends("J bends down"), "J* is a maximum of lines in β"),
+        ("E[R] non-increasing", sweep.rising(reward), in_reward, sweep.rises("E[R]"), "d E[R]/dβ = β·dKL/dβ ≤ 0"),
+        ("KL non-increasing", sweep.rising(kl), in_nats, sweep.rises("KL"), "KL = −dJ*/dβ, and J* is convex"),
+        (
+            "E[R] concave in KL",
+            sweep.hollow(),
+            in_reward,
+            sweep.bends("E[R] lies under the chord of its neighbours"),
+            "dE[R]/dKL = β, which falls as KL rises",
+        ),
+    ]
+    return tuple(_judge(name, broken, z, *scale, words, reference) for name, broken, scale, words, reference in asked)
+
+
+def _judge(
+    name: str,
+    broken: _Broken,
+    z: float,
+    span: float,
+    rounding: float,
+    words: Callable[[int, str], str],
+    reference: str,
+) -> Check:
+    """Compare what is broken with what error allows, at the worst place."""
+    if len(broken.amount) == 0 or not np.isfinite(broken.amount).all():
+        advice = "the β are too few, too close or too noisy to tell: fit more of them, or take more draws."
+        return Check(name, math.nan, NEGLIGIBLE * span, "unknown", advice, reference)
+    allowed = z * broken.se + NEGLIGIBLE * span + rounding
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worst = int(np.argmax(np.nan_to_num(broken.amount / allowed, nan=0.0)))
+    value, limit = float(broken.amount[worst]), float(allowed[worst])
+    outcome: Outcome = "pass" if value <= limit else "warn" if value <= limit + SMALL * span else "fail"
+    advice = "no neighbouring β break it beyond error."
+    if outcome != "pass":
+        advice = f"{words(int(broken.place[worst]), f'{value:.3g}')}: fit longer there, or use more restarts."
+    return Check(name, value, limit, outcome, advice, reference)
+
+
+class _Sweep:
+    """J, E[R] and KL by ascending β; fits at different β were drawn from independently."""
+
+    def __init__(self, beta: np.ndarray, objective: Interval, reward: Interval, kl: Interval) -> None:
+        self.beta, self.objective, self.reward, self.kl = beta, objective, reward, kl
+
+    def _error_at(self, index: Any, temperature: np.ndarray) -> np.ndarray:
+        """Bound the standard error of E[R] − β′·KL = J − (β′ − β)·KL, whatever J and KL have in common."""
+        apart = np.abs(temperature - self.beta[index])
+        return np.asarray(self.objective.se[index] + apart * self.kl.se[index])
+
+    def slope(self) -> _Broken:
+        """By how much the policy of a neighbour beats a fit at its own temperature; neighbours above, then below."""
+        num = len(self.beta)
+        own = np.concatenate([np.arange(num - 1), np.arange(1, num)])
+        other = np.concatenate([np.arange(1, num), np.arange(num - 1)])
+        beta = self.beta[own]
+        amount = self.reward.mean[other] - beta * self.kl.mean[other] - self.objective.mean[own]
+        return _Broken(amount, np.hypot(self._error_at(other, beta), self.objective.se[own]), own)
+
+    def rising(self, told: Interval) -> _Broken:
+        """By how much something rises with β."""
+        rise = told.mean[1:] - told.mean[:-1]
+        return _Broken(rise, np.hypot(told.se[1:], told.se[:-1]), np.arange(len(rise)))
+
+    def bent_down(self) -> _Broken:
+        """By how much J lies above the chord of its neighbours, over β."""
+        beta, mean, se = self.beta, self.objective.mean, self.objective.se
+        left = (beta[2:] - beta[1:-1]) / (beta[2:] - beta[:-2])
+        amount = mean[1:-1] - left * mean[:-2] - (1 - left) * mean[2:]
+        error = np.sqrt(se[1:-1] ** 2 + (left * se[:-2]) ** 2 + ((1 - left) * se[2:]) ** 2)
+        return _Broken(amount, error, np.arange(1, len(beta) - 1))
+
+    def hollow(self) -> _Broken:
+        """By how much E[R] lies under the chord of its neighbours, over KL; only where KLs are told apart."""
+        kl, reward = self.kl.mean, self.reward.mean
+        apart = kl[:-1] - kl[1:] - _APART * np.hypot(self.kl.se[:-1], self.kl.se[1:])
+        clear = apart > 16 * _EPS * float(np.abs(kl).max())
+        at = 1 + np.flatnonzero(clear[:-1] & clear[1:])
+        steep = (reward[at - 1] - reward[at + 1]) / (kl[at - 1] - kl[at + 1])
+        left = (kl[at] - kl[at + 1]) / (kl[at - 1] - kl[at + 1])
+        amount = reward[at + 1] + steep * (kl[at] - kl[at + 1]) - reward[at]
+        # To first order the error is that of E[R] − s·KL at the three, s being the slope of the chord.
+        parts = (left * self._error_at(at - 1, steep), (1 - left) * self._error_at(at + 1, steep))
+        error = np.sqrt(parts[0] ** 2 + parts[1] ** 2 + self._error_at(at, steep) ** 2)
+        return _Broken(amount, error, at)
+
+    def beaten(self, place: int, amount: str) -> str:
+        """Say where a neighbour's policy is better."""
+        return f"at β = {self.beta[place]:.3g} the policy of a neighbouring β scores {amount} more than its own"
+
+    def rises(self, what: str) -> Callable[[int, str], str]:
+        """Say where something rises."""
+        return lambda i, amount: f"{what} rises by {amount} from β = {self.beta[i]:.3g} to {self.beta[i + 1]:.3g}"
+
+    def bends(self, what: str) -> Callable[[int, str], str]:
+        """Say where a curve bends the wrong way."""
+        return lambda i, amount: f"{what} by {amount} at β = {self.beta[i]:.3g}"

@@ -1,0 +1,326 @@
+"""`calibrate`: whether inference recovers what generated the data, by simulation."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.arguments import Count, Positive, asking, checked, whole
+from bayesrl.compilation.jit import near
+from bayesrl.compilation.keys import apart, from_seed, key_of_nothing, split
+from bayesrl.core.handlers import IntoScans
+from bayesrl.core.primitives import kind_of
+from bayesrl.core.programs import Pair, freeze
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Structure, as_arrays, inspect
+from bayesrl.core.trace import Recording, record, site_log_prob
+from bayesrl.diagnostics.rank_statistics import LIKELIHOOD, Calibration
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.exact.grid import count, decode
+from bayesrl.exact.tabulation import path_axes
+from bayesrl.guides import GuideFamily
+from bayesrl.objectives import Objective, ReverseKL
+from bayesrl.svi.optimizers import UNPILOTED_RATE, default_optimizer
+from bayesrl.svi.setup import set_up
+from bayesrl.svi.step import Lane, init, run_chunk
+from bayesrl.typing import Numbers, PRNGKey, Program
+
+type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
+"""Draws of the latent sites given arguments: (key, args) → {site: [num_draws, ...]}."""
+
+type Inference = Callable[[PRNGKey, Program, tuple[Any, ...], int], Drawer]
+"""Gets inference ready for a program on example arguments: (key, program, args, num_draws) → `Drawer`."""
+
+_AT_ONCE = 64
+_MOST_ASSIGNMENTS = 2**16
+
+
+@checked(EngineError)
+def calibrate(
+    key: PRNGKey,
+    model: Program,
+    *args: Any,
+    infer: Inference | None = None,
+    num_replications: Annotated[int, whole(20)] = 200,
+    num_draws: Annotated[int, whole(9)] = 99,
+) -> Calibration:
+    """Check inference for a program with data by simulation: draw θ ~ p(θ), y ~ p(y|θ), infer, rank θ.
+
+    If the draws θ₁…θ_L come from p(θ|y), the rank of θ among them is uniform on 0…L, of every number
+    in θ and of log p(y|θ), which also catches inference that ignores the data. Ties, which discrete
+    sites have, are broken at random, so that this holds for them too. The data are simulated at the
+    program's `obs=` sites, wherever they are; `args` only give shapes and covariates.
+
+    Args:
+        key: consumed whole.
+        model: a program with latent and observed sites and without rewards.
+        *args: its arguments.
+        infer: what to check, `by_fit()` by default. It is called once, for a program whose arguments
+            are (data, *args) with data = {site: values}; the function that it gives must be traceable
+            by JAX, for it runs on many data sets at once. Draws should be independent of one another.
+        num_replications: how many data sets.
+        num_draws: L, draws for each.
+
+    Returns:
+        `Calibration`.
+
+    Raises:
+        PolicyError: there are rewards, no observed or no latent site, or a subsampled plate.
+        EngineError: the numbers are too small; or what `infer` gives draws nan or other sites or shapes, or
+            cannot be traced.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from bayesrl.diagnostics.simulation_based_calibration import by_enumeration, calibrate
+        >>> def coin(flips):
+        ...     fair = numpyro.sample("fair", dist.Bernoulli(0.5))
+        ...     with numpyro.plate("flip", len(flips)):
+        ...         numpyro.sample("flips", dist.Bernoulli(jnp.where(fair, 0.5, 0.9)), obs=flips)
+        >>> calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=by_enumeration()).verdict
+        'pass'
+
+    References:
+        Talts, Betancourt, Simpson, Vehtari & Gelman (2018), "Validating Bayesian inference algorithms
+        with simulation-based calibration", algorithm 1; Modrák et al. (2023), "Simulation-based
+        calibration checking for Bayesian computation: the choice of test quantities"; Säilynoja,
+        Bürkner & Vehtari (2022), "Graphical test for discrete uniformity".
+    """
+    if infer in _MAKERS:
+        raise EngineError(f"infer={_MAKERS[infer]} makes inference when it is called; pass infer={_MAKERS[infer]}()")
+    args = as_arrays(args)
+    structure = inspect(from_seed(0), model, *args)
+    _refuse(structure)
+    structure.check_room(num_replications + num_draws * min(_AT_ONCE, num_replications), EngineError)
+    frozen, _ = freeze(from_seed(0), model, *args)
+    simulate_key, infer_key, run_key, tie_key = apart(key, 4)
+    keys = split(simulate_key, num_replications)
+    truth, data = near(jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys))
+    program = partial(_given, frozen)
+    example = (jax.tree.map(lambda x: x[0, ...], data), *args)  # of NumPy, too, an array
+    drawer = _prepared(by_fit() if infer is None else infer, infer_key, program, example, num_draws)
+    _check_draws(drawer, example, jax.tree.map(lambda x: x[0, ...], truth), num_draws)
+
+    def one(told: tuple[PRNGKey, dict[str, Array], dict[str, Array]]) -> tuple[Array, Array, Array]:
+        own_key, theta, y = told
+        draws = drawer(own_key, (y, *args))
+        everything = {n: jnp.concatenate([theta[n][None], jnp.asarray(draws[n])]) for n in theta}
+        values = jax.vmap(lambda sites: _quantities(program, structure, (y, *args), sites))(everything)
+        return (values[1:] < values[0]).sum(0), (values[1:] == values[0]).sum(0), jnp.isnan(values[1:]).any(0)
+
+    run = jax.jit(lambda told: jax.lax.map(one, told, batch_size=min(_AT_ONCE, num_replications)))
+    below, equal, bad = (np.asarray(x) for x in run((split(run_key, num_replications), truth, data)))
+    names = _names(structure)
+    if bad.any():
+        worst = int(bad.any(0).argmax())
+        raise EngineError(
+            f"inference drew nan for {names[worst]} on {int(bad[:, worst].sum())} of {num_replications} data sets; "
+            "lower its learning rate, or mend what infer gives"
+        )
+    rng = np.random.default_rng(np.asarray(jax.random.bits(tie_key, (4,))).tolist())
+    ranks = below + rng.integers(0, equal, endpoint=True)
+    return Calibration(names, ranks, num_draws, (ranks + rng.random(ranks.shape)) / (num_draws + 1))
+
+
+def _refuse(structure: Structure) -> None:
+    rewards = structure.named("reward")
+    if rewards:
+        raise PolicyError(
+            f"the program has reward site {rewards[0]!r}; rewards generate no data to simulate: calibrate a program "
+            "whose latent sites are to be inferred from obs= sites, or see `coverage` for a tilted fit"
+        )
+    if not structure.named("observed"):
+        raise PolicyError("the program has no observed site, so there are no data to simulate; give one obs=...")
+    if not structure.named("action", "environment"):
+        raise PolicyError("the program has no latent site, so there is nothing to infer; sample one without obs=")
+    if structure.subsampled:
+        raise PolicyError(
+            f"plate {structure.subsampled[0]!r} is subsampled, and data are simulated whole; use bayesrl.whole(model)"
+        )
+
+
+def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
+    with asking("infer", EngineError, "let it give a function of (key, args) from (key, program, args, num_draws)"):
+        drawer: Any = infer(key, program, args, num_draws)
+    if not callable(drawer):
+        raise EngineError(f"infer gave {drawer!r}, which is no function; give one of (key, args)")
+    return drawer
+
+
+def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers], num_draws: int) -> None:
+    """Refuse inference that cannot be traced, or whose draws are not those of the latent sites."""
+    try:
+        draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), from_seed(0), args[0])
+    except jax.errors.JAXTypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise EngineError(
+            f"what infer gave cannot be traced by JAX ({reason}); write it with jax.numpy, without NumPy or "
+            "Python's if on values"
+        ) from None
+    for name, value in theta.items():
+        found = tuple(getattr(draws[name], "shape", ())) if isinstance(draws, dict) and name in draws else None
+        wanted = (num_draws, *value.shape)
+        if found != wanted:
+            told = "no draws" if found is None else f"draws of shape {found}"
+            raise EngineError(f"inference gave {told} of site {name!r}; give {{{name!r}: an array of shape {wanted}}}")
+
+
+# ---- programs --------------------------------------------------------------------------------
+
+
+class _Simulated(IntoScans):
+    """Draws what the program observes."""
+
+    def process_site(self, msg: dict[str, Any]) -> None:
+        """Forget the data of an observed site."""
+        if msg["type"] == "sample" and kind_of(msg) == "observed":
+            msg["value"], msg["is_observed"] = None, False
+
+
+def _simulate(
+    model: Program, structure: Structure, args: tuple[Any, ...], key: PRNGKey
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Draw latent sites and data together."""
+    sites = record(FoldedKeys(_Simulated(model), key), *args).sites
+    latent, observed = structure.named("action", "environment"), structure.named("observed")
+    return {name: jnp.asarray(sites[name].value) for name in latent}, {name: sites[name].value for name in observed}
+
+
+def _given(model: Program, data: dict[str, Array], *args: Any) -> Any:
+    """Run a program on other data: a program of (data, *args)."""
+    return handlers.condition(model, data=data)(*args)
+
+
+def _quantities(program: Program, structure: Structure, args: tuple[Any, ...], sites: dict[str, Array]) -> Array:
+    """Lay out every number of θ, and log p(y|θ)."""
+    recording = _run(program, args, sites)
+    observed = [recording.sites[name] for name in structure.named("observed")]
+    likelihood = sum((site_log_prob(site).sum() for site in observed), start=jnp.zeros(()))
+    numbers = [jnp.ravel(sites[name]).astype(float) for name in structure.named("action", "environment")]
+    return jnp.concatenate([*numbers, likelihood[None]])
+
+
+def _run(program: Program, args: tuple[Any, ...], sites: dict[str, Array]) -> Recording:
+    return record(FoldedKeys(handlers.substitute(program, data=sites), key_of_nothing()), *args)
+
+
+def _names(structure: Structure) -> tuple[str, ...]:
+    names: list[str] = []
+    for name in structure.named("action", "environment"):
+        shape = structure[name].shape
+        names += [f"{name}[{','.join(map(str, i))}]" if i else name for i in np.ndindex(*shape)]
+    return (*names, LIKELIHOOD)
+
+
+# ---- inference -------------------------------------------------------------------------------
+
+
+@checked(EngineError)
+def by_fit(
+    *,
+    guide: Program | GuideFamily | None = None,
+    objective: Objective | None = None,
+    num_steps: Count = 1000,
+    learning_rate: Positive | None = None,
+) -> Inference:
+    """Infer as `bayesrl.fit` does.
+
+    Args:
+        guide: a program of (data, *args), or a family; by default `AutoTilt()`.
+        objective: from `bayesrl.objectives`; by default `ReverseKL()`.
+        num_steps: gradient steps on every data set.
+        learning_rate: where the cosine decay begins; by default that of the guide's family.
+
+    Raises:
+        EngineError: a number is none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from bayesrl.diagnostics.simulation_based_calibration import by_fit, calibrate
+        >>> def location(y):
+        ...     theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("datum", len(y)):
+        ...         numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+        >>> told = calibrate(
+        ...     jax.random.key(0), location, jnp.zeros(3), infer=by_fit(num_steps=200), num_replications=50
+        ... )
+        >>> told.names, told.verdict
+        (('theta', 'log p(y|θ)'), 'pass')
+    """
+
+    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
+        chosen = ReverseKL() if objective is None else objective
+        setup = set_up(key, program, args, None, guide, chosen, 1)
+        rate = (setup.learning_rate or UNPILOTED_RATE) if learning_rate is None else learning_rate
+        pair = setup.programs.pair()
+
+        def with_args(arrays: tuple[Any, ...]) -> Pair:
+            return Pair(pair.policy, pair.guide, pair.structure, arrays, pair.transforms, pair.learned)
+
+        def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
+            fit_key, draw_key = apart(key)
+            arrays, static = eqx.partition(args, eqx.is_array)
+            lane = Lane(
+                setup.objective,
+                default_optimizer(rate, num_steps),
+                lambda given: with_args(eqx.combine(given, static)),
+            )
+            start = init(lane, setup.params)
+            state, _ = run_chunk(lane, fit_key[None], start, setup.betas, arrays, jnp.asarray(num_steps))
+            params = jax.tree.map(lambda x: x[0], state.average)
+            return with_args(args).draw(draw_key, params, num_draws, share=False).sites
+
+        return draw
+
+    return prepare
+
+
+def by_enumeration() -> Inference:
+    """Infer exactly, where all latent sites are discrete and few: draws by the probabilities of all assignments.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from bayesrl.diagnostics.simulation_based_calibration import by_enumeration, calibrate
+        >>> def coin(flips):
+        ...     fair = numpyro.sample("fair", dist.Bernoulli(0.5))
+        ...     with numpyro.plate("flip", len(flips)):
+        ...         numpyro.sample("flips", dist.Bernoulli(jnp.where(fair, 0.5, 0.9)), obs=flips)
+        >>> told = calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=by_enumeration(), num_replications=50)
+        >>> told.ranks.shape
+        (50, 2)
+    """
+
+    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
+        # Contexts are taken together here: a program without a context plate is one problem.
+        structure = _one_problem(inspect(key, program, *args))
+        axes = path_axes(structure)
+        if count(axes) > _MOST_ASSIGNMENTS:
+            raise EngineError(
+                f"the program has {count(axes):,} assignments, too many to enumerate for every data set; use by_fit()"
+            )
+        rows = jax.jit(jax.vmap(partial(decode, axes)))(np.arange(count(axes)))
+
+        def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
+            def log_joint(sites: dict[str, Array]) -> Array:
+                recording = _run(program, args, sites)
+                scored = [recording.sites[s.name] for s in structure.sites if s.kind != "metric"]
+                return sum((site_log_prob(site).sum() for site in scored), start=jnp.zeros(()))
+
+            chosen = jax.random.categorical(key, jax.vmap(log_joint)(rows), shape=(num_draws,))
+            return jax.tree.map(lambda values: values[chosen], rows)
+
+        return draw
+
+    return prepare
+
+
+def _one_problem(structure: Structure) -> Structure:
+    return Structure(structure.sites, ())
+
+
+_MAKERS: dict[Any, str] = {by_fit: "by_fit", by_enumeration: "by_enumeration"}

@@ -1,0 +1,1 @@
+"""How objects, numbers and progress show themselves."""

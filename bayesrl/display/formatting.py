@@ -1,0 +1,173 @@
+"""Numbers in words: so many digits as their errors allow."""
+
+import math
+import unicodedata
+from typing import Any
+
+import numpy as np
+
+from bayesrl.statistics.estimates import Estimate, Interval
+
+UNKNOWN = "—"
+_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a number with so many significant digits, without an exponent where that is short."""
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3 or abs(value) >= 10**6:
+        return f"{value:.{max(digits - 3, 0)}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def with_error(estimate: Any) -> str:
+    """Write mean ± standard error, to the error's second digit; the mean alone where it is exact.
+
+    Args:
+        estimate: with the fields `mean` and `se`, both single numbers; or None.
+    """
+    if estimate is None:
+        return UNKNOWN
+    mean, error = float(estimate.mean), float(estimate.se)
+    if math.isnan(mean):
+        return UNKNOWN
+    if not (error > 0 and math.isfinite(error)):
+        return number(mean)
+    decimals = _decimals(error)
+    if abs(mean) >= 10**6:
+        return f"{number(mean)} ± {error:.1e}"
+    if decimals > 7:
+        return f"{_tiny(mean, decimals)} ± {error:.1e}"
+    return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def _decimals(error: float) -> int:
+    """How many decimals show two significant digits of an error."""
+    return max(1 - math.floor(math.log10(error)), 0)
+
+
+def _tiny(value: float, decimals: int) -> str:
+    """Write a small number with so many decimals, by its exponent."""
+    if value == 0 or not math.isfinite(value):
+        return number(value)
+    return f"{value:.{max(decimals + math.floor(math.log10(abs(value))), 1)}e}"
+
+
+def bound(sign: str, end: float, error: float, *, told: bool) -> str:
+    """Write an end that a number lies beyond, `≥ 0.044`, to the second digit of the error of what it is held against.
+
+    Args:
+        sign: ≤ or ≥.
+        end: the end.
+        error: standard error of what it is held against, or 0.
+        told: whether the error is the end's own, and is written too.
+    """
+    if not (error > 0 and math.isfinite(error)) or abs(end) >= 10**6 or _decimals(error) > 7:
+        return f"{sign} {number(end)}"
+    decimals = _decimals(error)
+    return f"{sign} {end:.{decimals}f}" + (f" ± {error:.{decimals}f}" if told else "")
+
+
+def share(part: float) -> str:
+    """Write a part of what there was to gain, in percent to one decimal, smaller ones to two."""
+    if not math.isfinite(part):
+        return UNKNOWN if math.isnan(part) else number(part)
+    return f"{part:.1%}" if abs(part) >= 1e-3 else percent(part) if part else "0%"
+
+
+def apart(value: float, limit: float, digits: int = 3) -> tuple[str, str]:
+    """Write a number and the limit that it is held against, with as many digits as tell on which side it is.
+
+    Example:
+        >>> apart(0.02243, 0.0224)
+        ('0.02243', '0.02240')
+    """
+    if math.isnan(value) or math.isnan(limit) or value == limit:
+        return number(value, digits), number(limit, digits)
+    for more in range(digits, 18):
+        told = (number(value, more), number(limit, more))
+        if told[0] != told[1]:
+            return told
+    return told
+
+
+def with_ends(interval: Interval | None) -> str:
+    """Write mean [left, right], the 95% interval; the mean alone where it is exact.
+
+    The calibrated interval is written, or the conservative one where there is none.
+    """
+    if interval is None:
+        return UNKNOWN
+    mean, _, lower, upper, floor, ceiling = (float(part) for part in interval)
+    if math.isnan(lower) or math.isnan(upper):
+        lower, upper = floor, ceiling
+    if lower == upper or (math.isinf(lower) and math.isinf(upper)):
+        return number(mean)
+    if math.isinf(lower) or math.isinf(upper):
+        return f"{number(mean)} (≤ {number(upper)})" if math.isinf(lower) else f"{number(mean)} (≥ {number(lower)})"
+    decimals = 1 - math.floor(math.log10(upper - lower)) if upper > lower else 7
+    if decimals > 6 and max(abs(mean), abs(lower), abs(upper)) < 1e-2:
+        return f"{_tiny(mean, decimals)} [{_tiny(lower, decimals)}, {_tiny(upper, decimals)}]"
+    if decimals > 10 or max(abs(mean), abs(lower), abs(upper)) >= 10**6:
+        return f"{number(mean)} [{number(lower)}, {number(upper)}]"
+    shown = max(decimals, 0)
+    return f"{mean:.{shown}f} [{lower:.{shown}f}, {upper:.{shown}f}]"
+
+
+def percent(share: float | None) -> str:
+    """Write a share in percent."""
+    if share is None or not math.isfinite(share):
+        return UNKNOWN
+    if abs(share) < 5e-5:
+        return "<0.01%"
+    return f"{share:.2%}" if abs(share) < 0.1 else f"{share:.0%}"
+
+
+def at[T: (Interval, Estimate)](estimate: T | None, index: int) -> T | None:
+    """Choose one β of an estimate or interval [*beta]; the index counts the flat axis."""
+    if estimate is None:
+        return None
+    chosen: T = type(estimate)(*(np.reshape(part, -1)[index] for part in estimate))
+    return chosen
+
+
+def count(number_of: int, what: str) -> str:
+    """Write how many there are: `1 restart`, `4 restarts`."""
+    return f"{number_of:,} {what}{'' if number_of == 1 else 's'}"
+
+
+def beta_text(beta: float | None) -> str:
+    """Write a temperature, or that there is none."""
+    return UNKNOWN if beta is None else f"{beta:.3g}"
+
+
+def printable(text: str) -> str:
+    """Put a replacement character in the place of what would steer a terminal, turn text around or break a file."""
+
+    def steers(c: str) -> bool:
+        return unicodedata.category(c) in ("Cc", "Cs") or unicodedata.bidirectional(c) in _TURNING
+
+    return "".join("\N{REPLACEMENT CHARACTER}" if steers(c) and c != "\n" else c for c in text)
+
+
+def shortened(value: Any, longest: int = 160) -> str:
+    """Write a value on one line, its end left out where it is long.
+
+    Whole numbers keep their digits, reals get three; arrays are written as their numbers with spaces.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind in "OUS":
+        text = " ".join(str(value).split())
+        return text if len(text) <= longest else f"{text[: longest - 2].rstrip()} …"
+    spell = "{:.3g}".format if array.dtype.kind == "f" else (lambda x: str(int(x)))
+    words = [spell(x) for x in array.reshape(-1)[:longest]]  # each takes a place at least
+    text = " ".join(words)
+    if len(words) == array.size and len(text) <= longest:
+        return text
+    return f"{text[: longest - 1].rpartition(' ')[0]} …"

@@ -1,0 +1,208 @@
+"""One line that tells how a run is going, in terminals and notebooks, and nothing elsewhere.
+
+It is the bar of the loop, or what is done where no bar moves (compiling, scoring, writing), with its seconds. A thread
+of its own redraws it, so that it goes on while something takes long.
+"""
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from tqdm.std import tqdm
+from tqdm.utils import disp_len, disp_trim
+
+from bayesrl.compilation.status import in_notebook, shown_by
+
+POLL_SECONDS = 0.2
+LEAST_SECONDS = 0.3
+"""What is done sooner than this is not told."""
+_WIDE = 100
+_BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {unit}s, {elapsed}, {remaining} left{postfix}"
+_WIDE_BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {elapsed}, {remaining} left{postfix}"
+
+_line: ContextVar["Line | None"] = ContextVar("line", default=None)
+
+
+def is_visible() -> bool:
+    """Tell whether there is somebody to see a line: a terminal or a notebook."""
+    return sys.stderr.isatty() or in_notebook()
+
+
+@contextmanager
+def showing(show: bool) -> Iterator[None]:
+    """Show what is done inside of the context on a line, where there is a terminal or a notebook.
+
+    Args:
+        show: whether to show it; otherwise nothing is, also where a line is shown around the context.
+
+    Example:
+        >>> from bayesrl.compilation.status import activity
+        >>> from bayesrl.display.progress import showing
+        >>> with showing(True), activity("compiling the step"):  # after 3 seconds: compiling the step, 3 s
+        ...     pass
+    """
+    if not show:
+        with shown_by(None):
+            yield
+    elif _line.get() is not None or not is_visible():
+        yield
+    else:
+        line = Line()
+        token = _line.set(line)
+        try:
+            with line, shown_by(line.telling):
+                yield
+        finally:
+            _line.reset(token)
+
+
+class Line:
+    """The line itself: the innermost of what has been done for long enough to be told, or the bar of a loop."""
+
+    def __init__(self) -> None:
+        self._told: list[tuple[str, float]] = []
+        self._drawn = ""
+        self._bar: Any = None
+        self._moved = 0.0
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_drawing, name="bayesrl progress", daemon=True)
+
+    def __enter__(self) -> "Line":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        with self._lock:
+            self._write("")
+
+    @contextmanager
+    def telling(self, words: str) -> Iterator[None]:
+        """Tell what is done inside of the context, and for how long."""
+        own = (words, time.monotonic())
+        with self._lock:
+            self._told.append(own)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._told.remove(own)
+                self._draw()
+
+    @contextmanager
+    def under(self, bar: Any) -> Iterator[None]:
+        """Keep the clock of a bar going inside of the context."""
+        with self._lock:
+            self._write("")
+            outer = self._bar, self._told
+            self._bar, self._told = bar, []
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._write("")
+                self._bar, self._told = outer
+
+    def moved(self, bar: Any, steps: int) -> None:
+        """Move a bar on."""
+        with self._lock:
+            self._write("")
+            bar.update(steps)
+            self._moved = time.monotonic()
+
+    def _keep_drawing(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            with self._lock:
+                if not self._ended.is_set():
+                    self._draw()
+
+    def _draw(self) -> None:
+        now = time.monotonic()
+        for words, began in reversed(self._told):
+            if now - began >= LEAST_SECONDS:
+                seconds = int(now - began)
+                self._write(words, f", {seconds} s" if seconds else "")
+                return
+        self._write("")
+        if self._bar is not None and now - self._moved >= 1:
+            self._bar.refresh()
+            self._moved = now
+
+    def _write(self, words: str, seconds: str = "") -> None:
+        """Put text in the place of what stands there: the bar, or what was told before."""
+        room = shutil.get_terminal_size().columns - 1 - len(seconds)
+        text = disp_trim(" ".join(words.split()), room) + seconds
+        if text == self._drawn:
+            return
+        if self._bar is not None and not self._drawn:
+            self._bar.clear()
+        blank = " " * max(0, disp_len(self._drawn) - disp_len(text))
+        sys.stderr.write(f"\r{text}{blank}" if text else f"\r{blank}\r")
+        sys.stderr.flush()
+        self._drawn = text
+        if self._bar is not None and not text:
+            self._bar.refresh()
+            self._moved = time.monotonic()
+
+
+class Progress:
+    """A progress line: how far, for how long, what is left, and a few words.
+
+    Args:
+        total: of the steps.
+        done: steps done before.
+        show: whether to show it where there is a terminal or a notebook.
+        unit: what a step is called.
+    """
+
+    def __init__(self, total: int, done: int, *, show: bool, unit: str = "step") -> None:
+        self._show = show
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            disable=not (show and is_visible()),
+            unit=unit,
+            dynamic_ncols=True,
+            bar_format=_BAR if shutil.get_terminal_size().columns < _WIDE else _WIDE_BAR,
+        )
+        self._around = ExitStack()
+
+    def __enter__(self) -> "Progress":
+        self._around.enter_context(showing(self._show))
+        if not self._bar.disable and (line := _line.get()) is not None:
+            self._around.enter_context(line.under(self._bar))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._around.close()
+        self._bar.close()
+
+    def update(self, steps: int, tell: Callable[[], str]) -> None:
+        """Go on by some steps, with a few words that are only asked for where they are shown."""
+        if self._bar.disable:
+            return
+        self._bar.set_postfix_str(tell(), refresh=False)
+        line = _line.get()
+        if line is None:
+            self._bar.update(steps)
+        else:
+            line.moved(self._bar, steps)
+
+
+def told(row: dict[str, np.ndarray]) -> str:
+    """Tell J, E[R] and KL of a row of the history; with several β and restarts, the means."""
+    text = f"J={np.mean(row['objective']):.4g} E[R]={np.mean(row['reward']):.4g} KL={np.mean(row['kl']):.3g}"
+    skipped = int(np.sum(row["skipped"]))
+    return text + (f" skipped={skipped}" if skipped else "")

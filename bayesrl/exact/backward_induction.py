@@ -1,0 +1,307 @@
+"""Soft backward induction over stages of a finite program: the optimum, exactly, in program order."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from bayesrl.core.structure import Structure
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.exact.grid import Axis, Scores, digits
+
+# NumPyro clips log 0 to the smallest float; nothing that is meant lies so low.
+_NEVER = -1e30
+_MASS_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a program, tabulated: what may be drawn in each state, and where that leads.
+
+    Arrays are [states, assignments, contexts], in double precision, contexts flat.
+
+    Attributes:
+        axes: the grid of assignments.
+        log_probs: of each axis, [states, *sizes, contexts] with size 1 after its own axis, nats.
+        reward: reward units.
+        likelihood: log-probability of the observed sites, nats.
+        metrics: contribution of this part to each metric that is known per context.
+        reached: whether nature and the prior can come here, [states, contexts].
+        masked: whether a handler masks some site, so that raw scores do not add up to 1.
+        following: state of the next stage that each assignment leads to, [states, assignments];
+            −1 where that has probability zero, None in the last stage.
+    """
+
+    axes: tuple[Axis, ...]
+    log_probs: tuple[np.ndarray, ...]
+    reward: np.ndarray
+    likelihood: np.ndarray
+    metrics: dict[str, np.ndarray]
+    reached: np.ndarray
+    masked: bool
+    following: np.ndarray | None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return tuple(axis.size for axis in self.axes)
+
+    def log_prob(self, kind: str) -> np.ndarray:
+        """Sum the log-probability of the axes of one kind, [states, assignments, contexts]."""
+        states, _, contexts = self.reward.shape
+        result = np.zeros((states, *self.sizes, contexts))
+        for axis, log_prob in zip(self.axes, self.log_probs, strict=True):
+            if axis.kind == kind:
+                result = result + log_prob
+        return result.reshape(self.reward.shape)
+
+
+def make_stage(axes: tuple[Axis, ...], scores: Scores, reached: np.ndarray, structure: Structure) -> Stage:
+    """Lay scores of states × assignments out as a stage, `following` still None.
+
+    Args:
+        axes: the grid of assignments.
+        scores: rows run over assignments fastest.
+        reached: [states, contexts].
+        structure: of the policy, for names in errors.
+
+    Raises:
+        PolicyError: a reward is NaN or +inf, or a density is NaN, where the prior can come.
+        EngineError: the prior's probabilities of a site do not add up to 1.
+    """
+    states, contexts = reached.shape
+    sizes = tuple(axis.size for axis in axes)
+    log_probs, masked = [], False
+    here = reached.reshape(states, *(1,) * len(axes), contexts)
+    for k, axis in enumerate(axes):
+        column = scores.latent[axis.site]
+        # A distribution with time of its own is one axis, whatever its steps.
+        own = column[..., axis.step if column.shape[-1] > 1 else 0] if axis.scanned else column.sum(-1)
+        raw = own.reshape(states, *sizes, contexts)
+        first = (slice(None),) * (k + 2) + (slice(0, 1),) * (len(axes) - k - 1)
+        log_prob, is_masked = _conditional(axis, raw[first].astype(float), here, k + 1)
+        masked |= is_masked
+        log_probs.append(log_prob)
+        here = here & (log_prob > -np.inf)
+    shape = (states, math.prod(sizes), contexts)
+    ends = np.broadcast_to(here, (states, *sizes, contexts)).reshape(shape)
+    reward = sum((_reward(name, r.reshape(shape), ends) for name, r in scores.rewards.items()), np.zeros(shape))
+    likelihood = np.zeros(shape)
+    for name, value in scores.likelihood.items():
+        likelihood += _likelihood(name, value.reshape(shape), ends)
+    metrics = {name: np.where(ends, value.reshape(shape), 0.0) for name, value in scores.metrics.items()}
+    return Stage(axes, tuple(log_probs), reward, likelihood, metrics, reached, masked, None)
+
+
+def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tuple[np.ndarray, bool]:
+    """Clean the log-probabilities of one axis, and check that they add up to 1 wherever the program can be."""
+    bad = np.isnan(raw) & here
+    if bad.any():
+        raise PolicyError(
+            f"site {axis.site!r} has log-probability nan for {int(bad.sum())} of {bad.size} assignments; "
+            "check the parameters of its distribution"
+        )
+    log_prob = np.where(np.isnan(raw) | (raw <= _NEVER), -np.inf, raw)
+    # A masked site scores 0 for every value: nothing depends on it, so any one draw of it stands for all.
+    masked = (log_prob == 0).all(at, keepdims=True) & (axis.size > 1)
+    log_prob = np.where(masked, -np.log(axis.size), log_prob)
+    with np.errstate(divide="ignore"):
+        log_mass = logsumexp(log_prob, axis=at, keepdims=True)
+        mass = np.exp(log_mass)
+    wrong = (np.abs(mass - 1) > _MASS_TOLERANCE) & here
+    if wrong.any():
+        raise EngineError(
+            f"the prior's probabilities of site {axis.site!r} add up to {mass[wrong].ravel()[0]:.4g} over the values "
+            f"{axis.support[0]} to {axis.support[-1]}; enumeration needs a support that does not depend on earlier "
+            "draws, and no handlers.scale around actions or nature"
+        )
+    # They add up to 1 to single precision: an error that a high temperature would multiply in J* = β·log Z.
+    off = np.where(np.isfinite(log_mass) & (np.abs(mass - 1) <= _MASS_TOLERANCE), log_mass, 0.0)
+    return log_prob - off, bool(masked.any())
+
+
+def _reward(name: str, value: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    bad = (np.isnan(value) | (value == np.inf)) & ends
+    if bad.any():
+        raise PolicyError(
+            f"reward site {name!r} returned {value[bad][0]} for {int(bad.sum())} of {bad.size} assignments; "
+            "rewards are finite, or -inf for what must never happen"
+        )
+    return np.where(ends, value, 0.0).astype(float)
+
+
+def _likelihood(name: str, value: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    bad = np.isnan(value) & ends
+    if bad.any():
+        raise PolicyError(
+            f"observed site {name!r} has log-probability nan for {int(bad.sum())} of {bad.size} assignments; "
+            "check the parameters of its distribution"
+        )
+    return np.where(ends, np.where(value <= _NEVER, -np.inf, value), 0.0).astype(float)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The optimum of a list of stages at one temperature.
+
+    Attributes:
+        value: optimal objective, [contexts], reward units; β·log p(y) is part of it.
+        joint: log of optimal policy × nature in each stage, [states, assignments, contexts], nats.
+    """
+
+    value: np.ndarray
+    joint: list[np.ndarray]
+
+
+def solve(stages: Sequence[Stage], beta: float, *, rewarded: bool = True) -> Solution:
+    """Go through the stages from last to first.
+
+    V = β·log Σ_a π₀(a|I)·exp(E[V′|I, a]/β) at actions, expectations at nature's draws.
+
+    Args:
+        stages: the program, part by part.
+        beta: temperature, reward units per nat.
+        rewarded: False leaves rewards out, which makes value/β = log p(y).
+    """
+    joint: list[np.ndarray] = []
+    value = np.zeros((1, stages[0].reward.shape[-1]))
+    for stage in reversed(stages):
+        leaf = beta * stage.likelihood
+        if rewarded:
+            leaf = leaf + stage.reward
+        if stage.following is not None:
+            leaf = leaf + np.where(stage.following[..., None] < 0, 0.0, value[stage.following])
+        value, log_joint = _soft_induction(stage, leaf, beta)
+        joint.append(log_joint)
+    return Solution(value[0], joint[::-1])
+
+
+def _soft_induction(stage: Stage, leaf: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Give the value [states, contexts] and log(policy × nature) [states, assignments, contexts] of one stage.
+
+    N and M are nature's probability, and that times the value, of everything seen so far: their
+    ratio is the value that an agent expects who does not see the hidden draws.
+    """
+    axes, states, contexts = stage.axes, leaf.shape[0], leaf.shape[-1]
+    full = (states, *stage.sizes, contexts)
+    M, N = leaf.reshape(full), np.ones((1,) * len(full))
+    if any(axis.kind == "environment" for axis in axes):
+        N = np.exp(stage.log_prob("environment")).reshape(full)
+        with np.errstate(invalid="ignore"):
+            M = np.where(N > 0, N * M, 0.0)
+    hidden = tuple(1 + k for k, axis in enumerate(axes) if axis.hidden)
+    if hidden:
+        M, N = M.sum(hidden, keepdims=True), N.sum(hidden, keepdims=True)
+    log_joint = np.zeros(full)
+    for k in reversed(range(len(axes))):
+        if axes[k].kind == "environment":
+            log_joint = log_joint + stage.log_probs[k]
+            if not axes[k].hidden:
+                M, N = M.sum(1 + k, keepdims=True), N.sum(1 + k, keepdims=True)
+            continue
+        log_prior = _seen(stage, k)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scores = log_prior + np.where(N > 0, M / N, 0.0) / beta
+            log_value = logsumexp(scores, axis=1 + k, keepdims=True)
+            log_policy = np.where(np.isfinite(log_value), scores - log_value, log_prior)
+            N = N.max(1 + k, keepdims=True)
+            M = np.where(N > 0, N * beta * log_value, 0.0)
+        log_joint = log_joint + log_policy
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.where(N > 0, M / N, 0.0)
+    return np.broadcast_to(value.reshape(-1, value.shape[-1]), (states, contexts)), log_joint.reshape(leaf.shape)
+
+
+def _seen(stage: Stage, k: int) -> np.ndarray:
+    """Give the prior log-probability of an action as the agent sees it: hidden draws may not move it."""
+    log_prior = stage.log_probs[k]
+    hidden = tuple(1 + j for j in range(k) if stage.axes[j].hidden)
+    if not hidden:
+        return log_prior
+    reach = stage.reached.reshape(log_prior.shape[0], *(1,) * len(stage.axes), -1)
+    for j in range(k):
+        reach = reach & (stage.log_probs[j] > -np.inf)
+    probability = np.exp(log_prior)
+    high = np.where(reach, probability, -1.0).max(hidden, keepdims=True)
+    low = np.where(reach, probability, 2.0).min(hidden, keepdims=True)
+    if (high - low > _MASS_TOLERANCE).any():
+        drawn = [axis.site for axis in stage.axes[:k] if axis.hidden]
+        raise PolicyError(
+            f"the prior of action site {stage.axes[k].site!r} reads what nature drew unseen ({drawn}); "
+            "make those draws observable=True, or do not use them before the action"
+        )
+    return np.log(np.maximum(np.where(high < 0, probability.max(hidden, keepdims=True), high), 0.0))
+
+
+def marginals(stages: Sequence[Stage], solution: Solution) -> list[np.ndarray]:
+    """Give the probability of every state and assignment of every stage, [states, assignments, contexts]."""
+    contexts = stages[0].reward.shape[-1]
+    state = np.ones((1, contexts))
+    result = []
+    for stage, log_joint in zip(stages, solution.joint, strict=True):
+        joint = state[:, None] * np.exp(log_joint)
+        result.append(joint)
+        if stage.following is not None:
+            state = np.zeros((int(stage.following.max()) + 1, contexts))
+            goes = stage.following >= 0
+            np.add.at(state, stage.following[goes], joint[goes])
+    return result
+
+
+def expectation(weights: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> np.ndarray:
+    """Average a sum over stages, [contexts]; what has probability zero counts nothing, −inf included."""
+    return np.asarray(
+        sum(
+            (np.where(w > 0, v, 0.0) * w).sum((0, 1))  # nothing is −inf where w > 0
+            for w, v in zip(weights, values, strict=True)
+        )
+    )
+
+
+def sample_rows(
+    stages: Sequence[Stage], joint: Sequence[np.ndarray], rng: np.random.Generator, num_draws: int, *, alike: bool
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Draw states and assignments of every stage, each [draws, contexts]; exact and independent.
+
+    Args:
+        stages: the program, part by part.
+        joint: log-probabilities of the assignments in each stage, [states, assignments, contexts].
+        rng: source of randomness.
+        num_draws: number of draws.
+        alike: draw for the first context and use the same draw in all.
+    """
+    contexts = stages[0].reward.shape[-1]
+    state = np.zeros((num_draws, contexts), int)
+    states, rows = [], []
+    for stage, log_joint in zip(stages, joint, strict=True):
+        row = np.zeros_like(state)
+        uniform = rng.random(state.shape)
+        for c in range(1 if alike else contexts):
+            for s in np.unique(state[:, c]):
+                at = np.flatnonzero(state[:, c] == s)
+                row[at, c] = inverse_cdf(log_joint[s, :, c], uniform[at, c])
+        if alike:
+            row = np.broadcast_to(row[:, :1], row.shape)
+        states.append(state)
+        rows.append(row)
+        if stage.following is not None:
+            state = stage.following[state, row]
+    return states, rows
+
+
+def inverse_cdf(log_weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Turn uniform numbers into indices drawn with these log-weights, which need not be normalised."""
+    weights = np.exp(log_weights - log_weights.max())
+    cumulative = np.cumsum(weights)
+    index = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    return np.asarray(np.minimum(index, np.flatnonzero(weights)[-1]))
+
+
+def joint_values(stages: Sequence[Stage], rows: Sequence[np.ndarray]) -> tuple[tuple[Axis, ...], list[Any]]:
+    """Give all axes of all stages with the joint value of each in the drawn rows."""
+    axes = tuple(axis for stage in stages for axis in stage.axes)
+    parts = [digits(stage.axes, row) for stage, row in zip(stages, rows, strict=True)]
+    return axes, [digit for part in parts for digit in part]

@@ -1,0 +1,386 @@
+"""The exact answer for finite programs: every assignment, or every reachable state, is visited."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from numpyro import handlers
+from scipy.special import logsumexp
+
+from bayesrl.arguments import Count, checked
+from bayesrl.compilation.jit import one_reading
+from bayesrl.compilation.keys import from_seed
+from bayesrl.core.programs import Pair
+from bayesrl.errors import EngineError
+from bayesrl.exact.backward_induction import Solution, Stage, expectation, joint_values, marginals, sample_rows, solve
+from bayesrl.exact.grid import digits, scatter
+from bayesrl.exact.tabulation import (
+    Fit,
+    Prepared,
+    check_count,
+    enumerate_paths,
+    make_stages,
+    path_axes,
+    prepare,
+    score_draws,
+)
+from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, sampled_metrics, shared_sites
+from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.typing import Beta, Numbers, Params, Program
+
+_NEVER = -1e30
+_MASS_TOLERANCE = 1e-3
+
+
+@checked(EngineError)
+@one_reading()
+def enumerate_posterior(
+    policy: Program, *args: Any, beta: Beta | None = None, max_count: Count = 2**20
+) -> WeightedDraws:
+    """Compute the tilted posterior of a finite program exactly.
+
+    p*(x) = π₀(x)·exp(R(x)/β)/Z and J* = β·log Z, per context. With environment sites J* is the
+    optimum of control, max_π E[R] − β·KL, by soft backward induction in program order, where no
+    action reads a draw with observable=False. Programs with a `scan` are solved state by state.
+    Parameters inside the policy are frozen: they are the prior.
+
+    Args:
+        policy: the program; every latent site has a finite support.
+        *args: arguments of the program.
+        beta: temperature, reward units per nat, [*beta]; required with rewards, refused without.
+        max_count: largest number of assignments, or of reachable states × assignments, to visit.
+            Elements of context plates share assignments; other elements multiply them.
+
+    Returns:
+        `WeightedDraws` with exact weights, evidence and optimum. Metrics that mix contexts, or that
+        read the stacked outputs of a scan, are averaged over 1,024 exact draws and carry their
+        standard error.
+
+    Raises:
+        EngineError: too many assignments, a support that is not finite, a subsampled plate,
+            environment sites beside observed ones, or a reward of −inf everywhere.
+        PolicyError: beta does not fit the program; a reward is NaN or +inf; or the prior reads
+            what the agent does not see.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.exact.enumeration import enumerate_posterior
+        >>> def sequence():
+        ...     x = numpyro.sample("x", dist.Categorical(probs=jnp.array([3.0, 2.0, 1.0]) / 6))
+        ...     bayesrl.reward("score", jnp.log(jnp.array([1.0, 2.0, 3.0]))[x])
+        >>> result = enumerate_posterior(sequence, beta=1.0)
+        >>> np.exp(result.log_weights).round(3).tolist(), float(np.exp(result.log_evidence).round(4))
+        ([0.3, 0.4, 0.3], 1.6667)
+
+    References:
+        Levine (2018), "Reinforcement Learning and Control as Probabilistic Inference", sections 2.2
+        and 2.4: the soft Bellman equations, here with nature's draws averaged and not tilted.
+    """
+    return _solved(prepare(policy, args, beta), beta, max_count)
+
+
+def enumerate_target(pair: Pair, params: Params, beta: Beta | None = None, max_count: Count = 2**20) -> WeightedDraws:
+    """Do as `enumerate_posterior` does, by the compiled program that `evaluate_exactly` uses for the fit.
+
+    Args:
+        pair: the policy, its parameters frozen, and a guide.
+        params: unconstrained parameters of the guide, of any fit.
+        beta: temperature, reward units per nat, [*beta].
+        max_count: largest number of assignments, or of reachable states × assignments, to visit.
+    """
+    return _solved(prepare(pair.policy, pair.args, beta, _fit_of(pair, params)), beta, max_count)
+
+
+def _fit_of(pair: Pair, params: Params) -> Fit | None:
+    return None if pair.guide is None and not pair.learned else Fit(pair, jax.device_put(params))
+
+
+def _solved(program: Prepared, beta: Beta | None, max_count: Count) -> WeightedDraws:
+    stages, scan = make_stages(program, max_count)
+    exact = exact_metrics(program, stages)
+    betas = np.asarray(1.0 if beta is None else beta, float)
+    solutions = [solve(stages, float(b)) for b in betas.reshape(-1)]
+    _refuse_impossible(program, solutions)
+    return _result(program, stages, solutions, exact, None if beta is None else betas, whole=scan is None)
+
+
+def exact_metrics(program: Prepared, stages: Sequence[Stage]) -> set[str]:
+    """Run the program on draws in which contexts differ, and compare with what the stages say of each context.
+
+    Returns:
+        Names of the metrics that are known exactly.
+
+    Raises:
+        EngineError: the elements of context plates interact.
+    """
+    structure = program.structure
+    rng = np.random.default_rng(0)
+    prior = [stage.log_prob("action") + stage.log_prob("environment") for stage in stages]
+    states, rows = sample_rows(stages, prior, rng, 16, alike=bool(shared_sites(structure)))
+    scores = score_draws(program, scatter(*joint_values(stages, rows), structure.context_shape))
+    contexts = np.arange(math.prod(structure.context_shape))
+
+    def along_paths(parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.sum([v[s, r, contexts] for v, s, r in zip(parts, states, rows, strict=True)], 0)
+
+    pairs = [
+        (sum(scores.rewards.values()), along_paths([s.reward for s in stages])),
+        (sum(scores.likelihood.values()), along_paths([s.likelihood for s in stages])),
+    ]
+    if not any(stage.masked for stage in stages):
+        pairs.append((sum(v.sum(-1) for v in scores.latent.values()), along_paths(prior)))
+    if not all(_same(found, told) for found, told in pairs):
+        plates = [frame.name for frame in structure.contexts]
+        raise EngineError(
+            f"the elements of plate {plates} read each other's draws, so they are not separate problems; "
+            "write what interacts without the plate (a batched distribution with .to_event)"
+            if plates
+            else "the program does not repeat itself: the same draws gave other rewards or densities; "
+            "it must not depend on anything but its arguments and its sites"
+        )
+    exact = set()
+    for name in structure.named("metric"):
+        parts = [stage.metrics.get(name, np.zeros_like(stage.reward)) for stage in stages]
+        if name in scores.metrics and _same(scores.metrics[name], along_paths(parts)):
+            exact.add(name)
+    return exact
+
+
+def _same(found: Any, told: np.ndarray) -> bool:
+    return bool(np.isclose(found, told, rtol=1e-3, atol=1e-3).all())
+
+
+def _refuse_impossible(program: Prepared, solutions: Sequence[Solution]) -> None:
+    structure = program.structure
+    never = np.flatnonzero(~np.isfinite(np.stack([s.value for s in solutions])).all(0))
+    if never.size:
+        where = [int(i) for i in np.unravel_index(int(never[0]), structure.context_shape)]
+        plates = [frame.name for frame in sorted(structure.contexts, key=lambda frame: frame.dim)]
+        named = ", ".join(f"{plate!r}[{i}]" for plate, i in zip(plates, where, strict=True))
+        raise EngineError(
+            f"every assignment{f' of context {named}' if named else ''} has reward or likelihood -inf "
+            f"({never.size} of {max(structure.num_contexts, 1)} contexts), so nothing is possible under p*; "
+            "allow at least one action there"
+        )
+
+
+@dataclass(frozen=True)
+class _Expectations:
+    """Expectations under the optimum at one temperature, [contexts]."""
+
+    evidence: np.ndarray
+    optimum: np.ndarray
+    reward: np.ndarray
+    kl: np.ndarray
+    metrics: dict[str, np.ndarray]
+
+
+def _expect(
+    stages: Sequence[Stage], solution: Solution, beta: float | None, marginal: np.ndarray, exact: set[str]
+) -> _Expectations:
+    weights = marginals(stages, solution)
+    reward = expectation(weights, [stage.reward for stage in stages])
+    if beta is None:
+        evidence = optimum = solution.value
+        kl = expectation(weights, [stage.likelihood for stage in stages]) - evidence
+    else:
+        evidence = solution.value / beta - marginal
+        optimum = beta * evidence
+        kl = reward / beta - evidence
+    metrics = {
+        name: expectation(weights, [stage.metrics.get(name, np.zeros_like(stage.reward)) for stage in stages])
+        for name in sorted(exact)
+    }
+    return _Expectations(evidence, optimum, reward, np.maximum(kl, 0.0), metrics)
+
+
+def _result(
+    program: Prepared,
+    stages: list[Stage],
+    solutions: list[Solution],
+    exact: set[str],
+    beta: np.ndarray | None,
+    *,
+    whole: bool,
+) -> WeightedDraws:
+    structure, shape = program.structure, program.structure.context_shape
+    lead = () if beta is None else beta.shape
+    observed = bool(structure.named("observed"))
+    marginal = solve(stages, 1.0, rewarded=False).value if observed else np.zeros(math.prod(shape))
+    temperatures = [None] if beta is None else [float(b) for b in beta.reshape(-1)]
+    lanes = [_expect(stages, solution, b, marginal, exact) for solution, b in zip(solutions, temperatures, strict=True)]
+
+    def sampler(rng: np.random.Generator, lane: int, num_draws: int) -> dict[str, Numbers]:
+        alike = bool(shared_sites(structure))
+        if alike and math.prod(shape) > 1:
+            raise EngineError(
+                f"contexts share site {shared_sites(structure)[0]!r}, and whole paths are not held, so contexts "
+                "cannot be drawn apart; put the site inside the context plate"
+            )
+        _, rows = sample_rows(stages, solutions[lane].joint, rng, num_draws, alike=False)
+        return scatter(*joint_values(stages, rows), shape)
+
+    contexts = math.prod(shape)
+    log_weights = [s.joint[0][0] if whole else np.zeros((0, contexts)) for s in solutions]
+    axes, num = stages[0].axes, stages[0].reward.shape[1]
+    joint = (
+        [np.broadcast_to(digit[:, None], (num, contexts)) for digit in digits(axes, np.arange(num))] if whole else []
+    )
+    sites = scatter(axes, joint, shape) if whole else {}
+
+    def stacked(values: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(values).reshape((*lead, *shape))
+
+    evidence = None if structure.named("environment") else stacked([lane.evidence for lane in lanes])
+    result = WeightedDraws(
+        sites=sites,
+        log_weights=np.stack(log_weights).reshape((*lead, -1 if whole else 0, *shape)),
+        log_evidence=evidence,
+        log_evidence_se=None if evidence is None else np.zeros_like(evidence),
+        log_marginal=marginal.reshape(shape) if observed else None,
+        log_marginal_se=np.zeros(shape) if observed else None,
+        optimum=stacked([lane.optimum for lane in lanes]),
+        ess=None,
+        estimates=_estimates(lanes, lead),
+        beta=beta,
+        structure=structure,
+        axes=context_axes(structure),
+        sampler=None if whole else sampler,
+    )
+    rest = [name for name in structure.named("metric") if name not in exact]
+    if not rest:
+        return result
+    found = sampled_metrics(from_seed(0), result, program, rest)
+    metrics = {**result.estimates.metrics, **found}
+    return replace(result, estimates=result.estimates._replace(metrics=metrics))
+
+
+def _estimates(lanes: Sequence[_Expectations], lead: tuple[int, ...]) -> Estimates:
+    def mean(values: Sequence[np.ndarray]) -> Estimate:
+        array = np.stack([v.mean() for v in values]).reshape(lead)
+        return Estimate(array, np.zeros_like(array))
+
+    return Estimates(
+        objective=mean([lane.optimum for lane in lanes]),
+        reward=mean([lane.reward for lane in lanes]),
+        kl=mean([lane.kl for lane in lanes]),
+        metrics={name: mean([lane.metrics[name] for lane in lanes]) for name in lanes[0].metrics},
+    )
+
+
+class Evaluation(NamedTuple):
+    """What a guide achieves, exactly, [*contexts].
+
+    Attributes:
+        objective: J(q), reward units (the ELBO, nats, without rewards).
+        reward: E_q[R], reward units.
+        kl: KL(q‖π₀), nats; with observed data and rewards KL(q‖p(x|y)).
+        kl_forward: KL(p*‖q), nats; nan with environment sites, where p* is not what is aimed at.
+        missed: mass of p* where q puts less than a tenth of it; nan likewise.
+        start: J(π₀), what the policy itself achieves; of p(x|y) with observed data and rewards.
+    """
+
+    objective: Float[np.ndarray, "*contexts"]
+    reward: Float[np.ndarray, "*contexts"]
+    kl: Float[np.ndarray, "*contexts"]
+    kl_forward: Float[np.ndarray, "*contexts"]
+    missed: Float[np.ndarray, "*contexts"]
+    start: Float[np.ndarray, "*contexts"]
+
+
+def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_count: Count = 2**20) -> Evaluation:
+    """Compute what a guide achieves, exactly, over the grid of a finite program.
+
+    J(q) = Σ_x q(x)·(R(x) − β·log q(x)/π₀(x)), nature's draws averaged with their own probabilities.
+
+    Args:
+        pair: the policy, its parameters frozen, and the guide.
+        params: unconstrained parameters of the guide, of one fit.
+        beta: temperature, reward units per nat; required with rewards, refused without.
+        max_count: largest number of assignments to visit; a `scan` is enumerated path by path.
+
+    Returns:
+        `Evaluation`, per context.
+
+    Raises:
+        EngineError: the program cannot be enumerated, or the guide's probabilities do not add up to 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.core.programs import Pair
+        >>> from bayesrl.core.structure import inspect
+        >>> from bayesrl.exact.enumeration import evaluate_exactly
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(2)))
+        ...     bayesrl.reward("payoff", 3.0 * arm)
+        >>> pair = Pair(bandit, None, inspect(jax.random.key(0), bandit), (), {})
+        >>> round(float(evaluate_exactly(pair, {}, beta=1.0).objective), 6)  # the prior itself
+        1.5
+    """
+    own = pair.constrain(params) if pair.learned else {}
+    policy = handlers.substitute(pair.policy, data=own) if own else pair.policy
+    program = prepare(policy, pair.args, beta, _fit_of(pair, params))
+    structure, shape = program.structure, program.structure.context_shape
+    axes = path_axes(structure)
+    check_count(axes, structure, max_count)
+    stage, raw_prior, raw_q = enumerate_paths(program, axes)
+    log_prior, log_nature = stage.log_prob("action")[0], stage.log_prob("environment")[0]
+    # Where a handler masks a site, both programs score it 0 for every value: count one of them.
+    counted = np.where(np.isfinite(log_prior), log_prior - raw_prior.astype(float), 0.0) if stage.masked else 0.0
+    log_q = np.where(raw_q <= _NEVER, -np.inf, raw_q.astype(float)) + counted
+    weight = np.exp(log_q + log_nature)
+    mass = weight.sum(0)
+    if np.abs(mass - 1).max() > _MASS_TOLERANCE:
+        raise EngineError(
+            f"the guide's probabilities add up to {mass[np.abs(mass - 1).argmax()]:.4g} over the policy's values; "
+            "its support must be the policy's, and contexts must not read each other's draws"
+        )
+    log_ratio = log_q - np.log(mass) - log_prior  # the prior adds up to 1 in double precision too
+    given = stage.likelihood[0] if beta is not None else np.zeros_like(log_prior)
+    log_start = log_prior + log_nature + given
+    log_start = log_start - (logsumexp(log_start, axis=0) if beta is not None else 0.0)
+    start, *_ = _achieved(np.exp(log_start), log_start - log_prior - log_nature, stage, beta, shape)
+    return Evaluation(
+        *_achieved(weight / mass, log_ratio, stage, beta, shape),
+        *_against_target(log_ratio, stage, beta, shape),
+        start,
+    )
+
+
+def _achieved(
+    weight: np.ndarray, log_ratio: np.ndarray, stage: Stage, beta: float | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Average J, R and KL over assignments [assignments, contexts]; what q never does counts nothing."""
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.asarray((np.where(weight > 0, values, 0.0) * weight).sum(0)).reshape(shape)
+
+    with np.errstate(invalid="ignore"):
+        reward, likelihood, kl = mean(stage.reward[0]), mean(stage.likelihood[0]), mean(log_ratio)
+    if beta is None:
+        return np.asarray(likelihood - kl), reward, kl
+    # With observed data the reference is p(x|y), whose log is log π₀ + log p(y|x) − log p(y).
+    kl = kl - likelihood + solve([stage], 1.0, rewarded=False).value.reshape(shape)
+    return np.asarray(reward - beta * kl), reward, np.asarray(kl)
+
+
+def _against_target(
+    log_ratio: np.ndarray, stage: Stage, beta: float | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give KL(p*‖q), and the mass of p* where q puts less than a tenth of it."""
+    if any(axis.kind == "environment" for axis in stage.axes):
+        return np.full(shape, np.nan), np.full(shape, np.nan)
+    # log q/π₀ is nan where both are 0, and p* is 0 there too.
+    tilt = stage.likelihood[0] + (0.0 if beta is None else stage.reward[0] / beta)
+    log_target = stage.log_prob("action")[0] + tilt
+    log_target = log_target - logsumexp(log_target, axis=0)
+    target = np.exp(log_target)
+    with np.errstate(invalid="ignore"):
+        apart = log_target - stage.log_prob("action")[0] - log_ratio
+    apart = np.where(target > 0, apart, 0.0)
+    forward = (target * apart).sum(0)
+    return forward.reshape(shape), (target * (apart > np.log(10))).sum(0).reshape(shape)

@@ -1,0 +1,282 @@
+"""Grids over finite supports: which assignments there are, and the scores of each, in bounded memory."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.compilation.jit import Compiled, near, one_reading
+from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.core.primitives import Kind
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Site, Structure, Support
+from bayesrl.core.trace import Frame, Record, Recording, per_context, record, site_log_prob
+from bayesrl.errors import EngineError
+from bayesrl.typing import Program
+
+# Few sizes, so that few programs are compiled; a batch holds at most this many array elements per site.
+_BATCHES = (64, 2048, 65536)
+_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a grid: what one site may draw at one time step, its interacting elements jointly.
+
+    Elements of context plates do not interact: they share the axis, all taking the same value.
+
+    Attributes:
+        site: its name.
+        kind: action or environment.
+        hidden: True for nature's draws that the agent does not see.
+        step: time step; 0 outside scans.
+        scanned: whether the site stands in a scan.
+        support: values of one element.
+        shape: shape of one step's value.
+        contexts: axes of `shape` that are contexts, one per context plate; None where the site
+            stands outside that plate.
+        event: shape of one value of the support: () for numbers, (n,) for vectors, which `shape` leaves out.
+    """
+
+    site: str
+    kind: Kind
+    hidden: bool
+    step: int
+    scanned: bool
+    support: Support
+    shape: tuple[int, ...]
+    contexts: tuple[int | None, ...]
+    event: tuple[int, ...] = ()
+
+    @property
+    def cell(self) -> tuple[int, ...]:
+        """Shape of one value of the axis: that of a step with contexts of size 1."""
+        return tuple(1 if i in self.contexts else n for i, n in enumerate(self.shape))
+
+    @property
+    def num_elements(self) -> int:
+        """Number of elements drawn jointly."""
+        return math.prod(self.cell)
+
+    @property
+    def size(self) -> int:
+        """Number of joint values."""
+        return int(len(self.support) ** self.num_elements)
+
+    def elements(self, digit: Any, xp: Any) -> Any:
+        """Turn joint values numbered [...] into element values [..., num_elements, *event]."""
+        base = len(self.support)
+        powers = xp.asarray([base**e for e in reversed(range(self.num_elements))])
+        table = xp.asarray(np.asarray(self.support, dtype=int))
+        return table[(digit[..., None] // powers) % base]
+
+
+def axes_of(structure: Structure, sites: Sequence[Site], steps: Callable[[Site], Sequence[int]]) -> tuple[Axis, ...]:
+    """Lay the latent sites among `sites` out as axes in program order, steps of a scan interleaved.
+
+    Raises:
+        EngineError: a site has no finite support.
+    """
+    chosen = {site.name for site in sites if site.latent}
+    axes: list[Axis] = []
+    for group in structure.groups():
+        members = [site for site in group if site.name in chosen]
+        if members:
+            axes += [_axis(site, step, structure.contexts) for step in steps(members[0]) for site in members]
+    return tuple(axes)
+
+
+def _axis(site: Site, step: int, contexts: tuple[Frame, ...]) -> Axis:
+    if site.support is None:
+        what = "no finite univariate support that is the same everywhere" if site.discrete else "continuous support"
+        raise EngineError(
+            f"site {site.name!r} has {what}, so its values cannot be enumerated; "
+            "use bayesrl.importance(...) or bayesrl.fit(...)"
+        )
+    shape = site.shape[1:] if site.scan is not None else site.shape
+    event = np.shape(site.support[0])
+    shape = shape[: len(shape) - len(event)]
+    own = {frame.name for frame in site.frames}
+    where = tuple(len(shape) + f.dim if f.name in own else None for f in sorted(contexts, key=lambda f: f.dim))
+    return Axis(site.name, site.kind, site.hidden, step, site.scan is not None, site.support, shape, where, event)
+
+
+def count(axes: Sequence[Axis]) -> int:
+    """Count the assignments of a grid."""
+    return math.prod(axis.size for axis in axes)
+
+
+def digits(axes: Sequence[Axis], index: Any) -> list[Any]:
+    """Split assignments numbered [...] into one joint value per axis; the last axis runs fastest."""
+    result, stride = [], 1
+    for axis in reversed(axes):
+        result.append((index // stride) % axis.size)
+        stride *= axis.size
+    return result[::-1]
+
+
+def decode(axes: Sequence[Axis], index: Array) -> dict[str, Array]:
+    """Give the site values of one assignment, all contexts alike."""
+    return _assemble(axes, digits(axes, index))
+
+
+def assignments(axes: Sequence[Axis], index: np.ndarray) -> dict[str, Any]:
+    """Give the site values of assignments numbered [rows], all contexts alike, on the host: [rows, *site shape]."""
+    parts: dict[str, list[tuple[Axis, Any]]] = {}
+    for axis, digit in zip(axes, digits(axes, index), strict=True):
+        cell = axis.elements(digit, np).reshape(len(index), *axis.cell, *axis.event)
+        value = np.broadcast_to(cell, (len(index), *axis.shape, *axis.event))
+        parts.setdefault(axis.site, []).append((axis, value))
+    return {name: _by_time(steps, np, 1) for name, steps in parts.items()}
+
+
+def first_values(axes: Sequence[Axis]) -> dict[str, Array]:
+    """Give each site the first value of its support; the grid itself may be too large to be numbered."""
+    return _assemble(axes, [jnp.zeros((), int) for _ in axes])
+
+
+def _assemble(axes: Sequence[Axis], joint: Sequence[Any]) -> dict[str, Array]:
+    parts: dict[str, list[tuple[Axis, Array]]] = {}
+    for axis, digit in zip(axes, joint, strict=True):
+        cell = axis.elements(digit, jnp).reshape(axis.cell + axis.event)
+        value = jnp.broadcast_to(cell, axis.shape + axis.event)
+        parts.setdefault(axis.site, []).append((axis, value))
+    return {name: _by_time(steps, jnp, 0) for name, steps in parts.items()}
+
+
+def scatter(axes: Sequence[Axis], joint: Sequence[np.ndarray], context_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Give the site values of draws in which each context has its own assignment.
+
+    Args:
+        axes: of the grid.
+        joint: joint value of each axis, [draws, contexts].
+        context_shape: sizes of the context plates.
+
+    Returns:
+        {site: [draws, *site shape]}.
+    """
+    parts: dict[str, list[tuple[Axis, Any]]] = {}
+    for axis, digit in zip(axes, joint, strict=True):
+        values = axis.elements(digit, np).reshape(-1, *context_shape, *axis.cell, *axis.event)
+        parts.setdefault(axis.site, []).append((axis, _into_plates(axis, values, len(context_shape))))
+    return {name: jax.device_put(_by_time(steps, np, 1)) for name, steps in parts.items()}
+
+
+def _into_plates(axis: Axis, values: np.ndarray, num_contexts: int) -> np.ndarray:
+    """Move context axes [draws, *contexts, *cell, *event] to where the site's plates have them."""
+    source = [0]
+    for position in range(len(axis.shape)):
+        at = axis.contexts.index(position) if position in axis.contexts else None
+        source.append(1 + num_contexts + position if at is None else 1 + at)
+    source += range(values.ndim - len(axis.event), values.ndim)
+    unused = tuple(i for i in range(values.ndim) if i not in source)
+    return np.transpose(values, (*source, *unused)).reshape(*(values.shape[i] for i in source), -1)[..., 0]
+
+
+def _by_time(steps: list[tuple[Axis, Any]], xp: Any, where: int) -> Any:
+    if not steps[0][0].scanned:
+        return steps[0][1]
+    return xp.stack([value for _, value in sorted(steps, key=lambda pair: pair[0].step)], where)
+
+
+class Scores(NamedTuple):
+    """Scores of one assignment or, on the host, of many: [rows, contexts (, T)].
+
+    Attributes:
+        latent: log-probability of latent sites, [contexts, T], nats.
+        likelihood: of observed sites by name, [contexts], nats.
+        rewards: by reward site, [contexts], reward units.
+        metrics: by deterministic site, [contexts], averaged over time and other axes.
+    """
+
+    latent: dict[str, Any]
+    likelihood: dict[str, Any]
+    rewards: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def run(program: Program, values: Mapping[str, Any], args: tuple[Any, ...]) -> Recording:
+    """Run a program with all its latent sites held."""
+    return record(FoldedKeys(handlers.substitute(program, data=dict(values)), key_of_nothing()), *args)
+
+
+def scores_of(recording: Recording, structure: Structure, names: Sequence[str]) -> Scores:
+    """Score the named sites of one run, per context."""
+    result = Scores({}, {}, {}, {})
+    shape = structure.context_shape
+    for name in names:
+        site = recording.sites[name]
+        if site.kind == "metric":
+            value = metric_by_context(site, structure)
+            if value is not None:
+                result.metrics[name] = value.reshape(-1)
+            continue
+        score = per_context(site_log_prob(site), site, structure.contexts)
+        score = jnp.broadcast_to(score, (*shape, score.shape[-1])).reshape(-1, score.shape[-1])
+        if site.kind in ("action", "environment"):
+            result.latent[name] = score
+        else:
+            (result.rewards if site.kind == "reward" else result.likelihood)[name] = score.sum(-1)
+    return result
+
+
+def metric_by_context(site: Record, structure: Structure) -> Array | None:
+    """Average a metric over all but the context axes, or give None where contexts are mixed in it."""
+    value = jnp.asarray(site.value, float)
+    shape = structure.context_shape
+    if structure.num_contexts == 1:
+        return jnp.broadcast_to(value.mean(), shape)
+    if not set(structure.contexts) <= set(site.frames):
+        return None
+    first = 0 if site.scan is None else 1
+    right = [value.ndim + f.dim for f in sorted(structure.contexts, key=lambda f: f.dim)]
+    left = [first + i for i in range(len(shape))]
+    for axes in (right, left):
+        if axes[0] >= first and axes[-1] < value.ndim and tuple(value.shape[i] for i in axes) == shape:
+            return value.mean(tuple(i for i in range(value.ndim) if i not in axes))
+    return None
+
+
+class Table:
+    """Evaluates a function of (args, row) on many rows, batch by batch, inside one jit.
+
+    Arrays among the arguments are traced, everything else is static. Functions that compare equal, such
+    as frozen dataclasses of equal fields, share one compilation.
+    """
+
+    def __init__(self, fn: Callable[..., Any], args: Any, width: int) -> None:
+        self._fn, self._args = fn, args
+        self._limit = max(1, _ELEMENTS // max(width, 1))
+
+    def __call__(self, rows: Any) -> Any:
+        """Evaluate rows [rows, ...]; the result lies on the host."""
+        held = near(rows)
+        return self.of(len(jax.tree.leaves(held)[0]), lambda index: jax.tree.map(lambda x: x[index], held))
+
+    def of(self, total: int, rows: Callable[[np.ndarray], Any]) -> Any:
+        """Evaluate so many rows, made for each batch from their numbers; the result lies on the host."""
+        batch = min(next((b for b in _BATCHES if b >= total), _BATCHES[-1]), self._limit)
+        parts = []
+        with one_reading():
+            for start in range(0, total, batch):
+                index = np.minimum(np.arange(start, start + batch), total - 1)
+                out = _evaluate(self._fn, self._args, jax.device_put(rows(index)))
+                kept = min(batch, total - start)
+                parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], out))
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+@Compiled
+def _evaluate(fn: Callable[..., Any], args: Any, rows: Any) -> Any:
+    return jax.vmap(lambda row: fn(args, row))(rows)
+
+
+def width_of(structure: Structure) -> int:
+    """Count the array elements that one run of a program holds, roughly."""
+    return sum(site.held for site in structure.sites) + math.prod(structure.context_shape)

@@ -1,0 +1,303 @@
+"""Taking a `scan` apart: the states that a program can reach at each step, and what each step does to them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.interpreters import partial_eval
+from numpyro.ops.pytree import PytreeTrace
+from numpyro.primitives import Messenger, apply_stack
+
+from bayesrl.core.structure import Site, Structure
+from bayesrl.core.trace import Recording
+from bayesrl.errors import EngineError
+from bayesrl.exact.backward_induction import Stage, make_stage
+from bayesrl.exact.grid import Axis, Table, axes_of, count, decode, first_values, run, scores_of, width_of
+from bayesrl.typing import Program
+
+
+class TooManyStatesError(EngineError):
+    """More states and assignments can be reached than the bound allows."""
+
+
+class _Leave(Exception):  # noqa: N818  (not an error: it ends a run early)
+    """Ends a run of the program where nothing more of it is wanted."""
+
+
+class _Window(Messenger):
+    """Runs a program with one scan only in part.
+
+    Modes: `watch` notes what the scan is given and gives; `enter` stops before it; `step` runs one
+    step from a given carry, then stops; `finish` skips it, giving a final carry and outputs.
+    """
+
+    def __init__(
+        self, fn: Program, mode: Literal["watch", "enter", "step", "finish"], given: tuple[Any, ...] = ()
+    ) -> None:
+        super().__init__(fn)
+        self.mode, self.given = mode, given
+        self.length, self.count = 1, 0
+        self.carry: Any = None
+        self.outputs: Any = None
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Change what the scan is given, or stand in for it."""
+        if msg["type"] != "control_flow":
+            return
+        self.count += 1
+        body, init, xs, length, _ = msg["args"]
+        self.length = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+        if self.mode == "enter":
+            self.carry = init
+            raise _Leave
+        if self.mode == "step":
+            t, carry = self.given
+            now = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(jnp.asarray(x), t, 1), xs)
+            msg["args"] = (body, carry, now, 1, False)
+        if self.mode == "finish":
+            carry, outputs = self.given
+            msg["value"] = ((self.length, None, carry), (PytreeTrace({}), outputs))
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Note the scan's results; after one step, send its sites on their way and stop."""
+        if msg["type"] != "control_flow":
+            return
+        (_, _, self.carry), (trace, self.outputs) = msg["value"]
+        if self.mode == "step":
+            for site in trace.trace.values():
+                if site["type"] != "plate":
+                    apply_stack(site)
+            raise _Leave
+
+
+def _run_window(window: _Window, values: dict[str, Array], args: tuple[Any, ...]) -> Recording:
+    def program(*args: Any) -> None:
+        try:
+            window(*args)
+        except _Leave:
+            return
+
+    return run(program, values, args)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A program of flat sites, one scan, and flat sites.
+
+    Attributes:
+        policy: the program.
+        structure: of the policy.
+        args: of the policy.
+        length: number of time steps.
+        carry: shapes and dtypes of the carry.
+        outputs: shapes and dtypes of the stacked outputs.
+        before: names of all sites before the scan.
+        inside: of those in it.
+        after: of those behind it.
+    """
+
+    policy: Program
+    structure: Structure
+    args: tuple[Any, ...]
+    length: int
+    carry: Any
+    outputs: Any
+    before: tuple[str, ...]
+    inside: tuple[str, ...]
+    after: tuple[str, ...]
+
+    def axes(self, names: Sequence[str]) -> tuple[Axis, ...]:
+        """Lay the latent sites among `names` out as axes of one step."""
+        return axes_of(self.structure, self._sites(names), lambda _: (0,))
+
+    def _sites(self, names: Sequence[str]) -> list[Site]:
+        return [site for site in self.structure.sites if site.name in names]
+
+    @property
+    def context_count(self) -> int:
+        """Number of contexts in one run."""
+        return math.prod(self.structure.context_shape)
+
+
+def take_apart(policy: Program, structure: Structure, args: tuple[Any, ...]) -> Scan | None:
+    """Find the program's scan; None where there is none, or more than one."""
+    if all(site.scan is None for site in structure.sites):
+        return None
+    window = _Window(policy, "watch")
+    axes = [axis for site in structure.sites if site.latent for axis in axes_of(structure, [site], _all_steps)]
+
+    def watch() -> tuple[Any, Any]:
+        _run_window(window, first_values(axes), args)
+        return window.carry, window.outputs
+
+    carry, outputs = jax.eval_shape(watch)
+    if window.count != 1:
+        return None
+    names = [site.name for site in structure.sites]
+    inside = [i for i, site in enumerate(structure.sites) if site.scan is not None]
+    first, last = inside[0], inside[-1] + 1
+    return Scan(
+        policy,
+        structure,
+        args,
+        window.length,
+        carry,
+        outputs,
+        tuple(names[:first]),
+        tuple(names[first:last]),
+        tuple(names[last:]),
+    )
+
+
+def _all_steps(site: Site) -> range:
+    return range(site.length if site.scan is not None else 1)
+
+
+def reads_outputs(scan: Scan) -> bool:
+    """Tell whether anything scored behind the scan reads its stacked outputs, and not the final carry alone."""
+    if not scan.after or not jax.tree.leaves(scan.outputs):
+        return False
+    axes = (*scan.axes(scan.before), *scan.axes(scan.after))
+    scored = [name for name in scan.after if scan.structure[name].kind != "metric"]
+    return _depends(scan, axes, scored)
+
+
+def unknown_metrics(scan: Scan) -> set[str]:
+    """Name the metrics behind the scan that read its stacked outputs."""
+    if not jax.tree.leaves(scan.outputs):
+        return set()
+    axes = (*scan.axes(scan.before), *scan.axes(scan.after))
+    metrics = [name for name in scan.after if scan.structure[name].kind == "metric"]
+    return {name for name in metrics if _depends(scan, axes, [name])}
+
+
+def _depends(scan: Scan, axes: tuple[Axis, ...], names: Sequence[str]) -> bool:
+    leaves, tree = jax.tree.flatten(scan.outputs)
+
+    def scores(*outputs: Any) -> Any:
+        carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.carry)
+        window = _Window(scan.policy, "finish", (carry, jax.tree.unflatten(tree, outputs)))
+        recording = _run_window(window, first_values(axes), scan.args)
+        values = [recording.sites[n].value for n in names if scan.structure[n].kind == "metric"]
+        return scores_of(recording, scan.structure, names), values
+
+    closed = jax.make_jaxpr(scores)(*leaves)
+    _, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return any(used)
+
+
+def reach(scan: Scan, max_count: int) -> list[Stage]:
+    """Tabulate the program as stages: before the scan, each step of it, behind it.
+
+    Raises:
+        TooManyStatesError: there are more than `max_count` states × assignments.
+    """
+    budget = _Budget(max_count, 0)
+    width, tables = width_of(scan.structure), _tables(scan)
+    before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
+    budget = budget.spend(count(before), "before the scan")
+    prefix = np.arange(count(before))
+    scores, carry = Table(tables.enter, scan.args, width)({"prefix": prefix})
+    stage = make_stage(before, scores, np.ones((1, scan.context_count), bool), scan.structure)
+    stage, states, reached = _follow(stage, {"prefix": prefix}, carry)
+    stages = [stage]
+    table = Table(tables.step, scan.args, width)
+    for t in range(scan.length):
+        rows = _rows(states, count(inside))
+        budget = budget.spend(len(rows["prefix"]), f"by step {t + 1} of {scan.length}")
+        scores, carry = table({**rows, "t": np.full(len(rows["prefix"]), t)})
+        stage = make_stage(inside, scores, reached, scan.structure)
+        stage, states, reached = _follow(stage, rows, carry)
+        own = {name: value / scan.length for name, value in stage.metrics.items()}
+        stages.append(replace(stage, axes=tuple(replace(axis, step=t) for axis in stage.axes), metrics=own))
+    if not scan.after:
+        stages[-1] = replace(stages[-1], following=None)
+        return stages
+    rows = _rows(states, count(after))
+    budget.spend(len(rows["prefix"]), "behind the scan")
+    scores = Table(tables.finish, scan.args, width)(rows)
+    return [*stages, make_stage(after, scores, reached, scan.structure)]
+
+
+@dataclass(frozen=True)
+class _Budget:
+    bound: int
+    spent: int
+
+    def spend(self, num: int, where: str) -> "_Budget":
+        total = self.spent + num
+        if total > self.bound:
+            raise TooManyStatesError(
+                f"the program has at least {total:,} reachable states × assignments ({where}), more than "
+                f"max_count={self.bound:,}; raise max_count, shorten the horizon, carry less through the scan, "
+                "or use bayesrl.importance(...) or bayesrl.fit(...)"
+            )
+        return replace(self, spent=total)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    enter: Any
+    step: Any
+    finish: Any
+
+
+def _tables(scan: Scan) -> _Tables:
+    """Make the functions of (args, row) that run each part of the program."""
+    before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
+
+    def enter(args: tuple[Any, ...], row: Any) -> Any:
+        window = _Window(scan.policy, "enter")
+        recording = _run_window(window, decode(before, row["prefix"]), args)
+        carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
+        return scores_of(recording, scan.structure, scan.before), carry
+
+    def step(args: tuple[Any, ...], row: Any) -> Any:
+        window = _Window(scan.policy, "step", (row["t"], row["carry"]))
+        values = decode(before, row["prefix"]) | decode(inside, row["assignment"])
+        recording = _run_window(window, values, args)
+        carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
+        return scores_of(recording, scan.structure, scan.inside), carry
+
+    def finish(args: tuple[Any, ...], row: Any) -> Any:
+        outputs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.outputs)
+        window = _Window(scan.policy, "finish", (row["carry"], outputs))
+        values = decode(before, row["prefix"]) | decode(after, row["assignment"])
+        return scores_of(_run_window(window, values, args), scan.structure, scan.after)
+
+    return _Tables(enter, step, finish)
+
+
+def _rows(states: Any, num: int) -> Any:
+    """Pair every state with every assignment, assignments running fastest."""
+    rows = jax.tree.map(lambda x: np.repeat(x, num, 0), states)
+    return {**rows, "assignment": np.tile(np.arange(num), len(states["prefix"]))}
+
+
+def _follow(stage: Stage, rows: Any, carry: Any) -> tuple[Stage, Any, np.ndarray]:
+    """Find the distinct states behind a stage: which there are, and which assignment leads to which."""
+    live = stage.reached[:, None] & (stage.log_prob("action") + stage.log_prob("environment") > -np.inf)
+    states, assignments, contexts = live.shape
+    flat = live.reshape(-1, contexts)
+    kept = np.flatnonzero(flat.any(-1))
+    columns = [np.ascontiguousarray(x[kept]).reshape(len(kept), -1) for x in (rows["prefix"], *jax.tree.leaves(carry))]
+    # Adding 0 makes −0 and 0 one state.
+    signature = np.concatenate([(x + np.zeros((), x.dtype)).view(np.uint8) for x in map(_plain, columns)], 1)
+    _, first, inverse = np.unique(signature, axis=0, return_index=True, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    following = np.full(len(flat), -1)
+    following[kept] = inverse
+    reached = np.zeros((len(first), contexts), bool)
+    np.logical_or.at(reached, inverse, flat[kept])
+    at = kept[first]
+    new = {"prefix": rows["prefix"][at], "carry": jax.tree.map(lambda x: x[at], carry)}
+    return replace(stage, following=following.reshape(states, assignments)), new, reached
+
+
+def _plain(column: np.ndarray) -> np.ndarray:
+    return column.astype(np.uint8) if column.dtype == bool else column

@@ -1,0 +1,219 @@
+"""What engines without training return: assignments or draws with their weights under p*."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from bayesrl.arguments import CountOrNone, checked
+from bayesrl.compilation.jit import near
+from bayesrl.compilation.keys import words_of
+from bayesrl.core.structure import Structure
+from bayesrl.errors import EngineError
+from bayesrl.exact.backward_induction import inverse_cdf
+from bayesrl.exact.grid import Table, run, width_of
+from bayesrl.exact.tabulation import Prepared
+from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.typing import Numbers, PRNGKey
+
+type Sampler = Callable[[np.random.Generator, int, int], dict[str, Numbers]]
+"""Draws from p*: (source of randomness, index of the flat β, number of draws) → sites."""
+
+_SAME = 1e-6
+_METRIC_DRAWS = 1024
+
+
+@checked(EngineError)
+@dataclass(frozen=True)
+class WeightedDraws:
+    """Assignments or draws of a policy with their weights under the tilted posterior, per context.
+
+    p*(x) ∝ π₀(x)·exp(R(x)/β). With observed data y, π₀ means p(x|y). Evidence and weights are NumPy
+    arrays in double precision: a gap is a small difference of large numbers.
+
+    Attributes:
+        sites: values of the latent sites, [N, ...]; empty where an engine goes through a `scan`
+            state by state and never holds whole paths (`resample` still draws them).
+        log_weights: [*beta, N, *contexts], nats, normalised over N for each context: log p* of each
+            assignment from enumeration, self-normalised weights from importance sampling. With
+            environment sites enumeration gives log of optimal policy × nature.
+        log_evidence: log Z, [*beta, *contexts], nats; with observed data and rewards
+            log Z − log p(y), without rewards log p(y). None where environment sites are enumerated:
+            β·log Z would then not be the optimum.
+        log_evidence_se: its standard error, 0 where exact; None with `log_evidence`.
+        log_marginal: log p(y), [*contexts], nats; None without observed sites.
+        log_marginal_se: its standard error; None with `log_marginal`.
+        optimum: J*, [*beta, *contexts], reward units: β·`log_evidence`, or the optimum of control
+            with environment sites; log p(y), nats, without rewards. None where the engine cannot
+            know it.
+        ess: effective number of draws, [*beta, *contexts]; None where exact.
+        estimates: expectations under p*, averaged over contexts, [*beta].
+        beta: temperatures, [*beta], reward units per nat; None without rewards.
+        structure: of the policy.
+        axes: which axes of one value of each site are contexts.
+        num_proposed: proposals that `log_evidence` and `num_accepted` rest on, a number fixed before
+            they were made; 0 for engines that reject nothing.
+        num_accepted: how many of them were accepted, [*beta, *contexts]: binomial, with probability
+            exp(log Z − bound/β).
+        reward_bound: what no total reward exceeds, [*contexts], reward units.
+        note: what ended a run whose length is adaptive.
+    """
+
+    sites: dict[str, Numbers]
+    log_weights: Float[np.ndarray, "..."]
+    log_evidence: Float[np.ndarray, "..."] | None
+    log_evidence_se: Float[np.ndarray, "..."] | None
+    log_marginal: Float[np.ndarray, "..."] | None
+    log_marginal_se: Float[np.ndarray, "..."] | None
+    optimum: Float[np.ndarray, "..."] | None
+    ess: Float[np.ndarray, "..."] | None
+    estimates: Estimates
+    beta: Float[np.ndarray, "*beta"] | None
+    structure: Structure
+    axes: dict[str, tuple[int | None, ...]] = field(repr=False)
+    sampler: Sampler | None = field(default=None, repr=False)
+    num_proposed: int = 0
+    num_accepted: np.ndarray | None = None
+    reward_bound: np.ndarray | None = None
+    note: str = ""
+
+    def resample(self, key: PRNGKey, num_draws: CountOrNone) -> dict[str, Numbers]:
+        """Draw from p*, independently in each context.
+
+        Args:
+            key: consumed whole.
+            num_draws: number of draws.
+
+        Returns:
+            {site: [*beta, num_draws, ...]}.
+
+        Raises:
+            EngineError: contexts share a draw of nature whose weights differ between them.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+            >>> from bayesrl.exact.enumeration import enumerate_posterior
+            >>> def bandit():
+            ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(2)))
+            ...     bayesrl.reward("payoff", 50.0 * arm)
+            >>> draws = enumerate_posterior(bandit, beta=1.0).resample(jax.random.key(0), 4)
+            >>> draws["arm"].tolist()
+            [1, 1, 1, 1]
+        """
+        rng = generator(key)
+        shape = () if self.beta is None else self.beta.shape
+        self.structure.check_room(num_draws * math.prod(shape), EngineError)
+        draws = [self._draw(rng, i, num_draws) for i in range(math.prod(shape))]
+        return {
+            name: jax.device_put(np.stack([d[name] for d in draws]).reshape(*shape, *draws[0][name].shape))
+            for name in draws[0]
+        }
+
+    def _draw(self, rng: np.random.Generator, lane: int, num_draws: int) -> dict[str, Any]:
+        if self.sampler is not None:
+            return self.sampler(rng, lane, num_draws)
+        contexts = math.prod(self.structure.context_shape)
+        num = next(iter(self.sites.values())).shape[0]
+        log_weights = self.log_weights.reshape(-1, num, contexts)[lane]
+        shared = shared_sites(self.structure)
+        if shared:
+            index = _with_shared(self.sites, shared, log_weights, rng, num_draws)
+        else:
+            index = np.stack([inverse_cdf(log_weights[:, c], rng.random(num_draws)) for c in range(contexts)], 1)
+        shape = self.structure.context_shape
+        return {name: _gather(value, index, self.axes[name], shape) for name, value in self.sites.items()}
+
+
+def generator(key: PRNGKey) -> np.random.Generator:
+    """Make a NumPy generator from a JAX key: double-precision uniforms without 64-bit mode."""
+    return np.random.default_rng(np.asarray(words_of(key)).tolist())
+
+
+def shared_sites(structure: Structure) -> list[str]:
+    """Name nature's draws that stand outside some context plate, so that contexts share them."""
+    if math.prod(structure.context_shape) == 1:
+        return []
+    own = {frame.name for frame in structure.contexts}
+    return [s.name for s in structure.sites if s.latent and not own <= {frame.name for frame in s.frames}]
+
+
+def _with_shared(
+    sites: dict[str, Numbers], shared: list[str], log_weights: np.ndarray, rng: np.random.Generator, num_draws: int
+) -> np.ndarray:
+    """Draw what contexts share once, then the rest in each context given that, [draws, contexts]."""
+    num, contexts = log_weights.shape
+    columns = np.concatenate([np.asarray(sites[name]).reshape(num, -1) for name in shared], 1)
+    _, group = np.unique(columns, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    mass = np.zeros((group.max() + 1, contexts))
+    np.add.at(mass, group, np.exp(log_weights))
+    if np.abs(mass - mass[:, :1]).max() > _SAME:
+        raise EngineError(
+            f"contexts share site {shared[0]!r}, and their weights disagree on it, so there is no joint draw; "
+            "put the site inside the context plate"
+        )
+    with np.errstate(divide="ignore"):
+        drawn = inverse_cdf(np.log(mass[:, 0]), rng.random(num_draws))
+    index = np.zeros((num_draws, contexts), int)
+    for g in np.unique(drawn):
+        at, rows = np.flatnonzero(drawn == g), np.flatnonzero(group == g)
+        for c in range(contexts):
+            index[at, c] = rows[inverse_cdf(log_weights[rows, c], rng.random(len(at)))]
+    return index
+
+
+def _gather(
+    value: Numbers, index: np.ndarray, axes: tuple[int | None, ...], context_shape: tuple[int, ...]
+) -> np.ndarray:
+    """Let each element of the context plates take its own row of a site [N, ...]."""
+    at = index.reshape(-1, *context_shape)
+    # Along context plates that the site stands outside of, every row is the same.
+    at = at[(slice(None), *(0 if axis is None else slice(None) for axis in axes))]
+    own = [1 + axis for axis in axes if axis is not None]
+    sizes = (value.shape[i] if i in own else 1 for i in range(1, value.ndim))
+    return np.take_along_axis(np.asarray(value), at.reshape(-1, *sizes), axis=0)
+
+
+def context_axes(structure: Structure) -> dict[str, tuple[int | None, ...]]:
+    """Tell which axes of each site's value are contexts; None for a plate that it stands outside of."""
+    frames = sorted(structure.contexts, key=lambda frame: frame.dim)
+    result = {}
+    for name in structure.named("action", "environment"):
+        site = structure[name]
+        own = {frame.name for frame in site.frames}
+        batch_dims = len(site.shape) - site.event_dim
+        result[name] = tuple(batch_dims + frame.dim if frame.name in own else None for frame in frames)
+    return result
+
+
+def sampled_metrics(
+    key: PRNGKey, result: WeightedDraws, program: Prepared, names: Sequence[str]
+) -> dict[str, Estimate]:
+    """Average metrics that no context has to itself over draws from p*, with standard errors.
+
+    Where p* has no joint draws (see `WeightedDraws.resample`) they are nan.
+    """
+    lead = () if result.beta is None else result.beta.shape
+    try:
+        draws = result.resample(key, _METRIC_DRAWS)
+    except EngineError:
+        unknown = np.full(lead, np.nan)
+        return {name: Estimate(unknown, unknown) for name in names}
+    flat = {name: value.reshape(-1, *value.shape[len(lead) + 1 :]) for name, value in near(draws).items()}
+
+    def metrics(args: tuple[Any, ...], values: dict[str, Numbers]) -> dict[str, Numbers]:
+        sites = run(program.policy, values, args).sites
+        return {name: jnp.asarray(sites[name].value, float).mean() for name in names}
+
+    values = Table(metrics, program.args, width_of(program.structure))(flat)
+    found = {}
+    for name, value in values.items():
+        by_lane = value.reshape(*lead, _METRIC_DRAWS).astype(float)
+        se = by_lane.std(-1, ddof=1) / math.sqrt(_METRIC_DRAWS)
+        found[name] = Estimate(by_lane.mean(-1), se)
+    return found

@@ -1,0 +1,366 @@
+"""What a guide must know of a policy before it can decide what each tilt reads."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import split
+from bayesrl.core.handlers import IntoScans, Sites
+from bayesrl.core.primitives import kind_of
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Structure, Support
+from bayesrl.core.trace import Record, abstractly, record
+from bayesrl.guides.plate_alignment import Dims, align, dims_of, num_components
+from bayesrl.guides.tilts.natural import Reach, describe, tilt_shape, unconstrained
+from bayesrl.jaxprs.origins import origins_of
+from bayesrl.typing import PRNGKey, Program
+
+_MAX_INITIAL = 64
+"""More distinct initial values than these are no finite range."""
+
+
+class SiteFacts(NamedTuple):
+    """The facts of a latent site that tilts depend on; shapes are those of one time step.
+
+    Attributes:
+        name: of the site.
+        frames: names of its plates.
+        dims: axes of its plates.
+        event_ndim: number of event axes.
+        width: components per plate element of one value.
+        tilt: components per plate element of its tilt, 0 for nature.
+        description: components per plate element that describe its prior, 0 where none do.
+        support: values of its finite support, or None.
+    """
+
+    name: str
+    frames: frozenset[str]
+    dims: Dims
+    event_ndim: int
+    width: int
+    tilt: int
+    description: int
+    support: Support | None
+
+
+class LeafFacts(NamedTuple):
+    """The facts of one leaf of a scan's carry.
+
+    Attributes:
+        source: site of the same step, or leaf of the step before, that it is a copy of.
+        range: all values that it can take, or None.
+        reached: names of the latent sites that it depends on.
+        shape: its shape.
+        numeric: whether it holds numbers.
+    """
+
+    source: str | int | None
+    range: Support | None
+    reached: frozenset[str]
+    shape: tuple[int, ...]
+    numeric: bool
+
+
+class Moments(NamedTuple):
+    """Centre and scale of each component under the prior."""
+
+    centre: np.ndarray
+    scale: np.ndarray
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All facts of a policy.
+
+    Attributes:
+        sites: of the latent sites.
+        carries: of the leaves of the carries, by scan.
+    """
+
+    sites: dict[str, SiteFacts]
+    carries: list[list[LeafFacts]]
+
+
+class _Probe(IntoScans):
+    """Notes the facts of sites and scans while a program runs, and keeps the carries of its scans."""
+
+    def __init__(self, fn: Program, structure: Structure, reaches: dict[str, Reach] | None = None) -> None:
+        super().__init__(fn)
+        self.structure, self.reaches = structure, reaches or {}
+        self.sites: dict[str, SiteFacts] = {}
+        self.values: dict[str, Any] = {}
+        self.sources: list[list[str | int | None]] = []
+        self.ranges: list[list[Support | None]] = []
+        self.carries: list[list[Any]] = []
+        self.starts: list[list[Any]] = []
+
+    def process_site(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample" or kind_of(msg) not in ("action", "environment"):
+            return
+        name, fn = msg["name"], msg["fn"]
+        support = self.structure[name].support
+        dims = dims_of(msg["cond_indep_stack"])
+        action = kind_of(msg) == "action"
+        tail = tilt_shape(name, fn, support, self.reaches.get(name)) if action else ()
+        described = describe(fn, support) if action else None
+        elements = described.shape[len(fn.batch_shape) :] if described is not None else ()
+        self.sites[name] = SiteFacts(
+            name,
+            frozenset(frame.name for frame in msg["cond_indep_stack"]),
+            dims,
+            len(fn.event_shape),
+            num_components(fn.batch_shape, dims, fn.event_shape),
+            num_components(fn.batch_shape, dims, tail) if action else 0,
+            num_components(fn.batch_shape, dims, elements) if described is not None else 0,
+            support,
+        )
+
+    def finish_site(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample":
+            self.values[msg["name"]] = msg["value"]
+
+    def enter_scan(self, msg: dict[str, Any]) -> None:
+        body, init, *rest = msg["args"]
+        index = len(self.sources)
+        self.sources.append([])
+        self.starts.append(jax.tree.leaves(init))
+        self.ranges.append([self._initial_range(leaf) for leaf in jax.tree.leaves(init)])
+
+        def wrapped(carry: Any, x: Any) -> Any:
+            with Sites(self.process_site, self.finish_site):
+                new, y = body(carry, x)
+            old = jax.tree.leaves(carry)
+            self.sources[index] = [self._source(leaf, old) for leaf in jax.tree.leaves(new)]
+            return new, (y, old)
+
+        msg["args"] = (wrapped, init, *rest)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        super().postprocess_message(msg)
+        if msg["type"] == "control_flow":
+            last, (trace, (ys, carries)) = msg["value"]
+            msg["value"] = last, (trace, ys)
+            self.carries.append(carries)
+
+    def _source(self, leaf: Any, old: list[Any]) -> str | int | None:
+        """A copy is told by Python identity: whatever was computed is another object."""
+        for name, value in self.values.items():
+            if leaf is value and name in self.sites:
+                return name
+        return next((i for i, before in enumerate(old) if leaf is before), None)
+
+    def _initial_range(self, leaf: Any) -> Support | None:
+        for name, value in self.values.items():
+            if leaf is value and name in self.sites:
+                return self.sites[name].support
+        return None if isinstance(leaf, jax.core.Tracer) or not _is_numeric(leaf) else _values_of(leaf)
+
+
+def _values_of(leaf: Any) -> Support | None:
+    """Give the distinct values of whole numbers, where there are few."""
+    values = np.unique(np.asarray(leaf))
+    whole = np.issubdtype(values.dtype, np.integer) or values.dtype == bool
+    return tuple(float(v) for v in values) if whole and values.size <= _MAX_INITIAL else None
+
+
+def _start(
+    key: PRNGKey,
+    policy: Program,
+    structure: Structure,
+    args: tuple[Any, ...],
+    probe: _Probe,
+    latent: dict[str, Any],
+) -> None:
+    """Fill in the ranges of carries that start at whole numbers which the program computes, but does not draw."""
+    computed = [
+        (scan, index)
+        for scan, leaves in enumerate(probe.starts)
+        for index, leaf in enumerate(leaves)
+        if probe.ranges[scan][index] is None and isinstance(leaf, jax.core.Tracer) and _is_whole(leaf)
+    ]
+    if not computed:
+        return
+
+    def starts(values: dict[str, Array]) -> list[Any]:
+        again, _ = _run(key, handlers.substitute(policy, data=values), structure, args)
+        return [again.starts[scan][index] for scan, index in computed]
+
+    fixed = [place for place, reached in zip(computed, origins_of(starts, latent), strict=True) if not reached]
+
+    def values() -> list[Any]:
+        again, _ = _run(key, policy, structure, args)
+        return [again.starts[scan][index] for scan, index in fixed]
+
+    for (scan, index), leaf in zip(fixed, compiled(values, name="starts")() if fixed else (), strict=True):
+        probe.ranges[scan][index] = _values_of(leaf)
+
+
+def _shape_of(value: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
+
+
+def _is_whole(leaf: Any) -> bool:
+    dtype = jnp.result_type(leaf)
+    return bool(jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_))
+
+
+def _is_truth(leaf: Any) -> bool:
+    return _is_numeric(leaf) and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.bool_))
+
+
+def _is_numeric(leaf: Any) -> bool:
+    dtype = jnp.result_type(leaf)
+    return bool(jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_))
+
+
+def survey_of(
+    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, Reach]
+) -> Survey:
+    """Find the facts of a policy by running it.
+
+    Args:
+        key: consumed whole.
+        policy: the program.
+        structure: of the policy.
+        args: of the policy.
+        reaches: where the draws of each action site lie.
+
+    Raises:
+        GuideError: an action site cannot be tilted.
+    """
+    probe = _Probe(policy, structure, reaches)
+    recording = abstractly(lambda: record(FoldedKeys(probe, key), *args))
+    latent = {s.name: _shape_of(recording.sites[s.name].value) for s in structure.sites if s.latent}
+    reached = _reached(key, policy, structure, args, latent)
+    _start(key, policy, structure, args, probe, latent)
+    carries = [
+        [
+            LeafFacts(source, values, names, tuple(jnp.shape(leaf))[1:], _is_numeric(leaf))
+            for source, values, names, leaf in zip(sources, ranges, origin, leaves, strict=True)
+        ]
+        for sources, ranges, origin, leaves in zip(
+            probe.sources, _all_ranges(probe), reached, probe.carries, strict=True
+        )
+    ]
+    return Survey(probe.sites, carries)
+
+
+def _all_ranges(probe: _Probe) -> list[list[Support | None]]:
+    """Close the initial ranges of the carries under what each step copies into them."""
+    results = []
+    for sources, initial, leaves in zip(probe.sources, probe.ranges, probe.carries, strict=True):
+        ranges = [(0.0, 1.0) if _is_truth(leaf) else start for start, leaf in zip(initial, leaves, strict=True)]
+        flags = [_is_truth(leaf) for leaf in leaves]
+        changed = True
+        while changed:
+            new = [
+                own if flag else _union(own, _range_of(source, ranges, probe.sites))
+                for own, source, flag in zip(ranges, sources, flags, strict=True)
+            ]
+            changed, ranges = new != ranges, new
+        results.append(ranges)
+    return results
+
+
+def _range_of(source: str | int | None, ranges: list[Any], sites: dict[str, SiteFacts]) -> Support | None:
+    if source is None:
+        return None
+    return ranges[source] if isinstance(source, int) else sites[source].support
+
+
+def _union(a: Support | None, b: Support | None) -> Support | None:
+    return None if a is None or b is None else tuple(sorted({float(v) for v in (*a, *b)}))
+
+
+def _run(
+    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]
+) -> tuple[_Probe, dict[str, Record]]:
+    probe = _Probe(policy, structure)
+    return probe, record(FoldedKeys(probe, key), *args).sites
+
+
+def _reached(
+    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], latent: dict[str, Any]
+) -> list[list[frozenset[str]]]:
+    """Name the latent sites that each leaf of each carry depends on, anywhere in the program."""
+    sizes: list[int] = []
+
+    def carries(values: dict[str, Array]) -> list[Any]:
+        probe, _ = _run(key, handlers.substitute(policy, data=values), structure, args)
+        sizes[:] = [len(leaves) for leaves in probe.carries]
+        return [leaf for leaves in probe.carries for leaf in leaves]
+
+    if all(site.scan is None for site in structure.sites):
+        return []
+    flat = origins_of(carries, latent)
+    ends = np.cumsum(sizes, dtype=int).tolist()
+    return [flat[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def measure(
+    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], facts: Survey, num_draws: int
+) -> dict[str, Moments]:
+    """Take centre and scale of what networks read from draws of the prior.
+
+    They are constants: the prior's own mean at a site might tell what the agent does not see.
+
+    Args:
+        key: consumed whole.
+        policy: the program.
+        structure: of the policy.
+        args: of the policy.
+        facts: of the policy.
+        num_draws: number of draws.
+
+    Returns:
+        Moments of unconstrained values, of descriptions of priors and of leaves of carries; the keys
+        are `value NAME`, `prior NAME` and `carry SCAN LEAF`.
+    """
+
+    def one(key: PRNGKey) -> dict[str, Array]:
+        probe, sites = _run(key, policy, structure, args)
+        found: dict[str, Array] = {}
+        for name, fact in facts.sites.items():
+            site = sites[name]
+            if fact.support is None:
+                found[f"value {name}"] = _components(site, fact, unconstrained(site.fn, site.value))
+            described = describe(site.fn, fact.support) if fact.description else None
+            if described is not None:
+                found[f"prior {name}"] = described.reshape((-1, described.shape[-1]))
+        for scan, leaves in enumerate(probe.carries):
+            for index, leaf in enumerate(leaves):
+                if _is_numeric(leaf):
+                    found[f"carry {scan} {index}"] = jnp.asarray(leaf, float).reshape((-1, 1))
+        return found
+
+    def pooled() -> dict[str, tuple[Array, Array]]:
+        draws = jax.vmap(one)(split(key, num_draws))
+        return {name: _centre_and_scale(values) for name, values in draws.items()}
+
+    measured = compiled(pooled, name="moments")()
+    return {name: Moments(np.asarray(a), np.asarray(b)) for name, (a, b) in measured.items()}
+
+
+def _components(site: Record, fact: SiteFacts, value: Array) -> Array:
+    """Pool everything but the components, [pooled, components]."""
+
+    def one(value: Array) -> Array:
+        return align(value, fact.dims, fact.event_ndim)
+
+    aligned = jax.vmap(one)(value) if site.scan is not None else one(value)
+    return jnp.asarray(aligned, float).reshape((-1, aligned.shape[-1]))
+
+
+def _centre_and_scale(values: Array) -> tuple[Array, Array]:
+    """Median and quartile range, which heavy tails leave finite."""
+    flat = values.reshape((-1, values.shape[-1]))
+    low, centre, high = jnp.quantile(flat, jnp.array([0.25, 0.5, 0.75]), axis=0)
+    scale = (high - low) / 1.349  # of a normal distribution this is the standard deviation
+    deviation = jnp.std(flat, axis=0)
+    return centre, jnp.where(scale > 1e-6, scale, jnp.where(deviation > 1e-6, deviation, 1.0))

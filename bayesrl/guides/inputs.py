@@ -1,0 +1,218 @@
+"""What a tilt can read at the moment its site is drawn, as codes for tables and as features for networks."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bayesrl.core.structure import Site, Structure, Support
+from bayesrl.guides.analysis import LeafFacts, Moments, SiteFacts, Survey
+from bayesrl.guides.plate_alignment import Dims, align
+from bayesrl.guides.tilts.natural import describe, unconstrained
+
+_MAX_ONE_HOT = 512
+_MAX_FEATURES = 256
+_LINEAR_UP_TO = 10.0
+"""Standardised values beyond this grow logarithmically, so that heavy tails do not swamp a network."""
+
+
+@dataclass
+class View:
+    """Raw values that can be seen at one moment of a run.
+
+    Attributes:
+        sites: values of sites, and of earlier scans stacked over time, with their distributions.
+        carry: leaves of the carry at the start of the step.
+        prior: the distribution of the site to be tilted.
+        moments: centre and scale of what has no finite range, by name.
+    """
+
+    sites: dict[str, tuple[Array, Any]] = field(default_factory=dict)
+    carry: list[Any] = field(default_factory=list)
+    prior: Any = None
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One thing that a tilt reads.
+
+    Attributes:
+        kind: a site of this moment, a site of an earlier scan (all steps), a leaf of the carry, or
+            the description of the prior at hand.
+        key: name of the site, or index of the leaf.
+        dims: axes of plates in it.
+        event_ndim: axes at its end that are no batch axes.
+        width: number of components, time included.
+        range: all values that a component can take, or None.
+        moments: the name of its centre and scale.
+        support: for the description of a prior, the values of its finite support, or None.
+    """
+
+    kind: Literal["site", "past", "carry", "prior"]
+    key: str | int
+    dims: Dims
+    event_ndim: int
+    width: int
+    range: Support | None
+    moments: str
+    support: Support | None = None
+
+    @property
+    def num_codes(self) -> int:
+        """Number of joint values; infinite ranges count as 0."""
+        return len(self.range) ** self.width if self.range is not None and self.width <= 64 else 0
+
+    @property
+    def num_features(self) -> int:
+        """Number of features that `features` gives."""
+        return self.width * len(self.range or ()) if self._one_hot else self.width
+
+    @property
+    def _one_hot(self) -> bool:
+        return self.range is not None and self.width * len(self.range) <= _MAX_ONE_HOT
+
+    def codes(self, view: View) -> Array:
+        """Number the joint values, [*plates] integers below `num_codes`."""
+        index = _index(self._read(view), self.range or ())
+        strides = jnp.asarray([len(self.range or ()) ** k for k in range(self.width)])
+        return (index * strides).sum(-1)
+
+    def features(self, view: View) -> Array:
+        """Give numbers of moderate size, [*plates, num_features]."""
+        values = self._read(view)
+        if self._one_hot:
+            hot = jax.nn.one_hot(_index(values, self.range or ()), len(self.range or ()))
+            return hot.reshape((*values.shape[:-1], -1))
+        if self.range is not None:
+            low, high = self.range[0], self.range[-1]
+            return 2.0 * (values - low) / max(high - low, 1.0) - 1.0
+        moments = view.moments[self.moments]
+        repeat = self.width // len(moments.centre)
+        centre, scale = jnp.tile(moments.centre, repeat), jnp.tile(moments.scale, repeat)
+        return _soft_clip((values - centre) / scale)
+
+    def _read(self, view: View) -> Array:
+        if self.kind == "carry":
+            return align(view.carry[int(self.key)], self.dims, self.event_ndim)
+        if self.kind == "prior":
+            described = describe(view.prior, self.support)
+            assert described is not None
+            return align(described, self.dims, described.ndim - len(view.prior.batch_shape))
+        value, fn = view.sites[str(self.key)]
+        if self.range is None:
+            value = unconstrained(fn, value)
+        if self.kind == "site":
+            return align(value, self.dims, self.event_ndim)
+        steps = jax.vmap(lambda v: align(v, self.dims, self.event_ndim))(value)
+        return jnp.moveaxis(steps, 0, -2).reshape((*steps.shape[1:-1], -1))
+
+
+def _index(values: Array, known: Support) -> Array:
+    """Find values in an ascending list of all that there are."""
+    low = known[0]
+    if known == tuple(low + k for k in range(len(known))):
+        return jnp.clip(values - low, 0, len(known) - 1).astype(jnp.int32)
+    return (jnp.asarray(values)[..., None] == jnp.asarray(known)).argmax(-1).astype(jnp.int32)
+
+
+def _soft_clip(x: Array) -> Array:
+    size = jnp.abs(x)
+    beyond = _LINEAR_UP_TO * (1 + jnp.log(jnp.maximum(size, _LINEAR_UP_TO) / _LINEAR_UP_TO))
+    return jnp.where(size <= _LINEAR_UP_TO, x, jnp.sign(x) * beyond)
+
+
+def sources_of(name: str, structure: Structure, facts: Survey) -> list[Source]:
+    """List what a tilt of an action site may read: what the agent has seen, in the site's own plate elements."""
+    own, mine = structure[name], facts.sites[name]
+    found = []
+    for site in structure.sites:
+        if site.name == name:
+            break
+        other = facts.sites.get(site.name)
+        if other is None or site.hidden or not other.frames <= mine.frames:
+            continue
+        stacked = site.scan is not None and site.scan != own.scan
+        found.append(site_source(other, site, stacked=stacked))
+    if own.scan is not None:
+        found += _from_carry(own.scan, mine, structure, facts)
+    return [source for source in found if source.range is None or len(source.range) > 1]
+
+
+def site_source(fact: SiteFacts, site: Site, *, stacked: bool) -> Source:
+    """Read a site: its value at this moment, or all its steps where it stood in an earlier scan."""
+    width = fact.width * (site.length if stacked else 1)
+    return Source(
+        "past" if stacked else "site", fact.name, fact.dims, fact.event_ndim, width, fact.support, f"value {fact.name}"
+    )
+
+
+def _from_carry(scan: int, mine: SiteFacts, structure: Structure, facts: Survey) -> list[Source]:
+    leaves = facts.carries[scan]
+    found = []
+    for index, leaf in enumerate(leaves):
+        hidden = any(structure[name].hidden for name in leaf.reached)
+        # What no draw reaches is the same in every run: the time step and the plates tell it.
+        if hidden or not leaf.numeric or not leaf.reached:
+            continue
+        origin = _origin(index, leaves, facts)
+        if origin is not None:
+            dims, event_ndim, frames = origin.dims, origin.event_ndim, origin.frames
+        else:
+            layout = _layout(leaf, mine, structure)
+            if layout is None:
+                continue
+            dims, event_ndim, frames = layout
+        if not frames <= mine.frames or not _reaches_only(leaf, mine.frames if dims else frozenset(), structure):
+            continue
+        width = _width(leaf.shape, dims, event_ndim)
+        found.append(Source("carry", index, dims, event_ndim, width, leaf.range, f"carry {scan} {index}"))
+    return found
+
+
+def _reaches_only(leaf: LeafFacts, frames: frozenset[str], structure: Structure) -> bool:
+    """Whether all that a leaf depends on stands in these plates or outside plates."""
+    return all({frame.name for frame in structure[name].frames} <= frames for name in leaf.reached)
+
+
+def _origin(index: int, leaves: list[LeafFacts], facts: Survey) -> SiteFacts | None:
+    """Find the site that a leaf copies, through any number of steps."""
+    seen: set[int] = set()
+    source: str | int | None = index
+    while isinstance(source, int) and source not in seen:
+        seen.add(source)
+        source = leaves[source].source
+    return facts.sites.get(source) if isinstance(source, str) else None
+
+
+def _layout(leaf: LeafFacts, mine: SiteFacts, structure: Structure) -> tuple[Dims, int, frozenset[str]] | None:
+    """Guess which axes of a computed leaf are plates: the first ones, where they have the plates' sizes."""
+    sizes = {frame.dim: frame.size for frame in structure[mine.name].frames}
+    expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
+    if not sizes:
+        return (), len(leaf.shape), frozenset()
+    if leaf.shape[: len(expected)] == expected:
+        return mine.dims, len(leaf.shape) - len(expected), mine.frames
+    return ((), len(leaf.shape), frozenset()) if math.prod(leaf.shape) == 1 else None
+
+
+def _width(shape: tuple[int, ...], dims: Dims, event_ndim: int) -> int:
+    num_batch = len(shape) - event_ndim
+    framed = {num_batch + dim for dim in dims}
+    return math.prod(size for axis, size in enumerate(shape) if axis not in framed)
+
+
+def prior_source(name: str, structure: Structure, facts: Survey) -> Source | None:
+    """Let a network read the site's own prior, unless that could tell what the agent does not see."""
+    fact = facts.sites[name]
+    if not 0 < fact.description <= _MAX_FEATURES or any(site.hidden for site in structure.sites):
+        return None
+    return Source("prior", name, fact.dims, 0, fact.description, None, f"prior {name}", fact.support)
+
+
+def readable(sources: list[Source]) -> list[Source]:
+    """Keep the sources that a network can take in."""
+    return [source for source in sources if source.num_features <= _MAX_ONE_HOT]

@@ -1,0 +1,221 @@
+"""The decision, site by site, what a tilt reads and whether a table or a network holds it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bayesrl.core.structure import Site, Structure
+from bayesrl.core.trace import Frame
+from bayesrl.errors import GuideError
+from bayesrl.guides.analysis import Survey
+from bayesrl.guides.inputs import Source, prior_source, readable, site_source, sources_of
+from bayesrl.guides.networks import num_time_features
+from bayesrl.guides.plate_alignment import Dims
+from bayesrl.guides.tilts.natural import Reach
+
+type Tilt = Literal["auto", "table", "network", "constant"]
+
+
+@dataclass(frozen=True, eq=False)
+class TablePlan:
+    """A table of shape [T?, *full plate sizes, *ranges of the sources, outputs].
+
+    Attributes:
+        timed: whether it has an axis of time.
+        frames: plates that have an axis, ascending by axis.
+        sources: what indexes it.
+        radices: number of joint values of each source.
+        num_outputs: components of the tilt.
+        length: steps of the scan.
+    """
+
+    timed: bool
+    frames: tuple[Frame, ...]
+    sources: tuple[Source, ...]
+    radices: tuple[int, ...]
+    num_outputs: int
+    length: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        time = (self.length,) if self.timed else ()
+        return (*time, *(frame.full_size for frame in self.frames), *self.radices, self.num_outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class SitePlan:
+    """What the tilt of one action site is made of.
+
+    Attributes:
+        site: its facts.
+        dims: axes of its plates.
+        table: its table, or None.
+        sources: what its network reads, besides time and summary.
+        network: whether it has a network.
+        num_features: length of the network's input.
+        num_outputs: components of the tilt.
+        summary: name of the recurrent summary that the network reads, or None.
+        cut: whether a table of all that is finite did not fit.
+    """
+
+    site: Site
+    dims: Dims
+    table: TablePlan | None
+    sources: tuple[Source, ...]
+    network: bool
+    num_features: int
+    num_outputs: int
+    summary: str | None
+    cut: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class SummaryPlan:
+    """A recurrent summary of a scan, for the sites that stand in these plates."""
+
+    scan: int
+    frames: tuple[Frame, ...]
+    dims: Dims
+    sources: tuple[Source, ...]
+    num_features: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The plans of all action sites and of all summaries, by name.
+
+    Attributes:
+        sites: of the action sites.
+        summaries: of the recurrent summaries.
+        reaches: where the draws of each site lie under the prior.
+    """
+
+    sites: dict[str, SitePlan]
+    summaries: dict[str, SummaryPlan]
+    reaches: dict[str, Reach] = field(default_factory=dict)
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether anything but tables is trained."""
+        return bool(self.summaries) or any(site.network for site in self.sites.values())
+
+
+def make_plan(
+    structure: Structure, facts: Survey, *, tilt: Tilt, hidden: int, recurrent: bool | Literal["auto"], max_table: int
+) -> Plan:
+    """Decide for all action sites.
+
+    Args:
+        structure: of the policy.
+        facts: of the policy.
+        tilt: what holds a tilt.
+        hidden: width of the networks.
+        recurrent: whether scans get a summary.
+        max_table: largest number of entries of one table.
+
+    Raises:
+        GuideError: a table was asked for and does not fit.
+    """
+    sites: dict[str, SitePlan] = {}
+    summaries: dict[str, SummaryPlan] = {}
+    for name in structure.actions:
+        site = structure[name]
+        summary = None
+        if needs_summary(site, structure, recurrent, tilt):
+            made = _summary(site, structure, facts)
+            summary = f"{'/'.join(sorted(facts.sites[name].frames))}scan{site.scan}$summary"
+            summaries[summary] = made
+        sites[name] = _site_plan(site, structure, facts, tilt, max_table, summary, hidden)
+    return Plan(sites, summaries)
+
+
+def needs_summary(site: Site, structure: Structure, recurrent: bool | Literal["auto"], tilt: Tilt) -> bool:
+    """Tell whether the past of a scan matters beyond its carry.
+
+    It does where something is scored after the scan, or where nature hides something: the past is
+    then evidence of it.
+    """
+    if site.scan is None or site.length == 1 or recurrent is False:
+        return False
+    if recurrent is True:
+        return True
+    if tilt == "constant":
+        return False
+    last = max(i for i, other in enumerate(structure.sites) if other.scan == site.scan)
+    scored_later = any(other.kind in ("reward", "observed") for other in structure.sites[last + 1 :])
+    return scored_later or any(other.hidden for other in structure.sites[: last + 1])
+
+
+def _site_plan(
+    site: Site,
+    structure: Structure,
+    facts: Survey,
+    tilt: Tilt,
+    max_table: int,
+    summary: str | None,
+    hidden: int,
+) -> SitePlan:
+    fact = facts.sites[site.name]
+    if fact.tilt == 0:
+        return SitePlan(site, fact.dims, None, (), network=False, num_features=0, num_outputs=0, summary=None)
+    sources = [] if tilt == "constant" else sources_of(site.name, structure, facts)
+    finite = [source for source in sources if source.num_codes]
+    exact = len(finite) == len(sources)
+    table, all_of_it = _table(site, fact.tilt, finite, tilt, max_table)
+    if tilt in ("table", "constant") and not all_of_it:
+        size = math.prod(_table_plan(site, fact.tilt, finite).shape)
+        raise GuideError(
+            f"the table of site {site.name!r} would have {size:,} entries, more than max_table={max_table:,}; "
+            "raise max_table, or use tilt='network'"
+        )
+    network = tilt == "network" or summary is not None or (tilt == "auto" and not (exact and all_of_it))
+    prior = prior_source(site.name, structure, facts) if tilt in ("auto", "network") else None
+    inputs = readable(sources + [prior] * (prior is not None)) if network else []  # type: ignore[list-item]
+    num_features = sum(source.num_features for source in inputs) + num_time_features(site.length)
+    num_features += hidden if summary is not None else 0
+    if num_features == 0:
+        network = False
+    return SitePlan(site, fact.dims, table, tuple(inputs), network, num_features, fact.tilt, summary, not all_of_it)
+
+
+def _table_plan(
+    site: Site, num_outputs: int, sources: list[Source], *, timed: bool = True, plates: bool = True
+) -> TablePlan:
+    frames = tuple(sorted(site.frames, key=lambda frame: frame.dim)) if plates else ()
+    radices = tuple(source.num_codes for source in sources)
+    timed = timed and site.scan is not None
+    return TablePlan(timed, frames, tuple(sources), radices, num_outputs, site.length)
+
+
+def _table(
+    site: Site, num_outputs: int, finite: list[Source], tilt: Tilt, max_table: int
+) -> tuple[TablePlan | None, bool]:
+    """Give the richest table that fits, and whether it holds all that is finite."""
+    carried = [source for source in finite if source.kind == "carry"]
+    if tilt == "network":
+        # Without axes for the plates the guide carries over to other contexts.
+        candidates = [_table_plan(site, num_outputs, [], plates=False)]
+    else:
+        candidates = [_table_plan(site, num_outputs, sources) for sources in (finite, carried, [])]
+        candidates += [_table_plan(site, num_outputs, [], plates=False)]
+    for index, plan in enumerate(candidates):
+        if math.prod(plan.shape) <= max_table:
+            return plan, index == 0
+    return None, False
+
+
+def _summary(site: Site, structure: Structure, facts: Survey) -> SummaryPlan:
+    """Let a summary take in whatever is visible of one step, in the plates of the site."""
+    mine = facts.sites[site.name]
+    visible = []
+    for other in structure.sites:
+        if other.scan == site.scan and other.latent and not other.hidden:
+            fact = facts.sites[other.name]
+            if fact.frames <= mine.frames:
+                visible.append(site_source(fact, other, stacked=False))
+    inputs = tuple(readable(visible))
+    num_features = sum(source.num_features for source in inputs) + num_time_features(site.length)
+    frames = tuple(sorted(site.frames, key=lambda frame: frame.dim))
+    assert site.scan is not None
+    return SummaryPlan(site.scan, frames, mine.dims, inputs, num_features)

@@ -1,0 +1,1 @@
+"""How draws are tilted: one file per kind of family."""

@@ -1,0 +1,71 @@
+"""Sites whose posterior a plain tilt holds exactly, since all else that they enter is a polynomial of low degree.
+
+A normal draw that enters the rest of a program at most squared has a normal posterior. A draw x of a family that
+exp(cx) leaves within itself has one of that family where it enters the rest linearly. Neither needs a tilt that bends
+or weighs.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Structure
+from bayesrl.core.support_edges import unwrapped
+from bayesrl.core.trace import Record, abstractly, record, site_log_prob
+from bayesrl.jaxprs.polynomial_degrees import NO_POLYNOMIAL, degrees_of
+from bayesrl.typing import PRNGKey, Program
+
+_NORMAL = (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal)
+_EXPONENTIAL = (
+    dist.BinomialLogits,
+    dist.BinomialProbs,
+    dist.Exponential,
+    dist.Gamma,
+    dist.GammaPoisson,
+    dist.GeometricLogits,
+    dist.GeometricProbs,
+    dist.Poisson,
+)
+"""Of each of them exp(c·x) times its density is another one that its plain tilt reaches."""
+
+
+def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> set[str]:
+    """Name the action sites whose posterior a plain tilt holds.
+
+    Args:
+        key: consumed whole.
+        policy: the program.
+        structure: of the policy.
+        args: of the policy.
+    """
+    seen = abstractly(lambda: record(FoldedKeys(policy, key), *args)).sites
+    cores = {name: unwrapped(seen[name].fn) for name in structure.actions}
+    normal = {name for name, core in cores.items() if isinstance(core, _NORMAL)}
+    exponential = {name for name, core in cores.items() if isinstance(core, _EXPONENTIAL)}
+    if not normal and not exponential:
+        return set()
+    held = {name: jnp.zeros(jnp.shape(seen[name].value), jnp.result_type(seen[name].value)) for name in cores}
+
+    def scores(values: dict[str, Array]) -> list[Any]:
+        sites = record(FoldedKeys(handlers.substitute(policy, data=values), key), *args).sites
+        return [_rest(site, held[name] if name in exponential else None) for name, site in sites.items()]
+
+    # A product with another draw is one term more than its degree tells, unless both are normal: what is drawn later
+    # is summed over, and the sum of exp(x·k) over k is no exponential of x.
+    starts = {name: 1 if name in normal else NO_POLYNOMIAL - 1 for name in cores}
+    squared = degrees_of(scores, held, starts) if normal else {}
+    linear = degrees_of(scores, held) if exponential else {}
+    return {name for name in normal if squared[name] < NO_POLYNOMIAL} | {
+        name for name in exponential if linear[name] <= 1
+    }
+
+
+def _rest(site: Record, held: Array | None) -> Any:
+    """Score a site; one whose own density may be any only by what its parameters depend on."""
+    if site.kind == "metric":
+        return 0.0
+    return site_log_prob(site if held is None else site._replace(value=held, intermediates=None))

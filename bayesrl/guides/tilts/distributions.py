@@ -1,0 +1,276 @@
+"""Distributions that tilted sites draw from where NumPyro has none of the right shape."""
+
+import copy
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.batch_util import promote_batch_shape
+
+from bayesrl.core.log_ratios import Ratio
+from bayesrl.core.support_edges import Ends, at_edge, safe
+from bayesrl.guides.tilts.bends import Bend
+
+# exp and sigmoid leave float32 beyond these; unconstrained coordinates of bounded supports stay inside.
+_LOWEST, _HIGHEST = -87.0, 88.0
+_NEAREST = 1e-5
+"""As near to its ends, as a share of what lies between them, a number is mapped."""
+
+
+def coordinate_shape(fn: Any) -> tuple[int, ...]:
+    """Shape of one event in unconstrained space.
+
+    The transform is asked about batch and event together: bounds may have batch axes.
+    """
+    shape: tuple[int, ...] = biject_to(fn.support).inverse_shape(tuple(fn.shape()))
+    return shape[len(fn.batch_shape) :]
+
+
+class Finite(dist.Distribution):
+    """A distribution over finitely many consecutive integers, by free logits.
+
+    log p(values[k]) = log softmax(logits)_k
+
+    Args:
+        logits: [*batch, K].
+        values: the K integers, ascending.
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012  (NumPyro's protocol)
+    has_enumerate_support = True
+    pytree_data_fields = ("logits",)
+    pytree_aux_fields = ("values",)
+
+    def __init__(self, logits: Array, values: tuple[float, ...], *, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        self.values = tuple(int(value) for value in values)
+        super().__init__(batch_shape=jnp.shape(logits)[:-1], validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)  # type: ignore[untyped-decorator]
+    def support(self) -> Any:
+        """The interval of the values."""
+        return constraints.integer_interval(self.values[0], self.values[-1])
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw [*sample_shape, *batch]."""
+        drawn = jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape)
+        return drawn + self.values[0]
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-probability, nats; −inf off the support."""
+        log_probs = jax.nn.log_softmax(self.logits)
+        index = jnp.asarray(value) - self.values[0]
+        inside = (index >= 0) & (index < len(self.values))
+        index = jnp.clip(index, 0, len(self.values) - 1).astype(jnp.int32)
+        shape = jnp.broadcast_shapes(index.shape, log_probs.shape[:-1])
+        log_probs = jnp.broadcast_to(log_probs, (*shape, len(self.values)))
+        picked = jnp.take_along_axis(log_probs, jnp.broadcast_to(index, shape)[..., None], -1)[..., 0]
+        return jnp.where(inside, picked, -jnp.inf)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        """Give all values, [K, *batch or ones]."""
+        values = jnp.asarray(self.values).reshape((-1,) + (1,) * len(self.batch_shape))
+        return jnp.broadcast_to(values, (len(self.values), *self.batch_shape)) if expand else values
+
+
+class Affine(dist.Distribution):
+    """The prior's own draw, bent coordinate by coordinate and moved by an affine map, in unconstrained coordinates.
+
+    x = T(a + B · s(T⁻¹(x₀))),  x₀ ~ base,  T = biject_to(support),  B lower triangular,  s as in `Bend`.
+
+    Args:
+        base: the prior, [*batch] of events whose unconstrained coordinates number N.
+        shift: a, [*batch, N].
+        log_scale: logarithm of the diagonal of B, [*batch, N].
+        lower: what stands below the diagonal of B, [*batch, N(N−1)/2], or of length 0 for a diagonal B.
+        ends: coordinates beyond which single precision tells nothing of a draw, where the prior often draws there
+            (see `bayesrl.core.support_edges`). Such draws stay where they are, and score 0; what lies between the
+            ends is mapped onto itself, T being followed by a logistic map of the line onto it.
+        bend: numbers of s, [*batch, 4 N], or of length 0 where s is the identity.
+        centre: of the prior's coordinates, where s bends, [*batch, N] or fewer axes; 0 by default.
+        width: of the prior's coordinates, [*batch, N] or fewer axes; 1 by default.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's protocol)
+    pytree_data_fields = ("base", "shift", "log_scale", "lower", "bend", "centre", "width", "_support")
+    pytree_aux_fields = ("ends",)
+
+    def __init__(
+        self,
+        base: Any,
+        shift: Array,
+        log_scale: Array,
+        lower: Array,
+        *,
+        ends: Ends | None = None,
+        bend: Array | None = None,
+        centre: Any = 0.0,
+        width: Any = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.base, self.shift, self.log_scale, self.lower, self.ends = base, shift, log_scale, lower, ends
+        self.bend = log_scale[..., :0] if bend is None else bend
+        self.centre, self.width = (jnp.broadcast_to(part, log_scale.shape) for part in (centre, width))
+        # Bounds of full shape stay aligned when a scan stacks them over time; NumPyro's own do not.
+        self._support = jax.tree.map(lambda bound: jnp.broadcast_to(bound, base.shape()), base.support)
+        super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether the prior is reparameterised."""
+        return bool(self.base.has_rsample)
+
+    @property
+    def support(self) -> Any:
+        """The prior's support."""
+        return self._support
+
+    @property
+    def stands_for(self) -> Any:
+        """The prior, whose terms its density has."""
+        return self.base
+
+    def log_ratio_to(self, prior: Any, value: Array) -> Ratio | None:
+        """Give log π₀ − log q of a tilted Gamma, without the terms of its concentration that are huge and cancel.
+
+        With Δ = log x − log x₀: c·Δ − r·(x − x₀) + log B.
+        """
+        base = _unexpanded(self.base)
+        if self.ends is not None or not (isinstance(base, dist.Gamma) and isinstance(_unexpanded(prior), dist.Gamma)):
+            return None
+        shift, log_scale = self.shift[..., 0], self.log_scale[..., 0]
+        log_value = self._bounded(jnp.log(value))
+        moved = jnp.exp(-log_scale) * (shift + log_value * jnp.expm1(log_scale))
+        stretch = log_scale
+        if self.bend.shape[-1]:
+            _, back, bent = self._bend.inverse((log_value - moved)[..., None])
+            moved, stretch = moved - back[..., 0], stretch + bent[..., 0]
+        terms = (base.concentration * moved, base.rate * value * jnp.expm1(-moved), stretch)
+        size = abs(terms[0]) + abs(terms[1]) + abs(terms[2])
+        return Ratio(terms[0] + terms[1] + terms[2], size)
+
+    def rsample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw with gradients, [*sample_shape, *batch, *event]."""
+        return self._forward(self.base.rsample(key, sample_shape))
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw [*sample_shape, *batch, *event]."""
+        return self._forward(self.base.sample(key, sample_shape))
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-density by change of variables, nats; 0 of what stays at the edge."""
+        if self.ends is None:
+            return self._log_prob(value)
+        lost = at_edge(self, value, self.ends)
+        return jnp.where(lost, 0.0, self._log_prob(safe(self, value, lost)))
+
+    def _log_prob(self, value: Array) -> Array:
+        transform = biject_to(self.support)
+        moved = self._bounded(transform.inv(value))
+        flat, grown = self._outward(self._flat(moved))
+        solved = self._solve(flat - self.shift)
+        if self.bend.shape[-1]:
+            solved, _, bent = self._bend.inverse(solved)
+            grown = grown - bent.sum(-1)
+        inside, shrunk = self._inward(solved)
+        drawn = self._bounded(self._unflat(inside, moved))
+        before = transform(drawn)
+        stretch = transform.log_abs_det_jacobian(moved, value) - transform.log_abs_det_jacobian(drawn, before)
+        result: Array = self.base.log_prob(before) - stretch - self.log_scale.sum(-1) + grown + shrunk
+        return result
+
+    def _forward(self, draw: Array) -> Array:
+        if self.ends is None:
+            return self._moved(draw)
+        lost = at_edge(self, draw, self.ends)
+        moved = self._moved(safe(self, draw, lost))
+        return jnp.where(lost.reshape(lost.shape + (1,) * int(self.event_dim)), draw, moved)
+
+    def _moved(self, draw: Array) -> Array:
+        transform = biject_to(self.support)
+        drawn = self._bounded(transform.inv(draw))
+        flat, _ = self._outward(self._flat(drawn))
+        if self.bend.shape[-1]:
+            flat, _ = self._bend.forward(flat)
+        scaled = jnp.exp(self.log_scale) * flat
+        if self.lower.shape[-1]:
+            scaled = scaled + (self._matrix() @ flat[..., None])[..., 0]
+        inside, _ = self._inward(self.shift + scaled)
+        moved: Array = transform(self._bounded(self._unflat(inside, drawn)))
+        return moved
+
+    @property
+    def _bend(self) -> Bend:
+        centre = self.centre if self.ends is None else self._outward(self.centre)[0]
+        return Bend(self.bend, centre, self.width)
+
+    def _outward(self, flat: Array) -> tuple[Array, Array]:
+        """Map what lies between the ends onto the line, with the log of how much it is stretched, [*batch]."""
+        if self.ends is None:
+            return flat, jnp.zeros(())
+        low, high = self.ends
+        unit = (high - low) / 4  # so that amid the ends it is all but a shift
+        share = jnp.clip((flat - low) / (high - low), _NEAREST, 1 - _NEAREST)
+        return unit * (jnp.log(share) - jnp.log1p(-share)), -(jnp.log(4 * share) + jnp.log1p(-share)).sum(-1)
+
+    def _inward(self, line: Array) -> tuple[Array, Array]:
+        """Map the line onto what lies between the ends, with the log of how much it is stretched, [*batch]."""
+        if self.ends is None:
+            return line, jnp.zeros(())
+        low, high = self.ends
+        share = jnp.clip(jax.nn.sigmoid(line * 4 / (high - low)), _NEAREST, 1 - _NEAREST)
+        return low + (high - low) * share, (jnp.log(4 * share) + jnp.log1p(-share)).sum(-1)
+
+    def _solve(self, target: Array) -> Array:
+        if not self.lower.shape[-1]:
+            return target * jnp.exp(-self.log_scale)
+        size = self.log_scale.shape[-1]
+        matrix = self._matrix() + jnp.exp(self.log_scale)[..., None] * jnp.eye(size)
+        shape = jnp.broadcast_shapes(matrix.shape[:-2], target.shape[:-1])
+        matrix = jnp.broadcast_to(matrix, (*shape, size, size))
+        target = jnp.broadcast_to(target, (*shape, size))[..., None]
+        return jax.scipy.linalg.solve_triangular(matrix, target, lower=True)[..., 0]
+
+    def _matrix(self) -> Array:
+        """Lay `lower` out strictly below the diagonal, [*batch, N, N]."""
+        size = self.log_scale.shape[-1]
+        rows, columns = jnp.tril_indices(size, -1)
+        # Divided so that noise of one size in every entry disturbs a draw alike, whatever N is.
+        entries = self.lower / jnp.sqrt(float(size))
+        return jnp.zeros((*entries.shape[:-1], size, size)).at[..., rows, columns].set(entries)
+
+    def _flat(self, coordinates: Array) -> Array:
+        kept = coordinates.ndim - self._coordinate_ndim
+        return coordinates.reshape((*coordinates.shape[:kept], -1))
+
+    def _unflat(self, flat: Array, like: Array) -> Array:
+        shape = like.shape[like.ndim - self._coordinate_ndim :]
+        return flat.reshape((*flat.shape[:-1], *shape))
+
+    @property
+    def _coordinate_ndim(self) -> int:
+        return len(coordinate_shape(self))
+
+    def _bounded(self, coordinates: Array) -> Array:
+        support = self.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if support in (constraints.real, constraints.real_vector, constraints.real_matrix):
+            return coordinates
+        return jnp.clip(coordinates, _LOWEST, _HIGHEST)
+
+
+def _unexpanded(fn: Any) -> Any:
+    return fn.base_dist if isinstance(fn, dist.ExpandedDistribution) else fn
+
+
+@promote_batch_shape.register(Affine)  # type: ignore[untyped-decorator]
+def promote_with_base(d: Any) -> Any:
+    """Give one that is stacked by a scan, and made of a base, its leading axis of time."""
+    promoted = copy.copy(d)
+    promoted.base = promote_batch_shape(d.base)
+    promoted._batch_shape = promoted.base.batch_shape
+    return promoted

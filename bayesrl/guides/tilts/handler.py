@@ -1,0 +1,230 @@
+"""The handler under which a policy becomes its own guide."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bayesrl.core.handlers import IntoScans, Sites
+from bayesrl.core.primitives import is_hidden, kind_of
+from bayesrl.core.trace import Frame
+from bayesrl.errors import GuideError
+from bayesrl.guides.analysis import Moments
+from bayesrl.guides.inputs import View
+from bayesrl.guides.networks import time_features
+from bayesrl.guides.parameterization import Plan, SitePlan, SummaryPlan, TablePlan
+from bayesrl.guides.plate_alignment import depth, join, spread
+from bayesrl.guides.tilts.natural import tilt_shape, tilted
+from bayesrl.typing import Program
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What is trained: tables by site, networks by site, summaries by name."""
+
+    tables: dict[str, Any]
+    networks: dict[str, Any]
+    summaries: dict[str, Any]
+
+
+@dataclass
+class _Moment:
+    """One time step of a scan, or all that stands outside scans.
+
+    Attributes:
+        plan: of the guide.
+        weights: of the guide.
+        view: what can be seen now.
+        tables: of the sites that may come, for this step, [*plates, histories, outputs].
+        time: description of this step, [features].
+        states: of the summaries, [*plates, width].
+    """
+
+    plan: Plan
+    weights: Weights
+    view: View
+    tables: dict[str, Array]
+    time: Array
+    states: dict[str, Array] = field(default_factory=dict)
+
+    def before(self, msg: dict[str, Any]) -> None:
+        """Tilt an action site."""
+        if msg["type"] != "sample" or kind_of(msg) != "action":
+            return
+        plan = self.plan.sites.get(msg["name"])
+        if plan is None:
+            raise GuideError(f"site {msg['name']!r} was not there when the guide was built; build it again")
+        if plan.num_outputs:
+            fn, support = msg["fn"], plan.site.support
+            self.view.prior = fn
+            reach = self.plan.reaches.get(msg["name"])
+            tail = tilt_shape(msg["name"], fn, support, reach)
+            theta = spread(self._theta(plan), fn.batch_shape, plan.dims, tail)
+            msg["fn"] = tilted(fn, theta, support, reach)
+
+    def after(self, msg: dict[str, Any]) -> None:
+        """Remember what the agent has seen."""
+        if msg["type"] == "sample" and kind_of(msg) in ("action", "environment") and not is_hidden(msg):
+            self.view.sites[msg["name"]] = (msg["value"], msg["fn"])
+
+    def summarise(self) -> dict[str, Array]:
+        """Take this step into the summaries."""
+        return {
+            name: _rows(self.weights.summaries[name], self._features(self.plan.summaries[name], state), state)
+            for name, state in self.states.items()
+        }
+
+    def _theta(self, plan: SitePlan) -> Array:
+        """Give the tilt in aligned form, [*plates, outputs]."""
+        theta = jnp.zeros((*(1,) * depth(plan.dims), plan.num_outputs))
+        if plan.table is not None:
+            theta = theta + _look_up(self.tables[plan.site.name], plan.table, self.view)
+        if plan.network:
+            state = self.states.get(plan.summary) if plan.summary is not None else None
+            theta = theta + _rows(self.weights.networks[plan.site.name], self._features(plan, state, read=True))
+        return theta
+
+    def _features(self, plan: SitePlan | SummaryPlan, state: Array | None, *, read: bool = False) -> Array:
+        """Join what is seen; a site also reads the state of the summary, which a summary keeps apart."""
+        ones = (1,) * depth(plan.dims)
+        parts = [source.features(self.view) for source in plan.sources]
+        parts.append(self.time.reshape((*ones, -1)))
+        if state is not None:
+            parts.append(state if read else state[..., :0])
+        return join(parts)
+
+
+def _rows(network: Any, *inputs: Array) -> Array:
+    """Apply a network along the last axis."""
+    signature = ",".join(f"(n{i})" for i in range(len(inputs))) + "->(m)"
+    result: Array = jnp.vectorize(network, signature=signature)(*inputs)
+    return result
+
+
+def _look_up(table: Array, plan: TablePlan, view: View) -> Array:
+    """Pick the rows of a table [*plates, histories, outputs] that the history points to."""
+    if not plan.sources:
+        return table[..., 0, :]
+    code = jnp.zeros((), jnp.int32)
+    for source, radix in zip(plan.sources, plan.radices, strict=True):
+        code = code * radix + source.codes(view)
+    if math.prod(table.shape[:-2]) == 1:
+        return table.reshape(table.shape[-2:])[code]
+    shape = jnp.broadcast_shapes(code.shape, table.shape[:-2])
+    index = jnp.broadcast_to(code, shape)[..., None, None]
+    return jnp.take_along_axis(jnp.broadcast_to(table, (*shape, *table.shape[-2:])), index, -2)[..., 0, :]
+
+
+class Tilting(IntoScans):
+    """Replaces the distribution of each action site by a tilted one, inside scans too.
+
+    Args:
+        fn: the policy.
+        plan: what each tilt reads.
+        weights: what is trained.
+        moments: centre and scale of what networks read.
+        width: of the summaries.
+    """
+
+    def __init__(self, fn: Program, plan: Plan, weights: Weights, moments: dict[str, Moments], width: int) -> None:
+        super().__init__(fn)
+        self.plan, self.weights, self.moments, self.width = plan, weights, moments, width
+        self.plates: dict[str, tuple[int, Array]] = {}
+        self.num_scans = 0
+        self.flat = _Moment(plan, weights, View(moments=moments), {}, jnp.zeros(0))
+
+    def process_site(self, msg: dict[str, Any]) -> None:
+        """Tilt a site outside scans."""
+        plan = self.plan.sites.get(str(msg.get("name")))
+        if plan is not None and plan.site.scan is not None:
+            raise GuideError(
+                f"site {msg['name']!r} stands in a scan, and its tilt reads the steps before: it is not drawn alone; "
+                "to ask for single actions fit with a guide of bayesrl.control"
+            )
+        if msg["type"] == "sample" and kind_of(msg) == "action" and msg["name"] in self.weights.tables:
+            self.flat.tables[msg["name"]] = self._table(msg["name"])
+        self.flat.before(msg)
+
+    def finish_site(self, msg: dict[str, Any]) -> None:
+        """Remember values and plates outside scans."""
+        if msg["type"] == "plate":
+            self.plates[msg["name"]] = (int(msg["args"][0]), msg["value"])
+        self.flat.after(msg)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Take the summaries out of the carry that a scan returns, and remember what was seen in it."""
+        super().postprocess_message(msg)
+        if msg["type"] == "control_flow":
+            (steps, key, (carry, _)), rest = msg["value"]
+            msg["value"] = (steps, key, carry), rest
+        elif msg.get("_control_flow_done"):
+            self.flat.after(msg)
+
+    def enter_scan(self, msg: dict[str, Any]) -> None:
+        """Thread tables, time and summaries through a scan."""
+        body, init, xs, length, *rest = msg["args"]
+        number = self.num_scans
+        self.num_scans += 1
+        steps = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
+        names = [name for name, plan in self.plan.sites.items() if plan.site.scan == number]
+        for name in names:
+            self._check_length(name, steps)
+        tables = {name: self._table(name) for name in names if name in self.weights.tables}
+        timed = {name: table for name, table in tables.items() if self._is_timed(name)}
+        fixed = {name: table for name, table in tables.items() if name not in timed}
+        states = {
+            name: jnp.zeros((*self._plate_shape(plan.frames), self.width))
+            for name, plan in self.plan.summaries.items()
+            if plan.scan == number
+        }
+
+        def wrapped(both: Any, x: Any) -> Any:
+            carry, states = both
+            x, now, time = x
+            view = View(dict(self.flat.view.sites), jax.tree.leaves(carry), moments=self.moments)
+            moment = _Moment(self.plan, self.weights, view, fixed | now, time, states)
+            with Sites(moment.before, moment.after):
+                new, y = body(carry, x)
+            return (new, moment.summarise()), y
+
+        msg["args"] = (wrapped, (init, states), (xs, timed, time_features(steps)), length, *rest)
+
+    def _is_timed(self, name: str) -> bool:
+        table = self.plan.sites[name].table
+        return table is not None and table.timed
+
+    def _check_length(self, name: str, steps: int) -> None:
+        built = self.plan.sites[name].site.length
+        if built != steps:
+            raise GuideError(
+                f"the scan of site {name!r} had {built} steps when the guide was built and has {steps} now; "
+                "fit a guide for this length"
+            )
+
+    def _table(self, name: str) -> Array:
+        """Bring a table to [T?, *plates, histories, outputs], the plates subsampled as in this run."""
+        plan = self.plan.sites[name].table
+        assert plan is not None
+        table = jnp.asarray(self.weights.tables[name])
+        start = int(plan.timed)
+        sizes = [1] * depth(tuple(frame.dim for frame in plan.frames))
+        for axis, frame in enumerate(plan.frames, start):
+            full, indices = self.plates.get(frame.name, (frame.full_size, None))
+            if full != frame.full_size:
+                raise GuideError(
+                    f"plate {frame.name!r} had {frame.full_size} elements when the guide was built and has {full} now, "
+                    f"but site {name!r} has a tilt for each element; use AutoTilt(tilt='network') to carry over"
+                )
+            if indices is not None and len(indices) != full:
+                table = jnp.take(table, indices, axis=axis)
+            sizes[frame.dim] = table.shape[axis]
+        return table.reshape((*table.shape[:start], *sizes, math.prod(plan.radices), plan.num_outputs))
+
+    def _plate_shape(self, frames: tuple[Frame, ...]) -> tuple[int, ...]:
+        sizes = [1] * max((-frame.dim for frame in frames), default=0)
+        for frame in frames:
+            sizes[frame.dim] = len(self.plates[frame.name][1]) if frame.name in self.plates else frame.size
+        return tuple(sizes)

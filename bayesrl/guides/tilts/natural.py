@@ -1,0 +1,384 @@
+"""How each kind of distribution is tilted: how many numbers a tilt takes, and what it does with them."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import biject_to, constraints
+
+from bayesrl.core.censoring import Censored, censored
+from bayesrl.core.structure import Support, finite_support, is_discrete
+from bayesrl.core.support_edges import Edge, Ends, Lie
+from bayesrl.errors import GuideError
+from bayesrl.guides.tilts.bends import NUM_NUMBERS
+from bayesrl.guides.tilts.compounds import is_compound, num_compound, tilted_parts
+from bayesrl.guides.tilts.distributions import Affine, Finite, coordinate_shape
+from bayesrl.guides.tilts.splits import num_split, split
+from bayesrl.guides.tilts.windows import Windowed, num_knots
+
+_LOWEST_LOGIT = -1e30
+"""Stands for a prior log-probability of −inf, which NumPyro refuses as a logit."""
+
+MAX_TRIANGULAR = 32
+"""Largest event, in unconstrained coordinates, that gets a full triangular map."""
+
+MAX_BENT = 64
+"""Largest event, in unconstrained coordinates, whose coordinates are bent one by one."""
+
+MAX_WINDOW, MAX_COUNT = 512, 4096
+"""So many counts are weighed at most, and none above: single precision tells little of the density of greater ones."""
+
+_LEAST_BEYOND = 8.0
+_PILING = (dist.Gamma, dist.Beta, dist.Dirichlet)
+_CENSORED = (dist.LeftCensoredDistribution, dist.RightCensoredDistribution, dist.IntervalCensoredDistribution)
+_NEVER = (dist.ImproperUniform, dist.Unit, dist.Delta, dist.VonMises, *_CENSORED)
+
+_BERNOULLI = (dist.BernoulliProbs, dist.BernoulliLogits)
+_CATEGORICAL = (dist.CategoricalProbs, dist.CategoricalLogits)
+_BINOMIAL = (dist.BinomialProbs, dist.BinomialLogits)
+_GEOMETRIC = (dist.GeometricProbs, dist.GeometricLogits)
+_NATURAL = (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC, dist.Poisson, dist.GammaPoisson)
+
+
+class Reach(NamedTuple):
+    """Where the prior's draws of a site lie, which a rich tilt asks for.
+
+    Attributes:
+        ends: coordinates beyond which draws stay where they are, or None; see `Affine`.
+        centre: of the coordinates, [N] or a number.
+        width: of the coordinates, [N] or a number.
+        window: first and number of the consecutive counts that a tilt weighs freely, or None.
+        rich: whether the tilt is a rich one: one that bends, and weighs counts one by one.
+    """
+
+    ends: Ends | None = None
+    centre: Any = 0.0
+    width: Any = 1.0
+    window: tuple[int, int] | None = None
+    rich: bool = True
+
+
+def reach_of(edge: Edge | None, lie: Lie | None, *, discrete: bool) -> Reach:
+    """Give the reach of a site from what draws of its prior tell."""
+    if lie is None:
+        return Reach(edge and edge.ends)
+    if not discrete:
+        return Reach(edge and edge.ends, lie.centre, lie.width)
+    # Tilted draws go farther than those of the prior, and what lies beyond has a natural tilt still.
+    most = max(2 * float(lie.high[0]) - float(lie.low[0]), float(lie.high[0]) + _LEAST_BEYOND)
+    least = max(2 * float(lie.low[0]) - float(lie.high[0]), 0.0)
+    size = int(most - least) + 1
+    return Reach(window=(int(least), size) if size <= MAX_WINDOW and most <= MAX_COUNT else None)
+
+
+def is_measured(fn: Any) -> bool:
+    """Whether a rich tilt of a distribution asks where its draws lie."""
+    if is_discrete(fn):
+        return not fn.event_shape and _is_unbounded(fn)
+    core, _ = _elementwise(fn)
+    if is_compound(core) or isinstance(core, _NEVER) or _tells_location(_peeled(fn)):
+        return False
+    try:
+        return math.prod(coordinate_shape(_peeled(fn))) <= MAX_BENT
+    except (NotImplementedError, AssertionError):
+        return False
+
+
+def tilt_shape(name: str, fn: Any, support: Support | None, reach: Reach | None = None) -> tuple[int, ...]:
+    """Tell the shape of one element's tilt: the axes beyond the batch axes of a site.
+
+    Args:
+        name: of the site, for errors.
+        fn: its distribution.
+        support: values of its finite support, or None.
+        reach: of the site, for a rich tilt.
+
+    Raises:
+        GuideError: no tilt is known for the distribution.
+    """
+    core, reinterpreted = _elementwise(fn)
+    if is_discrete(fn):
+        size = num_compound(name, core, tilt_shape) if is_compound(core) else _num_discrete(name, core, support)
+        return (*reinterpreted, size + _num_weighed(fn, support, reach))
+    if is_compound(core):
+        return (*reinterpreted, num_compound(name, core, tilt_shape))
+    if isinstance(core, dist.VonMises):
+        return (*reinterpreted, 4 + NUM_NUMBERS if _is_rich(reach) else 2)
+    if _is_piled(core, reach):
+        return (*reinterpreted, num_split(core))
+    core = _peeled(fn)
+    bent = NUM_NUMBERS if _is_rich(reach) else 0
+    if isinstance(core, dist.Normal):
+        return (2 + bent,)
+    if _holds_mask(core):
+        raise GuideError(f"site {name!r} is masked inside .to_event(); call .mask(...) last")
+    size = _num_coordinates(name, core)
+    triangular = size * (size - 1) // 2 if size <= MAX_TRIANGULAR else 0
+    return ((2 + (bent if size <= MAX_BENT else 0)) * size + triangular,)
+
+
+def _is_piled(core: Any, reach: Reach | None) -> bool:
+    """Whether draws often lie at the edge of what single precision tells, of a family that can be tilted there."""
+    return reach is not None and reach.ends is not None and isinstance(core, _PILING)
+
+
+def _is_rich(reach: Reach | None) -> bool:
+    return reach is not None and reach.rich
+
+
+def _num_weighed(fn: Any, support: Support | None, reach: Reach | None) -> int:
+    """Count the knots of the free weights of counts."""
+    window = _window(fn, support, reach)
+    return 0 if window is None else num_knots(window[1])
+
+
+def _window(fn: Any, support: Support | None, reach: Reach | None) -> tuple[int, int] | None:
+    core, _ = _elementwise(fn)
+    if reach is None or not reach.rich or core.event_shape:
+        return None
+    if isinstance(core, _BINOMIAL) and support is not None:
+        return (int(support[0]), len(support)) if len(support) <= MAX_WINDOW else None
+    return reach.window if _is_unbounded(fn) else None
+
+
+def _is_unbounded(fn: Any) -> bool:
+    """Whether a distribution of counts has no greatest one that is known beforehand."""
+    core, _ = _elementwise(fn)
+    return not isinstance(core, (*_BERNOULLI, *_CATEGORICAL)) and finite_support(fn) is None
+
+
+def _num_discrete(name: str, core: Any, support: Support | None) -> int:
+    if isinstance(core, _CATEGORICAL):
+        return int(jnp.shape(core.logits)[-1])
+    if isinstance(core, _NATURAL):
+        return 2 if isinstance(core, dist.GammaPoisson) else 1
+    if support is not None and not core.event_shape:
+        return len(support)
+    raise GuideError(
+        f"the automatic guide cannot tilt site {name!r}: {type(core).__name__} has neither a natural parameter that "
+        f"it knows nor a finite univariate support known beforehand; {_remedy(name, core)}"
+    )
+
+
+def _remedy(name: str, core: Any) -> str:
+    """Tell what to do in the place of tilting: what a distribution says of itself, or a guide written by hand."""
+    by_hand = f"write a guide for it by hand, def guide(*args): numpyro.sample({name!r}, ...)"
+    return str(getattr(core, "guide_remedy", by_hand))
+
+
+def _num_coordinates(name: str, core: Any) -> int:
+    refusal = GuideError(
+        f"the automatic guide cannot tilt site {name!r}: {type(core).__name__} cannot be drawn and mapped to "
+        f"unconstrained space; {_remedy(name, core)}"
+    )
+    inner, _ = _elementwise(core)
+    if isinstance(inner, _CENSORED):
+        raise GuideError(
+            f"site {name!r} is drawn from {type(inner).__name__}, whose density is of observations and not of its "
+            "draws; draw from the distribution inside of it, and keep this one for sites with obs="
+        )
+    if isinstance(inner, dist.TransformedDistribution) and not _has_density(inner):
+        raise GuideError(
+            f"the automatic guide cannot tilt site {name!r}: the absolute value in its {type(inner).__name__} leaves "
+            "it without a density; write numpyro.distributions.FoldedDistribution(base)"
+        )
+    if isinstance(core, _NEVER):
+        raise refusal
+    try:
+        return math.prod(coordinate_shape(core))
+    except (NotImplementedError, AssertionError) as error:
+        raise refusal from error
+
+
+def _has_density(fn: Any) -> bool:
+    """Whether a transformed distribution has a density, be it one of its own."""
+    own = type(fn).log_prob is not dist.TransformedDistribution.log_prob
+    return own or not any(isinstance(part, dist.transforms.AbsTransform) for part in fn.transforms)
+
+
+def tilted(fn: Any, theta: Array, support: Support | None, reach: Reach | None = None) -> Any:
+    """Tilt a distribution.
+
+    Args:
+        fn: the prior of a site.
+        theta: [*batch, *tilt_shape]; zero leaves the prior as it is.
+        support: values of its finite support, or None.
+        reach: of the site, where `tilt_shape` was told it.
+
+    Returns:
+        A distribution of the same shape and support.
+    """
+    inner, _ = _elementwise(fn)
+    if is_compound(inner) or isinstance(inner, dist.VonMises) or is_discrete(fn):
+        return _tilted_elements(fn, theta, support, _window(fn, support, reach))
+    if _is_piled(inner, reach):
+        return _tilted_elements(censored(fn), theta, support)
+    core = _peeled(fn)
+    ends = None if reach is None else reach.ends
+    if isinstance(core, dist.Normal) and theta.shape[-1] == 2:
+        moved: Any = dist.Normal(core.loc + core.scale * theta[..., 0], core.scale * jnp.exp(theta[..., 1]))
+    else:
+        size = math.prod(coordinate_shape(core))
+        base = core if core.batch_shape == fn.batch_shape else core.expand(fn.batch_shape)
+        moved = _affine(base, theta, size, reach, ends)
+    for mask in _masks(fn):
+        moved = moved.mask(mask)
+    return moved
+
+
+def _affine(base: Any, theta: Array, size: int, reach: Reach | None, ends: Ends | None = None) -> Affine:
+    """Move a distribution of `size` coordinates by numbers of shift, log-scale, bend and what is below the diagonal."""
+    shift, log_scale, rest = theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :]
+    triangular = size * (size - 1) // 2 if size <= MAX_TRIANGULAR else 0
+    bend, lower = jnp.split(rest, [rest.shape[-1] - triangular], -1)
+    location = None if reach is None else _location(base)
+    centre, width = (0.0, 1.0) if reach is None else location or (reach.centre, reach.width)
+    return Affine(base, shift, log_scale, lower, ends=ends, bend=bend, centre=centre, width=width)
+
+
+def _tells_location(fn: Any) -> bool:
+    inner, _ = _elementwise(fn)
+    real = not inner.event_shape and inner.support is constraints.real
+    return real and {"loc", "scale"} <= set(inner.arg_constraints)
+
+
+def _location(fn: Any) -> tuple[Array, Array] | None:
+    """Give location and scale of a distribution over the line or over vectors, [*batch, N], where it tells them."""
+    if not _tells_location(fn):
+        return None
+    inner, _ = _elementwise(fn)
+    shape = (*fn.batch_shape, math.prod(fn.event_shape))
+    whole = tuple(fn.shape())
+    loc, scale = (jnp.broadcast_to(part, whole) for part in (inner.loc, inner.scale))
+    return loc.reshape(shape), scale.reshape(shape)
+
+
+def _tilted_elements(fn: Any, theta: Array, support: Support | None, window: tuple[int, int] | None = None) -> Any:
+    if isinstance(fn, dist.MaskedDistribution):
+        return _tilted_elements(fn.base_dist, theta, support, window).mask(fn._mask)
+    if isinstance(fn, dist.Independent):
+        return _tilted_elements(fn.base_dist, theta, support, window).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return _tilted_elements(fn.base_dist, theta, support, window)
+    if window is not None:
+        rest, knots = jnp.split(theta, [theta.shape[-1] - num_knots(window[1])], -1)
+        return Windowed(_tilted_core(fn, rest, support), knots, *window)
+    return _tilted_core(fn, theta, support)
+
+
+def _tilted_core(fn: Any, theta: Array, support: Support | None) -> Any:
+    """Tilt a distribution without wrappers by its natural parameters, or part by part."""
+    if is_compound(fn):
+        return tilted_parts(fn, theta, tilted, "", tilt_shape)
+    if isinstance(fn, dist.VonMises):
+        natural, rest = theta[..., :2], theta[..., 2:]
+        moved = _tilted_circle(fn, natural)
+        return _affine(moved, rest, 1, None) if rest.shape[-1] else moved
+    if isinstance(fn, Censored):
+        return split(fn, theta)
+    if isinstance(fn, _CATEGORICAL):
+        return dist.CategoricalLogits(jnp.maximum(fn.logits, _LOWEST_LOGIT) + theta)
+    one = theta[..., 0]
+    if isinstance(fn, _BERNOULLI):
+        return dist.BernoulliLogits(fn.logits + one)
+    if isinstance(fn, _BINOMIAL):
+        return dist.BinomialLogits(fn.logits + one, total_count=fn.total_count)
+    if isinstance(fn, _GEOMETRIC):
+        return dist.GeometricLogits(fn.logits + one)
+    if isinstance(fn, dist.Poisson):
+        return dist.Poisson(fn.rate * jnp.exp(one), is_sparse=fn.is_sparse)
+    if isinstance(fn, dist.GammaPoisson):
+        # Odds of the geometric decay are free, and so is the number of failures.
+        return dist.GammaPoisson(fn.concentration * jnp.exp(theta[..., 1]), fn.rate * jnp.exp(-one))
+    return Finite(_log_probs(fn, support or ()) + theta, tuple(support or ()))
+
+
+def _tilted_circle(fn: Any, theta: Array) -> Any:
+    """Tilt a von Mises distribution by exp(θ₀·cos x + θ₁·sin x), which makes another one."""
+    along = fn.concentration * jnp.cos(fn.loc) + theta[..., 0]
+    across = fn.concentration * jnp.sin(fn.loc) + theta[..., 1]
+    return dist.VonMises(jnp.arctan2(across, along), jnp.sqrt(along**2 + across**2 + 1e-12))
+
+
+def _log_probs(fn: Any, support: Support) -> Array:
+    """Log-probabilities of all values of a finite support, [*batch, K]."""
+    values = jnp.asarray(support, jnp.int32).reshape((-1,) + (1,) * len(fn.batch_shape))
+    values = jnp.broadcast_to(values, (len(support), *fn.batch_shape))
+    return jnp.moveaxis(fn.log_prob(values), 0, -1)
+
+
+def describe(fn: Any, support: Support | None) -> Array | None:
+    """Describe a prior by numbers of moderate size, [*batch, *elements, k], or None.
+
+    Discrete sites give log-odds or log-probabilities; continuous ones a location and a log-scale.
+    """
+    core, reinterpreted = _elementwise(fn)
+    value: Array | None = None
+    if isinstance(core, _CATEGORICAL):
+        logits = jnp.asarray(core.logits)
+        value = jnp.maximum(logits - logits.max(-1, keepdims=True), -20.0)
+    elif isinstance(core, (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC)):
+        value = jnp.asarray(core.logits)[..., None]
+    elif isinstance(core, dist.Poisson):
+        value = jnp.log(core.rate)[..., None]
+    elif isinstance(core, dist.GammaPoisson):
+        value = jnp.stack([jnp.log(core.concentration), jnp.log(core.rate)], -1)
+    elif support is not None and not core.event_shape:
+        value = jnp.maximum(_log_probs(core, support), -20.0)
+    elif not bool(core.support.is_discrete) and not core.event_shape and {"loc", "scale"} <= set(core.arg_constraints):
+        value = jnp.stack(jnp.broadcast_arrays(core.loc, jnp.log(core.scale)), -1)
+    if value is None:
+        return None
+    shape = jnp.broadcast_shapes((*fn.batch_shape, *reinterpreted), value.shape[:-1])
+    return jnp.broadcast_to(value, (*shape, value.shape[-1]))
+
+
+def unconstrained(fn: Any, value: Array) -> Array:
+    """Map values of a continuous site to unconstrained space, where that keeps one coordinate per number."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    fixed = (constraints.positive, constraints.nonnegative, constraints.unit_interval)
+    if support in fixed:
+        return jnp.clip(biject_to(support).inv(value), -87.0, 88.0)
+    return value
+
+
+def _elementwise(fn: Any) -> tuple[Any, tuple[int, ...]]:
+    """Strip all wrappers of a distribution, and give the event axes that were batch axes."""
+    reinterpreted: tuple[int, ...] = ()
+    core = fn
+    while isinstance(core, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
+        if isinstance(core, dist.Independent):
+            kept = len(core.event_shape) - core.reinterpreted_batch_ndims
+            if kept == len(core.base_dist.event_shape):
+                reinterpreted = (*reinterpreted, *core.event_shape[: core.reinterpreted_batch_ndims])
+        core = core.base_dist
+    return core, reinterpreted
+
+
+def _peeled(fn: Any) -> Any:
+    """Strip masks and expansions, but keep `to_event`."""
+    core = fn
+    while isinstance(core, (dist.MaskedDistribution, dist.ExpandedDistribution)):
+        core = core.base_dist
+    return core
+
+
+def _masks(fn: Any) -> list[Any]:
+    masks, core = [], fn
+    while isinstance(core, (dist.MaskedDistribution, dist.ExpandedDistribution)):
+        if isinstance(core, dist.MaskedDistribution):
+            masks.append(core._mask)
+        core = core.base_dist
+    return masks
+
+
+def _holds_mask(core: Any) -> bool:
+    while isinstance(core, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
+        if isinstance(core, dist.MaskedDistribution):
+            return True
+        core = core.base_dist
+    return False

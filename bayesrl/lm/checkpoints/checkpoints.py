@@ -1,0 +1,330 @@
+"""Checkpoints as Hugging Face's transformers writes them: read from a folder or the hub, and written to a folder."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from bayesrl.arguments import Bytes, Location, checked
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.adapters import ADAPTER, ADAPTER_WEIGHTS, adapted, adapter_of
+from bayesrl.lm.checkpoints.parameter_arrays import filled, named_arrays
+from bayesrl.lm.checkpoints.quantized import SETTING, check_method, dequantised
+from bayesrl.lm.checkpoints.weights import INDEX, WEIGHTS, arrays_of, as_json, save_weights, weight_files
+from bayesrl.lm.tokenization.files import (
+    CONFIG,
+    GENERATION,
+    MORE_TEMPLATES,
+    OLD_TEMPLATE,
+    SPECIAL,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    read_json,
+)
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
+from bayesrl.lm.transformers.base import CausalLM, Config, Transformer
+from bayesrl.lm.transformers.checkpoint_names import DtypeOrNone
+from bayesrl.lm.transformers.layers.layers import merged
+from bayesrl.lm.transformers.registry import family_of
+from bayesrl.run_folder import write
+from bayesrl.values import told
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@checked(LanguageModelError)
+@dataclass(frozen=True)
+class Pretrained:
+    """A model that was loaded, with what came along.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer, or None where the folder has no tokenizer.json.
+        folder: where it was read; None where it was made here.
+        config: config.json, as read: `save_pretrained` of this keeps what the model does not use of it.
+        adapter: adapter_config.json, where the model has the low-rank paths of an adapter beside its weights.
+        generation: generation_config.json, as read.
+    """
+
+    GIVEN_BY: ClassVar[str] = "as lm.load_pretrained gives it"
+
+    model: Transformer
+    tokenizer: Tokenizer | None
+    folder: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    adapter: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@checked(LanguageModelError)
+def load_pretrained(
+    source: Location,
+    *,
+    dtype: DtypeOrNone = None,
+    revision: str | None = None,
+    base: Pretrained | Location | None = None,
+    merge: bool = True,
+) -> Pretrained:
+    """Load a model, and its tokenizer, from a folder or from the Hugging Face hub.
+
+    Args:
+        source: a folder with config.json and model.safetensors, whole or in shards, or with an adapter that PEFT saved;
+            or, where there is no such folder, the name of a model on the hub, which is fetched once and kept in the
+            hub's own cache.
+        dtype: of all weights, float32 or bfloat16; None is as stored, and float32 where that is neither (float16, and
+            float8 with scales, which is said).
+        revision: branch, tag or commit on the hub.
+        base: of an adapter, the model that it was trained beside; None is the one that it names.
+        merge: whether an adapter is added to the weights, or stays apart as low-rank paths beside them.
+
+    Raises:
+        LanguageModelError: the folder is missing, or the hub cannot be reached; config.json is missing, names an
+            unknown architecture or asks for what is not implemented; tensors are missing, left over, quantised, not
+            finite or of the wrong shape; there are only pickled weights; a file is damaged; an adapter does not
+            fit its base, or that cannot be found; the tokenizer does not fit the model.
+
+    Example:
+        >>> import jax, tempfile
+        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+        >>> config = GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(folder, GPT2.random(jax.random.key(0), config))
+        ...     load_pretrained(folder).model.config == config
+        True
+    """
+    folder = _folder(source, revision)
+    config = read_json(folder / CONFIG)
+    if (folder / ADAPTER).is_file() and (
+        config is None or not any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+    ):
+        return _with_adapter(folder, base, dtype, merge)
+    if base is not None:
+        raise LanguageModelError(f"{folder} holds no adapter, and needs no base=; leave it out")
+    if config is None:
+        raise LanguageModelError(f"{folder} has no {CONFIG}; pass the folder of a model that transformers saved")
+    family = family_of(config)
+    check_method(config)
+    shape = family.config.from_json(config)
+    skeleton = eqx.filter_eval_shape(family.model.random, jax.random.key(0), shape)
+    arrays = dequantised(arrays_of(*weight_files(folder)), config, folder)
+    model = filled(skeleton, arrays, _dtype(dtype), folder)
+    tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else None
+    if tokenizer is not None:
+        check_vocabulary(model, tokenizer)
+    config = {name: value for name, value in config.items() if name != SETTING}
+    return Pretrained(model, tokenizer, folder, config, generation=read_json(folder / GENERATION) or {})
+
+
+def _with_adapter(folder: Path, base: Any, dtype: Any, merge: bool) -> Pretrained:
+    """Load an adapter, and the model that it was trained beside."""
+    told = read_json(folder / ADAPTER) or {}
+    named = told.get("base_model_name_or_path")
+    if base is None and not named:
+        raise LanguageModelError(
+            f"{folder} holds an adapter and no model, and does not name the one that it was trained beside; pass that "
+            "as base="
+        )
+    try:
+        beside = base if isinstance(base, Pretrained) else load_pretrained(base or str(named), dtype=dtype)
+    except LanguageModelError as error:
+        raise LanguageModelError(
+            f"{folder} holds an adapter of the model {base or named!r} and no model, and that one cannot be loaded: "
+            f"{error}; pass its folder as base="
+        ) from error
+    model = adapted(beside.model, told, arrays_of(folder / ADAPTER_WEIGHTS), folder)
+    tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else beside.tokenizer
+    if tokenizer is not None:
+        check_vocabulary(model, tokenizer)
+    beside = dataclasses.replace(beside, tokenizer=tokenizer)
+    if merge:
+        return dataclasses.replace(beside, model=merged(model))
+    return dataclasses.replace(beside, model=model, adapter=told)
+
+
+@checked(LanguageModelError)
+def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None = None) -> None:
+    """Write the low-rank paths of a model as PEFT and `load_pretrained` read them, without the weights beside them.
+
+    Args:
+        folder: made where there is none.
+        tuned: with low-rank paths: `fitted(posterior, merge=False)`, or an adapter loaded with `merge=False`.
+        base: the folder or name of the model that they stand beside, to be named in adapter_config.json; None is the
+            folder that it was read from, if any.
+
+    Raises:
+        LanguageModelError: the model has no low-rank paths; the folder cannot be made.
+        RunFolderError: a file cannot be written; what it held before is intact.
+
+    References:
+        Hu et al. (2022), "LoRA: low-rank adaptation of large language models", equation 3.
+    """
+    named = base if base is not None else tuned.folder
+    told, arrays = adapter_of(tuned.model, tuned.adapter, None if named is None else str(named))
+    path = _made(folder)
+    save_weights(path, arrays, whole=ADAPTER_WEIGHTS)
+    write(path / ADAPTER, as_json(told))
+    if tuned.tokenizer is not None:
+        tuned.tokenizer.save(path)
+
+
+def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer with ids that the model has no row for.
+
+    Raises:
+        LanguageModelError: it has some.
+    """
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise LanguageModelError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model a vocabulary of {model.config.vocab_size}; "
+            "use the tokenizer that the model was trained with"
+        )
+
+
+def _dtype(dtype: Any) -> Any:
+    if dtype is None:
+        return None
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
+        raise LanguageModelError(f"load_pretrained got dtype={dtype!r}; use jnp.float32, jnp.bfloat16 or None")
+    return known
+
+
+def _folder(source: str | Path, revision: str | None) -> Path:
+    """Find the folder of a model, fetching it from the hub where there is none here."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(source) or source.startswith("."):
+        raise LanguageModelError(f"there is no folder {folder}; pass the folder of a saved model, or a name on the hub")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise LanguageModelError(
+            f"there is no folder {source!r} here, and to fetch it from the Hugging Face hub a library is needed that "
+            "is not installed; install bayesrl with its extra: pip install 'bayesrl[lm]'"
+        ) from error
+    wanted = [
+        ADAPTER,
+        ADAPTER_WEIGHTS,
+        CONFIG,
+        GENERATION,
+        TOKENIZER,
+        TOKENIZER_CONFIG,
+        SPECIAL,
+        TEMPLATE,
+        OLD_TEMPLATE,
+        f"{MORE_TEMPLATES}/*.jinja",
+        "model*.safetensors",
+        INDEX,
+    ]
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LanguageModelError(
+            f"there is no folder {source!r} here, and it could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {reason}); check the name and the network, or copy the model's config.json, "
+            "*.safetensors and tokenizer*.json into a folder by other means and pass that"
+        ) from error
+
+
+@checked(LanguageModelError)
+def save_pretrained(
+    folder: Location,
+    model: Transformer | Pretrained,
+    tokenizer: Tokenizer | None = None,
+    *,
+    keep: Mapping[str, Any] | None = None,
+    max_shard_bytes: Bytes = 5_000_000_000,
+) -> None:
+    """Write a model, and its tokenizer, as transformers and `load_pretrained` read them.
+
+    Weights that the folder held before under the names of transformers are replaced, and parts that an index of before
+    names are removed; other files are left alone. Arrays are written bit by bit as they are.
+
+    Args:
+        folder: made where there is none.
+        model: without low-rank paths: pass `merged(model)`. What `load_pretrained` or `fitted` gave is written with all
+            that came along: tokenizer, chat template, settings.
+        tokenizer: what to write beside it, where the model brings none.
+        keep: further settings for config.json, by default those that the model brings; its own come first.
+        max_shard_bytes: weights beyond so many bytes go into several files.
+
+    Raises:
+        LanguageModelError: the model has low-rank paths; the tokenizer does not fit it; the folder cannot be made.
+        RunFolderError: a file cannot be written; what it held before is intact.
+
+    Example:
+        >>> import jax, tempfile
+        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+        >>> config = GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(folder, GPT2.random(jax.random.key(0), config))
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['config.json', 'model.safetensors']
+    """
+    generation: Mapping[str, Any] = tokenizer.generation if tokenizer is not None else {}
+    if isinstance(model, Pretrained):
+        tokenizer, keep = tokenizer or model.tokenizer, model.config if keep is None else keep
+        generation = generation or model.generation
+        model = model.model
+    arrays = named_arrays(model)
+    if tokenizer is not None:
+        check_vocabulary(model, tokenizer)
+    path = _made(folder)
+    special: dict[str, Any] = {f"{name}_token_id": i for name, i in (tokenizer.special if tokenizer else {}).items()}
+    if tokenizer is not None and len(tokenizer.ends) > 1:
+        special["eos_token_id"] = list(tokenizer.ends)
+    dtype = str(next(iter(arrays.values())).dtype)
+    save_weights(path, arrays, limit=max_shard_bytes)
+    write(path / CONFIG, as_json({**_settings(model, keep or {}), **special, "torch_dtype": dtype}))
+    if tokenizer is not None:
+        tokenizer.save(path)
+    if isinstance(model, CausalLM) and (generation or tokenizer is not None):
+        told = generation.get("eos_token_id")
+        write(path / GENERATION, as_json({**generation, **special, **({} if told is None else {"eos_token_id": told})}))
+
+
+def _made(folder: str | Path) -> Path:
+    path = Path(folder)
+    try:
+        (path := Path(folder)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LanguageModelError(f"cannot make the folder {path}: {error.strerror}; choose another") from error
+    return path
+
+
+def _check_shape(config: Config) -> None:
+    """Refuse a shape that would not come back from the config.json of its family, so that another model would.
+
+    Raises:
+        LanguageModelError: naming what would be lost.
+    """
+    again = type(config).from_json(config.to_json())
+    for part in dataclasses.fields(config):  # type: ignore[arg-type]  # every subclass is a dataclass
+        own, read = getattr(config, part.name), getattr(again, part.name)
+        if own != read:
+            raise LanguageModelError(
+                f"config.json of a {config.model_type!r} model cannot say {part.name}={told(own)}, and would be read "
+                f"as {told(read)}; use another model_type, or leave it out"
+            )
+
+
+def _settings(model: Transformer, keep: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what config.json says of a model: its shape, over what is kept."""
+    # "dtype" is what new versions of transformers call torch_dtype, and a stale one would win.
+    kept = {name: value for name, value in keep.items() if name != "dtype"}
+    _check_shape(model.config)
+    # Where nobody says which they are, transformers would put ids of other vocabularies.
+    unknown = {"bos_token_id": None, "eos_token_id": None} if isinstance(model, CausalLM) else {}
+    return {**unknown, **kept, **model.config.to_json()}

@@ -1,0 +1,246 @@
+"""What a fitted model and its reference write, and how both score it: one compiled program for any number of texts."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from numpyro import handlers
+
+from bayesrl.compilation.jit import Compiled
+from bayesrl.compilation.keys import cheap, fold_in
+from bayesrl.core.rng import category_at
+from bayesrl.lm.completions import Prompts
+from bayesrl.lm.prompted_policy import PromptedPolicy
+from bayesrl.lm.text_distribution import Sentences, belongs, is_end
+from bayesrl.typing import Params, PRNGKey
+
+EACH = 8
+"""So many completions of one prompt are written together: the prompt is read once for them."""
+
+MOST_ROWS = 128
+_NUMBERS_AT_ONCE = 2**26
+"""Completions that are written at once; fewer where a model is large."""
+
+_WIDTHS = 8
+"""Prompts are padded to a multiple of so many tokens, so that others of about their length need no other program."""
+
+
+class Texts(NamedTuple):
+    """Completions, as both models score them, [*rows, ...].
+
+    Attributes:
+        tokens: [*rows, T].
+        log_q: of each token under the fitted model, nats, 0 behind the end, [*rows, T].
+        log_prior: of each token under the reference, nats, [*rows, T].
+        kl: KL(q‖π₀) of each next token, summed over the vocabulary, nats, [*rows, T].
+    """
+
+    tokens: Any
+    log_q: Any
+    log_prior: Any
+    kl: Any
+
+
+def write(
+    key: PRNGKey,
+    guide: Any,
+    params: Params,
+    asked: Prompts,
+    index: np.ndarray,
+    *,
+    by_fit: bool = True,
+    given: np.ndarray | None = None,
+    together: tuple[int, int] | None = None,
+) -> Texts:
+    """Write completions, [num, n, T], in pieces of one size; NumPy's arrays.
+
+    A completion depends on the key, on its number among the draws and on that of its prompt, and on no other.
+
+    Args:
+        key: consumed whole.
+        guide: of the fit.
+        params: of the guide, of one fit.
+        asked: the prompts.
+        index: which of them each draw answers, [num, n].
+        by_fit: whether the fit writes them, or else the reference.
+        given: completions to be scored in the place of those written, [num, n, T].
+        together: how many prompts are answered at once, and how often each; by default as memory allows.
+    """
+    num, width = index.shape
+    steps = guide.policy.options["num_steps"]
+    at_once, each = together or (most_rows(guide.policy, asked) // EACH, EACH)
+    slot, lane, prompts, numbers = _packed(index, at_once, each)
+    held = np.zeros((*numbers.shape, steps), np.int32)
+    if given is not None:
+        held[slot, lane] = np.asarray(given).reshape(-1, steps)
+    tokens, real = widened(asked, guide.policy.model.config.max_length + 1 - steps)
+    fixed = (cheap(key), dict(params))
+    flags = (np.asarray(by_fit), np.asarray(given is not None))
+    static = (guide.origin, guide.origin.policy)
+    run, parts = None, []
+    for first in range(0, len(prompts), at_once):
+        piece = slice(first, first + at_once)
+        own = (tokens[prompts[piece]], real[prompts[piece]], prompts[piece], numbers[piece], held[piece])
+        run = run or _written.prepare(static, *fixed, *own, *flags)
+        parts.append(jax.device_get(run(*fixed, *own, *flags)))
+    whole = jax.tree.map(lambda *xs: np.concatenate(xs)[slot, lane].reshape(num, width, steps), *parts)
+    return Texts(*whole)
+
+
+def most_rows(policy: PromptedPolicy, asked: Prompts) -> int:
+    """Tell how many completions are written at once."""
+    config, steps = policy.model.config, policy.options["num_steps"]
+    numbers = (asked.tokens.shape[-1] + steps) * 16 * int(config.width) + int(config.vocab_size)
+    rows = MOST_ROWS * (1 if jax.default_backend() == "cpu" else 8)
+    while rows > EACH and rows * numbers > _NUMBERS_AT_ONCE:
+        rows //= 2
+    return rows
+
+
+def _packed(index: np.ndarray, at_once: int, each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Lay completions into slots of one prompt each, a whole number of pieces of slots.
+
+    Returns:
+        slot and lane of each completion, [num·n]; the prompt of each slot; the numbers of its draws, [slots, each].
+    """
+    num, width = index.shape
+    prompt, number = index.reshape(-1), np.repeat(np.arange(num), width)
+    order = np.argsort(prompt, kind="stable")
+    counts = np.bincount(prompt) if prompt.size else np.zeros(1, int)
+    slots = -(-counts // each)
+    first = np.cumsum(counts) - counts
+    place = np.empty(prompt.size, int)
+    place[order] = np.arange(prompt.size) - first[prompt[order]]
+    slot, lane = (np.cumsum(slots) - slots)[prompt] + place // each, place % each
+    total = max(-(-int(slots.sum()) // at_once), 1) * at_once
+    prompts, numbers = np.zeros(total, np.int32), np.zeros((total, each), np.int32)
+    prompts[slot], numbers[slot, lane] = prompt, number
+    return slot, lane, prompts, numbers
+
+
+def widened(asked: Prompts, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pad prompts on the left to one of few widths, where there is room for that."""
+    tokens, real = np.asarray(asked.tokens), np.asarray(asked.real)
+    own = tokens.shape[1]
+    more = [(0, 0), (min(-(-own // _WIDTHS) * _WIDTHS, max(room, own)) - own, 0)]
+    return np.pad(tokens.astype(np.int32), more), np.pad(real, more)
+
+
+def fitted_model(guide: Any, params: Params) -> Any:
+    """Give the model of a fit with these parameters."""
+    return handlers.seed(handlers.substitute(guide.declare, data=params), rng_seed=jax.random.key(0))()
+
+
+@partial(Compiled, name="write")
+def _written(
+    static: Any,
+    key: PRNGKey,
+    params: Params,
+    prompt: Array,
+    real: Array,
+    index: Array,
+    numbers: Array,
+    given: Array,
+    by_fit: Array,
+    held: Array,
+) -> Texts:
+    guide, policy = static
+    ours = policy.sentences(fitted_model(guide, params), prompt, real)
+    theirs = policy.sentences(policy.model, prompt, real)
+    steps = given.shape[-1]
+
+    def uniform(number: Array, place: Array) -> Array:
+        return jax.random.uniform(fold_in(fold_in(key, number), place), (steps,))
+
+    chance = jax.vmap(jax.vmap(uniform, in_axes=(0, None)))(numbers, index)
+    return both_write(ours, theirs, chance, given, by_fit, held)
+
+
+def both_write(ours: Sentences, theirs: Sentences, chance: Array, given: Array, by_fit: Array, held: Array) -> Texts:
+    """Write, or read, completions of prompts token by token, [prompts, each, T], until the last has ended.
+
+    Both models read every token as it is written, so that no text is read again to be scored.
+
+    Args:
+        ours: the fitted distribution, of the prompts.
+        theirs: the reference, of the same prompts.
+        chance: uniform numbers by which tokens are drawn, [prompts, each, T].
+        given: completions to be read, [prompts, each, T].
+        by_fit: whether the fit writes.
+        held: whether completions are read and not written.
+    """
+    slots, each, steps = chance.shape
+    rows = slots * each
+    models = (ours.model, theirs.model)
+    width = ours.prompt.shape[-1]
+    starts = [model.start(width + steps - 1) for model in models]
+
+    def feed(model: Any, tokens: Array, real: Array, cache: Any, axes: Any) -> tuple[Array, Any]:
+        fed: tuple[Array, Any] = jax.vmap(model.extend, in_axes=(0, 0, axes), out_axes=(0, cache.axes))(
+            tokens, real, cache
+        )
+        return fed
+
+    read = [feed(model, ours.prompt, ours.real, start, None) for model, start in zip(models, starts, strict=True)]
+    hidden = [jnp.repeat(h[:, -1], each, 0) for h, _ in read]
+    caches = [
+        jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, each, 0), cache, _axes(cache))
+        for _, cache in read
+    ]
+    chances, told = chance.reshape(rows, steps), given.reshape(rows, steps)
+
+    def choose(t: Array, hidden: list[Array], done: Array) -> tuple[Array, tuple[Array, ...]]:
+        logits = ours._limited(hidden[:1] if ours.within is None else hidden), theirs._limited(hidden[1:])
+        log_q, log_prior = (jax.nn.log_softmax(x, axis=-1) for x in logits)
+        drawn = category_at(chances[:, t, None], jnp.where(by_fit, log_q, log_prior)).astype(told.dtype)
+        token = jnp.where(held, told[:, t], jnp.where(done, ours.pad, drawn))
+        chosen = (jnp.take_along_axis(x, token[:, None], -1)[:, 0] for x in (log_q, log_prior))
+        possible = log_q > -jnp.inf
+        terms = jnp.where(possible, jnp.exp(log_q) * (log_q - log_prior), 0.0)
+        return token, (*chosen, terms.sum(-1))
+
+    def going(carry: tuple[Any, ...]) -> Array:
+        return (carry[0] < steps) & (~carry[2].all() | held)
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        t, token, done, caches, found = carry
+        hidden = []
+        for i, model in enumerate(models):
+            h, cache = feed(model, token[:, None], jnp.ones((rows, 1), bool), caches[i], caches[i].axes)
+            hidden.append(h[:, 0])
+            caches = [*caches[:i], cache, *caches[i + 1 :]]
+        token, scores = choose(t, hidden, done)
+        return t + 1, token, done | is_end(token, ours.end), caches, _noted(found, t, (token, *scores))
+
+    blank = jnp.full((steps, rows), ours.pad, told.dtype), *(jnp.zeros((steps, rows)) for _ in range(3))
+    token, scores = choose(jnp.zeros((), jnp.int32), hidden, jnp.zeros(rows, bool))
+    found = _noted(blank, jnp.zeros((), jnp.int32), (token, *scores))
+    if steps > 1:
+        first = (jnp.ones((), jnp.int32), token, jnp.zeros(rows, bool) | is_end(token, ours.end), caches, found)
+        found = lax.while_loop(going, step, first)[-1]
+    tokens, log_q, log_prior, kl = (x.T.reshape(slots, each, steps) for x in found)
+    counts = ours.counts(tokens)
+    behind = jnp.where(tokens == ours.pad, 0.0, -jnp.inf)
+    log_q, log_prior = (jnp.where(counts, x, behind) for x in (log_q, log_prior))
+    return Texts(tokens, log_q, log_prior, jnp.where(counts, kl, 0.0))
+
+
+def _noted(found: tuple[Array, ...], t: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(
+        lax.dynamic_update_index_in_dim(all_, value.astype(all_.dtype), t, 0)
+        for all_, value in zip(found, values, strict=True)
+    )
+
+
+def _axes(cache: Any) -> Any:
+    """Mark the leaves of a cache that all rows share, for `jax.tree.map`."""
+    return jax.tree.map(lambda leaf, axis: axis, cache, cache.axes, is_leaf=lambda x: x is None)
+
+
+def counted(policy: PromptedPolicy, tokens: np.ndarray) -> np.ndarray:
+    """Tell which tokens belong to texts, their ends included, [..., T]."""
+    found: np.ndarray = belongs(tokens, policy.options["end"])
+    return found

@@ -1,0 +1,218 @@
+"""How a language model is changed by a fit: all of its parameters, or low-rank paths beside frozen weights."""
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+
+from bayesrl.arguments import Count, Positive, checked
+from bayesrl.core.structure import Structure
+from bayesrl.errors import GuideError
+from bayesrl.guides import GuideFamily, OwnProgram
+from bayesrl.lm.checkpoints.checkpoints import Pretrained
+from bayesrl.lm.prompted_policy import PromptedPolicy
+from bayesrl.lm.sampling import TextDraws
+from bayesrl.lm.transformers import CausalLM, Linear, Transformer, is_linear
+from bayesrl.typing import Params, PRNGKey, Program
+
+_FASTEST = 1e-3
+_RATE = 0.04
+"""Rates are `_RATE`/width, and `_FASTEST` for narrow models: faster, Adam's first steps leave a trained model."""
+
+
+class ModelGuide(OwnProgram):
+    """A guide of a `PromptedPolicy`: the same program, written by a model that is trained.
+
+    Args:
+        policy: the program, with the reference in it.
+        declare: declares the parameters, by `numpyro.param`, and gives the model.
+    """
+
+    def __init__(self, policy: PromptedPolicy, declare: Callable[[], CausalLM]) -> None:
+        super().__init__(lambda *args: policy.run(declare(), *args), within_prior=True)
+        self.policy, self.declare = policy, declare
+        self.origin, self.maker = self, TextDraws()
+
+    def __call__(self, *args: Any) -> Array:
+        """Run as a guide: write, without rewards."""
+        return self.policy.run(self.declare(), *args, rewarded=False)
+
+    def over_all_data(self) -> "ModelGuide":
+        """Give the same guide without mini-batches of prompts."""
+        if self.policy.batch_size is None:
+            return self
+        whole = ModelGuide(self.policy.over_all_data(), self.declare)
+        whole.origin = self.origin
+        return whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelGuideFamily(GuideFamily):
+    """What all guides of language models share: a model to start from.
+
+    Args:
+        start: a model to start from in the place of the reference, of the same shape.
+    """
+
+    start: Pretrained | None = field(default=None, compare=False)
+
+    @abc.abstractmethod
+    def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
+        """Declare what is trained, and give the model that has it."""
+
+    def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
+        """Build the guide; see `GuideFamily.build`."""
+        if not isinstance(policy, PromptedPolicy):
+            raise GuideError(
+                f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {policy!r} is none; "
+                "use bayesrl.guides.AutoTilt()"
+            )
+        model = policy.model if self.start is None else _checked_start(self.start, policy)
+        return ModelGuide(policy, lambda: self.declare(key, model))
+
+
+@checked(GuideError)
+@dataclass(frozen=True, kw_only=True)
+class FullParameters(ModelGuideFamily):
+    """All parameters of the model are trained, from a copy of the reference: the fit starts at the prior.
+
+    Parameters are kept in float32, whatever the model computes in, lest small steps be rounded away.
+
+    Example:
+        >>> from bayesrl.lm import FullParameters
+        >>> FullParameters().learning_rate_for({})
+        0.001
+    """
+
+    def learning_rate_for(self, params: Params) -> float:
+        """Suggest an Adam rate: smaller for wider models."""
+        return min(_FASTEST, _RATE / _width(params))
+
+    def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
+        """Declare one parameter for each array; see `ModelGuideFamily.declare`."""
+        return declared(model)
+
+    def disperse(self, key: PRNGKey, params: Params) -> Params:
+        """Add to each array noise of a tenth of its size; see `GuideFamily.disperse`."""
+        return {
+            name: value + 0.1 * _size(value) * jax.random.normal(jax.random.fold_in(key, i), value.shape, value.dtype)
+            for i, (name, value) in enumerate(sorted(params.items()))
+        }
+
+
+@checked(GuideError)
+@dataclass(frozen=True)
+class LoRA(ModelGuideFamily):
+    """Low-rank paths beside the linear maps of the blocks: W·x + (scale / rank)·U·(D·x), only U and D trained.
+
+    The frozen weights are those of the reference, held once. U is zero at first: the fit starts at the prior.
+
+    Args:
+        rank: of each path.
+        scale: α; the path is multiplied by α / rank. By default twice the rank.
+
+    Raises:
+        GuideError: an option is out of range.
+
+    Example:
+        >>> from bayesrl.lm import LoRA
+        >>> LoRA(rank=8).rank
+        8
+
+    References:
+        Hu et al. (2022), "LoRA: low-rank adaptation of large language models", equation 3.
+    """
+
+    rank: Count = 8
+    scale: Positive | None = None
+
+    def learning_rate_for(self, params: Params) -> float:
+        """Suggest an Adam rate: some times that of all parameters, since the paths start at nothing."""
+        return min(5 * _FASTEST, 10 * _RATE / _width(params))
+
+    def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
+        """Declare U and D of each linear map of the blocks; see `ModelGuideFamily.declare`."""
+        factor = (2.0 * self.rank if self.scale is None else self.scale) / self.rank
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)
+        adapted = [
+            self._beside(jax.random.fold_in(key, index), jax.tree_util.keystr(path), leaf, factor)
+            if is_linear(leaf) and len(path) > 1
+            else leaf
+            for index, (path, leaf) in enumerate(leaves)
+        ]
+        result: CausalLM = jax.tree.unflatten(treedef, adapted)
+        return result
+
+    def _beside(self, key: PRNGKey, name: str, linear: Linear, factor: float) -> Linear:
+        out, wide = linear.weight.shape
+        rank = min(self.rank, out, wide)
+
+        def start(_: Any = None) -> Array:
+            return jax.random.normal(key, (rank, wide)) / math.sqrt(wide)
+
+        down = numpyro.param(f"model{name}.down", start)
+        up = numpyro.param(f"model{name}.up", jnp.zeros((out, rank)))
+        whole = linear.merged()  # an adapter that the reference has stays part of it
+        return Linear(whole.weight, whole.bias, down, up, factor)
+
+    def disperse(self, key: PRNGKey, params: Params) -> Params:
+        """Draw U, so that the paths add about a tenth to what they stand beside; see `GuideFamily.disperse`."""
+        result = {}
+        for index, (name, value) in enumerate(sorted(params.items())):
+            noise = jax.random.normal(jax.random.fold_in(key, index), value.shape, value.dtype)
+            result[name] = value + 0.1 * noise / math.sqrt(value.shape[-1]) if name.endswith(".up") else value
+        return result
+
+
+def declared[Model: Transformer](model: Model) -> Model:
+    """Declare every array of a model as a parameter in float32, and give the model that computes with them."""
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(arrays)
+    own = [
+        numpyro.param(f"model{jax.tree_util.keystr(path)}", leaf.astype(jnp.float32)).astype(leaf.dtype)
+        for path, leaf in leaves
+    ]
+    result: Model = eqx.combine(jax.tree.unflatten(treedef, own), rest)
+    return result
+
+
+def _checked_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
+    """Refuse a model that is none of the reference's shape, or reads other tokens."""
+    if not isinstance(start, Pretrained):
+        raise GuideError(f"start= is a {type(start).__name__}; pass what load_pretrained gave, or Pretrained(model)")
+    if (
+        start.tokenizer is not None
+        and policy.tokenizer is not None
+        and start.tokenizer.digest != policy.tokenizer.digest
+    ):
+        raise GuideError(
+            f"start= codes texts differently (fingerprint {start.tokenizer.digest}) from the reference "
+            f"({policy.tokenizer.digest}), so their log-probabilities cannot be compared; start from a model with the "
+            "reference's tokenizer"
+        )
+    ours, theirs = (eqx.filter(model, eqx.is_array) for model in (policy.model, start.model))
+    same = bool(jax.tree.structure(ours) == jax.tree.structure(theirs))  # type: ignore[operator]
+    if not same or any(a.shape != b.shape for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)):
+        raise GuideError(
+            f"start= is a {type(start.model).__name__} of another shape than the reference "
+            f"({start.model.config} and {policy.model.config}); start from a model of the same shape"
+        )
+    model: CausalLM = start.model  # type: ignore[assignment]
+    return model
+
+
+def _width(params: Params) -> int:
+    """Give the width of a model: the commonest last axis of its matrices."""
+    sizes = [int(value.shape[-1]) for name, value in params.items() if value.ndim >= 2 and not name.endswith(".up")]
+    return max(sizes, key=sizes.count) if sizes else 1
+
+
+def _size(value: Any) -> Array:
+    return jnp.sqrt(jnp.mean(value**2))

@@ -1,0 +1,253 @@
+"""`policy`: a language model that answers prompts, as a program for `bayesrl.fit`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import Array
+
+from bayesrl.arguments import Count, CountOrNone, Positive, Share, checked, real
+from bayesrl.core.primitives import reward as reward_site
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.checkpoints.checkpoints import Pretrained
+from bayesrl.lm.checkpoints.generation_config import settled
+from bayesrl.lm.completions import Completions, Prompts
+from bayesrl.lm.completions import prompts as prompts_of
+from bayesrl.lm.rewards import Reward, as_reward
+from bayesrl.lm.text_distribution import Sentences, is_end
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
+from bayesrl.lm.transformers import CausalLM
+
+TEXT, PLATE = "text", "prompt"
+"""Names of the action site, and of the plate of prompts."""
+
+
+@checked(LanguageModelError)
+@dataclass(frozen=True, eq=False)
+class PromptedPolicy:
+    """A language model that answers prompts: a program; made by `policy`.
+
+    Attributes:
+        model: the reference π₀.
+        tokenizer: of the model, or None.
+        prompts: to be answered where the program gets no others as its argument.
+        rewards: by the name of the reward site.
+        metrics: by the name of the deterministic site.
+        batch_size: how many prompts a step sees; None sees all.
+        options: of `Sentences`.
+        source: what the model was given as, where it came with settings.
+    """
+
+    model: CausalLM
+    tokenizer: Tokenizer | None
+    prompts: Prompts = field(repr=False)
+    rewards: Mapping[str, Reward]
+    metrics: Mapping[str, Reward]
+    batch_size: int | None
+    options: Mapping[str, Any]
+    source: Pretrained | None = field(default=None, repr=False)
+
+    def __call__(self, prompts: Prompts | None = None) -> Array:
+        """Run as a program: answer its prompts, or others, and collect rewards."""
+        return self.run(self.model, prompts)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens never follow."""
+        return self.options["top_k"] is not None or self.options["top_p"] < 1 or self.options["min_p"] > 0
+
+    def read(self, site: str, value: Any) -> str | None:
+        """Give the text of a value of a site, for reports; None where it is no text."""
+        if site != TEXT or self.tokenizer is None:
+            return None
+        tokens = np.asarray(value).reshape(-1)
+        ended = np.cumsum(is_end(tokens, self.options["end"])) > 0
+        return self.tokenizer.decode([tokens[~ended]], continues=True)[0]
+
+    def sentences(self, model: CausalLM, prompt: Array, real: Array | None) -> Sentences:
+        """Give the distribution of answers to prompts [*batch, P] by any model, limited as the reference is.
+
+        Args:
+            model: in the place of the reference.
+            prompt: token ids.
+            real: which of them are no padding, in the same shape; None where all are.
+        """
+        within = self.model if self.truncated and model is not self.model else None
+        return Sentences(model, prompt, real, within=within, **self.options)
+
+    def run(self, model: CausalLM, prompts: Prompts | None = None, *, rewarded: bool = True) -> Array:
+        """Run with any model in the place of the reference, with rewards and metrics or without."""
+        asked = self.asked(prompts)
+        count = len(asked)
+        size = self.batch_size if prompts is None and self.batch_size is not None and self.batch_size < count else None
+        with numpyro.plate(PLATE, count, subsample_size=size) as index:
+            prompt, real = asked.tokens[index], asked.real[index]
+            answers = self.sentences(model, prompt, real)
+            tokens = numpyro.sample(TEXT, answers)
+            if not rewarded:
+                return tokens
+            written = Completions(index, prompt, real, tokens, answers.counts(tokens), asked.examples)
+            for name, reward in self.rewards.items():
+                reward_site(name, _checked(name, reward, written))
+            for name, metric in self.metrics.items():
+                numpyro.deterministic(name, _checked(name, metric, written))
+        return tokens
+
+    def over_all_data(self) -> "PromptedPolicy":
+        """Give the same policy without mini-batches of prompts."""
+        return self if self.batch_size is None else replace(self, batch_size=None)
+
+    def asked(self, prompts: Any = None) -> Prompts:
+        """Give its prompts, or take others that are known to be of the same tokenizer and to have room."""
+        if prompts is None:
+            return self.prompts
+        asked = prompts_of(prompts, self.tokenizer)
+        _check_coded(asked, self.tokenizer)
+        if not isinstance(asked.tokens, jax.core.Tracer):
+            _check_fit(self.model, self.tokenizer, asked, self.options["num_steps"])
+        return asked
+
+    def __repr__(self) -> str:
+        """Tell the policy in one line."""
+        return f"policy({type(self.model).__name__}, {len(self.prompts)} prompts, rewards {', '.join(self.rewards)})"
+
+
+@checked(LanguageModelError)
+def policy(
+    model: Pretrained | CausalLM,
+    prompts: Prompts | Sequence[str | Mapping[str, Any]] | Any,
+    *,
+    reward: Reward | Callable[..., Any] | Mapping[str, Reward | Callable[..., Any]],
+    max_new_tokens: Count | None = None,
+    tokenizer: Tokenizer | None = None,
+    metrics: Mapping[str, Reward | Callable[..., Any]] | None = None,
+    batch_size: Count | None = None,
+    temperature: Positive | None = None,
+    top_k: CountOrNone | None = None,
+    top_p: Annotated[float, real(above=0, most=1)] | None = None,
+    min_p: Share | None = None,
+    end: bool = True,
+) -> PromptedPolicy:
+    """Make a policy of a language model: π₀(x | prompt) over what it writes, with rewards for it.
+
+    Prompts are contexts: each is a problem of its own, with an evidence of its own, and J is averaged over them.
+    The program draws the site `text`, [prompts, max_new_tokens], and may be given other prompts as its argument:
+    `posterior.estimate(key, 100, held_out)`.
+
+    Args:
+        model: the reference, which stays as it is: what `load_pretrained` gave, or a model.
+        prompts: texts, records with the text under `prompt`, an array of tokens, or `Prompts`.
+        reward: a `Reward`, or a function of the text (see `rewards.on_text`); several by name add up.
+        max_new_tokens: the most that is written; by default what the model's generation_config.json says.
+        tokenizer: of the model, where `model` brings none.
+        metrics: what is told of the completions beside the reward, by name, in the same ways.
+        batch_size: prompts that each step sees; by default all.
+        temperature: divides the logits of both policies. It is part of the distribution, as are the next three; each is
+            by default what the model's generation_config.json says for sampling, else such that it changes nothing.
+        top_k: only so many of the likeliest tokens may follow; 0 is all.
+        top_p: only the likeliest tokens that together have this probability may follow. The reference decides which.
+        min_p: only tokens may follow whose probability is at least this share of that of the likeliest.
+        end: whether a text ends at any of the tokenizer's `ends`; otherwise `max_new_tokens` are always written.
+
+    Raises:
+        LanguageModelError: no prompts; prompts longer than the context; a model that cannot write; an option out
+            of range; a tokenizer that does not fit the model.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, bayesrl
+        >>> from bayesrl.lm import GPT2, GPT2Config, policy, rewards
+        >>> config = GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2)
+        >>> model = GPT2.random(jax.random.key(0), config)
+        >>> ones = rewards.on_tokens(lambda tokens, real: jnp.sum(tokens == 1))
+        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
+        >>> exact = bayesrl.enumerate_posterior(writer, beta=1.0)
+        >>> exact.sites["text"].shape
+        (64, 1, 3)
+    """
+    reference = model.model if isinstance(model, Pretrained) else model
+    own = model.tokenizer if isinstance(model, Pretrained) else None
+    if tokenizer is not None and own is not None and tokenizer.digest != own.digest:
+        raise LanguageModelError(
+            f"tokenizer= codes texts differently (fingerprint {tokenizer.digest}) from that of the model "
+            f"({own.digest}); leave it out"
+        )
+    tokenizer = own if tokenizer is None else tokenizer
+    if not isinstance(reference, CausalLM):
+        raise LanguageModelError(
+            f"a {type(reference).__name__} cannot write; pass a causal model: GPT2, Llama, or what load_pretrained gave"
+        )
+    asked = prompts_of(prompts, tokenizer)
+    _check_coded(asked, tokenizer)
+    came = model.generation if isinstance(model, Pretrained) else {}
+    told_of = came or (tokenizer.generation if tokenizer is not None else {})
+    width = asked.tokens.shape[1]
+    settings = settled(
+        told_of,
+        width,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
+    _check_fit(reference, tokenizer, asked, settings.num_steps)
+    given = reward if isinstance(reward, Mapping) else {"reward": reward}
+    if not given:
+        raise LanguageModelError("reward={} names no reward; pass at least one")
+    named = {name: as_reward(one) for name, one in given.items()}
+    told = {name: as_reward(one) for name, one in (metrics or {}).items()}
+    if repeated := sorted({TEXT, PLATE, *named} & set(told) | ({TEXT, PLATE} & set(named))):
+        raise LanguageModelError(f"the name {repeated[0]!r} is taken; give the reward or metric another")
+    ends = tokenizer.ends if tokenizer is not None and end else ()
+    pad = tokenizer.pad if tokenizer is not None else None
+    options = {**settings._asdict(), "end": ends[0] if len(ends) == 1 else ends or None, "pad": pad}
+    source = model if isinstance(model, Pretrained) else None
+    return PromptedPolicy(reference, tokenizer, asked, named, told, batch_size, options, source)
+
+
+def _check_coded(asked: Prompts, tokenizer: Tokenizer | None) -> None:
+    """Refuse prompts that were coded by another tokenizer."""
+    theirs = asked.examples.tokenizer
+    if theirs is not None and tokenizer is not None and theirs.digest != tokenizer.digest:
+        raise LanguageModelError(
+            f"the prompts were coded by another tokenizer (fingerprint {theirs.digest}) than the model's "
+            f"({tokenizer.digest}); make them by lm.prompts(texts, tokenizer) with that of the model"
+        )
+
+
+def _check_fit(model: CausalLM, tokenizer: Tokenizer | None, asked: Prompts, max_new_tokens: int) -> None:
+    """Refuse tokens that the model does not know, and prompts that leave no room."""
+    known = model.config.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size > known:
+        raise LanguageModelError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {known}; use the model's own"
+        )
+    tokens, real = np.asarray(asked.tokens), np.asarray(asked.real)  # not by JAX: this may run while it traces
+    strange = int(tokens.max()), int(tokens.min())
+    if strange[0] >= known or strange[1] < 0:
+        raise LanguageModelError(
+            f"a prompt holds token {strange[0] if strange[0] >= known else strange[1]}, and the model knows 0 to "
+            f"{known - 1}; was it coded by another tokenizer?"
+        )
+    lengths = real.sum(-1)
+    longest, room = int(lengths.max()), model.config.max_length
+    if tokens.shape[1] + max_new_tokens > room + 1:
+        worst = int(lengths.argmax())
+        raise LanguageModelError(
+            f"prompt {worst} ({asked.examples[worst]['prompt'][:40]!r}) has {longest} tokens, and with "
+            f"max_new_tokens={max_new_tokens} exceeds the model's context of {room}; shorten one of them"
+        )
+
+
+def _checked(name: str, reward: Reward, written: Completions) -> Array:
+    value = jnp.asarray(reward(written))
+    if value.shape != written.index.shape:
+        raise LanguageModelError(
+            f"reward {name!r} returned shape {value.shape} for completions [{written.index.shape[0]}]; return one "
+            "number for each"
+        )
+    return value

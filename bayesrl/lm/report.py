@@ -1,0 +1,240 @@
+"""What a report says of a language model: samples, where they moved, and prompts where they no longer differ."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bayesrl.arguments import checked
+from bayesrl.diagnostics.results import Section
+from bayesrl.display.formatting import count, number, shortened, with_error
+from bayesrl.display.tables import Markup, tag
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.completions import Prompts
+from bayesrl.lm.figures import length_figure, position_figure
+from bayesrl.lm.prompted_policy import PromptedPolicy
+from bayesrl.lm.text_samples import Samples, Written, parts_of, prefix_rewards, write_samples
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.statistics.estimates import Estimate
+from bayesrl.typing import PRNGKey
+
+_PROMPTS, _SAMPLES = 24, 32
+_SHOWN = 3
+_POSITIONS = 16
+_STRONG = 3.0
+"""Log-ratios of so many nats, and larger ones, have the strongest colour."""
+
+_COLLAPSED = 0.1
+"""A prompt has collapsed where its completions have less than this share of the reference's entropy."""
+
+
+@checked(LanguageModelError)
+def text_sections(
+    posterior: Posterior, *, held_out: Prompts | None = None, key: PRNGKey | None = None
+) -> list[Section]:
+    """Give the sections that a report has of a language model: `Problem(sections=(text_sections,))`.
+
+    The best, the median and the worst samples, each token coloured by log q/π₀; reward and KL by position; length
+    against reward; prompts where the policy collapsed; and, of prompts that were held out, completions of the
+    reference beside those of the fit.
+
+    Args:
+        posterior: of a program made by `bayesrl.lm.policy`; of several temperatures the coldest is shown.
+        held_out: prompts that were not trained on, or None.
+        key: of the samples; by default always the same, so that the same fit gives the same report.
+
+    Raises:
+        LanguageModelError: the posterior is of another kind.
+    """
+    betas = np.asarray(posterior.beta, float)
+    one = posterior if betas.ndim == 0 else posterior.select(beta=float(betas.min()))
+    policy, _, _ = parts_of(one)
+    seen = some(policy.prompts)
+    asked = seen if held_out is None else seen.beside(some(held_out))  # asked at once: one program to compile
+    written = write_samples(jax.random.key(0) if key is None else key, one, _SAMPLES, asked)
+    samples = written.of(slice(len(seen)))
+    sections = [
+        _extremes(policy, samples),
+        _positions(policy, samples),
+        Section(
+            "Length and reward",
+            "Each point is a completion. Good: reward does not come from length alone, unless that is what you meant.",
+            length_figure(samples),
+        ),
+        _collapsed(policy, samples),
+    ]
+    if held_out is not None:
+        sections.append(_before_and_after(policy, written.of(slice(len(seen), len(asked)))))
+    return sections
+
+
+def some(prompts: Prompts, most: int = _PROMPTS) -> Prompts:
+    """Take prompts evenly, where there are more than are to be shown."""
+    if len(prompts) <= most:
+        return prompts
+    return prompts.take([int(i) for i in np.linspace(0, len(prompts) - 1, most).round()])
+
+
+class _Place(NamedTuple):
+    sample: int
+    prompt: int
+
+
+def _extremes(policy: PromptedPolicy, samples: Samples) -> Section:
+    written = samples.fitted
+    order = np.argsort(-written.reward, axis=None, kind="stable")
+    places = [_Place(*map(int, np.unravel_index(i, written.reward.shape))) for i in order]
+    best = _distinct(places, written)
+    middle = [places[len(places) // 2]]
+    worst = [place for place in _distinct(places[::-1], written)[::-1] if place not in best]
+    rows: list[tuple[str, ...]] = [("", "reward", "log q/π₀", "prompt", "completion")]
+    for rank, found in (("best", best), ("median", middle), ("worst", worst)):
+        for place in found:
+            rows.append(
+                (
+                    rank,
+                    number(float(written.reward[place])),
+                    number(float(written.log_ratio[place].sum()), 3),
+                    shortened(samples.prompts.examples[place.prompt]["prompt"]),
+                    coloured(policy.tokenizer, written.tokens[place], written.real[place], written.log_ratio[place]),
+                )
+            )
+    return Section(
+        "Samples, token by token",
+        "Blue tokens are likelier under the fit than under the reference, orange ones less likely; the stronger, the "
+        f"more, up to {_STRONG:g} nats. Good: the best read as you meant, and no trick earns the reward.",
+        rows,
+    )
+
+
+def _distinct(places: list[_Place], written: Written) -> list[_Place]:
+    found: dict[bytes, _Place] = {}
+    for place in places:
+        found.setdefault(written.tokens[place].tobytes(), place)
+        if len(found) == _SHOWN:
+            break
+    return list(found.values())
+
+
+def coloured(tokenizer: Tokenizer | None, tokens: np.ndarray, real: np.ndarray, ratio: np.ndarray) -> Markup:
+    """Write tokens with a background that tells log q/π₀ of each, in nats.
+
+    Args:
+        tokenizer: of the model; without one, token ids are written.
+        tokens: [T].
+        real: which of them count, [T].
+        ratio: log q/π₀ of each, nats, [T].
+    """
+    kept = np.flatnonzero(real)
+    pieces = pieces_of(tokenizer, tokens[kept])
+    spans = []
+    for piece, value in zip(pieces, ratio[kept], strict=True):
+        strength = 0.55 * min(abs(float(value)) / _STRONG, 1.0)
+        hue = "30,120,220" if value > 0 else "230,120,20"
+        shown = piece.replace("\n", "⏎")
+        spans.append(tag("span", shown, style=f"background:rgba({hue},{strength:.2f})", title=f"{value:+.2f} nats"))
+    return tag("span", *spans, style="white-space:pre-wrap;font-family:ui-monospace,monospace")
+
+
+def pieces_of(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
+    """Cut a text where its tokens begin; the pieces add up to the decoded text, and the end is shown as ∎."""
+    if tokenizer is None:
+        return [f"{int(token)} " for token in tokens]
+    prefixes = ["", *tokenizer.decode([tokens[: i + 1] for i in range(len(tokens))], continues=True)]
+    # A character of several bytes is whole only at its last one; what is not whole yet is shown there, or at the end.
+    clean = [prefix if prefix == prefixes[-1] else prefix.rstrip("\ufffd") for prefix in prefixes]
+    pieces = []
+    for i, token in enumerate(tokens):
+        grown = clean[i + 1].startswith(clean[i])
+        piece = clean[i + 1][len(clean[i]) :] if grown else ""
+        pieces.append("∎" if int(token) in tokenizer.ends else piece)
+    return pieces
+
+
+def _positions(policy: PromptedPolicy, samples: Samples) -> Section:
+    steps = samples.fitted.tokens.shape[-1]
+    positions = np.unique(np.linspace(0, steps - 1, min(steps, _POSITIONS)).round().astype(int))
+    earned = [
+        prefix_rewards(policy, samples.prompts, written, positions) for written in (samples.fitted, samples.prior)
+    ]
+    return Section(
+        "Reward and KL by position",
+        "Above: the reward of what is written so far. Below: KL of each next token, summed over the vocabulary. Good: "
+        "KL is spent where reward is earned.",
+        position_figure(samples, positions, earned[0], earned[1]),
+    )
+
+
+def _collapsed(policy: PromptedPolicy, samples: Samples) -> Section:
+    """List prompts by how little is left of the reference's entropy."""
+    ours, theirs = (
+        -w.log_q.sum(-1).mean(0) if w is samples.fitted else -w.log_prior.sum(-1).mean(0)
+        for w in (
+            samples.fitted,
+            samples.prior,
+        )
+    )
+    share = ours / np.maximum(theirs, 1e-6)
+    distinct = [_num_distinct(samples.fitted.tokens[:, i]) for i in range(len(samples.prompts))]
+    gone = int((share < _COLLAPSED).sum())
+    rows: list[tuple[object, ...]] = [("prompt", "entropy left", "nats", f"different of {_SAMPLES}", "most frequent")]
+    for i in np.argsort(share)[: 2 * _SHOWN]:
+        rows.append(
+            (
+                shortened(samples.prompts.examples[int(i)]["prompt"]),
+                f"{share[i]:.0%}",
+                float(ours[i]),
+                distinct[i],
+                shortened(_commonest(policy, samples.fitted, int(i))),
+            )
+        )
+    return Section(
+        "Prompts where the policy collapsed",
+        f"{gone} of {len(samples.prompts)} prompts have kept less than {_COLLAPSED:.0%} of the reference's entropy; "
+        "those with the least are listed. Good: none, unless only one answer is right.",
+        rows,
+    )
+
+
+def _num_distinct(tokens: np.ndarray) -> int:
+    return len(np.unique(tokens, axis=0))
+
+
+def _commonest(policy: PromptedPolicy, written: Written, prompt: int) -> str:
+    rows, counts = np.unique(written.tokens[:, prompt], axis=0, return_counts=True)
+    place = int(np.flatnonzero((written.tokens[:, prompt] == rows[counts.argmax()]).all(-1))[0])
+    return text_of(policy, written, _Place(place, prompt))
+
+
+def text_of(policy: PromptedPolicy, written: Written, place: tuple[int, int]) -> str:
+    """Decode one completion, up to its end."""
+    kept = written.tokens[place][written.real[place]]
+    return " ".join(map(str, kept)) if policy.tokenizer is None else policy.tokenizer.decode([kept], continues=True)[0]
+
+
+def _mean(reward: np.ndarray) -> Estimate:
+    """Average rewards [draws, prompts] with the error over draws."""
+    by_draw = reward.mean(1)
+    return Estimate(np.asarray(by_draw.mean()), np.asarray(by_draw.std(ddof=1) / np.sqrt(len(by_draw))))
+
+
+def _before_and_after(policy: PromptedPolicy, samples: Samples) -> Section:
+    """Show a completion of each, that with the median reward, prompts evenly chosen."""
+    rows: list[tuple[object, ...]] = [("held-out prompt", "before", "reward", "after", "reward")]
+    for i in range(min(len(samples.prompts), 4 * _SHOWN)):
+        told: list[object] = [shortened(samples.prompts.examples[i]["prompt"])]
+        for written in (samples.prior, samples.fitted):
+            own = written.reward[:, i]
+            place = (int(np.argsort(own)[len(own) // 2]), i)
+            told += [shortened(text_of(policy, written, place)), float(written.reward[place])]
+        rows.append(tuple(told))
+    before, after = (with_error(_mean(written.reward)) for written in (samples.prior, samples.fitted))
+    num = len(samples.prompts)
+    return Section(
+        "Before and after, on held-out prompts",
+        f"The completion of median reward among {_SAMPLES}. The mean reward of these {_SAMPLES * num:,} completions of "
+        f"{count(num, 'prompt')} was {before} and is {after} (E[R] of all that was held out stands elsewhere). Good: "
+        "it rose here as it did in training.",
+        rows,
+    )

@@ -1,0 +1,261 @@
+"""`Workers`: processes that call a function, and are killed where it takes too long."""
+
+import atexit
+import contextlib
+import os
+import runpy
+import signal
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection as connections
+from multiprocessing import get_context
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+from bayesrl.compilation.callbacks import ALARM
+from bayesrl.errors import LanguageModelError
+
+_SCRIPT = str(Path(__file__).with_name("worker_main.py"))
+_MOST_AT_ONCE = 64
+"""Calls that a worker is handed together."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a call that gave no value.
+
+    Args:
+        what: a clause that follows the name of the function: "raised ValueError: ...".
+        error: the name of the exception, if there was one.
+        said: what it said.
+        traceback: its traceback, or nothing.
+        cause: the exception itself, where it was raised in this process.
+    """
+
+    what: str
+    error: str = ""
+    said: str = ""
+    traceback: str = ""
+    cause: BaseException | None = None
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    connection: Any
+    ready: bool = False
+    pending: deque[int] = field(default_factory=deque)
+    since: float = 0.0
+
+
+class Workers:
+    """Processes that call one function with many arguments; started when needed, fresh ones after a `close`.
+
+    They are spawned, not forked: threads of JAX would not survive a fork.
+
+    Args:
+        fn: can be pickled, so that a new process can import it.
+        name: of the function, for messages.
+        count: how many processes.
+        time_limit: seconds that a call may take, or None. The process of a call that takes longer is killed, whatever
+            it does, with all processes that it started.
+
+    Raises:
+        LanguageModelError: the function cannot be sent to another process.
+
+    Example:
+        >>> workers = Workers(len, "len", 1, None)
+        >>> workers.run([("four",), ("",)])
+        [4, 0]
+        >>> workers.close()
+    """
+
+    def __init__(self, fn: Callable[..., Any], name: str, count: int, time_limit: float | None) -> None:
+        self._fn, self._name, self._count, self._time_limit = fn, name, count, time_limit
+        self._workers: list[_Worker] = []
+        self._lock = threading.RLock()
+        try:
+            ForkingPickler.dumps(fn)
+        except Exception as error:
+            raise LanguageModelError(
+                f"reward {name!r} cannot be sent to a worker process ({error}); define it with `def` at the top level "
+                "of a module (not as a lambda, nor inside another function), or leave num_workers and time_limit out"
+            ) from error
+
+    def run(self, calls: Sequence[tuple[Any, ...]], *, keep_going: bool = False) -> list[Any]:
+        """Call the function with each of some tuples of arguments.
+
+        Args:
+            calls: the arguments.
+            keep_going: whether calls go on after one has failed; otherwise what was not answered yet stays None.
+
+        Returns:
+            what the function returned for each, or a `Failure`.
+
+        Raises:
+            LanguageModelError: the processes cannot start, or cannot load the function; arguments cannot be sent.
+        """
+        with self._lock:
+            try:
+                return self._run(calls, keep_going)
+            except BaseException:
+                self.close()  # what is under way would answer the next call
+                raise
+
+    def close(self) -> None:
+        """Kill the processes."""
+        with self._lock:
+            for worker in self._workers:
+                _kill(worker)
+            self._workers.clear()
+            _open.discard(self)
+
+    # ---- one round ---------------------------------------------------------------------------
+
+    def _run(self, calls: Sequence[tuple[Any, ...]], keep_going: bool) -> list[Any]:
+        answers: list[Any] = [None] * len(calls)
+        size = max(1, min(_MOST_AT_ONCE, len(calls) // (4 * self._count)))
+        queue = deque(list(range(at, min(at + size, len(calls)))) for at in range(0, len(calls), size))
+        left = len(calls)
+        while left:
+            self._hand_out(queue, calls)
+            for index, answer in self._collect(queue):
+                answers[index] = answer
+                left -= 1
+                if isinstance(answer, Failure) and not keep_going:
+                    self.close()
+                    return answers
+        return answers
+
+    def _hand_out(self, queue: deque[list[int]], calls: Sequence[tuple[Any, ...]]) -> None:
+        """Give each idle worker a chunk, and start workers that are wanting."""
+        for worker in [worker for worker in self._workers if worker.ready and not worker.pending]:
+            if not queue:
+                return
+            chunk = queue[0]
+            try:
+                worker.connection.send([calls[index] for index in chunk])
+            except OSError:  # it died while it had nothing to do, which is nobody's fault
+                self._drop(worker)
+                continue
+            except Exception as error:
+                raise LanguageModelError(
+                    f"the example {str(calls[chunk[0]][1:])[:80]} cannot be sent to a worker process ({error}); keep "
+                    "to texts, numbers, lists and dictionaries in examples, or leave num_workers and time_limit out"
+                ) from error
+            worker.pending, worker.since = deque(queue.popleft()), time.monotonic()
+        starting = sum(not worker.ready for worker in self._workers)
+        for _ in range(min(self._count - len(self._workers), len(queue) - starting)):
+            self._workers.append(self._start())
+
+    def _collect(self, queue: deque[list[int]]) -> list[tuple[int, Any]]:
+        """Wait until something happens, and give the answers that came."""
+        busy = {worker.connection: worker for worker in self._workers if worker.pending or not worker.ready}
+        answers = []
+        for ready in connections.wait([*busy, *ALARM.sources], self._patience(list(busy.values()))):
+            ALARM.check()
+            if ready in busy:
+                answers += self._receive(busy[ready], queue)
+        if self._time_limit is not None:
+            for worker in list(self._workers):
+                if worker.pending and time.monotonic() - worker.since > self._time_limit:
+                    answers.append((worker.pending.popleft(), Failure(f"took more than {self._time_limit:g} seconds")))
+                    self._requeue(worker, queue)
+        return answers
+
+    def _patience(self, busy: list[_Worker]) -> float | None:
+        """Give the seconds until the next worker is late, or None."""
+        if self._time_limit is None or not any(worker.pending for worker in busy):
+            return None
+        first = min(worker.since for worker in busy if worker.pending)
+        return max(0.0, first + self._time_limit - time.monotonic()) + 0.001
+
+    def _receive(self, worker: _Worker, queue: deque[list[int]]) -> list[tuple[int, Any]]:
+        try:
+            told = worker.connection.recv()
+        except (EOFError, OSError):
+            return self._bury(worker, queue)
+        if not worker.ready:
+            self._check_loaded(told[0])
+            worker.ready = True
+            return []
+        worker.since = time.monotonic()
+        return [(worker.pending.popleft(), value if fine else _raised(value)) for fine, value in told]
+
+    def _bury(self, worker: _Worker, queue: deque[list[int]]) -> list[tuple[int, Any]]:
+        """Find which call ended a worker; where it is not known, the calls are made again one by one."""
+        worker.process.join(5)
+        code = worker.process.exitcode
+        if not worker.ready:
+            raise LanguageModelError(
+                f"reward {self._name!r}: a worker process ended with exit code {code} before it was ready; in a "
+                'script, put what runs under `if __name__ == "__main__":`, since every worker imports the script'
+            )
+        answers = []
+        if self._time_limit is not None or len(worker.pending) == 1:
+            answers = [(worker.pending.popleft(), Failure(f"ended its worker process (exit code {code})"))]
+            self._requeue(worker, queue)
+        else:
+            self._drop(worker)
+            queue.extendleft([index] for index in reversed(worker.pending))
+        return answers
+
+    def _check_loaded(self, first: tuple[bool, Any]) -> None:
+        fine, told = first
+        if not fine:
+            raise LanguageModelError(
+                f"reward {self._name!r} could not be loaded in a worker process ({told[0]}: {told[1]}); define it in a "
+                "module that can be imported (a .py file, not a notebook), or leave num_workers and time_limit out"
+            )
+
+    def _requeue(self, worker: _Worker, queue: deque[list[int]]) -> None:
+        self._drop(worker)
+        if worker.pending:
+            queue.appendleft(list(worker.pending))
+
+    # ---- processes ---------------------------------------------------------------------------
+
+    def _start(self) -> _Worker:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        options = {"init_globals": {"CONNECTION": theirs}}
+        process = context.Process(target=runpy.run_path, args=(_SCRIPT,), kwargs=options, daemon=True)
+        process.start()
+        theirs.close()
+        _open.add(self)
+        ours.send((self._fn, self._time_limit is not None))
+        return _Worker(process, ours)
+
+    def _drop(self, worker: _Worker) -> None:
+        _kill(worker)
+        self._workers.remove(worker)
+
+
+def _kill(worker: _Worker) -> None:
+    worker.connection.close()
+    # Its own children are in its group; before it has one, or on systems without, it is killed alone.
+    with contextlib.suppress(OSError, AttributeError):
+        os.killpg(worker.process.pid, signal.SIGKILL)
+    worker.process.kill()
+    worker.process.join()
+    worker.process.close()
+
+
+def _raised(told: tuple[str, str, str]) -> Failure:
+    name, said, traceback = told
+    return Failure(f"raised {name}: {said}" if said else f"raised {name}", name, said, traceback)
+
+
+_open: weakref.WeakSet[Workers] = weakref.WeakSet()
+"""Whose processes run. At exit they are killed before multiprocessing asks them to end and waits."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for workers in list(_open):
+        workers.close()

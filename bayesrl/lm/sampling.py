@@ -1,0 +1,184 @@
+"""Draws of a fitted language model: what it writes, with the rewards that it earns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesrl.compilation.callbacks import host_errors
+from bayesrl.compilation.jit import Compiled
+from bayesrl.compilation.keys import words_of
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.programs import Pair
+from bayesrl.lm.checkpoints.saving import Texts, counted, most_rows, widened, write
+from bayesrl.lm.completions import Completions, Prompts
+from bayesrl.lm.prompted_policy import PLATE, TEXT, PromptedPolicy
+from bayesrl.lm.rewards import Reward, TextReward, WeightedSum
+from bayesrl.objectives import ReverseKL
+from bayesrl.typing import Params, PRNGKey
+
+_REWARDED = 512
+"""So many completions are given their rewards at once."""
+
+_WIDEST = 2**30
+"""Rewards have room for prompts of any width."""
+
+
+def reward_values(
+    rewards: Mapping[str, Reward], asked: Prompts, index: np.ndarray, tokens: np.ndarray, real: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Give the rewards of completions by name, [*rows]: those of texts on the host, all others by one program.
+
+    Args:
+        rewards: rewards and metrics, by name.
+        asked: the prompts.
+        index: which of them was answered, [*rows].
+        tokens: [*rows, T].
+        real: which of them count, [*rows, T].
+    """
+    parts: list[Reward] = []
+    for reward in rewards.values():
+        for _, part in _parts_of(reward):
+            if part not in parts:
+                parts.append(part)
+    shape, steps = index.shape, tokens.shape[-1]
+    rows = index.reshape(-1), tokens.reshape(-1, steps), real.reshape(-1, steps)
+    other = [part for part in parts if not isinstance(part, TextReward)]
+    computed = iter(_computed(tuple(other), asked, *rows) if other else [])
+    values = [part.on_host(asked.examples, *rows) if isinstance(part, TextReward) else next(computed) for part in parts]
+
+    def total(reward: Reward) -> np.ndarray:
+        terms = [np.float32(weight) * values[parts.index(part)] for weight, part in _parts_of(reward)]
+        return np.sum(terms, axis=0, dtype=np.float32).reshape(shape)
+
+    return {name: total(reward) for name, reward in rewards.items()}
+
+
+def _parts_of(reward: Reward) -> tuple[tuple[float, Reward], ...]:
+    return reward.parts if isinstance(reward, WeightedSum) else ((1.0, reward),)
+
+
+def _computed(
+    rewards: tuple[Reward, ...], asked: Prompts, index: np.ndarray, tokens: np.ndarray, real: np.ndarray
+) -> list[np.ndarray]:
+    parts, run = [], None
+    prompt, prompt_real = widened(asked, _WIDEST)
+    with host_errors():
+        for first in range(0, max(len(index), 1), _REWARDED):
+            rows = np.minimum(np.arange(first, first + _REWARDED), max(len(index) - 1, 0))
+            own = index[rows], prompt[index[rows]], prompt_real[index[rows]], tokens[rows], real[rows]
+            run = run or _rewarded.prepare((rewards, asked.examples), *own)
+            parts.append(jax.device_get(run(*own)))
+    return [np.concatenate(values)[: len(index)] for values in zip(*parts, strict=True)]
+
+
+@partial(Compiled, name="rewards")
+def _rewarded(static: Any, index: Array, prompt: Array, prompt_real: Array, tokens: Array, real: Array) -> list[Array]:
+    rewards, examples = static
+    completions = Completions(index, prompt, prompt_real, tokens, real, examples)
+    return [jnp.asarray(reward(completions), jnp.float32) for reward in rewards]
+
+
+class TextDraws:
+    """Makes the draws of a `ModelGuide` for everything but the gradient; see `bayesrl.posterior.programs.Maker`."""
+
+    def serves(self, pair: Pair) -> bool:
+        """Whether a pair is that of a guide and its policy as they are."""
+        return isinstance(pair.policy, PromptedPolicy)
+
+    def separate(self, pair: Pair) -> bool:
+        """Whether no completion's reward can depend on another completion."""
+        policy = pair.guide.policy  # type: ignore[union-attr]
+        return all(part.separate for part in (*policy.rewards.values(), *policy.metrics.values()))
+
+    def source(self, pair: Pair, objective: Any) -> "OneStep | None":
+        """Give a source of the draws of a step where rewards are Python functions."""
+        policy = pair.guide.policy  # type: ignore[union-attr]
+        parts = [part for reward in (*policy.rewards.values(), *policy.metrics.values()) for part in _parts_of(reward)]
+        if not self.serves(pair) or not any(isinstance(part, TextReward) for _, part in parts):
+            return None
+        if not isinstance(objective, ReverseKL) or objective.plan is None or objective.plan.enumerated:
+            return None
+        return OneStep(objective.plan.num_particles)
+
+    def draw(self, key: PRNGKey, pair: Pair, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
+        """Draw [num, ...]; every draw has a mini-batch of its own."""
+        guide: Any = pair.guide
+        asked = guide.policy.asked(*pair.args)
+        size = pair.structure.context_shape[0]
+        index = _batches(key, num, len(asked), size)
+        texts = write(key, guide, params, asked, index, by_fit=by_fit)
+        draws, totals = _scored(guide.policy, asked, index, texts)
+        return (draws._replace(plates={PLATE: index}) if size < len(asked) else draws), totals
+
+    def score(self, pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
+        """Score given completions, [num, n, T]."""
+        guide: Any = pair.guide
+        asked, given = guide.policy.asked(*pair.args), np.asarray(sites[TEXT])
+        index = np.broadcast_to(np.arange(given.shape[1]), given.shape[:2])
+        texts = write(jax.random.key(0), guide, params, asked, index, given=given)
+        return _scored(guide.policy, asked, index, texts)[1]
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """Draws the completions of a step: written by one program, rewarded by Python, and then learned from by another.
+
+    No program calls Python, so that all of them are found on disk by the next process.
+
+    Args:
+        num_particles: completions of each prompt.
+    """
+
+    num_particles: int
+    one_batch = True
+
+    def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Give draws of one mini-batch, [num_particles, ...]."""
+        guide: Any = pair.guide
+        policy, num = guide.policy, self.num_particles
+        asked = policy.asked(*pair.args)
+        size = pair.structure.context_shape[0]
+        index = np.broadcast_to(_batches(key, 1, len(asked), size), (num, size))
+        together = (size, num) if num * size <= 2 * most_rows(policy, asked) else None
+        texts = write(key, guide, params, asked, index, together=together)
+        real = counted(policy, texts.tokens)
+        found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, real)
+        log_q = {TEXT: texts.log_q}
+        return Draws(
+            sites={TEXT: texts.tokens},
+            plates={PLATE: index.copy()} if size < len(asked) else {},
+            log_prior={TEXT: texts.log_prior},
+            log_q=log_q,
+            log_nature={},
+            log_likelihood={},
+            rewards={name: found[name][..., None] for name in policy.rewards},
+            metrics={name: found[name] for name in policy.metrics},
+            scores=log_q,
+            remarks={},
+            log_behaviour=log_q,
+        )
+
+
+def _batches(key: PRNGKey, num: int, count: int, size: int) -> np.ndarray:
+    """Choose prompts for each draw, [num, size], whatever the number of draws."""
+    if size == count:
+        return np.broadcast_to(np.arange(count, dtype=np.int32), (num, count))
+    seed = np.asarray(words_of(key)).astype(np.uint32).reshape(-1).tolist()
+    chosen = [np.random.default_rng([*seed, draw]).choice(count, size, replace=False) for draw in range(num)]
+    return np.asarray(chosen, np.int32).reshape(num, size)
+
+
+def _scored(policy: PromptedPolicy, asked: Prompts, index: np.ndarray, texts: Texts) -> tuple[Draws, Totals]:
+    real = counted(policy, texts.tokens)
+    found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, real)
+    rewards = {name: found[name] for name in policy.rewards}
+    log_q, log_prior = (np.asarray(x.sum(-1), np.float32) for x in (texts.log_q, texts.log_prior))
+    total = np.sum(list(rewards.values()), axis=0, dtype=np.float32)
+    draws = Draws.held({TEXT: texts.tokens})._replace(metrics={name: found[name] for name in policy.metrics})
+    return draws._replace(rewards=rewards), Totals(log_prior, log_q, np.zeros_like(log_q), total)

@@ -1,0 +1,223 @@
+"""`small_writer` and `small_judge`: models trained on the spot, on two cores in about a minute, and kept."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import optax
+
+from bayesrl.arguments import Count, CountOrNone, Positive, Seed, Unread, checked
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import apart, from_seed
+from bayesrl.core.draws import is_count
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.checkpoints.checkpoints import Pretrained
+from bayesrl.lm.checkpoints.model_cache import kept
+from bayesrl.lm.guides import FullParameters, LoRA
+from bayesrl.lm.supervised import corpus, fitted, labelled, pairs, texts_under
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
+from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, Config, GPT2Config, Transformer
+from bayesrl.lm.transformers.base import check_model_room
+from bayesrl.objectives import ReverseKL
+from bayesrl.svi.fitting import train
+from bayesrl.typing import PRNGKey
+
+_ROOM = 32
+"""Further tokens that a model can stand, beyond the longest that it was trained on."""
+
+
+@checked(LanguageModelError)
+def fit_options(*, rank: CountOrNone, num_particles: Count, num_steps: Count) -> dict[str, Any]:
+    """Give the options of `fit` that the ready problems of language models share.
+
+    Args:
+        rank: of low-rank paths; 0 trains all parameters.
+        num_particles: completions of each prompt in a step.
+        num_steps: gradient steps.
+
+    Raises:
+        GuideError, ObjectiveError: a number is out of range.
+
+    Example:
+        >>> fit_options(rank=4, num_particles=8, num_steps=100)["guide"].rank
+        4
+    """
+    return {
+        "guide": LoRA(rank) if rank else FullParameters(),
+        "objective": ReverseKL(num_particles=num_particles),
+        "num_steps": num_steps,
+    }
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuse options of a ready problem that are no counts, before anything is trained.
+
+    Raises:
+        LanguageModelError: naming the option.
+    """
+    for name, value in counts.items():
+        if not is_count(value, least=1):
+            raise LanguageModelError(f"{name}={value!r}; use a whole number of at least 1")
+
+
+@checked(LanguageModelError)
+def small_judge(
+    name: str,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    num_steps: Count,
+    width: Count = 64,
+    depth: Count = 1,
+    learning_rate: Positive = 2e-3,
+    batch_size: Count = 64,
+    seed: Seed = 0,
+) -> Pretrained:
+    """Train a small BERT to tell labels of texts, for `rewards.classifier`; what was trained before is loaded.
+
+    Args:
+        name: of the model in the cache folder.
+        texts: to learn from.
+        labels: the class of each.
+        tokenizer: of the model; where it is the policy's, the reward is part of the compiled step.
+        num_steps: gradient steps.
+        width: of the model.
+        depth: number of blocks.
+        learning_rate: the highest.
+        batch_size: texts in each step.
+        seed: of the start and of the mini-batches.
+
+    Raises:
+        LanguageModelError: as `labelled`.
+    """
+    check_counts(num_steps=num_steps)
+    names = tuple(sorted(set(labels)))
+    made_of = {
+        "data": _digest([list(texts), list(labels)]),
+        "tokenizer": [tokenizer.digest, *tokenizer.ends, tokenizer.pad, tokenizer.bos],
+        "shape": [width, depth],
+        "training": [num_steps, learning_rate, batch_size, seed],
+    }
+
+    def make() -> Pretrained:
+        start_key, fit_key = apart(from_seed(seed))
+        longest = max(map(len, tokenizer.encode(list(texts))), default=1)
+        shape = BertConfig(
+            vocab_size=tokenizer.vocab_size,
+            max_length=longest + _ROOM,
+            width=width,
+            depth=depth,
+            heads=4,
+            inner=4 * width,
+            labels=names,
+        )
+        start = random_model(BertClassifier, start_key, shape)
+        program = labelled(start, texts, labels, tokenizer=tokenizer, batch_size=batch_size)
+        return fitted(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
+
+    return kept(name, made_of, make)
+
+
+def random_model[Model: Transformer](kind: type[Model], key: PRNGKey, shape: Config) -> Model:
+    """Make a model with random weights by one compiled program."""
+    check_model_room(shape)
+    arrays, rest = eqx.partition(eqx.filter_eval_shape(kind.random, key, shape), _is_shape)
+    treedef = jax.tree.structure(arrays)
+    made = compiled(lambda key: jax.tree.leaves(eqx.filter(kind.random(key, shape), eqx.is_array)), name="random_model")
+    model: Model = eqx.combine(jax.tree.unflatten(treedef, made(key)), rest)
+    return model
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    warm_up = min(max(num_steps // 10, 1), num_steps - 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm_up, num_steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+_OF_RECORDS, _OF_TEXT = (
+    "only records have answers and prompts",
+    "only a text is cut into pieces",
+)
+
+
+@checked(
+    LanguageModelError,
+    Unread("answer", lambda given: isinstance(given["data"], str), _OF_RECORDS),
+    Unread("room_for", lambda given: isinstance(given["data"], str), _OF_RECORDS),
+    Unread("length", lambda given: not isinstance(given["data"], str), _OF_TEXT),
+)
+def small_writer(
+    name: str,
+    data: str | Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    num_steps: Count,
+    answer: str = "answer",
+    room_for: Sequence[str] = (),
+    length: Count = 64,
+    width: Count = 128,
+    depth: Count = 2,
+    learning_rate: Positive = 3e-3,
+    batch_size: Count = 64,
+    seed: Seed = 0,
+) -> Pretrained:
+    """Train a small GPT-2 on a text, or on prompts with answers; what was trained before is loaded.
+
+    Adam with a short warm-up and a cosine decay, gradients clipped at norm 1.
+
+    Args:
+        name: of the model in the cache folder.
+        data: a text, or records with the text under `prompt` and what shall follow under `answer`.
+        tokenizer: of the model.
+        num_steps: gradient steps.
+        answer: the name of that field.
+        room_for: further prompts that it will be asked, and shall have room for.
+        length: tokens of each piece of a text.
+        width: of the model.
+        depth: number of blocks.
+        learning_rate: the highest.
+        batch_size: pieces, or records, in each step.
+        seed: of the start and of the mini-batches.
+
+    Raises:
+        LanguageModelError: a record lacks a field, or the data are too short.
+    """
+    check_counts(num_steps=num_steps)
+    asked = [] if isinstance(data, str) else texts_under("prompt", data)
+    told = [] if isinstance(data, str) else texts_under(answer, data)
+    longest = length
+    if not isinstance(data, str):
+        before, after = tokenizer.encode([*asked, *room_for]), tokenizer.encode(told)
+        longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
+    made_of = {
+        "data": _digest(data if isinstance(data, str) else [list(both) for both in zip(asked, told, strict=True)]),
+        "tokenizer": [tokenizer.digest, *tokenizer.ends, tokenizer.pad, tokenizer.bos],
+        "shape": [width, depth, longest + _ROOM],
+        "training": [num_steps, learning_rate, batch_size, seed],
+    }
+
+    def make() -> Pretrained:
+        start_key, fit_key = apart(from_seed(seed))
+        shape = GPT2Config(
+            vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4
+        )
+        start = random_model(GPT2, start_key, shape)
+        if isinstance(data, str):
+            program = corpus(start, data, tokenizer=tokenizer, length=length, batch_size=batch_size)
+        else:
+            program = pairs(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
+        return fitted(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
+
+    return kept(name, made_of, make)

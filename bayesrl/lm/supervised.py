@@ -1,0 +1,328 @@
+"""Models from text: maximum likelihood as a program without rewards, and the model that a fit has made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Array, Bool, Int
+from numpyro import handlers
+
+from bayesrl.arguments import Count, Several, checked
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.checkpoints.checkpoints import Pretrained
+from bayesrl.lm.completions import Prompts
+from bayesrl.lm.completions import prompts as prompts_of
+from bayesrl.lm.guides import ModelGuide, declared
+from bayesrl.lm.text_distribution import Ends, Sentences
+from bayesrl.lm.tokenization.chat_templates import MESSAGES, answered, is_conversation
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
+from bayesrl.lm.transformers import BertClassifier, CausalLM, merged
+from bayesrl.lm.transformers.bert_config import ONE_LABEL
+from bayesrl.posterior.posterior import Posterior
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Texts under a language model, as a program without rewards: fitting it trains the model.
+
+    Made by `corpus` and `pairs`.
+
+    Attributes:
+        model: where training starts.
+        tokenizer: of the model.
+        prompts: what comes before the texts.
+        tokens: the texts, [rows, T], padded behind their end.
+        end: the token that ends a text, or several, or None where rows are pieces of a longer one.
+        pad: what follows it.
+        batch_size: rows that each step sees.
+        source: what the model was given as, where it came with settings.
+    """
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    prompts: Prompts = field(repr=False)
+    tokens: Int[Array, "rows length"] = field(repr=False)
+    end: Ends
+    pad: int
+    batch_size: int
+    source: Pretrained | None = None
+
+    def __call__(self) -> None:
+        """Run as a program: Σ log p(text | prompt) over the rows."""
+        model = declared(self.model)
+        count = self.tokens.shape[0]
+        with numpyro.plate("row", count, subsample_size=min(self.batch_size, count)) as index:
+            prompt, real = self.prompts.tokens[index], self.prompts.real[index]
+            told = Sentences(model, prompt, real, num_steps=self.tokens.shape[1], end=self.end, pad=self.pad)
+            numpyro.sample("text", told, obs=self.tokens[index])
+
+
+@checked(LanguageModelError)
+def corpus(
+    model: CausalLM | Pretrained,
+    text: str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    length: Several,
+    batch_size: Count = 32,
+) -> Corpus:
+    """Make a program of one long text, cut into pieces: `fit` of it trains the model from the text.
+
+    Args:
+        model: where training starts; at random, `GPT2.random(key, config)`.
+        text: to be learned.
+        tokenizer: of the model, where it brings none.
+        length: tokens of each piece; each predicts all but its first.
+        batch_size: pieces that each step sees.
+
+    Raises:
+        LanguageModelError: the text is shorter than one piece, or a piece longer than the context.
+
+    Example:
+        >>> import jax, bayesrl
+        >>> from bayesrl.lm import GPT2, GPT2Config, characters, corpus
+        >>> tokenizer = characters("abc")
+        >>> config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=8, depth=1, heads=2)
+        >>> program = corpus(GPT2.random(jax.random.key(0), config), "abcabc" * 9, tokenizer=tokenizer, length=6)
+        >>> fit = bayesrl.fit(jax.random.key(1), program, num_steps=2, progress=False)
+        >>> fit.num_restarts
+        1
+    """
+    start, tokenizer = _both(CausalLM, model, tokenizer)
+    (coded,) = tokenizer.encode([text])
+    rows = len(coded) // length
+    if rows == 0:
+        raise LanguageModelError(f"the text has {len(coded)} tokens, fewer than one piece of length={length}; add text")
+    if length > start.config.max_length + 1:
+        raise LanguageModelError(
+            f"pieces of {length} tokens exceed the model's context of {start.config.max_length}; lower length"
+        )
+    pieces = np.asarray(coded[: rows * length], np.int32).reshape(rows, length)
+    pad = tokenizer.pad if tokenizer.pad is not None else 0
+    return Corpus(
+        start,
+        tokenizer,
+        prompts_of(pieces[:, :1]),
+        jax.device_put(pieces[:, 1:]),
+        None,
+        pad,
+        batch_size,
+        _source(model),
+    )
+
+
+@checked(LanguageModelError)
+def pairs(
+    model: CausalLM | Pretrained,
+    examples: Sequence[Mapping[str, Any]],
+    *,
+    answer: str = "answer",
+    tokenizer: Tokenizer | None = None,
+    batch_size: Count = 32,
+) -> Corpus:
+    """Make a program of prompts and their answers: `fit` of it trains the model to answer so.
+
+    Args:
+        model: where training starts.
+        examples: records with the text under `prompt`, and what shall follow it under `answer`: exactly that, so that a
+            blank between the two stands in one of them. Of conversations (see `prompts`) both are lists of messages, or
+            the answer is the last of `messages`; what the chat template puts behind an answer belongs to it.
+        answer: the name of that field.
+        tokenizer: of the model, where it brings none; it needs an eos token.
+        batch_size: records that each step sees.
+
+    Raises:
+        LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
+    """
+    start, tokenizer = _both(CausalLM, model, tokenizer)
+    asked = prompts_of(examples, tokenizer)
+    if tokenizer.eos is None:
+        raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
+    ends = tokenizer.ends
+    answers = tokenizer.encode(_answers(answer, asked.examples, tokenizer), special=False, continues=True)
+    coded = [_ended(own, ends, tokenizer.eos) for own in answers]
+    longest = max(map(len, coded))
+    before, room = asked.tokens.shape[1], start.config.max_length
+    if before + longest > room + 1:
+        raise LanguageModelError(
+            f"prompts of {before} tokens and answers of up to {longest} exceed the model's context of {room}; leave "
+            "the longest out, or take a model with a longer context"
+        )
+    pad = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
+    rows = np.full((len(coded), longest), pad, np.int32)
+    for row, own in zip(rows, coded, strict=True):
+        row[: len(own)] = own
+    end = ends[0] if len(ends) == 1 else ends
+    return Corpus(start, tokenizer, asked, jax.device_put(rows), end, pad, batch_size, _source(model))
+
+
+def _answers(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[str]:
+    """Give the text of each answer; of a conversation's, with what the chat template puts behind it."""
+    told = []
+    for row in examples:
+        own = row.get(name) if isinstance(row, Mapping) else None
+        talked = isinstance(row, Mapping) and MESSAGES in row and is_conversation(own)
+        told.append({**row, name: answered(row, own, tokenizer)} if talked else row)
+    return texts_under(name, told)
+
+
+def _ended(own: list[int], ends: Sequence[int], eos: int) -> list[int]:
+    """Give the tokens of an answer up to its end, which a chat template may have written."""
+    first = next((at for at, token in enumerate(own) if token in ends), None)
+    return [*own, eos] if first is None else own[: first + 1]
+
+
+def _source(model: Any) -> Pretrained | None:
+    return model if isinstance(model, Pretrained) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Texts with labels under a classifier, as a program without rewards: fitting it trains the classifier.
+
+    Made by `labelled`.
+
+    Attributes:
+        model: where training starts.
+        tokenizer: of the model.
+        tokens: the texts, [texts, L], padded on the right.
+        real: which of them are no padding, [texts, L].
+        labels: their classes, [texts].
+        batch_size: texts that each step sees.
+        source: what the model was given as, where it came with settings.
+    """
+
+    model: BertClassifier
+    tokenizer: Tokenizer
+    tokens: Int[Array, "texts length"] = field(repr=False)
+    real: Bool[Array, "texts length"] = field(repr=False)
+    labels: Int[Array, "texts"] = field(repr=False)
+    batch_size: int
+    source: Pretrained | None = None
+
+    def __call__(self) -> None:
+        """Run as a program: Σ log P(label | text) over the texts."""
+        model = declared(self.model)
+        count = self.tokens.shape[0]
+        with numpyro.plate("row", count, subsample_size=min(self.batch_size, count)) as index:
+            logits = jax.vmap(model)(self.tokens[index], self.real[index])
+            numpyro.sample("label", dist.Categorical(logits=logits), obs=self.labels[index])
+
+
+@checked(LanguageModelError)
+def labelled(
+    model: BertClassifier | Pretrained,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    tokenizer: Tokenizer | None = None,
+    length: Count | None = None,
+    batch_size: Count = 64,
+) -> Labelled:
+    """Make a program of texts with labels: `fit` of it trains a BERT classifier, for `rewards.classifier`.
+
+    Args:
+        model: where training starts; at random, `BertClassifier.random(key, config)`.
+        texts: to learn from.
+        labels: the class of each, by its name in the model's configuration.
+        tokenizer: of the model, where it brings none.
+        length: tokens of a text, beyond which it is cut; by default as many as the longest has.
+        batch_size: texts that each step sees.
+
+    Raises:
+        LanguageModelError: no texts; other labels than the model has; no tokenizer, or one that does not fit.
+    """
+    start, tokenizer = _both(BertClassifier, model, tokenizer)
+    if not texts or len(texts) != len(labels):
+        raise LanguageModelError(f"labelled got {len(texts)} texts and {len(labels)} labels; pass one label for each")
+    if start.config.problem != ONE_LABEL:
+        raise LanguageModelError(
+            f"labelled got a model of {start.config.problem}, and would teach it one label for each text; "
+            f"pass one whose configuration has problem={ONE_LABEL!r}"
+        )
+    if strange := sorted(set(labels) - set(start.config.labels)):
+        raise LanguageModelError(f"label {strange[0]!r} is none of the model's, which are {start.config.labels}")
+    _, after = tokenizer.around
+    coded = tokenizer.encode(list(texts))
+    wide = min(max(1, *map(len, coded)) if length is None else length, start.config.max_length)
+    rows = np.full((len(coded), wide), tokenizer.pad if tokenizer.pad is not None else 0, np.int32)
+    real = np.zeros(rows.shape, bool)
+    for index, row in enumerate(coded):
+        # What is too long loses the end of the text, not the token that closes it.
+        kept = row if len(row) <= wide else [*row[: max(wide - len(after), 0)], *after][:wide]
+        rows[index, : len(kept)], real[index, : len(kept)] = kept, True
+    places = np.asarray([start.config.labels.index(label) for label in labels], np.int32)
+    put = jax.device_put
+    return Labelled(start, tokenizer, put(rows), put(real), put(places), batch_size, _source(model))
+
+
+def texts_under(name: str, examples: Sequence[Any]) -> list[str]:
+    """Give the text that each record has under a name.
+
+    Raises:
+        LanguageModelError: a record has none.
+    """
+    for index, row in enumerate(examples):
+        if not (isinstance(row, Mapping) and isinstance(row.get(name), str)):
+            held = f"it has {sorted(map(str, row))}" if isinstance(row, Mapping) else f"it is {row!r:.60}"
+            raise LanguageModelError(f"example {index} has no text under {name!r}; {held}")
+    return [row[name] for row in examples]
+
+
+@checked(LanguageModelError)
+def fitted(posterior: Posterior, *, merge: bool = True) -> Pretrained:
+    """Give the language model that a fit has made.
+
+    Args:
+        posterior: of a program made by `policy`, `corpus`, `pairs` or `labelled`; of one temperature, the best
+            restart is taken.
+        merge: whether low-rank paths are added to the weights, or stay apart, for `save_adapter`.
+
+    Returns:
+        a model with its tokenizer, and what else the model came with: to be saved by
+        `save_pretrained`, or to be the next reference.
+
+    Raises:
+        LanguageModelError: the posterior is of another kind.
+        PolicyError: it holds several temperatures.
+    """
+    pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).bound()
+    values = pair.constrain(params)
+    guide, program = pair.guide, pair.policy
+    if isinstance(guide, ModelGuide):
+        tokenizer, made = guide.policy.tokenizer, handlers.substitute(guide.declare, data=values)
+        source = guide.policy.source
+    elif isinstance(program, Corpus | Labelled):
+        start = program.model
+        tokenizer, made = program.tokenizer, handlers.substitute(lambda: declared(start), data=values)
+        source = program.source
+    else:
+        raise LanguageModelError(
+            "the posterior holds no language model; fit what lm.policy (with guide=LoRA() or FullParameters()), "
+            "lm.corpus, lm.pairs or lm.labelled makes"
+        )
+    model: Any = handlers.seed(made, rng_seed=jax.random.key(0))()
+    made_of = Pretrained(model, tokenizer) if source is None else source
+    adapter = {} if merge else {"base_model_name_or_path": None if made_of.folder is None else str(made_of.folder)}
+    return replace(made_of, model=merged(model) if merge else model, tokenizer=tokenizer, folder=None, adapter=adapter)
+
+
+def _both(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any, Tokenizer]:
+    """Give the model where training starts, and its tokenizer, or refuse them."""
+    start = model.model if isinstance(model, Pretrained) else model
+    own = model.tokenizer if isinstance(model, Pretrained) else None
+    tokenizer = tokenizer if own is None else own
+    if tokenizer is None:
+        raise LanguageModelError("texts need a tokenizer; pass tokenizer=, such as lm.bytes_level()")
+    if not isinstance(start, kind):
+        raise LanguageModelError(f"a {type(start).__name__} cannot be trained on texts so; pass a {kind.__name__}")
+    if tokenizer.vocab_size > start.config.vocab_size:
+        raise LanguageModelError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {start.config.vocab_size}; make the "
+            "model with the tokenizer's vocab_size"
+        )
+    return start, tokenizer

@@ -1,0 +1,347 @@
+"""The distribution of a language model over what it writes after a prompt."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array, lax
+from numpyro.distributions import constraints
+
+from bayesrl.annotations import Must
+from bayesrl.arguments import Count, CountOrNone, FlagsOrNone, Positive, Share, Unread, checked, real
+from bayesrl.core.rng import draw_category
+from bayesrl.errors import LanguageModelError
+from bayesrl.typing import PRNGKey
+from bayesrl.values import are_whole
+
+_MOST_VALUES = 2**20
+"""Distributions over more sentences than these have no support that could be listed."""
+
+_SHORT = 4
+"""A prompt is short where the new tokens are at least so many times as many."""
+
+_NEVER = -jnp.inf
+
+type Ends = CountOrNone | tuple[CountOrNone, ...] | None
+"""The token that ends a text, or several, or None where no token does."""
+
+
+def is_end(tokens: Any, end: Ends) -> Any:
+    """Tell which tokens end a text, of NumPy's arrays or JAX's."""
+    marks = [tokens == one for one in ((end,) if isinstance(end, int) else end or ())]
+    return reduce(or_, marks) if marks else np.zeros(np.shape(tokens), bool)
+
+
+def belongs(tokens: Any, end: Ends) -> Any:
+    """Tell which tokens [..., T] belong to a text, the first that ends it included, of NumPy's arrays or JAX's."""
+    marks = is_end(tokens, end).astype(int)
+    return marks.cumsum(-1) == marks
+
+
+@dataclass(frozen=True)
+class AllSentences(Sequence[Any]):
+    """Every sentence of at most `length` tokens, each padded to that length: the support of a small `Sentences`.
+
+    Args:
+        vocabulary: number of tokens.
+        length: largest number of tokens.
+        end: the token that ends a sentence, several, or None.
+        pad: what follows it.
+    """
+
+    vocabulary: int
+    length: int
+    end: Ends
+    pad: int
+
+    def __len__(self) -> int:
+        num_ends = int(np.sum(is_end(np.arange(self.vocabulary), self.end)))
+        going_on = self.vocabulary - num_ends
+        return sum(num_ends * going_on**n for n in range(self.length)) + going_on**self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__array__()[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """List the sentences, [sentences, length], the last token running fastest."""
+        tokens = np.arange(self.vocabulary)
+        open_rows = np.zeros((1, 0), int)
+        closed = []
+        for _ in range(self.length):
+            longer = np.concatenate(
+                [np.repeat(open_rows, self.vocabulary, 0), np.tile(tokens, len(open_rows))[:, None]], 1
+            )
+            ended = is_end(longer[:, -1], self.end)
+            closed.append(longer[ended])
+            open_rows = longer[~ended]
+        rows = [np.pad(part, ((0, 0), (0, self.length - part.shape[1])), constant_values=self.pad) for part in closed]
+        return np.concatenate([*rows, open_rows]).astype(int if dtype is None else dtype)
+
+
+_IS_MODEL = Must("a causal language model", lambda model: hasattr(model, "config"), alone=True)
+_IS_PROMPT = Must("whole numbers [..., length]", lambda prompt: are_whole(prompt) and np.ndim(prompt) > 0, alone=True)
+
+
+@checked(
+    LanguageModelError,
+    Unread(
+        "within",
+        lambda given: given["top_k"] is None and given["top_p"] == 1 and given["min_p"] == 0,
+        "without top_k, top_p or min_p all tokens may follow",
+    ),
+)
+class Sentences(dist.Distribution):
+    """What a language model writes after a prompt: a distribution over sequences of tokens.
+
+    log p(x | prompt) = Σ_t log softmax(f(prompt, x_<t) / temperature)[x_t], the sum going up to and including the
+    token that ends the text; `pad` follows it and counts nothing. Truncation to the `top_k` likeliest tokens, or to
+    the likeliest that together have probability `top_p`, or to those of at least `min_p` times the probability of the
+    likeliest, belongs to the distribution: what is drawn is what is scored.
+
+    Args:
+        model: a causal language model.
+        prompt: tokens, padded on the left, [*batch, P] with P ≥ 1.
+        real: which of them are no padding, [*batch, P]; None where all are.
+        num_steps: largest number of new tokens T.
+        end: the token that ends the text, several of which any does, or None where all T tokens are written.
+        pad: the token that stands for nothing; by default `end`, the first of several, or 0.
+        temperature: divides the logits; above 0.
+        top_k: how many tokens may follow, or None for all.
+        top_p: probability of the tokens that may follow, in (0, 1].
+        min_p: least probability of a token that may follow, as a share of that of the likeliest, in [0, 1].
+        within: the model whose truncation counts, where that is not `model` itself. A fitted policy keeps to
+            the tokens of its reference, lest the KL be infinite.
+
+    Raises:
+        LanguageModelError: an option is out of range; prompt and new tokens exceed the model's context.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl.lm.text_distribution import Sentences
+        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+        >>> config = GPT2Config(vocab_size=5, max_length=8, width=8, depth=1, heads=2)
+        >>> model = GPT2.random(jax.random.key(0), config)
+        >>> text = Sentences(model, jnp.array([[0, 1]]), num_steps=3)
+        >>> tokens = jax.jit(lambda key: text.sample(key, (10,)))(jax.random.key(1))
+        >>> log_prob, by_step = jax.jit(lambda tokens: (text.log_prob(tokens), text.log_prob_by_step(tokens)))(tokens)
+        >>> tokens.shape, log_prob.shape, by_step.shape
+        ((10, 1, 3), (10, 1), (10, 1, 3))
+
+    References:
+        Holtzman, Buys, Du, Forbes & Choi (2020), "The curious case of neural text degeneration", for top-p; Nguyen,
+        Baker, Neo, Roush, Kirsch & Shwartz-Ziv (2025), "Turning up the heat: min-p sampling", equation 2.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's own form)
+    pytree_data_fields = ("model", "prompt", "real", "within")
+    pytree_aux_fields = ("num_steps", "end", "pad", "temperature", "top_k", "top_p", "min_p")
+    guide_remedy = "pass guide=bayesrl.lm.LoRA(rank=8), or guide=bayesrl.lm.FullParameters()"
+
+    def __init__(
+        self,
+        model: Annotated[Any, _IS_MODEL],
+        prompt: Annotated[Any, _IS_PROMPT],
+        real: FlagsOrNone = None,
+        *,
+        num_steps: Count,
+        end: Ends = None,
+        pad: CountOrNone | None = None,
+        temperature: Positive = 1.0,
+        top_k: Count | None = None,
+        top_p: Annotated[float, real(above=0, most=1)] = 1.0,
+        min_p: Share = 0.0,
+        within: Annotated[Any, _IS_MODEL] | None = None,
+    ) -> None:
+        self.model, self.within = model, within
+        self.prompt = jnp.asarray(prompt)
+        self.real = jnp.ones(self.prompt.shape, bool) if real is None else jnp.asarray(real)
+        if self.real.shape != self.prompt.shape:
+            raise LanguageModelError(
+                f"Sentences got real of shape {self.real.shape} and a prompt of shape {self.prompt.shape}; tell of "
+                "each token whether it is no padding"
+            )
+        self.num_steps, self.end = num_steps, end
+        first = end[0] if isinstance(end, tuple) and end else end
+        self.pad = pad if pad is not None else (first if isinstance(first, int) else 0)
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+        longest = model.config.max_length
+        if self.prompt.shape[-1] + num_steps > longest + 1:
+            raise LanguageModelError(
+                f"prompts of {self.prompt.shape[-1]} tokens and {num_steps} new ones exceed the model's context of "
+                f"{longest}; shorten the prompts, or lower max_new_tokens"
+            )
+        super().__init__(self.prompt.shape[:-1], (num_steps,))
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)  # type: ignore[untyped-decorator]
+    def support(self) -> Any:
+        """Sequences of T tokens."""
+        return constraints.independent(constraints.integer_interval(0, self.model.config.vocab_size - 1), 1)
+
+    @property
+    def num_held(self) -> int:
+        """How many numbers it takes to score one sentence, roughly."""
+        config, tokens = self.model.config, self.prompt.shape[-1] + self.num_steps
+        return tokens * 16 * int(config.width) + self.num_steps * int(config.vocab_size)
+
+    @property
+    def finite_values(self) -> AllSentences | None:
+        """All sentences, where they are few enough to be listed."""
+        every = AllSentences(self.model.config.vocab_size, self.num_steps, self.end, self.pad)
+        small = self.num_steps * math.log(max(every.vocabulary, 2)) < math.log(_MOST_VALUES) + 1
+        return every if small and len(every) <= _MOST_VALUES else None
+
+    def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Write [*sample_shape, *batch, T] tokens, with a cache of keys and values."""
+        batch, lead = math.prod(self.batch_shape), math.prod(sample_shape)
+        keys = jax.random.split(key, (lead, batch))
+        prompt, real = self._flat()
+        written = jax.vmap(jax.vmap(self._write), in_axes=(0, None, None))(keys, prompt, real)
+        return written.reshape(*sample_shape, *self.batch_shape, self.num_steps)
+
+    def log_prob(self, value: Any) -> Array:
+        """Score sentences [..., *batch, T]: nats, [..., *batch]."""
+        return self.log_prob_by_step(value).sum(-1)
+
+    def log_prob_by_step(self, value: Any) -> Array:
+        """Score sentences token by token, [..., *batch, T]: nats, 0 behind the end of the text."""
+        value = jnp.asarray(value)
+
+        def score(prompt: Array, real: Array, tokens: Array) -> Array:
+            logits = self._all_logits(prompt, real, tokens)
+            chosen = jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0]
+            own = chosen - jax.nn.logsumexp(logits, axis=-1)
+            behind = jnp.where(tokens == self.pad, 0.0, _NEVER)
+            return jnp.where(self.counts(tokens), own, behind)
+
+        return self._over(score, value)
+
+    def log_probs(self, value: Any) -> Array:
+        """Give the log-probability of every token at every step of given sentences, [..., *batch, T, V], nats."""
+
+        def score(prompt: Array, real: Array, tokens: Array) -> Array:
+            return jax.nn.log_softmax(self._all_logits(prompt, real, tokens), axis=-1)
+
+        return self._over(score, jnp.asarray(value))
+
+    def kl_by_step(self, other: "Sentences", value: Any) -> Array:
+        """Give KL(self‖other) of the next token, summed over the vocabulary, at each step of given sentences.
+
+        Averaged over sentences drawn from this distribution, its sum over steps is KL(self‖other) of whole texts, with
+        far less noise than log-ratios of what was drawn have (Amini, Vieira & Cotterell 2025, equation 9).
+
+        Returns:
+            [..., *batch, T], nats; 0 behind the end of the text.
+        """
+        ours, theirs = self.log_probs(value), other.log_probs(value)
+        possible = ours > -jnp.inf
+        ours, theirs = jnp.where(possible, ours, 0.0), jnp.where(possible, theirs, 0.0)  # lest the gradient be nan
+        terms = jnp.where(possible, jnp.exp(ours) * (ours - theirs), 0.0)
+        return jnp.where(self.counts(jnp.asarray(value)), terms.sum(-1), 0.0)
+
+    def counts(self, tokens: Array) -> Array:
+        """Tell which tokens belong to the text, its end included, [..., T]."""
+        return jnp.asarray(belongs(tokens, self.end))
+
+    # ---- one sentence ------------------------------------------------------------------------
+
+    def _write(self, key: PRNGKey, prompt: Array, real: Array) -> Array:
+        keys = jax.random.split(key, self.num_steps)
+        hidden, caches = self._read_prompt(prompt, real)
+        first = draw_category(keys[0], self._limited([h[-1] for h in hidden])).astype(prompt.dtype)
+
+        def step(carry: tuple[Array, Array, Any], key: PRNGKey) -> tuple[tuple[Array, Array, Any], Array]:
+            token, done, caches = carry
+            hidden, caches = self._extend(token[None], jnp.ones(1, bool), caches)
+            drawn = draw_category(key, self._limited([h[0] for h in hidden])).astype(token.dtype)
+            new = jnp.where(done, self.pad, drawn)
+            return (new, done | is_end(new, self.end), caches), new
+
+        _, rest = lax.scan(step, (first, is_end(first, self.end), caches), keys[1:])
+        return jnp.concatenate([first[None], rest])
+
+    def _all_logits(self, prompt: Array, real: Array, tokens: Array) -> Array:
+        """Give what every token is drawn from, [T, V].
+
+        A long prompt is read once, however many sentences follow it; a short one is read along with each of them.
+        """
+        length = prompt.shape[0]
+        if _SHORT * length <= self.num_steps:
+            whole = jnp.concatenate([prompt, tokens[:-1].astype(prompt.dtype)])
+            there = jnp.concatenate([real, jnp.ones(self.num_steps - 1, bool)])
+            read = [model.extend(whole, there, model.start(len(whole)))[0] for model in self._models]
+            return self._limited([hidden[length - 1 :] for hidden in read])
+        before, caches = self._read_prompt(prompt, real)
+        last = [h[-1:] for h in before]
+        if self.num_steps > 1:
+            after, _ = self._extend(tokens[:-1], jnp.ones(self.num_steps - 1, bool), caches)
+            last = [jnp.concatenate(pair) for pair in zip(last, after, strict=True)]
+        return self._limited(last)
+
+    @property
+    def _models(self) -> list[Any]:
+        return [self.model] if self.within is None else [self.model, self.within]
+
+    def _read_prompt(self, prompt: Array, real: Array) -> tuple[list[Array], list[Any]]:
+        capacity = prompt.shape[0] + self.num_steps - 1
+        read = [model.extend(prompt, real, model.start(capacity)) for model in self._models]
+        return [hidden for hidden, _ in read], [cache for _, cache in read]
+
+    def _extend(self, tokens: Array, real: Array, caches: list[Any]) -> tuple[list[Array], list[Any]]:
+        read = [model.extend(tokens, real, cache) for model, cache in zip(self._models, caches, strict=True)]
+        return [hidden for hidden, _ in read], [cache for _, cache in read]
+
+    def _limited(self, hidden: list[Array]) -> Array:
+        """Give logits at the temperature, −inf for tokens that the truncation leaves out."""
+        logits = [model.logits(h) / self.temperature for model, h in zip(self._models, hidden, strict=True)]
+        if self.top_k is None and self.top_p >= 1 and self.min_p <= 0:
+            return logits[0]
+        return jnp.where(allowed(logits[-1], self.top_k, self.top_p, self.min_p), logits[0], _NEVER)
+
+    # ---- many --------------------------------------------------------------------------------
+
+    def _flat(self) -> tuple[Array, Array]:
+        width = self.prompt.shape[-1]
+        real = jnp.broadcast_to(self.real, self.prompt.shape)
+        return self.prompt.reshape(-1, width), real.reshape(-1, width)
+
+    def _over(self, score: Any, value: Array) -> Array:
+        """Map a function of (prompt, real, tokens) over values [..., *batch, T]."""
+        batch = math.prod(self.batch_shape)
+        shape = (*value.shape[: value.ndim - 1 - len(self.batch_shape)], *self.batch_shape)
+        flat = jnp.broadcast_to(value, (*shape, self.num_steps)).reshape(-1, batch, self.num_steps)
+        prompt, real = self._flat()
+        result = jax.vmap(jax.vmap(score), in_axes=(None, None, 0))(prompt, real, flat)
+        return result.reshape(*shape, *result.shape[2:])
+
+
+def allowed(logits: Array, top_k: int | None, top_p: float, min_p: float = 0.0) -> Array:
+    """Tell which tokens a truncation lets follow, [..., V]; the likeliest always may.
+
+    Args:
+        logits: at the temperature that tokens are drawn at, [..., V].
+        top_k: how many tokens may follow; ties are let in.
+        top_p: the least probability that the tokens which may follow have together.
+        min_p: the least probability of each, as a share of that of the likeliest.
+    """
+    fine = jnp.ones(logits.shape, bool)
+    if min_p > 0:
+        fine &= logits >= logits.max(-1, keepdims=True) + math.log(min_p)
+    if top_k is None and top_p >= 1:
+        return fine
+    ordered = jnp.flip(jnp.sort(logits, axis=-1), -1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        fine &= logits >= ordered[..., top_k - 1, None]
+        ordered = jnp.where(jnp.arange(logits.shape[-1]) < top_k, ordered, -jnp.inf)
+    if top_p < 1:
+        shares = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        fine &= logits >= least
+    return fine

@@ -1,0 +1,1 @@
+"""Tokenizers, the files that hold them, and chat templates."""

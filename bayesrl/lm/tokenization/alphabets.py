@@ -1,0 +1,121 @@
+"""Small tokenizers that are made on the spot: of characters, of bytes, of frequent pairs of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+
+from bayesrl.annotations import Must
+from bayesrl.arguments import Count, asking, checked
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.tokenization.files import library
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
+from bayesrl.values import is_text, told
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+
+
+@checked(LanguageModelError)
+def characters(text: str) -> Tokenizer:
+    """Make a tokenizer with one token for each character of a text.
+
+    Args:
+        text: all characters that will be wanted; others become <unk>.
+
+    Returns:
+        a tokenizer with the tokens <pad>, <eos>, <unk> and the characters in order.
+
+    Raises:
+        LanguageModelError: the text is empty.
+
+    Example:
+        >>> tokenizer = characters("abc")
+        >>> tokenizer.encode(["cab", "x"]), tokenizer.vocab_size
+        ([[5, 3, 4], [2]], 6)
+    """
+    if not text:
+        raise LanguageModelError("characters got an empty text; pass one with every character that will be wanted")
+    tk = library()
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNKNOWN, *sorted(set(text))])}
+    core = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    core.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = tk.decoders.Fuse()
+    core.add_special_tokens([PAD, EOS, UNKNOWN])
+    return Tokenizer(core, eos=vocabulary[EOS], pad=vocabulary[PAD])
+
+
+@checked(LanguageModelError)
+def bytes_level() -> Tokenizer:
+    """Make a tokenizer with one token for each byte of UTF-8: any text, no unknowns.
+
+    Returns:
+        a tokenizer whose ids 0 to 255 are bytes, then <pad> and <eos>.
+
+    Example:
+        >>> bytes_level().encode(["Aé"])
+        [[65, 195, 169]]
+    """
+    tk = library()
+    core = tk.Tokenizer(tk.models.BPE(vocab={letter: byte for byte, letter in enumerate(_letters())}, merges=[]))
+    return _finished(core)
+
+
+def _are_texts(value: Any) -> bool:
+    if isinstance(value, str | bytes | Mapping | np.ndarray) or hasattr(value, "dtype"):
+        return False
+    return isinstance(value, Iterable) and not (isinstance(value, Sequence) and not all(map(is_text, value)))
+
+
+def _text(value: Any) -> str:
+    if not is_text(value):
+        raise LanguageModelError(f"byte_pairs got {told(value)} among the texts; use whole texts alone")
+    return str(value)
+
+
+_ARE_TEXTS = Must("a list of texts, or another iterable of them", _are_texts, alone=True)
+
+
+@checked(LanguageModelError)
+def byte_pairs(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) -> Tokenizer:
+    """Train a byte-pair tokenizer: the bytes, and the pairs that are most frequent in some texts.
+
+    Args:
+        texts: what to learn from.
+        vocab_size: tokens in all: 256 bytes, <pad>, <eos>, and pairs as far as the texts have any.
+
+    Raises:
+        LanguageModelError: `vocab_size` is too small for the bytes, or `texts` is one text or holds something else.
+
+    Example:
+        >>> byte_pairs(["the cat", "the hat"], 260).vocab_size
+        260
+
+    References:
+        Sennrich, Haddow & Birch (2016), "Neural machine translation of rare words with subword units", section 3.2.
+    """
+    if vocab_size < 258:
+        raise LanguageModelError(f"byte_pairs got vocab_size={vocab_size}; 256 bytes, <pad> and <eos> need 258")
+    tk = library()
+    core = tk.Tokenizer(tk.models.BPE())
+    core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(_letters())
+    trainer = tk.trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
+    with asking("texts", LanguageModelError, "let them be an iterable of texts"):
+        core.train_from_iterator((_text(one) for one in texts), trainer)
+    return _finished(core)
+
+
+def _finished(core: Any) -> Tokenizer:
+    """Add to a model of byte letters what turns bytes into them and back, and the special tokens."""
+    tk = library()
+    core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tk.decoders.ByteLevel()
+    core.add_special_tokens([PAD, EOS])
+    return Tokenizer(core, eos=core.token_to_id(EOS), pad=core.token_to_id(PAD))
+
+
+def _letters() -> list[str]:
+    """Give the letter that stands for each byte: itself where it can be seen, else one from beyond the bytes."""
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    beyond = iter(range(0x100, 0x200))
+    return [chr(byte if byte in seen else next(beyond)) for byte in range(0x100)]

@@ -1,0 +1,189 @@
+"""Conversations as texts: chat templates, rendered by Jinja's sandbox as transformers renders them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.tokenization.files import text_of
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
+
+MESSAGES = "messages"
+
+_HERE = "HERE-THE-ANSWER-GOES-ON "
+
+
+def is_conversation(value: Any) -> bool:
+    """Tell whether something is a list of messages: mappings with a role."""
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in value)
+    )
+
+
+def asked(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    """Give a record whose prompt is a conversation with its text under `prompt`; None where it is none.
+
+    Under `prompt`, a last message of the assistant is what the model goes on with; under `messages` it is the answer,
+    which is left out of the prompt and kept under `answer`, unless the record has one.
+
+    Raises:
+        LanguageModelError: there is no template to render it by.
+    """
+    told: Any = record.get("prompt")
+    answer = None
+    if not is_conversation(told):
+        if "prompt" in record or not is_conversation(record.get(MESSAGES)):
+            return None
+        told = record[MESSAGES]
+        if told[-1]["role"] == "assistant" and len(told) > 1:
+            told, answer = told[:-1], told[-1]
+    if tokenizer is None:
+        raise LanguageModelError("a prompt is a conversation, and the model has no tokenizer with a chat template")
+    made = {**record, "prompt": rendered(tokenizer, told, record), MESSAGES: list(told)}
+    if answer is not None and "answer" not in made:
+        made["answer"] = [answer]
+    return made
+
+
+def answered(record: Mapping[str, Any], answer: Any, tokenizer: Tokenizer) -> str:
+    """Give the text of an answer to a conversation, with what the template puts behind it.
+
+    Raises:
+        LanguageModelError: the template writes the conversation otherwise where an answer follows.
+    """
+    before = record["prompt"]
+    whole = rendered(tokenizer, [*record[MESSAGES], *answer], record, answered=True)
+    if not whole.startswith(before):
+        raise LanguageModelError(
+            f"the chat template writes a conversation otherwise once it is answered: {whole[:60]!r} does not begin "
+            f"with {before[:60]!r}; pass prompt and answer as texts"
+        )
+    return whole[len(before) :]
+
+
+def rendered(
+    tokenizer: Tokenizer, messages: Sequence[Any], record: Mapping[str, Any] | None = None, *, answered: bool = False
+) -> str:
+    """Give the text of a conversation, up to where the assistant is to write.
+
+    A last message of the assistant is gone on with, unless it is the answer.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: mappings with `role` and `content`.
+        record: may hold `tools`, `documents` and `chat_template_kwargs` for the template.
+        answered: whether the whole conversation is wanted.
+
+    Raises:
+        LanguageModelError: there is no template, or it refuses the conversation.
+    """
+    record = record or {}
+    template = _chosen(tokenizer.config.get("chat_template"), bool(record.get("tools")))
+    names = [*tokenizer.special_map.items(), *tokenizer.config.items()]
+    tokens = {key: text_of(value) for key, value in names if key.endswith("_token") and text_of(value) is not None}
+    tokens |= {f"{name}_token": tokenizer.core.id_to_token(index) for name, index in tokenizer.special.items()}
+    # A key without a value would be written as "None" by templates that only ask whether it is there.
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    goes_on = messages[-1]["role"] == "assistant" and not answered
+    if goes_on:
+        messages[-1] = _marked(messages[-1])
+    told = {
+        **tokens,
+        **(record.get("chat_template_kwargs") or {}),
+        "messages": messages,
+        "tools": record.get("tools"),
+        "documents": record.get("documents"),
+        "add_generation_prompt": not answered and not goes_on,
+    }
+    try:
+        text: str = _compiled(template).render(**told)
+    except LanguageModelError:
+        raise
+    except Exception as error:  # whatever a template does
+        raise LanguageModelError(
+            f"the chat template cannot write a conversation of {len(messages)} messages: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not goes_on:
+        return text
+    place = text.rfind(_HERE.strip())
+    if place < 0:
+        raise LanguageModelError("the chat template leaves the last message out, so that nothing can go on with it")
+    # Where a template takes blanks from the end of a message, it took that of the mark.
+    return text[:place] if text[place:].startswith(_HERE) else text[:place].rstrip()
+
+
+def _marked(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Mark the end of what a message says, to find it again in the text of the conversation."""
+    said = message.get("content", "")
+    if isinstance(said, str):
+        return {**message, "content": said + _HERE}
+    blocks = [dict(block) if isinstance(block, Mapping) else block for block in said] if isinstance(said, list) else []
+    last = next((block for block in reversed(blocks) if isinstance(block, dict) and "text" in block), None)
+    if last is None:
+        raise LanguageModelError(f"the last message says {said!r:.60}, which is no text that could be gone on with")
+    last["text"] = f"{last['text']}{_HERE}"
+    return {**message, "content": blocks}
+
+
+def _chosen(template: Any, tools: bool) -> str:
+    """Find the template among those that a tokenizer has."""
+    if isinstance(template, list):
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, Mapping)}
+        template = named.get("tool_use" if tools and "tool_use" in named else "default")
+    if not isinstance(template, str):
+        raise LanguageModelError(
+            "a prompt is a conversation, and the tokenizer has no chat template; pass texts, or a tokenizer whose "
+            "folder has chat_template.jinja"
+        )
+    return template
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> Any:
+    """Compile a template, in a sandbox that lets it change nothing and reach nothing but what it is given."""
+    try:
+        from jinja2 import TemplateSyntaxError
+        from jinja2.ext import Extension
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise LanguageModelError(
+            "chat templates need a library that is not installed; install bayesrl with its extra: pip install "
+            "'bayesrl[lm]'"
+        ) from error
+
+    class Generation(Extension):
+        """What an assistant wrote is marked in some templates, for others to train on; here it is written as it is."""
+
+        tags = {"generation"}  # noqa: RUF012  (Jinja's own form)
+
+        def parse(self, parser: Any) -> Any:
+            """Read the marked part."""
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> NoReturn:
+        raise LanguageModelError(f"the chat template refuses the conversation: {message}")
+
+    def as_json(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    space = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    space.filters["tojson"] = as_json
+    space.globals["raise_exception"] = refuse
+    space.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return space.from_string(template)
+    except TemplateSyntaxError as error:
+        raise LanguageModelError(
+            f"the chat template cannot be read: {error.message} in line {error.lineno}; copy it anew"
+        ) from error

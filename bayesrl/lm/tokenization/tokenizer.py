@@ -1,0 +1,326 @@
+"""`Tokenizer`: texts to token ids and back."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from bayesrl.arguments import Location, checked
+from bayesrl.errors import LanguageModelError
+from bayesrl.files.plain import write
+from bayesrl.lm.tokenization.files import (
+    CONFIG,
+    GENERATION,
+    SPECIAL,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    content_of,
+    ends_of,
+    knows,
+    library,
+    read_json,
+    refuse_unknown,
+    special_id,
+    template_of,
+    text_of,
+    with_added,
+    without_blank,
+)
+from bayesrl.values import array_of
+
+_TRIED = 16
+"""So many words are looked at, to see whether a decoder puts blanks between them."""
+
+
+@checked(LanguageModelError)
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer of the `tokenizers` library, and what its special tokens are.
+
+    Args:
+        core: a `tokenizers.Tokenizer`; its own padding and truncation are not used.
+        eos: id of the token that ends a text, or None.
+        pad: id of the token that fills rows up, or None.
+        bos: id of the token that begins a text, or None.
+        generation: generation_config.json, as read, which may name further tokens that end a text; written back by
+            `save_pretrained`.
+        config: tokenizer_config.json, as read, with the chat template from wherever it was; `save` writes it back.
+        special_map: special_tokens_map.json, as read; `save` writes it back.
+
+    Raises:
+        LanguageModelError: `core` is something else, or an id is not one of its tokens.
+
+    Example:
+        >>> from bayesrl.lm.tokenization.alphabets import characters
+        >>> tokenizer = characters("hello")
+        >>> rows = tokenizer.encode(["hole", "heel"])
+        >>> tokenizer.decode(rows)
+        ['hole', 'heel']
+    """
+
+    core: Any
+    eos: int | None = None
+    pad: int | None = None
+    bos: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    special_map: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.core, library().Tokenizer):
+            raise LanguageModelError(
+                f"Tokenizer got a {type(self.core).__name__}; pass a tokenizers.Tokenizer, or call Tokenizer.load"
+            )
+        for name in ("eos", "pad", "bos"):
+            index = getattr(self, name)
+            if index is not None and not knows(self.core, index):
+                raise LanguageModelError(
+                    f"Tokenizer got {name}={index!r}, and has no such token among {self.vocab_size}; pass one it has"
+                )
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are: one more than the largest."""
+        return 1 + max(self.core.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of all tokens that end a text: those that generation_config.json or config.json names, and eos."""
+        told = self.generation.get("eos_token_id")
+        listed = told if isinstance(told, list) else [told]
+        known = [int(index) for index in listed if index is not None and knows(self.core, index)]
+        return tuple(dict.fromkeys([*known, *([] if self.eos is None else [self.eos])]))
+
+    @cached_property
+    def digest(self) -> str:
+        """A fingerprint of how texts become ids and back: equal for tokenizers that do the same.
+
+        What `eos`, `pad` and `bos` are is no part of it.
+        """
+        told = json.loads(self.core.to_str())
+        told = {key: value for key, value in told.items() if key not in ("version", "padding", "truncation")}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str], *, special: bool = True, continues: bool = False) -> list[list[int]]:
+        """Give the token ids of each text.
+
+        Args:
+            texts: several texts.
+            special: whether the tokens that a tokenizer puts around texts, such as its bos, are put there; a bos that a
+                text begins with is not put there again.
+            continues: whether the texts stand behind others, such as answers behind their prompts: then no blank is put
+                before them, as tokenizers like Llama 2's put one before the beginning of a text.
+
+        Raises:
+            LanguageModelError: `texts` is one text, or one of them cannot be coded: half of a surrogate pair, or a word
+                that a tokenizer without an unknown token does not know.
+        """
+        if isinstance(texts, str):
+            raise LanguageModelError(f"encode got one text, {texts[:20]!r}; pass a list of texts")
+        told = list(texts)
+        try:
+            rows = (self._behind if continues else self._bare).encode_batch(told, add_special_tokens=special)
+        except Exception as error:  # the library raises nothing more special
+            index, reason = self._uncoded(told, error)
+            raise LanguageModelError(
+                f"text {index} of {len(told)}, {told[index]!r:.60}, cannot be coded: {reason}; mend or leave it out"
+            ) from error
+        # A text that a chat template rendered begins with the text of bos already.
+        twice = [self.bos, self.bos] if special and self.bos is not None else None
+        return [list(row.ids[1:] if row.ids[:2] == twice else row.ids) for row in rows]
+
+    def _uncoded(self, texts: list[str], error: Exception) -> tuple[int, str]:
+        """Find the first of several texts that cannot be coded, and say why."""
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                return index, f"it is a {type(text).__name__}"
+            half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+            if half is not None:
+                return index, f"it holds {half!r}, which is half of a character"
+            try:
+                self._bare.encode(text)
+            except Exception as own:  # noqa: BLE001
+                return index, str(own)
+        return 0, str(error)
+
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """Give the tokens that `encode` puts before and after a text, such as BERT's [CLS] and [SEP]."""
+        plain, special = [self.encode(["a"], special=kind)[0] for kind in (False, True)]
+        for at in range(len(special) - len(plain) + 1):
+            if plain and special[at : at + len(plain)] == plain:
+                return special[:at], special[at + len(plain) :]
+        return special[:1], special[1:]
+
+    def decode(self, rows: Iterable[Any], *, skip_special: bool = True, continues: bool = False) -> list[str]:
+        """Give the text of each row of token ids.
+
+        Args:
+            rows: lists or arrays of token ids.
+            skip_special: whether special tokens, padding among them, are left out.
+            continues: whether rows stand behind other text, such as their prompts: then a blank that they begin with
+                stays, which tokenizers like Llama 2's drop from the beginning of a text, and those of BERT's kind put
+                between words.
+
+        Raises:
+            LanguageModelError: `rows` is a single row.
+        """
+        given = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping) else [0]
+        told = [array_of(row) for row in given]
+        if any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in told):
+            raise LanguageModelError("decode needs rows of token ids, [rows, length]; put a single row into a list")
+        if any(row.size and not 0 <= row.min() <= row.max() < 2**32 for row in told):
+            raise LanguageModelError("decode got an id that no token has; ids are whole numbers of 32 bits, from 0 on")
+        lists = [row.astype(int).tolist() for row in told]
+        if not continues or self._anchor is None:
+            return self._bare.decode_batch(lists, skip_special_tokens=skip_special)
+        token, text = self._anchor
+        behind = self._bare.decode_batch([[token, *row] for row in lists], skip_special_tokens=skip_special)
+        return [whole[len(text) :] for whole in behind]
+
+    @cached_property
+    def _anchor(self) -> tuple[int, str] | None:
+        """Give a word, and its text, that others may be decoded behind; None where a text's beginning loses nothing."""
+        added = self._bare.get_added_tokens_decoder()
+        pieces = sorted((index, piece) for piece, index in self._bare.get_vocab().items() if index not in added)
+        marked = [index for index, piece in pieces if piece.startswith("\u2581")]
+        plain = [index for index, piece in pieces if piece.isalnum()]
+        # Blanks belong to pieces that are marked by one; elsewhere a decoder may put them between words.
+        for word in [*marked[:1], *plain[:_TRIED]]:
+            once, twice = self._bare.decode_batch([[word], [word, word]])
+            if len(twice) > 2 * len(once) and twice.startswith(once):
+                return word, once
+        return None
+
+    @cached_property
+    def _behind(self) -> Any:
+        """A copy of the core that puts no blank before a text."""
+        told = json.loads(self._bare.to_str())
+        for part in ("normalizer", "pre_tokenizer"):
+            told[part] = without_blank(told.get(part))
+        return library().Tokenizer.from_str(json.dumps(told))
+
+    @cached_property
+    def _bare(self) -> Any:
+        """A copy of the core that neither pads nor truncates; the core itself belongs to whoever made it."""
+        copy = library().Tokenizer.from_str(self.core.to_str())
+        copy.no_padding()
+        copy.no_truncation()
+        return copy
+
+    def save(self, folder: Location) -> None:
+        """Write tokenizer.json and tokenizer_config.json, and a chat template beside them, as transformers reads them.
+
+        Raises:
+            LanguageModelError: the folder cannot be written.
+        """
+        path = Path(folder)
+        told: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self.config,
+        }
+        named = dict(self.special_map)
+        for name, index in self.special.items():
+            key, token = f"{name}_token", self.core.id_to_token(index)
+            # What says how it is cut out of a text stays beside its name.
+            told[key] = told[key] if text_of(told.get(key)) == token else token
+            if key in named and text_of(named[key]) != token:
+                named[key] = token
+        template = told.pop("chat_template") if isinstance(told.get("chat_template"), str) else None
+        files = {} if template is None else {TEMPLATE: template}
+        files |= {
+            TOKENIZER: self.core.to_str(pretty=True),
+            TOKENIZER_CONFIG: json.dumps(told, indent=1, ensure_ascii=False),
+        }
+        files |= {SPECIAL: json.dumps(named, indent=1, ensure_ascii=False)} if named else {}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            for name, text in files.items():
+                write(path / name, text.encode())
+        except OSError as error:
+            raise LanguageModelError(f"cannot write a tokenizer to {path}: {error}; choose another folder") from error
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Those of eos, pad and bos that there are, by name."""
+        ids = {"eos": self.eos, "pad": self.pad, "bos": self.bos}
+        return {name: index for name, index in ids.items() if index is not None}
+
+    @classmethod
+    def load(cls, folder: Location) -> "Tokenizer":
+        """Read a tokenizer from a folder.
+
+        Special tokens are those that tokenizer_config.json names, else special_tokens_map.json, else the ids in
+        generation_config.json or config.json.
+
+        Args:
+            folder: holds at least tokenizer.json.
+
+        Raises:
+            LanguageModelError: there is no tokenizer.json, or it is damaged; or tokenizer_config.json names special
+                tokens that it lacks, or adds tokens that cannot have the ids that are told.
+        """
+        path = Path(folder)
+        told = content_of(path / TOKENIZER)
+        if told is None:
+            raise LanguageModelError(
+                f"{path} has no {TOKENIZER}; load the tokenizer in transformers (a fast one) and save it there with "
+                "save_pretrained"
+            )
+        try:
+            core = library().Tokenizer.from_str(told.decode())
+        except Exception as error:  # the library raises nothing more special
+            raise LanguageModelError(f"cannot read {path / TOKENIZER}: {error}; copy it anew") from error
+        named = [read_json(path / name) or {} for name in (TOKENIZER_CONFIG, SPECIAL)]
+        core = with_added(core, named[0], path)
+        refuse_unknown(core, named, path)
+        numbered = [read_json(path / name) or {} for name in (GENERATION, CONFIG)]
+        config = dict(named[0])
+        template = template_of(path, config.get("chat_template"))
+        config |= {} if template is None else {"chat_template": template}
+        special = {name: special_id(core, name, named, numbered) for name in ("eos", "pad", "bos")}
+        ends = ends_of(numbered, path)
+        own = numbered[0].get("eos_token_id") is not None or ends is None or ends == [special["eos"]]
+        generation = numbered[0] if own else numbered[0] | {"eos_token_id": ends}
+        return cls(core, **special, config=config, generation=generation, special_map=named[1])
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int, *, length: int | None = None
+) -> tuple[Int32[np.ndarray, "rows length"], Bool[np.ndarray, "rows length"]]:
+    """Fill rows up on the left, so that all end at the same place.
+
+    Args:
+        rows: token ids, of unequal lengths.
+        pad: what to fill up with.
+        length: of the rows returned; None is that of the longest.
+
+    Returns:
+        token ids, and which of them are real, [rows, length].
+
+    Raises:
+        LanguageModelError: there are no rows, or one is longer than `length`.
+
+    Example:
+        >>> tokens, real = pad_left([[5, 6, 7], [8]], 0)
+        >>> tokens.tolist(), real.sum(1).tolist()
+        ([[5, 6, 7], [0, 0, 8]], [3, 1])
+    """
+    longest = max(map(len, rows), default=0)
+    if longest == 0:
+        raise LanguageModelError("pad_left got no tokens; pass at least one row with a token in it")
+    width = longest if length is None else length
+    if width < longest:
+        raise LanguageModelError(f"pad_left got a row of {longest} tokens for length={width}; shorten it")
+    tokens, real = np.full((len(rows), width), pad, np.int32), np.zeros((len(rows), width), bool)
+    for index, row in enumerate(rows):
+        tokens[index, width - len(row) :], real[index, width - len(row) :] = row, True
+    return tokens, real

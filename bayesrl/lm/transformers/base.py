@@ -1,0 +1,209 @@
+"""`CausalLM`: what every autoregressive language model offers, and what a checkpoint needs to know of it."""
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from bayesrl.annotations import Must, refuser
+from bayesrl.arguments import Count, CountOrNone, NotNegative, check_room
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.transformers.checkpoint_names import Stored
+from bayesrl.lm.transformers.layers.block import Layout
+from bayesrl.lm.transformers.layers.kv_cache import Cache
+from bayesrl.typing import PRNGKey
+from bayesrl.values import is_traced, told
+
+
+class Config(abc.ABC):
+    """The shape of a model: a frozen dataclass whose fields JSON can hold.
+
+    Args:
+        model_type: the family, by the name that transformers gives it.
+        vocab_size: how many tokens there are.
+        max_length: the context length: the most tokens that the model can stand.
+        width: length of the residual stream.
+        depth: how many blocks.
+        heads: attention heads per block.
+
+    Raises:
+        LanguageModelError: a number is none, or out of range.
+    """
+
+    model_type: str
+    vocab_size: int
+    max_length: int
+    width: int
+    depth: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value, kind = getattr(self, field.name), field.type
+            count = CountOrNone if field.default == 0 else Count
+            known: dict[Any, Any] = {int: count, int | None: count | None, float: NotNegative}
+            refuses = refuser(known.get(kind, kind))
+            if refuses is not None and (wanted := refuses(value)):
+                raise LanguageModelError(f"a {self.model_type} model has {field.name}={told(value)}; use {wanted}")
+
+    def check_heads(self) -> None:
+        """Refuse heads that cannot share the residual stream.
+
+        Raises:
+            LanguageModelError: they do not divide it.
+        """
+        if self.width % self.heads:
+            raise LanguageModelError(
+                f"a {self.model_type} model has width={self.width} and heads={self.heads}; heads must divide width"
+            )
+
+    @classmethod
+    @abc.abstractmethod
+    def from_json(cls, json: Mapping[str, Any]) -> "Config":
+        """Read what transformers writes as config.json.
+
+        Raises:
+            LanguageModelError: a setting is missing, or would need what is not implemented.
+        """
+
+    @abc.abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Give what transformers reads as config.json."""
+
+    @abc.abstractmethod
+    def layout(self, layer: int) -> Layout:
+        """Tell how a block computes."""
+
+
+class Transformer(eqx.Module):
+    """A transformer that a checkpoint can hold.
+
+    Args:
+        config: its shape.
+    """
+
+    config: eqx.AbstractVar[Config]
+
+    @classmethod
+    @abc.abstractmethod
+    def random(cls, key: PRNGKey, config: Any, *, dtype: Any = jnp.float32) -> "Transformer":
+        """Make a model with random weights; the key is consumed."""
+
+    @classmethod
+    @abc.abstractmethod
+    def tensors(cls, config: Any) -> Iterator[Stored]:
+        """List all arrays of a model of this shape, each with its name in a checkpoint."""
+
+
+def _is_weight_type(value: Any) -> bool:
+    try:
+        fits = isinstance(value, type | np.dtype) or (isinstance(value, str) and value.isascii())
+        return fits and bool(jnp.issubdtype(jnp.dtype(value), jnp.floating))
+    except (TypeError, ValueError):
+        return False
+
+
+def check_model_room(config: Config, key: Any = None) -> None:
+    """Refuse a model whose weights would not fit into memory; nothing is asked where only shapes are wanted.
+
+    Raises:
+        LanguageModelError: naming its sizes.
+    """
+    if is_traced(key):
+        return
+    layout = config.layout(0)
+    block = config.width * (2 * layout.inner + 2 * config.width)
+    weights = config.width * float(config.vocab_size) + float(config.depth) * block
+    what = (
+        f"a {config.model_type} model with vocab_size={config.vocab_size}, width={config.width}, depth={config.depth} "
+        f"and inner={layout.inner}"
+    )
+    check_room(2 * weights, what, "make it smaller", LanguageModelError)
+
+
+type AnyConfig = Annotated[
+    Any, Must("the shape of a model, such as lm.GPT2Config(...)", lambda value: isinstance(value, Config), alone=True)
+]
+"""The shape of a model, of whatever family."""
+
+type WeightType = Annotated[Any, Must("a type of weights: jnp.float32 or jnp.bfloat16", _is_weight_type, alone=True)]
+"""A type of weights."""
+
+
+class CausalLM(Transformer):
+    """An autoregressive language model of one sequence; `jax.vmap` makes batches of it.
+
+    Prompts are padded on the left: padding has `real` False, nothing looks at it, and positions count real tokens
+    only. A row gives the same logits with padding as without.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp
+        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+        >>> model = GPT2.random(jax.random.key(0), GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=2))
+        >>> tokens, real = jnp.array([0, 3, 1]), jnp.array([False, True, True])
+        >>> hidden, cache = eqx.filter_jit(model.extend)(tokens, real, model.start(8))
+        >>> logits = eqx.filter_jit(model)(jnp.array([3, 1]))
+        >>> bool(jnp.allclose(model.logits(hidden[-1]), logits[-1], atol=1e-5))
+        True
+
+    References:
+        Radford et al. (2019), "Language models are unsupervised multitask learners".
+    """
+
+    @abc.abstractmethod
+    def start(self, capacity: int) -> Cache:
+        """Make an empty cache for so many tokens, padding included.
+
+        Raises:
+            LanguageModelError: the context of the model is shorter.
+        """
+
+    @abc.abstractmethod
+    def extend(
+        self, tokens: Int[Array, "n"], real: Bool[Array, "n"], cache: Cache
+    ) -> tuple[Float[Array, "n width"], Cache]:
+        """Feed n tokens: many at once for a prompt or for scoring, one at a time for generation.
+
+        While `cache.length` is a Python integer, as `start` makes it, only the slots in use are looked at.
+
+        Args:
+            tokens: token ids, [n].
+            real: False for padding, [n].
+            cache: what came before.
+
+        Returns:
+            what `logits` makes predictions of, [n, width]; and the cache with the n tokens in it.
+
+        Raises:
+            LanguageModelError: the cache is known to be too short for them.
+        """
+
+    @abc.abstractmethod
+    def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
+        """Give the unnormalised log-probabilities of the next token, in float32 (in nats)."""
+
+    def __call__(self, tokens: Int[Array, "n"]) -> Float[Array, "n vocab"]:
+        """Give the logits after each of n tokens, without padding, [n, vocab]."""
+        n = tokens.shape[0]
+        hidden, _ = self.extend(tokens, jnp.ones(n, bool), self.start(n))
+        return self.logits(hidden)
+
+
+def check_capacity(capacity: int, config: Config) -> int:
+    """Refuse more tokens than a model can stand.
+
+    Raises:
+        LanguageModelError: there are more, or none at all.
+    """
+    if not 1 <= capacity <= config.max_length:
+        raise LanguageModelError(
+            f"a cache for {capacity} tokens was asked of a {config.model_type} model, whose context is "
+            f"{config.max_length} tokens long; shorten prompts or completions"
+        )
+    return capacity

@@ -1,0 +1,224 @@
+"""`Block`: attention and a feed-forward layer; `Layout` says in which of the ways that families know."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from bayesrl.lm.transformers.layers.experts import Experts
+from bayesrl.lm.transformers.layers.kv_cache import Cache, attend
+from bayesrl.lm.transformers.layers.layers import LayerNorm, Linear, Norm, RMSNorm, activation
+from bayesrl.lm.transformers.layers.rope import Rope, Turn, rotated
+from bayesrl.typing import PRNGKey
+
+BEFORE = ("before_attention", "before_feeding")
+AFTER = ("after_attention", "after_feeding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The shape of a block, and how it computes where families differ.
+
+    Args:
+        width: length of the residual stream.
+        inner: width of the feed-forward layer.
+        heads: attention heads.
+        kv_heads: how many of keys and values they share.
+        head_dim: length of a query.
+        activation: of the feed-forward layer, by its name in transformers.
+        epsilon: of the norms.
+        norm: "rms"; "rms_plus_one", whose weight is added to 1; or "layer".
+        norms: where they stand: before or after attention and feeding.
+        norm_of_sums: whether those that stand after are of the residual stream, as BERT has them, not of what is added.
+        norm_bias: whether norms of kind "layer" have a bias.
+        query_key_norm: "head", where each query and key is normalised; "whole", all heads of them at once; or "".
+        joined: whether one matrix gives queries, keys and values: "", "stacked" one after another, or "by_head".
+        gated: "", "apart" from what it gates, or "joined" with it in one matrix.
+        attention_bias: whether queries, keys and values have a bias.
+        output_bias: whether what attention writes has one.
+        feeding_bias: whether the feed-forward layer has one.
+        parallel: whether both parts read the residual stream before either has written to it.
+        rope: how its positions turn; None where they do not.
+        window: how many tokens each sees, itself included; 0 is all. In both directions, tokens this near.
+        scale: of the scores; 0 is 1/√head_dim.
+        cap: bound of the scores; 0 is none.
+        experts: how many feed-forward layers there are to choose from; 0 is one, without choice.
+        chosen: how many of them each token has.
+    """
+
+    width: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    activation: str
+    epsilon: float
+    norm: str = "rms"
+    norms: tuple[str, ...] = BEFORE
+    norm_of_sums: bool = False
+    norm_bias: bool = True
+    query_key_norm: str = ""
+    joined: str = ""
+    gated: str = ""
+    attention_bias: bool = False
+    output_bias: bool = False
+    feeding_bias: bool = False
+    parallel: bool = False
+    rope: Rope | None = None
+    window: int = 0
+    scale: float = 0.0
+    cap: float = 0.0
+    experts: int = 0
+    chosen: int = 0
+
+    def fresh_norm(self, width: int, dtype: Any) -> Norm:
+        """Make a norm of this kind."""
+        if self.norm == "layer":
+            return LayerNorm.fresh(width, self.epsilon, dtype, bias=self.norm_bias)
+        return RMSNorm.fresh(width, self.epsilon, dtype, offset=float(self.norm == "rms_plus_one"))
+
+    def linears(self) -> Iterator[tuple[str, int, int, bool]]:
+        """List the linear maps: name, width, outputs, and whether they have a bias."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if self.joined:
+            yield "mix", self.width, queries + 2 * keys, self.attention_bias
+        else:
+            for name, out in (("query", queries), ("key", keys), ("value", keys)):
+                yield name, self.width, out, self.attention_bias
+        yield "output", queries, self.width, self.output_bias
+        if self.experts:
+            return
+        if self.gated == "apart":
+            yield "gate", self.width, self.inner, self.feeding_bias
+        yield "widen", self.width, self.inner * (2 if self.gated == "joined" else 1), self.feeding_bias
+        yield "narrow", self.inner, self.width, self.feeding_bias
+
+
+class Sight(NamedTuple):
+    """What the new tokens of a layer may look at, and how their positions turn.
+
+    Args:
+        mask: which slots each token sees, [n, sight].
+        turn: None where positions do not turn.
+    """
+
+    mask: Bool[Array, "n sight"]
+    turn: Turn | None
+
+
+class Block(eqx.Module):
+    """Attention and a feed-forward layer, each added to the residual stream.
+
+        x += after(attention(before(x)));  x += after(feed(before(x)))
+
+    where `before` and `after` are norms, or nothing; `Layout` tells which, and what else families do differently.
+    """
+
+    layout: Layout = eqx.field(static=True)
+    before_attention: Norm | None
+    mix: Linear | None
+    query: Linear | None
+    key: Linear | None
+    value: Linear | None
+    output: Linear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    after_attention: Norm | None
+    before_feeding: Norm | None
+    experts: Experts | None
+    gate: Linear | None
+    widen: Linear | None
+    narrow: Linear | None
+    after_feeding: Norm | None
+
+    @classmethod
+    def random(cls, key: PRNGKey, layout: Layout, *, scale: float, written: float, dtype: Any) -> "Block":
+        """Draw the weights; the key is consumed.
+
+        Args:
+            key: consumed.
+            layout: the shape.
+            scale: standard deviation of the weights.
+            written: of those that write to the residual stream.
+            dtype: of all weights.
+        """
+        shapes = list(layout.linears())
+        keys = jax.random.split(key, len(shapes) + (layout.experts > 0))
+        parts: dict[str, Any] = dict.fromkeys(cls.__dataclass_fields__)
+        for own, (name, width, out, bias) in zip(keys, shapes, strict=False):
+            size = written if name in ("output", "narrow") else scale
+            parts[name] = Linear.random(own, width, out, scale=size, bias=bias, dtype=dtype)
+        if layout.experts:
+            parts["experts"] = Experts.random(
+                keys[-1], layout.experts, layout.width, layout.inner, scale=scale, written=written, dtype=dtype
+            )
+        for name in layout.norms:
+            parts[name] = layout.fresh_norm(layout.width, dtype)
+        if layout.query_key_norm:
+            queries, keys_ = (layout.heads, layout.kv_heads) if layout.query_key_norm == "whole" else (1, 1)
+            parts["query_norm"] = layout.fresh_norm(queries * layout.head_dim, dtype)
+            parts["key_norm"] = layout.fresh_norm(keys_ * layout.head_dim, dtype)
+        return cls(**{**parts, "layout": layout})
+
+    def __call__(
+        self, x: Float[Array, "n width"], sight: Sight, cache: Cache | None = None, layer: int = 0
+    ) -> tuple[Float[Array, "n width"], Array, Array]:
+        """Give the residual stream after the block, and the layer's keys and values."""
+        out, keys, values = self._attended(_by(self.before_attention, x), sight, cache, layer)
+        if self.layout.norm_of_sums:
+            x = _by(self.after_attention, x + out)
+            return _by(self.after_feeding, x + self._fed(x)), keys, values
+        out = _by(self.after_attention, out)
+        if self.layout.parallel:
+            return x + out + _by(self.after_feeding, self._fed(_by(self.before_feeding, x))), keys, values
+        x = x + out
+        return x + _by(self.after_feeding, self._fed(_by(self.before_feeding, x))), keys, values
+
+    def _attended(
+        self, x: Float[Array, "n width"], sight: Sight, cache: Cache | None, layer: int
+    ) -> tuple[Float[Array, "n width"], Array, Array]:
+        layout = self.layout
+        query, key, value = self._projected(x)
+        if sight.turn is not None:
+            query, key = rotated(query, sight.turn), rotated(key, sight.turn)
+        out, keys, values = attend(query, key, value, sight.mask, cache, layer, scale=layout.scale, cap=layout.cap)
+        return self.output(out), keys, values
+
+    def _projected(self, x: Float[Array, "n width"]) -> tuple[Array, Array, Array]:
+        """Give queries, keys and values, [n, heads, head_dim]."""
+        layout, n = self.layout, x.shape[0]
+        if self.mix is not None:
+            mixed = self.mix(x)
+            if layout.joined == "by_head":
+                query, key, value = jnp.split(mixed.reshape(n, layout.heads, -1), 3, axis=-1)
+                return query, key, value
+            mixed = mixed.reshape(n, -1, layout.head_dim)
+            query, key, value = jnp.split(mixed, [layout.heads, layout.heads + layout.kv_heads], axis=1)
+            return query, key, value
+        query, key, value = _by(self.query, x), _by(self.key, x), _by(self.value, x)
+        if layout.query_key_norm == "whole":
+            query, key = _by(self.query_norm, query), _by(self.key_norm, key)
+        query, key, value = (part.reshape(n, -1, layout.head_dim) for part in (query, key, value))
+        if layout.query_key_norm == "head":
+            query, key = _by(self.query_norm, query), _by(self.key_norm, key)
+        return query, key, value
+
+    def _fed(self, x: Float[Array, "n width"]) -> Float[Array, "n width"]:
+        act = activation(self.layout.activation)
+        if self.experts is not None:
+            return self.experts(x, act, self.layout.chosen)
+        wide = _by(self.widen, x)
+        if self.layout.gated == "joined":
+            first, second = jnp.split(wide, 2, axis=-1)
+            return _by(self.narrow, act(first) * second)
+        return _by(self.narrow, act(wide) if self.gate is None else act(self.gate(x)) * wide)
+
+
+def _by(part: Norm | Linear | None, x: Array) -> Array:
+    """Send x through a part that a block may lack."""
+    return x if part is None else part(x)

@@ -1,0 +1,243 @@
+"""`Rope`: how fast the positions of rotary embeddings turn, as a checkpoint tells it, and the turning."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+from bayesrl.core.draws import is_number
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.transformers.checkpoint_names import optional
+
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+_log = logging.getLogger(__name__)
+
+
+class Turn(NamedTuple):
+    """The turns of n positions.
+
+    Args:
+        cosine: [n, 1, half].
+        sine: [n, 1, half].
+    """
+
+    cosine: Float[Array, "n 1 half"]
+    sine: Float[Array, "n 1 half"]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How fast each pair of coordinates turns with the position.
+
+        ω_i = theta^(−2i/d),   d = share·head_dim,   stretched where a model was made for longer contexts
+
+    Args:
+        theta: the base.
+        kind: "default"; "linear", ω/factor; "llama3" and "yarn", which stretch only slow turns; "dynamic", which
+            stretches beyond the context alone and so leaves ω as it is within; or "longrope", ω/`short`.
+        factor: by how much.
+        low: pairs that come round less often than this within `original` tokens are stretched in full.
+        high: pairs that come round more often are left alone.
+        original: the context length before the stretch, in tokens.
+        share: of the coordinates of a head that turn, the first ones.
+        sharpness: multiplies turned queries and keys ("yarn", "longrope").
+        truncate: whether the bounds of "yarn" are rounded to whole pairs.
+        short: what each ω is divided by within the original context ("longrope").
+        long: the same beyond it, which is kept and not used: a text's density must not depend on later tokens.
+
+    References:
+        Su et al. (2021), "RoFormer", equation 15; Dubey et al. (2024), "The Llama 3 herd of models", section 3.2;
+        Peng et al. (2023), "YaRN", section 3.2; Ding et al. (2024), "LongRoPE", equation 2.
+    """
+
+    theta: float = 10000.0
+    kind: str = "default"
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+    share: float = 1.0
+    sharpness: float = 1.0
+    truncate: bool = True
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """Give ω, in radians per token, [share·head_dim/2]."""
+        turning = int(head_dim * self.share)
+        turns = 1.0 / self.theta ** (np.arange(0, turning, 2) / turning)
+        if self.kind == "linear":
+            return turns / self.factor
+        if self.kind == "longrope":
+            return turns / np.asarray(self.short)
+        if self.kind == "llama3":
+            # The share left alone is linear in 1/wavelength between the two bounds.
+            share = (self.original * turns / (2 * math.pi) - self.low) / (self.high - self.low)
+        elif self.kind == "yarn":
+            share = 1 - self._ramp(turning)
+        else:
+            return turns
+        share = np.clip(share, 0.0, 1.0)
+        return share * turns + (1 - share) * turns / self.factor
+
+    def _ramp(self, turning: int) -> np.ndarray:
+        """Rise from 0 to 1 between the pairs that come round `high` and `low` times in the original context."""
+
+        def pair(rounds: float) -> float:
+            return turning * math.log(self.original / (rounds * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        first, last = pair(self.high), pair(self.low)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, turning - 1)
+        return (np.arange(turning // 2) - first) / ((last - first) or 0.001)
+
+    def turn(self, positions: Int[Array, "n"], head_dim: int) -> Turn:
+        """Give the turns of n positions, in float32 at least."""
+        turns = jnp.asarray(self.frequencies(head_dim), jnp.float32)
+        angles = (positions[:, None].astype(turns.dtype) * turns)[:, None]
+        if self.sharpness == 1:
+            return Turn(jnp.cos(angles), jnp.sin(angles))
+        return Turn(self.sharpness * jnp.cos(angles), self.sharpness * jnp.sin(angles))
+
+    @classmethod
+    def from_json(
+        cls,
+        json: Mapping[str, Any],
+        *,
+        told: Mapping[str, Any] | None = None,
+        theta: float = 10000.0,
+        share: float = 1.0,
+    ) -> "Rope":
+        """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of older files.
+
+        Args:
+            json: config.json.
+            told: the parameters of a kind of layer, where each has its own.
+            theta: the base where none is told.
+            share: of the coordinates that turn where none is told.
+
+        Raises:
+            LanguageModelError: another kind of stretch is asked for, or one of its numbers is missing.
+        """
+        if told is None:
+            told = json.get("rope_parameters") or json.get("rope_scaling") or {}
+        if not isinstance(told, Mapping):
+            raise LanguageModelError(
+                f"config.json sets rope_scaling={told!r}; it must be null, or name a rope_type with its factor"
+            )
+        kind = told.get("rope_type") or told.get("type") or "default"
+        kind = {"su": "longrope"}.get(kind, kind)
+        if kind not in KINDS:
+            raise LanguageModelError(
+                f"config.json asks for rotary positions of type {kind!r}; bayesrl knows {', '.join(KINDS)}: "
+                "choose another model"
+            )
+        theta = _positive("rope_theta", told.get("rope_theta") or optional(json, "rope_theta", theta))
+        share = _positive(
+            "partial_rotary_factor",
+            told.get("partial_rotary_factor") or optional(json, "partial_rotary_factor", share),
+        )
+        if share > 1:
+            raise LanguageModelError(f"config.json sets partial_rotary_factor={share!r}; use a share of at most 1")
+        plain: dict[str, Any] = {"theta": theta, "share": share}
+        if kind == "default":
+            return cls(**plain)
+        try:
+            return cls(**plain, kind=kind, **_stretch(kind, told, json))
+        except KeyError as error:
+            raise LanguageModelError(
+                f"config.json asks for {kind!r} rotary positions without {error.args[0]!r}; it is damaged: "
+                "copy it anew from where the model came from"
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the settings in the words of old and new versions of transformers."""
+        told: dict[str, Any] = {"rope_type": self.kind}
+        if self.kind != "default":
+            told["factor"] = self.factor
+        if self.kind in ("llama3", "yarn", "longrope"):
+            told["original_max_position_embeddings"] = self.original
+        if self.kind == "llama3":
+            told |= {"low_freq_factor": self.low, "high_freq_factor": self.high}
+        if self.kind == "yarn":
+            told |= {"beta_slow": self.low, "beta_fast": self.high, "truncate": self.truncate}
+        if self.kind == "longrope":
+            told |= {"short_factor": list(self.short), "long_factor": list(self.long)}
+        if self.kind in ("yarn", "longrope"):
+            told["attention_factor"] = self.sharpness
+        partial = {} if self.share == 1 else {"partial_rotary_factor": self.share}
+        return {
+            "rope_theta": self.theta,
+            "rope_scaling": None if self.kind == "default" else told,
+            "rope_parameters": {"rope_theta": self.theta, **told, **partial},
+            **partial,
+        }
+
+
+def _stretch(kind: str, told: Mapping[str, Any], json: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what belongs to one kind of stretch; KeyError where it is not told."""
+    if kind in ("linear", "dynamic"):
+        return {"factor": _positive("factor", told["factor"])}
+    length = json.get("max_position_embeddings")
+    # A length beside the parameters is the one that counts, as Phi-3 has it.
+    around = json.get("original_max_position_embeddings") or told.get("original_max_position_embeddings") or length
+    original = int(_positive("original_max_position_embeddings", around))
+    if kind == "llama3":
+        factor, low, high = (_positive(name, told[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+        return {"factor": factor, "low": low, "high": high, "original": original}
+    ratio = _positive("max_position_embeddings", length) / original if told.get("factor") is None else told["factor"]
+    factor = _positive("factor", ratio)
+    sharpness = told.get("attention_factor")
+    if kind == "longrope":
+        if sharpness is None:
+            sharpness = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        short, long = (tuple(_positive(name, one) for one in told[name]) for name in ("short_factor", "long_factor"))
+        _log.warning(
+            "config.json asks for longrope, whose turns change where a text outgrows %d tokens; texts are kept within "
+            "them, that one density scores every part of a text",
+            original,
+        )
+        return {
+            "factor": factor, "original": original, "short": short, "long": long,
+            "sharpness": _positive("attention_factor", sharpness),
+        }  # fmt: skip
+    if sharpness is None:
+        scales = [told.get(name) for name in ("mscale", "mscale_all_dim")]
+        above, below = (_positive("mscale", scale) for scale in scales) if all(scales) else (1.0, 0.0)
+        sharpness = _sharpness(factor, above) / _sharpness(factor, below)
+    return {
+        "factor": factor, "original": original, "sharpness": _positive("attention_factor", sharpness),
+        "low": _positive("beta_slow", told.get("beta_slow") or 1.0),
+        "high": _positive("beta_fast", told.get("beta_fast") or 32.0),
+        "truncate": bool(optional(told, "truncate", True)),
+    }  # fmt: skip
+
+
+def _sharpness(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _positive(name: str, value: Any) -> float:
+    if not (is_number(value) and value > 0):
+        raise LanguageModelError(f"config.json sets {name}={value!r} of the rotary positions; use a number above 0")
+    return float(value)
+
+
+def rotated(x: Float[Array, "n heads head_dim"], turn: Turn) -> Float[Array, "n heads head_dim"]:
+    """Turn each pair (x_i, x_{i + half}) by its angle, in float32; coordinates beyond the pairs stay as they are.
+
+    References:
+        Su et al. (2021), "RoFormer", equation 34, with the pairs laid out in halves as Llama's checkpoints have them.
+    """
+    half = turn.cosine.shape[-1]
+    first, second, rest = jnp.split(x.astype(turn.cosine.dtype), [half, 2 * half], axis=-1)
+    turned = [first * turn.cosine - second * turn.sine, second * turn.cosine + first * turn.sine]
+    return jnp.concatenate([*turned, rest] if rest.shape[-1] else turned, -1).astype(x.dtype)

@@ -1,0 +1,51 @@
+"""Which model reads which kind of checkpoint."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from bayesrl.errors import LanguageModelError
+from bayesrl.lm.transformers.base import Config, Transformer
+from bayesrl.lm.transformers.bert import BertClassifier
+from bayesrl.lm.transformers.bert_config import FAMILIES as ENCODERS
+from bayesrl.lm.transformers.bert_config import BertConfig
+from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
+from bayesrl.lm.transformers.llama import Llama
+from bayesrl.lm.transformers.llama_config import FAMILIES as RELATIVES
+from bayesrl.lm.transformers.llama_config import LlamaConfig
+
+
+class Family(NamedTuple):
+    """A kind of checkpoint.
+
+    Args:
+        config: what reads its config.json.
+        model: what holds its arrays.
+    """
+
+    config: type[Config]
+    model: type[Transformer]
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "gpt2": Family(GPT2Config, GPT2),
+        **dict.fromkeys(RELATIVES, Family(LlamaConfig, Llama)),
+        **dict.fromkeys(ENCODERS, Family(BertConfig, BertClassifier)),
+    }
+)
+
+
+def family_of(json: Mapping[str, Any]) -> Family:
+    """Find the family of a config.json.
+
+    Raises:
+        LanguageModelError: it is not known.
+    """
+    name = json.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise LanguageModelError(
+            f"config.json names the architecture {name!r} ({', '.join(json.get('architectures') or ['no class'])}); "
+            f"bayesrl reads {', '.join(FAMILIES)}: choose one of these"
+        )
+    return FAMILIES[name]

@@ -1,0 +1,146 @@
+"""Proposals of rejection, and what is accepted of them: filled rows and running sums."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.keys import fold_in
+from bayesrl.core.programs import Pair
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.exact.grid import width_of
+from bayesrl.exact.tabulation import Prepared
+from bayesrl.exact.weighted_draws import context_axes
+from bayesrl.typing import PRNGKey
+
+_ROUNDING = 1e-6
+
+
+class Proposals(NamedTuple):
+    """Draws of the prior on the host: sites [rows, ...], and rewards by site [rows, contexts]."""
+
+    sites: dict[str, Any]
+    rewards: dict[str, Any]
+
+
+def propose(key: PRNGKey, program: Prepared, size: int) -> Iterator[Proposals]:
+    """Draw batches of one size from the prior, without end."""
+    structure = program.structure
+    pair = Pair(program.policy, None, structure, program.args, {})
+
+    @compiled
+    def one_batch(key: PRNGKey) -> Proposals:
+        draws = pair.draw(key, {}, size, share=False)
+        shape = (size, *structure.context_shape)
+        rewards = {name: jnp.broadcast_to(v.sum(-1), shape).reshape(size, -1) for name, v in draws.rewards.items()}
+        return Proposals(draws.sites, rewards)
+
+    index = 0
+    while True:
+        yield jax.tree.map(np.asarray, one_batch(fold_in(key, index)))
+        index += 1
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What proposals add up to, each [lanes, contexts].
+
+    With w = exp(d/β) and d = R − B, `moments` are the sums of w, w², w·d, w²·d and w²·d².
+    """
+
+    number: int
+    accepted: np.ndarray
+    moments: np.ndarray
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> "Tally":
+        """Start at no proposals."""
+        return cls(0, np.zeros(shape, int), np.zeros((5, *shape)))
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Add further proposals."""
+        return Tally(self.number + other.number, self.accepted + other.accepted, self.moments + other.moments)
+
+
+class Accepted:
+    """Exact draws as they come in: each lane and context fills its own rows.
+
+    Rows are filled in place, since a copy for every batch would cost more than the draws.
+    """
+
+    def __init__(
+        self, program: Prepared, bound: np.ndarray, betas: np.ndarray, num_samples: int, *, declared: bool
+    ) -> None:
+        self.axes = context_axes(program.structure)
+        self.width = width_of(program.structure)
+        self.context_shape = program.structure.context_shape
+        self.bound, self.betas, self.num_samples, self.declared = bound, betas, num_samples, declared
+        self.filled = np.zeros((len(betas), len(bound)), int)
+        self.rows: dict[str, np.ndarray] = {}
+
+    def take(self, batch: Proposals, rng: np.random.Generator) -> Tally:
+        """Judge proposals, and keep what is accepted and still wanted."""
+        excess = self._excess(batch)
+        values = {name: self._by_context(name, value) for name, value in batch.sites.items()}
+        accepted, moments = [], []
+        for lane, beta in enumerate(self.betas):
+            weight = np.exp(excess / beta)
+            kept = rng.random(excess.shape) < weight
+            finite = np.where(weight > 0, excess, 0.0)
+            square, both = weight**2, weight * finite
+            parts = (weight, square, both, weight * both, both**2)
+            moments.append([part.sum(0) for part in parts])
+            accepted.append(kept.sum(0))
+            self._keep(lane, kept, values)
+        return Tally(len(excess), np.stack(accepted), np.stack(moments, 1))
+
+    def _excess(self, batch: Proposals) -> np.ndarray:
+        for name, value in batch.rewards.items():
+            bad = (np.isnan(value) | (value == np.inf)).any(-1)
+            if bad.any():
+                raise PolicyError(
+                    f"reward site {name!r} returned nan or inf for {int(bad.sum())} of {len(bad)} draws; "
+                    "rewards are finite, or -inf for what must never happen"
+                )
+        total = np.asarray(sum(value.astype(float) for value in batch.rewards.values()))
+        excess = total - self.bound
+        scale = np.maximum(np.abs(self.bound).max(), np.abs(total[np.isfinite(total)]).max(initial=0.0))
+        if excess.max() > _ROUNDING * scale:
+            row, context = np.unravel_index(excess.argmax(), excess.shape)
+            drawn = {name: self._by_context(name, v)[row, context] for name, v in batch.sites.items()}
+            shown = ", ".join(f"{name}={np.array2string(np.squeeze(v), threshold=8)}" for name, v in drawn.items())
+            where = f" in context {tuple(map(int, np.unravel_index(context, self.context_shape)))}"
+            raise EngineError(
+                f"the draw {shown} has total reward {total[row, context]:.6g}{where if self.context_shape else ''}, "
+                f"above {'reward_bound=' if self.declared else 'the proven bound '}{self.bound[context]:.6g}, so "
+                "accepting would not be exact; pass a reward_bound that nothing exceeds"
+            )
+        return np.minimum(excess, 0.0)
+
+    def _by_context(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Lay a site out as [rows, contexts, *shape of one context]."""
+        own = [1 + axis for axis in self.axes[name] if axis is not None]
+        moved = np.moveaxis(value, own, range(1, 1 + len(own)))
+        return moved.reshape(len(value), len(self.bound), *moved.shape[1 + len(own) :])
+
+    def _keep(self, lane: int, kept: np.ndarray, values: dict[str, np.ndarray]) -> None:
+        place = self.filled[lane] + np.cumsum(kept, 0) - 1
+        row, context = np.nonzero(kept & (place < self.num_samples))
+        for name, value in values.items():
+            shape = (len(self.betas), self.num_samples, *value.shape[1:])
+            held = self.rows.setdefault(name, np.zeros(shape, value.dtype))
+            held[lane, place[row, context], context] = value[row, context]
+        self.filled[lane] = np.minimum(self.filled[lane] + kept.sum(0), self.num_samples)
+
+    def sites(self, lane: int, num: int) -> dict[str, np.ndarray]:
+        """Give the first rows of one lane as values of sites, [num, ...]."""
+        result = {}
+        for name, held in self.rows.items():
+            own = [1 + axis for axis in self.axes[name] if axis is not None]
+            value = held[lane, :num].reshape(num, *self.context_shape, *held.shape[3:])
+            result[name] = np.moveaxis(value, range(1, 1 + len(own)), own)
+        return result

@@ -1,0 +1,284 @@
+"""Rejection: exact, independent draws of the tilted posterior where the reward has an upper bound."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, checked, whole
+from bayesrl.compilation.jit import one_reading
+from bayesrl.compilation.keys import apart
+from bayesrl.errors import EngineError
+from bayesrl.exact.grid import Table, run
+from bayesrl.exact.tabulation import Prepared, prepare
+from bayesrl.exact.weighted_draws import WeightedDraws, generator, shared_sites
+from bayesrl.monte_carlo.proposals import Accepted, Tally, propose
+from bayesrl.monte_carlo.reward_bounds import bounds_by_site
+from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.typing import Beta, PRNGKey, Program
+
+_ELEMENTS = 2**22
+_LEAST_BATCH = 1024
+_SPARE = 1.05  # proposals beyond the expected need, so that a second helping is rare
+
+
+@checked(EngineError)
+@one_reading()
+def rejection(
+    key: PRNGKey,
+    policy: Program,
+    *args: Any,
+    beta: Beta | None = None,
+    num_samples: Count = 1000,
+    tolerance: Positive | None = None,
+    reward_bound: FiniteNumbersOrNone = None,
+    max_draws: Annotated[int, whole(4)] = 1_000_000,
+) -> WeightedDraws:
+    """Draw exactly and independently from the tilted posterior, per context.
+
+    Draws of the prior are accepted with probability exp((R − B)/β), B being an upper bound of the
+    total reward. log Z = B/β + log E_π₀[exp((R − B)/β)] is estimated from all proposals, not from
+    acceptance counts. A first batch tells how many proposals are needed; log Z rests on that number
+    of further ones, which no acceptance can change. With environment sites nature is tilted too:
+    see `importance`.
+
+    Args:
+        key: consumed whole.
+        policy: the program.
+        *args: arguments of the program.
+        beta: temperature, reward units per nat, [*beta]; required. All temperatures judge the same proposals.
+        num_samples: exact draws wanted in each context at each β.
+        tolerance: standard error of log Z wanted in each context, nats; None for none in particular.
+        reward_bound: B, [*contexts] or a number, reward units; None takes what can be proven.
+        max_draws: number of proposals at which to stop.
+
+    Returns:
+        `WeightedDraws` with one block of rows per β, in order: weights are equal inside the block of
+        their own β and zero outside. `ess` counts exact draws, `note` says whether target or budget
+        ended the run, and `num_accepted` of `num_proposed` allow exact binomial limits of log Z.
+
+    Raises:
+        EngineError: no bound is given or can be proven, a draw exceeds it, observed sites, contexts
+            that share a site, a subsampled plate, or a context without any accepted draw.
+        PolicyError: beta does not fit the program, or a reward is NaN or +inf.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.monte_carlo.rejection_sampling import rejection
+        >>> def target():
+        ...     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     bayesrl.reward("near", -0.5 * (x - 2.0) ** 2)  # at most 0, as can be proven
+        >>> result = rejection(jax.random.key(0), target, beta=1.0)  # Normal(1, 1/2)
+        >>> result.sites["x"].shape, bool(abs(result.log_evidence + 1 + 0.5 * jnp.log(2)) < 5 * result.log_evidence_se)
+        ((1000,), True)
+
+    References:
+        von Neumann (1951), "Various techniques used in connection with random digits"; Casella & Robert
+        (1996), "Rao-Blackwellisation of sampling schemes", section 2.
+    """
+    program = prepare(policy, args, beta)
+    _refuse(program)
+    bound = _bound(program, reward_bound)
+    betas = np.asarray(beta, float)
+    draw_key, accept_key = apart(key)
+    state = Accepted(program, bound, betas.reshape(-1), num_samples, declared=reward_bound is not None)
+    size = max(1, min(max_draws // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (state.width * betas.size)))
+    proposals = propose(draw_key, program, size)
+    rng = generator(accept_key)
+    pilot = state.take(next(proposals), rng)
+    counted, left = Tally.empty(pilot.accepted.shape), max_draws // size - 1
+    for _ in range(min(left, _needed(pilot, state, num_samples, tolerance))):
+        counted, left = counted.plus(state.take(next(proposals), rng)), left - 1
+    total = pilot.plus(counted)
+    while left > 0 and state.filled.min() < num_samples:
+        total, left = total.plus(state.take(next(proposals), rng)), left - 1
+    _refuse_empty(state, total, counted, betas)
+    note = _note(state, pilot, counted, total, num_samples, tolerance, max_draws)
+    return _result(program, state, counted, betas, note)
+
+
+def _refuse(program: Prepared) -> None:
+    observed = program.structure.named("observed")
+    if observed:
+        raise EngineError(
+            f"the likelihood of observed site {observed[0]!r} has no bound that rejection knows; "
+            "use bayesrl.importance(...) or bayesrl.enumerate_posterior(...)"
+        )
+    shared = shared_sites(program.structure)
+    if shared:
+        raise EngineError(
+            f"contexts share site {shared[0]!r}, so they cannot accept it each for itself; "
+            "put the site inside the context plate"
+        )
+
+
+def _bound(program: Prepared, declared: Any) -> np.ndarray:
+    """Give the bound of each context, flat, or name the reward for which there is none."""
+    shape = program.structure.context_shape
+    if declared is not None:
+        given = np.asarray(declared, float)
+        if not np.isfinite(given).all():
+            raise EngineError(f"reward_bound={declared} is not finite; pass an upper bound of the total reward")
+        try:
+            return np.broadcast_to(given, shape).reshape(-1)
+        except ValueError as error:
+            raise EngineError(
+                f"reward_bound has shape {given.shape}, but the contexts have shape {shape}; pass a number, or one each"
+            ) from error
+    by_site = {name: b[1] for name, b in bounds_by_site(program.policy, program.structure, program.args).items()}
+    for name, upper in by_site.items():
+        if not np.isfinite(upper).all():
+            raise EngineError(
+                f"no upper bound of reward site {name!r} can be proven, so nothing tells when to accept; pass "
+                "reward_bound=..., an upper bound of the total reward in each context, or use bayesrl.importance(...)"
+            )
+    return np.asarray(sum(by_site.values()), float).reshape(-1)
+
+
+def _needed(pilot: Tally, state: Accepted, num_samples: Count, tolerance: Positive | None) -> int:
+    """Plan the number of further batches, by the acceptance that the first has shown."""
+    mean = np.maximum(pilot.moments[0] / pilot.number, 1e-300)
+    missing = np.maximum(num_samples - state.filled, 0)
+    wanted = float((_SPARE * (missing + 3 * np.sqrt(missing)) / mean).max())
+    if tolerance is not None:
+        spread = pilot.moments[1] / pilot.number / mean**2 - 1
+        wanted = max(wanted, _SPARE * float(spread.max()) / tolerance**2)
+    return math.ceil(min(max(wanted, _LEAST_BATCH) / pilot.number, 1e12))
+
+
+def _refuse_empty(state: Accepted, total: Tally, counted: Tally, betas: np.ndarray) -> None:
+    empty = (state.filled == 0) | (counted.moments[0] <= 0)  # without either there are no draws, or no log Z
+    if empty.any():
+        lane = int(empty.any(1).argmax())
+        chance = float((total.moments[0] / total.number)[empty].min())
+        raise EngineError(
+            f"none of {total.number:,} draws was accepted in {int(empty[lane].sum())} of {empty.shape[1]} contexts at "
+            f"beta={betas.reshape(-1)[lane]:g}, where about {chance:.1g} of them would be; "
+            "raise max_draws or beta, pass a tighter reward_bound, or use bayesrl.importance(...) or bayesrl.fit(...)"
+        )
+
+
+def _note(
+    state: Accepted,
+    pilot: Tally,
+    counted: Tally,
+    total: Tally,
+    num_samples: Count,
+    tolerance: Positive | None,
+    max_draws: Annotated[int, whole(4)],
+) -> str:
+    short = int((state.filled < num_samples).sum())
+    if short:
+        return (
+            f"budget: max_draws={max_draws:,} ended it; {short} of {state.filled.size} contexts have fewer than the "
+            f"{num_samples:,} exact draws asked for, the leanest {state.filled.min():,}"
+        )
+    se = float(_standard_errors(counted, state.betas).max())
+    if tolerance is not None and se > 1.1 * tolerance:
+        missed = f"the standard error of log Z is {se:.2g}, above {tolerance:g}"
+        if total.number + pilot.number > max_draws:
+            return f"budget: max_draws={max_draws:,} ended it; {missed}"
+        return f"plan: {missed}, for the first {pilot.number:,} proposals foretold less spread; lower the tolerance"
+    return f"target: {num_samples:,} exact draws in every context, of {total.number:,} proposals"
+
+
+# ---- the result ------------------------------------------------------------------------------
+
+
+def _standard_errors(tally: Tally, betas: np.ndarray) -> np.ndarray:
+    """Standard error of log Z by the delta method, [lanes, contexts]."""
+    mean = tally.moments[0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.maximum(tally.moments[1] / mean**2 - 1 / tally.number, 0.0)
+    return np.sqrt(np.where(mean > 0, variance, np.inf))
+
+
+class _Moments(NamedTuple):
+    """Mean and squared standard error of an expectation under p*, [lanes, contexts]."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+
+    def over_contexts(self, lead: tuple[int, ...]) -> Estimate:
+        """Average: contexts propose independently of one another."""
+        mean, se = self.mean.mean(1), np.sqrt(self.variance.sum(1)) / self.mean.shape[1]
+        return Estimate(jnp.asarray(mean.reshape(lead)), jnp.asarray(se.reshape(lead)))
+
+
+def _expectations(tally: Tally, bound: np.ndarray, betas: np.ndarray) -> tuple[_Moments, _Moments, _Moments]:
+    """Give log Z, E[R] and KL under p*, self-normalised over all proposals."""
+    first, square, excess, square_excess, square_excess2 = tally.moments
+    beta = betas[:, None]
+    log_z = bound / beta + np.log(first / tally.number)
+    below = excess / first  # E[R] − B
+    spread = (square_excess2 - 2 * below * square_excess + below**2 * square) / first**2
+    cross = (square_excess - below * square) / first**2  # Σ w²·(d − E[d])
+    evidence_variance = _standard_errors(tally, betas) ** 2
+    # KL = E[R]/β − log Z; the influence of one proposal is w·((d − E[d])/β − 1) + 1/N.
+    kl_variance = spread / beta**2 - 2 * cross / beta + evidence_variance
+    return (
+        _Moments(log_z, evidence_variance),
+        _Moments(bound + below, np.maximum(spread, 0.0)),
+        _Moments((bound + below) / beta - log_z, np.maximum(kl_variance, 0.0)),
+    )
+
+
+def _result(program: Prepared, state: Accepted, counted: Tally, betas: np.ndarray, note: str) -> WeightedDraws:
+    structure, shape, lead = program.structure, program.structure.context_shape, betas.shape
+    evidence, reward, kl = _expectations(counted, state.bound, state.betas)
+    num = int(state.filled.max())
+    blocks = [state.sites(lane, num) for lane in range(len(state.betas))]
+    log_weights = np.full((len(blocks), len(blocks), num, len(state.bound)), -np.inf)
+    for lane, filled in enumerate(state.filled):
+        log_weights[lane, lane] = np.where(np.arange(num)[:, None] < filled, -np.log(filled), -np.inf)
+    scale = state.betas[:, None]
+    objective = _Moments(scale * evidence.mean, scale**2 * evidence.variance)
+    return WeightedDraws(
+        sites={name: jnp.asarray(np.concatenate([b[name] for b in blocks])) for name in blocks[0]},
+        log_weights=log_weights.reshape((*lead, -1, *shape)),
+        log_evidence=evidence.mean.reshape((*lead, *shape)),
+        log_evidence_se=np.sqrt(evidence.variance).reshape((*lead, *shape)),
+        log_marginal=None,
+        log_marginal_se=None,
+        optimum=None if structure.named("environment") else objective.mean.reshape((*lead, *shape)),
+        ess=state.filled.astype(float).reshape((*lead, *shape)),
+        estimates=Estimates(
+            objective.over_contexts(lead),
+            reward.over_contexts(lead),
+            kl.over_contexts(lead),
+            _metrics(program, state, lead),
+        ),
+        beta=betas,
+        structure=structure,
+        axes=state.axes,
+        num_proposed=counted.number,
+        num_accepted=counted.accepted.reshape((*lead, *shape)),
+        reward_bound=state.bound.reshape(shape),
+        note=note,
+    )
+
+
+def _metrics(program: Prepared, state: Accepted, lead: tuple[int, ...]) -> dict[str, Estimate]:
+    """Average deterministic sites over the exact draws that all contexts have."""
+    names = program.structure.named("metric")
+    if not names:
+        return {}
+
+    def metrics(args: tuple[Any, ...], values: dict[str, Array]) -> dict[str, Array]:
+        sites = run(program.policy, values, args).sites
+        return {name: jnp.asarray(sites[name].value, float).mean() for name in names}
+
+    table: Callable[[Any], dict[str, Any]] = Table(metrics, program.args, state.width)
+    found = [table(state.sites(lane, int(filled.min()))) for lane, filled in enumerate(state.filled)]
+    result = {}
+    for name in names:
+        by_lane = [values[name].astype(float) for values in found]
+        mean = np.array([values.mean() for values in by_lane])
+        se = np.array(
+            [values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.inf for values in by_lane]
+        )
+        result[name] = Estimate(jnp.asarray(mean.reshape(lead)), jnp.asarray(se.reshape(lead)))
+    return result

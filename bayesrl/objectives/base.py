@@ -1,0 +1,142 @@
+"""The protocol of objectives, and how they stand in for NumPyro's ELBOs."""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+from numpyro.infer.elbo import ELBO
+
+from bayesrl.core.draws import Draws
+from bayesrl.core.programs import Pair
+from bayesrl.core.structure import inspect
+from bayesrl.statistics.quantities import divergence, is_conditioned
+from bayesrl.typing import Params, PRNGKey, Program
+
+
+class Info(NamedTuple):
+    """What one evaluation of an objective saw: means over draws and contexts, as scalars.
+
+    With observed data beside rewards, J is told up to −β·log p(y) and KL up to log p(y), which whoever makes a history
+    of them adds; see `bayesrl.statistics.quantities`.
+
+    Attributes:
+        objective: J = E_q[R] − β·KL(q‖π₀), reward units (the ELBO, nats, without rewards).
+        reward: E_q[R], reward units.
+        kl: KL(q‖π₀), nats.
+        spread: variance of the log-ratio w over draws, nats²; near the optimum half of it is the gap.
+        metrics: means of the deterministic sites; objectives may add their own.
+        nonfinite: number of draws with a non-finite reward, by reward site.
+    """
+
+    objective: Array
+    reward: Array
+    kl: Array
+    spread: Array
+    metrics: dict[str, Array]
+    nonfinite: dict[str, Array]
+
+
+class Objective(ELBO):
+    """An objective in two pure parts: `draw` makes draws, `surrogate` turns them into a loss.
+
+    The gradient of the surrogate is the estimate of the gradient that the objective stands for. An
+    objective is also a NumPyro ELBO: `SVI(tilt(policy, beta), guide, optimizer, ReverseKL())`
+    minimises the same loss, summed over contexts.
+    """
+
+    can_infer_discrete = True
+    num_particles: int
+
+    @abstractmethod
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "Objective":
+        """Refuse what would be biased for these programs, and settle what was left to `auto`.
+
+        Raises:
+            ObjectiveError: the objective does not suit the programs; the site is named.
+        """
+
+    @abstractmethod
+    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Draw from the guide. Pure; differentiable in `params` wherever sites are pathwise."""
+
+    @abstractmethod
+    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Turn draws into a loss in nats per context, and what it saw. Pure."""
+
+    def evaluate(self, key: PRNGKey, params: Params, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Compose `draw` and `surrogate`: the default step."""
+        return self.surrogate(params, self.draw(key, params, pair), pair, beta)
+
+    def loss_with_mutable_state(
+        self, rng_key: PRNGKey, param_map: Params, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Evaluate as NumPyro's SVI does: the loss in nats, summed over contexts.
+
+        `model` is a tilted policy; parameters inside it are trained too, as SVI does (freeze them
+        with `numpyro.handlers.substitute` where they are the prior).
+        """
+
+        def policy(*args: Any) -> Any:
+            return handlers.substitute(model, data=param_map)(*args, **kwargs)
+
+        def own_guide(*args: Any) -> Any:
+            return guide(*args, **kwargs)
+
+        structure = inspect(rng_key, policy, *args)
+        pair = Pair(policy, own_guide, structure, args, {})
+        ready = self.prepare(rng_key, pair, param_map)
+        value, _ = ready.evaluate(rng_key, param_map, pair, 1.0)
+        return {"loss": value * structure.num_contexts, "mutable_state": None}
+
+
+def info_of(draws: Draws, pair: Pair, beta: Any, shape: tuple[int, ...]) -> Info:
+    """Summarise draws made by the guide, [*shape] = [*draws, *contexts]."""
+    totals = jax.lax.stop_gradient(draws.totals(shape))
+    w = totals.log_weight(beta)
+    num = len(shape) - len(pair.structure.context_shape)
+    axes = tuple(range(num))
+    return Info(
+        objective=beta * w.mean(),
+        reward=totals.reward.mean(),
+        kl=divergence(totals, conditioned=is_conditioned(pair.structure)).mean(),
+        spread=(w - w.mean(axes, keepdims=True)).__pow__(2).mean() * _unbias(shape[:num]),
+        metrics={name: jnp.asarray(value, float).mean() for name, value in draws.metrics.items()},
+        nonfinite=count_nonfinite(draws),
+    )
+
+
+def info_of_drawn(info: Info, draws: Draws, pair: Pair, beta: Any) -> Info:
+    """Tell of draws that were made outside what they tell of the policy that drew them, whatever was learned since.
+
+    Args:
+        info: of an objective that scored them under the policy as it is now.
+        draws: as they came, log q being that of the policy that drew.
+        pair: policy and guide.
+        beta: reward units per nat.
+    """
+    shapes = {score.shape[:-1] for score in draws.log_q.values()}
+    if set(draws.log_q) != set(pair.structure.actions) or len(shapes) != 1:
+        return info
+    (shape,) = shapes
+    if len(shape) != 1 + len(pair.structure.context_shape):
+        return info
+    told = info_of(draws, pair, beta, shape)
+    return info._replace(objective=told.objective, reward=told.reward, kl=told.kl, spread=told.spread)
+
+
+def count_nonfinite(draws: Draws) -> dict[str, Array]:
+    """Count draws with a non-finite reward, by reward site."""
+    return {
+        name: (~jnp.isfinite(value)).reshape(value.shape[0], -1).any(-1).sum().astype(jnp.int32)
+        for name, value in draws.rewards.items()
+    }
+
+
+def _unbias(sizes: tuple[int, ...]) -> float:
+    count = 1
+    for size in sizes:
+        count *= size
+    return count / max(count - 1, 1)

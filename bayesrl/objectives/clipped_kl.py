@@ -1,0 +1,80 @@
+"""Reverse KL from draws that an earlier policy made: ratios, clipped."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from bayesrl.arguments import Positive, checked
+from bayesrl.core.draws import Draws
+from bayesrl.core.programs import Pair
+from bayesrl.errors import ObjectiveError
+from bayesrl.objectives.base import Info, info_of
+from bayesrl.objectives.gradient_plan import make_plan
+from bayesrl.objectives.reverse_kl import ReverseKL, advantages_of, costs_of, scores_of, with_gradient
+from bayesrl.typing import Params, PRNGKey
+
+
+@checked(ObjectiveError)
+@dataclass(frozen=True)
+class ClippedKL(ReverseKL):
+    """Maximise J as `ReverseKL` does, from draws that serve several updates.
+
+    With ρ_t the ratio of q to the policy that drew, and A_t the advantage that `ReverseKL` would take,
+
+        gradient = E Σ_t ∇ min(ρ_t·A_t, clip(ρ_t, 1 − ε, 1 + ε)·A_t).
+
+    For draws of the policy itself ρ = 1, and it is the gradient of `ReverseKL` by scores. J, E[R] and KL in the history
+    are those of the policy that drew, which lags behind by the updates that its draws serve; the loss is the mean over
+    these draws of what is learned from, and no ELBO of either policy.
+
+    Args:
+        num_particles: draws per step and context, where the objective draws itself.
+        clip: ε.
+        ratio: of each `step` of time on its own, or of the whole `draw`, in which case ε counts per step.
+
+    Raises:
+        ObjectiveError: an option is out of range; on use, where a site's gradient cannot be taken by scores.
+
+    References:
+        Schulman, Wolski, Dhariwal, Radford & Klimov (2017), "Proximal policy optimization algorithms", equation 7;
+        Zheng et al. (2025), "Group sequence policy optimization", equation 5, for ratios of whole draws.
+    """
+
+    clip: Positive = 0.2
+    ratio: Literal["step", "draw"] = "step"
+
+    def __post_init__(self) -> None:
+        if self.estimator == "pathwise" or self.enumerated not in ("auto", ()):
+            raise ObjectiveError(
+                "ClippedKL takes gradients by scores alone; leave estimator and enumerated out, or use ReverseKL()"
+            )
+
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ClippedKL":
+        """Take every action's gradient by scores; see `Objective.prepare`."""
+        plan = make_plan(key, pair, params, self.num_particles, "score", self.baseline, ())
+        return replace(self, plan=plan)
+
+    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Give −ELBO per context with the gradient described above; see `Objective.surrogate`."""
+        plan = self._ready()
+        costs = lax.stop_gradient(costs_of(plan, params, draws, pair, beta))
+        advantage = advantages_of(costs, self.baseline)
+        now = scores_of(plan, draws, pair.structure)
+        then = scores_of(plan, draws._replace(scores=draws.log_behaviour), pair.structure)
+        moved = now - lax.stop_gradient(then)
+        if self.ratio == "draw":
+            # The geometric mean over steps, whose clipping does not tighten as draws grow longer.
+            counted = jnp.maximum((then != 0).sum(-1, keepdims=True), 1)
+            mean = moved.sum(-1, keepdims=True) / counted
+            moved = lax.stop_gradient(mean) + now - lax.stop_gradient(now)
+        rho = jnp.exp(moved)
+        clipped = jnp.clip(rho, 1 - self.clip, 1 + self.clip)
+        gain = jnp.minimum(rho * advantage, clipped * advantage).sum(-1).mean()
+        info = info_of(draws, pair, beta, costs.shape[:-1])
+        acted = then != 0  # rewards are events too, and what stands behind the end of a text
+        outside = ((jnp.abs(rho - 1) > self.clip) & acted).sum() / jnp.maximum(acted.sum(), 1)
+        told = {"clipped": lax.stop_gradient(outside)}
+        loss = with_gradient(-costs.sum(-1).mean(), -gain)
+        return loss, info._replace(metrics={**info.metrics, **told})

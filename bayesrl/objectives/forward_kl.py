@@ -1,0 +1,109 @@
+"""Forward KL by self-normalised weights: covers modes, stands rewards of −inf, and is quiet at the optimum."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.scipy.special import logsumexp
+
+from bayesrl.arguments import Several, checked, real
+from bayesrl.core.draws import Draws
+from bayesrl.core.handlers import stop_gradient
+from bayesrl.core.programs import Pair
+from bayesrl.errors import ObjectiveError
+from bayesrl.objectives.base import Info, Objective, info_of
+from bayesrl.typing import Params, PRNGKey
+
+
+@checked(ObjectiveError)
+@dataclass(frozen=True)
+class ForwardKL(Objective):
+    """Minimise KL(p*‖q) = E_p*[log p* − log q] by self-normalised importance weights.
+
+    Draws come from a mixture of the guide and the prior, weighted by p̂ / mixture and normalised per
+    context (wake-phase φ update, Bornschein & Bengio 2015, eq. 13). With w̄ those weights and ū the
+    weights q / mixture, normalised in the same way, the gradient is −Σ (w̄ − ū) ∇log q: E_q[∇log q] = 0
+    makes Σ ū ∇log q a control variate, and at q = p* both noise and bias vanish, as w̄ = ū there.
+    Away from it the estimate is biased at small `num_particles`; the metric `ess` in the history
+    tells the effective share of draws.
+
+    Args:
+        num_particles: draws per step and context.
+        prior_fraction: share of the draws made from the prior, so that modes which the guide has
+            left are still found.
+
+    Raises:
+        ObjectiveError: on use, where the policy has environment sites, whose draws weights would tilt.
+
+    Example:
+        >>> import bayesrl
+        >>> bayesrl.objectives.ForwardKL(num_particles=512).prior_fraction
+        0.5
+    """
+
+    num_particles: Several = 256
+    prior_fraction: Annotated[float, real(0, below=1)] = 0.5
+
+    @property
+    def _split(self) -> tuple[int, int]:
+        from_prior = min(round(self.prior_fraction * self.num_particles), self.num_particles - 1)
+        return self.num_particles - from_prior, from_prior
+
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ForwardKL":
+        """Refuse environment sites; see `Objective.prepare`."""
+        nature = pair.structure.named("environment")
+        if nature:
+            raise ObjectiveError(
+                f"ForwardKL would tilt environment site {nature[0]!r}, which is nature's; use ReverseKL()"
+            )
+        return self
+
+    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Draw from the guide first, then from the prior, [particles, ...]; no gradients."""
+        from_guide, from_prior = self._split
+        # One key: both parts share their mini-batch.
+        draws = pair.draw(key, params, from_guide)
+        if from_prior:
+            prior = replace(pair, guide=None).draw(key, {}, from_prior)
+            prior = pair.score(params, prior) if draws.log_ratio else prior.scored(pair.log_q(params, prior))
+            draws = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), draws, prior)
+        return stop_gradient(draws)
+
+    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Give the estimate of KL(p*‖q) per context; see `Objective.surrogate`."""
+        from_guide, from_prior = self._split
+        shape = (self.num_particles, *pair.structure.context_shape)
+        totals = lax.stop_gradient(draws.totals(shape))
+        tempered = totals.reward / beta + totals.log_likelihood
+        shares = jnp.log(jnp.array([from_guide, from_prior]) / self.num_particles)
+        # Each relative to the mixture of both: ratios stay exact where densities are differences of huge terms.
+        of_prior = -jnp.logaddexp(shares[0] - totals.ratio, shares[1])
+        of_guide = -jnp.logaddexp(shares[0], shares[1] + totals.ratio)
+        log_weight = tempered + of_prior
+        weight = lax.stop_gradient(jax.nn.softmax(log_weight, axis=0))
+        log_evidence = logsumexp(log_weight, axis=0) - jnp.log(self.num_particles)
+        log_q = _log_q(pair, params, draws, shape)
+        moved = log_q - lax.stop_gradient(log_q)
+        gap = jnp.where(weight > 0, tempered + totals.ratio - moved, 0.0)
+        loss = (weight * gap).sum(0) - log_evidence + _baseline(moved, of_guide)
+        info = info_of(jax.tree.map(lambda x: x[:from_guide], draws), pair, beta, (from_guide, *shape[1:]))
+        ess = 1 / (weight**2).sum(0).mean() / self.num_particles
+        nonfinite = {
+            name: (jnp.isnan(value) | (value == jnp.inf)).reshape(value.shape[0], -1).any(-1).sum().astype(jnp.int32)
+            for name, value in draws.rewards.items()
+        }
+        return loss.mean(), info._replace(metrics={**info.metrics, "ess": ess}, nonfinite=nonfinite)
+
+
+def _baseline(moved: Array, of_guide: Array) -> Array:
+    """Give nought, with the gradient Σ ū ∇log q, which is that of nothing: E_q[∇log q] = 0."""
+    share = lax.stop_gradient(jax.nn.softmax(of_guide, axis=0))
+    return (share * jnp.where(share > 0, moved, 0.0)).sum(0)
+
+
+def _log_q(pair: Pair, params: Params, draws: Draws, shape: tuple[int, ...]) -> Array:
+    """Give log q of draws under these parameters, summed over sites and time, with its gradient."""
+    scores = pair.log_q(params, draws)
+    return sum((score.sum(-1) for score in scores.values()), start=jnp.zeros(shape))

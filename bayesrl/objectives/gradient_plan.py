@@ -1,0 +1,222 @@
+"""How the gradient of each site is taken, decided once from the programs."""
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+
+from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.core.programs import Pair
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Structure
+from bayesrl.core.trace import Record, abstractly, record, site_log_prob
+from bayesrl.errors import ObjectiveError
+from bayesrl.jaxprs.dataflow import numbers_for, reaching
+from bayesrl.typing import Params, PRNGKey
+
+FEWEST_PARTICLES = 64
+"""Who asks for fewer particles wants steps that are cheap."""
+
+MOST_BRANCHES, MOST_NUMBERS = 2048, 1_000_000
+"""So many joint values are tried at most beyond the particles, and so many numbers computed for all together."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Names of the sites whose gradient is taken by each estimator.
+
+    Attributes:
+        pathwise: reparameterised action sites.
+        score: score-function action sites.
+        nature: nature's sites that need a score term because pathwise actions move them.
+        enumerated: action sites whose expectation is exact; the last of the program.
+        num_particles: draws of what comes before the enumerated sites.
+    """
+
+    pathwise: tuple[str, ...]
+    score: tuple[str, ...]
+    nature: tuple[str, ...]
+    enumerated: tuple[str, ...]
+    num_particles: int
+
+    def branches(self, structure: Structure) -> dict[str, Array]:
+        """Give all joint values of the enumerated sites, {site: [branches, *site shape]}."""
+        supports = [structure[name].support or () for name in self.enumerated]
+        grid = jnp.asarray(list(product(*supports)))
+        return {
+            name: jnp.broadcast_to(
+                grid[:, i].reshape((-1,) + (1,) * len(structure[name].shape)), (len(grid), *structure[name].shape)
+            )
+            for i, name in enumerate(self.enumerated)
+        }
+
+
+def make_plan(
+    key: PRNGKey,
+    pair: Pair,
+    params: Params,
+    num_particles: int,
+    estimator: str,
+    baseline: str,
+    enumerated: tuple[str, ...] | Literal["auto"],
+) -> Plan:
+    """Decide, and refuse what would be silently biased.
+
+    Raises:
+        ObjectiveError: naming the site and the remedy.
+    """
+    guide = pair.guide_facts(params)
+    _refuse_foreign(pair, guide.sites)
+    actions = pair.structure.actions
+    if estimator == "pathwise" and enumerated == "auto":
+        enumerated = ()
+    chosen = _enumerated(pair, params, num_particles, enumerated)
+    sampled = [name for name in actions if name not in chosen]
+    pathwise = _pathwise(key, pair, guide.sites, sampled, estimator)
+    score = tuple(name for name in sampled if name not in pathwise)
+    if score and num_particles < 2 and baseline != "none":
+        raise ObjectiveError(
+            f"ReverseKL(num_particles=1) has no other particle to make a baseline of for site {score[0]!r}; "
+            "use num_particles >= 2, or baseline='none'"
+        )
+    nature = tuple(
+        name
+        for name in pair.structure.named("environment")
+        if pathwise and not guide_or(pair, guide.sites, name).has_rsample
+    )
+    # Draws that cannot differ need no repetition.
+    particles = num_particles if sampled or pair.structure.named("environment") else 1
+    if chosen and sampled:
+        joint = math.prod(len(pair.structure[name].support or ()) for name in chosen)
+        particles = max(num_particles // joint, 8)
+    return Plan(pathwise, score, nature, chosen, particles)
+
+
+def guide_or(pair: Pair, guide: dict[str, Record], name: str) -> Any:
+    """Give the distribution of a site of nature, from the guide or else from the policy."""
+    if name in guide:
+        return guide[name].fn
+    policy = FoldedKeys(pair.policy, key_of_nothing())
+    return abstractly(lambda: record(policy, *pair.args)).sites[name].fn
+
+
+def _refuse_foreign(pair: Pair, guide: dict[str, Record]) -> None:
+    for name in pair.structure.actions:
+        if name not in guide:
+            raise ObjectiveError(f"the guide misses action site {name!r}; add numpyro.sample({name!r}, ...) to it")
+
+
+def _pathwise(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str], estimator: str) -> tuple[str, ...]:
+    if estimator == "score":
+        return ()
+    able = [name for name in names if guide[name].fn.has_rsample and not pair.structure[name].discrete]
+    if estimator == "pathwise":
+        unable = [name for name in names if name not in able]
+        if unable:
+            raise ObjectiveError(
+                f"estimator='pathwise' cannot differentiate through site {unable[0]!r} "
+                f"({type(guide[unable[0]].fn).__name__} has no reparameterised sampler); use estimator='auto'"
+            )
+    jumps = rewards_jump(key, pair, guide, able) if able else set()
+    if estimator == "pathwise" and jumps:
+        raise ObjectiveError(
+            f"estimator='pathwise' would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
+            "(a comparison, rounding, arg-max or cast to integers); use estimator='auto'"
+        )
+    return tuple(name for name in able if name not in jumps)
+
+
+def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str]) -> set[str]:
+    """Name the sites in whose values a reward, or the density of another site, jumps."""
+    # Only the way from inputs to outputs matters, so any numbers of the right shape will do.
+    policy = abstractly(lambda: record(FoldedKeys(pair.policy, key), *pair.args)).sites
+    drawn = {
+        name: jnp.zeros(jnp.shape(site.value), jnp.result_type(site.value))
+        for name, site in {**policy, **guide}.items()
+        if site.kind in ("action", "environment")
+    }
+    held = {name: drawn.pop(name) for name in names}
+
+    def scores(values: dict[str, Array]) -> list[Array]:
+        program = handlers.substitute(pair.policy, data={**drawn, **values})
+        sites = record(FoldedKeys(program, key), *pair.args).sites
+        own = {
+            name: site._replace(value=held[name], intermediates=None) for name, site in sites.items() if name in held
+        }
+        return [site_log_prob(site) for site in {**sites, **own}.values() if site.kind != "metric"]
+
+    return reaching(scores, held)[1]
+
+
+def _enumerated(
+    pair: Pair, params: Params, num_particles: int, wanted: tuple[str, ...] | Literal["auto"]
+) -> tuple[str, ...]:
+    structure = pair.structure
+    actions = structure.actions
+    if wanted == "auto":
+        return actions if actions and _pays_to_enumerate(pair, params, num_particles) else ()
+    for name in wanted:
+        if name not in actions:
+            raise ObjectiveError(
+                f"enumerated={wanted!r} names {name!r}, which is no action site; choose from {list(actions)}"
+            )
+        if not _has_branches(structure, name):
+            raise ObjectiveError(
+                f"site {name!r} cannot be enumerated: it needs a finite support known beforehand, outside scans, and "
+                "plates whose elements are separate problems; leave it out of enumerated="
+            )
+    chosen = tuple(name for name in actions if name in wanted)
+    if chosen and chosen != actions[len(actions) - len(chosen) :]:
+        raise ObjectiveError(
+            f"enumerated={wanted!r} must be the last action sites of the program, whose order is {list(actions)}"
+        )
+    latent = structure.named("action", "environment")
+    if chosen and any(structure[name].kind == "environment" for name in latent[latent.index(chosen[0]) :]):
+        raise ObjectiveError(
+            f"nature draws after site {chosen[0]!r}, so its cost cannot be enumerated; use enumerated=()"
+        )
+    return chosen
+
+
+def _pays_to_enumerate(pair: Pair, params: Params, num_particles: int) -> bool:
+    """Whether all values can be tried: no more than there are particles, or so few numbers that nobody sees the time.
+
+    An expectation that is exact has no noise, which keeps rare values from being learnt.
+    """
+    size = _joint_size(pair.structure)
+    if size is None or size <= num_particles:
+        return size is not None
+    if num_particles < FEWEST_PARTICLES or size > MOST_BRANCHES:
+        return False
+    values = {name: jnp.zeros(pair.structure[name].shape, int) for name in pair.structure.actions}
+    once = numbers_for(lambda values: pair.draw(key_of_nothing(), params, 1, values=values), values)
+    return once is not None and size * once <= MOST_NUMBERS
+
+
+def _joint_size(structure: Structure) -> int | None:
+    """Count the joint values of all latent sites; None where they cannot be listed."""
+    size = 1
+    for name in structure.named("action", "environment"):
+        site = structure[name]
+        if site.kind == "environment" or not _has_branches(structure, name):
+            return None
+        size *= len(site.support or ())
+    return size
+
+
+def _has_branches(structure: Structure, name: str) -> bool:
+    """Whether a program can be run once for each value of a site."""
+    site = structure[name]
+    numbers = site.support is not None and not site.event_dim
+    return numbers and site.scan is None and _only_contexts(structure, name)
+
+
+def _only_contexts(structure: Structure, name: str) -> bool:
+    """Whether a site's elements are exactly the contexts, so that all may take the same value at once."""
+    site = structure[name]
+    elements = math.prod(site.shape) // site.length
+    return set(site.frames) <= set(structure.contexts) and elements == math.prod(f.size for f in site.frames)

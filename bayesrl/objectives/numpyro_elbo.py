@@ -1,0 +1,109 @@
+"""NumPyro's own ELBOs as objectives of a fit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from numpyro.infer import elbo as numpyro_elbo
+
+from bayesrl.arguments import Count, checked
+from bayesrl.core.draws import Draws
+from bayesrl.core.handlers import stop_gradient, tilt
+from bayesrl.core.programs import Pair
+from bayesrl.core.trace import Record
+from bayesrl.errors import ObjectiveError
+from bayesrl.objectives.base import Info, Objective, info_of
+from bayesrl.objectives.gradient_plan import rewards_jump
+from bayesrl.typing import Params, PRNGKey
+
+
+@checked(ObjectiveError)
+@dataclass(frozen=True)
+class Stock(Objective):
+    """A NumPyro ELBO as an objective; `fit(objective=Trace_ELBO())` wraps it by itself.
+
+    Args:
+        elbo: an instance of `numpyro.infer.elbo.ELBO`.
+        num_particles: draws made beside it for the history.
+
+    Raises:
+        ObjectiveError: on use, where the ELBO's gradient would be biased for the guide's sites.
+    """
+
+    elbo: numpyro_elbo.ELBO
+    num_particles: Count = 16
+
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "Stock":
+        """Refuse sites whose gradient the ELBO would get wrong; see `Objective.prepare`."""
+        name = type(self.elbo).__name__
+        if isinstance(self.elbo, numpyro_elbo.TraceEnum_ELBO):
+            raise ObjectiveError(
+                f"{name} gives wrong gradients where a factor is summed over a plate that it stands outside of; "
+                "use ReverseKL(enumerated=...)"
+            )
+        guide = pair.guide_facts(params).sites
+        self._refuse_nature(pair, guide)
+        able = []
+        for site in pair.structure.actions:
+            if guide[site].fn.has_rsample:
+                able.append(site)
+            elif not self.elbo.can_infer_discrete:
+                raise ObjectiveError(
+                    f"{name} has no gradient for site {site!r} ({type(guide[site].fn).__name__} is not "
+                    "reparameterised) and would be biased; use ReverseKL() or TraceGraph_ELBO()"
+                )
+        jumps = rewards_jump(key, pair, guide, able) if able else set()
+        if jumps:
+            raise ObjectiveError(
+                f"{name} would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
+                "(a comparison, rounding, arg-max or cast to integers); use ReverseKL()"
+            )
+        return self
+
+    def _refuse_nature(self, pair: Pair, guide: dict[str, Record]) -> None:
+        """Refuse nature that does not cancel from the ELBO, or answers actions in a way that has no gradient."""
+        name = type(self.elbo).__name__
+        for site in pair.structure.named("environment"):
+            if site not in guide:
+                raise ObjectiveError(
+                    f"{name} counts the density of environment site {site!r}, which the guide does not replay, "
+                    "and would tilt nature; copy the policy's environment(...) line into the guide, or use ReverseKL()"
+                )
+            if not (
+                guide[site].fn.has_rsample or self.elbo.can_infer_discrete or site in pair.structure.drawn_before_action
+            ):
+                raise ObjectiveError(
+                    f"{name} has no gradient through environment site {site!r}, which may answer an action; "
+                    "use ReverseKL() or TraceGraph_ELBO()"
+                )
+
+    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Draw for the history; the ELBO makes its own draws."""
+        return pair.draw(key, stop_gradient(params), self.num_particles)
+
+    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Refuse: a stock ELBO cannot score draws that it did not make."""
+        raise ObjectiveError(f"{type(self.elbo).__name__} cannot score given draws; use ReverseKL() or ForwardKL()")
+
+    def evaluate(self, key: PRNGKey, params: Params, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Give the ELBO's own loss, in nats per context."""
+        if pair.guide is None:
+            raise ObjectiveError("a NumPyro ELBO needs a guide; pass guide=...")
+        model = tilt(pair.policy, beta) if pair.structure.named("reward") else pair.policy
+        loss = self.elbo.loss(key, pair.constrain(params), model, pair.guide, *pair.args)
+        draws = self.draw(key, params, pair)
+        shape = (self.num_particles, *pair.structure.context_shape)
+        return jnp.asarray(loss) / pair.structure.num_contexts, info_of(draws, pair, beta, shape)
+
+
+def as_objective(objective: Objective | numpyro_elbo.ELBO) -> Objective:
+    """Take an objective as it is, and wrap a NumPyro ELBO."""
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, numpyro_elbo.ELBO):
+        return Stock(objective)
+    raise ObjectiveError(
+        f"objective={objective!r} is neither an objective of bayesrl.objectives nor a NumPyro ELBO; "
+        "pass an instance such as ReverseKL()"
+    )

@@ -1,0 +1,234 @@
+"""Reverse KL: J itself, with gradients whose noise vanishes at the optimum."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from bayesrl.arguments import Count, checked
+from bayesrl.core.draws import Draws
+from bayesrl.core.handlers import stop_gradient
+from bayesrl.core.programs import Pair
+from bayesrl.core.structure import Structure
+from bayesrl.errors import ObjectiveError
+from bayesrl.objectives.base import Info, Objective, info_of
+from bayesrl.objectives.gradient_plan import Plan, make_plan
+from bayesrl.statistics.quantities import divergence, is_conditioned
+from bayesrl.typing import Params, PRNGKey
+
+type Baseline = Literal["regression", "full", "to_go", "none"]
+type Estimator = Literal["auto", "score", "pathwise"]
+
+MOST_BY_PRODUCT = 256
+"""Up to so many events a cumulative sum is made by a product with a triangular matrix."""
+
+
+@checked(ObjectiveError)
+@dataclass(frozen=True)
+class ReverseKL(Objective):
+    """Maximise J = E_q[R] − β·KL(q‖π₀), that is, minimise KL(q‖p*).
+
+    With w = R/β + log p(y|x) + log π₀ − log q of one draw of one context, the gradient is
+    E[Σ_t ∇log q(x_t) · (w_t − b_t)] at score-function sites, w_t the part of w from t on and b_t a
+    leave-one-out regression of w_t on the part before t over the other particles (slope in [−1, 0]).
+    At the optimum w = log Z for every draw, so its noise vanishes. Reparameterised sites take the
+    pathwise gradient of w with the guide's parameters stopped inside log q ("sticking the landing",
+    Roeder, Wu & Duvenaud 2017). Where enumerating sites is asked for or cheap, their expectation is
+    exact (local expectation gradients, Titsias & Lázaro-Gredilla 2015).
+
+    Args:
+        num_particles: draws per step and context.
+        estimator: `auto` takes pathwise gradients where sites are reparameterised and rewards do not
+            jump in them, and score-function gradients elsewhere; `score` and `pathwise` insist.
+        baseline: `regression`; `full` (slope −1: leave-one-out on the whole w); `to_go` (slope 0:
+            leave-one-out on w from t on); `none`. Below 8 particles `regression` means `to_go`.
+        enumerated: action sites with finite support, the last ones of the program, whose expectation
+            is taken exactly; `auto` takes all action sites where their joint support has at most
+            `num_particles` elements, or, from 64 particles on, at most 2,048 that a million numbers
+            suffice for, else none.
+
+    Raises:
+        ObjectiveError: on use, where the programs at hand would make the gradient biased.
+
+    Example:
+        >>> import bayesrl
+        >>> bayesrl.objectives.ReverseKL(num_particles=16).baseline
+        'regression'
+    """
+
+    num_particles: Count = 64
+    estimator: Estimator = "auto"
+    baseline: Baseline = "regression"
+    enumerated: tuple[str, ...] | Literal["auto"] = "auto"
+    plan: Plan | None = field(default=None, repr=False, compare=False)
+
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ReverseKL":
+        """Decide site by site how its gradient is taken; see `Objective.prepare`."""
+        return replace(
+            self, plan=make_plan(key, pair, params, self.num_particles, self.estimator, self.baseline, self.enumerated)
+        )
+
+    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Draw [particles, ...], or [particles, branches, ...] where sites are enumerated."""
+        plan = self._ready()
+        if not plan.enumerated:
+            return pair.draw(key, params, plan.num_particles, stopped=plan.score)
+        branches = plan.branches(pair.structure)
+
+        def one_branch(values: dict[str, Array]) -> Draws:
+            return pair.draw(key, params, plan.num_particles, stopped=plan.score, values=values)
+
+        return jax.vmap(one_branch, out_axes=1)(branches)
+
+    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+        """Give −ELBO per context, with the gradient described above; see `Objective.surrogate`."""
+        plan = self._ready()
+        if plan.enumerated:
+            return _enumerated_surrogate(plan, params, draws, pair, beta, self.baseline)
+        costs = costs_of(plan, params, draws, pair, beta)
+        shape = costs.shape[:-1]
+        value = costs.sum(-1)
+        gradient = jnp.zeros(())
+        if plan.score or plan.nature:
+            advantage = advantages_of(lax.stop_gradient(costs), self.baseline)
+            score = scores_of(plan, draws, pair.structure)
+            gradient = gradient + (score * advantage).sum(-1).mean()
+        if plan.pathwise or pair.learned:
+            gradient = gradient + value.mean()
+        return with_gradient(-value.mean(), -gradient), info_of(draws, pair, beta, shape)
+
+    def _ready(self) -> Plan:
+        if self.plan is None:
+            raise ObjectiveError(
+                "ReverseKL was used before prepare(key, pair, params); call it and use what it returns"
+            )
+        return self.plan
+
+
+def with_gradient(value: Array, gradient: Array) -> Array:
+    """Take the value of one expression and the gradient of another."""
+    return lax.stop_gradient(value) + gradient - lax.stop_gradient(gradient)
+
+
+def costs_of(plan: Plan, params: Params, draws: Draws, pair: Pair, beta: Any) -> Array:
+    """Lay the summands of w out in program order, [*draws, *contexts, events].
+
+    Gradients flow through values of pathwise sites only: the guide's parameters are stopped in log q.
+    """
+    order = pair.structure
+    log_q = _stopped_log_q(params, draws, pair) if plan.pathwise else lax.stop_gradient(draws.log_q)
+    tempered = {name: value / beta for name, value in draws.rewards.items()}
+    parts = {name: draws.log_prior[name] - log_q[name] for name in order.actions}
+    parts |= {} if plan.pathwise else lax.stop_gradient(draws.log_ratio)
+    parts |= tempered | draws.log_likelihood
+    return order.in_order(parts, order.named("action", "environment", "observed", "reward"))
+
+
+def _stopped_log_q(params: Params, draws: Draws, pair: Pair) -> dict[str, Array]:
+    if draws.sites[pair.structure.actions[0]].ndim == len(pair.structure[pair.structure.actions[0]].shape) + 2:
+        return jax.vmap(lambda branch: pair.log_q(stop_gradient(params), branch))(draws)
+    return pair.log_q(stop_gradient(params), draws)
+
+
+def scores_of(plan: Plan, draws: Draws, structure: Structure) -> Array:
+    """Lay log q of score-function sites, and log p of nature, out in program order."""
+    scores = {name: draws.scores[name] for name in plan.score}
+    scores |= {name: draws.log_nature[name] for name in plan.nature}
+    return structure.in_order(scores, structure.named("action", "environment", "observed", "reward"))
+
+
+def advantages_of(costs: Array, baseline: Baseline) -> Array:
+    """Give cost-to-go minus baseline at each event, [particles, *contexts, events].
+
+    The baseline of a particle is fitted on the other particles, by least squares of the cost-to-go
+    on the cost before the event, the slope clipped to [−1, 0].
+    """
+    num = costs.shape[0]
+    centred = costs - costs.mean(0, keepdims=True)  # float32 loses the moments of uncentred costs
+    if baseline == "none":
+        return _to_go(costs)
+    to_go = _to_go(centred)
+    if num == 1:
+        return to_go
+    total = centred.sum(-1, keepdims=True)
+    past = total - to_go
+    leave_one_out = num / (num - 1)
+    if baseline == "full":
+        return leave_one_out * total * jnp.ones_like(to_go)
+    if baseline == "to_go" or num < 8:
+        return leave_one_out * to_go
+    # The slope is −1 plus that of the total on the past, which vanishes at the optimum; so it is −1, too,
+    # where the other particles share one past and say nothing of it.
+    covariance = (past * total).sum(0) - leave_one_out * past * total
+    variance = (past * past).sum(0) - leave_one_out * past * past
+    limits = jnp.finfo(costs.dtype)
+    rounding = math.sqrt(limits.eps) * (past * past).sum(0) + limits.tiny
+    slope = jnp.clip(covariance / jnp.maximum(variance, rounding) - 1.0, -1.0, 0.0)
+    return leave_one_out * (to_go - slope * past)
+
+
+def _to_go(costs: Array) -> Array:
+    """Sum what comes from each event on, [..., events]."""
+    num = costs.shape[-1]
+    if num > MOST_BY_PRODUCT:
+        return jnp.flip(jnp.cumsum(jnp.flip(costs, -1), -1), -1)
+    # A cumulative sum is a ladder of pads and slices; for few events one product takes a third of its time.
+    return jnp.matmul(costs, jnp.tri(num, dtype=costs.dtype), precision=lax.Precision.HIGHEST)
+
+
+def _enumerated_surrogate(
+    plan: Plan, params: Params, draws: Draws, pair: Pair, beta: Any, baseline: Baseline
+) -> tuple[Array, Info]:
+    """Take the expectation over the enumerated sites exactly; draws are [particles, branches, ...]."""
+    structure = pair.structure
+    names = structure.named("action", "environment", "observed", "reward")
+    costs = costs_of(plan, params, draws, pair, beta)
+    log_weight = sum((draws.log_q[name].sum(-1) for name in plan.enumerated), start=jnp.zeros(costs.shape[:-1]))
+    weight = jnp.exp(log_weight)
+    first = sum(structure[name].length for name in names[: names.index(plan.enumerated[0])])
+    # Before the first enumerated site all branches of a particle agree.
+    before, after = costs[:, 0, ..., :first], costs[..., first:].sum(-1)
+    tail = (weight * jnp.where(weight > 0, after, 0.0)).sum(1)
+    value = before.sum(-1) + tail
+    gradient = tail.mean()
+    if plan.score or plan.nature:
+        events = lax.stop_gradient(jnp.concatenate([before, tail[..., None]], -1))
+        score = scores_of(plan, jax.tree.map(lambda x: x[:, 0], draws), structure)[..., :first]
+        advantage = advantages_of(events, baseline)[..., :first]
+        gradient = gradient + (score * advantage).sum(-1).mean()
+    if plan.pathwise or pair.learned:
+        gradient = gradient + before.sum(-1).mean()
+    return with_gradient(-value.mean(), -gradient), _weighted_info(draws, weight, pair, beta)
+
+
+def _weighted_info(draws: Draws, weight: Array, pair: Pair, beta: Any) -> Info:
+    """Summarise enumerated draws: branches weighted by q."""
+    weight = lax.stop_gradient(weight)
+    shape = weight.shape
+    plain = info_of(draws, pair, beta, shape)
+    totals = lax.stop_gradient(draws.totals(shape))
+    w = totals.log_weight(beta)
+
+    def mean(values: Array) -> Array:
+        return (weight * jnp.where(weight > 0, values, 0.0)).sum(1).mean()
+
+    centre = (weight * jnp.where(weight > 0, w, 0.0)).sum(1, keepdims=True).mean(0, keepdims=True)
+    metrics = {name: _branch_mean(jnp.asarray(value, float), weight) for name, value in draws.metrics.items()}
+    kl = mean(divergence(totals, conditioned=is_conditioned(pair.structure)))
+    return plain._replace(
+        objective=beta * mean(w), reward=mean(totals.reward), kl=kl, spread=mean((w - centre) ** 2), metrics=metrics
+    )
+
+
+def _branch_mean(values: Array, weight: Array) -> Array:
+    """Average a metric over particles, branches (by weight) and whatever axes it has besides."""
+    contexts = math.prod(weight.shape[2:])
+    extra = values.ndim - weight.ndim
+    if values.shape[2 : 2 + weight.ndim - 2] == weight.shape[2:] and extra >= 0:
+        aligned = weight.reshape(weight.shape + (1,) * extra)
+        return (aligned * values).sum(1).mean()
+    flat = weight.reshape(*weight.shape[:2], contexts).mean(-1)
+    return (flat.reshape(flat.shape + (1,) * (values.ndim - 2)) * values).sum(1).mean()

@@ -1,0 +1,1 @@
+"""What a fit gives, its draws and actions, and how it is told to ArviZ."""

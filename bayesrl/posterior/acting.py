@@ -1,0 +1,87 @@
+"""Actions of one fitted policy, chosen one after another by a program that is prepared once."""
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from bayesrl.compilation.jit import Compiled, Traced
+from bayesrl.compilation.keys import cheap
+from bayesrl.core.programs import Pair
+from bayesrl.core.structure import as_arrays
+from bayesrl.typing import Params, PRNGKey
+
+_MOST_KEPT = 64
+"""Prepared programs of one policy: one for each shape of what is observed, and for each value of what is no array."""
+
+
+class Acting:
+    """A fitted policy as it was when it first acted.
+
+    Args:
+        pair: the programs.
+        params: unconstrained parameters of the guide, of one fit.
+    """
+
+    def __init__(self, pair: Pair, params: Params) -> None:
+        self.pair, self.params = pair, params
+        self._prepared: OrderedDict[Any, Traced] = OrderedDict()
+
+    def __call__(self, key: PRNGKey, *observation: Any) -> Any:
+        """Choose actions, by the arguments of the fit where nothing is observed."""
+        leaves, tree = jax.tree.flatten(observation or self.pair.args)
+        if observation:
+            leaves = self._numbers_as_arrays(leaves, tree)
+        places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray))
+        arrays = [leaves[i] for i in places]
+        rest = tuple(None if i in places else leaf for i, leaf in enumerate(leaves))
+        key = cheap(key)
+        if not (_all_numbers(key, *arrays) and _hashable(rest)):
+            return self._choose(key, *jax.tree.unflatten(tree, leaves))
+        shapes = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
+        form = (tree, rest, tuple(map(type, rest)), shapes, key.dtype)
+        if form not in self._prepared:
+            if isinstance(jax.device_put(np.zeros(())), jax.core.Tracer):
+                return self._choose(key, *jax.tree.unflatten(tree, leaves))  # what a caller compiles is not kept
+
+            def act(_: None, key: PRNGKey, arrays: list[Any]) -> Any:
+                whole = list(rest)
+                for i, array in zip(places, arrays, strict=True):
+                    whole[i] = array
+                return self._choose(key, *jax.tree.unflatten(tree, whole))
+
+            self._prepared[form] = Compiled(act, name="act").traced(None, key, arrays)
+            while len(self._prepared) > _MOST_KEPT:
+                self._prepared.popitem(last=False)
+        return self._prepared[form].run([key, *arrays])
+
+    def _choose(self, key: PRNGKey, *args: Any) -> Any:
+        drawn = replace(self.pair, args=as_arrays(args)).run_guide(key, None, self.params, {}, ())
+        actions = {name: drawn.sites[name].value for name in self.pair.structure.actions}
+        return next(iter(actions.values())) if len(actions) == 1 else actions
+
+    def _numbers_as_arrays(self, leaves: list[Any], tree: Any) -> list[Any]:
+        """Make numbers arrays, lest each be traced anew; those stay that were numbers in the arguments of the fit."""
+        own, own_tree = jax.tree.flatten(self.pair.args)
+        fixed = [isinstance(x, bool | int | float) for x in own] if own_tree == tree else [False] * len(leaves)
+        return [
+            np.asarray(x) if isinstance(x, bool | int | float | np.generic) and not stays else x
+            for x, stays in zip(leaves, fixed, strict=True)
+        ]
+
+
+def _all_numbers(*arrays: Any) -> bool:
+    """Whether arrays are known, and what JAX can take."""
+    return not any(
+        isinstance(x, jax.core.Tracer) or (isinstance(x, np.ndarray) and x.dtype.kind not in "biufc") for x in arrays
+    )
+
+
+def _hashable(values: Any) -> bool:
+    try:
+        hash(values)
+    except TypeError:
+        return False
+    return True

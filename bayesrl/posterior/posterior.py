@@ -1,0 +1,394 @@
+"""The fitted posterior: draws, estimates, densities, and the fitted policy as a program."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+from jax import Array
+from numpyro import handlers
+from scipy.special import softmax
+
+from bayesrl.arguments import CountOrNone, Positive, Several, checked
+from bayesrl.compilation.jit import near, one_reading
+from bayesrl.compilation.keys import apart, fold_in, words_of
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.programs import Pair
+from bayesrl.display.formatting import count
+from bayesrl.display.tables import Block, Line, Shown, estimates_listing
+from bayesrl.errors import PolicyError
+from bayesrl.guides import OwnProgram
+from bayesrl.posterior.acting import Acting
+from bayesrl.posterior.programs import Programs, draw_lanes, score_draws
+from bayesrl.posterior.selection import take, take_restart
+from bayesrl.statistics.averages import kept_estimates, kept_marginal, mixed, summarise
+from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.typing import Numbers, Params, PRNGKey, Program, Sites
+
+_OF_MARGINAL = 2**30
+"""What a key is folded with for log p(y)."""
+
+
+@checked(PolicyError)
+@dataclass(frozen=True, repr=False)
+class Posterior(Shown):
+    """A fitted policy: an approximation q of the reward-tilted posterior p* ∝ π₀ · exp(R/β).
+
+    Arrays have the leading axes (*beta, restart): beta is an axis where `fit` was given an array,
+    restart always is one.
+
+    Attributes:
+        beta: temperature, reward units per nat: a float, an array, or None without rewards.
+        params: fitted parameters of the guide, unconstrained, [*beta, restart, ...].
+        history: by chunk of steps: `step`, `loss` (nats), `objective` and `reward` (reward units),
+            `kl` (nats), `spread`, `grad_norm`, `skipped`, and `metrics/NAME`, [chunk, *beta, restart].
+        draws: draws made when the fit ended, {site: [*beta, restart, draw, ...]}, NumPy's arrays.
+        statistics: of these draws: `log_prior`, `total_reward`, `log_q`, `log_weight` (nats; reward
+            units for the reward), and `log_likelihood` where data stand beside rewards,
+            [*beta, restart, draw, *contexts]. log p(y), which J and KL take out, is in the settings.
+        prior_draws: draws of the policy before the fit, {site: [draw, ...]}.
+        settings: how it was fitted: seed, steps, names of objective and guide, versions.
+        interrupted: whether the fit was stopped before it was done.
+    """
+
+    beta: float | np.ndarray | None
+    params: Params
+    history: dict[str, np.ndarray]
+    draws: dict[str, Numbers]
+    statistics: dict[str, Numbers]
+    prior_draws: dict[str, Numbers]
+    settings: dict[str, Any]
+    interrupted: bool = False
+    programs: Programs | None = None
+    mixture: Any = None
+
+    # ---- shape -------------------------------------------------------------------------------
+
+    GIVEN_BY: ClassVar[str] = "as bayesrl.fit or bayesrl.load gives it"
+
+    @property
+    def num_restarts(self) -> int:
+        """Number of restarts held."""
+        return int(self.history["loss"].shape[-1]) if "loss" in self.history else 1
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading axes (*beta, restart) of what `sample` and `estimate` return."""
+        return (
+            *np.shape(self.beta if self.beta is not None else 1.0),
+            1 if self.mixture is not None else self.num_restarts,
+        )
+
+    def _lanes(self) -> tuple[Params, np.ndarray]:
+        """Parameters and temperatures with one leading axis."""
+        lead = len(self._fit_shape)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), near(self.params))
+        beta = np.asarray(1.0 if self.beta is None else self.beta, np.float32)
+        return flat, np.broadcast_to(beta[..., None], self._fit_shape).reshape(-1)
+
+    @property
+    def _fit_shape(self) -> tuple[int, ...]:
+        return (*np.shape(self.beta if self.beta is not None else 1.0), self.num_restarts)
+
+    def _needs_programs(self) -> Programs:
+        if self.programs is None:
+            raise PolicyError(
+                "this posterior was loaded without its policy, so it can show its draws and history but not draw "
+                "anew; load it with bayesrl.load(directory, policy, *args)"
+            )
+        return self.programs
+
+    # ---- draws -------------------------------------------------------------------------------
+
+    def sample(self, key: PRNGKey, num_samples: CountOrNone, *new_args: Any) -> dict[str, Numbers]:
+        """Draw from the fitted policy: {site: [*beta, restart, sample, ...]}.
+
+        Args:
+            key: consumed whole.
+            num_samples: draws per β and restart.
+            *new_args: other arguments for the program, in the place of those fitted.
+        """
+        draws, _ = self._draw(key, num_samples, new_args)
+        return jax.device_put({**draws.sites, **draws.metrics})
+
+    def totals(self, key: PRNGKey, num_samples: CountOrNone, *new_args: Any) -> Totals:
+        """Draw, and give log_prior, log_q, log_likelihood and reward, [*beta, restart, sample, *contexts]."""
+        return jax.device_put(self._draw(key, num_samples, new_args)[1])
+
+    def estimate(self, key: PRNGKey, num_samples: Several, *new_args: Any) -> Estimates:
+        """Estimate J, E[R] and KL(q‖π₀) per context by fresh draws.
+
+        J = β · E_q[w], whose noise vanishes at the optimum; see `bayesrl.statistics.quantities` for what each means.
+
+        Args:
+            key: consumed whole.
+            num_samples: draws per β and restart, at least 2.
+            *new_args: other arguments for the program, such as held-out data.
+
+        Returns:
+            `Estimates`: each (mean, se) of shape [*beta, restart]; objective and reward in reward
+            units, kl in nats, metrics as declared.
+        """
+        draws, totals = self._draw(key, num_samples, new_args)
+        marginal = self.log_marginal(fold_in(key, _OF_MARGINAL), *new_args)
+        return summarise(totals, draws.metrics, self.beta, len(self.batch_shape), marginal)
+
+    def log_marginal(self, key: PRNGKey, *new_args: Any) -> Estimate | None:
+        """Give log p(y) of the data that stand beside rewards, averaged over contexts, nats; None without them.
+
+        Exact where the program is finite, else by weights of draws of prior and fit; nan where these are worth too few.
+
+        Args:
+            key: consumed whole.
+            *new_args: other arguments for the program.
+        """
+        first = jax.tree.map(lambda x: x[0], self._lanes()[0])
+        return self._needs_programs().log_marginal(key, first, new_args)
+
+    def log_prob(self, sites: Sites, *args: Any) -> Array:
+        """Score values of the action sites, given what nature did: log q in nats.
+
+        Args:
+            sites: action and environment sites, {site: [num, ...]}.
+            *args: other arguments for the program.
+
+        Returns:
+            [*beta, restart, num, *contexts].
+        """
+        return jax.device_put(self.scores(sites, *args).log_q)
+
+    def scores(self, sites: Sites, *args: Any) -> Totals:
+        """Score values as `log_prob` does, and give all that is known of them, [*beta, restart, num, *contexts]."""
+        pair = self._needs_programs().pair(args or None)
+        missing = [name for name in pair.structure.named("action", "environment") if name not in sites]
+        if missing:
+            raise PolicyError(f"log_prob got no value for site {missing[0]!r}; pass every action and environment site")
+        params, _ = self._lanes()
+        held = {name: np.asarray(value) for name, value in sites.items()}
+        for name in pair.structure.named("action", "environment"):
+            wanted = pair.structure[name].shape
+            if held[name].ndim == 0 or held[name].shape[1:] != wanted:
+                raise PolicyError(
+                    f"log_prob got shape {held[name].shape} for site {name!r}, whose values have shape {wanted}; "
+                    "put the axis of the values first: values[None] for one"
+                )
+        lanes = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(int(np.prod(self._fit_shape)))]
+        with one_reading():
+            found = [score_draws(pair, own, held) for own in lanes]
+        scores: Totals = jax.tree.map(lambda *xs: np.stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
+        if self.mixture is None:
+            return scores
+        axis = len(self._fit_shape) - 1
+        one = mixed(scores, np.asarray(self.mixture, float), axis)
+        return jax.tree.map(lambda x: np.expand_dims(x, axis).astype(np.float32), one)
+
+    def _draw(self, key: PRNGKey, num_samples: int, new_args: tuple[Any, ...]) -> tuple[Draws, Totals]:
+        pair = self._needs_programs().pair(new_args or None)
+        params, _ = self._lanes()
+        shape = self._fit_shape
+        lanes = int(np.prod(shape))
+        keys = apart(key, lanes + 1)
+        episodes = self._needs_programs().episodes
+        draws, totals = draw_lanes(keys[:-1], episodes, pair, params, num_samples)
+        draws, totals = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), (draws, totals))
+        return (draws, totals) if self.mixture is None else self._mix(keys[-1], pair, draws, totals)
+
+    def _mix(self, key: PRNGKey, pair: Pair, draws: Draws, totals: Totals) -> tuple[Draws, Totals]:
+        """Take each draw from one restart, chosen by weight, and score it under the whole mixture."""
+        axis = len(self._fit_shape) - 1
+        num = totals.reward.shape[axis + 1]
+        mixture = np.asarray(self.mixture)
+        rng = np.random.default_rng(np.asarray(words_of(key)).tolist())
+        below = np.cumsum(mixture, -1)[..., None, :] <= rng.uniform(size=(*mixture.shape[:-1], num, 1))
+        component = np.minimum(below.sum(-1), mixture.shape[-1] - 1)
+
+        def pick(x: np.ndarray) -> np.ndarray:
+            index = component[..., None, :].reshape(*component.shape[:-1], 1, num, *(1,) * (x.ndim - axis - 2))
+            return np.take_along_axis(x, index, axis=axis)
+
+        draws, totals = jax.tree.map(pick, (draws, totals))
+        beta_axes = axis
+        score = Programs(pair.policy, pair.guide, pair.args, pair.structure, pair.transforms, pair.learned)
+        one = replace(self, programs=score)
+        if beta_axes == 0:
+            scored = one.scores({k: v[0] for k, v in draws.sites.items()})
+        else:
+            lanes = [
+                replace(one.select(beta=float(b)), mixture=mixture[i]) for i, b in enumerate(np.asarray(self.beta))
+            ]
+            parts = [lane.scores({k: v[i, 0] for k, v in draws.sites.items()}) for i, lane in enumerate(lanes)]
+            scored = jax.tree.map(lambda *xs: np.stack(xs), *parts)
+        return draws, totals.under(scored.log_q, scored.log_ratio)
+
+    # ---- choosing ----------------------------------------------------------------------------
+
+    def objective_by_restart(self) -> np.ndarray:
+        """J of each β and restart on the draws it carries, to choose by: up to β·log p(y) where that is unknown."""
+        known = self._marginal
+        known = known if known is None or np.isfinite(known.mean) else Estimate(np.zeros(()), np.zeros(()))
+        return np.asarray(kept_estimates(self.statistics, self.beta, len(self._fit_shape), known).objective.mean)
+
+    def kept_estimates(self) -> Estimates:
+        """J, E[R] and KL(q‖π₀) per context on the draws that it carries, each [*beta, restart].
+
+        Standard errors are over draws. Of a fit that saw mini-batches these draws are of one of them.
+        """
+        return kept_estimates(self.statistics, self.beta, len(self._fit_shape), self._marginal)
+
+    @property
+    def _marginal(self) -> Estimate | None:
+        return kept_marginal(self.statistics, self.settings)
+
+    def select(
+        self, beta: Positive | None = None, restart: Literal["best", "mixture"] | int | None = None
+    ) -> "Posterior":
+        """Choose one β, one restart, or the mixture of restarts.
+
+        J is concave in q, so the mixture, weighted by the softmax of J/β, is at least as good as the
+        restarts' mean under these weights, and holds modes that single restarts missed.
+
+        Args:
+            beta: the nearest fitted temperature is taken; None keeps all.
+            restart: `"best"` by J, `"mixture"`, a number, or None to keep all.
+
+        Raises:
+            PolicyError: there is no such β or restart.
+        """
+        chosen = self if beta is None else self._select_beta(beta)
+        if restart is None:
+            return chosen
+        if restart == "mixture":
+            scale = np.asarray(1.0 if chosen.beta is None else chosen.beta, float)[..., None]
+            contexts = 1 if chosen.programs is None else chosen.programs.structure.num_contexts
+            weights = softmax(chosen.objective_by_restart() * contexts / scale, axis=-1)
+            return replace(chosen, mixture=weights)
+        if restart == "best":
+            index = np.asarray(np.argmax(chosen.objective_by_restart(), axis=-1))
+        elif 0 <= restart < chosen.num_restarts:
+            index = np.full(chosen._fit_shape[:-1], restart)
+        else:
+            raise PolicyError(
+                f"restart={restart!r} is not among them; use 'best', 'mixture' or 0 to {chosen.num_restarts - 1}"
+            )
+        return chosen._map(lambda x, axis: take_restart(x, index, axis))
+
+    def _select_beta(self, beta: Any) -> "Posterior":
+        if self.beta is None or np.ndim(self.beta) == 0:
+            held = None if self.beta is None else float(self.beta)
+            if held is None or not np.isclose(held, beta, rtol=1e-4):
+                raise PolicyError(f"beta={beta} was not fitted; this posterior has beta={held}")
+            return self
+        betas = np.asarray(self.beta)
+        index = int(np.argmin(np.abs(np.log(betas / beta)))) if beta > 0 else 0
+        if not np.isclose(betas[index], beta, rtol=1e-4):
+            raise PolicyError(f"beta={beta} was not fitted; choose from {', '.join(f'{b:g}' for b in betas)}")
+        mixture = None if self.mixture is None else self.mixture[index]
+        chosen = self._map(lambda x, axis: take(x, index, axis))
+        return replace(chosen, beta=float(betas[index]), mixture=mixture)
+
+    def _map(self, change: Callable[[Any, int], Any]) -> "Posterior":
+        """Change every array that has the axes (*beta, restart); they start at axis 1 in the history."""
+        history = {
+            name: values if name == "step" else np.asarray(change(values, 1)) for name, values in self.history.items()
+        }
+        lead = jax.tree.map(lambda x: change(x, 0), near((self.params, self.draws, self.statistics)))
+        return replace(self, params=lead[0], draws=lead[1], statistics=lead[2], history=history)
+
+    # ---- use ---------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Program:
+        """The fitted policy as an ordinary program, rewards included: usable as the next prior.
+
+        Raises:
+            PolicyError: several β or restarts are held; `select` one first.
+        """
+        pair, params = self.bound()
+        guide = pair.guide
+        if guide is None:
+            return handlers.substitute(pair.policy, data=pair.constrain(params))
+        if isinstance(guide, OwnProgram):
+            return handlers.substitute(guide.program, data=pair.constrain(params))
+        fitted = handlers.substitute(guide, data=pair.constrain(params))
+        own = pair.constrain(params) if pair.learned else {}
+        structure, policy = pair.structure, handlers.substitute(pair.policy, data=own)
+
+        def program(*args: Any) -> Any:
+            with handlers.trace() as drawn, handlers.block(hide_fn=lambda msg: msg["type"] == "param"):
+                fitted(*args)
+            values = {
+                name: site["value"]
+                for name, site in drawn.items()
+                if site["type"] == "plate"
+                or (site["type"] == "sample" and name in structure.named("action", "environment"))
+            }
+            with (
+                handlers.block(hide_fn=lambda msg: msg["type"] == "plate" or msg.get("name") in values),
+                handlers.substitute(data=values),
+            ):
+                return policy(*args)
+
+        return program
+
+    def bound(self) -> tuple[Pair, Params]:
+        """The pair of programs and the parameters of the one β and restart held.
+
+        Raises:
+            PolicyError: several are held.
+        """
+        programs = self._needs_programs()
+        if int(np.prod(self._fit_shape)) != 1 or self.mixture is not None:
+            raise PolicyError(
+                f"this posterior holds {self._fit_shape} (beta, restart) fits; "
+                "choose one with posterior.select(beta=..., restart='best')"
+            )
+        return programs.pair(), jax.device_put(jax.tree.map(lambda x: x[0], self._lanes()[0]))
+
+    def act(self, key: PRNGKey, *observation: Any) -> Any:
+        """Choose actions: run the fitted policy with an observation as its arguments.
+
+        It decides as the program read when `act` was first called for this posterior and an observation of this shape:
+        what else the program reads, such as a global, is not read again.
+
+        Args:
+            key: consumed whole.
+            *observation: arguments of the program.
+
+        Returns:
+            The value of the action site, or a dictionary where there are several.
+        """
+        return self._acting(key, *observation)
+
+    @cached_property
+    def _acting(self) -> Acting:
+        with jax.ensure_compile_time_eval():  # it is kept, also where it is first asked for inside of `jax.jit`
+            one = self if int(np.prod(self._fit_shape)) == 1 else self.select(restart="best")
+            return Acting(*one.bound())
+
+    # ---- showing -----------------------------------------------------------------------------
+
+    def _blocks(self) -> Sequence[Block]:
+        steps = self.history.get("step", np.zeros(0))
+        done = int(steps[-1]) if len(steps) else 0
+        fits = [count(size, "temperature") for size in self._fit_shape[:-1]] + [count(self.num_restarts, "restart")]
+        told = f"Posterior: {' × '.join(fits)}, {count(done, 'step')}"
+        blocks: list[Block] = [Line(told + (", stopped before it was done" if self.interrupted else ""))]
+        if self.statistics:
+            blocks.append(estimates_listing(self.beta, self.kept_estimates()))
+            units = "J = E[R] − β·KL and E[R] in reward units, KL in nats" if self.beta is not None else "all in nats"
+            of = f"means ± standard errors of the {count(num_draws(self), 'draw')} that it carries"
+            blocks.append(Line(f"({units}; {of}. bayesrl.evidence tells them of more, or exactly, beside J*)"))
+        if self.draws:
+            lead = len(self._fit_shape) + 1
+            sites = (f"{name} {list(np.shape(values)[lead:]) or ''}".strip() for name, values in self.draws.items())
+            blocks.append(Line(f"Draws: {', '.join(sites)}"))
+        if self.programs is None:
+            blocks.append(Line("Loaded without its policy: it shows what was saved, and cannot draw anew."))
+        return blocks
+
+
+def num_draws(posterior: Posterior) -> int:
+    """Give how many draws of each β and restart a posterior carries."""
+    return int(np.shape(posterior.statistics["log_weight"])[len(posterior._fit_shape)])

@@ -1,0 +1,230 @@
+"""Finds what the report shows of a fit, and says what it could not find."""
+
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bayesrl.compilation.keys import apart, fold_in, from_seed
+from bayesrl.core.programs import declared_params
+from bayesrl.diagnostics.diagnosis import diagnose
+from bayesrl.diagnostics.evidence.by_known_optimum import Exact
+from bayesrl.diagnostics.results import Diagnosis, Evidence, Frontier
+from bayesrl.diagnostics.reward_kl_frontier import frontier as lay_frontier
+from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data, score
+from bayesrl.errors import BayesRLError, EngineError
+from bayesrl.exact.enumeration import enumerate_target
+from bayesrl.exact.weighted_draws import WeightedDraws
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.programs import Programs
+from bayesrl.report.facts import Facts
+from bayesrl.report.figures.fit_figures import betas_of, whole_of
+from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.svi.fitting import LEAST_DRAWS
+from bayesrl.typing import PRNGKey
+
+_DRAWN_NUMBERS = 1_000_000
+_REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_rate")
+
+
+def gather(
+    key: PRNGKey,
+    name: str,
+    posterior: Posterior,
+    *,
+    held_out: tuple[Any, ...] | None = None,
+    exact: Exact | None = None,
+    gold: str | None = None,
+    diagnosis: Diagnosis | None = None,
+    frontier: Frontier | None = None,
+    target: WeightedDraws | None = None,
+    training: Estimates | None = None,
+    tested: Estimates | None = None,
+    made: tuple[tuple[str, str], ...] | None = None,
+    command: str | None = None,
+    missing: tuple[str, ...] = (),
+    about: str = "",
+) -> Facts:
+    """Find everything that the report shows of one fit.
+
+    Args:
+        key: consumed whole.
+        name: of the fit.
+        posterior: fitted or loaded; without its policy only what was saved is shown.
+        held_out: other arguments of the program, or None.
+        exact: gives the known optimum, or None; as in `evidence`.
+        gold: name of a deterministic site, or None.
+        diagnosis: made before; by default it is made here.
+        frontier: of a fit at several β, made before; by default it is made here.
+        target: p* of the fit, where it has been enumerated already.
+        training: estimates of the fit over all of its data, [*beta] flat, made before; by default they are made here.
+        tested: the same on what was held out.
+        made: rows of (setting, value); by default those that the posterior knows.
+        command: what makes the fit again; by default a call of `bayesrl.fit`.
+        missing: sentences on what is already known to be missing.
+        about: one line on what the problem is.
+    """
+    draw_key, other_key, verdict_key = apart(key, 3)
+    lacking = [*missing, *_lacking(posterior)]
+    told: dict[str, Any] = {}
+    metrics = () if posterior.programs is None else posterior.programs.structure.named("metric")
+    if gold is not None and posterior.programs is not None and gold not in metrics:
+        known = ", ".join(f"“{name}”" for name in metrics) or "none"
+        lacking.append(f"The program has no deterministic site “{gold}” to hold against the reward; it has {known}.")
+    if held_out is not None and posterior.programs is not None and posterior.statistics and tested is None:
+        try:
+            tested = _tested(other_key, posterior, held_out)
+        except BayesRLError as error:
+            lacking.append(f"Held-out data was not scored: {str(error).rstrip('.')}.")
+    if diagnosis is None and posterior.programs is not None:
+        asked = held_out if tested is not None else None
+        try:
+            diagnosis = diagnose(verdict_key, posterior, held_out=asked, exact=exact, tested=tested)
+        except BayesRLError as error:
+            lacking.append(f"No verdict: {str(error).rstrip('.')}.")
+    if frontier is None and len(betas_of(posterior)) > 1:
+        frontier = _frontier(fold_in(verdict_key, 1), posterior, gold if gold in metrics else None, diagnosis, lacking)
+    if posterior.programs is not None and posterior.statistics:
+        told["whole"] = whole = whole_of(posterior)
+        told["target"] = target if target is not None else _target(posterior)
+        if training is None:
+            try:
+                training = _trained(draw_key, whole, diagnosis, frontier, gold)
+            except BayesRLError as error:  # what a verdict trips over, scores may trip over too
+                lacking.append(f"The fit was not scored: {str(error).rstrip('.')}.")
+        told["training"] = training
+        told["held_out"] = tested
+    elif posterior.statistics:
+        told["whole"] = posterior.select(restart="best") if posterior.mixture is None else posterior
+    return Facts(
+        name=name,
+        posterior=posterior,
+        diagnosis=diagnosis,
+        frontier=frontier,
+        gold=gold,
+        missing=tuple(lacking),
+        made=tuple(made if made is not None else _made(posterior)),
+        command=command if command is not None else _call(posterior),
+        about=about,
+        **told,
+    )
+
+
+def _frontier(
+    key: PRNGKey, posterior: Posterior, gold: str | None, diagnosis: Diagnosis | None, lacking: list[str]
+) -> Frontier | None:
+    """Lay out the frontier of a sweep that has been diagnosed, or add why not to what is lacking."""
+    if diagnosis is None or diagnosis.evidence is None:
+        return None
+    try:
+        return lay_frontier(key, posterior, gold=gold, evidence=diagnosis.evidence)
+    except BayesRLError as error:
+        lacking.append(f"No frontier: {str(error).rstrip('.')}.")
+        return None
+
+
+def _trained(
+    key: PRNGKey, whole: Posterior, diagnosis: Diagnosis | None, frontier: Frontier | None, gold: str | None
+) -> Estimates:
+    """Give J, E[R] and KL as the evidence has them, beside metrics; scored by themselves where there is none."""
+    assert whole.programs is not None
+    evidence = None if diagnosis is None else diagnosis.evidence
+    if evidence is None:
+        return _tested(key, whole, ())
+    metrics = _estimates(key, whole, ()).metrics if whole.programs.structure.named("metric") else {}
+    if gold in metrics and frontier is not None and frontier.gold is not None:
+        order = np.argsort(np.argsort(np.reshape(np.asarray(evidence.beta), -1)))  # a frontier is by ascending β
+        metrics[gold] = Estimate(*(np.reshape(part, -1)[order] for part in frontier.gold[:2]))
+    return estimates_of(evidence, metrics)
+
+
+def estimates_of(evidence: Evidence, metrics: Mapping[str, Estimate]) -> Estimates:
+    """Give J, E[R] and KL of an evidence with their standard errors, beside metrics, [*beta] flat."""
+    objective, reward, kl = (
+        Estimate(*(np.reshape(part, -1) for part in one[:2]))
+        for one in (evidence.objective, evidence.reward, evidence.kl)
+    )
+    return Estimates(objective, reward, kl, dict(metrics))
+
+
+def _tested(key: PRNGKey, posterior: Posterior, args: tuple[Any, ...]) -> Estimates:
+    """Score a fit on its own or other data, exactly where that is possible, [*beta] flat."""
+    if posterior.mixture is not None:
+        return _estimates(key, posterior, args)
+    return score(key, posterior, *args).estimates
+
+
+def _lacking(posterior: Posterior) -> Iterator[str]:
+    steps = posterior.history.get("step", np.zeros(0))
+    done, total = (int(steps[-1]) if len(steps) else 0), posterior.settings.get("num_steps")
+    if posterior.interrupted or (total is not None and done < total and "tolerance" not in posterior.settings):
+        of = f" of {total:,}" if total is not None else ""
+        yield f"The fit stopped after {done:,}{of} steps; what follows is of the policy as it was then."
+    if not len(steps):
+        yield "There is no history: no step was recorded."
+    if not posterior.statistics:
+        yield "There are no draws: they are made when a fit ends, or when it is loaded with its policy."
+    if posterior.programs is None:
+        yield (
+            "It was loaded without its policy, so how far it is from the optimum cannot be found; "
+            "load it with bayesrl.load(directory, policy, *args)."
+        )
+
+
+def _target(posterior: Posterior) -> WeightedDraws | None:
+    """Enumerate p* where that is possible: pictures show it beside the fit."""
+    programs: Programs | None = over_all_data(posterior).programs
+    if programs is None or not programs.structure.actions:
+        return None
+    if programs.learned and declared_params(from_seed(0), programs.policy, *programs.args)[0]:
+        return None
+    try:
+        first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
+        return enumerate_target(programs.pair(), first, posterior.beta, MAX_COUNT)
+    except EngineError:
+        return None
+
+
+def _estimates(key: PRNGKey, whole: Posterior, args: tuple[Any, ...]) -> Estimates:
+    """Estimate J, E[R], KL and metrics of the best restarts, [*beta] flat."""
+    over_all = over_all_data(whole, *args)
+    assert over_all.programs is not None
+    structure = over_all.programs.structure
+    lanes = len(betas_of(whole))
+    num = int(np.clip(_DRAWN_NUMBERS // (structure.width * lanes), LEAST_DRAWS, 4_000))
+    return jax.tree.map(lambda x: np.asarray(x, float).reshape(lanes), over_all.estimate(key, num))
+
+
+def _made(posterior: Posterior) -> Iterator[tuple[str, str]]:
+    settings = posterior.settings
+    betas = betas_of(posterior)
+    yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
+    for name in (*_REPEATED, "optimizer", "seed"):
+        if name in settings:
+            value = settings[name]
+            yield name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
+    packages = [f"{k.removesuffix('_version')} {v}" for k, v in settings.items() if k.endswith("_version")]
+    yield "versions", ", ".join([*packages, f"Python {platform.python_version()}"])
+
+
+def _call(posterior: Posterior) -> str:
+    """Write the call that makes a fit again, as far as its settings tell."""
+    settings, betas = posterior.settings, betas_of(posterior)
+    words = [_key_text(str(settings.get("seed", ""))), "policy", "*args"]
+    if betas != [None]:
+        told = [f"{beta!r}" for beta in betas]
+        words.append(f"beta={told[0]}" if len(posterior.batch_shape) == 1 else f"beta=jnp.array([{', '.join(told)}])")
+    words += [f"{name}={settings[name]!r}" for name in _REPEATED if name in settings]
+    return f"bayesrl.fit({', '.join(words)})"
+
+
+def _key_text(seed: str) -> str:
+    """Write the key that a fit was given: two words, the first 0 for the keys of small seeds."""
+    words = seed.strip("[]").split(",")
+    if len(words) == 2 and all(word.strip().isdecimal() for word in words):
+        if int(words[0]) == 0:
+            return f"jax.random.key({int(words[1])})"
+        return f"jax.random.wrap_key_data(jnp.array({seed}, jnp.uint32))"
+    return "key"

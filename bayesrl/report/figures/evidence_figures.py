@@ -1,0 +1,256 @@
+"""Figures of how far a fit is from its optimum: frontier, over-optimisation, restarts, weights, held-out data."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from bayesrl.annotations import Must
+from bayesrl.arguments import FiniteNumbersOrNone, checked
+from bayesrl.diagnostics.results import Evidence, Frontier
+from bayesrl.errors import PolicyError
+from bayesrl.exact.weighted_draws import WeightedDraws
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.report.figures.axes import (
+    BINS,
+    FITTED,
+    PRIOR,
+    TARGET,
+    beta_colours,
+    beta_label,
+    dress,
+    legend_above,
+    literally,
+    objective_label,
+)
+from bayesrl.report.figures.fit_figures import SHOWN_BETAS, SMALL, betas_of, optima_of
+from bayesrl.statistics.estimates import Estimate, Estimates
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GOLD = "#E69F00"
+_FAR_APART = 5
+
+
+@checked(PolicyError)
+def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> "Figure":
+    """Draw E[R] against KL(q‖π₀), a point with two standard errors for each β.
+
+    Args:
+        evidence: of a fit at several β.
+        target: p* at the same β, whose curve no policy can pass; None where it is not known.
+    """
+    figure, axes = _figure()
+    kl, reward = evidence.kl, evidence.reward
+    if target is not None and target.beta is not None:
+        best_kl, best = np.asarray(target.estimates.kl.mean), np.asarray(target.estimates.reward.mean)
+        order = np.argsort(best_kl)
+        axes.plot(best_kl[order], best[order], color=TARGET, lw=1.5, ls="--", label="target p*")
+    order = np.argsort(kl.mean)
+    axes.plot(kl.mean[order], reward.mean[order], color=FITTED, lw=0.8, alpha=0.6)
+    _points(axes, kl, reward, FITTED, "fitted q")
+    for i in {int(order[0]), int(order[-1])}:
+        axes.annotate(
+            beta_label(evidence.betas[i]),
+            (kl.mean[i], reward.mean[i]),
+            (4, -11),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    dress(axes, "KL to prior  (nats)", "E[R]  (reward units)")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+@checked(PolicyError)
+def objective_figure(evidence: Evidence) -> "Figure":
+    """Draw J and the bracket of J* against β.
+
+    Args:
+        evidence: of a fit at several β.
+    """
+    figure, axes = _figure()
+    beta = np.asarray(evidence.beta)
+    order = np.argsort(beta)
+    optimum = evidence.optimum
+    low = np.where(np.isnan(optimum.lower), optimum.floor, optimum.lower)[order]
+    high = np.where(np.isnan(optimum.upper), optimum.ceiling, optimum.upper)[order]
+    known = np.isfinite(low) & np.isfinite(high)
+    axes.fill_between(beta[order], low, high, where=known, color=TARGET, alpha=0.25, lw=0, label="J*, 95%")
+    axes.plot(beta[order], optimum.mean[order], color=TARGET, lw=1.3, ls="--", label="J*")
+    axes.errorbar(
+        beta[order], evidence.objective.mean[order], 2 * evidence.objective.se[order], fmt="o", ms=4, color=FITTED,
+        label="J of the fit",
+    )  # fmt: skip
+    axes.set_xscale("log")
+    dress(axes, "β  (reward units per nat)", "J  (reward units)")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _has_errors(value: Any) -> bool:
+    parts = (getattr(value, "mean", None), getattr(value, "se", None))
+    return all(part is not None and not callable(part) for part in parts)
+
+
+type Means = Annotated[Any, Must("an Estimate or Interval: means with their standard errors", _has_errors, alone=True)]
+"""Numbers with their standard errors."""
+
+
+@checked(PolicyError)
+def over_optimisation_figure(
+    kl: Means, proxy: Means, gold: Means, name: str, turning_point: float | None = None
+) -> "Figure":
+    """Draw the reward that was optimised, and the gold metric, against √KL (Gao et al. 2023).
+
+    Args:
+        kl: KL(q‖π₀), nats, with `mean` and `se`, [*beta].
+        proxy: E[R] likewise, reward units.
+        gold: the gold metric likewise, in its own units.
+        name: of the gold metric.
+        turning_point: √KL at which gold is greatest, drawn as a line; None where it does not turn down.
+    """
+    figure, axes = _figure()
+    mean = np.sqrt(np.maximum(np.asarray(kl.mean), 0.0))
+    se: Any = np.minimum(np.asarray(kl.se) / (2 * np.maximum(mean, 1e-6)), mean)
+    root = Estimate(mean, se)
+    order = np.argsort(mean)
+    spans = [np.ptp(part.mean) + np.abs(part.mean).max() for part in (proxy, gold)]
+    apart = max(spans) > _FAR_APART * max(min(spans), 1e-300)
+    other = axes.twinx() if apart else axes
+    for own, part, colour, label in (
+        (axes, proxy, FITTED, "proxy: E[R]"),
+        (other, gold, GOLD, literally(f"gold: {name}")),
+    ):
+        own.plot(mean[order], np.asarray(part.mean)[order], color=colour, lw=0.8, alpha=0.6)
+        _points(own, root, part, colour, label)
+    dress(axes, "√KL to prior  (√nats)", "E[R]  (reward units)" if apart else "reward, gold")
+    if apart:
+        dress(other, "", f"gold: {name}")
+        other.grid(visible=False)
+        other.spines["right"].set_visible(True)
+    if turning_point is not None:
+        axes.axvline(turning_point, color=GOLD, ls=":", lw=1.3)
+    legend_above(figure)
+    return figure
+
+
+@checked(PolicyError)
+def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -> "Figure":
+    """Draw J of each restart with two standard errors, at up to three β.
+
+    Args:
+        posterior: with its draws.
+        optimum: J* of each β, reward units; None where it is not known.
+
+    Raises:
+        PolicyError: the posterior has no draws.
+    """
+    if not posterior.statistics:
+        raise PolicyError("the posterior has no draws, so its restarts cannot be compared; load it with its policy")
+    figure, axes = _figure()
+    betas = betas_of(posterior)
+    objective = posterior.kept_estimates().objective
+    mean, se = (np.reshape(part, (len(betas), -1)) for part in objective)
+    shown, optima = shown_betas(betas), optima_of(posterior, optimum)
+    colours = beta_colours(len(shown))
+    for k, i in enumerate(shown):
+        at = np.arange(mean.shape[1]) + (k - (len(shown) - 1) / 2) * 0.12
+        axes.errorbar(at, mean[i], 2 * se[i], fmt="o", ms=4, color=colours[k], label=beta_label(betas[i]))
+        if optima is not None and np.isfinite(optima[i]):
+            axes.axhline(float(optima[i]), color=colours[k], ls="--", lw=1)
+    axes.set_xticks(np.arange(mean.shape[1]))
+    dress(axes, "restart", objective_label(posterior.beta))
+    legend_above(figure)
+    return figure
+
+
+@checked(PolicyError)
+def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "Figure":
+    """Draw the log weights w = R/β + log π₀ − log q of the draws, less log Z of their contexts where it is known.
+
+    Args:
+        posterior: with its draws; of several β and restarts up to three β are drawn, each with its best restart.
+        evidence: of the same fit.
+
+    Raises:
+        PolicyError: the posterior has no draws.
+    """
+    if not posterior.statistics:
+        raise PolicyError("the posterior has no draws, so there are no weights to show; load it with its policy")
+    figure, axes = _figure()
+    betas, best = betas_of(posterior), posterior.select(restart="best")
+    weights = np.asarray(best.statistics["log_weight"], float)
+    weights = weights.reshape(len(betas), weights.shape[len(best.batch_shape)], -1)
+    log_z = None if evidence is None or evidence.by_context is None else evidence.by_context.mean
+    known = log_z is not None and log_z.size == len(betas) * weights.shape[2]
+    centre = log_z.reshape(len(betas), 1, -1) if log_z is not None and known else weights.mean(1, keepdims=True)
+    shown = shown_betas(betas)
+    parts = [(weights - centre)[i].ravel() for i in shown]
+    width = max(0.05, *(float(np.abs(np.quantile(p, (0.002, 0.998))).max()) for p in parts))
+    edges = np.linspace(-1.05 * width, 1.05 * width, BINS + 2)  # an odd number of bins: 0 is inside one
+    for part, colour, i in zip(parts, beta_colours(len(shown)), shown, strict=True):
+        heights = np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] / part.size
+        axes.stairs(heights, edges, color=colour, fill=len(shown) == 1, alpha=0.9, lw=1.5, label=beta_label(betas[i]))
+    axes.axvline(0.0, color=TARGET if known else PRIOR, ls="--", lw=1.2, label="log Z" if known else "mean")
+    dress(axes, f"w − {'log Z' if known else 'its mean'}  (nats)", "share of draws")
+    legend_above(figure)
+    return figure
+
+
+@checked(PolicyError)
+def held_out_figure(beta: list[float | None], training: Estimates, held_out: Estimates) -> "Figure":
+    """Draw E[R] of training and held-out data with two standard errors, by β; J without rewards.
+
+    Args:
+        beta: temperatures; one None without rewards.
+        training: estimates on the data of the fit, [*beta].
+        held_out: on other data, [*beta].
+
+    Raises:
+        PolicyError: there are more or fewer estimates than temperatures.
+    """
+    figure, axes = _figure()
+    at, rewarded = np.arange(len(beta)), all(one is not None for one in beta)
+    if len(beta) != np.size(training.objective.mean) or (not rewarded and len(beta) > 1):
+        raise PolicyError(
+            f"held_out_figure got beta={beta!r}, and estimates of shape {np.shape(training.objective.mean)}; pass the "
+            "temperature of each estimate, or [None] without rewards"
+        )
+    for offset, told, colour, label in ((-0.08, training, FITTED, "training"), (0.08, held_out, TARGET, "held out")):
+        mean, se = (np.reshape(part, -1) for part in (told.reward if rewarded else told.objective))
+        axes.errorbar(at + offset, mean, 2 * se, fmt="o", ms=5, color=colour, label=label)
+    axes.set_xticks(at, [beta_label(b) for b in beta], rotation=45 if len(beta) > SHOWN_BETAS else 0)
+    axes.set_xlim(-0.6, len(beta) - 0.4)
+    dress(axes, "", "E[R]  (reward units)" if rewarded else objective_label(None))
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def turning_kl(frontier: Frontier) -> float | None:
+    """Give √KL at the β where gold turns down, or None where it does not."""
+    if frontier.turning_point is None:
+        return None
+    index = int(np.argmin(np.abs(frontier.beta - frontier.turning_point)))
+    return float(np.sqrt(max(float(frontier.evidence.kl.mean[index]), 0.0)))
+
+
+def shown_betas(betas: list[float | None]) -> list[int]:
+    """Choose the coldest, the middle and the warmest of many temperatures, by their place."""
+    order = np.argsort([1.0 if beta is None else beta for beta in betas])
+    return [int(order[i]) for i in np.unique(np.linspace(0, len(order) - 1, SHOWN_BETAS).round().astype(int))]
+
+
+def _figure() -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SMALL, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _points(axes: "Axes", x: Any, y: Any, colour: str, label: str) -> None:
+    axes.errorbar(
+        np.asarray(x.mean), np.asarray(y.mean), 2 * np.asarray(y.se), 2 * np.asarray(x.se), fmt="o", ms=4, lw=1,
+        color=colour, label=label,
+    )  # fmt: skip

@@ -1,0 +1,241 @@
+"""`write_report`: everything that is known of one fit or several, as one HTML file."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bayesrl import run_folder
+from bayesrl.arguments import Location, Unread, checked
+from bayesrl.compilation.jit import one_reading
+from bayesrl.compilation.keys import apart, of_words
+from bayesrl.diagnostics.results import Diagnosis, Frontier, Section
+from bayesrl.errors import PolicyError, RunFolderError
+from bayesrl.files.stamps import blank, stamped
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.report.contents import gather
+from bayesrl.report.facts import Facts
+from bayesrl.report.html.page import Part, html_page
+from bayesrl.report.sections import report_parts
+from bayesrl.typing import PRNGKey
+from bayesrl.values import told
+
+_FITTED = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
+_LEARNED = "What was learned from experience, what it cost, and how sure it is."
+
+
+@checked(
+    PolicyError,
+    *(
+        Unread(name, lambda given: _told_by_themselves(given["posteriors"]) is not None, "it is of fits alone")
+        for name in ("key", "held_out", "gold", "diagnoses", "frontiers")
+    ),
+)
+@one_reading()
+def write_report(
+    path: Location,
+    posteriors: Any,
+    sections: Sequence[Section] = (),
+    *,
+    key: PRNGKey | None = None,
+    held_out: tuple[Any, ...] | None = None,
+    gold: str | None = None,
+    diagnoses: Mapping[str, Diagnosis] | None = None,
+    frontiers: Mapping[str, Frontier] | None = None,
+) -> Path:
+    """Write a report of one fit, or of several side by side, as one HTML file that needs nothing else.
+
+    It begins with the verdict and ends with how the fit was made; each picture says what good looks
+    like. What cannot be found, such as the verdict of a fit that was loaded without its policy, is
+    named, and the rest is shown.
+
+    Args:
+        path: of the file to write, which is replaced.
+        posteriors: a fit, or several by name; or what `bayesrl.control.learn` gave, one run, or several by name,
+            where each name may have a list of independent runs.
+        sections: further parts, such as a domain has.
+        key: for the draws that the report makes; by default always the same, so that the same fits
+            give the same report.
+        held_out: other arguments of the program, on which the fits are scored too.
+        gold: name of a `numpyro.deterministic` site that the reward stands for: it is drawn against KL.
+        diagnoses: verdicts by name (`fit` for a single posterior) that were made before; those that
+            are missing are made.
+        frontiers: frontiers of fits at several β, by name likewise.
+
+    Returns:
+        The path.
+
+    Raises:
+        PolicyError: there is no posterior, or something else in its place; a section, a diagnosis or a frontier
+            is none, or of another fit.
+        RunFolderError: the path is a folder or cannot be written; what it held before is intact.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist, bayesrl, tempfile, pathlib
+        >>> from bayesrl.report import write_report
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Bernoulli(0.5))
+        ...     bayesrl.reward("payoff", 1.0 * arm)
+        >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=10, progress=False)
+        >>> path = write_report(pathlib.Path(tempfile.mkdtemp()) / "report.html", posterior)
+        >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        True
+    """
+    if (own := _told_by_themselves(posteriors)) is not None:
+        check_sections(sections)
+        return _write(path, own[0], own[1](sections))
+    named = {"fit": posteriors} if isinstance(posteriors, Posterior) else posteriors
+    given = list(named.items()) if isinstance(named, Mapping) else []
+    if not given or not all(isinstance(name, str) and isinstance(one, Posterior) for name, one in given):
+        raise PolicyError(
+            f"write_report got {told(posteriors)} in the place of posteriors; use a Posterior, {Posterior.GIVEN_BY}, "
+            "or several by name: {'a': a, 'b': b}"
+        )
+    _check_made(named, "diagnoses", diagnoses, Diagnosis)
+    _check_made(named, "frontiers", frontiers, Frontier)
+    check_sections(sections)
+    check_path(path)
+    keys = apart(of_words(np.zeros(2, np.uint32)) if key is None else key, len(named))
+    fits = [
+        gather(
+            one,
+            name,
+            posterior,
+            held_out=held_out,
+            gold=gold,
+            diagnosis=(diagnoses or {}).get(name),
+            frontier=(frontiers or {}).get(name),
+        )
+        for one, (name, posterior) in zip(keys, named.items(), strict=True)
+    ]
+    return write_page(path, fits, sections)
+
+
+def check_path(path: Any) -> None:
+    """Refuse a path that cannot be written, before anything is computed.
+
+    Raises:
+        RunFolderError: it is a folder or a device, or its folder is none or cannot be written.
+    """
+    file = Path(path)
+    refused = f"cannot write the report to {file}:"
+    try:
+        if file.is_dir():
+            raise RunFolderError(f"{refused} it is a folder; name a file, such as report.html")
+        if file.exists() and not file.is_file():
+            raise RunFolderError(
+                f"{refused} it is a device or a pipe, which a file would take the place of; name a file"
+            )
+        if not file.parent.is_dir():
+            raise RunFolderError(f"{refused} there is no folder {file.parent}; make it first")
+        if not os.access(file.parent, os.W_OK):
+            raise RunFolderError(f"{refused} folder {file.parent} cannot be written; choose another")
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(f"{refused} {error.strerror}; choose another name") from error
+
+
+def check_sections(sections: Any) -> None:
+    """Refuse what are no sections, before anything is computed.
+
+    Raises:
+        PolicyError: one is no `Section`, or its title, caption or body cannot be shown.
+    """
+    if isinstance(sections, str | Section) or not isinstance(sections, Sequence):
+        raise PolicyError(f"sections is {told(sections)}; pass a list of bayesrl.Section(title, caption, body)")
+    for section in sections:
+        if not isinstance(section, Section):
+            raise PolicyError(f"a section is {told(section)}; pass bayesrl.Section(title, caption, body)")
+        for name in ("title", "caption"):
+            if not isinstance(getattr(section, name), str):
+                raise PolicyError(f"the {name} of section {section.title!r} is {getattr(section, name)!r}; use text")
+        if not _can_be_shown(section.body):
+            raise PolicyError(
+                f"the body of section {section.title!r} is {told(section.body)} that cannot be shown; "
+                "use a Matplotlib figure, text, or rows of cells with the headings first"
+            )
+
+
+def _can_be_shown(body: Any) -> bool:
+    from matplotlib.figure import Figure
+
+    if isinstance(body, str | Figure):
+        return True
+    rows = (Sequence, np.ndarray)
+    return isinstance(body, rows) and all(isinstance(row, rows) and not isinstance(row, str) for row in body)
+
+
+def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type[Diagnosis | Frontier]) -> None:
+    """Refuse what was made before and is not of these fits."""
+    if made is None:
+        return
+    if not isinstance(made, Mapping):
+        raise PolicyError(f"{what} is {told(made)}; pass them by the name of their fit, such as {{'fit': ...}}")
+    for name, one in made.items():
+        if name not in named:
+            raise PolicyError(f"{what} tells of {name!r}, which is no fit here; choose from {', '.join(named)}")
+        if not isinstance(one, kind):
+            raise PolicyError(f"{what}[{name!r}] is {told(one)}; pass a bayesrl.{kind.__name__}")
+        evidence, own = one.evidence, named[name].beta
+        if evidence is not None and np.shape(evidence.beta if evidence.beta is not None else ()) != np.shape(
+            own if own is not None else ()
+        ):
+            raise PolicyError(
+                f"{what}[{name!r}] is of β = {evidence.beta}, the fit of β = {own}; make it of the same posterior"
+            )
+
+
+def write_page(path: str | Path, fits: Sequence[Facts], sections: Sequence[Section] = ()) -> Path:
+    """Write the report of fits of which everything is known already.
+
+    Args:
+        path: of the file to write, which is replaced in one step.
+        fits: one or several.
+        sections: further parts.
+
+    Raises:
+        RunFolderError: the path is a folder or cannot be written; what it held before is intact.
+    """
+    check_path(path)
+    check_sections(sections)
+    title = fits[0].name if len(fits) == 1 else f"{len(fits)} fits side by side"
+    return _write(path, title, report_parts(fits, sections), _FITTED)
+
+
+def write_parts(path: str | Path, title: str, parts: Sequence[Part]) -> Path:
+    """Write a page of parts that are no fits, such as runs of `bayesrl.control.learn`.
+
+    Args:
+        path: of the file to write, which is replaced in one step.
+        title: of the page.
+        parts: from the top down.
+
+    Raises:
+        RunFolderError: the path is a folder or cannot be written; what it held before is intact.
+    """
+    check_path(path)
+    return _write(path, title, parts)
+
+
+def _told_by_themselves(made: Any) -> tuple[str, Any] | None:
+    """Give the title, and the maker of the parts, of things that bring their own report; None for fits."""
+    named = made if isinstance(made, Mapping) else {"run": made}
+    first = next(iter(named.values()), None)
+    first = first[0] if isinstance(first, list | tuple) and first else first
+    tell = getattr(type(first), "report_parts", None)
+    if tell is None:
+        return None
+    title = "What was learned" if len(named) == 1 else f"{len(named)} ways to learn side by side"
+    return title, partial(tell, named)
+
+
+def _write(path: str | Path, title: str, parts: Sequence[Part], subtitle: str = _LEARNED) -> Path:
+    page = html_page(title, subtitle, parts, f"Written by bayesrl {version('bayesrl')}.")
+    # The stamp is a comment behind the end of the page.
+    run_folder.write(path, stamped(f"{page}<!-- {blank('report')} -->\n".encode("utf-8", "replace")))
+    return Path(path)

@@ -1,0 +1,1 @@
+"""Numbers with their errors: estimates, averages over draws, what every quantity means."""

@@ -1,0 +1,124 @@
+"""Averages over draws: J, E[R] and KL with their errors, of fresh draws, of kept ones, and of mixtures of policies."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import logsumexp
+
+from bayesrl.core.draws import Totals
+from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.statistics.quantities import divergence, rounding
+
+
+def library_of(tree: Any) -> Any:
+    """NumPy, or JAX's where the caller compiles what is computed."""
+    return jnp if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)) else np
+
+
+def summarise(
+    totals: Totals, metrics: Mapping[str, Any], beta: Any, lead: int, marginal: Estimate | None = None
+) -> Estimates:
+    """Average draws [*lead, sample, *contexts]; standard errors are over samples, contexts being fixed.
+
+    Args:
+        totals: of the draws.
+        metrics: of the draws, by name.
+        beta: temperatures, [*beta], reward units per nat; None without rewards.
+        lead: how many axes come before those of the draws.
+        marginal: log p(y), where data stand beside rewards; see `bayesrl.statistics.quantities`.
+    """
+    xp = library_of(totals)
+    scale = np.asarray(1.0 if beta is None else beta, float)
+    by_lane = scale.reshape(scale.shape + (1,) * (lead - scale.ndim))
+    by_draw = by_lane.reshape(by_lane.shape + (1,) * (totals.reward.ndim - lead))
+
+    def estimate(values: Any) -> Estimate:
+        values = xp.asarray(values, float)
+        per_draw = values.mean(tuple(range(lead + 1, values.ndim)))
+        num = per_draw.shape[lead]
+        with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
+            return Estimate(per_draw.mean(lead), per_draw.std(lead, ddof=1) / np.sqrt(num))
+
+    exact = jax.tree.map(lambda x: xp.asarray(x, float), totals)
+    objective = estimate(exact.log_weight(by_draw))
+    doubt = rounding(exact, by_draw)
+    doubt = xp.where(xp.isfinite(doubt), doubt, 0.0).mean(tuple(range(lead, doubt.ndim)))
+    kl = estimate(divergence(exact, conditioned=marginal is not None))
+    told = Estimates(
+        objective=Estimate(by_lane * objective.mean, by_lane * xp.hypot(objective.se, doubt)),
+        reward=estimate(exact.reward),
+        kl=Estimate(kl.mean, xp.hypot(kl.se, doubt)),
+        metrics={name: estimate(value) for name, value in metrics.items()},
+    )
+    return told if marginal is None else given_data(told, marginal, by_lane)
+
+
+def mixed(scores: Totals, weights: np.ndarray, axis: int = 0) -> Totals:
+    """Give the scores under a mixture of policies, log q = log Σₖ αₖ·qₖ, from those under each of them.
+
+    Args:
+        scores: those under each, along one axis, which goes.
+        weights: αₖ, of a shape that broadcasts against that axis and those before it.
+        axis: of the policies.
+    """
+    with np.errstate(divide="ignore"):
+        logs = np.log(weights).reshape(weights.shape + (1,) * (np.ndim(scores.log_q) - axis - 1))
+    ratio = -logsumexp(logs - np.asarray(scores.ratio, float), axis=axis)
+    one: Totals = jax.tree.map(lambda x: np.take(x, 0, axis=axis), scores)
+    return one.under(logsumexp(logs + np.asarray(scores.log_q, float), axis=axis), ratio)
+
+
+def given_data(estimates: Estimates, marginal: Estimate, beta: Any) -> Estimates:
+    """Take log p(y) out of J and KL that were told up to it.
+
+    Args:
+        estimates: [*lead].
+        marginal: log p(y), a number with its error, nats.
+        beta: reward units per nat, broadcast against the estimates.
+    """
+    objective, kl, (mean, se) = estimates.objective, estimates.kl, marginal
+    return estimates._replace(
+        objective=Estimate(objective.mean - beta * mean, np.hypot(objective.se, beta * se)),
+        kl=Estimate(kl.mean + mean, np.hypot(kl.se, se)),
+        log_marginal=Estimate(np.full(np.shape(kl.mean), mean), np.full(np.shape(kl.mean), se)),
+    )
+
+
+def kept_marginal(statistics: Mapping[str, Any], settings: Mapping[str, Any]) -> Estimate | None:
+    """Give log p(y) as it was when draws were kept; nan where it was not known, None where it means nothing."""
+    if "log_likelihood" not in statistics:
+        return None
+    told = [settings.get(name, np.nan) for name in ("log_marginal", "log_marginal_se")]
+    return Estimate(*(np.asarray(part, float) for part in told))
+
+
+def kept_estimates(statistics: Mapping[str, Any], beta: Any, lead: int, marginal: Estimate | None) -> Estimates:
+    """Average draws that were kept.
+
+    Args:
+        statistics: of the draws, as a posterior keeps them, [*beta, restart, draw, *contexts].
+        beta: temperatures, [*beta], reward units per nat; None without rewards.
+        lead: how many axes come before those of the draws.
+        marginal: log p(y), as `kept_marginal` gives it.
+    """
+    scale = np.asarray(1.0 if beta is None else beta, float)[..., None]
+
+    def estimate(values: Any, factor: Any = 1.0) -> Estimate:
+        array = np.asarray(values, float)
+        by_draw = array.mean(tuple(range(lead + 1, array.ndim)))
+        with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
+            se = by_draw.std(lead, ddof=1) / np.sqrt(by_draw.shape[lead])
+        return Estimate(factor * by_draw.mean(lead), factor * se)
+
+    log_q, log_prior = (np.asarray(statistics[name], float) for name in ("log_q", "log_prior"))
+    given = np.asarray(statistics.get("log_likelihood", 0.0), float)
+    told = Estimates(
+        estimate(statistics["log_weight"], scale),
+        estimate(statistics["total_reward"]),
+        estimate(log_q - log_prior - given),
+        {},
+    )
+    return told if marginal is None else given_data(told, marginal, scale)

@@ -1,0 +1,346 @@
+"""`fit`: from a policy to its posterior."""
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer.elbo import ELBO
+
+from bayesrl import run_folder
+from bayesrl.arguments import Count, Location, Positive, Unread, checked
+from bayesrl.compilation.callbacks import host_errors
+from bayesrl.compilation.jit import near, one_reading
+from bayesrl.compilation.keys import apart, fold_in
+from bayesrl.compilation.status import activity
+from bayesrl.core.draws import Draws
+from bayesrl.display.progress import showing
+from bayesrl.errors import FitError, RunFolderError
+from bayesrl.guides.base import Guide
+from bayesrl.objectives import Objective, ReverseKL
+from bayesrl.objectives.numpyro_elbo import as_objective
+from bayesrl.posterior.datatree import as_netcdf
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.programs import Source, draw_prior
+from bayesrl.statistics.quantities import is_conditioned
+from bayesrl.svi.optimizers import (
+    UNPILOTED_RATE,
+    Optimizer,
+    as_optimizer,
+    check_update,
+    default_optimizer,
+)
+from bayesrl.svi.setup import Setup, set_up
+from bayesrl.svi.step import State
+from bayesrl.svi.training_loop import Callback, Run, stack
+from bayesrl.typing import Beta, PRNGKey, Program
+
+DRAW_BUDGET = 4_000_000
+LEAST_DRAWS = 32
+"""Where draws are large so many are made for every purpose, so that one compiled program serves them all."""
+
+
+@checked(
+    FitError,
+    Unread("learning_rate", lambda given: given["optimizer"] is not None, "the optimiser has a rate of its own"),
+    Unread("start_beta", lambda given: given["beta"] is None, "without beta= there is nothing to fall to"),
+)
+def fit(
+    key: PRNGKey,
+    policy: Program,
+    *args: Any,
+    beta: Beta | None = None,
+    guide: Guide | None = None,
+    objective: Objective | ELBO | None = None,
+    optimizer: Optimizer | None = None,
+    learning_rate: Positive | None = None,
+    num_steps: Count = 2000,
+    num_restarts: Count = 1,
+    tolerance: Positive | None = None,
+    start_beta: Positive | None = None,
+    source: Source | None = None,
+    directory: Location | None = None,
+    callback: Callback | None = None,
+    progress: bool = True,
+) -> Posterior:
+    """Fit the reward-tilted posterior of a policy: KL-regularised RL by variational inference.
+
+    Maximises J(q) = E_q[R] − β·KL(q‖π₀) = β·log Z − β·KL(q‖p*) per context. Parameters inside the
+    policy are the prior and stay as declared; a program without rewards is fitted by maximum
+    likelihood, or to p(θ | data) where it has latent sites.
+
+    Args:
+        key: fixes everything random in the fit.
+        policy: a NumPyro program that draws actions and collects `bayesrl.reward`s.
+        *args: its arguments; arrays are traced, everything else is static.
+        beta: temperature, reward units per nat; an array fits one policy each, in one program.
+        guide: a program drawing the same action sites, or a `GuideFamily`; by default `AutoTilt()`.
+        objective: from `bayesrl.objectives`, or a NumPyro ELBO; by default `ReverseKL()`.
+        optimizer: from Optax or `numpyro.optim`; by default Adam with a cosine decay to 0.
+        learning_rate: of the default optimiser at its first step; by default what a guide's family suggests (0.1 for
+            the tables and networks of `AutoTilt`), and for a guide written by hand the least of
+            0.001, 0.003, …, 1 whose pilot of a 50th of the steps gains as much as the best (within 1%), for each β and
+            restart; 0.005 where `source` draws.
+        num_steps: gradient steps.
+        num_restarts: fits made side by side; the first starts at the prior, the others dispersed.
+        tolerance: stop early once β/2 · Var_q(w), which is the gap J* − J(q) to second order, has
+            stayed under this many reward units over a chunk of steps, in every β and restart. It
+            cannot see modes that q has dropped, and nature's noise keeps it from being reached.
+        start_beta: temperature that the fit starts at, reward units per nat; it falls geometrically to `beta`
+            over the first half of the steps (annealing), so that a cold fit follows the optimum down instead
+            of settling on the first good thing that it meets. The history tells J at `beta` throughout,
+            loss and spread at the temperature of the step. By default `beta` from the start.
+        source: makes the draws in the place of the objective's own `draw`: a function (key, params, pair) → `Draws` of
+            the guide with these parameters, run on the host once per step, β and restart. Rewards and nature may come
+            from anywhere; the log q that they come with tells J and KL in the history, and is scored afresh to learn.
+        directory: run folder, for checkpoints and the saved fit; an interrupted run in it is continued.
+        callback: called with each row of the history; a true return value stops the fit.
+        progress: whether to show a progress line where there is a terminal or a notebook.
+
+    Returns:
+        `Posterior`. Parameters are averages over the last part of the run. Ctrl-C ends the fit and
+        returns what was fitted so far, marked `interrupted`.
+
+    Raises:
+        PolicyError, GuideError, ObjectiveError: the programs cannot be fitted as asked.
+        FitError: num_steps or num_restarts is below 1, start_beta below beta, or over 10% of the steps were not
+            finite.
+        RunFolderError: the folder holds another problem or cannot be written.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
+        >>> estimates = posterior.estimate(jax.random.key(1), 1000)
+        >>> round(float(estimates.objective.mean[0]), 3)  # log((1 + e + e²) / 3)
+        1.309
+    """
+    with one_reading(), showing(progress), run_folder.held(directory):
+        return _fit(
+            key,
+            policy,
+            args,
+            beta,
+            guide,
+            objective,
+            optimizer,
+            learning_rate,
+            num_steps,
+            num_restarts,
+            tolerance,
+            start_beta,
+            source,
+            directory,
+            callback,
+            progress=progress,
+        )
+
+
+def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None, num_steps: int) -> Posterior:
+    """Fit a program that draws nothing, as `fit` does, and make no draws: of it only the parameters are wanted.
+
+    Args:
+        key: fixes everything random in the fit.
+        program: without rewards and latent sites.
+        optimizer: from Optax; that of `fit` by default.
+        num_steps: gradient steps.
+
+    Raises:
+        PolicyError, FitError: as `fit`.
+    """
+    with one_reading():
+        setup = set_up(key, program, (), None, None, ReverseKL(), 1, drawn=False)
+        optimiser = (
+            default_optimizer(setup.learning_rate or UNPILOTED_RATE, num_steps) if optimizer is None else optimizer
+        )
+        # Memory is laid out anew for each chunk; nobody looks at the history of these.
+        run = Run(key, setup, optimiser, num_steps, None, None, None, num_chunks=10)
+        state, rows, interrupted = run.go(show=False)
+        if interrupted:
+            raise KeyboardInterrupt
+        settings = _settings(key, num_steps, 1, None, None, optimizer)
+        return bare_posterior(key, setup, state, rows, settings, None, interrupted=False)
+
+
+def _fit(
+    key: PRNGKey,
+    policy: Program,
+    args: tuple[Any, ...],
+    beta: Any,
+    guide: Any,
+    objective: Any,
+    optimizer: Any,
+    learning_rate: float | None,
+    num_steps: int,
+    num_restarts: int,
+    tolerance: float | None,
+    start_beta: float | None,
+    source: Source | None,
+    directory: str | Path | None,
+    callback: Callback | None,
+    *,
+    progress: bool,
+) -> Posterior:
+    key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    _check_start(start_beta, beta)
+    given = None if optimizer is None else as_optimizer(optimizer)
+    chosen = ReverseKL() if objective is None else as_objective(objective)
+    with activity("checking the policy"), host_errors():
+        setup = set_up(key, policy, args, beta, guide, chosen, num_restarts, source)
+    suggested = setup.learning_rate if learning_rate is None else learning_rate
+    rate = suggested or UNPILOTED_RATE
+    optimiser = default_optimizer(rate, num_steps) if given is None else given
+    if given is not None:
+        check_update(given, setup.params)
+    settings = _settings(key, num_steps, num_restarts, tolerance, start_beta, optimizer)
+    if learning_rate is not None:
+        settings["learning_rate"] = float(learning_rate)
+    problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
+    folder = None if directory is None else run_folder.open_folder(directory, problem)
+    run = Run(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem, start_beta)
+    if suggested is None and given is None and source is None and setup.programs.guide is not None:
+        run = replace(run, pilot=True)
+    try:
+        state, rows, interrupted = run.go(show=progress)
+        with activity("drawing from the fit"):
+            posterior = posterior_of(key, setup, state, rows, settings, beta, interrupted=interrupted)
+    finally:
+        getattr(source, "close", _nothing)()
+    if folder is not None:
+        with activity("saving the draws"):
+            save_posterior(folder, posterior)
+    return posterior
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _check_start(start_beta: float | None, beta: Any) -> None:
+    if start_beta is None:
+        return
+    coldest = np.min(np.asarray(beta, float))
+    if start_beta < coldest:
+        raise FitError(
+            f"start_beta={start_beta!r}; use a number of reward units per nat, at least beta={coldest:g}, or None"
+        )
+
+
+def _settings(
+    key: PRNGKey,
+    num_steps: Count,
+    num_restarts: Count,
+    tolerance: Positive | None,
+    start_beta: Positive | None,
+    optimizer: Any,
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {"num_steps": num_steps, "num_restarts": num_restarts}
+    if str(jax.random.key_impl(key)) != "threefry2x32":
+        settings["key_impl"] = str(jax.random.key_impl(key))
+    if tolerance is not None:
+        settings["tolerance"] = tolerance
+    if start_beta is not None:
+        settings["start_beta"] = float(start_beta)
+    settings["optimizer"] = "default" if optimizer is None else "given"
+    for package in ("bayesrl", "numpyro", "jax", "optax"):
+        settings[f"{package}_version"] = version(package)
+    return settings
+
+
+def posterior_of(
+    key: PRNGKey,
+    setup: Setup,
+    state: State,
+    rows: list[dict[str, np.ndarray]],
+    settings: dict[str, Any],
+    beta: Any,
+    *,
+    interrupted: bool,
+) -> Posterior:
+    """Make the posterior of a state: averaged parameters, history, and draws."""
+    bare = bare_posterior(key, setup, state, rows, settings, beta, interrupted=interrupted)
+    return with_draws(fold_in(key, 6), bare)
+
+
+def bare_posterior(
+    key: PRNGKey,
+    setup: Setup,
+    state: State,
+    rows: list[dict[str, np.ndarray]],
+    settings: dict[str, Any],
+    beta: Any,
+    *,
+    interrupted: bool,
+) -> Posterior:
+    """Make the posterior of a state without draws."""
+    shape = (*setup.beta_shape, setup.betas.shape[0] // max(int(np.prod(setup.beta_shape)), 1))
+    params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), near(state.average))
+    return Posterior(
+        beta=None if beta is None else (np.asarray(beta, float) if setup.beta_shape else float(beta)),
+        params=params,
+        history=stack(rows) or {"loss": np.zeros((0, *shape)), "step": np.zeros(0, int)},
+        draws={},
+        statistics={},
+        prior_draws={},
+        settings=settings | {"seed": str(np.asarray(jax.random.key_data(key)).tolist())},
+        interrupted=interrupted,
+        programs=setup.programs,
+    )
+
+
+def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
+    """Fill in the draws that a posterior carries: up to 1,000 each, fewer where they are large."""
+    programs = posterior.programs
+    if programs is None:
+        return posterior
+    size = programs.structure.width
+    most = 1000 if programs.episodes is None else 20
+    drawn_at_all = bool(programs.structure.named("action", "environment"))
+    if not drawn_at_all:
+        most = 50  # nothing is drawn but mini-batches
+    num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
+    draw_key, prior_key = apart(key)
+    draws, totals = posterior._draw(draw_key, num, ())
+    first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
+    prior = draw_prior(prior_key, programs, first, num)[0] if drawn_at_all else Draws.held({})
+    beta = np.asarray(1.0 if posterior.beta is None else posterior.beta, np.float32)
+    scale = beta.reshape(beta.shape + (1,) * (totals.reward.ndim - beta.ndim))
+    statistics = {
+        "log_prior": totals.log_prior,
+        "total_reward": totals.reward,
+        "log_q": totals.log_prior - totals.ratio,
+        "log_weight": totals.log_weight(scale),
+    }
+    settings = dict(posterior.settings)
+    if is_conditioned(programs.structure):
+        statistics["log_likelihood"] = totals.log_likelihood
+        marginal = posterior.log_marginal(fold_in(key, 1))
+        if marginal is not None and np.isfinite(marginal.mean):
+            settings |= {"log_marginal": float(marginal.mean), "log_marginal_se": float(marginal.se)}
+    return replace(
+        posterior,
+        draws={**draws.sites, **draws.metrics},
+        statistics=statistics,
+        settings=settings,
+        prior_draws={**prior.sites, **prior.metrics},
+    )
+
+
+def save_posterior(folder: Path, posterior: Posterior) -> None:
+    """Write draws and history into a run folder, replacing what is there in one step.
+
+    Raises:
+        RunFolderError: they cannot be written; the checkpoint is complete.
+    """
+    try:
+        run_folder.save_draws(folder, as_netcdf(posterior))
+    except RunFolderError as error:
+        raise RunFolderError(
+            f"{error}; the checkpoint beside it is complete: "
+            "make room and call bayesrl.resume, or load the folder with its policy"
+        ) from error

@@ -1,0 +1,93 @@
+"""log p(y) of a policy that conditions on data y beside its rewards: what J and KL(q‖p(x|y)) need and no draw tells."""
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from bayesrl.compilation.keys import apart
+from bayesrl.core.draws import Totals
+from bayesrl.errors import EngineError
+from bayesrl.exact.backward_induction import solve
+from bayesrl.exact.enumeration import exact_metrics
+from bayesrl.exact.tabulation import make_stages, prepare
+from bayesrl.posterior.programs import Programs, draw_fit, draw_start
+from bayesrl.statistics.estimates import Estimate
+from bayesrl.statistics.quantities import has_marginal
+from bayesrl.typing import Params, PRNGKey, Program
+
+LEAST_EFFECTIVE = 100
+"""So many draws weights must be worth, in each context, for their mean to be told."""
+
+_MOST_COUNT = 2**16
+_DRAWS, _LEAST, _NUMBERS = 2**14, 2**8, 2**23
+
+
+def find_marginal(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
+    """Find log p(y), averaged over contexts, nats; None where it cannot be known.
+
+    By enumeration where the program is finite and small, else log of the mean of p(y|x)·π₀/m over draws of the mixture
+    m of prior and fit in equal shares, standard error by the delta method.
+
+    Args:
+        key: consumed whole, where it has to be drawn for.
+        programs: over all of their data.
+        params: unconstrained parameters of one fit.
+    """
+    structure = programs.structure
+    if not has_marginal(structure) or programs.learned or programs.episodes is not None:
+        return None
+    try:
+        exact = marginal_of(programs.policy, programs.args, _MOST_COUNT)
+    except EngineError:
+        return _by_draws(key, programs, params)
+    return Estimate(np.asarray(exact.mean()), np.zeros(()))
+
+
+def marginal_of(policy: Program, args: tuple[Any, ...], max_count: int = 2**20) -> np.ndarray:
+    """Compute log p(y) of the observed sites of a finite program with rewards, [contexts], nats.
+
+    Args:
+        policy: the program, over all of its data.
+        args: arguments of the program.
+        max_count: as for `enumerate_posterior`.
+
+    Raises:
+        EngineError: as `enumerate_posterior`.
+    """
+    program = prepare(policy, args, 1.0)
+    stages, _ = make_stages(program, max_count)
+    exact_metrics(program, stages)
+    return solve(stages, 1.0, rewarded=False).value
+
+
+def _by_draws(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
+    pair = programs.pair()
+    half = int(np.clip(_NUMBERS // programs.structure.width, _LEAST, _DRAWS))
+    fit_key, prior_key = apart(key)
+    drawn = [draw_start(prior_key, pair, params, half)[1]]
+    if pair.guide is not None:
+        drawn.append(draw_fit(fit_key, pair, params, half)[1])
+    log_weight = np.concatenate([_weights(totals, len(drawn)) for totals in drawn])
+    log_weight = np.where(np.isnan(log_weight), -np.inf, log_weight)
+    if not (log_weight > -np.inf).any(0).all():
+        return None
+    top = log_weight.max(0)
+    weight = np.exp(log_weight - top)
+    effective = weight.sum(0) ** 2 / (weight**2).sum(0)
+    if effective.min() < LEAST_EFFECTIVE:
+        return None
+    mean = weight.mean(0)
+    wave = (weight / mean - 1).mean(1).reshape(len(drawn), -1)
+    se = math.sqrt(float(wave.var(1, ddof=1).sum()) / wave.shape[1]) / len(drawn)
+    return Estimate(np.asarray((np.log(mean) + top).mean()), np.asarray(se))
+
+
+def _weights(totals: Totals, parts: int) -> np.ndarray:
+    """Log of p(y|x)·π₀/m, [draws, contexts], of a mixture of the prior, or of the prior and the fit in equal shares."""
+    likelihood, ratio = (np.asarray(x, float).reshape(len(x), -1) for x in (totals.log_likelihood, totals.ratio))
+    if parts == 1:
+        return likelihood
+    both = np.stack([np.zeros_like(ratio), -ratio])
+    return likelihood - (logsumexp(both, axis=0) - math.log(2))

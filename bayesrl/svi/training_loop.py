@@ -1,0 +1,321 @@
+"""One run of the loop, from its start or its checkpoint to its end."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from bayesrl import run_folder
+from bayesrl.arguments import asking
+from bayesrl.compilation.jit import compiled, once_prepared
+from bayesrl.compilation.keys import fold_in, split
+from bayesrl.compilation.status import activity
+from bayesrl.core.draws import Draws
+from bayesrl.core.programs import Pair
+from bayesrl.display.progress import Progress, told
+from bayesrl.errors import BayesRLError, FitError
+from bayesrl.posterior.programs import Source
+from bayesrl.svi.optimizers import PILOT_RATES, UNPILOTED_RATE
+from bayesrl.svi.setup import Setup
+from bayesrl.svi.step import Lane, State, Tally, init, learn, run_chunk
+from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
+
+NUM_CHUNKS = 100
+ANNEALED = 0.5
+"""This share of the steps takes the temperature from `start_beta` to β."""
+
+PILOT_SHARE = 50
+"""A pilot takes this part of the steps, and so does each of its fellows."""
+
+GOOD_PILOT = 0.99
+"""The least rate that gains this share of what the best one gains is chosen: a larger one only adds noise."""
+
+MAX_SKIPPED = 0.1
+SECONDS_BETWEEN_CHECKPOINTS = 5.0
+MANY_STEPS = 1000
+"""From so many steps on it pays to compile them with all optimisations."""
+
+type Chunk = Callable[[PRNGKeys, State, Numbers, Any, Numbers], tuple[State, Tally]]
+type Callback = Callable[[dict[str, np.ndarray]], Any]
+
+
+def _made(source: Source, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    """Ask a source for draws.
+
+    Raises:
+        FitError: it fails, or gives something else.
+    """
+    with asking("source", FitError, "let it give Draws from (key, params, pair)"):
+        draws = source(key, params, pair)
+    if not isinstance(draws, Draws):
+        raise FitError(f"source gave a {type(draws).__name__}; let it give Draws from (key, params, pair)")
+    return draws
+
+
+def lanes_of(source: Source, count: int) -> list[Source]:
+    """Give one source per lane, the first of them the source itself."""
+    if count == 1 or not hasattr(source, "lane"):
+        return [source] * count
+    return [source, *(source.lane(i) for i in range(1, count))]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the loop, from its start or its checkpoint to its end."""
+
+    key: PRNGKey
+    setup: Setup
+    optimizer: optax.GradientTransformation
+    num_steps: int
+    tolerance: float | None
+    folder: Path | None
+    callback: Callback | None
+    source: Source | None = None
+    problem: Mapping[str, Any] | None = None
+    """What the run folder shall say of the run."""
+    start_beta: float | None = None
+    num_chunks: int = NUM_CHUNKS
+    pilot: bool = False
+    """Whether each lane's rate is chosen by trying some for a few steps."""
+
+    def go(self, *, show: bool, chunk: Chunk | None = None) -> tuple[State, list[dict[str, np.ndarray]], bool]:
+        """Run; give the last state, the rows of the history, and whether Ctrl-C ended it.
+
+        Args:
+            show: whether to show a progress line.
+            chunk: what `chunk()` gave a run of the same setup and optimiser, so as not to compile anew.
+        """
+        lane, args = self.lane()
+        state = self.start(lane)
+        rows: list[dict[str, np.ndarray]] = []
+        state, rows = self.restore(state, rows)
+        if self.folder is not None and self.problem is not None:
+            run_folder.save_problem(self.folder, self.problem)
+        lanes = self.setup.betas.shape[0]
+        keys = split(fold_in(self.key, 5), lanes)
+        chunk = self.chunk() if chunk is None else chunk
+        if self.pilot and int(state.step) == 0:
+            with activity("choosing the learning rate"):
+                state = self._paced(chunk, keys, state, args)
+        every = max(1, -(-self.num_steps // self.num_chunks))
+        saved, halfway = time.monotonic(), False
+        with Progress(self.num_steps, int(state.step), show=show) as line:
+            try:
+                while (done := int(state.step)) < self.num_steps:
+                    steps = min(every, self.num_steps - done)
+                    betas = self._betas_at(done)
+                    state, tally = chunk(keys, state, betas, args, np.asarray(steps, np.int32))
+                    rows.append(_row(self.setup, state, tally, betas))
+                    line.update(steps, partial(told, rows[-1]))
+                    stop = self._stop(state, tally, rows)
+                    # However short a run, there is a checkpoint before the last one, should that be damaged.
+                    passed = not halfway and 2 * int(state.step) >= self.num_steps
+                    if passed or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                        self._save(state, rows)
+                        saved, halfway = time.monotonic(), halfway or passed
+                    if stop:
+                        break
+            except KeyboardInterrupt:
+                self._save(state, rows)
+                return state, rows, True
+            except BayesRLError:
+                self._save(state, rows)
+                raise
+        self._save(state, rows)
+        return state, rows, False
+
+    def _paced(self, chunk: Chunk, keys: PRNGKeys, state: State, args: Any) -> State:
+        """Give the state before the first step, each lane at the least rate that gains nearly as much as the best.
+
+        The pilots run by the compiled step of the fit itself, at a rate that has not begun to fall.
+        """
+        steps = int(np.clip(self.num_steps // PILOT_SHARE, 10, 200))
+        betas, gains = self._betas_at(0), []
+        first: np.ndarray | None = None
+        for rate in PILOT_RATES:
+            rates = np.full(state.opt_state.rate.shape, rate, np.float32)
+            trial = state._replace(opt_state=state.opt_state._replace(rate=rates))
+            told = []
+            for part in (1, steps - steps // 3 - 1, steps // 3):
+                trial, tally = chunk(keys, trial, betas, args, np.asarray(part, np.int32))
+                told.append(_objective(tally, betas, self.setup.betas))
+            first = told[0] if first is None else first
+            gains.append(np.nan_to_num(told[-1] - first, nan=-np.inf, neginf=-np.inf, posinf=-np.inf))
+        gained = np.stack(gains)
+        good = gained >= np.maximum(GOOD_PILOT * gained.max(0), 0.0)
+        chosen = np.where(good.any(0), np.asarray(PILOT_RATES)[good.argmax(0)], UNPILOTED_RATE)
+        return state._replace(opt_state=state.opt_state._replace(rate=chosen.astype(np.float32)))
+
+    def start(self, lane: Lane) -> State:
+        """Give the state before the first step."""
+        state: State = compiled(partial(init, lane), name="initial_state")(self.setup.params)
+        return state
+
+    def _betas_at(self, step: int) -> np.ndarray:
+        """Give the temperatures of a step, [lanes]: from `start_beta` geometrically down to β, then β."""
+        betas = self.setup.betas
+        if self.start_beta is None:
+            return betas
+        left = max(0.0, 1.0 - step / (ANNEALED * self.num_steps))
+        return np.asarray(betas * (np.maximum(self.start_beta, betas) / betas) ** left, np.float32)
+
+    def chunk(self) -> Chunk:
+        """Give the function that takes a chunk of steps; it compiles when it is first called."""
+        lane, _ = self.lane()
+        source = self.source
+        if source is None:
+            # Programs that call Python are not kept on disk, so a guide may prefer to draw apart from the step.
+            maker = getattr(self.setup.programs.guide, "maker", None)
+            source = None if maker is None else maker.source(self.setup.programs.pair(), self.setup.objective)
+        if source is not None:
+            return self._host_chunk(lane, source)
+        return once_prepared(partial(run_chunk, lane), name="fit_step", often=self.num_steps >= MANY_STEPS)
+
+    def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
+        """Give a chunk of steps on draws that the source makes on the host."""
+        pair = self.setup.programs.pair()
+        sources = lanes_of(source, self.setup.betas.shape[0])
+        axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
+        one_batch = bool(getattr(source, "one_batch", False))
+        learned = partial(learn, lane, one_batch=one_batch)
+        taken = jax.jit(jax.vmap(learned, in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))  # traced once, inside
+
+        # Everything small is done inside of compiled functions: one by one, its operations take longer than the step.
+        @partial(once_prepared, name="lanes_apart")
+        def apart(keys: PRNGKeys, state: State) -> list[tuple[PRNGKey, Params]]:
+            return [
+                (fold_in(keys[i], state.step), jax.tree.map(lambda x, i=i: x[i], state.params))
+                for i in range(len(sources))
+            ]
+
+        @partial(once_prepared, name="fit_step", often=self.num_steps >= MANY_STEPS)
+        def update(state: State, made: list[Draws], betas: Array, args: Any, times: Array) -> tuple[State, Tally]:
+            draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+            shapes = jax.eval_shape(taken, state, draws, betas, args)[1]
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+            def body(_: Array, carried: tuple[State, Tally]) -> tuple[State, Tally]:
+                new, tally = taken(carried[0], draws, betas, args)
+                return new, jax.tree.map(jnp.add, carried[1], tally)
+
+            return lax.fori_loop(0, times, body, (state, zero))
+
+        @partial(once_prepared, name="add_tallies")
+        def add(total: Tally, tally: Tally) -> Tally:
+            return jax.tree.map(jnp.add, total, tally)
+
+        def chunk(keys: PRNGKeys, state: State, betas: Numbers, args: Any, num_steps: Numbers) -> tuple[State, Tally]:
+            total: Tally | None = None
+            left = int(num_steps)
+            while left > 0:
+                pieces = zip(sources, apart(keys, state), strict=True)
+                made = [_made(own, key, params, pair) for own, (key, params) in pieces]
+                # A batch that serves further updates serves them inside of one compiled loop.
+                more = min(left - 1, *(getattr(own, "further", 0) for own in sources))
+                for own in sources if more else ():
+                    own.serve(more)  # type: ignore[attr-defined]
+                state, tally = update(state, made, betas, args, np.asarray(1 + more, np.int32))
+                total = tally if total is None else add(total, tally)
+                left -= 1 + more
+            assert total is not None
+            return state, total
+
+        return chunk
+
+    def lane(self) -> tuple[Lane, Any]:
+        """Give what all lanes share, and the arrays among the programs' arguments."""
+        programs = self.setup.programs
+        arrays, static = eqx.partition(programs.args, eqx.is_array)
+
+        def pair(arrays: Any) -> Pair:
+            return replace(programs.pair(), args=eqx.combine(arrays, static))
+
+        return Lane(self.setup.objective, self.optimizer, pair), arrays
+
+    def restore(self, state: State, rows: list[dict[str, np.ndarray]]) -> tuple[State, list[dict[str, np.ndarray]]]:
+        """Give state and history of the checkpoint, or what was passed where there is none."""
+        found = run_folder.load_checkpoint(self.folder, state) if self.folder is not None else None
+        if found is None:
+            return state, rows
+        restored, history = found
+        return restored, [
+            {name: np.asarray(values[i]) for name, values in history.items()}
+            for i in range(len(history.get("step", ())))
+        ]
+
+    def _save(self, state: State, rows: list[dict[str, np.ndarray]]) -> None:
+        if self.folder is not None:
+            run_folder.save_checkpoint(self.folder, state, stack(rows))
+
+    def _stop(self, state: State, tally: Tally, rows: list[dict[str, np.ndarray]]) -> bool:
+        """Decide whether to end early.
+
+        Raises:
+            FitError: too many steps were not finite.
+        """
+        done, skipped = int(state.step), np.asarray(state.skipped)
+        if done >= min(20, self.num_steps) and skipped.max() > MAX_SKIPPED * done:
+            sites = {name: int(np.asarray(count).sum()) for name, count in tally.info.nonfinite.items()}
+            blamed = [
+                f"reward site {name!r} was not finite for {count} draws" for name, count in sites.items() if count
+            ]
+            cause = "; ".join(blamed) or (
+                "no reward was nan or inf: the guide has diverged (lower the learning rate), rewards are too large for "
+                "beta (scale them), or every draw has reward -inf (allow at least one action)"
+            )
+            raise FitError(
+                f"{skipped.max()} of {done} steps had a loss or gradient that was not finite "
+                f"(over {MAX_SKIPPED:.0%}); {cause}"
+            )
+        if self.callback is not None and self.callback(rows[-1]):
+            return True
+        if self.tolerance is None or (self.start_beta is not None and done < ANNEALED * self.num_steps):
+            return False
+        gap = self.setup.betas.reshape(rows[-1]["spread"].shape) / 2 * rows[-1]["spread"]
+        return bool((gap < self.tolerance).all())
+
+
+def _objective(tally: Tally, betas: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """J of the steps of a tally, [lanes], at the temperatures that the fit ends with."""
+    taken = np.asarray(tally.taken, float)
+    total = np.asarray(tally.info.objective, float) + (betas - final) * np.asarray(tally.info.kl, float)
+    return np.where(taken > 0, total / np.maximum(taken, 1e-30), np.nan)
+
+
+def _row(setup: Setup, state: State, tally: Tally, betas: np.ndarray) -> dict[str, np.ndarray]:
+    """Turn the sums of a chunk, at these temperatures, into one row of the history, [*beta, restart] each."""
+    shape = (*setup.beta_shape, -1)
+    taken = np.maximum(np.asarray(tally.taken), 1e-30)
+    none = np.asarray(tally.taken) == 0
+
+    def mean(total: Numbers) -> np.ndarray:
+        return np.where(none, np.nan, np.asarray(total, float) / taken).astype(np.float32).reshape(shape)
+
+    info = tally.info
+    kl = np.asarray(info.kl) + taken * setup.log_marginal
+    objective = np.asarray(info.objective) + (betas - setup.betas) * np.asarray(info.kl)
+    row = {
+        "step": np.asarray(int(state.step)),
+        "loss": mean(tally.loss),
+        "objective": mean(objective - taken * setup.betas * setup.log_marginal),
+        "reward": mean(info.reward),
+        "kl": mean(kl),
+        "spread": mean(info.spread),
+        "grad_norm": mean(tally.grad_norm),
+        "skipped": np.asarray(state.skipped).reshape(shape),
+    }
+    return row | {f"metrics/{name}": mean(total) for name, total in info.metrics.items()}
+
+
+def stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Stack rows of the history into arrays, [chunk, ...]."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}

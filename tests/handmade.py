@@ -1,0 +1,72 @@
+"""Verdicts made by hand, so that what is shown can be tested without what finds it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bayesrl.diagnostics.results import Check, Diagnosis, Evidence, Frontier, Outcome, Side, Verdict
+from bayesrl.statistics.estimates import Interval
+
+HOSTILE = "</td><script>document.title='taken'</script><img src=x onerror=alert(1)> & $\\frac{ \x1b[31m"
+
+
+def interval(mean: object, se: float = 0.01) -> Interval:
+    """An estimate with a 95% interval."""
+    m = np.asarray(mean, float)
+    return Interval(m, np.full(m.shape, se), m - 2 * se, m + 2 * se, m - 3 * se, m + 3 * se)
+
+
+def evidence(beta: float | Sequence[float] | None = 0.5, *, bounded: bool = True) -> Evidence:
+    """Evidence of a fit a little short of its optimum; unbounded, it has no upper side."""
+    b = None if beta is None else np.asarray(beta, float)
+    scale = np.asarray(1.0) if b is None else b
+    log_z = 1.0 / scale
+    side = Side(log_z - 0.02, np.full(log_z.shape, 0.01), log_z - 0.05)
+    upper = Side(log_z + 0.02, np.full(log_z.shape, 0.01), log_z + 0.05)
+    kl = 0.4 / scale
+    return Evidence(
+        beta=b,
+        method="importance",
+        lower=side,
+        upper=upper if bounded else None,
+        reason="" if bounded else "the weights have no bound.",
+        log_evidence=interval(log_z),
+        by_context=interval(log_z),
+        log_marginal=None,
+        optimum=interval(scale * log_z),
+        start=interval(0.2 * np.ones_like(scale)),
+        objective=interval(scale * (log_z - 0.02)),
+        reward=interval(scale * (log_z - 0.02) + scale * kl),
+        kl=interval(kl),
+        gap=interval(scale * 0.02, 0.004) if bounded else None,
+        kl_reverse=interval(np.full(log_z.shape, 0.02), 0.004) if bounded else None,
+        kl_forward=interval(np.full(log_z.shape, 0.03), 0.004) if bounded else None,
+        ess=np.full(log_z.shape, 812.0),
+        khat=np.full(log_z.shape, 0.31),
+        missed=np.full(log_z.shape, 0.002),
+        num_draws=1000,
+    )
+
+
+def check(name: str, outcome: Outcome, advice: str = "Nothing to do.") -> Check:
+    return Check(name, 0.012, 0.05, outcome, advice, "Vehtari et al. 2024")
+
+
+def diagnosis(
+    verdict: Verdict = "pass", beta: float | Sequence[float] | None = 0.5, advice: str = "Fine."
+) -> Diagnosis:
+    """A diagnosis with a check of every outcome."""
+    checks = (
+        check("gap", "pass" if verdict == "pass" else "fail", advice),
+        check("R-hat", "warn", "Restarts differ; run longer."),
+        check("Pareto k̂", "unknown", "Too few draws."),
+        check("finite steps", "pass"),
+    )
+    return Diagnosis(verdict, "the gap is 2% of what there was to gain.", checks, evidence(beta))
+
+
+def frontier(beta: Sequence[float] = (0.1, 0.3, 1.0), *, gold: bool = True) -> Frontier:
+    """A frontier whose gold metric turns down at the middle β."""
+    peak = interval([0.3, 0.6, 0.4]) if gold else None
+    checks = (check("J* convex", "pass"), check("KL non-increasing", "fail", "Train longer."))
+    return Frontier(np.asarray(beta), evidence(beta), checks, peak, beta[1] if gold else None)
