@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bayesrl.diagnostics.rank_statistics import Calibration
     from bayesrl.diagnostics.results import Comparison, Diagnosis, Evidence, Frontier, Section
     from bayesrl.diagnostics.reward_kl_frontier import frontier
-    from bayesrl.diagnostics.simulation_based_calibration import by_enumeration, by_fit, calibrate
+    from bayesrl.diagnostics.simulation_based_calibration import calibrate, exact_inference, svi_inference
     from bayesrl.exact.enumeration import enumerate_posterior
     from bayesrl.exact.weighted_draws import WeightedDraws
     from bayesrl.monte_carlo.importance_sampling import importance
@@ -40,7 +40,7 @@ _HOMES = {
     "bayesrl.diagnostics.diagnosis": ("diagnose",),
     "bayesrl.diagnostics.rank_statistics": ("Calibration",),
     "bayesrl.diagnostics.hpd_coverage": ("Coverage", "coverage"),
-    "bayesrl.diagnostics.simulation_based_calibration": ("by_enumeration", "by_fit", "calibrate"),
+    "bayesrl.diagnostics.simulation_based_calibration": ("exact_inference", "svi_inference", "calibrate"),
     "bayesrl.diagnostics.reward_kl_frontier": ("frontier",),
     "bayesrl.diagnostics.results": ("Comparison", "Diagnosis", "Evidence", "Frontier", "Section"),
     "bayesrl.core.density": ("Density", "log_density"),
@@ -78,8 +78,6 @@ __all__ = [
     "Problem",
     "Section",
     "WeightedDraws",
-    "by_enumeration",
-    "by_fit",
     "calibrate",
     "compare",
     "control",
@@ -89,6 +87,7 @@ __all__ = [
     "environment",
     "errors",
     "evidence",
+    "exact_inference",
     "fit",
     "frontier",
     "guides",
@@ -102,6 +101,7 @@ __all__ = [
     "rejection",
     "resume",
     "reward",
+    "svi_inference",
     "tilt",
     "to_datatree",
     "use_cache",

@@ -46,7 +46,7 @@ class Problem:
         beta: default temperature, reward units per nat; None without rewards.
         fit_options: further options of `bayesrl.fit`, such as `guide` and `num_steps`.
         held_out: other arguments of the program, on which the fit is reported too.
-        exact: gives the known optimum J* per context (reward units) at a temperature; None where
+        optimum: gives the known optimum J* per context (reward units) at a temperature; None where
             enumeration finds it or nobody knows.
         sections: further sections of the report, and functions of the posterior that give some.
         about: one line on what the problem is.
@@ -57,7 +57,7 @@ class Problem:
     beta: Beta | None = None
     fit_options: Annotated[Mapping[str, Any], _FIT_OPTIONS] = field(default_factory=dict)
     held_out: tuple[Any, ...] | None = None
-    exact: Callable[[float], float] | None = None
+    optimum: Callable[[float], float] | None = None
     sections: tuple[Any, ...] = ()
     about: str = ""
 

@@ -46,9 +46,9 @@ def run() -> str:
             options: dict[str, Any] = {"method": "hindsight", "max_count": 2**17 if i == 0 else 1}
             bracket = evidence(key, fitted.posterior, **(options if nature else {"method": "rejection"}))
             _compare(found, bracket, fitted)
-            draws.append(bracket.num_draws)
+            draws.append(bracket.num_samples)
             if nature and bracket.upper is not None:
-                hindsight.append(fitted.truth.optimum <= float(bracket.optimum.ceiling) + 1e-5)
+                hindsight.append(fitted.truth.optimum <= float(bracket.optimum.conservative_upper) + 1e-5)
         print(f"{s + 1} of {SHAPES} shapes", file=sys.stderr, flush=True)
     return _told(found, draws, hindsight)
 
@@ -61,9 +61,9 @@ def _compare(found: dict[str, list[tuple[Any, ...]]], bracket: Evidence, fitted:
         truth = getattr(fitted.truth, name)
         calibrated = np.isfinite(interval.upper)
         inside = float(interval.lower) <= truth <= float(interval.upper) if calibrated else None
-        safe = float(interval.floor) <= truth <= float(interval.ceiling)
+        safe = float(interval.conservative_lower) <= truth <= float(interval.conservative_upper)
         width = float(interval.upper - interval.lower)
-        found[name].append((inside, width, safe, float(interval.ceiling - interval.floor)))
+        found[name].append((inside, width, safe, float(interval.conservative_upper - interval.conservative_lower)))
 
 
 def _told(found: dict[str, list[tuple[Any, ...]]], draws: list[int], hindsight: list[bool]) -> str:

@@ -95,7 +95,7 @@ def finite_fits(key: Array, rng: np.random.Generator, count: int) -> list[Left]:
         posterior = bayesrl.fit(jax.random.fold_in(key, i), policy, *args, beta=beta, guide=guide, progress=False)
         known = truth(shape, numbers, log_q_of(posterior, sites), beta)
         left = known.optimum - known.objective
-        shares = left / (known.optimum - known.start), left / (known.optimum - began(posterior))
+        shares = left / (known.optimum - known.prior_objective), left / (known.optimum - began(posterior))
         name = f"{len(shape.sites)} sites" + (f" × {shape.contexts}" if shape.contexts else "")
         found.append(Left(name, beta, reward, scale, *shares, verdict_of(posterior, shares[0])))
         print(*found[-1], flush=True)

@@ -25,7 +25,10 @@ def run() -> str:
     """Draw problems and data, infer, and count."""
     design = _design()
     rows, shares = [], []
-    cases = (("conjugate", by_conjugacy(MODEL), PROBLEMS), ("SVI, 300 steps", bayesrl.by_fit(num_steps=300), FITTED))
+    cases = (
+        ("conjugate", by_conjugacy(MODEL), PROBLEMS),
+        ("SVI, 300 steps", bayesrl.svi_inference(num_steps=300), FITTED),
+    )
     for name, infer, problems in cases:
         covered, width = _covered(infer, design, problems)
         shares.append(float(covered.mean()))

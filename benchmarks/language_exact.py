@@ -103,7 +103,7 @@ def _cover(
     for i, beta in enumerate(BETAS):
         lane = jax.random.fold_in(key, i)
         accepted = bayesrl.rejection(
-            lane, policy, beta=float(beta), reward_bound=bound, num_samples=500, max_draws=400_000
+            lane, policy, beta=float(beta), reward_bound=bound, num_samples=500, max_proposals=400_000
         )
         error = float(np.ravel(accepted.log_evidence_se)[0])
         covered["rejection"].append(bool(abs(float(np.ravel(accepted.log_evidence)[0]) - exact[i]) < 1.96 * error))

@@ -77,7 +77,7 @@ class Fitter:
         made = posterior_of(self.key, setup, state, rows, settings, beta, interrupted=False)
         log_q = log_q_of(made, self.sites)
         known = truth(self.shape, numbers, log_q, beta)
-        return Fitted(made, known, beta, known.missed)
+        return Fitted(made, known, beta, known.missed_mass)
 
     def fits(self, rng: np.random.Generator, count: int) -> Iterator[Fitted]:
         """Fit programs with other numbers, each at a β from .05 to 5 and stopped somewhere between 3 and 400 steps."""

@@ -45,10 +45,10 @@ _KINDS: list[tuple[str, str, set[str]]] = [
      r"|Posterior\.estimate\.num_samples|lm\.kl_of\.num_samples|lm\.(corpus|small_writer)\.length", "count",
      {"array of 3, no axes"}),
     (r".*\.(max_failures|max_count|num_workers|time|rank|seed|depth|window|head_dim|experts|chosen|label|eos|pad|bos"
-     r"|observation|restart|end|action)|Posterior\.(sample|totals)\.num_samples|WeightedDraws\.resample\.num_draws",
+     r"|observation|restart|end|action)|Posterior\.(sample|totals)\.num_samples|WeightedDraws\.resample\.num_samples",
      "count", {*_WHOLE, "0", "()"}),
     (r".*\.(max_shard_bytes|max_bytes)", "count", {*_WHOLE, "2**40"}),
-    (r".*\.(num_\w+|hidden|horizon|frames|max_table|max_draws|batch|batch_size|update_every|width|length|heads"
+    (r".*\.(num_\w+|hidden|horizon|frames|max_table|max_proposals|batch|batch_size|update_every|width|length|heads"
      r"|kv_heads|inner|vocab_size|max_length|max_new_tokens|top_k|token_types|window)", "count", _WHOLE),
     (r"bandits\.\w+\.prior_[ab]", "number", {"1", "2**40", "2.5", "array of 3, no axes"}),
     (r"\w+\.\w+\.(discount|slip|share|epsilon|trace|prior_fraction|top_p)|Learned\.\w+\.share", "number",

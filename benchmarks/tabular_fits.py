@@ -88,4 +88,4 @@ def _fitted(
     told = exact.evaluate(posterior.select(restart=0))
     assert told is not None
     gap = exact(beta) - told[0]
-    return gap / (exact(beta) - exact.start(beta)), gap, exact(beta), told[0], seconds
+    return gap / (exact(beta) - exact.prior_objective(beta)), gap, exact(beta), told[0], seconds

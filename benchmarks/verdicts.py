@@ -67,7 +67,7 @@ def _makers(key: jax.Array, shape: Shape, rng: np.random.Generator) -> dict[str,
 def _make(kind: str, makers: dict[str, Fitter], rng: np.random.Generator, key: jax.Array) -> Fitted | None:
     """Try programs until one gives a fit of the kind; None where none does."""
     for fitted in _candidates(kind, makers, rng, key):
-        share = (fitted.truth.optimum - fitted.truth.objective) / (fitted.truth.optimum - fitted.truth.start)
+        share = (fitted.truth.optimum - fitted.truth.objective) / (fitted.truth.optimum - fitted.truth.prior_objective)
         good = share < 0.01 and fitted.missed < 0.1
         if good if kind == "good" else share > 0.05:
             return fitted

@@ -48,7 +48,7 @@ def problem(*, text: str = "", letters: str = "aeiou", length: int = 32, beta: f
 
     # p* tilts each step by what a character is worth from there on, whatever came before it: offsets suffice.
     guide = bayesrl.guides.AutoTilt(tilt="constant")
-    return bayesrl.Problem(bigram_text, beta=beta, fit_options={"num_steps": 1000, "guide": guide}, exact=optimum)
+    return bayesrl.Problem(bigram_text, beta=beta, fit_options={"num_steps": 1000, "guide": guide}, optimum=optimum)
 
 
 def read_text(path: str) -> str:

@@ -29,6 +29,6 @@ def problem(*, beta: float = 1.0, discount: float = 0.99, horizon: int = 200, st
             "optimizer": optax.adam(optax.cosine_decay_schedule(0.1, int(steps))),
             "num_steps": int(steps),
         },
-        exact=control.TabularOptimum(mdp),
+        optimum=control.TabularOptimum(mdp),
         sections=(control.tabular_sections(mdp),),
     )

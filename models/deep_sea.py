@@ -22,7 +22,7 @@ def problem(*, beta: float = 0.05, size: int = 8, steps: int = 2000) -> bayesrl.
             "num_steps": int(steps),
             "start_beta": 20 * beta,
         },
-        exact=control.TabularOptimum(mdp),
+        optimum=control.TabularOptimum(mdp),
         sections=(control.tabular_sections(mdp),),
     )
 

@@ -44,7 +44,7 @@ def problem(
             "objective": control.ActorCritic(num_particles=128, trace=1.0),
             "num_steps": int(steps),
         },
-        exact=control.TabularOptimum(mdp),
+        optimum=control.TabularOptimum(mdp),
         sections=(control.tabular_sections(mdp),),
     )
 

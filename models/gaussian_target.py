@@ -24,4 +24,4 @@ def problem(
         log_evidence = 0.5 * math.log(spread / both) - (target - prior_mean) ** 2 / (2 * both)
         return beta * log_evidence
 
-    return bayesrl.Problem(gaussian_target, beta=0.5, fit_options={"num_steps": 1000}, exact=optimum)
+    return bayesrl.Problem(gaussian_target, beta=0.5, fit_options={"num_steps": 1000}, optimum=optimum)

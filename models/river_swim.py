@@ -22,7 +22,7 @@ def problem(*, beta: float = 0.1, states: int = 6, horizon: int = 20, steps: int
             "objective": control.ActorCritic(num_particles=128, trace=1.0),
             "num_steps": int(steps),
         },
-        exact=control.TabularOptimum(mdp),
+        optimum=control.TabularOptimum(mdp),
         sections=(control.tabular_sections(mdp),),
     )
 

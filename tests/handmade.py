@@ -29,12 +29,12 @@ def evidence(beta: float | Sequence[float] | None = 0.5, *, bounded: bool = True
         method="importance",
         lower=side,
         upper=upper if bounded else None,
-        reason="" if bounded else "the weights have no bound.",
+        caveat="" if bounded else "the weights have no bound.",
         log_evidence=interval(log_z),
         by_context=interval(log_z),
         log_marginal=None,
         optimum=interval(scale * log_z),
-        start=interval(0.2 * np.ones_like(scale)),
+        prior_objective=interval(0.2 * np.ones_like(scale)),
         objective=interval(scale * (log_z - 0.02)),
         reward=interval(scale * (log_z - 0.02) + scale * kl),
         kl=interval(kl),
@@ -43,21 +43,21 @@ def evidence(beta: float | Sequence[float] | None = 0.5, *, bounded: bool = True
         kl_forward=interval(np.full(log_z.shape, 0.03), 0.004) if bounded else None,
         ess=np.full(log_z.shape, 812.0),
         khat=np.full(log_z.shape, 0.31),
-        missed=np.full(log_z.shape, 0.002),
-        num_draws=1000,
+        missed_mass=np.full(log_z.shape, 0.002),
+        num_samples=1000,
     )
 
 
-def check(name: str, outcome: Outcome, advice: str = "Nothing to do.") -> Check:
-    return Check(name, 0.012, 0.05, outcome, advice, "Vehtari et al. 2024")
+def check(name: str, outcome: Outcome, explanation: str = "Nothing to do.") -> Check:
+    return Check(name, 0.012, 0.05, outcome, explanation, "Vehtari et al. 2024")
 
 
 def diagnosis(
-    verdict: Verdict = "pass", beta: float | Sequence[float] | None = 0.5, advice: str = "Fine."
+    verdict: Verdict = "pass", beta: float | Sequence[float] | None = 0.5, explanation: str = "Fine."
 ) -> Diagnosis:
     """A diagnosis with a check of every outcome."""
     checks = (
-        check("gap", "pass" if verdict == "pass" else "fail", advice),
+        check("gap", "pass" if verdict == "pass" else "fail", explanation),
         check("R-hat", "warn", "Restarts differ; run longer."),
         check("Pareto k̂", "unknown", "Too few draws."),
         check("finite steps", "pass"),

@@ -174,7 +174,7 @@ def test_functions_of_users_that_fail_are_told_with_their_own_words() -> None:
 
 def test_functions_of_users_are_asked_so(things: Things) -> None:
     for call, told in (
-        (lambda: bayesrl.evidence(KEY, things.posterior, exact=dict), "exact failed: TypeError"),
+        (lambda: bayesrl.evidence(KEY, things.posterior, optimum=dict), "optimum failed: TypeError"),
         (lambda: bayesrl.fit(KEY, bandit, beta=1.0, num_steps=1, source=lambda *a: None), "source gave a NoneType"),
     ):
         with pytest.raises(BayesRLError, match=told):
@@ -204,9 +204,9 @@ TEXT_OPTIONS: dict[str, Any] = {"num_steps": 1, "width": 4, "depth": 1}
         (lambda t: bayesrl.fit(KEY, bandit, start_beta=1.0), "start_beta"),
         (lambda t: bayesrl.load("nowhere", guide=AutoTilt()), "guide"),
         (lambda t: bayesrl.load("nowhere", objective=objectives.ReverseKL()), "objective"),
-        (lambda t: bayesrl.evidence(KEY, t.posterior, exact=lambda b: 1.0, method="rejection"), "method"),
-        (lambda t: bayesrl.evidence(KEY, t.posterior, exact=lambda b: 1.0, reward_bound=3.0), "reward_bound"),
-        (lambda t: bayesrl.diagnose(KEY, t.posterior, exact=lambda b: 1.0, max_count=7), "max_count"),
+        (lambda t: bayesrl.evidence(KEY, t.posterior, optimum=lambda b: 1.0, method="rejection"), "method"),
+        (lambda t: bayesrl.evidence(KEY, t.posterior, optimum=lambda b: 1.0, reward_bound=3.0), "reward_bound"),
+        (lambda t: bayesrl.diagnose(KEY, t.posterior, optimum=lambda b: 1.0, max_count=7), "max_count"),
         (lambda t: bayesrl.frontier(KEY, t.posterior, evidence=MADE, num_samples=512), "num_samples"),
         (lambda t: bayesrl.frontier(KEY, t.posterior, evidence=MADE, method="nuts"), "method"),
         (lambda t: control.Bayesian(t.model, num_steps=7), "num_steps"),
@@ -247,7 +247,7 @@ SIZES: list[Callable[[Things], Any]] = [
     lambda t: t.posterior.estimate(KEY, HUGE * 2),
     lambda t: t.posterior.totals(KEY, HUGE * 2),
     lambda t: t.exact.resample(KEY, HUGE * 2),
-    lambda t: bayesrl.coverage(KEY, t.posterior, t.exact, num_draws=HUGE * 2),
+    lambda t: bayesrl.coverage(KEY, t.posterior, t.exact, num_samples=HUGE * 2),
     lambda t: bayesrl.importance(KEY, wide, beta=1.0, num_samples=HUGE),
     lambda t: bayesrl.fit(KEY, bandit, beta=1.0, num_restarts=HUGE),
     lambda t: bayesrl.fit(
@@ -255,7 +255,7 @@ SIZES: list[Callable[[Things], Any]] = [
     ),
     lambda t: bayesrl.fit(KEY, bandit, beta=np.linspace(1.0, 2.0, 10**5), num_restarts=10**5),
     lambda t: bayesrl.calibrate(KEY, latent, jnp.zeros(2), num_replications=HUGE),
-    lambda t: bayesrl.calibrate(KEY, latent, jnp.zeros(2), num_draws=HUGE),
+    lambda t: bayesrl.calibrate(KEY, latent, jnp.zeros(2), num_samples=HUGE),
     lambda t: bayesrl.enumerate_posterior(many, beta=1.0, max_count=2**31 - 1),
     lambda t: control.deep_sea(size=HUGE),
     lambda t: control.river_swim(num_states=HUGE),
@@ -284,7 +284,7 @@ MOST: list[Callable[[int], Any]] = [
     lambda n: lm.LoRA(rank=n),
     lambda n: lm.rewards.on_text(len, num_workers=n),
     lambda n: lm.GPT2Config(vocab_size=n),
-    lambda n: bayesrl.by_fit(num_steps=n),
+    lambda n: bayesrl.svi_inference(num_steps=n),
     lambda n: AutoTilt(max_table=n),
     lambda n: control.JaxEnvironment(Bare(), dist.Bernoulli(0.5), None, num_observations=n),
 ]

@@ -151,7 +151,7 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
     board = _board_of(facts)
     with activity("drawing the pictures"):
         drawn = save_figures(folder, posterior, facts.target, facts.optimum, whole=facts.whole)
-    verdict = None if facts.diagnosis is None else Line(facts.diagnosis.sentence, facts.diagnosis.verdict)
+    verdict = None if facts.diagnosis is None else Line(facts.diagnosis.explanation, facts.diagnosis.verdict)
     pictures = {path.name: digest_of(path.read_bytes()) for path in drawn}
     measured = None if facts.evidence is None else facts.evidence.measured
     scores = Scores(done, board, held_out, verdict, pictures, measured)
@@ -184,11 +184,12 @@ def _board_of(facts: Facts) -> Scoreboard:
     for i, beta in enumerate(betas):
         own = jax.tree.map(lambda x, i=i: float(np.reshape(x, -1)[i]), training)
         row = None if evidence is None else evidence.measured[i]
-        start = None if row is None or row.start is None else Estimate(float(row.start.mean), float(row.start.se))  # type: ignore[arg-type]
+        start = None if row is None else row.prior_objective
         optimum = None if facts.optimum is None else float(facts.optimum[i])
         log_z = row.log_evidence if row is not None and optimum is not None else None
-        rows.append(Score(beta, int(best[i]), own, start, optimum, None if log_z is None else float(log_z.mean)))
-    note = evidence.reason.rstrip(".") if evidence is not None and facts.optimum is None else ""
+        begun = None if start is None else Estimate(float(start.mean), float(start.se))  # type: ignore[arg-type]
+        rows.append(Score(beta, int(best[i]), own, begun, optimum, None if log_z is None else float(log_z.mean)))
+    note = evidence.caveat.rstrip(".") if evidence is not None and facts.optimum is None else ""
     return Scoreboard(tuple(rows), posterior.programs.structure.num_contexts, None, note)
 
 

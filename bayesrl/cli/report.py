@@ -59,7 +59,7 @@ def _told(fit: Facts, *, named: bool) -> Iterator[Line]:
     """Tell the verdict of a fit, by name where there are several, and what is missing."""
     name = f"{fit.name}: " if named else ""
     if fit.diagnosis is not None:
-        yield Line(f"{name}{fit.diagnosis.sentence}", fit.diagnosis.verdict)
+        yield Line(f"{name}{fit.diagnosis.explanation}", fit.diagnosis.verdict)
     for sentence in fit.missing:
         yield Line(f"{name}{sentence}", "warn")
 
@@ -101,7 +101,7 @@ def gather_run(
         name if name is not None else Path(model).stem or directory.resolve().name,
         posterior,
         held_out=problem.held_out if problem is not None else None,
-        exact=problem.exact if problem is not None else None,
+        optimum=problem.optimum if problem is not None else None,
         gold=gold,
         tested=held_out.estimates if held_out is not None else None,
         made=tuple(rows),

@@ -135,9 +135,9 @@ def _legend(board: Scoreboard, own: Sequence[Measured], others: Sequence[Measure
         lines.append("± is one standard error, [ ] a 95% interval.")
     if any(row.gap is not None for row in own):
         lines.append("gap = J* − J; share = gap / (J* − J(π₀)).")
-    starts = [row.start for row in own if row.start is not None]
+    starts = [row.prior_objective for row in own if row.prior_objective is not None]
     if starts:
-        elsewhere = [row.start for row in others if row.start is not None]
+        elsewhere = [row.prior_objective for row in others if row.prior_objective is not None]
         there = f", {with_error(elsewhere[0])} on what was held out" if elsewhere else ""
         lines.append(f"J(π₀) = {with_error(starts[0])} is what the policy earned before the fit{there}.")
     if board.note:

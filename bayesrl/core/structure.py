@@ -141,7 +141,7 @@ class Structure:
         if scaled:
             raise EngineError(
                 f"site {scaled[0]!r} is discounted (or stands under handlers.scale), and J is then an objective of "
-                "control that is no β·log Z of draws; pass exact=, the known optimum, or use discount 1"
+                "control that is no β·log Z of draws; pass optimum=, the known optimum, or use discount 1"
             )
 
     @property

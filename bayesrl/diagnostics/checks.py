@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bayesrl.diagnostics.convergence import Course
+from bayesrl.diagnostics.convergence import TrainingTrend
 from bayesrl.diagnostics.evidence.by_sampling import worth_of
 from bayesrl.diagnostics.fit_quantities import NO_WEIGHTS, TIED, amount
 from bayesrl.diagnostics.results import Check, Evidence, Outcome
@@ -37,9 +37,9 @@ def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or cho
         evidence: of the fit.
         remedy: what would help where too much is left.
     """
-    told = evidence.share
+    told = evidence.relative_gap
     if told is None or evidence.gap is None:
-        return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.reason}.", "J* − J(q) = β·KL(q‖p*)")
+        return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.caveat}.", "J* − J(q) = β·KL(q‖p*)")
     beta = np.ones(1) if evidence.beta is None else np.reshape(evidence.beta, -1)
     parts = [np.reshape(x, -1) for x in told]
     outcomes: list[Outcome] = []
@@ -57,9 +57,9 @@ def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or cho
     worst = _worst(outcomes, values)
     at = "" if evidence.beta is None else f" at β = {beta[worst]:.3g}"
     shares = [float(part[worst]) for part in parts]
-    advice = _gap_advice(outcomes[worst], values[worst], shares, at, evidence.reason, remedy)
+    explanation = _gap_advice(outcomes[worst], values[worst], shares, at, evidence.caveat, remedy)
     limit = _limit(outcomes[worst], values[worst])
-    return Check("gap", values[worst], limit, outcomes[worst], advice, "J* − J(q) = β·KL(q‖p*)")
+    return Check("gap", values[worst], limit, outcomes[worst], explanation, "J* − J(q) = β·KL(q‖p*)")
 
 
 def _limit(outcome: Outcome, value: float) -> float:
@@ -137,9 +137,9 @@ def _by_share(
 def coverage_check(evidence: Evidence) -> Check:
     """Ask how much of p* lies where the fit hardly goes: a dropped mode, to which k̂ is blind."""
     reference = "mass of p* where q < p*/10, from exact or weighted draws of p*"
-    missed = np.reshape(evidence.missed, -1)
+    missed = np.reshape(evidence.missed_mass, -1)
     if not np.isfinite(missed).any():
-        why = evidence.reason or "nature is random, and p* is not what is aimed at"
+        why = evidence.caveat or "nature is random, and p* is not what is aimed at"
         return _unknown("mode coverage", MISSED_FAIL, f"there are no draws of p* to trust: {why}.", reference)
     value = float(np.nanmax(missed))
     outcome: Outcome = "fail" if value > MISSED_FAIL else "warn" if value > MISSED_WARN else "pass"
@@ -155,8 +155,10 @@ def coverage_check(evidence: Evidence) -> Check:
     else:
         help_ = f"{part}: more restarts and select('mixture') may reach it."
     reached = f"the fit goes wherever p* does{f', but for {share(value)} of it' if value >= 5e-4 else ''}."
-    advice = reached if outcome == "pass" else help_
-    return Check("mode coverage", value, MISSED_FAIL if outcome == "fail" else MISSED_WARN, outcome, advice, reference)
+    explanation = reached if outcome == "pass" else help_
+    return Check(
+        "mode coverage", value, MISSED_FAIL if outcome == "fail" else MISSED_WARN, outcome, explanation, reference
+    )
 
 
 def weights_check(log_weights: np.ndarray, *, nature: bool = False) -> Check:
@@ -189,8 +191,8 @@ def worth_check(ess: float, khat: float, num: int) -> Check:
     help_ = "" if enough else ": choose a richer guide, or fit longer (num_steps=)"
     if math.isnan(khat):
         outcome: Outcome = "pass" if enough else "warn"
-        advice = f"{worth}; {TIED}{help_}."
-        return Check("weights", khat, threshold, outcome, advice, reference)
+        explanation = f"{worth}; {TIED}{help_}."
+        return Check("weights", khat, threshold, outcome, explanation, reference)
     if khat <= threshold and not enough:
         told = (
             f"value is their share. k̂ is {number(khat, 3)}, but {worth}, so that weighting them is not reliable{help_}."
@@ -228,16 +230,16 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
     apart = float(np.ptp(objective, axis=1).max()) / max(abs(gain), 1e-12)
     if apart < 0.01:
         told = f"{max(apart, 1e-3):.1%} of what there was to gain"
-        advice = f"restarts draw differently (R-hat {value:.3g}), but their J are within {told}."
-        return Check("restarts", apart, 0.01, "pass", advice, reference)
-    advice = (
+        explanation = f"restarts draw differently (R-hat {value:.3g}), but their J are within {told}."
+        return Check("restarts", apart, 0.01, "pass", explanation, reference)
+    explanation = (
         f"restarts ended in different policies, J up to {apart:.0%} of the gain apart: the best is shown; "
         "select('mixture') weighs them."
     )
-    return Check("restarts", value, RHAT, "warn", advice, reference)
+    return Check("restarts", value, RHAT, "warn", explanation, reference)
 
 
-def convergence_check(course: Course, gain: float) -> Check:
+def convergence_check(course: TrainingTrend, gain: float) -> Check:
     """Ask how much J would still have risen, or whether it fell.
 
     Args:
@@ -250,19 +252,19 @@ def convergence_check(course: Course, gain: float) -> Check:
         return _unknown("convergence", LEFT, "the history is too short to judge.", reference)
     if course.fell > LEFT * scale:
         value = course.fell / scale
-        advice = (
+        explanation = (
             f"J fell by {value:.1%} of what there was to gain at the end: lower the learning rate (learning_rate=)."
         )
-        return Check("convergence", value, LEFT, "warn", advice, reference)
+        return Check("convergence", value, LEFT, "warn", explanation, reference)
     value = course.left / scale
     if value > LEFT:
-        advice = (
+        explanation = (
             f"J still rose when the run ended, as if {min(value, 1.0):.1%} of what there was to gain were left: "
             "fit longer (num_steps=), or raise the learning rate (learning_rate=)."
         )
-        return Check("convergence", value, LEFT, "warn", advice, reference)
-    advice = "J has levelled off, beyond what the falling rate does by itself."
-    return Check("convergence", value, LEFT, "pass", advice, reference)
+        return Check("convergence", value, LEFT, "warn", explanation, reference)
+    explanation = "J has levelled off, beyond what the falling rate does by itself."
+    return Check("convergence", value, LEFT, "pass", explanation, reference)
 
 
 def not_finite_check() -> Check:
@@ -276,8 +278,8 @@ def skipped_check(skipped: int, steps: int) -> Check:
     reference = "steps with a non-finite loss are counted and not taken"
     outcome: Outcome = "pass" if skipped == 0 else "fail" if share > 0.05 else "warn"
     some = f"{skipped:,} of {steps:,} steps were not finite: look at the rewards."
-    advice = "every step was finite." if skipped == 0 else some
-    return Check("skipped steps", share, 0.05 if outcome == "fail" else 0.0, outcome, advice, reference)
+    explanation = "every step was finite." if skipped == 0 else some
+    return Check("skipped steps", share, 0.05 if outcome == "fail" else 0.0, outcome, explanation, reference)
 
 
 def entropy_check(entropy: float, prior_entropy: float, *, reached: bool) -> Check:
@@ -295,21 +297,21 @@ def entropy_check(entropy: float, prior_entropy: float, *, reached: bool) -> Che
     if value > 0.01 or reached:
         why = "the policy is still random." if value > 0.01 else "the policy is nearly deterministic, as p* is."
         return Check("entropy", value, 0.0 if value <= 0.01 else 0.01, "pass", why, reference, least=True)
-    advice = "the policy has collapsed to single actions before it was good: lower the learning rate or raise β."
-    return Check("entropy", value, 0.01, "warn", advice, reference, least=True)
+    explanation = "the policy has collapsed to single actions before it was good: lower the learning rate or raise β."
+    return Check("entropy", value, 0.01, "warn", explanation, reference, least=True)
 
 
 def held_out_check(trained: Evidence, held_out: np.ndarray) -> Check:
     """Ask whether J on what was held out, [*beta], reward units, falls behind J on what was trained on."""
     reference = "J on held-out arguments beside J on those fitted"
-    gain = None if trained.start is None else trained.optimum.mean - trained.start.mean
+    gain = None if trained.prior_objective is None else trained.optimum.mean - trained.prior_objective.mean
     if gain is None or not (np.isfinite(gain) & (gain > 0)).all():
         return _unknown("held out", 0.1, "there is no scale to compare J by.", reference)
     value = float(np.max((trained.objective.mean - held_out) / gain))
     if value <= 0.1:
         return Check("held out", value, 0.1, "pass", "J holds on what was not trained on.", reference)
-    advice = f"J is {value:.0%} of the gain lower on what was held out: use more data, or a smaller guide."
-    return Check("held out", value, 0.1, "warn", advice, reference)
+    explanation = f"J is {value:.0%} of the gain lower on what was held out: use more data, or a smaller guide."
+    return Check("held out", value, 0.1, "warn", explanation, reference)
 
 
 def _worst(outcomes: Sequence[str], values: list[float]) -> int:
@@ -317,5 +319,5 @@ def _worst(outcomes: Sequence[str], values: list[float]) -> int:
     return max(range(len(outcomes)), key=lambda i: (order.index(outcomes[i]), np.nan_to_num(values[i], nan=0.0)))
 
 
-def _unknown(name: str, threshold: float, advice: str, reference: str) -> Check:
-    return Check(name, math.nan, threshold, "unknown", advice, reference)
+def _unknown(name: str, threshold: float, explanation: str, reference: str) -> Check:
+    return Check(name, math.nan, threshold, "unknown", explanation, reference)

@@ -287,7 +287,7 @@ class _Mixture:
         is single precision, which the standard error therefore holds too.
         """
         if found.mean == 0 and not found.wave.any():
-            return Interval.exactly(0.0)
+            return Interval.exact(0.0)
         told = stratified_interval(found.mean, found.wave.reshape(self.num, self.each), found.rounding)
         return told._replace(se=np.hypot(told.se, found.rounding))
 
@@ -310,10 +310,10 @@ def _compared(
         kl.append(mixture.over(k, divergence(own, conditioned=marginal is not None), told[0] + told[1]))
 
     def each_of(found: list[_Average], unit: float) -> Interval:
-        return _stacked([mixture.interval(one) for one in found]).times(unit)
+        return _stacked([mixture.interval(one) for one in found]) * unit
 
     def differences(found: list[_Average], unit: float) -> Interval:
-        return _stacked([mixture.interval(one.less(found[0])) for one in found]).times(unit)
+        return _stacked([mixture.interval(one.less(found[0])) for one in found]) * unit
 
     # log p(y) is common to all fits, so that no difference has its error.
     known, doubt = (0.0, 0.0) if marginal is None else (float(marginal.mean), 2 * float(marginal.se))

@@ -18,7 +18,7 @@ _ANNEALED = 0.5
 """Up to here the temperature may fall, and J is that of another fit at every step."""
 
 
-class Course(NamedTuple):
+class TrainingTrend(NamedTuple):
     """What a run did with its steps; J in reward units, the worst lane.
 
     Attributes:
@@ -34,7 +34,7 @@ class Course(NamedTuple):
     moved: float = np.nan
 
 
-def course_of(objective: np.ndarray, steps: np.ndarray, settings: dict[str, Any]) -> Course:
+def estimate_trend(objective: np.ndarray, steps: np.ndarray, settings: dict[str, Any]) -> TrainingTrend:
     """Extrapolate J along the way that a run has gone.
 
     The way is counted in learning rate and not in steps: where the rate falls to 0, J levels off wherever it stands.
@@ -55,13 +55,13 @@ def course_of(objective: np.ndarray, steps: np.ndarray, settings: dict[str, Any]
     falls = settings.get("optimizer") == "default"
     way = share + np.sin(np.pi * share) / np.pi if falls else share
     if not len(way):
-        return Course(np.nan, np.nan, plunged)
+        return TrainingTrend(np.nan, np.nan, plunged)
     begin = way[0] - (way[1] - way[0] if len(way) > 1 else way[0])
     middle = (np.concatenate([[begin], way[:-1]]) + way) / 2
     part = (middle - begin) / (way[-1] - begin)
     blocks = [objective[(part > low) & (part <= low + 0.25)] for low in _QUARTERS[:3]]
     if any(len(block) < 3 for block in blocks):
-        return Course(np.nan, np.nan, plunged)
+        return TrainingTrend(np.nan, np.nan, plunged)
     means = [block.mean(0) for block in blocks]
     before, last = means[1] - means[0], means[2] - means[1]
     error = np.sqrt(sum(block.var(0, ddof=1) / len(block) for block in blocks[1:]))
@@ -69,11 +69,11 @@ def course_of(objective: np.ndarray, steps: np.ndarray, settings: dict[str, Any]
         ratio = np.where(before > 0, np.clip(last / before, 0.0, _LEAST_SHRINKING), _LEAST_SHRINKING)
     left = np.maximum(last - _SURE * error, 0.0) * ratio / (1 - ratio)
     fell, moved = np.maximum(-last - _SURE * error, 0.0), np.abs(means[2] - objective[0])
-    return Course(float(np.max(left)), float(np.max(fell)), max(plunged, 0.0), float(np.max(moved)))
+    return TrainingTrend(float(np.max(left)), float(np.max(fell)), max(plunged, 0.0), float(np.max(moved)))
 
 
-def remedy_for(
-    course: Course | None, gain: float, *, restarts: int, collapsed: bool = False, coverage: str = ""
+def suggest_remedy(
+    course: TrainingTrend | None, gain: float, *, restarts: int, collapsed: bool = False, coverage: str = ""
 ) -> str:
     """Say what would help a fit that has left something, by what its run did.
 

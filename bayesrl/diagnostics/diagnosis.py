@@ -20,9 +20,9 @@ from bayesrl.diagnostics.checks import (
     weights_check,
     worth_check,
 )
-from bayesrl.diagnostics.convergence import Course, course_of, remedy_for
-from bayesrl.diagnostics.evidence.bounds import KNOWN, Choice, evidence
-from bayesrl.diagnostics.evidence.by_known_optimum import Exact
+from bayesrl.diagnostics.convergence import TrainingTrend, estimate_trend, suggest_remedy
+from bayesrl.diagnostics.evidence.bounds import KNOWN, RequestedMethod, evidence
+from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.results import Check, Diagnosis, Evidence, Verdict
 from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data, score
 from bayesrl.errors import EngineError, PolicyError
@@ -40,8 +40,8 @@ def diagnose(
     posterior: Posterior,
     *,
     held_out: tuple[Any, ...] | None = None,
-    method: Choice = "auto",
-    exact: Exact | None = None,
+    method: RequestedMethod = "auto",
+    optimum: KnownOptimum | None = None,
     reward_bound: float | None = None,
     num_samples: Annotated[int, whole(256)] = 2**17,
     max_count: CountOrNone = MAX_COUNT,
@@ -57,7 +57,7 @@ def diagnose(
         posterior: with its programs.
         held_out: other arguments of the program, on which J is compared.
         method: as in `evidence`.
-        exact: as in `evidence`.
+        optimum: as in `evidence`.
         reward_bound: as in `evidence`.
         num_samples: as in `evidence`.
         max_count: as in `evidence`.
@@ -89,15 +89,15 @@ def diagnose(
     options: dict[str, Any] = {"method": method, "reward_bound": reward_bound, "num_samples": num_samples}
     options["max_count"] = max_count
     own_key, other_key = apart(key)
-    found, reason = _evidence(own_key, posterior, options | {"exact": exact})
+    found, reason = _evidence(own_key, posterior, options | {"optimum": optimum})
     objective, course = _course(posterior)
     checks = []
     if found is not None:
         coverage = coverage_check(found)
-        dropped = coverage.advice if coverage.outcome == "fail" else ""
+        dropped = coverage.explanation if coverage.outcome == "fail" else ""
         collapsed = bool(posterior.statistics) and _entropy(posterior, found, reached=False).outcome == "warn"
         gain = _gain(found, objective)
-        remedy = remedy_for(course, gain, restarts=posterior.num_restarts, collapsed=collapsed, coverage=dropped)
+        remedy = suggest_remedy(course, gain, restarts=posterior.num_restarts, collapsed=collapsed, coverage=dropped)
         checks = [gap_check(found, remedy), coverage]
     reached = bool(checks) and checks[0].outcome == "pass"
     checks += _of_run(posterior, found, reached=reached)
@@ -158,17 +158,17 @@ def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> l
     return checks
 
 
-def _course(posterior: Posterior) -> tuple[np.ndarray, Course | None]:
+def _course(posterior: Posterior) -> tuple[np.ndarray, TrainingTrend | None]:
     """Give J along the training of the best restarts, [chunk, lane], and how far the run had still to go."""
     best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     steps = np.asarray(best.history.get("step", ()))
     if not len(steps):
         return np.zeros((1, 1)), None
     objective = np.asarray(best.history["objective"], float).reshape(len(steps), -1)
-    return objective, course_of(objective, steps, dict(posterior.settings))
+    return objective, estimate_trend(objective, steps, dict(posterior.settings))
 
 
-def _of_history(posterior: Posterior, course: Course, gain: float) -> list[Check]:
+def _of_history(posterior: Posterior, course: TrainingTrend, gain: float) -> list[Check]:
     finite = np.isfinite(np.asarray(posterior.history["objective"], float)[-1]).all()
     steps, skipped = int(posterior.history["step"][-1]), int(np.max(posterior.history["skipped"][-1]))
     converged = convergence_check(course, gain) if finite else not_finite_check()
@@ -203,8 +203,8 @@ def _entropy(posterior: Posterior, found: Evidence | None, *, reached: bool) -> 
 
 def _gain(found: Evidence | None, objective: np.ndarray) -> float:
     """What there was to gain, or failing that what was gained."""
-    if found is not None and found.start is not None:
-        gain = np.min(found.optimum.mean - found.start.mean)
+    if found is not None and found.prior_objective is not None:
+        gain = np.min(found.optimum.mean - found.prior_objective.mean)
         if np.isfinite(gain) and gain > 0:
             return float(gain)
     with np.errstate(invalid="ignore"):  # J may be −∞ throughout
@@ -217,21 +217,21 @@ def _verdict(checks: list[Check], reason: str) -> tuple[Verdict, str]:
     by_name = {check.name: check for check in checks}
     for name in ("gap", "mode coverage", "skipped steps", "convergence"):
         if name in by_name and by_name[name].outcome == "fail":
-            return "fail", f"The fit is not good: {by_name[name].advice}"
+            return "fail", f"The fit is not good: {by_name[name].explanation}"
     gap = by_name.get("gap")
     if gap is None:
         return "unknown", f"Whether the fit is good cannot be told: {reason}."
     if gap.outcome == "unknown":
-        return "unknown", f"Whether the fit is good cannot be told: {gap.advice} {_remedy(gap)}"
+        return "unknown", f"Whether the fit is good cannot be told: {gap.explanation} {_remedy(gap)}"
     warned = [check.name for check in checks if check.outcome == "warn"]
     caution = f" Look at: {', '.join(warned)}." if warned else ""
-    return "pass", f"The fit is good: {gap.advice}{caution}"
+    return "pass", f"The fit is good: {gap.explanation}{caution}"
 
 
 def _remedy(gap: Check) -> str:
     """What would settle it."""
-    if "discounted" in gap.advice or "recorded" in gap.advice:
-        return "Pass exact=, the optimum, where it is known; compare() tells which of several fits is better."
-    if "bound" in gap.advice:
+    if "discounted" in gap.explanation or "recorded" in gap.explanation:
+        return "Pass optimum=, the optimum, where it is known; compare() tells which of several fits is better."
+    if "bound" in gap.explanation:
         return "Pass reward_bound=, the greatest reward a draw can earn, or make the problem small enough to enumerate."
     return "More draws (num_samples=), a longer fit, or a problem small enough to be enumerated would settle it."

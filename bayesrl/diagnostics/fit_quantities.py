@@ -13,7 +13,17 @@ HEADINGS = ("β", "J", "J*", "gap", "share", "E[R]", "KL", "log Z", "log p(y)")
 
 NO_WEIGHTS = "nature's luck or a discount moves the weights of draws, whatever the fit"
 TIED = "the weights are tied or all alike, and have no tail for k̂ to judge"
-INTERVALS = ("objective", "reward", "kl", "optimum", "gap", "share", "start", "log_evidence", "log_marginal")
+INTERVALS = (
+    "objective",
+    "reward",
+    "kl",
+    "optimum",
+    "gap",
+    "relative_gap",
+    "prior_objective",
+    "log_evidence",
+    "log_marginal",
+)
 
 
 class Measured(NamedTuple):
@@ -28,8 +38,8 @@ class Measured(NamedTuple):
         kl: KL(q‖π₀), nats.
         optimum: J*; None or without a mean where it is not known.
         gap: J* − J.
-        share: the gap as a share of what there was to gain.
-        start: J(π₀).
+        relative_gap: the gap as a share of what there was to gain.
+        prior_objective: J(π₀).
         log_evidence: log Z, nats.
         log_marginal: log p(y), nats, where data stand beside rewards.
         ess: effective number of the fit's own draws, as draws of p*; nan where their weights mean nothing.
@@ -43,8 +53,8 @@ class Measured(NamedTuple):
     kl: Interval
     optimum: Interval | None = None
     gap: Interval | None = None
-    share: Interval | None = None
-    start: Interval | None = None
+    relative_gap: Interval | None = None
+    prior_objective: Interval | None = None
     log_evidence: Interval | None = None
     log_marginal: Interval | None = None
     ess: float = math.nan
@@ -66,7 +76,7 @@ class Measured(NamedTuple):
             "J": with_error(self.objective),
             "J*": bracket_text(self.optimum if known else None, self.error),
             "gap": self._gap_text(),
-            "share": share_text(self.share),
+            "share": share_text(self.relative_gap),
             "E[R]": UNKNOWN if self.beta is None else with_error(self.reward),
             "KL": with_error(self.kl),
             "log Z": bracket_text(log_z, self.error / (self.beta or 1.0)),
@@ -90,7 +100,7 @@ class Measured(NamedTuple):
         if self.gap is None or self.optimum is None:
             return bracket_text(self.gap, self.error, own=True)
         finest = 1e-6 * max(abs(float(self.optimum.mean)), abs(float(self.objective.mean)))
-        ends = (float(self.gap.mean), float(self.gap.floor), float(self.gap.ceiling))
+        ends = (float(self.gap.mean), float(self.gap.conservative_lower), float(self.gap.conservative_upper))
         if finest > max(abs(end) for end in ends):
             return f"<{finest:.0e}"
         return bracket_text(self.gap, self.error, own=True)
@@ -119,7 +129,7 @@ def has_mean(interval: Interval | None) -> bool:
     """Whether a quantity is known on both sides, so that its mean is an estimate of it."""
     if interval is None or math.isnan(float(interval.mean)):
         return False
-    return not (math.isnan(float(interval.upper)) and math.isinf(float(interval.ceiling)))
+    return not (math.isnan(float(interval.upper)) and math.isinf(float(interval.conservative_upper)))
 
 
 def bracket_text(interval: Interval | None, error: float = 0.0, *, own: bool = False) -> str:
@@ -134,10 +144,10 @@ def bracket_text(interval: Interval | None, error: float = 0.0, *, own: bool = F
         return UNKNOWN
     if has_mean(interval):
         return with_ends(interval)
-    if math.isfinite(float(interval.ceiling)):
-        return bound("≤", float(interval.ceiling), error, told=own)
-    if math.isfinite(float(interval.floor)) and not (own and float(interval.floor) <= 0):
-        return bound("≥", float(interval.floor), error, told=own)
+    if math.isfinite(float(interval.conservative_upper)):
+        return bound("≤", float(interval.conservative_upper), error, told=own)
+    if math.isfinite(float(interval.conservative_lower)) and not (own and float(interval.conservative_lower) <= 0):
+        return bound("≥", float(interval.conservative_lower), error, told=own)
     return UNKNOWN
 
 
@@ -158,22 +168,26 @@ def _above(optimum: Interval | None, objective: Interval) -> bool:
     """Whether an end of J* tells more than J does."""
     if optimum is None:
         return False
-    return float(optimum.floor) > float(objective.mean) or math.isfinite(float(optimum.ceiling))
+    return float(optimum.conservative_lower) > float(objective.mean) or math.isfinite(float(optimum.conservative_upper))
 
 
 # ---- as JSON ---------------------------------------------------------------------------------
 
 
+_KEYS = {"relative_gap": "share", "prior_objective": "start"}
+"""Fields that have another key in a file."""
+
+
 def to_json(row: Measured) -> dict[str, Any]:
     """Describe what is known by what JSON can hold; numbers that are none as null."""
-    fields = {name: _numbers(getattr(row, name)) for name in INTERVALS}
+    fields = {_KEYS.get(name, name): _numbers(getattr(row, name)) for name in INTERVALS}
     weights = {name: _number(getattr(row, name)) for name in ("ess", "khat")}
     return {"beta": row.beta, **fields, **weights, "num_weighed": row.num_weighed}
 
 
 def from_json(told: Mapping[str, Any]) -> Measured:
     """Make what `to_json` described."""
-    fields: dict[str, Any] = {name: _interval(told[name]) for name in INTERVALS}
+    fields: dict[str, Any] = {name: _interval(told[_KEYS.get(name, name)]) for name in INTERVALS}
     weights: dict[str, Any] = {name: math.nan if told[name] is None else told[name] for name in ("ess", "khat")}
     return Measured(beta=told["beta"], num_weighed=told["num_weighed"], **fields, **weights)
 

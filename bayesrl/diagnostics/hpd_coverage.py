@@ -44,7 +44,7 @@ class Coverage(Shown):
         levels: probability of each region under the fit, [level].
         share: of exact draws that lie in it, with standard error, [*beta, level]; mean over contexts.
         error: standard error that `share` would have if the fit were p*, [*beta, level].
-        num_draws: draws of p*, and as many of the fit, at each β.
+        num_samples: draws of p*, and as many of the fit, at each β.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -52,7 +52,7 @@ class Coverage(Shown):
         >>> from bayesrl.statistics.estimates import Estimate
         >>> share = Estimate(jnp.array([0.31, 0.52]), jnp.array([0.01, 0.01]))
         >>> told = Coverage(None, np.array([0.5, 0.9]), share, np.array([0.01, 0.01]), 4096)
-        >>> told.verdict, told.sentence[:40]
+        >>> told.verdict, told.explanation[:40]
         ('fail', "The fit's 90% region holds 52% of p*; it")
     """
 
@@ -60,7 +60,7 @@ class Coverage(Shown):
     levels: np.ndarray
     share: Estimate
     error: np.ndarray
-    num_draws: int
+    num_samples: int
 
     @property
     def outcomes(self) -> np.ndarray:
@@ -76,7 +76,7 @@ class Coverage(Shown):
         return next((outcome for outcome in outcomes if (self.outcomes == outcome).any()), "pass")
 
     @property
-    def sentence(self) -> str:
+    def explanation(self) -> str:
         """What the worst region shows, and what to do."""
         if self.verdict == "pass":
             return "The fit's regions hold as much of p* as they should."
@@ -106,8 +106,10 @@ class Coverage(Shown):
         return Listing(("β", *(f"in {100 * level:g}%" for level in self.levels)), rows)
 
     def _blocks(self) -> Sequence[Block]:
-        legend = f"(share of {self.num_draws:,} exact draws in the fit's region of that probability; ± standard error)"
-        return (Line(self.sentence, self.verdict), self.listing(), Line(legend))
+        legend = (
+            f"(share of {self.num_samples:,} exact draws in the fit's region of that probability; ± standard error)"
+        )
+        return (Line(self.explanation, self.verdict), self.listing(), Line(legend))
 
 
 @checked(EngineError)
@@ -118,7 +120,7 @@ def coverage(
     target: WeightedDraws,
     *,
     levels: Annotated[Sequence[Level], Must("some levels, such as (0.5, 0.9)", bool)] = (0.5, 0.8, 0.95),
-    num_draws: Annotated[int, whole(100)] = 4096,
+    num_samples: Annotated[int, whole(100)] = 4096,
 ) -> Coverage:
     """Count the exact draws of p* that lie in the fit's regions of highest probability.
 
@@ -136,13 +138,13 @@ def coverage(
         posterior: the fit. Of each β the best restart is taken, or the mixture where one was selected.
         target: exact draws of p* at the same β, from `enumerate_posterior` or `rejection`.
         levels: probabilities α of the regions, between 0 and 1.
-        num_draws: draws of p*, and as many of the fit, at each β.
+        num_samples: draws of p*, and as many of the fit, at each β.
 
     Returns:
         `Coverage`. Where q = p* its verdict is not `pass` in less than 1% of cases.
 
     Raises:
-        EngineError: the target's draws are not exact, or tilt nature, or levels or num_draws are no
+        EngineError: the target's draws are not exact, or tilt nature, or levels or num_samples are no
             such numbers.
         PolicyError: the target is of other β, other contexts or another policy; or the posterior was loaded without
             its policy.
@@ -167,24 +169,24 @@ def coverage(
     assert fit.programs is not None
     lanes = _matched(fit, fit.programs, target)
     exact_key, fit_key, tie_key = apart(key, 3)
-    exact, rng = target.resample(exact_key, num_draws), generator(tie_key)
+    exact, rng = target.resample(exact_key, num_samples), generator(tie_key)
     lead = 0 if target.beta is None else target.beta.ndim
     flat = {name: value.reshape(-1, *value.shape[lead:]) for name, value in exact.items()}
     ranks = []
     for i, (beta, lane) in enumerate(lanes):
         one = fit if beta is None else fit.select(beta=beta)
         draws = {name: value[lane] for name, value in flat.items()}
-        ranks.append(_ranks(fold_in(fit_key, i), rng, one, draws, num_draws))
+        ranks.append(_ranks(fold_in(fit_key, i), rng, one, draws, num_samples))
     asked = np.asarray(levels, float)
     inside = np.stack([[(u <= level).mean(1) for level in asked] for u in ranks])  # [lane, level, draw]
     shape = (*np.shape(fit.beta if fit.beta is not None else 1.0), len(asked))
     # Draws of the fit make up the regions; draws of rejection are taken again and again.
-    worth = 2 / num_draws + (0.0 if target.ess is None else 1 / max(float(np.min(target.ess)), 1.0))
+    worth = 2 / num_samples + (0.0 if target.ess is None else 1 / max(float(np.min(target.ess)), 1.0))
     contexts = max(math.prod(fit.programs.structure.context_shape), 1)
     mean, se = inside.mean(-1), np.sqrt(inside.var(-1, ddof=1) * worth)
     error = np.broadcast_to(np.sqrt(asked * (1 - asked) / contexts * worth), shape)
     share = Estimate(jnp.asarray(mean.reshape(shape)), jnp.asarray(se.reshape(shape)))
-    return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), asked, share, error, num_draws)
+    return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), asked, share, error, num_samples)
 
 
 def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[tuple[float | None, int]]:
@@ -222,21 +224,21 @@ def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[
 
 
 def _ranks(
-    key: PRNGKey, rng: np.random.Generator, one: Posterior, exact: dict[str, Numbers], num_draws: int
+    key: PRNGKey, rng: np.random.Generator, one: Posterior, exact: dict[str, Numbers], num_samples: int
 ) -> np.ndarray:
     """Give u of each exact draw, [draw, contexts]: uniform if they are the fit's own."""
-    own: dict[str, Any] = {name: value[0] for name, value in one.sample(key, num_draws).items() if name in exact}
+    own: dict[str, Any] = {name: value[0] for name, value in one.sample(key, num_samples).items() if name in exact}
     # Both are scored in one call, so that equal draws score equally to the last bit.
     both = {name: jnp.concatenate([jnp.asarray(own[name], value.dtype), value]) for name, value in exact.items()}
-    score = np.asarray(one.log_prob(both), float)[0].reshape(2 * num_draws, -1)
+    score = np.asarray(one.log_prob(both), float)[0].reshape(2 * num_samples, -1)
     score = np.where(np.isfinite(score), score, -1e30)
     finest = max(_FINEST, 4 * _EPS * float(np.abs(score[score > -1e30]).max(initial=0.0)))
     score = np.round(score / finest)
-    result = np.empty((num_draws, score.shape[1]))
+    result = np.empty((num_samples, score.shape[1]))
     for c in range(score.shape[1]):
-        ascending = np.sort(score[:num_draws, c])
-        below = np.searchsorted(ascending, score[num_draws:, c], side="left")
-        up_to = np.searchsorted(ascending, score[num_draws:, c], side="right")
+        ascending = np.sort(score[:num_samples, c])
+        below = np.searchsorted(ascending, score[num_samples:, c], side="left")
+        up_to = np.searchsorted(ascending, score[num_samples:, c], side="right")
         tied = rng.integers(0, up_to - below, endpoint=True)
-        result[:, c] = (num_draws - up_to + tied + rng.random(num_draws)) / (num_draws + 1)
+        result[:, c] = (num_samples - up_to + tied + rng.random(num_samples)) / (num_samples + 1)
     return result

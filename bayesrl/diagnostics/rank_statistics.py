@@ -26,8 +26,8 @@ class Calibration(Shown):
 
     Attributes:
         names: of the quantities: every number of every latent site, and log p(y|θ).
-        ranks: [replication, quantity], 0 to `num_draws`, ties broken at random.
-        num_draws: draws that each rank is among.
+        ranks: [replication, quantity], 0 to `num_samples`, ties broken at random.
+        num_samples: draws that each rank is among.
         pit: the same as uniform numbers between 0 and 1.
 
     Example:
@@ -41,7 +41,7 @@ class Calibration(Shown):
 
     names: tuple[str, ...]
     ranks: Annotated[np.ndarray, Must("finite ranks", are_finite)]
-    num_draws: Count
+    num_samples: Count
     pit: Annotated[np.ndarray, Must("numbers from 0 to 1", are_finite)]
 
     @property
@@ -62,7 +62,7 @@ class Calibration(Shown):
         return "fail" if self.p_value < _LEVEL else "pass"
 
     @property
-    def sentence(self) -> str:
+    def explanation(self) -> str:
         """What the worst quantity looks like."""
         p_values, replications = self.p_values, len(self.pit)
         if self.verdict == "pass":
@@ -106,4 +106,4 @@ class Calibration(Shown):
             for i in order
         ]
         listing = Listing(("quantity", "p of uniformity", "in 50%", "in 80%", "in 95%"), rows)
-        return Line(self.sentence, self.verdict), listing
+        return Line(self.explanation, self.verdict), listing

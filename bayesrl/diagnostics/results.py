@@ -50,13 +50,13 @@ class Evidence(Shown):
         method: how log Z, or the optimum of control, was reached.
         lower: log Z from below, nats; of J*/β with environment sites.
         upper: log Z from above; None where only a lower bound is honest.
-        reason: why `upper` is None, or why no calibrated interval is given; empty otherwise.
+        caveat: why `upper` is None, or why no calibrated interval is given; empty otherwise.
         log_evidence: log Z averaged over contexts, nats; None with environment sites.
         by_context: log Z of each context, [*beta, *contexts]; None with environment sites.
         log_marginal: log p(y), nats; None without observed sites beside rewards. `log_evidence` is
             log Z − log p(y) there.
         optimum: J*, reward units (nats without rewards).
-        start: J(π₀), reward units; None where the policy itself was trained.
+        prior_objective: J(π₀), reward units; None where the policy itself was trained.
         objective: J(q), reward units.
         reward: E_q[R], reward units.
         kl: KL(q‖π₀), nats.
@@ -67,8 +67,8 @@ class Evidence(Shown):
             luck or a discount moves their weights.
         khat: Pareto k̂ of the weights p*/q of these draws, greatest over contexts, [*beta]; nan where their tail is
             tied, or as `ess`.
-        missed: mass of p* where q puts less than a tenth of it, [*beta]; nan where unknown.
-        num_draws: draws used, 0 where everything is exact.
+        missed_mass: mass of p* where q puts less than a tenth of it, [*beta]; nan where unknown.
+        num_samples: draws used, 0 where everything is exact.
         num_weighed: how many of the fit's own draws `ess` and `khat` are of; those that it carries where all is exact.
     """
 
@@ -76,12 +76,12 @@ class Evidence(Shown):
     method: Method
     lower: Side
     upper: Side | None
-    reason: str
+    caveat: str
     log_evidence: Interval | None
     by_context: Interval | None
     log_marginal: Interval | None
     optimum: Interval
-    start: Interval | None
+    prior_objective: Interval | None
     objective: Interval
     reward: Interval
     kl: Interval
@@ -90,26 +90,29 @@ class Evidence(Shown):
     kl_forward: Interval | None
     ess: np.ndarray
     khat: np.ndarray
-    missed: np.ndarray
-    num_draws: int
+    missed_mass: np.ndarray
+    num_samples: int
     num_weighed: int = 0
 
     @property
-    def share(self) -> Interval | None:
+    def relative_gap(self) -> Interval | None:
         """The gap as a share of J* − J(π₀), which is what there was to gain; None where that is not known.
 
         Where J* has one end alone, so has the share: it is that of this end, since the share grows with J*.
         """
-        if self.gap is None or self.start is None:
+        if self.gap is None or self.prior_objective is None:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
-            gain = self.optimum.mean - self.start.mean
-            known = self.gap.times(np.where(gain > 0, 1 / gain, np.nan))
-            above = np.isfinite(self.gap.ceiling)
-            gain = np.where(above, self.optimum.ceiling, self.optimum.floor) - self.start.mean
-            ends = self.gap.times(np.where(gain > 0, 1 / gain, np.nan))
+            gain = self.optimum.mean - self.prior_objective.mean
+            known = self.gap * np.where(gain > 0, 1 / gain, np.nan)
+            above = np.isfinite(self.gap.conservative_upper)
+            gain = (
+                np.where(above, self.optimum.conservative_upper, self.optimum.conservative_lower)
+                - self.prior_objective.mean
+            )
+            ends = self.gap * np.where(gain > 0, 1 / gain, np.nan)
         one_sided = np.isnan(self.gap.mean)
-        ends = ends._replace(ceiling=np.where(above, ends.ceiling, np.inf))
+        ends = ends._replace(conservative_upper=np.where(above, ends.conservative_upper, np.inf))
         return Interval(*(np.where(one_sided, end, part) for end, part in zip(ends, known, strict=True)))
 
     @property
@@ -135,7 +138,7 @@ class Evidence(Shown):
         return [None] if self.beta is None else [float(b) for b in np.atleast_1d(self.beta)]
 
     @property
-    def how(self) -> str:
+    def explanation(self) -> str:
         """How the optimum was reached, in a sentence."""
         words = {
             "enumeration": "by enumeration",
@@ -147,11 +150,11 @@ class Evidence(Shown):
             "draws": "by nothing",
         }
         if self.method == "draws":
-            return f"The optimum is not known: {self.reason.rstrip('.')}. J is the mean of {self.num_draws:,} draws."
-        drawn = f"; J of the fit was estimated from {self.num_draws:,} draws" if self.num_draws else ", exactly"
-        if self.num_draws and self.method not in ("enumeration", "known"):
-            drawn = f" ({self.num_draws:,} draws)"
-        reason = f" But {self.reason.rstrip('.')}." if self.reason else ""
+            return f"The optimum is not known: {self.caveat.rstrip('.')}. J is the mean of {self.num_samples:,} draws."
+        drawn = f"; J of the fit was estimated from {self.num_samples:,} draws" if self.num_samples else ", exactly"
+        if self.num_samples and self.method not in ("enumeration", "known"):
+            drawn = f" ({self.num_samples:,} draws)"
+        reason = f" But {self.caveat.rstrip('.')}." if self.caveat else ""
         return f"The optimum was reached {words[self.method]}{drawn}.{reason}"
 
     def listing(self) -> Listing:
@@ -177,7 +180,7 @@ class Evidence(Shown):
                     _apart_text(at(self.kl_forward, i)),
                     weights["ESS"],
                     weights["k̂"],
-                    share(float(np.reshape(self.missed, -1)[i])),
+                    share(float(np.reshape(self.missed_mass, -1)[i])),
                 )
             )
         sides = ("from below", "from above") if self.log_evidence is not None else ("J*/β from below", "from above")
@@ -195,7 +198,7 @@ class Evidence(Shown):
     def _blocks(self) -> Sequence[Block]:
         legend = Line(f"({_legend(self)}; from below and above: 97.5% limits)")
         first, second = self.listing(), self.weight_listing()
-        told = (legend, Line(f"{self.how} {self.weighed}"))
+        told = (legend, Line(f"{self.explanation} {self.weighed}"))
         if len(first.rows) > 1:
             return first, second, *told
         whole = Listing((*first.headings, *second.headings[1:]), [(*first.rows[0], *second.rows[0][1:])])
@@ -217,7 +220,7 @@ class Check(NamedTuple):
         threshold: where warning or failure begins.
         least: whether the threshold is the least good value; it is the greatest by default.
         outcome: pass, warn, fail, or unknown where it could not be measured.
-        advice: one sentence: what the value means, and what to do.
+        explanation: one sentence: what the value means, and what to do.
         reference: where the check comes from.
     """
 
@@ -225,7 +228,7 @@ class Check(NamedTuple):
     value: float
     threshold: float
     outcome: Outcome
-    advice: str
+    explanation: str
     reference: str
     least: bool = False
 
@@ -247,13 +250,13 @@ class Diagnosis(Shown):
 
     Attributes:
         verdict: pass, fail, or unknown where p* cannot be reached.
-        sentence: why, and what would settle it.
+        explanation: why, and what would settle it.
         checks: every question that was asked.
         evidence: what the first of them rests on; None where p* cannot be approached at all.
     """
 
     verdict: Verdict
-    sentence: str
+    explanation: str
     checks: tuple[Check, ...]
     evidence: Evidence | None
 
@@ -262,13 +265,13 @@ class Diagnosis(Shown):
 
     def _blocks(self) -> Sequence[Block]:
         numbers = () if self.evidence is None else self.evidence._blocks()
-        return (Line(self.sentence, self.verdict), checks_listing(self.checks), *numbers)
+        return (Line(self.explanation, self.verdict), checks_listing(self.checks), *numbers)
 
 
 def checks_listing(checks: Sequence[Check]) -> Listing:
     """One row for each check, what to do as its note."""
     rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, c.told, c.limit) for c in checks]
-    return Listing(("outcome", "check", "value", "limit"), rows, "llrr", [c.advice for c in checks])
+    return Listing(("outcome", "check", "value", "limit"), rows, "llrr", [c.explanation for c in checks])
 
 
 @checked(EngineError)

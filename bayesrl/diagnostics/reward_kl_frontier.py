@@ -11,7 +11,7 @@ from scipy.special import ndtri
 from bayesrl.arguments import CountOrNone, Unread, checked, whole
 from bayesrl.compilation.jit import one_reading
 from bayesrl.compilation.keys import apart, fold_in
-from bayesrl.diagnostics.evidence.bounds import Choice
+from bayesrl.diagnostics.evidence.bounds import RequestedMethod
 from bayesrl.diagnostics.evidence.bounds import evidence as bracketed
 from bayesrl.diagnostics.results import Check, Evidence, Frontier, Outcome, Side
 from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data
@@ -51,7 +51,7 @@ def frontier(
     gold: str | None = None,
     evidence: Evidence | None = None,
     num_samples: Annotated[int, whole(256)] = 2**15,
-    method: Choice = "auto",
+    method: RequestedMethod = "auto",
     reward_bound: float | None = None,
     max_count: CountOrNone = MAX_COUNT,
 ) -> Frontier:
@@ -262,17 +262,17 @@ def _judge(
 ) -> Check:
     """Compare what is broken with what error allows, at the worst place."""
     if len(broken.amount) == 0 or not np.isfinite(broken.amount).all():
-        advice = "the β are too few, too close or too noisy to tell: fit more of them, or take more draws."
-        return Check(name, math.nan, NEGLIGIBLE * span, "unknown", advice, reference)
+        explanation = "the β are too few, too close or too noisy to tell: fit more of them, or take more draws."
+        return Check(name, math.nan, NEGLIGIBLE * span, "unknown", explanation, reference)
     allowed = z * broken.se + NEGLIGIBLE * span + rounding
     with np.errstate(divide="ignore", invalid="ignore"):
         worst = int(np.argmax(np.nan_to_num(broken.amount / allowed, nan=0.0)))
     value, limit = float(broken.amount[worst]), float(allowed[worst])
     outcome: Outcome = "pass" if value <= limit else "warn" if value <= limit + SMALL * span else "fail"
-    advice = "no neighbouring β break it beyond error."
+    explanation = "no neighbouring β break it beyond error."
     if outcome != "pass":
-        advice = f"{words(int(broken.place[worst]), f'{value:.3g}')}: fit longer there, or use more restarts."
-    return Check(name, value, limit, outcome, advice, reference)
+        explanation = f"{words(int(broken.place[worst]), f'{value:.3g}')}: fit longer there, or use more restarts."
+    return Check(name, value, limit, outcome, explanation, reference)
 
 
 class _Sweep:

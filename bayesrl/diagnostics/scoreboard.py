@@ -12,7 +12,7 @@ from bayesrl.compilation.jit import one_reading
 from bayesrl.compilation.keys import apart, from_seed
 from bayesrl.core.programs import declared_params
 from bayesrl.core.structure import Structure
-from bayesrl.diagnostics.evidence.by_known_optimum import Exact, evaluated, started
+from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum, evaluated, started
 from bayesrl.diagnostics.evidence.confidence_limits import weighted_start
 from bayesrl.diagnostics.scores import Score, Scoreboard
 from bayesrl.errors import EngineError, PolicyError
@@ -36,7 +36,7 @@ def score(
     key: PRNGKey,
     posterior: Posterior,
     *new_args: Any,
-    exact: Exact | None = None,
+    exact: KnownOptimum | None = None,
     max_count: int = MAX_COUNT,
 ) -> Scoreboard:
     """Score a fit on all of its data, or on other arguments such as held-out data.
@@ -138,7 +138,7 @@ def _target(programs: Programs, params: Params, beta: Any, max_count: int) -> tu
         return None, str(error)
 
 
-def _optima(target: WeightedDraws | None, betas: Sequence[float | None], exact: Exact | None) -> list[float]:
+def _optima(target: WeightedDraws | None, betas: Sequence[float | None], exact: KnownOptimum | None) -> list[float]:
     if exact is not None:
         return [float(exact(1.0 if beta is None else beta)) for beta in betas]
     if target is None or target.optimum is None:
@@ -157,7 +157,7 @@ def _log_evidence(
     return optimum / (1.0 if beta is None else beta)
 
 
-def _known(exact: Exact | None, over_all: Posterior, betas: Sequence[float | None]) -> list[Estimates] | None:
+def _known(exact: KnownOptimum | None, over_all: Posterior, betas: Sequence[float | None]) -> list[Estimates] | None:
     """Give J, E[R] and KL of each β as far as they are known exactly, beside metrics from draws."""
     found = [evaluated(exact, over_all if beta is None else over_all.select(beta=beta)) for beta in betas]
     if any(numbers is None for numbers in found):
@@ -225,7 +225,7 @@ def _exactly(one: Posterior, max_count: int) -> Estimates | None:
 
 
 def _start(
-    key: PRNGKey, programs: Programs, params: Params, beta: float | None, max_count: int, exact: Exact | None
+    key: PRNGKey, programs: Programs, params: Params, beta: float | None, max_count: int, exact: KnownOptimum | None
 ) -> Estimate | None:
     """Give J(π₀): what the policy earned before the fit."""
     if _trains_policy(programs) or not programs.structure.actions:
@@ -234,7 +234,7 @@ def _start(
     if known is not None:
         return _number(known)
     try:
-        return _number(evaluate_exactly(programs.pair(), params, beta, max_count).start.mean())
+        return _number(evaluate_exactly(programs.pair(), params, beta, max_count).prior_objective.mean())
     except EngineError:
         _, totals = draw_prior(key, programs, params, _num_draws(programs, 1))
         reward, likelihood = (np.asarray(x, float).reshape(len(x), -1) for x in (totals.reward, totals.log_likelihood))

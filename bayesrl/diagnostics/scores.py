@@ -58,11 +58,11 @@ class Score(NamedTuple):
         )
         parts = {name: plain(getattr(told, name)) for name in ("objective", "reward", "kl", "log_marginal")}
         known: dict[str, Any] = {
-            "optimum": None if self.optimum is None else Interval.exactly(self.optimum),
-            "log_evidence": None if self.log_evidence is None else Interval.exactly(self.log_evidence),
-            "share": None if gap is None or math.isnan(gain) else gap.times(1 / float(gain)),
+            "optimum": None if self.optimum is None else Interval.exact(self.optimum),
+            "log_evidence": None if self.log_evidence is None else Interval.exact(self.log_evidence),
+            "relative_gap": None if gap is None or math.isnan(gain) else gap * (1 / float(gain)),
         }
-        return Measured(beta=self.beta, gap=gap, start=plain(self.start), **parts, **known)  # type: ignore[arg-type]
+        return Measured(beta=self.beta, gap=gap, prior_objective=plain(self.start), **parts, **known)  # type: ignore[arg-type]
 
 
 class Scoreboard(NamedTuple):

@@ -32,10 +32,10 @@ from bayesrl.svi.step import Lane, init, run_chunk
 from bayesrl.typing import Numbers, PRNGKey, Program
 
 type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
-"""Draws of the latent sites given arguments: (key, args) → {site: [num_draws, ...]}."""
+"""Draws of the latent sites given arguments: (key, args) → {site: [num_samples, ...]}."""
 
 type Inference = Callable[[PRNGKey, Program, tuple[Any, ...], int], Drawer]
-"""Gets inference ready for a program on example arguments: (key, program, args, num_draws) → `Drawer`."""
+"""Gets inference ready for a program on example arguments: (key, program, args, num_samples) → `Drawer`."""
 
 _AT_ONCE = 64
 _MOST_ASSIGNMENTS = 2**16
@@ -48,7 +48,7 @@ def calibrate(
     *args: Any,
     infer: Inference | None = None,
     num_replications: Annotated[int, whole(20)] = 200,
-    num_draws: Annotated[int, whole(9)] = 99,
+    num_samples: Annotated[int, whole(9)] = 99,
 ) -> Calibration:
     """Check inference for a program with data by simulation: draw θ ~ p(θ), y ~ p(y|θ), infer, rank θ.
 
@@ -61,11 +61,11 @@ def calibrate(
         key: consumed whole.
         model: a program with latent and observed sites and without rewards.
         *args: its arguments.
-        infer: what to check, `by_fit()` by default. It is called once, for a program whose arguments
+        infer: what to check, `svi_inference()` by default. It is called once, for a program whose arguments
             are (data, *args) with data = {site: values}; the function that it gives must be traceable
             by JAX, for it runs on many data sets at once. Draws should be independent of one another.
         num_replications: how many data sets.
-        num_draws: L, draws for each.
+        num_samples: L, draws for each.
 
     Returns:
         `Calibration`.
@@ -77,12 +77,12 @@ def calibrate(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> from bayesrl.diagnostics.simulation_based_calibration import by_enumeration, calibrate
+        >>> from bayesrl.diagnostics.simulation_based_calibration import exact_inference, calibrate
         >>> def coin(flips):
         ...     fair = numpyro.sample("fair", dist.Bernoulli(0.5))
         ...     with numpyro.plate("flip", len(flips)):
         ...         numpyro.sample("flips", dist.Bernoulli(jnp.where(fair, 0.5, 0.9)), obs=flips)
-        >>> calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=by_enumeration()).verdict
+        >>> calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=exact_inference()).verdict
         'pass'
 
     References:
@@ -96,15 +96,15 @@ def calibrate(
     args = as_arrays(args)
     structure = inspect(from_seed(0), model, *args)
     _refuse(structure)
-    structure.check_room(num_replications + num_draws * min(_AT_ONCE, num_replications), EngineError)
+    structure.check_room(num_replications + num_samples * min(_AT_ONCE, num_replications), EngineError)
     frozen, _ = freeze(from_seed(0), model, *args)
     simulate_key, infer_key, run_key, tie_key = apart(key, 4)
     keys = split(simulate_key, num_replications)
     truth, data = near(jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys))
     program = partial(_given, frozen)
     example = (jax.tree.map(lambda x: x[0, ...], data), *args)  # of NumPy, too, an array
-    drawer = _prepared(by_fit() if infer is None else infer, infer_key, program, example, num_draws)
-    _check_draws(drawer, example, jax.tree.map(lambda x: x[0, ...], truth), num_draws)
+    drawer = _prepared(svi_inference() if infer is None else infer, infer_key, program, example, num_samples)
+    _check_draws(drawer, example, jax.tree.map(lambda x: x[0, ...], truth), num_samples)
 
     def one(told: tuple[PRNGKey, dict[str, Array], dict[str, Array]]) -> tuple[Array, Array, Array]:
         own_key, theta, y = told
@@ -124,7 +124,7 @@ def calibrate(
         )
     rng = np.random.default_rng(np.asarray(jax.random.bits(tie_key, (4,))).tolist())
     ranks = below + rng.integers(0, equal, endpoint=True)
-    return Calibration(names, ranks, num_draws, (ranks + rng.random(ranks.shape)) / (num_draws + 1))
+    return Calibration(names, ranks, num_samples, (ranks + rng.random(ranks.shape)) / (num_samples + 1))
 
 
 def _refuse(structure: Structure) -> None:
@@ -144,15 +144,15 @@ def _refuse(structure: Structure) -> None:
         )
 
 
-def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
-    with asking("infer", EngineError, "let it give a function of (key, args) from (key, program, args, num_draws)"):
-        drawer: Any = infer(key, program, args, num_draws)
+def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any, ...], num_samples: int) -> Drawer:
+    with asking("infer", EngineError, "let it give a function of (key, args) from (key, program, args, num_samples)"):
+        drawer: Any = infer(key, program, args, num_samples)
     if not callable(drawer):
         raise EngineError(f"infer gave {drawer!r}, which is no function; give one of (key, args)")
     return drawer
 
 
-def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers], num_draws: int) -> None:
+def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers], num_samples: int) -> None:
     """Refuse inference that cannot be traced, or whose draws are not those of the latent sites."""
     try:
         draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), from_seed(0), args[0])
@@ -164,7 +164,7 @@ def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers
         ) from None
     for name, value in theta.items():
         found = tuple(getattr(draws[name], "shape", ())) if isinstance(draws, dict) and name in draws else None
-        wanted = (num_draws, *value.shape)
+        wanted = (num_samples, *value.shape)
         if found != wanted:
             told = "no draws" if found is None else f"draws of shape {found}"
             raise EngineError(f"inference gave {told} of site {name!r}; give {{{name!r}: an array of shape {wanted}}}")
@@ -221,7 +221,7 @@ def _names(structure: Structure) -> tuple[str, ...]:
 
 
 @checked(EngineError)
-def by_fit(
+def svi_inference(
     *,
     guide: Program | GuideFamily | None = None,
     objective: Objective | None = None,
@@ -241,19 +241,19 @@ def by_fit(
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> from bayesrl.diagnostics.simulation_based_calibration import by_fit, calibrate
+        >>> from bayesrl.diagnostics.simulation_based_calibration import svi_inference, calibrate
         >>> def location(y):
         ...     theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
         ...     with numpyro.plate("datum", len(y)):
         ...         numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
         >>> told = calibrate(
-        ...     jax.random.key(0), location, jnp.zeros(3), infer=by_fit(num_steps=200), num_replications=50
+        ...     jax.random.key(0), location, jnp.zeros(3), infer=svi_inference(num_steps=200), num_replications=50
         ... )
         >>> told.names, told.verdict
         (('theta', 'log p(y|θ)'), 'pass')
     """
 
-    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
+    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_samples: int) -> Drawer:
         chosen = ReverseKL() if objective is None else objective
         setup = set_up(key, program, args, None, guide, chosen, 1)
         rate = (setup.learning_rate or UNPILOTED_RATE) if learning_rate is None else learning_rate
@@ -273,35 +273,36 @@ def by_fit(
             start = init(lane, setup.params)
             state, _ = run_chunk(lane, fit_key[None], start, setup.betas, arrays, jnp.asarray(num_steps))
             params = jax.tree.map(lambda x: x[0], state.average)
-            return with_args(args).draw(draw_key, params, num_draws, share=False).sites
+            return with_args(args).draw(draw_key, params, num_samples, share=False).sites
 
         return draw
 
     return prepare
 
 
-def by_enumeration() -> Inference:
+def exact_inference() -> Inference:
     """Infer exactly, where all latent sites are discrete and few: draws by the probabilities of all assignments.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> from bayesrl.diagnostics.simulation_based_calibration import by_enumeration, calibrate
+        >>> from bayesrl.diagnostics.simulation_based_calibration import exact_inference, calibrate
         >>> def coin(flips):
         ...     fair = numpyro.sample("fair", dist.Bernoulli(0.5))
         ...     with numpyro.plate("flip", len(flips)):
         ...         numpyro.sample("flips", dist.Bernoulli(jnp.where(fair, 0.5, 0.9)), obs=flips)
-        >>> told = calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=by_enumeration(), num_replications=50)
+        >>> told = calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=exact_inference(), num_replications=50)
         >>> told.ranks.shape
         (50, 2)
     """
 
-    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Drawer:
+    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_samples: int) -> Drawer:
         # Contexts are taken together here: a program without a context plate is one problem.
         structure = _one_problem(inspect(key, program, *args))
         axes = path_axes(structure)
         if count(axes) > _MOST_ASSIGNMENTS:
             raise EngineError(
-                f"the program has {count(axes):,} assignments, too many to enumerate for every data set; use by_fit()"
+                f"the program has {count(axes):,} assignments, too many to enumerate for every data set; use "
+                "svi_inference()"
             )
         rows = jax.jit(jax.vmap(partial(decode, axes)))(np.arange(count(axes)))
 
@@ -311,7 +312,7 @@ def by_enumeration() -> Inference:
                 scored = [recording.sites[s.name] for s in structure.sites if s.kind != "metric"]
                 return sum((site_log_prob(site).sum() for site in scored), start=jnp.zeros(()))
 
-            chosen = jax.random.categorical(key, jax.vmap(log_joint)(rows), shape=(num_draws,))
+            chosen = jax.random.categorical(key, jax.vmap(log_joint)(rows), shape=(num_samples,))
             return jax.tree.map(lambda values: values[chosen], rows)
 
         return draw
@@ -323,4 +324,4 @@ def _one_problem(structure: Structure) -> Structure:
     return Structure(structure.sites, ())
 
 
-_MAKERS: dict[Any, str] = {by_fit: "by_fit", by_enumeration: "by_enumeration"}
+_MAKERS: dict[Any, str] = {svi_inference: "svi_inference", exact_inference: "exact_inference"}

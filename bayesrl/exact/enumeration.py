@@ -280,16 +280,16 @@ class Evaluation(NamedTuple):
         reward: E_q[R], reward units.
         kl: KL(q‖π₀), nats; with observed data and rewards KL(q‖p(x|y)).
         kl_forward: KL(p*‖q), nats; nan with environment sites, where p* is not what is aimed at.
-        missed: mass of p* where q puts less than a tenth of it; nan likewise.
-        start: J(π₀), what the policy itself achieves; of p(x|y) with observed data and rewards.
+        missed_mass: mass of p* where q puts less than a tenth of it; nan likewise.
+        prior_objective: J(π₀), what the policy itself achieves; of p(x|y) with observed data and rewards.
     """
 
     objective: Float[np.ndarray, "*contexts"]
     reward: Float[np.ndarray, "*contexts"]
     kl: Float[np.ndarray, "*contexts"]
     kl_forward: Float[np.ndarray, "*contexts"]
-    missed: Float[np.ndarray, "*contexts"]
-    start: Float[np.ndarray, "*contexts"]
+    missed_mass: Float[np.ndarray, "*contexts"]
+    prior_objective: Float[np.ndarray, "*contexts"]
 
 
 def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_count: Count = 2**20) -> Evaluation:

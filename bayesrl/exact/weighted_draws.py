@@ -61,7 +61,7 @@ class WeightedDraws:
         num_accepted: how many of them were accepted, [*beta, *contexts]: binomial, with probability
             exp(log Z − bound/β).
         reward_bound: what no total reward exceeds, [*contexts], reward units.
-        note: what ended a run whose length is adaptive.
+        explanation: what ended a run whose length is adaptive.
     """
 
     sites: dict[str, Numbers]
@@ -80,17 +80,17 @@ class WeightedDraws:
     num_proposed: int = 0
     num_accepted: np.ndarray | None = None
     reward_bound: np.ndarray | None = None
-    note: str = ""
+    explanation: str = ""
 
-    def resample(self, key: PRNGKey, num_draws: CountOrNone) -> dict[str, Numbers]:
+    def resample(self, key: PRNGKey, num_samples: CountOrNone) -> dict[str, Numbers]:
         """Draw from p*, independently in each context.
 
         Args:
             key: consumed whole.
-            num_draws: number of draws.
+            num_samples: number of draws.
 
         Returns:
-            {site: [*beta, num_draws, ...]}.
+            {site: [*beta, num_samples, ...]}.
 
         Raises:
             EngineError: contexts share a draw of nature whose weights differ between them.
@@ -107,24 +107,24 @@ class WeightedDraws:
         """
         rng = generator(key)
         shape = () if self.beta is None else self.beta.shape
-        self.structure.check_room(num_draws * math.prod(shape), EngineError)
-        draws = [self._draw(rng, i, num_draws) for i in range(math.prod(shape))]
+        self.structure.check_room(num_samples * math.prod(shape), EngineError)
+        draws = [self._draw(rng, i, num_samples) for i in range(math.prod(shape))]
         return {
             name: jax.device_put(np.stack([d[name] for d in draws]).reshape(*shape, *draws[0][name].shape))
             for name in draws[0]
         }
 
-    def _draw(self, rng: np.random.Generator, lane: int, num_draws: int) -> dict[str, Any]:
+    def _draw(self, rng: np.random.Generator, lane: int, num_samples: int) -> dict[str, Any]:
         if self.sampler is not None:
-            return self.sampler(rng, lane, num_draws)
+            return self.sampler(rng, lane, num_samples)
         contexts = math.prod(self.structure.context_shape)
         num = next(iter(self.sites.values())).shape[0]
         log_weights = self.log_weights.reshape(-1, num, contexts)[lane]
         shared = shared_sites(self.structure)
         if shared:
-            index = _with_shared(self.sites, shared, log_weights, rng, num_draws)
+            index = _with_shared(self.sites, shared, log_weights, rng, num_samples)
         else:
-            index = np.stack([inverse_cdf(log_weights[:, c], rng.random(num_draws)) for c in range(contexts)], 1)
+            index = np.stack([inverse_cdf(log_weights[:, c], rng.random(num_samples)) for c in range(contexts)], 1)
         shape = self.structure.context_shape
         return {name: _gather(value, index, self.axes[name], shape) for name, value in self.sites.items()}
 
@@ -143,7 +143,7 @@ def shared_sites(structure: Structure) -> list[str]:
 
 
 def _with_shared(
-    sites: dict[str, Numbers], shared: list[str], log_weights: np.ndarray, rng: np.random.Generator, num_draws: int
+    sites: dict[str, Numbers], shared: list[str], log_weights: np.ndarray, rng: np.random.Generator, num_samples: int
 ) -> np.ndarray:
     """Draw what contexts share once, then the rest in each context given that, [draws, contexts]."""
     num, contexts = log_weights.shape
@@ -158,8 +158,8 @@ def _with_shared(
             "put the site inside the context plate"
         )
     with np.errstate(divide="ignore"):
-        drawn = inverse_cdf(np.log(mass[:, 0]), rng.random(num_draws))
-    index = np.zeros((num_draws, contexts), int)
+        drawn = inverse_cdf(np.log(mass[:, 0]), rng.random(num_samples))
+    index = np.zeros((num_samples, contexts), int)
     for g in np.unique(drawn):
         at, rows = np.flatnonzero(drawn == g), np.flatnonzero(group == g)
         for c in range(contexts):

@@ -35,7 +35,7 @@ def rejection(
     num_samples: Count = 1000,
     tolerance: Positive | None = None,
     reward_bound: FiniteNumbersOrNone = None,
-    max_draws: Annotated[int, whole(4)] = 1_000_000,
+    max_proposals: Annotated[int, whole(4)] = 1_000_000,
 ) -> WeightedDraws:
     """Draw exactly and independently from the tilted posterior, per context.
 
@@ -53,11 +53,11 @@ def rejection(
         num_samples: exact draws wanted in each context at each β.
         tolerance: standard error of log Z wanted in each context, nats; None for none in particular.
         reward_bound: B, [*contexts] or a number, reward units; None takes what can be proven.
-        max_draws: number of proposals at which to stop.
+        max_proposals: number of proposals at which to stop.
 
     Returns:
         `WeightedDraws` with one block of rows per β, in order: weights are equal inside the block of
-        their own β and zero outside. `ess` counts exact draws, `note` says whether target or budget
+        their own β and zero outside. `ess` counts exact draws, `explanation` says whether target or budget
         ended the run, and `num_accepted` of `num_proposed` allow exact binomial limits of log Z.
 
     Raises:
@@ -85,19 +85,19 @@ def rejection(
     betas = np.asarray(beta, float)
     draw_key, accept_key = apart(key)
     state = Accepted(program, bound, betas.reshape(-1), num_samples, declared=reward_bound is not None)
-    size = max(1, min(max_draws // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (state.width * betas.size)))
+    size = max(1, min(max_proposals // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (state.width * betas.size)))
     proposals = propose(draw_key, program, size)
     rng = generator(accept_key)
     pilot = state.take(next(proposals), rng)
-    counted, left = Tally.empty(pilot.accepted.shape), max_draws // size - 1
+    counted, left = Tally.empty(pilot.accepted.shape), max_proposals // size - 1
     for _ in range(min(left, _needed(pilot, state, num_samples, tolerance))):
         counted, left = counted.plus(state.take(next(proposals), rng)), left - 1
     total = pilot.plus(counted)
     while left > 0 and state.filled.min() < num_samples:
         total, left = total.plus(state.take(next(proposals), rng)), left - 1
     _refuse_empty(state, total, counted, betas)
-    note = _note(state, pilot, counted, total, num_samples, tolerance, max_draws)
-    return _result(program, state, counted, betas, note)
+    explanation = _explain(state, pilot, counted, total, num_samples, tolerance, max_proposals)
+    return _result(program, state, counted, betas, explanation)
 
 
 def _refuse(program: Prepared) -> None:
@@ -157,30 +157,31 @@ def _refuse_empty(state: Accepted, total: Tally, counted: Tally, betas: np.ndarr
         raise EngineError(
             f"none of {total.number:,} draws was accepted in {int(empty[lane].sum())} of {empty.shape[1]} contexts at "
             f"beta={betas.reshape(-1)[lane]:g}, where about {chance:.1g} of them would be; "
-            "raise max_draws or beta, pass a tighter reward_bound, or use bayesrl.importance(...) or bayesrl.fit(...)"
+            "raise max_proposals or beta, pass a tighter reward_bound, or use bayesrl.importance(...) or "
+            "bayesrl.fit(...)"
         )
 
 
-def _note(
+def _explain(
     state: Accepted,
     pilot: Tally,
     counted: Tally,
     total: Tally,
     num_samples: Count,
     tolerance: Positive | None,
-    max_draws: Annotated[int, whole(4)],
+    max_proposals: Annotated[int, whole(4)],
 ) -> str:
     short = int((state.filled < num_samples).sum())
     if short:
         return (
-            f"budget: max_draws={max_draws:,} ended it; {short} of {state.filled.size} contexts have fewer than the "
-            f"{num_samples:,} exact draws asked for, the leanest {state.filled.min():,}"
+            f"budget: max_proposals={max_proposals:,} ended it; {short} of {state.filled.size} contexts have fewer "
+            f"than the {num_samples:,} exact draws asked for, the leanest {state.filled.min():,}"
         )
     se = float(_standard_errors(counted, state.betas).max())
     if tolerance is not None and se > 1.1 * tolerance:
         missed = f"the standard error of log Z is {se:.2g}, above {tolerance:g}"
-        if total.number + pilot.number > max_draws:
-            return f"budget: max_draws={max_draws:,} ended it; {missed}"
+        if total.number + pilot.number > max_proposals:
+            return f"budget: max_proposals={max_proposals:,} ended it; {missed}"
         return f"plan: {missed}, for the first {pilot.number:,} proposals foretold less spread; lower the tolerance"
     return f"target: {num_samples:,} exact draws in every context, of {total.number:,} proposals"
 
@@ -226,7 +227,7 @@ def _expectations(tally: Tally, bound: np.ndarray, betas: np.ndarray) -> tuple[_
     )
 
 
-def _result(program: Prepared, state: Accepted, counted: Tally, betas: np.ndarray, note: str) -> WeightedDraws:
+def _result(program: Prepared, state: Accepted, counted: Tally, betas: np.ndarray, explanation: str) -> WeightedDraws:
     structure, shape, lead = program.structure, program.structure.context_shape, betas.shape
     evidence, reward, kl = _expectations(counted, state.bound, state.betas)
     num = int(state.filled.max())
@@ -257,7 +258,7 @@ def _result(program: Prepared, state: Accepted, counted: Tally, betas: np.ndarra
         num_proposed=counted.number,
         num_accepted=counted.accepted.reshape((*lead, *shape)),
         reward_bound=state.bound.reshape(shape),
-        note=note,
+        explanation=explanation,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from bayesrl.compilation.keys import apart, fold_in, from_seed
 from bayesrl.core.programs import declared_params
 from bayesrl.diagnostics.diagnosis import diagnose
-from bayesrl.diagnostics.evidence.by_known_optimum import Exact
+from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.results import Diagnosis, Evidence, Frontier
 from bayesrl.diagnostics.reward_kl_frontier import frontier as lay_frontier
 from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data, score
@@ -35,7 +35,7 @@ def gather(
     posterior: Posterior,
     *,
     held_out: tuple[Any, ...] | None = None,
-    exact: Exact | None = None,
+    optimum: KnownOptimum | None = None,
     gold: str | None = None,
     diagnosis: Diagnosis | None = None,
     frontier: Frontier | None = None,
@@ -54,7 +54,7 @@ def gather(
         name: of the fit.
         posterior: fitted or loaded; without its policy only what was saved is shown.
         held_out: other arguments of the program, or None.
-        exact: gives the known optimum, or None; as in `evidence`.
+        optimum: gives the known optimum, or None; as in `evidence`.
         gold: name of a deterministic site, or None.
         diagnosis: made before; by default it is made here.
         frontier: of a fit at several β, made before; by default it is made here.
@@ -81,7 +81,7 @@ def gather(
     if diagnosis is None and posterior.programs is not None:
         asked = held_out if tested is not None else None
         try:
-            diagnosis = diagnose(verdict_key, posterior, held_out=asked, exact=exact, tested=tested)
+            diagnosis = diagnose(verdict_key, posterior, held_out=asked, optimum=optimum, tested=tested)
         except BayesRLError as error:
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
     if frontier is None and len(betas_of(posterior)) > 1:

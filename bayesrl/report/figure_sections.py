@@ -163,7 +163,7 @@ def _restarts(fit: Facts) -> Iterator[Content]:
     if fit.diagnosis is not None:
         for check in fit.diagnosis.checks:
             if check.name == "restarts" and check.outcome != "unknown":
-                yield f"{check.told}, where {check.limit} is good: {check.advice}"
+                yield f"{check.told}, where {check.limit} is good: {check.explanation}"
 
 
 def _frontier(fit: Facts) -> Iterator[Content]:
@@ -236,7 +236,7 @@ def checks_table(checks: Sequence[Check]) -> Markup:
     for check in checks:
         mark = tag("span", f"{MARKS[check.outcome]} {check.outcome}", class_=f"mark {check.outcome}")
         advice = joined(
-            check.advice, *([tag("span", f" {check.reference}", class_="reference")] * bool(check.reference))
+            check.explanation, *([tag("span", f" {check.reference}", class_="reference")] * bool(check.reference))
         )
         cells = (tag("td", mark), tag("td", check.name))
         numbers = (tag("td", text, style=right) for text in (check.told, check.limit))

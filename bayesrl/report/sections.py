@@ -52,7 +52,9 @@ def _verdict(fit: Facts) -> list[Content]:
     if fit.diagnosis is None:
         blocks.append(_card("unknown", "No verdict", NO_DIAGNOSIS))
     else:
-        blocks.append(_card(fit.diagnosis.verdict, _VERDICTS[fit.diagnosis.verdict], fit.diagnosis.sentence, _big(fit)))
+        blocks.append(
+            _card(fit.diagnosis.verdict, _VERDICTS[fit.diagnosis.verdict], fit.diagnosis.explanation, _big(fit))
+        )
     blocks += [tag("p", sentence, class_="missing") for sentence in fit.missing]
     return blocks
 
@@ -66,7 +68,7 @@ def _big(fit: Facts) -> Markup:
     """The few numbers that matter most: of a fit at several β, where the share of the gap is worst."""
     evidence = fit.evidence
     assert evidence is not None
-    share, rows = evidence.share, len(evidence.betas)
+    share, rows = evidence.relative_gap, len(evidence.betas)
     worst = 0
     if rows > 1 and share is not None and not np.isnan(share.mean).all():
         worst = int(np.nanargmax(np.reshape(share.mean, -1)))
@@ -119,7 +121,11 @@ def _numbers(fit: Facts) -> list[Content]:
     blocks: list[Content] = []
     evidence = fit.evidence
     if evidence is not None:
-        blocks += [_tall(evidence.listing()), _tall(evidence.weight_listing()), f"{evidence.how} {evidence.weighed}"]
+        blocks += [
+            _tall(evidence.listing()),
+            _tall(evidence.weight_listing()),
+            f"{evidence.explanation} {evidence.weighed}",
+        ]
     elif fit.training is not None:
         blocks += [_tall(_estimated(fit)), "Of the data, by the fit as it is."]
     elif fit.posterior.statistics:

@@ -43,24 +43,24 @@ class Interval(NamedTuple):
         lower: left end of the calibrated interval, which leans on the standard error; nan where the
             draws do not allow that.
         upper: its right end.
-        floor: left end of the conservative interval, which holds without a standard error; −inf where
+        conservative_lower: left end of the conservative interval, which holds without a standard error; −inf where
             nothing is known.
-        ceiling: its right end; inf where nothing is known.
+        conservative_upper: its right end; inf where nothing is known.
     """
 
     mean: np.ndarray
     se: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
-    floor: np.ndarray
-    ceiling: np.ndarray
+    conservative_lower: np.ndarray
+    conservative_upper: np.ndarray
 
     @classmethod
-    def exactly(cls, value: Any) -> "Interval":
+    def exact(cls, value: Any) -> "Interval":
         """Make the interval of a number that is known exactly."""
         number = np.asarray(value, float)
         return cls(number, np.zeros_like(number), number, number, number, number)
 
-    def times(self, factor: Any) -> "Interval":
+    def __mul__(self, factor: Any) -> "Interval":
         """Multiply by a positive factor, [*beta]."""
         return Interval(*(part * np.asarray(factor, float) for part in self))

@@ -25,7 +25,7 @@ CHEAP = (
     r"control\.(ActorCritic|CartPole|Pendulum|LinearValues|EnsembleValues|TabularMDP|Rollout|NetworkPolicy|Replay)"
     r"|control\.(boltzmann|epsilon_greedy|prior_mixture|exploration_named|deep_sea|river_swim|n_chain|classic)"
     r"|bandits\.(\w+Arms|gittins_index|bayes_optimal_regret)|objectives\.\w+|guides\.\w+|lm\.(LoRA|Reuse|fit_options)"
-    r"|rewards\.(contains|exact_match|number_match|matches|on_tokens)|bayesrl\.(by_fit|Problem|whole|tilt)"
+    r"|rewards\.(contains|exact_match|number_match|matches|on_tokens)|bayesrl\.(svi_inference|Problem|whole|tilt)"
 )
 
 

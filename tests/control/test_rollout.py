@@ -154,11 +154,11 @@ def test_a_fit_reaches_the_exact_optimum() -> None:
         num_steps=600,
         progress=False,
     )
-    found = bayesrl.evidence(jax.random.key(4), fitted, exact=exact)
-    assert found.share is not None
-    assert float(found.share.mean) < 0.01
+    found = bayesrl.evidence(jax.random.key(4), fitted, optimum=exact)
+    assert found.relative_gap is not None
+    assert float(found.relative_gap.mean) < 0.01
     assert float(found.optimum.mean) == pytest.approx(float(soft_value_iteration(mdp, BETA).objective))
-    diagnosis = bayesrl.diagnose(jax.random.key(4), fitted, exact=exact)
+    diagnosis = bayesrl.diagnose(jax.random.key(4), fitted, optimum=exact)
     assert diagnosis.verdict == "pass", str(diagnosis)
     probs = action_probs(fitted.select(restart=0))
     assert probs is not None
@@ -172,7 +172,7 @@ def test_without_a_known_optimum_a_discounted_fit_is_not_judged() -> None:
     )
     found = bayesrl.evidence(jax.random.key(4), fitted)
     assert (found.upper, found.gap) == (None, None)
-    assert "'action' is discounted" in found.reason
+    assert "'action' is discounted" in found.caveat
     exact = evaluate_policy(small(), small().prior, BETA)
     assert found.start is not None
     assert abs(float(found.start.mean) - float(exact.objective)) < 4 * float(found.start.se)
@@ -203,7 +203,7 @@ def test_bootstrapping_aims_at_the_endless_problem() -> None:
         num_steps=800,
         progress=False,
     )
-    share = bayesrl.evidence(jax.random.key(7), fitted, exact=exact).share
+    share = bayesrl.evidence(jax.random.key(7), fitted, optimum=exact).relative_gap
     assert share is not None
     assert float(share.mean) < 0.02
 

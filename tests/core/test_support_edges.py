@@ -130,7 +130,7 @@ def test_log_z_and_j_of_a_prior_at_both_edges() -> None:
     truth = float(np.log(hyp1f1(0.1, 0.2, 1.0)))
     found = bayesrl.evidence(jax.random.key(1), posterior)
     assert found.log_evidence is not None
-    assert float(found.log_evidence.floor) <= truth <= float(found.log_evidence.ceiling)
+    assert float(found.log_evidence.conservative_lower) <= truth <= float(found.log_evidence.conservative_upper)
     assert abs(float(found.log_evidence.mean) - truth) < 5 * float(found.log_evidence.se)
     told = posterior.estimate(jax.random.key(2), 4000).objective
     assert float(told.mean[0]) < truth

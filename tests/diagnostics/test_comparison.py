@@ -46,9 +46,9 @@ def test_every_number_against_enumeration(name: str) -> None:
         for told, right in zip(both, (truth, truth - truth[0]), strict=True):
             assert told.mean.shape == (2,)
             assert (np.abs(told.mean - right) <= 4.5 * told.se).all()
-            assert ((told.floor <= told.lower) & (told.lower <= told.mean)).all()
-            assert ((told.mean <= told.upper) & (told.upper <= told.ceiling)).all()
-            assert ((told.floor <= right) & (right <= told.ceiling)).all()
+            assert ((told.conservative_lower <= told.lower) & (told.lower <= told.mean)).all()
+            assert ((told.mean <= told.upper) & (told.upper <= told.conservative_upper)).all()
+            assert ((told.conservative_lower <= right) & (right <= told.conservative_upper)).all()
         # What near fits share has no noise in their difference.
         assert both[1].se[1] < 0.4 * np.hypot(*both[0].se)
     balance = found.delta_reward.mean - oracle.beta * found.delta_kl.mean
@@ -108,7 +108,9 @@ def test_oracles(name: str) -> None:
     assert delta.mean[0] == delta.se[0] == 0
     assert (np.abs(delta.mean - (truth - truth[0]))[1:] < 4.5 * delta.se[1:] + 1e-6).all()
     assert (np.abs(found.objective.mean - truth) < 4.5 * found.objective.se + 1e-6).all()
-    assert ((delta.floor <= truth - truth[0] + 1e-6) & (truth - truth[0] - 1e-6 <= delta.ceiling)).all()
+    assert (
+        (delta.conservative_lower <= truth - truth[0] + 1e-6) & (truth - truth[0] - 1e-6 <= delta.conservative_upper)
+    ).all()
     combined = found.delta_reward.mean - oracle.beta * found.delta_kl.mean
     np.testing.assert_allclose(combined, delta.mean, atol=1e-5)
     # Near fits: pairing takes away most of what two separate estimates would be off by.

@@ -12,7 +12,7 @@ import pytest
 
 import bayesrl
 from bayesrl.diagnostics.checks import convergence_check, not_finite_check
-from bayesrl.diagnostics.convergence import Course, course_of, remedy_for
+from bayesrl.diagnostics.convergence import TrainingTrend, estimate_trend, suggest_remedy
 
 KEY = jax.random.key(0)
 STEPS = np.arange(20, 2001, 20)
@@ -31,7 +31,7 @@ def way(settings: dict[str, Any]) -> np.ndarray:
 def test_an_exponential_approach_is_extrapolated_to_what_is_left(settings: dict[str, Any], pace: float) -> None:
     """J = 1 − exp(−pace · way): between exp(−pace), left at the end, and three times that, left a quarter before."""
     rises = 1 - np.exp(-pace * way(settings))
-    left = course_of(rises[:, None], STEPS, settings).left
+    left = estimate_trend(rises[:, None], STEPS, settings).left
     assert 0.5 * np.exp(-pace) < left < 3 * np.exp(-pace)
 
 
@@ -39,29 +39,29 @@ def test_a_plateau_of_the_rate_is_no_convergence() -> None:
     """J that rises with the rate spent levels off in steps, and not on its way."""
     rises = 0.3 * way(COSINE)
     assert abs(rises[-1] - rises[-10]) < 0.01
-    found = convergence_check(course_of(rises[:, None], STEPS, COSINE), 1.0)
+    found = convergence_check(estimate_trend(rises[:, None], STEPS, COSINE), 1.0)
     assert found.outcome == "warn"
     assert found.value > found.threshold
-    assert "num_steps=" in found.advice
+    assert "num_steps=" in found.explanation
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_is_no_rise(seed: int) -> None:
     """Beyond three standard errors of two means: once in 700 for each seed, were there no other chance."""
     noise = 0.1 * np.random.default_rng(seed).normal(size=(100, 1))
-    found = convergence_check(course_of(noise, STEPS, COSINE), 1.0)
+    found = convergence_check(estimate_trend(noise, STEPS, COSINE), 1.0)
     assert (found.outcome, found.value) == ("pass", 0.0)
 
 
 def test_falls_short_runs_and_runs_without_numbers() -> None:
-    fell = convergence_check(course_of(-way(COSINE)[:, None], STEPS, COSINE), 1.0)
+    fell = convergence_check(estimate_trend(-way(COSINE)[:, None], STEPS, COSINE), 1.0)
     assert fell.outcome == "warn"
-    assert "lower the learning rate" in fell.advice
-    assert convergence_check(course_of(np.ones((4, 1)), STEPS[:4], CONSTANT), 1.0).outcome == "unknown"
+    assert "lower the learning rate" in fell.explanation
+    assert convergence_check(estimate_trend(np.ones((4, 1)), STEPS[:4], CONSTANT), 1.0).outcome == "unknown"
     assert not_finite_check().outcome == "fail"
     cooled = CONSTANT | {"start_beta": 1.0}
     rises = np.where(STEPS <= 1000, STEPS / 1000, 1.0)[:, None]
-    assert convergence_check(course_of(rises, STEPS, cooled), 1.0).outcome == "pass", "J rose while β fell"
+    assert convergence_check(estimate_trend(rises, STEPS, cooled), 1.0).outcome == "pass", "J rose while β fell"
 
 
 def bandit() -> None:
@@ -99,7 +99,7 @@ def test_advice_names_what_would_help(options: dict[str, Any], words: str) -> No
     posterior = bayesrl.fit(KEY, bandit, beta=0.1, progress=False, **({"guide": table} | options))
     found = bayesrl.diagnose(KEY, posterior)
     assert found.verdict == "fail"
-    assert words in found["gap"].advice
+    assert words in found["gap"].explanation
     for check in found.checks:
         side = check.value >= check.threshold if check.least else check.value <= check.threshold
         if np.isfinite(check.value):
@@ -109,18 +109,18 @@ def test_advice_names_what_would_help(options: dict[str, Any], words: str) -> No
 @pytest.mark.parametrize(
     ("course", "options", "words"),
     [
-        (Course(0.0, 0.0, 0.0, 0.01), {}, "raise the rate"),
-        (Course(0.0, 0.0, 0.6, 0.5), {}, "lower the rate"),
-        (Course(0.1, 0.0, 0.0, 0.5), {}, "fit longer"),
-        (Course(0.0, 0.0, 0.0, 0.5), {"collapsed": True}, "collapsed to single actions"),
-        (Course(0.0, 0.0, 0.0, 0.5), {"coverage": "a mode is dropped."}, "a mode is dropped"),
-        (Course(0.0, 0.0, 0.0, 0.5), {}, "had levelled off, so choose a richer guide"),
-        (Course(np.nan, np.nan, 0.0), {}, "fit longer"),
+        (TrainingTrend(0.0, 0.0, 0.0, 0.01), {}, "raise the rate"),
+        (TrainingTrend(0.0, 0.0, 0.6, 0.5), {}, "lower the rate"),
+        (TrainingTrend(0.1, 0.0, 0.0, 0.5), {}, "fit longer"),
+        (TrainingTrend(0.0, 0.0, 0.0, 0.5), {"collapsed": True}, "collapsed to single actions"),
+        (TrainingTrend(0.0, 0.0, 0.0, 0.5), {"coverage": "a mode is dropped."}, "a mode is dropped"),
+        (TrainingTrend(0.0, 0.0, 0.0, 0.5), {}, "had levelled off, so choose a richer guide"),
+        (TrainingTrend(np.nan, np.nan, 0.0), {}, "fit longer"),
         (None, {}, "fit longer"),
     ],
 )
-def test_a_remedy_is_of_what_the_run_did(course: Course | None, options: dict[str, Any], words: str) -> None:
-    assert words in remedy_for(course, 1.0, restarts=1, **options)
+def test_a_remedy_is_of_what_the_run_did(course: TrainingTrend | None, options: dict[str, Any], words: str) -> None:
+    assert words in suggest_remedy(course, 1.0, restarts=1, **options)
 
 
 def test_the_rate_of_a_guide_written_by_hand_suits_its_units() -> None:

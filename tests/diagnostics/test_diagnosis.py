@@ -82,7 +82,7 @@ def test_unknown_where_nothing_reaches_the_target() -> None:
     assert found.verdict in ("unknown", "fail")
     assert found["gap"].outcome in ("unknown", "fail")
     if found.verdict == "unknown":
-        assert "would settle it" in found.sentence or "reward_bound" in found.sentence
+        assert "would settle it" in found.explanation or "reward_bound" in found.explanation
 
 
 def test_held_out_and_bad_input(fitted: Posterior) -> None:
@@ -121,7 +121,7 @@ def test_restarts_agree_or_not() -> None:
     assert restarts_check({"total_reward": same, "log_ratio": same}, level, 1.0).outcome == "pass"
     found = restarts_check({"total_reward": apart, "log_ratio": same}, np.array([[0, 0, 0, 0.4]]), 1.0)
     assert found.outcome == "warn"
-    assert "40% of the gain apart" in found.advice
+    assert "40% of the gain apart" in found.explanation
     assert restarts_check({"total_reward": apart, "log_ratio": same}, level, 1.0).outcome == "pass"
     alone = restarts_check({"total_reward": same[:, :1], "log_ratio": same[:, :1]}, level[:, :1], 1.0)
     assert alone.outcome == "unknown"
@@ -140,25 +140,25 @@ def test_the_gap_is_told_as_exactly_as_it_is_known(fitted: Posterior) -> None:
 
     def told(share: Interval, *, gain: float = 1.0) -> Check:
         """Of a fit whose J(π₀) is 0 and whose J* is `gain`."""
-        known = replace(found, beta=np.ones(()), optimum=Interval.exactly(gain), start=Interval.exactly(0.0))
+        known = replace(found, beta=np.ones(()), optimum=Interval.exact(gain), prior_objective=Interval.exact(0.0))
         return gap_check(replace(known, gap=share))
 
-    assert told(Interval.exactly(0.014)).advice == "1.4% of what there was to gain is left at β = 1."
+    assert told(Interval.exact(0.014)).explanation == "1.4% of what there was to gain is left at β = 1."
     drawn = Interval(*(np.asarray(x) for x in (0.012, 0.001, 0.010, 0.014, 0.0, 0.1)))
-    assert told(drawn).advice == "at most 1.4% of what there was to gain is left at β = 1."
-    assert told(Interval.exactly(0.0004)).advice.startswith("less than 0.1%")
-    worse = told(Interval.exactly(1.5))
+    assert told(drawn).explanation == "at most 1.4% of what there was to gain is left at β = 1."
+    assert told(Interval.exact(0.0004)).explanation.startswith("less than 0.1%")
+    worse = told(Interval.exact(1.5))
     assert worse.outcome == "fail"
-    assert worse.advice.startswith("the fit is worse than the policy that it began with, by 50.0%")
-    kept = told(Interval.exactly(0.0), gain=0.0)
-    assert (kept.outcome, kept.advice) == ("pass", "there was nothing to gain at β = 1, and nothing was lost.")
-    left = told(Interval.exactly(0.3), gain=0.0)
+    assert worse.explanation.startswith("the fit is worse than the policy that it began with, by 50.0%")
+    kept = told(Interval.exact(0.0), gain=0.0)
+    assert (kept.outcome, kept.explanation) == ("pass", "there was nothing to gain at β = 1, and nothing was lost.")
+    left = told(Interval.exact(0.3), gain=0.0)
     assert left.outcome == "fail"
-    assert "but the fit left it" in left.advice
-    ruined = told(Interval.exactly(np.inf))
+    assert "but the fit left it" in left.explanation
+    ruined = told(Interval.exact(np.inf))
     assert ruined.outcome == "fail"
-    assert "draws what earns −∞" in ruined.advice
-    assert "nan" not in "".join(one.advice for one in (kept, left, ruined))
+    assert "draws what earns −∞" in ruined.explanation
+    assert "nan" not in "".join(one.explanation for one in (kept, left, ruined))
 
 
 @pytest.mark.parametrize("method", ["auto", "rejection", "importance"])

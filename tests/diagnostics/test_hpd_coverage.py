@@ -80,8 +80,8 @@ def test_a_dropped_mode_covers_too_little(fitted: Posterior) -> None:
     mass = np.exp(1.5 / BETAS) / np.exp(PAYOFF / BETAS[:, None]).sum(1)
     expected = (1 - mass)[:, None] * LEVELS  # what is left is covered as q covers itself
     assert (np.abs(np.asarray(found.share.mean) - expected) < 4.5 * found.error).all()
-    assert "dropped a mode" in found.sentence
-    assert "at β = 0.5" in found.sentence
+    assert "dropped a mode" in found.explanation
+    assert "at β = 0.5" in found.explanation
     assert max(map(len, str(found).splitlines())) <= 80
 
 
@@ -120,7 +120,7 @@ def test_alarms_are_rare(fitted: Posterior) -> None:
     """50 keys where q = p*: the level is 1%, and 4 alarms would come of it once in 600 times."""
     target = enumerate_posterior(bandit, beta=BETAS)
     best = at(fitted, PAYOFF / BETAS[:, None])
-    found = [coverage(jax.random.key(i), best, target, num_draws=300) for i in range(50)]
+    found = [coverage(jax.random.key(i), best, target, num_samples=300) for i in range(50)]
     assert sum(one.verdict != "pass" for one in found) < 4
     share = np.stack([np.asarray(one.share.mean) for one in found])
     assert share.std(0, ddof=1) == pytest.approx(found[0].error, rel=0.5)
@@ -138,8 +138,8 @@ def test_refusals(fitted: Posterior) -> None:
         coverage(KEY, replace(fitted, programs=None), target)
     with pytest.raises(EngineError, match="a number above 0 and below 1"):
         coverage(KEY, fitted, target, levels=(0.5, 95.0))
-    with pytest.raises(EngineError, match="num_draws=3"):
-        coverage(KEY, fitted, target, num_draws=3)
+    with pytest.raises(EngineError, match="num_samples=3"):
+        coverage(KEY, fitted, target, num_samples=3)
 
     def legs() -> None:
         leg = numpyro.sample("leg", dist.Categorical(logits=jnp.zeros(6)))

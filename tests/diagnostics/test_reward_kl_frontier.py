@@ -94,7 +94,7 @@ def test_evidence_can_be_given(fitted: Posterior) -> None:
     made = evidence(KEY, best)
     found = frontier(KEY, best, gold="proxy", evidence=made)
     assert found.evidence.optimum.mean.tolist() == sorted(made.optimum.mean.tolist(), reverse=True)
-    assert found.evidence.missed.shape == (4,)
+    assert found.evidence.missed_mass.shape == (4,)
     assert found.turning_point is None, "the proxy itself does not turn"
     with pytest.raises(PolicyError, match="evidence of this fit"):
         frontier(KEY, best, evidence=replace(made, beta=BETAS * 2))
@@ -107,7 +107,7 @@ def test_an_unfinished_sweep_fails(fitted: Posterior) -> None:
         found = frontier(KEY, at(fitted, far))
         broken = [check for check in found.checks if check.outcome == "fail"]
         assert "dJ*/dβ = −KL" in {check.name for check in broken}
-        assert all("β = 0.1" in check.advice for check in broken if check.name == "dJ*/dβ = −KL")
+        assert all("β = 0.1" in check.explanation for check in broken if check.name == "dJ*/dβ = −KL")
         assert "more than its own" in str(found).replace("\n    ", " ")
 
 
@@ -118,7 +118,7 @@ def test_a_sweep_of_few_steps_fails_and_one_of_many_passes() -> None:
 
 
 def exactly(mean: np.ndarray, se: float = 0.0) -> Interval:
-    return Interval.exactly(mean)._replace(se=np.full_like(mean, se))
+    return Interval.exact(mean)._replace(se=np.full_like(mean, se))
 
 
 @pytest.mark.parametrize("noise", [1e-4, 1e-2, 0.1])

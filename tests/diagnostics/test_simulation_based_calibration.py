@@ -14,7 +14,7 @@ from numpyro.contrib.control_flow import scan
 
 import bayesrl
 from bayesrl.diagnostics.rank_statistics import LIKELIHOOD, Calibration
-from bayesrl.diagnostics.simulation_based_calibration import Drawer, by_enumeration, by_fit, calibrate
+from bayesrl.diagnostics.simulation_based_calibration import Drawer, calibrate, exact_inference, svi_inference
 from bayesrl.errors import EngineError, PolicyError
 
 KEY = jax.random.key(0)
@@ -30,11 +30,11 @@ def location(y: Array) -> None:
 def conjugate(scale: float = 1.0, shift: float = 0.0, *, blind: bool = False) -> Callable[..., Drawer]:
     """Inference for `location` in closed form, right or wrong by so much; blind to the data it gives the prior."""
 
-    def prepare(key: Array, program: Any, args: Any, num_draws: int) -> Drawer:
+    def prepare(key: Array, program: Any, args: Any, num_samples: int) -> Drawer:
         def draw(key: Array, args: Any) -> dict[str, Array]:
             y = args[0]["y"]
             mean, sd = (0.0, 1.0) if blind else (y.sum() / (len(y) + 1), 1 / jnp.sqrt(len(y) + 1))
-            return {"theta": mean + sd * (shift + scale * jax.random.normal(key, (num_draws,)))}
+            return {"theta": mean + sd * (shift + scale * jax.random.normal(key, (num_samples,)))}
 
         return draw
 
@@ -64,8 +64,8 @@ def test_wrong_inference_is_flagged(wrong: Callable[..., Drawer], words: str) ->
     """The prior in the place of the posterior has uniform ranks of θ; those of the likelihood give it away."""
     found = calibrate(KEY, location, jnp.zeros(3), infer=wrong)
     assert found.verdict == "fail"
-    assert words in found.sentence
-    assert found.sentence in str(found).replace("\n", " ")
+    assert words in found.explanation
+    assert found.explanation in str(found).replace("\n", " ")
     assert max(map(len, str(found).splitlines())) <= 80
 
 
@@ -80,7 +80,7 @@ def test_discrete_latents_and_data_in_scans() -> None:
 
         scan(step, jnp.array(0), y)
 
-    found = calibrate(KEY, chain, jnp.zeros(4), infer=by_enumeration(), num_replications=400)
+    found = calibrate(KEY, chain, jnp.zeros(4), infer=exact_inference(), num_replications=400)
     assert found.names == ("state[0]", "state[1]", "state[2]", "state[3]", LIKELIHOOD)
     assert found.ranks.shape == found.pit.shape == (400, 5)
     assert found.p_value > 1e-3
@@ -91,10 +91,10 @@ def test_discrete_latents_and_data_in_scans() -> None:
 
 def test_fits_are_calibrated_where_the_family_holds_the_posterior() -> None:
     found = calibrate(
-        KEY, location, jnp.zeros(3), infer=by_fit(num_steps=300, learning_rate=0.05), num_replications=100
+        KEY, location, jnp.zeros(3), infer=svi_inference(num_steps=300, learning_rate=0.05), num_replications=100
     )
     assert found.p_value > 1e-3  # false alarms: 1e-3
-    short = calibrate(KEY, location, jnp.zeros(8), infer=by_fit(num_steps=2), num_replications=100)
+    short = calibrate(KEY, location, jnp.zeros(8), infer=svi_inference(num_steps=2), num_replications=100)
     assert short.verdict == "fail"
 
 
@@ -131,7 +131,7 @@ def test_refusals() -> None:
     with pytest.raises(EngineError, match="num_replications=3"):
         calibrate(KEY, location, jnp.zeros(3), num_replications=3)
     with pytest.raises(EngineError, match="'theta' has continuous support"):
-        calibrate(KEY, location, jnp.zeros(3), infer=by_enumeration())
+        calibrate(KEY, location, jnp.zeros(3), infer=exact_inference())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_refusals() -> None:
     ],
 )
 def test_inference_that_gives_no_draws_is_refused(drawn: Callable[[Any], Any], words: str) -> None:
-    def infer(key: Array, program: Any, args: Any, num_draws: int) -> Drawer:
+    def infer(key: Array, program: Any, args: Any, num_samples: int) -> Drawer:
         return lambda key, args: drawn(args)
 
     with pytest.raises(EngineError, match=words):
@@ -152,9 +152,9 @@ def test_inference_that_gives_no_draws_is_refused(drawn: Callable[[Any], Any], w
 
 
 def test_options_of_inference_are_looked_at() -> None:
-    with pytest.raises(EngineError, match=r"pass infer=by_enumeration\(\)"):
-        calibrate(KEY, location, jnp.zeros(3), infer=by_enumeration)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=r"pass infer=exact_inference\(\)"):
+        calibrate(KEY, location, jnp.zeros(3), infer=exact_inference)  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="num_steps=0; use a whole number of at least 1"):
-        by_fit(num_steps=0)
+        svi_inference(num_steps=0)
     with pytest.raises(EngineError, match="learning_rate=nan"):
-        by_fit(learning_rate=float("nan"))
+        svi_inference(learning_rate=float("nan"))

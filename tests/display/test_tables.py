@@ -76,11 +76,11 @@ def test_a_posterior_says_what_it_holds(posterior: Posterior) -> None:
 
 
 def test_hostile_text_is_text() -> None:
-    html = diagnosis(advice=HOSTILE)._repr_html_()
+    html = diagnosis(explanation=HOSTILE)._repr_html_()
     assert "<script" not in html
     assert "<img" not in html
     assert "&lt;script&gt;" in html
-    assert "\x1b" not in html + str(diagnosis(advice=HOSTILE))
+    assert "\x1b" not in html + str(diagnosis(explanation=HOSTILE))
     assert tag("a", '"<&', title='"><b>') == '<a title="&quot;&gt;&lt;b&gt;">&quot;&lt;&amp;</a>'
 
 
@@ -130,7 +130,7 @@ def made(mean: float, low: float, high: float, floor: float = -INF, ceiling: flo
         (with_ends(made(1.0, NAN, NAN)), "1.000"),
         (with_ends(made(0.1, NAN, NAN, -1e23, 1e23)), "0.1000 [-1.0e+23, 1.0e+23]"),
         (with_ends(made(1.0, NAN, NAN, ceiling=2.0)), "1.000 (≤ 2.000)"),
-        (with_ends(Interval.exactly(0.25)), "0.2500"),
+        (with_ends(Interval.exact(0.25)), "0.2500"),
         (percent(0.00001), "<0.01%"),
         (percent(0.25), "25%"),
         (shortened(np.arange(100), 20), "0 1 2 3 4 5 6 7 8 …"),

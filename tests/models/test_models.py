@@ -72,8 +72,8 @@ def test_gaussian_optimum_by_quadrature(beta: float, sharpness: float, scale: fl
     x = np.linspace(-40, 40, 400_001)
     log_prior = -0.5 * ((x - 0.3) / scale) ** 2 - math.log(scale * math.sqrt(2 * math.pi))
     density = np.exp(log_prior - 0.5 * sharpness * (x - 1.7) ** 2 / beta)
-    assert problem.exact is not None
-    np.testing.assert_allclose(problem.exact(beta), beta * math.log(np.trapezoid(density, x)), rtol=1e-6)
+    assert problem.optimum is not None
+    np.testing.assert_allclose(problem.optimum(beta), beta * math.log(np.trapezoid(density, x)), rtol=1e-6)
     found = bayesrl.log_density(problem.policy, {"action": jnp.asarray(0.9)}, beta=beta)
     at = -0.5 * ((0.9 - 0.3) / scale) ** 2 - math.log(scale * math.sqrt(2 * math.pi))
     np.testing.assert_allclose(found.log_target, at - 0.5 * sharpness * 0.8**2 / beta, rtol=1e-5)
@@ -94,8 +94,8 @@ def test_transfer_matrices_against_every_string(beta: float, tmp_path: Path) -> 
     total = 0.0
     for a, b, c in itertools.product(range(27), repeat=3):
         total += chain[0, a] * chain[a, b] * chain[b, c] * math.exp((gain[a] + gain[b] + gain[c]) / beta)
-    assert problem.exact is not None
-    np.testing.assert_allclose(problem.exact(beta), beta * math.log(total), rtol=1e-6)
+    assert problem.optimum is not None
+    np.testing.assert_allclose(problem.optimum(beta), beta * math.log(total), rtol=1e-6)
     found = enumerate_posterior(problem.policy, beta=beta)
     np.testing.assert_allclose(found.optimum, beta * math.log(total), rtol=1e-4)
 
@@ -107,10 +107,10 @@ def test_bigram_offsets_hold_the_optimum() -> None:
     options: dict[str, Any] = {**problem.fit_options, "num_steps": 600}
     posterior = bayesrl.fit(jax.random.key(0), problem.policy, beta=1.0, progress=False, **options)
     objective = posterior.estimate(jax.random.key(1), 4000).objective
-    assert problem.exact is not None
+    assert problem.optimum is not None
     # The noise of J vanishes with the gap, so the bound is on the gap itself: 1% of what there is to gain.
-    gain = problem.exact(1.0) - problem.exact(1e6)  # as β → ∞, J* → J(π₀)
-    assert abs(problem.exact(1.0) - float(objective.mean[0])) < 0.01 * gain
+    gain = problem.optimum(1.0) - problem.optimum(1e6)  # as β → ∞, J* → J(π₀)
+    assert abs(problem.optimum(1.0) - float(objective.mean[0])) < 0.01 * gain
 
 
 def test_digits_holds_out_what_it_did_not_see() -> None:

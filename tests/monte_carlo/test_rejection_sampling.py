@@ -41,7 +41,7 @@ def test_oracles(name: str) -> None:
     """One log Z of each of the 15 oracles within 4.5 standard errors: 1e-4 false alarms in all."""
     oracle = ORACLES[name]()
     result = rejection(jax.random.key(1), whole(oracle.policy), *oracle.args, beta=oracle.beta, num_samples=500)
-    assert result.note.startswith("target")
+    assert result.explanation.startswith("target")
     if oracle.log_evidence is None:  # nature is tilted too, and no optimum is claimed
         assert result.optimum is None
         assert oracle.beta * result.log_evidence.mean() + 4.5 * result.estimates.objective.se > oracle.optimum
@@ -111,14 +111,14 @@ def test_normal_draws_are_exact() -> None:
 
 def test_tolerance_and_budget_end_the_run() -> None:
     fine = rejection(jax.random.key(5), target, beta=0.5, num_samples=100, tolerance=0.005)
-    assert fine.note.startswith("target")
+    assert fine.explanation.startswith("target")
     assert fine.log_evidence_se < 0.0055
-    poor = rejection(jax.random.key(5), target, beta=0.5, num_samples=5000, max_draws=4000)
-    assert poor.note.startswith("budget: max_draws=4,000")
+    poor = rejection(jax.random.key(5), target, beta=0.5, num_samples=5000, max_proposals=4000)
+    assert poor.explanation.startswith("budget: max_proposals=4,000")
     assert 100 < poor.ess < 5000
     assert np.isfinite(poor.log_weights).sum() == poor.ess == poor.sites["x"].shape[0]
-    vague = rejection(jax.random.key(5), target, beta=0.5, num_samples=10, tolerance=1e-4, max_draws=4000)
-    assert "standard error" in vague.note
+    vague = rejection(jax.random.key(5), target, beta=0.5, num_samples=10, tolerance=1e-4, max_proposals=4000)
+    assert "standard error" in vague.explanation
 
 
 def test_events_and_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,11 +180,11 @@ def test_refusals() -> None:
     with pytest.raises(EngineError, match="share site 'weather'"):
         rejection(key, shared, beta=1.0)
     with pytest.raises(EngineError, match=r"none of .* draws was accepted"):
-        rejection(key, never, beta=1.0, reward_bound=0.0, max_draws=3000)
+        rejection(key, never, beta=1.0, reward_bound=0.0, max_proposals=3000)
     with pytest.raises(PolicyError, match="'broken' returned nan"):
         rejection(key, broken, beta=1.0, reward_bound=0.0)
     with pytest.raises(PolicyError, match="needs a temperature"):
         rejection(key, target)
-    for options in ({"num_samples": 0}, {"max_draws": 1}, {"tolerance": -1.0}):
+    for options in ({"num_samples": 0}, {"max_proposals": 1}, {"tolerance": -1.0}):
         with pytest.raises(EngineError, match=next(iter(options))):
             rejection(key, target, beta=1.0, **options)  # type: ignore[arg-type]

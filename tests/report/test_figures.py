@@ -254,7 +254,7 @@ def test_dollars_in_names_are_not_mathematics(tmp_path: Path) -> None:
 
     policy_figure(fit(program, steps=5)).savefig(tmp_path / "figure.svg")
     three = interval([0.1, 0.2, 0.3])
-    over_optimisation_figure(three, three, three.times(100), r"$\frac{").savefig(tmp_path / "gold.svg")
+    over_optimisation_figure(three, three, three * 100, r"$\frac{").savefig(tmp_path / "gold.svg")
     for name in ("figure", "gold"):
         assert r"\frac{" in (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
 

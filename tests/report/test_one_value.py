@@ -79,7 +79,7 @@ def sea() -> tuple[Posterior, dict[str, Any]]:
     mdp = control.deep_sea(size=3)
     posterior = fit(control.tabular_rollout(mdp), beta=0.1, guide=control.TablePolicy(), num_steps=3)
     return posterior, {
-        "exact": control.TabularOptimum(mdp),
+        "optimum": control.TabularOptimum(mdp),
         "sections": list(control.tabular_sections(mdp)(posterior)),
     }
 
@@ -126,12 +126,12 @@ def test_a_report_tells_each_quantity_once(name: str, tmp_path: Path) -> None:
     # What a check says of the gap is an end or the middle of the share that is told, and it says ESS as it is told.
     assert facts.diagnosis is not None
     shares = [number for row in facts.evidence.measured for number, _ in numbers_of(row.cells()["share"])]
-    said = re.search(r"([\d.]+%)(?: ± [\d.]+%)? of what there was to gain is left", facts.diagnosis["gap"].advice)
+    said = re.search(r"([\d.]+%)(?: ± [\d.]+%)? of what there was to gain is left", facts.diagnosis["gap"].explanation)
     if said is not None:
         (value, unit), *_ = numbers_of(said[1])
         assert any(abs(value - one) <= 2 * unit for one in shares)
-    if "draws of the fit are worth" in (advice := facts.diagnosis["weights"].advice):
-        worth = re.search(r"are worth (\S+) of p\*", advice)
+    if "draws of the fit are worth" in (explanation := facts.diagnosis["weights"].explanation):
+        worth = re.search(r"are worth (\S+) of p\*", explanation)
         assert worth is not None
         assert worth[1] in {row.weight_cells()["ESS"] for row in facts.evidence.measured}
 

@@ -120,7 +120,7 @@ def tabular_rollout(mdp: TabularMDP, *, horizon: Count | None = None, discount: 
 @checked(ControlError)
 @dataclass
 class TabularOptimum:
-    """The exact optimum of a tabular problem, for the option `exact` of `evidence`, `diagnose` and `Problem`.
+    """The exact optimum of a tabular problem, for the option `optimum` of `evidence`, `diagnose` and `Problem`.
 
     Args:
         mdp: the problem.
@@ -142,7 +142,7 @@ class TabularOptimum:
             self._known[asked] = float(soft_value_iteration(self.mdp, beta).objective)
         return self._known[asked]
 
-    def start(self, beta: float) -> float:
+    def prior_objective(self, beta: float) -> float:
         """Give J(π₀), reward units."""
         return float(evaluate_policy(self.mdp, self.mdp.prior, beta).objective)
 

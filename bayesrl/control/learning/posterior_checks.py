@@ -115,7 +115,7 @@ def _predictive(key: PRNGKey, learned: Learned) -> Check:
 
 
 @checked(ControlError)
-def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: Count = _REPLICATES) -> dict[str, float]:
+def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replications: Count = _REPLICATES) -> dict[str, float]:
     """Give P(T(replicated data) > T(data)), ties counted half, for mean and standard deviation of each observed site.
 
     The actions that were taken are kept, what followed is drawn anew from the posterior.
@@ -123,7 +123,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: Count
     Args:
         key: consumed whole.
         learned: by a `Bayesian` agent.
-        num_replicates: data sets to draw.
+        num_replications: data sets to draw.
 
     Returns:
         By statistic, such as `mean of reward`.
@@ -135,7 +135,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: Count
     first = max(mind.memory.num_rows - _ROWS, 0)
     rows = mind.rows(first, mind.memory.num_rows)
     draw_key, own_key = apart(key)
-    sites, _ = mind.drawn(draw_key, num_replicates)
+    sites, _ = mind.drawn(draw_key, num_replications)
 
     def statistics(site: Any) -> Any:
         values, mask = jnp.asarray(site["value"], float), getattr(site["fn"], "_mask", True)
@@ -162,7 +162,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replicates: Count
         trace = told(handlers.substitute(mind.model, data=own), keys[0], rows)
         return drawn, {name: statistics(trace[name]) for name in drawn}
 
-    replicated, observed = compiled(replicate)(split(own_key, num_replicates), sites, rows)
+    replicated, observed = compiled(replicate)(split(own_key, num_replications), sites, rows)
     found: dict[str, float] = {}
     for name, values in replicated.items():
         seen = np.asarray(observed[name])

@@ -18,10 +18,10 @@ from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.by_enumeration import enumerated
 from bayesrl.diagnostics.evidence.by_hindsight import FIRST_DRAWS, with_nature
-from bayesrl.diagnostics.evidence.by_known_optimum import Exact, with_known
+from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum, with_known
 from bayesrl.diagnostics.evidence.by_nuts import with_chains
-from bayesrl.diagnostics.evidence.by_sampling import Bounds, Sampled, evidence_of, stacked, worth_of
-from bayesrl.diagnostics.evidence.mixture_sample import Pool, draw_mixture_pool, draw_pool
+from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of, stacked, worth_of
+from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample, draw_mixture_sample, draw_restart_mixture_sample
 from bayesrl.diagnostics.results import Evidence
 from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.errors import EngineError, PolicyError
@@ -32,13 +32,13 @@ from bayesrl.statistics.estimates import Interval
 from bayesrl.statistics.quantities import is_conditioned
 from bayesrl.typing import Params, PRNGKey
 
-type Choice = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]
+type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]
 
 _CELLS = 2**23
 
 
 KNOWN = tuple(
-    Unread(name, lambda given: given["exact"] is not None, "exact= tells the optimum, and nothing is searched for")
+    Unread(name, lambda given: given["optimum"] is not None, "optimum= tells the optimum, and nothing is searched for")
     for name in ("method", "reward_bound", "max_count")
 )
 """What is not read where the optimum is known."""
@@ -50,8 +50,8 @@ def evidence(
     key: PRNGKey,
     posterior: Posterior,
     *new_args: Any,
-    method: Choice = "auto",
-    exact: Exact | None = None,
+    method: RequestedMethod = "auto",
+    optimum: KnownOptimum | None = None,
     reward_bound: float | None = None,
     num_samples: Annotated[int, whole(256)] = 2**17,
     max_count: CountOrNone = MAX_COUNT,
@@ -70,7 +70,7 @@ def evidence(
         posterior: with its programs.
         *new_args: other arguments for the program, such as held-out data.
         method: `auto` takes the tightest; the others insist.
-        exact: gives the known optimum J* per context, reward units, at a temperature; see `Exact`.
+        optimum: gives the known optimum J* per context, reward units, at a temperature; see `KnownOptimum`.
         reward_bound: greatest total reward of a context, reward units, where it cannot be proven.
         num_samples: greatest number of draws.
         max_count: largest number of assignments to enumerate.
@@ -106,9 +106,9 @@ def evidence(
     parts = []
     for i, beta in enumerate(betas):
         one = over_all if beta is None else over_all.select(beta=beta)
-        if exact is not None or (unbounded := _out_of_reach(one)):
-            why = "" if exact is not None else unbounded
-            parts.append(with_known(fold_in(key, i), one, beta, exact, num_samples, why))
+        if optimum is not None or (unbounded := _out_of_reach(one)):
+            why = "" if optimum is not None else unbounded
+            parts.append(with_known(fold_in(key, i), one, beta, optimum, num_samples, why))
             continue
         if posterior.mixture is not None:
             parts.append(search.mixed(fold_in(key, i), one, beta))
@@ -165,7 +165,7 @@ def _frozen(one: Posterior) -> tuple[Programs, Params]:
 class _Search:
     """How hard to look, and with what."""
 
-    def __init__(self, method: Choice, reward_bound: float | None, num_samples: int, max_count: int) -> None:
+    def __init__(self, method: RequestedMethod, reward_bound: float | None, num_samples: int, max_count: int) -> None:
         self.method, self.reward_bound = method, reward_bound
         self.num_samples, self.max_count = num_samples, max_count
 
@@ -192,7 +192,7 @@ class _Search:
                 raise EngineError(why)
         if nature:
             return with_nature(key, programs, params, beta, self._num(structure), self.max_count)
-        found, sampled = self._pooled(programs, beta, lambda num: draw_pool(key, programs, params, num))
+        found, sampled = self._pooled(programs, beta, lambda num: draw_mixture_sample(key, programs, params, num))
         continuous = not any(structure[name].discrete for name in structure.actions)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
             found = with_chains(fold_in(key, 1), programs, params, beta, found, sampled)
@@ -208,14 +208,16 @@ class _Search:
             raise EngineError(
                 f"a mixture of restarts cannot be bracketed {what}; use select(restart='best'), or method='rejection'"
             )
-        return self._pooled(programs, beta, lambda num: draw_mixture_pool(key, one, num))[0]
+        return self._pooled(programs, beta, lambda num: draw_restart_mixture_sample(key, one, num))[0]
 
     def _num(self, structure: Structure) -> int:
         """Most draws, in bounded memory and time."""
         return max(128, min(self.num_samples, _CELLS // max(structure.width // 4, 1)))
 
-    def _pooled(self, programs: Programs, beta: float | None, draw: Callable[[int], Pool]) -> tuple[Evidence, Sampled]:
-        """Pool draws, four times as many until the gap is known well enough."""
+    def _pooled(
+        self, programs: Programs, beta: float | None, draw: Callable[[int], MixtureSample]
+    ) -> tuple[Evidence, SampledEvidence]:
+        """MixtureSample draws, four times as many until the gap is known well enough."""
         structure, most = programs.structure, self._num(programs.structure)
         bounds = self._bounds(programs, beta)
         num = min(FIRST_DRAWS, most)
@@ -224,7 +226,7 @@ class _Search:
             _check(structure, pool.reward, bounds)
             never = bool((pool.reward[: pool.num_fit] == -np.inf).any())
             with np.errstate(invalid="ignore" if never else "warn"):
-                sampled = Sampled(pool, beta, bounds, observed=bool(structure.named("observed")))
+                sampled = SampledEvidence(pool, beta, bounds, observed=bool(structure.named("observed")))
                 found = evidence_of(sampled, beta, structure.context_shape, "importance")
             if never:
                 return _ruined(found), sampled
@@ -288,22 +290,22 @@ def _check(structure: Structure, reward: np.ndarray, bounds: Bounds) -> None:
 
 def _ruined(found: Evidence) -> Evidence:
     """Say of a fit that draws what must never happen that its J is −∞, which no average tells."""
-    lost, apart = Interval.exactly(-np.inf), Interval.exactly(np.inf)
+    lost, apart = Interval.exact(-np.inf), Interval.exact(np.inf)
     return dataclasses.replace(found, objective=lost, reward=lost, gap=apart, kl_reverse=apart)
 
 
 def _sharp(found: Evidence) -> bool:
     """Whether the gap is known to a fifth of itself, or to a hundredth of what there was to gain."""
     assert found.gap is not None
-    assert found.start is not None
+    assert found.prior_objective is not None
     width = float(found.gap.upper - found.gap.lower)
-    gain = float(found.optimum.mean - found.start.mean)
+    gain = float(found.optimum.mean - found.prior_objective.mean)
     return width <= max(0.2 * float(found.gap.mean), 0.01 * gain)
 
 
 def _together(parts: list[Evidence], lead: tuple[int, ...]) -> Evidence:
     """Stack the evidence of each β along *beta."""
-    own = ("beta", "method", "reason", "num_draws", "num_weighed")
+    own = ("beta", "method", "caveat", "num_samples", "num_weighed")
     names = [field.name for field in dataclasses.fields(Evidence) if field.name not in own]
     fields: dict[str, Any] = {name: stacked([getattr(part, name) for part in parts], lead) for name in names}
     methods = [part.method for part in parts]
@@ -311,8 +313,8 @@ def _together(parts: list[Evidence], lead: tuple[int, ...]) -> Evidence:
     return Evidence(
         beta=None if betas[0] is None else np.asarray(betas, float).reshape(lead),
         method=max(set(methods), key=methods.count),
-        reason="; ".join(dict.fromkeys(part.reason for part in parts if part.reason)),
-        num_draws=max(part.num_draws for part in parts),
+        caveat="; ".join(dict.fromkeys(part.caveat for part in parts if part.caveat)),
+        num_samples=max(part.num_samples for part in parts),
         num_weighed=max(part.num_weighed for part in parts),
         **fields,
     )

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.compilation.keys import apart
-from bayesrl.diagnostics.evidence.by_sampling import Bounds, Sampled, evidence_of
-from bayesrl.diagnostics.evidence.mixture_sample import draw_pool, score_sites
+from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of
+from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, score_sites
 from bayesrl.diagnostics.results import Evidence, Side
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import Evaluation, enumerate_target, evaluate_exactly
@@ -51,35 +51,35 @@ def _exactly(programs: Programs, beta: float | None, target: WeightedDraws, ours
     objective = min(float(ours.objective.mean()), optimum)
     gap = optimum - objective
     side = Side(*(np.asarray(x) for x in (optimum / scale, 0.0, optimum / scale)))
-    evidence = None if target.log_evidence is None else Interval.exactly(target.log_evidence.mean())
+    evidence = None if target.log_evidence is None else Interval.exact(target.log_evidence.mean())
     return Evidence(
         beta=None if beta is None else np.asarray(beta),
         method="enumeration",
         lower=side,
         upper=side,
-        reason="",
+        caveat="",
         log_evidence=evidence,
-        by_context=None if target.log_evidence is None else Interval.exactly(target.log_evidence),
+        by_context=None if target.log_evidence is None else Interval.exact(target.log_evidence),
         log_marginal=_marginal(target, beta),
-        optimum=Interval.exactly(optimum),
-        start=Interval.exactly(ours.start.mean()),
-        objective=Interval.exactly(objective),
-        reward=Interval.exactly(ours.reward.mean()),
-        kl=Interval.exactly(ours.kl.mean()),
-        gap=Interval.exactly(gap),
-        kl_reverse=None if nature else Interval.exactly(gap / scale),
-        kl_forward=None if nature else Interval.exactly(max(float(ours.kl_forward.mean()), 0.0)),
+        optimum=Interval.exact(optimum),
+        prior_objective=Interval.exact(ours.prior_objective.mean()),
+        objective=Interval.exact(objective),
+        reward=Interval.exact(ours.reward.mean()),
+        kl=Interval.exact(ours.kl.mean()),
+        gap=Interval.exact(gap),
+        kl_reverse=None if nature else Interval.exact(gap / scale),
+        kl_forward=None if nature else Interval.exact(max(float(ours.kl_forward.mean()), 0.0)),
         ess=np.asarray(np.nan),
         khat=np.asarray(np.nan),
-        missed=np.asarray(ours.missed.mean()),
-        num_draws=0,
+        missed_mass=np.asarray(ours.missed_mass.mean()),
+        num_samples=0,
     )
 
 
 def _marginal(target: WeightedDraws, beta: float | None) -> Interval | None:
     if beta is None or target.log_marginal is None:
         return None
-    return Interval.exactly(target.log_marginal.mean())
+    return Interval.exact(target.log_marginal.mean())
 
 
 def _drawn(
@@ -93,28 +93,28 @@ def _drawn(
     optimum = target.optimum.reshape(-1)
     marginal = np.zeros(1) if target.log_marginal is None or beta is None else target.log_marginal.reshape(-1)
     draw_key, exact_key = apart(key)
-    pool = draw_pool(draw_key, programs, params, min(num_samples, 2**14))
+    pool = draw_mixture_sample(draw_key, programs, params, min(num_samples, 2**14))
     known = optimum / scale + marginal
     unbounded = Bounds(np.full(len(optimum), np.inf), np.inf)
-    sampled = Sampled(pool, beta, unbounded, observed=bool(structure.named("observed")), known=known)
+    sampled = SampledEvidence(pool, beta, unbounded, observed=bool(structure.named("observed")), known=known)
     found = evidence_of(sampled, beta, structure.context_shape, "enumeration", marginal=marginal)
     side = Side(*(np.asarray(x) for x in (optimum.mean() / scale, 0.0, optimum.mean() / scale)))
     forward, missed = (None, np.nan) if nature else _forward(exact_key, programs, params, beta, target, known)
-    exactly = Interval.exactly(optimum.mean() / scale)
+    exactly = Interval.exact(optimum.mean() / scale)
     return replace(
         found,
         lower=side,
         upper=side,
         log_evidence=None if nature else exactly,
-        by_context=None if nature or target.log_evidence is None else Interval.exactly(target.log_evidence),
+        by_context=None if nature or target.log_evidence is None else Interval.exact(target.log_evidence),
         log_marginal=_marginal(target, beta),
-        optimum=exactly.times(scale),
+        optimum=exactly * scale,
         kl_reverse=None if nature else found.kl_reverse,
         kl_forward=forward,
         ess=np.asarray(np.nan if nature else found.ess),
         khat=np.asarray(np.nan if nature else found.khat),
         num_weighed=0 if nature else found.num_weighed,
-        missed=np.asarray(missed),
+        missed_mass=np.asarray(missed),
     )
 
 

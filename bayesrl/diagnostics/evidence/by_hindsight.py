@@ -27,8 +27,8 @@ from bayesrl.core.handlers import Sites
 from bayesrl.core.primitives import kind_of, reward
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import Site, Structure
-from bayesrl.diagnostics.evidence.by_sampling import Bounds, Sampled, evidence_of
-from bayesrl.diagnostics.evidence.mixture_sample import draw_pool
+from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of
+from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample
 from bayesrl.diagnostics.results import Evidence, Side
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_posterior
@@ -219,7 +219,7 @@ def with_nature(
     while num < num_samples and not _is_known(found):
         num = min(4 * num, num_samples)
         found = _earned(pool_key, programs, params, beta, num)
-    lower = Side(found.objective.mean / beta, found.objective.se / beta, found.objective.floor / beta)
+    lower = Side(found.objective.mean / beta, found.objective.se / beta, found.objective.conservative_lower / beta)
     upper, reason = None, ""
     try:
         values = estimate_values(value_key, programs, params, beta)
@@ -231,13 +231,13 @@ def with_nature(
         reason = f"with nature fixed the actions cannot be enumerated either: {error}"
     optimum = _optimum(found.objective, upper, beta)
     # An end alone, which is as uncertain as J.
-    ends = (np.nan, np.nan, 0.0, max(float(optimum.ceiling - found.objective.mean), 0.0))
+    ends = (np.nan, np.nan, 0.0, max(float(optimum.conservative_upper - found.objective.mean), 0.0))
     gap = Interval(*(np.asarray(x) for x in (np.nan, found.objective.se, *ends)))
     return replace(
         found,
         lower=lower,
         upper=upper,
-        reason=reason,
+        caveat=reason,
         log_evidence=None,
         by_context=None,
         optimum=optimum,
@@ -246,26 +246,28 @@ def with_nature(
         kl_forward=None,
         ess=np.asarray(np.nan),
         khat=np.asarray(np.nan),
-        missed=np.asarray(np.nan),
+        missed_mass=np.asarray(np.nan),
         num_weighed=0,
     )
 
 
-def _earned(key: PRNGKey, programs: Programs, params: Params, beta: float, num_draws: int) -> Evidence:
+def _earned(key: PRNGKey, programs: Programs, params: Params, beta: float, num_samples: int) -> Evidence:
     """Estimate what the fit and the prior earn from so many draws, those of fewer among them."""
-    pool = draw_pool(key, programs, params, num_draws)
+    pool = draw_mixture_sample(key, programs, params, num_samples)
     unbounded = Bounds(np.full(pool.reward.shape[1], np.inf), np.inf)
-    sampled = Sampled(pool, beta, unbounded, observed=False)
+    sampled = SampledEvidence(pool, beta, unbounded, observed=False)
     return evidence_of(sampled, beta, programs.structure.context_shape, "hindsight")
 
 
 def _is_known(found: Evidence) -> bool:
     """Whether J is known to a hundredth of what the fit gained."""
-    assert found.start is not None
-    return bool(found.objective.upper - found.objective.lower <= 0.01 * (found.objective.mean - found.start.mean))
+    assert found.prior_objective is not None
+    return bool(
+        found.objective.upper - found.objective.lower <= 0.01 * (found.objective.mean - found.prior_objective.mean)
+    )
 
 
 def _optimum(objective: Interval, upper: Side | None, beta: float) -> Interval:
     """J* lies between J(q) and the hindsight bound; where between is not known."""
     ceiling = np.inf if upper is None else float(upper.limit) * beta
-    return Interval(*(np.asarray(x) for x in (np.nan, np.nan, np.nan, np.nan, objective.floor, ceiling)))
+    return Interval(*(np.asarray(x) for x in (np.nan, np.nan, np.nan, np.nan, objective.conservative_lower, ceiling)))

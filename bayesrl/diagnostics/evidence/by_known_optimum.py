@@ -24,30 +24,30 @@ _NUM_PLAYED = 100
 """So many episodes are played where the environment is no program; others draw as many as were asked for."""
 
 
-type Exact = Callable[[float], float]
+type KnownOptimum = Callable[[float], float]
 """Gives the known optimum J* per context, reward units, at a temperature.
 
 It may have two methods more: `evaluate(posterior)` gives (J, E[R], KL(q‖π₀)) of one fit exactly, or None where that
-is not possible; `start(beta)` gives J(π₀).
+is not possible; `prior_objective(beta)` gives J(π₀).
 """
 
 
-def evaluated(exact: Exact | None, one: Posterior) -> tuple[float, float, float] | None:
+def evaluated(optimum: KnownOptimum | None, one: Posterior) -> tuple[float, float, float] | None:
     """Evaluate one fit exactly where that is known how: J, E[R], KL(q‖π₀)."""
-    evaluate = getattr(exact, "evaluate", None)
-    with asking("exact.evaluate", EngineError, "let it give (J, E[R], KL) of a fit, or None"):
+    evaluate = getattr(optimum, "evaluate", None)
+    with asking("optimum.evaluate", EngineError, "let it give (J, E[R], KL) of a fit, or None"):
         return None if evaluate is None else evaluate(one)
 
 
-def started(exact: Exact | None, beta: float | None) -> float | None:
+def started(optimum: KnownOptimum | None, beta: float | None) -> float | None:
     """J(π₀) where it is known exactly."""
-    start = getattr(exact, "start", None)
-    with asking("exact.start", EngineError, "let it give J of the prior at a temperature, a finite number"):
+    start = getattr(optimum, "prior_objective", None)
+    with asking("optimum.prior_objective", EngineError, "let it give J of the prior at a temperature, a finite number"):
         return None if start is None else float(start(1.0 if beta is None else beta))
 
 
 def with_known(
-    key: PRNGKey, one: Posterior, beta: float | None, exact: Exact | None, num_samples: int, reason: str = ""
+    key: PRNGKey, one: Posterior, beta: float | None, optimum: KnownOptimum | None, num_samples: int, reason: str = ""
 ) -> Evidence:
     """Bracket one fit whose optimum is known: J, E[R] and KL(q‖π₀) by its own draws, J(π₀) by those of the prior.
 
@@ -57,7 +57,7 @@ def with_known(
         key: consumed whole.
         one: fit at one temperature.
         beta: reward units per nat.
-        exact: gives J* per context, reward units; None where nobody knows it.
+        optimum: gives J* per context, reward units; None where nobody knows it.
         num_samples: number of draws of each.
         reason: why J* is not known.
 
@@ -67,9 +67,9 @@ def with_known(
     programs = one.programs
     assert programs is not None
     scale = 1.0 if beta is None else beta
-    num = _number(programs, num_samples if exact is not None else min(num_samples, _MOST_AT_ONCE))
+    num = _number(programs, num_samples if optimum is not None else min(num_samples, _MOST_AT_ONCE))
     own_key, prior_key = apart(key)
-    found = evaluated(exact, one)
+    found = evaluated(optimum, one)
     marginal = one.log_marginal(fold_in(key, 2))
     if found is None:
         totals = _drawn(one.totals, own_key, num)
@@ -78,19 +78,19 @@ def with_known(
         if marginal is not None:
             objective, kl = _moved(objective, -scale, marginal), _moved(kl, 1.0, marginal)
     else:
-        objective, reward, kl = (Interval.exactly(value) for value in found)
-    begun = started(exact, beta)
+        objective, reward, kl = (Interval.exact(value) for value in found)
+    begun = started(optimum, beta)
     first = jax.tree.map(lambda x: x[0], one._lanes()[0])
     if begun is not None:
-        start = Interval.exactly(begun)
+        start = Interval.exact(begun)
     else:
         prior = _drawn(lambda k, n: draw_prior(k, programs, first, n)[1], prior_key, num)
         start = _of_prior(prior, conditioned=marginal is not None, rewarded=beta is not None)
-    known = None if exact is None else _known(exact, beta)
+    known = None if optimum is None else _known(optimum, beta)
     objective = objective if known is None else at_most(objective, known.mean)
     nothing = np.asarray(np.nan)
-    below = Side(objective.mean / scale, objective.se / scale, objective.floor / scale)
-    optimum = known or Interval(nothing, nothing, nothing, nothing, objective.floor, np.asarray(np.inf))
+    below = Side(objective.mean / scale, objective.se / scale, objective.conservative_lower / scale)
+    unknown = Interval(nothing, nothing, nothing, nothing, objective.conservative_lower, np.asarray(np.inf))
     side = below if known is None else Side(known.mean / scale, known.se, known.mean / scale)
     gap = None if known is None else _apart(known, objective)
     odd = any(site.kind == "environment" or site.discounted for site in programs.structure.sites)
@@ -99,35 +99,35 @@ def with_known(
         method="draws" if known is None else "known",
         lower=side,
         upper=None if known is None else side,
-        reason=reason,
-        log_evidence=None if odd or known is None else known.times(1 / scale),
+        caveat=reason,
+        log_evidence=None if odd or known is None else known * (1 / scale),
         by_context=None,
-        log_marginal=None if marginal is None else _moved(Interval.exactly(0.0), 1.0, marginal),
-        optimum=optimum,
-        start=start,
+        log_marginal=None if marginal is None else _moved(Interval.exact(0.0), 1.0, marginal),
+        optimum=known or unknown,
+        prior_objective=start,
         objective=objective,
         reward=reward,
         kl=kl,
         gap=gap,
-        kl_reverse=None if odd or gap is None else gap.times(1 / scale),
+        kl_reverse=None if odd or gap is None else gap * (1 / scale),
         kl_forward=None,
         ess=nothing,
         khat=nothing,
-        missed=nothing,
-        num_draws=0 if found is not None else num,
+        missed_mass=nothing,
+        num_samples=0 if found is not None else num,
     )
 
 
-def _known(exact: Exact, beta: float | None) -> Interval:
-    with asking("exact", EngineError, "let it give J* per context at a temperature, a finite number"):
-        told: Any = exact(1.0 if beta is None else beta)
+def _known(optimum: KnownOptimum, beta: float | None) -> Interval:
+    with asking("optimum", EngineError, "let it give J* per context at a temperature, a finite number"):
+        told: Any = optimum(1.0 if beta is None else beta)
     try:
-        optimum = float(told)
+        value = float(told)
     except (TypeError, ValueError):
-        optimum = np.nan
-    if not np.isfinite(optimum):
-        raise EngineError(f"exact gave {told!r} for beta={beta}; give J* per context, a finite number")
-    return Interval.exactly(optimum)
+        value = np.nan
+    if not np.isfinite(value):
+        raise EngineError(f"optimum gave {told!r} for beta={beta}; give J* per context, a finite number")
+    return Interval.exact(value)
 
 
 def _number(programs: Programs, num_samples: int) -> int:
@@ -145,7 +145,10 @@ def _drawn(draw: Callable[[PRNGKey, int], Totals], key: PRNGKey, num: int) -> An
 
 def _apart(known: Interval, objective: Interval) -> Interval:
     """J* − J(q), which is not negative."""
-    ends = (known.mean - end for end in (objective.upper, objective.lower, objective.ceiling, objective.floor))
+    ends = (
+        known.mean - end
+        for end in (objective.upper, objective.lower, objective.conservative_upper, objective.conservative_lower)
+    )
     return Interval(known.mean - objective.mean, objective.se, *(np.maximum(end, 0.0) for end in ends))
 
 
@@ -181,8 +184,8 @@ def _moved(interval: Interval, factor: float, marginal: Estimate) -> Interval:
         np.hypot(interval.se, se),
         interval.lower + shift - wide[0],
         interval.upper + shift + wide[0],
-        interval.floor + shift - wide[1],
-        interval.ceiling + shift + wide[1],
+        interval.conservative_lower + shift - wide[1],
+        interval.conservative_upper + shift + wide[1],
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from bayesrl.core.handlers import tilt
-from bayesrl.diagnostics.evidence.by_sampling import MIN_ESS, Sampled
+from bayesrl.diagnostics.evidence.by_sampling import MIN_ESS, SampledEvidence
 from bayesrl.diagnostics.evidence.mixture_sample import score_sites
 from bayesrl.diagnostics.results import Evidence, Side
 from bayesrl.errors import EngineError
@@ -52,7 +52,7 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
 
 
 def with_chains(
-    key: PRNGKey, programs: Programs, params: Params, beta: float | None, pooled: Evidence, sampled: Sampled
+    key: PRNGKey, programs: Programs, params: Params, beta: float | None, pooled: Evidence, sampled: SampledEvidence
 ) -> Evidence:
     """Add the upper side to a bracket that has none: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
 
@@ -73,7 +73,7 @@ def with_chains(
     rhat = float(array_stats.rhat(per_draw, chain_axis=0, draw_axis=1))
     if not rhat < _MAX_RHAT and float(per_draw.std()) > 1e-6:
         reason = f"NUTS has not converged (R-hat {rhat:.2f} on w), so its draws bound nothing"
-        return replace(pooled, reason=reason)
+        return replace(pooled, caveat=reason)
     se = float(array_stats.mcse(per_draw, chain_axis=0, draw_axis=1, method="mean"))
     se = se if math.isfinite(se) else 0.0
     given = 0.0 if pooled.log_marginal is None or beta is None else float(pooled.log_marginal.mean)
@@ -82,7 +82,7 @@ def with_chains(
     return _joined(pooled, sampled, upper, w - given, beta)
 
 
-def _joined(pooled: Evidence, sampled: Sampled, upper: Side, w: np.ndarray, beta: float | None) -> Evidence:
+def _joined(pooled: Evidence, sampled: SampledEvidence, upper: Side, w: np.ndarray, beta: float | None) -> Evidence:
     """Let NUTS and the weights confirm each other: where they agree, the standard error is leaned on."""
     scale = 1.0 if beta is None else beta
     assert pooled.log_evidence is not None
@@ -96,18 +96,21 @@ def _joined(pooled: Evidence, sampled: Sampled, upper: Side, w: np.ndarray, beta
     if not agree:
         # E_p*[w] ≥ log Z ≥ E_q[w]: draws of NUTS that say otherwise say it by chance.
         upper = upper._replace(limit=np.maximum(upper.limit, pooled.objective.upper / scale))
-        ends = (log_z.floor - pooled.objective.ceiling / scale, upper.limit - pooled.objective.floor / scale)
+        ends = (
+            log_z.conservative_lower - pooled.objective.conservative_upper / scale,
+            upper.limit - pooled.objective.conservative_lower / scale,
+        )
         nothing = np.asarray(np.nan)
         reverse = Interval(apart_of_fit, log_z.se, nothing, nothing, *(np.maximum(end, 0.0) for end in ends))
-        log_z = log_z._replace(ceiling=upper.limit)
+        log_z = log_z._replace(conservative_upper=upper.limit)
         return replace(
             pooled,
             method="nuts",
             upper=upper,
-            reason=f"{reason}; the weights do not confirm it",
+            caveat=f"{reason}; the weights do not confirm it",
             log_evidence=log_z,
-            optimum=log_z.times(scale),
-            gap=reverse.times(scale),
+            optimum=log_z * scale,
+            gap=reverse * scale,
             kl_reverse=reverse,
         )
 
@@ -118,24 +121,26 @@ def _joined(pooled: Evidence, sampled: Sampled, upper: Side, w: np.ndarray, beta
     log_z = leaned(log_z)
     # The conservative interval holds the one that leans on errors: the weights know log Z better than a short chain.
     upper = upper._replace(limit=np.maximum(upper.limit, log_z.upper))
-    log_z = log_z._replace(ceiling=upper.limit, floor=np.minimum(log_z.floor, log_z.lower))
+    log_z = log_z._replace(
+        conservative_upper=upper.limit, conservative_lower=np.minimum(log_z.conservative_lower, log_z.lower)
+    )
     reverse, forward = sampled.estimator.interval(sampled.reverse(), sampled.rounding), leaned(forward)
     reverse = leaned(reverse._replace(mean=apart_of_fit))
     reverse = reverse._replace(
         lower=np.maximum(reverse.lower, 0.0),
-        floor=np.maximum(log_z.floor - pooled.objective.ceiling / scale, 0.0),
-        ceiling=upper.limit - pooled.objective.floor / scale,
+        conservative_lower=np.maximum(log_z.conservative_lower - pooled.objective.conservative_upper / scale, 0.0),
+        conservative_upper=upper.limit - pooled.objective.conservative_lower / scale,
     )
     missed = float((w - float(log_z.mean) > math.log(10)).mean())
     return replace(
         pooled,
         method="nuts",
         upper=upper,
-        reason=reason,
+        caveat=reason,
         log_evidence=log_z,
-        optimum=log_z.times(scale),
-        gap=reverse.times(scale),
+        optimum=log_z * scale,
+        gap=reverse * scale,
         kl_reverse=reverse,
         kl_forward=forward,
-        missed=np.asarray(missed),
+        missed_mass=np.asarray(missed),
     )

@@ -14,7 +14,7 @@ from bayesrl.diagnostics.evidence.confidence_limits import (
     markov_lower,
     weighted_start,
 )
-from bayesrl.diagnostics.evidence.mixture_sample import FROM_FIT, Estimator, Pool, Wave
+from bayesrl.diagnostics.evidence.mixture_sample import FROM_FIT, InfluenceEstimate, MixtureEstimator, MixtureSample
 from bayesrl.diagnostics.results import Evidence, Method, Side
 from bayesrl.diagnostics.tail_behaviour import pareto_shape
 from bayesrl.statistics.estimates import Interval
@@ -35,7 +35,7 @@ class Bounds(NamedTuple):
     log_likelihood: float
 
 
-class Sampled:
+class SampledEvidence:
     """One pool, seen at one temperature.
 
     Args:
@@ -47,11 +47,17 @@ class Sampled:
     """
 
     def __init__(
-        self, pool: Pool, beta: float | None, bounds: Bounds, *, observed: bool, known: np.ndarray | None = None
+        self,
+        pool: MixtureSample,
+        beta: float | None,
+        bounds: Bounds,
+        *,
+        observed: bool,
+        known: np.ndarray | None = None,
     ) -> None:
         self.pool, self.beta, self.bounds = pool, 1.0 if beta is None else beta, bounds
         self.conditioned = observed and beta is not None
-        self.estimator = Estimator(pool)
+        self.estimator = MixtureEstimator(pool)
         tempered = pool.reward / self.beta
         self.w = pool.ratio + pool.log_likelihood + tempered
         with np.errstate(divide="ignore"):
@@ -62,11 +68,11 @@ class Sampled:
         mean = self.estimator.over_pool(self.ratio)
         plain = self.estimator.plain(self.ratio)
         safe = mean.mean > 0.2 * plain.mean
-        mean = Wave(np.where(safe, mean.mean, plain.mean), np.where(safe, mean.wave, plain.wave))
-        self.log_z = Wave(np.log(mean.mean) + self.scale, mean.wave / mean.mean)
+        mean = InfluenceEstimate(np.where(safe, mean.mean, plain.mean), np.where(safe, mean.wave, plain.wave))
+        self.log_z = InfluenceEstimate(np.log(mean.mean) + self.scale, mean.wave / mean.mean)
         self.known = known is not None
         if known is not None:
-            self.log_z = Wave(known, np.zeros_like(mean.wave))
+            self.log_z = InfluenceEstimate(known, np.zeros_like(mean.wave))
         self.t = np.exp(self.log_ratio - self.log_z.mean)
         self.u = self.w - self.log_z.mean
 
@@ -179,15 +185,15 @@ class Sampled:
 
     # ---- divergences -------------------------------------------------------------------------
 
-    def reverse(self) -> Wave:
+    def reverse(self) -> InfluenceEstimate:
         """KL(q‖p*) = log Z − E_q[w], each as it is told elsewhere; its noise vanishes at the optimum with theirs."""
         return self.log_z.plus(self.estimator.over_fit(self.w), -1.0)
 
-    def forward(self) -> Wave:
+    def forward(self) -> InfluenceEstimate:
         """KL(p*‖q) = E_p*[u] = E_m[(p*/m)·(u − 1) + q/m]."""
         terms = np.where(self.t > 0, self.t * (self.u - 1), 0.0) + self.estimator.of_q
         found = self.estimator.plain(np.maximum(terms, 0.0))
-        return found.plus(Wave(np.zeros_like(found.mean), found.mean * self.log_z.wave), -1.0)
+        return found.plus(InfluenceEstimate(np.zeros_like(found.mean), found.mean * self.log_z.wave), -1.0)
 
     def missed(self) -> float:
         """Mass of p* where q puts less than a tenth of it, mean over contexts."""
@@ -230,7 +236,11 @@ def pareto_khat(weights: np.ndarray) -> float:
 
 
 def evidence_of(
-    sampled: Sampled, beta: float | None, shape: tuple[int, ...], method: Method, marginal: np.ndarray | None = None
+    sampled: SampledEvidence,
+    beta: float | None,
+    shape: tuple[int, ...],
+    method: Method,
+    marginal: np.ndarray | None = None,
 ) -> Evidence:
     """Put a pool's answers together, for one β; scalars are averages over contexts.
 
@@ -261,7 +271,7 @@ def evidence_of(
     ess, khat = sampled.worth()
     forward = est.interval(sampled.forward(), nats, calibrated=good)
     if not good:
-        forward = forward._replace(floor=np.zeros(()), ceiling=np.asarray(np.inf))
+        forward = forward._replace(conservative_lower=np.zeros(()), conservative_upper=np.asarray(np.inf))
     prior = slice(pool.num_fit, None)
     if sampled.conditioned:
         start = weighted_start(pool.reward[prior], pool.log_likelihood[prior])
@@ -272,47 +282,51 @@ def evidence_of(
         method="rejection" if sampled.exact_draws.min() >= MIN_EXACT and method == "importance" else method,
         lower=lower,
         upper=upper,
-        reason=reason,
+        caveat=reason,
         log_evidence=evidence,
         by_context=_shaped(est.by_context(log_z, nats), shape),
         log_marginal=None if given is None else est.interval(given, nats, calibrated=good),
-        optimum=evidence.times(scale),
-        start=start,
-        objective=objective.times(scale),
+        optimum=evidence * scale,
+        prior_objective=start,
+        objective=objective * scale,
         reward=est.interval(reward, nats * scale),
         kl=est.interval(kl, nats),
-        gap=reverse.times(scale),
+        gap=reverse * scale,
         kl_reverse=reverse,
         kl_forward=forward,
         ess=np.asarray(ess),
         khat=np.asarray(khat),
-        missed=np.asarray(sampled.missed() if good or sampled.exact_draws.min() >= MIN_EXACT else math.nan),
-        num_draws=len(pool.reward),
+        missed_mass=np.asarray(sampled.missed() if good or sampled.exact_draws.min() >= MIN_EXACT else math.nan),
+        num_samples=len(pool.reward),
         num_weighed=pool.num_fit,
     )
 
 
-def _marginal(sampled: Sampled, known: np.ndarray | None) -> Wave:
+def _marginal(sampled: SampledEvidence, known: np.ndarray | None) -> InfluenceEstimate:
     """Give log p(y) from the same draws, per context."""
     if known is not None:
-        return Wave(known, np.zeros_like(sampled.w))
+        return InfluenceEstimate(known, np.zeros_like(sampled.w))
     log_weight = np.log(np.maximum(sampled.estimator.of_prior, 1e-300)) + sampled.pool.log_likelihood
     top = log_weight.max(0)
     found = sampled.estimator.plain(np.exp(log_weight - top))
-    return Wave(np.log(found.mean) + top, found.wave / found.mean)
+    return InfluenceEstimate(np.log(found.mean) + top, found.wave / found.mean)
 
 
 def _conditioned(marginal: Interval, lower: Side, upper: Side | None) -> tuple[Side, Side | None]:
     """Take log p(y) from both sides; its own conservative interval widens their limits."""
-    lower = Side(lower.mean - marginal.mean, np.hypot(lower.se, marginal.se), lower.limit - marginal.ceiling)
+    lower = Side(lower.mean - marginal.mean, np.hypot(lower.se, marginal.se), lower.limit - marginal.conservative_upper)
     if upper is not None:
-        upper = Side(upper.mean - marginal.mean, np.hypot(upper.se, marginal.se), upper.limit - marginal.floor)
+        upper = Side(
+            upper.mean - marginal.mean, np.hypot(upper.se, marginal.se), upper.limit - marginal.conservative_lower
+        )
     return lower, upper
 
 
 def _bracketed(calibrated: Interval, lower: Side, upper: Side | None) -> Interval:
     """Replace the conservative ends of log Z by the sides' limits."""
-    return calibrated._replace(floor=lower.limit, ceiling=np.asarray(np.inf) if upper is None else upper.limit)
+    return calibrated._replace(
+        conservative_lower=lower.limit, conservative_upper=np.asarray(np.inf) if upper is None else upper.limit
+    )
 
 
 def _in_order(evidence: Interval, objective: Interval, *, known: bool) -> tuple[Interval, Interval]:
@@ -327,7 +341,9 @@ def at_most(objective: Interval, optimum: np.ndarray) -> Interval:
     """Give J with no more than the J* that is known, in whatever units both are."""
     mean = np.minimum(objective.mean, optimum)
     return objective._replace(
-        mean=mean, lower=np.minimum(objective.lower, mean), floor=np.minimum(objective.floor, mean)
+        mean=mean,
+        lower=np.minimum(objective.lower, mean),
+        conservative_lower=np.minimum(objective.conservative_lower, mean),
     )
 
 
@@ -338,12 +354,21 @@ def _gap_interval(found: Interval, evidence: Interval, objective: Interval, *, g
     """
     found = found._replace(mean=evidence.mean - objective.mean)
     if good:
-        return found._replace(lower=np.maximum(found.lower, 0.0), floor=np.maximum(found.floor, 0.0))
-    if not np.isfinite(evidence.ceiling):
-        floor = np.maximum(evidence.floor - objective.mean, 0.0)
-        return found._replace(mean=np.asarray(np.nan), se=objective.se, floor=floor, ceiling=evidence.ceiling)
-    floor = np.maximum(evidence.floor - objective.ceiling, 0.0)
-    return found._replace(floor=floor, ceiling=evidence.ceiling - objective.floor)
+        return found._replace(
+            lower=np.maximum(found.lower, 0.0), conservative_lower=np.maximum(found.conservative_lower, 0.0)
+        )
+    if not np.isfinite(evidence.conservative_upper):
+        floor = np.maximum(evidence.conservative_lower - objective.mean, 0.0)
+        return found._replace(
+            mean=np.asarray(np.nan),
+            se=objective.se,
+            conservative_lower=floor,
+            conservative_upper=evidence.conservative_upper,
+        )
+    floor = np.maximum(evidence.conservative_lower - objective.conservative_upper, 0.0)
+    return found._replace(
+        conservative_lower=floor, conservative_upper=evidence.conservative_upper - objective.conservative_lower
+    )
 
 
 def _plain_interval(values: np.ndarray) -> Interval:

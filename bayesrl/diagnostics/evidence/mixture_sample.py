@@ -25,7 +25,7 @@ from bayesrl.typing import Params, PRNGKey
 FROM_FIT = 0.5
 
 
-class Pool(NamedTuple):
+class MixtureSample(NamedTuple):
     """Scores of pooled draws, [draws, contexts], contexts flat, in double precision; those of the fit come first.
 
     Attributes:
@@ -57,22 +57,22 @@ class Pool(NamedTuple):
         return np.exp(-np.logaddexp(ours, theirs + self.ratio)), np.exp(-np.logaddexp(ours - self.ratio, theirs))
 
 
-def draw_pool(key: PRNGKey, programs: Programs, params: Params, num_draws: int) -> Pool:
+def draw_mixture_sample(key: PRNGKey, programs: Programs, params: Params, num_samples: int) -> MixtureSample:
     """Draw from the fit and from the prior, and score every draw under both.
 
     Args:
         key: consumed whole.
         programs: over all data; see `over_all_data`.
         params: unconstrained parameters of the guide, of one fit.
-        num_draws: in all.
+        num_samples: in all.
     """
-    half = num_draws // 2
+    half = num_samples // 2
     fit_key, prior_key = apart(key)
     fit = draw_fit(fit_key, programs.pair(), params, half)
     return _pooled(programs, fit, draw_prior(prior_key, programs, params, half), half)
 
 
-def _pooled(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draws, Totals], half: int) -> Pool:
+def _pooled(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draws, Totals], half: int) -> MixtureSample:
     structure, axes = programs.structure, _axes(programs)
     both = [totals._replace(log_ratio=totals.ratio, doubt=_doubt(totals)) for totals in (fit[1], prior[1])]
     scores = {
@@ -81,24 +81,24 @@ def _pooled(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draws, T
     }
     scores["ratio"] = scores.pop("log_ratio")
     codes = [_codes(drawn[0].sites, axes, structure, half) for drawn in (fit, prior)]
-    return Pool(**scores, code=np.concatenate(codes), num_fit=half)
+    return MixtureSample(**scores, code=np.concatenate(codes), num_fit=half)
 
 
 def _doubt(totals: Totals) -> np.ndarray:
     return np.zeros_like(totals.reward) if totals.doubt is None else np.asarray(totals.doubt)
 
 
-def draw_mixture_pool(key: PRNGKey, posterior: Posterior, num_draws: int) -> Pool:
+def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples: int) -> MixtureSample:
     """Draw from a mixture of restarts and from the prior, and score every draw under both.
 
     Args:
         key: consumed whole.
         posterior: over all data, of one β, with a mixture selected.
-        num_draws: in all.
+        num_samples: in all.
     """
     programs = posterior.programs
     assert programs is not None
-    half = num_draws // 2
+    half = num_samples // 2
     fit_key, prior_key = apart(key)
     drawn, totals = jax.tree.map(lambda x: x[0], posterior._draw(fit_key, half, ()))
     first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
@@ -153,51 +153,51 @@ def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> 
     return total.reshape(num, -1, 2)
 
 
-class Wave(NamedTuple):
+class InfluenceEstimate(NamedTuple):
     """An estimate per context, [contexts], and how much each draw moves it, [draws, contexts]."""
 
     mean: np.ndarray
     wave: np.ndarray
 
-    def plus(self, other: "Wave", factor: float = 1.0) -> "Wave":
+    def plus(self, other: "InfluenceEstimate", factor: float = 1.0) -> "InfluenceEstimate":
         """Add a multiple of another estimate from the same draws."""
-        return Wave(self.mean + factor * other.mean, self.wave + factor * other.wave)
+        return InfluenceEstimate(self.mean + factor * other.mean, self.wave + factor * other.wave)
 
-    def times(self, factor: float) -> "Wave":
+    def times(self, factor: float) -> "InfluenceEstimate":
         """Multiply by a number."""
-        return Wave(factor * self.mean, factor * self.wave)
+        return InfluenceEstimate(factor * self.mean, factor * self.wave)
 
 
-class Estimator:
+class MixtureEstimator:
     """Averages over a pool, each with its wave.
 
     The standard error of an average is that of a stratified mean of its wave: fit and prior have
     fixed shares.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: MixtureSample) -> None:
         self.pool = pool
         self.of_q, self.of_prior = pool.ratios
         self._control = self._centred(self.of_q - 1)
         self._power = np.maximum((self._control**2).sum(0), 1e-300)
 
-    def over_fit(self, values: np.ndarray) -> Wave:
+    def over_fit(self, values: np.ndarray) -> InfluenceEstimate:
         """Average over q: E_q[f] = E_m[(q/m)·f], less a regressed multiple of q/m − 1."""
         return self.over_pool(self.of_q * np.where(self.of_q > 0, values, 0.0))
 
-    def over_pool(self, terms: np.ndarray) -> Wave:
+    def over_pool(self, terms: np.ndarray) -> InfluenceEstimate:
         """Average over m, with the control variate q/m − 1 regressed within the two shares."""
         slope = (self._control * self._centred(terms)).sum(0) / self._power
         steady = terms - slope * (self.of_q - 1)
         mean = steady.mean(0)
-        return Wave(mean, steady - mean)
+        return InfluenceEstimate(mean, steady - mean)
 
-    def plain(self, terms: np.ndarray) -> Wave:
+    def plain(self, terms: np.ndarray) -> InfluenceEstimate:
         """Average over m, without a control variate: what cannot be negative stays so."""
         mean = terms.mean(0)
-        return Wave(mean, terms - mean)
+        return InfluenceEstimate(mean, terms - mean)
 
-    def interval(self, found: Wave, rounding: float, *, calibrated: bool = True) -> Interval:
+    def interval(self, found: InfluenceEstimate, rounding: float, *, calibrated: bool = True) -> Interval:
         """Give the 95% intervals of an average over contexts.
 
         The strata are the draws of the fit and those of the prior; see `stratified_interval`.
@@ -210,7 +210,7 @@ class Estimator:
         by_share = found.wave.mean(1).reshape(2, self.pool.num_fit)
         return stratified_interval(float(found.mean.mean()), by_share, rounding, calibrated=calibrated)
 
-    def by_context(self, found: Wave, rounding: float) -> Interval:
+    def by_context(self, found: InfluenceEstimate, rounding: float) -> Interval:
         """Give mean, standard error and calibrated interval of each context, [contexts]; no conservative one."""
         k, n = self.pool.num_fit, len(found.wave)
         parts = (found.wave[:k], found.wave[k:])

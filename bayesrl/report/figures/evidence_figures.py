@@ -74,8 +74,8 @@ def objective_figure(evidence: Evidence) -> "Figure":
     beta = np.asarray(evidence.beta)
     order = np.argsort(beta)
     optimum = evidence.optimum
-    low = np.where(np.isnan(optimum.lower), optimum.floor, optimum.lower)[order]
-    high = np.where(np.isnan(optimum.upper), optimum.ceiling, optimum.upper)[order]
+    low = np.where(np.isnan(optimum.lower), optimum.conservative_lower, optimum.lower)[order]
+    high = np.where(np.isnan(optimum.upper), optimum.conservative_upper, optimum.upper)[order]
     known = np.isfinite(low) & np.isfinite(high)
     axes.fill_between(beta[order], low, high, where=known, color=TARGET, alpha=0.25, lw=0, label="J*, 95%")
     axes.plot(beta[order], optimum.mean[order], color=TARGET, lw=1.3, ls="--", label="J*")

@@ -148,7 +148,7 @@ def test_a_bandit_reaches_its_known_optimum() -> None:
     assert abs(float(estimate.mean[0]) - optimum) < 4 * float(estimate.se[0]) + 0.01
     verdict = bayesrl.diagnose(jax.random.key(2), fitted)
     assert verdict.verdict == "unknown"
-    assert bayesrl.diagnose(jax.random.key(2), fitted, exact=lambda beta: optimum).verdict in ("pass", "unknown")
+    assert bayesrl.diagnose(jax.random.key(2), fitted, optimum=lambda beta: optimum).verdict in ("pass", "unknown")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def near(interval: Interval | None, truth: Any, exact: bool) -> None:
         assert float(interval.mean) == pytest.approx(float(truth), abs=2e-5)
         return
     assert abs(float(interval.mean) - float(truth)) < 4.5 * float(interval.se) + 1e-4
-    assert float(interval.floor) <= float(truth) <= float(interval.ceiling)
+    assert float(interval.conservative_lower) <= float(truth) <= float(interval.conservative_upper)
 
 
 @pytest.mark.parametrize("name", sorted(ORACLES))
@@ -38,13 +38,13 @@ def test_oracles(name: str) -> None:
     """What the fit does is estimated right, and the optimum lies inside the bracket."""
     oracle = ORACLES[name]()
     found = evidence(KEY, standing(KEY, oracle), num_samples=2**15)
-    exact = found.num_draws == 0
+    exact = found.num_samples == 0
     # The oracle's π₀ of data is p(x, y); the bracket's is p(x|y).
     log_y = 0.0 if found.log_marginal is None else float(found.log_marginal.mean)
     truth = oracle.value(oracle.params)
     near(found.objective, truth - oracle.beta * log_y, exact)
     optimum = oracle.optimum - oracle.beta * log_y
-    assert float(found.optimum.floor) - 1e-4 <= optimum <= float(found.optimum.ceiling) + 1e-4
+    assert float(found.optimum.conservative_lower) - 1e-4 <= optimum <= float(found.optimum.conservative_upper) + 1e-4
     if found.kl_reverse is not None and oracle.log_evidence is not None:
         evidence_of_x = oracle.log_evidence - log_y
         assert float(found.lower.limit) - 1e-4 <= evidence_of_x
@@ -52,7 +52,11 @@ def test_oracles(name: str) -> None:
             assert evidence_of_x <= float(found.upper.limit) + 1e-4
         if np.isfinite(found.kl_reverse.upper):
             truth = evidence_of_x - float(found.objective.mean) / oracle.beta
-            assert float(found.kl_reverse.floor) - 0.02 <= truth <= float(found.kl_reverse.ceiling) + 0.02
+            assert (
+                float(found.kl_reverse.conservative_lower) - 0.02
+                <= truth
+                <= float(found.kl_reverse.conservative_upper) + 0.02
+            )
 
 
 @pytest.mark.parametrize("name", ["flat", "dependent", "contexts", "nested", "chain", "episode"])
@@ -62,20 +66,20 @@ def test_draws_agree_with_enumeration(name: str) -> None:
     posterior = standing(KEY, oracle)
     exact = evidence(KEY, posterior, method="enumeration")
     drawn = evidence(KEY, posterior, method="rejection", num_samples=2**15)
-    assert exact.num_draws == 0
+    assert exact.num_samples == 0
     assert drawn.upper is not None
     assert drawn.method in ("rejection", "importance")
-    for field in ("objective", "reward", "kl", "start"):
+    for field in ("objective", "reward", "kl", "prior_objective"):
         near(getattr(drawn, field), getattr(exact, field).mean, exact=False)
     assert exact.log_evidence is not None
     truth = float(exact.log_evidence.mean)
     assert float(drawn.lower.limit) <= truth <= float(drawn.upper.limit)
     assert float(drawn.lower.mean) - 4 * float(drawn.lower.se) <= truth
     assert truth <= float(drawn.upper.mean) + 4 * float(drawn.upper.se)
-    if drawn.reason == "":
+    if drawn.caveat == "":
         for field in ("log_evidence", "gap", "kl_reverse", "kl_forward"):
             near(getattr(drawn, field), getattr(exact, field).mean, exact=False)
-        assert float(drawn.missed) == pytest.approx(float(exact.missed), abs=0.05)
+        assert float(drawn.missed_mass) == pytest.approx(float(exact.missed_mass), abs=0.05)
     assert drawn.by_context is not None
     assert exact.by_context is not None
     assert drawn.by_context.mean.shape == exact.by_context.mean.shape
@@ -96,11 +100,11 @@ def climber() -> Posterior:
 def test_without_a_bound_only_the_lower_side_is_honest(climber: Posterior) -> None:
     found = evidence(KEY, climber, method="importance", num_samples=2**14)
     assert found.upper is None
-    assert "bound" in found.reason
+    assert "bound" in found.caveat
     assert float(found.lower.limit) <= 0.5
     assert found.gap is not None
     assert math.isnan(float(found.gap.mean))
-    assert float(found.gap.ceiling) == math.inf
+    assert float(found.gap.conservative_upper) == math.inf
     with pytest.raises(EngineError, match="reward_bound="):
         evidence(KEY, climber, method="rejection")
 
@@ -108,14 +112,14 @@ def test_without_a_bound_only_the_lower_side_is_honest(climber: Posterior) -> No
 def test_chains_give_the_upper_side(climber: Posterior) -> None:
     found = evidence(KEY, climber, num_samples=2**14)
     assert found.method == "nuts"
-    assert "asymptotic" in found.reason
+    assert "asymptotic" in found.caveat
     assert found.upper is not None
     # EUBO = log Z + KL(p*‖q), and q is all but p*: 5 standard errors.
     assert abs(float(found.upper.mean) - 0.5) < 5 * float(found.upper.se) + 5e-3
     assert float(found.lower.limit) <= 0.5 <= float(found.upper.limit) + 1e-3
     for told in (found.log_evidence, found.gap):
         assert told is not None
-        assert told.floor <= told.lower <= told.mean <= told.upper <= told.ceiling
+        assert told.conservative_lower <= told.lower <= told.mean <= told.upper <= told.conservative_upper
         # What single precision cannot tell: some units in the last place of summands of a nat.
         assert float(told.upper - told.mean) > 1e-7
 
@@ -187,8 +191,8 @@ def test_hindsight_lies_above_the_optimum_of_control() -> None:
     assert above.upper is not None
     assert above.log_evidence is None
     truth = float(exact.optimum.mean)
-    start = float(exact.start.mean) if exact.start is not None else 0.0
-    assert float(above.optimum.floor) <= truth <= float(above.optimum.ceiling)
+    start = float(exact.prior_objective.mean) if exact.prior_objective is not None else 0.0
+    assert float(above.optimum.conservative_lower) <= truth <= float(above.optimum.conservative_upper)
     assert float(above.upper.mean) * 0.5 - truth < 0.1 * (truth - start), "the martingale tightens the bound"
     with pytest.raises(EngineError, match="would tilt environment site 'coin'"):
         evidence(KEY, posterior, method="importance")
@@ -210,7 +214,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(EngineError, match="reward_bound=nan; use a finite number"):
         evidence(KEY, posterior, method="rejection", reward_bound=float("nan"))
     with pytest.raises(EngineError, match=r"exact gave 'high' for beta=1\.0; give J\*"):
-        evidence(KEY, posterior, exact=lambda beta: "high")  # type: ignore[arg-type,return-value]
+        evidence(KEY, posterior, optimum=lambda beta: "high")  # type: ignore[arg-type,return-value]
     never = jnp.full(3, -jnp.inf)
     for method in ("auto", "rejection"):
         with pytest.raises(EngineError, match="-inf"):
