@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bayesrl.statistics.estimates import Estimate, Estimates, Interval
     from bayesrl.svi.checkpoints import load, resume
     from bayesrl.svi.fitting import fit
+    from bayesrl.svi.reuse import ReuseDraws
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ _HOMES = {
     "bayesrl.posterior.datatree": ("to_datatree",),
     "bayesrl.exact.enumeration": ("enumerate_posterior",),
     "bayesrl.svi.fitting": ("fit",),
+    "bayesrl.svi.reuse": ("ReuseDraws",),
     "bayesrl.monte_carlo.rejection_sampling": ("rejection",),
     "bayesrl.svi.checkpoints": ("load", "resume"),
     "bayesrl.exact.weighted_draws": ("WeightedDraws",),
@@ -76,6 +78,7 @@ __all__ = [
     "LearningProblem",
     "Posterior",
     "Problem",
+    "ReuseDraws",
     "Section",
     "WeightedDraws",
     "calibrate",

@@ -41,7 +41,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r"lm\.policy\.top_k", "count", {"0"}),
     (r"report\.held_out_figure\.beta", "own", {"[None]"}),
     (r"(control\.n_chain|control\.river_swim)\.num_states|control\.deep_sea\.size|bandits\.\w+\.num_arms"
-     r"|objectives\.ForwardKL\.num_particles|lm\.Reuse\.num_particles|bayesrl\.importance\.num_samples"
+     r"|objectives\.ForwardKL\.num_particles|bayesrl\.ReuseDraws\.num_particles|bayesrl\.importance\.num_samples"
      r"|Posterior\.estimate\.num_samples|lm\.kl_of\.num_samples|lm\.(corpus|small_writer)\.length", "count",
      {"array of 3, no axes"}),
     (r".*\.(max_failures|max_count|num_workers|time|rank|seed|depth|window|head_dim|experts|chosen|label|eos|pad|bos"

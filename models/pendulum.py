@@ -35,7 +35,7 @@ def problem(*, beta: float = 0.05, physics: str = "program", steps: int = 0, see
         return bayesrl.Problem(
             control.Rollout(control.Pendulum(), 200, 0.95, unbounded=True),
             beta=beta,
-            fit_options={**options, "source": control.Replay(num_particles=64, num_updates=10)},
+            fit_options={**options, "source": bayesrl.ReuseDraws(num_particles=64, num_updates=10)},
             sections=sections,
         )
     source = control.GymnasiumSource("Pendulum-v1", num_envs=8, window=128, num_updates=20, seed=int(seed))

@@ -75,7 +75,6 @@ from bayesrl.control.learning import (
 )
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy, as_prior
-from bayesrl.control.replay import Replay
 from bayesrl.control.rollout import Rollout
 
 __all__ = [
@@ -111,7 +110,6 @@ __all__ = [
     "Pendulum",
     "Planned",
     "ProgramModel",
-    "Replay",
     "Rollout",
     "SampleBelief",
     "Stage",

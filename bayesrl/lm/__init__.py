@@ -8,7 +8,6 @@ from bayesrl.lm.completions import Completions, Prompts, prompts, read_json_line
 from bayesrl.lm.guides import FullParameters, LoRA
 from bayesrl.lm.prompted_policy import PromptedPolicy, policy
 from bayesrl.lm.report import text_sections
-from bayesrl.lm.reuse import Reuse
 from bayesrl.lm.small_models import check_counts, fit_options, small_judge, small_writer
 from bayesrl.lm.supervised import Corpus, Labelled, corpus, fitted, labelled, pairs
 from bayesrl.lm.text_distribution import Sentences
@@ -33,7 +32,6 @@ __all__ = [
     "Pretrained",
     "PromptedPolicy",
     "Prompts",
-    "Reuse",
     "Samples",
     "Sentences",
     "Tokenizer",

@@ -1,61 +1,66 @@
-"""`Replay`: simulated episodes that serve several updates, as those of real environments do."""
+"""`ReuseDraws`: draws that serve several updates, for `bayesrl.fit(source=...)`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from bayesrl.arguments import Count, checked
+from bayesrl.arguments import Count, Several, checked
 from bayesrl.compilation.jit import once_prepared
 from bayesrl.compilation.keys import cheap
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Pair
-from bayesrl.errors import ControlError
+from bayesrl.errors import FitError
 from bayesrl.typing import Params, PRNGKey
 
 
-@checked(ControlError)
-@dataclass
-class Replay:
-    """Draws a batch of episodes of a rollout, and hands it over for several updates: `bayesrl.fit(source=Replay())`.
+@checked(FitError)
+@dataclass(eq=False)
+class ReuseDraws:
+    """Draw a batch once, and take several gradient steps on it.
 
-    With `ActorCritic(reference="previous")` the updates of one batch are a step of mirror descent.
+    Worth its while where a draw costs more than an update: long episodes, generated texts, rewards in Python. The
+    policy moves on between the updates of a batch, so use an objective that corrects for it: `ClippedKL`, or
+    `ActorCritic` for rollouts, whose `reference="previous"` makes each batch a step of mirror descent.
 
     Args:
-        num_particles: episodes in a batch.
-        num_updates: gradient steps per batch.
+        num_particles: draws of a batch, for each context.
+        num_updates: gradient steps on each batch.
 
     Raises:
-        ControlError: a number is out of range.
+        FitError: a number is out of range.
 
     Example:
-        >>> from bayesrl.control import Replay
-        >>> Replay(num_updates=4).num_particles
-        64
+        >>> import bayesrl
+        >>> source = bayesrl.ReuseDraws(num_particles=16)  # fit(..., objective=objectives.ClippedKL(), source=source)
+        >>> source.num_updates
+        4
     """
 
-    num_particles: Count = 64
-    num_updates: Count = 8
-    _batch: Draws | None = field(default=None, repr=False)
-    _served: int = field(default=0, repr=False)
-    _draw: Any = field(default=None, repr=False)
+    num_particles: Several = 64
+    num_updates: Count = 4
+    _batch: Draws | None = field(default=None, init=False, repr=False)
+    _served: int = field(default=0, init=False, repr=False)
+    _draw: Callable[..., Draws] | None = field(default=None, init=False, repr=False)
 
-    def lane(self, index: int) -> "Replay":
+    def lane(self, index: int) -> "ReuseDraws":
         """Give a source for one of several fits made side by side."""
-        return Replay(self.num_particles, self.num_updates)
+        return ReuseDraws(self.num_particles, self.num_updates)
 
     @property
     def further(self) -> int:
-        """How many more updates the batch that was given serves."""
+        """How many more updates the last batch serves."""
         return self.num_updates - self._served if self._batch is not None else 0
 
     def serve(self, count: int) -> None:
-        """Count updates that were made with the batch at once."""
+        """Count updates that were made at once."""
         self._served += count
 
     def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
-        """Give a batch of draws, [num_particles, ...]: a new one, or the last one again."""
+        """Give draws [num_particles, ...]: a new batch, or the last one again."""
         if self._draw is None:
+            # Without mini-batches nothing is shared: a batch of episodes from one start would say little of the others.
+            share = bool(pair.structure.subsampled)
             self._draw = once_prepared(
-                lambda key, params: pair.draw(key, params, self.num_particles, share=False), name="draw_batch"
+                lambda key, params: pair.draw(key, params, self.num_particles, share=share), name="draw_batch"
             )
         if self._batch is None or self._served >= self.num_updates:
             self._batch, self._served = self._draw(cheap(key), params), 0
@@ -63,5 +68,5 @@ class Replay:
         return self._batch
 
     def close(self) -> None:
-        """Forget the batch, and the program that it was drawn from."""
+        """Forget the batch, and the program that drew it."""
         self._batch = self._draw = None

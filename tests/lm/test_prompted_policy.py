@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 import bayesrl
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import inspect
-from bayesrl.errors import BayesRLError, GuideError, LanguageModelError, RunFolderError
+from bayesrl.errors import BayesRLError, FitError, GuideError, LanguageModelError, RunFolderError
 from bayesrl.lm import (
     GPT2,
     BertClassifier,
@@ -31,7 +31,6 @@ from bayesrl.lm import (
     LoRA,
     Pretrained,
     PromptedPolicy,
-    Reuse,
     Sentences,
     characters,
     fitted,
@@ -308,7 +307,7 @@ def answered(answerer: PromptedPolicy, folder: Path) -> Posterior:
         answerer,
         beta=BETA,
         **FITTED,
-        source=Reuse(32, num_updates=4),
+        source=bayesrl.ReuseDraws(32, num_updates=4),
         optimizer=adam(),
         num_steps=STEPS,
         directory=folder,
@@ -374,7 +373,7 @@ def test_values_are_read_as_text(answerer: PromptedPolicy, writer: PromptedPolic
 
 
 def test_a_run_folder_is_loaded_and_continued(answerer: PromptedPolicy, answered: Posterior, folder: Path) -> None:
-    options = {**FITTED, "source": Reuse(32, num_updates=4), "optimizer": adam()}
+    options = {**FITTED, "source": bayesrl.ReuseDraws(32, num_updates=4), "optimizer": adam()}
     loaded = bayesrl.load(folder, answerer, **options)
     np.testing.assert_array_equal(loaded.draws["text"], answered.draws["text"])
     for name, value in answered.params.items():
@@ -500,5 +499,5 @@ def test_a_reward_of_another_shape_is_told(model: GPT2) -> None:
 
 def test_reuse_refuses_what_is_out_of_range() -> None:
     for options in ({"num_particles": 1}, {"num_updates": 0}):
-        with pytest.raises(LanguageModelError, match="Reuse got"):
-            Reuse(**options)
+        with pytest.raises(FitError, match="ReuseDraws got"):
+            bayesrl.ReuseDraws(**options)

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import bayesrl
-from bayesrl.control import ActorCritic, JaxEnvironment, NetworkPolicy, Replay, Rollout
+from bayesrl.control import ActorCritic, JaxEnvironment, NetworkPolicy, Rollout
 from bayesrl.errors import ControlError
 from bayesrl.svi.setup import set_up
 
@@ -64,7 +64,7 @@ def test_a_fit_improves_it_with_replayed_batches_and_mirror_descent() -> None:
         beta=0.5,
         guide=NetworkPolicy(hidden=8, depth=1),
         objective=ActorCritic(reference="previous"),
-        source=Replay(num_particles=64, num_updates=4),
+        source=bayesrl.ReuseDraws(num_particles=64, num_updates=4),
         num_steps=200,
         progress=False,
     )
