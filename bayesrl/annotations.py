@@ -9,18 +9,18 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from bayesrl.values import dtype_kind, is_array, is_function, is_real, is_text, is_traced, is_whole, told
+from bayesrl.values import dtype_kind, format_value, is_array, is_function, is_integer, is_real, is_text, is_traced
 
 _PARTS = 100_000
 """So many parts of a collection are looked at."""
 
 
-IN_BODY = object()
-"""Annotates what the body of a function refuses in better words: `Annotated[Program, IN_BODY]`."""
+CHECKED_IN_BODY = object()
+"""Annotates what the body of a function refuses in better words: `Annotated[Program, CHECKED_IN_BODY]`."""
 
 
 @dataclass(frozen=True)
-class Must:
+class Requirement:
     """A further condition of an annotation: `Annotated[float, Must("a number above 0", lambda x: x > 0)]`.
 
     Attributes:
@@ -39,7 +39,7 @@ class Must:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class LazyAnnotation:
     """Annotates with what another module holds, which is imported when a value is first looked at.
 
     Attributes:
@@ -55,23 +55,23 @@ class Elsewhere:
         return getattr(importlib.import_module(self.module), self.name)
 
 
-type Refuser = Callable[[Any], str | None]
+type Checker = Callable[[Any], str | None]
 """Gives what is wanted in the place of a value, or None where the value is fine."""
 
 
-def refuser(hint: Any) -> Refuser | None:
+def checker(hint: Any) -> Checker | None:
     """Give the check of an annotation, or None where anything goes."""
     if isinstance(hint, typing.TypeAliasType):
-        return refuser(hint.__value__)
+        return checker(hint.__value__)
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated and IN_BODY in parts:
+    if origin is Annotated and CHECKED_IN_BODY in parts:
         return None
-    if origin is Annotated and isinstance(parts[1], Elsewhere):
+    if origin is Annotated and isinstance(parts[1], LazyAnnotation):
         return _when_asked(parts[1])
     if origin is Annotated:
-        return _conditioned(parts[0], [part for part in parts[1:] if isinstance(part, Must)])
+        return _conditioned(parts[0], [part for part in parts[1:] if isinstance(part, Requirement)])
     if origin in (typing.Union, types.UnionType):
-        return _any_of([refuser(part) for part in parts])
+        return _any_of([checker(part) for part in parts])
     if origin is typing.Literal:
         return _one_of(parts)
     if hint is None or hint is type(None):
@@ -85,12 +85,12 @@ def refuser(hint: Any) -> Refuser | None:
     return _of_class(hint)
 
 
-def _of(fits: Callable[[Any], bool], wanted: str) -> Refuser:
+def _of(fits: Callable[[Any], bool], wanted: str) -> Checker:
     return lambda value: None if fits(value) else wanted
 
 
-def _conditioned(base: Any, conditions: Sequence[Must]) -> Refuser | None:
-    within = None if any(condition.alone for condition in conditions) else refuser(base)
+def _conditioned(base: Any, conditions: Sequence[Requirement]) -> Checker | None:
+    within = None if any(condition.alone for condition in conditions) else checker(base)
     if not conditions:
         return within
     parted = typing.get_origin(base) is not None
@@ -107,28 +107,28 @@ def _conditioned(base: Any, conditions: Sequence[Must]) -> Refuser | None:
     return refuses
 
 
-def _when_asked(elsewhere: Elsewhere) -> Refuser:
-    found: list[Refuser | None] = []
+def _when_asked(elsewhere: LazyAnnotation) -> Checker:
+    found: list[Checker | None] = []
 
     def refuses(value: Any) -> str | None:
         if not found:
-            found.append(refuser(elsewhere()))
+            found.append(checker(elsewhere()))
         return None if found[0] is None else found[0](value)
 
     return refuses
 
 
-def own_error(hint: Any) -> type[Exception] | None:
+def error_of_annotation(hint: Any) -> type[Exception] | None:
     """Give the error that an annotation, or a part of it, asks for."""
     if isinstance(hint, typing.TypeAliasType):
-        return own_error(hint.__value__)
-    if isinstance(hint, Must):
+        return error_of_annotation(hint.__value__)
+    if isinstance(hint, Requirement):
         return hint.error
     parts = (*typing.get_args(hint), *getattr(hint, "__metadata__", ()))
-    return next((error for error in map(own_error, parts) if error is not None), None)
+    return next((error for error in map(error_of_annotation, parts) if error is not None), None)
 
 
-def _any_of(checks: Sequence[Refuser | None]) -> Refuser | None:
+def _any_of(checks: Sequence[Checker | None]) -> Checker | None:
     told_apart = [check for check in checks if check is not None]
     if len(told_apart) < len(checks):
         return None
@@ -146,13 +146,13 @@ def _any_of(checks: Sequence[Refuser | None]) -> Refuser | None:
     return refuses
 
 
-def _one_of(choices: Sequence[Any]) -> Refuser:
+def _one_of(choices: Sequence[Any]) -> Checker:
     listed = [repr(choice) for choice in choices]
     wanted = " or ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
     return _of(lambda value: any(isinstance(value, type(c)) and bool(value == c) for c in choices), wanted)
 
 
-def _of_parts(origin: Any, parts: tuple[Any, ...]) -> Refuser | None:
+def _of_parts(origin: Any, parts: tuple[Any, ...]) -> Checker | None:
     """Check collections, and what they hold."""
     if origin is Callable or not isinstance(origin, type):
         return _SIMPLE[Callable] if origin is Callable else None
@@ -167,8 +167,8 @@ def _of_parts(origin: Any, parts: tuple[Any, ...]) -> Refuser | None:
     return _of_class(origin)
 
 
-def _mapping(origin: type, key: Any, value: Any) -> Refuser:
-    keys, values = refuser(key), refuser(value)
+def _mapping(origin: type, key: Any, value: Any) -> Checker:
+    keys, values = checker(key), checker(value)
     wanted = f"a dictionary{_held(values).replace('each', 'each value')}"
 
     def refuses(mapping: Any) -> str | None:
@@ -178,13 +178,13 @@ def _mapping(origin: type, key: Any, value: Any) -> Refuser:
             for check, held, what in ((keys, name, "names"), (values, part, "values")):
                 text = None if check is None else check(held)
                 if text is not None:
-                    return f"a dictionary of which all {what} are {text}, and not {told(held)}"
+                    return f"a dictionary of which all {what} are {text}, and not {format_value(held)}"
         return None
 
     return refuses
 
 
-def _held(check: Refuser | None) -> str:
+def _held(check: Checker | None) -> str:
     text = None if check is None else check(_NOTHING)
     return "" if text is None else f" of which each is {text}"
 
@@ -192,8 +192,8 @@ def _held(check: Refuser | None) -> str:
 _NOTHING = type("Nothing", (), {})()
 
 
-def _record(parts: tuple[Any, ...]) -> Refuser:
-    checks = [refuser(part) for part in parts]
+def _record(parts: tuple[Any, ...]) -> Checker:
+    checks = [checker(part) for part in parts]
 
     def refuses(value: Any) -> str | None:
         if not isinstance(value, tuple) or len(value) != len(checks):
@@ -201,14 +201,14 @@ def _record(parts: tuple[Any, ...]) -> Refuser:
         for check, part in zip(checks, value, strict=True):
             text = None if check is None else check(part)
             if text is not None:
-                return f"a tuple that holds {text}, and not {told(part)}"
+                return f"a tuple that holds {text}, and not {format_value(part)}"
         return None
 
     return refuses
 
 
-def _series(origin: type, part: Any) -> Refuser:
-    check = refuser(part) if part is not str else _of(lambda text: isinstance(text, str), "a text")
+def _series(origin: type, part: Any) -> Checker:
+    check = checker(part) if part is not str else _of(lambda text: isinstance(text, str), "a text")
     name = "a tuple" if issubclass(origin, tuple) else "a list"
     wanted = f"{name} of texts" if part is str else f"{name}{_held(check)}"
 
@@ -220,7 +220,7 @@ def _series(origin: type, part: Any) -> Refuser:
         for one in list(value)[:_PARTS]:
             text = check(one)
             if text is not None:
-                return f"{name} of which each is {text}, and not {told(one)}"
+                return f"{name} of which each is {text}, and not {format_value(one)}"
         return None
 
     return refuses
@@ -230,7 +230,7 @@ def _has_no_end(value: Any) -> bool:
     return getattr(value, "shape", None) == ()
 
 
-def _of_class(kind: type) -> Refuser:
+def _of_class(kind: type) -> Checker:
     if kind is np.ndarray:  # what takes NumPy's arrays reads JAX's too
         return _of(lambda value: isinstance(value, np.ndarray) or is_array(value), _named(kind))
     return _of(lambda value: isinstance(value, kind), _named(kind))
@@ -247,21 +247,21 @@ def _named(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}{f', {source}' if source else ''}"
 
 
-def leaves(hint: Any) -> set[Any]:
+def annotated_types(hint: Any) -> set[Any]:
     """Give the types that an annotation is made of, None left out."""
     if isinstance(hint, typing.TypeAliasType):
-        return leaves(hint.__value__)
+        return annotated_types(hint.__value__)
     parts = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return set().union(*map(leaves, parts))
+        return set().union(*map(annotated_types, parts))
     if typing.get_origin(hint) is Annotated:
-        return leaves(parts[0])
+        return annotated_types(parts[0])
     return set() if hint in (None, type(None)) else {hint if parts == () else typing.get_origin(hint)}
 
 
-_SIMPLE: dict[Any, Refuser | None] = {
+_SIMPLE: dict[Any, Checker | None] = {
     Any: None,
-    int: _of(is_whole, "a whole number"),
+    int: _of(is_integer, "a whole number"),
     float: _of(is_real, "a finite number"),
     bool: _of(lambda value: dtype_kind(value) == "b", "True or False"),
     str: lambda value: None if is_text(value) else f"a text{' without halves of characters' * isinstance(value, str)}",

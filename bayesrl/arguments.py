@@ -1,6 +1,6 @@
 """One gate for arguments: what a signature does not allow ends in an error of ours before any work is done.
 
-A signature says it once, by its annotations: types, and ranges by names such as `Count`, `Positive` or `Share`.
+A signature says it once, by its annotations: types, and ranges by names such as `Count`, `Positive` or `UnitInterval`.
 `checked` reads them when the function is first called. What only several arguments tell together stays in its body,
 but for options that nothing would read, which are told to `checked`.
 """
@@ -16,25 +16,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from bayesrl.annotations import Must, Refuser, leaves, own_error, refuser
+from bayesrl.annotations import Checker, Requirement, annotated_types, checker, error_of_annotation
 from bayesrl.errors import BayesRLError
-from bayesrl.values import LEAST, are_finite, are_flags, are_numbers, are_positive, hold_numbers, is_traced, told
+from bayesrl.values import LEAST, are_finite, are_flags, are_numbers, are_positive, format_value, has_no_nan, is_traced
 
 MOST = 2**31 - 1
 """The largest count: the largest integer of JAX's default type."""
 
 
-def whole(least: int, most: int = MOST) -> Must:
+def integer_range(least: int, most: int = MOST) -> Requirement:
     """Give the condition of whole numbers between two ends."""
     if most != MOST:
-        return Must(f"a whole number from {least} to {most}", lambda n: least <= n <= most)
+        return Requirement(f"a whole number from {least} to {most}", lambda n: least <= n <= most)
     be, beyond = f"a whole number of at least {least}", f"a whole number of at most {most}"
-    return Must(be, lambda n: least <= n <= most, instead=lambda n: beyond if n > most else be)
+    return Requirement(be, lambda n: least <= n <= most, instead=lambda n: beyond if n > most else be)
 
 
-def real(
+def real_range(
     least: float | None = None, most: float | None = None, *, above: float | None = None, below: float | None = None
-) -> Must:
+) -> Requirement:
     """Give the condition of numbers between two ends, which are closed (`least`, `most`) or open (`above`, `below`)."""
     closed = _between("a number", least, most)
     ends = [f"above {above:g}" if above is not None else "", f"below {below:g}" if below is not None else ""]
@@ -49,7 +49,7 @@ def real(
             and (above != 0 or x >= LEAST)  # smaller ones are 0 in single precision
         )
 
-    return Must(text, hold)
+    return Requirement(text, hold)
 
 
 def _between(kind: str, least: float | None, most: float | None) -> str:
@@ -64,44 +64,44 @@ def _is_path(value: Any) -> bool:
     return str(value) != "" and "\0" not in str(value) and not any("\ud800" <= c <= "\udfff" for c in str(value))
 
 
-type Location = Annotated[str | Path, Must("a path, as a text or a Path", _is_path)]
+type Location = Annotated[str | Path, Requirement("a path, as a text or a Path", _is_path)]
 """Where a file or folder is."""
 
-type Count = Annotated[int, whole(1)]
+type Count = Annotated[int, integer_range(1)]
 """How many: a whole number of at least 1."""
 
-type Several = Annotated[int, whole(2)]
+type CountAboveOne = Annotated[int, integer_range(2)]
 """How many, where one is not enough: a whole number of at least 2."""
 
-type CountOrNone = Annotated[int, whole(0)]
+type CountOrZero = Annotated[int, integer_range(0)]
 """How many, perhaps none: a whole number of at least 0."""
 
-type Bytes = Annotated[int, whole(1, 2**62)]
+type Bytes = Annotated[int, integer_range(1, 2**62)]
 """A size of files or memory, of at least one byte."""
 
-type Seed = Annotated[int, whole(0, 2**32 - 1)]
+type Seed = Annotated[int, integer_range(0, 2**32 - 1)]
 """A seed: a whole number that 32 bits hold."""
 
-type Positive = Annotated[float, real(above=0)]
+type Positive = Annotated[float, real_range(above=0)]
 """A number above 0."""
 
-type NotNegative = Annotated[float, real(0)]
+type NonNegative = Annotated[float, real_range(0)]
 """A number of at least 0."""
 
-type Share = Annotated[float, real(0, 1)]
+type UnitInterval = Annotated[float, real_range(0, 1)]
 """A share, probability or discount, in [0, 1]."""
 
-type Level = Annotated[float, real(above=0, below=1)]
+type Level = Annotated[float, real_range(above=0, below=1)]
 """A level of confidence, or a tolerance relative to what is asked for, in (0, 1)."""
 
 
-def _or_none(must: Must) -> Must:
-    return Must(f"{must.be}, or None", lambda value: value is None or must.hold(value), alone=True)
+def _or_none(must: Requirement) -> Requirement:
+    return Requirement(f"{must.be}, or None", lambda value: value is None or must.hold(value), alone=True)
 
 
-_NUMBERS = Must("a number, or an array of numbers", are_numbers, alone=True)
-_FINITE = Must("a finite number, or an array of finite numbers", are_finite, alone=True)
-_FLAGS = Must("True and False, or an array of them", are_flags, alone=True)
+_NUMBERS = Requirement("a number, or an array of numbers", are_numbers, alone=True)
+_FINITE = Requirement("a finite number, or an array of finite numbers", are_finite, alone=True)
+_FLAGS = Requirement("True and False, or an array of them", are_flags, alone=True)
 
 type AnyNumbers = Annotated[Any, _NUMBERS]
 """A number, or an array or lists of them, of which some may not be finite."""
@@ -115,10 +115,10 @@ type FiniteNumbers = Annotated[Any, _FINITE]
 type FiniteNumbersOrNone = Annotated[Any, _or_none(_FINITE)]
 """The same, or None."""
 
-type PositiveNumbers = Annotated[Any, Must("a number above 0, or an array of such", are_positive, alone=True)]
+type PositiveNumbers = Annotated[Any, Requirement("a number above 0, or an array of such", are_positive, alone=True)]
 """A number above 0, or an array or lists of them."""
 
-type Whatever = Annotated[Any, Must("what holds no nan", hold_numbers, alone=True)]
+type AnyWithoutNaN = Annotated[Any, Requirement("what holds no nan", has_no_nan, alone=True)]
 """Any value, or tree of values, of which no number is NaN."""
 
 type FlagsOrNone = Annotated[Any, _or_none(_FLAGS)]
@@ -126,7 +126,7 @@ type FlagsOrNone = Annotated[Any, _or_none(_FLAGS)]
 
 
 @contextlib.contextmanager
-def asking(what: str, error: type[Exception], remedy: str) -> Iterator[None]:
+def user_code(what: str, error: type[Exception], remedy: str) -> Iterator[None]:
     """Call what a user wrote: where it fails, that is told as an error of ours, of which its own is the cause.
 
     Args:
@@ -146,7 +146,7 @@ def asking(what: str, error: type[Exception], remedy: str) -> Iterator[None]:
         raise error(f"{what} failed: {type(cause).__name__}: {said:.200}; {remedy}") from cause
 
 
-def check_room(num_bytes: float, what: str, remedy: str, error: type[Exception]) -> None:
+def check_memory(num_bytes: float, what: str, remedy: str, error: type[Exception]) -> None:
     """Refuse what would not fit into the memory of this process, before anything is made.
 
     Args:
@@ -177,7 +177,7 @@ def _memory() -> float:
     return min(limits)
 
 
-class Unread(NamedTuple):
+class UnusedOption(NamedTuple):
     """An option that has no effect beside others, so that giving it is a mistake.
 
     Attributes:
@@ -191,7 +191,7 @@ class Unread(NamedTuple):
     because: str
 
 
-class Room(NamedTuple):
+class MemoryNeed(NamedTuple):
     """What a call takes of memory at least, so that one that would not fit ends before anything is made.
 
     Attributes:
@@ -205,7 +205,7 @@ class Room(NamedTuple):
     remedy: str
 
 
-def checked[F: Callable[..., Any]](error: type[Exception], *rules: Unread | Room) -> Callable[[F], F]:
+def checked[F: Callable[..., Any]](error: type[Exception], *rules: UnusedOption | MemoryNeed) -> Callable[[F], F]:
     """Refuse what a signature does not allow, of a function, or of a class's constructor and public methods.
 
     Signature, annotations and docstring stay as they are. A call costs some microseconds more. Numbers without axes
@@ -248,7 +248,7 @@ def checked[F: Callable[..., Any]](error: type[Exception], *rules: Unread | Room
 
 
 def _gate(
-    fn: Callable[..., Any], error: type[Exception], name: str, rules: Sequence[Unread | Room]
+    fn: Callable[..., Any], error: type[Exception], name: str, rules: Sequence[UnusedOption | MemoryNeed]
 ) -> Callable[..., Any]:
     """Put the gate before one function."""
     gates: list[tuple[list[tuple[str, _Check | None]], dict[str, _Check]]] = []
@@ -282,9 +282,9 @@ def _checks(fn: Callable[..., Any]) -> "tuple[list[tuple[str, _Check | None]], d
     hints = _hints(fn)
     positional, by_name = [], {}
     for param in inspect.signature(fn).parameters.values():
-        refuses = None if param.name not in hints else refuser(hints[param.name])
+        refuses = None if param.name not in hints else checker(hints[param.name])
         hint = hints.get(param.name)
-        check = None if refuses is None else _Check(refuses, leaves(hint), own_error(hint))
+        check = None if refuses is None else _Check(refuses, annotated_types(hint), error_of_annotation(hint))
         if param.kind in (param.POSITIONAL_ONLY, param.POSITIONAL_OR_KEYWORD):
             positional.append((param.name, check))
         if check is not None and param.kind in (param.KEYWORD_ONLY, param.POSITIONAL_OR_KEYWORD):
@@ -311,7 +311,7 @@ def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
 class _Check(NamedTuple):
     """What one parameter may hold."""
 
-    refuses: Refuser
+    refuses: Checker
     kinds: set[Any]
     error: type[Exception] | None
 
@@ -319,7 +319,7 @@ class _Check(NamedTuple):
         """Give the value, a number without axes as Python's; or raise."""
         wanted = self.refuses(value)
         if wanted is not None:
-            raise (self.error or error)(f"{name} got {param}={told(value)}; use {wanted}")
+            raise (self.error or error)(f"{name} got {param}={format_value(value)}; use {wanted}")
         if self.kinds <= {int, float, bool} and hasattr(value, "dtype") and not is_traced(value):
             return value.item()
         if type(value) is int and abs(value) > MOST and float in self.kinds and int not in self.kinds:
@@ -334,7 +334,7 @@ def _signature(fn: Callable[..., Any]) -> inspect.Signature:
 
 def _keep_rules(
     fn: Callable[..., Any],
-    rules: Sequence[Unread | Room],
+    rules: Sequence[UnusedOption | MemoryNeed],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     error: type[Exception],
@@ -348,14 +348,15 @@ def _keep_rules(
     bound.apply_defaults()
     given = bound.arguments
     for rule in rules:
-        if isinstance(rule, Room):
-            what = ", ".join(f"{count}={told(given[count])}" for count in rule.counts)
-            check_room(rule.num_bytes(given), f"{name}({what})", rule.remedy, error)
+        if isinstance(rule, MemoryNeed):
+            what = ", ".join(f"{count}={format_value(given[count])}" for count in rule.counts)
+            check_memory(rule.num_bytes(given), f"{name}({what})", rule.remedy, error)
             continue
         value, default = given[rule.option], signature.parameters[rule.option].default
         empty = isinstance(value, dict | list | tuple) and not value
         as_default = empty or value is default or (type(value) is type(default) and value == default)
         if not as_default and rule.when(given):
             raise error(
-                f"{name} got {rule.option}={told(value)}, which nothing would read: {rule.because}; leave it out"
+                f"{name} got {rule.option}={format_value(value)}, "
+                f"which nothing would read: {rule.because}; leave it out"
             )

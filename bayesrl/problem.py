@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from bayesrl.annotations import Elsewhere, Must
+from bayesrl.annotations import LazyAnnotation, Requirement
 from bayesrl.arguments import Count, checked
 from bayesrl.cache import use_by_default
 from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_path, needed, no_function
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from bayesrl.control.learning import Learned
 
 
-def _options_of(module: str, name: str, *others: str) -> Must:
+def _options_of(module: str, name: str, *others: str) -> Requirement:
     """Ask for options of a function, which is imported when the first are given, but for those said otherwise."""
 
     def hold(options: Mapping[str, Any]) -> bool:
-        known = inspect.signature(Elsewhere(module, name)()).parameters.values() if options else ()
+        known = inspect.signature(LazyAnnotation(module, name)()).parameters.values() if options else ()
         return {*options} <= {one.name for one in known if one.kind is one.KEYWORD_ONLY and one.name not in others}
 
-    return Must(f"a dictionary of options of `{name}`, but for {' and '.join(others)}", hold)
+    return Requirement(f"a dictionary of options of `{name}`, but for {' and '.join(others)}", hold)
 
 
 _FIT_OPTIONS = _options_of("bayesrl.svi.fitting", "fit", "beta", "directory")
@@ -95,9 +95,9 @@ class LearningProblem:
         about: one line on what the problem is.
     """
 
-    environment: Annotated[Any, Elsewhere("bayesrl.control.learning.interaction", "Playable")]
-    agent: Annotated[Any, Elsewhere("bayesrl.control.learning", "Agent")]
-    exploration: Annotated[Any, Elsewhere("bayesrl.control.exploration.rules", "Rule")] | None = None
+    environment: Annotated[Any, LazyAnnotation("bayesrl.control.learning.interaction", "Playable")]
+    agent: Annotated[Any, LazyAnnotation("bayesrl.control.learning", "Agent")]
+    exploration: Annotated[Any, LazyAnnotation("bayesrl.control.exploration.rules", "Rule")] | None = None
     num_episodes: Count = 200
     num_runs: Count = 1
     learn_options: Annotated[Mapping[str, Any], _LEARN_OPTIONS] = field(default_factory=dict)

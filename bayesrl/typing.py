@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
-from bayesrl.annotations import Must
+from bayesrl.annotations import Requirement
 from bayesrl.errors import PolicyError
 from bayesrl.values import LARGEST, LEAST
 
@@ -52,7 +52,7 @@ def _numbers_in(value: Any, *, listed: bool = False) -> np.ndarray:
 
 
 type PRNGKey = Annotated[
-    Key[Array, ""] | UInt32[Array, "2"], Must("a JAX random key: jax.random.key(seed)", _is_key, alone=True)
+    Key[Array, ""] | UInt32[Array, "2"], Requirement("a JAX random key: jax.random.key(seed)", _is_key, alone=True)
 ]
 """A JAX random key, new style (`jax.random.key`) or old."""
 
@@ -64,7 +64,7 @@ type Numbers = Array | np.ndarray
 
 type Program = Annotated[
     Callable[..., Any],
-    Must(
+    Requirement(
         "a NumPyro program: a function that calls numpyro.sample and bayesrl.reward",
         lambda program: not isinstance(program, type) and not hasattr(program, "log_prob"),
         error=PolicyError,
@@ -80,7 +80,7 @@ type Params = dict[str, Any]
 
 type Beta = Annotated[
     float | Float[Array | np.ndarray, "*beta"],
-    Must(
+    Requirement(
         "a temperature in reward units per nat: a number above 0, or an array of them",
         are_temperatures,
         alone=True,
@@ -91,7 +91,7 @@ type Beta = Annotated[
 
 type BetaOrZero = Annotated[
     Any,
-    Must(
+    Requirement(
         "a temperature in reward units per nat: a number above 0 or 0, or an array of them",
         _are_temperatures_or_zero,
         alone=True,

@@ -40,7 +40,7 @@ def dtype_kind(value: Any) -> str:
     return "f" if "float" in str(value.dtype) else kind
 
 
-def is_whole(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """Whether a value is one whole number."""
     return dtype_kind(value) in ("i", "u")
 
@@ -72,7 +72,7 @@ def are_positive(value: Any) -> bool:
     return is_traced(value) or (are_finite(value) and bool((array_of(value) >= LEAST).all()))
 
 
-def hold_numbers(value: Any) -> bool:
+def has_no_nan(value: Any) -> bool:
     """Whether no number in a value is NaN, wherever in its lists, dictionaries and other trees it stands."""
     jax = sys.modules.get("jax")
     parts = [value] if jax is None else jax.tree.leaves(value)
@@ -86,7 +86,7 @@ def _is_nan(value: Any) -> bool:
     return array.dtype.kind == "f" and bool(np.isnan(array).any())
 
 
-def are_whole(value: Any) -> bool:
+def are_integers(value: Any) -> bool:
     """Whether a value is a whole number or an array of such, or lists of them; traced ones pass where their type is."""
     return value.dtype.kind in "iu" if is_traced(value) else array_of(value).dtype.kind in "iu"
 
@@ -124,7 +124,7 @@ def is_function(value: Any) -> bool:
 # ---- words -----------------------------------------------------------------------------------
 
 
-def told(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Write a value in a few words, on one line, whatever it is."""
     if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, np.generic | type):
         return f"an array of shape {tuple(value.shape)} and type {value.dtype}"

@@ -12,7 +12,7 @@ from jax import lax
 from numpyro import handlers
 
 from bayesrl import lm
-from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.jit import closure_jit
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 products, flop/s, from the makers' data sheets."""
@@ -65,7 +65,7 @@ def _row(shape: Shape, peak: float) -> list[str]:
     def write(key: jax.Array) -> jax.Array:
         return jax.vmap(answers.sample)(jax.random.split(key, shape.sequences))
 
-    written = compiled(write)
+    written = closure_jit(write)
     tokens = written(jax.random.key(0))
     seconds = _median(lambda: written(jax.random.key(1)))
     count = shape.sequences * shape.written
@@ -91,7 +91,7 @@ def _update(model: lm.CausalLM, prompt: jax.Array, tokens: jax.Array, written: i
         declare()
     params = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
 
-    @compiled
+    @closure_jit
     def gradient(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         def score(params: dict[str, jax.Array]) -> jax.Array:
             own = handlers.seed(handlers.substitute(declare, data=params), rng_seed=0)()

@@ -136,7 +136,7 @@ CALLS: dict[str, Call] = {
     "bandits.play_bandit": lambda t: {"key": t.key, "bandit": t.arms, "exploration": control.random(), "num_steps": 3,
                                       "num_runs": 4},
     "guides.AutoTilt": lambda t: {},
-    "guides.OwnProgram": lambda t: {"program": bandit},
+    "guides.PolicyGuide": lambda t: {"program": bandit},
     "lm.BertConfig": lambda t: {},
     "lm.FullParameters": lambda t: {},
     "lm.GPT2Config": lambda t: {},
@@ -187,7 +187,7 @@ CALLS: dict[str, Call] = {
     "objectives.ClippedKL": lambda t: {},
     "objectives.ForwardKL": lambda t: {},
     "objectives.ReverseKL": lambda t: {},
-    "objectives.Stock": lambda t: {"elbo": numpyro.infer.Trace_ELBO()},
+    "objectives.NumPyroELBO": lambda t: {"elbo": numpyro.infer.Trace_ELBO()},
     "report.frontier_figure": lambda t: {"evidence": t.sweep_evidence},
     "report.held_out_figure": lambda t: {"beta": [0.5], "training": t.estimates, "held_out": t.estimates},
     "report.over_optimisation_figure": lambda t: {"kl": [0.1, 0.2], "proxy": [1.0, 2.0], "gold": [1.0, 2.0],
@@ -249,7 +249,7 @@ GIVEN = (
 )  # fmt: skip
 """Which only the library makes."""
 ABSTRACT = (
-    "Agent", "Belief", "Environment", "Exploration", "UnknownModel", "World", "Bandit", "GuideFamily", "Objective",
+    "Agent", "Belief", "Environment", "Exploration", "UnknownModel", "World", "Bandit", "AutoGuide", "Objective",
     "Reward",
 )  # fmt: skip
 """To be inherited from, which take no arguments of their own."""

@@ -20,43 +20,43 @@ from bayesrl import control
 from bayesrl.arguments import (
     AnyNumbers,
     Count,
-    CountOrNone,
+    CountOrZero,
     FiniteNumbers,
     FiniteNumbersOrNone,
     FlagsOrNone,
     Level,
     Location,
-    NotNegative,
+    NonNegative,
     Positive,
     Seed,
-    Share,
-    Unread,
+    UnitInterval,
+    UnusedOption,
     checked,
-    real,
-    whole,
+    integer_range,
+    real_range,
 )
 from bayesrl.control import bandits
 from bayesrl.errors import ControlError, EngineError, PolicyError
 from bayesrl.typing import Beta, PRNGKey, Program
-from bayesrl.values import told
+from bayesrl.values import format_value
 
 KEY = jax.random.key(0)
 
 
-@checked(EngineError, Unread("rate", lambda given: given["mode"] == "table", "only mode='net' trains"))
+@checked(EngineError, UnusedOption("rate", lambda given: given["mode"] == "table", "only mode='net' trains"))
 def solve(
     key: PRNGKey,
     policy: Program,
     *args: Any,
     beta: Beta | None = None,
     num: Count = 3,
-    none: CountOrNone = 0,
-    few: Annotated[int, whole(4, 7)] = 4,
+    none: CountOrZero = 0,
+    few: Annotated[int, integer_range(4, 7)] = 4,
     seed: Seed = 0,
-    share: Share = 0.5,
+    share: UnitInterval = 0.5,
     level: Level = 0.9,
-    size: NotNegative = 0.0,
-    odd: Annotated[float, real(1, below=2)] = 1.0,
+    size: NonNegative = 0.0,
+    odd: Annotated[float, real_range(1, below=2)] = 1.0,
     rate: Positive | None = None,
     mode: Literal["table", "net"] = "net",
     names: Sequence[str] = (),
@@ -213,7 +213,7 @@ class Rule:
     num: Count = 3
     rate: Positive | None = None
 
-    def times(self, share: Share) -> float:
+    def times(self, share: UnitInterval) -> float:
         """Multiply."""
         return self.num * share
 
@@ -327,7 +327,7 @@ def test_values_are_told_on_one_short_line() -> None:
         len,
         [Rude()],
     ):
-        text = told(value)
+        text = format_value(value)
         assert len(text) < 120
         assert text.isprintable()
 

@@ -15,8 +15,8 @@ from numpyro import distributions as dist
 
 import bayesrl
 from bayesrl import control, lm, objectives
-from bayesrl.annotations import Elsewhere, refuser
-from bayesrl.arguments import PositiveNumbers, Unread, Whatever, _hints, asking, checked
+from bayesrl.annotations import LazyAnnotation, checker
+from bayesrl.arguments import AnyWithoutNaN, PositiveNumbers, UnusedOption, _hints, checked, user_code
 from bayesrl.control import bandits
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.errors import BayesRLError, EngineError
@@ -72,7 +72,7 @@ def test_every_argument_of_a_public_name_says_what_it_takes() -> None:
             if param.name == "self" or param.name[0] == "_" or param.kind in (param.VAR_POSITIONAL, param.VAR_KEYWORD):
                 continue
             count += 1
-            if hasattr(fn, "__gated__") and param.name in hints and refuser(hints[param.name]) is not None:
+            if hasattr(fn, "__gated__") and param.name in hints and checker(hints[param.name]) is not None:
                 continue
             known = {param.name, f"{name}.{param.name}"} & set(IN_BODIES)
             said_in_vain -= known
@@ -100,7 +100,7 @@ def test_numbers_above_zero_values_without_nan_and_what_other_modules_hold() -> 
     @checked(EngineError)
     def take(
         size: PositiveNumbers = 1.0,
-        anything: Whatever = None,
+        anything: AnyWithoutNaN = None,
         bandit: Any = None,
     ) -> Any:
         return size
@@ -134,7 +134,7 @@ def test_numbers_above_zero_values_without_nan_and_what_other_modules_hold() -> 
 def test_an_annotation_may_stand_elsewhere() -> None:
     agent = control.KLControl(0.5)
     bayesrl.LearningProblem(control.deep_sea(size=3), agent, control.thompson())
-    assert Elsewhere("bayesrl.control.learning", "Agent")() is control.Agent
+    assert LazyAnnotation("bayesrl.control.learning", "Agent")() is control.Agent
     for name, bad in (
         *(("environment", bad) for bad in (np.nan, None, 3, np.array([np.nan]), KEY, dict, [control.deep_sea(size=3)])),
         *(("agent", bad) for bad in (np.nan, None, control.KLControl, control.thompson(), "kl_control", KEY)),
@@ -163,12 +163,12 @@ def test_options_of_a_problem_are_those_of_what_runs_it() -> None:
 def test_functions_of_users_that_fail_are_told_with_their_own_words() -> None:
     for wrong in (KeyError("gone"), ZeroDivisionError("by zero\nand more"), AttributeError("no"), RuntimeError()):
         told = pytest.raises(EngineError, match=rf"^exact failed: {type(wrong).__name__}: .*; mend it$")
-        with told as caught, asking("exact", EngineError, "mend it"):
+        with told as caught, user_code("exact", EngineError, "mend it"):
             raise wrong
         assert caught.value.__cause__ is wrong
-    with pytest.raises(KeyboardInterrupt), asking("exact", EngineError, "mend it"):
+    with pytest.raises(KeyboardInterrupt), user_code("exact", EngineError, "mend it"):
         raise KeyboardInterrupt
-    with pytest.raises(bayesrl.errors.PolicyError), asking("exact", EngineError, "mend it"):
+    with pytest.raises(bayesrl.errors.PolicyError), user_code("exact", EngineError, "mend it"):
         raise bayesrl.errors.PolicyError("ours")
 
 
@@ -237,7 +237,7 @@ def test_what_is_read_stays() -> None:
     AutoTilt(tilt="constant", hidden=32)  # its default
     control.Bayesian(bandit, num_steps=7, update_every=2)
     control.Bayesian(control.LinearValues(num_actions=2), inference="fit", num_steps=7)
-    assert "Unread" in repr(Unread("a", lambda given: True, "b"))
+    assert "UnusedOption" in repr(UnusedOption("a", lambda given: True, "b"))
 
 
 # ---- sizes -------------------------------------------------------------------------------------

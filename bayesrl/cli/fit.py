@@ -14,8 +14,8 @@ from bayesrl.cli.arguments import description, names_in, say, terminal, title_of
 from bayesrl.cli.exit_codes import Stopped
 from bayesrl.cli.report import gather_run
 from bayesrl.cli.run_info import KEPT, REPORT, Scores, model_of, print_results, read_model, read_scores
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import fold_in, from_seed
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.diagnostics.fit_quantities import to_json as measured_to_json
 from bayesrl.diagnostics.scoreboard import score
@@ -55,7 +55,7 @@ def start(
     problem = _made(model, options)
     folder = run_folder.claim(folder)
     settings: dict[str, Any] = {**problem.fit_options}
-    beta, key = problem.beta, from_seed(wishes.seed or 0)
+    beta, key = problem.beta, key_from_seed(wishes.seed or 0)
     if old := run_folder.is_begun(folder):
         told = run_folder.read_problem(folder)
         held = told["identity"]["beta"]
@@ -135,7 +135,7 @@ def go_on(directory: Path, steps: int | None, callback: Callable[..., None], *, 
 
 def finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
     """Score a fit, print the table, and leave scores and pictures in the folder."""
-    with one_reading():  # nothing that the policy reads changes within a command
+    with trace_cache():  # nothing that the policy reads changes within a command
         _finish(posterior, problem, folder, seconds, quiet=quiet)
 
 
@@ -143,7 +143,7 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
     done = int(posterior.history["step"][-1]) if len(posterior.history["step"]) else 0
     if posterior.interrupted:
         raise Stopped(done, int(posterior.settings["num_steps"]))
-    key = fold_in(from_seed(0), 7)
+    key = fold_in(key_from_seed(0), 7)
     with activity("scoring on what was held out"):
         held_out, reason = _held_out(key, posterior, problem)
     with activity("diagnosing"):

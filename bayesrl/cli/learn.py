@@ -15,7 +15,7 @@ from bayesrl.cli.arguments import say, spell, terminal
 from bayesrl.cli.exit_codes import Stopped
 from bayesrl.cli.run_info import REPORT, episodes_of, is_learning, read_model
 from bayesrl.cli.tables import plain_table
-from bayesrl.compilation.keys import fold_in, from_seed
+from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.control.exploration.rules import exploration_named
 from bayesrl.control.learning import Learned, check_learned, learn
@@ -97,7 +97,7 @@ def _go_on(
             raise Stopped(runs[-1].num_episodes, plan["episodes"])
     name = Path(told["model"]).stem
     with activity("checking the model"):
-        checks = check_learned(from_seed(0), runs[0])
+        checks = check_learned(key_from_seed(0), runs[0])
     with activity("writing the report"):
         write_parts(folder / REPORT, name, _parts({name: runs}, told, problem, {name: checks}))
     if not quiet:
@@ -120,7 +120,7 @@ def _run(
 ) -> Learned:
     """Play one of the runs, or what is left of it; the first lives in the folder itself."""
     plan = told["learn"]
-    key = from_seed(plan["seed"])
+    key = key_from_seed(plan["seed"])
     return learn(
         key if index == 0 else fold_in(key, index),
         problem.environment,

@@ -13,7 +13,7 @@ from bayesrl.catalogue import model_names
 from bayesrl.cli.arguments import spell
 from bayesrl.cli.run_info import made_of, read_model
 from bayesrl.cli.tables import run_rows
-from bayesrl.compilation.keys import fold_in, from_seed
+from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.diagnostics.scores import Scoreboard
 from bayesrl.display.tables import Line, as_text
@@ -97,7 +97,7 @@ def gather_run(
     model = made["model"] if made is not None else ""
     about = (problem.about if problem is not None else "") or model_names().get(model, "")
     return gather(
-        fold_in(from_seed(0), 8),
+        fold_in(key_from_seed(0), 8),
         name if name is not None else Path(model).stem or directory.resolve().name,
         posterior,
         held_out=problem.held_out if problem is not None else None,

@@ -29,7 +29,7 @@ _numbers = itertools.count(1)
 _handles = itertools.count(1)
 
 
-class Alarm:
+class Interrupts:
     """Tells threads that Ctrl-C was pressed.
 
     Python raises KeyboardInterrupt in the main thread alone, and not before that thread comes back from JAX, which
@@ -85,7 +85,7 @@ class Alarm:
                     self._pair[0].recv(4096)
 
 
-ALARM = Alarm()
+INTERRUPTS = Interrupts()
 """The process has one Ctrl-C."""
 
 
@@ -93,7 +93,7 @@ class _OnHostError(Exception):
     """What JAX sees in the place of an error that is remembered; its number survives in JAX's own message."""
 
 
-def on_host(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
+def host_call(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
     """Call a Python function on the host, inside of compiled code.
 
     Under `jax.vmap` the function gets all of the batch in one call, every argument with the batch's axes in front.
@@ -117,7 +117,7 @@ def on_host(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
         >>> import jax, jax.numpy as jnp, numpy as np
         >>> scalar = jax.ShapeDtypeStruct((), jnp.float32)
         >>> def twice(x):
-        ...     return on_host(lambda x: np.float32(2) * x, scalar, x)
+        ...     return host_call(lambda x: np.float32(2) * x, scalar, x)
         >>> jax.jit(jax.vmap(twice))(jnp.arange(3.0)).tolist()
         [0.0, 2.0, 4.0]
     """
@@ -146,7 +146,7 @@ class _Call:
             empty = [np.zeros((*numbers.shape[:-1], *shape), dtype) for shape, dtype in self.shapes]
             return jax.tree.unflatten(self.tree, empty)
         try:
-            ALARM.check()
+            INTERRUPTS.check()
             return _functions[int(numbers.flat[0])](*jax.tree.map(np.asarray, arrays))
         except (BayesRLError, KeyboardInterrupt) as error:
             raise _OnHostError(f"{error} [host error {_remember(error)}]") from error
@@ -156,7 +156,7 @@ _functions: weakref.WeakValueDictionary[int, "_Held"] = weakref.WeakValueDiction
 _recent: deque["_Held"] = deque(maxlen=4096)
 """Functions outlive the tracing of who calls them; compiled programs of the library keep theirs by themselves."""
 _holders: list[list["_Held"]] = []
-_unnumbered: ContextVar[bool] = ContextVar("unnumbered", default=False)
+_unnumbered: ContextVar[bool] = ContextVar("comparable_callbacks", default=False)
 
 
 class _Held:
@@ -182,7 +182,7 @@ def _handle(fn: Callable[..., Any]) -> np.ndarray:
 
 
 @contextmanager
-def unnumbered() -> Iterator[None]:
+def comparable_callbacks() -> Iterator[None]:
     """Let functions on the host have no numbers in what is traced inside, which is never to run: so it compares."""
     token = _unnumbered.set(True)
     try:
@@ -192,7 +192,7 @@ def unnumbered() -> Iterator[None]:
 
 
 @contextmanager
-def held_functions() -> Iterator[list[Any]]:
+def callbacks_kept_alive() -> Iterator[list[Any]]:
     """Collect what keeps alive the functions that are called by what is traced inside."""
     held: list[_Held] = []
     _holders.append(held)
@@ -222,13 +222,13 @@ def host_errors() -> Iterator[None]:
         ...     raise LanguageModelError("it was too long")
         >>> try:
         ...     with host_errors():
-        ...         jax.block_until_ready(on_host(refuse, jax.ShapeDtypeStruct((), jnp.float32), 1.0))
+        ...         jax.block_until_ready(host_call(refuse, jax.ShapeDtypeStruct((), jnp.float32), 1.0))
         ... except LanguageModelError as error:
         ...     print(error)
         it was too long
     """
     try:
-        with ALARM.listening():
+        with INTERRUPTS.listening():
             yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # a function that was called before raises the latter
         original = _recall(str(error))

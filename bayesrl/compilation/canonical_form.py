@@ -24,22 +24,22 @@ DIFFERENTIATION_ONLY = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "sy
 
 _NAMES = frozenset({"name", "ctx_mesh"})
 _OPENED = frozenset({"jit", "scan", "while", "cond", "custom_jvp_call", "custom_vjp_call"})
-"""Operations with programs inside that `evaluate` can rebuild; numbers inside of others stay where they are."""
+"""Operations with programs inside that `evaluate_jaxpr` can rebuild; numbers inside of others stay where they are."""
 
 
-class Canonical(NamedTuple):
+class CanonicalForm(NamedTuple):
     """A program's form, and the numbers that fill it.
 
     Attributes:
         form: equal for programs that compute the same of their arguments and fillings.
-        fillings: numbers, and arrays that programs inside close over, in the order in which `evaluate` takes them.
+        fillings: numbers, and arrays that programs inside close over, in the order `evaluate_jaxpr` takes them.
     """
 
     form: tuple[Any, ...]
     fillings: tuple[Any, ...]
 
 
-def canonical_form(jaxpr: Jaxpr) -> Canonical:
+def canonical_form(jaxpr: Jaxpr) -> CanonicalForm:
     """Give the form of a traced program.
 
     Args:
@@ -47,7 +47,7 @@ def canonical_form(jaxpr: Jaxpr) -> Canonical:
     """
     form = _Form()
     encoded = form.program(_opened(jaxpr), lift=True)
-    return Canonical(encoded, tuple(form.fillings))
+    return CanonicalForm(encoded, tuple(form.fillings))
 
 
 class _Form:
@@ -88,7 +88,7 @@ class _Form:
             return place[atom]
         aval: Any = atom.aval
         weak = getattr(aval, "weak_type", False)
-        if lift and is_number(atom):
+        if lift and is_lifted_number(atom):
             self.fillings.append(_value(atom))
             return ("number", aval.dtype, weak)
         return (*_array(atom.val, aval.dtype), weak)
@@ -140,7 +140,7 @@ def _array(value: Any, dtype: Any) -> tuple[Any, ...]:
     return ("array", array.dtype, array.shape, array.tobytes())
 
 
-def is_number(atom: Any) -> bool:
+def is_lifted_number(atom: Any) -> bool:
     """Whether an input of an operation is a number that is taken out of the program."""
     aval: Any = atom.aval
     if not isinstance(atom, Literal) or aval.shape != ():
@@ -160,7 +160,7 @@ def _plain(const: Any) -> Any:
     return const if isinstance(const, Array) else np.asarray(const)
 
 
-def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args: Any) -> list[Any]:
+def evaluate_jaxpr(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args: Any) -> list[Any]:
     """Run a program with other numbers in the place of its own.
 
     Args:
@@ -174,7 +174,7 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args
     def read(atom: Any) -> Any:
         if not isinstance(atom, Literal):
             return values[atom]
-        return next(fillings) if is_number(atom) else atom.val
+        return next(fillings) if is_lifted_number(atom) else atom.val
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
@@ -192,7 +192,7 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args
 
 
 def _is_opened(eqn: Any) -> bool:
-    """Whether `evaluate` rebuilds an operation: loops that `vmap` has given one condition per element stay closed."""
+    """Whether `evaluate_jaxpr` rebuilds an operation: loops with one condition per element (`vmap`) stay closed."""
     if eqn.primitive.name == "while":
         condition: Any = _opened(eqn.params["cond_jaxpr"]).outvars[0].aval
         return condition.shape == ()
@@ -219,7 +219,9 @@ def _count_of(jaxpr: Any) -> int:
 
 
 def _count_in(jaxpr: Jaxpr) -> int:
-    own = sum(is_number(atom) for eqn in jaxpr.eqns for atom in eqn.invars) + sum(map(is_number, jaxpr.outvars))
+    own = sum(is_lifted_number(atom) for eqn in jaxpr.eqns for atom in eqn.invars) + sum(
+        map(is_lifted_number, jaxpr.outvars)
+    )
     return own + sum(_count(eqn) for eqn in jaxpr.eqns if _is_opened(eqn))
 
 
@@ -230,7 +232,7 @@ def _consts(jaxpr: Any) -> Sequence[Any]:
 
 def _run(jaxpr: Any, fillings: list[Any]) -> Callable[..., list[Any]]:
     held = len(_consts(jaxpr))
-    return lambda *args: evaluate(_opened(jaxpr), fillings[:held], iter(fillings[held:]), *args)
+    return lambda *args: evaluate_jaxpr(_opened(jaxpr), fillings[:held], iter(fillings[held:]), *args)
 
 
 def _inlined(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:

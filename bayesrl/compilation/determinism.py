@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 from bayesrl.compilation.canonical_form import DIFFERENTIATION_ONLY
 from bayesrl.errors import PolicyError
 
-COMPARED = ("fn", "scale", "value")
+COMPARED_FIELDS = ("fn", "scale", "value")
 """The parts of a record that are compared."""
 
 
@@ -28,7 +28,7 @@ class Reading(NamedTuple):
     outputs: list[tuple[str, str]]
 
 
-def check_steady(first: Reading, second: Reading) -> None:
+def check_deterministic(first: Reading, second: Reading) -> None:
     """Refuse a program of which two readings differ.
 
     Raises:
@@ -49,7 +49,7 @@ def _first_known(first: Reading, second: Reading) -> str | None:
     for name, other in zip_longest(first.sites, second.sites):
         if name != other:
             return str(name or other)
-        for part in COMPARED:
+        for part in COMPARED_FIELDS:
             ours, theirs = (jax.tree.leaves(getattr(reading.sites[name], part)) for reading in (first, second))
             if len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
                 return str(name)

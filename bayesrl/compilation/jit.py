@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from bayesrl.compilation.callbacks import held_functions, host_errors
-from bayesrl.compilation.canonical_form import canonical_form, evaluate
+from bayesrl.compilation.callbacks import callbacks_kept_alive, host_errors
+from bayesrl.compilation.canonical_form import canonical_form, evaluate_jaxpr
 from bayesrl.compilation.status import activity
 
-MOST_KEPT = 256
+MAX_PROGRAMS = 256
 """So many compiled programs are kept; a process can map some thousands before the system refuses."""
 
 _LEVEL = "xla_backend_optimization_level"
@@ -27,7 +27,7 @@ _LITTLE = 2**21
 """A program that runs a few times and makes fewer numbers than these is compiled as fast as can be."""
 
 
-class Compiled:
+class ClosureJit:
     """A function compiled by JAX: traced whenever it is called, compiled only where nothing of its form was before.
 
     `jax.jit` knows a function by its identity, and answers for what the function read when it was first traced: for
@@ -44,19 +44,19 @@ class Compiled:
     Args:
         fn: a function of (what is static, *arguments); arrays in the arguments are traced, all else is static.
         name: what the compiled program is called, in profiles and in the progress line; by default that of `fn`.
-        often: whether it is called so often that all optimisations pay.
+        full_optimization: whether it is called so often that all optimisations pay.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from bayesrl.compilation.jit import Compiled
+        >>> from bayesrl.compilation.jit import ClosureJit
         >>> weights = jnp.ones((3, 3))
-        >>> double = Compiled(lambda factor, x: factor * (weights @ x), name="double")
+        >>> double = ClosureJit(lambda factor, x: factor * (weights @ x), name="double")
         >>> double(2, jnp.ones(3)).tolist()
         [6.0, 6.0, 6.0]
     """
 
-    def __init__(self, fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> None:
-        self.fn, self.often = fn, often
+    def __init__(self, fn: Callable[..., Any], *, name: str | None = None, full_optimization: bool = False) -> None:
+        self.fn, self.full_optimization = fn, full_optimization
         self.name = name or getattr(fn, "__name__", "program").strip("_")
 
     def __call__(self, static: Any, *args: Any) -> Any:
@@ -66,7 +66,7 @@ class Compiled:
             return self.fn(static, *args)
         return _traced(self, static, args).run(leaves)
 
-    def traced(self, static: Any, *args: Any) -> "Traced":
+    def traced(self, static: Any, *args: Any) -> "TracedProgram":
         """Trace the function, and give its program with what fills it."""
         return _traced(self, static, args)
 
@@ -79,16 +79,24 @@ class Compiled:
         return lambda *args: traced.run(_leaves(args))
 
 
-def compiled(fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> Callable[..., Any]:
-    """Compile a function as `Compiled` does, nothing in it static but what is no array."""
-    made = Compiled(lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), often=often)
+def closure_jit(
+    fn: Callable[..., Any], *, name: str | None = None, full_optimization: bool = False
+) -> Callable[..., Any]:
+    """Compile a function as `ClosureJit` does, nothing in it static but what is no array."""
+    made = ClosureJit(
+        lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), full_optimization=full_optimization
+    )
     return lambda *args: made(None, *args)
 
 
-def once_prepared(fn: Callable[..., Any], *, name: str | None = None, often: bool = False) -> Callable[..., Any]:
+def trace_once(
+    fn: Callable[..., Any], *, name: str | None = None, full_optimization: bool = False
+) -> Callable[..., Any]:
     """Trace a function at its first call, and again only for arguments of other shapes; see `Compiled.prepare`."""
-    made = Compiled(lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), often=often)
-    traced: dict[Any, Traced] = {}
+    made = ClosureJit(
+        lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), full_optimization=full_optimization
+    )
+    traced: dict[Any, TracedProgram] = {}
 
     def call(*args: Any) -> Any:
         leaves = _leaves(args)
@@ -101,7 +109,7 @@ def once_prepared(fn: Callable[..., Any], *, name: str | None = None, often: boo
     return call
 
 
-def near(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """Give JAX's arrays of a pytree as NumPy's where the device is the host, without a copy; as they are elsewhere.
 
     What is done to them one by one, such as taking a slice, then compiles nothing.
@@ -135,7 +143,7 @@ class _Program:
         jaxpr = closed.jaxpr
 
         def run(consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
-            return evaluate(jaxpr, consts, iter(fillings), *leaves)
+            return evaluate_jaxpr(jaxpr, consts, iter(fillings), *leaves)
 
         run.__name__ = run.__qualname__ = name
         self.name, self.compiled = name, False
@@ -155,7 +163,7 @@ class _Program:
         return lowered
 
 
-class Traced:
+class TracedProgram:
     """One function as it was traced: a program, and the arrays and numbers that fill it."""
 
     def __init__(self, closed: Jaxpr, tree: Any, name: str, level: int | None, functions: list[Any]) -> None:
@@ -165,7 +173,7 @@ class Traced:
             program = _programs.get(key)
             if program is None:
                 program = _programs[key] = _Program(closed, name, level)
-                while len(_programs) > MOST_KEPT:
+                while len(_programs) > MAX_PROGRAMS:
                     _programs.popitem(last=False)
             _programs.move_to_end(key)
         self.program, self.tree, self.functions = program, tree, functions
@@ -213,7 +221,7 @@ _reading: ContextVar[dict[Any, Any] | None] = ContextVar("reading", default=None
 
 
 @contextmanager
-def one_reading() -> Iterator[None]:
+def trace_cache() -> Iterator[None]:
     """Take what functions read besides their arguments as unchanging inside of the context.
 
     They are then traced once for each static value and each shape of arguments. The context spans one call of the
@@ -229,8 +237,8 @@ def one_reading() -> Iterator[None]:
         _reading.reset(token)
 
 
-def once_read[T](make: Callable[[], T], program: Any, args: tuple[Any, ...]) -> T:
-    """Make what depends on a program and its arguments alone; once inside of `one_reading`, for the same objects."""
+def cached_analysis[T](make: Callable[[], T], program: Any, args: tuple[Any, ...]) -> T:
+    """Make what depends on a program and its arguments alone; once inside of `trace_cache`, for the same objects."""
     read = _reading.get()
     leaves, tree = jax.tree.flatten(args)
     if read is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -242,7 +250,7 @@ def once_read[T](make: Callable[[], T], program: Any, args: tuple[Any, ...]) -> 
     return found
 
 
-def _traced(made: Compiled, static: Any, args: Any) -> Traced:
+def _traced(made: ClosureJit, static: Any, args: Any) -> TracedProgram:
     leaves, rest, rebuild = _parted(args)
     read = _reading.get()
     if read is None:
@@ -258,16 +266,16 @@ def _traced(made: Compiled, static: Any, args: Any) -> Traced:
     return read[key]
 
 
-def _trace(made: Compiled, static: Any, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Traced:
+def _trace(made: ClosureJit, static: Any, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> TracedProgram:
     def flat(*leaves: Any) -> Any:
         return made.fn(static, *rebuild(list(leaves)))
 
-    with held_functions() as functions:
+    with callbacks_kept_alive() as functions:
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
     # Whoever set the level of optimisation in XLA_FLAGS is heard.
-    chosen = made.often or jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", "")
+    chosen = made.full_optimization or jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", "")
     level = None if chosen else int(_work(closed.jaxpr) >= _LITTLE)
-    return Traced(closed, jax.tree.structure(shapes), made.name, level, functions)
+    return TracedProgram(closed, jax.tree.structure(shapes), made.name, level, functions)
 
 
 def _work(jaxpr: Any) -> int:

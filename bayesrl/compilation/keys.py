@@ -93,7 +93,7 @@ _HASH = define_prng_impl(
 _DEFAULT = "threefry2x32"
 
 
-def from_seed(seed: int) -> PRNGKey:
+def key_from_seed(seed: int) -> PRNGKey:
     """Give the key that `jax.random.key` gives; where that is of the default generator, nothing is compiled for it."""
     if jax.config.jax_default_prng_impl != _DEFAULT or not 0 <= seed < 2**32:
         return jax.random.key(seed)
@@ -101,7 +101,7 @@ def from_seed(seed: int) -> PRNGKey:
     return jax.random.wrap_key_data(words, impl=_DEFAULT)
 
 
-def cheap(key: Any) -> Any:
+def as_hash_key(key: Any) -> Any:
     """Give the key by which what belongs to a user's key is drawn; keys of a generator that was chosen stay.
 
     Args:
@@ -114,7 +114,7 @@ def cheap(key: Any) -> Any:
 
 def fold_in(key: PRNGKey, data: Any) -> PRNGKey:
     """Derive the key that belongs to a number, as `jax.random.fold_in` does; on the host where the key is known."""
-    key = cheap(key)
+    key = as_hash_key(key)
     words = None if isinstance(data, jax.core.Tracer) else _on_host(key)
     if words is None:
         return jax.random.fold_in(key, data)
@@ -129,7 +129,7 @@ def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
         num: how many; a key does not depend on how many others there are.
         first: the number of the first of them, traced; from 0 on where it is None.
     """
-    key = cheap(key)
+    key = as_hash_key(key)
     if first is not None and jax.random.key_impl(key) == _HASH:
         return _wrapped(_split(jax.random.key_data(key), (num,), first))
     if first is not None:
@@ -140,34 +140,34 @@ def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
     return _wrapped(np.stack(_derived(words, np.arange(num, dtype=np.uint32), _SPLIT), -1))
 
 
-def apart(key: PRNGKey, num: int = 2) -> tuple[PRNGKey, ...]:
+def split_keys(key: PRNGKey, num: int = 2) -> tuple[PRNGKey, ...]:
     """Derive the keys of `split` one by one, so that no array of keys need be taken apart."""
-    key = cheap(key)
+    key = as_hash_key(key)
     words = _on_host(key)
     if words is None:
         return tuple(jax.random.split(key, num))
     return tuple(_wrapped(np.stack(_derived(words, np.uint32(i), _SPLIT), -1)) for i in range(num))
 
 
-def plain(key: PRNGKey) -> PRNGKey:
+def as_threefry_key(key: PRNGKey) -> PRNGKey:
     """Give the key of JAX's default generator that belongs to a cheap one: some samplers know that generator alone."""
     if jax.random.key_impl(key) != _HASH:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_DEFAULT)
 
 
-def words_of(key: PRNGKey | PRNGKeys) -> Array:
+def key_data(key: PRNGKey | PRNGKeys) -> Array:
     """Give the numbers of a key, or of an array of them, that can be laid out and traced like others."""
-    words: Array = jax.random.key_data(cheap(key))
+    words: Array = jax.random.key_data(as_hash_key(key))
     return words
 
 
-def of_words(words: Any) -> Any:
-    """Give the key of numbers that `words_of` gave for a key of the default generator."""
+def wrap_key_data(words: Any) -> Any:
+    """Give the key of numbers that `key_data` gave for a key of the default generator."""
     return _wrapped(words)
 
 
-def key_of_nothing() -> PRNGKey:
+def dummy_key() -> PRNGKey:
     """Give a key for programs of which every site is held, or of which only shapes are asked: it is always the same."""
     return _wrapped(np.zeros(2, np.uint32))
 

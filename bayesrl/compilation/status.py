@@ -20,7 +20,7 @@ def activity(words: str) -> Iterator[None]:
 
     Example:
         >>> from contextlib import contextmanager
-        >>> from bayesrl.compilation.status import activity, shown_by
+        >>> from bayesrl.compilation.status import activity, show_activities
         >>> @contextmanager
         ... def display(words):
         ...     print(f"{words} ...")
@@ -28,7 +28,7 @@ def activity(words: str) -> Iterator[None]:
         ...     print("done")
         >>> with activity("resting"):  # nobody shows it
         ...     pass
-        >>> with shown_by(display), activity("compiling the step"):
+        >>> with show_activities(display), activity("compiling the step"):
         ...     pass
         compiling the step ...
         done
@@ -42,7 +42,7 @@ def activity(words: str) -> Iterator[None]:
 
 
 @contextmanager
-def shown_by(display: Display | None) -> Iterator[None]:
+def show_activities(display: Display | None) -> Iterator[None]:
     """Show the activities inside of the context by a display, or not at all.
 
     Args:
@@ -55,7 +55,7 @@ def shown_by(display: Display | None) -> Iterator[None]:
         _display.reset(token)
 
 
-def is_shown() -> bool:
+def has_display() -> bool:
     """Tell whether somebody shows what is told."""
     return _display.get() is not None
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bayesrl.arguments import Count, Positive, Share, checked
+from bayesrl.arguments import Count, Positive, UnitInterval, checked
 from bayesrl.control.rollout import CONTINUE, VALUE, WEIGHT
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Pair
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, info_of
+from bayesrl.objectives.base import Info, Objective, info_from_draws
 from bayesrl.typing import Params, PRNGKey
 
 
@@ -52,7 +52,7 @@ class ActorCritic(Objective):
     """
 
     num_particles: Count = 64
-    trace: Share = 0.95
+    trace: UnitInterval = 0.95
     clip: Positive | None = 0.2
     reference: Literal["prior", "previous"] = "prior"
     step_weights: Literal["discounted", "equal"] = "discounted"
@@ -85,7 +85,7 @@ class ActorCritic(Objective):
         pull = weight if self.step_weights == "discounted" else counts
         gain = (pull * jnp.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean() / beta
         error = (counts * (value - target) ** 2).sum() / jnp.maximum(counts.sum(), 1.0)
-        info = info_of(draws, pair, beta, value.shape[:-1])
+        info = info_from_draws(draws, pair, beta, value.shape[:-1])
         told = {
             "critic_error": jnp.sqrt(error),
             "update_kl": -(counts * jnp.log(ratio)).sum() / jnp.maximum(counts.sum(), 1.0),

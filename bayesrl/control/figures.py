@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from bayesrl.arguments import Count, Seed, asking, checked
+from bayesrl.arguments import Count, Seed, checked, user_code
 from bayesrl.compilation.keys import fold_in
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.environments.tabular_rollout import action_probs
@@ -126,7 +126,7 @@ def episode_strip(
     from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no window
-    with asking(f"gymnasium.make({environment!r})", ControlError, "gymnasium.registry lists those that are known"):
+    with user_code(f"gymnasium.make({environment!r})", ControlError, "gymnasium.registry lists those that are known"):
         env = gymnasium.make(environment, render_mode="rgb_array", **options)
     actions, observations = describe_actions(env.action_space), describe_observations(env.observation_space)
     pictures: list[Any] = []

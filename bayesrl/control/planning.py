@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-from bayesrl.arguments import AnyNumbers, Level, check_room, checked
+from bayesrl.arguments import AnyNumbers, Level, check_memory, checked
 from bayesrl.control.environments.tabular import TabularMDP, as_numbers, reaching
 from bayesrl.errors import ControlError
 from bayesrl.typing import BetaOrZero
@@ -157,7 +157,7 @@ class _Tables:
         self.mdp = mdp
         self.shape = (mdp.num_states, mdp.num_actions)
         tables = 8.0 * (mdp.horizon or 1) * mdp.num_states * mdp.num_actions
-        check_room(3 * tables, f"a plan over horizon={mdp.horizon} steps", "use a shorter horizon", ControlError)
+        check_memory(3 * tables, f"a plan over horizon={mdp.horizon} steps", "use a shorter horizon", ControlError)
         self.steps = mdp.transitions()
         self.rewards = mdp.expected_rewards()
         with np.errstate(divide="ignore"):

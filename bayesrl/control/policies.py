@@ -15,30 +15,30 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.arguments import Count, Room, checked
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import apart, cheap, fold_in, key_of_nothing, split
+from bayesrl.arguments import Count, MemoryNeed, checked
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import as_hash_key, dummy_key, fold_in, split, split_keys
 from bayesrl.control.gymnasium.recorded_rollout import RecordedRollout
 from bayesrl.control.rollout import Choice, Chooser, Played, Rollout
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.trace import record
 from bayesrl.errors import GuideError
-from bayesrl.guides import GuideFamily, OwnProgram
-from bayesrl.guides.tilts.natural import tilt_shape, tilted
+from bayesrl.guides import AutoGuide, PolicyGuide
+from bayesrl.guides.tilts.families import tilt_distribution, tilt_shape
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.typing import Params, PRNGKey, Program
 
 _NUM_PROBES = 64
 
 
-class PolicyGuide(OwnProgram):
+class ObservationPolicyGuide(PolicyGuide):
     """A guide of a rollout that can also be asked for its action in one state.
 
     Args:
         rollout: the program that is tilted.
         chooser: declares the parameters, and gives the policy.
-        within_prior: whether the policy does nothing that the prior never does; see `OwnProgram`.
+        within_prior: whether the policy does nothing that the prior never does; see `PolicyGuide`.
     """
 
     def __init__(self, rollout: Played, chooser: Callable[[], Chooser], *, within_prior: bool = False) -> None:
@@ -55,7 +55,7 @@ def action_distribution(program: Program, observation: Any, time: Any = 0) -> di
         time: the time step.
     """
     with handlers.block(), handlers.trace() as drawn:
-        FoldedKeys(program, key_of_nothing())(observation, jnp.asarray(time))
+        FoldedKeys(program, dummy_key())(observation, jnp.asarray(time))
     chosen: dist.Distribution = drawn["action"]["fn"]
     return chosen
 
@@ -72,7 +72,7 @@ def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
         PolicyError: it holds several temperatures.
     """
     pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).bound()
-    if not isinstance(pair.guide, PolicyGuide):
+    if not isinstance(pair.guide, ObservationPolicyGuide):
         raise GuideError(
             f"the posterior was fitted with {type(pair.guide).__name__}, which cannot be asked for one action; "
             "use TablePolicy(), LinearPolicy() or NetworkPolicy()"
@@ -82,7 +82,7 @@ def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObservationPolicy(GuideFamily):
+class ObservationPolicy(AutoGuide):
     """A guide of a `Rollout`: the prior's distribution tilted by θ(o, t), beside a critic V(o, t).
 
     Whatever the prior draws from is tilted as `AutoTilt` does: logits + θ, location and scale of a Normal,
@@ -111,7 +111,7 @@ class ObservationPolicy(GuideFamily):
         """
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
-        """Build the guide; see `GuideFamily.build`."""
+        """Build the guide; see `AutoGuide.build`."""
         if not isinstance(policy, Played):
             raise GuideError(
                 f"{type(self).__name__} is for policies made by bayesrl.control.Rollout, and {policy!r} is none; "
@@ -125,7 +125,7 @@ class ObservationPolicy(GuideFamily):
         site = structure["action"]
         shape = _abstractly(lambda: tilt_shape("action", _prior_of(policy), site.support))
         scale = _return_scale(key, policy) if self.critic else 1.0
-        actor_key, critic_key = apart(key)
+        actor_key, critic_key = split_keys(key)
 
         def chooser() -> Chooser:
             theta = self.declare(actor_key, "action", policy, shape, timed=not self.stationary)
@@ -135,15 +135,15 @@ class ObservationPolicy(GuideFamily):
 
             def choose(observation: Any, time: Array) -> Choice:
                 prior = policy.prior_choice(observation, time).action
-                action = tilted(prior, theta(observation, time), site.support)
+                action = tilt_distribution(prior, theta(observation, time), site.support)
                 return Choice(action, None if value is None else scale * value(observation, time)[0])
 
             return choose
 
-        return PolicyGuide(policy, chooser, within_prior=True)  # what is tilted keeps its support
+        return ObservationPolicyGuide(policy, chooser, within_prior=True)  # what is tilted keeps its support
 
-    def disperse(self, key: PRNGKey, params: Params) -> Params:
-        """Disturb what ends in an action so that tilts differ by about one; see `GuideFamily.disperse`."""
+    def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
+        """Disturb what ends in an action so that tilts differ by about one; see `AutoGuide.overdispersed_init`."""
         result = {}
         for index, (name, value) in enumerate(sorted(params.items())):
             noise = jax.random.normal(fold_in(key, index), value.shape, value.dtype)
@@ -211,7 +211,7 @@ def network_bytes(given: Mapping[str, Any]) -> float:
 
 @checked(
     GuideError,
-    Room(network_bytes, ("hidden", "depth"), "use fewer"),
+    MemoryNeed(network_bytes, ("hidden", "depth"), "use fewer"),
 )
 @dataclass(frozen=True, kw_only=True)
 class NetworkPolicy(ObservationPolicy):
@@ -270,7 +270,7 @@ class _features:  # noqa: N801  (called like the function that it makes)
 def _observation_of(rollout: Played) -> Any:
     """Give one observation, of which only shapes and types matter."""
     with handlers.block():
-        return rollout.environment.observe(FoldedKeys(rollout.environment.reset, key_of_nothing())())
+        return rollout.environment.observe(FoldedKeys(rollout.environment.reset, dummy_key())())
 
 
 def _prior_of(rollout: Played) -> dist.Distribution:
@@ -292,8 +292,8 @@ def _return_scale(key: PRNGKey, rollout: Played) -> float:
     def rewards(key: PRNGKey) -> Array:
         return record(FoldedKeys(rollout, key)).sites["reward"].fn.log_factor
 
-    probe = compiled(lambda key: jax.vmap(rewards)(split(key, _NUM_PROBES)), name="rewards")
-    earned = np.asarray(probe(cheap(key)), float)
+    probe = closure_jit(lambda key: jax.vmap(rewards)(split(key, _NUM_PROBES)), name="rewards")
+    earned = np.asarray(probe(as_hash_key(key)), float)
     to_come = np.cumsum(earned[:, ::-1], -1)
     scale = float(np.sqrt(np.mean(to_come**2)))
     return scale if np.isfinite(scale) and scale > 0 else 1.0

@@ -15,7 +15,7 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.primitives import Messenger
 
-from bayesrl.arguments import Count, checked, real
+from bayesrl.arguments import Count, checked, real_range
 from bayesrl.control.environments.base import Environment
 from bayesrl.core.primitives import kind_of, reward
 from bayesrl.errors import ControlError
@@ -49,7 +49,7 @@ class Played(abc.ABC):
 
     environment: Environment
     horizon: Count
-    discount: Annotated[float, real(above=0, most=1)] = 1.0
+    discount: Annotated[float, real_range(above=0, most=1)] = 1.0
     prior: Callable[[Any, Array], dist.Distribution] | None = None
 
     def __call__(self, *observation: Any) -> Any:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.compilation.keys import apart
+from bayesrl.compilation.keys import split_keys
 from bayesrl.core.programs import Pair
 from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError, PolicyError
@@ -55,7 +55,7 @@ def refuse_interacting(plates: Mapping[str, Interacting]) -> None:
 def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Params) -> Interacting:
     """Do as `interacting` does, for one plate, whose elements lie along an axis of the contexts."""
     contexts = len(pair.structure.contexts)
-    batch_key, draws_key, mask_key = apart(key, 3)
+    batch_key, draws_key, mask_key = split_keys(key, 3)
     batch = {name: indices[0] for name, indices in pair.draw(batch_key, params, 1).plates.items()}
     draws = pair.draw(draws_key, params, 2 * NUM_SWAPS, share=False, values=batch)
     chosen = jax.random.bernoulli(mask_key, shape=(NUM_SWAPS, plate.size))

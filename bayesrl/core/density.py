@@ -8,7 +8,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.arguments import checked
-from bayesrl.compilation.keys import from_seed, key_of_nothing
+from bayesrl.compilation.keys import dummy_key, key_from_seed
 from bayesrl.core.draws import total
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.programs import Pair
@@ -70,14 +70,14 @@ def log_density(policy: Program, sites: Sites, *args: Any, beta: Beta | None = N
     """
     if beta is not None:
         check_beta(beta)
-    program = FoldedKeys(handlers.substitute(policy, data=dict(sites)), key_of_nothing())
+    program = FoldedKeys(handlers.substitute(policy, data=dict(sites)), dummy_key())
     structure = structure_of(record(program, *args))
     check_policy(structure, has_beta=beta is not None)
     missing = [name for name in structure.named("action", "environment") if name not in sites]
     if missing:
         raise PolicyError(f"no value was given for site {missing[0]!r}; pass one for each of {list(structure.actions)}")
     pair = Pair(policy, None, structure, args, {})
-    draws = jax.tree.map(lambda x: x[0], pair.draw(from_seed(0), {}, 1, values=sites))
+    draws = jax.tree.map(lambda x: x[0], pair.draw(key_from_seed(0), {}, 1, values=sites))
     shape = structure.context_shape
     parts = {
         "log_prior": draws.log_prior,

@@ -10,13 +10,13 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
-from bayesrl.annotations import IN_BODY
+from bayesrl.annotations import CHECKED_IN_BODY
 from bayesrl.arguments import checked
 from bayesrl.compilation.keys import fold_in
 from bayesrl.core.primitives import MARK
 from bayesrl.errors import PolicyError
 from bayesrl.typing import PRNGKey, Program
-from bayesrl.values import LARGEST, LEAST, told
+from bayesrl.values import LARGEST, LEAST, format_value
 
 
 def check_beta(beta: ArrayLike) -> None:
@@ -33,7 +33,7 @@ def check_beta(beta: ArrayLike) -> None:
     except (TypeError, ValueError, OverflowError):
         values = None
     if values is None:
-        raise PolicyError(f"beta={told(beta)} is not a number; pass a positive float or an array of them")
+        raise PolicyError(f"beta={format_value(beta)} is not a number; pass a positive float or an array of them")
     bad = values[~((values < LARGEST) & (values >= LEAST))]
     if bad.size or values.size == 0:
         shown = ", ".join(str(x) for x in bad[:3]) or "an empty array"
@@ -66,7 +66,7 @@ class tilt(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
         1.3069
     """
 
-    def __init__(self, policy: Program | None = None, beta: Annotated[ArrayLike, IN_BODY] = 1.0) -> None:
+    def __init__(self, policy: Program | None = None, beta: Annotated[ArrayLike, CHECKED_IN_BODY] = 1.0) -> None:
         check_beta(beta)
         self.beta = beta
         super().__init__(policy)

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
-from bayesrl.annotations import IN_BODY
+from bayesrl.annotations import CHECKED_IN_BODY
 from bayesrl.arguments import checked
 from bayesrl.errors import PolicyError
 
@@ -40,7 +40,7 @@ class _OwnPlates(Messenger):
 
 
 @checked(PolicyError)
-def reward(name: str, value: Annotated[ArrayLike, IN_BODY]) -> None:
+def reward(name: str, value: Annotated[ArrayLike, CHECKED_IN_BODY]) -> None:
     """Collect a reward inside a policy program.
 
     Under `tilt(policy, beta)` the site multiplies the density by exp(value / beta). Several reward
@@ -112,7 +112,7 @@ def _check_reward_shape(name: str, array: Array, plates: _OwnPlates) -> None:
 
 
 @checked(PolicyError)
-def environment(name: str, distribution: dist.Distribution, *, observable: Annotated[bool, IN_BODY]) -> Array:
+def environment(name: str, distribution: dist.Distribution, *, observable: Annotated[bool, CHECKED_IN_BODY]) -> Array:
     """Let nature draw: a site that the policy can neither choose nor tilt.
 
     A guide replays the site, so it cancels from the KL. Where `observable` is False the agent does

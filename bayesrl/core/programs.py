@@ -11,8 +11,8 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
 
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import fold_in, key_of_nothing, split
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import dummy_key, fold_in, split
 from bayesrl.core.censoring import censored, is_censored
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues
@@ -166,7 +166,7 @@ class Pair:
             program = handlers.substitute(program, data=dict(values))
         if shared_key is not None:
             program = SharedKeys(program, shared_key, self.structure.drawn_before_action)
-        return record(FoldedKeys(program, key_of_nothing() if key is None else key), *self.args)
+        return record(FoldedKeys(program, dummy_key() if key is None else key), *self.args)
 
     def guide_facts(self, params: Params) -> Recording:
         """Record the guide without computing; see `abstractly`."""
@@ -190,7 +190,7 @@ class Pair:
             policy: Callable[..., Any] = handlers.substitute(self.policy, data={**own, **values, **latent, **plates})
             if shared_key is not None:
                 policy = SharedKeys(policy, shared_key, self.structure.drawn_before_action)
-            own_key = key_of_nothing() if key is None else key
+            own_key = dummy_key() if key is None else key
             scored = record(FoldedKeys(policy, own_key, first=_OF_POLICY), *self.args)
         return self._draws(drawn, scored)
 
@@ -277,9 +277,9 @@ def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params,
     typed = jax.tree.map(lambda x: x if isinstance(x, Array) else np.asarray(x, jnp.result_type(x)), values)
     inside = {name: typed.pop(name) for name in transforms}
     if inside:
-        typed |= compiled(lambda held: {name: transforms[name].inv(value) for name, value in held.items()}, name="map")(
-            jax.tree.map(jnp.asarray, inside)
-        )
+        typed |= closure_jit(
+            lambda held: {name: transforms[name].inv(value) for name, value in held.items()}, name="map"
+        )(jax.tree.map(jnp.asarray, inside))
     return {name: typed[name] for name in values}, transforms
 
 
@@ -317,4 +317,4 @@ def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Pa
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(shown)):
         recording = run()  # a constraint may hold numbers of the run itself
         return values(recording), declared(recording)
-    return compiled(lambda: values(run()), name="declare")(), shown
+    return closure_jit(lambda: values(run()), name="declare")(), shown

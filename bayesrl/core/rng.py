@@ -8,7 +8,7 @@ from jax import Array, lax
 from numpyro.distributions import CategoricalLogits, Distribution, MaskedDistribution
 from numpyro.primitives import Messenger
 
-from bayesrl.compilation.keys import fold_in, plain
+from bayesrl.compilation.keys import as_threefry_key, fold_in
 from bayesrl.typing import PRNGKey, Program
 
 _COUNTS = ("Poisson", "NegativeBinomial")
@@ -52,7 +52,7 @@ class FoldedKeys(Messenger):
             return
         if msg["value"] is None and msg["kwargs"]["rng_key"] is None:
             key = fold_in(self.key, self.count)
-            msg["kwargs"]["rng_key"] = key if _draws_from_any(msg) else plain(key)
+            msg["kwargs"]["rng_key"] = key if _draws_from_any(msg) else as_threefry_key(key)
             self.count += 1
 
 

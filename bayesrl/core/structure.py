@@ -13,8 +13,8 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from bayesrl.arguments import check_room
-from bayesrl.compilation.jit import compiled, once_read
+from bayesrl.arguments import check_memory
+from bayesrl.compilation.jit import cached_analysis, closure_jit
 from bayesrl.core.primitives import Kind
 from bayesrl.core.refusals import Refusals, check_arguments, refuse_stray, told
 from bayesrl.core.rng import FoldedKeys
@@ -86,7 +86,7 @@ class Structure:
         """Names of the action sites."""
         return self.named("action")
 
-    def check_room(self, number: int, error: type[BayesRLError] = PolicyError) -> None:
+    def check_memory(self, number: int, error: type[BayesRLError] = PolicyError) -> None:
         """Refuse more draws than fit into memory, before any is made.
 
         Args:
@@ -98,7 +98,7 @@ class Structure:
         """
         scores = 4 * math.prod(self.context_shape)  # log π₀, log q, likelihood and reward of each context
         each = scores + sum(math.prod(site.shape) for site in self.sites if site.latent)
-        check_room(4.0 * each * number, f"{number:,} draws of {each:,} numbers each", "ask for fewer", error)
+        check_memory(4.0 * each * number, f"{number:,} draws of {each:,} numbers each", "ask for fewer", error)
 
     def check_complete(self, purpose: str, error: type[BayesRLError] = PolicyError) -> None:
         """Refuse a program whose environment is outside of it.
@@ -226,7 +226,7 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
     def look() -> Structure:
         return _look(key, policy, as_arrays(args))
 
-    return once_read(look, policy, args)
+    return cached_analysis(look, policy, args)
 
 
 def _look(key: PRNGKey, policy: Program, args: tuple[Any, ...]) -> Structure:
@@ -244,7 +244,7 @@ def _look(key: PRNGKey, policy: Program, args: tuple[Any, ...]) -> Structure:
         sites = record(FoldedKeys(policy, key), *args).sites
         return {name: jax.tree.map(jnp.asarray, _ends(sites[name].fn)) for name in unknown}
 
-    found = compiled(ends, name="supports")()
+    found = closure_jit(ends, name="supports")()
     return structure_of(recording, {name: _range(*pair) for name, pair in found.items()})
 
 

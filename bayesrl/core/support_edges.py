@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import biject_to, constraints
 
-from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import split
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
@@ -190,7 +190,7 @@ def look_at_prior(
             name: _quantiles(place.reshape((-1, place.shape[-1]))) for name, place in places.items()
         }
 
-    counts, quantiles = compiled(count, name="edges")(split(key, NUM_DRAWS))
+    counts, quantiles = closure_jit(count, name="edges")(split(key, NUM_DRAWS))
     found = {name: int(np.ceil(float(counts[name]))) for name in ends}
     edges = {name: Edge(ends[name], count) for name, count in found.items() if count > MOST_AT_EDGE}
     return edges, {name: _lie(np.asarray(place, float)) for name, place in quantiles.items()}

@@ -13,8 +13,8 @@ from jax import Array
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from bayesrl.compilation.callbacks import unnumbered
-from bayesrl.compilation.determinism import COMPARED, Reading, check_steady
+from bayesrl.compilation.callbacks import comparable_callbacks
+from bayesrl.compilation.determinism import COMPARED_FIELDS, Reading, check_deterministic
 from bayesrl.compilation.keys import split
 from bayesrl.core.handlers import Sites
 from bayesrl.core.log_ratios import doubt_in, doubt_of, log_ratio
@@ -204,7 +204,7 @@ def abstractly_twice(make: Callable[[], Recording]) -> tuple[Recording, list[str
     learned = all(site.kind != "reward" for site in recording.sites.values())  # then parameters only start somewhere
     values = {name: msg["value"] for name, msg in recording.params.items()}
     start = {name: value for name, value in values.items() if learned and not _unknown(value)}
-    check_steady(first, _reading(handlers.substitute(make, data=start))[1])
+    check_deterministic(first, _reading(handlers.substitute(make, data=start))[1])
     jaxpr = first.trace
     strays = {
         id(var)
@@ -217,7 +217,7 @@ def abstractly_twice(make: Callable[[], Recording]) -> tuple[Recording, list[str
 
 def _reading(make: Callable[[], Recording]) -> tuple[Recording, Reading]:
     made: list[Recording] = []
-    with unnumbered():
+    with comparable_callbacks():
         jaxpr, values = jax.make_jaxpr(lambda: _traced_values(made, make), return_shape=True)()
     outputs = [(name, part) for name, parts in values.items() for part, leaves in parts.items() for _ in leaves]
     return made[0], Reading(made[0].sites, jaxpr, outputs)
@@ -232,7 +232,7 @@ def _traced_values(made: list[Recording], make: Callable[[], Recording]) -> dict
     return {
         name: {
             part: [leaf for leaf in jax.tree.leaves(getattr(site, part)) if isinstance(leaf, jax.core.Tracer)]
-            for part in COMPARED
+            for part in COMPARED_FIELDS
         }
         for name, site in made[-1].sites.items()
     }

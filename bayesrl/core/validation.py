@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import apart
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import split_keys
 from bayesrl.core.context_independence import interacting, refuse_interacting
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Pair
@@ -65,7 +65,7 @@ def check_draws(
         return *look, interacting(keys[1], pair, params) if mixes else {}
 
     values = {**draws.sites, **draws.plates} if looks else {}
-    broken, outside, other_nature, mixed = compiled(check, name="check")(apart(key, 2), params, values)
+    broken, outside, other_nature, mixed = closure_jit(check, name="check")(split_keys(key, 2), params, values)
     num_draws = len(totals.log_prior)
     for name, bad in _counted(broken):
         raise PolicyError(

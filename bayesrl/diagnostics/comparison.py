@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from scipy.special import logsumexp
 
-from bayesrl.arguments import Several, checked
-from bayesrl.compilation.jit import one_reading
+from bayesrl.arguments import CountAboveOne, checked
+from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import fold_in, split
 from bayesrl.core.draws import Totals
 from bayesrl.core.structure import Structure
@@ -35,8 +35,8 @@ _SAME = 1e-4
 
 
 @checked(EngineError)
-@one_reading()
-def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: Several = 16_384) -> Comparison:
+@trace_cache()
+def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: CountAboveOne = 16_384) -> Comparison:
     """Compare fits of one problem: J, E[R] and KL of each, and their differences to the first.
 
     Every fit gives an equal share of the draws, which together are draws of the mixture m = Σₖ qₖ/K, and

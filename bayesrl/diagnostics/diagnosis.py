@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from bayesrl.arguments import CountOrNone, checked, whole
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import apart
+from bayesrl.arguments import CountOrZero, checked, integer_range
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import split_keys
 from bayesrl.diagnostics.checks import (
     convergence_check,
     coverage_check,
@@ -34,7 +34,7 @@ _HELD_OUT_DRAWS = 1_000
 
 
 @checked(EngineError, *KNOWN)
-@one_reading()
+@trace_cache()
 def diagnose(
     key: PRNGKey,
     posterior: Posterior,
@@ -43,8 +43,8 @@ def diagnose(
     method: RequestedMethod = "auto",
     optimum: KnownOptimum | None = None,
     reward_bound: float | None = None,
-    num_samples: Annotated[int, whole(256)] = 2**17,
-    max_count: CountOrNone = MAX_COUNT,
+    num_samples: Annotated[int, integer_range(256)] = 2**17,
+    max_count: CountOrZero = MAX_COUNT,
     tested: Estimates | None = None,
 ) -> Diagnosis:
     """Ask a fit every question that tells whether it can be trusted, and give one verdict.
@@ -88,7 +88,7 @@ def diagnose(
         )
     options: dict[str, Any] = {"method": method, "reward_bound": reward_bound, "num_samples": num_samples}
     options["max_count"] = max_count
-    own_key, other_key = apart(key)
+    own_key, other_key = split_keys(key)
     found, reason = _evidence(own_key, posterior, options | {"optimum": optimum})
     objective, course = _course(posterior)
     checks = []

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
-from bayesrl.annotations import Must
-from bayesrl.arguments import Level, checked, whole
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import apart, fold_in
+from bayesrl.annotations import Requirement
+from bayesrl.arguments import Level, checked, integer_range
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.diagnostics.comparison import unlike_sites
 from bayesrl.diagnostics.results import Outcome
 from bayesrl.diagnostics.scoreboard import over_all_data
 from bayesrl.display.formatting import beta_text, percent, with_error
 from bayesrl.display.tables import Block, Line, Listing, Shown
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.weighted_draws import WeightedDraws, generator
+from bayesrl.exact.weighted_draws import WeightedDraws, numpy_generator
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.programs import Programs
 from bayesrl.statistics.estimates import Estimate
@@ -113,14 +113,14 @@ class Coverage(Shown):
 
 
 @checked(EngineError)
-@one_reading()
+@trace_cache()
 def coverage(
     key: PRNGKey,
     posterior: Posterior,
     target: WeightedDraws,
     *,
-    levels: Annotated[Sequence[Level], Must("some levels, such as (0.5, 0.9)", bool)] = (0.5, 0.8, 0.95),
-    num_samples: Annotated[int, whole(100)] = 4096,
+    levels: Annotated[Sequence[Level], Requirement("some levels, such as (0.5, 0.9)", bool)] = (0.5, 0.8, 0.95),
+    num_samples: Annotated[int, integer_range(100)] = 4096,
 ) -> Coverage:
     """Count the exact draws of p* that lie in the fit's regions of highest probability.
 
@@ -168,8 +168,8 @@ def coverage(
     fit = over_all_data(posterior if settled else posterior.select(restart="best"))
     assert fit.programs is not None
     lanes = _matched(fit, fit.programs, target)
-    exact_key, fit_key, tie_key = apart(key, 3)
-    exact, rng = target.resample(exact_key, num_samples), generator(tie_key)
+    exact_key, fit_key, tie_key = split_keys(key, 3)
+    exact, rng = target.resample(exact_key, num_samples), numpy_generator(tie_key)
     lead = 0 if target.beta is None else target.beta.ndim
     flat = {name: value.reshape(-1, *value.shape[lead:]) for name, value in exact.items()}
     ranks = []

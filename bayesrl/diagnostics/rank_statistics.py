@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.annotations import Must
+from bayesrl.annotations import Requirement
 from bayesrl.arguments import Count, Level, checked
 from bayesrl.display.formatting import number, with_error
 from bayesrl.display.tables import Block, Line, Listing, Shown
@@ -40,9 +40,9 @@ class Calibration(Shown):
     """
 
     names: tuple[str, ...]
-    ranks: Annotated[np.ndarray, Must("finite ranks", are_finite)]
+    ranks: Annotated[np.ndarray, Requirement("finite ranks", are_finite)]
     num_samples: Count
-    pit: Annotated[np.ndarray, Must("numbers from 0 to 1", are_finite)]
+    pit: Annotated[np.ndarray, Requirement("numbers from 0 to 1", are_finite)]
 
     @property
     def p_values(self) -> np.ndarray:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from bayesrl.arguments import CountOrNone, Unread, checked, whole
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import apart, fold_in
+from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.diagnostics.evidence.bounds import RequestedMethod
 from bayesrl.diagnostics.evidence.bounds import evidence as bracketed
 from bayesrl.diagnostics.results import Check, Evidence, Frontier, Outcome, Side
@@ -37,23 +37,23 @@ def _made_already(given: Mapping[str, Any]) -> bool:
 
 
 _SETTLED = (
-    *(Unread(name, _made_already, "evidence= is given") for name in ("method", "reward_bound", "max_count")),
-    Unread("num_samples", lambda given: _made_already(given) and given["gold"] is None, "evidence= is given"),
+    *(UnusedOption(name, _made_already, "evidence= is given") for name in ("method", "reward_bound", "max_count")),
+    UnusedOption("num_samples", lambda given: _made_already(given) and given["gold"] is None, "evidence= is given"),
 )
 
 
 @checked(EngineError, *_SETTLED)
-@one_reading()
+@trace_cache()
 def frontier(
     key: PRNGKey,
     posterior: Posterior,
     *,
     gold: str | None = None,
     evidence: Evidence | None = None,
-    num_samples: Annotated[int, whole(256)] = 2**15,
+    num_samples: Annotated[int, integer_range(256)] = 2**15,
     method: RequestedMethod = "auto",
     reward_bound: float | None = None,
-    max_count: CountOrNone = MAX_COUNT,
+    max_count: CountOrZero = MAX_COUNT,
 ) -> Frontier:
     """Lay reward against KL over β, and ask whether it is what optima look like.
 
@@ -113,7 +113,7 @@ def frontier(
     if gold is not None and gold not in metrics:
         known = ", ".join(map(repr, metrics)) or "none"
         raise PolicyError(f"gold={gold!r} is not a deterministic site of the policy; it has {known}")
-    own_key, gold_key = apart(key)
+    own_key, gold_key = split_keys(key)
     if evidence is None:
         evidence = bracketed(
             own_key,

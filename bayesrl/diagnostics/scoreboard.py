@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import apart, from_seed
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import key_from_seed, split_keys
 from bayesrl.core.programs import declared_params
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum, evaluated, started
@@ -31,7 +31,7 @@ MAX_COUNT = 2**17
 _DRAWN_NUMBERS = 4_000_000
 
 
-@one_reading()
+@trace_cache()
 def score(
     key: PRNGKey,
     posterior: Posterior,
@@ -68,7 +68,7 @@ def score(
         >>> round(row.optimum, 3), row.share < 0.01  # log((1 + e + e²) / 3)
         (1.309, True)
     """
-    draw_key, prior_key = apart(key)
+    draw_key, prior_key = split_keys(key)
     best = posterior.select(restart="best")
     over_all = over_all_data(best, *new_args)
     programs = _programs(over_all)
@@ -123,7 +123,7 @@ def _programs(posterior: Posterior) -> Programs:
 
 def _trains_policy(programs: Programs) -> bool:
     """Tell whether the fit trained parameters of the policy itself: then there is no fixed prior."""
-    return programs.learned and bool(declared_params(from_seed(0), programs.policy, *programs.args)[0])
+    return programs.learned and bool(declared_params(key_from_seed(0), programs.policy, *programs.args)[0])
 
 
 def _target(programs: Programs, params: Params, beta: Any, max_count: int) -> tuple[WeightedDraws | None, str]:
@@ -162,7 +162,7 @@ def _known(exact: KnownOptimum | None, over_all: Posterior, betas: Sequence[floa
     found = [evaluated(exact, over_all if beta is None else over_all.select(beta=beta)) for beta in betas]
     if any(numbers is None for numbers in found):
         return None
-    drawn = _by_beta(over_all.estimate(from_seed(0), _num_draws(_programs(over_all), len(betas))), len(betas))
+    drawn = _by_beta(over_all.estimate(key_from_seed(0), _num_draws(_programs(over_all), len(betas))), len(betas))
     return [
         Estimates(_number(numbers[0]), _number(numbers[1]), _number(numbers[2]), own.metrics)
         for numbers, own in zip(found, drawn, strict=True)
@@ -188,7 +188,7 @@ def _exact_estimates(
     if not names:
         return found
     if fitted is None or any(name not in fitted.draws for name in names):
-        drawn = over_all.estimate(from_seed(0), _num_draws(_programs(over_all), len(betas))).metrics
+        drawn = over_all.estimate(key_from_seed(0), _num_draws(_programs(over_all), len(betas))).metrics
     else:
         lead = len(fitted.batch_shape)
         drawn = {name: _mean_of_draws(np.asarray(fitted.draws[name], float), lead) for name in names}

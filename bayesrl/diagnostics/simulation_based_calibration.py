@@ -11,9 +11,9 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.arguments import Count, Positive, asking, checked, whole
-from bayesrl.compilation.jit import near
-from bayesrl.compilation.keys import apart, from_seed, key_of_nothing, split
+from bayesrl.arguments import Count, Positive, checked, integer_range, user_code
+from bayesrl.compilation.jit import to_host
+from bayesrl.compilation.keys import dummy_key, key_from_seed, split, split_keys
 from bayesrl.core.handlers import IntoScans
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.programs import Pair, freeze
@@ -22,9 +22,9 @@ from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.core.trace import Recording, record, site_log_prob
 from bayesrl.diagnostics.rank_statistics import LIKELIHOOD, Calibration
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.grid import count, decode
+from bayesrl.exact.grid import decode_assignment, num_assignments
 from bayesrl.exact.tabulation import path_axes
-from bayesrl.guides import GuideFamily
+from bayesrl.guides import AutoGuide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.svi.optimizers import UNPILOTED_RATE, default_optimizer
 from bayesrl.svi.setup import set_up
@@ -47,8 +47,8 @@ def calibrate(
     model: Program,
     *args: Any,
     infer: Inference | None = None,
-    num_replications: Annotated[int, whole(20)] = 200,
-    num_samples: Annotated[int, whole(9)] = 99,
+    num_replications: Annotated[int, integer_range(20)] = 200,
+    num_samples: Annotated[int, integer_range(9)] = 99,
 ) -> Calibration:
     """Check inference for a program with data by simulation: draw θ ~ p(θ), y ~ p(y|θ), infer, rank θ.
 
@@ -94,13 +94,13 @@ def calibrate(
     if infer in _MAKERS:
         raise EngineError(f"infer={_MAKERS[infer]} makes inference when it is called; pass infer={_MAKERS[infer]}()")
     args = as_arrays(args)
-    structure = inspect(from_seed(0), model, *args)
+    structure = inspect(key_from_seed(0), model, *args)
     _refuse(structure)
-    structure.check_room(num_replications + num_samples * min(_AT_ONCE, num_replications), EngineError)
-    frozen, _ = freeze(from_seed(0), model, *args)
-    simulate_key, infer_key, run_key, tie_key = apart(key, 4)
+    structure.check_memory(num_replications + num_samples * min(_AT_ONCE, num_replications), EngineError)
+    frozen, _ = freeze(key_from_seed(0), model, *args)
+    simulate_key, infer_key, run_key, tie_key = split_keys(key, 4)
     keys = split(simulate_key, num_replications)
-    truth, data = near(jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys))
+    truth, data = to_host(jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys))
     program = partial(_given, frozen)
     example = (jax.tree.map(lambda x: x[0, ...], data), *args)  # of NumPy, too, an array
     drawer = _prepared(svi_inference() if infer is None else infer, infer_key, program, example, num_samples)
@@ -145,7 +145,9 @@ def _refuse(structure: Structure) -> None:
 
 
 def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any, ...], num_samples: int) -> Drawer:
-    with asking("infer", EngineError, "let it give a function of (key, args) from (key, program, args, num_samples)"):
+    with user_code(
+        "infer", EngineError, "let it give a function of (key, args) from (key, program, args, num_samples)"
+    ):
         drawer: Any = infer(key, program, args, num_samples)
     if not callable(drawer):
         raise EngineError(f"infer gave {drawer!r}, which is no function; give one of (key, args)")
@@ -155,7 +157,7 @@ def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any,
 def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers], num_samples: int) -> None:
     """Refuse inference that cannot be traced, or whose draws are not those of the latent sites."""
     try:
-        draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), from_seed(0), args[0])
+        draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), key_from_seed(0), args[0])
     except jax.errors.JAXTypeError as error:
         reason = str(error).partition("\n")[0]
         raise EngineError(
@@ -206,7 +208,7 @@ def _quantities(program: Program, structure: Structure, args: tuple[Any, ...], s
 
 
 def _run(program: Program, args: tuple[Any, ...], sites: dict[str, Array]) -> Recording:
-    return record(FoldedKeys(handlers.substitute(program, data=sites), key_of_nothing()), *args)
+    return record(FoldedKeys(handlers.substitute(program, data=sites), dummy_key()), *args)
 
 
 def _names(structure: Structure) -> tuple[str, ...]:
@@ -223,7 +225,7 @@ def _names(structure: Structure) -> tuple[str, ...]:
 @checked(EngineError)
 def svi_inference(
     *,
-    guide: Program | GuideFamily | None = None,
+    guide: Program | AutoGuide | None = None,
     objective: Objective | None = None,
     num_steps: Count = 1000,
     learning_rate: Positive | None = None,
@@ -263,7 +265,7 @@ def svi_inference(
             return Pair(pair.policy, pair.guide, pair.structure, arrays, pair.transforms, pair.learned)
 
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
-            fit_key, draw_key = apart(key)
+            fit_key, draw_key = split_keys(key)
             arrays, static = eqx.partition(args, eqx.is_array)
             lane = Lane(
                 setup.objective,
@@ -299,12 +301,12 @@ def exact_inference() -> Inference:
         # Contexts are taken together here: a program without a context plate is one problem.
         structure = _one_problem(inspect(key, program, *args))
         axes = path_axes(structure)
-        if count(axes) > _MOST_ASSIGNMENTS:
+        if num_assignments(axes) > _MOST_ASSIGNMENTS:
             raise EngineError(
-                f"the program has {count(axes):,} assignments, too many to enumerate for every data set; use "
+                f"the program has {num_assignments(axes):,} assignments, too many to enumerate for every data set; use "
                 "svi_inference()"
             )
-        rows = jax.jit(jax.vmap(partial(decode, axes)))(np.arange(count(axes)))
+        rows = jax.jit(jax.vmap(partial(decode_assignment, axes)))(np.arange(num_assignments(axes)))
 
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
             def log_joint(sites: dict[str, Array]) -> Array:

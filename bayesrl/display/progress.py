@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.std import tqdm
 from tqdm.utils import disp_len, disp_trim
 
-from bayesrl.compilation.status import in_notebook, shown_by
+from bayesrl.compilation.status import in_notebook, show_activities
 
 POLL_SECONDS = 0.2
 LEAST_SECONDS = 0.3
@@ -49,7 +49,7 @@ def showing(show: bool) -> Iterator[None]:
         ...     pass
     """
     if not show:
-        with shown_by(None):
+        with show_activities(None):
             yield
     elif _line.get() is not None or not is_visible():
         yield
@@ -57,7 +57,7 @@ def showing(show: bool) -> Iterator[None]:
         line = Line()
         token = _line.set(line)
         try:
-            with line, shown_by(line.telling):
+            with line, show_activities(line.telling):
                 yield
         finally:
             _line.reset(token)

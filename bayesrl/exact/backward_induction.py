@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.grid import Axis, Scores, digits
+from bayesrl.exact.grid import Axis, SiteScores, digits
 
 # NumPyro clips log 0 to the smallest float; nothing that is meant lies so low.
 _NEVER = -1e30
@@ -18,7 +18,7 @@ _MASS_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Stage:
+class ProgramStage:
     """One part of a program, tabulated: what may be drawn in each state, and where that leads.
 
     Arrays are [states, assignments, contexts], in double precision, contexts flat.
@@ -59,7 +59,7 @@ class Stage:
         return result.reshape(self.reward.shape)
 
 
-def make_stage(axes: tuple[Axis, ...], scores: Scores, reached: np.ndarray, structure: Structure) -> Stage:
+def build_stage(axes: tuple[Axis, ...], scores: SiteScores, reached: np.ndarray, structure: Structure) -> ProgramStage:
     """Lay scores of states × assignments out as a stage, `following` still None.
 
     Args:
@@ -93,7 +93,7 @@ def make_stage(axes: tuple[Axis, ...], scores: Scores, reached: np.ndarray, stru
     for name, value in scores.likelihood.items():
         likelihood += _likelihood(name, value.reshape(shape), ends)
     metrics = {name: np.where(ends, value.reshape(shape), 0.0) for name, value in scores.metrics.items()}
-    return Stage(axes, tuple(log_probs), reward, likelihood, metrics, reached, masked, None)
+    return ProgramStage(axes, tuple(log_probs), reward, likelihood, metrics, reached, masked, None)
 
 
 def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tuple[np.ndarray, bool]:
@@ -156,7 +156,7 @@ class Solution:
     joint: list[np.ndarray]
 
 
-def solve(stages: Sequence[Stage], beta: float, *, rewarded: bool = True) -> Solution:
+def solve(stages: Sequence[ProgramStage], beta: float, *, rewarded: bool = True) -> Solution:
     """Go through the stages from last to first.
 
     V = β·log Σ_a π₀(a|I)·exp(E[V′|I, a]/β) at actions, expectations at nature's draws.
@@ -179,7 +179,7 @@ def solve(stages: Sequence[Stage], beta: float, *, rewarded: bool = True) -> Sol
     return Solution(value[0], joint[::-1])
 
 
-def _soft_induction(stage: Stage, leaf: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
+def _soft_induction(stage: ProgramStage, leaf: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
     """Give the value [states, contexts] and log(policy × nature) [states, assignments, contexts] of one stage.
 
     N and M are nature's probability, and that times the value, of everything seen so far: their
@@ -215,7 +215,7 @@ def _soft_induction(stage: Stage, leaf: np.ndarray, beta: float) -> tuple[np.nda
     return np.broadcast_to(value.reshape(-1, value.shape[-1]), (states, contexts)), log_joint.reshape(leaf.shape)
 
 
-def _seen(stage: Stage, k: int) -> np.ndarray:
+def _seen(stage: ProgramStage, k: int) -> np.ndarray:
     """Give the prior log-probability of an action as the agent sees it: hidden draws may not move it."""
     log_prior = stage.log_probs[k]
     hidden = tuple(1 + j for j in range(k) if stage.axes[j].hidden)
@@ -236,7 +236,7 @@ def _seen(stage: Stage, k: int) -> np.ndarray:
     return np.log(np.maximum(np.where(high < 0, probability.max(hidden, keepdims=True), high), 0.0))
 
 
-def marginals(stages: Sequence[Stage], solution: Solution) -> list[np.ndarray]:
+def marginals(stages: Sequence[ProgramStage], solution: Solution) -> list[np.ndarray]:
     """Give the probability of every state and assignment of every stage, [states, assignments, contexts]."""
     contexts = stages[0].reward.shape[-1]
     state = np.ones((1, contexts))
@@ -262,7 +262,12 @@ def expectation(weights: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> 
 
 
 def sample_rows(
-    stages: Sequence[Stage], joint: Sequence[np.ndarray], rng: np.random.Generator, num_draws: int, *, alike: bool
+    stages: Sequence[ProgramStage],
+    joint: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    num_draws: int,
+    *,
+    alike: bool,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Draw states and assignments of every stage, each [draws, contexts]; exact and independent.
 
@@ -300,7 +305,7 @@ def inverse_cdf(log_weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     return np.asarray(np.minimum(index, np.flatnonzero(weights)[-1]))
 
 
-def joint_values(stages: Sequence[Stage], rows: Sequence[np.ndarray]) -> tuple[tuple[Axis, ...], list[Any]]:
+def axes_and_digits(stages: Sequence[ProgramStage], rows: Sequence[np.ndarray]) -> tuple[tuple[Axis, ...], list[Any]]:
     """Give all axes of all stages with the joint value of each in the drawn rows."""
     axes = tuple(axis for stage in stages for axis in stage.axes)
     parts = [digits(stage.axes, row) for stage, row in zip(stages, rows, strict=True)]

@@ -12,23 +12,31 @@ from numpyro import handlers
 from scipy.special import logsumexp
 
 from bayesrl.arguments import Count, checked
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import from_seed
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import key_from_seed
 from bayesrl.core.programs import Pair
 from bayesrl.errors import EngineError
-from bayesrl.exact.backward_induction import Solution, Stage, expectation, joint_values, marginals, sample_rows, solve
+from bayesrl.exact.backward_induction import (
+    ProgramStage,
+    Solution,
+    axes_and_digits,
+    expectation,
+    marginals,
+    sample_rows,
+    solve,
+)
 from bayesrl.exact.grid import digits, scatter
 from bayesrl.exact.tabulation import (
-    Fit,
-    Prepared,
-    check_count,
+    FrozenProgram,
+    ScoredGuide,
+    check_grid_size,
     enumerate_paths,
-    make_stages,
+    freeze_program,
     path_axes,
-    prepare,
     score_draws,
+    tabulate_stages,
 )
-from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, sampled_metrics, shared_sites
+from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws, shared_sites
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Beta, Numbers, Params, Program
 
@@ -37,7 +45,7 @@ _MASS_TOLERANCE = 1e-3
 
 
 @checked(EngineError)
-@one_reading()
+@trace_cache()
 def enumerate_posterior(
     policy: Program, *args: Any, beta: Beta | None = None, max_count: Count = 2**20
 ) -> WeightedDraws:
@@ -80,7 +88,7 @@ def enumerate_posterior(
         Levine (2018), "Reinforcement Learning and Control as Probabilistic Inference", sections 2.2
         and 2.4: the soft Bellman equations, here with nature's draws averaged and not tilted.
     """
-    return _solved(prepare(policy, args, beta), beta, max_count)
+    return _solved(freeze_program(policy, args, beta), beta, max_count)
 
 
 def enumerate_target(pair: Pair, params: Params, beta: Beta | None = None, max_count: Count = 2**20) -> WeightedDraws:
@@ -92,15 +100,15 @@ def enumerate_target(pair: Pair, params: Params, beta: Beta | None = None, max_c
         beta: temperature, reward units per nat, [*beta].
         max_count: largest number of assignments, or of reachable states × assignments, to visit.
     """
-    return _solved(prepare(pair.policy, pair.args, beta, _fit_of(pair, params)), beta, max_count)
+    return _solved(freeze_program(pair.policy, pair.args, beta, _fit_of(pair, params)), beta, max_count)
 
 
-def _fit_of(pair: Pair, params: Params) -> Fit | None:
-    return None if pair.guide is None and not pair.learned else Fit(pair, jax.device_put(params))
+def _fit_of(pair: Pair, params: Params) -> ScoredGuide | None:
+    return None if pair.guide is None and not pair.learned else ScoredGuide(pair, jax.device_put(params))
 
 
-def _solved(program: Prepared, beta: Beta | None, max_count: Count) -> WeightedDraws:
-    stages, scan = make_stages(program, max_count)
+def _solved(program: FrozenProgram, beta: Beta | None, max_count: Count) -> WeightedDraws:
+    stages, scan = tabulate_stages(program, max_count)
     exact = exact_metrics(program, stages)
     betas = np.asarray(1.0 if beta is None else beta, float)
     solutions = [solve(stages, float(b)) for b in betas.reshape(-1)]
@@ -108,7 +116,7 @@ def _solved(program: Prepared, beta: Beta | None, max_count: Count) -> WeightedD
     return _result(program, stages, solutions, exact, None if beta is None else betas, whole=scan is None)
 
 
-def exact_metrics(program: Prepared, stages: Sequence[Stage]) -> set[str]:
+def exact_metrics(program: FrozenProgram, stages: Sequence[ProgramStage]) -> set[str]:
     """Run the program on draws in which contexts differ, and compare with what the stages say of each context.
 
     Returns:
@@ -121,7 +129,7 @@ def exact_metrics(program: Prepared, stages: Sequence[Stage]) -> set[str]:
     rng = np.random.default_rng(0)
     prior = [stage.log_prob("action") + stage.log_prob("environment") for stage in stages]
     states, rows = sample_rows(stages, prior, rng, 16, alike=bool(shared_sites(structure)))
-    scores = score_draws(program, scatter(*joint_values(stages, rows), structure.context_shape))
+    scores = score_draws(program, scatter(*axes_and_digits(stages, rows), structure.context_shape))
     contexts = np.arange(math.prod(structure.context_shape))
 
     def along_paths(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -154,7 +162,7 @@ def _same(found: Any, told: np.ndarray) -> bool:
     return bool(np.isclose(found, told, rtol=1e-3, atol=1e-3).all())
 
 
-def _refuse_impossible(program: Prepared, solutions: Sequence[Solution]) -> None:
+def _refuse_impossible(program: FrozenProgram, solutions: Sequence[Solution]) -> None:
     structure = program.structure
     never = np.flatnonzero(~np.isfinite(np.stack([s.value for s in solutions])).all(0))
     if never.size:
@@ -180,7 +188,7 @@ class _Expectations:
 
 
 def _expect(
-    stages: Sequence[Stage], solution: Solution, beta: float | None, marginal: np.ndarray, exact: set[str]
+    stages: Sequence[ProgramStage], solution: Solution, beta: float | None, marginal: np.ndarray, exact: set[str]
 ) -> _Expectations:
     weights = marginals(stages, solution)
     reward = expectation(weights, [stage.reward for stage in stages])
@@ -199,8 +207,8 @@ def _expect(
 
 
 def _result(
-    program: Prepared,
-    stages: list[Stage],
+    program: FrozenProgram,
+    stages: list[ProgramStage],
     solutions: list[Solution],
     exact: set[str],
     beta: np.ndarray | None,
@@ -222,7 +230,7 @@ def _result(
                 "cannot be drawn apart; put the site inside the context plate"
             )
         _, rows = sample_rows(stages, solutions[lane].joint, rng, num_draws, alike=False)
-        return scatter(*joint_values(stages, rows), shape)
+        return scatter(*axes_and_digits(stages, rows), shape)
 
     contexts = math.prod(shape)
     log_weights = [s.joint[0][0] if whole else np.zeros((0, contexts)) for s in solutions]
@@ -254,7 +262,7 @@ def _result(
     rest = [name for name in structure.named("metric") if name not in exact]
     if not rest:
         return result
-    found = sampled_metrics(from_seed(0), result, program, rest)
+    found = metrics_from_draws(key_from_seed(0), result, program, rest)
     metrics = {**result.estimates.metrics, **found}
     return replace(result, estimates=result.estimates._replace(metrics=metrics))
 
@@ -323,10 +331,10 @@ def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_
     """
     own = pair.constrain(params) if pair.learned else {}
     policy = handlers.substitute(pair.policy, data=own) if own else pair.policy
-    program = prepare(policy, pair.args, beta, _fit_of(pair, params))
+    program = freeze_program(policy, pair.args, beta, _fit_of(pair, params))
     structure, shape = program.structure, program.structure.context_shape
     axes = path_axes(structure)
-    check_count(axes, structure, max_count)
+    check_grid_size(axes, structure, max_count)
     stage, raw_prior, raw_q = enumerate_paths(program, axes)
     log_prior, log_nature = stage.log_prob("action")[0], stage.log_prob("environment")[0]
     # Where a handler masks a site, both programs score it 0 for every value: count one of them.
@@ -352,7 +360,7 @@ def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_
 
 
 def _achieved(
-    weight: np.ndarray, log_ratio: np.ndarray, stage: Stage, beta: float | None, shape: tuple[int, ...]
+    weight: np.ndarray, log_ratio: np.ndarray, stage: ProgramStage, beta: float | None, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Average J, R and KL over assignments [assignments, contexts]; what q never does counts nothing."""
 
@@ -369,7 +377,7 @@ def _achieved(
 
 
 def _against_target(
-    log_ratio: np.ndarray, stage: Stage, beta: float | None, shape: tuple[int, ...]
+    log_ratio: np.ndarray, stage: ProgramStage, beta: float | None, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give KL(p*‖q), and the mass of p* where q puts less than a tenth of it."""
     if any(axis.kind == "environment" for axis in stage.axes):

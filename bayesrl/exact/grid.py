@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.compilation.jit import Compiled, near, one_reading
-from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.compilation.jit import ClosureJit, to_host, trace_cache
+from bayesrl.compilation.keys import dummy_key
 from bayesrl.core.primitives import Kind
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Site, Structure, Support
@@ -77,7 +77,9 @@ class Axis:
         return table[(digit[..., None] // powers) % base]
 
 
-def axes_of(structure: Structure, sites: Sequence[Site], steps: Callable[[Site], Sequence[int]]) -> tuple[Axis, ...]:
+def enumeration_axes(
+    structure: Structure, sites: Sequence[Site], steps: Callable[[Site], Sequence[int]]
+) -> tuple[Axis, ...]:
     """Lay the latent sites among `sites` out as axes in program order, steps of a scan interleaved.
 
     Raises:
@@ -107,7 +109,7 @@ def _axis(site: Site, step: int, contexts: tuple[Frame, ...]) -> Axis:
     return Axis(site.name, site.kind, site.hidden, step, site.scan is not None, site.support, shape, where, event)
 
 
-def count(axes: Sequence[Axis]) -> int:
+def num_assignments(axes: Sequence[Axis]) -> int:
     """Count the assignments of a grid."""
     return math.prod(axis.size for axis in axes)
 
@@ -121,7 +123,7 @@ def digits(axes: Sequence[Axis], index: Any) -> list[Any]:
     return result[::-1]
 
 
-def decode(axes: Sequence[Axis], index: Array) -> dict[str, Array]:
+def decode_assignment(axes: Sequence[Axis], index: Array) -> dict[str, Array]:
     """Give the site values of one assignment, all contexts alike."""
     return _assemble(axes, digits(axes, index))
 
@@ -136,7 +138,7 @@ def assignments(axes: Sequence[Axis], index: np.ndarray) -> dict[str, Any]:
     return {name: _by_time(steps, np, 1) for name, steps in parts.items()}
 
 
-def first_values(axes: Sequence[Axis]) -> dict[str, Array]:
+def first_assignment(axes: Sequence[Axis]) -> dict[str, Array]:
     """Give each site the first value of its support; the grid itself may be too large to be numbered."""
     return _assemble(axes, [jnp.zeros((), int) for _ in axes])
 
@@ -185,7 +187,7 @@ def _by_time(steps: list[tuple[Axis, Any]], xp: Any, where: int) -> Any:
     return xp.stack([value for _, value in sorted(steps, key=lambda pair: pair[0].step)], where)
 
 
-class Scores(NamedTuple):
+class SiteScores(NamedTuple):
     """Scores of one assignment or, on the host, of many: [rows, contexts (, T)].
 
     Attributes:
@@ -201,14 +203,14 @@ class Scores(NamedTuple):
     metrics: dict[str, Any]
 
 
-def run(program: Program, values: Mapping[str, Any], args: tuple[Any, ...]) -> Recording:
+def run_with_sites(program: Program, values: Mapping[str, Any], args: tuple[Any, ...]) -> Recording:
     """Run a program with all its latent sites held."""
-    return record(FoldedKeys(handlers.substitute(program, data=dict(values)), key_of_nothing()), *args)
+    return record(FoldedKeys(handlers.substitute(program, data=dict(values)), dummy_key()), *args)
 
 
-def scores_of(recording: Recording, structure: Structure, names: Sequence[str]) -> Scores:
+def score_sites(recording: Recording, structure: Structure, names: Sequence[str]) -> SiteScores:
     """Score the named sites of one run, per context."""
-    result = Scores({}, {}, {}, {})
+    result = SiteScores({}, {}, {}, {})
     shape = structure.context_shape
     for name in names:
         site = recording.sites[name]
@@ -243,7 +245,7 @@ def metric_by_context(site: Record, structure: Structure) -> Array | None:
     return None
 
 
-class Table:
+class BatchEvaluator:
     """Evaluates a function of (args, row) on many rows, batch by batch, inside one jit.
 
     Arrays among the arguments are traced, everything else is static. Functions that compare equal, such
@@ -256,14 +258,14 @@ class Table:
 
     def __call__(self, rows: Any) -> Any:
         """Evaluate rows [rows, ...]; the result lies on the host."""
-        held = near(rows)
+        held = to_host(rows)
         return self.of(len(jax.tree.leaves(held)[0]), lambda index: jax.tree.map(lambda x: x[index], held))
 
     def of(self, total: int, rows: Callable[[np.ndarray], Any]) -> Any:
         """Evaluate so many rows, made for each batch from their numbers; the result lies on the host."""
         batch = min(next((b for b in _BATCHES if b >= total), _BATCHES[-1]), self._limit)
         parts = []
-        with one_reading():
+        with trace_cache():
             for start in range(0, total, batch):
                 index = np.minimum(np.arange(start, start + batch), total - 1)
                 out = _evaluate(self._fn, self._args, jax.device_put(rows(index)))
@@ -272,11 +274,11 @@ class Table:
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
-@Compiled
+@ClosureJit
 def _evaluate(fn: Callable[..., Any], args: Any, rows: Any) -> Any:
     return jax.vmap(lambda row: fn(args, row))(rows)
 
 
-def width_of(structure: Structure) -> int:
+def elements_per_run(structure: Structure) -> int:
     """Count the array elements that one run of a program holds, roughly."""
     return sum(site.held for site in structure.sites) + math.prod(structure.context_shape)

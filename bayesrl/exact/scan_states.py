@@ -16,8 +16,18 @@ from numpyro.primitives import Messenger, apply_stack
 from bayesrl.core.structure import Site, Structure
 from bayesrl.core.trace import Recording
 from bayesrl.errors import EngineError
-from bayesrl.exact.backward_induction import Stage, make_stage
-from bayesrl.exact.grid import Axis, Table, axes_of, count, decode, first_values, run, scores_of, width_of
+from bayesrl.exact.backward_induction import ProgramStage, build_stage
+from bayesrl.exact.grid import (
+    Axis,
+    BatchEvaluator,
+    decode_assignment,
+    elements_per_run,
+    enumeration_axes,
+    first_assignment,
+    num_assignments,
+    run_with_sites,
+    score_sites,
+)
 from bayesrl.typing import Program
 
 
@@ -29,7 +39,7 @@ class _Leave(Exception):  # noqa: N818  (not an error: it ends a run early)
     """Ends a run of the program where nothing more of it is wanted."""
 
 
-class _Window(Messenger):
+class _PartialScan(Messenger):
     """Runs a program with one scan only in part.
 
     Modes: `watch` notes what the scan is given and gives; `enter` stops before it; `step` runs one
@@ -75,18 +85,18 @@ class _Window(Messenger):
             raise _Leave
 
 
-def _run_window(window: _Window, values: dict[str, Array], args: tuple[Any, ...]) -> Recording:
+def _run_window(window: _PartialScan, values: dict[str, Array], args: tuple[Any, ...]) -> Recording:
     def program(*args: Any) -> None:
         try:
             window(*args)
         except _Leave:
             return
 
-    return run(program, values, args)
+    return run_with_sites(program, values, args)
 
 
 @dataclass(frozen=True)
-class Scan:
+class ScanProgram:
     """A program of flat sites, one scan, and flat sites.
 
     Attributes:
@@ -113,7 +123,7 @@ class Scan:
 
     def axes(self, names: Sequence[str]) -> tuple[Axis, ...]:
         """Lay the latent sites among `names` out as axes of one step."""
-        return axes_of(self.structure, self._sites(names), lambda _: (0,))
+        return enumeration_axes(self.structure, self._sites(names), lambda _: (0,))
 
     def _sites(self, names: Sequence[str]) -> list[Site]:
         return [site for site in self.structure.sites if site.name in names]
@@ -124,15 +134,15 @@ class Scan:
         return math.prod(self.structure.context_shape)
 
 
-def take_apart(policy: Program, structure: Structure, args: tuple[Any, ...]) -> Scan | None:
+def split_scan(policy: Program, structure: Structure, args: tuple[Any, ...]) -> ScanProgram | None:
     """Find the program's scan; None where there is none, or more than one."""
     if all(site.scan is None for site in structure.sites):
         return None
-    window = _Window(policy, "watch")
-    axes = [axis for site in structure.sites if site.latent for axis in axes_of(structure, [site], _all_steps)]
+    window = _PartialScan(policy, "watch")
+    axes = [axis for site in structure.sites if site.latent for axis in enumeration_axes(structure, [site], _all_steps)]
 
     def watch() -> tuple[Any, Any]:
-        _run_window(window, first_values(axes), args)
+        _run_window(window, first_assignment(axes), args)
         return window.carry, window.outputs
 
     carry, outputs = jax.eval_shape(watch)
@@ -141,7 +151,7 @@ def take_apart(policy: Program, structure: Structure, args: tuple[Any, ...]) -> 
     names = [site.name for site in structure.sites]
     inside = [i for i, site in enumerate(structure.sites) if site.scan is not None]
     first, last = inside[0], inside[-1] + 1
-    return Scan(
+    return ScanProgram(
         policy,
         structure,
         args,
@@ -158,7 +168,7 @@ def _all_steps(site: Site) -> range:
     return range(site.length if site.scan is not None else 1)
 
 
-def reads_outputs(scan: Scan) -> bool:
+def reads_outputs(scan: ScanProgram) -> bool:
     """Tell whether anything scored behind the scan reads its stacked outputs, and not the final carry alone."""
     if not scan.after or not jax.tree.leaves(scan.outputs):
         return False
@@ -167,7 +177,7 @@ def reads_outputs(scan: Scan) -> bool:
     return _depends(scan, axes, scored)
 
 
-def unknown_metrics(scan: Scan) -> set[str]:
+def unknown_metrics(scan: ScanProgram) -> set[str]:
     """Name the metrics behind the scan that read its stacked outputs."""
     if not jax.tree.leaves(scan.outputs):
         return set()
@@ -176,52 +186,52 @@ def unknown_metrics(scan: Scan) -> set[str]:
     return {name for name in metrics if _depends(scan, axes, [name])}
 
 
-def _depends(scan: Scan, axes: tuple[Axis, ...], names: Sequence[str]) -> bool:
+def _depends(scan: ScanProgram, axes: tuple[Axis, ...], names: Sequence[str]) -> bool:
     leaves, tree = jax.tree.flatten(scan.outputs)
 
     def scores(*outputs: Any) -> Any:
         carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.carry)
-        window = _Window(scan.policy, "finish", (carry, jax.tree.unflatten(tree, outputs)))
-        recording = _run_window(window, first_values(axes), scan.args)
+        window = _PartialScan(scan.policy, "finish", (carry, jax.tree.unflatten(tree, outputs)))
+        recording = _run_window(window, first_assignment(axes), scan.args)
         values = [recording.sites[n].value for n in names if scan.structure[n].kind == "metric"]
-        return scores_of(recording, scan.structure, names), values
+        return score_sites(recording, scan.structure, names), values
 
     closed = jax.make_jaxpr(scores)(*leaves)
     _, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return any(used)
 
 
-def reach(scan: Scan, max_count: int) -> list[Stage]:
+def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
     """Tabulate the program as stages: before the scan, each step of it, behind it.
 
     Raises:
         TooManyStatesError: there are more than `max_count` states × assignments.
     """
     budget = _Budget(max_count, 0)
-    width, tables = width_of(scan.structure), _tables(scan)
+    width, tables = elements_per_run(scan.structure), _tables(scan)
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
-    budget = budget.spend(count(before), "before the scan")
-    prefix = np.arange(count(before))
-    scores, carry = Table(tables.enter, scan.args, width)({"prefix": prefix})
-    stage = make_stage(before, scores, np.ones((1, scan.context_count), bool), scan.structure)
+    budget = budget.spend(num_assignments(before), "before the scan")
+    prefix = np.arange(num_assignments(before))
+    scores, carry = BatchEvaluator(tables.enter, scan.args, width)({"prefix": prefix})
+    stage = build_stage(before, scores, np.ones((1, scan.context_count), bool), scan.structure)
     stage, states, reached = _follow(stage, {"prefix": prefix}, carry)
     stages = [stage]
-    table = Table(tables.step, scan.args, width)
+    table = BatchEvaluator(tables.step, scan.args, width)
     for t in range(scan.length):
-        rows = _rows(states, count(inside))
+        rows = _rows(states, num_assignments(inside))
         budget = budget.spend(len(rows["prefix"]), f"by step {t + 1} of {scan.length}")
         scores, carry = table({**rows, "t": np.full(len(rows["prefix"]), t)})
-        stage = make_stage(inside, scores, reached, scan.structure)
+        stage = build_stage(inside, scores, reached, scan.structure)
         stage, states, reached = _follow(stage, rows, carry)
         own = {name: value / scan.length for name, value in stage.metrics.items()}
         stages.append(replace(stage, axes=tuple(replace(axis, step=t) for axis in stage.axes), metrics=own))
     if not scan.after:
         stages[-1] = replace(stages[-1], following=None)
         return stages
-    rows = _rows(states, count(after))
+    rows = _rows(states, num_assignments(after))
     budget.spend(len(rows["prefix"]), "behind the scan")
-    scores = Table(tables.finish, scan.args, width)(rows)
-    return [*stages, make_stage(after, scores, reached, scan.structure)]
+    scores = BatchEvaluator(tables.finish, scan.args, width)(rows)
+    return [*stages, build_stage(after, scores, reached, scan.structure)]
 
 
 @dataclass(frozen=True)
@@ -247,28 +257,28 @@ class _Tables:
     finish: Any
 
 
-def _tables(scan: Scan) -> _Tables:
+def _tables(scan: ScanProgram) -> _Tables:
     """Make the functions of (args, row) that run each part of the program."""
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
 
     def enter(args: tuple[Any, ...], row: Any) -> Any:
-        window = _Window(scan.policy, "enter")
-        recording = _run_window(window, decode(before, row["prefix"]), args)
+        window = _PartialScan(scan.policy, "enter")
+        recording = _run_window(window, decode_assignment(before, row["prefix"]), args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
-        return scores_of(recording, scan.structure, scan.before), carry
+        return score_sites(recording, scan.structure, scan.before), carry
 
     def step(args: tuple[Any, ...], row: Any) -> Any:
-        window = _Window(scan.policy, "step", (row["t"], row["carry"]))
-        values = decode(before, row["prefix"]) | decode(inside, row["assignment"])
+        window = _PartialScan(scan.policy, "step", (row["t"], row["carry"]))
+        values = decode_assignment(before, row["prefix"]) | decode_assignment(inside, row["assignment"])
         recording = _run_window(window, values, args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
-        return scores_of(recording, scan.structure, scan.inside), carry
+        return score_sites(recording, scan.structure, scan.inside), carry
 
     def finish(args: tuple[Any, ...], row: Any) -> Any:
         outputs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.outputs)
-        window = _Window(scan.policy, "finish", (row["carry"], outputs))
-        values = decode(before, row["prefix"]) | decode(after, row["assignment"])
-        return scores_of(_run_window(window, values, args), scan.structure, scan.after)
+        window = _PartialScan(scan.policy, "finish", (row["carry"], outputs))
+        values = decode_assignment(before, row["prefix"]) | decode_assignment(after, row["assignment"])
+        return score_sites(_run_window(window, values, args), scan.structure, scan.after)
 
     return _Tables(enter, step, finish)
 
@@ -279,7 +289,7 @@ def _rows(states: Any, num: int) -> Any:
     return {**rows, "assignment": np.tile(np.arange(num), len(states["prefix"]))}
 
 
-def _follow(stage: Stage, rows: Any, carry: Any) -> tuple[Stage, Any, np.ndarray]:
+def _follow(stage: ProgramStage, rows: Any, carry: Any) -> tuple[ProgramStage, Any, np.ndarray]:
     """Find the distinct states behind a stage: which there are, and which assignment leads to which."""
     live = stage.reached[:, None] & (stage.log_prob("action") + stage.log_prob("environment") > -np.inf)
     states, assignments, contexts = live.shape

@@ -9,25 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.arguments import check_room
+from bayesrl.arguments import check_memory
 from bayesrl.compilation.callbacks import host_errors
-from bayesrl.compilation.keys import from_seed
+from bayesrl.compilation.keys import key_from_seed
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.programs import Pair, freeze
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.errors import EngineError
-from bayesrl.exact.backward_induction import Stage, make_stage
-from bayesrl.exact.grid import Axis, Scores, Table, assignments, axes_of, count, run, scores_of, width_of
-from bayesrl.exact.scan_states import Scan, TooManyStatesError, reach, reads_outputs, take_apart
+from bayesrl.exact.backward_induction import ProgramStage, build_stage
+from bayesrl.exact.grid import (
+    Axis,
+    BatchEvaluator,
+    SiteScores,
+    assignments,
+    elements_per_run,
+    enumeration_axes,
+    num_assignments,
+    run_with_sites,
+    score_sites,
+)
+from bayesrl.exact.scan_states import ScanProgram, TooManyStatesError, reads_outputs, split_scan, tabulate_states
 from bayesrl.typing import Beta, Params, Program
 
-SMALL = 4096
+MAX_EXPLICIT_PATHS = 4096
 """Programs with a scan and at most this many paths are enumerated path by path, so that `sites` is filled."""
 
 _CELLS_PER_ASSIGNMENT = 64
 
 
-class Fit(NamedTuple):
+class ScoredGuide(NamedTuple):
     """A guide that is scored beside the policy, in the same compiled program.
 
     Attributes:
@@ -39,21 +49,23 @@ class Fit(NamedTuple):
     params: Params
 
 
-class Prepared(NamedTuple):
+class FrozenProgram(NamedTuple):
     """A policy with frozen parameters, its arguments, and the fit that is looked at beside it."""
 
     policy: Program
     args: tuple[Any, ...]
     structure: Structure
-    fit: Fit | None = None
+    fit: ScoredGuide | None = None
 
 
-def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None, fit: Fit | None = None) -> Prepared:
+def freeze_program(
+    policy: Program, args: tuple[Any, ...], beta: Beta | None, fit: ScoredGuide | None = None
+) -> FrozenProgram:
     """Freeze a policy and refuse what has no evidence: beta that does not fit, and subsampled plates."""
     if beta is not None:
         check_beta(beta)
     args = as_arrays(args)
-    key = from_seed(0)  # nothing random is used: every latent site will be held
+    key = key_from_seed(0)  # nothing random is used: every latent site will be held
     frozen, _ = freeze(key, policy, *args)
     with host_errors():
         structure = inspect(key, frozen, *args)
@@ -66,10 +78,10 @@ def prepare(policy: Program, args: tuple[Any, ...], beta: Beta | None, fit: Fit 
             f"plate {structure.subsampled[0]!r} is subsampled, and log Z of a subsample is that of another problem; "
             "use bayesrl.whole(policy), or subsample_size=None"
         )
-    return Prepared(frozen, args, structure, fit)
+    return FrozenProgram(frozen, args, structure, fit)
 
 
-def make_stages(program: Prepared, max_count: int) -> tuple[list[Stage], Scan | None]:
+def tabulate_stages(program: FrozenProgram, max_count: int) -> tuple[list[ProgramStage], ScanProgram | None]:
     """Tabulate a program as stages, path by path where that is cheap or the only way."""
     structure = program.structure
     nature, observed = structure.named("environment"), structure.named("observed")
@@ -78,16 +90,16 @@ def make_stages(program: Prepared, max_count: int) -> tuple[list[Stage], Scan | 
             f"the policy has environment site {nature[0]!r} and observed site {observed[0]!r}; the optimum of control "
             "given data is not defined here: put what the data say into the prior, or make nature an ordinary site"
         )
-    scan = take_apart(program.policy, structure, program.args)
+    scan = split_scan(program.policy, structure, program.args)
     axes = path_axes(structure)
     reason = _needs_paths(structure, scan, axes)
-    if scan is None or reason is not None or count(axes) <= min(SMALL, max_count):
-        check_count(axes, structure, max_count, reason)
+    if scan is None or reason is not None or num_assignments(axes) <= min(MAX_EXPLICIT_PATHS, max_count):
+        check_grid_size(axes, structure, max_count, reason)
         return [enumerate_paths(program, axes).stage], None
     try:
-        return reach(scan, max_count), scan
+        return tabulate_states(scan, max_count), scan
     except TooManyStatesError:
-        if count(axes) > max_count:
+        if num_assignments(axes) > max_count:
             raise
         return [enumerate_paths(program, axes).stage], None
 
@@ -98,10 +110,10 @@ def path_axes(structure: Structure) -> tuple[Axis, ...]:
     Raises:
         EngineError: a site has no finite support.
     """
-    return axes_of(structure, structure.sites, lambda site: range(site.length if site.scan is not None else 1))
+    return enumeration_axes(structure, structure.sites, lambda site: range(site.length if site.scan is not None else 1))
 
 
-def _needs_paths(structure: Structure, scan: Scan | None, axes: Sequence[Axis]) -> str | None:
+def _needs_paths(structure: Structure, scan: ScanProgram | None, axes: Sequence[Axis]) -> str | None:
     """Say why a program with a scan cannot be solved state by state, or None."""
     if scan is None:
         return "it has several scans" if any(site.scan is not None for site in structure.sites) else None
@@ -113,9 +125,9 @@ def _needs_paths(structure: Structure, scan: Scan | None, axes: Sequence[Axis]) 
     return None
 
 
-def check_count(axes: Sequence[Axis], structure: Structure, max_count: int, reason: str | None = None) -> None:
+def check_grid_size(axes: Sequence[Axis], structure: Structure, max_count: int, reason: str | None = None) -> None:
     """Refuse a grid that is too large."""
-    number, contexts = count(axes), math.prod(structure.context_shape)
+    number, contexts = num_assignments(axes), math.prod(structure.context_shape)
     why = f" ({reason}, so every path counts)" if reason else ""
     if number > max_count:
         largest = max(axes, key=lambda axis: axis.size)
@@ -125,7 +137,7 @@ def check_count(axes: Sequence[Axis], structure: Structure, max_count: int, reas
             "problems, or use bayesrl.importance(...) or bayesrl.fit(...)"
         )
     what = f"a table of {number:,} assignments"
-    check_room(
+    check_memory(
         4.0 * number * (contexts + len(axes)), what, "use bayesrl.importance(...) or bayesrl.fit(...)", EngineError
     )
     if number * contexts > _CELLS_PER_ASSIGNMENT * max_count:
@@ -135,7 +147,7 @@ def check_count(axes: Sequence[Axis], structure: Structure, max_count: int, reas
         )
 
 
-class Paths(NamedTuple):
+class ProgramPaths(NamedTuple):
     """A whole program as one stage, every assignment a row.
 
     Attributes:
@@ -144,39 +156,39 @@ class Paths(NamedTuple):
         raw_q: the same of the guide, or of the policy where there is no guide.
     """
 
-    stage: Stage
+    stage: ProgramStage
     raw_prior: np.ndarray
     raw_q: np.ndarray
 
 
-def enumerate_paths(program: Prepared, axes: tuple[Axis, ...]) -> Paths:
+def enumerate_paths(program: FrozenProgram, axes: tuple[Axis, ...]) -> ProgramPaths:
     """Tabulate a whole program, every assignment of `axes` a row."""
-    found = _table(program).of(count(axes), lambda index: assignments(axes, index))
+    found = _table(program).of(num_assignments(axes), lambda index: assignments(axes, index))
     reached = np.ones((1, math.prod(program.structure.context_shape)), bool)
-    return Paths(make_stage(axes, found.policy, reached, program.structure), found.raw_prior, found.raw_q)
+    return ProgramPaths(build_stage(axes, found.policy, reached, program.structure), found.raw_prior, found.raw_q)
 
 
-def score_draws(program: Prepared, sites: dict[str, Any]) -> Scores:
+def score_draws(program: FrozenProgram, sites: dict[str, Any]) -> SiteScores:
     """Score given draws of all latent sites, [draws, ...], per context."""
     found: _Both = _table(program)(sites)
     return found.policy
 
 
-def _table(program: Prepared) -> Table:
+def _table(program: FrozenProgram) -> BatchEvaluator:
     """Score values of all latent sites under policy and guide; paths and draws share one compilation."""
     fit = program.fit
     if fit is None:
         alone = _BothScores(program.policy, program.structure)
-        return Table(alone, (program.args, {}, {}), width_of(program.structure))
+        return BatchEvaluator(alone, (program.args, {}, {}), elements_per_run(program.structure))
     pair = fit.pair
     both = _BothScores(program.policy, program.structure, pair.guide, pair.structure, pair.learned)
-    return Table(both, (program.args, fit.params, dict(pair.transforms)), width_of(program.structure))
+    return BatchEvaluator(both, (program.args, fit.params, dict(pair.transforms)), elements_per_run(program.structure))
 
 
 class _Both(NamedTuple):
     """Scores of one assignment under the policy, and log-probabilities of its actions under both, [contexts]."""
 
-    policy: Scores
+    policy: SiteScores
     raw_prior: Any
     raw_q: Any
 
@@ -194,15 +206,15 @@ class _BothScores:
     def __call__(self, given: tuple[Any, ...], values: dict[str, Array]) -> _Both:
         args, params, transforms = given
         names = [site.name for site in self.structure.sites]
-        scored = scores_of(run(self.policy, values, args), self.structure, names)
+        scored = score_sites(run_with_sites(self.policy, values, args), self.structure, names)
         prior = self._total(scored)
         if self.structure_of_fit is None:
             return _Both(scored, prior, prior)
         pair = Pair(self.policy, self.guide, self.structure_of_fit, args, transforms, self.learned)
         guide = pair.run_guide(None, None, params, values, ())
-        return _Both(scored, prior, self._total(scores_of(guide, self.structure, self.structure.actions)))
+        return _Both(scored, prior, self._total(score_sites(guide, self.structure, self.structure.actions)))
 
-    def _total(self, scores: Scores) -> Array:
+    def _total(self, scores: SiteScores) -> Array:
         """Sum log-probabilities over the action sites and time."""
         contexts = jnp.zeros(math.prod(self.structure.context_shape))
         return sum((scores.latent[name].sum(-1) for name in self.structure.actions), start=contexts)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from bayesrl.arguments import CountOrNone, checked
-from bayesrl.compilation.jit import near
-from bayesrl.compilation.keys import words_of
+from bayesrl.arguments import CountOrZero, checked
+from bayesrl.compilation.jit import to_host
+from bayesrl.compilation.keys import key_data
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import inverse_cdf
-from bayesrl.exact.grid import Table, run, width_of
-from bayesrl.exact.tabulation import Prepared
+from bayesrl.exact.grid import BatchEvaluator, elements_per_run, run_with_sites
+from bayesrl.exact.tabulation import FrozenProgram
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Numbers, PRNGKey
 
@@ -82,7 +82,7 @@ class WeightedDraws:
     reward_bound: np.ndarray | None = None
     explanation: str = ""
 
-    def resample(self, key: PRNGKey, num_samples: CountOrNone) -> dict[str, Numbers]:
+    def resample(self, key: PRNGKey, num_samples: CountOrZero) -> dict[str, Numbers]:
         """Draw from p*, independently in each context.
 
         Args:
@@ -105,9 +105,9 @@ class WeightedDraws:
             >>> draws["arm"].tolist()
             [1, 1, 1, 1]
         """
-        rng = generator(key)
+        rng = numpy_generator(key)
         shape = () if self.beta is None else self.beta.shape
-        self.structure.check_room(num_samples * math.prod(shape), EngineError)
+        self.structure.check_memory(num_samples * math.prod(shape), EngineError)
         draws = [self._draw(rng, i, num_samples) for i in range(math.prod(shape))]
         return {
             name: jax.device_put(np.stack([d[name] for d in draws]).reshape(*shape, *draws[0][name].shape))
@@ -129,9 +129,9 @@ class WeightedDraws:
         return {name: _gather(value, index, self.axes[name], shape) for name, value in self.sites.items()}
 
 
-def generator(key: PRNGKey) -> np.random.Generator:
+def numpy_generator(key: PRNGKey) -> np.random.Generator:
     """Make a NumPy generator from a JAX key: double-precision uniforms without 64-bit mode."""
-    return np.random.default_rng(np.asarray(words_of(key)).tolist())
+    return np.random.default_rng(np.asarray(key_data(key)).tolist())
 
 
 def shared_sites(structure: Structure) -> list[str]:
@@ -191,8 +191,8 @@ def context_axes(structure: Structure) -> dict[str, tuple[int | None, ...]]:
     return result
 
 
-def sampled_metrics(
-    key: PRNGKey, result: WeightedDraws, program: Prepared, names: Sequence[str]
+def metrics_from_draws(
+    key: PRNGKey, result: WeightedDraws, program: FrozenProgram, names: Sequence[str]
 ) -> dict[str, Estimate]:
     """Average metrics that no context has to itself over draws from p*, with standard errors.
 
@@ -204,13 +204,13 @@ def sampled_metrics(
     except EngineError:
         unknown = np.full(lead, np.nan)
         return {name: Estimate(unknown, unknown) for name in names}
-    flat = {name: value.reshape(-1, *value.shape[len(lead) + 1 :]) for name, value in near(draws).items()}
+    flat = {name: value.reshape(-1, *value.shape[len(lead) + 1 :]) for name, value in to_host(draws).items()}
 
     def metrics(args: tuple[Any, ...], values: dict[str, Numbers]) -> dict[str, Numbers]:
-        sites = run(program.policy, values, args).sites
+        sites = run_with_sites(program.policy, values, args).sites
         return {name: jnp.asarray(sites[name].value, float).mean() for name in names}
 
-    values = Table(metrics, program.args, width_of(program.structure))(flat)
+    values = BatchEvaluator(metrics, program.args, elements_per_run(program.structure))(flat)
     found = {}
     for name, value in values.items():
         by_lane = value.reshape(*lead, _METRIC_DRAWS).astype(float)

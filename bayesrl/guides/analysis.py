@@ -9,23 +9,23 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import split
 from bayesrl.core.handlers import IntoScans, Sites
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, Support
 from bayesrl.core.trace import Record, abstractly, record
-from bayesrl.guides.plate_alignment import Dims, align, dims_of, num_components
-from bayesrl.guides.tilts.natural import Reach, describe, tilt_shape, unconstrained
-from bayesrl.jaxprs.origins import origins_of
+from bayesrl.guides.plate_alignment import Dims, align, num_components, plate_dims
+from bayesrl.guides.tilts.families import PriorRange, describe_prior, tilt_shape, to_unconstrained
+from bayesrl.jaxprs.origins import input_dependencies
 from bayesrl.typing import PRNGKey, Program
 
 _MAX_INITIAL = 64
 """More distinct initial values than these are no finite range."""
 
 
-class SiteFacts(NamedTuple):
+class SiteInfo(NamedTuple):
     """The facts of a latent site that tilts depend on; shapes are those of one time step.
 
     Attributes:
@@ -49,7 +49,7 @@ class SiteFacts(NamedTuple):
     support: Support | None
 
 
-class LeafFacts(NamedTuple):
+class CarryLeafInfo(NamedTuple):
     """The facts of one leaf of a scan's carry.
 
     Attributes:
@@ -67,7 +67,7 @@ class LeafFacts(NamedTuple):
     numeric: bool
 
 
-class Moments(NamedTuple):
+class PriorMoments(NamedTuple):
     """Centre and scale of each component under the prior."""
 
     centre: np.ndarray
@@ -75,7 +75,7 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Survey:
+class PolicyAnalysis:
     """All facts of a policy.
 
     Attributes:
@@ -83,17 +83,17 @@ class Survey:
         carries: of the leaves of the carries, by scan.
     """
 
-    sites: dict[str, SiteFacts]
-    carries: list[list[LeafFacts]]
+    sites: dict[str, SiteInfo]
+    carries: list[list[CarryLeafInfo]]
 
 
-class _Probe(IntoScans):
+class _AnalysisHandler(IntoScans):
     """Notes the facts of sites and scans while a program runs, and keeps the carries of its scans."""
 
-    def __init__(self, fn: Program, structure: Structure, reaches: dict[str, Reach] | None = None) -> None:
+    def __init__(self, fn: Program, structure: Structure, reaches: dict[str, PriorRange] | None = None) -> None:
         super().__init__(fn)
         self.structure, self.reaches = structure, reaches or {}
-        self.sites: dict[str, SiteFacts] = {}
+        self.sites: dict[str, SiteInfo] = {}
         self.values: dict[str, Any] = {}
         self.sources: list[list[str | int | None]] = []
         self.ranges: list[list[Support | None]] = []
@@ -105,12 +105,12 @@ class _Probe(IntoScans):
             return
         name, fn = msg["name"], msg["fn"]
         support = self.structure[name].support
-        dims = dims_of(msg["cond_indep_stack"])
+        dims = plate_dims(msg["cond_indep_stack"])
         action = kind_of(msg) == "action"
         tail = tilt_shape(name, fn, support, self.reaches.get(name)) if action else ()
-        described = describe(fn, support) if action else None
+        described = describe_prior(fn, support) if action else None
         elements = described.shape[len(fn.batch_shape) :] if described is not None else ()
-        self.sites[name] = SiteFacts(
+        self.sites[name] = SiteInfo(
             name,
             frozenset(frame.name for frame in msg["cond_indep_stack"]),
             dims,
@@ -174,7 +174,7 @@ def _start(
     policy: Program,
     structure: Structure,
     args: tuple[Any, ...],
-    probe: _Probe,
+    probe: _AnalysisHandler,
     latent: dict[str, Any],
 ) -> None:
     """Fill in the ranges of carries that start at whole numbers which the program computes, but does not draw."""
@@ -191,13 +191,13 @@ def _start(
         again, _ = _run(key, handlers.substitute(policy, data=values), structure, args)
         return [again.starts[scan][index] for scan, index in computed]
 
-    fixed = [place for place, reached in zip(computed, origins_of(starts, latent), strict=True) if not reached]
+    fixed = [place for place, reached in zip(computed, input_dependencies(starts, latent), strict=True) if not reached]
 
     def values() -> list[Any]:
         again, _ = _run(key, policy, structure, args)
         return [again.starts[scan][index] for scan, index in fixed]
 
-    for (scan, index), leaf in zip(fixed, compiled(values, name="starts")() if fixed else (), strict=True):
+    for (scan, index), leaf in zip(fixed, closure_jit(values, name="starts")() if fixed else (), strict=True):
         probe.ranges[scan][index] = _values_of(leaf)
 
 
@@ -219,9 +219,9 @@ def _is_numeric(leaf: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_))
 
 
-def survey_of(
-    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, Reach]
-) -> Survey:
+def analyze_policy(
+    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, PriorRange]
+) -> PolicyAnalysis:
     """Find the facts of a policy by running it.
 
     Args:
@@ -234,24 +234,24 @@ def survey_of(
     Raises:
         GuideError: an action site cannot be tilted.
     """
-    probe = _Probe(policy, structure, reaches)
+    probe = _AnalysisHandler(policy, structure, reaches)
     recording = abstractly(lambda: record(FoldedKeys(probe, key), *args))
     latent = {s.name: _shape_of(recording.sites[s.name].value) for s in structure.sites if s.latent}
     reached = _reached(key, policy, structure, args, latent)
     _start(key, policy, structure, args, probe, latent)
     carries = [
         [
-            LeafFacts(source, values, names, tuple(jnp.shape(leaf))[1:], _is_numeric(leaf))
+            CarryLeafInfo(source, values, names, tuple(jnp.shape(leaf))[1:], _is_numeric(leaf))
             for source, values, names, leaf in zip(sources, ranges, origin, leaves, strict=True)
         ]
         for sources, ranges, origin, leaves in zip(
             probe.sources, _all_ranges(probe), reached, probe.carries, strict=True
         )
     ]
-    return Survey(probe.sites, carries)
+    return PolicyAnalysis(probe.sites, carries)
 
 
-def _all_ranges(probe: _Probe) -> list[list[Support | None]]:
+def _all_ranges(probe: _AnalysisHandler) -> list[list[Support | None]]:
     """Close the initial ranges of the carries under what each step copies into them."""
     results = []
     for sources, initial, leaves in zip(probe.sources, probe.ranges, probe.carries, strict=True):
@@ -268,7 +268,7 @@ def _all_ranges(probe: _Probe) -> list[list[Support | None]]:
     return results
 
 
-def _range_of(source: str | int | None, ranges: list[Any], sites: dict[str, SiteFacts]) -> Support | None:
+def _range_of(source: str | int | None, ranges: list[Any], sites: dict[str, SiteInfo]) -> Support | None:
     if source is None:
         return None
     return ranges[source] if isinstance(source, int) else sites[source].support
@@ -280,8 +280,8 @@ def _union(a: Support | None, b: Support | None) -> Support | None:
 
 def _run(
     key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]
-) -> tuple[_Probe, dict[str, Record]]:
-    probe = _Probe(policy, structure)
+) -> tuple[_AnalysisHandler, dict[str, Record]]:
+    probe = _AnalysisHandler(policy, structure)
     return probe, record(FoldedKeys(probe, key), *args).sites
 
 
@@ -298,14 +298,14 @@ def _reached(
 
     if all(site.scan is None for site in structure.sites):
         return []
-    flat = origins_of(carries, latent)
+    flat = input_dependencies(carries, latent)
     ends = np.cumsum(sizes, dtype=int).tolist()
     return [flat[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-def measure(
-    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], facts: Survey, num_draws: int
-) -> dict[str, Moments]:
+def prior_moments(
+    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], facts: PolicyAnalysis, num_draws: int
+) -> dict[str, PriorMoments]:
     """Take centre and scale of what networks read from draws of the prior.
 
     They are constants: the prior's own mean at a site might tell what the agent does not see.
@@ -329,8 +329,8 @@ def measure(
         for name, fact in facts.sites.items():
             site = sites[name]
             if fact.support is None:
-                found[f"value {name}"] = _components(site, fact, unconstrained(site.fn, site.value))
-            described = describe(site.fn, fact.support) if fact.description else None
+                found[f"value {name}"] = _components(site, fact, to_unconstrained(site.fn, site.value))
+            described = describe_prior(site.fn, fact.support) if fact.description else None
             if described is not None:
                 found[f"prior {name}"] = described.reshape((-1, described.shape[-1]))
         for scan, leaves in enumerate(probe.carries):
@@ -343,11 +343,11 @@ def measure(
         draws = jax.vmap(one)(split(key, num_draws))
         return {name: _centre_and_scale(values) for name, values in draws.items()}
 
-    measured = compiled(pooled, name="moments")()
-    return {name: Moments(np.asarray(a), np.asarray(b)) for name, (a, b) in measured.items()}
+    measured = closure_jit(pooled, name="moments")()
+    return {name: PriorMoments(np.asarray(a), np.asarray(b)) for name, (a, b) in measured.items()}
 
 
-def _components(site: Record, fact: SiteFacts, value: Array) -> Array:
+def _components(site: Record, fact: SiteInfo, value: Array) -> Array:
     """Pool everything but the components, [pooled, components]."""
 
     def one(value: Array) -> Array:

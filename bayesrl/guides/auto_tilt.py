@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 
-from bayesrl.arguments import Count, Unread, checked
-from bayesrl.compilation.jit import compiled, near
-from bayesrl.compilation.keys import apart, fold_in
+from bayesrl.arguments import Count, UnusedOption, checked
+from bayesrl.compilation.jit import closure_jit, to_host
+from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.core.structure import Structure
 from bayesrl.core.support_edges import look_at_prior
 from bayesrl.errors import GuideError
-from bayesrl.guides.analysis import Survey, measure, survey_of
-from bayesrl.guides.base import GuideFamily, OwnProgram
+from bayesrl.guides.analysis import PolicyAnalysis, analyze_policy, prior_moments
+from bayesrl.guides.base import AutoGuide, PolicyGuide
 from bayesrl.guides.networks import Summary, TiltNetwork
-from bayesrl.guides.parameterization import Plan, Tilt, make_plan
+from bayesrl.guides.parameterization import Parameterization, Tilt, choose_parameterization
 from bayesrl.guides.tilts.conjugacy import conjugate_sites
-from bayesrl.guides.tilts.handler import Tilting, Weights
-from bayesrl.guides.tilts.natural import Reach, is_measured, reach_of
+from bayesrl.guides.tilts.families import PriorRange, needs_prior_range, prior_range
+from bayesrl.guides.tilts.handler import TiltHandler, TiltParams
 from bayesrl.typing import Params, PRNGKey, Program
 
 TABLE, NETWORK, SUMMARY = "$table", "$network", "$summary"
@@ -39,10 +39,12 @@ def _has_no_network(given: Mapping[str, Any]) -> bool:
 
 @checked(
     GuideError,
-    Unread("hidden", _has_no_network, "tables have no width; use tilt='network', or recurrent=True for a summary"),
+    UnusedOption(
+        "hidden", _has_no_network, "tables have no width; use tilt='network', or recurrent=True for a summary"
+    ),
 )
 @dataclass(frozen=True, kw_only=True)
-class AutoTilt(GuideFamily):
+class AutoTilt(AutoGuide):
     """The policy's own program with a tilt at each action site, starting at the prior.
 
     Every action site draws from its prior, tilted by θ: logits + θ (Bernoulli, Categorical, Binomial,
@@ -51,7 +53,7 @@ class AutoTilt(GuideFamily):
     free log-probabilities on other finite supports, location and scale (Normal), an affine map of
     the prior's own draw in unconstrained space (all other continuous sites). Where rewards and data
     enter a draw in a way that leads out of its family, continuous draws are bent as well, coordinate
-    by coordinate (`bayesrl.guides.tilts.bends`), and counts weighed one by one where the prior draws
+    by coordinate (`bayesrl.guides.tilts.sinh_arcsinh`), and counts weighed one by one where the prior draws
     them; Gamma, Beta and Dirichlet priors of small concentrations are split at their corners. θ is
     zero at first and depends on what the agent sees: earlier actions and
     observable nature in the same plate element, the time step, the plate element, the observable
@@ -95,14 +97,14 @@ class AutoTilt(GuideFamily):
         return 0.1 if own else 0.01
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
-        """Build the guide; see `GuideFamily.build`."""
-        survey_key, network_key = apart(key)
+        """Build the guide; see `AutoGuide.build`."""
+        survey_key, network_key = split_keys(key)
         plain = conjugate_sites(fold_in(key, 3), policy, structure, args)
         edges, lies = look_at_prior(
-            fold_in(key, 2), policy, structure, args, lambda name, fn: name not in plain and is_measured(fn)
+            fold_in(key, 2), policy, structure, args, lambda name, fn: name not in plain and needs_prior_range(fn)
         )
         reaches = {
-            name: reach_of(edges.get(name), lies.get(name), discrete=structure[name].discrete)._replace(
+            name: prior_range(edges.get(name), lies.get(name), discrete=structure[name].discrete)._replace(
                 rich=name not in plain
             )
             for name in structure.actions
@@ -113,28 +115,28 @@ class AutoTilt(GuideFamily):
                 name: reach._replace(rich=reach.rich and not plan.sites[name].cut) for name, reach in reaches.items()
             }
             facts, plan = self._plan(survey_key, policy, structure, args, plainer)
-        moments = measure(survey_key, policy, structure, args, facts, _NUM_DRAWS) if plan.has_networks else {}
-        make = compiled(partial(self._networks, plan=plan), name="networks")
+        moments = prior_moments(survey_key, policy, structure, args, facts, _NUM_DRAWS) if plan.has_networks else {}
+        make = closure_jit(partial(self._networks, plan=plan), name="networks")
         networks = make(network_key) if plan.has_networks else {}
         width = self.hidden
 
         def tilted(*args: Any) -> Any:
-            return Tilting(policy, plan, _declare(plan, networks), moments, width)(*args)
+            return TiltHandler(policy, plan, _declare(plan, networks), moments, width)(*args)
 
-        return OwnProgram(tilted, within_prior=True)
+        return PolicyGuide(tilted, within_prior=True)
 
     def _plan(
-        self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, Reach]
-    ) -> tuple[Survey, Plan]:
+        self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, PriorRange]
+    ) -> tuple[PolicyAnalysis, Parameterization]:
         """Decide what each tilt reads, and whether it is a rich one."""
-        facts = survey_of(key, policy, structure, args, reaches)
-        plan = make_plan(
+        facts = analyze_policy(key, policy, structure, args, reaches)
+        plan = choose_parameterization(
             structure, facts, tilt=self.tilt, hidden=self.hidden, recurrent=self.recurrent, max_table=self.max_table
         )
         return facts, replace(plan, reaches=reaches)
 
-    def disperse(self, key: PRNGKey, params: Params) -> Params:
-        """Disturb tables and the outputs of networks so that tilts differ by about one; see `GuideFamily.disperse`."""
+    def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
+        """Disturb tables and outputs of networks by about one; see `AutoGuide.overdispersed_init`."""
         result = {}
         for index, (name, value) in enumerate(sorted(params.items())):
             own_key = fold_in(key, index)
@@ -147,7 +149,7 @@ class AutoTilt(GuideFamily):
                 result[name] = value
         return result
 
-    def _networks(self, key: PRNGKey, plan: Plan) -> dict[str, Any]:
+    def _networks(self, key: PRNGKey, plan: Parameterization) -> dict[str, Any]:
         """Make all networks, by parameter name."""
         made: dict[str, Any] = {}
         for index, (name, site) in enumerate(plan.sites.items()):
@@ -164,7 +166,7 @@ class AutoTilt(GuideFamily):
         return made
 
 
-def _declare(plan: Plan, networks: dict[str, Any]) -> Weights:
+def _declare(plan: Parameterization, networks: dict[str, Any]) -> TiltParams:
     """Declare the parameters, before any scan."""
     tables = {
         name: numpyro.param(name + TABLE, np.zeros(site.table.shape, jnp.result_type(float)))
@@ -172,7 +174,7 @@ def _declare(plan: Plan, networks: dict[str, Any]) -> Weights:
         if site.table is not None
     }
     held = {name: _declare_network(name, network) for name, network in networks.items()}
-    return Weights(
+    return TiltParams(
         tables,
         {name.removesuffix(NETWORK): value for name, value in held.items() if name.endswith(NETWORK)},
         {name: value for name, value in held.items() if name.endswith(SUMMARY)},
@@ -183,5 +185,5 @@ def _declare_network(name: str, network: Any) -> Any:
     """Declare one parameter per array: NumPyro's replay of a scan takes no trees."""
     arrays, rest = eqx.partition(network, eqx.is_inexact_array)
     leaves, structure = jax.tree_util.tree_flatten_with_path(arrays)
-    stored = [numpyro.param(name + jax.tree_util.keystr(path), near(leaf) / _STEP) for path, leaf in leaves]
+    stored = [numpyro.param(name + jax.tree_util.keystr(path), to_host(leaf) / _STEP) for path, leaf in leaves]
     return eqx.combine(jax.tree.unflatten(structure, [leaf * _STEP for leaf in stored]), rest)

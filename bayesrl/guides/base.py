@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from numpyro import handlers
 
-from bayesrl.annotations import IN_BODY
+from bayesrl.annotations import CHECKED_IN_BODY
 from bayesrl.arguments import checked
 from bayesrl.core.primitives import kind_of
 from bayesrl.core.structure import Structure
@@ -13,7 +13,7 @@ from bayesrl.errors import GuideError
 from bayesrl.typing import Params, PRNGKey, Program
 
 
-class GuideFamily(abc.ABC):
+class AutoGuide(abc.ABC):
     """A configuration that builds a guide for a policy; a frozen dataclass with fields that JSON can hold.
 
     A guide is a plain NumPyro program with the policy's arguments: it draws the policy's action
@@ -39,7 +39,7 @@ class GuideFamily(abc.ABC):
         """
 
     @abc.abstractmethod
-    def disperse(self, key: PRNGKey, params: Params) -> Params:
+    def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
         """Give overdispersed starting values for a restart, of the shapes of `params`; `key` is consumed whole."""
 
     @abc.abstractmethod
@@ -47,12 +47,12 @@ class GuideFamily(abc.ABC):
         """Suggest an Adam rate for these parameters."""
 
 
-type Guide = Annotated[Program | GuideFamily, IN_BODY]
+type Guide = Annotated[Program | AutoGuide, CHECKED_IN_BODY]
 """What a fit adapts: a program, or a family that builds one for the policy."""
 
 
 @checked(GuideError)
-class OwnProgram:
+class PolicyGuide:
     """A guide that is the policy's own program, its action sites drawn from other distributions.
 
     As a guide it shows only what it draws, and the deterministic sites with a $ in their name, by which it

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bayesrl.core.structure import Site, Structure, Support
-from bayesrl.guides.analysis import LeafFacts, Moments, SiteFacts, Survey
+from bayesrl.guides.analysis import CarryLeafInfo, PolicyAnalysis, PriorMoments, SiteInfo
 from bayesrl.guides.plate_alignment import Dims, align
-from bayesrl.guides.tilts.natural import describe, unconstrained
+from bayesrl.guides.tilts.families import describe_prior, to_unconstrained
 
 _MAX_ONE_HOT = 512
 _MAX_FEATURES = 256
@@ -20,7 +20,7 @@ _LINEAR_UP_TO = 10.0
 
 
 @dataclass
-class View:
+class VisibleState:
     """Raw values that can be seen at one moment of a run.
 
     Attributes:
@@ -33,11 +33,11 @@ class View:
     sites: dict[str, tuple[Array, Any]] = field(default_factory=dict)
     carry: list[Any] = field(default_factory=list)
     prior: Any = None
-    moments: dict[str, Moments] = field(default_factory=dict)
+    moments: dict[str, PriorMoments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class GuideInput:
     """One thing that a tilt reads.
 
     Attributes:
@@ -75,13 +75,13 @@ class Source:
     def _one_hot(self) -> bool:
         return self.range is not None and self.width * len(self.range) <= _MAX_ONE_HOT
 
-    def codes(self, view: View) -> Array:
+    def codes(self, view: VisibleState) -> Array:
         """Number the joint values, [*plates] integers below `num_codes`."""
         index = _index(self._read(view), self.range or ())
         strides = jnp.asarray([len(self.range or ()) ** k for k in range(self.width)])
         return (index * strides).sum(-1)
 
-    def features(self, view: View) -> Array:
+    def features(self, view: VisibleState) -> Array:
         """Give numbers of moderate size, [*plates, num_features]."""
         values = self._read(view)
         if self._one_hot:
@@ -95,16 +95,16 @@ class Source:
         centre, scale = jnp.tile(moments.centre, repeat), jnp.tile(moments.scale, repeat)
         return _soft_clip((values - centre) / scale)
 
-    def _read(self, view: View) -> Array:
+    def _read(self, view: VisibleState) -> Array:
         if self.kind == "carry":
             return align(view.carry[int(self.key)], self.dims, self.event_ndim)
         if self.kind == "prior":
-            described = describe(view.prior, self.support)
+            described = describe_prior(view.prior, self.support)
             assert described is not None
             return align(described, self.dims, described.ndim - len(view.prior.batch_shape))
         value, fn = view.sites[str(self.key)]
         if self.range is None:
-            value = unconstrained(fn, value)
+            value = to_unconstrained(fn, value)
         if self.kind == "site":
             return align(value, self.dims, self.event_ndim)
         steps = jax.vmap(lambda v: align(v, self.dims, self.event_ndim))(value)
@@ -125,7 +125,7 @@ def _soft_clip(x: Array) -> Array:
     return jnp.where(size <= _LINEAR_UP_TO, x, jnp.sign(x) * beyond)
 
 
-def sources_of(name: str, structure: Structure, facts: Survey) -> list[Source]:
+def list_inputs(name: str, structure: Structure, facts: PolicyAnalysis) -> list[GuideInput]:
     """List what a tilt of an action site may read: what the agent has seen, in the site's own plate elements."""
     own, mine = structure[name], facts.sites[name]
     found = []
@@ -136,21 +136,21 @@ def sources_of(name: str, structure: Structure, facts: Survey) -> list[Source]:
         if other is None or site.hidden or not other.frames <= mine.frames:
             continue
         stacked = site.scan is not None and site.scan != own.scan
-        found.append(site_source(other, site, stacked=stacked))
+        found.append(site_input(other, site, stacked=stacked))
     if own.scan is not None:
         found += _from_carry(own.scan, mine, structure, facts)
     return [source for source in found if source.range is None or len(source.range) > 1]
 
 
-def site_source(fact: SiteFacts, site: Site, *, stacked: bool) -> Source:
+def site_input(fact: SiteInfo, site: Site, *, stacked: bool) -> GuideInput:
     """Read a site: its value at this moment, or all its steps where it stood in an earlier scan."""
     width = fact.width * (site.length if stacked else 1)
-    return Source(
+    return GuideInput(
         "past" if stacked else "site", fact.name, fact.dims, fact.event_ndim, width, fact.support, f"value {fact.name}"
     )
 
 
-def _from_carry(scan: int, mine: SiteFacts, structure: Structure, facts: Survey) -> list[Source]:
+def _from_carry(scan: int, mine: SiteInfo, structure: Structure, facts: PolicyAnalysis) -> list[GuideInput]:
     leaves = facts.carries[scan]
     found = []
     for index, leaf in enumerate(leaves):
@@ -169,16 +169,16 @@ def _from_carry(scan: int, mine: SiteFacts, structure: Structure, facts: Survey)
         if not frames <= mine.frames or not _reaches_only(leaf, mine.frames if dims else frozenset(), structure):
             continue
         width = _width(leaf.shape, dims, event_ndim)
-        found.append(Source("carry", index, dims, event_ndim, width, leaf.range, f"carry {scan} {index}"))
+        found.append(GuideInput("carry", index, dims, event_ndim, width, leaf.range, f"carry {scan} {index}"))
     return found
 
 
-def _reaches_only(leaf: LeafFacts, frames: frozenset[str], structure: Structure) -> bool:
+def _reaches_only(leaf: CarryLeafInfo, frames: frozenset[str], structure: Structure) -> bool:
     """Whether all that a leaf depends on stands in these plates or outside plates."""
     return all({frame.name for frame in structure[name].frames} <= frames for name in leaf.reached)
 
 
-def _origin(index: int, leaves: list[LeafFacts], facts: Survey) -> SiteFacts | None:
+def _origin(index: int, leaves: list[CarryLeafInfo], facts: PolicyAnalysis) -> SiteInfo | None:
     """Find the site that a leaf copies, through any number of steps."""
     seen: set[int] = set()
     source: str | int | None = index
@@ -188,7 +188,7 @@ def _origin(index: int, leaves: list[LeafFacts], facts: Survey) -> SiteFacts | N
     return facts.sites.get(source) if isinstance(source, str) else None
 
 
-def _layout(leaf: LeafFacts, mine: SiteFacts, structure: Structure) -> tuple[Dims, int, frozenset[str]] | None:
+def _layout(leaf: CarryLeafInfo, mine: SiteInfo, structure: Structure) -> tuple[Dims, int, frozenset[str]] | None:
     """Guess which axes of a computed leaf are plates: the first ones, where they have the plates' sizes."""
     sizes = {frame.dim: frame.size for frame in structure[mine.name].frames}
     expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
@@ -205,14 +205,14 @@ def _width(shape: tuple[int, ...], dims: Dims, event_ndim: int) -> int:
     return math.prod(size for axis, size in enumerate(shape) if axis not in framed)
 
 
-def prior_source(name: str, structure: Structure, facts: Survey) -> Source | None:
+def prior_input(name: str, structure: Structure, facts: PolicyAnalysis) -> GuideInput | None:
     """Let a network read the site's own prior, unless that could tell what the agent does not see."""
     fact = facts.sites[name]
     if not 0 < fact.description <= _MAX_FEATURES or any(site.hidden for site in structure.sites):
         return None
-    return Source("prior", name, fact.dims, 0, fact.description, None, f"prior {name}", fact.support)
+    return GuideInput("prior", name, fact.dims, 0, fact.description, None, f"prior {name}", fact.support)
 
 
-def readable(sources: list[Source]) -> list[Source]:
+def readable_inputs(sources: list[GuideInput]) -> list[GuideInput]:
     """Keep the sources that a network can take in."""
     return [source for source in sources if source.num_features <= _MAX_ONE_HOT]

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.compilation.keys import apart
+from bayesrl.compilation.keys import split_keys
 from bayesrl.typing import PRNGKey
 
 _MAX_ONE_HOT_TIME = 64
@@ -20,7 +20,7 @@ class TiltNetwork(eqx.Module):
     out: eqx.nn.Linear
 
     def __init__(self, key: PRNGKey, *, num_features: int, num_outputs: int, width: int) -> None:
-        skip_key, hidden_key, out_key = apart(key, 3)
+        skip_key, hidden_key, out_key = split_keys(key, 3)
         self.skip = _zero(eqx.nn.Linear(num_features, num_outputs, use_bias=False, key=skip_key))
         self.hidden = eqx.nn.Linear(num_features, width, key=hidden_key)
         self.out = _zero(eqx.nn.Linear(width, num_outputs, key=out_key))

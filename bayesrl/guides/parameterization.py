@@ -7,17 +7,17 @@ from typing import Literal
 from bayesrl.core.structure import Site, Structure
 from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError
-from bayesrl.guides.analysis import Survey
-from bayesrl.guides.inputs import Source, prior_source, readable, site_source, sources_of
+from bayesrl.guides.analysis import PolicyAnalysis
+from bayesrl.guides.inputs import GuideInput, list_inputs, prior_input, readable_inputs, site_input
 from bayesrl.guides.networks import num_time_features
 from bayesrl.guides.plate_alignment import Dims
-from bayesrl.guides.tilts.natural import Reach
+from bayesrl.guides.tilts.families import PriorRange
 
 type Tilt = Literal["auto", "table", "network", "constant"]
 
 
 @dataclass(frozen=True, eq=False)
-class TablePlan:
+class TableSpec:
     """A table of shape [T?, *full plate sizes, *ranges of the sources, outputs].
 
     Attributes:
@@ -31,7 +31,7 @@ class TablePlan:
 
     timed: bool
     frames: tuple[Frame, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[GuideInput, ...]
     radices: tuple[int, ...]
     num_outputs: int
     length: int
@@ -44,7 +44,7 @@ class TablePlan:
 
 
 @dataclass(frozen=True, eq=False)
-class SitePlan:
+class SiteSpec:
     """What the tilt of one action site is made of.
 
     Attributes:
@@ -61,8 +61,8 @@ class SitePlan:
 
     site: Site
     dims: Dims
-    table: TablePlan | None
-    sources: tuple[Source, ...]
+    table: TableSpec | None
+    sources: tuple[GuideInput, ...]
     network: bool
     num_features: int
     num_outputs: int
@@ -71,18 +71,18 @@ class SitePlan:
 
 
 @dataclass(frozen=True, eq=False)
-class SummaryPlan:
+class SummarySpec:
     """A recurrent summary of a scan, for the sites that stand in these plates."""
 
     scan: int
     frames: tuple[Frame, ...]
     dims: Dims
-    sources: tuple[Source, ...]
+    sources: tuple[GuideInput, ...]
     num_features: int
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Parameterization:
     """The plans of all action sites and of all summaries, by name.
 
     Attributes:
@@ -91,9 +91,9 @@ class Plan:
         reaches: where the draws of each site lie under the prior.
     """
 
-    sites: dict[str, SitePlan]
-    summaries: dict[str, SummaryPlan]
-    reaches: dict[str, Reach] = field(default_factory=dict)
+    sites: dict[str, SiteSpec]
+    summaries: dict[str, SummarySpec]
+    reaches: dict[str, PriorRange] = field(default_factory=dict)
 
     @property
     def has_networks(self) -> bool:
@@ -101,9 +101,15 @@ class Plan:
         return bool(self.summaries) or any(site.network for site in self.sites.values())
 
 
-def make_plan(
-    structure: Structure, facts: Survey, *, tilt: Tilt, hidden: int, recurrent: bool | Literal["auto"], max_table: int
-) -> Plan:
+def choose_parameterization(
+    structure: Structure,
+    facts: PolicyAnalysis,
+    *,
+    tilt: Tilt,
+    hidden: int,
+    recurrent: bool | Literal["auto"],
+    max_table: int,
+) -> Parameterization:
     """Decide for all action sites.
 
     Args:
@@ -117,8 +123,8 @@ def make_plan(
     Raises:
         GuideError: a table was asked for and does not fit.
     """
-    sites: dict[str, SitePlan] = {}
-    summaries: dict[str, SummaryPlan] = {}
+    sites: dict[str, SiteSpec] = {}
+    summaries: dict[str, SummarySpec] = {}
     for name in structure.actions:
         site = structure[name]
         summary = None
@@ -127,7 +133,7 @@ def make_plan(
             summary = f"{'/'.join(sorted(facts.sites[name].frames))}scan{site.scan}$summary"
             summaries[summary] = made
         sites[name] = _site_plan(site, structure, facts, tilt, max_table, summary, hidden)
-    return Plan(sites, summaries)
+    return Parameterization(sites, summaries)
 
 
 def needs_summary(site: Site, structure: Structure, recurrent: bool | Literal["auto"], tilt: Tilt) -> bool:
@@ -150,16 +156,16 @@ def needs_summary(site: Site, structure: Structure, recurrent: bool | Literal["a
 def _site_plan(
     site: Site,
     structure: Structure,
-    facts: Survey,
+    facts: PolicyAnalysis,
     tilt: Tilt,
     max_table: int,
     summary: str | None,
     hidden: int,
-) -> SitePlan:
+) -> SiteSpec:
     fact = facts.sites[site.name]
     if fact.tilt == 0:
-        return SitePlan(site, fact.dims, None, (), network=False, num_features=0, num_outputs=0, summary=None)
-    sources = [] if tilt == "constant" else sources_of(site.name, structure, facts)
+        return SiteSpec(site, fact.dims, None, (), network=False, num_features=0, num_outputs=0, summary=None)
+    sources = [] if tilt == "constant" else list_inputs(site.name, structure, facts)
     finite = [source for source in sources if source.num_codes]
     exact = len(finite) == len(sources)
     table, all_of_it = _table(site, fact.tilt, finite, tilt, max_table)
@@ -170,27 +176,27 @@ def _site_plan(
             "raise max_table, or use tilt='network'"
         )
     network = tilt == "network" or summary is not None or (tilt == "auto" and not (exact and all_of_it))
-    prior = prior_source(site.name, structure, facts) if tilt in ("auto", "network") else None
-    inputs = readable(sources + [prior] * (prior is not None)) if network else []  # type: ignore[list-item]
+    prior = prior_input(site.name, structure, facts) if tilt in ("auto", "network") else None
+    inputs = readable_inputs(sources + [prior] * (prior is not None)) if network else []  # type: ignore[list-item]
     num_features = sum(source.num_features for source in inputs) + num_time_features(site.length)
     num_features += hidden if summary is not None else 0
     if num_features == 0:
         network = False
-    return SitePlan(site, fact.dims, table, tuple(inputs), network, num_features, fact.tilt, summary, not all_of_it)
+    return SiteSpec(site, fact.dims, table, tuple(inputs), network, num_features, fact.tilt, summary, not all_of_it)
 
 
 def _table_plan(
-    site: Site, num_outputs: int, sources: list[Source], *, timed: bool = True, plates: bool = True
-) -> TablePlan:
+    site: Site, num_outputs: int, sources: list[GuideInput], *, timed: bool = True, plates: bool = True
+) -> TableSpec:
     frames = tuple(sorted(site.frames, key=lambda frame: frame.dim)) if plates else ()
     radices = tuple(source.num_codes for source in sources)
     timed = timed and site.scan is not None
-    return TablePlan(timed, frames, tuple(sources), radices, num_outputs, site.length)
+    return TableSpec(timed, frames, tuple(sources), radices, num_outputs, site.length)
 
 
 def _table(
-    site: Site, num_outputs: int, finite: list[Source], tilt: Tilt, max_table: int
-) -> tuple[TablePlan | None, bool]:
+    site: Site, num_outputs: int, finite: list[GuideInput], tilt: Tilt, max_table: int
+) -> tuple[TableSpec | None, bool]:
     """Give the richest table that fits, and whether it holds all that is finite."""
     carried = [source for source in finite if source.kind == "carry"]
     if tilt == "network":
@@ -205,7 +211,7 @@ def _table(
     return None, False
 
 
-def _summary(site: Site, structure: Structure, facts: Survey) -> SummaryPlan:
+def _summary(site: Site, structure: Structure, facts: PolicyAnalysis) -> SummarySpec:
     """Let a summary take in whatever is visible of one step, in the plates of the site."""
     mine = facts.sites[site.name]
     visible = []
@@ -213,9 +219,9 @@ def _summary(site: Site, structure: Structure, facts: Survey) -> SummaryPlan:
         if other.scan == site.scan and other.latent and not other.hidden:
             fact = facts.sites[other.name]
             if fact.frames <= mine.frames:
-                visible.append(site_source(fact, other, stacked=False))
-    inputs = tuple(readable(visible))
+                visible.append(site_input(fact, other, stacked=False))
+    inputs = tuple(readable_inputs(visible))
     num_features = sum(source.num_features for source in inputs) + num_time_features(site.length)
     frames = tuple(sorted(site.frames, key=lambda frame: frame.dim))
     assert site.scan is not None
-    return SummaryPlan(site.scan, frames, mine.dims, inputs, num_features)
+    return SummarySpec(site.scan, frames, mine.dims, inputs, num_features)

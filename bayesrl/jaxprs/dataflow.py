@@ -19,7 +19,9 @@ type _Marks = tuple[frozenset[int], frozenset[int]]
 _NONE: _Marks = (frozenset(), frozenset())
 
 
-def reaching(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> tuple[set[str], set[str]]:
+def discontinuous_inputs(
+    function: Callable[[dict[str, Array]], Any], values: dict[str, Array]
+) -> tuple[set[str], set[str]]:
     """Follow named float inputs through a function.
 
     Args:
@@ -41,7 +43,7 @@ def reaching(function: Callable[[dict[str, Array]], Any], values: dict[str, Arra
     return smooth, rough
 
 
-def numbers_for(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> int | None:
+def count_dependent_numbers(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> int | None:
     """Count the numbers that a function computes anew for other values, about; None where it calls Python.
 
     Args:

@@ -16,7 +16,7 @@ _MOST_POINTS = 4096
 _MOST_PRODUCTS = 2**22
 
 
-type Ends = Any
+type RangeEnd = Any
 """One side of a range: an array, or the number that NumPy makes of an array without axes."""
 
 
@@ -27,11 +27,11 @@ class Range(NamedTuple):
     upper: np.ndarray
 
 
-type Rule = Callable[[Any, list[Range]], Range | None]
+type IntervalRule = Callable[[Any, list[Range]], Range | None]
 """(operation, ranges of its inputs) → range of its output before rounding, or None where nothing is known."""
 
 
-def settled(lower: Any, upper: Any) -> Range:
+def nan_to_unbounded(lower: Any, upper: Any) -> Range:
     """Let nan, which comes of inf − inf, mean that nothing is known."""
     low, high = np.asarray(lower, float), np.asarray(upper, float)
     unknown = np.isnan(low) | np.isnan(high)
@@ -41,8 +41,8 @@ def settled(lower: Any, upper: Any) -> Range:
 # ---- arithmetic ------------------------------------------------------------------------------
 
 
-def _monotone(fn: Callable[..., Any]) -> Rule:
-    return lambda eqn, x: settled(fn(x[0].lower), fn(x[0].upper))
+def _monotone(fn: Callable[..., Any]) -> IntervalRule:
+    return lambda eqn, x: nan_to_unbounded(fn(x[0].lower), fn(x[0].upper))
 
 
 def _product(x: Range, y: Range) -> Range:
@@ -82,7 +82,7 @@ def _pow(eqn: Any, x: list[Range]) -> Range | None:
     if (base.lower < 0).any():
         return None
     corners = [a**b for a in base for b in exponent]
-    return settled(np.minimum.reduce(corners), np.maximum.reduce(corners))
+    return nan_to_unbounded(np.minimum.reduce(corners), np.maximum.reduce(corners))
 
 
 def _absolute(eqn: Any, x: list[Range]) -> Range:
@@ -112,7 +112,7 @@ def _cast(eqn: Any, x: list[Range]) -> Range:
     return Range(lower, upper)
 
 
-def _compared(always: Ends, never: Ends) -> Range:
+def _compared(always: RangeEnd, never: RangeEnd) -> Range:
     return Range(always.astype(float), 1.0 - never)
 
 
@@ -133,7 +133,7 @@ def _not(found: Range) -> Range:
     return Range(1 - found.upper, 1 - found.lower)
 
 
-def _logical(fn: Callable[..., Range]) -> Rule:
+def _logical(fn: Callable[..., Range]) -> IntervalRule:
     def rule(eqn: Any, x: list[Range]) -> Range | None:
         return fn(*x) if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.bool_) else None
 
@@ -184,7 +184,7 @@ def _sum(eqn: Any, x: list[Range]) -> Range:
     return _total(x[0], eqn.params["axes"], eqn.outvars[0].aval, exact_terms=True)
 
 
-def _reduce(fn: Callable[..., Any]) -> Rule:
+def _reduce(fn: Callable[..., Any]) -> IntervalRule:
     return lambda eqn, x: Range(*(fn(side, axis=eqn.params["axes"]) for side in x[0]))
 
 
@@ -215,22 +215,22 @@ def _dot(eqn: Any, x: list[Range]) -> Range | None:
 def _cumulative(eqn: Any, x: list[Range]) -> Range:
     axis, aval = eqn.params["axis"], eqn.outvars[0].aval
 
-    def along(side: Ends) -> Ends:
+    def along(side: RangeEnd) -> RangeEnd:
         return np.flip(np.cumsum(np.flip(side, axis), axis), axis) if eqn.params["reverse"] else np.cumsum(side, axis)
 
     sums, sizes = [along(side) for side in x[0]], [np.abs(side).sum(axis, keepdims=True) for side in x[0]]
     error = 0.0 if _integers(eqn) else x[0].lower.shape[axis] * float(jnp.finfo(aval.dtype).eps)
-    return settled(sums[0] - error * sizes[0], sums[1] + error * sizes[1])
+    return nan_to_unbounded(sums[0] - error * sizes[0], sums[1] + error * sizes[1])
 
 
 # ---- shapes and look-ups ---------------------------------------------------------------------
 
 
-def _shaped(fn: Callable[[Any, Ends], Any]) -> Rule:
+def _shaped(fn: Callable[[Any, RangeEnd], Any]) -> IntervalRule:
     return lambda eqn, x: Range(*(np.asarray(fn(eqn, side)) for side in x[0]))
 
 
-def _broadcast(eqn: Any, side: Ends) -> Ends:
+def _broadcast(eqn: Any, side: RangeEnd) -> RangeEnd:
     shape, where = eqn.params["shape"], eqn.params["broadcast_dimensions"]
     laid = [1] * len(shape)
     for source, target in enumerate(where):
@@ -238,7 +238,7 @@ def _broadcast(eqn: Any, side: Ends) -> Ends:
     return np.broadcast_to(side.reshape(laid), shape)
 
 
-def _slice(eqn: Any, side: Ends) -> Ends:
+def _slice(eqn: Any, side: RangeEnd) -> RangeEnd:
     start, stop = eqn.params["start_indices"], eqn.params["limit_indices"]
     strides = eqn.params["strides"] or (1,) * len(start)
     return side[tuple(slice(*ends) for ends in zip(start, stop, strides, strict=True))]
@@ -273,7 +273,7 @@ def _width(column: Range) -> float:
     return float((column.upper - column.lower).max(initial=0.0)) + 1
 
 
-def _read(eqn: Any, places: Ends, at: list[Ends]) -> Any:
+def _read(eqn: Any, places: RangeEnd, at: list[RangeEnd]) -> Any:
     clipped = [jnp.asarray(np.clip(c, -(2**31), 2**31 - 1), jnp.int32) for c in at]
     if eqn.primitive.name == "dynamic_slice":
         sizes = eqn.params["slice_sizes"]
@@ -307,16 +307,16 @@ def _position(eqn: Any, x: list[Range]) -> Range:
     return Range(np.zeros(shape), np.full(shape, float(x[0].lower.shape[axis] - 1)))
 
 
-def _from(fn: Callable[..., Any], least: float) -> Rule:
+def _from(fn: Callable[..., Any], least: float) -> IntervalRule:
     def rule(eqn: Any, x: list[Range]) -> Range:
-        found = settled(fn(x[0].lower), fn(x[0].upper))
+        found = nan_to_unbounded(fn(x[0].lower), fn(x[0].upper))
         outside = x[0].lower < least
         return Range(np.where(outside, -np.inf, found.lower), np.where(outside, np.inf, found.upper))
 
     return rule
 
 
-def _bounded(lower: float, upper: float) -> Rule:
+def _bounded(lower: float, upper: float) -> IntervalRule:
     return lambda eqn, x: Range(np.full(x[0].lower.shape, lower), np.full(x[0].lower.shape, upper))
 
 
@@ -324,10 +324,10 @@ def _same_range(eqn: Any, x: list[Range]) -> Range:
     return x[0]
 
 
-RULES: dict[str, Rule] = {
+INTERVAL_RULES: dict[str, IntervalRule] = {
     # arithmetic
-    "add": lambda eqn, x: settled(x[0].lower + x[1].lower, x[0].upper + x[1].upper),
-    "sub": lambda eqn, x: settled(x[0].lower - x[1].upper, x[0].upper - x[1].lower),
+    "add": lambda eqn, x: nan_to_unbounded(x[0].lower + x[1].lower, x[0].upper + x[1].upper),
+    "sub": lambda eqn, x: nan_to_unbounded(x[0].lower - x[1].upper, x[0].upper - x[1].lower),
     "mul": _mul,
     "div": lambda eqn, x: None if _integers(eqn) else _divide(*x),
     "rem": _remainder,
@@ -394,5 +394,5 @@ RULES: dict[str, Rule] = {
     "copy_p": _same_range,
 }
 
-ROUGH = frozenset({"pow", "exp", "expm1", "tanh", "logistic", "erf", "log", "log1p", "sqrt", "sin", "cos"})
+INEXACT = frozenset({"pow", "exp", "expm1", "tanh", "logistic", "erf", "log", "log1p", "sqrt", "sin", "cos"})
 """Functions that processors compute to a few units in the last place only."""

@@ -9,25 +9,25 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
 from bayesrl.jaxprs.dataflow import inner_jaxpr, scan_layout
-from bayesrl.jaxprs.interval_rules import ROUGH, RULES, Ends, Range, settled
+from bayesrl.jaxprs.interval_rules import INEXACT, INTERVAL_RULES, Range, RangeEnd, nan_to_unbounded
 
 _ULPS = 8
 _MOST_STEPS = 256
 _ROUNDS = 4
 
 
-def everything(aval: Any) -> Range:
+def unbounded_range(aval: Any) -> Range:
     """Give the range of which nothing is known but its shape and type."""
     if np.issubdtype(aval.dtype, np.bool_):
         return Range(np.zeros(aval.shape), np.ones(aval.shape))
     return Range(np.full(aval.shape, -np.inf), np.full(aval.shape, np.inf))
 
 
-def point(value: Any, aval: Any) -> Range:
+def constant_range(value: Any, aval: Any) -> Range:
     """Give the range of a constant; of a random key nothing is known."""
     if jnp.issubdtype(aval.dtype, jax.dtypes.extended):
         return Range(np.full(aval.shape, -np.inf), np.full(aval.shape, np.inf))
-    return settled(np.asarray(value, float), np.asarray(value, float))
+    return nan_to_unbounded(np.asarray(value, float), np.asarray(value, float))
 
 
 def hull(ranges: Sequence[Range]) -> Range:
@@ -38,7 +38,7 @@ def hull(ranges: Sequence[Range]) -> Range:
     return Range(lower, upper)
 
 
-def propagate(jaxpr: Jaxpr, consts: Sequence[Range], inputs: Sequence[Range]) -> list[Range]:
+def propagate_ranges(jaxpr: Jaxpr, consts: Sequence[Range], inputs: Sequence[Range]) -> list[Range]:
     """Bound the outputs of a program whose inputs lie in ranges.
 
     The bounds hold for every output that is a number, rounding included: endpoints that the program's own
@@ -48,7 +48,7 @@ def propagate(jaxpr: Jaxpr, consts: Sequence[Range], inputs: Sequence[Range]) ->
     known |= dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Range:
-        return point(atom.val, atom.aval) if isinstance(atom, Literal) else known[atom]
+        return constant_range(atom.val, atom.aval) if isinstance(atom, Literal) else known[atom]
 
     with np.errstate(all="ignore"):
         for eqn in jaxpr.eqns:
@@ -72,10 +72,10 @@ def _through(eqn: Any, incoming: list[Range]) -> list[Range]:
         return _inside(_first_program(eqn), incoming)
     if name in ("split", "unstack"):
         return _parts(eqn, incoming[0])
-    found = RULES[name](eqn, incoming) if name in RULES and len(avals) == 1 else None
+    found = INTERVAL_RULES[name](eqn, incoming) if name in INTERVAL_RULES and len(avals) == 1 else None
     if found is None:
-        return [everything(aval) for aval in avals]
-    return [_rounded(found, avals[0], rough=name in ROUGH)]
+        return [unbounded_range(aval) for aval in avals]
+    return [_rounded(found, avals[0], rough=name in INEXACT)]
 
 
 def _first_program(eqn: Any) -> Any:
@@ -85,8 +85,8 @@ def _first_program(eqn: Any) -> Any:
 def _inside(program: Any, incoming: list[Range]) -> list[Range]:
     """Go through an open or a closed program."""
     jaxpr = getattr(program, "jaxpr", program)
-    consts = [point(c, v.aval) for c, v in zip(getattr(program, "consts", ()), jaxpr.constvars, strict=True)]
-    return propagate(jaxpr, consts, incoming)
+    consts = [constant_range(c, v.aval) for c, v in zip(getattr(program, "consts", ()), jaxpr.constvars, strict=True)]
+    return propagate_ranges(jaxpr, consts, incoming)
 
 
 def _through_scan(eqn: Any, body: Jaxpr, incoming: list[Range]) -> list[Range]:
@@ -95,7 +95,7 @@ def _through_scan(eqn: Any, body: Jaxpr, incoming: list[Range]) -> list[Range]:
     fixed, carry = incoming[:num_consts], incoming[num_consts : num_consts + num_carries]
     series = incoming[num_consts + num_carries :]
     if length == 0:
-        return [everything(var.aval) for var in eqn.outvars]
+        return [unbounded_range(var.aval) for var in eqn.outvars]
     if length <= _MOST_STEPS:
         steps = []
         for t in range(length)[:: -1 if eqn.params["reverse"] else 1]:
@@ -143,7 +143,7 @@ def _parts(eqn: Any, whole: Range) -> list[Range]:
 
 def _rounded(found: Range, aval: Any, *, rough: bool) -> Range:
     """Move endpoints outwards unless rounding, which is monotone, cannot pass them."""
-    lower, upper = settled(*(np.broadcast_to(side, aval.shape) for side in found))
+    lower, upper = nan_to_unbounded(*(np.broadcast_to(side, aval.shape) for side in found))
     if jnp.issubdtype(aval.dtype, jnp.integer):
         info = jnp.iinfo(aval.dtype)
         wraps = (lower < info.min) | (upper > info.max)
@@ -152,7 +152,7 @@ def _rounded(found: Range, aval: Any, *, rough: bool) -> Range:
         return Range(lower, upper)
     limits = jnp.finfo(aval.dtype)
 
-    def outwards(side: Ends, sign: int) -> Ends:
+    def outwards(side: RangeEnd, sign: int) -> RangeEnd:
         step = np.abs(side) * _ULPS * float(limits.eps) + float(limits.tiny)
         moved = np.where(np.isfinite(side), side + sign * step, side)
         exact = (side == 0) | (False if rough else side.astype(aval.dtype).astype(float) == side)

@@ -12,7 +12,7 @@ from bayesrl.jaxprs.dataflow import inner_jaxpr, scan_layout
 type _Names = frozenset[str]
 
 
-def origins_of(function: Callable[[dict[str, Array]], Any], values: dict[str, Any]) -> list[_Names]:
+def input_dependencies(function: Callable[[dict[str, Array]], Any], values: dict[str, Any]) -> list[_Names]:
     """Name the inputs that each output depends on.
 
     Unlike a derivative, this follows comparisons, casts and stopped gradients. Where it cannot look

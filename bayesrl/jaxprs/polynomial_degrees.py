@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, Literal
 
 from bayesrl.jaxprs.dataflow import inner_jaxpr, scan_layout
 
-NO_POLYNOMIAL = 3
+NOT_POLYNOMIAL = 3
 """Stands for every degree above 2, and for what is no polynomial."""
 
 type _Degrees = tuple[int, ...]
@@ -29,12 +29,12 @@ _EQUALITIES = frozenset({"eq", "ne", "is_finite"})
 _BILINEAR = frozenset({"mul", "dot_general"})
 
 
-def degrees_of(
+def input_degrees(
     function: Callable[[dict[str, Array]], list[Any]],
     values: dict[str, Array],
     counts_as: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Tell the highest degree of the outputs that each input enters, `NO_POLYNOMIAL` where it is above 2.
+    """Tell the highest degree of the outputs that each input enters, `NOT_POLYNOMIAL` where it is above 2.
 
     Args:
         function: of a dictionary of arrays, each of which is a variable.
@@ -83,10 +83,10 @@ def _through(eqn: Any, incoming: list[_Degrees], none: _Degrees) -> list[_Degree
         out = incoming[1]
     elif name in ("integer_pow", "square"):
         power = int(eqn.params.get("y", 2))
-        out = _each(lambda parts: parts[0] * power if power >= 0 else NO_POLYNOMIAL * (parts[0] > 0), incoming)
+        out = _each(lambda parts: parts[0] * power if power >= 0 else NOT_POLYNOMIAL * (parts[0] > 0), incoming)
     else:
-        out = _each(lambda parts: NO_POLYNOMIAL * any(parts), incoming)
-    return [tuple(min(degree, NO_POLYNOMIAL) for degree in out)] * len(eqn.outvars)
+        out = _each(lambda parts: NOT_POLYNOMIAL * any(parts), incoming)
+    return [tuple(min(degree, NOT_POLYNOMIAL) for degree in out)] * len(eqn.outvars)
 
 
 def _chosen_by(name: str, count: int) -> range:
@@ -97,10 +97,10 @@ def _chosen_by(name: str, count: int) -> range:
 
 
 def _through_scan(eqn: Any, incoming: list[_Degrees], none: _Degrees) -> list[_Degrees]:
-    """Follow the carries until they stay what they are; degrees only grow, and not above `NO_POLYNOMIAL`."""
+    """Follow the carries until they stay what they are; degrees only grow, and not above `NOT_POLYNOMIAL`."""
     body = inner_jaxpr(eqn)
     if body is None:
-        return [_each(lambda parts: NO_POLYNOMIAL * any(parts), incoming)] * len(eqn.outvars)
+        return [_each(lambda parts: NOT_POLYNOMIAL * any(parts), incoming)] * len(eqn.outvars)
     consts, carries = scan_layout(eqn, body)
     state = list(incoming)
     while True:

@@ -11,14 +11,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int
 
-from bayesrl.annotations import Must
+from bayesrl.annotations import Requirement
 from bayesrl.arguments import Location, checked
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.files.plain import read
 from bayesrl.lm.tokenization import chat_templates as chats
 from bayesrl.lm.tokenization.tokenizer import Tokenizer, pad_left
-from bayesrl.values import are_whole, told
+from bayesrl.values import are_integers, format_value
 
 type Example = Mapping[str, Any]
 """What is known of one prompt: its text under `prompt`, and whatever a reward needs, such as an answer."""
@@ -42,9 +42,9 @@ class Examples(Sequence[Example]):
         return len(self.rows)
 
 
-_NUMBERED = Must(
+_NUMBERED = Requirement(
     "a list of whole numbers, or an array [number] of them",
-    lambda chosen: np.shape(chosen) == (0,) or (are_whole(chosen) and np.ndim(chosen) == 1),
+    lambda chosen: np.shape(chosen) == (0,) or (are_integers(chosen) and np.ndim(chosen) == 1),
     alone=True,
 )
 
@@ -77,7 +77,9 @@ class Prompts(eqx.Module):
         """
         index = np.asarray(chosen, int)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
-            raise LanguageModelError(f"Prompts.take got chosen={told(chosen)}; use numbers from 0 to {len(self) - 1}")
+            raise LanguageModelError(
+                f"Prompts.take got chosen={format_value(chosen)}; use numbers from 0 to {len(self) - 1}"
+            )
         rows = [self.examples[i] for i in index.tolist()]
         tokens, real = np.asarray(self.tokens)[index], np.asarray(self.real)[index]
         return _laid(tokens, real, Examples(rows, self.examples.tokenizer))
@@ -117,7 +119,7 @@ class Completions(eqx.Module):
     examples: Examples = eqx.field(static=True)
 
 
-_NO_KEYS = Must(
+_NO_KEYS = Requirement(
     "a list of texts, of records with a prompt, or of rows of tokens",
     lambda texts: "key" not in str(getattr(texts, "dtype", "")),
     alone=True,

@@ -15,7 +15,7 @@ from jax import Array
 from bayesrl.arguments import Count, Positive, checked
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
-from bayesrl.guides import GuideFamily, OwnProgram
+from bayesrl.guides import AutoGuide, PolicyGuide
 from bayesrl.lm.checkpoints.checkpoints import Pretrained
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.sampling import TextDraws
@@ -27,7 +27,7 @@ _RATE = 0.04
 """Rates are `_RATE`/width, and `_FASTEST` for narrow models: faster, Adam's first steps leave a trained model."""
 
 
-class ModelGuide(OwnProgram):
+class ModelGuide(PolicyGuide):
     """A guide of a `PromptedPolicy`: the same program, written by a model that is trained.
 
     Args:
@@ -54,7 +54,7 @@ class ModelGuide(OwnProgram):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelGuideFamily(GuideFamily):
+class ModelGuideFamily(AutoGuide):
     """What all guides of language models share: a model to start from.
 
     Args:
@@ -68,7 +68,7 @@ class ModelGuideFamily(GuideFamily):
         """Declare what is trained, and give the model that has it."""
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
-        """Build the guide; see `GuideFamily.build`."""
+        """Build the guide; see `AutoGuide.build`."""
         if not isinstance(policy, PromptedPolicy):
             raise GuideError(
                 f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {policy!r} is none; "
@@ -99,8 +99,8 @@ class FullParameters(ModelGuideFamily):
         """Declare one parameter for each array; see `ModelGuideFamily.declare`."""
         return declared(model)
 
-    def disperse(self, key: PRNGKey, params: Params) -> Params:
-        """Add to each array noise of a tenth of its size; see `GuideFamily.disperse`."""
+    def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
+        """Add to each array noise of a tenth of its size; see `AutoGuide.overdispersed_init`."""
         return {
             name: value + 0.1 * _size(value) * jax.random.normal(jax.random.fold_in(key, i), value.shape, value.dtype)
             for i, (name, value) in enumerate(sorted(params.items()))
@@ -162,8 +162,8 @@ class LoRA(ModelGuideFamily):
         whole = linear.merged()  # an adapter that the reference has stays part of it
         return Linear(whole.weight, whole.bias, down, up, factor)
 
-    def disperse(self, key: PRNGKey, params: Params) -> Params:
-        """Draw U, so that the paths add about a tenth to what they stand beside; see `GuideFamily.disperse`."""
+    def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
+        """Draw U, so that the paths add about a tenth to what they stand beside; see `AutoGuide.overdispersed_init`."""
         result = {}
         for index, (name, value) in enumerate(sorted(params.items())):
             noise = jax.random.normal(jax.random.fold_in(key, index), value.shape, value.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro
 from jax import Array
 
-from bayesrl.arguments import Count, CountOrNone, Positive, Share, checked, real
+from bayesrl.arguments import Count, CountOrZero, Positive, UnitInterval, checked, real_range
 from bayesrl.core.primitives import reward as reward_site
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.checkpoints import Pretrained
@@ -127,9 +127,9 @@ def policy(
     metrics: Mapping[str, Reward | Callable[..., Any]] | None = None,
     batch_size: Count | None = None,
     temperature: Positive | None = None,
-    top_k: CountOrNone | None = None,
-    top_p: Annotated[float, real(above=0, most=1)] | None = None,
-    min_p: Share | None = None,
+    top_k: CountOrZero | None = None,
+    top_p: Annotated[float, real_range(above=0, most=1)] | None = None,
+    min_p: UnitInterval | None = None,
     end: bool = True,
 ) -> PromptedPolicy:
     """Make a policy of a language model: π₀(x | prompt) over what it writes, with rewards for it.

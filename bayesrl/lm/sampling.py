@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from bayesrl.compilation.callbacks import host_errors
-from bayesrl.compilation.jit import Compiled
-from bayesrl.compilation.keys import words_of
+from bayesrl.compilation.jit import ClosureJit
+from bayesrl.compilation.keys import key_data
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Pair
 from bayesrl.lm.checkpoints.saving import Texts, counted, most_rows, widened, write
@@ -77,7 +77,7 @@ def _computed(
     return [np.concatenate(values)[: len(index)] for values in zip(*parts, strict=True)]
 
 
-@partial(Compiled, name="rewards")
+@partial(ClosureJit, name="rewards")
 def _rewarded(static: Any, index: Array, prompt: Array, prompt_real: Array, tokens: Array, real: Array) -> list[Array]:
     rewards, examples = static
     completions = Completions(index, prompt, prompt_real, tokens, real, examples)
@@ -169,7 +169,7 @@ def _batches(key: PRNGKey, num: int, count: int, size: int) -> np.ndarray:
     """Choose prompts for each draw, [num, size], whatever the number of draws."""
     if size == count:
         return np.broadcast_to(np.arange(count, dtype=np.int32), (num, count))
-    seed = np.asarray(words_of(key)).astype(np.uint32).reshape(-1).tolist()
+    seed = np.asarray(key_data(key)).astype(np.uint32).reshape(-1).tolist()
     chosen = [np.random.default_rng([*seed, draw]).choice(count, size, replace=False) for draw in range(num)]
     return np.asarray(chosen, np.int32).reshape(num, size)
 

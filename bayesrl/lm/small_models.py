@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import optax
 
-from bayesrl.arguments import Count, CountOrNone, Positive, Seed, Unread, checked
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import apart, from_seed
+from bayesrl.arguments import Count, CountOrZero, Positive, Seed, UnusedOption, checked
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import key_from_seed, split_keys
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.checkpoints import Pretrained
@@ -30,7 +30,7 @@ _ROOM = 32
 
 
 @checked(LanguageModelError)
-def fit_options(*, rank: CountOrNone, num_particles: Count, num_steps: Count) -> dict[str, Any]:
+def fit_options(*, rank: CountOrZero, num_particles: Count, num_steps: Count) -> dict[str, Any]:
     """Give the options of `fit` that the ready problems of language models share.
 
     Args:
@@ -104,7 +104,7 @@ def small_judge(
     }
 
     def make() -> Pretrained:
-        start_key, fit_key = apart(from_seed(seed))
+        start_key, fit_key = split_keys(key_from_seed(seed))
         longest = max(map(len, tokenizer.encode(list(texts))), default=1)
         shape = BertConfig(
             vocab_size=tokenizer.vocab_size,
@@ -127,7 +127,9 @@ def random_model[Model: Transformer](kind: type[Model], key: PRNGKey, shape: Con
     check_model_room(shape)
     arrays, rest = eqx.partition(eqx.filter_eval_shape(kind.random, key, shape), _is_shape)
     treedef = jax.tree.structure(arrays)
-    made = compiled(lambda key: jax.tree.leaves(eqx.filter(kind.random(key, shape), eqx.is_array)), name="random_model")
+    made = closure_jit(
+        lambda key: jax.tree.leaves(eqx.filter(kind.random(key, shape), eqx.is_array)), name="random_model"
+    )
     model: Model = eqx.combine(jax.tree.unflatten(treedef, made(key)), rest)
     return model
 
@@ -154,9 +156,9 @@ _OF_RECORDS, _OF_TEXT = (
 
 @checked(
     LanguageModelError,
-    Unread("answer", lambda given: isinstance(given["data"], str), _OF_RECORDS),
-    Unread("room_for", lambda given: isinstance(given["data"], str), _OF_RECORDS),
-    Unread("length", lambda given: not isinstance(given["data"], str), _OF_TEXT),
+    UnusedOption("answer", lambda given: isinstance(given["data"], str), _OF_RECORDS),
+    UnusedOption("room_for", lambda given: isinstance(given["data"], str), _OF_RECORDS),
+    UnusedOption("length", lambda given: not isinstance(given["data"], str), _OF_TEXT),
 )
 def small_writer(
     name: str,
@@ -209,7 +211,7 @@ def small_writer(
     }
 
     def make() -> Pretrained:
-        start_key, fit_key = apart(from_seed(seed))
+        start_key, fit_key = split_keys(key_from_seed(seed))
         shape = GPT2Config(
             vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4
         )

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Int
 from numpyro import handlers
 
-from bayesrl.arguments import Count, Several, checked
+from bayesrl.arguments import Count, CountAboveOne, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.checkpoints import Pretrained
 from bayesrl.lm.completions import Prompts
@@ -67,7 +67,7 @@ def corpus(
     text: str,
     *,
     tokenizer: Tokenizer | None = None,
-    length: Several,
+    length: CountAboveOne,
     batch_size: Count = 32,
 ) -> Corpus:
     """Make a program of one long text, cut into pieces: `fit` of it trains the model from the text.

@@ -14,12 +14,12 @@ import numpyro.distributions as dist
 from jax import Array, lax
 from numpyro.distributions import constraints
 
-from bayesrl.annotations import Must
-from bayesrl.arguments import Count, CountOrNone, FlagsOrNone, Positive, Share, Unread, checked, real
+from bayesrl.annotations import Requirement
+from bayesrl.arguments import Count, CountOrZero, FlagsOrNone, Positive, UnitInterval, UnusedOption, checked, real_range
 from bayesrl.core.rng import draw_category
 from bayesrl.errors import LanguageModelError
 from bayesrl.typing import PRNGKey
-from bayesrl.values import are_whole
+from bayesrl.values import are_integers
 
 _MOST_VALUES = 2**20
 """Distributions over more sentences than these have no support that could be listed."""
@@ -29,7 +29,7 @@ _SHORT = 4
 
 _NEVER = -jnp.inf
 
-type Ends = CountOrNone | tuple[CountOrNone, ...] | None
+type Ends = CountOrZero | tuple[CountOrZero, ...] | None
 """The token that ends a text, or several, or None where no token does."""
 
 
@@ -85,13 +85,15 @@ class AllSentences(Sequence[Any]):
         return np.concatenate([*rows, open_rows]).astype(int if dtype is None else dtype)
 
 
-_IS_MODEL = Must("a causal language model", lambda model: hasattr(model, "config"), alone=True)
-_IS_PROMPT = Must("whole numbers [..., length]", lambda prompt: are_whole(prompt) and np.ndim(prompt) > 0, alone=True)
+_IS_MODEL = Requirement("a causal language model", lambda model: hasattr(model, "config"), alone=True)
+_IS_PROMPT = Requirement(
+    "whole numbers [..., length]", lambda prompt: are_integers(prompt) and np.ndim(prompt) > 0, alone=True
+)
 
 
 @checked(
     LanguageModelError,
-    Unread(
+    UnusedOption(
         "within",
         lambda given: given["top_k"] is None and given["top_p"] == 1 and given["min_p"] == 0,
         "without top_k, top_p or min_p all tokens may follow",
@@ -152,11 +154,11 @@ class Sentences(dist.Distribution):
         *,
         num_steps: Count,
         end: Ends = None,
-        pad: CountOrNone | None = None,
+        pad: CountOrZero | None = None,
         temperature: Positive = 1.0,
         top_k: Count | None = None,
-        top_p: Annotated[float, real(above=0, most=1)] = 1.0,
-        min_p: Share = 0.0,
+        top_p: Annotated[float, real_range(above=0, most=1)] = 1.0,
+        min_p: UnitInterval = 0.0,
         within: Annotated[Any, _IS_MODEL] | None = None,
     ) -> None:
         self.model, self.within = model, within

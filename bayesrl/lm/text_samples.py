@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from bayesrl.arguments import Count, Several, check_room, checked
-from bayesrl.compilation.keys import apart
+from bayesrl.arguments import Count, CountAboveOne, check_memory, checked
+from bayesrl.compilation.keys import split_keys
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.saving import counted, write
 from bayesrl.lm.completions import Prompts
@@ -81,14 +81,14 @@ def write_samples(key: PRNGKey, posterior: Posterior, num_samples: Count, prompt
     """
     policy, guide, params = parts_of(posterior)
     asked = policy.prompts if prompts is None else prompts
-    fit_key, prior_key = apart(key)
+    fit_key, prior_key = split_keys(key)
     fitted = _written(fit_key, guide, params, asked, num_samples, by_fit=True)
     return Samples(asked, fitted, _written(prior_key, guide, params, asked, num_samples, by_fit=False))
 
 
 @checked(LanguageModelError)
 def kl_of(
-    key: PRNGKey, posterior: Posterior, num_samples: Several = 64, prompts: Prompts | None = None
+    key: PRNGKey, posterior: Posterior, num_samples: CountAboveOne = 64, prompts: Prompts | None = None
 ) -> tuple[Estimate, Estimate]:
     """Estimate KL(q‖π₀) of whole completions and of each position, with sums over the vocabulary.
 
@@ -145,7 +145,7 @@ def prefix_rewards(policy: PromptedPolicy, asked: Prompts, written: Written, pos
 def _of_all(asked: Prompts, num_samples: int) -> np.ndarray:
     """Let every sample answer every prompt, [samples, prompts]."""
     what = f"{num_samples:,} completions of {len(asked):,} prompts"
-    check_room(24.0 * num_samples * len(asked), what, "ask for fewer", LanguageModelError)
+    check_memory(24.0 * num_samples * len(asked), what, "ask for fewer", LanguageModelError)
     return np.broadcast_to(np.arange(len(asked), dtype=np.int32), (num_samples, len(asked)))
 
 

@@ -10,16 +10,16 @@ import numpy as np
 from jax import Array
 from scipy.special import logsumexp
 
-from bayesrl.annotations import Must
-from bayesrl.arguments import Several, checked
-from bayesrl.compilation.jit import compiled, one_reading
-from bayesrl.compilation.keys import apart, fold_in
+from bayesrl.annotations import Requirement
+from bayesrl.arguments import CountAboveOne, checked
+from bayesrl.compilation.jit import closure_jit, trace_cache
+from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.grid import metric_by_context, run, width_of
-from bayesrl.exact.tabulation import Prepared, prepare
-from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, sampled_metrics
+from bayesrl.exact.grid import elements_per_run, metric_by_context, run_with_sites
+from bayesrl.exact.tabulation import FrozenProgram, freeze_program
+from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Beta, Params, PRNGKey, Program
@@ -40,14 +40,14 @@ class Proposal(Protocol):
         """Unconstrained parameters of the guide."""
 
 
-class Bound(NamedTuple):
+class GuideProposal(NamedTuple):
     """The plainest `Proposal`: `Bound(*posterior.bound())`."""
 
     pair: Pair
     params: Params
 
 
-_CAN_PROPOSE = Must(
+_CAN_PROPOSE = Requirement(
     f"a Posterior, {Posterior.GIVEN_BY}, or None for the prior",
     lambda proposal: proposal is None or isinstance(proposal, Posterior) or hasattr(proposal, "pair"),
     alone=True,
@@ -55,14 +55,14 @@ _CAN_PROPOSE = Must(
 
 
 @checked(EngineError)
-@one_reading()
+@trace_cache()
 def importance(
     key: PRNGKey,
     policy: Program,
     *args: Any,
     beta: Beta | None = None,
     proposal: Annotated[Posterior | Proposal | None, _CAN_PROPOSE] = None,
-    num_samples: Several = 10_000,
+    num_samples: CountAboveOne = 10_000,
 ) -> WeightedDraws:
     """Estimate the tilted posterior by weighted draws, per context.
 
@@ -101,12 +101,12 @@ def importance(
         Owen (2013), "Monte Carlo theory, methods and examples", section 9.2, equations 9.6 to 9.9.
     """
     if isinstance(proposal, Posterior):
-        proposal = Bound(*proposal.bound())
-    program = prepare(policy, args, beta)
+        proposal = GuideProposal(*proposal.bound())
+    program = freeze_program(policy, args, beta)
     pair = Pair(program.policy, None, program.structure, args, {})
     if proposal is not None:
         pair = Pair(program.policy, proposal.pair.guide, program.structure, args, proposal.pair.transforms)
-    draw_key, metric_key = apart(key)
+    draw_key, metric_key = split_keys(key)
     batch = _draw(draw_key, pair, jax.tree.map(jnp.asarray, {} if proposal is None else proposal.params), num_samples)
     _check(batch)
     _refuse_weightless(program.structure, batch)
@@ -130,10 +130,10 @@ class _Batch(NamedTuple):
     metrics: dict[str, Any]
 
 
-def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: Several) -> _Batch:
+def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: CountAboveOne) -> _Batch:
     structure = pair.structure
-    structure.check_room(num_samples, EngineError)
-    size = max(1, min(num_samples, _ELEMENTS // max(width_of(structure), 1)))
+    structure.check_memory(num_samples, EngineError)
+    size = max(1, min(num_samples, _ELEMENTS // max(elements_per_run(structure), 1)))
 
     def one_batch(key: PRNGKey) -> _Batch:
         draws = pair.draw(key, params, size, share=False)
@@ -151,7 +151,7 @@ def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: Several) -> _Ba
             jax.vmap(lambda values: _metrics(pair, values))(draws.sites),
         )
 
-    draw_batch = compiled(one_batch)
+    draw_batch = closure_jit(one_batch)
     batches = range(math.ceil(num_samples / size))
     parts = [jax.tree.map(np.asarray, draw_batch(fold_in(key, i))) for i in batches]
     whole: _Batch = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_samples], *parts)
@@ -162,7 +162,7 @@ def _metrics(pair: Pair, values: dict[str, Array]) -> dict[str, Array]:
     names = pair.structure.named("metric")
     if not names:
         return {}
-    sites = run(pair.policy, values, pair.args).sites
+    sites = run_with_sites(pair.policy, values, pair.args).sites
     found = {name: metric_by_context(sites[name], pair.structure) for name in names}
     return {name: value.reshape(-1) for name, value in found.items() if value is not None}
 
@@ -262,7 +262,7 @@ def _refuse_weightless(structure: Structure, batch: _Batch) -> None:
 
 
 def _result(
-    key: PRNGKey, program: Prepared, batch: _Batch, lanes: list[_Weighed], beta: np.ndarray | None
+    key: PRNGKey, program: FrozenProgram, batch: _Batch, lanes: list[_Weighed], beta: np.ndarray | None
 ) -> WeightedDraws:
     structure, shape = program.structure, program.structure.context_shape
     lead = () if beta is None else beta.shape
@@ -298,7 +298,7 @@ def _result(
     )
     rest = [name for name in structure.named("metric") if name not in batch.metrics]
     if rest:
-        found = sampled_metrics(key, result, program, rest)
+        found = metrics_from_draws(key, result, program, rest)
         estimates = estimates._replace(metrics={**estimates.metrics, **found})
     return replace(result, estimates=estimates)
 

@@ -8,36 +8,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import fold_in
 from bayesrl.core.programs import Pair
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.grid import width_of
-from bayesrl.exact.tabulation import Prepared
+from bayesrl.exact.grid import elements_per_run
+from bayesrl.exact.tabulation import FrozenProgram
 from bayesrl.exact.weighted_draws import context_axes
 from bayesrl.typing import PRNGKey
 
 _ROUNDING = 1e-6
 
 
-class Proposals(NamedTuple):
+class ProposalBatch(NamedTuple):
     """Draws of the prior on the host: sites [rows, ...], and rewards by site [rows, contexts]."""
 
     sites: dict[str, Any]
     rewards: dict[str, Any]
 
 
-def propose(key: PRNGKey, program: Prepared, size: int) -> Iterator[Proposals]:
+def propose_batches(key: PRNGKey, program: FrozenProgram, size: int) -> Iterator[ProposalBatch]:
     """Draw batches of one size from the prior, without end."""
     structure = program.structure
     pair = Pair(program.policy, None, structure, program.args, {})
 
-    @compiled
-    def one_batch(key: PRNGKey) -> Proposals:
+    @closure_jit
+    def one_batch(key: PRNGKey) -> ProposalBatch:
         draws = pair.draw(key, {}, size, share=False)
         shape = (size, *structure.context_shape)
         rewards = {name: jnp.broadcast_to(v.sum(-1), shape).reshape(size, -1) for name, v in draws.rewards.items()}
-        return Proposals(draws.sites, rewards)
+        return ProposalBatch(draws.sites, rewards)
 
     index = 0
     while True:
@@ -46,7 +46,7 @@ def propose(key: PRNGKey, program: Prepared, size: int) -> Iterator[Proposals]:
 
 
 @dataclass(frozen=True)
-class Tally:
+class ProposalSums:
     """What proposals add up to, each [lanes, contexts].
 
     With w = exp(d/β) and d = R − B, `moments` are the sums of w, w², w·d, w²·d and w²·d².
@@ -57,32 +57,32 @@ class Tally:
     moments: np.ndarray
 
     @classmethod
-    def empty(cls, shape: tuple[int, ...]) -> "Tally":
+    def empty(cls, shape: tuple[int, ...]) -> "ProposalSums":
         """Start at no proposals."""
         return cls(0, np.zeros(shape, int), np.zeros((5, *shape)))
 
-    def plus(self, other: "Tally") -> "Tally":
+    def plus(self, other: "ProposalSums") -> "ProposalSums":
         """Add further proposals."""
-        return Tally(self.number + other.number, self.accepted + other.accepted, self.moments + other.moments)
+        return ProposalSums(self.number + other.number, self.accepted + other.accepted, self.moments + other.moments)
 
 
-class Accepted:
+class AcceptedDraws:
     """Exact draws as they come in: each lane and context fills its own rows.
 
     Rows are filled in place, since a copy for every batch would cost more than the draws.
     """
 
     def __init__(
-        self, program: Prepared, bound: np.ndarray, betas: np.ndarray, num_samples: int, *, declared: bool
+        self, program: FrozenProgram, bound: np.ndarray, betas: np.ndarray, num_samples: int, *, declared: bool
     ) -> None:
         self.axes = context_axes(program.structure)
-        self.width = width_of(program.structure)
+        self.width = elements_per_run(program.structure)
         self.context_shape = program.structure.context_shape
         self.bound, self.betas, self.num_samples, self.declared = bound, betas, num_samples, declared
         self.filled = np.zeros((len(betas), len(bound)), int)
         self.rows: dict[str, np.ndarray] = {}
 
-    def take(self, batch: Proposals, rng: np.random.Generator) -> Tally:
+    def take(self, batch: ProposalBatch, rng: np.random.Generator) -> ProposalSums:
         """Judge proposals, and keep what is accepted and still wanted."""
         excess = self._excess(batch)
         values = {name: self._by_context(name, value) for name, value in batch.sites.items()}
@@ -96,9 +96,9 @@ class Accepted:
             moments.append([part.sum(0) for part in parts])
             accepted.append(kept.sum(0))
             self._keep(lane, kept, values)
-        return Tally(len(excess), np.stack(accepted), np.stack(moments, 1))
+        return ProposalSums(len(excess), np.stack(accepted), np.stack(moments, 1))
 
-    def _excess(self, batch: Proposals) -> np.ndarray:
+    def _excess(self, batch: ProposalBatch) -> np.ndarray:
         for name, value in batch.rewards.items():
             bad = (np.isnan(value) | (value == np.inf)).any(-1)
             if bad.any():

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, checked, whole
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import apart
+from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, checked, integer_range
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import split_keys
 from bayesrl.errors import EngineError
-from bayesrl.exact.grid import Table, run
-from bayesrl.exact.tabulation import Prepared, prepare
-from bayesrl.exact.weighted_draws import WeightedDraws, generator, shared_sites
-from bayesrl.monte_carlo.proposals import Accepted, Tally, propose
-from bayesrl.monte_carlo.reward_bounds import bounds_by_site
+from bayesrl.exact.grid import BatchEvaluator, run_with_sites
+from bayesrl.exact.tabulation import FrozenProgram, freeze_program
+from bayesrl.exact.weighted_draws import WeightedDraws, numpy_generator, shared_sites
+from bayesrl.monte_carlo.proposals import AcceptedDraws, ProposalSums, propose_batches
+from bayesrl.monte_carlo.reward_bounds import site_reward_bounds
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Beta, PRNGKey, Program
 
@@ -26,7 +26,7 @@ _SPARE = 1.05  # proposals beyond the expected need, so that a second helping is
 
 
 @checked(EngineError)
-@one_reading()
+@trace_cache()
 def rejection(
     key: PRNGKey,
     policy: Program,
@@ -35,7 +35,7 @@ def rejection(
     num_samples: Count = 1000,
     tolerance: Positive | None = None,
     reward_bound: FiniteNumbersOrNone = None,
-    max_proposals: Annotated[int, whole(4)] = 1_000_000,
+    max_proposals: Annotated[int, integer_range(4)] = 1_000_000,
 ) -> WeightedDraws:
     """Draw exactly and independently from the tilted posterior, per context.
 
@@ -79,17 +79,17 @@ def rejection(
         von Neumann (1951), "Various techniques used in connection with random digits"; Casella & Robert
         (1996), "Rao-Blackwellisation of sampling schemes", section 2.
     """
-    program = prepare(policy, args, beta)
+    program = freeze_program(policy, args, beta)
     _refuse(program)
     bound = _bound(program, reward_bound)
     betas = np.asarray(beta, float)
-    draw_key, accept_key = apart(key)
-    state = Accepted(program, bound, betas.reshape(-1), num_samples, declared=reward_bound is not None)
+    draw_key, accept_key = split_keys(key)
+    state = AcceptedDraws(program, bound, betas.reshape(-1), num_samples, declared=reward_bound is not None)
     size = max(1, min(max_proposals // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (state.width * betas.size)))
-    proposals = propose(draw_key, program, size)
-    rng = generator(accept_key)
+    proposals = propose_batches(draw_key, program, size)
+    rng = numpy_generator(accept_key)
     pilot = state.take(next(proposals), rng)
-    counted, left = Tally.empty(pilot.accepted.shape), max_proposals // size - 1
+    counted, left = ProposalSums.empty(pilot.accepted.shape), max_proposals // size - 1
     for _ in range(min(left, _needed(pilot, state, num_samples, tolerance))):
         counted, left = counted.plus(state.take(next(proposals), rng)), left - 1
     total = pilot.plus(counted)
@@ -100,7 +100,7 @@ def rejection(
     return _result(program, state, counted, betas, explanation)
 
 
-def _refuse(program: Prepared) -> None:
+def _refuse(program: FrozenProgram) -> None:
     observed = program.structure.named("observed")
     if observed:
         raise EngineError(
@@ -115,7 +115,7 @@ def _refuse(program: Prepared) -> None:
         )
 
 
-def _bound(program: Prepared, declared: Any) -> np.ndarray:
+def _bound(program: FrozenProgram, declared: Any) -> np.ndarray:
     """Give the bound of each context, flat, or name the reward for which there is none."""
     shape = program.structure.context_shape
     if declared is not None:
@@ -128,7 +128,7 @@ def _bound(program: Prepared, declared: Any) -> np.ndarray:
             raise EngineError(
                 f"reward_bound has shape {given.shape}, but the contexts have shape {shape}; pass a number, or one each"
             ) from error
-    by_site = {name: b[1] for name, b in bounds_by_site(program.policy, program.structure, program.args).items()}
+    by_site = {name: b[1] for name, b in site_reward_bounds(program.policy, program.structure, program.args).items()}
     for name, upper in by_site.items():
         if not np.isfinite(upper).all():
             raise EngineError(
@@ -138,7 +138,7 @@ def _bound(program: Prepared, declared: Any) -> np.ndarray:
     return np.asarray(sum(by_site.values()), float).reshape(-1)
 
 
-def _needed(pilot: Tally, state: Accepted, num_samples: Count, tolerance: Positive | None) -> int:
+def _needed(pilot: ProposalSums, state: AcceptedDraws, num_samples: Count, tolerance: Positive | None) -> int:
     """Plan the number of further batches, by the acceptance that the first has shown."""
     mean = np.maximum(pilot.moments[0] / pilot.number, 1e-300)
     missing = np.maximum(num_samples - state.filled, 0)
@@ -149,7 +149,7 @@ def _needed(pilot: Tally, state: Accepted, num_samples: Count, tolerance: Positi
     return math.ceil(min(max(wanted, _LEAST_BATCH) / pilot.number, 1e12))
 
 
-def _refuse_empty(state: Accepted, total: Tally, counted: Tally, betas: np.ndarray) -> None:
+def _refuse_empty(state: AcceptedDraws, total: ProposalSums, counted: ProposalSums, betas: np.ndarray) -> None:
     empty = (state.filled == 0) | (counted.moments[0] <= 0)  # without either there are no draws, or no log Z
     if empty.any():
         lane = int(empty.any(1).argmax())
@@ -163,13 +163,13 @@ def _refuse_empty(state: Accepted, total: Tally, counted: Tally, betas: np.ndarr
 
 
 def _explain(
-    state: Accepted,
-    pilot: Tally,
-    counted: Tally,
-    total: Tally,
+    state: AcceptedDraws,
+    pilot: ProposalSums,
+    counted: ProposalSums,
+    total: ProposalSums,
     num_samples: Count,
     tolerance: Positive | None,
-    max_proposals: Annotated[int, whole(4)],
+    max_proposals: Annotated[int, integer_range(4)],
 ) -> str:
     short = int((state.filled < num_samples).sum())
     if short:
@@ -189,7 +189,7 @@ def _explain(
 # ---- the result ------------------------------------------------------------------------------
 
 
-def _standard_errors(tally: Tally, betas: np.ndarray) -> np.ndarray:
+def _standard_errors(tally: ProposalSums, betas: np.ndarray) -> np.ndarray:
     """Standard error of log Z by the delta method, [lanes, contexts]."""
     mean = tally.moments[0]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -209,7 +209,7 @@ class _Moments(NamedTuple):
         return Estimate(jnp.asarray(mean.reshape(lead)), jnp.asarray(se.reshape(lead)))
 
 
-def _expectations(tally: Tally, bound: np.ndarray, betas: np.ndarray) -> tuple[_Moments, _Moments, _Moments]:
+def _expectations(tally: ProposalSums, bound: np.ndarray, betas: np.ndarray) -> tuple[_Moments, _Moments, _Moments]:
     """Give log Z, E[R] and KL under p*, self-normalised over all proposals."""
     first, square, excess, square_excess, square_excess2 = tally.moments
     beta = betas[:, None]
@@ -227,7 +227,9 @@ def _expectations(tally: Tally, bound: np.ndarray, betas: np.ndarray) -> tuple[_
     )
 
 
-def _result(program: Prepared, state: Accepted, counted: Tally, betas: np.ndarray, explanation: str) -> WeightedDraws:
+def _result(
+    program: FrozenProgram, state: AcceptedDraws, counted: ProposalSums, betas: np.ndarray, explanation: str
+) -> WeightedDraws:
     structure, shape, lead = program.structure, program.structure.context_shape, betas.shape
     evidence, reward, kl = _expectations(counted, state.bound, state.betas)
     num = int(state.filled.max())
@@ -262,17 +264,17 @@ def _result(program: Prepared, state: Accepted, counted: Tally, betas: np.ndarra
     )
 
 
-def _metrics(program: Prepared, state: Accepted, lead: tuple[int, ...]) -> dict[str, Estimate]:
+def _metrics(program: FrozenProgram, state: AcceptedDraws, lead: tuple[int, ...]) -> dict[str, Estimate]:
     """Average deterministic sites over the exact draws that all contexts have."""
     names = program.structure.named("metric")
     if not names:
         return {}
 
     def metrics(args: tuple[Any, ...], values: dict[str, Array]) -> dict[str, Array]:
-        sites = run(program.policy, values, args).sites
+        sites = run_with_sites(program.policy, values, args).sites
         return {name: jnp.asarray(sites[name].value, float).mean() for name in names}
 
-    table: Callable[[Any], dict[str, Any]] = Table(metrics, program.args, state.width)
+    table: Callable[[Any], dict[str, Any]] = BatchEvaluator(metrics, program.args, state.width)
     found = [table(state.sites(lane, int(filled.min()))) for lane, filled in enumerate(state.filled)]
     result = {}
     for name in names:

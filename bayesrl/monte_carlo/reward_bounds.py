@@ -11,12 +11,12 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.compilation.keys import dummy_key
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays
 from bayesrl.core.trace import Recording, abstractly, per_context, record, site_log_prob
-from bayesrl.jaxprs.interval_rules import Ends, Range
-from bayesrl.jaxprs.intervals import point, propagate
+from bayesrl.jaxprs.interval_rules import Range, RangeEnd
+from bayesrl.jaxprs.intervals import constant_range, propagate_ranges
 from bayesrl.typing import Program
 
 _MOST_PASSES = 8
@@ -51,14 +51,14 @@ def reward_bounds(policy: Program, structure: Structure, args: tuple[Any, ...]) 
     References:
         Moore, Kearfott & Cloud (2009), "Introduction to Interval Analysis", chapters 2, 3 and 5.
     """
-    bounds = bounds_by_site(policy, structure, args)
+    bounds = site_reward_bounds(policy, structure, args)
     zero = np.zeros(structure.context_shape)
     lower = sum((b[0] for b in bounds.values()), start=zero)
     upper = sum((b[1] for b in bounds.values()), start=zero)
     return np.asarray(lower), np.asarray(upper)
 
 
-def bounds_by_site(
+def site_reward_bounds(
     policy: Program, structure: Structure, args: tuple[Any, ...]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Bound each reward site, summed over time: {site: (lower, upper)}, each [*contexts]."""
@@ -69,7 +69,7 @@ def bounds_by_site(
         return {}
 
     def run(values: dict[str, Array]) -> Recording:
-        return record(FoldedKeys(handlers.substitute(policy, data=values), key_of_nothing()), *args)
+        return record(FoldedKeys(handlers.substitute(policy, data=values), dummy_key()), *args)
 
     def rewards(values: dict[str, Array]) -> list[Array]:
         sites = run(values).sites
@@ -98,7 +98,7 @@ def _inputs(
     policy: Program, structure: Structure, args: tuple[Any, ...]
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Range]]:
     """Give shapes and types of what the program draws, and the ranges of the indices of its mini-batches."""
-    recorded = abstractly(lambda: record(FoldedKeys(policy, key_of_nothing()), *args))
+    recorded = abstractly(lambda: record(FoldedKeys(policy, dummy_key()), *args))
     shapes = {
         site.name: jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
         for site in structure.sites
@@ -118,8 +118,8 @@ def _bound(function: Any, shapes: dict[str, jax.ShapeDtypeStruct], held: dict[st
     """Bound the flat outputs of a function of named values."""
     closed = jax.make_jaxpr(function)(shapes)
     jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
-    consts = [point(c, v.aval) for c, v in zip(closed.consts, closed.jaxpr.constvars, strict=True)]
-    return propagate(jaxpr, consts, [held[name] for name in sorted(shapes)])
+    consts = [constant_range(c, v.aval) for c, v in zip(closed.consts, closed.jaxpr.constvars, strict=True)]
+    return propagate_ranges(jaxpr, consts, [held[name] for name in sorted(shapes)])
 
 
 def _ends(fn: Any) -> list[Array]:
@@ -143,7 +143,7 @@ def _between(lower: Range, upper: Range, value: jax.ShapeDtypeStruct) -> Range:
     return Range(low, high)
 
 
-def _laid(side: Ends, shape: tuple[int, ...], extreme: Any) -> np.ndarray:
+def _laid(side: RangeEnd, shape: tuple[int, ...], extreme: Any) -> np.ndarray:
     """Lay ends of a support along the value where their shapes agree; the outermost end anywhere otherwise."""
     if side.ndim == len(shape) and all(a in (1, b) for a, b in zip(side.shape, shape, strict=True)):
         return np.broadcast_to(side, shape)

@@ -3,7 +3,7 @@
 from bayesrl.objectives.base import Info, Objective
 from bayesrl.objectives.clipped_kl import ClippedKL
 from bayesrl.objectives.forward_kl import ForwardKL
-from bayesrl.objectives.numpyro_elbo import Stock
+from bayesrl.objectives.numpyro_elbo import NumPyroELBO
 from bayesrl.objectives.reverse_kl import ReverseKL
 
-__all__ = ["ClippedKL", "ForwardKL", "Info", "Objective", "ReverseKL", "Stock"]
+__all__ = ["ClippedKL", "ForwardKL", "Info", "NumPyroELBO", "Objective", "ReverseKL"]

@@ -92,7 +92,7 @@ class Objective(ELBO):
         return {"loss": value * structure.num_contexts, "mutable_state": None}
 
 
-def info_of(draws: Draws, pair: Pair, beta: Any, shape: tuple[int, ...]) -> Info:
+def info_from_draws(draws: Draws, pair: Pair, beta: Any, shape: tuple[int, ...]) -> Info:
     """Summarise draws made by the guide, [*shape] = [*draws, *contexts]."""
     totals = jax.lax.stop_gradient(draws.totals(shape))
     w = totals.log_weight(beta)
@@ -108,7 +108,7 @@ def info_of(draws: Draws, pair: Pair, beta: Any, shape: tuple[int, ...]) -> Info
     )
 
 
-def info_of_drawn(info: Info, draws: Draws, pair: Pair, beta: Any) -> Info:
+def info_from_reused_draws(info: Info, draws: Draws, pair: Pair, beta: Any) -> Info:
     """Tell of draws that were made outside what they tell of the policy that drew them, whatever was learned since.
 
     Args:
@@ -123,7 +123,7 @@ def info_of_drawn(info: Info, draws: Draws, pair: Pair, beta: Any) -> Info:
     (shape,) = shapes
     if len(shape) != 1 + len(pair.structure.context_shape):
         return info
-    told = info_of(draws, pair, beta, shape)
+    told = info_from_draws(draws, pair, beta, shape)
     return info._replace(objective=told.objective, reward=told.reward, kl=told.kl, spread=told.spread)
 
 

@@ -10,9 +10,9 @@ from bayesrl.arguments import Positive, checked
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Pair
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, info_of
-from bayesrl.objectives.gradient_plan import make_plan
-from bayesrl.objectives.reverse_kl import ReverseKL, advantages_of, costs_of, scores_of, with_gradient
+from bayesrl.objectives.base import Info, info_from_draws
+from bayesrl.objectives.gradient_plan import make_gradient_plan
+from bayesrl.objectives.reverse_kl import ReverseKL, compute_advantages, log_weight_terms, replace_gradient, score_terms
 from bayesrl.typing import Params, PRNGKey
 
 
@@ -53,16 +53,16 @@ class ClippedKL(ReverseKL):
 
     def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ClippedKL":
         """Take every action's gradient by scores; see `Objective.prepare`."""
-        plan = make_plan(key, pair, params, self.num_particles, "score", self.baseline, ())
+        plan = make_gradient_plan(key, pair, params, self.num_particles, "score", self.baseline, ())
         return replace(self, plan=plan)
 
     def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
         """Give −ELBO per context with the gradient described above; see `Objective.surrogate`."""
         plan = self._ready()
-        costs = lax.stop_gradient(costs_of(plan, params, draws, pair, beta))
-        advantage = advantages_of(costs, self.baseline)
-        now = scores_of(plan, draws, pair.structure)
-        then = scores_of(plan, draws._replace(scores=draws.log_behaviour), pair.structure)
+        costs = lax.stop_gradient(log_weight_terms(plan, params, draws, pair, beta))
+        advantage = compute_advantages(costs, self.baseline)
+        now = score_terms(plan, draws, pair.structure)
+        then = score_terms(plan, draws._replace(scores=draws.log_behaviour), pair.structure)
         moved = now - lax.stop_gradient(then)
         if self.ratio == "draw":
             # The geometric mean over steps, whose clipping does not tighten as draws grow longer.
@@ -72,9 +72,9 @@ class ClippedKL(ReverseKL):
         rho = jnp.exp(moved)
         clipped = jnp.clip(rho, 1 - self.clip, 1 + self.clip)
         gain = jnp.minimum(rho * advantage, clipped * advantage).sum(-1).mean()
-        info = info_of(draws, pair, beta, costs.shape[:-1])
+        info = info_from_draws(draws, pair, beta, costs.shape[:-1])
         acted = then != 0  # rewards are events too, and what stands behind the end of a text
         outside = ((jnp.abs(rho - 1) > self.clip) & acted).sum() / jnp.maximum(acted.sum(), 1)
         told = {"clipped": lax.stop_gradient(outside)}
-        loss = with_gradient(-costs.sum(-1).mean(), -gain)
+        loss = replace_gradient(-costs.sum(-1).mean(), -gain)
         return loss, info._replace(metrics={**info.metrics, **told})

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.special import logsumexp
 
-from bayesrl.arguments import Several, checked, real
+from bayesrl.arguments import CountAboveOne, checked, real_range
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.programs import Pair
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, info_of
+from bayesrl.objectives.base import Info, Objective, info_from_draws
 from bayesrl.typing import Params, PRNGKey
 
 
@@ -43,8 +43,8 @@ class ForwardKL(Objective):
         0.5
     """
 
-    num_particles: Several = 256
-    prior_fraction: Annotated[float, real(0, below=1)] = 0.5
+    num_particles: CountAboveOne = 256
+    prior_fraction: Annotated[float, real_range(0, below=1)] = 0.5
 
     @property
     def _split(self) -> tuple[int, int]:
@@ -88,7 +88,7 @@ class ForwardKL(Objective):
         moved = log_q - lax.stop_gradient(log_q)
         gap = jnp.where(weight > 0, tempered + totals.ratio - moved, 0.0)
         loss = (weight * gap).sum(0) - log_evidence + _baseline(moved, of_guide)
-        info = info_of(jax.tree.map(lambda x: x[:from_guide], draws), pair, beta, (from_guide, *shape[1:]))
+        info = info_from_draws(jax.tree.map(lambda x: x[:from_guide], draws), pair, beta, (from_guide, *shape[1:]))
         ess = 1 / (weight**2).sum(0).mean() / self.num_particles
         nonfinite = {
             name: (jnp.isnan(value) | (value == jnp.inf)).reshape(value.shape[0], -1).any(-1).sum().astype(jnp.int32)

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.compilation.keys import dummy_key
 from bayesrl.core.programs import Pair
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.trace import Record, abstractly, record, site_log_prob
 from bayesrl.errors import ObjectiveError
-from bayesrl.jaxprs.dataflow import numbers_for, reaching
+from bayesrl.jaxprs.dataflow import count_dependent_numbers, discontinuous_inputs
 from bayesrl.typing import Params, PRNGKey
 
 FEWEST_PARTICLES = 64
@@ -26,7 +26,7 @@ MOST_BRANCHES, MOST_NUMBERS = 2048, 1_000_000
 
 
 @dataclass(frozen=True)
-class Plan:
+class GradientPlan:
     """Names of the sites whose gradient is taken by each estimator.
 
     Attributes:
@@ -55,7 +55,7 @@ class Plan:
         }
 
 
-def make_plan(
+def make_gradient_plan(
     key: PRNGKey,
     pair: Pair,
     params: Params,
@@ -63,7 +63,7 @@ def make_plan(
     estimator: str,
     baseline: str,
     enumerated: tuple[str, ...] | Literal["auto"],
-) -> Plan:
+) -> GradientPlan:
     """Decide, and refuse what would be silently biased.
 
     Raises:
@@ -86,21 +86,21 @@ def make_plan(
     nature = tuple(
         name
         for name in pair.structure.named("environment")
-        if pathwise and not guide_or(pair, guide.sites, name).has_rsample
+        if pathwise and not site_distribution(pair, guide.sites, name).has_rsample
     )
     # Draws that cannot differ need no repetition.
     particles = num_particles if sampled or pair.structure.named("environment") else 1
     if chosen and sampled:
         joint = math.prod(len(pair.structure[name].support or ()) for name in chosen)
         particles = max(num_particles // joint, 8)
-    return Plan(pathwise, score, nature, chosen, particles)
+    return GradientPlan(pathwise, score, nature, chosen, particles)
 
 
-def guide_or(pair: Pair, guide: dict[str, Record], name: str) -> Any:
+def site_distribution(pair: Pair, guide: dict[str, Record], name: str) -> Any:
     """Give the distribution of a site of nature, from the guide or else from the policy."""
     if name in guide:
         return guide[name].fn
-    policy = FoldedKeys(pair.policy, key_of_nothing())
+    policy = FoldedKeys(pair.policy, dummy_key())
     return abstractly(lambda: record(policy, *pair.args)).sites[name].fn
 
 
@@ -121,7 +121,7 @@ def _pathwise(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[st
                 f"estimator='pathwise' cannot differentiate through site {unable[0]!r} "
                 f"({type(guide[unable[0]].fn).__name__} has no reparameterised sampler); use estimator='auto'"
             )
-    jumps = rewards_jump(key, pair, guide, able) if able else set()
+    jumps = discontinuous_sites(key, pair, guide, able) if able else set()
     if estimator == "pathwise" and jumps:
         raise ObjectiveError(
             f"estimator='pathwise' would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
@@ -130,7 +130,7 @@ def _pathwise(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[st
     return tuple(name for name in able if name not in jumps)
 
 
-def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str]) -> set[str]:
+def discontinuous_sites(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str]) -> set[str]:
     """Name the sites in whose values a reward, or the density of another site, jumps."""
     # Only the way from inputs to outputs matters, so any numbers of the right shape will do.
     policy = abstractly(lambda: record(FoldedKeys(pair.policy, key), *pair.args)).sites
@@ -149,7 +149,7 @@ def rewards_jump(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list
         }
         return [site_log_prob(site) for site in {**sites, **own}.values() if site.kind != "metric"]
 
-    return reaching(scores, held)[1]
+    return discontinuous_inputs(scores, held)[1]
 
 
 def _enumerated(
@@ -193,7 +193,7 @@ def _pays_to_enumerate(pair: Pair, params: Params, num_particles: int) -> bool:
     if num_particles < FEWEST_PARTICLES or size > MOST_BRANCHES:
         return False
     values = {name: jnp.zeros(pair.structure[name].shape, int) for name in pair.structure.actions}
-    once = numbers_for(lambda values: pair.draw(key_of_nothing(), params, 1, values=values), values)
+    once = count_dependent_numbers(lambda values: pair.draw(dummy_key(), params, 1, values=values), values)
     return once is not None and size * once <= MOST_NUMBERS
 
 

@@ -13,14 +13,14 @@ from bayesrl.core.handlers import stop_gradient, tilt
 from bayesrl.core.programs import Pair
 from bayesrl.core.trace import Record
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, info_of
-from bayesrl.objectives.gradient_plan import rewards_jump
+from bayesrl.objectives.base import Info, Objective, info_from_draws
+from bayesrl.objectives.gradient_plan import discontinuous_sites
 from bayesrl.typing import Params, PRNGKey
 
 
 @checked(ObjectiveError)
 @dataclass(frozen=True)
-class Stock(Objective):
+class NumPyroELBO(Objective):
     """A NumPyro ELBO as an objective; `fit(objective=Trace_ELBO())` wraps it by itself.
 
     Args:
@@ -34,7 +34,7 @@ class Stock(Objective):
     elbo: numpyro_elbo.ELBO
     num_particles: Count = 16
 
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "Stock":
+    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "NumPyroELBO":
         """Refuse sites whose gradient the ELBO would get wrong; see `Objective.prepare`."""
         name = type(self.elbo).__name__
         if isinstance(self.elbo, numpyro_elbo.TraceEnum_ELBO):
@@ -53,7 +53,7 @@ class Stock(Objective):
                     f"{name} has no gradient for site {site!r} ({type(guide[site].fn).__name__} is not "
                     "reparameterised) and would be biased; use ReverseKL() or TraceGraph_ELBO()"
                 )
-        jumps = rewards_jump(key, pair, guide, able) if able else set()
+        jumps = discontinuous_sites(key, pair, guide, able) if able else set()
         if jumps:
             raise ObjectiveError(
                 f"{name} would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
@@ -94,7 +94,7 @@ class Stock(Objective):
         loss = self.elbo.loss(key, pair.constrain(params), model, pair.guide, *pair.args)
         draws = self.draw(key, params, pair)
         shape = (self.num_particles, *pair.structure.context_shape)
-        return jnp.asarray(loss) / pair.structure.num_contexts, info_of(draws, pair, beta, shape)
+        return jnp.asarray(loss) / pair.structure.num_contexts, info_from_draws(draws, pair, beta, shape)
 
 
 def as_objective(objective: Objective | numpyro_elbo.ELBO) -> Objective:
@@ -102,7 +102,7 @@ def as_objective(objective: Objective | numpyro_elbo.ELBO) -> Objective:
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, numpyro_elbo.ELBO):
-        return Stock(objective)
+        return NumPyroELBO(objective)
     raise ObjectiveError(
         f"objective={objective!r} is neither an objective of bayesrl.objectives nor a NumPyro ELBO; "
         "pass an instance such as ReverseKL()"

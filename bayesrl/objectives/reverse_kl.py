@@ -14,13 +14,13 @@ from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import Structure
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, info_of
-from bayesrl.objectives.gradient_plan import Plan, make_plan
+from bayesrl.objectives.base import Info, Objective, info_from_draws
+from bayesrl.objectives.gradient_plan import GradientPlan, make_gradient_plan
 from bayesrl.statistics.quantities import divergence, is_conditioned
 from bayesrl.typing import Params, PRNGKey
 
 type Baseline = Literal["regression", "full", "to_go", "none"]
-type Estimator = Literal["auto", "score", "pathwise"]
+type GradientEstimator = Literal["auto", "score", "pathwise"]
 
 MOST_BY_PRODUCT = 256
 """Up to so many events a cumulative sum is made by a product with a triangular matrix."""
@@ -60,15 +60,18 @@ class ReverseKL(Objective):
     """
 
     num_particles: Count = 64
-    estimator: Estimator = "auto"
+    estimator: GradientEstimator = "auto"
     baseline: Baseline = "regression"
     enumerated: tuple[str, ...] | Literal["auto"] = "auto"
-    plan: Plan | None = field(default=None, repr=False, compare=False)
+    plan: GradientPlan | None = field(default=None, repr=False, compare=False)
 
     def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ReverseKL":
         """Decide site by site how its gradient is taken; see `Objective.prepare`."""
         return replace(
-            self, plan=make_plan(key, pair, params, self.num_particles, self.estimator, self.baseline, self.enumerated)
+            self,
+            plan=make_gradient_plan(
+                key, pair, params, self.num_particles, self.estimator, self.baseline, self.enumerated
+            ),
         )
 
     def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
@@ -88,19 +91,19 @@ class ReverseKL(Objective):
         plan = self._ready()
         if plan.enumerated:
             return _enumerated_surrogate(plan, params, draws, pair, beta, self.baseline)
-        costs = costs_of(plan, params, draws, pair, beta)
+        costs = log_weight_terms(plan, params, draws, pair, beta)
         shape = costs.shape[:-1]
         value = costs.sum(-1)
         gradient = jnp.zeros(())
         if plan.score or plan.nature:
-            advantage = advantages_of(lax.stop_gradient(costs), self.baseline)
-            score = scores_of(plan, draws, pair.structure)
+            advantage = compute_advantages(lax.stop_gradient(costs), self.baseline)
+            score = score_terms(plan, draws, pair.structure)
             gradient = gradient + (score * advantage).sum(-1).mean()
         if plan.pathwise or pair.learned:
             gradient = gradient + value.mean()
-        return with_gradient(-value.mean(), -gradient), info_of(draws, pair, beta, shape)
+        return replace_gradient(-value.mean(), -gradient), info_from_draws(draws, pair, beta, shape)
 
-    def _ready(self) -> Plan:
+    def _ready(self) -> GradientPlan:
         if self.plan is None:
             raise ObjectiveError(
                 "ReverseKL was used before prepare(key, pair, params); call it and use what it returns"
@@ -108,12 +111,12 @@ class ReverseKL(Objective):
         return self.plan
 
 
-def with_gradient(value: Array, gradient: Array) -> Array:
+def replace_gradient(value: Array, gradient: Array) -> Array:
     """Take the value of one expression and the gradient of another."""
     return lax.stop_gradient(value) + gradient - lax.stop_gradient(gradient)
 
 
-def costs_of(plan: Plan, params: Params, draws: Draws, pair: Pair, beta: Any) -> Array:
+def log_weight_terms(plan: GradientPlan, params: Params, draws: Draws, pair: Pair, beta: Any) -> Array:
     """Lay the summands of w out in program order, [*draws, *contexts, events].
 
     Gradients flow through values of pathwise sites only: the guide's parameters are stopped in log q.
@@ -133,14 +136,14 @@ def _stopped_log_q(params: Params, draws: Draws, pair: Pair) -> dict[str, Array]
     return pair.log_q(stop_gradient(params), draws)
 
 
-def scores_of(plan: Plan, draws: Draws, structure: Structure) -> Array:
+def score_terms(plan: GradientPlan, draws: Draws, structure: Structure) -> Array:
     """Lay log q of score-function sites, and log p of nature, out in program order."""
     scores = {name: draws.scores[name] for name in plan.score}
     scores |= {name: draws.log_nature[name] for name in plan.nature}
     return structure.in_order(scores, structure.named("action", "environment", "observed", "reward"))
 
 
-def advantages_of(costs: Array, baseline: Baseline) -> Array:
+def compute_advantages(costs: Array, baseline: Baseline) -> Array:
     """Give cost-to-go minus baseline at each event, [particles, *contexts, events].
 
     The baseline of a particle is fitted on the other particles, by least squares of the cost-to-go
@@ -180,12 +183,12 @@ def _to_go(costs: Array) -> Array:
 
 
 def _enumerated_surrogate(
-    plan: Plan, params: Params, draws: Draws, pair: Pair, beta: Any, baseline: Baseline
+    plan: GradientPlan, params: Params, draws: Draws, pair: Pair, beta: Any, baseline: Baseline
 ) -> tuple[Array, Info]:
     """Take the expectation over the enumerated sites exactly; draws are [particles, branches, ...]."""
     structure = pair.structure
     names = structure.named("action", "environment", "observed", "reward")
-    costs = costs_of(plan, params, draws, pair, beta)
+    costs = log_weight_terms(plan, params, draws, pair, beta)
     log_weight = sum((draws.log_q[name].sum(-1) for name in plan.enumerated), start=jnp.zeros(costs.shape[:-1]))
     weight = jnp.exp(log_weight)
     first = sum(structure[name].length for name in names[: names.index(plan.enumerated[0])])
@@ -196,19 +199,19 @@ def _enumerated_surrogate(
     gradient = tail.mean()
     if plan.score or plan.nature:
         events = lax.stop_gradient(jnp.concatenate([before, tail[..., None]], -1))
-        score = scores_of(plan, jax.tree.map(lambda x: x[:, 0], draws), structure)[..., :first]
-        advantage = advantages_of(events, baseline)[..., :first]
+        score = score_terms(plan, jax.tree.map(lambda x: x[:, 0], draws), structure)[..., :first]
+        advantage = compute_advantages(events, baseline)[..., :first]
         gradient = gradient + (score * advantage).sum(-1).mean()
     if plan.pathwise or pair.learned:
         gradient = gradient + before.sum(-1).mean()
-    return with_gradient(-value.mean(), -gradient), _weighted_info(draws, weight, pair, beta)
+    return replace_gradient(-value.mean(), -gradient), _weighted_info(draws, weight, pair, beta)
 
 
 def _weighted_info(draws: Draws, weight: Array, pair: Pair, beta: Any) -> Info:
     """Summarise enumerated draws: branches weighted by q."""
     weight = lax.stop_gradient(weight)
     shape = weight.shape
-    plain = info_of(draws, pair, beta, shape)
+    plain = info_from_draws(draws, pair, beta, shape)
     totals = lax.stop_gradient(draws.totals(shape))
     w = totals.log_weight(beta)
 

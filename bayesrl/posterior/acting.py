@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bayesrl.compilation.jit import Compiled, Traced
-from bayesrl.compilation.keys import cheap
+from bayesrl.compilation.jit import ClosureJit, TracedProgram
+from bayesrl.compilation.keys import as_hash_key
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import as_arrays
 from bayesrl.typing import Params, PRNGKey
@@ -27,7 +27,7 @@ class Acting:
 
     def __init__(self, pair: Pair, params: Params) -> None:
         self.pair, self.params = pair, params
-        self._prepared: OrderedDict[Any, Traced] = OrderedDict()
+        self._prepared: OrderedDict[Any, TracedProgram] = OrderedDict()
 
     def __call__(self, key: PRNGKey, *observation: Any) -> Any:
         """Choose actions, by the arguments of the fit where nothing is observed."""
@@ -37,7 +37,7 @@ class Acting:
         places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray))
         arrays = [leaves[i] for i in places]
         rest = tuple(None if i in places else leaf for i, leaf in enumerate(leaves))
-        key = cheap(key)
+        key = as_hash_key(key)
         if not (_all_numbers(key, *arrays) and _hashable(rest)):
             return self._choose(key, *jax.tree.unflatten(tree, leaves))
         shapes = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
@@ -52,7 +52,7 @@ class Acting:
                     whole[i] = array
                 return self._choose(key, *jax.tree.unflatten(tree, whole))
 
-            self._prepared[form] = Compiled(act, name="act").traced(None, key, arrays)
+            self._prepared[form] = ClosureJit(act, name="act").traced(None, key, arrays)
             while len(self._prepared) > _MOST_KEPT:
                 self._prepared.popitem(last=False)
         return self._prepared[form].run([key, *arrays])

@@ -11,7 +11,7 @@ import numpy as np
 from bayesrl.errors import PolicyError
 from bayesrl.files.plain import write
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.values import told
+from bayesrl.values import format_value
 
 if TYPE_CHECKING:  # xarray takes as long to import as everything else together
     import xarray as xr
@@ -46,7 +46,7 @@ def to_datatree(posterior: Any) -> "xr.DataTree":
 
     own = getattr(posterior, "to_datatree", None)
     if own is None and not isinstance(posterior, Posterior):
-        raise PolicyError(f"to_datatree got posterior={told(posterior)}; use a Posterior, {Posterior.GIVEN_BY}")
+        raise PolicyError(f"to_datatree got posterior={format_value(posterior)}; use a Posterior, {Posterior.GIVEN_BY}")
     if own is not None:
         tree: xr.DataTree = own()
         return tree

@@ -11,15 +11,15 @@ from jax import Array
 from numpyro import handlers
 from scipy.special import softmax
 
-from bayesrl.arguments import CountOrNone, Positive, Several, checked
-from bayesrl.compilation.jit import near, one_reading
-from bayesrl.compilation.keys import apart, fold_in, words_of
+from bayesrl.arguments import CountAboveOne, CountOrZero, Positive, checked
+from bayesrl.compilation.jit import to_host, trace_cache
+from bayesrl.compilation.keys import fold_in, key_data, split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Pair
 from bayesrl.display.formatting import count
 from bayesrl.display.tables import Block, Line, Shown, estimates_listing
 from bayesrl.errors import PolicyError
-from bayesrl.guides import OwnProgram
+from bayesrl.guides import PolicyGuide
 from bayesrl.posterior.acting import Acting
 from bayesrl.posterior.programs import Programs, draw_lanes, score_draws
 from bayesrl.posterior.selection import take, take_restart
@@ -84,7 +84,7 @@ class Posterior(Shown):
     def _lanes(self) -> tuple[Params, np.ndarray]:
         """Parameters and temperatures with one leading axis."""
         lead = len(self._fit_shape)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), near(self.params))
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), to_host(self.params))
         beta = np.asarray(1.0 if self.beta is None else self.beta, np.float32)
         return flat, np.broadcast_to(beta[..., None], self._fit_shape).reshape(-1)
 
@@ -102,7 +102,7 @@ class Posterior(Shown):
 
     # ---- draws -------------------------------------------------------------------------------
 
-    def sample(self, key: PRNGKey, num_samples: CountOrNone, *new_args: Any) -> dict[str, Numbers]:
+    def sample(self, key: PRNGKey, num_samples: CountOrZero, *new_args: Any) -> dict[str, Numbers]:
         """Draw from the fitted policy: {site: [*beta, restart, sample, ...]}.
 
         Args:
@@ -113,11 +113,11 @@ class Posterior(Shown):
         draws, _ = self._draw(key, num_samples, new_args)
         return jax.device_put({**draws.sites, **draws.metrics})
 
-    def totals(self, key: PRNGKey, num_samples: CountOrNone, *new_args: Any) -> Totals:
+    def totals(self, key: PRNGKey, num_samples: CountOrZero, *new_args: Any) -> Totals:
         """Draw, and give log_prior, log_q, log_likelihood and reward, [*beta, restart, sample, *contexts]."""
         return jax.device_put(self._draw(key, num_samples, new_args)[1])
 
-    def estimate(self, key: PRNGKey, num_samples: Several, *new_args: Any) -> Estimates:
+    def estimate(self, key: PRNGKey, num_samples: CountAboveOne, *new_args: Any) -> Estimates:
         """Estimate J, E[R] and KL(q‖π₀) per context by fresh draws.
 
         J = β · E_q[w], whose noise vanishes at the optimum; see `bayesrl.statistics.quantities` for what each means.
@@ -175,7 +175,7 @@ class Posterior(Shown):
                     "put the axis of the values first: values[None] for one"
                 )
         lanes = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(int(np.prod(self._fit_shape)))]
-        with one_reading():
+        with trace_cache():
             found = [score_draws(pair, own, held) for own in lanes]
         scores: Totals = jax.tree.map(lambda *xs: np.stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
         if self.mixture is None:
@@ -189,7 +189,7 @@ class Posterior(Shown):
         params, _ = self._lanes()
         shape = self._fit_shape
         lanes = int(np.prod(shape))
-        keys = apart(key, lanes + 1)
+        keys = split_keys(key, lanes + 1)
         episodes = self._needs_programs().episodes
         draws, totals = draw_lanes(keys[:-1], episodes, pair, params, num_samples)
         draws, totals = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), (draws, totals))
@@ -200,7 +200,7 @@ class Posterior(Shown):
         axis = len(self._fit_shape) - 1
         num = totals.reward.shape[axis + 1]
         mixture = np.asarray(self.mixture)
-        rng = np.random.default_rng(np.asarray(words_of(key)).tolist())
+        rng = np.random.default_rng(np.asarray(key_data(key)).tolist())
         below = np.cumsum(mixture, -1)[..., None, :] <= rng.uniform(size=(*mixture.shape[:-1], num, 1))
         component = np.minimum(below.sum(-1), mixture.shape[-1] - 1)
 
@@ -293,7 +293,7 @@ class Posterior(Shown):
         history = {
             name: values if name == "step" else np.asarray(change(values, 1)) for name, values in self.history.items()
         }
-        lead = jax.tree.map(lambda x: change(x, 0), near((self.params, self.draws, self.statistics)))
+        lead = jax.tree.map(lambda x: change(x, 0), to_host((self.params, self.draws, self.statistics)))
         return replace(self, params=lead[0], draws=lead[1], statistics=lead[2], history=history)
 
     # ---- use ---------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ class Posterior(Shown):
         guide = pair.guide
         if guide is None:
             return handlers.substitute(pair.policy, data=pair.constrain(params))
-        if isinstance(guide, OwnProgram):
+        if isinstance(guide, PolicyGuide):
             return handlers.substitute(guide.program, data=pair.constrain(params))
         fitted = handlers.substitute(guide, data=pair.constrain(params))
         own = pair.constrain(params) if pair.learned else {}

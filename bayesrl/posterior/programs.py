@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.compilation.jit import Compiled, near, one_reading
-from bayesrl.compilation.keys import cheap, from_seed
+from bayesrl.compilation.jit import ClosureJit, to_host, trace_cache
+from bayesrl.compilation.keys import as_hash_key, key_from_seed
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.handlers import whole
 from bayesrl.core.programs import Pair
@@ -50,7 +50,7 @@ class Programs:
         """Bind the programs to their arguments, or to others."""
         if args is None:
             return Pair(self.policy, self.guide, self.structure, self.args, self.transforms, self.learned)
-        structure = inspect(from_seed(0), self.policy, *args)
+        structure = inspect(key_from_seed(0), self.policy, *args)
         return Pair(self.policy, self.guide, structure, as_arrays(args), self.transforms, self.learned)
 
     def over_all_data(self, *new_args: Any) -> "Programs":
@@ -71,7 +71,7 @@ class Programs:
         return _without_batches(self.policy), None if self.guide is None else _without_batches(self.guide)
 
     def _whole_with(self, args: tuple[Any, ...]) -> "Programs":
-        structure = inspect(from_seed(0), self._whole[0], *args)
+        structure = inspect(key_from_seed(0), self._whole[0], *args)
         return Programs(*self._whole, args, structure, self.transforms, self.learned, marginal=self.marginal)
 
     def log_marginal(self, key: PRNGKey, params: Params, new_args: tuple[Any, ...] = ()) -> Estimate | None:
@@ -195,8 +195,8 @@ def _pair(static: tuple[Any, ...], transforms: Any, args: Any) -> Pair:
     return Pair(policy, guide, structure, args, transforms, learned)
 
 
-def _in_parts(draw: Compiled, key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws, Totals]:
-    fixed = (dict(pair.transforms), pair.args, cheap(key), params)
+def _in_parts(draw: ClosureJit, key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws, Totals]:
+    fixed = (dict(pair.transforms), pair.args, as_hash_key(key), params)
     if _is_traced((key, params)):  # the caller compiles, or vectorises, what is made of the draws
         traced: tuple[Draws, Totals] = draw.fn((*_static(pair), num), *fixed, None)
         return traced
@@ -207,7 +207,7 @@ def _in_parts(draw: Compiled, key: PRNGKey, pair: Pair, params: Params, num: int
     return whole
 
 
-@partial(Compiled, name="draw")
+@partial(ClosureJit, name="draw")
 def _draw(
     static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, first: Array | None
 ) -> tuple[Draws, Totals]:
@@ -216,7 +216,7 @@ def _draw(
     return _kept(pair, pair.draw(key, params, num, share=False, first=first), num)
 
 
-@partial(Compiled, name="draw_prior")
+@partial(ClosureJit, name="draw_prior")
 def _draw_prior(
     static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, first: Array | None
 ) -> tuple[Draws, Totals]:
@@ -228,7 +228,7 @@ def _draw_prior(
     return _kept(pair, pair.draw_policy(key, params, num, first=first), num)
 
 
-@partial(Compiled, name="score")
+@partial(ClosureJit, name="score")
 def _score(static: Any, transforms: Any, args: Any, params: Params, sites: dict[str, Array]) -> Totals:
     pair = _pair(static, transforms, args)
     num = len(next(iter(sites.values())))
@@ -280,10 +280,10 @@ def draw_lanes(
     if episodes is not None:
         return draw_outside(keys, episodes, pair, params, num_samples)
     pair.structure.check_complete("nothing can be drawn from it")
-    pair.structure.check_room(num_samples * len(keys))
-    params = near(params)
+    pair.structure.check_memory(num_samples * len(keys))
+    params = to_host(params)
     own = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(keys))]
-    with one_reading():
+    with trace_cache():
         drawn = [draw_fit(key, pair, lane, num_samples) for key, lane in zip(keys, own, strict=True)]
     draws, totals = jax.tree.map(lambda *parts: library_of(parts).stack(parts), *drawn)
     return draws, totals
@@ -302,5 +302,5 @@ def draw_prior(key: PRNGKey, programs: Programs, params: Params, num_samples: in
     if programs.episodes is not None:
         played = draw_outside([key], programs.episodes, replace(pair, guide=None), {"_": np.zeros(1)}, num_samples)
         return jax.tree.map(lambda x: x[0], played)
-    pair.structure.check_room(num_samples)
+    pair.structure.check_memory(num_samples)
     return draw_start(key, pair, params, num_samples)

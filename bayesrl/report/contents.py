@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bayesrl.compilation.keys import apart, fold_in, from_seed
+from bayesrl.compilation.keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.programs import declared_params
 from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
@@ -66,7 +66,7 @@ def gather(
         missing: sentences on what is already known to be missing.
         about: one line on what the problem is.
     """
-    draw_key, other_key, verdict_key = apart(key, 3)
+    draw_key, other_key, verdict_key = split_keys(key, 3)
     lacking = [*missing, *_lacking(posterior)]
     told: dict[str, Any] = {}
     metrics = () if posterior.programs is None else posterior.programs.structure.named("metric")
@@ -178,7 +178,7 @@ def _target(posterior: Posterior) -> WeightedDraws | None:
     programs: Programs | None = over_all_data(posterior).programs
     if programs is None or not programs.structure.actions:
         return None
-    if programs.learned and declared_params(from_seed(0), programs.policy, *programs.args)[0]:
+    if programs.learned and declared_params(key_from_seed(0), programs.policy, *programs.args)[0]:
         return None
     try:
         first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.arguments import Location, Unread, checked
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import apart, of_words
+from bayesrl.arguments import Location, UnusedOption, checked
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import split_keys, wrap_key_data
 from bayesrl.diagnostics.results import Diagnosis, Frontier, Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.files.stamps import blank, stamped
@@ -22,7 +22,7 @@ from bayesrl.report.facts import Facts
 from bayesrl.report.html.page import Part, html_page
 from bayesrl.report.sections import report_parts
 from bayesrl.typing import PRNGKey
-from bayesrl.values import told
+from bayesrl.values import format_value
 
 _FITTED = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
 _LEARNED = "What was learned from experience, what it cost, and how sure it is."
@@ -31,11 +31,11 @@ _LEARNED = "What was learned from experience, what it cost, and how sure it is."
 @checked(
     PolicyError,
     *(
-        Unread(name, lambda given: _told_by_themselves(given["posteriors"]) is not None, "it is of fits alone")
+        UnusedOption(name, lambda given: _told_by_themselves(given["posteriors"]) is not None, "it is of fits alone")
         for name in ("key", "held_out", "gold", "diagnoses", "frontiers")
     ),
 )
-@one_reading()
+@trace_cache()
 def write_report(
     path: Location,
     posteriors: Any,
@@ -92,14 +92,15 @@ def write_report(
     given = list(named.items()) if isinstance(named, Mapping) else []
     if not given or not all(isinstance(name, str) and isinstance(one, Posterior) for name, one in given):
         raise PolicyError(
-            f"write_report got {told(posteriors)} in the place of posteriors; use a Posterior, {Posterior.GIVEN_BY}, "
+            f"write_report got {format_value(posteriors)} in the place of posteriors; "
+            f"use a Posterior, {Posterior.GIVEN_BY}, "
             "or several by name: {'a': a, 'b': b}"
         )
     _check_made(named, "diagnoses", diagnoses, Diagnosis)
     _check_made(named, "frontiers", frontiers, Frontier)
     check_sections(sections)
     check_path(path)
-    keys = apart(of_words(np.zeros(2, np.uint32)) if key is None else key, len(named))
+    keys = split_keys(wrap_key_data(np.zeros(2, np.uint32)) if key is None else key, len(named))
     fits = [
         gather(
             one,
@@ -147,16 +148,16 @@ def check_sections(sections: Any) -> None:
         PolicyError: one is no `Section`, or its title, caption or body cannot be shown.
     """
     if isinstance(sections, str | Section) or not isinstance(sections, Sequence):
-        raise PolicyError(f"sections is {told(sections)}; pass a list of bayesrl.Section(title, caption, body)")
+        raise PolicyError(f"sections is {format_value(sections)}; pass a list of bayesrl.Section(title, caption, body)")
     for section in sections:
         if not isinstance(section, Section):
-            raise PolicyError(f"a section is {told(section)}; pass bayesrl.Section(title, caption, body)")
+            raise PolicyError(f"a section is {format_value(section)}; pass bayesrl.Section(title, caption, body)")
         for name in ("title", "caption"):
             if not isinstance(getattr(section, name), str):
                 raise PolicyError(f"the {name} of section {section.title!r} is {getattr(section, name)!r}; use text")
         if not _can_be_shown(section.body):
             raise PolicyError(
-                f"the body of section {section.title!r} is {told(section.body)} that cannot be shown; "
+                f"the body of section {section.title!r} is {format_value(section.body)} that cannot be shown; "
                 "use a Matplotlib figure, text, or rows of cells with the headings first"
             )
 
@@ -175,12 +176,12 @@ def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type
     if made is None:
         return
     if not isinstance(made, Mapping):
-        raise PolicyError(f"{what} is {told(made)}; pass them by the name of their fit, such as {{'fit': ...}}")
+        raise PolicyError(f"{what} is {format_value(made)}; pass them by the name of their fit, such as {{'fit': ...}}")
     for name, one in made.items():
         if name not in named:
             raise PolicyError(f"{what} tells of {name!r}, which is no fit here; choose from {', '.join(named)}")
         if not isinstance(one, kind):
-            raise PolicyError(f"{what}[{name!r}] is {told(one)}; pass a bayesrl.{kind.__name__}")
+            raise PolicyError(f"{what}[{name!r}] is {format_value(one)}; pass a bayesrl.{kind.__name__}")
         evidence, own = one.evidence, named[name].beta
         if evidence is not None and np.shape(evidence.beta if evidence.beta is not None else ()) != np.shape(
             own if own is not None else ()

@@ -10,9 +10,9 @@ import numpy as np
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
-from bayesrl.arguments import Count, Location, Unread, checked
+from bayesrl.arguments import Count, Location, UnusedOption, checked
 from bayesrl.errors import RunFolderError
-from bayesrl.guides import GuideFamily
+from bayesrl.guides import AutoGuide
 from bayesrl.guides.base import Guide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.numpyro_elbo import as_objective
@@ -33,7 +33,7 @@ def _only_shown(given: Mapping[str, Any]) -> bool:
 @checked(
     RunFolderError,
     *(
-        Unread(name, _only_shown, "without its policy a fit is shown as it was saved; pass policy=")
+        UnusedOption(name, _only_shown, "without its policy a fit is shown as it was saved; pass policy=")
         for name in ("guide", "objective", "optimizer", "source")
     ),
 )
@@ -205,7 +205,7 @@ def _rebuild(
     directory: Location, problem: Mapping[str, Any], guide: Any, objective: Any, optimizer: Any
 ) -> tuple[Any, Any]:
     """Make guide and objective anew from what the folder says of them."""
-    known = {kind.__name__: kind for kind in (*_kinds(GuideFamily), *_kinds(Objective))}
+    known = {kind.__name__: kind for kind in (*_kinds(AutoGuide), *_kinds(Objective))}
 
     def make(role: str, given: Any) -> Any:
         told = problem["identity"][role]

@@ -11,10 +11,10 @@ import numpy as np
 from numpyro.infer.elbo import ELBO
 
 from bayesrl import run_folder
-from bayesrl.arguments import Count, Location, Positive, Unread, checked
+from bayesrl.arguments import Count, Location, Positive, UnusedOption, checked
 from bayesrl.compilation.callbacks import host_errors
-from bayesrl.compilation.jit import near, one_reading
-from bayesrl.compilation.keys import apart, fold_in
+from bayesrl.compilation.jit import to_host, trace_cache
+from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.compilation.status import activity
 from bayesrl.core.draws import Draws
 from bayesrl.display.progress import showing
@@ -45,8 +45,8 @@ LEAST_DRAWS = 32
 
 @checked(
     FitError,
-    Unread("learning_rate", lambda given: given["optimizer"] is not None, "the optimiser has a rate of its own"),
-    Unread("start_beta", lambda given: given["beta"] is None, "without beta= there is nothing to fall to"),
+    UnusedOption("learning_rate", lambda given: given["optimizer"] is not None, "the optimiser has a rate of its own"),
+    UnusedOption("start_beta", lambda given: given["beta"] is None, "without beta= there is nothing to fall to"),
 )
 def fit(
     key: PRNGKey,
@@ -77,7 +77,7 @@ def fit(
         policy: a NumPyro program that draws actions and collects `bayesrl.reward`s.
         *args: its arguments; arrays are traced, everything else is static.
         beta: temperature, reward units per nat; an array fits one policy each, in one program.
-        guide: a program drawing the same action sites, or a `GuideFamily`; by default `AutoTilt()`.
+        guide: a program drawing the same action sites, or a `AutoGuide`; by default `AutoTilt()`.
         objective: from `bayesrl.objectives`, or a NumPyro ELBO; by default `ReverseKL()`.
         optimizer: from Optax or `numpyro.optim`; by default Adam with a cosine decay to 0.
         learning_rate: of the default optimiser at its first step; by default what a guide's family suggests (0.1 for
@@ -120,7 +120,7 @@ def fit(
         >>> round(float(estimates.objective.mean[0]), 3)  # log((1 + e + e²) / 3)
         1.309
     """
-    with one_reading(), showing(progress), run_folder.held(directory):
+    with trace_cache(), showing(progress), run_folder.held(directory):
         return _fit(
             key,
             policy,
@@ -153,7 +153,7 @@ def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None,
     Raises:
         PolicyError, FitError: as `fit`.
     """
-    with one_reading():
+    with trace_cache():
         setup = set_up(key, program, (), None, None, ReverseKL(), 1, drawn=False)
         optimiser = (
             default_optimizer(setup.learning_rate or UNPILOTED_RATE, num_steps) if optimizer is None else optimizer
@@ -279,7 +279,7 @@ def bare_posterior(
 ) -> Posterior:
     """Make the posterior of a state without draws."""
     shape = (*setup.beta_shape, setup.betas.shape[0] // max(int(np.prod(setup.beta_shape)), 1))
-    params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), near(state.average))
+    params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_host(state.average))
     return Posterior(
         beta=None if beta is None else (np.asarray(beta, float) if setup.beta_shape else float(beta)),
         params=params,
@@ -304,7 +304,7 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
     if not drawn_at_all:
         most = 50  # nothing is drawn but mini-batches
     num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
-    draw_key, prior_key = apart(key)
+    draw_key, prior_key = split_keys(key)
     draws, totals = posterior._draw(draw_key, num, ())
     first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
     prior = draw_prior(prior_key, programs, first, num)[0] if drawn_at_all else Draws.held({})

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from bayesrl.compilation.keys import apart
+from bayesrl.compilation.keys import split_keys
 from bayesrl.core.draws import Totals
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import solve
 from bayesrl.exact.enumeration import exact_metrics
-from bayesrl.exact.tabulation import make_stages, prepare
+from bayesrl.exact.tabulation import freeze_program, tabulate_stages
 from bayesrl.posterior.programs import Programs, draw_fit, draw_start
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.statistics.quantities import has_marginal
@@ -56,8 +56,8 @@ def marginal_of(policy: Program, args: tuple[Any, ...], max_count: int = 2**20) 
     Raises:
         EngineError: as `enumerate_posterior`.
     """
-    program = prepare(policy, args, 1.0)
-    stages, _ = make_stages(program, max_count)
+    program = freeze_program(policy, args, 1.0)
+    stages, _ = tabulate_stages(program, max_count)
     exact_metrics(program, stages)
     return solve(stages, 1.0, rewarded=False).value
 
@@ -65,7 +65,7 @@ def marginal_of(policy: Program, args: tuple[Any, ...], max_count: int = 2**20) 
 def _by_draws(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
     pair = programs.pair()
     half = int(np.clip(_NUMBERS // programs.structure.width, _LEAST, _DRAWS))
-    fit_key, prior_key = apart(key)
+    fit_key, prior_key = split_keys(key)
     drawn = [draw_start(prior_key, pair, params, half)[1]]
     if pair.guide is not None:
         drawn.append(draw_fit(fit_key, pair, params, half)[1])

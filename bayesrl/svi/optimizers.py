@@ -9,11 +9,11 @@ import optax
 from jax import Array
 from numpyro.optim import _NumPyroOptim
 
-from bayesrl.annotations import IN_BODY
+from bayesrl.annotations import CHECKED_IN_BODY
 from bayesrl.errors import FitError
 from bayesrl.typing import Params
 
-type Optimizer = Annotated[optax.GradientTransformation | _NumPyroOptim, IN_BODY]
+type Optimizer = Annotated[optax.GradientTransformation | _NumPyroOptim, CHECKED_IN_BODY]
 """An optimiser of Optax, or of `numpyro.optim`."""
 
 

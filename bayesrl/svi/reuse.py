@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bayesrl.arguments import Count, Several, checked
-from bayesrl.compilation.jit import once_prepared
-from bayesrl.compilation.keys import cheap
+from bayesrl.arguments import Count, CountAboveOne, checked
+from bayesrl.compilation.jit import trace_once
+from bayesrl.compilation.keys import as_hash_key
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Pair
 from bayesrl.errors import FitError
@@ -35,7 +35,7 @@ class ReuseDraws:
         4
     """
 
-    num_particles: Several = 64
+    num_particles: CountAboveOne = 64
     num_updates: Count = 4
     _batch: Draws | None = field(default=None, init=False, repr=False)
     _served: int = field(default=0, init=False, repr=False)
@@ -59,11 +59,11 @@ class ReuseDraws:
         if self._draw is None:
             # Without mini-batches nothing is shared: a batch of episodes from one start would say little of the others.
             share = bool(pair.structure.subsampled)
-            self._draw = once_prepared(
+            self._draw = trace_once(
                 lambda key, params: pair.draw(key, params, self.num_particles, share=share), name="draw_batch"
             )
         if self._batch is None or self._served >= self.num_updates:
-            self._batch, self._served = self._draw(cheap(key), params), 0
+            self._batch, self._served = self._draw(as_hash_key(key), params), 0
         self._served += 1
         return self._batch
 

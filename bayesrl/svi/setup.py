@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.compilation.jit import compiled, near
+from bayesrl.compilation.jit import closure_jit, to_host
 from bayesrl.compilation.keys import fold_in, split
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.handlers import check_beta
@@ -20,7 +20,7 @@ from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.core.support_edges import NUM_DRAWS, edges_of
 from bayesrl.core.validation import check_draws, check_sites
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
-from bayesrl.guides import AutoTilt, GuideFamily
+from bayesrl.guides import AutoGuide, AutoTilt
 from bayesrl.objectives import ForwardKL, Objective
 from bayesrl.posterior.programs import Programs, Source, batch_of, draw_fit
 from bayesrl.svi.marginal import find_marginal
@@ -61,7 +61,7 @@ def set_up(
     policy: Program,
     args: tuple[Any, ...],
     beta: Any,
-    guide: Program | GuideFamily | None,
+    guide: Program | AutoGuide | None,
     objective: Objective,
     num_restarts: int,
     source: Source | None = None,
@@ -87,7 +87,7 @@ def set_up(
     check_policy(structure, has_beta=beta is not None)
     told = [getattr(maker, "num_particles", 1) for maker in (objective, source)]
     particles = max(number for number in (*told, 1) if isinstance(number, int))
-    structure.check_room(particles * num_restarts * max(np.size(betas), 1), FitError)
+    structure.check_memory(particles * num_restarts * max(np.size(betas), 1), FitError)
     learned = beta is None
     own, _ = declared_params(key, policy, *args)
     frozen = policy if learned else freeze(key, policy, *args)[0]
@@ -163,24 +163,24 @@ def _betas(beta: Any) -> np.ndarray:
 def _bind(
     key: PRNGKey,
     policy: Program,
-    guide: Program | GuideFamily | None,
+    guide: Program | AutoGuide | None,
     structure: Structure,
     args: tuple[Any, ...],
     *,
     learned: bool,
-) -> tuple[Program | None, GuideFamily | None]:
+) -> tuple[Program | None, AutoGuide | None]:
     """Give the guide program and its family."""
     if not structure.actions:
         if guide is not None:
             raise GuideError(f"the policy draws nothing, so guide={guide!r} has no use; leave it out")
         return None, None
     family = AutoTilt() if guide is None else guide
-    if isinstance(family, GuideFamily):
+    if isinstance(family, AutoGuide):
         return family.build(key, policy, structure, args), family
     if isinstance(family, type):
         raise GuideError(
             f"guide={family.__name__} is a class; pass an instance of it: {family.__name__}"
-            + ("()" if issubclass(family, GuideFamily) else "(policy)")
+            + ("()" if issubclass(family, AutoGuide) else "(policy)")
         )
     if not is_function(family):
         raise GuideError(
@@ -227,14 +227,16 @@ def _check_rewards(draws: Draws, objective: Objective) -> None:
             )
 
 
-def _restarts(key: PRNGKey, programs: Programs, family: GuideFamily | None, first: Params, num_restarts: int) -> Params:
+def _restarts(key: PRNGKey, programs: Programs, family: AutoGuide | None, first: Params, num_restarts: int) -> Params:
     """Stack starting points, [restart, ...]: the first as declared, the others overdispersed around it."""
-    starts = [near(first)]
-    disperse = compiled(_spread if family is None else family.disperse, name="disperse")
+    starts = [to_host(first)]
+    overdispersed_init = closure_jit(
+        _spread if family is None else family.overdispersed_init, name="overdispersed_init"
+    )
     for restart in range(1, num_restarts):
         own = fold_in(key, restart)
         declared = first if family is not None else _declare(own, programs, first)[0]
-        starts.append(near(disperse(own, jax.device_put(declared))))
+        starts.append(to_host(overdispersed_init(own, jax.device_put(declared))))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
 
 
@@ -252,7 +254,7 @@ def _spread(key: PRNGKey, params: Params) -> Params:
 def _identity(
     key: PRNGKey,
     programs: Programs,
-    guide: Program | GuideFamily | None,
+    guide: Program | AutoGuide | None,
     objective: Objective,
     betas: np.ndarray | None,
     num_restarts: int,

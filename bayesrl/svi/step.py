@@ -13,7 +13,7 @@ from bayesrl.compilation.keys import fold_in
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Pair
 from bayesrl.objectives import Info, Objective
-from bayesrl.objectives.base import info_of_drawn
+from bayesrl.objectives.base import info_from_reused_draws
 from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
 
 AVERAGING_POWER = 8.0
@@ -103,7 +103,7 @@ def learn(
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return _apply(
-        lane, state, loss, info_of_drawn(info, draws, pair, beta), gradient, lambda params: loss_fn(params)[0]
+        lane, state, loss, info_from_reused_draws(info, draws, pair, beta), gradient, lambda params: loss_fn(params)[0]
     )
 
 

@@ -15,8 +15,8 @@ import optax
 from jax import Array, lax
 
 from bayesrl import run_folder
-from bayesrl.arguments import asking
-from bayesrl.compilation.jit import compiled, once_prepared
+from bayesrl.arguments import user_code
+from bayesrl.compilation.jit import closure_jit, trace_once
 from bayesrl.compilation.keys import fold_in, split
 from bayesrl.compilation.status import activity
 from bayesrl.core.draws import Draws
@@ -54,7 +54,7 @@ def _made(source: Source, key: PRNGKey, params: Params, pair: Pair) -> Draws:
     Raises:
         FitError: it fails, or gives something else.
     """
-    with asking("source", FitError, "let it give Draws from (key, params, pair)"):
+    with user_code("source", FitError, "let it give Draws from (key, params, pair)"):
         draws = source(key, params, pair)
     if not isinstance(draws, Draws):
         raise FitError(f"source gave a {type(draws).__name__}; let it give Draws from (key, params, pair)")
@@ -157,7 +157,7 @@ class Run:
 
     def start(self, lane: Lane) -> State:
         """Give the state before the first step."""
-        state: State = compiled(partial(init, lane), name="initial_state")(self.setup.params)
+        state: State = closure_jit(partial(init, lane), name="initial_state")(self.setup.params)
         return state
 
     def _betas_at(self, step: int) -> np.ndarray:
@@ -178,7 +178,7 @@ class Run:
             source = None if maker is None else maker.source(self.setup.programs.pair(), self.setup.objective)
         if source is not None:
             return self._host_chunk(lane, source)
-        return once_prepared(partial(run_chunk, lane), name="fit_step", often=self.num_steps >= MANY_STEPS)
+        return trace_once(partial(run_chunk, lane), name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
 
     def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""
@@ -190,14 +190,14 @@ class Run:
         taken = jax.jit(jax.vmap(learned, in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))  # traced once, inside
 
         # Everything small is done inside of compiled functions: one by one, its operations take longer than the step.
-        @partial(once_prepared, name="lanes_apart")
+        @partial(trace_once, name="lanes_apart")
         def apart(keys: PRNGKeys, state: State) -> list[tuple[PRNGKey, Params]]:
             return [
                 (fold_in(keys[i], state.step), jax.tree.map(lambda x, i=i: x[i], state.params))
                 for i in range(len(sources))
             ]
 
-        @partial(once_prepared, name="fit_step", often=self.num_steps >= MANY_STEPS)
+        @partial(trace_once, name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
         def update(state: State, made: list[Draws], betas: Array, args: Any, times: Array) -> tuple[State, Tally]:
             draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
             shapes = jax.eval_shape(taken, state, draws, betas, args)[1]
@@ -209,7 +209,7 @@ class Run:
 
             return lax.fori_loop(0, times, body, (state, zero))
 
-        @partial(once_prepared, name="add_tallies")
+        @partial(trace_once, name="add_tallies")
         def add(total: Tally, tally: Tally) -> Tally:
             return jax.tree.map(jnp.add, total, tally)
 

@@ -15,7 +15,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 import bayesrl
-from bayesrl.compilation.callbacks import on_host
+from bayesrl.compilation.callbacks import host_call
 from bayesrl.core.structure import inspect
 from bayesrl.errors import PolicyError
 
@@ -108,7 +108,7 @@ def test_by_every_engine(ask: Callable[[Any], Any]) -> None:
 def called(arm: Any) -> Any:
     """Functions on the host are made anew at each reading, and are the same."""
     plain = jax.pure_callback(np.float32, jax.ShapeDtypeStruct((), jnp.float32), arm)
-    return plain + on_host(np.float32, jax.ShapeDtypeStruct((), jnp.float32), arm)
+    return plain + host_call(np.float32, jax.ShapeDtypeStruct((), jnp.float32), arm)
 
 
 STEADY = {

@@ -14,8 +14,8 @@ from counting import compilations
 from jax import Array
 
 from bayesrl.compilation import jit as compiling
-from bayesrl.compilation.callbacks import on_host
-from bayesrl.compilation.jit import Compiled, clear_programs, compiled, num_programs, once_prepared
+from bayesrl.compilation.callbacks import host_call
+from bayesrl.compilation.jit import ClosureJit, clear_programs, closure_jit, num_programs, trace_once
 from bayesrl.errors import LanguageModelError
 
 
@@ -28,7 +28,7 @@ def test_weights_are_no_constants() -> None:
     """The compiled text does not grow with what is closed over: 1,000,000 weights are not in it."""
     weights = jnp.arange(1_000_000.0)
     network = Network(weights, "big")
-    made = Compiled(lambda factor, x: factor * (network.weight * x).sum(), name="weigh")
+    made = ClosureJit(lambda factor, x: factor * (network.weight * x).sum(), name="weigh")
     x, total = jnp.ones(()), float(2 * weights.sum())
     with compilations() as names:
         assert float(made(2.0, x)) == pytest.approx(total, rel=1e-5)
@@ -50,7 +50,7 @@ def test_programs_are_bounded_and_can_be_forgotten() -> None:
         return len(maps.read_text().splitlines())
 
     def run(number: int) -> None:
-        compiled(lambda x: jnp.cumsum(jnp.sin(x))[:number].sum())(jnp.ones(99))
+        closure_jit(lambda x: jnp.cumsum(jnp.sin(x))[:number].sum())(jnp.ones(99))
 
     run(1)
     clear_programs()
@@ -66,10 +66,10 @@ def test_programs_are_bounded_and_can_be_forgotten() -> None:
 
 
 def test_only_so_many_programs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "MOST_KEPT", 3)
+    monkeypatch.setattr(compiling, "MAX_PROGRAMS", 3)
 
     def plus(size: int) -> float:
-        return float(compiled(lambda x: x.sum() + x.prod())(jnp.ones(size)))
+        return float(closure_jit(lambda x: x.sum() + x.prod())(jnp.ones(size)))
 
     for size in range(2, 6):
         assert plus(size) == size + 1
@@ -121,7 +121,7 @@ def reward_of(kind: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("kind", ["array", "number", "integer", "in place", "attribute", "default", "nested"])
 def test_what_changed_is_read_anew_and_compiles_nothing(kind: str) -> None:
     function, change = reward_of(kind)
-    made = Compiled(lambda _, x: function(x), name="reward")
+    made = ClosureJit(lambda _, x: function(x), name="reward")
     x = jnp.array([1.0, 5.0, 9.0])
     first = float(made(None, x))
     assert first == pytest.approx(float(function(x)), rel=1e-6)
@@ -135,7 +135,7 @@ def test_what_changed_is_read_anew_and_compiles_nothing(kind: str) -> None:
 
 def test_a_flag_that_chooses_a_branch_counts() -> None:
     flags = [True]
-    made = Compiled(lambda _, x: x.sum() if flags[0] else x.prod())
+    made = ClosureJit(lambda _, x: x.sum() if flags[0] else x.prod())
     x = jnp.array([2.0, 5.0])
     assert float(made(None, x)) == 7
     flags[0] = False
@@ -145,7 +145,7 @@ def test_a_flag_that_chooses_a_branch_counts() -> None:
 def test_an_equal_function_defined_anew_compiles_nothing() -> None:
     def define(numbers: Any) -> Any:
         table = jnp.asarray(numbers)
-        return compiled(lambda i: jnp.tanh(table[i]).sum())
+        return closure_jit(lambda i: jnp.tanh(table[i]).sum())
 
     index = jnp.array([0, 2])
     assert float(define([1.0, 2.0, 3.0])(index)) == pytest.approx(np.tanh([1, 3]).sum(), rel=1e-6)
@@ -155,7 +155,7 @@ def test_an_equal_function_defined_anew_compiles_nothing() -> None:
 
 
 def test_other_shapes_types_and_static_values_are_other_programs() -> None:
-    @Compiled
+    @ClosureJit
     def scaled(power: int, x: Array) -> Array:
         return (x**power).sum()
 
@@ -173,7 +173,7 @@ def test_many_calls_of_what_was_prepared_trace_once() -> None:
         traces.append(1)
         return factor * x.sum()
 
-    call = once_prepared(counted)
+    call = trace_once(counted)
     assert [float(call(jnp.ones(3), jnp.asarray(f))) for f in (1.0, 2.0, 3.0)] == [3, 6, 9]
     assert float(call(jnp.ones(4), jnp.asarray(2.0))) == 8
     assert len(traces) == 2
@@ -185,7 +185,7 @@ def test_many_calls_of_what_was_prepared_trace_once() -> None:
 def test_host_functions_that_differ_share_a_program() -> None:
     def made(factor: float) -> Any:
         shape = jax.ShapeDtypeStruct((), jnp.float32)
-        return compiled(lambda x: on_host(lambda v: np.asarray(factor * v, np.float32), shape, x) + 1)
+        return closure_jit(lambda x: host_call(lambda v: np.asarray(factor * v, np.float32), shape, x) + 1)
 
     double, triple = made(2.0), made(3.0)
     assert float(double(jnp.asarray(5.0))) == 11
@@ -197,7 +197,7 @@ def test_host_functions_that_differ_share_a_program() -> None:
 
 def test_without_a_static_value() -> None:
     shift = jnp.arange(3.0)
-    moved = compiled(lambda x, times: times * (x + shift))
+    moved = closure_jit(lambda x, times: times * (x + shift))
     assert moved(jnp.ones(3), 2).tolist() == [2.0, 4.0, 6.0]
     assert moved(jnp.ones(3), 3).tolist() == [3.0, 6.0, 9.0]
 
@@ -205,7 +205,7 @@ def test_without_a_static_value() -> None:
 def test_functions_of_compiled_functions_are_traced_through() -> None:
     """Under vmap and grad of the caller it is a function like others."""
     weights = jnp.arange(3.0)
-    made = Compiled(lambda _, x: (weights * x**2).sum())
+    made = ClosureJit(lambda _, x: (weights * x**2).sum())
     np.testing.assert_allclose(jax.grad(lambda x: made(None, x))(jnp.ones(3)), 2 * weights)
     np.testing.assert_allclose(jax.vmap(lambda x: made(None, x))(jnp.eye(3)), weights)
 
@@ -221,9 +221,9 @@ def test_errors_of_host_functions_come_as_they_were_raised(inside: str) -> None:
         return np.asarray(x, np.float32)
 
     def call(x: Array) -> Array:
-        return on_host(fails, jax.ShapeDtypeStruct(x.shape, jnp.float32), x)
+        return host_call(fails, jax.ShapeDtypeStruct(x.shape, jnp.float32), x)
 
-    @Compiled
+    @ClosureJit
     def run(_: Any, x: Array) -> Array:
         if inside == "scan":
             return jax.lax.scan(lambda c, y: (c + call(y), None), jnp.zeros(()), x)[0]

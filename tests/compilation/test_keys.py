@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from bayesrl.compilation.keys import apart, cheap, fold_in, split
+from bayesrl.compilation.keys import as_hash_key, fold_in, split, split_keys
 
 STEPS, TIMES, LANES = 500, 65, 8
 
@@ -16,14 +16,14 @@ def uniforms() -> np.ndarray:
     """As a source derives them: by update, time and environment, and then by purpose, [purposes, steps, times, lanes]."""
 
     def of_lane(key: Array) -> Array:
-        whether, own, other = apart(key, 3)
+        whether, own, other = split_keys(key, 3)
         first = jax.random.uniform(fold_in(own, 1))
         return jnp.stack(
             [first, jax.random.uniform(own), *jax.random.uniform(other, (2,)), jax.random.uniform(whether)]
         )
 
     def of_step(step: Array) -> Array:
-        key = split(fold_in(cheap(jax.random.key(3)), 5), 1)[0]
+        key = split(fold_in(as_hash_key(jax.random.key(3)), 5), 1)[0]
         times = jnp.arange(TIMES)
         return jax.vmap(lambda t: jax.vmap(of_lane)(split(fold_in(fold_in(key, step), t), LANES)))(times)
 

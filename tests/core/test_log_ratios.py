@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from bayesrl.core.log_ratios import doubt_of, log_ratio
-from bayesrl.guides.tilts.natural import tilted
+from bayesrl.guides.tilts.families import tilt_distribution
 
 TILT = 1e-3
 Family = tuple[Any, Callable[[Any, Any], Any]]
@@ -51,7 +51,7 @@ def test_tilted_counts(name: str) -> None:
     """Within a few units in the last place of what is summed, which is what the ratio says of itself."""
     prior, truth = CASES[name]
     theta = [TILT, 0.0] if name == "GammaPoisson" else [TILT]  # its concentration has a number of its own
-    guide = tilted(prior, jnp.array(theta, jnp.float32), None)
+    guide = tilt_distribution(prior, jnp.array(theta, jnp.float32), None)
     counts = np.unique(np.asarray(prior.sample(jax.random.key(0), (50,))))
     found = log_ratio(prior, guide, jnp.asarray(counts))
     assert found is not None
@@ -102,7 +102,7 @@ def test_a_tilted_gamma() -> None:
     """log π₀ − log q of Gamma(100,000, 1) moved by a thousandth, against double precision."""
     prior = dist.Gamma(1e5, 1.0)
     theta = jnp.array([1e-3, -2e-4], jnp.float32)
-    guide = tilted(prior, theta, None)
+    guide = tilt_distribution(prior, theta, None)
     drawn = prior.sample(jax.random.key(1), (40,))
     x = np.asarray(drawn, float)
     shift, log_scale = (float(t) for t in theta)

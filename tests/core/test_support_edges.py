@@ -10,12 +10,12 @@ import numpyro.distributions as dist
 import pytest
 
 import bayesrl
-from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.jit import closure_jit
 from bayesrl.core.censoring import LEAST, censored, is_censored
 from bayesrl.core.structure import inspect
 from bayesrl.core.support_edges import Settled, at_edge, edges_of, ends_of
-from bayesrl.guides.tilts.natural import Reach, tilt_shape, tilted
-from bayesrl.guides.tilts.splits import num_split, split
+from bayesrl.guides.tilts.corner_mixtures import num_corner_parameters, split_at_corners
+from bayesrl.guides.tilts.families import PriorRange, tilt_distribution, tilt_shape
 
 LOGISTIC = dist.transforms.SigmoidTransform()
 SATURATED: dict[str, Any] = {
@@ -55,20 +55,20 @@ def test_the_guide_is_a_density_beside_them(name: str) -> None:
     prior = SATURATED[name]
     ends = ends_of(prior.support)
     assert ends is not None
-    reach = Reach(ends, rich=False)
+    reach = PriorRange(ends, rich=False)
     width = tilt_shape("x", prior, None, reach)
     theta = jnp.asarray(np.resize([0.7, -0.3], width), jnp.float32)
-    guide = tilted(prior, theta, None, reach)
+    guide = tilt_distribution(prior, theta, None, reach)
     scored = censored(prior) if is_censored(guide) else Settled(prior, ends)
     num = 40_000
 
     def both() -> Any:
         ours, theirs = guide.sample(jax.random.key(0), (num,)), prior.sample(jax.random.key(1), (num,))
-        slopes = jax.grad(lambda t: tilted(prior, t, None, reach).log_prob(theirs[:100]).sum())(theta)
+        slopes = jax.grad(lambda t: tilt_distribution(prior, t, None, reach).log_prob(theirs[:100]).sum())(theta)
         ratios = [scored.log_prob(x) - guide.log_prob(x) for x in (ours, theirs)]
         return *ratios, *(at_edge(prior, x, ends) for x in (ours, theirs)), slopes
 
-    here, there, lost_here, lost, slopes = (np.asarray(x) for x in compiled(both)())
+    here, there, lost_here, lost, slopes = (np.asarray(x) for x in closure_jit(both)())
     assert np.isfinite(slopes).all()
     inverse = np.exp(-there.astype(float))
     assert np.isfinite(inverse).all()
@@ -91,9 +91,9 @@ def test_what_lies_at_an_edge_has_the_probability_of_all_of_it(prior: Any) -> No
 
     num, whole = 20_000, censored(prior)
     assert whole is not None
-    split_up = split(whole, jnp.zeros(num_split(prior)))
-    drawn = compiled(lambda: whole.sample(jax.random.key(0), (num,)))()
-    scores, same = compiled(lambda: (whole.log_prob(drawn), split_up.log_prob(drawn)))()
+    split_up = split_at_corners(whole, jnp.zeros(num_corner_parameters(prior)))
+    drawn = closure_jit(lambda: whole.sample(jax.random.key(0), (num,)))()
+    scores, same = closure_jit(lambda: (whole.log_prob(drawn), split_up.log_prob(drawn)))()
     np.testing.assert_allclose(scores, same, rtol=1e-4, atol=2e-4)
     first = np.asarray(drawn, float).reshape(num, -1)[:, 0]
     if isinstance(prior, dist.Dirichlet):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bayesrl.compilation.status import activity, is_shown, shown_by
+from bayesrl.compilation.status import activity, has_display, show_activities
 from bayesrl.display.progress import Line, Progress, showing
 
 pytestmark = [
@@ -118,7 +118,7 @@ def test_a_command_is_never_silent_for_long(tmp_path: Path) -> None:
 
 def test_nothing_is_shown_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     with showing(True), activity("compiling the step"), Progress(10, 0, show=True) as line:
-        assert not is_shown()
+        assert not has_display()
         time.sleep(0.5)
         line.update(1, lambda: pytest.fail("nobody reads this"))
     assert capsys.readouterr() == ("", "")
@@ -127,14 +127,14 @@ def test_nothing_is_shown_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
 def test_who_asks_for_silence_has_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("bayesrl.display.progress.is_visible", lambda: True)
     with showing(True):
-        assert is_shown()
+        assert has_display()
         with showing(True):
-            assert is_shown(), "one line serves all"
+            assert has_display(), "one line serves all"
         with showing(False), activity("compiling the step"):
-            assert not is_shown()
+            assert not has_display()
             time.sleep(0.6)
-        assert is_shown()
-    assert not is_shown()
+        assert has_display()
+    assert not has_display()
     assert "compiling" not in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_an_error_leaves_no_line_behind(monkeypatch: pytest.MonkeyPatch, capsys:
     shown = capsys.readouterr().err
     assert "compiling the step" in shown
     assert re.search(r"\r +\r$", shown), "the line is blank, and the cursor at its start"
-    assert not is_shown()
+    assert not has_display()
 
 
 def test_threads_keep_what_they_do_to_themselves() -> None:
@@ -159,9 +159,9 @@ def test_threads_keep_what_they_do_to_themselves() -> None:
     import threading
 
     found: list[bool] = []
-    with Line() as line, shown_by(line.telling):
-        thread = threading.Thread(target=lambda: found.append(is_shown()))
+    with Line() as line, show_activities(line.telling):
+        thread = threading.Thread(target=lambda: found.append(has_display()))
         thread.start()
         thread.join()
-        assert is_shown()
+        assert has_display()
     assert found == [False]

@@ -24,9 +24,9 @@ RNG = np.random.default_rng(5)
 
 def both_ways(monkeypatch: pytest.MonkeyPatch, program: Program, beta: float) -> tuple[WeightedDraws, WeightedDraws]:
     """Solve path by path, and state by state."""
-    monkeypatch.setattr(tabulation, "SMALL", 10_000)
+    monkeypatch.setattr(tabulation, "MAX_EXPLICIT_PATHS", 10_000)
     paths = enumerate_posterior(program, beta=beta)
-    monkeypatch.setattr(tabulation, "SMALL", 0)
+    monkeypatch.setattr(tabulation, "MAX_EXPLICIT_PATHS", 0)
     states = enumerate_posterior(program, beta=beta)
     assert paths.sites
     assert not states.sites

@@ -31,7 +31,7 @@ from bayesrl.core.trace import record
 from bayesrl.core.validation import check_draws, check_sites
 from bayesrl.errors import GuideError
 from bayesrl.guides import AutoTilt
-from bayesrl.guides.tilts.natural import tilt_shape, tilted
+from bayesrl.guides.tilts.families import tilt_distribution, tilt_shape
 from bayesrl.objectives import ReverseKL
 
 KEY = jax.random.key(7)
@@ -257,7 +257,7 @@ def test_hidden_nature_in_scans_is_not_read(where):
         scan(step, (start, 0.0), None, length=4)
 
     pair, params = make_pair(policy)
-    params = AutoTilt().disperse(KEY, params)
+    params = AutoTilt().overdispersed_init(KEY, params)
     guesses = np.array([[0, 1, 1, 0]])
     hidden = [np.zeros((1, 4), int), np.array([[1, 0, 1, 1]])] if where == "inside" else [np.array([0]), np.array([1])]
     scores = [log_q(pair, params, {"guess": guesses, "coin": coin}) for coin in hidden]
@@ -487,7 +487,7 @@ def test_plates_inside_a_scan():
     assert params["x$table"].shape == (5, 6, 3, 2, 2)
     draws = checked(pair, params)
     np.testing.assert_allclose(draws.log_q["x"], draws.log_prior["x"], atol=1e-5)
-    params = AutoTilt().disperse(KEY, params)
+    params = AutoTilt().overdispersed_init(KEY, params)
     draws = drawer(pair, 3)(params)
     again = jax.jit(pair.log_q)(params, draws)
     for name in ("x", "y"):
@@ -605,9 +605,11 @@ def test_tilted_densities_sum_to_one_and_match_their_draws(name):
     fn = SCALARS[name]
     support = inspect(KEY, one_site(fn))["x"].support
     theta = 0.4 * jnp.cos(jnp.arange(tilt_shape("x", fn, support)[0]))
-    moved = tilted(fn, theta, support)
-    draws = np.asarray(jax.jit(lambda theta: tilted(fn, theta, support).sample(KEY, (20_000,)))(theta), float)
-    log_prob = jax.jit(lambda theta, values: tilted(fn, theta, support).log_prob(values))
+    moved = tilt_distribution(fn, theta, support)
+    draws = np.asarray(
+        jax.jit(lambda theta: tilt_distribution(fn, theta, support).sample(KEY, (20_000,)))(theta), float
+    )
+    log_prob = jax.jit(lambda theta, values: tilt_distribution(fn, theta, support).log_prob(values))
     if fn.support.is_discrete:
         grid = np.arange(-1, 400) if support is None else np.array(support)
         grid = grid[grid >= 0]
@@ -637,7 +639,7 @@ def test_vector_density_by_change_of_variables(name):
 
     @jax.jit
     def both(theta):
-        moved = tilted(fn, theta, None)
+        moved = tilt_distribution(fn, theta, None)
 
         def through(u):
             return transform.inv(moved._forward(transform(u)))
@@ -681,7 +683,7 @@ def test_numpyro_s_own_elbo_takes_the_guide():
 
 def test_dispersed_starts_differ_and_run_in_one_program():
     pair, params = make_pair(mixed)
-    starts = [AutoTilt().disperse(key, params) for key in jax.random.split(KEY, 3)]
+    starts = [AutoTilt().overdispersed_init(key, params) for key in jax.random.split(KEY, 3)]
     assert jax.tree.structure(starts[0]) == jax.tree.structure(params)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     draws = jax.jit(jax.vmap(lambda p: pair.draw(KEY, p, 4)))(stacked)
@@ -699,7 +701,7 @@ def test_first_objective_is_the_prior_s():
 
 def test_conditioned_draws_have_the_density_of_the_sites():
     pair, params = make_pair(mixed)
-    params = AutoTilt().disperse(KEY, params)
+    params = AutoTilt().overdispersed_init(KEY, params)
     sites = {"x": jnp.array(0.3), "weather": jnp.array(0.1), "push": jnp.array([0.1, -0.4, 0.8])}
     value, _ = log_density(pair.guide, (), {}, {**params, **sites})
     nature = dist.Normal(0.3, 1.0).log_prob(0.1)

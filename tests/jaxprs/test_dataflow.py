@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import Array, lax
 
-from bayesrl.jaxprs.dataflow import reaching
+from bayesrl.jaxprs.dataflow import discontinuous_inputs
 
 X, Y = jnp.array(0.3), jnp.array(-0.2)
 
@@ -61,11 +61,11 @@ def scanned(v: dict[str, Array], body: Any) -> Array:
     ],
 )  # fmt: skip
 def test_reaching(function: Any, reached: str, jumped: str) -> None:
-    assert reaching(function, {"x": X, "y": Y}) == (set(reached), set(jumped))
+    assert discontinuous_inputs(function, {"x": X, "y": Y}) == (set(reached), set(jumped))
 
 
 def test_a_cond_reports_both_its_branches() -> None:
     def function(v: dict[str, Array]) -> Array:
         return lax.switch(jnp.array(1), [jnp.sin, jnp.floor, jnp.cos], v["x"])
 
-    assert reaching(function, {"x": X}) == ({"x"}, {"x"})
+    assert discontinuous_inputs(function, {"x": X}) == ({"x"}, {"x"})

@@ -218,7 +218,7 @@ def test_a_fit_starts_at_the_prior(writer: PromptedPolicy, guide: Any) -> None:
     pair, params = bound(writer, guide)
     drawn = jax.jit(lambda: pair.draw(jax.random.key(0), params, 30))()
     np.testing.assert_array_equal(drawn.log_q["text"], drawn.log_prior["text"])
-    spread = guide.disperse(jax.random.key(4), params)
+    spread = guide.overdispersed_init(jax.random.key(4), params)
     moved = jax.jit(pair.log_q)(spread, drawn)["text"]
     assert 0.01 < np.abs(np.asarray(moved) - np.asarray(drawn.log_prior["text"])).mean() < 2.0
     if isinstance(guide, LoRA):
@@ -231,7 +231,7 @@ def test_a_fit_starts_at_the_prior(writer: PromptedPolicy, guide: Any) -> None:
 def test_the_gradient_is_unbiased(writer: PromptedPolicy, exact: Exact) -> None:
     """1,408 coordinates within K_SIGMA = 6 standard errors, means of 1,500 gradients: 3e-6 false alarms."""
     pair, params = bound(writer, FullParameters())
-    params = FullParameters().disperse(jax.random.key(7), params)
+    params = FullParameters().overdispersed_init(jax.random.key(7), params)
     ready = ReverseKL(16, enumerated=()).prepare(jax.random.key(1), pair, params)
     assert not ready.plan.enumerated  # type: ignore[union-attr]
 

@@ -14,7 +14,7 @@ from bayesrl.core.structure import inspect
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.monte_carlo import importance_sampling as weighting
-from bayesrl.monte_carlo.importance_sampling import Bound, importance
+from bayesrl.monte_carlo.importance_sampling import GuideProposal, importance
 from bayesrl.svi.fitting import fit
 
 RNG = np.random.default_rng(11)
@@ -88,7 +88,7 @@ def test_the_posterior_itself_is_a_perfect_proposal() -> None:
 
     args = LOGITS, PAYOFF
     pair = Pair(arms, guide, inspect(jax.random.key(0), arms, *args), args, {})
-    proposal = Bound(pair, {"table": jnp.asarray(exact.log_weights.T, jnp.float32)})
+    proposal = GuideProposal(pair, {"table": jnp.asarray(exact.log_weights.T, jnp.float32)})
     found = importance(jax.random.key(1), arms, *args, beta=0.5, proposal=proposal, num_samples=100)
     np.testing.assert_allclose(found.log_evidence, exact.log_evidence, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.ess, 100, rtol=1e-5)

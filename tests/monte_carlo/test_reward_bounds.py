@@ -20,8 +20,8 @@ from bayesrl.core.primitives import environment, reward
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import inspect
 from bayesrl.jaxprs.interval_rules import Range
-from bayesrl.jaxprs.intervals import propagate
-from bayesrl.monte_carlo.reward_bounds import bounds_by_site, reward_bounds
+from bayesrl.jaxprs.intervals import propagate_ranges
+from bayesrl.monte_carlo.reward_bounds import reward_bounds, site_reward_bounds
 
 KEY = jax.random.key(0)
 
@@ -79,7 +79,7 @@ def test_no_value_leaves_its_range(seed: int) -> None:
     closed = jax.make_jaxpr(program)(low[0], low[1])
     inputs = [Range(low[i].astype(float), high[i].astype(float)) for i in (0, 1)]
     consts = [Range(np.asarray(c, float), np.asarray(c, float)) for c in closed.consts]
-    (found,) = propagate(closed.jaxpr, consts, inputs)
+    (found,) = propagate_ranges(closed.jaxpr, consts, inputs)
     corners = np.where(rng.random((300, 2, 4)) < 0.5, low, high)
     inside = np.clip(rng.uniform(low, high, (300, 2, 4)), low, high).astype(np.float32)
     points = np.concatenate([corners, inside])
@@ -96,7 +96,7 @@ def test_most_operations_are_understood() -> None:
     for i, fn in enumerate(UNARY):
         closed = jax.make_jaxpr(fn)(jnp.ones(4))
         consts = [Range(np.asarray(c, float), np.asarray(c, float)) for c in closed.consts]
-        (found,) = propagate(closed.jaxpr, consts, [box])
+        (found,) = propagate_ranges(closed.jaxpr, consts, [box])
         if not np.isfinite(np.stack(found)).all():
             unbounded.append(i)
     assert len(unbounded) <= 3, unbounded
@@ -141,7 +141,7 @@ def test_tables_and_squares_are_tight() -> None:
             reward("payoff", jnp.take_along_axis(table, arm[:, None], -1)[:, 0])
             reward("bonus", (arm == i).astype(float))
 
-    by_site = bounds_by_site(arms, inspect(KEY, arms, table), (table,))
+    by_site = site_reward_bounds(arms, inspect(KEY, arms, table), (table,))
     np.testing.assert_array_equal(by_site["payoff"], [table.min(1), table.max(1)])
     np.testing.assert_array_equal(by_site["bonus"], [np.zeros(6), [1, 1, 1, 1, 1, 0]])
 
@@ -171,7 +171,7 @@ def test_long_scans_and_counters() -> None:
         return program
 
     for length in (20, 400):
-        by_site = bounds_by_site(text(length), inspect(KEY, text(length)), ())
+        by_site = site_reward_bounds(text(length), inspect(KEY, text(length)), ())
         assert by_site["hit"] == (0.0, length)
         low, high = by_site["place"]
         assert low <= -0.5 * length < high <= 1e-3
@@ -186,7 +186,7 @@ def test_supports_that_depend_on_draws() -> None:
         reward("r", k + u + w[0])
         reward("s", numpyro.sample("g", dist.Gamma(2.0, 1.0)))
 
-    by_site = bounds_by_site(program, inspect(KEY, program), ())
+    by_site = site_reward_bounds(program, inspect(KEY, program), ())
     low, high = by_site["r"]
     assert low == 0
     assert 10 <= high < 10 + 1e-4
@@ -202,7 +202,7 @@ def test_what_is_not_understood_is_unbounded() -> None:
         reward("random", jax.random.uniform(numpyro.prng_key()))
         reward("special", jax.scipy.special.digamma(x))
 
-    by_site = bounds_by_site(program, inspect(KEY, program), ())
+    by_site = site_reward_bounds(program, inspect(KEY, program), ())
     assert np.isfinite(by_site["known"]).all()
     assert by_site["special"] == (-np.inf, np.inf)
     assert by_site["random"][1] >= 1

@@ -14,12 +14,12 @@ import bayesrl
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import inspect
 from bayesrl.errors import ObjectiveError
-from bayesrl.jaxprs.dataflow import numbers_for
+from bayesrl.jaxprs.dataflow import count_dependent_numbers
 from bayesrl.objectives import ForwardKL, ReverseKL
-from bayesrl.objectives.gradient_plan import Plan
+from bayesrl.objectives.gradient_plan import GradientPlan
 
 
-def plan_of(name: str, objective: ReverseKL) -> Plan:
+def plan_of(name: str, objective: ReverseKL) -> GradientPlan:
     oracle = ORACLES[name]()
     args = jax.tree.map(jnp.asarray, oracle.args)
     structure = inspect(jax.random.key(0), oracle.policy, *args)
@@ -88,12 +88,12 @@ def test_what_is_small_is_enumerated_beyond_the_particles() -> None:
 def test_only_what_depends_on_the_values_is_counted() -> None:
     values = {"x": jnp.zeros(3)}
     matrix = jnp.ones((50, 3))
-    assert numbers_for(lambda v: (v["x"] * 2).sum(), values) == 4
-    assert numbers_for(lambda v: (matrix * 2) @ v["x"], values) == 150
-    steps = numbers_for(lambda v: jax.lax.scan(lambda c, u: (c + u, c), 0.0, v["x"])[0], values)
+    assert count_dependent_numbers(lambda v: (v["x"] * 2).sum(), values) == 4
+    assert count_dependent_numbers(lambda v: (matrix * 2) @ v["x"], values) == 150
+    steps = count_dependent_numbers(lambda v: jax.lax.scan(lambda c, u: (c + u, c), 0.0, v["x"])[0], values)
     assert steps is not None
     assert 3 <= steps <= 9
-    assert numbers_for(lambda v: jax.pure_callback(np.sum, jnp.zeros(()), v["x"]), values) is None
+    assert count_dependent_numbers(lambda v: jax.pure_callback(np.sum, jnp.zeros(()), v["x"]), values) is None
 
 
 @pytest.mark.parametrize(

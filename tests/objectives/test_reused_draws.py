@@ -14,7 +14,7 @@ import pytest
 from numpyro import handlers
 
 import bayesrl
-from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.jit import closure_jit
 from bayesrl.objectives import ClippedKL, ReverseKL
 
 UPDATES, PARTICLES, BETA = 3, 256, 0.5
@@ -30,7 +30,7 @@ class Held:
 
     def __call__(self, key: Any, params: Any, pair: Any) -> Any:
         if self.batch is None or self.served == UPDATES:
-            draw = compiled(lambda key, params: pair.draw(key, params, PARTICLES, stopped=pair.structure.actions))
+            draw = closure_jit(lambda key, params: pair.draw(key, params, PARTICLES, stopped=pair.structure.actions))
             self.batch, self.served = draw(key, params), 0
         self.served += 1
         self.drawn_by.append(jax.tree.map(np.asarray, params))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from bayesrl.arguments import Count, Positive, Several, checked, real
+from bayesrl.arguments import Count, CountAboveOne, Positive, checked, real_range
 from bayesrl.control.exploration.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
@@ -29,7 +29,7 @@ class Bandit(abc.ABC):
         ControlError: num_arms is below 2; another number is out of range.
     """
 
-    num_arms: Several
+    num_arms: CountAboveOne
 
     @abc.abstractmethod
     def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
@@ -88,8 +88,8 @@ class BernoulliArms(Bandit):
         [[0.5, 0.5]]
     """
 
-    prior_a: Annotated[float, real(1)] = 1.0
-    prior_b: Annotated[float, real(1)] = 1.0
+    prior_a: Annotated[float, real_range(1)] = 1.0
+    prior_b: Annotated[float, real_range(1)] = 1.0
 
     def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw probabilities, [runs, arms]."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import numpy as np
 
-from bayesrl.arguments import Positive, checked, real, whole
+from bayesrl.arguments import Positive, checked, integer_range, real_range
 from bayesrl.errors import ControlError
 
 _TAIL = 1e-6
@@ -12,7 +12,7 @@ _BISECTIONS = 40
 
 
 @checked(ControlError)
-def gittins_index(a: Positive = 1.0, b: Positive = 1.0, *, discount: Annotated[float, real(0, 0.999)]) -> float:
+def gittins_index(a: Positive = 1.0, b: Positive = 1.0, *, discount: Annotated[float, real_range(0, 0.999)]) -> float:
     """Give the Gittins index of an arm that pays 0 or 1, believed Beta(a, b).
 
     The index is the sure reward λ a step that is worth as much as the arm, with the right to retire to λ later:
@@ -68,7 +68,9 @@ def _worth(a: float, b: float, discount: float, rate: float, steps: int) -> floa
 
 
 @checked(ControlError)
-def bayes_optimal_regret(horizon: Annotated[int, whole(1, 200)], *, a: Positive = 1.0, b: Positive = 1.0) -> float:
+def bayes_optimal_regret(
+    horizon: Annotated[int, integer_range(1, 200)], *, a: Positive = 1.0, b: Positive = 1.0
+) -> float:
     """Give the least Bayes regret that any rule can have on two Bernoulli arms, both believed Beta(a, b).
 
     By backward induction over all counts of successes and failures; the work grows with horizon⁴/24.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from bayesrl.arguments import Count, Room, Share, asking, checked
-from bayesrl.compilation.jit import once_prepared
-from bayesrl.compilation.keys import apart, cheap
+from bayesrl.arguments import Count, MemoryNeed, UnitInterval, checked, user_code
+from bayesrl.compilation.jit import trace_once
+from bayesrl.compilation.keys import as_hash_key, split_keys
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.exploration.rules import Rule
 from bayesrl.errors import ControlError
@@ -46,7 +46,7 @@ class BanditRuns(NamedTuple):
         runs = len(self.regret)
         return np.asarray(self.regret.std(0, ddof=1, dtype=np.float64) / runs**0.5) if runs > 1 else self.mean * np.nan
 
-    def band(self, level: Share = 0.9) -> np.ndarray:
+    def band(self, level: UnitInterval = 0.9) -> np.ndarray:
         """Give the quantiles between which this share of the runs lies, reward units, [2, steps].
 
         Raises:
@@ -57,7 +57,7 @@ class BanditRuns(NamedTuple):
 
 @checked(
     ControlError,
-    Room(
+    MemoryNeed(
         lambda given: 12.0 * given["num_runs"] * (given["num_steps"] + given["bandit"].num_arms),
         ("num_runs", "num_steps"),
         "ask for fewer runs or steps",
@@ -100,9 +100,9 @@ def play_bandit(
     """
     count = -(-num_runs // _TOGETHER)
     together = -(-num_runs // count)
-    _check(cheap(key), bandit, exploration, together)
+    _check(as_hash_key(key), bandit, exploration, together)
     played = _play(bandit, exploration, num_steps, together)
-    parts = jax.device_get([played(k) for k in apart(key, count)])
+    parts = jax.device_get([played(k) for k in split_keys(key, count)])
     arms, regret, posterior = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_runs], *parts)
     bad = (arms < 0) | (arms >= bandit.num_arms)
     if bad.any():
@@ -120,7 +120,7 @@ def _check(key: PRNGKey, bandit: Bandit, exploration: Any, num_runs: int) -> Non
     seen = jax.eval_shape(partial(bandit.observe, num_runs=num_runs), key)
     belief = jax.eval_shape(bandit.believe, jax.eval_shape(lambda: bandit.start(num_runs)), seen)
     remedy = "use thompson(), with its brackets, bayes_ucb(), ... or a function of (key, belief, step)"
-    with asking("the exploration rule", ControlError, remedy):
+    with user_code("the exploration rule", ControlError, remedy):
         chosen = jax.eval_shape(exploration, key, belief, jax.ShapeDtypeStruct((), jnp.int32))
     if getattr(chosen, "shape", None) != (num_runs,) or not jnp.issubdtype(chosen.dtype, jnp.integer):
         raise ControlError(
@@ -148,4 +148,4 @@ def _play(bandit: Bandit, exploration: Any, num_steps: int, num_runs: int) -> An
         posterior, (arms, lost) = lax.scan(step, bandit.start(num_runs), jnp.arange(num_steps))
         return arms.T, jnp.cumsum(lost, 0).T, posterior
 
-    return once_prepared(played, name="play_bandit")
+    return trace_once(played, name="play_bandit")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from bayesrl.arguments import NotNegative, Positive, checked
+from bayesrl.arguments import NonNegative, Positive, checked
 from bayesrl.control.environments.base import Environment, Outcome
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
@@ -24,7 +24,7 @@ class CartPole(Environment):
         Barto, Sutton & Anderson (1983), appendix; Gymnasium's CartPole-v1 for constants and integration.
     """
 
-    gravity: NotNegative = 9.8
+    gravity: NonNegative = 9.8
     cart_mass: Positive = 1.0
     pole_mass: Positive = 0.1
     half_length: Positive = 0.5
@@ -68,7 +68,7 @@ class Pendulum(Environment):
     (cos, sin, angular velocity). One step is a semi-implicit Euler step of .05 s, as in Gymnasium's Pendulum-v1.
     """
 
-    gravity: NotNegative = 10.0
+    gravity: NonNegative = 10.0
     mass: Positive = 1.0
     length: Positive = 1.0
     seconds: Positive = 0.05

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.arguments import Count, Share, checked
+from bayesrl.arguments import Count, UnitInterval, checked
 from bayesrl.control.environments.model_validation import try_published
 from bayesrl.control.environments.published_models import Published, name_of, published, publishes
 from bayesrl.control.environments.tabular import TabularMDP, from_outcomes
@@ -20,7 +20,7 @@ _ACTIONS = {
 
 @checked(ControlError)
 def from_gymnasium(
-    environment: Any, *, discount: Share = 0.99, horizon: Count | None = None, prior: np.ndarray | None = None
+    environment: Any, *, discount: UnitInterval = 0.99, horizon: Count | None = None, prior: np.ndarray | None = None
 ) -> TabularMDP:
     """Read the model of a Gymnasium environment that publishes it as `env.unwrapped.P`: FrozenLake, CliffWalking, Taxi.
 

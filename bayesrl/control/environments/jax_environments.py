@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from bayesrl.arguments import Count, Whatever, checked
+from bayesrl.arguments import AnyWithoutNaN, Count, checked
 from bayesrl.control.environments.base import Environment, Outcome
 from bayesrl.control.environments.jax_adapters import GYMNAX, Shape, actions_of, shape_of, shaped_mask, without_resets
 from bayesrl.control.gymnasium.nested_spaces import digits_of
@@ -85,7 +85,7 @@ class JaxEnvironment(Environment):
 
     env: Any
     actions: dist.Distribution | None = None
-    params: Whatever = "default"
+    params: AnyWithoutNaN = "default"
     num_observations: Count | None = None
     _shape: Shape = field(init=False, repr=False, compare=False)
     _space: Actions | None = field(init=False, repr=False, compare=False)

@@ -17,8 +17,8 @@ from bayesrl.arguments import (
     FiniteNumbersOrNone,
     FlagsOrNone,
     Level,
-    Share,
-    Unread,
+    UnitInterval,
+    UnusedOption,
     checked,
 )
 from bayesrl.control.environments.base import Environment, Outcome
@@ -63,7 +63,7 @@ class LoggedData:
     propensity: AnyNumbersOrNone
     num_actions: Count | None = None
     held: FlagsOrNone = None
-    discount: Share = 1.0
+    discount: UnitInterval = 1.0
 
     def __post_init__(self) -> None:
         if self.propensity is None:
@@ -140,7 +140,7 @@ class LoggedValue(NamedTuple):
 
 @checked(
     ControlError,
-    Unread("values", lambda given: given["method"] != "dr", "only method='dr' has any"),
+    UnusedOption("values", lambda given: given["method"] != "dr", "only method='dr' has any"),
 )
 def logged_value(
     data: LoggedData,

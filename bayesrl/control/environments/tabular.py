@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import breadth_first_order
 
-from bayesrl.arguments import AnyNumbersOrNone, Count, FlagsOrNone, Share, checked
+from bayesrl.arguments import AnyNumbersOrNone, Count, FlagsOrNone, UnitInterval, checked
 from bayesrl.errors import ControlError
 
 _TOLERANCE = 1e-6
@@ -64,7 +64,7 @@ class TabularMDP:
     start: AnyNumbersOrNone = None
     terminal: FlagsOrNone = None
     prior: AnyNumbersOrNone = None
-    discount: Share = 1.0
+    discount: UnitInterval = 1.0
     horizon: Count | None = None
     layout: tuple[Count, Count] | None = None
     action_names: tuple[str, ...] = ()

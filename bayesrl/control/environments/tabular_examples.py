@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.arguments import Count, Several, Share, check_room, checked
+from bayesrl.arguments import Count, CountAboveOne, UnitInterval, check_memory, checked
 from bayesrl.control.environments.tabular import TabularMDP, from_outcomes
 from bayesrl.errors import ControlError
 
@@ -13,7 +13,9 @@ _MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 
 
 @checked(ControlError)
-def river_swim(*, num_states: Several = 6, horizon: Count | None = 20, discount: Share = 1.0) -> TabularMDP:
+def river_swim(
+    *, num_states: CountAboveOne = 6, horizon: Count | None = 20, discount: UnitInterval = 1.0
+) -> TabularMDP:
     """Swim against the current: a small reward downstream, a large one at the far end, which chance rarely reaches.
 
     Swimming right succeeds with probability .35, stays with .6 and drifts back with .05 (at the ends
@@ -51,7 +53,7 @@ def river_swim(*, num_states: Several = 6, horizon: Count | None = 20, discount:
 
 @checked(ControlError)
 def n_chain(
-    *, num_states: Several = 5, slip: Share = 0.2, horizon: Count | None = 20, discount: Share = 1.0
+    *, num_states: CountAboveOne = 5, slip: UnitInterval = 0.2, horizon: Count | None = 20, discount: UnitInterval = 1.0
 ) -> TabularMDP:
     """Walk along a chain: forward pays 10 at its end alone, back to the start always pays 2; actions slip.
 
@@ -87,7 +89,7 @@ def n_chain(
 
 
 @checked(ControlError)
-def deep_sea(*, size: Several = 8, discount: Share = 1.0) -> TabularMDP:
+def deep_sea(*, size: CountAboveOne = 8, discount: UnitInterval = 1.0) -> TabularMDP:
     """Dive to the far corner of a square: going right costs .01/size, and only going right all the way pays 1.
 
     Args:
@@ -125,12 +127,12 @@ def deep_sea(*, size: Several = 8, discount: Share = 1.0) -> TabularMDP:
 def grid_world(
     rows: Sequence[str],
     *,
-    slip: Share = 0.0,
+    slip: UnitInterval = 0.0,
     step_reward: float = 0.0,
     goal_reward: float = 1.0,
     hole_reward: float = 0.0,
     horizon: Count | None = None,
-    discount: Share = 0.99,
+    discount: UnitInterval = 0.99,
 ) -> TabularMDP:
     """Make a grid world of a map: S start, G goal, H hole, # wall, . floor; goals and holes end the episode.
 
@@ -224,4 +226,4 @@ def classic(name: str, **options: Any) -> TabularMDP:
 
 def _check_states(what: str, num_states: int) -> None:
     """Refuse problems that are too large to be written down."""
-    check_room(num_states * _BYTES_OF_STATE, what, "use a smaller one", ControlError)
+    check_memory(num_states * _BYTES_OF_STATE, what, "use a smaller one", ControlError)

@@ -10,12 +10,12 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.arguments import Count, Share, checked
-from bayesrl.compilation.jit import compiled
+from bayesrl.arguments import Count, UnitInterval, checked
+from bayesrl.compilation.jit import closure_jit
 from bayesrl.control.environments.base import Environment, Outcome
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.planning import check_mdp, evaluate_policy, soft_value_iteration
-from bayesrl.control.policies import PolicyGuide, action_distribution
+from bayesrl.control.policies import ObservationPolicyGuide, action_distribution
 from bayesrl.control.rollout import Rollout
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
@@ -97,7 +97,7 @@ def _numbers(values: np.ndarray) -> Array:
 
 
 @checked(ControlError)
-def tabular_rollout(mdp: TabularMDP, *, horizon: Count | None = None, discount: Share | None = None) -> Rollout:
+def tabular_rollout(mdp: TabularMDP, *, horizon: Count | None = None, discount: UnitInterval | None = None) -> Rollout:
     """Give a tabular problem as a program for `bayesrl.fit`.
 
     Args:
@@ -167,7 +167,7 @@ def action_probs(posterior: Posterior) -> np.ndarray | None:
         None where the guide is of another kind.
     """
     pair, params = posterior.bound()
-    if not isinstance(pair.guide, PolicyGuide):
+    if not isinstance(pair.guide, ObservationPolicyGuide):
         return None
     horizon, num_states = pair.guide.rollout.horizon, pair.guide.rollout.environment.num_observations
     if num_states is None:
@@ -179,5 +179,5 @@ def action_probs(posterior: Posterior) -> np.ndarray | None:
 
     by_state = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
     times, states = (np.arange(num, dtype=np.int32) for num in (horizon, num_states))
-    probs = np.asarray(compiled(by_state, name="action_probs")(times, states), float)
+    probs = np.asarray(closure_jit(by_state, name="action_probs")(times, states), float)
     return probs / probs.sum(-1, keepdims=True)

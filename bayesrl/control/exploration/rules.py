@@ -10,9 +10,9 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
-from bayesrl.annotations import Must
-from bayesrl.arguments import Count, Positive, Room, Share, checked
-from bayesrl.compilation.keys import apart, split
+from bayesrl.annotations import Requirement
+from bayesrl.arguments import Count, MemoryNeed, Positive, UnitInterval, checked
+from bayesrl.compilation.keys import split, split_keys
 from bayesrl.control.exploration.beliefs import Belief
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -56,7 +56,7 @@ def _is_rule(value: Any) -> bool:
 
 type Rule = Annotated[
     Any,
-    Must(
+    Requirement(
         "a rule: thompson(), k_learning(), epsilon_greedy(0.1), …, with its brackets, or a function of (key, belief, "
         "step)",
         _is_rule,
@@ -85,11 +85,11 @@ class Random(Exploration):
 class EpsilonGreedy(Exploration):
     """See `epsilon_greedy`."""
 
-    epsilon: Share
+    epsilon: UnitInterval
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
-        whether, which, tie = apart(key, 3)
+        whether, which, tie = split_keys(key, 3)
         mean = belief.mean
         best = mean == mean.max(-1, keepdims=True)
         chosen = jnp.argmax(jnp.where(best, jax.random.uniform(tie, mean.shape), -1.0), -1)
@@ -107,7 +107,7 @@ class EpsilonGreedy(Exploration):
                 f"epsilon_greedy needs finitely many actions, and {type(fitted).__name__} has no likeliest one; "
                 "use prior_mixture(ε)"
             )
-        which, own = apart(key)
+        which, own = split_keys(key)
         values = fitted.enumerate_support()
         best = values[jnp.argmax(fitted.log_prob(values))]
         action = jnp.where(jax.random.bernoulli(which, self.epsilon), prior.sample(own), best)
@@ -187,7 +187,7 @@ def greedy() -> Exploration:
 
 
 @checked(ControlError)
-def epsilon_greedy(epsilon: Share) -> Exploration:
+def epsilon_greedy(epsilon: UnitInterval) -> Exploration:
     """Take any action with probability ε, else the one whose expected value is greatest, ties broken at random.
 
     On a fitted policy, by `Exploration.behave`: its likeliest action, and with probability ε one from the prior.
@@ -331,7 +331,9 @@ class Decision(NamedTuple):
 
 @checked(
     ControlError,
-    Room(lambda given: 12.0 * given["num_samples"] * _num_values(given["belief"]), ("num_samples",), "ask for fewer"),
+    MemoryNeed(
+        lambda given: 12.0 * given["num_samples"] * _num_values(given["belief"]), ("num_samples",), "ask for fewer"
+    ),
 )
 def decide_between(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -> Decision:
     """Tell which action is the best, how surely, and what a wrong choice may cost.

@@ -9,8 +9,8 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.arguments import Share, checked
-from bayesrl.compilation.keys import apart, split
+from bayesrl.arguments import UnitInterval, checked
+from bayesrl.compilation.keys import split, split_keys
 from bayesrl.control.policies import action_distribution
 from bayesrl.core.programs import Pair
 from bayesrl.errors import ControlError
@@ -36,7 +36,7 @@ def as_fitted(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution)
 
 
 @checked(ControlError)
-def prior_mixture(share: Share) -> Behaviour:
+def prior_mixture(share: UnitInterval) -> Behaviour:
     """Play the prior in a share of the steps, and the guide in the others.
 
     Args:
@@ -47,7 +47,7 @@ def prior_mixture(share: Share) -> Behaviour:
     """
 
     def behave(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
-        which, own, other = apart(key, 3)
+        which, own, other = split_keys(key, 3)
         explore = jax.random.bernoulli(which, share)
         action = jnp.where(explore, prior.sample(own), fitted.sample(other))
         return action, _mixed(fitted.log_prob(action), prior.log_prob(action), share)

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax import Array
 
-from bayesrl.arguments import Count, CountOrNone, Seed, Unread, check_room, checked, real
-from bayesrl.compilation.jit import once_prepared
-from bayesrl.compilation.keys import apart, cheap, fold_in, words_of
+from bayesrl.arguments import Count, CountOrZero, Seed, UnusedOption, check_memory, checked, real_range
+from bayesrl.compilation.jit import trace_once
+from bayesrl.compilation.keys import as_hash_key, fold_in, key_data, split_keys
 from bayesrl.control.exploration.rules import Exploration
 from bayesrl.control.gymnasium.behaviour_policies import Behaviour, Decision, as_fitted, decide
 from bayesrl.control.gymnasium.recorded_rollout import Outside, RecordedRollout
@@ -24,7 +24,7 @@ from bayesrl.control.gymnasium.spaces import (
     mask_of,
 )
 from bayesrl.control.gymnasium.vector_env import Failures, Playing, made_by_us, open_environments, reset_mode
-from bayesrl.control.policies import PolicyGuide
+from bayesrl.control.policies import ObservationPolicyGuide
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Pair
 from bayesrl.errors import ControlError, GuideError
@@ -40,7 +40,7 @@ _SEEDS_APART = 1_000_003
 """Between the environments of fits made side by side."""
 
 
-_OPTIONS = Unread(
+_OPTIONS = UnusedOption(
     "options", lambda given: callable(given["environment"]), "a function makes the environment: use functools.partial"
 )
 
@@ -94,7 +94,7 @@ class GymnasiumSource:
     num_updates: Count = 4
     behaviour: Behaviour | Exploration = as_fitted
     seed: Seed = 0
-    max_failures: CountOrNone = 10
+    max_failures: CountOrZero = 10
     options: dict[str, Any] = field(default_factory=dict)
     action_masks: bool | None = None
 
@@ -102,7 +102,7 @@ class GymnasiumSource:
         self.failures = Failures(self.max_failures)
         what = f"GymnasiumSource(num_envs={self.num_envs}, window={self.window})"
         recorded = 10.0 * self.num_envs * self.window  # of an observation, a reward, a log-probability and marks
-        check_room(recorded + 1000.0 * self.num_envs, what, "use fewer", ControlError)
+        check_memory(recorded + 1000.0 * self.num_envs, what, "use fewer", ControlError)
         probe = open_environments(self, 1)
         try:
             self.actions: Actions = describe_actions(probe.single_action_space)
@@ -136,7 +136,9 @@ class GymnasiumSource:
                 )
         return describe_observations(space, masked=self.actions.num or 0 if masked else 0, within=within)
 
-    def policy(self, *, discount: Annotated[float, real(above=0, most=1)] = 0.99, prior: Any = None) -> RecordedRollout:
+    def policy(
+        self, *, discount: Annotated[float, real_range(above=0, most=1)] = 0.99, prior: Any = None
+    ) -> RecordedRollout:
         """Give the program to fit: a rollout whose environment is recorded.
 
         Some steps are played at random in an environment of its own, to learn of which size returns are: a critic's
@@ -200,7 +202,7 @@ class GymnasiumSource:
             ControlError: the policy is none of this source; a reward or an observation is not finite; too many
                 episodes ended with an error.
         """
-        if not isinstance(pair.guide, PolicyGuide):
+        if not isinstance(pair.guide, ObservationPolicyGuide):
             raise GuideError(
                 f"GymnasiumSource asks the guide for one action at a time, which {type(pair.guide).__name__} cannot "
                 "give; use guide=NetworkPolicy(), LinearPolicy() or TablePolicy()"
@@ -224,7 +226,7 @@ class GymnasiumSource:
         earned, behaviour = np.zeros((2, self.num_envs, size), np.float32)
         counts, terminated = np.zeros((2, self.num_envs, size), bool)
         actions: Any = None
-        programs, key = self._compiled(pair), cheap(key)
+        programs, key = self._compiled(pair), as_hash_key(key)
         at = np.zeros(self.num_envs, int)  # the row that each environment has come to
         for t in range(size):
             chosen = programs.act(params, key, np.asarray(t, np.int32), playing.observation)
@@ -299,8 +301,8 @@ class GymnasiumSource:
         if num_episodes < 1:
             raise ControlError(f"num_episodes={num_episodes}; play at least 1 episode")
         discount = getattr(pair.policy, "discount", 1.0)
-        key, seeding = apart(key)
-        seed = int(np.asarray(words_of(seeding))[0] % 2**30)
+        key, seeding = split_keys(key)
+        seed = int(np.asarray(key_data(seeding))[0] % 2**30)
         playing = self._open(min(num_episodes, self.num_envs), seed)
         number = playing.number
         # Each environment plays a number of episodes that is fixed beforehand, lest short ones be preferred.
@@ -362,8 +364,8 @@ class _Compiled:
         def score(params: Params, sites: dict[str, Array]) -> Draws:
             return pair.score(params, Draws.held(sites))
 
-        self.act, self.decide = once_prepared(act, name="behave"), once_prepared(by_guide, name="decide")
-        self.score = once_prepared(score, name="score_batch")
+        self.act, self.decide = trace_once(act, name="behave"), trace_once(by_guide, name="decide")
+        self.score = trace_once(score, name="score_batch")
 
 
 def _as_draws(steps: list[np.ndarray], spans: list[tuple[int, int, int, int]], discount: float) -> tuple[Draws, Totals]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from bayesrl.arguments import FiniteNumbers, Positive, checked
-from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.gymnasium.nested_spaces import Leaf, alone, code_of, digits_of, leaves_of, put_together
 from bayesrl.errors import ControlError
 
@@ -192,7 +192,7 @@ class Actions:
             ControlError: it draws integers for vectors or the other way round, of another shape, or too many.
         """
         shape, counted = self.shape, self.num is not None or bool(self.sizes)
-        drawn = jax.eval_shape(lambda: prior.sample(key_of_nothing()))
+        drawn = jax.eval_shape(lambda: prior.sample(dummy_key()))
         if prior.is_discrete != counted or drawn.shape != shape:
             kind = "integers" if counted else "floats"
             several = f"Categorical(logits of [{len(self.sizes)}, {max(self.sizes, default=0)}]).to_event(1)"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesrl.arguments import checked
-from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.figures import _arrows, _cell_count, _maps, _place
 from bayesrl.control.learning.agents.bayesian_state import BayesianMind
@@ -84,7 +84,7 @@ def values_figure(learned: Learned, states: Sequence[int], truth: Mapping[int, n
     from matplotlib.figure import Figure
 
     shown = list(states)[:6]
-    tables = np.asarray(learned.draws(key_of_nothing(), 400)["action_values"])
+    tables = np.asarray(learned.draws(dummy_key(), 400)["action_values"])
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(1.6 * columns + 0.4, 3.4), 1.7 * rows + 0.3), layout="constrained")
@@ -122,7 +122,7 @@ def sure_map(learned: Learned, mdp: TabularMDP, stages: Sequence[Stage | None]) 
     rows, columns = mdp.layout or (1, 1)
     lived = learned.mind.memory.arrays() if isinstance(learned.mind, BayesianMind) else {}
     for axis, stage in zip(axes, stages, strict=True):
-        tables = np.asarray(learned.draws(key_of_nothing(), _DRAWS, stage=stage)["action_values"])
+        tables = np.asarray(learned.draws(dummy_key(), _DRAWS, stage=stage)["action_values"])
         sure = np.zeros((mdp.num_states, mdp.num_actions))
         before = lived["observation"][: None if stage is None else stage.rows]
         seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal
@@ -194,7 +194,7 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[Learned],
     def sections(learned: Learned) -> Iterator[Section]:
         if not isinstance(learned.mind, BayesianMind) or not learned.num_episodes or not learned.mind.finite:
             return
-        told = learned.decide(key_of_nothing(), 0)
+        told = learned.decide(dummy_key(), 0)
         known = None if truth is None else {0: np.asarray(truth, float)}
         best = int(np.argmax(told.optimal))
         low, high = np.asarray(told.interval[best])

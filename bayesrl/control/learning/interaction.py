@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from numpyro import handlers
 
-from bayesrl.annotations import Must
+from bayesrl.annotations import Requirement
 from bayesrl.arguments import FiniteNumbersOrNone, Seed, checked
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import cheap, fold_in, key_of_nothing
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import as_hash_key, dummy_key, fold_in
 from bayesrl.control.action_masks import METHOD, flags_of, told_mask
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.environments.base import Environment
@@ -199,7 +199,7 @@ class ProgramWorld(World):
             return prior.enumerate_support(), told(state), environment.allowed(seen)
 
         # Looked at and not run, so that nothing is compiled for it.
-        actions, seen, allowed = jax.eval_shape(look, key_of_nothing())
+        actions, seen, allowed = jax.eval_shape(look, dummy_key())
         self.num_actions = int(actions.shape[0])
         self.masked = masked = allowed is not None and action_masks is not False
         if (action_masks and not masked) or (masked and allowed.shape != (self.num_actions,)):
@@ -225,12 +225,12 @@ class ProgramWorld(World):
             ends = outcome.terminated, outcome.truncated
             return outcome.state, told(outcome.state), mask_in(outcome.state), outcome.reward, *ends
 
-        self._begin, self._step = compiled(begin, name="reset"), compiled(step, name="play_step")
-        self._key, self._state, self._time = key_of_nothing(), None, 0
+        self._begin, self._step = closure_jit(begin, name="reset"), closure_jit(step, name="play_step")
+        self._key, self._state, self._time = dummy_key(), None, 0
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Draw the first state."""
-        self._key, self._time = cheap(key), 0
+        self._key, self._time = as_hash_key(key), 0
         self._state, seen, allowed = self._begin(fold_in(key, 0))
         self.allowed = None if allowed is None else np.asarray(allowed)
         return np.asarray(seen)
@@ -260,14 +260,14 @@ class BanditWorld(World):
     ) -> None:
         self.bandit, self.name, self.num_actions = bandit, type(bandit).__name__, bandit.num_arms
         self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
-        key = cheap(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
-        self._values = compiled(bandit.values, name="values")
-        self._observe = compiled(lambda key: bandit.observe(key, 1), name="observe")
-        self._pay = compiled(
+        key = as_hash_key(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
+        self._values = closure_jit(bandit.values, name="values")
+        self._observe = closure_jit(lambda key: bandit.observe(key, 1), name="observe")
+        self._pay = closure_jit(
             lambda key, worlds, seen, arm: bandit.pay(key, bandit.values(worlds, seen)[:, arm])[0], name="pay"
         )
         drawn = jax.eval_shape(lambda key: bandit.draw_worlds(key, 1), key)
-        draw = compiled(lambda key: bandit.draw_worlds(key, 1), name="draw_world")
+        draw = closure_jit(lambda key: bandit.draw_worlds(key, 1), name="draw_world")
         self.values = np.asarray(draw(key)) if values is None else np.asarray(values, np.float32)[None]
         if self.values.shape != drawn.shape:
             raise ControlError(f"the world has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
@@ -281,7 +281,7 @@ class BanditWorld(World):
 
     def begin(self, key: PRNGKey) -> np.ndarray:
         """Draw the features."""
-        self._key = cheap(key)
+        self._key = as_hash_key(key)
         if self._seen.size == 0:
             return np.asarray(0)
         self._seen = np.asarray(self._observe(fold_in(key, 1)))
@@ -311,7 +311,7 @@ def _can_be_played(environment: Any) -> bool:
 
 type Playable = Annotated[
     Any,
-    Must(
+    Requirement(
         "a TabularMDP, a bandit, an Environment, or a Gymnasium environment, its id or a function that makes one",
         _can_be_played,
         alone=True,

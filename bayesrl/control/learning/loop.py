@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.arguments import Count, Location, Positive, checked, real
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import apart, cheap, fold_in
+from bayesrl.arguments import Count, Location, Positive, checked, real_range
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import as_hash_key, fold_in, split_keys
 from bayesrl.compilation.status import activity
 from bayesrl.control.exploration.rules import Exploration, Rule
 from bayesrl.control.learning.agents.base import Agent, Mind, Told
@@ -43,7 +43,7 @@ def learn(
     exploration: Rule | None = None,
     num_episodes: Count,
     tolerance: Positive | None = None,
-    confidence: Annotated[float, real(above=0, most=1)] | None = None,
+    confidence: Annotated[float, real_range(above=0, most=1)] | None = None,
     directory: Location | None = None,
     callback: Callable[[dict[str, float]], Any] | None = None,
     progress: bool = True,
@@ -99,7 +99,7 @@ def learn(
         Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior sampling", for episodes
         under one draw; O'Donoghue, Osband & Ionescu (2020) for the two posteriors.
     """
-    with showing(progress), one_reading(), run_folder.held(directory):
+    with showing(progress), trace_cache(), run_folder.held(directory):
         return _learn(
             key,
             environment,
@@ -135,7 +135,7 @@ def _learn(
         with activity("entering the environment"):
             mind = agent.enter(fold_in(key, 0), world, num_episodes)
             problem = _problem(key, world, agent, rule, num_episodes, tolerance, confidence)
-        run = _Run(cheap(key), world, mind, rule, num_episodes, tolerance, confidence, callback)
+        run = _Run(as_hash_key(key), world, mind, rule, num_episodes, tolerance, confidence, callback)
         folder = None if directory is None else run_folder.open_folder(directory, problem)
         interrupted = run.go(folder, problem, show=show)
     finally:
@@ -213,7 +213,7 @@ class _Run:
         return bool(self.callback is not None and self.callback(self.rows[-1]))
 
     def _play(self, number: int) -> None:
-        explore_key, play_key, update_key = apart(fold_in(self.key, number + 1), 3)
+        explore_key, play_key, update_key = split_keys(fold_in(self.key, number + 1), 3)
         act = self.mind.explore(explore_key, self.rule, number)
         episode = self.world.play(play_key, act)
         asked = self.tolerance is not None or self.confidence is not None

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from bayesrl.arguments import Count, Several, check_room, checked, whole
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import apart, split
+from bayesrl.arguments import Count, CountAboveOne, check_memory, checked, integer_range
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import split, split_keys
 from bayesrl.control.learning.agents.bayesian_state import BayesianMind
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.control.learning.result import Learned
@@ -134,7 +134,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replications: Cou
     mind = learned.bayesian_mind()
     first = max(mind.memory.num_rows - _ROWS, 0)
     rows = mind.rows(first, mind.memory.num_rows)
-    draw_key, own_key = apart(key)
+    draw_key, own_key = split_keys(key)
     sites, _ = mind.drawn(draw_key, num_replications)
 
     def statistics(site: Any) -> Any:
@@ -162,7 +162,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replications: Cou
         trace = told(handlers.substitute(mind.model, data=own), keys[0], rows)
         return drawn, {name: statistics(trace[name]) for name in drawn}
 
-    replicated, observed = compiled(replicate)(split(own_key, num_replications), sites, rows)
+    replicated, observed = closure_jit(replicate)(split(own_key, num_replications), sites, rows)
     found: dict[str, float] = {}
     for name, values in replicated.items():
         seen = np.asarray(observed[name])
@@ -189,8 +189,8 @@ def nuts_posterior(
     learned: Learned,
     *,
     num_warmup: Count = 300,
-    num_samples: Annotated[int, whole(10)] = 500,
-    num_chains: Several = 2,
+    num_samples: Annotated[int, integer_range(10)] = 500,
+    num_chains: CountAboveOne = 2,
 ) -> "xr.DataTree":
     """Draw from the posterior of what is unknown by NUTS, to check the one that was learned with.
 
@@ -217,7 +217,7 @@ def nuts_posterior(
     mind = learned.bayesian_mind()
     each = learned.world.num_actions
     what = f"nuts_posterior(num_samples={num_samples}, num_chains={num_chains})"
-    check_room(4.0 * num_samples * num_chains * each, what, "ask for fewer", ControlError)
+    check_memory(4.0 * num_samples * num_chains * each, what, "ask for fewer", ControlError)
     rows = mind.rows(0, max(mind.memory.num_rows, 1))
     args = (rows,) if mind.finite else (rows, np.zeros((1, *learned.world.shape), learned.world.dtype))
     sampler = MCMC(

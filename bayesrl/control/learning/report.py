@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.learning.agents.bayesian_state import BayesianMind
 from bayesrl.control.learning.figures import certainty_figure, regret_figure, returns_figure
 from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learned
@@ -64,7 +64,7 @@ def learning_parts(
         checks: of the first runs, by name, where they were made before.
     """
     if checks is None:
-        checks = {name: check_learned(key_of_nothing(), several[0]) for name, several in runs.items()}
+        checks = {name: check_learned(dummy_key(), several[0]) for name, several in runs.items()}
     many = len(runs) > 1
     parts = [
         Part("Verdict", "", [Cell(name if many else "", _verdict(runs[name], checks[name], about)) for name in runs]),

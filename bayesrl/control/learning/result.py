@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bayesrl.arguments import AnyNumbers, Count, CountOrNone, FlagsOrNone, Share, checked
-from bayesrl.compilation.keys import cheap, key_of_nothing
+from bayesrl.arguments import AnyNumbers, Count, CountOrZero, FlagsOrNone, UnitInterval, checked
+from bayesrl.compilation.keys import as_hash_key, dummy_key
 from bayesrl.control.exploration.rules import Decision
 from bayesrl.control.learning.agents.base import Mind
 from bayesrl.control.learning.agents.bayesian_state import BayesianMind
@@ -71,7 +71,7 @@ class Learned:
         """Cumulated regret after each episode, reward units, [episodes]."""
         return np.cumsum(self.history["regret"])
 
-    def action_name(self, action: CountOrNone) -> str:
+    def action_name(self, action: CountOrZero) -> str:
         """Give the name of an action, or its number where it has none.
 
         Raises:
@@ -81,7 +81,7 @@ class Learned:
             raise ControlError(f"action={action}; use one of the environment's, from 0 to {self.world.num_actions - 1}")
         return self.world.action_names[action] if self.world.action_names else str(action)
 
-    def solved_after(self, share: Share = 0.5) -> int | None:
+    def solved_after(self, share: UnitInterval = 0.5) -> int | None:
         """Give the first episode at which the mean regret so far is at most this share of the optimum; None if never.
 
         References:
@@ -111,7 +111,7 @@ class Learned:
         """
         mind = self.bayesian_mind()
         state = None if stage is None else mind.back_then(stage.rows)
-        sites, tables = mind.drawn(cheap(key), num_draws, state=state)
+        sites, tables = mind.drawn(as_hash_key(key), num_draws, state=state)
         return sites | {"action_values": tables} if mind.finite else sites
 
     def decide(
@@ -119,7 +119,7 @@ class Learned:
         key: PRNGKey,
         observation: AnyNumbers,
         *,
-        time: CountOrNone = 0,
+        time: CountOrZero = 0,
         num_draws: Count = 1000,
         allowed: FlagsOrNone = None,
     ) -> Decision:
@@ -142,7 +142,7 @@ class Learned:
             raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.world.max_steps - 1}")
         seen = self._seen(observation)
         among = self._among(seen, allowed)
-        values = mind.at(cheap(key), seen, num_draws, time)
+        values = mind.at(as_hash_key(key), seen, num_draws, time)
         if not np.isfinite(values).all():
             raise ControlError("draws of the action values are not finite; look at the prior and the data of the model")
         loss = losses(values, among)
@@ -159,9 +159,9 @@ class Learned:
             raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
         return seen
 
-    def act(self, key: PRNGKey, observation: AnyNumbers, time: CountOrNone = 0, *, allowed: FlagsOrNone = None) -> int:
+    def act(self, key: PRNGKey, observation: AnyNumbers, time: CountOrZero = 0, *, allowed: FlagsOrNone = None) -> int:
         """Choose an action as the exploration rule does after what was learned, among those `allowed`; see `decide`."""
-        rule = self.mind.explore(cheap(key), self.exploration, self.num_episodes)
+        rule = self.mind.explore(as_hash_key(key), self.exploration, self.num_episodes)
         seen = self._seen(observation)
         among = self._among(seen, allowed)
         if among is None:
@@ -196,7 +196,7 @@ class Learned:
             ).assign_coords(episode=self.history["episode"])
         }
         if isinstance(self.mind, BayesianMind):
-            sites = self.draws(key_of_nothing())
+            sites = self.draws(dummy_key())
             small = {k: np.asarray(v)[None] for k, v in sites.items() if np.size(v) <= _LARGEST}
             groups["posterior"] = xr.Dataset(
                 {k: (["chain", "draw", *(f"{k}_dim_{i}" for i in range(v.ndim - 2))], v) for k, v in small.items()}

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from bayesrl.arguments import CountOrNone, Unread, checked, whole
-from bayesrl.compilation.jit import one_reading
-from bayesrl.compilation.keys import fold_in, from_seed, key_of_nothing
+from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import dummy_key, fold_in, key_from_seed
 from bayesrl.core.programs import declared_params
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
@@ -38,14 +38,16 @@ _CELLS = 2**23
 
 
 KNOWN = tuple(
-    Unread(name, lambda given: given["optimum"] is not None, "optimum= tells the optimum, and nothing is searched for")
+    UnusedOption(
+        name, lambda given: given["optimum"] is not None, "optimum= tells the optimum, and nothing is searched for"
+    )
     for name in ("method", "reward_bound", "max_count")
 )
 """What is not read where the optimum is known."""
 
 
 @checked(EngineError, *KNOWN)
-@one_reading()
+@trace_cache()
 def evidence(
     key: PRNGKey,
     posterior: Posterior,
@@ -53,8 +55,8 @@ def evidence(
     method: RequestedMethod = "auto",
     optimum: KnownOptimum | None = None,
     reward_bound: float | None = None,
-    num_samples: Annotated[int, whole(256)] = 2**17,
-    max_count: CountOrNone = MAX_COUNT,
+    num_samples: Annotated[int, integer_range(256)] = 2**17,
+    max_count: CountOrZero = MAX_COUNT,
 ) -> Evidence:
     """Bracket log Z, and with it the gap J* − J(q) = β·KL(q‖p*), from both sides.
 
@@ -155,7 +157,7 @@ def _frozen(one: Posterior) -> tuple[Programs, Params]:
         )
     policy = pair.policy
     if pair.learned:
-        own = declared_params(from_seed(0), pair.policy, *pair.args)[0]
+        own = declared_params(key_from_seed(0), pair.policy, *pair.args)[0]
         held = {name: value for name, value in pair.constrain(params).items() if name in own}
         policy = handlers.substitute(policy, data=held) if held else policy
     params = jax.tree.map(jnp.asarray, params)
@@ -261,7 +263,7 @@ def _counts(programs: Programs, name: str) -> bool:
     """Tell whether an observed site is discrete: then its log-likelihood is at most 0."""
     from bayesrl.core.trace import abstractly, record
 
-    policy = FoldedKeys(programs.policy, key_of_nothing())
+    policy = FoldedKeys(programs.policy, dummy_key())
     return bool(abstractly(lambda: record(policy, *programs.args)).sites[name].fn.support.is_discrete)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.compilation.keys import apart
+from bayesrl.compilation.keys import split_keys
 from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, score_sites
 from bayesrl.diagnostics.results import Evidence, Side
@@ -92,7 +92,7 @@ def _drawn(
     assert target.optimum is not None
     optimum = target.optimum.reshape(-1)
     marginal = np.zeros(1) if target.log_marginal is None or beta is None else target.log_marginal.reshape(-1)
-    draw_key, exact_key = apart(key)
+    draw_key, exact_key = split_keys(key)
     pool = draw_mixture_sample(draw_key, programs, params, min(num_samples, 2**14))
     known = optimum / scale + marginal
     unbounded = Bounds(np.full(len(optimum), np.inf), np.inf)

@@ -20,8 +20,8 @@ import numpy as np
 from jax import Array
 from numpyro.primitives import Messenger
 
-from bayesrl.compilation.jit import Compiled
-from bayesrl.compilation.keys import apart, fold_in, of_words, split, words_of
+from bayesrl.compilation.jit import ClosureJit
+from bayesrl.compilation.keys import fold_in, key_data, split, split_keys, wrap_key_data
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import Sites
 from bayesrl.core.primitives import kind_of, reward
@@ -75,12 +75,12 @@ class FixedNature(Messenger):
         body, init, xs, length, *rest = msg["args"]
         steps = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
         inside = [name for name, keys in self.keys.items() if len(keys) == steps]
-        data = {name: words_of(self.keys[name]) for name in inside}
+        data = {name: key_data(self.keys[name]) for name in inside}
         values = {name: value for name, value in self.values.items() if name in data}
 
         def fixed(carry: Any, x: Any) -> Any:
             own, noise, worth = x
-            now = {name: of_words(value) for name, value in noise.items()}
+            now = {name: wrap_key_data(value) for name, value in noise.items()}
             with Sites(lambda inner: self._fix(inner, now, worth), lambda _: None):
                 return body(carry, own)
 
@@ -133,7 +133,7 @@ def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: floa
     return values
 
 
-@partial(Compiled, name="values_of_nature")
+@partial(ClosureJit, name="values_of_nature")
 def _values(static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, beta: Array) -> Values:
     policy, guide, structure, known, num = static
     draws = Pair(policy, guide, structure, args, transforms).draw(key, params, num, share=False)
@@ -174,7 +174,7 @@ class _Foreseen:
     structure: Structure
 
     def __call__(self, noise: Numbers, values: Values, *args: Any) -> Any:
-        return FixedNature(self.policy, of_words(noise), self.structure, values)(*args)
+        return FixedNature(self.policy, wrap_key_data(noise), self.structure, values)(*args)
 
 
 def hindsight_bounds(
@@ -188,7 +188,7 @@ def hindsight_bounds(
     policy = _Foreseen(programs.policy, programs.structure)
     found = []
     # Row by row on the host: an array of JAX's would be taken apart by a program.
-    for noise in np.asarray(words_of(split(of_words(np.asarray(words_of(key))[..., :2]), num_noises))):
+    for noise in np.asarray(key_data(split(wrap_key_data(np.asarray(key_data(key))[..., :2]), num_noises))):
         target = enumerate_posterior(policy, noise, values, *programs.args, beta=beta, max_count=max_count)
         assert target.optimum is not None
         found.append(float(target.optimum.mean()))
@@ -213,7 +213,7 @@ def with_nature(
     """
     if beta is None:
         raise EngineError("the policy has environment sites and no rewards, so there is no control to bracket")
-    pool_key, value_key, noise_key = apart(key, 3)
+    pool_key, value_key, noise_key = split_keys(key, 3)
     num = min(FIRST_DRAWS, num_samples)
     found = _earned(pool_key, programs, params, beta, num)
     while num < num_samples and not _is_known(found):

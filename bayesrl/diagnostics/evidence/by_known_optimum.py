@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bayesrl.arguments import asking
-from bayesrl.compilation.keys import apart, fold_in
+from bayesrl.arguments import user_code
+from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.core.draws import Totals
 from bayesrl.diagnostics.evidence.by_sampling import at_most
 from bayesrl.diagnostics.evidence.confidence_limits import weighted_start
@@ -35,14 +35,16 @@ is not possible; `prior_objective(beta)` gives J(π₀).
 def evaluated(optimum: KnownOptimum | None, one: Posterior) -> tuple[float, float, float] | None:
     """Evaluate one fit exactly where that is known how: J, E[R], KL(q‖π₀)."""
     evaluate = getattr(optimum, "evaluate", None)
-    with asking("optimum.evaluate", EngineError, "let it give (J, E[R], KL) of a fit, or None"):
+    with user_code("optimum.evaluate", EngineError, "let it give (J, E[R], KL) of a fit, or None"):
         return None if evaluate is None else evaluate(one)
 
 
 def started(optimum: KnownOptimum | None, beta: float | None) -> float | None:
     """J(π₀) where it is known exactly."""
     start = getattr(optimum, "prior_objective", None)
-    with asking("optimum.prior_objective", EngineError, "let it give J of the prior at a temperature, a finite number"):
+    with user_code(
+        "optimum.prior_objective", EngineError, "let it give J of the prior at a temperature, a finite number"
+    ):
         return None if start is None else float(start(1.0 if beta is None else beta))
 
 
@@ -68,7 +70,7 @@ def with_known(
     assert programs is not None
     scale = 1.0 if beta is None else beta
     num = _number(programs, num_samples if optimum is not None else min(num_samples, _MOST_AT_ONCE))
-    own_key, prior_key = apart(key)
+    own_key, prior_key = split_keys(key)
     found = evaluated(optimum, one)
     marginal = one.log_marginal(fold_in(key, 2))
     if found is None:
@@ -119,7 +121,7 @@ def with_known(
 
 
 def _known(optimum: KnownOptimum, beta: float | None) -> Interval:
-    with asking("optimum", EngineError, "let it give J* per context at a temperature, a finite number"):
+    with user_code("optimum", EngineError, "let it give J* per context at a temperature, a finite number"):
         told: Any = optimum(1.0 if beta is None else beta)
     try:
         value = float(told)

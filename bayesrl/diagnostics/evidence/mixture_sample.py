@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bayesrl.compilation.keys import apart
+from bayesrl.compilation.keys import split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.confidence_limits import skewed_limits, stratified_interval
@@ -67,7 +67,7 @@ def draw_mixture_sample(key: PRNGKey, programs: Programs, params: Params, num_sa
         num_samples: in all.
     """
     half = num_samples // 2
-    fit_key, prior_key = apart(key)
+    fit_key, prior_key = split_keys(key)
     fit = draw_fit(fit_key, programs.pair(), params, half)
     return _pooled(programs, fit, draw_prior(prior_key, programs, params, half), half)
 
@@ -99,7 +99,7 @@ def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples:
     programs = posterior.programs
     assert programs is not None
     half = num_samples // 2
-    fit_key, prior_key = apart(key)
+    fit_key, prior_key = split_keys(key)
     drawn, totals = jax.tree.map(lambda x: x[0], posterior._draw(fit_key, half, ()))
     first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
     prior, prior_totals = draw_prior(prior_key, programs, first, half)

@@ -16,7 +16,7 @@ from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.support_edges import unwrapped
 from bayesrl.core.trace import Record, abstractly, record, site_log_prob
-from bayesrl.jaxprs.polynomial_degrees import NO_POLYNOMIAL, degrees_of
+from bayesrl.jaxprs.polynomial_degrees import NOT_POLYNOMIAL, input_degrees
 from bayesrl.typing import PRNGKey, Program
 
 _NORMAL = (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal)
@@ -56,10 +56,10 @@ def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: t
 
     # A product with another draw is one term more than its degree tells, unless both are normal: what is drawn later
     # is summed over, and the sum of exp(x·k) over k is no exponential of x.
-    starts = {name: 1 if name in normal else NO_POLYNOMIAL - 1 for name in cores}
-    squared = degrees_of(scores, held, starts) if normal else {}
-    linear = degrees_of(scores, held) if exponential else {}
-    return {name for name in normal if squared[name] < NO_POLYNOMIAL} | {
+    starts = {name: 1 if name in normal else NOT_POLYNOMIAL - 1 for name in cores}
+    squared = input_degrees(scores, held, starts) if normal else {}
+    linear = input_degrees(scores, held) if exponential else {}
+    return {name for name in normal if squared[name] < NOT_POLYNOMIAL} | {
         name for name in exponential if linear[name] <= 1
     }
 

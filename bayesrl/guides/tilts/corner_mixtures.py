@@ -52,7 +52,7 @@ class AwayGamma(GammaParameters):
         return (c - 1) * jnp.log(value) - far + apart - size
 
 
-def num_split(fn: Any) -> int:
+def num_corner_parameters(fn: Any) -> int:
     """Count the numbers that tilt the parts of one element.
 
     Args:
@@ -65,12 +65,12 @@ def num_split(fn: Any) -> int:
     return parts + (parts * size if size <= _MOST_FREE else size)
 
 
-def split(fn: Any, theta: Array) -> Any:
+def split_at_corners(fn: Any, theta: Array) -> Any:
     """Split a distribution and tilt its parts: their weights, and the concentrations and rates of each.
 
     Args:
         fn: a censored Gamma, Beta or Dirichlet distribution, [*batch].
-        theta: [*batch, num_split]; zero leaves the whole as it is.
+        theta: [*batch, num_corner_parameters]; zero leaves the whole as it is.
     """
     if isinstance(fn, CensoredGamma):
         c, r = fn.concentration, fn.rate

@@ -12,7 +12,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from bayesrl.core.log_ratios import Ratio
 from bayesrl.core.support_edges import Ends, at_edge, safe
-from bayesrl.guides.tilts.bends import Bend
+from bayesrl.guides.tilts.sinh_arcsinh import SinhArcsinh
 
 # exp and sigmoid leave float32 beyond these; unconstrained coordinates of bounded supports stay inside.
 _LOWEST, _HIGHEST = -87.0, 88.0
@@ -79,7 +79,7 @@ class Finite(dist.Distribution):
 class Affine(dist.Distribution):
     """The prior's own draw, bent coordinate by coordinate and moved by an affine map, in unconstrained coordinates.
 
-    x = T(a + B · s(T⁻¹(x₀))),  x₀ ~ base,  T = biject_to(support),  B lower triangular,  s as in `Bend`.
+    x = T(a + B · s(T⁻¹(x₀))),  x₀ ~ base,  T = biject_to(support),  B lower triangular,  s as in `SinhArcsinh`.
 
     Args:
         base: the prior, [*batch] of events whose unconstrained coordinates number N.
@@ -203,9 +203,9 @@ class Affine(dist.Distribution):
         return moved
 
     @property
-    def _bend(self) -> Bend:
+    def _bend(self) -> SinhArcsinh:
         centre = self.centre if self.ends is None else self._outward(self.centre)[0]
-        return Bend(self.bend, centre, self.width)
+        return SinhArcsinh(self.bend, centre, self.width)
 
     def _outward(self, flat: Array) -> tuple[Array, Array]:
         """Map what lies between the ends onto the line, with the log of how much it is stretched, [*batch]."""

@@ -12,11 +12,11 @@ from bayesrl.core.censoring import Censored, censored
 from bayesrl.core.structure import Support, finite_support, is_discrete
 from bayesrl.core.support_edges import Edge, Ends, Lie
 from bayesrl.errors import GuideError
-from bayesrl.guides.tilts.bends import NUM_NUMBERS
 from bayesrl.guides.tilts.compounds import is_compound, num_compound, tilted_parts
+from bayesrl.guides.tilts.corner_mixtures import num_corner_parameters, split_at_corners
 from bayesrl.guides.tilts.distributions import Affine, Finite, coordinate_shape
-from bayesrl.guides.tilts.splits import num_split, split
-from bayesrl.guides.tilts.windows import Windowed, num_knots
+from bayesrl.guides.tilts.reweighted_counts import ReweightedCounts, num_knots
+from bayesrl.guides.tilts.sinh_arcsinh import NUM_NUMBERS
 
 _LOWEST_LOGIT = -1e30
 """Stands for a prior log-probability of −inf, which NumPyro refuses as a logit."""
@@ -42,7 +42,7 @@ _GEOMETRIC = (dist.GeometricProbs, dist.GeometricLogits)
 _NATURAL = (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC, dist.Poisson, dist.GammaPoisson)
 
 
-class Reach(NamedTuple):
+class PriorRange(NamedTuple):
     """Where the prior's draws of a site lie, which a rich tilt asks for.
 
     Attributes:
@@ -60,20 +60,20 @@ class Reach(NamedTuple):
     rich: bool = True
 
 
-def reach_of(edge: Edge | None, lie: Lie | None, *, discrete: bool) -> Reach:
+def prior_range(edge: Edge | None, lie: Lie | None, *, discrete: bool) -> PriorRange:
     """Give the reach of a site from what draws of its prior tell."""
     if lie is None:
-        return Reach(edge and edge.ends)
+        return PriorRange(edge and edge.ends)
     if not discrete:
-        return Reach(edge and edge.ends, lie.centre, lie.width)
+        return PriorRange(edge and edge.ends, lie.centre, lie.width)
     # Tilted draws go farther than those of the prior, and what lies beyond has a natural tilt still.
     most = max(2 * float(lie.high[0]) - float(lie.low[0]), float(lie.high[0]) + _LEAST_BEYOND)
     least = max(2 * float(lie.low[0]) - float(lie.high[0]), 0.0)
     size = int(most - least) + 1
-    return Reach(window=(int(least), size) if size <= MAX_WINDOW and most <= MAX_COUNT else None)
+    return PriorRange(window=(int(least), size) if size <= MAX_WINDOW and most <= MAX_COUNT else None)
 
 
-def is_measured(fn: Any) -> bool:
+def needs_prior_range(fn: Any) -> bool:
     """Whether a rich tilt of a distribution asks where its draws lie."""
     if is_discrete(fn):
         return not fn.event_shape and _is_unbounded(fn)
@@ -86,7 +86,7 @@ def is_measured(fn: Any) -> bool:
         return False
 
 
-def tilt_shape(name: str, fn: Any, support: Support | None, reach: Reach | None = None) -> tuple[int, ...]:
+def tilt_shape(name: str, fn: Any, support: Support | None, reach: PriorRange | None = None) -> tuple[int, ...]:
     """Tell the shape of one element's tilt: the axes beyond the batch axes of a site.
 
     Args:
@@ -107,7 +107,7 @@ def tilt_shape(name: str, fn: Any, support: Support | None, reach: Reach | None 
     if isinstance(core, dist.VonMises):
         return (*reinterpreted, 4 + NUM_NUMBERS if _is_rich(reach) else 2)
     if _is_piled(core, reach):
-        return (*reinterpreted, num_split(core))
+        return (*reinterpreted, num_corner_parameters(core))
     core = _peeled(fn)
     bent = NUM_NUMBERS if _is_rich(reach) else 0
     if isinstance(core, dist.Normal):
@@ -119,22 +119,22 @@ def tilt_shape(name: str, fn: Any, support: Support | None, reach: Reach | None 
     return ((2 + (bent if size <= MAX_BENT else 0)) * size + triangular,)
 
 
-def _is_piled(core: Any, reach: Reach | None) -> bool:
+def _is_piled(core: Any, reach: PriorRange | None) -> bool:
     """Whether draws often lie at the edge of what single precision tells, of a family that can be tilted there."""
     return reach is not None and reach.ends is not None and isinstance(core, _PILING)
 
 
-def _is_rich(reach: Reach | None) -> bool:
+def _is_rich(reach: PriorRange | None) -> bool:
     return reach is not None and reach.rich
 
 
-def _num_weighed(fn: Any, support: Support | None, reach: Reach | None) -> int:
+def _num_weighed(fn: Any, support: Support | None, reach: PriorRange | None) -> int:
     """Count the knots of the free weights of counts."""
     window = _window(fn, support, reach)
     return 0 if window is None else num_knots(window[1])
 
 
-def _window(fn: Any, support: Support | None, reach: Reach | None) -> tuple[int, int] | None:
+def _window(fn: Any, support: Support | None, reach: PriorRange | None) -> tuple[int, int] | None:
     core, _ = _elementwise(fn)
     if reach is None or not reach.rich or core.event_shape:
         return None
@@ -198,7 +198,7 @@ def _has_density(fn: Any) -> bool:
     return own or not any(isinstance(part, dist.transforms.AbsTransform) for part in fn.transforms)
 
 
-def tilted(fn: Any, theta: Array, support: Support | None, reach: Reach | None = None) -> Any:
+def tilt_distribution(fn: Any, theta: Array, support: Support | None, reach: PriorRange | None = None) -> Any:
     """Tilt a distribution.
 
     Args:
@@ -228,7 +228,7 @@ def tilted(fn: Any, theta: Array, support: Support | None, reach: Reach | None =
     return moved
 
 
-def _affine(base: Any, theta: Array, size: int, reach: Reach | None, ends: Ends | None = None) -> Affine:
+def _affine(base: Any, theta: Array, size: int, reach: PriorRange | None, ends: Ends | None = None) -> Affine:
     """Move a distribution of `size` coordinates by numbers of shift, log-scale, bend and what is below the diagonal."""
     shift, log_scale, rest = theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :]
     triangular = size * (size - 1) // 2 if size <= MAX_TRIANGULAR else 0
@@ -264,20 +264,20 @@ def _tilted_elements(fn: Any, theta: Array, support: Support | None, window: tup
         return _tilted_elements(fn.base_dist, theta, support, window)
     if window is not None:
         rest, knots = jnp.split(theta, [theta.shape[-1] - num_knots(window[1])], -1)
-        return Windowed(_tilted_core(fn, rest, support), knots, *window)
+        return ReweightedCounts(_tilted_core(fn, rest, support), knots, *window)
     return _tilted_core(fn, theta, support)
 
 
 def _tilted_core(fn: Any, theta: Array, support: Support | None) -> Any:
     """Tilt a distribution without wrappers by its natural parameters, or part by part."""
     if is_compound(fn):
-        return tilted_parts(fn, theta, tilted, "", tilt_shape)
+        return tilted_parts(fn, theta, tilt_distribution, "", tilt_shape)
     if isinstance(fn, dist.VonMises):
         natural, rest = theta[..., :2], theta[..., 2:]
         moved = _tilted_circle(fn, natural)
         return _affine(moved, rest, 1, None) if rest.shape[-1] else moved
     if isinstance(fn, Censored):
-        return split(fn, theta)
+        return split_at_corners(fn, theta)
     if isinstance(fn, _CATEGORICAL):
         return dist.CategoricalLogits(jnp.maximum(fn.logits, _LOWEST_LOGIT) + theta)
     one = theta[..., 0]
@@ -309,7 +309,7 @@ def _log_probs(fn: Any, support: Support) -> Array:
     return jnp.moveaxis(fn.log_prob(values), 0, -1)
 
 
-def describe(fn: Any, support: Support | None) -> Array | None:
+def describe_prior(fn: Any, support: Support | None) -> Array | None:
     """Describe a prior by numbers of moderate size, [*batch, *elements, k], or None.
 
     Discrete sites give log-odds or log-probabilities; continuous ones a location and a log-scale.
@@ -335,7 +335,7 @@ def describe(fn: Any, support: Support | None) -> Array | None:
     return jnp.broadcast_to(value, (*shape, value.shape[-1]))
 
 
-def unconstrained(fn: Any, value: Array) -> Array:
+def to_unconstrained(fn: Any, value: Array) -> Array:
     """Map values of a continuous site to unconstrained space, where that keeps one coordinate per number."""
     support = fn.support
     while isinstance(support, constraints.independent):

@@ -12,17 +12,17 @@ from bayesrl.core.handlers import IntoScans, Sites
 from bayesrl.core.primitives import is_hidden, kind_of
 from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError
-from bayesrl.guides.analysis import Moments
-from bayesrl.guides.inputs import View
+from bayesrl.guides.analysis import PriorMoments
+from bayesrl.guides.inputs import VisibleState
 from bayesrl.guides.networks import time_features
-from bayesrl.guides.parameterization import Plan, SitePlan, SummaryPlan, TablePlan
-from bayesrl.guides.plate_alignment import depth, join, spread
-from bayesrl.guides.tilts.natural import tilt_shape, tilted
+from bayesrl.guides.parameterization import Parameterization, SiteSpec, SummarySpec, TableSpec
+from bayesrl.guides.plate_alignment import concatenate_aligned, num_plate_axes, unalign
+from bayesrl.guides.tilts.families import tilt_distribution, tilt_shape
 from bayesrl.typing import Program
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class TiltParams:
     """What is trained: tables by site, networks by site, summaries by name."""
 
     tables: dict[str, Any]
@@ -43,9 +43,9 @@ class _Moment:
         states: of the summaries, [*plates, width].
     """
 
-    plan: Plan
-    weights: Weights
-    view: View
+    plan: Parameterization
+    weights: TiltParams
+    view: VisibleState
     tables: dict[str, Array]
     time: Array
     states: dict[str, Array] = field(default_factory=dict)
@@ -62,8 +62,8 @@ class _Moment:
             self.view.prior = fn
             reach = self.plan.reaches.get(msg["name"])
             tail = tilt_shape(msg["name"], fn, support, reach)
-            theta = spread(self._theta(plan), fn.batch_shape, plan.dims, tail)
-            msg["fn"] = tilted(fn, theta, support, reach)
+            theta = unalign(self._theta(plan), fn.batch_shape, plan.dims, tail)
+            msg["fn"] = tilt_distribution(fn, theta, support, reach)
 
     def after(self, msg: dict[str, Any]) -> None:
         """Remember what the agent has seen."""
@@ -77,9 +77,9 @@ class _Moment:
             for name, state in self.states.items()
         }
 
-    def _theta(self, plan: SitePlan) -> Array:
+    def _theta(self, plan: SiteSpec) -> Array:
         """Give the tilt in aligned form, [*plates, outputs]."""
-        theta = jnp.zeros((*(1,) * depth(plan.dims), plan.num_outputs))
+        theta = jnp.zeros((*(1,) * num_plate_axes(plan.dims), plan.num_outputs))
         if plan.table is not None:
             theta = theta + _look_up(self.tables[plan.site.name], plan.table, self.view)
         if plan.network:
@@ -87,14 +87,14 @@ class _Moment:
             theta = theta + _rows(self.weights.networks[plan.site.name], self._features(plan, state, read=True))
         return theta
 
-    def _features(self, plan: SitePlan | SummaryPlan, state: Array | None, *, read: bool = False) -> Array:
+    def _features(self, plan: SiteSpec | SummarySpec, state: Array | None, *, read: bool = False) -> Array:
         """Join what is seen; a site also reads the state of the summary, which a summary keeps apart."""
-        ones = (1,) * depth(plan.dims)
+        ones = (1,) * num_plate_axes(plan.dims)
         parts = [source.features(self.view) for source in plan.sources]
         parts.append(self.time.reshape((*ones, -1)))
         if state is not None:
             parts.append(state if read else state[..., :0])
-        return join(parts)
+        return concatenate_aligned(parts)
 
 
 def _rows(network: Any, *inputs: Array) -> Array:
@@ -104,7 +104,7 @@ def _rows(network: Any, *inputs: Array) -> Array:
     return result
 
 
-def _look_up(table: Array, plan: TablePlan, view: View) -> Array:
+def _look_up(table: Array, plan: TableSpec, view: VisibleState) -> Array:
     """Pick the rows of a table [*plates, histories, outputs] that the history points to."""
     if not plan.sources:
         return table[..., 0, :]
@@ -118,7 +118,7 @@ def _look_up(table: Array, plan: TablePlan, view: View) -> Array:
     return jnp.take_along_axis(jnp.broadcast_to(table, (*shape, *table.shape[-2:])), index, -2)[..., 0, :]
 
 
-class Tilting(IntoScans):
+class TiltHandler(IntoScans):
     """Replaces the distribution of each action site by a tilted one, inside scans too.
 
     Args:
@@ -129,12 +129,14 @@ class Tilting(IntoScans):
         width: of the summaries.
     """
 
-    def __init__(self, fn: Program, plan: Plan, weights: Weights, moments: dict[str, Moments], width: int) -> None:
+    def __init__(
+        self, fn: Program, plan: Parameterization, weights: TiltParams, moments: dict[str, PriorMoments], width: int
+    ) -> None:
         super().__init__(fn)
         self.plan, self.weights, self.moments, self.width = plan, weights, moments, width
         self.plates: dict[str, tuple[int, Array]] = {}
         self.num_scans = 0
-        self.flat = _Moment(plan, weights, View(moments=moments), {}, jnp.zeros(0))
+        self.flat = _Moment(plan, weights, VisibleState(moments=moments), {}, jnp.zeros(0))
 
     def process_site(self, msg: dict[str, Any]) -> None:
         """Tilt a site outside scans."""
@@ -184,7 +186,7 @@ class Tilting(IntoScans):
         def wrapped(both: Any, x: Any) -> Any:
             carry, states = both
             x, now, time = x
-            view = View(dict(self.flat.view.sites), jax.tree.leaves(carry), moments=self.moments)
+            view = VisibleState(dict(self.flat.view.sites), jax.tree.leaves(carry), moments=self.moments)
             moment = _Moment(self.plan, self.weights, view, fixed | now, time, states)
             with Sites(moment.before, moment.after):
                 new, y = body(carry, x)
@@ -210,7 +212,7 @@ class Tilting(IntoScans):
         assert plan is not None
         table = jnp.asarray(self.weights.tables[name])
         start = int(plan.timed)
-        sizes = [1] * depth(tuple(frame.dim for frame in plan.frames))
+        sizes = [1] * num_plate_axes(tuple(frame.dim for frame in plan.frames))
         for axis, frame in enumerate(plan.frames, start):
             full, indices = self.plates.get(frame.name, (frame.full_size, None))
             if full != frame.full_size:

@@ -20,7 +20,7 @@ def num_knots(size: int) -> int:
     return min(size, MAX_KNOTS)
 
 
-class Windowed(dist.Distribution):
+class ReweightedCounts(dist.Distribution):
     """A distribution of counts whose draws inside a window are drawn again, by free weights.
 
     q(x) = P(window) · base(x)·exp(φ(x)) / Σ_window base·exp(φ) inside of the window, base(x) outside, with P(window)
@@ -93,4 +93,4 @@ class Windowed(dist.Distribution):
         return (1 - part) * self.weights[..., below] + part * self.weights[..., below + 1]
 
 
-promote_batch_shape.register(Windowed, promote_with_base)
+promote_batch_shape.register(ReweightedCounts, promote_with_base)

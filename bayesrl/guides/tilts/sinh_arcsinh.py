@@ -27,7 +27,7 @@ _FARTHEST = 60.0
 _LOG_2 = math.log(2.0)
 
 
-class Bend:
+class SinhArcsinh:
     """The map s, element by element, with its inverse.
 
     Args:

@@ -34,7 +34,7 @@ from bayesrl.lm.transformers.checkpoint_names import DtypeOrNone
 from bayesrl.lm.transformers.layers.layers import merged
 from bayesrl.lm.transformers.registry import family_of
 from bayesrl.run_folder import write
-from bayesrl.values import told
+from bayesrl.values import format_value
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -315,8 +315,8 @@ def _check_shape(config: Config) -> None:
         own, read = getattr(config, part.name), getattr(again, part.name)
         if own != read:
             raise LanguageModelError(
-                f"config.json of a {config.model_type!r} model cannot say {part.name}={told(own)}, and would be read "
-                f"as {told(read)}; use another model_type, or leave it out"
+                f"config.json of a {config.model_type!r} model cannot say {part.name}={format_value(own)}, "
+                f"and would be read as {format_value(read)}; use another model_type, or leave it out"
             )
 
 

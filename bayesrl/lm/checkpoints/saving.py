@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array, lax
 from numpyro import handlers
 
-from bayesrl.compilation.jit import Compiled
-from bayesrl.compilation.keys import cheap, fold_in
+from bayesrl.compilation.jit import ClosureJit
+from bayesrl.compilation.keys import as_hash_key, fold_in
 from bayesrl.core.rng import category_at
 from bayesrl.lm.completions import Prompts
 from bayesrl.lm.prompted_policy import PromptedPolicy
@@ -77,7 +77,7 @@ def write(
     if given is not None:
         held[slot, lane] = np.asarray(given).reshape(-1, steps)
     tokens, real = widened(asked, guide.policy.model.config.max_length + 1 - steps)
-    fixed = (cheap(key), dict(params))
+    fixed = (as_hash_key(key), dict(params))
     flags = (np.asarray(by_fit), np.asarray(given is not None))
     static = (guide.origin, guide.origin.policy)
     run, parts = None, []
@@ -134,7 +134,7 @@ def fitted_model(guide: Any, params: Params) -> Any:
     return handlers.seed(handlers.substitute(guide.declare, data=params), rng_seed=jax.random.key(0))()
 
 
-@partial(Compiled, name="write")
+@partial(ClosureJit, name="write")
 def _written(
     static: Any,
     key: PRNGKey,

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from bayesrl.arguments import checked
-from bayesrl.compilation.callbacks import on_host
+from bayesrl.compilation.callbacks import host_call
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.checkpoints import Pretrained, check_vocabulary
@@ -55,7 +55,7 @@ class ClassifierReward(Reward):
             given = (completions.index, completions.tokens, completions.real)
             width = self.model.config.max_length
             out = (jax.ShapeDtypeStruct((*shape, width), jnp.int32), jax.ShapeDtypeStruct((*shape, width), jnp.bool_))
-            tokens, real = on_host(lambda *arrays: self._recoded(completions, *arrays), out, *given)
+            tokens, real = host_call(lambda *arrays: self._recoded(completions, *arrays), out, *given)
             arrays, rest = eqx.partition(self.model, eqx.is_array)
             scores = _at_few_lengths(rest)(arrays, tokens.reshape(-1, width), real.reshape(-1, width))
         return self._scaled(scores).reshape(shape)

@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int
 
-from bayesrl.arguments import Positive, checked, whole
-from bayesrl.compilation.callbacks import on_host
+from bayesrl.arguments import Positive, checked, integer_range
+from bayesrl.compilation.callbacks import host_call
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Completions, Examples
 from bayesrl.lm.rewards.base import Reward
@@ -28,7 +28,7 @@ _SHOWN = 80
 _log = logging.getLogger(__name__)
 
 
-type _Workers = Annotated[int, whole(0, 1000)]
+type _Workers = Annotated[int, integer_range(0, 1000)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,7 +63,7 @@ class TextReward(Reward):
             return self.on_host(examples, index, tokens, real)
 
         shape = jax.ShapeDtypeStruct(completions.index.shape, jnp.float32)
-        return on_host(scores, shape, completions.index, completions.tokens, completions.real)
+        return host_call(scores, shape, completions.index, completions.tokens, completions.real)
 
     @property
     def separate(self) -> bool:

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from bayesrl.arguments import NotNegative, Positive, checked
+from bayesrl.arguments import NonNegative, Positive, checked
 from bayesrl.core.draws import is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Example
@@ -132,7 +132,7 @@ def matches(pattern: str | re.Pattern[str], *, full: bool = False, time_limit: P
 
 
 @checked(LanguageModelError)
-def number_match(field: str = "answer", *, tolerance: NotNegative = 0.0) -> TextReward:
+def number_match(field: str = "answer", *, tolerance: NonNegative = 0.0) -> TextReward:
     """Make a reward of 1 where the last number in the text is that of the example, else 0.
 
     Numbers may have a sign, thousands separated by commas, decimals after a point and an exponent; 3-1 ends with 1.

@@ -17,7 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from bayesrl.compilation.callbacks import ALARM
+from bayesrl.compilation.callbacks import INTERRUPTS
 from bayesrl.errors import LanguageModelError
 
 _SCRIPT = str(Path(__file__).with_name("worker_main.py"))
@@ -157,8 +157,8 @@ class Workers:
         """Wait until something happens, and give the answers that came."""
         busy = {worker.connection: worker for worker in self._workers if worker.pending or not worker.ready}
         answers = []
-        for ready in connections.wait([*busy, *ALARM.sources], self._patience(list(busy.values()))):
-            ALARM.check()
+        for ready in connections.wait([*busy, *INTERRUPTS.sources], self._patience(list(busy.values()))):
+            INTERRUPTS.check()
             if ready in busy:
                 answers += self._receive(busy[ready], queue)
         if self._time_limit is not None:

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from bayesrl.annotations import Must
-from bayesrl.arguments import Count, asking, checked
+from bayesrl.annotations import Requirement
+from bayesrl.arguments import Count, checked, user_code
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenization.files import library
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
-from bayesrl.values import is_text, told
+from bayesrl.values import format_value, is_text
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -68,11 +68,11 @@ def _are_texts(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     if not is_text(value):
-        raise LanguageModelError(f"byte_pairs got {told(value)} among the texts; use whole texts alone")
+        raise LanguageModelError(f"byte_pairs got {format_value(value)} among the texts; use whole texts alone")
     return str(value)
 
 
-_ARE_TEXTS = Must("a list of texts, or another iterable of them", _are_texts, alone=True)
+_ARE_TEXTS = Requirement("a list of texts, or another iterable of them", _are_texts, alone=True)
 
 
 @checked(LanguageModelError)
@@ -100,7 +100,7 @@ def byte_pairs(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) -
     core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(_letters())
     trainer = tk.trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
-    with asking("texts", LanguageModelError, "let them be an iterable of texts"):
+    with user_code("texts", LanguageModelError, "let them be an iterable of texts"):
         core.train_from_iterator((_text(one) for one in texts), trainer)
     return _finished(core)
 

@@ -11,14 +11,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from bayesrl.annotations import Must, refuser
-from bayesrl.arguments import Count, CountOrNone, NotNegative, check_room
+from bayesrl.annotations import Requirement, checker
+from bayesrl.arguments import Count, CountOrZero, NonNegative, check_memory
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.checkpoint_names import Stored
 from bayesrl.lm.transformers.layers.block import Layout
 from bayesrl.lm.transformers.layers.kv_cache import Cache
 from bayesrl.typing import PRNGKey
-from bayesrl.values import is_traced, told
+from bayesrl.values import format_value, is_traced
 
 
 class Config(abc.ABC):
@@ -46,11 +46,13 @@ class Config(abc.ABC):
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value, kind = getattr(self, field.name), field.type
-            count = CountOrNone if field.default == 0 else Count
-            known: dict[Any, Any] = {int: count, int | None: count | None, float: NotNegative}
-            refuses = refuser(known.get(kind, kind))
+            count = CountOrZero if field.default == 0 else Count
+            known: dict[Any, Any] = {int: count, int | None: count | None, float: NonNegative}
+            refuses = checker(known.get(kind, kind))
             if refuses is not None and (wanted := refuses(value)):
-                raise LanguageModelError(f"a {self.model_type} model has {field.name}={told(value)}; use {wanted}")
+                raise LanguageModelError(
+                    f"a {self.model_type} model has {field.name}={format_value(value)}; use {wanted}"
+                )
 
     def check_heads(self) -> None:
         """Refuse heads that cannot share the residual stream.
@@ -124,15 +126,20 @@ def check_model_room(config: Config, key: Any = None) -> None:
         f"a {config.model_type} model with vocab_size={config.vocab_size}, width={config.width}, depth={config.depth} "
         f"and inner={layout.inner}"
     )
-    check_room(2 * weights, what, "make it smaller", LanguageModelError)
+    check_memory(2 * weights, what, "make it smaller", LanguageModelError)
 
 
 type AnyConfig = Annotated[
-    Any, Must("the shape of a model, such as lm.GPT2Config(...)", lambda value: isinstance(value, Config), alone=True)
+    Any,
+    Requirement(
+        "the shape of a model, such as lm.GPT2Config(...)", lambda value: isinstance(value, Config), alone=True
+    ),
 ]
 """The shape of a model, of whatever family."""
 
-type WeightType = Annotated[Any, Must("a type of weights: jnp.float32 or jnp.bfloat16", _is_weight_type, alone=True)]
+type WeightType = Annotated[
+    Any, Requirement("a type of weights: jnp.float32 or jnp.bfloat16", _is_weight_type, alone=True)
+]
 """A type of weights."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.annotations import Must
+from bayesrl.annotations import Requirement
 from bayesrl.errors import LanguageModelError
 
 
@@ -19,7 +19,7 @@ def _is_dtype(value: Any) -> bool:
         return False
 
 
-type DtypeOrNone = Annotated[Any, Must("jnp.float32, jnp.bfloat16 or None", _is_dtype, alone=True)]
+type DtypeOrNone = Annotated[Any, Requirement("jnp.float32, jnp.bfloat16 or None", _is_dtype, alone=True)]
 """The type of all weights of a model, or None for that of the file."""
 
 

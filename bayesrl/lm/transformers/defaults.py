@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.values import told
+from bayesrl.values import format_value
 
 _GATED: Mapping[str, Any] = {
     "hidden_size": 4096,
@@ -115,7 +115,9 @@ def completed(json: Mapping[str, Any], families: Collection[str]) -> dict[str, A
     """
     family = json.get("model_type")
     if not isinstance(family, str) or family not in families:
-        raise LanguageModelError(f"config.json sets model_type={told(family)}; use {' or '.join(map(repr, families))}")
+        raise LanguageModelError(
+            f"config.json sets model_type={format_value(family)}; use {' or '.join(map(repr, families))}"
+        )
     names = ALIASES.get(family, {})
     # A family with another name for the activation does not read the common one, which some files hold beside it.
     unread = ("hidden_act",) if "hidden_activation" in names else ()

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from bayesrl.annotations import Must
+from bayesrl.annotations import Requirement
 from bayesrl.arguments import FiniteNumbersOrNone, checked
 from bayesrl.diagnostics.results import Evidence, Frontier
 from bayesrl.errors import PolicyError
@@ -94,7 +94,9 @@ def _has_errors(value: Any) -> bool:
     return all(part is not None and not callable(part) for part in parts)
 
 
-type Means = Annotated[Any, Must("an Estimate or Interval: means with their standard errors", _has_errors, alone=True)]
+type Means = Annotated[
+    Any, Requirement("an Estimate or Interval: means with their standard errors", _has_errors, alone=True)
+]
 """Numbers with their standard errors."""
 
 

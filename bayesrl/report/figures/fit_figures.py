@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesrl.arguments import FiniteNumbersOrNone, Location, checked
-from bayesrl.compilation.keys import from_seed
+from bayesrl.compilation.keys import key_from_seed
 from bayesrl.diagnostics.scoreboard import over_all_data
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
@@ -211,7 +211,7 @@ def whole_of(posterior: Posterior) -> Posterior:
     best = posterior.select(restart="best") if posterior.mixture is None else posterior
     if best.programs is None or not best.programs.structure.subsampled:
         return best
-    return with_draws(from_seed(0), over_all_data(best))
+    return with_draws(key_from_seed(0), over_all_data(best))
 
 
 def _panels(posterior: Posterior, target: WeightedDraws | None, site: str) -> list[Laid]:

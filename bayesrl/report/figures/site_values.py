@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from bayesrl.compilation.keys import from_seed
+from bayesrl.compilation.keys import key_from_seed
 from bayesrl.core.density import log_density
 from bayesrl.core.structure import Structure
 from bayesrl.errors import PolicyError
@@ -164,7 +164,7 @@ def _target(target: WeightedDraws, site: str, axes: tuple[int | None, ...], cont
     if site in target.sites and log_weights.ndim == 1 + len(contexts):
         laid = _values(np.asarray(target.sites[site]), axes, contexts)
         return laid._replace(weights=np.exp(log_weights).reshape(len(log_weights), -1))
-    draws = target.resample(from_seed(0), _TARGET_DRAWS)[site]
+    draws = target.resample(key_from_seed(0), _TARGET_DRAWS)[site]
     return _values(np.asarray(draws), axes, contexts)
 
 

@@ -15,7 +15,7 @@ import pytest
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.compilation.keys import cheap
+from bayesrl.compilation.keys import as_hash_key
 from bayesrl.control import ActorCritic, JaxEnvironment, Rollout, TablePolicy
 from bayesrl.control.learning.interaction import world_of
 from bayesrl.control.rollout import Choice
@@ -256,7 +256,7 @@ def test_the_same_walk_is_the_same_in_every_shape(name: str) -> None:
     for limit, steps in ((4, [1, 0, 1, 0]), (3, [1, 1, 1])):
         environment = JaxEnvironment(SHAPES[name](limit))
         world = world_of(environment)
-        begin = world.begin(cheap(np.zeros(2, np.uint32)))
+        begin = world.begin(as_hash_key(np.zeros(2, np.uint32)))
         at = -1 if name == "pgx" else 0  # its mask comes first
         assert begin[at] == 0
         place = 0
@@ -436,7 +436,7 @@ class Growing(Navix):
 def test_what_is_no_environment_of_one_agent_is_refused(make: Any, message: str) -> None:
     def play() -> None:
         world = world_of(JaxEnvironment(make()))
-        world.begin(cheap(np.zeros(2, np.uint32)))
+        world.begin(as_hash_key(np.zeros(2, np.uint32)))
         world.step(1)
 
     with pytest.raises(ControlError, match=message):

@@ -24,7 +24,7 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 
-from bayesrl.compilation.keys import cheap
+from bayesrl.compilation.keys import as_hash_key
 from bayesrl.control import from_gymnasium, soft_value_iteration
 from bayesrl.control.learning.env_adapter import Act
 from bayesrl.control.learning.interaction import GymnasiumWorld
@@ -149,7 +149,7 @@ def test_the_optimum_is_reached_and_never_passed() -> None:
         best = soft_value_iteration(tables, 0.0).policy.argmax(-1)
         act = Act(lambda t, seen, best=best: (int(best[t][int(seen)]), 0.0))  # type: ignore[misc]
         rng = np.random.default_rng(0)
-        played = [world.play(cheap(rng.integers(2**32, size=2, dtype=np.uint32)), act) for _ in range(200)]
+        played = [world.play(as_hash_key(rng.integers(2**32, size=2, dtype=np.uint32)), act) for _ in range(200)]
         returns = np.array([episode.reward.sum() for episode in played])
         assert world.optimum == pytest.approx(returns.mean(), abs=4.5 * returns.std() / 200**0.5 + 1e-9)
         assert max(len(episode.reward) for episode in played) <= world.max_steps

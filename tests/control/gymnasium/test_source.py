@@ -13,7 +13,7 @@ from counting import compilations
 from gymnasium import spaces
 
 import bayesrl
-from bayesrl.compilation.keys import apart, words_of
+from bayesrl.compilation.keys import key_data, split_keys
 from bayesrl.control import (
     ActorCritic,
     GymnasiumSource,
@@ -433,7 +433,7 @@ def test_episodes_are_in_the_order_of_their_seeds() -> None:
     source = GymnasiumSource(Varied, num_envs=3, window=2)
     _, pair, params, _ = batch_of(source)
     key = jax.random.key(4)
-    first = int(np.asarray(words_of(apart(key)[1]))[0] % 2**30)
+    first = int(np.asarray(key_data(split_keys(key)[1]))[0] % 2**30)
     draws, _ = source.episodes(key, params, pair, 8)
     assert np.asarray(draws.metrics["length"]).tolist() == [1 + (first + j) % 5 for j in range(8)]
     observation = np.asarray(draws.sites["observation"])[..., 0]

@@ -10,10 +10,10 @@ import numpyro.distributions as dist
 import pytest
 
 import bayesrl
-from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.jit import closure_jit
 from bayesrl.core.structure import finite_support, is_discrete
 from bayesrl.errors import PolicyError
-from bayesrl.guides.tilts.natural import tilt_shape, tilted
+from bayesrl.guides.tilts.families import tilt_distribution, tilt_shape
 from benchmarks.distributions import try_family
 
 KEY = jax.random.key(0)
@@ -43,7 +43,7 @@ PRIORS = {
 
 def tilt_of(fn: Any, make: Any = jnp.zeros) -> Any:
     support = finite_support(fn) if is_discrete(fn) else None
-    return tilted(fn, make((*fn.batch_shape, *tilt_shape("x", fn, support))), support)
+    return tilt_distribution(fn, make((*fn.batch_shape, *tilt_shape("x", fn, support))), support)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -56,7 +56,7 @@ def test_a_zero_tilt_leaves_the_prior(name: str) -> None:
         values = fn.sample(KEY, (20,))
         return moved.log_prob(values), fn.log_prob(values), moved.sample(KEY, (20,)) - values
 
-    ours, theirs, apart = compiled(both)()
+    ours, theirs, apart = closure_jit(both)()
     assert np.allclose(ours, theirs, atol=2e-4)
     assert np.isfinite(np.asarray(apart)).all()
 
@@ -73,7 +73,7 @@ def test_tilted_counts_have_their_probabilities(name: str) -> None:
 
 def test_a_circle_is_tilted_by_its_cosine_and_sine() -> None:
     prior = dist.VonMises(0.5, 1.5)
-    moved = tilted(prior, jnp.array([0.7, -1.2]), None)
+    moved = tilt_distribution(prior, jnp.array([0.7, -1.2]), None)
     angles = jnp.linspace(-3, 3, 7)
     ratio = moved.log_prob(angles) - prior.log_prob(angles) - (0.7 * jnp.cos(angles) - 1.2 * jnp.sin(angles))
     assert np.ptp(np.asarray(ratio)) < 1e-5

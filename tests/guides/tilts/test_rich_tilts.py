@@ -13,17 +13,17 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import bayesrl
-from bayesrl.compilation.jit import compiled
+from bayesrl.compilation.jit import closure_jit
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import finite_support, inspect, is_discrete
 from bayesrl.core.trace import record, site_log_prob
 from bayesrl.errors import GuideError, PolicyError
-from bayesrl.guides.tilts.bends import Bend
 from bayesrl.guides.tilts.conjugacy import conjugate_sites
-from bayesrl.guides.tilts.natural import Reach, tilt_shape, tilted
-from bayesrl.guides.tilts.windows import Windowed
-from bayesrl.jaxprs.dataflow import numbers_for
-from bayesrl.jaxprs.polynomial_degrees import NO_POLYNOMIAL, degrees_of
+from bayesrl.guides.tilts.families import PriorRange, tilt_distribution, tilt_shape
+from bayesrl.guides.tilts.reweighted_counts import ReweightedCounts
+from bayesrl.guides.tilts.sinh_arcsinh import SinhArcsinh
+from bayesrl.jaxprs.dataflow import count_dependent_numbers
+from bayesrl.jaxprs.polynomial_degrees import NOT_POLYNOMIAL, input_degrees
 
 KEY = jax.random.key(0)
 
@@ -35,7 +35,7 @@ def test_a_bend_has_its_inverse_and_slope() -> None:
     centre, width = jnp.array([0.3]), jnp.array([2.0])
 
     def both(numbers: Any) -> Any:
-        bend = Bend(numbers, centre, width)
+        bend = SinhArcsinh(numbers, centre, width)
         s, log_slope = bend.forward(z)
         slope = jax.vmap(jax.grad(lambda one: bend.forward(one[None])[0].sum()))(z)
         return s, log_slope, slope, bend.inverse(s)[0]
@@ -50,7 +50,7 @@ def test_a_bend_has_its_inverse_and_slope() -> None:
         [30.0, -9.0, 0.0, -9.0],
         [-30.0, -9.0, 0.0, 9.0],
     ):
-        s, log_slope, slope, again = (np.asarray(x) for x in compiled(both)(jnp.array(numbers)))
+        s, log_slope, slope, again = (np.asarray(x) for x in closure_jit(both)(jnp.array(numbers)))
         np.testing.assert_allclose(log_slope, np.log(slope), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(again, z, rtol=1e-4, atol=1e-4)
         assert (np.diff(s[order, 0]) >= 0).all()
@@ -78,16 +78,16 @@ def test_a_rich_tilt_starts_at_the_prior_and_is_a_density(name: str) -> None:
     """E_π₀[q/π₀] = 1 of another tilt, within 5 standard errors of 20,000 draws (false alarms 6e-7 each)."""
     fn = RICH[name]
     support = finite_support(fn) if is_discrete(fn) else None
-    reach = Reach(centre=0.2, width=0.7, window=(0, 12) if is_discrete(fn) else None)
+    reach = PriorRange(centre=0.2, width=0.7, window=(0, 12) if is_discrete(fn) else None)
     shape = (*fn.batch_shape, *tilt_shape("x", fn, support, reach))
     other = 0.25 * jnp.sin(1.0 + jnp.arange(float(np.prod(shape)))).reshape(shape)
 
     def scores() -> Any:
         draws = fn.sample(KEY, (20_000,))
-        plain, moved = (tilted(fn, theta, support, reach) for theta in (jnp.zeros(shape), other))
+        plain, moved = (tilt_distribution(fn, theta, support, reach) for theta in (jnp.zeros(shape), other))
         return fn.log_prob(draws), plain.log_prob(draws), moved.log_prob(draws), moved.sample(KEY, (7,))
 
-    prior, plain, moved, sample = compiled(scores)()
+    prior, plain, moved, sample = closure_jit(scores)()
     assert sample.shape == (7, *fn.batch_shape, *fn.event_shape)
     np.testing.assert_allclose(plain, prior, rtol=1e-5, atol=1e-4)
     ratio = np.exp(np.asarray(moved - prior, float)).reshape(20_000, -1)[:, 0]
@@ -98,9 +98,9 @@ def test_a_rich_tilt_starts_at_the_prior_and_is_a_density(name: str) -> None:
 def test_a_window_between_knots() -> None:
     """500 counts, 64 weights: those between lie on straight lines, and all masses add up to 1."""
     weights = jnp.sin(jnp.arange(64.0) / 5)
-    guide = Windowed(dist.Poisson(200.0), weights, 20, 500)
+    guide = ReweightedCounts(dist.Poisson(200.0), weights, 20, 500)
     counts = np.arange(0, 700)
-    mass = np.exp(np.asarray(compiled(lambda: guide.log_prob(jnp.asarray(counts)))(), float))
+    mass = np.exp(np.asarray(closure_jit(lambda: guide.log_prob(jnp.asarray(counts)))(), float))
     assert mass.sum() == pytest.approx(1.0, abs=1e-3)
     lines = np.interp(np.arange(20, 520), np.linspace(20, 519, 64), np.asarray(weights))
     log_mass = stats.poisson(200).logpmf(np.arange(20, 520)) + lines
@@ -157,7 +157,7 @@ def test_a_density_that_does_not_read_what_its_draw_computed(fn: Any) -> None:
         site = record(FoldedKeys(lambda: numpyro.sample("x", fn), KEY)).sites["x"]
         return site_log_prob(site), fn.log_prob(site.value)
 
-    np.testing.assert_allclose(*compiled(program)(), rtol=1e-6)
+    np.testing.assert_allclose(*closure_jit(program)(), rtol=1e-6)
 
 
 def grid_of(prior: Any, num: int = 20_001) -> tuple[np.ndarray, np.ndarray]:
@@ -230,11 +230,11 @@ def test_a_zero_beside_a_continuous_distribution() -> None:
     points = jnp.linspace(0.0, 15.0, 3001)
 
     def both() -> Any:
-        plain, moved = (tilted(fn, c * jnp.ones(size), None).log_prob(points) for c in (0.0, 0.3))
-        slopes = jax.grad(lambda theta: tilted(fn, theta, None).log_prob(points).sum())(jnp.full(size, 0.3))
+        plain, moved = (tilt_distribution(fn, c * jnp.ones(size), None).log_prob(points) for c in (0.0, 0.3))
+        slopes = jax.grad(lambda theta: tilt_distribution(fn, theta, None).log_prob(points).sum())(jnp.full(size, 0.3))
         return plain, fn.log_prob(points), moved, slopes
 
-    plain, prior, moved, slopes = (np.asarray(x, float) for x in compiled(both)())
+    plain, prior, moved, slopes = (np.asarray(x, float) for x in closure_jit(both)())
     np.testing.assert_allclose(plain, prior, rtol=1e-5, atol=1e-4)
     assert np.isfinite(slopes).all()
     mass = np.exp(moved)
@@ -247,17 +247,19 @@ def test_degrees_and_costs_of_a_program() -> None:
     cases: list[tuple[Any, int, int]] = [
         (lambda v: [v["x"] ** 2, v["x"] * v["y"] - v["y"]], 2, 2),
         (lambda v: [(v["x"] @ jnp.eye(3) - 2 * v["y"]).sum() ** 2 / 4], 2, 2),
-        (lambda v: [v["x"] ** 2 * v["y"]], NO_POLYNOMIAL, NO_POLYNOMIAL),
-        (lambda v: [jnp.tanh(v["x"]), dist.Normal(v["y"], 2.0).log_prob(1.0)], NO_POLYNOMIAL, 2),
-        (lambda v: [jnp.where(v["x"] > 0, v["y"], 0.0)], NO_POLYNOMIAL, NO_POLYNOMIAL),
+        (lambda v: [v["x"] ** 2 * v["y"]], NOT_POLYNOMIAL, NOT_POLYNOMIAL),
+        (lambda v: [jnp.tanh(v["x"]), dist.Normal(v["y"], 2.0).log_prob(1.0)], NOT_POLYNOMIAL, 2),
+        (lambda v: [jnp.where(v["x"] > 0, v["y"], 0.0)], NOT_POLYNOMIAL, NOT_POLYNOMIAL),
         (lambda v: [jax.lax.scan(lambda c, u: (c + u, c * 2.0), 0.0, v["x"])[0], v["y"] ** 0], 1, 0),
-        (lambda v: [jax.lax.scan(lambda c, u: (c * u, c), 1.0, v["x"])[0]], NO_POLYNOMIAL, 0),
-        (lambda v: [jnp.arange(3.0)[1] / v["x"]], NO_POLYNOMIAL, 0),
+        (lambda v: [jax.lax.scan(lambda c, u: (c * u, c), 1.0, v["x"])[0]], NOT_POLYNOMIAL, 0),
+        (lambda v: [jnp.arange(3.0)[1] / v["x"]], NOT_POLYNOMIAL, 0),
     ]
     for function, x, y in cases:
-        assert degrees_of(function, values) == {"x": x, "y": y}
-    assert numbers_for(lambda v: (v["x"] * 2).sum(), values) == 4
+        assert input_degrees(function, values) == {"x": x, "y": y}
+    assert count_dependent_numbers(lambda v: (v["x"] * 2).sum(), values) == 4
     matrix = jnp.ones((50, 3))
-    assert numbers_for(lambda v: (matrix * 2) @ v["x"], values) == 150  # what does not depend on the values is free
-    called = numbers_for(lambda v: jax.pure_callback(np.sum, jnp.zeros(()), v["x"]), values)
+    assert (
+        count_dependent_numbers(lambda v: (matrix * 2) @ v["x"], values) == 150
+    )  # what does not depend on the values is free
+    called = count_dependent_numbers(lambda v: jax.pure_callback(np.sum, jnp.zeros(()), v["x"]), values)
     assert called is None

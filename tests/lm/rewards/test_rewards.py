@@ -22,7 +22,7 @@ import reward_functions as functions
 import tokenizers as tk
 from jax import Array
 
-from bayesrl.compilation.callbacks import host_errors, on_host
+from bayesrl.compilation.callbacks import host_call, host_errors
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm import BertClassifier, BertConfig, Pretrained, Tokenizer, bytes_level, characters
 from bayesrl.lm.completions import Completions, Examples, prompts
@@ -549,7 +549,7 @@ def test_errors_come_as_they_were() -> None:
         def run(x: np.ndarray) -> np.ndarray:
             raise kind("as it was")
 
-        return jax.jit(lambda x: on_host(run, jax.ShapeDtypeStruct((), jnp.float32), x))
+        return jax.jit(lambda x: host_call(run, jax.ShapeDtypeStruct((), jnp.float32), x))
 
     with pytest.raises(KeyboardInterrupt), host_errors():
         jax.block_until_ready(fail(KeyboardInterrupt)(1.0))
@@ -581,7 +581,7 @@ def test_interrupts_reach_threads_that_wait_for_workers() -> None:
             time.sleep(5)
         thread.join(10)
     assert heard == [True]
-    on_host(lambda x: x, jax.ShapeDtypeStruct((), jnp.float32), 1.0)  # and is forgotten
+    host_call(lambda x: x, jax.ShapeDtypeStruct((), jnp.float32), 1.0)  # and is forgotten
 
 
 def test_many_large_calls_in_a_loop_come_to_an_end() -> None:
@@ -591,7 +591,7 @@ def test_many_large_calls_in_a_loop_come_to_an_end() -> None:
     @jax.jit
     def run(x: Array) -> Array:
         def body(_: Any, x: Array) -> Array:
-            return x + on_host(total, jax.ShapeDtypeStruct((), jnp.float32), x)
+            return x + host_call(total, jax.ShapeDtypeStruct((), jnp.float32), x)
 
         return jax.lax.fori_loop(0, 100, body, x)
 

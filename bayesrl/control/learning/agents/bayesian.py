@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from bayesrl.annotations import Must
-from bayesrl.arguments import Count, Unread, checked
+from bayesrl.annotations import Requirement
+from bayesrl.arguments import Count, UnusedOption, checked
 from bayesrl.control.exploration.rules import Exploration, thompson
 from bayesrl.control.learning.agents.base import Agent
 from bayesrl.control.learning.agents.bayesian_state import BayesianMind
@@ -17,7 +17,7 @@ from bayesrl.values import is_function
 
 type ModelOrProgram = Annotated[
     Any,
-    Must(
+    Requirement(
         "a model of the unknown, such as TabularModel(...), or a NumPyro program of the experience",
         lambda model: is_function(model) and not isinstance(model, type),
         alone=True,
@@ -33,8 +33,8 @@ def _fits_itself(given: Mapping[str, Any]) -> bool:
 
 @checked(
     ControlError,
-    Unread("num_steps", _fits_itself, "the model has its own inference; inference='fit' makes steps for it"),
-    Unread(
+    UnusedOption("num_steps", _fits_itself, "the model has its own inference; inference='fit' makes steps for it"),
+    UnusedOption(
         "update_every",
         lambda given: given["inference"] == "exact" and getattr(given["model"], "online", False),
         "the model takes in each step when it is made",

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.arguments import asking, check_room
-from bayesrl.compilation.jit import once_prepared
-from bayesrl.compilation.keys import apart, fold_in, key_of_nothing
+from bayesrl.arguments import check_memory, user_code
+from bayesrl.compilation.jit import trace_once
+from bayesrl.compilation.keys import dummy_key, fold_in, split_keys
 from bayesrl.control.exploration.beliefs import SampleBelief
 from bayesrl.control.learning.agents.base import Mind, Told
 from bayesrl.control.learning.allowed_actions import masks_of
@@ -54,7 +54,7 @@ class BayesianMind(Mind):
         self._held: Experience | None = world.example() if model.online else None
         shape = jax.eval_shape(
             lambda key, state, experience: self._tables(key, state, experience, 1),
-            key_of_nothing(),
+            dummy_key(),
             self.state,
             self.experience(),
         )
@@ -113,7 +113,7 @@ class BayesianMind(Mind):
     def program(self, name: str, make: Callable[[], Callable[..., Any]], kind: Any = None) -> Callable[..., Any]:
         """Give a compiled function by its name and kind, made when it is first asked for."""
         if (name, kind) not in self._compiled:
-            self._compiled[name, kind] = once_prepared(make(), name=name)
+            self._compiled[name, kind] = trace_once(make(), name=name)
         return self._compiled[name, kind]
 
     def drawn(
@@ -128,7 +128,7 @@ class BayesianMind(Mind):
             seen: the observations whose values are told, where observations are not finitely many.
         """
         each = self.world.num_actions * (self.world.num_observations or 1)
-        check_room(4.0 * num_draws * each, f"{num_draws:,} draws of {each:,} values", "ask for fewer", ControlError)
+        check_memory(4.0 * num_draws * each, f"{num_draws:,} draws of {each:,} values", "ask for fewer", ControlError)
         draw = self.program("draw_posterior", lambda: partial(self._sites, num_draws=self._at_once))
         state = self.state if state is None else state
         if not self.finite:
@@ -210,7 +210,7 @@ class BayesianMind(Mind):
         steps = min(self.world.max_steps, 100_000 // max(self.world.num_observations or 1, 1) + 1)
 
         def plan(key: PRNGKey, state: Any, experience: Experience, episode: Array) -> Array:
-            draw_key, rule_key = apart(key)
+            draw_key, rule_key = split_keys(key)
             if self._soft(exploration):
                 told = self.model.cumulants(state)
                 return jax.random.categorical(rule_key, told.values / told.temperature)
@@ -284,7 +284,7 @@ class BayesianMind(Mind):
             raise ControlError(
                 "the posterior was fitted or trained, and how it was earlier was not kept; leave stage out"
             )
-        return self._absorbed(self.model.initial(key_of_nothing(), self.world), first_rows(self.memory.rows(), rows))
+        return self._absorbed(self.model.initial(dummy_key(), self.world), first_rows(self.memory.rows(), rows))
 
     def mark(self) -> tuple[Any, ...]:
         """Remember how it is; see `Mind.mark`."""
@@ -318,7 +318,7 @@ class BayesianMind(Mind):
 def _chosen(exploration: Any, key: PRNGKey, belief: SampleBelief, episode: Array) -> Array:
     """Ask a rule, and refuse what are no actions."""
     wanted = belief.mean.shape[:-1]
-    with asking(f"the exploration rule {exploration!r}", ControlError, "let it give integers"):
+    with user_code(f"the exploration rule {exploration!r}", ControlError, "let it give integers"):
         chosen = jnp.asarray(exploration(key, belief, episode))
     if chosen.shape != wanted or not jnp.issubdtype(chosen.dtype, jnp.integer):
         raise ControlError(

@@ -13,9 +13,9 @@ import optax
 from jax import Array, lax
 from numpyro import handlers
 
-from bayesrl.arguments import Count, Positive, Share, checked
-from bayesrl.compilation.jit import compiled, once_prepared
-from bayesrl.compilation.keys import cheap, fold_in
+from bayesrl.arguments import Count, Positive, UnitInterval, checked
+from bayesrl.compilation.jit import closure_jit, trace_once
+from bayesrl.compilation.keys import as_hash_key, fold_in
 from bayesrl.control.actor_critic import ActorCritic
 from bayesrl.control.exploration.rules import Exploration, Thompson, thompson
 from bayesrl.control.gymnasium.behaviour_policies import decide
@@ -69,9 +69,9 @@ class KLControl(Agent):
     policy: ObservationPolicy | None = None
     batch: Count = 8
     num_updates: Count = 8
-    trace: Share = 0.95
+    trace: UnitInterval = 0.95
     learning_rate: Positive | None = None
-    discount: Share | None = None
+    discount: UnitInterval | None = None
 
     @property
     def default_exploration(self) -> Exploration:
@@ -109,19 +109,19 @@ class ControlMind(Mind):
         rollout = RecordedRollout(outside, self._size, max(discount, 1e-6), None)
         family = agent.policy or (TablePolicy() if world.num_observations is not None else NetworkPolicy())
         objective = ActorCritic(trace=agent.trace, reference=agent.reference)
-        self._setup = set_up(cheap(key), rollout, (), agent.beta, family, objective, 1, _recorded)
+        self._setup = set_up(as_hash_key(key), rollout, (), agent.beta, family, objective, 1, _recorded)
         rate = self._setup.learning_rate if agent.learning_rate is None else agent.learning_rate
         programs = self._setup.programs
         arrays, static = eqx.partition(programs.args, eqx.is_array)
         pair = programs.pair()
         lane = Lane(self._setup.objective, optax.adam(rate), lambda args: replace(pair, args=eqx.combine(args, static)))
-        self.state = compiled(lambda params: init(lane, params), name="initial")(self._setup.params)
+        self.state = closure_jit(lambda params: init(lane, params), name="initial")(self._setup.params)
         self._pair, self._args, self._lane = pair, arrays, lane
         self._batch: list[Episode] = []
         self._acting: dict[str, Any] = {}
-        self._stepping = once_prepared(self._steps, name="update")
+        self._stepping = trace_once(self._steps, name="update")
         self._told = Told()
-        self._probs = once_prepared(self._probabilities, name="policy")
+        self._probs = trace_once(self._probabilities, name="policy")
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
         """Choose how to act in the next episode; see `Mind.explore`."""
@@ -137,7 +137,7 @@ class ControlMind(Mind):
                 told = decide(pair, params, key, seen[None], behaviour)
                 return told.action[0], told.log_behaviour[0]
 
-            self._acting[name] = once_prepared(act, name="act")
+            self._acting[name] = trace_once(act, name="act")
         acting = self._acting[name]
 
         def choose(time: int, seen: np.ndarray, *allowed: np.ndarray) -> tuple[int, float]:

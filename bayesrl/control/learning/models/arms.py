@@ -10,8 +10,8 @@ import numpyro
 from jax import Array, lax
 
 from bayesrl.arguments import checked
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.learning.env_adapter import World
 from bayesrl.control.learning.models.base import ACTION_VALUES, Sites, UnknownModel, observe_masked
@@ -74,7 +74,7 @@ class ArmsModel(UnknownModel):
 
     def initial(self, key: PRNGKey, world: World) -> Any:
         """Give the prior; see `UnknownModel.initial`."""
-        return compiled(self.nothing, name="start")()
+        return closure_jit(self.nothing, name="start")()
 
     def nothing(self, experience: Experience | None = None) -> Any:
         """Give the prior."""
@@ -114,7 +114,7 @@ class ArmsModel(UnknownModel):
         return self.bandit.values(jnp.broadcast_to(world, (len(seen), *world.shape)), seen)
 
     def _seen_of_one(self) -> jax.ShapeDtypeStruct:
-        shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda key: self.bandit.observe(key, 1), key_of_nothing())
+        shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda key: self.bandit.observe(key, 1), dummy_key())
         return shape
 
     def _seen(self, observations: Numbers) -> Array:

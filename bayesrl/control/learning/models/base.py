@@ -12,15 +12,15 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.annotations import Must
+from bayesrl.annotations import Requirement
 from bayesrl.arguments import Count, Positive, checked
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import key_of_nothing
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.learning.env_adapter import World
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.core.programs import Pair
 from bayesrl.errors import ControlError
-from bayesrl.guides import GuideFamily
+from bayesrl.guides import AutoGuide
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.setup import Setup, set_up
 from bayesrl.svi.step import Lane, State, init, run_chunk
@@ -98,7 +98,7 @@ class UnknownModel(abc.ABC):
 def told_values(program: Program, sites: Sites, experience: Experience, seen: Any) -> Array:
     """Run a program with θ given, and read its `action_values`."""
     args = (experience,) if seen is None else (experience, seen)
-    held = handlers.seed(handlers.substitute(program, data=sites), rng_seed=key_of_nothing())
+    held = handlers.seed(handlers.substitute(program, data=sites), rng_seed=dummy_key())
     with handlers.block(), handlers.trace() as trace:
         held(*args)
     if ACTION_VALUES not in trace:
@@ -126,7 +126,7 @@ class ProgramModel(UnknownModel):
     """
 
     program: Program
-    guide: Program | GuideFamily | None = None
+    guide: Program | AutoGuide | None = None
     num_steps: Count = 100
     num_particles: Count = 16
     learning_rate: Positive | None = None
@@ -155,7 +155,7 @@ class ProgramModel(UnknownModel):
         self._seen = None if world.num_observations is not None else np.zeros((1, *world.shape), world.dtype)
         args = (data,) if self._seen is None else (data, self._seen)
         setup = set_up(
-            key_of_nothing(), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
+            dummy_key(), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
         )
         if ACTION_VALUES not in [site.name for site in setup.programs.structure.sites]:
             # Told as it is when values are read.
@@ -170,7 +170,7 @@ class ProgramModel(UnknownModel):
 
     def initial(self, key: PRNGKey, world: World) -> State:
         """Start at the prior."""
-        return compiled(lambda params: init(self._lane, params), name="initial")(self._ready().params)
+        return closure_jit(lambda params: init(self._lane, params), name="initial")(self._ready().params)
 
     def update(self, key: PRNGKey, state: State, experience: Experience) -> State:
         """Take steps on the experience so far."""
@@ -215,7 +215,7 @@ def observe_masked(name: str, fn: Any, value: Numbers, held: Numbers) -> None:
 
 type Conjugate = Annotated[
     Any,
-    Must(
+    Requirement(
         "a model with an exact posterior, such as control.TabularModel(...)",
         lambda model: all(callable(getattr(model, name, None)) for name in ("nothing", "absorb", "draw", "with_data")),
         alone=True,

@@ -11,9 +11,18 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array, lax
 
-from bayesrl.arguments import AnyNumbersOrNone, Count, FiniteNumbers, Positive, PositiveNumbers, Room, Share, checked
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import apart
+from bayesrl.arguments import (
+    AnyNumbersOrNone,
+    Count,
+    FiniteNumbers,
+    MemoryNeed,
+    Positive,
+    PositiveNumbers,
+    UnitInterval,
+    checked,
+)
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import split_keys
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.exploration.beliefs import draw_dirichlet
 from bayesrl.control.learning.env_adapter import World
@@ -61,7 +70,7 @@ def _num_bytes(given: Mapping[str, Any]) -> float:
 
 @checked(
     ControlError,
-    Room(_num_bytes, ("num_states", "num_actions", "horizon"), "pass successors=, or make it smaller"),
+    MemoryNeed(_num_bytes, ("num_states", "num_actions", "horizon"), "pass successors=, or make it smaller"),
 )
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TabularModel(UnknownModel):
@@ -113,7 +122,7 @@ class TabularModel(UnknownModel):
     reward_scale: Positive = 1.0
     noise: Positive = 1.0
     paid_at_end: bool = False
-    discount: Share = 1.0
+    discount: UnitInterval = 1.0
     start: AnyNumbersOrNone = None
     _layers: Any = field(default=None, init=False, repr=False)
 
@@ -211,7 +220,7 @@ class TabularModel(UnknownModel):
     def draw(self, key: PRNGKey, state: Counts, experience: Experience, num_draws: int) -> Sites:
         """Draw θ from the exact posterior; see `UnknownModel.draw`."""
         concentration, mean, scale = self.posterior(state)
-        first, second = apart(key)
+        first, second = split_keys(key)
         transitions = draw_dirichlet(first, jnp.broadcast_to(concentration, (num_draws, *concentration.shape)))
         noise = jax.random.normal(second, (num_draws, *mean.shape))
         return {"transitions": transitions, "rewards": mean + scale * noise}
@@ -314,7 +323,7 @@ class TabularModel(UnknownModel):
 
     def expected(self, counts: Counts) -> TabularMDP:
         """Give the expected process as a `TabularMDP`, with one more state for the end, for exact planning."""
-        concentration, mean, _ = (np.asarray(x, float) for x in compiled(self.posterior)(counts))
+        concentration, mean, _ = (np.asarray(x, float) for x in closure_jit(self.posterior)(counts))
         probabilities = concentration / concentration.sum(-1, keepdims=True)
         outcomes = self.successors.shape[-1]
         last = np.full((1, self.num_actions, outcomes), self.num_states)

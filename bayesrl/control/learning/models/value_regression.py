@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 import optax
 from jax import Array
 
-from bayesrl.arguments import Count, CountOrNone, Positive, Room, checked
-from bayesrl.compilation.jit import compiled
-from bayesrl.compilation.keys import cheap, fold_in, split
+from bayesrl.arguments import Count, CountOrZero, MemoryNeed, Positive, checked
+from bayesrl.compilation.jit import closure_jit
+from bayesrl.compilation.keys import as_hash_key, fold_in, split
 from bayesrl.control.learning.env_adapter import World
 from bayesrl.control.learning.models.base import ACTION_VALUES, Sites, UnknownModel, observe_masked
 from bayesrl.control.learning.replay_memory import Experience, example
@@ -186,7 +186,7 @@ class NetworkValues(ValueModel):
     """
 
     hidden: Count = 64
-    depth: CountOrNone = 2
+    depth: CountOrZero = 2
     num_steps: Count = 50
     learning_rate: Positive = 1e-3
 
@@ -258,7 +258,7 @@ class NetworkValues(ValueModel):
         return Trained(*carry, state.anchors)
 
 
-@checked(ControlError, Room(network_bytes, ("hidden", "depth"), "use fewer"))
+@checked(ControlError, MemoryNeed(network_bytes, ("hidden", "depth"), "use fewer"))
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LastLayerValues(NetworkValues):
     """A network whose last layer has its exact Normal posterior, the layers below being those of the best fit.
@@ -275,7 +275,7 @@ class LastLayerValues(NetworkValues):
             params = self.drawn_prior(key, size)
             return Trained(params, optax.adam(self.learning_rate).init(params), jax.tree.map(jnp.zeros_like, params))
 
-        told: Trained = compiled(first, name="initial")(key)
+        told: Trained = closure_jit(first, name="initial")(key)
         return told
 
     def update(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
@@ -300,7 +300,7 @@ class LastLayerValues(NetworkValues):
 
 @checked(
     ControlError,
-    Room(
+    MemoryNeed(
         lambda given: given["num_members"] * network_bytes(given),
         ("num_members", "hidden", "depth"),
         "use fewer of each",
@@ -331,14 +331,14 @@ class EnsembleValues(NetworkValues):
             anchors = jax.vmap(lambda k: self.drawn_prior(k, size))(keys)
             return Trained(anchors, jax.vmap(optax.adam(self.learning_rate).init)(anchors), anchors)
 
-        told: Trained = compiled(first, name="initial")(split(key, self.num_members))
+        told: Trained = closure_jit(first, name="initial")(split(key, self.num_members))
         return told
 
     def update(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
         """Train all members; see `UnknownModel.update`."""
 
         def one(member: Array, own: Trained) -> Trained:
-            fixed = jax.random.fold_in(cheap(np.array([0, 7], np.uint32)), member)
+            fixed = jax.random.fold_in(as_hash_key(np.array([0, 7], np.uint32)), member)
 
             def jitter(rows: Array) -> Array:
                 return self.noise * jax.vmap(lambda row: jax.random.normal(fold_in(fixed, row)))(rows)
