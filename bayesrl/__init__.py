@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from bayesrl import control, errors, guides, lm, objectives
     from bayesrl.cache import use_cache
     from bayesrl.core.density import Density, log_density
-    from bayesrl.core.handlers import tilt, whole
+    from bayesrl.core.handlers import full_data, tilt
     from bayesrl.core.primitives import environment, reward
     from bayesrl.diagnostics.comparison import compare
     from bayesrl.diagnostics.diagnosis import diagnose
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bayesrl.monte_carlo.rejection_sampling import rejection
     from bayesrl.posterior.datatree import to_datatree
     from bayesrl.posterior.posterior import Posterior
-    from bayesrl.problem import LearningProblem, Problem, ready_learning, ready_model
+    from bayesrl.problem import LearningProblem, Problem, load_learning_problem, load_problem
     from bayesrl.report.write import write_report
     from bayesrl.statistics.estimates import Estimate, Estimates, Interval
     from bayesrl.svi.checkpoints import load, resume
@@ -46,7 +46,7 @@ _HOMES = {
     "bayesrl.diagnostics.results": ("Comparison", "Diagnosis", "Evidence", "Frontier", "Section"),
     "bayesrl.core.density": ("Density", "log_density"),
     "bayesrl.statistics.estimates": ("Estimate", "Estimates", "Interval"),
-    "bayesrl.core.handlers": ("tilt", "whole"),
+    "bayesrl.core.handlers": ("full_data", "tilt"),
     "bayesrl.core.primitives": ("environment", "reward"),
     "bayesrl.posterior.datatree": ("to_datatree",),
     "bayesrl.exact.enumeration": ("enumerate_posterior",),
@@ -57,7 +57,7 @@ _HOMES = {
     "bayesrl.exact.weighted_draws": ("WeightedDraws",),
     "bayesrl.monte_carlo.importance_sampling": ("importance",),
     "bayesrl.posterior.posterior": ("Posterior",),
-    "bayesrl.problem": ("LearningProblem", "Problem", "ready_learning", "ready_model"),
+    "bayesrl.problem": ("LearningProblem", "Problem", "load_learning_problem", "load_problem"),
     "bayesrl.report.write": ("write_report",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -93,14 +93,15 @@ __all__ = [
     "exact_inference",
     "fit",
     "frontier",
+    "full_data",
     "guides",
     "importance",
     "lm",
     "load",
+    "load_learning_problem",
+    "load_problem",
     "log_density",
     "objectives",
-    "ready_learning",
-    "ready_model",
     "rejection",
     "resume",
     "reward",
@@ -108,7 +109,6 @@ __all__ = [
     "tilt",
     "to_datatree",
     "use_cache",
-    "whole",
     "write_report",
 ]
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from bayesrl.arguments import Bytes, Location, checked
 from bayesrl.compilation.status import in_notebook
 from bayesrl.errors import CacheError, RunFolderError
-from bayesrl.files.plain import read
+from bayesrl.files.plain import read_file
 
 CACHE = "BAYESRL_CACHE"
 """The environment variable that names another cache folder."""
@@ -186,7 +186,7 @@ class Entries:
         """Read a program, or give None where there is none that can be used."""
         path = self._file(key)
         try:
-            content = read(path)
+            content = read_file(path)
         except RunFolderError as error:
             self._give_up(f"compiled programs cannot be read from {self._path} ({error}); {_ELSEWHERE}")
             return None
@@ -257,20 +257,20 @@ def _tell(folder: Path, why: str) -> None:
 # ---- what a folder holds ----------------------------------------------------------------------
 
 
-class Holdings(NamedTuple):
+class CacheInfo(NamedTuple):
     """How many compiled programs a folder holds, and their size in bytes."""
 
     entries: int
     size: int
 
 
-def holdings(folder: Path) -> Holdings:
+def cache_info(folder: Path) -> CacheInfo:
     """Tell what a folder holds: files of ours and of JAX's own cache, nothing else that may lie there."""
     found = list(_files(folder))
-    return Holdings(sum(not entry.name.endswith("-atime") for entry, _ in found), sum(told[1] for _, told in found))
+    return CacheInfo(sum(not entry.name.endswith("-atime") for entry, _ in found), sum(told[1] for _, told in found))
 
 
-def clear(folder: Path) -> Holdings:
+def clear(folder: Path) -> CacheInfo:
     """Delete the compiled programs in a folder, ours and JAX's own, and nothing else that may lie there.
 
     Returns:
@@ -290,7 +290,7 @@ def clear(folder: Path) -> Holdings:
                 f"cannot delete {entry.path}: {error.strerror}; the folder must be one that you may write to"
             ) from error
         entries, size = entries + (not entry.name.endswith("-atime")), size + own
-    return Holdings(entries, size)
+    return CacheInfo(entries, size)
 
 
 def _files(folder: Path) -> Iterator[tuple[os.DirEntry[str], tuple[float, int]]]:

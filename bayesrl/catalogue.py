@@ -32,11 +32,11 @@ _NEEDS = "NEEDS"
 """The name under which a model file tells its packages, each with the options for which it needs them."""
 
 
-class ModelError(BayesRLError, ValueError):
+class ProblemError(BayesRLError, ValueError):
     """A model file, its name or an option of it cannot be used."""
 
 
-class Written:
+class SourceText:
     """A default that is no plain value, as it is written in the file."""
 
     def __init__(self, text: str) -> None:
@@ -70,7 +70,7 @@ def model_path(name: str) -> Path:
         name: of a ready model, or the path of a Python file.
 
     Raises:
-        ModelError: there is none; the message names the ready ones, or the one that was meant.
+        ProblemError: there is none; the message names the ready ones, or the one that was meant.
     """
     path = Path(name) if name.endswith(".py") else model_folder() / f"{name}.py"
     if path.is_file():
@@ -79,8 +79,8 @@ def model_path(name: str) -> Path:
     beside = [str(other) for other in path.parent.glob("*.py")] if name.endswith(".py") and path.parent.is_dir() else []
     meant = closest(name, beside) or closest(Path(name).stem if name.endswith(".py") else name, known)
     if meant is not None:
-        raise ModelError(f"there is no model {name!r}; did you mean {meant!r}? `bayesrl models` lists all")
-    raise ModelError(f"there is no model {name!r}; choose from {', '.join(known)}, or give the path of a .py file")
+        raise ProblemError(f"there is no model {name!r}; did you mean {meant!r}? `bayesrl models` lists all")
+    raise ProblemError(f"there is no model {name!r}; choose from {', '.join(known)}, or give the path of a .py file")
 
 
 def closest(text: str, known: list[str], least: float = 0.7) -> str | None:
@@ -92,7 +92,7 @@ def model_uses(name: str) -> tuple[str, ...]:
     """Tell what a model is for: `problem`, to be fitted, `learning`, to be learned, or both.
 
     Raises:
-        ModelError: there is no such model, or its file cannot be read.
+        ProblemError: there is no such model, or its file cannot be read.
     """
     tree = _parsed(model_path(name))
     return tuple(use for use in COMMANDS if _times_bound(tree, use))
@@ -106,7 +106,7 @@ def model_options(name: str, function: str = "problem") -> dict[str, Any]:
         function: `problem` or `learning`.
 
     Raises:
-        ModelError: there is no such model, or its file has no such function.
+        ProblemError: there is no such model, or its file has no such function.
 
     Example:
         >>> from bayesrl.catalogue import model_options
@@ -127,7 +127,7 @@ def check_use(name: str, function: str, options: Mapping[str, Any] | None = None
         options: that are to be passed to it.
 
     Raises:
-        ModelError: there is no such model or function, or an option is unknown or has no such value.
+        ProblemError: there is no such model or function, or an option is unknown or has no such value.
     """
     path = model_path(name)
     tree = _parsed(path)
@@ -135,7 +135,7 @@ def check_use(name: str, function: str, options: Mapping[str, Any] | None = None
         raise no_function(name, path, function, tuple(use for use in COMMANDS if _times_bound(tree, use)))
     parameters = _parameters(tree, function)
     if parameters is not None:
-        given = fitting(name, options or {}, parameters)
+        given = declared_options(name, options or {}, parameters)
         _check_installed(name, tree, {p.name: p.default for p in parameters.values()} | given)
 
 
@@ -143,7 +143,7 @@ def _check_installed(name: str, tree: ast.Module, options: Mapping[str, Any]) ->
     """Refuse a model that needs packages that are not installed.
 
     Raises:
-        ModelError: naming the extra.
+        ProblemError: naming the extra.
     """
     told = next(
         (
@@ -155,7 +155,7 @@ def _check_installed(name: str, tree: ast.Module, options: Mapping[str, Any]) ->
     )
     for package, where in ast.literal_eval(told).items() if told is not None else ():
         if all(options.get(option) == value for option, value in where.items()) and find_spec(package) is None:
-            raise ModelError(f"model {name!r} needs {needed(package)}")
+            raise ProblemError(f"model {name!r} needs {needed(package)}")
 
 
 def needed(package: str) -> str:
@@ -165,23 +165,25 @@ def needed(package: str) -> str:
     return f"{package}, which is not installed: {how}"
 
 
-def no_function(name: str, path: Path, function: str, others: tuple[str, ...]) -> ModelError:
+def no_function(name: str, path: Path, function: str, others: tuple[str, ...]) -> ProblemError:
     """Make the error of a model file without a function; `others` are those that it has."""
     if others and not name.endswith(".py"):
         done = {"problem": "fitted", "learning": "learned"}
-        return ModelError(
+        return ProblemError(
             f"{name} is {done[others[0]]}, not {done[function]}: choose another model, or use "
             f"`bayesrl {COMMANDS[others[0]]} {name}`"
         )
     remedy = f"add one, or use `bayesrl {COMMANDS[others[0]]} {name}`" if others else "add one"
-    return ModelError(f"{path} defines no function {function}(**options); {remedy}")
+    return ProblemError(f"{path} defines no function {function}(**options); {remedy}")
 
 
-def fitting(name: str, options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+def declared_options(
+    name: str, options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
     """Give the options of a model as its parameters declare them.
 
     Raises:
-        ModelError: one is unknown or, where it is declared as int, float or bool, no such value.
+        ProblemError: one is unknown or, where it is declared as int, float or bool, no such value.
     """
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = next((option for option in options if option not in parameters), None)
@@ -190,7 +192,7 @@ def fitting(name: str, options: Mapping[str, Any], parameters: Mapping[str, insp
         meant = closest(unknown, list(parameters))
         hint = f"did you mean {meant!r}? Its options are" if meant is not None else "its options are"
         others = "" if meant is not None else _having(unknown)
-        raise ModelError(f"model {name!r} has no option {unknown!r}; {hint} {known}{others}")
+        raise ProblemError(f"model {name!r} has no option {unknown!r}; {hint} {known}{others}")
     return {k: _declared(k, v, parameters[k]) if k in parameters else v for k, v in options.items()}
 
 
@@ -214,7 +216,7 @@ def _declared(name: str, value: Any, parameter: inspect.Parameter) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fine = {int: number and value == value // 1, float: number, bool: isinstance(value, bool)}
     if not fine[kind]:
-        raise ModelError(f"option {name}={value!r} is none; use {_TOLD[kind]}, such as {parameter.default!r}")
+        raise ProblemError(f"option {name}={value!r} is none; use {_TOLD[kind]}, such as {parameter.default!r}")
     return int(value) if kind is int else value
 
 
@@ -225,9 +227,9 @@ def _parsed(path: Path) -> ast.Module:
     try:
         return _tree(path, path.stat().st_mtime_ns)
     except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+        raise ProblemError(f"cannot read {path}: {error.strerror}") from error
     except (SyntaxError, ValueError) as error:
-        raise ModelError(f"{path} does not import: {type(error).__name__}: {error}") from error
+        raise ProblemError(f"{path} does not import: {type(error).__name__}: {error}") from error
 
 
 @lru_cache(64)
@@ -281,5 +283,5 @@ def _parameter(arg: ast.arg, kind: Any, default: ast.expr | None, constants: dic
         try:
             value = ast.literal_eval(meant)
         except ValueError:
-            value = Written(ast.unparse(default))
+            value = SourceText(ast.unparse(default))
     return inspect.Parameter(arg.arg, kind, default=value, annotation=annotation)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from bayesrl.annotations import LazyAnnotation, Requirement
 from bayesrl.arguments import Count, checked
 from bayesrl.cache import use_by_default
-from bayesrl.catalogue import COMMANDS, ModelError, check_use, fitting, model_path, needed, no_function
+from bayesrl.catalogue import COMMANDS, ProblemError, check_use, declared_options, model_path, needed, no_function
 from bayesrl.diagnostics.results import Section
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import Posterior
@@ -35,7 +35,7 @@ _FIT_OPTIONS = _options_of("bayesrl.svi.fitting", "fit", "beta", "directory")
 _LEARN_OPTIONS = _options_of("bayesrl.control.learning", "learn", "exploration", "num_episodes", "directory")
 
 
-@checked(ModelError)
+@checked(ProblemError)
 @dataclass(frozen=True)
 class Problem:
     """A policy with everything that fitting and reporting it needs.
@@ -79,7 +79,7 @@ def _sections_of(parts: tuple[Any, ...], made: Any) -> list[Section]:
     return found
 
 
-@checked(ModelError)
+@checked(ProblemError)
 @dataclass(frozen=True)
 class LearningProblem:
     """An environment with an agent to learn in it, and everything that running and reporting it needs.
@@ -109,8 +109,8 @@ class LearningProblem:
         return _sections_of(self.sections, learned)
 
 
-@checked(ModelError)
-def ready_model(name: str, **options: Any) -> Problem:
+@checked(ProblemError)
+def load_problem(name: str, **options: Any) -> Problem:
     """Make one of the ready problems, or one from a file of yours.
 
     Args:
@@ -118,20 +118,20 @@ def ready_model(name: str, **options: Any) -> Problem:
         **options: passed on to `problem`.
 
     Raises:
-        ModelError: there is no such model, its file does not import or has no `problem`, or an
+        ProblemError: there is no such model, its file does not import or has no `problem`, or an
             option is unknown or, where it is declared as int, float or bool, no such value.
 
     Example:
         >>> import bayesrl
-        >>> bayesrl.ready_model("bernoulli_bandit", arms=3).beta
+        >>> bayesrl.load_problem("bernoulli_bandit", arms=3).beta
         0.1
     """
     problem: Problem = _made(name, "problem", Problem, options)
     return problem
 
 
-@checked(ModelError)
-def ready_learning(name: str, **options: Any) -> LearningProblem:
+@checked(ProblemError)
+def load_learning_problem(name: str, **options: Any) -> LearningProblem:
     """Make one of the ready environments with its agent, or one from a file of yours.
 
     Args:
@@ -139,11 +139,11 @@ def ready_learning(name: str, **options: Any) -> LearningProblem:
         **options: passed on to `learning`.
 
     Raises:
-        ModelError: as `ready_model`.
+        ProblemError: as `load_problem`.
 
     Example:
         >>> import bayesrl
-        >>> bayesrl.ready_learning("deep_sea", size=5).environment.name
+        >>> bayesrl.load_learning_problem("deep_sea", size=5).environment.name
         'deep_sea'
     """
     problem: LearningProblem = _made(name, "learning", LearningProblem, options)
@@ -158,17 +158,19 @@ def _made(name: str, function: str, kind: type[Any], options: dict[str, Any]) ->
     make = getattr(module, function, None)
     if not callable(make):
         raise no_function(name, path, function, tuple(u for u in COMMANDS if callable(getattr(module, u, None))))
-    declared = fitting(name, options, inspect.signature(make).parameters)
+    declared = declared_options(name, options, inspect.signature(make).parameters)
     try:
         problem = make(**declared)
     except BayesRLError:
         raise
     except ModuleNotFoundError as error:
-        raise ModelError(f"{function}() of {path} needs {needed(error.name or str(error))}") from error
+        raise ProblemError(f"{function}() of {path} needs {needed(error.name or str(error))}") from error
     except Exception as error:
-        raise ModelError(f"{function}() of {path} failed: {type(error).__name__}: {error}") from error
+        raise ProblemError(f"{function}() of {path} failed: {type(error).__name__}: {error}") from error
     if not isinstance(problem, kind):
-        raise ModelError(f"{function}() of {path} returned {type(problem).__name__}; return a bayesrl.{kind.__name__}")
+        raise ProblemError(
+            f"{function}() of {path} returned {type(problem).__name__}; return a bayesrl.{kind.__name__}"
+        )
     return problem
 
 
@@ -176,12 +178,12 @@ def _module(path: Path) -> Any:
     """Import a model file by its path.
 
     Raises:
-        ModelError: with the reason and the line.
+        ProblemError: with the reason and the line.
     """
     name = f"bayesrl_model_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ModelError(f"{path} is not a Python file; give the path of a .py file")
+        raise ProblemError(f"{path} is not a Python file; give the path of a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -189,5 +191,5 @@ def _module(path: Path) -> Any:
     except BayesRLError:
         raise
     except Exception as error:
-        raise ModelError(f"{path} does not import: {type(error).__name__}: {error}") from error
+        raise ProblemError(f"{path} does not import: {type(error).__name__}: {error}") from error
     return module

@@ -27,7 +27,7 @@ from bayesrl.objectives import ReverseKL
 from bayesrl.svi.optimizers import default_optimizer
 from bayesrl.svi.setup import set_up
 from bayesrl.svi.step import init
-from bayesrl.svi.training_loop import Run
+from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks import language_shapes
 from benchmarks.results import table, target
 
@@ -112,7 +112,7 @@ def _fit(program: Callable[[], None], particles: int) -> Callable[[], Callable[[
     def make() -> Callable[[int], Any]:
         key = jax.random.key(0)
         setup = set_up(key, program, (), 0.1, None, ReverseKL(num_particles=particles), 1)
-        one = Run(key, setup, default_optimizer(setup.learning_rate, 1000), 1000, None, None, None)
+        one = TrainingLoop(key, setup, default_optimizer(setup.learning_rate, 1000), 1000, None, None, None)
         lane, args = one.lane()
         chunk, state = one.chunk(), init(lane, setup.params)
         return lambda seed: chunk(jax.random.key(seed)[None], state, setup.betas, args, jnp.asarray(50))[0].params

@@ -34,7 +34,7 @@ def run() -> str:
 def _fit(seed: int, physics: str) -> dict[str, Any]:
     """Fit the ready model, and time it."""
     jax.clear_caches()
-    problem = bayesrl.ready_model("cartpole", physics=physics, seed=seed)
+    problem = bayesrl.load_problem("cartpole", physics=physics, seed=seed)
     times: list[float] = []
     began = time.perf_counter()
     posterior = bayesrl.fit(

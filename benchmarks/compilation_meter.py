@@ -235,7 +235,7 @@ def act(meter: Meter) -> list[Call]:
 
     import bayesrl
 
-    problem = bayesrl.ready_model("cartpole", physics="program", steps=2)
+    problem = bayesrl.load_problem("cartpole", physics="program", steps=2)
     posterior = bayesrl.fit(
         jax.random.key(0), problem.policy, *problem.args, beta=problem.beta, progress=False, **problem.fit_options
     )

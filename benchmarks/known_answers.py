@@ -87,7 +87,7 @@ def _sequences() -> list[Answer]:
 
 def _bigrams() -> list[Answer]:
     """32 characters of English, one reward for each vowel, β = 1."""
-    problem = bayesrl.ready_model("bigram_text")
+    problem = bayesrl.load_problem("bigram_text")
     assert problem.exact is not None
     truth = problem.exact(1.0)
     exact = bayesrl.enumerate_posterior(problem.policy, beta=1.0)
@@ -105,7 +105,7 @@ def _bigrams() -> list[Answer]:
 
 def _gaussian() -> list[Answer]:
     """A Normal prior and a quadratic reward."""
-    problem = bayesrl.ready_model("gaussian_target")
+    problem = bayesrl.load_problem("gaussian_target")
     assert problem.exact is not None
     truth = problem.exact(0.5) / 0.5
     drawn = bayesrl.rejection(jax.random.key(0), problem.policy, beta=0.5, num_samples=5000)

@@ -24,7 +24,7 @@ def run() -> str:
     rows: list[list[str]] = []
     best: dict[str, tuple[float, str]] = {}
     for name, episodes, beta in (("river_swim", 300, 0.1), ("frozen_lake", 500, 0.01)):
-        ready = bayesrl.ready_learning(name)
+        ready = bayesrl.load_learning_problem(name)
         ways: list[tuple[str, Any, Any]] = [
             ("Bayesian, Thompson", ready.agent, control.thompson()),
             ("Bayesian, K-learning", ready.agent, control.k_learning()),

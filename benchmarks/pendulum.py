@@ -46,7 +46,7 @@ def run() -> str:
 
 def _fit(seed: int, physics: str) -> dict[str, float]:
     jax.clear_caches()
-    problem = bayesrl.ready_model("pendulum", physics=physics, seed=seed)
+    problem = bayesrl.load_problem("pendulum", physics=physics, seed=seed)
     options = {"beta": problem.beta, "progress": False, **problem.fit_options}
     began = time.perf_counter()
     posterior = bayesrl.fit(jax.random.key(seed), problem.policy, **options)

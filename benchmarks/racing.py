@@ -17,7 +17,7 @@ import bayesrl
 from bayesrl.objectives import Objective
 from bayesrl.svi.setup import set_up
 from bayesrl.svi.step import init, run_chunk
-from bayesrl.svi.training_loop import Run
+from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks.problems import Benchmark
 from benchmarks.timing import seconds
 
@@ -77,8 +77,8 @@ def own(problem: Benchmark, objective: Objective) -> Racer:
 
     setup = prepared(0)
 
-    def run(seed: int, rate: Any, num_steps: int) -> Run:
-        return Run(jax.random.key(seed), setup, optax.adam(rate), num_steps, None, None, None)
+    def run(seed: int, rate: Any, num_steps: int) -> TrainingLoop:
+        return TrainingLoop(jax.random.key(seed), setup, optax.adam(rate), num_steps, None, None, None)
 
     @jax.jit
     def chunk(rate: Array, keys: Array, state: Any, args: Any, num_steps: Array) -> Any:
@@ -96,13 +96,13 @@ def own(problem: Benchmark, objective: Objective) -> Racer:
     def clock(seed: int, rate: float) -> Callable[[int], float]:
         if rate not in compiled:
             compiled[rate] = run(seed, rate, 1).chunk()
-            run(seed, rate, 1).go(show=False, chunk=compiled[rate])
+            run(seed, rate, 1).run(show=False, chunk=compiled[rate])
         return lambda num_steps: _loop_seconds(run(seed, rate, num_steps), compiled[rate])
 
     return Racer(lambda _: init(lane, setup.params), advance, lambda s: jax.tree.map(lambda x: x[0], s.average), clock)
 
 
-def _loop_seconds(run: Run, chunk: Any) -> float:
+def _loop_seconds(run: TrainingLoop, chunk: Any) -> float:
     """Time the loop of a fit from its first step to its last, state and history included."""
     begun: list[float] = []
 
@@ -110,7 +110,7 @@ def _loop_seconds(run: Run, chunk: Any) -> float:
         begun.append(time.perf_counter())
         return chunk(*args)
 
-    state, _, _ = run.go(show=False, chunk=watched)
+    state, _, _ = run.run(show=False, chunk=watched)
     jax.block_until_ready(state)
     return time.perf_counter() - begun[0]
 

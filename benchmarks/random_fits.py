@@ -20,7 +20,7 @@ from bayesrl.svi.fitting import posterior_of
 from bayesrl.svi.optimizers import default_optimizer
 from bayesrl.svi.setup import Setup, set_up
 from bayesrl.svi.step import State, init, run_chunk
-from bayesrl.svi.training_loop import Run
+from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks.random_programs import Shape, Truth, all_assignments, log_q_of, truth
 
 STEPS = 400
@@ -48,7 +48,7 @@ class Fitter:
         self.key, self.shape = key, shape
         numbers = shape.numbers(rng)
         self.setup: Setup = set_up(key, shape.program, numbers, 1.0, guide, bayesrl.objectives.ReverseKL(), 1)
-        self.run = Run(key, self.setup, default_optimizer(0.1, STEPS), STEPS, None, None, None)
+        self.run = TrainingLoop(key, self.setup, default_optimizer(0.1, STEPS), STEPS, None, None, None)
         self.lane, _ = self.run.lane()
         self.chunk = jax.jit(partial(run_chunk, self.lane))
         self.sites = all_assignments(shape)

@@ -82,8 +82,8 @@ def fit_folder(place: Path) -> Folder:
     from bayesrl.cli.report import report_runs
 
     _quietly(lambda: start("bernoulli_bandit", {"arms": 3}, place, Wishes([0.2], 20, 1, 0), lambda _: None, quiet=True))
-    problem = bayesrl.ready_model("bernoulli_bandit", arms=3)
-    names = {path.name for path in place.iterdir()} - {run_folder.BEFORE}
+    problem = bayesrl.load_problem("bernoulli_bandit", arms=3)
+    names = {path.name for path in place.iterdir()} - {run_folder.PREVIOUS_CHECKPOINT}
     fitted = {run_folder.PROBLEM, run_folder.CHECKPOINT}
 
     def again(folder: Path) -> str:
@@ -220,7 +220,7 @@ def case(folder: Folder, number: int, place: Path, wholes: dict[str, str]) -> di
         lay(rng, path, kind, outside, problem)
     else:
         # The checkpoint before the last one, in the place of that, is older, and no damage.
-        same = (name, run_folder.BEFORE) if name == run_folder.CHECKPOINT else (name,)
+        same = (name, run_folder.PREVIOUS_CHECKPOINT) if name == run_folder.CHECKPOINT else (name,)
         others = [(copy / other).read_bytes() for other in names if other not in same]
         before = path.read_bytes()
         after = damage(rng, before, kind, others)

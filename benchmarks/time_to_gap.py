@@ -29,7 +29,7 @@ CAP = 10.0
 CAP_FIRST = 4.0
 """The same while one seed chooses among all settings."""
 
-type Maker = Callable[[Benchmark, int], Racer]
+type GuideSampler = Callable[[Benchmark, int], Racer]
 
 
 class Setting(NamedTuple):
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
     name: str
     problem: Benchmark
-    maker: Maker
+    sampler: GuideSampler
     particles: tuple[int, ...]
     rival_particles: tuple[int, ...]
     wanted: float
@@ -95,11 +95,11 @@ def _enumerated(problem: Benchmark, _: int) -> Racer:
     return own(problem, ReverseKL(enumerated=("arm",)))
 
 
-def best_setting(problem: Benchmark, maker: Maker, particles: tuple[int, ...]) -> Raced | None:
+def best_setting(problem: Benchmark, sampler: GuideSampler, particles: tuple[int, ...]) -> Raced | None:
     """Choose the fastest of all settings by one seed, then of the best two by all seeds; None if none crosses."""
     found: list[tuple[Crossing, Setting]] = []
     for num in particles:
-        racer = maker(problem, num)
+        racer = sampler(problem, num)
         for rate in RATES:
             # What takes much longer than the best so far will not be chosen.
             cap = min([CAP_FIRST, *(1.5 * crossing.seconds for crossing, _ in found)])
@@ -115,7 +115,7 @@ def best_setting(problem: Benchmark, maker: Maker, particles: tuple[int, ...]) -
 
 def _race(case: Case, rival: Raced | None) -> tuple[list[object], float]:
     """Give a line of the table, and the ratio (a lower bound where the rival never crosses)."""
-    mine = best_setting(case.problem, case.maker, case.particles)
+    mine = best_setting(case.problem, case.sampler, case.particles)
     if mine is None:
         return [case.name, f"never within {CAP_FIRST:.0f} s", *[""] * 7], 0.0
     pairs = [(_seconds(mine, seed), _seconds(rival, seed)) for seed in SEEDS]

@@ -15,7 +15,7 @@ from counting import compilations
 from jax.experimental.compilation_cache import compilation_cache
 
 from bayesrl import cache
-from bayesrl.cache import CacheWarning, Entries, cache_folder, clear, compiled_folder, holdings, use_by_default
+from bayesrl.cache import CacheWarning, Entries, cache_folder, cache_info, clear, compiled_folder, use_by_default
 from bayesrl.errors import CacheError
 
 KEY, OTHER, THIRD = ("jit_f-" + 64 * digit for digit in "012")
@@ -125,7 +125,7 @@ def test_entries_are_read_back_and_replaced(tmp_path: Path) -> None:
     assert (entries.get(KEY), entries.get(OTHER)) == (b"a program", b"another")
     entries.put(KEY, b"a newer one")
     assert Entries(tmp_path, 1000).get(KEY) == b"a newer one"
-    assert holdings(tmp_path).entries == 2
+    assert cache_info(tmp_path).entries == 2
     assert all(not path.name.startswith(".") for path in tmp_path.iterdir())
 
 
@@ -161,7 +161,7 @@ def test_what_was_used_last_stays(tmp_path: Path) -> None:
     entries.put(THIRD, b"x" * 30)
     assert (entries.get(KEY), entries.get(OTHER), entries.get(THIRD)) == (b"x" * 30, None, b"x" * 30)
     assert Entries(tmp_path, 60).get(THIRD) is not None, "a folder over its limit is emptied at the start"
-    assert holdings(tmp_path).size <= 60
+    assert cache_info(tmp_path).size <= 60
 
 
 def test_what_killed_processes_left_goes(tmp_path: Path) -> None:
@@ -215,10 +215,10 @@ def test_clear_deletes_nothing_else(tmp_path: Path) -> None:
     for name in ("mine.txt", "notes-cache", f"jit_g-{64 * 'b'}-cache", f"jit_g-{64 * 'b'}-atime", "x.compiled"):
         (tmp_path / name).write_text("abc")
     (tmp_path / "sub").mkdir()
-    assert holdings(tmp_path).entries == 2
+    assert cache_info(tmp_path).entries == 2
     assert clear(tmp_path).entries == 2
     assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "notes-cache", "x.compiled", "sub"}
-    assert holdings(tmp_path) == holdings(tmp_path / "nowhere") == (0, 0)
+    assert cache_info(tmp_path) == cache_info(tmp_path / "nowhere") == (0, 0)
 
 
 # ---- JAX --------------------------------------------------------------------------------------
@@ -229,15 +229,15 @@ def test_what_is_compiled_is_kept(tmp_path: Path) -> None:
     folder = cache.use_cache(tmp_path / "new" / "folder", max_bytes=10**6)
     assert folder == tmp_path / "new" / "folder"
     assert compile_anew(3.25) == 7.5
-    kept = holdings(folder)
+    kept = cache_info(folder)
     assert kept.entries > 0
     assert compile_anew(3.25) == 7.5
-    assert holdings(folder) == kept
+    assert cache_info(folder) == kept
     other = cache.use_cache(tmp_path / "other")
     assert other is not None
     assert compile_anew(4.25) == 9.5
-    assert holdings(other).entries > 0
-    assert holdings(folder) == kept, "another folder takes the place of the first"
+    assert cache_info(other).entries > 0
+    assert cache_info(folder) == kept, "another folder takes the place of the first"
 
 
 @pytest.mark.parametrize("max_bytes", [0, -1, 1.5, True, None])
@@ -291,9 +291,9 @@ def test_programs_that_call_python_are_kept_and_call_what_they_are_given(tmp_pat
         return float(found)
 
     assert call(3.0) == 7.0
-    kept = holdings(tmp_path)
+    kept = cache_info(tmp_path)
     assert call(4.0) == 9.0, "the entry does not hold the function"
-    assert holdings(tmp_path) == kept
+    assert cache_info(tmp_path) == kept
 
 
 def test_two_processes_at_once_and_damage_in_between(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_two_processes_at_once_and_damage_in_between(tmp_path: Path) -> None:
     assert told[0]["results"] == told[1]["results"]
     assert [one["told"] for one in told] == [[], []]
     folder = tmp_path / "compiled"
-    kept = holdings(folder).entries
+    kept = cache_info(folder).entries
     again = told_by(run(tmp_path))
     assert again["hits"] == kept
     for path in folder.iterdir():
@@ -315,14 +315,14 @@ def test_two_processes_at_once_and_damage_in_between(tmp_path: Path) -> None:
 IN_A_SCAN = """
 import jax, numpyro, numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan
-from bayesrl.core.trace import record
+from bayesrl.core.trace import trace_program
 from bayesrl.core.rng import FoldedKeys
 def policy():
     def step(x, _):
         y = numpyro.sample("y", dist.Normal(x, 1.0 + x**2).mask(x > 0))
         return x + numpyro.sample("z", dist.StudentT(3.0 + y**2, x, 1.0)), None
     scan(step, 0.5, None, length=3)
-print(jax.make_jaxpr(lambda key: record(FoldedKeys(policy, key)).sites["z"].value)(jax.random.key(0)))
+print(jax.make_jaxpr(lambda key: trace_program(FoldedKeys(policy, key)).sites["z"].value)(jax.random.key(0)))
 """
 
 
@@ -357,7 +357,7 @@ def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
     told_by(run(tmp_path))
     (tmp_path / "compiled").chmod(0o500)
     told = told_by(run(tmp_path))
-    assert (told["hits"], told["told"]) == (holdings(tmp_path / "compiled").entries, [])
+    assert (told["hits"], told["told"]) == (cache_info(tmp_path / "compiled").entries, [])
 
 
 @pytest.mark.usefixtures("off")
@@ -367,7 +367,7 @@ def test_ready_models_and_notebooks_switch_it_on(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("BAYESRL_CACHE", str(tmp_path))
     cache.use_in_notebooks()
     assert jax.config.jax_compilation_cache_dir is None, "this is no notebook"
-    bayesrl.ready_model("bernoulli_bandit")
+    bayesrl.load_problem("bernoulli_bandit")
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setattr(cache, "in_notebook", lambda: True)

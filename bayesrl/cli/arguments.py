@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bayesrl.catalogue import ModelError, model_names
+from bayesrl.catalogue import ProblemError, model_names
 from bayesrl.errors import FitError, PolicyError
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ def parse_options(assignments: list[str]) -> dict[str, Any]:
     """Read options of the form name=value.
 
     Raises:
-        ModelError: one is not of this form.
+        ProblemError: one is not of this form.
     """
     options: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not name.isidentifier():
-            raise ModelError(f"--set {assignment!r} is not of the form name=value")
+            raise ProblemError(f"--set {assignment!r} is not of the form name=value")
         options[name] = _parse_value(value)
     return options
 

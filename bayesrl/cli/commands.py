@@ -101,9 +101,9 @@ def _at_work(folder: Path | None, *, quiet: bool) -> Iterator[Callable[..., None
 
     Gives what a fit is to call after each chunk of steps. A run folder is held meanwhile.
     """
-    from bayesrl.run_folder import held
+    from bayesrl.run_folder import hold_folder
 
-    with held(folder), stopped_by_ctrl_c(folder) as callback, warnings_on_one_line():
+    with hold_folder(folder), stopped_by_ctrl_c(folder) as callback, warnings_on_one_line():
         from bayesrl.compilation.status import activity
         from bayesrl.display.progress import showing
 
@@ -257,7 +257,7 @@ def cache(
     """Tell what is kept compiled, or delete it."""
     with errors_on_one_line():
         folder = compiled_programs.compiled_folder()
-        told = compiled_programs.clear(folder) if empty else compiled_programs.holdings(folder)
+        told = compiled_programs.clear(folder) if empty else compiled_programs.cache_info(folder)
         say(f"compiled programs in {folder}")
         many = f"{told.entries:,} {'entry' if told.entries == 1 else 'entries'}, {size_text(told.size)}"
         say(f"deleted {many}" if empty else many)

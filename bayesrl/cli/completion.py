@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from bayesrl.catalogue import ModelError, model_names, model_options
+from bayesrl.catalogue import ProblemError, model_names, model_options
 from bayesrl.cli.arguments import spell
 
 _FUNCTIONS = {"fit": "problem", "learn": "learning"}
@@ -32,7 +32,7 @@ def assignments_from(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str,
     for word in typed.split()[2:]:
         try:
             options = model_options(word, _FUNCTIONS.get(ctx.info_name or "", "problem"))
-        except ModelError:
+        except ProblemError:
             continue
         for name, default in options.items():
             if name.startswith(incomplete):

@@ -24,7 +24,7 @@ from bayesrl.display.tables import Line
 from bayesrl.errors import BayesRLError, GuideError, RunFolderError
 from bayesrl.files.stamps import digest_of
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.problem import Problem, ready_model
+from bayesrl.problem import Problem, load_problem
 from bayesrl.report.facts import Facts
 from bayesrl.report.figures.fit_figures import betas_of, save_figures
 from bayesrl.report.write import write_page
@@ -110,7 +110,7 @@ def _tells_its_model(folder: Path) -> bool:
 
 def _made(model: str, options: dict[str, Any]) -> Problem:
     with activity(f"making {Path(model).stem}"):
-        return ready_model(model, **options)
+        return load_problem(model, **options)
 
 
 def go_on(directory: Path, steps: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
@@ -178,7 +178,7 @@ def _board_of(facts: Facts) -> Scoreboard:
     betas = betas_of(posterior)
     training = facts.training
     if training is None:
-        training = posterior.select(restart="best").kept_estimates()
+        training = posterior.select(restart="best").estimates
     best = np.reshape(posterior.objective_by_restart(), (len(betas), -1)).argmax(-1)
     rows = []
     for i, beta in enumerate(betas):

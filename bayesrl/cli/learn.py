@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from bayesrl import run_folder
-from bayesrl.catalogue import ModelError, model_names
+from bayesrl.catalogue import ProblemError, model_names
 from bayesrl.cli.arguments import say, spell, terminal
 from bayesrl.cli.exit_codes import Stopped
 from bayesrl.cli.run_info import REPORT, episodes_of, is_learning, read_model
@@ -21,7 +21,7 @@ from bayesrl.control.exploration.rules import exploration_named
 from bayesrl.control.learning import Learned, check_learned, learn
 from bayesrl.control.learning.report import learning_parts, sentence, summary
 from bayesrl.errors import BayesRLError, RunFolderError
-from bayesrl.problem import LearningProblem, ready_learning
+from bayesrl.problem import LearningProblem, load_learning_problem
 from bayesrl.report.write import check_path, write_parts
 
 
@@ -40,7 +40,7 @@ def start_learning(wishes: LearningWishes, folder: Path, callback: Callable[...,
     """Learn into a folder, going on with the runs that are there."""
     problem = _made(wishes.model, wishes.options)
     if wishes.runs is not None and wishes.runs < 1:
-        raise ModelError(f"--runs {wishes.runs}; use at least 1")
+        raise ProblemError(f"--runs {wishes.runs}; use at least 1")
     if wishes.explore is not None:
         exploration_named(wishes.explore)
     folder = run_folder.claim(folder)
@@ -79,7 +79,7 @@ def resume_learning(directory: Path, episodes: int | None, callback: Callable[..
 
 def _made(model: str, options: dict[str, Any]) -> LearningProblem:
     with activity(f"making {Path(model).stem}"):
-        return ready_learning(model, **options)
+        return load_learning_problem(model, **options)
 
 
 def _go_on(

@@ -19,7 +19,7 @@ from bayesrl.diagnostics.scores import Scoreboard
 from bayesrl.display.tables import Line, as_text
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.problem import Problem, ready_model
+from bayesrl.problem import Problem, load_problem
 from bayesrl.report.contents import gather
 from bayesrl.report.facts import Facts
 from bayesrl.report.write import check_path, write_page
@@ -130,7 +130,7 @@ def _problem_of(directory: Path) -> tuple[Problem | None, str]:
         made = read_model(directory)
         if made is None:
             return None, f"The folder does not say which model it fits: it has no {run_folder.MODEL}."
-        return ready_model(made["model"], **made["options"]), ""
+        return load_problem(made["model"], **made["options"]), ""
     except BayesRLError as error:
         return None, f"The model cannot be made again: {str(error).rstrip('.')}."
 

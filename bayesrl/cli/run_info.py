@@ -14,9 +14,9 @@ from bayesrl.diagnostics.scores import Scoreboard, from_json
 from bayesrl.display.formatting import number
 from bayesrl.display.tables import Line, as_text
 from bayesrl.errors import RunFolderError
-from bayesrl.files.plain import file_name, read
-from bayesrl.files.schemas import NOTHING, NUMBER, POSITIVE, TEXT, Kind, Schema, misfit, whole
-from bayesrl.files.stamps import digest_of, is_whole
+from bayesrl.files.plain import file_name, read_file
+from bayesrl.files.schemas import NOTHING, NUMBER, POSITIVE, TEXT, Schema, ValueKind, integer_between, misfit
+from bayesrl.files.stamps import digest_of, is_intact
 
 REPORT = "report.html"
 KEPT = ("training.png", "training.svg", REPORT)
@@ -24,11 +24,11 @@ KEPT = ("training.png", "training.svg", REPORT)
 
 _COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
 
-_PAIR = Kind("a mean and its error", lambda v: misfit(v, [NUMBER]) is None and len(v) == 2)
-_OUTCOME = Kind("a text and an outcome", lambda v: misfit(v, [TEXT]) is None and len(v) == 2 and v[1] in _COLOURS)
+_PAIR = ValueKind("a mean and its error", lambda v: misfit(v, [NUMBER]) is None and len(v) == 2)
+_OUTCOME = ValueKind("a text and an outcome", lambda v: misfit(v, [TEXT]) is None and len(v) == 2 and v[1] in _COLOURS)
 _SCORE: Schema = {
     "beta": (NOTHING, POSITIVE),
-    "restart": whole(0, 2**31),
+    "restart": integer_between(0, 2**31),
     "estimates": {
         "objective": _PAIR,
         "reward": _PAIR,
@@ -40,18 +40,18 @@ _SCORE: Schema = {
     "optimum": (NOTHING, NUMBER),
     "log_evidence": (NOTHING, NUMBER),
 }
-_BOARD: Schema = {"rows": [_SCORE], "contexts": whole(1, 2**40), "note": TEXT}
-_PART = (NOTHING, Kind("six numbers", lambda v: misfit(v, [(NOTHING, NUMBER)]) is None and len(v) == 6))
+_BOARD: Schema = {"rows": [_SCORE], "contexts": integer_between(1, 2**40), "note": TEXT}
+_PART = (NOTHING, ValueKind("six numbers", lambda v: misfit(v, [(NOTHING, NUMBER)]) is None and len(v) == 6))
 _MEASURED: Schema = {
     "beta": (NOTHING, POSITIVE),
     **dict.fromkeys(("objective", "reward", "kl", "optimum", "gap", "share", "start"), _PART),
     **dict.fromkeys(("log_evidence", "log_marginal"), _PART),
     "ess": (NOTHING, NUMBER),
     "khat": (NOTHING, NUMBER),
-    "num_weighed": whole(0, 2**40),
+    "num_weighed": integer_between(0, 2**40),
 }
 _SCHEMA: dict[str, Schema] = {
-    "step": whole(0, 2**31),
+    "step": integer_between(0, 2**31),
     "fit": _BOARD,
     "measured?": (NOTHING, [_MEASURED]),
     "held_out": (NOTHING, _BOARD),
@@ -87,7 +87,7 @@ def read_model(directory: Path) -> dict[str, Any] | None:
         RunFolderError: the file is damaged.
     """
     remedy = f"bayesrl fit or learn MODEL --out {shlex.quote(str(directory))} writes it anew"
-    return run_folder.read_json(directory, run_folder.MODEL, run_folder.MODEL_SCHEMA, remedy)
+    return run_folder.load_json(directory, run_folder.MODEL, run_folder.MODEL_SCHEMA, remedy)
 
 
 def model_of(directory: Path) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def read_scores(directory: Path) -> Scores | None:
         RunFolderError: the file is damaged.
     """
     remedy = f"delete it, and bayesrl resume {shlex.quote(str(directory))} writes it anew"
-    told = run_folder.read_json(directory, run_folder.SCORES, _SCHEMA, remedy)
+    told = run_folder.load_json(directory, run_folder.SCORES, _SCHEMA, remedy)
     if told is None:
         return None
     held_out = None if told["held_out"] is None else from_json(told["held_out"])
@@ -162,7 +162,7 @@ def _damaged(directory: Path, scores: Scores) -> Iterator[str]:
     for name, digest in scores.pictures.items():
         if _differs(directory / file_name(name), partial(_has, digest)):
             yield name
-    if _differs(directory / REPORT, partial(is_whole, name="report")):
+    if _differs(directory / REPORT, partial(is_intact, name="report")):
         yield REPORT
     try:
         run_folder.read_draws(directory)
@@ -177,7 +177,7 @@ def _has(digest: str, content: bytes) -> bool:
 def _differs(path: Path, fine: Callable[[bytes], bool]) -> bool:
     """Whether there is a file that cannot be read or is not fine."""
     try:
-        content = read(path)
+        content = read_file(path)
     except RunFolderError:
         return True
     return content is not None and not fine(content)

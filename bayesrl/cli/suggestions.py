@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from bayesrl.catalogue import COMMANDS, ModelError, closest, model_names, model_options, model_uses
+from bayesrl.catalogue import COMMANDS, ProblemError, closest, model_names, model_options, model_uses
 
 _USES = {command: use for use, command in COMMANDS.items()}
 _OPTIONS: Mapping[str, Mapping[str, type]] = {
@@ -120,13 +120,13 @@ class _Slips:
     def _is_for(self, command: str) -> bool:
         try:
             return self.model is not None and _USES[command] in model_uses(self.model)
-        except ModelError:
+        except ProblemError:
             return False
 
     def _options_of(self, model: str | None, command: str) -> Mapping[str, object]:
         try:
             return {} if model is None else model_options(model, _USES[command])
-        except ModelError:
+        except ProblemError:
             return {}
 
 

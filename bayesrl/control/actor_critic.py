@@ -59,7 +59,7 @@ class ActorCritic(Objective):
 
     def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ActorCritic":
         """Refuse guides without a critic; see `Objective.prepare`."""
-        told = pair.guide_facts(params).sites
+        told = pair.trace_guide(params).sites
         missing = [name for name in (VALUE, WEIGHT, CONTINUE) if name not in told]
         if missing or pair.structure.actions != ("action",):
             raise ObjectiveError(
@@ -75,7 +75,7 @@ class ActorCritic(Objective):
 
     def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
         """Give −J/β with the gradient described above, and the critic's loss; see `Objective.surrogate`."""
-        value, weight, go_on = (draws.remarks[name] for name in (VALUE, WEIGHT, CONTINUE))
+        value, weight, go_on = (draws.guide_metrics[name] for name in (VALUE, WEIGHT, CONTINUE))
         ratio = jnp.exp(draws.scores["action"] - lax.stop_gradient(draws.log_behaviour["action"]))
         counts = (weight > 0).astype(value.dtype)
         kept = lax.stop_gradient(jnp.minimum(ratio, 1.0)) * counts

@@ -22,7 +22,7 @@ from bayesrl.control.gymnasium.recorded_rollout import RecordedRollout
 from bayesrl.control.rollout import Choice, Chooser, Played, Rollout
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
-from bayesrl.core.trace import record
+from bayesrl.core.trace import trace_program
 from bayesrl.errors import GuideError
 from bayesrl.guides import AutoGuide, PolicyGuide
 from bayesrl.guides.tilts.families import tilt_distribution, tilt_shape
@@ -71,7 +71,7 @@ def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
         GuideError: its guide is of another kind.
         PolicyError: it holds several temperatures.
     """
-    pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).bound()
+    pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
     if not isinstance(pair.guide, ObservationPolicyGuide):
         raise GuideError(
             f"the posterior was fitted with {type(pair.guide).__name__}, which cannot be asked for one action; "
@@ -290,7 +290,7 @@ def _return_scale(key: PRNGKey, rollout: Played) -> float:
         return rollout.return_scale
 
     def rewards(key: PRNGKey) -> Array:
-        return record(FoldedKeys(rollout, key)).sites["reward"].fn.log_factor
+        return trace_program(FoldedKeys(rollout, key)).sites["reward"].fn.log_factor
 
     probe = closure_jit(lambda key: jax.vmap(rewards)(split(key, _NUM_PROBES)), name="rewards")
     earned = np.asarray(probe(as_hash_key(key)), float)

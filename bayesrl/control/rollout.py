@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 
 from bayesrl.arguments import Count, checked, real_range
 from bayesrl.control.environments.base import Environment
-from bayesrl.core.primitives import kind_of, reward
+from bayesrl.core.primitives import reward, site_kind
 from bayesrl.errors import ControlError
 
 VALUE, WEIGHT, CONTINUE = "value$", "weight$", "continue$"
@@ -170,5 +170,5 @@ class _Weighted(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Scale what the scan has kept."""
-        if msg.get("_control_flow_done") and msg["type"] == "sample" and kind_of(msg) in ("action", "reward"):
+        if msg.get("_control_flow_done") and msg["type"] == "sample" and site_kind(msg) in ("action", "reward"):
             msg["scale"] = self.weights if msg["scale"] is None else msg["scale"] * self.weights

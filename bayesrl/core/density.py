@@ -14,7 +14,7 @@ from bayesrl.core.handlers import check_beta
 from bayesrl.core.programs import Pair
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import check_policy, structure_of
-from bayesrl.core.trace import record
+from bayesrl.core.trace import trace_program
 from bayesrl.errors import PolicyError
 from bayesrl.typing import Beta, Program, Sites
 
@@ -71,9 +71,9 @@ def log_density(policy: Program, sites: Sites, *args: Any, beta: Beta | None = N
     if beta is not None:
         check_beta(beta)
     program = FoldedKeys(handlers.substitute(policy, data=dict(sites)), dummy_key())
-    structure = structure_of(record(program, *args))
+    structure = structure_of(trace_program(program, *args))
     check_policy(structure, has_beta=beta is not None)
-    missing = [name for name in structure.named("action", "environment") if name not in sites]
+    missing = [name for name in structure.names("action", "environment") if name not in sites]
     if missing:
         raise PolicyError(f"no value was given for site {missing[0]!r}; pass one for each of {list(structure.actions)}")
     pair = Pair(policy, None, structure, args, {})

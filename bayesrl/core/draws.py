@@ -25,7 +25,7 @@ class Draws(NamedTuple):
         metrics: values of deterministic sites.
         scores: log q of the action sites as `log_q`, but whatever `numpyro.handlers.scale` makes of them:
             what a score-function gradient differentiates.
-        remarks: values of the deterministic sites that the guide alone has, such as a critic's.
+        guide_metrics: values of the deterministic sites that the guide alone has, such as a critic's.
         log_behaviour: as `scores`, under what really drew the actions; `scores` itself where the guide did.
         log_ratio: log π₀ − log q of the action sites of which it is known better than by the difference of both.
         doubt: how much single precision may be off by in log π₀ − log q, nats, of the sites whose densities are
@@ -41,13 +41,13 @@ class Draws(NamedTuple):
     rewards: dict[str, Any]
     metrics: dict[str, Any]
     scores: dict[str, Array]
-    remarks: dict[str, Array]
+    guide_metrics: dict[str, Array]
     log_behaviour: dict[str, Array]
     log_ratio: dict[str, Array] = {}  # noqa: RUF012  (never changed)
     doubt: dict[str, Array] = {}  # noqa: RUF012
 
     @classmethod
-    def held(cls, sites: Mapping[str, Any]) -> "Draws":
+    def from_sites(cls, sites: Mapping[str, Any]) -> "Draws":
         """Hold values of sites that nothing has scored yet."""
         return cls(dict(sites), {}, {}, {}, {}, {}, {}, {}, {}, {}, {})
 

@@ -97,10 +97,10 @@ class SharedKeys(Messenger):
 
 
 @checked(PolicyError)
-class whole(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
+class full_data(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
     """Run a program on all of its data: plates ignore their `subsample_size`.
 
-    The evidence of a mini-batch is that of another problem; under `whole` a program with mini-batches
+    The evidence of a mini-batch is that of another problem; under `full_data` a program with mini-batches
     can be enumerated and weighted.
 
     Args:
@@ -111,7 +111,7 @@ class whole(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
         >>> def program():
         ...     with numpyro.plate("n", 10, subsample_size=2) as i:
         ...         return i.shape
-        >>> numpyro.handlers.seed(bayesrl.whole(program), rng_seed=0)()
+        >>> numpyro.handlers.seed(bayesrl.full_data(program), rng_seed=0)()
         (10,)
     """
 

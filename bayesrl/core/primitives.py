@@ -14,7 +14,7 @@ from bayesrl.annotations import CHECKED_IN_BODY
 from bayesrl.arguments import checked
 from bayesrl.errors import PolicyError
 
-type Kind = Literal["action", "environment", "observed", "reward", "metric"]
+type SiteKind = Literal["action", "environment", "observed", "reward", "metric"]
 
 MARK = "bayesrl"
 """Key under which a site's `infer` dictionary carries its kind."""
@@ -146,7 +146,7 @@ def environment(name: str, distribution: dist.Distribution, *, observable: Annot
     return value
 
 
-def kind_of(msg: dict[str, Any]) -> Kind:
+def site_kind(msg: dict[str, Any]) -> SiteKind:
     """Tell what a sample or deterministic message is to bayesrl."""
     if msg["type"] == "deterministic":
         return "metric"

@@ -16,11 +16,19 @@ from bayesrl.compilation.keys import dummy_key, fold_in, split
 from bayesrl.core.censoring import censored, is_censored
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues
-from bayesrl.core.refusals import check_arguments, told
+from bayesrl.core.refusals import check_arguments, explain_errors
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
-from bayesrl.core.support_edges import Settled
-from bayesrl.core.trace import Recording, abstractly, both_scores, per_context, ratio_of, record, site_log_prob
+from bayesrl.core.support_edges import EdgeMasked
+from bayesrl.core.trace import (
+    Trace,
+    log_prior_ratio,
+    per_context,
+    scaled_and_raw_log_prob,
+    site_log_prob,
+    trace_abstractly,
+    trace_program,
+)
 from bayesrl.errors import PolicyError
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
@@ -96,7 +104,7 @@ class Pair:
         """
 
         def one(key: PRNGKey) -> Draws:
-            scored = record(FoldedKeys(self.policy, key), *self.args)
+            scored = trace_program(FoldedKeys(self.policy, key), *self.args)
             held = {name: scored.sites[name].value for name in self._latent}
             held |= {name: scored.plates[name] for name in self.structure.subsampled}
             return self._draws(self.run_guide(None, None, params, held, ()), scored)
@@ -131,11 +139,11 @@ class Pair:
 
         def one(values: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
             drawn = self.run_guide(None, None, params, {**values, **batch}, ())
-            return *self._both_scores(drawn), self._remarks(drawn)
+            return *self._both_scores(drawn), self._guide_metrics(drawn)
 
         own = {} if one_batch else draws.plates
-        log_q, scores, remarks = self._many(one, {**draws.sites, **own})
-        return draws.scored(log_q)._replace(scores=scores, remarks=remarks)
+        log_q, scores, guide_metrics = self._many(one, {**draws.sites, **own})
+        return draws.scored(log_q)._replace(scores=scores, guide_metrics=guide_metrics)
 
     def log_q(self, params: Params, draws: Draws) -> dict[str, Array]:
         """Score the action sites of draws under the guide with these parameters, [draw, *contexts, T]."""
@@ -152,7 +160,7 @@ class Pair:
         params: Params,
         values: Mapping[str, Numbers],
         stopped: tuple[str, ...],
-    ) -> Recording:
+    ) -> Trace:
         """Run the guide alone, once; arguments as those of `draw`, the key of what is shared given apart.
 
         Without a key every site is held, and one that is not draws by a key that is always the same.
@@ -166,11 +174,11 @@ class Pair:
             program = handlers.substitute(program, data=dict(values))
         if shared_key is not None:
             program = SharedKeys(program, shared_key, self.structure.drawn_before_action)
-        return record(FoldedKeys(program, dummy_key() if key is None else key), *self.args)
+        return trace_program(FoldedKeys(program, dummy_key() if key is None else key), *self.args)
 
-    def guide_facts(self, params: Params) -> Recording:
-        """Record the guide without computing; see `abstractly`."""
-        return abstractly(lambda: self.run_guide(None, None, params, {}, ()))
+    def trace_guide(self, params: Params) -> Trace:
+        """Record the guide without computing; see `trace_abstractly`."""
+        return trace_abstractly(lambda: self.run_guide(None, None, params, {}, ()))
 
     def _run(
         self,
@@ -191,37 +199,37 @@ class Pair:
             if shared_key is not None:
                 policy = SharedKeys(policy, shared_key, self.structure.drawn_before_action)
             own_key = dummy_key() if key is None else key
-            scored = record(FoldedKeys(policy, own_key, first=_OF_POLICY), *self.args)
+            scored = trace_program(FoldedKeys(policy, own_key, first=_OF_POLICY), *self.args)
         return self._draws(drawn, scored)
 
     @property
     def _latent(self) -> tuple[str, ...]:
-        return self.structure.named("action", "environment")
+        return self.structure.names("action", "environment")
 
-    def _scores(self, recording: Recording, kind: str) -> dict[str, Array]:
-        names = self.structure.named(kind)  # type: ignore[arg-type]
+    def _scores(self, trace: Trace, kind: str) -> dict[str, Array]:
+        names = self.structure.names(kind)  # type: ignore[arg-type]
         return {
-            name: per_context(site_log_prob(recording.sites[name]), recording.sites[name], self.structure.contexts)
+            name: per_context(site_log_prob(trace.sites[name]), trace.sites[name], self.structure.contexts)
             for name in names
-            if name in recording.sites
+            if name in trace.sites
         }
 
-    def _both_scores(self, drawn: Recording) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _both_scores(self, drawn: Trace) -> tuple[dict[str, Array], dict[str, Array]]:
         """Give log q of the action sites, and the same whatever handlers make of it."""
         contexts = self.structure.contexts
         names = [name for name in self.structure.actions if name in drawn.sites]
-        both = {name: both_scores(drawn.sites[name], contexts) for name in names}
+        both = {name: scaled_and_raw_log_prob(drawn.sites[name], contexts) for name in names}
         return {name: log_q for name, (log_q, _) in both.items()}, {name: raw for name, (_, raw) in both.items()}
 
-    def _remarks(self, drawn: Recording) -> dict[str, Array]:
-        told = self.structure.named("metric")
+    def _guide_metrics(self, drawn: Trace) -> dict[str, Array]:
+        told = self.structure.names("metric")
         return {
             name: jnp.asarray(site.value)
             for name, site in drawn.sites.items()
             if site.kind == "metric" and name not in told
         }
 
-    def _draws(self, drawn: Recording, scored: Recording) -> Draws:
+    def _draws(self, drawn: Trace, scored: Trace) -> Draws:
         scored = self._settled(drawn, scored)
         log_q, scores = self._both_scores(drawn)
         ratios, doubts = self._ratios(drawn, scored, log_q)
@@ -233,15 +241,15 @@ class Pair:
             log_nature=self._scores(scored, "environment"),
             log_likelihood=self._scores(scored, "observed"),
             rewards=self._scores(scored, "reward"),
-            metrics={name: jnp.asarray(scored.sites[name].value) for name in self.structure.named("metric")},
+            metrics={name: jnp.asarray(scored.sites[name].value) for name in self.structure.names("metric")},
             scores=scores,
-            remarks=self._remarks(drawn),
+            guide_metrics=self._guide_metrics(drawn),
             log_behaviour=scores,
             log_ratio=ratios,
             doubt=doubts,
         )
 
-    def _settled(self, drawn: Recording, scored: Recording) -> Recording:
+    def _settled(self, drawn: Trace, scored: Trace) -> Trace:
         """Score 0 under the policy, too, what a guide leaves at the edge of what single precision tells."""
         if drawn is scored:
             return scored
@@ -254,18 +262,18 @@ class Pair:
             while isinstance(fn, MaskedDistribution):
                 fn = fn.base_dist
             if getattr(fn, "ends", None) is not None:
-                sites[name] = sites[name]._replace(fn=Settled(sites[name].fn, fn.ends), intermediates=None)
+                sites[name] = sites[name]._replace(fn=EdgeMasked(sites[name].fn, fn.ends), intermediates=None)
         return scored._replace(sites=sites)
 
     def _ratios(
-        self, drawn: Recording, scored: Recording, log_q: dict[str, Array]
+        self, drawn: Trace, scored: Trace, log_q: dict[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Give log π₀ − log q where that is known better than by their difference, and how far that may be off."""
         if drawn is scored:  # also where a density is infinite
             return {name: jnp.zeros_like(score) for name, score in log_q.items()}, {}
         contexts = self.structure.contexts
         names = [name for name in self.structure.actions if name in drawn.sites]
-        found = {name: ratio_of(scored.sites[name], drawn.sites[name], contexts) for name in names}
+        found = {name: log_prior_ratio(scored.sites[name], drawn.sites[name], contexts) for name in names}
         ratios = {name: ratio for name, (ratio, _) in found.items() if ratio is not None}
         return ratios, {name: doubt for name, (_, doubt) in found.items() if doubt is not None}
 
@@ -293,7 +301,7 @@ def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
         PolicyError: the policy does not take these arguments, or does what cannot be followed.
     """
     check_arguments(policy, args, "the policy", PolicyError)
-    with told("the policy", PolicyError):
+    with explain_errors("the policy", PolicyError):
         params, _ = _declared(key, policy, args)
     return (handlers.substitute(policy, data=params) if params else policy), params
 
@@ -301,20 +309,20 @@ def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
 def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Params, dict[str, Any]]:
     """Give the declared values of a program's parameters, and their constraints."""
 
-    def run() -> Recording:
-        return record(FoldedKeys(program, key), *args)
+    def run() -> Trace:
+        return trace_program(FoldedKeys(program, key), *args)
 
-    def values(recording: Recording) -> Params:
-        return {name: msg["value"] for name, msg in recording.params.items()}
+    def values(trace: Trace) -> Params:
+        return {name: msg["value"] for name, msg in trace.params.items()}
 
-    def declared(recording: Recording) -> dict[str, Any]:
-        return {name: msg["kwargs"].get("constraint", constraints.real) for name, msg in recording.params.items()}
+    def declared(trace: Trace) -> dict[str, Any]:
+        return {name: msg["kwargs"].get("constraint", constraints.real) for name, msg in trace.params.items()}
 
-    recording = abstractly(run)
-    shown, held = declared(recording), values(recording)
+    trace = trace_abstractly(run)
+    shown, held = declared(trace), values(trace)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((held, shown))):
         return held, shown
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(shown)):
-        recording = run()  # a constraint may hold numbers of the run itself
-        return values(recording), declared(recording)
+        trace = run()  # a constraint may hold numbers of the run itself
+        return values(trace), declared(trace)
     return closure_jit(lambda: values(run()), name="declare")(), shown

@@ -16,7 +16,7 @@ from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.primitives import Messenger
 
 from bayesrl.core.handlers import Sites
-from bayesrl.core.primitives import kind_of
+from bayesrl.core.primitives import site_kind
 from bayesrl.errors import BayesRLError, PolicyError
 from bayesrl.typing import Program
 
@@ -69,7 +69,7 @@ class Refusals(Messenger):
             _refuse_repeated(msg)
             if msg.get("_control_flow_done"):
                 _refuse_intervened(msg)
-            elif not msg["is_observed"] and kind_of(msg) in ("action", "environment"):
+            elif not msg["is_observed"] and site_kind(msg) in ("action", "environment"):
                 _refuse_held(msg)
 
 
@@ -139,7 +139,7 @@ def _held(name: str) -> str:
 
 def _refuse_held_in_scan(msg: dict[str, Any], *, held: Any) -> None:
     given = _given(held, msg)
-    if given is not None and not msg["is_observed"] and kind_of(msg) in ("action", "environment"):
+    if given is not None and not msg["is_observed"] and site_kind(msg) in ("action", "environment"):
         raise PolicyError(_held(msg["name"]))
 
 
@@ -217,7 +217,7 @@ def _refuse_partly(msg: dict[str, Any], *, held: Any, length: int) -> None:
 
 
 @contextmanager
-def told(role: str, error: type[BayesRLError]) -> Iterator[None]:
+def explain_errors(role: str, error: type[BayesRLError]) -> Iterator[None]:
     """Tell in words of the program what JAX and NumPyro raise while they run it on values that are not known yet.
 
     Args:

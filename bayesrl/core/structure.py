@@ -15,14 +15,14 @@ from numpyro.distributions import constraints
 
 from bayesrl.arguments import check_memory
 from bayesrl.compilation.jit import cached_analysis, closure_jit
-from bayesrl.core.primitives import Kind
-from bayesrl.core.refusals import Refusals, check_arguments, refuse_stray, told
+from bayesrl.core.primitives import SiteKind
+from bayesrl.core.refusals import Refusals, check_arguments, explain_errors, refuse_stray
 from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.trace import Frame, Record, Recording, abstractly_twice, record
+from bayesrl.core.trace import Frame, Trace, TraceSite, trace_abstractly_twice, trace_program
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
 
-type Support = Sequence[Any]
+type FiniteSupport = Sequence[Any]
 """The values of a finite support, in a form that can be hashed: numbers, or vectors of one length."""
 
 
@@ -48,14 +48,14 @@ class Site:
     """
 
     name: str
-    kind: Kind
+    kind: SiteKind
     hidden: bool
     frames: tuple[Frame, ...]
     scan: int | None
     length: int
     shape: tuple[int, ...]
     discrete: bool
-    support: Support | None
+    support: FiniteSupport | None
     event_dim: int = 0
     recorded: bool = False
     discounted: bool = False
@@ -77,14 +77,14 @@ class Structure:
     def __getitem__(self, name: str) -> Site:
         return next(site for site in self.sites if site.name == name)
 
-    def named(self, *kinds: Kind) -> tuple[str, ...]:
+    def names(self, *kinds: SiteKind) -> tuple[str, ...]:
         """Names of the sites of these kinds, in program order."""
         return tuple(site.name for site in self.sites if site.kind in kinds)
 
     @property
     def actions(self) -> tuple[str, ...]:
         """Names of the action sites."""
-        return self.named("action")
+        return self.names("action")
 
     def check_memory(self, number: int, error: type[BayesRLError] = PolicyError) -> None:
         """Refuse more draws than fit into memory, before any is made.
@@ -123,8 +123,8 @@ class Structure:
         Raises:
             EngineError: no site is latent.
         """
-        if not self.named("action", "environment"):
-            given = self.named("observed")
+        if not self.names("action", "environment"):
+            given = self.names("observed")
             why = f"site {given[0]!r} is observed" if given else "it has no site to draw"
             raise EngineError(
                 f"the policy draws nothing ({why}), "
@@ -231,30 +231,30 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
 
 def _look(key: PRNGKey, policy: Program, args: tuple[Any, ...]) -> Structure:
     check_arguments(policy, args, "the policy", PolicyError)
-    with told("the policy", PolicyError):
-        recording, strays = abstractly_twice(lambda: record(FoldedKeys(Refusals(policy), key), *args))
+    with explain_errors("the policy", PolicyError):
+        trace, strays = trace_abstractly_twice(lambda: trace_program(FoldedKeys(Refusals(policy), key), *args))
     if strays and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, args))):
         refuse_stray(strays[0])
-    unknown = [name for name, site in recording.sites.items() if _ends_are_computed(site)]
+    unknown = [name for name, site in trace.sites.items() if _ends_are_computed(site)]
     if not unknown:
-        return structure_of(recording)
+        return structure_of(trace)
 
     # The ends of a support may be numbers that are only there when the program is really run.
     def ends() -> dict[str, tuple[Any, Any]]:
-        sites = record(FoldedKeys(policy, key), *args).sites
+        sites = trace_program(FoldedKeys(policy, key), *args).sites
         return {name: jax.tree.map(jnp.asarray, _ends(sites[name].fn)) for name in unknown}
 
     found = closure_jit(ends, name="supports")()
-    return structure_of(recording, {name: _range(*pair) for name, pair in found.items()})
+    return structure_of(trace, {name: _range(*pair) for name, pair in found.items()})
 
 
-def structure_of(recording: Recording, supports: Mapping[str, Support | None] = MappingProxyType({})) -> Structure:
+def structure_of(trace: Trace, supports: Mapping[str, FiniteSupport | None] = MappingProxyType({})) -> Structure:
     """Derive the structure from one run, and from supports that it could not tell."""
-    sites = tuple(_site(site, supports.get(site.name)) for site in recording.sites.values())
+    sites = tuple(_site(site, supports.get(site.name)) for site in trace.sites.values())
     return Structure(sites, _contexts(sites))
 
 
-def _site(site: Record, known: Support | None) -> Site:
+def _site(site: TraceSite, known: FiniteSupport | None) -> Site:
     discrete, support, event_dim, recorded = False, None, 0, False
     shape = tuple(jnp.shape(site.value))
     held = math.prod(shape)
@@ -289,13 +289,13 @@ def is_discrete(fn: Any) -> bool:
     return not isinstance(fn, dist.TransformedDistribution) and bool(fn.support.is_discrete)
 
 
-def finite_support(fn: Any) -> Support | None:
+def finite_support(fn: Any) -> FiniteSupport | None:
     """Values of a finite support that is the same everywhere, or None.
 
     A distribution of vectors has one where its attribute `finite_values` is such a sequence.
     """
     if getattr(fn, "finite_values", None) is not None:
-        values: Support = fn.finite_values
+        values: FiniteSupport = fn.finite_values
         return values
     if fn.event_shape or not is_discrete(fn):
         return None
@@ -318,7 +318,7 @@ def _ends(fn: Any) -> tuple[Any, Any]:
     return getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
 
 
-def _ends_are_computed(site: Record) -> bool:
+def _ends_are_computed(site: TraceSite) -> bool:
     """Whether both ends of a finite support are numbers that a run computes."""
     if site.kind not in ("action", "environment") or not is_discrete(site.fn) or site.fn.event_shape:
         return False
@@ -328,7 +328,7 @@ def _ends_are_computed(site: Record) -> bool:
     return all(end is not None for end in ends) and any(isinstance(end, jax.core.Tracer) for end in ends)
 
 
-def _range(lower: Any, upper: Any) -> Support | None:
+def _range(lower: Any, upper: Any) -> FiniteSupport | None:
     """Give the whole numbers between two ends, where these are the same everywhere."""
     low, high = np.unique(np.asarray(lower)), np.unique(np.asarray(upper))
     if low.size != 1 or high.size != 1:
@@ -353,7 +353,7 @@ def check_policy(structure: Structure, *, has_beta: bool) -> None:
     Raises:
         PolicyError: neither rewards nor observed sites; beta missing with rewards or given without.
     """
-    rewards, observed = structure.named("reward"), structure.named("observed")
+    rewards, observed = structure.names("reward"), structure.names("observed")
     if not rewards and not observed:
         raise PolicyError(
             "the policy has neither a reward nor an observed site, so there is nothing to fit; "

@@ -21,10 +21,10 @@ from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import split
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
-from bayesrl.core.trace import Recording, abstractly, record
+from bayesrl.core.trace import Trace, trace_abstractly, trace_program
 from bayesrl.typing import PRNGKey, Program
 
-type Ends = tuple[float, float]
+type EdgeInterval = tuple[float, float]
 """Unconstrained coordinates between which single precision tells a number to a part in a hundred."""
 
 NUM_DRAWS = 1024
@@ -43,11 +43,11 @@ _EPS = 2.0**-23
 class Edge(NamedTuple):
     """What is known of a site whose draws often lie at the edge: where that is, and how many of `NUM_DRAWS` do."""
 
-    ends: Ends
+    ends: EdgeInterval
     num: int
 
 
-class Lie(NamedTuple):
+class PriorSpread(NamedTuple):
     """Where the prior's draws of a site lie: in unconstrained coordinates or, where it is discrete, as they are; [N].
 
     Attributes:
@@ -63,7 +63,7 @@ class Lie(NamedTuple):
     high: np.ndarray
 
 
-def ends_of(support: Any) -> Ends | None:
+def edge_interval(support: Any) -> EdgeInterval | None:
     """Give the ends of the unconstrained coordinates of a support; None where it has none that is known."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -84,7 +84,7 @@ def ends_of(support: Any) -> Ends | None:
     return (math.log(low) if low > 0 else _LOWEST), (-math.log(high) if high > 0 else -_LOWEST)
 
 
-def at_edge(fn: Any, value: Any, ends: Ends) -> Array:
+def at_edge(fn: Any, value: Any, ends: EdgeInterval) -> Array:
     """Tell which draws lie at the edge, [*batch] of booleans: any of their coordinates does."""
     event = int(fn.event_dim)
     coordinates = biject_to(fn.support).inv(jnp.asarray(value))
@@ -93,7 +93,7 @@ def at_edge(fn: Any, value: Any, ends: Ends) -> Array:
     return lost
 
 
-class Settled:
+class EdgeMasked:
     """The prior of a site beside a guide that leaves draws at the edge where they are: both score them 0.
 
     Args:
@@ -101,7 +101,7 @@ class Settled:
         ends: where the edge is.
     """
 
-    def __init__(self, fn: Any, ends: Ends) -> None:
+    def __init__(self, fn: Any, ends: EdgeInterval) -> None:
         self.fn, self.ends = fn, ends
         self.stands_for = fn
         self.event_dim, self.batch_shape = fn.event_dim, fn.batch_shape
@@ -133,16 +133,16 @@ def edges_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[An
         structure: of the policy.
         args: of the policy.
     """
-    return look_at_prior(key, policy, structure, args, lambda *_: False)[0]
+    return summarize_prior_draws(key, policy, structure, args, lambda *_: False)[0]
 
 
-def look_at_prior(
+def summarize_prior_draws(
     key: PRNGKey,
     policy: Program,
     structure: Structure,
     args: tuple[Any, ...],
     measured: Callable[[str, Any], bool],
-) -> tuple[dict[str, Edge], dict[str, Lie]]:
+) -> tuple[dict[str, Edge], dict[str, PriorSpread]]:
     """Tell of action sites where the prior's draws lie, from `NUM_DRAWS` of them.
 
     Args:
@@ -158,17 +158,17 @@ def look_at_prior(
     if not structure.actions:
         return {}, {}
 
-    def look(key: PRNGKey) -> Recording:
-        return record(FoldedKeys(policy, key), *args)
+    def look(key: PRNGKey) -> Trace:
+        return trace_program(FoldedKeys(policy, key), *args)
 
-    seen = abstractly(lambda: look(key)).sites
+    seen = trace_abstractly(lambda: look(key)).sites
     continuous = [
         name
         for name in structure.actions
         # A zero beside a continuous distribution is an atom that its density knows of.
         if not structure[name].discrete and not isinstance(unwrapped(seen[name].fn), dist.HurdleProbs)
     ]
-    ends = {name: own for name in continuous if (own := ends_of(_peeled(seen[name].fn).support)) is not None}
+    ends = {name: own for name in continuous if (own := edge_interval(_peeled(seen[name].fn).support)) is not None}
     lying = [
         name
         for name in structure.actions
@@ -213,10 +213,10 @@ def _quantiles(places: Array) -> Array:
     return jnp.quantile(places, jnp.array([0.0, 0.25, 0.5, 0.75, 1.0]), axis=0)
 
 
-def _lie(quantiles: np.ndarray) -> Lie:
+def _lie(quantiles: np.ndarray) -> PriorSpread:
     low, lower, centre, upper, high = np.clip(np.nan_to_num(quantiles), -1e30, 1e30)
     width = (upper - lower) / 1.349  # of a normal distribution this is the standard deviation
-    return Lie(centre, np.where(width > np.abs(centre) * _EPS + 1e-30, width, 1.0), low, high)
+    return PriorSpread(centre, np.where(width > np.abs(centre) * _EPS + 1e-30, width, 1.0), low, high)
 
 
 def _peeled(fn: Any) -> Any:

@@ -18,7 +18,7 @@ from bayesrl.compilation.determinism import COMPARED_FIELDS, Reading, check_dete
 from bayesrl.compilation.keys import split
 from bayesrl.core.handlers import Sites
 from bayesrl.core.log_ratios import doubt_in, doubt_of, log_ratio
-from bayesrl.core.primitives import Kind, is_hidden, kind_of
+from bayesrl.core.primitives import SiteKind, is_hidden, site_kind
 from bayesrl.core.refusals import check_scan, refuse_branches
 from bayesrl.core.rng import FoldedKeys, QuickDraws
 from bayesrl.errors import PolicyError
@@ -33,7 +33,7 @@ class Frame(NamedTuple):
     full_size: int
 
 
-class Record(NamedTuple):
+class TraceSite(NamedTuple):
     """One sample or deterministic site of one run.
 
     Inside a `scan` of T steps, `value` and the parameters of `fn` have a leading axis of length T,
@@ -42,7 +42,7 @@ class Record(NamedTuple):
     """
 
     name: str
-    kind: Kind
+    kind: SiteKind
     hidden: bool
     fn: Any
     value: Any
@@ -53,15 +53,15 @@ class Record(NamedTuple):
     length: int
 
 
-class Recording(NamedTuple):
+class Trace(NamedTuple):
     """All sites of one run in program order, its parameters, and the indices of its plates."""
 
-    sites: dict[str, Record]
+    sites: dict[str, TraceSite]
     params: dict[str, Any]
     plates: dict[str, Array]
 
 
-class _Recorder(Messenger):
+class _TraceHandler(Messenger):
     """Keeps the messages themselves, so that what inner handlers change afterwards is seen too."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -151,15 +151,15 @@ def _ignore(msg: dict[str, Any]) -> None:
     """Do nothing with a message."""
 
 
-def record(program: Callable[..., Any], *args: Any) -> Recording:
-    """Run a seeded program and return its `Recording`.
+def trace_program(program: Callable[..., Any], *args: Any) -> Trace:
+    """Run a seeded program and return its `Trace`.
 
     Raises:
         PolicyError: two sites share a name, or a parameter is declared inside a scan.
     """
-    recorder = _Recorder(QuickDraws(program))
-    recorder(*args)
-    messages = recorder.messages
+    handler = _TraceHandler(QuickDraws(program))
+    handler(*args)
+    messages = handler.messages
     _refuse_repeated_names(messages)
     sites, params = {}, {}
     for msg, scan, length in messages:
@@ -167,11 +167,11 @@ def record(program: Callable[..., Any], *args: Any) -> Recording:
             params[msg["name"]] = msg
         elif msg["type"] in ("sample", "deterministic"):
             frames = tuple(
-                Frame(f.name, f.dim, f.size, recorder.plates[f.name][0]) for f in msg.get("cond_indep_stack", [])
+                Frame(f.name, f.dim, f.size, handler.plates[f.name][0]) for f in msg.get("cond_indep_stack", [])
             )
-            sites[msg["name"]] = Record(
+            sites[msg["name"]] = TraceSite(
                 msg["name"],
-                kind_of(msg),
+                site_kind(msg),
                 is_hidden(msg),
                 msg["fn"] if msg["type"] == "sample" else None,
                 msg["value"],
@@ -181,28 +181,28 @@ def record(program: Callable[..., Any], *args: Any) -> Recording:
                 scan,
                 length,
             )
-    return Recording(sites, params, {name: indices for name, (_, indices) in recorder.plates.items()})
+    return Trace(sites, params, {name: indices for name, (_, indices) in handler.plates.items()})
 
 
-def abstractly(make: Callable[[], Recording]) -> Recording:
-    """Make a recording without computing anything.
+def trace_abstractly(make: Callable[[], Trace]) -> Trace:
+    """Make a trace without computing anything.
 
     Only what JAX knows beforehand may be read of it: names, kinds, plates, shapes, types.
     """
-    made: list[Recording] = []
+    made: list[Trace] = []
     jax.make_jaxpr(lambda: _traced_values(made, make))()
     return made[0]
 
 
-def abstractly_twice(make: Callable[[], Recording]) -> tuple[Recording, list[str]]:
-    """Do as `abstractly`, and name the sites whose values come from elsewhere than this run of the program.
+def trace_abstractly_twice(make: Callable[[], Trace]) -> tuple[Trace, list[str]]:
+    """Do as `trace_abstractly`, and name the sites whose values come from elsewhere than this run of the program.
 
     Raises:
         PolicyError: a second run computes something else.
     """
-    recording, first = _reading(make)
-    learned = all(site.kind != "reward" for site in recording.sites.values())  # then parameters only start somewhere
-    values = {name: msg["value"] for name, msg in recording.params.items()}
+    trace, first = _reading(make)
+    learned = all(site.kind != "reward" for site in trace.sites.values())  # then parameters only start somewhere
+    values = {name: msg["value"] for name, msg in trace.params.items()}
     start = {name: value for name, value in values.items() if learned and not _unknown(value)}
     check_deterministic(first, _reading(handlers.substitute(make, data=start))[1])
     jaxpr = first.trace
@@ -212,11 +212,11 @@ def abstractly_twice(make: Callable[[], Recording]) -> tuple[Recording, list[str
         if isinstance(const, jax.core.Tracer)
     }
     outputs = zip(first.outputs, jaxpr.jaxpr.outvars, strict=True)
-    return recording, [name for (name, part), var in outputs if part == "value" and id(var) in strays]
+    return trace, [name for (name, part), var in outputs if part == "value" and id(var) in strays]
 
 
-def _reading(make: Callable[[], Recording]) -> tuple[Recording, Reading]:
-    made: list[Recording] = []
+def _reading(make: Callable[[], Trace]) -> tuple[Trace, Reading]:
+    made: list[Trace] = []
     with comparable_callbacks():
         jaxpr, values = jax.make_jaxpr(lambda: _traced_values(made, make), return_shape=True)()
     outputs = [(name, part) for name, parts in values.items() for part, leaves in parts.items() for _ in leaves]
@@ -227,7 +227,7 @@ def _unknown(value: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
-def _traced_values(made: list[Recording], make: Callable[[], Recording]) -> dict[str, dict[str, list[Any]]]:
+def _traced_values(made: list[Trace], make: Callable[[], Trace]) -> dict[str, dict[str, list[Any]]]:
     made.append(make())
     return {
         name: {
@@ -262,7 +262,7 @@ def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]
         raise PolicyError(f"site {shared[0]!r} bears the name of a plate; give every site and plate its own name")
 
 
-def site_log_prob(site: Record) -> Array:
+def site_log_prob(site: TraceSite) -> Array:
     """Log-probability of a site's value, of shape [T?, *batch] or [*batch, T?], scaled as handlers asked, in nats.
 
     Time comes first where it is that of a scan, and last where it is the distribution's own.
@@ -270,7 +270,7 @@ def site_log_prob(site: Record) -> Array:
     return _scaled(_raw_log_prob(site), site)
 
 
-def both_scores(site: Record, contexts: tuple[Frame, ...]) -> tuple[Array, Array]:
+def scaled_and_raw_log_prob(site: TraceSite, contexts: tuple[Frame, ...]) -> tuple[Array, Array]:
     """Log-probability of a site's value, as handlers scaled it and whatever its scale.
 
     Returns:
@@ -280,7 +280,9 @@ def both_scores(site: Record, contexts: tuple[Frame, ...]) -> tuple[Array, Array
     return per_context(_scaled(raw, site), site, contexts), per_context(raw, site, contexts, scaled=False)
 
 
-def ratio_of(prior: Record, guide: Record, contexts: tuple[Frame, ...]) -> tuple[Array | None, Array | None]:
+def log_prior_ratio(
+    prior: TraceSite, guide: TraceSite, contexts: tuple[Frame, ...]
+) -> tuple[Array | None, Array | None]:
     """Give log π₀ − log q of an action site where that is known better than by the difference of both.
 
     It is for families of distributions that have a form of it (see `bayesrl.core.log_ratios`), and for sites of so many
@@ -314,7 +316,7 @@ MANY_ELEMENTS = 256
 """Of so many elements in a context densities are subtracted before they are summed."""
 
 
-def _time_of_its_own(site: Record) -> bool:
+def _time_of_its_own(site: TraceSite) -> bool:
     return hasattr(site.fn, "log_prob_by_step")
 
 
@@ -322,13 +324,13 @@ def _are_one(one: Any, other: Any) -> bool:
     return isinstance(one, int | float) and isinstance(other, int | float) and one == other
 
 
-def _elements_per_context(site: Record, contexts: tuple[Frame, ...]) -> int:
+def _elements_per_context(site: TraceSite, contexts: tuple[Frame, ...]) -> int:
     size = math.prod(jnp.shape(site.value))
     held = math.prod(frame.size for frame in contexts if frame in site.frames)
     return size // max(held * (site.length if site.scan is not None else 1), 1)
 
 
-def _as_batch(values: Array, site: Record) -> Array:
+def _as_batch(values: Array, site: TraceSite) -> Array:
     """Sum what is told of each number of a value over the axes of its events, and lay it out as its log-density."""
     event = int(site.fn.event_dim)
     shape = jnp.shape(site.value)
@@ -337,7 +339,7 @@ def _as_batch(values: Array, site: Record) -> Array:
     return jnp.broadcast_to(summed, shape[: len(shape) - event])
 
 
-def _raw_log_prob(site: Record) -> Array:
+def _raw_log_prob(site: TraceSite) -> Array:
     if hasattr(site.fn, "log_prob_by_step"):
         by_step: Array = site.fn.log_prob_by_step(site.value)
         return by_step
@@ -352,14 +354,14 @@ def _takes_intermediates(fn: Any) -> bool:
     return "intermediates" in inspect.signature(fn.log_prob).parameters
 
 
-def _scaled(log_prob: Array, site: Record) -> Array:
+def _scaled(log_prob: Array, site: TraceSite) -> Array:
     if site.scale is None:
         return log_prob
     own_time = hasattr(site.fn, "log_prob_by_step")
     return log_prob * (jnp.asarray(site.scale)[..., None] if own_time else site.scale)
 
 
-def per_context(values: Array, site: Record, contexts: tuple[Frame, ...], *, scaled: bool = True) -> Array:
+def per_context(values: Array, site: TraceSite, contexts: tuple[Frame, ...], *, scaled: bool = True) -> Array:
     """Reduce values as `site_log_prob` gives them to [*contexts, T]: contexts kept, other plates summed.
 
     Time comes last and has length 1 outside scans. A site that all contexts share counts in each. The

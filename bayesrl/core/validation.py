@@ -15,8 +15,8 @@ from bayesrl.core.context_independence import interacting, refuse_interacting
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Pair
 from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.structure import Support, finite_support
-from bayesrl.core.trace import Recording, record, site_log_prob
+from bayesrl.core.structure import FiniteSupport, finite_support
+from bayesrl.core.trace import Trace, site_log_prob, trace_program
 from bayesrl.errors import GuideError, PolicyError
 from bayesrl.typing import Params, PRNGKey
 
@@ -30,7 +30,7 @@ def check_sites(pair: Pair, params: Params) -> None:
         GuideError: the guide misses an action site, adds a site, draws another shape, or may leave the prior's support.
     """
     if pair.guide is not None:
-        _check_names(pair, pair.guide_facts(params))
+        _check_names(pair, pair.trace_guide(params))
 
 
 def check_draws(
@@ -91,7 +91,7 @@ def _counted(found: dict[str, Array]) -> Iterator[tuple[str, int]]:
     return ((name, count) for name, count in counts.items() if count)
 
 
-def _check_names(pair: Pair, drawn: Recording) -> None:
+def _check_names(pair: Pair, drawn: Trace) -> None:
     structure = pair.structure
     for name in structure.actions:
         if name not in drawn.sites:
@@ -119,7 +119,7 @@ def _check_names(pair: Pair, drawn: Recording) -> None:
             )
 
 
-def _check_support(name: str, prior: Support | None, guide: Support | None) -> None:
+def _check_support(name: str, prior: FiniteSupport | None, guide: FiniteSupport | None) -> None:
     """Refuse numbers that the prior does not know, however seldom the guide draws them."""
     if not isinstance(prior, tuple) or not isinstance(guide, tuple):
         return
@@ -142,7 +142,7 @@ def _look(key: PRNGKey, pair: Pair, params: Params, values: dict[str, Array]) ->
 
     def one(values: dict[str, Array]) -> _Looked:
         policy = handlers.substitute(pair.policy, data={**(pair.constrain(params) if pair.learned else {}), **values})
-        scored = record(FoldedKeys(policy, key), *pair.args).sites
+        scored = trace_program(FoldedKeys(policy, key), *pair.args).sites
         broken, outside = {}, {}
         for name in pair.structure.actions:
             site = scored[name]
@@ -150,11 +150,11 @@ def _look(key: PRNGKey, pair: Pair, params: Params, values: dict[str, Array]) ->
             # Some densities hide a parameter that is not a number.
             broken[name] = jnp.stack([jnp.isnan(x).any() for x in (log_prob, *_numbers(site.fn))]).any()
             outside[name] = ~(jnp.all(site.fn.support(site.value)) & jnp.all(log_prob > -jnp.inf))
-        if pair.guide is None or not pair.structure.named("environment"):
+        if pair.guide is None or not pair.structure.names("environment"):
             return broken, outside, {}
         drawn = pair.run_guide(key, None, params, values, ()).sites
         other = {}
-        for name in pair.structure.named("environment"):
+        for name in pair.structure.names("environment"):
             if name in drawn:
                 ours, theirs = site_log_prob(drawn[name]), site_log_prob(scored[name])
                 same = ours.shape == theirs.shape and jnp.allclose(ours, theirs, rtol=1e-3, atol=1e-3)

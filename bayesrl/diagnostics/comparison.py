@@ -186,7 +186,7 @@ def _score_common(key: PRNGKey, fits: Sequence[_Fit], each: int) -> list[Totals]
 def _batches(key: PRNGKey, fit: _Fit, each: int) -> Iterator[dict[str, Numbers]]:
     """Draw latent sites of one fit, [draws, ...], in batches of bounded memory."""
     structure = fit.programs.structure
-    latent = structure.named("action", "environment")
+    latent = structure.names("action", "environment")
     size = sum(math.prod(structure[name].shape) for name in latent) + 4 * math.prod(structure.context_shape)
     batch = max(1, min(each, _ELEMENTS // size))
     for i, start in enumerate(range(0, each, batch)):
@@ -208,7 +208,7 @@ def _scores(fit: _Fit, sites: dict[str, Numbers]) -> Totals:
 def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
     """Refuse scores that no average survives, and policies that score one draw differently."""
     for fit, own in zip(fits, scores, strict=True):
-        rewards = list(fit.programs.structure.named("reward"))
+        rewards = list(fit.programs.structure.names("reward"))
         for what, values in (
             (f"the rewards {rewards}", own.reward),
             ("log π₀", own.log_prior),

@@ -182,7 +182,7 @@ def _worth(found: Evidence) -> Check:
 
 
 def _has_nature(posterior: Posterior) -> bool:
-    return posterior.programs is not None and bool(posterior.programs.structure.named("environment"))
+    return posterior.programs is not None and bool(posterior.programs.structure.names("environment"))
 
 
 def _entropy(posterior: Posterior, found: Evidence | None, *, reached: bool) -> Check:

@@ -195,7 +195,7 @@ def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[
         raise EngineError(
             "the target holds weighted draws, which are not draws of p*; use enumerate_posterior or rejection"
         )
-    nature = programs.structure.named("environment")
+    nature = programs.structure.names("environment")
     if nature and target.log_evidence is not None:
         raise EngineError(
             f"the target tilts environment site {nature[0]!r}, which is nature's and no policy can; "

@@ -109,7 +109,7 @@ def frontier(
             "load it with bayesrl.load(directory, policy, *args)"
         )
     betas = _sweep_of(posterior)
-    metrics = posterior.programs.structure.named("metric")
+    metrics = posterior.programs.structure.names("metric")
     if gold is not None and gold not in metrics:
         known = ", ".join(map(repr, metrics)) or "none"
         raise PolicyError(f"gold={gold!r} is not a deterministic site of the policy; it has {known}")

@@ -87,7 +87,7 @@ def score(
     restarts = np.asarray(posterior.objective_by_restart()).argmax(-1).reshape(-1)
     rows = []
     for i, beta in enumerate(betas):
-        if i > 0 and (programs.structure.named("observed") or started(exact, beta) is not None):
+        if i > 0 and (programs.structure.names("observed") or started(exact, beta) is not None):
             start = _start(prior_key, programs, first, beta, max_count, exact)
         optimum = optima[i] if math.isfinite(optima[i]) else None
         evidence = _log_evidence(programs.structure, target, optima[i], i, beta)
@@ -152,7 +152,7 @@ def _log_evidence(
     if target is not None and target.log_evidence is not None:
         lanes = 1 if target.beta is None else target.beta.size
         return float(np.asarray(target.log_evidence).reshape(lanes, -1)[index].mean())
-    if structure.named("environment") or not math.isfinite(optimum):
+    if structure.names("environment") or not math.isfinite(optimum):
         return None
     return optimum / (1.0 if beta is None else beta)
 
@@ -184,7 +184,7 @@ def _exact_estimates(
             return None
         found.append(exact)
     structure = _programs(over_all).structure
-    names = structure.named("metric")
+    names = structure.names("metric")
     if not names:
         return found
     if fitted is None or any(name not in fitted.draws for name in names):
@@ -214,7 +214,7 @@ def _by_beta(estimates: Estimates, count: int) -> list[Estimates]:
 
 def _exactly(one: Posterior, max_count: int) -> Estimates | None:
     """Evaluate one fit exactly, or give None where the program is too large for that."""
-    pair, params = one.bound()
+    pair, params = one.unbatched()
     if pair.guide is None or _trains_policy(_programs(one)):
         return None
     try:

@@ -15,11 +15,11 @@ from bayesrl.arguments import Count, Positive, checked, integer_range, user_code
 from bayesrl.compilation.jit import to_host
 from bayesrl.compilation.keys import dummy_key, key_from_seed, split, split_keys
 from bayesrl.core.handlers import IntoScans
-from bayesrl.core.primitives import kind_of
+from bayesrl.core.primitives import site_kind
 from bayesrl.core.programs import Pair, freeze
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect
-from bayesrl.core.trace import Recording, record, site_log_prob
+from bayesrl.core.trace import Trace, site_log_prob, trace_program
 from bayesrl.diagnostics.rank_statistics import LIKELIHOOD, Calibration
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.grid import decode_assignment, num_assignments
@@ -28,7 +28,7 @@ from bayesrl.guides import AutoGuide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.svi.optimizers import UNPILOTED_RATE, default_optimizer
 from bayesrl.svi.setup import set_up
-from bayesrl.svi.step import Lane, init, run_chunk
+from bayesrl.svi.step import StepConfig, init, run_chunk
 from bayesrl.typing import Numbers, PRNGKey, Program
 
 type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
@@ -128,19 +128,19 @@ def calibrate(
 
 
 def _refuse(structure: Structure) -> None:
-    rewards = structure.named("reward")
+    rewards = structure.names("reward")
     if rewards:
         raise PolicyError(
             f"the program has reward site {rewards[0]!r}; rewards generate no data to simulate: calibrate a program "
             "whose latent sites are to be inferred from obs= sites, or see `coverage` for a tilted fit"
         )
-    if not structure.named("observed"):
+    if not structure.names("observed"):
         raise PolicyError("the program has no observed site, so there are no data to simulate; give one obs=...")
-    if not structure.named("action", "environment"):
+    if not structure.names("action", "environment"):
         raise PolicyError("the program has no latent site, so there is nothing to infer; sample one without obs=")
     if structure.subsampled:
         raise PolicyError(
-            f"plate {structure.subsampled[0]!r} is subsampled, and data are simulated whole; use bayesrl.whole(model)"
+            f"plate {structure.subsampled[0]!r} is subsampled, and all data are simulated; use bayesrl.full_data(model)"
         )
 
 
@@ -180,7 +180,7 @@ class _Simulated(IntoScans):
 
     def process_site(self, msg: dict[str, Any]) -> None:
         """Forget the data of an observed site."""
-        if msg["type"] == "sample" and kind_of(msg) == "observed":
+        if msg["type"] == "sample" and site_kind(msg) == "observed":
             msg["value"], msg["is_observed"] = None, False
 
 
@@ -188,8 +188,8 @@ def _simulate(
     model: Program, structure: Structure, args: tuple[Any, ...], key: PRNGKey
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Draw latent sites and data together."""
-    sites = record(FoldedKeys(_Simulated(model), key), *args).sites
-    latent, observed = structure.named("action", "environment"), structure.named("observed")
+    sites = trace_program(FoldedKeys(_Simulated(model), key), *args).sites
+    latent, observed = structure.names("action", "environment"), structure.names("observed")
     return {name: jnp.asarray(sites[name].value) for name in latent}, {name: sites[name].value for name in observed}
 
 
@@ -200,20 +200,20 @@ def _given(model: Program, data: dict[str, Array], *args: Any) -> Any:
 
 def _quantities(program: Program, structure: Structure, args: tuple[Any, ...], sites: dict[str, Array]) -> Array:
     """Lay out every number of θ, and log p(y|θ)."""
-    recording = _run(program, args, sites)
-    observed = [recording.sites[name] for name in structure.named("observed")]
+    trace = _run(program, args, sites)
+    observed = [trace.sites[name] for name in structure.names("observed")]
     likelihood = sum((site_log_prob(site).sum() for site in observed), start=jnp.zeros(()))
-    numbers = [jnp.ravel(sites[name]).astype(float) for name in structure.named("action", "environment")]
+    numbers = [jnp.ravel(sites[name]).astype(float) for name in structure.names("action", "environment")]
     return jnp.concatenate([*numbers, likelihood[None]])
 
 
-def _run(program: Program, args: tuple[Any, ...], sites: dict[str, Array]) -> Recording:
-    return record(FoldedKeys(handlers.substitute(program, data=sites), dummy_key()), *args)
+def _run(program: Program, args: tuple[Any, ...], sites: dict[str, Array]) -> Trace:
+    return trace_program(FoldedKeys(handlers.substitute(program, data=sites), dummy_key()), *args)
 
 
 def _names(structure: Structure) -> tuple[str, ...]:
     names: list[str] = []
-    for name in structure.named("action", "environment"):
+    for name in structure.names("action", "environment"):
         shape = structure[name].shape
         names += [f"{name}[{','.join(map(str, i))}]" if i else name for i in np.ndindex(*shape)]
     return (*names, LIKELIHOOD)
@@ -267,7 +267,7 @@ def svi_inference(
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
             fit_key, draw_key = split_keys(key)
             arrays, static = eqx.partition(args, eqx.is_array)
-            lane = Lane(
+            lane = StepConfig(
                 setup.objective,
                 default_optimizer(rate, num_steps),
                 lambda given: with_args(eqx.combine(given, static)),
@@ -310,8 +310,8 @@ def exact_inference() -> Inference:
 
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
             def log_joint(sites: dict[str, Array]) -> Array:
-                recording = _run(program, args, sites)
-                scored = [recording.sites[s.name] for s in structure.sites if s.kind != "metric"]
+                trace = _run(program, args, sites)
+                scored = [trace.sites[s.name] for s in structure.sites if s.kind != "metric"]
                 return sum((site_log_prob(site).sum() for site in scored), start=jnp.zeros(()))
 
             chosen = jax.random.categorical(key, jax.vmap(log_joint)(rows), shape=(num_samples,))

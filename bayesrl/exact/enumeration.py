@@ -151,7 +151,7 @@ def exact_metrics(program: FrozenProgram, stages: Sequence[ProgramStage]) -> set
             "it must not depend on anything but its arguments and its sites"
         )
     exact = set()
-    for name in structure.named("metric"):
+    for name in structure.names("metric"):
         parts = [stage.metrics.get(name, np.zeros_like(stage.reward)) for stage in stages]
         if name in scores.metrics and _same(scores.metrics[name], along_paths(parts)):
             exact.add(name)
@@ -217,7 +217,7 @@ def _result(
 ) -> WeightedDraws:
     structure, shape = program.structure, program.structure.context_shape
     lead = () if beta is None else beta.shape
-    observed = bool(structure.named("observed"))
+    observed = bool(structure.names("observed"))
     marginal = solve(stages, 1.0, rewarded=False).value if observed else np.zeros(math.prod(shape))
     temperatures = [None] if beta is None else [float(b) for b in beta.reshape(-1)]
     lanes = [_expect(stages, solution, b, marginal, exact) for solution, b in zip(solutions, temperatures, strict=True)]
@@ -243,7 +243,7 @@ def _result(
     def stacked(values: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack(values).reshape((*lead, *shape))
 
-    evidence = None if structure.named("environment") else stacked([lane.evidence for lane in lanes])
+    evidence = None if structure.names("environment") else stacked([lane.evidence for lane in lanes])
     result = WeightedDraws(
         sites=sites,
         log_weights=np.stack(log_weights).reshape((*lead, -1 if whole else 0, *shape)),
@@ -259,7 +259,7 @@ def _result(
         axes=context_axes(structure),
         sampler=None if whole else sampler,
     )
-    rest = [name for name in structure.named("metric") if name not in exact]
+    rest = [name for name in structure.names("metric") if name not in exact]
     if not rest:
         return result
     found = metrics_from_draws(key_from_seed(0), result, program, rest)

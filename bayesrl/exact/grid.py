@@ -13,10 +13,10 @@ from numpyro import handlers
 
 from bayesrl.compilation.jit import ClosureJit, to_host, trace_cache
 from bayesrl.compilation.keys import dummy_key
-from bayesrl.core.primitives import Kind
+from bayesrl.core.primitives import SiteKind
 from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.structure import Site, Structure, Support
-from bayesrl.core.trace import Frame, Record, Recording, per_context, record, site_log_prob
+from bayesrl.core.structure import FiniteSupport, Site, Structure
+from bayesrl.core.trace import Frame, Trace, TraceSite, per_context, site_log_prob, trace_program
 from bayesrl.errors import EngineError
 from bayesrl.typing import Program
 
@@ -45,11 +45,11 @@ class Axis:
     """
 
     site: str
-    kind: Kind
+    kind: SiteKind
     hidden: bool
     step: int
     scanned: bool
-    support: Support
+    support: FiniteSupport
     shape: tuple[int, ...]
     contexts: tuple[int | None, ...]
     event: tuple[int, ...] = ()
@@ -203,17 +203,17 @@ class SiteScores(NamedTuple):
     metrics: dict[str, Any]
 
 
-def run_with_sites(program: Program, values: Mapping[str, Any], args: tuple[Any, ...]) -> Recording:
+def run_with_sites(program: Program, values: Mapping[str, Any], args: tuple[Any, ...]) -> Trace:
     """Run a program with all its latent sites held."""
-    return record(FoldedKeys(handlers.substitute(program, data=dict(values)), dummy_key()), *args)
+    return trace_program(FoldedKeys(handlers.substitute(program, data=dict(values)), dummy_key()), *args)
 
 
-def score_sites(recording: Recording, structure: Structure, names: Sequence[str]) -> SiteScores:
+def score_sites(trace: Trace, structure: Structure, names: Sequence[str]) -> SiteScores:
     """Score the named sites of one run, per context."""
     result = SiteScores({}, {}, {}, {})
     shape = structure.context_shape
     for name in names:
-        site = recording.sites[name]
+        site = trace.sites[name]
         if site.kind == "metric":
             value = metric_by_context(site, structure)
             if value is not None:
@@ -228,7 +228,7 @@ def score_sites(recording: Recording, structure: Structure, names: Sequence[str]
     return result
 
 
-def metric_by_context(site: Record, structure: Structure) -> Array | None:
+def metric_by_context(site: TraceSite, structure: Structure) -> Array | None:
     """Average a metric over all but the context axes, or give None where contexts are mixed in it."""
     value = jnp.asarray(site.value, float)
     shape = structure.context_shape

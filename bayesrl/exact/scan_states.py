@@ -14,7 +14,7 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger, apply_stack
 
 from bayesrl.core.structure import Site, Structure
-from bayesrl.core.trace import Recording
+from bayesrl.core.trace import Trace
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import ProgramStage, build_stage
 from bayesrl.exact.grid import (
@@ -85,7 +85,7 @@ class _PartialScan(Messenger):
             raise _Leave
 
 
-def _run_window(window: _PartialScan, values: dict[str, Array], args: tuple[Any, ...]) -> Recording:
+def _run_window(window: _PartialScan, values: dict[str, Array], args: tuple[Any, ...]) -> Trace:
     def program(*args: Any) -> None:
         try:
             window(*args)
@@ -192,9 +192,9 @@ def _depends(scan: ScanProgram, axes: tuple[Axis, ...], names: Sequence[str]) ->
     def scores(*outputs: Any) -> Any:
         carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.carry)
         window = _PartialScan(scan.policy, "finish", (carry, jax.tree.unflatten(tree, outputs)))
-        recording = _run_window(window, first_assignment(axes), scan.args)
-        values = [recording.sites[n].value for n in names if scan.structure[n].kind == "metric"]
-        return score_sites(recording, scan.structure, names), values
+        trace = _run_window(window, first_assignment(axes), scan.args)
+        values = [trace.sites[n].value for n in names if scan.structure[n].kind == "metric"]
+        return score_sites(trace, scan.structure, names), values
 
     closed = jax.make_jaxpr(scores)(*leaves)
     _, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
@@ -263,16 +263,16 @@ def _tables(scan: ScanProgram) -> _Tables:
 
     def enter(args: tuple[Any, ...], row: Any) -> Any:
         window = _PartialScan(scan.policy, "enter")
-        recording = _run_window(window, decode_assignment(before, row["prefix"]), args)
+        trace = _run_window(window, decode_assignment(before, row["prefix"]), args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
-        return score_sites(recording, scan.structure, scan.before), carry
+        return score_sites(trace, scan.structure, scan.before), carry
 
     def step(args: tuple[Any, ...], row: Any) -> Any:
         window = _PartialScan(scan.policy, "step", (row["t"], row["carry"]))
         values = decode_assignment(before, row["prefix"]) | decode_assignment(inside, row["assignment"])
-        recording = _run_window(window, values, args)
+        trace = _run_window(window, values, args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
-        return score_sites(recording, scan.structure, scan.inside), carry
+        return score_sites(trace, scan.structure, scan.inside), carry
 
     def finish(args: tuple[Any, ...], row: Any) -> Any:
         outputs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.outputs)

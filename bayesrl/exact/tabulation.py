@@ -76,7 +76,7 @@ def freeze_program(
     if structure.subsampled:
         raise EngineError(
             f"plate {structure.subsampled[0]!r} is subsampled, and log Z of a subsample is that of another problem; "
-            "use bayesrl.whole(policy), or subsample_size=None"
+            "use bayesrl.full_data(policy), or subsample_size=None"
         )
     return FrozenProgram(frozen, args, structure, fit)
 
@@ -84,7 +84,7 @@ def freeze_program(
 def tabulate_stages(program: FrozenProgram, max_count: int) -> tuple[list[ProgramStage], ScanProgram | None]:
     """Tabulate a program as stages, path by path where that is cheap or the only way."""
     structure = program.structure
-    nature, observed = structure.named("environment"), structure.named("observed")
+    nature, observed = structure.names("environment"), structure.names("observed")
     if nature and observed:
         raise EngineError(
             f"the policy has environment site {nature[0]!r} and observed site {observed[0]!r}; the optimum of control "

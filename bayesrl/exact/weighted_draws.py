@@ -183,7 +183,7 @@ def context_axes(structure: Structure) -> dict[str, tuple[int | None, ...]]:
     """Tell which axes of each site's value are contexts; None for a plate that it stands outside of."""
     frames = sorted(structure.contexts, key=lambda frame: frame.dim)
     result = {}
-    for name in structure.named("action", "environment"):
+    for name in structure.names("action", "environment"):
         site = structure[name]
         own = {frame.name for frame in site.frames}
         batch_dims = len(site.shape) - site.event_dim

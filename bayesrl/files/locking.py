@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from bayesrl.errors import RunFolderError
-from bayesrl.files.plain import kind_of
+from bayesrl.files.plain import file_kind
 
 LOCK = ".lock"
 _HOLDER = re.compile(r"process \d+ on [\w.-]{1,100}")
@@ -19,7 +19,7 @@ _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder that exists: nobody else holds it meanwhile, other threads of this process included.
 
     Whoever holds a folder may hold it again inside. Where the system or the disk knows no locks, there is none.
@@ -81,7 +81,7 @@ def _locked(folder: Path) -> int | None:
 
 def _check(path: Path) -> None:
     with suppress(FileNotFoundError):
-        kind = kind_of(path.lstat().st_mode)
+        kind = file_kind(path.lstat().st_mode)
         if kind:
             raise RunFolderError(f"{path} is {kind}, and only plain files are written; take it away")
 

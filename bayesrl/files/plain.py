@@ -29,12 +29,12 @@ def _flags(*names: str) -> int:
     return joined
 
 
-def kind_of(mode: int) -> str:
+def file_kind(mode: int) -> str:
     """Name what something in a folder is by its mode; empty for a plain file."""
     return "" if stat.S_ISREG(mode) else next((told for is_one, told in _KINDS if is_one(mode)), "no plain file")
 
 
-def read(path: Path, *, most: int | None = None, linked: bool = False) -> bytes | None:
+def read_file(path: Path, *, most: int | None = None, linked: bool = False) -> bytes | None:
     """Read a plain file, or give None where there is none.
 
     Args:
@@ -69,7 +69,7 @@ def read(path: Path, *, most: int | None = None, linked: bool = False) -> bytes 
 
 
 def _check_plain(path: Path, told: os.stat_result, most: int) -> None:
-    kind = kind_of(told.st_mode)
+    kind = file_kind(told.st_mode)
     if kind:
         raise RunFolderError(f"cannot read {path}: it is {kind}, and only plain files are read; put a plain file there")
     if told.st_size > most:
@@ -87,7 +87,7 @@ def _memory() -> int:
         return 2**40
 
 
-def write(path: str | Path, content: bytes, *, before: Path | None = None) -> None:
+def write_file(path: str | Path, content: bytes, *, before: Path | None = None) -> None:
     """Replace a file in one step: whoever reads it sees the old content or the new, never a part.
 
     Args:
@@ -131,7 +131,7 @@ def check_writable(path: Path) -> None:
         RunFolderError: there is a folder, a link, a pipe or a device.
     """
     try:
-        kind = kind_of(path.lstat().st_mode)
+        kind = file_kind(path.lstat().st_mode)
     except FileNotFoundError:
         return
     if kind:
@@ -142,7 +142,7 @@ def check_writable(path: Path) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Take away what processes left that were killed while they wrote; only where nobody else writes."""
     for path in folder.glob(f".*{WRITING}"):
-        if not kind_of(path.lstat().st_mode):
+        if not file_kind(path.lstat().st_mode):
             path.unlink(missing_ok=True)
 
 

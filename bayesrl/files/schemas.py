@@ -15,7 +15,7 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueKind:
     """A kind of value.
 
     Attributes:
@@ -31,20 +31,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
-def whole(least: int, most: int) -> Kind:
+def integer_between(least: int, most: int) -> ValueKind:
     """Make the kind of integers within these bounds."""
-    return Kind(
+    return ValueKind(
         f"an integer from {least} to {most}",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
     )
 
 
-ANY = Kind("any value", lambda _: True)
-TEXT = Kind("text", lambda value: isinstance(value, str))
-NUMBER = Kind("a number", _is_number)
-POSITIVE = Kind("a positive number", lambda value: _is_number(value) and 0 < value < math.inf)
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-NOTHING = Kind("null", lambda value: value is None)
+ANY = ValueKind("any value", lambda _: True)
+TEXT = ValueKind("text", lambda value: isinstance(value, str))
+NUMBER = ValueKind("a number", _is_number)
+POSITIVE = ValueKind("a positive number", lambda value: _is_number(value) and 0 < value < math.inf)
+FLAG = ValueKind("true or false", lambda value: isinstance(value, bool))
+NOTHING = ValueKind("null", lambda value: value is None)
 
 type Schema = Any
 """A kind; a tuple of alternatives; a list with the schema of every element; an object by names, of which those that end
@@ -72,12 +72,12 @@ def misfit(value: Any, schema: Schema, place: str = "it") -> str | None:
     """Say where a value is not as its schema wants it, or give None where it is.
 
     Example:
-        >>> from bayesrl.files.schemas import TEXT, misfit, whole
-        >>> misfit({"steps": "many"}, {"steps": whole(1, 10), "name?": TEXT})
+        >>> from bayesrl.files.schemas import TEXT, misfit, integer_between
+        >>> misfit({"steps": "many"}, {"steps": integer_between(1, 10), "name?": TEXT})
         "steps is 'many', not an integer from 1 to 10"
     """
     match schema:
-        case Kind():
+        case ValueKind():
             return None if schema.holds(value) else f"{place} is {value!r:.40}, not {schema.told}"
         case tuple():
             misfits = [misfit(value, one, place) for one in schema]

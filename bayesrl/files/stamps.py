@@ -73,7 +73,7 @@ def verify(content: bytes, name: str, problem: str = ANYBODY) -> None:
         raise ValueError("it belongs to another run")
 
 
-def is_whole(content: bytes, name: str) -> bool:
+def is_intact(content: bytes, name: str) -> bool:
     """Whether a file is as its stamp says."""
     try:
         verify(content, name)

@@ -12,10 +12,10 @@ from numpyro import handlers
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import split
 from bayesrl.core.handlers import IntoScans, Sites
-from bayesrl.core.primitives import kind_of
+from bayesrl.core.primitives import site_kind
 from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.structure import Structure, Support
-from bayesrl.core.trace import Record, abstractly, record
+from bayesrl.core.structure import FiniteSupport, Structure
+from bayesrl.core.trace import TraceSite, trace_abstractly, trace_program
 from bayesrl.guides.plate_alignment import Dims, align, num_components, plate_dims
 from bayesrl.guides.tilts.families import PriorRange, describe_prior, tilt_shape, to_unconstrained
 from bayesrl.jaxprs.origins import input_dependencies
@@ -46,7 +46,7 @@ class SiteInfo(NamedTuple):
     width: int
     tilt: int
     description: int
-    support: Support | None
+    support: FiniteSupport | None
 
 
 class CarryLeafInfo(NamedTuple):
@@ -61,7 +61,7 @@ class CarryLeafInfo(NamedTuple):
     """
 
     source: str | int | None
-    range: Support | None
+    range: FiniteSupport | None
     reached: frozenset[str]
     shape: tuple[int, ...]
     numeric: bool
@@ -96,17 +96,17 @@ class _AnalysisHandler(IntoScans):
         self.sites: dict[str, SiteInfo] = {}
         self.values: dict[str, Any] = {}
         self.sources: list[list[str | int | None]] = []
-        self.ranges: list[list[Support | None]] = []
+        self.ranges: list[list[FiniteSupport | None]] = []
         self.carries: list[list[Any]] = []
         self.starts: list[list[Any]] = []
 
     def process_site(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "sample" or kind_of(msg) not in ("action", "environment"):
+        if msg["type"] != "sample" or site_kind(msg) not in ("action", "environment"):
             return
         name, fn = msg["name"], msg["fn"]
         support = self.structure[name].support
         dims = plate_dims(msg["cond_indep_stack"])
-        action = kind_of(msg) == "action"
+        action = site_kind(msg) == "action"
         tail = tilt_shape(name, fn, support, self.reaches.get(name)) if action else ()
         described = describe_prior(fn, support) if action else None
         elements = described.shape[len(fn.batch_shape) :] if described is not None else ()
@@ -155,14 +155,14 @@ class _AnalysisHandler(IntoScans):
                 return name
         return next((i for i, before in enumerate(old) if leaf is before), None)
 
-    def _initial_range(self, leaf: Any) -> Support | None:
+    def _initial_range(self, leaf: Any) -> FiniteSupport | None:
         for name, value in self.values.items():
             if leaf is value and name in self.sites:
                 return self.sites[name].support
         return None if isinstance(leaf, jax.core.Tracer) or not _is_numeric(leaf) else _values_of(leaf)
 
 
-def _values_of(leaf: Any) -> Support | None:
+def _values_of(leaf: Any) -> FiniteSupport | None:
     """Give the distinct values of whole numbers, where there are few."""
     values = np.unique(np.asarray(leaf))
     whole = np.issubdtype(values.dtype, np.integer) or values.dtype == bool
@@ -235,8 +235,8 @@ def analyze_policy(
         GuideError: an action site cannot be tilted.
     """
     probe = _AnalysisHandler(policy, structure, reaches)
-    recording = abstractly(lambda: record(FoldedKeys(probe, key), *args))
-    latent = {s.name: _shape_of(recording.sites[s.name].value) for s in structure.sites if s.latent}
+    trace = trace_abstractly(lambda: trace_program(FoldedKeys(probe, key), *args))
+    latent = {s.name: _shape_of(trace.sites[s.name].value) for s in structure.sites if s.latent}
     reached = _reached(key, policy, structure, args, latent)
     _start(key, policy, structure, args, probe, latent)
     carries = [
@@ -251,7 +251,7 @@ def analyze_policy(
     return PolicyAnalysis(probe.sites, carries)
 
 
-def _all_ranges(probe: _AnalysisHandler) -> list[list[Support | None]]:
+def _all_ranges(probe: _AnalysisHandler) -> list[list[FiniteSupport | None]]:
     """Close the initial ranges of the carries under what each step copies into them."""
     results = []
     for sources, initial, leaves in zip(probe.sources, probe.ranges, probe.carries, strict=True):
@@ -268,21 +268,21 @@ def _all_ranges(probe: _AnalysisHandler) -> list[list[Support | None]]:
     return results
 
 
-def _range_of(source: str | int | None, ranges: list[Any], sites: dict[str, SiteInfo]) -> Support | None:
+def _range_of(source: str | int | None, ranges: list[Any], sites: dict[str, SiteInfo]) -> FiniteSupport | None:
     if source is None:
         return None
     return ranges[source] if isinstance(source, int) else sites[source].support
 
 
-def _union(a: Support | None, b: Support | None) -> Support | None:
+def _union(a: FiniteSupport | None, b: FiniteSupport | None) -> FiniteSupport | None:
     return None if a is None or b is None else tuple(sorted({float(v) for v in (*a, *b)}))
 
 
 def _run(
     key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]
-) -> tuple[_AnalysisHandler, dict[str, Record]]:
+) -> tuple[_AnalysisHandler, dict[str, TraceSite]]:
     probe = _AnalysisHandler(policy, structure)
-    return probe, record(FoldedKeys(probe, key), *args).sites
+    return probe, trace_program(FoldedKeys(probe, key), *args).sites
 
 
 def _reached(
@@ -347,7 +347,7 @@ def prior_moments(
     return {name: PriorMoments(np.asarray(a), np.asarray(b)) for name, (a, b) in measured.items()}
 
 
-def _components(site: Record, fact: SiteInfo, value: Array) -> Array:
+def _components(site: TraceSite, fact: SiteInfo, value: Array) -> Array:
     """Pool everything but the components, [pooled, components]."""
 
     def one(value: Array) -> Array:

@@ -15,7 +15,7 @@ from bayesrl.arguments import Count, UnusedOption, checked
 from bayesrl.compilation.jit import closure_jit, to_host
 from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.core.structure import Structure
-from bayesrl.core.support_edges import look_at_prior
+from bayesrl.core.support_edges import summarize_prior_draws
 from bayesrl.errors import GuideError
 from bayesrl.guides.analysis import PolicyAnalysis, analyze_policy, prior_moments
 from bayesrl.guides.base import AutoGuide, PolicyGuide
@@ -100,7 +100,7 @@ class AutoTilt(AutoGuide):
         """Build the guide; see `AutoGuide.build`."""
         survey_key, network_key = split_keys(key)
         plain = conjugate_sites(fold_in(key, 3), policy, structure, args)
-        edges, lies = look_at_prior(
+        edges, lies = summarize_prior_draws(
             fold_in(key, 2), policy, structure, args, lambda name, fn: name not in plain and needs_prior_range(fn)
         )
         reaches = {

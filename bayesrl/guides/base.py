@@ -7,7 +7,7 @@ from numpyro import handlers
 
 from bayesrl.annotations import CHECKED_IN_BODY
 from bayesrl.arguments import checked
-from bayesrl.core.primitives import kind_of
+from bayesrl.core.primitives import site_kind
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
 from bayesrl.typing import Params, PRNGKey, Program
@@ -74,4 +74,4 @@ def _is_scored(msg: dict[str, Any]) -> bool:
     """Tell what a guide does not show: it only draws."""
     if msg["type"] == "deterministic":
         return "$" not in str(msg["name"])
-    return msg["type"] == "sample" and kind_of(msg) in ("reward", "observed")
+    return msg["type"] == "sample" and site_kind(msg) in ("reward", "observed")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.core.structure import Site, Structure, Support
+from bayesrl.core.structure import FiniteSupport, Site, Structure
 from bayesrl.guides.analysis import CarryLeafInfo, PolicyAnalysis, PriorMoments, SiteInfo
 from bayesrl.guides.plate_alignment import Dims, align
 from bayesrl.guides.tilts.families import describe_prior, to_unconstrained
@@ -57,9 +57,9 @@ class GuideInput:
     dims: Dims
     event_ndim: int
     width: int
-    range: Support | None
+    range: FiniteSupport | None
     moments: str
-    support: Support | None = None
+    support: FiniteSupport | None = None
 
     @property
     def num_codes(self) -> int:
@@ -111,7 +111,7 @@ class GuideInput:
         return jnp.moveaxis(steps, 0, -2).reshape((*steps.shape[1:-1], -1))
 
 
-def _index(values: Array, known: Support) -> Array:
+def _index(values: Array, known: FiniteSupport) -> Array:
     """Find values in an ascending list of all that there are."""
     low = known[0]
     if known == tuple(low + k for k in range(len(known))):

@@ -15,7 +15,7 @@ from bayesrl.annotations import Requirement
 from bayesrl.arguments import Location, checked
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
-from bayesrl.files.plain import read
+from bayesrl.files.plain import read_file
 from bayesrl.lm.tokenization import chat_templates as chats
 from bayesrl.lm.tokenization.tokenizer import Tokenizer, pad_left
 from bayesrl.values import are_integers, format_value
@@ -183,7 +183,7 @@ def read_json_lines(path: Location) -> list[dict[str, Any]]:
         LanguageModelError: the file cannot be read, or a line holds something else.
     """
     try:
-        content = read(Path(path), linked=True)
+        content = read_file(Path(path), linked=True)
         lines = (content or b"").decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise LanguageModelError(f"{path} cannot be read: {error}; pass a file of JSON lines in UTF-8") from error

@@ -38,7 +38,7 @@ class ModelGuide(PolicyGuide):
     def __init__(self, policy: PromptedPolicy, declare: Callable[[], CausalLM]) -> None:
         super().__init__(lambda *args: policy.run(declare(), *args), within_prior=True)
         self.policy, self.declare = policy, declare
-        self.origin, self.maker = self, TextDraws()
+        self.origin, self.sampler = self, TextDraws()
 
     def __call__(self, *args: Any) -> Array:
         """Run as a guide: write, without rewards."""

@@ -85,13 +85,13 @@ def _rewarded(static: Any, index: Array, prompt: Array, prompt_real: Array, toke
 
 
 class TextDraws:
-    """Makes the draws of a `ModelGuide` for everything but the gradient; see `bayesrl.posterior.programs.Maker`."""
+    """Makes the draws of a `ModelGuide` for everything but the gradient; see `GuideSampler`."""
 
-    def serves(self, pair: Pair) -> bool:
+    def supports(self, pair: Pair) -> bool:
         """Whether a pair is that of a guide and its policy as they are."""
         return isinstance(pair.policy, PromptedPolicy)
 
-    def separate(self, pair: Pair) -> bool:
+    def contexts_are_independent(self, pair: Pair) -> bool:
         """Whether no completion's reward can depend on another completion."""
         policy = pair.guide.policy  # type: ignore[union-attr]
         return all(part.separate for part in (*policy.rewards.values(), *policy.metrics.values()))
@@ -100,7 +100,7 @@ class TextDraws:
         """Give a source of the draws of a step where rewards are Python functions."""
         policy = pair.guide.policy  # type: ignore[union-attr]
         parts = [part for reward in (*policy.rewards.values(), *policy.metrics.values()) for part in _parts_of(reward)]
-        if not self.serves(pair) or not any(isinstance(part, TextReward) for _, part in parts):
+        if not self.supports(pair) or not any(isinstance(part, TextReward) for _, part in parts):
             return None
         if not isinstance(objective, ReverseKL) or objective.plan is None or objective.plan.enumerated:
             return None
@@ -160,7 +160,7 @@ class OneStep:
             rewards={name: found[name][..., None] for name in policy.rewards},
             metrics={name: found[name] for name in policy.metrics},
             scores=log_q,
-            remarks={},
+            guide_metrics={},
             log_behaviour=log_q,
         )
 
@@ -180,5 +180,5 @@ def _scored(policy: PromptedPolicy, asked: Prompts, index: np.ndarray, texts: Te
     rewards = {name: found[name] for name in policy.rewards}
     log_q, log_prior = (np.asarray(x.sum(-1), np.float32) for x in (texts.log_q, texts.log_prior))
     total = np.sum(list(rewards.values()), axis=0, dtype=np.float32)
-    draws = Draws.held({TEXT: texts.tokens})._replace(metrics={name: found[name] for name in policy.metrics})
+    draws = Draws.from_sites({TEXT: texts.tokens})._replace(metrics={name: found[name] for name in policy.metrics})
     return draws._replace(rewards=rewards), Totals(log_prior, log_q, np.zeros_like(log_q), total)

@@ -290,7 +290,7 @@ def fitted(posterior: Posterior, *, merge: bool = True) -> Pretrained:
         LanguageModelError: the posterior is of another kind.
         PolicyError: it holds several temperatures.
     """
-    pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).bound()
+    pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
     values = pair.constrain(params)
     guide, program = pair.guide, pair.policy
     if isinstance(guide, ModelGuide):

@@ -170,7 +170,7 @@ def parts_of(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:
         PolicyError: it holds several temperatures, or was loaded without its policy.
     """
     one = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
-    pair, params = one.bound()
+    pair, params = one.unbatched()
     if not isinstance(pair.guide, ModelGuide):
         raise LanguageModelError(
             "the posterior is of no language model; fit what lm.policy makes, with guide=LoRA() or FullParameters()"

@@ -41,7 +41,7 @@ class Proposal(Protocol):
 
 
 class GuideProposal(NamedTuple):
-    """The plainest `Proposal`: `Bound(*posterior.bound())`."""
+    """The plainest `Proposal`: `Bound(*posterior.unbatched())`."""
 
     pair: Pair
     params: Params
@@ -101,7 +101,7 @@ def importance(
         Owen (2013), "Monte Carlo theory, methods and examples", section 9.2, equations 9.6 to 9.9.
     """
     if isinstance(proposal, Posterior):
-        proposal = GuideProposal(*proposal.bound())
+        proposal = GuideProposal(*proposal.unbatched())
     program = freeze_program(policy, args, beta)
     pair = Pair(program.policy, None, program.structure, args, {})
     if proposal is not None:
@@ -111,7 +111,7 @@ def importance(
     _check(batch)
     _refuse_weightless(program.structure, batch)
     betas = None if beta is None else np.asarray(beta, float)
-    observed = bool(program.structure.named("observed"))
+    observed = bool(program.structure.names("observed"))
     lanes = [
         _weigh(batch, b, observed=observed)
         for b in ([None] if betas is None else [float(b) for b in betas.reshape(-1)])
@@ -159,7 +159,7 @@ def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: CountAboveOne) 
 
 
 def _metrics(pair: Pair, values: dict[str, Array]) -> dict[str, Array]:
-    names = pair.structure.named("metric")
+    names = pair.structure.names("metric")
     if not names:
         return {}
     sites = run_with_sites(pair.policy, values, pair.args).sites
@@ -257,7 +257,7 @@ def _refuse_weightless(structure: Structure, batch: _Batch) -> None:
     if empty.any():
         raise EngineError(
             f"no draw has a weight in {int(empty.sum())} of {empty.size} contexts: every reward or likelihood is -inf "
-            f"(reward sites {list(structure.named('reward'))}); draw more, or from a better proposal"
+            f"(reward sites {list(structure.names('reward'))}); draw more, or from a better proposal"
         )
 
 
@@ -266,7 +266,7 @@ def _result(
 ) -> WeightedDraws:
     structure, shape = program.structure, program.structure.context_shape
     lead = () if beta is None else beta.shape
-    observed, nature = bool(structure.named("observed")), bool(structure.named("environment"))
+    observed, nature = bool(structure.names("observed")), bool(structure.names("environment"))
 
     def stacked(values: list[np.ndarray]) -> np.ndarray:
         return np.stack(values).reshape((*lead, *shape))
@@ -296,7 +296,7 @@ def _result(
         structure=structure,
         axes=context_axes(structure),
     )
-    rest = [name for name in structure.named("metric") if name not in batch.metrics]
+    rest = [name for name in structure.names("metric") if name not in batch.metrics]
     if rest:
         found = metrics_from_draws(key, result, program, rest)
         estimates = estimates._replace(metrics={**estimates.metrics, **found})

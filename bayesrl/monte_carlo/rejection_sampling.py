@@ -101,7 +101,7 @@ def rejection(
 
 
 def _refuse(program: FrozenProgram) -> None:
-    observed = program.structure.named("observed")
+    observed = program.structure.names("observed")
     if observed:
         raise EngineError(
             f"the likelihood of observed site {observed[0]!r} has no bound that rejection knows; "
@@ -246,7 +246,7 @@ def _result(
         log_evidence_se=np.sqrt(evidence.variance).reshape((*lead, *shape)),
         log_marginal=None,
         log_marginal_se=None,
-        optimum=None if structure.named("environment") else objective.mean.reshape((*lead, *shape)),
+        optimum=None if structure.names("environment") else objective.mean.reshape((*lead, *shape)),
         ess=state.filled.astype(float).reshape((*lead, *shape)),
         estimates=Estimates(
             objective.over_contexts(lead),
@@ -266,7 +266,7 @@ def _result(
 
 def _metrics(program: FrozenProgram, state: AcceptedDraws, lead: tuple[int, ...]) -> dict[str, Estimate]:
     """Average deterministic sites over the exact draws that all contexts have."""
-    names = program.structure.named("metric")
+    names = program.structure.names("metric")
     if not names:
         return {}
 

@@ -14,7 +14,7 @@ from numpyro.distributions import constraints
 from bayesrl.compilation.keys import dummy_key
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays
-from bayesrl.core.trace import Recording, abstractly, per_context, record, site_log_prob
+from bayesrl.core.trace import Trace, per_context, site_log_prob, trace_abstractly, trace_program
 from bayesrl.jaxprs.interval_rules import Range, RangeEnd
 from bayesrl.jaxprs.intervals import constant_range, propagate_ranges
 from bayesrl.typing import Program
@@ -62,14 +62,14 @@ def site_reward_bounds(
     policy: Program, structure: Structure, args: tuple[Any, ...]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Bound each reward site, summed over time: {site: (lower, upper)}, each [*contexts]."""
-    names = structure.named("reward")
+    names = structure.names("reward")
     args = as_arrays(args)
     shapes, indices = _inputs(policy, structure, args)
     if not names:
         return {}
 
-    def run(values: dict[str, Array]) -> Recording:
-        return record(FoldedKeys(handlers.substitute(policy, data=values), dummy_key()), *args)
+    def run(values: dict[str, Array]) -> Trace:
+        return trace_program(FoldedKeys(handlers.substitute(policy, data=values), dummy_key()), *args)
 
     def rewards(values: dict[str, Array]) -> list[Array]:
         sites = run(values).sites
@@ -98,7 +98,7 @@ def _inputs(
     policy: Program, structure: Structure, args: tuple[Any, ...]
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Range]]:
     """Give shapes and types of what the program draws, and the ranges of the indices of its mini-batches."""
-    recorded = abstractly(lambda: record(FoldedKeys(policy, dummy_key()), *args))
+    recorded = trace_abstractly(lambda: trace_program(FoldedKeys(policy, dummy_key()), *args))
     shapes = {
         site.name: jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
         for site in structure.sites

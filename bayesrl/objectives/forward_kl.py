@@ -53,7 +53,7 @@ class ForwardKL(Objective):
 
     def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ForwardKL":
         """Refuse environment sites; see `Objective.prepare`."""
-        nature = pair.structure.named("environment")
+        nature = pair.structure.names("environment")
         if nature:
             raise ObjectiveError(
                 f"ForwardKL would tilt environment site {nature[0]!r}, which is nature's; use ReverseKL()"

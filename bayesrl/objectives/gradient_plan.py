@@ -13,7 +13,7 @@ from bayesrl.compilation.keys import dummy_key
 from bayesrl.core.programs import Pair
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
-from bayesrl.core.trace import Record, abstractly, record, site_log_prob
+from bayesrl.core.trace import TraceSite, site_log_prob, trace_abstractly, trace_program
 from bayesrl.errors import ObjectiveError
 from bayesrl.jaxprs.dataflow import count_dependent_numbers, discontinuous_inputs
 from bayesrl.typing import Params, PRNGKey
@@ -69,7 +69,7 @@ def make_gradient_plan(
     Raises:
         ObjectiveError: naming the site and the remedy.
     """
-    guide = pair.guide_facts(params)
+    guide = pair.trace_guide(params)
     _refuse_foreign(pair, guide.sites)
     actions = pair.structure.actions
     if estimator == "pathwise" and enumerated == "auto":
@@ -85,32 +85,34 @@ def make_gradient_plan(
         )
     nature = tuple(
         name
-        for name in pair.structure.named("environment")
+        for name in pair.structure.names("environment")
         if pathwise and not site_distribution(pair, guide.sites, name).has_rsample
     )
     # Draws that cannot differ need no repetition.
-    particles = num_particles if sampled or pair.structure.named("environment") else 1
+    particles = num_particles if sampled or pair.structure.names("environment") else 1
     if chosen and sampled:
         joint = math.prod(len(pair.structure[name].support or ()) for name in chosen)
         particles = max(num_particles // joint, 8)
     return GradientPlan(pathwise, score, nature, chosen, particles)
 
 
-def site_distribution(pair: Pair, guide: dict[str, Record], name: str) -> Any:
+def site_distribution(pair: Pair, guide: dict[str, TraceSite], name: str) -> Any:
     """Give the distribution of a site of nature, from the guide or else from the policy."""
     if name in guide:
         return guide[name].fn
     policy = FoldedKeys(pair.policy, dummy_key())
-    return abstractly(lambda: record(policy, *pair.args)).sites[name].fn
+    return trace_abstractly(lambda: trace_program(policy, *pair.args)).sites[name].fn
 
 
-def _refuse_foreign(pair: Pair, guide: dict[str, Record]) -> None:
+def _refuse_foreign(pair: Pair, guide: dict[str, TraceSite]) -> None:
     for name in pair.structure.actions:
         if name not in guide:
             raise ObjectiveError(f"the guide misses action site {name!r}; add numpyro.sample({name!r}, ...) to it")
 
 
-def _pathwise(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str], estimator: str) -> tuple[str, ...]:
+def _pathwise(
+    key: PRNGKey, pair: Pair, guide: dict[str, TraceSite], names: list[str], estimator: str
+) -> tuple[str, ...]:
     if estimator == "score":
         return ()
     able = [name for name in names if guide[name].fn.has_rsample and not pair.structure[name].discrete]
@@ -130,10 +132,10 @@ def _pathwise(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[st
     return tuple(name for name in able if name not in jumps)
 
 
-def discontinuous_sites(key: PRNGKey, pair: Pair, guide: dict[str, Record], names: list[str]) -> set[str]:
+def discontinuous_sites(key: PRNGKey, pair: Pair, guide: dict[str, TraceSite], names: list[str]) -> set[str]:
     """Name the sites in whose values a reward, or the density of another site, jumps."""
     # Only the way from inputs to outputs matters, so any numbers of the right shape will do.
-    policy = abstractly(lambda: record(FoldedKeys(pair.policy, key), *pair.args)).sites
+    policy = trace_abstractly(lambda: trace_program(FoldedKeys(pair.policy, key), *pair.args)).sites
     drawn = {
         name: jnp.zeros(jnp.shape(site.value), jnp.result_type(site.value))
         for name, site in {**policy, **guide}.items()
@@ -143,7 +145,7 @@ def discontinuous_sites(key: PRNGKey, pair: Pair, guide: dict[str, Record], name
 
     def scores(values: dict[str, Array]) -> list[Array]:
         program = handlers.substitute(pair.policy, data={**drawn, **values})
-        sites = record(FoldedKeys(program, key), *pair.args).sites
+        sites = trace_program(FoldedKeys(program, key), *pair.args).sites
         own = {
             name: site._replace(value=held[name], intermediates=None) for name, site in sites.items() if name in held
         }
@@ -174,7 +176,7 @@ def _enumerated(
         raise ObjectiveError(
             f"enumerated={wanted!r} must be the last action sites of the program, whose order is {list(actions)}"
         )
-    latent = structure.named("action", "environment")
+    latent = structure.names("action", "environment")
     if chosen and any(structure[name].kind == "environment" for name in latent[latent.index(chosen[0]) :]):
         raise ObjectiveError(
             f"nature draws after site {chosen[0]!r}, so its cost cannot be enumerated; use enumerated=()"
@@ -200,7 +202,7 @@ def _pays_to_enumerate(pair: Pair, params: Params, num_particles: int) -> bool:
 def _joint_size(structure: Structure) -> int | None:
     """Count the joint values of all latent sites; None where they cannot be listed."""
     size = 1
-    for name in structure.named("action", "environment"):
+    for name in structure.names("action", "environment"):
         site = structure[name]
         if site.kind == "environment" or not _has_branches(structure, name):
             return None

@@ -11,7 +11,7 @@ from bayesrl.arguments import Count, checked
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient, tilt
 from bayesrl.core.programs import Pair
-from bayesrl.core.trace import Record
+from bayesrl.core.trace import TraceSite
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
 from bayesrl.objectives.gradient_plan import discontinuous_sites
@@ -42,7 +42,7 @@ class NumPyroELBO(Objective):
                 f"{name} gives wrong gradients where a factor is summed over a plate that it stands outside of; "
                 "use ReverseKL(enumerated=...)"
             )
-        guide = pair.guide_facts(params).sites
+        guide = pair.trace_guide(params).sites
         self._refuse_nature(pair, guide)
         able = []
         for site in pair.structure.actions:
@@ -61,10 +61,10 @@ class NumPyroELBO(Objective):
             )
         return self
 
-    def _refuse_nature(self, pair: Pair, guide: dict[str, Record]) -> None:
+    def _refuse_nature(self, pair: Pair, guide: dict[str, TraceSite]) -> None:
         """Refuse nature that does not cancel from the ELBO, or answers actions in a way that has no gradient."""
         name = type(self.elbo).__name__
-        for site in pair.structure.named("environment"):
+        for site in pair.structure.names("environment"):
             if site not in guide:
                 raise ObjectiveError(
                     f"{name} counts the density of environment site {site!r}, which the guide does not replay, "
@@ -90,7 +90,7 @@ class NumPyroELBO(Objective):
         """Give the ELBO's own loss, in nats per context."""
         if pair.guide is None:
             raise ObjectiveError("a NumPyro ELBO needs a guide; pass guide=...")
-        model = tilt(pair.policy, beta) if pair.structure.named("reward") else pair.policy
+        model = tilt(pair.policy, beta) if pair.structure.names("reward") else pair.policy
         loss = self.elbo.loss(key, pair.constrain(params), model, pair.guide, *pair.args)
         draws = self.draw(key, params, pair)
         shape = (self.num_particles, *pair.structure.context_shape)

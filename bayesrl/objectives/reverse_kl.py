@@ -127,7 +127,7 @@ def log_weight_terms(plan: GradientPlan, params: Params, draws: Draws, pair: Pai
     parts = {name: draws.log_prior[name] - log_q[name] for name in order.actions}
     parts |= {} if plan.pathwise else lax.stop_gradient(draws.log_ratio)
     parts |= tempered | draws.log_likelihood
-    return order.in_order(parts, order.named("action", "environment", "observed", "reward"))
+    return order.in_order(parts, order.names("action", "environment", "observed", "reward"))
 
 
 def _stopped_log_q(params: Params, draws: Draws, pair: Pair) -> dict[str, Array]:
@@ -140,7 +140,7 @@ def score_terms(plan: GradientPlan, draws: Draws, structure: Structure) -> Array
     """Lay log q of score-function sites, and log p of nature, out in program order."""
     scores = {name: draws.scores[name] for name in plan.score}
     scores |= {name: draws.log_nature[name] for name in plan.nature}
-    return structure.in_order(scores, structure.named("action", "environment", "observed", "reward"))
+    return structure.in_order(scores, structure.names("action", "environment", "observed", "reward"))
 
 
 def compute_advantages(costs: Array, baseline: Baseline) -> Array:
@@ -187,7 +187,7 @@ def _enumerated_surrogate(
 ) -> tuple[Array, Info]:
     """Take the expectation over the enumerated sites exactly; draws are [particles, branches, ...]."""
     structure = pair.structure
-    names = structure.named("action", "environment", "observed", "reward")
+    names = structure.names("action", "environment", "observed", "reward")
     costs = log_weight_terms(plan, params, draws, pair, beta)
     log_weight = sum((draws.log_q[name].sum(-1) for name in plan.enumerated), start=jnp.zeros(costs.shape[:-1]))
     weight = jnp.exp(log_weight)

@@ -17,7 +17,7 @@ _MOST_KEPT = 64
 """Prepared programs of one policy: one for each shape of what is observed, and for each value of what is no array."""
 
 
-class Acting:
+class ActionSampler:
     """A fitted policy as it was when it first acted.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bayesrl.errors import PolicyError
-from bayesrl.files.plain import write
+from bayesrl.files.plain import write_file
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.values import format_value
 
@@ -95,7 +95,7 @@ def write_netcdf(posterior: Posterior, path: Path) -> None:
     Raises:
         RunFolderError: it cannot be written; what it held before is intact.
     """
-    write(path, as_netcdf(posterior))
+    write_file(path, as_netcdf(posterior))
 
 
 class _Group(NamedTuple):

@@ -20,7 +20,7 @@ from bayesrl.display.formatting import count
 from bayesrl.display.tables import Block, Line, Shown, estimates_listing
 from bayesrl.errors import PolicyError
 from bayesrl.guides import PolicyGuide
-from bayesrl.posterior.acting import Acting
+from bayesrl.posterior.action_sampler import ActionSampler
 from bayesrl.posterior.programs import Programs, draw_lanes, score_draws
 from bayesrl.posterior.selection import take, take_restart
 from bayesrl.statistics.averages import kept_estimates, kept_marginal, mixed, summarise
@@ -162,12 +162,12 @@ class Posterior(Shown):
     def scores(self, sites: Sites, *args: Any) -> Totals:
         """Score values as `log_prob` does, and give all that is known of them, [*beta, restart, num, *contexts]."""
         pair = self._needs_programs().pair(args or None)
-        missing = [name for name in pair.structure.named("action", "environment") if name not in sites]
+        missing = [name for name in pair.structure.names("action", "environment") if name not in sites]
         if missing:
             raise PolicyError(f"log_prob got no value for site {missing[0]!r}; pass every action and environment site")
         params, _ = self._lanes()
         held = {name: np.asarray(value) for name, value in sites.items()}
-        for name in pair.structure.named("action", "environment"):
+        for name in pair.structure.names("action", "environment"):
             wanted = pair.structure[name].shape
             if held[name].ndim == 0 or held[name].shape[1:] != wanted:
                 raise PolicyError(
@@ -230,7 +230,8 @@ class Posterior(Shown):
         known = known if known is None or np.isfinite(known.mean) else Estimate(np.zeros(()), np.zeros(()))
         return np.asarray(kept_estimates(self.statistics, self.beta, len(self._fit_shape), known).objective.mean)
 
-    def kept_estimates(self) -> Estimates:
+    @property
+    def estimates(self) -> Estimates:
         """J, E[R] and KL(q‖π₀) per context on the draws that it carries, each [*beta, restart].
 
         Standard errors are over draws. Of a fit that saw mini-batches these draws are of one of them.
@@ -305,7 +306,7 @@ class Posterior(Shown):
         Raises:
             PolicyError: several β or restarts are held; `select` one first.
         """
-        pair, params = self.bound()
+        pair, params = self.unbatched()
         guide = pair.guide
         if guide is None:
             return handlers.substitute(pair.policy, data=pair.constrain(params))
@@ -322,7 +323,7 @@ class Posterior(Shown):
                 name: site["value"]
                 for name, site in drawn.items()
                 if site["type"] == "plate"
-                or (site["type"] == "sample" and name in structure.named("action", "environment"))
+                or (site["type"] == "sample" and name in structure.names("action", "environment"))
             }
             with (
                 handlers.block(hide_fn=lambda msg: msg["type"] == "plate" or msg.get("name") in values),
@@ -332,7 +333,7 @@ class Posterior(Shown):
 
         return program
 
-    def bound(self) -> tuple[Pair, Params]:
+    def unbatched(self) -> tuple[Pair, Params]:
         """The pair of programs and the parameters of the one β and restart held.
 
         Raises:
@@ -359,13 +360,13 @@ class Posterior(Shown):
         Returns:
             The value of the action site, or a dictionary where there are several.
         """
-        return self._acting(key, *observation)
+        return self._action_sampler(key, *observation)
 
     @cached_property
-    def _acting(self) -> Acting:
+    def _action_sampler(self) -> ActionSampler:
         with jax.ensure_compile_time_eval():  # it is kept, also where it is first asked for inside of `jax.jit`
             one = self if int(np.prod(self._fit_shape)) == 1 else self.select(restart="best")
-            return Acting(*one.bound())
+            return ActionSampler(*one.unbatched())
 
     # ---- showing -----------------------------------------------------------------------------
 
@@ -376,7 +377,7 @@ class Posterior(Shown):
         told = f"Posterior: {' × '.join(fits)}, {count(done, 'step')}"
         blocks: list[Block] = [Line(told + (", stopped before it was done" if self.interrupted else ""))]
         if self.statistics:
-            blocks.append(estimates_listing(self.beta, self.kept_estimates()))
+            blocks.append(estimates_listing(self.beta, self.estimates))
             units = "J = E[R] − β·KL and E[R] in reward units, KL in nats" if self.beta is not None else "all in nats"
             of = f"means ± standard errors of the {count(num_draws(self), 'draw')} that it carries"
             blocks.append(Line(f"({units}; {of}. bayesrl.evidence tells them of more, or exactly, beside J*)"))

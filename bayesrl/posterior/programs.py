@@ -13,7 +13,7 @@ from jax import Array
 from bayesrl.compilation.jit import ClosureJit, to_host, trace_cache
 from bayesrl.compilation.keys import as_hash_key, key_from_seed
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.handlers import whole
+from bayesrl.core.handlers import full_data
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.statistics.averages import library_of
@@ -98,7 +98,7 @@ class Marginal(Protocol):
 def _without_batches(program: Program) -> Program:
     """Give a program on all of its data: in its own way, where it has one."""
     own: Program | None = getattr(program, "over_all_data", None)
-    return own() if own is not None else whole(program)
+    return own() if own is not None else full_data(program)
 
 
 MOST_AT_ONCE = 1024
@@ -126,25 +126,25 @@ def draw_fit(key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws,
         params: unconstrained parameters of the guide, of one fit.
         num: number of draws.
     """
-    maker = _maker(pair, (key, params))
-    if maker is not None:
-        return maker.draw(key, pair, params, num, by_fit=True)
+    sampler = _guide_sampler(pair, (key, params))
+    if sampler is not None:
+        return sampler.draw(key, pair, params, num, by_fit=True)
     return _in_parts(_draw, key, pair, params, num)
 
 
 def draw_start(key: PRNGKey, pair: Pair, params: Params, num: int) -> tuple[Draws, Totals]:
     """Draw from the policy before a fit as `draw_fit` does; log q is that of the fit with these parameters."""
-    maker = _maker(pair, (key, params))
-    if maker is not None:
-        return maker.draw(key, pair, params, num, by_fit=False)
+    sampler = _guide_sampler(pair, (key, params))
+    if sampler is not None:
+        return sampler.draw(key, pair, params, num, by_fit=False)
     return _in_parts(_draw_prior, key, pair, params, num)
 
 
 def score_draws(pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
     """Score given values of all latent sites under one fit and its policy, [draws, *contexts]."""
-    maker = _maker(pair, params)
-    if maker is not None:
-        return maker.score(pair, params, sites)
+    sampler = _guide_sampler(pair, params)
+    if sampler is not None:
+        return sampler.score(pair, params, sites)
     held = {name: np.asarray(value) for name, value in sites.items()}
     num, batch = len(next(iter(held.values()))), batch_of(pair.structure)
     run, parts = None, []
@@ -157,13 +157,13 @@ def score_draws(pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
 
 
 @runtime_checkable
-class Maker(Protocol):
+class GuideSampler(Protocol):
     """Makes draws of a guide by a program of its own, where that takes less than running both programs for each."""
 
-    def serves(self, pair: Pair) -> bool:
+    def supports(self, pair: Pair) -> bool:
         """Whether it knows how to draw from a pair."""
 
-    def separate(self, pair: Pair) -> bool:
+    def contexts_are_independent(self, pair: Pair) -> bool:
         """Whether it is known that the elements of context plates do not read one another."""
 
     def draw(self, key: PRNGKey, pair: Pair, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
@@ -176,10 +176,10 @@ class Maker(Protocol):
         """Give a source of the draws of a step, where they are better made apart from its update."""
 
 
-def _maker(pair: Pair, given: Any) -> Maker | None:
+def _guide_sampler(pair: Pair, given: Any) -> GuideSampler | None:
     """Find who makes a guide's draws, where that is not the guide run beside its policy."""
-    maker: Maker | None = getattr(pair.guide, "maker", None)
-    return maker if maker is not None and maker.serves(pair) and not _is_traced(given) else None
+    sampler: GuideSampler | None = getattr(pair.guide, "sampler", None)
+    return sampler if sampler is not None and sampler.supports(pair) and not _is_traced(given) else None
 
 
 def _is_traced(tree: Any) -> bool:
@@ -232,13 +232,13 @@ def _draw_prior(
 def _score(static: Any, transforms: Any, args: Any, params: Params, sites: dict[str, Array]) -> Totals:
     pair = _pair(static, transforms, args)
     num = len(next(iter(sites.values())))
-    return pair.score(params, Draws.held(sites)).totals((num, *pair.structure.context_shape))
+    return pair.score(params, Draws.from_sites(sites)).totals((num, *pair.structure.context_shape))
 
 
 def _kept(pair: Pair, draws: Draws, num: int) -> tuple[Draws, Totals]:
     shape = (num, *pair.structure.context_shape)
     rewards = {name: jnp.broadcast_to(values.sum(-1), shape) for name, values in draws.rewards.items()}
-    kept = Draws.held(draws.sites)._replace(plates=draws.plates, metrics=draws.metrics, rewards=rewards)
+    kept = Draws.from_sites(draws.sites)._replace(plates=draws.plates, metrics=draws.metrics, rewards=rewards)
     return kept, draws.totals(shape)
 
 

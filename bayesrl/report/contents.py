@@ -69,7 +69,7 @@ def gather(
     draw_key, other_key, verdict_key = split_keys(key, 3)
     lacking = [*missing, *_lacking(posterior)]
     told: dict[str, Any] = {}
-    metrics = () if posterior.programs is None else posterior.programs.structure.named("metric")
+    metrics = () if posterior.programs is None else posterior.programs.structure.names("metric")
     if gold is not None and posterior.programs is not None and gold not in metrics:
         known = ", ".join(f"“{name}”" for name in metrics) or "none"
         lacking.append(f"The program has no deterministic site “{gold}” to hold against the reward; it has {known}.")
@@ -133,7 +133,7 @@ def _trained(
     evidence = None if diagnosis is None else diagnosis.evidence
     if evidence is None:
         return _tested(key, whole, ())
-    metrics = _estimates(key, whole, ()).metrics if whole.programs.structure.named("metric") else {}
+    metrics = _estimates(key, whole, ()).metrics if whole.programs.structure.names("metric") else {}
     if gold in metrics and frontier is not None and frontier.gold is not None:
         order = np.argsort(np.argsort(np.reshape(np.asarray(evidence.beta), -1)))  # a frontier is by ascending β
         metrics[gold] = Estimate(*(np.reshape(part, -1)[order] for part in frontier.gold[:2]))

@@ -129,7 +129,7 @@ def _numbers(fit: Facts) -> list[Content]:
     elif fit.training is not None:
         blocks += [_tall(_estimated(fit)), "Of the data, by the fit as it is."]
     elif fit.posterior.statistics:
-        blocks.append(_tall(estimates_listing(fit.posterior.beta, fit.posterior.kept_estimates())))
+        blocks.append(_tall(estimates_listing(fit.posterior.beta, fit.posterior.estimates)))
         blocks.append("Of the draws that were kept when the fit ended.")
     else:
         blocks.append("There are no draws yet to take numbers from.")
@@ -194,7 +194,7 @@ def _row(fit: Facts, i: int, beta: float | None) -> Iterator[str]:
     if fit.training is not None:
         cells = _estimated(fit).rows[i][1:4]
     elif fit.posterior.statistics:
-        cells = estimates_listing(fit.posterior.beta, fit.posterior.kept_estimates()).rows[i][1:4]
+        cells = estimates_listing(fit.posterior.beta, fit.posterior.estimates).rows[i][1:4]
     yield from (*cells, UNKNOWN, UNKNOWN)
 
 

@@ -238,5 +238,5 @@ def _told_by_themselves(made: Any) -> tuple[str, Any] | None:
 def _write(path: str | Path, title: str, parts: Sequence[Part], subtitle: str = _LEARNED) -> Path:
     page = html_page(title, subtitle, parts, f"Written by bayesrl {version('bayesrl')}.")
     # The stamp is a comment behind the end of the page.
-    run_folder.write(path, stamped(f"{page}<!-- {blank('report')} -->\n".encode("utf-8", "replace")))
+    run_folder.write_file(path, stamped(f"{page}<!-- {blank('report')} -->\n".encode("utf-8", "replace")))
     return Path(path)

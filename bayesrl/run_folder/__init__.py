@@ -10,13 +10,13 @@ scores.json                     the scores of the fit, where the command line ma
 Each bears a stamp (`bayesrl.files.stamps`), so that damage is seen, and files of two runs are told apart.
 """
 
-from bayesrl.files.plain import write
+from bayesrl.files.plain import write_file
 from bayesrl.files.stamps import FORMAT
 from bayesrl.run_folder.arrays import (
-    BEFORE,
     CHECKPOINT,
     LEARNED,
     POSTERIOR,
+    PREVIOUS_CHECKPOINT,
     done_in,
     fits_in,
     history_in,
@@ -29,7 +29,7 @@ from bayesrl.run_folder.arrays import (
     save_checkpoint,
     save_draws,
 )
-from bayesrl.run_folder.folders import claim, held, open_folder, release
+from bayesrl.run_folder.folders import claim, hold_folder, open_folder, release
 from bayesrl.run_folder.problems import (
     MODEL,
     MODEL_SCHEMA,
@@ -37,36 +37,36 @@ from bayesrl.run_folder.problems import (
     SCORES,
     check_same,
     is_begun,
-    read_json,
+    load_json,
     read_problem,
     save_json,
     save_problem,
 )
 
 __all__ = [
-    "BEFORE",
     "CHECKPOINT",
     "FORMAT",
     "LEARNED",
     "MODEL",
     "MODEL_SCHEMA",
     "POSTERIOR",
+    "PREVIOUS_CHECKPOINT",
     "PROBLEM",
     "SCORES",
     "check_same",
     "claim",
     "done_in",
     "fits_in",
-    "held",
     "history_in",
+    "hold_folder",
     "is_begun",
     "load_checkpoint",
+    "load_json",
     "open_folder",
     "read_arrays",
     "read_checkpoint",
     "read_draws",
     "read_history",
-    "read_json",
     "read_problem",
     "release",
     "save_arrays",
@@ -74,5 +74,5 @@ __all__ = [
     "save_draws",
     "save_json",
     "save_problem",
-    "write",
+    "write_file",
 ]

@@ -9,12 +9,12 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from bayesrl.errors import RunFolderError
-from bayesrl.files.plain import read, write
+from bayesrl.files.plain import read_file, write_file
 from bayesrl.files.stamps import STAMP, blank, stamped
 from bayesrl.run_folder.problems import ANEW, check_stamp, problem_of, read_problem
 
 CHECKPOINT, POSTERIOR = "checkpoint.safetensors", "posterior.nc"
-BEFORE = "checkpoint.before.safetensors"
+PREVIOUS_CHECKPOINT = "checkpoint.before.safetensors"
 FITTED = ("step", "loss", "objective", "reward", "kl", "spread", "grad_norm", "skipped")
 LEARNED = ("episode", "return", "discounted", "length", "regret", "p_optimal", "expected_regret")
 """What histories tell at least."""
@@ -38,7 +38,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     laid_out = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     content = stamped(save(laid_out, metadata={STAMP: blank(CHECKPOINT, problem_of(folder))}))
-    write(folder / CHECKPOINT, content, before=folder / BEFORE)
+    write_file(folder / CHECKPOINT, content, before=folder / PREVIOUS_CHECKPOINT)
 
 
 def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str, np.ndarray]] | None:
@@ -148,7 +148,7 @@ def read_checkpoint(directory: str | Path) -> dict[str, np.ndarray] | None:
         last = _read_arrays(folder / CHECKPOINT, ANEW)
     except RunFolderError as error:
         try:
-            kept = _read_arrays(folder / BEFORE, "") if "damaged" in str(error) else None
+            kept = _read_arrays(folder / PREVIOUS_CHECKPOINT, "") if "damaged" in str(error) else None
         except RunFolderError:
             kept = None
         if kept is None:
@@ -159,7 +159,7 @@ def read_checkpoint(directory: str | Path) -> dict[str, np.ndarray] | None:
             f"{str(error).removesuffix(ANEW)}the checkpoint before it, after {done:,} {what}, is whole: delete "
             f"{CHECKPOINT}, and resume goes on from there"
         ) from error
-    return _read_arrays(folder / BEFORE, ANEW) if last is None else last
+    return _read_arrays(folder / PREVIOUS_CHECKPOINT, ANEW) if last is None else last
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -175,7 +175,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
-    content = read(path)
+    content = read_file(path)
     if content is None:
         return None
     check_stamp(path, content, problem_of(path.parent), remedy, CHECKPOINT)
@@ -203,7 +203,7 @@ def save_draws(folder: Path, content: bytes) -> None:
         RunFolderError: it cannot be written; what was there is intact.
     """
     # Readers of HDF5 take no notice of what stands behind its end.
-    write(folder / POSTERIOR, stamped(content + f"\n{blank(POSTERIOR, problem_of(folder))}\n".encode()))
+    write_file(folder / POSTERIOR, stamped(content + f"\n{blank(POSTERIOR, problem_of(folder))}\n".encode()))
 
 
 def read_draws(directory: str | Path) -> bytes | None:
@@ -213,7 +213,7 @@ def read_draws(directory: str | Path) -> bytes | None:
         RunFolderError: it is damaged.
     """
     path = Path(directory) / POSTERIOR
-    content = read(path)
+    content = read_file(path)
     if content is not None:
         remedy = "load the folder with its policy, which needs the checkpoint alone"
         check_stamp(path, content, problem_of(directory), remedy)

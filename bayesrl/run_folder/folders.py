@@ -12,7 +12,7 @@ from bayesrl.run_folder.problems import MODEL, PROBLEM, check_same, is_begun
 
 
 @contextmanager
-def held(directory: str | Path | None) -> Iterator[None]:
+def hold_folder(directory: str | Path | None) -> Iterator[None]:
     """Make or open a folder for a run and hold it: a second process, or thread, is refused by name at once.
 
     A folder that was made here and in which no run was begun is gone afterwards.
@@ -29,7 +29,7 @@ def held(directory: str | Path | None) -> Iterator[None]:
     there = Path(directory).exists()
     folder = claim(directory)
     try:
-        with locking.held(folder):
+        with locking.lock_folder(folder):
             remove_unfinished(folder)
             yield
     finally:

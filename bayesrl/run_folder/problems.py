@@ -9,18 +9,18 @@ import numpy as np
 
 from bayesrl.errors import RunFolderError
 from bayesrl.files import schemas
-from bayesrl.files.plain import read, write
-from bayesrl.files.schemas import FLAG, NOTHING, NUMBER, POSITIVE, TEXT, Schema, misfit, whole
+from bayesrl.files.plain import read_file, write_file
+from bayesrl.files.schemas import FLAG, NOTHING, NUMBER, POSITIVE, TEXT, Schema, integer_between, misfit
 from bayesrl.files.stamps import ANYBODY, FORMAT, STAMP, NewerError, newer, problem_digest, stamped_json, verify
 
 PROBLEM, MODEL, SCORES = "problem.json", "model.json", "scores.json"
 ANEW = "fit anew into another directory"
 _MOST_TOLD = 4
 
-_STEPS, _FITS = whole(1, 2**31 - 1), whole(1, 2**20)
+_STEPS, _FITS = integer_between(1, 2**31 - 1), integer_between(1, 2**20)
 _PLAIN: Schema = (NOTHING, TEXT, NUMBER, FLAG, [(NOTHING, TEXT, NUMBER, FLAG)])
 _DESCRIBED: Schema = (NOTHING, TEXT, {"type": TEXT, "*": _PLAIN})
-_SEED: Schema = [whole(0, 2**32 - 1)]
+_SEED: Schema = [integer_between(0, 2**32 - 1)]
 _FITTED: Schema = {
     "identity": {
         "sites": [TEXT],
@@ -59,8 +59,8 @@ MODEL_SCHEMA: dict[str, Schema] = {
     "learn?": {
         "explore": (NOTHING, TEXT),
         "episodes": _STEPS,
-        "runs": whole(1, 10_000),
-        "seed": whole(0, 2**63 - 1),
+        "runs": integer_between(1, 10_000),
+        "seed": integer_between(0, 2**63 - 1),
     },
 }
 
@@ -75,7 +75,7 @@ def save_problem(folder: Path, problem: Mapping[str, Any]) -> None:
     if is_begun(folder):
         problem = {**problem, "identity": read_problem(folder)["identity"]}
     told = json.loads(json.dumps({**problem, "format": FORMAT}))
-    write(folder / PROBLEM, stamped_json(told, PROBLEM, problem_digest(told["identity"])))
+    write_file(folder / PROBLEM, stamped_json(told, PROBLEM, problem_digest(told["identity"])))
 
 
 def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ def read_problem(directory: str | Path) -> dict[str, Any]:
         RunFolderError: there is none, it is damaged, or another version wrote it.
     """
     path = Path(directory) / PROBLEM
-    content = read(path, most=schemas.MOST_BYTES)
+    content = read_file(path, most=schemas.MOST_BYTES)
     if content is None:
         raise RunFolderError(f"{directory} is not a run folder: it has no {PROBLEM}; pass the directory= of a fit")
     problem = _parsed(path, content, ANEW)
@@ -144,7 +144,7 @@ def read_problem(directory: str | Path) -> dict[str, Any]:
     return problem
 
 
-def read_json(
+def load_json(
     directory: str | Path, name: str, schema: Mapping[str, Schema], remedy: str = ANEW
 ) -> dict[str, Any] | None:
     """Read one of the folder's JSON files, or give None where there is none.
@@ -159,7 +159,7 @@ def read_json(
         RunFolderError: it is damaged, or holds something else.
     """
     path = Path(directory) / name
-    content = read(path, most=schemas.MOST_BYTES)
+    content = read_file(path, most=schemas.MOST_BYTES)
     if content is None:
         return None
     told: Any = _parsed(path, content, remedy)
@@ -178,7 +178,7 @@ def save_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: it cannot be written.
     """
-    write(folder / name, stamped_json(content, name, problem_of(folder)))
+    write_file(folder / name, stamped_json(content, name, problem_of(folder)))
 
 
 def _parsed(path: Path, content: bytes, remedy: str) -> Any:

@@ -57,7 +57,7 @@ EPS = 2.0**-23
 
 def is_conditioned(structure: Structure) -> bool:
     """Whether π₀ means p(x|y): there are observed sites beside rewards."""
-    return bool(structure.named("observed") and structure.named("reward"))
+    return bool(structure.names("observed") and structure.names("reward"))
 
 
 def has_marginal(structure: Structure) -> bool:

@@ -22,7 +22,7 @@ from bayesrl.posterior.programs import Source
 from bayesrl.svi.fitting import fit, posterior_of
 from bayesrl.svi.optimizers import UNPILOTED_RATE, Optimizer, as_optimizer, default_optimizer
 from bayesrl.svi.setup import Setup, set_up
-from bayesrl.svi.training_loop import Callback, Run
+from bayesrl.svi.training_loop import Callback, TrainingLoop
 from bayesrl.typing import PRNGKey, Program
 
 
@@ -242,7 +242,7 @@ def _reopen(
     objective: Any,
     optimizer: Any,
     source: Any,
-) -> tuple[Run, Setup, dict[str, Any], Any]:
+) -> tuple[TrainingLoop, Setup, dict[str, Any], Any]:
     guide, objective = _rebuild(directory, problem, guide, objective, optimizer)
     settings, key, beta = problem["settings"], key_of(problem), _beta_of(problem)
     chosen = ReverseKL() if objective is None else as_objective(objective)
@@ -251,5 +251,5 @@ def _reopen(
     given = None if optimizer is None else as_optimizer(optimizer)
     rate = settings.get("learning_rate", setup.learning_rate or UNPILOTED_RATE)
     optimiser = default_optimizer(rate, settings["num_steps"]) if given is None else given
-    run = Run(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source)
+    run = TrainingLoop(key, setup, optimiser, settings["num_steps"], None, Path(directory), None, source)
     return run, setup, settings, beta

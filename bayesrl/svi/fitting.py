@@ -35,7 +35,7 @@ from bayesrl.svi.optimizers import (
 )
 from bayesrl.svi.setup import Setup, set_up
 from bayesrl.svi.step import State
-from bayesrl.svi.training_loop import Callback, Run, stack
+from bayesrl.svi.training_loop import Callback, TrainingLoop, stack
 from bayesrl.typing import Beta, PRNGKey, Program
 
 DRAW_BUDGET = 4_000_000
@@ -120,7 +120,7 @@ def fit(
         >>> round(float(estimates.objective.mean[0]), 3)  # log((1 + e + e²) / 3)
         1.309
     """
-    with trace_cache(), showing(progress), run_folder.held(directory):
+    with trace_cache(), showing(progress), run_folder.hold_folder(directory):
         return _fit(
             key,
             policy,
@@ -159,8 +159,8 @@ def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None,
             default_optimizer(setup.learning_rate or UNPILOTED_RATE, num_steps) if optimizer is None else optimizer
         )
         # Memory is laid out anew for each chunk; nobody looks at the history of these.
-        run = Run(key, setup, optimiser, num_steps, None, None, None, num_chunks=10)
-        state, rows, interrupted = run.go(show=False)
+        run = TrainingLoop(key, setup, optimiser, num_steps, None, None, None, num_chunks=10)
+        state, rows, interrupted = run.run(show=False)
         if interrupted:
             raise KeyboardInterrupt
         settings = _settings(key, num_steps, 1, None, None, optimizer)
@@ -202,11 +202,11 @@ def _fit(
         settings["learning_rate"] = float(learning_rate)
     problem = {"format": run_folder.FORMAT, "identity": setup.identity, "settings": settings}
     folder = None if directory is None else run_folder.open_folder(directory, problem)
-    run = Run(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem, start_beta)
+    run = TrainingLoop(key, setup, optimiser, num_steps, tolerance, folder, callback, source, problem, start_beta)
     if suggested is None and given is None and source is None and setup.programs.guide is not None:
         run = replace(run, pilot=True)
     try:
-        state, rows, interrupted = run.go(show=progress)
+        state, rows, interrupted = run.run(show=progress)
         with activity("drawing from the fit"):
             posterior = posterior_of(key, setup, state, rows, settings, beta, interrupted=interrupted)
     finally:
@@ -300,14 +300,14 @@ def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
         return posterior
     size = programs.structure.width
     most = 1000 if programs.episodes is None else 20
-    drawn_at_all = bool(programs.structure.named("action", "environment"))
+    drawn_at_all = bool(programs.structure.names("action", "environment"))
     if not drawn_at_all:
         most = 50  # nothing is drawn but mini-batches
     num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
     draw_key, prior_key = split_keys(key)
     draws, totals = posterior._draw(draw_key, num, ())
     first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
-    prior = draw_prior(prior_key, programs, first, num)[0] if drawn_at_all else Draws.held({})
+    prior = draw_prior(prior_key, programs, first, num)[0] if drawn_at_all else Draws.from_sites({})
     beta = np.asarray(1.0 if posterior.beta is None else posterior.beta, np.float32)
     scale = beta.reshape(beta.shape + (1,) * (totals.reward.ndim - beta.ndim))
     statistics = {

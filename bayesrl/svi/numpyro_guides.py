@@ -45,7 +45,7 @@ def set_up_autoguide(key: PRNGKey, guide: Any, structure: Structure, args: tuple
             f"{name} has no distribution for the discrete site {discrete[0]!r}; "
             "use guide=None, or write a guide by hand: def guide(*args): numpyro.sample(...)"
         )
-    nature = structure.named("environment")
+    nature = structure.names("environment")
     if nature:
         raise GuideError(
             f"{name} would choose environment site {nature[0]!r}, which is nature's to draw; "

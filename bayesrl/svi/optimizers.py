@@ -24,7 +24,7 @@ PILOT_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """A pilot tries these, from low to high."""
 
 
-class Paced(NamedTuple):
+class ScaledAdamState(NamedTuple):
     """State of the default optimiser: its rate, which each lane may have of its own, and that of Adam."""
 
     rate: Array
@@ -38,12 +38,12 @@ def default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTra
     """
     adam = optax.adam(optax.cosine_decay_schedule(1.0, max(num_steps, 1)))
 
-    def start(params: Params) -> Paced:
-        return Paced(jnp.asarray(learning_rate, jnp.float32), adam.init(params))
+    def start(params: Params) -> ScaledAdamState:
+        return ScaledAdamState(jnp.asarray(learning_rate, jnp.float32), adam.init(params))
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Paced]:
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, ScaledAdamState]:
         updates, inner = adam.update(gradient, state.adam, params)
-        return jax.tree.map(lambda x: state.rate.astype(x.dtype) * x, updates), Paced(state.rate, inner)
+        return jax.tree.map(lambda x: state.rate.astype(x.dtype) * x, updates), ScaledAdamState(state.rate, inner)
 
     return optax.GradientTransformation(start, update)
 

@@ -15,7 +15,7 @@ from bayesrl.compilation.keys import fold_in, split
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.programs import Pair, declared_params, freeze
-from bayesrl.core.refusals import check_arguments, told
+from bayesrl.core.refusals import check_arguments, explain_errors
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.core.support_edges import NUM_DRAWS, edges_of
 from bayesrl.core.validation import check_draws, check_sites
@@ -85,7 +85,7 @@ def set_up(
     if source is None:
         structure.check_complete("it cannot be fitted alone")
     check_policy(structure, has_beta=beta is not None)
-    told = [getattr(maker, "num_particles", 1) for maker in (objective, source)]
+    told = [getattr(drawing, "num_particles", 1) for drawing in (objective, source)]
     particles = max(number for number in (*told, 1) if isinstance(number, int))
     structure.check_memory(particles * num_restarts * max(np.size(betas), 1), FitError)
     learned = beta is None
@@ -129,8 +129,8 @@ def _checked_draws(key: PRNGKey, pair: Pair, first: Params) -> tuple[Draws, Tota
     # A few batches, lest long recordings of pictures be held so many times.
     number = min(NUM_CHECKED, max(4 * batch_of(pair.structure), LEAST_CHECKED))
     draws, totals = draw_fit(fold_in(key, 1), pair, first, number)
-    maker = getattr(pair.guide, "maker", None)
-    separate = maker is not None and maker.separate(pair)
+    sampler = getattr(pair.guide, "sampler", None)
+    separate = sampler is not None and sampler.contexts_are_independent(pair)
     check_draws(fold_in(key, 3), pair, first, draws, totals, separate=separate)
     return draws, totals
 
@@ -194,7 +194,7 @@ def _declare(key: PRNGKey, programs: Programs, own: Params) -> tuple[Params, dic
     """Give the parameters of guide and, where learned, policy, with their transforms."""
     if programs.guide is None:
         return declared_params(key, programs.policy, *programs.args)
-    with told("the guide", GuideError):
+    with explain_errors("the guide", GuideError):
         params, transforms = declared_params(key, programs.guide, *programs.args)
     if programs.learned:
         _, policy_transforms = declared_params(key, programs.policy, *programs.args)
@@ -266,8 +266,8 @@ def _identity(
         "beta": None if betas is None else np.asarray(betas).tolist(),
         "restarts": num_restarts,
         "seed": np.asarray(jax.random.key_data(key)).tolist(),
-        "guide": describe(AutoTilt() if guide is None and programs.guide is not None else guide),
-        "objective": describe(objective),
+        "guide": describe_component(AutoTilt() if guide is None and programs.guide is not None else guide),
+        "objective": describe_component(objective),
         "parameters": {
             jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
             for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
@@ -288,7 +288,7 @@ def _sketch(draws: Draws, totals: Totals) -> dict[str, list[float]]:
     return {name: means(values) for name, values in told.items()}
 
 
-def describe(thing: Any) -> Any:
+def describe_component(thing: Any) -> Any:
     """Describe a guide, objective or optimiser for the run folder: dataclasses by their fields."""
     if thing is None:
         return None

@@ -38,7 +38,7 @@ class State(NamedTuple):
     step: Array
 
 
-class Tally(NamedTuple):
+class StepSums(NamedTuple):
     """Sums over the steps of a chunk, by lane."""
 
     taken: Array
@@ -48,7 +48,7 @@ class Tally(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lane:
+class StepConfig:
     """What all lanes share: the objective, the optimiser, and how to make the pair from arguments."""
 
     objective: Objective
@@ -56,14 +56,14 @@ class Lane:
     pair: Callable[[Any], Pair]
 
 
-def init(lane: Lane, params: Params) -> State:
+def init(lane: StepConfig, params: Params) -> State:
     """Start a fit from stacked parameters, [lanes, ...]."""
     lanes = jax.tree.leaves(params)[0].shape[0] if jax.tree.leaves(params) else 1
     opt_state = jax.vmap(lane.optimizer.init)(params)
     return State(params, opt_state, params, jnp.zeros(lanes, jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def step(lane: Lane, key: PRNGKey, state: State, beta: Array, args: Any) -> tuple[State, Tally]:
+def step(lane: StepConfig, key: PRNGKey, state: State, beta: Array, args: Any) -> tuple[State, StepSums]:
     """Take one step of one lane.
 
     Args:
@@ -82,9 +82,9 @@ def step(lane: Lane, key: PRNGKey, state: State, beta: Array, args: Any) -> tupl
     return _apply(lane, state, loss, info, gradient, lambda params: loss_fn(params)[0])
 
 
-def learn(
-    lane: Lane, state: State, draws: Draws, beta: Array, args: Any, *, one_batch: bool = False
-) -> tuple[State, Tally]:
+def step_on_draws(
+    lane: StepConfig, state: State, draws: Draws, beta: Array, args: Any, *, one_batch: bool = False
+) -> tuple[State, StepSums]:
     """Take one step of one lane on given draws of its guide, in the place of the objective's own.
 
     Args:
@@ -108,8 +108,8 @@ def learn(
 
 
 def _apply(
-    lane: Lane, state: State, loss: Array, info: Info, gradient: Params, value_fn: Callable[[Params], Array]
-) -> tuple[State, Tally]:
+    lane: StepConfig, state: State, loss: Array, info: Info, gradient: Params, value_fn: Callable[[Params], Array]
+) -> tuple[State, StepSums]:
     grad_norm = optax.tree.norm(gradient)
     fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     # A search along a line sees the loss of this step's own draws.
@@ -129,12 +129,12 @@ def _apply(
         lambda x: jnp.where(fine, x, jnp.zeros_like(x)), (loss, grad_norm, info._replace(nonfinite={}))
     )
     counted = blank[2]._replace(nonfinite=info.nonfinite)
-    return new, Tally(fine.astype(jnp.float32), blank[0], blank[1], counted)
+    return new, StepSums(fine.astype(jnp.float32), blank[0], blank[1], counted)
 
 
 def run_chunk(
-    lane: Lane, keys: PRNGKeys, state: State, betas: Numbers, args: Any, num_steps: Numbers
-) -> tuple[State, Tally]:
+    lane: StepConfig, keys: PRNGKeys, state: State, betas: Numbers, args: Any, num_steps: Numbers
+) -> tuple[State, StepSums]:
     """Take `num_steps` steps of every lane; one compilation serves every number of steps.
 
     Args:
@@ -149,8 +149,8 @@ def run_chunk(
 
     # Under jit it is traced once: here for its shapes, and there inside of the loop.
     @jax.jit
-    def all_lanes(keys: PRNGKeys, state: State, betas: Array, args: Any) -> tuple[State, Tally]:
-        def one(key: PRNGKey, lane_state: State, beta: Array) -> tuple[State, Tally]:
+    def all_lanes(keys: PRNGKeys, state: State, betas: Array, args: Any) -> tuple[State, StepSums]:
+        def one(key: PRNGKey, lane_state: State, beta: Array) -> tuple[State, StepSums]:
             return step(lane, fold_in(key, state.step), lane_state, beta, args)
 
         axes = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
@@ -159,8 +159,8 @@ def run_chunk(
     shapes = jax.eval_shape(all_lanes, keys, state, betas, args)[1]
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def body(_: Array, carried: tuple[State, Tally]) -> tuple[State, Tally]:
-        new, tally = all_lanes(keys, carried[0], betas, args)
-        return new, jax.tree.map(jnp.add, carried[1], tally)
+    def body(_: Array, carried: tuple[State, StepSums]) -> tuple[State, StepSums]:
+        new, sums = all_lanes(keys, carried[0], betas, args)
+        return new, jax.tree.map(jnp.add, carried[1], sums)
 
     return lax.fori_loop(0, num_steps, body, (state, zero))

@@ -26,7 +26,7 @@ from bayesrl.errors import BayesRLError, FitError
 from bayesrl.posterior.programs import Source
 from bayesrl.svi.optimizers import PILOT_RATES, UNPILOTED_RATE
 from bayesrl.svi.setup import Setup
-from bayesrl.svi.step import Lane, State, Tally, init, learn, run_chunk
+from bayesrl.svi.step import State, StepConfig, StepSums, init, run_chunk, step_on_draws
 from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
 
 NUM_CHUNKS = 100
@@ -44,7 +44,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 5.0
 MANY_STEPS = 1000
 """From so many steps on it pays to compile them with all optimisations."""
 
-type Chunk = Callable[[PRNGKeys, State, Numbers, Any, Numbers], tuple[State, Tally]]
+type Chunk = Callable[[PRNGKeys, State, Numbers, Any, Numbers], tuple[State, StepSums]]
 type Callback = Callable[[dict[str, np.ndarray]], Any]
 
 
@@ -69,7 +69,7 @@ def lanes_of(source: Source, count: int) -> list[Source]:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingLoop:
     """One run of the loop, from its start or its checkpoint to its end."""
 
     key: PRNGKey
@@ -87,7 +87,7 @@ class Run:
     pilot: bool = False
     """Whether each lane's rate is chosen by trying some for a few steps."""
 
-    def go(self, *, show: bool, chunk: Chunk | None = None) -> tuple[State, list[dict[str, np.ndarray]], bool]:
+    def run(self, *, show: bool, chunk: Chunk | None = None) -> tuple[State, list[dict[str, np.ndarray]], bool]:
         """Run; give the last state, the rows of the history, and whether Ctrl-C ended it.
 
         Args:
@@ -113,10 +113,10 @@ class Run:
                 while (done := int(state.step)) < self.num_steps:
                     steps = min(every, self.num_steps - done)
                     betas = self._betas_at(done)
-                    state, tally = chunk(keys, state, betas, args, np.asarray(steps, np.int32))
-                    rows.append(_row(self.setup, state, tally, betas))
+                    state, sums = chunk(keys, state, betas, args, np.asarray(steps, np.int32))
+                    rows.append(_row(self.setup, state, sums, betas))
                     line.update(steps, partial(told, rows[-1]))
-                    stop = self._stop(state, tally, rows)
+                    stop = self._stop(state, sums, rows)
                     # However short a run, there is a checkpoint before the last one, should that be damaged.
                     passed = not halfway and 2 * int(state.step) >= self.num_steps
                     if passed or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
@@ -146,8 +146,8 @@ class Run:
             trial = state._replace(opt_state=state.opt_state._replace(rate=rates))
             told = []
             for part in (1, steps - steps // 3 - 1, steps // 3):
-                trial, tally = chunk(keys, trial, betas, args, np.asarray(part, np.int32))
-                told.append(_objective(tally, betas, self.setup.betas))
+                trial, sums = chunk(keys, trial, betas, args, np.asarray(part, np.int32))
+                told.append(_objective(sums, betas, self.setup.betas))
             first = told[0] if first is None else first
             gains.append(np.nan_to_num(told[-1] - first, nan=-np.inf, neginf=-np.inf, posinf=-np.inf))
         gained = np.stack(gains)
@@ -155,7 +155,7 @@ class Run:
         chosen = np.where(good.any(0), np.asarray(PILOT_RATES)[good.argmax(0)], UNPILOTED_RATE)
         return state._replace(opt_state=state.opt_state._replace(rate=chosen.astype(np.float32)))
 
-    def start(self, lane: Lane) -> State:
+    def start(self, lane: StepConfig) -> State:
         """Give the state before the first step."""
         state: State = closure_jit(partial(init, lane), name="initial_state")(self.setup.params)
         return state
@@ -174,19 +174,19 @@ class Run:
         source = self.source
         if source is None:
             # Programs that call Python are not kept on disk, so a guide may prefer to draw apart from the step.
-            maker = getattr(self.setup.programs.guide, "maker", None)
-            source = None if maker is None else maker.source(self.setup.programs.pair(), self.setup.objective)
+            sampler = getattr(self.setup.programs.guide, "sampler", None)
+            source = None if sampler is None else sampler.source(self.setup.programs.pair(), self.setup.objective)
         if source is not None:
             return self._host_chunk(lane, source)
         return trace_once(partial(run_chunk, lane), name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
 
-    def _host_chunk(self, lane: Lane, source: Source) -> Chunk:
+    def _host_chunk(self, lane: StepConfig, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""
         pair = self.setup.programs.pair()
         sources = lanes_of(source, self.setup.betas.shape[0])
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
         one_batch = bool(getattr(source, "one_batch", False))
-        learned = partial(learn, lane, one_batch=one_batch)
+        learned = partial(step_on_draws, lane, one_batch=one_batch)
         taken = jax.jit(jax.vmap(learned, in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))  # traced once, inside
 
         # Everything small is done inside of compiled functions: one by one, its operations take longer than the step.
@@ -198,23 +198,25 @@ class Run:
             ]
 
         @partial(trace_once, name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
-        def update(state: State, made: list[Draws], betas: Array, args: Any, times: Array) -> tuple[State, Tally]:
+        def update(state: State, made: list[Draws], betas: Array, args: Any, times: Array) -> tuple[State, StepSums]:
             draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
             shapes = jax.eval_shape(taken, state, draws, betas, args)[1]
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-            def body(_: Array, carried: tuple[State, Tally]) -> tuple[State, Tally]:
-                new, tally = taken(carried[0], draws, betas, args)
-                return new, jax.tree.map(jnp.add, carried[1], tally)
+            def body(_: Array, carried: tuple[State, StepSums]) -> tuple[State, StepSums]:
+                new, sums = taken(carried[0], draws, betas, args)
+                return new, jax.tree.map(jnp.add, carried[1], sums)
 
             return lax.fori_loop(0, times, body, (state, zero))
 
-        @partial(trace_once, name="add_tallies")
-        def add(total: Tally, tally: Tally) -> Tally:
-            return jax.tree.map(jnp.add, total, tally)
+        @partial(trace_once, name="add_sums")
+        def add(total: StepSums, sums: StepSums) -> StepSums:
+            return jax.tree.map(jnp.add, total, sums)
 
-        def chunk(keys: PRNGKeys, state: State, betas: Numbers, args: Any, num_steps: Numbers) -> tuple[State, Tally]:
-            total: Tally | None = None
+        def chunk(
+            keys: PRNGKeys, state: State, betas: Numbers, args: Any, num_steps: Numbers
+        ) -> tuple[State, StepSums]:
+            total: StepSums | None = None
             left = int(num_steps)
             while left > 0:
                 pieces = zip(sources, apart(keys, state), strict=True)
@@ -223,15 +225,15 @@ class Run:
                 more = min(left - 1, *(getattr(own, "further", 0) for own in sources))
                 for own in sources if more else ():
                     own.serve(more)  # type: ignore[attr-defined]
-                state, tally = update(state, made, betas, args, np.asarray(1 + more, np.int32))
-                total = tally if total is None else add(total, tally)
+                state, sums = update(state, made, betas, args, np.asarray(1 + more, np.int32))
+                total = sums if total is None else add(total, sums)
                 left -= 1 + more
             assert total is not None
             return state, total
 
         return chunk
 
-    def lane(self) -> tuple[Lane, Any]:
+    def lane(self) -> tuple[StepConfig, Any]:
         """Give what all lanes share, and the arrays among the programs' arguments."""
         programs = self.setup.programs
         arrays, static = eqx.partition(programs.args, eqx.is_array)
@@ -239,7 +241,7 @@ class Run:
         def pair(arrays: Any) -> Pair:
             return replace(programs.pair(), args=eqx.combine(arrays, static))
 
-        return Lane(self.setup.objective, self.optimizer, pair), arrays
+        return StepConfig(self.setup.objective, self.optimizer, pair), arrays
 
     def restore(self, state: State, rows: list[dict[str, np.ndarray]]) -> tuple[State, list[dict[str, np.ndarray]]]:
         """Give state and history of the checkpoint, or what was passed where there is none."""
@@ -256,7 +258,7 @@ class Run:
         if self.folder is not None:
             run_folder.save_checkpoint(self.folder, state, stack(rows))
 
-    def _stop(self, state: State, tally: Tally, rows: list[dict[str, np.ndarray]]) -> bool:
+    def _stop(self, state: State, sums: StepSums, rows: list[dict[str, np.ndarray]]) -> bool:
         """Decide whether to end early.
 
         Raises:
@@ -264,7 +266,7 @@ class Run:
         """
         done, skipped = int(state.step), np.asarray(state.skipped)
         if done >= min(20, self.num_steps) and skipped.max() > MAX_SKIPPED * done:
-            sites = {name: int(np.asarray(count).sum()) for name, count in tally.info.nonfinite.items()}
+            sites = {name: int(np.asarray(count).sum()) for name, count in sums.info.nonfinite.items()}
             blamed = [
                 f"reward site {name!r} was not finite for {count} draws" for name, count in sites.items() if count
             ]
@@ -284,33 +286,33 @@ class Run:
         return bool((gap < self.tolerance).all())
 
 
-def _objective(tally: Tally, betas: np.ndarray, final: np.ndarray) -> np.ndarray:
-    """J of the steps of a tally, [lanes], at the temperatures that the fit ends with."""
-    taken = np.asarray(tally.taken, float)
-    total = np.asarray(tally.info.objective, float) + (betas - final) * np.asarray(tally.info.kl, float)
+def _objective(sums: StepSums, betas: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """J of the summed steps, [lanes], at the temperatures that the fit ends with."""
+    taken = np.asarray(sums.taken, float)
+    total = np.asarray(sums.info.objective, float) + (betas - final) * np.asarray(sums.info.kl, float)
     return np.where(taken > 0, total / np.maximum(taken, 1e-30), np.nan)
 
 
-def _row(setup: Setup, state: State, tally: Tally, betas: np.ndarray) -> dict[str, np.ndarray]:
+def _row(setup: Setup, state: State, sums: StepSums, betas: np.ndarray) -> dict[str, np.ndarray]:
     """Turn the sums of a chunk, at these temperatures, into one row of the history, [*beta, restart] each."""
     shape = (*setup.beta_shape, -1)
-    taken = np.maximum(np.asarray(tally.taken), 1e-30)
-    none = np.asarray(tally.taken) == 0
+    taken = np.maximum(np.asarray(sums.taken), 1e-30)
+    none = np.asarray(sums.taken) == 0
 
     def mean(total: Numbers) -> np.ndarray:
         return np.where(none, np.nan, np.asarray(total, float) / taken).astype(np.float32).reshape(shape)
 
-    info = tally.info
+    info = sums.info
     kl = np.asarray(info.kl) + taken * setup.log_marginal
     objective = np.asarray(info.objective) + (betas - setup.betas) * np.asarray(info.kl)
     row = {
         "step": np.asarray(int(state.step)),
-        "loss": mean(tally.loss),
+        "loss": mean(sums.loss),
         "objective": mean(objective - taken * setup.betas * setup.log_marginal),
         "reward": mean(info.reward),
         "kl": mean(kl),
         "spread": mean(info.spread),
-        "grad_norm": mean(tally.grad_norm),
+        "grad_norm": mean(sums.grad_norm),
         "skipped": np.asarray(state.skipped).reshape(shape),
     }
     return row | {f"metrics/{name}": mean(total) for name, total in info.metrics.items()}

@@ -71,9 +71,9 @@ def test_fit_leaves_a_run_folder(run: tuple[Path, str]) -> None:
     folder, _ = run
     pictures = {f"{name}.{suffix}" for name in ("training", "policy") for suffix in ("png", "svg")}
     kept = {"problem.json", "checkpoint.safetensors", "posterior.nc", "model.json", "scores.json", "report.html"}
-    kept |= {run_folder.BEFORE}
+    kept |= {run_folder.PREVIOUS_CHECKPOINT}
     assert {path.name for path in folder.iterdir()} == pictures | kept
-    told = run_folder.read_json(folder, run_folder.MODEL, run_folder.MODEL_SCHEMA)
+    told = run_folder.load_json(folder, run_folder.MODEL, run_folder.MODEL_SCHEMA)
     assert told == {"model": "bernoulli_bandit", "options": {"arms": 3, "best": 1}}
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
 

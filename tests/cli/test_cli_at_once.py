@@ -11,9 +11,9 @@ import pytest
 
 import bayesrl
 from bayesrl import catalogue
-from bayesrl.catalogue import ModelError, check_use, model_names, model_options, model_uses
+from bayesrl.catalogue import ProblemError, check_use, model_names, model_options, model_uses
 from bayesrl.cli.suggestions import _FLAGS, _OPTIONS, command_meant
-from bayesrl.problem import ready_model
+from bayesrl.problem import load_problem
 
 pytestmark = pytest.mark.xdist_group("cli")
 CODE = """
@@ -164,7 +164,7 @@ def test_a_model_says_which_extra_it_needs(
     monkeypatch: pytest.MonkeyPatch, name: str, function: str, options: dict[str, str], extra: str
 ) -> None:
     monkeypatch.setattr(catalogue, "find_spec", lambda package: None)
-    with pytest.raises(ModelError, match=rf"not installed: install bayesrl\[{extra}\]"):
+    with pytest.raises(ProblemError, match=rf"not installed: install bayesrl\[{extra}\]"):
         check_use(name, function, options)
     check_use("pendulum", "problem", {"physics": "program"})
     check_use("bernoulli_bandit", "problem")
@@ -279,13 +279,13 @@ def test_defaults_may_be_constants_of_the_file(tmp_path: Path) -> None:
     told = model_options(str(tmp_path / "mine.py"))
     assert told["size"] == 3
     assert repr(told["at"]) == "len('ab')"
-    with pytest.raises(ModelError, match="option needed='x' is none; use a number"):
+    with pytest.raises(ProblemError, match="option needed='x' is none; use a number"):
         check_use(str(tmp_path / "mine.py"), "problem", {"needed": "x"})
 
 
 def test_a_wrong_model_in_python_says_what_was_meant() -> None:
-    with pytest.raises(ModelError, match="did you mean 'gaussian_target'"):
-        ready_model("gausian_target")
+    with pytest.raises(ProblemError, match="did you mean 'gaussian_target'"):
+        load_problem("gausian_target")
 
 
 # ---- the package ------------------------------------------------------------------------------

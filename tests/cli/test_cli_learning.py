@@ -85,11 +85,11 @@ def test_a_report_plays_nothing(run: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
     path = folder / "run-2" / run_folder.CHECKPOINT
-    for name in (run_folder.CHECKPOINT, run_folder.BEFORE):
+    for name in (run_folder.CHECKPOINT, run_folder.PREVIOUS_CHECKPOINT):
         (folder / "run-2" / name).unlink()
     problem = run_folder.read_problem(folder)
     run_folder.save_problem(folder, problem | {"settings": problem["settings"] | {"num_episodes": 20}})
-    plan = run_folder.read_json(folder, run_folder.MODEL, run_folder.MODEL_SCHEMA)
+    plan = run_folder.load_json(folder, run_folder.MODEL, run_folder.MODEL_SCHEMA)
     assert plan is not None
     run_folder.save_json(folder, run_folder.MODEL, plan | {"learn": plan["learn"] | {"episodes": 20}})
     assert invoke("report", folder, "--out", tmp_path / "a.html")[0] == 0
@@ -97,7 +97,7 @@ def test_a_report_plays_nothing(run: tuple[Path, str], tmp_path: Path) -> None:
     code, out, _ = invoke("show", folder)
     assert code == 0
     assert "12 of 20" in out
-    for name in (run_folder.CHECKPOINT, run_folder.BEFORE):
+    for name in (run_folder.CHECKPOINT, run_folder.PREVIOUS_CHECKPOINT):
         (folder / name).unlink()
     code, _, err = invoke("report", folder, "--out", tmp_path / "b.html")
     assert code == 2

@@ -132,4 +132,4 @@ def test_where_learning_starts_may_be_random() -> None:
         mean = numpyro.param("mean", generator.normal(size=2))
         numpyro.sample("seen", dist.Normal(mean, 1.0), obs=jnp.array([1.0, 2.0]))
 
-    assert inspect(jax.random.key(0), program).named("observed") == ("seen",)
+    assert inspect(jax.random.key(0), program).names("observed") == ("seen",)

@@ -11,12 +11,12 @@ from bayesrl.errors import ControlError
 
 @pytest.fixture(scope="module")
 def swim() -> bayesrl.Posterior:
-    problem = bayesrl.ready_model("river_swim", steps=5)
+    problem = bayesrl.load_problem("river_swim", steps=5)
     return bayesrl.fit(jax.random.key(0), problem.policy, beta=problem.beta, progress=False, **problem.fit_options)
 
 
 def test_sections_of_a_tabular_fit(swim: bayesrl.Posterior) -> None:
-    found = bayesrl.ready_model("river_swim").sections_of(swim)
+    found = bayesrl.load_problem("river_swim").sections_of(swim)
     assert [part.title for part in found] == [
         "The policy on the map, β = 0.1",
         "Where it goes, β = 0.1",

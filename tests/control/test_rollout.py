@@ -97,7 +97,7 @@ def test_nothing_counts_after_the_end() -> None:
     ):
         assert (np.asarray(scores)[ended] == 0).all()
     np.testing.assert_array_equal(np.asarray(draws.metrics["length"]), (~ended).sum(1))
-    weights = np.asarray(draws.remarks["weight$"])
+    weights = np.asarray(draws.guide_metrics["weight$"])
     np.testing.assert_allclose(weights, np.where(ended, 0, 0.8 ** np.arange(4)), rtol=1e-6)
 
 

@@ -99,9 +99,9 @@ def test_log_density_is_numpyros_of_the_tilted_program(name: str) -> None:
     """Per-context log_target, summed, is NumPyro's joint density of the tilted program (whole data)."""
     oracle = ORACLES[name]()
     args = jax.tree.map(jnp.asarray, oracle.args)
-    program = bayesrl.whole(oracle.policy)
+    program = bayesrl.full_data(oracle.policy)
     structure = inspect(jax.random.key(0), program, *args)
-    names = structure.named("action", "environment")
+    names = structure.names("action", "environment")
 
     def both(key: Array) -> tuple[Array, Array, Array]:
         trace = handlers.trace(handlers.seed(program, rng_seed=key)).get_trace(*args)
@@ -158,7 +158,7 @@ def test_a_mini_batch_gives_one_entry_per_element() -> None:
 
 def test_whole_runs_on_all_data() -> None:
     oracle = ORACLES["subsampled"]()
-    structure = inspect(jax.random.key(0), bayesrl.whole(oracle.policy), *oracle.args)
+    structure = inspect(jax.random.key(0), bayesrl.full_data(oracle.policy), *oracle.args)
     assert structure.context_shape == (6,)
     assert structure.subsampled == ()
 

@@ -88,14 +88,14 @@ def test_a_plate_in_every_step_of_a_scan_is_a_context() -> None:
 
 def test_kinds_supports_and_order() -> None:
     structure = structure_of("chain_with_nature")
-    assert structure.named("action") == ("action",)
-    assert structure.named("environment") == ("state",)
-    assert structure.named("reward") == ("gain",)
+    assert structure.names("action") == ("action",)
+    assert structure.names("environment") == ("state",)
+    assert structure.names("reward") == ("gain",)
     assert (structure["action"].support, structure["state"].support) == ((0, 1), (0, 1, 2))
     assert not structure["state"].hidden
     assert structure_of("hidden")["h"].hidden
     assert [s.name for s in structure_of("dependent").sites] == ["a", "first", "b", "second"]
-    assert structure_of("observed").named("observed") == ("y",)
+    assert structure_of("observed").names("observed") == ("y",)
     assert not structure_of("gaussian")["x"].discrete
 
 

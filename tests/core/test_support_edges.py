@@ -13,7 +13,7 @@ import bayesrl
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.core.censoring import LEAST, censored, is_censored
 from bayesrl.core.structure import inspect
-from bayesrl.core.support_edges import Settled, at_edge, edges_of, ends_of
+from bayesrl.core.support_edges import EdgeMasked, at_edge, edge_interval, edges_of
 from bayesrl.guides.tilts.corner_mixtures import num_corner_parameters, split_at_corners
 from bayesrl.guides.tilts.families import PriorRange, tilt_distribution, tilt_shape
 
@@ -53,13 +53,13 @@ def test_they_are_found() -> None:
 def test_the_guide_is_a_density_beside_them(name: str) -> None:
     """E_π₀[q/π₀] = 1, and E_q[min(1, π₀/q)] = E_π₀[min(1, q/π₀)]: within 5 standard errors, 6e-7 of false alarms."""
     prior = SATURATED[name]
-    ends = ends_of(prior.support)
+    ends = edge_interval(prior.support)
     assert ends is not None
     reach = PriorRange(ends, rich=False)
     width = tilt_shape("x", prior, None, reach)
     theta = jnp.asarray(np.resize([0.7, -0.3], width), jnp.float32)
     guide = tilt_distribution(prior, theta, None, reach)
-    scored = censored(prior) if is_censored(guide) else Settled(prior, ends)
+    scored = censored(prior) if is_censored(guide) else EdgeMasked(prior, ends)
     num = 40_000
 
     def both() -> Any:

@@ -39,7 +39,7 @@ def test_every_number_against_enumeration(name: str) -> None:
     oracle = ORACLES[name]()
     fits = pair_of_fits(oracle, 0.1)
     found = compare(jax.random.key(1), fits)
-    exact = [evaluate_exactly(*fit.bound(), oracle.beta) for fit in fits.values()]
+    exact = [evaluate_exactly(*fit.unbatched(), oracle.beta) for fit in fits.values()]
     for field in ("objective", "reward", "kl"):
         truth = np.array([float(getattr(one, field).mean()) for one in exact])
         both = getattr(found, field), getattr(found, f"delta_{field}")

@@ -65,7 +65,7 @@ def test_a_posterior_says_what_it_holds(posterior: Posterior) -> None:
     text = str(posterior)
     assert text.startswith("Posterior: 2 temperatures × 2 restarts, 5 steps")
     assert "Draws: side" in text
-    kept = posterior.kept_estimates()
+    kept = posterior.estimates
     np.testing.assert_allclose(kept.objective.mean, posterior.objective_by_restart(), rtol=1e-5)
     best = int(np.argmax(kept.objective.mean[1]))
     cell = with_error(Estimate(kept.reward.mean[1, best], kept.reward.se[1, best]))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from numpyro.contrib.control_flow import scan
 from oracles import ORACLES
 from scipy.special import logsumexp
 
-from bayesrl.core.handlers import whole
+from bayesrl.core.handlers import full_data
 from bayesrl.core.primitives import environment, reward
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import inspect
@@ -190,7 +190,7 @@ def refused() -> dict[str, tuple[Callable[[], None], str]]:
         "infinite": (infinite, "'number' has no finite"),
         "moving": (moving, "'k' add up to"),
         "nature_and_data": (nature_and_data, "'x' and observed site 'y'"),
-        "mini_batch": (mini_batch, "'image' is subsampled.*bayesrl.whole"),
+        "mini_batch": (mini_batch, "'image' is subsampled.*bayesrl.full_data"),
         "mixing": (mixing, "plate .'unit'. read each other"),
         "peeking": (peeking, "prior of action site 'a' reads what nature drew unseen"),
     }
@@ -205,7 +205,7 @@ def test_refusals_name_the_site(name: str) -> None:
 
 def test_whole_makes_a_mini_batch_enumerable() -> None:
     program = refused()["mini_batch"][0]
-    result = enumerate_posterior(whole(program), beta=1.0)
+    result = enumerate_posterior(full_data(program), beta=1.0)
     np.testing.assert_allclose(result.log_evidence, np.full(10, np.log((1 + np.e) / 2)), rtol=1e-6)
 
 
@@ -392,9 +392,9 @@ FINITE += ("interacting", "observable", "hidden", "weathers", "observed")
 @pytest.mark.parametrize("name", FINITE)
 def test_oracles(name: str) -> None:
     oracle = ORACLES[name]()
-    policy = whole(oracle.policy)
+    policy = full_data(oracle.policy)
     result = enumerate_posterior(policy, *oracle.args, beta=oracle.beta)
-    pair = Pair(policy, whole(oracle.guide), inspect(jax.random.key(0), policy, *oracle.args), oracle.args, {})
+    pair = Pair(policy, full_data(oracle.guide), inspect(jax.random.key(0), policy, *oracle.args), oracle.args, {})
     found = evaluate_exactly(pair, oracle.params, oracle.beta).objective
     # The objective of a fit holds β·log p(y), which neither the parameters nor the gap see.
     data = 0.0 if result.log_marginal is None else result.log_marginal

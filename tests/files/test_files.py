@@ -14,8 +14,8 @@ import pytest
 from bayesrl.cache import Entries
 from bayesrl.errors import RunFolderError
 from bayesrl.files import locking, schemas
-from bayesrl.files.plain import file_name, read, remove_unfinished, write
-from bayesrl.files.stamps import FORMAT, NewerError, blank, is_whole, stamped, stamped_json, verify
+from bayesrl.files.plain import file_name, read_file, remove_unfinished, write_file
+from bayesrl.files.stamps import FORMAT, NewerError, blank, is_intact, stamped, stamped_json, verify
 
 
 def lay(kind: str, path: Path, outside: Path) -> None:
@@ -38,28 +38,28 @@ def test_what_is_no_plain_file_is_neither_read_nor_written(tmp_path: Path, kind:
     path, outside = tmp_path / "file", tmp_path / "outside"
     lay(kind, path, outside)
     with pytest.raises(RunFolderError, match=r"only plain files are read|it is a"):
-        read(path)
+        read_file(path)
     with pytest.raises(RunFolderError, match="only plain files are written"):
-        write(path, b"ours")
+        write_file(path, b"ours")
     assert outside.read_bytes() == b"theirs"
     assert not (tmp_path / "nothing").exists()
     assert not list(tmp_path.glob(".*")), "no litter"
 
 
 def test_a_file_is_read_within_its_bound(tmp_path: Path) -> None:
-    assert read(tmp_path / "none") is None
-    write(tmp_path / "file", b"12345")
-    assert read(tmp_path / "file", most=5) == b"12345"
+    assert read_file(tmp_path / "none") is None
+    write_file(tmp_path / "file", b"12345")
+    assert read_file(tmp_path / "file", most=5) == b"12345"
     with pytest.raises(RunFolderError, match="5 bytes, over the 4"):
-        read(tmp_path / "file", most=4)
+        read_file(tmp_path / "file", most=4)
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(2**42)
     with pytest.raises(RunFolderError, match="it is damaged or belongs to something else"):
-        read(tmp_path / "sparse")
+        read_file(tmp_path / "sparse")
 
 
 def test_a_name_with_a_zero_byte_is_refused(tmp_path: Path) -> None:
-    for use in (read, lambda path: write(path, b"")):
+    for use in (read_file, lambda path: write_file(path, b"")):
         with pytest.raises(RunFolderError, match="name another file"):
             use(tmp_path / "a\0b")
 
@@ -69,7 +69,7 @@ def test_names_stay_in_their_folder(tmp_path: Path, text: str) -> None:
     path = tmp_path / file_name(text)
     assert path.resolve().parent == tmp_path.resolve()
     assert path != tmp_path
-    write(path, b"x")
+    write_file(path, b"x")
 
 
 @pytest.mark.parametrize("key", ["jit-../../x", "../x-../../y", "a/b-c/d"])
@@ -85,7 +85,7 @@ def test_keys_of_the_cache_stay_in_their_folder(tmp_path: Path, key: str) -> Non
 def test_what_was_there_before_is_kept_aside(tmp_path: Path) -> None:
     path, before = tmp_path / "file", tmp_path / "before"
     for content in (b"1", b"2", b"3"):
-        write(path, content, before=before)
+        write_file(path, content, before=before)
     assert (path.read_bytes(), before.read_bytes()) == (b"3", b"2")
     (tmp_path / ".file.00aa.writing").write_bytes(b"half")
     remove_unfinished(tmp_path)
@@ -107,8 +107,8 @@ def test_every_changed_byte_is_seen(kind: str) -> None:
     verify(content, "name")
     for at in range(0, len(content), 1 + len(content) // 400):
         for changed in (content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :], content[:at]):
-            assert not is_whole(changed, "name"), at
-    assert not is_whole(content + b"\0", "name")
+            assert not is_intact(changed, "name"), at
+    assert not is_intact(content + b"\0", "name")
     with pytest.raises(ValueError, match="it was written as name"):
         verify(content, "other")
 
@@ -147,7 +147,7 @@ def test_brackets_in_texts_are_no_depth() -> None:
 
 
 SCHEMA = {
-    "steps": schemas.whole(1, 10),
+    "steps": schemas.integer_between(1, 10),
     "beta": (schemas.NOTHING, [schemas.POSITIVE], schemas.POSITIVE),
     "rows": [{"name": schemas.TEXT, "*": schemas.NUMBER}],
     "more?": schemas.FLAG,
@@ -185,12 +185,12 @@ def test_what_is_missing_is_told() -> None:
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
-    with locking.held(tmp_path), locking.held(tmp_path):  # whoever holds it may hold it again
+    with locking.lock_folder(tmp_path), locking.lock_folder(tmp_path):  # whoever holds it may hold it again
         found: list[str] = []
 
         def other() -> None:
             try:
-                with locking.held(tmp_path):
+                with locking.lock_folder(tmp_path):
                     found.append("held")
             except RunFolderError as error:
                 found.append(str(error))
@@ -200,26 +200,26 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
         thread.join()
         assert f"is in use by process {os.getpid()} on " in found[0]
     assert not list(tmp_path.iterdir())
-    with locking.held(tmp_path):
+    with locking.lock_folder(tmp_path):
         pass
 
 
 def test_a_process_that_is_killed_leaves_its_folder_free(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
-        "from bayesrl.files.locking import held\n"
-        f"with held(pathlib.Path({str(tmp_path)!r})):\n"
+        "from bayesrl.files.locking import lock_folder\n"
+        f"with lock_folder(pathlib.Path({str(tmp_path)!r})):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(RunFolderError, match=f"in use by process {process.pid}"), locking.held(tmp_path):
+        with pytest.raises(RunFolderError, match=f"in use by process {process.pid}"), locking.lock_folder(tmp_path):
             pass
         process.kill()
         process.wait()
-    with locking.held(tmp_path):
+    with locking.lock_folder(tmp_path):
         assert (tmp_path / locking.LOCK).exists()
 
 
@@ -228,6 +228,6 @@ def test_a_lock_that_somebody_laid_is_refused(tmp_path: Path, kind: str) -> None
     outside = tmp_path / "outside"
     (tmp_path / "run").mkdir()
     lay(kind, tmp_path / "run" / locking.LOCK, outside)
-    with pytest.raises(RunFolderError, match="only plain files are written"), locking.held(tmp_path / "run"):
+    with pytest.raises(RunFolderError, match="only plain files are written"), locking.lock_folder(tmp_path / "run"):
         pass
     assert outside.read_bytes() == b"theirs"

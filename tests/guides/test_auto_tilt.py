@@ -27,7 +27,7 @@ from bayesrl.core.handlers import tilt
 from bayesrl.core.primitives import environment, reward
 from bayesrl.core.programs import Pair, declared_params, freeze
 from bayesrl.core.structure import inspect
-from bayesrl.core.trace import record
+from bayesrl.core.trace import trace_program
 from bayesrl.core.validation import check_draws, check_sites
 from bayesrl.errors import GuideError
 from bayesrl.guides import AutoTilt
@@ -78,7 +78,7 @@ def fit(policy, *args, beta, family=None, num_steps=1000, rate=None, num_particl
 
 def held(sites):
     """Make draws of given site values, to be scored."""
-    return Draws.held({name: jnp.asarray(value) for name, value in sites.items()})
+    return Draws.from_sites({name: jnp.asarray(value) for name, value in sites.items()})
 
 
 def log_q(pair, params, sites):
@@ -438,7 +438,7 @@ def test_network_in_the_policy_inside_a_plate():
     declared, _ = declared_params(KEY, pair.guide, inputs, labels)
     assert bool((declared["network$params"].layer.weight == module.layer.weight).all())
     more = jnp.concatenate([inputs, inputs])
-    record(handlers.seed(handlers.substitute(pair.guide, params), 0), more, jnp.concatenate([labels, labels]))
+    trace_program(handlers.seed(handlers.substitute(pair.guide, params), 0), more, jnp.concatenate([labels, labels]))
     draw = drawer(pair, 256)
     draws = draw(params)
     totals = draws.totals((256, 6))
@@ -446,7 +446,7 @@ def test_network_in_the_policy_inside_a_plate():
     assert float(totals.log_weight(0.5).mean()) > float(start.log_weight(0.5).mean()) + 0.1
     table, _ = make_pair(policy, inputs, labels)
     with pytest.raises(GuideError, match=r"'image' had 12 elements .*tilt='network'"):
-        record(handlers.seed(table.guide, 0), more, jnp.concatenate([labels, labels]))
+        trace_program(handlers.seed(table.guide, 0), more, jnp.concatenate([labels, labels]))
 
 
 def test_a_site_outside_a_plate_is_read_inside_and_not_the_other_way():

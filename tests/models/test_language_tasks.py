@@ -30,7 +30,7 @@ def module(name: str) -> Any:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_held_out_prompts_are_others(name: str) -> None:
-    problem = bayesrl.ready_model(name, **TINY)
+    problem = bayesrl.load_problem(name, **TINY)
     assert problem.held_out is not None
     trained = {row["prompt"] for row in problem.policy.prompts.examples}  # type: ignore[attr-defined]
     held_out = {row["prompt"] for row in problem.held_out[0].examples}
@@ -40,7 +40,7 @@ def test_held_out_prompts_are_others(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["text_generation", "question_answering"])
 def test_a_task_is_fitted_and_told(name: str) -> None:
-    problem = bayesrl.ready_model(name, **TINY)
+    problem = bayesrl.load_problem(name, **TINY)
     posterior = bayesrl.fit(jax.random.key(0), problem.policy, beta=problem.beta, progress=False, **problem.fit_options)
     titles = [section.title for section in problem.sections_of(posterior)]
     assert "Before and after, on held-out prompts" in titles
@@ -128,13 +128,13 @@ def test_files_of_ones_own(tmp_path: Path) -> None:
         ("translation", "pairs", pairs),
         ("data_to_text", "records", records),
     ):
-        problem = bayesrl.ready_model(name, **TINY, **{option: str(path)})
+        problem = bayesrl.load_problem(name, **TINY, **{option: str(path)})
         assert len(problem.policy.prompts) >= 2  # type: ignore[attr-defined]
 
 
 def test_a_checkpoint_takes_the_place_of_the_model(checkpoint: tuple[lm.GPT2, str]) -> None:
     model, folder = checkpoint
-    problem = bayesrl.ready_model("data_to_text", **TINY, checkpoint=folder, rank=2)
+    problem = bayesrl.load_problem("data_to_text", **TINY, checkpoint=folder, rank=2)
     held: Any = problem.policy
     np.testing.assert_array_equal(held.model.token.weight, model.token.weight)
     assert problem.fit_options["guide"] == lm.LoRA(2)
@@ -152,7 +152,7 @@ BAD = {
 def test_bad_input_is_named(case: str) -> None:
     name, options, told = BAD[case]
     with pytest.raises(LanguageModelError, match=re.escape(told)):
-        bayesrl.ready_model(name, **TINY, **options)
+        bayesrl.load_problem(name, **TINY, **options)
 
 
 @pytest.mark.parametrize(
@@ -163,4 +163,4 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, told: str) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(f"{line}\n{line}\n")
     with pytest.raises(LanguageModelError, match=told):
-        bayesrl.ready_model("question_answering", **TINY, questions=str(path))
+        bayesrl.load_problem("question_answering", **TINY, questions=str(path))

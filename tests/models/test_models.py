@@ -25,14 +25,14 @@ def test_every_model_says_what_it_is(name: str) -> None:
     if "problem" in uses:
         # Models that are trained on the spot are trained for a moment here, whatever they make of it.
         quick = {"training_steps": 2} if "training_steps" in model_options(name) else {}
-        problem = bayesrl.ready_model(name, **quick)
+        problem = bayesrl.load_problem(name, **quick)
         assert isinstance(problem, Problem)
         assert problem.beta is not None
-        assert bayesrl.ready_model(name, **model_options(name) | quick).beta == problem.beta
+        assert bayesrl.load_problem(name, **model_options(name) | quick).beta == problem.beta
     if "learning" in uses:
-        learning = bayesrl.ready_learning(name)
+        learning = bayesrl.load_learning_problem(name)
         assert isinstance(learning, LearningProblem)
-        assert bayesrl.ready_learning(name, **model_options(name, "learning")).num_runs == learning.num_runs
+        assert bayesrl.load_learning_problem(name, **model_options(name, "learning")).num_runs == learning.num_runs
 
 
 @pytest.mark.parametrize("name", [name for name in model_names() if "learning" in model_uses(name)])
@@ -41,7 +41,7 @@ def test_every_model_is_learned(name: str) -> None:
     agents = ["bayesian", "kl_control"] if "agent" in model_options(name, "learning") else [None]
     for agent in agents:
         options = {} if agent is None else {"agent": agent}
-        problem = bayesrl.ready_learning(name, **options)
+        problem = bayesrl.load_learning_problem(name, **options)
         learned = bayesrl.control.learn(
             jax.random.key(0), problem.environment, problem.agent, num_episodes=5, progress=False
         )
@@ -51,14 +51,14 @@ def test_every_model_is_learned(name: str) -> None:
 
 def test_a_model_that_is_only_learned_says_so() -> None:
     with pytest.raises(BayesRLError, match="use `bayesrl learn clinical_trial`"):
-        bayesrl.ready_model("clinical_trial")
+        bayesrl.load_problem("clinical_trial")
     with pytest.raises(BayesRLError, match="use `bayesrl fit cartpole`"):
-        bayesrl.ready_learning("cartpole")
+        bayesrl.load_learning_problem("cartpole")
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
 def test_bandit_is_a_softmax(beta: float) -> None:
-    problem = bayesrl.ready_model("bernoulli_bandit", arms=4, best=0.8, worst=0.2)
+    problem = bayesrl.load_problem("bernoulli_bandit", arms=4, best=0.8, worst=0.2)
     found = enumerate_posterior(problem.policy, beta=beta)
     tilted = np.exp(np.array([0.2, 0.4, 0.6, 0.8]) / beta)
     np.testing.assert_allclose(np.exp(found.log_weights), tilted / tilted.sum(), rtol=1e-4)
@@ -68,7 +68,7 @@ def test_bandit_is_a_softmax(beta: float) -> None:
 @pytest.mark.parametrize(("beta", "sharpness", "scale"), [(0.5, 1.0, 1.0), (0.1, 2.0, 0.5), (3.0, 0.3, 2.0)])
 def test_gaussian_optimum_by_quadrature(beta: float, sharpness: float, scale: float) -> None:
     options = {"prior_mean": 0.3, "prior_scale": scale, "target": 1.7, "sharpness": sharpness}
-    problem = bayesrl.ready_model("gaussian_target", **options)
+    problem = bayesrl.load_problem("gaussian_target", **options)
     x = np.linspace(-40, 40, 400_001)
     log_prior = -0.5 * ((x - 0.3) / scale) ** 2 - math.log(scale * math.sqrt(2 * math.pi))
     density = np.exp(log_prior - 0.5 * sharpness * (x - 1.7) ** 2 / beta)
@@ -83,7 +83,7 @@ def test_gaussian_optimum_by_quadrature(beta: float, sharpness: float, scale: fl
 def test_transfer_matrices_against_every_string(beta: float, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("a cab, a bad cad! " * 20)
-    problem = bayesrl.ready_model("bigram_text", text=str(path), letters="ab", length=3)
+    problem = bayesrl.load_problem("bigram_text", text=str(path), letters="ab", length=3)
     index = " abcdefghijklmnopqrstuvwxyz"
     counts = np.ones((27, 27))
     clean = " ".join(("a cab  a bad cad  " * 20).split())
@@ -103,7 +103,7 @@ def test_transfer_matrices_against_every_string(beta: float, tmp_path: Path) -> 
 def test_bigram_offsets_hold_the_optimum() -> None:
     import jax
 
-    problem = bayesrl.ready_model("bigram_text", length=5)
+    problem = bayesrl.load_problem("bigram_text", length=5)
     options: dict[str, Any] = {**problem.fit_options, "num_steps": 600}
     posterior = bayesrl.fit(jax.random.key(0), problem.policy, beta=1.0, progress=False, **options)
     objective = posterior.estimate(jax.random.key(1), 4000).objective
@@ -115,20 +115,20 @@ def test_bigram_offsets_hold_the_optimum() -> None:
 
 def test_digits_holds_out_what_it_did_not_see() -> None:
     pytest.importorskip("sklearn")
-    problem = bayesrl.ready_model("digits_bandit", hidden=4, num_steps=10)
+    problem = bayesrl.load_problem("digits_bandit", hidden=4, num_steps=10)
     assert problem.held_out is not None
     (train, _), (test, labels) = problem.args, problem.held_out
     assert (len(train), len(test)) == (1131, 566)
     assert not {row.tobytes() for row in np.asarray(train)} & {row.tobytes() for row in np.asarray(test)}
-    found = enumerate_posterior(bayesrl.whole(problem.policy), test[:6], labels[:6], beta=0.1)
+    found = enumerate_posterior(bayesrl.full_data(problem.policy), test[:6], labels[:6], beta=0.1)
     best = np.asarray(found.log_weights).argmax(0)
     np.testing.assert_array_equal(best, labels[:6])
 
 
 def test_models_refuse_what_they_cannot_use(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="name at least one"):
-        bayesrl.ready_model("bigram_text", letters="123")
+        bayesrl.load_problem("bigram_text", letters="123")
     with pytest.raises(PolicyError, match="cannot be read"):
-        bayesrl.ready_model("bigram_text", text=str(tmp_path / "none.txt"))
+        bayesrl.load_problem("bigram_text", text=str(tmp_path / "none.txt"))
     with pytest.raises(BayesRLError, match="option arms='two' is none; use an integer"):
-        bayesrl.ready_model("bernoulli_bandit", arms="two")
+        bayesrl.load_problem("bernoulli_bandit", arms="two")

@@ -11,7 +11,7 @@ from oracles import ORACLES
 from scipy.stats import beta as beta_distribution
 from scipy.stats import chisquare, kstest, norm
 
-from bayesrl.core.handlers import whole
+from bayesrl.core.handlers import full_data
 from bayesrl.core.primitives import environment, reward
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.enumeration import enumerate_posterior
@@ -40,7 +40,7 @@ def target() -> None:
 def test_oracles(name: str) -> None:
     """One log Z of each of the 15 oracles within 4.5 standard errors: 1e-4 false alarms in all."""
     oracle = ORACLES[name]()
-    result = rejection(jax.random.key(1), whole(oracle.policy), *oracle.args, beta=oracle.beta, num_samples=500)
+    result = rejection(jax.random.key(1), full_data(oracle.policy), *oracle.args, beta=oracle.beta, num_samples=500)
     assert result.explanation.startswith("target")
     if oracle.log_evidence is None:  # nature is tilted too, and no optimum is claimed
         assert result.optimum is None

@@ -15,7 +15,7 @@ from jax import Array
 from numpyro.contrib.control_flow import scan
 from oracles import ORACLES
 
-from bayesrl.core.handlers import whole
+from bayesrl.core.handlers import full_data
 from bayesrl.core.primitives import environment, reward
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import inspect
@@ -109,7 +109,7 @@ def test_most_operations_are_understood() -> None:
 def test_draws_of_oracles_stay_inside(name: str) -> None:
     oracle = ORACLES[name]()
     args = tuple(jnp.asarray(x) for x in oracle.args)
-    policy = whole(oracle.policy)
+    policy = full_data(oracle.policy)
     lower, upper = bounds(policy, *args)
     drawn = rewards(policy, *args)
     assert (drawn >= lower).all()

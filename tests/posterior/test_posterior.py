@@ -197,7 +197,7 @@ def test_the_fitted_policy_is_a_program(name: str) -> None:
     args = tuple(map(jnp.asarray, oracle.args))
     program = posterior.policy
     sites = {site: value[0] for site, value in posterior.sample(KEY, 8).items()}
-    latent = {site: sites[site] for site in posterior.programs.structure.named("action", "environment")}  # type: ignore[union-attr]
+    latent = {site: sites[site] for site in posterior.programs.structure.names("action", "environment")}  # type: ignore[union-attr]
 
     def both(values: dict[str, Array]) -> tuple[Array, Array, Array]:
         fitted = bayesrl.log_density(program, values, *args, beta=oracle.beta)

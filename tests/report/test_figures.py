@@ -140,7 +140,7 @@ def contexts(best: Array) -> None:
 def test_contexts_get_the_probability_of_the_best_action() -> None:
     best = jnp.arange(12) % 3
     posterior = fit(contexts, best, beta=0.5, steps=20)
-    figure = policy_figure(posterior, enumerate_posterior(bayesrl.whole(contexts), best, beta=0.5))
+    figure = policy_figure(posterior, enumerate_posterior(bayesrl.full_data(contexts), best, beta=0.5))
     marginal, by_context = figure.axes
     assert "12 contexts" in marginal.get_title()
     counts = {patch.get_label().split(" (")[0]: patch.get_data().values for patch in by_context.patches}
@@ -269,6 +269,6 @@ def test_a_fit_without_rewards_is_drawn_in_nats() -> None:
         axes.get_ylabel() for figure in (training_figure(posterior), restarts_figure(posterior)) for axes in figure.axes
     ]
     assert labels == ["J, the ELBO  (nats)", "KL to prior  (nats)", "J, the ELBO  (nats)"]
-    estimates = jax.tree.map(lambda x: x[:1], posterior.kept_estimates())
+    estimates = jax.tree.map(lambda x: x[:1], posterior.estimates)
     figure = held_out_figure([None], estimates, estimates)
     assert figure.axes[0].get_ylabel() == "J, the ELBO  (nats)"

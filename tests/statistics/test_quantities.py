@@ -181,7 +181,7 @@ def truth(name: str) -> Truth:
         own = own.reshape(len(grid), *(1,) * len(shape)) if case.contexts else own
         sites[site] = jnp.asarray(np.broadcast_to(own, (len(grid), *shape)))
         column += count
-    program = bayesrl.whole(case.program)
+    program = bayesrl.full_data(case.program)
     found = jax.jit(jax.vmap(lambda values: bayesrl.log_density(program, values, beta=case.beta)[:5]))(sites)
     prior, nature, likelihood, reward, _ = (np.asarray(x, float).reshape(len(grid), -1) for x in found)
     posterior = fitted(name)
@@ -216,7 +216,7 @@ def near(told: Any, value: float, what: str) -> None:
 def test_every_place_tells_the_truth(name: str) -> None:
     case, posterior, true = CASES[name], fitted(name), truth(name)
     conditioned = case.beta is not None and "data" in name
-    places = {"estimate": posterior.estimate(jax.random.key(1), 1000), "kept": posterior.kept_estimates()}
+    places = {"estimate": posterior.estimate(jax.random.key(1), 1000), "kept": posterior.estimates}
     if name in ("data and rewards", "mini-batches with data"):
         places["scores"] = score(jax.random.key(2), posterior).rows[0].estimates
     for place, told in places.items():
@@ -261,7 +261,7 @@ def test_engines_agree(name: str) -> None:
     weighted = bayesrl.importance(jax.random.key(0), case.program, beta=case.beta, num_samples=4000)
     for told in ("objective", "reward", "kl"):
         near(getattr(weighted.estimates, told), float(getattr(exact.estimates, told).mean), told)
-    pair, params = fitted(name).bound()
+    pair, params = fitted(name).unbatched()
     found = evaluate_exactly(pair, params, BETA)
     for value, value_true in ((found.objective, true.objective), (found.kl, true.kl), (found.start, true.start)):
         assert float(value.mean()) == pytest.approx(value_true, abs=1e-5)
@@ -273,7 +273,7 @@ def test_comparison_and_mixture(tmp_path: Path) -> None:
     options = {"optimizer": optax.sgd(0.0), "num_steps": 2, "num_restarts": 3, "progress": False}
     posterior = bayesrl.fit(jax.random.key(5), case.program, beta=BETA, **options)
     mixed = posterior.select(restart="mixture")
-    exact = [evaluate_exactly(*posterior.select(restart=i).bound(), BETA) for i in range(3)]
+    exact = [evaluate_exactly(*posterior.select(restart=i).unbatched(), BETA) for i in range(3)]
     objective, kl, reward = ([float(getattr(x, name).mean()) for x in exact] for name in ("objective", "kl", "reward"))
     weights = np.ravel(mixed.mixture)
     told = mixed.estimate(jax.random.key(1), 4000)
@@ -317,7 +317,7 @@ def test_a_discount_counts_in_rewards_and_kl() -> None:
     kl = float(weights @ (chance * np.log(chance / prior) + (1 - chance) * np.log((1 - chance) / (1 - prior))))
     found = bayesrl.evidence(jax.random.key(2), posterior)
     assert found.log_evidence is None
-    for told in (posterior.estimate(jax.random.key(1), 4000), posterior.kept_estimates(), found):
+    for told in (posterior.estimate(jax.random.key(1), 4000), posterior.estimates, found):
         near(told.reward, reward, "E[R]")
         near(told.kl, kl, "KL")
         near(told.objective, reward - BETA * kl, "J")

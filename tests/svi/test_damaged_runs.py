@@ -18,7 +18,7 @@ import bayesrl
 from bayesrl import run_folder
 from bayesrl.cli.run_info import show_fit
 from bayesrl.errors import RunFolderError
-from bayesrl.files.locking import held
+from bayesrl.files.locking import lock_folder
 from bayesrl.files.stamps import problem_digest, stamped_json
 from benchmarks.robustness_mutations import DAMAGE, FAULTS, LAID, Folder, case
 
@@ -84,7 +84,7 @@ def test_the_checkpoint_before_is_offered_and_gone_on_from(copied: Path) -> None
     (copied / run_folder.CHECKPOINT).unlink()
     assert described(bayesrl.resume(copied, bandit, progress=False)) == last
     damage(copied / run_folder.CHECKPOINT)
-    damage(copied / run_folder.BEFORE)
+    damage(copied / run_folder.PREVIOUS_CHECKPOINT)
     with pytest.raises(RunFolderError, match="damaged: fit anew into another directory"):
         bayesrl.load(copied, bandit)
 
@@ -167,7 +167,7 @@ def test_the_second_in_a_folder_is_refused_before_any_work(copied: Path) -> None
     ready, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with held(copied):
+        with lock_folder(copied):
             ready.set()
             done.wait(60)
 

@@ -166,7 +166,7 @@ def action_probs(posterior: Posterior) -> np.ndarray | None:
     Returns:
         None where the guide is of another kind.
     """
-    pair, params = posterior.bound()
+    pair, params = posterior.unbatched()
     if not isinstance(pair.guide, ObservationPolicyGuide):
         return None
     horizon, num_states = pair.guide.rollout.horizon, pair.guide.rollout.environment.num_observations

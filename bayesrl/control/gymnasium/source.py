@@ -362,7 +362,7 @@ class _Compiled:
             return decide(pair, params, fold_in(key, time), seen, as_fitted)
 
         def score(params: Params, sites: dict[str, Array]) -> Draws:
-            return pair.score(params, Draws.held(sites))
+            return pair.score(params, Draws.from_sites(sites))
 
         self.act, self.decide = trace_once(act, name="behave"), trace_once(by_guide, name="decide")
         self.score = trace_once(score, name="score_batch")
@@ -390,5 +390,5 @@ def _as_draws(steps: list[np.ndarray], spans: list[tuple[int, int, int, int]], d
         "return": summed(scores[-1], np.ones(longest)),
         "length": np.array([end - begin for *_, begin, end in spans], np.float32),
     }
-    draws = Draws.held({"observation": padded(observation), "action": padded(action)})._replace(metrics=metrics)
+    draws = Draws.from_sites({"observation": padded(observation), "action": padded(action)})._replace(metrics=metrics)
     return draws, Totals(log_prior, log_q, np.zeros(len(spans), np.float32), earned)

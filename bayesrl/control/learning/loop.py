@@ -99,7 +99,7 @@ def learn(
         Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior sampling", for episodes
         under one draw; O'Donoghue, Osband & Ionescu (2020) for the two posteriors.
     """
-    with showing(progress), trace_cache(), run_folder.held(directory):
+    with showing(progress), trace_cache(), run_folder.hold_folder(directory):
         return _learn(
             key,
             environment,

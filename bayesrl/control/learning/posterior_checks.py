@@ -13,7 +13,7 @@ from bayesrl.compilation.keys import split, split_keys
 from bayesrl.control.learning.agents.bayesian_state import BayesianMind
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.control.learning.result import Learned
-from bayesrl.core.primitives import kind_of
+from bayesrl.core.primitives import site_kind
 from bayesrl.diagnostics.results import Check
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey, PRNGKeys
@@ -178,7 +178,7 @@ class _Redrawn(handlers.uncondition):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Forget the data of an observed site."""
-        if msg["type"] == "sample" and kind_of(msg) == "observed":
+        if msg["type"] == "sample" and site_kind(msg) == "observed":
             msg["infer"] = {**msg.get("infer", {}), "redrawn": True}
             msg["is_observed"], msg["value"] = False, None
 

@@ -149,7 +149,7 @@ def _out_of_reach(one: Posterior) -> str:
 
 def _frozen(one: Posterior) -> tuple[Programs, Params]:
     """Give programs and parameters of one fit; where the policy was trained, as it stands now."""
-    pair, params = one.bound()
+    pair, params = one.unbatched()
     if not pair.structure.actions:
         raise EngineError(
             "the policy draws nothing, so there is no posterior and nothing to bracket; "
@@ -174,7 +174,7 @@ class _Search:
     def one(self, key: PRNGKey, programs: Programs, params: Params, beta: float | None) -> Evidence:
         """Bracket one fit."""
         structure = programs.structure
-        nature = structure.named("environment")
+        nature = structure.names("environment")
         if nature and self.method in ("rejection", "importance", "nuts"):
             raise EngineError(
                 f"method={self.method!r} would tilt environment site {nature[0]!r}, which is nature's; "
@@ -182,7 +182,7 @@ class _Search:
             )
         if nature and is_conditioned(structure):
             raise EngineError(
-                f"environment site {nature[0]!r} stands beside data {structure.named('observed')[0]!r}, of which no "
+                f"environment site {nature[0]!r} stands beside data {structure.names('observed')[0]!r}, of which no "
                 "p(y) is defined, so J is not either; put what the data say into the prior, or make nature an "
                 "ordinary site"
             )
@@ -204,7 +204,7 @@ class _Search:
         """Bracket a mixture of restarts, from its draws."""
         programs = one.programs
         assert programs is not None
-        nature = programs.structure.named("environment")
+        nature = programs.structure.names("environment")
         if nature or self.method in ("enumeration", "nuts", "hindsight"):
             what = f"with environment site {nature[0]!r}" if nature else f"by method={self.method!r}"
             raise EngineError(
@@ -228,7 +228,7 @@ class _Search:
             _check(structure, pool.reward, bounds)
             never = bool((pool.reward[: pool.num_fit] == -np.inf).any())
             with np.errstate(invalid="ignore" if never else "warn"):
-                sampled = SampledEvidence(pool, beta, bounds, observed=bool(structure.named("observed")))
+                sampled = SampledEvidence(pool, beta, bounds, observed=bool(structure.names("observed")))
                 found = evidence_of(sampled, beta, structure.context_shape, "importance")
             if never:
                 return _ruined(found), sampled
@@ -237,7 +237,7 @@ class _Search:
             num = min(4 * num, most)
         if self.method == "rejection" and found.upper is None:
             raise EngineError(
-                f"rejection needs an upper bound of the rewards {list(structure.named('reward'))}, and none is "
+                f"rejection needs an upper bound of the rewards {list(structure.names('reward'))}, and none is "
                 "proven; pass reward_bound=..."
             )
         return found, sampled
@@ -249,7 +249,7 @@ class _Search:
         unknown = np.full(contexts, np.inf)
         if self.method in ("importance", "nuts"):
             return Bounds(unknown, math.inf)
-        observed = [structure[name] for name in structure.named("observed")]
+        observed = [structure[name] for name in structure.names("observed")]
         likelihood = 0.0 if not observed or all(_counts(programs, site.name) for site in observed) else math.inf
         if beta is None:
             return Bounds(np.zeros(contexts), likelihood)
@@ -261,15 +261,15 @@ class _Search:
 
 def _counts(programs: Programs, name: str) -> bool:
     """Tell whether an observed site is discrete: then its log-likelihood is at most 0."""
-    from bayesrl.core.trace import abstractly, record
+    from bayesrl.core.trace import trace_abstractly, trace_program
 
     policy = FoldedKeys(programs.policy, dummy_key())
-    return bool(abstractly(lambda: record(policy, *programs.args)).sites[name].fn.support.is_discrete)
+    return bool(trace_abstractly(lambda: trace_program(policy, *programs.args)).sites[name].fn.support.is_discrete)
 
 
 def _check(structure: Structure, reward: np.ndarray, bounds: Bounds) -> None:
     """Refuse rewards that no average survives, and a bound that is none."""
-    names = list(structure.named("reward"))
+    names = list(structure.names("reward"))
     if np.isnan(reward).any() or (reward == np.inf).any():
         count = int((np.isnan(reward) | (reward == np.inf)).any(1).sum())
         raise PolicyError(

@@ -44,7 +44,7 @@ def enumerated(
 
 
 def _exactly(programs: Programs, beta: float | None, target: WeightedDraws, ours: Evaluation) -> Evidence:
-    nature = bool(programs.structure.named("environment"))
+    nature = bool(programs.structure.names("environment"))
     scale = 1.0 if beta is None else beta
     assert target.optimum is not None
     optimum = float(target.optimum.mean())
@@ -87,7 +87,7 @@ def _drawn(
 ) -> Evidence:
     """Let log Z be exact, and J, E[R] and KL(q‖π₀) be estimated."""
     structure = programs.structure
-    nature = bool(structure.named("environment"))
+    nature = bool(structure.names("environment"))
     scale = 1.0 if beta is None else beta
     assert target.optimum is not None
     optimum = target.optimum.reshape(-1)
@@ -96,7 +96,7 @@ def _drawn(
     pool = draw_mixture_sample(draw_key, programs, params, min(num_samples, 2**14))
     known = optimum / scale + marginal
     unbounded = Bounds(np.full(len(optimum), np.inf), np.inf)
-    sampled = SampledEvidence(pool, beta, unbounded, observed=bool(structure.named("observed")), known=known)
+    sampled = SampledEvidence(pool, beta, unbounded, observed=bool(structure.names("observed")), known=known)
     found = evidence_of(sampled, beta, structure.context_shape, "enumeration", marginal=marginal)
     side = Side(*(np.asarray(x) for x in (optimum.mean() / scale, 0.0, optimum.mean() / scale)))
     forward, missed = (None, np.nan) if nature else _forward(exact_key, programs, params, beta, target, known)

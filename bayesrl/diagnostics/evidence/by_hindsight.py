@@ -24,7 +24,7 @@ from bayesrl.compilation.jit import ClosureJit
 from bayesrl.compilation.keys import fold_in, key_data, split, split_keys, wrap_key_data
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import Sites
-from bayesrl.core.primitives import kind_of, reward
+from bayesrl.core.primitives import reward, site_kind
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import Site, Structure
 from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of
@@ -59,7 +59,7 @@ class FixedNature(Messenger):
         self.structure = structure
         self.keys = {
             name: split(fold_in(key, i), structure[name].length)
-            for i, name in enumerate(structure.named("environment"))
+            for i, name in enumerate(structure.names("environment"))
         }
         self.values = values or {}
 
@@ -88,7 +88,7 @@ class FixedNature(Messenger):
 
     def _fix(self, msg: dict[str, Any], keys: dict[str, Any], values: dict[str, Array]) -> None:
         name = msg.get("name")
-        if msg["type"] != "sample" or kind_of(msg) != "environment" or name not in keys:
+        if msg["type"] != "sample" or site_kind(msg) != "environment" or name not in keys:
             return
         site = self.structure[name]
         shape = site.shape[1:] if site.scan is not None else site.shape
@@ -123,7 +123,7 @@ def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: floa
     """
     structure = programs.structure
     contexts = {frame.name for frame in structure.contexts}
-    sites = [structure[name] for name in structure.named("environment")]
+    sites = [structure[name] for name in structure.names("environment")]
     known = tuple(s.name for s in sites if s.support is not None and {frame.name for frame in s.frames} == contexts)
     if not known:
         return {}
@@ -142,7 +142,7 @@ def _values(static: Any, transforms: Any, args: Any, key: PRNGKey, params: Param
 
 def _values_of(site: Site, structure: Structure, draws: Draws, beta: Array) -> Array:
     """Average what comes after a draw of nature, by step and value, [T, *contexts, values]."""
-    names = structure.named("action", "environment", "reward")
+    names = structure.names("action", "environment", "reward")
     parts = {name: beta * (draws.log_prior[name] - draws.log_q[name]) for name in structure.actions}
     costs = structure.in_order(parts | draws.rewards, names)
     after = jnp.flip(jnp.cumsum(jnp.flip(costs, -1), -1), -1)

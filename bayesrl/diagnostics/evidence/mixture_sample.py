@@ -128,7 +128,7 @@ def totals_of(programs: Programs, params: Params, sites: dict[str, Any]) -> Tota
 def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] | None:
     """Where the contexts lie in the values of each site; None where some site is continuous."""
     structure = programs.structure
-    latent = structure.named("action", "environment")
+    latent = structure.names("action", "environment")
     if not all(structure[name].discrete for name in latent):
         return None
     return tuple(context_axes(structure).items())

@@ -13,12 +13,12 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import biject_to
 
-from bayesrl.core.structure import Support, finite_support, is_discrete
+from bayesrl.core.structure import FiniteSupport, finite_support, is_discrete
 
 _LEAST = 1e-37
 
-type ShapeOf = Callable[[str, Any, Support | None], tuple[int, ...]]
-type Tilted = Callable[[Any, Array, Support | None], Any]
+type ShapeOf = Callable[[str, Any, FiniteSupport | None], tuple[int, ...]]
+type Tilted = Callable[[Any, Array, FiniteSupport | None], Any]
 
 _GATED = (dist.ZeroInflatedProbs, dist.HurdleProbs)
 _MIXED = (dist.MixtureSameFamily, dist.MixtureGeneral)
@@ -88,7 +88,7 @@ def tilted_parts(fn: Any, theta: Array, tilted: Tilted, name: str, shape_of: Sha
     return dist.MixtureGeneral(weights, found)
 
 
-def _support_of(part: Any) -> Support | None:
+def _support_of(part: Any) -> FiniteSupport | None:
     return finite_support(part) if is_discrete(part) else None
 
 

@@ -15,7 +15,7 @@ from numpyro import handlers
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.support_edges import unwrapped
-from bayesrl.core.trace import Record, abstractly, record, site_log_prob
+from bayesrl.core.trace import TraceSite, site_log_prob, trace_abstractly, trace_program
 from bayesrl.jaxprs.polynomial_degrees import NOT_POLYNOMIAL, input_degrees
 from bayesrl.typing import PRNGKey, Program
 
@@ -42,7 +42,7 @@ def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: t
         structure: of the policy.
         args: of the policy.
     """
-    seen = abstractly(lambda: record(FoldedKeys(policy, key), *args)).sites
+    seen = trace_abstractly(lambda: trace_program(FoldedKeys(policy, key), *args)).sites
     cores = {name: unwrapped(seen[name].fn) for name in structure.actions}
     normal = {name for name, core in cores.items() if isinstance(core, _NORMAL)}
     exponential = {name for name, core in cores.items() if isinstance(core, _EXPONENTIAL)}
@@ -51,7 +51,7 @@ def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: t
     held = {name: jnp.zeros(jnp.shape(seen[name].value), jnp.result_type(seen[name].value)) for name in cores}
 
     def scores(values: dict[str, Array]) -> list[Any]:
-        sites = record(FoldedKeys(handlers.substitute(policy, data=values), key), *args).sites
+        sites = trace_program(FoldedKeys(handlers.substitute(policy, data=values), key), *args).sites
         return [_rest(site, held[name] if name in exponential else None) for name, site in sites.items()]
 
     # A product with another draw is one term more than its degree tells, unless both are normal: what is drawn later
@@ -64,7 +64,7 @@ def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: t
     }
 
 
-def _rest(site: Record, held: Array | None) -> Any:
+def _rest(site: TraceSite, held: Array | None) -> Any:
     """Score a site; one whose own density may be any only by what its parameters depend on."""
     if site.kind == "metric":
         return 0.0

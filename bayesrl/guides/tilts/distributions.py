@@ -11,7 +11,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from bayesrl.core.log_ratios import Ratio
-from bayesrl.core.support_edges import Ends, at_edge, safe
+from bayesrl.core.support_edges import EdgeInterval, at_edge, safe
 from bayesrl.guides.tilts.sinh_arcsinh import SinhArcsinh
 
 # exp and sigmoid leave float32 beyond these; unconstrained coordinates of bounded supports stay inside.
@@ -105,7 +105,7 @@ class Affine(dist.Distribution):
         log_scale: Array,
         lower: Array,
         *,
-        ends: Ends | None = None,
+        ends: EdgeInterval | None = None,
         bend: Array | None = None,
         centre: Any = 0.0,
         width: Any = 1.0,

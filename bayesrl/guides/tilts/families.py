@@ -9,8 +9,8 @@ from jax import Array
 from numpyro.distributions import biject_to, constraints
 
 from bayesrl.core.censoring import Censored, censored
-from bayesrl.core.structure import Support, finite_support, is_discrete
-from bayesrl.core.support_edges import Edge, Ends, Lie
+from bayesrl.core.structure import FiniteSupport, finite_support, is_discrete
+from bayesrl.core.support_edges import Edge, EdgeInterval, PriorSpread
 from bayesrl.errors import GuideError
 from bayesrl.guides.tilts.compounds import is_compound, num_compound, tilted_parts
 from bayesrl.guides.tilts.corner_mixtures import num_corner_parameters, split_at_corners
@@ -53,14 +53,14 @@ class PriorRange(NamedTuple):
         rich: whether the tilt is a rich one: one that bends, and weighs counts one by one.
     """
 
-    ends: Ends | None = None
+    ends: EdgeInterval | None = None
     centre: Any = 0.0
     width: Any = 1.0
     window: tuple[int, int] | None = None
     rich: bool = True
 
 
-def prior_range(edge: Edge | None, lie: Lie | None, *, discrete: bool) -> PriorRange:
+def prior_range(edge: Edge | None, lie: PriorSpread | None, *, discrete: bool) -> PriorRange:
     """Give the reach of a site from what draws of its prior tell."""
     if lie is None:
         return PriorRange(edge and edge.ends)
@@ -86,7 +86,7 @@ def needs_prior_range(fn: Any) -> bool:
         return False
 
 
-def tilt_shape(name: str, fn: Any, support: Support | None, reach: PriorRange | None = None) -> tuple[int, ...]:
+def tilt_shape(name: str, fn: Any, support: FiniteSupport | None, reach: PriorRange | None = None) -> tuple[int, ...]:
     """Tell the shape of one element's tilt: the axes beyond the batch axes of a site.
 
     Args:
@@ -128,13 +128,13 @@ def _is_rich(reach: PriorRange | None) -> bool:
     return reach is not None and reach.rich
 
 
-def _num_weighed(fn: Any, support: Support | None, reach: PriorRange | None) -> int:
+def _num_weighed(fn: Any, support: FiniteSupport | None, reach: PriorRange | None) -> int:
     """Count the knots of the free weights of counts."""
     window = _window(fn, support, reach)
     return 0 if window is None else num_knots(window[1])
 
 
-def _window(fn: Any, support: Support | None, reach: PriorRange | None) -> tuple[int, int] | None:
+def _window(fn: Any, support: FiniteSupport | None, reach: PriorRange | None) -> tuple[int, int] | None:
     core, _ = _elementwise(fn)
     if reach is None or not reach.rich or core.event_shape:
         return None
@@ -149,7 +149,7 @@ def _is_unbounded(fn: Any) -> bool:
     return not isinstance(core, (*_BERNOULLI, *_CATEGORICAL)) and finite_support(fn) is None
 
 
-def _num_discrete(name: str, core: Any, support: Support | None) -> int:
+def _num_discrete(name: str, core: Any, support: FiniteSupport | None) -> int:
     if isinstance(core, _CATEGORICAL):
         return int(jnp.shape(core.logits)[-1])
     if isinstance(core, _NATURAL):
@@ -198,7 +198,7 @@ def _has_density(fn: Any) -> bool:
     return own or not any(isinstance(part, dist.transforms.AbsTransform) for part in fn.transforms)
 
 
-def tilt_distribution(fn: Any, theta: Array, support: Support | None, reach: PriorRange | None = None) -> Any:
+def tilt_distribution(fn: Any, theta: Array, support: FiniteSupport | None, reach: PriorRange | None = None) -> Any:
     """Tilt a distribution.
 
     Args:
@@ -228,7 +228,7 @@ def tilt_distribution(fn: Any, theta: Array, support: Support | None, reach: Pri
     return moved
 
 
-def _affine(base: Any, theta: Array, size: int, reach: PriorRange | None, ends: Ends | None = None) -> Affine:
+def _affine(base: Any, theta: Array, size: int, reach: PriorRange | None, ends: EdgeInterval | None = None) -> Affine:
     """Move a distribution of `size` coordinates by numbers of shift, log-scale, bend and what is below the diagonal."""
     shift, log_scale, rest = theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :]
     triangular = size * (size - 1) // 2 if size <= MAX_TRIANGULAR else 0
@@ -255,7 +255,9 @@ def _location(fn: Any) -> tuple[Array, Array] | None:
     return loc.reshape(shape), scale.reshape(shape)
 
 
-def _tilted_elements(fn: Any, theta: Array, support: Support | None, window: tuple[int, int] | None = None) -> Any:
+def _tilted_elements(
+    fn: Any, theta: Array, support: FiniteSupport | None, window: tuple[int, int] | None = None
+) -> Any:
     if isinstance(fn, dist.MaskedDistribution):
         return _tilted_elements(fn.base_dist, theta, support, window).mask(fn._mask)
     if isinstance(fn, dist.Independent):
@@ -268,7 +270,7 @@ def _tilted_elements(fn: Any, theta: Array, support: Support | None, window: tup
     return _tilted_core(fn, theta, support)
 
 
-def _tilted_core(fn: Any, theta: Array, support: Support | None) -> Any:
+def _tilted_core(fn: Any, theta: Array, support: FiniteSupport | None) -> Any:
     """Tilt a distribution without wrappers by its natural parameters, or part by part."""
     if is_compound(fn):
         return tilted_parts(fn, theta, tilt_distribution, "", tilt_shape)
@@ -302,14 +304,14 @@ def _tilted_circle(fn: Any, theta: Array) -> Any:
     return dist.VonMises(jnp.arctan2(across, along), jnp.sqrt(along**2 + across**2 + 1e-12))
 
 
-def _log_probs(fn: Any, support: Support) -> Array:
+def _log_probs(fn: Any, support: FiniteSupport) -> Array:
     """Log-probabilities of all values of a finite support, [*batch, K]."""
     values = jnp.asarray(support, jnp.int32).reshape((-1,) + (1,) * len(fn.batch_shape))
     values = jnp.broadcast_to(values, (len(support), *fn.batch_shape))
     return jnp.moveaxis(fn.log_prob(values), 0, -1)
 
 
-def describe_prior(fn: Any, support: Support | None) -> Array | None:
+def describe_prior(fn: Any, support: FiniteSupport | None) -> Array | None:
     """Describe a prior by numbers of moderate size, [*batch, *elements, k], or None.
 
     Discrete sites give log-odds or log-probabilities; continuous ones a location and a log-scale.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bayesrl.core.handlers import IntoScans, Sites
-from bayesrl.core.primitives import is_hidden, kind_of
+from bayesrl.core.primitives import is_hidden, site_kind
 from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError
 from bayesrl.guides.analysis import PriorMoments
@@ -52,7 +52,7 @@ class _Moment:
 
     def before(self, msg: dict[str, Any]) -> None:
         """Tilt an action site."""
-        if msg["type"] != "sample" or kind_of(msg) != "action":
+        if msg["type"] != "sample" or site_kind(msg) != "action":
             return
         plan = self.plan.sites.get(msg["name"])
         if plan is None:
@@ -67,7 +67,7 @@ class _Moment:
 
     def after(self, msg: dict[str, Any]) -> None:
         """Remember what the agent has seen."""
-        if msg["type"] == "sample" and kind_of(msg) in ("action", "environment") and not is_hidden(msg):
+        if msg["type"] == "sample" and site_kind(msg) in ("action", "environment") and not is_hidden(msg):
             self.view.sites[msg["name"]] = (msg["value"], msg["fn"])
 
     def summarise(self) -> dict[str, Array]:
@@ -146,7 +146,7 @@ class TiltHandler(IntoScans):
                 f"site {msg['name']!r} stands in a scan, and its tilt reads the steps before: it is not drawn alone; "
                 "to ask for single actions fit with a guide of bayesrl.control"
             )
-        if msg["type"] == "sample" and kind_of(msg) == "action" and msg["name"] in self.weights.tables:
+        if msg["type"] == "sample" and site_kind(msg) == "action" and msg["name"] in self.weights.tables:
             self.flat.tables[msg["name"]] = self._table(msg["name"])
         self.flat.before(msg)
 

@@ -33,7 +33,7 @@ from bayesrl.lm.transformers.base import CausalLM, Config, Transformer
 from bayesrl.lm.transformers.checkpoint_names import DtypeOrNone
 from bayesrl.lm.transformers.layers.layers import merged
 from bayesrl.lm.transformers.registry import family_of
-from bayesrl.run_folder import write
+from bayesrl.run_folder import write_file
 from bayesrl.values import format_value
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -169,7 +169,7 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
     told, arrays = adapter_of(tuned.model, tuned.adapter, None if named is None else str(named))
     path = _made(folder)
     save_weights(path, arrays, whole=ADAPTER_WEIGHTS)
-    write(path / ADAPTER, as_json(told))
+    write_file(path / ADAPTER, as_json(told))
     if tuned.tokenizer is not None:
         tuned.tokenizer.save(path)
 
@@ -287,12 +287,14 @@ def save_pretrained(
         special["eos_token_id"] = list(tokenizer.ends)
     dtype = str(next(iter(arrays.values())).dtype)
     save_weights(path, arrays, limit=max_shard_bytes)
-    write(path / CONFIG, as_json({**_settings(model, keep or {}), **special, "torch_dtype": dtype}))
+    write_file(path / CONFIG, as_json({**_settings(model, keep or {}), **special, "torch_dtype": dtype}))
     if tokenizer is not None:
         tokenizer.save(path)
     if isinstance(model, CausalLM) and (generation or tokenizer is not None):
         told = generation.get("eos_token_id")
-        write(path / GENERATION, as_json({**generation, **special, **({} if told is None else {"eos_token_id": told})}))
+        write_file(
+            path / GENERATION, as_json({**generation, **special, **({} if told is None else {"eos_token_id": told})})
+        )
 
 
 def _made(folder: str | Path) -> Path:

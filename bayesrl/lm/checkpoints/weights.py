@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenization.files import read_json
-from bayesrl.run_folder import write
+from bayesrl.run_folder import write_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -128,11 +128,11 @@ def save_weights(
     before = _indexed(folder) if whole == WEIGHTS else set()
     names = [whole if alone else f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
     for file, shard in zip(names, shards, strict=True):
-        write(folder / file, save(shard, metadata={"format": "pt"}))
+        write_file(folder / file, save(shard, metadata={"format": "pt"}))
     if not alone:
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         total = sum(array.nbytes for array in arrays.values())
-        write(folder / INDEX, as_json({"metadata": {"total_size": total}, "weight_map": places}))
+        write_file(folder / INDEX, as_json({"metadata": {"total_size": total}, "weight_map": places}))
         before |= {WEIGHTS}
     for name in before - set(names) | ({INDEX} if alone and whole == WEIGHTS else set()):
         if (folder / name).is_file() and not (folder / name).is_symlink():

@@ -7,7 +7,7 @@ from typing import Any
 from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError, RunFolderError
 from bayesrl.files import schemas
-from bayesrl.files.plain import read
+from bayesrl.files.plain import read_file
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 ADDED = "added_tokens.json"
@@ -40,7 +40,7 @@ def content_of(path: Path, most: int | None = None) -> bytes | None:
         LanguageModelError: it is no plain file, too large or cannot be read.
     """
     try:
-        return read(path, most=most, linked=True)
+        return read_file(path, most=most, linked=True)
     except RunFolderError as error:
         raise LanguageModelError(str(error)) from error
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int32
 
 from bayesrl.arguments import Location, checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.files.plain import write
+from bayesrl.files.plain import write_file
 from bayesrl.lm.tokenization.files import (
     CONFIG,
     GENERATION,
@@ -244,7 +244,7 @@ class Tokenizer:
         try:
             path.mkdir(parents=True, exist_ok=True)
             for name, text in files.items():
-                write(path / name, text.encode())
+                write_file(path / name, text.encode())
         except OSError as error:
             raise LanguageModelError(f"cannot write a tokenizer to {path}: {error}; choose another folder") from error
 

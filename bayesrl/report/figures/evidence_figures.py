@@ -153,7 +153,7 @@ def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
         raise PolicyError("the posterior has no draws, so its restarts cannot be compared; load it with its policy")
     figure, axes = _figure()
     betas = betas_of(posterior)
-    objective = posterior.kept_estimates().objective
+    objective = posterior.estimates.objective
     mean, se = (np.reshape(part, (len(betas), -1)) for part in objective)
     shown, optima = shown_betas(betas), optima_of(posterior, optimum)
     colours = beta_colours(len(shown))

@@ -15,7 +15,7 @@ from bayesrl.compilation.keys import key_from_seed
 from bayesrl.diagnostics.scoreboard import over_all_data
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
-from bayesrl.files.plain import file_name, write
+from bayesrl.files.plain import file_name, write_file
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.figures.axes import (
     beta_colours,
@@ -158,7 +158,7 @@ def save_figures(
             path = Path(directory) / f"{file_name(name)}.{suffix}"
             drawn = BytesIO()
             figure.savefig(drawn, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-            write(path, drawn.getvalue())
+            write_file(path, drawn.getvalue())
             written.append(path)
     return written
 

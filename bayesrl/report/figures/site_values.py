@@ -197,7 +197,7 @@ def _density(posterior: Posterior, site: str, prior: Values, fitted: Values) -> 
     programs = posterior.programs
     if programs is None or prior.values.shape[1:] != (1, 1) or posterior.draws[site].ndim != 2:
         return None
-    if programs.structure.named("action", "environment") != (site,):
+    if programs.structure.names("action", "environment") != (site,):
         return None
     both = np.concatenate([prior.values.ravel(), fitted.values.ravel()])
     grid = np.linspace(both.min(), both.max(), _GRID)

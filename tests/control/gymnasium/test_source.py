@@ -91,7 +91,7 @@ def test_termination_is_told_from_time_limits() -> None:
     assert sites["counts"].tolist() == [True, True, True, False, True, True, True, False, True, False]
     assert sites["terminated"].tolist() == [False, False, True, False, False, False, True, False, False, False]
     assert sites["earned"].tolist() == [1, 2, 3, 0, 1, 2, 3, 0, 1, 0]
-    np.testing.assert_allclose(draws.remarks["continue$"][0, :4], [0.9, 0.9, 0.0, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(draws.guide_metrics["continue$"][0, :4], [0.9, 0.9, 0.0, 0.9], rtol=1e-6)
     cut, *_ = batch_of(GymnasiumSource(limited(50, 2), num_envs=1, window=5))
     assert np.asarray(cut.sites["terminated"]).sum() == 0
     assert np.asarray(cut.sites["counts"])[0].tolist() == [True, True, False, True, True, False]
@@ -496,7 +496,7 @@ def test_a_critic_is_of_the_size_of_returns(reward: float) -> None:
 
 def test_cartpole_is_learned() -> None:
     """The ready model at its defaults plays the real environment to 475 of 500, the mark that Gymnasium sets."""
-    problem = bayesrl.ready_model("cartpole")
+    problem = bayesrl.load_problem("cartpole")
     fitted = bayesrl.fit(
         jax.random.key(0), problem.policy, beta=problem.beta, progress=False, **problem.fit_options
     )  # fmt: skip

@@ -16,7 +16,7 @@ import bayesrl
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import finite_support, inspect, is_discrete
-from bayesrl.core.trace import record, site_log_prob
+from bayesrl.core.trace import site_log_prob, trace_program
 from bayesrl.errors import GuideError, PolicyError
 from bayesrl.guides.tilts.conjugacy import conjugate_sites
 from bayesrl.guides.tilts.families import PriorRange, tilt_distribution, tilt_shape
@@ -154,7 +154,7 @@ def test_a_density_that_does_not_read_what_its_draw_computed(fn: Any) -> None:
     """The site scores its draw, as NumPyro's own density does."""
 
     def program() -> Any:
-        site = record(FoldedKeys(lambda: numpyro.sample("x", fn), KEY)).sites["x"]
+        site = trace_program(FoldedKeys(lambda: numpyro.sample("x", fn), KEY)).sites["x"]
         return site_log_prob(site), fn.log_prob(site.value)
 
     np.testing.assert_allclose(*closure_jit(program)(), rtol=1e-6)

@@ -31,8 +31,8 @@ from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePoli
 from bayesrl.core.draws import Draws
 from bayesrl.errors import ControlError
 from bayesrl.svi.setup import set_up
-from bayesrl.svi.step import Lane, State, init
-from bayesrl.svi.step import learn as take_step
+from bayesrl.svi.step import State, StepConfig, init
+from bayesrl.svi.step import step_on_draws as take_step
 from bayesrl.typing import PRNGKey
 
 
@@ -114,7 +114,9 @@ class ControlMind(Mind):
         programs = self._setup.programs
         arrays, static = eqx.partition(programs.args, eqx.is_array)
         pair = programs.pair()
-        lane = Lane(self._setup.objective, optax.adam(rate), lambda args: replace(pair, args=eqx.combine(args, static)))
+        lane = StepConfig(
+            self._setup.objective, optax.adam(rate), lambda args: replace(pair, args=eqx.combine(args, static))
+        )
         self.state = closure_jit(lambda params: init(lane, params), name="initial")(self._setup.params)
         self._pair, self._args, self._lane = pair, arrays, lane
         self._batch: list[Episode] = []
@@ -208,17 +210,17 @@ class ControlMind(Mind):
 
     def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[State, dict[str, Array]]:
         first = jax.tree.map(lambda x: x[0], state.params)
-        scored = self._pair.score(first, Draws.held(sites))
+        scored = self._pair.score(first, Draws.from_sites(sites))
         draws = scored._replace(log_behaviour={"action": behaviour})
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
         def one(state: State, _: None) -> tuple[State, dict[str, Array]]:
-            new, tally = jax.vmap(
+            new, sums = jax.vmap(
                 lambda own: take_step(self._lane, own, draws, jnp.asarray(self._setup.betas[0]), self._args),
                 in_axes=(axes,),
                 out_axes=(axes, 0),
             )(state)
-            told = {"objective": tally.info.objective[0], "kl": tally.info.kl[0], "spread": tally.info.spread[0]}
+            told = {"objective": sums.info.objective[0], "kl": sums.info.kl[0], "spread": sums.info.spread[0]}
             return new, told
 
         state, told = lax.scan(one, state, None, length=self.agent.num_updates)

@@ -23,7 +23,7 @@ from bayesrl.errors import ControlError
 from bayesrl.guides import AutoGuide
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.setup import Setup, set_up
-from bayesrl.svi.step import Lane, State, init, run_chunk
+from bayesrl.svi.step import State, StepConfig, init, run_chunk
 from bayesrl.typing import Numbers, PRNGKey, Program
 
 ACTION_VALUES = "action_values"
@@ -161,7 +161,7 @@ class ProgramModel(UnknownModel):
             # Told as it is when values are read.
             jax.eval_shape(lambda data: told_values(self.program, {}, data, self._seen), data)
         self._setup = setup
-        self._lane = Lane(setup.objective, _adam(setup, self.learning_rate), self._pair)
+        self._lane = StepConfig(setup.objective, _adam(setup, self.learning_rate), self._pair)
 
     def check_rows(self, experience: Experience) -> None:
         """Refuse what the program refuses; see `UnknownModel.check_rows`."""
