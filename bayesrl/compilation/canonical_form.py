@@ -5,16 +5,18 @@ of steps that changes would then be another program. Here such numbers are taken
 arguments of it, as the arrays that it closes over are.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
-from bayesrl.jaxprs.dataflow import scan_layout
+from bayesrl.jaxprs.interpreter import scan_layout
 
 _PLAIN = frozenset({0.0, 1.0, -1.0, 2.0, -2.0, 0.5, float("inf"), float("-inf")})
 """Numbers that programs are made of rather than told: XLA simplifies them away, so they stay where they are."""
@@ -46,7 +48,7 @@ def canonical_form(jaxpr: Jaxpr) -> CanonicalForm:
         jaxpr: as `jax.make_jaxpr` gives it; arrays that it closes over count by shape and type only.
     """
     form = _Form()
-    encoded = form.program(_opened(jaxpr), lift=True)
+    encoded = form.program(jaxpr, lift=True)
     return CanonicalForm(encoded, tuple(form.fillings))
 
 
@@ -89,18 +91,17 @@ class _Form:
         aval: Any = atom.aval
         weak = getattr(aval, "weak_type", False)
         if lift and is_lifted_number(atom):
-            self.fillings.append(_value(atom))
+            self.fillings.append(np.asarray(atom.val, aval.dtype)[()])
             return ("number", aval.dtype, weak)
         return (*_array(atom.val, aval.dtype), weak)
 
     def _param(self, value: Any, *, lift: bool) -> Any:
-        if isinstance(value, Jaxpr) or hasattr(value, "jaxpr"):
-            consts = _consts(value)
+        if isinstance(value, Jaxpr):
             if lift:
-                self.fillings += [_plain(const) for const in consts]
-                return self.program(_opened(value), lift=True)
-            held = tuple(_array(const, np.result_type(const)) for const in consts)
-            return (*self.program(_opened(value), lift=False), held)
+                self.fillings += [const if isinstance(const, Array) else np.asarray(const) for const in value.consts]
+                return self.program(value, lift=True)
+            consts = tuple(_array(const, np.result_type(const)) for const in value.consts)
+            return (*self.program(value, lift=False), consts)
         if isinstance(value, tuple | list):
             return tuple(self._param(item, lift=lift) for item in value)
         if isinstance(value, dict):
@@ -127,12 +128,6 @@ class _Same:
         return id(self.thing)
 
 
-def _opened(jaxpr: Any) -> Jaxpr:
-    """Give the open program inside of a closed one."""
-    inner: Jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return inner
-
-
 def _array(value: Any, dtype: Any) -> tuple[Any, ...]:
     if jnp.issubdtype(dtype, jax.dtypes.extended):
         return (_Same(value),)
@@ -152,36 +147,27 @@ def is_lifted_number(atom: Any) -> bool:
     return value not in _PLAIN and value == value  # noqa: PLR0124  (nan stays)
 
 
-def _value(atom: Any) -> Any:
-    return np.asarray(atom.val, atom.aval.dtype)[()]
-
-
-def _plain(const: Any) -> Any:
-    return const if isinstance(const, Array) else np.asarray(const)
-
-
-def evaluate_jaxpr(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any], *args: Any) -> list[Any]:
+def evaluate_jaxpr(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Sequence[Any], *args: Any) -> list[Any]:
     """Run a program with other numbers in the place of its own.
 
     Args:
         jaxpr: the program.
         consts: arrays that it closes over.
-        fillings: an iterator over what fills it, in the order of `canonical_form`; as many as needed are taken.
+        fillings: what fills it, in the order of `canonical_form`.
         *args: its arguments.
     """
     values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+    left = iter(fillings)
 
     def read(atom: Any) -> Any:
         if not isinstance(atom, Literal):
             return values[atom]
-        return next(fillings) if is_lifted_number(atom) else atom.val
+        return next(left) if is_lifted_number(atom) else atom.val
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        inside = _count(eqn) if _is_opened(eqn) else 0
-        if inside:
-            own = [next(fillings) for _ in range(inside)]
-            outputs = _REBUILT[eqn.primitive.name](eqn, own, inputs)
+        if _num_inside(eqn):
+            outputs = _rebuild(eqn, left, inputs)
         else:
             with eqn.ctx.manager:
                 outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
@@ -194,95 +180,52 @@ def evaluate_jaxpr(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Iterator[Any],
 def _is_opened(eqn: Any) -> bool:
     """Whether `evaluate_jaxpr` rebuilds an operation: loops with one condition per element (`vmap`) stay closed."""
     if eqn.primitive.name == "while":
-        condition: Any = _opened(eqn.params["cond_jaxpr"]).outvars[0].aval
+        condition: Any = eqn.params["cond_jaxpr"].outvars[0].aval
         return condition.shape == ()
     return eqn.primitive.name in _OPENED
 
 
-def _inner(eqn: Any) -> list[Any]:
+def _programs(eqn: Any) -> list[Jaxpr]:
     """Give the programs inside of an operation, in the order in which `canonical_form` meets them."""
-    found = []
-    for _, value in sorted(eqn.params.items()):
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, Jaxpr) or hasattr(item, "jaxpr"):
-                found.append(item)
-    return found
+    return list(jaxprs_in_params(dict(sorted(eqn.params.items()))))
 
 
-def _count(eqn: Any) -> int:
+def _num_inside(eqn: Any) -> int:
     """Count what fills the programs inside of an operation."""
-    return sum(_count_of(inner) for inner in _inner(eqn))
+    return sum(len(p.consts) + _num_numbers(p) for p in _programs(eqn)) if _is_opened(eqn) else 0
 
 
-def _count_of(jaxpr: Any) -> int:
-    return len(_consts(jaxpr)) + _count_in(_opened(jaxpr))
+def _num_numbers(jaxpr: Jaxpr) -> int:
+    atoms = itertools.chain(*(eqn.invars for eqn in jaxpr.eqns), jaxpr.outvars)
+    return sum(map(is_lifted_number, atoms)) + sum(map(_num_inside, jaxpr.eqns))
 
 
-def _count_in(jaxpr: Jaxpr) -> int:
-    own = sum(is_lifted_number(atom) for eqn in jaxpr.eqns for atom in eqn.invars) + sum(
-        map(is_lifted_number, jaxpr.outvars)
-    )
-    return own + sum(_count(eqn) for eqn in jaxpr.eqns if _is_opened(eqn))
-
-
-def _consts(jaxpr: Any) -> Sequence[Any]:
-    consts: Sequence[Any] = getattr(jaxpr, "consts", ())
-    return consts
-
-
-def _run(jaxpr: Any, fillings: list[Any]) -> Callable[..., list[Any]]:
-    held = len(_consts(jaxpr))
-    return lambda *args: evaluate_jaxpr(_opened(jaxpr), fillings[:held], iter(fillings[held:]), *args)
-
-
-def _inlined(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
-    (inner,) = _inner(eqn)
-    return _run(inner, fillings)(*inputs)
-
-
-def _scan(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
-    (inner,) = _inner(eqn)
-    num_consts, num_carry = scan_layout(eqn, _opened(inner))
-    consts, init, xs = (
-        inputs[:num_consts],
-        inputs[num_consts : num_consts + num_carry],
-        inputs[num_consts + num_carry :],
-    )
-    step = _run(inner, fillings)
-
-    def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-        outputs = step(*consts, *carry, *x)
-        return outputs[:num_carry], outputs[num_carry:]
-
+def _rebuild(eqn: Any, fillings: Iterator[Any], inputs: list[Any]) -> list[Any]:
+    """Run an operation whose programs are filled anew."""
+    runs: list[Callable[..., list[Any]]] = []
+    for program in _programs(eqn):
+        consts, numbers = ([next(fillings) for _ in range(n)] for n in (len(program.consts), _num_numbers(program)))
+        runs.append(partial(evaluate_jaxpr, program, consts, numbers))
     params = eqn.params
-    carry, ys = lax.scan(body, init, xs, params["length"], reverse=params["reverse"], unroll=params["unroll"])
-    return [*carry, *ys]
+    match eqn.primitive.name:
+        case "scan":
+            (step,) = runs
+            num_consts, num_carry = scan_layout(eqn, params["jaxpr"])
+            fixed, init, xs = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
 
+            def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+                outputs = step(*fixed, *carry, *x)
+                return outputs[:num_carry], outputs[num_carry:]
 
-def _while(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
-    params = eqn.params
-    body_jaxpr, cond_jaxpr = params["body_jaxpr"], params["cond_jaxpr"]
-    of_body = _count_of(body_jaxpr)
-    body, cond = _run(body_jaxpr, fillings[:of_body]), _run(cond_jaxpr, fillings[of_body:])
-    first, second = params["cond_nconsts"], params["body_nconsts"]
-    of_cond, of_body_consts, init = inputs[:first], inputs[first : first + second], inputs[first + second :]
-    return lax.while_loop(lambda x: cond(*of_cond, *x)[0], lambda x: body(*of_body_consts, *x), init)
-
-
-def _cond(eqn: Any, fillings: list[Any], inputs: list[Any]) -> list[Any]:
-    branches, taken = [], iter(fillings)
-    for branch in eqn.params["branches"]:
-        branches.append(_run(branch, [next(taken) for _ in range(_count_of(branch))]))
-    index, *operands = inputs
-    chosen: list[Any] = lax.switch(index, branches, *operands)
-    return chosen
-
-
-_REBUILT: dict[str, Callable[[Any, list[Any], list[Any]], list[Any]]] = {
-    "jit": _inlined,
-    "custom_jvp_call": _inlined,
-    "custom_vjp_call": _inlined,
-    "scan": _scan,
-    "while": _while,
-    "cond": _cond,
-}
+            carry, ys = lax.scan(body, init, xs, params["length"], reverse=params["reverse"], unroll=params["unroll"])
+            return [*carry, *ys]
+        case "while":
+            advance, go_on = runs  # by the names of the parameters: body_jaxpr, cond_jaxpr
+            first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+            of_cond, of_body, init = inputs[:first], inputs[first:second], inputs[second:]
+            return lax.while_loop(lambda x: go_on(*of_cond, *x)[0], lambda x: advance(*of_body, *x), init)
+        case "cond":
+            chosen: list[Any] = lax.switch(inputs[0], runs, *inputs[1:])
+            return chosen
+        case _:
+            return runs[0](*inputs)

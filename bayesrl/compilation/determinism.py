@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal
 
 from bayesrl.compilation.canonical_form import DIFFERENTIATION_ONLY
 from bayesrl.errors import PolicyError
@@ -58,8 +58,8 @@ def _first_known(first: Reading, second: Reading) -> str | None:
 
 def _first_traced(first: Reading, second: Reading) -> str | None:
     """Name the first site whose value depends on where two traces part."""
-    ours, theirs = first.trace.jaxpr, second.trace.jaxpr
-    consts = zip_longest(ours.constvars, first.trace.consts, second.trace.consts)
+    ours, theirs = first.trace, second.trace
+    consts = zip_longest(ours.constvars, ours.consts, theirs.consts)
     other = {var for var, one, two in consts if not _same(one, two)}
     apart = len(ours.eqns) != len(theirs.eqns) or first.outputs != second.outputs
     for eqn, its in zip(ours.eqns, theirs.eqns, strict=False):
@@ -99,16 +99,14 @@ def _same_part(one: Any, other: Any) -> bool:
         return True
     if isinstance(one, tuple | list):
         return isinstance(other, tuple | list) and len(one) == len(other) and all(map(_same_part, one, other))
-    ours, theirs = (getattr(x, "jaxpr", x) for x in (one, other))
-    if not hasattr(ours, "eqns"):
+    if not isinstance(one, Jaxpr):
         return _same(one, other)
-    held, its = (getattr(x, "consts", ()) for x in (one, other))
     return (
-        hasattr(theirs, "eqns")
-        and (len(ours.eqns), len(held)) == (len(theirs.eqns), len(its))
-        and all(map(_same, held, its))
-        and all(map(_same_operation, ours.eqns, theirs.eqns))
-        and all(map(_same_input, ours.outvars, theirs.outvars))
+        isinstance(other, Jaxpr)
+        and (len(one.eqns), len(one.consts)) == (len(other.eqns), len(other.consts))
+        and all(map(_same, one.consts, other.consts))
+        and all(map(_same_operation, one.eqns, other.eqns))
+        and all(map(_same_input, one.outvars, other.outvars))
     )
 
 

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, jaxprs_in_params, subjaxprs
 
 from bayesrl.compilation.callbacks import callbacks_kept_alive, host_errors
 from bayesrl.compilation.canonical_form import canonical_form, evaluate_jaxpr
@@ -139,11 +139,9 @@ def num_programs() -> int:
 class _Program:
     """One compiled program, shared by all that compute the same."""
 
-    def __init__(self, closed: Jaxpr, name: str, level: int | None) -> None:
-        jaxpr = closed.jaxpr
-
+    def __init__(self, jaxpr: Jaxpr, name: str, level: int | None) -> None:
         def run(consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
-            return evaluate_jaxpr(jaxpr, consts, iter(fillings), *leaves)
+            return evaluate_jaxpr(jaxpr, consts, fillings, *leaves)
 
         run.__name__ = run.__qualname__ = name
         self.name, self.compiled = name, False
@@ -178,7 +176,7 @@ class TracedProgram:
             _programs.move_to_end(key)
         self.program, self.tree, self.functions = program, tree, functions
         self.consts, self.fillings = jax.device_put(([_as_array(c) for c in closed.consts], list(fillings)))
-        self.calls_host = _calls_host(closed.jaxpr)
+        self.calls_host = _calls_host(closed)
 
     def text(self, leaves: list[Any]) -> str:
         """Give the program as XLA reads it."""
@@ -274,7 +272,7 @@ def _trace(made: ClosureJit, static: Any, leaves: list[Any], rebuild: Callable[[
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
     # Whoever set the level of optimisation in XLA_FLAGS is heard.
     chosen = made.full_optimization or jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", "")
-    level = None if chosen else int(_work(closed.jaxpr) >= _LITTLE)
+    level = None if chosen else int(_work(closed) >= _LITTLE)
     return TracedProgram(closed, jax.tree.structure(shapes), made.name, level, functions)
 
 
@@ -282,20 +280,13 @@ def _work(jaxpr: Any) -> int:
     """Count the numbers that a program makes; those of a loop whose length is not known count once."""
     total = 0
     for eqn in jaxpr.eqns:
-        inner = sum(_work(opened) for opened in _inside(eqn))
+        inner = sum(map(_work, jaxprs_in_params(eqn.params)))
         total += inner * int(eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1)
         total += sum(math.prod(var.aval.shape) for var in eqn.outvars)
     return total
 
 
-def _calls_host(jaxpr: Any) -> bool:
-    """Tell whether a program calls a Python function on the host, however deep inside."""
-    return any(eqn.primitive.name == "pure_callback" or any(map(_calls_host, _inside(eqn))) for eqn in jaxpr.eqns)
-
-
-def _inside(eqn: Any) -> Iterator[Jaxpr]:
-    """Give the programs inside of an operation."""
-    for value in eqn.params.values():
-        for inner in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(opened := getattr(inner, "jaxpr", inner), Jaxpr):  # closed jaxprs hold an open one
-                yield opened
+def _calls_host(jaxpr: Jaxpr) -> bool:
+    """Whether a program calls a Python function on the host, however deep inside."""
+    called = any(eqn.primitive.name == "pure_callback" for eqn in jaxpr.eqns)
+    return called or any(map(_calls_host, subjaxprs(jaxpr)))

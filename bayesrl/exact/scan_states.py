@@ -196,8 +196,8 @@ def _depends(scan: ScanProgram, axes: tuple[Axis, ...], names: Sequence[str]) ->
         values = [trace.sites[n].value for n in names if scan.structure[n].kind == "metric"]
         return score_sites(trace, scan.structure, names), values
 
-    closed = jax.make_jaxpr(scores)(*leaves)
-    _, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    jaxpr = jax.make_jaxpr(scores)(*leaves)
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return any(used)
 
 

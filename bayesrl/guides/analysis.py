@@ -18,7 +18,7 @@ from bayesrl.core.structure import FiniteSupport, Structure
 from bayesrl.core.trace import TraceSite, trace_abstractly, trace_program
 from bayesrl.guides.plate_alignment import Dims, align, num_components, plate_dims
 from bayesrl.guides.tilts.families import PriorRange, describe_prior, tilt_shape, to_unconstrained
-from bayesrl.jaxprs.origins import input_dependencies
+from bayesrl.jaxprs.dataflow import input_dependencies
 from bayesrl.typing import PRNGKey, Program
 
 _MAX_INITIAL = 64

@@ -1,14 +1,14 @@
 """Interval arithmetic over JAX programs: bounds that no value inside given ranges can leave."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from bayesrl.jaxprs.dataflow import inner_jaxpr, scan_layout
+from bayesrl.jaxprs.interpreter import Interpreter, scan_layout
 from bayesrl.jaxprs.interval_rules import INEXACT, INTERVAL_RULES, Range, RangeEnd, nan_to_unbounded
 
 _ULPS = 8
@@ -18,117 +18,83 @@ _ROUNDS = 4
 
 def unbounded_range(aval: Any) -> Range:
     """Give the range of which nothing is known but its shape and type."""
-    if np.issubdtype(aval.dtype, np.bool_):
-        return Range(np.zeros(aval.shape), np.ones(aval.shape))
-    return Range(np.full(aval.shape, -np.inf), np.full(aval.shape, np.inf))
+    truth = np.issubdtype(aval.dtype, np.bool_)
+    return Range(np.zeros(aval.shape), np.ones(aval.shape)) if truth else _unbounded(aval.shape)
 
 
-def constant_range(value: Any, aval: Any) -> Range:
-    """Give the range of a constant; of a random key nothing is known."""
-    if jnp.issubdtype(aval.dtype, jax.dtypes.extended):
-        return Range(np.full(aval.shape, -np.inf), np.full(aval.shape, np.inf))
-    return nan_to_unbounded(np.asarray(value, float), np.asarray(value, float))
+def _unbounded(shape: tuple[int, ...]) -> Range:
+    return Range(np.full(shape, -np.inf), np.full(shape, np.inf))
 
 
-def hull(ranges: Sequence[Range]) -> Range:
-    """Give the smallest range that holds all of some ranges."""
-    lower, upper = ranges[0]
-    for other in ranges[1:]:
-        lower, upper = np.minimum(lower, other.lower), np.maximum(upper, other.upper)
-    return Range(lower, upper)
-
-
-def propagate_ranges(jaxpr: Jaxpr, consts: Sequence[Range], inputs: Sequence[Range]) -> list[Range]:
-    """Bound the outputs of a program whose inputs lie in ranges.
+def propagate_ranges(jaxpr: Jaxpr, inputs: Sequence[Range]) -> list[Range]:
+    """Bound the outputs of a closed jaxpr whose inputs lie in ranges.
 
     The bounds hold for every output that is a number, rounding included: endpoints that the program's own
     number format does not hold are moved outwards. What is not understood is (−inf, inf).
     """
-    known: dict[Any, Range] = dict(zip(jaxpr.constvars, consts, strict=True))
-    known |= dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(atom: Any) -> Range:
-        return constant_range(atom.val, atom.aval) if isinstance(atom, Literal) else known[atom]
-
     with np.errstate(all="ignore"):
-        for eqn in jaxpr.eqns:
-            for var, out in zip(eqn.outvars, _through(eqn, [read(atom) for atom in eqn.invars]), strict=True):
-                known[var] = out
-        return [read(atom) for atom in jaxpr.outvars]
+        return _Ranges().run(jaxpr, list(inputs))
 
 
-def _through(eqn: Any, incoming: list[Range]) -> list[Range]:
-    name = eqn.primitive.name
-    avals = [var.aval for var in eqn.outvars]
-    inner = inner_jaxpr(eqn)
-    if any(jnp.issubdtype(aval.dtype, jax.dtypes.extended) for aval in avals):
-        return [Range(np.full(aval.shape, -np.inf), np.full(aval.shape, np.inf)) for aval in avals]
-    if name == "scan" and inner is not None:
-        return _through_scan(eqn, inner, incoming)
-    if name == "cond":
-        branches = [_inside(branch, incoming[1:]) for branch in eqn.params["branches"]]
-        return [hull(outs) for outs in zip(*branches, strict=True)]
-    if name != "while" and inner is not None and len(inner.invars) == len(eqn.invars):
-        return _inside(_first_program(eqn), incoming)
-    if name in ("split", "unstack"):
-        return _parts(eqn, incoming[0])
-    found = INTERVAL_RULES[name](eqn, incoming) if name in INTERVAL_RULES and len(avals) == 1 else None
-    if found is None:
-        return [unbounded_range(aval) for aval in avals]
-    return [_rounded(found, avals[0], rough=name in INEXACT)]
+class _Ranges(Interpreter[Range]):
+    def constant(self, value: Any, aval: Any) -> Range:
+        if jnp.issubdtype(aval.dtype, jax.dtypes.extended):  # of a random key nothing is known
+            return _unbounded(aval.shape)
+        return nan_to_unbounded(np.asarray(value, float), np.asarray(value, float))
 
+    def join(self, facts: list[Range]) -> Range:
+        lower, upper = zip(*facts, strict=True)
+        return Range(np.minimum.reduce(lower), np.maximum.reduce(upper))
 
-def _first_program(eqn: Any) -> Any:
-    return next(value for value in eqn.params.values() if isinstance(getattr(value, "jaxpr", value), Jaxpr))
+    def equal(self, one: Range, other: Range) -> bool:
+        return all(map(np.array_equal, one, other))
 
+    def widen(self, old: Range, new: Range, attempt: int) -> Range:
+        """Give up on ends that still move after a few rounds, and on all of them after some more."""
+        if attempt >= 4 * _ROUNDS and not self.equal(old, self.join([old, new])):
+            return _unbounded(old.lower.shape)
+        (low, high), (lower, upper) = old, self.join([old, new])
+        if attempt < _ROUNDS:
+            return Range(lower, upper)
+        return Range(np.where(lower < low, -np.inf, lower), np.where(upper > high, np.inf, upper))
 
-def _inside(program: Any, incoming: list[Range]) -> list[Range]:
-    """Go through an open or a closed program."""
-    jaxpr = getattr(program, "jaxpr", program)
-    consts = [constant_range(c, v.aval) for c, v in zip(getattr(program, "consts", ()), jaxpr.constvars, strict=True)]
-    return propagate_ranges(jaxpr, consts, incoming)
+    def equation(self, eqn: Any, inputs: list[Range]) -> list[Range]:
+        avals = [var.aval for var in eqn.outvars]
+        if any(jnp.issubdtype(aval.dtype, jax.dtypes.extended) for aval in avals):
+            return [_unbounded(aval.shape) for aval in avals]
+        return super().equation(eqn, inputs)
 
+    def operation(self, eqn: Any, inputs: list[Range]) -> list[Range]:
+        name, avals = eqn.primitive.name, [var.aval for var in eqn.outvars]
+        if name in ("split", "unstack"):
+            return _parts(eqn, inputs[0])
+        found = INTERVAL_RULES[name](eqn, inputs) if name in INTERVAL_RULES and len(avals) == 1 else None
+        if found is None:
+            return [unbounded_range(aval) for aval in avals]
+        return [_rounded(found, avals[0], rough=name in INEXACT)]
 
-def _through_scan(eqn: Any, body: Jaxpr, incoming: list[Range]) -> list[Range]:
-    num_consts, num_carries = scan_layout(eqn, body)
-    length, program = eqn.params["length"], _first_program(eqn)
-    fixed, carry = incoming[:num_consts], incoming[num_consts : num_consts + num_carries]
-    series = incoming[num_consts + num_carries :]
-    if length == 0:
-        return [unbounded_range(var.aval) for var in eqn.outvars]
-    if length <= _MOST_STEPS:
+    def scan(self, eqn: Any, inputs: list[Range]) -> list[Range]:
+        """Go through a short scan step by step; a long one is bounded at all of its steps alike."""
+        (program,) = jaxprs_in_params(eqn.params)
+        num_consts, num_carries = scan_layout(eqn, program)
+        length, backwards = eqn.params["length"], -1 if eqn.params["reverse"] else 1
+        before, series = inputs[: num_consts + num_carries], inputs[num_consts + num_carries :]
+        if length == 0:
+            return [unbounded_range(var.aval) for var in eqn.outvars]
+        if length > _MOST_STEPS:
+            outs = super().scan(eqn, [*before, *(Range(x.lower.min(0), x.upper.max(0)) for x in series)])
+            stacked = [[np.broadcast_to(side, (length, *side.shape)) for side in out] for out in outs[num_carries:]]
+            return [*outs[:num_carries], *(Range(*sides) for sides in stacked)]
+        fixed, carry = before[:num_consts], before[num_consts:]
         steps = []
-        for t in range(length)[:: -1 if eqn.params["reverse"] else 1]:
-            outs = _inside(program, [*fixed, *carry, *(Range(x.lower[t], x.upper[t]) for x in series)])
+        for t in range(length)[::backwards]:
+            outs = self.run(program, [*fixed, *carry, *(Range(x.lower[t], x.upper[t]) for x in series)])
             carry = outs[:num_carries]
             steps.append(outs[num_carries:])
-        stacked = [
-            Range(np.stack([out.lower for out in outs]), np.stack([out.upper for out in outs]))
-            for outs in zip(*steps[:: -1 if eqn.params["reverse"] else 1], strict=True)
+        return [
+            *carry,
+            *(Range(*map(np.stack, zip(*outs, strict=True))) for outs in zip(*steps[::backwards], strict=True)),
         ]
-        return [*carry, *stacked]
-    anytime = [Range(x.lower.min(0), x.upper.max(0)) for x in series]
-    carry = _invariant(lambda state: _inside(program, [*fixed, *state, *anytime])[:num_carries], carry)
-    outs = _inside(program, [*fixed, *carry, *anytime])[num_carries:]
-    return [
-        *carry,
-        *(Range(*(np.broadcast_to(side, (length, *side.shape)) for side in out)) for out in outs),
-    ]
-
-
-def _invariant(step: Callable[[list[Range]], list[Range]], carry: list[Range]) -> list[Range]:
-    """Widen a carry until a step keeps it inside: what still grows after a few rounds has no bound."""
-    for attempt in range(4 * _ROUNDS):
-        wider = [hull([old, new]) for old, new in zip(carry, step(carry), strict=True)]
-        if all((a.lower == b.lower).all() and (a.upper == b.upper).all() for a, b in zip(carry, wider, strict=True)):
-            return carry
-        if attempt >= _ROUNDS:
-            wider = [
-                Range(np.where(b.lower < a.lower, -np.inf, b.lower), np.where(b.upper > a.upper, np.inf, b.upper))
-                for a, b in zip(carry, wider, strict=True)
-            ]
-        carry = wider
-    return [Range(np.full(c.lower.shape, -np.inf), np.full(c.upper.shape, np.inf)) for c in carry]
 
 
 def _parts(eqn: Any, whole: Range) -> list[Range]:

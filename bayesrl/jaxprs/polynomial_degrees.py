@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.extend.core import Jaxpr, Literal
 
-from bayesrl.jaxprs.dataflow import inner_jaxpr, scan_layout
+from bayesrl.jaxprs.interpreter import Interpreter
 
 NOT_POLYNOMIAL = 3
 """Stands for every degree above 2, and for what is no polynomial."""
@@ -29,89 +28,61 @@ _EQUALITIES = frozenset({"eq", "ne", "is_finite"})
 _BILINEAR = frozenset({"mul", "dot_general"})
 
 
-def input_degrees(
-    function: Callable[[dict[str, Array]], list[Any]],
-    values: dict[str, Array],
-    counts_as: Mapping[str, int] | None = None,
-) -> dict[str, int]:
-    """Tell the highest degree of the outputs that each input enters, `NOT_POLYNOMIAL` where it is above 2.
+class _DegreesOf(Interpreter[_Degrees]):
+    """Follows degrees; they only grow, and not above `NOT_POLYNOMIAL`."""
 
-    Args:
-        function: of a dictionary of arrays, each of which is a variable.
-        values: where to trace it; only shapes and dtypes matter.
-        counts_as: degrees that inputs have themselves; 1 where none is given.
-    """
-    names = sorted(values)
-    closed = jax.make_jaxpr(lambda *arrays: function(dict(zip(names, arrays, strict=True))))(
-        *(values[n] for n in names)
-    )
-    own = [(counts_as or {}).get(name, 1) for name in names]
-    starts = [tuple(own[j] * (i in (j, len(names))) for i in range(len(names) + 1)) for j in range(len(names))]
-    outputs = _follow(closed.jaxpr, starts, (0,) * (len(names) + 1))
-    return {name: max((out[-1] for out in outputs if out[i]), default=0) for i, name in enumerate(names)}
+    def __init__(self, num_inputs: int) -> None:
+        self.zero = (0,) * (num_inputs + 1)
 
+    def constant(self, value: Any, aval: Any) -> _Degrees:
+        return self.zero
 
-def _follow(jaxpr: Jaxpr, inputs: list[_Degrees], none: _Degrees) -> list[_Degrees]:
-    degrees: dict[Any, _Degrees] = dict(zip(jaxpr.invars, inputs, strict=True))
+    def join(self, facts: list[_Degrees]) -> _Degrees:
+        return tuple(map(max, zip(self.zero, *facts, strict=True)))
 
-    def read(atom: Any) -> _Degrees:
-        return none if isinstance(atom, Literal) else degrees.get(atom, none)
+    def cond(self, eqn: Any, inputs: list[_Degrees]) -> list[_Degrees]:
+        return self.operation(eqn, inputs)
 
-    for eqn in jaxpr.eqns:
-        incoming = [read(atom) for atom in eqn.invars]
-        for var, out in zip(eqn.outvars, _through(eqn, incoming, none), strict=True):
-            degrees[var] = out
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _through(eqn: Any, incoming: list[_Degrees], none: _Degrees) -> list[_Degrees]:
-    name = eqn.primitive.name
-    inner = inner_jaxpr(eqn)
-    if name in _EQUALITIES or not any(degrees[-1] for degrees in incoming):
-        out = none
-    elif name == "scan":
-        return _through_scan(eqn, incoming, none)
-    elif inner is not None and len(inner.invars) == len(eqn.invars) and name not in ("while", "cond"):
-        return _follow(inner, incoming, none)
-    elif name in _LINEAR and not any(incoming[i][-1] for i in _chosen_by(name, len(incoming))):
-        out = _each(max, incoming)
-    elif name in _BILINEAR:
-        out = _each(sum, incoming)
-    elif name == "div" and not incoming[1][-1]:
-        out = incoming[0]
-    elif name == "triangular_solve" and not incoming[0][-1]:
-        out = incoming[1]
-    elif name in ("integer_pow", "square"):
-        power = int(eqn.params.get("y", 2))
-        out = _each(lambda parts: parts[0] * power if power >= 0 else NOT_POLYNOMIAL * (parts[0] > 0), incoming)
-    else:
-        out = _each(lambda parts: NOT_POLYNOMIAL * any(parts), incoming)
-    return [tuple(min(degree, NOT_POLYNOMIAL) for degree in out)] * len(eqn.outvars)
+    def operation(self, eqn: Any, inputs: list[_Degrees]) -> list[_Degrees]:
+        name = eqn.primitive.name
+        if name in _EQUALITIES:
+            out = self.zero
+        elif name in _LINEAR and not any(inputs[i][-1] for i in _indices_of(name, len(inputs))):
+            out = self.join(inputs)
+        elif name in _BILINEAR:
+            out = tuple(map(sum, zip(*inputs, strict=True)))
+        elif name == "div" and not inputs[1][-1]:
+            out = inputs[0]
+        elif name == "triangular_solve" and not inputs[0][-1]:
+            out = inputs[1]
+        elif name in ("integer_pow", "square") and (power := int(eqn.params.get("y", 2))) >= 0:
+            out = tuple(degree * power for degree in inputs[0])
+        else:
+            out = tuple(NOT_POLYNOMIAL * (degree > 0) for degree in self.join(inputs))
+        return [tuple(min(degree, NOT_POLYNOMIAL) for degree in out)] * len(eqn.outvars)
 
 
-def _chosen_by(name: str, count: int) -> range:
-    """Tell which inputs of a linear operation say what of the others is taken."""
+def _indices_of(name: str, count: int) -> range:
+    """Give the inputs of a linear operation that say what of the others is taken."""
     if name == "select_n":
         return range(1)
     return range(1, count) if name in ("gather", "dynamic_slice") else range(0)
 
 
-def _through_scan(eqn: Any, incoming: list[_Degrees], none: _Degrees) -> list[_Degrees]:
-    """Follow the carries until they stay what they are; degrees only grow, and not above `NOT_POLYNOMIAL`."""
-    body = inner_jaxpr(eqn)
-    if body is None:
-        return [_each(lambda parts: NOT_POLYNOMIAL * any(parts), incoming)] * len(eqn.outvars)
-    consts, carries = scan_layout(eqn, body)
-    state = list(incoming)
-    while True:
-        outputs = _follow(body, state, none)
-        new = list(state)
-        for i in range(carries):
-            new[consts + i] = _each(max, [state[consts + i], outputs[i]])
-        if new == state:
-            return outputs
-        state = new
+def input_degrees(
+    function: Callable[[dict[str, Array]], list[Any]],
+    values: dict[str, Array],
+    counts_as: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Give the highest degree of the outputs that each input enters, `NOT_POLYNOMIAL` where it is above 2.
 
-
-def _each(combine: Callable[[list[int]], int], incoming: list[_Degrees]) -> _Degrees:
-    return tuple(combine(list(parts)) for parts in zip(*incoming, strict=True))
+    Args:
+        function: of a dictionary of arrays, each of which is a variable.
+        values: where to trace it; only shapes and dtypes matter.
+        counts_as: degrees that inputs have themselves; 1 by default.
+    """
+    names = sorted(values)
+    own = [(counts_as or {}).get(name, 1) for name in names]
+    inputs = [tuple(own[j] * (i in (j, len(names))) for i in range(len(names) + 1)) for j in range(len(names))]
+    outputs = _DegreesOf(len(names)).run(jax.make_jaxpr(function)(values), inputs)
+    return {name: max((out[-1] for out in outputs if out[i]), default=0) for i, name in enumerate(names)}

@@ -16,7 +16,7 @@ from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays
 from bayesrl.core.trace import Trace, per_context, site_log_prob, trace_abstractly, trace_program
 from bayesrl.jaxprs.interval_rules import Range, RangeEnd
-from bayesrl.jaxprs.intervals import constant_range, propagate_ranges
+from bayesrl.jaxprs.intervals import propagate_ranges
 from bayesrl.typing import Program
 
 _MOST_PASSES = 8
@@ -116,10 +116,9 @@ def _inputs(
 
 def _bound(function: Any, shapes: dict[str, jax.ShapeDtypeStruct], held: dict[str, Range]) -> list[Range]:
     """Bound the flat outputs of a function of named values."""
-    closed = jax.make_jaxpr(function)(shapes)
-    jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
-    consts = [constant_range(c, v.aval) for c, v in zip(closed.consts, closed.jaxpr.constvars, strict=True)]
-    return propagate_ranges(jaxpr, consts, [held[name] for name in sorted(shapes)])
+    jaxpr = jax.make_jaxpr(function)(shapes)
+    jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    return propagate_ranges(jaxpr, [held[name] for name in sorted(shapes)])
 
 
 def _ends(fn: Any) -> list[Array]:

@@ -78,8 +78,7 @@ def test_no_value_leaves_its_range(seed: int) -> None:
     low, high = (np.float32(centre + sign * width) for sign in (-1, 1))
     closed = jax.make_jaxpr(program)(low[0], low[1])
     inputs = [Range(low[i].astype(float), high[i].astype(float)) for i in (0, 1)]
-    consts = [Range(np.asarray(c, float), np.asarray(c, float)) for c in closed.consts]
-    (found,) = propagate_ranges(closed.jaxpr, consts, inputs)
+    (found,) = propagate_ranges(closed, inputs)
     corners = np.where(rng.random((300, 2, 4)) < 0.5, low, high)
     inside = np.clip(rng.uniform(low, high, (300, 2, 4)), low, high).astype(np.float32)
     points = np.concatenate([corners, inside])
@@ -95,8 +94,7 @@ def test_most_operations_are_understood() -> None:
     unbounded = []
     for i, fn in enumerate(UNARY):
         closed = jax.make_jaxpr(fn)(jnp.ones(4))
-        consts = [Range(np.asarray(c, float), np.asarray(c, float)) for c in closed.consts]
-        (found,) = propagate_ranges(closed.jaxpr, consts, [box])
+        (found,) = propagate_ranges(closed, [box])
         if not np.isfinite(np.stack(found)).all():
             unbounded.append(i)
     assert len(unbounded) <= 3, unbounded
