@@ -78,10 +78,11 @@ def fit_folder(place: Path) -> Folder:
     """Make the folder of a fit, as the command line does."""
     import bayesrl
     from bayesrl import run_folder
-    from bayesrl.cli.fit import Wishes, start
+    from bayesrl.cli.fit import Overrides, start_fit
     from bayesrl.cli.report import report_runs
 
-    _quietly(lambda: start("bernoulli_bandit", {"arms": 3}, place, Wishes([0.2], 20, 1, 0), lambda _: None, quiet=True))
+    overrides = Overrides([0.2], 20, 1, 0)
+    _quietly(lambda: start_fit("bernoulli_bandit", {"arms": 3}, place, overrides, lambda _: None, quiet=True))
     problem = bayesrl.load_problem("bernoulli_bandit", arms=3)
     names = {path.name for path in place.iterdir()} - {run_folder.PREVIOUS_CHECKPOINT}
     fitted = {run_folder.PROBLEM, run_folder.CHECKPOINT}

@@ -58,7 +58,7 @@ def _parse_value(text: str) -> int | float | bool | str:
     return text
 
 
-def check_count(name: str, value: int | None) -> None:
+def check_positive(name: str, value: int | None) -> None:
     """Refuse a count that is below 1.
 
     Raises:
@@ -68,37 +68,37 @@ def check_count(name: str, value: int | None) -> None:
         raise FitError(f"{name}={value}; use an integer of at least 1")
 
 
-def spell(value: Any) -> str:
+def format_option(value: Any) -> str:
     """Write the value of an option as it is typed."""
     return str(value).lower() if isinstance(value, bool) else repr(value) if value == "" else str(value)
 
 
-def title_of(model: str, about: str) -> str:
+def problem_title(model: str, about: str) -> str:
     """Name a problem, with the line that says what it is."""
     about = about or model_names().get(model, "")
     return f"{model}: {about}" if about else model
 
 
-def description(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def describe_problem(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Say how to make the problem again, from whatever folder."""
     return {"model": str(Path(model).resolve()) if model.endswith(".py") else model, "options": dict(options)}
 
 
-def names_in(folder: Path) -> str:
+def list_files(folder: Path) -> str:
     """Name the files in a folder."""
     return ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")))
 
 
-def say(text: str, colour: str | None = None, *, err: bool = False) -> None:
+def print_line(text: str, colour: str | None = None, *, err: bool = False) -> None:
     """Print a line, in colour where that goes to a terminal; what would steer the terminal is shown and not sent."""
     if not text.replace("\n", "").isprintable():
-        from bayesrl.display.formatting import printable
+        from bayesrl.display.formatting import sanitize
 
-        text = printable(text)
+        text = sanitize(text)
     typer.secho(text, fg=None if os.environ.get("NO_COLOR") else colour, err=err)
 
 
-def size_text(size: int) -> str:
+def format_size(size: int) -> str:
     """Write a number of bytes with three digits."""
     amount, unit = float(size), "bytes"
     for larger in ("kB", "MB", "GB"):
@@ -108,16 +108,16 @@ def size_text(size: int) -> str:
     return f"{amount:.3g} {unit}"
 
 
-def terminal() -> "Console":
+def make_console() -> "Console":
     """Give the terminal to print tables to; what would steer it, in whatever is printed, is shown and not sent."""
     from rich.console import Console
     from rich.segment import Segment
 
-    from bayesrl.display.formatting import printable
+    from bayesrl.display.formatting import sanitize
 
     class Terminal(Console):
         def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
             for segment in super().render(renderable, options):
-                yield segment if segment.control else segment._replace(text=printable(segment.text))
+                yield segment if segment.control else segment._replace(text=sanitize(segment.text))
 
     return Terminal(highlight=False)

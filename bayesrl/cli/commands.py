@@ -16,11 +16,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from bayesrl import cache as compiled_programs
 from bayesrl.catalogue import check_use
-from bayesrl.cli.arguments import check_count, parse_beta, parse_options, say, size_text, terminal
-from bayesrl.cli.completion import assignments_from, model_names_from
-from bayesrl.cli.exit_codes import errors_on_one_line, stopped_by_ctrl_c, warnings_on_one_line
+from bayesrl.cli.arguments import check_positive, format_size, make_console, parse_beta, parse_options, print_line
+from bayesrl.cli.completion import complete_assignment, complete_model
+from bayesrl.cli.exit_codes import exit_on_error, handle_interrupt, one_line_warnings
 from bayesrl.cli.memory import keep_memory
-from bayesrl.cli.suggestions import command_meant
+from bayesrl.cli.suggestions import suggest_command
 
 
 class _Light:
@@ -43,7 +43,7 @@ class _LightCommand(_Light, TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            meant = command_meant(ctx.info_name or "", typed)
+            meant = suggest_command(ctx.info_name or "", typed)
             if hasattr(error, "message") and meant is not None:
                 error.message = f"{error.message.rstrip('.')}. Did you mean: bayesrl {meant}"
                 vars(error).update(possibilities=None)  # Click's own guesses, which name options alone
@@ -67,7 +67,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors."
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Option of the model; may be repeated.", autocompletion=assignments_from
+        "--set", metavar="NAME=VALUE", help="Option of the model; may be repeated.", autocompletion=complete_assignment
     ),
 ]
 
@@ -103,12 +103,12 @@ def _at_work(folder: Path | None, *, quiet: bool) -> Iterator[Callable[..., None
     """
     from bayesrl.run_folder import hold_folder
 
-    with hold_folder(folder), stopped_by_ctrl_c(folder) as callback, warnings_on_one_line():
+    with hold_folder(folder), handle_interrupt(folder) as callback, one_line_warnings():
         from bayesrl.compilation.status import activity
-        from bayesrl.display.progress import showing
+        from bayesrl.display.progress import show_progress
 
         keep_memory()
-        with showing(not quiet):
+        with show_progress(not quiet):
             with activity("importing JAX"):
                 compiled_programs.use_by_default()
             with activity("importing NumPyro"):
@@ -116,12 +116,12 @@ def _at_work(folder: Path | None, *, quiet: bool) -> Iterator[Callable[..., None
             yield callback
 
 
-@app.command(cls=_LightCommand)
-def fit(
+@app.command("fit", cls=_LightCommand)
+def fit_command(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="NAME_OR_FILE", help="A ready model, or a .py file with problem().", autocompletion=model_names_from
+            metavar="NAME_OR_FILE", help="A ready model, or a .py file with problem().", autocompletion=complete_model
         ),
     ],
     beta: Annotated[str | None, typer.Option(help="Temperatures, reward units per nat, as 0.1,0.3,1.")] = None,
@@ -134,26 +134,26 @@ def fit(
 ) -> None:
     """Fit a model, or go on with its run."""
     folder = out if out is not None else Path("runs") / Path(model).stem
-    with errors_on_one_line():
+    with exit_on_error():
         options = parse_options(assignments or [])
         check_use(model, "problem", options)
-        check_count("num_steps", steps)
-        check_count("num_restarts", restarts)
+        check_positive("num_steps", steps)
+        check_positive("num_restarts", restarts)
         betas = None if beta is None else parse_beta(beta)
         with _at_work(folder, quiet=quiet) as callback:
-            from bayesrl.cli.fit import Wishes, start
+            from bayesrl.cli.fit import Overrides, start_fit
 
-            start(model, options, folder, Wishes(betas, steps, restarts, seed), callback, quiet=quiet)
+            start_fit(model, options, folder, Overrides(betas, steps, restarts, seed), callback, quiet=quiet)
 
 
-@app.command(cls=_LightCommand)
-def learn(
+@app.command("learn", cls=_LightCommand)
+def learn_command(
     model: Annotated[
         str,
         typer.Argument(
             metavar="NAME_OR_FILE",
             help="A ready model, or a .py file with learning().",
-            autocompletion=model_names_from,
+            autocompletion=complete_model,
         ),
     ],
     explore: Annotated[
@@ -168,24 +168,24 @@ def learn(
 ) -> None:
     """Learn from experience, or go on with a run."""
     folder = out if out is not None else Path("runs") / f"learn-{Path(model).stem}"
-    with errors_on_one_line():
+    with exit_on_error():
         options = parse_options(assignments or [])
         check_use(model, "learning", options)
         with _at_work(folder, quiet=quiet) as callback:
-            from bayesrl.cli.learn import LearningWishes, start_learning
+            from bayesrl.cli.learn import LearnRequest, start_learning
 
-            start_learning(LearningWishes(model, options, explore, episodes, runs, seed), folder, callback, quiet=quiet)
+            start_learning(LearnRequest(model, options, explore, episodes, runs, seed), folder, callback, quiet=quiet)
 
 
-@app.command(cls=_LightCommand)
-def resume(directory: Folder, steps: Steps = None, episodes: Episodes = None, quiet: Quiet = False) -> None:
+@app.command("resume", cls=_LightCommand)
+def resume_command(directory: Folder, steps: Steps = None, episodes: Episodes = None, quiet: Quiet = False) -> None:
     """Go on with a run where it stopped."""
-    with errors_on_one_line():
-        from bayesrl.cli.run_info import is_learning, model_of, read_model
+    with exit_on_error():
+        from bayesrl.cli.run_info import is_learning, read_model, require_model
 
         learns = is_learning(directory)
-        check_count("num_steps", steps)
-        made: dict[str, Any] | None = read_model(directory) if learns else model_of(directory)
+        check_positive("num_steps", steps)
+        made: dict[str, Any] | None = read_model(directory) if learns else require_model(directory)
         if made is not None:
             check_use(made["model"], "learning" if learns else "problem", made["options"])
         with _at_work(directory, quiet=quiet) as callback:
@@ -194,15 +194,15 @@ def resume(directory: Folder, steps: Steps = None, episodes: Episodes = None, qu
 
                 resume_learning(directory, episodes, callback, quiet=quiet)
             else:
-                from bayesrl.cli.fit import go_on
+                from bayesrl.cli.fit import resume_fit
 
-                go_on(directory, steps, callback, quiet=quiet)
+                resume_fit(directory, steps, callback, quiet=quiet)
 
 
 @app.command(cls=_LightCommand)
 def models() -> None:
     """List the ready models and their options."""
-    with errors_on_one_line():
+    with exit_on_error():
         from bayesrl.cli.models_table import models_text
 
         typer.echo(models_text())
@@ -211,7 +211,7 @@ def models() -> None:
 @app.command(cls=_LightCommand)
 def show(directory: Folder) -> None:
     """Show what a run folder holds."""
-    with errors_on_one_line():
+    with exit_on_error():
         from bayesrl.cli.run_info import is_learning, show_fit, show_learning
 
         if is_learning(directory):
@@ -230,7 +230,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write the report of a run, or of several."""
-    with errors_on_one_line():
+    with exit_on_error():
         from bayesrl.cli.run_info import REPORT, is_learning
 
         learned = [is_learning(directory) for directory in directories]
@@ -247,7 +247,7 @@ def report(
                 verdicts = report_runs(directories, path, gold)
         if not quiet:
             for text in [*verdicts, f"report: {path}"]:
-                terminal().print(text, markup=False, soft_wrap=text.startswith("report: "))
+                make_console().print(text, markup=False, soft_wrap=text.startswith("report: "))
 
 
 @app.command(cls=_LightCommand)
@@ -255,9 +255,9 @@ def cache(
     empty: Annotated[bool, typer.Option("--clear", help="Delete the compiled programs.")] = False,
 ) -> None:
     """Tell what is kept compiled, or delete it."""
-    with errors_on_one_line():
+    with exit_on_error():
         folder = compiled_programs.compiled_folder()
         told = compiled_programs.clear(folder) if empty else compiled_programs.cache_info(folder)
-        say(f"compiled programs in {folder}")
-        many = f"{told.entries:,} {'entry' if told.entries == 1 else 'entries'}, {size_text(told.size)}"
-        say(f"deleted {many}" if empty else many)
+        print_line(f"compiled programs in {folder}")
+        many = f"{told.entries:,} {'entry' if told.entries == 1 else 'entries'}, {format_size(told.size)}"
+        print_line(f"deleted {many}" if empty else many)

@@ -7,12 +7,12 @@ from pathlib import Path
 import typer
 
 from bayesrl.catalogue import ProblemError, model_names, model_options
-from bayesrl.cli.arguments import spell
+from bayesrl.cli.arguments import format_option
 
 _FUNCTIONS = {"fit": "problem", "learn": "learning"}
 
 
-def model_names_from(incomplete: str) -> Iterator[tuple[str, str]]:
+def complete_model(incomplete: str) -> Iterator[tuple[str, str]]:
     """Complete the name of a ready model, or the path of a Python file."""
     for name, about in model_names().items():
         if name.startswith(incomplete):
@@ -25,7 +25,7 @@ def model_names_from(incomplete: str) -> Iterator[tuple[str, str]]:
                 yield str(path), ""
 
 
-def assignments_from(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
+def complete_assignment(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """Complete the name of an option of the model that was typed before, with its default."""
     # What was typed is not parsed while a value is missing; the shell's integration passes it in one of these.
     typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
@@ -36,5 +36,5 @@ def assignments_from(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str,
             continue
         for name, default in options.items():
             if name.startswith(incomplete):
-                yield f"{name}=", f"{spell(default)} by default"
+                yield f"{name}=", f"{format_option(default)} by default"
         return

@@ -13,13 +13,13 @@ from typing import Any
 import typer
 
 from bayesrl.cache import CacheWarning
-from bayesrl.cli.arguments import say
+from bayesrl.cli.arguments import print_line
 from bayesrl.errors import BayesRLError
 
 INTERRUPTED = 130
 
 
-class Stopped(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C ended a fit, which has saved itself."""
 
     def __init__(self, done: int, total: int) -> None:
@@ -28,7 +28,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stopped_by_ctrl_c(folder: Path | None) -> Iterator[Callable[..., None]]:
+def handle_interrupt(folder: Path | None) -> Iterator[Callable[..., None]]:
     """Say where a fit stopped and how to go on.
 
     A Ctrl-C that falls into a garbage collection is lost, since callbacks of the collector cannot
@@ -55,10 +55,10 @@ def stopped_by_ctrl_c(folder: Path | None) -> Iterator[Callable[..., None]]:
     try:
         yield raise_again
     except KeyboardInterrupt as stop:
-        where = f"at step {stop.done:,} of {stop.total:,}" if isinstance(stop, Stopped) else "before it was done"
+        where = f"at step {stop.done:,} of {stop.total:,}" if isinstance(stop, Interrupted) else "before it was done"
         begun = folder is not None and (folder / "problem.json").exists()
         further = f"; go on with: bayesrl resume {shlex.quote(str(folder))}" if begun else ""
-        say(f"stopped {where}{further}", "yellow", err=True)
+        print_line(f"stopped {where}{further}", "yellow", err=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         sys.unraisablehook = hook
@@ -67,17 +67,17 @@ def stopped_by_ctrl_c(folder: Path | None) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def errors_on_one_line() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """Print what bayesrl refuses as one red line, and exit with code 2."""
     try:
         yield
     except BayesRLError as error:
-        say(f"error: {' '.join(str(error).split())}", "red", err=True)
+        print_line(f"error: {' '.join(str(error).split())}", "red", err=True)
         raise typer.Exit(2) from None
 
 
 @contextmanager
-def warnings_on_one_line() -> Iterator[None]:
+def one_line_warnings() -> Iterator[None]:
     """Print what the cache of compiled programs has to say as one yellow line."""
     shown = warnings.showwarning
 
@@ -85,7 +85,7 @@ def warnings_on_one_line() -> Iterator[None]:
         if issubclass(category, CacheWarning):
             if sys.stderr.isatty():
                 sys.stderr.write("\r\x1b[K")  # over a progress line
-            say(f"warning: {message}", "yellow", err=True)
+            print_line(f"warning: {message}", "yellow", err=True)
         else:
             shown(message, category, *where)
 

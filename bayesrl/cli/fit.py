@@ -10,10 +10,10 @@ import numpy as np
 from rich.text import Text
 
 from bayesrl import run_folder
-from bayesrl.cli.arguments import description, names_in, say, terminal, title_of
-from bayesrl.cli.exit_codes import Stopped
-from bayesrl.cli.report import gather_run
-from bayesrl.cli.run_info import KEPT, REPORT, Scores, model_of, print_results, read_model, read_scores
+from bayesrl.cli.arguments import describe_problem, list_files, make_console, print_line, problem_title
+from bayesrl.cli.exit_codes import Interrupted
+from bayesrl.cli.report import collect_run
+from bayesrl.cli.run_info import OUTPUT_FILES, REPORT, RunScores, print_results, read_model, read_scores, require_model
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
@@ -25,16 +25,16 @@ from bayesrl.errors import BayesRLError, GuideError, RunFolderError
 from bayesrl.files.stamps import digest_of
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.problem import Problem, load_problem
-from bayesrl.report.facts import Facts
+from bayesrl.report.facts import ReportContents
 from bayesrl.report.figures.fit_figures import betas_of, save_figures
-from bayesrl.report.write import write_page
+from bayesrl.report.write import write_fits
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.svi.checkpoints import key_of
 from bayesrl.svi.checkpoints import resume as resume_policy
 from bayesrl.svi.fitting import fit as fit_policy
 
 
-class Wishes:
+class Overrides:
     """What was asked for; None where nothing was, and then the run folder or the model decides."""
 
     def __init__(self, beta: list[float] | None, steps: int | None, restarts: int | None, seed: int | None) -> None:
@@ -42,11 +42,11 @@ class Wishes:
         self.steps, self.restarts, self.seed = steps, restarts, seed
 
 
-def start(
+def start_fit(
     model: str,
     options: dict[str, Any],
     folder: Path,
-    wishes: Wishes,
+    overrides: Overrides,
     callback: Callable[..., None],
     *,
     quiet: bool,
@@ -55,29 +55,30 @@ def start(
     problem = _made(model, options)
     folder = run_folder.claim(folder)
     settings: dict[str, Any] = {**problem.fit_options}
-    beta, key = problem.beta, key_from_seed(wishes.seed or 0)
+    beta, key = problem.beta, key_from_seed(overrides.seed or 0)
     if old := run_folder.is_begun(folder):
         told = run_folder.read_problem(folder)
         held = told["identity"]["beta"]
         beta = np.asarray(held) if isinstance(held, list) else held
         settings |= {name: told["settings"][name] for name in ("num_steps", "num_restarts")}
-        key = key if wishes.seed is not None else key_of(told)
+        key = key if overrides.seed is not None else key_of(told)
     else:
-        run_folder.save_json(folder, run_folder.MODEL, description(model, options))
-    if wishes.steps is not None:
-        settings["num_steps"] = max(wishes.steps, settings["num_steps"]) if old and wishes.steps > 0 else wishes.steps
-    if wishes.restarts is not None:
-        settings["num_restarts"] = wishes.restarts
-    chosen: Any = beta if wishes.beta is None else wishes.beta
-    if settings.get("start_beta") is not None and (old or wishes.beta is not None):
+        run_folder.save_json(folder, run_folder.MODEL, describe_problem(model, options))
+    if overrides.steps is not None:
+        further = old and overrides.steps > 0
+        settings["num_steps"] = max(overrides.steps, settings["num_steps"]) if further else overrides.steps
+    if overrides.restarts is not None:
+        settings["num_restarts"] = overrides.restarts
+    chosen: Any = beta if overrides.beta is None else overrides.beta
+    if settings.get("start_beta") is not None and (old or overrides.beta is not None):
         # A model's annealing has nothing to fall to where all that is asked for is warmer.
         settings["start_beta"] = max(settings["start_beta"], float(np.min(chosen)))
     steps_before = run_folder.read_history(folder)[0]
     if not quiet:
-        title = Text.assemble((title_of(model, problem.about), "bold"), f"  →  {folder}")
-        terminal().print(title, soft_wrap=True)
+        title = Text.assemble((problem_title(model, problem.about), "bold"), f"  →  {folder}")
+        make_console().print(title, soft_wrap=True)
         if old and steps_before < settings.get("num_steps", 0):
-            terminal().print(f"going on after {steps_before:,} of {settings['num_steps']:,} steps")
+            make_console().print(f"going on after {steps_before:,} of {settings['num_steps']:,} steps")
     began = time.monotonic()
     try:
         posterior = fit_policy(
@@ -94,10 +95,10 @@ def start(
         run_folder.release(folder)
         raise
     if not _tells_its_model(folder):
-        run_folder.save_json(folder, run_folder.MODEL, description(model, options))
-    if old and not posterior.interrupted and already_finished(folder, settings["num_steps"], quiet=quiet):
+        run_folder.save_json(folder, run_folder.MODEL, describe_problem(model, options))
+    if old and not posterior.interrupted and is_finished(folder, settings["num_steps"], quiet=quiet):
         return
-    finish(posterior, problem, folder, time.monotonic() - began, quiet=quiet)
+    finish_fit(posterior, problem, folder, time.monotonic() - began, quiet=quiet)
 
 
 def _tells_its_model(folder: Path) -> bool:
@@ -113,27 +114,27 @@ def _made(model: str, options: dict[str, Any]) -> Problem:
         return load_problem(model, **options)
 
 
-def go_on(directory: Path, steps: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
+def resume_fit(directory: Path, steps: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
     """Go on with the fit of a folder, up to so many steps in all.
 
     Raises:
         RunFolderError: the folder does not say which model it fits.
     """
     settings = run_folder.read_problem(directory)["settings"]
-    made = model_of(directory)
+    made = require_model(directory)
     problem = _made(made["model"], made["options"])
     total = max(settings["num_steps"], steps or 0)
-    if already_finished(directory, total, quiet=quiet):
+    if is_finished(directory, total, quiet=quiet):
         return
     given = {name: problem.fit_options.get(name) for name in ("guide", "objective", "optimizer")}
     began = time.monotonic()
     posterior = resume_policy(
         directory, problem.policy, *problem.args, num_steps=total, callback=callback, progress=not quiet, **given
     )
-    finish(posterior, problem, directory, time.monotonic() - began, quiet=quiet)
+    finish_fit(posterior, problem, directory, time.monotonic() - began, quiet=quiet)
 
 
-def finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
+def finish_fit(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
     """Score a fit, print the table, and leave scores and pictures in the folder."""
     with trace_cache():  # nothing that the policy reads changes within a command
         _finish(posterior, problem, folder, seconds, quiet=quiet)
@@ -142,36 +143,36 @@ def finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float,
 def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
     done = int(posterior.history["step"][-1]) if len(posterior.history["step"]) else 0
     if posterior.interrupted:
-        raise Stopped(done, int(posterior.settings["num_steps"]))
+        raise Interrupted(done, int(posterior.settings["num_steps"]))
     key = fold_in(key_from_seed(0), 7)
     with activity("scoring on what was held out"):
         held_out, reason = _held_out(key, posterior, problem)
     with activity("diagnosing"):
-        facts = gather_run(folder, posterior, problem, held_out=held_out)
+        facts = collect_run(folder, posterior, problem, held_out=held_out)
     board = _board_of(facts)
     with activity("drawing the pictures"):
         drawn = save_figures(folder, posterior, facts.target, facts.optimum, whole=facts.whole)
     verdict = None if facts.diagnosis is None else Line(facts.diagnosis.explanation, facts.diagnosis.verdict)
     pictures = {path.name: digest_of(path.read_bytes()) for path in drawn}
     measured = None if facts.evidence is None else facts.evidence.measured
-    scores = Scores(done, board, held_out, verdict, pictures, measured)
+    scores = RunScores(done, board, held_out, verdict, pictures, measured)
     told = {"step": done, "fit": to_json(board), "held_out": None if held_out is None else to_json(held_out)}
     told |= {"measured": None if measured is None else [measured_to_json(row) for row in measured]}
     run_folder.save_json(folder, run_folder.SCORES, told | {"verdict": verdict, "pictures": pictures})
     with activity("writing the report"):
-        path = write_page(folder / REPORT, [facts], problem.sections_of(posterior))
+        path = write_fits(folder / REPORT, [facts], problem.sections_of(posterior))
     if not quiet:
-        console = terminal()
+        console = make_console()
         restarts = f", the best of {posterior.num_restarts} restarts" if posterior.num_restarts > 1 else ""
         console.print(f"{done:,} steps in {seconds:.1f} s{restarts}\n")
         print_results(scores)
         if reason:
-            say(f"held out: not scored: {reason}", "yellow")
-        console.print(Text(f"\nIn {folder}: {names_in(folder)}", style="dim"))
-        say(f"report: {path}")
+            print_line(f"held out: not scored: {reason}", "yellow")
+        console.print(Text(f"\nIn {folder}: {list_files(folder)}", style="dim"))
+        print_line(f"report: {path}")
 
 
-def _board_of(facts: Facts) -> Scoreboard:
+def _board_of(facts: ReportContents) -> Scoreboard:
     """Put what is known of a fit on a board: the numbers of its evidence, or its own where it has none."""
     posterior, evidence = facts.posterior, facts.evidence
     assert posterior.programs is not None
@@ -203,15 +204,15 @@ def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[S
         return None, str(error)
 
 
-def already_finished(folder: Path, total: int, *, quiet: bool) -> bool:
+def is_finished(folder: Path, total: int, *, quiet: bool) -> bool:
     """Print the scores of a run that has done all of its steps, and tell whether it has."""
     done, _ = run_folder.read_history(folder)
     scores = read_scores(folder)
-    complete = all((folder / name).exists() for name in (run_folder.POSTERIOR, *KEPT))
+    complete = all((folder / name).exists() for name in (run_folder.POSTERIOR, *OUTPUT_FILES))
     complete = complete and run_folder.read_draws(folder) is not None
     if done < total or scores is None or scores.step != done or not complete:
         return False
     if not quiet:
-        say(f"{folder} has done all of its {done:,} steps; --steps extends it\n")
+        print_line(f"{folder} has done all of its {done:,} steps; --steps extends it\n")
         print_results(scores)
     return True

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from bayesrl import run_folder
 from bayesrl.catalogue import ProblemError, model_names
-from bayesrl.cli.arguments import say, spell, terminal
-from bayesrl.cli.exit_codes import Stopped
-from bayesrl.cli.run_info import REPORT, episodes_of, is_learning, read_model
+from bayesrl.cli.arguments import format_option, make_console, print_line
+from bayesrl.cli.exit_codes import Interrupted
+from bayesrl.cli.run_info import REPORT, is_learning, read_episodes, read_model
 from bayesrl.cli.tables import plain_table
 from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
@@ -25,7 +25,7 @@ from bayesrl.problem import LearningProblem, load_learning_problem
 from bayesrl.report.write import check_path, write_parts
 
 
-class LearningWishes(NamedTuple):
+class LearnRequest(NamedTuple):
     """What was asked for; None where nothing was, and then the model decides."""
 
     model: str
@@ -36,29 +36,29 @@ class LearningWishes(NamedTuple):
     seed: int | None
 
 
-def start_learning(wishes: LearningWishes, folder: Path, callback: Callable[..., None], *, quiet: bool) -> None:
+def start_learning(request: LearnRequest, folder: Path, callback: Callable[..., None], *, quiet: bool) -> None:
     """Learn into a folder, going on with the runs that are there."""
-    problem = _made(wishes.model, wishes.options)
-    if wishes.runs is not None and wishes.runs < 1:
-        raise ProblemError(f"--runs {wishes.runs}; use at least 1")
-    if wishes.explore is not None:
-        exploration_named(wishes.explore)
+    problem = _made(request.model, request.options)
+    if request.runs is not None and request.runs < 1:
+        raise ProblemError(f"--runs {request.runs}; use at least 1")
+    if request.explore is not None:
+        exploration_named(request.explore)
     folder = run_folder.claim(folder)
     told: dict[str, Any] = {
-        "model": str(Path(wishes.model).resolve()) if wishes.model.endswith(".py") else wishes.model,
-        "options": wishes.options,
+        "model": str(Path(request.model).resolve()) if request.model.endswith(".py") else request.model,
+        "options": request.options,
         "learn": {
-            "explore": wishes.explore,
-            "episodes": problem.num_episodes if wishes.episodes is None else wishes.episodes,
-            "runs": wishes.runs or problem.num_runs,
-            "seed": wishes.seed or 0,
+            "explore": request.explore,
+            "episodes": problem.num_episodes if request.episodes is None else request.episodes,
+            "runs": request.runs or problem.num_runs,
+            "seed": request.seed or 0,
         },
     }
     before = _plan_of(folder) if run_folder.is_begun(folder) else None
     if before is not None:
         _check_same(folder, before, told)
         told["learn"]["runs"] = max(told["learn"]["runs"], before["learn"]["runs"])
-        if wishes.episodes is None:
+        if request.episodes is None:
             told["learn"]["episodes"] = before["learn"]["episodes"]
     run_folder.save_json(folder, run_folder.MODEL, told)
     try:
@@ -88,25 +88,25 @@ def _go_on(
     plan = told["learn"]
     if not quiet:
         about = _about(told, problem)
-        terminal().print(f"[bold]{escape(about)}[/]  →  {escape(str(folder))}", soft_wrap=True)
+        make_console().print(f"[bold]{escape(about)}[/]  →  {escape(str(folder))}", soft_wrap=True)
     began = time.monotonic()
     runs: list[Learned] = []
     for index in range(plan["runs"]):
         runs.append(_run(folder, told, problem, index, callback, progress=not quiet))
         if runs[-1].interrupted:
-            raise Stopped(runs[-1].num_episodes, plan["episodes"])
+            raise Interrupted(runs[-1].num_episodes, plan["episodes"])
     name = Path(told["model"]).stem
     with activity("checking the model"):
         checks = check_learned(key_from_seed(0), runs[0])
     with activity("writing the report"):
         write_parts(folder / REPORT, name, _parts({name: runs}, told, problem, {name: checks}))
     if not quiet:
-        console = terminal()
+        console = make_console()
         played = sum(run.num_episodes for run in runs)
         console.print(f"{played:,} episodes in {len(runs)} runs, {time.monotonic() - began:.1f} s\n")
         console.print(plain_table(("what", "value"), summary(runs)))
         console.print(Text(f"\n{sentence(runs, checks)}"))
-        say(f"report: {folder / REPORT}")
+        print_line(f"report: {folder / REPORT}")
 
 
 def _run(
@@ -162,7 +162,7 @@ def report_learning(directories: Sequence[Path], path: Path) -> None:
         told = _plan_of(directory)
         problem = _made(told["model"], told["options"])
         # A report tells what was played, and plays nothing.
-        done = {index: episodes_of(_place(directory, index))[0] for index in range(told["learn"]["runs"])}
+        done = {index: read_episodes(_place(directory, index))[0] for index in range(told["learn"]["runs"])}
         played = [_replayed(directory, _until(told, count), problem, index) for index, count in done.items() if count]
         if not played:
             raise RunFolderError(
@@ -218,7 +218,7 @@ def _parts(
     plan = told["learn"]
     command = f"bayesrl learn {shlex.quote(told['model'])} --episodes {plan['episodes']} --runs {plan['runs']}"
     command += f" --seed {plan['seed']}" + (f" --explore {plan['explore']}" if plan["explore"] else "")
-    command += "".join(f" --set {shlex.quote(f'{k}={spell(v)}')}" for k, v in told["options"].items())
+    command += "".join(f" --set {shlex.quote(f'{k}={format_option(v)}')}" for k, v in told["options"].items())
     made = [("command", command)] if len(runs) == 1 else []
     sections = problem.sections_of(first) if len(runs) == 1 else []
     about = problem.about or model_names().get(told["model"], "")

@@ -4,7 +4,7 @@ import shutil
 import textwrap
 
 from bayesrl.catalogue import COMMANDS, model_names, model_options, model_uses
-from bayesrl.cli.arguments import spell
+from bayesrl.cli.arguments import format_option
 
 _NARROWEST = 20
 
@@ -18,7 +18,9 @@ def models_text() -> str:
     for name, about in names.items():
         told = [about]
         for use in model_uses(name):
-            options = "  ".join(f"{option}={spell(value)}" for option, value in model_options(name, use).items())
+            options = "  ".join(
+                f"{option}={format_option(value)}" for option, value in model_options(name, use).items()
+            )
             told.append(f"{COMMANDS[use]}: {options}")
         body: list[str] = []
         for text in told:

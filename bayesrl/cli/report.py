@@ -10,19 +10,19 @@ import numpy as np
 
 from bayesrl import run_folder
 from bayesrl.catalogue import model_names
-from bayesrl.cli.arguments import spell
-from bayesrl.cli.run_info import made_of, read_model
+from bayesrl.cli.arguments import format_option
+from bayesrl.cli.run_info import model_rows, read_model
 from bayesrl.cli.tables import run_rows
 from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.diagnostics.scores import Scoreboard
-from bayesrl.display.tables import Line, as_text
+from bayesrl.display.tables import Line, format_text
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.problem import Problem, load_problem
-from bayesrl.report.contents import gather
-from bayesrl.report.facts import Facts
-from bayesrl.report.write import check_path, write_page
+from bayesrl.report.contents import collect
+from bayesrl.report.facts import ReportContents
+from bayesrl.report.write import check_path, write_fits
 from bayesrl.svi.checkpoints import load
 
 
@@ -48,14 +48,14 @@ def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> li
             posterior, lost = _posterior_of(directory, problem)
         lacking = tuple(text for text in (reason, lost) if text)
         with activity(f"diagnosing {name}"):
-            fits.append(gather_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
+            fits.append(collect_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
             sections += problem.sections_of(posterior) if problem is not None else []
     with activity("writing the report"):
-        write_page(path, fits, sections)
-    return [as_text([line]) for fit in fits for line in _told(fit, named=len(fits) > 1)]
+        write_fits(path, fits, sections)
+    return [format_text([line]) for fit in fits for line in _told(fit, named=len(fits) > 1)]
 
 
-def _told(fit: Facts, *, named: bool) -> Iterator[Line]:
+def _told(fit: ReportContents, *, named: bool) -> Iterator[Line]:
     """Tell the verdict of a fit, by name where there are several, and what is missing."""
     name = f"{fit.name}: " if named else ""
     if fit.diagnosis is not None:
@@ -64,7 +64,7 @@ def _told(fit: Facts, *, named: bool) -> Iterator[Line]:
         yield Line(f"{name}{sentence}", "warn")
 
 
-def gather_run(
+def collect_run(
     directory: Path,
     posterior: Posterior,
     problem: Problem | None,
@@ -73,7 +73,7 @@ def gather_run(
     gold: str | None = None,
     held_out: Scoreboard | None = None,
     missing: tuple[str, ...] = (),
-) -> Facts:
+) -> ReportContents:
     """Find what the report shows of a run.
 
     Args:
@@ -90,13 +90,13 @@ def gather_run(
     done, _ = _or_none(lambda: run_folder.read_history(directory)) or (0, {})
     rows = [
         ("run folder", str(directory)),
-        *(made_of(directory) if made is not None else []),
+        *(model_rows(directory) if made is not None else []),
         *run_rows(told["settings"], told["identity"], done),
         ("Python", platform.python_version()),
     ]
     model = made["model"] if made is not None else ""
     about = (problem.about if problem is not None else "") or model_names().get(model, "")
-    return gather(
+    return collect(
         fold_in(key_from_seed(0), 8),
         name if name is not None else Path(model).stem or directory.resolve().name,
         posterior,
@@ -171,4 +171,4 @@ def _words(made: dict[str, Any], told: dict[str, Any]) -> Iterator[str]:
         yield f"--beta {','.join(f'{b!r}' for b in (beta if isinstance(beta, list) else [beta]))}"
     yield f"--steps {settings['num_steps']} --restarts {settings['num_restarts']} --seed {identity['seed'][-1]}"
     for name, value in made["options"].items():
-        yield f"--set {shlex.quote(f'{name}={spell(value)}')}"
+        yield f"--set {shlex.quote(f'{name}={format_option(value)}')}"

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bayesrl import run_folder
-from bayesrl.cli.arguments import say, spell, terminal
+from bayesrl.cli.arguments import format_option, make_console, print_line
 from bayesrl.diagnostics.fit_quantities import Measured
 from bayesrl.diagnostics.fit_quantities import from_json as measured_from_json
 from bayesrl.diagnostics.scores import Scoreboard, from_json
-from bayesrl.display.formatting import number
-from bayesrl.display.tables import Line, as_text
+from bayesrl.display.formatting import format_number
+from bayesrl.display.tables import Line, format_text
 from bayesrl.errors import RunFolderError
 from bayesrl.files.plain import file_name, read_file
 from bayesrl.files.schemas import NOTHING, NUMBER, POSITIVE, TEXT, Schema, ValueKind, integer_between, misfit
 from bayesrl.files.stamps import digest_of, is_intact
 
 REPORT = "report.html"
-KEPT = ("training.png", "training.svg", REPORT)
+OUTPUT_FILES = ("training.png", "training.svg", REPORT)
 """Files that a run leaves when it ends, beside the posterior and the scores."""
 
 _COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
@@ -60,7 +60,7 @@ _SCHEMA: dict[str, Schema] = {
 }
 
 
-class Scores(NamedTuple):
+class RunScores(NamedTuple):
     """The scores that a run folder holds.
 
     Attributes:
@@ -90,7 +90,7 @@ def read_model(directory: Path) -> dict[str, Any] | None:
     return run_folder.load_json(directory, run_folder.MODEL, run_folder.MODEL_SCHEMA, remedy)
 
 
-def model_of(directory: Path) -> dict[str, Any]:
+def require_model(directory: Path) -> dict[str, Any]:
     """Read which model a run fits, with which options.
 
     Raises:
@@ -111,16 +111,16 @@ def is_learning(directory: Path) -> bool:
     return run_folder.read_problem(directory)["identity"].get("kind") == "learn"
 
 
-def made_of(directory: Path) -> list[tuple[str, str]]:
+def model_rows(directory: Path) -> list[tuple[str, str]]:
     """Tell model and options as rows of (setting, value)."""
     made = read_model(directory)
     if made is None:
         return []
-    options = ", ".join(f"{name}={spell(value)}" for name, value in made["options"].items())
+    options = ", ".join(f"{name}={format_option(value)}" for name, value in made["options"].items())
     return [("model", made["model"]), ("options", options or "defaults")]
 
 
-def read_scores(directory: Path) -> Scores | None:
+def read_scores(directory: Path) -> RunScores | None:
     """Read the scores of a run; None where it was not scored.
 
     Raises:
@@ -134,10 +134,10 @@ def read_scores(directory: Path) -> Scores | None:
     verdict = None if told["verdict"] is None else Line(*told["verdict"])
     rows = told.get("measured")
     measured = None if rows is None else [measured_from_json(row) for row in rows]
-    return Scores(told["step"], from_json(told["fit"]), held_out, verdict, told["pictures"], measured)
+    return RunScores(told["step"], from_json(told["fit"]), held_out, verdict, told["pictures"], measured)
 
 
-def lacking(directory: Path, done: int, total: int, scores: Scores | None) -> list[str]:
+def missing_parts(directory: Path, done: int, total: int, scores: RunScores | None) -> list[str]:
     """Say what a run that has not ended lacks, and how to get it."""
     command = f"bayesrl resume {shlex.quote(str(directory))}"
     absent = [
@@ -147,8 +147,8 @@ def lacking(directory: Path, done: int, total: int, scores: Scores | None) -> li
             ("the saved draws (posterior.nc)", (directory / run_folder.POSTERIOR).exists()),
             ("the model (model.json)", scores is None or (directory / run_folder.MODEL).exists()),
             ("the results", scores is not None and scores.step == done),
-            ("the pictures", all((directory / name).exists() for name in KEPT[:2])),
-            ("the report", (directory / KEPT[2]).exists()),
+            ("the pictures", all((directory / name).exists() for name in OUTPUT_FILES[:2])),
+            ("the report", (directory / OUTPUT_FILES[2]).exists()),
         )
         if not there
     ]
@@ -157,7 +157,7 @@ def lacking(directory: Path, done: int, total: int, scores: Scores | None) -> li
     return [*lines, *([f"\ndamaged: {', '.join(damaged)}; delete them and go on with: {command}"] if damaged else [])]
 
 
-def _damaged(directory: Path, scores: Scores) -> Iterator[str]:
+def _damaged(directory: Path, scores: RunScores) -> Iterator[str]:
     """Name files beside the fit that are not as they were written."""
     for name, digest in scores.pictures.items():
         if _differs(directory / file_name(name), partial(_has, digest)):
@@ -195,8 +195,8 @@ def show_fit(directory: Path) -> None:
     told = run_folder.read_problem(directory)
     settings, identity = told["settings"], told["identity"]
     done, history = run_folder.read_history(directory)
-    console = terminal()
-    console.print(plain_table(("setting", "value"), [*made_of(directory), *run_rows(settings, identity, done)]))
+    console = make_console()
+    console.print(plain_table(("setting", "value"), [*model_rows(directory), *run_rows(settings, identity, done)]))
     betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
     scores = read_scores(directory)
     if scores is not None:
@@ -206,34 +206,34 @@ def show_fit(directory: Path) -> None:
     if history:
         console.print(Text("\nend of the history (means over the steps between the rows)", style="bold"))
         console.print(history_table(history, betas))
-    for line in lacking(directory, done, settings["num_steps"], scores):
-        say(line, "yellow")
+    for line in missing_parts(directory, done, settings["num_steps"], scores):
+        print_line(line, "yellow")
 
 
 def show_learning(directory: Path) -> None:
     """Print what a folder of runs of `learn` holds."""
     from bayesrl.cli.tables import plain_table
 
-    terminal().print(plain_table(("what", "value"), _learning_rows(directory)))
+    make_console().print(plain_table(("what", "value"), _learning_rows(directory)))
 
 
-def print_results(scores: Scores) -> None:
+def print_results(scores: RunScores) -> None:
     """Print the table of scores, and the verdict below it."""
     from rich.text import Text
 
     from bayesrl.cli.tables import score_table
 
-    console = terminal()
+    console = make_console()
     console.print(score_table(scores.fit, scores.held_out, scores.measured))
     if scores.verdict is not None:
-        console.print(Text(f"\n{as_text([scores.verdict])}", style=_COLOURS[scores.verdict.outcome]))
+        console.print(Text(f"\n{format_text([scores.verdict])}", style=_COLOURS[scores.verdict.outcome]))
 
 
 def _learning_rows(directory: Path) -> list[tuple[str, str]]:
     """Tell what a folder of runs holds, as rows of (what, value)."""
     told = run_folder.read_problem(directory)
     identity = told["identity"]
-    done, history = episodes_of(directory)
+    done, history = read_episodes(directory)
     rows = [
         ("environment", str(identity["environment"])),
         ("agent", str(identity["agent"]["type"])),
@@ -242,18 +242,18 @@ def _learning_rows(directory: Path) -> list[tuple[str, str]]:
     ]
     made = read_model(directory)
     if made is not None:
-        options = ", ".join(f"{name}={spell(value)}" for name, value in made["options"].items())
+        options = ", ".join(f"{name}={format_option(value)}" for name, value in made["options"].items())
         rows = [("model", made["model"]), ("options", options or "defaults"), *rows]
     if done:
         last = max(done // 10, 1)
-        rows.append((f"mean return of the last {last:,}", number(float(history["return"][-last:].mean()))))
-        rows.append(("cumulated regret", number(float(history["regret"].sum()))))
+        rows.append((f"mean return of the last {last:,}", format_number(float(history["return"][-last:].mean()))))
+        rows.append(("cumulated regret", format_number(float(history["regret"].sum()))))
     if done < told["settings"]["num_episodes"] and "confidence" not in told["settings"]:
         rows.append(("go on with", f"bayesrl resume {shlex.quote(str(directory))}"))
     return rows
 
 
-def episodes_of(directory: Path) -> tuple[int, dict[str, Any]]:
+def read_episodes(directory: Path) -> tuple[int, dict[str, Any]]:
     """Read how many episodes a run of `learn` has played, and its history; 0 and nothing where there is none."""
     history = run_folder.history_in(directory, run_folder.read_checkpoint(directory) or {})
     return len(history.get("episode", ())), history

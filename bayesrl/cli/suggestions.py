@@ -18,7 +18,7 @@ _OPTIONS: Mapping[str, Mapping[str, type]] = {
 _FLAGS = {**dict.fromkeys(_OPTIONS, ("--quiet", "--help")), "cache": ("--clear", "--help")}
 
 
-def command_meant(command: str, words: list[str]) -> str | None:
+def suggest_command(command: str, words: list[str]) -> str | None:
     """Mend what was typed, or give None where nothing is wrong that can be told.
 
     Temperatures may stand apart, an option of a model without `--set` or behind another model, whole numbers may be
@@ -29,7 +29,7 @@ def command_meant(command: str, words: list[str]) -> str | None:
         words: what stood behind it.
 
     Example:
-        >>> command_meant("fit", ["bernoulli_bandit", "--beta", "0.1,", "0.2", "arms=3", "--steps", "1e3"])
+        >>> suggest_command("fit", ["bernoulli_bandit", "--beta", "0.1,", "0.2", "arms=3", "--steps", "1e3"])
         'fit bernoulli_bandit --beta 0.1,0.2 --set arms=3 --steps 1000'
     """
     apart = _apart(words)

@@ -5,13 +5,13 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from bayesrl.diagnostics.fit_quantities import Measured
 from bayesrl.diagnostics.scores import Scoreboard
-from bayesrl.display.formatting import beta_text, number, printable, with_error
-from bayesrl.display.tables import WIDTH, Listing, narrowed
+from bayesrl.display.formatting import format_beta, format_estimate, format_number, sanitize
+from bayesrl.display.tables import WIDTH, Table, split_columns
 
 _COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share", "log p(y)")
 
@@ -32,7 +32,7 @@ def score_table(
     told = [
         name for name in _COLUMNS if name != "log p(y)" or any(row.log_marginal is not None for row in own + others)
     ]
-    listing = Listing(["", *told], [[label, *(cells[name] for name in told)] for label, cells in rows])
+    listing = Table(["", *told], [[label, *(cells[name] for name in told)] for label, cells in rows])
     parts = _within_80(listing)
     metrics = _metrics(board, held_out)
     if metrics is not None:
@@ -41,7 +41,7 @@ def score_table(
     return Group(*parts)
 
 
-def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) -> Table:
+def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) -> RichTable:
     """Lay the end of a history out as a table, means over restarts.
 
     Args:
@@ -53,10 +53,10 @@ def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) ->
     for chunk in range(max(0, len(history["step"]) - rows), len(history["step"])):
         for i, beta in enumerate(betas):
             cells = [
-                number(float(history[name][chunk].reshape(len(betas), -1)[i].mean()))
+                format_number(float(history[name][chunk].reshape(len(betas), -1)[i].mean()))
                 for name in ("objective", "reward", "kl", "spread", "grad_norm")
             ]
-            table.add_row(f"{int(history['step'][chunk]):,}" if i == 0 else "", beta_text(beta), *cells)
+            table.add_row(f"{int(history['step'][chunk]):,}" if i == 0 else "", format_beta(beta), *cells)
     return table
 
 
@@ -84,44 +84,44 @@ def run_rows(settings: Mapping[str, Any], identity: Mapping[str, Any], done: int
     yield "versions", ", ".join(f"{k.removesuffix('_version')} {v}" for k, v in settings.items() if "_version" in k)
 
 
-def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> RichTable:
     """Lay text out in columns; the last one wraps."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i, heading in enumerate(headings):
         table.add_column(heading, no_wrap=i < len(headings) - 1, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(printable(cell)) for cell in row))
+        table.add_row(*(escape(sanitize(cell)) for cell in row))
     return table
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
+def _table(*headings: str) -> RichTable:
+    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     return table
 
 
-def _within_80(listing: Listing) -> list[RenderableType]:
+def _within_80(listing: Table) -> list[RenderableType]:
     """Give a table, or several that repeat what they are of, each narrow enough."""
     tables: list[RenderableType] = []
-    for part in narrowed(listing, WIDTH, 2):
-        table = _table(*(escape(printable(heading)) for heading in part.headings))
+    for part in split_columns(listing, WIDTH, 2):
+        table = _table(*(escape(sanitize(heading)) for heading in part.headings))
         for row in part.rows:
-            table.add_row(*(escape(printable(cell)) for cell in row), style=None if row[0] == "fit" else "dim")
+            table.add_row(*(escape(sanitize(cell)) for cell in row), style=None if row[0] == "fit" else "dim")
         tables += [*([Text("")] if tables else []), table]
     return tables
 
 
-def _metrics(board: Scoreboard, held_out: Scoreboard | None) -> Listing | None:
+def _metrics(board: Scoreboard, held_out: Scoreboard | None) -> Table | None:
     names = list(board.rows[0].estimates.metrics) if board.rows else []
     if not names:
         return None
     rows = [
-        [label, beta_text(row.beta), *(with_error(row.estimates.metrics.get(name)) for name in names)]
+        [label, format_beta(row.beta), *(format_estimate(row.estimates.metrics.get(name)) for name in names)]
         for label, scores in (("fit", board), ("held out", held_out))
         for row in (scores.rows if scores is not None else ())
     ]
-    return Listing(["", "β", *names], rows)
+    return Table(["", "β", *names], rows)
 
 
 def _legend(board: Scoreboard, own: Sequence[Measured], others: Sequence[Measured]) -> list[str]:
@@ -138,8 +138,8 @@ def _legend(board: Scoreboard, own: Sequence[Measured], others: Sequence[Measure
     starts = [row.prior_objective for row in own if row.prior_objective is not None]
     if starts:
         elsewhere = [row.prior_objective for row in others if row.prior_objective is not None]
-        there = f", {with_error(elsewhere[0])} on what was held out" if elsewhere else ""
-        lines.append(f"J(π₀) = {with_error(starts[0])} is what the policy earned before the fit{there}.")
+        there = f", {format_estimate(elsewhere[0])} on what was held out" if elsewhere else ""
+        lines.append(f"J(π₀) = {format_estimate(starts[0])} is what the policy earned before the fit{there}.")
     if board.note:
         lines.append(f"J* is not known: {board.note}.")
     return lines

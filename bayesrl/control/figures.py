@@ -13,8 +13,8 @@ from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.environments.tabular_rollout import action_probs
 from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
 from bayesrl.diagnostics.results import Section
-from bayesrl.display.formatting import number
-from bayesrl.display.formatting import share as in_percent
+from bayesrl.display.formatting import format_number
+from bayesrl.display.formatting import format_share as in_percent
 from bayesrl.errors import ControlError
 from bayesrl.posterior.posterior import Posterior
 
@@ -183,7 +183,7 @@ def _numbers(mdp: TabularMDP, fitted: Planned, exact: Planned, beta: float) -> S
     start = evaluate_policy(mdp, mdp.prior, beta)
     rows: list[Sequence[str]] = [("", "J", "E[R]", "KL, nats")]
     for name, plan in (("prior", start), ("fitted", fitted), ("exact optimum", exact)):
-        rows.append((name, *(number(float(x)) for x in (plan.objective, plan.reward, plan.kl))))
+        rows.append((name, *(format_number(float(x)) for x in (plan.objective, plan.reward, plan.kl))))
     gain = float(exact.objective - start.objective)
     left = float(exact.objective - fitted.objective)
     told = f"{in_percent(left / gain)} of what there was to gain is left." if gain > 0 else "There was nothing to gain."

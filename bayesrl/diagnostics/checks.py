@@ -10,7 +10,7 @@ from bayesrl.diagnostics.evidence.by_sampling import worth_of
 from bayesrl.diagnostics.fit_quantities import NO_WEIGHTS, TIED, amount
 from bayesrl.diagnostics.results import Check, Evidence, Outcome
 from bayesrl.diagnostics.tail_behaviour import rank_rhat
-from bayesrl.display.formatting import number, share
+from bayesrl.display.formatting import format_number, format_share
 
 GOOD_SHARE = 0.0224
 """Verdicts change at a gap of √(1% · 5%) of J* − J(π₀), half way between good and bad on the log scale."""
@@ -107,10 +107,10 @@ def _error(error: float) -> str:
 
 def _between(floor: float, ceiling: float, error: float) -> str:
     if error > 0 and math.isfinite(ceiling):
-        return f"at most {share(ceiling)}{_error(error)}"
+        return f"at most {format_share(ceiling)}{_error(error)}"
     if math.isfinite(ceiling):
-        return f"between {share(floor)} and {share(ceiling)}"
-    return f"at least {share(floor)}{_error(error)}, and nobody knows how much at most,"
+        return f"between {format_share(floor)} and {format_share(ceiling)}"
+    return f"at least {format_share(floor)}{_error(error)}, and nobody knows how much at most,"
 
 
 def _by_share(
@@ -143,7 +143,7 @@ def coverage_check(evidence: Evidence) -> Check:
         return _unknown("mode coverage", MISSED_FAIL, f"there are no draws of p* to trust: {why}.", reference)
     value = float(np.nanmax(missed))
     outcome: Outcome = "fail" if value > MISSED_FAIL else "warn" if value > MISSED_WARN else "pass"
-    part = f"{share(value)} of p* lies where the fit hardly goes"
+    part = f"{format_share(value)} of p* lies where the fit hardly goes"
     barred = evidence.kl_forward is not None and bool(np.nanmax(evidence.kl_forward.mean) > _BARRED * value)
     if barred and outcome != "pass":
         help_ = (
@@ -154,7 +154,7 @@ def coverage_check(evidence: Evidence) -> Check:
         help_ = f"{part}: a mode is dropped. Use more restarts and select('mixture'), or ForwardKL()."
     else:
         help_ = f"{part}: more restarts and select('mixture') may reach it."
-    reached = f"the fit goes wherever p* does{f', but for {share(value)} of it' if value >= 5e-4 else ''}."
+    reached = f"the fit goes wherever p* does{f', but for {format_share(value)} of it' if value >= 5e-4 else ''}."
     explanation = reached if outcome == "pass" else help_
     return Check(
         "mode coverage", value, MISSED_FAIL if outcome == "fail" else MISSED_WARN, outcome, explanation, reference
@@ -195,7 +195,8 @@ def worth_check(ess: float, khat: float, num: int) -> Check:
         return Check("weights", khat, threshold, outcome, explanation, reference)
     if khat <= threshold and not enough:
         told = (
-            f"value is their share. k̂ is {number(khat, 3)}, but {worth}, so that weighting them is not reliable{help_}."
+            f"value is their share. k̂ is {format_number(khat, 3)}, but {worth}, so that weighting them is not "
+            f"reliable{help_}."
         )
         return Check("weights", ess / num, LEAST_WORTH, "warn", told, reference, least=True)
     if khat <= threshold:

@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bayesrl.display.formatting import UNKNOWN, beta_text, bound, number, share, with_ends, with_error
+from bayesrl.display.formatting import (
+    UNKNOWN,
+    format_beta,
+    format_bound,
+    format_estimate,
+    format_interval,
+    format_number,
+    format_share,
+)
 from bayesrl.statistics.estimates import Estimate, Interval
 
 HEADINGS = ("β", "J", "J*", "gap", "share", "E[R]", "KL", "log Z", "log p(y)")
@@ -72,21 +80,21 @@ class Measured(NamedTuple):
         known = has_mean(self.optimum) or _above(self.optimum, self.objective)
         log_z = self.log_evidence if known or has_mean(self.log_evidence) else None
         told = {
-            "β": beta_text(self.beta),
-            "J": with_error(self.objective),
+            "β": format_beta(self.beta),
+            "J": format_estimate(self.objective),
             "J*": bracket_text(self.optimum if known else None, self.error),
             "gap": self._gap_text(),
             "share": share_text(self.relative_gap),
-            "E[R]": UNKNOWN if self.beta is None else with_error(self.reward),
-            "KL": with_error(self.kl),
+            "E[R]": UNKNOWN if self.beta is None else format_estimate(self.reward),
+            "KL": format_estimate(self.kl),
             "log Z": bracket_text(log_z, self.error / (self.beta or 1.0)),
-            "log p(y)": with_error(self.log_marginal),
+            "log p(y)": format_estimate(self.log_marginal),
         }
         return {name: told[name] for name in HEADINGS}
 
     def weight_cells(self) -> dict[str, str]:
         """Give what the weights of the fit's own draws tell, as text, by heading."""
-        return {"ESS": amount(self.ess), "of": f"{self.num_weighed:,}", "k̂": number(self.khat, 3)}
+        return {"ESS": amount(self.ess), "of": f"{self.num_weighed:,}", "k̂": format_number(self.khat, 3)}
 
     @property
     def no_khat(self) -> str:
@@ -122,7 +130,7 @@ def plain(estimate: Estimate | None) -> Interval | None:
 
 def amount(value: float) -> str:
     """Write a number of draws."""
-    return f"{value:,.0f}" if math.isfinite(value) and abs(value) >= 100 else number(value, 3)
+    return f"{value:,.0f}" if math.isfinite(value) and abs(value) >= 100 else format_number(value, 3)
 
 
 def has_mean(interval: Interval | None) -> bool:
@@ -143,11 +151,11 @@ def bracket_text(interval: Interval | None, error: float = 0.0, *, own: bool = F
     if interval is None:
         return UNKNOWN
     if has_mean(interval):
-        return with_ends(interval)
+        return format_interval(interval)
     if math.isfinite(float(interval.conservative_upper)):
-        return bound("≤", float(interval.conservative_upper), error, told=own)
+        return format_bound("≤", float(interval.conservative_upper), error, told=own)
     if math.isfinite(float(interval.conservative_lower)) and not (own and float(interval.conservative_lower) <= 0):
-        return bound("≥", float(interval.conservative_lower), error, told=own)
+        return format_bound("≥", float(interval.conservative_lower), error, told=own)
     return UNKNOWN
 
 
@@ -157,11 +165,13 @@ def share_text(interval: Interval | None) -> str:
         return UNKNOWN
     mean, _, lower, upper, floor, ceiling = (float(part) for part in interval)
     if math.isnan(mean):
-        return f"≤ {share(ceiling)}" if math.isfinite(ceiling) else f"≥ {share(floor)}" if floor > 0 else UNKNOWN
+        if math.isfinite(ceiling):
+            return f"≤ {format_share(ceiling)}"
+        return f"≥ {format_share(floor)}" if floor > 0 else UNKNOWN
     low, high = (floor, ceiling) if math.isnan(lower) or math.isnan(upper) else (lower, upper)
     if low == high or not (math.isfinite(low) and math.isfinite(high)):
-        return share(mean)
-    return f"{share(mean)} [{share(low)}, {share(high)}]"
+        return format_share(mean)
+    return f"{format_share(mean)} [{format_share(low)}, {format_share(high)}]"
 
 
 def _above(optimum: Interval | None, objective: Interval) -> bool:

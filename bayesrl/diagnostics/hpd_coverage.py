@@ -16,8 +16,8 @@ from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.diagnostics.comparison import unlike_sites
 from bayesrl.diagnostics.results import Outcome
 from bayesrl.diagnostics.scoreboard import over_all_data
-from bayesrl.display.formatting import beta_text, percent, with_error
-from bayesrl.display.tables import Block, Line, Listing, Shown
+from bayesrl.display.formatting import format_beta, format_estimate, format_percent
+from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws, numpy_generator
 from bayesrl.posterior.posterior import Posterior
@@ -36,7 +36,7 @@ _EPS = float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True, repr=False)
-class Coverage(Shown):
+class Coverage(Displayable):
     """How many exact draws of p* lie in the fit's regions of highest probability.
 
     Attributes:
@@ -90,26 +90,26 @@ class Coverage(Shown):
             if self.verdict == "fail"
             else "it is too wide: fit longer, or choose a richer guide"
         )
-        return f"The fit's {percent(level)} region holds {percent(share)} of p*{where}; {how}."
+        return f"The fit's {format_percent(level)} region holds {format_percent(share)} of p*{where}; {how}."
 
-    def listing(self) -> Listing:
+    def table(self) -> Table:
         """One row for each temperature, the share beside each level."""
         betas = [None] if self.beta is None else [float(b) for b in np.atleast_1d(self.beta)]
         mean, se = (np.reshape(np.asarray(part), (len(betas), -1)) for part in self.share)
         rows = [
             (
-                beta_text(beta),
-                *(with_error(Estimate(jnp.asarray(m), jnp.asarray(s))) for m, s in zip(*pair, strict=True)),
+                format_beta(beta),
+                *(format_estimate(Estimate(jnp.asarray(m), jnp.asarray(s))) for m, s in zip(*pair, strict=True)),
             )
             for beta, *pair in zip(betas, mean, se, strict=True)
         ]
-        return Listing(("β", *(f"in {100 * level:g}%" for level in self.levels)), rows)
+        return Table(("β", *(f"in {100 * level:g}%" for level in self.levels)), rows)
 
-    def _blocks(self) -> Sequence[Block]:
+    def _blocks(self) -> Sequence[DisplayBlock]:
         legend = (
             f"(share of {self.num_samples:,} exact draws in the fit's region of that probability; ± standard error)"
         )
-        return (Line(self.explanation, self.verdict), self.listing(), Line(legend))
+        return (Line(self.explanation, self.verdict), self.table(), Line(legend))
 
 
 @checked(EngineError)

@@ -9,8 +9,8 @@ import numpy as np
 
 from bayesrl.annotations import Requirement
 from bayesrl.arguments import Count, Level, checked
-from bayesrl.display.formatting import number, with_error
-from bayesrl.display.tables import Block, Line, Listing, Shown
+from bayesrl.display.formatting import format_estimate, format_number
+from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.values import are_finite
@@ -21,7 +21,7 @@ _LEVEL = 0.01
 
 @checked(EngineError)
 @dataclass(frozen=True, repr=False)
-class Calibration(Shown):
+class Calibration(Displayable):
     """Ranks of what generated the data among draws inferred from them.
 
     Attributes:
@@ -93,17 +93,17 @@ class Calibration(Shown):
         mean = inside.mean(0)
         return Estimate(jnp.asarray(mean), jnp.asarray(np.sqrt(mean * (1 - mean) / len(inside))))
 
-    def _blocks(self) -> Sequence[Block]:
+    def _blocks(self) -> Sequence[DisplayBlock]:
         p_values = self.p_values
         order = np.argsort(p_values)[:10]
         told = [self.coverage(level) for level in (0.5, 0.8, 0.95)]
         rows = [
             (
                 self.names[i],
-                number(float(p_values[i]), 2),
-                *(with_error(Estimate(one.mean[i], one.se[i])) for one in told),
+                format_number(float(p_values[i]), 2),
+                *(format_estimate(Estimate(one.mean[i], one.se[i])) for one in told),
             )
             for i in order
         ]
-        listing = Listing(("quantity", "p of uniformity", "in 50%", "in 80%", "in 95%"), rows)
+        listing = Table(("quantity", "p of uniformity", "in 50%", "in 80%", "in 95%"), rows)
         return Line(self.explanation, self.verdict), listing

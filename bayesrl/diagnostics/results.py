@@ -9,8 +9,15 @@ import numpy as np
 
 from bayesrl.arguments import checked
 from bayesrl.diagnostics.fit_quantities import HEADINGS, INTERVALS, Measured, bracket_text
-from bayesrl.display.formatting import UNKNOWN, apart, at, number, share, with_error
-from bayesrl.display.tables import MARKS, Block, Line, Listing, Shown
+from bayesrl.display.formatting import (
+    UNKNOWN,
+    estimate_at,
+    format_estimate,
+    format_number,
+    format_share,
+    format_with_limit,
+)
+from bayesrl.display.tables import MARKS, Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Interval
 
@@ -35,7 +42,7 @@ class Side(NamedTuple):
 
 @checked(EngineError)
 @dataclass(frozen=True, repr=False)
-class Evidence(Shown):
+class Evidence(Displayable):
     """How far a fit is from the optimum: log Z from both sides, and the gap, per context, [*beta].
 
     It carries every quantity of a fit once: tables, figures, checks, reports and files tell these and no others, and
@@ -119,7 +126,7 @@ class Evidence(Shown):
     def measured(self) -> list[Measured]:
         """Every quantity at each β."""
         each: list[dict[str, Any]] = [
-            {name: at(getattr(self, name), i) for name in INTERVALS} for i in range(len(self.betas))
+            {name: estimate_at(getattr(self, name), i) for name in INTERVALS} for i in range(len(self.betas))
         ]
         return [
             Measured(
@@ -157,14 +164,14 @@ class Evidence(Shown):
         reason = f" But {self.caveat.rstrip('.')}." if self.caveat else ""
         return f"The optimum was reached {words[self.method]}{drawn}.{reason}"
 
-    def listing(self) -> Listing:
+    def table(self) -> Table:
         """One row for each temperature: what was reached, what could be, and the gap between."""
         headings = [
             name for name in HEADINGS if name != "log Z" and (name != "log p(y)" or self.log_marginal is not None)
         ]
-        return Listing(headings, [[row.cells()[name] for name in headings] for row in self.measured])
+        return Table(headings, [[row.cells()[name] for name in headings] for row in self.measured])
 
-    def weight_listing(self) -> Listing:
+    def weight_table(self) -> Table:
         """One row for each temperature: limits of log Z from both sides, the distance to p*, and the weights."""
         rows = []
         for i, row in enumerate(self.measured):
@@ -174,17 +181,17 @@ class Evidence(Shown):
                 (
                     told["β"],
                     told["log Z"],
-                    UNKNOWN if self.method == "draws" else number(float(np.reshape(self.lower.limit, -1)[i])),
-                    number(upper),
-                    _apart_text(at(self.kl_reverse, i)),
-                    _apart_text(at(self.kl_forward, i)),
+                    UNKNOWN if self.method == "draws" else format_number(float(np.reshape(self.lower.limit, -1)[i])),
+                    format_number(upper),
+                    _apart_text(estimate_at(self.kl_reverse, i)),
+                    _apart_text(estimate_at(self.kl_forward, i)),
                     weights["ESS"],
                     weights["k̂"],
-                    share(float(np.reshape(self.missed_mass, -1)[i])),
+                    format_share(float(np.reshape(self.missed_mass, -1)[i])),
                 )
             )
         sides = ("from below", "from above") if self.log_evidence is not None else ("J*/β from below", "from above")
-        return Listing(("β", "log Z", *sides, "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed"), rows)
+        return Table(("β", "log Z", *sides, "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed"), rows)
 
     @property
     def weighed(self) -> str:
@@ -195,14 +202,14 @@ class Evidence(Shown):
         at_some = "" if len(lacking) == len(rows) else " at some β"
         return " ".join([*sentences, *(f"k̂ is not told{at_some}: {reason}." for reason in dict.fromkeys(lacking))])
 
-    def _blocks(self) -> Sequence[Block]:
+    def _blocks(self) -> Sequence[DisplayBlock]:
         legend = Line(f"({_legend(self)}; from below and above: 97.5% limits)")
-        first, second = self.listing(), self.weight_listing()
+        first, second = self.table(), self.weight_table()
         told = (legend, Line(f"{self.explanation} {self.weighed}"))
         if len(first.rows) > 1:
             return first, second, *told
-        whole = Listing((*first.headings, *second.headings[1:]), [(*first.rows[0], *second.rows[0][1:])])
-        return whole.turned(), *told
+        whole = Table((*first.headings, *second.headings[1:]), [(*first.rows[0], *second.rows[0][1:])])
+        return whole.transpose(), *told
 
 
 def _legend(evidence: Evidence) -> str:
@@ -235,17 +242,17 @@ class Check(NamedTuple):
     @property
     def told(self) -> str:
         """The value, with as many digits as tell on which side of the threshold it is."""
-        return apart(self.value, self.threshold)[0]
+        return format_with_limit(self.value, self.threshold)[0]
 
     @property
     def limit(self) -> str:
         """The threshold, with the side that is good."""
-        return f"{'≥' if self.least else '≤'} {apart(self.value, self.threshold)[1]}"
+        return f"{'≥' if self.least else '≤'} {format_with_limit(self.value, self.threshold)[1]}"
 
 
 @checked(EngineError)
 @dataclass(frozen=True, repr=False)
-class Diagnosis(Shown):
+class Diagnosis(Displayable):
     """Whether a fit can be trusted.
 
     Attributes:
@@ -263,20 +270,20 @@ class Diagnosis(Shown):
     def __getitem__(self, name: str) -> Check:
         return next(check for check in self.checks if check.name == name)
 
-    def _blocks(self) -> Sequence[Block]:
+    def _blocks(self) -> Sequence[DisplayBlock]:
         numbers = () if self.evidence is None else self.evidence._blocks()
         return (Line(self.explanation, self.verdict), checks_listing(self.checks), *numbers)
 
 
-def checks_listing(checks: Sequence[Check]) -> Listing:
+def checks_listing(checks: Sequence[Check]) -> Table:
     """One row for each check, what to do as its note."""
     rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, c.told, c.limit) for c in checks]
-    return Listing(("outcome", "check", "value", "limit"), rows, "llrr", [c.explanation for c in checks])
+    return Table(("outcome", "check", "value", "limit"), rows, "llrr", [c.explanation for c in checks])
 
 
 @checked(EngineError)
 @dataclass(frozen=True, repr=False)
-class Frontier(Shown):
+class Frontier(Displayable):
     """Reward against KL over an array of β, and whether it obeys what any optimum obeys.
 
     Attributes:
@@ -294,24 +301,24 @@ class Frontier(Shown):
     gold: Interval | None
     turning_point: float | None
 
-    def listing(self) -> Listing:
+    def table(self) -> Table:
         """One row for each temperature, with the gold metric where there is one."""
-        listing = self.evidence.listing()
+        listing = self.evidence.table()
         if self.gold is None:
             return listing
-        gold = [with_error(at(self.gold, i)) for i in range(len(listing.rows))]
+        gold = [format_estimate(estimate_at(self.gold, i)) for i in range(len(listing.rows))]
         rows = [(*row, cell) for row, cell in zip(listing.rows, gold, strict=True)]
-        return Listing((*listing.headings, "gold"), rows)
+        return Table((*listing.headings, "gold"), rows)
 
-    def _blocks(self) -> Sequence[Block]:
+    def _blocks(self) -> Sequence[DisplayBlock]:
         turn = [] if self.turning_point is None else [Line(f"Gold is greatest at β = {self.turning_point:.3g}.")]
         legend = Line(f"({_legend(self.evidence)})")
-        return (self.listing(), legend, checks_listing(self.checks), *turn)
+        return (self.table(), legend, checks_listing(self.checks), *turn)
 
 
 @checked(EngineError)
 @dataclass(frozen=True, repr=False)
-class Comparison(Shown):
+class Comparison(Displayable):
     """Fits of one problem side by side, on common draws.
 
     Attributes:
@@ -334,21 +341,21 @@ class Comparison(Shown):
     delta_kl: Interval
     log_marginal: Interval | None = None
 
-    def listing(self) -> Listing:
+    def table(self) -> Table:
         """One row for each fit, with its differences to the first."""
         told = (self.objective, self.delta_objective, self.reward, self.delta_reward, self.kl, self.delta_kl)
         rows = [
-            (name, *("" if i == 0 and k % 2 else with_error(at(one, i)) for k, one in enumerate(told)))
+            (name, *("" if i == 0 and k % 2 else format_estimate(estimate_at(one, i)) for k, one in enumerate(told)))
             for i, name in enumerate(self.names)
         ]
         headings = ["fit", "J", "ΔJ", "E[R]", "ΔE[R]", "KL", "ΔKL"]
         if self.log_marginal is not None:
             headings.append("log p(y)")
-            rows = [(*row, with_error(at(self.log_marginal, i))) for i, row in enumerate(rows)]
-        return Listing(headings, rows)
+            rows = [(*row, format_estimate(estimate_at(self.log_marginal, i))) for i, row in enumerate(rows)]
+        return Table(headings, rows)
 
-    def _blocks(self) -> Sequence[Block]:
-        return (self.listing(), Line("Δ is the difference to the first, on common draws; ± is one standard error."))
+    def _blocks(self) -> Sequence[DisplayBlock]:
+        return (self.table(), Line("Δ is the difference to the first, on common draws; ± is one standard error."))
 
 
 class Section(NamedTuple):
@@ -368,5 +375,5 @@ class Section(NamedTuple):
 def _apart_text(found: Interval | None) -> str:
     """Write how far a fit and p* are apart, or the end of it that is known; nothing that rests on worthless weights."""
     if found is None or math.isfinite(float(found.upper)):
-        return with_error(found)
+        return format_estimate(found)
     return bracket_text(found, float(found.se), own=True)  # a standard error is not to be leaned on

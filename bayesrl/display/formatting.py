@@ -12,7 +12,7 @@ UNKNOWN = "—"
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def format_number(value: float | None, digits: int = 4) -> str:
     """Write a number with so many significant digits, without an exponent where that is short."""
     if value is None or math.isnan(value):
         return UNKNOWN
@@ -26,7 +26,7 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{decimals}f}"
 
 
-def with_error(estimate: Any) -> str:
+def format_estimate(estimate: Any) -> str:
     """Write mean ± standard error, to the error's second digit; the mean alone where it is exact.
 
     Args:
@@ -38,10 +38,10 @@ def with_error(estimate: Any) -> str:
     if math.isnan(mean):
         return UNKNOWN
     if not (error > 0 and math.isfinite(error)):
-        return number(mean)
+        return format_number(mean)
     decimals = _decimals(error)
     if abs(mean) >= 10**6:
-        return f"{number(mean)} ± {error:.1e}"
+        return f"{format_number(mean)} ± {error:.1e}"
     if decimals > 7:
         return f"{_tiny(mean, decimals)} ± {error:.1e}"
     return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
@@ -55,11 +55,11 @@ def _decimals(error: float) -> int:
 def _tiny(value: float, decimals: int) -> str:
     """Write a small number with so many decimals, by its exponent."""
     if value == 0 or not math.isfinite(value):
-        return number(value)
+        return format_number(value)
     return f"{value:.{max(decimals + math.floor(math.log10(abs(value))), 1)}e}"
 
 
-def bound(sign: str, end: float, error: float, *, told: bool) -> str:
+def format_bound(sign: str, end: float, error: float, *, told: bool) -> str:
     """Write an end that a number lies beyond, `≥ 0.044`, to the second digit of the error of what it is held against.
 
     Args:
@@ -69,35 +69,35 @@ def bound(sign: str, end: float, error: float, *, told: bool) -> str:
         told: whether the error is the end's own, and is written too.
     """
     if not (error > 0 and math.isfinite(error)) or abs(end) >= 10**6 or _decimals(error) > 7:
-        return f"{sign} {number(end)}"
+        return f"{sign} {format_number(end)}"
     decimals = _decimals(error)
     return f"{sign} {end:.{decimals}f}" + (f" ± {error:.{decimals}f}" if told else "")
 
 
-def share(part: float) -> str:
+def format_share(part: float) -> str:
     """Write a part of what there was to gain, in percent to one decimal, smaller ones to two."""
     if not math.isfinite(part):
-        return UNKNOWN if math.isnan(part) else number(part)
-    return f"{part:.1%}" if abs(part) >= 1e-3 else percent(part) if part else "0%"
+        return UNKNOWN if math.isnan(part) else format_number(part)
+    return f"{part:.1%}" if abs(part) >= 1e-3 else format_percent(part) if part else "0%"
 
 
-def apart(value: float, limit: float, digits: int = 3) -> tuple[str, str]:
+def format_with_limit(value: float, limit: float, digits: int = 3) -> tuple[str, str]:
     """Write a number and the limit that it is held against, with as many digits as tell on which side it is.
 
     Example:
-        >>> apart(0.02243, 0.0224)
+        >>> format_with_limit(0.02243, 0.0224)
         ('0.02243', '0.02240')
     """
     if math.isnan(value) or math.isnan(limit) or value == limit:
-        return number(value, digits), number(limit, digits)
+        return format_number(value, digits), format_number(limit, digits)
     for more in range(digits, 18):
-        told = (number(value, more), number(limit, more))
+        told = (format_number(value, more), format_number(limit, more))
         if told[0] != told[1]:
             return told
     return told
 
 
-def with_ends(interval: Interval | None) -> str:
+def format_interval(interval: Interval | None) -> str:
     """Write mean [left, right], the 95% interval; the mean alone where it is exact.
 
     The calibrated interval is written, or the conservative one where there is none.
@@ -108,19 +108,20 @@ def with_ends(interval: Interval | None) -> str:
     if math.isnan(lower) or math.isnan(upper):
         lower, upper = floor, ceiling
     if lower == upper or (math.isinf(lower) and math.isinf(upper)):
-        return number(mean)
+        return format_number(mean)
     if math.isinf(lower) or math.isinf(upper):
-        return f"{number(mean)} (≤ {number(upper)})" if math.isinf(lower) else f"{number(mean)} (≥ {number(lower)})"
+        limit = f"≤ {format_number(upper)}" if math.isinf(lower) else f"≥ {format_number(lower)}"
+        return f"{format_number(mean)} ({limit})"
     decimals = 1 - math.floor(math.log10(upper - lower)) if upper > lower else 7
     if decimals > 6 and max(abs(mean), abs(lower), abs(upper)) < 1e-2:
         return f"{_tiny(mean, decimals)} [{_tiny(lower, decimals)}, {_tiny(upper, decimals)}]"
     if decimals > 10 or max(abs(mean), abs(lower), abs(upper)) >= 10**6:
-        return f"{number(mean)} [{number(lower)}, {number(upper)}]"
+        return f"{format_number(mean)} [{format_number(lower)}, {format_number(upper)}]"
     shown = max(decimals, 0)
     return f"{mean:.{shown}f} [{lower:.{shown}f}, {upper:.{shown}f}]"
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """Write a share in percent."""
     if share is None or not math.isfinite(share):
         return UNKNOWN
@@ -129,7 +130,7 @@ def percent(share: float | None) -> str:
     return f"{share:.2%}" if abs(share) < 0.1 else f"{share:.0%}"
 
 
-def at[T: (Interval, Estimate)](estimate: T | None, index: int) -> T | None:
+def estimate_at[T: (Interval, Estimate)](estimate: T | None, index: int) -> T | None:
     """Choose one β of an estimate or interval [*beta]; the index counts the flat axis."""
     if estimate is None:
         return None
@@ -137,17 +138,17 @@ def at[T: (Interval, Estimate)](estimate: T | None, index: int) -> T | None:
     return chosen
 
 
-def count(number_of: int, what: str) -> str:
+def pluralize(number_of: int, what: str) -> str:
     """Write how many there are: `1 restart`, `4 restarts`."""
     return f"{number_of:,} {what}{'' if number_of == 1 else 's'}"
 
 
-def beta_text(beta: float | None) -> str:
+def format_beta(beta: float | None) -> str:
     """Write a temperature, or that there is none."""
     return UNKNOWN if beta is None else f"{beta:.3g}"
 
 
-def printable(text: str) -> str:
+def sanitize(text: str) -> str:
     """Put a replacement character in the place of what would steer a terminal, turn text around or break a file."""
 
     def steers(c: str) -> bool:
@@ -156,7 +157,7 @@ def printable(text: str) -> str:
     return "".join("\N{REPLACEMENT CHARACTER}" if steers(c) and c != "\n" else c for c in text)
 
 
-def shortened(value: Any, longest: int = 160) -> str:
+def truncate(value: Any, longest: int = 160) -> str:
     """Write a value on one line, its end left out where it is long.
 
     Whole numbers keep their digits, reals get three; arrays are written as their numbers with spaces.

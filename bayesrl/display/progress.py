@@ -21,13 +21,13 @@ from tqdm.utils import disp_len, disp_trim
 from bayesrl.compilation.status import in_notebook, show_activities
 
 POLL_SECONDS = 0.2
-LEAST_SECONDS = 0.3
+MIN_SECONDS = 0.3
 """What is done sooner than this is not told."""
 _WIDE = 100
 _BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {unit}s, {elapsed}, {remaining} left{postfix}"
 _WIDE_BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {elapsed}, {remaining} left{postfix}"
 
-_line: ContextVar["Line | None"] = ContextVar("line", default=None)
+_line: ContextVar["ProgressLine | None"] = ContextVar("line", default=None)
 
 
 def is_visible() -> bool:
@@ -36,7 +36,7 @@ def is_visible() -> bool:
 
 
 @contextmanager
-def showing(show: bool) -> Iterator[None]:
+def show_progress(show: bool) -> Iterator[None]:
     """Show what is done inside of the context on a line, where there is a terminal or a notebook.
 
     Args:
@@ -44,8 +44,8 @@ def showing(show: bool) -> Iterator[None]:
 
     Example:
         >>> from bayesrl.compilation.status import activity
-        >>> from bayesrl.display.progress import showing
-        >>> with showing(True), activity("compiling the step"):  # after 3 seconds: compiling the step, 3 s
+        >>> from bayesrl.display.progress import show_progress
+        >>> with show_progress(True), activity("compiling the step"):  # after 3 seconds: compiling the step, 3 s
         ...     pass
     """
     if not show:
@@ -54,16 +54,16 @@ def showing(show: bool) -> Iterator[None]:
     elif _line.get() is not None or not is_visible():
         yield
     else:
-        line = Line()
+        line = ProgressLine()
         token = _line.set(line)
         try:
-            with line, show_activities(line.telling):
+            with line, show_activities(line.describe):
                 yield
         finally:
             _line.reset(token)
 
 
-class Line:
+class ProgressLine:
     """The line itself: the innermost of what has been done for long enough to be told, or the bar of a loop."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Line:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_drawing, name="bayesrl progress", daemon=True)
 
-    def __enter__(self) -> "Line":
+    def __enter__(self) -> "ProgressLine":
         self._thread.start()
         return self
 
@@ -87,7 +87,7 @@ class Line:
             self._write("")
 
     @contextmanager
-    def telling(self, words: str) -> Iterator[None]:
+    def describe(self, words: str) -> Iterator[None]:
         """Tell what is done inside of the context, and for how long."""
         own = (words, time.monotonic())
         with self._lock:
@@ -129,7 +129,7 @@ class Line:
     def _draw(self) -> None:
         now = time.monotonic()
         for words, began in reversed(self._told):
-            if now - began >= LEAST_SECONDS:
+            if now - began >= MIN_SECONDS:
                 seconds = int(now - began)
                 self._write(words, f", {seconds} s" if seconds else "")
                 return
@@ -178,7 +178,7 @@ class Progress:
         self._around = ExitStack()
 
     def __enter__(self) -> "Progress":
-        self._around.enter_context(showing(self._show))
+        self._around.enter_context(show_progress(self._show))
         if not self._bar.disable and (line := _line.get()) is not None:
             self._around.enter_context(line.under(self._bar))
         return self
@@ -201,7 +201,7 @@ class Progress:
             line.moved(self._bar, steps)
 
 
-def told(row: dict[str, np.ndarray]) -> str:
+def format_row(row: dict[str, np.ndarray]) -> str:
     """Tell J, E[R] and KL of a row of the history; with several β and restarts, the means."""
     text = f"J={np.mean(row['objective']):.4g} E[R]={np.mean(row['reward']):.4g} KL={np.mean(row['kl']):.3g}"
     skipped = int(np.sum(row["skipped"]))

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bayesrl.display.formatting import UNKNOWN, beta_text, printable, with_error
+from bayesrl.display.formatting import UNKNOWN, format_beta, format_estimate, sanitize
 from bayesrl.statistics.estimates import Estimate, Estimates
 
 WIDTH = 80
@@ -39,46 +39,46 @@ def tag(name: str, *children: str, **attributes: str | None) -> Markup:
         '<p class="x">1 &lt; 2 <b>so</b></p>'
     """
     given = "".join(
-        f' {key.removesuffix("_").replace("_", "-")}="{escape(printable(value))}"'
+        f' {key.removesuffix("_").replace("_", "-")}="{escape(sanitize(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{name}{given}>{joined(*children)}</{name}>")
+    return Markup(f"<{name}{given}>{join_html(*children)}</{name}>")
 
 
-def joined(*children: str) -> Markup:
+def join_html(*children: str) -> Markup:
     """Put children one after another, escaping those that are not `Markup`."""
-    return Markup("".join(child if isinstance(child, Markup) else escape(printable(child)) for child in children))
+    return Markup("".join(child if isinstance(child, Markup) else escape(sanitize(child)) for child in children))
 
 
-class Listing(NamedTuple):
+class Table(NamedTuple):
     """A small table.
 
     Attributes:
         headings: of the columns.
         rows: cells, as many as headings.
-        aligned: `l` or `r` for each column; by default the first is left and the others are right.
+        alignment: `l` or `r` for each column; by default the first is left and the others are right.
         notes: a sentence to each row: a last column in HTML, lines below the row as text; or nothing.
     """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
-    aligned: str = ""
+    alignment: str = ""
     notes: Sequence[str] = ()
 
     @property
-    def sides(self) -> str:
+    def alignments(self) -> str:
         """One letter for each column."""
-        return self.aligned or "l" + "r" * (len(self.headings) - 1)
+        return self.alignment or "l" + "r" * (len(self.headings) - 1)
 
-    def turned(self) -> "Listing":
+    def transpose(self) -> "Table":
         """The same with rows and columns exchanged, without notes."""
         columns = list(zip(*self.rows, strict=True)) if self.rows else [()] * len(self.headings)
         headings = (self.headings[0], *columns[0])
-        return Listing(headings, [(name, *column) for name, column in zip(self.headings[1:], columns[1:], strict=True)])
+        return Table(headings, [(name, *column) for name, column in zip(self.headings[1:], columns[1:], strict=True)])
 
 
-def estimates_listing(beta: Any, estimates: Estimates) -> Listing:
+def estimates_table(beta: Any, estimates: Estimates) -> Table:
     """List what the best restart achieves at each temperature.
 
     Args:
@@ -90,14 +90,14 @@ def estimates_listing(beta: Any, estimates: Estimates) -> Listing:
 
     def cell(estimate: Estimate, i: int) -> str:
         mean, se = (np.reshape(part, (len(betas), -1))[i, best[i]] for part in estimate)
-        return with_error(Estimate(mean, se))
+        return format_estimate(Estimate(mean, se))
 
     told = (estimates.objective, estimates.reward, estimates.kl)
     cells = [[cell(e, i) for e in told] for i in range(len(betas))]
     if beta is None:
         cells = [[objective, UNKNOWN, kl] for objective, _, kl in cells]
-    rows = [(beta_text(b), *cells[i], str(best[i])) for i, b in enumerate(betas)]
-    return Listing(("β", "J", "E[R]", "KL", "best restart"), rows)
+    rows = [(format_beta(b), *cells[i], str(best[i])) for i, b in enumerate(betas)]
+    return Table(("β", "J", "E[R]", "KL", "best restart"), rows)
 
 
 class Line(NamedTuple):
@@ -107,18 +107,18 @@ class Line(NamedTuple):
     outcome: Literal["", "pass", "warn", "fail", "unknown"] = ""
 
 
-type Block = Line | Listing
+type DisplayBlock = Line | Table
 
 
-class Shown(ABC):
+class Displayable(ABC):
     """Shows itself as HTML in a notebook, and as text of 80 columns elsewhere."""
 
     @abstractmethod
-    def _blocks(self) -> Sequence[Block]:
+    def _blocks(self) -> Sequence[DisplayBlock]:
         """Say what to show, from the top down."""
 
     def __str__(self) -> str:
-        return as_text(self._blocks())
+        return format_text(self._blocks())
 
     def __repr__(self) -> str:
         return str(self)
@@ -135,10 +135,10 @@ def outcome_badge(outcome: str, text: str | None = None) -> Markup:
     return tag("span", f"{MARKS[outcome]} {outcome if text is None else text}", class_=f"badge {outcome}")
 
 
-def table_html(listing: Listing, class_: str | None = None) -> Markup:
+def table_html(listing: Table, class_: str | None = None) -> Markup:
     """Write a listing as an HTML table, which can be scrolled sideways where it is wide."""
     headings = [*listing.headings, *(["advice"] if listing.notes else [])]
-    sides = listing.sides + ("l" if listing.notes else "")
+    sides = listing.alignments + ("l" if listing.notes else "")
     head = tag(
         "tr", *(tag("th", text, style=_side(side), scope="col") for text, side in zip(headings, sides, strict=True))
     )
@@ -156,8 +156,8 @@ def _side(side: str) -> str | None:
     return "text-align:left"
 
 
-def _block_html(block: Block) -> Markup:
-    if isinstance(block, Listing):
+def _block_html(block: DisplayBlock) -> Markup:
+    if isinstance(block, Table):
         return table_html(block)
     if not block.outcome:
         return tag("p", block.text)
@@ -167,17 +167,17 @@ def _block_html(block: Block) -> Markup:
 # ---- text ------------------------------------------------------------------------------------
 
 
-def as_text(blocks: Sequence[Block], width: int = WIDTH) -> str:
+def format_text(blocks: Sequence[DisplayBlock], width: int = WIDTH) -> str:
     """Write blocks as text; tables too wide are cut into several that repeat their first column."""
     parts: list[str] = []
     for block in blocks:
-        if isinstance(block, Listing):
-            for part in narrowed(block, width):
+        if isinstance(block, Table):
+            for part in split_columns(block, width):
                 parts += [*([""] if parts else []), _table_text(part, width)]
         else:
             mark = f"{MARKS[block.outcome]} {block.outcome.upper()}: " if block.outcome else ""
             parts.append(_filled(mark + block.text, width))
-    return printable("\n".join(parts))
+    return sanitize("\n".join(parts))
 
 
 def _filled(text: str, width: int, indent: str = "") -> str:
@@ -193,7 +193,7 @@ def _on_a_line(text: str, longest: int) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def _widths(listing: Listing) -> list[int]:
+def _widths(listing: Table) -> list[int]:
     columns = zip(listing.headings, *listing.rows, strict=True)
     return [max(_places(cell) for cell in column) for column in columns]
 
@@ -203,7 +203,7 @@ def _places(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in ("W", "F")) for c in text)
 
 
-def narrowed(listing: Listing, width: int, repeated: int = 1) -> Iterator[Listing]:
+def split_columns(listing: Table, width: int, repeated: int = 1) -> Iterator[Table]:
     """Cut a listing by columns into parts that are narrow enough.
 
     Args:
@@ -215,7 +215,7 @@ def narrowed(listing: Listing, width: int, repeated: int = 1) -> Iterator[Listin
     longest = (width - 2) // 2
     rows = [[_on_a_line(cell, longest) for cell in row] for row in listing.rows]
     listing = listing._replace(headings=[_on_a_line(text, longest) for text in listing.headings], rows=rows)
-    widths, sides = _widths(listing), listing.sides
+    widths, sides = _widths(listing), listing.alignments
     first = list(range(repeated))
     start = repeated
     while True:
@@ -226,19 +226,19 @@ def narrowed(listing: Listing, width: int, repeated: int = 1) -> Iterator[Listin
         chosen = [*first, *range(start, end)]
         rows = [[row[i] for i in chosen] for row in listing.rows]
         notes = listing.notes if start == repeated else ()
-        yield Listing([listing.headings[i] for i in chosen], rows, "".join(sides[i] for i in chosen), notes)
+        yield Table([listing.headings[i] for i in chosen], rows, "".join(sides[i] for i in chosen), notes)
         start = end
         if start >= len(widths):
             return
 
 
-def _table_text(listing: Listing, width: int) -> str:
+def _table_text(listing: Table, width: int) -> str:
     widths = _widths(listing)
 
     def line(cells: Sequence[str]) -> str:
         placed = [
             " " * (size - _places(cell)) * (side == "r") + cell + " " * (size - _places(cell)) * (side != "r")
-            for cell, size, side in zip(cells, widths, listing.sides, strict=True)
+            for cell, size, side in zip(cells, widths, listing.alignments, strict=True)
         ]
         return "  ".join(placed).rstrip()
 

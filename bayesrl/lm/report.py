@@ -7,7 +7,7 @@ import numpy as np
 
 from bayesrl.arguments import checked
 from bayesrl.diagnostics.results import Section
-from bayesrl.display.formatting import count, number, shortened, with_error
+from bayesrl.display.formatting import format_estimate, format_number, pluralize, truncate
 from bayesrl.display.tables import Markup, tag
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Prompts
@@ -94,9 +94,9 @@ def _extremes(policy: PromptedPolicy, samples: Samples) -> Section:
             rows.append(
                 (
                     rank,
-                    number(float(written.reward[place])),
-                    number(float(written.log_ratio[place].sum()), 3),
-                    shortened(samples.prompts.examples[place.prompt]["prompt"]),
+                    format_number(float(written.reward[place])),
+                    format_number(float(written.log_ratio[place].sum()), 3),
+                    truncate(samples.prompts.examples[place.prompt]["prompt"]),
                     coloured(policy.tokenizer, written.tokens[place], written.real[place], written.log_ratio[place]),
                 )
             )
@@ -182,11 +182,11 @@ def _collapsed(policy: PromptedPolicy, samples: Samples) -> Section:
     for i in np.argsort(share)[: 2 * _SHOWN]:
         rows.append(
             (
-                shortened(samples.prompts.examples[int(i)]["prompt"]),
+                truncate(samples.prompts.examples[int(i)]["prompt"]),
                 f"{share[i]:.0%}",
                 float(ours[i]),
                 distinct[i],
-                shortened(_commonest(policy, samples.fitted, int(i))),
+                truncate(_commonest(policy, samples.fitted, int(i))),
             )
         )
     return Section(
@@ -223,18 +223,18 @@ def _before_and_after(policy: PromptedPolicy, samples: Samples) -> Section:
     """Show a completion of each, that with the median reward, prompts evenly chosen."""
     rows: list[tuple[object, ...]] = [("held-out prompt", "before", "reward", "after", "reward")]
     for i in range(min(len(samples.prompts), 4 * _SHOWN)):
-        told: list[object] = [shortened(samples.prompts.examples[i]["prompt"])]
+        told: list[object] = [truncate(samples.prompts.examples[i]["prompt"])]
         for written in (samples.prior, samples.fitted):
             own = written.reward[:, i]
             place = (int(np.argsort(own)[len(own) // 2]), i)
-            told += [shortened(text_of(policy, written, place)), float(written.reward[place])]
+            told += [truncate(text_of(policy, written, place)), float(written.reward[place])]
         rows.append(tuple(told))
-    before, after = (with_error(_mean(written.reward)) for written in (samples.prior, samples.fitted))
+    before, after = (format_estimate(_mean(written.reward)) for written in (samples.prior, samples.fitted))
     num = len(samples.prompts)
     return Section(
         "Before and after, on held-out prompts",
         f"The completion of median reward among {_SAMPLES}. The mean reward of these {_SAMPLES * num:,} completions of "
-        f"{count(num, 'prompt')} was {before} and is {after} (E[R] of all that was held out stands elsewhere). Good: "
-        "it rose here as it did in training.",
+        f"{pluralize(num, 'prompt')} was {before} and is {after} (E[R] of all that was held out stands elsewhere). "
+        "Good: it rose here as it did in training.",
         rows,
     )

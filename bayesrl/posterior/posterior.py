@@ -16,8 +16,8 @@ from bayesrl.compilation.jit import to_host, trace_cache
 from bayesrl.compilation.keys import fold_in, key_data, split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Pair
-from bayesrl.display.formatting import count
-from bayesrl.display.tables import Block, Line, Shown, estimates_listing
+from bayesrl.display.formatting import pluralize
+from bayesrl.display.tables import Displayable, DisplayBlock, Line, estimates_table
 from bayesrl.errors import PolicyError
 from bayesrl.guides import PolicyGuide
 from bayesrl.posterior.action_sampler import ActionSampler
@@ -33,7 +33,7 @@ _OF_MARGINAL = 2**30
 
 @checked(PolicyError)
 @dataclass(frozen=True, repr=False)
-class Posterior(Shown):
+class Posterior(Displayable):
     """A fitted policy: an approximation q of the reward-tilted posterior p* ∝ π₀ · exp(R/β).
 
     Arrays have the leading axes (*beta, restart): beta is an axis where `fit` was given an array,
@@ -370,16 +370,17 @@ class Posterior(Shown):
 
     # ---- showing -----------------------------------------------------------------------------
 
-    def _blocks(self) -> Sequence[Block]:
+    def _blocks(self) -> Sequence[DisplayBlock]:
         steps = self.history.get("step", np.zeros(0))
         done = int(steps[-1]) if len(steps) else 0
-        fits = [count(size, "temperature") for size in self._fit_shape[:-1]] + [count(self.num_restarts, "restart")]
-        told = f"Posterior: {' × '.join(fits)}, {count(done, 'step')}"
-        blocks: list[Block] = [Line(told + (", stopped before it was done" if self.interrupted else ""))]
+        fits = [pluralize(size, "temperature") for size in self._fit_shape[:-1]]
+        fits.append(pluralize(self.num_restarts, "restart"))
+        told = f"Posterior: {' × '.join(fits)}, {pluralize(done, 'step')}"
+        blocks: list[DisplayBlock] = [Line(told + (", stopped before it was done" if self.interrupted else ""))]
         if self.statistics:
-            blocks.append(estimates_listing(self.beta, self.estimates))
+            blocks.append(estimates_table(self.beta, self.estimates))
             units = "J = E[R] − β·KL and E[R] in reward units, KL in nats" if self.beta is not None else "all in nats"
-            of = f"means ± standard errors of the {count(num_draws(self), 'draw')} that it carries"
+            of = f"means ± standard errors of the {pluralize(num_draws(self), 'draw')} that it carries"
             blocks.append(Line(f"({units}; {of}. bayesrl.evidence tells them of more, or exactly, beside J*)"))
         if self.draws:
             lead = len(self._fit_shape) + 1

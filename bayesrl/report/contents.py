@@ -19,8 +19,8 @@ from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.programs import Programs
-from bayesrl.report.facts import Facts
-from bayesrl.report.figures.fit_figures import betas_of, whole_of
+from bayesrl.report.facts import ReportContents
+from bayesrl.report.figures.fit_figures import best_over_all_data, betas_of
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.svi.fitting import LEAST_DRAWS
 from bayesrl.typing import PRNGKey
@@ -29,7 +29,7 @@ _DRAWN_NUMBERS = 1_000_000
 _REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_rate")
 
 
-def gather(
+def collect(
     key: PRNGKey,
     name: str,
     posterior: Posterior,
@@ -46,7 +46,7 @@ def gather(
     command: str | None = None,
     missing: tuple[str, ...] = (),
     about: str = "",
-) -> Facts:
+) -> ReportContents:
     """Find everything that the report shows of one fit.
 
     Args:
@@ -87,7 +87,7 @@ def gather(
     if frontier is None and len(betas_of(posterior)) > 1:
         frontier = _frontier(fold_in(verdict_key, 1), posterior, gold if gold in metrics else None, diagnosis, lacking)
     if posterior.programs is not None and posterior.statistics:
-        told["whole"] = whole = whole_of(posterior)
+        told["whole"] = whole = best_over_all_data(posterior)
         told["target"] = target if target is not None else _target(posterior)
         if training is None:
             try:
@@ -98,7 +98,7 @@ def gather(
         told["held_out"] = tested
     elif posterior.statistics:
         told["whole"] = posterior.select(restart="best") if posterior.mixture is None else posterior
-    return Facts(
+    return ReportContents(
         name=name,
         posterior=posterior,
         diagnosis=diagnosis,

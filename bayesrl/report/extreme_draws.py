@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from bayesrl.display.formatting import number, shortened
-from bayesrl.display.tables import Listing
+from bayesrl.display.formatting import format_number, truncate
+from bayesrl.display.tables import Table
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.figures.site_values import site_values, text_of
+from bayesrl.report.figures.site_values import site_values, value_text
 
 SHOWN = 3
 _LOOKED_AT = 500
 
 
-def extreme_draws(one: Posterior, sites: Iterable[str]) -> Listing:
+def extreme_draws(one: Posterior, sites: Iterable[str]) -> Table:
     """List the best, the median and the worst draws with their rewards and how far they are from the prior.
 
     Without rewards the best are those that explain the data best.
@@ -35,9 +35,9 @@ def extreme_draws(one: Posterior, sites: Iterable[str]) -> Listing:
     def read(place: int) -> tuple[str, ...]:
         draw, context = divmod(place, contexts)
         where = [f"{context:,}"] if contexts > 1 else []
-        read_as = [(own[draw, context], text_of(one, name, own[draw, context])) for name, own in values.items()]
-        cells = [shortened(value if text is None else text) for value, text in read_as]
-        return (number(float(score[place])), number(float(ratio[place]), 3), *where, *cells)
+        read_as = [(own[draw, context], value_text(one, name, own[draw, context])) for name, own in values.items()]
+        cells = [truncate(value if text is None else text) for value, text in read_as]
+        return (format_number(float(score[place])), format_number(float(ratio[place]), 3), *where, *cells)
 
     order = np.argsort(-score, kind="stable")
     rows = []
@@ -46,7 +46,7 @@ def extreme_draws(one: Posterior, sites: Iterable[str]) -> Listing:
     for rank, found in (("best", best), ("median", [read(int(order[len(order) // 2]))]), ("worst", worst[::-1])):
         rows += [(rank, *cells) for cells in found]
     headings = ("", "reward" if rewarded else "log p(y|x)", "log q/π₀", *(["context"] if contexts > 1 else []), *values)
-    return Listing(headings, rows, "lrr" + "r" * (contexts > 1) + "l" * len(values))
+    return Table(headings, rows, "lrr" + "r" * (contexts > 1) + "l" * len(values))
 
 
 def _log_likelihood(one: Posterior) -> np.ndarray:

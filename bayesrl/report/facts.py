@@ -12,7 +12,7 @@ from bayesrl.statistics.estimates import Estimates
 
 
 @dataclass(frozen=True)
-class Facts:
+class ReportContents:
     """What is known of one fit; None where something is not.
 
     Attributes:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bayesrl.diagnostics.results import Check, Evidence
-from bayesrl.display.formatting import at, beta_text, count, with_error
-from bayesrl.display.tables import MARKS, Listing, Markup, joined, tag
+from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, pluralize
+from bayesrl.display.tables import MARKS, Markup, Table, join_html, tag
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import num_draws
 from bayesrl.report.extreme_draws import extreme_draws
-from bayesrl.report.facts import Facts
+from bayesrl.report.facts import ReportContents
 from bayesrl.report.figures.evidence_figures import (
     frontier_figure,
     held_out_figure,
@@ -21,12 +21,12 @@ from bayesrl.report.figures.evidence_figures import (
     turning_kl,
     weights_figure,
 )
-from bayesrl.report.figures.fit_figures import betas_of, curves_of, history_figure, site_figures
-from bayesrl.report.figures.site_values import sites_of, text_of
-from bayesrl.report.html.page import Cell, Content, Part, Pictured
+from bayesrl.report.figures.fit_figures import betas_of, curve_names, history_figure, site_figures
+from bayesrl.report.figures.site_values import shown_sites, value_text
+from bayesrl.report.html.page import CaptionedFigure, Cell, Content, Part
 
 
-def picture_parts(fits: Sequence[Facts]) -> Iterator[Part]:
+def figure_parts(fits: Sequence[ReportContents]) -> Iterator[Part]:
     """Give the parts with pictures, those of which no fit has anything left out."""
     for title, caption, teller in (
         (
@@ -60,7 +60,7 @@ def picture_parts(fits: Sequence[Facts]) -> Iterator[Part]:
             yield Part(title, caption, cells)
 
 
-def _training(fit: Facts) -> Iterator[Content]:
+def _training(fit: ReportContents) -> Iterator[Content]:
     if not len(fit.posterior.history.get("step", ())):
         yield "No step was recorded, so there are no curves."
         return
@@ -70,15 +70,15 @@ def _training(fit: Facts) -> Iterator[Content]:
         "reward": "What the policy earns. Good: flat at the end; it may fall where KL was too dear.",
         "kl": "How far it left the prior. Good: flat at the end; still rising means that it needs more steps.",
     }
-    for name in curves_of(fit.posterior):
-        yield Pictured(history_figure(fit.posterior, name, fit.optimum), captions[name])
+    for name in curve_names(fit.posterior):
+        yield CaptionedFigure(history_figure(fit.posterior, name, fit.optimum), captions[name])
 
 
-def _policy(fit: Facts) -> Iterator[Content]:
+def _policy(fit: ReportContents) -> Iterator[Content]:
     if fit.whole is None:
         return
-    for site, values in sites_of(fit.whole).items():
-        if text_of(fit.whole, site, np.asarray(values)[(0,) * (np.ndim(values) - 1)]) is not None:
+    for site, values in shown_sites(fit.whole).items():
+        if value_text(fit.whole, site, np.asarray(values)[(0,) * (np.ndim(values) - 1)]) is not None:
             yield f"Site “{site}” is text: see the draws."
             continue
         try:
@@ -92,24 +92,24 @@ def _policy(fit: Facts) -> Iterator[Content]:
             goal = (
                 "Good: the fit (q) lies on the target (p*)" if known else "What the fit (q) changed of the prior (π₀)"
             )
-            yield Pictured(figure, f"Site “{site}”. {goal}.")
+            yield CaptionedFigure(figure, f"Site “{site}”. {goal}.")
 
 
-def _draws(fit: Facts) -> Iterator[Content]:
+def _draws(fit: ReportContents) -> Iterator[Content]:
     if fit.whole is None or not fit.whole.draws:
         return
     betas = betas_of(fit.whole)
     if fit.whole.beta is None or len(fit.whole.batch_shape) == 1:
-        yield extreme_draws(fit.whole, list(sites_of(fit.whole)))
+        yield extreme_draws(fit.whole, list(shown_sites(fit.whole)))
     else:
         chosen = [fit.whole.select(beta=betas[i]) for i in shown_betas(betas)]
-        listings = [extreme_draws(one, list(sites_of(one))) for one in chosen]
+        listings = [extreme_draws(one, list(shown_sites(one))) for one in chosen]
         rows = [
-            (beta_text(betas[i]), *row)
+            (format_beta(betas[i]), *row)
             for i, told in zip(shown_betas(betas), listings, strict=True)
             for row in told.rows
         ]
-        yield Listing(("β", *listings[0].headings), rows, "l" + listings[0].sides)
+        yield Table(("β", *listings[0].headings), rows, "l" + listings[0].alignments)
     what = (
         "Reward in reward units;"
         if fit.posterior.beta is not None
@@ -120,10 +120,10 @@ def _draws(fit: Facts) -> Iterator[Content]:
     )
 
 
-def _weights(fit: Facts) -> Iterator[Content]:
+def _weights(fit: ReportContents) -> Iterator[Content]:
     if not fit.posterior.statistics:
         return
-    yield Pictured(
+    yield CaptionedFigure(
         weights_figure(fit.whole or fit.posterior, fit.evidence),
         f"w = {'R/β + log π₀' if fit.posterior.beta is not None else 'log p(x, y)'} − log q of the draws. "
         "Good: a narrow spike at 0; a long right tail is what the fit misses.",
@@ -135,7 +135,7 @@ def _weights(fit: Facts) -> Iterator[Content]:
         yield evidence.weighed
         return
     rows = [(row.cells()["β"], *(row.weight_cells()[name] for name in ("k̂", "ESS", "of"))) for row in evidence.measured]
-    yield Listing(("β", "Pareto k̂", "effective draws (ESS)", "draws of the fit"), rows)
+    yield Table(("β", "Pareto k̂", "effective draws (ESS)", "draws of the fit"), rows)
     yield (
         "Good: k̂ below 0.7 and many effective draws, so that draws of the fit can be weighted into draws of p*. k̂ is "
         f"blind to modes that the fit dropped.{''.join(f' {sentence}' for sentence in _no_khat(evidence))}"
@@ -147,7 +147,7 @@ def _no_khat(evidence: Evidence) -> list[str]:
     return [f"At β = {row.cells()['β']} there is none: {row.no_khat}." for row in evidence.measured if row.no_khat]
 
 
-def _restarts(fit: Facts) -> Iterator[Content]:
+def _restarts(fit: ReportContents) -> Iterator[Content]:
     if not fit.posterior.statistics or fit.posterior.mixture is not None:
         return
     restarts = fit.posterior.num_restarts
@@ -156,17 +156,17 @@ def _restarts(fit: Facts) -> Iterator[Content]:
         return
     at_optimum = " and at J* (dashed)" if fit.optimum is not None else ""
     caption = (
-        f"J of {count(restarts, 'restart')}, each on the {num_draws(fit.posterior):,} draws that it carries, bars of "
-        f"two standard errors; J of the best, as it is told above, is of more. Good: all alike{at_optimum}."
+        f"J of {pluralize(restarts, 'restart')}, each on the {num_draws(fit.posterior):,} draws that it carries, bars "
+        f"of two standard errors; J of the best, as it is told above, is of more. Good: all alike{at_optimum}."
     )
-    yield Pictured(restarts_figure(fit.posterior, fit.optimum), caption)
+    yield CaptionedFigure(restarts_figure(fit.posterior, fit.optimum), caption)
     if fit.diagnosis is not None:
         for check in fit.diagnosis.checks:
             if check.name == "restarts" and check.outcome != "unknown":
                 yield f"{check.told}, where {check.limit} is good: {check.explanation}"
 
 
-def _frontier(fit: Facts) -> Iterator[Content]:
+def _frontier(fit: ReportContents) -> Iterator[Content]:
     evidence = fit.frontier.evidence if fit.frontier is not None else fit.evidence
     if evidence is None or len(evidence.betas) < 2:
         return
@@ -175,17 +175,19 @@ def _frontier(fit: Facts) -> Iterator[Content]:
         if fit.target is not None
         else ("points rise and bend to the right, never back")
     )
-    yield Pictured(frontier_figure(evidence, fit.target), f"Reward against KL, two standard errors. Good: {limit}.")
-    yield Pictured(
+    yield CaptionedFigure(
+        frontier_figure(evidence, fit.target), f"Reward against KL, two standard errors. Good: {limit}."
+    )
+    yield CaptionedFigure(
         objective_figure(evidence),
         "J of the fit and the bracket of J*. Good: points on the line; J* falls as β grows, and bends upwards.",
     )
-    yield fit.frontier.listing() if fit.frontier is not None else evidence.listing()
+    yield fit.frontier.table() if fit.frontier is not None else evidence.table()
     if fit.frontier is not None:
         yield checks_table(fit.frontier.checks)
 
 
-def _gold(fit: Facts) -> Iterator[Content]:
+def _gold(fit: ReportContents) -> Iterator[Content]:
     if fit.gold is None:
         return
     caption = "Proxy and gold against √KL. Good: both rise together; where gold turns down, β is too low."
@@ -193,7 +195,7 @@ def _gold(fit: Facts) -> Iterator[Content]:
     if frontier is not None and frontier.gold is not None:
         evidence = frontier.evidence
         figure = over_optimisation_figure(evidence.kl, evidence.reward, frontier.gold, fit.gold, turning_kl(frontier))
-        yield Pictured(figure, caption)
+        yield CaptionedFigure(figure, caption)
         turn = frontier.turning_point
         if turn is None:
             yield f"“{fit.gold}” does not turn down over these β."
@@ -203,17 +205,17 @@ def _gold(fit: Facts) -> Iterator[Content]:
         yield f"One β shows one point of “{fit.gold}”; fit an array of β to see whether it turns down."
     elif fit.training is not None and fit.gold in fit.training.metrics:
         told = fit.training
-        yield Pictured(over_optimisation_figure(told.kl, told.reward, told.metrics[fit.gold], fit.gold), caption)
+        yield CaptionedFigure(over_optimisation_figure(told.kl, told.reward, told.metrics[fit.gold], fit.gold), caption)
     else:
         known = ", ".join(fit.training.metrics) if fit.training is not None else ""
         yield f"The program has no deterministic site “{fit.gold}”; it has {known or 'none'}."
 
 
-def _held_out(fit: Facts) -> Iterator[Content]:
+def _held_out(fit: ReportContents) -> Iterator[Content]:
     if fit.held_out is None or fit.training is None:
         return
     betas = betas_of(fit.posterior)
-    yield Pictured(
+    yield CaptionedFigure(
         held_out_figure(betas, fit.training, fit.held_out),
         f"{'E[R]' if fit.posterior.beta is not None else 'J'}, bars of two standard errors. Good: close together; far "
         "below on what was held out means learning by heart.",
@@ -223,8 +225,8 @@ def _held_out(fit: Facts) -> Iterator[Content]:
     for i, beta in enumerate(betas):
         for label, told in (("training", fit.training), ("held out", fit.held_out)):
             estimates = [told.objective, told.reward, told.kl, *(told.metrics[name] for name in names)]
-            rows.append((label, beta_text(beta), *(with_error(at(e, i)) for e in estimates)))
-    yield Listing(("data", "β", "J", "E[R]", "KL", *names), rows)
+            rows.append((label, format_beta(beta), *(format_estimate(estimate_at(e, i)) for e in estimates)))
+    yield Table(("data", "β", "J", "E[R]", "KL", *names), rows)
     yield "± is one standard error over draws, the data being what they are; other data of the kind differ by more."
 
 
@@ -235,7 +237,7 @@ def checks_table(checks: Sequence[Check]) -> Markup:
     rows = []
     for check in checks:
         mark = tag("span", f"{MARKS[check.outcome]} {check.outcome}", class_=f"mark {check.outcome}")
-        advice = joined(
+        advice = join_html(
             check.explanation, *([tag("span", f" {check.reference}", class_="reference")] * bool(check.reference))
         )
         cells = (tag("td", mark), tag("td", check.name))

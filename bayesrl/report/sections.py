@@ -6,21 +6,21 @@ from typing import Any
 import numpy as np
 
 from bayesrl.diagnostics.results import Diagnosis, Section
-from bayesrl.display.formatting import UNKNOWN, at, beta_text, number, with_error
-from bayesrl.display.tables import MARKS, Listing, Markup, estimates_listing, tag
-from bayesrl.report.facts import Facts
-from bayesrl.report.figure_sections import checks_table, picture_parts
+from bayesrl.display.formatting import UNKNOWN, estimate_at, format_beta, format_estimate, format_number
+from bayesrl.display.tables import MARKS, Markup, Table, estimates_table, tag
+from bayesrl.report.facts import ReportContents
+from bayesrl.report.figure_sections import checks_table, figure_parts
 from bayesrl.report.figures.fit_figures import betas_of
-from bayesrl.report.html.page import Cell, Content, Part, Pictured
+from bayesrl.report.html.page import CaptionedFigure, Cell, Content, Part
 
-type Teller = Callable[[Facts], Sequence[Content]]
+type ContentsFn = Callable[[ReportContents], Sequence[Content]]
 
 _VERDICTS = {"pass": "Passed", "fail": "Failed", "unknown": "Unknown"}
 _COMPARED = ("J", "E[R]", "KL", "gap", "share")
 NO_DIAGNOSIS = "Whether this fit can be trusted was not found out."
 
 
-def report_parts(fits: Sequence[Facts], sections: Sequence[Section]) -> list[Part]:
+def report_parts(fits: Sequence[ReportContents], sections: Sequence[Section]) -> list[Part]:
     """Give the parts of the report.
 
     Args:
@@ -31,13 +31,13 @@ def report_parts(fits: Sequence[Facts], sections: Sequence[Section]) -> list[Par
     if len(fits) > 1:
         parts.append(_side_by_side(fits))
     parts.append(part("Numbers", _numbers_caption(fits), fits, _numbers))
-    parts += picture_parts(fits)
+    parts += figure_parts(fits)
     parts += [Part(s.title, s.caption, [Cell("", [_body(s.body)])]) for s in sections]
     parts.append(part("How it was made", "The same command with the same versions gives the same fit.", fits, _made))
     return parts
 
 
-def part(title: str, caption: str, fits: Sequence[Facts], teller: Teller) -> Part:
+def part(title: str, caption: str, fits: Sequence[ReportContents], teller: ContentsFn) -> Part:
     """Let each fit tell its share of a part."""
     return Part(title, caption, [Cell(fit.name if len(fits) > 1 else "", teller(fit)) for fit in fits])
 
@@ -45,7 +45,7 @@ def part(title: str, caption: str, fits: Sequence[Facts], teller: Teller) -> Par
 # ---- verdict ---------------------------------------------------------------------------------
 
 
-def _verdict(fit: Facts) -> list[Content]:
+def _verdict(fit: ReportContents) -> list[Content]:
     blocks: list[Content] = []
     if fit.about:
         blocks.append(tag("p", fit.about))
@@ -64,7 +64,7 @@ def _card(outcome: str, headline: str, sentence: str, *more: Markup) -> Markup:
     return tag("div", head, tag("p", sentence[:1].upper() + sentence[1:]), *more, class_=f"card {outcome}")
 
 
-def _big(fit: Facts) -> Markup:
+def _big(fit: ReportContents) -> Markup:
     """The few numbers that matter most: of a fit at several β, where the share of the gap is worst."""
     evidence = fit.evidence
     assert evidence is not None
@@ -72,7 +72,7 @@ def _big(fit: Facts) -> Markup:
     worst = 0
     if rows > 1 and share is not None and not np.isnan(share.mean).all():
         worst = int(np.nanargmax(np.reshape(share.mean, -1)))
-    listing = evidence.listing()
+    listing = evidence.table()
     told = dict(zip(listing.headings, listing.rows[worst], strict=True))
     unit = "reward units" if evidence.beta is not None else "nats"
     name = "gap J* − J" if rows == 1 else f"widest gap J* − J, at β = {told['β']}"
@@ -82,7 +82,7 @@ def _big(fit: Facts) -> Markup:
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="big")
 
 
-def _checks(fits: Sequence[Facts]) -> list[Part]:
+def _checks(fits: Sequence[ReportContents]) -> list[Part]:
     if all(fit.diagnosis is None for fit in fits):
         return []
     caption = "What was asked of the fit. Good: all pass; a warning says what to look at, a failure what to do."
@@ -98,7 +98,7 @@ def _checks_table(diagnosis: Diagnosis | None) -> Markup:
 # ---- numbers ---------------------------------------------------------------------------------
 
 
-def _numbers_caption(fits: Sequence[Facts]) -> str:
+def _numbers_caption(fits: Sequence[ReportContents]) -> str:
     structures = [fit.posterior.programs.structure for fit in fits if fit.posterior.programs is not None]
     contexts = {structure.num_contexts for structure in structures}
     each = f" Means over {contexts.pop():,} contexts." if len(contexts) == 1 and contexts != {1} else ""
@@ -117,19 +117,19 @@ def _numbers_caption(fits: Sequence[Facts]) -> str:
     )
 
 
-def _numbers(fit: Facts) -> list[Content]:
+def _numbers(fit: ReportContents) -> list[Content]:
     blocks: list[Content] = []
     evidence = fit.evidence
     if evidence is not None:
         blocks += [
-            _tall(evidence.listing()),
-            _tall(evidence.weight_listing()),
+            _tall(evidence.table()),
+            _tall(evidence.weight_table()),
             f"{evidence.explanation} {evidence.weighed}",
         ]
     elif fit.training is not None:
         blocks += [_tall(_estimated(fit)), "Of the data, by the fit as it is."]
     elif fit.posterior.statistics:
-        blocks.append(_tall(estimates_listing(fit.posterior.beta, fit.posterior.estimates)))
+        blocks.append(_tall(estimates_table(fit.posterior.beta, fit.posterior.estimates)))
         blocks.append("Of the draws that were kept when the fit ended.")
     else:
         blocks.append("There are no draws yet to take numbers from.")
@@ -138,42 +138,45 @@ def _numbers(fit: Facts) -> list[Content]:
     return blocks
 
 
-def _estimated(fit: Facts) -> Listing:
+def _estimated(fit: ReportContents) -> Table:
     """List J, E[R] and KL of a fit that has no evidence."""
     assert fit.training is not None
     told = (fit.training.objective, fit.training.reward, fit.training.kl)
     rows = [
         (
-            beta_text(beta),
-            *(UNKNOWN if beta is None and k == 1 else with_error(at(one, i)) for k, one in enumerate(told)),
+            format_beta(beta),
+            *(
+                UNKNOWN if beta is None and k == 1 else format_estimate(estimate_at(one, i))
+                for k, one in enumerate(told)
+            ),
         )
         for i, beta in enumerate(betas_of(fit.posterior))
     ]
-    return Listing(("β", "J", "E[R]", "KL"), rows)
+    return Table(("β", "J", "E[R]", "KL"), rows)
 
 
-def _tall(listing: Listing) -> Listing:
+def _tall(listing: Table) -> Table:
     """Turn a listing of a single row around, so that it fits a telephone."""
-    return listing.turned() if len(listing.rows) == 1 else listing
+    return listing.transpose() if len(listing.rows) == 1 else listing
 
 
-def _metrics(fit: Facts) -> Listing:
+def _metrics(fit: ReportContents) -> Table:
     assert fit.training is not None
     metrics = fit.training.metrics
     rows = [
-        (beta_text(beta), *(with_error(at(metric, i)) for metric in metrics.values()))
+        (format_beta(beta), *(format_estimate(estimate_at(metric, i)) for metric in metrics.values()))
         for i, beta in enumerate(betas_of(fit.posterior))
     ]
-    return _tall(Listing(("β", *metrics), rows))
+    return _tall(Table(("β", *metrics), rows))
 
 
-def _side_by_side(fits: Sequence[Facts]) -> Part:
+def _side_by_side(fits: Sequence[ReportContents]) -> Part:
     """A row for each fit and β."""
     rows = []
     for fit in fits:
         for i, beta in enumerate(betas_of(fit.posterior)):
             rows.append((fit.name, *_row(fit, i, beta)))
-    listing = Listing(("fit", "verdict", "β", *_COMPARED), rows, "llrrrrrr")
+    listing = Table(("fit", "verdict", "β", *_COMPARED), rows, "llrrrrrr")
     caption = (
         "Fits of one problem can be compared: good is a high J, whose errors do not overlap the others'. "
         "J of different rewards or different β cannot."
@@ -181,12 +184,12 @@ def _side_by_side(fits: Sequence[Facts]) -> Part:
     return Part("Side by side", caption, [Cell("", [listing])])
 
 
-def _row(fit: Facts, i: int, beta: float | None) -> Iterator[str]:
+def _row(fit: ReportContents, i: int, beta: float | None) -> Iterator[str]:
     verdict = "unknown" if fit.diagnosis is None else fit.diagnosis.verdict
     yield f"{MARKS[verdict]} {verdict}"
-    yield beta_text(beta)
+    yield format_beta(beta)
     if fit.evidence is not None:
-        listing = fit.evidence.listing()
+        listing = fit.evidence.table()
         told = dict(zip(listing.headings, listing.rows[i], strict=True))
         yield from (told[name] for name in _COMPARED)
         return
@@ -194,16 +197,16 @@ def _row(fit: Facts, i: int, beta: float | None) -> Iterator[str]:
     if fit.training is not None:
         cells = _estimated(fit).rows[i][1:4]
     elif fit.posterior.statistics:
-        cells = estimates_listing(fit.posterior.beta, fit.posterior.estimates).rows[i][1:4]
+        cells = estimates_table(fit.posterior.beta, fit.posterior.estimates).rows[i][1:4]
     yield from (*cells, UNKNOWN, UNKNOWN)
 
 
 # ---- the rest --------------------------------------------------------------------------------
 
 
-def _made(fit: Facts) -> list[Content]:
+def _made(fit: ReportContents) -> list[Content]:
     command = [tag("pre", fit.command)] if fit.command else []
-    return [Listing(("setting", "value"), fit.made, "ll"), *command]
+    return [Table(("setting", "value"), fit.made, "ll"), *command]
 
 
 def _body(body: Any) -> Content:
@@ -211,7 +214,7 @@ def _body(body: Any) -> Content:
     from matplotlib.figure import Figure
 
     if isinstance(body, Figure):
-        return Pictured(body, "")
+        return CaptionedFigure(body, "")
     if isinstance(body, str):
         return str(body)
     rows = [tuple(cell if isinstance(cell, str) else _spell(cell) for cell in row) for row in body]
@@ -220,7 +223,7 @@ def _body(body: Any) -> Content:
     width = max(len(row) for row in rows)
     full = [(*row, *[""] * (width - len(row))) for row in rows]
     numeric = [all(_is_number(row[i]) for row in body[1:] if i < len(row)) for i in range(width)]
-    return Listing(full[0], full[1:], "".join("r" if yes and len(rows) > 1 else "l" for yes in numeric))
+    return Table(full[0], full[1:], "".join("r" if yes and len(rows) > 1 else "l" for yes in numeric))
 
 
 def _is_number(cell: Any) -> bool:
@@ -230,4 +233,4 @@ def _is_number(cell: Any) -> bool:
 def _spell(cell: Any) -> str:
     if not _is_number(cell):
         return str(cell)
-    return f"{int(cell):,}" if np.asarray(cell).dtype.kind in "iu" else number(float(cell))
+    return f"{int(cell):,}" if np.asarray(cell).dtype.kind in "iu" else format_number(float(cell))

@@ -17,8 +17,8 @@ from bayesrl.diagnostics.results import Diagnosis, Frontier, Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.files.stamps import blank, stamped
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.contents import gather
-from bayesrl.report.facts import Facts
+from bayesrl.report.contents import collect
+from bayesrl.report.facts import ReportContents
 from bayesrl.report.html.page import Part, html_page
 from bayesrl.report.sections import report_parts
 from bayesrl.typing import PRNGKey
@@ -102,7 +102,7 @@ def write_report(
     check_path(path)
     keys = split_keys(wrap_key_data(np.zeros(2, np.uint32)) if key is None else key, len(named))
     fits = [
-        gather(
+        collect(
             one,
             name,
             posterior,
@@ -113,7 +113,7 @@ def write_report(
         )
         for one, (name, posterior) in zip(keys, named.items(), strict=True)
     ]
-    return write_page(path, fits, sections)
+    return write_fits(path, fits, sections)
 
 
 def check_path(path: Any) -> None:
@@ -191,7 +191,7 @@ def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type
             )
 
 
-def write_page(path: str | Path, fits: Sequence[Facts], sections: Sequence[Section] = ()) -> Path:
+def write_fits(path: str | Path, fits: Sequence[ReportContents], sections: Sequence[Section] = ()) -> Path:
     """Write the report of fits of which everything is known already.
 
     Args:

@@ -17,7 +17,7 @@ from bayesrl.compilation.jit import to_host, trace_cache
 from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.compilation.status import activity
 from bayesrl.core.draws import Draws
-from bayesrl.display.progress import showing
+from bayesrl.display.progress import show_progress
 from bayesrl.errors import FitError, RunFolderError
 from bayesrl.guides.base import Guide
 from bayesrl.objectives import Objective, ReverseKL
@@ -120,7 +120,7 @@ def fit(
         >>> round(float(estimates.objective.mean[0]), 3)  # log((1 + e + e²) / 3)
         1.309
     """
-    with trace_cache(), showing(progress), run_folder.hold_folder(directory):
+    with trace_cache(), show_progress(progress), run_folder.hold_folder(directory):
         return _fit(
             key,
             policy,

@@ -21,7 +21,7 @@ from bayesrl.compilation.keys import fold_in, split
 from bayesrl.compilation.status import activity
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Pair
-from bayesrl.display.progress import Progress, told
+from bayesrl.display.progress import Progress, format_row
 from bayesrl.errors import BayesRLError, FitError
 from bayesrl.posterior.programs import Source
 from bayesrl.svi.optimizers import PILOT_RATES, UNPILOTED_RATE
@@ -115,7 +115,7 @@ class TrainingLoop:
                     betas = self._betas_at(done)
                     state, sums = chunk(keys, state, betas, args, np.asarray(steps, np.int32))
                     rows.append(_row(self.setup, state, sums, betas))
-                    line.update(steps, partial(told, rows[-1]))
+                    line.update(steps, partial(format_row, rows[-1]))
                     stop = self._stop(state, sums, rows)
                     # However short a run, there is a checkpoint before the last one, should that be damaged.
                     passed = not halfway and 2 * int(state.step) >= self.num_steps

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from bayesrl import run_folder
 from bayesrl.catalogue import model_names
 from bayesrl.cli import app
-from bayesrl.display.formatting import number
+from bayesrl.display.formatting import format_number
 from bayesrl.errors import BayesRLError
 from bayesrl.svi import training_loop as running
 from bayesrl.svi.checkpoints import load
@@ -106,7 +106,7 @@ def test_what_is_printed_is_what_the_report_and_the_files_tell(run: tuple[Path, 
         j, optimum, gap = (row[name][0] for name in ("objective", "optimum", "gap"))
         assert j + gap == pytest.approx(optimum, abs=1e-12)
         assert (one["estimates"]["objective"][0], one["optimum"]) == (j, optimum)
-        assert number(j) in told["J", f"{row['beta']:g}"]
+        assert format_number(j) in told["J", f"{row['beta']:g}"]
 
 
 def test_report_of_several_runs(run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

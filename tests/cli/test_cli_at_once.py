@@ -12,7 +12,7 @@ import pytest
 import bayesrl
 from bayesrl import catalogue
 from bayesrl.catalogue import ProblemError, check_use, model_names, model_options, model_uses
-from bayesrl.cli.suggestions import _FLAGS, _OPTIONS, command_meant
+from bayesrl.cli.suggestions import _FLAGS, _OPTIONS, suggest_command
 from bayesrl.problem import load_problem
 
 pytestmark = pytest.mark.xdist_group("cli")
@@ -130,7 +130,7 @@ def test_it_answers_before_jax_is_imported(args: tuple[str, ...], code: int, tex
 )
 def test_the_command_that_was_meant(typed: str, meant: str | None) -> None:
     command, *words = typed.split()
-    assert command_meant(command, words) == meant
+    assert suggest_command(command, words) == meant
 
 
 def test_slips_know_the_options_that_the_commands_have() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bayesrl.compilation.status import activity, has_display, show_activities
-from bayesrl.display.progress import Line, Progress, showing
+from bayesrl.display.progress import Progress, ProgressLine, show_progress
 
 pytestmark = [
     pytest.mark.xdist_group("cli"),
@@ -60,8 +60,8 @@ def test_what_takes_long_is_told_with_its_seconds() -> None:
     shown = watched(
         "import time\n"
         "from bayesrl.compilation.status import activity\n"
-        "from bayesrl.display.progress import Progress, showing\n"
-        "with showing(True), activity('outside'):\n"
+        "from bayesrl.display.progress import Progress, show_progress\n"
+        "with show_progress(True), activity('outside'):\n"
         "    with Progress(1000, 0, show=True) as line:\n"
         "        with activity('compiling the step'):\n"
         "            time.sleep(3.5)\n"
@@ -96,10 +96,9 @@ def test_what_takes_long_is_told_with_its_seconds() -> None:
 def test_a_command_is_never_silent_for_long(tmp_path: Path) -> None:
     shown = watched(
         "import time\n"
-        "from bayesrl.engines import running\n"
         "import bayesrl.cli.fit as fitting\n"
-        "real = fitting.gather_run\n"
-        "fitting.gather_run = lambda *args, **given: (time.sleep(3), real(*args, **given))[1]\n"
+        "real = fitting.collect_run\n"
+        "fitting.collect_run = lambda *args, **given: (time.sleep(3), real(*args, **given))[1]\n"
         "from bayesrl.cli import app\n"
         "app()\n",
         "fit",
@@ -117,7 +116,7 @@ def test_a_command_is_never_silent_for_long(tmp_path: Path) -> None:
 
 
 def test_nothing_is_shown_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with showing(True), activity("compiling the step"), Progress(10, 0, show=True) as line:
+    with show_progress(True), activity("compiling the step"), Progress(10, 0, show=True) as line:
         assert not has_display()
         time.sleep(0.5)
         line.update(1, lambda: pytest.fail("nobody reads this"))
@@ -126,11 +125,11 @@ def test_nothing_is_shown_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_who_asks_for_silence_has_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("bayesrl.display.progress.is_visible", lambda: True)
-    with showing(True):
+    with show_progress(True):
         assert has_display()
-        with showing(True):
+        with show_progress(True):
             assert has_display(), "one line serves all"
-        with showing(False), activity("compiling the step"):
+        with show_progress(False), activity("compiling the step"):
             assert not has_display()
             time.sleep(0.6)
         assert has_display()
@@ -142,7 +141,7 @@ def test_an_error_leaves_no_line_behind(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr("bayesrl.display.progress.is_visible", lambda: True)
 
     def fail() -> None:
-        with showing(True), activity("compiling the step"):
+        with show_progress(True), activity("compiling the step"):
             time.sleep(0.8)
             raise KeyboardInterrupt
 
@@ -159,7 +158,7 @@ def test_threads_keep_what_they_do_to_themselves() -> None:
     import threading
 
     found: list[bool] = []
-    with Line() as line, show_activities(line.telling):
+    with ProgressLine() as line, show_activities(line.describe):
         thread = threading.Thread(target=lambda: found.append(has_display()))
         thread.start()
         thread.join()

@@ -9,8 +9,8 @@ import pytest
 
 import bayesrl
 from bayesrl.diagnostics.results import Comparison
-from bayesrl.display.formatting import number, percent, shortened, with_ends, with_error
-from bayesrl.display.tables import Line, Listing, Shown, as_text, tag
+from bayesrl.display.formatting import format_estimate, format_interval, format_number, format_percent, truncate
+from bayesrl.display.tables import Displayable, Line, Table, format_text, tag
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate, Interval
 from tests.handmade import HOSTILE, diagnosis, evidence, frontier, interval
@@ -28,7 +28,7 @@ def posterior() -> Posterior:
     return bayesrl.fit(jax.random.key(0), coin, beta=jnp.array([0.5, 1.0]), num_steps=5, num_restarts=2, progress=False)
 
 
-def shown_objects() -> list[Shown]:
+def shown_objects() -> list[Displayable]:
     many = list(np.geomspace(0.01, 10, 16))
     three = interval([0.1, 0.2, 0.3])
     compared = Comparison(("a", "b", "c"), three, three, three, three, three, three)
@@ -45,7 +45,7 @@ def shown_objects() -> list[Shown]:
 
 
 @pytest.mark.parametrize("shown", shown_objects(), ids=lambda shown: type(shown).__name__)
-def test_text_keeps_to_80_columns(shown: Shown) -> None:
+def test_text_keeps_to_80_columns(shown: Displayable) -> None:
     for text in (str(shown), repr(shown)):
         assert max(len(line) for line in text.splitlines()) <= 80
     html = shown._repr_html_()
@@ -68,7 +68,7 @@ def test_a_posterior_says_what_it_holds(posterior: Posterior) -> None:
     kept = posterior.estimates
     np.testing.assert_allclose(kept.objective.mean, posterior.objective_by_restart(), rtol=1e-5)
     best = int(np.argmax(kept.objective.mean[1]))
-    cell = with_error(Estimate(kept.reward.mean[1, best], kept.reward.se[1, best]))  # type: ignore[arg-type]
+    cell = format_estimate(Estimate(kept.reward.mean[1, best], kept.reward.se[1, best]))  # type: ignore[arg-type]
     assert cell in text
     beta = np.asarray(posterior.beta)[:, None]
     np.testing.assert_allclose(kept.reward.mean - beta * kept.kl.mean, kept.objective.mean, rtol=1e-4, atol=1e-5)
@@ -96,17 +96,17 @@ def test_text_cannot_turn_lines_around_or_leave_its_cell() -> None:
 
 def test_a_temperature_stays_on_one_line() -> None:
     for size in range(60, 80):
-        assert "β = 1" in as_text([Line("x" * size + " at β = 1.")])
+        assert "β = 1" in format_text([Line("x" * size + " at β = 1.")])
 
 
 def test_both_sides_of_log_z_are_limits() -> None:
-    told = dict(zip(evidence().weight_listing().headings, evidence().weight_listing().rows[0], strict=True))
+    told = dict(zip(evidence().weight_table().headings, evidence().weight_table().rows[0], strict=True))
     assert (told["from below"], told["from above"]) == ("1.950", "2.050")
 
 
 def test_wide_tables_are_cut_by_columns() -> None:
-    listing = Listing(["name", *"abcdef"], [["x", *["y" * 20] * 6]])
-    text = as_text([Line("before"), listing])
+    listing = Table(["name", *"abcdef"], [["x", *["y" * 20] * 6]])
+    text = format_text([Line("before"), listing])
     assert text.count("name") == 2
     assert max(len(line) for line in text.splitlines()) <= 80
 
@@ -118,23 +118,23 @@ def made(mean: float, low: float, high: float, floor: float = -INF, ceiling: flo
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (number(0.00012345), "1.2e-04"),
-        (number(12345.678), "12346"),
-        (number(NAN), "—"),
-        (number(INF), "∞"),
-        (number(0.0), "0"),
-        (with_error(Estimate(1.23456, 0.012)), "1.235 ± 0.012"),  # type: ignore[arg-type]
-        (with_error(Estimate(1.23456, 0.0)), "1.235"),  # type: ignore[arg-type]
-        (with_ends(made(1.0, 0.9, 1.1)), "1.00 [0.90, 1.10]"),
-        (with_ends(made(1.0, NAN, NAN, 0.5, 1.5)), "1.0 [0.5, 1.5]"),
-        (with_ends(made(1.0, NAN, NAN)), "1.000"),
-        (with_ends(made(0.1, NAN, NAN, -1e23, 1e23)), "0.1000 [-1.0e+23, 1.0e+23]"),
-        (with_ends(made(1.0, NAN, NAN, ceiling=2.0)), "1.000 (≤ 2.000)"),
-        (with_ends(Interval.exact(0.25)), "0.2500"),
-        (percent(0.00001), "<0.01%"),
-        (percent(0.25), "25%"),
-        (shortened(np.arange(100), 20), "0 1 2 3 4 5 6 7 8 …"),
-        (shortened(np.asarray([0.12345, 2.0])), "0.123 2"),
+        (format_number(0.00012345), "1.2e-04"),
+        (format_number(12345.678), "12346"),
+        (format_number(NAN), "—"),
+        (format_number(INF), "∞"),
+        (format_number(0.0), "0"),
+        (format_estimate(Estimate(1.23456, 0.012)), "1.235 ± 0.012"),  # type: ignore[arg-type]
+        (format_estimate(Estimate(1.23456, 0.0)), "1.235"),  # type: ignore[arg-type]
+        (format_interval(made(1.0, 0.9, 1.1)), "1.00 [0.90, 1.10]"),
+        (format_interval(made(1.0, NAN, NAN, 0.5, 1.5)), "1.0 [0.5, 1.5]"),
+        (format_interval(made(1.0, NAN, NAN)), "1.000"),
+        (format_interval(made(0.1, NAN, NAN, -1e23, 1e23)), "0.1000 [-1.0e+23, 1.0e+23]"),
+        (format_interval(made(1.0, NAN, NAN, ceiling=2.0)), "1.000 (≤ 2.000)"),
+        (format_interval(Interval.exact(0.25)), "0.2500"),
+        (format_percent(0.00001), "<0.01%"),
+        (format_percent(0.25), "25%"),
+        (truncate(np.arange(100), 20), "0 1 2 3 4 5 6 7 8 …"),
+        (truncate(np.asarray([0.12345, 2.0])), "0.123 2"),
     ],
 )
 def test_numbers_in_words(value: str, text: str) -> None:

@@ -38,8 +38,8 @@ from bayesrl.lm import (
 from bayesrl.lm.report import coloured, pieces_of, some
 from bayesrl.lm.text_samples import prefix_rewards
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.figures.fit_figures import whole_of
-from bayesrl.report.figures.site_values import text_of
+from bayesrl.report.figures.fit_figures import best_over_all_data
+from bayesrl.report.figures.site_values import value_text
 
 TOKENIZER = characters('<&"a')
 T = 3
@@ -225,9 +225,9 @@ def test_texts_are_read_where_a_fit_saw_mini_batches(writer: PromptedPolicy) -> 
         batch_size=2,
     )
     fit = bayesrl.fit(jax.random.key(0), part, beta=1.0, guide=FullParameters(), num_steps=1, progress=False)
-    whole = whole_of(fit)
+    whole = best_over_all_data(fit)
     assert whole.draws["text"].shape[-2:] == (3, T)
-    assert text_of(whole, "text", np.array([5, 3, 4])) == TOKENIZER.decode([[5, 3, 4]])[0]
+    assert value_text(whole, "text", np.array([5, 3, 4])) == TOKENIZER.decode([[5, 3, 4]])[0]
 
 
 def test_other_posteriors_are_refused(posterior: Posterior) -> None:

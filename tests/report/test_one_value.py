@@ -19,10 +19,10 @@ from bayesrl.control.learning.report import summary
 from bayesrl.diagnostics.checks import GOOD_SHARE
 from bayesrl.diagnostics.fit_quantities import from_json, to_json
 from bayesrl.diagnostics.results import Check
-from bayesrl.display.formatting import apart
+from bayesrl.display.formatting import format_with_limit
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.contents import gather
-from bayesrl.report.write import write_page
+from bayesrl.report.contents import collect
+from bayesrl.report.write import write_fits
 
 pytestmark = pytest.mark.xdist_group("one_value")
 KEY = jax.random.key(0)
@@ -103,9 +103,9 @@ def test_a_report_tells_each_quantity_once(name: str, tmp_path: Path) -> None:
     sections = options.pop("sections", ())
     if name in ("unbounded", "bounded, continuous"):
         options["diagnosis"] = bayesrl.diagnose(jax.random.key(1), posterior, num_samples=2**12)
-    facts = gather(jax.random.key(1), name, posterior, **options)
+    facts = collect(jax.random.key(1), name, posterior, **options)
     assert facts.evidence is not None
-    page = write_page(tmp_path / "report.html", [facts], sections).read_text(encoding="utf-8")
+    page = write_fits(tmp_path / "report.html", [facts], sections).read_text(encoding="utf-8")
     told, text = read_report(page)
     assert {quantity for quantity, _ in told} >= {"J", "J*", "gap", "share", "E[R]", "KL", "k̂"}
     assert several(told) == {}
@@ -153,9 +153,11 @@ def test_runs_of_learning_tell_each_number_once(tmp_path: Path) -> None:
 
 def test_a_limit_shows_on_which_side_a_number_is() -> None:
     for value, limit in ((0.02243, GOOD_SHARE), (0.0223999, 0.0224), (0.66669, 0.66671), (1e-9, 0.0), (3.0, 3.0)):
-        for told in (apart(value, limit), apart(limit, value)):
+        for told in (format_with_limit(value, limit), format_with_limit(limit, value)):
             (first, _), (second, _) = (numbers_of(text)[0] for text in told)
-            assert np.sign(first - second) == np.sign(value - limit) * (1 if told == apart(value, limit) else -1)
+            assert np.sign(first - second) == np.sign(value - limit) * (
+                1 if told == format_with_limit(value, limit) else -1
+            )
     least, most = Check("a", 0.4, 0.5, "warn", "", "", least=True), Check("a", 0.02243, GOOD_SHARE, "warn", "", "")
     assert least.limit == "≥ 0.500"
     assert (most.told, most.limit) == ("0.02243", "≤ 0.02240")

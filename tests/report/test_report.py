@@ -22,11 +22,11 @@ from bayesrl.diagnostics.results import Section
 from bayesrl.errors import BayesRLError, PolicyError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report import write as writing
-from bayesrl.report.contents import gather
-from bayesrl.report.facts import Facts
+from bayesrl.report.contents import collect
+from bayesrl.report.facts import ReportContents
 from bayesrl.report.html import page as page_module
-from bayesrl.report.html.page import Cell, Part, Pictured, html_page
-from bayesrl.report.write import write_page, write_report
+from bayesrl.report.html.page import CaptionedFigure, Cell, Part, html_page
+from bayesrl.report.write import write_fits, write_report
 from tests.handmade import HOSTILE, diagnosis, evidence, frontier
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -91,10 +91,10 @@ def sweep() -> Posterior:
 
 
 @pytest.fixture(scope="module")
-def full(sweep: Posterior) -> Facts:
+def full(sweep: Posterior) -> ReportContents:
     """A fit of which everything is known, with a frontier made by hand."""
     made = {"diagnosis": diagnosis("fail", BETAS), "frontier": frontier(BETAS)}
-    return gather(jax.random.key(1), "sweep", sweep, held_out=(), gold="gold", **made)
+    return collect(jax.random.key(1), "sweep", sweep, held_out=(), gold="gold", **made)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     figure.subplots().set_title(HOSTILE.replace("$", "").replace("\x1b", ""))
     rows = [(HOSTILE, "n"), (HOSTILE, 3)]
     sections = [Section(HOSTILE, HOSTILE, body) for body in (HOSTILE, rows, figure)]
-    facts = gather(jax.random.key(1), HOSTILE, posterior, diagnosis=diagnosis("pass", 1.0, HOSTILE), about=HOSTILE)
-    return write_page(tmp_path_factory.mktemp("hostile") / "report.html", [facts], sections)
+    facts = collect(jax.random.key(1), HOSTILE, posterior, diagnosis=diagnosis("pass", 1.0, HOSTILE), about=HOSTILE)
+    return write_fits(tmp_path_factory.mktemp("hostile") / "report.html", [facts], sections)
 
 
 def test_hostile_text_is_shown_and_never_run(hostile: Path, visit: Callable[..., Page]) -> None:
@@ -127,9 +127,9 @@ def test_hostile_text_is_shown_and_never_run(hostile: Path, visit: Callable[...,
 
 
 def test_every_picture_has_size_a_caption_and_ids_of_its_own(
-    full: Facts, tmp_path: Path, visit: Callable[..., Page]
+    full: ReportContents, tmp_path: Path, visit: Callable[..., Page]
 ) -> None:
-    page = visit(write_page(tmp_path / "report.html", [full]))
+    page = visit(write_fits(tmp_path / "report.html", [full]))
     pictures = page.locator(PICTURES)
     assert pictures.count() >= 11
     for picture in pictures.all():
@@ -149,8 +149,8 @@ def test_every_picture_has_size_a_caption_and_ids_of_its_own(
     assert set(used) <= set(ids)
 
 
-def test_the_parts_are_there_verdict_first(full: Facts, tmp_path: Path, visit: Callable[..., Page]) -> None:
-    path = write_page(tmp_path / "report.html", [full], [Section("From the domain", "Good: all of it.", "text")])
+def test_the_parts_are_there_verdict_first(full: ReportContents, tmp_path: Path, visit: Callable[..., Page]) -> None:
+    path = write_fits(tmp_path / "report.html", [full], [Section("From the domain", "Good: all of it.", "text")])
     page = visit(path)
     assert page.locator("h2").all_inner_texts() == [
         "Verdict",
@@ -177,8 +177,10 @@ def test_the_parts_are_there_verdict_first(full: Facts, tmp_path: Path, visit: C
     assert path.stat().st_size < 3_000_000
 
 
-def test_a_telephone_needs_no_sideways_scrolling(full: Facts, tmp_path: Path, visit: Callable[..., Page]) -> None:
-    path = write_page(tmp_path / "report.html", [full, replace(full, name="b" * 200)])
+def test_a_telephone_needs_no_sideways_scrolling(
+    full: ReportContents, tmp_path: Path, visit: Callable[..., Page]
+) -> None:
+    path = write_fits(tmp_path / "report.html", [full, replace(full, name="b" * 200)])
     for width in (320, 390, 1280):
         page = visit(path, width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -186,8 +188,8 @@ def test_a_telephone_needs_no_sideways_scrolling(full: Facts, tmp_path: Path, vi
         assert all(box is not None and box["x"] + box["width"] <= width for box in boxes)
 
 
-def test_several_fits_stand_side_by_side(full: Facts, tmp_path: Path, visit: Callable[..., Page]) -> None:
-    page = visit(write_page(tmp_path / "report.html", [full, replace(full, name="other")]))
+def test_several_fits_stand_side_by_side(full: ReportContents, tmp_path: Path, visit: Callable[..., Page]) -> None:
+    page = visit(write_fits(tmp_path / "report.html", [full, replace(full, name="other")]))
     for section in page.locator("section").all():
         cells = [cell.bounding_box() for cell in section.locator(".cell").all()]
         assert len(cells) in (1, 2)
@@ -198,8 +200,8 @@ def test_several_fits_stand_side_by_side(full: Facts, tmp_path: Path, visit: Cal
     assert rows.count() == 2 * len(BETAS)
 
 
-def test_the_dark_and_paper(full: Facts, tmp_path: Path, visit: Callable[..., Page]) -> None:
-    path = write_page(tmp_path / "report.html", [full])
+def test_the_dark_and_paper(full: ReportContents, tmp_path: Path, visit: Callable[..., Page]) -> None:
+    path = write_fits(tmp_path / "report.html", [full])
 
     def lightness(page: Page, selector: str, style: str) -> float:
         told = page.eval_on_selector(selector, f"one => getComputedStyle(one)['{style}']")
@@ -215,8 +217,8 @@ def test_the_dark_and_paper(full: Facts, tmp_path: Path, visit: Callable[..., Pa
     assert dark.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_the_same_fit_gives_the_same_report(full: Facts, tmp_path: Path) -> None:
-    first, second = (write_page(tmp_path / name, [full]).read_bytes() for name in ("a.html", "b.html"))
+def test_the_same_fit_gives_the_same_report(full: ReportContents, tmp_path: Path) -> None:
+    first, second = (write_fits(tmp_path / name, [full]).read_bytes() for name in ("a.html", "b.html"))
     assert first == second
 
 
@@ -224,7 +226,7 @@ def test_a_page_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = [Figure(figsize=(8, 6)) for _ in range(6)]
     for i, figure in enumerate(figures):
         figure.subplots().scatter(*np.random.default_rng(i).normal(size=(2, 1500)), s=np.arange(1500) % 7)
-    part = Part("many", "", [Cell("", [Pictured(figure, f"{i}") for i, figure in enumerate(figures)])])
+    part = Part("many", "", [Cell("", [CaptionedFigure(figure, f"{i}") for i, figure in enumerate(figures)])])
     whole = html_page("t", "", [part], "")
     monkeypatch.setattr(page_module, "BUDGET", len(whole) // 3)
     coarse = html_page("t", "", [part], "")
@@ -236,14 +238,14 @@ def test_a_page_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_long_lines_become_pixels() -> None:
     figure = Figure()
     figure.subplots().plot(np.random.default_rng(0).normal(size=100_000))
-    page = html_page("t", "", [Part("one", "", [Cell("", [Pictured(figure, "noise")])])], "")
+    page = html_page("t", "", [Part("one", "", [Cell("", [CaptionedFigure(figure, "noise")])])], "")
     assert len(page) < 500_000
 
 
 def test_a_figure_that_cannot_be_drawn_is_named() -> None:
     figure = Figure()
     figure.subplots().set_title(r"$\frac{$")
-    page = html_page("t", "", [Part("one", "", [Cell("", [Pictured(figure, "broken")])])], "")
+    page = html_page("t", "", [Part("one", "", [Cell("", [CaptionedFigure(figure, "broken")])])], "")
     assert "This picture cannot be drawn" in page
 
 
@@ -365,7 +367,7 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_computed(sweep: Post
 
 
 def test_a_gold_metric_that_is_not_there_costs_no_frontier(sweep: Posterior) -> None:
-    facts = gather(jax.random.key(1), "sweep", sweep, gold="silver", diagnosis=diagnose(jax.random.key(2), sweep))
+    facts = collect(jax.random.key(1), "sweep", sweep, gold="silver", diagnosis=diagnose(jax.random.key(2), sweep))
     assert facts.frontier is not None
     assert facts.missing == (
         "The program has no deterministic site “silver” to hold against the reward; it has “gold”.",

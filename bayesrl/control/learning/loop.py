@@ -22,7 +22,7 @@ from bayesrl.control.learning.env_adapter import Act, World
 from bayesrl.control.learning.interaction import Playable, world_of
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.learning.result import Learned, Stage
-from bayesrl.display.progress import Progress, showing
+from bayesrl.display.progress import Progress, show_progress
 from bayesrl.errors import BayesRLError, ControlError, RunFolderError
 from bayesrl.svi.setup import digest
 from bayesrl.typing import PRNGKey
@@ -99,7 +99,7 @@ def learn(
         Osband, Russo & Van Roy (2013), "(More) efficient reinforcement learning via posterior sampling", for episodes
         under one draw; O'Donoghue, Osband & Ionescu (2020) for the two posteriors.
     """
-    with showing(progress), trace_cache(), run_folder.hold_folder(directory):
+    with show_progress(progress), trace_cache(), run_folder.hold_folder(directory):
         return _learn(
             key,
             environment,

@@ -11,10 +11,10 @@ from bayesrl.control.learning.figures import certainty_figure, regret_figure, re
 from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learned
 from bayesrl.control.learning.result import Learned
 from bayesrl.diagnostics.results import Check, Section
-from bayesrl.display.formatting import number, with_error
-from bayesrl.display.tables import MARKS, Listing, Markup, tag
+from bayesrl.display.formatting import format_estimate, format_number
+from bayesrl.display.tables import MARKS, Markup, Table, tag
 from bayesrl.report.figure_sections import checks_table
-from bayesrl.report.html.page import Cell, Part, Pictured
+from bayesrl.report.html.page import CaptionedFigure, Cell, Part
 from bayesrl.statistics.estimates import Estimate
 
 
@@ -26,7 +26,7 @@ def summary(several: Sequence[Learned]) -> list[tuple[str, str]]:
     rows.append(("steps", ", ".join(f"{int(run.history['length'].sum()):,}" for run in several)))
     rows.append((f"mean return of the {_last(last)}", mean))
     if first.world.optimum is not None:
-        rows.append(("optimum", number(first.world.optimum)))
+        rows.append(("optimum", format_number(first.world.optimum)))
     else:
         rows.append(("optimum and regret", f"unknown: {first.world.unknown}"))
     if not np.isnan(first.history["regret"]).all():
@@ -113,20 +113,20 @@ def sentence(several: Sequence[Learned], checks: Sequence[Check]) -> str:
     last, mean = _earned(several)
     earned = f"The {_last(last)} earned {mean} on average"
     optimum = several[0].world.optimum
-    against = f", where {number(optimum)} is the most that can be expected" if optimum is not None else ""
+    against = f", where {format_number(optimum)} is the most that can be expected" if optimum is not None else ""
     return f"{earned}{against}" + (f"; look at: {', '.join(odd)}." if odd else "; all checks pass.")
 
 
 def _curves(runs: Mapping[str, Sequence[Learned]]) -> list[Any]:
     several = all(len(r) > 1 for r in runs.values())
     bands = " Bands are the range over runs, lines their median." if several else ""
-    shown: list[Any] = [Pictured(returns_figure(runs), f"Good: it rises to the optimum and stays there.{bands}")]
+    shown: list[Any] = [CaptionedFigure(returns_figure(runs), f"Good: it rises to the optimum and stays there.{bands}")]
     if not any(np.isnan(run.history["regret"]).any() for r in runs.values() for run in r):
-        shown.append(Pictured(regret_figure(runs), f"Good: it flattens; a straight line learns nothing.{bands}"))
+        shown.append(CaptionedFigure(regret_figure(runs), f"Good: it flattens; a straight line learns nothing.{bands}"))
     bayesian = {n: r for n, r in runs.items() if isinstance(r[0].mind, BayesianMind)}
     if bayesian:
         caption = "Good: it rises to 1, or settles where actions are worth the same."
-        shown.append(Pictured(certainty_figure(bayesian), caption))
+        shown.append(CaptionedFigure(certainty_figure(bayesian), caption))
     return shown
 
 
@@ -142,14 +142,16 @@ def _made(learned: Learned) -> list[tuple[str, str]]:
     return rows + [(name.replace("_", " "), str(value)) for name, value in settings.items()]
 
 
-def _listing(rows: Sequence[tuple[str, str]]) -> Listing:
-    return Listing(("what", "value"), [list(row) for row in rows], aligned="ll")
+def _listing(rows: Sequence[tuple[str, str]]) -> Table:
+    return Table(("what", "value"), [list(row) for row in rows], alignment="ll")
 
 
 def _body(body: Any) -> Any:
     if isinstance(body, str | Markup):
         return body
-    return Pictured(body, "") if hasattr(body, "savefig") else Listing(body[0], [list(map(str, r)) for r in body[1:]])
+    if hasattr(body, "savefig"):
+        return CaptionedFigure(body, "")
+    return Table(body[0], [list(map(str, row)) for row in body[1:]])
 
 
 def _earned(several: Sequence[Learned]) -> tuple[int, str]:
@@ -164,8 +166,8 @@ def _last(num: int) -> str:
 
 def _over(values: Sequence[float]) -> str:
     if len(values) == 1:
-        return number(float(values[0]))
+        return format_number(float(values[0]))
     spread = float(np.std(values, ddof=1))
-    return with_error(
+    return format_estimate(
         Estimate(np.asarray(np.mean(values)), np.asarray(0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
     )

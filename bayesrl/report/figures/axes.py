@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesrl.display.formatting import printable
-from bayesrl.report.figures.site_values import Laid, frequencies, quantiles
+from bayesrl.display.formatting import sanitize
+from bayesrl.report.figures.site_values import SiteComparison, frequencies, quantiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,26 +17,26 @@ SHOWN_BARS = 30
 BINS = 40
 
 
-def sources_of(laid: Laid) -> list[tuple[str, str, Any]]:
+def labelled_values(laid: SiteComparison) -> list[tuple[str, str, Any]]:
     """Give label, colour and values of prior, fit and, where it is known, target."""
     sources = [("prior π₀", PRIOR, laid.prior), ("fitted q", FITTED, laid.fitted)]
     return sources + ([("target p*", TARGET, laid.target)] if laid.target is not None else [])
 
 
-def draw_marginal(axes: "Axes", laid: Laid, *, legend: bool) -> None:
+def draw_marginal(axes: "Axes", laid: SiteComparison, *, legend: bool) -> None:
     """Draw one site: bars, histograms or bands of prior, fit and target."""
     contexts = laid.fitted.values.shape[1]
     mean = f", mean over {contexts:,} contexts" if contexts > 1 else ""
     if laid.steps:
         _bands(axes, laid)
-        dress(axes, laid.steps, laid.site, f"{beta_label(laid.beta)}: median and middle 90%{mean}")
+        style_axes(axes, laid.steps, laid.site, f"{beta_label(laid.beta)}: median and middle 90%{mean}")
     elif laid.support == "reals":
         _histograms(axes, laid)
-        dress(axes, laid.site, "probability density", f"{beta_label(laid.beta)}{mean}")
+        style_axes(axes, laid.site, "probability density", f"{beta_label(laid.beta)}{mean}")
     else:
         shown = _bars(axes, laid)
         some = f", the {shown} likeliest of {len(laid.categories)}" if shown < len(laid.categories) else ""
-        dress(axes, laid.site, "probability", f"{beta_label(laid.beta)}{mean}{some}")
+        style_axes(axes, laid.site, "probability", f"{beta_label(laid.beta)}{mean}{some}")
     if legend:
         if laid.support != "reals":
             top = axes.get_ylim()[1]
@@ -48,9 +48,9 @@ def draw_marginal(axes: "Axes", laid: Laid, *, legend: bool) -> None:
             axes.legend(frameon=False, fontsize=9)
 
 
-def _bars(axes: "Axes", laid: Laid) -> int:
+def _bars(axes: "Axes", laid: SiteComparison) -> int:
     """Draw grouped bars, only the likeliest values where there are many; give how many are shown."""
-    sources = sources_of(laid)
+    sources = labelled_values(laid)
     heights = np.stack([frequencies(values, laid.categories).mean((0, 1)) for _, _, values in sources])
     keep = np.arange(len(laid.categories))
     if laid.support == "finite" and len(keep) > SHOWN_BARS:
@@ -64,8 +64,8 @@ def _bars(axes: "Axes", laid: Laid) -> int:
     return len(keep)
 
 
-def _histograms(axes: "Axes", laid: Laid) -> None:
-    sources = sources_of(laid)
+def _histograms(axes: "Axes", laid: SiteComparison) -> None:
+    sources = labelled_values(laid)
     low = min(quantiles(values, (0.001,)).min() for _, _, values in sources)
     high = max(quantiles(values, (0.999,)).max() for _, _, values in sources)
     edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
@@ -79,25 +79,25 @@ def _histograms(axes: "Axes", laid: Laid) -> None:
         axes.set_xlim(edges[0], edges[-1])
 
 
-def _bands(axes: "Axes", laid: Laid) -> None:
+def _bands(axes: "Axes", laid: SiteComparison) -> None:
     at = np.arange(1, laid.fitted.values.shape[2] + 1)
-    for label, colour, values in sources_of(laid):
+    for label, colour, values in labelled_values(laid):
         low, middle, high = quantiles(values, (0.05, 0.5, 0.95))
         axes.fill_between(at, low, high, color=colour, alpha=0.2, lw=0)
         axes.plot(at, middle, color=colour, lw=1.6, label=label)
 
 
-def draw_best_action(axes: "Axes", laid: Laid, *, legend: bool) -> None:
+def draw_best_action(axes: "Axes", laid: SiteComparison, *, legend: bool) -> None:
     """Draw, over contexts, the probability put on the value that the target likes best there."""
     assert laid.target is not None
     best = frequencies(laid.target, laid.categories)[:, 0].argmax(-1)
     edges = np.linspace(0, 1, 21)
-    for label, colour, values in sources_of(laid):
+    for label, colour, values in labelled_values(laid):
         on_best = np.take_along_axis(frequencies(values, laid.categories)[:, 0], best[:, None], 1)[:, 0]
         counts, _ = np.histogram(np.clip(on_best, 0, 1), edges)
         _stairs(axes, counts, edges, colour, f"{label} (mean {on_best.mean():.2f})")
     title = f"{beta_label(laid.beta)}: how firmly each context's best action is chosen"
-    dress(axes, "probability of the target's best action", "contexts", title)
+    style_axes(axes, "probability of the target's best action", "contexts", title)
     axes.legend(frameon=False, fontsize=9, loc="upper left" if legend else "best")
 
 
@@ -109,11 +109,11 @@ def _stairs(axes: "Axes", heights: np.ndarray, edges: np.ndarray, colour: str, l
         axes.stairs(heights, edges, fill=True, color=colour, alpha=0.5, label=label)
 
 
-def dress(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
+def style_axes(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
     """Label a pair of axes, and give it the house's look."""
-    axes.set_xlabel(literally(xlabel))
-    axes.set_ylabel(literally(ylabel))
-    axes.set_title(literally(title), fontsize=10)
+    axes.set_xlabel(escape_mathtext(xlabel))
+    axes.set_ylabel(escape_mathtext(ylabel))
+    axes.set_title(escape_mathtext(title), fontsize=10)
     axes.grid(visible=True, alpha=0.25, lw=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -143,6 +143,6 @@ def legend_above(figure: "Figure", columns: int = 4) -> None:
     )
 
 
-def literally(text: str) -> str:
+def escape_mathtext(text: str) -> str:
     """Keep Matplotlib from reading mathematics into a text, whose dollars may be anybody's."""
-    return printable(text).replace("$", r"\$")
+    return sanitize(text).replace("$", r"\$")

@@ -17,12 +17,12 @@ from bayesrl.report.figures.axes import (
     TARGET,
     beta_colours,
     beta_label,
-    dress,
+    escape_mathtext,
     legend_above,
-    literally,
     objective_label,
+    style_axes,
 )
-from bayesrl.report.figures.fit_figures import SHOWN_BETAS, SMALL, betas_of, optima_of
+from bayesrl.report.figures.fit_figures import PANEL_SIZE, SHOWN_BETAS, betas_of, optima_of
 from bayesrl.statistics.estimates import Estimate, Estimates
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> 
             textcoords="offset points",
             fontsize=8,
         )
-    dress(axes, "KL to prior  (nats)", "E[R]  (reward units)")
+    style_axes(axes, "KL to prior  (nats)", "E[R]  (reward units)")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
@@ -84,7 +84,7 @@ def objective_figure(evidence: Evidence) -> "Figure":
         label="J of the fit",
     )  # fmt: skip
     axes.set_xscale("log")
-    dress(axes, "β  (reward units per nat)", "J  (reward units)")
+    style_axes(axes, "β  (reward units per nat)", "J  (reward units)")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -123,13 +123,13 @@ def over_optimisation_figure(
     other = axes.twinx() if apart else axes
     for own, part, colour, label in (
         (axes, proxy, FITTED, "proxy: E[R]"),
-        (other, gold, GOLD, literally(f"gold: {name}")),
+        (other, gold, GOLD, escape_mathtext(f"gold: {name}")),
     ):
         own.plot(mean[order], np.asarray(part.mean)[order], color=colour, lw=0.8, alpha=0.6)
         _points(own, root, part, colour, label)
-    dress(axes, "√KL to prior  (√nats)", "E[R]  (reward units)" if apart else "reward, gold")
+    style_axes(axes, "√KL to prior  (√nats)", "E[R]  (reward units)" if apart else "reward, gold")
     if apart:
-        dress(other, "", f"gold: {name}")
+        style_axes(other, "", f"gold: {name}")
         other.grid(visible=False)
         other.spines["right"].set_visible(True)
     if turning_point is not None:
@@ -163,7 +163,7 @@ def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
         if optima is not None and np.isfinite(optima[i]):
             axes.axhline(float(optima[i]), color=colours[k], ls="--", lw=1)
     axes.set_xticks(np.arange(mean.shape[1]))
-    dress(axes, "restart", objective_label(posterior.beta))
+    style_axes(axes, "restart", objective_label(posterior.beta))
     legend_above(figure)
     return figure
 
@@ -196,7 +196,7 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
         heights = np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] / part.size
         axes.stairs(heights, edges, color=colour, fill=len(shown) == 1, alpha=0.9, lw=1.5, label=beta_label(betas[i]))
     axes.axvline(0.0, color=TARGET if known else PRIOR, ls="--", lw=1.2, label="log Z" if known else "mean")
-    dress(axes, f"w − {'log Z' if known else 'its mean'}  (nats)", "share of draws")
+    style_axes(axes, f"w − {'log Z' if known else 'its mean'}  (nats)", "share of draws")
     legend_above(figure)
     return figure
 
@@ -225,7 +225,7 @@ def held_out_figure(beta: list[float | None], training: Estimates, held_out: Est
         axes.errorbar(at + offset, mean, 2 * se, fmt="o", ms=5, color=colour, label=label)
     axes.set_xticks(at, [beta_label(b) for b in beta], rotation=45 if len(beta) > SHOWN_BETAS else 0)
     axes.set_xlim(-0.6, len(beta) - 0.4)
-    dress(axes, "", "E[R]  (reward units)" if rewarded else objective_label(None))
+    style_axes(axes, "", "E[R]  (reward units)" if rewarded else objective_label(None))
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -247,7 +247,7 @@ def shown_betas(betas: list[float | None]) -> list[int]:
 def _figure() -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=SMALL, layout="constrained")
+    figure = Figure(figsize=PANEL_SIZE, layout="constrained")
     return figure, figure.subplots()
 
 

@@ -22,13 +22,13 @@ from bayesrl.report.figures.axes import (
     beta_label,
     draw_best_action,
     draw_marginal,
-    dress,
+    escape_mathtext,
+    labelled_values,
     legend_above,
-    literally,
     objective_label,
-    sources_of,
+    style_axes,
 )
-from bayesrl.report.figures.site_values import Laid, frequencies, lay_out, sites_of, text_of
+from bayesrl.report.figures.site_values import SiteComparison, compare_site, frequencies, shown_sites, value_text
 from bayesrl.svi.fitting import with_draws
 from bayesrl.typing import Numbers
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_BETAS = 3
-SMALL = (4.6, 3.2)
+PANEL_SIZE = (4.6, 3.2)
 """Inches of a figure in the report: two stand side by side on a page, one fits a telephone."""
 
-MANY = 6
+MAX_LEGEND_BETAS = 6
 
 HISTORY = {
     "objective": ("J", "J should rise and level off"),
@@ -50,7 +50,7 @@ HISTORY = {
 """Curves of the history, with their labels and what is good about them."""
 
 
-def curves_of(posterior: Posterior) -> list[str]:
+def curve_names(posterior: Posterior) -> list[str]:
     """Name the curves of a history; without rewards E[R] is 0 throughout, and is none."""
     return [name for name in HISTORY if posterior.beta is not None or name != "reward"]
 
@@ -70,7 +70,7 @@ def training_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
 
     _check_history(posterior)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    curves = curves_of(posterior)
+    curves = curve_names(posterior)
     for axes, name in zip(figure.subplots(1, len(curves)), curves, strict=True):
         _draw_history(axes, posterior, name, optimum)
         _legend_of_betas(figure, axes, betas_of(posterior), name)
@@ -99,7 +99,7 @@ def policy_figure(posterior: Posterior, target: WeightedDraws | None = None, sit
     """
     from matplotlib.figure import Figure
 
-    name = next(iter(sites_of(posterior)), "") if site is None else site
+    name = next(iter(shown_sites(posterior)), "") if site is None else site
     panels = _panels(posterior, target, name)
     first = panels[0]
     if first.steps and first.support != "reals":
@@ -112,7 +112,7 @@ def policy_figure(posterior: Posterior, target: WeightedDraws | None = None, sit
         draw_marginal(grid[0, column], laid, legend=column == 0)
         if by_context:
             draw_best_action(grid[1, column], laid, legend=column == 0)
-    figure.suptitle(literally(_headline(first, f"Site “{name}”")), fontsize=11)
+    figure.suptitle(escape_mathtext(_headline(first, f"Site “{name}”")), fontsize=11)
     return figure
 
 
@@ -146,10 +146,10 @@ def save_figures(
     figures = {}
     if len(posterior.history.get("step", ())):
         figures["training"] = training_figure(posterior, optimum)
-    names = list(sites_of(posterior))
-    whole = whole if whole is not None else whole_of(posterior)
+    names = list(shown_sites(posterior))
+    whole = whole if whole is not None else best_over_all_data(posterior)
     for name in names:
-        if text_of(whole, name, np.asarray(whole.draws[name])[(0,) * (np.ndim(whole.draws[name]) - 1)]) is not None:
+        if value_text(whole, name, np.asarray(whole.draws[name])[(0,) * (np.ndim(whole.draws[name]) - 1)]) is not None:
             continue  # a text is read, not drawn
         figures["policy" if len(names) == 1 else f"policy_{name}"] = policy_figure(whole, target, name)
     written = []
@@ -198,7 +198,7 @@ def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Any) -
             axes.plot(steps, lines[:, i, restart], color=colours[i], lw=1.3, alpha=0.9, label=legend)
         if name == "objective" and optimum is not None and np.isfinite(optimum[i]):
             axes.axhline(optimum[i], color=colours[i], ls="--", lw=1)
-    dress(axes, "step", label, title)
+    style_axes(axes, "step", label, title)
     if name == "objective" and optimum is not None:
         axes.plot([], [], color=colours[0] if len(betas) == 1 else "black", ls="--", lw=1, label="optimum J*")
 
@@ -206,7 +206,7 @@ def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Any) -
 # ---- what to show ----------------------------------------------------------------------------
 
 
-def whole_of(posterior: Posterior) -> Posterior:
+def best_over_all_data(posterior: Posterior) -> Posterior:
     """Best restarts, over all data where the fit saw mini-batches: pictures compare contexts."""
     best = posterior.select(restart="best") if posterior.mixture is None else posterior
     if best.programs is None or not best.programs.structure.subsampled:
@@ -214,14 +214,14 @@ def whole_of(posterior: Posterior) -> Posterior:
     return with_draws(key_from_seed(0), over_all_data(best))
 
 
-def _panels(posterior: Posterior, target: WeightedDraws | None, site: str) -> list[Laid]:
-    whole = whole_of(posterior)
+def _panels(posterior: Posterior, target: WeightedDraws | None, site: str) -> list[SiteComparison]:
+    whole = best_over_all_data(posterior)
     if posterior.beta is None or np.ndim(posterior.beta) == 0:
-        return [lay_out(whole, target, site)]
+        return [compare_site(whole, target, site)]
     betas = np.asarray(posterior.beta)
     order = np.argsort(betas)
     shown = order[np.unique(np.linspace(0, len(order) - 1, SHOWN_BETAS).round().astype(int))]
-    return [lay_out(whole.select(beta=float(betas[i])), _target_of(target, float(betas[i])), site) for i in shown]
+    return [compare_site(whole.select(beta=float(betas[i])), _target_of(target, float(betas[i])), site) for i in shown]
 
 
 def _target_of(target: WeightedDraws | None, beta: float) -> WeightedDraws | None:
@@ -242,7 +242,7 @@ def _target_of(target: WeightedDraws | None, beta: float) -> WeightedDraws | Non
     return replace(target, beta=chosen, log_weights=log_weights, sampler=None if draw is None else sampler)
 
 
-def _compares_contexts(laid: Laid) -> bool:
+def _compares_contexts(laid: SiteComparison) -> bool:
     return laid.support == "finite" and laid.target is not None and laid.fitted.values.shape[1] > 1 and not laid.steps
 
 
@@ -270,13 +270,13 @@ def history_figure(
     from matplotlib.figure import Figure
 
     _check_history(posterior)
-    if name not in curves_of(posterior):
-        raise PolicyError(f"history_figure got name={name!r}; use {' or '.join(map(repr, curves_of(posterior)))}")
-    figure = Figure(figsize=SMALL, layout="constrained")
+    if name not in curve_names(posterior):
+        raise PolicyError(f"history_figure got name={name!r}; use {' or '.join(map(repr, curve_names(posterior)))}")
+    figure = Figure(figsize=PANEL_SIZE, layout="constrained")
     axes = figure.subplots()
     _draw_history(axes, posterior, name, optimum if name == "objective" else None)
     axes.set_title("")
-    if len(betas_of(posterior)) > MANY:
+    if len(betas_of(posterior)) > MAX_LEGEND_BETAS:
         _legend_of_betas(figure, axes, betas_of(posterior), "kl")
     else:
         legend_above(figure)
@@ -297,14 +297,14 @@ def site_figures(posterior: Posterior, target: WeightedDraws | None = None, site
     from matplotlib.figure import Figure
 
     figures = []
-    for laid in _panels(posterior, target, next(iter(sites_of(posterior)), "") if site is None else site):
+    for laid in _panels(posterior, target, next(iter(shown_sites(posterior)), "") if site is None else site):
         if laid.steps and laid.support != "reals":
             figures += _map_figures(laid)
             continue
-        figures.append(Figure(figsize=SMALL, layout="constrained"))
+        figures.append(Figure(figsize=PANEL_SIZE, layout="constrained"))
         draw_marginal(figures[-1].subplots(), laid, legend=True)
         if _compares_contexts(laid):
-            figures.append(Figure(figsize=SMALL, layout="constrained"))
+            figures.append(Figure(figsize=PANEL_SIZE, layout="constrained"))
             draw_best_action(figures[-1].subplots(), laid, legend=True)
     return figures
 
@@ -312,11 +312,11 @@ def site_figures(posterior: Posterior, target: WeightedDraws | None = None, site
 # ---- composing --------------------------------------------------------------------------------
 
 
-def _sequence_figure(panels: list[Laid]) -> "Figure":
+def _sequence_figure(panels: list[SiteComparison]) -> "Figure":
     """Draw position × value as heat maps: prior, fitted and target side by side, a row per β."""
     from matplotlib.figure import Figure
 
-    columns = len(sources_of(panels[0]))
+    columns = len(labelled_values(panels[0]))
     size = (3.9 * columns + 0.8, _map_height(panels[0]) * len(panels))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(panels), columns, squeeze=False, sharex=True, sharey=True)
@@ -324,44 +324,44 @@ def _sequence_figure(panels: list[Laid]) -> "Figure":
         image = _draw_maps(list(grid[row]), laid, xlabel=laid.steps if row == len(panels) - 1 else "")
         figure.colorbar(image, ax=list(grid[row]), label="probability")
     figure.suptitle(
-        literally(_headline(panels[0], f"Site “{panels[0].site}” along its {panels[0].steps}s")), fontsize=11
+        escape_mathtext(_headline(panels[0], f"Site “{panels[0].site}” along its {panels[0].steps}s")), fontsize=11
     )
     return figure
 
 
-def _map_figures(laid: Laid) -> list["Figure"]:
+def _map_figures(laid: SiteComparison) -> list["Figure"]:
     """Draw the heat maps of prior, fit and target one by one, on one scale of colours."""
     from matplotlib.figure import Figure
 
-    figures = [Figure(figsize=(SMALL[0], _map_height(laid)), layout="constrained") for _ in sources_of(laid)]
+    figures = [Figure(figsize=(PANEL_SIZE[0], _map_height(laid)), layout="constrained") for _ in labelled_values(laid)]
     axes = [figure.subplots() for figure in figures]
     _draw_maps(axes, laid, xlabel=laid.steps)
     for figure, own in zip(figures, axes, strict=True):
-        own.set_ylabel(literally(laid.site))
+        own.set_ylabel(escape_mathtext(laid.site))
         figure.colorbar(own.get_images()[0], ax=own, label="probability")
     return figures
 
 
-def _map_height(laid: Laid) -> float:
+def _map_height(laid: SiteComparison) -> float:
     return 1.6 + max(1.8, 0.11 * min(len(laid.categories), 40))
 
 
-def _draw_maps(row: list["Axes"], laid: Laid, *, xlabel: str) -> Any:
-    maps = [frequencies(values, laid.categories).mean(0).T for _, _, values in sources_of(laid)]
+def _draw_maps(row: list["Axes"], laid: SiteComparison, *, xlabel: str) -> Any:
+    maps = [frequencies(values, laid.categories).mean(0).T for _, _, values in labelled_values(laid)]
     top = max(image.max() for image in maps)
     extent = (0.5, maps[0].shape[1] + 0.5, laid.categories[-1] + 0.5, laid.categories[0] - 0.5)
     image = None
-    for column, (axes, (label, _, _)) in enumerate(zip(row, sources_of(laid), strict=True)):
+    for column, (axes, (label, _, _)) in enumerate(zip(row, labelled_values(laid), strict=True)):
         image = axes.imshow(
             maps[column], aspect="auto", cmap="cividis", vmin=0, vmax=top, extent=extent, interpolation="nearest"
         )
-        dress(axes, xlabel, laid.site if column == 0 else "", f"{label},  {beta_label(laid.beta)}")
+        style_axes(axes, xlabel, laid.site if column == 0 else "", f"{label},  {beta_label(laid.beta)}")
         axes.grid(visible=False)
         axes.locator_params(integer=True)
     return image
 
 
-def _headline(laid: Laid, subject: str) -> str:
+def _headline(laid: SiteComparison, subject: str) -> str:
     if laid.target is not None or laid.density is not None:
         return f"{subject}: a good fit (q) matches the target (p*)"
     return f"{subject}: what the fit changed; the prior (π₀) is where it started"
@@ -369,7 +369,7 @@ def _headline(laid: Laid, subject: str) -> str:
 
 def _legend_of_betas(figure: "Figure", axes: "Axes", betas: list[float | None], name: str) -> None:
     """Name the lines: a legend for few β, a colour bar for many, and J* in the first panel."""
-    if len(betas) <= MANY:
+    if len(betas) <= MAX_LEGEND_BETAS:
         if name == "objective":
             axes.legend(frameon=False, fontsize=9, loc="lower right")
         return

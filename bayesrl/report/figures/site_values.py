@@ -21,10 +21,10 @@ MAX_FINITE = 200
 _TARGET_DRAWS = 1000
 _GRID = 400
 
-type Support = Literal["finite", "integers", "reals"]
+type SupportKind = Literal["finite", "integers", "reals"]
 
 
-class Values(NamedTuple):
+class SiteValues(NamedTuple):
     """Values of one site with weights.
 
     Attributes:
@@ -36,7 +36,7 @@ class Values(NamedTuple):
     weights: Float[np.ndarray, "draws contexts"]
 
 
-class Laid(NamedTuple):
+class SiteComparison(NamedTuple):
     """One site at one temperature: what the prior, the fit and the target do.
 
     Attributes:
@@ -53,16 +53,16 @@ class Laid(NamedTuple):
 
     site: str
     beta: float | None
-    support: Support
+    support: SupportKind
     categories: np.ndarray
     steps: str
-    prior: Values
-    fitted: Values
-    target: Values | None
+    prior: SiteValues
+    fitted: SiteValues
+    target: SiteValues | None
     density: tuple[np.ndarray, np.ndarray] | None
 
 
-def lay_out(posterior: Posterior, target: WeightedDraws | None, site: str) -> Laid:
+def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) -> SiteComparison:
     """Lay out one site of a posterior that holds one β and one restart.
 
     Args:
@@ -83,7 +83,7 @@ def lay_out(posterior: Posterior, target: WeightedDraws | None, site: str) -> La
     laid = _values(fitted, axes, contexts)
     known = _target(target, site, axes, contexts) if target is not None else None
     support, categories = _support(structure, site, [prior, laid] + ([known] if known else []))
-    return Laid(
+    return SiteComparison(
         site,
         None if posterior.beta is None else float(posterior.beta),
         support,
@@ -96,7 +96,7 @@ def lay_out(posterior: Posterior, target: WeightedDraws | None, site: str) -> La
     )
 
 
-def text_of(posterior: Posterior, site: str, value: Any) -> str | None:
+def value_text(posterior: Posterior, site: str, value: Any) -> str | None:
     """Give the text of a value of a site, where the program has a method `read(site, value)` that knows one."""
     program: Any = None if posterior.programs is None else posterior.programs.policy
     while program is not None and not hasattr(program, "read"):
@@ -104,21 +104,21 @@ def text_of(posterior: Posterior, site: str, value: Any) -> str | None:
     return None if program is None else program.read(site, value)
 
 
-def site_values(posterior: Posterior, site: str) -> Values:
+def site_values(posterior: Posterior, site: str) -> SiteValues:
     """Lay out the draws of one site of a posterior that holds one β and one restart."""
     contexts = posterior.statistics["log_weight"].shape[2:]
     draws = np.asarray(posterior.draws[site][0])
     return _values(draws, _context_axes(posterior, site, draws.shape[1:], contexts), contexts)
 
 
-def frequencies(values: Values, categories: np.ndarray) -> Float[np.ndarray, "contexts positions values"]:
+def frequencies(values: SiteValues, categories: np.ndarray) -> Float[np.ndarray, "contexts positions values"]:
     """Give the weighted frequency of each category, by context and position."""
     hits = values.values[..., None] == categories
     result: np.ndarray = np.einsum("dc,dcpk->cpk", values.weights, hits.astype(float))
     return result
 
 
-def quantiles(values: Values, levels: tuple[float, ...]) -> Float[np.ndarray, "levels positions"]:
+def quantiles(values: SiteValues, levels: tuple[float, ...]) -> Float[np.ndarray, "levels positions"]:
     """Give weighted quantiles at each position, contexts pooled."""
     draws, contexts, positions = values.values.shape
     flat = values.values.reshape(draws * contexts, positions).astype(float)
@@ -143,7 +143,7 @@ def _context_axes(
     return tuple(None if start is None else start + i for i in range(len(contexts)))
 
 
-def _values(draws: np.ndarray, axes: tuple[int | None, ...], contexts: tuple[int, ...]) -> Values:
+def _values(draws: np.ndarray, axes: tuple[int | None, ...], contexts: tuple[int, ...]) -> SiteValues:
     """Bring draws [draws, ...] into the form of `Values`, all of the same weight."""
     own = [1 + axis for axis in axes if axis is not None]
     sizes = [draws.shape[axis] for axis in own]
@@ -153,10 +153,12 @@ def _values(draws: np.ndarray, axes: tuple[int | None, ...], contexts: tuple[int
     )
     full = np.broadcast_to(aligned, (len(draws), *contexts, aligned.shape[-1]))
     flat = full.reshape(len(draws), int(np.prod(contexts, dtype=int)), aligned.shape[-1])
-    return Values(flat, np.full(flat.shape[:2], 1 / len(draws)))
+    return SiteValues(flat, np.full(flat.shape[:2], 1 / len(draws)))
 
 
-def _target(target: WeightedDraws, site: str, axes: tuple[int | None, ...], contexts: tuple[int, ...]) -> Values | None:
+def _target(
+    target: WeightedDraws, site: str, axes: tuple[int | None, ...], contexts: tuple[int, ...]
+) -> SiteValues | None:
     """Lay out p*: its weighted assignments, or draws from it where none are held."""
     log_weights = np.asarray(target.log_weights)
     if log_weights.shape[log_weights.ndim - len(contexts) :] != contexts:
@@ -168,7 +170,7 @@ def _target(target: WeightedDraws, site: str, axes: tuple[int | None, ...], cont
     return _values(np.asarray(draws), axes, contexts)
 
 
-def _support(structure: Structure | None, site: str, sources: list[Values]) -> tuple[Support, np.ndarray]:
+def _support(structure: Structure | None, site: str, sources: list[SiteValues]) -> tuple[SupportKind, np.ndarray]:
     declared = structure[site].support if structure is not None and not structure[site].event_dim else None
     if declared is not None and len(declared) <= MAX_FINITE:
         return "finite", np.asarray(declared)
@@ -192,7 +194,9 @@ def _positions(structure: Structure | None, site: str, count: int) -> str:
     return "time step"
 
 
-def _density(posterior: Posterior, site: str, prior: Values, fitted: Values) -> tuple[np.ndarray, np.ndarray] | None:
+def _density(
+    posterior: Posterior, site: str, prior: SiteValues, fitted: SiteValues
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Integrate p* on a grid where the site is the program's only draw and a single number."""
     programs = posterior.programs
     if programs is None or prior.values.shape[1:] != (1, 1) or posterior.draws[site].ndim != 2:
@@ -212,7 +216,7 @@ def _density(posterior: Posterior, site: str, prior: Values, fitted: Values) -> 
     return grid, density / np.trapezoid(density, grid)
 
 
-def sites_of(posterior: Posterior) -> Mapping[str, Any]:
+def shown_sites(posterior: Posterior) -> Mapping[str, Any]:
     """Give the draws of the sites to show: actions, or whatever was drawn where that is not known."""
     if posterior.programs is None:
         return posterior.draws

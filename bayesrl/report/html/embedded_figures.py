@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from bayesrl.display.formatting import printable
+from bayesrl.display.formatting import sanitize
 from bayesrl.display.tables import Markup, tag
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DARK = "#15181c"
+DARK_GROUND = "#15181c"
 """The page's ground in the dark."""
 
 LARGEST = 250_000
@@ -32,7 +32,7 @@ _FAMILY = re.compile(r"font-family: [^;]*;?")
 _DROPPED = {"metadata", "style", "script", "a", "foreignObject"}
 
 
-def picture(figure: "Figure", name: str, label: str) -> Markup:
+def embed_svg(figure: "Figure", name: str, label: str) -> Markup:
     """Write a figure as an element for a page.
 
     Args:
@@ -42,12 +42,12 @@ def picture(figure: "Figure", name: str, label: str) -> Markup:
     """
     try:
         markup = _svg(figure, name, label)
-        return markup if len(markup) <= LARGEST else bitmap(figure, label)
+        return markup if len(markup) <= LARGEST else embed_png(figure, label)
     except (ValueError, RuntimeError, ElementTree.ParseError) as error:
         return tag("p", f"This picture cannot be drawn: {error}", class_="missing")
 
 
-def bitmap(figure: "Figure", label: str, dpi: int = 110) -> Markup:
+def embed_png(figure: "Figure", label: str, dpi: int = 110) -> Markup:
     """Write a figure as a PNG on a light ground."""
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -59,7 +59,7 @@ def bitmap(figure: "Figure", label: str, dpi: int = 110) -> Markup:
     return Markup(opening.removesuffix("</img>"))
 
 
-def dark_colours(page: str) -> Mapping[str, str]:
+def dark_palette(page: str) -> Mapping[str, str]:
     """Give, for each colour that pictures on a page use, the one for the dark.
 
     Args:
@@ -98,7 +98,7 @@ def _svg(figure: "Figure", name: str, label: str) -> Markup:
         "width": f"{width}",
         "height": f"{height}",
         "role": "img",
-        "aria-label": printable(label),
+        "aria-label": sanitize(label),
         "style": "fill: var(--c000000, #000000)",  # Matplotlib leaves black out
         "stroke-linejoin": "round",
         "stroke-linecap": "butt",
@@ -166,7 +166,7 @@ def _for_the_dark(colour: str) -> str:
 
 def _contrast(rgb: list[float]) -> float:
     """Contrast to the dark ground (WCAG 2.1, 1.4.3)."""
-    ground = [int(DARK[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    ground = [int(DARK_GROUND[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     return (_luminance(rgb) + 0.05) / (_luminance(ground) + 0.05)
 
 

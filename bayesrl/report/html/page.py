@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bayesrl.display.tables import Listing, Markup, joined, table_html, tag
-from bayesrl.report.html.embedded_figures import DARK, bitmap, dark_colours, picture
+from bayesrl.display.tables import Markup, Table, join_html, table_html, tag
+from bayesrl.report.html.embedded_figures import DARK_GROUND, dark_palette, embed_png, embed_svg
 from bayesrl.report.html.style import STYLE
 
 BUDGET = 2_700_000
@@ -16,14 +16,14 @@ MOST_ROWS, MOST_TEXT = 300, 20_000
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-class Pictured(NamedTuple):
+class CaptionedFigure(NamedTuple):
     """A figure with the sentence that says what good looks like."""
 
     figure: Any
     caption: str
 
 
-type Content = Markup | Listing | Pictured | str
+type Content = Markup | Table | CaptionedFigure | str
 
 
 class Cell(NamedTuple):
@@ -59,21 +59,21 @@ def html_page(title: str, subtitle: str, parts: Sequence[Part], footer: str) -> 
     names = [f"part{i}" for i in range(len(parts))]
     links = [tag("a", part.title, href=f"#{name}") for name, part in zip(names, parts, strict=True)]
     figures = list(_figures(parts))
-    drawn = [picture(pictured.figure, f"f{i}", pictured.caption) for i, pictured in enumerate(figures)]
+    drawn = [embed_svg(pictured.figure, f"f{i}", pictured.caption) for i, pictured in enumerate(figures)]
     several = max((len(part.cells) for part in parts), default=1) > 1
     while True:
         pictures = iter(drawn)
         sections = [_section(part, name, pictures) for part, name in zip(parts, names, strict=True)]
         header = tag("header", tag("h1", title), tag("p", subtitle, class_="subtitle"), tag("nav", *links))
-        body = joined(header, tag("main", *sections), tag("footer", footer))
+        body = join_html(header, tag("main", *sections), tag("footer", footer))
         if len(body) <= BUDGET or not _coarser(drawn, figures):
             return _document(title, body, several=several)
 
 
 def _document(title: str, body: Markup, *, several: bool) -> str:
-    dark = "".join(f"{name}:{value};" for name, value in dark_colours(body).items())
-    screen = f"@media screen and (prefers-color-scheme:dark){{:root{{--ground:{DARK};{dark}}}}}"
-    head = joined(
+    dark = "".join(f"{name}:{value};" for name, value in dark_palette(body).items())
+    screen = f"@media screen and (prefers-color-scheme:dark){{:root{{--ground:{DARK_GROUND};{dark}}}}}"
+    head = join_html(
         Markup('<meta charset="utf-8">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -96,7 +96,7 @@ def _cell(cell: Cell, pictures: Iterator[Markup]) -> Markup:
     blocks: list[Markup] = [tag("h3", cell.name)] if cell.name else []
     row: list[Markup] = []
     for content in cell.contents:
-        if isinstance(content, Pictured):
+        if isinstance(content, CaptionedFigure):
             row.append(tag("figure", next(pictures), tag("figcaption", content.caption)))
             continue
         if row:
@@ -108,7 +108,7 @@ def _cell(cell: Cell, pictures: Iterator[Markup]) -> Markup:
     return tag("div", *blocks, class_="cell")
 
 
-def _written(content: Markup | Listing | str) -> Markup:
+def _written(content: Markup | Table | str) -> Markup:
     if isinstance(content, Markup):
         return content
     if isinstance(content, str):
@@ -117,20 +117,20 @@ def _written(content: Markup | Listing | str) -> Markup:
     shown = content._replace(rows=content.rows[:MOST_ROWS], notes=content.notes[:MOST_ROWS])
     table = table_html(shown)
     left = len(content.rows) - MOST_ROWS
-    return joined(table, tag("p", f"… and {left:,} more rows", class_="note")) if left > 0 else table
+    return join_html(table, tag("p", f"… and {left:,} more rows", class_="note")) if left > 0 else table
 
 
-def _figures(parts: Iterable[Part]) -> Iterator[Pictured]:
+def _figures(parts: Iterable[Part]) -> Iterator[CaptionedFigure]:
     for part in parts:
         for cell in part.cells:
-            yield from (content for content in cell.contents if isinstance(content, Pictured))
+            yield from (content for content in cell.contents if isinstance(content, CaptionedFigure))
 
 
-def _coarser(drawn: list[Markup], figures: Sequence[Pictured]) -> bool:
+def _coarser(drawn: list[Markup], figures: Sequence[CaptionedFigure]) -> bool:
     """Make the largest picture smaller, and tell whether that was possible."""
     for i in sorted(range(len(drawn)), key=lambda i: -len(drawn[i])):
         for dpi in (90, 60, 40):
-            smaller = bitmap(figures[i].figure, figures[i].caption, dpi)
+            smaller = embed_png(figures[i].figure, figures[i].caption, dpi)
             if len(smaller) < 0.8 * len(drawn[i]):
                 drawn[i] = smaller
                 return True
