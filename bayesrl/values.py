@@ -45,6 +45,11 @@ def is_integer(value: Any) -> bool:
     return dtype_kind(value) in ("i", "u")
 
 
+def is_count(value: Any, *, least: int) -> bool:
+    """Whether a value is one whole number of at least `least`."""
+    return is_integer(value) and bool(value >= least)
+
+
 def is_real(value: Any) -> bool:
     """Whether a value is one number that single precision can tell from infinity."""
     if dtype_kind(value) not in ("i", "u", "f"):

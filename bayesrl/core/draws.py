@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 
@@ -94,18 +93,6 @@ class Totals(NamedTuple):
     def under(self, log_q: Any, ratio: Any = None) -> "Totals":
         """Give the scores of the same draws under another policy."""
         return self._replace(log_q=log_q, log_ratio=ratio, doubt=None)
-
-
-def is_count(value: Any, *, least: int) -> bool:
-    """Whether a value is an integer, Python's or NumPy's, of at least so many."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is one finite number, Python's, NumPy's or JAX's."""
-    if not isinstance(value, int | float | np.number | np.ndarray | Array) or np.shape(value) != ():
-        return False
-    return np.asarray(value).dtype.kind in "biuf" and bool(np.isfinite(value))
 
 
 def total(scores: Mapping[str, Array], shape: tuple[int, ...]) -> Array:

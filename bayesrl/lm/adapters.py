@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.weights import some
 from bayesrl.lm.transformers.base import CausalLM, Transformer
 from bayesrl.lm.transformers.checkpoint_names import Stored
 from bayesrl.lm.transformers.layers.layers import Linear, is_linear
+from bayesrl.values import is_count, is_real
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FRONT = "base_model.model."
@@ -207,7 +207,7 @@ def _factor(told: Mapping[str, Any], module: str, rank: int, origin: Any) -> flo
     """Give the factor of a module's path."""
     alpha = _by_pattern(told.get("alpha_pattern"), module, told.get("lora_alpha", 8))
     expected = _by_pattern(told.get("rank_pattern"), module, told.get("r", rank))
-    if not (is_number(alpha) and alpha > 0 and is_count(expected, least=1)) or int(expected) != rank:
+    if not (is_real(alpha) and alpha > 0 and is_count(expected, least=1)) or int(expected) != rank:
         raise LanguageModelError(
             f"adapter_config.json of {origin} tells lora_alpha={alpha!r} and r={expected!r} for {module}, whose path "
             f"has rank {rank}; the two files belong to different adapters"

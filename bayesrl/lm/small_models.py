@@ -12,7 +12,6 @@ import optax
 from bayesrl.arguments import Count, CountOrZero, Positive, Seed, UnusedOption, checked
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import key_from_seed, split_keys
-from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.checkpoints import Pretrained
 from bayesrl.lm.checkpoints.model_cache import kept
@@ -24,6 +23,7 @@ from bayesrl.lm.transformers.base import check_model_room
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.fitting import train
 from bayesrl.typing import PRNGKey
+from bayesrl.values import is_count
 
 _ROOM = 32
 """Further tokens that a model can stand, beyond the longest that it was trained on."""
@@ -94,7 +94,6 @@ def small_judge(
     Raises:
         LanguageModelError: as `labelled`.
     """
-    check_counts(num_steps=num_steps)
     names = tuple(sorted(set(labels)))
     made_of = {
         "data": _digest([list(texts), list(labels)]),
@@ -196,7 +195,6 @@ def small_writer(
     Raises:
         LanguageModelError: a record lacks a field, or the data are too short.
     """
-    check_counts(num_steps=num_steps)
     asked = [] if isinstance(data, str) else texts_under("prompt", data)
     told = [] if isinstance(data, str) else texts_under(answer, data)
     longest = length

@@ -11,6 +11,7 @@ from bayesrl.control.action_masks import flags_of, told_mask
 from bayesrl.control.environments.published_models import Outcomes, Published, mark
 from bayesrl.control.gymnasium.spaces import MASK, Actions
 from bayesrl.errors import ControlError
+from bayesrl.values import is_integer
 
 _TRIES = 4000
 """Steps that begin in a state of choice, over all states and actions."""
@@ -164,7 +165,7 @@ class _Trial:
         state = self._reset()
         for _ in range(40):
             here = self.model.inside[state]
-            held = {name for name, value in vars(bare).items() if _is_integer(value) and int(value) == here}
+            held = {name for name, value in vars(bare).items() if is_integer(value) and int(value) == here}
             names = held if names is None else names & held
             state, over = self._step(state, self._any(state))
             if over:
@@ -281,7 +282,3 @@ def _pooled(outcomes: Outcomes, counter: Counter[int]) -> tuple[np.ndarray, np.n
         kinds[to, r, end] = (mass + p, number + counter[k])
     told = np.array(list(kinds.values()), float)
     return told[:, 0], told[:, 1]
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bayesrl.core.draws import is_count, is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenization.files import GENERATION
+from bayesrl.values import is_count, is_real
 
 # What changes the distribution and is no part of a policy's, and the value of each that changes nothing.
 IGNORED: Mapping[str, tuple[Any, ...]] = {
@@ -74,16 +74,16 @@ def settled(
         _fits("max_new_tokens", max_new_tokens, is_count(max_new_tokens, least=1), "a whole number of at least 1")
     if temperature is None:
         temperature = _or(drawn.get("temperature"), 1.0)
-        _fits("temperature", temperature, is_number(temperature) and temperature > 0, "a number above 0")
+        _fits("temperature", temperature, is_real(temperature) and temperature > 0, "a number above 0")
     if top_k is None:
         top_k = _or(drawn.get("top_k"), 0)
         _fits("top_k", top_k, is_count(top_k, least=0), "a whole number, 0 for all tokens")
     if top_p is None:
         top_p = _or(drawn.get("top_p"), 1.0)
-        _fits("top_p", top_p, is_number(top_p) and 0 < top_p <= 1, "a probability in (0, 1]")
+        _fits("top_p", top_p, is_real(top_p) and 0 < top_p <= 1, "a probability in (0, 1]")
     if min_p is None:
         min_p = _or(drawn.get("min_p"), 0.0)
-        _fits("min_p", min_p, is_number(min_p) and 0 <= min_p <= 1, "a number in [0, 1]")
+        _fits("min_p", min_p, is_real(min_p) and 0 <= min_p <= 1, "a number in [0, 1]")
     strange = [f"{name}={told[name]!r:.40}" for name, plain in IGNORED.items() if told.get(name) not in (None, *plain)]
     if strange:
         _log.warning(

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bayesrl.arguments import checked
-from bayesrl.core.draws import is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Completions
+from bayesrl.values import is_real
 
 
 class Reward(abc.ABC):
@@ -76,7 +76,7 @@ class WeightedSum(Reward):
     def __post_init__(self) -> None:
         flat: list[tuple[float, Reward]] = []
         for weight, part in self.parts:
-            if not is_number(weight):
+            if not is_real(weight):
                 raise LanguageModelError(f"a reward was weighted by {weight!r}; use a finite number")
             if not isinstance(part, Reward):
                 raise LanguageModelError(

@@ -12,7 +12,6 @@ from jax import Array, lax
 
 from bayesrl.arguments import checked
 from bayesrl.compilation.callbacks import host_call
-from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.checkpoints import Pretrained, check_vocabulary
 from bayesrl.lm.completions import Completions
@@ -21,6 +20,7 @@ from bayesrl.lm.rewards.text import TextReward, check_tokenizer, decoded, make_t
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers import BertClassifier
 from bayesrl.lm.transformers.bert_config import REGRESSION, SEVERAL_LABELS
+from bayesrl.values import is_count
 
 _SHORTEST, _RATIO = 32, 4
 """Texts are padded to one of few lengths: the shortest, and by this ratio ever longer ones; each is compiled."""

@@ -5,10 +5,10 @@ import re
 from dataclasses import dataclass
 
 from bayesrl.arguments import NonNegative, Positive, checked
-from bayesrl.core.draws import is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.completions import Example
 from bayesrl.lm.rewards.text import TextReward, make_text_reward
+from bayesrl.values import is_real
 
 _NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
@@ -159,7 +159,7 @@ def _text_of(example: Example, field: str, name: str) -> str:
             f"{', '.join(map(repr, example))}; give it to every prompt, or name another field"
         )
     value = example[field]
-    if not isinstance(value, str) and not is_number(value):
+    if not isinstance(value, str) and not is_real(value):
         raise LanguageModelError(
             f"{name} found {value!r:.80} in the field {field!r} of the example with prompt {_prompt_of(example)}; "
             "put a text or a number there"

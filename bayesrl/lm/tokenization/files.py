@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError, RunFolderError
 from bayesrl.files import schemas
 from bayesrl.files.plain import read_file
+from bayesrl.values import is_count
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 ADDED = "added_tokens.json"

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bayesrl.arguments import checked
-from bayesrl.core.draws import is_count
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import Config
 from bayesrl.lm.transformers.checkpoint_names import agreed, optional, refuse, required
@@ -15,6 +14,7 @@ from bayesrl.lm.transformers.layers.block import AFTER, BEFORE, Layout
 from bayesrl.lm.transformers.layers.layer_kinds import FULL, SLIDING, kinds_of, windowed_in
 from bayesrl.lm.transformers.layers.layers import activation
 from bayesrl.lm.transformers.layers.rope import Rope
+from bayesrl.values import is_count
 
 PROBLEMS = ONE_LABEL, SEVERAL_LABELS, REGRESSION = (
     "single_label_classification",

@@ -11,9 +11,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from bayesrl.core.draws import is_number
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.checkpoint_names import optional
+from bayesrl.values import is_real
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
@@ -226,7 +226,7 @@ def _sharpness(factor: float, scale: float) -> float:
 
 
 def _positive(name: str, value: Any) -> float:
-    if not (is_number(value) and value > 0):
+    if not (is_real(value) and value > 0):
         raise LanguageModelError(f"config.json sets {name}={value!r} of the rotary positions; use a number above 0")
     return float(value)
 
