@@ -96,7 +96,6 @@ CALLS: dict[str, Call] = {
     "control.boltzmann": lambda t: {"temperature": 0.5},
     "control.by_conjugacy": lambda t: {"model": t.model},
     "control.check_learned": lambda t: {"key": t.key, "learned": t.learned},
-    "control.classic": lambda t: {"name": "n_chain"},
     "control.decide_between": lambda t: {"key": t.key, "belief": t.belief, "num_samples": 4},
     "control.deep_sea": lambda t: {"size": 3},
     "control.episode_sections": lambda t: {"environment": "CartPole-v1"},
@@ -112,7 +111,7 @@ CALLS: dict[str, Call] = {
                                 "num_episodes": 2, "progress": False},
     "control.learning_maps": lambda t: {"mdp": t.mdp},
     "control.learning_values": lambda t: {"truth": (0.5, 0.5)},
-    "control.logged_value": lambda t: {"data": t.logged, "probs": np.full((4, 2), 0.5)},
+    "control.evaluate_off_policy": lambda t: {"data": t.logged, "probs": np.full((4, 2), 0.5)},
     "control.n_chain": lambda t: {},
     "control.nuts_posterior": lambda t: {"key": t.key, "learned": t.learned, "num_warmup": 1, "num_samples": 10},
     "control.occupancy_map": lambda t: {"mdp": t.mdp, "fitted": t.planned, "exact": t.planned},
@@ -238,14 +237,14 @@ METHODS: dict[str, tuple[Callable[[Things], Any], Call]] = {
 """Of objects that users hold."""
 
 RECORDS = (
-    "Decision", "Density", "Episode", "Estimate", "Estimates", "Experience", "Info", "Interval", "LoggedValue",
+    "Decision", "Density", "Episode", "Estimate", "Estimates", "Experience", "Info", "Interval", "OffPolicyEstimate",
     "Outcome", "Samples", "Section", "Stage", "BanditRuns", "BetaBelief", "NormalBelief", "LinearBelief",
     "LogisticBelief", "SampleBelief", "Completions", "Prompts", "GPT2", "Llama", "BertClassifier", "CausalLM",
 )  # fmt: skip
 """Trees of arrays: JAX makes them of whatever it maps over them, so that their constructors take anything."""
 GIVEN = (
-    "Comparison", "Coverage", "Diagnosis", "Evidence", "Frontier", "Posterior", "WeightedDraws", "Learned", "Planned",
-    "PromptedPolicy", "Corpus", "Labelled", "ClassifierReward", "Length", "TextReward",
+    "Comparison", "Coverage", "Diagnosis", "Evidence", "Frontier", "Posterior", "WeightedDraws", "Learned",
+    "PlanResult", "PromptedPolicy", "Corpus", "Labelled", "ClassifierReward", "Length", "TextReward",
 )  # fmt: skip
 """Which only the library makes."""
 ABSTRACT = (

@@ -67,7 +67,7 @@ class Things:
         return control.river_swim(num_states=3, horizon=3)
 
     @cached_property
-    def planned(self) -> control.Planned:
+    def planned(self) -> control.PlanResult:
         """Its optimum."""
         return control.soft_value_iteration(self.mdp, 0.5)
 

@@ -54,7 +54,7 @@ def makers() -> Iterator[tuple[str, Callable[..., Any]]]:
     for name, found in public():
         short = name.partition(".")[2]
         # The shapes of models ask the same of their own fields, whoever makes them.
-        if short in RECORDS + ABSTRACT + GIVEN + ("Planned",) or (
+        if short in RECORDS + ABSTRACT + GIVEN + ("PlanResult",) or (
             isinstance(found, type) and issubclass(found, Config)
         ):
             continue
@@ -213,7 +213,9 @@ TEXT_OPTIONS: dict[str, Any] = {"num_steps": 1, "width": 4, "depth": 1}
         (lambda t: control.Bayesian(t.model, update_every=7), "update_every"),
         (lambda t: control.Bayesian(control.ProgramModel(bandit), num_steps=7), "num_steps"),
         (
-            lambda t: control.logged_value(t.logged, np.full((4, 2), 0.5), method="ips", values=np.zeros((4, 2))),
+            lambda t: control.evaluate_off_policy(
+                t.logged, np.full((4, 2), 0.5), method="ips", values=np.zeros((4, 2))
+            ),
             "values",
         ),
         (lambda t: control.GymnasiumSource(lambda: None, options={"a": 1}), "options"),

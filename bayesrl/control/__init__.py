@@ -2,13 +2,13 @@
 
 from bayesrl.control import bandits
 from bayesrl.control.actor_critic import ActorCritic
-from bayesrl.control.environments.base import Environment, Outcome
+from bayesrl.control.environments.base import Environment, Transition
 from bayesrl.control.environments.classic_control import CartPole, Pendulum
 from bayesrl.control.environments.from_gymnasium import from_gymnasium
 from bayesrl.control.environments.jax_environments import JaxEnvironment
-from bayesrl.control.environments.logged import LoggedData, LoggedEnvironment, LoggedValue, logged_value
+from bayesrl.control.environments.logged import LoggedData, LoggedEnvironment, OffPolicyEstimate, evaluate_off_policy
 from bayesrl.control.environments.tabular import TabularMDP
-from bayesrl.control.environments.tabular_examples import classic, deep_sea, grid_world, n_chain, river_swim
+from bayesrl.control.environments.tabular_examples import deep_sea, grid_world, n_chain, river_swim
 from bayesrl.control.environments.tabular_rollout import (
     TabularEnvironment,
     TabularOptimum,
@@ -73,7 +73,7 @@ from bayesrl.control.learning import (
     nuts_posterior,
     predictive_p_values,
 )
-from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
+from bayesrl.control.planning import PlanResult, evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy, as_prior
 from bayesrl.control.rollout import Rollout
 
@@ -102,13 +102,12 @@ __all__ = [
     "LinearValues",
     "LoggedData",
     "LoggedEnvironment",
-    "LoggedValue",
     "LogisticBelief",
     "NetworkPolicy",
     "NormalBelief",
-    "Outcome",
+    "OffPolicyEstimate",
     "Pendulum",
-    "Planned",
+    "PlanResult",
     "ProgramModel",
     "Rollout",
     "SampleBelief",
@@ -118,6 +117,7 @@ __all__ = [
     "TabularMDP",
     "TabularModel",
     "TabularOptimum",
+    "Transition",
     "UnknownModel",
     "World",
     "action_probs",
@@ -128,12 +128,12 @@ __all__ = [
     "boltzmann",
     "by_conjugacy",
     "check_learned",
-    "classic",
     "decide_between",
     "deep_sea",
     "episode_sections",
     "episode_strip",
     "epsilon_greedy",
+    "evaluate_off_policy",
     "evaluate_policy",
     "exploration_named",
     "from_gymnasium",
@@ -143,7 +143,6 @@ __all__ = [
     "learn",
     "learning_maps",
     "learning_values",
-    "logged_value",
     "n_chain",
     "nuts_posterior",
     "occupancy_map",

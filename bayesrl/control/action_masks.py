@@ -13,7 +13,7 @@ METHOD = "action_masks"
 """The method by which some environments and wrappers tell which actions are allowed."""
 
 
-def method_of(environment: Any) -> Callable[[], Any] | None:
+def mask_method(environment: Any) -> Callable[[], Any] | None:
     """Find the method by which an environment, or a wrapper around it, tells its masks; None where there is none."""
     try:
         found = environment.get_wrapper_attr(METHOD)
@@ -22,7 +22,7 @@ def method_of(environment: Any) -> Callable[[], Any] | None:
     return found if callable(found) else None
 
 
-def told_mask(environment: Any, seen: Any, info: Any, *, within: bool) -> Any:
+def read_mask(environment: Any, seen: Any, info: Any, *, within: bool) -> Any:
     """Give what an environment tells of the actions that are allowed, or None where it tells nothing.
 
     Args:
@@ -35,11 +35,11 @@ def told_mask(environment: Any, seen: Any, info: Any, *, within: bool) -> Any:
         return seen[MASK]
     if isinstance(info, dict) and MASK in info:
         return info[MASK]
-    method = method_of(environment)
+    method = mask_method(environment)
     return None if method is None else method()
 
 
-def flags_of(mask: Any, actions: Actions, name: str) -> np.ndarray:
+def parse_mask(mask: Any, actions: Actions, name: str) -> np.ndarray:
     """Give a mask as flags of finitely many actions, [actions].
 
     Of actions that are several integers it may tell of each action, or of the values of each integer one after another.

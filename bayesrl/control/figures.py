@@ -11,7 +11,7 @@ from bayesrl.arguments import Count, Seed, checked, user_code
 from bayesrl.compilation.keys import fold_in
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.environments.tabular_rollout import action_probs
-from bayesrl.control.planning import Planned, evaluate_policy, soft_value_iteration
+from bayesrl.control.planning import PlanResult, evaluate_policy, soft_value_iteration
 from bayesrl.diagnostics.results import Section
 from bayesrl.display.formatting import format_number
 from bayesrl.display.formatting import format_share as in_percent
@@ -27,7 +27,7 @@ _FITTED, _EXACT = "#0b62a8", "#b35900"
 
 
 @checked(ControlError)
-def policy_map(mdp: TabularMDP, fitted: Planned, exact: Planned) -> "Figure":
+def policy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Figure":
     """Draw two policies on the grid of a tabular problem, side by side: arrows by probability, colour by value.
 
     With a horizon the first step is shown.
@@ -50,7 +50,7 @@ def policy_map(mdp: TabularMDP, fitted: Planned, exact: Planned) -> "Figure":
 
 
 @checked(ControlError)
-def occupancy_map(mdp: TabularMDP, fitted: Planned, exact: Planned) -> "Figure":
+def occupancy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Figure":
     """Draw where two policies spend their time, as expected discounted visits of each cell.
 
     Args:
@@ -179,7 +179,7 @@ def tabular_sections(mdp: TabularMDP) -> Callable[[Posterior], Iterator[Section]
     return sections
 
 
-def _numbers(mdp: TabularMDP, fitted: Planned, exact: Planned, beta: float) -> Section:
+def _numbers(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult, beta: float) -> Section:
     start = evaluate_policy(mdp, mdp.prior, beta)
     rows: list[Sequence[str]] = [("", "J", "E[R]", "KL, nats")]
     for name, plan in (("prior", start), ("fitted", fitted), ("exact optimum", exact)):

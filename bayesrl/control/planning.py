@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
 from bayesrl.arguments import AnyNumbers, Level, check_memory, checked
-from bayesrl.control.environments.tabular import TabularMDP, as_numbers, reaching
+from bayesrl.control.environments.tabular import TabularMDP, as_floats, can_reach
 from bayesrl.errors import ControlError
 from bayesrl.typing import BetaOrZero
 
@@ -23,7 +23,7 @@ _BOUNDLESS = 1e14
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
+class PlanResult:
     """A policy and what it is worth; in front of all axes stands that of β where it was an array.
 
     Attributes:
@@ -48,7 +48,7 @@ class Planned:
 
 
 @checked(ControlError)
-def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level = 1e-10) -> Planned:
+def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level = 1e-10) -> PlanResult:
     """Find the optimum of KL-regularised control exactly.
 
         V(s) = β·log Σ_a π₀(a|s)·exp(Q(s, a)/β),   Q(s, a) = E[r + γ·V(s′)],   π*(a|s) ∝ π₀(a|s)·exp(Q(s, a)/β).
@@ -63,7 +63,7 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
         tolerance: relative to the greatest value; Newton steps converge quadratically, so the last one is far below.
 
     Returns:
-        `Planned`, with the axes of β in front.
+        `PlanResult`, with the axes of β in front.
 
     Raises:
         ControlError: β is negative or no number, or the tolerance not in (0, 1); with discount 1, the optimum has no
@@ -86,7 +86,7 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
 
 
 @checked(ControlError)
-def evaluate_policy(mdp: TabularMDP, policy: Planned | AnyNumbers, beta: BetaOrZero = 0.0) -> Planned:
+def evaluate_policy(mdp: TabularMDP, policy: PlanResult | AnyNumbers, beta: BetaOrZero = 0.0) -> PlanResult:
     """Find what a policy is worth, exactly: V = Σ_a π(a|s)·(Q(s, a) − β·log(π/π₀)).
 
     With a horizon by backward recursion, else by one sparse linear system.
@@ -97,7 +97,7 @@ def evaluate_policy(mdp: TabularMDP, policy: Planned | AnyNumbers, beta: BetaOrZ
         beta: temperature, reward units per nat, a number or an array [*beta]; 0 counts the reward alone.
 
     Returns:
-        `Planned`; where the policy comes to do what the prior never does, `kl` is inf and, for β > 0, `objective`,
+        `PlanResult`; where the policy comes to do what the prior never does, `kl` is inf and, for β > 0, `objective`,
         `value` and `action_value` are −inf; `reward` is right all the same.
 
     Raises:
@@ -122,7 +122,7 @@ def evaluate_policy(mdp: TabularMDP, policy: Planned | AnyNumbers, beta: BetaOrZ
 
 
 def _checked(mdp: TabularMDP, policy: Any) -> np.ndarray:
-    probs = as_numbers("policy", policy.policy if isinstance(policy, Planned) else policy)
+    probs = as_floats("policy", policy.policy if isinstance(policy, PlanResult) else policy)
     shapes: list[tuple[int, ...]] = [(mdp.num_states, mdp.num_actions)]
     if mdp.horizon is not None:
         shapes.append((mdp.horizon, *shapes[0]))
@@ -187,7 +187,7 @@ class _Tables:
         total = weights.sum(-1, keepdims=True)
         return beta * (top + np.log(total))[:, 0], weights / total
 
-    def plan(self, beta: float, tolerance: float) -> Planned:
+    def plan(self, beta: float, tolerance: float) -> PlanResult:
         """Find the optimum at one temperature."""
         if self.mdp.horizon is not None:
             value, policies = np.zeros(self.shape[0]), []
@@ -250,7 +250,7 @@ class _Tables:
         """Which states may never end under a policy, [states]; with a discount below 1 that does no harm."""
         if self.mdp.discount < 1:
             return np.zeros(self.shape[0], bool)
-        return ~reaching(steps, self.mdp.terminal)
+        return ~can_reach(steps, self.mdp.terminal)
 
     def _solve(
         self, steps: sp.csr_array, columns: np.ndarray, visited: np.ndarray | None = None
@@ -289,7 +289,7 @@ class _Tables:
                 )
             found, visits = self._solve(steps, np.stack([earned, apart], 1), self.mdp.start)
             if lost.any() and gamma > 0:
-                lost = reaching(steps, lost)
+                lost = can_reach(steps, lost)
             return found[:, 0], np.where(lost, np.inf, found[:, 1]), visits
         horizon = self.mdp.horizon
         visits = np.zeros((horizon + 1, self.shape[0]))
@@ -310,7 +310,7 @@ class _Tables:
         mix = sp.csr_array((probs.ravel(), (rows, np.arange(states * actions))), shape=(states, states * actions))
         return mix @ self.steps
 
-    def told(self, probs: np.ndarray, worth: tuple[np.ndarray, np.ndarray, np.ndarray], beta: float) -> Planned:
+    def told(self, probs: np.ndarray, worth: tuple[np.ndarray, np.ndarray, np.ndarray], beta: float) -> PlanResult:
         """Lay out what a policy is worth at one temperature."""
         reward, kl, visits = worth
         value = reward if beta == 0 else reward - beta * kl
@@ -325,7 +325,7 @@ class _Tables:
         occupancy = visits[..., None] * np.where(self.mdp.terminal[:, None], 0.0, probs)
         objective = total if beta == 0 else total - beta * apart
         told = (np.asarray(objective), np.asarray(total), np.asarray(apart))
-        return Planned(value, q, np.asarray(probs), told[0], told[1], told[2], occupancy)
+        return PlanResult(value, q, np.asarray(probs), told[0], told[1], told[2], occupancy)
 
 
 def _krylov(system: sp.csr_array, column: np.ndarray) -> np.ndarray | None:
@@ -387,7 +387,7 @@ def _divergence(probs: np.ndarray, prior: np.ndarray) -> np.ndarray:
     return np.asarray(terms.sum(-1))
 
 
-def _stack(plans: list[Planned], lead: tuple[int, ...]) -> Planned:
+def _stack(plans: list[PlanResult], lead: tuple[int, ...]) -> PlanResult:
     names = ("value", "action_value", "policy", "objective", "reward", "kl", "occupancy")
     arrays = [np.stack([getattr(plan, name) for plan in plans]) for name in names]
-    return Planned(*(array.reshape(lead + array.shape[1:]) for array in arrays))
+    return PlanResult(*(array.reshape(lead + array.shape[1:]) for array in arrays))

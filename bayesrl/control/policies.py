@@ -19,7 +19,7 @@ from bayesrl.arguments import Count, MemoryNeed, checked
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import as_hash_key, dummy_key, fold_in, split, split_keys
 from bayesrl.control.gymnasium.recorded_rollout import RecordedRollout
-from bayesrl.control.rollout import Choice, Chooser, Played, Rollout
+from bayesrl.control.rollout import EpisodeProgram, PolicyFn, PolicyOutput, Rollout
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.trace import trace_program
@@ -32,7 +32,7 @@ from bayesrl.typing import Params, PRNGKey, Program
 _NUM_PROBES = 64
 
 
-class ObservationPolicyGuide(PolicyGuide):
+class RolloutGuide(PolicyGuide):
     """A guide of a rollout that can also be asked for its action in one state.
 
     Args:
@@ -41,7 +41,7 @@ class ObservationPolicyGuide(PolicyGuide):
         within_prior: whether the policy does nothing that the prior never does; see `PolicyGuide`.
     """
 
-    def __init__(self, rollout: Played, chooser: Callable[[], Chooser], *, within_prior: bool = False) -> None:
+    def __init__(self, rollout: EpisodeProgram, chooser: Callable[[], PolicyFn], *, within_prior: bool = False) -> None:
         super().__init__(lambda *observation: rollout.run(chooser(), *observation), within_prior=within_prior)
         self.rollout = rollout
 
@@ -72,7 +72,7 @@ def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
         PolicyError: it holds several temperatures.
     """
     pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
-    if not isinstance(pair.guide, ObservationPolicyGuide):
+    if not isinstance(pair.guide, RolloutGuide):
         raise GuideError(
             f"the posterior was fitted with {type(pair.guide).__name__}, which cannot be asked for one action; "
             "use TablePolicy(), LinearPolicy() or NetworkPolicy()"
@@ -99,7 +99,7 @@ class ObservationPolicy(AutoGuide):
     critic: bool = True
 
     @abc.abstractmethod
-    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...], *, timed: bool) -> Any:
+    def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare parameters of a function of (observation, time), by `numpyro.param`, and give the function.
 
         Args:
@@ -112,7 +112,7 @@ class ObservationPolicy(AutoGuide):
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
         """Build the guide; see `AutoGuide.build`."""
-        if not isinstance(policy, Played):
+        if not isinstance(policy, EpisodeProgram):
             raise GuideError(
                 f"{type(self).__name__} is for policies made by bayesrl.control.Rollout, and {policy!r} is none; "
                 "use bayesrl.guides.AutoTilt()"
@@ -127,20 +127,20 @@ class ObservationPolicy(AutoGuide):
         scale = _return_scale(key, policy) if self.critic else 1.0
         actor_key, critic_key = split_keys(key)
 
-        def chooser() -> Chooser:
+        def chooser() -> PolicyFn:
             theta = self.declare(actor_key, "action", policy, shape, timed=not self.stationary)
             # What an episode is still worth depends on the steps that are left, whatever the policy reads.
             timed = not self.stationary or policy.ends
             value = self.declare(critic_key, "critic", policy, (1,), timed=timed) if self.critic else None
 
-            def choose(observation: Any, time: Array) -> Choice:
+            def choose(observation: Any, time: Array) -> PolicyOutput:
                 prior = policy.prior_choice(observation, time).action
                 action = tilt_distribution(prior, theta(observation, time), site.support)
-                return Choice(action, None if value is None else scale * value(observation, time)[0])
+                return PolicyOutput(action, None if value is None else scale * value(observation, time)[0])
 
             return choose
 
-        return ObservationPolicyGuide(policy, chooser, within_prior=True)  # what is tilted keeps its support
+        return RolloutGuide(policy, chooser, within_prior=True)  # what is tilted keeps its support
 
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
         """Disturb what ends in an action so that tilts differ by about one; see `AutoGuide.overdispersed_init`."""
@@ -168,7 +168,7 @@ class TablePolicy(ObservationPolicy):
         """Suggest an Adam rate."""
         return 0.1
 
-    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...], *, timed: bool) -> Any:
+    def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare `NAME$table` [*time, observations, *shape]; see `ObservationPolicy.declare`."""
         count = rollout.environment.num_observations
         if count is None:
@@ -195,7 +195,7 @@ class LinearPolicy(ObservationPolicy):
         """Suggest an Adam rate."""
         return 0.03
 
-    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...], *, timed: bool) -> Any:
+    def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare `NAME$out.weight` and `NAME$out.bias`; see `ObservationPolicy.declare`."""
         features = _features(rollout, timed=timed)
         weight = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), features.size)))
@@ -229,7 +229,7 @@ class NetworkPolicy(ObservationPolicy):
         """Suggest an Adam rate."""
         return 0.003
 
-    def declare(self, key: PRNGKey, name: str, rollout: Played, shape: tuple[int, ...], *, timed: bool) -> Any:
+    def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare the arrays of a network, the last layer zero; see `ObservationPolicy.declare`."""
         features = _features(rollout, timed=timed)
         sizes = (features.size, *(self.hidden,) * self.depth)
@@ -258,7 +258,7 @@ def _orthogonal(key: PRNGKey, wide: int, narrow: int, _: Any = None) -> Array:
 class _features:  # noqa: N801  (called like the function that it makes)
     """What linear maps and networks read of an observation: a vector of `size` numbers."""
 
-    def __init__(self, rollout: Played, *, timed: bool) -> None:
+    def __init__(self, rollout: EpisodeProgram, *, timed: bool) -> None:
         self.environment, self.horizon, self.timed = rollout.environment, rollout.horizon, timed
         self.size = int(_abstractly(lambda: self(_observation_of(rollout), jnp.asarray(0))).shape[0])
 
@@ -267,13 +267,13 @@ class _features:  # noqa: N801  (called like the function that it makes)
         return jnp.append(told, 2.0 * time / self.horizon - 1.0) if self.timed else told
 
 
-def _observation_of(rollout: Played) -> Any:
+def _observation_of(rollout: EpisodeProgram) -> Any:
     """Give one observation, of which only shapes and types matter."""
     with handlers.block():
         return rollout.environment.observe(FoldedKeys(rollout.environment.reset, dummy_key())())
 
 
-def _prior_of(rollout: Played) -> dist.Distribution:
+def _prior_of(rollout: EpisodeProgram) -> dist.Distribution:
     return rollout.prior_choice(_observation_of(rollout), jnp.asarray(0)).action
 
 
@@ -284,7 +284,7 @@ def _abstractly[T](make: Callable[[], T]) -> T:
     return made[0]
 
 
-def _return_scale(key: PRNGKey, rollout: Played) -> float:
+def _return_scale(key: PRNGKey, rollout: EpisodeProgram) -> float:
     """Root mean square of the prior's returns to come, reward units: what a critic's numbers are multiples of."""
     if isinstance(rollout, RecordedRollout):
         return rollout.return_scale

@@ -24,19 +24,19 @@ VALUE, WEIGHT, CONTINUE = "value$", "weight$", "continue$"
 """Deterministic sites, [time], by which a guide of a rollout speaks to `ActorCritic`."""
 
 
-class Choice(NamedTuple):
+class PolicyOutput(NamedTuple):
     """What a policy does at one step: a distribution of actions, and what it thinks the state is worth."""
 
     action: dist.Distribution
     value: Array | None = None
 
 
-type Chooser = Callable[[Any, Array], Choice]
-"""From an observation and the time step to a `Choice`."""
+type PolicyFn = Callable[[Any, Array], PolicyOutput]
+"""From an observation and the time step to a `PolicyOutput`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Played(abc.ABC):
+class EpisodeProgram(abc.ABC):
     """A policy in an environment, as a program: what simulated and recorded rollouts share.
 
     Attributes:
@@ -56,12 +56,12 @@ class Played(abc.ABC):
         """Run as a program; with an observation, draw one action only."""
         return self.run(self.prior_choice, *observation)
 
-    def prior_choice(self, observation: Any, time: Array) -> Choice:
+    def prior_choice(self, observation: Any, time: Array) -> PolicyOutput:
         """Give what the prior does."""
         prior = self.environment.prior(observation) if self.prior is None else self.prior(observation, time)
-        return Choice(prior)
+        return PolicyOutput(prior)
 
-    def run(self, choose: Chooser, *observation: Any) -> Any:
+    def run(self, choose: PolicyFn, *observation: Any) -> Any:
         """Run with any policy in the place of the prior.
 
         Args:
@@ -80,13 +80,13 @@ class Played(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def play(self, choose: Chooser) -> Any:
+    def play(self, choose: PolicyFn) -> Any:
         """Run all steps."""
 
 
 @checked(ControlError)
 @dataclass(frozen=True, eq=False)
-class Rollout(Played):
+class Rollout(EpisodeProgram):
     """One episode of a policy in an environment, as a program for `bayesrl.fit`.
 
     At step t < horizon the agent observes o_t, draws `action` from π(·|o_t) and earns `reward`. With a
@@ -122,8 +122,8 @@ class Rollout(Played):
         """Whether episodes really end at the horizon."""
         return not self.unbounded
 
-    def play(self, choose: Chooser) -> Any:
-        """Run one episode; see `Played.run`."""
+    def play(self, choose: PolicyFn) -> Any:
+        """Run one episode; see `EpisodeProgram.run`."""
         weights = self.discount ** jnp.arange(self.horizon)
         if self.unbounded:
             weights = weights.at[-1].set(0.0)
@@ -138,7 +138,7 @@ class Rollout(Played):
             reward("reward", earned)
             over = outcome.terminated | outcome.truncated
             ended = outcome.terminated if self.unbounded else over
-            remark(choice, weights[time] * alive, self.discount * (1.0 - ended))
+            emit_critic_sites(choice, weights[time] * alive, self.discount * (1.0 - ended))
             after = jax.tree.map(lambda new, old: jnp.where(alive, new, old), outcome.state, state)
             return (after, alive & ~over), (earned, alive)
 
@@ -150,7 +150,7 @@ class Rollout(Played):
         return state
 
 
-def remark(choice: Choice, weight: Array, go_on: Array) -> None:
+def emit_critic_sites(choice: PolicyOutput, weight: Array, go_on: Array) -> None:
     """Leave what `ActorCritic` needs to know of a step, where states are valued."""
     if choice.value is not None:
         numpyro.deterministic(VALUE, choice.value)

@@ -247,9 +247,9 @@ type Source = Callable[[PRNGKey, Params, Pair], Draws]
 
 It may have further methods: `lane(i)` gives the source of the i-th of several fits made side by side; where the
 environment is no program, `episodes(key, params, pair, num)` plays whole episodes and gives (Draws, Totals);
-`close()` is called when a fit ends, also by an error. Where `further` tells how many more updates the draws just given
-serve, that many are made at once, and `serve(count)` says so. `one_batch` says that all draws given at a time are of
-one mini-batch.
+`close()` is called when a fit ends, also by an error. `remaining_updates` is how many more updates the last draws
+serve: that many are made at once, and `count_updates(count)` says so. `one_batch` says that all draws given at a time
+are of one mini-batch.
 """
 
 

@@ -46,11 +46,11 @@ class ReuseDraws:
         return ReuseDraws(self.num_particles, self.num_updates)
 
     @property
-    def further(self) -> int:
+    def remaining_updates(self) -> int:
         """How many more updates the last batch serves."""
         return self.num_updates - self._served if self._batch is not None else 0
 
-    def serve(self, count: int) -> None:
+    def count_updates(self, count: int) -> None:
         """Count updates that were made at once."""
         self._served += count
 

@@ -222,9 +222,9 @@ class TrainingLoop:
                 pieces = zip(sources, apart(keys, state), strict=True)
                 made = [_made(own, key, params, pair) for own, (key, params) in pieces]
                 # A batch that serves further updates serves them inside of one compiled loop.
-                more = min(left - 1, *(getattr(own, "further", 0) for own in sources))
+                more = min(left - 1, *(getattr(own, "remaining_updates", 0) for own in sources))
                 for own in sources if more else ():
-                    own.serve(more)  # type: ignore[attr-defined]
+                    own.count_updates(more)  # type: ignore[attr-defined]
                 state, sums = update(state, made, betas, args, np.asarray(1 + more, np.int32))
                 total = sums if total is None else add(total, sums)
                 left -= 1 + more

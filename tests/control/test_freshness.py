@@ -20,7 +20,7 @@ from bayesrl.control import (
     soft_value_iteration,
     tabular_rollout,
 )
-from bayesrl.control.environments.base import Environment, Outcome
+from bayesrl.control.environments.base import Environment, Transition
 
 BETA = 0.5
 
@@ -71,8 +71,8 @@ class Lever(Environment):
     def reset(self) -> Any:
         return jnp.asarray(0)
 
-    def step(self, state: Any, action: Any) -> Outcome:
-        return Outcome(state, jnp.asarray(self.pays)[action], jnp.asarray(True))
+    def step(self, state: Any, action: Any) -> Transition:
+        return Transition(state, jnp.asarray(self.pays)[action], jnp.asarray(True))
 
     def prior(self, observation: Any) -> dist.Distribution:
         return dist.Categorical(logits=jnp.zeros(2))

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from bayesrl.control import (
     TabularMDP,
-    classic,
     evaluate_policy,
     from_gymnasium,
     grid_world,
     river_swim,
     soft_value_iteration,
 )
+from bayesrl.control.environments.tabular_examples import mdp_from_name
 from bayesrl.errors import ControlError
 
 BETAS = [0.0, 1.0, 0.1, 0.01]
@@ -28,7 +28,7 @@ KNOWN = {
 
 
 def problem(name: str) -> TabularMDP:
-    return classic(name) if name == "river_swim" else from_gymnasium(name, discount=0.99)
+    return mdp_from_name(name) if name == "river_swim" else from_gymnasium(name, discount=0.99)
 
 
 def random_mdp(seed: int, states: int = 4, actions: int = 3, **options: object) -> TabularMDP:
@@ -229,7 +229,7 @@ def test_what_was_planned_is_a_policy_and_a_name_is_none() -> None:
     plan = soft_value_iteration(swim, 0.1)
     assert float(evaluate_policy(swim, plan, 0.1).objective) == pytest.approx(float(plan.objective), abs=1e-12)
     with pytest.raises(
-        ControlError, match=r"policy='optimal'; use a Planned, as control\.soft_value_iteration gives it or a number"
+        ControlError, match=r"policy='optimal'; use a PlanResult, as control\.soft_value_iteration gives it or a number"
     ):
         evaluate_policy(swim, "optimal")
 

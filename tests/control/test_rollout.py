@@ -215,7 +215,7 @@ class Gauge(bayesrl.control.Environment):
         return jnp.zeros(1)
 
     def step(self, state: Any, action: Any) -> Any:
-        return bayesrl.control.Outcome(state, -((action - 1.0) ** 2), jnp.asarray(True))
+        return bayesrl.control.Transition(state, -((action - 1.0) ** 2), jnp.asarray(True))
 
     def prior(self, observation: Any) -> dist.Distribution:
         return dist.Normal(0.0, 1.0)

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 
-class Outcome(NamedTuple):
+class Transition(NamedTuple):
     """What one step of an environment gives.
 
     Attributes:
@@ -37,7 +37,7 @@ class Environment(abc.ABC):
         """Give the first state; what is random in it is drawn by `bayesrl.environment`."""
 
     @abc.abstractmethod
-    def step(self, state: Any, action: Any) -> Outcome:
+    def step(self, state: Any, action: Any) -> Transition:
         """Take one action in a state; what is random in it is drawn by `bayesrl.environment`."""
 
     @abc.abstractmethod

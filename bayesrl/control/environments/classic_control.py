@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from bayesrl.arguments import NonNegative, Positive, checked
-from bayesrl.control.environments.base import Environment, Outcome
+from bayesrl.control.environments.base import Environment, Transition
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
 
@@ -35,7 +35,7 @@ class CartPole(Environment):
         """Draw the site `start`, [4]."""
         return environment("start", dist.Uniform(-0.05, 0.05).expand([4]).to_event(1), observable=True)
 
-    def step(self, state: Array, action: Array) -> Outcome:
+    def step(self, state: Array, action: Array) -> Transition:
         """Take one Euler step."""
         _, velocity, angle, spin = state
         push = jnp.where(action == 1, self.force, -self.force)
@@ -48,7 +48,7 @@ class CartPole(Environment):
         rates = jnp.stack([velocity, pulling, spin, turning])
         new = state + self.seconds * rates
         fallen = (jnp.abs(new[0]) > 2.4) | (jnp.abs(new[2]) > 12 * jnp.pi / 180)
-        return Outcome(new, jnp.asarray(1.0), fallen)
+        return Transition(new, jnp.asarray(1.0), fallen)
 
     def prior(self, observation: Array) -> dist.Distribution:
         """Push left or right with equal probability."""
@@ -82,7 +82,7 @@ class Pendulum(Environment):
         """Give (cos, sin, angular velocity)."""
         return jnp.stack([jnp.cos(state[0]), jnp.sin(state[0]), state[1]])
 
-    def step(self, state: Array, action: Array) -> Outcome:
+    def step(self, state: Array, action: Array) -> Transition:
         """Take one step; torques beyond ±2 are cut."""
         angle, speed = state
         torque = jnp.clip(action, -2.0, 2.0)
@@ -90,7 +90,7 @@ class Pendulum(Environment):
         cost = upright**2 + 0.1 * speed**2 + 0.001 * torque**2
         turning = 1.5 * self.gravity / self.length * jnp.sin(angle) + 3.0 / (self.mass * self.length**2) * torque
         new_speed = jnp.clip(speed + self.seconds * turning, -8.0, 8.0)
-        return Outcome(jnp.stack([angle + self.seconds * new_speed, new_speed]), -cost, jnp.asarray(False))
+        return Transition(jnp.stack([angle + self.seconds * new_speed, new_speed]), -cost, jnp.asarray(False))
 
     def prior(self, observation: Array) -> dist.Distribution:
         """Draw a torque from Normal(0, 1) Nm."""

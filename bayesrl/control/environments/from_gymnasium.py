@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from bayesrl.arguments import Count, UnitInterval, checked
-from bayesrl.control.environments.model_validation import try_published
-from bayesrl.control.environments.published_models import Published, name_of, published, publishes
+from bayesrl.control.environments.model_validation import validate_model
+from bayesrl.control.environments.published_models import PublishedModel, env_name, has_model, read_published_model
 from bayesrl.control.environments.tabular import TabularMDP, from_outcomes
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.errors import ControlError
@@ -54,17 +54,17 @@ def from_gymnasium(
     """
     if isinstance(environment, str):
         environment = _make(environment)
-    if not publishes(environment):
+    if not has_model(environment):
         raise ControlError(
-            f"{name_of(environment)} publishes no model (it has no table P); FrozenLake-v1, CliffWalking-v1 and Taxi "
+            f"{env_name(environment)} publishes no model (it has no table P); FrozenLake-v1, CliffWalking-v1 and Taxi "
             "do; for others use GymnasiumSource"
         )
-    return as_tables(environment, published(environment), discount=discount, horizon=horizon, prior=prior)
+    return to_tabular(environment, read_published_model(environment), discount=discount, horizon=horizon, prior=prior)
 
 
-def as_tables(
+def to_tabular(
     environment: Any,
-    model: Published,
+    model: PublishedModel,
     *,
     discount: float,
     horizon: int | None,
@@ -75,7 +75,7 @@ def as_tables(
 
     Args:
         environment: that publishes it.
-        model: as `published` reads it.
+        model: as `read_published_model` reads it.
         discount: γ.
         horizon: number of steps, or None.
         prior: probabilities of actions that policies start from, [states, actions].
@@ -89,7 +89,7 @@ def as_tables(
     if model.core is None:
         start = np.eye(1, states)[0] if model.start is None else model.start
     else:
-        start, allowed = try_published(model, lambda: _best(environment, model), masked=masked)
+        start, allowed = validate_model(model, lambda: _best(environment, model), masked=masked)
         if allowed is not None:
             prior = allowed / allowed.sum(-1, keepdims=True)
     if prior is not None and np.shape(prior) != (states, actions):
@@ -97,7 +97,7 @@ def as_tables(
     return _problem(environment, model, start, discount=discount, horizon=horizon, prior=prior)
 
 
-def _best(environment: Any, model: Published) -> np.ndarray | None:
+def _best(environment: Any, model: PublishedModel) -> np.ndarray | None:
     """Give what the model thinks best in each state with many steps to go, or None where that has no bound."""
     start = np.full(len(model.table), 1 / len(model.table))
     try:
@@ -110,7 +110,7 @@ def _best(environment: Any, model: Published) -> np.ndarray | None:
 
 def _problem(
     environment: Any,
-    model: Published,
+    model: PublishedModel,
     start: np.ndarray,
     *,
     discount: float,
@@ -130,7 +130,7 @@ def _problem(
         if prior is not None:
             prior = np.concatenate([prior, np.full((1, len(lists[0])), 1 / len(lists[0]))])
     terminal = np.isin(np.arange(len(lists)), [*sorted(ended - double), *extra])
-    name = name_of(environment)
+    name = env_name(environment)
     known = next((names for key, names in _ACTIONS.items() if name.startswith(key)), ())
     named = all(column < len(known) for column in model.columns)
     in_place = model.inside == list(range(len(table)))

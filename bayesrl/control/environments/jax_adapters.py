@@ -32,7 +32,7 @@ _FINAL = ("final_observation", "final_obs", "terminal_observation")
 _CUT = ("truncated", "truncation", "TimeLimit.truncated")
 
 
-class Stood(NamedTuple):
+class EnvStep(NamedTuple):
     """Where an environment stands after a step.
 
     Attributes:
@@ -50,23 +50,23 @@ class Stood(NamedTuple):
     truncated: Any
 
 
-class Shape(NamedTuple):
+class EnvInterface(NamedTuple):
     """One row of the table.
 
     Attributes:
         name: of the library.
         keyed: whether a step takes a key.
         start: from (environment, words of a key, params) to (observation, state).
-        step: from (environment, words of a key, state, action, params) to `Stood`.
+        step: from (environment, words of a key, state, action, params) to `EnvStep`.
     """
 
     name: str
     keyed: bool
     start: Callable[[Any, Array, Any], tuple[Any, Any]]
-    step: Callable[[Any, Array, Any, Any, Any], Stood]
+    step: Callable[[Any, Array, Any, Any, Any], EnvStep]
 
 
-def shape_of(env: Any) -> Shape:
+def detect_interface(env: Any) -> EnvInterface:
     """Recognise the shape of an environment.
 
     Raises:
@@ -94,7 +94,7 @@ def shape_of(env: Any) -> Shape:
     )
 
 
-def without_resets(env: Any) -> Any:
+def strip_autoreset(env: Any) -> Any:
     """Take wrappers off that start the next episode by themselves, and so lose what the last one ended in."""
     while "AutoReset" in type(env).__name__:
         inner = vars(env).get("env", vars(env).get("_env"))
@@ -121,30 +121,30 @@ def _typed(words: Array) -> Any:
 
 
 def _gymnax_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
-    seen, state = parts(env, env.reset(_typed(words), params), "reset", "observation, state")
+    seen, state = unpack(env, env.reset(_typed(words), params), "reset", "observation, state")
     return seen, state
 
 
-def _gymnax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> Stood:
+def _gymnax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
     # One that is lent by what is wrapped would be given the wrapper's state.
     own = callable(getattr(type(env), "step_env", None))
     given = (env.step_env if own else env.step)(_typed(words), state, action, params)
     if isinstance(given, tuple) and len(given) == 6:
         seen, after, reward, terminated, truncated, info = given
     else:
-        seen, after, reward, done, info = parts(env, given, "step", "observation, state, reward, done, info")
+        seen, after, reward, done, info = unpack(env, given, "step", "observation, state, reward, done, info")
         terminated, truncated = _ends(env, after, done, info, params, own=own)
     if own:
-        return Stood(seen, after, reward, terminated, truncated)
+        return EnvStep(seen, after, reward, terminated, truncated)
     final = next((info[name] for name in _FINAL if name in info), None) if isinstance(info, dict) else None
     if final is None:
-        return Stood(seen, after, reward, terminated, truncated)
+        return EnvStep(seen, after, reward, terminated, truncated)
     if repr(jax.tree.structure(final)) != repr(jax.tree.structure(seen)) or _shapes(final) != _shapes(seen):
         # What the episode ended in is not seen as the policy sees it, so nothing can be valued there.
-        return Stood(seen, after, reward, jnp.logical_or(terminated, truncated), jnp.zeros((), bool))
+        return EnvStep(seen, after, reward, jnp.logical_or(terminated, truncated), jnp.zeros((), bool))
     over = jnp.logical_or(terminated, truncated)
     last = jax.tree.map(lambda a, b: jnp.where(over, a, b), final, seen)
-    return Stood(last, after, reward, terminated, truncated)
+    return EnvStep(last, after, reward, terminated, truncated)
 
 
 def _ends(env: Any, after: Any, done: Any, info: Any, params: Any, *, own: bool) -> tuple[Any, Any]:
@@ -160,30 +160,30 @@ def _ends(env: Any, after: Any, done: Any, info: Any, params: Any, *, own: bool)
     return done, jnp.zeros((), bool)
 
 
-def _brax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> Stood:
+def _brax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
     after = env.step(state, action)
     done = jnp.asarray(after.done, bool)
     cut = jnp.logical_and(done, jnp.asarray((getattr(after, "info", None) or {}).get("truncation", 0), bool))
-    return Stood(after.obs, after, after.reward, jnp.logical_and(done, ~cut), cut)
+    return EnvStep(after.obs, after, after.reward, jnp.logical_and(done, ~cut), cut)
 
 
-def _jumanji_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> Stood:
+def _jumanji_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
     after, told = env.step(state, action)
     last, going_on = jnp.asarray(told.step_type) == 2, jnp.asarray(told.discount) > 0
-    return Stood(told.observation, after, told.reward, last & ~going_on, last & going_on)
+    return EnvStep(told.observation, after, told.reward, last & ~going_on, last & going_on)
 
 
-def _navix_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> Stood:
+def _navix_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
     after = env.step(state, action)
     kind = jnp.asarray(after.step_type)
-    return Stood(after.observation, after, after.reward, kind == 2, kind == 1)
+    return EnvStep(after.observation, after, after.reward, kind == 2, kind == 1)
 
 
 def _pgx_seen(state: Any) -> dict[str, Any]:
     return {"observation": state.observation, MASK: state.legal_action_mask}
 
 
-def _pgx_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> Stood:
+def _pgx_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
     takes_key = _num_arguments(env.step) >= 3
     after = env.step(state, action, words) if takes_key else env.step(state, action)
     if jnp.shape(after.rewards) != (1,):
@@ -191,7 +191,7 @@ def _pgx_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> S
             f"{type(env).__name__} has {jnp.size(after.rewards)} players; give it a step that plays the others' moves, "
             "and one reward"
         )
-    return Stood(_pgx_seen(after), after, after.rewards[0], after.terminated, after.truncated)
+    return EnvStep(_pgx_seen(after), after, after.rewards[0], after.terminated, after.truncated)
 
 
 def _held(env: Any, words: Array, params: Any, name: str) -> tuple[Any, Any]:
@@ -209,7 +209,7 @@ def _pgx_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
     return _pgx_seen(state), state
 
 
-def parts(env: Any, given: Any, method: str, names: str) -> Any:
+def unpack(env: Any, given: Any, method: str, names: str) -> Any:
     """Give what a method gave, where it is a tuple of these names.
 
     Raises:
@@ -225,14 +225,14 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
     return [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-GYMNAX = Shape("gymnax", True, _gymnax_start, _gymnax_step)
-BRAX = Shape("brax", False, lambda env, words, params: _held(env, words, params, "obs"), _brax_step)
-JUMANJI = Shape("jumanji", False, _jumanji_start, _jumanji_step)
-NAVIX = Shape("navix", False, lambda env, words, params: _held(env, words, params, "observation"), _navix_step)
-PGX = Shape("pgx", True, _pgx_start, _pgx_step)
+GYMNAX = EnvInterface("gymnax", True, _gymnax_start, _gymnax_step)
+BRAX = EnvInterface("brax", False, lambda env, words, params: _held(env, words, params, "obs"), _brax_step)
+JUMANJI = EnvInterface("jumanji", False, _jumanji_start, _jumanji_step)
+NAVIX = EnvInterface("navix", False, lambda env, words, params: _held(env, words, params, "observation"), _navix_step)
+PGX = EnvInterface("pgx", True, _pgx_start, _pgx_step)
 
 
-def shaped_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) -> Array | None:
+def reshape_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) -> Array | None:
     """Give a mask in the shape of logits, or None where it does not say which actions are allowed.
 
     Args:
@@ -251,7 +251,7 @@ def shaped_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) -> 
     return mask[np.arange(len(sizes)), digits].all(-1)
 
 
-def actions_of(env: Any, shape: Shape, params: Any) -> Actions | None:
+def describe_jax_actions(env: Any, shape: EnvInterface, params: Any) -> Actions | None:
     """Describe the actions of an environment, or give None where it has no space of them that is known.
 
     Of several integers the least values are told as `low`.

@@ -10,16 +10,23 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from bayesrl.arguments import AnyWithoutNaN, Count, checked
-from bayesrl.control.environments.base import Environment, Outcome
-from bayesrl.control.environments.jax_adapters import GYMNAX, Shape, actions_of, shape_of, shaped_mask, without_resets
+from bayesrl.control.environments.base import Environment, Transition
+from bayesrl.control.environments.jax_adapters import (
+    GYMNAX,
+    EnvInterface,
+    describe_jax_actions,
+    detect_interface,
+    reshape_mask,
+    strip_autoreset,
+)
 from bayesrl.control.gymnasium.nested_spaces import digits_of
-from bayesrl.control.gymnasium.recorded_rollout import allowed_only
+from bayesrl.control.gymnasium.recorded_rollout import mask_actions
 from bayesrl.control.gymnasium.spaces import MASK, Actions
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
 
 
-class Noise(dist.Distribution):
+class RandomWords(dist.Distribution):
     """Two random words, of which an environment makes a key: nature's draw, whose density does not matter."""
 
     support = constraints.independent(constraints.nonnegative_integer, 1)
@@ -40,7 +47,7 @@ class Noise(dist.Distribution):
         return (), ()
 
     @classmethod
-    def tree_unflatten(cls, aux_data: Any, params: Any) -> "Noise":
+    def tree_unflatten(cls, aux_data: Any, params: Any) -> "RandomWords":
         """Make it again."""
         return cls()
 
@@ -48,10 +55,10 @@ class Noise(dist.Distribution):
 @checked(ControlError)
 @dataclass(frozen=True)
 class JaxEnvironment(Environment):
-    """An environment of JAX as a program, as gymnax, brax, jumanji, navix and pgx shape them; see `jax_shapes`.
+    """An environment of JAX as a program, as gymnax, brax, jumanji, navix and pgx shape them; see `jax_adapters`.
 
     Its randomness becomes the sites `start` and, where a step takes a key, `noise`. Rollouts stop counting where an
-    episode ends. Where the environment tells a time limit from an end, so does `Outcome.truncated`, and with
+    episode ends. Where the environment tells a time limit from an end, so does `Transition.truncated`, and with
     `Rollout(unbounded=True)` what would have followed is valued. Where observations have a part `action_mask`, or pgx
     tells legal actions, the others have no share in the prior, and so none in the policy. Of actions that are several
     integers a mask may tell of all of them together, or of the values of each integer.
@@ -87,7 +94,7 @@ class JaxEnvironment(Environment):
     actions: dist.Distribution | None = None
     params: AnyWithoutNaN = "default"
     num_observations: Count | None = None
-    _shape: Shape = field(init=False, repr=False, compare=False)
+    _shape: EnvInterface = field(init=False, repr=False, compare=False)
     _space: Actions | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -98,11 +105,11 @@ class JaxEnvironment(Environment):
                 f"env={self.env!r} has no method {missing[0]!r}; pass one with reset(key, params) and "
                 "step(key, state, action, params), or as brax, jumanji, navix or pgx have them"
             )
-        object.__setattr__(self, "env", without_resets(self.env))
-        object.__setattr__(self, "_shape", shape_of(self.env))
+        object.__setattr__(self, "env", strip_autoreset(self.env))
+        object.__setattr__(self, "_shape", detect_interface(self.env))
         if self._shape is GYMNAX and isinstance(self.params, str) and not hasattr(self.env, "default_params"):
             raise ControlError(f"{type(self.env).__name__} has no default_params; pass params=..., or params=None")
-        object.__setattr__(self, "_space", actions_of(self.env, self._shape, self._params))
+        object.__setattr__(self, "_space", describe_jax_actions(self.env, self._shape, self._params))
         if self.actions is None and self._space is None:
             raise ControlError(
                 f"{type(self.env).__name__} has no action space that is known; pass actions=..., the distribution of "
@@ -111,7 +118,7 @@ class JaxEnvironment(Environment):
 
     def reset(self) -> Any:
         """Draw the site `start`, [2], and give (observation, state)."""
-        words = environment("start", Noise(), observable=False)
+        words = environment("start", RandomWords(), observable=False)
         seen, state = self._shape.start(self.env, words, self._params)
         if not jax.tree.leaves(seen):
             raise ControlError(f"{type(self.env).__name__} gives the observation {seen!r}; give an array, or several")
@@ -121,9 +128,9 @@ class JaxEnvironment(Environment):
         """Give the observation, all that the agent sees."""
         return state[0]
 
-    def step(self, state: Any, action: Any) -> Outcome:
+    def step(self, state: Any, action: Any) -> Transition:
         """Draw the site `noise`, [2], and take a step."""
-        words = environment("noise", Noise(), observable=False) if self._shape.keyed else jnp.zeros(2, jnp.uint32)
+        words = environment("noise", RandomWords(), observable=False) if self._shape.keyed else jnp.zeros(2, jnp.uint32)
         stood = self._shape.step(self.env, words, state[1], self._taken(action), self._params)
         seen = self._alike("observation", state[0], stood.observation)
         if jnp.shape(stood.reward):
@@ -134,7 +141,7 @@ class JaxEnvironment(Environment):
         after = (seen, self._alike("state", state[1], stood.state))
         ends = [jnp.asarray(end, bool) for end in (stood.terminated, stood.truncated)]
         # What has come to its end is not also cut off.
-        return Outcome(after, jnp.asarray(stood.reward, float), ends[0], ends[1] & ~ends[0])
+        return Transition(after, jnp.asarray(stood.reward, float), ends[0], ends[1] & ~ends[0])
 
     def prior(self, observation: Any) -> dist.Distribution:
         """Give the distribution of actions that policies start from."""
@@ -146,7 +153,7 @@ class JaxEnvironment(Environment):
         if mask is None:
             return chosen
         base = chosen.base_dist if isinstance(chosen, dist.Independent) else chosen
-        allowed = allowed_only(base, self._among(jnp.asarray(mask, bool), base))
+        allowed = mask_actions(base, self._among(jnp.asarray(mask, bool), base))
         return allowed.to_event(1) if isinstance(chosen, dist.Independent) else allowed
 
     def allowed(self, observation: Any) -> Array | None:
@@ -162,7 +169,7 @@ class JaxEnvironment(Environment):
         logits = getattr(actions, "logits", None)
         shape: tuple[int, ...] = () if logits is None else jnp.shape(logits)
         sizes = self._space.sizes if self._space is not None and self.actions is None else ()
-        told = shaped_mask(mask, sizes, shape) if shape else None
+        told = reshape_mask(mask, sizes, shape) if shape else None
         if told is None:
             raise ControlError(
                 f"{type(self.env).__name__} tells an {MASK} of shape {mask.shape}, which does not say which of its "

@@ -21,7 +21,7 @@ from bayesrl.arguments import (
     UnusedOption,
     checked,
 )
-from bayesrl.control.environments.base import Environment, Outcome
+from bayesrl.control.environments.base import Environment, Transition
 from bayesrl.control.learning.replay_memory import returns_to_go
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
@@ -35,7 +35,7 @@ class LoggedData:
     """Decisions that were logged, each with the probability that it was taken with.
 
     Single decisions are arrays [rows, ...]; episodes of several steps [episodes, steps, ...], where those that ended
-    early are filled up and told by `held`.
+    early are filled up and told by `mask`.
 
     Args:
         observation: before each decision: integers, or numbers [..., features].
@@ -43,7 +43,7 @@ class LoggedData:
         reward: reward units.
         propensity: probability of the action under the policy that took it, in (0, 1].
         num_actions: how many there are; by default one more than the greatest action.
-        held: which rows hold a decision; by default all.
+        mask: which rows hold a decision; by default all.
         discount: γ.
 
     Raises:
@@ -62,7 +62,7 @@ class LoggedData:
     reward: AnyNumbers
     propensity: AnyNumbersOrNone
     num_actions: Count | None = None
-    held: FlagsOrNone = None
+    mask: FlagsOrNone = None
     discount: UnitInterval = 1.0
 
     def __post_init__(self) -> None:
@@ -81,13 +81,13 @@ class LoggedData:
             raise ControlError("observation has integers below 0; number what is observed from 0 on")
         if np.issubdtype(observed.dtype, np.floating) and not np.isfinite(observed).all():
             raise ControlError("observation has numbers that are not finite; make them finite, also where none is held")
-        held = np.ones(action.shape, bool) if self.held is None else np.asarray(self.held, bool)
+        held = np.ones(action.shape, bool) if self.mask is None else np.asarray(self.mask, bool)
         given = {
             "observation": observed,
             "action": action,
             "reward": np.asarray(self.reward, float),
             "propensity": np.asarray(self.propensity, float),
-            "held": held,
+            "mask": held,
         }
         for name, values in given.items():
             if values.shape[: action.ndim] != action.shape or (name != "observation" and values.ndim != action.ndim):
@@ -119,7 +119,7 @@ class LoggedData:
         return len(self.action)
 
 
-class LoggedValue(NamedTuple):
+class OffPolicyEstimate(NamedTuple):
     """What a policy is worth, told by logged data.
 
     Attributes:
@@ -142,14 +142,14 @@ class LoggedValue(NamedTuple):
     ControlError,
     UnusedOption("values", lambda given: given["method"] != "dr", "only method='dr' has any"),
 )
-def logged_value(
+def evaluate_off_policy(
     data: LoggedData,
     probs: FiniteNumbers,
     *,
     method: Literal["ips", "snips", "dr"] = "dr",
     values: FiniteNumbersOrNone = None,
     level: Level = 0.95,
-) -> LoggedValue:
+) -> OffPolicyEstimate:
     """Estimate what a policy would have earned, from what another one did.
 
     With w_t the product of π/propensity up to step t:
@@ -169,7 +169,7 @@ def logged_value(
         level: of the interval.
 
     Returns:
-        `LoggedValue`.
+        `OffPolicyEstimate`.
 
     Raises:
         ControlError: probs is no distribution or of another shape; a method, level or value is none; for snips, no
@@ -177,9 +177,9 @@ def logged_value(
 
     Example:
         >>> import numpy as np
-        >>> from bayesrl.control import LoggedData, logged_value
+        >>> from bayesrl.control import LoggedData, evaluate_off_policy
         >>> data = LoggedData(np.zeros(4, int), [0, 1, 1, 0], [1.0, 0.0, 0.0, 1.0], np.full(4, 0.5))
-        >>> logged_value(data, np.tile([1.0, 0.0], (4, 1)), method="snips").mean
+        >>> evaluate_off_policy(data, np.tile([1.0, 0.0], (4, 1)), method="snips").mean
         1.0
 
     References:
@@ -223,7 +223,7 @@ def logged_value(
     z = float(ndtri((1 + level) / 2))
     last = weights[:, -1]
     ess = float(last.sum() ** 2 / max((last**2).sum(), 1e-300))
-    return LoggedValue(mean, se, mean - z * se, mean + z * se, ess)
+    return OffPolicyEstimate(mean, se, mean - z * se, mean + z * se, ess)
 
 
 def _table(name: str, values: Any, data: LoggedData) -> np.ndarray:
@@ -237,7 +237,7 @@ def _table(name: str, values: Any, data: LoggedData) -> np.ndarray:
 
 
 def _held(data: LoggedData) -> np.ndarray:
-    held: np.ndarray = data.held.reshape(data.num_rows, -1)
+    held: np.ndarray = data.mask.reshape(data.num_rows, -1)
     return held
 
 
@@ -279,7 +279,7 @@ class LoggedEnvironment(Environment):
 
     Args:
         data: single decisions.
-        values: q̂, [rows, actions]; by default as `logged_value` has them. Zeros give importance weighting.
+        values: q̂, [rows, actions]; by default as `evaluate_off_policy` has them. Zeros give importance weighting.
 
     Raises:
         ControlError: the data are of several steps, or values of another shape.
@@ -298,9 +298,9 @@ class LoggedEnvironment(Environment):
         seen = data.observation.astype(np.int32) if integers else _features(data).astype(np.float32)
         self._seen = jax.device_put(seen)
         logged = np.eye(self.num_actions)[data.action] * (data.reward - q[np.arange(len(q)), 0, data.action])[:, None]
-        rewards = q[:, 0] + logged / np.where(data.held, data.propensity, 1.0)[:, None]
+        rewards = q[:, 0] + logged / np.where(data.mask, data.propensity, 1.0)[:, None]
         self._rewards = jax.device_put(rewards.astype(np.float32))
-        self._rows = jax.device_put(np.log(np.where(data.held, 1.0, 1e-38)).astype(np.float32))
+        self._rows = jax.device_put(np.log(np.where(data.mask, 1.0, 1e-38)).astype(np.float32))
 
     def reset(self) -> Array:
         """Draw a row."""
@@ -310,9 +310,9 @@ class LoggedEnvironment(Environment):
         """Give the observation of the row."""
         return self._seen[state]
 
-    def step(self, state: Array, action: Array) -> Outcome:
+    def step(self, state: Array, action: Array) -> Transition:
         """Tell what the action is estimated to earn."""
-        return Outcome(state, self._rewards[state, action], jnp.asarray(True))
+        return Transition(state, self._rewards[state, action], jnp.asarray(True))
 
     def prior(self, observation: Any) -> dist.Distribution:
         """Give a uniform distribution."""

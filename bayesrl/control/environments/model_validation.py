@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.control.action_masks import flags_of, told_mask
-from bayesrl.control.environments.published_models import Outcomes, Published, mark
+from bayesrl.control.action_masks import parse_mask, read_mask
+from bayesrl.control.environments.published_models import Outcomes, PublishedModel, observation_key
 from bayesrl.control.gymnasium.spaces import MASK, Actions
 from bayesrl.errors import ControlError
 from bayesrl.values import is_integer
@@ -27,8 +27,8 @@ _ODD = 7.0
 """Standard deviations of a pooled chi-square statistic that are no chance: below 1e-6 also where it has a long tail."""
 
 
-def try_published(
-    model: Published, plan: Callable[[], np.ndarray | None], *, masked: bool = False
+def validate_model(
+    model: PublishedModel, plan: Callable[[], np.ndarray | None], *, masked: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Play, and refuse a model that does not say what is seen.
 
@@ -52,10 +52,10 @@ def try_published(
 
 
 class _Trial:
-    def __init__(self, model: Published, *, masked: bool) -> None:
+    def __init__(self, model: PublishedModel, *, masked: bool) -> None:
         self.masks: dict[int, np.ndarray] | None = {} if masked else None
         self.model, self.rng = model, np.random.default_rng(0)
-        self.states = {mark(seen): s for s, seen in enumerate(model.seen)}
+        self.states = {observation_key(seen): s for s, seen in enumerate(model.seen)}
         self.seen: dict[tuple[int, int], Counter[int]] = {}
         self.starts: Counter[int] = Counter()
 
@@ -99,15 +99,15 @@ class _Trial:
         if self.masks is None:
             return
         core, number = self.model.core, len(self.model.actions)
-        told = told_mask(core, seen, info, within=isinstance(seen, dict) and MASK in seen)
-        mask = np.ones(number, bool) if told is None else flags_of(told, Actions(number), str(core))
+        told = read_mask(core, seen, info, within=isinstance(seen, dict) and MASK in seen)
+        mask = np.ones(number, bool) if told is None else parse_mask(told, Actions(number), str(core))
         if not mask.any():
             raise ControlError(f"state {state} allows no action, and the episode goes on")
         if (self.masks.setdefault(state, mask) != mask).any():
             raise ControlError(f"state {state} does not always allow the same actions")
 
     def _state(self, seen: Any) -> int:
-        found = self.states.get(mark(seen))
+        found = self.states.get(observation_key(seen))
         if found is None:
             raise ControlError(f"{seen!r} was observed in play, which the published model does not know")
         return found

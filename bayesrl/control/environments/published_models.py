@@ -25,7 +25,7 @@ _PASSIVE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedModel:
     """The model of an environment, as it is seen from outside of its wrappers.
 
     Attributes:
@@ -56,18 +56,18 @@ class Published:
         return self.core is None or _is_space(self.core.observation_space, "Discrete")
 
 
-def publishes(environment: Any) -> bool:
+def has_model(environment: Any) -> bool:
     """Tell whether an environment has a table of its own outcomes."""
     return isinstance(getattr(getattr(environment, "unwrapped", environment), "P", None), dict)
 
 
-def name_of(environment: Any) -> str:
+def env_name(environment: Any) -> str:
     """Tell the id of an environment, or its type."""
     spec = getattr(environment, "spec", None)
     return spec.id if spec is not None else type(environment).__name__
 
 
-def layers(environment: Any) -> list[Any]:
+def wrappers_around(environment: Any) -> list[Any]:
     """Give the wrappers of an environment, from outside to inside."""
     import gymnasium
 
@@ -80,16 +80,16 @@ def layers(environment: Any) -> list[Any]:
 
 def time_limit(environment: Any) -> int | None:
     """Tell after how many steps Gymnasium cuts an episode off: the least of its wrappers' limits, or None."""
-    limits = [int(one._max_episode_steps) for one in layers(environment) if _is(one, "TimeLimit")]
+    limits = [int(one._max_episode_steps) for one in wrappers_around(environment) if _is(one, "TimeLimit")]
     return min(limits) if limits else None
 
 
-def changing(environment: Any) -> list[Any]:
+def active_wrappers(environment: Any) -> list[Any]:
     """Give the wrappers that are neither recorders nor time limits, from outside to inside."""
-    return [one for one in layers(environment) if not (_is(one, "TimeLimit", *_PASSIVE) or _is_idle(one))]
+    return [one for one in wrappers_around(environment) if not (_is(one, "TimeLimit", *_PASSIVE) or _is_idle(one))]
 
 
-def published(environment: Any) -> Published:
+def read_published_model(environment: Any) -> PublishedModel:
     """Read the model that an environment publishes, through the wrappers around it.
 
     Wrappers that change one reward, action or observation at a time are put into the model, recorders are passed over.
@@ -97,17 +97,17 @@ def published(environment: Any) -> Published:
     Raises:
         ControlError: a wrapper may change what is played otherwise, or hides states; the table P is none.
     """
-    kinds = [_kind_of(wrapper) for wrapper in changing(environment)]
+    kinds = [_kind_of(wrapper) for wrapper in active_wrappers(environment)]
     core, bare = _copied(environment)
     if not callable(getattr(bare, "step", None)):  # a table and nothing to play
         _, table = _parsed(bare)
         whole, columns = list(range(len(table))), list(range(len(table[0])))
-        return Published(
+        return PublishedModel(
             table=table, start=_start_of(bare), seen=whole, inside=whole, actions=columns, columns=columns, limit=None,
             core=None, bare=bare,
         )  # fmt: skip
     first, table = _parsed(bare)
-    inside_out = list(zip(reversed(layers(core)), reversed(kinds), strict=True))
+    inside_out = list(zip(reversed(wrappers_around(core)), reversed(kinds), strict=True))
     observe = [wrapper.observation for wrapper, kind in inside_out if kind == "observation"]
     act = [wrapper.action for wrapper, kind in reversed(inside_out) if kind == "action"]
     pay = [wrapper.reward for wrapper, kind in inside_out if kind == "reward"]
@@ -131,7 +131,7 @@ def published(environment: Any) -> Published:
         raise ControlError(
             f"a wrapper of {core} cannot be asked what it does: {type(error).__name__}: {error}"
         ) from error
-    model = Published(
+    model = PublishedModel(
         table=paid, start=_start_of(bare), seen=seen, inside=list(range(len(table))), actions=actions, columns=columns,
         limit=time_limit(environment), core=core, bare=bare,
     )  # fmt: skip
@@ -143,11 +143,11 @@ def _start_of(bare: Any) -> np.ndarray | None:
     try:
         array = None if start is None else np.asarray(start, float)
     except (TypeError, ValueError) as error:
-        raise ControlError(f"initial_state_distrib of {name_of(bare)} is no array of numbers: {error}") from error
+        raise ControlError(f"initial_state_distrib of {env_name(bare)} is no array of numbers: {error}") from error
     if array is None:
         return None
     if array.ndim != 1 or not (array >= 0).all() or not 0 < array.sum() < np.inf:
-        raise ControlError(f"initial_state_distrib of {name_of(bare)} is no distribution: {array!r}")
+        raise ControlError(f"initial_state_distrib of {env_name(bare)} is no distribution: {array!r}")
     told: np.ndarray = array / array.sum()
     return told
 
@@ -159,8 +159,8 @@ def _parsed(bare: Any) -> tuple[int, list[list[Outcomes]]]:
         rows = [[[_outcome(*told) for told in row[a]] for a in sorted(row)] for _, row in sorted(bare.P.items())]
     except Exception as error:
         raise ControlError(
-            f"the table P of {name_of(bare)} cannot be read: {error}; P[state][action] is a list of (probability, next "
-            "state, reward, terminated)"
+            f"the table P of {env_name(bare)} cannot be read: {error}; P[state][action] is a list of (probability, "
+            "next state, reward, terminated)"
         ) from error
     start = int(getattr(getattr(bare, "action_space", None), "start", 0))
     # Actions are counted as the space counts them, or from 0 on.
@@ -171,9 +171,9 @@ def _outcome(probability: Any, to: Any, earned: Any, ended: Any) -> tuple[float,
     return float(probability), int(to), float(earned), bool(ended)
 
 
-def _in_order(model: Published) -> Published:
+def _in_order(model: PublishedModel) -> PublishedModel:
     """Count states as they are observed, where observations are integers that tell them apart."""
-    marks = [mark(seen) for seen in model.seen]
+    marks = [observation_key(seen) for seen in model.seen]
     if len(set(marks)) < len(marks):
         twice = next(i for i, mark in enumerate(marks) if marks.index(mark) < i)
         raise ControlError(
@@ -255,12 +255,12 @@ def _through(steps: list[Callable[[Any], Any]], value: Any) -> Any:
     return value
 
 
-def mark(seen: Any) -> Any:
+def observation_key(seen: Any) -> Any:
     """Give what tells observations apart."""
     if isinstance(seen, dict):
-        return tuple((name, mark(value)) for name, value in sorted(seen.items()))
+        return tuple((name, observation_key(value)) for name, value in sorted(seen.items()))
     if isinstance(seen, tuple | list):
-        return tuple(mark(value) for value in seen)
+        return tuple(observation_key(value) for value in seen)
     array = np.asarray(seen)
     return array.item() if array.ndim == 0 else (array.shape, array.tobytes())
 
@@ -275,13 +275,13 @@ def _copied(environment: Any) -> tuple[Any, Any]:
     try:
         inner = _twin(bare, memo, without=())
         whole = inner
-        for wrapper in reversed(changing(environment)):
+        for wrapper in reversed(active_wrappers(environment)):
             outer = _twin(wrapper, memo, without=("env",))
             outer.env = whole
             whole = outer
     except Exception as error:
         raise ControlError(
-            f"{name_of(environment)} cannot be copied, and so its model not be tried: {type(error).__name__}: {error}"
+            f"{env_name(environment)} cannot be copied, and so its model not be tried: {type(error).__name__}: {error}"
         ) from error
     if getattr(inner, "render_mode", None) is not None:
         inner.render_mode = None

@@ -56,7 +56,7 @@ class TabularMDP:
         Puterman (1994), "Markov Decision Processes", chapter 2.
     """
 
-    GIVEN_BY: ClassVar[str] = "as control.from_gymnasium or control.classic gives it"
+    GIVEN_BY: ClassVar[str] = "as control.from_gymnasium or a function such as control.river_swim gives it"
 
     successors: np.ndarray
     probabilities: np.ndarray
@@ -71,7 +71,7 @@ class TabularMDP:
     name: str = ""
 
     def __post_init__(self) -> None:
-        probabilities = as_numbers("probabilities", self.probabilities)
+        probabilities = as_floats("probabilities", self.probabilities)
         if probabilities.ndim != 3 or 0 in probabilities.shape:
             raise ControlError(
                 f"probabilities has shape {probabilities.shape}; use [states, actions, outcomes], each at least 1"
@@ -80,10 +80,10 @@ class TabularMDP:
         given: dict[str, Any] = {
             "successors": np.asarray(self.successors),
             "probabilities": probabilities,
-            "rewards": as_numbers("rewards", self.rewards),
-            "start": np.eye(1, states)[0] if self.start is None else as_numbers("start", self.start),
+            "rewards": as_floats("rewards", self.rewards),
+            "start": np.eye(1, states)[0] if self.start is None else as_floats("start", self.start),
             "terminal": np.zeros(states, bool) if self.terminal is None else _as_flags(self.terminal),
-            "prior": np.full((states, actions), 1 / actions) if self.prior is None else as_numbers("prior", self.prior),
+            "prior": np.full((states, actions), 1 / actions) if self.prior is None else as_floats("prior", self.prior),
             "action_names": tuple(self.action_names) or tuple(str(a) for a in range(actions)),
         }
         for name, value in given.items():
@@ -105,10 +105,10 @@ class TabularMDP:
         Raises:
             ControlError: as for the class.
         """
-        table = as_numbers("transitions", transitions)
+        table = as_floats("transitions", transitions)
         if table.ndim != 3 or table.shape[0] != table.shape[2]:
             raise ControlError(f"transitions has shape {table.shape}; use [states, actions, states]")
-        earned = as_numbers("rewards", rewards)
+        earned = as_floats("rewards", rewards)
         if earned.shape not in (table.shape, table.shape[:2]):
             raise ControlError(f"rewards has shape {earned.shape}; use {table.shape[:2]} or {table.shape}")
         most = max(int((table != 0).sum(-1).max(initial=1)), 1)
@@ -200,7 +200,7 @@ class TabularMDP:
         """Follow the prior's steps backwards from the terminal states."""
         weights = sp.kron(sp.eye_array(self.num_states), np.ones((1, self.num_actions)), format="csr")
         steps = weights @ sp.diags_array((self.prior > 0).ravel().astype(float)) @ self.transitions()
-        ends = reaching(steps, self.terminal)
+        ends = can_reach(steps, self.terminal)
         if not ends.all():
             raise ControlError(
                 f"discount 1 without a horizon, and from state {int(np.flatnonzero(~ends)[0])} the prior never reaches "
@@ -208,7 +208,7 @@ class TabularMDP:
             )
 
 
-def reaching(steps: sp.csr_array, targets: np.ndarray) -> np.ndarray:
+def can_reach(steps: sp.csr_array, targets: np.ndarray) -> np.ndarray:
     """Tell which states may come to one of the targets, or are one, [states], by steps that are not zero."""
     states = len(targets)
     # One more vertex that leads to all targets: along reversed steps one search finds every state.
@@ -221,7 +221,7 @@ def reaching(steps: sp.csr_array, targets: np.ndarray) -> np.ndarray:
     return found[:-1]
 
 
-def as_numbers(name: str, values: Any) -> np.ndarray:
+def as_floats(name: str, values: Any) -> np.ndarray:
     """Give an array of numbers in double precision.
 
     Raises:
@@ -237,7 +237,7 @@ def as_numbers(name: str, values: Any) -> np.ndarray:
 
 
 def _as_flags(terminal: Any) -> np.ndarray:
-    flags = as_numbers("terminal", terminal)
+    flags = as_floats("terminal", terminal)
     if not np.isin(flags, (0.0, 1.0)).all():
         raise ControlError(f"terminal={terminal!r} holds more than True and False; pass one of them for each state")
     return flags.astype(bool)
@@ -257,7 +257,7 @@ def _check_distributions(what: str, values: np.ndarray, where: str) -> None:
     raise ControlError(f"{what}{at} sums to {row.sum():.6g}, not 1; use a distribution")
 
 
-def merged(outcomes: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
+def merge_outcomes(outcomes: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
     """Merge outcomes (successor, probability, reward) that lead to the same state; rewards are averaged."""
     found: dict[int, tuple[float, float]] = {}
     for successor, probability, earned in outcomes:
@@ -274,7 +274,7 @@ def from_outcomes(table: Sequence[Sequence[Sequence[tuple[int, float, float]]]],
         table: for each state, for each action, its outcomes.
         **options: all else, as `TabularMDP` takes it.
     """
-    lists = [[merged(outcomes) for outcomes in row] for row in table]
+    lists = [[merge_outcomes(outcomes) for outcomes in row] for row in table]
     most = max(max((len(outcomes) for outcomes in row), default=1) for row in lists)
     shape = (len(lists), len(lists[0]), max(most, 1))
     successors, probabilities, rewards = np.zeros(shape, int), np.zeros(shape), np.zeros(shape)

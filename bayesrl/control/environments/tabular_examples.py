@@ -1,4 +1,4 @@
-"""Classic finite problems by name."""
+"""Finite problems of the literature, in tables."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -200,7 +200,7 @@ def _neighbour(rows: Sequence[str], cell: int, move: tuple[int, int]) -> int:
 _BYTES_OF_STATE = 1000
 """What the lists of outcomes of two actions take at least."""
 
-CLASSICS: dict[str, Callable[..., TabularMDP]] = {
+TABULAR_EXAMPLES: dict[str, Callable[..., TabularMDP]] = {
     "deep_sea": deep_sea,
     "grid_world": grid_world,
     "n_chain": n_chain,
@@ -209,8 +209,8 @@ CLASSICS: dict[str, Callable[..., TabularMDP]] = {
 
 
 @checked(ControlError)
-def classic(name: str, **options: Any) -> TabularMDP:
-    """Make a classic problem by its name.
+def mdp_from_name(name: str, **options: Any) -> TabularMDP:
+    """Make one of the problems of this module by its name.
 
     Args:
         name: `river_swim`, `n_chain`, `deep_sea` or `grid_world`.
@@ -219,9 +219,9 @@ def classic(name: str, **options: Any) -> TabularMDP:
     Raises:
         ControlError: there is no such problem.
     """
-    if name not in CLASSICS:
-        raise ControlError(f"there is no classic {name!r}; choose from {', '.join(CLASSICS)}")
-    return CLASSICS[name](**options)
+    if name not in TABULAR_EXAMPLES:
+        raise ControlError(f"there is no tabular example {name!r}; choose from {', '.join(TABULAR_EXAMPLES)}")
+    return TABULAR_EXAMPLES[name](**options)
 
 
 def _check_states(what: str, num_states: int) -> None:

@@ -12,10 +12,10 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, UnitInterval, checked
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.control.environments.base import Environment, Outcome
+from bayesrl.control.environments.base import Environment, Transition
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.planning import check_mdp, evaluate_policy, soft_value_iteration
-from bayesrl.control.policies import ObservationPolicyGuide, action_distribution
+from bayesrl.control.policies import RolloutGuide, action_distribution
 from bayesrl.control.rollout import Rollout
 from bayesrl.core.primitives import environment
 from bayesrl.errors import ControlError
@@ -63,11 +63,11 @@ class TabularEnvironment(Environment):
             return jax.device_put(np.asarray(certain, np.int32))
         return environment("start", dist.Categorical(logits=self._tables.log_start), observable=True)
 
-    def step(self, state: Array, action: Array) -> Outcome:
+    def step(self, state: Array, action: Array) -> Transition:
         """Draw the next state; the reward is the expected one of the outcomes that lead there."""
         tables = self._tables
         new = environment("state", dist.Categorical(logits=tables.log_probs[state, action]), observable=True)
-        return Outcome(new, tables.rewards[state, action, new], tables.terminal[new])
+        return Transition(new, tables.rewards[state, action, new], tables.terminal[new])
 
     def prior(self, observation: Array) -> dist.Distribution:
         """Give the problem's own prior policy."""
@@ -167,7 +167,7 @@ def action_probs(posterior: Posterior) -> np.ndarray | None:
         None where the guide is of another kind.
     """
     pair, params = posterior.unbatched()
-    if not isinstance(pair.guide, ObservationPolicyGuide):
+    if not isinstance(pair.guide, RolloutGuide):
         return None
     horizon, num_states = pair.guide.rollout.horizon, pair.guide.rollout.environment.num_observations
     if num_states is None:

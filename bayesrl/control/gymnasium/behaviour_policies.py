@@ -20,7 +20,7 @@ type Behaviour = Callable[[PRNGKey, dist.Distribution, dist.Distribution], tuple
 """From a key, the guide's and the prior's distribution of the action to an action and its log-probability."""
 
 
-class Decision(NamedTuple):
+class ScoredActions(NamedTuple):
     """One action for each observation, with its log-probabilities in nats."""
 
     action: Array
@@ -29,7 +29,7 @@ class Decision(NamedTuple):
     log_prior: Array
 
 
-def as_fitted(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
+def play_guide(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
     """Play the guide itself."""
     action = fitted.sample(key)
     return action, fitted.log_prob(action)
@@ -59,7 +59,7 @@ def _mixed(first: Array, second: Array, share: float) -> Array:
     return jnp.logaddexp(first + jnp.log1p(-jnp.asarray(share)), second + jnp.log(jnp.asarray(share)))
 
 
-def decide(pair: Pair, params: Params, key: PRNGKey, seen: Array, behaviour: Behaviour) -> Decision:
+def choose_actions(pair: Pair, params: Params, key: PRNGKey, seen: Array, behaviour: Behaviour) -> ScoredActions:
     """Choose an action for each observation [num, ...], and score it.
 
     Args:
@@ -70,11 +70,11 @@ def decide(pair: Pair, params: Params, key: PRNGKey, seen: Array, behaviour: Beh
         behaviour: who plays.
     """
 
-    def one(key: PRNGKey, observation: Array) -> Decision:
+    def one(key: PRNGKey, observation: Array) -> ScoredActions:
         prior = fitted = action_distribution(pair.policy, observation)
         if pair.guide is not None:
             fitted = action_distribution(handlers.substitute(pair.guide, data=pair.constrain(params)), observation)
         action, log_prob = behaviour(key, fitted, prior)
-        return Decision(action, log_prob, fitted.log_prob(action), prior.log_prob(action))
+        return ScoredActions(action, log_prob, fitted.log_prob(action), prior.log_prob(action))
 
     return jax.vmap(one)(split(key, seen.shape[0]), seen)

@@ -11,7 +11,7 @@ _LARGEST = 1e6
 
 
 @dataclass(frozen=True)
-class Leaf:
+class SpaceLeaf:
     """A simple space somewhere inside of another.
 
     Attributes:
@@ -45,7 +45,7 @@ class Leaf:
         return told
 
 
-def leaves_of(space: Any, *, counted: bool = False, path: tuple[Any, ...] = ()) -> list[Leaf] | None:
+def flatten_space(space: Any, *, counted: bool = False, path: tuple[Any, ...] = ()) -> list[SpaceLeaf] | None:
     """Give the simple parts of a space, or None where one of them is not supported.
 
     Args:
@@ -57,31 +57,31 @@ def leaves_of(space: Any, *, counted: bool = False, path: tuple[Any, ...] = ()) 
 
     if isinstance(space, spaces.Dict | spaces.Tuple):
         inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        found: list[Leaf] = []
+        found: list[SpaceLeaf] = []
         for step, part in inner:
-            own = leaves_of(part, counted=counted, path=(*path, step))
+            own = flatten_space(part, counted=counted, path=(*path, step))
             if own is None:
                 return None
             found += own
         return found
     if isinstance(space, spaces.Discrete):
-        return [Leaf(path, space, (int(space.n),), (int(space.start),))]
+        return [SpaceLeaf(path, space, (int(space.n),), (int(space.start),))]
     if isinstance(space, spaces.MultiDiscrete):
         sizes = tuple(int(n) for n in np.ravel(space.nvec))
-        return [Leaf(path, space, sizes, tuple(int(n) for n in np.ravel(space.start)))]
+        return [SpaceLeaf(path, space, sizes, tuple(int(n) for n in np.ravel(space.start)))]
     if isinstance(space, spaces.MultiBinary) or (isinstance(space, spaces.Box) and space.dtype == bool):
         count = math.prod(space.shape)
-        return [Leaf(path, space, (2,) * count, (0,) * count)]
+        return [SpaceLeaf(path, space, (2,) * count, (0,) * count)]
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.number):
         return None
     if not counted or np.issubdtype(space.dtype, np.floating):
-        return [Leaf(path, space, (), ())]
+        return [SpaceLeaf(path, space, (), ())]
     low, high = np.ravel(space.low).astype(object), np.ravel(space.high).astype(object)
     sizes = tuple(int(b) - int(a) + 1 for a, b in zip(low, high, strict=True))
-    return [Leaf(path, space, sizes, tuple(map(int, low)))] if max(sizes, default=0) < _LARGEST else None
+    return [SpaceLeaf(path, space, sizes, tuple(map(int, low)))] if max(sizes, default=0) < _LARGEST else None
 
 
-def put_together(space: Any, leaves: list[Leaf], numbers: np.ndarray, path: tuple[Any, ...] = ()) -> Any:
+def assemble(space: Any, leaves: list[SpaceLeaf], numbers: np.ndarray, path: tuple[Any, ...] = ()) -> Any:
     """Make a batch of values of a space.
 
     Args:
@@ -93,9 +93,9 @@ def put_together(space: Any, leaves: list[Leaf], numbers: np.ndarray, path: tupl
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
-        return {name: put_together(part, leaves, numbers, (*path, name)) for name, part in space.spaces.items()}
+        return {name: assemble(part, leaves, numbers, (*path, name)) for name, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(put_together(part, leaves, numbers, (*path, i)) for i, part in enumerate(space.spaces))
+        return tuple(assemble(part, leaves, numbers, (*path, i)) for i, part in enumerate(space.spaces))
     begin = 0
     for leaf in leaves:
         if leaf.path == path:
@@ -109,11 +109,11 @@ def put_together(space: Any, leaves: list[Leaf], numbers: np.ndarray, path: tupl
     return own.reshape(len(numbers), *space.shape).astype(space.dtype)
 
 
-def alone(value: Any) -> Any:
+def add_batch_axis(value: Any) -> Any:
     """Give one value as a batch of one."""
     if isinstance(value, dict):
-        return {name: alone(part) for name, part in value.items()}
-    return tuple(map(alone, value)) if isinstance(value, tuple) else np.asarray(value)[None]
+        return {name: add_batch_axis(part) for name, part in value.items()}
+    return tuple(map(add_batch_axis, value)) if isinstance(value, tuple) else np.asarray(value)[None]
 
 
 def digits_of(code: Any, sizes: tuple[int, ...]) -> Any:

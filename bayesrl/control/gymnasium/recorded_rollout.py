@@ -12,15 +12,15 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
-from bayesrl.control.environments.base import Environment, Outcome
+from bayesrl.control.environments.base import Environment, Transition
 from bayesrl.control.gymnasium.nested_spaces import digits_of
 from bayesrl.control.gymnasium.spaces import NEVER
-from bayesrl.control.rollout import Chooser, Played, remark
+from bayesrl.control.rollout import EpisodeProgram, PolicyFn, emit_critic_sites
 from bayesrl.core.primitives import environment, reward
 from bayesrl.errors import ControlError
 
 
-class Recorded(dist.Distribution):
+class RecordedValue(dist.Distribution):
     """Stands for what an environment outside of the program gives: its density is not known, and cancels.
 
     It draws zeros, so that programs can be looked at; only recorded values mean anything.
@@ -58,19 +58,19 @@ class Recorded(dist.Distribution):
         return (), (self.event_shape, self.dtype, self.num_values)
 
     @classmethod
-    def tree_unflatten(cls, aux_data: Any, params: Any) -> "Recorded":
+    def tree_unflatten(cls, aux_data: Any, params: Any) -> "RecordedValue":
         """Make it again."""
         return cls(*aux_data)
 
 
-def allowed_only(actions: dist.Distribution, allowed: Array) -> dist.Distribution:
+def mask_actions(actions: dist.Distribution, allowed: Array) -> dist.Distribution:
     """Give a Categorical among the actions that are allowed, [..., actions]; among all where none is."""
     logits = jnp.asarray(actions.logits)
     return dist.Categorical(logits=jnp.where(allowed | ~allowed.any(-1, keepdims=True), logits, NEVER))
 
 
 @dataclass(frozen=True)
-class Outside(Environment):
+class ExternalEnvironment(Environment):
     """An environment that is no program, known by its observations and its prior policy alone.
 
     Args:
@@ -95,7 +95,7 @@ class Outside(Environment):
         """Stand for the first observation."""
         return jnp.zeros(self.shape, self.dtype)
 
-    def step(self, state: Any, action: Any) -> Outcome:
+    def step(self, state: Any, action: Any) -> Transition:
         """Refuse: nobody knows what follows.
 
         Raises:
@@ -107,7 +107,7 @@ class Outside(Environment):
         """Give the distribution of actions that policies start from; those that are not allowed have no share in it."""
         if not self.masked:
             return self.actions
-        return allowed_only(self.actions, observation[-self.masked :] > 0)
+        return mask_actions(self.actions, observation[-self.masked :] > 0)
 
     def label(self, observation: Any) -> Any:
         """Leave the mask away; see `Environment.label`."""
@@ -128,7 +128,7 @@ class Outside(Environment):
 
 
 @dataclass(frozen=True, eq=False)
-class RecordedRollout(Played):
+class RecordedRollout(EpisodeProgram):
     """Steps of a policy in an environment outside of the program, from anywhere in an episode on.
 
     `source` fills the sites `observation`, `counts` (False where an environment was reset, and in the last step,
@@ -138,27 +138,27 @@ class RecordedRollout(Played):
         return_scale: of about which size returns to come are, reward units; a critic's numbers are multiples of it.
     """
 
-    environment: Outside
+    environment: ExternalEnvironment
     return_scale: float = 1.0
 
-    def play(self, choose: Chooser) -> Any:
-        """Score what was recorded; see `Played.run`."""
+    def play(self, choose: PolicyFn) -> Any:
+        """Score what was recorded; see `EpisodeProgram.run`."""
         world = self.environment
 
         def step(carry: None, time: Array) -> tuple[None, None]:
             seen = environment(
                 "observation",
-                Recorded(world.shape, world.dtype, None if world.masked else world.num_observations),
+                RecordedValue(world.shape, world.dtype, None if world.masked else world.num_observations),
                 observable=True,
             )
-            counts = environment("counts", Recorded(dtype=bool), observable=True)
+            counts = environment("counts", RecordedValue(dtype=bool), observable=True)
             choice = choose(seen, time)
             with handlers.mask(mask=counts):
                 numpyro.sample("action", choice.action)
-            terminated = environment("terminated", Recorded(dtype=bool), observable=True)
-            earned = environment("earned", Recorded(), observable=True)
+            terminated = environment("terminated", RecordedValue(dtype=bool), observable=True)
+            earned = environment("earned", RecordedValue(), observable=True)
             reward("reward", jnp.where(counts, earned, 0.0))
-            remark(choice, counts.astype(float), self.discount * (1.0 - terminated))
+            emit_critic_sites(choice, counts.astype(float), self.discount * (1.0 - terminated))
             return None, None
 
         scan(step, None, jnp.arange(self.horizon))

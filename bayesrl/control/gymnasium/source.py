@@ -13,18 +13,24 @@ from bayesrl.arguments import Count, CountOrZero, Seed, UnusedOption, check_memo
 from bayesrl.compilation.jit import trace_once
 from bayesrl.compilation.keys import as_hash_key, fold_in, key_data, split_keys
 from bayesrl.control.exploration.rules import Exploration
-from bayesrl.control.gymnasium.behaviour_policies import Behaviour, Decision, as_fitted, decide
-from bayesrl.control.gymnasium.recorded_rollout import Outside, RecordedRollout
+from bayesrl.control.gymnasium.behaviour_policies import Behaviour, ScoredActions, choose_actions, play_guide
+from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
 from bayesrl.control.gymnasium.spaces import (
     MASK,
     Actions,
     Observations,
     describe_actions,
     describe_observations,
-    mask_of,
+    has_mask,
 )
-from bayesrl.control.gymnasium.vector_env import Failures, Playing, made_by_us, open_environments, reset_mode
-from bayesrl.control.policies import ObservationPolicyGuide
+from bayesrl.control.gymnasium.vector_env import (
+    FailureCounter,
+    VectorRunner,
+    is_sync_vector,
+    open_environments,
+    reset_mode,
+)
+from bayesrl.control.policies import RolloutGuide
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Pair
 from bayesrl.errors import ControlError, GuideError
@@ -92,14 +98,14 @@ class GymnasiumSource:
     num_envs: Count = 8
     window: Count = 128
     num_updates: Count = 4
-    behaviour: Behaviour | Exploration = as_fitted
+    behaviour: Behaviour | Exploration = play_guide
     seed: Seed = 0
     max_failures: CountOrZero = 10
     options: dict[str, Any] = field(default_factory=dict)
     action_masks: bool | None = None
 
     def __post_init__(self) -> None:
-        self.failures = Failures(self.max_failures)
+        self.failures = FailureCounter(self.max_failures)
         what = f"GymnasiumSource(num_envs={self.num_envs}, window={self.window})"
         recorded = 10.0 * self.num_envs * self.window  # of an observation, a reward, a log-probability and marks
         check_memory(recorded + 1000.0 * self.num_envs, what, "use fewer", ControlError)
@@ -110,7 +116,7 @@ class GymnasiumSource:
         finally:
             probe.close()
         self.steps_taken = 0
-        self._playing: Playing | None = None
+        self._playing: VectorRunner | None = None
         self._served = 0
         self._lanes: list[GymnasiumSource] = []
         self._batch: Draws | None = None
@@ -118,14 +124,14 @@ class GymnasiumSource:
         self._finished: deque[tuple[float, int]] = deque(maxlen=_KEPT)
 
     def _observed(self, probe: Any) -> Observations:
-        if not made_by_us(probe) and probe.num_envs != self.num_envs:
+        if not is_sync_vector(probe) and probe.num_envs != self.num_envs:
             raise ControlError(
                 f"GymnasiumSource got num_envs={self.num_envs!r}, and the function makes {probe.num_envs} side by "
                 f"side; pass num_envs={probe.num_envs}"
             )
         reset_mode(probe)
         space = probe.single_observation_space
-        within = mask_of(space, self.actions)
+        within = has_mask(space, self.actions)
         masked = within if self.action_masks is None else self.action_masks
         if masked and not within:
             told = np.shape(probe.reset(seed=self.seed)[1].get(MASK, ()))
@@ -154,7 +160,9 @@ class GymnasiumSource:
         """
         seen = self.observations
         prior_actions = self.actions.prior()
-        world = Outside(seen.shape, seen.dtype, prior_actions, seen.num, seen.scale, seen.digits, seen.masked)
+        world = ExternalEnvironment(
+            seen.shape, seen.dtype, prior_actions, seen.num, seen.scale, seen.digits, seen.masked
+        )
         size = self._return_scale(discount)
         program = RecordedRollout(world, self.window + 1, discount, prior, size)
         nothing = jax.device_put((np.zeros(seen.shape, seen.dtype), np.zeros((), np.int32)))
@@ -171,7 +179,7 @@ class GymnasiumSource:
         try:
             playing = self._open(1, self.seed)
             try:
-                found = playing.returns_at_random(discount, self.seed)
+                found = playing.estimate_return_scale(discount, self.seed)
             finally:
                 playing.close()
         except ControlError:  # told when the environment is played
@@ -186,11 +194,11 @@ class GymnasiumSource:
         return other
 
     @property
-    def further(self) -> int:
+    def remaining_updates(self) -> int:
         """How many more updates the batch that was given serves."""
         return self.num_updates - self._served if self._batch is not None else 0
 
-    def serve(self, count: int) -> None:
+    def count_updates(self, count: int) -> None:
         """Count updates that were made with the batch at once."""
         self._served += count
 
@@ -202,7 +210,7 @@ class GymnasiumSource:
             ControlError: the policy is none of this source; a reward or an observation is not finite; too many
                 episodes ended with an error.
         """
-        if not isinstance(pair.guide, ObservationPolicyGuide):
+        if not isinstance(pair.guide, RolloutGuide):
             raise GuideError(
                 f"GymnasiumSource asks the guide for one action at a time, which {type(pair.guide).__name__} cannot "
                 "give; use guide=NetworkPolicy(), LinearPolicy() or TablePolicy()"
@@ -272,8 +280,8 @@ class GymnasiumSource:
         behaviour[~counts] = 0.0
         return scored._replace(log_behaviour={"action": jax.device_put(behaviour)}, metrics=metrics)
 
-    def _open(self, number: int, seed: Seed) -> Playing:
-        return Playing(open_environments(self, number, seed), self.observations, self.actions, seed)
+    def _open(self, number: int, seed: Seed) -> VectorRunner:
+        return VectorRunner(open_environments(self, number, seed), self.observations, self.actions, seed)
 
     def _compiled(self, pair: Pair) -> "_Compiled":
         """Give the compiled functions of these programs, which are read once until the source is closed."""
@@ -347,7 +355,7 @@ class _Compiled:
 
     Attributes:
         act: what the behaviour does, and its log-probability in nats, from (params, key, time, observations), arrays.
-        decide: the `Decision` of the guide, from the same.
+        decide: the `ScoredActions` of the guide, from the same.
         score: the draws of a batch, from (params, sites).
     """
 
@@ -355,11 +363,11 @@ class _Compiled:
         played = behaviour.behave if isinstance(behaviour, Exploration) else behaviour
 
         def act(params: Params, key: PRNGKey, time: Any, seen: Array) -> tuple[Array, Array]:
-            decision = decide(pair, params, fold_in(key, time), seen, played)
+            decision = choose_actions(pair, params, fold_in(key, time), seen, played)
             return decision.action, decision.log_behaviour
 
-        def by_guide(params: Params, key: PRNGKey, time: Any, seen: Array) -> Decision:
-            return decide(pair, params, fold_in(key, time), seen, as_fitted)
+        def by_guide(params: Params, key: PRNGKey, time: Any, seen: Array) -> ScoredActions:
+            return choose_actions(pair, params, fold_in(key, time), seen, play_guide)
 
         def score(params: Params, sites: dict[str, Array]) -> Draws:
             return pair.score(params, Draws.from_sites(sites))

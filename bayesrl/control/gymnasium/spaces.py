@@ -11,7 +11,14 @@ import numpyro.distributions as dist
 
 from bayesrl.arguments import FiniteNumbers, Positive, checked
 from bayesrl.compilation.keys import dummy_key
-from bayesrl.control.gymnasium.nested_spaces import Leaf, alone, code_of, digits_of, leaves_of, put_together
+from bayesrl.control.gymnasium.nested_spaces import (
+    SpaceLeaf,
+    add_batch_axis,
+    assemble,
+    code_of,
+    digits_of,
+    flatten_space,
+)
 from bayesrl.errors import ControlError
 
 SUPPORTED = (
@@ -57,10 +64,10 @@ class Observations:
     num: int | None = None
     scale: Any = 1.0
     first: int = 0
-    leaves: tuple[Leaf, ...] = ()
+    leaves: tuple[SpaceLeaf, ...] = ()
     digits: tuple[int, ...] = ()
     masked: int = 0
-    mask: Leaf | None = None
+    mask: SpaceLeaf | None = None
 
     def from_environment(self, seen: Any, allowed: Any = None) -> np.ndarray:
         """Give what policies see of a batch, [num, *shape], as an array of its own.
@@ -80,7 +87,7 @@ class Observations:
 
     def one(self, seen: Any, allowed: Any = None) -> np.ndarray:
         """Give what policies see of one observation, [*shape], without a batch."""
-        told = self.from_environment(alone(seen), None if allowed is None else np.asarray(allowed)[None])
+        told = self.from_environment(add_batch_axis(seen), None if allowed is None else np.asarray(allowed)[None])
         return np.asarray(told[0])
 
     def _own(self, seen: Any) -> np.ndarray:
@@ -122,7 +129,7 @@ class Actions:
     high: Any = None
     sizes: tuple[int, ...] = ()
     space: Any = None
-    leaves: tuple[Leaf, ...] = ()
+    leaves: tuple[SpaceLeaf, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -141,7 +148,7 @@ class Actions:
         prior = dist.Normal(middle, scale, validate_args=False)
         return prior.to_event(middle.ndim) if middle.ndim else prior
 
-    def at_random(self, rng: np.random.Generator, number: int, allowed: np.ndarray | None = None) -> np.ndarray:
+    def sample_prior(self, rng: np.random.Generator, number: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Draw so many from the default prior, on the host, [number, *shape].
 
         Args:
@@ -171,7 +178,7 @@ class Actions:
         if self.leaves:
             drawn = np.asarray(action)
             numbers = digits_of(drawn, self.sizes) if self.num is not None else drawn.reshape(len(drawn), -1)
-            return put_together(self.space, list(self.leaves), numbers)
+            return assemble(self.space, list(self.leaves), numbers)
         if self.num is not None:
             return action + self.first
         return np.clip(action, self.low, self.high).astype(self.low.dtype)
@@ -253,7 +260,7 @@ def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -
     """
     from gymnasium import spaces
 
-    leaves = leaves_of(space)
+    leaves = flatten_space(space)
     mask = None
     if leaves is not None and masked and within:
         mask = next(leaf for leaf in leaves if leaf.path == (MASK,))
@@ -280,7 +287,7 @@ def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -
     return replace(plain, shape=(width,), masked=masked, mask=mask, scale=scale if plain.num is None else 1.0)
 
 
-def _several(leaves: list[Leaf]) -> Observations:
+def _several(leaves: list[SpaceLeaf]) -> Observations:
     digits = tuple(size for leaf in leaves for size in leaf.sizes)
     if all(leaf.sizes for leaf in leaves) and math.prod(digits) <= _MOST_COUNTED:
         return Observations((), np.int32, math.prod(digits), leaves=tuple(leaves), digits=digits)
@@ -320,7 +327,7 @@ def describe_actions(space: Any) -> Actions:
         return Actions(int(space.n), int(space.start))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return Actions(None, 0, space.low, space.high)
-    leaves = tuple(leaves_of(space, counted=True) or ())
+    leaves = tuple(flatten_space(space, counted=True) or ())
     sizes = tuple(size for leaf in leaves for size in leaf.sizes)
     if leaves and all(leaf.sizes for leaf in leaves):
         joint = math.prod(sizes)
@@ -336,14 +343,14 @@ def describe_actions(space: Any) -> Actions:
     )
 
 
-def without_mask(space: Any) -> Any:
+def drop_mask(space: Any) -> Any:
     """Give a Dict space without its part `action_mask`."""
     from gymnasium import spaces
 
     return spaces.Dict({name: part for name, part in space.spaces.items() if name != MASK})
 
 
-def mask_of(space: Any, actions: Actions) -> bool:
+def has_mask(space: Any, actions: Actions) -> bool:
     """Tell whether an observation has a part `action_mask` that tells which of the actions are allowed."""
     from gymnasium import spaces
 

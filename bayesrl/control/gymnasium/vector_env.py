@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.control.action_masks import method_of
+from bayesrl.control.action_masks import mask_method
 from bayesrl.control.gymnasium.spaces import MASK, Actions, Observations
 from bayesrl.errors import ControlError
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Failures:
+class FailureCounter:
     """Counts the episodes that ended with an error.
 
     Attributes:
@@ -115,7 +115,7 @@ def _guarded() -> Any:
     class Guarded(gymnasium.Wrapper):
         """Drops an episode that ends with an error, and starts the next one in a fresh environment."""
 
-        def __init__(self, build: Any, seed: int, stride: int, failures: Failures, *, asks_masks: bool) -> None:
+        def __init__(self, build: Any, seed: int, stride: int, failures: FailureCounter, *, asks_masks: bool) -> None:
             super().__init__(build())
             self._asks_masks = asks_masks
             self._build, self._seed, self._stride, self._failures = build, seed, stride, failures
@@ -146,7 +146,7 @@ def _guarded() -> Any:
 
         def _with_mask(self, info: Any) -> Any:
             """Put what the method `action_masks` tells into info, where that tells no mask."""
-            if not self._asks_masks or MASK in info or (method := method_of(self.env)) is None:
+            if not self._asks_masks or MASK in info or (method := mask_method(self.env)) is None:
                 return info
             return {**info, MASK: np.asarray(method())}
 
@@ -171,7 +171,7 @@ def _guarded() -> Any:
     return Guarded
 
 
-def made_by_us(envs: Any) -> bool:
+def is_sync_vector(envs: Any) -> bool:
     """Whether environments were put side by side here, and not by the function that made them."""
     return isinstance(next(iter(getattr(envs, "envs", ())), None), _guarded())
 
@@ -206,7 +206,7 @@ def reset_mode(envs: Any) -> str:
 
 
 @dataclass
-class Step:
+class VectorStep:
     """What one step of all environments gave, [num_envs] each.
 
     Attributes:
@@ -231,7 +231,7 @@ class Step:
     last: np.ndarray | None = None
 
 
-class Playing:
+class VectorRunner:
     """Environments in play: where they stand, and how the episodes under way have gone.
 
     Args:
@@ -254,7 +254,7 @@ class Playing:
             envs.close()
             raise
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> VectorStep:
         """Take one step of each; an environment whose episode is over is reset, in its stead or at once.
 
         Where it is reset in the stead of a step, that does not count.
@@ -279,7 +279,7 @@ class Playing:
             self._resetting = ended
         elif ended.any():
             last = self._begun_anew(ended, info)
-        return Step(reward, terminated & ~failed, counts, failed, ended, length, finished, last)
+        return VectorStep(reward, terminated & ~failed, counts, failed, ended, length, finished, last)
 
     def _begun_anew(self, ended: np.ndarray, info: Any) -> np.ndarray:
         """Give what was observed where episodes ended, and stand where the next ones begin."""
@@ -299,7 +299,7 @@ class Playing:
         self._check("an observation", last)
         return last
 
-    def returns_at_random(self, discount: float, seed: int) -> float:
+    def estimate_return_scale(self, discount: float, seed: int) -> float:
         """Play some steps of the default prior, and tell of which size returns to come are, reward units.
 
         It is their root mean square, or the largest reward where that is more: what is seldom met at random may be met
@@ -313,7 +313,7 @@ class Playing:
         steps = []
         for _ in range(_NUM_PROBES):
             allowed = self.observation[:, -masked:] > 0 if masked else None
-            steps.append(self.step(self._actions.at_random(rng, self.number, allowed)))
+            steps.append(self.step(self._actions.sample_prior(rng, self.number, allowed)))
         later, squares, count = np.zeros(self.number), 0.0, 0
         largest = max(float(np.abs(step.reward).max()) for step in steps)
         for step in reversed(steps):

@@ -11,14 +11,14 @@ from bayesrl.annotations import Requirement
 from bayesrl.arguments import FiniteNumbersOrNone, Seed, checked
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import as_hash_key, dummy_key, fold_in
-from bayesrl.control.action_masks import METHOD, flags_of, told_mask
+from bayesrl.control.action_masks import METHOD, parse_mask, read_mask
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.environments.base import Environment
-from bayesrl.control.environments.from_gymnasium import as_tables
-from bayesrl.control.environments.published_models import changing, published, publishes, time_limit
+from bayesrl.control.environments.from_gymnasium import to_tabular
+from bayesrl.control.environments.published_models import active_wrappers, has_model, read_published_model, time_limit
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.gymnasium.source import MOST_STEPS
-from bayesrl.control.gymnasium.spaces import MASK, describe_actions, describe_observations, mask_of, without_mask
+from bayesrl.control.gymnasium.spaces import MASK, describe_actions, describe_observations, drop_mask, has_mask
 from bayesrl.control.learning.env_adapter import Act, World
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.planning import soft_value_iteration
@@ -85,15 +85,17 @@ class GymnasiumWorld(World):
                 "with GymnasiumSource"
             )
         space = self._env.observation_space
-        self._within = action_masks is not False and mask_of(space, self._actions)
-        seen = self._seen = describe_observations(without_mask(space) if self._within else space)
+        self._within = action_masks is not False and has_mask(space, self._actions)
+        seen = self._seen = describe_observations(drop_mask(space) if self._within else space)
         self.num_actions, self.num_observations = self._actions.num, seen.num
         spec = getattr(self._env, "spec", None)
         self.name = getattr(spec, "id", type(self._env).__name__)
         self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
         given = {key: value for key, value in getattr(spec, "kwargs", {}).items() if key != "render_mode"}
         self.options = {key: _text_of(given[key]) for key in sorted(given)}
-        around = [f"{type(one).__name__}({_text_of(getattr(one, '_saved_kwargs', {}))})" for one in changing(self._env)]
+        around = [
+            f"{type(one).__name__}({_text_of(getattr(one, '_saved_kwargs', {}))})" for one in active_wrappers(self._env)
+        ]
         if around:
             self.options["wrappers"] = ", ".join(around)
         limit = time_limit(self._env)
@@ -109,18 +111,18 @@ class GymnasiumWorld(World):
     def _tells_masks(self) -> bool:
         """Whether a mask is told beside observations, after a reset."""
         seen, info = self._env.reset(seed=0)
-        told = told_mask(self._env, seen, info, within=False)
+        told = read_mask(self._env, seen, info, within=False)
         if told is not None:
-            flags_of(told, self._actions, self.name)
+            parse_mask(told, self._actions, self.name)
         return told is not None
 
     def _know(self, limit: int | None) -> None:
         """Find the optimum, or the reason why nobody knows it."""
-        if not publishes(self._env):
+        if not has_model(self._env):
             return
         try:
-            model = published(self._env)
-            tables = as_tables(self._env, model, discount=1.0, horizon=limit, masked=self.masked)
+            model = read_published_model(self._env)
+            tables = to_tabular(self._env, model, discount=1.0, horizon=limit, masked=self.masked)
             self.optimum = float(soft_value_iteration(tables, 0.0).objective)
         except ControlError as error:
             self.unknown = str(error)
@@ -155,9 +157,9 @@ class GymnasiumWorld(World):
     def _taken(self, seen: Any, info: Any) -> np.ndarray:
         count = self.num_observations
         if self.masked:
-            mask = told_mask(self._env, seen, info, within=self._within)
+            mask = read_mask(self._env, seen, info, within=self._within)
             # Where an environment tells none, all actions are allowed.
-            self.allowed = flags_of(np.ones(self.num_actions) if mask is None else mask, self._actions, self.name)
+            self.allowed = parse_mask(np.ones(self.num_actions) if mask is None else mask, self._actions, self.name)
         try:
             told = np.asarray(self._seen.one(seen))
         except (TypeError, ValueError, LookupError):

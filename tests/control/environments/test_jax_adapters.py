@@ -18,7 +18,7 @@ from numpyro import handlers
 from bayesrl.compilation.keys import as_hash_key
 from bayesrl.control import ActorCritic, JaxEnvironment, Rollout, TablePolicy
 from bayesrl.control.learning.interaction import world_of
-from bayesrl.control.rollout import Choice
+from bayesrl.control.rollout import PolicyOutput
 from bayesrl.errors import ControlError
 from bayesrl.svi.setup import set_up
 
@@ -275,8 +275,8 @@ def test_what_is_cut_off_is_valued_by_what_it_ended_in(name: str, unbounded: boo
     environment = JaxEnvironment(SHAPES[name](4))
     program = Rollout(environment, 6, discount=0.5, unbounded=unbounded)
 
-    def choose(observation: Any, time: Array) -> Choice:
-        return Choice(environment.prior(observation), jnp.zeros(()))
+    def choose(observation: Any, time: Array) -> PolicyOutput:
+        return PolicyOutput(environment.prior(observation), jnp.zeros(()))
 
     def one(key: Any) -> Any:
         with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=key):

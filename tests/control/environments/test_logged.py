@@ -9,7 +9,7 @@ import pytest
 
 import bayesrl
 from bayesrl import control
-from bayesrl.control import LoggedData, LoggedEnvironment, logged_value
+from bayesrl.control import LoggedData, LoggedEnvironment, evaluate_off_policy
 from bayesrl.errors import ControlError
 
 MEANS = np.array([[0.2, 0.8, 0.5], [0.9, 0.1, 0.4]])
@@ -29,7 +29,10 @@ def logs(num: int, seed: int) -> LoggedData:
 @pytest.mark.parametrize("method", ["ips", "snips", "dr"])
 def test_estimates_are_right_and_their_intervals_cover(method: Any) -> None:
     """300 logs of 400 rows: the mean within 4.5 standard errors; 95% intervals cover in 91–98.5% (±3.2 errors of 1.26%)."""
-    found = [logged_value(data, TARGET[data.observation], method=method) for data in (logs(400, k) for k in range(300))]
+    found = [
+        evaluate_off_policy(data, TARGET[data.observation], method=method)
+        for data in (logs(400, k) for k in range(300))
+    ]
     means = np.array([one.mean for one in found])
     assert abs(means.mean() - TRUTH) < 4.5 * means.std() / 300**0.5 + (1e-3 if method == "snips" else 0)
     assert 0.91 <= np.mean([one.lower <= TRUTH <= one.upper for one in found]) <= 0.985
@@ -38,11 +41,11 @@ def test_estimates_are_right_and_their_intervals_cover(method: Any) -> None:
 
 def test_what_is_known_narrows_the_estimate() -> None:
     data = logs(2000, 7)
-    by = {m: logged_value(data, TARGET[data.observation], method=m).se for m in ("ips", "snips", "dr")}
-    exact = logged_value(data, TARGET[data.observation], values=MEANS[data.observation]).se
+    by = {m: evaluate_off_policy(data, TARGET[data.observation], method=m).se for m in ("ips", "snips", "dr")}
+    exact = evaluate_off_policy(data, TARGET[data.observation], values=MEANS[data.observation]).se
     assert by["dr"] < by["ips"]
     assert exact < by["ips"]
-    wrong = logged_value(data, TARGET[data.observation], values=np.full((2000, 3), 5.0))
+    wrong = evaluate_off_policy(data, TARGET[data.observation], values=np.full((2000, 3), 5.0))
     assert abs(wrong.mean - TRUTH) < 4.5 * wrong.se
 
 
@@ -64,7 +67,7 @@ def test_episodes_of_several_steps(method: Any) -> None:
     policy = np.tile([0.2, 0.8], (4, 1))
     truth = float(control.evaluate_policy(mdp, policy).reward)
     data = LoggedData(seen, action, reward, np.full(shape, 0.5))
-    found = logged_value(data, policy[seen], method=method)
+    found = evaluate_off_policy(data, policy[seen], method=method)
     assert abs(found.mean - truth) < 4.5 * found.se
     assert found.ess < 6000
 
@@ -85,7 +88,7 @@ def test_a_policy_is_fitted_to_logs() -> None:
     probs = control.action_probs(found)
     assert probs is not None
     assert probs[0].argmax(-1).tolist() == [1, 0]
-    worth = logged_value(logs(4000, 4), probs[0][logs(4000, 4).observation])
+    worth = evaluate_off_policy(logs(4000, 4), probs[0][logs(4000, 4).observation])
     best = float(0.5 * MEANS.max(-1).sum())
     assert worth.lower < best < worth.upper + 0.05
 
@@ -120,15 +123,18 @@ EPISODES = LoggedData([[0, 1]], [[0, 1]], [[0.0, 1.0]], [[0.5, 0.5]])
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: logged_value(DATA, np.ones((2, 2))), "no distribution"),
-        (lambda: logged_value(DATA, np.ones((3, 2)) / 2), "probs has shape"),
-        (lambda: logged_value(DATA, np.ones((2, 2)) / 2, method="dm"), "method='dm'"),
-        (lambda: logged_value(DATA, np.ones((2, 2)) / 2, level=1.0), "level=1.0"),
+        (lambda: evaluate_off_policy(DATA, np.ones((2, 2))), "no distribution"),
+        (lambda: evaluate_off_policy(DATA, np.ones((3, 2)) / 2), "probs has shape"),
+        (lambda: evaluate_off_policy(DATA, np.ones((2, 2)) / 2, method="dm"), "method='dm'"),
+        (lambda: evaluate_off_policy(DATA, np.ones((2, 2)) / 2, level=1.0), "level=1.0"),
         (
-            lambda: logged_value(DATA, np.ones((2, 2)) / 2, values=np.full((2, 2), np.nan)),
+            lambda: evaluate_off_policy(DATA, np.ones((2, 2)) / 2, values=np.full((2, 2), np.nan)),
             "values=an array of shape .*; use a finite number",
         ),
-        (lambda: logged_value(DATA, np.array([[0.0, 1.0], [1.0, 0.0]]), method="snips"), "no row does up to step 0"),
+        (
+            lambda: evaluate_off_policy(DATA, np.array([[0.0, 1.0], [1.0, 0.0]]), method="snips"),
+            "no row does up to step 0",
+        ),
         (lambda: LoggedEnvironment(EPISODES), "are of 2 steps"),
         (lambda: LoggedData([-1, 1], [0, 1], [0.0, 1.0], [0.5, 0.5]), "from 0 on"),
         (lambda: LoggedData([np.nan, 1.0], [0, 1], [0.0, 1.0], [0.5, 0.5]), "not finite"),

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayesrl.control import classic, deep_sea, evaluate_policy, grid_world, n_chain, soft_value_iteration
+from bayesrl.control import deep_sea, evaluate_policy, grid_world, n_chain, soft_value_iteration
+from bayesrl.control.environments.tabular_examples import mdp_from_name
 from bayesrl.errors import ControlError
 
 
@@ -42,9 +43,9 @@ def test_grid_world_by_hand() -> None:
         (lambda: grid_world([["S", "G"]]), "rows=.*; use a list of which each is a text"),  # type: ignore[list-item]
         (lambda: grid_world(None), "rows=None; use a list of texts"),  # type: ignore[arg-type]
         (lambda: grid_world(["SG"], slip=2), "slip=2; use a number from 0 to 1"),
-        (lambda: classic("maze"), "no classic 'maze'; choose from deep_sea"),
+        (lambda: mdp_from_name("maze"), "no tabular example 'maze'; choose from deep_sea"),
         (lambda: deep_sea(size=1), "size=1; use a whole number of at least 2"),
-        (lambda: classic("river_swim", num_states=0), "num_states=0"),
+        (lambda: mdp_from_name("river_swim", num_states=0), "num_states=0"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 from bayesrl.control import epsilon_greedy, prior_mixture
-from bayesrl.control.gymnasium.behaviour_policies import as_fitted
+from bayesrl.control.gymnasium.behaviour_policies import play_guide
 from bayesrl.errors import ControlError
 
 NUM = 20_000
@@ -24,7 +24,7 @@ def drawn(behaviour: Any, fitted: Any, prior: Any) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize(
     ("behaviour", "truth"),
     [
-        (as_fitted, [0.1, 0.2, 0.7]),
+        (play_guide, [0.1, 0.2, 0.7]),
         (prior_mixture(0.0), [0.1, 0.2, 0.7]),
         (prior_mixture(1.0), [0.5, 0.3, 0.2]),
         (prior_mixture(0.25), [0.2, 0.225, 0.575]),

@@ -25,7 +25,7 @@ from bayesrl.control import (
     squashed_normal,
 )
 from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
-from bayesrl.control.gymnasium.vector_env import Playing
+from bayesrl.control.gymnasium.vector_env import VectorRunner
 from bayesrl.errors import ControlError, PolicyError
 from bayesrl.svi.setup import set_up
 
@@ -294,7 +294,7 @@ def test_an_episode_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) 
         source.episodes(jax.random.key(0), params, pair, 0)
 
 
-def playing(source: GymnasiumSource, number: int = 1) -> Playing:
+def playing(source: GymnasiumSource, number: int = 1) -> VectorRunner:
     """Environments in play without a policy, so that nothing is compiled."""
     return source._open(number, source.seed)
 

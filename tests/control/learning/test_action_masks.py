@@ -230,7 +230,7 @@ class Program(control.Environment):
         after = jnp.stack([state, (state + 1) % 4, jnp.zeros_like(state)])[action]
         allowed = jnp.asarray(ALLOWED)[state, action]
         reward = jnp.where(allowed, jnp.array([-0.1, -0.1, 0.9])[action], -1000.0)
-        return control.Outcome(after, reward, jnp.asarray(False))
+        return control.Transition(after, reward, jnp.asarray(False))
 
     def prior(self, observation: Any) -> Any:
         return dist.Categorical(logits=jnp.zeros(3))

@@ -18,8 +18,8 @@ from bayesrl.compilation.jit import closure_jit, trace_once
 from bayesrl.compilation.keys import as_hash_key, fold_in
 from bayesrl.control.actor_critic import ActorCritic
 from bayesrl.control.exploration.rules import Exploration, Thompson, thompson
-from bayesrl.control.gymnasium.behaviour_policies import decide
-from bayesrl.control.gymnasium.recorded_rollout import Outside, RecordedRollout
+from bayesrl.control.gymnasium.behaviour_policies import choose_actions
+from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
 from bayesrl.control.gymnasium.spaces import Actions
 from bayesrl.control.learning.agents.base import Agent, Mind, Told
 from bayesrl.control.learning.agents.bayesian import Bayesian, ModelOrProgram
@@ -103,7 +103,9 @@ class ControlMind(Mind):
         if masked and world.num_observations is None:
             scale = np.append(np.broadcast_to(scale, world.shape).ravel(), np.ones(masked, np.float32))
         self._shape = (math.prod(world.shape) + masked,) if masked else world.shape
-        outside = Outside(self._shape, jnp.dtype(world.dtype), prior, world.num_observations, scale, masked=masked)
+        outside = ExternalEnvironment(
+            self._shape, jnp.dtype(world.dtype), prior, world.num_observations, scale, masked=masked
+        )
         self.masks = masks_of(world)
         self._size = min(world.max_steps, 2000) + 1
         rollout = RecordedRollout(outside, self._size, max(discount, 1e-6), None)
@@ -136,7 +138,7 @@ class ControlMind(Mind):
 
             def act(key: PRNGKey, state: State, seen: Array) -> tuple[Array, Array]:
                 params = jax.tree.map(lambda x: x[0], state.params)
-                told = decide(pair, params, key, seen[None], behaviour)
+                told = choose_actions(pair, params, key, seen[None], behaviour)
                 return told.action[0], told.log_behaviour[0]
 
             self._acting[name] = trace_once(act, name="act")
