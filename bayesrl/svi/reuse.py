@@ -1,5 +1,6 @@
-"""`ReuseDraws`: draws that serve several updates, for `bayesrl.fit(source=...)`."""
+"""Sources whose draws serve several updates, for `bayesrl.fit(source=...)`: `ReuseDraws`, and the base of others."""
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,9 +13,41 @@ from bayesrl.errors import FitError
 from bayesrl.typing import Params, PRNGKey
 
 
+class BatchSource(abc.ABC):
+    """A source that draws a batch by `draw_batch`, and gives it for `num_updates` updates; see `Source`."""
+
+    num_updates: int
+    _batch: Draws | None = None
+    _served: int = 0
+
+    @abc.abstractmethod
+    def draw_batch(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Draw a batch; arguments as of `Source`."""
+
+    @property
+    def remaining_updates(self) -> int:
+        """How many more updates the last batch serves."""
+        return self.num_updates - self._served if self._batch is not None else 0
+
+    def count_updates(self, count: int) -> None:
+        """Count updates that were made at once."""
+        self._served += count
+
+    def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Give a new batch, or the last one again."""
+        if self._batch is None or self._served >= self.num_updates:
+            self._batch, self._served = self.draw_batch(key, params, pair), 0
+        self._served += 1
+        return self._batch
+
+    def close(self) -> None:
+        """Forget the batch."""
+        self._batch = None
+
+
 @checked(FitError)
 @dataclass(eq=False)
-class ReuseDraws:
+class ReuseDraws(BatchSource):
     """Draw a batch once, and take several gradient steps on it.
 
     Worth its while where a draw costs more than an update: long episodes, generated texts, rewards in Python. The
@@ -37,36 +70,23 @@ class ReuseDraws:
 
     num_particles: CountAboveOne = 64
     num_updates: Count = 4
-    _batch: Draws | None = field(default=None, init=False, repr=False)
-    _served: int = field(default=0, init=False, repr=False)
     _draw: Callable[..., Draws] | None = field(default=None, init=False, repr=False)
 
     def lane(self, index: int) -> "ReuseDraws":
         """Give a source for one of several fits made side by side."""
         return ReuseDraws(self.num_particles, self.num_updates)
 
-    @property
-    def remaining_updates(self) -> int:
-        """How many more updates the last batch serves."""
-        return self.num_updates - self._served if self._batch is not None else 0
-
-    def count_updates(self, count: int) -> None:
-        """Count updates that were made at once."""
-        self._served += count
-
-    def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
-        """Give draws [num_particles, ...]: a new batch, or the last one again."""
+    def draw_batch(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Draw from the guide, [num_particles, ...]."""
         if self._draw is None:
             # Without mini-batches nothing is shared: a batch of episodes from one start would say little of the others.
             share = bool(pair.structure.subsampled)
             self._draw = trace_once(
                 lambda key, params: pair.draw(key, params, self.num_particles, share=share), name="draw_batch"
             )
-        if self._batch is None or self._served >= self.num_updates:
-            self._batch, self._served = self._draw(as_hash_key(key), params), 0
-        self._served += 1
-        return self._batch
+        return self._draw(as_hash_key(key), params)
 
     def close(self) -> None:
         """Forget the batch, and the program that drew it."""
-        self._batch = self._draw = None
+        super().close()
+        self._draw = None

@@ -34,6 +34,7 @@ from bayesrl.control.policies import RolloutGuide
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Pair
 from bayesrl.errors import ControlError, GuideError
+from bayesrl.svi.reuse import BatchSource
 from bayesrl.typing import Params, PRNGKey
 
 MOST_STEPS = 100_000
@@ -53,7 +54,7 @@ _OPTIONS = UnusedOption(
 
 @checked(ControlError, _OPTIONS)
 @dataclass(eq=False)
-class GymnasiumSource:
+class GymnasiumSource(BatchSource):
     """Plays in real environments, and makes draws of a policy for `bayesrl.fit(source=...)`.
 
     Environment terms cancel from J, so no model of the environment is needed. Each batch holds `window`
@@ -117,9 +118,7 @@ class GymnasiumSource:
             probe.close()
         self.steps_taken = 0
         self._playing: VectorRunner | None = None
-        self._served = 0
         self._lanes: list[GymnasiumSource] = []
-        self._batch: Draws | None = None
         self._programs: tuple[tuple[Any, Any], _Compiled] | None = None
         self._finished: deque[tuple[float, int]] = deque(maxlen=_KEPT)
 
@@ -193,17 +192,8 @@ class GymnasiumSource:
         self._lanes.append(other)
         return other
 
-    @property
-    def remaining_updates(self) -> int:
-        """How many more updates the batch that was given serves."""
-        return self.num_updates - self._served if self._batch is not None else 0
-
-    def count_updates(self, count: int) -> None:
-        """Count updates that were made with the batch at once."""
-        self._served += count
-
-    def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
-        """Give a batch of draws, [num_envs, window + 1, ...]: a new one, or the last one again.
+    def draw_batch(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+        """Play `window` steps in each environment, and give them as draws [num_envs, window + 1, ...].
 
         Raises:
             GuideError: the guide cannot be asked for one action at a time.
@@ -221,10 +211,7 @@ class GymnasiumSource:
                 f"the policy is a {type(rollout).__name__} of {rollout.horizon} steps, and this source records "
                 f"{self.window} and what follows them; fit the policy that source.policy() of the same source gives"
             )
-        if self._batch is None or self._served >= self.num_updates:
-            self._batch, self._served = self._play(key, params, pair), 0
-        self._served += 1
-        return self._batch
+        return self._play(key, params, pair)
 
     def _play(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
         if self._playing is None:
@@ -342,7 +329,8 @@ class GymnasiumSource:
         """Close the environments and forget the batch; they open again, at their first seed, when they are needed."""
         if self._playing is not None:
             self._playing.close()
-        self._playing = self._batch = self._programs = None
+        super().close()
+        self._playing = self._programs = None
         self._finished.clear()
         self.failures.count = 0
         for other in self._lanes:
