@@ -18,7 +18,7 @@ from bayesrl.posterior.posterior import Posterior
 from bayesrl.typing import Beta, Program
 
 if TYPE_CHECKING:
-    from bayesrl.control.learning import Learned
+    from bayesrl.control.learning import LearnResult
 
 
 def _options_of(module: str, name: str, *others: str) -> Requirement:
@@ -86,7 +86,7 @@ class LearningProblem:
 
     Attributes:
         environment: as `bayesrl.control.learn` takes it.
-        agent: `KLControl(...)` or `Bayesian(...)`.
+        agent: `KLControlAgent(...)` or `BayesianAgent(...)`.
         exploration: the rule, or None for the agent's own.
         num_episodes: at most.
         num_runs: independent runs, which the bands of the report tell of.
@@ -104,7 +104,7 @@ class LearningProblem:
     sections: tuple[Any, ...] = ()
     about: str = ""
 
-    def sections_of(self, learned: "Learned") -> list[Section]:
+    def sections_of(self, learned: "LearnResult") -> list[Section]:
         """Give the further sections of the report of a run; what fails is told in the place of its sections."""
         return _sections_of(self.sections, learned)
 

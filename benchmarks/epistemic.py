@@ -14,7 +14,7 @@ from jax import Array
 
 import bayesrl
 from bayesrl import control
-from bayesrl.control import Experience, TabularModel, by_conjugacy
+from bayesrl.control import Experience, TabularModel, conjugate_inference
 from benchmarks.results import table, target
 
 PROBLEMS, FITTED, DRAWS, VISITS = 500, 100, 400, 5
@@ -26,7 +26,7 @@ def run() -> str:
     design = _design()
     rows, shares = [], []
     cases = (
-        ("conjugate", by_conjugacy(MODEL), PROBLEMS),
+        ("conjugate", conjugate_inference(MODEL), PROBLEMS),
         ("SVI, 300 steps", bayesrl.svi_inference(num_steps=300), FITTED),
     )
     for name, infer, problems in cases:
@@ -36,7 +36,7 @@ def run() -> str:
             [name, f"{problems}", f"{100 * shares[-1]:.1f}%", f"{100 * covered[:, 0].mean():.1f}%", f"{width:.3f}"]
         )
         print(rows[-1], file=sys.stderr, flush=True)
-    infer = by_conjugacy(MODEL)
+    infer = conjugate_inference(MODEL)
     ranks = bayesrl.calibrate(jax.random.key(5), MODEL, design, infer=infer, num_replications=500)
     rows.append([f"conjugate: ranks of {len(ranks.names)} quantities", "500", ranks.verdict, "", ""])
     header = ["posterior", "problems", "covered: Q* at the start", "of the first action", "mean width"]
@@ -55,7 +55,7 @@ def _design() -> Experience:
     return Experience(seen, chosen, none, seen, none > 0, none, seen * 0, none == 0)
 
 
-def _covered(infer: control.UnknownModel | object, design: Experience, problems: int) -> tuple[np.ndarray, float]:
+def _covered(infer: control.EnvironmentModel | object, design: Experience, problems: int) -> tuple[np.ndarray, float]:
     """Tell for each problem and action whether the interval of Q*(0, start, a) holds the truth, and the mean width."""
     blank = {"outcome": jnp.zeros(len(design.action), int), "reward": design.reward}
 
@@ -65,11 +65,11 @@ def _covered(infer: control.UnknownModel | object, design: Experience, problems:
         handlers.condition(MODEL, data=data)(lived)
 
     drawer = infer(jax.random.key(0), program, (blank, design), DRAWS)  # type: ignore[operator]
-    nothing = MODEL.nothing()
+    nothing = MODEL.empty()
 
     def one(key: Array) -> tuple[Array, Array]:
         keys = jax.random.split(key, 4)
-        truth = jax.tree.map(lambda x: x[0], MODEL.draw(keys[0], nothing, design, 1))
+        truth = jax.tree.map(lambda x: x[0], MODEL.sample(keys[0], nothing, design, 1))
         at = (design.observation, design.action)
         outcome = jax.random.categorical(keys[1], jnp.log(truth["transitions"][at]))
         reward = truth["rewards"][at] + MODEL.noise * jax.random.normal(keys[2], outcome.shape)

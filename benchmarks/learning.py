@@ -30,8 +30,8 @@ def run() -> str:
             ("Bayesian, K-learning", ready.agent, control.k_learning()),
             ("Bayesian, Bayes-UCB", ready.agent, control.bayes_ucb()),
             ("Bayesian, ε-greedy, ε = .1", ready.agent, control.epsilon_greedy(0.1)),
-            (f"KLControl, β = {beta}", control.KLControl(beta), None),
-            (f"KLControl, β = {beta}, previous", control.KLControl(beta, "previous"), None),
+            (f"KLControl, β = {beta}", control.KLControlAgent(beta), None),
+            (f"KLControl, β = {beta}, previous", control.KLControlAgent(beta, "previous"), None),
             ("uniform", ready.agent, control.random()),
         ]
         for way, agent, rule in ways:
@@ -49,7 +49,7 @@ def run() -> str:
             ]
             ends = np.array([run.regret[-1] for run in found])
             last = np.mean([run.history["return"][-episodes // 10 :].mean() for run in found])
-            optimum = float(found[0].world.optimum or np.nan)
+            optimum = float(found[0].env.optimum or np.nan)
             shown = [f"{ends.mean():.1f}", f"{ends.min():.1f}–{ends.max():.1f}", f"{last:.3f} of {optimum:.3f}"]
             rows.append([name, way, *shown, f"{(time.perf_counter() - began) / SEEDS:.1f}"])
             print(rows[-1], file=sys.stderr, flush=True)

@@ -77,7 +77,7 @@ def _run(kind: str, folder: Path, began: Callable[..., None]) -> None:
         bayesrl.fit(key, _bandit, beta=0.2, objective=sampled, num_steps=500, num_restarts=2, **told)
     elif kind == "learn":
         swim = control.river_swim()
-        agent = control.Bayesian(control.TabularModel.of(swim, noise=0.1))
+        agent = control.BayesianAgent(control.TabularModel.of(swim, noise=0.1))
         control.learn(key, swim, agent, exploration=control.thompson(), num_episodes=60, **told)
     elif kind == "fit with rewards from Python":
         bayesrl.fit(key, _counted, beta=0.2, objective=sampled, num_steps=300, **told)

@@ -115,7 +115,7 @@ def learn_folder(place: Path) -> Folder:
     from bayesrl import control, run_folder
 
     swim = control.river_swim()
-    agent = control.Bayesian(control.TabularModel.of(swim, noise=0.1))
+    agent = control.BayesianAgent(control.TabularModel.of(swim, noise=0.1))
 
     def learn(folder: Path) -> str:
         told = control.learn(

@@ -77,9 +77,9 @@ class Things:
         return control.TabularModel.of(self.mdp)
 
     @cached_property
-    def learned(self) -> control.Learned:
+    def learned(self) -> control.LearnResult:
         """A run of learning."""
-        return control.learn(self.key, self.mdp, control.Bayesian(self.model), num_episodes=3, progress=False)
+        return control.learn(self.key, self.mdp, control.BayesianAgent(self.model), num_episodes=3, progress=False)
 
     @cached_property
     def control_fit(self) -> bayesrl.Posterior:

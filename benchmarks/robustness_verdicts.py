@@ -28,7 +28,7 @@ _TEXT = {"'3'", "''", "'abc'", "'a\\0b'"}
 
 _KINDS: list[tuple[str, str, set[str]]] = [
     (r"control\.JaxEnvironment\.params", "whatever", {"*"}),
-    (r"control\.agent_named\.model", "function", {"function"}),
+    (r"control\.agent_from_name\.model", "function", {"function"}),
     (r"Prompts\.take\.chosen", "numbers", {"old key", "words of a key"}),
     (r"bayesrl\.reward\.value", "later", {*_ANY_REAL, "nan", "inf", "-inf", "1e308", "True", "False"}),
     (r"bayesrl\.environment\.distribution", "own", {"distribution"}),
@@ -51,7 +51,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r".*\.(num_\w+|hidden|horizon|frames|max_table|max_proposals|batch|batch_size|update_every|width|length|heads"
      r"|kv_heads|inner|vocab_size|max_length|max_new_tokens|top_k|token_types|window)", "count", _WHOLE),
     (r"bandits\.\w+\.prior_[ab]", "number", {"1", "2**40", "2.5", "array of 3, no axes"}),
-    (r"\w+\.\w+\.(discount|slip|share|epsilon|trace|prior_fraction|top_p)|Learned\.\w+\.share", "number",
+    (r"\w+\.\w+\.(discount|slip|share|epsilon|trace|prior_fraction|top_p)|LearnResult\.\w+\.share", "number",
      {*_SHARE, "2.5", "2**40", "array of 3, no axes"}),
     (r".*BanditRuns\.band\.level|lm\.(policy|Sentences)\.min_p", "number", _SHARE),
     (r".*\.(level|confidence)", "number", {"0.5", "1"}),

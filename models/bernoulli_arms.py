@@ -26,8 +26,8 @@ def learning(
     bandit = control.bandits.BernoulliArms(int(arms))
     chances = np.linspace(worst, best, int(arms))
     return bayesrl.LearningProblem(
-        control.BanditWorld(bandit, chances),
-        control.Bayesian(control.ArmsModel(bandit)),
+        control.BanditEnv(bandit, chances),
+        control.BayesianAgent(control.ArmsModel(bandit)),
         num_episodes=int(episodes),
         num_runs=int(runs),
         sections=(control.learning_values(chances.tolist()),),

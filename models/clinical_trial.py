@@ -33,8 +33,8 @@ def learning(
         raise bayesrl.errors.ControlError(f"rates are {rates.tolist()}; use chances, in [0, 1]")
     bandit = control.bandits.BernoulliArms(3)
     return bayesrl.LearningProblem(
-        control.BanditWorld(bandit, rates, names=("control", "treatment 1", "treatment 2")),
-        control.Bayesian(control.ArmsModel(bandit)),
+        control.BanditEnv(bandit, rates, names=("control", "treatment 1", "treatment 2")),
+        control.BayesianAgent(control.ArmsModel(bandit)),
         num_episodes=int(patients),
         num_runs=int(runs),
         learn_options={"confidence": float(confidence)},

@@ -44,7 +44,7 @@ def learning(
     mdp = control.deep_sea(size=int(size))
     return bayesrl.LearningProblem(
         mdp,
-        control.agent_named(agent, control.TabularModel.of(mdp, noise=noise), beta=0.05),
+        control.agent_from_name(agent, control.TabularModel.of(mdp, noise=noise), beta=0.05),
         num_episodes=int(episodes),
         num_runs=int(runs),
         sections=(control.learning_maps(mdp),),

@@ -73,7 +73,7 @@ def learning(
     model = control.TabularModel.of(mdp, ends_known=False, paid_at_end=True, concentration=0.5, noise=0.01)
     return bayesrl.LearningProblem(
         make,
-        control.agent_named(agent, model, beta=0.01),
+        control.agent_from_name(agent, model, beta=0.01),
         num_episodes=int(episodes),
         num_runs=int(runs),
         sections=(control.learning_maps(mdp),),

@@ -42,7 +42,7 @@ def learning(
     mdp = control.river_swim(num_states=int(states), horizon=int(horizon))
     return bayesrl.LearningProblem(
         mdp,
-        control.agent_named(agent, control.TabularModel.of(mdp, noise=0.01), beta=0.1),
+        control.agent_from_name(agent, control.TabularModel.of(mdp, noise=0.01), beta=0.1),
         num_episodes=int(episodes),
         num_runs=int(runs),
         sections=(control.learning_maps(mdp),),

@@ -132,12 +132,12 @@ def test_numbers_above_zero_values_without_nan_and_what_other_modules_hold() -> 
 
 
 def test_an_annotation_may_stand_elsewhere() -> None:
-    agent = control.KLControl(0.5)
+    agent = control.KLControlAgent(0.5)
     bayesrl.LearningProblem(control.deep_sea(size=3), agent, control.thompson())
     assert LazyAnnotation("bayesrl.control.learning", "Agent")() is control.Agent
     for name, bad in (
         *(("environment", bad) for bad in (np.nan, None, 3, np.array([np.nan]), KEY, dict, [control.deep_sea(size=3)])),
-        *(("agent", bad) for bad in (np.nan, None, control.KLControl, control.thompson(), "kl_control", KEY)),
+        *(("agent", bad) for bad in (np.nan, None, control.KLControlAgent, control.thompson(), "kl_control", KEY)),
         *(("exploration", bad) for bad in (np.nan, control.thompson, dict, "thompson", 0.1, KEY, dist.Normal())),
     ):
         given: dict[str, Any] = {"environment": control.deep_sea(size=3), "agent": agent, name: bad}
@@ -149,7 +149,7 @@ def test_an_annotation_may_stand_elsewhere() -> None:
 
 def test_options_of_a_problem_are_those_of_what_runs_it() -> None:
     bayesrl.Problem(bandit, beta=1.0, fit_options={"num_steps": 3, "guide": AutoTilt()})
-    bayesrl.LearningProblem(control.deep_sea(size=3), control.KLControl(0.5), learn_options={"confidence": 0.9})
+    bayesrl.LearningProblem(control.deep_sea(size=3), control.KLControlAgent(0.5), learn_options={"confidence": 0.9})
     for bad in ({"steps": 3}, {"beta": 1.0}, {"a": 1}, {"directory": "x"}, {"key": KEY}):
         with pytest.raises(
             BayesRLError, match=r"got fit_options=.*; use a dictionary of options of `fit`, but for beta"
@@ -157,7 +157,7 @@ def test_options_of_a_problem_are_those_of_what_runs_it() -> None:
             bayesrl.Problem(bandit, beta=1.0, fit_options=bad)
     for bad in ({"num_episodes": 3}, {"agent": 1}, {"tolerence": 0.1}):
         with pytest.raises(BayesRLError, match=r"got learn_options=.*; use a dictionary of options of `learn`"):
-            bayesrl.LearningProblem(control.deep_sea(size=3), control.KLControl(0.5), learn_options=bad)
+            bayesrl.LearningProblem(control.deep_sea(size=3), control.KLControlAgent(0.5), learn_options=bad)
 
 
 def test_functions_of_users_that_fail_are_told_with_their_own_words() -> None:
@@ -209,9 +209,9 @@ TEXT_OPTIONS: dict[str, Any] = {"num_steps": 1, "width": 4, "depth": 1}
         (lambda t: bayesrl.diagnose(KEY, t.posterior, optimum=lambda b: 1.0, max_count=7), "max_count"),
         (lambda t: bayesrl.frontier(KEY, t.posterior, evidence=MADE, num_samples=512), "num_samples"),
         (lambda t: bayesrl.frontier(KEY, t.posterior, evidence=MADE, method="nuts"), "method"),
-        (lambda t: control.Bayesian(t.model, num_steps=7), "num_steps"),
-        (lambda t: control.Bayesian(t.model, update_every=7), "update_every"),
-        (lambda t: control.Bayesian(control.ProgramModel(bandit), num_steps=7), "num_steps"),
+        (lambda t: control.BayesianAgent(t.model, num_steps=7), "num_steps"),
+        (lambda t: control.BayesianAgent(t.model, update_every=7), "update_every"),
+        (lambda t: control.BayesianAgent(control.ProgramModel(bandit), num_steps=7), "num_steps"),
         (
             lambda t: control.evaluate_off_policy(
                 t.logged, np.full((4, 2), 0.5), method="ips", values=np.zeros((4, 2))
@@ -237,8 +237,8 @@ def test_an_option_that_nothing_would_read_is_refused(
 def test_what_is_read_stays() -> None:
     AutoTilt(tilt="table", hidden=7)  # for the summary of a scan
     AutoTilt(tilt="constant", hidden=32)  # its default
-    control.Bayesian(bandit, num_steps=7, update_every=2)
-    control.Bayesian(control.LinearValues(num_actions=2), inference="fit", num_steps=7)
+    control.BayesianAgent(bandit, num_steps=7, update_every=2)
+    control.BayesianAgent(control.LinearValues(num_actions=2), inference="fit", num_steps=7)
     assert "UnusedOption" in repr(UnusedOption("a", lambda given: True, "b"))
 
 
@@ -270,7 +270,9 @@ SIZES: list[Callable[[Things], Any]] = [
     lambda t: control.NetworkPolicy(hidden=HUGE),
     lambda t: control.GymnasiumSource("CartPole-v1", num_envs=HUGE),
     lambda t: control.GymnasiumSource("CartPole-v1", num_envs=10**4, window=10**7),
-    lambda t: control.decide_between(KEY, control.BetaBelief(jnp.ones(2), jnp.ones(2)), num_samples=HUGE * 2),
+    lambda t: control.best_action_probabilities(
+        KEY, control.BetaBelief(jnp.ones(2), jnp.ones(2)), num_samples=HUGE * 2
+    ),
     lambda t: bandits.play_bandit(KEY, bandits.BernoulliArms(2), control.random(), num_steps=HUGE),
     lambda t: bandits.play_bandit(KEY, bandits.BernoulliArms(HUGE), control.random(), num_steps=1),
     lambda t: lm.GPT2.random(KEY, lm.GPT2Config(vocab_size=HUGE * 2)),

@@ -17,8 +17,8 @@ from bayesrl.cli.run_info import REPORT, is_learning, read_episodes, read_model
 from bayesrl.cli.tables import plain_table
 from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
-from bayesrl.control.exploration.rules import exploration_named
-from bayesrl.control.learning import Learned, check_learned, learn
+from bayesrl.control.exploration.rules import exploration_from_name
+from bayesrl.control.learning import LearnResult, check_learning, learn
 from bayesrl.control.learning.report import learning_parts, sentence, summary
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.problem import LearningProblem, load_learning_problem
@@ -42,7 +42,7 @@ def start_learning(request: LearnRequest, folder: Path, callback: Callable[..., 
     if request.runs is not None and request.runs < 1:
         raise ProblemError(f"--runs {request.runs}; use at least 1")
     if request.explore is not None:
-        exploration_named(request.explore)
+        exploration_from_name(request.explore)
     folder = run_folder.claim(folder)
     told: dict[str, Any] = {
         "model": str(Path(request.model).resolve()) if request.model.endswith(".py") else request.model,
@@ -90,14 +90,14 @@ def _go_on(
         about = _about(told, problem)
         make_console().print(f"[bold]{escape(about)}[/]  →  {escape(str(folder))}", soft_wrap=True)
     began = time.monotonic()
-    runs: list[Learned] = []
+    runs: list[LearnResult] = []
     for index in range(plan["runs"]):
         runs.append(_run(folder, told, problem, index, callback, progress=not quiet))
         if runs[-1].interrupted:
             raise Interrupted(runs[-1].num_episodes, plan["episodes"])
     name = Path(told["model"]).stem
     with activity("checking the model"):
-        checks = check_learned(key_from_seed(0), runs[0])
+        checks = check_learning(key_from_seed(0), runs[0])
     with activity("writing the report"):
         write_parts(folder / REPORT, name, _parts({name: runs}, told, problem, {name: checks}))
     if not quiet:
@@ -117,7 +117,7 @@ def _run(
     callback: Callable[..., None] | None,
     *,
     progress: bool,
-) -> Learned:
+) -> LearnResult:
     """Play one of the runs, or what is left of it; the first lives in the folder itself."""
     plan = told["learn"]
     key = key_from_seed(plan["seed"])
@@ -125,7 +125,7 @@ def _run(
         key if index == 0 else fold_in(key, index),
         problem.environment,
         problem.agent,
-        exploration=problem.exploration if plan["explore"] is None else exploration_named(plan["explore"]),
+        exploration=problem.exploration if plan["explore"] is None else exploration_from_name(plan["explore"]),
         num_episodes=plan["episodes"],
         directory=_place(folder, index),
         callback=callback,
@@ -134,7 +134,7 @@ def _run(
     )
 
 
-def _replayed(folder: Path, told: dict[str, Any], problem: LearningProblem, index: int) -> Learned:
+def _replayed(folder: Path, told: dict[str, Any], problem: LearningProblem, index: int) -> LearnResult:
     """Take up a run that is done."""
     with activity("reading the run"):
         return _run(folder, told, problem, index, None, progress=False)
@@ -154,7 +154,7 @@ def report_learning(directories: Sequence[Path], path: Path) -> None:
         RunFolderError: one holds a fit, or its run is not finished.
     """
     check_path(path)
-    runs: dict[str, list[Learned]] = {}
+    runs: dict[str, list[LearnResult]] = {}
     plans = []
     for directory in directories:
         if not is_learning(directory):
@@ -212,7 +212,7 @@ def _about(told: dict[str, Any], problem: LearningProblem) -> str:
 
 
 def _parts(
-    runs: dict[str, list[Learned]], told: dict[str, Any], problem: LearningProblem, checks: Any = None
+    runs: dict[str, list[LearnResult]], told: dict[str, Any], problem: LearningProblem, checks: Any = None
 ) -> list[Any]:
     first = next(iter(runs.values()))[0]
     plan = told["learn"]

@@ -17,7 +17,7 @@ import bayesrl
 
 def learning(*, horizon: int = 6) -> bayesrl.LearningProblem:
     swim = control.river_swim(num_states=3, horizon=horizon)
-    agent = control.Bayesian(control.TabularModel.of(swim, noise=0.1))
+    agent = control.BayesianAgent(control.TabularModel.of(swim, noise=0.1))
     return bayesrl.LearningProblem(
         swim, agent, num_episodes=12, num_runs=2, about="a river [that is short]",
         sections=(control.learning_maps(swim),),

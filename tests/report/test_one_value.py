@@ -138,7 +138,7 @@ def test_a_report_tells_each_quantity_once(name: str, tmp_path: Path) -> None:
 
 def test_runs_of_learning_tell_each_number_once(tmp_path: Path) -> None:
     mdp = control.deep_sea(size=3)
-    agent = control.Bayesian(control.TabularModel.of(mdp, noise=0.01))
+    agent = control.BayesianAgent(control.TabularModel.of(mdp, noise=0.01))
     learned = [
         control.learn(jax.random.key(i), mdp, agent, exploration=control.thompson(), num_episodes=6, progress=False)
         for i in range(2)

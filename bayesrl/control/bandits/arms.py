@@ -1,4 +1,4 @@
-"""Bandits as models of the unknown: a prior over worlds, and conjugate or Laplace posteriors of their action values."""
+"""Bandits as models of the unknown: a prior over instances, and conjugate or Laplace posteriors of their values."""
 
 import abc
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _NEWTON_STEPS = 8
 @checked(ControlError)
 @dataclass(frozen=True)
 class Bandit(abc.ABC):
-    """A bandit whose worlds are drawn from the prior; many independent runs are played side by side, [runs, ...].
+    """A bandit whose instances are drawn from the prior; many independent runs are played side by side, [runs, ...].
 
     Args:
         num_arms: number of actions.
@@ -32,43 +32,43 @@ class Bandit(abc.ABC):
     num_arms: CountAboveOne
 
     @abc.abstractmethod
-    def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
+    def sample_instances(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw what is unknown from the prior, [runs, ...]."""
 
-    def observe(self, key: PRNGKey, num_runs: Count) -> Array:
+    def sample_context(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw what is seen before an action is chosen, [runs, ...]; nothing by default."""
         return jnp.zeros((num_runs, 0))
 
     @abc.abstractmethod
-    def values(self, worlds: Array, seen: Array) -> Array:
+    def expected_rewards(self, instances: Array, context: Array) -> Array:
         """Give the expected rewards, [runs, arms]."""
 
     @abc.abstractmethod
-    def pay(self, key: PRNGKey, values: Array) -> Array:
+    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
         """Draw the rewards of actions of these expected rewards, [runs]."""
 
     @abc.abstractmethod
-    def start(self, num_runs: Count) -> Any:
-        """Give the prior in the form that `learn` updates, [runs, ...]."""
+    def init(self, num_runs: Count) -> Any:
+        """Give the prior in the form that `update` updates, [runs, ...]."""
 
     @abc.abstractmethod
-    def learn(self, state: Any, seen: Array, arm: Array, reward: Array) -> Any:
+    def update(self, state: Any, context: Array, arm: Array, reward: Array) -> Any:
         """Update the posterior by one reward a run."""
 
     @abc.abstractmethod
-    def world_prior(self) -> dist.Distribution:
+    def instance_prior(self) -> dist.Distribution:
         """Give the prior of the world of one run, as NumPyro programs draw it."""
 
     @abc.abstractmethod
-    def reward_given(self, values: Numbers) -> dist.Distribution:
+    def reward_distribution(self, values: Numbers) -> dist.Distribution:
         """Give the distribution of rewards of actions of these expected rewards."""
 
     @abc.abstractmethod
-    def draw_posterior(self, key: PRNGKey, state: Any) -> Array:
-        """Draw worlds from the posterior, [runs, ...]."""
+    def sample_posterior(self, key: PRNGKey, state: Any) -> Array:
+        """Draw instances from the posterior, [runs, ...]."""
 
     @abc.abstractmethod
-    def believe(self, state: Any, seen: Array) -> Belief:
+    def posterior(self, state: Any, context: Array) -> Belief:
         """Give the posterior of the values of all arms, [runs, arms]."""
 
 
@@ -84,48 +84,48 @@ class BernoulliArms(Bandit):
 
     Example:
         >>> from bayesrl.control.bandits import BernoulliArms
-        >>> BernoulliArms(2).start(1).mean.tolist()
+        >>> BernoulliArms(2).init(1).mean.tolist()
         [[0.5, 0.5]]
     """
 
     prior_a: Annotated[float, real_range(1)] = 1.0
     prior_b: Annotated[float, real_range(1)] = 1.0
 
-    def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
+    def sample_instances(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw probabilities, [runs, arms]."""
-        return self.start(num_runs).draw(key)
+        return self.init(num_runs).sample(key)
 
-    def values(self, worlds: Array, seen: Array) -> Array:
+    def expected_rewards(self, instances: Array, context: Array) -> Array:
         """Give the probabilities themselves."""
-        return worlds
+        return instances
 
-    def pay(self, key: PRNGKey, values: Array) -> Array:
+    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
         """Draw 0 or 1."""
         return (jax.random.uniform(key, values.shape) < values).astype(float)
 
-    def start(self, num_runs: Count) -> BetaBelief:
+    def init(self, num_runs: Count) -> BetaBelief:
         """Give the prior."""
         shape = (num_runs, self.num_arms)
         return BetaBelief(jnp.full(shape, float(self.prior_a)), jnp.full(shape, float(self.prior_b)))
 
-    def learn(self, state: BetaBelief, seen: Array, arm: Array, reward: Array) -> BetaBelief:
+    def update(self, state: BetaBelief, context: Array, arm: Array, reward: Array) -> BetaBelief:
         """Count successes and failures."""
         pulled = jax.nn.one_hot(arm, self.num_arms)
         return BetaBelief(state.a + pulled * reward[:, None], state.b + pulled * (1 - reward[:, None]))
 
-    def world_prior(self) -> dist.Distribution:
+    def instance_prior(self) -> dist.Distribution:
         """Give Beta(prior_a, prior_b) for each arm."""
         return dist.Beta(self.prior_a, self.prior_b).expand([self.num_arms]).to_event(1)
 
-    def reward_given(self, values: Numbers) -> dist.Distribution:
+    def reward_distribution(self, values: Numbers) -> dist.Distribution:
         """Give Bernoulli(value)."""
         return dist.Bernoulli(probs=values)
 
-    def draw_posterior(self, key: PRNGKey, state: BetaBelief) -> Array:
+    def sample_posterior(self, key: PRNGKey, state: BetaBelief) -> Array:
         """Draw probabilities."""
-        return state.draw(key)
+        return state.sample(key)
 
-    def believe(self, state: BetaBelief, seen: Array) -> BetaBelief:
+    def posterior(self, state: BetaBelief, context: Array) -> BetaBelief:
         """Give the state, which is the belief."""
         return state
 
@@ -146,42 +146,42 @@ class GaussianArms(Bandit):
     prior_scale: Positive = 1.0
     noise: Positive = 1.0
 
-    def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
+    def sample_instances(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw values, [runs, arms]."""
-        return self.start(num_runs).draw(key)
+        return self.init(num_runs).sample(key)
 
-    def values(self, worlds: Array, seen: Array) -> Array:
+    def expected_rewards(self, instances: Array, context: Array) -> Array:
         """Give the values themselves."""
-        return worlds
+        return instances
 
-    def pay(self, key: PRNGKey, values: Array) -> Array:
+    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
         """Add noise."""
         return values + self.noise * jax.random.normal(key, values.shape)
 
-    def start(self, num_runs: Count) -> NormalBelief:
+    def init(self, num_runs: Count) -> NormalBelief:
         """Give the prior."""
         shape = (num_runs, self.num_arms)
         return NormalBelief(jnp.full(shape, float(self.prior_mean)), jnp.full(shape, float(self.prior_scale) ** 2))
 
-    def learn(self, state: NormalBelief, seen: Array, arm: Array, reward: Array) -> NormalBelief:
+    def update(self, state: NormalBelief, context: Array, arm: Array, reward: Array) -> NormalBelief:
         """Add precisions."""
         pulled = jax.nn.one_hot(arm, self.num_arms)
         gain = pulled * state.variance / (state.variance + self.noise**2)
         return NormalBelief(state.mean + gain * (reward[:, None] - state.mean), state.variance * (1 - gain))
 
-    def world_prior(self) -> dist.Distribution:
+    def instance_prior(self) -> dist.Distribution:
         """Give Normal(prior_mean, prior_scale) for each arm."""
         return dist.Normal(self.prior_mean, self.prior_scale).expand([self.num_arms]).to_event(1)
 
-    def reward_given(self, values: Numbers) -> dist.Distribution:
+    def reward_distribution(self, values: Numbers) -> dist.Distribution:
         """Give Normal(value, noise)."""
         return dist.Normal(values, self.noise)
 
-    def draw_posterior(self, key: PRNGKey, state: NormalBelief) -> Array:
+    def sample_posterior(self, key: PRNGKey, state: NormalBelief) -> Array:
         """Draw values."""
-        return state.draw(key)
+        return state.sample(key)
 
-    def believe(self, state: NormalBelief, seen: Array) -> NormalBelief:
+    def posterior(self, state: NormalBelief, context: Array) -> NormalBelief:
         """Give the state, which is the belief."""
         return state
 
@@ -207,54 +207,54 @@ class LinearArms(Bandit):
     prior_scale: Positive = 1.0
     noise: Positive = 1.0
 
-    def draw_worlds(self, key: PRNGKey, num_runs: Count) -> Array:
+    def sample_instances(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw θ, [runs, features]."""
         return self.prior_scale * jax.random.normal(key, (num_runs, self.num_features))
 
-    def observe(self, key: PRNGKey, num_runs: Count) -> Array:
+    def sample_context(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw the features of all arms, [runs, arms, features]."""
         return jax.random.normal(key, (num_runs, self.num_arms, self.num_features)) / self.num_features**0.5
 
-    def values(self, worlds: Array, seen: Array) -> Array:
+    def expected_rewards(self, instances: Array, context: Array) -> Array:
         """Give x·θ."""
-        return jnp.einsum("rad,rd->ra", seen, worlds)
+        return jnp.einsum("rad,rd->ra", context, instances)
 
-    def pay(self, key: PRNGKey, values: Array) -> Array:
+    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
         """Add noise."""
         return values + self.noise * jax.random.normal(key, values.shape)
 
-    def start(self, num_runs: Count) -> tuple[Array, Array]:
+    def init(self, num_runs: Count) -> tuple[Array, Array]:
         """Give (E[θ], precision of θ)."""
         precision = jnp.eye(self.num_features) / self.prior_scale**2
         return jnp.zeros((num_runs, self.num_features)), jnp.tile(precision, (num_runs, 1, 1))
 
-    def learn(self, state: tuple[Array, Array], seen: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
+    def update(self, state: tuple[Array, Array], context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
         """Add what one Normal observation tells of θ."""
         center, precision = state
-        x = _of(seen, arm) / self.noise
+        x = _of(context, arm) / self.noise
         turned = jnp.linalg.solve(precision, x[..., None])[..., 0]
         surprise = reward / self.noise - (x * center).sum(-1)
         gain = surprise / (1 + (x * turned).sum(-1))
         return center + gain[:, None] * turned, precision + x[:, :, None] * x[:, None, :]
 
-    def world_prior(self) -> dist.Distribution:
+    def instance_prior(self) -> dist.Distribution:
         """Give Normal(0, prior_scale) for each feature."""
         return dist.Normal(0.0, self.prior_scale).expand([self.num_features]).to_event(1)
 
-    def reward_given(self, values: Numbers) -> dist.Distribution:
+    def reward_distribution(self, values: Numbers) -> dist.Distribution:
         """Give Normal(value, noise)."""
         return dist.Normal(values, self.noise)
 
-    def draw_posterior(self, key: PRNGKey, state: tuple[Array, Array]) -> Array:
+    def sample_posterior(self, key: PRNGKey, state: tuple[Array, Array]) -> Array:
         """Draw θ."""
         center, precision = state
         noise = jax.random.normal(key, center.shape)[..., None]
         factor = jnp.linalg.cholesky(precision)
         return center + jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)[..., 0]
 
-    def believe(self, state: tuple[Array, Array], seen: Array) -> LinearBelief:
+    def posterior(self, state: tuple[Array, Array], context: Array) -> LinearBelief:
         """Give the posterior of x·θ."""
-        return LinearBelief(seen, state[0], jnp.linalg.cholesky(state[1]))
+        return LinearBelief(context, state[0], jnp.linalg.cholesky(state[1]))
 
 
 @checked(ControlError)
@@ -270,18 +270,18 @@ class LogisticArms(LinearArms):
         whole precision.
     """
 
-    def values(self, worlds: Array, seen: Array) -> Array:
+    def expected_rewards(self, instances: Array, context: Array) -> Array:
         """Give σ(x·θ)."""
-        return jax.nn.sigmoid(super().values(worlds, seen))
+        return jax.nn.sigmoid(super().expected_rewards(instances, context))
 
-    def pay(self, key: PRNGKey, values: Array) -> Array:
+    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
         """Draw 0 or 1."""
         return (jax.random.uniform(key, values.shape) < values).astype(float)
 
-    def learn(self, state: tuple[Array, Array], seen: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
+    def update(self, state: tuple[Array, Array], context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
         """Move to the new mode, which lies in the direction Λ⁻¹·x, and add p·(1 − p)·x·xᵀ."""
         center, precision = state
-        x = _of(seen, arm)
+        x = _of(context, arm)
         turned = jnp.linalg.solve(precision, x[..., None])[..., 0]
         before, spread = (x * center).sum(-1), (x * turned).sum(-1)
 
@@ -295,15 +295,15 @@ class LogisticArms(LinearArms):
         curved = (p * (1 - p))[:, None, None] * x[:, :, None] * x[:, None, :]
         return center + moved[:, None] * turned, precision + curved
 
-    def reward_given(self, values: Numbers) -> dist.Distribution:
+    def reward_distribution(self, values: Numbers) -> dist.Distribution:
         """Give Bernoulli(value)."""
         return dist.Bernoulli(probs=values)
 
-    def believe(self, state: tuple[Array, Array], seen: Array) -> LogisticBelief:
+    def posterior(self, state: tuple[Array, Array], context: Array) -> LogisticBelief:
         """Give the posterior of σ(x·θ)."""
-        return LogisticBelief(seen, state[0], jnp.linalg.cholesky(state[1]))
+        return LogisticBelief(context, state[0], jnp.linalg.cholesky(state[1]))
 
 
-def _of(seen: Array, arm: Array) -> Array:
+def _of(context: Array, arm: Array) -> Array:
     """Pick the features of the arm that was taken, [runs, features]."""
-    return jnp.take_along_axis(seen, arm[:, None, None], 1)[:, 0]
+    return jnp.take_along_axis(context, arm[:, None, None], 1)[:, 0]

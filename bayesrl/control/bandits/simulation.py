@@ -22,7 +22,7 @@ _TOGETHER = 1000
 
 @checked(ControlError)
 class BanditRuns(NamedTuple):
-    """What an exploration rule lost on worlds that were drawn from the prior.
+    """What an exploration rule lost on instances that were drawn from the prior.
 
     Attributes:
         regret: cumulated expected regret of each run, reward units, [runs, steps]: what the best arm would have paid
@@ -111,14 +111,16 @@ def play_bandit(
             f"{bandit.num_arms - 1}; give one of these"
         )
     if not np.isfinite(regret).all():
-        raise ControlError(f"a value of {bandit!r} is not finite; draw_worlds and values have to give finite numbers")
+        raise ControlError(
+            f"a value of {bandit!r} is not finite; sample_instances and values have to give finite numbers"
+        )
     return BanditRuns(regret, arms, posterior)
 
 
 def _check(key: PRNGKey, bandit: Bandit, exploration: Any, num_runs: int) -> None:
     """Try the rule on what is believed at first."""
-    seen = jax.eval_shape(partial(bandit.observe, num_runs=num_runs), key)
-    belief = jax.eval_shape(bandit.believe, jax.eval_shape(lambda: bandit.start(num_runs)), seen)
+    context = jax.eval_shape(partial(bandit.sample_context, num_runs=num_runs), key)
+    belief = jax.eval_shape(bandit.posterior, jax.eval_shape(lambda: bandit.init(num_runs)), context)
     remedy = "use thompson(), with its brackets, bayes_ucb(), ... or a function of (key, belief, step)"
     with user_code("the exploration rule", ControlError, remedy):
         chosen = jax.eval_shape(exploration, key, belief, jax.ShapeDtypeStruct((), jnp.int32))
@@ -133,19 +135,19 @@ def _play(bandit: Bandit, exploration: Any, num_steps: int, num_runs: int) -> An
     """Give the compiled function from a key to (arms, regret [runs, steps], posterior)."""
 
     def played(key: PRNGKey) -> tuple[Array, Array, Any]:
-        world_key, step_key = jax.random.split(key)
-        worlds = bandit.draw_worlds(world_key, num_runs)
+        instance_key, step_key = jax.random.split(key)
+        instances = bandit.sample_instances(instance_key, num_runs)
 
         def step(state: Any, time: Array) -> tuple[Any, tuple[Array, Array]]:
             keys = jax.random.split(jax.random.fold_in(step_key, time), 3)
-            seen = bandit.observe(keys[0], num_runs)
-            arm = exploration(keys[1], bandit.believe(state, seen), time)
-            values = bandit.values(worlds, seen)
+            context = bandit.sample_context(keys[0], num_runs)
+            arm = exploration(keys[1], bandit.posterior(state, context), time)
+            values = bandit.expected_rewards(instances, context)
             taken = jnp.take_along_axis(values, arm[:, None], 1)[:, 0]
-            state = bandit.learn(state, seen, arm, bandit.pay(keys[2], taken))
+            state = bandit.update(state, context, arm, bandit.sample_reward(keys[2], taken))
             return state, (arm, values.max(-1) - taken)
 
-        posterior, (arms, lost) = lax.scan(step, bandit.start(num_runs), jnp.arange(num_steps))
+        posterior, (arms, lost) = lax.scan(step, bandit.init(num_runs), jnp.arange(num_steps))
         return arms.T, jnp.cumsum(lost, 0).T, posterior
 
     return trace_once(played, name="play_bandit")

@@ -33,7 +33,7 @@ class Belief(abc.ABC):
         """Give v with E exp(t·(value − mean)) ≤ exp(v·t²/2) for all t: the variance or a bound, [..., actions]."""
 
     @abc.abstractmethod
-    def draw(self, key: PRNGKey) -> Array:
+    def sample(self, key: PRNGKey) -> Array:
         """Draw the values of all actions together, [..., actions]."""
 
     @abc.abstractmethod
@@ -50,8 +50,8 @@ class BetaBelief(_Betas, Belief):
     """Values are probabilities, believed Beta(a, b), independent of each other.
 
     Attributes:
-        a: [..., actions], at least 1 for `draw`.
-        b: [..., actions], at least 1 for `draw`.
+        a: [..., actions], at least 1 for `sample`.
+        b: [..., actions], at least 1 for `sample`.
 
     References:
         Marchal & Arbel (2017), "On the sub-Gaussianity of the Beta and Dirichlet distributions", theorem 1, for
@@ -68,9 +68,9 @@ class BetaBelief(_Betas, Belief):
         """1 / (4·(a + b + 1)), which bounds it."""
         return 0.25 / (self.a + self.b + 1.0)
 
-    def draw(self, key: PRNGKey) -> Array:
+    def sample(self, key: PRNGKey) -> Array:
         """Draw by the ratio of two Gamma variables; nan where a or b is below 1."""
-        gammas = draw_gamma(key, jnp.stack([self.a, self.b]))
+        gammas = sample_gamma(key, jnp.stack([self.a, self.b]))
         return gammas[0] / gammas.sum(0)
 
     def quantile(self, level: Array) -> Array:
@@ -102,7 +102,7 @@ class NormalBelief(_Normals, Belief):
         variance: [..., actions], reward units squared.
     """
 
-    def draw(self, key: PRNGKey) -> Array:
+    def sample(self, key: PRNGKey) -> Array:
         """Draw each."""
         return self.mean + jnp.sqrt(self.variance) * jax.random.normal(key, self.mean.shape)
 
@@ -137,7 +137,7 @@ class LinearBelief(_Linear, Belief):
         halves = jax.scipy.linalg.solve_triangular(self.factor, jnp.swapaxes(self.features, -1, -2), lower=True)
         return (halves**2).sum(-2)
 
-    def draw(self, key: PRNGKey) -> Array:
+    def sample(self, key: PRNGKey) -> Array:
         """Draw θ, and give x·θ."""
         noise = jax.random.normal(key, self.center.shape)
         turned = jax.scipy.linalg.solve_triangular(self.factor, noise[..., None], lower=True, trans=1)[..., 0]
@@ -165,9 +165,9 @@ class LogisticBelief(LinearBelief):
         """The slope of σ is at most 1/4, so that a sixteenth of the variance of x·θ bounds it."""
         return super().variance / 16
 
-    def draw(self, key: PRNGKey) -> Array:
+    def sample(self, key: PRNGKey) -> Array:
         """Draw θ, and give σ(x·θ)."""
-        return jax.nn.sigmoid(super().draw(key))
+        return jax.nn.sigmoid(super().sample(key))
 
     def quantile(self, level: Array) -> Array:
         """σ of the quantile of x·θ."""
@@ -200,7 +200,7 @@ class SampleBelief(_Samples, Belief):
         """Of the draws."""
         return self._within(self.draws.var(0), 0.0)
 
-    def draw(self, key: PRNGKey) -> Array:
+    def sample(self, key: PRNGKey) -> Array:
         """Pick one of the draws, the same for all values."""
         return self._within(self.draws[jax.random.randint(key, (), 0, self.draws.shape[0])])
 
@@ -212,7 +212,7 @@ class SampleBelief(_Samples, Belief):
         return values if self.allowed is None else jnp.where(self.allowed, values, otherwise)
 
 
-def draw_dirichlet(key: PRNGKey, concentration: Array) -> Array:
+def sample_dirichlet(key: PRNGKey, concentration: Array) -> Array:
     """Draw from Dirichlet distributions of any concentrations above 0, [..., K].
 
     Gamma variables of shape a are those of shape a + 1 times U^(1/a), taken in logarithms, so that small
@@ -220,11 +220,11 @@ def draw_dirichlet(key: PRNGKey, concentration: Array) -> Array:
     """
     gamma_key, power_key = jax.random.split(key)
     uniform = jax.random.uniform(power_key, concentration.shape, minval=1e-37)
-    logs = jnp.log(draw_gamma(gamma_key, concentration + 1.0)) + jnp.log(uniform) / concentration
+    logs = jnp.log(sample_gamma(gamma_key, concentration + 1.0)) + jnp.log(uniform) / concentration
     return jax.nn.softmax(logs, -1)
 
 
-def draw_gamma(key: PRNGKey, shape: Array) -> Array:
+def sample_gamma(key: PRNGKey, shape: Array) -> Array:
     """Draw Gamma variables of these shapes, all at least 1, and of rate 1; nan where a shape is below 1 or no number.
 
     `jax.random.gamma` takes one element after the other on a CPU; here all are tried at once, and only those that

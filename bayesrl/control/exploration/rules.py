@@ -25,7 +25,7 @@ class Exploration(abc.ABC):
     """An exploration rule: from a key, a belief and the number of steps taken so far to an action each, [...].
 
     The same rule serves both posteriors: called with a `Belief` over action values it acts on what is not known,
-    and `behave` acts on a fitted policy, which is how `GymnasiumSource` and `KLControl` ask it.
+    and `behave` acts on a fitted policy, which is how `GymnasiumSource` and `KLControlAgent` ask it.
     """
 
     committed: ClassVar[bool] = False
@@ -45,7 +45,7 @@ class Exploration(abc.ABC):
         """
         raise ControlError(
             f"{type(self).__name__.lower()} explores by a posterior of action values, and a policy has none; use "
-            "epsilon_greedy(ε) or prior_mixture(ε), or the agent Bayesian(model)"
+            "epsilon_greedy(ε) or prior_mixture(ε), or the agent BayesianAgent(model)"
         )
 
 
@@ -135,7 +135,7 @@ class Thompson(Exploration):
 
     def __call__(self, key: PRNGKey, belief: Belief, time: Any) -> Array:
         """Choose; see `Exploration`."""
-        return jnp.argmax(belief.draw(key), -1)
+        return jnp.argmax(belief.sample(key), -1)
 
     def behave(self, key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
         """Draw from q: a policy that is itself a posterior is played by drawing from it."""
@@ -282,7 +282,7 @@ def _temperature(below: Array, variance: Array) -> Array:
 
 
 @checked(ControlError)
-def exploration_named(text: str) -> Exploration:
+def exploration_from_name(text: str) -> Exploration:
     """Make a rule from its name, with its number behind a colon: `thompson`, `epsilon_greedy:0.1`.
 
     Raises:
@@ -319,12 +319,12 @@ class Decision(NamedTuple):
     """What a belief says of a choice between actions.
 
     Attributes:
-        optimal: P(action is the best), [..., actions].
+        p_optimal: P(action is the best), [..., actions].
         regret: expected loss of taking each action rather than the best, reward units, [..., actions].
         interval: quantiles of order .025 and .975 of that loss, [..., actions, 2].
     """
 
-    optimal: Array
+    p_optimal: Array
     regret: Array
     interval: Array
 
@@ -335,7 +335,7 @@ class Decision(NamedTuple):
         lambda given: 12.0 * given["num_samples"] * _num_values(given["belief"]), ("num_samples",), "ask for fewer"
     ),
 )
-def decide_between(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -> Decision:
+def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -> Decision:
     """Tell which action is the best, how surely, and what a wrong choice may cost.
 
     Args:
@@ -353,13 +353,13 @@ def decide_between(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from bayesrl.control import BetaBelief, decide_between
+        >>> from bayesrl.control import BetaBelief, best_action_probabilities
         >>> belief = BetaBelief(jnp.array([30.0, 12.0]), jnp.array([12.0, 30.0]))
-        >>> bool(decide_between(jax.random.key(0), belief).optimal[0] > 0.99)
+        >>> bool(best_action_probabilities(jax.random.key(0), belief).p_optimal[0] > 0.99)
         True
     """
     _check_belief(key, belief)
-    values = jax.lax.map(belief.draw, split(key, num_samples))
+    values = jax.lax.map(belief.sample, split(key, num_samples))
     if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
         raise ControlError(
             f"draws of {belief!r} are not finite; use finite numbers, variances of at least 0, and a and b of at "
@@ -374,7 +374,7 @@ def decide_between(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -
 def _check_belief(key: PRNGKey, belief: Any) -> None:
     """Refuse what gives no draws [..., actions]."""
     try:
-        shape = jax.eval_shape(belief.draw, key).shape
+        shape = jax.eval_shape(belief.sample, key).shape
     except (TypeError, ValueError) as error:
         raise ControlError(
             f"{belief!r} cannot be drawn from: {error}; pass arrays [..., actions] of one shape"

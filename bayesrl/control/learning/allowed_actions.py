@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bayesrl.control.learning.env_adapter import World
+from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.errors import ControlError
 
@@ -34,7 +34,7 @@ class Masks:
             ControlError: it has to, and does not.
         """
         assert episode.allowed is not None
-        states = np.append(episode.observation, episode.following[-1:])
+        states = np.append(episode.observation, episode.next_observation[-1:])
         # Where an episode has come to its end nothing is chosen.
         number = len(episode.reward) + (not episode.terminated)
         table, known = self.table.copy(), self.known.copy()
@@ -60,8 +60,8 @@ class Masks:
         self.table, self.known = array[:, :-1].astype(bool), array[:, -1].astype(bool)
 
 
-def masks_of(world: World) -> Masks | None:
-    """Give what is known of the masks of a world before it is played, or None where no table can hold them."""
-    if not world.masked or world.num_observations is None:
+def masks_of(env: EnvAdapter) -> Masks | None:
+    """Give what is known of the masks of a env before it is played, or None where no table can hold them."""
+    if not env.masked or env.num_observations is None:
         return None
-    return Masks(world.num_observations, world.num_actions)
+    return Masks(env.num_observations, env.num_actions)

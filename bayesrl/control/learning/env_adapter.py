@@ -15,7 +15,7 @@ from bayesrl.typing import PRNGKey
 
 
 @dataclass(frozen=True)
-class Act:
+class EpisodePolicy:
     """How one episode is played.
 
     Attributes:
@@ -28,7 +28,7 @@ class Act:
     probs: np.ndarray | None = None
 
 
-class World(abc.ABC):
+class EnvAdapter(abc.ABC):
     """An environment that can be played and not looked into.
 
     Attributes:
@@ -77,7 +77,7 @@ class World(abc.ABC):
         """Close what is open."""
         return
 
-    def regret(self, episode: Episode, act: Act) -> float:
+    def regret(self, episode: Episode, act: EpisodePolicy) -> float:
         """Give what the best policy is expected to gain more than what was played, reward units.
 
         Where tables tell what a policy is worth, exactly; else the optimum less the return, whose mean over
@@ -89,7 +89,7 @@ class World(abc.ABC):
             return self.optimum - _worth(self._tables, act.probs, self.max_steps)
         return self.optimum - float(episode.returns(self.discount)[0])
 
-    def play(self, key: PRNGKey, act: Act) -> Episode:
+    def play(self, key: PRNGKey, act: EpisodePolicy) -> Episode:
         """Play an episode.
 
         Raises:
@@ -110,7 +110,7 @@ class World(abc.ABC):
                 raise ControlError(
                     f"action {action} was chosen in step {len(rows)}, and the environment allows only "
                     f"{np.flatnonzero(self.allowed).tolist()} there; let the rule heed belief.allowed, or choose by "
-                    "belief.mean or belief.draw(key), which are −inf for all others"
+                    "belief.mean or belief.sample(key), which are −inf for all others"
                 )
             after, reward, terminated, truncated = self.step(action)
             with np.errstate(over="ignore"):

@@ -9,9 +9,9 @@ from bayesrl.arguments import checked
 from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.figures import _arrows, _cell_count, _maps, _place
-from bayesrl.control.learning.agents.bayesian_state import BayesianMind
-from bayesrl.control.learning.agents.kl_control import ControlMind
-from bayesrl.control.learning.result import Learned, Stage
+from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
+from bayesrl.control.learning.agents.kl_control import KLControlAgentState
+from bayesrl.control.learning.result import LearnResult, Snapshot
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.diagnostics.results import Section
 from bayesrl.errors import ControlError
@@ -25,7 +25,7 @@ _SMALL = (4.6, 3.2)
 _DRAWS = 200
 
 
-def returns_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
+def returns_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
     """Draw the return of episodes, averaged over some, with median and range over runs; the optimum dashed."""
     from matplotlib.figure import Figure
 
@@ -35,14 +35,14 @@ def returns_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
         window = max(max(run.num_episodes for run in several) // 20, 1)
         curves = _aligned([_smoothed(run.history["return"], window) for run in several])
         _band(axis, curves, colour, name if len(runs) > 1 else f"mean of {window} episodes" if window > 1 else "return")
-    optimum = next(iter(runs.values()))[0].world.optimum
+    optimum = next(iter(runs.values()))[0].env.optimum
     if optimum is not None:
         axis.axhline(optimum, color="black", linestyle="--", linewidth=1, label="optimum")
     _dress(axis, "episode", "return of an episode")
     return figure
 
 
-def regret_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
+def regret_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
     """Draw cumulated regret, median and range over runs."""
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def regret_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
     return figure
 
 
-def certainty_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
+def certainty_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
     """Draw P(the first decision is optimal) along the episodes."""
     from matplotlib.figure import Figure
 
@@ -73,11 +73,13 @@ def certainty_figure(runs: Mapping[str, Sequence[Learned]]) -> "Figure":
     return figure
 
 
-def values_figure(learned: Learned, states: Sequence[int], truth: Mapping[int, np.ndarray] | None = None) -> "Figure":
+def values_figure(
+    learned: LearnResult, states: Sequence[int], truth: Mapping[int, np.ndarray] | None = None
+) -> "Figure":
     """Draw the posterior of Q in some states: middle 50% and 95% of each action, with the truth where it is known.
 
     Args:
-        learned: by a `Bayesian` agent; observations are finitely many.
+        learned: by a `BayesianAgent`; observations are finitely many.
         states: to show, at most six.
         truth: Q* by state, [actions], or None.
     """
@@ -100,7 +102,7 @@ def values_figure(learned: Learned, states: Sequence[int], truth: Mapping[int, n
                 axis.plot(action, truth[state][action], "x", color=_EXACT, markersize=6, markeredgewidth=1.6)
         axis.set_xticks(range(values.shape[1]), [learned.action_name(a) for a in range(values.shape[1])], fontsize=7)
         axis.set_xlim(-0.5, values.shape[1] - 0.5)
-        axis.set_title(f"state {state}" if learned.world.max_steps > 1 else "", fontsize=9)
+        axis.set_title(f"state {state}" if learned.env.max_steps > 1 else "", fontsize=9)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(shown) :]:
@@ -109,22 +111,22 @@ def values_figure(learned: Learned, states: Sequence[int], truth: Mapping[int, n
     return figure
 
 
-def sure_map(learned: Learned, mdp: TabularMDP, stages: Sequence[Stage | None]) -> "Figure":
+def sure_map(learned: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot | None]) -> "Figure":
     """Draw on the grid how sure the best action is, at some moments: darker is surer, cells never entered are white.
 
     Args:
-        learned: by a `Bayesian` agent.
+        learned: by a `BayesianAgent`.
         mdp: with a layout.
-        stages: moments; None is the end.
+        snapshots: moments; None is the end.
     """
-    titles = ["at the end" if s is None else f"after {s.episode:,} episode{'s'[: s.episode != 1]}" for s in stages]
+    titles = ["at the end" if s is None else f"after {s.episode:,} episode{'s'[: s.episode != 1]}" for s in snapshots]
     figure, axes = _maps(mdp, titles)
     rows, columns = mdp.layout or (1, 1)
-    lived = learned.mind.memory.arrays() if isinstance(learned.mind, BayesianMind) else {}
-    for axis, stage in zip(axes, stages, strict=True):
-        tables = np.asarray(learned.draws(dummy_key(), _DRAWS, stage=stage)["action_values"])
+    lived = learned.agent_state.memory.arrays() if isinstance(learned.agent_state, BayesianAgentState) else {}
+    for axis, snapshot in zip(axes, snapshots, strict=True):
+        tables = np.asarray(learned.draws(dummy_key(), _DRAWS, snapshot=snapshot)["action_values"])
         sure = np.zeros((mdp.num_states, mdp.num_actions))
-        before = lived["observation"][: None if stage is None else stage.rows]
+        before = lived["observation"][: None if snapshot is None else snapshot.rows]
         seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal
         for state in np.flatnonzero(seen[: _cell_count(mdp)]):
             values = _at(tables, learned, int(state))
@@ -142,23 +144,23 @@ def sure_map(learned: Learned, mdp: TabularMDP, stages: Sequence[Stage | None]) 
 
 
 @checked(ControlError)
-def learning_maps(mdp: TabularMDP) -> Callable[[Learned], Iterator[Section]]:
+def learning_maps(mdp: TabularMDP) -> Callable[[LearnResult], Iterator[Section]]:
     """Give the report sections of what was learned in a tabular problem: posterior of Q, and how sure it is.
 
     Args:
         mdp: the environment that was learned, for its layout and its exact values.
     """
 
-    def sections(learned: Learned) -> Iterator[Section]:
-        if isinstance(learned.mind, ControlMind):
+    def sections(learned: LearnResult) -> Iterator[Section]:
+        if isinstance(learned.agent_state, KLControlAgentState):
             if mdp.layout is not None:
                 yield Section(
                     "The policy on the map",
                     "An arrow is as long as its action is likely. Good is where it agrees with the optimum beside it.",
-                    _policies(learned.mind, mdp),
+                    _policies(learned.agent_state, mdp),
                 )
             return
-        if not isinstance(learned.mind, BayesianMind) or not learned.num_episodes:
+        if not isinstance(learned.agent_state, BayesianAgentState) or not learned.num_episodes:
             return
         exact = soft_value_iteration(mdp, 0.0).action_value
         states = _chosen(learned)
@@ -172,70 +174,74 @@ def learning_maps(mdp: TabularMDP) -> Callable[[Learned], Iterator[Section]]:
             values_figure(learned, states, truth),
         )
         if mdp.layout is not None:
-            early = next((s for s in learned.stages if s.episode >= learned.num_episodes / 20), None)
+            early = next((s for s in learned.snapshots if s.episode >= learned.num_episodes / 20), None)
             yield Section(
                 "How sure it is, on the map",
                 "Darker cells are surer of their best action, and white ones were never entered; arrows are as long "
                 "as their action is probably the best. Good is where the way to the goal is dark at the end.",
-                sure_map(learned, mdp, [early, None] if learned.mind.model.online and early else [None]),
+                sure_map(learned, mdp, [early, None] if learned.agent_state.model.online and early else [None]),
             )
 
     return sections
 
 
 @checked(ControlError)
-def learning_values(truth: Sequence[float] | None = None) -> Callable[[Learned], Iterator[Section]]:
+def learning_values(truth: Sequence[float] | None = None) -> Callable[[LearnResult], Iterator[Section]]:
     """Give the report section of what was learned of a bandit: the posterior of each arm's value.
 
     Args:
         truth: the values themselves, reward units, or None.
     """
 
-    def sections(learned: Learned) -> Iterator[Section]:
-        if not isinstance(learned.mind, BayesianMind) or not learned.num_episodes or not learned.mind.finite:
+    def sections(learned: LearnResult) -> Iterator[Section]:
+        if (
+            not isinstance(learned.agent_state, BayesianAgentState)
+            or not learned.num_episodes
+            or not learned.agent_state.finite
+        ):
             return
         told = learned.decide(dummy_key(), 0)
         known = None if truth is None else {0: np.asarray(truth, float)}
-        best = int(np.argmax(told.optimal))
+        best = int(np.argmax(told.p_optimal))
         low, high = np.asarray(told.interval[best])
         yield Section(
             "Posterior of the values",
             "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the bar of "
             f"the best arm stands apart. {learned.action_name(best)} is the best with probability "
-            f"{float(told.optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
+            f"{float(told.p_optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
             values_figure(learned, [0], known),
         )
 
     return sections
 
 
-def _policies(mind: ControlMind, mdp: TabularMDP) -> "Figure":
+def _policies(agent_state: KLControlAgentState, mdp: TabularMDP) -> "Figure":
     figure, axes = _maps(mdp, ("learned", "optimum"))
     exact = soft_value_iteration(mdp, 0.0).policy
-    for axis, policy, colour in zip(axes, (mind.probs(), exact), (_COLOURS[0], _EXACT), strict=True):
+    for axis, policy, colour in zip(axes, (agent_state.probs(), exact), (_COLOURS[0], _EXACT), strict=True):
         _arrows(axis, mdp, policy if policy.ndim == 2 else policy[0], colour)
     return figure
 
 
-def _chosen(learned: Learned) -> list[int]:
+def _chosen(learned: LearnResult) -> list[int]:
     """Choose states to show: those that the last episodes went through most, in the order of their times."""
-    rows = learned.mind.memory.arrays() if isinstance(learned.mind, BayesianMind) else {}
+    rows = learned.agent_state.memory.arrays() if isinstance(learned.agent_state, BayesianAgentState) else {}
     last = rows["observation"][-2000:].astype(int)
     count = np.bincount(last)
     often = np.argsort(-count, kind="stable")[: min(6, int((count > 0).sum()))]
     return sorted((int(s) for s in often), key=lambda s: (_time_of(learned, s), s))
 
 
-def _time_of(learned: Learned, state: int) -> int:
+def _time_of(learned: LearnResult, state: int) -> int:
     """Give the earliest step at which a state was visited, 0 where it never was."""
-    if not isinstance(learned.mind, BayesianMind):
+    if not isinstance(learned.agent_state, BayesianAgentState):
         return 0
-    rows = learned.mind.memory.arrays()
+    rows = learned.agent_state.memory.arrays()
     times = rows["time"][rows["observation"] == state]
     return int(times.min()) if len(times) else 0
 
 
-def _at(tables: np.ndarray, learned: Learned, state: int) -> np.ndarray:
+def _at(tables: np.ndarray, learned: LearnResult, state: int) -> np.ndarray:
     """Pick the values of one state, at the earliest step that it was visited, [draws, actions]."""
     return tables[:, _time_of(learned, state), state] if tables.ndim == 4 else tables[:, state]
 

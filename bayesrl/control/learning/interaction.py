@@ -19,7 +19,7 @@ from bayesrl.control.environments.published_models import active_wrappers, has_m
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.gymnasium.source import MOST_STEPS
 from bayesrl.control.gymnasium.spaces import MASK, describe_actions, describe_observations, drop_mask, has_mask
-from bayesrl.control.learning.env_adapter import Act, World
+from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.errors import ControlError
@@ -27,7 +27,7 @@ from bayesrl.typing import PRNGKey
 from bayesrl.values import is_function, is_text
 
 
-class TabularWorld(World):
+class TabularAdapter(EnvAdapter):
     """A `TabularMDP` that is played, with the tables kept to itself."""
 
     def __init__(self, mdp: TabularMDP) -> None:
@@ -60,7 +60,7 @@ class TabularWorld(World):
         return np.asarray(self._state), reward, bool(self.mdp.terminal[self._state]), False
 
 
-class GymnasiumWorld(World):
+class GymnasiumAdapter(EnvAdapter):
     """A Gymnasium environment; where it publishes its model, and that says what is played, the optimum is known.
 
     Args:
@@ -171,7 +171,7 @@ class GymnasiumWorld(World):
         return told
 
 
-class ProgramWorld(World):
+class ProgramAdapter(EnvAdapter):
     """An environment that is written as a program, such as `CartPole()`.
 
     Args:
@@ -247,12 +247,12 @@ class ProgramWorld(World):
 
 
 @checked(ControlError)
-class BanditWorld(World):
+class BanditEnv(EnvAdapter):
     """A bandit whose world is drawn once; an episode is one pull. What is seen are the features of all arms.
 
     Args:
         bandit: the prior that the world is drawn from.
-        values: the world itself, in the form that `bandit.draw_worlds` gives for one run; drawn where it is None.
+        values: the world itself, in the form that `bandit.sample_instances` gives for one run; drawn where it is None.
         seed: for the draw.
         names: of the arms.
     """
@@ -263,17 +263,18 @@ class BanditWorld(World):
         self.bandit, self.name, self.num_actions = bandit, type(bandit).__name__, bandit.num_arms
         self.action_names = names or tuple(str(arm) for arm in range(bandit.num_arms))
         key = as_hash_key(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32))
-        self._values = closure_jit(bandit.values, name="values")
-        self._observe = closure_jit(lambda key: bandit.observe(key, 1), name="observe")
+        self._values = closure_jit(bandit.expected_rewards, name="values")
+        self._observe = closure_jit(lambda key: bandit.sample_context(key, 1), name="observe")
         self._pay = closure_jit(
-            lambda key, worlds, seen, arm: bandit.pay(key, bandit.values(worlds, seen)[:, arm])[0], name="pay"
+            lambda key, worlds, seen, arm: bandit.sample_reward(key, bandit.expected_rewards(worlds, seen)[:, arm])[0],
+            name="pay",
         )
-        drawn = jax.eval_shape(lambda key: bandit.draw_worlds(key, 1), key)
-        draw = closure_jit(lambda key: bandit.draw_worlds(key, 1), name="draw_world")
+        drawn = jax.eval_shape(lambda key: bandit.sample_instances(key, 1), key)
+        draw = closure_jit(lambda key: bandit.sample_instances(key, 1), name="draw_world")
         self.values = np.asarray(draw(key)) if values is None else np.asarray(values, np.float32)[None]
         if self.values.shape != drawn.shape:
             raise ControlError(f"the world has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
-        first = jax.eval_shape(lambda key: bandit.observe(key, 1), key)
+        first = jax.eval_shape(lambda key: bandit.sample_context(key, 1), key)
         self._key, self._seen = key, np.zeros(first.shape, first.dtype)
         if self._seen.size == 0:
             self.num_observations = 1
@@ -289,7 +290,7 @@ class BanditWorld(World):
         self._seen = np.asarray(self._observe(fold_in(key, 1)))
         return self._seen[0]
 
-    def regret(self, episode: Episode, act: Act) -> float:
+    def regret(self, episode: Episode, act: EpisodePolicy) -> float:
         """Give how much less the arm pays on average than the best one, reward units."""
         values = np.asarray(self._values(self.values, self._seen))[0]
         return float(values.max() - values[episode.action[0]])
@@ -302,7 +303,7 @@ class BanditWorld(World):
 
 
 def _can_be_played(environment: Any) -> bool:
-    kinds = World | TabularMDP | Bandit | Environment
+    kinds = EnvAdapter | TabularMDP | Bandit | Environment
     return (
         isinstance(environment, kinds)
         or is_text(environment)
@@ -319,11 +320,13 @@ type Playable = Annotated[
         alone=True,
     ),
 ]
-"""What `world_of` makes a world of."""
+"""What `adapt_environment` makes a world of."""
 
 
 @checked(ControlError)
-def world_of(environment: Playable, max_steps: int | None = None, *, action_masks: bool | None = None) -> World:
+def adapt_environment(
+    environment: Playable, max_steps: int | None = None, *, action_masks: bool | None = None
+) -> EnvAdapter:
     """Make a world of what users have: a table, a program, a bandit, or a Gymnasium environment or its id.
 
     Args:
@@ -334,17 +337,17 @@ def world_of(environment: Playable, max_steps: int | None = None, *, action_mask
     Raises:
         ControlError: it is nothing of these, or has no masks and some are asked for.
     """
-    if action_masks and isinstance(environment, World | TabularMDP | Bandit):
+    if action_masks and isinstance(environment, EnvAdapter | TabularMDP | Bandit):
         raise ControlError(f"action_masks=True, and a {type(environment).__name__} has none; leave action_masks out")
-    if isinstance(environment, World):
+    if isinstance(environment, EnvAdapter):
         return environment
     if isinstance(environment, TabularMDP):
-        return TabularWorld(environment)
+        return TabularAdapter(environment)
     if isinstance(environment, Bandit):
-        return BanditWorld(environment)
+        return BanditEnv(environment)
     if isinstance(environment, Environment):
-        return ProgramWorld(environment, 500 if max_steps is None else max_steps, action_masks)
-    return GymnasiumWorld(environment, action_masks)
+        return ProgramAdapter(environment, 500 if max_steps is None else max_steps, action_masks)
+    return GymnasiumAdapter(environment, action_masks)
 
 
 def _text_of(value: Any) -> str:

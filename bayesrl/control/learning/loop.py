@@ -17,11 +17,11 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import as_hash_key, fold_in, split_keys
 from bayesrl.compilation.status import activity
 from bayesrl.control.exploration.rules import Exploration, Rule
-from bayesrl.control.learning.agents.base import Agent, Mind, Told
-from bayesrl.control.learning.env_adapter import Act, World
-from bayesrl.control.learning.interaction import Playable, world_of
+from bayesrl.control.learning.agents.base import Agent, AgentState, UpdateInfo
+from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
+from bayesrl.control.learning.interaction import Playable, adapt_environment
 from bayesrl.control.learning.replay_memory import Episode
-from bayesrl.control.learning.result import Learned, Stage
+from bayesrl.control.learning.result import LearnResult, Snapshot
 from bayesrl.display.progress import Progress, show_progress
 from bayesrl.errors import BayesRLError, ControlError, RunFolderError
 from bayesrl.svi.setup import digest
@@ -48,26 +48,26 @@ def learn(
     callback: Callable[[dict[str, float]], Any] | None = None,
     progress: bool = True,
     action_masks: bool | None = None,
-) -> Learned:
+) -> LearnResult:
     """Learn from experience: choose how to explore, play an episode, compute returns, update by inference, repeat.
 
-    The same loop serves KL-regularised RL (`KLControl`, a posterior over what to do) and Bayesian RL (`Bayesian`, a
-    posterior over what is not known), so that they can be compared.
+    The same loop serves KL-regularised RL (`KLControlAgent`, a posterior over what to do) and Bayesian RL
+    (`BayesianAgent`, a posterior over what is not known), so that they can be compared.
 
     Args:
         key: fixes everything random, the environment too; but the world of a bandit is drawn by
-            `BanditWorld(bandit, seed=...)`, and is that of seed 0 where the bandit itself is passed.
+            `BanditEnv(bandit, seed=...)`, and is that of seed 0 where the bandit itself is passed.
         environment: a `TabularMDP`, a bandit, an `Environment`, or a Gymnasium environment, its id or a function that
             makes one; actions are finitely many. It is played and not looked into.
-        agent: `KLControl(beta)` or `Bayesian(model)`.
+        agent: `KLControlAgent(beta)` or `BayesianAgent(model)`.
         exploration: `thompson()`, `k_learning()`, `epsilon_greedy(ε)`, …, or a function of yours from (key, belief,
-            episode) to actions, for `KLControl` from (key, q, prior) to an action and its log-probability; by default
-            a draw from the agent's own posterior.
+            episode) to actions, for `KLControlAgent` from (key, q, prior) to an action and its log-probability; by
+            default a draw from the agent's own posterior.
         num_episodes: how many, at most.
         tolerance: stop once the decision in the first state has been expected to lose less than this, in
-            reward units, for ten episodes in a row; for `Bayesian`.
+            reward units, for ten episodes in a row; for `BayesianAgent`.
         confidence: stop once P(the decision in the first state is optimal) has been at least this for ten
-            episodes in a row; for `Bayesian`.
+            episodes in a row; for `BayesianAgent`.
         directory: run folder, for checkpoints; an interrupted run in it is continued, and more episodes extend it.
         callback: called with each row of the history; a true return value stops the run.
         progress: whether to show a progress line where there is a terminal or a notebook.
@@ -76,7 +76,7 @@ def learn(
             default wherever it does. Models that plan take the mask of a state for a part of it, and so it has to be.
 
     Returns:
-        `Learned`. Ctrl-C ends the run and returns what was learned so far, marked `interrupted`.
+        `LearnResult`. Ctrl-C ends the run and returns what was learned so far, marked `interrupted`.
 
     Raises:
         ControlError: a number is out of range; the agent or the rule is not made for this environment; the rule chose
@@ -90,7 +90,7 @@ def learn(
         >>> swim = control.river_swim()
         >>> model = control.TabularModel.of(swim, noise=0.1)
         >>> learned = control.learn(
-        ...     jax.random.key(0), swim, control.Bayesian(model), exploration=control.thompson(), num_episodes=30
+        ...     jax.random.key(0), swim, control.BayesianAgent(model), exploration=control.thompson(), num_episodes=30
         ... )
         >>> learned.history["regret"].shape
         (30,)
@@ -128,19 +128,19 @@ def _learn(
     action_masks: bool | None,
     *,
     show: bool,
-) -> Learned:
-    world = world_of(environment, action_masks=action_masks)
+) -> LearnResult:
+    env = adapt_environment(environment, action_masks=action_masks)
     rule = agent.default_exploration if exploration is None else exploration
     try:
         with activity("entering the environment"):
-            mind = agent.enter(fold_in(key, 0), world, num_episodes)
-            problem = _problem(key, world, agent, rule, num_episodes, tolerance, confidence)
-        run = _Run(as_hash_key(key), world, mind, rule, num_episodes, tolerance, confidence, callback)
+            agent_state = agent.enter(fold_in(key, 0), env, num_episodes)
+            problem = _problem(key, env, agent, rule, num_episodes, tolerance, confidence)
+        run = _Run(as_hash_key(key), env, agent_state, rule, num_episodes, tolerance, confidence, callback)
         folder = None if directory is None else run_folder.open_folder(directory, problem)
         interrupted = run.go(folder, problem, show=show)
     finally:
-        world.close()
-    return Learned(mind, world, rule, run.history(), tuple(run.stages), problem, interrupted=interrupted)
+        env.close()
+    return LearnResult(agent_state, env, rule, run.history(), tuple(run.snapshots), problem, interrupted=interrupted)
 
 
 class _Run:
@@ -149,15 +149,15 @@ class _Run:
     def __init__(
         self,
         key: PRNGKey,
-        world: World,
-        mind: Mind,
+        env: EnvAdapter,
+        agent_state: AgentState,
         rule: Any,
         num_episodes: int,
         tolerance: float | None,
         confidence: float | None,
         callback: Callable[[dict[str, float]], Any] | None,
     ) -> None:
-        self.key, self.world, self.mind, self.rule = key, world, mind, rule
+        self.key, self.env, self.agent_state, self.rule = key, env, agent_state, rule
         self.num_episodes, self.tolerance, self.confidence, self.callback = (
             num_episodes,
             tolerance,
@@ -165,7 +165,7 @@ class _Run:
             callback,
         )
         self.rows: list[dict[str, float]] = []
-        self.stages: list[Stage] = []
+        self.snapshots: list[Snapshot] = []
         self._steps = 0
 
     def go(self, folder: Path | None, problem: dict[str, Any], *, show: bool) -> bool:
@@ -199,34 +199,34 @@ class _Run:
 
     def _episode(self) -> bool:
         """Explore, play, compute returns, update; tell whether the callback wants to stop."""
-        number, mark = len(self.rows), self.mind.mark()
+        number, mark = len(self.rows), self.agent_state.mark()
         try:
             self._play(number)
         except BaseException:
             # An episode counts as a whole or not at all, wherever it was interrupted.
-            self.mind.back(mark)
+            self.agent_state.back(mark)
             del self.rows[number:]
             raise
         self._steps += int(self.rows[-1]["length"])
         if _is_stage(number + 1) or number + 1 == self.num_episodes:
-            self.stages.append(Stage(number + 1, self._steps))
+            self.snapshots.append(Snapshot(number + 1, self._steps))
         return bool(self.callback is not None and self.callback(self.rows[-1]))
 
     def _play(self, number: int) -> None:
         explore_key, play_key, update_key = split_keys(fold_in(self.key, number + 1), 3)
-        act = self.mind.explore(explore_key, self.rule, number)
-        episode = self.world.play(play_key, act)
+        act = self.agent_state.explore(explore_key, self.rule, number)
+        episode = self.env.play(play_key, act)
         asked = self.tolerance is not None or self.confidence is not None
-        told = self.mind.update(update_key, episode, told=asked)
+        told = self.agent_state.update(update_key, episode, told=asked)
         self.rows.append(self._row(number, episode, act, told))
 
-    def _row(self, number: int, episode: Episode, act: Act, told: Told) -> dict[str, float]:
+    def _row(self, number: int, episode: Episode, act: EpisodePolicy, told: UpdateInfo) -> dict[str, float]:
         return {
             "episode": number + 1,
             "return": float(episode.reward.sum()),
-            "discounted": float(episode.returns(self.world.discount)[0]),
+            "discounted": float(episode.returns(self.env.discount)[0]),
             "length": len(episode.reward),
-            "regret": self.world.regret(episode, act),
+            "regret": self.env.regret(episode, act),
             **told._asdict(),
         }
 
@@ -249,8 +249,8 @@ class _Run:
 
     def _save(self, folder: Path) -> None:
         arrays = {f"history/{name}": values for name, values in self.history().items()}
-        arrays |= {f"agent/{name}": np.asarray(values) for name, values in self.mind.arrays().items()}
-        arrays["stages"] = np.array([list(stage) for stage in self.stages], np.int64).reshape(-1, 2)
+        arrays |= {f"agent/{name}": np.asarray(values) for name, values in self.agent_state.arrays().items()}
+        arrays["stages"] = np.array([list(stage) for stage in self.snapshots], np.int64).reshape(-1, 2)
         run_folder.save_arrays(folder, arrays)
 
     def _restore(self, folder: Path) -> None:
@@ -261,9 +261,9 @@ class _Run:
         count = len(history["episode"]) if history else 0
         try:
             self.rows = [{name: history[name][i].item() for name in _COLUMNS} for i in range(count)]
-            self.stages = [Stage(*map(int, row)) for row in arrays["stages"]]
+            self.snapshots = [Snapshot(*map(int, row)) for row in arrays["stages"]]
             self._steps = int(sum(row["length"] for row in self.rows))
-            self.mind.restore({k.removeprefix("agent/"): v for k, v in arrays.items() if k.startswith("agent/")})
+            self.agent_state.restore({k.removeprefix("agent/"): v for k, v in arrays.items() if k.startswith("agent/")})
         except BayesRLError:
             raise
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -288,32 +288,32 @@ def _numbers(described: Any) -> Any:
 
 def _problem(
     key: PRNGKey,
-    world: World,
+    env: EnvAdapter,
     agent: Agent,
     rule: Any,
     num_episodes: int,
     tolerance: float | None,
     confidence: float | None,
 ) -> dict[str, Any]:
-    mdp = getattr(world, "mdp", None)
-    tables: Any = getattr(world, "values", ())
+    mdp = getattr(env, "mdp", None)
+    tables: Any = getattr(env, "values", ())
     if mdp is not None:
         tables = (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start, mdp.terminal, mdp.discount, mdp.horizon)
     identity = {
         "kind": "learn",
-        "environment": world.name or type(world).__name__,
+        "environment": env.name or type(env).__name__,
         "tables": digest(tables),
-        "observations": list(world.shape) if world.num_observations is None else world.num_observations,
-        "actions": world.num_actions,
+        "observations": list(env.shape) if env.num_observations is None else env.num_observations,
+        "actions": env.num_actions,
         "agent": agent.describe(),
         "agent's numbers": digest(_numbers(agent)),
         "exploration": repr(rule) if isinstance(rule, Exploration) else getattr(rule, "__qualname__", "given"),
         "seed": np.asarray(jax.random.key_data(key)).tolist(),
     }
-    if world.masked:
+    if env.masked:
         identity["action_masks"] = True
-    if world.options:
-        identity["options"] = dict(world.options)
+    if env.options:
+        identity["options"] = dict(env.options)
     settings: dict[str, Any] = {"num_episodes": num_episodes}
     if tolerance is not None:
         settings["tolerance"] = tolerance

@@ -10,9 +10,9 @@ from numpyro import handlers
 from bayesrl.arguments import Count, CountAboveOne, check_memory, checked, integer_range
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import split, split_keys
-from bayesrl.control.learning.agents.bayesian_state import BayesianMind
+from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.replay_memory import Experience
-from bayesrl.control.learning.result import Learned
+from bayesrl.control.learning.result import LearnResult
 from bayesrl.core.primitives import site_kind
 from bayesrl.diagnostics.results import Check
 from bayesrl.errors import ControlError
@@ -28,7 +28,7 @@ _SURE, _CHEAP, _NEAR, _ODD = 0.95, 0.02, 0.1, 0.01
 
 
 @checked(ControlError)
-def check_learned(key: PRNGKey, learned: Learned) -> list[Check]:
+def check_learning(key: PRNGKey, learned: LearnResult) -> list[Check]:
     """Ask of a run: is the decision in the first state settled, is play near the optimum, does the model fit the data?
 
     Args:
@@ -36,27 +36,27 @@ def check_learned(key: PRNGKey, learned: Learned) -> list[Check]:
         learned: what `learn` gave.
 
     Returns:
-        Checks; those about a posterior only for `Bayesian`.
+        Checks; those about a posterior only for `BayesianAgent`.
 
     References:
         Gelman, Meng & Stern (1996), "Posterior predictive assessment of model fitness", for the p-values.
     """
     checks = []
-    if isinstance(learned.mind, BayesianMind) and learned.num_episodes:
+    if isinstance(learned.agent_state, BayesianAgentState) and learned.num_episodes:
         checks += _decision(key, learned)
     if learned.num_episodes and not np.isnan(learned.history["regret"]).all():
         checks.append(_near_optimum(learned))
-    if isinstance(learned.mind, BayesianMind) and learned.num_episodes:
+    if isinstance(learned.agent_state, BayesianAgentState) and learned.num_episodes:
         checks.append(_predictive(key, learned))
     return checks
 
 
-def _decision(key: PRNGKey, learned: Learned) -> list[Check]:
-    first = learned.bayesian_mind().memory.arrays()["observation"][0]
+def _decision(key: PRNGKey, learned: LearnResult) -> list[Check]:
+    first = learned.bayesian_state().memory.arrays()["observation"][0]
     told = learned.decide(key, first)
     best = int(np.argmin(told.regret))
-    sure, loss = float(told.optimal[best]), float(told.regret[best])
-    scale = abs(learned.world.optimum or 0.0) or float(np.abs(np.asarray(learned.history["return"])).max()) or 1.0
+    sure, loss = float(told.p_optimal[best]), float(told.regret[best])
+    scale = abs(learned.env.optimum or 0.0) or float(np.abs(np.asarray(learned.history["return"])).max()) or 1.0
     return [
         Check(
             SETTLED,
@@ -79,10 +79,10 @@ def _decision(key: PRNGKey, learned: Learned) -> list[Check]:
     ]
 
 
-def _near_optimum(learned: Learned) -> Check:
+def _near_optimum(learned: LearnResult) -> Check:
     last = max(learned.num_episodes // 10, 1)
     regret = learned.history["regret"][-last:]
-    scale = abs(learned.world.optimum or 0.0) or 1.0
+    scale = abs(learned.env.optimum or 0.0) or 1.0
     value = float(np.mean(regret) / scale)
     error = float(np.std(regret, ddof=1) / last**0.5 / scale) if last > 1 else np.inf
     outcome: Any = "pass" if value <= _NEAR + 2 * min(error, 1.0) else "fail" if value > 0.5 else "warn"
@@ -98,7 +98,7 @@ def _near_optimum(learned: Learned) -> Check:
     )
 
 
-def _predictive(key: PRNGKey, learned: Learned) -> Check:
+def _predictive(key: PRNGKey, learned: LearnResult) -> Check:
     told = predictive_p_values(key, learned)
     worst = min(told, key=lambda name: min(told[name], 1 - told[name]))
     value = 2 * min(told[worst], 1 - told[worst])
@@ -115,14 +115,16 @@ def _predictive(key: PRNGKey, learned: Learned) -> Check:
 
 
 @checked(ControlError)
-def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replications: Count = _REPLICATES) -> dict[str, float]:
+def predictive_p_values(
+    key: PRNGKey, learned: LearnResult, *, num_replications: Count = _REPLICATES
+) -> dict[str, float]:
     """Give P(T(replicated data) > T(data)), ties counted half, for mean and standard deviation of each observed site.
 
     The actions that were taken are kept, what followed is drawn anew from the posterior.
 
     Args:
         key: consumed whole.
-        learned: by a `Bayesian` agent.
+        learned: by a `BayesianAgent`.
         num_replications: data sets to draw.
 
     Returns:
@@ -131,11 +133,11 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replications: Cou
     Raises:
         ControlError: the agent has no posterior over what is unknown, or the number is below 1.
     """
-    mind = learned.bayesian_mind()
-    first = max(mind.memory.num_rows - _ROWS, 0)
-    rows = mind.rows(first, mind.memory.num_rows)
+    agent_state = learned.bayesian_state()
+    first = max(agent_state.memory.num_rows - _ROWS, 0)
+    rows = agent_state.rows(first, agent_state.memory.num_rows)
     draw_key, own_key = split_keys(key)
-    sites, _ = mind.drawn(draw_key, num_replications)
+    sites, _ = agent_state.drawn(draw_key, num_replications)
 
     def statistics(site: Any) -> Any:
         values, mask = jnp.asarray(site["value"], float), getattr(site["fn"], "_mask", True)
@@ -143,13 +145,13 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replications: Cou
         return jnp.stack([jnp.mean(values, where=counted), jnp.std(values, where=counted)])
 
     def told(program: Any, key: PRNGKey, rows: Experience) -> Any:
-        args = (rows,) if mind.finite else (rows, jnp.zeros((1, *learned.world.shape), learned.world.dtype))
+        args = (rows,) if agent_state.finite else (rows, jnp.zeros((1, *learned.env.shape), learned.env.dtype))
         with handlers.block(), handlers.trace() as trace:
             handlers.seed(program, rng_seed=key)(*args)
         return trace
 
     def one(key: PRNGKey, sites: Any, rows: Experience) -> dict[str, Any]:
-        trace = told(_Redrawn(handlers.substitute(mind.model, data=sites)), key, rows)
+        trace = told(_Redrawn(handlers.substitute(agent_state.model, data=sites)), key, rows)
         return {
             name: statistics(site)
             for name, site in trace.items()
@@ -159,7 +161,7 @@ def predictive_p_values(key: PRNGKey, learned: Learned, *, num_replications: Cou
     def replicate(keys: PRNGKeys, sites: Any, rows: Experience) -> tuple[dict[str, Any], dict[str, Any]]:
         drawn = jax.vmap(one, in_axes=(0, 0, None))(keys, sites, rows)
         own = jax.tree.map(lambda x: x[0], sites)
-        trace = told(handlers.substitute(mind.model, data=own), keys[0], rows)
+        trace = told(handlers.substitute(agent_state.model, data=own), keys[0], rows)
         return drawn, {name: statistics(trace[name]) for name in drawn}
 
     replicated, observed = closure_jit(replicate)(split(own_key, num_replications), sites, rows)
@@ -186,7 +188,7 @@ class _Redrawn(handlers.uncondition):
 @checked(ControlError)
 def nuts_posterior(
     key: PRNGKey,
-    learned: Learned,
+    learned: LearnResult,
     *,
     num_warmup: Count = 300,
     num_samples: Annotated[int, integer_range(10)] = 500,
@@ -196,7 +198,7 @@ def nuts_posterior(
 
     Args:
         key: consumed whole.
-        learned: by a `Bayesian` agent; the program of its model must have continuous sites alone.
+        learned: by a `BayesianAgent`; the program of its model must have continuous sites alone.
         num_warmup: steps of each chain that are thrown away.
         num_samples: draws of each chain.
         num_chains: at least 2, lest R-hat say nothing.
@@ -214,14 +216,14 @@ def nuts_posterior(
     import xarray as xr
     from numpyro.infer import MCMC, NUTS
 
-    mind = learned.bayesian_mind()
-    each = learned.world.num_actions
+    agent_state = learned.bayesian_state()
+    each = learned.env.num_actions
     what = f"nuts_posterior(num_samples={num_samples}, num_chains={num_chains})"
     check_memory(4.0 * num_samples * num_chains * each, what, "ask for fewer", ControlError)
-    rows = mind.rows(0, max(mind.memory.num_rows, 1))
-    args = (rows,) if mind.finite else (rows, np.zeros((1, *learned.world.shape), learned.world.dtype))
+    rows = agent_state.rows(0, max(agent_state.memory.num_rows, 1))
+    args = (rows,) if agent_state.finite else (rows, np.zeros((1, *learned.env.shape), learned.env.dtype))
     sampler = MCMC(
-        NUTS(mind.model),
+        NUTS(agent_state.model),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,

@@ -28,7 +28,7 @@ class Episode(NamedTuple):
         observation: before each action, [steps, *shape].
         action: [steps], integers.
         reward: [steps], reward units.
-        following: what was observed after each action, [steps, *shape].
+        next_observation: what was observed after each action, [steps, *shape].
         terminated: whether the episode came to its own end, which no time limit is.
         log_behaviour: log-probability of each action under who played, nats, [steps]; nan where that is not known.
         allowed: which actions were allowed before each step and after the last one, [steps + 1, actions]; None where
@@ -38,7 +38,7 @@ class Episode(NamedTuple):
     observation: np.ndarray
     action: np.ndarray
     reward: np.ndarray
-    following: np.ndarray
+    next_observation: np.ndarray
     terminated: bool
     log_behaviour: np.ndarray
     allowed: np.ndarray | None = None
@@ -57,11 +57,11 @@ class Experience(NamedTuple):
         observation: before each action, [rows, *shape].
         action: [rows], integers.
         reward: [rows], reward units.
-        following: what was observed afterwards, [rows, *shape].
+        next_observation: what was observed afterwards, [rows, *shape].
         terminated: whether the episode ended there by itself, [rows].
         returns: the discounted rewards from here to the end of the episode, [rows], reward units.
         time: step of its episode, [rows].
-        held: whether the row holds a step, [rows].
+        mask: whether the row holds a step, [rows].
         allowed: which actions each of finitely many states allows, as far as was seen, [states, actions]; None where
             all are allowed, or observations are vectors.
     """
@@ -69,11 +69,11 @@ class Experience(NamedTuple):
     observation: Numbers
     action: Numbers
     reward: Numbers
-    following: Numbers
+    next_observation: Numbers
     terminated: Numbers
     returns: Numbers
     time: Numbers
-    held: Numbers
+    mask: Numbers
     allowed: Numbers | None = None
 
 
@@ -93,17 +93,17 @@ class Memory:
             "observation": np.zeros((rows, *shape), dtype),
             "action": np.zeros(rows, np.int32),
             "reward": np.zeros(rows, np.float32),
-            "following": np.zeros((rows, *shape), dtype),
+            "next_observation": np.zeros((rows, *shape), dtype),
             "terminated": np.zeros(rows, bool),
             "returns": np.zeros(rows, np.float32),
             "time": np.zeros(rows, np.int32),
-            "held": np.zeros(rows, bool),
+            "mask": np.zeros(rows, bool),
         }
 
     def add(self, episode: Episode, discount: float) -> None:
         """Add an episode."""
         count = len(episode.reward)
-        while self.num_rows + count > len(self._held["held"]):
+        while self.num_rows + count > len(self._held["mask"]):
             self._held = {k: np.concatenate([v, np.zeros_like(v)]) for k, v in self._held.items()}
         ends = np.zeros(count, bool)
         ends[-1] = episode.terminated
@@ -112,11 +112,11 @@ class Memory:
             "observation": episode.observation,
             "action": episode.action,
             "reward": episode.reward,
-            "following": episode.following,
+            "next_observation": episode.next_observation,
             "terminated": ends,
             "returns": episode.returns(discount),
             "time": np.arange(count),
-            "held": True,
+            "mask": True,
         }
         for name, values in given.items():
             self._held[name][rows] = values
@@ -124,7 +124,7 @@ class Memory:
 
     def forget(self, count: int) -> None:
         """Keep so many rows, and no others."""
-        self._held["held"][count:] = False
+        self._held["mask"][count:] = False
         self.num_rows = count
 
     def experience(self) -> Experience:
@@ -146,13 +146,13 @@ class Memory:
         Raises:
             ControlError: it is of observations of another shape.
         """
-        count = len(arrays["held"])
+        count = len(arrays["mask"])
         if arrays["observation"].shape[1:] != self._held["observation"].shape[1:]:
             raise ControlError(
                 f"the run was of observations of shape {arrays['observation'].shape[1:]}, and those of the environment "
                 f"have {self._held['observation'].shape[1:]}; learn into another directory"
             )
-        while count > len(self._held["held"]):
+        while count > len(self._held["mask"]):
             self._held = {k: np.concatenate([v, np.zeros_like(v)]) for k, v in self._held.items()}
         for name, values in arrays.items():
             self._held[name][:count] = values
@@ -161,7 +161,7 @@ class Memory:
 
 def first_rows(experience: Experience, count: Any) -> Experience:
     """Give the experience as it was when it held so many rows."""
-    return experience._replace(held=experience.held & (np.arange(experience.held.shape[0]) < count))
+    return experience._replace(mask=experience.mask & (np.arange(experience.mask.shape[0]) < count))
 
 
 def example(shape: tuple[int, ...], dtype: Any) -> Experience:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from bayesrl.compilation.keys import dummy_key
-from bayesrl.control.learning.agents.bayesian_state import BayesianMind
+from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.figures import certainty_figure, regret_figure, returns_figure
-from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learned
-from bayesrl.control.learning.result import Learned
+from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learning
+from bayesrl.control.learning.result import LearnResult
 from bayesrl.diagnostics.results import Check, Section
 from bayesrl.display.formatting import format_estimate, format_number
 from bayesrl.display.tables import MARKS, Markup, Table, tag
@@ -18,25 +18,25 @@ from bayesrl.report.html.page import CaptionedFigure, Cell, Part
 from bayesrl.statistics.estimates import Estimate
 
 
-def summary(several: Sequence[Learned]) -> list[tuple[str, str]]:
+def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
     """Tell runs of one kind in numbers, as rows of (what, value)."""
     first = several[0]
     last, mean = _earned(several)
     rows = [("runs", str(len(several))), ("episodes", ", ".join(f"{run.num_episodes:,}" for run in several))]
     rows.append(("steps", ", ".join(f"{int(run.history['length'].sum()):,}" for run in several)))
     rows.append((f"mean return of the {_last(last)}", mean))
-    if first.world.optimum is not None:
-        rows.append(("optimum", format_number(first.world.optimum)))
+    if first.env.optimum is not None:
+        rows.append(("optimum", format_number(first.env.optimum)))
     else:
-        rows.append(("optimum and regret", f"unknown: {first.world.unknown}"))
+        rows.append(("optimum and regret", f"unknown: {first.env.unknown}"))
     if not np.isnan(first.history["regret"]).all():
         rows.append(("cumulated regret", _over([run.regret[-1] for run in several])))
-    if first.world.optimum is not None and first.world.optimum > 0 and first.world.max_steps > 1:
+    if first.env.optimum is not None and first.env.optimum > 0 and first.env.max_steps > 1:
         solved = [run.solved_after() for run in several]
         rows.append(
             ("mean regret at half the optimum after", ", ".join("never" if s is None else f"{s:,}" for s in solved))
         )
-    if isinstance(first.mind, BayesianMind):
+    if isinstance(first.agent_state, BayesianAgentState):
         told = [run.history["p_optimal"][~np.isnan(run.history["p_optimal"])] for run in several]
         rows.append(
             (
@@ -48,7 +48,7 @@ def summary(several: Sequence[Learned]) -> list[tuple[str, str]]:
 
 
 def learning_parts(
-    runs: Mapping[str, Sequence[Learned]],
+    runs: Mapping[str, Sequence[LearnResult]],
     sections: Sequence[Section] = (),
     about: str = "",
     made: Any = (),
@@ -64,7 +64,7 @@ def learning_parts(
         checks: of the first runs, by name, where they were made before.
     """
     if checks is None:
-        checks = {name: check_learned(dummy_key(), several[0]) for name, several in runs.items()}
+        checks = {name: check_learning(dummy_key(), several[0]) for name, several in runs.items()}
     many = len(runs) > 1
     parts = [
         Part("Verdict", "", [Cell(name if many else "", _verdict(runs[name], checks[name], about)) for name in runs]),
@@ -93,7 +93,7 @@ def learning_parts(
     return parts
 
 
-def _verdict(several: Sequence[Learned], checks: Sequence[Check], about: str) -> list[Any]:
+def _verdict(several: Sequence[LearnResult], checks: Sequence[Check], about: str) -> list[Any]:
     asked = [check.outcome for check in checks if check.name not in (DESCRIBED, SETTLED)]
     card = next((outcome for outcome in ("fail", "warn", "pass") if outcome in asked), "unknown")
     headline = {"pass": "Learned", "warn": "Not settled", "fail": "Not learned", "unknown": "Unknown"}[card]
@@ -107,30 +107,30 @@ def _verdict(several: Sequence[Learned], checks: Sequence[Check], about: str) ->
     return blocks
 
 
-def sentence(several: Sequence[Learned], checks: Sequence[Check]) -> str:
+def sentence(several: Sequence[LearnResult], checks: Sequence[Check]) -> str:
     """Say in one sentence what was learned, and what the checks of the first run point at."""
     odd = [check.name for check in checks if check.outcome != "pass"]
     last, mean = _earned(several)
     earned = f"The {_last(last)} earned {mean} on average"
-    optimum = several[0].world.optimum
+    optimum = several[0].env.optimum
     against = f", where {format_number(optimum)} is the most that can be expected" if optimum is not None else ""
     return f"{earned}{against}" + (f"; look at: {', '.join(odd)}." if odd else "; all checks pass.")
 
 
-def _curves(runs: Mapping[str, Sequence[Learned]]) -> list[Any]:
+def _curves(runs: Mapping[str, Sequence[LearnResult]]) -> list[Any]:
     several = all(len(r) > 1 for r in runs.values())
     bands = " Bands are the range over runs, lines their median." if several else ""
     shown: list[Any] = [CaptionedFigure(returns_figure(runs), f"Good: it rises to the optimum and stays there.{bands}")]
     if not any(np.isnan(run.history["regret"]).any() for r in runs.values() for run in r):
         shown.append(CaptionedFigure(regret_figure(runs), f"Good: it flattens; a straight line learns nothing.{bands}"))
-    bayesian = {n: r for n, r in runs.items() if isinstance(r[0].mind, BayesianMind)}
+    bayesian = {n: r for n, r in runs.items() if isinstance(r[0].agent_state, BayesianAgentState)}
     if bayesian:
         caption = "Good: it rises to 1, or settles where actions are worth the same."
         shown.append(CaptionedFigure(certainty_figure(bayesian), caption))
     return shown
 
 
-def _made(learned: Learned) -> list[tuple[str, str]]:
+def _made(learned: LearnResult) -> list[tuple[str, str]]:
     identity, settings = learned.problem["identity"], learned.problem["settings"]
     agent = ", ".join(f"{k}={v}" for k, v in identity["agent"].items() if k != "type")
     rows = [
@@ -154,7 +154,7 @@ def _body(body: Any) -> Any:
     return Table(body[0], [list(map(str, row)) for row in body[1:]])
 
 
-def _earned(several: Sequence[Learned]) -> tuple[int, str]:
+def _earned(several: Sequence[LearnResult]) -> tuple[int, str]:
     """Give how many episodes are the last, and their mean return over the runs as text."""
     last = max(several[0].num_episodes // 10, 1)
     return last, _over([run.history["return"][-last:].mean() for run in several])

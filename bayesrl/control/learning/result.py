@@ -1,4 +1,4 @@
-"""`Learned`: what came out of a run of `learn`."""
+"""`LearnResult`: what came out of a run of `learn`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ import numpy as np
 from bayesrl.arguments import AnyNumbers, Count, CountOrZero, FlagsOrNone, UnitInterval, checked
 from bayesrl.compilation.keys import as_hash_key, dummy_key
 from bayesrl.control.exploration.rules import Decision
-from bayesrl.control.learning.agents.base import Mind
-from bayesrl.control.learning.agents.bayesian_state import BayesianMind
+from bayesrl.control.learning.agents.base import AgentState
+from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.choices import losses, shares
-from bayesrl.control.learning.env_adapter import World
+from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.diagnostics.results import Section
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -24,7 +24,7 @@ _KEPT_DRAWS = 400
 _LARGEST = 2_000_000
 
 
-class Stage(NamedTuple):
+class Snapshot(NamedTuple):
     """A moment of a run whose posterior can be looked at again.
 
     Attributes:
@@ -38,26 +38,26 @@ class Stage(NamedTuple):
 
 @checked(ControlError)
 @dataclass(frozen=True, eq=False)
-class Learned:
+class LearnResult:
     """What came out of a run of `learn`.
 
     Attributes:
-        mind: the agent in its environment, with all that it lived through.
-        world: the environment.
+        agent_state: the agent in its environment, with all that it lived through.
+        env: the environment.
         exploration: the rule.
         history: by episode: `episode`, `return` and `discounted` return, `length`, `regret` (reward units; its mean is
-            the expected regret), for `Bayesian`, about the first state, `p_optimal` and `expected_regret`, and for
-            `KLControl` `objective` (J, reward units) and `kl` (nats) of the last batch.
-        stages: moments whose posterior can be looked at again, by `draws(..., stage=...)`.
+            the expected regret), for `BayesianAgent`, about the first state, `p_optimal` and `expected_regret`, and for
+            `KLControlAgent` `objective` (J, reward units) and `kl` (nats) of the last batch.
+        snapshots: moments whose posterior can be looked at again, by `draws(..., snapshot=...)`.
         problem: what identifies the run, and its settings.
         interrupted: whether Ctrl-C ended it.
     """
 
-    mind: Mind
-    world: World
+    agent_state: AgentState
+    env: EnvAdapter
     exploration: Any
     history: dict[str, np.ndarray]
-    stages: tuple[Stage, ...]
+    snapshots: tuple[Snapshot, ...]
     problem: dict[str, Any]
     interrupted: bool = False
 
@@ -77,9 +77,9 @@ class Learned:
         Raises:
             ControlError: the environment has no such action.
         """
-        if action >= self.world.num_actions:
-            raise ControlError(f"action={action}; use one of the environment's, from 0 to {self.world.num_actions - 1}")
-        return self.world.action_names[action] if self.world.action_names else str(action)
+        if action >= self.env.num_actions:
+            raise ControlError(f"action={action}; use one of the environment's, from 0 to {self.env.num_actions - 1}")
+        return self.env.action_names[action] if self.env.action_names else str(action)
 
     def solved_after(self, share: UnitInterval = 0.5) -> int | None:
         """Give the first episode at which the mean regret so far is at most this share of the optimum; None if never.
@@ -87,21 +87,23 @@ class Learned:
         References:
             Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
         """
-        if self.world.optimum is None:
+        if self.env.optimum is None:
             raise ControlError(
-                f"the optimum of the environment is not known, so neither is when it was reached: {self.world.unknown}"
+                f"the optimum of the environment is not known, so neither is when it was reached: {self.env.unknown}"
             )
         mean = self.regret / np.arange(1, self.num_episodes + 1)
-        reached = np.flatnonzero(mean <= share * self.world.optimum)
+        reached = np.flatnonzero(mean <= share * self.env.optimum)
         return int(reached[0]) + 1 if len(reached) else None
 
-    def draws(self, key: PRNGKey, num_draws: Count = _KEPT_DRAWS, *, stage: Stage | None = None) -> dict[str, Any]:
+    def draws(
+        self, key: PRNGKey, num_draws: Count = _KEPT_DRAWS, *, snapshot: Snapshot | None = None
+    ) -> dict[str, Any]:
         """Draw θ and the action values from the posterior.
 
         Args:
             key: consumed whole.
             num_draws: how many.
-            stage: one of `stages`; by default the end. Only posteriors that are exact can go back.
+            snapshot: one of `snapshots`; by default the end. Only posteriors that are exact can go back.
 
         Returns:
             Sites of θ [draws, ...], and `action_values` where observations are finitely many.
@@ -109,10 +111,10 @@ class Learned:
         Raises:
             ControlError: the agent has no posterior over what is unknown, or cannot go back.
         """
-        mind = self.bayesian_mind()
-        state = None if stage is None else mind.back_then(stage.rows)
-        sites, tables = mind.drawn(as_hash_key(key), num_draws, state=state)
-        return sites | {"action_values": tables} if mind.finite else sites
+        agent_state = self.bayesian_state()
+        state = None if snapshot is None else agent_state.back_then(snapshot.rows)
+        sites, tables = agent_state.drawn(as_hash_key(key), num_draws, state=state)
+        return sites | {"action_values": tables} if agent_state.finite else sites
 
     def decide(
         self,
@@ -137,12 +139,12 @@ class Learned:
             ControlError: the agent has no posterior over what is unknown, or its draws are not finite; the observation
                 is none of its own; no action is allowed.
         """
-        mind = self.bayesian_mind()
-        if time >= self.world.max_steps:
-            raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.world.max_steps - 1}")
+        agent_state = self.bayesian_state()
+        if time >= self.env.max_steps:
+            raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.env.max_steps - 1}")
         seen = self._seen(observation)
         among = self._among(seen, allowed)
-        values = mind.at(as_hash_key(key), seen, num_draws, time)
+        values = agent_state.at(as_hash_key(key), seen, num_draws, time)
         if not np.isfinite(values).all():
             raise ControlError("draws of the action values are not finite; look at the prior and the data of the model")
         loss = losses(values, among)
@@ -150,18 +152,16 @@ class Learned:
         return Decision(*told)
 
     def _seen(self, observation: Any) -> np.ndarray:
-        seen, count = np.asarray(observation), self.world.num_observations
+        seen, count = np.asarray(observation), self.env.num_observations
         whole = np.issubdtype(seen.dtype, np.integer)
-        if seen.shape != self.world.shape or (count is not None and not (whole and 0 <= int(seen) < count)):
-            wanted = (
-                f"an integer from 0 to {count - 1}" if count is not None else f"an array of shape {self.world.shape}"
-            )
+        if seen.shape != self.env.shape or (count is not None and not (whole and 0 <= int(seen) < count)):
+            wanted = f"an integer from 0 to {count - 1}" if count is not None else f"an array of shape {self.env.shape}"
             raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
         return seen
 
     def act(self, key: PRNGKey, observation: AnyNumbers, time: CountOrZero = 0, *, allowed: FlagsOrNone = None) -> int:
         """Choose an action as the exploration rule does after what was learned, among those `allowed`; see `decide`."""
-        rule = self.mind.explore(as_hash_key(key), self.exploration, self.num_episodes)
+        rule = self.agent_state.explore(as_hash_key(key), self.exploration, self.num_episodes)
         seen = self._seen(observation)
         among = self._among(seen, allowed)
         if among is None:
@@ -170,13 +170,13 @@ class Learned:
 
     def _among(self, seen: np.ndarray, allowed: Any) -> np.ndarray | None:
         """Give the actions to choose among where something is seen, or None where the environment has no masks."""
-        number = self.world.num_actions
-        if not self.world.masked:
+        number = self.env.num_actions
+        if not self.env.masked:
             if allowed is not None:
                 raise ControlError("the environment tells no action masks, so that all actions are; leave allowed= out")
             return None
         if allowed is None:
-            known = getattr(self.mind, "masks", None)
+            known = getattr(self.agent_state, "masks", None)
             return np.ones(number, bool) if known is None else np.asarray(known.table[int(seen)])
         told = np.asarray(allowed, bool)
         if told.shape != (number,) or not told.any():
@@ -186,7 +186,7 @@ class Learned:
     def to_datatree(self) -> "xr.DataTree":
         """Give posterior, experience and history as an ArviZ DataTree; see `bayesrl.to_datatree`.
 
-        Groups are `posterior` and `observed_data` for `Bayesian`, and `training`.
+        Groups are `posterior` and `observed_data` for `BayesianAgent`, and `training`.
         """
         import xarray as xr
 
@@ -195,18 +195,18 @@ class Learned:
                 {k: (["episode"], v) for k, v in self.history.items() if k != "episode"}
             ).assign_coords(episode=self.history["episode"])
         }
-        if isinstance(self.mind, BayesianMind):
+        if isinstance(self.agent_state, BayesianAgentState):
             sites = self.draws(dummy_key())
             small = {k: np.asarray(v)[None] for k, v in sites.items() if np.size(v) <= _LARGEST}
             groups["posterior"] = xr.Dataset(
                 {k: (["chain", "draw", *(f"{k}_dim_{i}" for i in range(v.ndim - 2))], v) for k, v in small.items()}
             ).assign_coords(chain=[0], draw=np.arange(_KEPT_DRAWS))
-            memory = self.mind.memory.arrays()
+            memory = self.agent_state.memory.arrays()
             groups["observed_data"] = xr.Dataset(
                 {
                     k: (["row", *(f"{k}_dim_{i}" for i in range(v.ndim - 1))], v)
                     for k, v in memory.items()
-                    if k != "held"
+                    if k != "mask"
                 }
             )
         tree = xr.DataTree.from_dict(groups)
@@ -219,18 +219,18 @@ class Learned:
         """Give the parts of the report of runs by name, for `bayesrl.write_report`."""
         from bayesrl.control.learning.report import learning_parts
 
-        runs = {name: [run] if isinstance(run, Learned) else list(run) for name, run in named.items()}
+        runs = {name: [run] if isinstance(run, LearnResult) else list(run) for name, run in named.items()}
         return learning_parts(runs, sections)
 
-    def bayesian_mind(self) -> BayesianMind:
-        """Give the mind with its posterior over what is unknown.
+    def bayesian_state(self) -> BayesianAgentState:
+        """Give the agent_state with its posterior over what is unknown.
 
         Raises:
-            ControlError: the agent is no `Bayesian`.
+            ControlError: the agent is no `BayesianAgent`.
         """
-        if not isinstance(self.mind, BayesianMind):
+        if not isinstance(self.agent_state, BayesianAgentState):
             raise ControlError(
-                "KLControl believes nothing of the environment, so there is no posterior over what is unknown; "
-                "learn with Bayesian(model)"
+                "KLControlAgent believes nothing of the environment, so there is no posterior over what is unknown; "
+                "learn with BayesianAgent(model)"
             )
-        return self.mind
+        return self.agent_state

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bayesrl import control
-from bayesrl.control import BetaBelief, NormalBelief, decide_between
+from bayesrl.control import BetaBelief, NormalBelief, best_action_probabilities
 from bayesrl.control.bandits import (
     BanditRuns,
     BernoulliArms,
@@ -82,7 +82,7 @@ def test_thompson_takes_arms_as_often_as_they_are_optimal() -> None:
     belief = BetaBelief(*(np.tile(np.float32(x), (40_000, 1)) for x in ([3.0, 1.0, 5.0], [2.0, 1.0, 9.0])))
     taken = np.bincount(arms_of(control.thompson(), belief), minlength=3) / 40_000
     one = BetaBelief(belief.a[0], belief.b[0])
-    optimal = np.asarray(decide_between(jax.random.key(1), one, num_samples=40_000).optimal)
+    optimal = np.asarray(best_action_probabilities(jax.random.key(1), one, num_samples=40_000).p_optimal)
     assert np.abs(taken - optimal).max() < 4.5 * np.sqrt(2 * 0.25 / 40_000)
 
 
@@ -111,11 +111,11 @@ def test_greedy_breaks_ties_at_random_and_boltzmann_is_a_softmax() -> None:
 
 def test_decisions() -> None:
     belief = NormalBelief(jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0]))
-    found = decide_between(KEY, belief, num_samples=100_000)
+    found = best_action_probabilities(KEY, belief, num_samples=100_000)
     from scipy.stats import norm
 
     z = 1 / np.sqrt(2)
-    assert abs(float(found.optimal[0]) - norm.cdf(z)) < 4.5 * 0.5 / 100_000**0.5
+    assert abs(float(found.p_optimal[0]) - norm.cdf(z)) < 4.5 * 0.5 / 100_000**0.5
     loss = np.sqrt(2) * norm.pdf(z) - norm.cdf(-z)  # E[max(0, d)], d = Normal(−1, √2)
     assert abs(float(found.regret[0]) - loss) < 4.5 * 1.0 / 100_000**0.5
     assert float(found.interval[0, 0]) == 0.0
@@ -175,7 +175,7 @@ def test_the_same_key_gives_the_same_runs_and_each_run_has_a_world() -> None:
 class Endless(GaussianArms):
     """Values that overflow."""
 
-    def values(self, worlds: Any, seen: Any) -> Any:
+    def expected_rewards(self, worlds: Any, seen: Any) -> Any:
         return worlds * jnp.inf
 
 
@@ -193,14 +193,17 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: GaussianArms(2, prior_mean=np.nan), "prior_mean=nan; use a finite number"),
     (lambda: control.epsilon_greedy(None), "epsilon=None"),  # type: ignore[arg-type]
     (lambda: control.boltzmann("1"), "temperature='1'"),  # type: ignore[arg-type]
-    (lambda: decide_between(KEY, BetaBelief(jnp.array([0.2, 3.0]), jnp.ones(2))), "a and b of at least 1"),
-    (lambda: decide_between(KEY, BetaBelief(jnp.array([0.5, 0.5]), jnp.ones(2))), "a and b of at least 1"),
-    (lambda: decide_between(KEY, BetaBelief(jnp.array([jnp.nan, jnp.inf]), jnp.ones(2))), "are not finite"),
-    (lambda: decide_between(KEY, NormalBelief(jnp.zeros(2), jnp.array([1.0, -1.0]))), "variances of at least 0"),
-    (lambda: decide_between(KEY, NormalBelief(jnp.zeros(3), jnp.ones(2))), "cannot be drawn from"),
-    (lambda: decide_between(KEY, BetaBelief([3, 4], [5, 6])), "cannot be drawn from"),  # type: ignore[arg-type]
-    (lambda: decide_between(KEY, NormalBelief(jnp.zeros(()), jnp.ones(()))), "is of a single value"),
-    (lambda: decide_between(KEY, None), "belief=None; use a Belief"),  # type: ignore[arg-type]
+    (lambda: best_action_probabilities(KEY, BetaBelief(jnp.array([0.2, 3.0]), jnp.ones(2))), "a and b of at least 1"),
+    (lambda: best_action_probabilities(KEY, BetaBelief(jnp.array([0.5, 0.5]), jnp.ones(2))), "a and b of at least 1"),
+    (lambda: best_action_probabilities(KEY, BetaBelief(jnp.array([jnp.nan, jnp.inf]), jnp.ones(2))), "are not finite"),
+    (
+        lambda: best_action_probabilities(KEY, NormalBelief(jnp.zeros(2), jnp.array([1.0, -1.0]))),
+        "variances of at least 0",
+    ),
+    (lambda: best_action_probabilities(KEY, NormalBelief(jnp.zeros(3), jnp.ones(2))), "cannot be drawn from"),
+    (lambda: best_action_probabilities(KEY, BetaBelief([3, 4], [5, 6])), "cannot be drawn from"),  # type: ignore[arg-type]
+    (lambda: best_action_probabilities(KEY, NormalBelief(jnp.zeros(()), jnp.ones(()))), "is of a single value"),
+    (lambda: best_action_probabilities(KEY, None), "belief=None; use a Belief"),  # type: ignore[arg-type]
     (
         lambda: play_bandit(KEY, BernoulliArms, control.thompson(), num_steps=1),
         "bandit=the class BernoulliArms, which is not called yet; use a Bandit",
@@ -223,7 +226,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: gittins_index(0, 1, discount=0.9), "a=0"),
     (lambda: gittins_index(1, 1, discount=1.0), "discount=1.0; use a number from 0 to 0.999"),
     (lambda: bayes_optimal_regret(0), "horizon=0"),
-    (lambda: decide_between(KEY, BetaBelief(jnp.ones(2), jnp.ones(2)), num_samples=0), "num_samples=0"),
+    (lambda: best_action_probabilities(KEY, BetaBelief(jnp.ones(2), jnp.ones(2)), num_samples=0), "num_samples=0"),
     (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson(), num_steps=0), "num_steps=0"),
     (lambda: play_bandit(KEY, BernoulliArms(2), control.thompson(), num_steps=1, num_runs=0), "num_runs=0"),
     (lambda: play_bandit(KEY, BernoulliArms(2), lambda k, b, t: b.mean, num_steps=1), "integers of shape"),
@@ -245,7 +248,7 @@ def test_errors_name_the_value(call: Any, message: str) -> None:
 def test_a_seed_is_no_key() -> None:
     for call in (
         lambda: play_bandit(0, BernoulliArms(2), control.thompson(), num_steps=1),  # type: ignore[arg-type]
-        lambda: decide_between(0, BetaBelief(jnp.ones(2), jnp.ones(2))),  # type: ignore[arg-type]
+        lambda: best_action_probabilities(0, BetaBelief(jnp.ones(2), jnp.ones(2))),  # type: ignore[arg-type]
     ):
         with pytest.raises(ControlError, match="key=0; use a JAX random key"):
             call()

@@ -17,7 +17,7 @@ from numpyro import handlers
 
 from bayesrl.compilation.keys import as_hash_key
 from bayesrl.control import ActorCritic, JaxEnvironment, Rollout, TablePolicy
-from bayesrl.control.learning.interaction import world_of
+from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.control.rollout import PolicyOutput
 from bayesrl.errors import ControlError
 from bayesrl.svi.setup import set_up
@@ -255,7 +255,7 @@ def test_the_same_walk_is_the_same_in_every_shape(name: str) -> None:
     """Step by step: place, reward, the end at 3, and what a limit of 4 steps cuts off, where 3 is not reached."""
     for limit, steps in ((4, [1, 0, 1, 0]), (3, [1, 1, 1])):
         environment = JaxEnvironment(SHAPES[name](limit))
-        world = world_of(environment)
+        world = adapt_environment(environment)
         begin = world.begin(as_hash_key(np.zeros(2, np.uint32)))
         at = -1 if name == "pgx" else 0  # its mask comes first
         assert begin[at] == 0
@@ -435,7 +435,7 @@ class Growing(Navix):
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_environment_of_one_agent_is_refused(make: Any, message: str) -> None:
     def play() -> None:
-        world = world_of(JaxEnvironment(make()))
+        world = adapt_environment(JaxEnvironment(make()))
         world.begin(as_hash_key(np.zeros(2, np.uint32)))
         world.step(1)
 

@@ -53,7 +53,7 @@ def test_what_is_known_narrows_the_estimate() -> None:
 def test_episodes_of_several_steps(method: Any) -> None:
     """Against exact evaluation, within 4.5 standard errors: 6,000 episodes of a river, logged by uniform play."""
     mdp = control.river_swim(num_states=4, horizon=5)
-    world = control.learning.worlds.world_of(mdp)
+    world = adapt_environment(mdp)
     rng = np.random.default_rng(0)
     shape = (6000, 5)
     seen, action, reward = np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape)

@@ -26,8 +26,8 @@ from gymnasium.wrappers import (
 
 from bayesrl.compilation.keys import as_hash_key
 from bayesrl.control import from_gymnasium, soft_value_iteration
-from bayesrl.control.learning.env_adapter import Act
-from bayesrl.control.learning.interaction import GymnasiumWorld
+from bayesrl.control.learning.env_adapter import EpisodePolicy
+from bayesrl.control.learning.interaction import GymnasiumAdapter
 from bayesrl.errors import ControlError
 
 LAKE = ["SFFH", "FFFG"]
@@ -42,7 +42,7 @@ def slippery(**options: Any) -> Any:
     return lake(is_slippery=True, **options)
 
 
-SLIPPERY = GymnasiumWorld(slippery()).optimum or np.nan
+SLIPPERY = GymnasiumAdapter(slippery()).optimum or np.nan
 
 
 class Moved(gymnasium.ObservationWrapper[Any, Any, Any]):
@@ -123,7 +123,7 @@ def down_or_right(env: Any, start: int = 0) -> Any:
     ],
 )
 def test_the_optimum_is_that_of_what_is_played(make: Callable[[], Any], optimum: float | None) -> None:
-    world = GymnasiumWorld(make())
+    world = GymnasiumAdapter(make())
     assert world.optimum is not None, world.unknown
     if optimum is not None:
         assert world.optimum == pytest.approx(optimum, abs=1e-9)
@@ -134,7 +134,7 @@ def test_changed_tables_are_read_as_they_are_now() -> None:
     for outcomes in env.unwrapped.P[2].values():
         outcomes[:] = [(p, to, 5.0 if to == 6 else r, end) for p, to, r, end in outcomes]
     # Two steps to the state above, then in, out, in, out, in, out, in.
-    assert GymnasiumWorld(env).optimum == pytest.approx(4 * 5.0)
+    assert GymnasiumAdapter(env).optimum == pytest.approx(4 * 5.0)
 
 
 def test_the_optimum_is_reached_and_never_passed() -> None:
@@ -144,10 +144,10 @@ def test_the_optimum_is_reached_and_never_passed() -> None:
         TimeLimit(down_or_right(slippery(max_episode_steps=30)), 6),
         TransformReward(gymnasium.make("Taxi-v4", is_rainy=True, max_episode_steps=40), lambda r: r / 10),
     ):
-        world = GymnasiumWorld(env)
+        world = GymnasiumAdapter(env)
         tables = from_gymnasium(env, discount=1.0, horizon=world.max_steps)
         best = soft_value_iteration(tables, 0.0).policy.argmax(-1)
-        act = Act(lambda t, seen, best=best: (int(best[t][int(seen)]), 0.0))  # type: ignore[misc]
+        act = EpisodePolicy(lambda t, seen, best=best: (int(best[t][int(seen)]), 0.0))  # type: ignore[misc]
         rng = np.random.default_rng(0)
         played = [world.play(as_hash_key(rng.integers(2**32, size=2, dtype=np.uint32)), act) for _ in range(200)]
         returns = np.array([episode.reward.sum() for episode in played])
@@ -197,7 +197,7 @@ def test_what_the_model_does_not_tell_is_unknown(make: Callable[[], Any], reason
     with pytest.raises(ControlError, match=reason):
         from_gymnasium(env, discount=1.0)
     if env.action_space == spaces.Discrete(4):
-        world = GymnasiumWorld(env)
+        world = GymnasiumAdapter(env)
         assert world.optimum is None
         assert world._tables is None
 
@@ -262,7 +262,7 @@ class Chain(gymnasium.Env[Any, Any]):
 
 @pytest.mark.parametrize("place", ["s", "position", "_state"])
 def test_a_table_that_is_true_is_taken_wherever_the_state_is_kept(place: str) -> None:
-    assert GymnasiumWorld(TimeLimit(Chain(place=place), 9)).optimum == pytest.approx(1.0)
+    assert GymnasiumAdapter(TimeLimit(Chain(place=place), 9)).optimum == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("place", ["s", "_state"])

@@ -9,10 +9,10 @@ import scipy.stats
 
 from bayesrl.control import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
 from bayesrl.control.bandits import GaussianArms, LinearArms, LogisticArms
-from bayesrl.control.exploration.beliefs import draw_gamma
+from bayesrl.control.exploration.beliefs import sample_gamma
 
 NUM = 100_000
-gammas = jax.jit(draw_gamma)
+gammas = jax.jit(sample_gamma)
 
 
 @pytest.mark.parametrize("shape", [1.0, 1.5, 7.0, 400.0])
@@ -40,7 +40,7 @@ def test_beta_quantiles_and_moments() -> None:
     np.testing.assert_allclose(belief.mean, truth.mean(), rtol=1e-5)
     assert (np.asarray(belief.variance) >= truth.var() * (1 - 1e-6)).all()
     many = BetaBelief(*(np.tile(np.asarray(x), (NUM, 1)) for x in (a, b)))
-    drawn = np.asarray(jax.jit(lambda belief: belief.draw(jax.random.key(0)))(many), float)
+    drawn = np.asarray(jax.jit(lambda belief: belief.sample(jax.random.key(0)))(many), float)
     assert np.abs((drawn.mean(0) - truth.mean()) / (truth.std() / NUM**0.5)).max() < 4.5
 
 
@@ -57,7 +57,7 @@ def test_the_variance_bounds_the_cumulants(t: float) -> None:
 
 def _many(belief: LinearBelief) -> np.ndarray:
     keys = jax.random.split(jax.random.key(5), NUM)
-    return np.asarray(jax.jit(jax.vmap(belief.draw))(keys), float)[:, 0]
+    return np.asarray(jax.jit(jax.vmap(belief.sample))(keys), float)[:, 0]
 
 
 @pytest.mark.parametrize("kind", [LinearBelief, LogisticBelief])
@@ -86,8 +86,8 @@ def test_draws_of_linear_beliefs(kind: type[LinearBelief]) -> None:
 
 def test_gaussian_updates_are_bayes() -> None:
     arms = GaussianArms(2, prior_mean=1.0, prior_scale=2.0, noise=0.5)
-    belief: Belief = arms.start(1)
-    rewards, learn = [0.2, -0.4, 1.1], jax.jit(arms.learn)
+    belief: Belief = arms.init(1)
+    rewards, learn = [0.2, -0.4, 1.1], jax.jit(arms.update)
     for reward in rewards:
         belief = learn(belief, np.zeros((1, 0), np.float32), np.array([1]), np.array([reward], np.float32))
     precision = 1 / 4 + 3 / 0.25
@@ -98,8 +98,8 @@ def test_gaussian_updates_are_bayes() -> None:
 
 def test_linear_updates_are_ridge_regression() -> None:
     arms = LinearArms(3, num_features=4, prior_scale=0.7, noise=0.3)
-    rng, learn = np.random.default_rng(1), jax.jit(arms.learn)
-    state, rows, paid = arms.start(1), [], []
+    rng, learn = np.random.default_rng(1), jax.jit(arms.update)
+    state, rows, paid = arms.init(1), [], []
     for _ in range(20):
         seen, arm, reward = rng.normal(size=(1, 3, 4)), int(rng.integers(3)), rng.normal()
         state = learn(state, seen.astype(np.float32), np.array([arm]), np.array([reward], np.float32))
@@ -115,7 +115,7 @@ def test_logistic_updates_are_modes() -> None:
     """One observation: the mode of prior × likelihood, by SciPy, and the curvature there."""
     arms = LogisticArms(2, num_features=2, prior_scale=1.5)
     seen = np.array([[[0.7, -1.2], [0.0, 2.0]]], np.float32)
-    center, precision = jax.jit(arms.learn)(arms.start(1), seen, np.array([0]), np.array([1.0], np.float32))
+    center, precision = jax.jit(arms.update)(arms.init(1), seen, np.array([0]), np.array([1.0], np.float32))
     x = np.array([0.7, -1.2])
 
     def loss(theta: np.ndarray) -> float:

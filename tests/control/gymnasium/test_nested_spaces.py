@@ -201,10 +201,10 @@ def test_masks_are_asked_for_and_found() -> None:
 
 
 def test_learn_plays_spaces_of_several_parts() -> None:
-    agent = control.Bayesian(control.LinearValues(num_actions=4, num_observations=4, noise=0.5))
+    agent = control.BayesianAgent(control.LinearValues(num_actions=4, num_observations=4, noise=0.5))
     found = control.learn(KEY, Guess(), agent, num_episodes=120, progress=False)
     assert found.history["return"][-40:].mean() > 0.8
-    jack = control.learning.worlds.world_of("Blackjack-v1")
+    jack = adapt_environment("Blackjack-v1")
     assert (jack.num_observations, jack.num_actions, jack.optimum) == (704, 2, None)
     assert "publishes no model" in jack.unknown
 

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from bayesrl import control
 from bayesrl.control import GymnasiumSource
 from bayesrl.control.gymnasium.spaces import describe_observations
-from bayesrl.control.learning.env_adapter import Act
-from bayesrl.control.learning.interaction import world_of
+from bayesrl.control.learning.env_adapter import EpisodePolicy
+from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)
-ACT = Act(lambda time, seen: (0, 0.0))
+ACT = EpisodePolicy(lambda time, seen: (0, 0.0))
 
 
 class Answers(gymnasium.Env[Any, Any]):
@@ -43,7 +42,7 @@ class Answers(gymnasium.Env[Any, Any]):
 
 @pytest.mark.parametrize("reward", [1, True, np.float16(1), np.array(1.0), jnp.float32(1), Decimal(1)])
 def test_a_reward_is_one_number(reward: Any) -> None:
-    assert world_of(Answers(reward=reward)).play(KEY, ACT).reward.tolist() == [1.0] * 5
+    assert adapt_environment(Answers(reward=reward)).play(KEY, ACT).reward.tolist() == [1.0] * 5
 
 
 @pytest.mark.parametrize(
@@ -62,7 +61,7 @@ def test_a_reward_is_one_number(reward: Any) -> None:
 )
 def test_other_rewards_are_refused(reward: Any, message: str) -> None:
     with pytest.raises(ControlError, match=message):
-        world_of(Answers(reward=reward)).play(KEY, ACT)
+        adapt_environment(Answers(reward=reward)).play(KEY, ACT)
 
 
 OUTSIDE: list[tuple[Any, Any]] = [
@@ -83,13 +82,13 @@ def test_observations_outside_of_their_space_are_refused(space: Any, seen: Any) 
     with pytest.raises(ControlError, match="and its space holds"):
         source._open(2, 0)
     with pytest.raises(ControlError, match="gave the observation"):
-        world_of(Answers(space, seen)).begin(KEY)
+        adapt_environment(Answers(space, seen)).begin(KEY)
 
 
 def test_half_an_integer_is_no_observation() -> None:
     with pytest.raises(ControlError, match=r"gave the observation 1\.5"):
-        world_of(Answers(seen=1.5)).begin(KEY)
-    assert world_of(Answers(seen=np.float32(2.0))).begin(KEY) == 2
+        adapt_environment(Answers(seen=1.5)).begin(KEY)
+    assert adapt_environment(Answers(seen=np.float32(2.0))).begin(KEY) == 2
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 2], start=[4, 4])])
@@ -108,4 +107,4 @@ def test_boxes_of_truth_values_are_counted_like_multi_binary(shape: tuple[int, .
     told = describe_observations(inside)
     assert told.num == 2 ** (int(np.prod(shape)) + 1)
     assert told.one((np.ones(shape, bool), 1)) == told.num - 1
-    assert control.learning.worlds.world_of(Answers(spaces.Box(0, 1, shape, bool), np.ones(shape, bool))).shape == shape
+    assert adapt_environment(Answers(spaces.Box(0, 1, shape, bool), np.ones(shape, bool))).shape == shape

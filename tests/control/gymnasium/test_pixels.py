@@ -11,7 +11,7 @@ from gymnasium import spaces
 from bayesrl.control import LastLayerValues, LinearValues
 from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
 from bayesrl.control.gymnasium.spaces import Actions, describe_observations
-from bayesrl.control.learning.env_adapter import World
+from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.policies import _orthogonal
 from bayesrl.core.structure import inspect
 from bayesrl.errors import ControlError
@@ -59,7 +59,7 @@ def test_recordings_of_pictures_are_drawn_few_at_once() -> None:
 
 
 def test_linear_values_of_pictures_are_refused_and_those_of_a_last_layer_are_not() -> None:
-    class Pictures(World):
+    class Pictures(EnvAdapter):
         num_actions, shape, dtype = 2, (84, 84, 4), np.float32
 
         def begin(self, key: Any) -> Any: ...

@@ -13,9 +13,9 @@ from gymnasium import spaces
 
 import bayesrl
 from bayesrl import control
-from bayesrl.control import Bayesian, KLControl, LinearValues, TabularModel, learn
+from bayesrl.control import BayesianAgent, KLControlAgent, LinearValues, TabularModel, learn
 from bayesrl.control.exploration.beliefs import SampleBelief
-from bayesrl.control.learning.interaction import GymnasiumWorld, world_of
+from bayesrl.control.learning.interaction import GymnasiumAdapter, adapt_environment
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)
@@ -96,31 +96,33 @@ def played(environment: Any, agent: Any, rule: Any = None, episodes: int = 12, *
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_no_rule_takes_what_is_not_allowed(rule: Any) -> None:
     """An error of the environment's would end the run; each rule tries all that is allowed in these 72 steps."""
-    found = played(row(), Bayesian(model()), rule)
-    lived = found.mind.memory.arrays()
+    found = played(row(), BayesianAgent(model()), rule)
+    lived = found.agent_state.memory.arrays()
     taken = np.zeros((4, 3), bool)
     taken[lived["observation"], lived["action"]] = True
     assert not (taken & ~ALLOWED).any()
-    assert (found.mind.masks.table[found.mind.masks.known] == ALLOWED[found.mind.masks.known]).all()
+    assert (
+        found.agent_state.masks.table[found.agent_state.masks.known] == ALLOWED[found.agent_state.masks.known]
+    ).all()
 
 
 @pytest.mark.parametrize("how", ["method", "within"])
 def test_all_ways_of_telling_are_one(how: str) -> None:
-    found, same = played(row(how), Bayesian(model())), played(row(), Bayesian(model()))
+    found, same = played(row(how), BayesianAgent(model())), played(row(), BayesianAgent(model()))
     np.testing.assert_array_equal(found.history["return"], same.history["return"])
-    assert found.world.masked
+    assert found.env.masked
 
 
 def test_the_best_is_found_and_said_to_be_the_best() -> None:
-    found = played(row(), Bayesian(model()), episodes=40)
+    found = played(row(), BayesianAgent(model()), episodes=40)
     assert found.history["return"][-8:].tolist() == pytest.approx([BEST] * 8)
-    assert found.world.optimum == pytest.approx(BEST)
+    assert found.env.optimum == pytest.approx(BEST)
     assert found.history["regret"][-8:].tolist() == pytest.approx([0] * 8, abs=1e-6)
     told = found.decide(KEY, 0)
-    assert told.optimal[RIGHT] > 0.9
-    assert told.optimal[JUMP] == 0
+    assert told.p_optimal[RIGHT] > 0.9
+    assert told.p_optimal[JUMP] == 0
     assert np.isnan(told.regret[JUMP])
-    assert found.decide(KEY, 0, allowed=[True, False, False]).optimal.tolist() == [1, 0, 0]
+    assert found.decide(KEY, 0, allowed=[True, False, False]).p_optimal.tolist() == [1, 0, 0]
     assert found.act(KEY, 0, allowed=np.array([True, False, False])) == STAY
     assert found.act(KEY, 3) in np.flatnonzero(ALLOWED[3])
 
@@ -129,8 +131,8 @@ def test_planning_is_among_what_is_allowed() -> None:
     """Of transitions and rewards drawn from the prior: dynamic programming with a prior that never does the rest."""
     agent = model()
     allowed = ALLOWED.copy()
-    experience = world_of(row()).example()._replace(allowed=allowed)
-    sites = jax.jit(lambda state: agent.draw(KEY, state, experience, 3))(agent.nothing())
+    experience = adapt_environment(row()).example()._replace(allowed=allowed)
+    sites = jax.jit(lambda state: agent.sample(KEY, state, experience, 3))(agent.empty())
     told = jax.jit(jax.vmap(lambda one: agent.values(one, experience)))(sites)
     for i in range(3):
         table = np.concatenate([np.asarray(sites["transitions"][i], float), np.full((1, 3, 5), 0.2)])
@@ -143,37 +145,37 @@ def test_planning_is_among_what_is_allowed() -> None:
         values = np.where(allowed, np.asarray(told[i, 0]), -np.inf).max(-1)
         assert control.soft_value_iteration(mdp, 0.0).objective == pytest.approx(values.sum() / 5, abs=1e-4)
     # And the bound of K-learning is one on the values of the expected model.
-    center = np.asarray(jax.jit(lambda state: agent.center(state, experience))(agent.nothing()))
+    center = np.asarray(jax.jit(lambda state: agent.mean_values(state, experience))(agent.empty()))
     worth = np.where(allowed, center[0], -np.inf).max(-1)[0]
     bound, of_all = (
-        float(jax.jit(lambda state, among=among: agent.cumulants(state, *among).bound)(agent.nothing()))
+        float(jax.jit(lambda state, among=among: agent.cumulants(state, *among).bound)(agent.empty()))
         for among in ((allowed,), ())
     )
     assert of_all > bound > worth
 
 
 def test_published_optima_are_of_what_is_allowed() -> None:
-    assert GymnasiumWorld(row(), None).optimum == pytest.approx(BEST)
-    assert GymnasiumWorld(row("method"), True).optimum == pytest.approx(BEST)
-    moody = world_of(row(moody=True))
+    assert GymnasiumAdapter(row(), None).optimum == pytest.approx(BEST)
+    assert GymnasiumAdapter(row("method"), True).optimum == pytest.approx(BEST)
+    moody = adapt_environment(row(moody=True))
     assert (moody.optimum, moody.unknown) == (None, "state 0 does not always allow the same actions")
     # Without masks, jumping on the spot would be best, and is not to be had.
-    unheeded = GymnasiumWorld(row(), False)
+    unheeded = GymnasiumAdapter(row(), False)
     assert unheeded.optimum is None
     assert "this action is not allowed" in unheeded.unknown
 
 
-@pytest.mark.parametrize("agent", [LinearValues(num_actions=3, num_observations=4), KLControl(0.1, batch=4)])
+@pytest.mark.parametrize("agent", [LinearValues(num_actions=3, num_observations=4), KLControlAgent(0.1, batch=4)])
 def test_masks_that_change_serve_agents_that_do_not_plan(agent: Any) -> None:
-    found = played(row(moody=True), agent if isinstance(agent, KLControl) else Bayesian(agent), episodes=16)
-    assert found.world.masked
-    if isinstance(agent, KLControl):
-        assert (found.mind.probs()[~ALLOWED] == 0).all()
+    found = played(row(moody=True), agent if isinstance(agent, KLControlAgent) else BayesianAgent(agent), episodes=16)
+    assert found.env.masked
+    if isinstance(agent, KLControlAgent):
+        assert (found.agent_state.probs()[~ALLOWED] == 0).all()
 
 
 def test_masks_that_change_are_refused_by_models_that_plan() -> None:
     with pytest.raises(ControlError, match=r"allowed actions \[.*\] before and \[.*\] now, and the model plans"):
-        played(row(moody=True), Bayesian(model()))
+        played(row(moody=True), BayesianAgent(model()))
     assert control.ProgramModel(model()).plans
     assert not control.ProgramModel(LinearValues(num_actions=3)).plans
 
@@ -181,26 +183,26 @@ def test_masks_that_change_are_refused_by_models_that_plan() -> None:
 @pytest.mark.parametrize(
     "agent",
     [
-        Bayesian(LinearValues(num_actions=3)),
-        KLControl(0.1, batch=4, policy=control.NetworkPolicy(hidden=4, depth=1)),
+        BayesianAgent(LinearValues(num_actions=3)),
+        KLControlAgent(0.1, batch=4, policy=control.NetworkPolicy(hidden=4, depth=1)),
     ],
     ids=["values", "network"],
 )
 def test_vectors_are_masked(agent: Any) -> None:
     """What is learned from is the observation without its mask, but policies see both."""
     found = played(row("vector"), agent, control.epsilon_greedy(0.3))
-    assert found.world.shape == (1,)
+    assert found.env.shape == (1,)
     assert found.act(KEY, np.array([2.0], np.float32), allowed=[False, True, False]) == RIGHT
 
 
-@pytest.mark.parametrize("agent", [Bayesian(model()), KLControl(0.1, batch=4)], ids=["bayesian", "kl"])
+@pytest.mark.parametrize("agent", [BayesianAgent(model()), KLControlAgent(0.1, batch=4)], ids=["bayesian", "kl"])
 def test_a_masked_run_goes_on_where_it_stopped(tmp_path: Path, agent: Any) -> None:
     whole = played(row(), agent, episodes=10)
     stopped = played(row(), agent, episodes=10, directory=tmp_path, callback=lambda told: told["episode"] == 6)
     assert stopped.num_episodes == 6
     again = played(row(), agent, episodes=10, directory=tmp_path)
     np.testing.assert_array_equal(again.history["return"], whole.history["return"])
-    np.testing.assert_array_equal(again.mind.masks.table, whole.mind.masks.table)
+    np.testing.assert_array_equal(again.agent_state.masks.table, whole.agent_state.masks.table)
     with pytest.raises(bayesrl.errors.RunFolderError):
         learn(KEY, row("none"), agent, num_episodes=10, directory=tmp_path, progress=False)
 
@@ -210,12 +212,12 @@ def test_rules_of_yours_are_held_to_the_masks() -> None:
         return jnp.full(belief.mean.shape[:-1], JUMP)
 
     with pytest.raises(ControlError, match=r"action 2 was chosen in step 0, and the environment allows only \[0, 1\]"):
-        played(row(), Bayesian(model()), heedless)
+        played(row(), BayesianAgent(model()), heedless)
     drawn = SampleBelief(jnp.array([[1.0, 5.0], [3.0, 7.0]]), None, jnp.array([True, False]))
     assert drawn.mean.tolist() == [2.0, -np.inf]
     assert drawn.variance.tolist() == [1.0, 0.0]
     assert drawn.quantile(jnp.asarray(0.5)).tolist() == [2.0, -np.inf]
-    assert drawn.draw(KEY)[1] == -np.inf
+    assert drawn.sample(KEY)[1] == -np.inf
 
 
 class Program(control.Environment):
@@ -240,11 +242,13 @@ class Program(control.Environment):
 
 
 def test_programs_tell_masks_too() -> None:
-    world = world_of(Program(), HORIZON)
-    found = played(world, Bayesian(model()), control.random())
+    world = adapt_environment(Program(), HORIZON)
+    found = played(world, BayesianAgent(model()), control.random())
     assert world.masked
     assert found.history["return"].min() > -1
-    unmasked = played(world_of(Program(), HORIZON, action_masks=False), Bayesian(model()), control.random())
+    unmasked = played(
+        adapt_environment(Program(), HORIZON, action_masks=False), BayesianAgent(model()), control.random()
+    )
     assert unmasked.history["return"].min() < -900
 
 
@@ -271,19 +275,19 @@ class Pairs(gymnasium.Env[Any, Any]):
 
 
 def test_masks_of_several_integers() -> None:
-    found = played(Pairs(), Bayesian(LinearValues(num_actions=6, num_observations=1)), control.random())
-    assert set(found.mind.memory.arrays()["action"].tolist()) == {1, 2}
+    found = played(Pairs(), BayesianAgent(LinearValues(num_actions=6, num_observations=1)), control.random())
+    assert set(found.agent_state.memory.arrays()["action"].tolist()) == {1, 2}
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: played("CartPole-v1", Bayesian(LinearValues(num_actions=2)), action_masks=True), r"tells none: neither"),
-        (lambda: played(control.river_swim(), KLControl(1.0), action_masks=True), r"TabularMDP has none; leave action"),
-        (lambda: played(control.CartPole(), KLControl(1.0), action_masks=True), r"CartPole tells no masks of its 2"),
-        (lambda: played(gymnasium.wrappers.TimeLimit(Silent(), HORIZON), Bayesian(model()), control.random(), 30), "allows no action in step"),
-        (lambda: played(row(), Bayesian(model())).decide(KEY, 0, allowed=[True]), r"tell of each of 3 actions"),
-        (lambda: played(row(), Bayesian(model())).decide(KEY, 0, allowed=[False] * 3), r"tell of each of 3 actions"),
+        (lambda: played("CartPole-v1", BayesianAgent(LinearValues(num_actions=2)), action_masks=True), r"tells none: neither"),
+        (lambda: played(control.river_swim(), KLControlAgent(1.0), action_masks=True), r"TabularMDP has none; leave action"),
+        (lambda: played(control.CartPole(), KLControlAgent(1.0), action_masks=True), r"CartPole tells no masks of its 2"),
+        (lambda: played(gymnasium.wrappers.TimeLimit(Silent(), HORIZON), BayesianAgent(model()), control.random(), 30), "allows no action in step"),
+        (lambda: played(row(), BayesianAgent(model())).decide(KEY, 0, allowed=[True]), r"tell of each of 3 actions"),
+        (lambda: played(row(), BayesianAgent(model())).decide(KEY, 0, allowed=[False] * 3), r"tell of each of 3 actions"),
     ],
 )  # fmt: skip
 def test_bad_masks(make: Any, message: str, unchecked: None) -> None:

@@ -15,29 +15,29 @@ import bayesrl
 from bayesrl import control
 from bayesrl.control import (
     ArmsModel,
-    BanditWorld,
-    Bayesian,
+    BanditEnv,
+    BayesianAgent,
     Experience,
-    KLControl,
+    KLControlAgent,
     LastLayerValues,
-    Learned,
+    LearnResult,
     LinearValues,
     ProgramModel,
     TabularModel,
     bandits,
     learn,
 )
-from bayesrl.control.learning.env_adapter import Act
-from bayesrl.control.learning.interaction import world_of
+from bayesrl.control.learning.env_adapter import EpisodePolicy
+from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.errors import BayesRLError, ControlError, RunFolderError
 
 KEY = jax.random.key(0)
 SWIM = control.river_swim(num_states=4, horizon=12)
 MODEL = TabularModel.of(SWIM, noise=0.1)
-AGENT = Bayesian(MODEL)
+AGENT = BayesianAgent(MODEL)
 
 
-def assert_same(a: Learned, b: Learned) -> None:
+def assert_same(a: LearnResult, b: LearnResult) -> None:
     assert a.history.keys() == b.history.keys()
     for name, values in a.history.items():
         np.testing.assert_array_equal(values, b.history[name], err_msg=name)
@@ -47,11 +47,11 @@ def assert_same(a: Learned, b: Learned) -> None:
 def test_the_deep_sea_is_solved_by_purpose(rule: Any) -> None:
     sea = control.deep_sea(size=6)
     found = learn(
-        KEY, sea, Bayesian(TabularModel.of(sea, noise=0.01)), exploration=rule, num_episodes=150, progress=False
+        KEY, sea, BayesianAgent(TabularModel.of(sea, noise=0.01)), exploration=rule, num_episodes=150, progress=False
     )
     assert (found.solved_after() or 1000) < 150
     assert found.history["return"][-10:].mean() == pytest.approx(0.99)
-    assert found.decide(KEY, 0).optimal[1] > 0.95
+    assert found.decide(KEY, 0).p_optimal[1] > 0.95
     assert np.abs(found.history["regret"][-1]) < 1e-9
 
 
@@ -60,7 +60,7 @@ def test_the_deep_sea_is_not_solved_by_dithering(rule: Any) -> None:
     """Chance takes 2^12 episodes or so; that 100 suffice has probability 2.4% for each, and the key is fixed."""
     sea = control.deep_sea(size=12)
     found = learn(
-        KEY, sea, Bayesian(TabularModel.of(sea, noise=0.01)), exploration=rule, num_episodes=100, progress=False
+        KEY, sea, BayesianAgent(TabularModel.of(sea, noise=0.01)), exploration=rule, num_episodes=100, progress=False
     )
     assert found.solved_after() is None
     assert found.history["return"].max() <= 0
@@ -70,8 +70,8 @@ def test_regret_is_exact_and_its_mean_that_of_returns() -> None:
     """Of 400 episodes of uniform play the regret is exact, and the mean return within 4.5 standard errors of it."""
     found = learn(KEY, SWIM, AGENT, exploration=control.random(), num_episodes=400, progress=False)
     uniform = control.evaluate_policy(SWIM, SWIM.prior)
-    assert found.world.optimum == pytest.approx(control.soft_value_iteration(SWIM, 0.0).objective)
-    told = found.world.optimum - found.history["regret"]
+    assert found.env.optimum == pytest.approx(control.soft_value_iteration(SWIM, 0.0).objective)
+    told = found.env.optimum - found.history["regret"]
     returns = found.history["return"]
     spread = max(returns.std(), 1e-3) / 20
     assert abs(returns.mean() - uniform.reward) < 4.5 * spread
@@ -104,7 +104,7 @@ def _at(episode: int) -> Callable[[dict[str, float]], bool]:
 
 @pytest.mark.parametrize("reference", ["prior", "previous"])
 def test_control_goes_on_where_it_stopped(tmp_path: Path, reference: Any) -> None:
-    agent = KLControl(0.1, reference, batch=4)
+    agent = KLControlAgent(0.1, reference, batch=4)
     whole = learn(KEY, SWIM, agent, num_episodes=18, progress=False)
     stopped = learn(KEY, SWIM, agent, num_episodes=18, progress=False, directory=tmp_path, callback=_at(10))
     assert stopped.num_episodes == 10
@@ -112,7 +112,7 @@ def test_control_goes_on_where_it_stopped(tmp_path: Path, reference: Any) -> Non
 
 
 def test_fitted_posteriors_go_on_where_they_stopped(tmp_path: Path) -> None:
-    agent = Bayesian(values_of_four_states, num_steps=10)
+    agent = BayesianAgent(values_of_four_states, num_steps=10)
     whole = learn(KEY, SWIM, agent, num_episodes=8, progress=False)
     stopped = learn(KEY, SWIM, agent, num_episodes=8, progress=False, directory=tmp_path, callback=_at(5))
     assert stopped.num_episodes == 5
@@ -121,19 +121,19 @@ def test_fitted_posteriors_go_on_where_they_stopped(tmp_path: Path) -> None:
 
 def values_of_four_states(experience: Experience) -> None:
     q = numpyro.sample("q", dist.Normal(jnp.zeros((4, 2)), 1.0).to_event(2))
-    with numpyro.plate("rows", experience.held.shape[0]), numpyro.handlers.mask(mask=experience.held):
+    with numpyro.plate("rows", experience.mask.shape[0]), numpyro.handlers.mask(mask=experience.mask):
         numpyro.sample("return", dist.Normal(q[experience.observation, experience.action], 0.5), obs=experience.returns)
     numpyro.deterministic("action_values", q)
 
 
 def test_a_program_of_yours_is_fitted_to_the_exact_posterior() -> None:
     """SVI against conjugacy on the same experience: means within .15 posterior deviations, deviations within 20%."""
-    agent = Bayesian(ProgramModel(values_of_four_states, num_steps=400, num_particles=64), num_draws=8)
+    agent = BayesianAgent(ProgramModel(values_of_four_states, num_steps=400, num_particles=64), num_draws=8)
     found = learn(KEY, SWIM, agent, exploration=control.random(), num_episodes=20, progress=False)
-    mind: Any = found.mind
+    agent_state: Any = found.agent_state
     exact = LinearValues(num_actions=2, num_observations=4, noise=0.5)
-    experience = mind.memory.experience()
-    mean, factor = exact.posterior(exact.absorb(exact.nothing(experience), experience))
+    experience = agent_state.memory.experience()
+    mean, factor = exact.posterior(exact.condition(exact.empty(experience), experience))
     spread = np.sqrt(np.stack([np.diag(np.linalg.inv(f @ f.T)) for f in np.asarray(factor)])).T
     draws = np.asarray(found.draws(KEY, 4000)["q"])
     assert np.abs((draws.mean(0) - np.asarray(mean).T) / spread).max() < 0.15
@@ -142,53 +142,53 @@ def test_a_program_of_yours_is_fitted_to_the_exact_posterior() -> None:
 
 def test_control_learns_where_rewards_are_clear() -> None:
     """On a bandit with a wide gap the policy comes to favour the best arm; regret falls to under a quarter."""
-    world = BanditWorld(bandits.GaussianArms(4, noise=0.1), np.array([0.0, 0.2, 0.4, 1.0]))
-    found = learn(KEY, world, KLControl(0.05, learning_rate=0.2), num_episodes=400, progress=False)
+    world = BanditEnv(bandits.GaussianArms(4, noise=0.1), np.array([0.0, 0.2, 0.4, 1.0]))
+    found = learn(KEY, world, KLControlAgent(0.05, learning_rate=0.2), num_episodes=400, progress=False)
     regret = found.history["regret"]
     assert regret[-100:].mean() < regret[:50].mean() / 4
-    mind: Any = found.mind
-    assert mind.probs()[0].argmax() == 3
+    agent_state: Any = found.agent_state
+    assert agent_state.probs()[0].argmax() == 3
 
 
 def test_control_explores_by_rules_that_importance_corrects() -> None:
-    world = BanditWorld(bandits.GaussianArms(3, noise=0.1), np.array([0.0, 0.5, 1.0]))
-    agent = KLControl(0.1, learning_rate=0.2)
+    world = BanditEnv(bandits.GaussianArms(3, noise=0.1), np.array([0.0, 0.5, 1.0]))
+    agent = KLControlAgent(0.1, learning_rate=0.2)
     found = learn(KEY, world, agent, exploration=control.epsilon_greedy(0.3), num_episodes=200, progress=False)
-    mind: Any = found.mind
-    assert mind.probs()[0].argmax() == 2
+    agent_state: Any = found.agent_state
+    assert agent_state.probs()[0].argmax() == 2
     with pytest.raises(ControlError, match="bayesucb explores by a posterior"):
         learn(KEY, world, agent, exploration=control.bayes_ucb(), num_episodes=2, progress=False)
 
 
 def test_vectors_are_learned_from_too() -> None:
     model = LastLayerValues(num_actions=2, hidden=16, depth=1, noise=3.0, prior_scale=10.0, num_steps=10)
-    found = learn(KEY, control.CartPole(), Bayesian(model), num_episodes=6, progress=False)
+    found = learn(KEY, control.CartPole(), BayesianAgent(model), num_episodes=6, progress=False)
     assert found.history["length"].min() >= 5
-    assert found.decide(KEY, np.zeros(4, np.float32)).optimal.shape == (2,)
+    assert found.decide(KEY, np.zeros(4, np.float32)).p_optimal.shape == (2,)
     assert found.act(KEY, np.zeros(4, np.float32)) in (0, 1)
     assert np.isnan(found.history["regret"]).all()
 
 
 def test_contexts_are_learned_from() -> None:
     """Of a linear bandit: Thompson's regret in the last 100 of 300 pulls is under a third of that in the first 30."""
-    world = BanditWorld(bandits.LinearArms(4, num_features=3, noise=0.2), np.array([1.0, -1.0, 0.5]))
-    found = learn(KEY, world, Bayesian(ArmsModel(world.bandit)), num_episodes=300, progress=False)
+    world = BanditEnv(bandits.LinearArms(4, num_features=3, noise=0.2), np.array([1.0, -1.0, 0.5]))
+    found = learn(KEY, world, BayesianAgent(ArmsModel(world.bandit)), num_episodes=300, progress=False)
     regret = found.history["regret"]
     assert regret[-100:].mean() < regret[:30].mean() / 3
 
 
 def test_gymnasium_is_played_with_seeds() -> None:
-    agent = Bayesian(TabularModel(num_states=16, num_actions=4, horizon=100, paid_at_end=True))
+    agent = BayesianAgent(TabularModel(num_states=16, num_actions=4, horizon=100, paid_at_end=True))
     first, second = (learn(KEY, "FrozenLake-v1", agent, num_episodes=8, progress=False) for _ in range(2))
     assert_same(first, second)
-    assert first.world.optimum == pytest.approx(0.7442, abs=1e-4)
-    assert first.world.name == "FrozenLake-v1"
+    assert first.env.optimum == pytest.approx(0.7442, abs=1e-4)
+    assert first.env.name == "FrozenLake-v1"
     assert first.history["length"].max() <= 100
 
 
 def test_confidence_and_tolerance_stop_a_run() -> None:
-    world = BanditWorld(bandits.BernoulliArms(2), np.array([0.1, 0.9]))
-    agent = Bayesian(ArmsModel(world.bandit))
+    world = BanditEnv(bandits.BernoulliArms(2), np.array([0.1, 0.9]))
+    agent = BayesianAgent(ArmsModel(world.bandit))
     sure = learn(KEY, world, agent, num_episodes=400, confidence=0.95, progress=False)
     assert sure.num_episodes < 200
     assert sure.history["p_optimal"][-10:].min() >= 0.95
@@ -199,21 +199,22 @@ def test_confidence_and_tolerance_stop_a_run() -> None:
 
 def test_stages_are_posteriors_of_what_was_known_then() -> None:
     found = learn(KEY, SWIM, AGENT, num_episodes=30, progress=False)
-    assert [stage.episode for stage in found.stages] == [1, 2, 5, 10, 20, 30]
+    assert [stage.episode for stage in found.snapshots] == [1, 2, 5, 10, 20, 30]
     early, late = (
-        np.asarray(found.draws(KEY, 300, stage=s)["rewards"]).std(0) for s in (found.stages[0], found.stages[-1])
+        np.asarray(found.draws(KEY, 300, snapshot=s)["rewards"]).std(0)
+        for s in (found.snapshots[0], found.snapshots[-1])
     )
     assert (late <= early + 0.15).all()
     assert late.min() < 0.1 < early.min() * 10
     short = learn(KEY, SWIM, AGENT, num_episodes=10, progress=False)
-    draws = [one.draws(KEY, 50, stage=one.stages[3])["transitions"] for one in (found, short)]
+    draws = [one.draws(KEY, 50, snapshot=one.snapshots[3])["transitions"] for one in (found, short)]
     np.testing.assert_allclose(draws[0], draws[1], atol=1e-6)
 
 
 def test_predictions_and_nuts_check_the_posterior() -> None:
     """NUTS agrees with conjugacy within 5 Monte Carlo errors, and R-hat is near 1; p-values are no extremes."""
-    world = BanditWorld(bandits.BernoulliArms(3), np.array([0.2, 0.5, 0.7]))
-    found = learn(KEY, world, Bayesian(ArmsModel(world.bandit)), num_episodes=60, progress=False)
+    world = BanditEnv(bandits.BernoulliArms(3), np.array([0.2, 0.5, 0.7]))
+    found = learn(KEY, world, BayesianAgent(ArmsModel(world.bandit)), num_episodes=60, progress=False)
     tree = control.nuts_posterior(KEY, found)
     drawn = tree["posterior"]["world"].to_numpy()
     exact = np.asarray(found.draws(KEY, 4000)["world"])
@@ -229,10 +230,12 @@ def test_predictions_and_nuts_check_the_posterior() -> None:
 
 def test_predictions_tell_a_model_that_is_wrong() -> None:
     """Rewards of noise 2 under a model of noise .1."""
-    world = BanditWorld(bandits.GaussianArms(2, noise=2.0), np.array([0.0, 1.0]))
-    found = learn(KEY, world, Bayesian(ArmsModel(bandits.GaussianArms(2, noise=0.1))), num_episodes=60, progress=False)
+    world = BanditEnv(bandits.GaussianArms(2, noise=2.0), np.array([0.0, 1.0]))
+    found = learn(
+        KEY, world, BayesianAgent(ArmsModel(bandits.GaussianArms(2, noise=0.1))), num_episodes=60, progress=False
+    )
     assert control.predictive_p_values(KEY, found)["spread of reward"] == 0
-    assert {c.name: c.outcome for c in control.check_learned(KEY, found)}["data as predicted"] == "warn"
+    assert {c.name: c.outcome for c in control.check_learning(KEY, found)}["data as predicted"] == "warn"
 
 
 def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
@@ -245,7 +248,7 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "<b>one" not in text
     assert "&lt;b&gt;one" in text
-    control_run = learn(KEY, SWIM, KLControl(0.1), num_episodes=9, progress=False)
+    control_run = learn(KEY, SWIM, KLControlAgent(0.1), num_episodes=9, progress=False)
     assert "cumulated regret" in bayesrl.write_report(tmp_path / "c.html", control_run).read_text(encoding="utf-8")
     assert set(bayesrl.to_datatree(control_run).children) == {"training"}
     with pytest.raises(ControlError, match="believes nothing"):
@@ -282,19 +285,19 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
             "for 12 steps, and an episode may have 20",
         ),
         (
-            lambda: learn(KEY, SWIM, Bayesian(lambda e: None), num_episodes=1),
+            lambda: learn(KEY, SWIM, BayesianAgent(lambda e: None), num_episodes=1),
             "draws nothing|no parameter|nothing to fit",
         ),
-        (lambda: learn(KEY, SWIM, Bayesian(silent), num_episodes=1), "silent exposes no 'action_values'"),
-        (lambda: learn(KEY, SWIM, Bayesian(misshapen), num_episodes=1), r"has shape \(3, 2\)"),
+        (lambda: learn(KEY, SWIM, BayesianAgent(silent), num_episodes=1), "silent exposes no 'action_values'"),
+        (lambda: learn(KEY, SWIM, BayesianAgent(misshapen), num_episodes=1), r"has shape \(3, 2\)"),
         (lambda: learn(KEY, SWIM, AGENT, exploration=lambda k, b, t: jnp.full((12, 4), 7), num_episodes=1), "action 7"),
-        (lambda: Bayesian(3), "Bayesian got model=3; use a model of the unknown"),
-        (lambda: Bayesian(TabularModel), "class TabularModel, which is not called yet; use a model"),
-        (lambda: Bayesian(MODEL, inference="mcmc"), "inference='mcmc'"),
-        (lambda: Bayesian(MODEL, num_draws=0), "num_draws=0"),
-        (lambda: KLControl(-1.0), "beta"),
-        (lambda: KLControl(0.1, "last"), "reference='last'"),  # type: ignore[arg-type]
-        (lambda: KLControl(0.1, batch=0), "batch=0"),
+        (lambda: BayesianAgent(3), "BayesianAgent got model=3; use a model of the unknown"),
+        (lambda: BayesianAgent(TabularModel), "class TabularModel, which is not called yet; use a model"),
+        (lambda: BayesianAgent(MODEL, inference="mcmc"), "inference='mcmc'"),
+        (lambda: BayesianAgent(MODEL, num_draws=0), "num_draws=0"),
+        (lambda: KLControlAgent(-1.0), "beta"),
+        (lambda: KLControlAgent(0.1, "last"), "reference='last'"),  # type: ignore[arg-type]
+        (lambda: KLControlAgent(0.1, batch=0), "batch=0"),
         (lambda: TabularModel(num_states=0, num_actions=2, horizon=3), "num_states=0"),
         (lambda: TabularModel(num_states=2, num_actions=2, horizon=3, noise=0.0), "noise=0.0"),
         (lambda: TabularModel(num_states=2, num_actions=2, horizon=3, concentration=-1.0), "concentration=-1.0"),
@@ -306,10 +309,10 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
         (lambda: TabularModel.of(control.grid_world(["SG"])), "has no horizon"),
         (lambda: LinearValues(num_actions=0), "num_actions=0"),
         (lambda: LinearValues(num_actions=2, noise=-1.0), "noise=-1.0"),
-        (lambda: BanditWorld(bandits.BernoulliArms(2), np.zeros(3)), "draws"),
-        (lambda: control.exploration_named("thomson"), "no exploration rule 'thomson'"),
-        (lambda: control.exploration_named("boltzmann:x"), "'x' is no number"),
-        (lambda: control.agent_named("ppo", MODEL, beta=0.1), "no agent 'ppo'"),
+        (lambda: BanditEnv(bandits.BernoulliArms(2), np.zeros(3)), "draws"),
+        (lambda: control.exploration_from_name("thomson"), "no exploration rule 'thomson'"),
+        (lambda: control.exploration_from_name("boltzmann:x"), "'x' is no number"),
+        (lambda: control.agent_from_name("ppo", MODEL, beta=0.1), "no agent 'ppo'"),
         (
             lambda: learn(KEY, control.grid_world(["SG"]).replace(discount=0.9), AGENT, num_episodes=1),
             "the model is of",
@@ -335,17 +338,17 @@ def misshapen(experience: Experience) -> None:
 def test_what_the_model_holds_to_be_impossible_is_named() -> None:
     line = TabularModel(num_states=4, num_actions=2, horizon=12, successors=np.zeros((4, 2, 1), int))
     with pytest.raises(ControlError, match="not among the successors"):
-        learn(KEY, SWIM, Bayesian(line), num_episodes=20, progress=False)
+        learn(KEY, SWIM, BayesianAgent(line), num_episodes=20, progress=False)
 
 
 def test_rewards_that_are_no_numbers_are_named() -> None:
-    class Broken(type(world_of(SWIM))):  # type: ignore[misc]
+    class Broken(type(adapt_environment(SWIM))):  # type: ignore[misc]
         def step(self, action: int) -> Any:
             seen, _, terminated, truncated = super().step(action)
             return seen, np.nan, terminated, truncated
 
     with pytest.raises(ControlError, match="reward nan in step 0"):
-        Broken(SWIM).play(KEY, Act(lambda t, s: (0, np.nan)))
+        Broken(SWIM).play(KEY, EpisodePolicy(lambda t, s: (0, np.nan)))
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -353,22 +356,22 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     for call in (
         lambda: learn(jax.random.key(1), SWIM, AGENT, num_episodes=2, directory=tmp_path),
         lambda: learn(KEY, SWIM, AGENT, exploration=control.greedy(), num_episodes=2, directory=tmp_path),
-        lambda: learn(KEY, SWIM, KLControl(0.1), num_episodes=2, directory=tmp_path),
+        lambda: learn(KEY, SWIM, KLControlAgent(0.1), num_episodes=2, directory=tmp_path),
         lambda: learn(KEY, control.n_chain(num_states=4, horizon=12), AGENT, num_episodes=2, directory=tmp_path),
     ):
         with pytest.raises(RunFolderError, match="another problem"):
             call()
 
 
-@pytest.mark.parametrize("agent", [AGENT, KLControl(0.1, batch=4)], ids=["bayesian", "control"])
+@pytest.mark.parametrize("agent", [AGENT, KLControlAgent(0.1, batch=4)], ids=["bayesian", "control"])
 def test_an_episode_counts_as_a_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: Any
 ) -> None:
     """Ctrl-C behind an update, before its row is written: the run goes on as if the episode had not been begun."""
     whole = learn(KEY, SWIM, agent, num_episodes=9, progress=False)
     with monkeypatch.context() as patched:
-        mind = type(whole.mind)
-        update = mind.update
+        agent_state = type(whole.agent_state)
+        update = agent_state.update
         calls = iter(range(9))
 
         def cut(self: Any, *args: Any, **options: Any) -> Any:
@@ -377,14 +380,14 @@ def test_an_episode_counts_as_a_whole_or_not_at_all(
                 raise KeyboardInterrupt
             return told
 
-        patched.setattr(mind, "update", cut)
+        patched.setattr(agent_state, "update", cut)
         stopped = learn(KEY, SWIM, agent, num_episodes=9, progress=False, directory=tmp_path)
     assert stopped.interrupted
     assert stopped.num_episodes == 3
     resumed = learn(KEY, SWIM, agent, num_episodes=9, progress=False, directory=tmp_path)
     assert_same(resumed, whole)
-    for name, values in whole.mind.arrays().items():
-        np.testing.assert_array_equal(resumed.mind.arrays()[name], values, err_msg=name)
+    for name, values in whole.agent_state.arrays().items():
+        np.testing.assert_array_equal(resumed.agent_state.arrays()[name], values, err_msg=name)
 
 
 def test_a_run_that_played_nothing_has_an_empty_history() -> None:
@@ -400,12 +403,12 @@ def test_a_run_that_played_nothing_has_an_empty_history() -> None:
 def test_another_world_or_model_is_another_run(tmp_path: Path) -> None:
     """Though of the same name and size."""
     bandit = bandits.BernoulliArms(2)
-    arms = Bayesian(ArmsModel(bandit))
-    learn(KEY, BanditWorld(bandit, [0.1, 0.9]), arms, num_episodes=2, progress=False, directory=tmp_path / "a")
+    arms = BayesianAgent(ArmsModel(bandit))
+    learn(KEY, BanditEnv(bandit, [0.1, 0.9]), arms, num_episodes=2, progress=False, directory=tmp_path / "a")
     with pytest.raises(RunFolderError, match="another problem"):
-        learn(KEY, BanditWorld(bandit, [0.9, 0.1]), arms, num_episodes=2, progress=False, directory=tmp_path / "a")
+        learn(KEY, BanditEnv(bandit, [0.9, 0.1]), arms, num_episodes=2, progress=False, directory=tmp_path / "a")
     learn(KEY, SWIM, AGENT, num_episodes=2, progress=False, directory=tmp_path / "b")
-    other = Bayesian(TabularModel.of(SWIM, noise=0.2))
+    other = BayesianAgent(TabularModel.of(SWIM, noise=0.2))
     with pytest.raises(RunFolderError, match="agent's numbers"):
         learn(KEY, SWIM, other, num_episodes=2, progress=False, directory=tmp_path / "b")
     with pytest.raises(RunFolderError, match="tables"):
@@ -418,7 +421,7 @@ def test_an_environment_with_other_options_is_another_run_and_stays_open(tmp_pat
     closed: list[Any] = []
     for lake in lakes:
         lake.unwrapped.close = lambda: closed.append("closed")
-    agent = Bayesian(TabularModel(num_states=16, num_actions=4, horizon=100))
+    agent = BayesianAgent(TabularModel(num_states=16, num_actions=4, horizon=100))
     learn(KEY, lakes[0], agent, num_episodes=1, progress=False, directory=tmp_path)
     with pytest.raises(RunFolderError, match="options"):
         learn(KEY, lakes[1], agent, num_episodes=1, progress=False, directory=tmp_path)
@@ -439,7 +442,7 @@ def test_a_rule_that_gives_no_actions_is_refused(rule: Any) -> None:
 def test_rewards_that_no_arm_pays_are_refused() -> None:
     model = ArmsModel(bandits.BernoulliArms(3))
     with pytest.raises(ControlError, match="never pay"):
-        learn(KEY, bandits.GaussianArms(3), Bayesian(model), num_episodes=9, progress=False)
+        learn(KEY, bandits.GaussianArms(3), BayesianAgent(model), num_episodes=9, progress=False)
 
 
 def test_what_was_learned_is_asked_for_what_there_is() -> None:
@@ -469,7 +472,9 @@ def test_observations_outside_their_space_are_refused(seen: int) -> None:
             return seen, 0.0, False, False, {}
 
     with pytest.raises(ControlError, match="its space has one of 3 integers"):
-        learn(KEY, Odd(), Bayesian(LinearValues(num_actions=2, num_observations=3)), num_episodes=2, progress=False)
+        learn(
+            KEY, Odd(), BayesianAgent(LinearValues(num_actions=2, num_observations=3)), num_episodes=2, progress=False
+        )
 
 
 def test_rules_of_the_same_text_are_not_taken_for_each_other() -> None:
@@ -484,11 +489,11 @@ def test_rules_of_the_same_text_are_not_taken_for_each_other() -> None:
             return jnp.full(belief.mean.shape[:-1], self.action)
 
     played = [learn(KEY, SWIM, AGENT, exploration=Always(a), num_episodes=1, progress=False) for a in (0, 1)]
-    assert [set(found.mind.memory.arrays()["action"].tolist()) for found in played] == [{0}, {1}]  # type: ignore[attr-defined]
+    assert [set(found.agent_state.memory.arrays()["action"].tolist()) for found in played] == [{0}, {1}]  # type: ignore[attr-defined]
 
 
 def test_more_episodes_extend_an_ensemble_as_if_they_had_been_asked_for_at_first(tmp_path: Path) -> None:
-    agent = Bayesian(control.EnsembleValues(num_actions=2, num_observations=4, num_members=2, hidden=4))
+    agent = BayesianAgent(control.EnsembleValues(num_actions=2, num_observations=4, num_members=2, hidden=4))
     whole = learn(KEY, SWIM, agent, num_episodes=6, progress=False)
     assert learn(KEY, SWIM, agent, num_episodes=3, progress=False, directory=tmp_path).num_episodes == 3
     assert_same(learn(KEY, SWIM, agent, num_episodes=6, progress=False, directory=tmp_path), whole)
@@ -498,9 +503,9 @@ def test_more_episodes_extend_an_ensemble_as_if_they_had_been_asked_for_at_first
     "make",
     [
         lambda: control.EnsembleValues(num_actions=2, num_members=0),
-        lambda: KLControl(0.1, discount=1.5),
-        lambda: KLControl(0.1, learning_rate=-1.0),
-        lambda: world_of(lambda: 5),
+        lambda: KLControlAgent(0.1, discount=1.5),
+        lambda: KLControlAgent(0.1, learning_rate=-1.0),
+        lambda: adapt_environment(lambda: 5),
     ],
     ids=["members", "discount", "rate", "environment"],
 )
@@ -512,7 +517,7 @@ def test_what_cannot_be_made_is_refused(make: Callable[[], Any]) -> None:
 def test_what_was_learned_before_an_error_is_kept(tmp_path: Path) -> None:
     """An environment that dies in its fourth episode leaves three, and the run goes on when it is mended."""
 
-    class Fragile(type(world_of(SWIM))):  # type: ignore[misc]
+    class Fragile(type(adapt_environment(SWIM))):  # type: ignore[misc]
         episodes, broken = 0, True
 
         def begin(self, key: Any) -> Any:

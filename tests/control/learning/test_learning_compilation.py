@@ -12,15 +12,15 @@ from numpyro import handlers
 
 from bayesrl import control
 from bayesrl.compilation.jit import clear_programs
-from bayesrl.control import ArmsModel, BanditWorld, Bayesian, KLControl, TabularModel, bandits, learn
+from bayesrl.control import ArmsModel, BanditEnv, BayesianAgent, KLControlAgent, TabularModel, bandits, learn
 
 KEY = jax.random.key(0)
 OTHER = jax.random.key(1)
 SEA = control.deep_sea(size=4)
 
 
-def agent(noise: float = 0.01) -> Bayesian:
-    return Bayesian(TabularModel.of(SEA, noise=noise))
+def agent(noise: float = 0.01) -> BayesianAgent:
+    return BayesianAgent(TabularModel.of(SEA, noise=noise))
 
 
 def test_learning_compiles_one_program_for_each_thing_it_does() -> None:
@@ -28,7 +28,7 @@ def test_learning_compiles_one_program_for_each_thing_it_does() -> None:
     clear_programs()
     with compilations() as names:
         found = learn(KEY, SEA, agent(), num_episodes=12, progress=False)
-    assert sorted(names) == ["absorb", "draw_posterior", "plan"]
+    assert sorted(names) == ["condition", "sample_posterior", "plan"]
     with compilations() as names:
         found.decide(OTHER, 0, num_draws=1500)
         found.decide(OTHER, 2, time=1)
@@ -37,11 +37,11 @@ def test_learning_compiles_one_program_for_each_thing_it_does() -> None:
         found.to_datatree()
     assert names == []
     with compilations() as names:
-        for stage in found.stages:
-            found.draws(OTHER, stage=stage)
-    assert names == ["absorb"]  # all experience at once, which is of another length than an episode
+        for stage in found.snapshots:
+            found.draws(OTHER, snapshot=stage)
+    assert names == ["condition"]  # all experience at once, which is of another length than an episode
     with compilations() as names:
-        control.check_learned(OTHER, found)
+        control.check_learning(OTHER, found)
     assert names == ["replicate"]
 
 
@@ -60,10 +60,10 @@ def test_control_compiles_its_policy_and_its_update() -> None:
     """Beside what its first parameters are found by: their declaration, and a draw from the prior."""
     clear_programs()
     with compilations() as names:
-        learn(KEY, SEA, KLControl(0.1, batch=4), num_episodes=8, progress=False)
+        learn(KEY, SEA, KLControlAgent(0.1, batch=4), num_episodes=8, progress=False)
     assert sorted(names) == ["declare", "draw", "initial", "policy", "update"]
     with compilations() as names:
-        learn(OTHER, SEA, KLControl(0.2, batch=4), num_episodes=8, progress=False)
+        learn(OTHER, SEA, KLControlAgent(0.2, batch=4), num_episodes=8, progress=False)
     assert names == []
 
 
@@ -88,16 +88,16 @@ class Shifted(bandits.GaussianArms):
 
 def test_what_changed_between_two_calls_is_read_anew() -> None:
     bandit = Shifted(2, noise=0.01)
-    world = BanditWorld(bandit, np.zeros(2))
+    world = BanditEnv(bandit, np.zeros(2))
     scale = [1.0]
 
     def model(experience: Any) -> None:
         q = numpyro.sample("q", dist.Normal(jnp.zeros((1, 2)), 1.0).to_event(2))
-        with numpyro.plate("rows", experience.held.shape[0]), handlers.mask(mask=experience.held):
+        with numpyro.plate("rows", experience.mask.shape[0]), handlers.mask(mask=experience.mask):
             numpyro.sample("return", dist.Normal(q[0, experience.action], 0.5), obs=experience.returns)
         numpyro.deterministic("action_values", scale[0] * q)
 
-    conjugate, fitted = Bayesian(ArmsModel(bandit)), Bayesian(model, num_steps=3)
+    conjugate, fitted = BayesianAgent(ArmsModel(bandit)), BayesianAgent(model, num_steps=3)
 
     def told() -> list[float]:
         runs = [learn(KEY, world, agent, num_episodes=4, progress=False) for agent in (conjugate, fitted)]

@@ -22,10 +22,10 @@ from bayesrl.control import (
     LinearValues,
     TabularModel,
     bandits,
-    by_conjugacy,
+    conjugate_inference,
 )
-from bayesrl.control.exploration.beliefs import draw_dirichlet
-from bayesrl.control.learning.interaction import world_of
+from bayesrl.control.exploration.beliefs import sample_dirichlet
+from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.control.learning.replay_memory import Memory
 from bayesrl.errors import ControlError
 
@@ -34,11 +34,11 @@ KEY = jax.random.key(0)
 
 def lived(mdp: control.TabularMDP, *, episodes: int = 6, seed: int = 0) -> tuple[Experience, Any]:
     """Play at random, and give the experience with its world."""
-    world = world_of(mdp)
+    world = adapt_environment(mdp)
     rng = np.random.default_rng(seed)
     memory = Memory(world.shape, world.dtype, episodes * world.max_steps + 5)
     for k in range(episodes):
-        act = control.learning.Act(lambda t, s: (int(rng.integers(mdp.num_actions)), np.nan))
+        act = EpisodePolicy(lambda t, s: (int(rng.integers(mdp.num_actions)), np.nan))
         memory.add(world.play(jax.random.fold_in(KEY, k), act), mdp.discount)
     return memory.experience(), world
 
@@ -74,7 +74,7 @@ def quick(method: Any, *args: Any) -> Any:
 
 
 def absorbed(model: Any, experience: Experience, world: Any) -> Any:
-    return quick(model.absorb, model.initial(KEY, world), experience)
+    return quick(model.condition, model.init(KEY, world), experience)
 
 
 @pytest.mark.parametrize("paid_at_end", [False, True])
@@ -92,7 +92,7 @@ def test_tabular_posterior_is_that_of_the_program(paid_at_end: bool) -> None:
         exact += dist.Normal(mean, scale).log_prob(sites["rewards"]).sum()
         return joint(model, experience, sites) - exact
 
-    assert np.ptp(each(ratio, quick(model.draw, KEY, state, experience, 5))) < 1e-3
+    assert np.ptp(each(ratio, quick(model.sample, KEY, state, experience, 5))) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_tabular_posterior_is_that_of_the_program(paid_at_end: bool) -> None:
 )
 def test_posterior_of_arms_is_that_of_the_program(bandit: bandits.Bandit) -> None:
     model, rng = ArmsModel(bandit), np.random.default_rng(1)
-    world = world_of(bandit)
+    world = adapt_environment(bandit)
     seen = rng.normal(size=(20, *world.shape)) if world.shape else np.zeros(20, int)
     experience = rows(seen, rng.integers(3, size=20), rng.integers(2, size=20))
     state = absorbed(model, experience, world)
@@ -116,7 +116,7 @@ def test_posterior_of_arms_is_that_of_the_program(bandit: bandits.Bandit) -> Non
             exact = dist.MultivariateNormal(state[0][0], precision_matrix=state[1][0]).log_prob(drawn)
         return joint(model, experience, {"world": drawn}) - exact
 
-    assert np.ptp(each(ratio, quick(model.draw, KEY, state, experience, 6)["world"])) < 1e-3
+    assert np.ptp(each(ratio, quick(model.sample, KEY, state, experience, 6)["world"])) < 1e-3
 
 
 def linear_data(num: int = 60) -> tuple[Experience, np.ndarray]:
@@ -145,7 +145,7 @@ def test_the_likeliest_values_are_least_squares_and_the_most_probable_ones_ridge
                 for a in (0, 1)
             ]
         )
-        state = quick(model.absorb, model.nothing(experience), experience)
+        state = quick(model.condition, model.empty(experience), experience)
         np.testing.assert_allclose(quick(model.posterior, state)[0], ridge, atol=tolerance)
 
         def density(weights: Any, model: LinearValues = model) -> Any:
@@ -182,11 +182,11 @@ def test_linear_ensembles_are_draws_of_the_posterior() -> None:
     ensemble = EnsembleValues(
         num_actions=2, depth=0, prior_scale=1.0, noise=0.5, num_members=200, num_steps=300, learning_rate=0.05
     )
-    world = world_of(bandits.LinearArms(2, num_features=2))
+    world = adapt_environment(bandits.LinearArms(2, num_features=2))
     world.shape = (2,)
-    state = quick(ensemble.update, KEY, ensemble.initial(KEY, world), experience)
+    state = quick(ensemble.refit, KEY, ensemble.init(KEY, world), experience)
     exact = LinearValues(num_actions=2, prior_scale=1 / 3**0.5, noise=0.5)
-    mean, factor = quick(exact.posterior, quick(exact.absorb, exact.nothing(experience), experience))
+    mean, factor = quick(exact.posterior, quick(exact.condition, exact.empty(experience), experience))
     spread = np.sqrt(np.stack([np.diag(np.linalg.inv(f @ f.T)) for f in np.asarray(factor)]))
     members = np.asarray(state.params["layer0"])
     assert (np.abs(members.mean(0) - np.asarray(mean)) < 4.5 * spread / 200**0.5 + 0.03).all()
@@ -196,10 +196,10 @@ def test_linear_ensembles_are_draws_of_the_posterior() -> None:
 def test_the_last_layer_has_the_posterior_of_regression_on_what_lies_below() -> None:
     experience, _ = linear_data()
     model = LastLayerValues(num_actions=2, hidden=8, depth=1, noise=0.3)
-    world = world_of(bandits.LinearArms(2, num_features=2))
+    world = adapt_environment(bandits.LinearArms(2, num_features=2))
     world.shape = (2,)
-    state = quick(model.update, KEY, model.initial(KEY, world), experience)
-    draws = np.asarray(quick(model.draw, KEY, state, experience, 4000)["layer1"], float)
+    state = quick(model.refit, KEY, model.init(KEY, world), experience)
+    draws = np.asarray(quick(model.sample, KEY, state, experience, 4000)["layer1"], float)
     told = quick(model.values, {**state.params, "layer1": draws[0].astype(np.float32)}, experience)
     assert told.shape == (1, 2)
     read = np.asarray(quick(model.hidden_of, state.params, experience.observation), float)
@@ -218,7 +218,7 @@ def test_values_are_those_of_exact_planning(mdp: control.TabularMDP) -> None:
     model = TabularModel.of(mdp, noise=0.1)
     state = absorbed(model, experience, world)
     exact = control.soft_value_iteration(model.expected(state), 0.0)
-    told = np.asarray(quick(model.center, state, experience))
+    told = np.asarray(quick(model.mean_values, state, experience))
     reached = told != 0
     np.testing.assert_allclose(told[reached], exact.action_value[:, :-1][reached], atol=2e-4)
 
@@ -230,7 +230,7 @@ def test_layers_change_nothing() -> None:
     narrow = TabularModel.of(mdp)
     wide = TabularModel.of(mdp, start=np.full(mdp.num_states, 1 / mdp.num_states))
     state = absorbed(narrow, experience, world)
-    few, all_of_them = (np.asarray(quick(model.center, state, experience)) for model in (narrow, wide))
+    few, all_of_them = (np.asarray(quick(model.mean_values, state, experience)) for model in (narrow, wide))
     assert (few == 0).sum() > (all_of_them == 0).sum()
     np.testing.assert_allclose(few[few != 0], all_of_them[few != 0], rtol=1e-5)
 
@@ -243,7 +243,7 @@ def test_k_learning_bounds_the_expected_optimum() -> None:
         experience, world = lived(mdp, episodes=episodes)
         model = TabularModel.of(mdp, noise=0.1)
         state = absorbed(model, experience, world)
-        draws = quick(model.draw, KEY, state, experience, 400)
+        draws = quick(model.sample, KEY, state, experience, 400)
         values = jax.jit(jax.vmap(lambda one, m=model, e=experience: m.values(one, e)))(draws)
         best = np.asarray(values, float)[:, 0, 0].max(-1)
         bound = float(quick(model.cumulants, state).bound)
@@ -255,7 +255,7 @@ def test_k_learning_bounds_the_expected_optimum() -> None:
 def test_dirichlets_of_small_concentrations() -> None:
     """Means of 4 coordinates within 4.5 standard errors (false alarm 3e-5), and the spread by Kolmogorov–Smirnov."""
     alpha = jnp.array([0.05, 0.2, 1.0, 4.0])
-    drawn = np.asarray(quick(draw_dirichlet, KEY, jnp.broadcast_to(alpha, (20_000, 4))), float)
+    drawn = np.asarray(quick(sample_dirichlet, KEY, jnp.broadcast_to(alpha, (20_000, 4))), float)
     assert np.isfinite(drawn).all()
     np.testing.assert_allclose(drawn.sum(-1), 1.0, atol=1e-5)
     total, a = 5.25, np.asarray(alpha, float)
@@ -270,11 +270,11 @@ def test_simulation_based_calibration() -> None:
     experience, _ = lived(mdp, episodes=3)
     model = TabularModel(num_states=3, num_actions=2, horizon=8, noise=0.5)
     small = jax.tree.map(lambda x: x[:24], experience)
-    told = bayesrl.calibrate(KEY, model, small, infer=by_conjugacy(model), num_replications=100)
+    told = bayesrl.calibrate(KEY, model, small, infer=conjugate_inference(model), num_replications=100)
     assert told.verdict == "pass"
     arms = ArmsModel(bandits.BernoulliArms(2))
     pulls = rows(np.zeros(12, int), np.arange(12) % 2, np.zeros(12))
-    assert bayesrl.calibrate(KEY, arms, pulls, infer=by_conjugacy(arms), num_replications=100).verdict == "pass"
+    assert bayesrl.calibrate(KEY, arms, pulls, infer=conjugate_inference(arms), num_replications=100).verdict == "pass"
 
 
 def test_a_table_that_is_told_no_start_can_start_anywhere() -> None:
@@ -286,7 +286,7 @@ def test_a_table_that_is_told_no_start_can_start_anywhere() -> None:
     paid[7] = 1.0
     model = control.TabularModel(num_states=8, num_actions=2, horizon=6, successors=pairs, reward_mean=paid)
     experience = Memory((), np.int32, 1).experience()
-    values = quick(model.center, model.nothing(), experience)
+    values = quick(model.mean_values, model.empty(), experience)
     assert values[0, 4].tolist() == [3.0, 2.0]
 
 

@@ -1,4 +1,4 @@
-"""What agents are made of: a mind that explores and is updated by inference, and what it tells."""
+"""What agents are made of: a agent_state that explores and is updated by inference, and what it tells."""
 
 import abc
 from typing import Any, NamedTuple
@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bayesrl.control.exploration.rules import Exploration
-from bayesrl.control.learning.env_adapter import Act, World
+from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.typing import PRNGKey
 
 
-class Told(NamedTuple):
+class UpdateInfo(NamedTuple):
     """What an update tells of the decision in the first state, or nan.
 
     Attributes:
         p_optimal: probability that the action which seems best is the best.
         expected_regret: what this action is expected to lose to the best one, reward units.
-        objective: J of the last batch, reward units, for `KLControl`.
-        kl: of the policy to its prior in the last batch, nats, for `KLControl`.
+        objective: J of the last batch, reward units, for `KLControlAgent`.
+        kl: of the policy to its prior in the last batch, nats, for `KLControlAgent`.
     """
 
     p_optimal: float = np.nan
@@ -27,15 +27,15 @@ class Told(NamedTuple):
     kl: float = np.nan
 
 
-class Mind(abc.ABC):
+class AgentState(abc.ABC):
     """An agent in one environment: its state, which a checkpoint keeps."""
 
     @abc.abstractmethod
-    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
+    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
         """Choose how to act in the next episode."""
 
     @abc.abstractmethod
-    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
+    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> UpdateInfo:
         """Update by inference.
 
         Args:
@@ -65,7 +65,7 @@ class Agent(abc.ABC):
     """One of the two algorithms, as `learn` takes it."""
 
     @abc.abstractmethod
-    def enter(self, key: PRNGKey, world: World, num_episodes: int) -> Mind:
+    def enter(self, key: PRNGKey, env: EnvAdapter, num_episodes: int) -> AgentState:
         """Get ready for an environment.
 
         Raises:

@@ -1,4 +1,4 @@
-"""`Bayesian`: Bayesian RL, as an agent that learns an episode at a time."""
+"""`BayesianAgent`: Bayesian RL, as an agent that learns an episode at a time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from bayesrl.annotations import Requirement
 from bayesrl.arguments import Count, UnusedOption, checked
 from bayesrl.control.exploration.rules import Exploration, thompson
 from bayesrl.control.learning.agents.base import Agent
-from bayesrl.control.learning.agents.bayesian_state import BayesianMind
-from bayesrl.control.learning.env_adapter import World
-from bayesrl.control.learning.models.base import ProgramModel, UnknownModel
+from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
+from bayesrl.control.learning.env_adapter import EnvAdapter
+from bayesrl.control.learning.models.base import EnvironmentModel, ProgramModel
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 from bayesrl.values import is_function
@@ -28,7 +28,7 @@ type ModelOrProgram = Annotated[
 
 def _fits_itself(given: Mapping[str, Any]) -> bool:
     model = given["model"]
-    return isinstance(model, ProgramModel) or (isinstance(model, UnknownModel) and given["inference"] == "exact")
+    return isinstance(model, ProgramModel) or (isinstance(model, EnvironmentModel) and given["inference"] == "exact")
 
 
 @checked(
@@ -41,7 +41,7 @@ def _fits_itself(given: Mapping[str, Any]) -> bool:
     ),
 )
 @dataclass(frozen=True, eq=False)
-class Bayesian(Agent):
+class BayesianAgent(Agent):
     """Bayesian RL: a posterior over what is unknown, from which exploration is drawn.
 
     Args:
@@ -75,10 +75,10 @@ class Bayesian(Agent):
         name = getattr(self.model, "__qualname__", type(self.model).__name__)
         return {"type": "Bayesian", "model": name, "inference": self.inference, "num_draws": self.num_draws}
 
-    def enter(self, key: PRNGKey, world: World, num_episodes: int) -> "BayesianMind":
+    def enter(self, key: PRNGKey, env: EnvAdapter, num_episodes: int) -> "BayesianAgentState":
         """Get ready for an environment; see `Agent.enter`."""
         model = self.model
-        if self.inference == "fit" or not isinstance(model, UnknownModel):
+        if self.inference == "fit" or not isinstance(model, EnvironmentModel):
             model = model if isinstance(model, ProgramModel) else ProgramModel(model, num_steps=self.num_steps)
-        model.check(world)
-        return BayesianMind(key, self, model, world, num_episodes)
+        model.check(env)
+        return BayesianAgentState(key, self, model, env, num_episodes)

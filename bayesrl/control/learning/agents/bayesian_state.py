@@ -1,4 +1,4 @@
-"""`BayesianMind`: what a `Bayesian` agent believes in one environment, how it explores, and how it is updated."""
+"""`BayesianAgentState`: what a `BayesianAgent` believes in one environment, how it explores, and its updates."""
 
 from collections.abc import Callable, Hashable
 from copy import copy
@@ -14,11 +14,11 @@ from bayesrl.arguments import check_memory, user_code
 from bayesrl.compilation.jit import trace_once
 from bayesrl.compilation.keys import dummy_key, fold_in, split_keys
 from bayesrl.control.exploration.beliefs import SampleBelief
-from bayesrl.control.learning.agents.base import Mind, Told
+from bayesrl.control.learning.agents.base import AgentState, UpdateInfo
 from bayesrl.control.learning.allowed_actions import masks_of
 from bayesrl.control.learning.choices import losses, restored, shares
-from bayesrl.control.learning.env_adapter import Act, World
-from bayesrl.control.learning.models.base import UnknownModel
+from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
+from bayesrl.control.learning.models.base import EnvironmentModel
 from bayesrl.control.learning.replay_memory import Episode, Experience, Memory, first_rows
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -30,28 +30,28 @@ _LOOKS = 50
 """About so many times in a run the decision in the first state is looked at, where no criterion asks for more."""
 
 
-class BayesianMind(Mind):
-    """A `Bayesian` agent in one environment.
+class BayesianAgentState(AgentState):
+    """A `BayesianAgent` agent in one environment.
 
     What its model and the exploration rule read besides their arguments is read when they are first asked, and stays as
     it was: the posterior is of that.
 
     Attributes:
         model: of the unknown.
-        world: the environment.
+        env: the environment.
         memory: all that was lived through.
         masks: what each of finitely many states allows, where the environment tells it.
         state: what inference carries.
     """
 
-    def __init__(self, key: PRNGKey, agent: Any, model: Any, world: World, num_episodes: int) -> None:
-        self.agent, self.model, self.world = agent, model, world
-        self.memory = Memory(world.shape, world.dtype, min(num_episodes * world.max_steps, 10**9))
+    def __init__(self, key: PRNGKey, agent: Any, model: Any, env: EnvAdapter, num_episodes: int) -> None:
+        self.agent, self.model, self.env = agent, model, env
+        self.memory = Memory(env.shape, env.dtype, min(num_episodes * env.max_steps, 10**9))
         self._compiled: dict[Any, Callable[..., Any]] = {}
-        self.state = model.initial(fold_in(key, 1), world)
+        self.state = model.init(fold_in(key, 1), env)
         self._episodes, self._every = 0, max(num_episodes // _LOOKS, 1)
-        self.masks = masks_of(world)
-        self._held: Experience | None = world.example() if model.online else None
+        self.masks = masks_of(env)
+        self._held: Experience | None = env.example() if model.online else None
         shape = jax.eval_shape(
             lambda key, state, experience: self._tables(key, state, experience, 1),
             dummy_key(),
@@ -64,20 +64,20 @@ class BayesianMind(Mind):
     @property
     def finite(self) -> bool:
         """Whether observations are finitely many."""
-        return self.world.num_observations is not None
+        return self.env.num_observations is not None
 
     def _check_values(self, found: tuple[int, ...]) -> None:
-        world = self.world
-        wanted = (world.num_observations, world.num_actions) if self.finite else (1, world.num_actions)
+        env = self.env
+        wanted = (env.num_observations, env.num_actions) if self.finite else (1, env.num_actions)
         timed = len(found) == 3 and self.finite
         if found[-2:] != wanted or not (len(found) == 2 or timed):
             raise ControlError(
                 f"'action_values' of the model has shape {found}; the environment needs {wanted}"
                 + (f" or [steps, {wanted[0]}, {wanted[1]}]" if self.finite else ", one row for each observation seen")
             )
-        if len(found) == 3 and found[0] < world.max_steps:
+        if len(found) == 3 and found[0] < env.max_steps:
             raise ControlError(
-                f"'action_values' of the model is for {found[0]} steps, and an episode may have {world.max_steps}; "
+                f"'action_values' of the model is for {found[0]} steps, and an episode may have {env.max_steps}; "
                 "make the horizon of the model that long"
             )
 
@@ -95,7 +95,7 @@ class BayesianMind(Mind):
     def _alone(self, episode: Episode) -> Experience:
         """Give the rows of one episode, their number a power of two, lest each length be compiled anew."""
         rows = 2 ** int(np.ceil(np.log2(max(len(episode.reward), 8))))
-        alone = Memory(self.world.shape, self.world.dtype, rows)
+        alone = Memory(self.env.shape, self.env.dtype, rows)
         alone.add(episode, self._discount)
         return alone.rows()
 
@@ -106,8 +106,8 @@ class BayesianMind(Mind):
     def _sites(self, key: PRNGKey, state: Any, experience: Experience, seen: Any, num_draws: int) -> tuple[Any, Array]:
         """Draw θ and its action values, [draws, ...]."""
         if not self.finite and seen is None:
-            seen = jnp.zeros((1, *self.world.shape), self.world.dtype)
-        sites = self.model.draw(key, state, experience, num_draws)
+            seen = jnp.zeros((1, *self.env.shape), self.env.dtype)
+        sites = self.model.sample(key, state, experience, num_draws)
         return sites, jax.vmap(lambda one: self.model.values(one, experience, seen))(sites)
 
     def program(self, name: str, make: Callable[[], Callable[..., Any]], kind: Any = None) -> Callable[..., Any]:
@@ -127,27 +127,27 @@ class BayesianMind(Mind):
             state: of inference; by default as it is now.
             seen: the observations whose values are told, where observations are not finitely many.
         """
-        each = self.world.num_actions * (self.world.num_observations or 1)
+        each = self.env.num_actions * (self.env.num_observations or 1)
         check_memory(4.0 * num_draws * each, f"{num_draws:,} draws of {each:,} values", "ask for fewer", ControlError)
-        draw = self.program("draw_posterior", lambda: partial(self._sites, num_draws=self._at_once))
+        draw = self.program("sample_posterior", lambda: partial(self._sites, num_draws=self._at_once))
         state = self.state if state is None else state
         if not self.finite:
-            seen = np.zeros((1, *self.world.shape), self.world.dtype) if seen is None else np.asarray(seen)
+            seen = np.zeros((1, *self.env.shape), self.env.dtype) if seen is None else np.asarray(seen)
         given = state, self.experience(), seen
         parts = [jax.device_get(draw(fold_in(key, i), *given)) for i in range(-(-num_draws // self._at_once))]
         sites, tables = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_draws], *parts)
         return dict(sites), tables
 
-    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
-        """Choose how to act in the next episode; see `Mind.explore`."""
+    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
+        """Choose how to act in the next episode; see `AgentState.explore`."""
         number = np.asarray(episode, np.int32)
-        if self.world.masked:
+        if self.env.masked:
             return self._among_allowed(key, exploration, number)
         if self.finite:
             plan = self.program("plan", lambda: self._planner(exploration), _known(exploration))
             table = np.asarray(plan(key, self.state, self.experience(), number))
-            probs = np.eye(self.world.num_actions)[np.clip(table, 0, self.world.num_actions - 1)]
-            return Act(lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan), probs)
+            probs = np.eye(self.env.num_actions)[np.clip(table, 0, self.env.num_actions - 1)]
+            return EpisodePolicy(lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan), probs)
         prepare = self.program("draw", lambda: self._drawer(exploration), _known(exploration))
         act = self.program("act", lambda: self._actor(exploration), _known(exploration))
         sites = prepare(key, self.state, self.experience())
@@ -157,9 +157,9 @@ class BayesianMind(Mind):
             own = key if _committed(exploration) else fold_in(step_key, time)
             return int(act(own, sites, np.asarray(seen), number)), np.nan
 
-        return Act(choose)
+        return EpisodePolicy(choose)
 
-    def _among_allowed(self, key: PRNGKey, exploration: Any, number: np.ndarray) -> Act:
+    def _among_allowed(self, key: PRNGKey, exploration: Any, number: np.ndarray) -> EpisodePolicy:
         """Choose in each step anew, among the actions that are allowed there."""
         prepare = self.program("look", lambda: self._looker(exploration), _known(exploration))
         act = self.program("act_allowed", lambda: self._chooser(exploration), _known(exploration))
@@ -170,7 +170,7 @@ class BayesianMind(Mind):
             own = key if _committed(exploration) else fold_in(step_key, time)
             return int(act(own, told, np.asarray(time, np.int32), np.asarray(seen), allowed, number)), np.nan
 
-        return Act(choose)
+        return EpisodePolicy(choose)
 
     def _looker(self, exploration: Any) -> Callable[..., Any]:
         """Give the function to what one episode is played by: draws of action values and what stands for their mean."""
@@ -182,7 +182,7 @@ class BayesianMind(Mind):
             if self._soft(exploration):
                 told = self.model.cumulants(state, experience.allowed)
                 return told.values / told.temperature
-            return self._tables(key, state, experience, count), self.model.center(state, experience)
+            return self._tables(key, state, experience, count), self.model.mean_values(state, experience)
 
         return look
 
@@ -191,7 +191,7 @@ class BayesianMind(Mind):
 
         def choose(key: PRNGKey, told: Any, time: Array, seen: Array, allowed: Array, episode: Array) -> Array:
             if not self.finite:
-                empty = self.world.example()
+                empty = self.env.example()
                 values = jax.vmap(lambda one: self.model.values(one, empty, seen[None]))(told)[:, 0]
                 return _chosen(exploration, key, SampleBelief(values, None, allowed), episode)
             if self._soft(exploration):
@@ -207,7 +207,7 @@ class BayesianMind(Mind):
 
     def _planner(self, exploration: Any) -> Callable[..., Array]:
         """Give the function to actions of all states at all times, [steps, states]."""
-        steps = min(self.world.max_steps, 100_000 // max(self.world.num_observations or 1, 1) + 1)
+        steps = min(self.env.max_steps, 100_000 // max(self.env.num_observations or 1, 1) + 1)
 
         def plan(key: PRNGKey, state: Any, experience: Experience, episode: Array) -> Array:
             draw_key, rule_key = split_keys(key)
@@ -216,7 +216,7 @@ class BayesianMind(Mind):
                 return jax.random.categorical(rule_key, told.values / told.temperature)
             count = 1 if _committed(exploration) else self.agent.num_draws
             tables = self._tables(draw_key, state, experience, count)
-            belief = SampleBelief(tables, self.model.center(state, experience))
+            belief = SampleBelief(tables, self.model.mean_values(state, experience))
             if belief.mean.ndim == 3 or _committed(exploration):
                 chosen = _chosen(exploration, rule_key, belief, episode)
                 return chosen if chosen.ndim == 2 else chosen[None]
@@ -228,20 +228,20 @@ class BayesianMind(Mind):
 
     def _drawer(self, exploration: Any) -> Callable[..., Any]:
         count = 1 if _committed(exploration) else self.agent.num_draws
-        return lambda key, state, experience: self.model.draw(key, state, experience, count)
+        return lambda key, state, experience: self.model.sample(key, state, experience, count)
 
     def _actor(self, exploration: Any) -> Callable[..., Array]:
         def act(key: PRNGKey, sites: Any, seen: Array, episode: Array) -> Array:
-            empty = self.world.example()
+            empty = self.env.example()
             told = jax.vmap(lambda one: self.model.values(one, empty, seen[None]))(sites)[:, 0]
             return _chosen(exploration, key, SampleBelief(told), episode)
 
         return act
 
-    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
-        """Update by inference; see `Mind.update`."""
+    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> UpdateInfo:
+        """Update by inference; see `AgentState.update`."""
         rows = self._alone(episode)
-        self.model.check_rows(rows)
+        self.model.check_experience(rows)
         if self.masks is not None:
             self.masks.note(episode, same=self.model.plans)
         self.memory.add(episode, self._discount)
@@ -249,32 +249,34 @@ class BayesianMind(Mind):
         self._episodes += 1
         self.state = self._absorbed(self.state, rows)
         if self._episodes % self.agent.update_every == 0 and not self.model.online:
-            run = self.program("update", lambda: self.model.update)
+            run = self.program("update", lambda: self.model.refit)
             self.state = run(fold_in(key, 0), self.state, self.experience())
         if not told and self._episodes % self._every:
-            return Told()
+            return UpdateInfo()
         first = None if episode.allowed is None else episode.allowed[0]
         return self._told(fold_in(key, 1), episode.observation[0], first)
 
     @property
     def _discount(self) -> float:
-        return float(getattr(self.model, "discount", self.world.discount))
+        return float(getattr(self.model, "discount", self.env.discount))
 
     def _absorbed(self, state: Any, rows: Experience) -> Any:
-        if type(self.model).absorb is UnknownModel.absorb:  # nothing is to be done, and so nothing to be compiled
+        if (
+            type(self.model).condition is EnvironmentModel.condition
+        ):  # nothing is to be done, and so nothing to be compiled
             return state
-        return self.program("absorb", lambda: self.model.absorb)(state, rows)
+        return self.program("condition", lambda: self.model.condition)(state, rows)
 
-    def _told(self, key: PRNGKey, start: Any, allowed: np.ndarray | None) -> Told:
+    def _told(self, key: PRNGKey, start: Any, allowed: np.ndarray | None) -> UpdateInfo:
         values = self.at(key, start, self._at_once)
         optimal, regret = shares(values, allowed), losses(values, allowed).mean(0)
         best = int(np.argmin(np.where(np.isnan(regret), np.inf, regret)))
-        return Told(float(optimal[best]), float(regret[best]))
+        return UpdateInfo(float(optimal[best]), float(regret[best]))
 
     def at(self, key: PRNGKey, seen: Any, num_draws: int, time: int = 0) -> np.ndarray:
         """Draw the values of the actions where one observation is seen, [draws, actions], reward units."""
         if not self.finite:
-            return self.drawn(key, num_draws, seen=np.asarray(seen, self.world.dtype)[None])[1][:, 0]
+            return self.drawn(key, num_draws, seen=np.asarray(seen, self.env.dtype)[None])[1][:, 0]
         tables = self.drawn(key, num_draws)[1]
         return tables[:, time, seen] if tables.ndim == 4 else tables[:, seen]
 
@@ -282,22 +284,22 @@ class BayesianMind(Mind):
         """Give the state of inference as it was when so many rows had been lived, where that can be told."""
         if not self.model.online:
             raise ControlError(
-                "the posterior was fitted or trained, and how it was earlier was not kept; leave stage out"
+                "the posterior was fitted or trained, and how it was earlier was not kept; leave snapshot out"
             )
-        return self._absorbed(self.model.initial(dummy_key(), self.world), first_rows(self.memory.rows(), rows))
+        return self._absorbed(self.model.init(dummy_key(), self.env), first_rows(self.memory.rows(), rows))
 
     def mark(self) -> tuple[Any, ...]:
-        """Remember how it is; see `Mind.mark`."""
+        """Remember how it is; see `AgentState.mark`."""
         return self.state, self._episodes, self.memory.num_rows, copy(self.masks)
 
     def back(self, mark: tuple[Any, ...]) -> None:
-        """Be as it was; see `Mind.back`."""
+        """Be as it was; see `AgentState.back`."""
         self.state, self._episodes, rows, self.masks = mark
         self.memory.forget(rows)
         self._held = self._held if self.model.online else None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give what a checkpoint has to keep; see `Mind.arrays`."""
+        """Give what a checkpoint has to keep; see `AgentState.arrays`."""
         leaves = jax.tree.leaves(self.state)
         held = {f"memory/{name}": values for name, values in self.memory.arrays().items()}
         held["episodes"] = np.asarray(self._episodes)
@@ -306,7 +308,7 @@ class BayesianMind(Mind):
         return held | {f"inference/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take what a checkpoint kept; see `Mind.restore`."""
+        """Take what a checkpoint kept; see `AgentState.restore`."""
         self.memory.restore({k.removeprefix("memory/"): v for k, v in arrays.items() if k.startswith("memory/")})
         self._held = self._held if self.model.online else None
         self._episodes = int(arrays["episodes"])

@@ -1,4 +1,4 @@
-"""`KLControl`: KL-regularised RL, as an agent that learns an episode at a time."""
+"""`KLControlAgent`: KL-regularised RL, as an agent that learns an episode at a time."""
 
 import math
 from copy import copy
@@ -21,11 +21,11 @@ from bayesrl.control.exploration.rules import Exploration, Thompson, thompson
 from bayesrl.control.gymnasium.behaviour_policies import choose_actions
 from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
 from bayesrl.control.gymnasium.spaces import Actions
-from bayesrl.control.learning.agents.base import Agent, Mind, Told
-from bayesrl.control.learning.agents.bayesian import Bayesian, ModelOrProgram
+from bayesrl.control.learning.agents.base import Agent, AgentState, UpdateInfo
+from bayesrl.control.learning.agents.bayesian import BayesianAgent, ModelOrProgram
 from bayesrl.control.learning.allowed_actions import masks_of
 from bayesrl.control.learning.choices import restored
-from bayesrl.control.learning.env_adapter import Act, World
+from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
 from bayesrl.core.draws import Draws
@@ -38,7 +38,7 @@ from bayesrl.typing import PRNGKey
 
 @checked(ControlError)
 @dataclass(frozen=True, eq=False)
-class KLControl(Agent):
+class KLControlAgent(Agent):
     """KL-regularised RL: the policy is the posterior p* ∝ π₀·exp(R/β), fitted to what was played.
 
     Episodes are played by the policy as it stands (or by an exploration rule, corrected by importance), and a batch of
@@ -82,34 +82,34 @@ class KLControl(Agent):
         """Say what identifies the agent; see `Agent.describe`."""
         return {"type": "KLControl", "beta": float(self.beta), "reference": self.reference, "batch": self.batch}
 
-    def enter(self, key: PRNGKey, world: World, num_episodes: int) -> "ControlMind":
+    def enter(self, key: PRNGKey, env: EnvAdapter, num_episodes: int) -> "KLControlAgentState":
         """Get ready for an environment; see `Agent.enter`."""
-        return ControlMind(key, self, world, num_episodes)
+        return KLControlAgentState(key, self, env, num_episodes)
 
 
-class ControlMind(Mind):
-    """A `KLControl` agent in one environment.
+class KLControlAgentState(AgentState):
+    """A `KLControlAgent` agent in one environment.
 
     Attributes:
         state: parameters and optimiser.
         masks: what each of finitely many states allows, where the environment tells it.
     """
 
-    def __init__(self, key: PRNGKey, agent: KLControl, world: World, num_episodes: int) -> None:
-        self.agent, self.world = agent, world
-        discount = world.discount if agent.discount is None else agent.discount
-        prior, masked = Actions(world.num_actions).prior(), world.num_actions if world.masked else 0
-        scale: Any = world.scale
-        if masked and world.num_observations is None:
-            scale = np.append(np.broadcast_to(scale, world.shape).ravel(), np.ones(masked, np.float32))
-        self._shape = (math.prod(world.shape) + masked,) if masked else world.shape
+    def __init__(self, key: PRNGKey, agent: KLControlAgent, env: EnvAdapter, num_episodes: int) -> None:
+        self.agent, self.env = agent, env
+        discount = env.discount if agent.discount is None else agent.discount
+        prior, masked = Actions(env.num_actions).prior(), env.num_actions if env.masked else 0
+        scale: Any = env.scale
+        if masked and env.num_observations is None:
+            scale = np.append(np.broadcast_to(scale, env.shape).ravel(), np.ones(masked, np.float32))
+        self._shape = (math.prod(env.shape) + masked,) if masked else env.shape
         outside = ExternalEnvironment(
-            self._shape, jnp.dtype(world.dtype), prior, world.num_observations, scale, masked=masked
+            self._shape, jnp.dtype(env.dtype), prior, env.num_observations, scale, masked=masked
         )
-        self.masks = masks_of(world)
-        self._size = min(world.max_steps, 2000) + 1
+        self.masks = masks_of(env)
+        self._size = min(env.max_steps, 2000) + 1
         rollout = RecordedRollout(outside, self._size, max(discount, 1e-6), None)
-        family = agent.policy or (TablePolicy() if world.num_observations is not None else NetworkPolicy())
+        family = agent.policy or (TablePolicy() if env.num_observations is not None else NetworkPolicy())
         objective = ActorCritic(trace=agent.trace, reference=agent.reference)
         self._setup = set_up(as_hash_key(key), rollout, (), agent.beta, family, objective, 1, _recorded)
         rate = self._setup.learning_rate if agent.learning_rate is None else agent.learning_rate
@@ -124,12 +124,12 @@ class ControlMind(Mind):
         self._batch: list[Episode] = []
         self._acting: dict[str, Any] = {}
         self._stepping = trace_once(self._steps, name="update")
-        self._told = Told()
+        self._told = UpdateInfo()
         self._probs = trace_once(self._probabilities, name="policy")
 
-    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> Act:
-        """Choose how to act in the next episode; see `Mind.explore`."""
-        if self.world.num_observations is not None and isinstance(exploration, Thompson) and not self.world.masked:
+    def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
+        """Choose how to act in the next episode; see `AgentState.explore`."""
+        if self.env.num_observations is not None and isinstance(exploration, Thompson) and not self.env.masked:
             return self._from_table(key)
         name = repr(exploration)
         if name not in self._acting:
@@ -149,9 +149,9 @@ class ControlMind(Mind):
             action, score = acting(fold_in(key, time), self.state, np.asarray(told[0]))
             return int(action), float(score)
 
-        return Act(choose)
+        return EpisodePolicy(choose)
 
-    def _from_table(self, key: PRNGKey) -> Act:
+    def _from_table(self, key: PRNGKey) -> EpisodePolicy:
         """Draw from the policy itself, whose probabilities stay the same for an episode."""
         probs = self.probs()
         cumulated = probs.cumsum(-1)
@@ -161,25 +161,25 @@ class ControlMind(Mind):
             action = min(int(np.searchsorted(cumulated[int(seen)], rng.random(), side="right")), probs.shape[-1] - 1)
             return action, float(np.log(probs[int(seen), action]))
 
-        return Act(choose, probs[None])
+        return EpisodePolicy(choose, probs[None])
 
-    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> Told:
-        """Update by inference; see `Mind.update`."""
+    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> UpdateInfo:
+        """Update by inference; see `AgentState.update`."""
         if self.masks is not None:
             self.masks.note(episode, same=False)
         self._batch.append(episode)
         if len(self._batch) == self.agent.batch:
             sites, behaviour = self._recorded()
             self.state, info = self._stepping(self.state, sites, behaviour)
-            self._told = Told(objective=float(info["objective"]), kl=float(info["kl"]))
+            self._told = UpdateInfo(objective=float(info["objective"]), kl=float(info["kl"]))
             self._batch = []
         return self._told
 
     def _recorded(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Lay the batch out as sites, [batch, steps + 1, ...]."""
-        world, shape = self.world, (len(self._batch), self._size)
+        env, shape = self.env, (len(self._batch), self._size)
         sites: dict[str, np.ndarray] = {
-            "observation": np.zeros((*shape, *self._shape), world.dtype),
+            "observation": np.zeros((*shape, *self._shape), env.dtype),
             "action": np.zeros(shape, np.int32),
             "counts": np.zeros(shape, bool),
             "terminated": np.zeros(shape, bool),
@@ -188,7 +188,7 @@ class ControlMind(Mind):
         behaviour = np.zeros(shape, np.float32)
         for i, episode in enumerate(self._batch):
             count = min(len(episode.reward), self._size - 1)
-            seen = np.concatenate([episode.observation[:count], episode.following[count - 1 : count]])
+            seen = np.concatenate([episode.observation[:count], episode.next_observation[count - 1 : count]])
             allowed = None if episode.allowed is None else episode.allowed[: count + 1]
             sites["observation"][i, : count + 1] = self._joined(seen, allowed)
             sites["action"][i, :count] = episode.action[:count]
@@ -204,11 +204,11 @@ class ControlMind(Mind):
         """Put what is allowed behind observations, as `Outside` reads them, [steps, ...]."""
         if allowed is None:
             return seen
-        return np.concatenate([seen.reshape(len(seen), -1), allowed], -1).astype(self.world.dtype)
+        return np.concatenate([seen.reshape(len(seen), -1), allowed], -1).astype(self.env.dtype)
 
     def _ends(self, count: int) -> bool:
         """Whether an episode that was cut off here was over: the horizon of a table is its own end."""
-        return count == self.world.max_steps and getattr(getattr(self.world, "mdp", None), "horizon", None) is not None
+        return count == self.env.max_steps and getattr(getattr(self.env, "mdp", None), "horizon", None) is not None
 
     def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[State, dict[str, Array]]:
         first = jax.tree.map(lambda x: x[0], state.params)
@@ -231,7 +231,7 @@ class ControlMind(Mind):
     def probs(self) -> np.ndarray:
         """Give π(a | s), [states, actions]."""
         allowed = None if self.masks is None else self.masks.table
-        states = self._joined(np.arange(self.world.num_observations or 0), allowed)
+        states = self._joined(np.arange(self.env.num_observations or 0), allowed)
         told = np.asarray(self._probs(self.state.params, states), float)
         return told / told.sum(-1, keepdims=True)
 
@@ -241,15 +241,15 @@ class ControlMind(Mind):
         return jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states)
 
     def mark(self) -> tuple[Any, ...]:
-        """Remember how it is; see `Mind.mark`."""
+        """Remember how it is; see `AgentState.mark`."""
         return self.state, list(self._batch), self._told, copy(self.masks)
 
     def back(self, mark: tuple[Any, ...]) -> None:
-        """Be as it was; see `Mind.back`."""
+        """Be as it was; see `AgentState.back`."""
         self.state, self._batch, self._told, self.masks = mark[0], list(mark[1]), *mark[2:]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give what a checkpoint has to keep; see `Mind.arrays`."""
+        """Give what a checkpoint has to keep; see `AgentState.arrays`."""
         held = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
         held["told"] = np.array(self._told)
         for i, episode in enumerate(self._batch):
@@ -258,9 +258,9 @@ class ControlMind(Mind):
         return held if self.masks is None else held | {"masks": self.masks.array()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take what a checkpoint kept; see `Mind.restore`."""
+        """Take what a checkpoint kept; see `AgentState.restore`."""
         self.state = restored(self.state, arrays, "policy")
-        self._told = Told(*arrays["told"].tolist())
+        self._told = UpdateInfo(*arrays["told"].tolist())
         if self.masks is not None:
             self.masks.restore(arrays["masks"])
         self._batch = []
@@ -276,14 +276,14 @@ def _recorded(*_: Any) -> Any:
 
 
 @checked(ControlError)
-def agent_named(name: str, model: ModelOrProgram, *, beta: float) -> Agent:
+def agent_from_name(name: str, model: ModelOrProgram, *, beta: float) -> Agent:
     """Make an agent from its name: `bayesian`, with a model of the unknown, or `kl_control`, at a temperature.
 
     Raises:
         ControlError: there is no such agent.
     """
     if name == "bayesian":
-        return Bayesian(model)
+        return BayesianAgent(model)
     if name == "kl_control":
-        return KLControl(beta)
+        return KLControlAgent(beta)
     raise ControlError(f"there is no agent {name!r}; use bayesian or kl_control")

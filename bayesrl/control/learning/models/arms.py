@@ -13,8 +13,8 @@ from bayesrl.arguments import checked
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.bandits.arms import Bandit
-from bayesrl.control.learning.env_adapter import World
-from bayesrl.control.learning.models.base import ACTION_VALUES, Sites, UnknownModel, observe_masked
+from bayesrl.control.learning.env_adapter import EnvAdapter
+from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
@@ -22,7 +22,7 @@ from bayesrl.typing import Numbers, PRNGKey
 
 @checked(ControlError)
 @dataclass(frozen=True, eq=False)
-class ArmsModel(UnknownModel):
+class ArmsModel(EnvironmentModel):
     """The prior of a bandit, learned from single pulls as the bandit itself learns: exactly, but for `LogisticArms`.
 
     The program draws `world` and observes each `reward`; its action values are the expected rewards of all arms.
@@ -41,15 +41,15 @@ class ArmsModel(UnknownModel):
     bandit: Bandit
 
     def __call__(self, experience: Experience, seen: Any = None) -> None:
-        """Draw the world, observe the rewards; see `UnknownModel`."""
-        world = numpyro.sample("world", self.bandit.world_prior())
+        """Draw the world, observe the rewards; see `EnvironmentModel`."""
+        world = numpyro.sample("world", self.bandit.instance_prior())
         values = self._values(world, self._seen(experience.observation))
         taken = jnp.take_along_axis(values, experience.action[:, None], -1)[:, 0]
-        observe_masked("reward", self.bandit.reward_given(taken), experience.reward, experience.held)
+        observe_masked("reward", self.bandit.reward_distribution(taken), experience.reward, experience.mask)
         numpyro.deterministic(ACTION_VALUES, self._told(world, seen))
 
-    def check(self, world: World) -> None:
-        """Refuse another environment; see `UnknownModel.check`."""
+    def check(self, world: EnvAdapter) -> None:
+        """Refuse another environment; see `EnvironmentModel.check`."""
         if world.num_actions != self.bandit.num_arms:
             raise ControlError(
                 f"the model is of {self.bandit.num_arms} arms, and the environment has {world.num_actions} actions"
@@ -61,47 +61,47 @@ class ArmsModel(UnknownModel):
                 f"the model sees features of shape {wanted}, and the environment shows {found}; use another bandit"
             )
 
-    def check_rows(self, experience: Experience) -> None:
-        """Refuse rewards that no arm pays; see `UnknownModel.check_rows`."""
+    def check_experience(self, experience: Experience) -> None:
+        """Refuse rewards that no arm pays; see `EnvironmentModel.check_experience`."""
         half: Any = np.full(experience.reward.shape, 0.5, np.float32)
-        support: Any = self.bandit.reward_given(half).support
-        strange = np.asarray(experience.held) & ~np.asarray(support(np.asarray(experience.reward)))
+        support: Any = self.bandit.reward_distribution(half).support
+        strange = np.asarray(experience.mask) & ~np.asarray(support(np.asarray(experience.reward)))
         if strange.any():
             raise ControlError(
                 f"the environment paid {float(experience.reward[int(strange.argmax())])}, which arms of {self.bandit} "
                 "never pay; use another bandit"
             )
 
-    def initial(self, key: PRNGKey, world: World) -> Any:
-        """Give the prior; see `UnknownModel.initial`."""
-        return closure_jit(self.nothing, name="start")()
+    def init(self, key: PRNGKey, world: EnvAdapter) -> Any:
+        """Give the prior; see `EnvironmentModel.init`."""
+        return closure_jit(self.empty, name="start")()
 
-    def nothing(self, experience: Experience | None = None) -> Any:
+    def empty(self, experience: Experience | None = None) -> Any:
         """Give the prior."""
-        return self.bandit.start(1)
+        return self.bandit.init(1)
 
-    def absorb(self, state: Any, rows: Experience) -> Any:
-        """Take in one pull after the other; see `UnknownModel.absorb`."""
+    def condition(self, state: Any, rows: Experience) -> Any:
+        """Take in one pull after the other; see `EnvironmentModel.condition`."""
         seen = self._seen(rows.observation)
 
         def one(state: Any, row: Any) -> tuple[Any, None]:
             own, arm, reward, held = row
-            new = self.bandit.learn(state, own[None], arm[None], reward[None])
+            new = self.bandit.update(state, own[None], arm[None], reward[None])
             return jax.tree.map(lambda a, b: jnp.where(held, a, b), new, state), None
 
-        told, _ = lax.scan(one, state, (seen, rows.action, rows.reward, rows.held))
+        told, _ = lax.scan(one, state, (seen, rows.action, rows.reward, rows.mask))
         return told
 
-    def draw(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int) -> Sites:
-        """Draw worlds; see `UnknownModel.draw`."""
+    def sample(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int) -> Sites:
+        """Draw worlds; see `EnvironmentModel.sample`."""
         many = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (num_draws, *x.shape[1:])), state)
-        return {"world": self.bandit.draw_posterior(key, many)}
+        return {"world": self.bandit.sample_posterior(key, many)}
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
-        """Give the expected rewards; see `UnknownModel.values`."""
+        """Give the expected rewards; see `EnvironmentModel.values`."""
         return self._told(sites["world"], seen)
 
-    def with_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
+    def replace_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
         """Give experience with other rewards, as `bayesrl.calibrate` simulates them."""
         return experience._replace(reward=data["reward"].astype(float))
 
@@ -111,10 +111,10 @@ class ArmsModel(UnknownModel):
 
     def _values(self, world: Array, seen: Array) -> Array:
         """Give the expected rewards of one world, [len(seen), arms]."""
-        return self.bandit.values(jnp.broadcast_to(world, (len(seen), *world.shape)), seen)
+        return self.bandit.expected_rewards(jnp.broadcast_to(world, (len(seen), *world.shape)), seen)
 
     def _seen_of_one(self) -> jax.ShapeDtypeStruct:
-        shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda key: self.bandit.observe(key, 1), dummy_key())
+        shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda key: self.bandit.sample_context(key, 1), dummy_key())
         return shape
 
     def _seen(self, observations: Numbers) -> Array:

@@ -16,7 +16,7 @@ from bayesrl.annotations import Requirement
 from bayesrl.arguments import Count, Positive, checked
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import dummy_key
-from bayesrl.control.learning.env_adapter import World
+from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.core.programs import Pair
 from bayesrl.errors import ControlError
@@ -32,7 +32,7 @@ type Sites = dict[str, Any]
 """Draws of θ by site, [draws, ...]."""
 
 
-class UnknownModel(abc.ABC):
+class EnvironmentModel(abc.ABC):
     """What is believed of an environment: a NumPyro program over θ, with data, and a posterior of θ.
 
     The program draws θ, conditions on `Experience`, and tells what exploration reads by
@@ -42,7 +42,7 @@ class UnknownModel(abc.ABC):
     """
 
     online: ClassVar[bool] = False
-    """Whether `absorb` is all that inference needs, so that experience is not looked at again."""
+    """Whether `condition` is all that inference needs, so that experience is not looked at again."""
     plans: ClassVar[bool] = False
     """Whether values rest on what each state allows, so that a state must always allow the same."""
 
@@ -50,7 +50,7 @@ class UnknownModel(abc.ABC):
     def __call__(self, experience: Experience, seen: Any = None) -> None:
         """Run the program."""
 
-    def check(self, world: World) -> None:
+    def check(self, env: EnvAdapter) -> None:
         """Refuse an environment whose data this model does not describe.
 
         Raises:
@@ -58,7 +58,7 @@ class UnknownModel(abc.ABC):
         """
         return
 
-    def check_rows(self, experience: Experience) -> None:
+    def check_experience(self, experience: Experience) -> None:
         """Refuse experience that the model holds to be impossible; it is told each new episode.
 
         Raises:
@@ -66,20 +66,20 @@ class UnknownModel(abc.ABC):
         """
         return
 
-    def initial(self, key: PRNGKey, world: World) -> Any:
+    def init(self, key: PRNGKey, env: EnvAdapter) -> Any:
         """Give what inference carries from one update to the next, a pytree of arrays; nothing by default."""
         return ()
 
-    def absorb(self, state: Any, rows: Experience) -> Any:
+    def condition(self, state: Any, rows: Experience) -> Any:
         """Take in the rows of a new episode, and them alone; nothing by default."""
         return state
 
-    def update(self, key: PRNGKey, state: Any, experience: Experience) -> Any:
+    def refit(self, key: PRNGKey, state: Any, experience: Experience) -> Any:
         """Take in all experience anew; nothing by default."""
         return state
 
     @abc.abstractmethod
-    def draw(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int) -> Sites:
+    def sample(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int) -> Sites:
         """Draw θ from its posterior."""
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
@@ -88,14 +88,14 @@ class UnknownModel(abc.ABC):
         Raises:
             ControlError: the program exposes no `action_values`.
         """
-        return told_values(self, sites, experience, seen)
+        return read_action_values(self, sites, experience, seen)
 
-    def center(self, state: Any, experience: Experience, seen: Any = None) -> Array | None:
+    def mean_values(self, state: Any, experience: Experience, seen: Any = None) -> Array | None:
         """Give the action values of the expected θ, or None where it has no meaning."""
         return None
 
 
-def told_values(program: Program, sites: Sites, experience: Experience, seen: Any) -> Array:
+def read_action_values(program: Program, sites: Sites, experience: Experience, seen: Any) -> Array:
     """Run a program with θ given, and read its `action_values`."""
     args = (experience,) if seen is None else (experience, seen)
     held = handlers.seed(handlers.substitute(program, data=sites), rng_seed=dummy_key())
@@ -112,7 +112,7 @@ def told_values(program: Program, sites: Sites, experience: Experience, seen: An
 
 @checked(ControlError)
 @dataclass(eq=False)
-class ProgramModel(UnknownModel):
+class ProgramModel(EnvironmentModel):
     """A NumPyro program of yours as a model of the unknown, its posterior found by SVI, as `bayesrl.fit` does.
 
     Parameters are kept from one update to the next, so that each takes few steps.
@@ -133,7 +133,7 @@ class ProgramModel(UnknownModel):
 
     @property
     def plans(self) -> bool:  # type: ignore[override]
-        """Whether the program does; see `UnknownModel`."""
+        """Whether the program does; see `EnvironmentModel`."""
         return bool(getattr(self.program, "plans", False))
 
     def __post_init__(self) -> None:
@@ -147,46 +147,46 @@ class ProgramModel(UnknownModel):
         else:
             self.program(experience, seen)
 
-    def check(self, world: World) -> None:
-        """Get inference ready for the data of a world; see `UnknownModel.check`."""
-        if isinstance(self.program, UnknownModel):
-            self.program.check(world)
-        data = world.example()
-        self._seen = None if world.num_observations is not None else np.zeros((1, *world.shape), world.dtype)
+    def check(self, env: EnvAdapter) -> None:
+        """Get inference ready for the data of a env; see `EnvironmentModel.check`."""
+        if isinstance(self.program, EnvironmentModel):
+            self.program.check(env)
+        data = env.example()
+        self._seen = None if env.num_observations is not None else np.zeros((1, *env.shape), env.dtype)
         args = (data,) if self._seen is None else (data, self._seen)
         setup = set_up(
             dummy_key(), self.program, args, None, self.guide, ReverseKL(num_particles=self.num_particles), 1
         )
         if ACTION_VALUES not in [site.name for site in setup.programs.structure.sites]:
-            # Told as it is when values are read.
-            jax.eval_shape(lambda data: told_values(self.program, {}, data, self._seen), data)
+            # UpdateInfo as it is when values are read.
+            jax.eval_shape(lambda data: read_action_values(self.program, {}, data, self._seen), data)
         self._setup = setup
         self._lane = StepConfig(setup.objective, _adam(setup, self.learning_rate), self._pair)
 
-    def check_rows(self, experience: Experience) -> None:
-        """Refuse what the program refuses; see `UnknownModel.check_rows`."""
-        if isinstance(self.program, UnknownModel):
-            self.program.check_rows(experience)
+    def check_experience(self, experience: Experience) -> None:
+        """Refuse what the program refuses; see `EnvironmentModel.check_experience`."""
+        if isinstance(self.program, EnvironmentModel):
+            self.program.check_experience(experience)
 
-    def initial(self, key: PRNGKey, world: World) -> State:
+    def init(self, key: PRNGKey, env: EnvAdapter) -> State:
         """Start at the prior."""
         return closure_jit(lambda params: init(self._lane, params), name="initial")(self._ready().params)
 
-    def update(self, key: PRNGKey, state: State, experience: Experience) -> State:
+    def refit(self, key: PRNGKey, state: State, experience: Experience) -> State:
         """Take steps on the experience so far."""
         steps = jnp.asarray(self.num_steps)
         new, _ = run_chunk(self._lane, key[None], state, self._ready().betas, self._args(experience), steps)
         told: State = new
         return told
 
-    def draw(self, key: PRNGKey, state: State, experience: Experience, num_draws: int) -> Sites:
+    def sample(self, key: PRNGKey, state: State, experience: Experience, num_draws: int) -> Sites:
         """Draw from the fitted guide."""
         params = jax.tree.map(lambda x: x[0], state.params)
         return dict(self._pair(self._args(experience)).draw(key, params, num_draws, share=False).sites)
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
-        """Give the action values of one θ; see `UnknownModel.values`."""
-        return told_values(self.program, sites, experience, seen)
+        """Give the action values of one θ; see `EnvironmentModel.values`."""
+        return read_action_values(self.program, sites, experience, seen)
 
     def _args(self, experience: Experience) -> tuple[Any, ...]:
         return (experience,) if self._seen is None else (experience, self._seen)
@@ -197,7 +197,7 @@ class ProgramModel(UnknownModel):
 
     def _ready(self) -> Setup:
         if self._setup is None:
-            raise ControlError("the model has seen no environment yet; pass it to learn(...) by Bayesian(model)")
+            raise ControlError("the model has seen no environment yet; pass it to learn(...) by BayesianAgent(model)")
         return self._setup
 
 
@@ -217,21 +217,23 @@ type Conjugate = Annotated[
     Any,
     Requirement(
         "a model with an exact posterior, such as control.TabularModel(...)",
-        lambda model: all(callable(getattr(model, name, None)) for name in ("nothing", "absorb", "draw", "with_data")),
+        lambda model: all(
+            callable(getattr(model, name, None)) for name in ("empty", "condition", "sample", "replace_data")
+        ),
         alone=True,
     ),
 ]
 
 
 @checked(ControlError)
-def by_conjugacy(model: Conjugate) -> Callable[..., Any]:
+def conjugate_inference(model: Conjugate) -> Callable[..., Any]:
     """Give the exact posterior of a model as inference for `bayesrl.calibrate(infer=...)`."""
 
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Any:
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> Sites:
             data, experience = args[0], args[1]
-            lived = model.with_data(experience, data)
-            sites: Sites = model.draw(key, model.absorb(model.nothing(lived), lived), lived, num_draws)
+            lived = model.replace_data(experience, data)
+            sites: Sites = model.sample(key, model.condition(model.empty(lived), lived), lived, num_draws)
             return sites
 
         return draw

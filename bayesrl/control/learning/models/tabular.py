@@ -24,9 +24,9 @@ from bayesrl.arguments import (
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import split_keys
 from bayesrl.control.environments.tabular import TabularMDP
-from bayesrl.control.exploration.beliefs import draw_dirichlet
-from bayesrl.control.learning.env_adapter import World
-from bayesrl.control.learning.models.base import ACTION_VALUES, Sites, UnknownModel, observe_masked
+from bayesrl.control.exploration.beliefs import sample_dirichlet
+from bayesrl.control.learning.env_adapter import EnvAdapter
+from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
@@ -73,7 +73,7 @@ def _num_bytes(given: Mapping[str, Any]) -> float:
     MemoryNeed(_num_bytes, ("num_states", "num_actions", "horizon"), "pass successors=, or make it smaller"),
 )
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TabularModel(UnknownModel):
+class TabularModel(EnvironmentModel):
     """Unknown dynamics and rewards of finitely many states: P(· | s, a) ~ Dirichlet, r(s, a) ~ Normal.
 
     Each outcome is one of the states, or the end of the episode, numbered `num_states`, after which nothing is
@@ -188,40 +188,40 @@ class TabularModel(UnknownModel):
             "rewards", dist.Normal(jnp.asarray(self.reward_mean, float), self.reward_scale).to_event(2)
         )
         at = (experience.observation, experience.action)
-        observe_masked("outcome", dist.Categorical(transitions[at]), self._outcome(experience), experience.held)
-        paid = experience.held & (experience.terminated | (not self.paid_at_end))
+        observe_masked("outcome", dist.Categorical(transitions[at]), self._outcome(experience), experience.mask)
+        paid = experience.mask & (experience.terminated | (not self.paid_at_end))
         observe_masked("reward", dist.Normal(rewards[at], self.noise), experience.reward, paid)
         numpyro.deterministic(ACTION_VALUES, self.values({"transitions": transitions, "rewards": rewards}, experience))
 
-    def check(self, world: World) -> None:
-        """Refuse another environment; see `UnknownModel.check`."""
-        if world.num_observations != self.num_states or world.num_actions != self.num_actions:
-            found = "vectors for observations" if world.num_observations is None else f"{world.num_observations} states"
+    def check(self, env: EnvAdapter) -> None:
+        """Refuse another environment; see `EnvironmentModel.check`."""
+        if env.num_observations != self.num_states or env.num_actions != self.num_actions:
+            found = "vectors for observations" if env.num_observations is None else f"{env.num_observations} states"
             raise ControlError(
                 f"the model is of {self.num_states} states and {self.num_actions} actions, and the environment has "
-                f"{found} and {world.num_actions} actions; make it of the same numbers"
+                f"{found} and {env.num_actions} actions; make it of the same numbers"
             )
 
-    def nothing(self, experience: Experience | None = None) -> Counts:
+    def empty(self, experience: Experience | None = None) -> Counts:
         """Give the counts of no experience."""
         return Counts(np.zeros(self.successors.shape, np.float32), np.zeros(self.successors.shape[:2], np.float32))
 
-    def initial(self, key: PRNGKey, world: World) -> Counts:
-        """Give the counts of no experience; see `UnknownModel.initial`."""
-        return self.nothing()
+    def init(self, key: PRNGKey, env: EnvAdapter) -> Counts:
+        """Give the counts of no experience; see `EnvironmentModel.init`."""
+        return self.empty()
 
-    def absorb(self, state: Counts, rows: Experience) -> Counts:
-        """Count; see `UnknownModel.absorb`."""
-        at, held = (rows.observation, rows.action), rows.held.astype(float)
+    def condition(self, state: Counts, rows: Experience) -> Counts:
+        """Count; see `EnvironmentModel.condition`."""
+        at, held = (rows.observation, rows.action), rows.mask.astype(float)
         outcomes = jnp.asarray(state.outcomes).at[(*at, self._outcome(rows))].add(held)
         paid = held * (rows.terminated | (not self.paid_at_end))
         return Counts(outcomes, jnp.asarray(state.earned).at[at].add(paid * rows.reward))
 
-    def draw(self, key: PRNGKey, state: Counts, experience: Experience, num_draws: int) -> Sites:
-        """Draw θ from the exact posterior; see `UnknownModel.draw`."""
+    def sample(self, key: PRNGKey, state: Counts, experience: Experience, num_draws: int) -> Sites:
+        """Draw θ from the exact posterior; see `EnvironmentModel.sample`."""
         concentration, mean, scale = self.posterior(state)
         first, second = split_keys(key)
-        transitions = draw_dirichlet(first, jnp.broadcast_to(concentration, (num_draws, *concentration.shape)))
+        transitions = sample_dirichlet(first, jnp.broadcast_to(concentration, (num_draws, *concentration.shape)))
         noise = jax.random.normal(second, (num_draws, *mean.shape))
         return {"transitions": transitions, "rewards": mean + scale * noise}
 
@@ -276,7 +276,7 @@ class TabularModel(UnknownModel):
         blank = jnp.zeros((self.horizon, self.num_states, self.num_actions))
         return blank.at[jnp.arange(self.horizon)[:, None], layers].set(found), first[:-1]
 
-    def center(self, state: Counts, experience: Experience, seen: Any = None) -> Array:
+    def mean_values(self, state: Counts, experience: Experience, seen: Any = None) -> Array:
         """Give the action values of the expected transitions and rewards, [horizon, states, actions]."""
         concentration, mean, _ = self.posterior(state)
         expected = concentration / concentration.sum(-1, keepdims=True)
@@ -354,27 +354,29 @@ class TabularModel(UnknownModel):
             return np.broadcast_to(every, (self.horizon, self.num_states)).astype(np.int32)
         return np.stack([np.resize(row, width) for row in found]).astype(np.int32)
 
-    def with_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
+    def replace_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
         """Give experience with other outcomes and rewards, as `bayesrl.calibrate` simulates them."""
         at = (experience.observation, experience.action, data["outcome"])
         reached = jnp.asarray(self.successors)[at]
-        return experience._replace(reward=data["reward"], following=reached, terminated=reached == self.num_states)
+        return experience._replace(
+            reward=data["reward"], next_observation=reached, terminated=reached == self.num_states
+        )
 
     def _outcome(self, experience: Experience) -> Array:
         """Number the outcome of each row."""
-        reached = jnp.where(experience.terminated, self.num_states, experience.following)
+        reached = jnp.where(experience.terminated, self.num_states, experience.next_observation)
         known = jnp.asarray(self.successors)[experience.observation, experience.action]
         return (known == reached[:, None]).argmax(-1)
 
-    def check_rows(self, experience: Experience) -> None:
+    def check_experience(self, experience: Experience) -> None:
         """Refuse experience that the model holds to be impossible.
 
         Raises:
             ControlError: an outcome is not among the successors.
         """
-        reached = np.where(experience.terminated, self.num_states, experience.following)
+        reached = np.where(experience.terminated, self.num_states, experience.next_observation)
         known = self.successors[np.asarray(experience.observation), np.asarray(experience.action)]
-        strange = np.asarray(experience.held) & ~(known == reached[:, None]).any(-1)
+        strange = np.asarray(experience.mask) & ~(known == reached[:, None]).any(-1)
         if strange.any():
             row = int(np.flatnonzero(strange)[0])
             to = "the end of the episode" if reached[row] == self.num_states else f"state {reached[row]}"

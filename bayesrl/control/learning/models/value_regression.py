@@ -16,8 +16,8 @@ from jax import Array
 from bayesrl.arguments import Count, CountOrZero, MemoryNeed, Positive, checked
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import as_hash_key, fold_in, split
-from bayesrl.control.learning.env_adapter import World
-from bayesrl.control.learning.models.base import ACTION_VALUES, Sites, UnknownModel, observe_masked
+from bayesrl.control.learning.env_adapter import EnvAdapter
+from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
 from bayesrl.control.learning.replay_memory import Experience, example
 from bayesrl.control.policies import network_bytes
 from bayesrl.errors import ControlError
@@ -30,7 +30,7 @@ _MOST_MOMENTS = 2**27
 
 @checked(ControlError)
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ValueModel(UnknownModel):
+class ValueModel(EnvironmentModel):
     """What models of Q share: returns are observed as R ~ Normal(Q(s, a; θ), noise).
 
     The negative log-likelihood is (R − Q(s, a; θ))² / 2·noise² but for a constant, so that maximum likelihood is
@@ -55,12 +55,12 @@ class ValueModel(UnknownModel):
     prior_scale: Positive = 1.0
     noise: Positive = 1.0
 
-    def check(self, world: World) -> None:
-        """Refuse another environment; see `UnknownModel.check`."""
-        if world.num_actions != self.num_actions or world.num_observations != self.num_observations:
+    def check(self, env: EnvAdapter) -> None:
+        """Refuse another environment; see `EnvironmentModel.check`."""
+        if env.num_actions != self.num_actions or env.num_observations != self.num_observations:
             raise ControlError(
                 f"the model is of {self.num_actions} actions and num_observations={self.num_observations}, and the "
-                f"environment has {world.num_actions} and {world.num_observations}; make it of the same numbers"
+                f"environment has {env.num_actions} and {env.num_observations}; make it of the same numbers"
             )
 
     def read(self, observations: Numbers) -> Array:
@@ -86,7 +86,7 @@ class ValueModel(UnknownModel):
         """Draw θ, observe the returns, and tell `action_values`."""
         theta, value = self.heads(experience)
         taken = jnp.take_along_axis(value(theta, experience.observation), experience.action[:, None], -1)[:, 0]
-        observe_masked("return", dist.Normal(taken, self.noise), experience.returns, experience.held)
+        observe_masked("return", dist.Normal(taken, self.noise), experience.returns, experience.mask)
         numpyro.deterministic(ACTION_VALUES, value(theta, self.asked(experience, seen)))
 
 
@@ -118,10 +118,10 @@ class LinearValues(ValueModel):
 
     online: ClassVar[bool] = True
 
-    def check(self, world: World) -> None:
-        """Refuse another environment, and features whose square would not be kept; see `UnknownModel.check`."""
-        super().check(world)
-        size = int(jax.eval_shape(self.read, example(world.shape, world.dtype).observation).shape[-1])
+    def check(self, env: EnvAdapter) -> None:
+        """Refuse another environment, and features whose square would not be kept; see `EnvironmentModel.check`."""
+        super().check(env)
+        size = int(jax.eval_shape(self.read, example(env.shape, env.dtype).observation).shape[-1])
         if self.num_actions * size**2 > _MOST_MOMENTS:
             raise ControlError(
                 f"LinearValues keeps a matrix of {size:,} × {size:,} numbers for each of {self.num_actions} actions, "
@@ -134,33 +134,33 @@ class LinearValues(ValueModel):
         prior = dist.Normal(jnp.zeros((self.num_actions, size)), self.prior_scale)
         return numpyro.sample("weights", prior.to_event(2)), lambda theta, seen: self.read(seen) @ theta.T
 
-    def nothing(self, experience: Experience) -> Moments:
+    def empty(self, experience: Experience) -> Moments:
         """Give the moments of no experience of this kind."""
         size = jax.eval_shape(self.read, experience.observation).shape[-1]
         shape = (self.num_actions, size)
         return Moments(np.zeros((*shape, size), np.float32), np.zeros(shape, np.float32))
 
-    def initial(self, key: PRNGKey, world: World) -> Moments:
-        """Give the moments of no experience; see `UnknownModel.initial`."""
-        return self.nothing(example(world.shape, world.dtype))
+    def init(self, key: PRNGKey, env: EnvAdapter) -> Moments:
+        """Give the moments of no experience; see `EnvironmentModel.init`."""
+        return self.empty(example(env.shape, env.dtype))
 
-    def absorb(self, state: Moments, rows: Experience) -> Moments:
-        """Add up moments; see `UnknownModel.absorb`."""
+    def condition(self, state: Moments, rows: Experience) -> Moments:
+        """Add up moments; see `EnvironmentModel.condition`."""
         return jax.tree.map(jnp.add, state, _moments(self, self.read(rows.observation), rows))
 
     def posterior(self, state: Moments) -> tuple[Array, Array]:
         """Give E[θ] [actions, features], and the lower Cholesky factor of the precision of each action's θ."""
         return _regressed(state, self.prior_scale, self.noise)
 
-    def draw(self, key: PRNGKey, state: Moments, experience: Experience, num_draws: int) -> Sites:
-        """Draw θ from the exact posterior; see `UnknownModel.draw`."""
+    def sample(self, key: PRNGKey, state: Moments, experience: Experience, num_draws: int) -> Sites:
+        """Draw θ from the exact posterior; see `EnvironmentModel.sample`."""
         return {"weights": _drawn(key, *self.posterior(state), num_draws)}
 
-    def center(self, state: Moments, experience: Experience, seen: Any = None) -> Array:
-        """Give φ·E[θ]; see `UnknownModel.center`."""
+    def mean_values(self, state: Moments, experience: Experience, seen: Any = None) -> Array:
+        """Give φ·E[θ]; see `EnvironmentModel.mean_values`."""
         return self.values({"weights": self.posterior(state)[0]}, experience, seen)
 
-    def with_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
+    def replace_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
         """Give experience with other returns, as `bayesrl.calibrate` simulates them."""
         return experience._replace(returns=data["return"])
 
@@ -236,7 +236,7 @@ class NetworkValues(ValueModel):
 
     def trained(self, key: PRNGKey, state: Trained, experience: Experience, jitter: Any) -> Trained:
         """Take gradient steps towards the most probable network around its anchor, with returns jittered by noise."""
-        total = jnp.maximum(experience.held.sum(), 1)
+        total = jnp.maximum(experience.mask.sum(), 1)
         optimizer = optax.adam(self.learning_rate)
         scales = dict(zip(state.params, self.scales(self.size_of(experience)), strict=True))
 
@@ -267,9 +267,9 @@ class LastLayerValues(NetworkValues):
         Riquelme, Tucker & Snoek (2018), "Deep Bayesian bandits showdown", section 3, "neural linear".
     """
 
-    def initial(self, key: PRNGKey, world: World) -> Trained:
-        """Draw the first network; see `UnknownModel.initial`."""
-        size = self.size_of(example(world.shape, world.dtype))
+    def init(self, key: PRNGKey, env: EnvAdapter) -> Trained:
+        """Draw the first network; see `EnvironmentModel.init`."""
+        size = self.size_of(example(env.shape, env.dtype))
 
         def first(key: PRNGKey) -> Trained:
             params = self.drawn_prior(key, size)
@@ -278,18 +278,18 @@ class LastLayerValues(NetworkValues):
         told: Trained = closure_jit(first, name="initial")(key)
         return told
 
-    def update(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
-        """Train the network; see `UnknownModel.update`."""
+    def refit(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
+        """Train the network; see `EnvironmentModel.refit`."""
         return self.trained(key, state, experience, lambda rows: 0.0)
 
-    def draw(self, key: PRNGKey, state: Trained, experience: Experience, num_draws: int) -> Sites:
-        """Draw last layers, on one and the same network; see `UnknownModel.draw`."""
+    def sample(self, key: PRNGKey, state: Trained, experience: Experience, num_draws: int) -> Sites:
+        """Draw last layers, on one and the same network; see `EnvironmentModel.sample`."""
         below = {k: jnp.broadcast_to(v, (num_draws, *v.shape)) for k, v in state.params.items()}
         center, factor = self._posterior(state, experience)
         return below | {f"layer{self.depth}": _drawn(key, center, factor, num_draws)}
 
-    def center(self, state: Trained, experience: Experience, seen: Any = None) -> Array:
-        """Give the values by the expected last layer; see `UnknownModel.center`."""
+    def mean_values(self, state: Trained, experience: Experience, seen: Any = None) -> Array:
+        """Give the values by the expected last layer; see `EnvironmentModel.mean_values`."""
         expected = state.params | {f"layer{self.depth}": self._posterior(state, experience)[0]}
         return self.values(expected, experience, seen)
 
@@ -323,9 +323,9 @@ class EnsembleValues(NetworkValues):
 
     num_members: Count = 10
 
-    def initial(self, key: PRNGKey, world: World) -> Trained:
-        """Draw the prior networks; see `UnknownModel.initial`."""
-        size = self.size_of(example(world.shape, world.dtype))
+    def init(self, key: PRNGKey, env: EnvAdapter) -> Trained:
+        """Draw the prior networks; see `EnvironmentModel.init`."""
+        size = self.size_of(example(env.shape, env.dtype))
 
         def first(keys: PRNGKeys) -> Trained:
             anchors = jax.vmap(lambda k: self.drawn_prior(k, size))(keys)
@@ -334,8 +334,8 @@ class EnsembleValues(NetworkValues):
         told: Trained = closure_jit(first, name="initial")(split(key, self.num_members))
         return told
 
-    def update(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
-        """Train all members; see `UnknownModel.update`."""
+    def refit(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
+        """Train all members; see `EnvironmentModel.refit`."""
 
         def one(member: Array, own: Trained) -> Trained:
             fixed = jax.random.fold_in(as_hash_key(np.array([0, 7], np.uint32)), member)
@@ -347,14 +347,14 @@ class EnsembleValues(NetworkValues):
 
         return jax.vmap(one)(jnp.arange(self.num_members), state)
 
-    def draw(self, key: PRNGKey, state: Trained, experience: Experience, num_draws: int) -> Sites:
-        """Pick members; see `UnknownModel.draw`."""
+    def sample(self, key: PRNGKey, state: Trained, experience: Experience, num_draws: int) -> Sites:
+        """Pick members; see `EnvironmentModel.sample`."""
         chosen = jax.random.randint(key, (num_draws,), 0, self.num_members)
         return {k: v[chosen] for k, v in state.params.items()}
 
 
 def _moments(model: ValueModel, read: Array, experience: Experience) -> Moments:
-    taken = jax.nn.one_hot(experience.action, model.num_actions) * experience.held[:, None]
+    taken = jax.nn.one_hot(experience.action, model.num_actions) * experience.mask[:, None]
     square = jnp.einsum("na,nd,ne->ade", taken, read, read)
     return Moments(square, jnp.einsum("na,nd,n->ad", taken, read, experience.returns))
 
