@@ -248,8 +248,8 @@ GIVEN = (
 )  # fmt: skip
 """Which only the library makes."""
 ABSTRACT = (
-    "Agent", "Belief", "Environment", "Exploration", "EnvironmentModel", "EnvAdapter", "Bandit", "AutoGuide", "Objective",
-    "Reward",
+    "Agent", "Belief", "Environment", "Exploration", "EnvironmentModel", "EnvAdapter", "Bandit", "AutoGuide",
+    "Objective", "Reward",
 )  # fmt: skip
 """To be inherited from, which take no arguments of their own."""
 

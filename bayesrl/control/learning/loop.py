@@ -32,6 +32,8 @@ _CONVERGED_FOR = 10
 """So many episodes in a row the criterion has to hold."""
 _COLUMNS = run_folder.LEARNED
 """Of the history."""
+_OLD_NAMES = {"following": "next_observation", "held": "mask", "told": "update_info", "stages": "snapshots"}
+"""Of arrays in checkpoints that older versions wrote."""
 
 
 @checked(ControlError)
@@ -250,18 +252,19 @@ class _Run:
     def _save(self, folder: Path) -> None:
         arrays = {f"history/{name}": values for name, values in self.history().items()}
         arrays |= {f"agent/{name}": np.asarray(values) for name, values in self.agent_state.arrays().items()}
-        arrays["stages"] = np.array([list(stage) for stage in self.snapshots], np.int64).reshape(-1, 2)
+        arrays["snapshots"] = np.array([list(stage) for stage in self.snapshots], np.int64).reshape(-1, 2)
         run_folder.save_arrays(folder, arrays)
 
     def _restore(self, folder: Path) -> None:
         arrays = run_folder.read_checkpoint(folder)
         if arrays is None:
             return
+        arrays = {"/".join(_OLD_NAMES.get(part, part) for part in name.split("/")): x for name, x in arrays.items()}
         history = run_folder.history_in(folder, arrays)
         count = len(history["episode"]) if history else 0
         try:
             self.rows = [{name: history[name][i].item() for name in _COLUMNS} for i in range(count)]
-            self.snapshots = [Snapshot(*map(int, row)) for row in arrays["stages"]]
+            self.snapshots = [Snapshot(*map(int, row)) for row in arrays["snapshots"]]
             self._steps = int(sum(row["length"] for row in self.rows))
             self.agent_state.restore({k.removeprefix("agent/"): v for k, v in arrays.items() if k.startswith("agent/")})
         except BayesRLError:

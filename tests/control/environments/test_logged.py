@@ -10,6 +10,7 @@ import pytest
 import bayesrl
 from bayesrl import control
 from bayesrl.control import LoggedData, LoggedEnvironment, evaluate_off_policy
+from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.errors import ControlError
 
 MEANS = np.array([[0.2, 0.8, 0.5], [0.9, 0.1, 0.4]])

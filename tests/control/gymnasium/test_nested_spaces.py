@@ -16,6 +16,7 @@ from bayesrl import control
 from bayesrl.control import ActorCritic, GymnasiumSource, LinearPolicy, NetworkPolicy, TablePolicy
 from bayesrl.control.gymnasium.nested_spaces import code_of, digits_of
 from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
+from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.errors import ControlError
 from bayesrl.svi.setup import set_up
 

@@ -25,6 +25,7 @@ from bayesrl.control import (
     conjugate_inference,
 )
 from bayesrl.control.exploration.beliefs import sample_dirichlet
+from bayesrl.control.learning.env_adapter import EpisodePolicy
 from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.control.learning.replay_memory import Memory
 from bayesrl.errors import ControlError

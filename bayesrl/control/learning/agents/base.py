@@ -1,4 +1,4 @@
-"""What agents are made of: a agent_state that explores and is updated by inference, and what it tells."""
+"""What agents are made of: a state that explores and is updated by inference, and what it tells."""
 
 import abc
 from typing import Any, NamedTuple

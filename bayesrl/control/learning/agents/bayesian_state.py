@@ -261,9 +261,7 @@ class BayesianAgentState(AgentState):
         return float(getattr(self.model, "discount", self.env.discount))
 
     def _absorbed(self, state: Any, rows: Experience) -> Any:
-        if (
-            type(self.model).condition is EnvironmentModel.condition
-        ):  # nothing is to be done, and so nothing to be compiled
+        if type(self.model).condition is EnvironmentModel.condition:  # a no-op is not worth compiling
             return state
         return self.program("condition", lambda: self.model.condition)(state, rows)
 

@@ -251,7 +251,7 @@ class KLControlAgentState(AgentState):
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `AgentState.arrays`."""
         held = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
-        held["told"] = np.array(self._told)
+        held["update_info"] = np.array(self._told)
         for i, episode in enumerate(self._batch):
             told = {name: value for name, value in episode._asdict().items() if value is not None}
             held |= {f"batch/{i}/{name}": np.asarray(value) for name, value in told.items()}
@@ -260,7 +260,7 @@ class KLControlAgentState(AgentState):
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take what a checkpoint kept; see `AgentState.restore`."""
         self.state = restored(self.state, arrays, "policy")
-        self._told = UpdateInfo(*arrays["told"].tolist())
+        self._told = UpdateInfo(*arrays["update_info"].tolist())
         if self.masks is not None:
             self.masks.restore(arrays["masks"])
         self._batch = []
