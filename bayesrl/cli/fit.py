@@ -26,7 +26,7 @@ from bayesrl.files.stamps import digest_of
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.problem import Problem, load_problem
 from bayesrl.report.facts import ReportContents
-from bayesrl.report.figures.fit_figures import betas_of, save_figures
+from bayesrl.report.fit_figures import betas_of, save_figures
 from bayesrl.report.write import write_fits
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.svi.checkpoints import key_of

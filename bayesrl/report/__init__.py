@@ -1,6 +1,6 @@
 """What a fit looks like: figures, tables, and one HTML file; knows supports and shapes, and no domain."""
 
-from bayesrl.report.figures.evidence_figures import (
+from bayesrl.report.evidence_figures import (
     frontier_figure,
     held_out_figure,
     objective_figure,
@@ -8,7 +8,7 @@ from bayesrl.report.figures.evidence_figures import (
     restarts_figure,
     weights_figure,
 )
-from bayesrl.report.figures.fit_figures import history_figure, policy_figure, save_figures, training_figure
+from bayesrl.report.fit_figures import history_figure, policy_figure, save_figures, training_figure
 from bayesrl.report.write import write_report
 
 __all__ = [

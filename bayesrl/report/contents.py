@@ -20,7 +20,7 @@ from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.programs import Programs
 from bayesrl.report.facts import ReportContents
-from bayesrl.report.figures.fit_figures import best_over_all_data, betas_of
+from bayesrl.report.fit_figures import best_over_all_data, betas_of
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.svi.fitting import LEAST_DRAWS
 from bayesrl.typing import PRNGKey

@@ -7,7 +7,7 @@ import numpy as np
 from bayesrl.display.formatting import format_number, truncate
 from bayesrl.display.tables import Table
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.figures.site_values import site_values, value_text
+from bayesrl.report.site_values import site_values, value_text
 
 SHOWN = 3
 _LOOKED_AT = 500

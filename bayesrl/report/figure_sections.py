@@ -9,9 +9,7 @@ from bayesrl.display.formatting import estimate_at, format_beta, format_estimate
 from bayesrl.display.tables import MARKS, Markup, Table, join_html, tag
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import num_draws
-from bayesrl.report.extreme_draws import extreme_draws
-from bayesrl.report.facts import ReportContents
-from bayesrl.report.figures.evidence_figures import (
+from bayesrl.report.evidence_figures import (
     frontier_figure,
     held_out_figure,
     objective_figure,
@@ -21,9 +19,11 @@ from bayesrl.report.figures.evidence_figures import (
     turning_kl,
     weights_figure,
 )
-from bayesrl.report.figures.fit_figures import betas_of, curve_names, history_figure, site_figures
-from bayesrl.report.figures.site_values import shown_sites, value_text
-from bayesrl.report.html.page import CaptionedFigure, Cell, Content, Part
+from bayesrl.report.extreme_draws import extreme_draws
+from bayesrl.report.facts import ReportContents
+from bayesrl.report.fit_figures import betas_of, curve_names, history_figure, site_figures
+from bayesrl.report.page import CaptionedFigure, Cell, Content, Part
+from bayesrl.report.site_values import shown_sites, value_text
 
 
 def figure_parts(fits: Sequence[ReportContents]) -> Iterator[Part]:

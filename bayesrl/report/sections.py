@@ -10,8 +10,8 @@ from bayesrl.display.formatting import UNKNOWN, estimate_at, format_beta, format
 from bayesrl.display.tables import MARKS, Markup, Table, estimates_table, tag
 from bayesrl.report.facts import ReportContents
 from bayesrl.report.figure_sections import checks_table, figure_parts
-from bayesrl.report.figures.fit_figures import betas_of
-from bayesrl.report.html.page import CaptionedFigure, Cell, Content, Part
+from bayesrl.report.fit_figures import betas_of
+from bayesrl.report.page import CaptionedFigure, Cell, Content, Part
 
 type ContentsFn = Callable[[ReportContents], Sequence[Content]]
 

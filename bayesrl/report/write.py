@@ -19,7 +19,7 @@ from bayesrl.files.stamps import blank, stamped
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.contents import collect
 from bayesrl.report.facts import ReportContents
-from bayesrl.report.html.page import Part, html_page
+from bayesrl.report.page import Part, html_page
 from bayesrl.report.sections import report_parts
 from bayesrl.typing import PRNGKey
 from bayesrl.values import format_value

@@ -38,8 +38,8 @@ from bayesrl.lm import (
 from bayesrl.lm.report import coloured, pieces_of, some
 from bayesrl.lm.text_samples import prefix_rewards
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.figures.fit_figures import best_over_all_data
-from bayesrl.report.figures.site_values import value_text
+from bayesrl.report.fit_figures import best_over_all_data
+from bayesrl.report.site_values import value_text
 
 TOKENIZER = characters('<&"a')
 T = 3

@@ -17,8 +17,8 @@ from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.figures.axes import FITTED, PRIOR, TARGET
-from bayesrl.report.figures.evidence_figures import (
+from bayesrl.report.axes import FITTED, PRIOR, TARGET
+from bayesrl.report.evidence_figures import (
     frontier_figure,
     held_out_figure,
     objective_figure,
@@ -27,7 +27,7 @@ from bayesrl.report.figures.evidence_figures import (
     turning_kl,
     weights_figure,
 )
-from bayesrl.report.figures.fit_figures import policy_figure, save_figures, site_figures, training_figure
+from bayesrl.report.fit_figures import policy_figure, save_figures, site_figures, training_figure
 from tests.handmade import evidence, frontier, interval
 
 MEANS = jnp.array([0.0, 1.0, 2.0])

@@ -21,11 +21,11 @@ from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.diagnostics.results import Section
 from bayesrl.errors import BayesRLError, PolicyError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.report import page as page_module
 from bayesrl.report import write as writing
 from bayesrl.report.contents import collect
 from bayesrl.report.facts import ReportContents
-from bayesrl.report.html import page as page_module
-from bayesrl.report.html.page import CaptionedFigure, Cell, Part, html_page
+from bayesrl.report.page import CaptionedFigure, Cell, Part, html_page
 from bayesrl.report.write import write_fits, write_report
 from tests.handmade import HOSTILE, diagnosis, evidence, frontier
 

@@ -14,7 +14,7 @@ from bayesrl.diagnostics.results import Check, Section
 from bayesrl.display.formatting import format_estimate, format_number
 from bayesrl.display.tables import MARKS, Markup, Table, tag
 from bayesrl.report.figure_sections import checks_table
-from bayesrl.report.html.page import CaptionedFigure, Cell, Part
+from bayesrl.report.page import CaptionedFigure, Cell, Part
 from bayesrl.statistics.estimates import Estimate
 
 

@@ -10,7 +10,7 @@ from bayesrl.diagnostics.results import Evidence, Frontier
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.figures.axes import (
+from bayesrl.report.axes import (
     BINS,
     FITTED,
     PRIOR,
@@ -22,7 +22,7 @@ from bayesrl.report.figures.axes import (
     objective_label,
     style_axes,
 )
-from bayesrl.report.figures.fit_figures import PANEL_SIZE, SHOWN_BETAS, betas_of, optima_of
+from bayesrl.report.fit_figures import PANEL_SIZE, SHOWN_BETAS, betas_of, optima_of
 from bayesrl.statistics.estimates import Estimate, Estimates
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.files.plain import file_name, write_file
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.figures.axes import (
+from bayesrl.report.axes import (
     beta_colours,
     beta_label,
     draw_best_action,
@@ -28,7 +28,7 @@ from bayesrl.report.figures.axes import (
     objective_label,
     style_axes,
 )
-from bayesrl.report.figures.site_values import SiteComparison, compare_site, frequencies, shown_sites, value_text
+from bayesrl.report.site_values import SiteComparison, compare_site, frequencies, shown_sites, value_text
 from bayesrl.svi.fitting import with_draws
 from bayesrl.typing import Numbers
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bayesrl.display.tables import Markup, Table, join_html, table_html, tag
-from bayesrl.report.html.embedded_figures import DARK_GROUND, dark_palette, embed_png, embed_svg
-from bayesrl.report.html.style import STYLE
+from bayesrl.report.embedded_figures import DARK_GROUND, dark_palette, embed_png, embed_svg
+from bayesrl.report.style import STYLE
 
 BUDGET = 2_700_000
 """Characters of a page; pictures become coarser, largest first, until it keeps to them."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesrl.display.formatting import sanitize
-from bayesrl.report.figures.site_values import SiteComparison, frequencies, quantiles
+from bayesrl.report.site_values import SiteComparison, frequencies, quantiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,1 +1,0 @@
-"""The page, its style, and figures within it."""
