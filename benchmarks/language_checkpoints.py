@@ -17,6 +17,7 @@ import numpy as np
 import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
+from bayesrl.lm.transformers.base import CausalLM
 from bayesrl.lm.transformers.llama_config import Rope
 from benchmarks.peers import TRL, run_peer
 from benchmarks.results import table, target
@@ -42,7 +43,7 @@ def run() -> str:
     return "\n\n".join([table(["family", "in transformers", "change", "difference"], rows), said, words])
 
 
-def _models() -> dict[str, lm.CausalLM]:
+def _models() -> dict[str, CausalLM]:
     key = jax.random.key(0)
     configs = {
         "llama": lm.LlamaConfig(**GATED, rope=STRETCH),
@@ -52,21 +53,21 @@ def _models() -> dict[str, lm.CausalLM]:
         "smollm": lm.LlamaConfig(**GATED, tied=True),
     }
     return {
-        "gpt2": lm.GPT2.random(key, lm.GPT2Config(**SHAPE)),
-        **{name: lm.Llama.random(key, config) for name, config in configs.items()},
+        "gpt2": lm.GPT2.init(key, lm.GPT2Config(**SHAPE)),
+        **{name: lm.Llama.init(key, config) for name, config in configs.items()},
     }
 
 
-def _fitted(folder: Path, model: lm.CausalLM) -> tuple[np.ndarray, np.ndarray]:
+def _fitted(folder: Path, model: CausalLM) -> tuple[np.ndarray, np.ndarray]:
     """Fit and save a model; give its logits before and after, [texts, tokens, vocabulary]."""
     policy = lm.policy(
         model,
         np.full((1, 2), 3, np.int32),
-        reward=rewards.on_tokens(lambda x, real: 1.0 * (x == 5).sum()),
+        reward=rewards.token_reward(lambda x, mask: 1.0 * (x == 5).sum()),
         max_new_tokens=6,
     )
     posterior = bayesrl.fit(jax.random.key(1), policy, beta=0.5, guide=lm.LoRA(4), num_steps=30, progress=False)
-    made: Any = lm.fitted(posterior).model
+    made: Any = lm.finetuned(posterior).model
     lm.save_pretrained(folder, made)
     tokens = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (4, 40))
     np.save(folder / "tokens.npy", tokens)

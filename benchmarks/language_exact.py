@@ -18,6 +18,7 @@ import bayesrl
 from bayesrl import lm
 from bayesrl.diagnostics.scoreboard import score
 from bayesrl.lm import rewards
+from bayesrl.lm.prompted_policy import PromptedPolicy
 from benchmarks.language_models import BETA, CONFIG, policy_of
 from benchmarks.results import table, target
 
@@ -55,28 +56,28 @@ def run() -> str:
     return _told(shares, covered)
 
 
-def random_problem(seed: int, vocabulary: int, length: int) -> tuple[lm.PromptedPolicy, float]:
+def random_problem(seed: int, vocabulary: int, length: int) -> tuple[PromptedPolicy, float]:
     """Make a random transformer that writes, and another that judges; and the best that it says of any sentence."""
     writer_key, judge_key, head_key = jax.random.split(jax.random.key(seed), 3)
     shape = {"vocab_size": vocabulary, "max_length": length + 1, "depth": 2, "heads": 4, "initializer_range": 0.2}
-    writer = lm.GPT2.random(writer_key, lm.GPT2Config(width=64, **shape))
-    judge = lm.GPT2.random(judge_key, lm.GPT2Config(width=32, **shape))
+    writer = lm.GPT2.init(writer_key, lm.GPT2Config(width=64, **shape))
+    judge = lm.GPT2.init(judge_key, lm.GPT2Config(width=32, **shape))
     head = jax.random.normal(head_key, (32,)) / np.sqrt(32)
 
-    def judged(tokens: jax.Array, real: jax.Array) -> jax.Array:
+    def judged(tokens: jax.Array, mask: jax.Array) -> jax.Array:
         told = jnp.concatenate([jnp.zeros(1, tokens.dtype), tokens])
         hidden, _ = judge.extend(told, jnp.ones(length + 1, bool), judge.start(length + 1))
         return hidden[-1] @ head
 
     prompt = np.zeros((1, 1), np.int32)
-    sentences = lm.Sentences(writer, prompt, num_steps=length).finite_values
+    sentences = lm.CausalLMDistribution(writer, prompt, num_steps=length).finite_values
     told = jax.jit(jax.vmap(judged))(jnp.asarray(sentences), jnp.ones((len(sentences), length), bool))
-    made = lm.policy(writer, prompt, reward=rewards.on_tokens(judged), max_new_tokens=length)
+    made = lm.policy(writer, prompt, reward=rewards.token_reward(judged), max_new_tokens=length)
     return made, float(told.max()) + ROUNDING
 
 
 def _shares(
-    seed: int, policy: lm.PromptedPolicy, objective: bayesrl.objectives.Objective, steps: int, start: float | None
+    seed: int, policy: PromptedPolicy, objective: bayesrl.objectives.Objective, steps: int, start: float | None
 ) -> list[float]:
     posterior = bayesrl.fit(
         jax.random.key(seed),
@@ -92,9 +93,7 @@ def _shares(
     return [float(row.share) for row in score(jax.random.key(100 + seed), posterior).rows]
 
 
-def _cover(
-    seed: int, policy: lm.PromptedPolicy, bound: float, exact: np.ndarray, covered: dict[str, list[bool]]
-) -> None:
+def _cover(seed: int, policy: PromptedPolicy, bound: float, exact: np.ndarray, covered: dict[str, list[bool]]) -> None:
     """Note whether 95% intervals hold the exact evidence."""
     key = jax.random.key(200 + seed)
     found = bayesrl.importance(key, policy, beta=BETAS, num_samples=20_000)
@@ -111,7 +110,7 @@ def _cover(
 
 def vowel_evidence() -> str:
     """Say what rejection can and cannot tell of the vowel task."""
-    policy = policy_of(lm.GPT2.random(jax.random.key(0), CONFIG))
+    policy = policy_of(lm.GPT2.init(jax.random.key(0), CONFIG))
     try:
         accepted = bayesrl.rejection(jax.random.key(1), policy, beta=BETA, reward_bound=4.0)
         return f"accepted {accepted.log_weights.shape[0]:,} draws"

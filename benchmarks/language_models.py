@@ -8,6 +8,8 @@ import numpy as np
 
 from bayesrl import lm
 from bayesrl.lm import rewards
+from bayesrl.lm.prompted_policy import PromptedPolicy
+from bayesrl.lm.transformers.base import CausalLM
 
 VOCABULARY, LENGTH, COMPLETIONS = 98, 16, 64
 BEGIN = 97
@@ -18,15 +20,15 @@ CONFIG = lm.GPT2Config(vocab_size=VOCABULARY, max_length=32, width=128, depth=2,
 VOWELS = np.array([index < 95 and chr(32 + index) in "aeiou" for index in range(VOCABULARY)])
 
 
-def vowels(tokens: jax.Array, real: jax.Array) -> jax.Array:
+def vowels(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Count the vowels, over four."""
-    return (jnp.asarray(VOWELS)[tokens] & real).sum() / 4
+    return (jnp.asarray(VOWELS)[tokens] & mask).sum() / 4
 
 
-def policy_of(model: lm.CausalLM) -> lm.PromptedPolicy:
+def policy_of(model: CausalLM) -> PromptedPolicy:
     """Make the policy: one prompt of one token."""
     prompt = np.full((1, 1), BEGIN, np.int32)
-    return lm.policy(model, prompt, reward=rewards.on_tokens(vowels), max_new_tokens=LENGTH)
+    return lm.policy(model, prompt, reward=rewards.token_reward(vowels), max_new_tokens=LENGTH)
 
 
 def objective_of(key: jax.Array, posterior: Any, num_samples: int = 4096) -> tuple[float, float]:

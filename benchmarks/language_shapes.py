@@ -13,6 +13,7 @@ from numpyro import handlers
 
 from bayesrl import lm
 from bayesrl.compilation.jit import closure_jit
+from bayesrl.lm.transformers.base import CausalLM
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 products, flop/s, from the makers' data sheets."""
@@ -25,22 +26,22 @@ class Shape(NamedTuple):
     """A model, how many sequences are written side by side, and how long prompts and texts are."""
 
     name: str
-    model: Callable[[], lm.CausalLM]
+    model: Callable[[], CausalLM]
     sequences: int
     prompt: int
     written: int
 
 
-def _gpt2(depth: int, width: int, heads: int, vocabulary: int) -> Callable[[], lm.CausalLM]:
+def _gpt2(depth: int, width: int, heads: int, vocabulary: int) -> Callable[[], CausalLM]:
     config = lm.GPT2Config(vocab_size=vocabulary, max_length=512, width=width, depth=depth, heads=heads)
-    return lambda: lm.GPT2.random(jax.random.key(0), config, dtype=jnp.bfloat16)
+    return lambda: lm.GPT2.init(jax.random.key(0), config, dtype=jnp.bfloat16)
 
 
-def _llama() -> lm.CausalLM:
+def _llama() -> CausalLM:
     config = lm.LlamaConfig(
         vocab_size=128256, max_length=512, width=2048, depth=16, heads=32, kv_heads=8, inner=8192, tied=True
     )
-    return lm.Llama.random(jax.random.key(0), config, dtype=jnp.bfloat16)
+    return lm.Llama.init(jax.random.key(0), config, dtype=jnp.bfloat16)
 
 
 LARGE = (
@@ -60,7 +61,7 @@ def _row(shape: Shape, peak: float) -> list[str]:
     model = shape.model()
     size = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
     prompt = jnp.ones((1, shape.prompt), jnp.int32)
-    answers = lm.Sentences(model, prompt, num_steps=shape.written)
+    answers = lm.CausalLMDistribution(model, prompt, num_steps=shape.written)
 
     def write(key: jax.Array) -> jax.Array:
         return jax.vmap(answers.sample)(jax.random.split(key, shape.sequences))
@@ -80,11 +81,11 @@ def _row(shape: Shape, peak: float) -> list[str]:
     ]
 
 
-def _update(model: lm.CausalLM, prompt: jax.Array, tokens: jax.Array, written: int) -> Callable[[], Any]:
+def _update(model: CausalLM, prompt: jax.Array, tokens: jax.Array, written: int) -> Callable[[], Any]:
     """Give a call that takes the gradient of the log-probability of what was written, by LoRA's parameters."""
     adapted = lm.LoRA(RANK)
 
-    def declare() -> lm.CausalLM:
+    def declare() -> CausalLM:
         return adapted.declare(jax.random.key(0), model)
 
     with handlers.seed(rng_seed=0), handlers.trace() as trace:
@@ -95,7 +96,7 @@ def _update(model: lm.CausalLM, prompt: jax.Array, tokens: jax.Array, written: i
     def gradient(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         def score(params: dict[str, jax.Array]) -> jax.Array:
             own = handlers.seed(handlers.substitute(declare, data=params), rng_seed=0)()
-            answers = lm.Sentences(own, prompt, num_steps=written)
+            answers = lm.CausalLMDistribution(own, prompt, num_steps=written)
             return lax.map(lambda x: answers.log_prob(x).sum(), tokens, batch_size=16).sum()
 
         found: dict[str, jax.Array] = jax.grad(score)(params)

@@ -27,6 +27,7 @@ from numpyro import handlers
 import bayesrl
 from bayesrl import lm
 from bayesrl.compilation.jit import closure_jit
+from bayesrl.lm.transformers.base import CausalLM
 from benchmarks.language_models import BETA, COMPLETIONS, CONFIG, LENGTH, policy_of
 from benchmarks.peers import TRL, python_of, run_peer
 from benchmarks.results import table, target
@@ -53,7 +54,7 @@ def run() -> str:
         generating = run_peer(TRL, SCRIPT, "--model", str(start), "--generate")
         fits = {rate: _fit(model, rate) for rate in RATES}
         for rate, fit in fits.items():
-            lm.save_pretrained(saved, lm.fitted(fit["posterior"]).model)
+            lm.save_pretrained(saved, lm.finetuned(fit["posterior"]).model)
             fit["J"] = run_peer(TRL, SCRIPT, "--evaluate", str(saved), "--reference", str(start))["J"]
             print(f"rate {rate:g}: J = {fit['J']:.4f}", file=sys.stderr, flush=True)
         best = max(fits.values(), key=lambda fit: fit["J"])
@@ -66,7 +67,7 @@ def _peer(start: Path, rate: float, steps: int) -> dict[str, Any]:
     return made
 
 
-def _fit(model: lm.CausalLM, rate: float) -> dict[str, Any]:
+def _fit(model: CausalLM, rate: float) -> dict[str, Any]:
     """Fit, and note when each chunk of steps was done."""
     jax.clear_caches()
     rows: list[tuple[float, int]] = []
@@ -165,7 +166,7 @@ def _generation(model: Any) -> float:
     policy = policy_of(model)
 
     def write(key: jax.Array) -> jax.Array:
-        answers = policy.sentences(model, policy.prompts.tokens, policy.prompts.real)
+        answers = policy.distribution(model, policy.prompts.tokens, policy.prompts.mask)
         return jax.vmap(answers.sample)(jax.random.split(key, COMPLETIONS))
 
     run_compiled, key = closure_jit(write), jax.random.key(0)
@@ -197,7 +198,7 @@ def _lora_share() -> float:
     config = lm.GPT2Config(vocab_size=50257, max_length=1024, width=768, depth=12, heads=12)
 
     def declared() -> dict[str, Any]:
-        model = lm.GPT2.random(jax.random.key(0), config)
+        model = lm.GPT2.init(jax.random.key(0), config)
         with handlers.seed(rng_seed=0), handlers.trace() as trace:
             lm.LoRA(RANK).declare(jax.random.key(0), model)
         own = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}

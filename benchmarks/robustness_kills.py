@@ -82,9 +82,9 @@ def _run(kind: str, folder: Path, began: Callable[..., None]) -> None:
     elif kind == "fit with rewards from Python":
         bayesrl.fit(key, _counted, beta=0.2, objective=sampled, num_steps=300, **told)
     else:
-        tokenizer = lm.characters("abcdefgh ")
+        tokenizer = lm.char_tokenizer("abcdefgh ")
         config = lm.GPT2Config(vocab_size=tokenizer.vocab_size, max_length=24, width=8, depth=1, heads=2)
-        model = lm.Pretrained(lm.GPT2.random(jax.random.key(0), config), tokenizer)
+        model = lm.Pretrained(lm.GPT2.init(jax.random.key(0), config), tokenizer)
         policy = lm.policy(model, ["abc", "d"], reward=_share_of_a, max_new_tokens=4, batch_size=2)
         bayesrl.fit(key, policy, beta=0.1, guide=lm.FullParameters(), num_steps=100, **told)
 

@@ -14,6 +14,8 @@ import numpyro.distributions as dist
 import bayesrl
 from bayesrl import control, lm, objectives
 from bayesrl.control import bandits
+from bayesrl.lm.prompted_policy import PromptedPolicy
+from bayesrl.lm.text_samples import TextSamples
 
 
 def bandit() -> None:
@@ -110,7 +112,7 @@ class Things:
     @cached_property
     def tokenizer(self) -> lm.Tokenizer:
         """A tokenizer of three letters."""
-        return lm.characters("ab ")
+        return lm.char_tokenizer("ab ")
 
     @cached_property
     def config(self) -> lm.GPT2Config:
@@ -120,7 +122,7 @@ class Things:
     @cached_property
     def writer(self) -> lm.Pretrained:
         """A small model that writes."""
-        return lm.Pretrained(lm.GPT2.random(self.key, self.config), self.tokenizer)
+        return lm.Pretrained(lm.GPT2.init(self.key, self.config), self.tokenizer)
 
     @cached_property
     def judge(self) -> lm.Pretrained:
@@ -128,10 +130,10 @@ class Things:
         config = lm.BertConfig(
             vocab_size=self.tokenizer.vocab_size, max_length=6, width=4, depth=1, heads=1, inner=4, labels=("no", "yes")
         )
-        return lm.Pretrained(lm.BertClassifier.random(self.key, config), self.tokenizer)
+        return lm.Pretrained(lm.BertClassifier.init(self.key, config), self.tokenizer)
 
     @cached_property
-    def prompted(self) -> lm.PromptedPolicy:
+    def prompted(self) -> PromptedPolicy:
         """A policy of texts."""
         return lm.policy(self.writer, ["a", "b "], reward=len, max_new_tokens=2)
 
@@ -142,9 +144,9 @@ class Things:
         return bayesrl.fit(self.key, self.prompted, beta=1.0, num_steps=1, progress=False, **options)
 
     @cached_property
-    def samples(self) -> lm.Samples:
+    def samples(self) -> TextSamples:
         """Samples of the fit."""
-        return lm.write_samples(self.key, self.text_fit, 2)
+        return lm.sample_texts(self.key, self.text_fit, 2)
 
     @cached_property
     def run_folder(self) -> str:

@@ -42,7 +42,8 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r"report\.held_out_figure\.beta", "own", {"[None]"}),
     (r"(control\.n_chain|control\.river_swim)\.num_states|control\.deep_sea\.size|bandits\.\w+\.num_arms"
      r"|objectives\.ForwardKL\.num_particles|bayesrl\.ReuseDraws\.num_particles|bayesrl\.importance\.num_samples"
-     r"|Posterior\.estimate\.num_samples|lm\.kl_of\.num_samples|lm\.(corpus|small_writer)\.length", "count",
+     r"|Posterior\.estimate\.num_samples|lm\.estimate_kl\.num_samples"
+     r"|lm\.(language_modeling|train_small_lm)\.length", "count",
      {"array of 3, no axes"}),
     (r".*\.(max_failures|max_count|num_workers|time|rank|seed|depth|window|head_dim|experts|chosen|label|eos|pad|bos"
      r"|observation|restart|end|action)|Posterior\.(sample|totals)\.num_samples|WeightedDraws\.resample\.num_samples",
@@ -53,7 +54,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r"bandits\.\w+\.prior_[ab]", "number", {"1", "2**40", "2.5", "array of 3, no axes"}),
     (r"\w+\.\w+\.(discount|slip|share|epsilon|trace|prior_fraction|top_p)|LearnResult\.\w+\.share", "number",
      {*_SHARE, "2.5", "2**40", "array of 3, no axes"}),
-    (r".*BanditRuns\.band\.level|lm\.(policy|Sentences)\.min_p", "number", _SHARE),
+    (r".*BanditRuns\.band\.level|lm\.(policy|CausalLMDistribution)\.min_p", "number", _SHARE),
     (r".*\.(level|confidence)", "number", {"0.5", "1"}),
     (r".*\.(gravity|initializer_range|query_scale|score_cap|logit_cap|epsilon|tolerance)", "number", _FROM_ZERO),
     (r".*\.(force|\w+_reward|reward_bound|on_error|prior_mean|turning_point)", "number",
@@ -65,7 +66,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
      r"|unbounded|within_prior|paid_at_end|\w+_bias|query_key_norm|ends_known|skip_special|continues|special|recurrent"
      r"|merge|mean)", "flag", {"True", "False"}),
     (r"control\.GymnasiumSource\.action_masks|control\.learn\.action_masks", "flag", {"False"}),
-    (r"GPT2\.random\.key", "key", {"key", "old key", "words of a key"}),
+    (r"GPT2\.init\.key", "key", {"key", "old key", "words of a key"}),
     (r".*\.key", "key", {"key", "old key"}),
     (r".*\.(directory|folder|path)", "path", {"'3'", "'abc'"}),
     (r"bayesrl\.(load|resume)\.source", "function", {"function", "class"}),
@@ -77,7 +78,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
      {*_ANY_REAL, "[1]", "[]", "()", "array [3]", "array [0.5]", "array []", "array of 2 × 2 × 2", "old key",
       "words of a key"}),
     (r"control\.JaxEnvironment\.actions", "own", {"distribution"}),
-    (r"control\.ActorCritic\.clip|lm\.Pretrained\.tokenizer|GPT2\.random\.dtype", "own", {"None"}),
+    (r"control\.ActorCritic\.clip|lm\.Pretrained\.tokenizer|GPT2\.init\.dtype", "own", {"None"}),
     (r".*\.(keep|config|generation|adapter|special_map|made_of)", "settings", {"{}", "{'a': 1}"}),
     (r".*\.(metrics|diagnoses|frontiers|options|fit_options|learn_options)", "container", {"{}"}),
     (r".*\.(texts|prompts|room_for|labels|names|action_names)", "container",

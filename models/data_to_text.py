@@ -9,6 +9,7 @@ import numpy as np
 import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
+from bayesrl.lm.small_models import check_counts, fit_options
 
 NEEDS = {"tokenizers": {}}
 
@@ -68,7 +69,7 @@ def problem(
     Raises:
         bayesrl.errors.LanguageModelError: the file cannot be read, or a line is no object of texts.
     """
-    lm.check_counts(num_prompts=num_prompts, training_steps=training_steps)
+    check_counts(num_prompts=num_prompts, training_steps=training_steps)
     rng = np.random.default_rng([seed, 2])
     told = read_records(records) if records else _restaurants()
     rows = [_row(told[i], rng) for i in rng.permutation(len(told))]
@@ -78,13 +79,13 @@ def problem(
     if checkpoint:
         model = lm.load_pretrained(checkpoint)
     else:
-        tokenizer = lm.byte_pairs([row["prompt"] + row["answer"] for row in rows], 400)
+        tokenizer = lm.train_bpe([row["prompt"] + row["answer"] for row in rows], 400)
         further = [row["prompt"] for row in rows]
-        model = lm.small_writer(
+        model = lm.train_small_lm(
             "data_to_text", others, tokenizer, num_steps=training_steps, room_for=further, seed=seed
         )
-    coverage = rewards.on_text(slot_coverage)
-    invented = rewards.on_text(
+    coverage = rewards.text_reward(slot_coverage)
+    invented = rewards.text_reward(
         partial(made_up_values, known=frozenset(value for row in told for value in row.values()))
     )
     policy = lm.policy(
@@ -95,11 +96,11 @@ def problem(
         max_new_tokens=max_new_tokens,
         batch_size=batch,
     )
-    unseen = lm.prompts(held_out, model.tokenizer)
+    unseen = lm.encode_prompts(held_out, model.tokenizer)
     return bayesrl.Problem(
         policy,
         beta=beta,
-        fit_options=lm.fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
+        fit_options=fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
         sections=(partial(lm.text_sections, held_out=unseen),),
     )

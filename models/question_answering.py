@@ -8,6 +8,7 @@ import numpy as np
 import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
+from bayesrl.lm.small_models import check_counts, fit_options
 
 NEEDS = {"tokenizers": {}}
 
@@ -54,7 +55,7 @@ def problem(
     Raises:
         bayesrl.errors.LanguageModelError: a file cannot be read or lacks a field.
     """
-    lm.check_counts(num_prompts=num_prompts, training_steps=training_steps)
+    check_counts(num_prompts=num_prompts, training_steps=training_steps)
     further = max(1, num_prompts // 4)
     rows = read_questions(questions) if questions else made_up(num_prompts + further, seed)
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -73,11 +74,11 @@ def problem(
         max_new_tokens=max_new_tokens,
         batch_size=batch,
     )
-    others = lm.prompts(held_out, model.tokenizer)
+    others = lm.encode_prompts(held_out, model.tokenizer)
     return bayesrl.Problem(
         policy,
         beta=beta,
-        fit_options=lm.fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
+        fit_options=fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(others,),
         sections=(partial(lm.text_sections, held_out=others),),
     )
@@ -135,6 +136,6 @@ def _trained(asked: list[dict[str, Any]] | None, rows: list[dict[str, Any]], ste
     else:
         seen, wrong = asked, [row["answer"] for row in asked]
     seen = [row if rng.random() > _WRONG else {**row, "answer": wrong[rng.integers(len(wrong))]} for row in seen]
-    tokenizer = lm.characters("".join(row["prompt"] + row["answer"] for row in [*seen, *rows]))
+    tokenizer = lm.char_tokenizer("".join(row["prompt"] + row["answer"] for row in [*seen, *rows]))
     further = [row["prompt"] for row in rows]
-    return lm.small_writer("question_answering", seen, tokenizer, num_steps=steps, room_for=further, seed=seed)
+    return lm.train_small_lm("question_answering", seen, tokenizer, num_steps=steps, room_for=further, seed=seed)

@@ -10,6 +10,7 @@ import numpy as np
 import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
+from bayesrl.lm.small_models import check_counts, fit_options
 
 NEEDS = {"tokenizers": {}}
 
@@ -62,7 +63,7 @@ def problem(
     Raises:
         bayesrl.errors.LanguageModelError: the text cannot be read or is too short.
     """
-    lm.check_counts(num_prompts=num_prompts, training_steps=training_steps)
+    check_counts(num_prompts=num_prompts, training_steps=training_steps)
     paragraphs = _paragraphs(read_text(text))
     words = [" ".join(paragraph.split()) for paragraph, _ in paragraphs]
     rng = np.random.default_rng(seed)
@@ -80,13 +81,13 @@ def problem(
         metrics={f"P({label})": rewards.classifier(judged, label, scale="probability")},
         max_new_tokens=max_new_tokens,
         batch_size=batch,
-        end=False,
+        stop_at_eos=False,
     )
-    unseen = lm.prompts(starts[cut : cut + max(1, cut // 2)], model.tokenizer)
+    unseen = lm.encode_prompts(starts[cut : cut + max(1, cut // 2)], model.tokenizer)
     return bayesrl.Problem(
         policy,
         beta=beta,
-        fit_options=lm.fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
+        fit_options=fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
         sections=(partial(lm.text_sections, held_out=unseen),),
     )
@@ -116,8 +117,8 @@ def _paragraphs(text: str) -> list[tuple[str, str]]:
 
 
 def _writer(words: list[str], steps: int, seed: int) -> lm.Pretrained:
-    tokenizer = lm.byte_pairs(words, 512)
-    return lm.small_writer("text_generation", "\n".join(words), tokenizer, num_steps=steps, length=32, seed=seed)
+    tokenizer = lm.train_bpe(words, 512)
+    return lm.train_small_lm("text_generation", "\n".join(words), tokenizer, num_steps=steps, length=32, seed=seed)
 
 
 def _judge(paragraphs: list[tuple[str, str]], model: lm.Pretrained, steps: int, seed: int) -> lm.Pretrained:
@@ -136,5 +137,5 @@ def _judge(paragraphs: list[tuple[str, str]], model: lm.Pretrained, steps: int, 
     chosen = {name: [own[i] for i in rng.permutation(len(own))[:least]] for name, own in pieces.items()}
     texts = [piece for own in chosen.values() for piece in own]
     labels = [name for name, own in chosen.items() for _ in own]
-    tokenizer = model.tokenizer if model.tokenizer is not None else lm.bytes_level()
-    return lm.small_judge("prose_or_code", texts, labels, tokenizer, num_steps=steps // 2 + 1, seed=seed)
+    tokenizer = model.tokenizer if model.tokenizer is not None else lm.byte_tokenizer()
+    return lm.train_small_classifier("prose_or_code", texts, labels, tokenizer, num_steps=steps // 2 + 1, seed=seed)

@@ -9,6 +9,7 @@ import numpy as np
 import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
+from bayesrl.lm.small_models import check_counts, fit_options
 
 NEEDS = {"tokenizers": {}, "sacrebleu": {}, "num2words": {"pairs": ""}}
 
@@ -55,7 +56,7 @@ def problem(
     Raises:
         bayesrl.errors.LanguageModelError: the file cannot be read, or a line has no tab.
     """
-    lm.check_counts(num_prompts=num_prompts, training_steps=training_steps)
+    check_counts(num_prompts=num_prompts, training_steps=training_steps)
     rows = read_pairs(pairs) if pairs else numbers()
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(rows))
@@ -64,13 +65,13 @@ def problem(
     if checkpoint:
         model = lm.load_pretrained(checkpoint)
     else:
-        tokenizer = lm.byte_pairs([row["prompt"] + row["answer"] for row in rows], 400)
+        tokenizer = lm.train_bpe([row["prompt"] + row["answer"] for row in rows], 400)
         careless = [_now_and_then_untranslated(row, rng) for row in others]
         further = [row["prompt"] for row in rows]
-        model = lm.small_writer(
+        model = lm.train_small_lm(
             "translation", careless, tokenizer, num_steps=training_steps, room_for=further, seed=seed
         )
-    quality, exact = rewards.on_text(chrf), rewards.exact_match("answer")
+    quality, exact = rewards.text_reward(chrf), rewards.exact_match("answer")
     policy = lm.policy(
         model,
         asked,
@@ -79,11 +80,11 @@ def problem(
         max_new_tokens=max_new_tokens,
         batch_size=batch,
     )
-    unseen = lm.prompts(held_out, model.tokenizer)
+    unseen = lm.encode_prompts(held_out, model.tokenizer)
     return bayesrl.Problem(
         policy,
         beta=beta,
-        fit_options=lm.fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
+        fit_options=fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
         sections=(partial(lm.text_sections, held_out=unseen),),
     )

@@ -42,7 +42,6 @@ IN_BODIES = {
     "from_gymnasium.environment": "an environment or its id",
     "policy.prompts": "texts, records, conversations or tokens, told apart one by one",
     "Tokenizer.core": "of a library that is imported when it is needed",
-    "as_reward.reward": "a reward, or a function of texts",
     "sklearn_pipeline.pipeline": "whatever has the methods of scikit-learn",
     "sklearn_pipeline.label": "a class of whatever type the pipeline has",
 }
@@ -221,10 +220,15 @@ TEXT_OPTIONS: dict[str, Any] = {"num_steps": 1, "width": 4, "depth": 1}
         (lambda t: control.GymnasiumSource(lambda: None, options={"a": 1}), "options"),
         (lambda t: AutoTilt(tilt="constant", hidden=7), "hidden"),
         (lambda t: AutoTilt(tilt="table", recurrent=False, hidden=7), "hidden"),
-        (lambda t: lm.Sentences(t.writer.model, jnp.array([1]), num_steps=1, within=t.writer.model), "within"),
-        (lambda t: lm.small_writer("a", "ab ab", t.tokenizer, answer="b", **TEXT_OPTIONS), "answer"),
-        (lambda t: lm.small_writer("a", "ab ab", t.tokenizer, room_for=["a"], **TEXT_OPTIONS), "room_for"),
-        (lambda t: lm.small_writer("a", t.records, t.tokenizer, length=7, **TEXT_OPTIONS), "length"),
+        (
+            lambda t: lm.CausalLMDistribution(
+                t.writer.model, jnp.array([1]), num_steps=1, support_model=t.writer.model
+            ),
+            "support_model",
+        ),
+        (lambda t: lm.train_small_lm("a", "ab ab", t.tokenizer, answer="b", **TEXT_OPTIONS), "answer"),
+        (lambda t: lm.train_small_lm("a", "ab ab", t.tokenizer, room_for=["a"], **TEXT_OPTIONS), "room_for"),
+        (lambda t: lm.train_small_lm("a", t.records, t.tokenizer, length=7, **TEXT_OPTIONS), "length"),
     ],
 )
 def test_an_option_that_nothing_would_read_is_refused(
@@ -275,10 +279,10 @@ SIZES: list[Callable[[Things], Any]] = [
     ),
     lambda t: bandits.play_bandit(KEY, bandits.BernoulliArms(2), control.random(), num_steps=HUGE),
     lambda t: bandits.play_bandit(KEY, bandits.BernoulliArms(HUGE), control.random(), num_steps=1),
-    lambda t: lm.GPT2.random(KEY, lm.GPT2Config(vocab_size=HUGE * 2)),
-    lambda t: lm.GPT2.random(KEY, lm.GPT2Config(vocab_size=10, depth=HUGE)),
-    lambda t: lm.GPT2.random(KEY, lm.GPT2Config(vocab_size=10, width=12 * 10**6)),
-    lambda t: lm.BertClassifier.random(KEY, lm.BertConfig(inner=HUGE * 2)),
+    lambda t: lm.GPT2.init(KEY, lm.GPT2Config(vocab_size=HUGE * 2)),
+    lambda t: lm.GPT2.init(KEY, lm.GPT2Config(vocab_size=10, depth=HUGE)),
+    lambda t: lm.GPT2.init(KEY, lm.GPT2Config(vocab_size=10, width=12 * 10**6)),
+    lambda t: lm.BertClassifier.init(KEY, lm.BertConfig(inner=HUGE * 2)),
 ]
 MOST: list[Callable[[int], Any]] = [
     lambda n: objectives.ReverseKL(num_particles=n),
@@ -286,7 +290,7 @@ MOST: list[Callable[[int], Any]] = [
     lambda n: control.Rollout(control.CartPole(), n),
     lambda n: bandits.GaussianArms(num_arms=n),
     lambda n: lm.LoRA(rank=n),
-    lambda n: lm.rewards.on_text(len, num_workers=n),
+    lambda n: lm.rewards.text_reward(len, num_workers=n),
     lambda n: lm.GPT2Config(vocab_size=n),
     lambda n: bayesrl.svi_inference(num_steps=n),
     lambda n: AutoTilt(max_table=n),

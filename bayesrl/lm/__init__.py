@@ -1,61 +1,52 @@
 """Language models: a model is a distribution over texts, and what rewards make of it is a tilted posterior."""
 
-from bayesrl.cache import cache_folder
 from bayesrl.lm import rewards
-from bayesrl.lm.checkpoints.checkpoints import Pretrained, load_pretrained, save_adapter, save_pretrained
-from bayesrl.lm.checkpoints.model_cache import kept
-from bayesrl.lm.completions import Completions, Prompts, prompts, read_json_lines
+from bayesrl.lm.checkpoints.pretrained import Pretrained, load_pretrained, save_adapter, save_pretrained
 from bayesrl.lm.guides import FullParameters, LoRA
-from bayesrl.lm.prompted_policy import PromptedPolicy, policy
+from bayesrl.lm.prompted_policy import policy
+from bayesrl.lm.prompts import encode_prompts, read_json_lines
 from bayesrl.lm.report import text_sections
-from bayesrl.lm.small_models import check_counts, fit_options, small_judge, small_writer
-from bayesrl.lm.supervised import Corpus, Labelled, corpus, fitted, labelled, pairs
-from bayesrl.lm.text_distribution import Sentences
-from bayesrl.lm.text_samples import Samples, kl_of, write_samples
-from bayesrl.lm.tokenization.alphabets import byte_pairs, bytes_level, characters
+from bayesrl.lm.small_models import train_small_classifier, train_small_lm
+from bayesrl.lm.supervised import classification, finetuned, language_modeling, sft
+from bayesrl.lm.text_distribution import CausalLMDistribution
+from bayesrl.lm.text_samples import estimate_kl, sample_texts
+from bayesrl.lm.tokenization.simple_tokenizers import byte_tokenizer, char_tokenizer, train_bpe
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
-from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, CausalLM, GPT2Config, Llama, LlamaConfig
+from bayesrl.lm.transformers.bert import BertClassifier
+from bayesrl.lm.transformers.bert_config import BertConfig
+from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
+from bayesrl.lm.transformers.llama import Llama
+from bayesrl.lm.transformers.llama_config import LlamaConfig
 
 __all__ = [
     "GPT2",
     "BertClassifier",
     "BertConfig",
-    "CausalLM",
-    "Completions",
-    "Corpus",
+    "CausalLMDistribution",
     "FullParameters",
     "GPT2Config",
-    "Labelled",
     "Llama",
     "LlamaConfig",
     "LoRA",
     "Pretrained",
-    "PromptedPolicy",
-    "Prompts",
-    "Samples",
-    "Sentences",
     "Tokenizer",
-    "byte_pairs",
-    "bytes_level",
-    "cache_folder",
-    "characters",
-    "check_counts",
-    "corpus",
-    "fit_options",
-    "fitted",
-    "kept",
-    "kl_of",
-    "labelled",
+    "byte_tokenizer",
+    "char_tokenizer",
+    "classification",
+    "encode_prompts",
+    "estimate_kl",
+    "finetuned",
+    "language_modeling",
     "load_pretrained",
-    "pairs",
     "policy",
-    "prompts",
     "read_json_lines",
     "rewards",
+    "sample_texts",
     "save_adapter",
     "save_pretrained",
-    "small_judge",
-    "small_writer",
+    "sft",
     "text_sections",
-    "write_samples",
+    "train_bpe",
+    "train_small_classifier",
+    "train_small_lm",
 ]

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.weights import some
+from bayesrl.lm.checkpoints.weights import abbreviate
 from bayesrl.lm.transformers.base import CausalLM, Transformer
-from bayesrl.lm.transformers.checkpoint_names import Stored
+from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor
 from bayesrl.lm.transformers.layers.layers import Linear, is_linear
 from bayesrl.values import is_count, is_real
 
@@ -30,7 +30,9 @@ OTHERWISE = (
 PLAIN = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
-def adapted(model: Transformer, told: Mapping[str, Any], arrays: Iterator[tuple[str, Any]], origin: Any) -> Transformer:
+def apply_adapter(
+    model: Transformer, told: Mapping[str, Any], arrays: Iterator[tuple[str, Any]], origin: Any
+) -> Transformer:
     """Put an adapter beside the weights of a model.
 
         y = W·x + b + s·U·(D·x),   s = α/r, or α/√r where `use_rslora` says so, by module where patterns do
@@ -67,7 +69,13 @@ def adapted(model: Transformer, told: Mapping[str, Any], arrays: Iterator[tuple[
             strange.append(name)
     halves = [module for module, pair in sides.items() if len(pair) < 2]
     if strange or halves or not (sides or replaced):
-        what = f"holds {some(strange)}" if strange else f"has half a path for {some(halves)}" if halves else "is empty"
+        what = (
+            f"holds {abbreviate(strange)}"
+            if strange
+            else f"has half a path for {abbreviate(halves)}"
+            if halves
+            else "is empty"
+        )
         raise LanguageModelError(
             f"the adapter of {origin} {what}, which a {model.config.model_type} model has no place for; pass the model "
             "that it was trained beside as base=, or merge them in PEFT (merge_and_unload) and save what comes out"
@@ -95,7 +103,7 @@ def adapted(model: Transformer, told: Mapping[str, Any], arrays: Iterator[tuple[
     return made
 
 
-def adapter_of(
+def extract_adapter(
     model: Transformer, told: Mapping[str, Any], base: str | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Give adapter_config.json and the weights of the low-rank paths of a model.
@@ -114,8 +122,8 @@ def adapter_of(
     paths = {at: leaf for at, leaf in linears.items() if leaf.down is not None and leaf.up is not None}
     if not paths:
         raise LanguageModelError(
-            "save_adapter got a model without low-rank paths; pass fitted(posterior, merge=False) of a fit by LoRA, or "
-            "save the whole model by save_pretrained"
+            "save_adapter got a model without low-rank paths; pass finetuned(posterior, merge=False) of a fit by LoRA, "
+            "or save the whole model by save_pretrained"
         )
     names = {at: places[at].name.removesuffix(".weight") for at in linears}
     arrays = {}
@@ -185,7 +193,7 @@ def _check(told: Mapping[str, Any], origin: Any) -> None:
         )
 
 
-def _place(module: str, places: Mapping[str, Stored]) -> str | None:
+def _place(module: str, places: Mapping[str, CheckpointTensor]) -> str | None:
     """Find where a module of a checkpoint stands in a model."""
     stored = places.get(f"{module}.weight")
     return None if stored is None else stored.path.removesuffix(".weight")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bayesrl.lm.text_samples import Samples, Written
+from bayesrl.lm.text_samples import ModelSamples, TextSamples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ _FITTED, _PRIOR = "#0b62a8", "#8a8f98"
 _MOST_POINTS = 400
 
 
-def position_figure(samples: Samples, positions: np.ndarray, fitted: np.ndarray, prior: np.ndarray) -> "Figure":
+def position_figure(samples: TextSamples, positions: np.ndarray, fitted: np.ndarray, prior: np.ndarray) -> "Figure":
     """Draw the reward of what is written so far, and KL of each next token, by position.
 
     Args:
@@ -35,7 +35,7 @@ def position_figure(samples: Samples, positions: np.ndarray, fitted: np.ndarray,
     kl = samples.fitted.kl
     steps = np.arange(kl.shape[-1]) + 1
     _band(below, steps, kl.reshape(-1, kl.shape[-1]).T, _FITTED, "KL")
-    going_on = samples.fitted.real.mean((0, 1))
+    going_on = samples.fitted.mask.mean((0, 1))
     if going_on.min() < 1:
         other = below.twinx()
         other.plot(steps, going_on, color=_PRIOR, linestyle=":", linewidth=1.4)
@@ -57,7 +57,7 @@ def _band(axes: "Axes", x: np.ndarray, values: np.ndarray, colour: str, name: st
     axes.fill_between(x, mean - 2 * se, mean + 2 * se, color=colour, alpha=0.2, linewidth=0)
 
 
-def length_figure(samples: Samples) -> "Figure":
+def length_figure(samples: TextSamples) -> "Figure":
     """Draw the reward of completions against their length in tokens, of the fit and of its reference."""
     from matplotlib.figure import Figure
 
@@ -76,8 +76,8 @@ def length_figure(samples: Samples) -> "Figure":
     return figure
 
 
-def _points(written: Written) -> tuple[np.ndarray, np.ndarray]:
+def _points(written: ModelSamples) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    lengths, reward = written.real.sum(-1).ravel(), written.reward.ravel()
+    lengths, reward = written.mask.sum(-1).ravel(), written.reward.ravel()
     chosen = rng.permutation(len(lengths))[:_MOST_POINTS]
     return lengths[chosen] + rng.uniform(-0.25, 0.25, len(chosen)), reward[chosen]

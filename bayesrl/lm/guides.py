@@ -16,10 +16,11 @@ from bayesrl.arguments import Count, Positive, checked
 from bayesrl.core.structure import Structure
 from bayesrl.errors import GuideError
 from bayesrl.guides import AutoGuide, PolicyGuide
-from bayesrl.lm.checkpoints.checkpoints import Pretrained
+from bayesrl.lm.checkpoints.pretrained import Pretrained
+from bayesrl.lm.policy_draws import TextDraws
 from bayesrl.lm.prompted_policy import PromptedPolicy
-from bayesrl.lm.sampling import TextDraws
-from bayesrl.lm.transformers import CausalLM, Linear, Transformer, is_linear
+from bayesrl.lm.transformers.base import CausalLM, Transformer
+from bayesrl.lm.transformers.layers.layers import Linear, is_linear
 from bayesrl.typing import Params, PRNGKey, Program
 
 _FASTEST = 1e-3
@@ -54,7 +55,7 @@ class ModelGuide(PolicyGuide):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelGuideFamily(AutoGuide):
+class AutoModelGuide(AutoGuide):
     """What all guides of language models share: a model to start from.
 
     Args:
@@ -80,7 +81,7 @@ class ModelGuideFamily(AutoGuide):
 
 @checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
-class FullParameters(ModelGuideFamily):
+class FullParameters(AutoModelGuide):
     """All parameters of the model are trained, from a copy of the reference: the fit starts at the prior.
 
     Parameters are kept in float32, whatever the model computes in, lest small steps be rounded away.
@@ -96,8 +97,8 @@ class FullParameters(ModelGuideFamily):
         return min(_FASTEST, _RATE / _width(params))
 
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
-        """Declare one parameter for each array; see `ModelGuideFamily.declare`."""
-        return declared(model)
+        """Declare one parameter for each array; see `AutoModelGuide.declare`."""
+        return declare_parameters(model)
 
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
         """Add to each array noise of a tenth of its size; see `AutoGuide.overdispersed_init`."""
@@ -109,7 +110,7 @@ class FullParameters(ModelGuideFamily):
 
 @checked(GuideError)
 @dataclass(frozen=True)
-class LoRA(ModelGuideFamily):
+class LoRA(AutoModelGuide):
     """Low-rank paths beside the linear maps of the blocks: W·x + (scale / rank)·U·(D·x), only U and D trained.
 
     The frozen weights are those of the reference, held once. U is zero at first: the fit starts at the prior.
@@ -138,7 +139,7 @@ class LoRA(ModelGuideFamily):
         return min(5 * _FASTEST, 10 * _RATE / _width(params))
 
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
-        """Declare U and D of each linear map of the blocks; see `ModelGuideFamily.declare`."""
+        """Declare U and D of each linear map of the blocks; see `AutoModelGuide.declare`."""
         factor = (2.0 * self.rank if self.scale is None else self.scale) / self.rank
         leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)
         adapted = [
@@ -159,7 +160,7 @@ class LoRA(ModelGuideFamily):
 
         down = numpyro.param(f"model{name}.down", start)
         up = numpyro.param(f"model{name}.up", jnp.zeros((out, rank)))
-        whole = linear.merged()  # an adapter that the reference has stays part of it
+        whole = linear.merge()  # an adapter that the reference has stays part of it
         return Linear(whole.weight, whole.bias, down, up, factor)
 
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
@@ -171,7 +172,7 @@ class LoRA(ModelGuideFamily):
         return result
 
 
-def declared[Model: Transformer](model: Model) -> Model:
+def declare_parameters[Model: Transformer](model: Model) -> Model:
     """Declare every array of a model as a parameter in float32, and give the model that computes with them."""
     arrays, rest = eqx.partition(model, eqx.is_inexact_array)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(arrays)

@@ -13,14 +13,14 @@ from jax import Array
 from bayesrl.arguments import Count, CountOrZero, Positive, UnitInterval, checked, real_range
 from bayesrl.core.primitives import reward as reward_site
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.checkpoints import Pretrained
-from bayesrl.lm.checkpoints.generation_config import settled
-from bayesrl.lm.completions import Completions, Prompts
-from bayesrl.lm.completions import prompts as prompts_of
-from bayesrl.lm.rewards import Reward, as_reward
-from bayesrl.lm.text_distribution import Sentences, is_end
+from bayesrl.lm.checkpoints.generation_config import sampling_settings
+from bayesrl.lm.checkpoints.pretrained import Pretrained
+from bayesrl.lm.prompts import Completions, Prompts, encode_prompts
+from bayesrl.lm.rewards import Reward
+from bayesrl.lm.rewards.text import as_reward
+from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
-from bayesrl.lm.transformers import CausalLM
+from bayesrl.lm.transformers.base import CausalLM
 
 TEXT, PLATE = "text", "prompt"
 """Names of the action site, and of the plate of prompts."""
@@ -38,7 +38,7 @@ class PromptedPolicy:
         rewards: by the name of the reward site.
         metrics: by the name of the deterministic site.
         batch_size: how many prompts a step sees; None sees all.
-        options: of `Sentences`.
+        options: of `CausalLMDistribution`.
         source: what the model was given as, where it came with settings.
     """
 
@@ -65,32 +65,32 @@ class PromptedPolicy:
         if site != TEXT or self.tokenizer is None:
             return None
         tokens = np.asarray(value).reshape(-1)
-        ended = np.cumsum(is_end(tokens, self.options["end"])) > 0
+        ended = np.cumsum(is_eos(tokens, self.options["eos"])) > 0
         return self.tokenizer.decode([tokens[~ended]], continues=True)[0]
 
-    def sentences(self, model: CausalLM, prompt: Array, real: Array | None) -> Sentences:
+    def distribution(self, model: CausalLM, prompt: Array, mask: Array | None) -> CausalLMDistribution:
         """Give the distribution of answers to prompts [*batch, P] by any model, limited as the reference is.
 
         Args:
             model: in the place of the reference.
             prompt: token ids.
-            real: which of them are no padding, in the same shape; None where all are.
+            mask: which of them are no padding, in the same shape; None where all are.
         """
-        within = self.model if self.truncated and model is not self.model else None
-        return Sentences(model, prompt, real, within=within, **self.options)
+        support_model = self.model if self.truncated and model is not self.model else None
+        return CausalLMDistribution(model, prompt, mask, support_model=support_model, **self.options)
 
     def run(self, model: CausalLM, prompts: Prompts | None = None, *, rewarded: bool = True) -> Array:
         """Run with any model in the place of the reference, with rewards and metrics or without."""
-        asked = self.asked(prompts)
+        asked = self.resolve_prompts(prompts)
         count = len(asked)
         size = self.batch_size if prompts is None and self.batch_size is not None and self.batch_size < count else None
         with numpyro.plate(PLATE, count, subsample_size=size) as index:
-            prompt, real = asked.tokens[index], asked.real[index]
-            answers = self.sentences(model, prompt, real)
+            prompt, mask = asked.tokens[index], asked.mask[index]
+            answers = self.distribution(model, prompt, mask)
             tokens = numpyro.sample(TEXT, answers)
             if not rewarded:
                 return tokens
-            written = Completions(index, prompt, real, tokens, answers.counts(tokens), asked.examples)
+            written = Completions(index, prompt, mask, tokens, answers.text_mask(tokens), asked.examples)
             for name, reward in self.rewards.items():
                 reward_site(name, _checked(name, reward, written))
             for name, metric in self.metrics.items():
@@ -101,11 +101,11 @@ class PromptedPolicy:
         """Give the same policy without mini-batches of prompts."""
         return self if self.batch_size is None else replace(self, batch_size=None)
 
-    def asked(self, prompts: Any = None) -> Prompts:
+    def resolve_prompts(self, prompts: Any = None) -> Prompts:
         """Give its prompts, or take others that are known to be of the same tokenizer and to have room."""
         if prompts is None:
             return self.prompts
-        asked = prompts_of(prompts, self.tokenizer)
+        asked = encode_prompts(prompts, self.tokenizer)
         _check_coded(asked, self.tokenizer)
         if not isinstance(asked.tokens, jax.core.Tracer):
             _check_fit(self.model, self.tokenizer, asked, self.options["num_steps"])
@@ -130,7 +130,7 @@ def policy(
     top_k: CountOrZero | None = None,
     top_p: Annotated[float, real_range(above=0, most=1)] | None = None,
     min_p: UnitInterval | None = None,
-    end: bool = True,
+    stop_at_eos: bool = True,
 ) -> PromptedPolicy:
     """Make a policy of a language model: π₀(x | prompt) over what it writes, with rewards for it.
 
@@ -141,7 +141,7 @@ def policy(
     Args:
         model: the reference, which stays as it is: what `load_pretrained` gave, or a model.
         prompts: texts, records with the text under `prompt`, an array of tokens, or `Prompts`.
-        reward: a `Reward`, or a function of the text (see `rewards.on_text`); several by name add up.
+        reward: a `Reward`, or a function of the text (see `rewards.text_reward`); several by name add up.
         max_new_tokens: the most that is written; by default what the model's generation_config.json says.
         tokenizer: of the model, where `model` brings none.
         metrics: what is told of the completions beside the reward, by name, in the same ways.
@@ -151,7 +151,7 @@ def policy(
         top_k: only so many of the likeliest tokens may follow; 0 is all.
         top_p: only the likeliest tokens that together have this probability may follow. The reference decides which.
         min_p: only tokens may follow whose probability is at least this share of that of the likeliest.
-        end: whether a text ends at any of the tokenizer's `ends`; otherwise `max_new_tokens` are always written.
+        stop_at_eos: whether a text ends at any of the tokenizer's `eos_ids`; otherwise it always has `max_new_tokens`.
 
     Raises:
         LanguageModelError: no prompts; prompts longer than the context; a model that cannot write; an option out
@@ -161,8 +161,8 @@ def policy(
         >>> import jax, jax.numpy as jnp, bayesrl
         >>> from bayesrl.lm import GPT2, GPT2Config, policy, rewards
         >>> config = GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2)
-        >>> model = GPT2.random(jax.random.key(0), config)
-        >>> ones = rewards.on_tokens(lambda tokens, real: jnp.sum(tokens == 1))
+        >>> model = GPT2.init(jax.random.key(0), config)
+        >>> ones = rewards.token_reward(lambda tokens, mask: jnp.sum(tokens == 1))
         >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
         >>> exact = bayesrl.enumerate_posterior(writer, beta=1.0)
         >>> exact.sites["text"].shape
@@ -180,12 +180,12 @@ def policy(
         raise LanguageModelError(
             f"a {type(reference).__name__} cannot write; pass a causal model: GPT2, Llama, or what load_pretrained gave"
         )
-    asked = prompts_of(prompts, tokenizer)
+    asked = encode_prompts(prompts, tokenizer)
     _check_coded(asked, tokenizer)
     came = model.generation if isinstance(model, Pretrained) else {}
     told_of = came or (tokenizer.generation if tokenizer is not None else {})
     width = asked.tokens.shape[1]
-    settings = settled(
+    settings = sampling_settings(
         told_of,
         width,
         max_new_tokens=max_new_tokens,
@@ -202,9 +202,9 @@ def policy(
     told = {name: as_reward(one) for name, one in (metrics or {}).items()}
     if repeated := sorted({TEXT, PLATE, *named} & set(told) | ({TEXT, PLATE} & set(named))):
         raise LanguageModelError(f"the name {repeated[0]!r} is taken; give the reward or metric another")
-    ends = tokenizer.ends if tokenizer is not None and end else ()
+    ends = tokenizer.eos_ids if tokenizer is not None and stop_at_eos else ()
     pad = tokenizer.pad if tokenizer is not None else None
-    options = {**settings._asdict(), "end": ends[0] if len(ends) == 1 else ends or None, "pad": pad}
+    options = {**settings._asdict(), "eos": ends[0] if len(ends) == 1 else ends or None, "pad": pad}
     source = model if isinstance(model, Pretrained) else None
     return PromptedPolicy(reference, tokenizer, asked, named, told, batch_size, options, source)
 
@@ -215,7 +215,7 @@ def _check_coded(asked: Prompts, tokenizer: Tokenizer | None) -> None:
     if theirs is not None and tokenizer is not None and theirs.digest != tokenizer.digest:
         raise LanguageModelError(
             f"the prompts were coded by another tokenizer (fingerprint {theirs.digest}) than the model's "
-            f"({tokenizer.digest}); make them by lm.prompts(texts, tokenizer) with that of the model"
+            f"({tokenizer.digest}); make them by lm.encode_prompts(texts, tokenizer) with that of the model"
         )
 
 
@@ -226,14 +226,14 @@ def _check_fit(model: CausalLM, tokenizer: Tokenizer | None, asked: Prompts, max
         raise LanguageModelError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {known}; use the model's own"
         )
-    tokens, real = np.asarray(asked.tokens), np.asarray(asked.real)  # not by JAX: this may run while it traces
+    tokens, mask = np.asarray(asked.tokens), np.asarray(asked.mask)  # not by JAX: this may run while it traces
     strange = int(tokens.max()), int(tokens.min())
     if strange[0] >= known or strange[1] < 0:
         raise LanguageModelError(
             f"a prompt holds token {strange[0] if strange[0] >= known else strange[1]}, and the model knows 0 to "
             f"{known - 1}; was it coded by another tokenizer?"
         )
-    lengths = real.sum(-1)
+    lengths = mask.sum(-1)
     longest, room = int(lengths.max()), model.config.max_length
     if tokens.shape[1] + max_new_tokens > room + 1:
         worst = int(lengths.argmax())

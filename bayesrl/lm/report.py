@@ -10,10 +10,10 @@ from bayesrl.diagnostics.results import Section
 from bayesrl.display.formatting import format_estimate, format_number, pluralize, truncate
 from bayesrl.display.tables import Markup, tag
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.completions import Prompts
 from bayesrl.lm.figures import length_figure, position_figure
 from bayesrl.lm.prompted_policy import PromptedPolicy
-from bayesrl.lm.text_samples import Samples, Written, parts_of, prefix_rewards, write_samples
+from bayesrl.lm.prompts import Prompts
+from bayesrl.lm.text_samples import ModelSamples, TextSamples, prefix_rewards, sample_texts, unpack_posterior
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate
@@ -49,10 +49,12 @@ def text_sections(
     """
     betas = np.asarray(posterior.beta, float)
     one = posterior if betas.ndim == 0 else posterior.select(beta=float(betas.min()))
-    policy, _, _ = parts_of(one)
-    seen = some(policy.prompts)
-    asked = seen if held_out is None else seen.beside(some(held_out))  # asked at once: one program to compile
-    written = write_samples(jax.random.key(0) if key is None else key, one, _SAMPLES, asked)
+    policy, _, _ = unpack_posterior(one)
+    seen = subset_evenly(policy.prompts)
+    asked = (
+        seen if held_out is None else seen.concatenate(subset_evenly(held_out))
+    )  # asked at once: one program to compile
+    written = sample_texts(jax.random.key(0) if key is None else key, one, _SAMPLES, asked)
     samples = written.of(slice(len(seen)))
     sections = [
         _extremes(policy, samples),
@@ -69,7 +71,7 @@ def text_sections(
     return sections
 
 
-def some(prompts: Prompts, most: int = _PROMPTS) -> Prompts:
+def subset_evenly(prompts: Prompts, most: int = _PROMPTS) -> Prompts:
     """Take prompts evenly, where there are more than are to be shown."""
     if len(prompts) <= most:
         return prompts
@@ -81,7 +83,7 @@ class _Place(NamedTuple):
     prompt: int
 
 
-def _extremes(policy: PromptedPolicy, samples: Samples) -> Section:
+def _extremes(policy: PromptedPolicy, samples: TextSamples) -> Section:
     written = samples.fitted
     order = np.argsort(-written.reward, axis=None, kind="stable")
     places = [_Place(*map(int, np.unravel_index(i, written.reward.shape))) for i in order]
@@ -97,7 +99,9 @@ def _extremes(policy: PromptedPolicy, samples: Samples) -> Section:
                     format_number(float(written.reward[place])),
                     format_number(float(written.log_ratio[place].sum()), 3),
                     truncate(samples.prompts.examples[place.prompt]["prompt"]),
-                    coloured(policy.tokenizer, written.tokens[place], written.real[place], written.log_ratio[place]),
+                    color_tokens(
+                        policy.tokenizer, written.tokens[place], written.mask[place], written.log_ratio[place]
+                    ),
                 )
             )
     return Section(
@@ -108,7 +112,7 @@ def _extremes(policy: PromptedPolicy, samples: Samples) -> Section:
     )
 
 
-def _distinct(places: list[_Place], written: Written) -> list[_Place]:
+def _distinct(places: list[_Place], written: ModelSamples) -> list[_Place]:
     found: dict[bytes, _Place] = {}
     for place in places:
         found.setdefault(written.tokens[place].tobytes(), place)
@@ -117,17 +121,17 @@ def _distinct(places: list[_Place], written: Written) -> list[_Place]:
     return list(found.values())
 
 
-def coloured(tokenizer: Tokenizer | None, tokens: np.ndarray, real: np.ndarray, ratio: np.ndarray) -> Markup:
+def color_tokens(tokenizer: Tokenizer | None, tokens: np.ndarray, mask: np.ndarray, ratio: np.ndarray) -> Markup:
     """Write tokens with a background that tells log q/π₀ of each, in nats.
 
     Args:
         tokenizer: of the model; without one, token ids are written.
         tokens: [T].
-        real: which of them count, [T].
+        mask: which of them count, [T].
         ratio: log q/π₀ of each, nats, [T].
     """
-    kept = np.flatnonzero(real)
-    pieces = pieces_of(tokenizer, tokens[kept])
+    kept = np.flatnonzero(mask)
+    pieces = token_pieces(tokenizer, tokens[kept])
     spans = []
     for piece, value in zip(pieces, ratio[kept], strict=True):
         strength = 0.55 * min(abs(float(value)) / _STRONG, 1.0)
@@ -137,7 +141,7 @@ def coloured(tokenizer: Tokenizer | None, tokens: np.ndarray, real: np.ndarray, 
     return tag("span", *spans, style="white-space:pre-wrap;font-family:ui-monospace,monospace")
 
 
-def pieces_of(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
+def token_pieces(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
     """Cut a text where its tokens begin; the pieces add up to the decoded text, and the end is shown as ∎."""
     if tokenizer is None:
         return [f"{int(token)} " for token in tokens]
@@ -148,11 +152,11 @@ def pieces_of(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
     for i, token in enumerate(tokens):
         grown = clean[i + 1].startswith(clean[i])
         piece = clean[i + 1][len(clean[i]) :] if grown else ""
-        pieces.append("∎" if int(token) in tokenizer.ends else piece)
+        pieces.append("∎" if int(token) in tokenizer.eos_ids else piece)
     return pieces
 
 
-def _positions(policy: PromptedPolicy, samples: Samples) -> Section:
+def _positions(policy: PromptedPolicy, samples: TextSamples) -> Section:
     steps = samples.fitted.tokens.shape[-1]
     positions = np.unique(np.linspace(0, steps - 1, min(steps, _POSITIONS)).round().astype(int))
     earned = [
@@ -166,7 +170,7 @@ def _positions(policy: PromptedPolicy, samples: Samples) -> Section:
     )
 
 
-def _collapsed(policy: PromptedPolicy, samples: Samples) -> Section:
+def _collapsed(policy: PromptedPolicy, samples: TextSamples) -> Section:
     """List prompts by how little is left of the reference's entropy."""
     ours, theirs = (
         -w.log_q.sum(-1).mean(0) if w is samples.fitted else -w.log_prior.sum(-1).mean(0)
@@ -201,15 +205,15 @@ def _num_distinct(tokens: np.ndarray) -> int:
     return len(np.unique(tokens, axis=0))
 
 
-def _commonest(policy: PromptedPolicy, written: Written, prompt: int) -> str:
+def _commonest(policy: PromptedPolicy, written: ModelSamples, prompt: int) -> str:
     rows, counts = np.unique(written.tokens[:, prompt], axis=0, return_counts=True)
     place = int(np.flatnonzero((written.tokens[:, prompt] == rows[counts.argmax()]).all(-1))[0])
-    return text_of(policy, written, _Place(place, prompt))
+    return completion_text(policy, written, _Place(place, prompt))
 
 
-def text_of(policy: PromptedPolicy, written: Written, place: tuple[int, int]) -> str:
+def completion_text(policy: PromptedPolicy, written: ModelSamples, place: tuple[int, int]) -> str:
     """Decode one completion, up to its end."""
-    kept = written.tokens[place][written.real[place]]
+    kept = written.tokens[place][written.mask[place]]
     return " ".join(map(str, kept)) if policy.tokenizer is None else policy.tokenizer.decode([kept], continues=True)[0]
 
 
@@ -219,7 +223,7 @@ def _mean(reward: np.ndarray) -> Estimate:
     return Estimate(np.asarray(by_draw.mean()), np.asarray(by_draw.std(ddof=1) / np.sqrt(len(by_draw))))
 
 
-def _before_and_after(policy: PromptedPolicy, samples: Samples) -> Section:
+def _before_and_after(policy: PromptedPolicy, samples: TextSamples) -> Section:
     """Show a completion of each, that with the median reward, prompts evenly chosen."""
     rows: list[tuple[object, ...]] = [("held-out prompt", "before", "reward", "after", "reward")]
     for i in range(min(len(samples.prompts), 4 * _SHOWN)):
@@ -227,7 +231,7 @@ def _before_and_after(policy: PromptedPolicy, samples: Samples) -> Section:
         for written in (samples.prior, samples.fitted):
             own = written.reward[:, i]
             place = (int(np.argsort(own)[len(own) // 2]), i)
-            told += [truncate(text_of(policy, written, place)), float(written.reward[place])]
+            told += [truncate(completion_text(policy, written, place)), float(written.reward[place])]
         rows.append(tuple(told))
     before, after = (format_estimate(_mean(written.reward)) for written in (samples.prior, samples.fitted))
     num = len(samples.prompts)

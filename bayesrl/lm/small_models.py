@@ -1,4 +1,4 @@
-"""`small_writer` and `small_judge`: models trained on the spot, on two cores in about a minute, and kept."""
+"""`train_small_lm` and `train_small_classifier`: models that two cores train in about a minute, and that are cached."""
 
 import hashlib
 import json
@@ -13,13 +13,15 @@ from bayesrl.arguments import Count, CountOrZero, Positive, Seed, UnusedOption, 
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import key_from_seed, split_keys
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.checkpoints import Pretrained
-from bayesrl.lm.checkpoints.model_cache import kept
+from bayesrl.lm.checkpoints.model_cache import cached_model
+from bayesrl.lm.checkpoints.pretrained import Pretrained
 from bayesrl.lm.guides import FullParameters, LoRA
-from bayesrl.lm.supervised import corpus, fitted, labelled, pairs, texts_under
+from bayesrl.lm.supervised import classification, finetuned, language_modeling, sft, text_field
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
-from bayesrl.lm.transformers import GPT2, BertClassifier, BertConfig, Config, GPT2Config, Transformer
-from bayesrl.lm.transformers.base import check_model_room
+from bayesrl.lm.transformers.base import Config, Transformer, check_model_room
+from bayesrl.lm.transformers.bert import BertClassifier
+from bayesrl.lm.transformers.bert_config import BertConfig
+from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.fitting import train
 from bayesrl.typing import PRNGKey
@@ -64,7 +66,7 @@ def check_counts(**counts: Any) -> None:
 
 
 @checked(LanguageModelError)
-def small_judge(
+def train_small_classifier(
     name: str,
     texts: Sequence[str],
     labels: Sequence[str],
@@ -92,12 +94,12 @@ def small_judge(
         seed: of the start and of the mini-batches.
 
     Raises:
-        LanguageModelError: as `labelled`.
+        LanguageModelError: as `classification`.
     """
     names = tuple(sorted(set(labels)))
     made_of = {
         "data": _digest([list(texts), list(labels)]),
-        "tokenizer": [tokenizer.digest, *tokenizer.ends, tokenizer.pad, tokenizer.bos],
+        "tokenizer": [tokenizer.digest, *tokenizer.eos_ids, tokenizer.pad, tokenizer.bos],
         "shape": [width, depth],
         "training": [num_steps, learning_rate, batch_size, seed],
     }
@@ -115,19 +117,19 @@ def small_judge(
             labels=names,
         )
         start = random_model(BertClassifier, start_key, shape)
-        program = labelled(start, texts, labels, tokenizer=tokenizer, batch_size=batch_size)
-        return fitted(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
+        program = classification(start, texts, labels, tokenizer=tokenizer, batch_size=batch_size)
+        return finetuned(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
 
-    return kept(name, made_of, make)
+    return cached_model(name, made_of, make)
 
 
 def random_model[Model: Transformer](kind: type[Model], key: PRNGKey, shape: Config) -> Model:
     """Make a model with random weights by one compiled program."""
     check_model_room(shape)
-    arrays, rest = eqx.partition(eqx.filter_eval_shape(kind.random, key, shape), _is_shape)
+    arrays, rest = eqx.partition(eqx.filter_eval_shape(kind.init, key, shape), _is_shape)
     treedef = jax.tree.structure(arrays)
     made = closure_jit(
-        lambda key: jax.tree.leaves(eqx.filter(kind.random(key, shape), eqx.is_array)), name="random_model"
+        lambda key: jax.tree.leaves(eqx.filter(kind.init(key, shape), eqx.is_array)), name="random_model"
     )
     model: Model = eqx.combine(jax.tree.unflatten(treedef, made(key)), rest)
     return model
@@ -159,7 +161,7 @@ _OF_RECORDS, _OF_TEXT = (
     UnusedOption("room_for", lambda given: isinstance(given["data"], str), _OF_RECORDS),
     UnusedOption("length", lambda given: not isinstance(given["data"], str), _OF_TEXT),
 )
-def small_writer(
+def train_small_lm(
     name: str,
     data: str | Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
@@ -195,15 +197,15 @@ def small_writer(
     Raises:
         LanguageModelError: a record lacks a field, or the data are too short.
     """
-    asked = [] if isinstance(data, str) else texts_under("prompt", data)
-    told = [] if isinstance(data, str) else texts_under(answer, data)
+    asked = [] if isinstance(data, str) else text_field("prompt", data)
+    told = [] if isinstance(data, str) else text_field(answer, data)
     longest = length
     if not isinstance(data, str):
         before, after = tokenizer.encode([*asked, *room_for]), tokenizer.encode(told)
         longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
     made_of = {
         "data": _digest(data if isinstance(data, str) else [list(both) for both in zip(asked, told, strict=True)]),
-        "tokenizer": [tokenizer.digest, *tokenizer.ends, tokenizer.pad, tokenizer.bos],
+        "tokenizer": [tokenizer.digest, *tokenizer.eos_ids, tokenizer.pad, tokenizer.bos],
         "shape": [width, depth, longest + _ROOM],
         "training": [num_steps, learning_rate, batch_size, seed],
     }
@@ -215,9 +217,9 @@ def small_writer(
         )
         start = random_model(GPT2, start_key, shape)
         if isinstance(data, str):
-            program = corpus(start, data, tokenizer=tokenizer, length=length, batch_size=batch_size)
+            program = language_modeling(start, data, tokenizer=tokenizer, length=length, batch_size=batch_size)
         else:
-            program = pairs(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
-        return fitted(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
+            program = sft(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
+        return finetuned(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
 
-    return kept(name, made_of, make)
+    return cached_model(name, made_of, make)

@@ -13,30 +13,31 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, CountAboveOne, checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.checkpoints import Pretrained
-from bayesrl.lm.completions import Prompts
-from bayesrl.lm.completions import prompts as prompts_of
-from bayesrl.lm.guides import ModelGuide, declared
-from bayesrl.lm.text_distribution import Ends, Sentences
-from bayesrl.lm.tokenization.chat_templates import MESSAGES, answered, is_conversation
+from bayesrl.lm.checkpoints.pretrained import Pretrained
+from bayesrl.lm.guides import ModelGuide, declare_parameters
+from bayesrl.lm.prompts import Prompts, encode_prompts
+from bayesrl.lm.text_distribution import CausalLMDistribution, EosTokens
+from bayesrl.lm.tokenization.chat_templates import MESSAGES, is_conversation, render_answer
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
-from bayesrl.lm.transformers import BertClassifier, CausalLM, merged
+from bayesrl.lm.transformers.base import CausalLM
+from bayesrl.lm.transformers.bert import BertClassifier
 from bayesrl.lm.transformers.bert_config import ONE_LABEL
+from bayesrl.lm.transformers.layers.layers import merge_adapters
 from bayesrl.posterior.posterior import Posterior
 
 
 @dataclass(frozen=True, eq=False)
-class Corpus:
+class TextLikelihood:
     """Texts under a language model, as a program without rewards: fitting it trains the model.
 
-    Made by `corpus` and `pairs`.
+    Made by `language_modeling` and `sft`.
 
     Attributes:
         model: where training starts.
         tokenizer: of the model.
         prompts: what comes before the texts.
         tokens: the texts, [rows, T], padded behind their end.
-        end: the token that ends a text, or several, or None where rows are pieces of a longer one.
+        eos: the token that ends a text, or several, or None where rows are pieces of a longer one.
         pad: what follows it.
         batch_size: rows that each step sees.
         source: what the model was given as, where it came with settings.
@@ -46,34 +47,34 @@ class Corpus:
     tokenizer: Tokenizer
     prompts: Prompts = field(repr=False)
     tokens: Int[Array, "rows length"] = field(repr=False)
-    end: Ends
+    eos: EosTokens
     pad: int
     batch_size: int
     source: Pretrained | None = None
 
     def __call__(self) -> None:
         """Run as a program: Σ log p(text | prompt) over the rows."""
-        model = declared(self.model)
+        model = declare_parameters(self.model)
         count = self.tokens.shape[0]
         with numpyro.plate("row", count, subsample_size=min(self.batch_size, count)) as index:
-            prompt, real = self.prompts.tokens[index], self.prompts.real[index]
-            told = Sentences(model, prompt, real, num_steps=self.tokens.shape[1], end=self.end, pad=self.pad)
+            prompt, mask = self.prompts.tokens[index], self.prompts.mask[index]
+            told = CausalLMDistribution(model, prompt, mask, num_steps=self.tokens.shape[1], eos=self.eos, pad=self.pad)
             numpyro.sample("text", told, obs=self.tokens[index])
 
 
 @checked(LanguageModelError)
-def corpus(
+def language_modeling(
     model: CausalLM | Pretrained,
     text: str,
     *,
     tokenizer: Tokenizer | None = None,
     length: CountAboveOne,
     batch_size: Count = 32,
-) -> Corpus:
+) -> TextLikelihood:
     """Make a program of one long text, cut into pieces: `fit` of it trains the model from the text.
 
     Args:
-        model: where training starts; at random, `GPT2.random(key, config)`.
+        model: where training starts; at random, `GPT2.init(key, config)`.
         text: to be learned.
         tokenizer: of the model, where it brings none.
         length: tokens of each piece; each predicts all but its first.
@@ -84,10 +85,11 @@ def corpus(
 
     Example:
         >>> import jax, bayesrl
-        >>> from bayesrl.lm import GPT2, GPT2Config, characters, corpus
-        >>> tokenizer = characters("abc")
+        >>> from bayesrl.lm import GPT2, GPT2Config, char_tokenizer, language_modeling
+        >>> tokenizer = char_tokenizer("abc")
         >>> config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=8, depth=1, heads=2)
-        >>> program = corpus(GPT2.random(jax.random.key(0), config), "abcabc" * 9, tokenizer=tokenizer, length=6)
+        >>> model = GPT2.init(jax.random.key(0), config)
+        >>> program = language_modeling(model, "abcabc" * 9, tokenizer=tokenizer, length=6)
         >>> fit = bayesrl.fit(jax.random.key(1), program, num_steps=2, progress=False)
         >>> fit.num_restarts
         1
@@ -103,10 +105,10 @@ def corpus(
         )
     pieces = np.asarray(coded[: rows * length], np.int32).reshape(rows, length)
     pad = tokenizer.pad if tokenizer.pad is not None else 0
-    return Corpus(
+    return TextLikelihood(
         start,
         tokenizer,
-        prompts_of(pieces[:, :1]),
+        encode_prompts(pieces[:, :1]),
         jax.device_put(pieces[:, 1:]),
         None,
         pad,
@@ -116,21 +118,21 @@ def corpus(
 
 
 @checked(LanguageModelError)
-def pairs(
+def sft(
     model: CausalLM | Pretrained,
     examples: Sequence[Mapping[str, Any]],
     *,
     answer: str = "answer",
     tokenizer: Tokenizer | None = None,
     batch_size: Count = 32,
-) -> Corpus:
+) -> TextLikelihood:
     """Make a program of prompts and their answers: `fit` of it trains the model to answer so.
 
     Args:
         model: where training starts.
         examples: records with the text under `prompt`, and what shall follow it under `answer`: exactly that, so that a
-            blank between the two stands in one of them. Of conversations (see `prompts`) both are lists of messages, or
-            the answer is the last of `messages`; what the chat template puts behind an answer belongs to it.
+            blank between the two stands in one of them. Of conversations (see `encode_prompts`) both are lists of
+            messages, or the answer is the last of `messages`, with what the chat template puts behind it.
         answer: the name of that field.
         tokenizer: of the model, where it brings none; it needs an eos token.
         batch_size: records that each step sees.
@@ -139,10 +141,10 @@ def pairs(
         LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
     """
     start, tokenizer = _both(CausalLM, model, tokenizer)
-    asked = prompts_of(examples, tokenizer)
+    asked = encode_prompts(examples, tokenizer)
     if tokenizer.eos is None:
         raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
-    ends = tokenizer.ends
+    ends = tokenizer.eos_ids
     answers = tokenizer.encode(_answers(answer, asked.examples, tokenizer), special=False, continues=True)
     coded = [_ended(own, ends, tokenizer.eos) for own in answers]
     longest = max(map(len, coded))
@@ -156,8 +158,8 @@ def pairs(
     rows = np.full((len(coded), longest), pad, np.int32)
     for row, own in zip(rows, coded, strict=True):
         row[: len(own)] = own
-    end = ends[0] if len(ends) == 1 else ends
-    return Corpus(start, tokenizer, asked, jax.device_put(rows), end, pad, batch_size, _source(model))
+    eos = ends[0] if len(ends) == 1 else ends
+    return TextLikelihood(start, tokenizer, asked, jax.device_put(rows), eos, pad, batch_size, _source(model))
 
 
 def _answers(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[str]:
@@ -166,8 +168,8 @@ def _answers(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[s
     for row in examples:
         own = row.get(name) if isinstance(row, Mapping) else None
         talked = isinstance(row, Mapping) and MESSAGES in row and is_conversation(own)
-        told.append({**row, name: answered(row, own, tokenizer)} if talked else row)
-    return texts_under(name, told)
+        told.append({**row, name: render_answer(row, own, tokenizer)} if talked else row)
+    return text_field(name, told)
 
 
 def _ended(own: list[int], ends: Sequence[int], eos: int) -> list[int]:
@@ -181,16 +183,16 @@ def _source(model: Any) -> Pretrained | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class LabelLikelihood:
     """Texts with labels under a classifier, as a program without rewards: fitting it trains the classifier.
 
-    Made by `labelled`.
+    Made by `classification`.
 
     Attributes:
         model: where training starts.
         tokenizer: of the model.
         tokens: the texts, [texts, L], padded on the right.
-        real: which of them are no padding, [texts, L].
+        mask: which of them are no padding, [texts, L].
         labels: their classes, [texts].
         batch_size: texts that each step sees.
         source: what the model was given as, where it came with settings.
@@ -199,22 +201,22 @@ class Labelled:
     model: BertClassifier
     tokenizer: Tokenizer
     tokens: Int[Array, "texts length"] = field(repr=False)
-    real: Bool[Array, "texts length"] = field(repr=False)
+    mask: Bool[Array, "texts length"] = field(repr=False)
     labels: Int[Array, "texts"] = field(repr=False)
     batch_size: int
     source: Pretrained | None = None
 
     def __call__(self) -> None:
         """Run as a program: Σ log P(label | text) over the texts."""
-        model = declared(self.model)
+        model = declare_parameters(self.model)
         count = self.tokens.shape[0]
         with numpyro.plate("row", count, subsample_size=min(self.batch_size, count)) as index:
-            logits = jax.vmap(model)(self.tokens[index], self.real[index])
+            logits = jax.vmap(model)(self.tokens[index], self.mask[index])
             numpyro.sample("label", dist.Categorical(logits=logits), obs=self.labels[index])
 
 
 @checked(LanguageModelError)
-def labelled(
+def classification(
     model: BertClassifier | Pretrained,
     texts: Sequence[str],
     labels: Sequence[str],
@@ -222,11 +224,11 @@ def labelled(
     tokenizer: Tokenizer | None = None,
     length: Count | None = None,
     batch_size: Count = 64,
-) -> Labelled:
+) -> LabelLikelihood:
     """Make a program of texts with labels: `fit` of it trains a BERT classifier, for `rewards.classifier`.
 
     Args:
-        model: where training starts; at random, `BertClassifier.random(key, config)`.
+        model: where training starts; at random, `BertClassifier.init(key, config)`.
         texts: to learn from.
         labels: the class of each, by its name in the model's configuration.
         tokenizer: of the model, where it brings none.
@@ -238,29 +240,31 @@ def labelled(
     """
     start, tokenizer = _both(BertClassifier, model, tokenizer)
     if not texts or len(texts) != len(labels):
-        raise LanguageModelError(f"labelled got {len(texts)} texts and {len(labels)} labels; pass one label for each")
+        raise LanguageModelError(
+            f"classification got {len(texts)} texts and {len(labels)} labels; pass one label for each"
+        )
     if start.config.problem != ONE_LABEL:
         raise LanguageModelError(
-            f"labelled got a model of {start.config.problem}, and would teach it one label for each text; "
+            f"classification got a model of {start.config.problem}, and would teach it one label for each text; "
             f"pass one whose configuration has problem={ONE_LABEL!r}"
         )
     if strange := sorted(set(labels) - set(start.config.labels)):
         raise LanguageModelError(f"label {strange[0]!r} is none of the model's, which are {start.config.labels}")
-    _, after = tokenizer.around
+    _, after = tokenizer.special_affixes
     coded = tokenizer.encode(list(texts))
     wide = min(max(1, *map(len, coded)) if length is None else length, start.config.max_length)
     rows = np.full((len(coded), wide), tokenizer.pad if tokenizer.pad is not None else 0, np.int32)
-    real = np.zeros(rows.shape, bool)
+    mask = np.zeros(rows.shape, bool)
     for index, row in enumerate(coded):
         # What is too long loses the end of the text, not the token that closes it.
         kept = row if len(row) <= wide else [*row[: max(wide - len(after), 0)], *after][:wide]
-        rows[index, : len(kept)], real[index, : len(kept)] = kept, True
+        rows[index, : len(kept)], mask[index, : len(kept)] = kept, True
     places = np.asarray([start.config.labels.index(label) for label in labels], np.int32)
     put = jax.device_put
-    return Labelled(start, tokenizer, put(rows), put(real), put(places), batch_size, _source(model))
+    return LabelLikelihood(start, tokenizer, put(rows), put(mask), put(places), batch_size, _source(model))
 
 
-def texts_under(name: str, examples: Sequence[Any]) -> list[str]:
+def text_field(name: str, examples: Sequence[Any]) -> list[str]:
     """Give the text that each record has under a name.
 
     Raises:
@@ -274,12 +278,12 @@ def texts_under(name: str, examples: Sequence[Any]) -> list[str]:
 
 
 @checked(LanguageModelError)
-def fitted(posterior: Posterior, *, merge: bool = True) -> Pretrained:
+def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
     """Give the language model that a fit has made.
 
     Args:
-        posterior: of a program made by `policy`, `corpus`, `pairs` or `labelled`; of one temperature, the best
-            restart is taken.
+        posterior: of a program made by `policy`, `language_modeling`, `sft` or `classification`, at one temperature;
+            the best restart is taken.
         merge: whether low-rank paths are added to the weights, or stay apart, for `save_adapter`.
 
     Returns:
@@ -296,19 +300,21 @@ def fitted(posterior: Posterior, *, merge: bool = True) -> Pretrained:
     if isinstance(guide, ModelGuide):
         tokenizer, made = guide.policy.tokenizer, handlers.substitute(guide.declare, data=values)
         source = guide.policy.source
-    elif isinstance(program, Corpus | Labelled):
+    elif isinstance(program, TextLikelihood | LabelLikelihood):
         start = program.model
-        tokenizer, made = program.tokenizer, handlers.substitute(lambda: declared(start), data=values)
+        tokenizer, made = program.tokenizer, handlers.substitute(lambda: declare_parameters(start), data=values)
         source = program.source
     else:
         raise LanguageModelError(
             "the posterior holds no language model; fit what lm.policy (with guide=LoRA() or FullParameters()), "
-            "lm.corpus, lm.pairs or lm.labelled makes"
+            "lm.language_modeling, lm.sft or lm.classification makes"
         )
     model: Any = handlers.seed(made, rng_seed=jax.random.key(0))()
     made_of = Pretrained(model, tokenizer) if source is None else source
     adapter = {} if merge else {"base_model_name_or_path": None if made_of.folder is None else str(made_of.folder)}
-    return replace(made_of, model=merged(model) if merge else model, tokenizer=tokenizer, folder=None, adapter=adapter)
+    return replace(
+        made_of, model=merge_adapters(model) if merge else model, tokenizer=tokenizer, folder=None, adapter=adapter
+    )
 
 
 def _both(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any, Tokenizer]:
@@ -317,7 +323,7 @@ def _both(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any
     own = model.tokenizer if isinstance(model, Pretrained) else None
     tokenizer = tokenizer if own is None else own
     if tokenizer is None:
-        raise LanguageModelError("texts need a tokenizer; pass tokenizer=, such as lm.bytes_level()")
+        raise LanguageModelError("texts need a tokenizer; pass tokenizer=, such as lm.byte_tokenizer()")
     if not isinstance(start, kind):
         raise LanguageModelError(f"a {type(start).__name__} cannot be trained on texts so; pass a {kind.__name__}")
     if tokenizer.vocab_size > start.config.vocab_size:

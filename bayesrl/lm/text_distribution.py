@@ -29,40 +29,40 @@ _SHORT = 4
 
 _NEVER = -jnp.inf
 
-type Ends = CountOrZero | tuple[CountOrZero, ...] | None
+type EosTokens = CountOrZero | tuple[CountOrZero, ...] | None
 """The token that ends a text, or several, or None where no token does."""
 
 
-def is_end(tokens: Any, end: Ends) -> Any:
+def is_eos(tokens: Any, eos: EosTokens) -> Any:
     """Tell which tokens end a text, of NumPy's arrays or JAX's."""
-    marks = [tokens == one for one in ((end,) if isinstance(end, int) else end or ())]
+    marks = [tokens == one for one in ((eos,) if isinstance(eos, int) else eos or ())]
     return reduce(or_, marks) if marks else np.zeros(np.shape(tokens), bool)
 
 
-def belongs(tokens: Any, end: Ends) -> Any:
+def text_mask(tokens: Any, eos: EosTokens) -> Any:
     """Tell which tokens [..., T] belong to a text, the first that ends it included, of NumPy's arrays or JAX's."""
-    marks = is_end(tokens, end).astype(int)
+    marks = is_eos(tokens, eos).astype(int)
     return marks.cumsum(-1) == marks
 
 
 @dataclass(frozen=True)
-class AllSentences(Sequence[Any]):
-    """Every sentence of at most `length` tokens, each padded to that length: the support of a small `Sentences`.
+class TokenSequences(Sequence[Any]):
+    """Every sequence of at most `length` tokens, padded to that length: the support of a small `CausalLMDistribution`.
 
     Args:
         vocabulary: number of tokens.
         length: largest number of tokens.
-        end: the token that ends a sentence, several, or None.
+        eos: the token that ends a sentence, several, or None.
         pad: what follows it.
     """
 
     vocabulary: int
     length: int
-    end: Ends
+    eos: EosTokens
     pad: int
 
     def __len__(self) -> int:
-        num_ends = int(np.sum(is_end(np.arange(self.vocabulary), self.end)))
+        num_ends = int(np.sum(is_eos(np.arange(self.vocabulary), self.eos)))
         going_on = self.vocabulary - num_ends
         return sum(num_ends * going_on**n for n in range(self.length)) + going_on**self.length
 
@@ -78,7 +78,7 @@ class AllSentences(Sequence[Any]):
             longer = np.concatenate(
                 [np.repeat(open_rows, self.vocabulary, 0), np.tile(tokens, len(open_rows))[:, None]], 1
             )
-            ended = is_end(longer[:, -1], self.end)
+            ended = is_eos(longer[:, -1], self.eos)
             closed.append(longer[ended])
             open_rows = longer[~ended]
         rows = [np.pad(part, ((0, 0), (0, self.length - part.shape[1])), constant_values=self.pad) for part in closed]
@@ -94,12 +94,12 @@ _IS_PROMPT = Requirement(
 @checked(
     LanguageModelError,
     UnusedOption(
-        "within",
+        "support_model",
         lambda given: given["top_k"] is None and given["top_p"] == 1 and given["min_p"] == 0,
         "without top_k, top_p or min_p all tokens may follow",
     ),
 )
-class Sentences(dist.Distribution):
+class CausalLMDistribution(dist.Distribution):
     """What a language model writes after a prompt: a distribution over sequences of tokens.
 
     log p(x | prompt) = Σ_t log softmax(f(prompt, x_<t) / temperature)[x_t], the sum going up to and including the
@@ -110,15 +110,15 @@ class Sentences(dist.Distribution):
     Args:
         model: a causal language model.
         prompt: tokens, padded on the left, [*batch, P] with P ≥ 1.
-        real: which of them are no padding, [*batch, P]; None where all are.
+        mask: which of them are no padding, [*batch, P]; None where all are.
         num_steps: largest number of new tokens T.
-        end: the token that ends the text, several of which any does, or None where all T tokens are written.
-        pad: the token that stands for nothing; by default `end`, the first of several, or 0.
+        eos: the token that ends the text, several of which any does, or None where all T tokens are written.
+        pad: the token that stands for nothing; by default `eos`, the first of several, or 0.
         temperature: divides the logits; above 0.
         top_k: how many tokens may follow, or None for all.
         top_p: probability of the tokens that may follow, in (0, 1].
         min_p: least probability of a token that may follow, as a share of that of the likeliest, in [0, 1].
-        within: the model whose truncation counts, where that is not `model` itself. A fitted policy keeps to
+        support_model: the model whose truncation counts, where that is not `model` itself. A fitted policy keeps to
             the tokens of its reference, lest the KL be infinite.
 
     Raises:
@@ -126,11 +126,11 @@ class Sentences(dist.Distribution):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from bayesrl.lm.text_distribution import Sentences
-        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+        >>> from bayesrl.lm.text_distribution import CausalLMDistribution
+        >>> from bayesrl.lm import GPT2, GPT2Config
         >>> config = GPT2Config(vocab_size=5, max_length=8, width=8, depth=1, heads=2)
-        >>> model = GPT2.random(jax.random.key(0), config)
-        >>> text = Sentences(model, jnp.array([[0, 1]]), num_steps=3)
+        >>> model = GPT2.init(jax.random.key(0), config)
+        >>> text = CausalLMDistribution(model, jnp.array([[0, 1]]), num_steps=3)
         >>> tokens = jax.jit(lambda key: text.sample(key, (10,)))(jax.random.key(1))
         >>> log_prob, by_step = jax.jit(lambda tokens: (text.log_prob(tokens), text.log_prob_by_step(tokens)))(tokens)
         >>> tokens.shape, log_prob.shape, by_step.shape
@@ -142,35 +142,35 @@ class Sentences(dist.Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's own form)
-    pytree_data_fields = ("model", "prompt", "real", "within")
-    pytree_aux_fields = ("num_steps", "end", "pad", "temperature", "top_k", "top_p", "min_p")
+    pytree_data_fields = ("model", "prompt", "mask", "support_model")
+    pytree_aux_fields = ("num_steps", "eos", "pad", "temperature", "top_k", "top_p", "min_p")
     guide_remedy = "pass guide=bayesrl.lm.LoRA(rank=8), or guide=bayesrl.lm.FullParameters()"
 
     def __init__(
         self,
         model: Annotated[Any, _IS_MODEL],
         prompt: Annotated[Any, _IS_PROMPT],
-        real: FlagsOrNone = None,
+        mask: FlagsOrNone = None,
         *,
         num_steps: Count,
-        end: Ends = None,
+        eos: EosTokens = None,
         pad: CountOrZero | None = None,
         temperature: Positive = 1.0,
         top_k: Count | None = None,
         top_p: Annotated[float, real_range(above=0, most=1)] = 1.0,
         min_p: UnitInterval = 0.0,
-        within: Annotated[Any, _IS_MODEL] | None = None,
+        support_model: Annotated[Any, _IS_MODEL] | None = None,
     ) -> None:
-        self.model, self.within = model, within
+        self.model, self.support_model = model, support_model
         self.prompt = jnp.asarray(prompt)
-        self.real = jnp.ones(self.prompt.shape, bool) if real is None else jnp.asarray(real)
-        if self.real.shape != self.prompt.shape:
+        self.mask = jnp.ones(self.prompt.shape, bool) if mask is None else jnp.asarray(mask)
+        if self.mask.shape != self.prompt.shape:
             raise LanguageModelError(
-                f"Sentences got real of shape {self.real.shape} and a prompt of shape {self.prompt.shape}; tell of "
-                "each token whether it is no padding"
+                f"CausalLMDistribution got a mask of shape {self.mask.shape} and a prompt of shape "
+                f"{self.prompt.shape}; pass True for each token that is no padding"
             )
-        self.num_steps, self.end = num_steps, end
-        first = end[0] if isinstance(end, tuple) and end else end
+        self.num_steps, self.eos = num_steps, eos
+        first = eos[0] if isinstance(eos, tuple) and eos else eos
         self.pad = pad if pad is not None else (first if isinstance(first, int) else 0)
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
         longest = model.config.max_length
@@ -187,15 +187,15 @@ class Sentences(dist.Distribution):
         return constraints.independent(constraints.integer_interval(0, self.model.config.vocab_size - 1), 1)
 
     @property
-    def num_held(self) -> int:
+    def scoring_size(self) -> int:
         """How many numbers it takes to score one sentence, roughly."""
         config, tokens = self.model.config, self.prompt.shape[-1] + self.num_steps
         return tokens * 16 * int(config.width) + self.num_steps * int(config.vocab_size)
 
     @property
-    def finite_values(self) -> AllSentences | None:
+    def finite_values(self) -> TokenSequences | None:
         """All sentences, where they are few enough to be listed."""
-        every = AllSentences(self.model.config.vocab_size, self.num_steps, self.end, self.pad)
+        every = TokenSequences(self.model.config.vocab_size, self.num_steps, self.eos, self.pad)
         small = self.num_steps * math.log(max(every.vocabulary, 2)) < math.log(_MOST_VALUES) + 1
         return every if small and len(every) <= _MOST_VALUES else None
 
@@ -203,8 +203,8 @@ class Sentences(dist.Distribution):
         """Write [*sample_shape, *batch, T] tokens, with a cache of keys and values."""
         batch, lead = math.prod(self.batch_shape), math.prod(sample_shape)
         keys = jax.random.split(key, (lead, batch))
-        prompt, real = self._flat()
-        written = jax.vmap(jax.vmap(self._write), in_axes=(0, None, None))(keys, prompt, real)
+        prompt, mask = self._flat()
+        written = jax.vmap(jax.vmap(self._write), in_axes=(0, None, None))(keys, prompt, mask)
         return written.reshape(*sample_shape, *self.batch_shape, self.num_steps)
 
     def log_prob(self, value: Any) -> Array:
@@ -215,24 +215,24 @@ class Sentences(dist.Distribution):
         """Score sentences token by token, [..., *batch, T]: nats, 0 behind the end of the text."""
         value = jnp.asarray(value)
 
-        def score(prompt: Array, real: Array, tokens: Array) -> Array:
-            logits = self._all_logits(prompt, real, tokens)
+        def score(prompt: Array, mask: Array, tokens: Array) -> Array:
+            logits = self._all_logits(prompt, mask, tokens)
             chosen = jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0]
             own = chosen - jax.nn.logsumexp(logits, axis=-1)
             behind = jnp.where(tokens == self.pad, 0.0, _NEVER)
-            return jnp.where(self.counts(tokens), own, behind)
+            return jnp.where(self.text_mask(tokens), own, behind)
 
         return self._over(score, value)
 
-    def log_probs(self, value: Any) -> Array:
+    def next_token_log_probs(self, value: Any) -> Array:
         """Give the log-probability of every token at every step of given sentences, [..., *batch, T, V], nats."""
 
-        def score(prompt: Array, real: Array, tokens: Array) -> Array:
-            return jax.nn.log_softmax(self._all_logits(prompt, real, tokens), axis=-1)
+        def score(prompt: Array, mask: Array, tokens: Array) -> Array:
+            return jax.nn.log_softmax(self._all_logits(prompt, mask, tokens), axis=-1)
 
         return self._over(score, jnp.asarray(value))
 
-    def kl_by_step(self, other: "Sentences", value: Any) -> Array:
+    def kl_by_step(self, other: "CausalLMDistribution", value: Any) -> Array:
         """Give KL(self‖other) of the next token, summed over the vocabulary, at each step of given sentences.
 
         Averaged over sentences drawn from this distribution, its sum over steps is KL(self‖other) of whole texts, with
@@ -241,21 +241,21 @@ class Sentences(dist.Distribution):
         Returns:
             [..., *batch, T], nats; 0 behind the end of the text.
         """
-        ours, theirs = self.log_probs(value), other.log_probs(value)
+        ours, theirs = self.next_token_log_probs(value), other.next_token_log_probs(value)
         possible = ours > -jnp.inf
         ours, theirs = jnp.where(possible, ours, 0.0), jnp.where(possible, theirs, 0.0)  # lest the gradient be nan
         terms = jnp.where(possible, jnp.exp(ours) * (ours - theirs), 0.0)
-        return jnp.where(self.counts(jnp.asarray(value)), terms.sum(-1), 0.0)
+        return jnp.where(self.text_mask(jnp.asarray(value)), terms.sum(-1), 0.0)
 
-    def counts(self, tokens: Array) -> Array:
+    def text_mask(self, tokens: Array) -> Array:
         """Tell which tokens belong to the text, its end included, [..., T]."""
-        return jnp.asarray(belongs(tokens, self.end))
+        return jnp.asarray(text_mask(tokens, self.eos))
 
     # ---- one sentence ------------------------------------------------------------------------
 
-    def _write(self, key: PRNGKey, prompt: Array, real: Array) -> Array:
+    def _write(self, key: PRNGKey, prompt: Array, mask: Array) -> Array:
         keys = jax.random.split(key, self.num_steps)
-        hidden, caches = self._read_prompt(prompt, real)
+        hidden, caches = self._read_prompt(prompt, mask)
         first = draw_category(keys[0], self._limited([h[-1] for h in hidden])).astype(prompt.dtype)
 
         def step(carry: tuple[Array, Array, Any], key: PRNGKey) -> tuple[tuple[Array, Array, Any], Array]:
@@ -263,12 +263,12 @@ class Sentences(dist.Distribution):
             hidden, caches = self._extend(token[None], jnp.ones(1, bool), caches)
             drawn = draw_category(key, self._limited([h[0] for h in hidden])).astype(token.dtype)
             new = jnp.where(done, self.pad, drawn)
-            return (new, done | is_end(new, self.end), caches), new
+            return (new, done | is_eos(new, self.eos), caches), new
 
-        _, rest = lax.scan(step, (first, is_end(first, self.end), caches), keys[1:])
+        _, rest = lax.scan(step, (first, is_eos(first, self.eos), caches), keys[1:])
         return jnp.concatenate([first[None], rest])
 
-    def _all_logits(self, prompt: Array, real: Array, tokens: Array) -> Array:
+    def _all_logits(self, prompt: Array, mask: Array, tokens: Array) -> Array:
         """Give what every token is drawn from, [T, V].
 
         A long prompt is read once, however many sentences follow it; a short one is read along with each of them.
@@ -276,10 +276,10 @@ class Sentences(dist.Distribution):
         length = prompt.shape[0]
         if _SHORT * length <= self.num_steps:
             whole = jnp.concatenate([prompt, tokens[:-1].astype(prompt.dtype)])
-            there = jnp.concatenate([real, jnp.ones(self.num_steps - 1, bool)])
+            there = jnp.concatenate([mask, jnp.ones(self.num_steps - 1, bool)])
             read = [model.extend(whole, there, model.start(len(whole)))[0] for model in self._models]
             return self._limited([hidden[length - 1 :] for hidden in read])
-        before, caches = self._read_prompt(prompt, real)
+        before, caches = self._read_prompt(prompt, mask)
         last = [h[-1:] for h in before]
         if self.num_steps > 1:
             after, _ = self._extend(tokens[:-1], jnp.ones(self.num_steps - 1, bool), caches)
@@ -288,15 +288,15 @@ class Sentences(dist.Distribution):
 
     @property
     def _models(self) -> list[Any]:
-        return [self.model] if self.within is None else [self.model, self.within]
+        return [self.model] if self.support_model is None else [self.model, self.support_model]
 
-    def _read_prompt(self, prompt: Array, real: Array) -> tuple[list[Array], list[Any]]:
+    def _read_prompt(self, prompt: Array, mask: Array) -> tuple[list[Array], list[Any]]:
         capacity = prompt.shape[0] + self.num_steps - 1
-        read = [model.extend(prompt, real, model.start(capacity)) for model in self._models]
+        read = [model.extend(prompt, mask, model.start(capacity)) for model in self._models]
         return [hidden for hidden, _ in read], [cache for _, cache in read]
 
-    def _extend(self, tokens: Array, real: Array, caches: list[Any]) -> tuple[list[Array], list[Any]]:
-        read = [model.extend(tokens, real, cache) for model, cache in zip(self._models, caches, strict=True)]
+    def _extend(self, tokens: Array, mask: Array, caches: list[Any]) -> tuple[list[Array], list[Any]]:
+        read = [model.extend(tokens, mask, cache) for model, cache in zip(self._models, caches, strict=True)]
         return [hidden for hidden, _ in read], [cache for _, cache in read]
 
     def _limited(self, hidden: list[Array]) -> Array:
@@ -304,26 +304,26 @@ class Sentences(dist.Distribution):
         logits = [model.logits(h) / self.temperature for model, h in zip(self._models, hidden, strict=True)]
         if self.top_k is None and self.top_p >= 1 and self.min_p <= 0:
             return logits[0]
-        return jnp.where(allowed(logits[-1], self.top_k, self.top_p, self.min_p), logits[0], _NEVER)
+        return jnp.where(truncation_mask(logits[-1], self.top_k, self.top_p, self.min_p), logits[0], _NEVER)
 
     # ---- many --------------------------------------------------------------------------------
 
     def _flat(self) -> tuple[Array, Array]:
         width = self.prompt.shape[-1]
-        real = jnp.broadcast_to(self.real, self.prompt.shape)
-        return self.prompt.reshape(-1, width), real.reshape(-1, width)
+        mask = jnp.broadcast_to(self.mask, self.prompt.shape)
+        return self.prompt.reshape(-1, width), mask.reshape(-1, width)
 
     def _over(self, score: Any, value: Array) -> Array:
-        """Map a function of (prompt, real, tokens) over values [..., *batch, T]."""
+        """Map a function of (prompt, mask, tokens) over values [..., *batch, T]."""
         batch = math.prod(self.batch_shape)
         shape = (*value.shape[: value.ndim - 1 - len(self.batch_shape)], *self.batch_shape)
         flat = jnp.broadcast_to(value, (*shape, self.num_steps)).reshape(-1, batch, self.num_steps)
-        prompt, real = self._flat()
-        result = jax.vmap(jax.vmap(score), in_axes=(None, None, 0))(prompt, real, flat)
+        prompt, mask = self._flat()
+        result = jax.vmap(jax.vmap(score), in_axes=(None, None, 0))(prompt, mask, flat)
         return result.reshape(*shape, *result.shape[2:])
 
 
-def allowed(logits: Array, top_k: int | None, top_p: float, min_p: float = 0.0) -> Array:
+def truncation_mask(logits: Array, top_k: int | None, top_p: float, min_p: float = 0.0) -> Array:
     """Tell which tokens a truncation lets follow, [..., V]; the likeliest always may.
 
     Args:

@@ -1,4 +1,4 @@
-"""`Samples`: what a fitted language model writes, scored token by token beside what its reference writes."""
+"""`TextSamples`: what a fitted language model writes, scored token by token beside what its reference writes."""
 
 from typing import Any, NamedTuple
 
@@ -9,22 +9,22 @@ from jaxtyping import Bool, Float, Int
 from bayesrl.arguments import Count, CountAboveOne, check_memory, checked
 from bayesrl.compilation.keys import split_keys
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.saving import counted, write
-from bayesrl.lm.completions import Prompts
+from bayesrl.lm.generation import counted, generate
 from bayesrl.lm.guides import ModelGuide
+from bayesrl.lm.policy_draws import reward_values
 from bayesrl.lm.prompted_policy import PromptedPolicy
-from bayesrl.lm.sampling import reward_values
+from bayesrl.lm.prompts import Prompts
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import Params, PRNGKey
 
 
-class Written(NamedTuple):
+class ModelSamples(NamedTuple):
     """Completions of one model, [samples, prompts, ...].
 
     Attributes:
         tokens: [samples, prompts, T].
-        real: which of them count, [samples, prompts, T].
+        mask: which of them count, [samples, prompts, T].
         reward: the sum of all rewards, reward units, [samples, prompts].
         metrics: by name, [samples, prompts].
         log_q: of each token under the fitted model, nats, [samples, prompts, T].
@@ -33,7 +33,7 @@ class Written(NamedTuple):
     """
 
     tokens: Int[np.ndarray, "samples prompts T"]
-    real: Bool[np.ndarray, "samples prompts T"]
+    mask: Bool[np.ndarray, "samples prompts T"]
     reward: Float[np.ndarray, "samples prompts"]
     metrics: dict[str, Any]
     log_q: Float[np.ndarray, "samples prompts T"]
@@ -43,10 +43,10 @@ class Written(NamedTuple):
     @property
     def log_ratio(self) -> np.ndarray:
         """How much likelier the fit made each token, log q/π₀ in nats; 0 behind the end of a text."""
-        return np.where(self.real, self.log_q - self.log_prior, 0.0)
+        return np.where(self.mask, self.log_q - self.log_prior, 0.0)
 
 
-class Samples(NamedTuple):
+class TextSamples(NamedTuple):
     """What a fit and its reference write for the same prompts.
 
     Attributes:
@@ -56,17 +56,17 @@ class Samples(NamedTuple):
     """
 
     prompts: Prompts
-    fitted: Written
-    prior: Written
+    fitted: ModelSamples
+    prior: ModelSamples
 
-    def of(self, chosen: slice) -> "Samples":
+    def of(self, chosen: slice) -> "TextSamples":
         """Take what was written for some of the prompts."""
         fitted, prior = (jax.tree.map(lambda x: x[:, chosen], written) for written in (self.fitted, self.prior))
-        return Samples(self.prompts.take(range(*chosen.indices(len(self.prompts)))), fitted, prior)
+        return TextSamples(self.prompts.take(range(*chosen.indices(len(self.prompts)))), fitted, prior)
 
 
 @checked(LanguageModelError)
-def write_samples(key: PRNGKey, posterior: Posterior, num_samples: Count, prompts: Prompts | None = None) -> Samples:
+def sample_texts(key: PRNGKey, posterior: Posterior, num_samples: Count, prompts: Prompts | None = None) -> TextSamples:
     """Let a fit and its reference answer prompts, and score every token under both.
 
     Args:
@@ -79,70 +79,71 @@ def write_samples(key: PRNGKey, posterior: Posterior, num_samples: Count, prompt
         LanguageModelError: the posterior is of another kind; no sample was asked for.
         PolicyError: it holds several temperatures.
     """
-    policy, guide, params = parts_of(posterior)
+    policy, guide, params = unpack_posterior(posterior)
     asked = policy.prompts if prompts is None else prompts
     fit_key, prior_key = split_keys(key)
     fitted = _written(fit_key, guide, params, asked, num_samples, by_fit=True)
-    return Samples(asked, fitted, _written(prior_key, guide, params, asked, num_samples, by_fit=False))
+    return TextSamples(asked, fitted, _written(prior_key, guide, params, asked, num_samples, by_fit=False))
 
 
 @checked(LanguageModelError)
-def kl_of(
-    key: PRNGKey, posterior: Posterior, num_samples: CountAboveOne = 64, prompts: Prompts | None = None
-) -> tuple[Estimate, Estimate]:
-    """Estimate KL(q‖π₀) of whole completions and of each position, with sums over the vocabulary.
+def estimate_kl(
+    key: PRNGKey,
+    posterior: Posterior,
+    num_samples: CountAboveOne = 64,
+    prompts: Prompts | None = None,
+    *,
+    by_position: bool = False,
+) -> Estimate:
+    """Estimate KL(q‖π₀) of whole completions, or of each position, with sums over the vocabulary.
 
     KL = Σ_t E_q[Σ_v q(v|x_<t)·log q(v|x_<t)/π₀(v|x_<t)]: the mean over samples of a sum that knows every next token,
-    and so less noisy than log-ratios of what was drawn. For reports; why not in gradients is told in `ReverseKL`.
+    and so less noisy than log-ratios of the drawn tokens. For reports; `ReverseKL` says why not for gradients.
 
     Args:
         key: consumed whole.
         posterior: of a program made by `policy`.
         num_samples: completions of each prompt, at least 2.
         prompts: others than those fitted, or None.
+        by_position: whether to estimate the KL of each position, [T], rather than that of the whole completion.
 
     Returns:
-        KL in nats per completion, and by position [T]; means over prompts, standard errors over samples.
+        KL in nats, a mean over prompts, with the standard error over samples.
 
     Raises:
-        LanguageModelError: as `write_samples`; fewer than 2 samples.
+        LanguageModelError: as `sample_texts`; fewer than 2 samples.
 
     Example:
         >>> import jax, jax.numpy as jnp, bayesrl
-        >>> from bayesrl.lm import GPT2, FullParameters, GPT2Config, kl_of, policy, rewards
-        >>> model = GPT2.random(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
-        >>> ones = rewards.on_tokens(lambda tokens, real: jnp.sum(tokens == 1))
+        >>> from bayesrl.lm import GPT2, FullParameters, GPT2Config, estimate_kl, policy, rewards
+        >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
+        >>> ones = rewards.token_reward(lambda tokens, mask: jnp.sum(tokens == 1))
         >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
         >>> fit = bayesrl.fit(jax.random.key(1), writer, beta=1.0, guide=FullParameters(), num_steps=2, progress=False)
-        >>> whole, by_position = kl_of(jax.random.key(2), fit)
-        >>> by_position.mean.shape
+        >>> estimate_kl(jax.random.key(2), fit, by_position=True).mean.shape
         (3,)
 
     References:
         Amini, Vieira & Cotterell (2025), "Better estimation of the KL divergence between language models", equation 9.
     """
-    policy, guide, params = parts_of(posterior)
-    asked = policy.prompts if prompts is None else prompts
-    index = _of_all(asked, num_samples)
-    kl = write(key, guide, params, asked, index).kl.astype(float).mean(1)
-
-    def estimate(values: np.ndarray) -> Estimate:
-        return Estimate(values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)))
-
-    return estimate(kl.sum(-1)), estimate(kl)
+    policy, guide, params = unpack_posterior(posterior)
+    prompts = policy.prompts if prompts is None else prompts
+    kl = generate(key, guide, params, prompts, _prompt_index(prompts, num_samples)).kl.astype(float).mean(1)
+    values = kl if by_position else kl.sum(-1)
+    return Estimate(values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)))
 
 
-def prefix_rewards(policy: PromptedPolicy, asked: Prompts, written: Written, positions: np.ndarray) -> np.ndarray:
+def prefix_rewards(policy: PromptedPolicy, asked: Prompts, written: ModelSamples, positions: np.ndarray) -> np.ndarray:
     """Give the reward of what was written up to some positions, [positions, samples, prompts]."""
     steps = np.arange(written.tokens.shape[-1])
-    kept = np.stack([written.real & (steps <= position) for position in positions])
+    kept = np.stack([written.mask & (steps <= position) for position in positions])
     index = np.broadcast_to(np.arange(len(asked)), kept.shape[:-1])
     tokens = np.broadcast_to(written.tokens, kept.shape)
     parts = list(reward_values(policy.rewards, asked, index, tokens, kept).values())
     return np.sum(parts, axis=0, dtype=float)
 
 
-def _of_all(asked: Prompts, num_samples: int) -> np.ndarray:
+def _prompt_index(asked: Prompts, num_samples: int) -> np.ndarray:
     """Let every sample answer every prompt, [samples, prompts]."""
     what = f"{num_samples:,} completions of {len(asked):,} prompts"
     check_memory(24.0 * num_samples * len(asked), what, "ask for fewer", LanguageModelError)
@@ -151,18 +152,18 @@ def _of_all(asked: Prompts, num_samples: int) -> np.ndarray:
 
 def _written(
     key: PRNGKey, guide: ModelGuide, params: Params, asked: Prompts, num_samples: int, *, by_fit: bool
-) -> Written:
+) -> ModelSamples:
     """Write completions, and score them and give them their rewards."""
-    policy, index = guide.policy, _of_all(asked, num_samples)
-    texts = write(key, guide, params, asked, index, by_fit=by_fit)
-    real = counted(policy, texts.tokens)
-    found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, real)
+    policy, index = guide.policy, _prompt_index(asked, num_samples)
+    texts = generate(key, guide, params, asked, index, by_fit=by_fit)
+    mask = counted(policy, texts.tokens)
+    found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, mask)
     total = np.sum([found[name] for name in policy.rewards], axis=0, dtype=np.float32)
     metrics = {name: found[name] for name in policy.metrics}
-    return Written(texts.tokens, real, total, metrics, texts.log_q, texts.log_prior, texts.kl)
+    return ModelSamples(texts.tokens, mask, total, metrics, texts.log_q, texts.log_prior, texts.kl)
 
 
-def parts_of(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:
+def unpack_posterior(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:
     """Give the policy, the guide and its parameters, of the best restart.
 
     Raises:

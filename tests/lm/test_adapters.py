@@ -17,10 +17,10 @@ from safetensors.numpy import load_file, save_file
 import bayesrl
 from bayesrl import lm
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.checkpoints import load_pretrained, save_adapter, save_pretrained
-from bayesrl.lm.transformers import Linear, merged
+from bayesrl.lm.checkpoints.pretrained import load_pretrained, save_adapter, save_pretrained
+from bayesrl.lm.transformers.layers.layers import Linear, merge_adapters
 from tests.lm.transformers.test_families import CLOSE, read
-from tests.lm.transformers.test_transformers import prompts
+from tests.lm.transformers.test_transformers import prompts_in
 
 GOLDEN = Path(__file__).parent / "golden"
 BASES = {
@@ -37,13 +37,13 @@ BASES = {
 def test_logits_are_those_of_peft(name: str, merge: bool) -> None:
     loaded = load_pretrained(GOLDEN / name, base=GOLDEN / BASES[name], merge=merge)
     with np.load(GOLDEN / name / "expected.npz") as arrays:
-        (tokens, real), wanted = prompts(arrays), arrays["logits"]
+        (tokens, mask), wanted = prompts_in(arrays), arrays["logits"]
     assert bool(loaded.adapter) != merge
     if name == "bert_lora":
-        np.testing.assert_allclose(eqx.filter_jit(eqx.filter_vmap(loaded.model))(tokens, real), wanted, atol=CLOSE)
+        np.testing.assert_allclose(eqx.filter_jit(eqx.filter_vmap(loaded.model))(tokens, mask), wanted, atol=CLOSE)
         return
-    _, logits = read(loaded.model, tokens, real)  # type: ignore[arg-type]  # the others are causal
-    np.testing.assert_allclose(logits[np.asarray(real)], wanted[np.asarray(real)], atol=CLOSE)
+    _, logits = read(loaded.model, tokens, mask)  # type: ignore[arg-type]  # the others are causal
+    np.testing.assert_allclose(logits[np.asarray(mask)], wanted[np.asarray(mask)], atol=CLOSE)
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -79,14 +79,14 @@ def _has_path(leaf: Any) -> bool:
 
 
 def test_a_fit_becomes_an_adapter_and_a_reference_again(tmp_path: Path) -> None:
-    tokenizer = lm.characters("ab")
+    tokenizer = lm.char_tokenizer("ab")
     config = lm.GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=8, depth=1, heads=2)
-    base = lm.Pretrained(lm.GPT2.random(jax.random.key(0), config), tokenizer)
+    base = lm.Pretrained(lm.GPT2.init(jax.random.key(0), config), tokenizer)
     save_pretrained(tmp_path / "base", base)
-    policy = lm.policy(base, ["a", "b"], reward=lambda text: text.count("a") / 4, max_new_tokens=3, end=False)
+    policy = lm.policy(base, ["a", "b"], reward=lambda text: text.count("a") / 4, max_new_tokens=3, stop_at_eos=False)
     guide = lm.LoRA(rank=2, scale=6)
     fit = bayesrl.fit(jax.random.key(1), policy, beta=0.1, guide=guide, num_steps=3, progress=False)
-    apart, whole = lm.fitted(fit, merge=False), lm.fitted(fit)
+    apart, whole = lm.finetuned(fit, merge=False), lm.finetuned(fit)
     save_adapter(tmp_path / "adapter", apart, base=tmp_path / "base")
     told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (told["r"], told["lora_alpha"], told["fan_in_fan_out"]) == (2, 6, True)
@@ -100,7 +100,7 @@ def test_a_fit_becomes_an_adapter_and_a_reference_again(tmp_path: Path) -> None:
     # Paths that stay apart are part of the reference of the next fit.
     parted = load_pretrained(tmp_path / "adapter", merge=False)
     begun = handlers.seed(lambda: guide.declare(jax.random.key(2), parted.model), rng_seed=0)()  # type: ignore[arg-type]
-    for one, other in zip(jax.tree.leaves(merged(begun)), jax.tree.leaves(whole.model), strict=True):
+    for one, other in zip(jax.tree.leaves(merge_adapters(begun)), jax.tree.leaves(whole.model), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     with pytest.raises(LanguageModelError, match="without low-rank paths; pass fitted"):
         save_adapter(tmp_path / "none", whole)

@@ -26,49 +26,49 @@ from bayesrl.lm import (
     GPT2,
     BertClassifier,
     BertConfig,
+    CausalLMDistribution,
     FullParameters,
     GPT2Config,
     LoRA,
     Pretrained,
-    PromptedPolicy,
-    Sentences,
-    characters,
-    fitted,
+    char_tokenizer,
+    encode_prompts,
+    finetuned,
     load_pretrained,
     policy,
-    prompts,
     rewards,
     save_pretrained,
 )
+from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.objectives import ClippedKL, ForwardKL, ReverseKL
 from bayesrl.posterior.posterior import Posterior
 
 V, T, BETA = 5, 3, 0.5
 CONFIG = GPT2Config(vocab_size=V, max_length=8, width=8, depth=1, heads=2, tied=False, initializer_range=0.4)
 TOKENS = np.array([[0, 3], [2, 4]])
-TOKENIZER = characters("ab")
+TOKENIZER = char_tokenizer("ab")
 RECORDS = [{"prompt": text, "answer": "ba"} for text in ("a", "b", "ab", "bba", "")]
 K_SIGMA = 6.0
 
 
-def ones(tokens: Any, real: Any) -> Any:
-    return jnp.sum((tokens == 1) & real) - 0.5 * (tokens[0] == 2)
+def ones(tokens: Any, mask: Any) -> Any:
+    return jnp.sum((tokens == 1) & mask) - 0.5 * (tokens[0] == 2)
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    return GPT2.random(jax.random.key(3), CONFIG)
+    return GPT2.init(jax.random.key(3), CONFIG)
 
 
 @pytest.fixture(scope="module")
 def writer(model: GPT2) -> PromptedPolicy:
-    return policy(model, TOKENS, reward=rewards.on_tokens(ones), max_new_tokens=T)
+    return policy(model, TOKENS, reward=rewards.token_reward(ones), max_new_tokens=T)
 
 
 @pytest.fixture(scope="module")
 def answerer(model: GPT2) -> PromptedPolicy:
     """Answers five prompts of unequal length, two at a time; its eos token ends an answer."""
-    tall = rewards.on_tokens(lambda tokens, real: 1.0 * jnp.sum(tokens == 3))
+    tall = rewards.token_reward(lambda tokens, mask: 1.0 * jnp.sum(tokens == 3))
     return policy(
         Pretrained(model, TOKENIZER),
         RECORDS,
@@ -99,7 +99,7 @@ def one(sweep: Posterior) -> Posterior:
 
 
 @jax.jit
-def scored(sentences: Sentences, tokens: Array) -> Array:
+def scored(sentences: CausalLMDistribution, tokens: Array) -> Array:
     return sentences.log_prob(tokens)
 
 
@@ -111,13 +111,13 @@ class Exact:
         self.policy, self.asked, self.beta = policy, asked, beta
         rows = np.asarray(self.sentences(policy.model).finite_values)
         self.rows = jnp.asarray(np.repeat(rows[:, None], len(asked), 1))
-        real = np.asarray(self.sentences(policy.model).counts(jnp.asarray(rows)))
-        count = (rows == 3).sum(-1) - 0.25 * real.sum(-1) if policy.tokenizer else by_hand(rows)
+        mask = np.asarray(self.sentences(policy.model).text_mask(jnp.asarray(rows)))
+        count = (rows == 3).sum(-1) - 0.25 * mask.sum(-1) if policy.tokenizer else by_hand(rows)
         self.reward = count[:, None].astype(float)
         self.log_prior = np.asarray(scored(self.sentences(policy.model), self.rows), float)
 
-    def sentences(self, model: Any) -> Sentences:
-        return self.policy.sentences(model, self.asked.tokens, self.asked.real)
+    def sentences(self, model: Any) -> CausalLMDistribution:
+        return self.policy.distribution(model, self.asked.tokens, self.asked.mask)
 
     @property
     def log_evidence(self) -> np.ndarray:
@@ -170,7 +170,7 @@ def test_a_sweep_with_restarts_gets_close_to_every_optimum(
     for beta in (BETA, 2.0):
         truth = exact if beta == BETA else Exact(writer, beta)
         for restart in range(2):
-            made = fitted(sweep.select(beta=beta, restart=restart)).model
+            made = finetuned(sweep.select(beta=beta, restart=restart)).model
             assert 0.85 < truth.share(made) < 1.0 + 1e-6
 
 
@@ -186,17 +186,17 @@ def test_forward_kl_gets_close_to_the_optimum(writer: PromptedPolicy, exact: Exa
         optimizer=optax.adam(optax.cosine_decay_schedule(0.02, 150)),
         progress=False,
     )
-    assert exact.share(fitted(posterior).model) > 0.95
+    assert exact.share(finetuned(posterior).model) > 0.95
 
 
 def test_the_reference_stays_as_it_is(model: GPT2, writer: PromptedPolicy, one: Posterior, exact: Exact) -> None:
-    for now, then in zip(*map(jax.tree.leaves, (writer.model, GPT2.random(jax.random.key(3), CONFIG))), strict=True):
+    for now, then in zip(*map(jax.tree.leaves, (writer.model, GPT2.init(jax.random.key(3), CONFIG))), strict=True):
         np.testing.assert_array_equal(now, then)
     totals = one.totals(jax.random.key(5), 20)
     drawn = one.sample(jax.random.key(5), 20)["text"]
     assert drawn.shape == (1, 20, 2, T)
     np.testing.assert_allclose(totals.log_prior, scored(exact.sentences(model), drawn), atol=1e-5)
-    np.testing.assert_allclose(totals.log_q, scored(exact.sentences(fitted(one).model), drawn), atol=1e-4)
+    np.testing.assert_allclose(totals.log_q, scored(exact.sentences(finetuned(one).model), drawn), atol=1e-4)
     assert np.abs(np.asarray(totals.log_q) - np.asarray(totals.log_prior)).max() > 0.5
 
 
@@ -206,11 +206,11 @@ def bound(program: PromptedPolicy, guide: Any) -> tuple[Pair, dict[str, Array]]:
     pair = Pair(program, built, structure, (), {})
 
     @jax.jit  # which leaves out what a draw takes
-    def declared() -> dict[str, Array]:
+    def declare_parameters() -> dict[str, Array]:
         recorded = handlers.trace(handlers.seed(built, jax.random.key(2))).get_trace()
         return {name: site["value"] for name, site in recorded.items() if site["type"] == "param"}
 
-    return pair, declared()
+    return pair, declare_parameters()
 
 
 @pytest.mark.parametrize("guide", [FullParameters(), LoRA(rank=2)])
@@ -262,7 +262,7 @@ def test_the_gradient_is_unbiased(writer: PromptedPolicy, exact: Exact) -> None:
 def test_the_fitted_policy_is_the_next_prior(one: Posterior, exact: Exact) -> None:
     """Tilting q by the reward again: its evidence is Σ q·exp(R/β); within 5 standard errors, 1.2e-6 false alarms."""
     found = bayesrl.importance(jax.random.key(0), one.policy, beta=2.0, num_samples=2000)
-    log_q = np.asarray(scored(exact.sentences(fitted(one).model), exact.rows), float)
+    log_q = np.asarray(scored(exact.sentences(finetuned(one).model), exact.rows), float)
     wanted = logsumexp(log_q + exact.reward / 2.0, axis=0)
     assert (np.abs(found.log_evidence - wanted) < 5 * found.log_evidence_se + 1e-4).all()
     assert (found.log_evidence_se < 0.1).all()
@@ -270,7 +270,7 @@ def test_the_fitted_policy_is_the_next_prior(one: Posterior, exact: Exact) -> No
 
 def test_a_fitted_model_is_saved_and_loaded(answered: Posterior, answerer: PromptedPolicy, tmp_path: Path) -> None:
     """Low-rank paths are added to the weights: merged, saved and loaded, the model is the guide."""
-    made = fitted(answered)
+    made = finetuned(answered)
     assert made.tokenizer is answerer.tokenizer
     assert jax.tree.structure(made.model) == jax.tree.structure(answerer.model)
     asked = answerer.prompts
@@ -279,9 +279,9 @@ def test_a_fitted_model_is_saved_and_loaded(answered: Posterior, answerer: Promp
     save_pretrained(tmp_path, made.model, made.tokenizer)
     loaded = load_pretrained(tmp_path)
     for model in (made.model, loaded.model):
-        sentences = answerer.sentences(model, asked.tokens, asked.real)
+        sentences = answerer.distribution(model, asked.tokens, asked.mask)
         np.testing.assert_allclose(scored(sentences, drawn), log_q, atol=2e-4)
-    prior = scored(answerer.sentences(answerer.model, asked.tokens, asked.real), drawn)
+    prior = scored(answerer.distribution(answerer.model, asked.tokens, asked.mask), drawn)
     assert np.abs(np.asarray(prior) - np.asarray(log_q)).max() > 0.5
 
 
@@ -317,7 +317,7 @@ def answered(answerer: PromptedPolicy, folder: Path) -> Posterior:
 
 def test_reused_draws_and_low_rank_get_close_to_the_optimum(answerer: PromptedPolicy, answered: Posterior) -> None:
     """At least 75 % of J* − J(π₀), over all five prompts."""
-    assert Exact(answerer, BETA).share(fitted(answered).model) > 0.75
+    assert Exact(answerer, BETA).share(finetuned(answered).model) > 0.75
     assert {"metrics/length", "metrics/clipped"} <= set(answered.history)
     assert answered.history["metrics/clipped"].max() > 0, "some ratios were clipped"
 
@@ -340,11 +340,11 @@ def test_prompts_are_a_plate_that_is_subsampled(answerer: PromptedPolicy, answer
 
 def test_held_out_prompts_are_an_argument(answerer: PromptedPolicy, answered: Posterior) -> None:
     """J, E[R] and the metric on other prompts, within 5 standard errors of sums over all sentences: 2e-6 false alarms."""
-    asked = prompts(["aab", "bb", "baba"], TOKENIZER)
+    asked = encode_prompts(["aab", "bb", "baba"], TOKENIZER)
     found = answered.estimate(jax.random.key(3), 1000, asked)
-    truth, made = Exact(answerer, BETA, asked), fitted(answered).model
+    truth, made = Exact(answerer, BETA, asked), finetuned(answered).model
     q = np.exp(np.asarray(scored(truth.sentences(made), truth.rows), float))
-    length = np.asarray(truth.sentences(made).counts(truth.rows)).sum(-1)
+    length = np.asarray(truth.sentences(made).text_mask(truth.rows)).sum(-1)
     wanted = {
         "objective": truth.objective(made),
         "reward": (q * truth.reward).sum(0).mean(),
@@ -382,7 +382,7 @@ def test_a_run_folder_is_loaded_and_continued(answerer: PromptedPolicy, answered
         loaded.sample(jax.random.key(0), 10)["text"], answered.sample(jax.random.key(0), 10)["text"]
     )
     assert "text" in bayesrl.load(folder).draws
-    other = replace(answerer, model=GPT2.random(jax.random.key(8), CONFIG))
+    other = replace(answerer, model=GPT2.init(jax.random.key(8), CONFIG))
     with pytest.raises(RunFolderError, match="first draws"):
         bayesrl.load(folder, other, **options)
 
@@ -391,24 +391,24 @@ def test_a_run_folder_is_loaded_and_continued(answerer: PromptedPolicy, answered
 
 
 def test_a_fit_may_start_from_another_model(answerer: PromptedPolicy) -> None:
-    start = GPT2.random(jax.random.key(8), CONFIG)
+    start = GPT2.init(jax.random.key(8), CONFIG)
     for guide in (FullParameters(start=Pretrained(start, TOKENIZER)), LoRA(start=Pretrained(start, None))):
         pair, params = bound(answerer, guide)
         drawn = jax.jit(lambda pair=pair, params=params: pair.draw(jax.random.key(0), params, 4))()
         index = drawn.plates["prompt"][0]
-        asked = answerer.prompts.tokens[index], answerer.prompts.real[index]
+        asked = answerer.prompts.tokens[index], answerer.prompts.mask[index]
         for model, found in ((start, drawn.log_q), (answerer.model, drawn.log_prior)):
-            wanted = scored(answerer.sentences(model, *asked), drawn.sites["text"])
+            wanted = scored(answerer.distribution(model, *asked), drawn.sites["text"])
             np.testing.assert_allclose(found["text"].sum(-1), wanted, atol=1e-5)
 
 
 def test_a_start_that_does_not_fit_is_refused(answerer: PromptedPolicy) -> None:
-    wide = GPT2.random(jax.random.key(0), replace(CONFIG, width=16))
-    deep = GPT2.random(jax.random.key(0), replace(CONFIG, depth=2))
+    wide = GPT2.init(jax.random.key(0), replace(CONFIG, width=16))
+    deep = GPT2.init(jax.random.key(0), replace(CONFIG, depth=2))
     for other in (wide, deep):
         with pytest.raises(GuideError, match="of another shape than the reference"):
             bound(answerer, FullParameters(start=Pretrained(other, TOKENIZER)))
-    strange = Pretrained(answerer.model, characters("xy"))
+    strange = Pretrained(answerer.model, char_tokenizer("xy"))
     with pytest.raises(GuideError, match="codes texts differently"):
         bound(answerer, LoRA(start=strange))
 
@@ -430,7 +430,7 @@ def test_guides_are_for_language_models_only() -> None:
 
 def bert() -> BertClassifier:
     config = BertConfig(vocab_size=V, max_length=8, width=8, depth=1, heads=2, inner=8, labels=("a", "b"))
-    return BertClassifier.random(jax.random.key(0), config)
+    return BertClassifier.init(jax.random.key(0), config)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -438,10 +438,10 @@ def bert() -> BertClassifier:
     ("changed", "message"),
     [
         ({"prompts": []}, "there are no prompts; pass at least one"),
-        ({"prompts": "ab"}, "prompts got one text, 'ab'; pass a list of texts"),
-        ({"prompts": {"prompt": "a"}}, "prompts got one record, .* pass a list of texts"),
-        ({"prompts": 5}, "prompts got '5'; pass a list of texts"),
-        ({"prompts": prompts(["x"], characters("xy"))}, "the prompts were coded by another tokenizer"),
+        ({"prompts": "ab"}, "encode_prompts got one text, 'ab'; pass a list of texts"),
+        ({"prompts": {"prompt": "a"}}, "encode_prompts got one record, .* pass a list of texts"),
+        ({"prompts": 5}, "encode_prompts got '5'; pass a list of texts"),
+        ({"prompts": encode_prompts(["x"], char_tokenizer("xy"))}, "the prompts were coded by another tokenizer"),
         ({"prompts": [3]}, "prompt 0 is 3; pass a text, token ids"),
         ({"prompts": [{"question": "a"}]}, "or a record with one of these under 'prompt'"),
         ({"prompts": np.zeros((0, 2), int)}, "prompts of shape"),
@@ -449,7 +449,7 @@ def bert() -> BertClassifier:
         ({"prompts": np.array([[1, 7]])}, "a prompt holds token 7, and the model knows 0 to 4"),
         ({"prompts": np.array([[-1, 2]])}, "a prompt holds token -1"),
         ({"prompts": ["a", "abababa"]}, r"prompt 1 \('abababa'\) has 7 tokens, and with max_new_tokens=3 exceeds"),
-        ({"tokenizer": characters("abc")}, "the tokenizer has 6 tokens and the model knows 5"),
+        ({"tokenizer": char_tokenizer("abc")}, "the tokenizer has 6 tokens and the model knows 5"),
         ({"tokenizer": None}, "prompts are texts, and the model has no tokenizer"),
         ({"reward": 3.0}, "reward=3.0; use a Reward or a function"),
         ({"reward": {}}, "reward={} names no reward"),
@@ -460,7 +460,7 @@ def bert() -> BertClassifier:
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"top_p": 2.0}, "top_p=2.0"),
         ({"model": bert}, "model=a BertClassifier; use a Pretrained, .* or a CausalLM"),
-        ({"model": lambda: Pretrained(GPT2.random(jax.random.key(0), CONFIG), characters("xy"))}, "tokenizer= codes"),
+        ({"model": lambda: Pretrained(GPT2.init(jax.random.key(0), CONFIG), char_tokenizer("xy"))}, "tokenizer= codes"),
     ],
 )
 def test_bad_input_is_refused(model: GPT2, changed: dict[str, Any], message: str) -> None:
@@ -477,9 +477,9 @@ def test_bad_input_is_refused(model: GPT2, changed: dict[str, Any], message: str
     ("reward", "message"),
     [
         (lambda text: float("nan"), "returned nan"),
-        (rewards.on_text(lambda texts: [1.0], batched=True), "returned 1 values for"),
-        (rewards.on_tokens(lambda tokens, real: tokens), r"returned shape \(3,\) for one completion"),
-        (rewards.on_tokens(lambda tokens, real: jnp.nan * tokens[0]), "nan"),
+        (rewards.text_reward(lambda texts: [1.0], batched=True), "returned 1 values for"),
+        (rewards.token_reward(lambda tokens, mask: tokens), r"returned shape \(3,\) for one completion"),
+        (rewards.token_reward(lambda tokens, mask: jnp.nan * tokens[0]), "nan"),
     ],
 )
 def test_rewards_that_give_no_number_are_told(model: GPT2, reward: Any, message: str) -> None:

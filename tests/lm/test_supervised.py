@@ -18,25 +18,24 @@ from numpyro.infer.util import log_density
 
 import bayesrl
 from bayesrl import lm
+from bayesrl.cache import cache_folder
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm import (
     GPT2,
     BertClassifier,
     BertConfig,
-    Corpus,
     GPT2Config,
     Pretrained,
-    cache_folder,
-    characters,
-    corpus,
-    fitted,
-    kept,
+    char_tokenizer,
+    finetuned,
+    language_modeling,
     load_pretrained,
-    pairs,
-    small_writer,
+    sft,
 )
+from bayesrl.lm.small_models import cached_model, train_small_lm
+from bayesrl.lm.supervised import TextLikelihood
 
-TOKENIZER = characters("abc")
+TOKENIZER = char_tokenizer("abc")
 CONFIG = GPT2Config(vocab_size=6, max_length=8, width=8, depth=1, heads=2, tied=False, initializer_range=0.4)
 TEXT = "abcabcabacabcabcab"
 EXAMPLES = [
@@ -48,10 +47,10 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    return GPT2.random(jax.random.key(3), CONFIG)
+    return GPT2.init(jax.random.key(3), CONFIG)
 
 
-def log_likelihood(program: Corpus) -> float:
+def log_likelihood(program: TextLikelihood) -> float:
     @jax.jit
     def run() -> Any:
         return log_density(handlers.seed(program, jax.random.key(0)), (), {}, {})[0]
@@ -68,7 +67,7 @@ def plainly(model: Any, before: str, after: list[int]) -> float:
 
 
 def test_the_likelihood_of_a_corpus_is_that_of_its_pieces(model: GPT2) -> None:
-    program = corpus(model, TEXT + "bc", tokenizer=TOKENIZER, length=6, batch_size=9)
+    program = language_modeling(model, TEXT + "bc", tokenizer=TOKENIZER, length=6, batch_size=9)
     assert program.tokens.shape == (3, 5)
     coded = TOKENIZER.encode([TEXT])[0]
     wanted = sum(plainly(model, TEXT[i], coded[i + 1 : i + 6]) for i in (0, 6, 12))
@@ -76,19 +75,19 @@ def test_the_likelihood_of_a_corpus_is_that_of_its_pieces(model: GPT2) -> None:
 
 
 def test_the_likelihood_of_pairs_is_that_of_answers_and_their_end(model: GPT2) -> None:
-    program = pairs(Pretrained(model, TOKENIZER), EXAMPLES)
+    program = sft(Pretrained(model, TOKENIZER), EXAMPLES)
     answers = TOKENIZER.encode([row["answer"] for row in EXAMPLES])
     assert TOKENIZER.eos is not None
     wanted = sum(
         plainly(model, row["prompt"], [*told, TOKENIZER.eos]) for row, told in zip(EXAMPLES, answers, strict=True)
     )
     assert log_likelihood(program) == pytest.approx(wanted, abs=1e-4)
-    other = pairs(model, EXAMPLES, answer="other", tokenizer=TOKENIZER)
+    other = sft(model, EXAMPLES, answer="other", tokenizer=TOKENIZER)
     assert other.tokens.tolist()[0] == [TOKENIZER.encode(["c"])[0][0], TOKENIZER.eos, TOKENIZER.pad]
 
 
 def test_mini_batches_stand_for_all_rows(model: GPT2) -> None:
-    program = pairs(model, EXAMPLES, tokenizer=TOKENIZER, batch_size=2)
+    program = sft(model, EXAMPLES, tokenizer=TOKENIZER, batch_size=2)
     recorded = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace()
     assert recorded["row"]["args"] == (3, 2)
     assert recorded["text"]["scale"] == 1.5
@@ -96,16 +95,17 @@ def test_mini_batches_stand_for_all_rows(model: GPT2) -> None:
 
 def test_training_makes_texts_likelier(model: GPT2) -> None:
     """From about 1.9 nats a token, to less than .4: of 'abc' over and over little is left to guess."""
-    program = corpus(model, "abc" * 12, tokenizer=TOKENIZER, length=6)
+    program = language_modeling(model, "abc" * 12, tokenizer=TOKENIZER, length=6)
     posterior = bayesrl.fit(jax.random.key(0), program, num_steps=120, optimizer=optax.adam(0.03), progress=False)
-    made = fitted(posterior)
+    made = finetuned(posterior)
     assert made.tokenizer is TOKENIZER
     before, after = (
-        log_likelihood(corpus(m, "abc" * 12, tokenizer=TOKENIZER, length=6)) / 30 for m in (model, made.model)
+        log_likelihood(language_modeling(m, "abc" * 12, tokenizer=TOKENIZER, length=6)) / 30
+        for m in (model, made.model)
     )
     assert before < -1.0
     assert after > -0.4
-    for now, then in zip(*map(jax.tree.leaves, (model, GPT2.random(jax.random.key(3), CONFIG))), strict=True):
+    for now, then in zip(*map(jax.tree.leaves, (model, GPT2.init(jax.random.key(3), CONFIG))), strict=True):
         np.testing.assert_array_equal(now, then)
 
 
@@ -116,49 +116,49 @@ def test_only_language_models_are_given_back() -> None:
 
     posterior = bayesrl.fit(jax.random.key(0), coin, beta=1.0, num_steps=1, progress=False)
     with pytest.raises(LanguageModelError, match="the posterior holds no language model; fit what"):
-        fitted(posterior)
+        finetuned(posterior)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input(model: GPT2) -> None:
     given: dict[str, Any] = {"tokenizer": TOKENIZER}
     with pytest.raises(LanguageModelError, match="the text has 3 tokens, fewer than one piece of length=5"):
-        corpus(model, "abc", length=5, **given)
-    with pytest.raises(LanguageModelError, match="corpus got length=1; use a whole number of at least 2"):
-        corpus(model, TEXT, length=1, **given)
+        language_modeling(model, "abc", length=5, **given)
+    with pytest.raises(LanguageModelError, match="language_modeling got length=1; use a whole number of at least 2"):
+        language_modeling(model, TEXT, length=1, **given)
     with pytest.raises(LanguageModelError, match="batch_size=0"):
-        corpus(model, TEXT, length=4, batch_size=0, **given)
+        language_modeling(model, TEXT, length=4, batch_size=0, **given)
     with pytest.raises(LanguageModelError, match="pieces of 10 tokens exceed the model's context of 8"):
-        corpus(model, TEXT, length=10, **given)
+        language_modeling(model, TEXT, length=10, **given)
     with pytest.raises(LanguageModelError, match="texts need a tokenizer"):
-        corpus(model, TEXT, length=4)
+        language_modeling(model, TEXT, length=4)
     with pytest.raises(LanguageModelError, match="the tokenizer has 7 tokens and the model knows 6"):
-        corpus(model, TEXT, length=4, tokenizer=characters("abcd"))
-    bert = BertClassifier.random(
+        language_modeling(model, TEXT, length=4, tokenizer=char_tokenizer("abcd"))
+    bert = BertClassifier.init(
         jax.random.key(0),
         BertConfig(vocab_size=6, max_length=8, width=8, depth=1, heads=2, inner=8, labels=("a", "b")),
     )
     with pytest.raises(LanguageModelError, match="model=a BertClassifier; use a Pretrained"):
-        corpus(bert, TEXT, length=4, **given)
+        language_modeling(bert, TEXT, length=4, **given)
     with pytest.raises(
         LanguageModelError, match=r"example 1 has no text under 'answer'; it has \['prompt', 'wanted'\]"
     ):
-        pairs(model, [EXAMPLES[0], {"prompt": "a", "wanted": "b"}], **given)
+        sft(model, [EXAMPLES[0], {"prompt": "a", "wanted": "b"}], **given)
     with pytest.raises(LanguageModelError, match="example 0 has no text under 'answer'"):
-        pairs(model, [{"prompt": "a", "answer": 3}], **given)
+        sft(model, [{"prompt": "a", "answer": 3}], **given)
     with pytest.raises(LanguageModelError, match="there are no prompts"):
-        pairs(model, [], **given)
+        sft(model, [], **given)
     with pytest.raises(LanguageModelError, match="a record with one of these under 'prompt'"):
-        pairs(model, [{"answer": "a"}], **given)
+        sft(model, [{"answer": "a"}], **given)
     with pytest.raises(
         LanguageModelError, match="prompts of 3 tokens and answers of up to 8 exceed the model's context of 8"
     ):
-        pairs(model, [{"prompt": "abc", "answer": "a"}, {"prompt": "a", "answer": "abcabca"}], **given)
+        sft(model, [{"prompt": "abc", "answer": "a"}, {"prompt": "a", "answer": "abcabca"}], **given)
     bare = type(TOKENIZER)(TOKENIZER.core)
     with pytest.raises(LanguageModelError, match="no eos token, so an answer could not end"):
-        pairs(model, EXAMPLES, tokenizer=bare)
+        sft(model, EXAMPLES, tokenizer=bare)
     with pytest.raises(LanguageModelError, match="example 1 has no text under 'answer'"):
-        small_writer("bad", [EXAMPLES[0], {"prompt": "a"}], TOKENIZER, num_steps=2)
+        train_small_lm("bad", [EXAMPLES[0], {"prompt": "a"}], TOKENIZER, num_steps=2)
 
 
 # ---- models that are kept ----------------------------------------------------------------------
@@ -188,8 +188,8 @@ def assert_same(one: Any, other: Any) -> None:
 
 def test_a_kept_model_is_trained_once(cache: Path, model: GPT2) -> None:
     train = Training(model)
-    first = kept("tiny", {"seed": 0, "data": "x"}, train)
-    again = kept("tiny", {"data": "x", "seed": 0}, train)
+    first = cached_model("tiny", {"seed": 0, "data": "x"}, train)
+    again = cached_model("tiny", {"data": "x", "seed": 0}, train)
     assert train.count == 1
     assert first.folder == again.folder
     assert first.folder is not None
@@ -198,8 +198,8 @@ def test_a_kept_model_is_trained_once(cache: Path, model: GPT2) -> None:
     assert_same(again.model, model)
     assert again.tokenizer is not None
     assert again.tokenizer.digest == TOKENIZER.digest
-    kept("tiny", {"seed": 1, "data": "x"}, train)
-    kept("small", {"seed": 0, "data": "x"}, train)
+    cached_model("tiny", {"seed": 1, "data": "x"}, train)
+    cached_model("small", {"seed": 0, "data": "x"}, train)
     assert train.count == 3
     assert len(list(cache.iterdir())) == 3, "nothing temporary is left"
 
@@ -209,7 +209,7 @@ def test_a_kept_model_is_trained_once(cache: Path, model: GPT2) -> None:
 )
 def test_a_damaged_folder_is_made_anew(cache: Path, model: GPT2, damage: str) -> None:
     train = Training(model)
-    folder = kept("tiny", {"seed": 0}, train).folder
+    folder = cached_model("tiny", {"seed": 0}, train).folder
     assert folder is not None
     match damage:
         case "weights":
@@ -225,10 +225,10 @@ def test_a_damaged_folder_is_made_anew(cache: Path, model: GPT2, damage: str) ->
         case "no folder":
             shutil.rmtree(folder)
             folder.write_text("")
-    again = kept("tiny", {"seed": 0}, train)
+    again = cached_model("tiny", {"seed": 0}, train)
     assert train.count == 2
     assert_same(again.model, model)
-    assert_same(kept("tiny", {"seed": 0}, train).model, model)
+    assert_same(cached_model("tiny", {"seed": 0}, train).model, model)
     assert train.count == 2
 
 
@@ -238,14 +238,14 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BAYESRL_CACHE", str(tmp_path / "file" / "cache"))
     train = Training(model)
-    made = kept("tiny", {}, train)
+    made = cached_model("tiny", {}, train)
     assert made.model is model
     assert train.count == 1
 
 
 def test_what_json_cannot_hold_is_refused(cache: Path, model: GPT2) -> None:
     with pytest.raises(LanguageModelError, match="what model 'tiny' is made of cannot be written as JSON"):
-        kept("tiny", {"data": object()}, Training(model))
+        cached_model("tiny", {"data": object()}, Training(model))
 
 
 def test_where_models_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,53 +264,57 @@ def test_small_writer_trains_and_keeps(cache: Path, kind: str) -> None:
     data = TEXT if kind == "text" else EXAMPLES
     if kind == "text":
         options["length"] = 6
-    made = small_writer("tiny", data, TOKENIZER, **options)
+    made = train_small_lm("tiny", data, TOKENIZER, **options)
     room = 32  # beyond the longest text, for prompts that are longer than those of the data
     assert made.model.config.max_length == room + (6 if kind == "text" else 3 + 2 + 1)
     assert made.folder is not None
     told = json.loads((made.folder / "config.json").read_text())
     assert told["model_type"] == "gpt2"
-    again = small_writer("tiny", data, TOKENIZER, **options)
+    again = train_small_lm("tiny", data, TOKENIZER, **options)
     assert again.folder == made.folder
     assert_same(load_pretrained(made.folder).model, made.model)
     assert len(list(cache.iterdir())) == 1
 
 
 def test_labels_need_a_model_and_a_tokenizer_that_fit() -> None:
-    tokenizer = lm.characters("abcdefgh")
+    tokenizer = lm.char_tokenizer("abcdefgh")
     config = lm.BertConfig(vocab_size=4, max_length=8, width=4, depth=1, heads=2, inner=8, labels=("no", "yes"))
-    judge = lm.BertClassifier.random(jax.random.key(0), config)
+    judge = lm.BertClassifier.init(jax.random.key(0), config)
     with pytest.raises(LanguageModelError, match="has 11 tokens and the model knows 4"):
-        lm.labelled(judge, ["a"], ["no"], tokenizer=tokenizer)
+        lm.classification(judge, ["a"], ["no"], tokenizer=tokenizer)
     several = dataclasses.replace(config, problem="multi_label_classification")
     with pytest.raises(LanguageModelError, match="model of multi_label_classification, and would teach it one label"):
-        lm.labelled(lm.BertClassifier.random(jax.random.key(0), several), ["a"], ["no"], tokenizer=lm.characters("a"))
+        lm.classification(
+            lm.BertClassifier.init(jax.random.key(0), several), ["a"], ["no"], tokenizer=lm.char_tokenizer("a")
+        )
     with pytest.raises(LanguageModelError, match="label 'perhaps' is none of the model's"):
-        lm.labelled(judge, ["a"], ["perhaps"], tokenizer=lm.characters("a"))
+        lm.classification(judge, ["a"], ["perhaps"], tokenizer=lm.char_tokenizer("a"))
     with pytest.raises(LanguageModelError, match="1 texts and 2 labels"):
-        lm.labelled(judge, ["a"], ["no", "yes"], tokenizer=lm.characters("a"))
+        lm.classification(judge, ["a"], ["no", "yes"], tokenizer=lm.char_tokenizer("a"))
 
 
 def test_a_text_that_is_cut_keeps_the_token_that_closes_it() -> None:
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = lm.characters("abcd")
+    tokenizer = lm.char_tokenizer("abcd")
     first, last = tokenizer.pad, tokenizer.eos
     tokenizer.core.post_processor = TemplateProcessing(
         single="<pad> $A <eos>", special_tokens=[("<pad>", first), ("<eos>", last)]
     )
     config = lm.BertConfig(vocab_size=9, max_length=8, width=4, depth=1, heads=2, inner=8, labels=("no", "yes"))
-    judge = lm.BertClassifier.random(jax.random.key(0), config)
-    rows = lm.labelled(judge, ["abcdab", "a"], ["no", "yes"], tokenizer=tokenizer, length=4)
+    judge = lm.BertClassifier.init(jax.random.key(0), config)
+    rows = lm.classification(judge, ["abcdab", "a"], ["no", "yes"], tokenizer=tokenizer, length=4)
     a, b = tokenizer.encode(["ab"], special=False)[0]
     assert rows.tokens.tolist() == [[first, a, b, last], [first, a, last, first]]
-    assert rows.real.tolist() == [[True] * 4, [True] * 3 + [False]]
+    assert rows.mask.tolist() == [[True] * 4, [True] * 3 + [False]]
 
 
 def test_a_judge_learns_its_labels() -> None:
     """Letters that never stand together are told apart after 60 steps, every one of them."""
     texts = ["abab", "ba", "aab", "cdc", "dd", "ccd"]
-    judge = lm.small_judge("letters", texts, ["ab"] * 3 + ["cd"] * 3, lm.characters("abcd"), num_steps=60, width=8)
-    program = lm.labelled(judge, texts, ["ab"] * 3 + ["cd"] * 3)
-    logits = jax.jit(jax.vmap(judge.model))(program.tokens, program.real)  # type: ignore[arg-type]
+    judge = lm.train_small_classifier(
+        "letters", texts, ["ab"] * 3 + ["cd"] * 3, lm.char_tokenizer("abcd"), num_steps=60, width=8
+    )
+    program = lm.classification(judge, texts, ["ab"] * 3 + ["cd"] * 3)
+    logits = jax.jit(jax.vmap(judge.model))(program.tokens, program.mask)  # type: ignore[arg-type]
     assert np.asarray(logits).argmax(-1).tolist() == [0, 0, 0, 1, 1, 1]

@@ -15,13 +15,13 @@ from bayesrl.diagnostics.scoreboard import score
 from bayesrl.posterior.posterior import Posterior
 from tests.counting import compilations
 
-TOKENIZER = lm.characters("abcdefgh ")
+TOKENIZER = lm.char_tokenizer("abcdefgh ")
 CONFIG = lm.GPT2Config(vocab_size=TOKENIZER.vocab_size, max_length=24, width=8, depth=1, heads=2)
 PROMPTS = ["abc", "d", "gh ", "a b", "f"]
 
 
 def model() -> lm.Pretrained:
-    return lm.Pretrained(lm.GPT2.random(jax.random.key(0), CONFIG), TOKENIZER)
+    return lm.Pretrained(lm.GPT2.init(jax.random.key(0), CONFIG), TOKENIZER)
 
 
 def share_of_a(text: str) -> float:
@@ -32,7 +32,7 @@ def policy(reward: Any) -> Any:
     return lm.policy(model(), PROMPTS, reward=reward, max_new_tokens=4, batch_size=2)
 
 
-def fitted(seed: int, reward: Any) -> Posterior:
+def finetuned(seed: int, reward: Any) -> Posterior:
     return bayesrl.fit(
         jax.random.key(seed), policy(reward), beta=0.1, guide=lm.FullParameters(), num_steps=3, progress=False
     )
@@ -40,7 +40,7 @@ def fitted(seed: int, reward: Any) -> Posterior:
 
 @pytest.fixture(scope="module", params=["text", "tokens"])
 def reward(request: pytest.FixtureRequest) -> Any:
-    return share_of_a if request.param == "text" else lm.rewards.on_tokens(lambda tokens, real: (tokens == 0).sum())
+    return share_of_a if request.param == "text" else lm.rewards.token_reward(lambda tokens, mask: (tokens == 0).sum())
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_another_key_and_a_model_made_anew_compile_nothing(posterior: Posterior,
 
 
 def test_any_number_of_draws_of_other_prompts_of_a_width_compiles_nothing(posterior: Posterior) -> None:
-    key, others = jax.random.key(2), lm.prompts(["hh", "e a", "gfe", "c", "b", "a", "abcdefg"], TOKENIZER)
+    key, others = jax.random.key(2), lm.encode_prompts(["hh", "e a", "gfe", "c", "b", "a", "abcdefg"], TOKENIZER)
     posterior.estimate(key, 3)
     with compilations() as names:
         posterior.estimate(key, 50)
@@ -72,7 +72,7 @@ def test_any_number_of_draws_of_other_prompts_of_a_width_compiles_nothing(poster
 
 
 def test_texts_of_a_report_compile_nothing(posterior: Posterior, tmp_path: Path) -> None:
-    held_out = lm.prompts(["hh", "e a"], TOKENIZER)
+    held_out = lm.encode_prompts(["hh", "e a"], TOKENIZER)
     with compilations() as names:
         lm.text_sections(posterior, held_out=held_out)
     assert names == []
@@ -81,7 +81,7 @@ def test_texts_of_a_report_compile_nothing(posterior: Posterior, tmp_path: Path)
 def test_draws_do_not_depend_on_how_many_there_are(posterior: Posterior) -> None:
     few, many = (np.asarray(posterior.sample(jax.random.key(3), num)["text"]) for num in (3, 40))
     assert np.array_equal(few, many[:, :3])
-    asked = lm.prompts(PROMPTS, TOKENIZER)
+    asked = lm.encode_prompts(PROMPTS, TOKENIZER)
     first, whole = (
         np.asarray(posterior.sample(jax.random.key(3), 5, part)["text"]) for part in (asked.take(range(2)), asked)
     )

@@ -21,8 +21,10 @@ from numpyro import handlers
 from scipy import stats
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.text_distribution import AllSentences, Sentences, allowed
-from bayesrl.lm.transformers import GPT2, GPT2Config, Llama, LlamaConfig
+from bayesrl.lm.text_distribution import CausalLMDistribution, TokenSequences, truncation_mask
+from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
+from bayesrl.lm.transformers.llama import Llama
+from bayesrl.lm.transformers.llama_config import LlamaConfig
 
 V, T = 5, 3
 CONFIG = GPT2Config(vocab_size=V, max_length=8, width=8, depth=1, heads=2, tied=False, initializer_range=0.4)
@@ -30,12 +32,12 @@ PROMPT = jnp.array([[0, 0, 3], [2, 4, 1]])
 REAL = jnp.array([[False, False, True], [True, True, True]])
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "end": {"end": 1, "pad": 0},
-    "ends": {"end": (1, 4), "pad": 0},
+    "eos": {"eos": 1, "pad": 0},
+    "ends": {"eos": (1, 4), "pad": 0},
     "top_k": {"top_k": 2},
-    "top_p": {"top_p": 0.7, "end": 1},
+    "top_p": {"top_p": 0.7, "eos": 1},
     "min_p": {"min_p": 0.3},
-    "everything": {"temperature": 0.7, "top_k": 4, "top_p": 0.95, "min_p": 0.15, "end": 1, "pad": 2},
+    "everything": {"temperature": 0.7, "top_k": 4, "top_p": 0.95, "min_p": 0.15, "eos": 1, "pad": 2},
 }
 
 
@@ -46,31 +48,31 @@ def model() -> GPT2:
 
 @functools.cache
 def made() -> GPT2:
-    return GPT2.random(jax.random.key(3), CONFIG)
+    return GPT2.init(jax.random.key(3), CONFIG)
 
 
 @pytest.fixture(scope="module")
 def other() -> GPT2:
-    return GPT2.random(jax.random.key(4), CONFIG)
+    return GPT2.init(jax.random.key(4), CONFIG)
 
 
-def text(model: Any, **options: Any) -> Sentences:
-    return Sentences(model, PROMPT, REAL, num_steps=T, **options)
+def text(model: Any, **options: Any) -> CausalLMDistribution:
+    return CausalLMDistribution(model, PROMPT, REAL, num_steps=T, **options)
 
 
-def listed(sentences: Sentences) -> Array:
+def listed(sentences: CausalLMDistribution) -> Array:
     """All sentences, for each of the two prompts: [sentences, 2, T]."""
     rows = np.asarray(sentences.finite_values)
     return jnp.asarray(np.repeat(rows[:, None], 2, 1))
 
 
 @jax.jit
-def by_step(sentences: Sentences, tokens: Array) -> Array:
+def by_step(sentences: CausalLMDistribution, tokens: Array) -> Array:
     return sentences.log_prob_by_step(tokens)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def sampled(sentences: Sentences, key: Array, number: int) -> Array:
+def sampled(sentences: CausalLMDistribution, key: Array, number: int) -> Array:
     return sentences.sample(key, (number,))
 
 
@@ -98,8 +100,8 @@ def may_follow(log_probs: np.ndarray, top_k: int | None, top_p: float, min_p: fl
 
 def plain_loop(model: Any, prompt: list[int], tokens: list[int], options: dict[str, Any]) -> list[float]:
     """Log-probability token by token, each by a run of the model over all that came before it."""
-    end, found, done = options.get("end"), [], False
-    ends = end if isinstance(end, tuple) else (end,)
+    eos, found, done = options.get("eos"), [], False
+    ends = eos if isinstance(eos, tuple) else (eos,)
     for step, token in enumerate(tokens):
         if done:
             found.append(0.0)
@@ -159,14 +161,14 @@ def test_another_architecture_adds_up_too() -> None:
     shape = LlamaConfig(
         vocab_size=V, max_length=8, width=8, depth=1, heads=2, kv_heads=1, inner=8, initializer_range=0.6
     )
-    sentences = text(Llama.random(jax.random.key(0), shape), end=1)
+    sentences = text(Llama.init(jax.random.key(0), shape), eos=1)
     log_prob = np.asarray(by_step(sentences, listed(sentences)).sum(-1), float)
     assert log_prob.std() > 0.1
     np.testing.assert_allclose(np.exp(log_prob).sum(0), 1.0, atol=1e-5)
 
 
 def test_what_stands_behind_the_end_counts_nothing_and_is_padding(model: GPT2) -> None:
-    sentences = text(model, end=1, pad=0)
+    sentences = text(model, eos=1, pad=0)
     tokens = jnp.array([[2, 1, 0], [2, 1, 3], [2, 1, 1], [1, 0, 0], [1, 1, 0]])[:, None].repeat(2, 1)
     found = np.asarray(by_step(sentences, tokens))
     assert (found[0, :, 2] == 0).all()
@@ -176,7 +178,7 @@ def test_what_stands_behind_the_end_counts_nothing_and_is_padding(model: GPT2) -
     assert (found[:, :, 0] < 0).all()
     assert np.isfinite(found[:, :, 0]).all()
     np.testing.assert_array_equal(
-        sentences.counts(tokens)[:, 0],
+        sentences.text_mask(tokens)[:, 0],
         [[True, True, False], [True, True, False], [True, True, False], [True, False, False], [True, False, False]],
     )
 
@@ -184,23 +186,23 @@ def test_what_stands_behind_the_end_counts_nothing_and_is_padding(model: GPT2) -
 def test_what_fills_the_left_of_a_prompt_does_not_matter(model: GPT2) -> None:
     every, log_prob = scored("plain")
     tokens, plain = every[::7], log_prob[::7]
-    filled = Sentences(model, jnp.where(REAL, PROMPT, 4), REAL, num_steps=T)
+    filled = CausalLMDistribution(model, jnp.where(REAL, PROMPT, 4), REAL, num_steps=T)
     np.testing.assert_allclose(by_step(filled, tokens), plain, atol=1e-5)
-    bare = Sentences(model, PROMPT[:1, 2:], num_steps=T)
+    bare = CausalLMDistribution(model, PROMPT[:1, 2:], num_steps=T)
     np.testing.assert_allclose(by_step(bare, tokens[:, :1]), plain[:, :1], atol=1e-5)
 
 
 def test_short_and_long_prompts_are_scored_alike(model: GPT2) -> None:
     """Four tokens after one are read along with it; after two, one of them padding, from a cache."""
-    short = Sentences(model, jnp.array([[3]]), num_steps=4, end=1)
-    padded = Sentences(model, jnp.array([[0, 3]]), jnp.array([[False, True]]), num_steps=4, end=1)
+    short = CausalLMDistribution(model, jnp.array([[3]]), num_steps=4, eos=1)
+    padded = CausalLMDistribution(model, jnp.array([[0, 3]]), jnp.array([[False, True]]), num_steps=4, eos=1)
     tokens = sampled(short, jax.random.key(0), 20)
     found = by_step(short, tokens)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, by_step(padded, tokens), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"end": 1, "pad": 0, "temperature": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"eos": 1, "pad": 0, "temperature": 0.5}])
 def test_the_mean_of_kl_by_step_is_the_kl(model: GPT2, other: GPT2, options: dict[str, Any]) -> None:
     ours, theirs = text(model, **options), text(other, **options)
     every = listed(ours)
@@ -214,7 +216,7 @@ def test_the_mean_of_kl_by_step_is_the_kl(model: GPT2, other: GPT2, options: dic
 
 def test_a_fitted_model_keeps_to_the_tokens_of_its_reference(model: GPT2, other: GPT2) -> None:
     reference = text(model, top_k=2)
-    kept, free = text(other, top_k=2, within=model), text(other, top_k=2)
+    kept, free = text(other, top_k=2, support_model=model), text(other, top_k=2)
     every = listed(reference)
     log_p, log_q, log_free = (np.asarray(by_step(one, every).sum(-1), float) for one in (reference, kept, free))
     np.testing.assert_array_equal(np.isfinite(log_q), np.isfinite(log_p))
@@ -230,10 +232,10 @@ def test_a_fitted_model_keeps_to_the_tokens_of_its_reference(model: GPT2, other:
     assert np.isfinite(by_step(reference, drawn)).all()
 
 
-@pytest.mark.parametrize(("end", "pad"), [(None, 0), (2, 2), (2, 0), (0, 3), ((2,), 2), ((0, 3), 0), ((1, 2, 3), 1)])
-def test_all_sentences_are_listed_once(end: int | tuple[int, ...] | None, pad: int) -> None:
-    every = AllSentences(4, 3, end, pad)
-    ends = end if isinstance(end, tuple) else (end,)
+@pytest.mark.parametrize(("eos", "pad"), [(None, 0), (2, 2), (2, 0), (0, 3), ((2,), 2), ((0, 3), 0), ((1, 2, 3), 1)])
+def test_all_sentences_are_listed_once(eos: int | tuple[int, ...] | None, pad: int) -> None:
+    every = TokenSequences(4, 3, eos, pad)
+    ends = eos if isinstance(eos, tuple) else (eos,)
     wanted = set()
     for tokens in itertools.product(range(4), repeat=3):
         length = next((i + 1 for i, token in enumerate(tokens) if token in ends), 3)
@@ -245,19 +247,19 @@ def test_all_sentences_are_listed_once(end: int | tuple[int, ...] | None, pad: i
 
 
 def test_sentences_are_listed_where_they_are_few(model: GPT2) -> None:
-    assert text(model).finite_values == AllSentences(V, T, None, 0)
-    many = GPT2.random(jax.random.key(0), GPT2Config(vocab_size=2000, max_length=8, width=4, depth=1, heads=1))
-    assert Sentences(many, PROMPT, num_steps=2).finite_values is None
+    assert text(model).finite_values == TokenSequences(V, T, None, 0)
+    many = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=2000, max_length=8, width=4, depth=1, heads=1))
+    assert CausalLMDistribution(many, PROMPT, num_steps=2).finite_values is None
 
 
 def test_truncation_lets_ties_in_and_always_the_likeliest() -> None:
     logits = jnp.log(jnp.array([0.4, 0.3, 0.3, 0.0]))
-    assert allowed(logits, 1, 1.0).tolist() == [True, False, False, False]
-    assert allowed(logits, 2, 1.0).tolist() == [True, True, True, False]
-    assert allowed(logits, None, 0.4).tolist() == [True, False, False, False]
-    assert allowed(logits, None, 0.41).tolist() == [True, True, True, False]
-    assert allowed(logits, None, 1e-6).tolist() == [True, False, False, False]
-    assert allowed(logits, 9, 1.0).tolist() == [True] * 4
+    assert truncation_mask(logits, 1, 1.0).tolist() == [True, False, False, False]
+    assert truncation_mask(logits, 2, 1.0).tolist() == [True, True, True, False]
+    assert truncation_mask(logits, None, 0.4).tolist() == [True, False, False, False]
+    assert truncation_mask(logits, None, 0.41).tolist() == [True, True, True, False]
+    assert truncation_mask(logits, None, 1e-6).tolist() == [True, False, False, False]
+    assert truncation_mask(logits, 9, 1.0).tolist() == [True] * 4
 
 
 def test_gradients_of_log_probabilities(model: GPT2) -> None:
@@ -294,7 +296,7 @@ def test_gradients_of_kl_are_finite_where_tokens_are_left_out(model: GPT2, other
     @eqx.filter_jit
     @eqx.filter_grad
     def gradient(fitted: GPT2) -> Array:
-        return text(fitted, top_k=2, within=model).kl_by_step(text(model, top_k=2), tokens).sum()
+        return text(fitted, top_k=2, support_model=model).kl_by_step(text(model, top_k=2), tokens).sum()
 
     leaves = jax.tree.leaves(jax.device_get(gradient(other)))
     assert all(np.isfinite(leaf).all() for leaf in leaves)
@@ -305,21 +307,21 @@ def test_it_maps_and_is_passed_into_compiled_functions(model: GPT2) -> None:
     tokens = scored("plain")[0][:4]
     wanted = scored("plain")[1][:4].sum(-1)
 
-    def one(prompt: Array, real: Array, tokens: Array) -> Array:
-        return Sentences(model, prompt, real, num_steps=T).log_prob(tokens)
+    def one(prompt: Array, mask: Array, tokens: Array) -> Array:
+        return CausalLMDistribution(model, prompt, mask, num_steps=T).log_prob(tokens)
 
     mapped = jax.jit(jax.vmap(one, (0, 0, 1), 1))(PROMPT, REAL, tokens)
     np.testing.assert_allclose(mapped, wanted, atol=1e-5)
-    flat, tree = jax.tree.flatten(text(model, end=1, top_p=0.9))
+    flat, tree = jax.tree.flatten(text(model, eos=1, top_p=0.9))
     again = jax.tree.unflatten(tree, flat)
-    assert (again.end, again.pad, again.top_p, again.num_steps) == (1, 1, 0.9, T)
+    assert (again.eos, again.pad, again.top_p, again.num_steps) == (1, 1, 0.9, T)
     assert (again.batch_shape, again.event_shape) == ((2,), (T,))
 
 
 def test_it_is_a_distribution_of_numpyro(model: GPT2) -> None:
     def program() -> Array:
         with numpyro.plate("prompt", 2):
-            return numpyro.sample("text", text(model, end=1))
+            return numpyro.sample("text", text(model, eos=1))
 
     @jax.jit
     def run(key: Array) -> tuple[Array, Array]:
@@ -328,7 +330,7 @@ def test_it_is_a_distribution_of_numpyro(model: GPT2) -> None:
 
     value, log_prob = run(jax.random.key(0))
     assert value.shape == (2, T)
-    np.testing.assert_allclose(log_prob, by_step(text(model, end=1), value).sum(-1), atol=1e-6)
+    np.testing.assert_allclose(log_prob, by_step(text(model, eos=1), value).sum(-1), atol=1e-6)
     support = text(model).support
     assert support(value).tolist() == [True, True]
     assert support(value.at[0, 0].set(V)).tolist() == [False, True]
@@ -351,12 +353,12 @@ def test_it_is_a_distribution_of_numpyro(model: GPT2) -> None:
 )
 def test_options_out_of_range_are_refused(model: GPT2, options: dict[str, Any], message: str) -> None:
     with pytest.raises(LanguageModelError, match=message):
-        Sentences(model, PROMPT, REAL, **{"num_steps": T, **options})
+        CausalLMDistribution(model, PROMPT, REAL, **{"num_steps": T, **options})
 
 
 def test_the_context_is_used_up_to_its_last_place(model: GPT2) -> None:
     """The last token is only written, never read: 3 + 6 tokens fit into a context of 8."""
-    sentences = Sentences(model, PROMPT, REAL, num_steps=6)
+    sentences = CausalLMDistribution(model, PROMPT, REAL, num_steps=6)
     tokens = sampled(sentences, jax.random.key(0), 2)
     found = np.asarray(by_step(sentences, tokens))
     run = eqx.filter_jit(model)

@@ -19,29 +19,29 @@ from bayesrl.diagnostics.results import Section
 from bayesrl.errors import LanguageModelError, PolicyError
 from bayesrl.lm import (
     GPT2,
+    CausalLMDistribution,
     FullParameters,
     GPT2Config,
     Pretrained,
-    PromptedPolicy,
-    Sentences,
-    byte_pairs,
-    bytes_level,
-    characters,
-    fitted,
-    kl_of,
+    byte_tokenizer,
+    char_tokenizer,
+    encode_prompts,
+    estimate_kl,
+    finetuned,
     policy,
-    prompts,
     rewards,
+    sample_texts,
     text_sections,
-    write_samples,
+    train_bpe,
 )
-from bayesrl.lm.report import coloured, pieces_of, some
+from bayesrl.lm.prompted_policy import PromptedPolicy
+from bayesrl.lm.report import color_tokens, subset_evenly, token_pieces
 from bayesrl.lm.text_samples import prefix_rewards
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.fit_figures import best_over_all_data
 from bayesrl.report.site_values import value_text
 
-TOKENIZER = characters('<&"a')
+TOKENIZER = char_tokenizer('<&"a')
 T = 3
 TITLES = [
     "Samples, token by token",
@@ -53,7 +53,7 @@ TITLES = [
 
 
 @jax.jit
-def by_step(sentences: Sentences, tokens: Array) -> Array:
+def by_step(sentences: CausalLMDistribution, tokens: Array) -> Array:
     return sentences.log_prob_by_step(tokens)
 
 
@@ -61,10 +61,10 @@ def by_step(sentences: Sentences, tokens: Array) -> Array:
 def writer() -> PromptedPolicy:
     shape = GPT2Config(vocab_size=7, max_length=6, width=8, depth=1, heads=2, tied=False, initializer_range=0.4)
     return policy(
-        Pretrained(GPT2.random(jax.random.key(0), shape), TOKENIZER),
+        Pretrained(GPT2.init(jax.random.key(0), shape), TOKENIZER),
         ["<", "a&"],
         reward={
-            "open": rewards.on_tokens(lambda tokens, real: 1.0 * jnp.sum((tokens == 3) & real)),
+            "open": rewards.token_reward(lambda tokens, mask: 1.0 * jnp.sum((tokens == 3) & mask)),
             "brief": -0.2 * rewards.length(),
         },
         metrics={"length": rewards.length()},
@@ -87,14 +87,17 @@ def posterior(writer: PromptedPolicy) -> Posterior:
 
 @pytest.fixture(scope="module")
 def sections(posterior: Posterior) -> list[Section]:
-    return text_sections(posterior, held_out=prompts(["aa", '"'], TOKENIZER))
+    return text_sections(posterior, held_out=encode_prompts(["aa", '"'], TOKENIZER))
 
 
 def test_kl_is_that_of_all_sentences(writer: PromptedPolicy, posterior: Posterior) -> None:
     """The whole and each of three positions within 5 standard errors: 2.4e-6 false alarms; far quieter than ratios."""
-    whole, by_position = kl_of(jax.random.key(1), posterior, 800)
+    whole = estimate_kl(jax.random.key(1), posterior, 800)
+    by_position = estimate_kl(jax.random.key(1), posterior, 800, by_position=True)
     asked = writer.prompts
-    ours, theirs = (writer.sentences(m, asked.tokens, asked.real) for m in (fitted(posterior).model, writer.model))
+    ours, theirs = (
+        writer.distribution(m, asked.tokens, asked.mask) for m in (finetuned(posterior).model, writer.model)
+    )
     rows = jnp.asarray(np.repeat(np.asarray(ours.finite_values)[:, None], 2, 1))
     log_q, log_p = (np.asarray(by_step(one, rows), float) for one in (ours, theirs))
     q = np.exp(log_q.sum(-1))
@@ -108,17 +111,17 @@ def test_kl_is_that_of_all_sentences(writer: PromptedPolicy, posterior: Posterio
 
 
 def test_samples_are_scored_under_both_models(writer: PromptedPolicy, posterior: Posterior) -> None:
-    samples = write_samples(jax.random.key(2), posterior, 50)
+    samples = sample_texts(jax.random.key(2), posterior, 50)
     asked = writer.prompts
     for written in samples[1:]:
         assert written.tokens.shape == (50, 2, T)
-        for found, model in ((written.log_q, fitted(posterior).model), (written.log_prior, writer.model)):
-            wanted = by_step(writer.sentences(model, asked.tokens, asked.real), written.tokens)
+        for found, model in ((written.log_q, finetuned(posterior).model), (written.log_prior, writer.model)):
+            wanted = by_step(writer.distribution(model, asked.tokens, asked.mask), written.tokens)
             np.testing.assert_allclose(found, wanted, atol=1e-4)
-        length = written.real.sum(-1)
+        length = written.mask.sum(-1)
         np.testing.assert_array_equal(written.metrics["length"], length)
         np.testing.assert_allclose(written.reward, (written.tokens == 3).sum(-1) - 0.2 * length, atol=1e-6)
-        assert (written.log_ratio[~written.real] == 0).all()
+        assert (written.log_ratio[~written.mask] == 0).all()
     assert samples.fitted.reward.mean() > samples.prior.reward.mean()
     so_far = prefix_rewards(writer, samples.prompts, samples.fitted, np.arange(T))
     np.testing.assert_allclose(so_far[-1], samples.fitted.reward, atol=1e-6)
@@ -153,15 +156,15 @@ def test_a_report_holds_texts(posterior: Posterior, sections: list[Section], tmp
 
 def test_tokens_are_escaped_and_coloured() -> None:
     tokens = np.array([*TOKENIZER.encode(['<&"a'])[0], TOKENIZER.eos, TOKENIZER.pad])
-    real = np.array([True] * 5 + [False])
-    shown = coloured(TOKENIZER, tokens, real, np.array([1.53, -3.0, 9.0, 0.0, -0.31, 0.0]))
+    mask = np.array([True] * 5 + [False])
+    shown = color_tokens(TOKENIZER, tokens, mask, np.array([1.53, -3.0, 9.0, 0.0, -0.31, 0.0]))
     spans = re.findall(r'<span style="background:rgba\((.*?)\)" title="(.*?)">(.*?)</span>', shown)
     assert [span[2] for span in spans] == ["&lt;", "&amp;", "&quot;", "a", "∎"]
     assert [span[1] for span in spans] == ["+1.53 nats", "-3.00 nats", "+9.00 nats", "+0.00 nats", "-0.31 nats"]
     blue, orange = "30,120,220", "230,120,20"
     strengths = [f"{blue},0.28", f"{orange},0.55", f"{blue},0.55", f"{orange},0.00", f"{orange},0.06"]
     assert [span[0] for span in spans] == strengths
-    assert ">1 </span>" in coloured(None, np.array([1, 2]), np.array([True, True]), np.zeros(2))
+    assert ">1 </span>" in color_tokens(None, np.array([1, 2]), np.array([True, True]), np.zeros(2))
 
 
 TEXTS = ["naïve café", "日本語 and ascii", "🙂🙃 ok", "", "plain"]
@@ -169,47 +172,47 @@ TEXTS = ["naïve café", "日本語 and ascii", "🙂🙃 ok", "", "plain"]
 
 @pytest.mark.parametrize("name", ["pairs", "bytes"])
 def test_pieces_add_up_to_the_text(name: str) -> None:
-    tokenizer = byte_pairs(["naïve café 日本", "plain and ascii"], 266) if name == "pairs" else bytes_level()
+    tokenizer = train_bpe(["naïve café 日本", "plain and ascii"], 266) if name == "pairs" else byte_tokenizer()
     for text, row in zip(TEXTS, tokenizer.encode(TEXTS), strict=True):
         for count in range(len(row) + 1):
             cut = np.array(row[:count], int)
-            pieces = pieces_of(tokenizer, cut)
+            pieces = token_pieces(tokenizer, cut)
             assert len(pieces) == count
             # Cut inside of a character, too: then what is not whole stands at the end.
             assert "".join(pieces) == tokenizer.decode([cut])[0]
         assert tokenizer.eos is not None
-        ended = pieces_of(tokenizer, np.array([*row, tokenizer.eos]))
+        ended = token_pieces(tokenizer, np.array([*row, tokenizer.eos]))
         assert "".join(ended) == text + "∎"
 
 
 def test_prompts_are_taken_evenly() -> None:
-    asked = prompts([f"{'a' * (i + 1)}" for i in range(10)], TOKENIZER)
-    few = some(asked, 4)
+    asked = encode_prompts([f"{'a' * (i + 1)}" for i in range(10)], TOKENIZER)
+    few = subset_evenly(asked, 4)
     assert [len(row["prompt"]) for row in few.examples] == [1, 4, 7, 10]
-    assert few.real.sum(-1).tolist() == [1, 4, 7, 10]
-    assert some(asked, 10) is asked
+    assert few.mask.sum(-1).tolist() == [1, 4, 7, 10]
+    assert subset_evenly(asked, 10) is asked
 
 
 def test_prompts_stand_beside_others() -> None:
-    few, longer = prompts(["<", "a<"], TOKENIZER), prompts(['&a"<'], TOKENIZER)
-    both = few.beside(longer)
+    few, longer = encode_prompts(["<", "a<"], TOKENIZER), encode_prompts(['&a"<'], TOKENIZER)
+    both = few.concatenate(longer)
     assert both.tokens.shape == (3, 4)
-    assert both.real.sum(-1).tolist() == [1, 2, 4]
-    assert TOKENIZER.decode([np.asarray(row[kept]).tolist() for row, kept in zip(both.tokens, both.real, strict=True)])
+    assert both.mask.sum(-1).tolist() == [1, 2, 4]
+    assert TOKENIZER.decode([np.asarray(row[kept]).tolist() for row, kept in zip(both.tokens, both.mask, strict=True)])
     assert [row["prompt"] for row in both.take([2, 0])] == ['&a"<', "<"]
-    assert jnp.array_equal(longer.beside(few).tokens[0], longer.tokens[0])
+    assert jnp.array_equal(longer.concatenate(few).tokens[0], longer.tokens[0])
 
 
 def test_later_prompts_are_looked_at(posterior: Posterior) -> None:
     with pytest.raises(LanguageModelError, match="has 6 tokens, and with max_new_tokens=3 exceeds the model's context"):
-        posterior.sample(jax.random.key(0), 2, prompts(["<<<<<<"], TOKENIZER))
+        posterior.sample(jax.random.key(0), 2, encode_prompts(["<<<<<<"], TOKENIZER))
     with pytest.raises(LanguageModelError, match="the prompts were coded by another tokenizer"):
-        posterior.estimate(jax.random.key(0), 2, prompts(["x"], characters("xyz&")))
+        posterior.estimate(jax.random.key(0), 2, encode_prompts(["x"], char_tokenizer("xyz&")))
 
 
 def test_both_models_answer_every_prompt(posterior: Posterior) -> None:
-    asked = prompts(["<", "a&", '"'], TOKENIZER)
-    written = write_samples(jax.random.key(3), posterior, 4, asked)
+    asked = encode_prompts(["<", "a&", '"'], TOKENIZER)
+    written = sample_texts(jax.random.key(3), posterior, 4, asked)
     last = written.of(slice(2, 3))
     assert [row["prompt"] for row in last.prompts] == ['"']
     assert np.array_equal(last.fitted.tokens, written.fitted.tokens[:, 2:])
@@ -232,16 +235,16 @@ def test_texts_are_read_where_a_fit_saw_mini_batches(writer: PromptedPolicy) -> 
 
 def test_other_posteriors_are_refused(posterior: Posterior) -> None:
     with pytest.raises(LanguageModelError, match="num_samples=0"):
-        write_samples(jax.random.key(0), posterior, 0)
-    with pytest.raises(LanguageModelError, match="kl_of got num_samples=1; use a whole number of at least 2"):
-        kl_of(jax.random.key(0), posterior, 1)
+        sample_texts(jax.random.key(0), posterior, 0)
+    with pytest.raises(LanguageModelError, match="estimate_kl got num_samples=1; use a whole number of at least 2"):
+        estimate_kl(jax.random.key(0), posterior, 1)
 
     def bandit() -> None:
         arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
         bayesrl.reward("payoff", 1.0 * arm)
 
     other = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=1, progress=False)
-    for ask in (text_sections, lambda one: write_samples(jax.random.key(0), one, 2)):
+    for ask in (text_sections, lambda one: sample_texts(jax.random.key(0), one, 2)):
         with pytest.raises(LanguageModelError, match="the posterior is of no language model"):
             ask(other)
     with pytest.raises(PolicyError, match="loaded without its policy"):

@@ -111,9 +111,9 @@ def test_paragraphs_are_prose_or_code() -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[lm.GPT2, str]:
-    tokenizer = lm.bytes_level()
+    tokenizer = lm.byte_tokenizer()
     config = lm.GPT2Config(vocab_size=tokenizer.vocab_size, max_length=96, width=8, depth=1, heads=2)
-    model, folder = lm.GPT2.random(jax.random.key(0), config), tmp_path_factory.mktemp("checkpoint") / "model"
+    model, folder = lm.GPT2.init(jax.random.key(0), config), tmp_path_factory.mktemp("checkpoint") / "model"
     lm.save_pretrained(folder, model, tokenizer)
     return model, str(folder)
 

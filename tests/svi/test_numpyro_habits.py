@@ -294,9 +294,9 @@ def test_optimisers_that_cannot_be_used(optimizer: Any, words: str) -> None:
 def test_a_language_model_without_a_guide() -> None:
     from bayesrl import lm
 
-    tokenizer = lm.characters("ab ")
+    tokenizer = lm.char_tokenizer("ab ")
     config = lm.GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=8, depth=1, heads=2)
-    model = lm.Pretrained(lm.GPT2.random(KEY, config), tokenizer)
-    policy = lm.policy(model, ["a "], reward=lambda text: 1.0 * text.count("a"), max_new_tokens=4, end=False)
+    model = lm.Pretrained(lm.GPT2.init(KEY, config), tokenizer)
+    policy = lm.policy(model, ["a "], reward=lambda text: 1.0 * text.count("a"), max_new_tokens=4, stop_at_eos=False)
     with pytest.raises(BayesRLError, match=r"bayesrl.lm.LoRA\(rank=8\)"):
         fit(policy)

@@ -32,8 +32,8 @@ IGNORED: Mapping[str, tuple[Any, ...]] = {
 _log = logging.getLogger(__name__)
 
 
-class Settings(NamedTuple):
-    """How a policy draws, by the names of `Sentences`."""
+class SamplingSettings(NamedTuple):
+    """How a policy draws, by the names of `CausalLMDistribution`."""
 
     num_steps: int
     temperature: float
@@ -42,9 +42,9 @@ class Settings(NamedTuple):
     min_p: float
 
 
-def settled(
+def sampling_settings(
     told: Mapping[str, Any], width: int, *, max_new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any
-) -> Settings:
+) -> SamplingSettings:
     """Give the options of sampling: those that were given, else those that the file says, else none.
 
     Where the file says that nothing is drawn (`do_sample` is false), its temperature and truncation say nothing.
@@ -91,7 +91,7 @@ def settled(
             GENERATION,
             ", ".join(strange),
         )
-    return Settings(int(max_new_tokens), float(temperature), int(top_k) or None, float(top_p), float(min_p))
+    return SamplingSettings(int(max_new_tokens), float(temperature), int(top_k) or None, float(top_p), float(min_p))
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`kept`: small models that are trained once and kept in the user's cache folder."""
+"""`cached_model`: small models that are trained once and kept in the user's cache folder."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ from bayesrl.cache import cache_folder
 from bayesrl.compilation.status import activity
 from bayesrl.errors import LanguageModelError
 from bayesrl.files.plain import file_name
-from bayesrl.lm.checkpoints.checkpoints import Pretrained, load_pretrained, save_pretrained
+from bayesrl.lm.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
 
 
 @checked(LanguageModelError)
-def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained]) -> Pretrained:
+def cached_model(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained]) -> Pretrained:
     """Give a model that was trained before from the same things, or train it now and keep it.
 
     Args:
@@ -31,11 +31,12 @@ def kept(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained])
 
     Example:
         >>> import jax
-        >>> from bayesrl.lm import GPT2, GPT2Config, Pretrained, characters, kept
-        >>> tokenizer = characters("ab")
+        >>> from bayesrl.lm import GPT2, GPT2Config, Pretrained, char_tokenizer
+        >>> from bayesrl.lm.small_models import cached_model
+        >>> tokenizer = char_tokenizer("ab")
         >>> config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=4, depth=1, heads=1)
-        >>> make = lambda: Pretrained(GPT2.random(jax.random.key(0), config), tokenizer)
-        >>> first, again = kept("tiny", {"seed": 0}, make), kept("tiny", {"seed": 0}, make)
+        >>> make = lambda: Pretrained(GPT2.init(jax.random.key(0), config), tokenizer)
+        >>> first, again = cached_model("tiny", {"seed": 0}, make), cached_model("tiny", {"seed": 0}, make)
         >>> first.folder == again.folder
         True
     """

@@ -17,7 +17,7 @@ METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 _log = logging.getLogger(__name__)
 
 
-def check_method(config: Mapping[str, Any]) -> None:
+def check_quantization(config: Mapping[str, Any]) -> None:
     """Refuse quantised weights other than float8 with scales.
 
     Raises:
@@ -36,7 +36,7 @@ def check_method(config: Mapping[str, Any]) -> None:
         )
 
 
-def dequantised(arrays: Iterator[tuple[str, Any]], config: Mapping[str, Any], origin: Any) -> Iterator[tuple[str, Any]]:
+def dequantize(arrays: Iterator[tuple[str, Any]], config: Mapping[str, Any], origin: Any) -> Iterator[tuple[str, Any]]:
     """Multiply float8 weights by their scales, in float32; other arrays pass as they are.
 
         W = Q·s,   with one scale for all, for each row, or for each block of `weight_block_size`

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenization.files import read_json
+from bayesrl.lm.tokenization.files import read_json_object
 from bayesrl.run_folder import write_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -22,7 +22,7 @@ FLOAT8 = {"F8_E4M3": jnp.dtype(jnp.float8_e4m3fn), "F8_E5M2": jnp.dtype(jnp.floa
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def arrays_of(*paths: Path) -> Iterator[tuple[str, Any]]:
+def read_arrays(*paths: Path) -> Iterator[tuple[str, Any]]:
     """Read the arrays of files, one after another.
 
     Raises:
@@ -82,7 +82,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    index = read_json(folder / INDEX)
+    index = read_json_object(folder / INDEX)
     if index is not None:
         places = index.get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -91,13 +91,13 @@ def weight_files(folder: Path) -> list[Path]:
         files = [folder / Path(name).name for name in sorted(set(places.values()))]
         lost = [path.name for path in files if not path.is_file()]
         if lost:
-            raise LanguageModelError(f"{folder} has no {some(lost)}, which {INDEX} names; copy them there")
+            raise LanguageModelError(f"{folder} has no {abbreviate(lost)}, which {INDEX} names; copy them there")
         return files
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise LanguageModelError(
-            f"{folder} holds only pickled weights ({some(pickled)}), which could run any code when read; load the "
-            "model in transformers and write it anew with model.save_pretrained(folder, safe_serialization=True)"
+            f"{folder} holds only pickled weights ({abbreviate(pickled)}), which could run any code when read; load "
+            "the model in transformers and write it anew with model.save_pretrained(folder, safe_serialization=True)"
         )
     raise LanguageModelError(
         f"{folder} has no {WEIGHTS} and no {INDEX}; pass the folder of a saved model (where the hub has only pickled "
@@ -132,7 +132,7 @@ def save_weights(
     if not alone:
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         total = sum(array.nbytes for array in arrays.values())
-        write_file(folder / INDEX, as_json({"metadata": {"total_size": total}, "weight_map": places}))
+        write_file(folder / INDEX, to_json_bytes({"metadata": {"total_size": total}, "weight_map": places}))
         before |= {WEIGHTS}
     for name in before - set(names) | ({INDEX} if alone and whole == WEIGHTS else set()):
         if (folder / name).is_file() and not (folder / name).is_symlink():
@@ -142,18 +142,18 @@ def save_weights(
 def _indexed(folder: Path) -> set[str]:
     """Name the parts of a model that the index of a folder tells of, as this library and transformers name them."""
     try:
-        places = (read_json(folder / INDEX) or {}).get("weight_map")
+        places = (read_json_object(folder / INDEX) or {}).get("weight_map")
     except LanguageModelError:
         return set()
     told = places.values() if isinstance(places, dict) else ()
     return {name for name in told if isinstance(name, str) and PART.fullmatch(name)}
 
 
-def as_json(told: Mapping[str, Any]) -> bytes:
+def to_json_bytes(told: Mapping[str, Any]) -> bytes:
     """Write what JSON can hold, as transformers lays it out."""
     return (json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def some(names: list[str]) -> str:
+def abbreviate(names: list[str]) -> str:
     """Name the first of several, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

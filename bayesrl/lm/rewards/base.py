@@ -11,7 +11,7 @@ from jax import Array
 
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.completions import Completions
+from bayesrl.lm.prompts import Completions
 from bayesrl.values import is_real
 
 
@@ -65,8 +65,8 @@ class WeightedSum(Reward):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from bayesrl.lm.rewards import length, on_tokens
-        >>> score = on_tokens(lambda tokens, real: 1.0 * tokens[0]) - 0.5 * length()
+        >>> from bayesrl.lm.rewards import length, token_reward
+        >>> score = token_reward(lambda tokens, mask: 1.0 * tokens[0]) - 0.5 * length()
         >>> [weight for weight, _ in score.parts]
         [1.0, -0.5]
     """
@@ -80,7 +80,7 @@ class WeightedSum(Reward):
                 raise LanguageModelError(f"a reward was weighted by {weight!r}; use a finite number")
             if not isinstance(part, Reward):
                 raise LanguageModelError(
-                    f"a reward was added to {part!r}; make it a reward first: rewards.on_text(fn) or on_tokens(fn)"
+                    f"a reward was added to {part!r}; make it one by rewards.text_reward(fn) or token_reward(fn)"
                 )
             inner = part.parts if isinstance(part, WeightedSum) else ((1.0, part),)
             flat += [(float(weight) * own, reward) for own, reward in inner]
@@ -107,7 +107,7 @@ class WeightedSum(Reward):
 @checked(LanguageModelError)
 @dataclass(frozen=True)
 class TokenReward(Reward):
-    """A JAX function of the tokens of one completion; see `on_tokens`."""
+    """A JAX function of the tokens of one completion; see `token_reward`."""
 
     fn: Callable[[Array, Array], Array]
 
@@ -120,15 +120,15 @@ class TokenReward(Reward):
         """Give the function's value for each completion, [...]."""
         shape = completions.index.shape
         tokens = completions.tokens.reshape(-1, completions.tokens.shape[-1])
-        real = completions.real.reshape(tokens.shape)
+        mask = completions.mask.reshape(tokens.shape)
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
         try:
-            value = jnp.asarray(jax.vmap(self.fn)(tokens, real))
+            value = jnp.asarray(jax.vmap(self.fn)(tokens, mask))
         except Exception as error:
             told = (str(error) or type(error).__name__).splitlines()[0]
             raise LanguageModelError(
-                f"reward {name!r} could not be run on tokens: {told}; it gets (tokens, real), "
-                "both [T], as JAX arrays; a function of the text is rewards.on_text(fn)"
+                f"reward {name!r} could not be run on tokens: {told}; it gets (tokens, mask), "
+                "both [T], as JAX arrays; a function of the text is rewards.text_reward(fn)"
             ) from error
         if value.shape != tokens.shape[:1]:
             raise LanguageModelError(
@@ -138,11 +138,11 @@ class TokenReward(Reward):
 
 
 @checked(LanguageModelError)
-def on_tokens(fn: Callable[[Any, Any], Any]) -> TokenReward:
+def token_reward(fn: Callable[[Any, Any], Any]) -> TokenReward:
     """Make a reward of a JAX function of the tokens: generating, scoring and updating are then one compiled step.
 
     Args:
-        fn: from (tokens, real), both [T], to one number; `real` tells which tokens count: those up to and including
+        fn: from (tokens, mask), both [T], to one number; `mask` tells which tokens count: those up to and including
             the end of the text.
 
     Raises:
@@ -150,10 +150,10 @@ def on_tokens(fn: Callable[[Any, Any], Any]) -> TokenReward:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> zeros = on_tokens(lambda tokens, real: jnp.sum((tokens == 0) & real))
+        >>> zeros = token_reward(lambda tokens, mask: jnp.sum((tokens == 0) & mask))
     """
     if not callable(fn):
-        raise LanguageModelError(f"on_tokens got {fn!r}; pass a function of (tokens, real)")
+        raise LanguageModelError(f"token_reward got {fn!r}; pass a function of (tokens, mask)")
     return TokenReward(fn)
 
 
@@ -168,7 +168,7 @@ class Length(Reward):
 
     def __call__(self, completions: Completions) -> Array:
         """Count, [...]."""
-        return completions.real.sum(-1).astype(jnp.float32)
+        return completions.mask.sum(-1).astype(jnp.float32)
 
 
 def length() -> Length:

@@ -13,12 +13,12 @@ from jax import Array, lax
 from bayesrl.arguments import checked
 from bayesrl.compilation.callbacks import host_call
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.checkpoints import Pretrained, check_vocabulary
-from bayesrl.lm.completions import Completions
+from bayesrl.lm.checkpoints.pretrained import Pretrained, check_vocabulary
+from bayesrl.lm.prompts import Completions
 from bayesrl.lm.rewards.base import Reward
-from bayesrl.lm.rewards.text import TextReward, check_tokenizer, decoded, make_text_reward
+from bayesrl.lm.rewards.text import TextReward, decode_completions, make_text_reward, require_tokenizer
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
-from bayesrl.lm.transformers import BertClassifier
+from bayesrl.lm.transformers.bert import BertClassifier
 from bayesrl.lm.transformers.bert_config import REGRESSION, SEVERAL_LABELS
 from bayesrl.values import is_count
 
@@ -46,18 +46,18 @@ class ClassifierReward(Reward):
 
     def __call__(self, completions: Completions) -> Array:
         """Give the score of the label for each completion, [...]."""
-        theirs = check_tokenizer(completions.examples, "classifier")
+        theirs = require_tokenizer(completions.examples, "classifier")
         shape = completions.index.shape
         if theirs.digest == self.tokenizer.digest:
-            tokens, real = self._own_tokens(completions)
-            scores = _scores(self.model, tokens.reshape(-1, tokens.shape[-1]), real.reshape(-1, real.shape[-1]))
+            tokens, mask = self._own_tokens(completions)
+            scores = _scores(self.model, tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]))
         else:
-            given = (completions.index, completions.tokens, completions.real)
+            given = (completions.index, completions.tokens, completions.mask)
             width = self.model.config.max_length
             out = (jax.ShapeDtypeStruct((*shape, width), jnp.int32), jax.ShapeDtypeStruct((*shape, width), jnp.bool_))
-            tokens, real = host_call(lambda *arrays: self._recoded(completions, *arrays), out, *given)
+            tokens, mask = host_call(lambda *arrays: self._recoded(completions, *arrays), out, *given)
             arrays, rest = eqx.partition(self.model, eqx.is_array)
-            scores = _at_few_lengths(rest)(arrays, tokens.reshape(-1, width), real.reshape(-1, width))
+            scores = _at_few_lengths(rest)(arrays, tokens.reshape(-1, width), mask.reshape(-1, width))
         return self._scaled(scores).reshape(shape)
 
     def _scaled(self, logits: Array) -> Array:
@@ -74,17 +74,17 @@ class ClassifierReward(Reward):
 
     def _own_tokens(self, completions: Completions) -> tuple[Array, Array]:
         """Give the tokens as they were written, without special ones, between those that the classifier wants."""
-        tokens, real = completions.tokens, completions.real
+        tokens, mask = completions.tokens, completions.mask
         if self.with_prompt:
             tokens = jnp.concatenate([completions.prompt, tokens], -1)
-            real = jnp.concatenate([completions.prompt_real, real], -1)
+            mask = jnp.concatenate([completions.prompt_mask, mask], -1)
         if self._special.size:
-            real = real & ~jnp.isin(tokens, self._special)
-        before, after = self.tokenizer.around
-        count = real.sum(-1, keepdims=True)
+            mask = mask & ~jnp.isin(tokens, self._special)
+        before, after = self.tokenizer.special_affixes
+        count = mask.sum(-1, keepdims=True)
         room = self.model.config.max_length - len(before) - len(after)
         skipped = jnp.maximum(count - room, 0) if self.with_prompt else jnp.zeros_like(count)
-        order = jnp.argsort(~real, axis=-1, stable=True)
+        order = jnp.argsort(~mask, axis=-1, stable=True)
         places = jnp.arange(min(room, tokens.shape[-1]))
         chosen = jnp.minimum(places + skipped, tokens.shape[-1] - 1)
         kept = jnp.take_along_axis(jnp.take_along_axis(tokens, order, -1), chosen, -1)
@@ -102,14 +102,14 @@ class ClassifierReward(Reward):
         return whole[..., :longest], ((place < len(after)) | least)[..., :longest]
 
     def _recoded(
-        self, completions: Completions, index: np.ndarray, tokens: np.ndarray, real: np.ndarray
+        self, completions: Completions, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Give the text in the classifier's tokens, padded on the right to the most that it can read."""
         examples, width = completions.examples, self.model.config.max_length
-        texts = decoded(examples, tokens, real)
+        texts = decode_completions(examples, tokens, mask)
         if self.with_prompt:
             texts = [examples[at]["prompt"] + text for at, text in zip(index.reshape(-1), texts, strict=True)]
-        before, after = self.tokenizer.around
+        before, after = self.tokenizer.special_affixes
         room = width - len(before) - len(after)
         whole = np.full((len(texts), width), self._pad, np.int32)
         fine = np.zeros((len(texts), width), bool)
@@ -154,11 +154,11 @@ def classifier(
 
     Example:
         >>> import jax, tempfile
-        >>> from bayesrl.lm import BertClassifier, BertConfig, characters, load_pretrained, save_pretrained
+        >>> from bayesrl.lm import BertClassifier, BertConfig, char_tokenizer, load_pretrained, save_pretrained
         >>> config = BertConfig(vocab_size=6, max_length=8, width=4, depth=1, heads=2, inner=8, labels=("bad", "good"))
-        >>> model = BertClassifier.random(jax.random.key(0), config)
+        >>> model = BertClassifier.init(jax.random.key(0), config)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_pretrained(folder, model, characters("abc"))
+        ...     save_pretrained(folder, model, char_tokenizer("abc"))
         ...     good = classifier(load_pretrained(folder), "good")
         >>> good.label
         1
@@ -194,46 +194,46 @@ def _place(label: Any, labels: tuple[Any, ...]) -> int:
 # ---- running the model ----------------------------------------------------------------------
 
 
-def _scores(model: BertClassifier, tokens: Array, real: Array) -> Array:
+def _scores(model: BertClassifier, tokens: Array, mask: Array) -> Array:
     """Give logits [n, labels] of texts [n, length]."""
     arrays, rest = eqx.partition(model, eqx.is_array)
     frozen = eqx.combine(lax.stop_gradient(arrays), rest)
-    return jax.vmap(frozen)(tokens, real)
+    return jax.vmap(frozen)(tokens, mask)
 
 
 def _at_few_lengths(rest: Any) -> Any:
-    """Make a function from (arrays of the model, tokens [n, longest], real) to logits [n, labels].
+    """Make a function from (arrays of the model, tokens [n, longest], mask) to logits [n, labels].
 
     It runs at the least of few lengths that holds every text. Under vmap the batch's texts are taken together, since
     a choice that differs within a batch would run every alternative.
     """
 
     @jax.custom_batching.custom_vmap
-    def scores(arrays: Any, tokens: Array, real: Array) -> Array:
+    def scores(arrays: Any, tokens: Array, mask: Array) -> Array:
         model = eqx.combine(arrays, rest)
         lengths = _lengths(tokens.shape[-1])
-        longest = jnp.max(jnp.where(real, jnp.arange(1, tokens.shape[-1] + 1), 0))
+        longest = jnp.max(jnp.where(mask, jnp.arange(1, tokens.shape[-1] + 1), 0))
         which = jnp.searchsorted(jnp.asarray(lengths), longest)
 
         def cut(length: int) -> Any:
-            return lambda: _scores(model, tokens[:, :length], real[:, :length])
+            return lambda: _scores(model, tokens[:, :length], mask[:, :length])
 
         return lax.switch(which, [cut(length) for length in lengths])
 
     @scores.def_vmap
-    def _(size: int, batched: Any, arrays: Any, tokens: Array, real: Array) -> tuple[Array, bool]:
+    def _(size: int, batched: Any, arrays: Any, tokens: Array, mask: Array) -> tuple[Array, bool]:
         if any(jax.tree.leaves(batched[0])):  # several classifiers at once: there is no common text
             return lax.map(
                 lambda one: scores(
                     jax.tree.map(lambda leaf, own: leaf[one] if own else leaf, arrays, batched[0]),
                     tokens[one] if batched[1] else tokens,
-                    real[one] if batched[2] else real,
+                    mask[one] if batched[2] else mask,
                 ),
                 jnp.arange(size),
             ), True
         tokens = tokens if batched[1] else jnp.broadcast_to(tokens, (size, *tokens.shape))
-        real = real if batched[2] else jnp.broadcast_to(real, (size, *real.shape))
-        flat = scores(arrays, tokens.reshape(-1, tokens.shape[-1]), real.reshape(-1, real.shape[-1]))
+        mask = mask if batched[2] else jnp.broadcast_to(mask, (size, *mask.shape))
+        flat = scores(arrays, tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]))
         return flat.reshape(size, -1, flat.shape[-1]), True
 
     return scores

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Int
 from bayesrl.arguments import Positive, checked, integer_range
 from bayesrl.compilation.callbacks import host_call
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.completions import Completions, Examples
+from bayesrl.lm.prompts import Completions, Examples
 from bayesrl.lm.rewards.base import Reward
-from bayesrl.lm.rewards.worker_pool import Failure, Workers
+from bayesrl.lm.rewards.worker_pool import Failure, WorkerPool
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SHOWN = 80
@@ -33,7 +33,7 @@ type _Workers = Annotated[int, integer_range(0, 1000)]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TextReward(Reward):
-    """A Python function of the text of one completion; see `on_text`."""
+    """A Python function of the text of one completion; see `text_reward`."""
 
     fn: Callable[..., Any]
     name: str
@@ -46,7 +46,7 @@ class TextReward(Reward):
 
     def __post_init__(self) -> None:
         count = max(self.num_workers, 0 if self.time_limit is None else 1)
-        workers = Workers(self.fn, self.name, count, self.time_limit) if count else None
+        workers = WorkerPool(self.fn, self.name, count, self.time_limit) if count else None
         object.__setattr__(self, "_workers", workers)
         object.__setattr__(self, "_failures", [0])
 
@@ -54,25 +54,25 @@ class TextReward(Reward):
         """Give the function's value for each completion, [...].
 
         Raises:
-            LanguageModelError: inside of `host_errors`; see `on_text`.
+            LanguageModelError: inside of `host_errors`; see `text_reward`.
         """
         examples = completions.examples
-        check_tokenizer(examples, self.name)
+        require_tokenizer(examples, self.name)
 
-        def scores(index: np.ndarray, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
-            return self.on_host(examples, index, tokens, real)
+        def scores(index: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+            return self.on_host(examples, index, tokens, mask)
 
         shape = jax.ShapeDtypeStruct(completions.index.shape, jnp.float32)
-        return host_call(scores, shape, completions.index, completions.tokens, completions.real)
+        return host_call(scores, shape, completions.index, completions.tokens, completions.mask)
 
     @property
     def separate(self) -> bool:
         """It is, unless the function sees many texts at once; see `Reward.separate`."""
         return not self.batched
 
-    def on_host(self, examples: Examples, index: np.ndarray, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
+    def on_host(self, examples: Examples, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Score completions [..., T] of the prompts with these numbers, [...], on the host; errors as of `scores`."""
-        texts = decoded(examples, tokens, real, special=self.special)
+        texts = decode_completions(examples, tokens, mask, special=self.special)
         return self.scores(index.reshape(-1), texts, examples).reshape(index.shape)
 
     def scores(self, index: Any, texts: Sequence[str], examples: Sequence[Any]) -> np.ndarray:
@@ -87,7 +87,7 @@ class TextReward(Reward):
             [texts], float32; what is the same is scored once.
 
         Raises:
-            LanguageModelError: see `on_text`.
+            LanguageModelError: see `text_reward`.
         """
         pairs = [(int(at) if self.wants_example else 0, text) for at, text in zip(index, texts, strict=True)]
         unique = list(dict.fromkeys(pairs))
@@ -112,7 +112,7 @@ class TextReward(Reward):
 
     def _answers(self, parts: list[list[tuple[int, str]]], examples: Sequence[Any]) -> list[Any]:
         calls = [self._arguments(part, examples) for part in parts]
-        workers: Workers | None = self._workers  # type: ignore[attr-defined]
+        workers: WorkerPool | None = self._workers  # type: ignore[attr-defined]
         if workers is None:
             return [self._called(call, part) for call, part in zip(calls, parts, strict=True)]
         answers = workers.run(calls, keep_going=self.on_error != "stop")
@@ -188,7 +188,7 @@ class TextReward(Reward):
 
 
 @checked(LanguageModelError)
-def on_text(
+def text_reward(
     fn: Callable[..., Any],
     *,
     num_workers: _Workers = 0,
@@ -222,13 +222,13 @@ def on_text(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from bayesrl.lm.completions import Completions, prompts
-        >>> from bayesrl.lm.tokenization.alphabets import characters
-        >>> asked = prompts([{"prompt": "1+1=", "answer": "2"}], characters("12+="))
-        >>> right = on_text(lambda text, example: text == example["answer"])
+        >>> from bayesrl.lm.prompts import Completions, encode_prompts
+        >>> from bayesrl.lm.tokenization.simple_tokenizers import char_tokenizer
+        >>> asked = encode_prompts([{"prompt": "1+1=", "answer": "2"}], char_tokenizer("12+="))
+        >>> right = text_reward(lambda text, example: text == example["answer"])
         >>> two = jnp.asarray(asked.examples.tokenizer.encode(["2"]))
         >>> index = jnp.array([0])
-        >>> right(Completions(index, asked.tokens, asked.real, two, two > 0, asked.examples)).tolist()
+        >>> right(Completions(index, asked.tokens, asked.mask, two, two > 0, asked.examples)).tolist()
         [1.0]
     """
     return make_text_reward(
@@ -253,7 +253,7 @@ def make_text_reward(
     batched: bool = False,
     special: bool = False,
 ) -> TextReward:
-    """Do as `on_text` does, under another name than that of the function."""
+    """Do as `text_reward` does, under another name than that of the function."""
     name = _name_of(fn) if name is None else name
     return TextReward(
         fn=fn,
@@ -281,36 +281,38 @@ def as_reward(reward: Any) -> Reward:
     if isinstance(reward, Reward):
         return reward
     if callable(reward):
-        return on_text(reward)
+        return text_reward(reward)
     raise LanguageModelError(
-        f"reward={reward!r:.{_SHOWN}} is no reward; pass a function of the text, or rewards.on_tokens(fn)"
+        f"reward={reward!r:.{_SHOWN}} is no reward; pass a function of the text, or rewards.token_reward(fn)"
     )
 
 
 @checked(LanguageModelError)
-def decoded(
+def decode_completions(
     examples: Examples,
     tokens: Int[np.ndarray | Array, "*texts T"],
-    real: Bool[np.ndarray | Array, "*texts T"],
+    mask: Bool[np.ndarray | Array, "*texts T"],
     *,
     special: bool = False,
 ) -> list[str]:
-    """Decode completions [..., T] of which only what is real counts, in order; special tokens are left out or not.
+    """Decode completions [..., T] , those that the mask counts, in order; special tokens are left out or not.
 
     Raises:
         LanguageModelError: the prompts were given as tokens, so there is no tokenizer; the arrays have other shapes.
     """
-    tokens, real = np.asarray(tokens), np.asarray(real)
-    if tokens.shape != real.shape:
-        raise LanguageModelError(f"decoded got tokens {tokens.shape} and real {real.shape}; tell of each token")
+    tokens, mask = np.asarray(tokens), np.asarray(mask)
+    if tokens.shape != mask.shape:
+        raise LanguageModelError(
+            f"decode_completions got tokens {tokens.shape} and mask {mask.shape}; pass one mask for each token"
+        )
     width = tokens.shape[-1]
-    rows = zip(tokens.reshape(-1, width), real.reshape(-1, width), strict=True)
-    tokenizer = check_tokenizer(examples, "on text")
+    rows = zip(tokens.reshape(-1, width), mask.reshape(-1, width), strict=True)
+    tokenizer = require_tokenizer(examples, "on text")
     decode: list[str] = tokenizer.decode([row[kept] for row, kept in rows], skip_special=not special, continues=True)
     return decode
 
 
-def check_tokenizer(examples: Examples, name: str) -> Any:
+def require_tokenizer(examples: Examples, name: str) -> Any:
     """Give the tokenizer that decodes completions.
 
     Raises:
@@ -319,7 +321,7 @@ def check_tokenizer(examples: Examples, name: str) -> Any:
     if examples.tokenizer is None:
         raise LanguageModelError(
             f"reward {name!r} reads text, and the prompts were given as tokens; pass a tokenizer and texts, or use "
-            "rewards.on_tokens(fn)"
+            "rewards.token_reward(fn)"
         )
     return examples.tokenizer
 

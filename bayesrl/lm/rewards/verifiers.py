@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bayesrl.arguments import NonNegative, Positive, checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.completions import Example
+from bayesrl.lm.prompts import Example
 from bayesrl.lm.rewards.text import TextReward, make_text_reward
 from bayesrl.values import is_real
 
@@ -41,7 +41,7 @@ class _Contains:
 
 
 @dataclass(frozen=True)
-class _Matches:
+class _RegexMatch:
     pattern: re.Pattern[str]
     full: bool
 
@@ -104,7 +104,9 @@ def contains(field: str = "answer", *, ignore_case: bool = False) -> TextReward:
 
 
 @checked(LanguageModelError)
-def matches(pattern: str | re.Pattern[str], *, full: bool = False, time_limit: Positive | None = None) -> TextReward:
+def regex_match(
+    pattern: str | re.Pattern[str], *, full: bool = False, time_limit: Positive | None = None
+) -> TextReward:
     """Make a reward of 1 where a regular expression is found in the text, else 0.
 
     Args:
@@ -117,18 +119,18 @@ def matches(pattern: str | re.Pattern[str], *, full: bool = False, time_limit: P
         LanguageModelError: it is no regular expression. On use: it took too long.
 
     Example:
-        >>> matches("[0-9]+", full=True).scores([0, 0], ["12", "12a"], [{"prompt": ""}]).tolist()
+        >>> regex_match("[0-9]+", full=True).scores([0, 0], ["12", "12a"], [{"prompt": ""}]).tolist()
         [1.0, 0.0]
     """
     try:
         compiled = re.compile(pattern)
     except (re.error, TypeError) as error:
         raise LanguageModelError(
-            f"matches got {pattern!r}, which is no regular expression: {error}; mend it"
+            f"regex_match got {pattern!r}, which is no regular expression: {error}; mend it"
         ) from error
     if not isinstance(compiled.pattern, str):
-        raise LanguageModelError(f"matches got {pattern!r}, which matches bytes; pass one that matches texts")
-    return make_text_reward(_Matches(compiled, full), name="matches", time_limit=time_limit)
+        raise LanguageModelError(f"regex_match got {pattern!r}, which matches bytes; pass one that matches texts")
+    return make_text_reward(_RegexMatch(compiled, full), name="regex_match", time_limit=time_limit)
 
 
 @checked(LanguageModelError)

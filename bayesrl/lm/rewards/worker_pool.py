@@ -1,4 +1,4 @@
-"""`Workers`: processes that call a function, and are killed where it takes too long."""
+"""`WorkerPool`: processes that call a function, and are killed where it takes too long."""
 
 import atexit
 import contextlib
@@ -53,7 +53,7 @@ class _Worker:
     since: float = 0.0
 
 
-class Workers:
+class WorkerPool:
     """Processes that call one function with many arguments; started when needed, fresh ones after a `close`.
 
     They are spawned, not forked: threads of JAX would not survive a fork.
@@ -69,7 +69,7 @@ class Workers:
         LanguageModelError: the function cannot be sent to another process.
 
     Example:
-        >>> workers = Workers(len, "len", 1, None)
+        >>> workers = WorkerPool(len, "len", 1, None)
         >>> workers.run([("four",), ("",)])
         [4, 0]
         >>> workers.close()
@@ -251,7 +251,7 @@ def _raised(told: tuple[str, str, str]) -> Failure:
     return Failure(f"raised {name}: {said}" if said else f"raised {name}", name, said, traceback)
 
 
-_open: weakref.WeakSet[Workers] = weakref.WeakSet()
+_open: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 """Whose processes run. At exit they are killed before multiprocessing asks them to end and waits."""
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenization.files import text_of
+from bayesrl.lm.tokenization.files import token_text
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 
 MESSAGES = "messages"
@@ -25,7 +25,7 @@ def is_conversation(value: Any) -> bool:
     )
 
 
-def asked(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+def render_prompt(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any] | None:
     """Give a record whose prompt is a conversation with its text under `prompt`; None where it is none.
 
     Under `prompt`, a last message of the assistant is what the model goes on with; under `messages` it is the answer,
@@ -44,20 +44,20 @@ def asked(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, A
             told, answer = told[:-1], told[-1]
     if tokenizer is None:
         raise LanguageModelError("a prompt is a conversation, and the model has no tokenizer with a chat template")
-    made = {**record, "prompt": rendered(tokenizer, told, record), MESSAGES: list(told)}
+    made = {**record, "prompt": render_conversation(tokenizer, told, record), MESSAGES: list(told)}
     if answer is not None and "answer" not in made:
         made["answer"] = [answer]
     return made
 
 
-def answered(record: Mapping[str, Any], answer: Any, tokenizer: Tokenizer) -> str:
+def render_answer(record: Mapping[str, Any], answer: Any, tokenizer: Tokenizer) -> str:
     """Give the text of an answer to a conversation, with what the template puts behind it.
 
     Raises:
         LanguageModelError: the template writes the conversation otherwise where an answer follows.
     """
     before = record["prompt"]
-    whole = rendered(tokenizer, [*record[MESSAGES], *answer], record, answered=True)
+    whole = render_conversation(tokenizer, [*record[MESSAGES], *answer], record, answered=True)
     if not whole.startswith(before):
         raise LanguageModelError(
             f"the chat template writes a conversation otherwise once it is answered: {whole[:60]!r} does not begin "
@@ -66,7 +66,7 @@ def answered(record: Mapping[str, Any], answer: Any, tokenizer: Tokenizer) -> st
     return whole[len(before) :]
 
 
-def rendered(
+def render_conversation(
     tokenizer: Tokenizer, messages: Sequence[Any], record: Mapping[str, Any] | None = None, *, answered: bool = False
 ) -> str:
     """Give the text of a conversation, up to where the assistant is to write.
@@ -85,7 +85,9 @@ def rendered(
     record = record or {}
     template = _chosen(tokenizer.config.get("chat_template"), bool(record.get("tools")))
     names = [*tokenizer.special_map.items(), *tokenizer.config.items()]
-    tokens = {key: text_of(value) for key, value in names if key.endswith("_token") and text_of(value) is not None}
+    tokens = {
+        key: token_text(value) for key, value in names if key.endswith("_token") and token_text(value) is not None
+    }
     tokens |= {f"{name}_token": tokenizer.core.id_to_token(index) for name, index in tokenizer.special.items()}
     # A key without a value would be written as "None" by templates that only ask whether it is there.
     messages = [{key: value for key, value in message.items() if value is not None} for message in messages]

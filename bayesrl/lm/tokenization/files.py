@@ -15,13 +15,13 @@ TEMPLATE, OLD_TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "chat_template.j
 GENERATION, CONFIG = "generation_config.json", "config.json"
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json_object(path: Path) -> dict[str, Any] | None:
     """Read a JSON object, or give None where there is no such file.
 
     Raises:
         LanguageModelError: it cannot be read, or is something else.
     """
-    content = content_of(path, schemas.MOST_BYTES)
+    content = read_content(path, schemas.MOST_BYTES)
     if content is None:
         return None
     try:
@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return told
 
 
-def content_of(path: Path, most: int | None = None) -> bytes | None:
+def read_content(path: Path, most: int | None = None) -> bytes | None:
     """Read a plain file, or give None where there is none; folders of checkpoints may be laid out of links.
 
     Raises:
@@ -45,7 +45,7 @@ def content_of(path: Path, most: int | None = None) -> bytes | None:
         raise LanguageModelError(str(error)) from error
 
 
-def template_of(path: Path, otherwise: Any) -> Any:
+def read_chat_template(path: Path, otherwise: Any) -> Any:
     """Read the chat template of a folder: a text, or a list of several by name; None where there is none.
 
     What has a file of its own comes before what tokenizer_config.json tells.
@@ -61,13 +61,15 @@ def template_of(path: Path, otherwise: Any) -> Any:
     if (path / TEMPLATE).is_file():
         found = {"default": path / TEMPLATE, **found}
     try:
-        told = {name: (content_of(file) or b"").decode() for name, file in found.items()}
+        told = {name: (read_content(file) or b"").decode() for name, file in found.items()}
     except ValueError as error:
         raise LanguageModelError(
             f"cannot read a chat template of {path}: {error}; it is damaged: copy it anew"
         ) from error
     if "default" not in told:
-        plain = otherwise if otherwise is not None else (read_json(path / OLD_TEMPLATE) or {}).get("chat_template")
+        plain = (
+            otherwise if otherwise is not None else (read_json_object(path / OLD_TEMPLATE) or {}).get("chat_template")
+        )
         if not told or isinstance(plain, list):
             return plain
         told |= {"default": plain} if isinstance(plain, str) else {}
@@ -76,7 +78,7 @@ def template_of(path: Path, otherwise: Any) -> Any:
     return [{"name": name, "template": template} for name, template in told.items()]
 
 
-def with_added(core: Any, told: Mapping[str, Any], path: Path) -> Any:
+def add_tokens(core: Any, told: Mapping[str, Any], path: Path) -> Any:
     """Add the tokens that tokenizer_config.json has beyond those of tokenizer.json, as transformers does.
 
     Folders of earlier versions list them in added_tokens.json instead.
@@ -88,7 +90,7 @@ def with_added(core: Any, told: Mapping[str, Any], path: Path) -> Any:
     file = path / TOKENIZER_CONFIG
     if listed is None:
         file = path / ADDED
-        listed = {str(index): {"content": content} for content, index in (read_json(file) or {}).items()}
+        listed = {str(index): {"content": content} for content, index in (read_json_object(file) or {}).items()}
     if not (
         isinstance(listed, dict)
         and all(isinstance(token, dict) and isinstance(token.get("content"), str) for token in listed.values())
@@ -101,7 +103,7 @@ def with_added(core: Any, told: Mapping[str, Any], path: Path) -> Any:
         content = token["content"]
         if core.token_to_id(content) is not None:
             continue
-        made = library().AddedToken(content, **{name: bool(token[name]) for name in flags if name in token})
+        made = import_tokenizers().AddedToken(content, **{name: bool(token[name]) for name in flags if name in token})
         (core.add_special_tokens if token.get("special") else core.add_tokens)([made])
         if core.token_to_id(content) != index:
             raise LanguageModelError(
@@ -111,7 +113,7 @@ def with_added(core: Any, told: Mapping[str, Any], path: Path) -> Any:
     return core
 
 
-def refuse_unknown(core: Any, named: Sequence[Mapping[str, Any]], path: Path) -> None:
+def check_special_tokens(core: Any, named: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Refuse special tokens that are named and that the tokenizer does not have.
 
     Raises:
@@ -124,7 +126,7 @@ def refuse_unknown(core: Any, named: Sequence[Mapping[str, Any]], path: Path) ->
             listed = list(more.values()) if isinstance(more, Mapping) else more if isinstance(more, list) else []
             tokens += [(f"one of {name}", one) for one in listed]
         for name, token in tokens:
-            text = text_of(token)
+            text = token_text(token)
             if isinstance(text, str) and core.token_to_id(text) is None:
                 raise LanguageModelError(
                     f"{path / file} names {text!r} as {name}, and {TOKENIZER} has no such token; add it to the "
@@ -132,25 +134,25 @@ def refuse_unknown(core: Any, named: Sequence[Mapping[str, Any]], path: Path) ->
                 )
 
 
-def special_id(
+def find_special_id(
     core: Any, name: str, named: Sequence[Mapping[str, Any]], numbered: Sequence[Mapping[str, Any]]
 ) -> int | None:
     """Find the id of a special token: by its name first, which is what the tokenizer itself goes by."""
     for told in named:
         token = told.get(f"{name}_token")
-        token = text_of(token)
+        token = token_text(token)
         index = core.token_to_id(token) if isinstance(token, str) else None
         if index is not None:
             return index
     for told in numbered:
         index = told.get(f"{name}_token_id")
         index = index[0] if isinstance(index, list) and index else index
-        if isinstance(index, int) and knows(core, index):
+        if isinstance(index, int) and has_token(core, index):
             return index
     return None
 
 
-def ends_of(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int] | None:
+def read_eos_ids(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int] | None:
     """Give the ids that end a text, as generation_config.json tells them or, where it does not, config.json.
 
     Args:
@@ -172,12 +174,12 @@ def ends_of(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int] | No
     return None
 
 
-def text_of(token: Any) -> Any:
+def token_text(token: Any) -> Any:
     """Give the text of a token that a file names, by itself or with how it is cut out of texts."""
     return token.get("content") if isinstance(token, Mapping) else token
 
 
-def without_blank(part: Any) -> Any:
+def without_prefix_space(part: Any) -> Any:
     """Give a normaliser or pre-tokeniser, as tokenizer.json has it, without the blank that it puts before a text."""
     if not isinstance(part, dict):
         return part
@@ -189,15 +191,15 @@ def without_blank(part: Any) -> Any:
     if kind == "ByteLevel":
         return {**part, "add_prefix_space": False}
     lists = ("normalizers", "pretokenizers")
-    return {key: [without_blank(one) for one in own] if key in lists else own for key, own in part.items()}
+    return {key: [without_prefix_space(one) for one in own] if key in lists else own for key, own in part.items()}
 
 
-def knows(core: Any, index: Any) -> bool:
+def has_token(core: Any, index: Any) -> bool:
     """Tell whether an id is one of a tokenizer's; some configurations say −1 for none."""
     return is_count(index, least=0) and index < 2**31 and core.id_to_token(int(index)) is not None
 
 
-def library() -> Any:
+def import_tokenizers() -> Any:
     """Import the `tokenizers` library.
 
     Raises:

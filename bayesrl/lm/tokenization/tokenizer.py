@@ -21,17 +21,17 @@ from bayesrl.lm.tokenization.files import (
     TEMPLATE,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    content_of,
-    ends_of,
-    knows,
-    library,
-    read_json,
-    refuse_unknown,
-    special_id,
-    template_of,
-    text_of,
-    with_added,
-    without_blank,
+    add_tokens,
+    check_special_tokens,
+    find_special_id,
+    has_token,
+    import_tokenizers,
+    read_chat_template,
+    read_content,
+    read_eos_ids,
+    read_json_object,
+    token_text,
+    without_prefix_space,
 )
 from bayesrl.values import array_of
 
@@ -58,8 +58,8 @@ class Tokenizer:
         LanguageModelError: `core` is something else, or an id is not one of its tokens.
 
     Example:
-        >>> from bayesrl.lm.tokenization.alphabets import characters
-        >>> tokenizer = characters("hello")
+        >>> from bayesrl.lm.tokenization.simple_tokenizers import char_tokenizer
+        >>> tokenizer = char_tokenizer("hello")
         >>> rows = tokenizer.encode(["hole", "heel"])
         >>> tokenizer.decode(rows)
         ['hole', 'heel']
@@ -74,13 +74,13 @@ class Tokenizer:
     special_map: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.core, library().Tokenizer):
+        if not isinstance(self.core, import_tokenizers().Tokenizer):
             raise LanguageModelError(
                 f"Tokenizer got a {type(self.core).__name__}; pass a tokenizers.Tokenizer, or call Tokenizer.load"
             )
         for name in ("eos", "pad", "bos"):
             index = getattr(self, name)
-            if index is not None and not knows(self.core, index):
+            if index is not None and not has_token(self.core, index):
                 raise LanguageModelError(
                     f"Tokenizer got {name}={index!r}, and has no such token among {self.vocab_size}; pass one it has"
                 )
@@ -91,11 +91,11 @@ class Tokenizer:
         return 1 + max(self.core.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @cached_property
-    def ends(self) -> tuple[int, ...]:
+    def eos_ids(self) -> tuple[int, ...]:
         """Ids of all tokens that end a text: those that generation_config.json or config.json names, and eos."""
         told = self.generation.get("eos_token_id")
         listed = told if isinstance(told, list) else [told]
-        known = [int(index) for index in listed if index is not None and knows(self.core, index)]
+        known = [int(index) for index in listed if index is not None and has_token(self.core, index)]
         return tuple(dict.fromkeys([*known, *([] if self.eos is None else [self.eos])]))
 
     @cached_property
@@ -151,7 +151,7 @@ class Tokenizer:
         return 0, str(error)
 
     @cached_property
-    def around(self) -> tuple[list[int], list[int]]:
+    def special_affixes(self) -> tuple[list[int], list[int]]:
         """Give the tokens that `encode` puts before and after a text, such as BERT's [CLS] and [SEP]."""
         plain, special = [self.encode(["a"], special=kind)[0] for kind in (False, True)]
         for at in range(len(special) - len(plain) + 1):
@@ -204,13 +204,13 @@ class Tokenizer:
         """A copy of the core that puts no blank before a text."""
         told = json.loads(self._bare.to_str())
         for part in ("normalizer", "pre_tokenizer"):
-            told[part] = without_blank(told.get(part))
-        return library().Tokenizer.from_str(json.dumps(told))
+            told[part] = without_prefix_space(told.get(part))
+        return import_tokenizers().Tokenizer.from_str(json.dumps(told))
 
     @cached_property
     def _bare(self) -> Any:
         """A copy of the core that neither pads nor truncates; the core itself belongs to whoever made it."""
-        copy = library().Tokenizer.from_str(self.core.to_str())
+        copy = import_tokenizers().Tokenizer.from_str(self.core.to_str())
         copy.no_padding()
         copy.no_truncation()
         return copy
@@ -231,8 +231,8 @@ class Tokenizer:
         for name, index in self.special.items():
             key, token = f"{name}_token", self.core.id_to_token(index)
             # What says how it is cut out of a text stays beside its name.
-            told[key] = told[key] if text_of(told.get(key)) == token else token
-            if key in named and text_of(named[key]) != token:
+            told[key] = told[key] if token_text(told.get(key)) == token else token
+            if key in named and token_text(named[key]) != token:
                 named[key] = token
         template = told.pop("chat_template") if isinstance(told.get("chat_template"), str) else None
         files = {} if template is None else {TEMPLATE: template}
@@ -269,25 +269,25 @@ class Tokenizer:
                 tokens that it lacks, or adds tokens that cannot have the ids that are told.
         """
         path = Path(folder)
-        told = content_of(path / TOKENIZER)
+        told = read_content(path / TOKENIZER)
         if told is None:
             raise LanguageModelError(
                 f"{path} has no {TOKENIZER}; load the tokenizer in transformers (a fast one) and save it there with "
                 "save_pretrained"
             )
         try:
-            core = library().Tokenizer.from_str(told.decode())
+            core = import_tokenizers().Tokenizer.from_str(told.decode())
         except Exception as error:  # the library raises nothing more special
             raise LanguageModelError(f"cannot read {path / TOKENIZER}: {error}; copy it anew") from error
-        named = [read_json(path / name) or {} for name in (TOKENIZER_CONFIG, SPECIAL)]
-        core = with_added(core, named[0], path)
-        refuse_unknown(core, named, path)
-        numbered = [read_json(path / name) or {} for name in (GENERATION, CONFIG)]
+        named = [read_json_object(path / name) or {} for name in (TOKENIZER_CONFIG, SPECIAL)]
+        core = add_tokens(core, named[0], path)
+        check_special_tokens(core, named, path)
+        numbered = [read_json_object(path / name) or {} for name in (GENERATION, CONFIG)]
         config = dict(named[0])
-        template = template_of(path, config.get("chat_template"))
+        template = read_chat_template(path, config.get("chat_template"))
         config |= {} if template is None else {"chat_template": template}
-        special = {name: special_id(core, name, named, numbered) for name in ("eos", "pad", "bos")}
-        ends = ends_of(numbered, path)
+        special = {name: find_special_id(core, name, named, numbered) for name in ("eos", "pad", "bos")}
+        ends = read_eos_ids(numbered, path)
         own = numbered[0].get("eos_token_id") is not None or ends is None or ends == [special["eos"]]
         generation = numbered[0] if own else numbered[0] | {"eos_token_id": ends}
         return cls(core, **special, config=config, generation=generation, special_map=named[1])
@@ -310,8 +310,8 @@ def pad_left(
         LanguageModelError: there are no rows, or one is longer than `length`.
 
     Example:
-        >>> tokens, real = pad_left([[5, 6, 7], [8]], 0)
-        >>> tokens.tolist(), real.sum(1).tolist()
+        >>> tokens, mask = pad_left([[5, 6, 7], [8]], 0)
+        >>> tokens.tolist(), mask.sum(1).tolist()
         ([[5, 6, 7], [0, 0, 8]], [3, 1])
     """
     longest = max(map(len, rows), default=0)
@@ -320,7 +320,7 @@ def pad_left(
     width = longest if length is None else length
     if width < longest:
         raise LanguageModelError(f"pad_left got a row of {longest} tokens for length={width}; shorten it")
-    tokens, real = np.full((len(rows), width), pad, np.int32), np.zeros((len(rows), width), bool)
+    tokens, mask = np.full((len(rows), width), pad, np.int32), np.zeros((len(rows), width), bool)
     for index, row in enumerate(rows):
-        tokens[index, width - len(row) :], real[index, width - len(row) :] = row, True
-    return tokens, real
+        tokens[index, width - len(row) :], mask[index, width - len(row) :] = row, True
+    return tokens, mask

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from bayesrl.annotations import Requirement, checker
 from bayesrl.arguments import Count, CountOrZero, NonNegative, check_memory
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.checkpoint_names import Stored
+from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor
 from bayesrl.lm.transformers.layers.block import Layout
 from bayesrl.lm.transformers.layers.kv_cache import Cache
 from bayesrl.typing import PRNGKey
@@ -94,12 +94,12 @@ class Transformer(eqx.Module):
 
     @classmethod
     @abc.abstractmethod
-    def random(cls, key: PRNGKey, config: Any, *, dtype: Any = jnp.float32) -> "Transformer":
+    def init(cls, key: PRNGKey, config: Any, *, dtype: Any = jnp.float32) -> "Transformer":
         """Make a model with random weights; the key is consumed."""
 
     @classmethod
     @abc.abstractmethod
-    def tensors(cls, config: Any) -> Iterator[Stored]:
+    def tensors(cls, config: Any) -> Iterator[CheckpointTensor]:
         """List all arrays of a model of this shape, each with its name in a checkpoint."""
 
 
@@ -146,15 +146,15 @@ type WeightType = Annotated[
 class CausalLM(Transformer):
     """An autoregressive language model of one sequence; `jax.vmap` makes batches of it.
 
-    Prompts are padded on the left: padding has `real` False, nothing looks at it, and positions count real tokens
+    Prompts are padded on the left: padding has `mask` False, nothing looks at it, and positions count real tokens
     only. A row gives the same logits with padding as without.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
-        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
-        >>> model = GPT2.random(jax.random.key(0), GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=2))
-        >>> tokens, real = jnp.array([0, 3, 1]), jnp.array([False, True, True])
-        >>> hidden, cache = eqx.filter_jit(model.extend)(tokens, real, model.start(8))
+        >>> from bayesrl.lm import GPT2, GPT2Config
+        >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=2))
+        >>> tokens, mask = jnp.array([0, 3, 1]), jnp.array([False, True, True])
+        >>> hidden, cache = eqx.filter_jit(model.extend)(tokens, mask, model.start(8))
         >>> logits = eqx.filter_jit(model)(jnp.array([3, 1]))
         >>> bool(jnp.allclose(model.logits(hidden[-1]), logits[-1], atol=1e-5))
         True
@@ -173,7 +173,7 @@ class CausalLM(Transformer):
 
     @abc.abstractmethod
     def extend(
-        self, tokens: Int[Array, "n"], real: Bool[Array, "n"], cache: Cache
+        self, tokens: Int[Array, "n"], mask: Bool[Array, "n"], cache: Cache
     ) -> tuple[Float[Array, "n width"], Cache]:
         """Feed n tokens: many at once for a prompt or for scoring, one at a time for generation.
 
@@ -181,7 +181,7 @@ class CausalLM(Transformer):
 
         Args:
             tokens: token ids, [n].
-            real: False for padding, [n].
+            mask: False for padding, [n].
             cache: what came before.
 
         Returns:

@@ -12,8 +12,8 @@ from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import Transformer, WeightType, check_model_room
 from bayesrl.lm.transformers.bert_config import BertConfig
-from bayesrl.lm.transformers.checkpoint_names import Stored, affine
-from bayesrl.lm.transformers.layers.block import Block, Sight
+from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor, affine
+from bayesrl.lm.transformers.layers.block import AttentionInputs, TransformerBlock
 from bayesrl.lm.transformers.layers.layers import Embedding, Linear, Norm, activation
 from bayesrl.typing import PRNGKey
 
@@ -29,7 +29,7 @@ class BertClassifier(Transformer):
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
         >>> config = BertConfig(vocab_size=7, max_length=8, width=4, depth=1, heads=2, inner=8)
-        >>> model = BertClassifier.random(jax.random.key(0), config)
+        >>> model = BertClassifier.init(jax.random.key(0), config)
         >>> eqx.filter_jit(model)(jnp.array([1, 2, 0]), jnp.array([True, True, False])).shape
         (2,)
 
@@ -43,7 +43,7 @@ class BertClassifier(Transformer):
     position: Embedding | None
     kind: Embedding | None
     norm: Norm
-    blocks: tuple[Block, ...]
+    blocks: tuple[TransformerBlock, ...]
     last_norm: Norm | None
     pool: Linear
     pool_norm: Norm | None
@@ -51,7 +51,7 @@ class BertClassifier(Transformer):
 
     @classmethod
     @checked(LanguageModelError)
-    def random(cls, key: PRNGKey, config: BertConfig, *, dtype: WeightType = jnp.float32) -> "BertClassifier":
+    def init(cls, key: PRNGKey, config: BertConfig, *, dtype: WeightType = jnp.float32) -> "BertClassifier":
         """Make a model with random weights; the key is consumed.
 
         Args:
@@ -64,26 +64,26 @@ class BertClassifier(Transformer):
         scale, width, traits = config.initializer_range, config.width, config.traits
         make: dict[str, Any] = {"scale": scale, "dtype": dtype}
         rows = config.max_length + config.first_position
-        fresh = config.layout(0).fresh_norm
+        fresh = config.layout(0).init_norm
         blocks = [
-            Block.random(own, config.layout(layer), scale=scale, written=scale, dtype=dtype)
+            TransformerBlock.init(own, config.layout(layer), scale=scale, written=scale, dtype=dtype)
             for layer, own in enumerate(keys[5:])
         ]
         return cls(
             config=config,
-            token=Embedding.random(keys[0], config.vocab_size, width, **make),
-            position=Embedding.random(keys[1], rows, width, **make) if traits.learned else None,
-            kind=Embedding.random(keys[2], config.token_types, width, **make) if traits.kinds else None,
+            token=Embedding.init(keys[0], config.vocab_size, width, **make),
+            position=Embedding.init(keys[1], rows, width, **make) if traits.learned else None,
+            kind=Embedding.init(keys[2], config.token_types, width, **make) if traits.kinds else None,
             norm=fresh(width, dtype),
             blocks=tuple(blocks),
             last_norm=None if traits.learned else fresh(width, dtype),
-            pool=Linear.random(keys[3], width, width, bias=config.pool_bias, **make),
+            pool=Linear.init(keys[3], width, width, bias=config.pool_bias, **make),
             pool_norm=None if traits.learned else fresh(width, dtype),
-            head=Linear.random(keys[4], width, len(config.labels), bias=True, **make),
+            head=Linear.init(keys[4], width, len(config.labels), bias=True, **make),
         )
 
     @classmethod
-    def tensors(cls, config: BertConfig) -> Iterator[Stored]:
+    def tensors(cls, config: BertConfig) -> Iterator[CheckpointTensor]:
         """List the arrays with their names in a checkpoint."""
         if config.model_type == "modernbert":
             yield from _modern(config)
@@ -92,7 +92,7 @@ class BertClassifier(Transformer):
         base = "distilbert" if distil else "bert" if config.model_type == "bert" else "roberta"
         for part, ours in (("word", "token"), ("position", "position"), ("token_type", "kind")):
             if ours != "kind" or config.traits.kinds:
-                yield Stored(f"{base}.embeddings.{part}_embeddings.weight", f".{ours}.weight")
+                yield CheckpointTensor(f"{base}.embeddings.{part}_embeddings.weight", f".{ours}.weight")
         yield from affine(f"{base}.embeddings.LayerNorm", ".norm")
         for layer in range(config.depth):
             name = f"{base}.transformer.layer.{layer}" if distil else f"{base}.encoder.layer.{layer}"
@@ -103,13 +103,13 @@ class BertClassifier(Transformer):
         yield from affine(head, ".head")
 
     def __call__(
-        self, tokens: Int[Array, "n"], real: Bool[Array, "n"], kinds: Int[Array, "n"] | None = None
+        self, tokens: Int[Array, "n"], mask: Bool[Array, "n"], kinds: Int[Array, "n"] | None = None
     ) -> Float[Array, "labels"]:
         """Score a text.
 
         Args:
             tokens: token ids, the first of which is the one that BERT pools, [n].
-            real: False for padding, [n].
+            mask: False for padding, [n].
             kinds: segment of each token, [n]; None is the first for all.
 
         Returns:
@@ -122,21 +122,21 @@ class BertClassifier(Transformer):
         if self.kind is not None:
             x = x + self.kind(jnp.zeros_like(tokens) if kinds is None else kinds)
         x = self.norm(x)
-        sights = self._sights(places, real)
+        sights = self._sights(places, mask)
         for block in self.blocks:
             x, _, _ = block(x, sights[block.layout.window, block.layout.rope])
         x = x if self.last_norm is None else self.last_norm(x)
-        pooled = jnp.where(real[:, None], x, 0).sum(0) / jnp.maximum(real.sum(), 1) if self.config.mean else x[0]
+        pooled = jnp.where(mask[:, None], x, 0).sum(0) / jnp.maximum(mask.sum(), 1) if self.config.mean else x[0]
         pooled = activation(self.config.pooled_by)(self.pool(pooled.astype(x.dtype)))
         return self.head.scores(pooled if self.pool_norm is None else self.pool_norm(pooled))
 
-    def _sights(self, places: Int[Array, "n"], real: Bool[Array, "n"]) -> dict[Any, Sight]:
+    def _sights(self, places: Int[Array, "n"], mask: Bool[Array, "n"]) -> dict[Any, AttentionInputs]:
         """Give what each kind of layer sees, once for all layers of the kind."""
         apart = jnp.abs(places[:, None] - places[None, :])
-        everything = jnp.broadcast_to(real[None, :], apart.shape)
+        everything = jnp.broadcast_to(mask[None, :], apart.shape)
         kinds = {(block.layout.window, block.layout.rope): block.layout for block in self.blocks}
         return {
-            (window, rope): Sight(
+            (window, rope): AttentionInputs(
                 everything & (apart < window) if window else everything,
                 None if rope is None else rope.turn(places, layout.head_dim),
             )
@@ -171,9 +171,9 @@ _HEADS = {
 }
 
 
-def _modern(config: BertConfig) -> Iterator[Stored]:
+def _modern(config: BertConfig) -> Iterator[CheckpointTensor]:
     """List the arrays of a ModernBERT."""
-    yield Stored("model.embeddings.tok_embeddings.weight", ".token.weight")
+    yield CheckpointTensor("model.embeddings.tok_embeddings.weight", ".token.weight")
     yield from affine("model.embeddings.norm", ".norm", bias=config.norm_bias)
     for layer in range(config.depth):
         name, path = f"model.layers.{layer}", f".blocks[{layer}]"

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import Config
-from bayesrl.lm.transformers.checkpoint_names import agreed, optional, refuse, required
-from bayesrl.lm.transformers.defaults import completed
-from bayesrl.lm.transformers.layers.block import AFTER, BEFORE, Layout
-from bayesrl.lm.transformers.layers.layer_kinds import FULL, SLIDING, kinds_of, windowed_in
+from bayesrl.lm.transformers.checkpoint_names import consistent, optional, refuse, required
+from bayesrl.lm.transformers.defaults import with_defaults
+from bayesrl.lm.transformers.layers.block import POST_NORMS, PRE_NORMS, Layout
+from bayesrl.lm.transformers.layers.layer_kinds import FULL, SLIDING, layer_types, windowed_layers
 from bayesrl.lm.transformers.layers.layers import activation
 from bayesrl.lm.transformers.layers.rope import Rope
 from bayesrl.values import is_count
@@ -150,10 +150,10 @@ class BertConfig(Config):
             "output_bias": self.attention_bias, "feeding_bias": self.feeding_bias,
         }  # fmt: skip
         if self.rope is None:
-            return Layout(**common, norms=AFTER, norm_of_sums=True)
+            return Layout(**common, norms=POST_NORMS, norm_of_sums=True)
         near = layer in self.windowed
         rope = self.local_rope if near and self.local_rope is not None else self.rope
-        norms = BEFORE if layer else BEFORE[1:]  # what embeds is normalised already
+        norms = PRE_NORMS if layer else PRE_NORMS[1:]  # what embeds is normalised already
         window = self.window if near else 0
         return Layout(**common, norms=norms, joined="stacked", gated="joined", rope=rope, window=window)
 
@@ -164,7 +164,7 @@ class BertConfig(Config):
         refuse(json, "position_embedding_type", "absolute")
         refuse(json, "is_decoder", False)
         refuse(json, "add_cross_attention", False)
-        json = completed(json, FAMILIES)
+        json = with_defaults(json, FAMILIES)
         family, labels = json["model_type"], _labels(json)
         names = _DISTIL if family == "distilbert" else _NAMES
         own: dict[str, Any] = {name: required(json, key) for name, key in names.items()}
@@ -206,7 +206,7 @@ class BertConfig(Config):
             told |= {key: getattr(self, name) for name, key in _MODERN.items()}
             told |= {
                 "local_attention": 2 * (self.window - 1),
-                "layer_types": kinds_of(self.windowed, self.depth),
+                "layer_types": layer_types(self.windowed, self.depth),
                 "classifier_pooling": "mean" if self.mean else "cls",
                 "classifier_activation": self.pooled_by,
                 "rope_parameters": {
@@ -265,9 +265,9 @@ def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
             f"config.json of a 'modernbert' model sets local_attention={near!r} and global_attn_every_n_layers="
             f"{period!r}; use whole numbers of at least 2 and 1"
         )
-    agreed({**json, "half of local_attention": near // 2}, "half of local_attention", "sliding_window", None)
+    consistent({**json, "half of local_attention": near // 2}, "half of local_attention", "sliding_window", None)
     if kinds is None:
-        kinds = kinds_of([layer for layer in range(depth) if layer % int(period)], depth)
+        kinds = layer_types([layer for layer in range(depth) if layer % int(period)], depth)
     refuse(json, "classifier_pooling", "cls", "mean")
     return {
         **{name: bool(json.get(key)) for name, key in _MODERN.items() if name != "epsilon"},
@@ -275,7 +275,7 @@ def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
         "rope": ropes[0],
         "local_rope": ropes[1],
         "window": near // 2 + 1,
-        "windowed": windowed_in(json, kinds, depth),
+        "windowed": windowed_layers(json, kinds, depth),
         "mean": json["classifier_pooling"] == "mean",
         "pooling": required(json, "classifier_activation"),
     }

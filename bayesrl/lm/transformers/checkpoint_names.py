@@ -23,7 +23,7 @@ type DtypeOrNone = Annotated[Any, Requirement("jnp.float32, jnp.bfloat16 or None
 """The type of all weights of a model, or None for that of the file."""
 
 
-class Stored(NamedTuple):
+class CheckpointTensor(NamedTuple):
     """One array: its name in a checkpoint and its place in the model.
 
     Args:
@@ -37,11 +37,11 @@ class Stored(NamedTuple):
     transposed: bool = False
 
 
-def affine(name: str, path: str, *, bias: bool = True, transposed: bool = False) -> Iterator[Stored]:
+def affine(name: str, path: str, *, bias: bool = True, transposed: bool = False) -> Iterator[CheckpointTensor]:
     """List the weight, and the bias where there is one, of a linear map or a norm."""
-    yield Stored(f"{name}.weight", f"{path}.weight", transposed)
+    yield CheckpointTensor(f"{name}.weight", f"{path}.weight", transposed)
     if bias:
-        yield Stored(f"{name}.bias", f"{path}.bias")
+        yield CheckpointTensor(f"{name}.bias", f"{path}.bias")
 
 
 def required(json: Mapping[str, Any], key: str) -> Any:
@@ -65,7 +65,7 @@ def optional(json: Mapping[str, Any], key: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def agreed(json: Mapping[str, Any], key: str, other: str, default: Any) -> Any:
+def consistent(json: Mapping[str, Any], key: str, other: str, default: Any) -> Any:
     """Read a setting that has two names, of which versions of transformers read one or the other.
 
     Raises:

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import AnyConfig, CausalLM, Config, WeightType, check_capacity, check_model_room
-from bayesrl.lm.transformers.layers.block import Block, Sight
-from bayesrl.lm.transformers.layers.kv_cache import Cache, Reach, capped, reach
+from bayesrl.lm.transformers.layers.block import AttentionInputs, TransformerBlock
+from bayesrl.lm.transformers.layers.kv_cache import Cache, TokenSlots, allocate_slots, soft_cap
 from bayesrl.lm.transformers.layers.layers import Embedding, Linear, Norm
 from bayesrl.typing import PRNGKey
 
@@ -62,13 +62,13 @@ class Decoder(CausalLM):
     config: eqx.AbstractVar[DecoderConfig]
     token: Embedding
     position: Embedding | None
-    blocks: tuple[Block, ...]
+    blocks: tuple[TransformerBlock, ...]
     norm: Norm
     head: Linear | None
 
     @classmethod
     @checked(LanguageModelError)
-    def random(cls, key: PRNGKey, config: AnyConfig, *, dtype: WeightType = jnp.float32) -> "Decoder":
+    def init(cls, key: PRNGKey, config: AnyConfig, *, dtype: WeightType = jnp.float32) -> "Decoder":
         """Make a model with random weights; those that write to the residual stream are smaller by √(2·depth).
 
         Args:
@@ -83,18 +83,18 @@ class Decoder(CausalLM):
         make = {"scale": scale, "dtype": dtype}
         written = scale / (2 * config.depth) ** 0.5
         blocks = [
-            Block.random(own, config.layout(layer), scale=scale, written=written, dtype=dtype)
+            TransformerBlock.init(own, config.layout(layer), scale=scale, written=written, dtype=dtype)
             for layer, own in enumerate(keys[first:])
         ]
-        table = Embedding.random(keys[1], config.max_length, config.width, **make) if first == 3 else None
+        table = Embedding.init(keys[1], config.max_length, config.width, **make) if first == 3 else None
         last = keys[first - 1]
         return cls(
             config=config,
-            token=Embedding.random(keys[0], config.vocab_size, config.width, **make),
+            token=Embedding.init(keys[0], config.vocab_size, config.width, **make),
             position=table,
             blocks=tuple(blocks),
-            norm=config.layout(0).fresh_norm(config.width, dtype),
-            head=None if config.tied else Linear.random(last, config.width, config.vocab_size, bias=False, **make),
+            norm=config.layout(0).init_norm(config.width, dtype),
+            head=None if config.tied else Linear.init(last, config.width, config.vocab_size, bias=False, **make),
         )
 
     def start(self, capacity: int) -> Cache:
@@ -104,10 +104,10 @@ class Decoder(CausalLM):
         return Cache.empty(self.config.depth, capacity, layout.kv_heads, layout.head_dim, self.token.weight.dtype)
 
     def extend(
-        self, tokens: Int[Array, "n"], real: Bool[Array, "n"], cache: Cache
+        self, tokens: Int[Array, "n"], mask: Bool[Array, "n"], cache: Cache
     ) -> tuple[Float[Array, "n width"], Cache]:
         """Feed n tokens; see `CausalLM.extend`."""
-        where = reach(real, cache)
+        where = allocate_slots(mask, cache)
         x = self.token(tokens)
         if self.config.embedding_scale != 1:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
@@ -121,12 +121,12 @@ class Decoder(CausalLM):
             values.append(value)
         return self.norm(x), where.after(cache, keys, values)
 
-    def _sights(self, where: Reach, cache: Cache) -> Mapping[Any, Sight]:
+    def _sights(self, where: TokenSlots, cache: Cache) -> Mapping[Any, AttentionInputs]:
         """Give what each kind of layer sees, once for all layers of the kind."""
         kinds = {(block.layout.window, block.layout.rope): block.layout for block in self.blocks}
         # A cache that a window covers needs no mask of its own.
         return {
-            (window, rope): Sight(
+            (window, rope): AttentionInputs(
                 where.within(window if window < cache.capacity else 0),
                 None if rope is None else rope.turn(where.positions, layout.head_dim),
             )
@@ -135,4 +135,4 @@ class Decoder(CausalLM):
 
     def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
         """Give the logits in float32; see `CausalLM.logits`."""
-        return capped((self.token if self.head is None else self.head).scores(hidden), self.config.cap)
+        return soft_cap((self.token if self.head is None else self.head).scores(hidden), self.config.cap)

@@ -107,7 +107,7 @@ ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
 """By family: further names of settings, and what they are called here."""
 
 
-def completed(json: Mapping[str, Any], families: Collection[str]) -> dict[str, Any]:
+def with_defaults(json: Mapping[str, Any], families: Collection[str]) -> dict[str, Any]:
     """Give a config.json with one name for each setting, and with defaults for those that it leaves out.
 
     Raises:

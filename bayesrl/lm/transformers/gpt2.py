@@ -8,9 +8,9 @@ import equinox as eqx
 
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.checkpoint_names import Stored, affine, refuse, required
+from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor, affine, refuse, required
 from bayesrl.lm.transformers.decoder import Decoder, DecoderConfig
-from bayesrl.lm.transformers.defaults import completed
+from bayesrl.lm.transformers.defaults import with_defaults
 from bayesrl.lm.transformers.layers.block import Layout
 from bayesrl.lm.transformers.layers.layers import activation
 
@@ -57,7 +57,7 @@ class GPT2Config(DecoderConfig):
     @checked(LanguageModelError)
     def from_json(cls, json: Mapping[str, Any]) -> "GPT2Config":
         """Read what transformers writes as config.json."""
-        json = completed(json, ("gpt2",))
+        json = with_defaults(json, ("gpt2",))
         refuse(json, "add_cross_attention", False)
         refuse(json, "scale_attn_weights", True)
         refuse(json, "scale_attn_by_inverse_layer_idx", False)
@@ -123,7 +123,7 @@ class GPT2(Decoder):
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
         >>> config = GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2)
-        >>> model = GPT2.random(jax.random.key(0), config)
+        >>> model = GPT2.init(jax.random.key(0), config)
         >>> eqx.filter_jit(model)(jnp.array([1, 2, 3])).shape
         (3, 7)
 
@@ -134,10 +134,10 @@ class GPT2(Decoder):
     config: GPT2Config = eqx.field(static=True)
 
     @classmethod
-    def tensors(cls, config: GPT2Config) -> Iterator[Stored]:
+    def tensors(cls, config: GPT2Config) -> Iterator[CheckpointTensor]:
         """List the arrays; GPT-2's checkpoints hold the weights of linear maps transposed."""
-        yield Stored("transformer.wte.weight", ".token.weight")
-        yield Stored("transformer.wpe.weight", ".position.weight")
+        yield CheckpointTensor("transformer.wte.weight", ".token.weight")
+        yield CheckpointTensor("transformer.wpe.weight", ".position.weight")
         for layer in range(config.depth):
             name, path = f"transformer.h.{layer}", f".blocks[{layer}]"
             yield from affine(f"{name}.ln_1", f"{path}.before_attention")
@@ -148,4 +148,4 @@ class GPT2(Decoder):
             yield from affine(f"{name}.mlp.c_proj", f"{path}.narrow", transposed=True)
         yield from affine("transformer.ln_f", ".norm")
         if not config.tied:
-            yield Stored("lm_head.weight", ".head.weight")
+            yield CheckpointTensor("lm_head.weight", ".head.weight")

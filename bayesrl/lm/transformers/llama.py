@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import equinox as eqx
 
-from bayesrl.lm.transformers.checkpoint_names import Stored, affine
+from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor, affine
 from bayesrl.lm.transformers.decoder import Decoder
-from bayesrl.lm.transformers.layers.block import AFTER, BEFORE
+from bayesrl.lm.transformers.layers.block import POST_NORMS, PRE_NORMS
 from bayesrl.lm.transformers.llama_config import LlamaConfig
 
 
@@ -17,9 +17,9 @@ class Llama(Decoder):
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
-        >>> from bayesrl.lm.transformers import LlamaConfig
+        >>> from bayesrl.lm import LlamaConfig
         >>> config = LlamaConfig(vocab_size=7, max_length=8, width=4, depth=1, heads=2, kv_heads=1, inner=8)
-        >>> model = Llama.random(jax.random.key(0), config)
+        >>> model = Llama.init(jax.random.key(0), config)
         >>> eqx.filter_jit(model)(jnp.array([1, 2, 3])).shape
         (3, 7)
 
@@ -32,35 +32,35 @@ class Llama(Decoder):
     config: LlamaConfig = eqx.field(static=True)
 
     @classmethod
-    def tensors(cls, config: LlamaConfig) -> Iterator[Stored]:
+    def tensors(cls, config: LlamaConfig) -> Iterator[CheckpointTensor]:
         """List the arrays with their names in a checkpoint."""
         if config.model_type == "gpt_neox":
             yield from _neox(config)
             return
         traits = config.traits
-        yield Stored("model.embed_tokens.weight", ".token.weight")
+        yield CheckpointTensor("model.embed_tokens.weight", ".token.weight")
         for layer in range(config.depth):
             name, path = f"model.layers.{layer}", f".blocks[{layer}]"
             for told, ours in _NORMS[traits.norms].items():
-                yield Stored(f"{name}.{told}.weight", f"{path}.{ours}.weight")
+                yield CheckpointTensor(f"{name}.{told}.weight", f"{path}.{ours}.weight")
             parts = (("qkv_proj", "mix"),) if traits.joined else _PARTS
             for part, ours in parts:
                 yield from affine(f"{name}.self_attn.{part}", f"{path}.{ours}", bias=config.attention_bias)
             yield from affine(f"{name}.self_attn.o_proj", f"{path}.output", bias=config.output_bias)
             if config.query_key_norm:
-                yield Stored(f"{name}.self_attn.q_norm.weight", f"{path}.query_norm.weight")
-                yield Stored(f"{name}.self_attn.k_norm.weight", f"{path}.key_norm.weight")
+                yield CheckpointTensor(f"{name}.self_attn.q_norm.weight", f"{path}.query_norm.weight")
+                yield CheckpointTensor(f"{name}.self_attn.k_norm.weight", f"{path}.key_norm.weight")
             yield from _feeding(config, name, path)
-        yield Stored("model.norm.weight", ".norm.weight")
+        yield CheckpointTensor("model.norm.weight", ".norm.weight")
         if not config.tied:
-            yield Stored("lm_head.weight", ".head.weight")
+            yield CheckpointTensor("lm_head.weight", ".head.weight")
 
 
 _PARTS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))
 _NORMS = {
-    BEFORE: {"input_layernorm": "before_attention", "post_attention_layernorm": "before_feeding"},
-    AFTER: {"post_attention_layernorm": "after_attention", "post_feedforward_layernorm": "after_feeding"},
-    (*BEFORE, *AFTER): {
+    PRE_NORMS: {"input_layernorm": "before_attention", "post_attention_layernorm": "before_feeding"},
+    POST_NORMS: {"post_attention_layernorm": "after_attention", "post_feedforward_layernorm": "after_feeding"},
+    (*PRE_NORMS, *POST_NORMS): {
         "input_layernorm": "before_attention",
         "post_attention_layernorm": "after_attention",
         "pre_feedforward_layernorm": "before_feeding",
@@ -69,14 +69,14 @@ _NORMS = {
 }
 
 
-def _feeding(config: LlamaConfig, name: str, path: str) -> Iterator[Stored]:
+def _feeding(config: LlamaConfig, name: str, path: str) -> Iterator[CheckpointTensor]:
     """List the arrays of a feed-forward layer, or of several to choose from."""
     if config.experts:
-        yield Stored(f"{name}.block_sparse_moe.gate.weight", f"{path}.experts.router.weight")
+        yield CheckpointTensor(f"{name}.block_sparse_moe.gate.weight", f"{path}.experts.router.weight")
         for each in range(config.experts):
             for part, ours in (("w1", "gate"), ("w2", "narrow"), ("w3", "widen")):
                 told = f"{name}.block_sparse_moe.experts.{each}.{part}.weight"
-                yield Stored(told, f"{path}.experts.each[{each}].{ours}.weight")
+                yield CheckpointTensor(told, f"{path}.experts.each[{each}].{ours}.weight")
         return
     joined = (("gate_up_proj", "widen"), ("down_proj", "narrow"))
     apart = (("gate_proj", "gate"), ("up_proj", "widen"), ("down_proj", "narrow"))
@@ -84,9 +84,9 @@ def _feeding(config: LlamaConfig, name: str, path: str) -> Iterator[Stored]:
         yield from affine(f"{name}.mlp.{part}", f"{path}.{ours}", bias=config.feeding_bias)
 
 
-def _neox(config: LlamaConfig) -> Iterator[Stored]:
+def _neox(config: LlamaConfig) -> Iterator[CheckpointTensor]:
     """List the arrays of a GPT-NeoX."""
-    yield Stored("gpt_neox.embed_in.weight", ".token.weight")
+    yield CheckpointTensor("gpt_neox.embed_in.weight", ".token.weight")
     for layer in range(config.depth):
         name, path = f"gpt_neox.layers.{layer}", f".blocks[{layer}]"
         yield from affine(f"{name}.input_layernorm", f"{path}.before_attention")
@@ -97,4 +97,4 @@ def _neox(config: LlamaConfig) -> Iterator[Stored]:
         yield from affine(f"{name}.mlp.dense_4h_to_h", f"{path}.narrow")
     yield from affine("gpt_neox.final_layer_norm", ".norm")
     if not config.tied:
-        yield Stored("embed_out.weight", ".head.weight")
+        yield CheckpointTensor("embed_out.weight", ".head.weight")

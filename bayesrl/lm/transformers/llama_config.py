@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.checkpoint_names import agreed, optional, refuse, required
+from bayesrl.lm.transformers.checkpoint_names import consistent, optional, refuse, required
 from bayesrl.lm.transformers.decoder import DecoderConfig
-from bayesrl.lm.transformers.defaults import DEFAULTS, completed
-from bayesrl.lm.transformers.layers.block import AFTER, BEFORE, Layout
-from bayesrl.lm.transformers.layers.layer_kinds import FULL, SLIDING, kinds_of, windowed_in
+from bayesrl.lm.transformers.defaults import DEFAULTS, with_defaults
+from bayesrl.lm.transformers.layers.block import POST_NORMS, PRE_NORMS, Layout
+from bayesrl.lm.transformers.layers.layer_kinds import FULL, SLIDING, layer_types, windowed_layers
 from bayesrl.lm.transformers.layers.layers import activation
 from bayesrl.lm.transformers.layers.rope import Rope
 from bayesrl.values import is_count
@@ -37,7 +37,7 @@ class Traits(NamedTuple):
 
     architecture: str
     norm: str = "rms"
-    norms: tuple[str, ...] = BEFORE
+    norms: tuple[str, ...] = PRE_NORMS
     query_key_norm: str = ""
     joined: str = ""
     gated: str = "apart"
@@ -47,7 +47,7 @@ class Traits(NamedTuple):
     partial: bool = False
 
 
-_AROUND = (*BEFORE, *AFTER)
+_AROUND = (*PRE_NORMS, *POST_NORMS)
 FAMILIES: Mapping[str, Traits] = MappingProxyType(
     {
         "llama": Traits("LlamaForCausalLM"),
@@ -66,7 +66,7 @@ FAMILIES: Mapping[str, Traits] = MappingProxyType(
             layers=True,
         ),
         "phi3": Traits("Phi3ForCausalLM", joined="stacked", gated="joined", partial=True),
-        "olmo2": Traits("Olmo2ForCausalLM", norms=AFTER, query_key_norm="whole"),
+        "olmo2": Traits("Olmo2ForCausalLM", norms=POST_NORMS, query_key_norm="whole"),
         "smollm3": Traits("SmolLM3ForCausalLM", layers=True),
         "gpt_neox": Traits("GPTNeoXForCausalLM", norm="layer", joined="by_head", gated="", biased=True, partial=True),
     }
@@ -215,7 +215,7 @@ class LlamaConfig(DecoderConfig):
     @checked(LanguageModelError)
     def from_json(cls, json: Mapping[str, Any]) -> "LlamaConfig":
         """Read what transformers writes as config.json."""
-        json = completed(json, FAMILIES)
+        json = with_defaults(json, FAMILIES)
         family, traits = json["model_type"], FAMILIES[json["model_type"]]
         refuse(json, "use_bidirectional_attention", False)
         heads, depth = required(json, "num_attention_heads"), required(json, "num_hidden_layers")
@@ -314,7 +314,7 @@ _OWN: Mapping[str, tuple[tuple[str, ...], Callable[[LlamaConfig], Any]]] = Mappi
         "use_sliding_window": ((*_QWEN, "smollm3"), lambda config: bool(config.windowed)),
         "layer_types": (
             (*_QWEN, *_LATER, "smollm3"),
-            lambda config: kinds_of(config.windowed, config.depth),
+            lambda config: layer_types(config.windowed, config.depth),
         ),
         "query_pre_attn_scalar": (_LATER, lambda config: config.query_scale or config.head_dim),
         "attn_logit_softcapping": (_LATER, lambda config: config.score_cap or None),
@@ -348,8 +348,10 @@ def _ropes(json: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
     if json["model_type"] == "gpt_neox":
         if told:
             return Rope.from_json(json, theta=json.get("rotary_emb_base") or 10000.0, share=json["rotary_pct"]), None
-        theta = agreed(json, "rotary_emb_base", "rope_theta", 10000)
-        return Rope.from_json(json, theta=theta, share=agreed(json, "rotary_pct", "partial_rotary_factor", 0.25)), None
+        theta = consistent(json, "rotary_emb_base", "rope_theta", 10000)
+        return Rope.from_json(
+            json, theta=theta, share=consistent(json, "rotary_pct", "partial_rotary_factor", 0.25)
+        ), None
     return Rope.from_json(json), None
 
 
@@ -365,7 +367,7 @@ def _windows(json: Mapping[str, Any], depth: Any, traits: Traits) -> tuple[int, 
         )
     kinds = json.get("layer_types") if traits.layers else None
     if kinds is not None:
-        windowed = windowed_in(json, kinds, depth)
+        windowed = windowed_layers(json, kinds, depth)
     elif family in ("qwen2", "qwen3", "smollm3"):
         first = 0 if family == "smollm3" else required(json, "max_window_layers")
         bare = _unturned(json, depth) if family == "smollm3" else range(depth)

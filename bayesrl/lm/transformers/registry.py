@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import Config, Transformer
 from bayesrl.lm.transformers.bert import BertClassifier
-from bayesrl.lm.transformers.bert_config import FAMILIES as ENCODERS
+from bayesrl.lm.transformers.bert_config import FAMILIES as ENCODER_FAMILIES
 from bayesrl.lm.transformers.bert_config import BertConfig
 from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
 from bayesrl.lm.transformers.llama import Llama
-from bayesrl.lm.transformers.llama_config import FAMILIES as RELATIVES
+from bayesrl.lm.transformers.llama_config import FAMILIES as DECODER_FAMILIES
 from bayesrl.lm.transformers.llama_config import LlamaConfig
 
 
@@ -30,13 +30,13 @@ class Family(NamedTuple):
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "gpt2": Family(GPT2Config, GPT2),
-        **dict.fromkeys(RELATIVES, Family(LlamaConfig, Llama)),
-        **dict.fromkeys(ENCODERS, Family(BertConfig, BertClassifier)),
+        **dict.fromkeys(DECODER_FAMILIES, Family(LlamaConfig, Llama)),
+        **dict.fromkeys(ENCODER_FAMILIES, Family(BertConfig, BertClassifier)),
     }
 )
 
 
-def family_of(json: Mapping[str, Any]) -> Family:
+def find_family(json: Mapping[str, Any]) -> Family:
     """Find the family of a config.json.
 
     Raises:

@@ -14,9 +14,10 @@ import pytest
 from safetensors.flax import load_file, save_file
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.checkpoints import load_pretrained, save_pretrained
-from bayesrl.lm.tokenization.alphabets import characters
-from bayesrl.lm.transformers import GPT2, GPT2Config, Linear, merged
+from bayesrl.lm.checkpoints.pretrained import load_pretrained, save_pretrained
+from bayesrl.lm.tokenization.simple_tokenizers import char_tokenizer
+from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
+from bayesrl.lm.transformers.layers.layers import Linear, merge_adapters
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ALL = ["gpt2", "llama", "smollm", "mistral", "qwen2", "qwen3", "bert"]
@@ -132,18 +133,18 @@ def test_tokenizer_comes_along(tmp_path: Path) -> None:
 def test_settings_of_generation_come_along(tmp_path: Path, told: dict[str, Any], ends: tuple[int, ...]) -> None:
     """Whatever ids end a text in transformers end it here and are written back; the tokenizer's own eos joins them."""
     config = GPT2Config(vocab_size=6, max_length=8, width=4, depth=1, heads=1)
-    save_pretrained(tmp_path, GPT2.random(jax.random.key(0), config), characters("abc"))
+    save_pretrained(tmp_path, GPT2.init(jax.random.key(0), config), char_tokenizer("abc"))
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, **told}))
     loaded = load_pretrained(tmp_path)
     assert loaded.tokenizer is not None
-    assert loaded.tokenizer.ends == ends
+    assert loaded.tokenizer.eos_ids == ends
     save_pretrained(tmp_path / "again", loaded.model, loaded.tokenizer)
     kept = json.loads((tmp_path / "again" / "generation_config.json").read_text())
     wanted = {"do_sample": True, "pad_token_id": 0, "eos_token_id": 1, **told}
     assert kept == wanted
     again = load_pretrained(tmp_path / "again")
     assert again.tokenizer is not None
-    assert again.tokenizer.ends == ends
+    assert again.tokenizer.eos_ids == ends
 
 
 def test_low_rank_paths_must_be_merged(tmp_path: Path) -> None:
@@ -154,10 +155,11 @@ def test_low_rank_paths_must_be_merged(tmp_path: Path) -> None:
         lambda model: model.blocks[0].query, model, Linear(query.weight, None, jnp.ones((1, width)), jnp.ones((out, 1)))
     )
     with pytest.raises(
-        LanguageModelError, match=r"\.blocks\[0\]\.query\.down, .*up.*pass bayesrl.lm.transformers.merged"
+        LanguageModelError,
+        match=r"\.blocks\[0\]\.query\.down, .*up.*pass a model whose low-rank paths are merged: lm.finetuned",
     ):
         save_pretrained(tmp_path, adapted)
-    save_pretrained(tmp_path, merged(adapted))
+    save_pretrained(tmp_path, merge_adapters(adapted))
     saved = arrays_in(tmp_path)["model.layers.0.self_attn.q_proj.weight"]
     np.testing.assert_allclose(saved, query.weight + 1, rtol=1e-6)
 
@@ -338,7 +340,7 @@ def test_arrays_in_host_memory_are_saved_as_they_are(folder: Path, tmp_path: Pat
 
 
 def test_tokenizer_must_fit(tmp_path: Path, folder: Path) -> None:
-    large = characters("".join(map(chr, range(33, 133))))
+    large = char_tokenizer("".join(map(chr, range(33, 133))))
     model = load_pretrained(folder).model
     with pytest.raises(LanguageModelError, match="the tokenizer has 103 tokens and the model a vocabulary of 64"):
         save_pretrained(tmp_path / "new", model, large)

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.registry import family_of
+from bayesrl.lm.transformers.registry import find_family
 
 WHOLE, NEAR = "full_attention", "sliding_attention"
 
 
 def read(family: str, **settings: Any) -> Any:
     json = {"model_type": family, **settings}
-    return family_of(json).config.from_json(json)
+    return find_family(json).config.from_json(json)
 
 
 @pytest.mark.parametrize(

@@ -24,24 +24,24 @@ from jax import Array
 
 from bayesrl.compilation.callbacks import host_call, host_errors
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm import BertClassifier, BertConfig, Pretrained, Tokenizer, bytes_level, characters
-from bayesrl.lm.completions import Completions, Examples, prompts
+from bayesrl.lm import BertClassifier, BertConfig, Pretrained, Tokenizer, byte_tokenizer, char_tokenizer
+from bayesrl.lm.prompts import Completions, Examples, encode_prompts
 from bayesrl.lm.rewards import (
     Reward,
-    as_reward,
     classifier,
     contains,
     exact_match,
     length,
-    matches,
     number_match,
-    on_text,
-    on_tokens,
+    regex_match,
     sklearn_pipeline,
+    text_reward,
+    token_reward,
     worker_pool,
 )
+from bayesrl.lm.rewards.text import as_reward
 
-LETTERS = characters("abcdefgh 0123456789.,-=")
+LETTERS = char_tokenizer("abcdefgh 0123456789.,-=")
 RECORDS = [{"prompt": "ab", "answer": "a"}, {"prompt": "c", "answer": "bb"}]
 
 
@@ -49,18 +49,18 @@ def written(
     texts: list[Any], records: list[dict[str, Any]] = RECORDS, tokenizer: Tokenizer = LETTERS, width: int = 0
 ) -> Completions:
     """Give completions, of any nesting of lists whose innermost holds one text for each record."""
-    asked = prompts(records, tokenizer)
+    asked = encode_prompts(records, tokenizer)
     array = np.asarray(texts, object)
     rows = [[*row, tokenizer.eos] for row in tokenizer.encode(list(array.reshape(-1)))]
     width = max(width, *map(len, rows))
-    tokens, real = np.full((len(rows), width), tokenizer.pad), np.zeros((len(rows), width), bool)
+    tokens, mask = np.full((len(rows), width), tokenizer.pad), np.zeros((len(rows), width), bool)
     for index, row in enumerate(rows):
-        tokens[index, : len(row)], real[index, : len(row)] = row, True
+        tokens[index, : len(row)], mask[index, : len(row)] = row, True
     index = jnp.broadcast_to(jnp.arange(len(records)), array.shape)
-    prompt, prompt_real = (jnp.broadcast_to(a, (*array.shape, a.shape[-1])) for a in (asked.tokens, asked.real))
+    prompt, prompt_mask = (jnp.broadcast_to(a, (*array.shape, a.shape[-1])) for a in (asked.tokens, asked.mask))
     shape = (*array.shape, width)
     return Completions(
-        index, prompt, prompt_real, jnp.asarray(tokens.reshape(shape)), jnp.asarray(real.reshape(shape)), asked.examples
+        index, prompt, prompt_mask, jnp.asarray(tokens.reshape(shape)), jnp.asarray(mask.reshape(shape)), asked.examples
     )
 
 
@@ -73,15 +73,15 @@ def compiled(reward: Reward, completions: Completions) -> np.ndarray:
     """Score [particles, prompts] as the library does: a jitted function of one particle, mapped over particles."""
 
     @jax.jit
-    def run(tokens: Array, real: Array) -> Array:
-        def one(tokens: Array, real: Array) -> Array:
-            parts = completions.index[0], completions.prompt[0], completions.prompt_real[0]
-            return reward(Completions(*parts, tokens, real, completions.examples))
+    def run(tokens: Array, mask: Array) -> Array:
+        def one(tokens: Array, mask: Array) -> Array:
+            parts = completions.index[0], completions.prompt[0], completions.prompt_mask[0]
+            return reward(Completions(*parts, tokens, mask, completions.examples))
 
-        return jax.vmap(one)(tokens, real)
+        return jax.vmap(one)(tokens, mask)
 
     with host_errors():
-        return np.asarray(jax.block_until_ready(run(completions.tokens, completions.real)))
+        return np.asarray(jax.block_until_ready(run(completions.tokens, completions.mask)))
 
 
 def refused(reward: Reward, completions: Completions) -> str:
@@ -101,23 +101,26 @@ FLAT = [(text, record) for row in TABLE for text, record in zip(row, RECORDS, st
 @pytest.mark.parametrize(
     ("reward", "truth"),
     [
-        (on_text(len), lambda text, example: len(text)),
-        (on_text(functions.equals), lambda text, example: text == example["answer"]),
+        (text_reward(len), lambda text, example: len(text)),
+        (text_reward(functions.equals), lambda text, example: text == example["answer"]),
         (
-            on_text(functions.lengths, batched=True),
+            text_reward(functions.lengths, batched=True),
             lambda text, example: len(text) + len(example["prompt"]),
         ),
-        (on_text(lambda texts: np.array([len(t) for t in texts]), batched=True), lambda text, example: len(text)),
-        (on_text(lambda text, weight=2.0: weight), lambda text, example: 2.0),
-        (on_text(lambda text, example=None: len(example)), lambda text, example: 2.0),
-        (on_text(lambda text: -math.inf if text == "" else np.float64(1)), lambda t, example: 1 if t else -math.inf),
-        (on_text(functools.partial(lambda n, text: n, 3)), lambda text, example: 3),
+        (text_reward(lambda texts: np.array([len(t) for t in texts]), batched=True), lambda text, example: len(text)),
+        (text_reward(lambda text, weight=2.0: weight), lambda text, example: 2.0),
+        (text_reward(lambda text, example=None: len(example)), lambda text, example: 2.0),
+        (
+            text_reward(lambda text: -math.inf if text == "" else np.float64(1)),
+            lambda t, example: 1 if t else -math.inf,
+        ),
+        (text_reward(functools.partial(lambda n, text: n, 3)), lambda text, example: 3),
         (length(), lambda text, example: len(text) + 1),
-        (2.0 * on_text(len) - length(), lambda text, example: 2 * len(text) - len(text) - 1),
+        (2.0 * text_reward(len) - length(), lambda text, example: 2 * len(text) - len(text) - 1),
         (exact_match(), lambda text, example: text == example["answer"]),
         (contains("answer"), lambda text, example: example["answer"] in text),
-        (matches("b+"), lambda text, example: "b" in text),
-        (matches("b+", full=True), lambda text, example: text in ("b", "bb")),
+        (regex_match("b+"), lambda text, example: "b" in text),
+        (regex_match("b+", full=True), lambda text, example: text in ("b", "bb")),
     ],
 )
 def test_scores_are_those_of_plain_python(reward: Reward, truth: Callable[..., float]) -> None:
@@ -129,23 +132,23 @@ def test_scores_are_those_of_plain_python(reward: Reward, truth: Callable[..., f
 
 def test_one_scoring_for_what_is_the_same() -> None:
     seen: list[Any] = []
-    by_text = on_text(lambda text: seen.append(text) or 1.0)
+    by_text = text_reward(lambda text: seen.append(text) or 1.0)
     scored(by_text, written(TABLE))
     assert sorted(seen) == ["", "a", "bb", "c"]
     seen.clear()
-    by_pair = on_text(lambda text, example: seen.append((text, example["prompt"])) or 1.0)
+    by_pair = text_reward(lambda text, example: seen.append((text, example["prompt"])) or 1.0)
     scored(by_pair, written(TABLE))
     assert len(seen) == len(set(seen)) == 5
 
 
 def test_a_constant_for_derivatives() -> None:
-    completions, reward = written(TABLE), on_text(len)
+    completions, reward = written(TABLE), text_reward(len)
     slope = jax.grad(lambda x: jnp.sum(x * reward(completions)))(1.0)
     assert float(slope) == sum(len(text) for text, _ in FLAT)
 
 
 def test_as_reward() -> None:
-    reward = on_text(len)
+    reward = text_reward(len)
     assert as_reward(reward) is reward
     assert as_reward(len).name == "len"
     with pytest.raises(LanguageModelError, match="3 is no reward"):
@@ -171,32 +174,32 @@ def test_what_is_no_number(value: Any, told: str) -> None:
         return value
 
     with pytest.raises(LanguageModelError, match=f"reward 'judge' returned|{told}") as caught:
-        scored(on_text(judge, on_error=0.0), written(["a", "a"]))
+        scored(text_reward(judge, on_error=0.0), written(["a", "a"]))
     assert "return one finite number" in str(caught.value)
     with pytest.raises(LanguageModelError, match=told):
-        scored(on_text(lambda texts: [value for _ in texts], batched=True), written(["a", "a"]))
+        scored(text_reward(lambda texts: [value for _ in texts], batched=True), written(["a", "a"]))
 
 
 @pytest.mark.parametrize("given", [[1.0], [1.0] * 3, None, 2.0, "12", [], iter([1.0])])
 def test_wrong_number_of_values(given: Any) -> None:
-    told = refused(on_text(lambda texts: given, batched=True), written(["a", "b"]))
+    told = refused(text_reward(lambda texts: given, batched=True), written(["a", "b"]))
     assert "for 2 texts, the first 'a'; with batched=True, return one number for each text" in told
 
 
 def test_a_function_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     completions = written([["a", "b"], ["b", "b" * 200]])
     with pytest.raises(LanguageModelError, match="raised KeyError: 'no b, please', on the text 'b'; mend") as caught:
-        compiled(on_text(functions.picky), completions)
+        compiled(text_reward(functions.picky), completions)
     assert isinstance(caught.value.__cause__, KeyError)
     assert not [record for record in caplog.records if "pure_callback" in record.message]
-    lenient = on_text(functions.picky, on_error=-2.0)
+    lenient = text_reward(functions.picky, on_error=-2.0)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             np.testing.assert_array_equal(scored(lenient, completions), [[1, -2], [-2, 1]])
     assert len(caplog.records) == 1
     assert lenient.num_failures == 2
-    assert "raised ZeroDivisionError" in refused(on_text(lambda text: 1 / 0), completions)
-    long = refused(on_text(lambda text: [][len(text)]), written(["a" * 500, "a"]))
+    assert "raised ZeroDivisionError" in refused(text_reward(lambda text: 1 / 0), completions)
+    long = refused(text_reward(lambda text: [][len(text)]), written(["a" * 500, "a"]))
     assert "…'" in long
     assert len(long) < 300
 
@@ -204,7 +207,7 @@ def test_a_function_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("fn", "options", "told"),
     [
-        (3, {}, "on_text got fn=3; use a function"),
+        (3, {}, "text_reward got fn=3; use a function"),
         (lambda: 1.0, {}, "takes \\(\\); it is called with \\(text\\) or"),
         (lambda a, b, c: 1.0, {}, "functools.partial"),
         (len, {"num_workers": -1}, "num_workers=-1"),
@@ -218,7 +221,7 @@ def test_a_function_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_what_cannot_be_a_reward(unchecked: None, fn: Any, options: dict[str, Any], told: str) -> None:
     with pytest.raises(LanguageModelError, match=told):
-        on_text(fn, **options)
+        text_reward(fn, **options)
 
 
 def test_coroutines_and_prompts_of_tokens() -> None:
@@ -226,19 +229,19 @@ def test_coroutines_and_prompts_of_tokens() -> None:
         return 1.0
 
     with pytest.raises(LanguageModelError, match="is a coroutine"):
-        on_text(slow)
+        text_reward(slow)
     completions = written(["a", "b"])
     bare = Completions(
         completions.index,
         completions.prompt,
-        completions.prompt_real,
+        completions.prompt_mask,
         completions.tokens,
-        completions.real,
+        completions.mask,
         Examples(RECORDS, None),
     )
     with pytest.raises(LanguageModelError, match="given as tokens"):
-        on_text(len)(bare)
-    assert on_tokens(lambda tokens, real: jnp.sum(real))(bare).tolist() == [2, 2]
+        text_reward(len)(bare)
+    assert token_reward(lambda tokens, mask: jnp.sum(mask))(bare).tolist() == [2, 2]
 
 
 # ---- workers --------------------------------------------------------------------------------
@@ -247,10 +250,10 @@ def test_coroutines_and_prompts_of_tokens() -> None:
 def test_workers_score_alike_and_come_back() -> None:
     completions = written([["a" * n, "bb"] for n in range(12)])
     for reward in (
-        on_text(functions.equals, num_workers=2),
-        on_text(functions.lengths, num_workers=2, batched=True),
+        text_reward(functions.equals, num_workers=2),
+        text_reward(functions.lengths, num_workers=2, batched=True),
     ):
-        expected = scored(on_text(reward.fn, batched=reward.batched), completions)
+        expected = scored(text_reward(reward.fn, batched=reward.batched), completions)
         np.testing.assert_array_equal(compiled(reward, completions), expected)
         reward.close()
         np.testing.assert_array_equal(scored(reward, completions), expected)
@@ -258,31 +261,31 @@ def test_workers_score_alike_and_come_back() -> None:
 
 
 def test_workers_are_lean_and_kept() -> None:
-    reward = on_text(functions.loaded_jax, num_workers=1)
+    reward = text_reward(functions.loaded_jax, num_workers=1)
     assert scored(reward, written(["a", "b"])).tolist() == [0, 0]
     reward.close()
-    reward = on_text(functions.process, num_workers=1)
+    reward = text_reward(functions.process, num_workers=1)
     first, second = (scored(reward, written([text, text])) for text in ("a", "b"))
     assert first[0] == second[0] != os.getpid()
     reward.close()
 
 
 def test_a_function_that_hangs_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    reward = on_text(functions.stubborn, time_limit=0.5)
+    reward = text_reward(functions.stubborn, time_limit=0.5)
     began = time.monotonic()
     told = refused(reward, written([["a", "b"], ["aa", "aaa"]]))
     assert "'stubborn' took more than 0.5 seconds, on the text 'b'; raise time_limit" in told
-    lenient = on_text(functions.stubborn, time_limit=0.5, on_error=-1.0)
+    lenient = text_reward(functions.stubborn, time_limit=0.5, on_error=-1.0)
     assert scored(lenient, written([["a", "b"], ["aa", "aaa"]])).tolist() == [[1, -1], [2, 3]]
     assert time.monotonic() - began < 20
     assert "61.25" not in subprocess.run(["/bin/ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     lenient.close()
-    slow = on_text(functions.backtracking, time_limit=0.5)
+    slow = text_reward(functions.backtracking, time_limit=0.5)
     assert "took more than 0.5 seconds" in refused(slow, written(["a" * 40 + "c", "a"]))
 
 
 def test_a_worker_that_died_while_idle_is_replaced() -> None:
-    pool = worker_pool.Workers(len, "len", 1, None)
+    pool = worker_pool.WorkerPool(len, "len", 1, None)
     assert pool.run([("four",)]) == [4]
     process = pool._workers[0].process
     process.kill()
@@ -299,20 +302,20 @@ def test_rewards_are_summed() -> None:
 def test_a_worker_that_dies_or_cannot_tell() -> None:
     texts = [[text, "c"] for text in "abdefgh"]
     assert "'deadly' ended its worker process (exit code 7), on the text 'b'" in refused(
-        on_text(functions.deadly, num_workers=1), written(texts)
+        text_reward(functions.deadly, num_workers=1), written(texts)
     )
-    lenient = on_text(functions.deadly, num_workers=1, on_error=5.0)
+    lenient = text_reward(functions.deadly, num_workers=1, on_error=5.0)
     assert scored(lenient, written(texts))[:, 0].tolist() == [1, 5, 1, 1, 1, 1, 1]
     lenient.close()
     with pytest.raises(LanguageModelError, match="raised KeyError: 'no b, please', on the text 'b'") as caught:
-        scored(on_text(functions.picky, num_workers=1), written(texts))
+        scored(text_reward(functions.picky, num_workers=1), written(texts))
     assert "in picky" in "".join(caught.value.__notes__)
-    odd = on_text(functions.odd, num_workers=1)
+    odd = text_reward(functions.odd, num_workers=1)
     assert "<function> <function odd" in refused(odd, written(["a", "b"]))
     assert "returned 'c', a str, for the text 'c'" in refused(odd, written(["a", "c"]))
     odd.close()
     strange = [{"prompt": "a", "answer": lambda: 0}] * 2
-    sent = on_text(functions.equals, num_workers=1)
+    sent = text_reward(functions.equals, num_workers=1)
     assert "cannot be sent to a worker process" in refused(sent, written(["a", "b"], strange))
 
 
@@ -325,11 +328,11 @@ def mine(text):
     return float(len(text))
 
 if __name__ == "__main__":
-    from bayesrl.lm.rewards import on_text  # not above: workers import what is above
+    from bayesrl.lm.rewards import text_reward  # not above: workers import what is above
 
-    print(on_text(mine, num_workers=1).scores([0, 0], ["aaa", "a"], [dict(prompt="")]), flush=True)
+    print(text_reward(mine, num_workers=1).scores([0, 0], ["aaa", "a"], [dict(prompt="")]), flush=True)
     threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    on_text(functions.stubborn, num_workers=1).scores([0], ["b"], [dict(prompt="")])
+    text_reward(functions.stubborn, num_workers=1).scores([0], ["b"], [dict(prompt="")])
 """
 
 
@@ -348,8 +351,8 @@ def test_a_script_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> N
 def test_workers_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit(3)")
-    monkeypatch.setattr(workers, "_SCRIPT", str(broken))
-    told = refused(on_text(functions.length, num_workers=2), written(["a", "b"]))
+    monkeypatch.setattr(worker_pool, "_SCRIPT", str(broken))
+    told = refused(text_reward(functions.length, num_workers=2), written(["a", "b"]))
     assert "ended with exit code 3 before it was ready; in a script, put what runs under `if __name__" in told
 
 
@@ -384,7 +387,7 @@ def test_options_of_verifiers() -> None:
     assert exact_match().scores([0], ["A"], record).tolist() == [1]
     assert exact_match(strip=False).scores([0], ["A"], record).tolist() == [0]
     assert exact_match(ignore_case=True).scores([0], ["a"], record).tolist() == [1]
-    assert matches("a", time_limit=3).time_limit == 3
+    assert regex_match("a", time_limit=3).time_limit == 3
     assert contains("answer", ignore_case=True).scores([0], ["b a c"], record).tolist() == [1]
 
 
@@ -397,8 +400,8 @@ def test_verifiers_name_what_is_missing(unchecked: None) -> None:
     bad = [{"prompt": "ab", "answer": None}] * 2
     assert "found None in the field 'answer'" in refused(contains("answer"), written(["a", "b"], bad))
     for make, told in [
-        (lambda: matches("("), "no regular expression"),
-        (lambda: matches(b"a"), "matches got pattern=b'a'"),
+        (lambda: regex_match("("), "no regular expression"),
+        (lambda: regex_match(b"a"), "regex_match got pattern=b'a'"),
         (lambda: number_match(tolerance=-1.0), "tolerance=-1.0"),
         (lambda: exact_match(3), "field=3"),
     ]:
@@ -414,12 +417,12 @@ def bert(
 ) -> Pretrained:
     shape = {"width": 8, "depth": 1, "heads": 2, "inner": 16, "initializer_range": 0.7, **more}
     config = BertConfig(vocab_size=tokenizer.vocab_size, max_length=max_length, labels=labels, **shape)
-    return Pretrained(BertClassifier.random(jax.random.key(3), config), tokenizer, Path(), {})
+    return Pretrained(BertClassifier.init(jax.random.key(3), config), tokenizer, Path(), {})
 
 
 def framed() -> Tokenizer:
     """Make a tokenizer of letters that puts [CLS] and [SEP] around texts."""
-    tokenizer = characters("abcdefgh 0123456789.,-=")
+    tokenizer = char_tokenizer("abcdefgh 0123456789.,-=")
     core = tk.Tokenizer.from_str(tokenizer.core.to_str())
     core.add_special_tokens(["[CLS]", "[SEP]"])
     ends = [(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
@@ -444,7 +447,7 @@ def by_hand(pretrained: Pretrained, text: str, *, keep_end: bool = False) -> np.
 def test_bert_reads_what_was_written(same: bool, with_prompt: bool) -> None:
     judge = bert(framed())
     table = [["a", "bb"], ["", "ab ab"], ["abcdefgh" * 6, "h" * 38]]
-    writer = framed() if same else bytes_level()
+    writer = framed() if same else byte_tokenizer()
     completions = written(table, tokenizer=writer)
     logits = np.stack(
         [
@@ -472,7 +475,9 @@ def test_bert_without_special_tokens_and_with_nothing_to_read() -> None:
     np.testing.assert_allclose(scored(classifier(judge, "good"), texts), normal[..., 2], rtol=1e-5)
     chance = scored(classifier(judge, "good", scale="probability"), texts)
     np.testing.assert_allclose(chance, np.exp(normal[..., 2]), rtol=1e-5)
-    recoded = scored(classifier(judge, 0, scale="logit"), written([["ab", ""], ["c", "ddd"]], tokenizer=bytes_level()))
+    recoded = scored(
+        classifier(judge, 0, scale="logit"), written([["ab", ""], ["c", "ddd"]], tokenizer=byte_tokenizer())
+    )
     np.testing.assert_allclose(logits[..., 0], recoded, rtol=1e-5, atol=1e-5)
 
 
@@ -498,7 +503,7 @@ def test_what_cannot_classify(unchecked: None) -> None:
         (lambda: classifier(bert(LETTERS, labels=("one",)), 0), "with 1 labels, whose outputs are no probabilities"),
         (lambda: classifier(bert(LETTERS, problem="regression"), 0), "model of regression .*use scale='logit'"),
         (
-            lambda: classifier(Pretrained(judge.model, characters("".join(map(chr, range(33, 120))))), 0),
+            lambda: classifier(Pretrained(judge.model, char_tokenizer("".join(map(chr, range(33, 120))))), 0),
             "use the tokenizer that",
         ),
     ]:
@@ -563,7 +568,7 @@ def test_errors_come_as_they_were() -> None:
 
 
 def test_interrupts_reach_threads_that_wait_for_workers() -> None:
-    pool = worker_pool.Workers(functions.stubborn, "stubborn", 1, None)
+    pool = worker_pool.WorkerPool(functions.stubborn, "stubborn", 1, None)
     pool.run([("a",)])
     heard: list[bool] = []
 

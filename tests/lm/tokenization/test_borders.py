@@ -107,7 +107,7 @@ def test_a_completion_is_read_as_what_stands_behind_its_prompt(kind: str) -> Non
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return lm.GPT2.random(jax.random.key(0), lm.GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2))
+    return lm.GPT2.init(jax.random.key(0), lm.GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2))
 
 
 def test_weights_that_stand_in_two_files_are_refused(tmp_path: Path, model: Any) -> None:

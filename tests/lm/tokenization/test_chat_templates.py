@@ -12,10 +12,10 @@ import pytest
 
 from bayesrl import lm
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.checkpoints import load_pretrained, save_pretrained
-from bayesrl.lm.completions import Completions
+from bayesrl.lm.checkpoints.pretrained import load_pretrained, save_pretrained
+from bayesrl.lm.prompts import Completions
 from bayesrl.lm.tokenization import chat_templates as chats
-from bayesrl.lm.tokenization.files import library
+from bayesrl.lm.tokenization.files import import_tokenizers
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -32,7 +32,7 @@ PIECES = "▁ h i o ▁hi ▁ho hi ho : 4 ▁4 <user> <assistant>"
 
 def words(kind: str) -> Tokenizer:
     """Make a tokenizer that marks the beginning of words as SentencePiece does, in each way that files have it."""
-    tk = library()
+    tk = import_tokenizers()
     vocabulary = {piece: at for at, piece in enumerate(["<pad>", "<eos>", "<s>", "<unk>", *PIECES.split(" ")])}
     merges = [("h", "i"), ("h", "o"), ("▁", "hi"), ("▁", "ho"), ("▁", "4")]
     core = tk.Tokenizer(tk.models.BPE(vocabulary, merges, unk_token="<unk>"))  # noqa: S106
@@ -49,7 +49,7 @@ def words(kind: str) -> Tokenizer:
 
 def model(tokenizer: Tokenizer, **more: Any) -> lm.Pretrained:
     config = lm.GPT2Config(vocab_size=tokenizer.vocab_size, max_length=64, width=4, depth=1, heads=1)
-    return lm.Pretrained(lm.GPT2.random(jax.random.key(0), config), tokenizer, **more)
+    return lm.Pretrained(lm.GPT2.init(jax.random.key(0), config), tokenizer, **more)
 
 
 # ---- conversations -----------------------------------------------------------------------------
@@ -69,11 +69,11 @@ def test_conversations_are_written_as_by_transformers(case: dict[str, Any]) -> N
         config={"chat_template": case["template"]},
     )
     record = {key: value for key, value in case.items() if key not in ("template", "text", "whole")}
-    made = chats.asked(record, ours)
+    made = chats.render_prompt(record, ours)
     assert made is not None
     assert made["prompt"] == case["text"]
     if "whole" in case:
-        assert made["prompt"] + chats.answered(made, made["answer"], ours) == case["whole"]
+        assert made["prompt"] + chats.render_answer(made, made["answer"], ours) == case["whole"]
 
 
 def talking() -> Tokenizer:
@@ -87,10 +87,10 @@ def talking() -> Tokenizer:
 def test_conversations_are_prompts(record: Any) -> None:
     pytest.importorskip("jinja2")
     tokenizer = talking()
-    asked = lm.prompts([record, "hi"], tokenizer)
+    asked = lm.encode_prompts([record, "hi"], tokenizer)
     assert asked.examples[0]["prompt"] == "<user>hi<eos><assistant>"
     # The template has put there what belongs around a conversation.
-    assert tokenizer.decode([np.asarray(asked.tokens[0])[np.asarray(asked.real[0])]], skip_special=False) == [
+    assert tokenizer.decode([np.asarray(asked.tokens[0])[np.asarray(asked.mask[0])]], skip_special=False) == [
         "<user>hi<eos><assistant>"
     ]
     if isinstance(record, dict) and record.get("messages") == [USER, REPLY]:
@@ -105,7 +105,7 @@ def test_conversations_are_pairs(record: Any) -> None:
     pytest.importorskip("jinja2")
     tokenizer = talking()
     answer = "completion" if "completion" in record else "answer"
-    program = lm.pairs(model(tokenizer), [record], answer=answer)
+    program = lm.sft(model(tokenizer), [record], answer=answer)
     # The template writes the end itself, and nothing follows it.
     ids = np.asarray(program.tokens[0]).tolist()
     assert ids[-1] == tokenizer.eos
@@ -115,9 +115,9 @@ def test_conversations_are_pairs(record: Any) -> None:
 
 def test_conversations_that_cannot_be_written() -> None:
     with pytest.raises(LanguageModelError, match="has no tokenizer with a chat template"):
-        lm.prompts([[USER]])
+        lm.encode_prompts([[USER]])
     with pytest.raises(LanguageModelError, match=r"no chat template; pass texts.*chat_template.jinja"):
-        lm.prompts([[USER]], words("first"))
+        lm.encode_prompts([[USER]], words("first"))
     pytest.importorskip("jinja2")
     for template, message in (
         ("{{ raise_exception('no system here') }}", "refuses the conversation: no system here"),
@@ -127,12 +127,12 @@ def test_conversations_that_cannot_be_written() -> None:
         ("{{ messages.append(1) }}", "cannot write a conversation of 1 messages: SecurityError"),
     ):
         with pytest.raises(LanguageModelError, match=message):
-            lm.prompts([[USER]], Tokenizer(words("first").core, eos=1, config={"chat_template": template}))
+            lm.encode_prompts([[USER]], Tokenizer(words("first").core, eos=1, config={"chat_template": template}))
 
 
 def written(template: Any, messages: list[Any], **record: Any) -> str:
     ours = Tokenizer(words("first").core, eos=1, config={"chat_template": template})
-    return chats.rendered(ours, messages, record)
+    return chats.render_conversation(ours, messages, record)
 
 
 SAYS = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
@@ -203,8 +203,8 @@ def test_templates_are_found_wherever_they_lie(
     read = Tokenizer.load(tmp_path / "first")
     read.save(tmp_path / "again")
     for one in (read, Tokenizer.load(tmp_path / "again")):
-        assert chats.rendered(one, [USER]) == wanted
-        assert chats.rendered(one, [USER], {"tools": [{"name": "f"}]}) == with_tools
+        assert chats.render_conversation(one, [USER]) == wanted
+        assert chats.render_conversation(one, [USER], {"tools": [{"name": "f"}]}) == with_tools
 
 
 # ---- token ids ---------------------------------------------------------------------------------
@@ -221,34 +221,34 @@ def test_templates_are_found_wherever_they_lie(
     ],
 )
 def test_token_ids_of_any_lengths_keep_their_tokenizer(ids: Any) -> None:
-    tokenizer = lm.characters("abcdefgh")
-    asked = lm.prompts(ids, tokenizer)
+    tokenizer = lm.char_tokenizer("abcdefgh")
+    asked = lm.encode_prompts(ids, tokenizer)
     assert asked.tokens.tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert asked.real.tolist() == [[True] * 3, [False, False, True]]
+    assert asked.mask.tolist() == [[True] * 3, [False, False, True]]
     assert asked.examples.tokenizer is tokenizer
     assert [row["prompt"] for row in asked.examples] == ["cde", "f"]
-    assert lm.prompts(ids).real.tolist() == asked.real.tolist()
+    assert lm.encode_prompts(ids).mask.tolist() == asked.mask.tolist()
     # Rewards read texts, as of prompts that are texts.
     lm.policy(model(tokenizer), ids, reward=len, max_new_tokens=1)
 
 
 def test_an_array_of_tokens_keeps_its_tokenizer() -> None:
-    tokenizer = lm.characters("abcdefgh")
-    asked = lm.prompts(np.array([[5, 6], [7, 8]]), tokenizer)
+    tokenizer = lm.char_tokenizer("abcdefgh")
+    asked = lm.encode_prompts(np.array([[5, 6], [7, 8]]), tokenizer)
     assert asked.examples.tokenizer is tokenizer
     assert [row["prompt"] for row in asked.examples] == ["cd", "ef"]
     for wrong in ([["a"]], [[1.5]], [{"prompt": 3}], [[True]]):
         with pytest.raises(LanguageModelError, match=r"prompt 0 is .*; pass a text, token ids, a list of messages"):
-            lm.prompts(wrong, tokenizer)
+            lm.encode_prompts(wrong, tokenizer)
 
 
 @pytest.mark.parametrize("ids", [[1, 5], [5, 1, 6], [5, 6], [1], [7, 7, 1]])
 def test_rewards_may_ask_for_special_tokens(ids: list[int]) -> None:
-    tokenizer = lm.characters("abcdefgh")
-    asked = lm.prompts(["a"], tokenizer)
+    tokenizer = lm.char_tokenizer("abcdefgh")
+    asked = lm.encode_prompts(["a"], tokenizer)
     tokens, index = jnp.asarray([ids]), jnp.array([0])
-    written = Completions(index, asked.tokens, asked.real, tokens, tokens > 0, asked.examples)
-    plain, whole = (lm.rewards.on_text(len, special=special)(written).tolist() for special in (False, True))
+    written = Completions(index, asked.tokens, asked.mask, tokens, tokens > 0, asked.examples)
+    plain, whole = (lm.rewards.text_reward(len, special=special)(written).tolist() for special in (False, True))
     letters = sum(one > 2 for one in ids)
     assert (plain, whole) == ([letters], [letters + len("<eos>") * ids.count(1)])
 
@@ -262,7 +262,7 @@ def test_rewards_may_ask_for_special_tokens(ids: list[int]) -> None:
 )
 def test_an_answer_stands_directly_behind_its_prompt(kind: str, prompt: str, answer: str) -> None:
     tokenizer = words(kind)
-    program = lm.pairs(model(tokenizer), [{"prompt": prompt, "answer": answer}])
+    program = lm.sft(model(tokenizer), [{"prompt": prompt, "answer": answer}])
     before, after = (np.asarray(rows[0]).tolist() for rows in (program.prompts.tokens, program.tokens))
     assert tokenizer.decode([[*before, *after]]) == [prompt + answer]
     # What a policy that has learned it writes is read as the same text.
@@ -271,7 +271,7 @@ def test_an_answer_stands_directly_behind_its_prompt(kind: str, prompt: str, ans
 
 
 def test_bytes_and_characters_are_coded_alike_behind_others() -> None:
-    for tokenizer in (lm.characters("abc "), lm.bytes_level(), lm.byte_pairs(["a cab"], 260)):
+    for tokenizer in (lm.char_tokenizer("abc "), lm.byte_tokenizer(), lm.train_bpe(["a cab"], 260)):
         for text in ("a", " a", "cab ", "  b", ""):
             assert tokenizer.encode([text], continues=True) == tokenizer.encode([text], special=False)
 
@@ -280,7 +280,7 @@ def test_bytes_and_characters_are_coded_alike_behind_others() -> None:
 
 
 def options(generation: dict[str, Any], **given: Any) -> dict[str, Any]:
-    made = lm.policy(model(lm.characters("abc"), generation=generation), ["a"], reward=len, **given)
+    made = lm.policy(model(lm.char_tokenizer("abc"), generation=generation), ["a"], reward=len, **given)
     names = ("num_steps", "temperature", "top_k", "top_p", "min_p")
     return {name: made.options[name] for name in names}
 
@@ -348,7 +348,7 @@ def test_settings_that_are_no_part_of_a_policy_are_told(caplog: pytest.LogCaptur
 
 
 def test_every_file_is_written_back(tmp_path: Path) -> None:
-    tokenizer = lm.characters("abc")
+    tokenizer = lm.char_tokenizer("abc")
     save_pretrained(tmp_path / "first", model(tokenizer))
     folder = tmp_path / "first"
     blank = {"content": "<eos>", "lstrip": False, "normalized": False, "rstrip": True, "single_word": False}

@@ -10,21 +10,21 @@ import pytest
 
 import bayesrl
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenization.alphabets import byte_pairs, bytes_level, characters
+from bayesrl.lm.tokenization.simple_tokenizers import byte_tokenizer, char_tokenizer, train_bpe
 from bayesrl.lm.tokenization.tokenizer import Tokenizer, pad_left
 
 TEXTS = ["the cat sat", "on the mat, the hat\n", "Größe 3 ≤ π", "  two  spaces", ""]
 MADE = {
-    "characters": lambda: characters("".join(TEXTS)),
-    "bytes": bytes_level,
-    "pairs": lambda: byte_pairs(TEXTS, 280),
+    "characters": lambda: char_tokenizer("".join(TEXTS)),
+    "bytes": byte_tokenizer,
+    "pairs": lambda: train_bpe(TEXTS, 280),
 }
 
 
 @pytest.mark.parametrize("wrong", [-1, 99])
 def test_ids_that_are_none_are_refused(wrong: int) -> None:
     with pytest.raises(LanguageModelError, match=f"Tokenizer got eos={wrong}, and has no such token among"):
-        Tokenizer(characters("ab").core, eos=wrong)
+        Tokenizer(char_tokenizer("ab").core, eos=wrong)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -41,7 +41,7 @@ def test_there_and_back_and_saved(name: str, tmp_path: Path) -> None:
 
 
 def test_special_tokens_are_left_out_or_not() -> None:
-    tokenizer = characters("ab")
+    tokenizer = char_tokenizer("ab")
     rows = [[tokenizer.pad, *tokenizer.encode(["ab"])[0], tokenizer.eos]]
     assert tokenizer.decode(rows) == ["ab"]
     assert tokenizer.decode(rows, skip_special=False) == ["<pad>ab<eos>"]
@@ -52,10 +52,10 @@ def test_digests_tell_tokenizers_apart() -> None:
     digests = [make().digest for make in MADE.values()]
     assert len(set(digests)) == 3
     assert digests == [make().digest for make in MADE.values()]
-    core = characters("ab").core
-    assert Tokenizer(core, eos=1).digest == Tokenizer(core, pad=0).digest == characters("ba").digest
-    assert characters("abc").digest != characters("ab").digest
-    padding = characters("ab")
+    core = char_tokenizer("ab").core
+    assert Tokenizer(core, eos=1).digest == Tokenizer(core, pad=0).digest == char_tokenizer("ba").digest
+    assert char_tokenizer("abc").digest != char_tokenizer("ab").digest
+    padding = char_tokenizer("ab")
     before = padding.digest
     padding.core.enable_padding(length=5)
     assert Tokenizer(padding.core).digest == before
@@ -63,10 +63,10 @@ def test_digests_tell_tokenizers_apart() -> None:
 
 
 def test_pairs_shorten_texts() -> None:
-    tokenizer = byte_pairs(["the cat sat on the mat"] * 3, 270)
+    tokenizer = train_bpe(["the cat sat on the mat"] * 3, 270)
     assert tokenizer.vocab_size == 270
     assert len(tokenizer.encode(["the cat sat"])[0]) < len("the cat sat")
-    assert bytes_level().vocab_size == 258
+    assert byte_tokenizer().vocab_size == 258
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_pairs_shorten_texts() -> None:
 def test_where_special_tokens_are_read(
     tmp_path: Path, files: dict[str, object], wanted: tuple[int | None, ...]
 ) -> None:
-    characters("ab").save(tmp_path)
+    char_tokenizer("ab").save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     for name, told in files.items():
         (tmp_path / name).write_text(json.dumps(told))
@@ -94,7 +94,7 @@ def test_where_special_tokens_are_read(
 def test_a_special_token_that_is_named_and_not_there_is_refused(
     tmp_path: Path, file: str, told: dict[str, Any]
 ) -> None:
-    characters("ab").save(tmp_path)
+    char_tokenizer("ab").save(tmp_path)
     (tmp_path / file).write_text(json.dumps(told))
     with pytest.raises(LanguageModelError, match=f"{file} names .* as {next(iter(told))}, and tokenizer.json has no"):
         Tokenizer.load(tmp_path)
@@ -106,7 +106,7 @@ ADDED = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": F
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("names", [["<|tool|>"], ["<|a|>", "<|b|>"], ["ab"]])
 def test_tokens_that_only_the_configuration_adds(tmp_path: Path, names: list[str], special: bool) -> None:
-    tokenizer = characters("ab")
+    tokenizer = char_tokenizer("ab")
     tokenizer.save(tmp_path)
     first = tokenizer.vocab_size
     listed = {first + i: {"content": name, "special": special} | ADDED for i, name in enumerate(names)}
@@ -120,7 +120,7 @@ def test_tokens_that_only_the_configuration_adds(tmp_path: Path, names: list[str
 
 
 def test_added_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
-    characters("ab").save(tmp_path)
+    char_tokenizer("ab").save(tmp_path)
     told = {"added_tokens_decoder": {"99": {"content": "<|tool|>", "special": True}}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
     with pytest.raises(LanguageModelError, match=r"as id 99, which after those of tokenizer.json would be 5"):
@@ -152,7 +152,7 @@ def test_a_text_that_begins_with_bos_gets_no_second_one(text: str) -> None:
     ],
 )
 def test_settings_survive_a_round_trip(tmp_path: Path, told: dict[str, Any]) -> None:
-    characters("ab").save(tmp_path)
+    char_tokenizer("ab").save(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | told))
     Tokenizer.load(tmp_path).save(tmp_path / "again")
@@ -171,13 +171,13 @@ def test_settings_survive_a_round_trip(tmp_path: Path, told: dict[str, Any]) -> 
 @pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_coded_is_named(text: Any, reason: str) -> None:
     with pytest.raises(LanguageModelError, match=f"text 1 of 3, .*cannot be coded: .*{reason}"):
-        bytes_level().encode(["fine", text, "fine"])
+        byte_tokenizer().encode(["fine", text, "fine"])
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_text_is_named() -> None:
     with pytest.raises(LanguageModelError, match="use a list of which each is a text, and not None"):
-        bytes_level().encode(["fine", None, "fine"])  # type: ignore[list-item]
+        byte_tokenizer().encode(["fine", None, "fine"])  # type: ignore[list-item]
 
 
 def sentence_pieces(decoder: str) -> Tokenizer:
@@ -199,7 +199,7 @@ def test_a_text_that_continues_another_keeps_its_blank(decoder: str, row: list[i
     tokenizer = sentence_pieces(decoder)
     whole, first = tokenizer.decode([[2, 3, *row], [2, 3]])
     assert whole == first + tokenizer.decode([row], continues=True)[0]
-    assert bytes_level().decode([[32, 65]], continues=True) == [" A"]
+    assert byte_tokenizer().decode([[32, 65]], continues=True) == [" A"]
 
 
 def test_an_unknown_word_is_named() -> None:
@@ -211,15 +211,15 @@ def test_an_unknown_word_is_named() -> None:
 
 
 def test_pad_left() -> None:
-    tokens, real = pad_left([[5, 6, 7], [8], []], 9, length=4)
+    tokens, mask = pad_left([[5, 6, 7], [8], []], 9, length=4)
     assert tokens.tolist() == [[9, 5, 6, 7], [9, 9, 9, 8], [9, 9, 9, 9]]
-    assert real.tolist() == [[False, True, True, True], [False, False, False, True], [False] * 4]
-    assert (tokens.dtype, real.dtype) == (np.int32, bool)
+    assert mask.tolist() == [[False, True, True, True], [False, False, False, True], [False] * 4]
+    assert (tokens.dtype, mask.dtype) == (np.int32, bool)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input(tmp_path: Path) -> None:
-    tokenizer = characters("ab")
+    tokenizer = char_tokenizer("ab")
     with pytest.raises(LanguageModelError, match="encode got texts='ab'; use a list of texts"):
         tokenizer.encode("ab")
     with pytest.raises(LanguageModelError, match="put a single row into a list"):
@@ -228,12 +228,12 @@ def test_bad_input(tmp_path: Path) -> None:
         Tokenizer("gpt2")
     with pytest.raises(LanguageModelError, match="got eos=99, and has no such token among 5"):
         Tokenizer(tokenizer.core, eos=99)
-    with pytest.raises(LanguageModelError, match="characters got an empty text"):
-        characters("")
+    with pytest.raises(LanguageModelError, match="char_tokenizer got an empty text"):
+        char_tokenizer("")
     with pytest.raises(LanguageModelError, match="vocab_size=100; 256 bytes, <pad> and <eos> need 258"):
-        byte_pairs(["a"], 100)
-    with pytest.raises(LanguageModelError, match="byte_pairs got texts='abc'; use a list of texts"):
-        byte_pairs("abc", 300)
+        train_bpe(["a"], 100)
+    with pytest.raises(LanguageModelError, match="train_bpe got texts='abc'; use a list of texts"):
+        train_bpe("abc", 300)
     with pytest.raises(LanguageModelError, match=r"has no tokenizer.json; load the tokenizer in transformers"):
         Tokenizer.load(tmp_path)
     with pytest.raises(LanguageModelError, match="pad_left got no tokens"):
@@ -262,15 +262,15 @@ FILES = ["generation_config.json", "config.json"]
 @pytest.mark.parametrize("file", FILES)
 def test_every_token_that_ends_a_text(tmp_path: Path, file: str, told: Any, wanted: tuple[int, ...]) -> None:
     """As in transformers, either file may tell one or several; a text ends at the tokenizer's own eos too."""
-    characters("ab").save(tmp_path)
+    char_tokenizer("ab").save(tmp_path)
     (tmp_path / file).write_text(json.dumps({"eos_token_id": told}))
-    assert Tokenizer.load(tmp_path).ends == wanted
+    assert Tokenizer.load(tmp_path).eos_ids == wanted
 
 
 @pytest.mark.parametrize("told", ["1", [[1, 3]], [1.0], True, {"id": 1}, [None]])
 @pytest.mark.parametrize("file", FILES)
 def test_an_end_that_is_no_id_is_refused(tmp_path: Path, file: str, told: Any) -> None:
-    characters("ab").save(tmp_path)
+    char_tokenizer("ab").save(tmp_path)
     (tmp_path / file).write_text(json.dumps({"eos_token_id": told}))
     with pytest.raises(LanguageModelError, match=f"{file} sets eos_token_id=.*; set the id of a token there"):
         Tokenizer.load(tmp_path)
@@ -280,14 +280,14 @@ def test_an_end_that_is_no_id_is_refused(tmp_path: Path, file: str, told: Any) -
 @pytest.mark.parametrize("name", ["additional_special_tokens", "extra_special_tokens"])
 def test_further_special_tokens_that_are_not_there_are_refused(tmp_path: Path, name: str, told: Any) -> None:
     """They were coded letter by letter."""
-    characters("ab").save(tmp_path)
+    char_tokenizer("ab").save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: told}))
     with pytest.raises(LanguageModelError, match=rf"names '<\|tool\|>' as one of {name}, and tokenizer.json has no"):
         Tokenizer.load(tmp_path)
 
 
 def test_added_tokens_of_earlier_versions(tmp_path: Path) -> None:
-    characters("ab").save(tmp_path)
+    char_tokenizer("ab").save(tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": 0, "<|tool|>": 5}))
     assert Tokenizer.load(tmp_path).encode(["a<|tool|>b"]) == [[3, 5, 4]]
     for wrong in ({"<|tool|>": 9}, {"<|tool|>": "x"}, {"<|tool|>": None}):

@@ -14,12 +14,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.checkpoints import load_pretrained, save_pretrained
-from bayesrl.lm.transformers import CausalLM, LlamaConfig, Rope
+from bayesrl.lm.checkpoints.pretrained import load_pretrained, save_pretrained
+from bayesrl.lm.transformers.base import CausalLM
 from bayesrl.lm.transformers.layers.layers import ACTIVATIONS, activation
+from bayesrl.lm.transformers.layers.rope import Rope
+from bayesrl.lm.transformers.llama_config import LlamaConfig
 from bayesrl.lm.transformers.registry import FAMILIES
 from tests.lm.checkpoints.test_checkpoints import arrays_in, assert_same
-from tests.lm.transformers.test_transformers import golden, greedy, prompts
+from tests.lm.transformers.test_transformers import golden, greedy, prompts_in
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NEW = [
@@ -27,20 +29,20 @@ NEW = [
     *("mistral_window", "qwen2_window", "mixtral", "llama_yarn", "llama_dynamic"),
 ]
 CAUSAL = [*NEW, "gpt2", "llama", "qwen2"]
-ENCODERS = ["roberta", "distilbert", "modernbert", "modernbert_mean"]
+ENCODER_NAMES = ["roberta", "distilbert", "modernbert", "modernbert_mean"]
 CLOSE = 1e-5
 """How near logits of these sizes are in float32; the largest are 1 to 4."""
 
 
-def read(model: CausalLM, tokens: Any, real: Any) -> tuple[Any, Any]:
+def read(model: CausalLM, tokens: Any, mask: Any) -> tuple[Any, Any]:
     """Read rows at once by a program that is compiled quickly rather than well."""
 
-    def rows(tokens: Any, real: Any) -> tuple[Any, Any]:
-        hidden = jax.vmap(lambda row, there: model.extend(row, there, model.start(len(row)))[0])(tokens, real)
+    def rows(tokens: Any, mask: Any) -> tuple[Any, Any]:
+        hidden = jax.vmap(lambda row, there: model.extend(row, there, model.start(len(row)))[0])(tokens, mask)
         return hidden, model.logits(hidden)
 
-    program = jax.jit(rows).lower(tokens, real).compile({"xla_backend_optimization_level": 0})
-    hidden, logits = program(tokens, real)
+    program = jax.jit(rows).lower(tokens, mask).compile({"xla_backend_optimization_level": 0})
+    hidden, logits = program(tokens, mask)
     return hidden, logits
 
 
@@ -64,13 +66,13 @@ def with_other_head(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", CAUSAL)
 def test_logits_and_greedy_texts_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     loaded, arrays = golden(name)
-    tokens, real = prompts(arrays)
+    tokens, mask = prompts_in(arrays)
     # What transformers wrote is read behind the prompts: each of its tokens must be the likeliest.
     made = jnp.asarray(arrays["greedy"], jnp.int32)
     hidden, logits = read(
-        loaded.model, jnp.concatenate([tokens, made], 1), jnp.concatenate([real, jnp.ones_like(made, bool)], 1)
+        loaded.model, jnp.concatenate([tokens, made], 1), jnp.concatenate([mask, jnp.ones_like(made, bool)], 1)
     )
-    n, there = tokens.shape[1], np.asarray(real)
+    n, there = tokens.shape[1], np.asarray(mask)
     np.testing.assert_allclose(logits[:, :n][there], arrays["logits"][there], atol=CLOSE)
     np.testing.assert_array_equal(jnp.argmax(logits[:, n - 1 : -1], -1), made)
     other = load_pretrained(with_other_head(name, tmp_path / "other")).model
@@ -81,21 +83,21 @@ def test_logits_and_greedy_texts_are_those_of_transformers(name: str, tmp_path: 
 @pytest.mark.parametrize("name", ["gemma2", "smollm3"])
 def test_texts_written_with_a_cache_are_those_of_transformers(name: str) -> None:
     loaded, arrays = golden(name)
-    made = greedy(loaded.model, *prompts(arrays), arrays["greedy"].shape[1])
+    made = greedy(loaded.model, *prompts_in(arrays), arrays["greedy"].shape[1])
     np.testing.assert_array_equal(made, arrays["greedy"])
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ENCODER_NAMES)
 def test_scores_of_classifiers_are_those_of_transformers(name: str) -> None:
     loaded, arrays = golden(name)
-    tokens, real = prompts(arrays)
+    tokens, mask = prompts_in(arrays)
     score = eqx.filter_jit(eqx.filter_vmap(loaded.model))
-    logits = score(tokens, real)
+    logits = score(tokens, mask)
     np.testing.assert_allclose(logits, arrays["logits"], atol=CLOSE)
-    np.testing.assert_allclose(score(jnp.where(real, tokens, 9), real), logits, atol=1e-6)
+    np.testing.assert_allclose(score(jnp.where(mask, tokens, 9), mask), logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*NEW, *ENCODERS])
+@pytest.mark.parametrize("name", [*NEW, *ENCODER_NAMES])
 def test_what_is_saved_is_what_was_read(name: str, tmp_path: Path) -> None:
     loaded, _ = golden(name)
     save_pretrained(tmp_path / "kept", loaded.model, keep=loaded.config)
@@ -115,8 +117,8 @@ def test_what_is_saved_is_what_was_read(name: str, tmp_path: Path) -> None:
 
 def test_a_window_counts_tokens_and_not_padding() -> None:
     loaded, arrays = golden("mistral_window")
-    tokens, real = prompts(arrays)
-    row, there = tokens[1], real[1]
+    tokens, mask = prompts_in(arrays)
+    row, there = tokens[1], mask[1]
     wide = jnp.concatenate([jnp.full(3, 7), row[:4], jnp.full(3, 7), row[4:]])
     mask = jnp.concatenate([jnp.zeros(3, bool), there[:4], jnp.zeros(3, bool), there[4:]])
     plain, gapped = (read(loaded.model, *pair)[1][0] for pair in ((row[None], there[None]), (wide[None], mask[None])))

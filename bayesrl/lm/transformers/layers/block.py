@@ -1,4 +1,4 @@
-"""`Block`: attention and a feed-forward layer; `Layout` says in which of the ways that families know."""
+"""`TransformerBlock`: attention and a feed-forward layer; `Layout` says in which of the ways that families know."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float
 from bayesrl.lm.transformers.layers.experts import Experts
 from bayesrl.lm.transformers.layers.kv_cache import Cache, attend
 from bayesrl.lm.transformers.layers.layers import LayerNorm, Linear, Norm, RMSNorm, activation
-from bayesrl.lm.transformers.layers.rope import Rope, Turn, rotated
+from bayesrl.lm.transformers.layers.rope import Rope, Rotation, apply_rotary
 from bayesrl.typing import PRNGKey
 
-BEFORE = ("before_attention", "before_feeding")
-AFTER = ("after_attention", "after_feeding")
+PRE_NORMS = ("before_attention", "before_feeding")
+POST_NORMS = ("after_attention", "after_feeding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Layout:
     activation: str
     epsilon: float
     norm: str = "rms"
-    norms: tuple[str, ...] = BEFORE
+    norms: tuple[str, ...] = PRE_NORMS
     norm_of_sums: bool = False
     norm_bias: bool = True
     query_key_norm: str = ""
@@ -76,11 +76,11 @@ class Layout:
     experts: int = 0
     chosen: int = 0
 
-    def fresh_norm(self, width: int, dtype: Any) -> Norm:
+    def init_norm(self, width: int, dtype: Any) -> Norm:
         """Make a norm of this kind."""
         if self.norm == "layer":
-            return LayerNorm.fresh(width, self.epsilon, dtype, bias=self.norm_bias)
-        return RMSNorm.fresh(width, self.epsilon, dtype, offset=float(self.norm == "rms_plus_one"))
+            return LayerNorm.init(width, self.epsilon, dtype, bias=self.norm_bias)
+        return RMSNorm.init(width, self.epsilon, dtype, offset=float(self.norm == "rms_plus_one"))
 
     def linears(self) -> Iterator[tuple[str, int, int, bool]]:
         """List the linear maps: name, width, outputs, and whether they have a bias."""
@@ -99,19 +99,19 @@ class Layout:
         yield "narrow", self.inner, self.width, self.feeding_bias
 
 
-class Sight(NamedTuple):
+class AttentionInputs(NamedTuple):
     """What the new tokens of a layer may look at, and how their positions turn.
 
     Args:
-        mask: which slots each token sees, [n, sight].
+        visible: which slots each token sees, [n, sight].
         turn: None where positions do not turn.
     """
 
-    mask: Bool[Array, "n sight"]
-    turn: Turn | None
+    visible: Bool[Array, "n sight"]
+    turn: Rotation | None
 
 
-class Block(eqx.Module):
+class TransformerBlock(eqx.Module):
     """Attention and a feed-forward layer, each added to the residual stream.
 
         x += after(attention(before(x)));  x += after(feed(before(x)))
@@ -137,7 +137,7 @@ class Block(eqx.Module):
     after_feeding: Norm | None
 
     @classmethod
-    def random(cls, key: PRNGKey, layout: Layout, *, scale: float, written: float, dtype: Any) -> "Block":
+    def init(cls, key: PRNGKey, layout: Layout, *, scale: float, written: float, dtype: Any) -> "TransformerBlock":
         """Draw the weights; the key is consumed.
 
         Args:
@@ -152,21 +152,21 @@ class Block(eqx.Module):
         parts: dict[str, Any] = dict.fromkeys(cls.__dataclass_fields__)
         for own, (name, width, out, bias) in zip(keys, shapes, strict=False):
             size = written if name in ("output", "narrow") else scale
-            parts[name] = Linear.random(own, width, out, scale=size, bias=bias, dtype=dtype)
+            parts[name] = Linear.init(own, width, out, scale=size, bias=bias, dtype=dtype)
         if layout.experts:
-            parts["experts"] = Experts.random(
+            parts["experts"] = Experts.init(
                 keys[-1], layout.experts, layout.width, layout.inner, scale=scale, written=written, dtype=dtype
             )
         for name in layout.norms:
-            parts[name] = layout.fresh_norm(layout.width, dtype)
+            parts[name] = layout.init_norm(layout.width, dtype)
         if layout.query_key_norm:
             queries, keys_ = (layout.heads, layout.kv_heads) if layout.query_key_norm == "whole" else (1, 1)
-            parts["query_norm"] = layout.fresh_norm(queries * layout.head_dim, dtype)
-            parts["key_norm"] = layout.fresh_norm(keys_ * layout.head_dim, dtype)
+            parts["query_norm"] = layout.init_norm(queries * layout.head_dim, dtype)
+            parts["key_norm"] = layout.init_norm(keys_ * layout.head_dim, dtype)
         return cls(**{**parts, "layout": layout})
 
     def __call__(
-        self, x: Float[Array, "n width"], sight: Sight, cache: Cache | None = None, layer: int = 0
+        self, x: Float[Array, "n width"], sight: AttentionInputs, cache: Cache | None = None, layer: int = 0
     ) -> tuple[Float[Array, "n width"], Array, Array]:
         """Give the residual stream after the block, and the layer's keys and values."""
         out, keys, values = self._attended(_by(self.before_attention, x), sight, cache, layer)
@@ -180,13 +180,13 @@ class Block(eqx.Module):
         return x + _by(self.after_feeding, self._fed(_by(self.before_feeding, x))), keys, values
 
     def _attended(
-        self, x: Float[Array, "n width"], sight: Sight, cache: Cache | None, layer: int
+        self, x: Float[Array, "n width"], sight: AttentionInputs, cache: Cache | None, layer: int
     ) -> tuple[Float[Array, "n width"], Array, Array]:
         layout = self.layout
         query, key, value = self._projected(x)
         if sight.turn is not None:
-            query, key = rotated(query, sight.turn), rotated(key, sight.turn)
-        out, keys, values = attend(query, key, value, sight.mask, cache, layer, scale=layout.scale, cap=layout.cap)
+            query, key = apply_rotary(query, sight.turn), apply_rotary(key, sight.turn)
+        out, keys, values = attend(query, key, value, sight.visible, cache, layer, scale=layout.scale, cap=layout.cap)
         return self.output(out), keys, values
 
     def _projected(self, x: Float[Array, "n width"]) -> tuple[Array, Array, Array]:

@@ -40,7 +40,7 @@ class Experts(eqx.Module):
     each: tuple[Expert, ...]
 
     @classmethod
-    def random(
+    def init(
         cls, key: PRNGKey, count: int, width: int, inner: int, *, scale: float, written: float, dtype: Any
     ) -> "Experts":
         """Draw the weights; the key is consumed."""
@@ -48,13 +48,13 @@ class Experts(eqx.Module):
         plain: dict[str, Any] = {"bias": False, "dtype": dtype}
         each = tuple(
             Expert(
-                gate=Linear.random(one, width, inner, scale=scale, **plain),
-                widen=Linear.random(two, width, inner, scale=scale, **plain),
-                narrow=Linear.random(three, inner, width, scale=written, **plain),
+                gate=Linear.init(one, width, inner, scale=scale, **plain),
+                widen=Linear.init(two, width, inner, scale=scale, **plain),
+                narrow=Linear.init(three, inner, width, scale=written, **plain),
             )
             for one, two, three in zip(*[iter(keys)] * 3, strict=True)
         )
-        return cls(Linear.random(first, width, count, scale=scale, **plain), each)
+        return cls(Linear.init(first, width, count, scale=scale, **plain), each)
 
     def __call__(
         self, x: Float[Array, "n width"], act: Callable[[Array], Array], chosen: int

@@ -22,14 +22,14 @@ class Cache(eqx.Module):
     Args:
         keys: per layer, [capacity, kv_heads, head_dim].
         values: per layer, [capacity, kv_heads, head_dim].
-        real: which slots hold a token rather than padding, or nothing, [capacity].
+        mask: which slots hold a token rather than padding, or nothing, [capacity].
         length: slots in use.
         count: real tokens so far: the position of the next one.
     """
 
     keys: tuple[Float[Array, "capacity kv_heads head_dim"], ...]
     values: tuple[Float[Array, "capacity kv_heads head_dim"], ...]
-    real: Bool[Array, "capacity"]
+    mask: Bool[Array, "capacity"]
     length: int | Int[Array, ""] = 0
     count: int | Int[Array, ""] = 0
 
@@ -42,7 +42,7 @@ class Cache(eqx.Module):
     @property
     def capacity(self) -> int:
         """How many slots there are."""
-        return self.real.shape[0]
+        return self.mask.shape[0]
 
     @property
     def axes(self) -> "Cache":
@@ -50,9 +50,9 @@ class Cache(eqx.Module):
 
         Example:
             >>> import jax, jax.numpy as jnp
-            >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+            >>> from bayesrl.lm import GPT2, GPT2Config
             >>> config = GPT2Config(vocab_size=5, max_length=8, width=4, depth=1, heads=2)
-            >>> model = GPT2.random(jax.random.key(0), config)
+            >>> model = GPT2.init(jax.random.key(0), config)
             >>> empty = model.start(8)
             >>> feed = jax.vmap(model.extend, in_axes=(0, 0, None), out_axes=(0, empty.axes))
             >>> hidden, caches = jax.jit(feed)(jnp.zeros((3, 2), int), jnp.ones((3, 2), bool), empty)
@@ -63,56 +63,58 @@ class Cache(eqx.Module):
         return jax.tree_util.tree_map_with_path(lambda path, _: None if path == (shared,) else 0, self)
 
 
-class Reach(NamedTuple):
+class TokenSlots(NamedTuple):
     """Where new tokens stand, and what each of them may look at.
 
     Args:
         positions: place among the real tokens, [n]; 0 for padding before them.
-        mask: which slots each token sees, [n, slots in sight].
-        real: `Cache.real` with the new tokens, [capacity].
+        visible: which slots each token sees, [n, slots in sight].
+        mask: `Cache.mask` with the new tokens, [capacity].
         counted: `Cache.count` with the new tokens.
 
     Padding has the place of the real token before it, which nothing looks at.
     """
 
     positions: Int[Array, "n"]
-    mask: Bool[Array, "n sight"]
-    real: Bool[Array, "capacity"]
+    visible: Bool[Array, "n sight"]
+    mask: Bool[Array, "capacity"]
     counted: Int[Array, ""]
 
     def within(self, window: int) -> Bool[Array, "n sight"]:
         """Tell which slots each token sees if only `window` tokens are near enough, itself included; 0 sees all."""
         if window == 0:
-            return self.mask
-        places = jnp.cumsum(self.real[: self.mask.shape[1]], dtype=jnp.int32) - 1
-        return self.mask & (self.positions[:, None] - places[None, :] < window)
+            return self.visible
+        places = jnp.cumsum(self.mask[: self.visible.shape[1]], dtype=jnp.int32) - 1
+        return self.visible & (self.positions[:, None] - places[None, :] < window)
 
     def after(self, cache: Cache, keys: Sequence[Array], values: Sequence[Array]) -> Cache:
         """Give the cache with the new tokens in it, from the keys and values of each layer."""
-        return Cache(tuple(keys), tuple(values), self.real, cache.length + self.mask.shape[0], self.counted)
+        return Cache(tuple(keys), tuple(values), self.mask, cache.length + self.visible.shape[0], self.counted)
 
 
-def reach(real: Bool[Array, "n"], cache: Cache) -> Reach:
+def allocate_slots(mask: Bool[Array, "n"], cache: Cache) -> TokenSlots:
     """Place n new tokens behind those in a cache; a token sees itself and the real ones before it.
 
     Raises:
         LanguageModelError: the cache is known to be too short for them.
     """
-    n = real.shape[0]
+    n = mask.shape[0]
     start = cache.length
     if n > cache.capacity or (isinstance(start, int) and start + n > cache.capacity):
         raise LanguageModelError(
             f"{n} tokens do not fit into a cache of capacity {cache.capacity} that holds {start}; "
             "pass a larger capacity to start()"
         )
-    everything = put(cache.real, real, start)
+    everything = write_slots(cache.mask, mask, start)
     sight = start + n if isinstance(start, int) else cache.capacity
     earlier = jnp.arange(sight)[None, :] <= start + jnp.arange(n)[:, None]
-    counts = cache.count + jnp.cumsum(real, dtype=jnp.int32)
-    return Reach(jnp.maximum(counts - 1, 0), earlier & everything[None, :sight], everything, counts[-1])
+    counts = cache.count + jnp.cumsum(mask, dtype=jnp.int32)
+    return TokenSlots(jnp.maximum(counts - 1, 0), earlier & everything[None, :sight], everything, counts[-1])
 
 
-def put(slots: Shaped[Array, "capacity *slot"], new: Shaped[Array, "n *slot"], start: int | Int[Array, ""]) -> Array:
+def write_slots(
+    slots: Shaped[Array, "capacity *slot"], new: Shaped[Array, "n *slot"], start: int | Int[Array, ""]
+) -> Array:
     """Write new slots behind those in use, [capacity, ...]."""
     new = new.astype(slots.dtype)
     if isinstance(start, int):
@@ -125,15 +127,15 @@ def _look(
     query: Float[Array, "heads head_dim"],
     keys: Float[Array, "sight kv_heads head_dim"],
     values: Float[Array, "sight kv_heads head_dim"],
-    mask: Bool[Array, "sight"],
+    visible: Bool[Array, "sight"],
     scale: float,
     cap: float,
 ) -> Float[Array, "1 width"]:
     """Let one token look, without products of matrices: of one row they cost more to lay out than to compute."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     shared = query.reshape(keys.shape[1], -1, query.shape[-1]).astype(wide) * scale
-    scores = capped((shared * keys[:, :, None].astype(wide)).sum(-1), cap)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min / 2), axis=0)
+    scores = soft_cap((shared * keys[:, :, None].astype(wide)).sum(-1), cap)
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, jnp.finfo(wide).min / 2), axis=0)
     return (weights[..., None] * values[:, :, None].astype(wide)).sum(0).astype(query.dtype).reshape(1, -1)
 
 
@@ -141,7 +143,7 @@ def _look_capped(
     query: Float[Array, "n heads head_dim"],
     keys: Float[Array, "sight kv_heads head_dim"],
     values: Float[Array, "sight kv_heads head_dim"],
-    mask: Bool[Array, "n sight"],
+    visible: Bool[Array, "n sight"],
     scale: float,
     cap: float,
 ) -> Float[Array, "n width"]:
@@ -149,12 +151,12 @@ def _look_capped(
     wide = jnp.promote_types(query.dtype, jnp.float32)
     shared = query.reshape(query.shape[0], keys.shape[1], -1, query.shape[-1])
     scores = jnp.einsum("nkgd,skd->kgns", shared, keys, preferred_element_type=wide) * scale
-    weights = jax.nn.softmax(jnp.where(mask, capped(scores, cap), jnp.finfo(wide).min / 2), axis=-1)
+    weights = jax.nn.softmax(jnp.where(visible, soft_cap(scores, cap), jnp.finfo(wide).min / 2), axis=-1)
     out = jnp.einsum("kgns,skd->nkgd", weights.astype(values.dtype), values)
     return out.reshape(query.shape[0], -1)
 
 
-def capped(scores: Float[Array, "*n"], cap: float) -> Float[Array, "*n"]:
+def soft_cap(scores: Float[Array, "*n"], cap: float) -> Float[Array, "*n"]:
     """Give cap·tanh(scores / cap), which stays within ±cap; 0 leaves them as they are.
 
     References:
@@ -167,7 +169,7 @@ def attend(
     query: Float[Array, "n heads head_dim"],
     key: Float[Array, "n kv_heads head_dim"],
     value: Float[Array, "n kv_heads head_dim"],
-    mask: Bool[Array, "n sight"],
+    visible: Bool[Array, "n sight"],
     cache: Cache | None = None,
     layer: int = 0,
     *,
@@ -176,7 +178,7 @@ def attend(
 ) -> tuple[Float[Array, "n width"], Array, Array]:
     """Let n new tokens look at themselves and at what a layer of the cache holds.
 
-        out_i = Σ_j softmax_j(scale·q_i·k_j) v_j,   over the slots j that `mask` lets i see
+        out_i = Σ_j softmax_j(scale·q_i·k_j) v_j,   over the slots j that `visible` lets i see
 
     Several query heads share a key head where there are fewer of those. The softmax is taken in float32. A token
     that sees nothing, which only padding does, gets a finite average.
@@ -185,11 +187,11 @@ def attend(
         query: [n, heads, head_dim].
         key: [n, kv_heads, head_dim].
         value: [n, kv_heads, head_dim].
-        mask: from `reach`, or of a whole text.
+        visible: from `allocate_slots`, or of a whole text.
         cache: what came before; None where nothing did, and nothing follows.
         layer: which of its layers.
         scale: of the scores; 0 is 1/√head_dim.
-        cap: bounds the scores; see `capped`.
+        cap: bounds the scores; see `soft_cap`.
 
     Returns:
         out, [n, heads·head_dim]; and the layer's keys and values with the new ones in them.
@@ -199,15 +201,18 @@ def attend(
     """
     keys, values = key, value
     if cache is not None:
-        keys, values = put(cache.keys[layer], key, cache.length), put(cache.values[layer], value, cache.length)
-    sight = mask.shape[1]
+        keys, values = (
+            write_slots(cache.keys[layer], key, cache.length),
+            write_slots(cache.values[layer], value, cache.length),
+        )
+    sight = visible.shape[1]
     # With nothing before them the new keys are all there is: XLA need not wait for the cache to be written.
     seen = (key, value) if sight == key.shape[0] else (keys[:sight], values[:sight])
     scale = scale or 1 / math.sqrt(query.shape[-1])
     if query.shape[0] == 1 and sight > 1:
-        return _look(query[0], *seen, mask[0], scale, cap), keys, values
+        return _look(query[0], *seen, visible[0], scale, cap), keys, values
     if cap:
-        return _look_capped(query, *seen, mask, scale, cap), keys, values
+        return _look_capped(query, *seen, visible, scale, cap), keys, values
     # Masked scores are replaced by a large negative number, not by -inf: rows that see nothing stay finite.
-    out = jax.nn.dot_product_attention(query, *seen, mask=mask[None], scale=scale)
+    out = jax.nn.dot_product_attention(query, *seen, mask=visible[None], scale=scale)
     return out.reshape(query.shape[0], -1), keys, values

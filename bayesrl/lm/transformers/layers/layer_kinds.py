@@ -8,7 +8,7 @@ from bayesrl.errors import LanguageModelError
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-def windowed_in(json: Mapping[str, Any], kinds: Any, depth: int) -> tuple[int, ...]:
+def windowed_layers(json: Mapping[str, Any], kinds: Any, depth: int) -> tuple[int, ...]:
     """Give the layers that have a window, of a kind for each layer.
 
     Raises:
@@ -22,6 +22,6 @@ def windowed_in(json: Mapping[str, Any], kinds: Any, depth: int) -> tuple[int, .
     return tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING)
 
 
-def kinds_of(windowed: Sequence[int], depth: int) -> list[str]:
+def layer_types(windowed: Sequence[int], depth: int) -> list[str]:
     """Give a kind for each layer."""
     return [SLIDING if layer in windowed else FULL for layer in range(depth)]

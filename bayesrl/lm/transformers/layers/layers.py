@@ -89,7 +89,7 @@ class Linear(eqx.Module):
     factor: float = eqx.field(static=True, default=1.0)
 
     @classmethod
-    def random(cls, key: PRNGKey, width: int, out: int, *, scale: float, bias: bool, dtype: Any) -> "Linear":
+    def init(cls, key: PRNGKey, width: int, out: int, *, scale: float, bias: bool, dtype: Any) -> "Linear":
         """Draw W from N(0, scale²), with b = 0; the key is consumed."""
         return cls(normal(key, (out, width), scale, dtype), jnp.zeros(out, dtype) if bias else None)
 
@@ -111,7 +111,7 @@ class Linear(eqx.Module):
             y = y + (x.astype(self.down.dtype) @ self.down.T) @ (self.factor * self.up).T
         return y
 
-    def merged(self) -> "Linear":
+    def merge(self) -> "Linear":
         """Add the low-rank path to the weight: the same map, without the path."""
         if self.down is None or self.up is None:
             return self
@@ -125,7 +125,7 @@ def is_linear(part: Any) -> bool:
     return isinstance(part, Linear)
 
 
-def merged[Model](model: Model) -> Model:
+def merge_adapters[Model](model: Model) -> Model:
     """Add every low-rank path of a model to the weight beside it: W + factor·U·D, without U and D.
 
     Args:
@@ -136,13 +136,13 @@ def merged[Model](model: Model) -> Model:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> merged({"a": Linear(jnp.eye(2), None, jnp.ones((1, 2)), jnp.ones((2, 1)))})["a"].weight.tolist()
+        >>> merge_adapters({"a": Linear(jnp.eye(2), None, jnp.ones((1, 2)), jnp.ones((2, 1)))})["a"].weight.tolist()
         [[2.0, 1.0], [1.0, 2.0]]
 
     References:
         Hu et al. (2021), section 4.1.
     """
-    return jax.tree.map(lambda part: part.merged() if is_linear(part) else part, model, is_leaf=is_linear)
+    return jax.tree.map(lambda part: part.merge() if is_linear(part) else part, model, is_leaf=is_linear)
 
 
 class Embedding(eqx.Module):
@@ -155,7 +155,7 @@ class Embedding(eqx.Module):
     weight: Float[Array, "rows width"]
 
     @classmethod
-    def random(cls, key: PRNGKey, rows: int, width: int, *, scale: float, dtype: Any) -> "Embedding":
+    def init(cls, key: PRNGKey, rows: int, width: int, *, scale: float, dtype: Any) -> "Embedding":
         """Draw the table from N(0, scale²); the key is consumed."""
         return cls(normal(key, (rows, width), scale, dtype))
 
@@ -186,7 +186,7 @@ class LayerNorm(eqx.Module):
     epsilon: float = eqx.field(static=True)
 
     @classmethod
-    def fresh(cls, width: int, epsilon: float, dtype: Any, *, bias: bool = True) -> "LayerNorm":
+    def init(cls, width: int, epsilon: float, dtype: Any, *, bias: bool = True) -> "LayerNorm":
         """Begin with w = 1, b = 0."""
         return cls(jnp.ones(width, dtype), jnp.zeros(width, dtype) if bias else None, epsilon)
 
@@ -212,7 +212,7 @@ class RMSNorm(eqx.Module):
     offset: float = eqx.field(static=True, default=0.0)
 
     @classmethod
-    def fresh(cls, width: int, epsilon: float, dtype: Any, *, offset: float = 0.0) -> "RMSNorm":
+    def init(cls, width: int, epsilon: float, dtype: Any, *, offset: float = 0.0) -> "RMSNorm":
         """Begin with w + offset = 1."""
         return cls(jnp.full(width, 1.0 - offset, dtype), epsilon, offset)
 

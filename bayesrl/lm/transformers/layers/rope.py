@@ -20,7 +20,7 @@ KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _log = logging.getLogger(__name__)
 
 
-class Turn(NamedTuple):
+class Rotation(NamedTuple):
     """The turns of n positions.
 
     Args:
@@ -99,13 +99,13 @@ class Rope:
         first, last = max(first, 0), min(last, turning - 1)
         return (np.arange(turning // 2) - first) / ((last - first) or 0.001)
 
-    def turn(self, positions: Int[Array, "n"], head_dim: int) -> Turn:
+    def turn(self, positions: Int[Array, "n"], head_dim: int) -> Rotation:
         """Give the turns of n positions, in float32 at least."""
         turns = jnp.asarray(self.frequencies(head_dim), jnp.float32)
         angles = (positions[:, None].astype(turns.dtype) * turns)[:, None]
         if self.sharpness == 1:
-            return Turn(jnp.cos(angles), jnp.sin(angles))
-        return Turn(self.sharpness * jnp.cos(angles), self.sharpness * jnp.sin(angles))
+            return Rotation(jnp.cos(angles), jnp.sin(angles))
+        return Rotation(self.sharpness * jnp.cos(angles), self.sharpness * jnp.sin(angles))
 
     @classmethod
     def from_json(
@@ -231,8 +231,8 @@ def _positive(name: str, value: Any) -> float:
     return float(value)
 
 
-def rotated(x: Float[Array, "n heads head_dim"], turn: Turn) -> Float[Array, "n heads head_dim"]:
-    """Turn each pair (x_i, x_{i + half}) by its angle, in float32; coordinates beyond the pairs stay as they are.
+def apply_rotary(x: Float[Array, "n heads head_dim"], turn: Rotation) -> Float[Array, "n heads head_dim"]:
+    """Rotation each pair (x_i, x_{i + half}) by its angle, in float32; coordinates beyond the pairs stay as they are.
 
     References:
         Su et al. (2021), "RoFormer", equation 34, with the pairs laid out in halves as Llama's checkpoints have them.

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.weights import some
+from bayesrl.lm.checkpoints.weights import abbreviate
 from bayesrl.lm.transformers.base import CausalLM, Transformer
-from bayesrl.lm.transformers.checkpoint_names import Stored
+from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor
 
 # What old versions of transformers saved beside the weights: masks and tables that follow from the configuration; and
 # a layer that RoBERTa's classifiers do not use.
@@ -25,7 +25,7 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 _log = logging.getLogger(__name__)
 
 
-def filled(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: Any, origin: Any) -> Transformer:
+def fill_model(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: Any, origin: Any) -> Transformer:
     """Put the arrays of a checkpoint into their places.
 
     Args:
@@ -56,7 +56,7 @@ def filled(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: Any,
         skeleton, wanted, shapes = _with_head(skeleton, wanted, shapes, found, heads, origin)
     missing = [name for name, stored in wanted.items() if stored.path not in found]
     if missing or extra:
-        told = [f"has no {some(missing)}"] * bool(missing) + [f"has {some(extra)} too many"] * bool(extra)
+        told = [f"has no {abbreviate(missing)}"] * bool(missing) + [f"has {abbreviate(extra)} too many"] * bool(extra)
         raise LanguageModelError(
             f"{origin} {' and '.join(told)} for a {skeleton.config.model_type} model "
             f"({type(skeleton).__name__}); is it a checkpoint of another class, or does config.json belong to another?"
@@ -72,7 +72,7 @@ def filled(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: Any,
     return jax.tree.unflatten(treedef, jax.device_put([_of_dtype(found[name], dtype) for name in shapes]))
 
 
-def _places(skeleton: Transformer) -> tuple[dict[str, Stored], dict[str, tuple[int, ...]]]:
+def _places(skeleton: Transformer) -> tuple[dict[str, CheckpointTensor], dict[str, tuple[int, ...]]]:
     """Give what a model wants by its name in a checkpoint, and the shapes of its leaves by their places."""
     wanted = {stored.name: stored for stored in skeleton.tensors(skeleton.config)}
     paths = jax.tree_util.tree_flatten_with_path(skeleton)[0]
@@ -81,12 +81,12 @@ def _places(skeleton: Transformer) -> tuple[dict[str, Stored], dict[str, tuple[i
 
 def _with_head(
     skeleton: Transformer,
-    wanted: dict[str, Stored],
+    wanted: dict[str, CheckpointTensor],
     shapes: dict[str, tuple[int, ...]],
     found: dict[str, Any],
     heads: Mapping[str, Any],
     origin: Any,
-) -> tuple[Transformer, dict[str, Stored], dict[str, tuple[int, ...]]]:
+) -> tuple[Transformer, dict[str, CheckpointTensor], dict[str, tuple[int, ...]]]:
     """Take the head of a checkpoint whose head is to be tied for the table, or untie it where it is another."""
     name, head = next(iter(heads.items()))
     at = ".token.weight"
@@ -101,7 +101,7 @@ def _with_head(
             name,
         )
         config: Any = dataclasses.replace(skeleton.config, tied=False)  # type: ignore[type-var]  # every config is one
-        skeleton = eqx.filter_eval_shape(type(skeleton).random, jax.random.key(0), config)
+        skeleton = eqx.filter_eval_shape(type(skeleton).init, jax.random.key(0), config)
         found[".head.weight"] = head
         return skeleton, *_places(skeleton)
     return skeleton, wanted, shapes
@@ -111,14 +111,14 @@ def _of_dtype(array: Any, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(array).astype(dtype))
 
 
-def _canonical(given: str, wanted: Mapping[str, Stored]) -> str | None:
+def _canonical(given: str, wanted: Mapping[str, CheckpointTensor]) -> str | None:
     """Find what a tensor is called today; base models have no prefix, and old files other names for norms."""
     prefix = next(iter(wanted)).split(".")[0] + "."
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", given))
     return next((known for known in (name, prefix + name) if known in wanted), None)
 
 
-def _fitted(array: Any, given: str, stored: Stored, shape: tuple[int, ...], origin: Any) -> Any:
+def _fitted(array: Any, given: str, stored: CheckpointTensor, shape: tuple[int, ...], origin: Any) -> Any:
     held = tuple(reversed(shape)) if stored.transposed else shape
     if array.shape != held:
         raise LanguageModelError(
@@ -158,11 +158,14 @@ def named_arrays(model: Transformer) -> dict[str, np.ndarray]:
     strangers = [path for path in leaves if path not in {stored.path for stored in places}]
     if strangers:
         raise LanguageModelError(
-            f"the model has {some(strangers)}, which a checkpoint of a {model.config.model_type} model has no place "
-            "for; pass bayesrl.lm.transformers.merged(model), which adds low-rank paths to the weights"
+            f"the model has {abbreviate(strangers)}, which a checkpoint of a {model.config.model_type} model has no "
+            "place for; pass a model whose low-rank paths are merged: lm.finetuned(posterior), load_pretrained(..., "
+            "merge=True), or write them by lm.save_adapter"
         )
     arrays = {stored.name: leaves[stored.path].T if stored.transposed else leaves[stored.path] for stored in places}
     odd = [f"{name} ({array.dtype})" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)]
     if odd:
-        raise LanguageModelError(f"the model has {some(odd)}, and weights are floats; make them anew, say in float32")
+        raise LanguageModelError(
+            f"the model has {abbreviate(odd)}, and weights are floats; make them anew, say in float32"
+        )
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

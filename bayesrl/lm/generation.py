@@ -12,9 +12,9 @@ from numpyro import handlers
 from bayesrl.compilation.jit import ClosureJit
 from bayesrl.compilation.keys import as_hash_key, fold_in
 from bayesrl.core.rng import category_at
-from bayesrl.lm.completions import Prompts
 from bayesrl.lm.prompted_policy import PromptedPolicy
-from bayesrl.lm.text_distribution import Sentences, belongs, is_end
+from bayesrl.lm.prompts import Prompts
+from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos, text_mask
 from bayesrl.typing import Params, PRNGKey
 
 EACH = 8
@@ -28,7 +28,7 @@ _WIDTHS = 8
 """Prompts are padded to a multiple of so many tokens, so that others of about their length need no other program."""
 
 
-class Texts(NamedTuple):
+class ScoredTexts(NamedTuple):
     """Completions, as both models score them, [*rows, ...].
 
     Attributes:
@@ -44,7 +44,7 @@ class Texts(NamedTuple):
     kl: Any
 
 
-def write(
+def generate(
     key: PRNGKey,
     guide: Any,
     params: Params,
@@ -54,7 +54,7 @@ def write(
     by_fit: bool = True,
     given: np.ndarray | None = None,
     together: tuple[int, int] | None = None,
-) -> Texts:
+) -> ScoredTexts:
     """Write completions, [num, n, T], in pieces of one size; NumPy's arrays.
 
     A completion depends on the key, on its number among the draws and on that of its prompt, and on no other.
@@ -71,26 +71,26 @@ def write(
     """
     num, width = index.shape
     steps = guide.policy.options["num_steps"]
-    at_once, each = together or (most_rows(guide.policy, asked) // EACH, EACH)
+    at_once, each = together or (max_rows(guide.policy, asked) // EACH, EACH)
     slot, lane, prompts, numbers = _packed(index, at_once, each)
     held = np.zeros((*numbers.shape, steps), np.int32)
     if given is not None:
         held[slot, lane] = np.asarray(given).reshape(-1, steps)
-    tokens, real = widened(asked, guide.policy.model.config.max_length + 1 - steps)
+    tokens, mask = pad_prompts(asked, guide.policy.model.config.max_length + 1 - steps)
     fixed = (as_hash_key(key), dict(params))
     flags = (np.asarray(by_fit), np.asarray(given is not None))
     static = (guide.origin, guide.origin.policy)
     run, parts = None, []
     for first in range(0, len(prompts), at_once):
         piece = slice(first, first + at_once)
-        own = (tokens[prompts[piece]], real[prompts[piece]], prompts[piece], numbers[piece], held[piece])
+        own = (tokens[prompts[piece]], mask[prompts[piece]], prompts[piece], numbers[piece], held[piece])
         run = run or _written.prepare(static, *fixed, *own, *flags)
         parts.append(jax.device_get(run(*fixed, *own, *flags)))
     whole = jax.tree.map(lambda *xs: np.concatenate(xs)[slot, lane].reshape(num, width, steps), *parts)
-    return Texts(*whole)
+    return ScoredTexts(*whole)
 
 
-def most_rows(policy: PromptedPolicy, asked: Prompts) -> int:
+def max_rows(policy: PromptedPolicy, asked: Prompts) -> int:
     """Tell how many completions are written at once."""
     config, steps = policy.model.config, policy.options["num_steps"]
     numbers = (asked.tokens.shape[-1] + steps) * 16 * int(config.width) + int(config.vocab_size)
@@ -121,15 +121,15 @@ def _packed(index: np.ndarray, at_once: int, each: int) -> tuple[np.ndarray, np.
     return slot, lane, prompts, numbers
 
 
-def widened(asked: Prompts, room: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_prompts(asked: Prompts, room: int) -> tuple[np.ndarray, np.ndarray]:
     """Pad prompts on the left to one of few widths, where there is room for that."""
-    tokens, real = np.asarray(asked.tokens), np.asarray(asked.real)
+    tokens, mask = np.asarray(asked.tokens), np.asarray(asked.mask)
     own = tokens.shape[1]
     more = [(0, 0), (min(-(-own // _WIDTHS) * _WIDTHS, max(room, own)) - own, 0)]
-    return np.pad(tokens.astype(np.int32), more), np.pad(real, more)
+    return np.pad(tokens.astype(np.int32), more), np.pad(mask, more)
 
 
-def fitted_model(guide: Any, params: Params) -> Any:
+def model_with_params(guide: Any, params: Params) -> Any:
     """Give the model of a fit with these parameters."""
     return handlers.seed(handlers.substitute(guide.declare, data=params), rng_seed=jax.random.key(0))()
 
@@ -140,26 +140,28 @@ def _written(
     key: PRNGKey,
     params: Params,
     prompt: Array,
-    real: Array,
+    mask: Array,
     index: Array,
     numbers: Array,
     given: Array,
     by_fit: Array,
     held: Array,
-) -> Texts:
+) -> ScoredTexts:
     guide, policy = static
-    ours = policy.sentences(fitted_model(guide, params), prompt, real)
-    theirs = policy.sentences(policy.model, prompt, real)
+    ours = policy.distribution(model_with_params(guide, params), prompt, mask)
+    theirs = policy.distribution(policy.model, prompt, mask)
     steps = given.shape[-1]
 
     def uniform(number: Array, place: Array) -> Array:
         return jax.random.uniform(fold_in(fold_in(key, number), place), (steps,))
 
     chance = jax.vmap(jax.vmap(uniform, in_axes=(0, None)))(numbers, index)
-    return both_write(ours, theirs, chance, given, by_fit, held)
+    return generate_and_score(ours, theirs, chance, given, by_fit, held)
 
 
-def both_write(ours: Sentences, theirs: Sentences, chance: Array, given: Array, by_fit: Array, held: Array) -> Texts:
+def generate_and_score(
+    ours: CausalLMDistribution, theirs: CausalLMDistribution, chance: Array, given: Array, by_fit: Array, held: Array
+) -> ScoredTexts:
     """Write, or read, completions of prompts token by token, [prompts, each, T], until the last has ended.
 
     Both models read every token as it is written, so that no text is read again to be scored.
@@ -178,13 +180,13 @@ def both_write(ours: Sentences, theirs: Sentences, chance: Array, given: Array, 
     width = ours.prompt.shape[-1]
     starts = [model.start(width + steps - 1) for model in models]
 
-    def feed(model: Any, tokens: Array, real: Array, cache: Any, axes: Any) -> tuple[Array, Any]:
+    def feed(model: Any, tokens: Array, mask: Array, cache: Any, axes: Any) -> tuple[Array, Any]:
         fed: tuple[Array, Any] = jax.vmap(model.extend, in_axes=(0, 0, axes), out_axes=(0, cache.axes))(
-            tokens, real, cache
+            tokens, mask, cache
         )
         return fed
 
-    read = [feed(model, ours.prompt, ours.real, start, None) for model, start in zip(models, starts, strict=True)]
+    read = [feed(model, ours.prompt, ours.mask, start, None) for model, start in zip(models, starts, strict=True)]
     hidden = [jnp.repeat(h[:, -1], each, 0) for h, _ in read]
     caches = [
         jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, each, 0), cache, _axes(cache))
@@ -193,7 +195,7 @@ def both_write(ours: Sentences, theirs: Sentences, chance: Array, given: Array, 
     chances, told = chance.reshape(rows, steps), given.reshape(rows, steps)
 
     def choose(t: Array, hidden: list[Array], done: Array) -> tuple[Array, tuple[Array, ...]]:
-        logits = ours._limited(hidden[:1] if ours.within is None else hidden), theirs._limited(hidden[1:])
+        logits = ours._limited(hidden[:1] if ours.support_model is None else hidden), theirs._limited(hidden[1:])
         log_q, log_prior = (jax.nn.log_softmax(x, axis=-1) for x in logits)
         drawn = category_at(chances[:, t, None], jnp.where(by_fit, log_q, log_prior)).astype(told.dtype)
         token = jnp.where(held, told[:, t], jnp.where(done, ours.pad, drawn))
@@ -213,19 +215,19 @@ def both_write(ours: Sentences, theirs: Sentences, chance: Array, given: Array, 
             hidden.append(h[:, 0])
             caches = [*caches[:i], cache, *caches[i + 1 :]]
         token, scores = choose(t, hidden, done)
-        return t + 1, token, done | is_end(token, ours.end), caches, _noted(found, t, (token, *scores))
+        return t + 1, token, done | is_eos(token, ours.eos), caches, _noted(found, t, (token, *scores))
 
     blank = jnp.full((steps, rows), ours.pad, told.dtype), *(jnp.zeros((steps, rows)) for _ in range(3))
     token, scores = choose(jnp.zeros((), jnp.int32), hidden, jnp.zeros(rows, bool))
     found = _noted(blank, jnp.zeros((), jnp.int32), (token, *scores))
     if steps > 1:
-        first = (jnp.ones((), jnp.int32), token, jnp.zeros(rows, bool) | is_end(token, ours.end), caches, found)
+        first = (jnp.ones((), jnp.int32), token, jnp.zeros(rows, bool) | is_eos(token, ours.eos), caches, found)
         found = lax.while_loop(going, step, first)[-1]
     tokens, log_q, log_prior, kl = (x.T.reshape(slots, each, steps) for x in found)
-    counts = ours.counts(tokens)
+    counts = ours.text_mask(tokens)
     behind = jnp.where(tokens == ours.pad, 0.0, -jnp.inf)
     log_q, log_prior = (jnp.where(counts, x, behind) for x in (log_q, log_prior))
-    return Texts(tokens, log_q, log_prior, jnp.where(counts, kl, 0.0))
+    return ScoredTexts(tokens, log_q, log_prior, jnp.where(counts, kl, 0.0))
 
 
 def _noted(found: tuple[Array, ...], t: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -242,5 +244,5 @@ def _axes(cache: Any) -> Any:
 
 def counted(policy: PromptedPolicy, tokens: np.ndarray) -> np.ndarray:
     """Tell which tokens belong to texts, their ends included, [..., T]."""
-    found: np.ndarray = belongs(tokens, policy.options["end"])
+    found: np.ndarray = text_mask(tokens, policy.options["eos"])
     return found

@@ -15,10 +15,12 @@ from bayesrl.compilation.jit import ClosureJit
 from bayesrl.compilation.keys import key_data
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Pair
-from bayesrl.lm.checkpoints.saving import Texts, counted, most_rows, widened, write
-from bayesrl.lm.completions import Completions, Prompts
+from bayesrl.lm.generation import ScoredTexts, counted, generate, max_rows, pad_prompts
 from bayesrl.lm.prompted_policy import PLATE, TEXT, PromptedPolicy
-from bayesrl.lm.rewards import Reward, TextReward, WeightedSum
+from bayesrl.lm.prompts import Completions, Prompts
+from bayesrl.lm.rewards import Reward
+from bayesrl.lm.rewards.base import WeightedSum
+from bayesrl.lm.rewards.text import TextReward
 from bayesrl.objectives import ReverseKL
 from bayesrl.typing import Params, PRNGKey
 
@@ -30,7 +32,7 @@ _WIDEST = 2**30
 
 
 def reward_values(
-    rewards: Mapping[str, Reward], asked: Prompts, index: np.ndarray, tokens: np.ndarray, real: np.ndarray
+    rewards: Mapping[str, Reward], asked: Prompts, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Give the rewards of completions by name, [*rows]: those of texts on the host, all others by one program.
 
@@ -39,7 +41,7 @@ def reward_values(
         asked: the prompts.
         index: which of them was answered, [*rows].
         tokens: [*rows, T].
-        real: which of them count, [*rows, T].
+        mask: which of them count, [*rows, T].
     """
     parts: list[Reward] = []
     for reward in rewards.values():
@@ -47,7 +49,7 @@ def reward_values(
             if part not in parts:
                 parts.append(part)
     shape, steps = index.shape, tokens.shape[-1]
-    rows = index.reshape(-1), tokens.reshape(-1, steps), real.reshape(-1, steps)
+    rows = index.reshape(-1), tokens.reshape(-1, steps), mask.reshape(-1, steps)
     other = [part for part in parts if not isinstance(part, TextReward)]
     computed = iter(_computed(tuple(other), asked, *rows) if other else [])
     values = [part.on_host(asked.examples, *rows) if isinstance(part, TextReward) else next(computed) for part in parts]
@@ -64,23 +66,23 @@ def _parts_of(reward: Reward) -> tuple[tuple[float, Reward], ...]:
 
 
 def _computed(
-    rewards: tuple[Reward, ...], asked: Prompts, index: np.ndarray, tokens: np.ndarray, real: np.ndarray
+    rewards: tuple[Reward, ...], asked: Prompts, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
 ) -> list[np.ndarray]:
     parts, run = [], None
-    prompt, prompt_real = widened(asked, _WIDEST)
+    prompt, prompt_mask = pad_prompts(asked, _WIDEST)
     with host_errors():
         for first in range(0, max(len(index), 1), _REWARDED):
             rows = np.minimum(np.arange(first, first + _REWARDED), max(len(index) - 1, 0))
-            own = index[rows], prompt[index[rows]], prompt_real[index[rows]], tokens[rows], real[rows]
+            own = index[rows], prompt[index[rows]], prompt_mask[index[rows]], tokens[rows], mask[rows]
             run = run or _rewarded.prepare((rewards, asked.examples), *own)
             parts.append(jax.device_get(run(*own)))
     return [np.concatenate(values)[: len(index)] for values in zip(*parts, strict=True)]
 
 
 @partial(ClosureJit, name="rewards")
-def _rewarded(static: Any, index: Array, prompt: Array, prompt_real: Array, tokens: Array, real: Array) -> list[Array]:
+def _rewarded(static: Any, index: Array, prompt: Array, prompt_mask: Array, tokens: Array, mask: Array) -> list[Array]:
     rewards, examples = static
-    completions = Completions(index, prompt, prompt_real, tokens, real, examples)
+    completions = Completions(index, prompt, prompt_mask, tokens, mask, examples)
     return [jnp.asarray(reward(completions), jnp.float32) for reward in rewards]
 
 
@@ -96,7 +98,7 @@ class TextDraws:
         policy = pair.guide.policy  # type: ignore[union-attr]
         return all(part.separate for part in (*policy.rewards.values(), *policy.metrics.values()))
 
-    def source(self, pair: Pair, objective: Any) -> "OneStep | None":
+    def source(self, pair: Pair, objective: Any) -> "HostRewardDraws | None":
         """Give a source of the draws of a step where rewards are Python functions."""
         policy = pair.guide.policy  # type: ignore[union-attr]
         parts = [part for reward in (*policy.rewards.values(), *policy.metrics.values()) for part in _parts_of(reward)]
@@ -104,29 +106,29 @@ class TextDraws:
             return None
         if not isinstance(objective, ReverseKL) or objective.plan is None or objective.plan.enumerated:
             return None
-        return OneStep(objective.plan.num_particles)
+        return HostRewardDraws(objective.plan.num_particles)
 
     def draw(self, key: PRNGKey, pair: Pair, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
         """Draw [num, ...]; every draw has a mini-batch of its own."""
         guide: Any = pair.guide
-        asked = guide.policy.asked(*pair.args)
+        asked = guide.policy.resolve_prompts(*pair.args)
         size = pair.structure.context_shape[0]
         index = _batches(key, num, len(asked), size)
-        texts = write(key, guide, params, asked, index, by_fit=by_fit)
+        texts = generate(key, guide, params, asked, index, by_fit=by_fit)
         draws, totals = _scored(guide.policy, asked, index, texts)
         return (draws._replace(plates={PLATE: index}) if size < len(asked) else draws), totals
 
     def score(self, pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
         """Score given completions, [num, n, T]."""
         guide: Any = pair.guide
-        asked, given = guide.policy.asked(*pair.args), np.asarray(sites[TEXT])
+        asked, given = guide.policy.resolve_prompts(*pair.args), np.asarray(sites[TEXT])
         index = np.broadcast_to(np.arange(given.shape[1]), given.shape[:2])
-        texts = write(jax.random.key(0), guide, params, asked, index, given=given)
+        texts = generate(jax.random.key(0), guide, params, asked, index, given=given)
         return _scored(guide.policy, asked, index, texts)[1]
 
 
 @dataclass(frozen=True)
-class OneStep:
+class HostRewardDraws:
     """Draws the completions of a step: written by one program, rewarded by Python, and then learned from by another.
 
     No program calls Python, so that all of them are found on disk by the next process.
@@ -142,13 +144,13 @@ class OneStep:
         """Give draws of one mini-batch, [num_particles, ...]."""
         guide: Any = pair.guide
         policy, num = guide.policy, self.num_particles
-        asked = policy.asked(*pair.args)
+        asked = policy.resolve_prompts(*pair.args)
         size = pair.structure.context_shape[0]
         index = np.broadcast_to(_batches(key, 1, len(asked), size), (num, size))
-        together = (size, num) if num * size <= 2 * most_rows(policy, asked) else None
-        texts = write(key, guide, params, asked, index, together=together)
-        real = counted(policy, texts.tokens)
-        found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, real)
+        together = (size, num) if num * size <= 2 * max_rows(policy, asked) else None
+        texts = generate(key, guide, params, asked, index, together=together)
+        mask = counted(policy, texts.tokens)
+        found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, mask)
         log_q = {TEXT: texts.log_q}
         return Draws(
             sites={TEXT: texts.tokens},
@@ -174,9 +176,9 @@ def _batches(key: PRNGKey, num: int, count: int, size: int) -> np.ndarray:
     return np.asarray(chosen, np.int32).reshape(num, size)
 
 
-def _scored(policy: PromptedPolicy, asked: Prompts, index: np.ndarray, texts: Texts) -> tuple[Draws, Totals]:
-    real = counted(policy, texts.tokens)
-    found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, real)
+def _scored(policy: PromptedPolicy, asked: Prompts, index: np.ndarray, texts: ScoredTexts) -> tuple[Draws, Totals]:
+    mask = counted(policy, texts.tokens)
+    found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, mask)
     rewards = {name: found[name] for name in policy.rewards}
     log_q, log_prior = (np.asarray(x.sum(-1), np.float32) for x in (texts.log_q, texts.log_prior))
     total = np.sum(list(rewards.values()), axis=0, dtype=np.float32)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from bayesrl.arguments import Bytes, Location, checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.adapters import ADAPTER, ADAPTER_WEIGHTS, adapted, adapter_of
-from bayesrl.lm.checkpoints.parameter_arrays import filled, named_arrays
-from bayesrl.lm.checkpoints.quantized import SETTING, check_method, dequantised
-from bayesrl.lm.checkpoints.weights import INDEX, WEIGHTS, arrays_of, as_json, save_weights, weight_files
+from bayesrl.lm.adapters import ADAPTER, ADAPTER_WEIGHTS, apply_adapter, extract_adapter
+from bayesrl.lm.checkpoints.model_arrays import fill_model, named_arrays
+from bayesrl.lm.checkpoints.quantized import SETTING, check_quantization, dequantize
+from bayesrl.lm.checkpoints.weights import INDEX, WEIGHTS, read_arrays, save_weights, to_json_bytes, weight_files
 from bayesrl.lm.tokenization.files import (
     CONFIG,
     GENERATION,
@@ -26,13 +26,13 @@ from bayesrl.lm.tokenization.files import (
     TEMPLATE,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    read_json,
+    read_json_object,
 )
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers.base import CausalLM, Config, Transformer
 from bayesrl.lm.transformers.checkpoint_names import DtypeOrNone
-from bayesrl.lm.transformers.layers.layers import merged
-from bayesrl.lm.transformers.registry import family_of
+from bayesrl.lm.transformers.layers.layers import merge_adapters
+from bayesrl.lm.transformers.registry import find_family
 from bayesrl.run_folder import write_file
 from bayesrl.values import format_value
 
@@ -92,15 +92,15 @@ def load_pretrained(
 
     Example:
         >>> import jax, tempfile
-        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+        >>> from bayesrl.lm import GPT2, GPT2Config
         >>> config = GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_pretrained(folder, GPT2.random(jax.random.key(0), config))
+        ...     save_pretrained(folder, GPT2.init(jax.random.key(0), config))
         ...     load_pretrained(folder).model.config == config
         True
     """
     folder = _folder(source, revision)
-    config = read_json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG)
     if (folder / ADAPTER).is_file() and (
         config is None or not any((folder / name).is_file() for name in (WEIGHTS, INDEX))
     ):
@@ -109,22 +109,22 @@ def load_pretrained(
         raise LanguageModelError(f"{folder} holds no adapter, and needs no base=; leave it out")
     if config is None:
         raise LanguageModelError(f"{folder} has no {CONFIG}; pass the folder of a model that transformers saved")
-    family = family_of(config)
-    check_method(config)
+    family = find_family(config)
+    check_quantization(config)
     shape = family.config.from_json(config)
-    skeleton = eqx.filter_eval_shape(family.model.random, jax.random.key(0), shape)
-    arrays = dequantised(arrays_of(*weight_files(folder)), config, folder)
-    model = filled(skeleton, arrays, _dtype(dtype), folder)
+    skeleton = eqx.filter_eval_shape(family.model.init, jax.random.key(0), shape)
+    arrays = dequantize(read_arrays(*weight_files(folder)), config, folder)
+    model = fill_model(skeleton, arrays, _dtype(dtype), folder)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else None
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
     config = {name: value for name, value in config.items() if name != SETTING}
-    return Pretrained(model, tokenizer, folder, config, generation=read_json(folder / GENERATION) or {})
+    return Pretrained(model, tokenizer, folder, config, generation=read_json_object(folder / GENERATION) or {})
 
 
 def _with_adapter(folder: Path, base: Any, dtype: Any, merge: bool) -> Pretrained:
     """Load an adapter, and the model that it was trained beside."""
-    told = read_json(folder / ADAPTER) or {}
+    told = read_json_object(folder / ADAPTER) or {}
     named = told.get("base_model_name_or_path")
     if base is None and not named:
         raise LanguageModelError(
@@ -138,13 +138,13 @@ def _with_adapter(folder: Path, base: Any, dtype: Any, merge: bool) -> Pretraine
             f"{folder} holds an adapter of the model {base or named!r} and no model, and that one cannot be loaded: "
             f"{error}; pass its folder as base="
         ) from error
-    model = adapted(beside.model, told, arrays_of(folder / ADAPTER_WEIGHTS), folder)
+    model = apply_adapter(beside.model, told, read_arrays(folder / ADAPTER_WEIGHTS), folder)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else beside.tokenizer
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
     beside = dataclasses.replace(beside, tokenizer=tokenizer)
     if merge:
-        return dataclasses.replace(beside, model=merged(model))
+        return dataclasses.replace(beside, model=merge_adapters(model))
     return dataclasses.replace(beside, model=model, adapter=told)
 
 
@@ -154,7 +154,7 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
 
     Args:
         folder: made where there is none.
-        tuned: with low-rank paths: `fitted(posterior, merge=False)`, or an adapter loaded with `merge=False`.
+        tuned: with low-rank paths: `finetuned(posterior, merge=False)`, or an adapter loaded with `merge=False`.
         base: the folder or name of the model that they stand beside, to be named in adapter_config.json; None is the
             folder that it was read from, if any.
 
@@ -166,10 +166,10 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
         Hu et al. (2022), "LoRA: low-rank adaptation of large language models", equation 3.
     """
     named = base if base is not None else tuned.folder
-    told, arrays = adapter_of(tuned.model, tuned.adapter, None if named is None else str(named))
+    told, arrays = extract_adapter(tuned.model, tuned.adapter, None if named is None else str(named))
     path = _made(folder)
     save_weights(path, arrays, whole=ADAPTER_WEIGHTS)
-    write_file(path / ADAPTER, as_json(told))
+    write_file(path / ADAPTER, to_json_bytes(told))
     if tuned.tokenizer is not None:
         tuned.tokenizer.save(path)
 
@@ -254,8 +254,8 @@ def save_pretrained(
 
     Args:
         folder: made where there is none.
-        model: without low-rank paths: pass `merged(model)`. What `load_pretrained` or `fitted` gave is written with all
-            that came along: tokenizer, chat template, settings.
+        model: without low-rank paths. What `load_pretrained` or `finetuned` gave is written with all that came along:
+            tokenizer, chat template, settings.
         tokenizer: what to write beside it, where the model brings none.
         keep: further settings for config.json, by default those that the model brings; its own come first.
         max_shard_bytes: weights beyond so many bytes go into several files.
@@ -266,10 +266,10 @@ def save_pretrained(
 
     Example:
         >>> import jax, tempfile
-        >>> from bayesrl.lm.transformers import GPT2, GPT2Config
+        >>> from bayesrl.lm import GPT2, GPT2Config
         >>> config = GPT2Config(vocab_size=7, max_length=8, width=4, depth=1, heads=2)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_pretrained(folder, GPT2.random(jax.random.key(0), config))
+        ...     save_pretrained(folder, GPT2.init(jax.random.key(0), config))
         ...     sorted(path.name for path in Path(folder).iterdir())
         ['config.json', 'model.safetensors']
     """
@@ -283,17 +283,18 @@ def save_pretrained(
         check_vocabulary(model, tokenizer)
     path = _made(folder)
     special: dict[str, Any] = {f"{name}_token_id": i for name, i in (tokenizer.special if tokenizer else {}).items()}
-    if tokenizer is not None and len(tokenizer.ends) > 1:
-        special["eos_token_id"] = list(tokenizer.ends)
+    if tokenizer is not None and len(tokenizer.eos_ids) > 1:
+        special["eos_token_id"] = list(tokenizer.eos_ids)
     dtype = str(next(iter(arrays.values())).dtype)
     save_weights(path, arrays, limit=max_shard_bytes)
-    write_file(path / CONFIG, as_json({**_settings(model, keep or {}), **special, "torch_dtype": dtype}))
+    write_file(path / CONFIG, to_json_bytes({**_settings(model, keep or {}), **special, "torch_dtype": dtype}))
     if tokenizer is not None:
         tokenizer.save(path)
     if isinstance(model, CausalLM) and (generation or tokenizer is not None):
         told = generation.get("eos_token_id")
         write_file(
-            path / GENERATION, as_json({**generation, **special, **({} if told is None else {"eos_token_id": told})})
+            path / GENERATION,
+            to_json_bytes({**generation, **special, **({} if told is None else {"eos_token_id": told})}),
         )
 
 

@@ -53,12 +53,12 @@ class Prompts(eqx.Module):
 
     Args:
         tokens: [prompts, longest].
-        real: which of them are no padding, [prompts, longest].
+        mask: which of them are no padding, [prompts, longest].
         examples: the records that they were made of.
     """
 
     tokens: Int[Array, "prompts longest"]
-    real: Bool[Array, "prompts longest"]
+    mask: Bool[Array, "prompts longest"]
     examples: Examples = eqx.field(static=True)
 
     def __len__(self) -> int:
@@ -80,22 +80,22 @@ class Prompts(eqx.Module):
                 f"Prompts.take got chosen={format_value(chosen)}; use numbers from 0 to {len(self) - 1}"
             )
         rows = [self.examples[i] for i in index.tolist()]
-        tokens, real = np.asarray(self.tokens)[index], np.asarray(self.real)[index]
-        return _laid(tokens, real, Examples(rows, self.examples.tokenizer))
+        tokens, mask = np.asarray(self.tokens)[index], np.asarray(self.mask)[index]
+        return _laid(tokens, mask, Examples(rows, self.examples.tokenizer))
 
     @checked(LanguageModelError)
-    def beside(self, others: "Prompts") -> "Prompts":
+    def concatenate(self, others: "Prompts") -> "Prompts":
         """Put others of the same model behind them."""
         longest = max(self.tokens.shape[1], others.tokens.shape[1])
 
         def padded(x: Any) -> np.ndarray:
             return np.pad(np.asarray(x), [(0, 0), (longest - x.shape[1], 0)])
 
-        tokens, real = (
+        tokens, mask = (
             np.concatenate([padded(ours), padded(theirs)])
-            for ours, theirs in ((self.tokens, others.tokens), (self.real, others.real))
+            for ours, theirs in ((self.tokens, others.tokens), (self.mask, others.mask))
         )
-        return _laid(tokens, real, Examples([*self.examples, *others.examples], self.examples.tokenizer))
+        return _laid(tokens, mask, Examples([*self.examples, *others.examples], self.examples.tokenizer))
 
 
 class Completions(eqx.Module):
@@ -104,17 +104,17 @@ class Completions(eqx.Module):
     Args:
         index: which prompt it belongs to, [...].
         prompt: the prompt, padded on the left, [..., P].
-        prompt_real: which of its tokens are no padding, [..., P].
+        prompt_mask: which of its tokens are no padding, [..., P].
         tokens: what was written, [..., T].
-        real: which of it counts: all up to and including the end of the text, [..., T].
+        mask: which of it counts: all up to and including the end of the text, [..., T].
         examples: the records behind the prompts.
     """
 
     index: Int[Array, "..."]
     prompt: Int[Array, "..."]
-    prompt_real: Bool[Array, "..."]
+    prompt_mask: Bool[Array, "..."]
     tokens: Int[Array, "..."]
-    real: Bool[Array, "..."]
+    mask: Bool[Array, "..."]
     examples: Examples = eqx.field(static=True)
 
 
@@ -126,7 +126,7 @@ _NO_KEYS = Requirement(
 
 
 @checked(LanguageModelError)
-def prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None) -> Prompts:
+def encode_prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None) -> Prompts:
     """Make prompts of texts, of conversations, of records with either, or of token ids.
 
     A text without tokens becomes the token that begins texts, or else the one that ends them: a model needs
@@ -143,8 +143,8 @@ def prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None)
         LanguageModelError: there are no prompts, or one is neither a text nor a record with one.
 
     Example:
-        >>> from bayesrl.lm.tokenization.alphabets import characters
-        >>> asked = prompts([{"prompt": "1+1=", "answer": "2"}, "12+1="], characters("0123456789+="))
+        >>> from bayesrl.lm.tokenization.simple_tokenizers import char_tokenizer
+        >>> asked = encode_prompts([{"prompt": "1+1=", "answer": "2"}, "12+1="], char_tokenizer("0123456789+="))
         >>> asked.tokens.shape, asked.examples[0]["answer"]
         ((2, 5), '2')
     """
@@ -152,7 +152,7 @@ def prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None)
         return texts
     if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
         what = "one text, " if isinstance(texts, str) else "one record, " if isinstance(texts, Mapping) else ""
-        raise LanguageModelError(f"prompts got {what}{str(texts)[:60]!r}; pass a list of texts, or of records")
+        raise LanguageModelError(f"encode_prompts got {what}{str(texts)[:60]!r}; pass a list of texts, or of records")
     if isinstance(texts, np.ndarray | Array):
         return _of_tokens(np.asarray(texts), tokenizer)
     told = list(texts)
@@ -170,8 +170,8 @@ def prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None = None)
             "a prompt is empty, and the tokenizer has neither a bos nor an eos token to begin with; give it a text"
         )
     pad = tokenizer.pad if tokenizer.pad is not None else (start or 0)
-    tokens, real = pad_left([row or [start] for row in coded], pad)  # type: ignore[list-item]
-    return _laid(tokens, real, Examples(rows, tokenizer))
+    tokens, mask = pad_left([row or [start] for row in coded], pad)  # type: ignore[list-item]
+    return _laid(tokens, mask, Examples(rows, tokenizer))
 
 
 @checked(LanguageModelError)
@@ -231,9 +231,9 @@ def _text_of(ids: list[int], tokenizer: Tokenizer | None) -> str:
     return tokenizer.decode([ids])[0] if tokenizer is not None and known else " ".join(map(str, ids))
 
 
-def _laid(tokens: np.ndarray, real: np.ndarray, examples: Examples) -> Prompts:
+def _laid(tokens: np.ndarray, mask: np.ndarray, examples: Examples) -> Prompts:
     """Put prompts on the device, without compiling anything."""
-    return Prompts(jax.device_put(np.asarray(tokens, np.int32)), jax.device_put(np.asarray(real, bool)), examples)
+    return Prompts(jax.device_put(np.asarray(tokens, np.int32)), jax.device_put(np.asarray(mask, bool)), examples)
 
 
 def _example(text: Any, index: int, tokenizer: Tokenizer | None) -> tuple[Example, list[int] | None, bool]:
@@ -250,7 +250,7 @@ def _example(text: Any, index: int, tokenizer: Tokenizer | None) -> tuple[Exampl
         ids = _ids(record.get("prompt", record.get("input_ids")))
         if ids is not None:
             return {**record, "prompt": _text_of(ids, tokenizer)}, ids, False
-        made = chats.asked(record, tokenizer)
+        made = chats.render_prompt(record, tokenizer)
         if made is not None:
             return made, None, True
     raise LanguageModelError(

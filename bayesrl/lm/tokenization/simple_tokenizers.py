@@ -8,7 +8,7 @@ import numpy as np
 from bayesrl.annotations import Requirement
 from bayesrl.arguments import Count, checked, user_code
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenization.files import library
+from bayesrl.lm.tokenization.files import import_tokenizers
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.values import format_value, is_text
 
@@ -16,7 +16,7 @@ PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 
 @checked(LanguageModelError)
-def characters(text: str) -> Tokenizer:
+def char_tokenizer(text: str) -> Tokenizer:
     """Make a tokenizer with one token for each character of a text.
 
     Args:
@@ -29,13 +29,13 @@ def characters(text: str) -> Tokenizer:
         LanguageModelError: the text is empty.
 
     Example:
-        >>> tokenizer = characters("abc")
+        >>> tokenizer = char_tokenizer("abc")
         >>> tokenizer.encode(["cab", "x"]), tokenizer.vocab_size
         ([[5, 3, 4], [2]], 6)
     """
     if not text:
-        raise LanguageModelError("characters got an empty text; pass one with every character that will be wanted")
-    tk = library()
+        raise LanguageModelError("char_tokenizer got an empty text; pass one with every character that will be wanted")
+    tk = import_tokenizers()
     vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNKNOWN, *sorted(set(text))])}
     core = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token=UNKNOWN))
     core.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex(r"[\s\S]"), behavior="isolated")
@@ -45,17 +45,17 @@ def characters(text: str) -> Tokenizer:
 
 
 @checked(LanguageModelError)
-def bytes_level() -> Tokenizer:
+def byte_tokenizer() -> Tokenizer:
     """Make a tokenizer with one token for each byte of UTF-8: any text, no unknowns.
 
     Returns:
         a tokenizer whose ids 0 to 255 are bytes, then <pad> and <eos>.
 
     Example:
-        >>> bytes_level().encode(["Aé"])
+        >>> byte_tokenizer().encode(["Aé"])
         [[65, 195, 169]]
     """
-    tk = library()
+    tk = import_tokenizers()
     core = tk.Tokenizer(tk.models.BPE(vocab={letter: byte for byte, letter in enumerate(_letters())}, merges=[]))
     return _finished(core)
 
@@ -68,7 +68,7 @@ def _are_texts(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     if not is_text(value):
-        raise LanguageModelError(f"byte_pairs got {format_value(value)} among the texts; use whole texts alone")
+        raise LanguageModelError(f"train_bpe got {format_value(value)} among the texts; use whole texts alone")
     return str(value)
 
 
@@ -76,7 +76,7 @@ _ARE_TEXTS = Requirement("a list of texts, or another iterable of them", _are_te
 
 
 @checked(LanguageModelError)
-def byte_pairs(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) -> Tokenizer:
+def train_bpe(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) -> Tokenizer:
     """Train a byte-pair tokenizer: the bytes, and the pairs that are most frequent in some texts.
 
     Args:
@@ -87,15 +87,15 @@ def byte_pairs(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) -
         LanguageModelError: `vocab_size` is too small for the bytes, or `texts` is one text or holds something else.
 
     Example:
-        >>> byte_pairs(["the cat", "the hat"], 260).vocab_size
+        >>> train_bpe(["the cat", "the hat"], 260).vocab_size
         260
 
     References:
         Sennrich, Haddow & Birch (2016), "Neural machine translation of rare words with subword units", section 3.2.
     """
     if vocab_size < 258:
-        raise LanguageModelError(f"byte_pairs got vocab_size={vocab_size}; 256 bytes, <pad> and <eos> need 258")
-    tk = library()
+        raise LanguageModelError(f"train_bpe got vocab_size={vocab_size}; 256 bytes, <pad> and <eos> need 258")
+    tk = import_tokenizers()
     core = tk.Tokenizer(tk.models.BPE())
     core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(_letters())
@@ -107,7 +107,7 @@ def byte_pairs(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) -
 
 def _finished(core: Any) -> Tokenizer:
     """Add to a model of byte letters what turns bytes into them and back, and the special tokens."""
-    tk = library()
+    tk = import_tokenizers()
     core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = tk.decoders.ByteLevel()
     core.add_special_tokens([PAD, EOS])
