@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 """Of the files of a run folder."""
 
 ANYBODY = "0" * 16
@@ -20,6 +20,14 @@ _NEAR = 200
 """So many bytes from either end a stamp begins at the latest."""
 
 _BLANK = b"0" * 64
+
+
+OLDEST = 3
+"""Stamps since this format say what they say today."""
+
+
+class UnstampedError(ValueError):
+    """A file bears no stamp."""
 
 
 class NewerError(ValueError):
@@ -57,10 +65,10 @@ def verify(content: bytes, name: str, problem: str = ANYBODY) -> None:
     """
     found = _found(content)
     if found is None:
-        raise ValueError("it bears no digest of its content")
+        raise UnstampedError("it bears no digest of its content")
     if int(found[1]) > FORMAT:
         raise NewerError(newer(int(found[1])))
-    if int(found[1]) < FORMAT:
+    if int(found[1]) < OLDEST:
         raise ValueError(f"it has format {int(found[1])}, and this version reads {FORMAT}")
     digest = hashlib.sha256(memoryview(content)[: found.start(4)])
     digest.update(_BLANK)

@@ -11,7 +11,8 @@ from safetensors.numpy import save
 from bayesrl.errors import RunFolderError
 from bayesrl.files.plain import read_file, write_file
 from bayesrl.files.stamps import STAMP, blank, stamped
-from bayesrl.run_folder.problems import ANEW, check_stamp, problem_of, read_problem
+from bayesrl.run_folder import earlier_formats
+from bayesrl.run_folder.problems import ANEW, check_stamp, is_begun, problem_of, read_problem
 
 CHECKPOINT, POSTERIOR = "checkpoint.safetensors", "posterior.nc"
 PREVIOUS_CHECKPOINT = "checkpoint.before.safetensors"
@@ -66,8 +67,12 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
             "was the guide or the optimiser changed? Fit into another directory"
         )
     restored = []
+    as_at_the_start = earlier_formats.NEW_STATE.get(read_problem(directory)["format"], ())
     for keys, leaf in leaves:
         name = f"state{jax.tree_util.keystr(keys)}"
+        if name in as_at_the_start and name not in arrays:
+            restored.append(leaf)
+            continue
         array = arrays.get(name)
         if array is None or array.shape != np.shape(leaf) or array.dtype != leaf.dtype:
             found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
@@ -180,9 +185,10 @@ def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
         return None
     check_stamp(path, content, problem_of(path.parent), remedy, CHECKPOINT)
     try:
-        return {name: _array(**told) for name, told in deserialize(content)}
+        arrays = {name: _array(**told) for name, told in deserialize(content)}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}; it is damaged: {remedy}") from error
+    return earlier_formats.upgrade_arrays(arrays, read_problem(path.parent)) if is_begun(path.parent) else arrays
 
 
 def _array(dtype: str, shape: list[int], data: bytes | bytearray) -> np.ndarray:

@@ -11,7 +11,18 @@ from bayesrl.errors import RunFolderError
 from bayesrl.files import schemas
 from bayesrl.files.plain import read_file, write_file
 from bayesrl.files.schemas import FLAG, NOTHING, NUMBER, POSITIVE, TEXT, Schema, integer_between, misfit
-from bayesrl.files.stamps import ANYBODY, FORMAT, STAMP, NewerError, newer, problem_digest, stamped_json, verify
+from bayesrl.files.stamps import (
+    ANYBODY,
+    FORMAT,
+    STAMP,
+    NewerError,
+    UnstampedError,
+    newer,
+    problem_digest,
+    stamped_json,
+    verify,
+)
+from bayesrl.run_folder import earlier_formats
 
 PROBLEM, MODEL, SCORES = "problem.json", "model.json", "scores.json"
 ANEW = "fit anew into another directory"
@@ -72,9 +83,11 @@ def is_begun(directory: str | Path) -> bool:
 
 def save_problem(folder: Path, problem: Mapping[str, Any]) -> None:
     """Write the description of the problem, atomically; what identifies one that is there already stays as it is."""
+    kept = {"format": FORMAT}
     if is_begun(folder):
-        problem = {**problem, "identity": read_problem(folder)["identity"]}
-    told = json.loads(json.dumps({**problem, "format": FORMAT}))
+        begun = _stored_problem(folder)
+        kept = {"format": begun["format"], "identity": begun["identity"]}
+    told = json.loads(json.dumps({**problem, **kept}))
     write_file(folder / PROBLEM, stamped_json(told, PROBLEM, problem_digest(told["identity"])))
 
 
@@ -89,7 +102,10 @@ def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: the folder holds another problem; the message says what differs.
     """
-    old, new = _told(read_problem(folder)), _told(json.loads(json.dumps(problem)))
+    begun, given = read_problem(folder), json.loads(json.dumps(problem))
+    for part in earlier_formats.NOT_COMPARED.get(begun["format"], ()):
+        given["identity"].pop(part, None)
+    old, new = _told(begun), _told(given)
     different = [key for key in {**old, **new} if not _alike(old.get(key), new.get(key))]
     if different:
         told = [f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in different[:_MOST_TOLD]]
@@ -121,18 +137,23 @@ def _short(value: Any) -> str:
 
 
 def read_problem(directory: str | Path) -> dict[str, Any]:
-    """Read the description of the problem in a run folder.
+    """Read the description of the problem in a run folder, in the names of this version whichever wrote it.
 
     Raises:
-        RunFolderError: there is none, it is damaged, or another version wrote it.
+        RunFolderError: there is none, it is damaged, or a later version wrote it.
     """
+    return earlier_formats.upgrade_problem(_stored_problem(directory))
+
+
+def _stored_problem(directory: str | Path) -> dict[str, Any]:
+    """Read the description of the problem as it was written."""
     path = Path(directory) / PROBLEM
     content = read_file(path, most=schemas.MOST_BYTES)
     if content is None:
         raise RunFolderError(f"{directory} is not a run folder: it has no {PROBLEM}; pass the directory= of a fit")
     problem = _parsed(path, content, ANEW)
     found = problem.get("format") if isinstance(problem, dict) else problem
-    if not isinstance(problem, dict) or found != FORMAT:
+    if not isinstance(problem, dict) or found not in (*earlier_formats.EARLIER, FORMAT):
         if isinstance(found, int) and found > FORMAT:
             raise RunFolderError(f"cannot read {path}: {newer(found)}")
         raise RunFolderError(f"{path} has format {found!r:.80}, and this version reads {FORMAT}; fit anew")
@@ -198,10 +219,19 @@ def check_stamp(path: Path, content: bytes, problem: str, remedy: str, name: str
         verify(content, name or path.name, problem)
     except NewerError as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
+    except UnstampedError as error:
+        if not _is_unstamped(path.parent):
+            raise RunFolderError(f"cannot read {path}: {error}; it is damaged: {remedy}") from error
     except ValueError as error:
         raise RunFolderError(f"cannot read {path}: {error}; it is damaged: {remedy}") from error
 
 
+def _is_unstamped(folder: Path) -> bool:
+    """Whether a folder was begun by a version whose files have no stamps."""
+    content = read_file(folder / PROBLEM, most=schemas.MOST_BYTES)
+    return content is not None and _parsed(folder / PROBLEM, content, ANEW).get("format") == earlier_formats.UNSTAMPED
+
+
 def problem_of(directory: str | Path) -> str:
     """Give the digest of the problem of a folder, or what stands for any where there is no run yet."""
-    return problem_digest(read_problem(directory)["identity"]) if is_begun(directory) else ANYBODY
+    return problem_digest(_stored_problem(directory)["identity"]) if is_begun(directory) else ANYBODY
