@@ -29,7 +29,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_fits_are_shown_read_and_continued(folder: Path) -> None:
     number = read_problem(folder)["format"]
     shown = bayesrl.load(folder)
-    assert shown.draws.total_reward.shape[-1] == 1000
+    assert shown.draws["arm"].shape == (1, 1000)
     problem = bayesrl.load_problem("bernoulli_bandit")
     posterior = bayesrl.load(folder, problem.policy, *problem.args)
     evidence = bayesrl.evidence(jax.random.key(0), posterior)
@@ -66,9 +66,9 @@ def test_only_the_first_format_goes_without_stamps(folder: Path) -> None:
 
 def test_names_that_users_options_bear_are_left_alone() -> None:
     arrays = {"state.opt_state[0].count": np.zeros(1), "state.params['w']": np.ones(1)}
-    own = {"format": 1, "settings": {"optimizer": "given"}}
+    own = {"format": 1, "identity": {}, "settings": {"optimizer": "given"}}
     assert list(earlier_formats.upgrade_arrays(arrays, own)) == list(arrays)
-    default = {"format": 1, "settings": {"optimizer": "default"}}
+    default = {"format": 1, "identity": {}, "settings": {"optimizer": "default"}}
     assert list(earlier_formats.upgrade_arrays(arrays, default)) == [
         "state.opt_state.adam[0].count",
         "state.params['w']",

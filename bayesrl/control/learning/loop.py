@@ -32,8 +32,6 @@ _CONVERGED_FOR = 10
 """So many episodes in a row the criterion has to hold."""
 _COLUMNS = run_folder.LEARNED
 """Of the history."""
-_OLD_NAMES = {"following": "next_observation", "held": "mask", "told": "update_info", "stages": "snapshots"}
-"""Of arrays in checkpoints that older versions wrote."""
 
 
 @checked(ControlError)
@@ -259,7 +257,6 @@ class _Run:
         arrays = run_folder.read_checkpoint(folder)
         if arrays is None:
             return
-        arrays = {"/".join(_OLD_NAMES.get(part, part) for part in name.split("/")): x for name, x in arrays.items()}
         history = run_folder.history_in(folder, arrays)
         count = len(history["episode"]) if history else 0
         try:

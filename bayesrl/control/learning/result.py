@@ -96,13 +96,13 @@ class LearnResult:
         return int(reached[0]) + 1 if len(reached) else None
 
     def draws(
-        self, key: PRNGKey, num_draws: Count = _KEPT_DRAWS, *, snapshot: Snapshot | None = None
+        self, key: PRNGKey, num_samples: Count = _KEPT_DRAWS, *, snapshot: Snapshot | None = None
     ) -> dict[str, Any]:
         """Draw θ and the action values from the posterior.
 
         Args:
             key: consumed whole.
-            num_draws: how many.
+            num_samples: how many.
             snapshot: one of `snapshots`; by default the end. Only posteriors that are exact can go back.
 
         Returns:
@@ -113,7 +113,7 @@ class LearnResult:
         """
         agent_state = self.bayesian_state()
         state = None if snapshot is None else agent_state.back_then(snapshot.rows)
-        sites, tables = agent_state.drawn(as_hash_key(key), num_draws, state=state)
+        sites, tables = agent_state.drawn(as_hash_key(key), num_samples, state=state)
         return sites | {"action_values": tables} if agent_state.finite else sites
 
     def decide(
@@ -122,7 +122,7 @@ class LearnResult:
         observation: AnyNumbers,
         *,
         time: CountOrZero = 0,
-        num_draws: Count = 1000,
+        num_samples: Count = 1000,
         allowed: FlagsOrNone = None,
     ) -> Decision:
         """Tell which action is the best where something is observed, how surely, and what a wrong choice may cost.
@@ -131,7 +131,7 @@ class LearnResult:
             key: consumed whole.
             observation: what is seen.
             time: step of the episode, where values depend on it.
-            num_draws: from the posterior.
+            num_samples: from the posterior.
             allowed: the actions to choose among, [actions]; by default all, or those that an environment with finitely
                 many observations was seen to allow there. The others are never the best, and their loss is nan.
 
@@ -144,7 +144,7 @@ class LearnResult:
             raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.env.max_steps - 1}")
         seen = self._seen(observation)
         among = self._among(seen, allowed)
-        values = agent_state.at(as_hash_key(key), seen, num_draws, time)
+        values = agent_state.at(as_hash_key(key), seen, num_samples, time)
         if not np.isfinite(values).all():
             raise ControlError("draws of the action values are not finite; look at the prior and the data of the model")
         loss = losses(values, among)

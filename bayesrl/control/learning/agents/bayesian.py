@@ -48,7 +48,7 @@ class BayesianAgent(Agent):
         model: a model of the unknown, such as `TabularModel(...)` or `LinearValues(...)`, or a NumPyro program of
             the experience that tells `numpyro.deterministic("action_values", …)`.
         inference: "exact", as the model has it, or "fit", by SVI; programs of yours are always fitted.
-        num_draws: draws that exploration rules other than Thompson's look at.
+        num_samples: draws that exploration rules other than Thompson's look at.
         num_steps: gradient steps of each update, where the posterior is fitted.
         update_every: episodes between updates of a posterior that is fitted or trained.
 
@@ -61,7 +61,7 @@ class BayesianAgent(Agent):
 
     model: ModelOrProgram
     inference: Literal["exact", "fit"] = "exact"
-    num_draws: Count = 32
+    num_samples: Count = 32
     num_steps: Count = 100
     update_every: Count = 1
 
@@ -73,7 +73,7 @@ class BayesianAgent(Agent):
     def describe(self) -> dict[str, Any]:
         """Say what identifies the agent; see `Agent.describe`."""
         name = getattr(self.model, "__qualname__", type(self.model).__name__)
-        return {"type": "Bayesian", "model": name, "inference": self.inference, "num_draws": self.num_draws}
+        return {"type": "BayesianAgent", "model": name, "inference": self.inference, "num_samples": self.num_samples}
 
     def enter(self, key: PRNGKey, env: EnvAdapter, num_episodes: int) -> "BayesianAgentState":
         """Get ready for an environment; see `Agent.enter`."""

@@ -99,15 +99,17 @@ class BayesianAgentState(AgentState):
         alone.add(episode, self._discount)
         return alone.rows()
 
-    def _tables(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int, seen: Any = None) -> Array:
+    def _tables(self, key: PRNGKey, state: Any, experience: Experience, num_samples: int, seen: Any = None) -> Array:
         """Draw action values, [draws, ...]."""
-        return self._sites(key, state, experience, seen, num_draws)[1]
+        return self._sites(key, state, experience, seen, num_samples)[1]
 
-    def _sites(self, key: PRNGKey, state: Any, experience: Experience, seen: Any, num_draws: int) -> tuple[Any, Array]:
+    def _sites(
+        self, key: PRNGKey, state: Any, experience: Experience, seen: Any, num_samples: int
+    ) -> tuple[Any, Array]:
         """Draw θ and its action values, [draws, ...]."""
         if not self.finite and seen is None:
             seen = jnp.zeros((1, *self.env.shape), self.env.dtype)
-        sites = self.model.sample(key, state, experience, num_draws)
+        sites = self.model.sample(key, state, experience, num_samples)
         return sites, jax.vmap(lambda one: self.model.values(one, experience, seen))(sites)
 
     def program(self, name: str, make: Callable[[], Callable[..., Any]], kind: Any = None) -> Callable[..., Any]:
@@ -117,25 +119,27 @@ class BayesianAgentState(AgentState):
         return self._compiled[name, kind]
 
     def drawn(
-        self, key: PRNGKey, num_draws: int, *, state: Any = None, seen: Any = None
+        self, key: PRNGKey, num_samples: int, *, state: Any = None, seen: Any = None
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Draw θ and its action values, [draws, ...], NumPy's arrays; a draw does not depend on how many are asked for.
 
         Args:
             key: consumed whole.
-            num_draws: how many.
+            num_samples: how many.
             state: of inference; by default as it is now.
             seen: the observations whose values are told, where observations are not finitely many.
         """
         each = self.env.num_actions * (self.env.num_observations or 1)
-        check_memory(4.0 * num_draws * each, f"{num_draws:,} draws of {each:,} values", "ask for fewer", ControlError)
-        draw = self.program("sample_posterior", lambda: partial(self._sites, num_draws=self._at_once))
+        check_memory(
+            4.0 * num_samples * each, f"{num_samples:,} draws of {each:,} values", "ask for fewer", ControlError
+        )
+        draw = self.program("sample_posterior", lambda: partial(self._sites, num_samples=self._at_once))
         state = self.state if state is None else state
         if not self.finite:
             seen = np.zeros((1, *self.env.shape), self.env.dtype) if seen is None else np.asarray(seen)
         given = state, self.experience(), seen
-        parts = [jax.device_get(draw(fold_in(key, i), *given)) for i in range(-(-num_draws // self._at_once))]
-        sites, tables = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_draws], *parts)
+        parts = [jax.device_get(draw(fold_in(key, i), *given)) for i in range(-(-num_samples // self._at_once))]
+        sites, tables = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_samples], *parts)
         return dict(sites), tables
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
@@ -176,7 +180,7 @@ class BayesianAgentState(AgentState):
         """Give the function to what one episode is played by: draws of action values and what stands for their mean."""
         if not self.finite:
             return self._drawer(exploration)
-        count = 1 if _committed(exploration) else self.agent.num_draws
+        count = 1 if _committed(exploration) else self.agent.num_samples
 
         def look(key: PRNGKey, state: Any, experience: Experience) -> Any:
             if self._soft(exploration):
@@ -214,7 +218,7 @@ class BayesianAgentState(AgentState):
             if self._soft(exploration):
                 told = self.model.cumulants(state)
                 return jax.random.categorical(rule_key, told.values / told.temperature)
-            count = 1 if _committed(exploration) else self.agent.num_draws
+            count = 1 if _committed(exploration) else self.agent.num_samples
             tables = self._tables(draw_key, state, experience, count)
             belief = SampleBelief(tables, self.model.mean_values(state, experience))
             if belief.mean.ndim == 3 or _committed(exploration):
@@ -227,7 +231,7 @@ class BayesianAgentState(AgentState):
         return plan
 
     def _drawer(self, exploration: Any) -> Callable[..., Any]:
-        count = 1 if _committed(exploration) else self.agent.num_draws
+        count = 1 if _committed(exploration) else self.agent.num_samples
         return lambda key, state, experience: self.model.sample(key, state, experience, count)
 
     def _actor(self, exploration: Any) -> Callable[..., Array]:
@@ -271,11 +275,11 @@ class BayesianAgentState(AgentState):
         best = int(np.argmin(np.where(np.isnan(regret), np.inf, regret)))
         return UpdateInfo(float(optimal[best]), float(regret[best]))
 
-    def at(self, key: PRNGKey, seen: Any, num_draws: int, time: int = 0) -> np.ndarray:
+    def at(self, key: PRNGKey, seen: Any, num_samples: int, time: int = 0) -> np.ndarray:
         """Draw the values of the actions where one observation is seen, [draws, actions], reward units."""
         if not self.finite:
-            return self.drawn(key, num_draws, seen=np.asarray(seen, self.env.dtype)[None])[1][:, 0]
-        tables = self.drawn(key, num_draws)[1]
+            return self.drawn(key, num_samples, seen=np.asarray(seen, self.env.dtype)[None])[1][:, 0]
+        tables = self.drawn(key, num_samples)[1]
         return tables[:, time, seen] if tables.ndim == 4 else tables[:, seen]
 
     def back_then(self, rows: int) -> Any:

@@ -80,7 +80,7 @@ class KLControlAgent(Agent):
 
     def describe(self) -> dict[str, Any]:
         """Say what identifies the agent; see `Agent.describe`."""
-        return {"type": "KLControl", "beta": float(self.beta), "reference": self.reference, "batch": self.batch}
+        return {"type": "KLControlAgent", "beta": float(self.beta), "reference": self.reference, "batch": self.batch}
 
     def enter(self, key: PRNGKey, env: EnvAdapter, num_episodes: int) -> "KLControlAgentState":
         """Get ready for an environment; see `Agent.enter`."""

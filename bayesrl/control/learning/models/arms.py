@@ -92,9 +92,9 @@ class ArmsModel(EnvironmentModel):
         told, _ = lax.scan(one, state, (seen, rows.action, rows.reward, rows.mask))
         return told
 
-    def sample(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int) -> Sites:
+    def sample(self, key: PRNGKey, state: Any, experience: Experience, num_samples: int) -> Sites:
         """Draw worlds; see `EnvironmentModel.sample`."""
-        many = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (num_draws, *x.shape[1:])), state)
+        many = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (num_samples, *x.shape[1:])), state)
         return {"world": self.bandit.sample_posterior(key, many)}
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:

@@ -79,7 +79,7 @@ class EnvironmentModel(abc.ABC):
         return state
 
     @abc.abstractmethod
-    def sample(self, key: PRNGKey, state: Any, experience: Experience, num_draws: int) -> Sites:
+    def sample(self, key: PRNGKey, state: Any, experience: Experience, num_samples: int) -> Sites:
         """Draw θ from its posterior."""
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
@@ -179,10 +179,10 @@ class ProgramModel(EnvironmentModel):
         told: State = new
         return told
 
-    def sample(self, key: PRNGKey, state: State, experience: Experience, num_draws: int) -> Sites:
+    def sample(self, key: PRNGKey, state: State, experience: Experience, num_samples: int) -> Sites:
         """Draw from the fitted guide."""
         params = jax.tree.map(lambda x: x[0], state.params)
-        return dict(self._pair(self._args(experience)).draw(key, params, num_draws, share=False).sites)
+        return dict(self._pair(self._args(experience)).draw(key, params, num_samples, share=False).sites)
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
         """Give the action values of one θ; see `EnvironmentModel.values`."""
@@ -229,11 +229,11 @@ type Conjugate = Annotated[
 def conjugate_inference(model: Conjugate) -> Callable[..., Any]:
     """Give the exact posterior of a model as inference for `bayesrl.calibrate(infer=...)`."""
 
-    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_draws: int) -> Any:
+    def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_samples: int) -> Any:
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> Sites:
             data, experience = args[0], args[1]
             lived = model.replace_data(experience, data)
-            sites: Sites = model.sample(key, model.condition(model.empty(lived), lived), lived, num_draws)
+            sites: Sites = model.sample(key, model.condition(model.empty(lived), lived), lived, num_samples)
             return sites
 
         return draw

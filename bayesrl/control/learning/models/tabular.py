@@ -217,12 +217,12 @@ class TabularModel(EnvironmentModel):
         paid = held * (rows.terminated | (not self.paid_at_end))
         return Counts(outcomes, jnp.asarray(state.earned).at[at].add(paid * rows.reward))
 
-    def sample(self, key: PRNGKey, state: Counts, experience: Experience, num_draws: int) -> Sites:
+    def sample(self, key: PRNGKey, state: Counts, experience: Experience, num_samples: int) -> Sites:
         """Draw θ from the exact posterior; see `EnvironmentModel.sample`."""
         concentration, mean, scale = self.posterior(state)
         first, second = split_keys(key)
-        transitions = sample_dirichlet(first, jnp.broadcast_to(concentration, (num_draws, *concentration.shape)))
-        noise = jax.random.normal(second, (num_draws, *mean.shape))
+        transitions = sample_dirichlet(first, jnp.broadcast_to(concentration, (num_samples, *concentration.shape)))
+        noise = jax.random.normal(second, (num_samples, *mean.shape))
         return {"transitions": transitions, "rewards": mean + scale * noise}
 
     def posterior(self, counts: Counts) -> tuple[Array, Array, Array]:

@@ -152,9 +152,9 @@ class LinearValues(ValueModel):
         """Give E[θ] [actions, features], and the lower Cholesky factor of the precision of each action's θ."""
         return _regressed(state, self.prior_scale, self.noise)
 
-    def sample(self, key: PRNGKey, state: Moments, experience: Experience, num_draws: int) -> Sites:
+    def sample(self, key: PRNGKey, state: Moments, experience: Experience, num_samples: int) -> Sites:
         """Draw θ from the exact posterior; see `EnvironmentModel.sample`."""
-        return {"weights": _drawn(key, *self.posterior(state), num_draws)}
+        return {"weights": _drawn(key, *self.posterior(state), num_samples)}
 
     def mean_values(self, state: Moments, experience: Experience, seen: Any = None) -> Array:
         """Give φ·E[θ]; see `EnvironmentModel.mean_values`."""
@@ -282,11 +282,11 @@ class LastLayerValues(NetworkValues):
         """Train the network; see `EnvironmentModel.refit`."""
         return self.trained(key, state, experience, lambda rows: 0.0)
 
-    def sample(self, key: PRNGKey, state: Trained, experience: Experience, num_draws: int) -> Sites:
+    def sample(self, key: PRNGKey, state: Trained, experience: Experience, num_samples: int) -> Sites:
         """Draw last layers, on one and the same network; see `EnvironmentModel.sample`."""
-        below = {k: jnp.broadcast_to(v, (num_draws, *v.shape)) for k, v in state.params.items()}
+        below = {k: jnp.broadcast_to(v, (num_samples, *v.shape)) for k, v in state.params.items()}
         center, factor = self._posterior(state, experience)
-        return below | {f"layer{self.depth}": _drawn(key, center, factor, num_draws)}
+        return below | {f"layer{self.depth}": _drawn(key, center, factor, num_samples)}
 
     def mean_values(self, state: Trained, experience: Experience, seen: Any = None) -> Array:
         """Give the values by the expected last layer; see `EnvironmentModel.mean_values`."""
@@ -347,9 +347,9 @@ class EnsembleValues(NetworkValues):
 
         return jax.vmap(one)(jnp.arange(self.num_members), state)
 
-    def sample(self, key: PRNGKey, state: Trained, experience: Experience, num_draws: int) -> Sites:
+    def sample(self, key: PRNGKey, state: Trained, experience: Experience, num_samples: int) -> Sites:
         """Pick members; see `EnvironmentModel.sample`."""
-        chosen = jax.random.randint(key, (num_draws,), 0, self.num_members)
+        chosen = jax.random.randint(key, (num_samples,), 0, self.num_members)
         return {k: v[chosen] for k, v in state.params.items()}
 
 
@@ -366,9 +366,9 @@ def _regressed(moments: Moments, prior_scale: float, noise: float) -> tuple[Arra
     return jax.scipy.linalg.cho_solve((factor, True), moments.product[..., None] / noise**2)[..., 0], factor
 
 
-def _drawn(key: PRNGKey, center: Array, factor: Array, num_draws: int) -> Array:
+def _drawn(key: PRNGKey, center: Array, factor: Array, num_samples: int) -> Array:
     """Draw Normal vectors of these means and precisions, [draws, actions, features]."""
-    noise = jax.random.normal(key, (num_draws, *center.shape))
-    upper = jnp.broadcast_to(factor, (num_draws, *factor.shape))
+    noise = jax.random.normal(key, (num_samples, *center.shape))
+    upper = jnp.broadcast_to(factor, (num_samples, *factor.shape))
     turned = jax.scipy.linalg.solve_triangular(upper, noise[..., None], lower=True, trans=1)[..., 0]
     return center + turned
