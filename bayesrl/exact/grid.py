@@ -16,7 +16,7 @@ from bayesrl.compilation.keys import dummy_key
 from bayesrl.core.primitives import SiteKind
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import FiniteSupport, Site, Structure
-from bayesrl.core.trace import Frame, Trace, TraceSite, per_context, site_log_prob, trace_program
+from bayesrl.core.trace import Frame, Trace, per_context, site_log_prob, trace_program
 from bayesrl.errors import EngineError
 from bayesrl.typing import Program
 
@@ -215,7 +215,7 @@ def score_sites(trace: Trace, structure: Structure, names: Sequence[str]) -> Sit
     for name in names:
         site = trace.sites[name]
         if site.kind == "metric":
-            value = metric_by_context(site, structure)
+            value = metric_by_context(jnp.asarray(site.value, float), structure[name], structure)
             if value is not None:
                 result.metrics[name] = value.reshape(-1)
             continue
@@ -228,20 +228,26 @@ def score_sites(trace: Trace, structure: Structure, names: Sequence[str]) -> Sit
     return result
 
 
-def metric_by_context(site: TraceSite, structure: Structure) -> Array | None:
-    """Average a metric over all but the context axes, or give None where contexts are mixed in it."""
-    value = jnp.asarray(site.value, float)
-    shape = structure.context_shape
+def metric_by_context(values: Any, site: Site, structure: Structure, lead: int = 0) -> Any | None:
+    """Average a metric over all but the context axes, [*lead, *contexts]; None where contexts are mixed in it.
+
+    Args:
+        values: of a deterministic site, of JAX or NumPy, behind `lead` axes of draws.
+        site: the site.
+        structure: of its program.
+        lead: number of axes in front that stay.
+    """
+    shape, ndim = structure.context_shape, values.ndim - lead
     if structure.num_contexts == 1:
-        return jnp.broadcast_to(value.mean(), shape)
+        return values.mean(tuple(range(lead, values.ndim))).reshape(*values.shape[:lead], *shape)
     if not set(structure.contexts) <= set(site.frames):
         return None
     first = 0 if site.scan is None else 1
-    right = [value.ndim + f.dim for f in sorted(structure.contexts, key=lambda f: f.dim)]
+    right = [ndim + f.dim for f in sorted(structure.contexts, key=lambda f: f.dim)]
     left = [first + i for i in range(len(shape))]
     for axes in (right, left):
-        if axes[0] >= first and axes[-1] < value.ndim and tuple(value.shape[i] for i in axes) == shape:
-            return value.mean(tuple(i for i in range(value.ndim) if i not in axes))
+        if axes[0] >= first and axes[-1] < ndim and tuple(values.shape[lead + i] for i in axes) == shape:
+            return values.mean(tuple(lead + i for i in range(ndim) if i not in axes))
     return None
 
 
@@ -252,9 +258,9 @@ class BatchEvaluator:
     as frozen dataclasses of equal fields, share one compilation.
     """
 
-    def __init__(self, fn: Callable[..., Any], args: Any, width: int) -> None:
+    def __init__(self, fn: Callable[..., Any], args: Any, structure: Structure) -> None:
         self._fn, self._args = fn, args
-        self._limit = max(1, _ELEMENTS // max(width, 1))
+        self._limit = max(1, _ELEMENTS // max(structure.width, 1))
 
     def __call__(self, rows: Any) -> Any:
         """Evaluate rows [rows, ...]; the result lies on the host."""
@@ -277,8 +283,3 @@ class BatchEvaluator:
 @ClosureJit
 def _evaluate(fn: Callable[..., Any], args: Any, rows: Any) -> Any:
     return jax.vmap(lambda row: fn(args, row))(rows)
-
-
-def elements_per_run(structure: Structure) -> int:
-    """Count the array elements that one run of a program holds, roughly."""
-    return sum(site.held for site in structure.sites) + math.prod(structure.context_shape)

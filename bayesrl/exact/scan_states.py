@@ -21,7 +21,6 @@ from bayesrl.exact.grid import (
     Axis,
     BatchEvaluator,
     decode_assignment,
-    elements_per_run,
     enumeration_axes,
     first_assignment,
     num_assignments,
@@ -208,15 +207,15 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
         TooManyStatesError: there are more than `max_count` states × assignments.
     """
     budget = _Budget(max_count, 0)
-    width, tables = elements_per_run(scan.structure), _tables(scan)
+    tables = _tables(scan)
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
     budget = budget.spend(num_assignments(before), "before the scan")
     prefix = np.arange(num_assignments(before))
-    scores, carry = BatchEvaluator(tables.enter, scan.args, width)({"prefix": prefix})
+    scores, carry = BatchEvaluator(tables.enter, scan.args, scan.structure)({"prefix": prefix})
     stage = build_stage(before, scores, np.ones((1, scan.context_count), bool), scan.structure)
     stage, states, reached = _follow(stage, {"prefix": prefix}, carry)
     stages = [stage]
-    table = BatchEvaluator(tables.step, scan.args, width)
+    table = BatchEvaluator(tables.step, scan.args, scan.structure)
     for t in range(scan.length):
         rows = _rows(states, num_assignments(inside))
         budget = budget.spend(len(rows["prefix"]), f"by step {t + 1} of {scan.length}")
@@ -230,7 +229,7 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
         return stages
     rows = _rows(states, num_assignments(after))
     budget.spend(len(rows["prefix"]), "behind the scan")
-    scores = BatchEvaluator(tables.finish, scan.args, width)(rows)
+    scores = BatchEvaluator(tables.finish, scan.args, scan.structure)(rows)
     return [*stages, build_stage(after, scores, reached, scan.structure)]
 
 

@@ -22,7 +22,6 @@ from bayesrl.exact.grid import (
     BatchEvaluator,
     SiteScores,
     assignments,
-    elements_per_run,
     enumeration_axes,
     num_assignments,
     run_with_sites,
@@ -179,10 +178,10 @@ def _table(program: FrozenProgram) -> BatchEvaluator:
     fit = program.fit
     if fit is None:
         alone = _BothScores(program.policy, program.structure)
-        return BatchEvaluator(alone, (program.args, {}, {}), elements_per_run(program.structure))
+        return BatchEvaluator(alone, (program.args, {}, {}), program.structure)
     pair = fit.pair
     both = _BothScores(program.policy, program.structure, pair.guide, pair.structure, pair.learned)
-    return BatchEvaluator(both, (program.args, fit.params, dict(pair.transforms)), elements_per_run(program.structure))
+    return BatchEvaluator(both, (program.args, fit.params, dict(pair.transforms)), program.structure)
 
 
 class _Both(NamedTuple):

@@ -16,7 +16,7 @@ from bayesrl.compilation.keys import key_data
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import inverse_cdf
-from bayesrl.exact.grid import BatchEvaluator, elements_per_run, run_with_sites
+from bayesrl.exact.grid import BatchEvaluator, run_with_sites
 from bayesrl.exact.tabulation import FrozenProgram
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Numbers, PRNGKey
@@ -205,15 +205,23 @@ def metrics_from_draws(
         unknown = np.full(lead, np.nan)
         return {name: Estimate(unknown, unknown) for name in names}
     flat = {name: value.reshape(-1, *value.shape[len(lead) + 1 :]) for name, value in to_host(draws).items()}
+    values = evaluate_metrics(program, names, flat)
+    return {name: mean_estimate(list(value.reshape(-1, _METRIC_DRAWS)), lead) for name, value in values.items()}
+
+
+def evaluate_metrics(program: FrozenProgram, names: Sequence[str], sites: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Average deterministic sites over all their axes in each of some draws, {name: [draws]}."""
 
     def metrics(args: tuple[Any, ...], values: dict[str, Numbers]) -> dict[str, Numbers]:
-        sites = run_with_sites(program.policy, values, args).sites
-        return {name: jnp.asarray(sites[name].value, float).mean() for name in names}
+        found = run_with_sites(program.policy, values, args).sites
+        return {name: jnp.asarray(found[name].value, float).mean() for name in names}
 
-    values = BatchEvaluator(metrics, program.args, elements_per_run(program.structure))(flat)
-    found = {}
-    for name, value in values.items():
-        by_lane = value.reshape(*lead, _METRIC_DRAWS).astype(float)
-        se = by_lane.std(-1, ddof=1) / math.sqrt(_METRIC_DRAWS)
-        found[name] = Estimate(by_lane.mean(-1), se)
-    return found
+    evaluate: Callable[[Any], dict[str, np.ndarray]] = BatchEvaluator(metrics, program.args, program.structure)
+    return evaluate(sites)
+
+
+def mean_estimate(lanes: Sequence[np.ndarray], lead: tuple[int, ...]) -> Estimate:
+    """Average the independent values of each β; of a single one the standard error is not known."""
+    each = [np.asarray(values, float) for values in lanes]
+    se = [values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.inf for values in each]
+    return Estimate(np.array([values.mean() for values in each]).reshape(lead), np.array(se).reshape(lead))

@@ -1,57 +1,39 @@
 """Self-normalised importance sampling: the evidence from weighted draws of the prior or of a fitted guide."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from scipy.special import logsumexp
 
 from bayesrl.annotations import Requirement
 from bayesrl.arguments import CountAboveOne, checked
-from bayesrl.compilation.jit import closure_jit, trace_cache
-from bayesrl.compilation.keys import fold_in, split_keys
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import split_keys
 from bayesrl.core.programs import Pair
 from bayesrl.core.structure import Structure
-from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.grid import elements_per_run, metric_by_context, run_with_sites
+from bayesrl.errors import EngineError
+from bayesrl.exact.grid import metric_by_context
 from bayesrl.exact.tabulation import FrozenProgram, freeze_program
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws
+from bayesrl.monte_carlo.proposals import refuse_bad_rewards
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.posterior.programs import draw_fit
+from bayesrl.statistics.estimates import Estimate, Estimates, InfluenceEstimate
 from bayesrl.typing import Beta, Params, PRNGKey, Program
 
-_ELEMENTS = 2**22
+
+def _can_propose(value: Any) -> bool:
+    return value is None or isinstance(value, Posterior) or (isinstance(value, tuple) and len(value) == 2)
 
 
-@runtime_checkable
-class Proposal(Protocol):
-    """What draws in the place of the prior: a pair whose guide is used, and its parameters for one fit."""
-
-    @property
-    def pair(self) -> Pair:
-        """Policy and guide."""
-
-    @property
-    def params(self) -> Params:
-        """Unconstrained parameters of the guide."""
-
-
-class GuideProposal(NamedTuple):
-    """The plainest `Proposal`: `Bound(*posterior.unbatched())`."""
-
-    pair: Pair
-    params: Params
-
-
-_CAN_PROPOSE = Requirement(
-    f"a Posterior, {Posterior.GIVEN_BY}, or None for the prior",
-    lambda proposal: proposal is None or isinstance(proposal, Posterior) or hasattr(proposal, "pair"),
-    alone=True,
-)
+type Proposal = Annotated[
+    Posterior | tuple[Pair, Params] | None,
+    Requirement(f"a Posterior, {Posterior.GIVEN_BY}, or None for the prior", _can_propose, alone=True),
+]
+"""What draws in the place of the prior: a posterior, or what its `unbatched` gives."""
 
 
 @checked(EngineError)
@@ -61,7 +43,7 @@ def importance(
     policy: Program,
     *args: Any,
     beta: Beta | None = None,
-    proposal: Annotated[Posterior | Proposal | None, _CAN_PROPOSE] = None,
+    proposal: Proposal = None,
     num_samples: CountAboveOne = 10_000,
 ) -> WeightedDraws:
     """Estimate the tilted posterior by weighted draws, per context.
@@ -100,14 +82,13 @@ def importance(
     References:
         Owen (2013), "Monte Carlo theory, methods and examples", section 9.2, equations 9.6 to 9.9.
     """
-    if isinstance(proposal, Posterior):
-        proposal = GuideProposal(*proposal.unbatched())
     program = freeze_program(policy, args, beta)
-    pair = Pair(program.policy, None, program.structure, args, {})
+    pair, params = Pair(program.policy, None, program.structure, program.args, {}), dict[str, Any]()
     if proposal is not None:
-        pair = Pair(program.policy, proposal.pair.guide, program.structure, args, proposal.pair.transforms)
+        other, params = proposal.unbatched() if isinstance(proposal, Posterior) else proposal
+        pair = replace(pair, guide=other.guide, transforms=other.transforms)
     draw_key, metric_key = split_keys(key)
-    batch = _draw(draw_key, pair, jax.tree.map(jnp.asarray, {} if proposal is None else proposal.params), num_samples)
+    batch = _draw(draw_key, pair, params, num_samples)
     _check(batch)
     _refuse_weightless(program.structure, batch)
     betas = None if beta is None else np.asarray(beta, float)
@@ -123,58 +104,34 @@ class _Batch(NamedTuple):
     """Draws with their scores on the host, [draws, contexts], contexts flat."""
 
     sites: dict[str, Any]
-    log_base: Any  # log of prior × likelihood over proposal
-    log_likelihood: Any
-    reward: Any
-    rewards: dict[str, Any]
-    metrics: dict[str, Any]
+    log_base: np.ndarray  # log of prior × likelihood over proposal
+    log_likelihood: np.ndarray
+    reward: np.ndarray
+    rewards: dict[str, np.ndarray]
+    metrics: dict[str, np.ndarray]
 
 
-def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: CountAboveOne) -> _Batch:
+def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: int) -> _Batch:
     structure = pair.structure
     structure.check_memory(num_samples, EngineError)
-    size = max(1, min(num_samples, _ELEMENTS // max(elements_per_run(structure), 1)))
+    draws, totals = draw_fit(key, pair, params, num_samples)
 
-    def one_batch(key: PRNGKey) -> _Batch:
-        draws = pair.draw(key, params, size, share=False)
-        totals = draws.totals((size, *structure.context_shape))
-        flat = (size, -1)
-        rewards = {
-            name: jnp.broadcast_to(v.sum(-1), totals.reward.shape).reshape(flat) for name, v in draws.rewards.items()
-        }
-        return _Batch(
-            draws.sites,
-            (totals.log_likelihood + totals.ratio).reshape(flat),
-            totals.log_likelihood.reshape(flat),
-            totals.reward.reshape(flat),
-            rewards,
-            jax.vmap(lambda values: _metrics(pair, values))(draws.sites),
-        )
+    def flat(values: Any) -> np.ndarray:
+        return np.asarray(values, float).reshape(num_samples, -1)
 
-    draw_batch = closure_jit(one_batch)
-    batches = range(math.ceil(num_samples / size))
-    parts = [jax.tree.map(np.asarray, draw_batch(fold_in(key, i))) for i in batches]
-    whole: _Batch = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_samples], *parts)
-    return whole
-
-
-def _metrics(pair: Pair, values: dict[str, Array]) -> dict[str, Array]:
-    names = pair.structure.names("metric")
-    if not names:
-        return {}
-    sites = run_with_sites(pair.policy, values, pair.args).sites
-    found = {name: metric_by_context(sites[name], pair.structure) for name in names}
-    return {name: value.reshape(-1) for name, value in found.items() if value is not None}
+    metrics = {name: metric_by_context(value, structure[name], structure, 1) for name, value in draws.metrics.items()}
+    return _Batch(
+        draws.sites,
+        flat(totals.log_likelihood + totals.ratio),
+        flat(totals.log_likelihood),
+        flat(totals.reward),
+        draws.rewards,
+        {name: flat(value) for name, value in metrics.items() if value is not None},
+    )
 
 
 def _check(batch: _Batch) -> None:
-    for name, value in batch.rewards.items():
-        bad = (np.isnan(value) | (value == np.inf)).any(-1)
-        if bad.any():
-            raise PolicyError(
-                f"reward site {name!r} returned nan or inf for {int(bad.sum())} of {len(bad)} draws; "
-                "rewards are finite, or -inf for what must never happen"
-            )
+    refuse_bad_rewards(batch.rewards)
     if np.isnan(batch.log_base).any():
         raise EngineError(
             f"a log-probability is nan for {int(np.isnan(batch.log_base).any(-1).sum())} of {len(batch.log_base)} "
@@ -182,74 +139,42 @@ def _check(batch: _Batch) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Weighed:
-    """What one temperature makes of the draws; `waves` are influence functions, [draws, contexts]."""
+class _Weighted(NamedTuple):
+    """What one temperature makes of the draws."""
 
     log_weights: np.ndarray
-    evidence: np.ndarray
-    evidence_wave: np.ndarray
-    marginal: np.ndarray
-    marginal_wave: np.ndarray
-    reward: np.ndarray
-    reward_wave: np.ndarray
-    kl: np.ndarray
-    kl_wave: np.ndarray
-    objective: np.ndarray
-    objective_wave: np.ndarray
+    evidence: InfluenceEstimate
+    marginal: InfluenceEstimate
+    objective: InfluenceEstimate
+    reward: InfluenceEstimate
+    kl: InfluenceEstimate
 
 
-def _weigh(batch: _Batch, beta: float | None, *, observed: bool) -> _Weighed:
-    """Weight the draws at one temperature.
-
-    An influence function tells how much each draw moves an estimate: its standard deviation over
-    √N is the delta method's standard error, and averages over contexts keep what contexts share.
-    """
-    base, reward = batch.log_base.astype(float), batch.reward.astype(float)
-    likelihood = batch.log_likelihood.astype(float)
-    log_weight = base if beta is None else base + reward / beta
-    log_z, z_wave = _log_mean(log_weight)
-    log_y, y_wave = _log_mean(base)
+def _weigh(batch: _Batch, beta: float | None, *, observed: bool) -> _Weighted:
+    """Weight the draws at one temperature."""
+    log_weight = batch.log_base if beta is None else batch.log_base + batch.reward / beta
+    evidence, marginal = _log_mean(log_weight), _log_mean(batch.log_base)
     weights = np.exp(log_weight - logsumexp(log_weight, axis=0, keepdims=True))
-    mean_reward, reward_wave = _weighted_mean(weights, reward)
+    reward = _weighted_mean(weights, batch.reward)
     if beta is None:
-        mean_likelihood, likelihood_wave = _weighted_mean(weights, likelihood)
-        evidence, evidence_wave = log_z, z_wave
-        kl, kl_wave = mean_likelihood - log_z, likelihood_wave - z_wave
-        objective, objective_wave = log_z, z_wave
+        objective, kl = evidence, _weighted_mean(weights, batch.log_likelihood).plus(evidence, -1.0)
     else:
-        evidence, evidence_wave = (log_z - log_y, z_wave - y_wave) if observed else (log_z, z_wave)
-        kl, kl_wave = mean_reward / beta - evidence, reward_wave / beta - evidence_wave
-        objective, objective_wave = beta * evidence, beta * evidence_wave
-    return _Weighed(
-        np.log(weights, out=np.full_like(weights, -np.inf), where=weights > 0),
-        evidence,
-        evidence_wave,
-        log_y,
-        y_wave,
-        mean_reward,
-        reward_wave,
-        kl,
-        kl_wave,
-        objective,
-        objective_wave,
-    )
+        evidence = evidence.plus(marginal, -1.0) if observed else evidence
+        objective, kl = evidence.times(beta), reward.times(1 / beta).plus(evidence, -1.0)
+    log_weights = np.log(weights, out=np.full_like(weights, -np.inf), where=weights > 0)
+    return _Weighted(log_weights, evidence, marginal, objective, reward, kl)
 
 
-def _log_mean(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _log_mean(log_weight: np.ndarray) -> InfluenceEstimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         result = logsumexp(log_weight, axis=0) - math.log(len(log_weight))
-        return result, np.exp(log_weight - result) - 1
+        return InfluenceEstimate(result, np.exp(log_weight - result) - 1)
 
 
-def _weighted_mean(weights: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    kept = np.where(weights > 0, values, 0.0)
-    mean = (weights * kept).sum(0)
-    return mean, len(weights) * weights * (kept - mean)
-
-
-def _se(wave: np.ndarray) -> np.ndarray:
-    return np.asarray(wave.std(0, ddof=1) / math.sqrt(len(wave)))
+def _weighted_mean(weights: np.ndarray, values: np.ndarray) -> InfluenceEstimate:
+    finite = np.where(weights > 0, values, 0.0)
+    mean = (weights * finite).sum(0)
+    return InfluenceEstimate(mean, len(weights) * weights * (finite - mean))
 
 
 def _refuse_weightless(structure: Structure, batch: _Batch) -> None:
@@ -262,7 +187,7 @@ def _refuse_weightless(structure: Structure, batch: _Batch) -> None:
 
 
 def _result(
-    key: PRNGKey, program: FrozenProgram, batch: _Batch, lanes: list[_Weighed], beta: np.ndarray | None
+    key: PRNGKey, program: FrozenProgram, batch: _Batch, lanes: list[_Weighted], beta: np.ndarray | None
 ) -> WeightedDraws:
     structure, shape = program.structure, program.structure.context_shape
     lead = () if beta is None else beta.shape
@@ -271,25 +196,27 @@ def _result(
     def stacked(values: list[np.ndarray]) -> np.ndarray:
         return np.stack(values).reshape((*lead, *shape))
 
+    def averaged(values: list[InfluenceEstimate]) -> Estimate:
+        means = [value.over_contexts() for value in values]
+        return Estimate(*(np.stack(side).reshape(lead) for side in zip(*((x.mean, x.se) for x in means), strict=True)))
+
     estimates = Estimates(
-        objective=_mean_over_contexts([(x.objective, x.objective_wave) for x in lanes], lead),
-        reward=_mean_over_contexts([(x.reward, x.reward_wave) for x in lanes], lead),
-        kl=_mean_over_contexts([(x.kl, x.kl_wave) for x in lanes], lead),
+        objective=averaged([x.objective for x in lanes]),
+        reward=averaged([x.reward for x in lanes]),
+        kl=averaged([x.kl for x in lanes]),
         metrics={
-            name: _mean_over_contexts(
-                [_weighted_mean(np.exp(x.log_weights), np.asarray(values, float)) for x in lanes], lead
-            )
+            name: averaged([_weighted_mean(np.exp(x.log_weights), values) for x in lanes])
             for name, values in batch.metrics.items()
         },
     )
     result = WeightedDraws(
         sites=jax.device_put(dict(batch.sites)),
         log_weights=np.stack([x.log_weights for x in lanes]).reshape((*lead, -1, *shape)),
-        log_evidence=stacked([x.evidence for x in lanes]),
-        log_evidence_se=stacked([_se(x.evidence_wave) for x in lanes]),
-        log_marginal=lanes[0].marginal.reshape(shape) if observed else None,
-        log_marginal_se=_se(lanes[0].marginal_wave).reshape(shape) if observed else None,
-        optimum=None if nature else stacked([x.objective for x in lanes]),
+        log_evidence=stacked([x.evidence.mean for x in lanes]),
+        log_evidence_se=stacked([x.evidence.se for x in lanes]),
+        log_marginal=lanes[0].marginal.mean.reshape(shape) if observed else None,
+        log_marginal_se=lanes[0].marginal.se.reshape(shape) if observed else None,
+        optimum=None if nature else stacked([x.objective.mean for x in lanes]),
         ess=stacked([1 / np.exp(2 * x.log_weights).sum(0) for x in lanes]),
         estimates=estimates,
         beta=beta,
@@ -301,9 +228,3 @@ def _result(
         found = metrics_from_draws(key, result, program, rest)
         estimates = estimates._replace(metrics={**estimates.metrics, **found})
     return replace(result, estimates=estimates)
-
-
-def _mean_over_contexts(values: list[tuple[np.ndarray, np.ndarray]], lead: tuple[int, ...]) -> Estimate:
-    mean = np.stack([value.mean() for value, _ in values]).reshape(lead)
-    se = np.stack([_se(wave.mean(-1)) for _, wave in values]).reshape(lead)
-    return Estimate(mean, se)

@@ -1,48 +1,33 @@
 """Proposals of rejection, and what is accepted of them: filled rows and running sums."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import fold_in
-from bayesrl.core.programs import Pair
+from bayesrl.core.draws import Draws
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.grid import elements_per_run
 from bayesrl.exact.tabulation import FrozenProgram
 from bayesrl.exact.weighted_draws import context_axes
-from bayesrl.typing import PRNGKey
 
 _ROUNDING = 1e-6
 
 
-class ProposalBatch(NamedTuple):
-    """Draws of the prior on the host: sites [rows, ...], and rewards by site [rows, contexts]."""
+def refuse_bad_rewards(rewards: dict[str, np.ndarray]) -> None:
+    """Refuse rewards that no weight can be made of.
 
-    sites: dict[str, Any]
-    rewards: dict[str, Any]
+    Args:
+        rewards: by reward site, [draws, ...].
 
-
-def propose_batches(key: PRNGKey, program: FrozenProgram, size: int) -> Iterator[ProposalBatch]:
-    """Draw batches of one size from the prior, without end."""
-    structure = program.structure
-    pair = Pair(program.policy, None, structure, program.args, {})
-
-    @closure_jit
-    def one_batch(key: PRNGKey) -> ProposalBatch:
-        draws = pair.draw(key, {}, size, share=False)
-        shape = (size, *structure.context_shape)
-        rewards = {name: jnp.broadcast_to(v.sum(-1), shape).reshape(size, -1) for name, v in draws.rewards.items()}
-        return ProposalBatch(draws.sites, rewards)
-
-    index = 0
-    while True:
-        yield jax.tree.map(np.asarray, one_batch(fold_in(key, index)))
-        index += 1
+    Raises:
+        PolicyError: one of them is nan or inf; the site is named.
+    """
+    for name, value in rewards.items():
+        bad = (np.isnan(value) | (value == np.inf)).reshape(len(value), -1).any(-1)
+        if bad.any():
+            raise PolicyError(
+                f"reward site {name!r} returned nan or inf for {int(bad.sum())} of {len(bad)} draws; "
+                "rewards are finite, or -inf for what must never happen"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,13 +61,12 @@ class AcceptedDraws:
         self, program: FrozenProgram, bound: np.ndarray, betas: np.ndarray, num_samples: int, *, declared: bool
     ) -> None:
         self.axes = context_axes(program.structure)
-        self.width = elements_per_run(program.structure)
         self.context_shape = program.structure.context_shape
         self.bound, self.betas, self.num_samples, self.declared = bound, betas, num_samples, declared
         self.filled = np.zeros((len(betas), len(bound)), int)
         self.rows: dict[str, np.ndarray] = {}
 
-    def take(self, batch: ProposalBatch, rng: np.random.Generator) -> ProposalSums:
+    def take(self, batch: Draws, rng: np.random.Generator) -> ProposalSums:
         """Judge proposals, and keep what is accepted and still wanted."""
         excess = self._excess(batch)
         values = {name: self._by_context(name, value) for name, value in batch.sites.items()}
@@ -98,15 +82,9 @@ class AcceptedDraws:
             self._keep(lane, kept, values)
         return ProposalSums(len(excess), np.stack(accepted), np.stack(moments, 1))
 
-    def _excess(self, batch: ProposalBatch) -> np.ndarray:
-        for name, value in batch.rewards.items():
-            bad = (np.isnan(value) | (value == np.inf)).any(-1)
-            if bad.any():
-                raise PolicyError(
-                    f"reward site {name!r} returned nan or inf for {int(bad.sum())} of {len(bad)} draws; "
-                    "rewards are finite, or -inf for what must never happen"
-                )
-        total = np.asarray(sum(value.astype(float) for value in batch.rewards.values()))
+    def _excess(self, batch: Draws) -> np.ndarray:
+        refuse_bad_rewards(batch.rewards)
+        total = np.asarray(sum(value.astype(float) for value in batch.rewards.values())).reshape(-1, len(self.bound))
         excess = total - self.bound
         scale = np.maximum(np.abs(self.bound).max(), np.abs(total[np.isfinite(total)]).max(initial=0.0))
         if excess.max() > _ROUNDING * scale:

@@ -1,22 +1,22 @@
 """Rejection: exact, independent draws of the tilted posterior where the reward has an upper bound."""
 
+import itertools
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.keys import fold_in, split_keys
+from bayesrl.core.programs import Pair
 from bayesrl.errors import EngineError
-from bayesrl.exact.grid import BatchEvaluator, run_with_sites
 from bayesrl.exact.tabulation import FrozenProgram, freeze_program
-from bayesrl.exact.weighted_draws import WeightedDraws, numpy_generator, shared_sites
-from bayesrl.monte_carlo.proposals import AcceptedDraws, ProposalSums, propose_batches
+from bayesrl.exact.weighted_draws import WeightedDraws, evaluate_metrics, mean_estimate, numpy_generator, shared_sites
+from bayesrl.monte_carlo.proposals import AcceptedDraws, ProposalSums
 from bayesrl.monte_carlo.reward_bounds import site_reward_bounds
+from bayesrl.posterior.programs import draw_fit
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Beta, PRNGKey, Program
 
@@ -85,8 +85,14 @@ def rejection(
     betas = np.asarray(beta, float)
     draw_key, accept_key = split_keys(key)
     state = AcceptedDraws(program, bound, betas.reshape(-1), num_samples, declared=reward_bound is not None)
-    size = max(1, min(max_proposals // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (state.width * betas.size)))
-    proposals = propose_batches(draw_key, program, size)
+    size = max(
+        1,
+        min(
+            max_proposals // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (program.structure.width * betas.size)
+        ),
+    )
+    prior = Pair(program.policy, None, program.structure, program.args, {})
+    proposals = (draw_fit(fold_in(draw_key, index), prior, {}, size)[0] for index in itertools.count())
     rng = numpy_generator(accept_key)
     pilot = state.take(next(proposals), rng)
     counted, left = ProposalSums.empty(pilot.accepted.shape), max_proposals // size - 1
@@ -267,21 +273,6 @@ def _result(
 def _metrics(program: FrozenProgram, state: AcceptedDraws, lead: tuple[int, ...]) -> dict[str, Estimate]:
     """Average deterministic sites over the exact draws that all contexts have."""
     names = program.structure.names("metric")
-    if not names:
-        return {}
-
-    def metrics(args: tuple[Any, ...], values: dict[str, Array]) -> dict[str, Array]:
-        sites = run_with_sites(program.policy, values, args).sites
-        return {name: jnp.asarray(sites[name].value, float).mean() for name in names}
-
-    table: Callable[[Any], dict[str, Any]] = BatchEvaluator(metrics, program.args, state.width)
-    found = [table(state.sites(lane, int(filled.min()))) for lane, filled in enumerate(state.filled)]
-    result = {}
-    for name in names:
-        by_lane = [values[name].astype(float) for values in found]
-        mean = np.array([values.mean() for values in by_lane])
-        se = np.array(
-            [values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.inf for values in by_lane]
-        )
-        result[name] = Estimate(jnp.asarray(mean.reshape(lead)), jnp.asarray(se.reshape(lead)))
-    return result
+    lanes = [state.sites(lane, int(filled.min())) for lane, filled in enumerate(state.filled)] if names else []
+    found = [evaluate_metrics(program, names, sites) for sites in lanes]
+    return {name: mean_estimate([values[name] for values in found], lead) for name in names}

@@ -1,5 +1,6 @@
 """Numbers with their error bars: the types in which engines, fits and certainty report expectations."""
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -64,3 +65,31 @@ class Interval(NamedTuple):
     def __mul__(self, factor: Any) -> "Interval":
         """Multiply by a positive factor, [*beta]."""
         return Interval(*(part * np.asarray(factor, float) for part in self))
+
+
+class InfluenceEstimate(NamedTuple):
+    """An estimate per context, [contexts], and how much each draw moves it, [draws, contexts].
+
+    The standard deviation of an influence function over √N is the delta method's standard error, and its averages over
+    contexts keep what contexts share.
+    """
+
+    mean: np.ndarray
+    wave: np.ndarray
+
+    def plus(self, other: "InfluenceEstimate", factor: float = 1.0) -> "InfluenceEstimate":
+        """Add a multiple of another estimate from the same draws."""
+        return InfluenceEstimate(self.mean + factor * other.mean, self.wave + factor * other.wave)
+
+    def times(self, factor: float) -> "InfluenceEstimate":
+        """Multiply by a number."""
+        return InfluenceEstimate(factor * self.mean, factor * self.wave)
+
+    @property
+    def se(self) -> np.ndarray:
+        """Standard error of independent draws, [contexts]."""
+        return np.asarray(self.wave.std(0, ddof=1) / math.sqrt(len(self.wave)))
+
+    def over_contexts(self) -> "InfluenceEstimate":
+        """Average over contexts."""
+        return InfluenceEstimate(np.asarray(self.mean.mean()), self.wave.mean(-1))

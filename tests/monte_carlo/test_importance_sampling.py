@@ -13,8 +13,8 @@ from bayesrl.core.programs import Pair
 from bayesrl.core.structure import inspect
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.enumeration import enumerate_posterior
-from bayesrl.monte_carlo import importance_sampling as weighting
-from bayesrl.monte_carlo.importance_sampling import GuideProposal, importance
+from bayesrl.monte_carlo.importance_sampling import importance
+from bayesrl.posterior import programs
 from bayesrl.svi.fitting import fit
 
 RNG = np.random.default_rng(11)
@@ -88,7 +88,7 @@ def test_the_posterior_itself_is_a_perfect_proposal() -> None:
 
     args = LOGITS, PAYOFF
     pair = Pair(arms, guide, inspect(jax.random.key(0), arms, *args), args, {})
-    proposal = GuideProposal(pair, {"table": jnp.asarray(exact.log_weights.T, jnp.float32)})
+    proposal = (pair, {"table": jnp.asarray(exact.log_weights.T, jnp.float32)})
     found = importance(jax.random.key(1), arms, *args, beta=0.5, proposal=proposal, num_samples=100)
     np.testing.assert_allclose(found.log_evidence, exact.log_evidence, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.ess, 100, rtol=1e-5)
@@ -158,7 +158,7 @@ def test_nature_is_tilted_too_and_no_optimum_is_claimed() -> None:
 
 
 def test_batches_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weighting, "_ELEMENTS", 3000)
+    monkeypatch.setattr(programs, "MOST_AT_ONCE", 900)
     result = importance(jax.random.key(1), count, beta=1.0, num_samples=2500)
     assert result.sites["x"].shape == (2500,)
     assert len(np.unique(result.sites["x"][:900])) > 5

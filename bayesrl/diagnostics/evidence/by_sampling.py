@@ -14,10 +14,10 @@ from bayesrl.diagnostics.evidence.confidence_limits import (
     markov_lower,
     weighted_start,
 )
-from bayesrl.diagnostics.evidence.mixture_sample import FROM_FIT, InfluenceEstimate, MixtureEstimator, MixtureSample
+from bayesrl.diagnostics.evidence.mixture_sample import FROM_FIT, MixtureEstimator, MixtureSample
 from bayesrl.diagnostics.results import Evidence, Method, Side
 from bayesrl.diagnostics.tail_behaviour import pareto_shape
-from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.estimates import InfluenceEstimate, Interval
 
 MIN_ESS = 100
 MIN_EXACT = 100

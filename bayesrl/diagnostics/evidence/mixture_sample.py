@@ -19,7 +19,7 @@ from bayesrl.diagnostics.evidence.confidence_limits import skewed_limits, strati
 from bayesrl.exact.weighted_draws import context_axes
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.programs import Programs, draw_fit, draw_prior, score_draws
-from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.estimates import InfluenceEstimate, Interval
 from bayesrl.typing import Params, PRNGKey
 
 FROM_FIT = 0.5
@@ -151,21 +151,6 @@ def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> 
         factors = rng.integers(2**32, size=(math.prod(rest), 2), dtype=np.uint32) | np.uint32(1)
         total = total + np.matmul(aligned + np.uint32(1), factors)
     return total.reshape(num, -1, 2)
-
-
-class InfluenceEstimate(NamedTuple):
-    """An estimate per context, [contexts], and how much each draw moves it, [draws, contexts]."""
-
-    mean: np.ndarray
-    wave: np.ndarray
-
-    def plus(self, other: "InfluenceEstimate", factor: float = 1.0) -> "InfluenceEstimate":
-        """Add a multiple of another estimate from the same draws."""
-        return InfluenceEstimate(self.mean + factor * other.mean, self.wave + factor * other.wave)
-
-    def times(self, factor: float) -> "InfluenceEstimate":
-        """Multiply by a number."""
-        return InfluenceEstimate(factor * self.mean, factor * self.wave)
 
 
 class MixtureEstimator:
