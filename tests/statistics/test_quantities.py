@@ -236,7 +236,7 @@ def test_every_place_tells_the_truth(name: str) -> None:
         near(found.reward, true.reward, f"E[R] of evidence by {method}")
         near(found.kl, true.kl, f"KL of evidence by {method}")
         assert found.start is not None
-        near(found.start, true.start, f"J(π₀) of evidence by {method}")
+        near(found.prior_objective, true.start, f"J(π₀) of evidence by {method}")
         if not case.nature:
             assert found.log_evidence is not None
             near(found.log_evidence, true.log_evidence, f"log Z of evidence by {method}")
