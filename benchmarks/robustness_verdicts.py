@@ -39,7 +39,6 @@ _KINDS: list[tuple[str, str, set[str]]] = [
       "words of a key"}),
     (r"bayesrl\.Calibration\.names", "container", {"()"}),
     (r"lm\.policy\.top_k", "count", {"0"}),
-    (r"report\.held_out_figure\.beta", "own", {"[None]"}),
     (r"(control\.n_chain|control\.river_swim)\.num_states|control\.deep_sea\.size|bandits\.\w+\.num_arms"
      r"|objectives\.ForwardKL\.num_particles|bayesrl\.ReuseDraws\.num_particles|bayesrl\.importance\.num_samples"
      r"|Posterior\.estimate\.num_samples|lm\.estimate_kl\.num_samples"

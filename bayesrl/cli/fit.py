@@ -151,7 +151,7 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
         facts = collect_run(folder, posterior, problem, held_out=held_out)
     board = _board_of(facts)
     with activity("drawing the pictures"):
-        drawn = save_figures(folder, posterior, facts.target, facts.optimum, whole=facts.whole)
+        drawn = save_figures(folder, posterior, facts.target, facts.optimum, best=facts.whole)
     verdict = None if facts.diagnosis is None else Line(facts.diagnosis.explanation, facts.diagnosis.verdict)
     pictures = {path.name: digest_of(path.read_bytes()) for path in drawn}
     measured = None if facts.evidence is None else facts.evidence.measured

@@ -1,24 +1,12 @@
 """What a fit looks like: figures, tables, and one HTML file; knows supports and shapes, and no domain."""
 
-from bayesrl.report.evidence_figures import (
-    frontier_figure,
-    held_out_figure,
-    objective_figure,
-    over_optimisation_figure,
-    restarts_figure,
-    weights_figure,
-)
-from bayesrl.report.fit_figures import history_figure, policy_figure, save_figures, training_figure
+from bayesrl.report.evidence_figures import frontier_figure, weights_figure
+from bayesrl.report.fit_figures import policy_figure, save_figures, training_figure
 from bayesrl.report.write import write_report
 
 __all__ = [
     "frontier_figure",
-    "held_out_figure",
-    "history_figure",
-    "objective_figure",
-    "over_optimisation_figure",
     "policy_figure",
-    "restarts_figure",
     "save_figures",
     "training_figure",
     "weights_figure",

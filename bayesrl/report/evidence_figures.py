@@ -1,16 +1,16 @@
 """Figures of how far a fit is from its optimum: frontier, over-optimisation, restarts, weights, held-out data."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesrl.annotations import Requirement
 from bayesrl.arguments import FiniteNumbersOrNone, checked
 from bayesrl.diagnostics.results import Evidence, Frontier
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.axes import (
+from bayesrl.report.fit_figures import SHOWN_BETAS, betas_of, objective_label, optima_of, shown_betas
+from bayesrl.report.site_panels import (
     BINS,
     FITTED,
     PRIOR,
@@ -19,11 +19,10 @@ from bayesrl.report.axes import (
     beta_label,
     escape_mathtext,
     legend_above,
-    objective_label,
+    panel,
     style_axes,
 )
-from bayesrl.report.fit_figures import PANEL_SIZE, SHOWN_BETAS, betas_of, optima_of
-from bayesrl.statistics.estimates import Estimate, Estimates
+from bayesrl.statistics.estimates import Estimate, Estimates, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
 GOLD = "#E69F00"
 _FAR_APART = 5
+
+type Means = Estimate | Interval
 
 
 @checked(PolicyError)
@@ -40,8 +41,17 @@ def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> 
     Args:
         evidence: of a fit at several β.
         target: p* at the same β, whose curve no policy can pass; None where it is not known.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.report import frontier_figure
+        >>> def coin():
+        ...     bayesrl.reward("heads", 1.0 * numpyro.sample("side", dist.Bernoulli(0.5)))
+        >>> sweep = bayesrl.fit(jax.random.key(0), coin, beta=jnp.array([0.5, 1.0]), num_steps=10, progress=False)
+        >>> frontier_figure(bayesrl.evidence(jax.random.key(1), sweep)).axes[0].get_xlabel()
+        'KL to prior  (nats)'
     """
-    figure, axes = _figure()
+    figure, axes = panel()
     kl, reward = evidence.kl, evidence.reward
     if target is not None and target.beta is not None:
         best_kl, best = np.asarray(target.estimates.kl.mean), np.asarray(target.estimates.reward.mean)
@@ -63,14 +73,13 @@ def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> 
     return figure
 
 
-@checked(PolicyError)
 def objective_figure(evidence: Evidence) -> "Figure":
     """Draw J and the bracket of J* against β.
 
     Args:
         evidence: of a fit at several β.
     """
-    figure, axes = _figure()
+    figure, axes = panel()
     beta = np.asarray(evidence.beta)
     order = np.argsort(beta)
     optimum = evidence.optimum
@@ -89,18 +98,6 @@ def objective_figure(evidence: Evidence) -> "Figure":
     return figure
 
 
-def _has_errors(value: Any) -> bool:
-    parts = (getattr(value, "mean", None), getattr(value, "se", None))
-    return all(part is not None and not callable(part) for part in parts)
-
-
-type Means = Annotated[
-    Any, Requirement("an Estimate or Interval: means with their standard errors", _has_errors, alone=True)
-]
-"""Numbers with their standard errors."""
-
-
-@checked(PolicyError)
 def over_optimisation_figure(
     kl: Means, proxy: Means, gold: Means, name: str, turning_point: float | None = None
 ) -> "Figure":
@@ -113,7 +110,7 @@ def over_optimisation_figure(
         name: of the gold metric.
         turning_point: √KL at which gold is greatest, drawn as a line; None where it does not turn down.
     """
-    figure, axes = _figure()
+    figure, axes = panel()
     mean = np.sqrt(np.maximum(np.asarray(kl.mean), 0.0))
     se: Any = np.minimum(np.asarray(kl.se) / (2 * np.maximum(mean, 1e-6)), mean)
     root = Estimate(mean, se)
@@ -138,7 +135,6 @@ def over_optimisation_figure(
     return figure
 
 
-@checked(PolicyError)
 def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -> "Figure":
     """Draw J of each restart with two standard errors, at up to three β.
 
@@ -151,7 +147,7 @@ def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
     """
     if not posterior.statistics:
         raise PolicyError("the posterior has no draws, so its restarts cannot be compared; load it with its policy")
-    figure, axes = _figure()
+    figure, axes = panel()
     betas = betas_of(posterior)
     objective = posterior.estimates.objective
     mean, se = (np.reshape(part, (len(betas), -1)) for part in objective)
@@ -178,10 +174,19 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
 
     Raises:
         PolicyError: the posterior has no draws.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.report import weights_figure
+        >>> def coin():
+        ...     bayesrl.reward("heads", 1.0 * numpyro.sample("side", dist.Bernoulli(0.5)))
+        >>> posterior = bayesrl.fit(jax.random.key(0), coin, beta=1.0, num_steps=10, progress=False)
+        >>> weights_figure(posterior).axes[0].get_ylabel()
+        'share of draws'
     """
     if not posterior.statistics:
         raise PolicyError("the posterior has no draws, so there are no weights to show; load it with its policy")
-    figure, axes = _figure()
+    figure, axes = panel()
     betas, best = betas_of(posterior), posterior.select(restart="best")
     weights = np.asarray(best.statistics["log_weight"], float)
     weights = weights.reshape(len(betas), weights.shape[len(best.batch_shape)], -1)
@@ -201,7 +206,6 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
     return figure
 
 
-@checked(PolicyError)
 def held_out_figure(beta: list[float | None], training: Estimates, held_out: Estimates) -> "Figure":
     """Draw E[R] of training and held-out data with two standard errors, by β; J without rewards.
 
@@ -209,19 +213,14 @@ def held_out_figure(beta: list[float | None], training: Estimates, held_out: Est
         beta: temperatures; one None without rewards.
         training: estimates on the data of the fit, [*beta].
         held_out: on other data, [*beta].
-
-    Raises:
-        PolicyError: there are more or fewer estimates than temperatures.
     """
-    figure, axes = _figure()
+    figure, axes = panel()
     at, rewarded = np.arange(len(beta)), all(one is not None for one in beta)
-    if len(beta) != np.size(training.objective.mean) or (not rewarded and len(beta) > 1):
-        raise PolicyError(
-            f"held_out_figure got beta={beta!r}, and estimates of shape {np.shape(training.objective.mean)}; pass the "
-            "temperature of each estimate, or [None] without rewards"
-        )
-    for offset, told, colour, label in ((-0.08, training, FITTED, "training"), (0.08, held_out, TARGET, "held out")):
-        mean, se = (np.reshape(part, -1) for part in (told.reward if rewarded else told.objective))
+    for offset, estimates, colour, label in (
+        (-0.08, training, FITTED, "training"),
+        (0.08, held_out, TARGET, "held out"),
+    ):
+        mean, se = (np.reshape(part, -1) for part in (estimates.reward if rewarded else estimates.objective))
         axes.errorbar(at + offset, mean, 2 * se, fmt="o", ms=5, color=colour, label=label)
     axes.set_xticks(at, [beta_label(b) for b in beta], rotation=45 if len(beta) > SHOWN_BETAS else 0)
     axes.set_xlim(-0.6, len(beta) - 0.4)
@@ -236,19 +235,6 @@ def turning_kl(frontier: Frontier) -> float | None:
         return None
     index = int(np.argmin(np.abs(frontier.beta - frontier.turning_point)))
     return float(np.sqrt(max(float(frontier.evidence.kl.mean[index]), 0.0)))
-
-
-def shown_betas(betas: list[float | None]) -> list[int]:
-    """Choose the coldest, the middle and the warmest of many temperatures, by their place."""
-    order = np.argsort([1.0 if beta is None else beta for beta in betas])
-    return [int(order[i]) for i in np.unique(np.linspace(0, len(order) - 1, SHOWN_BETAS).round().astype(int))]
-
-
-def _figure() -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=PANEL_SIZE, layout="constrained")
-    return figure, figure.subplots()
 
 
 def _points(axes: "Axes", x: Any, y: Any, colour: str, label: str) -> None:

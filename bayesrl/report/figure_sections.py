@@ -1,34 +1,37 @@
-"""The parts of the report that are mostly pictures; each picture says what good looks like."""
+"""The parts of the report that are mostly figures; each figure says what good looks like."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from bayesrl.diagnostics.results import Check, Evidence
-from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, pluralize
+from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number, pluralize, truncate
 from bayesrl.display.tables import MARKS, Markup, Table, join_html, tag
 from bayesrl.errors import BayesRLError
-from bayesrl.posterior.posterior import num_draws
+from bayesrl.posterior.posterior import Posterior, num_draws
 from bayesrl.report.evidence_figures import (
     frontier_figure,
     held_out_figure,
     objective_figure,
     over_optimisation_figure,
     restarts_figure,
-    shown_betas,
     turning_kl,
     weights_figure,
 )
-from bayesrl.report.extreme_draws import extreme_draws
 from bayesrl.report.facts import ReportContents
-from bayesrl.report.fit_figures import betas_of, curve_names, history_figure, site_figures
+from bayesrl.report.fit_figures import betas_of, curve_names, history_figure, shown_betas, site_figures
 from bayesrl.report.page import CaptionedFigure, Cell, Content, Part
-from bayesrl.report.site_values import shown_sites, value_text
+from bayesrl.report.site_panels import is_text, shown_sites, site_values, value_text
+
+EXTREMES = 3
+"""How many of the best, and of the worst, draws are listed."""
+
+_EXAMINED = 500
 
 
 def figure_parts(fits: Sequence[ReportContents]) -> Iterator[Part]:
-    """Give the parts with pictures, those of which no fit has anything left out."""
-    for title, caption, teller in (
+    """Give the parts with figures, except those of which no fit has anything."""
+    for title, caption, contents_fn in (
         (
             "Training",
             "What is maximised, and what it is made of, along the steps. Good: every curve is flat at the end.",
@@ -50,14 +53,11 @@ def figure_parts(fits: Sequence[ReportContents]) -> Iterator[Part]:
             _held_out,
         ),
     ):
-        told = [list(teller(fit)) for fit in fits]
-        if any(told):
-            nothing: Content = "Nothing to show for this fit."
-            cells = [
-                Cell(fit.name if len(fits) > 1 else "", contents or [nothing])
-                for fit, contents in zip(fits, told, strict=True)
-            ]
-            yield Part(title, caption, cells)
+        contents = [list(contents_fn(fit)) for fit in fits]
+        if any(contents):
+            names = [fit.name if len(fits) > 1 else "" for fit in fits]
+            nothing: list[Content] = ["Nothing to show for this fit."]
+            yield Part(title, caption, [Cell(name, own or nothing) for name, own in zip(names, contents, strict=True)])
 
 
 def _training(fit: ReportContents) -> Iterator[Content]:
@@ -77,8 +77,8 @@ def _training(fit: ReportContents) -> Iterator[Content]:
 def _policy(fit: ReportContents) -> Iterator[Content]:
     if fit.whole is None:
         return
-    for site, values in shown_sites(fit.whole).items():
-        if value_text(fit.whole, site, np.asarray(values)[(0,) * (np.ndim(values) - 1)]) is not None:
+    for site in shown_sites(fit.whole):
+        if is_text(fit.whole, site):
             yield f"Site “{site}” is text: see the draws."
             continue
         try:
@@ -100,16 +100,14 @@ def _draws(fit: ReportContents) -> Iterator[Content]:
         return
     betas = betas_of(fit.whole)
     if fit.whole.beta is None or len(fit.whole.batch_shape) == 1:
-        yield extreme_draws(fit.whole, list(shown_sites(fit.whole)))
+        yield extreme_draws(fit.whole, shown_sites(fit.whole))
     else:
-        chosen = [fit.whole.select(beta=betas[i]) for i in shown_betas(betas)]
-        listings = [extreme_draws(one, list(shown_sites(one))) for one in chosen]
-        rows = [
-            (format_beta(betas[i]), *row)
-            for i, told in zip(shown_betas(betas), listings, strict=True)
-            for row in told.rows
-        ]
-        yield Table(("β", *listings[0].headings), rows, "l" + listings[0].alignments)
+        rows: list[Sequence[str]] = []
+        for beta in (betas[i] for i in shown_betas(betas)):
+            one = fit.whole.select(beta=beta)
+            table = extreme_draws(one, shown_sites(one))
+            rows += [(format_beta(beta), *row) for row in table.rows]
+        yield Table(("β", *table.headings), rows, "l" + table.alignments)
     what = (
         "Reward in reward units;"
         if fit.posterior.beta is not None
@@ -228,6 +226,52 @@ def _held_out(fit: ReportContents) -> Iterator[Content]:
             rows.append((label, format_beta(beta), *(format_estimate(estimate_at(e, i)) for e in estimates)))
     yield Table(("data", "β", "J", "E[R]", "KL", *names), rows)
     yield "± is one standard error over draws, the data being what they are; other data of the kind differ by more."
+
+
+def extreme_draws(one: Posterior, sites: Iterable[str]) -> Table:
+    """List the best, the median and the worst draws with their rewards and how far they are from the prior.
+
+    Without rewards the best are those that explain the data best.
+
+    Of draws that read alike one is listed. Where there are contexts, a draw is of one context.
+
+    Args:
+        one: a posterior of one β and restart, with its draws.
+        sites: whose values are shown.
+    """
+    total, weight, log_prior, log_q = (
+        np.asarray(one.statistics[name], float) for name in ("total_reward", "log_weight", "log_prior", "log_q")
+    )
+    contexts = int(np.prod(total.shape[2:], dtype=int))
+    rewarded = one.beta is not None
+    # Without rewards a weight is log p(y|x) + log π₀ − log q.
+    score = (total if rewarded else weight - log_prior + log_q).ravel()
+    ratio = (log_q - log_prior).ravel()
+    values = {name: site_values(one, name).values for name in sites}
+
+    def cells_of(place: int) -> tuple[str, ...]:
+        draw, context = divmod(place, contexts)
+        where = [f"{context:,}"] if contexts > 1 else []
+        read = [(own[draw, context], value_text(one, name, own[draw, context])) for name, own in values.items()]
+        cells = [truncate(value if text is None else text) for value, text in read]
+        return (format_number(float(score[place])), format_number(float(ratio[place]), 3), *where, *cells)
+
+    order = np.argsort(-score, kind="stable")
+    median = cells_of(int(order[len(order) // 2]))
+    best = _distinct(order, cells_of, EXTREMES)
+    worst = [cells for cells in _distinct(order[::-1], cells_of, EXTREMES) if cells not in best]
+    ranked = [*(("best", *cells) for cells in best), ("median", *median), *(("worst", *cells) for cells in worst[::-1])]
+    headings = ("", "reward" if rewarded else "log p(y|x)", "log q/π₀", *(["context"] if contexts > 1 else []), *values)
+    return Table(headings, ranked, "lrr" + "r" * (contexts > 1) + "l" * len(values))
+
+
+def _distinct(places: np.ndarray, cells_of: Callable[[int], tuple[str, ...]], most: int) -> list[tuple[str, ...]]:
+    distinct: dict[tuple[str, ...], None] = {}
+    for place in places[:_EXAMINED]:
+        distinct.setdefault(cells_of(int(place)))
+        if len(distinct) == most:
+            break
+    return list(distinct)
 
 
 def checks_table(checks: Sequence[Check]) -> Markup:

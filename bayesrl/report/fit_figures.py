@@ -3,7 +3,6 @@
 Figures are made without pyplot, so that they need no display and leave no global state.
 """
 
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,29 +16,28 @@ from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.files.plain import file_name, write_file
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.axes import (
+from bayesrl.report.site_panels import (
+    PANEL_SIZE,
+    SiteComparison,
     beta_colours,
     beta_label,
+    compare_site,
     draw_best_action,
     draw_marginal,
     escape_mathtext,
-    labelled_values,
+    is_text,
     legend_above,
-    objective_label,
+    panel,
+    shown_sites,
     style_axes,
 )
-from bayesrl.report.site_values import SiteComparison, compare_site, frequencies, shown_sites, value_text
 from bayesrl.svi.fitting import with_draws
-from bayesrl.typing import Numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN_BETAS = 3
-PANEL_SIZE = (4.6, 3.2)
-"""Inches of a figure in the report: two stand side by side on a page, one fits a telephone."""
-
 MAX_LEGEND_BETAS = 6
 
 HISTORY = {
@@ -48,11 +46,6 @@ HISTORY = {
     "kl": ("KL to prior  (nats)", "KL is the price: how far it left the prior"),
 }
 """Curves of the history, with their labels and what is good about them."""
-
-
-def curve_names(posterior: Posterior) -> list[str]:
-    """Name the curves of a history; without rewards E[R] is 0 throughout, and is none."""
-    return [name for name in HISTORY if posterior.beta is not None or name != "reward"]
 
 
 @checked(PolicyError)
@@ -65,18 +58,49 @@ def training_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
 
     Raises:
         PolicyError: the posterior has no history.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.report import training_figure
+        >>> def coin():
+        ...     bayesrl.reward("heads", 1.0 * numpyro.sample("side", dist.Bernoulli(0.5)))
+        >>> posterior = bayesrl.fit(jax.random.key(0), coin, beta=1.0, num_steps=10, progress=False)
+        >>> len(training_figure(posterior).axes)  # J, E[R], KL
+        3
     """
     from matplotlib.figure import Figure
 
-    _check_history(posterior)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     curves = curve_names(posterior)
     for axes, name in zip(figure.subplots(1, len(curves)), curves, strict=True):
         _draw_history(axes, posterior, name, optimum)
-        _legend_of_betas(figure, axes, betas_of(posterior), name)
+        if len(betas_of(posterior)) > MAX_LEGEND_BETAS:
+            if name == "kl":
+                _beta_colorbar(figure, axes, betas_of(posterior))
+        elif name == "objective":
+            axes.legend(frameon=False, fontsize=9, loc="lower right")
     restarts = f"; {posterior.num_restarts} restarts, one line each" if posterior.num_restarts > 1 else ""
     goal = " and meet the dashed optimum J*" if optimum is not None else ""
     figure.suptitle(f"Training: the curves should become flat{goal}{restarts}", fontsize=11)
+    return figure
+
+
+@checked(PolicyError)
+def history_figure(posterior: Posterior, name: str, optimum: FiniteNumbersOrNone = None) -> "Figure":
+    """Draw one curve of `training_figure`: `objective` (with the optimum), `reward` or `kl`.
+
+    Raises:
+        PolicyError: the posterior has no history.
+    """
+    if name not in curve_names(posterior):
+        raise PolicyError(f"history_figure got name={name!r}; use {' or '.join(map(repr, curve_names(posterior)))}")
+    figure, axes = panel()
+    _draw_history(axes, posterior, name, optimum if name == "objective" else None)
+    axes.set_title("")
+    if len(betas_of(posterior)) > MAX_LEGEND_BETAS:
+        _beta_colorbar(figure, axes, betas_of(posterior))
+    else:
+        legend_above(figure)
     return figure
 
 
@@ -96,24 +120,50 @@ def policy_figure(posterior: Posterior, target: WeightedDraws | None = None, sit
 
     Raises:
         PolicyError: the posterior has no draws of the site.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from bayesrl.report import policy_figure
+        >>> def coin():
+        ...     bayesrl.reward("heads", 1.0 * numpyro.sample("side", dist.Bernoulli(0.5)))
+        >>> posterior = bayesrl.fit(jax.random.key(0), coin, beta=1.0, num_steps=10, progress=False)
+        >>> figure = policy_figure(posterior, bayesrl.enumerate_posterior(coin, beta=1.0))
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['prior π₀', 'fitted q', 'target p*']
     """
     from matplotlib.figure import Figure
 
-    name = next(iter(shown_sites(posterior)), "") if site is None else site
-    panels = _panels(posterior, target, name)
+    panels = _compare_betas(posterior, target, site)
     first = panels[0]
-    if first.steps and first.support != "reals":
+    if first.is_map:
         return _sequence_figure(panels)
-    by_context = _compares_contexts(first)
-    rows = 2 if by_context else 1
+    rows = 2 if first.compares_contexts else 1
     figure = Figure(figsize=(max(5.2 * len(panels), 7), 3.9 * rows), layout="constrained")
     grid = figure.subplots(rows, len(panels), squeeze=False, sharey="none" if first.support == "reals" else "row")
-    for column, laid in enumerate(panels):
-        draw_marginal(grid[0, column], laid, legend=column == 0)
-        if by_context:
-            draw_best_action(grid[1, column], laid, legend=column == 0)
-    figure.suptitle(escape_mathtext(_headline(first, f"Site “{name}”")), fontsize=11)
+    for column, own in enumerate(panels):
+        draw_marginal(grid[0, column], own, legend=column == 0)
+        if rows > 1:
+            draw_best_action(grid[1, column], own, legend=column == 0)
+    figure.suptitle(escape_mathtext(_headline(first, f"Site “{first.site}”")), fontsize=11)
     return figure
+
+
+def site_figures(posterior: Posterior, target: WeightedDraws | None = None, site: str | None = None) -> list["Figure"]:
+    """Draw what `policy_figure` draws as small figures, which a page can arrange.
+
+    Raises:
+        PolicyError: the posterior has no draws of the site.
+    """
+    figures = []
+    for own in _compare_betas(posterior, target, site):
+        if own.is_map:
+            figures += _map_figures(own)
+            continue
+        for draw in (draw_marginal, draw_best_action)[: 1 + own.compares_contexts]:
+            figure, axes = panel()
+            draw(axes, own, legend=True)
+            figures.append(figure)
+    return figures
 
 
 @checked(PolicyError)
@@ -123,7 +173,7 @@ def save_figures(
     target: WeightedDraws | None = None,
     optimum: FiniteNumbersOrNone = None,
     *,
-    whole: Posterior | None = None,
+    best: Posterior | None = None,
 ) -> list[Path]:
     """Write the figures of a posterior as PNG and SVG.
 
@@ -132,13 +182,22 @@ def save_figures(
         posterior: fitted or loaded.
         target: p* at the same β, or None.
         optimum: J* of each β, reward units; by default that of the target.
-        whole: its best restarts over all data, with draws, made before; by default it is made here.
+        best: its best restarts over all data, with draws, made before; by default they are made here.
 
     Returns:
         The files written: `training`, and `policy` or, with several action sites, `policy_SITE`.
 
     Raises:
         RunFolderError: the folder cannot be written.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist, bayesrl, tempfile
+        >>> from bayesrl.report import save_figures
+        >>> def coin():
+        ...     bayesrl.reward("heads", 1.0 * numpyro.sample("side", dist.Bernoulli(0.5)))
+        >>> posterior = bayesrl.fit(jax.random.key(0), coin, beta=1.0, num_steps=10, progress=False)
+        >>> [path.name for path in save_figures(tempfile.mkdtemp(), posterior)]
+        ['training.png', 'training.svg', 'policy.png', 'policy.svg']
     """
     if optimum is None and target is not None and target.optimum is not None:
         lead = 0 if target.beta is None else target.beta.ndim
@@ -147,28 +206,41 @@ def save_figures(
     if len(posterior.history.get("step", ())):
         figures["training"] = training_figure(posterior, optimum)
     names = list(shown_sites(posterior))
-    whole = whole if whole is not None else best_over_all_data(posterior)
+    best = best if best is not None else best_over_all_data(posterior)
     for name in names:
-        if value_text(whole, name, np.asarray(whole.draws[name])[(0,) * (np.ndim(whole.draws[name]) - 1)]) is not None:
-            continue  # a text is read, not drawn
-        figures["policy" if len(names) == 1 else f"policy_{name}"] = policy_figure(whole, target, name)
+        if not is_text(best, name):
+            figures["policy" if len(names) == 1 else f"policy_{name}"] = policy_figure(best, target, name)
     written = []
     for name, figure in figures.items():
         for suffix in ("png", "svg"):
             path = Path(directory) / f"{file_name(name)}.{suffix}"
-            drawn = BytesIO()
-            figure.savefig(drawn, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-            write_file(path, drawn.getvalue())
+            content = BytesIO()
+            figure.savefig(content, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            write_file(path, content.getvalue())
             written.append(path)
     return written
 
 
-# ---- training -----------------------------------------------------------------------------------
+# ---- what to show ----------------------------------------------------------------------------
 
 
-def _check_history(posterior: Posterior) -> None:
-    if not len(posterior.history.get("step", ())):
-        raise PolicyError("the posterior has no history yet, so there is no training to draw; fit it for some steps")
+def betas_of(posterior: Posterior) -> list[float | None]:
+    """Give the temperatures as a list; one None without rewards."""
+    return [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
+
+
+def shown_betas(betas: list[float | None]) -> list[int]:
+    """Choose the coldest, the middle and the warmest of many temperatures, by their place."""
+    order = np.argsort([1.0 if beta is None else beta for beta in betas])
+    return [int(order[i]) for i in np.unique(np.linspace(0, len(order) - 1, SHOWN_BETAS).round().astype(int))]
+
+
+def best_over_all_data(posterior: Posterior) -> Posterior:
+    """Best restarts, over all data where the fit saw mini-batches: figures compare contexts."""
+    best = posterior.select(restart="best") if posterior.mixture is None else posterior
+    if best.programs is None or not best.programs.structure.subsampled:
+        return best
+    return with_draws(key_from_seed(0), over_all_data(best))
 
 
 def optima_of(posterior: Posterior, optimum: Any) -> np.ndarray | None:
@@ -185,7 +257,36 @@ def optima_of(posterior: Posterior, optimum: Any) -> np.ndarray | None:
     return given.reshape(-1)
 
 
+def objective_label(beta: object) -> str:
+    """Write J with its unit: without rewards it is the ELBO."""
+    return "J  (reward units)" if beta is not None else "J, the ELBO  (nats)"
+
+
+def _compare_betas(posterior: Posterior, target: WeightedDraws | None, site: str | None) -> list[SiteComparison]:
+    site = next(iter(shown_sites(posterior)), "") if site is None else site
+    best, betas = best_over_all_data(posterior), betas_of(posterior)
+    if posterior.beta is None or np.ndim(posterior.beta) == 0:
+        return [compare_site(best, target, site)]
+    return [compare_site(best.select(beta=betas[i]), target, site) for i in shown_betas(betas)]
+
+
+def _headline(first: SiteComparison, subject: str) -> str:
+    if first.target is not None or first.density is not None:
+        return f"{subject}: a good fit (q) matches the target (p*)"
+    return f"{subject}: what the fit changed; the prior (π₀) is where it started"
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def curve_names(posterior: Posterior) -> list[str]:
+    """Name the curves of a history; without rewards E[R] is 0 throughout, and is left out."""
+    return [name for name in HISTORY if posterior.beta is not None or name != "reward"]
+
+
 def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Any) -> None:
+    if not len(posterior.history.get("step", ())):
+        raise PolicyError("the posterior has no history yet, so there is no training to draw; fit it for some steps")
     steps, betas = posterior.history["step"], betas_of(posterior)
     optimum = optima_of(posterior, optimum)
     label, title = HISTORY[name]
@@ -203,183 +304,61 @@ def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Any) -
         axes.plot([], [], color=colours[0] if len(betas) == 1 else "black", ls="--", lw=1, label="optimum J*")
 
 
-# ---- what to show ----------------------------------------------------------------------------
+def _beta_colorbar(figure: "Figure", axes: "Axes", betas: list[float | None]) -> None:
+    """Name the lines of many β by a colour bar."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    count = len(betas)
+    mappable = ScalarMappable(BoundaryNorm(np.arange(count + 1), count), ListedColormap(beta_colours(count)))
+    bar = figure.colorbar(mappable, ax=axes, label="β")
+    ticks = np.unique(np.linspace(0, count - 1, 6).round().astype(int))
+    bar.set_ticks([t + 0.5 for t in ticks], labels=[f"{betas[t]:.3g}" for t in ticks])
 
 
-def best_over_all_data(posterior: Posterior) -> Posterior:
-    """Best restarts, over all data where the fit saw mini-batches: pictures compare contexts."""
-    best = posterior.select(restart="best") if posterior.mixture is None else posterior
-    if best.programs is None or not best.programs.structure.subsampled:
-        return best
-    return with_draws(key_from_seed(0), over_all_data(best))
-
-
-def _panels(posterior: Posterior, target: WeightedDraws | None, site: str) -> list[SiteComparison]:
-    whole = best_over_all_data(posterior)
-    if posterior.beta is None or np.ndim(posterior.beta) == 0:
-        return [compare_site(whole, target, site)]
-    betas = np.asarray(posterior.beta)
-    order = np.argsort(betas)
-    shown = order[np.unique(np.linspace(0, len(order) - 1, SHOWN_BETAS).round().astype(int))]
-    return [compare_site(whole.select(beta=float(betas[i])), _target_of(target, float(betas[i])), site) for i in shown]
-
-
-def _target_of(target: WeightedDraws | None, beta: float) -> WeightedDraws | None:
-    """Choose one temperature of a target."""
-    if target is None or target.beta is None or np.ndim(target.beta) == 0:
-        return target
-    found = np.flatnonzero(np.isclose(target.beta, beta, rtol=1e-4))
-    if not found.size:
-        return None
-    index, draw = int(found[0]), target.sampler
-
-    def sampler(rng: np.random.Generator, _: int, num_draws: int) -> dict[str, Numbers]:
-        assert draw is not None
-        return draw(rng, index, num_draws)
-
-    chosen = np.asarray(target.beta[index])
-    log_weights = target.log_weights[index]
-    return replace(target, beta=chosen, log_weights=log_weights, sampler=None if draw is None else sampler)
-
-
-def _compares_contexts(laid: SiteComparison) -> bool:
-    return laid.support == "finite" and laid.target is not None and laid.fitted.values.shape[1] > 1 and not laid.steps
-
-
-def betas_of(posterior: Posterior) -> list[float | None]:
-    """Give the temperatures as a list; one None without rewards."""
-    return [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
-
-
-@checked(PolicyError)
-def history_figure(
-    posterior: Posterior,
-    name: str,
-    optimum: FiniteNumbersOrNone = None,
-) -> "Figure":
-    """Draw one curve of the history along the training steps, a line per β and restart.
-
-    Args:
-        posterior: fitted or loaded.
-        name: `objective`, `reward` or `kl`.
-        optimum: J* of each β, reward units, drawn with the objective; None where it is not known.
-
-    Raises:
-        PolicyError: the posterior has no history.
-    """
-    from matplotlib.figure import Figure
-
-    _check_history(posterior)
-    if name not in curve_names(posterior):
-        raise PolicyError(f"history_figure got name={name!r}; use {' or '.join(map(repr, curve_names(posterior)))}")
-    figure = Figure(figsize=PANEL_SIZE, layout="constrained")
-    axes = figure.subplots()
-    _draw_history(axes, posterior, name, optimum if name == "objective" else None)
-    axes.set_title("")
-    if len(betas_of(posterior)) > MAX_LEGEND_BETAS:
-        _legend_of_betas(figure, axes, betas_of(posterior), "kl")
-    else:
-        legend_above(figure)
-    return figure
-
-
-def site_figures(posterior: Posterior, target: WeightedDraws | None = None, site: str | None = None) -> list["Figure"]:
-    """Draw what `policy_figure` draws as small figures, which a page can arrange.
-
-    Args:
-        posterior: as there.
-        target: as there.
-        site: as there.
-
-    Raises:
-        PolicyError: the posterior has no draws of the site.
-    """
-    from matplotlib.figure import Figure
-
-    figures = []
-    for laid in _panels(posterior, target, next(iter(shown_sites(posterior)), "") if site is None else site):
-        if laid.steps and laid.support != "reals":
-            figures += _map_figures(laid)
-            continue
-        figures.append(Figure(figsize=PANEL_SIZE, layout="constrained"))
-        draw_marginal(figures[-1].subplots(), laid, legend=True)
-        if _compares_contexts(laid):
-            figures.append(Figure(figsize=PANEL_SIZE, layout="constrained"))
-            draw_best_action(figures[-1].subplots(), laid, legend=True)
-    return figures
-
-
-# ---- composing --------------------------------------------------------------------------------
+# ---- maps of position × value ----------------------------------------------------------------
 
 
 def _sequence_figure(panels: list[SiteComparison]) -> "Figure":
-    """Draw position × value as heat maps: prior, fitted and target side by side, a row per β."""
+    """Draw heat maps of prior, fitted and target side by side, a row per β."""
     from matplotlib.figure import Figure
 
-    columns = len(labelled_values(panels[0]))
-    size = (3.9 * columns + 0.8, _map_height(panels[0]) * len(panels))
+    first, columns = panels[0], len(panels[0].sources)
+    size = (3.9 * columns + 0.8, _map_height(first) * len(panels))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(panels), columns, squeeze=False, sharex=True, sharey=True)
-    for row, laid in enumerate(panels):
-        image = _draw_maps(list(grid[row]), laid, xlabel=laid.steps if row == len(panels) - 1 else "")
+    for row, own in enumerate(panels):
+        image = _draw_maps(list(grid[row]), own, xlabel=own.steps if row == len(panels) - 1 else "")
         figure.colorbar(image, ax=list(grid[row]), label="probability")
-    figure.suptitle(
-        escape_mathtext(_headline(panels[0], f"Site “{panels[0].site}” along its {panels[0].steps}s")), fontsize=11
-    )
+    figure.suptitle(escape_mathtext(_headline(first, f"Site “{first.site}” along its {first.steps}s")), fontsize=11)
     return figure
 
 
-def _map_figures(laid: SiteComparison) -> list["Figure"]:
+def _map_figures(own: SiteComparison) -> list["Figure"]:
     """Draw the heat maps of prior, fit and target one by one, on one scale of colours."""
-    from matplotlib.figure import Figure
-
-    figures = [Figure(figsize=(PANEL_SIZE[0], _map_height(laid)), layout="constrained") for _ in labelled_values(laid)]
-    axes = [figure.subplots() for figure in figures]
-    _draw_maps(axes, laid, xlabel=laid.steps)
-    for figure, own in zip(figures, axes, strict=True):
-        own.set_ylabel(escape_mathtext(laid.site))
-        figure.colorbar(own.get_images()[0], ax=own, label="probability")
-    return figures
+    drawn = [panel() for _ in own.sources]
+    _draw_maps([axes for _, axes in drawn], own, xlabel=own.steps)
+    for figure, axes in drawn:
+        figure.set_size_inches(PANEL_SIZE[0], _map_height(own))
+        axes.set_ylabel(escape_mathtext(own.site))
+        figure.colorbar(axes.get_images()[0], ax=axes, label="probability")
+    return [figure for figure, _ in drawn]
 
 
-def _map_height(laid: SiteComparison) -> float:
-    return 1.6 + max(1.8, 0.11 * min(len(laid.categories), 40))
+def _map_height(own: SiteComparison) -> float:
+    return 1.6 + max(1.8, 0.11 * min(len(own.categories), 40))
 
 
-def _draw_maps(row: list["Axes"], laid: SiteComparison, *, xlabel: str) -> Any:
-    maps = [frequencies(values, laid.categories).mean(0).T for _, _, values in labelled_values(laid)]
+def _draw_maps(row: list["Axes"], own: SiteComparison, *, xlabel: str) -> Any:
+    maps = [values.frequencies(own.categories).mean(0).T for _, _, values in own.sources]
     top = max(image.max() for image in maps)
-    extent = (0.5, maps[0].shape[1] + 0.5, laid.categories[-1] + 0.5, laid.categories[0] - 0.5)
+    extent = (0.5, maps[0].shape[1] + 0.5, own.categories[-1] + 0.5, own.categories[0] - 0.5)
     image = None
-    for column, (axes, (label, _, _)) in enumerate(zip(row, labelled_values(laid), strict=True)):
+    for column, (axes, (label, _, _)) in enumerate(zip(row, own.sources, strict=True)):
         image = axes.imshow(
             maps[column], aspect="auto", cmap="cividis", vmin=0, vmax=top, extent=extent, interpolation="nearest"
         )
-        style_axes(axes, xlabel, laid.site if column == 0 else "", f"{label},  {beta_label(laid.beta)}")
+        style_axes(axes, xlabel, own.site if column == 0 else "", f"{label},  {beta_label(own.beta)}")
         axes.grid(visible=False)
         axes.locator_params(integer=True)
     return image
-
-
-def _headline(laid: SiteComparison, subject: str) -> str:
-    if laid.target is not None or laid.density is not None:
-        return f"{subject}: a good fit (q) matches the target (p*)"
-    return f"{subject}: what the fit changed; the prior (π₀) is where it started"
-
-
-def _legend_of_betas(figure: "Figure", axes: "Axes", betas: list[float | None], name: str) -> None:
-    """Name the lines: a legend for few β, a colour bar for many, and J* in the first panel."""
-    if len(betas) <= MAX_LEGEND_BETAS:
-        if name == "objective":
-            axes.legend(frameon=False, fontsize=9, loc="lower right")
-        return
-    if name == "kl":
-        from matplotlib import colormaps
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import BoundaryNorm, ListedColormap
-
-        count = len(betas)
-        colours = ListedColormap(colormaps["viridis"](np.linspace(0, 0.88, count)))
-        bar = figure.colorbar(ScalarMappable(BoundaryNorm(np.arange(count + 1), count), colours), ax=axes, label="β")
-        ticks = np.unique(np.linspace(0, count - 1, 6).round().astype(int))
-        bar.set_ticks([t + 0.5 for t in ticks], labels=[f"{betas[t]:.3g}" for t in ticks])

@@ -1,19 +1,47 @@
-"""One HTML page that needs nothing but itself: no script, no network, light and dark, on paper and on a telephone."""
+"""One HTML page that needs nothing but itself: no script, no network, light and dark, on paper and on a telephone.
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+Figures are embedded as SVG with real text and the page's colours, or as PNG where that is smaller.
+"""
 
+import base64
+import io
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from bayesrl.display.formatting import sanitize
 from bayesrl.display.tables import Markup, Table, join_html, table_html, tag
-from bayesrl.report.embedded_figures import DARK_GROUND, dark_palette, embed_png, embed_svg
 from bayesrl.report.style import STYLE
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BUDGET = 2_700_000
-"""Characters of a page; pictures become coarser, largest first, until it keeps to them."""
+"""Characters of a page; figures become coarser, largest first, until it keeps to them."""
 
 MOST_ROWS, MOST_TEXT = 300, 20_000
 
+DARK_GROUND = "#15181c"
+"""The page's ground in the dark."""
+
+LARGEST = 250_000
+"""Characters of an SVG beyond which a PNG is smaller."""
+
 # No script is run and nothing is fetched, whatever text the page shows.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+_CONTRAST = 4.0
+_MANY_POINTS = 4_000
+_SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "bayesrl", "svg.image_inline": True, "path.simplify": True}
+_COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}(?!\d*e)")
+_FONT = re.compile(r"font: [^;]*?([\d.]+px)[^;]*")
+_FAMILY = re.compile(r"font-family: [^;]*;?")
+_DROPPED = {"metadata", "style", "script", "a", "foreignObject"}
 
 
 class CaptionedFigure(NamedTuple):
@@ -59,14 +87,14 @@ def html_page(title: str, subtitle: str, parts: Sequence[Part], footer: str) -> 
     names = [f"part{i}" for i in range(len(parts))]
     links = [tag("a", part.title, href=f"#{name}") for name, part in zip(names, parts, strict=True)]
     figures = list(_figures(parts))
-    drawn = [embed_svg(pictured.figure, f"f{i}", pictured.caption) for i, pictured in enumerate(figures)]
+    drawn = [embed_figure(one.figure, f"f{i}", one.caption) for i, one in enumerate(figures)]
     several = max((len(part.cells) for part in parts), default=1) > 1
     while True:
-        pictures = iter(drawn)
-        sections = [_section(part, name, pictures) for part, name in zip(parts, names, strict=True)]
+        embedded = iter(drawn)
+        sections = [_section(part, name, embedded) for part, name in zip(parts, names, strict=True)]
         header = tag("header", tag("h1", title), tag("p", subtitle, class_="subtitle"), tag("nav", *links))
         body = join_html(header, tag("main", *sections), tag("footer", footer))
-        if len(body) <= BUDGET or not _coarser(drawn, figures):
+        if len(body) <= BUDGET or not _shrink_largest(drawn, figures):
             return _document(title, body, several=several)
 
 
@@ -85,37 +113,33 @@ def _document(title: str, body: Markup, *, several: bool) -> str:
     return f"<!DOCTYPE html>\n{page}\n"
 
 
-def _section(part: Part, name: str, pictures: Iterator[Markup]) -> Markup:
-    cells = [_cell(cell, pictures) for cell in part.cells]
+def _section(part: Part, name: str, embedded: Iterator[Markup]) -> Markup:
+    cells = [_cell(cell, embedded) for cell in part.cells]
     caption = [tag("p", part.caption, class_="good")] if part.caption else []
-    body = tag("div", *cells, class_="cells")
-    return tag("section", tag("h2", part.title), *caption, body, id=name)
+    return tag("section", tag("h2", part.title), *caption, tag("div", *cells, class_="cells"), id=name)
 
 
-def _cell(cell: Cell, pictures: Iterator[Markup]) -> Markup:
+def _cell(cell: Cell, embedded: Iterator[Markup]) -> Markup:
     blocks: list[Markup] = [tag("h3", cell.name)] if cell.name else []
-    row: list[Markup] = []
-    for content in cell.contents:
-        if isinstance(content, CaptionedFigure):
-            row.append(tag("figure", next(pictures), tag("figcaption", content.caption)))
-            continue
-        if row:
-            blocks.append(tag("div", *row, class_="pictures"))
-            row = []
-        blocks.append(_written(content))
-    if row:
-        blocks.append(tag("div", *row, class_="pictures"))
+    # Figures that follow each other share a row.
+    for _, contents in groupby(cell.contents, lambda content: isinstance(content, CaptionedFigure)):
+        row: list[Markup] = []
+        for content in contents:
+            if isinstance(content, CaptionedFigure):
+                row.append(tag("figure", next(embedded), tag("figcaption", content.caption)))
+            else:
+                blocks.append(_content_html(content))
+        blocks += [tag("div", *row, class_="figures")] if row else []
     return tag("div", *blocks, class_="cell")
 
 
-def _written(content: Markup | Table | str) -> Markup:
+def _content_html(content: Markup | Table | str) -> Markup:
     if isinstance(content, Markup):
         return content
     if isinstance(content, str):
         more = f" … {len(content) - MOST_TEXT:,} more characters" if len(content) > MOST_TEXT else ""
         return tag("p", content[:MOST_TEXT] + more, class_="text")
-    shown = content._replace(rows=content.rows[:MOST_ROWS], notes=content.notes[:MOST_ROWS])
-    table = table_html(shown)
+    table = table_html(content._replace(rows=content.rows[:MOST_ROWS], notes=content.notes[:MOST_ROWS]))
     left = len(content.rows) - MOST_ROWS
     return join_html(table, tag("p", f"… and {left:,} more rows", class_="note")) if left > 0 else table
 
@@ -126,8 +150,8 @@ def _figures(parts: Iterable[Part]) -> Iterator[CaptionedFigure]:
             yield from (content for content in cell.contents if isinstance(content, CaptionedFigure))
 
 
-def _coarser(drawn: list[Markup], figures: Sequence[CaptionedFigure]) -> bool:
-    """Make the largest picture smaller, and tell whether that was possible."""
+def _shrink_largest(drawn: list[Markup], figures: Sequence[CaptionedFigure]) -> bool:
+    """Make the largest figure smaller, and say whether that was possible."""
     for i in sorted(range(len(drawn)), key=lambda i: -len(drawn[i])):
         for dpi in (90, 60, 40):
             smaller = embed_png(figures[i].figure, figures[i].caption, dpi)
@@ -135,3 +159,143 @@ def _coarser(drawn: list[Markup], figures: Sequence[CaptionedFigure]) -> bool:
                 drawn[i] = smaller
                 return True
     return False
+
+
+# ---- figures ---------------------------------------------------------------------------------
+
+
+def embed_figure(figure: "Figure", name: str, label: str) -> Markup:
+    """Write a figure as an element of a page.
+
+    Args:
+        figure: with its size in inches; its ground is left out.
+        name: goes before every id, so that figures on one page do not share any.
+        label: what a screen reader says.
+    """
+    try:
+        markup = _svg(figure, name, label)
+        return markup if len(markup) <= LARGEST else embed_png(figure, label)
+    except (ValueError, RuntimeError, ElementTree.ParseError) as error:
+        return tag("p", f"This figure cannot be drawn: {error}", class_="missing")
+
+
+def embed_png(figure: "Figure", label: str, dpi: int = 110) -> Markup:
+    """Write a figure as a PNG on a light ground."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(file, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    data = base64.b64encode(file.getvalue()).decode()
+    width, height = (f"{round(side * 96)}" for side in figure.get_size_inches())
+    opening = tag("img", src=f"data:image/png;base64,{data}", alt=label, width=width, height=height)
+    return Markup(opening.removesuffix("</img>"))
+
+
+def _svg(figure: "Figure", name: str, label: str) -> Markup:
+    import matplotlib as mpl
+
+    file = io.StringIO()
+    _rasterise(figure)
+    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(file, format="svg", transparent=True, dpi=150, metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())  # noqa: S314  (Matplotlib wrote it)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) in _DROPPED:
+                parent.remove(child)
+    text = ElementTree.tostring(root, encoding="unicode")
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        _rewrite(element, name, used)
+    width, height = (round(side * 96) for side in figure.get_size_inches())
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "width": f"{width}",
+        "height": f"{height}",
+        "role": "img",
+        "aria-label": sanitize(label),
+        "style": "fill: var(--c000000, #000000)",  # Matplotlib leaves black out
+        "stroke-linejoin": "round",
+        "stroke-linecap": "butt",
+    }
+    return Markup(re.sub(r">\s+<", "><", ElementTree.tostring(root, encoding="unicode")))
+
+
+def _rewrite(element: ElementTree.Element, name: str, used: set[str]) -> None:
+    """Make ids the page's own, and colours variables of the page."""
+    attributes = {}
+    for key, value in element.attrib.items():
+        local = _local(key)
+        if local == "id":
+            if value in used:
+                attributes["id"] = f"{name}-{value}"
+        elif local == "href":
+            if value.startswith("#"):
+                attributes["href"] = f"#{name}-{value[1:]}"
+            elif value.startswith("data:image/png"):
+                attributes["href"] = value
+        elif not local.startswith("on"):
+            short = _LONG_NUMBER.sub(lambda match: f"{float(match.group()):.2f}", value)
+            attributes[local] = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", short)
+    style = attributes.get("style", "")
+    if style:
+        style = _FAMILY.sub("", _FONT.sub(r"font-size: \1", style))
+        attributes["style"] = _COLOUR.sub(lambda match: f"var(--c{match.group()[1:]}, {match.group()})", style)
+    element.attrib = attributes
+
+
+def _rasterise(figure: "Figure") -> None:
+    """Mark as pixels whatever has so many points that its paths would be larger."""
+    for axes in figure.axes:
+        if sum(np.size(line.get_xdata()) for line in axes.lines) > 4 * _MANY_POINTS:
+            for line in axes.lines:
+                line.set_rasterized(True)
+        for collection in axes.collections:
+            if np.size(collection.get_offsets()) > _MANY_POINTS:
+                collection.set_rasterized(True)
+
+
+def _local(name: str) -> str:
+    """Drop the namespace of a name of XML."""
+    return name.rsplit("}", 1)[-1]
+
+
+# ---- colours ---------------------------------------------------------------------------------
+
+
+def dark_palette(page: str) -> Mapping[str, str]:
+    """Give the CSS variables of a page's figures their colours for the dark."""
+    return {f"--c{hex_}": _dark_variant(hex_) for hex_ in sorted(set(re.findall(r"var\(--c([0-9a-f]{6}),", page)))}
+
+
+def _dark_variant(colour: str) -> str:
+    """Lighten a colour until it stands out from a dark ground; greys are turned around."""
+    rgb = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    if _contrast(rgb) >= _CONTRAST:
+        return f"#{colour}"
+    if max(rgb) - min(rgb) < 0.08:
+        light = 1 - 0.9 * sum(rgb) / 3
+        return _hex([light * part for part in (0.91, 0.92, 0.94)])
+    share = 0.0
+    mixed = rgb
+    while _contrast(mixed) < _CONTRAST:
+        share += 0.02
+        mixed = [part + share * (1 - part) for part in rgb]
+    return _hex(mixed)
+
+
+def _contrast(rgb: list[float]) -> float:
+    """Contrast to the dark ground (WCAG 2.1, 1.4.3)."""
+    ground = [int(DARK_GROUND[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return (_luminance(rgb) + 0.05) / (_luminance(ground) + 0.05)
+
+
+def _luminance(rgb: list[float]) -> float:
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _hex(rgb: list[float]) -> str:
+    return "#" + "".join(f"{round(255 * min(part, 1.0)):02x}" for part in rgb)

@@ -23,7 +23,7 @@ section{margin-top:2rem;padding-top:1.25rem;border-top:1px solid var(--line)}
 .cells{display:grid;gap:1.5rem 2rem;grid-template-columns:minmax(0,1fr)}
 .several .cells{grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}
 .cell{min-width:0}
-.pictures{display:grid;gap:1rem 1.25rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,17.5rem),1fr));
+.figures{display:grid;gap:1rem 1.25rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,17.5rem),1fr));
 margin:.5rem 0}
 figure{margin:0;min-width:0}
 figure svg,figure img{display:block;width:100%;height:auto;max-width:28rem}
@@ -73,5 +73,5 @@ footer{margin-top:2.5rem}
 @page{margin:14mm}
 @media print{:root{color-scheme:light}body{max-width:none;padding:0;font-size:10.5pt}nav{display:none}
 figure,.card,tr{break-inside:avoid}h2,h3,.good{break-after:avoid}section{margin-top:1rem;padding-top:.7rem}
-.wide{overflow:visible}a{color:inherit}.pictures{grid-template-columns:repeat(auto-fit,minmax(15rem,1fr))}}
+.wide{overflow:visible}a{color:inherit}.figures{grid-template-columns:repeat(auto-fit,minmax(15rem,1fr))}}
 """

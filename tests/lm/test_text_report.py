@@ -39,7 +39,7 @@ from bayesrl.lm.report import color_tokens, subset_evenly, token_pieces
 from bayesrl.lm.text_samples import prefix_rewards
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.fit_figures import best_over_all_data
-from bayesrl.report.site_values import value_text
+from bayesrl.report.site_panels import value_text
 
 TOKENIZER = char_tokenizer('<&"a')
 T = 3

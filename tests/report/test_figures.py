@@ -17,7 +17,6 @@ from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.axes import FITTED, PRIOR, TARGET
 from bayesrl.report.evidence_figures import (
     frontier_figure,
     held_out_figure,
@@ -28,6 +27,7 @@ from bayesrl.report.evidence_figures import (
     weights_figure,
 )
 from bayesrl.report.fit_figures import policy_figure, save_figures, site_figures, training_figure
+from bayesrl.report.site_panels import FITTED, PRIOR, TARGET
 from tests.handmade import evidence, frontier, interval
 
 MEANS = jnp.array([0.0, 1.0, 2.0])

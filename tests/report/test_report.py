@@ -246,7 +246,7 @@ def test_a_figure_that_cannot_be_drawn_is_named() -> None:
     figure = Figure()
     figure.subplots().set_title(r"$\frac{$")
     page = html_page("t", "", [Part("one", "", [Cell("", [CaptionedFigure(figure, "broken")])])], "")
-    assert "This picture cannot be drawn" in page
+    assert "This figure cannot be drawn" in page
 
 
 def test_a_fit_loaded_without_its_policy_shows_what_it_has(

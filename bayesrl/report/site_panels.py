@@ -1,0 +1,398 @@
+"""One site of a program: its values under prior, fit and target, brought into one form, and the axes that show them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from bayesrl.compilation.keys import key_from_seed
+from bayesrl.core.density import log_density
+from bayesrl.core.structure import Structure
+from bayesrl.display.formatting import sanitize
+from bayesrl.errors import PolicyError
+from bayesrl.exact.weighted_draws import WeightedDraws, context_axes
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.typing import Numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_FINITE = 200
+"""Whole numbers with at most this many different values are shown value by value."""
+
+# From Okabe and Ito's palette, which the colour-blind can tell apart, also in grey.
+PRIOR, FITTED, TARGET = "#9a9a9a", "#0072B2", "#D55E00"
+PANEL_SIZE = (4.6, 3.2)
+"""Inches of a figure in the report: two stand side by side on a page, one fits a telephone."""
+SHOWN_BARS = 30
+BINS = 40
+
+_TARGET_DRAWS = 1000
+_GRID = 400
+
+type SupportKind = Literal["finite", "integers", "reals"]
+
+
+class SiteValues(NamedTuple):
+    """Values of one site with weights.
+
+    Attributes:
+        values: [draws, contexts, positions]; positions are time steps, elements, or both.
+        weights: [draws, contexts], adding up to 1 over draws.
+    """
+
+    values: Shaped[np.ndarray, "draws contexts positions"]
+    weights: Float[np.ndarray, "draws contexts"]
+
+    def frequencies(self, categories: np.ndarray) -> Float[np.ndarray, "contexts positions values"]:
+        """Give the weighted frequency of each category, by context and position."""
+        hits = self.values[..., None] == categories
+        result: np.ndarray = np.einsum("dc,dcpk->cpk", self.weights, hits.astype(float))
+        return result
+
+    def quantiles(self, levels: tuple[float, ...]) -> Float[np.ndarray, "levels positions"]:
+        """Give weighted quantiles at each position, contexts pooled."""
+        draws, contexts, positions = self.values.shape
+        flat = self.values.reshape(draws * contexts, positions).astype(float)
+        weights = np.broadcast_to(self.weights / contexts, (draws, contexts)).reshape(-1)
+        result = np.empty((len(levels), positions))
+        for position in range(positions):
+            order = np.argsort(flat[:, position])
+            reached = np.cumsum(weights[order])
+            index = np.searchsorted(reached, np.asarray(levels) * reached[-1])
+            result[:, position] = flat[order, position][np.minimum(index, len(order) - 1)]
+        return result
+
+
+class SiteComparison(NamedTuple):
+    """One site at one temperature: what the prior, the fit and the target do.
+
+    Attributes:
+        site: its name.
+        beta: temperature, reward units per nat; None without rewards.
+        support: finite, integers or reals.
+        categories: values to show one by one; empty for reals.
+        steps: what a position is: `time step`, `element`, or empty where there is only one.
+        prior: draws of the policy before the fit.
+        fitted: draws of the fit.
+        target: the posterior p*, or None where it is not known.
+        density: points and density of p* on the real line, or None.
+    """
+
+    site: str
+    beta: float | None
+    support: SupportKind
+    categories: np.ndarray
+    steps: str
+    prior: SiteValues
+    fitted: SiteValues
+    target: SiteValues | None
+    density: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def sources(self) -> list[tuple[str, str, SiteValues]]:
+        """Label, colour and values of prior, fit and, where it is known, target."""
+        sources = [("prior π₀", PRIOR, self.prior), ("fitted q", FITTED, self.fitted)]
+        return sources + ([("target p*", TARGET, self.target)] if self.target is not None else [])
+
+    @property
+    def compares_contexts(self) -> bool:
+        """Whether the target's best action can be asked for in each of several contexts."""
+        several = self.fitted.values.shape[1] > 1 and not self.steps
+        return several and self.support == "finite" and self.target is not None
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the site is shown as maps of position × value."""
+        return bool(self.steps) and self.support != "reals"
+
+
+# ---- values ----------------------------------------------------------------------------------
+
+
+def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) -> SiteComparison:
+    """Compare one site of a posterior that holds one β and one restart with its prior and its target.
+
+    Args:
+        posterior: of one β and restart, over all its data where contexts are to be compared.
+        target: p*, at several β or the same one; or None.
+        site: an action or environment site.
+
+    Raises:
+        PolicyError: there is no such site among the draws.
+    """
+    if site not in posterior.draws:
+        raise PolicyError(f"there are no draws of site {site!r}; choose from {', '.join(posterior.draws) or 'none'}")
+    structure = posterior.programs.structure if posterior.programs is not None else None
+    contexts = posterior.statistics["log_weight"].shape[2:]
+    beta = None if posterior.beta is None else float(posterior.beta)
+    draws = np.asarray(posterior.draws[site][0])
+    axes = _context_axes(posterior, site, draws.shape[1:], contexts)
+    prior = _values(np.asarray(posterior.prior_draws[site]), axes, contexts)
+    fitted = _values(draws, axes, contexts)
+    at_beta = None if target is None else _target_at(target, beta)
+    known = None if at_beta is None else _target_values(at_beta, site, axes, contexts)
+    support, categories = _support(structure, site, [prior, fitted] + ([known] if known else []))
+    density = _density(posterior, site, prior, fitted) if support == "reals" else None
+    steps = _positions(structure, site, fitted.values.shape[2])
+    return SiteComparison(site, beta, support, categories, steps, prior, fitted, known, density)
+
+
+def value_text(posterior: Posterior, site: str, value: Any) -> str | None:
+    """Give the text of a value of a site, where the program has a method `read(site, value)` that knows one."""
+    program: Any = None if posterior.programs is None else posterior.programs.policy
+    while program is not None and not hasattr(program, "read"):
+        program = getattr(program, "fn", None)  # handlers stand around it
+    return None if program is None else program.read(site, value)
+
+
+def is_text(posterior: Posterior, site: str) -> bool:
+    """Whether values of a site are read as text, not drawn."""
+    draws = np.asarray(posterior.draws[site])
+    return value_text(posterior, site, draws[(0,) * (draws.ndim - 1)]) is not None
+
+
+def site_values(posterior: Posterior, site: str) -> SiteValues:
+    """Give the draws of one site of a posterior that holds one β and one restart."""
+    contexts = posterior.statistics["log_weight"].shape[2:]
+    draws = np.asarray(posterior.draws[site][0])
+    return _values(draws, _context_axes(posterior, site, draws.shape[1:], contexts), contexts)
+
+
+def shown_sites(posterior: Posterior) -> Mapping[str, Any]:
+    """Give the draws of the sites to show: actions, or all that was drawn where the program is not known."""
+    if posterior.programs is None:
+        return posterior.draws
+    return {name: posterior.draws[name] for name in posterior.programs.structure.actions}
+
+
+def _context_axes(
+    posterior: Posterior, site: str, shape: tuple[int, ...], contexts: tuple[int, ...]
+) -> tuple[int | None, ...]:
+    """Find which axes of a site's value are contexts; None for a plate that it stands outside of."""
+    programs = posterior.programs
+    if programs is not None:
+        return context_axes(programs.structure)[site]
+    start = next((i for i in range(len(shape)) if shape[i : i + len(contexts)] == contexts), None)
+    return tuple(None if start is None else start + i for i in range(len(contexts)))
+
+
+def _values(draws: np.ndarray, axes: tuple[int | None, ...], contexts: tuple[int, ...]) -> SiteValues:
+    """Bring draws [draws, ...] into the form of `SiteValues`, all of the same weight."""
+    own = [1 + axis for axis in axes if axis is not None]
+    sizes = [draws.shape[axis] for axis in own]
+    moved = np.moveaxis(draws, own, range(1, 1 + len(own)))
+    aligned = moved.reshape(
+        len(draws), *(1 if axis is None else sizes.pop(0) for axis in axes), int(np.prod(moved.shape[1 + len(own) :]))
+    )
+    full = np.broadcast_to(aligned, (len(draws), *contexts, aligned.shape[-1]))
+    flat = full.reshape(len(draws), int(np.prod(contexts, dtype=int)), aligned.shape[-1])
+    return SiteValues(flat, np.full(flat.shape[:2], 1 / len(draws)))
+
+
+def _target_at(target: WeightedDraws, beta: float | None) -> WeightedDraws | None:
+    """Choose one temperature of a target; None where it has not that one."""
+    if target.beta is None or np.ndim(target.beta) == 0:
+        return target
+    match = np.flatnonzero(np.isclose(target.beta, np.nan if beta is None else beta, rtol=1e-4))
+    if not match.size:
+        return None
+    index, sample = int(match[0]), target.sampler
+
+    def sampler(rng: np.random.Generator, _: int, num_draws: int) -> dict[str, Numbers]:
+        assert sample is not None
+        return sample(rng, index, num_draws)
+
+    chosen = np.asarray(target.beta[index])
+    log_weights = target.log_weights[index]
+    return replace(target, beta=chosen, log_weights=log_weights, sampler=None if sample is None else sampler)
+
+
+def _target_values(
+    target: WeightedDraws, site: str, axes: tuple[int | None, ...], contexts: tuple[int, ...]
+) -> SiteValues | None:
+    """Give p* in the same form: its weighted assignments, or draws from it where it has none."""
+    log_weights = np.asarray(target.log_weights)
+    if log_weights.shape[log_weights.ndim - len(contexts) :] != contexts:
+        return None
+    if site in target.sites and log_weights.ndim == 1 + len(contexts):
+        values = _values(np.asarray(target.sites[site]), axes, contexts)
+        return values._replace(weights=np.exp(log_weights).reshape(len(log_weights), -1))
+    draws = target.resample(key_from_seed(0), _TARGET_DRAWS)[site]
+    return _values(np.asarray(draws), axes, contexts)
+
+
+def _support(structure: Structure | None, site: str, sources: list[SiteValues]) -> tuple[SupportKind, np.ndarray]:
+    declared = structure[site].support if structure is not None and not structure[site].event_dim else None
+    if declared is not None and len(declared) <= MAX_FINITE:
+        return "finite", np.asarray(declared)
+    if not all(np.issubdtype(source.values.dtype, np.integer) or source.values.dtype == bool for source in sources):
+        return "reals", np.zeros(0)
+    seen = np.unique(np.concatenate([np.unique(source.values).astype(int) for source in sources]))
+    low = min(int(source.quantiles((0.001,)).min()) for source in sources)
+    high = max(int(source.quantiles((0.999,)).max()) for source in sources)
+    if len(seen) > MAX_FINITE and high - low >= MAX_FINITE:
+        return "reals", np.zeros(0)
+    return "integers", np.arange(low, high + 1)
+
+
+def _positions(structure: Structure | None, site: str, count: int) -> str:
+    if count == 1:
+        return ""
+    if structure is not None and structure[site].scan is None:
+        return "time step" if structure[site].length == count else "element"
+    return "time step and element" if structure is not None and structure[site].length < count else "time step"
+
+
+def _density(
+    posterior: Posterior, site: str, prior: SiteValues, fitted: SiteValues
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Integrate p* on a grid where the site is the program's only draw and a single number."""
+    programs = posterior.programs
+    if programs is None or prior.values.shape[1:] != (1, 1) or posterior.draws[site].ndim != 2:
+        return None
+    if programs.structure.names("action", "environment") != (site,):
+        return None
+    both = np.concatenate([prior.values.ravel(), fitted.values.ravel()])
+    grid = np.linspace(both.min(), both.max(), _GRID)
+    policy, args = programs.policy, programs.args
+    beta = None if posterior.beta is None else float(posterior.beta)
+
+    def score(value: Array) -> Array:
+        return log_density(policy, {site: value}, *args, beta=beta).log_target.sum()
+
+    log_target = np.asarray(jax.vmap(score)(jnp.asarray(grid, jnp.float32)), float)
+    density = np.exp(log_target - log_target.max())
+    return grid, density / np.trapezoid(density, grid)
+
+
+# ---- axes ------------------------------------------------------------------------------------
+
+
+def draw_marginal(axes: "Axes", site: SiteComparison, *, legend: bool) -> None:
+    """Draw one site: bars, histograms or bands of prior, fit and target."""
+    contexts = site.fitted.values.shape[1]
+    mean = f", mean over {contexts:,} contexts" if contexts > 1 else ""
+    if site.steps:
+        _bands(axes, site)
+        style_axes(axes, site.steps, site.site, f"{beta_label(site.beta)}: median and middle 90%{mean}")
+    elif site.support == "reals":
+        _histograms(axes, site)
+        style_axes(axes, site.site, "probability density", f"{beta_label(site.beta)}{mean}")
+    else:
+        shown = _bars(axes, site)
+        some = f", the {shown} likeliest of {len(site.categories)}" if shown < len(site.categories) else ""
+        style_axes(axes, site.site, "probability", f"{beta_label(site.beta)}{mean}{some}")
+    if legend and site.support == "reals":
+        axes.legend(frameon=False, fontsize=9)
+    elif legend:
+        top = axes.get_ylim()[1]
+        axes.set_ylim(0, 1.2 * top)  # room for the legend above the bars
+        if not site.steps:
+            axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= min(1.2 * top, 1.0)])
+        axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")
+
+
+def _bars(axes: "Axes", site: SiteComparison) -> int:
+    """Draw grouped bars, only the likeliest values where there are many; give how many are shown."""
+    heights = np.stack([values.frequencies(site.categories).mean((0, 1)) for _, _, values in site.sources])
+    shown = np.arange(len(site.categories))
+    if site.support == "finite" and len(shown) > SHOWN_BARS:
+        shown = np.sort(np.argsort(-heights[1:].max(0), kind="stable")[:SHOWN_BARS])
+    width = 0.84 / len(heights)
+    for k, (label, colour, _) in enumerate(site.sources):
+        offset = (k - (len(heights) - 1) / 2) * width
+        axes.bar(np.arange(len(shown)) + offset, heights[k][shown], width, color=colour, label=label)
+    ticks = np.arange(0, len(shown), max(1, -(-len(shown) // 15)))
+    axes.set_xticks(ticks, [f"{site.categories[shown[t]]:g}" for t in ticks])
+    return len(shown)
+
+
+def _histograms(axes: "Axes", site: SiteComparison) -> None:
+    low = min(values.quantiles((0.001,)).min() for _, _, values in site.sources)
+    high = max(values.quantiles((0.999,)).max() for _, _, values in site.sources)
+    edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
+    for label, colour, values in site.sources:
+        weights = np.broadcast_to(values.weights[..., None], values.values.shape).ravel()
+        density, _ = np.histogram(values.values.ravel().astype(float), edges, weights=weights, density=True)
+        _stairs(axes, density, edges, colour, label)
+    if site.density is not None:
+        axes.plot(*site.density, color=TARGET, lw=1.8, label="target p*")
+        axes.set_xlim(edges[0], edges[-1])
+
+
+def _bands(axes: "Axes", site: SiteComparison) -> None:
+    at = np.arange(1, site.fitted.values.shape[2] + 1)
+    for label, colour, values in site.sources:
+        low, middle, high = values.quantiles((0.05, 0.5, 0.95))
+        axes.fill_between(at, low, high, color=colour, alpha=0.2, lw=0)
+        axes.plot(at, middle, color=colour, lw=1.6, label=label)
+
+
+def draw_best_action(axes: "Axes", site: SiteComparison, *, legend: bool) -> None:
+    """Draw, over contexts, the probability put on the value that the target likes best there."""
+    assert site.target is not None
+    best = site.target.frequencies(site.categories)[:, 0].argmax(-1)
+    edges = np.linspace(0, 1, 21)
+    for label, colour, values in site.sources:
+        on_best = np.take_along_axis(values.frequencies(site.categories)[:, 0], best[:, None], 1)[:, 0]
+        counts, _ = np.histogram(np.clip(on_best, 0, 1), edges)
+        _stairs(axes, counts, edges, colour, f"{label} (mean {on_best.mean():.2f})")
+    title = f"{beta_label(site.beta)}: how firmly each context's best action is chosen"
+    style_axes(axes, "probability of the target's best action", "contexts", title)
+    axes.legend(frameon=False, fontsize=9, loc="upper left" if legend else "best")
+
+
+def _stairs(axes: "Axes", heights: np.ndarray, edges: np.ndarray, colour: str, label: str) -> None:
+    """Draw a histogram: prior and fit filled, the target as an outline over both."""
+    if colour == TARGET:
+        axes.stairs(heights, edges, color=colour, lw=1.8, label=label)
+    else:
+        axes.stairs(heights, edges, fill=True, color=colour, alpha=0.5, label=label)
+
+
+def style_axes(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
+    """Label a pair of axes, and give it the house's look."""
+    axes.set_xlabel(escape_mathtext(xlabel))
+    axes.set_ylabel(escape_mathtext(ylabel))
+    axes.set_title(escape_mathtext(title), fontsize=10)
+    axes.grid(visible=True, alpha=0.25, lw=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def beta_label(beta: float | None) -> str:
+    """Write a temperature with its letter."""
+    return "without rewards" if beta is None else f"β = {beta:.3g}"
+
+
+def beta_colours(count: int) -> list[Any]:
+    """Give a colour to each temperature, from cold to warm."""
+    from matplotlib import colormaps
+
+    return [FITTED] if count == 1 else list(colormaps["viridis"](np.linspace(0, 0.88, count)))
+
+
+def panel() -> "tuple[Figure, Axes]":
+    """Begin a small figure with one pair of axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=PANEL_SIZE, layout="constrained")
+    return figure, figure.subplots()
+
+
+def legend_above(figure: "Figure", columns: int = 4) -> None:
+    """Put a legend above the axes, where it hides nothing."""
+    figure.legend(
+        frameon=False, fontsize=8, ncols=columns, loc="outside upper left", columnspacing=1.2, handlelength=1.6
+    )
+
+
+def escape_mathtext(text: str) -> str:
+    """Keep Matplotlib from reading mathematics into a text, whose dollars may be anybody's."""
+    return sanitize(text).replace("$", r"\$")
