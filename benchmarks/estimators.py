@@ -82,8 +82,8 @@ def _fallen(**met: bool) -> str:
 def own(problem: Benchmark, objective: Objective) -> Gradient:
     """Give the gradient that `fit` takes with this objective."""
     setup = set_up(jax.random.key(0), problem.policy, problem.args, problem.beta, problem.guide, objective, 1)
-    pair = setup.programs.pair()
-    return jax.grad(lambda params, key: setup.objective.evaluate(key, params, pair, problem.beta)[0])
+    programs = setup.programs
+    return jax.grad(lambda params, key: setup.objective.evaluate(key, params, programs, problem.beta)[0])
 
 
 def stock(problem: Benchmark, guide: Any, num_particles: int) -> Gradient:

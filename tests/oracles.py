@@ -22,7 +22,7 @@ from numpyro.contrib.control_flow import scan
 
 import bayesrl
 from bayesrl.core.draws import Draws
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.objectives import Info, Objective
 from bayesrl.posterior.posterior import Posterior
 
@@ -67,16 +67,16 @@ class Oracle:
 class Still(Objective):
     """Leaves parameters where they are: a fit by it compiles next to nothing."""
 
-    def prepare(self, key: Array, pair: Pair, params: Params) -> Objective:
+    def prepare(self, key: Array, programs: Programs, params: Params) -> Objective:
         return self
 
-    def draw(self, key: Array, params: Params, pair: Pair) -> Draws:
+    def draw(self, key: Array, params: Params, programs: Programs) -> Draws:
         raise NotImplementedError
 
-    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         raise NotImplementedError
 
-    def evaluate(self, key: Array, params: Params, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def evaluate(self, key: Array, params: Params, programs: Programs, beta: Any) -> tuple[Array, Info]:
         zero = jnp.zeros(())
         return sum((0.0 * x.sum() for x in jax.tree.leaves(params)), zero), Info(zero, zero, zero, zero, {}, {})
 

@@ -10,7 +10,7 @@ from jax import Array, lax
 from bayesrl.arguments import Count, Positive, UnitInterval, checked
 from bayesrl.control.rollout import CONTINUE, VALUE, WEIGHT
 from bayesrl.core.draws import Draws
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
 from bayesrl.typing import Params, PRNGKey
@@ -57,23 +57,23 @@ class ActorCritic(Objective):
     reference: Literal["prior", "previous"] = "prior"
     step_weights: Literal["discounted", "equal"] = "discounted"
 
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ActorCritic":
+    def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ActorCritic":
         """Refuse guides without a critic; see `Objective.prepare`."""
-        told = pair.trace_guide(params).sites
+        told = programs.trace_guide(params).sites
         missing = [name for name in (VALUE, WEIGHT, CONTINUE) if name not in told]
-        if missing or pair.structure.actions != ("action",):
+        if missing or programs.structure.actions != ("action",):
             raise ObjectiveError(
                 "ActorCritic needs a bayesrl.control.Rollout and a guide that values its states "
-                f"({missing[:1] or list(pair.structure.actions)}); use guide=NetworkPolicy() or TablePolicy(), "
+                f"({missing[:1] or list(programs.structure.actions)}); use guide=NetworkPolicy() or TablePolicy(), "
                 "or objective=ReverseKL()"
             )
         return self
 
-    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw episodes, [particles, ...]."""
-        return pair.draw(key, params, self.num_particles, share=False, stopped=("action",))
+        return programs.draw(key, params, self.num_particles, share=False, stopped=("action",))
 
-    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Give −J/β with the gradient described above, and the critic's loss; see `Objective.surrogate`."""
         value, weight, go_on = (draws.guide_metrics[name] for name in (VALUE, WEIGHT, CONTINUE))
         ratio = jnp.exp(draws.scores["action"] - lax.stop_gradient(draws.log_behaviour["action"]))
@@ -85,7 +85,7 @@ class ActorCritic(Objective):
         pull = weight if self.step_weights == "discounted" else counts
         gain = (pull * jnp.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean() / beta
         error = (counts * (value - target) ** 2).sum() / jnp.maximum(counts.sum(), 1.0)
-        info = info_from_draws(draws, pair, beta, value.shape[:-1])
+        info = info_from_draws(draws, programs, beta, value.shape[:-1])
         told = {
             "critic_error": jnp.sqrt(error),
             "update_kl": -(counts * jnp.log(ratio)).sum() / jnp.maximum(counts.sum(), 1.0),

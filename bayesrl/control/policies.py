@@ -71,13 +71,13 @@ def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
         GuideError: its guide is of another kind.
         PolicyError: it holds several temperatures.
     """
-    pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
-    if not isinstance(pair.guide, RolloutGuide):
+    programs, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
+    if not isinstance(programs.guide, RolloutGuide):
         raise GuideError(
-            f"the posterior was fitted with {type(pair.guide).__name__}, which cannot be asked for one action; "
+            f"the posterior was fitted with {type(programs.guide).__name__}, which cannot be asked for one action; "
             "use TablePolicy(), LinearPolicy() or NetworkPolicy()"
         )
-    fitted = handlers.substitute(pair.guide, data=pair.constrain(params))
+    fitted = handlers.substitute(programs.guide, data=programs.constrain(params))
     return lambda observation, time: action_distribution(fitted, observation, time)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bayesrl.compilation.keys import split_keys
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError, PolicyError
 from bayesrl.typing import Params, PRNGKey
@@ -19,16 +19,16 @@ type Interacting = dict[str, dict[str, Array]]
 """Whether an element's score changes with the other elements: by score and site."""
 
 
-def interacting(key: PRNGKey, pair: Pair, params: Params) -> dict[str, Interacting]:
+def interacting(key: PRNGKey, programs: Programs, params: Params) -> dict[str, Interacting]:
     """Mix two draws element by element, and tell by plate which scores are not those of the elements.
 
     Args:
         key: consumed whole.
-        pair: policy and guide.
+        programs: policy and guide.
         params: unconstrained parameters of the guide.
     """
-    frames = enumerate(sorted(pair.structure.contexts, key=lambda frame: frame.dim))
-    return {frame.name: _interacting(axis, frame, pair, key, params) for axis, frame in frames if frame.size > 1}
+    frames = enumerate(sorted(programs.structure.contexts, key=lambda frame: frame.dim))
+    return {frame.name: _interacting(axis, frame, programs, key, params) for axis, frame in frames if frame.size > 1}
 
 
 def refuse_interacting(plates: Mapping[str, Interacting]) -> None:
@@ -52,23 +52,23 @@ def refuse_interacting(plates: Mapping[str, Interacting]) -> None:
                 )
 
 
-def _interacting(axis: int, plate: Frame, pair: Pair, key: PRNGKey, params: Params) -> Interacting:
+def _interacting(axis: int, plate: Frame, programs: Programs, key: PRNGKey, params: Params) -> Interacting:
     """Do as `interacting` does, for one plate, whose elements lie along an axis of the contexts."""
-    contexts = len(pair.structure.contexts)
+    contexts = len(programs.structure.contexts)
     batch_key, draws_key, mask_key = split_keys(key, 3)
-    batch = {name: indices[0] for name, indices in pair.draw(batch_key, params, 1).plates.items()}
-    draws = pair.draw(draws_key, params, 2 * NUM_SWAPS, share=False, values=batch)
+    batch = {name: indices[0] for name, indices in programs.draw(batch_key, params, 1).plates.items()}
+    draws = programs.draw(draws_key, params, 2 * NUM_SWAPS, share=False, values=batch)
     chosen = jax.random.bernoulli(mask_key, shape=(NUM_SWAPS, plate.size))
     sites = {}
     for name, values in draws.sites.items():
         one, other = values[:NUM_SWAPS], values[NUM_SWAPS:]
-        site = pair.structure[name]
+        site = programs.structure[name]
         dims = [frame.dim for frame in site.frames if frame.name == plate.name]
         place = values.ndim - site.event_dim + dims[0] if dims else None
         mixed = one if place is None else jnp.where(_along(chosen, place, values.ndim), one, other)
         sites[name] = jnp.concatenate([one, other if dims else one, mixed])
     plates = {name: jnp.concatenate([indices, indices[:NUM_SWAPS]]) for name, indices in draws.plates.items()}
-    scored = pair.score(params, draws._replace(sites=sites, plates=plates))
+    scored = programs.score(params, draws._replace(sites=sites, plates=plates))
     ours, theirs, both = (jax.tree.map(lambda x, i=i: x[i * NUM_SWAPS : (i + 1) * NUM_SWAPS], scored) for i in range(3))
     found: Interacting = {}
     for part in ("log_q", "log_prior", "log_likelihood", "log_nature", "rewards"):

@@ -11,7 +11,7 @@ from bayesrl.arguments import checked
 from bayesrl.compilation.keys import dummy_key, key_from_seed
 from bayesrl.core.draws import total
 from bayesrl.core.handlers import check_beta
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import check_policy, structure_of
 from bayesrl.core.trace import trace_program
@@ -76,8 +76,8 @@ def log_density(policy: Program, sites: Sites, *args: Any, beta: Beta | None = N
     missing = [name for name in structure.names("action", "environment") if name not in sites]
     if missing:
         raise PolicyError(f"no value was given for site {missing[0]!r}; pass one for each of {list(structure.actions)}")
-    pair = Pair(policy, None, structure, args, {})
-    draws = jax.tree.map(lambda x: x[0], pair.draw(key_from_seed(0), {}, 1, values=sites))
+    programs = Programs(policy, None, structure, args, {})
+    draws = jax.tree.map(lambda x: x[0], programs.draw(key_from_seed(0), {}, 1, values=sites))
     shape = structure.context_shape
     parts = {
         "log_prior": draws.log_prior,

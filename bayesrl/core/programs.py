@@ -1,7 +1,8 @@
 """A policy and a guide run side by side: the guide draws, the policy scores."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -12,13 +13,13 @@ from numpyro import handlers
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
 
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import dummy_key, fold_in, split
+from bayesrl.compilation.keys import dummy_key, fold_in, key_from_seed, split
 from bayesrl.core.censoring import censored, is_censored
 from bayesrl.core.draws import Draws
-from bayesrl.core.handlers import SharedKeys, StopValues
+from bayesrl.core.handlers import SharedKeys, StopValues, full_data
 from bayesrl.core.refusals import check_arguments, explain_errors
 from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.structure import Structure
+from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.core.support_edges import EdgeMasked
 from bayesrl.core.trace import (
     Trace,
@@ -41,25 +42,50 @@ _OF_POLICY = 2**16
 
 
 @dataclass(frozen=True)
-class Pair:
+class Programs:
     """A policy with frozen parameters, a guide, and the arguments of both.
 
     Attributes:
         policy: the program that is fitted; parameters inside it are already substituted.
         guide: the program that draws; None means the policy itself, which makes q = π₀.
-        structure: of the policy.
+        structure: of the policy with these arguments.
         args: arguments of both programs.
         transforms: from unconstrained to constrained values of the guide's parameters, by name.
         learned: whether the policy's own parameters are trained too, which only a program without
             rewards allows; then they are among `params`, under their own names.
+        episodes: plays whole episodes, where the environment is not a program; see `Source`.
     """
 
     policy: Program
     guide: Program | None
     structure: Structure
     args: tuple[Any, ...]
-    transforms: Mapping[str, Any]
+    transforms: Mapping[str, Any] = field(default_factory=dict)
     learned: bool = False
+    episodes: Any = None
+
+    def with_args(self, args: tuple[Any, ...]) -> "Programs":
+        """Give the same programs with other arguments."""
+        args = as_arrays(args)
+        return replace(self, args=args, structure=inspect(key_from_seed(0), self.policy, *args))
+
+    def over_all_data(self, *new_args: Any) -> "Programs":
+        """Give the same programs over all of their data instead of mini-batches, or over other data.
+
+        What is compiled for one of them serves the next, for the programs inside are the same ones every time.
+        """
+        if new_args:
+            return self._unbatched.with_args(new_args)
+        return self._over_all if self.structure.subsampled else self
+
+    @cached_property
+    def _over_all(self) -> "Programs":
+        return self._unbatched.with_args(self.args)
+
+    @cached_property
+    def _unbatched(self) -> "Programs":
+        guide = None if self.guide is None else _over_all_data(self.guide)
+        return replace(self, policy=_over_all_data(self.policy), guide=guide, episodes=None)
 
     def constrain(self, params: Params) -> Params:
         """Map unconstrained parameters to the values that the guide declares."""
@@ -276,6 +302,12 @@ class Pair:
         found = {name: log_prior_ratio(scored.sites[name], drawn.sites[name], contexts) for name in names}
         ratios = {name: ratio for name, (ratio, _) in found.items() if ratio is not None}
         return ratios, {name: doubt for name, (_, doubt) in found.items() if doubt is not None}
+
+
+def _over_all_data(program: Program) -> Program:
+    """Give a program on all of its data: in its own way, where it has one."""
+    own: Program | None = getattr(program, "over_all_data", None)
+    return own() if own is not None else full_data(program)
 
 
 def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params, dict[str, Any]]:

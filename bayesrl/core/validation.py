@@ -13,7 +13,7 @@ from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import split_keys
 from bayesrl.core.context_independence import interacting, refuse_interacting
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import FiniteSupport, finite_support
 from bayesrl.core.trace import Trace, site_log_prob, trace_program
@@ -23,18 +23,18 @@ from bayesrl.typing import Params, PRNGKey
 type _Looked = tuple[dict[str, Array], dict[str, Array], dict[str, Array]]
 
 
-def check_sites(pair: Pair, params: Params) -> None:
+def check_sites(programs: Programs, params: Params) -> None:
     """Refuse a guide that has other sites than its policy, without drawing.
 
     Raises:
         GuideError: the guide misses an action site, adds a site, draws another shape, or may leave the prior's support.
     """
-    if pair.guide is not None:
-        _check_names(pair, pair.trace_guide(params))
+    if programs.guide is not None:
+        _check_names(programs, programs.trace_guide(params))
 
 
 def check_draws(
-    key: PRNGKey, pair: Pair, params: Params, draws: Draws, totals: Totals, *, separate: bool = False
+    key: PRNGKey, programs: Programs, params: Params, draws: Draws, totals: Totals, *, separate: bool = False
 ) -> None:
     """Refuse programs that draws show not to fit together.
 
@@ -42,7 +42,7 @@ def check_draws(
 
     Args:
         key: consumed whole.
-        pair: policy and guide.
+        programs: policy and guide.
         params: unconstrained parameters of the guide.
         draws: of the guide, [num_draws, ...].
         totals: their scores.
@@ -55,14 +55,14 @@ def check_draws(
             plate reads another element.
     """
     possible = bool((np.asarray(totals.log_prior) > -np.inf).all())
-    looks = pair.guide is not None and not (getattr(pair.guide, "within_prior", False) and possible)
-    mixes = not separate and any(frame.size > 1 for frame in pair.structure.contexts)
+    looks = programs.guide is not None and not (getattr(programs.guide, "within_prior", False) and possible)
+    mixes = not separate and any(frame.size > 1 for frame in programs.structure.contexts)
     if not looks and not mixes:
         return
 
     def check(keys: tuple[PRNGKey, PRNGKey], params: Params, values: dict[str, Array]) -> Any:
-        look = _look(keys[0], pair, params, values) if looks else ({}, {}, {})
-        return *look, interacting(keys[1], pair, params) if mixes else {}
+        look = _look(keys[0], programs, params, values) if looks else ({}, {}, {})
+        return *look, interacting(keys[1], programs, params) if mixes else {}
 
     values = {**draws.sites, **draws.plates} if looks else {}
     broken, outside, other_nature, mixed = closure_jit(check, name="check")(split_keys(key, 2), params, values)
@@ -91,8 +91,8 @@ def _counted(found: dict[str, Array]) -> Iterator[tuple[str, int]]:
     return ((name, count) for name, count in counts.items() if count)
 
 
-def _check_names(pair: Pair, drawn: Trace) -> None:
-    structure = pair.structure
+def _check_names(programs: Programs, drawn: Trace) -> None:
+    structure = programs.structure
     for name in structure.actions:
         if name not in drawn.sites:
             raise GuideError(
@@ -137,24 +137,26 @@ def _numbers(fn: Any) -> list[Any]:
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
-def _look(key: PRNGKey, pair: Pair, params: Params, values: dict[str, Array]) -> _Looked:
+def _look(key: PRNGKey, programs: Programs, params: Params, values: dict[str, Array]) -> _Looked:
     """Tell by site which draws have no prior density, leave the support or come from another nature."""
 
     def one(values: dict[str, Array]) -> _Looked:
-        policy = handlers.substitute(pair.policy, data={**(pair.constrain(params) if pair.learned else {}), **values})
-        scored = trace_program(FoldedKeys(policy, key), *pair.args).sites
+        policy = handlers.substitute(
+            programs.policy, data={**(programs.constrain(params) if programs.learned else {}), **values}
+        )
+        scored = trace_program(FoldedKeys(policy, key), *programs.args).sites
         broken, outside = {}, {}
-        for name in pair.structure.actions:
+        for name in programs.structure.actions:
             site = scored[name]
             log_prob = site_log_prob(site)
             # Some densities hide a parameter that is not a number.
             broken[name] = jnp.stack([jnp.isnan(x).any() for x in (log_prob, *_numbers(site.fn))]).any()
             outside[name] = ~(jnp.all(site.fn.support(site.value)) & jnp.all(log_prob > -jnp.inf))
-        if pair.guide is None or not pair.structure.names("environment"):
+        if programs.guide is None or not programs.structure.names("environment"):
             return broken, outside, {}
-        drawn = pair.run_guide(key, None, params, values, ()).sites
+        drawn = programs.run_guide(key, None, params, values, ()).sites
         other = {}
-        for name in pair.structure.names("environment"):
+        for name in programs.structure.names("environment"):
             if name in drawn:
                 ours, theirs = site_log_prob(drawn[name]), site_log_prob(scored[name])
                 same = ours.shape == theirs.shape and jnp.allclose(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -13,6 +13,7 @@ from bayesrl.arguments import CountAboveOne, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import fold_in, split
 from bayesrl.core.draws import Totals
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.confidence_limits import stratified_interval
 from bayesrl.diagnostics.evidence.mixture_sample import totals_of
@@ -21,7 +22,6 @@ from bayesrl.diagnostics.results import Comparison
 from bayesrl.diagnostics.scoreboard import over_all_data
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import Programs
 from bayesrl.statistics.averages import mixed
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.statistics.quantities import divergence

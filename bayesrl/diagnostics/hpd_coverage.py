@@ -13,6 +13,7 @@ from bayesrl.annotations import Requirement
 from bayesrl.arguments import Level, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import fold_in, split_keys
+from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.comparison import unlike_sites
 from bayesrl.diagnostics.results import Outcome
 from bayesrl.diagnostics.scoreboard import over_all_data
@@ -21,7 +22,6 @@ from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws, numpy_generator
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import Programs
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import Numbers, PRNGKey
 

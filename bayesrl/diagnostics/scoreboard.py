@@ -10,7 +10,7 @@ import numpy as np
 
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import key_from_seed, split_keys
-from bayesrl.core.programs import declared_params
+from bayesrl.core.programs import Programs, declared_params
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum, evaluated, started
 from bayesrl.diagnostics.evidence.confidence_limits import weighted_start
@@ -19,7 +19,7 @@ from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.enumeration import enumerate_target, evaluate_exactly
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import Programs, draw_prior
+from bayesrl.posterior.sampling import draw_prior
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.statistics.quantities import is_conditioned
 from bayesrl.svi.fitting import LEAST_DRAWS
@@ -133,7 +133,7 @@ def _target(programs: Programs, params: Params, beta: Any, max_count: int) -> tu
     if not programs.structure.actions:
         return None, "the policy draws nothing, so there is nothing to enumerate"
     try:
-        return enumerate_target(programs.pair(), params, beta, max_count), ""
+        return enumerate_target(programs, params, beta, max_count), ""
     except EngineError as error:
         return None, str(error)
 
@@ -214,11 +214,11 @@ def _by_beta(estimates: Estimates, count: int) -> list[Estimates]:
 
 def _exactly(one: Posterior, max_count: int) -> Estimates | None:
     """Evaluate one fit exactly, or give None where the program is too large for that."""
-    pair, params = one.unbatched()
-    if pair.guide is None or _trains_policy(_programs(one)):
+    programs, params = one.unbatched()
+    if programs.guide is None or _trains_policy(_programs(one)):
         return None
     try:
-        found = evaluate_exactly(pair, params, _scalar(one.beta), max_count)
+        found = evaluate_exactly(programs, params, _scalar(one.beta), max_count)
     except EngineError:
         return None
     return Estimates(_number(found.objective.mean()), _number(found.reward.mean()), _number(found.kl.mean()), {})
@@ -234,7 +234,7 @@ def _start(
     if known is not None:
         return _number(known)
     try:
-        return _number(evaluate_exactly(programs.pair(), params, beta, max_count).prior_objective.mean())
+        return _number(evaluate_exactly(programs, params, beta, max_count).prior_objective.mean())
     except EngineError:
         _, totals = draw_prior(key, programs, params, _num_draws(programs, 1))
         reward, likelihood = (np.asarray(x, float).reshape(len(x), -1) for x in (totals.reward, totals.log_likelihood))

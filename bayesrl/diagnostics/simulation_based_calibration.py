@@ -16,7 +16,7 @@ from bayesrl.compilation.jit import to_host
 from bayesrl.compilation.keys import dummy_key, key_from_seed, split, split_keys
 from bayesrl.core.handlers import IntoScans
 from bayesrl.core.primitives import site_kind
-from bayesrl.core.programs import Pair, freeze
+from bayesrl.core.programs import Programs, freeze
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.core.trace import Trace, site_log_prob, trace_program
@@ -259,10 +259,12 @@ def svi_inference(
         chosen = ReverseKL() if objective is None else objective
         setup = set_up(key, program, args, None, guide, chosen, 1)
         rate = (setup.learning_rate or UNPILOTED_RATE) if learning_rate is None else learning_rate
-        pair = setup.programs.pair()
+        programs = setup.programs
 
-        def with_args(arrays: tuple[Any, ...]) -> Pair:
-            return Pair(pair.policy, pair.guide, pair.structure, arrays, pair.transforms, pair.learned)
+        def with_args(arrays: tuple[Any, ...]) -> Programs:
+            return Programs(
+                programs.policy, programs.guide, programs.structure, arrays, programs.transforms, programs.learned
+            )
 
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
             fit_key, draw_key = split_keys(key)

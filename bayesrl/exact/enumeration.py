@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from bayesrl.arguments import Count, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import key_from_seed
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import (
     ProgramStage,
@@ -91,20 +91,22 @@ def enumerate_posterior(
     return _solved(freeze_program(policy, args, beta), beta, max_count)
 
 
-def enumerate_target(pair: Pair, params: Params, beta: Beta | None = None, max_count: Count = 2**20) -> WeightedDraws:
+def enumerate_target(
+    programs: Programs, params: Params, beta: Beta | None = None, max_count: Count = 2**20
+) -> WeightedDraws:
     """Do as `enumerate_posterior` does, by the compiled program that `evaluate_exactly` uses for the fit.
 
     Args:
-        pair: the policy, its parameters frozen, and a guide.
+        programs: the policy, its parameters frozen, and a guide.
         params: unconstrained parameters of the guide, of any fit.
         beta: temperature, reward units per nat, [*beta].
         max_count: largest number of assignments, or of reachable states × assignments, to visit.
     """
-    return _solved(freeze_program(pair.policy, pair.args, beta, _fit_of(pair, params)), beta, max_count)
+    return _solved(freeze_program(programs.policy, programs.args, beta, _fit_of(programs, params)), beta, max_count)
 
 
-def _fit_of(pair: Pair, params: Params) -> ScoredGuide | None:
-    return None if pair.guide is None and not pair.learned else ScoredGuide(pair, jax.device_put(params))
+def _fit_of(programs: Programs, params: Params) -> ScoredGuide | None:
+    return None if programs.guide is None and not programs.learned else ScoredGuide(programs, jax.device_put(params))
 
 
 def _solved(program: FrozenProgram, beta: Beta | None, max_count: Count) -> WeightedDraws:
@@ -300,13 +302,15 @@ class Evaluation(NamedTuple):
     prior_objective: Float[np.ndarray, "*contexts"]
 
 
-def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_count: Count = 2**20) -> Evaluation:
+def evaluate_exactly(
+    programs: Programs, params: Params, beta: float | None = None, max_count: Count = 2**20
+) -> Evaluation:
     """Compute what a guide achieves, exactly, over the grid of a finite program.
 
     J(q) = Σ_x q(x)·(R(x) − β·log q(x)/π₀(x)), nature's draws averaged with their own probabilities.
 
     Args:
-        pair: the policy, its parameters frozen, and the guide.
+        programs: the policy, its parameters frozen, and the guide.
         params: unconstrained parameters of the guide, of one fit.
         beta: temperature, reward units per nat; required with rewards, refused without.
         max_count: largest number of assignments to visit; a `scan` is enumerated path by path.
@@ -319,19 +323,19 @@ def evaluate_exactly(pair: Pair, params: Params, beta: float | None = None, max_
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
-        >>> from bayesrl.core.programs import Pair
+        >>> from bayesrl.core.programs import Programs
         >>> from bayesrl.core.structure import inspect
         >>> from bayesrl.exact.enumeration import evaluate_exactly
         >>> def bandit():
         ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(2)))
         ...     bayesrl.reward("payoff", 3.0 * arm)
-        >>> pair = Pair(bandit, None, inspect(jax.random.key(0), bandit), (), {})
-        >>> round(float(evaluate_exactly(pair, {}, beta=1.0).objective), 6)  # the prior itself
+        >>> programs = Programs(bandit, None, inspect(jax.random.key(0), bandit), (), {})
+        >>> round(float(evaluate_exactly(programs, {}, beta=1.0).objective), 6)  # the prior itself
         1.5
     """
-    own = pair.constrain(params) if pair.learned else {}
-    policy = handlers.substitute(pair.policy, data=own) if own else pair.policy
-    program = freeze_program(policy, pair.args, beta, _fit_of(pair, params))
+    own = programs.constrain(params) if programs.learned else {}
+    policy = handlers.substitute(programs.policy, data=own) if own else programs.policy
+    program = freeze_program(policy, programs.args, beta, _fit_of(programs, params))
     structure, shape = program.structure, program.structure.context_shape
     axes = path_axes(structure)
     check_grid_size(axes, structure, max_count)

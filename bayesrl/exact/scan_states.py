@@ -283,7 +283,7 @@ def _tables(scan: ScanProgram) -> _Tables:
 
 
 def _rows(states: Any, num: int) -> Any:
-    """Pair every state with every assignment, assignments running fastest."""
+    """Programs every state with every assignment, assignments running fastest."""
     rows = jax.tree.map(lambda x: np.repeat(x, num, 0), states)
     return {**rows, "assignment": np.tile(np.arange(num), len(states["prefix"]))}
 

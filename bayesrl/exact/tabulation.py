@@ -13,7 +13,7 @@ from bayesrl.arguments import check_memory
 from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.keys import key_from_seed
 from bayesrl.core.handlers import check_beta
-from bayesrl.core.programs import Pair, freeze
+from bayesrl.core.programs import Programs, freeze
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import ProgramStage, build_stage
@@ -40,11 +40,11 @@ class ScoredGuide(NamedTuple):
     """A guide that is scored beside the policy, in the same compiled program.
 
     Attributes:
-        pair: of the fit; its policy and arguments are not used.
+        programs: of the fit; its policy and arguments are not used.
         params: unconstrained parameters of the guide.
     """
 
-    pair: Pair
+    programs: Programs
     params: Params
 
 
@@ -179,9 +179,9 @@ def _table(program: FrozenProgram) -> BatchEvaluator:
     if fit is None:
         alone = _BothScores(program.policy, program.structure)
         return BatchEvaluator(alone, (program.args, {}, {}), program.structure)
-    pair = fit.pair
-    both = _BothScores(program.policy, program.structure, pair.guide, pair.structure, pair.learned)
-    return BatchEvaluator(both, (program.args, fit.params, dict(pair.transforms)), program.structure)
+    programs = fit.programs
+    both = _BothScores(program.policy, program.structure, programs.guide, programs.structure, programs.learned)
+    return BatchEvaluator(both, (program.args, fit.params, dict(programs.transforms)), program.structure)
 
 
 class _Both(NamedTuple):
@@ -209,8 +209,8 @@ class _BothScores:
         prior = self._total(scored)
         if self.structure_of_fit is None:
             return _Both(scored, prior, prior)
-        pair = Pair(self.policy, self.guide, self.structure_of_fit, args, transforms, self.learned)
-        guide = pair.run_guide(None, None, params, values, ())
+        programs = Programs(self.policy, self.guide, self.structure_of_fit, args, transforms, self.learned)
+        guide = programs.run_guide(None, None, params, values, ())
         return _Both(scored, prior, self._total(score_sites(guide, self.structure, self.structure.actions)))
 
     def _total(self, scores: SiteScores) -> Array:

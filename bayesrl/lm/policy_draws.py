@@ -14,7 +14,7 @@ from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.jit import ClosureJit
 from bayesrl.compilation.keys import key_data
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.lm.generation import ScoredTexts, counted, generate, max_rows, pad_prompts
 from bayesrl.lm.prompted_policy import PLATE, TEXT, PromptedPolicy
 from bayesrl.lm.prompts import Completions, Prompts
@@ -89,39 +89,39 @@ def _rewarded(static: Any, index: Array, prompt: Array, prompt_mask: Array, toke
 class TextDraws:
     """Makes the draws of a `ModelGuide` for everything but the gradient; see `GuideSampler`."""
 
-    def supports(self, pair: Pair) -> bool:
-        """Whether a pair is that of a guide and its policy as they are."""
-        return isinstance(pair.policy, PromptedPolicy)
+    def supports(self, programs: Programs) -> bool:
+        """Whether a programs is that of a guide and its policy as they are."""
+        return isinstance(programs.policy, PromptedPolicy)
 
-    def contexts_are_independent(self, pair: Pair) -> bool:
+    def contexts_are_independent(self, programs: Programs) -> bool:
         """Whether no completion's reward can depend on another completion."""
-        policy = pair.guide.policy  # type: ignore[union-attr]
+        policy = programs.guide.policy  # type: ignore[union-attr]
         return all(part.separate for part in (*policy.rewards.values(), *policy.metrics.values()))
 
-    def source(self, pair: Pair, objective: Any) -> "HostRewardDraws | None":
+    def source(self, programs: Programs, objective: Any) -> "HostRewardDraws | None":
         """Give a source of the draws of a step where rewards are Python functions."""
-        policy = pair.guide.policy  # type: ignore[union-attr]
+        policy = programs.guide.policy  # type: ignore[union-attr]
         parts = [part for reward in (*policy.rewards.values(), *policy.metrics.values()) for part in _parts_of(reward)]
-        if not self.supports(pair) or not any(isinstance(part, TextReward) for _, part in parts):
+        if not self.supports(programs) or not any(isinstance(part, TextReward) for _, part in parts):
             return None
         if not isinstance(objective, ReverseKL) or objective.plan is None or objective.plan.enumerated:
             return None
         return HostRewardDraws(objective.plan.num_particles)
 
-    def draw(self, key: PRNGKey, pair: Pair, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
+    def draw(self, key: PRNGKey, programs: Programs, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
         """Draw [num, ...]; every draw has a mini-batch of its own."""
-        guide: Any = pair.guide
-        asked = guide.policy.resolve_prompts(*pair.args)
-        size = pair.structure.context_shape[0]
+        guide: Any = programs.guide
+        asked = guide.policy.resolve_prompts(*programs.args)
+        size = programs.structure.context_shape[0]
         index = _batches(key, num, len(asked), size)
         texts = generate(key, guide, params, asked, index, by_fit=by_fit)
         draws, totals = _scored(guide.policy, asked, index, texts)
         return (draws._replace(plates={PLATE: index}) if size < len(asked) else draws), totals
 
-    def score(self, pair: Pair, params: Params, sites: Mapping[str, Any]) -> Totals:
+    def score(self, programs: Programs, params: Params, sites: Mapping[str, Any]) -> Totals:
         """Score given completions, [num, n, T]."""
-        guide: Any = pair.guide
-        asked, given = guide.policy.resolve_prompts(*pair.args), np.asarray(sites[TEXT])
+        guide: Any = programs.guide
+        asked, given = guide.policy.resolve_prompts(*programs.args), np.asarray(sites[TEXT])
         index = np.broadcast_to(np.arange(given.shape[1]), given.shape[:2])
         texts = generate(jax.random.key(0), guide, params, asked, index, given=given)
         return _scored(guide.policy, asked, index, texts)[1]
@@ -140,12 +140,12 @@ class HostRewardDraws:
     num_particles: int
     one_batch = True
 
-    def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def __call__(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Give draws of one mini-batch, [num_particles, ...]."""
-        guide: Any = pair.guide
+        guide: Any = programs.guide
         policy, num = guide.policy, self.num_particles
-        asked = policy.resolve_prompts(*pair.args)
-        size = pair.structure.context_shape[0]
+        asked = policy.resolve_prompts(*programs.args)
+        size = programs.structure.context_shape[0]
         index = np.broadcast_to(_batches(key, 1, len(asked), size), (num, size))
         together = (size, num) if num * size <= 2 * max_rows(policy, asked) else None
         texts = generate(key, guide, params, asked, index, together=together)

@@ -294,9 +294,9 @@ def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
         LanguageModelError: the posterior is of another kind.
         PolicyError: it holds several temperatures.
     """
-    pair, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
-    values = pair.constrain(params)
-    guide, program = pair.guide, pair.policy
+    programs, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
+    values = programs.constrain(params)
+    guide, program = programs.guide, programs.policy
     if isinstance(guide, ModelGuide):
         tokenizer, made = guide.policy.tokenizer, handlers.substitute(guide.declare, data=values)
         source = guide.policy.source

@@ -171,9 +171,9 @@ def unpack_posterior(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, 
         PolicyError: it holds several temperatures, or was loaded without its policy.
     """
     one = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
-    pair, params = one.unbatched()
-    if not isinstance(pair.guide, ModelGuide):
+    programs, params = one.unbatched()
+    if not isinstance(programs.guide, ModelGuide):
         raise LanguageModelError(
             "the posterior is of no language model; fit what lm.policy makes, with guide=LoRA() or FullParameters()"
         )
-    return pair.guide.policy, pair.guide, pair.constrain(params)
+    return programs.guide.policy, programs.guide, programs.constrain(params)

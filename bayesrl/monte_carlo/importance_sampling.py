@@ -12,7 +12,7 @@ from bayesrl.annotations import Requirement
 from bayesrl.arguments import CountAboveOne, checked
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import split_keys
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError
 from bayesrl.exact.grid import metric_by_context
@@ -20,7 +20,7 @@ from bayesrl.exact.tabulation import FrozenProgram, freeze_program
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws
 from bayesrl.monte_carlo.proposals import refuse_bad_rewards
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import draw_fit
+from bayesrl.posterior.sampling import draw_fit
 from bayesrl.statistics.estimates import Estimate, Estimates, InfluenceEstimate
 from bayesrl.typing import Beta, Params, PRNGKey, Program
 
@@ -30,7 +30,7 @@ def _can_propose(value: Any) -> bool:
 
 
 type Proposal = Annotated[
-    Posterior | tuple[Pair, Params] | None,
+    Posterior | tuple[Programs, Params] | None,
     Requirement(f"a Posterior, {Posterior.GIVEN_BY}, or None for the prior", _can_propose, alone=True),
 ]
 """What draws in the place of the prior: a posterior, or what its `unbatched` gives."""
@@ -83,12 +83,12 @@ def importance(
         Owen (2013), "Monte Carlo theory, methods and examples", section 9.2, equations 9.6 to 9.9.
     """
     program = freeze_program(policy, args, beta)
-    pair, params = Pair(program.policy, None, program.structure, program.args, {}), dict[str, Any]()
+    programs, params = Programs(program.policy, None, program.structure, program.args, {}), dict[str, Any]()
     if proposal is not None:
         other, params = proposal.unbatched() if isinstance(proposal, Posterior) else proposal
-        pair = replace(pair, guide=other.guide, transforms=other.transforms)
+        programs = replace(programs, guide=other.guide, transforms=other.transforms)
     draw_key, metric_key = split_keys(key)
-    batch = _draw(draw_key, pair, params, num_samples)
+    batch = _draw(draw_key, programs, params, num_samples)
     _check(batch)
     _refuse_weightless(program.structure, batch)
     betas = None if beta is None else np.asarray(beta, float)
@@ -111,10 +111,10 @@ class _Batch(NamedTuple):
     metrics: dict[str, np.ndarray]
 
 
-def _draw(key: PRNGKey, pair: Pair, params: Params, num_samples: int) -> _Batch:
-    structure = pair.structure
+def _draw(key: PRNGKey, programs: Programs, params: Params, num_samples: int) -> _Batch:
+    structure = programs.structure
     structure.check_memory(num_samples, EngineError)
-    draws, totals = draw_fit(key, pair, params, num_samples)
+    draws, totals = draw_fit(key, programs, params, num_samples)
 
     def flat(values: Any) -> np.ndarray:
         return np.asarray(values, float).reshape(num_samples, -1)

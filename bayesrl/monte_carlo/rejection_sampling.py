@@ -10,13 +10,13 @@ import numpy as np
 from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import fold_in, split_keys
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
 from bayesrl.exact.tabulation import FrozenProgram, freeze_program
 from bayesrl.exact.weighted_draws import WeightedDraws, evaluate_metrics, mean_estimate, numpy_generator, shared_sites
 from bayesrl.monte_carlo.proposals import AcceptedDraws, ProposalSums
 from bayesrl.monte_carlo.reward_bounds import site_reward_bounds
-from bayesrl.posterior.programs import draw_fit
+from bayesrl.posterior.sampling import draw_fit
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Beta, PRNGKey, Program
 
@@ -91,7 +91,7 @@ def rejection(
             max_proposals // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (program.structure.width * betas.size)
         ),
     )
-    prior = Pair(program.policy, None, program.structure, program.args, {})
+    prior = Programs(program.policy, None, program.structure, program.args, {})
     proposals = (draw_fit(fold_in(draw_key, index), prior, {}, size)[0] for index in itertools.count())
     rng = numpy_generator(accept_key)
     pilot = state.take(next(proposals), rng)

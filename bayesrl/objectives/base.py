@@ -10,7 +10,7 @@ from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 
 from bayesrl.core.draws import Draws
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.statistics.quantities import divergence, is_conditioned
 from bayesrl.typing import Params, PRNGKey, Program
@@ -51,7 +51,7 @@ class Objective(ELBO):
     num_particles: int
 
     @abstractmethod
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "Objective":
+    def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "Objective":
         """Refuse what would be biased for these programs, and settle what was left to `auto`.
 
         Raises:
@@ -59,16 +59,16 @@ class Objective(ELBO):
         """
 
     @abstractmethod
-    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw from the guide. Pure; differentiable in `params` wherever sites are pathwise."""
 
     @abstractmethod
-    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Turn draws into a loss in nats per context, and what it saw. Pure."""
 
-    def evaluate(self, key: PRNGKey, params: Params, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def evaluate(self, key: PRNGKey, params: Params, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Compose `draw` and `surrogate`: the default step."""
-        return self.surrogate(params, self.draw(key, params, pair), pair, beta)
+        return self.surrogate(params, self.draw(key, params, programs), programs, beta)
 
     def loss_with_mutable_state(
         self, rng_key: PRNGKey, param_map: Params, model: Program, guide: Program, *args: Any, **kwargs: Any
@@ -86,44 +86,44 @@ class Objective(ELBO):
             return guide(*args, **kwargs)
 
         structure = inspect(rng_key, policy, *args)
-        pair = Pair(policy, own_guide, structure, args, {})
-        ready = self.prepare(rng_key, pair, param_map)
-        value, _ = ready.evaluate(rng_key, param_map, pair, 1.0)
+        programs = Programs(policy, own_guide, structure, args, {})
+        ready = self.prepare(rng_key, programs, param_map)
+        value, _ = ready.evaluate(rng_key, param_map, programs, 1.0)
         return {"loss": value * structure.num_contexts, "mutable_state": None}
 
 
-def info_from_draws(draws: Draws, pair: Pair, beta: Any, shape: tuple[int, ...]) -> Info:
+def info_from_draws(draws: Draws, programs: Programs, beta: Any, shape: tuple[int, ...]) -> Info:
     """Summarise draws made by the guide, [*shape] = [*draws, *contexts]."""
     totals = jax.lax.stop_gradient(draws.totals(shape))
     w = totals.log_weight(beta)
-    num = len(shape) - len(pair.structure.context_shape)
+    num = len(shape) - len(programs.structure.context_shape)
     axes = tuple(range(num))
     return Info(
         objective=beta * w.mean(),
         reward=totals.reward.mean(),
-        kl=divergence(totals, conditioned=is_conditioned(pair.structure)).mean(),
+        kl=divergence(totals, conditioned=is_conditioned(programs.structure)).mean(),
         spread=(w - w.mean(axes, keepdims=True)).__pow__(2).mean() * _unbias(shape[:num]),
         metrics={name: jnp.asarray(value, float).mean() for name, value in draws.metrics.items()},
         nonfinite=count_nonfinite(draws),
     )
 
 
-def info_from_reused_draws(info: Info, draws: Draws, pair: Pair, beta: Any) -> Info:
+def info_from_reused_draws(info: Info, draws: Draws, programs: Programs, beta: Any) -> Info:
     """Tell of draws that were made outside what they tell of the policy that drew them, whatever was learned since.
 
     Args:
         info: of an objective that scored them under the policy as it is now.
         draws: as they came, log q being that of the policy that drew.
-        pair: policy and guide.
+        programs: policy and guide.
         beta: reward units per nat.
     """
     shapes = {score.shape[:-1] for score in draws.log_q.values()}
-    if set(draws.log_q) != set(pair.structure.actions) or len(shapes) != 1:
+    if set(draws.log_q) != set(programs.structure.actions) or len(shapes) != 1:
         return info
     (shape,) = shapes
-    if len(shape) != 1 + len(pair.structure.context_shape):
+    if len(shape) != 1 + len(programs.structure.context_shape):
         return info
-    told = info_from_draws(draws, pair, beta, shape)
+    told = info_from_draws(draws, programs, beta, shape)
     return info._replace(objective=told.objective, reward=told.reward, kl=told.kl, spread=told.spread)
 
 

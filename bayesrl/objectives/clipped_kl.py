@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from bayesrl.arguments import Positive, checked
 from bayesrl.core.draws import Draws
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, info_from_draws
 from bayesrl.objectives.gradient_plan import make_gradient_plan
@@ -51,18 +51,18 @@ class ClippedKL(ReverseKL):
                 "ClippedKL takes gradients by scores alone; leave estimator and enumerated out, or use ReverseKL()"
             )
 
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ClippedKL":
+    def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ClippedKL":
         """Take every action's gradient by scores; see `Objective.prepare`."""
-        plan = make_gradient_plan(key, pair, params, self.num_particles, "score", self.baseline, ())
+        plan = make_gradient_plan(key, programs, params, self.num_particles, "score", self.baseline, ())
         return replace(self, plan=plan)
 
-    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Give −ELBO per context with the gradient described above; see `Objective.surrogate`."""
         plan = self._ready()
-        costs = lax.stop_gradient(log_weight_terms(plan, params, draws, pair, beta))
+        costs = lax.stop_gradient(log_weight_terms(plan, params, draws, programs, beta))
         advantage = compute_advantages(costs, self.baseline)
-        now = score_terms(plan, draws, pair.structure)
-        then = score_terms(plan, draws._replace(scores=draws.log_behaviour), pair.structure)
+        now = score_terms(plan, draws, programs.structure)
+        then = score_terms(plan, draws._replace(scores=draws.log_behaviour), programs.structure)
         moved = now - lax.stop_gradient(then)
         if self.ratio == "draw":
             # The geometric mean over steps, whose clipping does not tighten as draws grow longer.
@@ -72,7 +72,7 @@ class ClippedKL(ReverseKL):
         rho = jnp.exp(moved)
         clipped = jnp.clip(rho, 1 - self.clip, 1 + self.clip)
         gain = jnp.minimum(rho * advantage, clipped * advantage).sum(-1).mean()
-        info = info_from_draws(draws, pair, beta, costs.shape[:-1])
+        info = info_from_draws(draws, programs, beta, costs.shape[:-1])
         acted = then != 0  # rewards are events too, and what stands behind the end of a text
         outside = ((jnp.abs(rho - 1) > self.clip) & acted).sum() / jnp.maximum(acted.sum(), 1)
         told = {"clipped": lax.stop_gradient(outside)}

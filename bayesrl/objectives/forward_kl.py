@@ -11,7 +11,7 @@ from jax.scipy.special import logsumexp
 from bayesrl.arguments import CountAboveOne, checked, real_range
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
 from bayesrl.typing import Params, PRNGKey
@@ -51,30 +51,30 @@ class ForwardKL(Objective):
         from_prior = min(round(self.prior_fraction * self.num_particles), self.num_particles - 1)
         return self.num_particles - from_prior, from_prior
 
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ForwardKL":
+    def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ForwardKL":
         """Refuse environment sites; see `Objective.prepare`."""
-        nature = pair.structure.names("environment")
+        nature = programs.structure.names("environment")
         if nature:
             raise ObjectiveError(
                 f"ForwardKL would tilt environment site {nature[0]!r}, which is nature's; use ReverseKL()"
             )
         return self
 
-    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw from the guide first, then from the prior, [particles, ...]; no gradients."""
         from_guide, from_prior = self._split
         # One key: both parts share their mini-batch.
-        draws = pair.draw(key, params, from_guide)
+        draws = programs.draw(key, params, from_guide)
         if from_prior:
-            prior = replace(pair, guide=None).draw(key, {}, from_prior)
-            prior = pair.score(params, prior) if draws.log_ratio else prior.scored(pair.log_q(params, prior))
+            prior = replace(programs, guide=None).draw(key, {}, from_prior)
+            prior = programs.score(params, prior) if draws.log_ratio else prior.scored(programs.log_q(params, prior))
             draws = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), draws, prior)
         return stop_gradient(draws)
 
-    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Give the estimate of KL(p*‖q) per context; see `Objective.surrogate`."""
         from_guide, from_prior = self._split
-        shape = (self.num_particles, *pair.structure.context_shape)
+        shape = (self.num_particles, *programs.structure.context_shape)
         totals = lax.stop_gradient(draws.totals(shape))
         tempered = totals.reward / beta + totals.log_likelihood
         shares = jnp.log(jnp.array([from_guide, from_prior]) / self.num_particles)
@@ -84,11 +84,11 @@ class ForwardKL(Objective):
         log_weight = tempered + of_prior
         weight = lax.stop_gradient(jax.nn.softmax(log_weight, axis=0))
         log_evidence = logsumexp(log_weight, axis=0) - jnp.log(self.num_particles)
-        log_q = _log_q(pair, params, draws, shape)
+        log_q = _log_q(programs, params, draws, shape)
         moved = log_q - lax.stop_gradient(log_q)
         gap = jnp.where(weight > 0, tempered + totals.ratio - moved, 0.0)
         loss = (weight * gap).sum(0) - log_evidence + _baseline(moved, of_guide)
-        info = info_from_draws(jax.tree.map(lambda x: x[:from_guide], draws), pair, beta, (from_guide, *shape[1:]))
+        info = info_from_draws(jax.tree.map(lambda x: x[:from_guide], draws), programs, beta, (from_guide, *shape[1:]))
         ess = 1 / (weight**2).sum(0).mean() / self.num_particles
         nonfinite = {
             name: (jnp.isnan(value) | (value == jnp.inf)).reshape(value.shape[0], -1).any(-1).sum().astype(jnp.int32)
@@ -103,7 +103,7 @@ def _baseline(moved: Array, of_guide: Array) -> Array:
     return (share * jnp.where(share > 0, moved, 0.0)).sum(0)
 
 
-def _log_q(pair: Pair, params: Params, draws: Draws, shape: tuple[int, ...]) -> Array:
+def _log_q(programs: Programs, params: Params, draws: Draws, shape: tuple[int, ...]) -> Array:
     """Give log q of draws under these parameters, summed over sites and time, with its gradient."""
-    scores = pair.log_q(params, draws)
+    scores = programs.log_q(params, draws)
     return sum((score.sum(-1) for score in scores.values()), start=jnp.zeros(shape))

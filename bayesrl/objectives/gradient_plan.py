@@ -10,7 +10,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.compilation.keys import dummy_key
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.trace import TraceSite, site_log_prob, trace_abstractly, trace_program
@@ -57,7 +57,7 @@ class GradientPlan:
 
 def make_gradient_plan(
     key: PRNGKey,
-    pair: Pair,
+    programs: Programs,
     params: Params,
     num_particles: int,
     estimator: str,
@@ -69,14 +69,14 @@ def make_gradient_plan(
     Raises:
         ObjectiveError: naming the site and the remedy.
     """
-    guide = pair.trace_guide(params)
-    _refuse_foreign(pair, guide.sites)
-    actions = pair.structure.actions
+    guide = programs.trace_guide(params)
+    _refuse_foreign(programs, guide.sites)
+    actions = programs.structure.actions
     if estimator == "pathwise" and enumerated == "auto":
         enumerated = ()
-    chosen = _enumerated(pair, params, num_particles, enumerated)
+    chosen = _enumerated(programs, params, num_particles, enumerated)
     sampled = [name for name in actions if name not in chosen]
-    pathwise = _pathwise(key, pair, guide.sites, sampled, estimator)
+    pathwise = _pathwise(key, programs, guide.sites, sampled, estimator)
     score = tuple(name for name in sampled if name not in pathwise)
     if score and num_particles < 2 and baseline != "none":
         raise ObjectiveError(
@@ -85,37 +85,37 @@ def make_gradient_plan(
         )
     nature = tuple(
         name
-        for name in pair.structure.names("environment")
-        if pathwise and not site_distribution(pair, guide.sites, name).has_rsample
+        for name in programs.structure.names("environment")
+        if pathwise and not site_distribution(programs, guide.sites, name).has_rsample
     )
     # Draws that cannot differ need no repetition.
-    particles = num_particles if sampled or pair.structure.names("environment") else 1
+    particles = num_particles if sampled or programs.structure.names("environment") else 1
     if chosen and sampled:
-        joint = math.prod(len(pair.structure[name].support or ()) for name in chosen)
+        joint = math.prod(len(programs.structure[name].support or ()) for name in chosen)
         particles = max(num_particles // joint, 8)
     return GradientPlan(pathwise, score, nature, chosen, particles)
 
 
-def site_distribution(pair: Pair, guide: dict[str, TraceSite], name: str) -> Any:
+def site_distribution(programs: Programs, guide: dict[str, TraceSite], name: str) -> Any:
     """Give the distribution of a site of nature, from the guide or else from the policy."""
     if name in guide:
         return guide[name].fn
-    policy = FoldedKeys(pair.policy, dummy_key())
-    return trace_abstractly(lambda: trace_program(policy, *pair.args)).sites[name].fn
+    policy = FoldedKeys(programs.policy, dummy_key())
+    return trace_abstractly(lambda: trace_program(policy, *programs.args)).sites[name].fn
 
 
-def _refuse_foreign(pair: Pair, guide: dict[str, TraceSite]) -> None:
-    for name in pair.structure.actions:
+def _refuse_foreign(programs: Programs, guide: dict[str, TraceSite]) -> None:
+    for name in programs.structure.actions:
         if name not in guide:
             raise ObjectiveError(f"the guide misses action site {name!r}; add numpyro.sample({name!r}, ...) to it")
 
 
 def _pathwise(
-    key: PRNGKey, pair: Pair, guide: dict[str, TraceSite], names: list[str], estimator: str
+    key: PRNGKey, programs: Programs, guide: dict[str, TraceSite], names: list[str], estimator: str
 ) -> tuple[str, ...]:
     if estimator == "score":
         return ()
-    able = [name for name in names if guide[name].fn.has_rsample and not pair.structure[name].discrete]
+    able = [name for name in names if guide[name].fn.has_rsample and not programs.structure[name].discrete]
     if estimator == "pathwise":
         unable = [name for name in names if name not in able]
         if unable:
@@ -123,7 +123,7 @@ def _pathwise(
                 f"estimator='pathwise' cannot differentiate through site {unable[0]!r} "
                 f"({type(guide[unable[0]].fn).__name__} has no reparameterised sampler); use estimator='auto'"
             )
-    jumps = discontinuous_sites(key, pair, guide, able) if able else set()
+    jumps = discontinuous_sites(key, programs, guide, able) if able else set()
     if estimator == "pathwise" and jumps:
         raise ObjectiveError(
             f"estimator='pathwise' would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
@@ -132,10 +132,10 @@ def _pathwise(
     return tuple(name for name in able if name not in jumps)
 
 
-def discontinuous_sites(key: PRNGKey, pair: Pair, guide: dict[str, TraceSite], names: list[str]) -> set[str]:
+def discontinuous_sites(key: PRNGKey, programs: Programs, guide: dict[str, TraceSite], names: list[str]) -> set[str]:
     """Name the sites in whose values a reward, or the density of another site, jumps."""
     # Only the way from inputs to outputs matters, so any numbers of the right shape will do.
-    policy = trace_abstractly(lambda: trace_program(FoldedKeys(pair.policy, key), *pair.args)).sites
+    policy = trace_abstractly(lambda: trace_program(FoldedKeys(programs.policy, key), *programs.args)).sites
     drawn = {
         name: jnp.zeros(jnp.shape(site.value), jnp.result_type(site.value))
         for name, site in {**policy, **guide}.items()
@@ -144,8 +144,8 @@ def discontinuous_sites(key: PRNGKey, pair: Pair, guide: dict[str, TraceSite], n
     held = {name: drawn.pop(name) for name in names}
 
     def scores(values: dict[str, Array]) -> list[Array]:
-        program = handlers.substitute(pair.policy, data={**drawn, **values})
-        sites = trace_program(FoldedKeys(program, key), *pair.args).sites
+        program = handlers.substitute(programs.policy, data={**drawn, **values})
+        sites = trace_program(FoldedKeys(program, key), *programs.args).sites
         own = {
             name: site._replace(value=held[name], intermediates=None) for name, site in sites.items() if name in held
         }
@@ -155,12 +155,12 @@ def discontinuous_sites(key: PRNGKey, pair: Pair, guide: dict[str, TraceSite], n
 
 
 def _enumerated(
-    pair: Pair, params: Params, num_particles: int, wanted: tuple[str, ...] | Literal["auto"]
+    programs: Programs, params: Params, num_particles: int, wanted: tuple[str, ...] | Literal["auto"]
 ) -> tuple[str, ...]:
-    structure = pair.structure
+    structure = programs.structure
     actions = structure.actions
     if wanted == "auto":
-        return actions if actions and _pays_to_enumerate(pair, params, num_particles) else ()
+        return actions if actions and _pays_to_enumerate(programs, params, num_particles) else ()
     for name in wanted:
         if name not in actions:
             raise ObjectiveError(
@@ -184,18 +184,18 @@ def _enumerated(
     return chosen
 
 
-def _pays_to_enumerate(pair: Pair, params: Params, num_particles: int) -> bool:
+def _pays_to_enumerate(programs: Programs, params: Params, num_particles: int) -> bool:
     """Whether all values can be tried: no more than there are particles, or so few numbers that nobody sees the time.
 
     An expectation that is exact has no noise, which keeps rare values from being learnt.
     """
-    size = _joint_size(pair.structure)
+    size = _joint_size(programs.structure)
     if size is None or size <= num_particles:
         return size is not None
     if num_particles < FEWEST_PARTICLES or size > MOST_BRANCHES:
         return False
-    values = {name: jnp.zeros(pair.structure[name].shape, int) for name in pair.structure.actions}
-    once = count_dependent_numbers(lambda values: pair.draw(dummy_key(), params, 1, values=values), values)
+    values = {name: jnp.zeros(programs.structure[name].shape, int) for name in programs.structure.actions}
+    once = count_dependent_numbers(lambda values: programs.draw(dummy_key(), params, 1, values=values), values)
     return once is not None and size * once <= MOST_NUMBERS
 
 

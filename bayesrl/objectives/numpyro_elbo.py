@@ -10,7 +10,7 @@ from numpyro.infer import elbo as numpyro_elbo
 from bayesrl.arguments import Count, checked
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient, tilt
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.trace import TraceSite
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
@@ -34,7 +34,7 @@ class NumPyroELBO(Objective):
     elbo: numpyro_elbo.ELBO
     num_particles: Count = 16
 
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "NumPyroELBO":
+    def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "NumPyroELBO":
         """Refuse sites whose gradient the ELBO would get wrong; see `Objective.prepare`."""
         name = type(self.elbo).__name__
         if isinstance(self.elbo, numpyro_elbo.TraceEnum_ELBO):
@@ -42,10 +42,10 @@ class NumPyroELBO(Objective):
                 f"{name} gives wrong gradients where a factor is summed over a plate that it stands outside of; "
                 "use ReverseKL(enumerated=...)"
             )
-        guide = pair.trace_guide(params).sites
-        self._refuse_nature(pair, guide)
+        guide = programs.trace_guide(params).sites
+        self._refuse_nature(programs, guide)
         able = []
-        for site in pair.structure.actions:
+        for site in programs.structure.actions:
             if guide[site].fn.has_rsample:
                 able.append(site)
             elif not self.elbo.can_infer_discrete:
@@ -53,7 +53,7 @@ class NumPyroELBO(Objective):
                     f"{name} has no gradient for site {site!r} ({type(guide[site].fn).__name__} is not "
                     "reparameterised) and would be biased; use ReverseKL() or TraceGraph_ELBO()"
                 )
-        jumps = discontinuous_sites(key, pair, guide, able) if able else set()
+        jumps = discontinuous_sites(key, programs, guide, able) if able else set()
         if jumps:
             raise ObjectiveError(
                 f"{name} would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
@@ -61,40 +61,42 @@ class NumPyroELBO(Objective):
             )
         return self
 
-    def _refuse_nature(self, pair: Pair, guide: dict[str, TraceSite]) -> None:
+    def _refuse_nature(self, programs: Programs, guide: dict[str, TraceSite]) -> None:
         """Refuse nature that does not cancel from the ELBO, or answers actions in a way that has no gradient."""
         name = type(self.elbo).__name__
-        for site in pair.structure.names("environment"):
+        for site in programs.structure.names("environment"):
             if site not in guide:
                 raise ObjectiveError(
                     f"{name} counts the density of environment site {site!r}, which the guide does not replay, "
                     "and would tilt nature; copy the policy's environment(...) line into the guide, or use ReverseKL()"
                 )
             if not (
-                guide[site].fn.has_rsample or self.elbo.can_infer_discrete or site in pair.structure.drawn_before_action
+                guide[site].fn.has_rsample
+                or self.elbo.can_infer_discrete
+                or site in programs.structure.drawn_before_action
             ):
                 raise ObjectiveError(
                     f"{name} has no gradient through environment site {site!r}, which may answer an action; "
                     "use ReverseKL() or TraceGraph_ELBO()"
                 )
 
-    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw for the history; the ELBO makes its own draws."""
-        return pair.draw(key, stop_gradient(params), self.num_particles)
+        return programs.draw(key, stop_gradient(params), self.num_particles)
 
-    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Refuse: a stock ELBO cannot score draws that it did not make."""
         raise ObjectiveError(f"{type(self.elbo).__name__} cannot score given draws; use ReverseKL() or ForwardKL()")
 
-    def evaluate(self, key: PRNGKey, params: Params, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def evaluate(self, key: PRNGKey, params: Params, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Give the ELBO's own loss, in nats per context."""
-        if pair.guide is None:
+        if programs.guide is None:
             raise ObjectiveError("a NumPyro ELBO needs a guide; pass guide=...")
-        model = tilt(pair.policy, beta) if pair.structure.names("reward") else pair.policy
-        loss = self.elbo.loss(key, pair.constrain(params), model, pair.guide, *pair.args)
-        draws = self.draw(key, params, pair)
-        shape = (self.num_particles, *pair.structure.context_shape)
-        return jnp.asarray(loss) / pair.structure.num_contexts, info_from_draws(draws, pair, beta, shape)
+        model = tilt(programs.policy, beta) if programs.structure.names("reward") else programs.policy
+        loss = self.elbo.loss(key, programs.constrain(params), model, programs.guide, *programs.args)
+        draws = self.draw(key, params, programs)
+        shape = (self.num_particles, *programs.structure.context_shape)
+        return jnp.asarray(loss) / programs.structure.num_contexts, info_from_draws(draws, programs, beta, shape)
 
 
 def as_objective(objective: Objective | numpyro_elbo.ELBO) -> Objective:

@@ -11,7 +11,7 @@ from jax import Array, lax
 from bayesrl.arguments import Count, checked
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import stop_gradient
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
@@ -65,48 +65,48 @@ class ReverseKL(Objective):
     enumerated: tuple[str, ...] | Literal["auto"] = "auto"
     plan: GradientPlan | None = field(default=None, repr=False, compare=False)
 
-    def prepare(self, key: PRNGKey, pair: Pair, params: Params) -> "ReverseKL":
+    def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ReverseKL":
         """Decide site by site how its gradient is taken; see `Objective.prepare`."""
         return replace(
             self,
             plan=make_gradient_plan(
-                key, pair, params, self.num_particles, self.estimator, self.baseline, self.enumerated
+                key, programs, params, self.num_particles, self.estimator, self.baseline, self.enumerated
             ),
         )
 
-    def draw(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw [particles, ...], or [particles, branches, ...] where sites are enumerated."""
         plan = self._ready()
         if not plan.enumerated:
-            return pair.draw(key, params, plan.num_particles, stopped=plan.score)
-        branches = plan.branches(pair.structure)
+            return programs.draw(key, params, plan.num_particles, stopped=plan.score)
+        branches = plan.branches(programs.structure)
 
         def one_branch(values: dict[str, Array]) -> Draws:
-            return pair.draw(key, params, plan.num_particles, stopped=plan.score, values=values)
+            return programs.draw(key, params, plan.num_particles, stopped=plan.score, values=values)
 
         return jax.vmap(one_branch, out_axes=1)(branches)
 
-    def surrogate(self, params: Params, draws: Draws, pair: Pair, beta: Any) -> tuple[Array, Info]:
+    def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Give −ELBO per context, with the gradient described above; see `Objective.surrogate`."""
         plan = self._ready()
         if plan.enumerated:
-            return _enumerated_surrogate(plan, params, draws, pair, beta, self.baseline)
-        costs = log_weight_terms(plan, params, draws, pair, beta)
+            return _enumerated_surrogate(plan, params, draws, programs, beta, self.baseline)
+        costs = log_weight_terms(plan, params, draws, programs, beta)
         shape = costs.shape[:-1]
         value = costs.sum(-1)
         gradient = jnp.zeros(())
         if plan.score or plan.nature:
             advantage = compute_advantages(lax.stop_gradient(costs), self.baseline)
-            score = score_terms(plan, draws, pair.structure)
+            score = score_terms(plan, draws, programs.structure)
             gradient = gradient + (score * advantage).sum(-1).mean()
-        if plan.pathwise or pair.learned:
+        if plan.pathwise or programs.learned:
             gradient = gradient + value.mean()
-        return replace_gradient(-value.mean(), -gradient), info_from_draws(draws, pair, beta, shape)
+        return replace_gradient(-value.mean(), -gradient), info_from_draws(draws, programs, beta, shape)
 
     def _ready(self) -> GradientPlan:
         if self.plan is None:
             raise ObjectiveError(
-                "ReverseKL was used before prepare(key, pair, params); call it and use what it returns"
+                "ReverseKL was used before prepare(key, programs, params); call it and use what it returns"
             )
         return self.plan
 
@@ -116,13 +116,13 @@ def replace_gradient(value: Array, gradient: Array) -> Array:
     return lax.stop_gradient(value) + gradient - lax.stop_gradient(gradient)
 
 
-def log_weight_terms(plan: GradientPlan, params: Params, draws: Draws, pair: Pair, beta: Any) -> Array:
+def log_weight_terms(plan: GradientPlan, params: Params, draws: Draws, programs: Programs, beta: Any) -> Array:
     """Lay the summands of w out in program order, [*draws, *contexts, events].
 
     Gradients flow through values of pathwise sites only: the guide's parameters are stopped in log q.
     """
-    order = pair.structure
-    log_q = _stopped_log_q(params, draws, pair) if plan.pathwise else lax.stop_gradient(draws.log_q)
+    order = programs.structure
+    log_q = _stopped_log_q(params, draws, programs) if plan.pathwise else lax.stop_gradient(draws.log_q)
     tempered = {name: value / beta for name, value in draws.rewards.items()}
     parts = {name: draws.log_prior[name] - log_q[name] for name in order.actions}
     parts |= {} if plan.pathwise else lax.stop_gradient(draws.log_ratio)
@@ -130,10 +130,13 @@ def log_weight_terms(plan: GradientPlan, params: Params, draws: Draws, pair: Pai
     return order.in_order(parts, order.names("action", "environment", "observed", "reward"))
 
 
-def _stopped_log_q(params: Params, draws: Draws, pair: Pair) -> dict[str, Array]:
-    if draws.sites[pair.structure.actions[0]].ndim == len(pair.structure[pair.structure.actions[0]].shape) + 2:
-        return jax.vmap(lambda branch: pair.log_q(stop_gradient(params), branch))(draws)
-    return pair.log_q(stop_gradient(params), draws)
+def _stopped_log_q(params: Params, draws: Draws, programs: Programs) -> dict[str, Array]:
+    if (
+        draws.sites[programs.structure.actions[0]].ndim
+        == len(programs.structure[programs.structure.actions[0]].shape) + 2
+    ):
+        return jax.vmap(lambda branch: programs.log_q(stop_gradient(params), branch))(draws)
+    return programs.log_q(stop_gradient(params), draws)
 
 
 def score_terms(plan: GradientPlan, draws: Draws, structure: Structure) -> Array:
@@ -183,12 +186,12 @@ def _to_go(costs: Array) -> Array:
 
 
 def _enumerated_surrogate(
-    plan: GradientPlan, params: Params, draws: Draws, pair: Pair, beta: Any, baseline: Baseline
+    plan: GradientPlan, params: Params, draws: Draws, programs: Programs, beta: Any, baseline: Baseline
 ) -> tuple[Array, Info]:
     """Take the expectation over the enumerated sites exactly; draws are [particles, branches, ...]."""
-    structure = pair.structure
+    structure = programs.structure
     names = structure.names("action", "environment", "observed", "reward")
-    costs = log_weight_terms(plan, params, draws, pair, beta)
+    costs = log_weight_terms(plan, params, draws, programs, beta)
     log_weight = sum((draws.log_q[name].sum(-1) for name in plan.enumerated), start=jnp.zeros(costs.shape[:-1]))
     weight = jnp.exp(log_weight)
     first = sum(structure[name].length for name in names[: names.index(plan.enumerated[0])])
@@ -202,16 +205,16 @@ def _enumerated_surrogate(
         score = score_terms(plan, jax.tree.map(lambda x: x[:, 0], draws), structure)[..., :first]
         advantage = compute_advantages(events, baseline)[..., :first]
         gradient = gradient + (score * advantage).sum(-1).mean()
-    if plan.pathwise or pair.learned:
+    if plan.pathwise or programs.learned:
         gradient = gradient + before.sum(-1).mean()
-    return replace_gradient(-value.mean(), -gradient), _weighted_info(draws, weight, pair, beta)
+    return replace_gradient(-value.mean(), -gradient), _weighted_info(draws, weight, programs, beta)
 
 
-def _weighted_info(draws: Draws, weight: Array, pair: Pair, beta: Any) -> Info:
+def _weighted_info(draws: Draws, weight: Array, programs: Programs, beta: Any) -> Info:
     """Summarise enumerated draws: branches weighted by q."""
     weight = lax.stop_gradient(weight)
     shape = weight.shape
-    plain = info_from_draws(draws, pair, beta, shape)
+    plain = info_from_draws(draws, programs, beta, shape)
     totals = lax.stop_gradient(draws.totals(shape))
     w = totals.log_weight(beta)
 
@@ -220,7 +223,7 @@ def _weighted_info(draws: Draws, weight: Array, pair: Pair, beta: Any) -> Info:
 
     centre = (weight * jnp.where(weight > 0, w, 0.0)).sum(1, keepdims=True).mean(0, keepdims=True)
     metrics = {name: _branch_mean(jnp.asarray(value, float), weight) for name, value in draws.metrics.items()}
-    kl = mean(divergence(totals, conditioned=is_conditioned(pair.structure)))
+    kl = mean(divergence(totals, conditioned=is_conditioned(programs.structure)))
     return plain._replace(
         objective=beta * mean(w), reward=mean(totals.reward), kl=kl, spread=mean((w - centre) ** 2), metrics=metrics
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from bayesrl.compilation.jit import ClosureJit, TracedProgram
 from bayesrl.compilation.keys import as_hash_key
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import as_arrays
 from bayesrl.typing import Params, PRNGKey
 
@@ -21,17 +21,17 @@ class ActionSampler:
     """A fitted policy as it was when it first acted.
 
     Args:
-        pair: the programs.
+        programs: the programs.
         params: unconstrained parameters of the guide, of one fit.
     """
 
-    def __init__(self, pair: Pair, params: Params) -> None:
-        self.pair, self.params = pair, params
+    def __init__(self, programs: Programs, params: Params) -> None:
+        self.programs, self.params = programs, params
         self._prepared: OrderedDict[Any, TracedProgram] = OrderedDict()
 
     def __call__(self, key: PRNGKey, *observation: Any) -> Any:
         """Choose actions, by the arguments of the fit where nothing is observed."""
-        leaves, tree = jax.tree.flatten(observation or self.pair.args)
+        leaves, tree = jax.tree.flatten(observation or self.programs.args)
         if observation:
             leaves = self._numbers_as_arrays(leaves, tree)
         places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray))
@@ -58,13 +58,13 @@ class ActionSampler:
         return self._prepared[form].run([key, *arrays])
 
     def _choose(self, key: PRNGKey, *args: Any) -> Any:
-        drawn = replace(self.pair, args=as_arrays(args)).run_guide(key, None, self.params, {}, ())
-        actions = {name: drawn.sites[name].value for name in self.pair.structure.actions}
+        drawn = replace(self.programs, args=as_arrays(args)).run_guide(key, None, self.params, {}, ())
+        actions = {name: drawn.sites[name].value for name in self.programs.structure.actions}
         return next(iter(actions.values())) if len(actions) == 1 else actions
 
     def _numbers_as_arrays(self, leaves: list[Any], tree: Any) -> list[Any]:
         """Make numbers arrays, lest each be traced anew; those stay that were numbers in the arguments of the fit."""
-        own, own_tree = jax.tree.flatten(self.pair.args)
+        own, own_tree = jax.tree.flatten(self.programs.args)
         fixed = [isinstance(x, bool | int | float) for x in own] if own_tree == tree else [False] * len(leaves)
         return [
             np.asarray(x) if isinstance(x, bool | int | float | np.generic) and not stays else x

@@ -8,14 +8,30 @@ from scipy.special import logsumexp
 
 from bayesrl.compilation.keys import split_keys
 from bayesrl.core.draws import Totals
+from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import solve
 from bayesrl.exact.enumeration import exact_metrics
 from bayesrl.exact.tabulation import freeze_program, tabulate_stages
-from bayesrl.posterior.programs import Programs, draw_fit, draw_start
+from bayesrl.posterior.sampling import draw_fit, draw_start
 from bayesrl.statistics.estimates import Estimate
-from bayesrl.statistics.quantities import has_marginal
+from bayesrl.statistics.quantities import has_marginal, is_conditioned
 from bayesrl.typing import Params, PRNGKey, Program
+
+
+def log_marginal(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
+    """Give log p(y) averaged over contexts, nats: nan where it is not known, None without data beside rewards.
+
+    Args:
+        key: consumed whole, where it has to be drawn for.
+        programs: of the fit; mini-batches are left aside.
+        params: of one fit, whose draws help.
+    """
+    if not is_conditioned(programs.structure):
+        return None
+    known = find_marginal(key, programs.over_all_data(), params)
+    return Estimate(np.asarray(np.nan), np.asarray(np.nan)) if known is None else known
+
 
 LEAST_EFFECTIVE = 100
 """So many draws weights must be worth, in each context, for their mean to be told."""
@@ -63,12 +79,11 @@ def marginal_of(policy: Program, args: tuple[Any, ...], max_count: int = 2**20) 
 
 
 def _by_draws(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
-    pair = programs.pair()
     half = int(np.clip(_NUMBERS // programs.structure.width, _LEAST, _DRAWS))
     fit_key, prior_key = split_keys(key)
-    drawn = [draw_start(prior_key, pair, params, half)[1]]
-    if pair.guide is not None:
-        drawn.append(draw_fit(fit_key, pair, params, half)[1])
+    drawn = [draw_start(prior_key, programs, params, half)[1]]
+    if programs.guide is not None:
+        drawn.append(draw_fit(fit_key, programs, params, half)[1])
     log_weight = np.concatenate([_weights(totals, len(drawn)) for totals in drawn])
     log_weight = np.where(np.isnan(log_weight), -np.inf, log_weight)
     if not (log_weight > -np.inf).any(0).all():

@@ -8,20 +8,20 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 from jax import Array
-from numpyro import handlers
 from scipy.special import softmax
 
 from bayesrl.arguments import CountAboveOne, CountOrZero, Positive, checked
 from bayesrl.compilation.jit import to_host, trace_cache
 from bayesrl.compilation.keys import fold_in, key_data, split_keys
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.display.formatting import pluralize
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, estimates_table
 from bayesrl.errors import PolicyError
-from bayesrl.guides import PolicyGuide
 from bayesrl.posterior.action_sampler import ActionSampler
-from bayesrl.posterior.programs import Programs, draw_lanes, score_draws
+from bayesrl.posterior.fitted_policy import fitted_policy
+from bayesrl.posterior.marginal import log_marginal
+from bayesrl.posterior.sampling import draw_lanes, score_draws
 from bayesrl.posterior.selection import take, take_restart
 from bayesrl.statistics.averages import kept_estimates, kept_marginal, mixed, summarise
 from bayesrl.statistics.estimates import Estimate, Estimates
@@ -100,6 +100,10 @@ class Posterior(Displayable):
             )
         return self.programs
 
+    def _programs_for(self, new_args: tuple[Any, ...]) -> Programs:
+        programs = self._needs_programs()
+        return programs.with_args(new_args) if new_args else programs
+
     # ---- draws -------------------------------------------------------------------------------
 
     def sample(self, key: PRNGKey, num_samples: CountOrZero, *new_args: Any) -> dict[str, Numbers]:
@@ -145,7 +149,8 @@ class Posterior(Displayable):
             *new_args: other arguments for the program.
         """
         first = jax.tree.map(lambda x: x[0], self._lanes()[0])
-        return self._needs_programs().log_marginal(key, first, new_args)
+        programs = self._needs_programs()
+        return log_marginal(key, programs.over_all_data(*new_args) if new_args else programs, first)
 
     def log_prob(self, sites: Sites, *args: Any) -> Array:
         """Score values of the action sites, given what nature did: log q in nats.
@@ -161,14 +166,14 @@ class Posterior(Displayable):
 
     def scores(self, sites: Sites, *args: Any) -> Totals:
         """Score values as `log_prob` does, and give all that is known of them, [*beta, restart, num, *contexts]."""
-        pair = self._needs_programs().pair(args or None)
-        missing = [name for name in pair.structure.names("action", "environment") if name not in sites]
+        programs = self._programs_for(args)
+        missing = [name for name in programs.structure.names("action", "environment") if name not in sites]
         if missing:
             raise PolicyError(f"log_prob got no value for site {missing[0]!r}; pass every action and environment site")
         params, _ = self._lanes()
         held = {name: np.asarray(value) for name, value in sites.items()}
-        for name in pair.structure.names("action", "environment"):
-            wanted = pair.structure[name].shape
+        for name in programs.structure.names("action", "environment"):
+            wanted = programs.structure[name].shape
             if held[name].ndim == 0 or held[name].shape[1:] != wanted:
                 raise PolicyError(
                     f"log_prob got shape {held[name].shape} for site {name!r}, whose values have shape {wanted}; "
@@ -176,7 +181,7 @@ class Posterior(Displayable):
                 )
         lanes = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(int(np.prod(self._fit_shape)))]
         with trace_cache():
-            found = [score_draws(pair, own, held) for own in lanes]
+            found = [score_draws(programs, own, held) for own in lanes]
         scores: Totals = jax.tree.map(lambda *xs: np.stack(xs).reshape(self._fit_shape + xs[0].shape), *found)
         if self.mixture is None:
             return scores
@@ -185,17 +190,17 @@ class Posterior(Displayable):
         return jax.tree.map(lambda x: np.expand_dims(x, axis).astype(np.float32), one)
 
     def _draw(self, key: PRNGKey, num_samples: int, new_args: tuple[Any, ...]) -> tuple[Draws, Totals]:
-        pair = self._needs_programs().pair(new_args or None)
+        programs = self._programs_for(new_args)
         params, _ = self._lanes()
         shape = self._fit_shape
         lanes = int(np.prod(shape))
         keys = split_keys(key, lanes + 1)
         episodes = self._needs_programs().episodes
-        draws, totals = draw_lanes(keys[:-1], episodes, pair, params, num_samples)
+        draws, totals = draw_lanes(keys[:-1], episodes, programs, params, num_samples)
         draws, totals = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), (draws, totals))
-        return (draws, totals) if self.mixture is None else self._mix(keys[-1], pair, draws, totals)
+        return (draws, totals) if self.mixture is None else self._mix(keys[-1], programs, draws, totals)
 
-    def _mix(self, key: PRNGKey, pair: Pair, draws: Draws, totals: Totals) -> tuple[Draws, Totals]:
+    def _mix(self, key: PRNGKey, programs: Programs, draws: Draws, totals: Totals) -> tuple[Draws, Totals]:
         """Take each draw from one restart, chosen by weight, and score it under the whole mixture."""
         axis = len(self._fit_shape) - 1
         num = totals.reward.shape[axis + 1]
@@ -210,8 +215,7 @@ class Posterior(Displayable):
 
         draws, totals = jax.tree.map(pick, (draws, totals))
         beta_axes = axis
-        score = Programs(pair.policy, pair.guide, pair.args, pair.structure, pair.transforms, pair.learned)
-        one = replace(self, programs=score)
+        one = replace(self, programs=programs)
         if beta_axes == 0:
             scored = one.scores({k: v[0] for k, v in draws.sites.items()})
         else:
@@ -306,35 +310,10 @@ class Posterior(Displayable):
         Raises:
             PolicyError: several β or restarts are held; `select` one first.
         """
-        pair, params = self.unbatched()
-        guide = pair.guide
-        if guide is None:
-            return handlers.substitute(pair.policy, data=pair.constrain(params))
-        if isinstance(guide, PolicyGuide):
-            return handlers.substitute(guide.program, data=pair.constrain(params))
-        fitted = handlers.substitute(guide, data=pair.constrain(params))
-        own = pair.constrain(params) if pair.learned else {}
-        structure, policy = pair.structure, handlers.substitute(pair.policy, data=own)
+        return fitted_policy(*self.unbatched())
 
-        def program(*args: Any) -> Any:
-            with handlers.trace() as drawn, handlers.block(hide_fn=lambda msg: msg["type"] == "param"):
-                fitted(*args)
-            values = {
-                name: site["value"]
-                for name, site in drawn.items()
-                if site["type"] == "plate"
-                or (site["type"] == "sample" and name in structure.names("action", "environment"))
-            }
-            with (
-                handlers.block(hide_fn=lambda msg: msg["type"] == "plate" or msg.get("name") in values),
-                handlers.substitute(data=values),
-            ):
-                return policy(*args)
-
-        return program
-
-    def unbatched(self) -> tuple[Pair, Params]:
-        """The pair of programs and the parameters of the one β and restart held.
+    def unbatched(self) -> tuple[Programs, Params]:
+        """The programs and the parameters of the one β and restart held.
 
         Raises:
             PolicyError: several are held.
@@ -345,7 +324,7 @@ class Posterior(Displayable):
                 f"this posterior holds {self._fit_shape} (beta, restart) fits; "
                 "choose one with posterior.select(beta=..., restart='best')"
             )
-        return programs.pair(), jax.device_put(jax.tree.map(lambda x: x[0], self._lanes()[0]))
+        return programs, jax.device_put(jax.tree.map(lambda x: x[0], self._lanes()[0]))
 
     def act(self, key: PRNGKey, *observation: Any) -> Any:
         """Choose actions: run the fitted policy with an observation as its arguments.

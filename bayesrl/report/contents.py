@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bayesrl.compilation.keys import fold_in, key_from_seed, split_keys
-from bayesrl.core.programs import declared_params
+from bayesrl.core.programs import Programs, declared_params
 from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.results import Diagnosis, Evidence, Frontier
@@ -18,7 +18,6 @@ from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import Programs
 from bayesrl.report.facts import ReportContents
 from bayesrl.report.fit_figures import best_over_all_data, betas_of
 from bayesrl.statistics.estimates import Estimate, Estimates
@@ -182,7 +181,7 @@ def _target(posterior: Posterior) -> WeightedDraws | None:
         return None
     try:
         first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
-        return enumerate_target(programs.pair(), first, posterior.beta, MAX_COUNT)
+        return enumerate_target(programs, first, posterior.beta, MAX_COUNT)
     except EngineError:
         return None
 

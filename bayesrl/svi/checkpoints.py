@@ -18,7 +18,7 @@ from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.posterior.datatree import from_datatree
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import Source
+from bayesrl.posterior.sampling import Source
 from bayesrl.svi.fitting import fit, posterior_of
 from bayesrl.svi.optimizers import UNPILOTED_RATE, Optimizer, as_optimizer, default_optimizer
 from bayesrl.svi.setup import Setup, set_up

@@ -24,7 +24,7 @@ from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.posterior.datatree import as_netcdf
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import Source, draw_prior
+from bayesrl.posterior.sampling import Source, draw_prior
 from bayesrl.statistics.quantities import is_conditioned
 from bayesrl.svi.optimizers import (
     UNPILOTED_RATE,
@@ -93,9 +93,9 @@ def fit(
             over the first half of the steps (annealing), so that a cold fit follows the optimum down instead
             of settling on the first good thing that it meets. The history tells J at `beta` throughout,
             loss and spread at the temperature of the step. By default `beta` from the start.
-        source: makes the draws in the place of the objective's own `draw`: a function (key, params, pair) → `Draws` of
-            the guide with these parameters, run on the host once per step, β and restart. Rewards and nature may come
-            from anywhere; the log q that they come with tells J and KL in the history, and is scored afresh to learn.
+        source: draws in the place of the objective's own `draw`: a function (key, params, programs) → `Draws` of the
+            guide with these parameters, called on the host once per step, β and restart. Rewards and nature may come
+            from anywhere; the log q that they come with gives J and KL of the history, and is scored afresh to learn.
         directory: run folder, for checkpoints and the saved fit; an interrupted run in it is continued.
         callback: called with each row of the history; a true return value stops the fit.
         progress: whether to show a progress line where there is a terminal or a notebook.

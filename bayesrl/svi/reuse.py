@@ -8,7 +8,7 @@ from bayesrl.arguments import Count, CountAboveOne, checked
 from bayesrl.compilation.jit import trace_once
 from bayesrl.compilation.keys import as_hash_key
 from bayesrl.core.draws import Draws
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError
 from bayesrl.typing import Params, PRNGKey
 
@@ -21,7 +21,7 @@ class BatchSource(abc.ABC):
     _served: int = 0
 
     @abc.abstractmethod
-    def draw_batch(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def draw_batch(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw a batch; arguments as of `Source`."""
 
     @property
@@ -33,10 +33,10 @@ class BatchSource(abc.ABC):
         """Count updates that were made at once."""
         self._served += count
 
-    def __call__(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def __call__(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Give a new batch, or the last one again."""
         if self._batch is None or self._served >= self.num_updates:
-            self._batch, self._served = self.draw_batch(key, params, pair), 0
+            self._batch, self._served = self.draw_batch(key, params, programs), 0
         self._served += 1
         return self._batch
 
@@ -76,13 +76,13 @@ class ReuseDraws(BatchSource):
         """Give a source for one of several fits made side by side."""
         return ReuseDraws(self.num_particles, self.num_updates)
 
-    def draw_batch(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def draw_batch(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw from the guide, [num_particles, ...]."""
         if self._draw is None:
             # Without mini-batches nothing is shared: a batch of episodes from one start would say little of the others.
-            share = bool(pair.structure.subsampled)
+            share = bool(programs.structure.subsampled)
             self._draw = trace_once(
-                lambda key, params: pair.draw(key, params, self.num_particles, share=share), name="draw_batch"
+                lambda key, params: programs.draw(key, params, self.num_particles, share=share), name="draw_batch"
             )
         return self._draw(as_hash_key(key), params)
 

@@ -14,17 +14,17 @@ from bayesrl.compilation.jit import closure_jit, to_host
 from bayesrl.compilation.keys import fold_in, split
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.handlers import check_beta
-from bayesrl.core.programs import Pair, declared_params, freeze
+from bayesrl.core.programs import Programs, declared_params, freeze
 from bayesrl.core.refusals import check_arguments, explain_errors
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.core.support_edges import NUM_DRAWS, edges_of
 from bayesrl.core.validation import check_draws, check_sites
 from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoGuide, AutoTilt
+from bayesrl.guides.numpyro_guides import set_up_autoguide
 from bayesrl.objectives import ForwardKL, Objective
-from bayesrl.posterior.programs import Programs, Source, batch_of, draw_fit
-from bayesrl.svi.marginal import find_marginal
-from bayesrl.svi.numpyro_guides import set_up_autoguide
+from bayesrl.posterior.marginal import log_marginal
+from bayesrl.posterior.sampling import Source, batch_of, draw_fit
 from bayesrl.typing import Params, PRNGKey, Program
 from bayesrl.values import is_function
 
@@ -96,7 +96,7 @@ def set_up(
         check_arguments(program, args, "the guide", GuideError)
         set_up_autoguide(fold_in(key, 7), program, structure, args)
     episodes = getattr(source, "episodes", None)
-    programs_pair = Programs(frozen, program, args, structure, {}, learned, episodes, find_marginal)
+    programs_pair = Programs(frozen, program, structure, args, {}, learned, episodes)
     first, transforms = _declare(key, programs_pair, own if learned else {})
     programs = dataclasses.replace(programs_pair, transforms=transforms)
     if not first:
@@ -105,12 +105,11 @@ def set_up(
             "draw an action in the policy, or declare numpyro.param in the guide"
         )
     rate = None if family is None else family.learning_rate_for(first)
-    pair = programs.pair()
-    check_sites(pair, first)
+    check_sites(programs, first)
     if family is None and drawn:
-        _refuse_edges(fold_in(key, 7), pair)
-    drawings = _checked_draws(key, pair, first) if drawn else None
-    ready = objective.prepare(fold_in(key, 2), pair, first)
+        _refuse_edges(fold_in(key, 7), programs)
+    drawings = _checked_draws(key, programs, first) if drawn else None
+    ready = objective.prepare(fold_in(key, 2), programs, first)
     if drawings is not None:
         _check_rewards(drawings[0], ready)
     starts = _restarts(fold_in(key, 4), programs, family, first, num_restarts)
@@ -119,29 +118,29 @@ def set_up(
     lanes = np.repeat(np.asarray(betas, np.float32).reshape(-1), num_restarts)
     identity = _identity(key, programs, guide, objective, betas if beta is not None else None, num_restarts, first)
     identity["first draws"] = None if drawings is None else _sketch(*drawings)
-    marginal = programs.log_marginal(fold_in(key, 8), first) if drawn else None
+    marginal = log_marginal(fold_in(key, 8), programs, first) if drawn else None
     known = 0.0 if marginal is None else float(marginal.mean)
     return Setup(programs, params, lanes, np.shape(betas), ready, rate, identity, known)
 
 
-def _checked_draws(key: PRNGKey, pair: Pair, first: Params) -> tuple[Draws, Totals]:
+def _checked_draws(key: PRNGKey, programs: Programs, first: Params) -> tuple[Draws, Totals]:
     """Draw from the guide as it starts, and refuse programs that do not fit together."""
     # A few batches, lest long recordings of pictures be held so many times.
-    number = min(NUM_CHECKED, max(4 * batch_of(pair.structure), LEAST_CHECKED))
-    draws, totals = draw_fit(fold_in(key, 1), pair, first, number)
-    sampler = getattr(pair.guide, "sampler", None)
-    separate = sampler is not None and sampler.contexts_are_independent(pair)
-    check_draws(fold_in(key, 3), pair, first, draws, totals, separate=separate)
+    number = min(NUM_CHECKED, max(4 * batch_of(programs.structure), LEAST_CHECKED))
+    draws, totals = draw_fit(fold_in(key, 1), programs, first, number)
+    sampler = getattr(programs.guide, "sampler", None)
+    separate = sampler is not None and sampler.contexts_are_independent(programs)
+    check_draws(fold_in(key, 3), programs, first, draws, totals, separate=separate)
     return draws, totals
 
 
-def _refuse_edges(key: PRNGKey, pair: Pair) -> None:
+def _refuse_edges(key: PRNGKey, programs: Programs) -> None:
     """Refuse a guide by hand for a site whose prior often draws what single precision cannot tell from its ends.
 
     Raises:
         GuideError: naming the site, and how many draws of the prior lie there.
     """
-    for name, edge in edges_of(key, pair.policy, pair.structure, pair.args).items():
+    for name, edge in edges_of(key, programs.policy, programs.structure, programs.args).items():
         raise GuideError(
             f"{edge.num} of {NUM_DRAWS} draws of the prior of site {name!r} lie at the edge of what single precision "
             "tells of its support, where no density says how likely they are, so J and KL would be wrong; leave "

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from bayesrl.compilation.keys import fold_in
 from bayesrl.core.draws import Draws
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.objectives import Info, Objective
 from bayesrl.objectives.base import info_from_reused_draws
 from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
@@ -49,11 +49,11 @@ class StepSums(NamedTuple):
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What all lanes share: the objective, the optimiser, and how to make the pair from arguments."""
+    """What all lanes share: the objective, the optimiser, and the programs with given arguments."""
 
     objective: Objective
     optimizer: optax.GradientTransformation
-    pair: Callable[[Any], Pair]
+    bind: Callable[[Any], Programs]
 
 
 def init(lane: StepConfig, params: Params) -> State:
@@ -73,10 +73,10 @@ def step(lane: StepConfig, key: PRNGKey, state: State, beta: Array, args: Any) -
         beta: temperature, reward units per nat.
         args: arrays among the programs' arguments.
     """
-    pair = lane.pair(args)
+    programs = lane.bind(args)
 
     def loss_fn(params: Params) -> tuple[Array, Info]:
-        return lane.objective.evaluate(key, params, pair, beta)
+        return lane.objective.evaluate(key, params, programs, beta)
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return _apply(lane, state, loss, info, gradient, lambda params: loss_fn(params)[0])
@@ -96,14 +96,19 @@ def step_on_draws(
         args: arrays among the programs' arguments.
         one_batch: whether the draws are of one mini-batch.
     """
-    pair = lane.pair(args)
+    programs = lane.bind(args)
 
     def loss_fn(params: Params) -> tuple[Array, Info]:
-        return lane.objective.surrogate(params, pair.again(params, draws, one_batch=one_batch), pair, beta)
+        return lane.objective.surrogate(params, programs.again(params, draws, one_batch=one_batch), programs, beta)
 
     (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return _apply(
-        lane, state, loss, info_from_reused_draws(info, draws, pair, beta), gradient, lambda params: loss_fn(params)[0]
+        lane,
+        state,
+        loss,
+        info_from_reused_draws(info, draws, programs, beta),
+        gradient,
+        lambda params: loss_fn(params)[0],
     )
 
 

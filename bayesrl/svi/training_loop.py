@@ -20,10 +20,10 @@ from bayesrl.compilation.jit import closure_jit, trace_once
 from bayesrl.compilation.keys import fold_in, split
 from bayesrl.compilation.status import activity
 from bayesrl.core.draws import Draws
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.display.progress import Progress, format_row
 from bayesrl.errors import BayesRLError, FitError
-from bayesrl.posterior.programs import Source
+from bayesrl.posterior.sampling import Source
 from bayesrl.svi.optimizers import PILOT_RATES, UNPILOTED_RATE
 from bayesrl.svi.setup import Setup
 from bayesrl.svi.step import State, StepConfig, StepSums, init, run_chunk, step_on_draws
@@ -48,16 +48,16 @@ type Chunk = Callable[[PRNGKeys, State, Numbers, Any, Numbers], tuple[State, Ste
 type Callback = Callable[[dict[str, np.ndarray]], Any]
 
 
-def _made(source: Source, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+def _made(source: Source, key: PRNGKey, params: Params, programs: Programs) -> Draws:
     """Ask a source for draws.
 
     Raises:
         FitError: it fails, or gives something else.
     """
-    with user_code("source", FitError, "let it give Draws from (key, params, pair)"):
-        draws = source(key, params, pair)
+    with user_code("source", FitError, "let it give Draws from (key, params, programs)"):
+        draws = source(key, params, programs)
     if not isinstance(draws, Draws):
-        raise FitError(f"source gave a {type(draws).__name__}; let it give Draws from (key, params, pair)")
+        raise FitError(f"source gave a {type(draws).__name__}; let it give Draws from (key, params, programs)")
     return draws
 
 
@@ -175,14 +175,14 @@ class TrainingLoop:
         if source is None:
             # Programs that call Python are not kept on disk, so a guide may prefer to draw apart from the step.
             sampler = getattr(self.setup.programs.guide, "sampler", None)
-            source = None if sampler is None else sampler.source(self.setup.programs.pair(), self.setup.objective)
+            source = None if sampler is None else sampler.source(self.setup.programs, self.setup.objective)
         if source is not None:
             return self._host_chunk(lane, source)
         return trace_once(partial(run_chunk, lane), name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
 
     def _host_chunk(self, lane: StepConfig, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""
-        pair = self.setup.programs.pair()
+        programs = self.setup.programs
         sources = lanes_of(source, self.setup.betas.shape[0])
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
         one_batch = bool(getattr(source, "one_batch", False))
@@ -220,7 +220,7 @@ class TrainingLoop:
             left = int(num_steps)
             while left > 0:
                 pieces = zip(sources, apart(keys, state), strict=True)
-                made = [_made(own, key, params, pair) for own, (key, params) in pieces]
+                made = [_made(own, key, params, programs) for own, (key, params) in pieces]
                 # A batch that serves further updates serves them inside of one compiled loop.
                 more = min(left - 1, *(getattr(own, "remaining_updates", 0) for own in sources))
                 for own in sources if more else ():
@@ -238,10 +238,10 @@ class TrainingLoop:
         programs = self.setup.programs
         arrays, static = eqx.partition(programs.args, eqx.is_array)
 
-        def pair(arrays: Any) -> Pair:
-            return replace(programs.pair(), args=eqx.combine(arrays, static))
+        def bind(arrays: Any) -> Programs:
+            return replace(programs, args=eqx.combine(arrays, static))
 
-        return StepConfig(self.setup.objective, self.optimizer, pair), arrays
+        return StepConfig(self.setup.objective, self.optimizer, bind), arrays
 
     def restore(self, state: State, rows: list[dict[str, np.ndarray]]) -> tuple[State, list[dict[str, np.ndarray]]]:
         """Give state and history of the checkpoint, or what was passed where there is none."""

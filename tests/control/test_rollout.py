@@ -66,8 +66,8 @@ def test_draws_are_those_of_the_process() -> None:
     mdp = small()
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.ones(2), (4, 3))
-    pair = setup_of(mdp, ActorCritic()).programs.pair()
-    draws = jax.jit(partial(pair.draw, num_draws=20_000, share=False))(
+    programs = setup_of(mdp, ActorCritic()).programs
+    draws = jax.jit(partial(programs.draw, num_draws=20_000, share=False))(
         jax.random.key(1), {"action$table": table_of(probs, mdp), "critic$table": jnp.zeros((4, 3, 1))}
     )
     totals = draws.totals((20_000,))
@@ -82,8 +82,8 @@ def test_draws_are_those_of_the_process() -> None:
 
 
 def test_nothing_counts_after_the_end() -> None:
-    pair = setup_of(small(), ActorCritic()).programs.pair()
-    draws = jax.jit(partial(pair.draw, num_draws=500))(
+    programs = setup_of(small(), ActorCritic()).programs
+    draws = jax.jit(partial(programs.draw, num_draws=500))(
         jax.random.key(1), {"action$table": jnp.ones((4, 3, 2)), "critic$table": jnp.zeros((4, 3, 1))}
     )
     states = np.asarray(draws.sites["state"])
@@ -115,13 +115,13 @@ def test_gradients_are_unbiased(objective: Any) -> None:
     """Mean gradient of 400 batches against a derivative of exact J, in standard errors: 24 numbers under 4.5 (2e-4)."""
     mdp = small()
     setup = setup_of(mdp, objective)
-    pair, ready = setup.programs.pair(), setup.objective
+    programs, ready = setup.programs, setup.objective
     rng = np.random.default_rng(1)
     table = jnp.asarray(rng.normal(size=(4, 3, 2)), jnp.float32)
     critic = jnp.asarray(rng.normal(size=(4, 3, 1)), jnp.float32)
 
     def loss(table: jax.Array, key: jax.Array) -> jax.Array:
-        value, _ = ready.evaluate(key, {"action$table": table, "critic$table": critic}, pair, BETA)
+        value, _ = ready.evaluate(key, {"action$table": table, "critic$table": critic}, programs, BETA)
         return value
 
     keys = jax.random.split(jax.random.key(2), 400)
@@ -241,7 +241,7 @@ def test_continuous_actions_reach_the_known_posterior(guide: Any) -> None:
 def test_starts_at_the_prior() -> None:
     for guide in (LinearPolicy(), NetworkPolicy(), LinearPolicy(stationary=False)):
         setup = set_up(jax.random.key(0), Rollout(CartPole(), 10), (), 1.0, guide, ActorCritic(), 1)
-        draw = jax.jit(partial(setup.programs.pair().draw, num_draws=20))
+        draw = jax.jit(partial(setup.programs.draw, num_draws=20))
         draws = draw(jax.random.key(1), jax.tree.map(lambda x: x[0], setup.params))
         np.testing.assert_allclose(draws.log_q["action"], draws.log_prior["action"], atol=1e-6)
 

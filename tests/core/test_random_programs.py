@@ -15,7 +15,7 @@ from jax import Array
 from numpyro.infer.util import log_density as numpyro_log_density
 
 import bayesrl
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.objectives import ReverseKL
 
@@ -124,9 +124,9 @@ def test_density_and_objective(program: Program) -> None:
     assert np.allclose(contexts(density.log_target), prior + reward / program.beta, rtol=1e-4, atol=1e-4)
     assert np.allclose(contexts(density.log_target).sum(0), reference, rtol=1e-4, atol=1e-4)
 
-    pair = Pair(program.policy, program.guide, structure, (), {})
-    ready = ReverseKL(64, enumerated=structure.actions).prepare(jax.random.key(0), pair, {})
-    _, info = jax.jit(lambda key: ready.evaluate(key, {}, pair, program.beta))(jax.random.key(1))
+    bound = Programs(program.policy, program.guide, structure, (), {})
+    ready = ReverseKL(64, enumerated=structure.actions).prepare(jax.random.key(0), bound, {})
+    _, info = jax.jit(lambda key: ready.evaluate(key, {}, bound, program.beta))(jax.random.key(1))
     log_joint = prior + reward / program.beta
     log_z = np.log(np.exp(log_joint).sum(-1, keepdims=True))
     kl_to_posterior = (np.exp(q) * (q - log_joint + log_z)).sum(-1).mean()

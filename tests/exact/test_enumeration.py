@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 
 from bayesrl.core.handlers import full_data
 from bayesrl.core.primitives import environment, reward
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.enumeration import enumerate_posterior, evaluate_exactly
@@ -289,8 +289,8 @@ def test_evaluate_exactly_gives_the_gap_of_a_guide() -> None:
             numpyro.sample("arm", dist.Categorical(logits=table))
 
     args = jnp.asarray(LOGITS), jnp.asarray(PAYOFF)
-    pair = Pair(arms, guide, inspect(jax.random.key(0), arms, *args), args, {})
-    found = evaluate_exactly(pair, {"table": guess}, beta=0.5)
+    programs = Programs(arms, guide, inspect(jax.random.key(0), arms, *args), args, {})
+    found = evaluate_exactly(programs, {"table": guess}, beta=0.5)
     log_q, log_prior = log_softmax(guess), log_softmax(LOGITS)
     kl = (np.exp(log_q) * (log_q - log_prior)).sum(-1)
     expected = (np.exp(log_q) * PAYOFF).sum(-1)
@@ -299,7 +299,7 @@ def test_evaluate_exactly_gives_the_gap_of_a_guide() -> None:
     np.testing.assert_allclose(found.objective, expected - 0.5 * kl, rtol=1e-4, atol=1e-6)
     optimum = enumerate_posterior(arms, *args, beta=0.5)
     best = {"table": jnp.asarray(optimum.log_weights.T, jnp.float32)}
-    np.testing.assert_allclose(evaluate_exactly(pair, best, beta=0.5).objective, optimum.optimum, atol=1e-6)
+    np.testing.assert_allclose(evaluate_exactly(programs, best, beta=0.5).objective, optimum.optimum, atol=1e-6)
 
 
 def test_evaluate_exactly_averages_over_nature() -> None:
@@ -312,8 +312,8 @@ def test_evaluate_exactly_averages_over_nature() -> None:
         coin = environment("coin", dist.Bernoulli(0.25), observable=True)
         numpyro.sample("a", dist.Bernoulli(jnp.where(coin == 1, 0.9, 0.2)))
 
-    pair = Pair(program, guide, inspect(jax.random.key(0), program), (), {})
-    found = evaluate_exactly(pair, {}, beta=0.3)
+    programs = Programs(program, guide, inspect(jax.random.key(0), program), (), {})
+    found = evaluate_exactly(programs, {}, beta=0.3)
     kl = np.log(2) + 0.25 * (0.9 * np.log(0.9) + 0.1 * np.log(0.1)) + 0.75 * (0.2 * np.log(0.2) + 0.8 * np.log(0.8))
     np.testing.assert_allclose(found.reward, 0.25 * 0.9 + 0.75 * 0.8, rtol=1e-5)
     np.testing.assert_allclose(found.kl, kl, rtol=1e-5)
@@ -394,8 +394,10 @@ def test_oracles(name: str) -> None:
     oracle = ORACLES[name]()
     policy = full_data(oracle.policy)
     result = enumerate_posterior(policy, *oracle.args, beta=oracle.beta)
-    pair = Pair(policy, full_data(oracle.guide), inspect(jax.random.key(0), policy, *oracle.args), oracle.args, {})
-    found = evaluate_exactly(pair, oracle.params, oracle.beta).objective
+    programs = Programs(
+        policy, full_data(oracle.guide), inspect(jax.random.key(0), policy, *oracle.args), oracle.args, {}
+    )
+    found = evaluate_exactly(programs, oracle.params, oracle.beta).objective
     # The objective of a fit holds β·log p(y), which neither the parameters nor the gap see.
     data = 0.0 if result.log_marginal is None else result.log_marginal
     np.testing.assert_allclose((result.optimum + oracle.beta * data).mean(), oracle.optimum, rtol=2e-6, atol=1e-6)

@@ -25,7 +25,7 @@ from numpyro.infer.util import log_density
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import tilt
 from bayesrl.core.primitives import environment, reward
-from bayesrl.core.programs import Pair, declared_params, freeze
+from bayesrl.core.programs import Programs, declared_params, freeze
 from bayesrl.core.structure import inspect
 from bayesrl.core.trace import trace_program
 from bayesrl.core.validation import check_draws, check_sites
@@ -42,38 +42,38 @@ def make_pair(policy, *args, family=None):
     guide = (family or AutoTilt()).build(KEY, policy, structure, args)
     params, transforms = declared_params(KEY, guide, *args)
     frozen, _ = freeze(KEY, policy, *args)
-    return Pair(frozen, guide, structure, args, transforms), params
+    return Programs(frozen, guide, structure, args, transforms), params
 
 
-def drawer(pair, num_draws):
+def drawer(programs, num_draws):
     """Draw by one program, which other parameters share, and not operation by operation."""
-    return jax.jit(partial(pair.draw, KEY, num_draws=num_draws))
+    return jax.jit(partial(programs.draw, KEY, num_draws=num_draws))
 
 
-def checked(pair, params, num_draws=64, draw=None):
+def checked(programs, params, num_draws=64, draw=None):
     """Check a guide as if it might leave the prior's support, and give the draws."""
-    check_sites(pair, params)
-    draws = (draw or drawer(pair, num_draws))(params)
-    doubted = replace(pair, guide=partial(pair.guide))  # which does not say that it is within the prior
-    check_draws(KEY, doubted, params, draws, draws.totals((num_draws, *pair.structure.context_shape)))
+    check_sites(programs, params)
+    draws = (draw or drawer(programs, num_draws))(params)
+    doubted = replace(programs, guide=partial(programs.guide))  # which does not say that it is within the prior
+    check_draws(KEY, doubted, params, draws, draws.totals((num_draws, *programs.structure.context_shape)))
     return draws
 
 
 def fit(policy, *args, beta, family=None, num_steps=1000, rate=None, num_particles=64):
-    pair, params = make_pair(policy, *args, family=family)
-    checked(pair, params)
-    objective = ReverseKL(num_particles=num_particles).prepare(KEY, pair, params)
+    programs, params = make_pair(policy, *args, family=family)
+    checked(programs, params)
+    objective = ReverseKL(num_particles=num_particles).prepare(KEY, programs, params)
     rate = rate or (family or AutoTilt()).learning_rate_for(params)
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
 
     def step(state, key):
         params, opt_state = state
-        gradient = jax.grad(lambda p: objective.evaluate(key, p, pair, beta)[0])(params)
+        gradient = jax.grad(lambda p: objective.evaluate(key, p, programs, beta)[0])(params)
         updates, opt_state = optimizer.update(gradient, opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
     run = jax.jit(lambda params, keys: lax.scan(step, (params, optimizer.init(params)), keys)[0][0])
-    return pair, run(params, jax.random.split(KEY, num_steps))
+    return programs, run(params, jax.random.split(KEY, num_steps))
 
 
 def held(sites):
@@ -81,8 +81,8 @@ def held(sites):
     return Draws.from_sites({name: jnp.asarray(value) for name, value in sites.items()})
 
 
-def log_q(pair, params, sites):
-    scores = jax.jit(pair.log_q)(params, held(sites))
+def log_q(programs, params, sites):
+    scores = jax.jit(programs.log_q)(params, held(sites))
     return np.asarray(sum(score.sum(-1) for score in scores.values()))
 
 
@@ -119,10 +119,10 @@ def test_three_dependent_choices(tilt_kind, lower, upper):
         reward("payoff", jnp.asarray(payoff)[a, b, c])
 
     num_particles = 64 if tilt_kind == "network" else 16
-    pair, params = fit(policy, beta=0.6, family=AutoTilt(tilt=tilt_kind), num_particles=num_particles)
+    programs, params = fit(policy, beta=0.6, family=AutoTilt(tilt=tilt_kind), num_particles=num_particles)
     log_prior = log_softmax(first)[:, None, None] + log_softmax(second)[:, :, None] + log_softmax(third)
     grid = {"a": a.ravel(), "b": b.ravel(), "c": c.ravel()}
-    left = share_left(log_prior.ravel(), payoff.ravel(), 0.6, log_q(pair, params, grid))
+    left = share_left(log_prior.ravel(), payoff.ravel(), 0.6, log_q(programs, params, grid))
     assert lower < left < upper
 
 
@@ -213,10 +213,10 @@ def test_reward_after_the_scan(family, lower, upper):
         _, xs = scan(step, 0, None, length=steps)
         reward("payoff", jnp.asarray(payoff)[xs.sum()])
 
-    pair, params = fit(policy, beta=beta, family=family, num_steps=800)
+    programs, params = fit(policy, beta=beta, family=family, num_steps=800)
     grid = np.array(list(product([0, 1], repeat=steps)))
     log_prior = (grid * np.log(0.4) + (1 - grid) * np.log(0.6)).sum(1)
-    left = share_left(log_prior, payoff[grid.sum(1)], beta, log_q(pair, params, {"x": grid}))
+    left = share_left(log_prior, payoff[grid.sum(1)], beta, log_q(programs, params, {"x": grid}))
     assert lower < left < upper
 
 
@@ -228,9 +228,9 @@ def test_a_hidden_coin_is_not_read():
         guess = numpyro.sample("guess", dist.Bernoulli(0.5))
         reward("right", 1.0 * (guess == coin))
 
-    pair, params = fit(policy, beta=0.2, num_steps=200)
+    programs, params = fit(policy, beta=0.2, num_steps=200)
     sites = {"coin": np.array([0, 0, 1, 1]), "guess": np.array([0, 1, 0, 1])}
-    scores = log_q(pair, params, sites)
+    scores = log_q(programs, params, sites)
     np.testing.assert_allclose(scores[:2], scores[2:], atol=1e-6)
     assert set(params) == {"guess$table"}
     assert params["guess$table"].shape == (1,)
@@ -256,11 +256,11 @@ def test_hidden_nature_in_scans_is_not_read(where):
 
         scan(step, (start, 0.0), None, length=4)
 
-    pair, params = make_pair(policy)
+    programs, params = make_pair(policy)
     params = AutoTilt().overdispersed_init(KEY, params)
     guesses = np.array([[0, 1, 1, 0]])
     hidden = [np.zeros((1, 4), int), np.array([[1, 0, 1, 1]])] if where == "inside" else [np.array([0]), np.array([1])]
-    scores = [log_q(pair, params, {"guess": guesses, "coin": coin}) for coin in hidden]
+    scores = [log_q(programs, params, {"guess": guesses, "coin": coin}) for coin in hidden]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
     assert abs(scores[0][0] - 4 * np.log(0.5)) > 1e-3
 
@@ -284,13 +284,13 @@ def test_a_clue_about_a_hidden_coin_is_used():
 
         scan(step, 0, None, length=steps)
 
-    pair, params = fit(policy, beta=beta, num_steps=2000)
+    programs, params = fit(policy, beta=beta, num_steps=2000)
     clues = np.array(list(product([0, 1], repeat=steps)))
     like = [np.prod(np.where(clues == coin, right, 1 - right), 1) for coin in (0, 1)]
     coins, guesses = np.arange(2), clues
     rows = [(c, k, g) for c in coins for k in range(len(clues)) for g in range(len(guesses))]
     c, k, g = (np.array(column) for column in zip(*rows, strict=True))
-    scores = log_q(pair, params, {"coin": c, "clue": clues[k], "guess": guesses[g]})
+    scores = log_q(programs, params, {"coin": c, "clue": clues[k], "guess": guesses[g]})
     weight = 0.5 * np.where(c == 0, like[0][k], like[1][k]) * np.exp(scores)
     gains = (guesses[g] == c[:, None]).sum(1) + beta * (steps * np.log(0.5) - scores)
     value = (weight * gains).sum()
@@ -315,8 +315,8 @@ def test_quadratic_reward_gives_the_exact_gaussian():
         x = numpyro.sample("x", dist.Normal(1.0, 2.0))
         reward("near", -0.5 * (x - 3.0) ** 2)
 
-    pair, params = fit(policy, beta=0.5, num_steps=800)
-    site = pair.run_guide(KEY, None, params, {}, ()).sites["x"].fn
+    programs, params = fit(policy, beta=0.5, num_steps=800)
+    site = programs.run_guide(KEY, None, params, {}, ()).sites["x"].fn
     assert isinstance(site, dist.Normal)
     np.testing.assert_allclose([site.loc, site.scale], [6.25 / 2.25, (1 / 2.25) ** 0.5], rtol=1e-3)
 
@@ -329,8 +329,8 @@ def test_normal_normal_posterior():
         with numpyro.plate("data", 4):
             numpyro.sample("y", dist.Normal(mean, 1.0), obs=data)
 
-    pair, params = fit(policy, beta=1.0, num_steps=800)
-    site = pair.run_guide(KEY, None, params, {}, ()).sites["mean"].fn
+    programs, params = fit(policy, beta=1.0, num_steps=800)
+    site = programs.run_guide(KEY, None, params, {}, ()).sites["mean"].fn
     np.testing.assert_allclose([site.loc, site.scale], [4.2 / 4.25, 4.25**-0.5], rtol=1e-3)
 
 
@@ -342,13 +342,13 @@ def test_correlated_gaussian_target():
         y = numpyro.sample("y", dist.Normal(0.0, 1.0))
         reward("near", -((x - y) ** 2))
 
-    pair, params = fit(policy, beta=1.0, num_steps=2000)
+    programs, params = fit(policy, beta=1.0, num_steps=2000)
     sites = {"x": np.array([-1.0, 0.0, 1.5]), "y": np.array([0.2, -0.7, 0.4])}
     precision = np.array([[3.0, -2.0], [-2.0, 3.0]])
     points = np.stack([sites["x"], sites["y"]], -1)
     exact = 0.5 * np.log(np.linalg.det(precision)) - np.log(2 * np.pi)
     exact = exact - 0.5 * np.einsum("ni,ij,nj->n", points, precision, points)
-    np.testing.assert_allclose(log_q(pair, params, sites), exact, atol=0.03)
+    np.testing.assert_allclose(log_q(programs, params, sites), exact, atol=0.03)
 
 
 def test_vector_event_gets_a_triangular_map():
@@ -359,10 +359,10 @@ def test_vector_event_gets_a_triangular_map():
         x = numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
         reward("near", -0.5 * x @ precision @ x)
 
-    pair, params = fit(policy, beta=1.0, num_steps=800)
+    programs, params = fit(policy, beta=1.0, num_steps=800)
     points = jax.random.normal(KEY, (5, 2))
     exact = dist.MultivariateNormal(jnp.zeros(2), precision_matrix=jnp.eye(2) + precision).log_prob(points)
-    np.testing.assert_allclose(log_q(pair, params, {"x": points}), exact, atol=0.01)
+    np.testing.assert_allclose(log_q(programs, params, {"x": points}), exact, atol=0.01)
 
 
 def test_poisson_tilts_to_poisson():
@@ -372,12 +372,12 @@ def test_poisson_tilts_to_poisson():
         x = numpyro.sample("x", dist.Poisson(10.0))
         reward("r", x * jnp.log(1.1))
 
-    pair, params = fit(policy, beta=1.0, num_steps=800)
-    fitted = pair.run_guide(KEY, None, params, {}, ()).sites["x"].fn
+    programs, params = fit(policy, beta=1.0, num_steps=800)
+    fitted = programs.run_guide(KEY, None, params, {}, ()).sites["x"].fn
     counts = jnp.arange(40)
     mass = jnp.exp(dist.Poisson(11.0).log_prob(counts))
     np.testing.assert_allclose(jnp.exp(fitted.log_prob(counts)), mass, atol=2e-3)
-    draws = drawer(pair, 64)(params)
+    draws = drawer(programs, 64)(params)
     np.testing.assert_allclose(draws.totals((64,)).log_weight(1.0), 1.0, atol=0.01)
 
 
@@ -432,14 +432,16 @@ def test_network_in_the_policy_inside_a_plate():
             reward("right", 1.0 * (guess == labels[i]))
 
     family = AutoTilt(tilt="network")
-    pair, params = fit(policy, inputs, labels, beta=0.5, family=family, num_steps=300)
+    programs, params = fit(policy, inputs, labels, beta=0.5, family=family, num_steps=300)
     assert any("network$params" in name for name in params)
-    assert pair.structure.contexts[0].full_size == 12
-    declared, _ = declared_params(KEY, pair.guide, inputs, labels)
+    assert programs.structure.contexts[0].full_size == 12
+    declared, _ = declared_params(KEY, programs.guide, inputs, labels)
     assert bool((declared["network$params"].layer.weight == module.layer.weight).all())
     more = jnp.concatenate([inputs, inputs])
-    trace_program(handlers.seed(handlers.substitute(pair.guide, params), 0), more, jnp.concatenate([labels, labels]))
-    draw = drawer(pair, 256)
+    trace_program(
+        handlers.seed(handlers.substitute(programs.guide, params), 0), more, jnp.concatenate([labels, labels])
+    )
+    draw = drawer(programs, 256)
     draws = draw(params)
     totals = draws.totals((256, 6))
     start = draw(declared).totals((256, 6))
@@ -483,13 +485,13 @@ def test_plates_inside_a_scan():
 
         scan(step, (jnp.zeros((4, 3), int), jnp.zeros((4, 3))), None, length=5)
 
-    pair, params = make_pair(policy, jnp.arange(6.0))
+    programs, params = make_pair(policy, jnp.arange(6.0))
     assert params["x$table"].shape == (5, 6, 3, 2, 2)
-    draws = checked(pair, params)
+    draws = checked(programs, params)
     np.testing.assert_allclose(draws.log_q["x"], draws.log_prior["x"], atol=1e-5)
     params = AutoTilt().overdispersed_init(KEY, params)
-    draws = drawer(pair, 3)(params)
-    again = jax.jit(pair.log_q)(params, draws)
+    draws = drawer(programs, 3)(params)
+    again = jax.jit(programs.log_q)(params, draws)
     for name in ("x", "y"):
         assert draws.log_q[name].shape == (3, 4, 3, 5)
         np.testing.assert_allclose(again[name], draws.log_q[name], rtol=1e-3, atol=1e-3)
@@ -584,9 +586,9 @@ IN_TIME = (
     ("name", "length", "plate"), [(name, None, None) for name in EVERY] + [(name, 3, 2) for name in IN_TIME]
 )
 def test_every_distribution_starts_at_the_prior_and_scores_its_draws(name, length, plate):
-    pair, params = make_pair(one_site(EVERY[name], length, plate))
-    draw = drawer(pair, 8)
-    draws = checked(pair, params, 8, draw)
+    programs, params = make_pair(one_site(EVERY[name], length, plate))
+    draw = drawer(programs, 8)
+    draws = checked(programs, params, 8, draw)
     np.testing.assert_allclose(draws.log_q["x"], draws.log_prior["x"], rtol=2e-4, atol=2e-4)
     other = jax.tree.map(
         lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=float)).reshape(leaf.shape), params
@@ -595,7 +597,7 @@ def test_every_distribution_starts_at_the_prior_and_scores_its_draws(name, lengt
     assert np.isfinite(moved.log_q["x"]).all()
     assert np.isfinite(moved.log_prior["x"]).all()
     assert float(jnp.abs(moved.log_q["x"] - moved.log_prior["x"]).max()) > 1e-3
-    again = jax.jit(pair.log_q)(other, moved)["x"]
+    again = jax.jit(programs.log_q)(other, moved)["x"]
     np.testing.assert_allclose(again, moved.log_q["x"], rtol=2e-3, atol=2e-3)
 
 
@@ -672,40 +674,40 @@ def mixed():
 
 
 def test_numpyro_s_own_elbo_takes_the_guide():
-    pair, _ = make_pair(mixed)
-    trace = handlers.trace(handlers.seed(pair.guide, 0)).get_trace()
+    programs, _ = make_pair(mixed)
+    trace = handlers.trace(handlers.seed(programs.guide, 0)).get_trace()
     sites = {name for name, site in trace.items() if site["type"] != "param"}
     assert sites == {"x", "weather", "push"}
-    svi = SVI(tilt(mixed, 1.0), pair.guide, optax.adam(0.03), Trace_ELBO(8))
+    svi = SVI(tilt(mixed, 1.0), programs.guide, optax.adam(0.03), Trace_ELBO(8))
     result = svi.run(KEY, 300, progress_bar=False)
     assert float(result.losses[-50:].mean()) < float(result.losses[:50].mean())
 
 
 def test_dispersed_starts_differ_and_run_in_one_program():
-    pair, params = make_pair(mixed)
+    programs, params = make_pair(mixed)
     starts = [AutoTilt().overdispersed_init(key, params) for key in jax.random.split(KEY, 3)]
     assert jax.tree.structure(starts[0]) == jax.tree.structure(params)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-    draws = jax.jit(jax.vmap(lambda p: pair.draw(KEY, p, 4)))(stacked)
+    draws = jax.jit(jax.vmap(lambda p: programs.draw(KEY, p, 4)))(stacked)
     kl = (draws.log_q["push"] - draws.log_prior["push"]).sum(-1)
     assert kl.shape == (3, 4)
     assert float(jnp.abs(kl[0] - kl[1]).max()) > 0.1
 
 
 def test_first_objective_is_the_prior_s():
-    pair, params = make_pair(mixed)
-    draws = drawer(pair, 64)(params)
+    programs, params = make_pair(mixed)
+    draws = drawer(programs, 64)(params)
     for name in ("x", "push"):
         np.testing.assert_array_equal(draws.log_q[name], draws.log_prior[name])
 
 
 def test_conditioned_draws_have_the_density_of_the_sites():
-    pair, params = make_pair(mixed)
+    programs, params = make_pair(mixed)
     params = AutoTilt().overdispersed_init(KEY, params)
     sites = {"x": jnp.array(0.3), "weather": jnp.array(0.1), "push": jnp.array([0.1, -0.4, 0.8])}
-    value, _ = log_density(pair.guide, (), {}, {**params, **sites})
+    value, _ = log_density(programs.guide, (), {}, {**params, **sites})
     nature = dist.Normal(0.3, 1.0).log_prob(0.1)
-    ours = log_q(pair, params, {name: site[None] for name, site in sites.items()})
+    ours = log_q(programs, params, {name: site[None] for name, site in sites.items()})
     np.testing.assert_allclose(value - nature, ours[0], rtol=1e-5)
 
 

@@ -19,7 +19,7 @@ from numpyro import handlers
 from scipy.special import logsumexp
 
 import bayesrl
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.errors import BayesRLError, FitError, GuideError, LanguageModelError, RunFolderError
 from bayesrl.lm import (
@@ -200,26 +200,26 @@ def test_the_reference_stays_as_it_is(model: GPT2, writer: PromptedPolicy, one: 
     assert np.abs(np.asarray(totals.log_q) - np.asarray(totals.log_prior)).max() > 0.5
 
 
-def bound(program: PromptedPolicy, guide: Any) -> tuple[Pair, dict[str, Array]]:
+def bound(program: PromptedPolicy, guide: Any) -> tuple[Programs, dict[str, Array]]:
     structure = inspect(jax.random.key(0), program)
     built = guide.build(jax.random.key(1), program, structure, ())
-    pair = Pair(program, built, structure, (), {})
+    programs = Programs(program, built, structure, (), {})
 
     @jax.jit  # which leaves out what a draw takes
     def declare_parameters() -> dict[str, Array]:
         recorded = handlers.trace(handlers.seed(built, jax.random.key(2))).get_trace()
         return {name: site["value"] for name, site in recorded.items() if site["type"] == "param"}
 
-    return pair, declare_parameters()
+    return programs, declare_parameters()
 
 
 @pytest.mark.parametrize("guide", [FullParameters(), LoRA(rank=2)])
 def test_a_fit_starts_at_the_prior(writer: PromptedPolicy, guide: Any) -> None:
-    pair, params = bound(writer, guide)
-    drawn = jax.jit(lambda: pair.draw(jax.random.key(0), params, 30))()
+    programs, params = bound(writer, guide)
+    drawn = jax.jit(lambda: programs.draw(jax.random.key(0), params, 30))()
     np.testing.assert_array_equal(drawn.log_q["text"], drawn.log_prior["text"])
     spread = guide.overdispersed_init(jax.random.key(4), params)
-    moved = jax.jit(pair.log_q)(spread, drawn)["text"]
+    moved = jax.jit(programs.log_q)(spread, drawn)["text"]
     assert 0.01 < np.abs(np.asarray(moved) - np.asarray(drawn.log_prior["text"])).mean() < 2.0
     if isinstance(guide, LoRA):
         # Four linear maps: rank × (in + out) numbers each.
@@ -230,15 +230,15 @@ def test_a_fit_starts_at_the_prior(writer: PromptedPolicy, guide: Any) -> None:
 
 def test_the_gradient_is_unbiased(writer: PromptedPolicy, exact: Exact) -> None:
     """1,408 coordinates within K_SIGMA = 6 standard errors, means of 1,500 gradients: 3e-6 false alarms."""
-    pair, params = bound(writer, FullParameters())
+    programs, params = bound(writer, FullParameters())
     params = FullParameters().overdispersed_init(jax.random.key(7), params)
-    ready = ReverseKL(16, enumerated=()).prepare(jax.random.key(1), pair, params)
+    ready = ReverseKL(16, enumerated=()).prepare(jax.random.key(1), programs, params)
     assert not ready.plan.enumerated  # type: ignore[union-attr]
 
     @jax.jit
     def moments(keys: Array) -> Any:
         def one(key: Array) -> Any:
-            return jax.grad(lambda p: -BETA * ready.evaluate(key, p, pair, BETA)[0])(params)
+            return jax.grad(lambda p: -BETA * ready.evaluate(key, p, programs, BETA)[0])(params)
 
         found = jax.lax.map(one, keys, batch_size=250)
         return jax.tree.map(lambda g: (g.mean(0), g.std(0) / len(keys) ** 0.5), found)
@@ -246,7 +246,7 @@ def test_the_gradient_is_unbiased(writer: PromptedPolicy, exact: Exact) -> None:
     @jax.jit
     @jax.grad
     def truth(params: Any) -> Array:
-        model = handlers.substitute(pair.guide.declare, data=params)()  # type: ignore[union-attr]
+        model = handlers.substitute(programs.guide.declare, data=params)()  # type: ignore[union-attr]
         log_q = exact.sentences(model).log_prob(exact.rows)
         gain = exact.reward - BETA * (log_q - exact.log_prior)
         return (jnp.exp(log_q) * gain).sum(0).mean()
@@ -393,8 +393,8 @@ def test_a_run_folder_is_loaded_and_continued(answerer: PromptedPolicy, answered
 def test_a_fit_may_start_from_another_model(answerer: PromptedPolicy) -> None:
     start = GPT2.init(jax.random.key(8), CONFIG)
     for guide in (FullParameters(start=Pretrained(start, TOKENIZER)), LoRA(start=Pretrained(start, None))):
-        pair, params = bound(answerer, guide)
-        drawn = jax.jit(lambda pair=pair, params=params: pair.draw(jax.random.key(0), params, 4))()
+        programs, params = bound(answerer, guide)
+        drawn = jax.jit(lambda programs=programs, params=params: programs.draw(jax.random.key(0), params, 4))()
         index = drawn.plates["prompt"][0]
         asked = answerer.prompts.tokens[index], answerer.prompts.mask[index]
         for model, found in ((start, drawn.log_q), (answerer.model, drawn.log_prior)):

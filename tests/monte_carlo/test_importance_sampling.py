@@ -9,7 +9,7 @@ import pytest
 from jax import Array
 
 from bayesrl.core.primitives import environment, reward
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.enumeration import enumerate_posterior
@@ -87,8 +87,8 @@ def test_the_posterior_itself_is_a_perfect_proposal() -> None:
             numpyro.sample("arm", dist.Categorical(logits=table))
 
     args = LOGITS, PAYOFF
-    pair = Pair(arms, guide, inspect(jax.random.key(0), arms, *args), args, {})
-    proposal = (pair, {"table": jnp.asarray(exact.log_weights.T, jnp.float32)})
+    programs = Programs(arms, guide, inspect(jax.random.key(0), arms, *args), args, {})
+    proposal = (programs, {"table": jnp.asarray(exact.log_weights.T, jnp.float32)})
     found = importance(jax.random.key(1), arms, *args, beta=0.5, proposal=proposal, num_samples=100)
     np.testing.assert_allclose(found.log_evidence, exact.log_evidence, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.ess, 100, rtol=1e-5)

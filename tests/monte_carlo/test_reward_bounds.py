@@ -17,7 +17,7 @@ from oracles import ORACLES
 
 from bayesrl.core.handlers import full_data
 from bayesrl.core.primitives import environment, reward
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.jaxprs.interval_rules import Range
 from bayesrl.jaxprs.intervals import propagate_ranges
@@ -32,8 +32,8 @@ def bounds(policy: Callable[..., Any], *args: Any) -> tuple[np.ndarray, np.ndarr
 
 def rewards(policy: Callable[..., Any], *args: Any, num: int = 4000) -> np.ndarray:
     structure = inspect(KEY, policy, *args)
-    pair = Pair(policy, None, structure, args, {})
-    draw = jax.jit(lambda key: pair.draw(key, {}, num, share=False).totals((num, *structure.context_shape)).reward)
+    programs = Programs(policy, None, structure, args, {})
+    draw = jax.jit(lambda key: programs.draw(key, {}, num, share=False).totals((num, *structure.context_shape)).reward)
     return np.asarray(draw(jax.random.key(1)), float)
 
 

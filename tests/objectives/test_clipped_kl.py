@@ -13,7 +13,7 @@ from oracles import ORACLES, Oracle, Params
 
 import bayesrl
 from bayesrl.core.draws import Draws
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives import ClippedKL, ReverseKL
@@ -21,28 +21,28 @@ from bayesrl.objectives import ClippedKL, ReverseKL
 K_SIGMA = 6.0
 
 
-def pair_of(oracle: Oracle) -> tuple[Pair, Params]:
+def pair_of(oracle: Oracle) -> tuple[Programs, Params]:
     structure = inspect(jax.random.key(0), oracle.policy, *oracle.args)
     args = jax.tree.map(jnp.asarray, oracle.args)
-    return Pair(oracle.policy, oracle.guide, structure, args, {}), jax.tree.map(jnp.asarray, oracle.params)
+    return Programs(oracle.policy, oracle.guide, structure, args, {}), jax.tree.map(jnp.asarray, oracle.params)
 
 
-def drawn(pair: Pair, params: Params, key: Array, num: int) -> Draws:
-    return jax.lax.stop_gradient(pair.draw(key, params, num, stopped=pair.structure.actions))
+def drawn(programs: Programs, params: Params, key: Array, num: int) -> Draws:
+    return jax.lax.stop_gradient(programs.draw(key, params, num, stopped=programs.structure.actions))
 
 
 @pytest.mark.parametrize("name", ["flat", "dependent", "chain", "contexts", "chain_with_nature"])
 @pytest.mark.parametrize("ratio", ["step", "draw"])
 def test_on_policy_it_is_the_gradient_of_reverse_kl(name: str, ratio: Any) -> None:
     oracle = ORACLES[name]()
-    pair, params = pair_of(oracle)
-    plain = ReverseKL(16, estimator="score", enumerated=()).prepare(jax.random.key(1), pair, params)
-    clipped = ClippedKL(16, ratio=ratio).prepare(jax.random.key(1), pair, params)
+    programs, params = pair_of(oracle)
+    plain = ReverseKL(16, estimator="score", enumerated=()).prepare(jax.random.key(1), programs, params)
+    clipped = ClippedKL(16, ratio=ratio).prepare(jax.random.key(1), programs, params)
 
     def gradient(objective: Any) -> Any:
-        return jax.jit(jax.value_and_grad(lambda p: objective.evaluate(jax.random.key(2), p, pair, oracle.beta)[0]))(
-            params
-        )
+        return jax.jit(
+            jax.value_and_grad(lambda p: objective.evaluate(jax.random.key(2), p, programs, oracle.beta)[0])
+        )(params)
 
     (loss, wanted), (own_loss, found) = gradient(plain), gradient(clipped)
     np.testing.assert_allclose(own_loss, loss, rtol=1e-5)
@@ -58,15 +58,17 @@ def test_weighted_draws_of_another_policy_give_the_exact_gradient() -> None:
     5 coordinates within K_SIGMA = 6 standard errors of means over 4,000 gradients: 1e-8 false alarms.
     """
     oracle = ORACLES["flat"]()
-    pair, then = pair_of(oracle)
+    programs, then = pair_of(oracle)
     now = jax.tree.map(lambda x: x + 0.5 * jnp.cos(jnp.arange(x.size, dtype=float).reshape(x.shape)), then)
-    ready = ClippedKL(16, baseline="none", clip=1e6).prepare(jax.random.key(1), pair, then)
+    ready = ClippedKL(16, baseline="none", clip=1e6).prepare(jax.random.key(1), programs, then)
 
     @jax.jit
     @jax.vmap
     def one(key: Array) -> Params:
-        draws = drawn(pair, then, key, 16)
-        return jax.grad(lambda p: -oracle.beta * ready.surrogate(p, pair.again(p, draws), pair, oracle.beta)[0])(now)
+        draws = drawn(programs, then, key, 16)
+        return jax.grad(
+            lambda p: -oracle.beta * ready.surrogate(p, programs.again(p, draws), programs, oracle.beta)[0]
+        )(now)
 
     found = one(jax.random.split(jax.random.key(3), 4000))
     gradient = jax.jit(jax.grad(oracle.objective))
@@ -93,16 +95,18 @@ def steps_guide() -> None:
 def test_the_gradient_is_that_of_the_formula(ratio: Any) -> None:
     """Written out: min(ρ·A, clip(ρ)·A) has the gradient ρ·A·∇log q where it is not cut, and none where it is."""
     structure = inspect(jax.random.key(0), steps)
-    pair = Pair(steps, steps_guide, structure, (), {})
+    programs = Programs(steps, steps_guide, structure, (), {})
     then = {"table": jnp.zeros((3, 3))}
     now = {"table": jnp.array([[0.9, 0.0, -0.6], [0.05, 0.0, -0.05], [-1.0, 0.5, 0.5]])}
     beta, clip = 0.5, 0.2
-    ready = ClippedKL(12, baseline="to_go", clip=clip, ratio=ratio).prepare(jax.random.key(1), pair, then)
-    draws = drawn(pair, then, jax.random.key(5), 12)
+    ready = ClippedKL(12, baseline="to_go", clip=clip, ratio=ratio).prepare(jax.random.key(1), programs, then)
+    draws = drawn(programs, then, jax.random.key(5), 12)
 
     @jax.jit
     def run(p: Params) -> Any:
-        return jax.value_and_grad(lambda p: ready.surrogate(p, pair.again(p, draws), pair, beta), has_aux=True)(p)
+        return jax.value_and_grad(lambda p: ready.surrogate(p, programs.again(p, draws), programs, beta), has_aux=True)(
+            p
+        )
 
     (loss, info), gradient = run(now)
     arms = np.stack([np.asarray(draws.sites[f"arm{i}"]) for i in range(3)], 1)
@@ -145,6 +149,6 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
 
 
 def test_it_refuses_to_be_used_before_it_is_prepared() -> None:
-    pair, params = pair_of(ORACLES["flat"]())
+    programs, params = pair_of(ORACLES["flat"]())
     with pytest.raises(ObjectiveError, match="before prepare"):
-        ClippedKL().evaluate(jax.random.key(0), params, pair, 1.0)
+        ClippedKL().evaluate(jax.random.key(0), params, programs, 1.0)

@@ -144,9 +144,9 @@ def test_a_source_of_draws_takes_the_place_of_the_objectives_own() -> None:
     oracle = ORACLES["flat"]()
     made: list[Any] = []
 
-    def source(key: Array, params: Any, pair: Any) -> Any:
+    def source(key: Array, params: Any, programs: Any) -> Any:
         if not made:
-            made.append(jax.jit(lambda key, params: pair.draw(key, params, 32)))
+            made.append(jax.jit(lambda key, params: programs.draw(key, params, 32)))
         return made[0](key, params)
 
     start = oracle.value({"arm_logits": jnp.zeros(5)})

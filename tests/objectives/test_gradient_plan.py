@@ -11,7 +11,7 @@ import pytest
 from oracles import ORACLES
 
 import bayesrl
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.errors import ObjectiveError
 from bayesrl.jaxprs.dataflow import count_dependent_numbers
@@ -23,8 +23,8 @@ def plan_of(name: str, objective: ReverseKL) -> GradientPlan:
     oracle = ORACLES[name]()
     args = jax.tree.map(jnp.asarray, oracle.args)
     structure = inspect(jax.random.key(0), oracle.policy, *args)
-    pair = Pair(oracle.policy, oracle.guide, structure, args, {})
-    plan = objective.prepare(jax.random.key(1), pair, jax.tree.map(jnp.asarray, oracle.params)).plan
+    programs = Programs(oracle.policy, oracle.guide, structure, args, {})
+    plan = objective.prepare(jax.random.key(1), programs, jax.tree.map(jnp.asarray, oracle.params)).plan
     assert plan is not None
     return plan
 
@@ -63,8 +63,8 @@ def arms_of(reward: Any, num: int, num_particles: int) -> tuple[str, ...]:
         bayesrl.reward("r", reward(arm))
 
     structure = inspect(jax.random.key(0), arms)
-    pair = Pair(arms, arms, structure, (), {})
-    plan = ReverseKL(num_particles).prepare(jax.random.key(1), pair, {}).plan
+    programs = Programs(arms, arms, structure, (), {})
+    plan = ReverseKL(num_particles).prepare(jax.random.key(1), programs, {}).plan
     assert plan is not None
     return plan.enumerated
 
@@ -120,9 +120,9 @@ def test_refusals(name: str, objective: ReverseKL, parts: list[str]) -> None:
 
 def test_forward_kl_refuses_nature() -> None:
     oracle = ORACLES["hidden"]()
-    pair = Pair(oracle.policy, oracle.guide, inspect(jax.random.key(0), oracle.policy), (), {})
+    programs = Programs(oracle.policy, oracle.guide, inspect(jax.random.key(0), oracle.policy), (), {})
     with pytest.raises(ObjectiveError, match=r"environment site 'h'.*ReverseKL"):
-        ForwardKL().prepare(jax.random.key(0), pair, {})
+        ForwardKL().prepare(jax.random.key(0), programs, {})
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -143,9 +143,9 @@ def test_options_out_of_range_are_refused(make: Any, part: str) -> None:
 
 def test_an_objective_must_be_prepared() -> None:
     oracle = ORACLES["flat"]()
-    pair = Pair(oracle.policy, oracle.guide, inspect(jax.random.key(0), oracle.policy), (), {})
+    programs = Programs(oracle.policy, oracle.guide, inspect(jax.random.key(0), oracle.policy), (), {})
     with pytest.raises(ObjectiveError, match="prepare"):
-        ReverseKL().draw(jax.random.key(0), {}, pair)
+        ReverseKL().draw(jax.random.key(0), {}, programs)
 
 
 def test_a_jump_in_a_later_density_is_seen() -> None:
@@ -156,7 +156,7 @@ def test_a_jump_in_a_later_density_is_seen() -> None:
         y = numpyro.sample("y", dist.Normal(jnp.where(x > 0, 1.0, -1.0), 1.0))
         bayesrl.reward("payoff", y)
 
-    pair = Pair(policy, None, inspect(jax.random.key(0), policy), (), {})
-    plan = ReverseKL().prepare(jax.random.key(0), pair, {}).plan
+    programs = Programs(policy, None, inspect(jax.random.key(0), policy), (), {})
+    plan = ReverseKL().prepare(jax.random.key(0), programs, {}).plan
     assert plan is not None
     assert (plan.pathwise, plan.score) == (("y",), ("x",))

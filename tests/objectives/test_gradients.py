@@ -22,7 +22,7 @@ from numpyro.contrib.control_flow import scan
 from oracles import ORACLES, Oracle, Params
 
 import bayesrl
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.objectives import ForwardKL, Info, Objective, ReverseKL
 
@@ -32,10 +32,10 @@ CORE = ("flat", "dependent", "chain", "contexts", "mixed")
 BASELINES = ("regression", "full", "to_go", "none")
 
 
-def pair_of(oracle: Oracle) -> tuple[Pair, Params]:
+def pair_of(oracle: Oracle) -> tuple[Programs, Params]:
     args = jax.tree.map(jnp.asarray, oracle.args)
     structure = inspect(jax.random.key(0), oracle.policy, *args)
-    return Pair(oracle.policy, oracle.guide, structure, args, {}), jax.tree.map(jnp.asarray, oracle.params)
+    return Programs(oracle.policy, oracle.guide, structure, args, {}), jax.tree.map(jnp.asarray, oracle.params)
 
 
 def exactly(oracle: Oracle) -> tuple[Array, Params]:
@@ -48,13 +48,13 @@ def gradients(
     oracle: Oracle, objectives: Sequence[Objective], params: Params, num: int
 ) -> tuple[Params, Params, list[tuple[Array, Info]]]:
     """Mean and standard error of the gradient of J (reward units) over `num` keys, [objective, ...]; losses of each key."""
-    pair, _ = pair_of(oracle)
-    ready = [objective.prepare(jax.random.key(1), pair, params) for objective in objectives]
+    programs, _ = pair_of(oracle)
+    ready = [objective.prepare(jax.random.key(1), programs, params) for objective in objectives]
 
     @jax.jit
     def all_keys(keys: Array, params: Params) -> tuple[Params, Params, list[tuple[Array, Info]]]:
         def losses(params: Params, key: Array) -> tuple[Array, list[tuple[Array, Info]]]:
-            found = [one.evaluate(key, params, pair, oracle.beta) for one in ready]
+            found = [one.evaluate(key, params, programs, oracle.beta) for one in ready]
             return jnp.stack([-oracle.beta * loss for loss, _ in found]), found
 
         found, told = jax.vmap(jax.jacrev(losses, has_aux=True), (None, 0))(params, keys)
@@ -124,14 +124,14 @@ def test_estimators_that_are_asked_for_are_unbiased(name: str) -> None:
 def test_a_wrong_gradient_is_noticed() -> None:
     """The test has power: pathwise gradients through a jump are seen to be wrong."""
     oracle = ORACLES["jump"]()
-    pair, params = pair_of(oracle)
+    programs, params = pair_of(oracle)
     wrong = ReverseKL(8)
-    plan = wrong.prepare(jax.random.key(1), pair, params).plan
+    plan = wrong.prepare(jax.random.key(1), programs, params).plan
     assert plan is not None
     assert plan.score == ("x",)
 
     class Biased(ReverseKL):
-        def prepare(self, key: Array, pair: Pair, params: Params) -> ReverseKL:
+        def prepare(self, key: Array, programs: Programs, params: Params) -> ReverseKL:
             return replace(wrong, plan=replace(plan, score=(), pathwise=("x",)))
 
     with pytest.raises(AssertionError, match="beyond"):
@@ -142,11 +142,11 @@ def test_a_wrong_gradient_is_noticed() -> None:
 def test_enumerated_values_are_exact(name: str) -> None:
     """With all sites enumerated J = β·ELBO = β·log Z − β·KL(q‖p*) to float precision, with no noise."""
     oracle = ORACLES[name]()
-    pair, params = pair_of(oracle)
-    ready = ReverseKL(64, enumerated=pair.structure.actions).prepare(jax.random.key(1), pair, params)
+    programs, params = pair_of(oracle)
+    ready = ReverseKL(64, enumerated=programs.structure.actions).prepare(jax.random.key(1), programs, params)
     exact, slope = exactly(oracle)
     (loss, info), gradient = jax.jit(
-        jax.value_and_grad(lambda p: ready.evaluate(jax.random.key(4), p, pair, oracle.beta), has_aux=True)
+        jax.value_and_grad(lambda p: ready.evaluate(jax.random.key(4), p, programs, oracle.beta), has_aux=True)
     )(params)
     loss, info, gradient = jax.tree.map(np.asarray, (loss, info, gradient))
     assert np.allclose(-oracle.beta * loss, exact, atol=2e-6)
@@ -187,11 +187,11 @@ def test_noise_vanishes_at_the_optimum(name: str, objective: Objective) -> None:
     """Every gradient is zero to float precision where q = p* and nature is quiet: w = log Z for every draw."""
     oracle = ORACLES[name]()
     best = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), oracle.best)
-    pair, _ = pair_of(oracle)
-    ready = objective.prepare(jax.random.key(1), pair, best)
+    programs, _ = pair_of(oracle)
+    ready = objective.prepare(jax.random.key(1), programs, best)
 
     def one(key: Array) -> tuple[Params, Array]:
-        gradient, info = jax.grad(lambda p: ready.evaluate(key, p, pair, oracle.beta), has_aux=True)(best)
+        gradient, info = jax.grad(lambda p: ready.evaluate(key, p, programs, oracle.beta), has_aux=True)(best)
         return gradient, info.spread
 
     found, spread = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), 200))
@@ -244,10 +244,10 @@ def test_a_constant_reward_changes_nothing(kind: str, baseline: Any) -> None:
     def gradient(offset: Array) -> Array:
         policy, guide, params = shifted(kind, offset)
         structure = inspect(jax.random.key(0), policy)
-        pair = Pair(policy, guide, structure, (), {})
-        ready = ReverseKL(16, baseline=baseline, enumerated=()).prepare(jax.random.key(1), pair, params)
+        programs = Programs(policy, guide, structure, (), {})
+        ready = ReverseKL(16, baseline=baseline, enumerated=()).prepare(jax.random.key(1), programs, params)
         keys = jax.random.split(jax.random.key(5), 32)
-        return jax.vmap(lambda key: jax.grad(lambda p: ready.evaluate(key, p, pair, 1.0)[0])(params)["table"])(keys)
+        return jax.vmap(lambda key: jax.grad(lambda p: ready.evaluate(key, p, programs, 1.0)[0])(params)["table"])(keys)
 
     with_offset = jax.jit(gradient)
     base = np.asarray(with_offset(jnp.array(0.0)))

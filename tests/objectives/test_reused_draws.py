@@ -28,9 +28,11 @@ class Held:
     served: int = 0
     drawn_by: list[Any] = field(default_factory=list)
 
-    def __call__(self, key: Any, params: Any, pair: Any) -> Any:
+    def __call__(self, key: Any, params: Any, programs: Any) -> Any:
         if self.batch is None or self.served == UPDATES:
-            draw = closure_jit(lambda key, params: pair.draw(key, params, PARTICLES, stopped=pair.structure.actions))
+            draw = closure_jit(
+                lambda key, params: programs.draw(key, params, PARTICLES, stopped=programs.structure.actions)
+            )
             self.batch, self.served = draw(key, params), 0
         self.served += 1
         self.drawn_by.append(jax.tree.map(np.asarray, params))

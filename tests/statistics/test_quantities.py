@@ -261,8 +261,8 @@ def test_engines_agree(name: str) -> None:
     weighted = bayesrl.importance(jax.random.key(0), case.program, beta=case.beta, num_samples=4000)
     for told in ("objective", "reward", "kl"):
         near(getattr(weighted.estimates, told), float(getattr(exact.estimates, told).mean), told)
-    pair, params = fitted(name).unbatched()
-    found = evaluate_exactly(pair, params, BETA)
+    programs, params = fitted(name).unbatched()
+    found = evaluate_exactly(programs, params, BETA)
     for value, value_true in ((found.objective, true.objective), (found.kl, true.kl), (found.start, true.start)):
         assert float(value.mean()) == pytest.approx(value_true, abs=1e-5)
 

@@ -166,13 +166,13 @@ def action_probs(posterior: Posterior) -> np.ndarray | None:
     Returns:
         None where the guide is of another kind.
     """
-    pair, params = posterior.unbatched()
-    if not isinstance(pair.guide, RolloutGuide):
+    programs, params = posterior.unbatched()
+    if not isinstance(programs.guide, RolloutGuide):
         return None
-    horizon, num_states = pair.guide.rollout.horizon, pair.guide.rollout.environment.num_observations
+    horizon, num_states = programs.guide.rollout.horizon, programs.guide.rollout.environment.num_observations
     if num_states is None:
         return None
-    guide = handlers.substitute(pair.guide, data=pair.constrain(params))
+    guide = handlers.substitute(programs.guide, data=programs.constrain(params))
 
     def one(time: Array, state: Array) -> Any:
         return jax.nn.softmax(action_distribution(guide, state, time).logits)

@@ -12,7 +12,7 @@ from numpyro import handlers
 from bayesrl.arguments import UnitInterval, checked
 from bayesrl.compilation.keys import split, split_keys
 from bayesrl.control.policies import action_distribution
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.errors import ControlError
 from bayesrl.typing import Params, PRNGKey
 
@@ -59,11 +59,13 @@ def _mixed(first: Array, second: Array, share: float) -> Array:
     return jnp.logaddexp(first + jnp.log1p(-jnp.asarray(share)), second + jnp.log(jnp.asarray(share)))
 
 
-def choose_actions(pair: Pair, params: Params, key: PRNGKey, seen: Array, behaviour: Behaviour) -> ScoredActions:
+def choose_actions(
+    programs: Programs, params: Params, key: PRNGKey, seen: Array, behaviour: Behaviour
+) -> ScoredActions:
     """Choose an action for each observation [num, ...], and score it.
 
     Args:
-        pair: of a rollout and its guide.
+        programs: of a rollout and its guide.
         params: unconstrained parameters of the guide.
         key: consumed whole.
         seen: observations, [num, ...].
@@ -71,9 +73,11 @@ def choose_actions(pair: Pair, params: Params, key: PRNGKey, seen: Array, behavi
     """
 
     def one(key: PRNGKey, observation: Array) -> ScoredActions:
-        prior = fitted = action_distribution(pair.policy, observation)
-        if pair.guide is not None:
-            fitted = action_distribution(handlers.substitute(pair.guide, data=pair.constrain(params)), observation)
+        prior = fitted = action_distribution(programs.policy, observation)
+        if programs.guide is not None:
+            fitted = action_distribution(
+                handlers.substitute(programs.guide, data=programs.constrain(params)), observation
+            )
         action, log_prob = behaviour(key, fitted, prior)
         return ScoredActions(action, log_prob, fitted.log_prob(action), prior.log_prob(action))
 

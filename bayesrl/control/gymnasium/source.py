@@ -32,7 +32,7 @@ from bayesrl.control.gymnasium.vector_env import (
 )
 from bayesrl.control.policies import RolloutGuide
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.errors import ControlError, GuideError
 from bayesrl.svi.reuse import BatchSource
 from bayesrl.typing import Params, PRNGKey
@@ -192,7 +192,7 @@ class GymnasiumSource(BatchSource):
         self._lanes.append(other)
         return other
 
-    def draw_batch(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def draw_batch(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Play `window` steps in each environment, and give them as draws [num_envs, window + 1, ...].
 
         Raises:
@@ -200,20 +200,21 @@ class GymnasiumSource(BatchSource):
             ControlError: the policy is none of this source; a reward or an observation is not finite; too many
                 episodes ended with an error.
         """
-        if not isinstance(pair.guide, RolloutGuide):
+        if not isinstance(programs.guide, RolloutGuide):
             raise GuideError(
-                f"GymnasiumSource asks the guide for one action at a time, which {type(pair.guide).__name__} cannot "
-                "give; use guide=NetworkPolicy(), LinearPolicy() or TablePolicy()"
+                "GymnasiumSource asks the guide for one action at a time, which "
+                f"{type(programs.guide).__name__} cannot give; "
+                "use guide=NetworkPolicy(), LinearPolicy() or TablePolicy()"
             )
-        rollout = pair.guide.rollout
+        rollout = programs.guide.rollout
         if not isinstance(rollout, RecordedRollout) or rollout.horizon != self.window + 1:
             raise ControlError(
                 f"the policy is a {type(rollout).__name__} of {rollout.horizon} steps, and this source records "
                 f"{self.window} and what follows them; fit the policy that source.policy() of the same source gives"
             )
-        return self._play(key, params, pair)
+        return self._play(key, params, programs)
 
-    def _play(self, key: PRNGKey, params: Params, pair: Pair) -> Draws:
+    def _play(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         if self._playing is None:
             self._playing = self._open(self.num_envs, self.seed)
         playing, size, seen = self._playing, self.window + 1, self.observations
@@ -221,10 +222,10 @@ class GymnasiumSource(BatchSource):
         earned, behaviour = np.zeros((2, self.num_envs, size), np.float32)
         counts, terminated = np.zeros((2, self.num_envs, size), bool)
         actions: Any = None
-        programs, key = self._compiled(pair), as_hash_key(key)
+        functions, key = self._compiled(programs), as_hash_key(key)
         at = np.zeros(self.num_envs, int)  # the row that each environment has come to
         for t in range(size):
-            chosen = programs.act(params, key, np.asarray(t, np.int32), playing.observation)
+            chosen = functions.act(params, key, np.asarray(t, np.int32), playing.observation)
             action, log_prob = jax.device_get(chosen)
             if actions is None:
                 actions = np.zeros((self.num_envs, size, *action.shape[1:]), action.dtype)
@@ -257,7 +258,7 @@ class GymnasiumSource(BatchSource):
             "terminated": terminated,
             "earned": earned,
         }
-        scored: Draws = programs.score(params, sites)
+        scored: Draws = functions.score(params, sites)
         earned_in_all, length = np.asarray(self._finished or playing.unfinished(), float).mean(0)
         metrics = {
             "return": np.full(self.num_envs, earned_in_all, np.float32),
@@ -270,20 +271,20 @@ class GymnasiumSource(BatchSource):
     def _open(self, number: int, seed: Seed) -> VectorRunner:
         return VectorRunner(open_environments(self, number, seed), self.observations, self.actions, seed)
 
-    def _compiled(self, pair: Pair) -> "_Compiled":
+    def _compiled(self, programs: Programs) -> "_Compiled":
         """Give the compiled functions of these programs, which are read once until the source is closed."""
-        of = (pair.policy, pair.guide)
+        of = (programs.policy, programs.guide)
         if self._programs is None or self._programs[0] != of:
-            self._programs = of, _Compiled(pair, self.behaviour)
+            self._programs = of, _Compiled(programs, self.behaviour)
         return self._programs[1]
 
-    def episodes(self, key: PRNGKey, params: Params, pair: Pair, num_episodes: Count) -> tuple[Draws, Totals]:
+    def episodes(self, key: PRNGKey, params: Params, programs: Programs, num_episodes: Count) -> tuple[Draws, Totals]:
         """Play whole episodes by the guide, in environments of their own.
 
         Args:
             key: consumed whole; the environments are seeded by it too.
             params: unconstrained parameters of the guide.
-            pair: the programs.
+            programs: the programs.
             num_episodes: how many.
 
         Returns:
@@ -295,7 +296,7 @@ class GymnasiumSource(BatchSource):
         """
         if num_episodes < 1:
             raise ControlError(f"num_episodes={num_episodes}; play at least 1 episode")
-        discount = getattr(pair.policy, "discount", 1.0)
+        discount = getattr(programs.policy, "discount", 1.0)
         key, seeding = split_keys(key)
         seed = int(np.asarray(key_data(seeding))[0] % 2**30)
         playing = self._open(min(num_episodes, self.num_envs), seed)
@@ -305,7 +306,7 @@ class GymnasiumSource(BatchSource):
         played = np.zeros(number, int)
         spans: list[tuple[int, int, int, int]] = []
         steps: list[tuple[np.ndarray, ...]] = []
-        decide_all = _Compiled(pair, self.behaviour).decide  # what the programs read may have changed
+        decide_all = _Compiled(programs, self.behaviour).decide  # what the programs read may have changed
         try:
             while len(spans) < num_episodes:
                 seen = playing.observation
@@ -339,7 +340,7 @@ class GymnasiumSource(BatchSource):
 
 
 class _Compiled:
-    """The compiled functions of a pair of programs.
+    """The compiled functions of a programs of programs.
 
     Attributes:
         act: what the behaviour does, and its log-probability in nats, from (params, key, time, observations), arrays.
@@ -347,18 +348,18 @@ class _Compiled:
         score: the draws of a batch, from (params, sites).
     """
 
-    def __init__(self, pair: Pair, behaviour: Behaviour | Exploration) -> None:
+    def __init__(self, programs: Programs, behaviour: Behaviour | Exploration) -> None:
         played = behaviour.behave if isinstance(behaviour, Exploration) else behaviour
 
         def act(params: Params, key: PRNGKey, time: Any, seen: Array) -> tuple[Array, Array]:
-            decision = choose_actions(pair, params, fold_in(key, time), seen, played)
+            decision = choose_actions(programs, params, fold_in(key, time), seen, played)
             return decision.action, decision.log_behaviour
 
         def by_guide(params: Params, key: PRNGKey, time: Any, seen: Array) -> ScoredActions:
-            return choose_actions(pair, params, fold_in(key, time), seen, play_guide)
+            return choose_actions(programs, params, fold_in(key, time), seen, play_guide)
 
         def score(params: Params, sites: dict[str, Array]) -> Draws:
-            return pair.score(params, Draws.from_sites(sites))
+            return programs.score(params, Draws.from_sites(sites))
 
         self.act, self.decide = trace_once(act, name="behave"), trace_once(by_guide, name="decide")
         self.score = trace_once(score, name="score_batch")

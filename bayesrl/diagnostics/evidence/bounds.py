@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import jax
@@ -13,7 +14,7 @@ from numpyro import handlers
 from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import dummy_key, fold_in, key_from_seed
-from bayesrl.core.programs import declared_params
+from bayesrl.core.programs import Programs, declared_params
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.by_enumeration import enumerated
@@ -27,7 +28,6 @@ from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.monte_carlo.reward_bounds import reward_bounds
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import Programs
 from bayesrl.statistics.estimates import Interval
 from bayesrl.statistics.quantities import is_conditioned
 from bayesrl.typing import Params, PRNGKey
@@ -149,19 +149,19 @@ def _out_of_reach(one: Posterior) -> str:
 
 def _frozen(one: Posterior) -> tuple[Programs, Params]:
     """Give programs and parameters of one fit; where the policy was trained, as it stands now."""
-    pair, params = one.unbatched()
-    if not pair.structure.actions:
+    programs, params = one.unbatched()
+    if not programs.structure.actions:
         raise EngineError(
             "the policy draws nothing, so there is no posterior and nothing to bracket; "
             "the likelihood of its data is posterior.estimate(key, n).objective"
         )
-    policy = pair.policy
-    if pair.learned:
-        own = declared_params(key_from_seed(0), pair.policy, *pair.args)[0]
-        held = {name: value for name, value in pair.constrain(params).items() if name in own}
+    policy = programs.policy
+    if programs.learned:
+        own = declared_params(key_from_seed(0), programs.policy, *programs.args)[0]
+        held = {name: value for name, value in programs.constrain(params).items() if name in own}
         policy = handlers.substitute(policy, data=held) if held else policy
     params = jax.tree.map(jnp.asarray, params)
-    return Programs(policy, pair.guide, pair.args, pair.structure, pair.transforms, learned=False), params
+    return replace(programs, policy=policy, learned=False, episodes=None), params
 
 
 class _Search:

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.compilation.keys import split_keys
+from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, score_sites
 from bayesrl.diagnostics.results import Evidence, Side
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import Evaluation, enumerate_target, evaluate_exactly
 from bayesrl.exact.weighted_draws import WeightedDraws
-from bayesrl.posterior.programs import Programs
 from bayesrl.statistics.estimates import Interval
 from bayesrl.typing import Params, PRNGKey
 
@@ -33,11 +33,11 @@ def enumerated(
         num_samples: most draws.
     """
     try:
-        target = enumerate_target(programs.pair(), params, beta, max_count)
+        target = enumerate_target(programs, params, beta, max_count)
     except EngineError as error:
         return None, str(error)
     try:
-        ours = evaluate_exactly(programs.pair(), params, beta, max_count)
+        ours = evaluate_exactly(programs, params, beta, max_count)
     except EngineError:
         return _drawn(key, programs, params, beta, target, num_samples), ""
     return _exactly(programs, beta, target, ours), ""

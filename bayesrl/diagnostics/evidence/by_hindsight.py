@@ -25,14 +25,13 @@ from bayesrl.compilation.keys import fold_in, key_data, split, split_keys, wrap_
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import Sites
 from bayesrl.core.primitives import reward, site_kind
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Site, Structure
 from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample
 from bayesrl.diagnostics.results import Evidence, Side
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_posterior
-from bayesrl.posterior.programs import Programs
 from bayesrl.statistics.estimates import Interval
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
@@ -136,7 +135,7 @@ def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: floa
 @partial(ClosureJit, name="values_of_nature")
 def _values(static: Any, transforms: Any, args: Any, key: PRNGKey, params: Params, beta: Array) -> Values:
     policy, guide, structure, known, num = static
-    draws = Pair(policy, guide, structure, args, transforms).draw(key, params, num, share=False)
+    draws = Programs(policy, guide, structure, args, transforms).draw(key, params, num, share=False)
     return {name: _values_of(structure[name], structure, draws, beta) for name in known}
 
 

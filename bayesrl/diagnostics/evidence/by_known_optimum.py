@@ -9,12 +9,13 @@ import numpy as np
 from bayesrl.arguments import user_code
 from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.core.draws import Totals
+from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.evidence.by_sampling import at_most
 from bayesrl.diagnostics.evidence.confidence_limits import weighted_start
 from bayesrl.diagnostics.results import Evidence, Side
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import Programs, draw_prior
+from bayesrl.posterior.sampling import draw_prior
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.statistics.quantities import divergence
 from bayesrl.typing import Numbers, PRNGKey

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from bayesrl.core.handlers import tilt
+from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.evidence.by_sampling import MIN_ESS, SampledEvidence
 from bayesrl.diagnostics.evidence.mixture_sample import score_sites
 from bayesrl.diagnostics.results import Evidence, Side
 from bayesrl.errors import EngineError
-from bayesrl.posterior.programs import Programs
 from bayesrl.statistics.estimates import Interval
 from bayesrl.typing import Numbers, Params, PRNGKey
 

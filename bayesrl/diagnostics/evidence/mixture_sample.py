@@ -14,11 +14,12 @@ import numpy as np
 
 from bayesrl.compilation.keys import split_keys
 from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.confidence_limits import skewed_limits, stratified_interval
 from bayesrl.exact.weighted_draws import context_axes
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.programs import Programs, draw_fit, draw_prior, score_draws
+from bayesrl.posterior.sampling import draw_fit, draw_prior, score_draws
 from bayesrl.statistics.estimates import InfluenceEstimate, Interval
 from bayesrl.typing import Params, PRNGKey
 
@@ -68,7 +69,7 @@ def draw_mixture_sample(key: PRNGKey, programs: Programs, params: Params, num_sa
     """
     half = num_samples // 2
     fit_key, prior_key = split_keys(key)
-    fit = draw_fit(fit_key, programs.pair(), params, half)
+    fit = draw_fit(fit_key, programs, params, half)
     return _pooled(programs, fit, draw_prior(prior_key, programs, params, half), half)
 
 
@@ -122,7 +123,7 @@ def score_sites(programs: Programs, params: Params, sites: dict[str, Any], beta:
 
 def totals_of(programs: Programs, params: Params, sites: dict[str, Any]) -> Totals:
     """Score given draws under one fit and its policy, [draws, *contexts]; arguments as those of `score_sites`."""
-    return score_draws(programs.pair(), params, sites)
+    return score_draws(programs, params, sites)
 
 
 def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] | None:

@@ -37,8 +37,8 @@ class Drift:
 def test_noise_is_replayed_and_steps_are_those_of_the_environment() -> None:
     program = Rollout(JaxEnvironment(Drift()), 6)
     setup = set_up(jax.random.key(0), program, (), 1.0, NetworkPolicy(hidden=4), ActorCritic(), 1)
-    pair, params = setup.programs.pair(), jax.tree.map(lambda x: x[0], setup.params)
-    draws = jax.jit(lambda params: pair.draw(jax.random.key(1), params, 12, share=False))(params)
+    programs, params = setup.programs, jax.tree.map(lambda x: x[0], setup.params)
+    draws = jax.jit(lambda params: programs.draw(jax.random.key(1), params, 12, share=False))(params)
     env, rewards = Drift(), np.asarray(draws.rewards["reward"])
     sites = jax.tree.map(np.asarray, draws.sites)
     reset = jax.jit(lambda words: env.reset(jax.random.wrap_key_data(words), 0.5))

@@ -161,7 +161,7 @@ class Guess(gymnasium.Env[Any, Any]):
 
 def batch_of(source: GymnasiumSource, guide: Any) -> Any:
     setup = set_up(KEY, source.policy(), (), 1.0, guide, ActorCritic(), 1, source)
-    return source(jax.random.key(1), jax.tree.map(lambda x: x[0], setup.params), setup.programs.pair())
+    return source(jax.random.key(1), jax.tree.map(lambda x: x[0], setup.params), setup.programs)
 
 
 def test_a_table_learns_observations_and_actions_of_several_parts() -> None:
@@ -258,7 +258,7 @@ def test_the_three_ways_of_starting_anew_record_the_same_steps(mode: Any, copy: 
 def test_episodes_are_whole_in_all_three(mode: Any) -> None:
     source = GymnasiumSource(side_by_side(mode, 0), num_envs=2, window=4)
     setup = set_up(KEY, source.policy(), (), 1.0, LinearPolicy(), ActorCritic(), 1, source)
-    draws, _ = source.episodes(KEY, jax.tree.map(lambda x: x[0], setup.params), setup.programs.pair(), 5)
+    draws, _ = source.episodes(KEY, jax.tree.map(lambda x: x[0], setup.params), setup.programs, 5)
     assert np.asarray(draws.metrics["length"]).tolist() == [3] * 5
     assert sorted(np.asarray(draws.metrics["return"]).tolist()) == [6, 6, 6, 36, 36]
 

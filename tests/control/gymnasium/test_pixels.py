@@ -15,7 +15,7 @@ from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.policies import _orthogonal
 from bayesrl.core.structure import inspect
 from bayesrl.errors import ControlError
-from bayesrl.posterior.programs import batch_of
+from bayesrl.posterior.sampling import batch_of
 
 KEY = jax.random.key(0)
 

@@ -75,8 +75,8 @@ def batch_of(source: GymnasiumSource, **options: Any) -> Any:
     program = source.policy(discount=0.9)
     told: dict[str, Any] = {"guide": LinearPolicy()} | options
     setup = set_up(jax.random.key(0), program, (), 1.0, told["guide"], ActorCritic(), 1, source)
-    pair, params = setup.programs.pair(), jax.tree.map(lambda x: x[0], setup.params)
-    return source(jax.random.key(1), params, pair), pair, params, setup
+    programs, params = setup.programs, jax.tree.map(lambda x: x[0], setup.params)
+    return source(jax.random.key(1), params, programs), programs, params, setup
 
 
 def limited(length: int, limit: int) -> Any:
@@ -118,8 +118,8 @@ def test_the_same_seeds_give_the_same_batch() -> None:
 
 def test_episodes_are_whole_and_discounted() -> None:
     source = GymnasiumSource(limited(4, 50), num_envs=2, window=3)
-    _, pair, params, _ = batch_of(source)
-    draws, totals = source.episodes(jax.random.key(2), params, pair, 5)
+    _, programs, params, _ = batch_of(source)
+    draws, totals = source.episodes(jax.random.key(2), params, programs, 5)
     worth = 1 + 0.9 * 2 + 0.81 * 3 + 0.729 * 4
     np.testing.assert_allclose(totals.reward, np.full(5, worth), rtol=1e-6)
     np.testing.assert_allclose(totals.log_prior, (1 + 0.9 + 0.81 + 0.729) * np.log(0.5) * np.ones(5), rtol=1e-5)
@@ -157,17 +157,17 @@ def test_a_bandit_reaches_its_known_optimum() -> None:
 def test_other_behaviours_are_corrected_for(behaviour: Any) -> None:
     """Mean gradient of 400 batches against the exact one, three numbers within 4.5 standard errors (2e-5)."""
     source = GymnasiumSource(Bandit, num_envs=64, window=2, num_updates=1, behaviour=behaviour)
-    _, pair, params, setup = batch_of(source, guide=TablePolicy())
+    _, programs, params, setup = batch_of(source, guide=TablePolicy())
     table = jnp.array([[0.3, -0.2, 0.5]])
     params = {**params, "action$table": table}
     objective = ActorCritic(trace=1.0, clip=None)
 
     def loss(table: Any, draws: Any) -> Any:
         moved = {**params, "action$table": table}
-        return objective.surrogate(moved, pair.again(moved, draws), pair, 0.5)[0]
+        return objective.surrogate(moved, programs.again(moved, draws), programs, 0.5)[0]
 
     gradient = jax.jit(jax.grad(loss))
-    found = np.stack([np.asarray(gradient(table, source(jax.random.key(i), params, pair)))[0] for i in range(400)])
+    found = np.stack([np.asarray(gradient(table, source(jax.random.key(i), params, programs)))[0] for i in range(400)])
 
     def exact(table: Any) -> Any:
         log_q = jax.nn.log_softmax(table[0])
@@ -287,11 +287,11 @@ def test_an_episode_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(gymnasium_source, "MOST_STEPS", 20)
     source = GymnasiumSource(lambda: Counter(10**9), num_envs=1, window=2)
-    _, pair, params, _ = batch_of(source)
+    _, programs, params, _ = batch_of(source)
     with pytest.raises(ControlError, match="an episode has gone on for 21 steps; let the environment end it"):
-        source.episodes(jax.random.key(0), params, pair, 1)
+        source.episodes(jax.random.key(0), params, programs, 1)
     with pytest.raises(ControlError, match="num_episodes=0"):
-        source.episodes(jax.random.key(0), params, pair, 0)
+        source.episodes(jax.random.key(0), params, programs, 0)
 
 
 def playing(source: GymnasiumSource, number: int = 1) -> VectorRunner:
@@ -405,21 +405,21 @@ def test_programs_are_compiled_once_and_a_closed_source_begins_anew() -> None:
     source = GymnasiumSource(Counter, num_envs=2, window=3, num_updates=1)
     setup = set_up(jax.random.key(0), source.policy(prior=prior), (), 1.0, LinearPolicy(), ActorCritic(), 2, source)
     params = jax.tree.map(lambda x: x[0], setup.params)
-    first = source(jax.random.key(1), params, setup.programs.pair())
-    source.episodes(jax.random.key(1), params, setup.programs.pair(), 2)
+    first = source(jax.random.key(1), params, setup.programs)
+    source.episodes(jax.random.key(1), params, setup.programs, 2)
     so_far = len(traced)
     with compilations() as names:
-        source(jax.random.key(2), params, setup.programs.pair())
+        source(jax.random.key(2), params, setup.programs)
         assert len(traced) == so_far, "what is recorded is traced once"
-        source.lane(1)(jax.random.key(2), params, setup.programs.pair())
-        source.episodes(jax.random.key(2), params, setup.programs.pair(), 2)
+        source.lane(1)(jax.random.key(2), params, setup.programs)
+        source.episodes(jax.random.key(2), params, setup.programs, 2)
     assert names == [], "another lane, and episodes, which are read anew, compile nothing"
     source.close()
-    again = source(jax.random.key(1), params, setup.programs.pair())
+    again = source(jax.random.key(1), params, setup.programs)
     np.testing.assert_array_equal(np.asarray(first.sites["observation"]), np.asarray(again.sites["observation"]))
     np.testing.assert_array_equal(np.asarray(first.sites["action"]), np.asarray(again.sites["action"]))
     with pytest.raises(ControlError, match="of 4 steps, and this source records 9 and what follows"):
-        GymnasiumSource(Counter, num_envs=1, window=9)(jax.random.key(0), params, setup.programs.pair())
+        GymnasiumSource(Counter, num_envs=1, window=9)(jax.random.key(0), params, setup.programs)
 
 
 def test_episodes_are_in_the_order_of_their_seeds() -> None:
@@ -431,10 +431,10 @@ def test_episodes_are_in_the_order_of_their_seeds() -> None:
             return super().reset(seed=seed)
 
     source = GymnasiumSource(Varied, num_envs=3, window=2)
-    _, pair, params, _ = batch_of(source)
+    _, programs, params, _ = batch_of(source)
     key = jax.random.key(4)
     first = int(np.asarray(key_data(split_keys(key)[1]))[0] % 2**30)
-    draws, _ = source.episodes(key, params, pair, 8)
+    draws, _ = source.episodes(key, params, programs, 8)
     assert np.asarray(draws.metrics["length"]).tolist() == [1 + (first + j) % 5 for j in range(8)]
     observation = np.asarray(draws.sites["observation"])[..., 0]
     for row, length in zip(observation, np.asarray(draws.metrics["length"], int), strict=True):

@@ -115,12 +115,11 @@ class KLControlAgentState(AgentState):
         rate = self._setup.learning_rate if agent.learning_rate is None else agent.learning_rate
         programs = self._setup.programs
         arrays, static = eqx.partition(programs.args, eqx.is_array)
-        pair = programs.pair()
         lane = StepConfig(
-            self._setup.objective, optax.adam(rate), lambda args: replace(pair, args=eqx.combine(args, static))
+            self._setup.objective, optax.adam(rate), lambda args: replace(programs, args=eqx.combine(args, static))
         )
         self.state = closure_jit(lambda params: init(lane, params), name="initial")(self._setup.params)
-        self._pair, self._args, self._lane = pair, arrays, lane
+        self._programs, self._args, self._lane = programs, arrays, lane
         self._batch: list[Episode] = []
         self._acting: dict[str, Any] = {}
         self._stepping = trace_once(self._steps, name="update")
@@ -134,11 +133,11 @@ class KLControlAgentState(AgentState):
         name = repr(exploration)
         if name not in self._acting:
             behaviour = getattr(exploration, "behave", exploration)
-            pair = self._pair
+            programs = self._programs
 
             def act(key: PRNGKey, state: State, seen: Array) -> tuple[Array, Array]:
                 params = jax.tree.map(lambda x: x[0], state.params)
-                told = choose_actions(pair, params, key, seen[None], behaviour)
+                told = choose_actions(programs, params, key, seen[None], behaviour)
                 return told.action[0], told.log_behaviour[0]
 
             self._acting[name] = trace_once(act, name="act")
@@ -212,7 +211,7 @@ class KLControlAgentState(AgentState):
 
     def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[State, dict[str, Array]]:
         first = jax.tree.map(lambda x: x[0], state.params)
-        scored = self._pair.score(first, Draws.from_sites(sites))
+        scored = self._programs.score(first, Draws.from_sites(sites))
         draws = scored._replace(log_behaviour={"action": behaviour})
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
@@ -237,7 +236,7 @@ class KLControlAgentState(AgentState):
 
     def _probabilities(self, stacked: Any, states: Array) -> Array:
         params = jax.tree.map(lambda x: x[0], stacked)
-        guide = handlers.substitute(self._pair.guide, data=self._pair.constrain(params))
+        guide = handlers.substitute(self._programs.guide, data=self._programs.constrain(params))
         return jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states)
 
     def mark(self) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.replay_memory import Experience
-from bayesrl.core.programs import Pair
+from bayesrl.core.programs import Programs
 from bayesrl.errors import ControlError
 from bayesrl.guides import AutoGuide
 from bayesrl.objectives import ReverseKL
@@ -161,7 +161,7 @@ class ProgramModel(EnvironmentModel):
             # UpdateInfo as it is when values are read.
             jax.eval_shape(lambda data: read_action_values(self.program, {}, data, self._seen), data)
         self._setup = setup
-        self._lane = StepConfig(setup.objective, _adam(setup, self.learning_rate), self._pair)
+        self._lane = StepConfig(setup.objective, _adam(setup, self.learning_rate), self._programs)
 
     def check_experience(self, experience: Experience) -> None:
         """Refuse what the program refuses; see `EnvironmentModel.check_experience`."""
@@ -182,7 +182,7 @@ class ProgramModel(EnvironmentModel):
     def sample(self, key: PRNGKey, state: State, experience: Experience, num_samples: int) -> Sites:
         """Draw from the fitted guide."""
         params = jax.tree.map(lambda x: x[0], state.params)
-        return dict(self._pair(self._args(experience)).draw(key, params, num_samples, share=False).sites)
+        return dict(self._programs(self._args(experience)).draw(key, params, num_samples, share=False).sites)
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
         """Give the action values of one θ; see `EnvironmentModel.values`."""
@@ -191,9 +191,11 @@ class ProgramModel(EnvironmentModel):
     def _args(self, experience: Experience) -> tuple[Any, ...]:
         return (experience,) if self._seen is None else (experience, self._seen)
 
-    def _pair(self, args: tuple[Any, ...]) -> Pair:
-        pair = self._ready().programs.pair()
-        return Pair(pair.policy, pair.guide, pair.structure, args, pair.transforms, pair.learned)
+    def _programs(self, args: tuple[Any, ...]) -> Programs:
+        programs = self._ready().programs
+        return Programs(
+            programs.policy, programs.guide, programs.structure, args, programs.transforms, programs.learned
+        )
 
     def _ready(self) -> Setup:
         if self._setup is None:

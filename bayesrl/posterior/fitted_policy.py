@@ -1,0 +1,42 @@
+"""A fitted policy as a program of its own."""
+
+from typing import Any
+
+from numpyro import handlers
+
+from bayesrl.core.programs import Programs
+from bayesrl.guides import PolicyGuide
+from bayesrl.typing import Params, Program
+
+
+def fitted_policy(programs: Programs, params: Params) -> Program:
+    """Give a program that draws by the guide and goes on as the policy, rewards included.
+
+    Args:
+        programs: policy and guide.
+        params: unconstrained parameters of one fit.
+    """
+    guide, values = programs.guide, programs.constrain(params)
+    if guide is None:
+        return handlers.substitute(programs.policy, data=values)
+    if isinstance(guide, PolicyGuide):
+        return handlers.substitute(guide.program, data=values)
+    fitted = handlers.substitute(guide, data=values)
+    policy = handlers.substitute(programs.policy, data=values if programs.learned else {})
+    latent = programs.structure.names("action", "environment")
+
+    def program(*args: Any) -> Any:
+        with handlers.trace() as drawn, handlers.block(hide_fn=lambda msg: msg["type"] == "param"):
+            fitted(*args)
+        values = {
+            name: site["value"]
+            for name, site in drawn.items()
+            if site["type"] == "plate" or (site["type"] == "sample" and name in latent)
+        }
+        with (
+            handlers.block(hide_fn=lambda msg: msg["type"] == "plate" or msg.get("name") in values),
+            handlers.substitute(data=values),
+        ):
+            return policy(*args)
+
+    return program
