@@ -18,7 +18,7 @@ from bayesrl.posterior.posterior import Posterior
 from bayesrl.typing import Beta, Program
 
 if TYPE_CHECKING:
-    from bayesrl.control.learning import LearnResult
+    from bayesrl.control.learning.result import LearnResult
 
 
 def _options_of(module: str, name: str, *others: str) -> Requirement:
@@ -32,7 +32,7 @@ def _options_of(module: str, name: str, *others: str) -> Requirement:
 
 
 _FIT_OPTIONS = _options_of("bayesrl.svi.fitting", "fit", "beta", "directory")
-_LEARN_OPTIONS = _options_of("bayesrl.control.learning", "learn", "exploration", "num_episodes", "directory")
+_LEARN_OPTIONS = _options_of("bayesrl.control.learning.loop", "learn", "exploration", "num_episodes", "directory")
 
 
 @checked(ProblemError)
@@ -96,7 +96,7 @@ class LearningProblem:
     """
 
     environment: Annotated[Any, LazyAnnotation("bayesrl.control.learning.interaction", "Playable")]
-    agent: Annotated[Any, LazyAnnotation("bayesrl.control.learning", "Agent")]
+    agent: Annotated[Any, LazyAnnotation("bayesrl.control.learning.agents.base", "Agent")]
     exploration: Annotated[Any, LazyAnnotation("bayesrl.control.exploration.rules", "Rule")] | None = None
     num_episodes: Count = 200
     num_runs: Count = 1

@@ -13,8 +13,9 @@ import numpy as np
 from jax import Array
 
 import bayesrl
-from bayesrl import control
-from bayesrl.control import Experience, TabularModel, conjugate_inference
+from bayesrl.control import TabularModel
+from bayesrl.control.learning.models.base import EnvironmentModel, conjugate_inference
+from bayesrl.control.learning.replay_memory import Experience
 from benchmarks.results import table, target
 
 PROBLEMS, FITTED, DRAWS, VISITS = 500, 100, 400, 5
@@ -55,7 +56,7 @@ def _design() -> Experience:
     return Experience(seen, chosen, none, seen, none > 0, none, seen * 0, none == 0)
 
 
-def _covered(infer: control.EnvironmentModel | object, design: Experience, problems: int) -> tuple[np.ndarray, float]:
+def _covered(infer: EnvironmentModel | object, design: Experience, problems: int) -> tuple[np.ndarray, float]:
     """Tell for each problem and action whether the interval of Q*(0, start, a) holds the truth, and the mean width."""
     blank = {"outcome": jnp.zeros(len(design.action), int), "reward": design.reward}
 

@@ -65,7 +65,6 @@ CALLS: dict[str, Call] = {
     "bayesrl.write_report": lambda t: {"path": "report.html", "posteriors": t.posterior},
     "control.ActorCritic": lambda t: {},
     "control.ArmsModel": lambda t: {"bandit": t.arms},
-    "control.BanditEnv": lambda t: {"bandit": t.arms},
     "control.BayesianAgent": lambda t: {"model": t.model},
     "control.CartPole": lambda t: {},
     "control.EnsembleValues": lambda t: {"num_actions": 2},
@@ -80,28 +79,20 @@ CALLS: dict[str, Call] = {
     "control.LoggedEnvironment": lambda t: {"data": t.logged},
     "control.NetworkPolicy": lambda t: {},
     "control.Pendulum": lambda t: {},
-    "control.ProgramModel": lambda t: {"program": bandit},
     "control.Rollout": lambda t: {"environment": control.CartPole(), "horizon": 3},
     "control.TablePolicy": lambda t: {},
-    "control.TabularEnvironment": lambda t: {"mdp": t.mdp},
     "control.TabularMDP": lambda t: {"successors": np.array([[[1], [0]], [[1], [1]]]),
                                      "probabilities": np.ones((2, 2, 1)), "rewards": np.ones((2, 2, 1)), "horizon": 3},
     "control.TabularModel": lambda t: {"num_states": 3, "num_actions": 2, "horizon": 3},
     "control.TabularOptimum": lambda t: {"mdp": t.mdp},
-    "control.action_probs": lambda t: {"posterior": t.control_fit},
-    "control.agent_from_name": lambda t: {"name": "kl_control", "model": t.model, "beta": 0.5},
     "control.as_prior": lambda t: {"posterior": t.control_fit},
     "control.bayes_ucb": lambda t: {},
     "control.boltzmann": lambda t: {"temperature": 0.5},
-    "control.conjugate_inference": lambda t: {"model": t.model},
     "control.check_learning": lambda t: {"key": t.key, "learned": t.learned},
-    "control.best_action_probabilities": lambda t: {"key": t.key, "belief": t.belief, "num_samples": 4},
     "control.deep_sea": lambda t: {"size": 3},
     "control.episode_sections": lambda t: {"environment": "CartPole-v1"},
-    "control.episode_strip": lambda t: {"environment": "FrozenLake-v1", "posterior": t.control_fit, "frames": 2},
     "control.epsilon_greedy": lambda t: {"epsilon": 0.5},
     "control.evaluate_policy": lambda t: {"mdp": t.mdp, "policy": t.planned.policy, "beta": 0.5},
-    "control.exploration_from_name": lambda t: {"text": "epsilon_greedy:0.1"},
     "control.from_gymnasium": lambda t: {"environment": "FrozenLake-v1"},
     "control.greedy": lambda t: {},
     "control.grid_world": lambda t: {"rows": ["S.", ".G"], "horizon": 3},
@@ -111,14 +102,10 @@ CALLS: dict[str, Call] = {
     "control.learning_maps": lambda t: {"mdp": t.mdp},
     "control.learning_values": lambda t: {"truth": (0.5, 0.5)},
     "control.evaluate_off_policy": lambda t: {"data": t.logged, "probs": np.full((4, 2), 0.5)},
-    "control.n_chain": lambda t: {},
     "control.nuts_posterior": lambda t: {"key": t.key, "learned": t.learned, "num_warmup": 1, "num_samples": 10},
-    "control.occupancy_map": lambda t: {"mdp": t.mdp, "fitted": t.planned, "exact": t.planned},
-    "control.policy_map": lambda t: {"mdp": t.mdp, "fitted": t.planned, "exact": t.planned},
     "control.predictive_p_values": lambda t: {"key": t.key, "learned": t.learned, "num_replications": 3},
     "control.prior_mixture": lambda t: {"share": 0.5},
     "control.random": lambda t: {},
-    "control.return_curve": lambda t: {"posterior": t.posterior, "name": "gold"},
     "control.river_swim": lambda t: {},
     "control.soft_value_iteration": lambda t: {"mdp": t.mdp, "beta": 0.5},
     "control.squashed_normal": lambda t: {"low": -1.0, "high": 1.0},
@@ -216,24 +203,23 @@ METHODS: dict[str, tuple[Callable[[Things], Any], Call]] = {
     "GPT2.init": (lambda t: lm.GPT2, lambda t: {"key": t.key, "config": t.config}),
     "GPT2Config.from_json": (lambda t: lm.GPT2Config, lambda t: {"json": t.config.to_json()}),
     "Bandit.sample_instances": (lambda t: t.arms, lambda t: {"key": t.key, "num_runs": 2}),
-    "Bandit.start": (lambda t: t.arms, lambda t: {"num_runs": 2}),
+    "Bandit.init": (lambda t: t.arms, lambda t: {"num_runs": 2}),
 }  # fmt: skip
 """Of objects that users hold."""
 
 RECORDS = (
-    "Decision", "Density", "Episode", "Estimate", "Estimates", "Experience", "Info", "Interval", "OffPolicyEstimate",
-    "Outcome", "Samples", "Section", "Snapshot", "BanditRuns", "BetaBelief", "NormalBelief", "LinearBelief",
-    "LogisticBelief", "SampleBelief", "Completions", "Prompts", "GPT2", "Llama", "BertClassifier", "CausalLM",
+    "Density", "Estimate", "Estimates", "Info", "Interval",
+    "Samples", "Section", "Transition", "BanditRuns",
+    "Completions", "Prompts", "GPT2", "Llama", "BertClassifier", "CausalLM",
 )  # fmt: skip
 """Trees of arrays: JAX makes them of whatever it maps over them, so that their constructors take anything."""
 GIVEN = (
     "Comparison", "Coverage", "Diagnosis", "Evidence", "Frontier", "Posterior", "WeightedDraws", "LearnResult",
-    "PlanResult", "PromptedPolicy", "Corpus", "Labelled", "ClassifierReward", "Length", "TextReward",
+    "PromptedPolicy", "Corpus", "Labelled", "ClassifierReward", "Length", "TextReward",
 )  # fmt: skip
 """Which only the library makes."""
 ABSTRACT = (
-    "Agent", "Belief", "Environment", "Exploration", "EnvironmentModel", "EnvAdapter", "Bandit", "AutoGuide",
-    "Objective", "Reward",
+    "Environment", "Bandit", "AutoGuide", "Objective", "Reward",
 )  # fmt: skip
 """To be inherited from, which take no arguments of their own."""
 

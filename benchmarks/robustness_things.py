@@ -14,6 +14,8 @@ import numpyro.distributions as dist
 import bayesrl
 from bayesrl import control, lm, objectives
 from bayesrl.control import bandits
+from bayesrl.control.exploration.beliefs import BetaBelief
+from bayesrl.control.planning import PlanResult
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.text_samples import TextSamples
 
@@ -69,7 +71,7 @@ class Things:
         return control.river_swim(num_states=3, horizon=3)
 
     @cached_property
-    def planned(self) -> control.PlanResult:
+    def planned(self) -> PlanResult:
         """Its optimum."""
         return control.soft_value_iteration(self.mdp, 0.5)
 
@@ -100,9 +102,9 @@ class Things:
         return bandits.play_bandit(self.key, self.arms, control.random(), num_steps=3, num_runs=4)
 
     @cached_property
-    def belief(self) -> control.BetaBelief:
+    def belief(self) -> BetaBelief:
         """A belief about it."""
-        return control.BetaBelief(jnp.array([3.0, 2.0]), jnp.array([2.0, 3.0]))
+        return BetaBelief(jnp.array([3.0, 2.0]), jnp.array([2.0, 3.0]))
 
     @cached_property
     def logged(self) -> control.LoggedData:

@@ -28,7 +28,6 @@ _TEXT = {"'3'", "''", "'abc'", "'a\\0b'"}
 
 _KINDS: list[tuple[str, str, set[str]]] = [
     (r"control\.JaxEnvironment\.params", "whatever", {"*"}),
-    (r"control\.agent_from_name\.model", "function", {"function"}),
     (r"Prompts\.take\.chosen", "numbers", {"old key", "words of a key"}),
     (r"bayesrl\.reward\.value", "later", {*_ANY_REAL, "nan", "inf", "-inf", "1e308", "True", "False"}),
     (r"bayesrl\.environment\.distribution", "own", {"distribution"}),
@@ -39,7 +38,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
       "words of a key"}),
     (r"bayesrl\.Calibration\.names", "container", {"()"}),
     (r"lm\.policy\.top_k", "count", {"0"}),
-    (r"(control\.n_chain|control\.river_swim)\.num_states|control\.deep_sea\.size|bandits\.\w+\.num_arms"
+    (r"control\.river_swim\.num_states|control\.deep_sea\.size|bandits\.\w+\.num_arms"
      r"|objectives\.ForwardKL\.num_particles|bayesrl\.ReuseDraws\.num_particles|bayesrl\.importance\.num_samples"
      r"|Posterior\.estimate\.num_samples|lm\.estimate_kl\.num_samples"
      r"|lm\.(language_modeling|train_small_lm)\.length", "count",
@@ -70,7 +69,7 @@ _KINDS: list[tuple[str, str, set[str]]] = [
     (r".*\.(directory|folder|path)", "path", {"'3'", "'abc'"}),
     (r"bayesrl\.(load|resume)\.source", "function", {"function", "class"}),
     (r".*\.(name|about|field|answer|text|pattern|gold|revision|model_type|problem|activation)", "text", _TEXT),
-    (r".*\.(policy|program|model|fn|callback|features|prior|behaviour|exact|infer|train|source|reward|guide"
+    (r".*\.(policy|program|model|fn|callback|features|prior|behaviour|optimum|infer|train|source|reward|guide"
      r"|exploration|environment)", "function", {"function", "class"}),
     (r".*\.(successors|probabilities|rewards|start|terminal|prior|observation|held|propensity|reward|concentration"
      r"|reward_mean|values|low|high|optimum|prompt|real|within|tokens|sites|truth|kl|proxy|gold|probs)", "numbers",

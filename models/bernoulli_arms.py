@@ -4,6 +4,7 @@ import numpy as np
 
 import bayesrl
 from bayesrl import control
+from bayesrl.control.learning.interaction import BanditEnv
 
 
 def learning(
@@ -26,7 +27,7 @@ def learning(
     bandit = control.bandits.BernoulliArms(int(arms))
     chances = np.linspace(worst, best, int(arms))
     return bayesrl.LearningProblem(
-        control.BanditEnv(bandit, chances),
+        BanditEnv(bandit, chances),
         control.BayesianAgent(control.ArmsModel(bandit)),
         num_episodes=int(episodes),
         num_runs=int(runs),

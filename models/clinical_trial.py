@@ -4,6 +4,7 @@ import numpy as np
 
 import bayesrl
 from bayesrl import control
+from bayesrl.control.learning.interaction import BanditEnv
 
 
 def learning(
@@ -33,7 +34,7 @@ def learning(
         raise bayesrl.errors.ControlError(f"rates are {rates.tolist()}; use chances, in [0, 1]")
     bandit = control.bandits.BernoulliArms(3)
     return bayesrl.LearningProblem(
-        control.BanditEnv(bandit, rates, names=("control", "treatment 1", "treatment 2")),
+        BanditEnv(bandit, rates, names=("control", "treatment 1", "treatment 2")),
         control.BayesianAgent(control.ArmsModel(bandit)),
         num_episodes=int(patients),
         num_runs=int(runs),

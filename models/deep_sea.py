@@ -2,6 +2,7 @@
 
 import bayesrl
 from bayesrl import control
+from bayesrl.control.learning.agents.kl_control import agent_from_name
 
 
 def problem(*, beta: float = 0.05, size: int = 8, steps: int = 2000) -> bayesrl.Problem:
@@ -44,7 +45,7 @@ def learning(
     mdp = control.deep_sea(size=int(size))
     return bayesrl.LearningProblem(
         mdp,
-        control.agent_from_name(agent, control.TabularModel.of(mdp, noise=noise), beta=0.05),
+        agent_from_name(agent, control.TabularModel.of(mdp, noise=noise), beta=0.05),
         num_episodes=int(episodes),
         num_runs=int(runs),
         sections=(control.learning_maps(mdp),),

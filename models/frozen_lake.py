@@ -4,6 +4,7 @@ from functools import partial
 
 import bayesrl
 from bayesrl import control
+from bayesrl.control.learning.agents.kl_control import agent_from_name
 
 NEEDS = {"gymnasium": {}}
 
@@ -73,7 +74,7 @@ def learning(
     model = control.TabularModel.of(mdp, ends_known=False, paid_at_end=True, concentration=0.5, noise=0.01)
     return bayesrl.LearningProblem(
         make,
-        control.agent_from_name(agent, model, beta=0.01),
+        agent_from_name(agent, model, beta=0.01),
         num_episodes=int(episodes),
         num_runs=int(runs),
         sections=(control.learning_maps(mdp),),

@@ -2,6 +2,7 @@
 
 import bayesrl
 from bayesrl import control
+from bayesrl.control.learning.agents.kl_control import agent_from_name
 
 
 def problem(*, beta: float = 0.1, states: int = 6, horizon: int = 20, steps: int = 2000) -> bayesrl.Problem:
@@ -42,7 +43,7 @@ def learning(
     mdp = control.river_swim(num_states=int(states), horizon=int(horizon))
     return bayesrl.LearningProblem(
         mdp,
-        control.agent_from_name(agent, control.TabularModel.of(mdp, noise=0.01), beta=0.1),
+        agent_from_name(agent, control.TabularModel.of(mdp, noise=0.01), beta=0.1),
         num_episodes=int(episodes),
         num_runs=int(runs),
         sections=(control.learning_maps(mdp),),

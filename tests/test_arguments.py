@@ -36,6 +36,7 @@ from bayesrl.arguments import (
     real_range,
 )
 from bayesrl.control import bandits
+from bayesrl.control.environments.tabular_examples import n_chain
 from bayesrl.errors import ControlError, EngineError, PolicyError
 from bayesrl.typing import Beta, PRNGKey, Program
 from bayesrl.values import format_value
@@ -342,7 +343,7 @@ def test_the_gate_is_light() -> None:
     "make",
     [
         lambda: control.deep_sea(size=10**9),
-        lambda: control.n_chain(num_states=10**9),
+        lambda: n_chain(num_states=10**9),
         lambda: control.river_swim(num_states=2 * 10**9),
         lambda: control.TabularModel(num_states=10**6, num_actions=10**3, horizon=2),
         lambda: bandits.play_bandit(KEY, bandits.BernoulliArms(2), control.thompson(), num_steps=10**6, num_runs=10**6),

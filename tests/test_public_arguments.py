@@ -18,6 +18,11 @@ from bayesrl import control, lm, objectives
 from bayesrl.annotations import LazyAnnotation, checker
 from bayesrl.arguments import AnyWithoutNaN, PositiveNumbers, UnusedOption, _hints, checked, user_code
 from bayesrl.control import bandits
+from bayesrl.control.environments.tabular_examples import n_chain
+from bayesrl.control.exploration.beliefs import BetaBelief
+from bayesrl.control.exploration.rules import best_action_probabilities
+from bayesrl.control.learning.agents.base import Agent
+from bayesrl.control.learning.models.base import ProgramModel
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.guides import AutoTilt
@@ -133,7 +138,7 @@ def test_numbers_above_zero_values_without_nan_and_what_other_modules_hold() -> 
 def test_an_annotation_may_stand_elsewhere() -> None:
     agent = control.KLControlAgent(0.5)
     bayesrl.LearningProblem(control.deep_sea(size=3), agent, control.thompson())
-    assert LazyAnnotation("bayesrl.control.learning", "Agent")() is control.Agent
+    assert LazyAnnotation("bayesrl.control.learning.agents.base", "Agent")() is Agent
     for name, bad in (
         *(("environment", bad) for bad in (np.nan, None, 3, np.array([np.nan]), KEY, dict, [control.deep_sea(size=3)])),
         *(("agent", bad) for bad in (np.nan, None, control.KLControlAgent, control.thompson(), "kl_control", KEY)),
@@ -210,7 +215,7 @@ TEXT_OPTIONS: dict[str, Any] = {"num_steps": 1, "width": 4, "depth": 1}
         (lambda t: bayesrl.frontier(KEY, t.posterior, evidence=MADE, method="nuts"), "method"),
         (lambda t: control.BayesianAgent(t.model, num_steps=7), "num_steps"),
         (lambda t: control.BayesianAgent(t.model, update_every=7), "update_every"),
-        (lambda t: control.BayesianAgent(control.ProgramModel(bandit), num_steps=7), "num_steps"),
+        (lambda t: control.BayesianAgent(ProgramModel(bandit), num_steps=7), "num_steps"),
         (
             lambda t: control.evaluate_off_policy(
                 t.logged, np.full((4, 2), 0.5), method="ips", values=np.zeros((4, 2))
@@ -274,9 +279,7 @@ SIZES: list[Callable[[Things], Any]] = [
     lambda t: control.NetworkPolicy(hidden=HUGE),
     lambda t: control.GymnasiumSource("CartPole-v1", num_envs=HUGE),
     lambda t: control.GymnasiumSource("CartPole-v1", num_envs=10**4, window=10**7),
-    lambda t: control.best_action_probabilities(
-        KEY, control.BetaBelief(jnp.ones(2), jnp.ones(2)), num_samples=HUGE * 2
-    ),
+    lambda t: best_action_probabilities(KEY, BetaBelief(jnp.ones(2), jnp.ones(2)), num_samples=HUGE * 2),
     lambda t: bandits.play_bandit(KEY, bandits.BernoulliArms(2), control.random(), num_steps=HUGE),
     lambda t: bandits.play_bandit(KEY, bandits.BernoulliArms(HUGE), control.random(), num_steps=1),
     lambda t: lm.GPT2.init(KEY, lm.GPT2Config(vocab_size=HUGE * 2)),
@@ -286,7 +289,7 @@ SIZES: list[Callable[[Things], Any]] = [
 ]
 MOST: list[Callable[[int], Any]] = [
     lambda n: objectives.ReverseKL(num_particles=n),
-    lambda n: control.n_chain(num_states=n),
+    lambda n: n_chain(num_states=n),
     lambda n: control.Rollout(control.CartPole(), n),
     lambda n: bandits.GaussianArms(num_arms=n),
     lambda n: lm.LoRA(rank=n),

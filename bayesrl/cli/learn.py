@@ -17,9 +17,10 @@ from bayesrl.cli.run_info import REPORT, is_learning, read_episodes, read_model
 from bayesrl.cli.tables import plain_table
 from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
+from bayesrl.control import check_learning, learn
 from bayesrl.control.exploration.rules import exploration_from_name
-from bayesrl.control.learning import LearnResult, check_learning, learn
 from bayesrl.control.learning.report import learning_parts, sentence, summary
+from bayesrl.control.learning.result import LearnResult
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.problem import LearningProblem, load_learning_problem
 from bayesrl.report.write import check_path, write_parts

@@ -6,136 +6,62 @@ from bayesrl.control.environments.base import Environment, Transition
 from bayesrl.control.environments.classic_control import CartPole, Pendulum
 from bayesrl.control.environments.from_gymnasium import from_gymnasium
 from bayesrl.control.environments.jax_environments import JaxEnvironment
-from bayesrl.control.environments.logged import LoggedData, LoggedEnvironment, OffPolicyEstimate, evaluate_off_policy
+from bayesrl.control.environments.logged import LoggedData, LoggedEnvironment, evaluate_off_policy
 from bayesrl.control.environments.tabular import TabularMDP
-from bayesrl.control.environments.tabular_examples import deep_sea, grid_world, n_chain, river_swim
-from bayesrl.control.environments.tabular_rollout import (
-    TabularEnvironment,
-    TabularOptimum,
-    action_probs,
-    tabular_rollout,
-)
-from bayesrl.control.exploration.beliefs import (
-    Belief,
-    BetaBelief,
-    LinearBelief,
-    LogisticBelief,
-    NormalBelief,
-    SampleBelief,
-)
-from bayesrl.control.exploration.rules import (
-    Decision,
-    Exploration,
-    bayes_ucb,
-    best_action_probabilities,
-    boltzmann,
-    epsilon_greedy,
-    exploration_from_name,
-    greedy,
-    k_learning,
-    random,
-    thompson,
-)
-from bayesrl.control.figures import (
-    episode_sections,
-    episode_strip,
-    occupancy_map,
-    policy_map,
-    return_curve,
-    tabular_sections,
-)
+from bayesrl.control.environments.tabular_examples import deep_sea, grid_world, river_swim
+from bayesrl.control.environments.tabular_rollout import TabularOptimum, tabular_rollout
+from bayesrl.control.exploration.rules import bayes_ucb, boltzmann, epsilon_greedy, greedy, k_learning, random, thompson
+from bayesrl.control.figures import episode_sections, tabular_sections
 from bayesrl.control.gymnasium.behaviour_policies import prior_mixture
 from bayesrl.control.gymnasium.source import GymnasiumSource
 from bayesrl.control.gymnasium.spaces import squashed_normal
-from bayesrl.control.learning import (
-    Agent,
-    ArmsModel,
-    BanditEnv,
-    BayesianAgent,
-    EnsembleValues,
-    EnvAdapter,
-    EnvironmentModel,
-    Episode,
-    Experience,
-    KLControlAgent,
-    LastLayerValues,
-    LearnResult,
-    LinearValues,
-    ProgramModel,
-    Snapshot,
-    TabularModel,
-    agent_from_name,
-    check_learning,
-    conjugate_inference,
-    learn,
-    learning_maps,
-    learning_values,
-    nuts_posterior,
-    predictive_p_values,
-)
-from bayesrl.control.planning import PlanResult, evaluate_policy, soft_value_iteration
+from bayesrl.control.learning.agents.bayesian import BayesianAgent
+from bayesrl.control.learning.agents.kl_control import KLControlAgent
+from bayesrl.control.learning.figures import learning_maps, learning_values
+from bayesrl.control.learning.loop import learn
+from bayesrl.control.learning.models.arms import ArmsModel
+from bayesrl.control.learning.models.tabular import TabularModel
+from bayesrl.control.learning.models.value_regression import EnsembleValues, LastLayerValues, LinearValues
+from bayesrl.control.learning.posterior_checks import check_learning, nuts_posterior, predictive_p_values
+from bayesrl.control.learning.result import LearnResult
+from bayesrl.control.planning import evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy, as_prior
 from bayesrl.control.rollout import Rollout
 
 __all__ = [
     "ActorCritic",
-    "Agent",
     "ArmsModel",
-    "BanditEnv",
     "BayesianAgent",
-    "Belief",
-    "BetaBelief",
     "CartPole",
-    "Decision",
     "EnsembleValues",
-    "EnvAdapter",
     "Environment",
-    "EnvironmentModel",
-    "Episode",
-    "Experience",
-    "Exploration",
     "GymnasiumSource",
     "JaxEnvironment",
     "KLControlAgent",
     "LastLayerValues",
     "LearnResult",
-    "LinearBelief",
     "LinearPolicy",
     "LinearValues",
     "LoggedData",
     "LoggedEnvironment",
-    "LogisticBelief",
     "NetworkPolicy",
-    "NormalBelief",
-    "OffPolicyEstimate",
     "Pendulum",
-    "PlanResult",
-    "ProgramModel",
     "Rollout",
-    "SampleBelief",
-    "Snapshot",
     "TablePolicy",
-    "TabularEnvironment",
     "TabularMDP",
     "TabularModel",
     "TabularOptimum",
     "Transition",
-    "action_probs",
-    "agent_from_name",
     "as_prior",
     "bandits",
     "bayes_ucb",
-    "best_action_probabilities",
     "boltzmann",
     "check_learning",
-    "conjugate_inference",
     "deep_sea",
     "episode_sections",
-    "episode_strip",
     "epsilon_greedy",
     "evaluate_off_policy",
     "evaluate_policy",
-    "exploration_from_name",
     "from_gymnasium",
     "greedy",
     "grid_world",
@@ -143,14 +69,10 @@ __all__ = [
     "learn",
     "learning_maps",
     "learning_values",
-    "n_chain",
     "nuts_posterior",
-    "occupancy_map",
-    "policy_map",
     "predictive_p_values",
     "prior_mixture",
     "random",
-    "return_curve",
     "river_swim",
     "soft_value_iteration",
     "squashed_normal",

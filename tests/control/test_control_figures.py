@@ -6,6 +6,7 @@ import pytest
 
 import bayesrl
 from bayesrl import control
+from bayesrl.control.figures import episode_strip, policy_map, return_curve
 from bayesrl.errors import ControlError
 
 
@@ -35,14 +36,14 @@ def test_maps_need_a_layout() -> None:
     taxi = control.from_gymnasium("Taxi-v4")
     plan = control.evaluate_policy(taxi, taxi.prior)
     with pytest.raises(ControlError, match="Taxi-v4 has no layout"):
-        control.policy_map(taxi, plan, plan)
+        policy_map(taxi, plan, plan)
 
 
 def test_returns_are_drawn_with_their_range(swim: bayesrl.Posterior) -> None:
-    axis = control.return_curve(swim).axes[0]
+    axis = return_curve(swim).axes[0]
     np.testing.assert_allclose(axis.lines[0].get_ydata(), np.asarray(swim.history["metrics/return"])[:, 0])
     with pytest.raises(ControlError, match="no metric 'regret'; it has"):
-        control.return_curve(swim, "regret")
+        return_curve(swim, "regret")
 
 
 def test_an_episode_is_a_strip_of_frames() -> None:
@@ -54,7 +55,7 @@ def test_an_episode_is_a_strip_of_frames() -> None:
         num_steps=1,
         progress=False,
     )
-    figure = control.episode_strip("CartPole-v1", fitted, frames=3)
+    figure = episode_strip("CartPole-v1", fitted, frames=3)
     assert len(figure.axes) == 3
     assert figure.axes[0].get_title() == "step 0"
     picture = figure.axes[0].images[0].get_array()

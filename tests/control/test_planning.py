@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayesrl.control import (
-    TabularMDP,
-    evaluate_policy,
-    from_gymnasium,
-    grid_world,
-    river_swim,
-    soft_value_iteration,
-)
+from bayesrl.control import TabularMDP, evaluate_policy, from_gymnasium, grid_world, river_swim, soft_value_iteration
 from bayesrl.control.environments.tabular_examples import mdp_from_name
 from bayesrl.errors import ControlError
 

@@ -17,14 +17,13 @@ from bayesrl.control import (
     NetworkPolicy,
     Rollout,
     TablePolicy,
-    TabularEnvironment,
     TabularMDP,
     TabularOptimum,
-    action_probs,
     evaluate_policy,
     soft_value_iteration,
     tabular_rollout,
 )
+from bayesrl.control.environments.tabular_rollout import TabularEnvironment, action_probs
 from bayesrl.errors import ControlError, EngineError, GuideError, ObjectiveError
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.setup import set_up

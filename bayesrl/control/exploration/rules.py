@@ -353,7 +353,8 @@ def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Coun
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from bayesrl.control import BetaBelief, best_action_probabilities
+        >>> from bayesrl.control.exploration.beliefs import BetaBelief
+        >>> from bayesrl.control.exploration.rules import best_action_probabilities
         >>> belief = BetaBelief(jnp.array([30.0, 12.0]), jnp.array([12.0, 30.0]))
         >>> bool(best_action_probabilities(jax.random.key(0), belief).p_optimal[0] > 0.99)
         True

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from bayesrl import control
-from bayesrl.control import BetaBelief, NormalBelief, best_action_probabilities
 from bayesrl.control.bandits import (
     BanditRuns,
     BernoulliArms,
@@ -23,6 +22,8 @@ from bayesrl.control.bandits import (
     gittins_index,
     play_bandit,
 )
+from bayesrl.control.exploration.beliefs import BetaBelief, NormalBelief
+from bayesrl.control.exploration.rules import best_action_probabilities
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)

@@ -10,6 +10,7 @@ import pytest
 import bayesrl
 from bayesrl import control
 from bayesrl.control import LoggedData, LoggedEnvironment, evaluate_off_policy
+from bayesrl.control.environments.tabular_rollout import action_probs
 from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.errors import ControlError
 
@@ -86,7 +87,7 @@ def test_a_policy_is_fitted_to_logs() -> None:
         num_steps=600,
         progress=False,
     )
-    probs = control.action_probs(found)
+    probs = action_probs(found)
     assert probs is not None
     assert probs[0].argmax(-1).tolist() == [1, 0]
     worth = evaluate_off_policy(logs(4000, 4), probs[0][logs(4000, 4).observation])

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayesrl.control import deep_sea, evaluate_policy, grid_world, n_chain, soft_value_iteration
-from bayesrl.control.environments.tabular_examples import mdp_from_name
+from bayesrl.control import deep_sea, evaluate_policy, grid_world, soft_value_iteration
+from bayesrl.control.environments.tabular_examples import mdp_from_name, n_chain
 from bayesrl.errors import ControlError
 
 

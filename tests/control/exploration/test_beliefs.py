@@ -7,9 +7,15 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
-from bayesrl.control import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
 from bayesrl.control.bandits import GaussianArms, LinearArms, LogisticArms
-from bayesrl.control.exploration.beliefs import sample_gamma
+from bayesrl.control.exploration.beliefs import (
+    Belief,
+    BetaBelief,
+    LinearBelief,
+    LogisticBelief,
+    NormalBelief,
+    sample_gamma,
+)
 
 NUM = 100_000
 gammas = jax.jit(sample_gamma)

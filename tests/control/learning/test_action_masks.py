@@ -16,6 +16,7 @@ from bayesrl import control
 from bayesrl.control import BayesianAgent, KLControlAgent, LinearValues, TabularModel, learn
 from bayesrl.control.exploration.beliefs import SampleBelief
 from bayesrl.control.learning.interaction import GymnasiumAdapter, adapt_environment
+from bayesrl.control.learning.models.base import ProgramModel
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)
@@ -176,8 +177,8 @@ def test_masks_that_change_serve_agents_that_do_not_plan(agent: Any) -> None:
 def test_masks_that_change_are_refused_by_models_that_plan() -> None:
     with pytest.raises(ControlError, match=r"allowed actions \[.*\] before and \[.*\] now, and the model plans"):
         played(row(moody=True), BayesianAgent(model()))
-    assert control.ProgramModel(model()).plans
-    assert not control.ProgramModel(LinearValues(num_actions=3)).plans
+    assert ProgramModel(model()).plans
+    assert not ProgramModel(LinearValues(num_actions=3)).plans
 
 
 @pytest.mark.parametrize(

@@ -15,20 +15,22 @@ import bayesrl
 from bayesrl import control
 from bayesrl.control import (
     ArmsModel,
-    BanditEnv,
     BayesianAgent,
-    Experience,
     KLControlAgent,
     LastLayerValues,
-    LearnResult,
     LinearValues,
-    ProgramModel,
     TabularModel,
     bandits,
     learn,
 )
+from bayesrl.control.environments.tabular_examples import n_chain
+from bayesrl.control.exploration.rules import exploration_from_name
+from bayesrl.control.learning.agents.kl_control import agent_from_name
 from bayesrl.control.learning.env_adapter import EpisodePolicy
-from bayesrl.control.learning.interaction import adapt_environment
+from bayesrl.control.learning.interaction import BanditEnv, adapt_environment
+from bayesrl.control.learning.models.base import ProgramModel
+from bayesrl.control.learning.replay_memory import Experience
+from bayesrl.control.learning.result import LearnResult
 from bayesrl.errors import BayesRLError, ControlError, RunFolderError
 
 KEY = jax.random.key(0)
@@ -310,9 +312,9 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
         (lambda: LinearValues(num_actions=0), "num_actions=0"),
         (lambda: LinearValues(num_actions=2, noise=-1.0), "noise=-1.0"),
         (lambda: BanditEnv(bandits.BernoulliArms(2), np.zeros(3)), "draws"),
-        (lambda: control.exploration_from_name("thomson"), "no exploration rule 'thomson'"),
-        (lambda: control.exploration_from_name("boltzmann:x"), "'x' is no number"),
-        (lambda: control.agent_from_name("ppo", MODEL, beta=0.1), "no agent 'ppo'"),
+        (lambda: exploration_from_name("thomson"), "no exploration rule 'thomson'"),
+        (lambda: exploration_from_name("boltzmann:x"), "'x' is no number"),
+        (lambda: agent_from_name("ppo", MODEL, beta=0.1), "no agent 'ppo'"),
         (
             lambda: learn(KEY, control.grid_world(["SG"]).replace(discount=0.9), AGENT, num_episodes=1),
             "the model is of",
@@ -357,7 +359,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         lambda: learn(jax.random.key(1), SWIM, AGENT, num_episodes=2, directory=tmp_path),
         lambda: learn(KEY, SWIM, AGENT, exploration=control.greedy(), num_episodes=2, directory=tmp_path),
         lambda: learn(KEY, SWIM, KLControlAgent(0.1), num_episodes=2, directory=tmp_path),
-        lambda: learn(KEY, control.n_chain(num_states=4, horizon=12), AGENT, num_episodes=2, directory=tmp_path),
+        lambda: learn(KEY, n_chain(num_states=4, horizon=12), AGENT, num_episodes=2, directory=tmp_path),
     ):
         with pytest.raises(RunFolderError, match="another problem"):
             call()

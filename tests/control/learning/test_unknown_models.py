@@ -14,20 +14,13 @@ from numpyro.infer.util import log_density
 
 import bayesrl
 from bayesrl import control
-from bayesrl.control import (
-    ArmsModel,
-    EnsembleValues,
-    Experience,
-    LastLayerValues,
-    LinearValues,
-    TabularModel,
-    bandits,
-    conjugate_inference,
-)
+from bayesrl.control import ArmsModel, EnsembleValues, LastLayerValues, LinearValues, TabularModel, bandits
+from bayesrl.control.environments.tabular_examples import n_chain
 from bayesrl.control.exploration.beliefs import sample_dirichlet
 from bayesrl.control.learning.env_adapter import EpisodePolicy
 from bayesrl.control.learning.interaction import adapt_environment
-from bayesrl.control.learning.replay_memory import Memory
+from bayesrl.control.learning.models.base import conjugate_inference
+from bayesrl.control.learning.replay_memory import Experience, Memory
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)
@@ -213,7 +206,7 @@ def test_the_last_layer_has_the_posterior_of_regression_on_what_lies_below() -> 
         assert (np.abs(draws[:, a].mean(0) - center / 0.3**2) < 4.5 * spread / 4000**0.5 + 1e-3).all()
 
 
-@pytest.mark.parametrize("mdp", [control.river_swim(), control.deep_sea(size=4), control.n_chain(discount=0.9)])
+@pytest.mark.parametrize("mdp", [control.river_swim(), control.deep_sea(size=4), n_chain(discount=0.9)])
 def test_values_are_those_of_exact_planning(mdp: control.TabularMDP) -> None:
     experience, world = lived(mdp)
     model = TabularModel.of(mdp, noise=0.1)
