@@ -277,7 +277,8 @@ def defaults() -> dict[str, str]:
     known = dict(public())
     classes = {name.rpartition(".")[2]: found for name, found in known.items()}
     called = {name: known[name] for name in CALLS}
-    called |= {name: getattr(classes[name.partition(".")[0]], name.partition(".")[2]) for name in METHODS}
+    owned = [name for name in METHODS if name.partition(".")[0] in classes]  # users hold others, but do not make them
+    called |= {name: getattr(classes[name.partition(".")[0]], name.partition(".")[2]) for name in owned}
     return {
         f"{name}.{param.name}": repr(param.default)
         for name, one in called.items()
