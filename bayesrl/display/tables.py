@@ -4,20 +4,26 @@ Whatever is shown is escaped: text that looks like markup is text.
 """
 
 import textwrap
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any, Literal, NamedTuple
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from bayesrl.display.formatting import UNKNOWN, format_beta, format_estimate, sanitize
 from bayesrl.statistics.estimates import Estimate, Estimates
 
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
 WIDTH = 80
 MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "unknown": "?"}
-"""What stands before an outcome, so that it is not told by colour alone."""
+"""What stands before an outcome, so that it does not rest on colour alone."""
+
+ALIGN_RIGHT = "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
+_ALIGN = {"l": "text-align:left", "r": ALIGN_RIGHT}
 
 
 class Markup(str):
@@ -92,11 +98,10 @@ def estimates_table(beta: Any, estimates: Estimates) -> Table:
         mean, se = (np.reshape(part, (len(betas), -1))[i, best[i]] for part in estimate)
         return format_estimate(Estimate(mean, se))
 
-    told = (estimates.objective, estimates.reward, estimates.kl)
-    cells = [[cell(e, i) for e in told] for i in range(len(betas))]
-    if beta is None:
-        cells = [[objective, UNKNOWN, kl] for objective, _, kl in cells]
-    rows = [(format_beta(b), *cells[i], str(best[i])) for i, b in enumerate(betas)]
+    rows = []
+    for i, one in enumerate(betas):
+        reward = UNKNOWN if one is None else cell(estimates.reward, i)
+        rows.append((format_beta(one), cell(estimates.objective, i), reward, cell(estimates.kl, i), str(best[i])))
     return Table(("β", "J", "E[R]", "KL", "best restart"), rows)
 
 
@@ -130,30 +135,17 @@ class Displayable(ABC):
 # ---- HTML ------------------------------------------------------------------------------------
 
 
-def outcome_badge(outcome: str, text: str | None = None) -> Markup:
-    """Write an outcome as a mark with its word."""
-    return tag("span", f"{MARKS[outcome]} {outcome if text is None else text}", class_=f"badge {outcome}")
-
-
-def table_html(listing: Table, class_: str | None = None) -> Markup:
-    """Write a listing as an HTML table, which can be scrolled sideways where it is wide."""
-    headings = [*listing.headings, *(["advice"] if listing.notes else [])]
-    sides = listing.alignments + ("l" if listing.notes else "")
-    head = tag(
-        "tr", *(tag("th", text, style=_side(side), scope="col") for text, side in zip(headings, sides, strict=True))
-    )
-    rows = []
-    for i, cells in enumerate(listing.rows):
-        row = [*cells, *([listing.notes[i]] if listing.notes else [])]
-        rows.append(tag("tr", *(tag("td", text, style=_side(side)) for text, side in zip(row, sides, strict=True))))
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_=class_)
-    return tag("div", table, style="overflow-x:auto", class_="wide", tabindex="0")
-
-
-def _side(side: str) -> str | None:
-    if side == "r":
-        return "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
-    return "text-align:left"
+def table_html(table: Table, class_: str | None = None) -> Markup:
+    """Write a table as HTML, which can be scrolled sideways where it is wide."""
+    headings, alignments, rows = table.headings, table.alignments, table.rows
+    if table.notes:
+        headings, alignments = [*headings, "advice"], alignments + "l"
+        rows = [[*row, note] for row, note in zip(rows, table.notes, strict=True)]
+    styles = [_ALIGN[side] for side in alignments]
+    head = tag("tr", *(tag("th", text, style=style, scope="col") for text, style in zip(headings, styles, strict=True)))
+    body = [tag("tr", *(tag("td", text, style=s) for text, s in zip(row, styles, strict=True))) for row in rows]
+    grid = tag("table", tag("thead", head), tag("tbody", *body), class_=class_)
+    return tag("div", grid, style="overflow-x:auto", class_="wide", tabindex="0")
 
 
 def _block_html(block: DisplayBlock) -> Markup:
@@ -172,79 +164,88 @@ def format_text(blocks: Sequence[DisplayBlock], width: int = WIDTH) -> str:
     parts: list[str] = []
     for block in blocks:
         if isinstance(block, Table):
-            for part in split_columns(block, width):
-                parts += [*([""] if parts else []), _table_text(part, width)]
+            parts += [f"\n{_table_text(part, width)}" for part in split_columns(block, width)]
         else:
             mark = f"{MARKS[block.outcome]} {block.outcome.upper()}: " if block.outcome else ""
             parts.append(_filled(mark + block.text, width))
-    return sanitize("\n".join(parts))
+    return sanitize("\n".join(parts).removeprefix("\n"))
 
 
 def _filled(text: str, width: int, indent: str = "") -> str:
-    """Break text into lines, none between β and its value."""
+    """Break text into lines, but not between β and its value."""
     tied = text.replace("β = ", "β\xa0=\xa0")
     lines = textwrap.fill(tied, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
     return lines.replace("β\xa0=\xa0", "β = ")
 
 
-def _on_a_line(text: str, longest: int) -> str:
-    """Keep a cell to one line, and to its share of it."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+def _on_one_line(text: str, longest: int) -> str:
+    """Keep a cell to one line of at most `longest` places."""
+    from rich.text import Text
+
+    line = Text(" ".join(text.split()))
+    line.truncate(longest, overflow="ellipsis")
+    return line.plain
 
 
-def _widths(listing: Table) -> list[int]:
-    columns = zip(listing.headings, *listing.rows, strict=True)
-    return [max(_places(cell) for cell in column) for column in columns]
-
-
-def _places(text: str) -> int:
-    """Count the places that text takes on a line: marks over letters take none, wide letters two."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in ("W", "F")) for c in text)
-
-
-def split_columns(listing: Table, width: int, repeated: int = 1) -> Iterator[Table]:
-    """Cut a listing by columns into parts that are narrow enough.
+def split_columns(table: Table, width: int, repeated: int = 1) -> Iterator[Table]:
+    """Cut a table by columns into parts that are narrow enough.
 
     Args:
-        listing: of any width.
+        table: of any width.
         width: of a line, in places.
         repeated: how many of the first columns stand in every part.
     """
+    from rich.cells import cell_len
+
     # Two columns are to fit beside each other, however long the names that a table is given.
     longest = (width - 2) // 2
-    rows = [[_on_a_line(cell, longest) for cell in row] for row in listing.rows]
-    listing = listing._replace(headings=[_on_a_line(text, longest) for text in listing.headings], rows=rows)
-    widths, sides = _widths(listing), listing.alignments
-    first = list(range(repeated))
-    start = repeated
-    while True:
+    headings = [_on_one_line(text, longest) for text in table.headings]
+    rows = [[_on_one_line(cell, longest) for cell in row] for row in table.rows]
+    widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+    start, notes = repeated, table.notes
+    while start == repeated or start < len(widths):
         end, total = start, sum(widths[:repeated]) + 2 * (repeated - 1)
         while end < len(widths) and (end == start or total + 2 + widths[end] <= width):
             total += 2 + widths[end]
             end += 1
-        chosen = [*first, *range(start, end)]
-        rows = [[row[i] for i in chosen] for row in listing.rows]
-        notes = listing.notes if start == repeated else ()
-        yield Table([listing.headings[i] for i in chosen], rows, "".join(sides[i] for i in chosen), notes)
-        start = end
-        if start >= len(widths):
-            return
+        shown = [*range(repeated), *range(start, end)]
+        alignment = "".join(table.alignments[i] for i in shown)
+        yield Table([headings[i] for i in shown], [[row[i] for i in shown] for row in rows], alignment, notes)
+        start, notes = end, ()
 
 
-def _table_text(listing: Table, width: int) -> str:
-    widths = _widths(listing)
+def rich_table(table: Table, *, wrap_last: bool = False) -> "RichTable":
+    """Make a table of Rich's, without lines, whose text is text whatever it looks like.
 
-    def line(cells: Sequence[str]) -> str:
-        placed = [
-            " " * (size - _places(cell)) * (side == "r") + cell + " " * (size - _places(cell)) * (side != "r")
-            for cell, size, side in zip(cells, widths, listing.alignments, strict=True)
-        ]
-        return "  ".join(placed).rstrip()
+    Args:
+        table: each cell of which keeps to a line.
+        wrap_last: whether the last column is wrapped instead.
+    """
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
-    lines = [line(listing.headings)]
-    for i, cells in enumerate(listing.rows):
-        lines.append(line(cells))
-        if listing.notes and listing.notes[i]:
-            lines.append(_filled(listing.notes[i], width, "    "))
+    grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    last = len(table.headings) - 1
+    for i, (heading, side) in enumerate(zip(table.headings, table.alignments, strict=True)):
+        wraps = wrap_last and i == last
+        grid.add_column(
+            Text(sanitize(heading)), justify="right" if side == "r" else "left", no_wrap=not wraps, overflow="fold"
+        )
+    for row in table.rows:
+        grid.add_row(*(Text(sanitize(cell)) for cell in row))
+    return grid
+
+
+def _table_text(table: Table, width: int) -> str:
+    from rich.console import Console
+
+    file = StringIO()
+    # In a notebook Rich would print HTML by itself, and in some terminals codes of colours.
+    Console(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False).print(
+        rich_table(table)
+    )
+    head, *rows = (line.rstrip() for line in file.getvalue().rstrip("\n").split("\n"))
+    lines = [head]
+    for i, row in enumerate(rows):
+        lines += [row, *([_filled(table.notes[i], width, "    ")] if table.notes and table.notes[i] else [])]
     return "\n".join(lines)

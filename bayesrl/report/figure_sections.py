@@ -6,7 +6,7 @@ import numpy as np
 
 from bayesrl.diagnostics.results import Check, Evidence
 from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number, pluralize, truncate
-from bayesrl.display.tables import MARKS, Markup, Table, join_html, tag
+from bayesrl.display.tables import ALIGN_RIGHT, MARKS, Markup, Table, join_html, tag
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import Posterior, num_draws
 from bayesrl.report.evidence_figures import (
@@ -276,8 +276,7 @@ def _distinct(places: np.ndarray, cells_of: Callable[[int], tuple[str, ...]], mo
 
 def checks_table(checks: Sequence[Check]) -> Markup:
     """Write checks as a table, outcomes told by mark and word as well as colour."""
-    right = "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
-    heads = [("", None), ("check", None), ("value", right), ("limit", right), ("what it means", None)]
+    heads = [("", None), ("check", None), ("value", ALIGN_RIGHT), ("limit", ALIGN_RIGHT), ("what it means", None)]
     rows = []
     for check in checks:
         mark = tag("span", f"{MARKS[check.outcome]} {check.outcome}", class_=f"mark {check.outcome}")
@@ -285,7 +284,7 @@ def checks_table(checks: Sequence[Check]) -> Markup:
             check.explanation, *([tag("span", f" {check.reference}", class_="reference")] * bool(check.reference))
         )
         cells = (tag("td", mark), tag("td", check.name))
-        numbers = (tag("td", text, style=right) for text in (check.told, check.limit))
+        numbers = (tag("td", text, style=ALIGN_RIGHT) for text in (check.told, check.limit))
         rows.append(tag("tr", *cells, *numbers, tag("td", advice, class_="advice")))
     head = tag("thead", tag("tr", *(tag("th", text, scope="col", style=style) for text, style in heads)))
     return tag("div", tag("table", head, tag("tbody", *rows), class_="checks"), class_="wide all", tabindex="0")
