@@ -316,7 +316,7 @@ def _num_values(belief: Any) -> int:
 
 
 class Decision(NamedTuple):
-    """What a belief says of a choice between actions.
+    """What draws of action values say about a choice between the actions.
 
     Attributes:
         p_optimal: P(action is the best), [..., actions].
@@ -324,9 +324,25 @@ class Decision(NamedTuple):
         interval: quantiles of order .025 and .975 of that loss, [..., actions, 2].
     """
 
-    p_optimal: Array
-    regret: Array
-    interval: Array
+    p_optimal: Any
+    regret: Any
+    interval: Any
+
+    @classmethod
+    def from_samples(cls, values: Any, allowed: Any = None) -> "Decision":
+        """Compare the actions in each draw, [samples, ..., actions]; arrays of NumPy give arrays of NumPy.
+
+        Args:
+            values: draws of the action values, reward units.
+            allowed: [..., actions]; the other actions are never the best, and their loss is nan. By default all are.
+        """
+        xp = values.__array_namespace__()
+        allowed = xp.ones((), bool) if allowed is None else allowed
+        among = xp.where(allowed, values, -xp.inf)
+        loss = xp.where(allowed, among.max(-1, keepdims=True) - values, xp.nan)
+        best = among.argmax(-1)[..., None] == xp.arange(values.shape[-1])
+        ends = xp.quantile(loss, xp.asarray([0.025, 0.975]), axis=0)
+        return cls(best.mean(0), loss.mean(0), xp.moveaxis(ends, 0, -1))
 
 
 @checked(
@@ -366,10 +382,7 @@ def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Coun
             f"draws of {belief!r} are not finite; use finite numbers, variances of at least 0, and a and b of at "
             "least 1 for a Beta"
         )
-    loss = values.max(-1, keepdims=True) - values
-    probs = jax.nn.one_hot(values.argmax(-1), values.shape[-1]).mean(0)
-    ends = jnp.quantile(loss, jnp.array([0.025, 0.975]), axis=0)
-    return Decision(probs, loss.mean(0), jnp.moveaxis(ends, 0, -1))
+    return Decision.from_samples(values)
 
 
 def _check_belief(key: PRNGKey, belief: Any) -> None:

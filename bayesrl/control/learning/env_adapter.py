@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bayesrl.control.environments.tabular import TabularMDP
-from bayesrl.control.learning.replay_memory import Episode, Experience, example
+from bayesrl.control.learning.replay_memory import Episode, Experience, blank_experience
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -129,7 +129,7 @@ class EnvAdapter(abc.ABC):
 
     def example(self) -> Experience:
         """Give a row of nothing of its kind, to look at programs with."""
-        blank = example(self.shape, self.dtype)
+        blank = blank_experience(self.shape, self.dtype)
         if not self.masked or self.num_observations is None:
             return blank
         return blank._replace(allowed=np.ones((self.num_observations, self.num_actions), bool))

@@ -86,7 +86,7 @@ def values_figure(
     from matplotlib.figure import Figure
 
     shown = list(states)[:6]
-    tables = np.asarray(learned.draws(dummy_key(), 400)["action_values"])
+    tables = np.asarray(learned.sample(dummy_key(), 400)["action_values"])
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(1.6 * columns + 0.4, 3.4), 1.7 * rows + 0.3), layout="constrained")
@@ -124,7 +124,7 @@ def sure_map(learned: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot
     rows, columns = mdp.layout or (1, 1)
     lived = learned.agent_state.memory.arrays() if isinstance(learned.agent_state, BayesianAgentState) else {}
     for axis, snapshot in zip(axes, snapshots, strict=True):
-        tables = np.asarray(learned.draws(dummy_key(), _DRAWS, snapshot=snapshot)["action_values"])
+        tables = np.asarray(learned.sample(dummy_key(), _DRAWS, snapshot=snapshot)["action_values"])
         sure = np.zeros((mdp.num_states, mdp.num_actions))
         before = lived["observation"][: None if snapshot is None else snapshot.rows]
         seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal

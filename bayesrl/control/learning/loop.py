@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,21 +17,20 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import as_hash_key, fold_in, split_keys
 from bayesrl.compilation.status import activity
 from bayesrl.control.exploration.rules import Exploration, Rule
-from bayesrl.control.learning.agents.base import Agent, AgentState, UpdateInfo
-from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
+from bayesrl.control.learning.agents.base import Agent, AgentState
+from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.interaction import Playable, adapt_environment
-from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.learning.result import LearnResult, Snapshot
 from bayesrl.display.progress import Progress, show_progress
 from bayesrl.errors import BayesRLError, ControlError, RunFolderError
 from bayesrl.svi.setup import digest
+from bayesrl.svi.training_loop import SECONDS_BETWEEN_CHECKPOINTS
 from bayesrl.typing import PRNGKey
 
-SECONDS_BETWEEN_CHECKPOINTS = 5.0
 _CONVERGED_FOR = 10
-"""So many episodes in a row the criterion has to hold."""
-_COLUMNS = run_folder.LEARNED
-"""Of the history."""
+"""Episodes in a row for which a criterion has to hold before it stops the run."""
+_COLUMNS = (*run_folder.LEARNED, "objective", "kl")
+"""What the history records of each episode."""
 
 
 @checked(ControlError)
@@ -100,75 +99,37 @@ def learn(
         under one draw; O'Donoghue, Osband & Ionescu (2020) for the two posteriors.
     """
     with show_progress(progress), trace_cache(), run_folder.hold_folder(directory):
-        return _learn(
-            key,
-            environment,
-            agent,
-            exploration,
-            num_episodes,
-            tolerance,
-            confidence,
-            directory,
-            callback,
-            action_masks,
-            show=progress,
-        )
+        env = adapt_environment(environment, action_masks=action_masks)
+        rule = agent.default_exploration if exploration is None else exploration
+        try:
+            with activity("entering the environment"):
+                agent_state = agent.enter(fold_in(key, 0), env, num_episodes)
+                problem = _problem(key, env, agent, rule, num_episodes, tolerance=tolerance, confidence=confidence)
+            loop = _Loop(as_hash_key(key), env, agent_state, rule, callback, num_episodes, tolerance, confidence)
+            folder = None if directory is None else run_folder.open_folder(directory, problem)
+            interrupted = loop.run(folder, problem, show=progress)
+        finally:
+            env.close()
+    return LearnResult(agent_state, env, rule, loop.history(), tuple(loop.snapshots), problem, interrupted=interrupted)
 
 
-def _learn(
-    key: PRNGKey,
-    environment: Any,
-    agent: Agent,
-    exploration: Any,
-    num_episodes: int,
-    tolerance: float | None,
-    confidence: float | None,
-    directory: str | Path | None,
-    callback: Callable[[dict[str, float]], Any] | None,
-    action_masks: bool | None,
-    *,
-    show: bool,
-) -> LearnResult:
-    env = adapt_environment(environment, action_masks=action_masks)
-    rule = agent.default_exploration if exploration is None else exploration
-    try:
-        with activity("entering the environment"):
-            agent_state = agent.enter(fold_in(key, 0), env, num_episodes)
-            problem = _problem(key, env, agent, rule, num_episodes, tolerance, confidence)
-        run = _Run(as_hash_key(key), env, agent_state, rule, num_episodes, tolerance, confidence, callback)
-        folder = None if directory is None else run_folder.open_folder(directory, problem)
-        interrupted = run.go(folder, problem, show=show)
-    finally:
-        env.close()
-    return LearnResult(agent_state, env, rule, run.history(), tuple(run.snapshots), problem, interrupted=interrupted)
+@dataclass
+class _Loop:
+    """One run of `learn`, from its start or its checkpoint to its end."""
 
+    key: PRNGKey
+    env: EnvAdapter
+    agent_state: AgentState
+    rule: Any
+    callback: Callable[[dict[str, float]], Any] | None
+    num_episodes: int
+    tolerance: float | None
+    confidence: float | None
+    rows: list[dict[str, float]] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    _steps: int = 0
 
-class _Run:
-    """One run of the loop, from its start or its checkpoint to its end."""
-
-    def __init__(
-        self,
-        key: PRNGKey,
-        env: EnvAdapter,
-        agent_state: AgentState,
-        rule: Any,
-        num_episodes: int,
-        tolerance: float | None,
-        confidence: float | None,
-        callback: Callable[[dict[str, float]], Any] | None,
-    ) -> None:
-        self.key, self.env, self.agent_state, self.rule = key, env, agent_state, rule
-        self.num_episodes, self.tolerance, self.confidence, self.callback = (
-            num_episodes,
-            tolerance,
-            confidence,
-            callback,
-        )
-        self.rows: list[dict[str, float]] = []
-        self.snapshots: list[Snapshot] = []
-        self._steps = 0
-
-    def go(self, folder: Path | None, problem: dict[str, Any], *, show: bool) -> bool:
+    def run(self, folder: Path | None, problem: dict[str, Any], *, show: bool) -> bool:
         """Run, and tell whether Ctrl-C ended it."""
         if folder is not None:
             self._restore(folder)
@@ -180,7 +141,7 @@ class _Run:
             try:
                 while len(self.rows) < self.num_episodes and not self._converged():
                     stop = self._episode()
-                    line.update(1, self._told)
+                    line.update(1, self._postfix)
                     passed = not halfway and 2 * len(self.rows) >= self.num_episodes
                     if folder is not None and (passed or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS):
                         self._save(folder)
@@ -199,36 +160,31 @@ class _Run:
 
     def _episode(self) -> bool:
         """Explore, play, compute returns, update; tell whether the callback wants to stop."""
-        number, mark = len(self.rows), self.agent_state.mark()
+        number, savepoint = len(self.rows), self.agent_state.savepoint()
+        explore_key, play_key, update_key = split_keys(fold_in(self.key, number + 1), 3)
         try:
-            self._play(number)
+            policy = self.agent_state.explore(explore_key, self.rule, number)
+            episode = self.env.play(play_key, policy)
+            judged = self.tolerance is not None or self.confidence is not None
+            info = self.agent_state.update(update_key, episode, always_judge=judged)
+            row = {
+                "episode": number + 1,
+                "return": float(episode.reward.sum()),
+                "discounted": float(episode.returns(self.env.discount)[0]),
+                "length": len(episode.reward),
+                "regret": self.env.regret(episode, policy),
+                **info._asdict(),
+            }
+            self.rows.append(row)
         except BaseException:
             # An episode counts as a whole or not at all, wherever it was interrupted.
-            self.agent_state.back(mark)
+            self.agent_state.rollback(savepoint)
             del self.rows[number:]
             raise
-        self._steps += int(self.rows[-1]["length"])
-        if _is_stage(number + 1) or number + 1 == self.num_episodes:
+        self._steps += len(episode.reward)
+        if _has_snapshot(number + 1) or number + 1 == self.num_episodes:
             self.snapshots.append(Snapshot(number + 1, self._steps))
-        return bool(self.callback is not None and self.callback(self.rows[-1]))
-
-    def _play(self, number: int) -> None:
-        explore_key, play_key, update_key = split_keys(fold_in(self.key, number + 1), 3)
-        act = self.agent_state.explore(explore_key, self.rule, number)
-        episode = self.env.play(play_key, act)
-        asked = self.tolerance is not None or self.confidence is not None
-        told = self.agent_state.update(update_key, episode, told=asked)
-        self.rows.append(self._row(number, episode, act, told))
-
-    def _row(self, number: int, episode: Episode, act: EpisodePolicy, told: UpdateInfo) -> dict[str, float]:
-        return {
-            "episode": number + 1,
-            "return": float(episode.reward.sum()),
-            "discounted": float(episode.returns(self.env.discount)[0]),
-            "length": len(episode.reward),
-            "regret": self.env.regret(episode, act),
-            **told._asdict(),
-        }
+        return bool(self.callback is not None and self.callback(row))
 
     def _converged(self) -> bool:
         last = self.rows[-_CONVERGED_FOR:]
@@ -238,7 +194,7 @@ class _Run:
             return True
         return self.confidence is not None and all(row["p_optimal"] >= self.confidence for row in last)
 
-    def _told(self) -> str:
+    def _postfix(self) -> str:
         recent = [row["return"] for row in self.rows[-20:]]
         regret = sum(row["regret"] for row in self.rows)
         return f"return={np.mean(recent):.4g}" + ("" if math.isnan(regret) else f" regret={regret:.4g}")
@@ -250,7 +206,7 @@ class _Run:
     def _save(self, folder: Path) -> None:
         arrays = {f"history/{name}": values for name, values in self.history().items()}
         arrays |= {f"agent/{name}": np.asarray(values) for name, values in self.agent_state.arrays().items()}
-        arrays["snapshots"] = np.array([list(stage) for stage in self.snapshots], np.int64).reshape(-1, 2)
+        arrays["snapshots"] = np.array(self.snapshots, np.int64).reshape(-1, 2)
         run_folder.save_arrays(folder, arrays)
 
     def _restore(self, folder: Path) -> None:
@@ -260,7 +216,8 @@ class _Run:
         history = run_folder.history_in(folder, arrays)
         count = len(history["episode"]) if history else 0
         try:
-            self.rows = [{name: history[name][i].item() for name in _COLUMNS} for i in range(count)]
+            blank = np.full(count, np.nan)  # older versions did not record J and KL
+            self.rows = [{name: history.get(name, blank)[i].item() for name in _COLUMNS} for i in range(count)]
             self.snapshots = [Snapshot(*map(int, row)) for row in arrays["snapshots"]]
             self._steps = int(sum(row["length"] for row in self.rows))
             self.agent_state.restore({k.removeprefix("agent/"): v for k, v in arrays.items() if k.startswith("agent/")})
@@ -273,27 +230,21 @@ class _Run:
             ) from error
 
 
-def _is_stage(number: int) -> bool:
-    """Whether the posterior after so many episodes is kept: 1, 2, 5, 10, 20, 50 and so on."""
+def _has_snapshot(number: int) -> bool:
+    """Tell whether a snapshot is taken after this episode: 1, 2, 5, 10, 20, 50 and so on."""
     first = int(str(number)[0])
     return first in (1, 2, 5) and number == first * 10 ** (len(str(number)) - 1)
 
 
 def _numbers(described: Any) -> Any:
-    """Give all numbers that an agent, its model and their parts were made with."""
+    """Collect all numbers that an agent, its model and their parts were made with, for the identity of the run."""
     if is_dataclass(described) and not isinstance(described, type):
         return {f.name: _numbers(getattr(described, f.name)) for f in fields(described) if f.init}
     return np.asarray(described) if isinstance(described, int | float | np.ndarray | jax.Array) else ()
 
 
 def _problem(
-    key: PRNGKey,
-    env: EnvAdapter,
-    agent: Agent,
-    rule: Any,
-    num_episodes: int,
-    tolerance: float | None,
-    confidence: float | None,
+    key: PRNGKey, env: EnvAdapter, agent: Agent, rule: Any, num_episodes: int, **criteria: Any
 ) -> dict[str, Any]:
     mdp = getattr(env, "mdp", None)
     tables: Any = getattr(env, "values", ())
@@ -314,11 +265,6 @@ def _problem(
         identity["action_masks"] = True
     if env.options:
         identity["options"] = dict(env.options)
-    settings: dict[str, Any] = {"num_episodes": num_episodes}
-    if tolerance is not None:
-        settings["tolerance"] = tolerance
-    if confidence is not None:
-        settings["confidence"] = confidence
-    for package in ("bayesrl", "numpyro", "jax"):
-        settings[f"{package}_version"] = version(package)
+    settings = {"num_episodes": num_episodes} | {k: v for k, v in criteria.items() if v is not None}
+    settings |= {f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax")}
     return {"format": run_folder.FORMAT, "identity": identity, "settings": settings}

@@ -137,7 +137,7 @@ def predictive_p_values(
     first = max(agent_state.memory.num_rows - _ROWS, 0)
     rows = agent_state.rows(first, agent_state.memory.num_rows)
     draw_key, own_key = split_keys(key)
-    sites, _ = agent_state.drawn(draw_key, num_replications)
+    sites, _ = agent_state.sample(draw_key, num_replications)
 
     def statistics(site: Any) -> Any:
         values, mask = jnp.asarray(site["value"], float), getattr(site["fn"], "_mask", True)

@@ -1,4 +1,4 @@
-"""What has been lived through: episodes, and the arrays that hold all of them."""
+"""Episodes as they were played, and the replay memory of all their steps."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers
 
 _AT_ONCE = 200_000
-"""Rows that are set aside from the start; more are added by doubling, each time with a compilation."""
+"""Rows to begin with; each doubling beyond them compiles everything that reads experience anew."""
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
@@ -77,68 +77,55 @@ class Experience(NamedTuple):
     allowed: Numbers | None = None
 
 
-class Memory:
-    """Experience that grows by episodes.
+class ReplayMemory:
+    """All steps that were played, in arrays that grow by doubling, so that few shapes are ever compiled for.
 
     Args:
         shape: of one observation.
         dtype: of one observation.
-        steps: the greatest number of steps that may come.
+        num_steps: the greatest number of steps that may come.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, steps: int) -> None:
-        rows = max(min(steps, _AT_ONCE), 1)
+    def __init__(self, shape: tuple[int, ...], dtype: Any, num_steps: int) -> None:
+        rows = max(min(num_steps, _AT_ONCE), 1)
+        observation = np.zeros((rows, *shape), dtype)
+        kinds = np.int32, np.float32, bool, np.float32, np.int32, bool
+        action, reward, terminated, returns, time, mask = (np.zeros(rows, kind) for kind in kinds)
         self.num_rows = 0
-        self._held: dict[str, np.ndarray] = {
-            "observation": np.zeros((rows, *shape), dtype),
-            "action": np.zeros(rows, np.int32),
-            "reward": np.zeros(rows, np.float32),
-            "next_observation": np.zeros((rows, *shape), dtype),
-            "terminated": np.zeros(rows, bool),
-            "returns": np.zeros(rows, np.float32),
-            "time": np.zeros(rows, np.int32),
-            "mask": np.zeros(rows, bool),
-        }
+        self._data = Experience(
+            observation, action, reward, observation.copy(), terminated, returns, time, mask, allowed=None
+        )
 
     def add(self, episode: Episode, discount: float) -> None:
         """Add an episode."""
         count = len(episode.reward)
-        while self.num_rows + count > len(self._held["mask"]):
-            self._held = {k: np.concatenate([v, np.zeros_like(v)]) for k, v in self._held.items()}
-        ends = np.zeros(count, bool)
-        ends[-1] = episode.terminated
-        rows = slice(self.num_rows, self.num_rows + count)
-        given = {
-            "observation": episode.observation,
-            "action": episode.action,
-            "reward": episode.reward,
-            "next_observation": episode.next_observation,
-            "terminated": ends,
-            "returns": episode.returns(discount),
-            "time": np.arange(count),
-            "mask": True,
-        }
-        for name, values in given.items():
-            self._held[name][rows] = values
-        self.num_rows += count
+        terminated = np.arange(count) == (count - 1 if episode.terminated else -1)
+        fields = episode.observation, episode.action, episode.reward, episode.next_observation, terminated
+        self._write(Experience(*fields, episode.returns(discount), np.arange(count), np.ones(count, bool)))
 
-    def forget(self, count: int) -> None:
-        """Keep so many rows, and no others."""
-        self._held["mask"][count:] = False
+    def _write(self, rows: Experience) -> None:
+        stop = self.num_rows + len(rows.mask)
+        while stop > len(self._data.mask):
+            self._data = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)]), self._data)
+        jax.tree.map(lambda x, new: x.__setitem__(slice(self.num_rows, stop), new), self._data, rows)
+        self.num_rows = stop
+
+    def truncate(self, count: int) -> None:
+        """Forget all rows but the first `count`."""
+        np.asarray(self._data.mask)[count:] = False
         self.num_rows = count
 
     def experience(self) -> Experience:
         """Give all of it, on the device."""
-        told: Experience = jax.device_put(self.rows())
-        return told
+        return jax.device_put(self.rows())
 
     def rows(self) -> Experience:
         """Give all of it as NumPy's arrays, which stay as they are when more is added."""
-        return Experience(**{name: values.copy() for name, values in self._held.items()})
+        return jax.tree.map(np.copy, self._data)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give what a checkpoint has to keep."""
-        return {name: values[: self.num_rows] for name, values in self._held.items()}
+        """Give the rows that were played, for a checkpoint."""
+        return {name: np.asarray(x)[: self.num_rows] for name, x in self._data._asdict().items() if x is not None}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take what a checkpoint kept.
@@ -146,24 +133,21 @@ class Memory:
         Raises:
             ControlError: it is of observations of another shape.
         """
-        count = len(arrays["mask"])
-        if arrays["observation"].shape[1:] != self._held["observation"].shape[1:]:
+        found, shape = arrays["observation"].shape[1:], self._data.observation.shape[1:]
+        if found != shape:
             raise ControlError(
-                f"the run was of observations of shape {arrays['observation'].shape[1:]}, and those of the environment "
-                f"have {self._held['observation'].shape[1:]}; learn into another directory"
+                f"the run was of observations of shape {found}, and those of the environment have {shape}; "
+                "learn into another directory"
             )
-        while count > len(self._held["mask"]):
-            self._held = {k: np.concatenate([v, np.zeros_like(v)]) for k, v in self._held.items()}
-        for name, values in arrays.items():
-            self._held[name][:count] = values
-        self.num_rows = count
+        self.num_rows = 0
+        self._write(Experience(**arrays))
 
 
 def first_rows(experience: Experience, count: Any) -> Experience:
-    """Give the experience as it was when it held so many rows."""
+    """Give the experience as it was after so many rows."""
     return experience._replace(mask=experience.mask & (np.arange(experience.mask.shape[0]) < count))
 
 
-def example(shape: tuple[int, ...], dtype: Any) -> Experience:
-    """Give a row of nothing, to look at programs with."""
-    return Memory(shape, dtype, 1).experience()
+def blank_experience(shape: tuple[int, ...], dtype: Any) -> Experience:
+    """Give a single row without a step, by which programs can be looked at."""
+    return ReplayMemory(shape, dtype, 1).experience()

@@ -11,7 +11,6 @@ from bayesrl.compilation.keys import as_hash_key, dummy_key
 from bayesrl.control.exploration.rules import Decision
 from bayesrl.control.learning.agents.base import AgentState
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
-from bayesrl.control.learning.choices import losses, shares
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.diagnostics.results import Section
 from bayesrl.errors import ControlError
@@ -48,7 +47,7 @@ class LearnResult:
         history: by episode: `episode`, `return` and `discounted` return, `length`, `regret` (reward units; its mean is
             the expected regret), for `BayesianAgent`, about the first state, `p_optimal` and `expected_regret`, and for
             `KLControlAgent` `objective` (J, reward units) and `kl` (nats) of the last batch.
-        snapshots: moments whose posterior can be looked at again, by `draws(..., snapshot=...)`.
+        snapshots: moments whose posterior can be looked at again, by `sample(..., snapshot=...)`.
         problem: what identifies the run, and its settings.
         interrupted: whether Ctrl-C ended it.
     """
@@ -95,7 +94,7 @@ class LearnResult:
         reached = np.flatnonzero(mean <= share * self.env.optimum)
         return int(reached[0]) + 1 if len(reached) else None
 
-    def draws(
+    def sample(
         self, key: PRNGKey, num_samples: Count = _KEPT_DRAWS, *, snapshot: Snapshot | None = None
     ) -> dict[str, Any]:
         """Draw θ and the action values from the posterior.
@@ -112,8 +111,8 @@ class LearnResult:
             ControlError: the agent has no posterior over what is unknown, or cannot go back.
         """
         agent_state = self.bayesian_state()
-        state = None if snapshot is None else agent_state.back_then(snapshot.rows)
-        sites, tables = agent_state.drawn(as_hash_key(key), num_samples, state=state)
+        state = None if snapshot is None else agent_state.state_after(snapshot.rows)
+        sites, tables = agent_state.sample(as_hash_key(key), num_samples, state=state)
         return sites | {"action_values": tables} if agent_state.finite else sites
 
     def decide(
@@ -144,12 +143,10 @@ class LearnResult:
             raise ControlError(f"time={time!r}; use a step of the episode, from 0 to {self.env.max_steps - 1}")
         seen = self._seen(observation)
         among = self._among(seen, allowed)
-        values = agent_state.at(as_hash_key(key), seen, num_samples, time)
+        values = agent_state.sample_values(as_hash_key(key), seen, num_samples, time)
         if not np.isfinite(values).all():
             raise ControlError("draws of the action values are not finite; look at the prior and the data of the model")
-        loss = losses(values, among)
-        told: Any = shares(values, among), loss.mean(0), np.moveaxis(np.quantile(loss, [0.025, 0.975], axis=0), 0, -1)
-        return Decision(*told)
+        return Decision.from_samples(values, among)
 
     def _seen(self, observation: Any) -> np.ndarray:
         seen, count = np.asarray(observation), self.env.num_observations
@@ -196,7 +193,7 @@ class LearnResult:
             ).assign_coords(episode=self.history["episode"])
         }
         if isinstance(self.agent_state, BayesianAgentState):
-            sites = self.draws(dummy_key())
+            sites = self.sample(dummy_key())
             small = {k: np.asarray(v)[None] for k, v in sites.items() if np.size(v) <= _LARGEST}
             groups["posterior"] = xr.Dataset(
                 {k: (["chain", "draw", *(f"{k}_dim_{i}" for i in range(v.ndim - 2))], v) for k, v in small.items()}

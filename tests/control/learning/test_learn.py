@@ -96,7 +96,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     resumed = learn(KEY, SWIM, AGENT, num_episodes=24, progress=False, directory=tmp_path / "b")
     assert not resumed.interrupted
     assert_same(resumed, whole)
-    np.testing.assert_array_equal(resumed.draws(KEY, 5)["rewards"], whole.draws(KEY, 5)["rewards"])
+    np.testing.assert_array_equal(resumed.sample(KEY, 5)["rewards"], whole.sample(KEY, 5)["rewards"])
     assert_same(learn(KEY, SWIM, AGENT, num_episodes=24, progress=False, directory=tmp_path / "b"), whole)
 
 
@@ -130,14 +130,14 @@ def values_of_four_states(experience: Experience) -> None:
 
 def test_a_program_of_yours_is_fitted_to_the_exact_posterior() -> None:
     """SVI against conjugacy on the same experience: means within .15 posterior deviations, deviations within 20%."""
-    agent = BayesianAgent(ProgramModel(values_of_four_states, num_steps=400, num_particles=64), num_draws=8)
+    agent = BayesianAgent(ProgramModel(values_of_four_states, num_steps=400, num_particles=64), num_samples=8)
     found = learn(KEY, SWIM, agent, exploration=control.random(), num_episodes=20, progress=False)
     agent_state: Any = found.agent_state
     exact = LinearValues(num_actions=2, num_observations=4, noise=0.5)
     experience = agent_state.memory.experience()
     mean, factor = exact.posterior(exact.condition(exact.empty(experience), experience))
     spread = np.sqrt(np.stack([np.diag(np.linalg.inv(f @ f.T)) for f in np.asarray(factor)])).T
-    draws = np.asarray(found.draws(KEY, 4000)["q"])
+    draws = np.asarray(found.sample(KEY, 4000)["q"])
     assert np.abs((draws.mean(0) - np.asarray(mean).T) / spread).max() < 0.15
     np.testing.assert_allclose(draws.std(0), spread, rtol=0.2)
 
@@ -203,13 +203,13 @@ def test_stages_are_posteriors_of_what_was_known_then() -> None:
     found = learn(KEY, SWIM, AGENT, num_episodes=30, progress=False)
     assert [stage.episode for stage in found.snapshots] == [1, 2, 5, 10, 20, 30]
     early, late = (
-        np.asarray(found.draws(KEY, 300, snapshot=s)["rewards"]).std(0)
+        np.asarray(found.sample(KEY, 300, snapshot=s)["rewards"]).std(0)
         for s in (found.snapshots[0], found.snapshots[-1])
     )
     assert (late <= early + 0.15).all()
     assert late.min() < 0.1 < early.min() * 10
     short = learn(KEY, SWIM, AGENT, num_episodes=10, progress=False)
-    draws = [one.draws(KEY, 50, snapshot=one.snapshots[3])["transitions"] for one in (found, short)]
+    draws = [one.sample(KEY, 50, snapshot=one.snapshots[3])["transitions"] for one in (found, short)]
     np.testing.assert_allclose(draws[0], draws[1], atol=1e-6)
 
 
@@ -219,7 +219,7 @@ def test_predictions_and_nuts_check_the_posterior() -> None:
     found = learn(KEY, world, BayesianAgent(ArmsModel(world.bandit)), num_episodes=60, progress=False)
     tree = control.nuts_posterior(KEY, found)
     drawn = tree["posterior"]["world"].to_numpy()
-    exact = np.asarray(found.draws(KEY, 4000)["world"])
+    exact = np.asarray(found.sample(KEY, 4000)["world"])
     error = np.sqrt(exact.var(0) * (1 / 4000 + 1 / 300))  # as if 300 of 1,000 draws were independent
     assert (np.abs(drawn.mean((0, 1)) - exact.mean(0)) < 5 * error).all()
     within, between = drawn.var(1).mean(0), drawn.mean(1).var(0)
@@ -254,7 +254,7 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
     assert "cumulated regret" in bayesrl.write_report(tmp_path / "c.html", control_run).read_text(encoding="utf-8")
     assert set(bayesrl.to_datatree(control_run).children) == {"training"}
     with pytest.raises(ControlError, match="believes nothing"):
-        control_run.draws(KEY)
+        control_run.sample(KEY)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -296,7 +296,7 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
         (lambda: BayesianAgent(3), "BayesianAgent got model=3; use a model of the unknown"),
         (lambda: BayesianAgent(TabularModel), "class TabularModel, which is not called yet; use a model"),
         (lambda: BayesianAgent(MODEL, inference="mcmc"), "inference='mcmc'"),
-        (lambda: BayesianAgent(MODEL, num_draws=0), "num_draws=0"),
+        (lambda: BayesianAgent(MODEL, num_samples=0), "num_samples=0"),
         (lambda: KLControlAgent(-1.0), "beta"),
         (lambda: KLControlAgent(0.1, "last"), "reference='last'"),  # type: ignore[arg-type]
         (lambda: KLControlAgent(0.1, batch=0), "batch=0"),
@@ -452,8 +452,8 @@ def test_what_was_learned_is_asked_for_what_there_is() -> None:
     for ask in (
         lambda: found.decide(KEY, 1.5),
         lambda: found.decide(KEY, 1, time=12),
-        lambda: found.decide(KEY, 1, num_draws=0),
-        lambda: found.draws(KEY, 0),
+        lambda: found.decide(KEY, 1, num_samples=0),
+        lambda: found.sample(KEY, 0),
         lambda: found.act(KEY, 4),
     ):
         with pytest.raises(ControlError, match="use"):

@@ -31,15 +31,15 @@ def test_learning_compiles_one_program_for_each_thing_it_does() -> None:
         found = learn(KEY, SEA, agent(), num_episodes=12, progress=False)
     assert sorted(names) == ["condition", "plan", "sample_posterior"]
     with compilations() as names:
-        found.decide(OTHER, 0, num_draws=1500)
+        found.decide(OTHER, 0, num_samples=1500)
         found.decide(OTHER, 2, time=1)
-        found.draws(OTHER, 7)
+        found.sample(OTHER, 7)
         found.act(OTHER, 0)
         found.to_datatree()
     assert names == []
     with compilations() as names:
         for stage in found.snapshots:
-            found.draws(OTHER, snapshot=stage)
+            found.sample(OTHER, snapshot=stage)
     assert names == ["condition"]  # all experience at once, which is of another length than an episode
     with compilations() as names:
         control.check_learning(OTHER, found)
@@ -53,7 +53,7 @@ def test_learning_again_compiles_nothing() -> None:
         first = learn(OTHER, SEA, agent(), num_episodes=12, progress=False)
         other = learn(OTHER, SEA, agent(noise=0.02), num_episodes=12, progress=False)
     assert names == []
-    draws = [found.draws(KEY, 50)["rewards"].std(0).min() for found in (first, other)]
+    draws = [found.sample(KEY, 50)["rewards"].std(0).min() for found in (first, other)]
     assert draws[0] < draws[1]
 
 
@@ -104,7 +104,7 @@ def test_what_changed_between_two_calls_is_read_anew() -> None:
         runs = [learn(KEY, world, agent, num_episodes=4, progress=False) for agent in (conjugate, fitted)]
         played = bandits.play_bandit(KEY, bandit, control.random(), num_steps=4, num_runs=200)
         returns = runs[0].history["return"].mean()
-        values = [float(np.abs(run.draws(KEY, 50)["action_values"]).mean()) for run in runs]
+        values = [float(np.abs(run.sample(KEY, 50)["action_values"]).mean()) for run in runs]
         return [float(returns), *values, float(played.mean[-1])]
 
     before = told()

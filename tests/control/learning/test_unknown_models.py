@@ -20,7 +20,7 @@ from bayesrl.control.exploration.beliefs import sample_dirichlet
 from bayesrl.control.learning.env_adapter import EpisodePolicy
 from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.control.learning.models.base import conjugate_inference
-from bayesrl.control.learning.replay_memory import Experience, Memory
+from bayesrl.control.learning.replay_memory import Experience, ReplayMemory
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)
@@ -30,7 +30,7 @@ def lived(mdp: control.TabularMDP, *, episodes: int = 6, seed: int = 0) -> tuple
     """Play at random, and give the experience with its world."""
     world = adapt_environment(mdp)
     rng = np.random.default_rng(seed)
-    memory = Memory(world.shape, world.dtype, episodes * world.max_steps + 5)
+    memory = ReplayMemory(world.shape, world.dtype, episodes * world.max_steps + 5)
     for k in range(episodes):
         act = EpisodePolicy(lambda t, s: (int(rng.integers(mdp.num_actions)), np.nan))
         memory.add(world.play(jax.random.fold_in(KEY, k), act), mdp.discount)
@@ -279,7 +279,7 @@ def test_a_table_that_is_told_no_start_can_start_anywhere() -> None:
     paid = np.zeros((8, 2))
     paid[7] = 1.0
     model = control.TabularModel(num_states=8, num_actions=2, horizon=6, successors=pairs, reward_mean=paid)
-    experience = Memory((), np.int32, 1).experience()
+    experience = ReplayMemory((), np.int32, 1).experience()
     values = quick(model.mean_values, model.empty(), experience)
     assert values[0, 4].tolist() == [3.0, 2.0]
 

@@ -1,18 +1,20 @@
-"""What agents are made of: a state that explores and is updated by inference, and what it tells."""
+"""Agents of `learn`: their state in one environment explores, and is updated by inference."""
 
 import abc
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bayesrl.control.exploration.rules import Exploration
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.replay_memory import Episode
+from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
 
 class UpdateInfo(NamedTuple):
-    """What an update tells of the decision in the first state, or nan.
+    """What an update reports about the decision in the first state; nan where it does not.
 
     Attributes:
         p_optimal: probability that the action which seems best is the best.
@@ -28,29 +30,30 @@ class UpdateInfo(NamedTuple):
 
 
 class AgentState(abc.ABC):
-    """An agent in one environment: its state, which a checkpoint keeps."""
+    """The state of an agent in one environment, which checkpoints keep."""
 
     @abc.abstractmethod
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
         """Choose how to act in the next episode."""
 
     @abc.abstractmethod
-    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> UpdateInfo:
+    def update(self, key: PRNGKey, episode: Episode, *, always_judge: bool) -> UpdateInfo:
         """Update by inference.
 
         Args:
             key: consumed whole.
             episode: as it was played.
-            told: whether something is to be told after every episode, and not only now and then.
+            always_judge: whether the decision in the first state is judged after every episode, and not only now and
+                then.
         """
 
     @abc.abstractmethod
-    def mark(self) -> Any:
-        """Remember how it is, for `back`."""
+    def savepoint(self) -> Any:
+        """Remember the state, for `rollback`."""
 
     @abc.abstractmethod
-    def back(self, mark: Any) -> None:
-        """Be as it was at the last mark, after an update that was interrupted."""
+    def rollback(self, savepoint: Any) -> None:
+        """Return to a savepoint after an episode that was interrupted."""
 
     @abc.abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
@@ -62,11 +65,11 @@ class AgentState(abc.ABC):
 
 
 class Agent(abc.ABC):
-    """One of the two algorithms, as `learn` takes it."""
+    """One of the two algorithms of `learn`."""
 
     @abc.abstractmethod
     def enter(self, key: PRNGKey, env: EnvAdapter, num_episodes: int) -> AgentState:
-        """Get ready for an environment.
+        """Make the state in which the agent begins in an environment.
 
         Raises:
             ControlError: the agent is not made for it.
@@ -74,9 +77,26 @@ class Agent(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Say what identifies the agent, JSON-able."""
+        """Describe the agent for the identity of a run, in JSON."""
 
     @property
     @abc.abstractmethod
     def default_exploration(self) -> Exploration:
-        """The rule where none is asked for."""
+        """The rule that explores where no other is passed."""
+
+
+def restore_leaves(state: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
+    """Put the arrays `PREFIX/0`, `PREFIX/1`, … of a checkpoint into a state of the same structure.
+
+    Raises:
+        ControlError: they are of another shape.
+    """
+    leaves, treedef = jax.tree.flatten(state)
+    found = [arrays.get(f"{prefix}/{i}") for i in range(len(leaves))]
+    for leaf, array in zip(leaves, found, strict=True):
+        if array is None or array.shape != np.shape(leaf):
+            raise ControlError(
+                f"the run folder holds {prefix} of shape {None if array is None else array.shape}, and the agent needs "
+                f"{np.shape(leaf)}; learn into another directory"
+            )
+    return jax.tree.unflatten(treedef, jax.device_put(found))

@@ -48,7 +48,7 @@ class BayesianAgent(Agent):
         model: a model of the unknown, such as `TabularModel(...)` or `LinearValues(...)`, or a NumPyro program of
             the experience that tells `numpyro.deterministic("action_values", …)`.
         inference: "exact", as the model has it, or "fit", by SVI; programs of yours are always fitted.
-        num_samples: draws that exploration rules other than Thompson's look at.
+        num_samples: draws from the posterior for rules that look at more than one, as all but Thompson's do.
         num_steps: gradient steps of each update, where the posterior is fitted.
         update_every: episodes between updates of a posterior that is fitted or trained.
 

@@ -14,52 +14,49 @@ from bayesrl.arguments import check_memory, user_code
 from bayesrl.compilation.jit import trace_once
 from bayesrl.compilation.keys import dummy_key, fold_in, split_keys
 from bayesrl.control.exploration.beliefs import SampleBelief
-from bayesrl.control.learning.agents.base import AgentState, UpdateInfo
+from bayesrl.control.exploration.rules import Decision
+from bayesrl.control.learning.agents.base import AgentState, UpdateInfo, restore_leaves
 from bayesrl.control.learning.allowed_actions import masks_of
-from bayesrl.control.learning.choices import losses, restored, shares
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.models.base import EnvironmentModel
-from bayesrl.control.learning.replay_memory import Episode, Experience, Memory, first_rows
+from bayesrl.control.learning.replay_memory import Episode, Experience, ReplayMemory, first_rows
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
-_DRAWS_AT_ONCE = (64, 1000)
-"""Draws are made so many at once, fewer where tables are large, whatever number is asked for: one compiled program
-serves them all. By as many the decision in the first state is judged while it is learned."""
-_LOOKS = 50
-"""About so many times in a run the decision in the first state is looked at, where no criterion asks for more."""
+_SAMPLES_AT_ONCE = (64, 1000)
+"""Sizes of a batch of draws, the smaller where tables are large. Any number asked for is drawn in batches of one size,
+so that one compiled program serves all; by one batch the decision in the first state is judged while it is learned."""
+_NUM_JUDGEMENTS = 50
+"""About how often in a run the decision in the first state is judged, where no criterion asks for more."""
 
 
 class BayesianAgentState(AgentState):
-    """A `BayesianAgent` agent in one environment.
+    """A `BayesianAgent` in one environment.
 
-    What its model and the exploration rule read besides their arguments is read when they are first asked, and stays as
-    it was: the posterior is of that.
+    What the model and the exploration rule read besides their arguments is read when they are first called, and stays
+    as it was: the posterior is of that.
 
     Attributes:
         model: of the unknown.
         env: the environment.
-        memory: all that was lived through.
+        memory: all steps that were played.
         masks: what each of finitely many states allows, where the environment tells it.
-        state: what inference carries.
+        state: what inference carries from one update to the next.
     """
 
     def __init__(self, key: PRNGKey, agent: Any, model: Any, env: EnvAdapter, num_episodes: int) -> None:
         self.agent, self.model, self.env = agent, model, env
-        self.memory = Memory(env.shape, env.dtype, min(num_episodes * env.max_steps, 10**9))
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self.memory = ReplayMemory(env.shape, env.dtype, min(num_episodes * env.max_steps, 10**9))
+        self._programs: dict[Any, Callable[..., Any]] = {}
         self.state = model.init(fold_in(key, 1), env)
-        self._episodes, self._every = 0, max(num_episodes // _LOOKS, 1)
+        self._episodes, self._judge_every = 0, max(num_episodes // _NUM_JUDGEMENTS, 1)
         self.masks = masks_of(env)
-        self._held: Experience | None = env.example() if model.online else None
-        shape = jax.eval_shape(
-            lambda key, state, experience: self._tables(key, state, experience, 1),
-            dummy_key(),
-            self.state,
-            self.experience(),
-        )
+        self._experience: Experience | None = env.example() if model.online else None
+        shape = jax.eval_shape(partial(self._sample, num_samples=1), dummy_key(), self.state, self.experience(), None)[
+            1
+        ]
         self._check_values(tuple(shape.shape[1:]))
-        self._at_once = int(np.clip(500_000 // max(shape.size, 1), *_DRAWS_AT_ONCE))
+        self._batch_size = int(np.clip(500_000 // max(shape.size, 1), *_SAMPLES_AT_ONCE))
 
     @property
     def finite(self) -> bool:
@@ -75,252 +72,231 @@ class BayesianAgentState(AgentState):
                 f"'action_values' of the model has shape {found}; the environment needs {wanted}"
                 + (f" or [steps, {wanted[0]}, {wanted[1]}]" if self.finite else ", one row for each observation seen")
             )
-        if len(found) == 3 and found[0] < env.max_steps:
+        if timed and found[0] < env.max_steps:
             raise ControlError(
                 f"'action_values' of the model is for {found[0]} steps, and an episode may have {env.max_steps}; "
                 "make the horizon of the model that long"
             )
 
     def experience(self) -> Experience:
-        """Give all experience, or a row of nothing to models that have absorbed it."""
-        if self._held is None:
-            self._held = self.memory.experience()
-        return self._held if self.masks is None else self._held._replace(allowed=self.masks.table.copy())
+        """Give all experience; to online models, which have conditioned on it, a row without a step."""
+        if self._experience is None:
+            self._experience = self.memory.experience()
+        return self._with_masks(self._experience)
 
     def rows(self, first: int, last: int) -> Experience:
-        """Give some of the rows that were lived through, with what states allow, as NumPy's arrays."""
-        told: Experience = jax.tree.map(lambda x: x[first:last], self.memory.rows())
-        return told if self.masks is None else told._replace(allowed=self.masks.table.copy())
+        """Give some rows of experience, as NumPy's arrays."""
+        rows: Experience = jax.tree.map(lambda x: x[first:last], self.memory.rows())
+        return self._with_masks(rows)
 
-    def _alone(self, episode: Episode) -> Experience:
-        """Give the rows of one episode, their number a power of two, lest each length be compiled anew."""
+    def _with_masks(self, experience: Experience) -> Experience:
+        return experience if self.masks is None else experience._replace(allowed=self.masks.table.copy())
+
+    def _padded(self, episode: Episode) -> Experience:
+        """Give the rows of one episode, padded to a power of two so that few lengths are compiled for."""
         rows = 2 ** int(np.ceil(np.log2(max(len(episode.reward), 8))))
-        alone = Memory(self.env.shape, self.env.dtype, rows)
-        alone.add(episode, self._discount)
-        return alone.rows()
+        memory = ReplayMemory(self.env.shape, self.env.dtype, rows)
+        memory.add(episode, self._discount)
+        return memory.rows()
 
-    def _tables(self, key: PRNGKey, state: Any, experience: Experience, num_samples: int, seen: Any = None) -> Array:
-        """Draw action values, [draws, ...]."""
-        return self._sites(key, state, experience, seen, num_samples)[1]
-
-    def _sites(
-        self, key: PRNGKey, state: Any, experience: Experience, seen: Any, num_samples: int
+    def _sample(
+        self, key: PRNGKey, state: Any, experience: Experience, observations: Any, num_samples: int
     ) -> tuple[Any, Array]:
-        """Draw θ and its action values, [draws, ...]."""
-        if not self.finite and seen is None:
-            seen = jnp.zeros((1, *self.env.shape), self.env.dtype)
-        sites = self.model.sample(key, state, experience, num_samples)
-        return sites, jax.vmap(lambda one: self.model.values(one, experience, seen))(sites)
+        """Draw θ and its action values, [samples, ...]."""
+        if not self.finite and observations is None:
+            observations = jnp.zeros((1, *self.env.shape), self.env.dtype)
+        theta = self.model.sample(key, state, experience, num_samples)
+        return theta, jax.vmap(lambda one: self.model.values(one, experience, observations))(theta)
 
-    def program(self, name: str, make: Callable[[], Callable[..., Any]], kind: Any = None) -> Callable[..., Any]:
+    def _program(self, name: str, make: Callable[[], Callable[..., Any]], kind: Any = None) -> Callable[..., Any]:
         """Give a compiled function by its name and kind, made when it is first asked for."""
-        if (name, kind) not in self._compiled:
-            self._compiled[name, kind] = trace_once(make(), name=name)
-        return self._compiled[name, kind]
+        if (name, kind) not in self._programs:
+            self._programs[name, kind] = trace_once(make(), name=name)
+        return self._programs[name, kind]
 
-    def drawn(
-        self, key: PRNGKey, num_samples: int, *, state: Any = None, seen: Any = None
+    def sample(
+        self, key: PRNGKey, num_samples: int, *, state: Any = None, observations: Any = None
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Draw θ and its action values, [draws, ...], NumPy's arrays; a draw does not depend on how many are asked for.
+        """Draw θ and its action values, [samples, ...], as NumPy's arrays; a longer sample begins with a shorter one.
 
         Args:
             key: consumed whole.
             num_samples: how many.
             state: of inference; by default as it is now.
-            seen: the observations whose values are told, where observations are not finitely many.
+            observations: whose values are given, where observations are not finitely many.
         """
         each = self.env.num_actions * (self.env.num_observations or 1)
         check_memory(
             4.0 * num_samples * each, f"{num_samples:,} draws of {each:,} values", "ask for fewer", ControlError
         )
-        draw = self.program("sample_posterior", lambda: partial(self._sites, num_samples=self._at_once))
+        draw = self._program("sample_posterior", lambda: partial(self._sample, num_samples=self._batch_size))
         state = self.state if state is None else state
         if not self.finite:
-            seen = np.zeros((1, *self.env.shape), self.env.dtype) if seen is None else np.asarray(seen)
-        given = state, self.experience(), seen
-        parts = [jax.device_get(draw(fold_in(key, i), *given)) for i in range(-(-num_samples // self._at_once))]
-        sites, tables = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_samples], *parts)
-        return dict(sites), tables
+            blank = np.zeros((1, *self.env.shape), self.env.dtype)
+            observations = blank if observations is None else np.asarray(observations)
+        given = state, self.experience(), observations
+        parts = [jax.device_get(draw(fold_in(key, i), *given)) for i in range(-(-num_samples // self._batch_size))]
+        theta, values = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_samples], *parts)
+        return dict(theta), values
+
+    def sample_values(self, key: PRNGKey, observation: Any, num_samples: int, time: int = 0) -> np.ndarray:
+        """Draw the values of the actions at one observation, [samples, actions], reward units."""
+        if not self.finite:
+            seen = np.asarray(observation, self.env.dtype)[None]
+            return self.sample(key, num_samples, observations=seen)[1][:, 0]
+        values = self.sample(key, num_samples)[1]
+        return values[:, time, observation] if values.ndim == 4 else values[:, observation]
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
         """Choose how to act in the next episode; see `AgentState.explore`."""
         number = np.asarray(episode, np.int32)
-        if self.env.masked:
-            return self._among_allowed(key, exploration, number)
-        if self.finite:
-            plan = self.program("plan", lambda: self._planner(exploration), _known(exploration))
+        # Rules of the library are told apart by their numbers, functions of users by themselves.
+        kind = exploration if isinstance(exploration, Hashable) else id(exploration)
+        if self.finite and not self.env.masked:
+            plan = self._program("plan", lambda: self._planner(exploration), kind)
             table = np.asarray(plan(key, self.state, self.experience(), number))
             probs = np.eye(self.env.num_actions)[np.clip(table, 0, self.env.num_actions - 1)]
             return EpisodePolicy(lambda time, seen: (int(table[min(time, len(table) - 1), int(seen)]), np.nan), probs)
-        prepare = self.program("draw", lambda: self._drawer(exploration), _known(exploration))
-        act = self.program("act", lambda: self._actor(exploration), _known(exploration))
-        sites = prepare(key, self.state, self.experience())
+        prepare = self._program("prepare", lambda: self._preparer(exploration), kind)
+        act = self._program("act", lambda: self._actor(exploration), kind)
+        prepared = prepare(key, self.state, self.experience())
         step_key = fold_in(key, 1)
 
-        def choose(time: int, seen: np.ndarray) -> tuple[int, float]:
-            own = key if _committed(exploration) else fold_in(step_key, time)
-            return int(act(own, sites, np.asarray(seen), number)), np.nan
+        def choose(time: int, seen: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
+            own = key if _commits(exploration) else fold_in(step_key, time)
+            return int(act(own, prepared, np.asarray(time, np.int32), np.asarray(seen), allowed, number)), np.nan
 
         return EpisodePolicy(choose)
 
-    def _among_allowed(self, key: PRNGKey, exploration: Any, number: np.ndarray) -> EpisodePolicy:
-        """Choose in each step anew, among the actions that are allowed there."""
-        prepare = self.program("look", lambda: self._looker(exploration), _known(exploration))
-        act = self.program("act_allowed", lambda: self._chooser(exploration), _known(exploration))
-        told = prepare(key, self.state, self.experience())
-        step_key = fold_in(key, 1)
+    def _num_samples(self, exploration: Any) -> int:
+        return 1 if _commits(exploration) else self.agent.num_samples
 
-        def choose(time: int, seen: np.ndarray, allowed: np.ndarray) -> tuple[int, float]:
-            own = key if _committed(exploration) else fold_in(step_key, time)
-            return int(act(own, told, np.asarray(time, np.int32), np.asarray(seen), allowed, number)), np.nan
-
-        return EpisodePolicy(choose)
-
-    def _looker(self, exploration: Any) -> Callable[..., Any]:
-        """Give the function to what one episode is played by: draws of action values and what stands for their mean."""
-        if not self.finite:
-            return self._drawer(exploration)
-        count = 1 if _committed(exploration) else self.agent.num_samples
-
-        def look(key: PRNGKey, state: Any, experience: Experience) -> Any:
-            if self._soft(exploration):
-                told = self.model.cumulants(state, experience.allowed)
-                return told.values / told.temperature
-            return self._tables(key, state, experience, count), self.model.mean_values(state, experience)
-
-        return look
-
-    def _chooser(self, exploration: Any) -> Callable[..., Array]:
-        """Give the function to one action that is allowed."""
-
-        def choose(key: PRNGKey, told: Any, time: Array, seen: Array, allowed: Array, episode: Array) -> Array:
-            if not self.finite:
-                empty = self.env.example()
-                values = jax.vmap(lambda one: self.model.values(one, empty, seen[None]))(told)[:, 0]
-                return _chosen(exploration, key, SampleBelief(values, None, allowed), episode)
-            if self._soft(exploration):
-                return jax.random.categorical(key, jnp.where(allowed, _row(told, time, seen), -jnp.inf))
-            values = jax.vmap(lambda one: _row(one, time, seen))(told[0])
-            center = None if told[1] is None else _row(told[1], time, seen)
-            return _chosen(exploration, key, SampleBelief(values, center, allowed), episode)
-
-        return choose
-
-    def _soft(self, exploration: Any) -> bool:
+    def _has_cumulants(self, exploration: Any) -> bool:
         return bool(getattr(exploration, "soft", False)) and hasattr(self.model, "cumulants")
 
     def _planner(self, exploration: Any) -> Callable[..., Array]:
-        """Give the function to actions of all states at all times, [steps, states]."""
+        """Make the function that chooses actions for all states at all times, [steps, states]."""
         steps = min(self.env.max_steps, 100_000 // max(self.env.num_observations or 1, 1) + 1)
+        prepare = self._preparer(exploration)
 
         def plan(key: PRNGKey, state: Any, experience: Experience, episode: Array) -> Array:
             draw_key, rule_key = split_keys(key)
-            if self._soft(exploration):
-                told = self.model.cumulants(state)
-                return jax.random.categorical(rule_key, told.values / told.temperature)
-            count = 1 if _committed(exploration) else self.agent.num_samples
-            tables = self._tables(draw_key, state, experience, count)
-            belief = SampleBelief(tables, self.model.mean_values(state, experience))
-            if belief.mean.ndim == 3 or _committed(exploration):
-                chosen = _chosen(exploration, rule_key, belief, episode)
+            prepared = prepare(draw_key, state, experience)
+            if self._has_cumulants(exploration):
+                return jax.random.categorical(rule_key, prepared)
+            belief = SampleBelief(*prepared)
+            if belief.mean.ndim == 3 or _commits(exploration):
+                chosen = _choose(exploration, rule_key, belief, episode)
                 return chosen if chosen.ndim == 2 else chosen[None]
             # A state that is visited twice is decided upon anew.
             keys = jax.random.split(rule_key, steps)
-            return jax.lax.map(lambda own: _chosen(exploration, own, belief, episode), keys)
+            return jax.lax.map(lambda own: _choose(exploration, own, belief, episode), keys)
 
         return plan
 
-    def _drawer(self, exploration: Any) -> Callable[..., Any]:
-        count = 1 if _committed(exploration) else self.agent.num_samples
-        return lambda key, state, experience: self.model.sample(key, state, experience, count)
+    def _preparer(self, exploration: Any) -> Callable[..., Any]:
+        """Make the function that gives what an episode is played by: logits, action values and their mean, or θ."""
+        count = self._num_samples(exploration)
+
+        def prepare(key: PRNGKey, state: Any, experience: Experience) -> Any:
+            if not self.finite:
+                return self.model.sample(key, state, experience, count)
+            if self._has_cumulants(exploration):
+                cumulants = self.model.cumulants(state, experience.allowed)
+                return cumulants.values / cumulants.temperature
+            values = self._sample(key, state, experience, None, count)[1]
+            return values, self.model.mean_values(state, experience)
+
+        return prepare
 
     def _actor(self, exploration: Any) -> Callable[..., Array]:
-        def act(key: PRNGKey, sites: Any, seen: Array, episode: Array) -> Array:
-            empty = self.env.example()
-            told = jax.vmap(lambda one: self.model.values(one, empty, seen[None]))(sites)[:, 0]
-            return _chosen(exploration, key, SampleBelief(told), episode)
+        """Make the function that chooses one action, among those allowed where the environment has masks."""
+
+        def act(key: PRNGKey, prepared: Any, time: Array, seen: Array, allowed: Any, episode: Array) -> Array:
+            def at_state(table: Array) -> Array:
+                return table[time, seen] if table.ndim == 3 else table[seen]
+
+            if not self.finite:
+                blank = self.env.example()
+                values = jax.vmap(lambda one: self.model.values(one, blank, seen[None]))(prepared)[:, 0]
+                return _choose(exploration, key, SampleBelief(values, None, allowed), episode)
+            if self._has_cumulants(exploration):
+                return jax.random.categorical(key, jnp.where(allowed, at_state(prepared), -jnp.inf))
+            values, mean = jax.vmap(at_state)(prepared[0]), None if prepared[1] is None else at_state(prepared[1])
+            return _choose(exploration, key, SampleBelief(values, mean, allowed), episode)
 
         return act
 
-    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> UpdateInfo:
+    def update(self, key: PRNGKey, episode: Episode, *, always_judge: bool) -> UpdateInfo:
         """Update by inference; see `AgentState.update`."""
-        rows = self._alone(episode)
+        rows = self._padded(episode)
         self.model.check_experience(rows)
         if self.masks is not None:
             self.masks.note(episode, same=self.model.plans)
         self.memory.add(episode, self._discount)
-        self._held = None if not self.model.online else self._held
+        self._forget_experience()
         self._episodes += 1
-        self.state = self._absorbed(self.state, rows)
+        self.state = self._condition(self.state, rows)
         if self._episodes % self.agent.update_every == 0 and not self.model.online:
-            run = self.program("update", lambda: self.model.refit)
-            self.state = run(fold_in(key, 0), self.state, self.experience())
-        if not told and self._episodes % self._every:
+            refit = self._program("update", lambda: self.model.refit)
+            self.state = refit(fold_in(key, 0), self.state, self.experience())
+        if not always_judge and self._episodes % self._judge_every:
             return UpdateInfo()
-        first = None if episode.allowed is None else episode.allowed[0]
-        return self._told(fold_in(key, 1), episode.observation[0], first)
+        values = self.sample_values(fold_in(key, 1), episode.observation[0], self._batch_size)
+        decision = Decision.from_samples(values, None if episode.allowed is None else episode.allowed[0])
+        best = int(np.nanargmin(decision.regret))
+        return UpdateInfo(float(decision.p_optimal[best]), float(decision.regret[best]))
 
     @property
     def _discount(self) -> float:
         return float(getattr(self.model, "discount", self.env.discount))
 
-    def _absorbed(self, state: Any, rows: Experience) -> Any:
+    def _condition(self, state: Any, rows: Experience) -> Any:
         if type(self.model).condition is EnvironmentModel.condition:  # a no-op is not worth compiling
             return state
-        return self.program("condition", lambda: self.model.condition)(state, rows)
+        return self._program("condition", lambda: self.model.condition)(state, rows)
 
-    def _told(self, key: PRNGKey, start: Any, allowed: np.ndarray | None) -> UpdateInfo:
-        values = self.at(key, start, self._at_once)
-        optimal, regret = shares(values, allowed), losses(values, allowed).mean(0)
-        best = int(np.argmin(np.where(np.isnan(regret), np.inf, regret)))
-        return UpdateInfo(float(optimal[best]), float(regret[best]))
+    def _forget_experience(self) -> None:
+        """Drop the copy on the device after the memory changed."""
+        self._experience = self._experience if self.model.online else None
 
-    def at(self, key: PRNGKey, seen: Any, num_samples: int, time: int = 0) -> np.ndarray:
-        """Draw the values of the actions where one observation is seen, [draws, actions], reward units."""
-        if not self.finite:
-            return self.drawn(key, num_samples, seen=np.asarray(seen, self.env.dtype)[None])[1][:, 0]
-        tables = self.drawn(key, num_samples)[1]
-        return tables[:, time, seen] if tables.ndim == 4 else tables[:, seen]
-
-    def back_then(self, rows: int) -> Any:
-        """Give the state of inference as it was when so many rows had been lived, where that can be told."""
+    def state_after(self, rows: int) -> Any:
+        """Give the state of inference as it was after so many rows, which only online models can give."""
         if not self.model.online:
             raise ControlError(
                 "the posterior was fitted or trained, and how it was earlier was not kept; leave snapshot out"
             )
-        return self._absorbed(self.model.init(dummy_key(), self.env), first_rows(self.memory.rows(), rows))
+        return self._condition(self.model.init(dummy_key(), self.env), first_rows(self.memory.rows(), rows))
 
-    def mark(self) -> tuple[Any, ...]:
-        """Remember how it is; see `AgentState.mark`."""
+    def savepoint(self) -> tuple[Any, ...]:
+        """Remember the state; see `AgentState.savepoint`."""
         return self.state, self._episodes, self.memory.num_rows, copy(self.masks)
 
-    def back(self, mark: tuple[Any, ...]) -> None:
-        """Be as it was; see `AgentState.back`."""
-        self.state, self._episodes, rows, self.masks = mark
-        self.memory.forget(rows)
-        self._held = self._held if self.model.online else None
+    def rollback(self, savepoint: tuple[Any, ...]) -> None:
+        """Return to a savepoint; see `AgentState.rollback`."""
+        self.state, self._episodes, rows, self.masks = savepoint
+        self.memory.truncate(rows)
+        self._forget_experience()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `AgentState.arrays`."""
-        leaves = jax.tree.leaves(self.state)
-        held = {f"memory/{name}": values for name, values in self.memory.arrays().items()}
-        held["episodes"] = np.asarray(self._episodes)
-        if self.masks is not None:
-            held["masks"] = self.masks.array()
-        return held | {f"inference/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        arrays = {f"memory/{name}": values for name, values in self.memory.arrays().items()}
+        arrays |= {f"inference/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
+        arrays["episodes"] = np.asarray(self._episodes)
+        return arrays if self.masks is None else arrays | {"masks": self.masks.array()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take what a checkpoint kept; see `AgentState.restore`."""
         self.memory.restore({k.removeprefix("memory/"): v for k, v in arrays.items() if k.startswith("memory/")})
-        self._held = self._held if self.model.online else None
+        self._forget_experience()
         self._episodes = int(arrays["episodes"])
         if self.masks is not None:
             self.masks.restore(arrays["masks"])
-        self.state = restored(self.state, arrays, "inference")
+        self.state = restore_leaves(self.state, arrays, "inference")
 
 
-def _chosen(exploration: Any, key: PRNGKey, belief: SampleBelief, episode: Array) -> Array:
-    """Ask a rule, and refuse what are no actions."""
+def _choose(exploration: Any, key: PRNGKey, belief: SampleBelief, episode: Array) -> Array:
+    """Ask a rule for actions, and refuse an answer of another shape or kind."""
     wanted = belief.mean.shape[:-1]
     with user_code(f"the exploration rule {exploration!r}", ControlError, "let it give integers"):
         chosen = jnp.asarray(exploration(key, belief, episode))
@@ -332,15 +308,5 @@ def _chosen(exploration: Any, key: PRNGKey, belief: SampleBelief, episode: Array
     return chosen
 
 
-def _row(table: Array, time: Array, seen: Array) -> Array:
-    """Pick the values of one state, at one time where that matters, [actions]."""
-    return table[time, seen] if table.ndim == 3 else table[seen]
-
-
-def _known(exploration: Any) -> Any:
-    """Tell rules apart: built-in ones by what they are, yours by themselves, whatever their text says."""
-    return exploration if isinstance(exploration, Hashable) else id(exploration)
-
-
-def _committed(exploration: Any) -> bool:
+def _commits(exploration: Any) -> bool:
     return bool(getattr(exploration, "committed", False))

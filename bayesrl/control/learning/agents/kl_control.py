@@ -21,10 +21,9 @@ from bayesrl.control.exploration.rules import Exploration, Thompson, thompson
 from bayesrl.control.gymnasium.behaviour_policies import choose_actions
 from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
 from bayesrl.control.gymnasium.spaces import Actions
-from bayesrl.control.learning.agents.base import Agent, AgentState, UpdateInfo
+from bayesrl.control.learning.agents.base import Agent, AgentState, UpdateInfo, restore_leaves
 from bayesrl.control.learning.agents.bayesian import BayesianAgent, ModelOrProgram
 from bayesrl.control.learning.allowed_actions import masks_of
-from bayesrl.control.learning.choices import restored
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
@@ -88,7 +87,7 @@ class KLControlAgent(Agent):
 
 
 class KLControlAgentState(AgentState):
-    """A `KLControlAgent` agent in one environment.
+    """A `KLControlAgent` in one environment.
 
     Attributes:
         state: parameters and optimiser.
@@ -111,7 +110,7 @@ class KLControlAgentState(AgentState):
         rollout = RecordedRollout(outside, self._size, max(discount, 1e-6), None)
         family = agent.policy or (TablePolicy() if env.num_observations is not None else NetworkPolicy())
         objective = ActorCritic(trace=agent.trace, reference=agent.reference)
-        self._setup = set_up(as_hash_key(key), rollout, (), agent.beta, family, objective, 1, _recorded)
+        self._setup = set_up(as_hash_key(key), rollout, (), agent.beta, family, objective, 1, _no_source)
         rate = self._setup.learning_rate if agent.learning_rate is None else agent.learning_rate
         programs = self._setup.programs
         arrays, static = eqx.partition(programs.args, eqx.is_array)
@@ -121,36 +120,35 @@ class KLControlAgentState(AgentState):
         self.state = closure_jit(lambda params: init(lane, params), name="initial")(self._setup.params)
         self._programs, self._args, self._lane = programs, arrays, lane
         self._batch: list[Episode] = []
-        self._acting: dict[str, Any] = {}
-        self._stepping = trace_once(self._steps, name="update")
-        self._told = UpdateInfo()
+        self._act: dict[str, Any] = {}
+        self._update = trace_once(self._steps, name="update")
+        self._info = UpdateInfo()
         self._probs = trace_once(self._probabilities, name="policy")
 
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
         """Choose how to act in the next episode; see `AgentState.explore`."""
         if self.env.num_observations is not None and isinstance(exploration, Thompson) and not self.env.masked:
-            return self._from_table(key)
+            return self._table_policy(key)
         name = repr(exploration)
-        if name not in self._acting:
+        if name not in self._act:
             behaviour = getattr(exploration, "behave", exploration)
-            programs = self._programs
 
             def act(key: PRNGKey, state: State, seen: Array) -> tuple[Array, Array]:
                 params = jax.tree.map(lambda x: x[0], state.params)
-                told = choose_actions(programs, params, key, seen[None], behaviour)
-                return told.action[0], told.log_behaviour[0]
+                chosen = choose_actions(self._programs, params, key, seen[None], behaviour)
+                return chosen.action[0], chosen.log_behaviour[0]
 
-            self._acting[name] = trace_once(act, name="act")
-        acting = self._acting[name]
+            self._act[name] = trace_once(act, name="act")
+        act_fn = self._act[name]
 
-        def choose(time: int, seen: np.ndarray, *allowed: np.ndarray) -> tuple[int, float]:
-            told = self._joined(np.asarray(seen)[None], allowed[0][None] if allowed else None)
-            action, score = acting(fold_in(key, time), self.state, np.asarray(told[0]))
-            return int(action), float(score)
+        def choose(time: int, seen: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
+            joined = self._join_masks(np.asarray(seen)[None], None if allowed is None else allowed[None])
+            action, log_prob = act_fn(fold_in(key, time), self.state, np.asarray(joined[0]))
+            return int(action), float(log_prob)
 
         return EpisodePolicy(choose)
 
-    def _from_table(self, key: PRNGKey) -> EpisodePolicy:
+    def _table_policy(self, key: PRNGKey) -> EpisodePolicy:
         """Draw from the policy itself, whose probabilities stay the same for an episode."""
         probs = self.probs()
         cumulated = probs.cumsum(-1)
@@ -162,19 +160,19 @@ class KLControlAgentState(AgentState):
 
         return EpisodePolicy(choose, probs[None])
 
-    def update(self, key: PRNGKey, episode: Episode, *, told: bool) -> UpdateInfo:
+    def update(self, key: PRNGKey, episode: Episode, *, always_judge: bool) -> UpdateInfo:
         """Update by inference; see `AgentState.update`."""
         if self.masks is not None:
             self.masks.note(episode, same=False)
         self._batch.append(episode)
         if len(self._batch) == self.agent.batch:
-            sites, behaviour = self._recorded()
-            self.state, info = self._stepping(self.state, sites, behaviour)
-            self._told = UpdateInfo(objective=float(info["objective"]), kl=float(info["kl"]))
+            sites, behaviour = self._batch_sites()
+            self.state, info = self._update(self.state, sites, behaviour)
+            self._info = UpdateInfo(objective=float(info["objective"]), kl=float(info["kl"]))
             self._batch = []
-        return self._told
+        return self._info
 
-    def _recorded(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _batch_sites(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Lay the batch out as sites, [batch, steps + 1, ...]."""
         env, shape = self.env, (len(self._batch), self._size)
         sites: dict[str, np.ndarray] = {
@@ -185,34 +183,30 @@ class KLControlAgentState(AgentState):
             "earned": np.zeros(shape, np.float32),
         }
         behaviour = np.zeros(shape, np.float32)
+        # The horizon of a table is an end of its own, and not a time limit.
+        at_horizon = getattr(getattr(env, "mdp", None), "horizon", None) is not None
         for i, episode in enumerate(self._batch):
             count = min(len(episode.reward), self._size - 1)
             seen = np.concatenate([episode.observation[:count], episode.next_observation[count - 1 : count]])
             allowed = None if episode.allowed is None else episode.allowed[: count + 1]
-            sites["observation"][i, : count + 1] = self._joined(seen, allowed)
+            sites["observation"][i, : count + 1] = self._join_masks(seen, allowed)
             sites["action"][i, :count] = episode.action[:count]
             sites["counts"][i, :count] = True
             sites["earned"][i, :count] = episode.reward[:count]
-            sites["terminated"][i, count - 1] = (episode.terminated and count == len(episode.reward)) or self._ends(
-                count
-            )
+            ended = episode.terminated and count == len(episode.reward)
+            sites["terminated"][i, count - 1] = ended or (count == env.max_steps and at_horizon)
             behaviour[i, :count] = episode.log_behaviour[:count]
         return sites, behaviour
 
-    def _joined(self, seen: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
-        """Put what is allowed behind observations, as `Outside` reads them, [steps, ...]."""
+    def _join_masks(self, seen: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+        """Append action masks to observations, as `ExternalEnvironment` reads them, [steps, ...]."""
         if allowed is None:
             return seen
         return np.concatenate([seen.reshape(len(seen), -1), allowed], -1).astype(self.env.dtype)
 
-    def _ends(self, count: int) -> bool:
-        """Whether an episode that was cut off here was over: the horizon of a table is its own end."""
-        return count == self.env.max_steps and getattr(getattr(self.env, "mdp", None), "horizon", None) is not None
-
     def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[State, dict[str, Array]]:
         first = jax.tree.map(lambda x: x[0], state.params)
-        scored = self._programs.score(first, Draws.from_sites(sites))
-        draws = scored._replace(log_behaviour={"action": behaviour})
+        draws = self._programs.score(first, Draws.from_sites(sites))._replace(log_behaviour={"action": behaviour})
         axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
         def one(state: State, _: None) -> tuple[State, dict[str, Array]]:
@@ -221,56 +215,54 @@ class KLControlAgentState(AgentState):
                 in_axes=(axes,),
                 out_axes=(axes, 0),
             )(state)
-            told = {"objective": sums.info.objective[0], "kl": sums.info.kl[0], "spread": sums.info.spread[0]}
-            return new, told
+            return new, {"objective": sums.info.objective[0], "kl": sums.info.kl[0]}
 
-        state, told = lax.scan(one, state, None, length=self.agent.num_updates)
-        return state, {name: values[-1] for name, values in told.items()}
+        state, info = lax.scan(one, state, None, length=self.agent.num_updates)
+        return state, jax.tree.map(lambda x: x[-1], info)
 
     def probs(self) -> np.ndarray:
         """Give π(a | s), [states, actions]."""
         allowed = None if self.masks is None else self.masks.table
-        states = self._joined(np.arange(self.env.num_observations or 0), allowed)
-        told = np.asarray(self._probs(self.state.params, states), float)
-        return told / told.sum(-1, keepdims=True)
+        states = self._join_masks(np.arange(self.env.num_observations or 0), allowed)
+        probs = np.asarray(self._probs(self.state.params, states), float)
+        return probs / probs.sum(-1, keepdims=True)
 
     def _probabilities(self, stacked: Any, states: Array) -> Array:
         params = jax.tree.map(lambda x: x[0], stacked)
         guide = handlers.substitute(self._programs.guide, data=self._programs.constrain(params))
         return jax.vmap(lambda s: jax.nn.softmax(action_distribution(guide, s).logits))(states)
 
-    def mark(self) -> tuple[Any, ...]:
-        """Remember how it is; see `AgentState.mark`."""
-        return self.state, list(self._batch), self._told, copy(self.masks)
+    def savepoint(self) -> tuple[Any, ...]:
+        """Remember the state; see `AgentState.savepoint`."""
+        return self.state, list(self._batch), self._info, copy(self.masks)
 
-    def back(self, mark: tuple[Any, ...]) -> None:
-        """Be as it was; see `AgentState.back`."""
-        self.state, self._batch, self._told, self.masks = mark[0], list(mark[1]), *mark[2:]
+    def rollback(self, savepoint: tuple[Any, ...]) -> None:
+        """Return to a savepoint; see `AgentState.rollback`."""
+        self.state, self._batch, self._info, self.masks = savepoint
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `AgentState.arrays`."""
-        held = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
-        held["update_info"] = np.array(self._told)
+        arrays = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
+        arrays["update_info"] = np.array(self._info)
         for i, episode in enumerate(self._batch):
-            told = {name: value for name, value in episode._asdict().items() if value is not None}
-            held |= {f"batch/{i}/{name}": np.asarray(value) for name, value in told.items()}
-        return held if self.masks is None else held | {"masks": self.masks.array()}
+            fields = episode._asdict().items()
+            arrays |= {f"batch/{i}/{name}": np.asarray(value) for name, value in fields if value is not None}
+        return arrays if self.masks is None else arrays | {"masks": self.masks.array()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take what a checkpoint kept; see `AgentState.restore`."""
-        self.state = restored(self.state, arrays, "policy")
-        self._told = UpdateInfo(*arrays["update_info"].tolist())
+        self.state = restore_leaves(self.state, arrays, "policy")
+        self._info = UpdateInfo(*arrays["update_info"].tolist())
         if self.masks is not None:
             self.masks.restore(arrays["masks"])
         self._batch = []
         while f"batch/{len(self._batch)}/reward" in arrays:
-            own = {name: arrays.get(f"batch/{len(self._batch)}/{name}") for name in Episode._fields}
-            held: dict[str, Any] = {**own, "terminated": bool(own["terminated"])}
-            self._batch.append(Episode(**held))
+            fields: dict[str, Any] = {x: arrays.get(f"batch/{len(self._batch)}/{x}") for x in Episode._fields}
+            self._batch.append(Episode(**fields | {"terminated": bool(fields["terminated"])}))
 
 
-def _recorded(*_: Any) -> Any:
-    """Stand for the source of the draws: episodes are handed over as they are played."""
+def _no_source(*_: Any) -> Any:
+    """Take the place of a source of draws, for episodes are handed over as they are played."""
     raise ControlError("episodes are handed over by learn(...)")
 
 

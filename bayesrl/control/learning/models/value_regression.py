@@ -18,7 +18,7 @@ from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import as_hash_key, fold_in, split
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
-from bayesrl.control.learning.replay_memory import Experience, example
+from bayesrl.control.learning.replay_memory import Experience, blank_experience
 from bayesrl.control.policies import network_bytes
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey, PRNGKeys
@@ -121,7 +121,7 @@ class LinearValues(ValueModel):
     def check(self, env: EnvAdapter) -> None:
         """Refuse another environment, and features whose square would not be kept; see `EnvironmentModel.check`."""
         super().check(env)
-        size = int(jax.eval_shape(self.read, example(env.shape, env.dtype).observation).shape[-1])
+        size = int(jax.eval_shape(self.read, blank_experience(env.shape, env.dtype).observation).shape[-1])
         if self.num_actions * size**2 > _MOST_MOMENTS:
             raise ControlError(
                 f"LinearValues keeps a matrix of {size:,} × {size:,} numbers for each of {self.num_actions} actions, "
@@ -142,7 +142,7 @@ class LinearValues(ValueModel):
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Moments:
         """Give the moments of no experience; see `EnvironmentModel.init`."""
-        return self.empty(example(env.shape, env.dtype))
+        return self.empty(blank_experience(env.shape, env.dtype))
 
     def condition(self, state: Moments, rows: Experience) -> Moments:
         """Add up moments; see `EnvironmentModel.condition`."""
@@ -269,7 +269,7 @@ class LastLayerValues(NetworkValues):
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Trained:
         """Draw the first network; see `EnvironmentModel.init`."""
-        size = self.size_of(example(env.shape, env.dtype))
+        size = self.size_of(blank_experience(env.shape, env.dtype))
 
         def first(key: PRNGKey) -> Trained:
             params = self.drawn_prior(key, size)
@@ -325,7 +325,7 @@ class EnsembleValues(NetworkValues):
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Trained:
         """Draw the prior networks; see `EnvironmentModel.init`."""
-        size = self.size_of(example(env.shape, env.dtype))
+        size = self.size_of(blank_experience(env.shape, env.dtype))
 
         def first(keys: PRNGKeys) -> Trained:
             anchors = jax.vmap(lambda k: self.drawn_prior(k, size))(keys)
