@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from bayesrl.diagnostics.comparison import compare
     from bayesrl.diagnostics.diagnosis import diagnose
     from bayesrl.diagnostics.evidence.bounds import evidence
+    from bayesrl.diagnostics.evidence.result import Evidence
     from bayesrl.diagnostics.hpd_coverage import Coverage, coverage
     from bayesrl.diagnostics.rank_statistics import Calibration
-    from bayesrl.diagnostics.results import Comparison, Diagnosis, Evidence, Frontier, Section
+    from bayesrl.diagnostics.results import Comparison, Diagnosis, Frontier, Section
     from bayesrl.diagnostics.reward_kl_frontier import frontier
     from bayesrl.diagnostics.simulation_based_calibration import calibrate, exact_inference, svi_inference
     from bayesrl.exact.enumeration import enumerate_posterior
@@ -43,7 +44,8 @@ _HOMES = {
     "bayesrl.diagnostics.hpd_coverage": ("Coverage", "coverage"),
     "bayesrl.diagnostics.simulation_based_calibration": ("exact_inference", "svi_inference", "calibrate"),
     "bayesrl.diagnostics.reward_kl_frontier": ("frontier",),
-    "bayesrl.diagnostics.results": ("Comparison", "Diagnosis", "Evidence", "Frontier", "Section"),
+    "bayesrl.diagnostics.evidence.result": ("Evidence",),
+    "bayesrl.diagnostics.results": ("Comparison", "Diagnosis", "Frontier", "Section"),
     "bayesrl.core.density": ("Density", "log_density"),
     "bayesrl.statistics.estimates": ("Estimate", "Estimates", "Interval"),
     "bayesrl.core.handlers": ("full_data", "tilt"),

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from bayesrl.diagnostics.evidence.bounds import evidence
-from bayesrl.diagnostics.results import Evidence
+from bayesrl.diagnostics.evidence.result import Evidence
 from benchmarks.random_fits import Fitted, Fitter
 from benchmarks.random_programs import make_shape
 from benchmarks.results import table, target

@@ -16,7 +16,7 @@ import optax
 
 import bayesrl
 from bayesrl import lm
-from bayesrl.diagnostics.scoreboard import score
+from bayesrl.diagnostics.evidence.bounds import evaluate_fit
 from bayesrl.lm import rewards
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from benchmarks.language_models import BETA, CONFIG, policy_of
@@ -90,7 +90,7 @@ def _shares(
         start_beta=start,
         progress=False,
     )
-    return [float(row.share) for row in score(jax.random.key(100 + seed), posterior).rows]
+    return np.atleast_1d(evaluate_fit(jax.random.key(100 + seed), posterior).relative_gap.mean).tolist()
 
 
 def _cover(seed: int, policy: PromptedPolicy, bound: float, exact: np.ndarray, covered: dict[str, list[bool]]) -> None:

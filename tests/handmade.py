@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bayesrl.diagnostics.results import Check, Diagnosis, Evidence, Frontier, Outcome, Side, Verdict
-from bayesrl.statistics.estimates import Interval
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.results import Check, Diagnosis, Frontier, Outcome, Verdict
+from bayesrl.statistics.estimates import Estimate, Interval
 
 HOSTILE = "</td><script>document.title='taken'</script><img src=x onerror=alert(1)> & $\\frac{ \x1b[31m"
 
@@ -21,8 +22,8 @@ def evidence(beta: float | Sequence[float] | None = 0.5, *, bounded: bool = True
     b = None if beta is None else np.asarray(beta, float)
     scale = np.asarray(1.0) if b is None else b
     log_z = 1.0 / scale
-    side = Side(log_z - 0.02, np.full(log_z.shape, 0.01), log_z - 0.05)
-    upper = Side(log_z + 0.02, np.full(log_z.shape, 0.01), log_z + 0.05)
+    side = Estimate(log_z - 0.02, np.full(log_z.shape, 0.01))
+    upper = Estimate(log_z + 0.02, np.full(log_z.shape, 0.01))
     kl = 0.4 / scale
     return Evidence(
         beta=b,
@@ -30,7 +31,7 @@ def evidence(beta: float | Sequence[float] | None = 0.5, *, bounded: bool = True
         lower=side,
         upper=upper if bounded else None,
         caveat="" if bounded else "the weights have no bound.",
-        log_evidence=interval(log_z),
+        log_evidence=interval(log_z)._replace(conservative_lower=log_z - 0.05, conservative_upper=log_z + 0.05),
         by_context=interval(log_z),
         log_marginal=None,
         optimum=interval(scale * log_z),

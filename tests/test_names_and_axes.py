@@ -167,7 +167,7 @@ def test_axes_of_length_one_stay(
     assert found.objective.mean.shape == betas
     assert found.by_context is not None
     assert found.by_context.mean.shape == (*betas, *contexts)
-    assert len(found.measured) == len(found.table().rows) == 1
+    assert len(found.rows) == len(found.table().rows) == 1
     diagnosis = bayesrl.diagnose(KEY, posterior)
     page = bayesrl.write_report(tmp_path / "report.html", posterior, diagnoses={"fit": diagnosis}).read_text("utf-8")
     told, _ = read_report(page)

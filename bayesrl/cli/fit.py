@@ -17,18 +17,16 @@ from bayesrl.cli.run_info import OUTPUT_FILES, REPORT, RunScores, print_results,
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
-from bayesrl.diagnostics.fit_quantities import to_json as measured_to_json
-from bayesrl.diagnostics.scoreboard import score
-from bayesrl.diagnostics.scores import Score, Scoreboard, to_json
+from bayesrl.diagnostics.evidence.bounds import evaluate_fit
+from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.tables import Line
 from bayesrl.errors import BayesRLError, GuideError, RunFolderError
 from bayesrl.files.stamps import digest_of
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.problem import Problem, load_problem
-from bayesrl.report.facts import ReportContents
-from bayesrl.report.fit_figures import betas_of, save_figures
+from bayesrl.report.fit_figures import save_figures
 from bayesrl.report.write import write_fits
-from bayesrl.statistics.estimates import Estimate
+from bayesrl.statistics.estimates import Interval
 from bayesrl.svi.checkpoints import key_of
 from bayesrl.svi.checkpoints import resume as resume_policy
 from bayesrl.svi.fitting import fit as fit_policy
@@ -149,16 +147,12 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
         held_out, reason = _held_out(key, posterior, problem)
     with activity("diagnosing"):
         facts = collect_run(folder, posterior, problem, held_out=held_out)
-    board = _board_of(facts)
     with activity("drawing the pictures"):
         drawn = save_figures(folder, posterior, facts.target, facts.optimum, best=facts.whole)
     verdict = None if facts.diagnosis is None else Line(facts.diagnosis.explanation, facts.diagnosis.verdict)
     pictures = {path.name: digest_of(path.read_bytes()) for path in drawn}
-    measured = None if facts.evidence is None else facts.evidence.measured
-    scores = RunScores(done, board, held_out, verdict, pictures, measured)
-    told = {"step": done, "fit": to_json(board), "held_out": None if held_out is None else to_json(held_out)}
-    told |= {"measured": None if measured is None else [measured_to_json(row) for row in measured]}
-    run_folder.save_json(folder, run_folder.SCORES, told | {"verdict": verdict, "pictures": pictures})
+    scores = RunScores(done, facts.training or _kept(posterior), held_out, verdict, pictures)
+    run_folder.save_json(folder, run_folder.SCORES, scores.to_json())
     with activity("writing the report"):
         path = write_fits(folder / REPORT, [facts], problem.sections_of(posterior))
     if not quiet:
@@ -172,34 +166,23 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
         print_line(f"report: {path}")
 
 
-def _board_of(facts: ReportContents) -> Scoreboard:
-    """Put what is known of a fit on a board: the numbers of its evidence, or its own where it has none."""
-    posterior, evidence = facts.posterior, facts.evidence
-    assert posterior.programs is not None
-    betas = betas_of(posterior)
-    training = facts.training
-    if training is None:
-        training = posterior.select(restart="best").estimates
-    best = np.reshape(posterior.objective_by_restart(), (len(betas), -1)).argmax(-1)
-    rows = []
-    for i, beta in enumerate(betas):
-        own = jax.tree.map(lambda x, i=i: float(np.reshape(x, -1)[i]), training)
-        row = None if evidence is None else evidence.measured[i]
-        start = None if row is None else row.prior_objective
-        optimum = None if facts.optimum is None else float(facts.optimum[i])
-        log_z = row.log_evidence if row is not None and optimum is not None else None
-        begun = None if start is None else Estimate(float(start.mean), float(start.se))  # type: ignore[arg-type]
-        rows.append(Score(beta, int(best[i]), own, begun, optimum, None if log_z is None else float(log_z.mean)))
-    note = evidence.caveat.rstrip(".") if evidence is not None and facts.optimum is None else ""
-    return Scoreboard(tuple(rows), posterior.programs.structure.num_contexts, None, note)
+def _kept(posterior: Posterior) -> Evidence:
+    """Give the evidence of a fit that cannot be scored: of the draws that it carries."""
+    kept = posterior.select(restart="best").estimates
+    shape = np.shape(posterior.beta if posterior.beta is not None else 1.0)
+    objective, reward, kl = (
+        Interval.normal(np.reshape(one.mean, shape), np.reshape(one.se, shape))
+        for one in (kept.objective, kept.reward, kept.kl)
+    )
+    return Evidence.unbracketed(posterior.beta, objective, reward, kl, "the fit could not be scored anew")
 
 
-def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[Scoreboard | None, str]:
+def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[Evidence | None, str]:
     """Score a fit on what was held out, or say why its guide cannot go there."""
     if problem.held_out is None:
         return None, ""
     try:
-        return score(key, posterior, *problem.held_out), ""
+        return evaluate_fit(key, posterior, *problem.held_out), ""
     except GuideError as error:
         return None, str(error)
 

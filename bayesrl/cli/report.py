@@ -15,7 +15,7 @@ from bayesrl.cli.run_info import model_rows, read_model
 from bayesrl.cli.tables import run_rows
 from bayesrl.compilation.keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
-from bayesrl.diagnostics.scores import Scoreboard
+from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.tables import Line, format_text
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
@@ -71,7 +71,7 @@ def collect_run(
     *,
     name: str | None = None,
     gold: str | None = None,
-    held_out: Scoreboard | None = None,
+    held_out: Evidence | None = None,
     missing: tuple[str, ...] = (),
 ) -> ReportContents:
     """Find what the report shows of a run.
@@ -82,7 +82,7 @@ def collect_run(
         problem: of the run, or None where it cannot be made again.
         name: of the fit; by default that of its model.
         gold: metric that the reward stands for, or None.
-        held_out: scores on what was held out, where they are known already.
+        held_out: evidence on what was held out, where they are known already.
         missing: what is already known to be missing.
     """
     told = run_folder.read_problem(directory)
@@ -103,7 +103,7 @@ def collect_run(
         held_out=problem.held_out if problem is not None else None,
         optimum=problem.optimum if problem is not None else None,
         gold=gold,
-        tested=held_out.estimates if held_out is not None else None,
+        held_out_evidence=held_out,
         made=tuple(rows),
         command=_command(made, told) if made is not None else None,
         missing=missing,

@@ -2,21 +2,23 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bayesrl import run_folder
 from bayesrl.cli.arguments import format_option, make_console, print_line
-from bayesrl.diagnostics.fit_quantities import Measured
-from bayesrl.diagnostics.fit_quantities import from_json as measured_from_json
-from bayesrl.diagnostics.scores import Scoreboard, from_json
+from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.formatting import format_number
 from bayesrl.display.tables import Line, format_text
 from bayesrl.errors import RunFolderError
 from bayesrl.files.plain import file_name, read_file
-from bayesrl.files.schemas import NOTHING, NUMBER, POSITIVE, TEXT, Schema, ValueKind, integer_between, misfit
+from bayesrl.files.schemas import NOTHING, TEXT, Schema, ValueKind, integer_between, misfit
 from bayesrl.files.stamps import digest_of, is_intact
+from bayesrl.statistics.estimates import Estimate, Interval
 
 REPORT = "report.html"
 OUTPUT_FILES = ("training.png", "training.svg", REPORT)
@@ -24,37 +26,24 @@ OUTPUT_FILES = ("training.png", "training.svg", REPORT)
 
 _COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
 
-_PAIR = ValueKind("a mean and its error", lambda v: misfit(v, [NUMBER]) is None and len(v) == 2)
 _OUTCOME = ValueKind("a text and an outcome", lambda v: misfit(v, [TEXT]) is None and len(v) == 2 and v[1] in _COLOURS)
-_SCORE: Schema = {
-    "beta": (NOTHING, POSITIVE),
-    "restart": integer_between(0, 2**31),
-    "estimates": {
-        "objective": _PAIR,
-        "reward": _PAIR,
-        "kl": _PAIR,
-        "metrics": {"*": _PAIR},
-        "log_marginal?": (NOTHING, _PAIR),
-    },
-    "start": (NOTHING, _PAIR),
-    "optimum": (NOTHING, NUMBER),
-    "log_evidence": (NOTHING, NUMBER),
-}
-_BOARD: Schema = {"rows": [_SCORE], "contexts": integer_between(1, 2**40), "note": TEXT}
-_PART = (NOTHING, ValueKind("six numbers", lambda v: misfit(v, [(NOTHING, NUMBER)]) is None and len(v) == 6))
-_MEASURED: Schema = {
-    "beta": (NOTHING, POSITIVE),
-    **dict.fromkeys(("objective", "reward", "kl", "optimum", "gap", "share", "start"), _PART),
-    **dict.fromkeys(("log_evidence", "log_marginal"), _PART),
-    "ess": (NOTHING, NUMBER),
-    "khat": (NOTHING, NUMBER),
-    "num_weighed": integer_between(0, 2**40),
-}
+
+
+def _is_evidence(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    try:
+        _read_evidence(value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
+_EVIDENCE = ValueKind("the evidence of a fit", _is_evidence)
 _SCHEMA: dict[str, Schema] = {
     "step": integer_between(0, 2**31),
-    "fit": _BOARD,
-    "measured?": (NOTHING, [_MEASURED]),
-    "held_out": (NOTHING, _BOARD),
+    "fit": _EVIDENCE,
+    "held_out": (NOTHING, _EVIDENCE),
     "verdict": (NOTHING, _OUTCOME),
     "pictures": {"*": TEXT},
 }
@@ -65,19 +54,70 @@ class RunScores(NamedTuple):
 
     Attributes:
         step: after how many steps they were made.
-        fit: of the fit.
+        fit: evidence on the data of the fit.
         held_out: on held-out data, or None.
         verdict: of the diagnosis, or None where there is none.
         pictures: names of the pictures that were drawn, each with the digest of its content.
-        measured: what is known of the fit at each β, or None where that was not kept.
     """
 
     step: int
-    fit: Scoreboard
-    held_out: Scoreboard | None
+    fit: Evidence
+    held_out: Evidence | None
     verdict: Line | None
     pictures: Mapping[str, str]
-    measured: Sequence[Measured] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe them as a run folder keeps them."""
+        held_out = None if self.held_out is None else self.held_out.to_json()
+        return self._asdict() | {"fit": self.fit.to_json(), "held_out": held_out}
+
+
+def _read_evidence(value: Mapping[str, Any], measured: Sequence[Mapping[str, Any]] | None = None) -> Evidence:
+    """Read an evidence, or the scores that folders held before there was one in them."""
+    if "rows" not in value:
+        return Evidence.from_json(value)
+    rows = [_older_row(row, own) for row, own in zip(value["rows"], measured or value["rows"], strict=True)]
+    lead = () if len(rows) == 1 else (len(rows),)
+    return replace(Evidence.stack(rows, lead), num_contexts=int(value["contexts"]), caveat=str(value["note"]))
+
+
+def _older_row(row: Mapping[str, Any], measured: Mapping[str, Any]) -> Evidence:
+    """Read one temperature of scores without the methods and sides of an evidence."""
+
+    def interval(name: str, other: Any) -> Interval | None:
+        if measured is not row:
+            numbers = measured[name]
+            absent = (np.nan, np.nan, np.nan, np.nan, -np.inf, np.inf)
+            both = zip(absent, numbers or absent, strict=True)
+            return None if numbers is None else Interval(*(np.asarray(b if a is None else a, float) for b, a in both))
+        if other is None:
+            return None
+        return Interval.normal(*other) if isinstance(other, list) else Interval.exact(other)
+
+    drawn = row["estimates"]
+    objective, reward, kl = (interval(name, drawn[name]) for name in ("objective", "reward", "kl"))
+    assert objective is not None
+    assert reward is not None
+    assert kl is not None
+    found = Evidence.unbracketed(
+        row["beta"],
+        objective,
+        reward,
+        kl,
+        "",
+        prior_objective=interval("start", row["start"]),
+        log_marginal=interval("log_marginal", drawn.get("log_marginal")),
+    )
+    optimum = interval("optimum", row["optimum"])
+    gap = None if row["optimum"] is None else [row["optimum"] - drawn["objective"][0], drawn["objective"][1]]
+    metrics = {name: Estimate(*(np.asarray(part, float) for part in pair)) for name, pair in drawn["metrics"].items()}
+    return replace(
+        found,
+        optimum=optimum or found.optimum,
+        gap=interval("gap", gap),
+        log_evidence=interval("log_evidence", row["log_evidence"]),
+        metrics=metrics,
+    )
 
 
 def read_model(directory: Path) -> dict[str, Any] | None:
@@ -130,11 +170,14 @@ def read_scores(directory: Path) -> RunScores | None:
     told = run_folder.load_json(directory, run_folder.SCORES, _SCHEMA, remedy)
     if told is None:
         return None
-    held_out = None if told["held_out"] is None else from_json(told["held_out"])
+    held_out = None if told["held_out"] is None else _read_evidence(told["held_out"])
     verdict = None if told["verdict"] is None else Line(*told["verdict"])
-    rows = told.get("measured")
-    measured = None if rows is None else [measured_from_json(row) for row in rows]
-    return RunScores(told["step"], from_json(told["fit"]), held_out, verdict, told["pictures"], measured)
+    try:
+        fit = _read_evidence(told["fit"], told.get("measured"))
+    except (KeyError, TypeError, ValueError) as error:
+        path = directory / run_folder.SCORES
+        raise RunFolderError(f"cannot read {path}: its measured rows are damaged ({error}); {remedy}") from error
+    return RunScores(told["step"], fit, held_out, verdict, told["pictures"])
 
 
 def missing_parts(directory: Path, done: int, total: int, scores: RunScores | None) -> list[str]:
@@ -221,10 +264,10 @@ def print_results(scores: RunScores) -> None:
     """Print the table of scores, and the verdict below it."""
     from rich.text import Text
 
-    from bayesrl.cli.tables import score_table
+    from bayesrl.cli.tables import evidence_table
 
     console = make_console()
-    console.print(score_table(scores.fit, scores.held_out, scores.measured))
+    console.print(evidence_table(scores.fit, scores.held_out))
     if scores.verdict is not None:
         console.print(Text(f"\n{format_text([scores.verdict])}", style=_COLOURS[scores.verdict.outcome]))
 

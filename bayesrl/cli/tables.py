@@ -3,41 +3,39 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bayesrl.diagnostics.fit_quantities import Measured
-from bayesrl.diagnostics.scores import Scoreboard
-from bayesrl.display.formatting import format_beta, format_estimate, format_number, sanitize
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.interval_text import has_mean
+from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number, sanitize
 from bayesrl.display.tables import WIDTH, Table, split_columns
 
 _COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share", "log p(y)")
 
 
-def score_table(
-    board: Scoreboard, held_out: Scoreboard | None = None, measured: Sequence[Measured] | None = None
-) -> RenderableType:
-    """Lay the scores of a fit out as tables within 80 columns, with what they mean below.
+def evidence_table(fit: Evidence, held_out: Evidence | None = None) -> RenderableType:
+    """Lay the evidence of a fit out as tables within 80 columns, with what they mean below.
 
     Args:
-        board: of the fit.
-        held_out: of the same fit on other arguments, as further rows.
-        measured: what is known of the fit at each β, with intervals, where that was kept.
+        fit: evidence on the data of the fit.
+        held_out: on other data, as further rows.
     """
-    own = [row.measured for row in board.rows] if measured is None else list(measured)
-    others = [row.measured for row in held_out.rows] if held_out is not None else []
-    rows = [("fit", row.cells()) for row in own] + [("held out", row.cells()) for row in others]
-    told = [
-        name for name in _COLUMNS if name != "log p(y)" or any(row.log_marginal is not None for row in own + others)
-    ]
-    listing = Table(["", *told], [[label, *(cells[name] for name in told)] for label, cells in rows])
-    parts = _within_80(listing)
-    metrics = _metrics(board, held_out)
-    if metrics is not None:
-        parts += [Text(""), *_within_80(metrics)]
-    parts += [Text(line, style="dim") for line in _legend(board, own, others)]
+    labelled = [("fit", row) for row in fit.rows]
+    labelled += [] if held_out is None else [("held out", row) for row in held_out.rows]
+    names = [n for n in _COLUMNS if n != "log p(y)" or any(row.log_marginal is not None for _, row in labelled)]
+    rows = [(label, row.cells()) for label, row in labelled]
+    parts = _within_80(Table(["", *names], [[label, *(cells[name] for name in names)] for label, cells in rows]))
+    if fit.metrics:
+        metrics = [
+            [label, row.cells()["β"], *(format_estimate(row.metrics.get(name)) for name in fit.metrics)]
+            for label, row in labelled
+        ]
+        parts += [Text(""), *_within_80(Table(["", "β", *fit.metrics], metrics))]
+    parts += [Text(line, style="dim") for line in _legend(fit, held_out)]
     return Group(*parts)
 
 
@@ -112,34 +110,21 @@ def _within_80(listing: Table) -> list[RenderableType]:
     return tables
 
 
-def _metrics(board: Scoreboard, held_out: Scoreboard | None) -> Table | None:
-    names = list(board.rows[0].estimates.metrics) if board.rows else []
-    if not names:
-        return None
-    rows = [
-        [label, format_beta(row.beta), *(format_estimate(row.estimates.metrics.get(name)) for name in names)]
-        for label, scores in (("fit", board), ("held out", held_out))
-        for row in (scores.rows if scores is not None else ())
-    ]
-    return Table(["", "β", *names], rows)
-
-
-def _legend(board: Scoreboard, own: Sequence[Measured], others: Sequence[Measured]) -> list[str]:
-    lines = []
-    each = f", means over {board.contexts:,} contexts" if board.contexts > 1 else ""
-    if all(row.beta is None for row in own):
-        lines.append(f"Without rewards J is the ELBO and J* = log Z: all in nats{each}.")
+def _legend(fit: Evidence, held_out: Evidence | None) -> Iterator[str]:
+    each = f", means over {fit.num_contexts:,} contexts" if fit.num_contexts > 1 else ""
+    if fit.beta is None:
+        yield f"Without rewards J is the ELBO and J* = log Z: all in nats{each}."
     else:
-        lines.append(f"J = E[R] − β·KL, E[R], J* and gap in reward units; KL and log Z in nats{each}.")
-    if any(float(row.objective.se) > 0 for row in [*own, *others]):
-        lines.append("± is one standard error, [ ] a 95% interval.")
-    if any(row.gap is not None for row in own):
-        lines.append("gap = J* − J; share = gap / (J* − J(π₀)).")
-    starts = [row.prior_objective for row in own if row.prior_objective is not None]
-    if starts:
-        elsewhere = [row.prior_objective for row in others if row.prior_objective is not None]
-        there = f", {format_estimate(elsewhere[0])} on what was held out" if elsewhere else ""
-        lines.append(f"J(π₀) = {format_estimate(starts[0])} is what the policy earned before the fit{there}.")
-    if board.note:
-        lines.append(f"J* is not known: {board.note}.")
-    return lines
+        yield f"J = E[R] − β·KL, E[R], J* and gap in reward units; KL and log Z in nats{each}."
+    if any(np.any(one.objective.se > 0) for one in (fit, held_out) if one is not None):
+        yield "± is one standard error, [ ] a 95% interval."
+    if fit.gap is not None:
+        yield "gap = J* − J; share = gap / (J* − J(π₀))."
+    if fit.prior_objective is not None:
+        there = ""
+        if held_out is not None and held_out.prior_objective is not None:
+            there = f", {format_estimate(estimate_at(held_out.prior_objective, 0))} on what was held out"
+        before = format_estimate(estimate_at(fit.prior_objective, 0))
+        yield f"J(π₀) = {before} is what the policy earned before the fit{there}."
+    if fit.caveat and not all(has_mean(row.optimum) and row.gap is not None for row in fit.rows):
+        yield f"J* is not known: {fit.caveat.rstrip('.')}."

@@ -7,8 +7,9 @@ import numpy as np
 
 from bayesrl.diagnostics.convergence import TrainingTrend
 from bayesrl.diagnostics.evidence.by_sampling import worth_of
-from bayesrl.diagnostics.fit_quantities import NO_WEIGHTS, TIED, amount
-from bayesrl.diagnostics.results import Check, Evidence, Outcome
+from bayesrl.diagnostics.evidence.result import NO_WEIGHTS, TIED, Evidence
+from bayesrl.diagnostics.interval_text import draws_text
+from bayesrl.diagnostics.results import Check, Outcome
 from bayesrl.diagnostics.tail_behaviour import rank_rhat
 from bayesrl.display.formatting import format_number, format_share
 
@@ -186,7 +187,7 @@ def worth_check(ess: float, khat: float, num: int) -> Check:
     threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7) if num else 0.7
     if math.isnan(ess):
         return _unknown("weights", threshold, f"{NO_WEIGHTS}.", reference)
-    worth = f"{num:,} draws of the fit are worth {amount(ess)} of p*"
+    worth = f"{num:,} draws of the fit are worth {draws_text(ess)} of p*"
     enough = ess > LEAST_WORTH * num
     help_ = "" if enough else ": choose a richer guide, or fit longer (num_steps=)"
     if math.isnan(khat):

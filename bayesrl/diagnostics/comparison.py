@@ -17,9 +17,8 @@ from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.confidence_limits import stratified_interval
 from bayesrl.diagnostics.evidence.mixture_sample import totals_of
-from bayesrl.diagnostics.fit_quantities import plain
+from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.diagnostics.results import Comparison
-from bayesrl.diagnostics.scoreboard import over_all_data
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.averages import mixed
@@ -103,19 +102,13 @@ class _Fit(NamedTuple):
 
 
 def _ready(name: str, posterior: Posterior) -> _Fit:
-    if posterior.programs is None:
-        raise PolicyError(
-            f"posterior {name!r} was loaded without its policy, so it cannot be scored anew; "
-            "load it with bayesrl.load(directory, policy, *args)"
-        )
     if posterior.beta is not None and np.ndim(posterior.beta) > 0:
         held = ", ".join(f"{beta:g}" for beta in np.ravel(posterior.beta))
         raise PolicyError(
             f"posterior {name!r} holds {np.size(posterior.beta)} temperatures ({held}); "
             "choose one with select(beta=...)"
         )
-    settled = posterior.num_restarts == 1 or posterior.mixture is not None
-    whole = over_all_data(posterior if settled else posterior.select(restart="best"))
+    whole = full_data_fit(posterior, what=f"posterior {name!r}")
     programs = whole.programs
     assert programs is not None
     if not programs.structure.actions:
@@ -325,13 +318,12 @@ def _compared(
         delta_objective=differences(objective, scale),
         delta_reward=differences(reward, scale),
         delta_kl=differences(kl, 1.0),
-        log_marginal=None if marginal is None else _same(plain(marginal), len(names)),
+        log_marginal=None if marginal is None else _repeated(marginal, len(names)),
     )
 
 
-def _same(interval: Interval | None, count: int) -> Interval | None:
-    """Repeat an interval of one number."""
-    return None if interval is None else Interval(*(np.full(count, float(part)) for part in interval))
+def _repeated(marginal: Estimate, count: int) -> Interval:
+    return Interval.normal(np.full(count, marginal.mean), np.full(count, marginal.se))
 
 
 def _rounding(scores: np.ndarray) -> float:

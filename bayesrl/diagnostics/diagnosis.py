@@ -21,16 +21,14 @@ from bayesrl.diagnostics.checks import (
     worth_check,
 )
 from bayesrl.diagnostics.convergence import TrainingTrend, estimate_trend, suggest_remedy
-from bayesrl.diagnostics.evidence.bounds import KNOWN, RequestedMethod, evidence
+from bayesrl.diagnostics.evidence.bounds import KNOWN, RequestedMethod, evaluate_fit, evidence
+from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
-from bayesrl.diagnostics.results import Check, Diagnosis, Evidence, Verdict
-from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data, score
-from bayesrl.errors import EngineError, PolicyError
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.results import Check, Diagnosis, Verdict
+from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.statistics.estimates import Estimates
 from bayesrl.typing import PRNGKey
-
-_HELD_OUT_DRAWS = 1_000
 
 
 @checked(EngineError, *KNOWN)
@@ -45,7 +43,7 @@ def diagnose(
     reward_bound: float | None = None,
     num_samples: Annotated[int, integer_range(256)] = 2**17,
     max_count: CountOrZero = MAX_COUNT,
-    tested: Estimates | None = None,
+    held_out_evidence: Evidence | None = None,
 ) -> Diagnosis:
     """Ask a fit every question that tells whether it can be trusted, and give one verdict.
 
@@ -61,7 +59,7 @@ def diagnose(
         reward_bound: as in `evidence`.
         num_samples: as in `evidence`.
         max_count: as in `evidence`.
-        tested: estimates on `held_out`, [*beta], where they were made before.
+        held_out_evidence: of the fit on `held_out`, where it was found before.
 
     Returns:
         `Diagnosis`; its checks are of the worst β.
@@ -81,11 +79,6 @@ def diagnose(
         >>> diagnose(jax.random.key(1), good).verdict, diagnose(jax.random.key(1), bad).verdict
         ('pass', 'fail')
     """
-    if posterior.programs is None:
-        raise PolicyError(
-            "this posterior was loaded without its policy, so it cannot be diagnosed; "
-            "load it with bayesrl.load(directory, policy, *args)"
-        )
     options: dict[str, Any] = {"method": method, "reward_bound": reward_bound, "num_samples": num_samples}
     options["max_count"] = max_count
     own_key, other_key = split_keys(key)
@@ -104,11 +97,7 @@ def diagnose(
     if course is not None:
         checks += _of_history(posterior, course, _gain(found, objective))
     if held_out is not None and found is not None:
-        if tested is not None:
-            objective = np.reshape(tested.objective.mean, np.shape(found.objective.mean))
-            checks.append(held_out_check(found, objective))
-        else:
-            checks.append(_held_out(other_key, posterior, held_out, found, max_count))
+        checks.append(_held_out(other_key, posterior, held_out, found, max_count, held_out_evidence))
     verdict, sentence = _verdict(checks, reason)
     return Diagnosis(verdict, sentence, tuple(checks), found)
 
@@ -122,16 +111,20 @@ def _evidence(key: PRNGKey, posterior: Posterior, options: dict[str, Any]) -> tu
         raise
 
 
-def _held_out(key: PRNGKey, posterior: Posterior, held_out: tuple[Any, ...], found: Evidence, max_count: int) -> Check:
-    """Compare J on what was held out; of the optimum there nothing is asked."""
+def _held_out(
+    key: PRNGKey,
+    posterior: Posterior,
+    held_out: tuple[Any, ...],
+    found: Evidence,
+    max_count: int,
+    held_out_evidence: Evidence | None,
+) -> Check:
+    """Compare J on what was held out, whose optimum does not matter."""
     try:
-        if posterior.mixture is not None:
-            objective = over_all_data(posterior, *held_out).estimate(key, _HELD_OUT_DRAWS).objective.mean
-        else:
-            objective = score(key, posterior, *held_out, max_count=max_count).estimates.objective.mean
+        other = held_out_evidence or evaluate_fit(key, posterior, *held_out, max_count=max_count)
     except EngineError as error:
         return Check("held out", math.nan, 0.1, "unknown", f"not scored: {error}.", "J on held-out arguments")
-    return held_out_check(found, np.reshape(objective, np.shape(found.objective.mean)))
+    return held_out_check(found, other.objective.mean)
 
 
 def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> list[Check]:

@@ -15,8 +15,8 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.comparison import unlike_sites
+from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.diagnostics.results import Outcome
-from bayesrl.diagnostics.scoreboard import over_all_data
 from bayesrl.display.formatting import format_beta, format_estimate, format_percent
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError
@@ -164,8 +164,7 @@ def coverage(
         Hyndman (1996), "Computing and graphing highest density regions", section 2; Cook, Gelman &
         Rubin (2006), "Validation of software for Bayesian models using posterior quantiles".
     """
-    settled = posterior.num_restarts == 1 or posterior.mixture is not None
-    fit = over_all_data(posterior if settled else posterior.select(restart="best"))
+    fit = full_data_fit(posterior)
     assert fit.programs is not None
     lanes = _matched(fit, fit.programs, target)
     exact_key, fit_key, tie_key = split_keys(key, 3)

@@ -1,6 +1,5 @@
 """`frontier`: reward against KL over an array of β, and whether it obeys what any optimum obeys."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
@@ -13,8 +12,10 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.diagnostics.evidence.bounds import RequestedMethod
 from bayesrl.diagnostics.evidence.bounds import evidence as bracketed
-from bayesrl.diagnostics.results import Check, Evidence, Frontier, Outcome, Side
-from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data
+from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.full_data import full_data_fit
+from bayesrl.diagnostics.results import Check, Frontier, Outcome
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Interval
@@ -103,13 +104,9 @@ def frontier(
         lines and their slopes; Gao, Schulman & Hilton (2023), "Scaling laws for reward model
         overoptimization", for gold beside proxy.
     """
-    if posterior.programs is None:
-        raise PolicyError(
-            "this posterior was loaded without its policy, so its frontier cannot be drawn; "
-            "load it with bayesrl.load(directory, policy, *args)"
-        )
-    betas = _sweep_of(posterior)
-    metrics = posterior.programs.structure.names("metric")
+    betas, programs = _sweep_of(posterior), full_data_fit(posterior).programs
+    assert programs is not None
+    metrics = programs.structure.names("metric")
     if gold is not None and gold not in metrics:
         known = ", ".join(map(repr, metrics)) or "none"
         raise PolicyError(f"gold={gold!r} is not a deterministic site of the policy; it has {known}")
@@ -126,7 +123,7 @@ def frontier(
     else:
         _check_evidence(evidence, betas)
     order = np.argsort(betas)
-    found = _reordered(evidence, order)
+    found = evidence[order]
     checks = frontier_checks(betas[order], found.objective, found.reward, found.kl)
     told = None if gold is None else _metric(gold_key, posterior, gold, betas[order], num_samples)
     turn = None if told is None else turning_point(betas[order], told, found.reward)
@@ -157,22 +154,9 @@ def _sweep_of(posterior: Posterior) -> np.ndarray:
     return betas
 
 
-def _reordered(evidence: Evidence, order: np.ndarray) -> Evidence:
-    """Put the leading axis of everything into another order."""
-
-    def change(value: Any) -> Any:
-        if isinstance(value, Interval | Side):
-            return type(value)(*(part[order] for part in value))
-        return value[order] if isinstance(value, np.ndarray) else value
-
-    fields = {field.name: change(getattr(evidence, field.name)) for field in dataclasses.fields(evidence)}
-    return dataclasses.replace(evidence, **fields)
-
-
 def _metric(key: PRNGKey, posterior: Posterior, name: str, betas: np.ndarray, num_samples: int) -> Interval:
     """Estimate a deterministic site at each β from fresh draws, one β after another to spare memory."""
-    settled = posterior.num_restarts == 1 or posterior.mixture is not None
-    whole = over_all_data(posterior if settled else posterior.select(restart="best"))
+    whole = full_data_fit(posterior)
     assert whole.programs is not None
     num = max(256, min(num_samples, _CELLS // max(whole.programs.structure.num_contexts, 1)))
     found = []
@@ -180,8 +164,7 @@ def _metric(key: PRNGKey, posterior: Posterior, name: str, betas: np.ndarray, nu
         estimate = whole.select(beta=float(beta)).estimate(fold_in(key, i), num).metrics[name]
         found.append([float(np.mean(part)) for part in estimate])
     mean, se = np.asarray(found).T
-    unknown = np.full_like(mean, np.inf)
-    return Interval(mean, se, mean - _MARGIN * se, mean + _MARGIN * se, -unknown, unknown)
+    return Interval.normal(mean, se, math.inf)
 
 
 def turning_point(beta: np.ndarray, gold: Interval, reward: Interval) -> float | None:

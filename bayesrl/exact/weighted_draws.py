@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -113,6 +113,22 @@ class WeightedDraws:
             name: jax.device_put(np.stack([d[name] for d in draws]).reshape(*shape, *draws[0][name].shape))
             for name in draws[0]
         }
+
+    def select(self, beta: float) -> "WeightedDraws | None":
+        """Take one temperature of several; None where there is no such one."""
+        if self.beta is None or np.ndim(self.beta) == 0:
+            return self
+        same = np.flatnonzero(np.isclose(self.beta, beta, rtol=1e-4))
+        if not same.size:
+            return None
+        index, draw = int(same[0]), self.sampler
+        names = ("beta", "log_weights", "log_evidence", "log_evidence_se", "optimum", "ess", "num_accepted")
+        known = [name for name in names if getattr(self, name) is not None]
+        own: dict[str, Any] = {name: np.asarray(getattr(self, name)[index]) for name in known}
+        own["estimates"] = jax.tree.map(lambda x: x[index], self.estimates)
+        if draw is not None:
+            own["sampler"] = lambda rng, _, num_samples: draw(rng, index, num_samples)
+        return replace(self, **own)
 
     def _draw(self, rng: np.random.Generator, lane: int, num_samples: int) -> dict[str, Any]:
         if self.sampler is not None:

@@ -1,30 +1,31 @@
 """Finds what the report shows of a fit, and says what it could not find."""
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from bayesrl.compilation.keys import fold_in, key_from_seed, split_keys
-from bayesrl.core.programs import Programs, declared_params
+from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.diagnostics.diagnosis import diagnose
+from bayesrl.diagnostics.evidence.bounds import estimate_metrics, evaluate_fit
+from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
-from bayesrl.diagnostics.results import Diagnosis, Evidence, Frontier
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.full_data import full_data_fit, trains_policy
+from bayesrl.diagnostics.results import Diagnosis, Frontier
 from bayesrl.diagnostics.reward_kl_frontier import frontier as lay_frontier
-from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data, score
 from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.facts import ReportContents
 from bayesrl.report.fit_figures import best_over_all_data, betas_of
-from bayesrl.statistics.estimates import Estimate, Estimates
-from bayesrl.svi.fitting import LEAST_DRAWS
+from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
 
-_DRAWN_NUMBERS = 1_000_000
 _REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_rate")
 
 
@@ -38,9 +39,7 @@ def collect(
     gold: str | None = None,
     diagnosis: Diagnosis | None = None,
     frontier: Frontier | None = None,
-    target: WeightedDraws | None = None,
-    training: Estimates | None = None,
-    tested: Estimates | None = None,
+    held_out_evidence: Evidence | None = None,
     made: tuple[tuple[str, str], ...] | None = None,
     command: str | None = None,
     missing: tuple[str, ...] = (),
@@ -57,9 +56,7 @@ def collect(
         gold: name of a deterministic site, or None.
         diagnosis: made before; by default it is made here.
         frontier: of a fit at several β, made before; by default it is made here.
-        target: p* of the fit, where it has been enumerated already.
-        training: estimates of the fit over all of its data, [*beta] flat, made before; by default they are made here.
-        tested: the same on what was held out.
+        held_out_evidence: of the fit on what was held out, found before; by default it is found here.
         made: rows of (setting, value); by default those that the posterior knows.
         command: what makes the fit again; by default a call of `bayesrl.fit`.
         missing: sentences on what is already known to be missing.
@@ -72,29 +69,29 @@ def collect(
     if gold is not None and posterior.programs is not None and gold not in metrics:
         known = ", ".join(f"“{name}”" for name in metrics) or "none"
         lacking.append(f"The program has no deterministic site “{gold}” to hold against the reward; it has {known}.")
-    if held_out is not None and posterior.programs is not None and posterior.statistics and tested is None:
+    if held_out is not None and posterior.programs is not None and posterior.statistics and held_out_evidence is None:
         try:
-            tested = _tested(other_key, posterior, held_out)
+            held_out_evidence = evaluate_fit(other_key, posterior, *held_out)
         except BayesRLError as error:
             lacking.append(f"Held-out data was not scored: {str(error).rstrip('.')}.")
     if diagnosis is None and posterior.programs is not None:
-        asked = held_out if tested is not None else None
+        asked = held_out if held_out_evidence is not None else None
         try:
-            diagnosis = diagnose(verdict_key, posterior, held_out=asked, optimum=optimum, tested=tested)
+            diagnosis = diagnose(
+                verdict_key, posterior, held_out=asked, optimum=optimum, held_out_evidence=held_out_evidence
+            )
         except BayesRLError as error:
             lacking.append(f"No verdict: {str(error).rstrip('.')}.")
     if frontier is None and len(betas_of(posterior)) > 1:
         frontier = _frontier(fold_in(verdict_key, 1), posterior, gold if gold in metrics else None, diagnosis, lacking)
     if posterior.programs is not None and posterior.statistics:
-        told["whole"] = whole = best_over_all_data(posterior)
-        told["target"] = target if target is not None else _target(posterior)
-        if training is None:
-            try:
-                training = _trained(draw_key, whole, diagnosis, frontier, gold)
-            except BayesRLError as error:  # what a verdict trips over, scores may trip over too
-                lacking.append(f"The fit was not scored: {str(error).rstrip('.')}.")
-        told["training"] = training
-        told["held_out"] = tested
+        told["whole"] = best_over_all_data(posterior)
+        told["target"] = _target(posterior, diagnosis)
+        try:
+            told["training"] = _evaluate(draw_key, posterior, diagnosis, frontier, gold)
+        except BayesRLError as error:  # what a verdict trips over, scores may trip over too
+            lacking.append(f"The fit was not scored: {str(error).rstrip('.')}.")
+        told["held_out"] = held_out_evidence
     elif posterior.statistics:
         told["whole"] = posterior.select(restart="best") if posterior.mixture is None else posterior
     return ReportContents(
@@ -124,35 +121,18 @@ def _frontier(
         return None
 
 
-def _trained(
-    key: PRNGKey, whole: Posterior, diagnosis: Diagnosis | None, frontier: Frontier | None, gold: str | None
-) -> Estimates:
-    """Give J, E[R] and KL as the evidence has them, beside metrics; scored by themselves where there is none."""
-    assert whole.programs is not None
+def _evaluate(
+    key: PRNGKey, posterior: Posterior, diagnosis: Diagnosis | None, frontier: Frontier | None, gold: str | None
+) -> Evidence:
+    """Give the evidence of the diagnosis with metrics; by itself where there is none."""
     evidence = None if diagnosis is None else diagnosis.evidence
     if evidence is None:
-        return _tested(key, whole, ())
-    metrics = _estimates(key, whole, ()).metrics if whole.programs.structure.names("metric") else {}
+        return evaluate_fit(key, posterior)
+    metrics = estimate_metrics(key, full_data_fit(posterior))
     if gold in metrics and frontier is not None and frontier.gold is not None:
         order = np.argsort(np.argsort(np.reshape(np.asarray(evidence.beta), -1)))  # a frontier is by ascending β
-        metrics[gold] = Estimate(*(np.reshape(part, -1)[order] for part in frontier.gold[:2]))
-    return estimates_of(evidence, metrics)
-
-
-def estimates_of(evidence: Evidence, metrics: Mapping[str, Estimate]) -> Estimates:
-    """Give J, E[R] and KL of an evidence with their standard errors, beside metrics, [*beta] flat."""
-    objective, reward, kl = (
-        Estimate(*(np.reshape(part, -1) for part in one[:2]))
-        for one in (evidence.objective, evidence.reward, evidence.kl)
-    )
-    return Estimates(objective, reward, kl, dict(metrics))
-
-
-def _tested(key: PRNGKey, posterior: Posterior, args: tuple[Any, ...]) -> Estimates:
-    """Score a fit on its own or other data, exactly where that is possible, [*beta] flat."""
-    if posterior.mixture is not None:
-        return _estimates(key, posterior, args)
-    return score(key, posterior, *args).estimates
+        metrics[gold] = Estimate(frontier.gold.mean[order], frontier.gold.se[order])
+    return replace(evidence, metrics=metrics)
 
 
 def _lacking(posterior: Posterior) -> Iterator[str]:
@@ -172,28 +152,21 @@ def _lacking(posterior: Posterior) -> Iterator[str]:
         )
 
 
-def _target(posterior: Posterior) -> WeightedDraws | None:
-    """Enumerate p* where that is possible: pictures show it beside the fit."""
-    programs: Programs | None = over_all_data(posterior).programs
-    if programs is None or not programs.structure.actions:
-        return None
-    if programs.learned and declared_params(key_from_seed(0), programs.policy, *programs.args)[0]:
+def _target(posterior: Posterior, diagnosis: Diagnosis | None) -> WeightedDraws | None:
+    """Enumerate p* where that is possible and was not done for the verdict: pictures show it beside the fit."""
+    evidence = None if diagnosis is None else diagnosis.evidence
+    if evidence is not None and (evidence.target is not None or evidence.method not in ("known", "draws")):
+        return evidence.target
+    fit = full_data_fit(posterior)
+    programs = fit.programs
+    assert programs is not None
+    if not programs.structure.actions or trains_policy(programs):
         return None
     try:
-        first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
-        return enumerate_target(programs, first, posterior.beta, MAX_COUNT)
+        first = jax.tree.map(lambda x: x[0], fit._lanes()[0])
+        return enumerate_target(programs, first, fit.beta, MAX_COUNT)
     except EngineError:
         return None
-
-
-def _estimates(key: PRNGKey, whole: Posterior, args: tuple[Any, ...]) -> Estimates:
-    """Estimate J, E[R], KL and metrics of the best restarts, [*beta] flat."""
-    over_all = over_all_data(whole, *args)
-    assert over_all.programs is not None
-    structure = over_all.programs.structure
-    lanes = len(betas_of(whole))
-    num = int(np.clip(_DRAWN_NUMBERS // (structure.width * lanes), LEAST_DRAWS, 4_000))
-    return jax.tree.map(lambda x: np.asarray(x, float).reshape(lanes), over_all.estimate(key, num))
 
 
 def _made(posterior: Posterior) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesrl.arguments import FiniteNumbersOrNone, checked
-from bayesrl.diagnostics.results import Evidence, Frontier
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.results import Frontier
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
@@ -206,7 +207,9 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
     return figure
 
 
-def held_out_figure(beta: list[float | None], training: Estimates, held_out: Estimates) -> "Figure":
+def held_out_figure(
+    beta: list[float | None], training: Estimates | Evidence, held_out: Estimates | Evidence
+) -> "Figure":
     """Draw E[R] of training and held-out data with two standard errors, by β; J without rewards.
 
     Args:
@@ -220,7 +223,8 @@ def held_out_figure(beta: list[float | None], training: Estimates, held_out: Est
         (-0.08, training, FITTED, "training"),
         (0.08, held_out, TARGET, "held out"),
     ):
-        mean, se = (np.reshape(part, -1) for part in (estimates.reward if rewarded else estimates.objective))
+        shown = estimates.reward if rewarded else estimates.objective
+        mean, se = np.reshape(shown.mean, -1), np.reshape(shown.se, -1)
         axes.errorbar(at + offset, mean, 2 * se, fmt="o", ms=5, color=colour, label=label)
     axes.set_xticks(at, [beta_label(b) for b in beta], rotation=45 if len(beta) > SHOWN_BETAS else 0)
     axes.set_xlim(-0.6, len(beta) - 0.4)

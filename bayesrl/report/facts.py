@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bayesrl.diagnostics.fit_quantities import has_mean
-from bayesrl.diagnostics.results import Diagnosis, Evidence, Frontier
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.interval_text import has_mean
+from bayesrl.diagnostics.results import Diagnosis, Frontier
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.statistics.estimates import Estimates
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,8 @@ class ReportContents:
         diagnosis: its verdict.
         frontier: of a fit at several β.
         target: p*, where it can be enumerated.
-        training: J, E[R] and KL on the data of the fit as the evidence has them, [*beta], with metrics.
-        held_out: estimates on other data, [*beta].
-        held_out_evidence: how far the fit is from the optimum there.
+        training: the evidence on the data of the fit, that of the diagnosis where it has one, with metrics.
+        held_out: the same on other data.
         gold: name of the metric that the reward stands for.
         missing: what is not there, and why; sentences.
         made: how it was made, as rows of (setting, value).
@@ -38,9 +37,8 @@ class ReportContents:
     diagnosis: Diagnosis | None = None
     frontier: Frontier | None = None
     target: WeightedDraws | None = None
-    training: Estimates | None = None
-    held_out: Estimates | None = None
-    held_out_evidence: Evidence | None = None
+    training: Evidence | None = None
+    held_out: Evidence | None = None
     gold: str | None = None
     missing: tuple[str, ...] = ()
     made: tuple[tuple[str, str], ...] = ()
@@ -55,7 +53,7 @@ class ReportContents:
     @property
     def optimum(self) -> np.ndarray | None:
         """J* of each β, reward units, [*beta] flat; None where it is not known on both sides."""
-        rows = [] if self.evidence is None else self.evidence.measured
+        rows = [] if self.evidence is None else self.evidence.rows
         if rows and all(row.gap is not None and has_mean(row.optimum) for row in rows):
-            return np.asarray([float(row.optimum.mean) for row in rows if row.optimum is not None])
+            return np.asarray([float(row.optimum.mean) for row in rows])
         return None

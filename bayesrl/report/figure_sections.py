@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from bayesrl.diagnostics.results import Check, Evidence
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.results import Check
 from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number, pluralize, truncate
 from bayesrl.display.tables import ALIGN_RIGHT, MARKS, Markup, Table, join_html, tag
 from bayesrl.errors import BayesRLError
@@ -132,7 +133,8 @@ def _weights(fit: ReportContents) -> Iterator[Content]:
     if not evidence.num_weighed:
         yield evidence.weighed
         return
-    rows = [(row.cells()["β"], *(row.weight_cells()[name] for name in ("k̂", "ESS", "of"))) for row in evidence.measured]
+    cells = [row.cells() for row in evidence.rows]
+    rows = [tuple(row[name] for name in ("β", "k̂", "ESS", "of")) for row in cells]
     yield Table(("β", "Pareto k̂", "effective draws (ESS)", "draws of the fit"), rows)
     yield (
         "Good: k̂ below 0.7 and many effective draws, so that draws of the fit can be weighted into draws of p*. k̂ is "
@@ -142,7 +144,7 @@ def _weights(fit: ReportContents) -> Iterator[Content]:
 
 def _no_khat(evidence: Evidence) -> list[str]:
     """Say where k̂ is not told, and why."""
-    return [f"At β = {row.cells()['β']} there is none: {row.no_khat}." for row in evidence.measured if row.no_khat]
+    return [f"At β = {row.cells()['β']} there is none: {row.no_khat}." for row in evidence.rows if row.no_khat]
 
 
 def _restarts(fit: ReportContents) -> Iterator[Content]:

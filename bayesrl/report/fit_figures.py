@@ -11,7 +11,7 @@ import numpy as np
 
 from bayesrl.arguments import FiniteNumbersOrNone, Location, checked
 from bayesrl.compilation.keys import key_from_seed
-from bayesrl.diagnostics.scoreboard import over_all_data
+from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.files.plain import file_name, write_file
@@ -240,7 +240,7 @@ def best_over_all_data(posterior: Posterior) -> Posterior:
     best = posterior.select(restart="best") if posterior.mixture is None else posterior
     if best.programs is None or not best.programs.structure.subsampled:
         return best
-    return with_draws(key_from_seed(0), over_all_data(best))
+    return with_draws(key_from_seed(0), full_data_fit(best))
 
 
 def optima_of(posterior: Posterior, optimum: Any) -> np.ndarray | None:

@@ -127,7 +127,7 @@ def _numbers(fit: ReportContents) -> list[Content]:
             f"{evidence.explanation} {evidence.weighed}",
         ]
     elif fit.training is not None:
-        blocks += [_tall(_estimated(fit)), "Of the data, by the fit as it is."]
+        blocks += [_tall(fit.training.table()), fit.training.explanation]
     elif fit.posterior.statistics:
         blocks.append(_tall(estimates_table(fit.posterior.beta, fit.posterior.estimates)))
         blocks.append("Of the draws that were kept when the fit ended.")
@@ -136,23 +136,6 @@ def _numbers(fit: ReportContents) -> list[Content]:
     if fit.training is not None and fit.training.metrics:
         blocks += [_metrics(fit), "Metrics of the program, which the fit does not maximise, on the data of the fit."]
     return blocks
-
-
-def _estimated(fit: ReportContents) -> Table:
-    """List J, E[R] and KL of a fit that has no evidence."""
-    assert fit.training is not None
-    told = (fit.training.objective, fit.training.reward, fit.training.kl)
-    rows = [
-        (
-            format_beta(beta),
-            *(
-                UNKNOWN if beta is None and k == 1 else format_estimate(estimate_at(one, i))
-                for k, one in enumerate(told)
-            ),
-        )
-        for i, beta in enumerate(betas_of(fit.posterior))
-    ]
-    return Table(("β", "J", "E[R]", "KL"), rows)
 
 
 def _tall(listing: Table) -> Table:
@@ -188,15 +171,13 @@ def _row(fit: ReportContents, i: int, beta: float | None) -> Iterator[str]:
     verdict = "unknown" if fit.diagnosis is None else fit.diagnosis.verdict
     yield f"{MARKS[verdict]} {verdict}"
     yield format_beta(beta)
-    if fit.evidence is not None:
-        listing = fit.evidence.table()
+    if (evidence := fit.evidence or fit.training) is not None:
+        listing = evidence.table()
         told = dict(zip(listing.headings, listing.rows[i], strict=True))
         yield from (told[name] for name in _COMPARED)
         return
     cells: Sequence[str] = [UNKNOWN] * 3
-    if fit.training is not None:
-        cells = _estimated(fit).rows[i][1:4]
-    elif fit.posterior.statistics:
+    if fit.posterior.statistics:
         cells = estimates_table(fit.posterior.beta, fit.posterior.estimates).rows[i][1:4]
     yield from (*cells, UNKNOWN, UNKNOWN)
 

@@ -62,6 +62,25 @@ class Interval(NamedTuple):
         number = np.asarray(value, float)
         return cls(number, np.zeros_like(number), number, number, number, number)
 
+    @classmethod
+    def normal(cls, mean: Any, se: Any, conservative: float = 1.96) -> "Interval":
+        """Make the interval of an estimate whose error is normal.
+
+        Args:
+            mean: the estimate.
+            se: its standard error.
+            conservative: how many standard errors the conservative interval reaches to each side.
+        """
+        mean, se = np.asarray(mean, float), np.asarray(se, float)
+        return cls(mean, se, mean - 1.96 * se, mean + 1.96 * se, mean - conservative * se, mean + conservative * se)
+
+    @classmethod
+    def between(cls, lower: Any, upper: Any) -> "Interval":
+        """Make the interval of a number of which nothing is known but conservative ends."""
+        low, high = np.asarray(lower, float), np.asarray(upper, float)
+        nothing = np.full_like(low, np.nan)
+        return cls(nothing, nothing, nothing, nothing, low, high)
+
     def __mul__(self, factor: Any) -> "Interval":
         """Multiply by a positive factor, [*beta]."""
         return Interval(*(part * np.asarray(factor, float) for part in self))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from readings import adds_up, read_report, read_table, several
@@ -102,11 +103,45 @@ def test_what_is_printed_is_what_the_report_and_the_files_tell(run: tuple[Path, 
     assert several(told) == {}
     assert read_table(invoke("show", folder)[1], "fit") == printed
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    for row, one in zip(scores["measured"], scores["fit"]["rows"], strict=True):
-        j, optimum, gap = (row[name][0] for name in ("objective", "optimum", "gap"))
+    means = (scores["fit"][name]["mean"] for name in ("objective", "optimum", "gap"))
+    for beta, j, optimum, gap in zip(scores["fit"]["beta"], *means, strict=True):
         assert j + gap == pytest.approx(optimum, abs=1e-12)
-        assert (one["estimates"]["objective"][0], one["optimum"]) == (j, optimum)
-        assert format_number(j) in told["J", f"{row['beta']:g}"]
+        assert format_number(j) in told["J", f"{beta:g}"]
+
+
+OLDER = {
+    "beta": 0.1, "restart": 1, "start": [0.5, 0.0], "optimum": 0.8, "log_evidence": 8.0,
+    "estimates": {
+        "objective": [0.7, 0.0], "reward": [0.85, 0.0], "kl": [1.5, 0.0], "metrics": {"wins": [0.4, 0.01]},
+        "log_marginal": None,
+    },
+}  # fmt: skip
+MEASURED = {
+    "beta": 0.1, "ess": 900.0, "khat": None, "num_weighed": 1000, "log_evidence": [8.0, 0.0, 8.0, 8.0, 8.0, 8.0],
+    "objective": [0.7, 0.0, 0.7, 0.7, 0.7, 0.7], "reward": [0.85, 0.0, 0.85, 0.85, 0.85, 0.85],
+    "kl": [1.5, 0.0, 1.5, 1.5, 1.5, 1.5], "optimum": [0.8, 0.0, None, None, 0.79, 0.81],
+    "gap": [0.1, 0.0, None, None, 0.09, 0.11], "share": [0.3333, 0.0, None, None, 0.3, 0.35],
+    "start": [0.5, 0.0, 0.5, 0.5, 0.5, 0.5], "log_marginal": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("measured", [None, [MEASURED]])
+def test_scores_of_an_older_version_are_shown(measured: Any, run: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "older"
+    shutil.copytree(run[0], folder)
+    board = {"rows": [OLDER], "contexts": 1, "note": ""}
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores |= {"fit": board, "held_out": board, "measured": measured}
+    (folder / "scores.json").unlink()
+    run_folder.save_json(folder, run_folder.SCORES, {key: value for key, value in scores.items() if key != "digest"})
+    code, out, err = invoke("show", folder)
+    assert (code, err) == (0, "")
+    printed = read_table(out, "fit")
+    assert printed["J", "0.1"] == {"0.7000"}
+    assert all(text.startswith("0.8") for text in printed["J*", "0.1"])
+    assert all(text.startswith("33.3%") for text in printed["share", "0.1"])
+    assert "0.400 ± 0.010" in out
+    assert "J(π₀) = 0.5000" in out
 
 
 def test_report_of_several_runs(run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

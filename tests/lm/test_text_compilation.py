@@ -11,7 +11,7 @@ import bayesrl
 from bayesrl import lm
 from bayesrl.compilation import jit as compiling
 from bayesrl.compilation.jit import clear_programs
-from bayesrl.diagnostics.scoreboard import score
+from bayesrl.diagnostics.evidence.bounds import evaluate_fit
 from bayesrl.posterior.posterior import Posterior
 from tests.counting import compilations
 
@@ -66,7 +66,7 @@ def test_any_number_of_draws_of_other_prompts_of_a_width_compiles_nothing(poster
     with compilations() as names:
         posterior.estimate(key, 50)
         posterior.estimate(key, 7, others)
-        score(key, posterior, others, max_count=1)
+        evaluate_fit(key, posterior, others, max_count=1)
         bayesrl.evidence(key, posterior, method="importance", num_samples=256)
     assert names == []
 

@@ -1,5 +1,6 @@
 """One number, one value: what a report tells of a fit is the same wherever it stands, and J + gap = J*."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import bayesrl
 from bayesrl import control
 from bayesrl.control.learning.report import summary
 from bayesrl.diagnostics.checks import GOOD_SHARE
-from bayesrl.diagnostics.fit_quantities import from_json, to_json
+from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.results import Check
 from bayesrl.display.formatting import format_with_limit
 from bayesrl.posterior.posterior import Posterior
@@ -110,22 +111,21 @@ def test_a_report_tells_each_quantity_once(name: str, tmp_path: Path) -> None:
     assert {quantity for quantity, _ in told} >= {"J", "J*", "gap", "share", "E[R]", "KL", "k̂"}
     assert several(told) == {}
     shown = str(facts.diagnosis)
-    for row in facts.evidence.measured:
-        cells, weights = row.cells(), row.weight_cells()
+    for row in facts.evidence.rows:
+        cells = row.cells()
         beta = cells["β"]
         assert adds_up(told, beta)
         for quantity in ("J", "J*", "gap", "share", "E[R]", "KL"):
             assert told[quantity, beta] == {cells[quantity]}
             assert cells[quantity] in shown, "a diagnosis prints what its report tells"
-        assert told["k̂", beta] == {weights["k̂"]}
-        assert (weights["k̂"] == "—") == (row.no_khat != "")
+        assert told["k̂", beta] == {cells["k̂"]}
+        assert (cells["k̂"] == "—") == (row.no_khat != "")
         assert row.no_khat in text
         assert (("log p(y)", beta) in told) == (name == "data and rewards")
-        again = from_json(to_json(row))
-        assert again.cells() == cells
+        assert Evidence.from_json(json.loads(json.dumps(row.to_json()))).cells() == cells
     # What a check says of the gap is an end or the middle of the share that is told, and it says ESS as it is told.
     assert facts.diagnosis is not None
-    shares = [number for row in facts.evidence.measured for number, _ in numbers_of(row.cells()["share"])]
+    shares = [number for row in facts.evidence.rows for number, _ in numbers_of(row.cells()["share"])]
     said = re.search(r"([\d.]+%)(?: ± [\d.]+%)? of what there was to gain is left", facts.diagnosis["gap"].explanation)
     if said is not None:
         (value, unit), *_ = numbers_of(said[1])
@@ -133,7 +133,7 @@ def test_a_report_tells_each_quantity_once(name: str, tmp_path: Path) -> None:
     if "draws of the fit are worth" in (explanation := facts.diagnosis["weights"].explanation):
         worth = re.search(r"are worth (\S+) of p\*", explanation)
         assert worth is not None
-        assert worth[1] in {row.weight_cells()["ESS"] for row in facts.evidence.measured}
+        assert worth[1] in {row.cells()["ESS"] for row in facts.evidence.rows}
 
 
 def test_runs_of_learning_tell_each_number_once(tmp_path: Path) -> None:

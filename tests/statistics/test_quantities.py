@@ -26,8 +26,9 @@ from numpyro.contrib.control_flow import scan
 from scipy.special import logsumexp
 
 import bayesrl
-from bayesrl.diagnostics.results import _apart_text
-from bayesrl.diagnostics.scoreboard import score
+from bayesrl.diagnostics.evidence.bounds import evaluate_fit
+from bayesrl.diagnostics.evidence.result import _divergence_text
+from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.exact.enumeration import evaluate_exactly
 from bayesrl.guides import AutoTilt
 from bayesrl.objectives import ReverseKL
@@ -202,9 +203,7 @@ def truth(name: str) -> Truth:
 
 
 def over_all(posterior: bayesrl.Posterior) -> bayesrl.Posterior:
-    from bayesrl.diagnostics.scoreboard import over_all_data
-
-    return over_all_data(posterior)
+    return full_data_fit(posterior)
 
 
 def near(told: Any, value: float, what: str) -> None:
@@ -218,7 +217,7 @@ def test_every_place_tells_the_truth(name: str) -> None:
     conditioned = case.beta is not None and "data" in name
     places = {"estimate": posterior.estimate(jax.random.key(1), 1000), "kept": posterior.estimates}
     if name in ("data and rewards", "mini-batches with data"):
-        places["scores"] = score(jax.random.key(2), posterior).rows[0].estimates
+        places["scores"] = evaluate_fit(jax.random.key(2), posterior)
     for place, told in places.items():
         if place == "kept" and case.subsampled:
             continue  # of the mini-batches of its draws, whose errors count them as one
@@ -370,4 +369,4 @@ def test_data_on_a_line_have_a_marginal_with_an_error() -> None:
 )
 def test_a_distance_that_rests_on_worthless_weights_is_not_told(ends: tuple[float, ...], told: str) -> None:
     """Weights worth 2 draws gave KL(p*‖q) as 7.1 ± 1.1 where only ends are known."""
-    assert _apart_text(Interval(*map(np.asarray, (8.06, 0.5, *ends)))) == told
+    assert _divergence_text(Interval(*map(np.asarray, (8.06, 0.5, *ends)))) == told

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import jax
@@ -13,28 +12,36 @@ from numpyro import handlers
 
 from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import dummy_key, fold_in, key_from_seed
+from bayesrl.compilation.keys import dummy_key, fold_in, key_from_seed, split_keys
 from bayesrl.core.programs import Programs, declared_params
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
-from bayesrl.diagnostics.evidence.by_enumeration import enumerated
-from bayesrl.diagnostics.evidence.by_hindsight import FIRST_DRAWS, with_nature
-from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum, with_known
-from bayesrl.diagnostics.evidence.by_nuts import with_chains
-from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of, stacked, worth_of
+from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_by_enumeration
+from bayesrl.diagnostics.evidence.by_hindsight import FIRST_DRAWS, bracket_by_hindsight
+from bayesrl.diagnostics.evidence.by_known_optimum import (
+    MOST_AT_ONCE,
+    KnownOptimum,
+    bracket_by_known_optimum,
+    estimate_evidence,
+)
+from bayesrl.diagnostics.evidence.by_nuts import bracket_by_nuts
+from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of, worth_of
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample, draw_mixture_sample, draw_restart_mixture_sample
-from bayesrl.diagnostics.results import Evidence
-from bayesrl.diagnostics.scoreboard import MAX_COUNT, over_all_data
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.errors import EngineError, PolicyError
+from bayesrl.exact.enumeration import enumerate_target
+from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.monte_carlo.reward_bounds import reward_bounds
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.statistics.quantities import is_conditioned
+from bayesrl.svi.fitting import LEAST_DRAWS
 from bayesrl.typing import Params, PRNGKey
 
 type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]
 
-_CELLS = 2**23
+_CELLS, _DRAWN_NUMBERS = 2**23, 4_000_000
 
 
 KNOWN = tuple(
@@ -93,47 +100,100 @@ def evidence(
         >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
         >>> found = evidence(jax.random.key(1), posterior, method="rejection")
         >>> truth = math.log((1 + math.e + math.e**2) / 3)
-        >>> bool(found.lower.limit < truth < found.upper.limit)
+        >>> bool(found.log_evidence.conservative_lower < truth < found.log_evidence.conservative_upper)
         True
 
     References:
         Grosse, Ghahramani & Adams (2015), "Sandwiching the marginal likelihood using bidirectional
         Monte Carlo"; Burda, Grosse & Salakhutdinov (2016), equation 8, for the bound from below.
     """
-    settled = posterior.num_restarts == 1 or posterior.mixture is not None
-    best = posterior if settled else posterior.select(restart="best")
-    over_all = over_all_data(best, *new_args)
-    betas = [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
-    search = _Search(method, reward_bound, num_samples, max_count)
-    parts = []
-    for i, beta in enumerate(betas):
-        one = over_all if beta is None else over_all.select(beta=beta)
-        if optimum is not None or (unbounded := _out_of_reach(one)):
-            why = "" if optimum is not None else unbounded
-            parts.append(with_known(fold_in(key, i), one, beta, optimum, num_samples, why))
-            continue
-        if posterior.mixture is not None:
-            parts.append(search.mixed(fold_in(key, i), one, beta))
-            continue
-        programs, params = _frozen(one)
-        parts.append(search.one(fold_in(key, i), programs, params, beta))
+    fit = full_data_fit(posterior, *new_args)
+    search = _Search(method, reward_bound, num_samples, max_count, fit.beta)
+    rows = []
+    for i, (beta, one) in enumerate(_by_beta(fit)):
+        own_key = fold_in(key, i)
+        if optimum is not None:
+            rows.append(bracket_by_known_optimum(own_key, one, beta, optimum, num_samples))
+        elif caveat := _out_of_reach(one):
+            rows.append(estimate_evidence(own_key, one, beta, min(num_samples, MOST_AT_ONCE), caveat))
+        elif fit.mixture is not None:
+            rows.append(search.mixed(own_key, one, beta))
+        else:
+            rows.append(search.one(own_key, *_frozen(one), beta))
     if not new_args:
-        parts = [_weighed(part, best, i) for i, part in enumerate(parts)]
-    return _together(parts, np.shape(posterior.beta) if posterior.beta is not None else ())
+        rows = [_weigh(row, posterior, i) for i, row in enumerate(rows)]
+    assert fit.programs is not None
+    contexts = fit.programs.structure.num_contexts
+    return dataclasses.replace(
+        Evidence.stack(rows, np.shape(fit.beta) if fit.beta is not None else ()),
+        num_contexts=contexts,
+        target=search.target,
+    )
 
 
-def _weighed(part: Evidence, best: Posterior, index: int) -> Evidence:
+@trace_cache()
+def evaluate_fit(key: PRNGKey, posterior: Posterior, *new_args: Any, max_count: int = MAX_COUNT) -> Evidence:
+    """Evaluate a fit without a search for its optimum: exactly where it can be enumerated, else J alone, by draws.
+
+    Args:
+        key: consumed whole.
+        posterior: with its programs.
+        *new_args: other arguments for the program, such as held-out data.
+        max_count: largest number of assignments to enumerate.
+
+    Returns:
+        `Evidence` with metrics, [*beta].
+    """
+    fit = full_data_fit(posterior, *new_args)
+    assert fit.programs is not None
+    structure, betas = fit.programs.structure, _by_beta(fit)
+    own_key, metrics_key = split_keys(key)
+    try:
+        found = evidence(own_key, posterior, *new_args, method="enumeration", max_count=max_count)
+    except EngineError as error:
+        caveat = str(error).partition(";")[0]
+        num = int(np.clip(_DRAWN_NUMBERS // (structure.width * len(betas)), LEAST_DRAWS, 20_000))
+        rows = [estimate_evidence(fold_in(own_key, i), one, beta, num, caveat) for i, (beta, one) in enumerate(betas)]
+        found = Evidence.stack(rows, np.shape(fit.beta) if fit.beta is not None else ())
+    return dataclasses.replace(found, num_contexts=structure.num_contexts, metrics=estimate_metrics(metrics_key, fit))
+
+
+def estimate_metrics(key: PRNGKey, posterior: Posterior) -> dict[str, Estimate]:
+    """Estimate the deterministic sites of a fit of which nothing is left to select, [*beta]; nothing where it has none.
+
+    Args:
+        key: consumed whole.
+        posterior: as `full_data_fit` gives it.
+    """
+    assert posterior.programs is not None
+    structure = posterior.programs.structure
+    if not structure.names("metric"):
+        return {}
+    shape = np.shape(posterior.beta) if posterior.beta is not None else ()
+    num = int(np.clip(_DRAWN_NUMBERS // (4 * structure.width * max(math.prod(shape), 1)), LEAST_DRAWS, 4_000))
+    found = posterior.estimate(key, num).metrics
+    return jax.tree.map(lambda x: np.asarray(x, float).reshape(shape), found)
+
+
+def _by_beta(fit: Posterior) -> list[tuple[float | None, Posterior]]:
+    """Give the fit at each temperature."""
+    if fit.beta is None:
+        return [(None, fit)]
+    return [(float(beta), fit.select(beta=float(beta))) for beta in np.atleast_1d(fit.beta)]
+
+
+def _weigh(row: Evidence, posterior: Posterior, index: int) -> Evidence:
     """Weigh the draws that a fit carries, where none were weighed to find its evidence and weights mean something."""
+    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     assert best.programs is not None
     odd = any(site.kind == "environment" or site.discounted for site in best.programs.structure.sites)
-    if part.num_weighed or odd or not best.statistics or best.mixture is not None:
-        return part
+    if row.num_weighed or odd or not best.statistics or posterior.mixture is not None:
+        return row
     weights = np.asarray(best.statistics["log_weight"], float)
-    own = weights.reshape(
-        -1, weights.shape[len(best.batch_shape)], math.prod(weights.shape[len(best.batch_shape) + 1 :])
-    )
+    draw = len(best.batch_shape)
+    own = weights.reshape(-1, weights.shape[draw], math.prod(weights.shape[draw + 1 :]))
     ess, khat = worth_of(own[index])
-    return dataclasses.replace(part, ess=np.asarray(ess), khat=np.asarray(khat), num_weighed=own.shape[1])
+    return dataclasses.replace(row, ess=np.asarray(ess), khat=np.asarray(khat), num_weighed=own.shape[1])
 
 
 def _out_of_reach(one: Posterior) -> str:
@@ -147,31 +207,39 @@ def _out_of_reach(one: Posterior) -> str:
     return ""
 
 
-def _frozen(one: Posterior) -> tuple[Programs, Params]:
-    """Give programs and parameters of one fit; where the policy was trained, as it stands now."""
+def _frozen(one: Posterior) -> tuple[Programs, Params, bool]:
+    """Give programs and parameters of one fit, the policy as it stands now, and whether that was trained."""
     programs, params = one.unbatched()
     if not programs.structure.actions:
         raise EngineError(
             "the policy draws nothing, so there is no posterior and nothing to bracket; "
             "the likelihood of its data is posterior.estimate(key, n).objective"
         )
-    policy = programs.policy
+    policy, own = programs.policy, {}
     if programs.learned:
-        own = declared_params(key_from_seed(0), programs.policy, *programs.args)[0]
-        held = {name: value for name, value in programs.constrain(params).items() if name in own}
-        policy = handlers.substitute(policy, data=held) if held else policy
-    params = jax.tree.map(jnp.asarray, params)
-    return replace(programs, policy=policy, learned=False, episodes=None), params
+        declared = declared_params(key_from_seed(0), policy, *programs.args)[0]
+        own = {name: value for name, value in programs.constrain(params).items() if name in declared}
+        policy = handlers.substitute(policy, data=own) if own else policy
+    frozen = dataclasses.replace(programs, policy=policy, learned=False, episodes=None)
+    return frozen, jax.tree.map(jnp.asarray, params), bool(own)
 
 
 class _Search:
-    """How hard to look, and with what."""
+    """How hard to look, and with what.
 
-    def __init__(self, method: RequestedMethod, reward_bound: float | None, num_samples: int, max_count: int) -> None:
-        self.method, self.reward_bound = method, reward_bound
+    Attributes:
+        target: p* at every β, once it was enumerated; policies that were trained have one each, and leave this None.
+    """
+
+    def __init__(
+        self, method: RequestedMethod, reward_bound: float | None, num_samples: int, max_count: int, beta: Any
+    ) -> None:
+        self.method, self.reward_bound, self.beta = method, reward_bound, beta
         self.num_samples, self.max_count = num_samples, max_count
+        self.target: WeightedDraws | None = None
+        self._unreachable = ""
 
-    def one(self, key: PRNGKey, programs: Programs, params: Params, beta: float | None) -> Evidence:
+    def one(self, key: PRNGKey, programs: Programs, params: Params, trained: bool, beta: float | None) -> Evidence:
         """Bracket one fit."""
         structure = programs.structure
         nature = structure.names("environment")
@@ -187,18 +255,37 @@ class _Search:
                 "ordinary site"
             )
         if self.method in ("auto", "enumeration"):
-            found, why = enumerated(key, programs, params, beta, self.max_count, self._num(structure))
-            if found is not None:
-                return found
-            if self.method == "enumeration":
-                raise EngineError(why)
+            try:
+                target = self._enumerate(programs, params, beta, trained=trained)
+            except EngineError:
+                if self.method == "enumeration":
+                    raise
+            else:
+                num = self._num(structure)
+                return bracket_by_enumeration(key, programs, params, beta, target, self.max_count, num)
         if nature:
-            return with_nature(key, programs, params, beta, self._num(structure), self.max_count)
+            return bracket_by_hindsight(key, programs, params, beta, self._num(structure), self.max_count)
         found, sampled = self._pooled(programs, beta, lambda num: draw_mixture_sample(key, programs, params, num))
         continuous = not any(structure[name].discrete for name in structure.actions)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
-            found = with_chains(fold_in(key, 1), programs, params, beta, found, sampled)
+            found = bracket_by_nuts(fold_in(key, 1), programs, params, beta, found, sampled)
         return found
+
+    def _enumerate(self, programs: Programs, params: Params, beta: float | None, *, trained: bool) -> WeightedDraws:
+        """Enumerate p*: of all temperatures at once, or of one where the policy was trained at each."""
+        if trained:
+            return enumerate_target(programs, params, beta, self.max_count)
+        if self._unreachable:
+            raise EngineError(self._unreachable)
+        if self.target is None:
+            try:
+                self.target = enumerate_target(programs, params, self.beta, self.max_count)
+            except EngineError as error:
+                self._unreachable = str(error)
+                raise
+        target = self.target if beta is None else self.target.select(beta)
+        assert target is not None
+        return target
 
     def mixed(self, key: PRNGKey, one: Posterior, beta: float | None) -> Evidence:
         """Bracket a mixture of restarts, from its draws."""
@@ -303,20 +390,3 @@ def _sharp(found: Evidence) -> bool:
     width = float(found.gap.upper - found.gap.lower)
     gain = float(found.optimum.mean - found.prior_objective.mean)
     return width <= max(0.2 * float(found.gap.mean), 0.01 * gain)
-
-
-def _together(parts: list[Evidence], lead: tuple[int, ...]) -> Evidence:
-    """Stack the evidence of each β along *beta."""
-    own = ("beta", "method", "caveat", "num_samples", "num_weighed")
-    names = [field.name for field in dataclasses.fields(Evidence) if field.name not in own]
-    fields: dict[str, Any] = {name: stacked([getattr(part, name) for part in parts], lead) for name in names}
-    methods = [part.method for part in parts]
-    betas = [part.beta for part in parts]
-    return Evidence(
-        beta=None if betas[0] is None else np.asarray(betas, float).reshape(lead),
-        method=max(set(methods), key=methods.count),
-        caveat="; ".join(dict.fromkeys(part.caveat for part in parts if part.caveat)),
-        num_samples=max(part.num_samples for part in parts),
-        num_weighed=max(part.num_weighed for part in parts),
-        **fields,
-    )

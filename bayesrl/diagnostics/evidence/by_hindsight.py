@@ -29,10 +29,10 @@ from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Site, Structure
 from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample
-from bayesrl.diagnostics.results import Evidence, Side
+from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_posterior
-from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
 FIRST_DRAWS = 2**13
@@ -194,7 +194,7 @@ def hindsight_bounds(
     return np.asarray(found)
 
 
-def with_nature(
+def bracket_by_hindsight(
     key: PRNGKey, programs: Programs, params: Params, beta: float | None, num_samples: int, max_count: int
 ) -> Evidence:
     """Bracket the optimum of control: what the fit earns from below, hindsight from above.
@@ -218,35 +218,27 @@ def with_nature(
     while num < num_samples and not _is_known(found):
         num = min(4 * num, num_samples)
         found = _earned(pool_key, programs, params, beta, num)
-    lower = Side(found.objective.mean / beta, found.objective.se / beta, found.objective.conservative_lower / beta)
-    upper, reason = None, ""
+    upper, limit = None, math.inf
     try:
         values = estimate_values(value_key, programs, params, beta)
         bounds = hindsight_bounds(noise_key, programs, beta, values, NUM_NOISES, max_count)
         mean, se = bounds.mean() / beta, bounds.std(ddof=1) / math.sqrt(len(bounds)) / beta
-        upper = Side(*(np.asarray(x) for x in (mean, se, mean + 2.07 * se)))
+        upper = Estimate(np.asarray(mean), np.asarray(se))
+        limit = float(mean + 2.07 * se) * beta  # Student's t of 23 degrees of freedom
         reason = "the optimum of control lies below the hindsight bound, by how much is not known"
     except EngineError as error:
         reason = f"with nature fixed the actions cannot be enumerated either: {error}"
-    optimum = _optimum(found.objective, upper, beta)
-    # An end alone, which is as uncertain as J.
-    ends = (np.nan, np.nan, 0.0, max(float(optimum.conservative_upper - found.objective.mean), 0.0))
-    gap = Interval(*(np.asarray(x) for x in (np.nan, found.objective.se, *ends)))
+    nothing, objective = np.asarray(np.nan), found.objective
+    # Ends alone: J* lies between J(q) and the hindsight bound, and that of the gap is as uncertain as J.
+    optimum = Interval.between(objective.conservative_lower, limit)
+    most = np.maximum(optimum.conservative_upper - objective.mean, 0.0)
     return replace(
-        found,
-        lower=lower,
+        found.without_divergences(),
+        lower=Estimate(objective.mean / beta, objective.se / beta),
         upper=upper,
         caveat=reason,
-        log_evidence=None,
-        by_context=None,
         optimum=optimum,
-        gap=gap,
-        kl_reverse=None,
-        kl_forward=None,
-        ess=np.asarray(np.nan),
-        khat=np.asarray(np.nan),
-        missed_mass=np.asarray(np.nan),
-        num_weighed=0,
+        gap=Interval(nothing, objective.se, nothing, nothing, np.zeros(()), most),
     )
 
 
@@ -264,9 +256,3 @@ def _is_known(found: Evidence) -> bool:
     return bool(
         found.objective.upper - found.objective.lower <= 0.01 * (found.objective.mean - found.prior_objective.mean)
     )
-
-
-def _optimum(objective: Interval, upper: Side | None, beta: float) -> Interval:
-    """J* lies between J(q) and the hindsight bound; where between is not known."""
-    ceiling = np.inf if upper is None else float(upper.limit) * beta
-    return Interval(*(np.asarray(x) for x in (np.nan, np.nan, np.nan, np.nan, objective.conservative_lower, ceiling)))

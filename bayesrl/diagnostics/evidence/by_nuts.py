@@ -9,9 +9,9 @@ from bayesrl.core.handlers import tilt
 from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.evidence.by_sampling import MIN_ESS, SampledEvidence
 from bayesrl.diagnostics.evidence.mixture_sample import score_sites
-from bayesrl.diagnostics.results import Evidence, Side
+from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.errors import EngineError
-from bayesrl.statistics.estimates import Interval
+from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Numbers, Params, PRNGKey
 
 NUM_CHAINS, NUM_WARMUP, NUM_DRAWS = 2, 500, 1000
@@ -51,7 +51,7 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
     return {name: drawn[name] for name in programs.structure.actions}
 
 
-def with_chains(
+def bracket_by_nuts(
     key: PRNGKey, programs: Programs, params: Params, beta: float | None, pooled: Evidence, sampled: SampledEvidence
 ) -> Evidence:
     """Add the upper side to a bracket that has none: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
@@ -78,16 +78,17 @@ def with_chains(
     se = se if math.isfinite(se) else 0.0
     given = 0.0 if pooled.log_marginal is None or beta is None else float(pooled.log_marginal.mean)
     mean = float(per_draw.mean()) - given
-    upper = Side(*(np.asarray(x) for x in (mean, se, mean + 1.96 * se + sampled.rounding)))
+    upper = Estimate(np.asarray(mean), np.asarray(se))
     return _joined(pooled, sampled, upper, w - given, beta)
 
 
-def _joined(pooled: Evidence, sampled: SampledEvidence, upper: Side, w: np.ndarray, beta: float | None) -> Evidence:
+def _joined(pooled: Evidence, sampled: SampledEvidence, upper: Estimate, w: np.ndarray, beta: float | None) -> Evidence:
     """Let NUTS and the weights confirm each other: where they agree, the standard error is leaned on."""
     scale = 1.0 if beta is None else beta
     assert pooled.log_evidence is not None
     assert pooled.kl_forward is not None
     log_z, forward = pooled.log_evidence, pooled.kl_forward
+    limit = np.asarray(upper.mean + 1.96 * upper.se + sampled.rounding)
     apart = float(upper.mean - log_z.mean - forward.mean)
     error = math.sqrt(float(upper.se) ** 2 + float(log_z.se) ** 2 + float(forward.se) ** 2)
     apart_of_fit = log_z.mean - pooled.objective.mean / scale  # KL(q‖p*) of the same log Z and J
@@ -95,14 +96,14 @@ def _joined(pooled: Evidence, sampled: SampledEvidence, upper: Side, w: np.ndarr
     reason = "the upper side is asymptotic: it rests on NUTS having reached all of p*"
     if not agree:
         # E_p*[w] ≥ log Z ≥ E_q[w]: draws of NUTS that say otherwise say it by chance.
-        upper = upper._replace(limit=np.maximum(upper.limit, pooled.objective.upper / scale))
+        limit = np.maximum(limit, pooled.objective.upper / scale)
         ends = (
             log_z.conservative_lower - pooled.objective.conservative_upper / scale,
-            upper.limit - pooled.objective.conservative_lower / scale,
+            limit - pooled.objective.conservative_lower / scale,
         )
         nothing = np.asarray(np.nan)
         reverse = Interval(apart_of_fit, log_z.se, nothing, nothing, *(np.maximum(end, 0.0) for end in ends))
-        log_z = log_z._replace(conservative_upper=upper.limit)
+        log_z = log_z._replace(conservative_upper=limit)
         return replace(
             pooled,
             method="nuts",
@@ -120,16 +121,16 @@ def _joined(pooled: Evidence, sampled: SampledEvidence, upper: Side, w: np.ndarr
 
     log_z = leaned(log_z)
     # The conservative interval holds the one that leans on errors: the weights know log Z better than a short chain.
-    upper = upper._replace(limit=np.maximum(upper.limit, log_z.upper))
+    limit = np.maximum(limit, log_z.upper)
     log_z = log_z._replace(
-        conservative_upper=upper.limit, conservative_lower=np.minimum(log_z.conservative_lower, log_z.lower)
+        conservative_upper=limit, conservative_lower=np.minimum(log_z.conservative_lower, log_z.lower)
     )
     reverse, forward = sampled.estimator.interval(sampled.reverse(), sampled.rounding), leaned(forward)
     reverse = leaned(reverse._replace(mean=apart_of_fit))
     reverse = reverse._replace(
         lower=np.maximum(reverse.lower, 0.0),
         conservative_lower=np.maximum(log_z.conservative_lower - pooled.objective.conservative_upper / scale, 0.0),
-        conservative_upper=upper.limit - pooled.objective.conservative_lower / scale,
+        conservative_upper=limit - pooled.objective.conservative_lower / scale,
     )
     missed = float((w - float(log_z.mean) > math.log(10)).mean())
     return replace(

@@ -1,7 +1,7 @@
 """The bracket of one fit from pooled draws: every quantity with its calibrated and its conservative interval."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import logsumexp
@@ -15,9 +15,9 @@ from bayesrl.diagnostics.evidence.confidence_limits import (
     weighted_start,
 )
 from bayesrl.diagnostics.evidence.mixture_sample import FROM_FIT, MixtureEstimator, MixtureSample
-from bayesrl.diagnostics.results import Evidence, Method, Side
+from bayesrl.diagnostics.evidence.result import Evidence, Method
 from bayesrl.diagnostics.tail_behaviour import pareto_shape
-from bayesrl.statistics.estimates import InfluenceEstimate, Interval
+from bayesrl.statistics.estimates import Estimate, InfluenceEstimate, Interval
 
 MIN_ESS = 100
 MIN_EXACT = 100
@@ -142,8 +142,8 @@ class SampledEvidence:
 
     # ---- the two sides of log Z --------------------------------------------------------------
 
-    def lower(self) -> Side:
-        """IWAE over groups of draws, and the greater of Markov's and Bernstein's limits, averaged over contexts."""
+    def lower(self) -> tuple[Estimate, np.ndarray]:
+        """IWAE over groups of draws; beside it the greater of Markov's and Bernstein's limits; means over contexts."""
         groups = self._by_group()
         contexts = self.log_ratio.shape[1]
         totals = groups.mean(1)
@@ -155,7 +155,7 @@ class SampledEvidence:
                 limit = max(limit, float((np.log(least) + self.scale).mean()))
         limit -= self.rounding
         se = totals.std(ddof=1) / math.sqrt(len(totals))
-        return Side(np.asarray(totals.mean()), np.asarray(se), np.asarray(limit))
+        return Estimate(np.asarray(totals.mean()), np.asarray(se)), np.asarray(limit)
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Average weights over pairs of a draw of the fit and one of the prior; with the greatest they can be."""
@@ -173,15 +173,15 @@ class SampledEvidence:
         together = np.concatenate([x.reshape(NUM_GROUPS, size, -1) for x in (fit, prior)], 1)
         return np.asarray(logsumexp(together, axis=1) - math.log(2 * size))
 
-    def upper(self) -> Side | None:
-        """EUBO over exact draws of the prior, and the limit of weights that are bounded."""
+    def upper(self) -> tuple[Estimate | None, np.ndarray]:
+        """EUBO over exact draws of the prior, and beside it the limit of weights that are bounded."""
         if not self._bounded:
-            return None
+            return None, np.asarray(np.inf)
         pairs, top = self._pairs()
         limit = np.log(bounded_upper(pairs, top, LEVEL / pairs.shape[1])) + self.scale
         weighted = self.estimator.plain(self.t * np.where(self.t > 0, self.w, 0.0))
         eubo = self.estimator.interval(weighted, 0.0)
-        return Side(eubo.mean, eubo.se, np.asarray(limit.mean()) + self.rounding)
+        return Estimate(eubo.mean, eubo.se), np.asarray(limit.mean() + self.rounding)
 
     # ---- divergences -------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ def evidence_of(
     est, pool, scale = sampled.estimator, sampled.pool, sampled.beta
     good, reason = sampled.can_calibrate()
     nats = sampled.rounding
-    lower, upper = sampled.lower(), sampled.upper()
+    (lower, least), (upper, most) = sampled.lower(), sampled.upper()
     given = _marginal(sampled, marginal) if sampled.conditioned else None
     reward = est.over_fit(pool.reward)
     kl = est.over_fit(-pool.ratio)
@@ -263,8 +263,10 @@ def evidence_of(
     if given is not None:
         kl = kl.plus(est.over_fit(pool.log_likelihood), -1.0).plus(given)
         fitted, log_z = fitted.plus(given, -1.0), log_z.plus(given, -1.0)
-        lower, upper = _conditioned(est.interval(given, nats), lower, upper)
-    evidence = _bracketed(est.interval(log_z, nats, calibrated=good), lower, upper)
+        shift = est.interval(given, nats)  # its own conservative interval widens the limits
+        lower, least = _subtract(lower, shift), least - shift.conservative_upper
+        upper, most = None if upper is None else _subtract(upper, shift), most - shift.conservative_lower
+    evidence = est.interval(log_z, nats, calibrated=good)._replace(conservative_lower=least, conservative_upper=most)
     objective = est.interval(fitted, nats)
     evidence, objective = _in_order(evidence, objective, known=sampled.known)
     reverse = _gap_interval(est.interval(sampled.reverse(), nats, calibrated=good), evidence, objective, good=good)
@@ -312,21 +314,8 @@ def _marginal(sampled: SampledEvidence, known: np.ndarray | None) -> InfluenceEs
     return InfluenceEstimate(np.log(found.mean) + top, found.wave / found.mean)
 
 
-def _conditioned(marginal: Interval, lower: Side, upper: Side | None) -> tuple[Side, Side | None]:
-    """Take log p(y) from both sides; its own conservative interval widens their limits."""
-    lower = Side(lower.mean - marginal.mean, np.hypot(lower.se, marginal.se), lower.limit - marginal.conservative_upper)
-    if upper is not None:
-        upper = Side(
-            upper.mean - marginal.mean, np.hypot(upper.se, marginal.se), upper.limit - marginal.conservative_lower
-        )
-    return lower, upper
-
-
-def _bracketed(calibrated: Interval, lower: Side, upper: Side | None) -> Interval:
-    """Replace the conservative ends of log Z by the sides' limits."""
-    return calibrated._replace(
-        conservative_lower=lower.limit, conservative_upper=np.asarray(np.inf) if upper is None else upper.limit
-    )
+def _subtract(estimate: Estimate, other: Interval) -> Estimate:
+    return Estimate(estimate.mean - other.mean, np.hypot(estimate.se, other.se))
 
 
 def _in_order(evidence: Interval, objective: Interval, *, known: bool) -> tuple[Interval, Interval]:
@@ -372,22 +361,10 @@ def _gap_interval(found: Interval, evidence: Interval, objective: Interval, *, g
 
 
 def _plain_interval(values: np.ndarray) -> Interval:
-    """Give the intervals of a plain mean over draws [draws, contexts]."""
+    """Give the interval of a plain mean over draws [draws, contexts]."""
     per_draw = values.mean(1)
-    se, mean = per_draw.std(ddof=1) / math.sqrt(len(per_draw)), per_draw.mean()
-    ends = (mean - 1.96 * se, mean + 1.96 * se)
-    return Interval(*(np.asarray(x) for x in (mean, se, *ends, *ends)))
+    return Interval.normal(per_draw.mean(), per_draw.std(ddof=1) / math.sqrt(len(per_draw)))
 
 
 def _shaped(interval: Interval, shape: tuple[int, ...]) -> Interval:
     return Interval(*(part.reshape(shape) for part in interval))
-
-
-def stacked(parts: list[Any], lead: tuple[int, ...]) -> Any:
-    """Stack what is known of each β along *beta: arrays, intervals, sides; None where any of them is None."""
-    if any(part is None for part in parts):
-        return None
-    if isinstance(parts[0], tuple):
-        return type(parts[0])(*(stacked(list(fields), lead) for fields in zip(*parts, strict=True)))
-    arrays = np.stack([np.asarray(part, float) for part in parts])
-    return arrays.reshape((*lead, *arrays.shape[1:]))

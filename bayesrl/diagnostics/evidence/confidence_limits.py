@@ -124,8 +124,7 @@ def weighted_start(reward: np.ndarray, log_likelihood: np.ndarray) -> Interval:
     mean = (weight * np.where(weight > 0, reward, 0.0)).mean(0)
     wave = (weight * np.where(weight > 0, reward - mean, 0.0)).mean(1)
     se = wave.std(ddof=1) / math.sqrt(len(wave))
-    ends = (mean.mean() - 1.96 * se, mean.mean() + 1.96 * se)
-    return Interval(*(np.asarray(x) for x in (mean.mean(), se, *ends, *ends)))
+    return Interval.normal(mean.mean(), se)
 
 
 def stratified_interval(mean: float, wave: np.ndarray, rounding: float, *, calibrated: bool = True) -> Interval:

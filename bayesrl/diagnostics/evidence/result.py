@@ -1,0 +1,377 @@
+"""What `evidence` finds: log Z from both sides, J of the fit, and the gap between; read and shown without JAX."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bayesrl.arguments import checked
+from bayesrl.diagnostics.interval_text import bracket_text, draws_text, gap_text, has_mean, relative_gap_text
+from bayesrl.display.formatting import UNKNOWN, format_beta, format_estimate, format_number, format_share
+from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
+from bayesrl.errors import EngineError
+from bayesrl.statistics.estimates import Estimate, Interval
+
+if TYPE_CHECKING:
+    from bayesrl.exact.weighted_draws import WeightedDraws
+
+type Method = Literal["enumeration", "rejection", "importance", "nuts", "hindsight", "known", "draws"]
+
+NO_WEIGHTS = "nature's luck or a discount moves the weights of draws, whatever the fit"
+TIED = "the weights are tied or all alike, and have no tail for k̂ to judge"
+
+_HEADINGS = ("β", "J", "J*", "gap", "share", "E[R]", "KL", "log p(y)")
+_METHODS = {
+    "enumeration": "by enumeration",
+    "rejection": "by rejection, whose draws are of p* itself",
+    "importance": "by weighting draws",
+    "nuts": "by weighting draws, checked by a Markov chain (NUTS)",
+    "hindsight": "by hindsight: an upper bound with nature's draws fixed",
+    "known": "by what is known of the problem",
+}
+_PLAIN = ("method", "caveat", "num_samples", "num_weighed", "num_contexts", "metrics")
+_UNWRITTEN = ("by_context", "target")
+"""Fields that no file keeps: they are large, and nothing that is shown needs them."""
+
+
+@checked(EngineError)
+@dataclass(frozen=True, repr=False)
+class Evidence(Displayable):
+    """How far a fit is from the optimum: log Z from both sides, and the gap, per context, [*beta].
+
+    It carries every quantity of a fit once: tables, figures, checks, reports and files show these and no others, and
+    J + gap = J*. Where J* is known on one side alone, it and the gap have an end and no mean, and the end of the gap is
+    that of J* less J, whose standard error it has. `evidence[i]` is the evidence at one of several temperatures.
+
+    Without environment sites J* = β·log Z and gap = β·KL(q‖p*). With environment sites `optimum` is
+    that of control, `log_evidence` and both KLs to p* are None.
+
+    Attributes:
+        beta: temperatures, [*beta], reward units per nat; None without rewards.
+        method: how log Z, or the optimum of control, was reached.
+        lower: an estimate whose expectation lies below log Z (ELBO, IWAE), nats; below J*/β with environment sites.
+        upper: one whose expectation lies above (EUBO); None where only a lower bound is honest.
+        caveat: why `upper` is None, or why no calibrated interval is given; empty otherwise.
+        log_evidence: log Z averaged over contexts, nats; None with environment sites.
+        log_marginal: log p(y), nats; None without observed sites beside rewards. `log_evidence` is
+            log Z − log p(y) there.
+        optimum: J*, reward units (nats without rewards).
+        prior_objective: J(π₀), reward units; None where the policy itself was trained.
+        objective: J(q), reward units.
+        reward: E_q[R], reward units.
+        kl: KL(q‖π₀), nats.
+        gap: J* − J(q), reward units; None where J* has no upper bound at all.
+        kl_reverse: KL(q‖p*), nats; None with environment sites or without an upper bound.
+        kl_forward: KL(p*‖q), nats; None likewise.
+        ess: effective number of the fit's own draws, as draws of p*, least over contexts, [*beta]; nan where nature's
+            luck or a discount moves their weights.
+        khat: Pareto k̂ of the weights p*/q of these draws, greatest over contexts, [*beta]; nan where their tail is
+            tied, or as `ess`.
+        missed_mass: mass of p* where q puts less than a tenth of it, [*beta]; nan where unknown.
+        num_samples: draws used, 0 where everything is exact.
+        num_weighed: how many of the fit's own draws `ess` and `khat` are of; those that it carries where all is exact.
+        num_contexts: number of separate problems that each number is a mean over.
+        metrics: means of the program's deterministic sites under the fit, by name; empty where nobody asked for them.
+        by_context: log Z of each context, [*beta, *contexts]; None with environment sites.
+        target: p*, where it was enumerated.
+    """
+
+    beta: np.ndarray | None
+    method: Method
+    lower: Estimate
+    upper: Estimate | None
+    caveat: str
+    log_evidence: Interval | None
+    log_marginal: Interval | None
+    optimum: Interval
+    prior_objective: Interval | None
+    objective: Interval
+    reward: Interval
+    kl: Interval
+    gap: Interval | None
+    kl_reverse: Interval | None
+    kl_forward: Interval | None
+    ess: np.ndarray
+    khat: np.ndarray
+    missed_mass: np.ndarray
+    num_samples: int
+    num_weighed: int = 0
+    num_contexts: int = 1
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)
+    by_context: Interval | None = None
+    target: "WeightedDraws | None" = None
+
+    @classmethod
+    def unbracketed(
+        cls,
+        beta: Any,
+        objective: Interval,
+        reward: Interval,
+        kl: Interval,
+        caveat: str,
+        *,
+        prior_objective: Interval | None = None,
+        log_marginal: Interval | None = None,
+        num_samples: int = 0,
+    ) -> "Evidence":
+        """Make the evidence of a fit of which J, E[R] and KL are known, and of the optimum only that it is above J.
+
+        Args:
+            beta: temperatures, [*beta]; None without rewards.
+            objective: J(q).
+            reward: E_q[R].
+            kl: KL(q‖π₀).
+            caveat: why the optimum is not known.
+            prior_objective: J(π₀).
+            log_marginal: log p(y), where data stand beside rewards.
+            num_samples: number of draws that J is of.
+        """
+        nothing, scale = np.full_like(objective.mean, np.nan), np.asarray(1.0 if beta is None else beta, float)
+        return cls(
+            beta=None if beta is None else scale,
+            method="draws",
+            lower=Estimate(objective.mean / scale, objective.se / scale),
+            upper=None,
+            caveat=caveat,
+            log_evidence=None,
+            log_marginal=log_marginal,
+            optimum=Interval.between(objective.conservative_lower, np.full_like(objective.mean, np.inf)),
+            prior_objective=prior_objective,
+            objective=objective,
+            reward=reward,
+            kl=kl,
+            gap=None,
+            kl_reverse=None,
+            kl_forward=None,
+            ess=nothing,
+            khat=nothing,
+            missed_mass=nothing,
+            num_samples=num_samples,
+        )
+
+    def without_divergences(self) -> "Evidence":
+        """Leave out what is of p*, where nature draws too: no policy reaches her part of it."""
+        nothing = np.asarray(np.nan)
+        fields: dict[str, Any] = dict.fromkeys(("log_evidence", "by_context", "kl_reverse", "kl_forward"))
+        return dataclasses.replace(self, **fields, ess=nothing, khat=nothing, missed_mass=nothing, num_weighed=0)
+
+    # ---- temperatures ------------------------------------------------------------------------
+
+    @property
+    def betas(self) -> list[float | None]:
+        """Temperatures as a list; one None without rewards."""
+        return [None] if self.beta is None else [float(b) for b in np.atleast_1d(self.beta)]
+
+    def __getitem__(self, index: int | np.ndarray) -> "Evidence":
+        """Take one temperature, or several in a given order; the index counts the flat axis [*beta]."""
+        lead, num = np.ndim(1.0 if self.beta is None else self.beta), len(self.betas)
+        return self._combine(lambda x: x.reshape(num, *x.shape[lead:])[index], self)
+
+    @property
+    def rows(self) -> list["Evidence"]:
+        """The evidence at each temperature, with numbers instead of arrays."""
+        return [self[i] for i in range(len(self.betas))]
+
+    @staticmethod
+    def stack(rows: Sequence["Evidence"], lead: tuple[int, ...]) -> "Evidence":
+        """Put the evidence of each temperature together, [*beta]."""
+        methods: list[Method] = [row.method for row in rows]
+        joined = Evidence._combine(lambda *x: np.stack(x).reshape((*lead, *x[0].shape)), *rows)
+        return dataclasses.replace(
+            joined,
+            method=max(set(methods), key=methods.count),
+            caveat="; ".join(dict.fromkeys(row.caveat for row in rows if row.caveat)),
+            num_samples=max(row.num_samples for row in rows),
+            num_weighed=max(row.num_weighed for row in rows),
+        )
+
+    @staticmethod
+    def _combine(change: Callable[..., np.ndarray], *rows: "Evidence") -> "Evidence":
+        """Change every array, or combine those of several; all else is as in the first."""
+
+        def combine(*values: Any) -> Any:
+            first = values[0]
+            if any(value is None for value in values):
+                return None
+            if isinstance(first, tuple):
+                return type(first)(*(combine(*parts) for parts in zip(*values, strict=True)))
+            if isinstance(first, dict):
+                return {name: combine(*(value[name] for value in values)) for name in first}
+            if isinstance(first, np.ndarray | np.generic | float):
+                return np.asarray(change(*(np.asarray(value, float) for value in values)))
+            return first
+
+        names = [one.name for one in dataclasses.fields(Evidence)]
+        return Evidence(**{name: combine(*(getattr(row, name) for row in rows)) for name in names})
+
+    # ---- what follows from it ----------------------------------------------------------------
+
+    @property
+    def relative_gap(self) -> Interval | None:
+        """The gap as a share of J* − J(π₀), which is what there was to gain; None where that is not known.
+
+        Where J* has one end alone, so has the share: it is that of this end, since the share grows with J*.
+        """
+        if self.gap is None or self.prior_objective is None:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gain = self.optimum.mean - self.prior_objective.mean
+            known = self.gap * np.where(gain > 0, 1 / gain, np.nan)
+            above = np.isfinite(self.gap.conservative_upper)
+            end = np.where(above, self.optimum.conservative_upper, self.optimum.conservative_lower)
+            gain = end - self.prior_objective.mean
+            ends = self.gap * np.where(gain > 0, 1 / gain, np.nan)
+        one_sided = np.isnan(self.gap.mean)
+        ends = ends._replace(conservative_upper=np.where(above, ends.conservative_upper, np.inf))
+        return Interval(*(np.where(one_sided, end, part) for end, part in zip(ends, known, strict=True)))
+
+    @property
+    def explanation(self) -> str:
+        """How the optimum was reached, in a sentence."""
+        if self.method == "draws":
+            drawn = f" J is the mean of {self.num_samples:,} draws." if self.num_samples else ""
+            return f"The optimum is not known: {self.caveat.rstrip('.')}.{drawn}"
+        drawn = f"; J of the fit was estimated from {self.num_samples:,} draws" if self.num_samples else ", exactly"
+        if self.num_samples and self.method not in ("enumeration", "known"):
+            drawn = f" ({self.num_samples:,} draws)"
+        caveat = f" But {self.caveat.rstrip('.')}." if self.caveat else ""
+        return f"The optimum was reached {_METHODS[self.method]}{drawn}.{caveat}"
+
+    @property
+    def no_khat(self) -> str:
+        """Why there is no k̂ at this temperature; empty where there is one."""
+        if not math.isnan(float(self.khat)):
+            return ""
+        return (
+            TIED if not math.isnan(float(self.ess)) else NO_WEIGHTS if self.num_weighed == 0 else "no weight is finite"
+        )
+
+    @property
+    def weighed(self) -> str:
+        """Which draws ESS and k̂ are of, and why k̂ is missing where it is; a sentence."""
+        rows = self.rows
+        missing = [row.no_khat for row in rows if row.no_khat]
+        sentences = [f"ESS and k̂ are of {self.num_weighed:,} draws of the fit."] if self.num_weighed else []
+        at_some = "" if len(missing) == len(rows) else " at some β"
+        return " ".join([*sentences, *(f"k̂ is not told{at_some}: {reason}." for reason in dict.fromkeys(missing))])
+
+    # ---- as text -----------------------------------------------------------------------------
+
+    def cells(self) -> dict[str, str]:
+        """Give every quantity at one temperature as text, by heading."""
+        error, scale = float(self.objective.se), 1.0 if self.beta is None else float(self.beta)
+        # A lower end of J* says something where it is above J, which is one too.
+        end_above = float(self.optimum.conservative_lower) > float(self.objective.mean)
+        known = has_mean(self.optimum) or end_above or math.isfinite(float(self.optimum.conservative_upper))
+        log_z = self.log_evidence if known or has_mean(self.log_evidence) else None
+        limits = self.log_evidence or self.optimum * (1 / scale)
+        return {
+            "β": format_beta(None if self.beta is None else scale),
+            "J": format_estimate(self.objective),
+            "J*": bracket_text(self.optimum if known else None, error),
+            "gap": gap_text(self.gap, self.optimum, self.objective),
+            "share": relative_gap_text(self.relative_gap),
+            "E[R]": UNKNOWN if self.beta is None else format_estimate(self.reward),
+            "KL": format_estimate(self.kl),
+            "log p(y)": format_estimate(self.log_marginal),
+            "log Z": bracket_text(log_z, error / scale),
+            "from below": UNKNOWN if self.method == "draws" else format_number(float(limits.conservative_lower)),
+            "from above": UNKNOWN if self.upper is None else format_number(float(limits.conservative_upper)),
+            "KL(q‖p*)": _divergence_text(self.kl_reverse),
+            "KL(p*‖q)": _divergence_text(self.kl_forward),
+            "ESS": draws_text(float(self.ess)),
+            "k̂": format_number(float(self.khat), 3),
+            "of": f"{self.num_weighed:,}",
+            "missed": format_share(float(self.missed_mass)),
+        }
+
+    def table(self) -> Table:
+        """One row for each temperature: what was reached, what could be, and the gap between."""
+        return self._table([name for name in _HEADINGS if name != "log p(y)" or self.log_marginal is not None])
+
+    def weight_table(self) -> Table:
+        """One row for each temperature: limits of log Z from both sides, the distance to p*, and the weights."""
+        names = ("β", "log Z", "from below", "from above", "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed")
+        below = "from below" if self.log_evidence is not None else "J*/β from below"
+        return self._table(names, {"from below": below})
+
+    def _table(self, names: Sequence[str], headings: Mapping[str, str] | None = None) -> Table:
+        cells = [row.cells() for row in self.rows]
+        return Table([(headings or {}).get(name, name) for name in names], [[row[n] for n in names] for row in cells])
+
+    @property
+    def legend(self) -> str:
+        """What the columns are in."""
+        rewarded = "J, J*, gap and E[R] in reward units; KL and log Z in nats"
+        units = rewarded if self.beta is not None else "all in nats"
+        return f"{units}; ± is one standard error, [ ] a 95% interval; share = gap / (J* − J(π₀))"
+
+    def _blocks(self) -> Sequence[DisplayBlock]:
+        legend = Line(f"({self.legend}; from below and above: 97.5% limits)")
+        first, second = self.table(), self.weight_table()
+        last = (legend, Line(f"{self.explanation} {self.weighed}"))
+        if len(first.rows) > 1:
+            return first, second, *last
+        whole = Table((*first.headings, *second.headings[1:]), [(*first.rows[0], *second.rows[0][1:])])
+        return whole.transpose(), *last
+
+    # ---- as JSON -----------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe it by what JSON can hold, less log Z of each context and p* itself; `nan` and `inf` as texts."""
+        names = [one.name for one in dataclasses.fields(self) if one.name not in _UNWRITTEN]
+        return {name: _describe(getattr(self, name)) for name in names}
+
+    @classmethod
+    def from_json(cls, described: Mapping[str, Any]) -> "Evidence":
+        """Make the evidence that `to_json` described.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no such description.
+        """
+        fields = {one.name: described[one.name] for one in dataclasses.fields(cls) if one.name not in _UNWRITTEN}
+        arrays = {name: _read(value) for name, value in fields.items() if name not in _PLAIN}
+        made = cls(**{**fields, **arrays, "metrics": {name: _read(value) for name, value in fields["metrics"].items()}})
+        if made.method != "draws" and made.method not in _METHODS:
+            raise ValueError(f"method is {made.method!r}")
+        shape = np.shape(made.objective.mean)
+
+        def check(array: np.ndarray) -> np.ndarray:
+            if array.shape != shape:
+                raise ValueError(f"an array has shape {array.shape}, not {shape}")
+            return array
+
+        return cls._combine(check, made)
+
+
+def _divergence_text(interval: Interval | None) -> str:
+    """Write how far a fit and p* are apart, or the end of it that is known; nothing that rests on worthless weights."""
+    if interval is None or math.isfinite(float(interval.upper)):
+        return format_estimate(interval)
+    return bracket_text(interval, float(interval.se), own=True)  # a standard error is not to be leaned on
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Estimate | Interval):
+        return {name: _describe(part) for name, part in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {name: _describe(part) for name, part in value.items()}
+    if isinstance(value, np.ndarray | np.generic | float):
+        return _describe_numbers(np.asarray(value, float).tolist())
+    return value
+
+
+def _describe_numbers(numbers: Any) -> Any:
+    if isinstance(numbers, list):
+        return [_describe_numbers(each) for each in numbers]
+    return numbers if math.isfinite(numbers) else str(numbers)
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        kind = Interval if "lower" in value else Estimate
+        return kind(**{name: np.asarray(part, float) for name, part in value.items()})
+    return None if value is None else np.asarray(value, float)

@@ -1,0 +1,42 @@
+"""Fits over all of their data: what every diagnostic looks at, instead of mini-batches."""
+
+from dataclasses import replace
+from typing import Any
+
+from bayesrl.compilation.keys import key_from_seed
+from bayesrl.core.programs import Programs, declared_params
+from bayesrl.errors import PolicyError
+from bayesrl.posterior.posterior import Posterior
+
+
+def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this posterior") -> Posterior:
+    """Give the best restart of each β, or the mixture where one was selected, over all data or other data.
+
+    It carries draws only where it is the fit itself.
+
+    Args:
+        posterior: with its programs.
+        *new_args: other arguments for the program, in the place of those fitted.
+        what: the words for the posterior in an error.
+
+    Raises:
+        PolicyError: the posterior was loaded without its policy.
+    """
+    if posterior.programs is None:
+        raise PolicyError(
+            f"{what} was loaded without its policy, so it cannot be diagnosed or scored; "
+            "load it with bayesrl.load(directory, policy, *args)"
+        )
+    selected = posterior.num_restarts == 1 or posterior.mixture is not None
+    best = posterior if selected else posterior.select(restart="best")
+    programs = posterior.programs.over_all_data(*new_args)
+    return (
+        best
+        if programs is posterior.programs
+        else replace(best, programs=programs, draws={}, statistics={}, prior_draws={})
+    )
+
+
+def trains_policy(programs: Programs) -> bool:
+    """Whether the fit trained parameters of the policy itself: then there is no fixed prior."""
+    return programs.learned and bool(declared_params(key_from_seed(0), programs.policy, *programs.args)[0])

@@ -1,0 +1,63 @@
+"""How quantities are written of which one end alone may be known."""
+
+import math
+
+from bayesrl.display.formatting import UNKNOWN, format_bound, format_interval, format_number, format_share
+from bayesrl.statistics.estimates import Interval
+
+
+def has_mean(interval: Interval | None) -> bool:
+    """Whether a quantity is known on both sides, so that its mean is an estimate of it."""
+    if interval is None or math.isnan(float(interval.mean)):
+        return False
+    return not (math.isnan(float(interval.upper)) and math.isinf(float(interval.conservative_upper)))
+
+
+def bracket_text(interval: Interval | None, error: float = 0.0, *, own: bool = False) -> str:
+    """Write mean and ends of a quantity, or the one end that is known of it.
+
+    Args:
+        interval: of single numbers; or None.
+        error: of J, to whose digits an end is written.
+        own: whether this error is the end's own.
+    """
+    if interval is None:
+        return UNKNOWN
+    if has_mean(interval):
+        return format_interval(interval)
+    low, high = float(interval.conservative_lower), float(interval.conservative_upper)
+    if math.isfinite(high):
+        return format_bound("≤", high, error, told=own)
+    if math.isfinite(low) and not (own and low <= 0):
+        return format_bound("≥", low, error, told=own)
+    return UNKNOWN
+
+
+def gap_text(gap: Interval | None, optimum: Interval, objective: Interval) -> str:
+    """Write J* − J; single precision cannot tell less than a millionth of J* from nothing."""
+    finest = 1e-6 * max(abs(float(optimum.mean)), abs(float(objective.mean)))
+    ends = () if gap is None else (gap.mean, gap.conservative_lower, gap.conservative_upper)
+    if ends and finest > max(abs(float(end)) for end in ends):
+        return f"<{finest:.0e}"
+    return bracket_text(gap, float(objective.se), own=True)
+
+
+def relative_gap_text(interval: Interval | None) -> str:
+    """Write a share in percent with its ends, or the one end that is known."""
+    if interval is None:
+        return UNKNOWN
+    mean, _, low, high, least, most = (float(part) for part in interval)
+    if math.isnan(mean):
+        return (
+            f"≤ {format_share(most)}" if math.isfinite(most) else f"≥ {format_share(least)}" if least > 0 else UNKNOWN
+        )
+    if math.isnan(low) or math.isnan(high):
+        low, high = least, most
+    if low == high or not (math.isfinite(low) and math.isfinite(high)):
+        return format_share(mean)
+    return f"{format_share(mean)} [{format_share(low)}, {format_share(high)}]"
+
+
+def draws_text(value: float) -> str:
+    """Write a number of draws."""
+    return f"{value:,.0f}" if math.isfinite(value) and abs(value) >= 100 else format_number(value, 3)
