@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.control.gymnasium.nested_spaces import digits_of
 from bayesrl.control.gymnasium.spaces import MASK, Actions
 from bayesrl.errors import ControlError
 
@@ -52,7 +51,7 @@ def parse_mask(mask: Any, actions: Actions, name: str) -> np.ndarray:
     if told.shape == (actions.num,) and told.dtype.kind in "biuf":
         return np.asarray(told > 0)
     if len(actions.sizes) > 1 and told.shape == (sum(actions.sizes),) and told.dtype.kind in "biuf":
-        digits = digits_of(np.arange(actions.num), actions.sizes)
+        digits = np.stack(np.unravel_index(np.arange(actions.num), actions.sizes), -1)
         first = np.cumsum([0, *actions.sizes[:-1]])
         return np.asarray((told > 0)[digits + first].all(-1))
     raise ControlError(

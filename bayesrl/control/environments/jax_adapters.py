@@ -1,17 +1,6 @@
-"""How environments of JAX are shaped: who does what with observation, reward and step of an episode's end.
+"""The interfaces of JAX environments: who gives observation, reward and the end of an episode, and how; see README.
 
-| | a step gives | key | reward | the end | cut off | what starts the next episode |
-|---|---|---|---|---|---|---|
-| gymnax | `step_env`, five values | given | third | fourth | `is_truncated` | nothing |
-| its wrappers | `step`, six values | given | third | fourth | fifth | `step`; `info` has the last observation |
-| gymnax < 1 | `step`, five values | given | third | fourth | `info["truncated"]` or nothing | `step` |
-| brax | a state | held | `reward` | `done` | `info["truncation"]` | a wrapper, taken off |
-| jumanji | state, time step | held | `reward` | last, discount 0 | last, discount > 0 | a wrapper, taken off |
-| navix | a time step | held | `reward` | `step_type` 2 | `step_type` 1 | the next `step` |
-| pgx | a state | given | `rewards` | `terminated` | `truncated` | nothing |
-
-Gymnax begins with `reset(key, params)`, pgx with `init(key)`, the others with `reset(key)`.
-A rollout stops at an end, so that what a later step would start is never used.
+A rollout stops at an end, so what a later step would start is never used.
 """
 
 import inspect
@@ -24,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesrl.control.gymnasium.nested_spaces import digits_of
 from bayesrl.control.gymnasium.spaces import MASK, MOST_JOINT, Actions
 from bayesrl.errors import ControlError
 
@@ -33,10 +21,10 @@ _CUT = ("truncated", "truncation", "TimeLimit.truncated")
 
 
 class EnvStep(NamedTuple):
-    """Where an environment stands after a step.
+    """What a step of an environment gives.
 
     Attributes:
-        observation: what is seen, any pytree of arrays; of the step itself, not of a next episode.
+        observation: of the step itself, not of a next episode; any pytree of arrays.
         state: the environment's own.
         reward: reward units.
         terminated: whether the episode came to its own end.
@@ -51,23 +39,21 @@ class EnvStep(NamedTuple):
 
 
 class EnvInterface(NamedTuple):
-    """One row of the table.
+    """How the environments of a library are called.
 
     Attributes:
-        name: of the library.
         keyed: whether a step takes a key.
         start: from (environment, words of a key, params) to (observation, state).
         step: from (environment, words of a key, state, action, params) to `EnvStep`.
     """
 
-    name: str
     keyed: bool
     start: Callable[[Any, Array, Any], tuple[Any, Any]]
     step: Callable[[Any, Array, Any, Any, Any], EnvStep]
 
 
 def detect_interface(env: Any) -> EnvInterface:
-    """Recognise the shape of an environment.
+    """Find the interface that an environment has.
 
     Raises:
         ControlError: it has none of them.
@@ -80,7 +66,7 @@ def detect_interface(env: Any) -> EnvInterface:
         first = jax.eval_shape(env.reset, jax.ShapeDtypeStruct((2,), jnp.uint32))
     except Exception as error:
         raise ControlError(
-            f"reset(key) of {type(env).__name__} cannot be looked at: {type(error).__name__}: {error}"
+            f"reset(key) of {type(env).__name__} cannot be traced: {type(error).__name__}: {error}"
         ) from error
     if isinstance(first, tuple) and len(first) == 2 and _has(first[1], "observation", "discount", "step_type"):
         return JUMANJI
@@ -89,13 +75,13 @@ def detect_interface(env: Any) -> EnvInterface:
     if _has(first, "obs", "reward", "done"):
         return BRAX
     raise ControlError(
-        f"{type(env).__name__} has the shape of no library that is known: reset(key) gives {type(first).__name__}; "
-        "let it give what brax, jumanji or navix do, or take (key, params) and give (observation, state)"
+        f"{type(env).__name__} has the interface of no known library: reset(key) gives {type(first).__name__}; let it "
+        "give what brax, jumanji or navix do, or take (key, params) and give (observation, state)"
     )
 
 
 def strip_autoreset(env: Any) -> Any:
-    """Take wrappers off that start the next episode by themselves, and so lose what the last one ended in."""
+    """Take off the wrappers that reset by themselves, and so lose the last observation of an episode."""
     while "AutoReset" in type(env).__name__:
         inner = vars(env).get("env", vars(env).get("_env"))
         if inner is None:
@@ -106,58 +92,61 @@ def strip_autoreset(env: Any) -> Any:
 
 def _num_arguments(method: Any) -> int:
     try:
-        told = inspect.signature(method).parameters.values()
+        params = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):
         return 4
-    return 4 if any(p.kind is p.VAR_POSITIONAL for p in told) else sum(p.kind is not p.VAR_KEYWORD for p in told)
+    return 4 if any(p.kind is p.VAR_POSITIONAL for p in params) else sum(p.kind is not p.VAR_KEYWORD for p in params)
 
 
 def _has(thing: Any, *names: str) -> bool:
     return all(hasattr(thing, name) for name in names)
 
 
-def _typed(words: Array) -> Any:
+def _as_key(words: Array) -> Any:
     return jax.random.wrap_key_data(words.astype(jnp.uint32))
 
 
 def _gymnax_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
-    seen, state = unpack(env, env.reset(_typed(words), params), "reset", "observation, state")
+    seen, state = _unpack(env, env.reset(_as_key(words), params), "reset", "observation, state")
     return seen, state
 
 
 def _gymnax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
-    # One that is lent by what is wrapped would be given the wrapper's state.
+    # A wrapper may lend the `step_env` of what it wraps, which does not know the wrapper's state.
     own = callable(getattr(type(env), "step_env", None))
-    given = (env.step_env if own else env.step)(_typed(words), state, action, params)
+    given = (env.step_env if own else env.step)(_as_key(words), state, action, params)
     if isinstance(given, tuple) and len(given) == 6:
         seen, after, reward, terminated, truncated, info = given
     else:
-        seen, after, reward, done, info = unpack(env, given, "step", "observation, state, reward, done, info")
-        terminated, truncated = _ends(env, after, done, info, params, own=own)
-    if own:
-        return EnvStep(seen, after, reward, terminated, truncated)
-    final = next((info[name] for name in _FINAL if name in info), None) if isinstance(info, dict) else None
-    if final is None:
-        return EnvStep(seen, after, reward, terminated, truncated)
-    if repr(jax.tree.structure(final)) != repr(jax.tree.structure(seen)) or _shapes(final) != _shapes(seen):
-        # What the episode ended in is not seen as the policy sees it, so nothing can be valued there.
-        return EnvStep(seen, after, reward, jnp.logical_or(terminated, truncated), jnp.zeros((), bool))
-    over = jnp.logical_or(terminated, truncated)
-    last = jax.tree.map(lambda a, b: jnp.where(over, a, b), final, seen)
-    return EnvStep(last, after, reward, terminated, truncated)
+        seen, after, reward, done, info = _unpack(env, given, "step", "observation, state, reward, done, info")
+        terminated, truncated = _split_done(env, after, done, info, params, own=own)
+    infos = info if isinstance(info, dict) and not own else {}
+    final = next((infos[name] for name in _FINAL if name in infos), None)
+    if final is not None:
+        over = jnp.logical_or(terminated, truncated)
+        if same_layout(final, seen):
+            seen = jax.tree.map(lambda last, first: jnp.where(over, last, first), final, seen)
+        else:  # the last observation is not what policies see, so nothing can be valued there
+            terminated, truncated = over, jnp.zeros((), bool)
+    return EnvStep(seen, after, reward, terminated, truncated)
 
 
-def _ends(env: Any, after: Any, done: Any, info: Any, params: Any, *, own: bool) -> tuple[Any, Any]:
-    """Tell an end from a time limit, where anything tells."""
-    told = info if isinstance(info, dict) else {}
-    name = next((name for name in _CUT if name in told), None)
+def _split_done(env: Any, after: Any, done: Any, info: Any, params: Any, *, own: bool) -> tuple[Any, Any]:
+    """Tell an end from a time limit, where anything does."""
+    infos = info if isinstance(info, dict) else {}
+    name = next((name for name in _CUT if name in infos), None)
     if name is not None:
-        cut = jnp.asarray(told[name], bool)
-        ended = told.get("terminated", jnp.logical_and(done, ~cut))
+        cut = jnp.asarray(infos[name], bool)
+        ended = infos.get("terminated", jnp.logical_and(done, ~cut))
         return jnp.asarray(ended, bool), cut
     if own and callable(getattr(type(env), "is_truncated", None)):
         return done, env.is_truncated(after, params)
     return done, jnp.zeros((), bool)
+
+
+def _brax_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
+    state = env.reset(words)
+    return state.obs, state
 
 
 def _brax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
@@ -167,16 +156,31 @@ def _brax_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> 
     return EnvStep(after.obs, after, after.reward, jnp.logical_and(done, ~cut), cut)
 
 
+def _jumanji_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
+    state, first = env.reset(words)
+    return first.observation, state
+
+
 def _jumanji_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
-    after, told = env.step(state, action)
-    last, going_on = jnp.asarray(told.step_type) == 2, jnp.asarray(told.discount) > 0
-    return EnvStep(told.observation, after, told.reward, last & ~going_on, last & going_on)
+    after, step = env.step(state, action)
+    last, going_on = jnp.asarray(step.step_type) == 2, jnp.asarray(step.discount) > 0
+    return EnvStep(step.observation, after, step.reward, last & ~going_on, last & going_on)
+
+
+def _navix_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
+    state = env.reset(words)
+    return state.observation, state
 
 
 def _navix_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> EnvStep:
     after = env.step(state, action)
     kind = jnp.asarray(after.step_type)
     return EnvStep(after.observation, after, after.reward, kind == 2, kind == 1)
+
+
+def _pgx_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
+    state = env.init(words)
+    return _pgx_seen(state), state
 
 
 def _pgx_seen(state: Any) -> dict[str, Any]:
@@ -194,42 +198,27 @@ def _pgx_step(env: Any, words: Array, state: Any, action: Any, params: Any) -> E
     return EnvStep(_pgx_seen(after), after, after.rewards[0], after.terminated, after.truncated)
 
 
-def _held(env: Any, words: Array, params: Any, name: str) -> tuple[Any, Any]:
-    state = env.reset(words)
-    return getattr(state, name), state
-
-
-def _jumanji_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
-    state, told = env.reset(words)
-    return told.observation, state
-
-
-def _pgx_start(env: Any, words: Array, params: Any) -> tuple[Any, Any]:
-    state = env.init(words)
-    return _pgx_seen(state), state
-
-
-def unpack(env: Any, given: Any, method: str, names: str) -> Any:
-    """Give what a method gave, where it is a tuple of these names.
-
-    Raises:
-        ControlError: it is not.
-    """
+def _unpack(env: Any, given: Any, method: str, names: str) -> Any:
+    """Give what a method gave, where it is a tuple of these names."""
     if isinstance(given, tuple) and len(given) == len(names.split(", ")):
         return given
-    told = f"{len(given)} things" if isinstance(given, tuple) else f"a {type(given).__name__}"
-    raise ControlError(f"{method} of {type(env).__name__} gives {told}; give ({names})")
+    kind = f"{len(given)} things" if isinstance(given, tuple) else f"a {type(given).__name__}"
+    raise ControlError(f"{method} of {type(env).__name__} gives {kind}; give ({names})")
 
 
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+def same_layout(one: Any, other: Any) -> bool:
+    """Whether two pytrees have the same structure and shapes."""
+    # Static parts of a structure may hold arrays, which do not compare: their texts do.
+    structures = [repr(jax.tree.structure(tree)) for tree in (one, other)]
+    shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
+    return structures[0] == structures[1] and shapes[0] == shapes[1]
 
 
-GYMNAX = EnvInterface("gymnax", True, _gymnax_start, _gymnax_step)
-BRAX = EnvInterface("brax", False, lambda env, words, params: _held(env, words, params, "obs"), _brax_step)
-JUMANJI = EnvInterface("jumanji", False, _jumanji_start, _jumanji_step)
-NAVIX = EnvInterface("navix", False, lambda env, words, params: _held(env, words, params, "observation"), _navix_step)
-PGX = EnvInterface("pgx", True, _pgx_start, _pgx_step)
+GYMNAX = EnvInterface(True, _gymnax_start, _gymnax_step)
+BRAX = EnvInterface(False, _brax_start, _brax_step)
+JUMANJI = EnvInterface(False, _jumanji_start, _jumanji_step)
+NAVIX = EnvInterface(False, _navix_start, _navix_step)
+PGX = EnvInterface(True, _pgx_start, _pgx_step)
 
 
 def reshape_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) -> Array | None:
@@ -247,25 +236,22 @@ def reshape_mask(mask: Array, sizes: tuple[int, ...], shape: tuple[int, ...]) ->
         return None
     if of_all:
         return mask.ravel()
-    digits = digits_of(np.arange(math.prod(sizes)), sizes)
+    digits = np.stack(np.unravel_index(np.arange(math.prod(sizes)), sizes), -1)
     return mask[np.arange(len(sizes)), digits].all(-1)
 
 
-def describe_jax_actions(env: Any, shape: EnvInterface, params: Any) -> Actions | None:
-    """Describe the actions of an environment, or give None where it has no space of them that is known.
-
-    Of several integers the least values are told as `low`.
-    """
-    if shape is PGX:
+def describe_jax_actions(env: Any, interface: EnvInterface, params: Any) -> Actions | None:
+    """Describe the actions of an environment; None where it has no known space. `low` holds the least integers."""
+    if interface is PGX:
         first = jax.eval_shape(env.init, jax.ShapeDtypeStruct((2,), jnp.uint32))
         return Actions(int(np.shape(first.legal_action_mask)[-1]))
-    if shape is BRAX and hasattr(env, "action_size"):
+    if interface is BRAX and hasattr(env, "action_size"):
         bound = np.ones(int(env.action_size), np.float32)
         return Actions(None, 0, -bound, bound)
     space = getattr(env, "action_space", getattr(env, "action_spec", None))
     if space is None:
         return None
-    space = space(params) if shape is GYMNAX and callable(space) else space() if inspect.ismethod(space) else space
+    space = space(params) if interface is GYMNAX and callable(space) else space() if inspect.ismethod(space) else space
     number = getattr(space, "n", getattr(space, "num_values", None))
     low, high = (getattr(space, a, getattr(space, b, None)) for a, b in (("low", "minimum"), ("high", "maximum")))
     if number is not None and np.ndim(number) == 0:

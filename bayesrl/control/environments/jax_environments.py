@@ -1,4 +1,4 @@
-"""Environments written in plain JAX, as the libraries shape them, as programs."""
+"""Environments of JAX libraries as programs."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +17,9 @@ from bayesrl.control.environments.jax_adapters import (
     describe_jax_actions,
     detect_interface,
     reshape_mask,
+    same_layout,
     strip_autoreset,
 )
-from bayesrl.control.gymnasium.nested_spaces import digits_of
 from bayesrl.control.gymnasium.recorded_rollout import mask_actions
 from bayesrl.control.gymnasium.spaces import MASK, Actions
 from bayesrl.core.primitives import environment
@@ -55,17 +55,17 @@ class RandomWords(dist.Distribution):
 @checked(ControlError)
 @dataclass(frozen=True)
 class JaxEnvironment(Environment):
-    """An environment of JAX as a program, as gymnax, brax, jumanji, navix and pgx shape them; see `jax_adapters`.
+    """An environment of JAX as a program: gymnax, brax, jumanji, navix, pgx, or of their interface; see the README.
 
-    Its randomness becomes the sites `start` and, where a step takes a key, `noise`. Rollouts stop counting where an
-    episode ends. Where the environment tells a time limit from an end, so does `Transition.truncated`, and with
-    `Rollout(unbounded=True)` what would have followed is valued. Where observations have a part `action_mask`, or pgx
-    tells legal actions, the others have no share in the prior, and so none in the policy. Of actions that are several
-    integers a mask may tell of all of them together, or of the values of each integer.
+    Its randomness becomes the sites `start` and, where a step takes a key, `noise`. A rollout stops counting where an
+    episode ends. Where the environment tells a time limit from an end, `Transition.truncated` does too, and
+    `Rollout(unbounded=True)` values what would have followed. Actions that a part `action_mask` of the observation, or
+    pgx's legal actions, exclude have no share in the prior, and so none in the policy. Of several integers a mask may
+    speak of all combinations, or of the values of each.
 
-    `env.reset(key, params)` gives (observation, state) and `env.step(key, state, action, params)` gives (observation,
-    state, reward, done, info), or (…, reward, terminated, truncated, info); where it has a method `step_env` of its
-    own, which does not reset by itself, that is used. For the shapes of other libraries see the table.
+    With gymnax's interface `env.reset(key, params)` gives (observation, state), and `env.step(key, state, action,
+    params)` gives (observation, state, reward, done, info), or (…, reward, terminated, truncated, info). A method
+    `step_env` of its own, which does not reset, goes before `step`.
 
     Args:
         env: the environment, of one episode and one agent.
@@ -94,32 +94,37 @@ class JaxEnvironment(Environment):
     actions: dist.Distribution | None = None
     params: AnyWithoutNaN = "default"
     num_observations: Count | None = None
-    _shape: EnvInterface = field(init=False, repr=False, compare=False)
+    _interface: EnvInterface = field(init=False, repr=False, compare=False)
     _space: Actions | None = field(init=False, repr=False, compare=False)
+    _default: dist.Distribution = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        known = [name for name in ("reset", "init") if callable(getattr(self.env, name, None))] or ["reset"]
-        missing = [name for name in (known[0], "step") if not callable(getattr(self.env, name, None))]
+        begin = next((name for name in ("reset", "init") if callable(getattr(self.env, name, None))), "reset")
+        missing = [name for name in (begin, "step") if not callable(getattr(self.env, name, None))]
         if missing:
             raise ControlError(
                 f"env={self.env!r} has no method {missing[0]!r}; pass one with reset(key, params) and "
                 "step(key, state, action, params), or as brax, jumanji, navix or pgx have them"
             )
-        object.__setattr__(self, "env", strip_autoreset(self.env))
-        object.__setattr__(self, "_shape", detect_interface(self.env))
-        if self._shape is GYMNAX and isinstance(self.params, str) and not hasattr(self.env, "default_params"):
-            raise ControlError(f"{type(self.env).__name__} has no default_params; pass params=..., or params=None")
-        object.__setattr__(self, "_space", describe_jax_actions(self.env, self._shape, self._params))
-        if self.actions is None and self._space is None:
+        env = strip_autoreset(self.env)
+        interface = detect_interface(env)
+        object.__setattr__(self, "env", env)
+        object.__setattr__(self, "_interface", interface)
+        if interface is GYMNAX and isinstance(self.params, str) and not hasattr(env, "default_params"):
+            raise ControlError(f"{type(env).__name__} has no default_params; pass params=..., or params=None")
+        space = describe_jax_actions(env, interface, self._params) if self.actions is None else None
+        if self.actions is None and space is None:
             raise ControlError(
-                f"{type(self.env).__name__} has no action space that is known; pass actions=..., the distribution of "
-                "actions that policies start from"
+                f"{type(env).__name__} has no known action space; pass actions=..., the distribution of actions that "
+                "policies start from"
             )
+        object.__setattr__(self, "_space", space)
+        object.__setattr__(self, "_default", self.actions if space is None else space.prior())
 
     def reset(self) -> Any:
         """Draw the site `start`, [2], and give (observation, state)."""
         words = environment("start", RandomWords(), observable=False)
-        seen, state = self._shape.start(self.env, words, self._params)
+        seen, state = self._interface.start(self.env, words, self._params)
         if not jax.tree.leaves(seen):
             raise ControlError(f"{type(self.env).__name__} gives the observation {seen!r}; give an array, or several")
         return jax.tree.map(jnp.asarray, seen), state
@@ -130,95 +135,83 @@ class JaxEnvironment(Environment):
 
     def step(self, state: Any, action: Any) -> Transition:
         """Draw the site `noise`, [2], and take a step."""
-        words = environment("noise", RandomWords(), observable=False) if self._shape.keyed else jnp.zeros(2, jnp.uint32)
-        stood = self._shape.step(self.env, words, state[1], self._taken(action), self._params)
-        seen = self._alike("observation", state[0], stood.observation)
-        if jnp.shape(stood.reward):
+        keyed = self._interface.keyed
+        words = environment("noise", RandomWords(), observable=False) if keyed else jnp.zeros(2, jnp.uint32)
+        after = self._interface.step(self.env, words, state[1], self._to_environment(action), self._params)
+        if jnp.shape(after.reward):
             raise ControlError(
-                f"{type(self.env).__name__} gives a reward of shape {jnp.shape(stood.reward)}; let it give one number, "
+                f"{type(self.env).__name__} gives a reward of shape {jnp.shape(after.reward)}; let it give one number, "
                 "of one episode and one agent"
             )
-        after = (seen, self._alike("state", state[1], stood.state))
-        ends = [jnp.asarray(end, bool) for end in (stood.terminated, stood.truncated)]
-        # What has come to its end is not also cut off.
-        return Transition(after, jnp.asarray(stood.reward, float), ends[0], ends[1] & ~ends[0])
+        parts = {"observation": (state[0], after.observation), "state": (state[1], after.state)}
+        terminated, truncated = (jnp.asarray(end, bool) for end in (after.terminated, after.truncated))
+        return Transition(
+            tuple(self._cast(name, *pair) for name, pair in parts.items()),
+            jnp.asarray(after.reward, float),
+            terminated,
+            truncated & ~terminated,  # what has come to its end is not also cut off
+        )
 
     def prior(self, observation: Any) -> dist.Distribution:
         """Give the distribution of actions that policies start from."""
-        chosen = self.actions
-        if chosen is None:
-            assert self._space is not None
-            chosen = self._space.prior()
-        mask = _mask_in(observation)
-        if mask is None:
-            return chosen
-        base = chosen.base_dist if isinstance(chosen, dist.Independent) else chosen
-        allowed = mask_actions(base, self._among(jnp.asarray(mask, bool), base))
-        return allowed.to_event(1) if isinstance(chosen, dist.Independent) else allowed
+        independent = isinstance(self._default, dist.Independent)
+        base = self._default.base_dist if independent else self._default
+        allowed = self._allowed(observation, base)
+        if allowed is None:
+            return self._default
+        return mask_actions(base, allowed).to_event(1) if independent else mask_actions(base, allowed)
 
     def allowed(self, observation: Any) -> Array | None:
         """Give the part `action_mask` of an observation as flags of all actions; see `Environment.allowed`."""
-        mask = _mask_in(observation)
-        if mask is None:
-            return None
-        chosen = self._space.prior() if self.actions is None and self._space is not None else self.actions
-        return self._among(jnp.asarray(mask, bool), chosen)
+        return self._allowed(observation, self._default)
 
-    def _among(self, mask: Array, actions: Any) -> Array:
-        """Give a mask in the shape of the logits, of all actions or of the values of each of several integers."""
-        logits = getattr(actions, "logits", None)
-        shape: tuple[int, ...] = () if logits is None else jnp.shape(logits)
-        sizes = self._space.sizes if self._space is not None and self.actions is None else ()
-        told = reshape_mask(mask, sizes, shape) if shape else None
-        if told is None:
+    def _allowed(self, observation: Any, actions: Any) -> Array | None:
+        """Give the mask in an observation in the shape of the logits of `actions`; None where there is no mask."""
+        held = observation.get(MASK) if isinstance(observation, dict) else getattr(observation, MASK, None)
+        if held is None:
+            return None
+        mask, shape = jnp.asarray(held, bool), jnp.shape(getattr(actions, "logits", 0.0))
+        sizes = () if self._space is None else self._space.sizes
+        flags = reshape_mask(mask, sizes, shape) if shape else None
+        if flags is None:
             raise ControlError(
                 f"{type(self.env).__name__} tells an {MASK} of shape {mask.shape}, which does not say which of its "
                 f"actions are allowed, whose logits have shape {shape}; let it tell of each action, or leave it out of "
                 "the observation"
             )
-        return told
+        return flags
 
     def features(self, observation: Any) -> Array:
         """Give all numbers of an observation of several parts; see `Environment.features`."""
         return super().features(jax.tree.map(jnp.asarray, observation))
 
-    def _taken(self, action: Any) -> Any:
-        """Give what the environment takes of an action that was drawn."""
+    def _to_environment(self, action: Any) -> Any:
+        """Give the environment's own form of an action that was drawn."""
         space = self._space
-        if space is None or self.actions is not None:
+        if space is None:
             return action
         if space.sizes:
-            digits = digits_of(action, space.sizes) if space.num is not None else action
+            digits = action if space.num is None else jnp.stack(jnp.unravel_index(action, space.sizes), -1)
             return (digits + jnp.asarray(space.low)).astype(jnp.int32)
         if space.num is not None:
             return action + space.first
         return jnp.clip(action, jnp.asarray(space.low), jnp.asarray(space.high))
 
-    def _alike(self, what: str, before: Any, after: Any) -> Any:
-        """Give what follows in the types of what was before."""
-        kinds = [repr(jax.tree.structure(tree)) for tree in (before, after)]
-        shapes = [jax.tree.map(jnp.shape, tree) for tree in (before, after)]
-        # What is no leaf, such as an array that a class of the environment's holds, may not compare.
-        held = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (before, after)]
-        if kinds[0] != kinds[1] or held[0] != held[1]:
+    def _cast(self, what: str, before: Any, after: Any) -> Any:
+        """Give what follows in the types of what was before, as a scan needs it."""
+        if not same_layout(before, after):
+            shapes = [jax.tree.map(jnp.shape, tree) for tree in (before, after)]
             raise ControlError(
                 f"the {what} of {type(self.env).__name__} has shape {shapes[0]} after reset, and {shapes[1]} "
                 "after step; let it keep its shape"
             )
-        return jax.tree.map(_as_before, after, before)
+
+        def cast(new: Any, old: Any) -> Any:
+            is_key = jnp.issubdtype(getattr(old, "dtype", float), jax.dtypes.extended)
+            return new if is_key else jnp.asarray(new, jnp.result_type(old))
+
+        return jax.tree.map(cast, after, before)
 
     @property
     def _params(self) -> Any:
         return getattr(self.env, "default_params", None) if isinstance(self.params, str) else self.params
-
-
-def _as_before(new: Any, old: Any) -> Any:
-    if jnp.issubdtype(getattr(old, "dtype", float), jax.dtypes.extended):  # keys have no other type
-        return new
-    return jnp.asarray(new, jnp.result_type(old))
-
-
-def _mask_in(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return observation.get(MASK)
-    return getattr(observation, MASK, None)

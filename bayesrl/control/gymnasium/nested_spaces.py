@@ -114,16 +114,3 @@ def add_batch_axis(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: add_batch_axis(part) for name, part in value.items()}
     return tuple(map(add_batch_axis, value)) if isinstance(value, tuple) else np.asarray(value)[None]
-
-
-def digits_of(code: Any, sizes: tuple[int, ...]) -> Any:
-    """Write numbers from 0 on in digits of these sizes, the last the fastest, [..., digits]; of NumPy or JAX alike."""
-    strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
-    return (code[..., None] // strides) % np.asarray(sizes)
-
-
-def code_of(digits: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    """Read numbers from 0 on of their digits, [...]; what `digits_of` writes."""
-    strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
-    told: np.ndarray = (digits * strides).sum(-1)
-    return told

@@ -13,7 +13,6 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 from bayesrl.control.environments.base import Environment, Transition
-from bayesrl.control.gymnasium.nested_spaces import digits_of
 from bayesrl.control.gymnasium.spaces import NEVER
 from bayesrl.control.rollout import EpisodeProgram, PolicyFn, emit_critic_sites
 from bayesrl.core.primitives import environment, reward
@@ -120,8 +119,8 @@ class ExternalEnvironment(Environment):
         label = self.label(observation)
         told = [super().features(label)]
         if len(self.digits) > 1:
-            digits = digits_of(label, self.digits)
-            told = [jax.nn.one_hot(digits[i], size) for i, size in enumerate(self.digits)]
+            digits = jnp.unravel_index(label, self.digits)
+            told = [jax.nn.one_hot(digit, size) for digit, size in zip(digits, self.digits, strict=True)]
         if self.masked:
             told.append(observation[-self.masked :].astype(float))
         return jnp.concatenate(told)

@@ -15,8 +15,6 @@ from bayesrl.control.gymnasium.nested_spaces import (
     SpaceLeaf,
     add_batch_axis,
     assemble,
-    code_of,
-    digits_of,
     flatten_space,
 )
 from bayesrl.errors import ControlError
@@ -101,7 +99,8 @@ class Observations:
                 _check_counted(parts[i], leaf.least, leaf.sizes)
                 parts[i] = parts[i] - np.asarray(leaf.least)
         if self.num is not None:
-            return code_of(np.concatenate(parts, -1), self.digits).astype(self.dtype)
+            digits = np.concatenate(parts, -1).astype(int)
+            return np.ravel_multi_index(tuple(digits.T), self.digits).astype(self.dtype)
         told = [
             _indicated(part, leaf.sizes) if leaf.sizes else part / leaf.scale()
             for part, leaf in zip(parts, self.leaves, strict=True)
@@ -177,7 +176,8 @@ class Actions:
         """Give what the environment takes of a batch, [num, ...]: bounded actions are cut at their bounds."""
         if self.leaves:
             drawn = np.asarray(action)
-            numbers = digits_of(drawn, self.sizes) if self.num is not None else drawn.reshape(len(drawn), -1)
+            joint = self.num is not None
+            numbers = np.stack(np.unravel_index(drawn, self.sizes), -1) if joint else drawn.reshape(len(drawn), -1)
             return assemble(self.space, list(self.leaves), numbers)
         if self.num is not None:
             return action + self.first

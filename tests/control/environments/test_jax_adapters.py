@@ -386,7 +386,10 @@ def test_action_spaces_of_all_kinds(space: Any, drawn: tuple[int, ...], taken: A
     sampled = np.asarray(prior.sample(KEY, (2000,)))
     assert sampled.shape[1:] == drawn
     most = sampled.max(0)
-    assert np.asarray(environment._taken(jnp.asarray(most + (50.0 if most.dtype.kind == "f" else 0)))).tolist() == taken
+    assert (
+        np.asarray(environment._to_environment(jnp.asarray(most + (50.0 if most.dtype.kind == "f" else 0)))).tolist()
+        == taken
+    )
 
 
 def test_counted_observations_of_a_table() -> None:
@@ -428,7 +431,7 @@ class Growing(Navix):
     [
         (Two, "Two has 2 players; give it a step that plays the others"),
         (Teams, r"Teams gives a reward of shape \(3,\); let it give one number"),
-        (Strange, "Strange has the shape of no library that is known"),
+        (Strange, "Strange has the interface of no known library"),
         (Growing, r"the observation of Growing has shape \(1,\) after reset, and \(2,\) after step"),
     ],
 )

@@ -109,7 +109,7 @@ HERE, THERE = jnp.zeros(1), jnp.zeros(2)
     [
         (lambda: JaxEnvironment(3), "env=3 has no method 'reset'"),
         (lambda: JaxEnvironment(Bare()), "Bare has no default_params; pass params="),
-        (lambda: JaxEnvironment(Bare(), params=None), "Bare has no action space that is known; pass actions="),
+        (lambda: JaxEnvironment(Bare(), params=None), "Bare has no known action space; pass actions="),
         (lambda: JaxEnvironment(Bare(), 3, params=None), "actions=3; use a Distribution"),
         (
             lambda: JaxEnvironment(Bare(), dist.Bernoulli(0.5), params=None, num_observations=0),

@@ -14,7 +14,6 @@ from gymnasium.vector.utils import batch_space, iterate
 import bayesrl
 from bayesrl import control
 from bayesrl.control import ActorCritic, GymnasiumSource, LinearPolicy, NetworkPolicy, TablePolicy
-from bayesrl.control.gymnasium.nested_spaces import code_of, digits_of
 from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
 from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.errors import ControlError
@@ -102,9 +101,12 @@ def _batched(space: Any, values: list[Any]) -> Any:
 @pytest.mark.parametrize("sizes", [(2, 3), (5,), (1, 4, 1), (2, 2, 2, 2), (7, 1, 3)])
 def test_digits_and_numbers_are_the_same(sizes: tuple[int, ...]) -> None:
     numbers = np.arange(np.prod(sizes))
-    assert digits_of(numbers, sizes).tolist() == np.stack(np.unravel_index(numbers, sizes), -1).tolist()
-    assert code_of(digits_of(numbers, sizes), sizes).tolist() == numbers.tolist()
-    assert np.asarray(digits_of(jnp.asarray(3 % numbers.size), sizes)).tolist() == digits_of(np.asarray(3 % numbers.size), sizes).tolist()  # fmt: skip
+    digits = np.stack(np.unravel_index(numbers, sizes), -1)
+    assert describe_actions(spaces.MultiDiscrete(sizes)).to_environment(numbers).tolist() == digits.tolist()
+    assert describe_observations(spaces.MultiDiscrete(sizes)).from_environment(digits).tolist() == numbers.tolist()
+    assert [int(x) for x in jnp.unravel_index(jnp.asarray(3 % numbers.size), sizes)] == digits[
+        3 % numbers.size
+    ].tolist()
 
 
 @pytest.mark.parametrize(
