@@ -43,9 +43,6 @@ def apply_adapter(
         arrays: its weights by name: D is lora_A and U is lora_B; others replace those of the model.
         origin: where they come from, for messages.
 
-    Raises:
-        LanguageModelError: it is no adapter of low rank, does what is not implemented, or belongs to another model.
-
     References:
         Hu et al. (2022), "LoRA", equation 3; Kalajdzievski (2023), "A rank stabilization scaling factor", section 3.
     """
@@ -112,9 +109,6 @@ def extract_adapter(
         model: with low-rank paths.
         told: adapter_config.json, where one was read: what it says beside ranks and scales is kept.
         base: the name or folder of the model that they stand beside.
-
-    Raises:
-        LanguageModelError: there are no low-rank paths.
     """
     leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)[0]
     linears = {jax.tree_util.keystr(path): leaf for path, leaf in leaves if is_linear(leaf)}

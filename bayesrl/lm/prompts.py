@@ -69,11 +69,7 @@ class Prompts(eqx.Module):
 
     @checked(LanguageModelError)
     def take(self, chosen: Annotated[Any, _NUMBERED]) -> "Prompts":
-        """Take some of them, by number.
-
-        Raises:
-            LanguageModelError: there is no such number.
-        """
+        """Take some of them, by number."""
         index = np.asarray(chosen, int)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise LanguageModelError(

@@ -40,9 +40,6 @@ def fit_options(*, rank: CountOrZero, num_particles: Count, num_steps: Count) ->
         num_particles: completions of each prompt in a step.
         num_steps: gradient steps.
 
-    Raises:
-        GuideError, ObjectiveError: a number is out of range.
-
     Example:
         >>> fit_options(rank=4, num_particles=8, num_steps=100)["guide"].rank
         4
@@ -55,11 +52,7 @@ def fit_options(*, rank: CountOrZero, num_particles: Count, num_steps: Count) ->
 
 
 def check_counts(**counts: Any) -> None:
-    """Refuse options of a ready problem that are no counts, before anything is trained.
-
-    Raises:
-        LanguageModelError: naming the option.
-    """
+    """Refuse options of a ready problem that are no counts, before anything is trained."""
     for name, value in counts.items():
         if not is_count(value, least=1):
             raise LanguageModelError(f"{name}={value!r}; use a whole number of at least 1")

@@ -265,11 +265,7 @@ def classification(
 
 
 def text_field(name: str, examples: Sequence[Any]) -> list[str]:
-    """Give the text that each record has under a name.
-
-    Raises:
-        LanguageModelError: a record has none.
-    """
+    """Give the text that each record has under a name."""
     for index, row in enumerate(examples):
         if not (isinstance(row, Mapping) and isinstance(row.get(name), str)):
             held = f"it has {sorted(map(str, row))}" if isinstance(row, Mapping) else f"it is {row!r:.60}"

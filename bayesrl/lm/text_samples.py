@@ -164,12 +164,7 @@ def _written(
 
 
 def unpack_posterior(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:
-    """Give the policy, the guide and its parameters, of the best restart.
-
-    Raises:
-        LanguageModelError: the posterior is of another kind.
-        PolicyError: it holds several temperatures, or was loaded without its policy.
-    """
+    """Give the policy, the guide and its parameters, of the best restart."""
     one = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     programs, params = one.unbatched()
     if not isinstance(programs.guide, ModelGuide):

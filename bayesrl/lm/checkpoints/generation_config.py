@@ -57,9 +57,6 @@ def sampling_settings(
         top_k: the same; 0 is all.
         top_p: the same.
         min_p: the same.
-
-    Raises:
-        LanguageModelError: nobody says how much is to be written, or the file says what cannot be.
     """
     drawn = told if told.get("do_sample") is not False else {}
     if max_new_tokens is None:

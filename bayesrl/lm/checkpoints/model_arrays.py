@@ -36,9 +36,6 @@ def fill_model(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: 
 
     Where the head is tied, a table under either name is that of both; two tables that differ are both kept, and the
     head is not tied, as transformers 5 has it.
-
-    Raises:
-        LanguageModelError: arrays are missing, left over, not finite or of the wrong shape.
     """
     wanted, shapes = _places(skeleton)
     found: dict[str, Any] = {}
@@ -146,11 +143,7 @@ def _common(arrays: Any) -> Any:
 
 
 def named_arrays(model: Transformer) -> dict[str, np.ndarray]:
-    """Give the arrays of a model by their names in a checkpoint.
-
-    Raises:
-        LanguageModelError: the model has arrays that a checkpoint has no place for, or that are no floats.
-    """
+    """Give the arrays of a model by their names in a checkpoint."""
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
     }

@@ -26,9 +26,6 @@ def cached_model(name: str, made_of: Mapping[str, Any], train: Callable[[], Pret
         made_of: everything that the model depends on: options, and fingerprints of the data.
         train: trains it; called where it is not there yet.
 
-    Raises:
-        LanguageModelError: `made_of` holds what JSON cannot.
-
     Example:
         >>> import jax
         >>> from bayesrl.lm import GPT2, GPT2Config, Pretrained, char_tokenizer

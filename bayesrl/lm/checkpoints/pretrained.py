@@ -175,11 +175,7 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
 
 
 def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer with ids that the model has no row for.
-
-    Raises:
-        LanguageModelError: it has some.
-    """
+    """Refuse a tokenizer with ids that the model has no row for."""
     if tokenizer.vocab_size > model.config.vocab_size:
         raise LanguageModelError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model a vocabulary of {model.config.vocab_size}; "
@@ -308,11 +304,7 @@ def _made(folder: str | Path) -> Path:
 
 
 def _check_shape(config: Config) -> None:
-    """Refuse a shape that would not come back from the config.json of its family, so that another model would.
-
-    Raises:
-        LanguageModelError: naming what would be lost.
-    """
+    """Refuse a shape that would not come back from the config.json of its family, so that another model would."""
     again = type(config).from_json(config.to_json())
     for part in dataclasses.fields(config):  # type: ignore[arg-type]  # every subclass is a dataclass
         own, read = getattr(config, part.name), getattr(again, part.name)

@@ -18,11 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_quantization(config: Mapping[str, Any]) -> None:
-    """Refuse quantised weights other than float8 with scales.
-
-    Raises:
-        LanguageModelError: config.json asks for others.
-    """
+    """Refuse quantised weights other than float8 with scales."""
     told = config.get(SETTING)
     if told is None:
         return
@@ -45,9 +41,6 @@ def dequantize(arrays: Iterator[tuple[str, Any]], config: Mapping[str, Any], ori
         arrays: names and values, in any order.
         config: config.json.
         origin: where they come from, for messages.
-
-    Raises:
-        LanguageModelError: a weight has no scale, or one that does not fit it.
 
     References:
         DeepSeek-AI (2024), "DeepSeek-V3 technical report", section 3.3.

@@ -23,11 +23,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_arrays(*paths: Path) -> Iterator[tuple[str, Any]]:
-    """Read the arrays of files, one after another.
-
-    Raises:
-        LanguageModelError: a file is damaged, or two hold an array of one name.
-    """
+    """Read the arrays of files, one after another."""
     held: dict[str, Path] = {}
     for path in paths:
         try:
@@ -75,11 +71,7 @@ def _float8(path: Path, name: str) -> np.ndarray | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Find the files of a model's weights.
-
-    Raises:
-        LanguageModelError: there are none, or not all of them.
-    """
+    """Find the files of a model's weights."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     index = read_json_object(folder / INDEX)

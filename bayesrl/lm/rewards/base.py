@@ -60,9 +60,6 @@ class WeightedSum(Reward):
     Args:
         parts: pairs of weight and reward.
 
-    Raises:
-        LanguageModelError: a weight is no finite number, or a part is no reward.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from bayesrl.lm.rewards import length, token_reward

@@ -51,11 +51,7 @@ class TextReward(Reward):
         object.__setattr__(self, "_failures", [0])
 
     def __call__(self, completions: Completions) -> Array:
-        """Give the function's value for each completion, [...].
-
-        Raises:
-            LanguageModelError: inside of `host_errors`; see `text_reward`.
-        """
+        """Give the function's value for each completion, [...]."""
         examples = completions.examples
         require_tokenizer(examples, self.name)
 
@@ -85,9 +81,6 @@ class TextReward(Reward):
 
         Returns:
             [texts], float32; what is the same is scored once.
-
-        Raises:
-            LanguageModelError: see `text_reward`.
         """
         pairs = [(int(at) if self.wants_example else 0, text) for at, text in zip(index, texts, strict=True)]
         unique = list(dict.fromkeys(pairs))
@@ -138,11 +131,7 @@ class TextReward(Reward):
             return failure
 
     def _failed(self, failure: Failure, part: list[tuple[int, str]]) -> None:
-        """Raise an error, or count.
-
-        Raises:
-            LanguageModelError: unless `on_error` is a number.
-        """
+        """Raise an error, or count."""
         if failure.error == LanguageModelError.__name__:  # ours tell what to do already
             raise LanguageModelError(failure.said) from None
         what = f"reward {self.name!r} {failure.what}, on {_shown([text for _, text in part])}"
@@ -271,9 +260,6 @@ def make_text_reward(
 def as_reward(reward: Any) -> Reward:
     """Take a reward as it is, and a function as one of the text.
 
-    Raises:
-        LanguageModelError: it is neither.
-
     Example:
         >>> as_reward(len).name
         'len'
@@ -295,11 +281,7 @@ def decode_completions(
     *,
     special: bool = False,
 ) -> list[str]:
-    """Decode completions [..., T] , those that the mask counts, in order; special tokens are left out or not.
-
-    Raises:
-        LanguageModelError: the prompts were given as tokens, so there is no tokenizer; the arrays have other shapes.
-    """
+    """Decode completions [..., T] , those that the mask counts, in order; special tokens are left out or not."""
     tokens, mask = np.asarray(tokens), np.asarray(mask)
     if tokens.shape != mask.shape:
         raise LanguageModelError(
@@ -313,11 +295,7 @@ def decode_completions(
 
 
 def require_tokenizer(examples: Examples, name: str) -> Any:
-    """Give the tokenizer that decodes completions.
-
-    Raises:
-        LanguageModelError: there is none.
-    """
+    """Give the tokenizer that decodes completions."""
     if examples.tokenizer is None:
         raise LanguageModelError(
             f"reward {name!r} reads text, and the prompts were given as tokens; pass a tokenizer and texts, or use "
@@ -327,11 +305,7 @@ def require_tokenizer(examples: Examples, name: str) -> Any:
 
 
 def _wants_example(fn: Callable[..., Any], name: str, batched: bool) -> bool:
-    """Tell by its signature whether a function takes the example too.
-
-    Raises:
-        LanguageModelError: it takes neither the text alone, nor text and example.
-    """
+    """Tell by its signature whether a function takes the example too."""
     if inspect.iscoroutinefunction(fn):
         raise LanguageModelError(f"reward {name!r} is a coroutine; pass an ordinary function (asyncio.run inside it)")
     try:

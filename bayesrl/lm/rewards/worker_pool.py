@@ -65,9 +65,6 @@ class WorkerPool:
         time_limit: seconds that a call may take, or None. The process of a call that takes longer is killed, whatever
             it does, with all processes that it started.
 
-    Raises:
-        LanguageModelError: the function cannot be sent to another process.
-
     Example:
         >>> workers = WorkerPool(len, "len", 1, None)
         >>> workers.run([("four",), ("",)])
@@ -96,9 +93,6 @@ class WorkerPool:
 
         Returns:
             what the function returned for each, or a `Failure`.
-
-        Raises:
-            LanguageModelError: the processes cannot start, or cannot load the function; arguments cannot be sent.
         """
         with self._lock:
             try:

@@ -30,9 +30,6 @@ def render_prompt(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dic
 
     Under `prompt`, a last message of the assistant is what the model goes on with; under `messages` it is the answer,
     which is left out of the prompt and kept under `answer`, unless the record has one.
-
-    Raises:
-        LanguageModelError: there is no template to render it by.
     """
     told: Any = record.get("prompt")
     answer = None
@@ -51,11 +48,7 @@ def render_prompt(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dic
 
 
 def render_answer(record: Mapping[str, Any], answer: Any, tokenizer: Tokenizer) -> str:
-    """Give the text of an answer to a conversation, with what the template puts behind it.
-
-    Raises:
-        LanguageModelError: the template writes the conversation otherwise where an answer follows.
-    """
+    """Give the text of an answer to a conversation, with what the template puts behind it."""
     before = record["prompt"]
     whole = render_conversation(tokenizer, [*record[MESSAGES], *answer], record, answered=True)
     if not whole.startswith(before):
@@ -78,9 +71,6 @@ def render_conversation(
         messages: mappings with `role` and `content`.
         record: may hold `tools`, `documents` and `chat_template_kwargs` for the template.
         answered: whether the whole conversation is wanted.
-
-    Raises:
-        LanguageModelError: there is no template, or it refuses the conversation.
     """
     record = record or {}
     template = _chosen(tokenizer.config.get("chat_template"), bool(record.get("tools")))

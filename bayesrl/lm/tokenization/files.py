@@ -16,11 +16,7 @@ GENERATION, CONFIG = "generation_config.json", "config.json"
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or give None where there is no such file.
-
-    Raises:
-        LanguageModelError: it cannot be read, or is something else.
-    """
+    """Read a JSON object, or give None where there is no such file."""
     content = read_content(path, schemas.MOST_BYTES)
     if content is None:
         return None
@@ -34,11 +30,7 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
 
 
 def read_content(path: Path, most: int | None = None) -> bytes | None:
-    """Read a plain file, or give None where there is none; folders of checkpoints may be laid out of links.
-
-    Raises:
-        LanguageModelError: it is no plain file, too large or cannot be read.
-    """
+    """Read a plain file, or give None where there is none; folders of checkpoints may be laid out of links."""
     try:
         return read_file(path, most=most, linked=True)
     except RunFolderError as error:
@@ -53,9 +45,6 @@ def read_chat_template(path: Path, otherwise: Any) -> Any:
     Args:
         path: the folder.
         otherwise: what tokenizer_config.json tells.
-
-    Raises:
-        LanguageModelError: a file is no text.
     """
     found: dict[str, Path] = {one.stem: one for one in sorted((path / MORE_TEMPLATES).glob("*.jinja"))}
     if (path / TEMPLATE).is_file():
@@ -82,9 +71,6 @@ def add_tokens(core: Any, told: Mapping[str, Any], path: Path) -> Any:
     """Add the tokens that tokenizer_config.json has beyond those of tokenizer.json, as transformers does.
 
     Folders of earlier versions list them in added_tokens.json instead.
-
-    Raises:
-        LanguageModelError: they cannot have the ids that are told, or the list is none.
     """
     listed = told.get("added_tokens_decoder")
     file = path / TOKENIZER_CONFIG
@@ -114,11 +100,7 @@ def add_tokens(core: Any, told: Mapping[str, Any], path: Path) -> Any:
 
 
 def check_special_tokens(core: Any, named: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Refuse special tokens that are named and that the tokenizer does not have.
-
-    Raises:
-        LanguageModelError: there is one.
-    """
+    """Refuse special tokens that are named and that the tokenizer does not have."""
     for told, file in zip(named, (TOKENIZER_CONFIG, SPECIAL), strict=True):
         tokens = [(f"{name}_token", told.get(f"{name}_token")) for name in ("eos", "pad", "bos")]
         for name in ("additional_special_tokens", "extra_special_tokens"):
@@ -158,9 +140,6 @@ def read_eos_ids(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int]
     Args:
         numbered: what the two files hold.
         path: the folder.
-
-    Raises:
-        LanguageModelError: they are no ids.
     """
     for told, file in zip(numbered, (GENERATION, CONFIG), strict=True):
         index = told.get("eos_token_id")
@@ -200,11 +179,7 @@ def has_token(core: Any, index: Any) -> bool:
 
 
 def import_tokenizers() -> Any:
-    """Import the `tokenizers` library.
-
-    Raises:
-        LanguageModelError: it is not installed.
-    """
+    """Import the `tokenizers` library."""
     try:
         import tokenizers
     except ImportError as error:

@@ -306,9 +306,6 @@ def pad_left(
     Returns:
         token ids, and which of them are real, [rows, length].
 
-    Raises:
-        LanguageModelError: there are no rows, or one is longer than `length`.
-
     Example:
         >>> tokens, mask = pad_left([[5, 6, 7], [8]], 0)
         >>> tokens.tolist(), mask.sum(1).tolist()

@@ -31,9 +31,6 @@ class Config(abc.ABC):
         width: length of the residual stream.
         depth: how many blocks.
         heads: attention heads per block.
-
-    Raises:
-        LanguageModelError: a number is none, or out of range.
     """
 
     model_type: str
@@ -55,11 +52,7 @@ class Config(abc.ABC):
                 )
 
     def check_heads(self) -> None:
-        """Refuse heads that cannot share the residual stream.
-
-        Raises:
-            LanguageModelError: they do not divide it.
-        """
+        """Refuse heads that cannot share the residual stream."""
         if self.width % self.heads:
             raise LanguageModelError(
                 f"a {self.model_type} model has width={self.width} and heads={self.heads}; heads must divide width"
@@ -68,11 +61,7 @@ class Config(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_json(cls, json: Mapping[str, Any]) -> "Config":
-        """Read what transformers writes as config.json.
-
-        Raises:
-            LanguageModelError: a setting is missing, or would need what is not implemented.
-        """
+        """Read what transformers writes as config.json."""
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -112,11 +101,7 @@ def _is_weight_type(value: Any) -> bool:
 
 
 def check_model_room(config: Config, key: Any = None) -> None:
-    """Refuse a model whose weights would not fit into memory; nothing is asked where only shapes are wanted.
-
-    Raises:
-        LanguageModelError: naming its sizes.
-    """
+    """Refuse a model whose weights would not fit into memory; nothing is asked where only shapes are wanted."""
     if is_traced(key):
         return
     layout = config.layout(0)
@@ -165,11 +150,7 @@ class CausalLM(Transformer):
 
     @abc.abstractmethod
     def start(self, capacity: int) -> Cache:
-        """Make an empty cache for so many tokens, padding included.
-
-        Raises:
-            LanguageModelError: the context of the model is shorter.
-        """
+        """Make an empty cache for so many tokens, padding included."""
 
     @abc.abstractmethod
     def extend(
@@ -186,9 +167,6 @@ class CausalLM(Transformer):
 
         Returns:
             what `logits` makes predictions of, [n, width]; and the cache with the n tokens in it.
-
-        Raises:
-            LanguageModelError: the cache is known to be too short for them.
         """
 
     @abc.abstractmethod
@@ -203,11 +181,7 @@ class CausalLM(Transformer):
 
 
 def check_capacity(capacity: int, config: Config) -> int:
-    """Refuse more tokens than a model can stand.
-
-    Raises:
-        LanguageModelError: there are more, or none at all.
-    """
+    """Refuse more tokens than a model can stand."""
     if not 1 <= capacity <= config.max_length:
         raise LanguageModelError(
             f"a cache for {capacity} tokens was asked of a {config.model_type} model, whose context is "

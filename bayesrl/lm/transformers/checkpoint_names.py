@@ -45,11 +45,7 @@ def affine(name: str, path: str, *, bias: bool = True, transposed: bool = False)
 
 
 def required(json: Mapping[str, Any], key: str) -> Any:
-    """Read a setting that has no default.
-
-    Raises:
-        LanguageModelError: it is not there.
-    """
+    """Read a setting that has no default."""
     value = json.get(key)
     if value is None:
         raise LanguageModelError(
@@ -66,11 +62,7 @@ def optional(json: Mapping[str, Any], key: str, default: Any) -> Any:
 
 
 def consistent(json: Mapping[str, Any], key: str, other: str, default: Any) -> Any:
-    """Read a setting that has two names, of which versions of transformers read one or the other.
-
-    Raises:
-        LanguageModelError: the two say different things.
-    """
+    """Read a setting that has two names, of which versions of transformers read one or the other."""
     value = optional(json, key, default)
     if optional(json, other, value) != value:
         raise LanguageModelError(
@@ -81,11 +73,7 @@ def consistent(json: Mapping[str, Any], key: str, other: str, default: Any) -> A
 
 
 def refuse(json: Mapping[str, Any], key: str, *accepted: Any) -> None:
-    """Refuse a setting that would change what the model computes and is not implemented.
-
-    Raises:
-        LanguageModelError: the setting is there, and none of the `accepted`.
-    """
+    """Refuse a setting that would change what the model computes and is not implemented."""
     value = json.get(key)
     if value is not None and value not in accepted:
         raise LanguageModelError(

@@ -108,11 +108,7 @@ ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 
 def with_defaults(json: Mapping[str, Any], families: Collection[str]) -> dict[str, Any]:
-    """Give a config.json with one name for each setting, and with defaults for those that it leaves out.
-
-    Raises:
-        LanguageModelError: it is of none of these families.
-    """
+    """Give a config.json with one name for each setting, and with defaults for those that it leaves out."""
     family = json.get("model_type")
     if not isinstance(family, str) or family not in families:
         raise LanguageModelError(

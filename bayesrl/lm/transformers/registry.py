@@ -37,11 +37,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 
 def find_family(json: Mapping[str, Any]) -> Family:
-    """Find the family of a config.json.
-
-    Raises:
-        LanguageModelError: it is not known.
-    """
+    """Find the family of a config.json."""
     name = json.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise LanguageModelError(

@@ -93,11 +93,7 @@ class TokenSlots(NamedTuple):
 
 
 def allocate_slots(mask: Bool[Array, "n"], cache: Cache) -> TokenSlots:
-    """Place n new tokens behind those in a cache; a token sees itself and the real ones before it.
-
-    Raises:
-        LanguageModelError: the cache is known to be too short for them.
-    """
+    """Place n new tokens behind those in a cache; a token sees itself and the real ones before it."""
     n = mask.shape[0]
     start = cache.length
     if n > cache.capacity or (isinstance(start, int) and start + n > cache.capacity):

@@ -9,11 +9,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def windowed_layers(json: Mapping[str, Any], kinds: Any, depth: int) -> tuple[int, ...]:
-    """Give the layers that have a window, of a kind for each layer.
-
-    Raises:
-        LanguageModelError: the kinds are others, or not as many as there are layers.
-    """
+    """Give the layers that have a window, of a kind for each layer."""
     if not (isinstance(kinds, list) and len(kinds) == depth and set(kinds) <= {SLIDING, FULL}):
         raise LanguageModelError(
             f"config.json of a {json.get('model_type')!r} model sets layer_types={kinds!r:.200}; name {SLIDING!r} or "

@@ -43,11 +43,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """Give the activation function of a name that transformers uses.
-
-    Raises:
-        LanguageModelError: the name is not known.
-    """
+    """Give the activation function of a name that transformers uses."""
     if name not in ACTIVATIONS:
         raise LanguageModelError(f"unknown activation {name!r}; bayesrl knows {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]

@@ -123,9 +123,6 @@ class Rope:
             told: the parameters of a kind of layer, where each has its own.
             theta: the base where none is told.
             share: of the coordinates that turn where none is told.
-
-        Raises:
-            LanguageModelError: another kind of stretch is asked for, or one of its numbers is missing.
         """
         if told is None:
             told = json.get("rope_parameters") or json.get("rope_scaling") or {}
