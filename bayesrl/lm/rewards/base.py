@@ -107,11 +107,7 @@ class TokenReward(Reward):
     """A JAX function of the tokens of one completion; see `token_reward`."""
 
     fn: Callable[[Array, Array], Array]
-
-    @property
-    def separate(self) -> bool:
-        """It is; see `Reward.separate`."""
-        return True
+    separate = True
 
     def __call__(self, completions: Completions) -> Array:
         """Give the function's value for each completion, [...]."""
@@ -154,24 +150,14 @@ def token_reward(fn: Callable[[Any, Any], Any]) -> TokenReward:
     return TokenReward(fn)
 
 
-@dataclass(frozen=True)
-class Length(Reward):
-    """How many tokens a completion has, its end included."""
-
-    @property
-    def separate(self) -> bool:
-        """It is; see `Reward.separate`."""
-        return True
-
-    def __call__(self, completions: Completions) -> Array:
-        """Count, [...]."""
-        return completions.mask.sum(-1).astype(jnp.float32)
-
-
-def length() -> Length:
+def length() -> TokenReward:
     """Give the length of a completion in tokens, its end included: a metric, or a price with a negative weight.
 
     Example:
         >>> price = -0.01 * length()
     """
-    return Length()
+    return TokenReward(_length)
+
+
+def _length(tokens: Array, mask: Array) -> Array:
+    return mask.sum()

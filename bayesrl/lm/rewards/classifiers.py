@@ -16,7 +16,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import Pretrained, check_vocabulary
 from bayesrl.lm.prompts import Completions
 from bayesrl.lm.rewards.base import Reward
-from bayesrl.lm.rewards.text import TextReward, decode_completions, make_text_reward, require_tokenizer
+from bayesrl.lm.rewards.text import TextReward, decode_completions, require_tokenizer, text_reward
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers.bert import BertClassifier
 from bayesrl.lm.transformers.bert_config import REGRESSION, SEVERAL_LABELS
@@ -38,11 +38,7 @@ class ClassifierReward(Reward):
     label: int
     scale: Scale
     with_prompt: bool
-
-    @property
-    def separate(self) -> bool:
-        """It is; see `Reward.separate`."""
-        return True
+    separate = True
 
     def __call__(self, completions: Completions) -> Array:
         """Give the score of the label for each completion, [...]."""
@@ -319,4 +315,4 @@ def sklearn_pipeline(pipeline: Any, label: Any = None, *, scale: Scale = "log_pr
         other = "scale='probability'" if needed == "decision_function" else "scale='logit'"
         raise LanguageModelError(f"sklearn_pipeline got scale={scale!r}, and the {kind} has no {needed}; use {other}")
     place = None if label is None else classes.index(label)
-    return make_text_reward(_Pipeline(pipeline, place, scale), name="sklearn_pipeline", batched=True)
+    return text_reward(_Pipeline(pipeline, place, scale), name="sklearn_pipeline", batched=True)

@@ -185,6 +185,7 @@ def text_reward(
     on_error: float | Literal["stop"] = "stop",
     batched: bool = False,
     special: bool = False,
+    name: str | None = None,
 ) -> TextReward:
     """Make a reward of a Python function of the text.
 
@@ -203,6 +204,7 @@ def text_reward(
             process. A warning is logged once; `num_failures` counts.
         batched: the function takes lists, `fn(texts)` or `fn(texts, examples)`, and returns as many numbers.
         special: whether special tokens, such as the end or marks of thought, stand in the text; padding never does.
+        name: for messages; by default that of the function.
 
     Raises:
         LanguageModelError: an option cannot be used, or the function takes other arguments. On use, naming the text:
@@ -210,39 +212,10 @@ def text_reward(
             raises jax.errors.JaxRuntimeError with the same message where it is called outside of the library.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from bayesrl.lm.prompts import Completions, encode_prompts
-        >>> from bayesrl.lm.tokenization.simple_tokenizers import char_tokenizer
-        >>> asked = encode_prompts([{"prompt": "1+1=", "answer": "2"}], char_tokenizer("12+="))
         >>> right = text_reward(lambda text, example: text == example["answer"])
-        >>> two = jnp.asarray(asked.examples.tokenizer.encode(["2"]))
-        >>> index = jnp.array([0])
-        >>> right(Completions(index, asked.tokens, asked.mask, two, two > 0, asked.examples)).tolist()
-        [1.0]
+        >>> right.scores([0, 0], ["2", "3"], [{"prompt": "1+1=", "answer": "2"}]).tolist()
+        [1.0, 0.0]
     """
-    return make_text_reward(
-        fn,
-        num_workers=num_workers,
-        time_limit=time_limit,
-        on_error=on_error,
-        batched=batched,
-        special=special,
-        name=None,
-    )
-
-
-@checked(LanguageModelError)
-def make_text_reward(
-    fn: Callable[..., Any],
-    *,
-    name: str | None = None,
-    num_workers: _Workers = 0,
-    time_limit: Positive | None = None,
-    on_error: float | Literal["stop"] = "stop",
-    batched: bool = False,
-    special: bool = False,
-) -> TextReward:
-    """Do as `text_reward` does, under another name than that of the function."""
     name = _name_of(fn) if name is None else name
     return TextReward(
         fn=fn,

@@ -2,68 +2,46 @@
 
 import math
 import re
-from dataclasses import dataclass
+from functools import partial
 
 from bayesrl.arguments import NonNegative, Positive, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompts import Example
-from bayesrl.lm.rewards.text import TextReward, make_text_reward
+from bayesrl.lm.rewards.text import TextReward, text_reward
 from bayesrl.values import is_real
 
 _NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
-@dataclass(frozen=True)
-class _ExactMatch:
-    field: str
-    strip: bool
-    ignore_case: bool
-
-    def __call__(self, text: str, example: Example) -> float:
-        pair = [text, _text_of(example, self.field, "exact_match")]
-        if self.strip:
-            pair = [part.strip() for part in pair]
-        if self.ignore_case:
-            pair = [part.casefold() for part in pair]
-        return float(pair[0] == pair[1])
+def _equals(text: str, example: Example, *, field: str, strip: bool, ignore_case: bool) -> float:
+    pair = [text, _text_of(example, field, "exact_match")]
+    if strip:
+        pair = [part.strip() for part in pair]
+    if ignore_case:
+        pair = [part.casefold() for part in pair]
+    return float(pair[0] == pair[1])
 
 
-@dataclass(frozen=True)
-class _Contains:
-    field: str
-    ignore_case: bool
-
-    def __call__(self, text: str, example: Example) -> float:
-        wanted = _text_of(example, self.field, "contains")
-        if self.ignore_case:
-            text, wanted = text.casefold(), wanted.casefold()
-        return float(wanted in text)
+def _holds(text: str, example: Example, *, field: str, ignore_case: bool) -> float:
+    wanted = _text_of(example, field, "contains")
+    if ignore_case:
+        text, wanted = text.casefold(), wanted.casefold()
+    return float(wanted in text)
 
 
-@dataclass(frozen=True)
-class _RegexMatch:
-    pattern: re.Pattern[str]
-    full: bool
-
-    def __call__(self, text: str) -> float:
-        found = self.pattern.fullmatch(text) if self.full else self.pattern.search(text)
-        return float(found is not None)
+def _matches(text: str, *, pattern: re.Pattern[str], full: bool) -> float:
+    return float((pattern.fullmatch(text) if full else pattern.search(text)) is not None)
 
 
-@dataclass(frozen=True)
-class _NumberMatch:
-    field: str
-    tolerance: float
-
-    def __call__(self, text: str, example: Example) -> float:
-        wanted = _last_number(_text_of(example, self.field, "number_match"))
-        if wanted is None:
-            raise LanguageModelError(
-                f"number_match found no number in field {self.field!r} of the example with prompt "
-                f"{_prompt_of(example)}: {example[self.field]!r:.80}; put one there"
-            )
-        found = _last_number(text)
-        return float(found is not None and (found == wanted or abs(found - wanted) <= self.tolerance))
+def _ends_with_number(text: str, example: Example, *, field: str, tolerance: float) -> float:
+    wanted = _last_number(_text_of(example, field, "number_match"))
+    if wanted is None:
+        raise LanguageModelError(
+            f"number_match found no number in field {field!r} of the example with prompt {_prompt_of(example)}: "
+            f"{example[field]!r:.80}; put one there"
+        )
+    found = _last_number(text)
+    return float(found is not None and (found == wanted or abs(found - wanted) <= tolerance))
 
 
 @checked(LanguageModelError)
@@ -82,7 +60,7 @@ def exact_match(field: str = "answer", *, strip: bool = True, ignore_case: bool 
         >>> exact_match().scores([0, 0], [" 42", "41"], [{"prompt": "6*7=", "answer": 42}]).tolist()
         [1.0, 0.0]
     """
-    return make_text_reward(_ExactMatch(field, strip, ignore_case), name="exact_match")
+    return text_reward(partial(_equals, field=field, strip=strip, ignore_case=ignore_case), name="exact_match")
 
 
 @checked(LanguageModelError)
@@ -100,7 +78,7 @@ def contains(field: str = "answer", *, ignore_case: bool = False) -> TextReward:
         >>> contains("city").scores([0], ["It is Paris."], [{"prompt": "Where?", "city": "Paris"}]).tolist()
         [1.0]
     """
-    return make_text_reward(_Contains(field, ignore_case), name="contains")
+    return text_reward(partial(_holds, field=field, ignore_case=ignore_case), name="contains")
 
 
 @checked(LanguageModelError)
@@ -130,7 +108,7 @@ def regex_match(
         ) from error
     if not isinstance(compiled.pattern, str):
         raise LanguageModelError(f"regex_match got {pattern!r}, which matches bytes; pass one that matches texts")
-    return make_text_reward(_RegexMatch(compiled, full), name="regex_match", time_limit=time_limit)
+    return text_reward(partial(_matches, pattern=compiled, full=full), name="regex_match", time_limit=time_limit)
 
 
 @checked(LanguageModelError)
@@ -151,7 +129,7 @@ def number_match(field: str = "answer", *, tolerance: NonNegative = 0.0) -> Text
         >>> number_match().scores([0, 0], ["so it is 1234.0.", "I have 2 guesses"], asked).tolist()
         [1.0, 0.0]
     """
-    return make_text_reward(_NumberMatch(field, float(tolerance)), name="number_match")
+    return text_reward(partial(_ends_with_number, field=field, tolerance=float(tolerance)), name="number_match")
 
 
 def _text_of(example: Example, field: str, name: str) -> str:
