@@ -149,7 +149,7 @@ CALLS: dict[str, Call] = {
                                             "tokenizer": t.tokenizer, "num_steps": 1, "width": 4},
     "lm.train_small_lm": lambda t: {"name": "writer", "data": "ab ab ab ab ab", "tokenizer": t.tokenizer,
                                     "num_steps": 1, "length": 4, "width": 4, "depth": 1},
-    "lm.text_sections": lambda t: {"posterior": t.text_fit},
+    "lm.text_sections": lambda t: {"key": t.key, "posterior": t.text_fit},
     "lm.sample_texts": lambda t: {"key": t.key, "posterior": t.text_fit, "num_samples": 2},
     "rewards.classifier": lambda t: {"pretrained": t.judge, "label": "yes"},
     "rewards.contains": lambda t: {},

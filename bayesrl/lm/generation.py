@@ -14,7 +14,7 @@ from bayesrl.compilation.keys import as_hash_key, fold_in
 from bayesrl.core.rng import category_at
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.prompts import Prompts
-from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos, text_mask
+from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
 from bayesrl.typing import Params, PRNGKey
 
 EACH = 8
@@ -240,9 +240,3 @@ def _noted(found: tuple[Array, ...], t: Array, values: tuple[Array, ...]) -> tup
 def _axes(cache: Any) -> Any:
     """Mark the leaves of a cache that all rows share, for `jax.tree.map`."""
     return jax.tree.map(lambda leaf, axis: axis, cache, cache.axes, is_leaf=lambda x: x is None)
-
-
-def counted(policy: PromptedPolicy, tokens: np.ndarray) -> np.ndarray:
-    """Tell which tokens belong to texts, their ends included, [..., T]."""
-    found: np.ndarray = text_mask(tokens, policy.options["eos"])
-    return found

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ from bayesrl.compilation.jit import ClosureJit
 from bayesrl.compilation.keys import key_data
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
-from bayesrl.lm.generation import ScoredTexts, counted, generate, max_rows, pad_prompts
+from bayesrl.lm.generation import ScoredTexts, generate, max_rows, pad_prompts
 from bayesrl.lm.prompted_policy import PLATE, TEXT, PromptedPolicy
 from bayesrl.lm.prompts import Completions, Prompts
 from bayesrl.lm.rewards import Reward
 from bayesrl.lm.rewards.base import WeightedSum
 from bayesrl.lm.rewards.text import TextReward
+from bayesrl.lm.text_distribution import text_mask
 from bayesrl.objectives import ReverseKL
 from bayesrl.typing import Params, PRNGKey
 
@@ -32,14 +33,14 @@ _WIDEST = 2**30
 
 
 def reward_values(
-    rewards: Mapping[str, Reward], asked: Prompts, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
+    rewards: Mapping[str, Reward], prompts: Prompts, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Give the rewards of completions by name, [*rows]: those of texts on the host, all others by one program.
 
     Args:
         rewards: rewards and metrics, by name.
-        asked: the prompts.
-        index: which of them was answered, [*rows].
+        prompts: that were answered.
+        index: of the prompt that each row answers, [*rows].
         tokens: [*rows, T].
         mask: which of them count, [*rows, T].
     """
@@ -51,8 +52,10 @@ def reward_values(
     shape, steps = index.shape, tokens.shape[-1]
     rows = index.reshape(-1), tokens.reshape(-1, steps), mask.reshape(-1, steps)
     other = [part for part in parts if not isinstance(part, TextReward)]
-    computed = iter(_computed(tuple(other), asked, *rows) if other else [])
-    values = [part.on_host(asked.examples, *rows) if isinstance(part, TextReward) else next(computed) for part in parts]
+    computed = iter(_computed(tuple(other), prompts, *rows) if other else [])
+    values = [
+        part.on_host(prompts.examples, *rows) if isinstance(part, TextReward) else next(computed) for part in parts
+    ]
 
     def total(reward: Reward) -> np.ndarray:
         terms = [np.float32(weight) * values[parts.index(part)] for weight, part in _parts_of(reward)]
@@ -61,20 +64,38 @@ def reward_values(
     return {name: total(reward) for name, reward in rewards.items()}
 
 
+class RewardedTexts(NamedTuple):
+    """What completions earn: which tokens count, [*rows, T], rewards and metrics by name, and their sum, [*rows]."""
+
+    mask: np.ndarray
+    rewards: dict[str, np.ndarray]
+    metrics: dict[str, np.ndarray]
+    total: np.ndarray
+
+
+def reward_texts(policy: PromptedPolicy, prompts: Prompts, index: np.ndarray, tokens: np.ndarray) -> RewardedTexts:
+    """Give completions the rewards and metrics of their policy; see `reward_values`."""
+    mask = np.asarray(text_mask(tokens, policy.options["eos"]))
+    values = reward_values({**policy.rewards, **policy.metrics}, prompts, index, tokens, mask)
+    rewards = {name: values[name] for name in policy.rewards}
+    total = np.sum(list(rewards.values()), axis=0, dtype=np.float32)
+    return RewardedTexts(mask, rewards, {name: values[name] for name in policy.metrics}, total)
+
+
 def _parts_of(reward: Reward) -> tuple[tuple[float, Reward], ...]:
     return reward.parts if isinstance(reward, WeightedSum) else ((1.0, reward),)
 
 
 def _computed(
-    rewards: tuple[Reward, ...], asked: Prompts, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
+    rewards: tuple[Reward, ...], prompts: Prompts, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
 ) -> list[np.ndarray]:
     parts, run = [], None
-    prompt, prompt_mask = pad_prompts(asked, _WIDEST)
+    prompt, prompt_mask = pad_prompts(prompts, _WIDEST)
     with host_errors():
         for first in range(0, max(len(index), 1), _REWARDED):
             rows = np.minimum(np.arange(first, first + _REWARDED), max(len(index) - 1, 0))
             own = index[rows], prompt[index[rows]], prompt_mask[index[rows]], tokens[rows], mask[rows]
-            run = run or _rewarded.prepare((rewards, asked.examples), *own)
+            run = run or _rewarded.prepare((rewards, prompts.examples), *own)
             parts.append(jax.device_get(run(*own)))
     return [np.concatenate(values)[: len(index)] for values in zip(*parts, strict=True)]
 
@@ -111,20 +132,20 @@ class TextDraws:
     def draw(self, key: PRNGKey, programs: Programs, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
         """Draw [num, ...]; every draw has a mini-batch of its own."""
         guide: Any = programs.guide
-        asked = guide.policy.resolve_prompts(*programs.args)
+        prompts = guide.policy.resolve_prompts(*programs.args)
         size = programs.structure.context_shape[0]
-        index = _batches(key, num, len(asked), size)
-        texts = generate(key, guide, params, asked, index, by_fit=by_fit)
-        draws, totals = _scored(guide.policy, asked, index, texts)
-        return (draws._replace(plates={PLATE: index}) if size < len(asked) else draws), totals
+        index = _batches(key, num, len(prompts), size)
+        texts = generate(key, guide, params, prompts, index, by_fit=by_fit)
+        draws, totals = _scored(guide.policy, prompts, index, texts)
+        return (draws._replace(plates={PLATE: index}) if size < len(prompts) else draws), totals
 
     def score(self, programs: Programs, params: Params, sites: Mapping[str, Any]) -> Totals:
         """Score given completions, [num, n, T]."""
         guide: Any = programs.guide
-        asked, given = guide.policy.resolve_prompts(*programs.args), np.asarray(sites[TEXT])
+        prompts, given = guide.policy.resolve_prompts(*programs.args), np.asarray(sites[TEXT])
         index = np.broadcast_to(np.arange(given.shape[1]), given.shape[:2])
-        texts = generate(jax.random.key(0), guide, params, asked, index, given=given)
-        return _scored(guide.policy, asked, index, texts)[1]
+        texts = generate(jax.random.key(0), guide, params, prompts, index, given=given)
+        return _scored(guide.policy, prompts, index, texts)[1]
 
 
 @dataclass(frozen=True)
@@ -144,23 +165,22 @@ class HostRewardDraws:
         """Give draws of one mini-batch, [num_particles, ...]."""
         guide: Any = programs.guide
         policy, num = guide.policy, self.num_particles
-        asked = policy.resolve_prompts(*programs.args)
+        prompts = policy.resolve_prompts(*programs.args)
         size = programs.structure.context_shape[0]
-        index = np.broadcast_to(_batches(key, 1, len(asked), size), (num, size))
-        together = (size, num) if num * size <= 2 * max_rows(policy, asked) else None
-        texts = generate(key, guide, params, asked, index, together=together)
-        mask = counted(policy, texts.tokens)
-        found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, mask)
+        index = np.broadcast_to(_batches(key, 1, len(prompts), size), (num, size))
+        together = (size, num) if num * size <= 2 * max_rows(policy, prompts) else None
+        texts = generate(key, guide, params, prompts, index, together=together)
+        rewarded = reward_texts(policy, prompts, index, texts.tokens)
         log_q = {TEXT: texts.log_q}
         return Draws(
             sites={TEXT: texts.tokens},
-            plates={PLATE: index.copy()} if size < len(asked) else {},
+            plates={PLATE: index.copy()} if size < len(prompts) else {},
             log_prior={TEXT: texts.log_prior},
             log_q=log_q,
             log_nature={},
             log_likelihood={},
-            rewards={name: found[name][..., None] for name in policy.rewards},
-            metrics={name: found[name] for name in policy.metrics},
+            rewards={name: value[..., None] for name, value in rewarded.rewards.items()},
+            metrics=rewarded.metrics,
             scores=log_q,
             guide_metrics={},
             log_behaviour=log_q,
@@ -176,11 +196,8 @@ def _batches(key: PRNGKey, num: int, count: int, size: int) -> np.ndarray:
     return np.asarray(chosen, np.int32).reshape(num, size)
 
 
-def _scored(policy: PromptedPolicy, asked: Prompts, index: np.ndarray, texts: ScoredTexts) -> tuple[Draws, Totals]:
-    mask = counted(policy, texts.tokens)
-    found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, mask)
-    rewards = {name: found[name] for name in policy.rewards}
+def _scored(policy: PromptedPolicy, prompts: Prompts, index: np.ndarray, texts: ScoredTexts) -> tuple[Draws, Totals]:
+    rewarded = reward_texts(policy, prompts, index, texts.tokens)
     log_q, log_prior = (np.asarray(x.sum(-1), np.float32) for x in (texts.log_q, texts.log_prior))
-    total = np.sum(list(rewards.values()), axis=0, dtype=np.float32)
-    draws = Draws.from_sites({TEXT: texts.tokens})._replace(metrics={name: found[name] for name in policy.metrics})
-    return draws._replace(rewards=rewards), Totals(log_prior, log_q, np.zeros_like(log_q), total)
+    draws = Draws.from_sites({TEXT: texts.tokens})._replace(metrics=rewarded.metrics, rewards=rewarded.rewards)
+    return draws, Totals(log_prior, log_q, np.zeros_like(log_q), rewarded.total)

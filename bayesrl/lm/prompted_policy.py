@@ -14,7 +14,7 @@ from bayesrl.arguments import Count, CountOrZero, Positive, UnitInterval, checke
 from bayesrl.core.primitives import reward as reward_site
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.generation_config import sampling_settings
-from bayesrl.lm.checkpoints.pretrained import Pretrained
+from bayesrl.lm.checkpoints.pretrained import Pretrained, unwrap
 from bayesrl.lm.prompts import Completions, Prompts, encode_prompts
 from bayesrl.lm.rewards import Reward
 from bayesrl.lm.rewards.text import as_reward
@@ -108,7 +108,7 @@ class PromptedPolicy:
         asked = encode_prompts(prompts, self.tokenizer)
         _check_coded(asked, self.tokenizer)
         if not isinstance(asked.tokens, jax.core.Tracer):
-            _check_fit(self.model, self.tokenizer, asked, self.options["num_steps"])
+            _check_fit(self.model, asked, self.options["num_steps"])
         return asked
 
     def __repr__(self) -> str:
@@ -168,25 +168,17 @@ def policy(
         >>> exact.sites["text"].shape
         (64, 1, 3)
     """
-    reference = model.model if isinstance(model, Pretrained) else model
-    own = model.tokenizer if isinstance(model, Pretrained) else None
-    if tokenizer is not None and own is not None and tokenizer.digest != own.digest:
-        raise LanguageModelError(
-            f"tokenizer= codes texts differently (fingerprint {tokenizer.digest}) from that of the model "
-            f"({own.digest}); leave it out"
-        )
-    tokenizer = own if tokenizer is None else tokenizer
+    reference, tokenizer, source = unwrap(model, tokenizer)
     if not isinstance(reference, CausalLM):
         raise LanguageModelError(
             f"a {type(reference).__name__} cannot write; pass a causal model: GPT2, Llama, or what load_pretrained gave"
         )
     asked = encode_prompts(prompts, tokenizer)
     _check_coded(asked, tokenizer)
-    came = model.generation if isinstance(model, Pretrained) else {}
-    told_of = came or (tokenizer.generation if tokenizer is not None else {})
+    generation = (source and source.generation) or (tokenizer.generation if tokenizer is not None else {})
     width = asked.tokens.shape[1]
     settings = sampling_settings(
-        told_of,
+        generation,
         width,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -194,7 +186,7 @@ def policy(
         top_p=top_p,
         min_p=min_p,
     )
-    _check_fit(reference, tokenizer, asked, settings.num_steps)
+    _check_fit(reference, asked, settings.num_steps)
     given = reward if isinstance(reward, Mapping) else {"reward": reward}
     if not given:
         raise LanguageModelError("reward={} names no reward; pass at least one")
@@ -205,7 +197,6 @@ def policy(
     ends = tokenizer.eos_ids if tokenizer is not None and stop_at_eos else ()
     pad = tokenizer.pad if tokenizer is not None else None
     options = {**settings._asdict(), "eos": ends[0] if len(ends) == 1 else ends or None, "pad": pad}
-    source = model if isinstance(model, Pretrained) else None
     return PromptedPolicy(reference, tokenizer, asked, named, told, batch_size, options, source)
 
 
@@ -219,13 +210,9 @@ def _check_coded(asked: Prompts, tokenizer: Tokenizer | None) -> None:
         )
 
 
-def _check_fit(model: CausalLM, tokenizer: Tokenizer | None, asked: Prompts, max_new_tokens: int) -> None:
+def _check_fit(model: CausalLM, asked: Prompts, max_new_tokens: int) -> None:
     """Refuse tokens that the model does not know, and prompts that leave no room."""
     known = model.config.vocab_size
-    if tokenizer is not None and tokenizer.vocab_size > known:
-        raise LanguageModelError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {known}; use the model's own"
-        )
     tokens, mask = np.asarray(asked.tokens), np.asarray(asked.mask)  # not by JAX: this may run while it traces
     strange = int(tokens.max()), int(tokens.min())
     if strange[0] >= known or strange[1] < 0:

@@ -1,8 +1,7 @@
 """What a report says of a language model: samples, where they moved, and prompts where they no longer differ."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 
 from bayesrl.arguments import checked
@@ -10,7 +9,6 @@ from bayesrl.diagnostics.results import Section
 from bayesrl.display.formatting import format_estimate, format_number, pluralize, truncate
 from bayesrl.display.tables import Markup, tag
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.figures import length_figure, position_figure
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.prompts import Prompts
 from bayesrl.lm.text_samples import ModelSamples, TextSamples, prefix_rewards, sample_texts, unpack_posterior
@@ -19,6 +17,12 @@ from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FITTED, _PRIOR = "#0b62a8", "#8a8f98"
+_MOST_POINTS = 400
 _PROMPTS, _SAMPLES = 24, 32
 _SHOWN = 3
 _POSITIONS = 16
@@ -30,19 +34,17 @@ _COLLAPSED = 0.1
 
 
 @checked(LanguageModelError)
-def text_sections(
-    posterior: Posterior, *, held_out: Prompts | None = None, key: PRNGKey | None = None
-) -> list[Section]:
-    """Give the sections that a report has of a language model: `Problem(sections=(text_sections,))`.
+def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | None = None) -> list[Section]:
+    """Give the sections that a report has of a language model: `Problem(sections=(partial(text_sections, key),))`.
 
     The best, the median and the worst samples, each token coloured by log q/π₀; reward and KL by position; length
     against reward; prompts where the policy collapsed; and, of prompts that were held out, completions of the
     reference beside those of the fit.
 
     Args:
+        key: consumed whole.
         posterior: of a program made by `bayesrl.lm.policy`; of several temperatures the coldest is shown.
         held_out: prompts that were not trained on, or None.
-        key: of the samples; by default always the same, so that the same fit gives the same report.
 
     Raises:
         LanguageModelError: the posterior is of another kind.
@@ -51,10 +53,9 @@ def text_sections(
     one = posterior if betas.ndim == 0 else posterior.select(beta=float(betas.min()))
     policy, _, _ = unpack_posterior(one)
     seen = subset_evenly(policy.prompts)
-    asked = (
-        seen if held_out is None else seen.concatenate(subset_evenly(held_out))
-    )  # asked at once: one program to compile
-    written = sample_texts(jax.random.key(0) if key is None else key, one, _SAMPLES, asked)
+    # All prompts are answered at once, so that one program is compiled.
+    prompts = seen if held_out is None else seen.concatenate(subset_evenly(held_out))
+    written = sample_texts(key, one, _SAMPLES, prompts)
     samples = written.of(slice(len(seen)))
     sections = [
         _extremes(policy, samples),
@@ -67,7 +68,7 @@ def text_sections(
         _collapsed(policy, samples),
     ]
     if held_out is not None:
-        sections.append(_before_and_after(policy, written.of(slice(len(seen), len(asked)))))
+        sections.append(_before_and_after(policy, written.of(slice(len(seen), len(prompts)))))
     return sections
 
 
@@ -242,3 +243,75 @@ def _before_and_after(policy: PromptedPolicy, samples: TextSamples) -> Section:
         "Good: it rose here as it did in training.",
         rows,
     )
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def position_figure(samples: TextSamples, positions: np.ndarray, fitted: np.ndarray, prior: np.ndarray) -> "Figure":
+    """Draw the reward of what is written so far, and KL of each next token, by position.
+
+    Args:
+        samples: of a fit and its reference.
+        positions: at which the reward was taken, counted from 0.
+        fitted: reward of what the fit wrote up to there, [positions, samples, prompts].
+        prior: the same of the reference.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for values, colour, name in ((fitted, _FITTED, "fit"), (prior, _PRIOR, "reference")):
+        _band(above, positions + 1, values.reshape(len(positions), -1), colour, name)
+    above.set_ylabel("reward so far")
+    above.legend(frameon=False)
+    kl = samples.fitted.kl
+    steps = np.arange(kl.shape[-1]) + 1
+    _band(below, steps, kl.reshape(-1, kl.shape[-1]).T, _FITTED, "KL")
+    going_on = samples.fitted.mask.mean((0, 1))
+    if going_on.min() < 1:
+        other = below.twinx()
+        other.plot(steps, going_on, color=_PRIOR, linestyle=":", linewidth=1.4)
+        other.set_ylim(0, 1.02)
+        other.set_ylabel("share still writing (dotted)", color=_PRIOR)
+    below.set_ylabel("KL of the next token, nats")
+    below.set_ylim(bottom=0)
+    below.set_xlabel("position")
+    for axes in (above, below):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines["top"].set_visible(False)
+    return figure
+
+
+def _band(axes: "Axes", x: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
+    """Draw a mean with two standard errors, from values [x, draws]."""
+    mean, se = values.mean(-1), values.std(-1) / np.sqrt(values.shape[-1])
+    axes.plot(x, mean, color=colour, label=name, marker="o" if len(x) < 12 else None, markersize=3)
+    axes.fill_between(x, mean - 2 * se, mean + 2 * se, color=colour, alpha=0.2, linewidth=0)
+
+
+def length_figure(samples: TextSamples) -> "Figure":
+    """Draw the reward of completions against their length in tokens, of the fit and of its reference."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for written, colour, name in ((samples.prior, _PRIOR, "reference"), (samples.fitted, _FITTED, "fit")):
+        lengths, reward = _points(written)
+        axes.scatter(lengths, reward, s=9, color=colour, alpha=0.45, linewidths=0, label=name)
+    axes.set_xlabel("length, tokens (the end counts; points are spread a little)")
+    axes.set_ylabel("reward")
+    for handle in axes.legend(frameon=False, markerscale=2).legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+def _points(written: ModelSamples) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    lengths, reward = written.mask.sum(-1).ravel(), written.reward.ravel()
+    chosen = rng.permutation(len(lengths))[:_MOST_POINTS]
+    return lengths[chosen] + rng.uniform(-0.25, 0.25, len(chosen)), reward[chosen]

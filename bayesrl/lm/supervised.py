@@ -13,7 +13,7 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, CountAboveOne, checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.checkpoints.pretrained import Pretrained
+from bayesrl.lm.checkpoints.pretrained import Pretrained, unwrap
 from bayesrl.lm.guides import ModelGuide, declare_parameters
 from bayesrl.lm.prompts import Prompts, encode_prompts
 from bayesrl.lm.text_distribution import CausalLMDistribution, EosTokens
@@ -94,7 +94,7 @@ def language_modeling(
         >>> fit.num_restarts
         1
     """
-    start, tokenizer = _both(CausalLM, model, tokenizer)
+    start, tokenizer, source = _start(CausalLM, model, tokenizer)
     (coded,) = tokenizer.encode([text])
     rows = len(coded) // length
     if rows == 0:
@@ -113,7 +113,7 @@ def language_modeling(
         None,
         pad,
         batch_size,
-        _source(model),
+        source,
     )
 
 
@@ -140,7 +140,7 @@ def sft(
     Raises:
         LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
     """
-    start, tokenizer = _both(CausalLM, model, tokenizer)
+    start, tokenizer, source = _start(CausalLM, model, tokenizer)
     asked = encode_prompts(examples, tokenizer)
     if tokenizer.eos is None:
         raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
@@ -159,7 +159,7 @@ def sft(
     for row, own in zip(rows, coded, strict=True):
         row[: len(own)] = own
     eos = ends[0] if len(ends) == 1 else ends
-    return TextLikelihood(start, tokenizer, asked, jax.device_put(rows), eos, pad, batch_size, _source(model))
+    return TextLikelihood(start, tokenizer, asked, jax.device_put(rows), eos, pad, batch_size, source)
 
 
 def _answers(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[str]:
@@ -176,10 +176,6 @@ def _ended(own: list[int], ends: Sequence[int], eos: int) -> list[int]:
     """Give the tokens of an answer up to its end, which a chat template may have written."""
     first = next((at for at, token in enumerate(own) if token in ends), None)
     return [*own, eos] if first is None else own[: first + 1]
-
-
-def _source(model: Any) -> Pretrained | None:
-    return model if isinstance(model, Pretrained) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +234,7 @@ def classification(
     Raises:
         LanguageModelError: no texts; other labels than the model has; no tokenizer, or one that does not fit.
     """
-    start, tokenizer = _both(BertClassifier, model, tokenizer)
+    start, tokenizer, source = _start(BertClassifier, model, tokenizer)
     if not texts or len(texts) != len(labels):
         raise LanguageModelError(
             f"classification got {len(texts)} texts and {len(labels)} labels; pass one label for each"
@@ -261,7 +257,7 @@ def classification(
         rows[index, : len(kept)], mask[index, : len(kept)] = kept, True
     places = np.asarray([start.config.labels.index(label) for label in labels], np.int32)
     put = jax.device_put
-    return LabelLikelihood(start, tokenizer, put(rows), put(mask), put(places), batch_size, _source(model))
+    return LabelLikelihood(start, tokenizer, put(rows), put(mask), put(places), batch_size, source)
 
 
 def text_field(name: str, examples: Sequence[Any]) -> list[str]:
@@ -313,18 +309,11 @@ def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
     )
 
 
-def _both(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any, Tokenizer]:
-    """Give the model where training starts, and its tokenizer, or refuse them."""
-    start = model.model if isinstance(model, Pretrained) else model
-    own = model.tokenizer if isinstance(model, Pretrained) else None
-    tokenizer = tokenizer if own is None else own
+def _start(kind: type[Any], model: Any, tokenizer: Tokenizer | None) -> tuple[Any, Tokenizer, Pretrained | None]:
+    """Give the model where training starts, its tokenizer, and what it came with, or refuse them."""
+    start, tokenizer, source = unwrap(model, tokenizer)
     if tokenizer is None:
         raise LanguageModelError("texts need a tokenizer; pass tokenizer=, such as lm.byte_tokenizer()")
     if not isinstance(start, kind):
         raise LanguageModelError(f"a {type(start).__name__} cannot be trained on texts so; pass a {kind.__name__}")
-    if tokenizer.vocab_size > start.config.vocab_size:
-        raise LanguageModelError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {start.config.vocab_size}; make the "
-            "model with the tokenizer's vocab_size"
-        )
-    return start, tokenizer
+    return start, tokenizer, source

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from bayesrl.arguments import Count, CountAboveOne, check_memory, checked
 from bayesrl.compilation.keys import split_keys
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.generation import counted, generate
+from bayesrl.lm.generation import generate
 from bayesrl.lm.guides import ModelGuide
-from bayesrl.lm.policy_draws import reward_values
+from bayesrl.lm.policy_draws import reward_texts, reward_values
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.prompts import Prompts
 from bayesrl.posterior.posterior import Posterior
@@ -80,10 +80,10 @@ def sample_texts(key: PRNGKey, posterior: Posterior, num_samples: Count, prompts
         PolicyError: it holds several temperatures.
     """
     policy, guide, params = unpack_posterior(posterior)
-    asked = policy.prompts if prompts is None else prompts
+    prompts = policy.prompts if prompts is None else prompts
     fit_key, prior_key = split_keys(key)
-    fitted = _written(fit_key, guide, params, asked, num_samples, by_fit=True)
-    return TextSamples(asked, fitted, _written(prior_key, guide, params, asked, num_samples, by_fit=False))
+    fitted = _sample(fit_key, guide, params, prompts, num_samples, by_fit=True)
+    return TextSamples(prompts, fitted, _sample(prior_key, guide, params, prompts, num_samples, by_fit=False))
 
 
 @checked(LanguageModelError)
@@ -133,34 +133,34 @@ def estimate_kl(
     return Estimate(values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)))
 
 
-def prefix_rewards(policy: PromptedPolicy, asked: Prompts, written: ModelSamples, positions: np.ndarray) -> np.ndarray:
+def prefix_rewards(
+    policy: PromptedPolicy, prompts: Prompts, written: ModelSamples, positions: np.ndarray
+) -> np.ndarray:
     """Give the reward of what was written up to some positions, [positions, samples, prompts]."""
     steps = np.arange(written.tokens.shape[-1])
     kept = np.stack([written.mask & (steps <= position) for position in positions])
-    index = np.broadcast_to(np.arange(len(asked)), kept.shape[:-1])
+    index = np.broadcast_to(np.arange(len(prompts)), kept.shape[:-1])
     tokens = np.broadcast_to(written.tokens, kept.shape)
-    parts = list(reward_values(policy.rewards, asked, index, tokens, kept).values())
+    parts = list(reward_values(policy.rewards, prompts, index, tokens, kept).values())
     return np.sum(parts, axis=0, dtype=float)
 
 
-def _prompt_index(asked: Prompts, num_samples: int) -> np.ndarray:
+def _prompt_index(prompts: Prompts, num_samples: int) -> np.ndarray:
     """Let every sample answer every prompt, [samples, prompts]."""
-    what = f"{num_samples:,} completions of {len(asked):,} prompts"
-    check_memory(24.0 * num_samples * len(asked), what, "ask for fewer", LanguageModelError)
-    return np.broadcast_to(np.arange(len(asked), dtype=np.int32), (num_samples, len(asked)))
+    what = f"{num_samples:,} completions of {len(prompts):,} prompts"
+    check_memory(24.0 * num_samples * len(prompts), what, "ask for fewer", LanguageModelError)
+    return np.broadcast_to(np.arange(len(prompts), dtype=np.int32), (num_samples, len(prompts)))
 
 
-def _written(
-    key: PRNGKey, guide: ModelGuide, params: Params, asked: Prompts, num_samples: int, *, by_fit: bool
+def _sample(
+    key: PRNGKey, guide: ModelGuide, params: Params, prompts: Prompts, num_samples: int, *, by_fit: bool
 ) -> ModelSamples:
     """Write completions, and score them and give them their rewards."""
-    policy, index = guide.policy, _prompt_index(asked, num_samples)
-    texts = generate(key, guide, params, asked, index, by_fit=by_fit)
-    mask = counted(policy, texts.tokens)
-    found = reward_values({**policy.rewards, **policy.metrics}, asked, index, texts.tokens, mask)
-    total = np.sum([found[name] for name in policy.rewards], axis=0, dtype=np.float32)
-    metrics = {name: found[name] for name in policy.metrics}
-    return ModelSamples(texts.tokens, mask, total, metrics, texts.log_q, texts.log_prior, texts.kl)
+    policy, index = guide.policy, _prompt_index(prompts, num_samples)
+    texts = generate(key, guide, params, prompts, index, by_fit=by_fit)
+    rewarded = reward_texts(policy, prompts, index, texts.tokens)
+    scores = (texts.log_q, texts.log_prior, texts.kl)
+    return ModelSamples(texts.tokens, rewarded.mask, rewarded.total, rewarded.metrics, *scores)
 
 
 def unpack_posterior(posterior: Posterior) -> tuple[PromptedPolicy, ModelGuide, Params]:

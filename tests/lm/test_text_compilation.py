@@ -74,7 +74,7 @@ def test_any_number_of_draws_of_other_prompts_of_a_width_compiles_nothing(poster
 def test_texts_of_a_report_compile_nothing(posterior: Posterior, tmp_path: Path) -> None:
     held_out = lm.encode_prompts(["hh", "e a"], TOKENIZER)
     with compilations() as names:
-        lm.text_sections(posterior, held_out=held_out)
+        lm.text_sections(jax.random.key(0), posterior, held_out=held_out)
     assert names == []
 
 

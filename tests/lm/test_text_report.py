@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -87,7 +88,7 @@ def posterior(writer: PromptedPolicy) -> Posterior:
 
 @pytest.fixture(scope="module")
 def sections(posterior: Posterior) -> list[Section]:
-    return text_sections(posterior, held_out=encode_prompts(["aa", '"'], TOKENIZER))
+    return text_sections(jax.random.key(0), posterior, held_out=encode_prompts(["aa", '"'], TOKENIZER))
 
 
 def test_kl_is_that_of_all_sentences(writer: PromptedPolicy, posterior: Posterior) -> None:
@@ -244,8 +245,8 @@ def test_other_posteriors_are_refused(posterior: Posterior) -> None:
         bayesrl.reward("payoff", 1.0 * arm)
 
     other = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=1, progress=False)
-    for ask in (text_sections, lambda one: sample_texts(jax.random.key(0), one, 2)):
+    for ask in (partial(text_sections, jax.random.key(0)), lambda one: sample_texts(jax.random.key(0), one, 2)):
         with pytest.raises(LanguageModelError, match="the posterior is of no language model"):
             ask(other)
     with pytest.raises(PolicyError, match="loaded without its policy"):
-        text_sections(replace(posterior, programs=None))
+        text_sections(jax.random.key(0), replace(posterior, programs=None))

@@ -1,7 +1,7 @@
 """What a model's generation_config.json says of sampling, as defaults of a policy."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bayesrl.errors import LanguageModelError
@@ -28,6 +28,14 @@ IGNORED: Mapping[str, tuple[Any, ...]] = {
     ),
     "num_beams": (1,),
 }  # fmt: skip
+
+_OPTIONS: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "temperature": (1.0, lambda value: is_real(value) and value > 0, "a number above 0"),
+    "top_k": (0, lambda value: is_count(value, least=0), "a whole number, 0 for all tokens"),
+    "top_p": (1.0, lambda value: is_real(value) and 0 < value <= 1, "a probability in (0, 1]"),
+    "min_p": (0.0, lambda value: is_real(value) and 0 <= value <= 1, "a number in [0, 1]"),
+}
+"""Defaults that change nothing, what a file may set instead, and how that is called."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,19 +76,12 @@ def sampling_settings(
                 f"policy got no max_new_tokens, and the model has no {GENERATION} that says it; pass how many tokens "
                 "are written at most"
             )
-        _fits("max_new_tokens", max_new_tokens, is_count(max_new_tokens, least=1), "a whole number of at least 1")
-    if temperature is None:
-        temperature = _or(drawn.get("temperature"), 1.0)
-        _fits("temperature", temperature, is_real(temperature) and temperature > 0, "a number above 0")
-    if top_k is None:
-        top_k = _or(drawn.get("top_k"), 0)
-        _fits("top_k", top_k, is_count(top_k, least=0), "a whole number, 0 for all tokens")
-    if top_p is None:
-        top_p = _or(drawn.get("top_p"), 1.0)
-        _fits("top_p", top_p, is_real(top_p) and 0 < top_p <= 1, "a probability in (0, 1]")
-    if min_p is None:
-        min_p = _or(drawn.get("min_p"), 0.0)
-        _fits("min_p", min_p, is_real(min_p) and 0 <= min_p <= 1, "a number in [0, 1]")
+        _checked("max_new_tokens", max_new_tokens, is_count(max_new_tokens, least=1), "a whole number of at least 1")
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    for name, (default, fine, wanted) in _OPTIONS.items():
+        if given[name] is None:
+            value = default if drawn.get(name) is None else drawn[name]
+            given[name] = _checked(name, value, fine(value), wanted)
     strange = [f"{name}={told[name]!r:.40}" for name, plain in IGNORED.items() if told.get(name) not in (None, *plain)]
     if strange:
         _log.warning(
@@ -88,13 +89,11 @@ def sampling_settings(
             GENERATION,
             ", ".join(strange),
         )
-    return SamplingSettings(int(max_new_tokens), float(temperature), int(top_k) or None, float(top_p), float(min_p))
+    truncation = int(given["top_k"]) or None, float(given["top_p"]), float(given["min_p"])
+    return SamplingSettings(int(max_new_tokens), float(given["temperature"]), *truncation)
 
 
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _fits(name: str, value: Any, fine: bool, wanted: str) -> None:
+def _checked(name: str, value: Any, fine: bool, wanted: str) -> Any:
     if not fine:
         raise LanguageModelError(f"{GENERATION} sets {name}={value!r}; set {wanted} there, or pass {name}=")
+    return value

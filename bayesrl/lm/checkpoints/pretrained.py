@@ -174,12 +174,29 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
         tuned.tokenizer.save(path)
 
 
+def unwrap(
+    model: Transformer | Pretrained, tokenizer: Tokenizer | None
+) -> tuple[Transformer, Tokenizer | None, Pretrained | None]:
+    """Give a model, its tokenizer, and what it came with; `tokenizer` is for a model that brings none."""
+    source = model if isinstance(model, Pretrained) else None
+    bare, own = (model.model, model.tokenizer) if isinstance(model, Pretrained) else (model, None)
+    if tokenizer is not None and own is not None and tokenizer.digest != own.digest:
+        raise LanguageModelError(
+            f"tokenizer= codes texts differently (fingerprint {tokenizer.digest}) from that of the model "
+            f"({own.digest}); leave it out"
+        )
+    tokenizer = tokenizer if own is None else own
+    if tokenizer is not None:
+        check_vocabulary(bare, tokenizer)
+    return bare, tokenizer, source
+
+
 def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer with ids that the model has no row for."""
     if tokenizer.vocab_size > model.config.vocab_size:
         raise LanguageModelError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model a vocabulary of {model.config.vocab_size}; "
-            "use the tokenizer that the model was trained with"
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows {model.config.vocab_size}; use the "
+            "tokenizer that the model was trained with, or make the model with the tokenizer's vocab_size"
         )
 
 

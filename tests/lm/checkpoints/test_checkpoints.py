@@ -342,10 +342,10 @@ def test_arrays_in_host_memory_are_saved_as_they_are(folder: Path, tmp_path: Pat
 def test_tokenizer_must_fit(tmp_path: Path, folder: Path) -> None:
     large = char_tokenizer("".join(map(chr, range(33, 133))))
     model = load_pretrained(folder).model
-    with pytest.raises(LanguageModelError, match="the tokenizer has 103 tokens and the model a vocabulary of 64"):
+    with pytest.raises(LanguageModelError, match="the tokenizer has 103 tokens and the model knows 64"):
         save_pretrained(tmp_path / "new", model, large)
     large.save(folder)
-    with pytest.raises(LanguageModelError, match="the tokenizer has 103 tokens and the model a vocabulary of 64"):
+    with pytest.raises(LanguageModelError, match="the tokenizer has 103 tokens and the model knows 64"):
         load_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(LanguageModelError, match=r"cannot read .*tokenizer.json"):
