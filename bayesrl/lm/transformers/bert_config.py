@@ -9,7 +9,7 @@ from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import Config
 from bayesrl.lm.transformers.checkpoint_names import consistent, optional, refuse, required
-from bayesrl.lm.transformers.defaults import with_defaults
+from bayesrl.lm.transformers.config_json import with_defaults
 from bayesrl.lm.transformers.layers.block import POST_NORMS, PRE_NORMS, Layout
 from bayesrl.lm.transformers.layers.layer_kinds import FULL, SLIDING, layer_types, windowed_layers
 from bayesrl.lm.transformers.layers.layers import activation

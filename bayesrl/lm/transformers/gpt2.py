@@ -10,7 +10,7 @@ from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor, affine, refuse, required
 from bayesrl.lm.transformers.decoder import Decoder, DecoderConfig
-from bayesrl.lm.transformers.defaults import with_defaults
+from bayesrl.lm.transformers.config_json import with_defaults
 from bayesrl.lm.transformers.layers.block import Layout
 from bayesrl.lm.transformers.layers.layers import activation
 
