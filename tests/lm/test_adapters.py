@@ -102,7 +102,7 @@ def test_a_fit_becomes_an_adapter_and_a_reference_again(tmp_path: Path) -> None:
     begun = handlers.seed(lambda: guide.declare(jax.random.key(2), parted.model), rng_seed=0)()  # type: ignore[arg-type]
     for one, other in zip(jax.tree.leaves(merge_adapters(begun)), jax.tree.leaves(whole.model), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    with pytest.raises(LanguageModelError, match="without low-rank paths; pass fitted"):
+    with pytest.raises(LanguageModelError, match="without low-rank paths; pass finetuned"):
         save_adapter(tmp_path / "none", whole)
 
 

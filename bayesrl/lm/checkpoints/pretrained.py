@@ -29,8 +29,7 @@ from bayesrl.lm.tokenization.files import (
     read_json_object,
 )
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
-from bayesrl.lm.transformers.base import CausalLM, Config, Transformer
-from bayesrl.lm.transformers.checkpoint_names import DtypeOrNone
+from bayesrl.lm.transformers.base import CausalLM, Config, Transformer, WeightType
 from bayesrl.lm.transformers.layers.layers import merge_adapters
 from bayesrl.lm.transformers.registry import find_family
 from bayesrl.run_folder import write_file
@@ -67,7 +66,7 @@ class Pretrained:
 def load_pretrained(
     source: Location,
     *,
-    dtype: DtypeOrNone = None,
+    dtype: WeightType | None = None,
     revision: str | None = None,
     base: Pretrained | Location | None = None,
     merge: bool = True,

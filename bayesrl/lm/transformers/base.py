@@ -17,6 +17,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor
 from bayesrl.lm.transformers.layers.block import Layout
 from bayesrl.lm.transformers.layers.kv_cache import Cache
+from bayesrl.lm.transformers.layers.layers import find_activation
 from bayesrl.typing import PRNGKey
 from bayesrl.values import format_value, is_traced
 
@@ -31,6 +32,8 @@ class Config(abc.ABC):
         width: length of the residual stream.
         depth: how many blocks.
         heads: attention heads per block.
+        activation: of the feed-forward layers, by its name in transformers.
+        epsilon: of the norms.
     """
 
     model_type: str
@@ -39,6 +42,8 @@ class Config(abc.ABC):
     width: int
     depth: int
     heads: int
+    activation: str
+    epsilon: float
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
@@ -50,6 +55,7 @@ class Config(abc.ABC):
                 raise LanguageModelError(
                     f"a {self.model_type} model has {field.name}={format_value(value)}; use {wanted}"
                 )
+        find_activation(self.activation)
 
     def check_heads(self) -> None:
         """Refuse heads that cannot share the residual stream."""
@@ -70,6 +76,14 @@ class Config(abc.ABC):
     @abc.abstractmethod
     def layout(self, layer: int) -> Layout:
         """Tell how a block computes."""
+
+    def _layout(self, **own: Any) -> Layout:
+        """Make the layout of a block: settings that it has in common with the model, and its own."""
+        one_each = {"kv_heads": self.heads, "head_dim": self.width // self.heads}
+        shared = {
+            part.name: getattr(self, part.name) for part in dataclasses.fields(Layout) if hasattr(self, part.name)
+        }
+        return Layout(**{**one_each, **shared, **own})
 
 
 class Transformer(eqx.Module):

@@ -13,8 +13,8 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import Transformer, WeightType, check_model_room
 from bayesrl.lm.transformers.bert_config import BertConfig
 from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor, affine
-from bayesrl.lm.transformers.layers.block import AttentionInputs, TransformerBlock
-from bayesrl.lm.transformers.layers.layers import Embedding, Linear, Norm, activation
+from bayesrl.lm.transformers.layers.block import TransformerBlock, attention_inputs
+from bayesrl.lm.transformers.layers.layers import Embedding, Linear, Norm, find_activation
 from bayesrl.typing import PRNGKey
 
 
@@ -122,26 +122,15 @@ class BertClassifier(Transformer):
         if self.kind is not None:
             x = x + self.kind(jnp.zeros_like(tokens) if kinds is None else kinds)
         x = self.norm(x)
-        sights = self._sights(places, mask)
+        apart = jnp.abs(places[:, None] - places[None, :])
+        seen = jnp.broadcast_to(mask[None, :], apart.shape)
+        inputs = attention_inputs(self.blocks, places, lambda window: seen & (apart < window) if window else seen)
         for block in self.blocks:
-            x, _, _ = block(x, sights[block.layout.window, block.layout.rope])
+            x, _, _ = block(x, inputs[block.layout.window, block.layout.rope])
         x = x if self.last_norm is None else self.last_norm(x)
         pooled = jnp.where(mask[:, None], x, 0).sum(0) / jnp.maximum(mask.sum(), 1) if self.config.mean else x[0]
-        pooled = activation(self.config.pooled_by)(self.pool(pooled.astype(x.dtype)))
+        pooled = find_activation(self.config.pooled_by)(self.pool(pooled.astype(x.dtype)))
         return self.head.scores(pooled if self.pool_norm is None else self.pool_norm(pooled))
-
-    def _sights(self, places: Int[Array, "n"], mask: Bool[Array, "n"]) -> dict[Any, AttentionInputs]:
-        """Give what each kind of layer sees, once for all layers of the kind."""
-        apart = jnp.abs(places[:, None] - places[None, :])
-        everything = jnp.broadcast_to(mask[None, :], apart.shape)
-        kinds = {(block.layout.window, block.layout.rope): block.layout for block in self.blocks}
-        return {
-            (window, rope): AttentionInputs(
-                everything & (apart < window) if window else everything,
-                None if rope is None else rope.turn(places, layout.head_dim),
-            )
-            for (window, rope), layout in kinds.items()
-        }
 
 
 _PARTS = {

@@ -8,11 +8,21 @@ from typing import Any, NamedTuple
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import Config
-from bayesrl.lm.transformers.checkpoint_names import consistent, optional, refuse, required
-from bayesrl.lm.transformers.config_json import with_defaults
+from bayesrl.lm.transformers.config_json import (
+    COMMON_NAMES,
+    FULL,
+    SLIDING,
+    consistent,
+    layer_types,
+    optional,
+    read_fields,
+    refuse,
+    required,
+    windowed_layers,
+    with_defaults,
+)
 from bayesrl.lm.transformers.layers.block import POST_NORMS, PRE_NORMS, Layout
-from bayesrl.lm.transformers.layers.layer_kinds import FULL, SLIDING, layer_types, windowed_layers
-from bayesrl.lm.transformers.layers.layers import activation
+from bayesrl.lm.transformers.layers.layers import find_activation
 from bayesrl.lm.transformers.layers.rope import Rope
 from bayesrl.values import is_count
 
@@ -23,7 +33,7 @@ PROBLEMS = ONE_LABEL, SEVERAL_LABELS, REGRESSION = (
 )
 
 
-class Traits(NamedTuple):
+class EncoderTraits(NamedTuple):
     """What no config.json says, since every model of a family has it.
 
     Args:
@@ -41,13 +51,13 @@ class Traits(NamedTuple):
     padded: bool = False
 
 
-FAMILIES: Mapping[str, Traits] = MappingProxyType(
+ENCODER_FAMILIES: Mapping[str, EncoderTraits] = MappingProxyType(
     {
-        "bert": Traits("BertForSequenceClassification"),
-        "roberta": Traits("RobertaForSequenceClassification", padded=True),
-        "xlm-roberta": Traits("XLMRobertaForSequenceClassification", padded=True),
-        "distilbert": Traits("DistilBertForSequenceClassification", pooling="relu", kinds=False),
-        "modernbert": Traits("ModernBertForSequenceClassification", kinds=False, learned=False),
+        "bert": EncoderTraits("BertForSequenceClassification"),
+        "roberta": EncoderTraits("RobertaForSequenceClassification", padded=True),
+        "xlm-roberta": EncoderTraits("XLMRobertaForSequenceClassification", padded=True),
+        "distilbert": EncoderTraits("DistilBertForSequenceClassification", pooling="relu", kinds=False),
+        "modernbert": EncoderTraits("ModernBertForSequenceClassification", kinds=False, learned=False),
     }
 )
 
@@ -114,22 +124,21 @@ class BertConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model_type not in FAMILIES:
+        if self.model_type not in ENCODER_FAMILIES:
             raise LanguageModelError(
-                f"a classifier has model_type={self.model_type!r}; use one of {', '.join(FAMILIES)}"
+                f"a classifier has model_type={self.model_type!r}; use one of {', '.join(ENCODER_FAMILIES)}"
             )
         self.check_heads()
-        activation(self.activation)
-        activation(self.pooled_by)
+        find_activation(self.pooled_by)
         if self.problem not in PROBLEMS:
             raise LanguageModelError(
                 f"a {self.model_type} model has problem={self.problem!r}; use one of {', '.join(PROBLEMS)}"
             )
 
     @property
-    def traits(self) -> Traits:
+    def traits(self) -> EncoderTraits:
         """What follows from the family."""
-        return FAMILIES[self.model_type]
+        return ENCODER_FAMILIES[self.model_type]
 
     @property
     def pooled_by(self) -> str:
@@ -143,19 +152,18 @@ class BertConfig(Config):
 
     def layout(self, layer: int) -> Layout:
         """Tell how a block computes."""
-        common: dict[str, Any] = {
-            "width": self.width, "inner": self.inner, "heads": self.heads, "kv_heads": self.heads,
-            "head_dim": self.width // self.heads, "activation": self.activation, "epsilon": self.epsilon,
-            "norm": "layer", "norm_bias": self.norm_bias, "attention_bias": self.attention_bias,
-            "output_bias": self.attention_bias, "feeding_bias": self.feeding_bias,
-        }  # fmt: skip
         if self.rope is None:
-            return Layout(**common, norms=POST_NORMS, norm_of_sums=True)
+            return self._layout(norm="layer", output_bias=self.attention_bias, norms=POST_NORMS, norm_of_sums=True)
         near = layer in self.windowed
-        rope = self.local_rope if near and self.local_rope is not None else self.rope
-        norms = PRE_NORMS if layer else PRE_NORMS[1:]  # what embeds is normalised already
-        window = self.window if near else 0
-        return Layout(**common, norms=norms, joined="stacked", gated="joined", rope=rope, window=window)
+        return self._layout(
+            norm="layer",
+            output_bias=self.attention_bias,
+            norms=PRE_NORMS if layer else PRE_NORMS[1:],  # what embeds is normalised already
+            joined="stacked",
+            gated="joined",
+            rope=self.local_rope if near and self.local_rope is not None else self.rope,
+            window=self.window if near else 0,
+        )
 
     @classmethod
     @checked(LanguageModelError)
@@ -164,15 +172,15 @@ class BertConfig(Config):
         refuse(json, "position_embedding_type", "absolute")
         refuse(json, "is_decoder", False)
         refuse(json, "add_cross_attention", False)
-        json = with_defaults(json, FAMILIES)
+        json = with_defaults(json, ENCODER_FAMILIES)
         family, labels = json["model_type"], _labels(json)
-        names = _DISTIL if family == "distilbert" else _NAMES
-        own: dict[str, Any] = {name: required(json, key) for name, key in names.items()}
+        names = _DISTIL if family == "distilbert" else COMMON_NAMES
+        own = read_fields(json, names)
         if family == "modernbert":
             own |= _modern(json, own["depth"])
         else:
             own["epsilon"] = required(json, "layer_norm_eps") if family != "distilbert" else 1e-12
-        if FAMILIES[family].padded:
+        if ENCODER_FAMILIES[family].padded:
             own["pad"] = required(json, "pad_token_id")
             own["max_length"] = own["max_length"] - own["pad"] - 1
         return cls(
@@ -180,21 +188,19 @@ class BertConfig(Config):
             labels=labels,
             problem=optional(json, "problem_type", REGRESSION if len(labels) == 1 else ONE_LABEL),
             token_types=optional(json, "type_vocab_size", 2),
-            initializer_range=required(json, "initializer_range"),
             model_type=family,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Give what transformers reads as config.json."""
-        told = {
+        told: dict[str, Any] = {
             "model_type": self.model_type,
             "architectures": [self.traits.architecture],
             "id2label": {str(index): name for index, name in enumerate(self.labels)},
             "label2id": {name: index for index, name in enumerate(self.labels)},
             "problem_type": self.problem,
-            "initializer_range": self.initializer_range,
         }
-        names = _DISTIL if self.model_type == "distilbert" else _NAMES
+        names = _DISTIL if self.model_type == "distilbert" else COMMON_NAMES
         told |= {key: getattr(self, name) for name, key in names.items()}
         told["max_position_embeddings"] = self.max_length + self.first_position
         if self.traits.padded:
@@ -221,17 +227,8 @@ class BertConfig(Config):
         return told
 
 
-_NAMES = {
-    "vocab_size": "vocab_size",
-    "max_length": "max_position_embeddings",
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "inner": "intermediate_size",
-    "activation": "hidden_act",
-}
 _DISTIL = {
-    **_NAMES,
+    **COMMON_NAMES,
     "width": "dim",
     "depth": "n_layers",
     "heads": "n_heads",

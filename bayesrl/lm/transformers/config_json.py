@@ -1,6 +1,6 @@
-"""What transformers takes for settings that a config.json leaves out, and the other names that it knows for some."""
+"""config.json: how settings are read, what transformers takes for those left out, and the other names of some."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -91,6 +91,20 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )  # fmt: skip
 """By family: the defaults of its class of configuration in transformers 5."""
 
+COMMON_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "vocab_size": "vocab_size",
+        "max_length": "max_position_embeddings",
+        "width": "hidden_size",
+        "depth": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "inner": "intermediate_size",
+        "activation": "hidden_act",
+        "initializer_range": "initializer_range",
+    }
+)
+"""What most families call the settings that models have in common, by the fields that hold them."""
+
 _TEXTBOOK = {
     "max_position_embeddings": "n_positions",
     "hidden_size": "n_embd",
@@ -120,3 +134,64 @@ def with_defaults(json: Mapping[str, Any], families: Collection[str]) -> dict[st
     settings = {key: value for key, value in json.items() if key not in (*names, *unread)}
     settings |= {names[key]: value for key, value in json.items() if key in names and value is not None}
     return {**DEFAULTS[family], **settings}
+
+
+def required(json: Mapping[str, Any], key: str) -> Any:
+    """Read a setting that has no default."""
+    value = json.get(key)
+    if value is None:
+        raise LanguageModelError(
+            f"config.json of a {json.get('model_type')!r} model has no {key!r}; it is damaged, or of an old format: "
+            "load the model in transformers and save it anew with save_pretrained"
+        )
+    return value
+
+
+def read_fields(json: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Read settings that have no default, by the fields that hold them."""
+    return {field: required(json, key) for field, key in names.items()}
+
+
+def optional(json: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Read a setting; null, as transformers writes it, is as good as none."""
+    value = json.get(key)
+    return default if value is None else value
+
+
+def consistent(json: Mapping[str, Any], key: str, other: str, default: Any) -> Any:
+    """Read a setting that has two names, of which versions of transformers read one or the other."""
+    value = optional(json, key, default)
+    if optional(json, other, value) != value:
+        raise LanguageModelError(
+            f"config.json of a {json.get('model_type')!r} model sets {other}={json[other]!r} where {key} is {value!r}, "
+            "and versions of transformers read the one or the other; set both to what the model was trained with"
+        )
+    return value
+
+
+def refuse(json: Mapping[str, Any], key: str, *accepted: Any) -> None:
+    """Refuse a setting that would change what the model computes and is not implemented."""
+    value = json.get(key)
+    if value is not None and value not in accepted:
+        raise LanguageModelError(
+            f"config.json of a {json.get('model_type')!r} model sets {key}={value!r}, which bayesrl does not implement "
+            f"(it reads {' or '.join(map(repr, accepted)) or 'models without it'}); choose another model"
+        )
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def windowed_layers(json: Mapping[str, Any], kinds: Any, depth: int) -> tuple[int, ...]:
+    """Give the layers that have a window, of a kind for each layer."""
+    if not (isinstance(kinds, list) and len(kinds) == depth and set(kinds) <= {SLIDING, FULL}):
+        raise LanguageModelError(
+            f"config.json of a {json.get('model_type')!r} model sets layer_types={kinds!r:.200}; name {SLIDING!r} or "
+            f"{FULL!r} for each of {depth} layers"
+        )
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING)
+
+
+def layer_types(windowed: Sequence[int], depth: int) -> list[str]:
+    """Give a kind for each layer."""
+    return [SLIDING if layer in windowed else FULL for layer in range(depth)]

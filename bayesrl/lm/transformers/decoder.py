@@ -1,8 +1,5 @@
 """`Decoder`: embeddings, blocks, a norm and a head, which is what every causal family is made of."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import AnyConfig, CausalLM, Config, WeightType, check_capacity, check_model_room
-from bayesrl.lm.transformers.layers.block import AttentionInputs, TransformerBlock
-from bayesrl.lm.transformers.layers.kv_cache import Cache, TokenSlots, allocate_slots, soft_cap
+from bayesrl.lm.transformers.layers.block import TransformerBlock, attention_inputs
+from bayesrl.lm.transformers.layers.kv_cache import Cache, allocate_slots, soft_cap
 from bayesrl.lm.transformers.layers.layers import Embedding, Linear, Norm
 from bayesrl.typing import PRNGKey
 
@@ -113,25 +110,16 @@ class Decoder(CausalLM):
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         if self.position is not None:
             x = x + self.position(where.positions)
-        sights = self._sights(where, cache)
+        # A cache that a window covers needs no mask of its own.
+        inputs = attention_inputs(
+            self.blocks, where.positions, lambda window: where.within(window if window < cache.capacity else 0)
+        )
         keys, values = [], []
         for layer, block in enumerate(self.blocks):
-            x, key, value = block(x, sights[block.layout.window, block.layout.rope], cache, layer)
+            x, key, value = block(x, inputs[block.layout.window, block.layout.rope], cache, layer)
             keys.append(key)
             values.append(value)
         return self.norm(x), where.after(cache, keys, values)
-
-    def _sights(self, where: TokenSlots, cache: Cache) -> Mapping[Any, AttentionInputs]:
-        """Give what each kind of layer sees, once for all layers of the kind."""
-        kinds = {(block.layout.window, block.layout.rope): block.layout for block in self.blocks}
-        # A cache that a window covers needs no mask of its own.
-        return {
-            (window, rope): AttentionInputs(
-                where.within(window if window < cache.capacity else 0),
-                None if rope is None else rope.turn(where.positions, layout.head_dim),
-            )
-            for (window, rope), layout in kinds.items()
-        }
 
     def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
         """Give the logits in float32; see `CausalLM.logits`."""

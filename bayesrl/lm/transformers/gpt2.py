@@ -8,11 +8,10 @@ import equinox as eqx
 
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor, affine, refuse, required
+from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor, affine
+from bayesrl.lm.transformers.config_json import read_fields, refuse, with_defaults
 from bayesrl.lm.transformers.decoder import Decoder, DecoderConfig
-from bayesrl.lm.transformers.config_json import with_defaults
 from bayesrl.lm.transformers.layers.block import Layout
-from bayesrl.lm.transformers.layers.layers import activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,6 @@ class GPT2Config(DecoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_heads()
-        activation(self.activation)
 
     @classmethod
     @checked(LanguageModelError)
@@ -61,18 +59,7 @@ class GPT2Config(DecoderConfig):
         refuse(json, "add_cross_attention", False)
         refuse(json, "scale_attn_weights", True)
         refuse(json, "scale_attn_by_inverse_layer_idx", False)
-        return cls(
-            vocab_size=required(json, "vocab_size"),
-            max_length=required(json, "n_positions"),
-            width=required(json, "n_embd"),
-            depth=required(json, "n_layer"),
-            heads=required(json, "n_head"),
-            inner=json.get("n_inner"),
-            activation=required(json, "activation_function"),
-            epsilon=required(json, "layer_norm_epsilon"),
-            tied=required(json, "tie_word_embeddings"),
-            initializer_range=required(json, "initializer_range"),
-        )
+        return cls(**read_fields(json, _NAMES), inner=json.get("n_inner"))
 
     @property
     def learned_positions(self) -> bool:
@@ -81,38 +68,27 @@ class GPT2Config(DecoderConfig):
 
     def layout(self, layer: int) -> Layout:
         """Tell how a block computes."""
-        return Layout(
-            width=self.width,
-            inner=self.inner or 4 * self.width,
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_dim=self.width // self.heads,
-            activation=self.activation,
-            epsilon=self.epsilon,
-            norm="layer",
-            joined="stacked",
-            attention_bias=True,
-            output_bias=True,
-            feeding_bias=True,
-        )
+        inner = self.inner or 4 * self.width
+        biases = dict.fromkeys(("attention_bias", "output_bias", "feeding_bias"), True)
+        return self._layout(inner=inner, norm="layer", joined="stacked", **biases)
 
     def to_json(self) -> dict[str, Any]:
         """Give what transformers reads as config.json."""
-        return {
-            "model_type": self.model_type,
-            "architectures": ["GPT2LMHeadModel"],
-            "vocab_size": self.vocab_size,
-            "n_positions": self.max_length,
-            "n_ctx": self.max_length,
-            "n_embd": self.width,
-            "n_layer": self.depth,
-            "n_head": self.heads,
-            "n_inner": self.inner,
-            "activation_function": self.activation,
-            "layer_norm_epsilon": self.epsilon,
-            "tie_word_embeddings": self.tied,
-            "initializer_range": self.initializer_range,
-        }
+        own = {"architectures": ["GPT2LMHeadModel"], "n_ctx": self.max_length, "n_inner": self.inner}
+        return {"model_type": self.model_type, **own, **{key: getattr(self, name) for name, key in _NAMES.items()}}
+
+
+_NAMES = {
+    "vocab_size": "vocab_size",
+    "max_length": "n_positions",
+    "width": "n_embd",
+    "depth": "n_layer",
+    "heads": "n_head",
+    "activation": "activation_function",
+    "epsilon": "layer_norm_epsilon",
+    "tied": "tie_word_embeddings",
+    "initializer_range": "initializer_range",
+}
 
 
 class GPT2(Decoder):

@@ -7,19 +7,29 @@ from typing import Any, NamedTuple
 
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.checkpoint_names import consistent, optional, refuse, required
+from bayesrl.lm.transformers.config_json import (
+    COMMON_NAMES,
+    DEFAULTS,
+    FULL,
+    SLIDING,
+    consistent,
+    layer_types,
+    optional,
+    read_fields,
+    refuse,
+    required,
+    windowed_layers,
+    with_defaults,
+)
 from bayesrl.lm.transformers.decoder import DecoderConfig
-from bayesrl.lm.transformers.config_json import DEFAULTS, with_defaults
 from bayesrl.lm.transformers.layers.block import POST_NORMS, PRE_NORMS, Layout
-from bayesrl.lm.transformers.layers.layer_kinds import FULL, SLIDING, layer_types, windowed_layers
-from bayesrl.lm.transformers.layers.layers import activation
 from bayesrl.lm.transformers.layers.rope import Rope
 from bayesrl.values import is_count
 
 _PLAIN = Rope()
 
 
-class Traits(NamedTuple):
+class DecoderTraits(NamedTuple):
     """What no config.json says, since every model of a family has it.
 
     Args:
@@ -48,16 +58,16 @@ class Traits(NamedTuple):
 
 
 _AROUND = (*PRE_NORMS, *POST_NORMS)
-FAMILIES: Mapping[str, Traits] = MappingProxyType(
+DECODER_FAMILIES: Mapping[str, DecoderTraits] = MappingProxyType(
     {
-        "llama": Traits("LlamaForCausalLM"),
-        "mistral": Traits("MistralForCausalLM"),
-        "mixtral": Traits("MixtralForCausalLM"),
-        "qwen2": Traits("Qwen2ForCausalLM", layers=True),
-        "qwen3": Traits("Qwen3ForCausalLM", query_key_norm="head", layers=True),
-        "gemma": Traits("GemmaForCausalLM", norm="rms_plus_one", scaled=True),
-        "gemma2": Traits("Gemma2ForCausalLM", norm="rms_plus_one", norms=_AROUND, scaled=True, layers=True),
-        "gemma3_text": Traits(
+        "llama": DecoderTraits("LlamaForCausalLM"),
+        "mistral": DecoderTraits("MistralForCausalLM"),
+        "mixtral": DecoderTraits("MixtralForCausalLM"),
+        "qwen2": DecoderTraits("Qwen2ForCausalLM", layers=True),
+        "qwen3": DecoderTraits("Qwen3ForCausalLM", query_key_norm="head", layers=True),
+        "gemma": DecoderTraits("GemmaForCausalLM", norm="rms_plus_one", scaled=True),
+        "gemma2": DecoderTraits("Gemma2ForCausalLM", norm="rms_plus_one", norms=_AROUND, scaled=True, layers=True),
+        "gemma3_text": DecoderTraits(
             "Gemma3ForCausalLM",
             norm="rms_plus_one",
             norms=_AROUND,
@@ -65,10 +75,12 @@ FAMILIES: Mapping[str, Traits] = MappingProxyType(
             scaled=True,
             layers=True,
         ),
-        "phi3": Traits("Phi3ForCausalLM", joined="stacked", gated="joined", partial=True),
-        "olmo2": Traits("Olmo2ForCausalLM", norms=POST_NORMS, query_key_norm="whole"),
-        "smollm3": Traits("SmolLM3ForCausalLM", layers=True),
-        "gpt_neox": Traits("GPTNeoXForCausalLM", norm="layer", joined="by_head", gated="", biased=True, partial=True),
+        "phi3": DecoderTraits("Phi3ForCausalLM", joined="stacked", gated="joined", partial=True),
+        "olmo2": DecoderTraits("Olmo2ForCausalLM", norms=POST_NORMS, query_key_norm="whole"),
+        "smollm3": DecoderTraits("SmolLM3ForCausalLM", layers=True),
+        "gpt_neox": DecoderTraits(
+            "GPTNeoXForCausalLM", norm="layer", joined="by_head", gated="", biased=True, partial=True
+        ),
     }
 )
 
@@ -142,11 +154,10 @@ class LlamaConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model_type not in FAMILIES:
+        if self.model_type not in DECODER_FAMILIES:
             raise LanguageModelError(
-                f"a Llama's relative has model_type={self.model_type!r}; use one of {', '.join(FAMILIES)}"
+                f"a Llama's relative has model_type={self.model_type!r}; use one of {', '.join(DECODER_FAMILIES)}"
             )
-        activation(self.activation)
         if self.head_dim == 0:
             self.check_heads()
             object.__setattr__(self, "head_dim", self.width // self.heads)
@@ -168,9 +179,9 @@ class LlamaConfig(DecoderConfig):
             raise LanguageModelError(f"a {self.model_type} model has layers with a window and window=0; use at least 1")
 
     @property
-    def traits(self) -> Traits:
+    def traits(self) -> DecoderTraits:
         """What follows from the family."""
-        return FAMILIES[self.model_type]
+        return DECODER_FAMILIES[self.model_type]
 
     @property
     def embedding_scale(self) -> float:
@@ -186,58 +197,41 @@ class LlamaConfig(DecoderConfig):
         """Tell how a block computes."""
         traits, near = self.traits, layer in self.windowed
         rope = self.local_rope if near and self.local_rope is not None else self.rope
-        return Layout(
-            width=self.width,
-            inner=self.inner,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            activation=self.activation,
-            epsilon=self.epsilon,
+        return self._layout(
             norm=traits.norm,
             norms=traits.norms,
             query_key_norm=(traits.query_key_norm or "head") if self.query_key_norm else "",
             joined=traits.joined,
             gated=traits.gated,
-            attention_bias=self.attention_bias,
-            output_bias=self.output_bias,
-            feeding_bias=self.feeding_bias,
-            parallel=self.parallel,
             rope=None if layer in self.unturned else rope,
             window=self.window if near else 0,
             scale=self.query_scale**-0.5 if self.query_scale else 0.0,
             cap=self.score_cap,
-            experts=self.experts,
-            chosen=self.chosen,
         )
 
     @classmethod
     @checked(LanguageModelError)
     def from_json(cls, json: Mapping[str, Any]) -> "LlamaConfig":
         """Read what transformers writes as config.json."""
-        json = with_defaults(json, FAMILIES)
-        family, traits = json["model_type"], FAMILIES[json["model_type"]]
+        json = with_defaults(json, DECODER_FAMILIES)
+        family, traits = json["model_type"], DECODER_FAMILIES[json["model_type"]]
         refuse(json, "use_bidirectional_attention", False)
-        heads, depth = required(json, "num_attention_heads"), required(json, "num_hidden_layers")
+        common = read_fields(json, COMMON_NAMES)
+        depth = common["depth"]
         bias = bool(json.get("attention_bias"))
         rope, local = _ropes(json)
-        length = required(json, "max_position_embeddings")
+        if rope.kind == "longrope":
+            common["max_length"] = rope.original
         window, windowed = _windows(json, depth, traits)
         return cls(
-            vocab_size=required(json, "vocab_size"),
-            max_length=rope.original if rope.kind == "longrope" else length,
-            width=required(json, "hidden_size"),
-            depth=depth,
-            heads=heads,
-            kv_heads=optional(json, "num_key_value_heads", heads),
-            inner=required(json, "intermediate_size"),
+            **common,
+            kv_heads=optional(json, "num_key_value_heads", common["heads"]),
             head_dim=optional(json, "head_dim", 0),
             rope=rope,
             local_rope=local,
             window=window,
             windowed=windowed,
             unturned=_unturned(json, depth) if family == "smollm3" else (),
-            activation=required(json, "hidden_act"),
             epsilon=required(json, "layer_norm_eps" if traits.norm == "layer" else "rms_norm_eps"),
             attention_bias=bias or family == "qwen2",
             output_bias=bias and family != "qwen2",
@@ -250,7 +244,6 @@ class LlamaConfig(DecoderConfig):
             experts=optional(json, "num_local_experts", 0) if family == "mixtral" else 0,
             chosen=optional(json, "num_experts_per_tok", 0) if family == "mixtral" else 0,
             tied=required(json, "tie_word_embeddings"),
-            initializer_range=required(json, "initializer_range"),
             model_type=family,
         )
 
@@ -259,18 +252,11 @@ class LlamaConfig(DecoderConfig):
         told = {
             "model_type": self.model_type,
             "architectures": [self.traits.architecture],
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.max_length,
-            "hidden_size": self.width,
-            "num_hidden_layers": self.depth,
-            "num_attention_heads": self.heads,
+            **{key: getattr(self, name) for name, key in COMMON_NAMES.items()},
             "num_key_value_heads": self.kv_heads,
-            "intermediate_size": self.inner,
             "head_dim": self.head_dim,
-            "hidden_act": self.activation,
             "rms_norm_eps": self.epsilon,
             "tie_word_embeddings": self.tied,
-            "initializer_range": self.initializer_range,
             **self.rope.to_json(),
         }
         told |= {name: value(self) for name, (families, value) in _OWN.items() if self.model_type in families}
@@ -355,7 +341,7 @@ def _ropes(json: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
     return Rope.from_json(json), None
 
 
-def _windows(json: Mapping[str, Any], depth: Any, traits: Traits) -> tuple[int, tuple[int, ...]]:
+def _windows(json: Mapping[str, Any], depth: Any, traits: DecoderTraits) -> tuple[int, tuple[int, ...]]:
     """Read how many tokens layers with a window see, and which layers have one."""
     family, window = json["model_type"], json.get("sliding_window")
     if window is None or not is_count(depth, least=1):

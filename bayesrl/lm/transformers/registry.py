@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import Config, Transformer
 from bayesrl.lm.transformers.bert import BertClassifier
-from bayesrl.lm.transformers.bert_config import FAMILIES as ENCODER_FAMILIES
-from bayesrl.lm.transformers.bert_config import BertConfig
+from bayesrl.lm.transformers.bert_config import ENCODER_FAMILIES, BertConfig
 from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
 from bayesrl.lm.transformers.llama import Llama
-from bayesrl.lm.transformers.llama_config import FAMILIES as DECODER_FAMILIES
-from bayesrl.lm.transformers.llama_config import LlamaConfig
+from bayesrl.lm.transformers.llama_config import DECODER_FAMILIES, LlamaConfig
 
 
 class Family(NamedTuple):

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import load_pretrained, save_pretrained
 from bayesrl.lm.transformers.base import CausalLM
-from bayesrl.lm.transformers.layers.layers import ACTIVATIONS, activation
+from bayesrl.lm.transformers.layers.layers import ACTIVATIONS, find_activation
 from bayesrl.lm.transformers.layers.rope import Rope
 from bayesrl.lm.transformers.llama_config import LlamaConfig
 from bayesrl.lm.transformers.registry import FAMILIES
@@ -162,7 +162,7 @@ def test_activations_are_those_of_transformers() -> None:
         at = arrays["at"]
         assert set(arrays.keys()) - {"at"} == set(ACTIVATIONS)
         for name in ACTIVATIONS:
-            np.testing.assert_allclose(activation(name)(at), arrays[name], atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(find_activation(name)(at), arrays[name], atol=1e-6, err_msg=name)
 
 
 def test_yarn_is_as_its_paper_has_it() -> None:

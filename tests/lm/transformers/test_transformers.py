@@ -14,7 +14,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import Pretrained, load_pretrained
 from bayesrl.lm.transformers.base import CausalLM
 from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
-from bayesrl.lm.transformers.layers.layers import Linear, activation, is_linear, merge_adapters
+from bayesrl.lm.transformers.layers.layers import Linear, find_activation, is_linear, merge_adapters
 from bayesrl.lm.transformers.layers.rope import Rope
 from bayesrl.lm.transformers.llama import Llama
 from bayesrl.lm.transformers.llama_config import LlamaConfig
@@ -179,7 +179,7 @@ def test_low_rank_paths_may_be_wider_than_the_weights(key: jax.Array) -> None:
     wide = apply_adapter(narrow, key)
     assert wide(jnp.ones(4, jnp.bfloat16)).dtype == jnp.bfloat16
     assert wide.scores(jnp.ones(4, jnp.bfloat16)).dtype == jnp.float32
-    assert wide.merged().weight.dtype == jnp.bfloat16
+    assert wide.merge().weight.dtype == jnp.bfloat16
 
 
 def test_random_weights_have_the_asked_spread(key: jax.Array) -> None:
@@ -225,4 +225,4 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(LanguageModelError, match="kv_heads must divide heads"):
         LlamaConfig(vocab_size=11, max_length=16, width=12, depth=2, heads=3, kv_heads=2, inner=8)
     with pytest.raises(LanguageModelError, match="unknown activation 'tanhshrink'; bayesrl knows gelu"):
-        activation("tanhshrink")
+        find_activation("tanhshrink")

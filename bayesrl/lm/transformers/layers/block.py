@@ -1,6 +1,6 @@
 """`TransformerBlock`: attention and a feed-forward layer; `Layout` says in which of the ways that families know."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,11 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from bayesrl.lm.transformers.layers.experts import Experts
 from bayesrl.lm.transformers.layers.kv_cache import Cache, attend
-from bayesrl.lm.transformers.layers.layers import LayerNorm, Linear, Norm, RMSNorm, activation
+from bayesrl.lm.transformers.layers.layers import LayerNorm, Linear, Norm, RMSNorm, find_activation
 from bayesrl.lm.transformers.layers.rope import Rope, Rotation, apply_rotary
 from bayesrl.typing import PRNGKey
 
@@ -109,6 +109,23 @@ class AttentionInputs(NamedTuple):
 
     visible: Bool[Array, "n sight"]
     turn: Rotation | None
+
+
+def attention_inputs(
+    blocks: Sequence["TransformerBlock"], positions: Int[Array, "n"], visible: Callable[[int], Bool[Array, "n sight"]]
+) -> dict[Any, AttentionInputs]:
+    """Give what each kind of layer, by its window and its rope, looks at: once for all layers of the kind.
+
+    Args:
+        blocks: one after another.
+        positions: of the new tokens, [n].
+        visible: which slots each token sees through a window of this size, 0 for none.
+    """
+    kinds = {(block.layout.window, block.layout.rope): block.layout.head_dim for block in blocks}
+    return {
+        (window, rope): AttentionInputs(visible(window), None if rope is None else rope.turn(positions, head_dim))
+        for (window, rope), head_dim in kinds.items()
+    }
 
 
 class TransformerBlock(eqx.Module):
@@ -209,7 +226,7 @@ class TransformerBlock(eqx.Module):
         return query, key, value
 
     def _fed(self, x: Float[Array, "n width"]) -> Float[Array, "n width"]:
-        act = activation(self.layout.activation)
+        act = find_activation(self.layout.activation)
         if self.experts is not None:
             return self.experts(x, act, self.layout.chosen)
         wide = _by(self.widen, x)

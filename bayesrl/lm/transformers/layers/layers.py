@@ -42,7 +42,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 """The names that transformers has, several of them for one function; those that hold weights are not among them."""
 
 
-def activation(name: str) -> Callable[[Array], Array]:
+def find_activation(name: str) -> Callable[[Array], Array]:
     """Give the activation function of a name that transformers uses."""
     if name not in ACTIVATIONS:
         raise LanguageModelError(f"unknown activation {name!r}; bayesrl knows {', '.join(ACTIVATIONS)}")

@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.transformers.checkpoint_names import optional
+from bayesrl.lm.transformers.config_json import optional
 from bayesrl.values import is_real
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
