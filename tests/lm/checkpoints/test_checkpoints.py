@@ -354,7 +354,9 @@ def test_tokenizer_must_fit(tmp_path: Path, folder: Path) -> None:
 
 def test_wrong_options(tmp_path: Path) -> None:
     for dtype in (jnp.float16, "float3"):
-        with pytest.raises(LanguageModelError, match=r"got dtype=.*; use a type of weights: jnp.float32 or jnp.bfloat16, or None"):
+        with pytest.raises(
+            LanguageModelError, match=r"got dtype=.*; use a type of weights: jnp.float32 or jnp.bfloat16, or None"
+        ):
             load_pretrained(GOLDEN / "gpt2", dtype=dtype)
     model = load_pretrained(GOLDEN / "gpt2").model
     with pytest.raises(LanguageModelError, match="max_shard_bytes=0; use a whole number from 1"):
