@@ -58,7 +58,9 @@ def _poisson() -> list[Answer]:
     mean = posterior.estimate(jax.random.key(3), 20_000).reward
     return [
         Answer(
-            "Poisson: log Z, importance from the prior", 1.0, *_numbers(weighted.log_evidence, weighted.log_evidence_se)
+            "Poisson: log Z, importance from the prior",
+            1.0,
+            *_numbers(weighted.log_evidence.mean, weighted.log_evidence.se),
         ),
         Answer("Poisson: log Z, evidence of a fit", 1.0, *_numbers(bracket.log_evidence.mean, bracket.log_evidence.se)),
         Answer("Poisson: mean of the fitted policy × log 1.1", 11 * math.log(1.1), *_numbers(mean.mean, mean.se)),
@@ -78,9 +80,11 @@ def _sequences() -> list[Answer]:
     kept = np.asarray(drawn.resample(jax.random.key(1), 20_000)["x"])
     error = math.sqrt(0.4 * 0.6 / 20_000) * math.sqrt(2)  # drawn again from draws
     return [
-        Answer("sequences: log Z, enumeration", math.log(10 / 6), float(exact.log_evidence), 0.0),
+        Answer("sequences: log Z, enumeration", math.log(10 / 6), float(exact.log_evidence.mean), 0.0),
         Answer("sequences: p*(“00”), enumeration", 0.4, float(np.exp(exact.log_weights[1])), 0.0),
-        Answer("sequences: log Z, rejection", math.log(10 / 6), *_numbers(drawn.log_evidence, drawn.log_evidence_se)),
+        Answer(
+            "sequences: log Z, rejection", math.log(10 / 6), *_numbers(drawn.log_evidence.mean, drawn.log_evidence.se)
+        ),
         Answer("sequences: p*(“00”), rejection", 0.4, float((kept == 1).mean()), error),
     ]
 
@@ -113,7 +117,7 @@ def _gaussian() -> list[Answer]:
     chains = evidence(jax.random.key(2), posterior, method="nuts")
     assert chains.log_evidence is not None
     return [
-        Answer("Gaussian: log Z, rejection", truth, *_numbers(drawn.log_evidence, drawn.log_evidence_se)),
+        Answer("Gaussian: log Z, rejection", truth, *_numbers(drawn.log_evidence.mean, drawn.log_evidence.se)),
         Answer(
             "Gaussian: log Z, a poor fit beside NUTS",
             truth,

@@ -52,7 +52,7 @@ def run() -> str:
                 for beta, share in zip(BETAS, _shares(seed, policy, objective, *SETTINGS[name]), strict=True):
                     shares.setdefault((name, shape[0], float(beta)), []).append(share)
                 print(f"V = {shape[0]}, seed {seed}, {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-            _cover(seed, policy, bound, np.ravel(exact.log_evidence), covered)
+            _cover(seed, policy, bound, np.ravel(exact.log_evidence.mean), covered)
     return _told(shares, covered)
 
 
@@ -97,15 +97,15 @@ def _cover(seed: int, policy: PromptedPolicy, bound: float, exact: np.ndarray, c
     """Note whether 95% intervals hold the exact evidence."""
     key = jax.random.key(200 + seed)
     found = bayesrl.importance(key, policy, beta=BETAS, num_samples=20_000)
-    apart = np.abs(np.ravel(found.log_evidence) - exact) / np.ravel(found.log_evidence_se)
+    apart = np.abs(np.ravel(found.log_evidence.mean) - exact) / np.ravel(found.log_evidence.se)
     covered["importance"] += (apart < 1.96).tolist()
     for i, beta in enumerate(BETAS):
         lane = jax.random.fold_in(key, i)
         accepted = bayesrl.rejection(
             lane, policy, beta=float(beta), reward_bound=bound, num_samples=500, max_proposals=400_000
         )
-        error = float(np.ravel(accepted.log_evidence_se)[0])
-        covered["rejection"].append(bool(abs(float(np.ravel(accepted.log_evidence)[0]) - exact[i]) < 1.96 * error))
+        error = float(np.ravel(accepted.log_evidence.se)[0])
+        covered["rejection"].append(bool(abs(float(np.ravel(accepted.log_evidence.mean)[0]) - exact[i]) < 1.96 * error))
 
 
 def vowel_evidence() -> str:

@@ -81,7 +81,7 @@ def enumerate_posterior(
         ...     x = numpyro.sample("x", dist.Categorical(probs=jnp.array([3.0, 2.0, 1.0]) / 6))
         ...     bayesrl.reward("score", jnp.log(jnp.array([1.0, 2.0, 3.0]))[x])
         >>> result = enumerate_posterior(sequence, beta=1.0)
-        >>> np.exp(result.log_weights).round(3).tolist(), float(np.exp(result.log_evidence).round(4))
+        >>> np.exp(result.log_weights).round(3).tolist(), float(np.exp(result.log_evidence.mean).round(4))
         ([0.3, 0.4, 0.3], 1.6667)
 
     References:
@@ -249,10 +249,8 @@ def _result(
     result = WeightedDraws(
         sites=sites,
         log_weights=np.stack(log_weights).reshape((*lead, -1 if whole else 0, *shape)),
-        log_evidence=evidence,
-        log_evidence_se=None if evidence is None else np.zeros_like(evidence),
-        log_marginal=marginal.reshape(shape) if observed else None,
-        log_marginal_se=np.zeros(shape) if observed else None,
+        log_evidence=None if evidence is None else Estimate(evidence, np.zeros_like(evidence)),
+        log_marginal=Estimate(marginal.reshape(shape), np.zeros(shape)) if observed else None,
         optimum=stacked([lane.optimum for lane in lanes]),
         ess=None,
         estimates=_estimates(lanes, lead),

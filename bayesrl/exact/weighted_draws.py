@@ -45,9 +45,7 @@ class WeightedDraws:
         log_evidence: log Z, [*beta, *contexts], nats; with observed data and rewards
             log Z − log p(y), without rewards log p(y). None where environment sites are enumerated:
             β·log Z would then not be the optimum.
-        log_evidence_se: its standard error, 0 where exact; None with `log_evidence`.
         log_marginal: log p(y), [*contexts], nats; None without observed sites.
-        log_marginal_se: its standard error; None with `log_marginal`.
         optimum: J*, [*beta, *contexts], reward units: β·`log_evidence`, or the optimum of control
             with environment sites; log p(y), nats, without rewards. None where the engine cannot
             know it.
@@ -66,10 +64,8 @@ class WeightedDraws:
 
     sites: dict[str, Numbers]
     log_weights: Float[np.ndarray, "..."]
-    log_evidence: Float[np.ndarray, "..."] | None
-    log_evidence_se: Float[np.ndarray, "..."] | None
-    log_marginal: Float[np.ndarray, "..."] | None
-    log_marginal_se: Float[np.ndarray, "..."] | None
+    log_evidence: Estimate | None
+    log_marginal: Estimate | None
     optimum: Float[np.ndarray, "..."] | None
     ess: Float[np.ndarray, "..."] | None
     estimates: Estimates
@@ -122,10 +118,8 @@ class WeightedDraws:
         if not same.size:
             return None
         index, draw = int(same[0]), self.sampler
-        names = ("beta", "log_weights", "log_evidence", "log_evidence_se", "optimum", "ess", "num_accepted")
-        known = [name for name in names if getattr(self, name) is not None]
-        own: dict[str, Any] = {name: np.asarray(getattr(self, name)[index]) for name in known}
-        own["estimates"] = jax.tree.map(lambda x: x[index], self.estimates)
+        names = ("beta", "log_weights", "log_evidence", "estimates", "optimum", "ess", "num_accepted")
+        own = {name: jax.tree.map(lambda x: np.asarray(x[index]), getattr(self, name)) for name in names}
         if draw is not None:
             own["sampler"] = lambda rng, _, num_samples: draw(rng, index, num_samples)
         return replace(self, **own)

@@ -76,7 +76,7 @@ def importance(
         ...     x = numpyro.sample("x", dist.Poisson(10.0))
         ...     bayesrl.reward("growth", x * jnp.log(1.1))
         >>> result = importance(jax.random.key(0), count, beta=1.0)  # Poisson(11), log Z = 1
-        >>> bool(abs(result.log_evidence - 1) < 5 * result.log_evidence_se)
+        >>> bool(abs(result.log_evidence.mean - 1) < 5 * result.log_evidence.se)
         True
 
     References:
@@ -209,13 +209,12 @@ def _result(
             for name, values in batch.metrics.items()
         },
     )
+    marginal = lanes[0].marginal
     result = WeightedDraws(
         sites=jax.device_put(dict(batch.sites)),
         log_weights=np.stack([x.log_weights for x in lanes]).reshape((*lead, -1, *shape)),
-        log_evidence=stacked([x.evidence.mean for x in lanes]),
-        log_evidence_se=stacked([x.evidence.se for x in lanes]),
-        log_marginal=lanes[0].marginal.mean.reshape(shape) if observed else None,
-        log_marginal_se=lanes[0].marginal.se.reshape(shape) if observed else None,
+        log_evidence=Estimate(stacked([x.evidence.mean for x in lanes]), stacked([x.evidence.se for x in lanes])),
+        log_marginal=Estimate(*(x.reshape(shape) for x in (marginal.mean, marginal.se))) if observed else None,
         optimum=None if nature else stacked([x.objective.mean for x in lanes]),
         ess=stacked([1 / np.exp(2 * x.log_weights).sum(0) for x in lanes]),
         estimates=estimates,

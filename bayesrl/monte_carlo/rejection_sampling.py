@@ -72,7 +72,8 @@ def rejection(
         ...     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
         ...     bayesrl.reward("near", -0.5 * (x - 2.0) ** 2)  # at most 0, as can be proven
         >>> result = rejection(jax.random.key(0), target, beta=1.0)  # Normal(1, 1/2)
-        >>> result.sites["x"].shape, bool(abs(result.log_evidence + 1 + 0.5 * jnp.log(2)) < 5 * result.log_evidence_se)
+        >>> log_z = result.log_evidence
+        >>> result.sites["x"].shape, bool(abs(log_z.mean + 1 + 0.5 * jnp.log(2)) < 5 * log_z.se)
         ((1000,), True)
 
     References:
@@ -248,10 +249,8 @@ def _result(
     return WeightedDraws(
         sites={name: jnp.asarray(np.concatenate([b[name] for b in blocks])) for name in blocks[0]},
         log_weights=log_weights.reshape((*lead, -1, *shape)),
-        log_evidence=evidence.mean.reshape((*lead, *shape)),
-        log_evidence_se=np.sqrt(evidence.variance).reshape((*lead, *shape)),
+        log_evidence=Estimate(*(x.reshape((*lead, *shape)) for x in (evidence.mean, np.sqrt(evidence.variance)))),
         log_marginal=None,
-        log_marginal_se=None,
         optimum=None if structure.names("environment") else objective.mean.reshape((*lead, *shape)),
         ess=state.filled.astype(float).reshape((*lead, *shape)),
         estimates=Estimates(

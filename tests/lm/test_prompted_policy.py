@@ -148,15 +148,15 @@ def exact(writer: PromptedPolicy) -> Exact:
 def test_enumeration_agrees_with_a_sum_by_hand(writer: PromptedPolicy, exact: Exact) -> None:
     found = bayesrl.enumerate_posterior(writer, beta=BETA)
     assert found.sites["text"].shape == (V**T, 2, T)
-    np.testing.assert_allclose(found.log_evidence, exact.log_evidence, rtol=1e-4)
+    np.testing.assert_allclose(found.log_evidence.mean, exact.log_evidence, rtol=1e-4)
     np.testing.assert_allclose(found.estimates.objective.mean, BETA * exact.log_evidence.mean(), rtol=1e-4)
 
 
 def test_importance_covers_the_evidence(writer: PromptedPolicy, exact: Exact) -> None:
     """Both contexts within 5 standard errors: 1.2e-6 false alarms."""
     found = bayesrl.importance(jax.random.key(0), writer, beta=BETA, num_samples=4000)
-    assert (found.log_evidence_se < 0.1).all()
-    assert (np.abs(found.log_evidence - exact.log_evidence) < 5 * found.log_evidence_se).all()
+    assert (found.log_evidence.se < 0.1).all()
+    assert (np.abs(found.log_evidence.mean - exact.log_evidence) < 5 * found.log_evidence.se).all()
 
 
 # ---- fits --------------------------------------------------------------------------------------
@@ -264,8 +264,8 @@ def test_the_fitted_policy_is_the_next_prior(one: Posterior, exact: Exact) -> No
     found = bayesrl.importance(jax.random.key(0), one.policy, beta=2.0, num_samples=2000)
     log_q = np.asarray(scored(exact.sentences(finetuned(one).model), exact.rows), float)
     wanted = logsumexp(log_q + exact.reward / 2.0, axis=0)
-    assert (np.abs(found.log_evidence - wanted) < 5 * found.log_evidence_se + 1e-4).all()
-    assert (found.log_evidence_se < 0.1).all()
+    assert (np.abs(found.log_evidence.mean - wanted) < 5 * found.log_evidence.se + 1e-4).all()
+    assert (found.log_evidence.se < 0.1).all()
 
 
 def test_a_fitted_model_is_saved_and_loaded(answered: Posterior, answerer: PromptedPolicy, tmp_path: Path) -> None:

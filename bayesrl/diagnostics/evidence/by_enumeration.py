@@ -82,14 +82,14 @@ def _sides(target: WeightedDraws, beta: float | None) -> dict[str, Any]:
     assert target.optimum is not None
     optimum = float(target.optimum.mean())
     both = Estimate(np.asarray(optimum / (1.0 if beta is None else beta)), np.zeros(()))
-    marginal = None if beta is None else target.log_marginal
+    evidence, marginal = target.log_evidence, None if beta is None else target.log_marginal
     return {
         "lower": both,
         "upper": both,
         "optimum": Interval.exact(optimum),
-        "log_evidence": None if target.log_evidence is None else Interval.exact(target.log_evidence.mean()),
-        "by_context": None if target.log_evidence is None else Interval.exact(target.log_evidence),
-        "log_marginal": None if marginal is None else Interval.exact(marginal.mean()),
+        "log_evidence": None if evidence is None else Interval.exact(evidence.mean.mean()),
+        "by_context": None if evidence is None else Interval.exact(evidence.mean),
+        "log_marginal": None if marginal is None else Interval.exact(marginal.mean.mean()),
     }
 
 
@@ -100,17 +100,18 @@ def _from_draws(
     structure = programs.structure
     assert target.optimum is not None
     optimum = target.optimum.reshape(-1)
-    marginal = np.zeros(1) if target.log_marginal is None or beta is None else target.log_marginal.reshape(-1)
+    known = None if beta is None else target.log_marginal
+    marginal = np.zeros(1) if known is None else np.reshape(known.mean, -1)
     draw_key, target_key = split_keys(key)
     sample = draw_mixture_sample(draw_key, programs, params, min(num_samples, 2**14))
-    known = optimum / (1.0 if beta is None else beta) + marginal
+    log_z = optimum / (1.0 if beta is None else beta) + marginal
     unbounded = Bounds(np.full(len(optimum), np.inf), np.inf)
-    sampled = SampledEvidence(sample, beta, unbounded, observed=bool(structure.names("observed")), known=known)
+    sampled = SampledEvidence(sample, beta, unbounded, observed=bool(structure.names("observed")), known=log_z)
     found = evidence_of(sampled, beta, structure.context_shape, "enumeration", marginal=marginal)
     found = replace(found, **_sides(target, beta))
     if structure.names("environment"):
         return found.without_divergences()
-    kl_forward, missed = _forward(target_key, programs, params, beta, target, known)
+    kl_forward, missed = _forward(target_key, programs, params, beta, target, log_z)
     return replace(found, kl_forward=kl_forward, missed_mass=np.asarray(missed))
 
 
