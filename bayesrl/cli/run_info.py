@@ -45,7 +45,7 @@ _SCHEMA: dict[str, Schema] = {
     "fit": _EVIDENCE,
     "held_out": (NOTHING, _EVIDENCE),
     "verdict": (NOTHING, _OUTCOME),
-    "pictures": {"*": TEXT},
+    "pictures?": {"*": TEXT},
 }
 
 
@@ -177,7 +177,7 @@ def read_scores(directory: Path) -> RunScores | None:
     except (KeyError, TypeError, ValueError) as error:
         path = directory / run_folder.SCORES
         raise RunFolderError(f"cannot read {path}: its measured rows are damaged ({error}); {remedy}") from error
-    return RunScores(told["step"], fit, held_out, verdict, told["pictures"])
+    return RunScores(told["step"], fit, held_out, verdict, told.get("pictures", {}))
 
 
 def missing_parts(directory: Path, done: int, total: int, scores: RunScores | None) -> list[str]:

@@ -6,9 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import bayesrl
 from bayesrl import control
+from bayesrl.cli import app
 from bayesrl.errors import RunFolderError
 from bayesrl.run_folder import earlier_formats, read_problem
 
@@ -42,6 +44,18 @@ def test_fits_are_shown_read_and_continued(folder: Path) -> None:
     again = bayesrl.load(folder, problem.policy, *problem.args)
     jax.tree.map(np.testing.assert_array_equal, again.params, resumed.params)
     assert read_problem(folder)["format"] == number
+
+
+@pytest.mark.parametrize("folder", [f"{number}/bandit" for number in FORMATS], indirect=True)
+def test_results_are_shown_and_reported(folder: Path) -> None:
+    shown = CliRunner().invoke(app, ["show", str(folder)])
+    assert shown.exit_code == 0, shown.output
+    row = next(line.split() for line in shown.output.splitlines() if line.startswith("fit "))
+    assert row[1:7] == ["0.1", "0.7534", "0.8675", "1.141", "7.536", "0.7536"]
+    assert "PASS" in shown.output
+    reported = CliRunner().invoke(app, ["report", str(folder)])
+    assert reported.exit_code == 0, reported.output
+    assert "0.7534" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("folder", [f"{number}/arms" for number in FORMATS], indirect=True)
