@@ -10,7 +10,14 @@ import numpyro.distributions as dist
 from jax import Array
 
 from bayesrl.arguments import Count, CountAboveOne, Positive, checked, real_range
-from bayesrl.control.exploration.beliefs import Belief, BetaBelief, LinearBelief, LogisticBelief, NormalBelief
+from bayesrl.control.exploration.beliefs import (
+    Belief,
+    BetaBelief,
+    LinearBelief,
+    LogisticBelief,
+    NormalBelief,
+    sample_by_precision,
+)
 from bayesrl.errors import ControlError
 from bayesrl.typing import Numbers, PRNGKey
 
@@ -20,7 +27,10 @@ _NEWTON_STEPS = 8
 @checked(ControlError)
 @dataclass(frozen=True)
 class Bandit(abc.ABC):
-    """A bandit whose instances are drawn from the prior; many independent runs are played side by side, [runs, ...].
+    """A bandit with a prior over its instances; many independent runs are played side by side, [runs, ...].
+
+    What is known after some rewards is a state, a pytree of arrays: `init` gives that of the prior, `update` the next.
+    By default the state is a `Belief` itself.
 
     Args:
         num_arms: number of actions.
@@ -32,44 +42,44 @@ class Bandit(abc.ABC):
     num_arms: CountAboveOne
 
     @abc.abstractmethod
-    def sample_instances(self, key: PRNGKey, num_runs: Count) -> Array:
-        """Draw what is unknown from the prior, [runs, ...]."""
-
-    def sample_context(self, key: PRNGKey, num_runs: Count) -> Array:
-        """Draw what is seen before an action is chosen, [runs, ...]; nothing by default."""
-        return jnp.zeros((num_runs, 0))
-
-    @abc.abstractmethod
-    def expected_rewards(self, instances: Array, context: Array) -> Array:
-        """Give the expected rewards, [runs, arms]."""
-
-    @abc.abstractmethod
-    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
-        """Draw the rewards of actions of these expected rewards, [runs]."""
-
-    @abc.abstractmethod
-    def init(self, num_runs: Count) -> Any:
-        """Give the prior in the form that `update` updates, [runs, ...]."""
-
-    @abc.abstractmethod
-    def update(self, state: Any, context: Array, arm: Array, reward: Array) -> Any:
-        """Update the posterior by one reward a run."""
-
-    @abc.abstractmethod
     def instance_prior(self) -> dist.Distribution:
-        """Give the prior of the world of one run, as NumPyro programs draw it."""
+        """Give the prior of the instance of one run, as NumPyro programs draw it."""
 
     @abc.abstractmethod
     def reward_distribution(self, values: Numbers) -> dist.Distribution:
         """Give the distribution of rewards of actions of these expected rewards."""
 
     @abc.abstractmethod
-    def sample_posterior(self, key: PRNGKey, state: Any) -> Array:
-        """Draw instances from the posterior, [runs, ...]."""
+    def init(self, num_runs: Count) -> Any:
+        """Give the state of the prior, [runs, ...]."""
 
     @abc.abstractmethod
+    def update(self, state: Any, context: Array, arm: Array, reward: Array) -> Any:
+        """Condition on one reward a run."""
+
     def posterior(self, state: Any, context: Array) -> Belief:
         """Give the posterior of the values of all arms, [runs, arms]."""
+        return state
+
+    def sample_posterior(self, key: PRNGKey, state: Any) -> Array:
+        """Draw instances from the posterior, [runs, ...]."""
+        return state.sample(key)
+
+    def sample_instances(self, key: PRNGKey, num_runs: Count) -> Array:
+        """Draw instances from the prior, [runs, ...]."""
+        return self.sample_posterior(key, self.init(num_runs))
+
+    def sample_context(self, key: PRNGKey, num_runs: Count) -> Array:
+        """Draw what is observed before an action is chosen, [runs, ...]; empty by default."""
+        return jnp.zeros((num_runs, 0))
+
+    def expected_rewards(self, instances: Array, context: Array) -> Array:
+        """Give the expected rewards, [runs, arms]; by default the instances themselves."""
+        return instances
+
+    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
+        """Draw the rewards of actions of these expected rewards, [runs]."""
+        return jnp.asarray(self.reward_distribution(values).sample(key), float)
 
 
 @checked(ControlError)
@@ -91,17 +101,13 @@ class BernoulliArms(Bandit):
     prior_a: Annotated[float, real_range(1)] = 1.0
     prior_b: Annotated[float, real_range(1)] = 1.0
 
-    def sample_instances(self, key: PRNGKey, num_runs: Count) -> Array:
-        """Draw probabilities, [runs, arms]."""
-        return self.init(num_runs).sample(key)
+    def instance_prior(self) -> dist.Distribution:
+        """Give Beta(prior_a, prior_b) for each arm."""
+        return dist.Beta(self.prior_a, self.prior_b).expand([self.num_arms]).to_event(1)
 
-    def expected_rewards(self, instances: Array, context: Array) -> Array:
-        """Give the probabilities themselves."""
-        return instances
-
-    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
-        """Draw 0 or 1."""
-        return (jax.random.uniform(key, values.shape) < values).astype(float)
+    def reward_distribution(self, values: Numbers) -> dist.Distribution:
+        """Give Bernoulli(value)."""
+        return dist.Bernoulli(probs=values)
 
     def init(self, num_runs: Count) -> BetaBelief:
         """Give the prior."""
@@ -112,22 +118,6 @@ class BernoulliArms(Bandit):
         """Count successes and failures."""
         pulled = jax.nn.one_hot(arm, self.num_arms)
         return BetaBelief(state.a + pulled * reward[:, None], state.b + pulled * (1 - reward[:, None]))
-
-    def instance_prior(self) -> dist.Distribution:
-        """Give Beta(prior_a, prior_b) for each arm."""
-        return dist.Beta(self.prior_a, self.prior_b).expand([self.num_arms]).to_event(1)
-
-    def reward_distribution(self, values: Numbers) -> dist.Distribution:
-        """Give Bernoulli(value)."""
-        return dist.Bernoulli(probs=values)
-
-    def sample_posterior(self, key: PRNGKey, state: BetaBelief) -> Array:
-        """Draw probabilities."""
-        return state.sample(key)
-
-    def posterior(self, state: BetaBelief, context: Array) -> BetaBelief:
-        """Give the state, which is the belief."""
-        return state
 
 
 @checked(ControlError)
@@ -140,23 +130,24 @@ class GaussianArms(Bandit):
         prior_mean: reward units.
         prior_scale: reward units.
         noise: standard deviation of a reward, reward units.
+
+    Example:
+        >>> from bayesrl.control.bandits import GaussianArms
+        >>> GaussianArms(2, prior_mean=1.5).init(1).mean.tolist()
+        [[1.5, 1.5]]
     """
 
     prior_mean: float = 0.0
     prior_scale: Positive = 1.0
     noise: Positive = 1.0
 
-    def sample_instances(self, key: PRNGKey, num_runs: Count) -> Array:
-        """Draw values, [runs, arms]."""
-        return self.init(num_runs).sample(key)
+    def instance_prior(self) -> dist.Distribution:
+        """Give Normal(prior_mean, prior_scale) for each arm."""
+        return dist.Normal(self.prior_mean, self.prior_scale).expand([self.num_arms]).to_event(1)
 
-    def expected_rewards(self, instances: Array, context: Array) -> Array:
-        """Give the values themselves."""
-        return instances
-
-    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
-        """Add noise."""
-        return values + self.noise * jax.random.normal(key, values.shape)
+    def reward_distribution(self, values: Numbers) -> dist.Distribution:
+        """Give Normal(value, noise)."""
+        return dist.Normal(values, self.noise)
 
     def init(self, num_runs: Count) -> NormalBelief:
         """Give the prior."""
@@ -169,35 +160,24 @@ class GaussianArms(Bandit):
         gain = pulled * state.variance / (state.variance + self.noise**2)
         return NormalBelief(state.mean + gain * (reward[:, None] - state.mean), state.variance * (1 - gain))
 
-    def instance_prior(self) -> dist.Distribution:
-        """Give Normal(prior_mean, prior_scale) for each arm."""
-        return dist.Normal(self.prior_mean, self.prior_scale).expand([self.num_arms]).to_event(1)
-
-    def reward_distribution(self, values: Numbers) -> dist.Distribution:
-        """Give Normal(value, noise)."""
-        return dist.Normal(values, self.noise)
-
-    def sample_posterior(self, key: PRNGKey, state: NormalBelief) -> Array:
-        """Draw values."""
-        return state.sample(key)
-
-    def posterior(self, state: NormalBelief, context: Array) -> NormalBelief:
-        """Give the state, which is the belief."""
-        return state
-
 
 @checked(ControlError)
 @dataclass(frozen=True)
 class LinearArms(Bandit):
     """Contextual: each arm shows features x ~ Normal(0, 1/features), and pays Normal(x·θ, noise).
 
-    θ is shared by the arms and a priori Normal(0, prior_scale).
+    θ is shared by the arms and a priori Normal(0, prior_scale). The state is (E[θ], precision of θ).
 
     Args:
         num_arms: number of actions.
         num_features: of each arm.
         prior_scale: of θ.
         noise: standard deviation of a reward, reward units.
+
+    Example:
+        >>> from bayesrl.control.bandits import LinearArms
+        >>> LinearArms(3, num_features=2).init(1)[1].tolist()
+        [[[1.0, 0.0], [0.0, 1.0]]]
 
     References:
         Agrawal & Goyal (2013), "Thompson sampling for contextual bandits with linear payoffs".
@@ -207,9 +187,39 @@ class LinearArms(Bandit):
     prior_scale: Positive = 1.0
     noise: Positive = 1.0
 
+    def instance_prior(self) -> dist.Distribution:
+        """Give Normal(0, prior_scale) for each feature."""
+        return dist.Normal(0.0, self.prior_scale).expand([self.num_features]).to_event(1)
+
+    def reward_distribution(self, values: Numbers) -> dist.Distribution:
+        """Give Normal(value, noise)."""
+        return dist.Normal(values, self.noise)
+
+    def init(self, num_runs: Count) -> tuple[Array, Array]:
+        """Give the prior."""
+        precision = jnp.eye(self.num_features) / self.prior_scale**2
+        return jnp.zeros((num_runs, self.num_features)), jnp.tile(precision, (num_runs, 1, 1))
+
+    def update(self, state: tuple[Array, Array], context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
+        """Condition θ on Normal observations."""
+        mean, precision = state
+        x = _features_of(context, arm) / self.noise
+        direction = jnp.linalg.solve(precision, x[..., None])[..., 0]
+        surprise = reward / self.noise - (x * mean).sum(-1)
+        gain = surprise / (1 + (x * direction).sum(-1))
+        return mean + gain[:, None] * direction, precision + x[:, :, None] * x[:, None, :]
+
+    def posterior(self, state: tuple[Array, Array], context: Array) -> LinearBelief:
+        """Give the posterior of x·θ."""
+        return LinearBelief(context, state[0], jnp.linalg.cholesky(state[1]))
+
+    def sample_posterior(self, key: PRNGKey, state: tuple[Array, Array]) -> Array:
+        """Draw θ."""
+        return sample_by_precision(key, state[0], jnp.linalg.cholesky(state[1]))
+
     def sample_instances(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw θ, [runs, features]."""
-        return self.prior_scale * jax.random.normal(key, (num_runs, self.num_features))
+        return jnp.asarray(self.instance_prior().sample(key, (num_runs,)))
 
     def sample_context(self, key: PRNGKey, num_runs: Count) -> Array:
         """Draw the features of all arms, [runs, arms, features]."""
@@ -219,51 +229,20 @@ class LinearArms(Bandit):
         """Give x·θ."""
         return jnp.einsum("rad,rd->ra", context, instances)
 
-    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
-        """Add noise."""
-        return values + self.noise * jax.random.normal(key, values.shape)
-
-    def init(self, num_runs: Count) -> tuple[Array, Array]:
-        """Give (E[θ], precision of θ)."""
-        precision = jnp.eye(self.num_features) / self.prior_scale**2
-        return jnp.zeros((num_runs, self.num_features)), jnp.tile(precision, (num_runs, 1, 1))
-
-    def update(self, state: tuple[Array, Array], context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
-        """Add what one Normal observation tells of θ."""
-        center, precision = state
-        x = _of(context, arm) / self.noise
-        turned = jnp.linalg.solve(precision, x[..., None])[..., 0]
-        surprise = reward / self.noise - (x * center).sum(-1)
-        gain = surprise / (1 + (x * turned).sum(-1))
-        return center + gain[:, None] * turned, precision + x[:, :, None] * x[:, None, :]
-
-    def instance_prior(self) -> dist.Distribution:
-        """Give Normal(0, prior_scale) for each feature."""
-        return dist.Normal(0.0, self.prior_scale).expand([self.num_features]).to_event(1)
-
-    def reward_distribution(self, values: Numbers) -> dist.Distribution:
-        """Give Normal(value, noise)."""
-        return dist.Normal(values, self.noise)
-
-    def sample_posterior(self, key: PRNGKey, state: tuple[Array, Array]) -> Array:
-        """Draw θ."""
-        center, precision = state
-        noise = jax.random.normal(key, center.shape)[..., None]
-        factor = jnp.linalg.cholesky(precision)
-        return center + jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)[..., 0]
-
-    def posterior(self, state: tuple[Array, Array], context: Array) -> LinearBelief:
-        """Give the posterior of x·θ."""
-        return LinearBelief(context, state[0], jnp.linalg.cholesky(state[1]))
-
 
 @checked(ControlError)
 @dataclass(frozen=True)
 class LogisticArms(LinearArms):
     """Contextual, with rewards 0 and 1 of probability σ(x·θ); the posterior of θ is a running Laplace approximation.
 
-    Each observation moves the mode by Newton's method and adds its curvature there, so that nothing is
-    revisited; `noise` has no meaning here.
+    Each observation moves the mode by Newton's method and adds its curvature there, so that no observation is visited
+    again; `noise` has no meaning here.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl.control.bandits import LogisticArms
+        >>> LogisticArms(3, num_features=2).sample_instances(jax.random.key(0), 5).shape
+        (5, 2)
 
     References:
         Chapelle & Li (2011), "An empirical evaluation of Thompson sampling", algorithm 3; here with the
@@ -274,36 +253,32 @@ class LogisticArms(LinearArms):
         """Give σ(x·θ)."""
         return jax.nn.sigmoid(super().expected_rewards(instances, context))
 
-    def sample_reward(self, key: PRNGKey, values: Array) -> Array:
-        """Draw 0 or 1."""
-        return (jax.random.uniform(key, values.shape) < values).astype(float)
+    def reward_distribution(self, values: Numbers) -> dist.Distribution:
+        """Give Bernoulli(value)."""
+        return dist.Bernoulli(probs=values)
 
     def update(self, state: tuple[Array, Array], context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
         """Move to the new mode, which lies in the direction Λ⁻¹·x, and add p·(1 − p)·x·xᵀ."""
-        center, precision = state
-        x = _of(context, arm)
-        turned = jnp.linalg.solve(precision, x[..., None])[..., 0]
-        before, spread = (x * center).sum(-1), (x * turned).sum(-1)
+        mean, precision = state
+        x = _features_of(context, arm)
+        direction = jnp.linalg.solve(precision, x[..., None])[..., 0]
+        before, spread = (x * mean).sum(-1), (x * direction).sum(-1)
 
         def newton(_: Any, moved: Array) -> Array:
-            # The mode is center + moved·Λ⁻¹·x, where moved = reward − σ(before + spread·moved).
+            # The mode is mean + moved·Λ⁻¹·x, where moved = reward − σ(before + spread·moved).
             p = jax.nn.sigmoid(before + spread * moved)
             return moved - (moved - (reward - p)) / (1 + spread * p * (1 - p))
 
         moved = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.zeros_like(before))
         p = jax.nn.sigmoid(before + spread * moved)
-        curved = (p * (1 - p))[:, None, None] * x[:, :, None] * x[:, None, :]
-        return center + moved[:, None] * turned, precision + curved
-
-    def reward_distribution(self, values: Numbers) -> dist.Distribution:
-        """Give Bernoulli(value)."""
-        return dist.Bernoulli(probs=values)
+        curvature = (p * (1 - p))[:, None, None] * x[:, :, None] * x[:, None, :]
+        return mean + moved[:, None] * direction, precision + curvature
 
     def posterior(self, state: tuple[Array, Array], context: Array) -> LogisticBelief:
         """Give the posterior of σ(x·θ)."""
         return LogisticBelief(context, state[0], jnp.linalg.cholesky(state[1]))
 
 
-def _of(context: Array, arm: Array) -> Array:
+def _features_of(context: Array, arm: Array) -> Array:
     """Pick the features of the arm that was taken, [runs, features]."""
     return jnp.take_along_axis(context, arm[:, None, None], 1)[:, 0]
