@@ -202,14 +202,14 @@ METHODS: dict[str, tuple[Callable[[Things], Any], Call]] = {
     "PromptedPolicy.asked": (lambda t: t.prompted, lambda t: {"prompts": ["a"]}),
     "GPT2.init": (lambda t: lm.GPT2, lambda t: {"key": t.key, "config": t.config}),
     "GPT2Config.from_json": (lambda t: lm.GPT2Config, lambda t: {"json": t.config.to_json()}),
-    "Bandit.sample_instances": (lambda t: t.arms, lambda t: {"key": t.key, "num_runs": 2}),
-    "Bandit.init": (lambda t: t.arms, lambda t: {"num_runs": 2}),
+    "BernoulliArms.sample_instances": (lambda t: t.arms, lambda t: {"key": t.key, "num_runs": 2}),
+    "BernoulliArms.init": (lambda t: t.arms, lambda t: {"num_runs": 2}),
 }  # fmt: skip
 """Of objects that users hold."""
 
 RECORDS = (
     "Density", "Estimate", "Estimates", "Info", "Interval",
-    "Samples", "Section", "Transition", "BanditRuns",
+    "Samples", "Section", "Transition",
     "Completions", "Prompts", "GPT2", "Llama", "BertClassifier", "CausalLM",
 )  # fmt: skip
 """Trees of arrays: JAX makes them of whatever it maps over them, so that their constructors take anything."""
@@ -219,7 +219,7 @@ GIVEN = (
 )  # fmt: skip
 """Which only the library makes."""
 ABSTRACT = (
-    "Environment", "Bandit", "AutoGuide", "Objective", "Reward",
+    "Environment", "AutoGuide", "Objective", "Reward",
 )  # fmt: skip
 """To be inherited from, which take no arguments of their own."""
 

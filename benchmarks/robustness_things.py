@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 import bayesrl
 from bayesrl import control, lm, objectives
 from bayesrl.control import bandits
+from bayesrl.control.bandits.simulation import BanditRuns
 from bayesrl.control.exploration.beliefs import BetaBelief
 from bayesrl.control.planning import PlanResult
 from bayesrl.lm.prompted_policy import PromptedPolicy
@@ -97,7 +98,7 @@ class Things:
         return bandits.BernoulliArms(2)
 
     @cached_property
-    def runs(self) -> bandits.BanditRuns:
+    def runs(self) -> BanditRuns:
         """Runs on it."""
         return bandits.play_bandit(self.key, self.arms, control.random(), num_steps=3, num_runs=4)
 

@@ -1,12 +1,10 @@
 """Bandits: a posterior over what each action pays, and rules that explore by it."""
 
-from bayesrl.control.bandits.arms import Bandit, BernoulliArms, GaussianArms, LinearArms, LogisticArms
+from bayesrl.control.bandits.arms import BernoulliArms, GaussianArms, LinearArms, LogisticArms
 from bayesrl.control.bandits.gittins import bayes_optimal_regret, gittins_index
-from bayesrl.control.bandits.simulation import BanditRuns, play_bandit
+from bayesrl.control.bandits.simulation import play_bandit
 
 __all__ = [
-    "Bandit",
-    "BanditRuns",
     "BernoulliArms",
     "GaussianArms",
     "LinearArms",

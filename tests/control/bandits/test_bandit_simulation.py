@@ -13,7 +13,6 @@ import pytest
 
 from bayesrl import control
 from bayesrl.control.bandits import (
-    BanditRuns,
     BernoulliArms,
     GaussianArms,
     LinearArms,
@@ -22,6 +21,7 @@ from bayesrl.control.bandits import (
     gittins_index,
     play_bandit,
 )
+from bayesrl.control.bandits.simulation import BanditRuns
 from bayesrl.control.exploration.beliefs import BetaBelief, NormalBelief
 from bayesrl.control.exploration.rules import best_action_probabilities
 from bayesrl.errors import ControlError

@@ -15,6 +15,7 @@ from numpyro.infer.util import log_density
 import bayesrl
 from bayesrl import control
 from bayesrl.control import ArmsModel, EnsembleValues, LastLayerValues, LinearValues, TabularModel, bandits
+from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.environments.tabular_examples import n_chain
 from bayesrl.control.exploration.beliefs import sample_dirichlet
 from bayesrl.control.learning.env_adapter import EpisodePolicy
@@ -94,7 +95,7 @@ def test_tabular_posterior_is_that_of_the_program(paid_at_end: bool) -> None:
     [bandits.BernoulliArms(3, prior_a=2.0), bandits.GaussianArms(3, noise=0.5), bandits.LinearArms(3, num_features=2)],
     ids=["bernoulli", "gaussian", "linear"],
 )
-def test_posterior_of_arms_is_that_of_the_program(bandit: bandits.Bandit) -> None:
+def test_posterior_of_arms_is_that_of_the_program(bandit: Bandit) -> None:
     model, rng = ArmsModel(bandit), np.random.default_rng(1)
     world = adapt_environment(bandit)
     seen = rng.normal(size=(20, *world.shape)) if world.shape else np.zeros(20, int)
