@@ -1,4 +1,4 @@
-"""Pictures of control: the policy on a map, where it goes, what it earned while it learned, and an episode."""
+"""Figures of control: policies and visits on a map, returns while learning, and frames of an episode."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +17,15 @@ from bayesrl.display.formatting import format_number
 from bayesrl.display.formatting import format_share as in_percent
 from bayesrl.errors import ControlError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.report.site_panels import panel, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WAYS = {"up": (0, 1), "right": (1, 0), "down": (0, -1), "left": (-1, 0)}
-_FITTED, _EXACT = "#0b62a8", "#b35900"
+_DIRECTIONS = {"up": (0, 1), "right": (1, 0), "down": (0, -1), "left": (-1, 0)}
+FITTED, OPTIMAL = "#0b62a8", "#b35900"
+"""Colours of what was fitted or learned, and of the optimum."""
 
 
 @checked(ControlError)
@@ -34,18 +36,19 @@ def policy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Figur
 
     Args:
         mdp: with a layout.
-        fitted: the one.
-        exact: the other.
+        fitted: shown left.
+        exact: shown right.
 
     Raises:
         ControlError: the problem has no layout.
     """
-    figure, axes = _maps(mdp, ("fitted", "exact"))
-    values = [_first(mdp, plan.value, 1) for plan in (fitted, exact)]
-    low, high = min(v.min() for v in values), max(v.max() for v in values)
-    for axis, plan, value, colour in zip(axes, (fitted, exact), values, (_FITTED, _EXACT), strict=True):
-        _cells(axis, mdp, value, "Greys", (low, high + 0.6 * max(high - low, 1e-12)))
-        _arrows(axis, mdp, _first(mdp, plan.policy, 2), colour)
+    figure, axes = grid_axes(mdp, ("fitted", "exact"))
+    firsts = [(p.value, p.policy) if mdp.horizon is None else (p.value[0], p.policy[0]) for p in (fitted, exact)]
+    values = np.stack([value for value, _ in firsts])
+    low, high = values.min(), values.max()
+    for axis, (value, policy), colour in zip(axes, firsts, (FITTED, OPTIMAL), strict=True):
+        draw_cells(axis, mdp, value, "Greys", (low, high + 0.6 * max(high - low, 1e-12)))
+        draw_arrows(axis, mdp, policy, colour)
     return figure
 
 
@@ -55,23 +58,21 @@ def occupancy_map(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult) -> "Fi
 
     Args:
         mdp: with a layout.
-        fitted: the one.
-        exact: the other.
+        fitted: shown left.
+        exact: shown right.
 
     Raises:
         ControlError: the problem has no layout.
     """
-    figure, axes = _maps(mdp, ("fitted", "exact"))
-    visits = [plan.occupancy.sum(-1) for plan in (fitted, exact)]
-    visits = [v if mdp.horizon is None else v.sum(0) for v in visits]
+    figure, axes = grid_axes(mdp, ("fitted", "exact"))
+    visits = [plan.occupancy.sum((0, -1) if mdp.horizon is not None else -1) for plan in (fitted, exact)]
     most = max(v.max() for v in visits)
     for axis, visit in zip(axes, visits, strict=True):
-        _cells(axis, mdp, visit, "Blues", (0.0, most))
-        for cell, value in enumerate(visit[: _cell_count(mdp)]):
+        draw_cells(axis, mdp, visit, "Blues", (0.0, most))
+        for cell, x, y in grid_cells(mdp):
             if not mdp.terminal[cell]:
-                x, y = _place(mdp, cell)
-                shade = "white" if value > 0.6 * most else "black"
-                axis.text(x, y, f"{value:.2g}", ha="center", va="center", fontsize=6.5, color=shade)
+                shade = "white" if visit[cell] > 0.6 * most else "black"
+                axis.text(x, y, f"{visit[cell]:.2g}", ha="center", va="center", fontsize=6.5, color=shade)
     return figure
 
 
@@ -86,21 +87,14 @@ def return_curve(posterior: Posterior, name: str = "return") -> "Figure":
     Raises:
         ControlError: the history has no such metric.
     """
-    from matplotlib.figure import Figure
-
     values = posterior.history.get(f"metrics/{name}")
     if values is None:
         known = ", ".join(key.removeprefix("metrics/") for key in posterior.history if key.startswith("metrics/"))
         raise ControlError(f"the history has no metric {name!r}; it has {known or 'none'}")
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = panel()
     steps = np.asarray(posterior.history["step"])
-    lanes = np.asarray(values, float).reshape(len(steps), -1)
-    axis.fill_between(steps, lanes.min(1), lanes.max(1), color=_FITTED, alpha=0.2, linewidth=0)
-    axis.plot(steps, np.median(lanes, 1), color=_FITTED, linewidth=1.5)
-    axis.set_xlabel("training steps")
-    axis.set_ylabel(f"{name} of an episode")
-    axis.spines[["top", "right"]].set_visible(False)
+    draw_band(axis, steps, np.asarray(values, float).reshape(len(steps), -1).T, FITTED)
+    style_axes(axis, "training steps", f"{name} of an episode")
     return figure
 
 
@@ -125,27 +119,27 @@ def episode_strip(
 
     from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
 
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no window
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames need no window
     with user_code(f"gymnasium.make({environment!r})", ControlError, "gymnasium.registry lists those that are known"):
         env = gymnasium.make(environment, render_mode="rgb_array", **options)
     actions, observations = describe_actions(env.action_space), describe_observations(env.observation_space)
-    pictures: list[Any] = []
+    images: list[Any] = []
     try:
         seen, _ = env.reset(seed=seed)
         key, over, step = jax.random.key(seed), False, 0
         while not over:
-            pictures.append(env.render())
+            images.append(env.render())
             action = np.asarray(posterior.act(fold_in(key, step), observations.one(seen)))
             seen, _, terminated, truncated, _ = env.step(actions.one(action))
             over, step = terminated or truncated, step + 1
-        pictures.append(env.render())
+        images.append(env.render())
     finally:
         env.close()
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, frames).astype(int))
+    chosen = np.unique(np.linspace(0, len(images) - 1, frames).astype(int))
     figure = Figure(figsize=(1.5 * len(chosen), 1.5), layout="constrained")
     for axis, index in zip(np.atleast_1d(figure.subplots(1, len(chosen))), chosen, strict=True):
-        picture = np.asarray(pictures[index])
-        axis.imshow(picture[:: max(picture.shape[0] // 200, 1), :: max(picture.shape[1] // 300, 1)])
+        image = np.asarray(images[index])
+        axis.imshow(image[:: max(image.shape[0] // 200, 1), :: max(image.shape[1] // 300, 1)])
         axis.set_title(f"step {index}", fontsize=7)
         axis.set_axis_off()
     return figure
@@ -219,21 +213,26 @@ def _first_beta(posterior: Posterior) -> Posterior:
     return posterior.select(beta=float(np.asarray(posterior.beta)[0]))
 
 
-def _first(mdp: TabularMDP, values: np.ndarray, own: int) -> np.ndarray:
-    return values if values.ndim == own else values[0]
+def draw_band(axis: "Axes", x: np.ndarray, curves: np.ndarray, colour: str, label: str | None = None) -> None:
+    """Draw the median of curves [curves, x] as a line, and their range as a band."""
+    if len(curves) > 1:
+        axis.fill_between(x, np.nanmin(curves, 0), np.nanmax(curves, 0), color=colour, alpha=0.2, linewidth=0)
+    axis.plot(x, np.nanmedian(curves, 0), color=colour, linewidth=1.5, label=label)
 
 
-def _cell_count(mdp: TabularMDP) -> int:
-    assert mdp.layout is not None
-    return mdp.layout[0] * mdp.layout[1]
+def grid_cells(mdp: TabularMDP) -> Iterator[tuple[int, int, int]]:
+    """Walk the cells of a problem's grid: (state, x, y)."""
+    rows, columns = mdp.layout or (0, 0)
+    for cell in range(rows * columns):
+        yield cell, cell % columns, -(cell // columns)
 
 
-def _place(mdp: TabularMDP, cell: int) -> tuple[int, int]:
-    assert mdp.layout is not None
-    return cell % mdp.layout[1], -(cell // mdp.layout[1])
+def grid_axes(mdp: TabularMDP, titles: Sequence[str]) -> tuple["Figure", list["Axes"]]:
+    """Begin a figure with a grid for each title, side by side, or one above the other where they are wide.
 
-
-def _maps(mdp: TabularMDP, titles: Sequence[str]) -> tuple["Figure", list["Axes"]]:
+    Raises:
+        ControlError: the problem has no layout.
+    """
     from matplotlib.figure import Figure
 
     if mdp.layout is None:
@@ -246,39 +245,26 @@ def _maps(mdp: TabularMDP, titles: Sequence[str]) -> tuple["Figure", list["Axes"
     axes = list(np.atleast_1d(figure.subplots(len(titles) if wide else 1, 1 if wide else len(titles))))
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=9)
-        axis.set_xlim(-0.5, columns - 0.5)
-        axis.set_ylim(-rows + 0.5, 0.5)
-        axis.set_aspect("equal")
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xlim=(-0.5, columns - 0.5), ylim=(-rows + 0.5, 0.5), aspect="equal", xticks=[], yticks=[])
     return figure, axes
 
 
-def _cells(axis: "Axes", mdp: TabularMDP, values: np.ndarray, colours: str, limits: tuple[float, float]) -> None:
-    assert mdp.layout is not None
-    rows, columns = mdp.layout
+def draw_cells(axis: "Axes", mdp: TabularMDP, values: np.ndarray, colours: str, limits: tuple[float, float]) -> None:
+    """Colour the cells of a grid by values [states], and mark where episodes start and end."""
+    rows, columns = mdp.layout or (1, 1)
     grid = values[: rows * columns].reshape(rows, columns)
     axis.imshow(grid, extent=(-0.5, columns - 0.5, -rows + 0.5, 0.5), cmap=colours, vmin=limits[0], vmax=limits[1])
-    for cell in range(rows * columns):
-        x, y = _place(mdp, cell)
-        mark = "start" if mdp.start[cell] > 0 else "end" if mdp.terminal[cell] else ""
-        if mark:
-            axis.text(x - 0.44, y + 0.3, mark, fontsize=5.5, color="#666")
+    for cell, x, y in grid_cells(mdp):
+        if mdp.start[cell] > 0 or mdp.terminal[cell]:
+            axis.text(x - 0.44, y + 0.3, "start" if mdp.start[cell] > 0 else "end", fontsize=5.5, color="#666")
 
 
-def _arrows(axis: "Axes", mdp: TabularMDP, policy: np.ndarray, colour: str) -> None:
-    for cell in range(_cell_count(mdp)):
-        if mdp.terminal[cell]:
-            continue
-        x, y = _place(mdp, cell)
+def draw_arrows(axis: "Axes", mdp: TabularMDP, policy: np.ndarray, colour: str) -> None:
+    """Draw an arrow for each action that is a direction, as long as its probability in `policy` [states, actions]."""
+    for cell, x, y in grid_cells(mdp):
         for name, share in zip(mdp.action_names, policy[cell], strict=True):
-            way = _WAYS.get(name)
-            if way is None or share < 0.02:
+            if mdp.terminal[cell] or name not in _DIRECTIONS or share < 0.02:
                 continue
-            reach = 0.42 * share
-            axis.annotate(
-                "",
-                (x + reach * way[0], y + reach * way[1]),
-                (x, y),
-                arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 0.6 + 1.2 * share, "shrinkA": 0, "shrinkB": 0},
-            )
+            right, up = _DIRECTIONS[name]
+            style = {"arrowstyle": "-|>", "color": colour, "lw": 0.6 + 1.2 * share, "shrinkA": 0, "shrinkB": 0}
+            axis.annotate("", (x + 0.42 * share * right, y + 0.42 * share * up), (x, y), arrowprops=style)

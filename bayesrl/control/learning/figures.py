@@ -1,4 +1,4 @@
-"""Pictures of learning: returns and regret with bands, posteriors of Q, and how sure the policy is, on a map."""
+"""Figures of learning: returns and regret with bands, posteriors of Q, and how sure the policy is, on a map."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,59 +8,51 @@ import numpy as np
 from bayesrl.arguments import checked
 from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.environments.tabular import TabularMDP
-from bayesrl.control.figures import _arrows, _cell_count, _maps, _place
+from bayesrl.control.figures import FITTED, OPTIMAL, draw_arrows, draw_band, draw_cells, grid_axes, grid_cells
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.agents.kl_control import KLControlAgentState
 from bayesrl.control.learning.result import LearnResult, Snapshot
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.diagnostics.results import Section
 from bayesrl.errors import ControlError
+from bayesrl.report.site_panels import panel, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_EXACT = "#b35900"
-_SMALL = (4.6, 3.2)
+_COLOURS = (FITTED, "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _DRAWS = 200
 
 
 def returns_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
     """Draw the return of episodes, averaged over some, with median and range over runs; the optimum dashed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SMALL, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = panel()
     for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
         window = max(max(run.num_episodes for run in several) // 20, 1)
         curves = _aligned([_smoothed(run.history["return"], window) for run in several])
-        _band(axis, curves, colour, name if len(runs) > 1 else f"mean of {window} episodes" if window > 1 else "return")
+        label = name if len(runs) > 1 else f"mean of {window} episodes" if window > 1 else "return"
+        draw_band(axis, np.arange(1, curves.shape[1] + 1), curves, colour, label)
     optimum = next(iter(runs.values()))[0].env.optimum
     if optimum is not None:
         axis.axhline(optimum, color="black", linestyle="--", linewidth=1, label="optimum")
-    _dress(axis, "episode", "return of an episode")
+    _finish(axis, "return of an episode")
     return figure
 
 
 def regret_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
     """Draw cumulated regret, median and range over runs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SMALL, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = panel()
     for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
         label = name if len(runs) > 1 else f"median and range of {len(several)} runs" if len(several) > 1 else "regret"
-        _band(axis, _aligned([run.regret for run in several], held=True), colour, label)
-    _dress(axis, "episode", "cumulated regret (reward units)")
+        curves = _aligned([run.regret for run in several], held=True)
+        draw_band(axis, np.arange(1, curves.shape[1] + 1), curves, colour, label)
+    _finish(axis, "cumulated regret (reward units)")
     return figure
 
 
 def certainty_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
     """Draw P(the first decision is optimal) along the episodes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SMALL, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = panel()
     for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
         for i, run in enumerate(several):
             told = ~np.isnan(run.history["p_optimal"])
@@ -69,7 +61,7 @@ def certainty_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
                 run.history["episode"][told], run.history["p_optimal"][told], color=colour, linewidth=1, label=label
             )
     axis.set_ylim(0, 1.03)
-    _dress(axis, "episode", "P(first decision is optimal)")
+    _finish(axis, "P(first decision is optimal)")
     return figure
 
 
@@ -95,11 +87,11 @@ def values_figure(
         values = _at(tables, learned, state)
         for action in range(values.shape[1]):
             low, first, middle, third, high = np.quantile(values[:, action], [0.025, 0.25, 0.5, 0.75, 0.975])
-            axis.plot([action] * 2, [low, high], color=_COLOURS[0], linewidth=1)
-            axis.plot([action] * 2, [first, third], color=_COLOURS[0], linewidth=5, alpha=0.5, solid_capstyle="butt")
-            axis.plot(action, middle, "o", color=_COLOURS[0], markersize=4)
+            axis.plot([action] * 2, [low, high], color=FITTED, linewidth=1)
+            axis.plot([action] * 2, [first, third], color=FITTED, linewidth=5, alpha=0.5, solid_capstyle="butt")
+            axis.plot(action, middle, "o", color=FITTED, markersize=4)
             if truth is not None and state in truth:
-                axis.plot(action, truth[state][action], "x", color=_EXACT, markersize=6, markeredgewidth=1.6)
+                axis.plot(action, truth[state][action], "x", color=OPTIMAL, markersize=6, markeredgewidth=1.6)
         axis.set_xticks(range(values.shape[1]), [learned.action_name(a) for a in range(values.shape[1])], fontsize=7)
         axis.set_xlim(-0.5, values.shape[1] - 0.5)
         axis.set_title(f"state {state}" if learned.env.max_steps > 1 else "", fontsize=9)
@@ -120,26 +112,22 @@ def sure_map(learned: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot
         snapshots: moments; None is the end.
     """
     titles = ["at the end" if s is None else f"after {s.episode:,} episode{'s'[: s.episode != 1]}" for s in snapshots]
-    figure, axes = _maps(mdp, titles)
-    rows, columns = mdp.layout or (1, 1)
+    figure, axes = grid_axes(mdp, titles)
     lived = learned.agent_state.memory.arrays() if isinstance(learned.agent_state, BayesianAgentState) else {}
     for axis, snapshot in zip(axes, snapshots, strict=True):
         tables = np.asarray(learned.sample(dummy_key(), _DRAWS, snapshot=snapshot)["action_values"])
         sure = np.zeros((mdp.num_states, mdp.num_actions))
         before = lived["observation"][: None if snapshot is None else snapshot.rows]
         seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal
-        for state in np.flatnonzero(seen[: _cell_count(mdp)]):
-            values = _at(tables, learned, int(state))
-            sure[state] = np.bincount(values.argmax(1), minlength=mdp.num_actions) / len(values)
-        best = sure.max(1)
-        least = 1 / mdp.num_actions
-        grid = np.where(seen, best, np.nan)[: rows * columns].reshape(rows, columns)
-        axis.imshow(grid, extent=(-0.5, columns - 0.5, -rows + 0.5, 0.5), cmap="Blues", vmin=least, vmax=1.5)
-        _arrows(axis, mdp, sure, _COLOURS[0])
-        if _cell_count(mdp) <= 64:
-            for state in np.flatnonzero(seen[: _cell_count(mdp)]):
-                x, y = _place(mdp, int(state))
-                axis.text(x - 0.46, y - 0.44, f"{best[state]:.2f}", fontsize=5.5, color="#333")
+        cells = [(cell, x, y) for cell, x, y in grid_cells(mdp) if seen[cell]]
+        for cell, _, _ in cells:
+            values = _at(tables, learned, cell)
+            sure[cell] = np.bincount(values.argmax(1), minlength=mdp.num_actions) / len(values)
+        best = np.where(seen, sure.max(1), np.nan)
+        draw_cells(axis, mdp, best, "Blues", (1 / mdp.num_actions, 1.5))
+        draw_arrows(axis, mdp, sure, FITTED)
+        for cell, x, y in cells if len(cells) <= 64 else ():
+            axis.text(x - 0.46, y - 0.44, f"{best[cell]:.2f}", fontsize=5.5, color="#333")
     return figure
 
 
@@ -216,10 +204,10 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[LearnResu
 
 
 def _policies(agent_state: KLControlAgentState, mdp: TabularMDP) -> "Figure":
-    figure, axes = _maps(mdp, ("learned", "optimum"))
+    figure, axes = grid_axes(mdp, ("learned", "optimum"))
     exact = soft_value_iteration(mdp, 0.0).policy
-    for axis, policy, colour in zip(axes, (agent_state.probs(), exact), (_COLOURS[0], _EXACT), strict=True):
-        _arrows(axis, mdp, policy if policy.ndim == 2 else policy[0], colour)
+    for axis, policy, colour in zip(axes, (agent_state.probs(), exact), (FITTED, OPTIMAL), strict=True):
+        draw_arrows(axis, mdp, policy if policy.ndim == 2 else policy[0], colour)
     return figure
 
 
@@ -262,19 +250,10 @@ def _aligned(curves: Sequence[np.ndarray], *, held: bool = False) -> np.ndarray:
     return np.stack([np.pad(np.asarray(c, float), (0, longest - len(c)), constant_values=np.nan) for c in curves])
 
 
-def _band(axis: Any, curves: np.ndarray, colour: str, label: str) -> None:
-    episodes = np.arange(1, curves.shape[1] + 1)
-    if len(curves) > 1:
-        axis.fill_between(episodes, np.nanmin(curves, 0), np.nanmax(curves, 0), color=colour, alpha=0.2, linewidth=0)
-    axis.plot(episodes, np.nanmedian(curves, 0), color=colour, linewidth=1.5, label=label)
-
-
 def _cycle(count: int) -> list[str]:
     return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
 
 
-def _dress(axis: Any, across: str, up: str) -> None:
-    axis.set_xlabel(across)
-    axis.set_ylabel(up)
+def _finish(axis: Any, ylabel: str) -> None:
+    style_axes(axis, "episode", ylabel)
     axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
