@@ -12,10 +12,11 @@ from bayesrl.annotations import LazyAnnotation, Requirement
 from bayesrl.arguments import Count, checked
 from bayesrl.cache import use_by_default
 from bayesrl.catalogue import COMMANDS, ProblemError, check_use, declared_options, model_path, needed, no_function
+from bayesrl.compilation.keys import fold_in
 from bayesrl.diagnostics.results import Section
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.typing import Beta, Program
+from bayesrl.typing import Beta, PRNGKey, Program
 
 if TYPE_CHECKING:
     from bayesrl.control.learning.result import LearnResult
@@ -48,7 +49,7 @@ class Problem:
         held_out: other arguments of the program, on which the fit is reported too.
         optimum: gives the known optimum J* per context (reward units) at a temperature; None where
             enumeration finds it or nobody knows.
-        sections: further sections of the report, and functions of the posterior that give some.
+        sections: further sections of the report, and functions of a key and the posterior that give some.
         about: one line on what the problem is.
     """
 
@@ -61,19 +62,19 @@ class Problem:
     sections: tuple[Any, ...] = ()
     about: str = ""
 
-    def sections_of(self, posterior: Posterior) -> list[Section]:
-        """Give the further sections of the report of a fit; what fails is told in the place of its sections."""
-        return _sections_of(self.sections, posterior)
+    def sections_of(self, key: PRNGKey, posterior: Posterior) -> list[Section]:
+        """Give the further sections of the report of a fit; an error stands in the place of its sections."""
+        return _sections_of(key, self.sections, posterior)
 
 
-def _sections_of(parts: tuple[Any, ...], made: Any) -> list[Section]:
+def _sections_of(key: PRNGKey, parts: tuple[Any, ...], made: Any) -> list[Section]:
     found: list[Section] = []
-    for part in parts:
+    for i, part in enumerate(parts):
         if isinstance(part, Section):
             found.append(part)
             continue
         try:
-            found += list(part(made))
+            found += list(part(fold_in(key, i), made))
         except BayesRLError as error:
             found.append(Section("A part that is missing", "It could not be made.", str(error)))
     return found
@@ -91,7 +92,7 @@ class LearningProblem:
         num_episodes: at most.
         num_runs: independent runs, which the bands of the report tell of.
         learn_options: further options of `learn`, such as `confidence`.
-        sections: further sections of the report, and functions of the first run that give some.
+        sections: further sections of the report, and functions of a key and the first run that give some.
         about: one line on what the problem is.
     """
 
@@ -104,9 +105,9 @@ class LearningProblem:
     sections: tuple[Any, ...] = ()
     about: str = ""
 
-    def sections_of(self, learned: "LearnResult") -> list[Section]:
-        """Give the further sections of the report of a run; what fails is told in the place of its sections."""
-        return _sections_of(self.sections, learned)
+    def sections_of(self, key: PRNGKey, learned: "LearnResult") -> list[Section]:
+        """Give the further sections of the report of a run; an error stands in the place of its sections."""
+        return _sections_of(key, self.sections, learned)
 
 
 @checked(ProblemError)

@@ -217,7 +217,7 @@ def readme(meter: Meter, num_calls: str) -> list[Call]:
         made[0].estimate(keys[2], 1000)
         bayesrl.evidence(keys[3], made[0])
         bayesrl.diagnose(keys[4], made[0])
-        bayesrl.write_report("report.html", made[0])
+        bayesrl.write_report(jax.random.key(0), "report.html", made[0])
 
     calls: list[Callable[[], Any]] = [
         lambda: made.append(bayesrl.fit(keys[0], first, beta=0.1)),

@@ -62,7 +62,7 @@ CALLS: dict[str, Call] = {
     "bayesrl.to_datatree": lambda t: {"posterior": t.posterior},
     "bayesrl.use_cache": lambda t: {"directory": "cache"},
     "bayesrl.full_data": lambda t: {"policy": bandit},
-    "bayesrl.write_report": lambda t: {"path": "report.html", "posteriors": t.posterior},
+    "bayesrl.write_report": lambda t: {"key": t.key, "path": "report.html", "posteriors": t.posterior},
     "control.ActorCritic": lambda t: {},
     "control.ArmsModel": lambda t: {"bandit": t.arms},
     "control.BayesianAgent": lambda t: {"model": t.model},

@@ -106,7 +106,9 @@ def test_a_name_survives_a_run(name: str, tmp_path: Path) -> None:
 
 def test_a_name_stands_in_a_report(tmp_path: Path) -> None:
     name = "a/b <b>$1$ θ"
-    page = bayesrl.write_report(tmp_path / "report.html", fit(coin(name)), gold=f"{name} told").read_text("utf-8")
+    page = bayesrl.write_report(
+        jax.random.key(0), tmp_path / "report.html", fit(coin(name)), gold=f"{name} told"
+    ).read_text("utf-8")
     told, text = read_report(page)
     assert several(told) == {}
     assert f"Site “{name}”" in text
@@ -169,7 +171,9 @@ def test_axes_of_length_one_stay(
     assert found.by_context.mean.shape == (*betas, *contexts)
     assert len(found.rows) == len(found.table().rows) == 1
     diagnosis = bayesrl.diagnose(KEY, posterior)
-    page = bayesrl.write_report(tmp_path / "report.html", posterior, diagnoses={"fit": diagnosis}).read_text("utf-8")
+    page = bayesrl.write_report(
+        jax.random.key(0), tmp_path / "report.html", posterior, diagnoses={"fit": diagnosis}
+    ).read_text("utf-8")
     told, _ = read_report(page)
     assert {name for name, _ in told} >= {"J", "J*", "gap", "E[R]", "KL"}
     assert {where for _, where in told} == {"0.5"}

@@ -154,7 +154,7 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
     scores = RunScores(done, facts.training or _kept(posterior), held_out, verdict, pictures)
     run_folder.save_json(folder, run_folder.SCORES, scores.to_json())
     with activity("writing the report"):
-        path = write_fits(folder / REPORT, [facts], problem.sections_of(posterior))
+        path = write_fits(folder / REPORT, [facts], problem.sections_of(fold_in(key_from_seed(0), 9), posterior))
     if not quiet:
         console = make_console()
         restarts = f", the best of {posterior.num_restarts} restarts" if posterior.num_restarts > 1 else ""

@@ -221,6 +221,6 @@ def _parts(
     command += f" --seed {plan['seed']}" + (f" --explore {plan['explore']}" if plan["explore"] else "")
     command += "".join(f" --set {shlex.quote(f'{k}={format_option(v)}')}" for k, v in told["options"].items())
     made = [("command", command)] if len(runs) == 1 else []
-    sections = problem.sections_of(first) if len(runs) == 1 else []
+    sections = problem.sections_of(fold_in(key_from_seed(0), 9), first) if len(runs) == 1 else []
     about = problem.about or model_names().get(told["model"], "")
-    return learning_parts(runs, sections, about=about, made=made, checks=checks)
+    return learning_parts(key_from_seed(0), runs, sections, about=about, made=made, checks=checks)

@@ -49,7 +49,7 @@ def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> li
         lacking = tuple(text for text in (reason, lost) if text)
         with activity(f"diagnosing {name}"):
             fits.append(collect_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
-            sections += problem.sections_of(posterior) if problem is not None else []
+            sections += problem.sections_of(fold_in(key_from_seed(0), 9), posterior) if problem is not None else []
     with activity("writing the report"):
         write_fits(path, fits, sections)
     return [format_text([line]) for fit in fits for line in _told(fit, named=len(fits) > 1)]

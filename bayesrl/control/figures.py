@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from bayesrl.arguments import Count, Seed, checked, user_code
+from bayesrl.arguments import Count, checked, user_code
 from bayesrl.compilation.keys import fold_in
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.environments.tabular_rollout import action_probs
@@ -18,6 +18,7 @@ from bayesrl.display.formatting import format_share as in_percent
 from bayesrl.errors import ControlError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.site_panels import panel, style_axes
+from bayesrl.typing import PRNGKey
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,14 +101,14 @@ def return_curve(posterior: Posterior, name: str = "return") -> "Figure":
 
 @checked(ControlError)
 def episode_strip(
-    environment: str, posterior: Posterior, *, seed: Seed = 0, frames: Count = 6, **options: Any
+    key: PRNGKey, environment: str, posterior: Posterior, *, frames: Count = 6, **options: Any
 ) -> "Figure":
     """Draw frames of one episode of a fitted policy in a real environment, evenly spaced.
 
     Args:
+        key: of the environment and of the policy; consumed whole.
         environment: id of a registered environment that renders as `rgb_array`.
         posterior: fitted to it; the best restart is shown.
-        seed: of the environment and of the policy.
         frames: how many.
         **options: keyword arguments for the environment.
 
@@ -125,8 +126,8 @@ def episode_strip(
     actions, observations = describe_actions(env.action_space), describe_observations(env.observation_space)
     images: list[Any] = []
     try:
-        seen, _ = env.reset(seed=seed)
-        key, over, step = jax.random.key(seed), False, 0
+        seen, _ = env.reset(seed=int(jax.random.key_data(key).ravel()[-1] % 2**31))
+        over, step = False, 0
         while not over:
             images.append(env.render())
             action = np.asarray(posterior.act(fold_in(key, step), observations.one(seen)))
@@ -146,10 +147,10 @@ def episode_strip(
 
 
 @checked(ControlError)
-def tabular_sections(mdp: TabularMDP) -> Callable[[Posterior], Iterator[Section]]:
+def tabular_sections(mdp: TabularMDP) -> Callable[[PRNGKey, Posterior], Iterator[Section]]:
     """Give the report sections of fits of a tabular problem: policy map and occupancy, fitted beside exact."""
 
-    def sections(posterior: Posterior) -> Iterator[Section]:
+    def sections(_: PRNGKey, posterior: Posterior) -> Iterator[Section]:
         one = _first_beta(posterior).select(restart="best")
         probs = action_probs(one)
         if probs is None or mdp.layout is None or one.beta is None:
@@ -185,10 +186,10 @@ def _numbers(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult, beta: float
 
 
 @checked(ControlError)
-def episode_sections(environment: str, **options: Any) -> Callable[[Posterior], Iterator[Section]]:
+def episode_sections(environment: str, **options: Any) -> Callable[[PRNGKey, Posterior], Iterator[Section]]:
     """Give the report sections of fits in a real environment: the curve of returns, and a strip of an episode."""
 
-    def sections(posterior: Posterior) -> Iterator[Section]:
+    def sections(key: PRNGKey, posterior: Posterior) -> Iterator[Section]:
         if "metrics/return" in posterior.history:
             yield Section(
                 "Returns while it learned",
@@ -200,7 +201,7 @@ def episode_sections(environment: str, **options: Any) -> Callable[[Posterior], 
             yield Section(
                 "An episode",
                 "Frames of one episode of the fitted policy, evenly spaced, the first and the last among them.",
-                episode_strip(environment, _first_beta(posterior), **options),
+                episode_strip(key, environment, _first_beta(posterior), **options),
             )
 
     return sections

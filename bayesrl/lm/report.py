@@ -35,7 +35,7 @@ _COLLAPSED = 0.1
 
 @checked(LanguageModelError)
 def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | None = None) -> list[Section]:
-    """Give the sections that a report has of a language model: `Problem(sections=(partial(text_sections, key),))`.
+    """Give the sections that a report has of a language model: `Problem(sections=(text_sections,))`.
 
     The best, the median and the worst samples, each token coloured by log q/π₀; reward and KL by position; length
     against reward; prompts where the policy collapsed; and, of prompts that were held out, completions of the

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from bayesrl import run_folder
 from bayesrl.arguments import Location, UnusedOption, checked
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import split_keys, wrap_key_data
+from bayesrl.compilation.keys import split_keys
 from bayesrl.diagnostics.results import Diagnosis, Frontier, Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.files.stamps import blank, stamped
@@ -32,16 +31,16 @@ _LEARNED = "What was learned from experience, what it cost, and how sure it is."
     PolicyError,
     *(
         UnusedOption(name, lambda given: _told_by_themselves(given["posteriors"]) is not None, "it is of fits alone")
-        for name in ("key", "held_out", "gold", "diagnoses", "frontiers")
+        for name in ("held_out", "gold", "diagnoses", "frontiers")
     ),
 )
 @trace_cache()
 def write_report(
+    key: PRNGKey,
     path: Location,
     posteriors: Any,
     sections: Sequence[Section] = (),
     *,
-    key: PRNGKey | None = None,
     held_out: tuple[Any, ...] | None = None,
     gold: str | None = None,
     diagnoses: Mapping[str, Diagnosis] | None = None,
@@ -54,12 +53,11 @@ def write_report(
     named, and the rest is shown.
 
     Args:
+        key: for the draws that the report makes; consumed whole.
         path: of the file to write, which is replaced.
         posteriors: a fit, or several by name; or what `bayesrl.control.learn` gave, one run, or several by name,
             where each name may have a list of independent runs.
         sections: further parts, such as a domain has.
-        key: for the draws that the report makes; by default always the same, so that the same fits
-            give the same report.
         held_out: other arguments of the program, on which the fits are scored too.
         gold: name of a `numpyro.deterministic` site that the reward stands for: it is drawn against KL.
         diagnoses: verdicts by name (`fit` for a single posterior) that were made before; those that
@@ -81,13 +79,13 @@ def write_report(
         ...     arm = numpyro.sample("arm", dist.Bernoulli(0.5))
         ...     bayesrl.reward("payoff", 1.0 * arm)
         >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=10, progress=False)
-        >>> path = write_report(pathlib.Path(tempfile.mkdtemp()) / "report.html", posterior)
+        >>> path = write_report(jax.random.key(1), pathlib.Path(tempfile.mkdtemp()) / "report.html", posterior)
         >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         True
     """
     if (own := _told_by_themselves(posteriors)) is not None:
         check_sections(sections)
-        return _write(path, own[0], own[1](sections))
+        return _write(path, own[0], own[1](key, sections))
     named = {"fit": posteriors} if isinstance(posteriors, Posterior) else posteriors
     given = list(named.items()) if isinstance(named, Mapping) else []
     if not given or not all(isinstance(name, str) and isinstance(one, Posterior) for name, one in given):
@@ -100,7 +98,7 @@ def write_report(
     _check_made(named, "frontiers", frontiers, Frontier)
     check_sections(sections)
     check_path(path)
-    keys = split_keys(wrap_key_data(np.zeros(2, np.uint32)) if key is None else key, len(named))
+    keys = split_keys(key, len(named))
     fits = [
         collect(
             one,
@@ -232,7 +230,7 @@ def _told_by_themselves(made: Any) -> tuple[str, Any] | None:
     if tell is None:
         return None
     title = "What was learned" if len(named) == 1 else f"{len(named)} ways to learn side by side"
-    return title, partial(tell, named)
+    return title, lambda key, sections: tell(key, named, sections)
 
 
 def _write(path: str | Path, title: str, parts: Sequence[Part], subtitle: str = _LEARNED) -> Path:

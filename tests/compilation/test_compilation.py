@@ -65,7 +65,7 @@ def test_a_fit_and_what_is_asked_of_it(tmp_path: Path) -> None:
         posterior.sample(jax.random.key(2), 7)
         bayesrl.evidence(jax.random.key(3), posterior)
         bayesrl.diagnose(jax.random.key(4), posterior)
-        bayesrl.write_report(tmp_path / "report.html", posterior)
+        bayesrl.write_report(jax.random.key(0), tmp_path / "report.html", posterior)
     assert set(names) <= {"evaluate", "check"}
     assert len(names) <= 3
     with compilations() as names:
@@ -75,7 +75,7 @@ def test_a_fit_and_what_is_asked_of_it(tmp_path: Path) -> None:
         bayesrl.evidence(jax.random.key(3), again)
         bayesrl.diagnose(jax.random.key(4), again)
         bayesrl.enumerate_posterior(redefined, beta=0.3)
-        bayesrl.write_report(tmp_path / "report.html", again)
+        bayesrl.write_report(jax.random.key(0), tmp_path / "report.html", again)
     assert names == []
 
 
@@ -131,7 +131,9 @@ def test_a_network_on_mini_batches_is_judged_on_all_data_and_held_out(tmp_path: 
     with compilations() as names:
         posterior = fit(labels, inputs[:12], targets[:12], beta=0.5, guide=guide)
         bayesrl.diagnose(jax.random.key(1), posterior)
-        bayesrl.write_report(tmp_path / "report.html", posterior, held_out=(inputs[12:], targets[12:]))
+        bayesrl.write_report(
+            jax.random.key(0), tmp_path / "report.html", posterior, held_out=(inputs[12:], targets[12:])
+        )
     assert len(names) <= 10, names
 
 

@@ -17,7 +17,7 @@ def swim() -> bayesrl.Posterior:
 
 
 def test_sections_of_a_tabular_fit(swim: bayesrl.Posterior) -> None:
-    found = bayesrl.load_problem("river_swim").sections_of(swim)
+    found = bayesrl.load_problem("river_swim").sections_of(jax.random.key(0), swim)
     assert [part.title for part in found] == [
         "The policy on the map, β = 0.1",
         "Where it goes, β = 0.1",
@@ -55,7 +55,7 @@ def test_an_episode_is_a_strip_of_frames() -> None:
         num_steps=1,
         progress=False,
     )
-    figure = episode_strip("CartPole-v1", fitted, frames=3)
+    figure = episode_strip(jax.random.key(0), "CartPole-v1", fitted, frames=3)
     assert len(figure.axes) == 3
     assert figure.axes[0].get_title() == "step 0"
     picture = figure.axes[0].images[0].get_array()

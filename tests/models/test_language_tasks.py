@@ -42,7 +42,7 @@ def test_held_out_prompts_are_others(name: str) -> None:
 def test_a_task_is_fitted_and_told(name: str) -> None:
     problem = bayesrl.load_problem(name, **TINY)
     posterior = bayesrl.fit(jax.random.key(0), problem.policy, beta=problem.beta, progress=False, **problem.fit_options)
-    titles = [section.title for section in problem.sections_of(posterior)]
+    titles = [section.title for section in problem.sections_of(jax.random.key(0), posterior)]
     assert "Before and after, on held-out prompts" in titles
     assert not any("missing" in title for title in titles)
 

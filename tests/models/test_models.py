@@ -46,7 +46,7 @@ def test_every_model_is_learned(name: str) -> None:
             jax.random.key(0), problem.environment, problem.agent, num_episodes=5, progress=False
         )
         assert learned.num_episodes == 5
-        assert all("missing" not in section.title for section in problem.sections_of(learned))
+        assert all("missing" not in section.title for section in problem.sections_of(jax.random.key(0), learned))
 
 
 def test_a_model_that_is_only_learned_says_so() -> None:

@@ -81,7 +81,7 @@ def sea() -> tuple[Posterior, dict[str, Any]]:
     posterior = fit(control.tabular_rollout(mdp), beta=0.1, guide=control.TablePolicy(), num_steps=3)
     return posterior, {
         "optimum": control.TabularOptimum(mdp),
-        "sections": list(control.tabular_sections(mdp)(posterior)),
+        "sections": list(control.tabular_sections(mdp)(jax.random.key(0), posterior)),
     }
 
 
@@ -143,7 +143,9 @@ def test_runs_of_learning_tell_each_number_once(tmp_path: Path) -> None:
         control.learn(jax.random.key(i), mdp, agent, exploration=control.thompson(), num_episodes=6, progress=False)
         for i in range(2)
     ]
-    page = bayesrl.write_report(tmp_path / "report.html", {"runs": learned}).read_text(encoding="utf-8")
+    page = bayesrl.write_report(jax.random.key(0), tmp_path / "report.html", {"runs": learned}).read_text(
+        encoding="utf-8"
+    )
     _, text = read_report(page)
     rows, told = dict(summary(learned)), read_pairs(page)
     assert {name: told[name] for name in rows} == {name: {value} for name, value in rows.items()}

@@ -253,7 +253,7 @@ def test_a_fit_loaded_without_its_policy_shows_what_it_has(
     sweep: Posterior, tmp_path: Path, visit: Callable[..., Page]
 ) -> None:
     loaded = replace(sweep, programs=None)
-    text = visit(write_report(tmp_path / "report.html", loaded)).inner_text("body")
+    text = visit(write_report(jax.random.key(0), tmp_path / "report.html", loaded)).inner_text("body")
     assert "No verdict" in text
     assert "loaded without its policy" in text
     assert "Training" in text
@@ -265,6 +265,7 @@ def test_an_empty_fit_says_what_is_missing(sweep: Posterior, tmp_path: Path, vis
     stopped = replace(sweep, interrupted=True, settings=sweep.settings | {"num_steps": 100})
     page = visit(
         write_report(
+            jax.random.key(0),
             tmp_path / "report.html",
             {"empty": empty, "stopped": stopped},
             diagnoses={"stopped": diagnosis("unknown", BETAS)},
@@ -279,20 +280,20 @@ def test_an_empty_fit_says_what_is_missing(sweep: Posterior, tmp_path: Path, vis
 def test_paths_that_cannot_be_written_are_refused(sweep: Posterior, tmp_path: Path) -> None:
     loaded = replace(sweep, programs=None)
     with pytest.raises(RunFolderError, match="it is a folder; name a file"):
-        write_report(tmp_path, loaded)
+        write_report(jax.random.key(0), tmp_path, loaded)
     with pytest.raises(RunFolderError, match="there is no folder"):
-        write_report(tmp_path / "nowhere" / "report.html", loaded)
+        write_report(jax.random.key(0), tmp_path / "nowhere" / "report.html", loaded)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunFolderError, match="there is no folder"):
-        write_report(tmp_path / "file" / "report.html", loaded)
+        write_report(jax.random.key(0), tmp_path / "file" / "report.html", loaded)
     with pytest.raises(PolicyError, match=r"got \{\} in the place of posteriors; use a Posterior"):
-        write_report(tmp_path / "report.html", {})
+        write_report(jax.random.key(0), tmp_path / "report.html", {})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_report_of_a_fit_finds_its_verdict(tmp_path: Path, visit: Callable[..., Page]) -> None:
     posterior = fit(bandit())
-    page = visit(write_report(tmp_path / "report.html", posterior, held_out=(), gold="no_such_site"))
+    page = visit(write_report(jax.random.key(0), tmp_path / "report.html", posterior, held_out=(), gold="no_such_site"))
     text = page.inner_text("body")
     assert re.search(r"(Passed|Failed)", page.inner_text(".headline"))
     assert "no deterministic site “no_such_site”; it has gold" in text
@@ -302,7 +303,9 @@ def test_a_report_of_a_fit_finds_its_verdict(tmp_path: Path, visit: Callable[...
 def test_tables_of_domains(tmp_path: Path, sweep: Posterior) -> None:
     rows = [("word", "count", "score"), ("a", 1200, 0.123456), ("b", 3, float("nan")), ("short",)]
     sections = [Section("words", "", rows), Section("none", "", []), Section("long", "", "x" * 30_000)]
-    text = write_report(tmp_path / "r.html", replace(sweep, programs=None), sections).read_text(encoding="utf-8")
+    text = write_report(jax.random.key(0), tmp_path / "r.html", replace(sweep, programs=None), sections).read_text(
+        encoding="utf-8"
+    )
     assert "1,200" in text
     assert "0.1235" in text
     assert "There is nothing to show." in text
@@ -312,7 +315,9 @@ def test_tables_of_domains(tmp_path: Path, sweep: Posterior) -> None:
 def test_evidence_without_an_upper_side_claims_no_optimum(tmp_path: Path) -> None:
     told = replace(diagnosis("unknown"), evidence=evidence(0.5, bounded=False))
     posterior = fit(bandit(), beta=0.5)
-    text = write_report(tmp_path / "r.html", posterior, diagnoses={"fit": told}).read_text(encoding="utf-8")
+    text = write_report(jax.random.key(0), tmp_path / "r.html", posterior, diagnoses={"fit": told}).read_text(
+        encoding="utf-8"
+    )
     assert "? Unknown" in text
     assert "meets the dashed optimum" not in text
     assert "But the weights have no bound." in text
@@ -325,7 +330,9 @@ def test_a_program_without_rewards_is_told_in_nats(tmp_path: Path) -> None:
 
     posterior = fit(program, beta=None)
     told = replace(diagnosis("pass"), evidence=evidence(None))
-    text = write_report(tmp_path / "r.html", posterior, diagnoses={"fit": told}).read_text(encoding="utf-8")
+    text = write_report(jax.random.key(0), tmp_path / "r.html", posterior, diagnoses={"fit": told}).read_text(
+        encoding="utf-8"
+    )
     assert re.search(r"<dd>0\.020 \[0\.012, 0\.028\] nats</dd>", text)
     assert "without rewards" in text
     assert "Without rewards J is the ELBO" in text
@@ -342,14 +349,14 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_computed(sweep: Post
         ({"fit": one}, "is of β = 1.0, the fit of β ="),
     ):
         with pytest.raises(PolicyError, match=words):
-            write_report(path, sweep, diagnoses=made)
+            write_report(jax.random.key(0), path, sweep, diagnoses=made)
     for section, words in (
         (Section("mine", "", None), "the body of section 'mine' is None that cannot be shown"),
         (Section("mine", "", [1, 2]), "the body of section 'mine' is .*that cannot be shown"),
         (Section(None, "", "text"), "the title of section None is None; use text"),  # type: ignore[arg-type]
     ):
         with pytest.raises(PolicyError, match=words):
-            write_report(path, sweep, [section])
+            write_report(jax.random.key(0), path, sweep, [section])
     for words, sections in (
         (r"sections is a Section; pass a list", Section("a", "b", "c")),
         (r"a section is \(\); pass bayesrl.Section", [()]),
@@ -358,7 +365,7 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_computed(sweep: Post
             writing.check_sections(sections)
     for odd in (3, None, "a\0b"):
         with pytest.raises(BayesRLError, match="use a path"):
-            write_report(odd, sweep)  # type: ignore[arg-type]
+            write_report(jax.random.key(0), odd, sweep)  # type: ignore[arg-type]
     with pytest.raises(RunFolderError, match="too long"):
         writing.check_path(tmp_path / ("a" * 300))
     with pytest.raises(RunFolderError, match="it is a device or a pipe"):

@@ -291,7 +291,7 @@ def test_comparison_and_mixture(tmp_path: Path) -> None:
     assert abs(float(compared.delta_objective.mean[1]) - apart) < 5 * float(compared.delta_objective.se[1]) + 2e-5
     # The best restart's J, as the report prints it.
     best = posterior.select(restart="best")
-    bayesrl.write_report(tmp_path / "report.html", best)
+    bayesrl.write_report(jax.random.key(0), tmp_path / "report.html", best)
     assert f"{max(objective):.3g}" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

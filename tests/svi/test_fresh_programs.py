@@ -204,7 +204,7 @@ def test_rejection_frontier_report_and_rounds(tmp_path: Path) -> None:
         )
         optima = bayesrl.frontier(jax.random.key(1), sweep).evidence.optimum.mean
         assert float(optima[1]) == pytest.approx(optimum(values), abs=1e-4)
-        bayesrl.write_report(tmp_path / "report.html", sweep.select(beta=BETA))
+        bayesrl.write_report(jax.random.key(0), tmp_path / "report.html", sweep.select(beta=BETA))
         assert f"{optimum(values):.4g}"[:5] in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesrl.arguments import checked
-from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.figures import FITTED, OPTIMAL, draw_arrows, draw_band, draw_cells, grid_axes, grid_cells
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
@@ -16,6 +15,7 @@ from bayesrl.control.planning import soft_value_iteration
 from bayesrl.diagnostics.results import Section
 from bayesrl.errors import ControlError
 from bayesrl.report.site_panels import panel, style_axes
+from bayesrl.typing import PRNGKey
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,11 +66,12 @@ def certainty_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
 
 
 def values_figure(
-    learned: LearnResult, states: Sequence[int], truth: Mapping[int, np.ndarray] | None = None
+    key: PRNGKey, learned: LearnResult, states: Sequence[int], truth: Mapping[int, np.ndarray] | None = None
 ) -> "Figure":
     """Draw the posterior of Q in some states: middle 50% and 95% of each action, with the truth where it is known.
 
     Args:
+        key: consumed whole.
         learned: by a `BayesianAgent`; observations are finitely many.
         states: to show, at most six.
         truth: Q* by state, [actions], or None.
@@ -78,7 +79,7 @@ def values_figure(
     from matplotlib.figure import Figure
 
     shown = list(states)[:6]
-    tables = np.asarray(learned.sample(dummy_key(), 400)["action_values"])
+    tables = np.asarray(learned.sample(key, 400)["action_values"])
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(1.6 * columns + 0.4, 3.4), 1.7 * rows + 0.3), layout="constrained")
@@ -103,10 +104,11 @@ def values_figure(
     return figure
 
 
-def sure_map(learned: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot | None]) -> "Figure":
+def sure_map(key: PRNGKey, learned: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot | None]) -> "Figure":
     """Draw on the grid how sure the best action is, at some moments: darker is surer, cells never entered are white.
 
     Args:
+        key: consumed whole.
         learned: by a `BayesianAgent`.
         mdp: with a layout.
         snapshots: moments; None is the end.
@@ -115,7 +117,7 @@ def sure_map(learned: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot
     figure, axes = grid_axes(mdp, titles)
     lived = learned.agent_state.memory.arrays() if isinstance(learned.agent_state, BayesianAgentState) else {}
     for axis, snapshot in zip(axes, snapshots, strict=True):
-        tables = np.asarray(learned.sample(dummy_key(), _DRAWS, snapshot=snapshot)["action_values"])
+        tables = np.asarray(learned.sample(key, _DRAWS, snapshot=snapshot)["action_values"])
         sure = np.zeros((mdp.num_states, mdp.num_actions))
         before = lived["observation"][: None if snapshot is None else snapshot.rows]
         seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal
@@ -132,14 +134,14 @@ def sure_map(learned: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot
 
 
 @checked(ControlError)
-def learning_maps(mdp: TabularMDP) -> Callable[[LearnResult], Iterator[Section]]:
+def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[Section]]:
     """Give the report sections of what was learned in a tabular problem: posterior of Q, and how sure it is.
 
     Args:
         mdp: the environment that was learned, for its layout and its exact values.
     """
 
-    def sections(learned: LearnResult) -> Iterator[Section]:
+    def sections(key: PRNGKey, learned: LearnResult) -> Iterator[Section]:
         if isinstance(learned.agent_state, KLControlAgentState):
             if mdp.layout is not None:
                 yield Section(
@@ -159,7 +161,7 @@ def learning_maps(mdp: TabularMDP) -> Callable[[LearnResult], Iterator[Section]]
             "Posterior of Q, in states along the way",
             "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the crosses "
             "of the better actions lie within their bars; actions known to be worse are tried no more, and stay wide.",
-            values_figure(learned, states, truth),
+            values_figure(key, learned, states, truth),
         )
         if mdp.layout is not None:
             early = next((s for s in learned.snapshots if s.episode >= learned.num_episodes / 20), None)
@@ -167,28 +169,28 @@ def learning_maps(mdp: TabularMDP) -> Callable[[LearnResult], Iterator[Section]]
                 "How sure it is, on the map",
                 "Darker cells are surer of their best action, and white ones were never entered; arrows are as long "
                 "as their action is probably the best. Good is where the way to the goal is dark at the end.",
-                sure_map(learned, mdp, [early, None] if learned.agent_state.model.online and early else [None]),
+                sure_map(key, learned, mdp, [early, None] if learned.agent_state.model.online and early else [None]),
             )
 
     return sections
 
 
 @checked(ControlError)
-def learning_values(truth: Sequence[float] | None = None) -> Callable[[LearnResult], Iterator[Section]]:
+def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, LearnResult], Iterator[Section]]:
     """Give the report section of what was learned of a bandit: the posterior of each arm's value.
 
     Args:
         truth: the values themselves, reward units, or None.
     """
 
-    def sections(learned: LearnResult) -> Iterator[Section]:
+    def sections(key: PRNGKey, learned: LearnResult) -> Iterator[Section]:
         if (
             not isinstance(learned.agent_state, BayesianAgentState)
             or not learned.num_episodes
             or not learned.agent_state.finite
         ):
             return
-        told = learned.decide(dummy_key(), 0)
+        told = learned.decide(key, 0)
         known = None if truth is None else {0: np.asarray(truth, float)}
         best = int(np.argmax(told.p_optimal))
         low, high = np.asarray(told.interval[best])
@@ -197,7 +199,7 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[LearnResu
             "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the bar of "
             f"the best arm stands apart. {learned.action_name(best)} is the best with probability "
             f"{float(told.p_optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
-            values_figure(learned, [0], known),
+            values_figure(key, learned, [0], known),
         )
 
     return sections

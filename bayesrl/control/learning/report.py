@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.compilation.keys import dummy_key
+from bayesrl.compilation.keys import fold_in
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.figures import certainty_figure, regret_figure, returns_figure
 from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learning
@@ -16,6 +16,7 @@ from bayesrl.display.tables import MARKS, Markup, Table, tag
 from bayesrl.report.figure_sections import checks_table
 from bayesrl.report.page import CaptionedFigure, Cell, Part
 from bayesrl.statistics.estimates import Estimate
+from bayesrl.typing import PRNGKey
 
 
 def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
@@ -48,6 +49,7 @@ def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
 
 
 def learning_parts(
+    key: PRNGKey,
     runs: Mapping[str, Sequence[LearnResult]],
     sections: Sequence[Section] = (),
     about: str = "",
@@ -57,6 +59,7 @@ def learning_parts(
     """Give the parts of the report.
 
     Args:
+        key: of the checks.
         runs: by name, each with its independent runs.
         sections: further ones, of the first run.
         about: one line on what the problem is.
@@ -64,7 +67,7 @@ def learning_parts(
         checks: of the first runs, by name, where they were made before.
     """
     if checks is None:
-        checks = {name: check_learning(dummy_key(), several[0]) for name, several in runs.items()}
+        checks = {name: check_learning(fold_in(key, i), several[0]) for i, (name, several) in enumerate(runs.items())}
     many = len(runs) > 1
     parts = [
         Part("Verdict", "", [Cell(name if many else "", _verdict(runs[name], checks[name], about)) for name in runs]),

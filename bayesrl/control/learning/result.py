@@ -212,12 +212,12 @@ class LearnResult:
         return tree
 
     @staticmethod
-    def report_parts(named: Mapping[str, Any], sections: Sequence[Section]) -> list[Any]:
+    def report_parts(key: PRNGKey, named: Mapping[str, Any], sections: Sequence[Section]) -> list[Any]:
         """Give the parts of the report of runs by name, for `bayesrl.write_report`."""
         from bayesrl.control.learning.report import learning_parts
 
         runs = {name: [run] if isinstance(run, LearnResult) else list(run) for name, run in named.items()}
-        return learning_parts(runs, sections)
+        return learning_parts(key, runs, sections)
 
     def bayesian_state(self) -> BayesianAgentState:
         """Give the agent_state with its posterior over what is unknown.

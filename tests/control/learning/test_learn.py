@@ -246,12 +246,14 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
     assert set(tree.children) == {"posterior", "observed_data", "training"}
     assert tree["posterior"]["action_values"].shape == (1, 400, 12, 4, 2)
     assert tree["training"]["regret"].shape == (12,)
-    path = bayesrl.write_report(tmp_path / "r.html", {"<b>one": found, "other": found[0]})
+    path = bayesrl.write_report(jax.random.key(0), tmp_path / "r.html", {"<b>one": found, "other": found[0]})
     text = path.read_text(encoding="utf-8")
     assert "<b>one" not in text
     assert "&lt;b&gt;one" in text
     control_run = learn(KEY, SWIM, KLControlAgent(0.1), num_episodes=9, progress=False)
-    assert "cumulated regret" in bayesrl.write_report(tmp_path / "c.html", control_run).read_text(encoding="utf-8")
+    assert "cumulated regret" in bayesrl.write_report(jax.random.key(0), tmp_path / "c.html", control_run).read_text(
+        encoding="utf-8"
+    )
     assert set(bayesrl.to_datatree(control_run).children) == {"training"}
     with pytest.raises(ControlError, match="believes nothing"):
         control_run.sample(KEY)
