@@ -126,7 +126,7 @@ def episode_strip(
     actions, observations = describe_actions(env.action_space), describe_observations(env.observation_space)
     images: list[Any] = []
     try:
-        seen, _ = env.reset(seed=int(jax.random.key_data(key).ravel()[-1] % 2**31))
+        seen, _ = env.reset(seed=int(np.asarray(jax.random.key_data(key)).ravel()[-1] % 2**31))
         over, step = False, 0
         while not over:
             images.append(env.render())
