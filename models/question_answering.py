@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 import bayesrl
@@ -81,7 +80,7 @@ def problem(
         beta=beta,
         fit_options=fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(others,),
-        sections=(partial(lm.text_sections, jax.random.key(0), held_out=others),),
+        sections=(partial(lm.text_sections, held_out=others),),
     )
 
 

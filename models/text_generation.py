@@ -5,7 +5,6 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-import jax
 import numpy as np
 
 import bayesrl
@@ -90,7 +89,7 @@ def problem(
         beta=beta,
         fit_options=fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
-        sections=(partial(lm.text_sections, jax.random.key(0), held_out=unseen),),
+        sections=(partial(lm.text_sections, held_out=unseen),),
     )
 
 

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import bayesrl
@@ -87,7 +86,7 @@ def problem(
         beta=beta,
         fit_options=fit_options(rank=rank, num_particles=num_particles, num_steps=num_steps),
         held_out=(unseen,),
-        sections=(partial(lm.text_sections, jax.random.key(0), held_out=unseen),),
+        sections=(partial(lm.text_sections, held_out=unseen),),
     )
 
 

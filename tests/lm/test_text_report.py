@@ -245,11 +245,7 @@ def test_other_posteriors_are_refused(posterior: Posterior) -> None:
         bayesrl.reward("payoff", 1.0 * arm)
 
     other = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=1, progress=False)
-<<<<<<< HEAD
-    for ask in (partial(text_sections, jax.random.key(0)), lambda one: sample_texts(jax.random.key(0), one, 2)):
-=======
     for ask in (text_sections, partial(sample_texts, num_samples=2)):
->>>>>>> a158eca (Reports are told their key first, as all that draws is; a section is a function of a key and a fit)
         with pytest.raises(LanguageModelError, match="the posterior is of no language model"):
             ask(jax.random.key(0), other)
     with pytest.raises(PolicyError, match="loaded without its policy"):
