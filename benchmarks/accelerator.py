@@ -26,7 +26,6 @@ from bayesrl.control.bandits.simulation import _play
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.optimizers import default_optimizer
 from bayesrl.svi.setup import set_up
-from bayesrl.svi.step import init
 from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks import language_shapes
 from benchmarks.results import table, target
@@ -113,9 +112,8 @@ def _fit(program: Callable[[], None], particles: int) -> Callable[[], Callable[[
         key = jax.random.key(0)
         setup = set_up(key, program, (), 0.1, None, ReverseKL(num_particles=particles), 1)
         one = TrainingLoop(key, setup, default_optimizer(setup.learning_rate, 1000), 1000, None, None, None)
-        lane, args = one.lane()
-        chunk, state = one.chunk(), init(lane, setup.params)
-        return lambda seed: chunk(jax.random.key(seed)[None], state, setup.betas, args, jnp.asarray(50))[0].params
+        chunk, state = one.chunk(), one.start()
+        return lambda seed: chunk(jax.random.key(seed)[None], state, jnp.asarray(50))[0].params
 
     return make
 

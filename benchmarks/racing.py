@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from numpyro.optim import optax_to_numpyro
 import bayesrl
 from bayesrl.objectives import Objective
 from bayesrl.svi.setup import set_up
-from bayesrl.svi.step import init, run_chunk
+from bayesrl.svi.step import StepConfig, run_chunk
 from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks.problems import Benchmark
 from benchmarks.timing import seconds
@@ -81,15 +82,15 @@ def own(problem: Benchmark, objective: Objective) -> Racer:
         return TrainingLoop(jax.random.key(seed), setup, optax.adam(rate), num_steps, None, None, None)
 
     @jax.jit
-    def chunk(rate: Array, keys: Array, state: Any, args: Any, num_steps: Array) -> Any:
-        lane, _ = run(0, rate, 1).lane()
-        return run_chunk(lane, keys, state, setup.betas, args, num_steps)[0]
+    def chunk(rate: Array, keys: Array, train: Any, num_steps: Array) -> Any:
+        config = StepConfig(setup.objective, optax.adam(rate), setup.programs)
+        return run_chunk(keys, replace(first, train=train, config=config), num_steps)[0]
 
-    lane, args = run(0, 0.0, 1).lane()
+    first = run(0, 0.0, 1).start()
 
     def advance(seed: int, rate: float, state: Any, num_steps: int) -> Any:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 5), 1)
-        return chunk(np.float32(rate), keys, state, args, np.int32(num_steps))
+        return chunk(np.float32(rate), keys, state, np.int32(num_steps))
 
     compiled: dict[float, Any] = {}
 
@@ -99,7 +100,7 @@ def own(problem: Benchmark, objective: Objective) -> Racer:
             run(seed, rate, 1).run(show=False, chunk=compiled[rate])
         return lambda num_steps: _loop_seconds(run(seed, rate, num_steps), compiled[rate])
 
-    return Racer(lambda _: init(lane, setup.params), advance, lambda s: jax.tree.map(lambda x: x[0], s.average), clock)
+    return Racer(lambda _: first.train, advance, lambda s: jax.tree.map(lambda x: x[0], s.average), clock)
 
 
 def _loop_seconds(run: TrainingLoop, chunk: Any) -> float:

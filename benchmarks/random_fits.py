@@ -7,7 +7,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ import bayesrl
 from bayesrl.svi.fitting import posterior_of
 from bayesrl.svi.optimizers import default_optimizer
 from bayesrl.svi.setup import Setup, set_up
-from bayesrl.svi.step import State, init, run_chunk
+from bayesrl.svi.step import TrainState, run_chunk
 from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks.random_programs import Shape, Truth, all_assignments, log_q_of, truth
 
@@ -49,20 +48,21 @@ class Fitter:
         numbers = shape.numbers(rng)
         self.setup: Setup = set_up(key, shape.program, numbers, 1.0, guide, bayesrl.objectives.ReverseKL(), 1)
         self.run = TrainingLoop(key, self.setup, default_optimizer(0.1, STEPS), STEPS, None, None, None)
-        self.lane, _ = self.run.lane()
-        self.chunk = jax.jit(partial(run_chunk, self.lane))
+        self.first = self.run.start()
+        self.chunk = jax.jit(run_chunk)
         self.sites = all_assignments(shape)
 
-    def start(self) -> State:
+    def start(self) -> TrainState:
         """Give the state before the first step."""
-        return init(self.lane, self.setup.params)
+        return self.first.train
 
-    def steps(self, key: Array, state: State, beta: float, numbers: Any, num_steps: int) -> State:
+    def steps(self, key: Array, state: TrainState, beta: float, numbers: Any, num_steps: int) -> TrainState:
         """Take steps on the program with these numbers."""
         keys = jax.random.split(key, 1)
-        return self.chunk(keys, state, jnp.asarray([beta]), numbers, jnp.asarray(num_steps))[0]
+        lanes = replace(self.first, train=state, beta=jnp.asarray([beta]), args=numbers)
+        return self.chunk(keys, lanes, jnp.asarray(num_steps))[0]
 
-    def posterior(self, state: State, beta: float, numbers: Any, history: np.ndarray | None = None) -> Fitted:
+    def posterior(self, state: TrainState, beta: float, numbers: Any, history: np.ndarray | None = None) -> Fitted:
         """Make a posterior of a state, and enumerate what is true of it."""
         programs = replace(self.setup.programs, args=numbers)
         setup = replace(self.setup, programs=programs, betas=jnp.asarray([beta]))
@@ -74,7 +74,7 @@ class Fitter:
             for i in range(8)
         ]
         settings = {"num_steps": STEPS, "num_restarts": 1}
-        made = posterior_of(self.key, setup, state, rows, settings, beta, interrupted=False)
+        made = posterior_of(self.key, setup, replace(self.first, train=state), rows, settings, beta, interrupted=False)
         log_q = log_q_of(made, self.sites)
         known = truth(self.shape, numbers, log_q, beta)
         return Fitted(made, known, beta, known.missed_mass)

@@ -16,7 +16,7 @@ from bayesrl.compilation.jit import to_host
 from bayesrl.compilation.keys import dummy_key, key_from_seed, split, split_keys
 from bayesrl.core.handlers import IntoScans
 from bayesrl.core.primitives import site_kind
-from bayesrl.core.programs import Programs, freeze
+from bayesrl.core.programs import freeze
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.core.trace import Trace, site_log_prob, trace_program
@@ -28,7 +28,7 @@ from bayesrl.guides import AutoGuide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.svi.optimizers import UNPILOTED_RATE, default_optimizer
 from bayesrl.svi.setup import set_up
-from bayesrl.svi.step import StepConfig, init, run_chunk
+from bayesrl.svi.step import State, StepConfig, run_chunk, start
 from bayesrl.typing import Numbers, PRNGKey, Program
 
 type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
@@ -259,25 +259,15 @@ def svi_inference(
         chosen = ReverseKL() if objective is None else objective
         setup = set_up(key, program, args, None, guide, chosen, 1)
         rate = (setup.learning_rate or UNPILOTED_RATE) if learning_rate is None else learning_rate
-        programs = setup.programs
-
-        def with_args(arrays: tuple[Any, ...]) -> Programs:
-            return Programs(
-                programs.policy, programs.guide, programs.structure, arrays, programs.transforms, programs.learned
-            )
+        config = StepConfig(setup.objective, default_optimizer(rate, num_steps), setup.programs)
 
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> dict[str, Array]:
             fit_key, draw_key = split_keys(key)
-            arrays, static = eqx.partition(args, eqx.is_array)
-            lane = StepConfig(
-                setup.objective,
-                default_optimizer(rate, num_steps),
-                lambda given: with_args(eqx.combine(given, static)),
-            )
-            start = init(lane, setup.params)
-            state, _ = run_chunk(lane, fit_key[None], start, setup.betas, arrays, jnp.asarray(num_steps))
-            params = jax.tree.map(lambda x: x[0], state.average)
-            return with_args(args).draw(draw_key, params, num_samples, share=False).sites
+            arrays = eqx.filter(args, eqx.is_array)
+            state = State(start(config, setup.params), setup.betas, arrays, config)
+            train, _ = run_chunk(fit_key[None], state, jnp.asarray(num_steps))
+            params = jax.tree.map(lambda x: x[0], train.average)
+            return config.bind(arrays).draw(draw_key, params, num_samples, share=False).sites
 
         return draw
 

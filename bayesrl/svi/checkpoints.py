@@ -64,11 +64,10 @@ def load(
     if policy is None:
         return _shown(directory, problem)
     run, setup, settings, beta = _reopen(directory, problem, policy, args, guide, objective, optimizer, source)
-    lane, _ = run.lane()
-    state, rows = run.restore(run.start(lane), [])
+    state, rows = run.restore(run.start())
     if not rows:
         raise RunFolderError(f"{directory} holds no checkpoint yet; run bayesrl.resume(directory, policy, *args)")
-    interrupted = int(state.step) < run.num_steps
+    interrupted = int(state.train.step) < run.num_steps
     return posterior_of(run.key, setup, state, rows, settings, beta, interrupted=interrupted)
 
 

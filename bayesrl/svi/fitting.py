@@ -279,7 +279,7 @@ def bare_posterior(
 ) -> Posterior:
     """Make the posterior of a state without draws."""
     shape = (*setup.beta_shape, setup.betas.shape[0] // max(int(np.prod(setup.beta_shape)), 1))
-    params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_host(state.average))
+    params = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), to_host(state.train.average))
     return Posterior(
         beta=None if beta is None else (np.asarray(beta, float) if setup.beta_shape else float(beta)),
         params=params,

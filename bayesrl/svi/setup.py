@@ -13,22 +13,14 @@ import numpy as np
 from bayesrl.compilation.jit import closure_jit, to_host
 from bayesrl.compilation.keys import fold_in, split
 from bayesrl.core.draws import Draws, Totals
-from bayesrl.core.handlers import check_beta
-from bayesrl.core.programs import Programs, declared_params, freeze
-from bayesrl.core.refusals import check_arguments, explain_errors
-from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
-from bayesrl.core.support_edges import NUM_DRAWS, edges_of
-from bayesrl.core.validation import check_draws, check_sites
-from bayesrl.errors import FitError, GuideError, ObjectiveError, PolicyError
+from bayesrl.core.programs import Programs
+from bayesrl.errors import FitError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoGuide, AutoTilt
-from bayesrl.guides.numpyro_guides import set_up_autoguide
 from bayesrl.objectives import ForwardKL, Objective
+from bayesrl.posterior.binding import bind_programs, declared_by, draw_and_check
 from bayesrl.posterior.marginal import log_marginal
-from bayesrl.posterior.sampling import Source, batch_of, draw_fit
+from bayesrl.posterior.sampling import Source
 from bayesrl.typing import Params, PRNGKey, Program
-from bayesrl.values import is_function
-
-NUM_CHECKED, LEAST_CHECKED = 64, 8
 
 
 @dataclass(frozen=True)
@@ -75,40 +67,12 @@ def set_up(
     Raises:
         PolicyError, GuideError, ObjectiveError: naming the site, the value and the remedy.
     """
-    if not callable(policy):
-        raise PolicyError(
-            f"policy={policy!r} is not a program; pass a function that calls numpyro.sample and bayesrl.reward"
-        )
-    betas = _betas(beta)
-    args = as_arrays(args)
-    structure = inspect(fold_in(key, 0), policy, *args)
-    if source is None:
-        structure.check_complete("it cannot be fitted alone")
-    check_policy(structure, has_beta=beta is not None)
+    programs, first, family, betas = bind_programs(key, policy, args, beta, guide, source)
     told = [getattr(drawing, "num_particles", 1) for drawing in (objective, source)]
     particles = max(number for number in (*told, 1) if isinstance(number, int))
-    structure.check_memory(particles * num_restarts * max(np.size(betas), 1), FitError)
-    learned = beta is None
-    own, _ = declared_params(key, policy, *args)
-    frozen = policy if learned else freeze(key, policy, *args)[0]
-    program, family = _bind(key, policy, guide, structure, args, learned=learned)
-    if program is not None and family is None:
-        check_arguments(program, args, "the guide", GuideError)
-        set_up_autoguide(fold_in(key, 7), program, structure, args)
-    episodes = getattr(source, "episodes", None)
-    programs_pair = Programs(frozen, program, structure, args, {}, learned, episodes)
-    first, transforms = _declare(key, programs_pair, own if learned else {})
-    programs = dataclasses.replace(programs_pair, transforms=transforms)
-    if not first:
-        raise FitError(
-            "there is nothing to fit: neither the guide nor the policy declares a parameter; "
-            "draw an action in the policy, or declare numpyro.param in the guide"
-        )
+    programs.structure.check_memory(particles * num_restarts * betas.size, FitError)
     rate = None if family is None else family.learning_rate_for(first)
-    check_sites(programs, first)
-    if family is None and drawn:
-        _refuse_edges(fold_in(key, 7), programs)
-    drawings = _checked_draws(key, programs, first) if drawn else None
+    drawings = draw_and_check(key, programs, first, by_hand=family is None) if drawn else None
     ready = objective.prepare(fold_in(key, 2), programs, first)
     if drawings is not None:
         _check_rewards(drawings[0], ready)
@@ -116,89 +80,11 @@ def set_up(
     count = max(int(np.prod(np.shape(betas))), 1)
     params = jax.tree.map(lambda x: np.tile(x, (count, *(1,) * (x.ndim - 1))), starts)
     lanes = np.repeat(np.asarray(betas, np.float32).reshape(-1), num_restarts)
-    identity = _identity(key, programs, guide, objective, betas if beta is not None else None, num_restarts, first)
+    identity = _identity(key, programs, guide, objective, None if beta is None else betas, num_restarts, first)
     identity["first draws"] = None if drawings is None else _sketch(*drawings)
     marginal = log_marginal(fold_in(key, 8), programs, first) if drawn else None
     known = 0.0 if marginal is None else float(marginal.mean)
     return Setup(programs, params, lanes, np.shape(betas), ready, rate, identity, known)
-
-
-def _checked_draws(key: PRNGKey, programs: Programs, first: Params) -> tuple[Draws, Totals]:
-    """Draw from the guide as it starts, and refuse programs that do not fit together."""
-    # A few batches, lest long recordings of pictures be held so many times.
-    number = min(NUM_CHECKED, max(4 * batch_of(programs.structure), LEAST_CHECKED))
-    draws, totals = draw_fit(fold_in(key, 1), programs, first, number)
-    sampler = getattr(programs.guide, "sampler", None)
-    separate = sampler is not None and sampler.contexts_are_independent(programs)
-    check_draws(fold_in(key, 3), programs, first, draws, totals, separate=separate)
-    return draws, totals
-
-
-def _refuse_edges(key: PRNGKey, programs: Programs) -> None:
-    """Refuse a guide by hand for a site whose prior often draws what single precision cannot tell from its ends.
-
-    Raises:
-        GuideError: naming the site, and how many draws of the prior lie there.
-    """
-    for name, edge in edges_of(key, programs.policy, programs.structure, programs.args).items():
-        raise GuideError(
-            f"{edge.num} of {NUM_DRAWS} draws of the prior of site {name!r} lie at the edge of what single precision "
-            "tells of its support, where no density says how likely they are, so J and KL would be wrong; leave "
-            "guide= out (the automatic guide leaves such draws where they are), use bayesrl.importance, or choose a "
-            "prior that piles up less"
-        )
-
-
-def _betas(beta: Any) -> np.ndarray:
-    if beta is None:
-        return np.asarray(1.0)
-    check_beta(beta)
-    betas = np.asarray(beta, float)
-    if betas.ndim > 1:
-        raise PolicyError(f"beta has shape {betas.shape}; pass a number or a one-dimensional array")
-    return betas
-
-
-def _bind(
-    key: PRNGKey,
-    policy: Program,
-    guide: Program | AutoGuide | None,
-    structure: Structure,
-    args: tuple[Any, ...],
-    *,
-    learned: bool,
-) -> tuple[Program | None, AutoGuide | None]:
-    """Give the guide program and its family."""
-    if not structure.actions:
-        if guide is not None:
-            raise GuideError(f"the policy draws nothing, so guide={guide!r} has no use; leave it out")
-        return None, None
-    family = AutoTilt() if guide is None else guide
-    if isinstance(family, AutoGuide):
-        return family.build(key, policy, structure, args), family
-    if isinstance(family, type):
-        raise GuideError(
-            f"guide={family.__name__} is a class; pass an instance of it: {family.__name__}"
-            + ("()" if issubclass(family, AutoGuide) else "(policy)")
-        )
-    if not is_function(family):
-        raise GuideError(
-            f"guide={guide!r} is neither a NumPyro program nor a family of bayesrl.guides; "
-            "pass a function of the policy's arguments, or AutoTilt()"
-        )
-    return family, None
-
-
-def _declare(key: PRNGKey, programs: Programs, own: Params) -> tuple[Params, dict[str, Any]]:
-    """Give the parameters of guide and, where learned, policy, with their transforms."""
-    if programs.guide is None:
-        return declared_params(key, programs.policy, *programs.args)
-    with explain_errors("the guide", GuideError):
-        params, transforms = declared_params(key, programs.guide, *programs.args)
-    if programs.learned:
-        _, policy_transforms = declared_params(key, programs.policy, *programs.args)
-        return {**own, **params}, {**policy_transforms, **transforms}
-    return params, transforms
 
 
 def _check_rewards(draws: Draws, objective: Objective) -> None:
@@ -234,7 +120,7 @@ def _restarts(key: PRNGKey, programs: Programs, family: AutoGuide | None, first:
     )
     for restart in range(1, num_restarts):
         own = fold_in(key, restart)
-        declared = first if family is not None else _declare(own, programs, first)[0]
+        declared = first if family is not None else declared_by(own, programs, first)[0]
         starts.append(to_host(overdispersed_init(own, jax.device_put(declared))))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
 

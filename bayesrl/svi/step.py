@@ -1,27 +1,33 @@
-"""The one training loop: pure `init` and `step`, run in chunks inside one jit, over lanes of (β, restart)."""
+"""The one training loop: a pure `step`, run in chunks inside one jit, over lanes of (β, restart)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from bayesrl.compilation.keys import fold_in
+from bayesrl.arguments import checked
+from bayesrl.compilation.keys import fold_in, split
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
+from bayesrl.errors import FitError
 from bayesrl.objectives import Info, Objective
 from bayesrl.objectives.base import info_from_reused_draws
-from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
+from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys, Program
 
 AVERAGING_POWER = 8.0
 """η of polynomial-decay averaging (Shamir & Zhang 2013): about the last 1/η of the run counts."""
 
+_OF_STEPS = 5
+"""What the key of a fit is folded with for the keys of its steps."""
 
-class State(NamedTuple):
-    """State of a fit; every leaf but `step` has the leading axis of the lanes.
+
+class TrainState(NamedTuple):
+    """What training changes, and a checkpoint keeps.
 
     Attributes:
         params: unconstrained parameters of the guide.
@@ -38,134 +44,227 @@ class State(NamedTuple):
     step: Array
 
 
-class StepSums(NamedTuple):
-    """Sums over the steps of a chunk, by lane."""
+@dataclass(frozen=True, eq=False)
+class StepConfig:
+    """What no step changes. It is compared by identity: what `jax.jit` traced for one state serves its successors.
+
+    Attributes:
+        objective: prepared for the programs.
+        optimizer: of the parameters.
+        programs: policy and guide; arrays among their arguments are those of the state.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    programs: Programs
+
+    def bind(self, args: Any) -> Programs:
+        """Give the programs with these arrays among their arguments."""
+        return replace(
+            self.programs, args=eqx.combine(args, eqx.filter(self.programs.args, eqx.is_array, inverse=True))
+        )
+
+
+class State(eqx.Module):
+    """State of a fit: a pytree of arrays, for `jax.jit`, `jax.vmap` over seeds or β, and `jax.lax.scan`.
+
+    Attributes:
+        train: parameters, optimiser, average and counts: what a checkpoint has to keep.
+        beta: temperature, reward units per nat; 1 without rewards. It may be changed between steps (annealing).
+        args: arrays among the arguments of policy and guide.
+        config: what no step changes; static.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> state = bayesrl.init(jax.random.key(0), bandit, beta=1.0)
+        >>> jax.tree.map(jnp.shape, state.params), int(state.train.step)
+        ({'arm$table': (3,)}, 0)
+    """
+
+    train: TrainState
+    beta: Any
+    args: Any
+    config: StepConfig = eqx.field(static=True)
+
+    @property
+    def params(self) -> Params:
+        """Parameters as the guide declares them, averaged over the last part of the run: what `Posterior.at` takes."""
+        return self.config.programs.constrain(self.train.average)
+
+    @property
+    def guide(self) -> Program | None:
+        """The program that draws; None where the policy has nothing to draw."""
+        return self.config.programs.guide
+
+    @property
+    def lane_axes(self) -> "State":
+        """Axes of a state of several lanes, for `jax.vmap`: they share the count of steps and the arguments."""
+        return State(LANES, 0, None, self.config)
+
+
+LANES: Any = TrainState(0, 0, 0, 0, None)  # type: ignore[arg-type]
+"""The axes of several lanes: they share the count of steps."""
+
+
+class StepInfo(NamedTuple):
+    """What one step saw, or the sum over several: means over draws and contexts, 0 where the step was not taken.
+
+    With observed data beside rewards, J is known up to −β·log p(y) and KL up to log p(y), as for `objectives.Info`.
+
+    Attributes:
+        taken: 1 where loss and gradient were finite, else 0.
+        loss: nats.
+        grad_norm: Euclidean norm of the gradient.
+        objective: J = E_q[R] − β·KL(q‖π₀), reward units (the ELBO, nats, without rewards).
+        reward: E_q[R], reward units.
+        kl: KL(q‖π₀), nats.
+        spread: variance of the log-ratio w over draws, nats²; near the optimum β/2 of it is the gap J* − J.
+        metrics: means of the deterministic sites.
+        nonfinite: number of draws with a non-finite reward, by reward site.
+    """
 
     taken: Array
     loss: Array
     grad_norm: Array
-    info: Info
+    objective: Array
+    reward: Array
+    kl: Array
+    spread: Array
+    metrics: dict[str, Array]
+    nonfinite: dict[str, Array]
 
 
-@dataclass(frozen=True)
-class StepConfig:
-    """What all lanes share: the objective, the optimiser, and the programs with given arguments."""
-
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    bind: Callable[[Any], Programs]
-
-
-def init(lane: StepConfig, params: Params) -> State:
-    """Start a fit from stacked parameters, [lanes, ...]."""
+def start(config: StepConfig, params: Params) -> TrainState:
+    """Start training from stacked parameters, [lanes, ...]."""
     lanes = jax.tree.leaves(params)[0].shape[0] if jax.tree.leaves(params) else 1
-    opt_state = jax.vmap(lane.optimizer.init)(params)
-    return State(params, opt_state, params, jnp.zeros(lanes, jnp.int32), jnp.zeros((), jnp.int32))
+    opt_state = jax.vmap(config.optimizer.init)(params)
+    return TrainState(params, opt_state, params, jnp.zeros(lanes, jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def step(lane: StepConfig, key: PRNGKey, state: State, beta: Array, args: Any) -> tuple[State, StepSums]:
-    """Take one step of one lane.
+def lane_keys(key: PRNGKey, num_lanes: int) -> PRNGKeys:
+    """Give the key of each lane, [lanes], that a fit with this key steps by; see `step_key`."""
+    return split(fold_in(key, _OF_STEPS), num_lanes)
+
+
+def step_key(lane_key: PRNGKey, step: Numbers) -> PRNGKey:
+    """Give the key of a step: folded with its number, never split, so that a run cut anywhere goes on bit for bit."""
+    return fold_in(lane_key, step)
+
+
+@checked(FitError)
+def step(key: PRNGKey, state: State) -> tuple[State, StepInfo]:
+    """Take one gradient step: the step of `bayesrl.fit`, for loops of your own.
+
+    θ ← θ − optimizer(∇ loss(θ)), where the gradient is the objective's estimate of −∇J(θ)/β from fresh draws; a step
+    whose loss or gradient is not finite changes nothing but the counts. It is pure: use it under `jax.jit`, inside of
+    `jax.lax.scan`, or under `jax.vmap` over states that are stacked.
 
     Args:
-        lane: what all lanes share.
-        key: consumed whole.
-        state: of this lane, without the axis of the lanes.
-        beta: temperature, reward units per nat.
-        args: arrays among the programs' arguments.
+        key: consumed whole; the draws of the step come from it.
+        state: from `init`, or from the step before.
+
+    Returns:
+        The next state, and a `StepInfo` of scalars: loss, J, E[R], KL, spread, metrics.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> state = bayesrl.init(jax.random.key(0), bandit, beta=1.0, num_steps=500)
+        >>> keys = jax.random.split(jax.random.key(1), 500)
+        >>> state, info = jax.lax.scan(lambda state, key: bayesrl.step(key, state), state, keys)
+        >>> round(float(info.objective[-1]), 3)  # log((1 + e + e²) / 3)
+        1.309
+        >>> posterior = bayesrl.Posterior.at(bandit, state.guide, state.params, beta=1.0)
+        >>> round(float(bayesrl.evidence(jax.random.key(2), posterior).gap.lower), 4)
+        0.0
     """
-    programs = lane.bind(args)
+    config, programs = state.config, state.config.bind(state.args)
 
     def loss_fn(params: Params) -> tuple[Array, Info]:
-        return lane.objective.evaluate(key, params, programs, beta)
+        return config.objective.evaluate(key, params, programs, state.beta)
 
-    (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return _apply(lane, state, loss, info, gradient, lambda params: loss_fn(params)[0])
+    (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.train.params)
+    return _apply(state, loss, info, gradient, lambda params: loss_fn(params)[0])
 
 
-def step_on_draws(
-    lane: StepConfig, state: State, draws: Draws, beta: Array, args: Any, *, one_batch: bool = False
-) -> tuple[State, StepSums]:
-    """Take one step of one lane on given draws of its guide, in the place of the objective's own.
+def step_on_draws(state: State, draws: Draws, *, one_batch: bool = False) -> tuple[State, StepInfo]:
+    """Take one step on given draws of the guide, in the place of the objective's own.
 
     Args:
-        lane: what all lanes share.
-        state: of this lane, without the axis of the lanes.
+        state: of one lane.
         draws: made by the guide as it stands, or as it stood, [particles, ...]; scored afresh, so that gradients flow.
-            What they came with as log q tells J and KL of the policy that drew them.
-        beta: temperature, reward units per nat.
-        args: arrays among the programs' arguments.
+            The log q that they came with gives J and KL of the policy that drew them.
         one_batch: whether the draws are of one mini-batch.
     """
-    programs = lane.bind(args)
+    config, programs = state.config, state.config.bind(state.args)
 
     def loss_fn(params: Params) -> tuple[Array, Info]:
-        return lane.objective.surrogate(params, programs.again(params, draws, one_batch=one_batch), programs, beta)
+        rescored = programs.again(params, draws, one_batch=one_batch)
+        return config.objective.surrogate(params, rescored, programs, state.beta)
 
-    (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return _apply(
-        lane,
-        state,
-        loss,
-        info_from_reused_draws(info, draws, programs, beta),
-        gradient,
-        lambda params: loss_fn(params)[0],
-    )
+    (loss, info), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.train.params)
+    info = info_from_reused_draws(info, draws, programs, state.beta)
+    return _apply(state, loss, info, gradient, lambda params: loss_fn(params)[0])
 
 
 def _apply(
-    lane: StepConfig, state: State, loss: Array, info: Info, gradient: Params, value_fn: Callable[[Params], Array]
-) -> tuple[State, StepSums]:
+    state: State, loss: Array, info: Info, gradient: Params, value_fn: Callable[[Params], Array]
+) -> tuple[State, StepInfo]:
+    old = state.train
     grad_norm = optax.tree.norm(gradient)
     fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     # A search along a line sees the loss of this step's own draws.
-    updates, opt_state = optax.with_extra_args_support(lane.optimizer).update(
-        gradient, state.opt_state, state.params, value=loss, grad=gradient, value_fn=value_fn
+    updates, opt_state = optax.with_extra_args_support(state.config.optimizer).update(
+        gradient, old.opt_state, old.params, value=loss, grad=gradient, value_fn=value_fn
     )
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(old.params, updates)
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
 
-    params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
-    rate = (AVERAGING_POWER + 1) / (state.step + 1 + AVERAGING_POWER)
-    average = jax.tree.map(lambda a, p: a + rate.astype(a.dtype) * (p - a), state.average, params)
-    new = State(params, opt_state, average, state.skipped + ~fine, state.step + 1)
-    blank = jax.tree.map(
-        lambda x: jnp.where(fine, x, jnp.zeros_like(x)), (loss, grad_norm, info._replace(nonfinite={}))
-    )
-    counted = blank[2]._replace(nonfinite=info.nonfinite)
-    return new, StepSums(fine.astype(jnp.float32), blank[0], blank[1], counted)
+    params, opt_state = keep(params, old.params), keep(opt_state, old.opt_state)
+    rate = (AVERAGING_POWER + 1) / (old.step + 1 + AVERAGING_POWER)
+    average = jax.tree.map(lambda a, p: a + rate.astype(a.dtype) * (p - a), old.average, params)
+    new = TrainState(params, opt_state, average, old.skipped + ~fine, old.step + 1)
+    seen = StepInfo(fine.astype(jnp.float32), loss, grad_norm, *info)
+    counted = keep(seen, jax.tree.map(jnp.zeros_like, seen))._replace(nonfinite=info.nonfinite)
+    return replace(state, train=new), counted
 
 
-def run_chunk(
-    lane: StepConfig, keys: PRNGKeys, state: State, betas: Numbers, args: Any, num_steps: Numbers
-) -> tuple[State, StepSums]:
+def run_chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[TrainState, StepInfo]:
     """Take `num_steps` steps of every lane; one compilation serves every number of steps.
 
     Args:
-        lane: what all lanes share.
-        keys: one per lane, [lanes]; folded with the step number, never split, so that a run cut
-            anywhere continues bit for bit.
-        state: of all lanes.
-        betas: [lanes].
-        args: arrays among the programs' arguments.
+        keys: one per lane, [lanes]; see `step_key`.
+        state: of all lanes: every leaf has their axis but the count of steps and the arguments.
         num_steps: how many, traced.
     """
 
     # Under jit it is traced once: here for its shapes, and there inside of the loop.
     @jax.jit
-    def all_lanes(keys: PRNGKeys, state: State, betas: Array, args: Any) -> tuple[State, StepSums]:
-        def one(key: PRNGKey, lane_state: State, beta: Array) -> tuple[State, StepSums]:
-            return step(lane, fold_in(key, state.step), lane_state, beta, args)
+    def all_lanes(keys: PRNGKeys, state: State) -> tuple[TrainState, StepInfo]:
+        def one(key: PRNGKey, lane: State) -> tuple[TrainState, StepInfo]:
+            new, info = step(step_key(key, lane.train.step), lane)
+            return new.train, info
 
-        axes = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
-        return jax.vmap(one, in_axes=(0, axes, 0), out_axes=(axes, 0))(keys, state, betas)
+        return jax.vmap(one, in_axes=(0, state.lane_axes), out_axes=(LANES, 0))(keys, state)
 
-    shapes = jax.eval_shape(all_lanes, keys, state, betas, args)[1]
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return sum_steps(lambda train: all_lanes(keys, replace(state, train=train)), state.train, num_steps)
 
-    def body(_: Array, carried: tuple[State, StepSums]) -> tuple[State, StepSums]:
-        new, sums = all_lanes(keys, carried[0], betas, args)
-        return new, jax.tree.map(jnp.add, carried[1], sums)
 
-    return lax.fori_loop(0, num_steps, body, (state, zero))
+def sum_steps(
+    take: Callable[[TrainState], tuple[TrainState, StepInfo]], train: TrainState, num_steps: Numbers
+) -> tuple[TrainState, StepInfo]:
+    """Take so many steps, and sum what they saw. Only what training changes is carried: data would be copied."""
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, train)[1])
+
+    def body(_: Array, carried: tuple[TrainState, StepInfo]) -> tuple[TrainState, StepInfo]:
+        new, info = take(carried[0])
+        return new, jax.tree.map(jnp.add, carried[1], info)
+
+    return lax.fori_loop(0, num_steps, body, (train, zero))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array
 
 from bayesrl import run_folder
 from bayesrl.arguments import user_code
@@ -26,7 +26,18 @@ from bayesrl.errors import BayesRLError, FitError
 from bayesrl.posterior.sampling import Source
 from bayesrl.svi.optimizers import PILOT_RATES, UNPILOTED_RATE
 from bayesrl.svi.setup import Setup
-from bayesrl.svi.step import State, StepConfig, StepSums, init, run_chunk, step_on_draws
+from bayesrl.svi.step import (
+    LANES,
+    State,
+    StepConfig,
+    StepInfo,
+    TrainState,
+    run_chunk,
+    start,
+    step_key,
+    step_on_draws,
+    sum_steps,
+)
 from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
 
 NUM_CHUNKS = 100
@@ -44,7 +55,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 5.0
 MANY_STEPS = 1000
 """From so many steps on it pays to compile them with all optimisations."""
 
-type Chunk = Callable[[PRNGKeys, State, Numbers, Any, Numbers], tuple[State, StepSums]]
+type Chunk = Callable[[PRNGKeys, State, Numbers], tuple[TrainState, StepInfo]]
 type Callback = Callable[[dict[str, np.ndarray]], Any]
 
 
@@ -94,31 +105,29 @@ class TrainingLoop:
             show: whether to show a progress line.
             chunk: what `chunk()` gave a run of the same setup and optimiser, so as not to compile anew.
         """
-        lane, args = self.lane()
-        state = self.start(lane)
-        rows: list[dict[str, np.ndarray]] = []
-        state, rows = self.restore(state, rows)
+        state, rows = self.restore(self.start())
         if self.folder is not None and self.problem is not None:
             run_folder.save_problem(self.folder, self.problem)
         lanes = self.setup.betas.shape[0]
         keys = split(fold_in(self.key, 5), lanes)
         chunk = self.chunk() if chunk is None else chunk
-        if self.pilot and int(state.step) == 0:
+        if self.pilot and int(state.train.step) == 0:
             with activity("choosing the learning rate"):
-                state = self._paced(chunk, keys, state, args)
+                state = self._paced(chunk, keys, state)
         every = max(1, -(-self.num_steps // self.num_chunks))
         saved, halfway = time.monotonic(), False
-        with Progress(self.num_steps, int(state.step), show=show) as line:
+        with Progress(self.num_steps, int(state.train.step), show=show) as line:
             try:
-                while (done := int(state.step)) < self.num_steps:
+                while (done := int(state.train.step)) < self.num_steps:
                     steps = min(every, self.num_steps - done)
                     betas = self._betas_at(done)
-                    state, sums = chunk(keys, state, betas, args, np.asarray(steps, np.int32))
-                    rows.append(_row(self.setup, state, sums, betas))
+                    train, sums = chunk(keys, replace(state, beta=betas), np.asarray(steps, np.int32))
+                    state = replace(state, train=train, beta=betas)
+                    rows.append(_row(self.setup, state, sums))
                     line.update(steps, partial(format_row, rows[-1]))
                     stop = self._stop(state, sums, rows)
                     # However short a run, there is a checkpoint before the last one, should that be damaged.
-                    passed = not halfway and 2 * int(state.step) >= self.num_steps
+                    passed = not halfway and 2 * int(state.train.step) >= self.num_steps
                     if passed or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                         self._save(state, rows)
                         saved, halfway = time.monotonic(), halfway or passed
@@ -133,7 +142,7 @@ class TrainingLoop:
         self._save(state, rows)
         return state, rows, False
 
-    def _paced(self, chunk: Chunk, keys: PRNGKeys, state: State, args: Any) -> State:
+    def _paced(self, chunk: Chunk, keys: PRNGKeys, state: State) -> State:
         """Give the state before the first step, each lane at the least rate that gains nearly as much as the best.
 
         The pilots run by the compiled step of the fit itself, at a rate that has not begun to fall.
@@ -142,23 +151,24 @@ class TrainingLoop:
         betas, gains = self._betas_at(0), []
         first: np.ndarray | None = None
         for rate in PILOT_RATES:
-            rates = np.full(state.opt_state.rate.shape, rate, np.float32)
-            trial = state._replace(opt_state=state.opt_state._replace(rate=rates))
+            trial = replace(_at_rate(state, np.full(betas.shape, rate)), beta=betas)
             told = []
             for part in (1, steps - steps // 3 - 1, steps // 3):
-                trial, sums = chunk(keys, trial, betas, args, np.asarray(part, np.int32))
+                train, sums = chunk(keys, trial, np.asarray(part, np.int32))
+                trial = replace(trial, train=train)
                 told.append(_objective(sums, betas, self.setup.betas))
             first = told[0] if first is None else first
             gains.append(np.nan_to_num(told[-1] - first, nan=-np.inf, neginf=-np.inf, posinf=-np.inf))
         gained = np.stack(gains)
         good = gained >= np.maximum(GOOD_PILOT * gained.max(0), 0.0)
         chosen = np.where(good.any(0), np.asarray(PILOT_RATES)[good.argmax(0)], UNPILOTED_RATE)
-        return state._replace(opt_state=state.opt_state._replace(rate=chosen.astype(np.float32)))
+        return _at_rate(state, chosen)
 
-    def start(self, lane: StepConfig) -> State:
-        """Give the state before the first step."""
-        state: State = closure_jit(partial(init, lane), name="initial_state")(self.setup.params)
-        return state
+    def start(self) -> State:
+        """Give the state before the first step, with one lane for each β and restart."""
+        config = StepConfig(self.setup.objective, self.optimizer, self.setup.programs)
+        train = closure_jit(partial(start, config), name="initial_state")(self.setup.params)
+        return State(train, self.setup.betas, eqx.filter(self.setup.programs.args, eqx.is_array), config)
 
     def _betas_at(self, step: int) -> np.ndarray:
         """Give the temperatures of a step, [lanes]: from `start_beta` geometrically down to β, then β."""
@@ -170,103 +180,89 @@ class TrainingLoop:
 
     def chunk(self) -> Chunk:
         """Give the function that takes a chunk of steps; it compiles when it is first called."""
-        lane, _ = self.lane()
         source = self.source
         if source is None:
             # Programs that call Python are not kept on disk, so a guide may prefer to draw apart from the step.
             sampler = getattr(self.setup.programs.guide, "sampler", None)
             source = None if sampler is None else sampler.source(self.setup.programs, self.setup.objective)
         if source is not None:
-            return self._host_chunk(lane, source)
-        return trace_once(partial(run_chunk, lane), name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
+            return self._host_chunk(source)
+        return trace_once(run_chunk, name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
 
-    def _host_chunk(self, lane: StepConfig, source: Source) -> Chunk:
+    def _host_chunk(self, source: Source) -> Chunk:
         """Give a chunk of steps on draws that the source makes on the host."""
         programs = self.setup.programs
         sources = lanes_of(source, self.setup.betas.shape[0])
-        axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
         one_batch = bool(getattr(source, "one_batch", False))
-        learned = partial(step_on_draws, lane, one_batch=one_batch)
-        taken = jax.jit(jax.vmap(learned, in_axes=(axes, 0, 0, None), out_axes=(axes, 0)))  # traced once, inside
+
+        def one(lane: State, draws: Draws) -> tuple[TrainState, StepInfo]:
+            new, info = step_on_draws(lane, draws, one_batch=one_batch)
+            return new.train, info
+
+        @jax.jit  # traced once, inside
+        def all_lanes(state: State, draws: Draws) -> tuple[TrainState, StepInfo]:
+            return jax.vmap(one, in_axes=(state.lane_axes, 0), out_axes=(LANES, 0))(state, draws)
 
         # Everything small is done inside of compiled functions: one by one, its operations take longer than the step.
         @partial(trace_once, name="lanes_apart")
-        def apart(keys: PRNGKeys, state: State) -> list[tuple[PRNGKey, Params]]:
+        def apart(keys: PRNGKeys, train: TrainState) -> list[tuple[PRNGKey, Params]]:
             return [
-                (fold_in(keys[i], state.step), jax.tree.map(lambda x, i=i: x[i], state.params))
+                (step_key(keys[i], train.step), jax.tree.map(lambda x, i=i: x[i], train.params))
                 for i in range(len(sources))
             ]
 
         @partial(trace_once, name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
-        def update(state: State, made: list[Draws], betas: Array, args: Any, times: Array) -> tuple[State, StepSums]:
+        def update(state: State, made: list[Draws], times: Array) -> tuple[TrainState, StepInfo]:
             draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
-            shapes = jax.eval_shape(taken, state, draws, betas, args)[1]
-            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-            def body(_: Array, carried: tuple[State, StepSums]) -> tuple[State, StepSums]:
-                new, sums = taken(carried[0], draws, betas, args)
-                return new, jax.tree.map(jnp.add, carried[1], sums)
-
-            return lax.fori_loop(0, times, body, (state, zero))
+            return sum_steps(lambda train: all_lanes(replace(state, train=train), draws), state.train, times)
 
         @partial(trace_once, name="add_sums")
-        def add(total: StepSums, sums: StepSums) -> StepSums:
+        def add(total: StepInfo, sums: StepInfo) -> StepInfo:
             return jax.tree.map(jnp.add, total, sums)
 
-        def chunk(
-            keys: PRNGKeys, state: State, betas: Numbers, args: Any, num_steps: Numbers
-        ) -> tuple[State, StepSums]:
-            total: StepSums | None = None
+        def chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[TrainState, StepInfo]:
+            total: StepInfo | None = None
             left = int(num_steps)
             while left > 0:
-                pieces = zip(sources, apart(keys, state), strict=True)
+                pieces = zip(sources, apart(keys, state.train), strict=True)
                 made = [_made(own, key, params, programs) for own, (key, params) in pieces]
                 # A batch that serves further updates serves them inside of one compiled loop.
                 more = min(left - 1, *(getattr(own, "remaining_updates", 0) for own in sources))
                 for own in sources if more else ():
                     own.count_updates(more)  # type: ignore[attr-defined]
-                state, sums = update(state, made, betas, args, np.asarray(1 + more, np.int32))
+                train, sums = update(state, made, np.asarray(1 + more, np.int32))
+                state = replace(state, train=train)
                 total = sums if total is None else add(total, sums)
                 left -= 1 + more
             assert total is not None
-            return state, total
+            return state.train, total
 
         return chunk
 
-    def lane(self) -> tuple[StepConfig, Any]:
-        """Give what all lanes share, and the arrays among the programs' arguments."""
-        programs = self.setup.programs
-        arrays, static = eqx.partition(programs.args, eqx.is_array)
-
-        def bind(arrays: Any) -> Programs:
-            return replace(programs, args=eqx.combine(arrays, static))
-
-        return StepConfig(self.setup.objective, self.optimizer, bind), arrays
-
-    def restore(self, state: State, rows: list[dict[str, np.ndarray]]) -> tuple[State, list[dict[str, np.ndarray]]]:
-        """Give state and history of the checkpoint, or what was passed where there is none."""
-        found = run_folder.load_checkpoint(self.folder, state) if self.folder is not None else None
+    def restore(self, state: State) -> tuple[State, list[dict[str, np.ndarray]]]:
+        """Give state and history of the checkpoint, or the state that was passed where there is none."""
+        found = run_folder.load_checkpoint(self.folder, state.train) if self.folder is not None else None
         if found is None:
-            return state, rows
+            return state, []
         restored, history = found
-        return restored, [
+        return replace(state, train=restored), [
             {name: np.asarray(values[i]) for name, values in history.items()}
             for i in range(len(history.get("step", ())))
         ]
 
     def _save(self, state: State, rows: list[dict[str, np.ndarray]]) -> None:
         if self.folder is not None:
-            run_folder.save_checkpoint(self.folder, state, stack(rows))
+            run_folder.save_checkpoint(self.folder, state.train, stack(rows))
 
-    def _stop(self, state: State, sums: StepSums, rows: list[dict[str, np.ndarray]]) -> bool:
+    def _stop(self, state: State, sums: StepInfo, rows: list[dict[str, np.ndarray]]) -> bool:
         """Decide whether to end early.
 
         Raises:
             FitError: too many steps were not finite.
         """
-        done, skipped = int(state.step), np.asarray(state.skipped)
+        done, skipped = int(state.train.step), np.asarray(state.train.skipped)
         if done >= min(20, self.num_steps) and skipped.max() > MAX_SKIPPED * done:
-            sites = {name: int(np.asarray(count).sum()) for name, count in sums.info.nonfinite.items()}
+            sites = {name: int(np.asarray(count).sum()) for name, count in sums.nonfinite.items()}
             blamed = [
                 f"reward site {name!r} was not finite for {count} draws" for name, count in sites.items() if count
             ]
@@ -286,15 +282,21 @@ class TrainingLoop:
         return bool((gap < self.tolerance).all())
 
 
-def _objective(sums: StepSums, betas: np.ndarray, final: np.ndarray) -> np.ndarray:
+def _at_rate(state: State, rates: np.ndarray) -> State:
+    """Give a state whose default optimiser has these rates, [lanes]."""
+    opt_state = state.train.opt_state._replace(rate=rates.astype(np.float32))
+    return replace(state, train=state.train._replace(opt_state=opt_state))
+
+
+def _objective(sums: StepInfo, betas: np.ndarray, final: np.ndarray) -> np.ndarray:
     """J of the summed steps, [lanes], at the temperatures that the fit ends with."""
     taken = np.asarray(sums.taken, float)
-    total = np.asarray(sums.info.objective, float) + (betas - final) * np.asarray(sums.info.kl, float)
+    total = np.asarray(sums.objective, float) + (betas - final) * np.asarray(sums.kl, float)
     return np.where(taken > 0, total / np.maximum(taken, 1e-30), np.nan)
 
 
-def _row(setup: Setup, state: State, sums: StepSums, betas: np.ndarray) -> dict[str, np.ndarray]:
-    """Turn the sums of a chunk, at these temperatures, into one row of the history, [*beta, restart] each."""
+def _row(setup: Setup, state: State, sums: StepInfo) -> dict[str, np.ndarray]:
+    """Turn the sums of a chunk into one row of the history, [*beta, restart] each."""
     shape = (*setup.beta_shape, -1)
     taken = np.maximum(np.asarray(sums.taken), 1e-30)
     none = np.asarray(sums.taken) == 0
@@ -302,20 +304,20 @@ def _row(setup: Setup, state: State, sums: StepSums, betas: np.ndarray) -> dict[
     def mean(total: Numbers) -> np.ndarray:
         return np.where(none, np.nan, np.asarray(total, float) / taken).astype(np.float32).reshape(shape)
 
-    info = sums.info
-    kl = np.asarray(info.kl) + taken * setup.log_marginal
-    objective = np.asarray(info.objective) + (betas - setup.betas) * np.asarray(info.kl)
+    betas = np.asarray(state.beta)
+    kl = np.asarray(sums.kl) + taken * setup.log_marginal
+    objective = np.asarray(sums.objective) + (betas - setup.betas) * np.asarray(sums.kl)
     row = {
-        "step": np.asarray(int(state.step)),
+        "step": np.asarray(int(state.train.step)),
         "loss": mean(sums.loss),
         "objective": mean(objective - taken * setup.betas * setup.log_marginal),
-        "reward": mean(info.reward),
+        "reward": mean(sums.reward),
         "kl": mean(kl),
-        "spread": mean(info.spread),
+        "spread": mean(sums.spread),
         "grad_norm": mean(sums.grad_norm),
-        "skipped": np.asarray(state.skipped).reshape(shape),
+        "skipped": np.asarray(state.train.skipped).reshape(shape),
     }
-    return row | {f"metrics/{name}": mean(total) for name, total in info.metrics.items()}
+    return row | {f"metrics/{name}": mean(total) for name, total in sums.metrics.items()}
 
 
 def stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

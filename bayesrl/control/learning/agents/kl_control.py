@@ -3,6 +3,7 @@
 import math
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
@@ -30,8 +31,7 @@ from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePoli
 from bayesrl.core.draws import Draws
 from bayesrl.errors import ControlError
 from bayesrl.svi.setup import set_up
-from bayesrl.svi.step import State, StepConfig, init
-from bayesrl.svi.step import step_on_draws as take_step
+from bayesrl.svi.step import LANES, State, StepConfig, StepInfo, TrainState, start, step_on_draws
 from bayesrl.typing import PRNGKey
 
 
@@ -112,13 +112,10 @@ class KLControlAgentState(AgentState):
         objective = ActorCritic(trace=agent.trace, reference=agent.reference)
         self._setup = set_up(as_hash_key(key), rollout, (), agent.beta, family, objective, 1, _no_source)
         rate = self._setup.learning_rate if agent.learning_rate is None else agent.learning_rate
-        programs = self._setup.programs
-        arrays, static = eqx.partition(programs.args, eqx.is_array)
-        lane = StepConfig(
-            self._setup.objective, optax.adam(rate), lambda args: replace(programs, args=eqx.combine(args, static))
-        )
-        self.state = closure_jit(lambda params: init(lane, params), name="initial")(self._setup.params)
-        self._programs, self._args, self._lane = programs, arrays, lane
+        self._programs = self._setup.programs
+        config = StepConfig(self._setup.objective, optax.adam(rate), self._programs)
+        train = closure_jit(partial(start, config), name="initial")(self._setup.params)
+        self.state = State(train, self._setup.betas, eqx.filter(self._programs.args, eqx.is_array), config)
         self._batch: list[Episode] = []
         self._act: dict[str, Any] = {}
         self._update = trace_once(self._steps, name="update")
@@ -133,8 +130,8 @@ class KLControlAgentState(AgentState):
         if name not in self._act:
             behaviour = getattr(exploration, "behave", exploration)
 
-            def act(key: PRNGKey, state: State, seen: Array) -> tuple[Array, Array]:
-                params = jax.tree.map(lambda x: x[0], state.params)
+            def act(key: PRNGKey, stacked: Any, seen: Array) -> tuple[Array, Array]:
+                params = jax.tree.map(lambda x: x[0], stacked)
                 chosen = choose_actions(self._programs, params, key, seen[None], behaviour)
                 return chosen.action[0], chosen.log_behaviour[0]
 
@@ -143,7 +140,7 @@ class KLControlAgentState(AgentState):
 
         def choose(time: int, seen: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
             joined = self._join_masks(np.asarray(seen)[None], None if allowed is None else allowed[None])
-            action, log_prob = act_fn(fold_in(key, time), self.state, np.asarray(joined[0]))
+            action, log_prob = act_fn(fold_in(key, time), self.state.train.params, np.asarray(joined[0]))
             return int(action), float(log_prob)
 
         return EpisodePolicy(choose)
@@ -167,7 +164,8 @@ class KLControlAgentState(AgentState):
         self._batch.append(episode)
         if len(self._batch) == self.agent.batch:
             sites, behaviour = self._batch_sites()
-            self.state, info = self._update(self.state, sites, behaviour)
+            train, info = self._update(self.state, sites, behaviour)
+            self.state = replace(self.state, train=train)
             self._info = UpdateInfo(objective=float(info["objective"]), kl=float(info["kl"]))
             self._batch = []
         return self._info
@@ -204,27 +202,27 @@ class KLControlAgentState(AgentState):
             return seen
         return np.concatenate([seen.reshape(len(seen), -1), allowed], -1).astype(self.env.dtype)
 
-    def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[State, dict[str, Array]]:
-        first = jax.tree.map(lambda x: x[0], state.params)
+    def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[TrainState, dict[str, Array]]:
+        first = jax.tree.map(lambda x: x[0], state.train.params)
         draws = self._programs.score(first, Draws.from_sites(sites))._replace(log_behaviour={"action": behaviour})
-        axes: Any = State(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
-        def one(state: State, _: None) -> tuple[State, dict[str, Array]]:
-            new, sums = jax.vmap(
-                lambda own: take_step(self._lane, own, draws, jnp.asarray(self._setup.betas[0]), self._args),
-                in_axes=(axes,),
-                out_axes=(axes, 0),
-            )(state)
-            return new, {"objective": sums.info.objective[0], "kl": sums.info.kl[0]}
+        def one(lane: State) -> tuple[TrainState, StepInfo]:
+            new, info = step_on_draws(lane, draws)
+            return new.train, info
 
-        state, info = lax.scan(one, state, None, length=self.agent.num_updates)
-        return state, jax.tree.map(lambda x: x[-1], info)
+        def take(train: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
+            lanes = replace(state, train=train)
+            new, info = jax.vmap(one, in_axes=(state.lane_axes,), out_axes=(LANES, 0))(lanes)
+            return new, {"objective": info.objective[0], "kl": info.kl[0]}
+
+        train, info = lax.scan(take, state.train, None, length=self.agent.num_updates)
+        return train, jax.tree.map(lambda x: x[-1], info)
 
     def probs(self) -> np.ndarray:
         """Give π(a | s), [states, actions]."""
         allowed = None if self.masks is None else self.masks.table
         states = self._join_masks(np.arange(self.env.num_observations or 0), allowed)
-        probs = np.asarray(self._probs(self.state.params, states), float)
+        probs = np.asarray(self._probs(self.state.train.params, states), float)
         return probs / probs.sum(-1, keepdims=True)
 
     def _probabilities(self, stacked: Any, states: Array) -> Array:
@@ -242,7 +240,7 @@ class KLControlAgentState(AgentState):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give what a checkpoint has to keep; see `AgentState.arrays`."""
-        arrays = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state))}
+        arrays = {f"policy/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(self.state.train))}
         arrays["update_info"] = np.array(self._info)
         for i, episode in enumerate(self._batch):
             fields = episode._asdict().items()
@@ -251,7 +249,7 @@ class KLControlAgentState(AgentState):
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take what a checkpoint kept; see `AgentState.restore`."""
-        self.state = restore_leaves(self.state, arrays, "policy")
+        self.state = replace(self.state, train=restore_leaves(self.state.train, arrays, "policy"))
         self._info = UpdateInfo(*arrays["update_info"].tolist())
         if self.masks is not None:
             self.masks.restore(arrays["masks"])

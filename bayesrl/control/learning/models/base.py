@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -18,12 +19,11 @@ from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.replay_memory import Experience
-from bayesrl.core.programs import Programs
 from bayesrl.errors import ControlError
 from bayesrl.guides import AutoGuide
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.setup import Setup, set_up
-from bayesrl.svi.step import State, StepConfig, init, run_chunk
+from bayesrl.svi.step import State, StepConfig, TrainState, run_chunk, start
 from bayesrl.typing import Numbers, PRNGKey, Program
 
 ACTION_VALUES = "action_values"
@@ -161,28 +161,27 @@ class ProgramModel(EnvironmentModel):
             # UpdateInfo as it is when values are read.
             jax.eval_shape(lambda data: read_action_values(self.program, {}, data, self._seen), data)
         self._setup = setup
-        self._lane = StepConfig(setup.objective, _adam(setup, self.learning_rate), self._programs)
+        self._config = StepConfig(setup.objective, _adam(setup, self.learning_rate), setup.programs)
 
     def check_experience(self, experience: Experience) -> None:
         """Refuse what the program refuses; see `EnvironmentModel.check_experience`."""
         if isinstance(self.program, EnvironmentModel):
             self.program.check_experience(experience)
 
-    def init(self, key: PRNGKey, env: EnvAdapter) -> State:
+    def init(self, key: PRNGKey, env: EnvAdapter) -> TrainState:
         """Start at the prior."""
-        return closure_jit(lambda params: init(self._lane, params), name="initial")(self._ready().params)
+        train: TrainState = closure_jit(partial(start, self._config), name="initial")(self._ready().params)
+        return train
 
-    def refit(self, key: PRNGKey, state: State, experience: Experience) -> State:
+    def refit(self, key: PRNGKey, state: TrainState, experience: Experience) -> TrainState:
         """Take steps on the experience so far."""
-        steps = jnp.asarray(self.num_steps)
-        new, _ = run_chunk(self._lane, key[None], state, self._ready().betas, self._args(experience), steps)
-        told: State = new
-        return told
+        lanes = State(state, self._ready().betas, self._args(experience), self._config)
+        return run_chunk(key[None], lanes, jnp.asarray(self.num_steps))[0]
 
-    def sample(self, key: PRNGKey, state: State, experience: Experience, num_samples: int) -> Sites:
+    def sample(self, key: PRNGKey, state: TrainState, experience: Experience, num_samples: int) -> Sites:
         """Draw from the fitted guide."""
         params = jax.tree.map(lambda x: x[0], state.params)
-        return dict(self._programs(self._args(experience)).draw(key, params, num_samples, share=False).sites)
+        return dict(self._config.bind(self._args(experience)).draw(key, params, num_samples, share=False).sites)
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
         """Give the action values of one θ; see `EnvironmentModel.values`."""
@@ -190,12 +189,6 @@ class ProgramModel(EnvironmentModel):
 
     def _args(self, experience: Experience) -> tuple[Any, ...]:
         return (experience,) if self._seen is None else (experience, self._seen)
-
-    def _programs(self, args: tuple[Any, ...]) -> Programs:
-        programs = self._ready().programs
-        return Programs(
-            programs.policy, programs.guide, programs.structure, args, programs.transforms, programs.learned
-        )
 
     def _ready(self) -> Setup:
         if self._setup is None:

@@ -1,0 +1,172 @@
+"""A policy and a guide put together, checked before anything is computed from them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bayesrl.compilation.keys import fold_in
+from bayesrl.core.draws import Draws, Totals
+from bayesrl.core.handlers import check_beta
+from bayesrl.core.programs import Programs, declared_params, freeze
+from bayesrl.core.refusals import check_arguments, explain_errors
+from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
+from bayesrl.core.support_edges import NUM_DRAWS, edges_of
+from bayesrl.core.validation import check_draws, check_sites
+from bayesrl.errors import FitError, GuideError, PolicyError
+from bayesrl.guides import AutoGuide, AutoTilt
+from bayesrl.guides.numpyro_guides import set_up_autoguide
+from bayesrl.posterior.sampling import batch_of, draw_fit
+from bayesrl.typing import Params, PRNGKey, Program
+from bayesrl.values import is_function
+
+NUM_CHECKED, LEAST_CHECKED = 64, 8
+
+
+class Bound(NamedTuple):
+    """A policy and a guide that belong together.
+
+    Attributes:
+        programs: both, with their arguments.
+        params: that guide and, where it is trained, policy declare, unconstrained.
+        family: that built the guide; None where it was written by hand.
+        betas: (), or [number of β]; 1 without rewards.
+    """
+
+    programs: Programs
+    params: Params
+    family: AutoGuide | None
+    betas: np.ndarray
+
+
+def bind_programs(
+    key: PRNGKey,
+    policy: Program,
+    args: tuple[Any, ...],
+    beta: Any,
+    guide: Program | AutoGuide | None,
+    source: Any = None,
+) -> Bound:
+    """Put a policy and a guide together, and refuse those that do not fit, without drawing.
+
+    Raises:
+        PolicyError, GuideError: naming the site, the value and the remedy.
+    """
+    if not callable(policy):
+        raise PolicyError(
+            f"policy={policy!r} is not a program; pass a function that calls numpyro.sample and bayesrl.reward"
+        )
+    betas = _betas(beta)
+    args = as_arrays(args)
+    structure = inspect(fold_in(key, 0), policy, *args)
+    if source is None:
+        structure.check_complete("it cannot be fitted alone")
+    check_policy(structure, has_beta=beta is not None)
+    learned = beta is None
+    frozen, own = policy, declared_params(key, policy, *args) if learned else ({}, {})
+    if not learned:
+        frozen, _ = freeze(key, policy, *args)
+    program, family = _built(key, policy, guide, structure, args, learned=learned)
+    if program is not None and family is None:
+        check_arguments(program, args, "the guide", GuideError)
+        set_up_autoguide(fold_in(key, 7), program, structure, args)
+    bare = Programs(frozen, program, structure, args, {}, learned, getattr(source, "episodes", None))
+    first, transforms = own if learned and program is None else declared_by(key, bare, *own)
+    if not first:
+        raise FitError(
+            "there is nothing to fit: neither the guide nor the policy declares a parameter; "
+            "draw an action in the policy, or declare numpyro.param in the guide"
+        )
+    programs = replace(bare, transforms=transforms)
+    check_sites(programs, first)
+    return Bound(programs, first, family, betas)
+
+
+def _betas(beta: Any) -> np.ndarray:
+    if beta is None:
+        return np.asarray(1.0)
+    check_beta(beta)
+    betas = np.asarray(beta, float)
+    if betas.ndim > 1:
+        raise PolicyError(f"beta has shape {betas.shape}; pass a number or a one-dimensional array")
+    return betas
+
+
+def _built(
+    key: PRNGKey,
+    policy: Program,
+    guide: Program | AutoGuide | None,
+    structure: Structure,
+    args: tuple[Any, ...],
+    *,
+    learned: bool,
+) -> tuple[Program | None, AutoGuide | None]:
+    """Give the guide program and its family."""
+    if not structure.actions:
+        if guide is not None:
+            raise GuideError(f"the policy draws nothing, so guide={guide!r} has no use; leave it out")
+        return None, None
+    family = AutoTilt() if guide is None else guide
+    if isinstance(family, AutoGuide):
+        return family.build(key, policy, structure, args), family
+    if isinstance(family, type):
+        raise GuideError(
+            f"guide={family.__name__} is a class; pass an instance of it: {family.__name__}"
+            + ("()" if issubclass(family, AutoGuide) else "(policy)")
+        )
+    if not is_function(family):
+        raise GuideError(
+            f"guide={guide!r} is neither a NumPyro program nor a family of bayesrl.guides; "
+            "pass a function of the policy's arguments, or AutoTilt()"
+        )
+    return family, None
+
+
+def declared_by(
+    key: PRNGKey, programs: Programs, own: Params, own_transforms: Mapping[str, Any] | None = None
+) -> tuple[Params, dict[str, Any]]:
+    """Give the parameters of guide and, where learned, policy, with their transforms; `own` are the policy's."""
+    if programs.guide is None:
+        return declared_params(key, programs.policy, *programs.args)
+    with explain_errors("the guide", GuideError):
+        params, transforms = declared_params(key, programs.guide, *programs.args)
+    return {**own, **params}, {**(own_transforms or {}), **transforms}
+
+
+def draw_and_check(key: PRNGKey, programs: Programs, params: Params, *, by_hand: bool) -> tuple[Draws, Totals]:
+    """Draw from the guide, and refuse programs that draws show not to fit together.
+
+    Args:
+        key: of the fit.
+        programs: policy and guide.
+        params: unconstrained parameters of the guide.
+        by_hand: whether the guide was written by hand.
+
+    Raises:
+        PolicyError, GuideError: naming the site, the value and the remedy.
+    """
+    if by_hand:
+        _refuse_edges(fold_in(key, 7), programs)
+    # A few batches, lest long recordings of pictures be held so many times.
+    number = min(NUM_CHECKED, max(4 * batch_of(programs.structure), LEAST_CHECKED))
+    draws, totals = draw_fit(fold_in(key, 1), programs, params, number)
+    sampler = getattr(programs.guide, "sampler", None)
+    separate = sampler is not None and sampler.contexts_are_independent(programs)
+    check_draws(fold_in(key, 3), programs, params, draws, totals, separate=separate)
+    return draws, totals
+
+
+def _refuse_edges(key: PRNGKey, programs: Programs) -> None:
+    """Refuse a guide by hand for a site whose prior often draws what single precision cannot tell from its ends.
+
+    Raises:
+        GuideError: naming the site, and how many draws of the prior lie there.
+    """
+    for name, edge in edges_of(key, programs.policy, programs.structure, programs.args).items():
+        raise GuideError(
+            f"{edge.num} of {NUM_DRAWS} draws of the prior of site {name!r} lie at the edge of what single precision "
+            "tells of its support, where no density says how likely they are, so J and KL would be wrong; leave "
+            "guide= out (the automatic guide leaves such draws where they are), use bayesrl.importance, or choose a "
+            "prior that piles up less"
+        )
