@@ -207,7 +207,7 @@ def _dtype(dtype: Any) -> Any:
     except TypeError:
         known = None
     if known not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
-        raise LanguageModelError(f"load_pretrained got dtype={dtype!r}; use jnp.float32, jnp.bfloat16 or None")
+        raise LanguageModelError(f"load_pretrained got dtype={dtype!r}; use a type of weights: jnp.float32 or jnp.bfloat16, or None")
     return known
 
 
