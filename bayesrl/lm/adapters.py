@@ -18,20 +18,20 @@ from bayesrl.lm.transformers.layers.layers import Linear, is_linear
 from bayesrl.values import is_count, is_real
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FRONT = "base_model.model."
+PREFIX = "base_model.model."
 LOW_RANK = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
 WHOLE = re.compile(r"(?P<module>.+?)(\.base_layer|\.modules_to_save)?(\.default)?\.(?P<kind>weight|bias)")
 # Each of these changes what the adapted model computes.
-OTHERWISE = (
+UNSUPPORTED = (
     *("use_dora", "use_qalora", "lora_bias", "layer_replication", "alora_invocation_tokens"),
     *("trainable_token_indices", "target_parameters", "use_bdlora", "arrow_config", "kasa_config", "velora_config"),
 )
 # These begin by changing the weights that the paths stand beside.
-PLAIN = (None, True, False, "gaussian", "orthogonal", "eva")
+KNOWN_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def apply_adapter(
-    model: Transformer, told: Mapping[str, Any], arrays: Iterator[tuple[str, Any]], origin: Any
+    model: Transformer, config: Mapping[str, Any], arrays: Iterator[tuple[str, Any]], origin: Any
 ) -> Transformer:
     """Put an adapter beside the weights of a model.
 
@@ -39,36 +39,36 @@ def apply_adapter(
 
     Args:
         model: that it was trained beside.
-        told: adapter_config.json.
+        config: adapter_config.json.
         arrays: its weights by name: D is lora_A and U is lora_B; others replace those of the model.
         origin: where they come from, for messages.
 
     References:
         Hu et al. (2022), "LoRA", equation 3; Kalajdzievski (2023), "A rank stabilization scaling factor", section 3.
     """
-    _check(told, origin)
-    places = {stored.name: stored for stored in model.tensors(model.config)}
+    _check_config(config, origin)
+    tensors = {tensor.name: tensor for tensor in model.tensors(model.config)}
     sides: dict[str, dict[str, np.ndarray]] = {}
     replaced: dict[str, Any] = {}
-    strange = []
+    unknown = []
     for name, array in arrays:
-        bare = name.removeprefix(FRONT)
+        bare = name.removeprefix(PREFIX)
         low, whole = LOW_RANK.fullmatch(bare), WHOLE.fullmatch(bare)
         values = np.asarray(array)
         if not np.isfinite(values.astype(np.float32)).all():
             raise LanguageModelError(f"{origin} holds {name} with numbers that are nan or infinite; train it anew")
-        if low and _place(low["module"], places) is not None:
+        if low and _module_path(low["module"], tensors) is not None:
             sides.setdefault(low["module"], {})[low["side"]] = values
-        elif whole and f"{whole['module']}.{whole['kind']}" in places:
-            stored = places[f"{whole['module']}.{whole['kind']}"]
-            replaced[stored.path] = values.T if stored.transposed else values
+        elif whole and f"{whole['module']}.{whole['kind']}" in tensors:
+            tensor = tensors[f"{whole['module']}.{whole['kind']}"]
+            replaced[tensor.path] = values.T if tensor.transposed else values
         else:
-            strange.append(name)
+            unknown.append(name)
     halves = [module for module, pair in sides.items() if len(pair) < 2]
-    if strange or halves or not (sides or replaced):
+    if unknown or halves or not (sides or replaced):
         what = (
-            f"holds {abbreviate(strange)}"
-            if strange
+            f"holds {abbreviate(unknown)}"
+            if unknown
             else f"has half a path for {abbreviate(halves)}"
             if halves
             else "is empty"
@@ -77,59 +77,59 @@ def apply_adapter(
             f"the adapter of {origin} {what}, which a {model.config.model_type} model has no place for; pass the model "
             "that it was trained beside as base=, or merge them in PEFT (merge_and_unload) and save what comes out"
         )
-    paths = {_place(module, places): (module, pair) for module, pair in sides.items()}
+    paths = {_module_path(module, tensors): (module, pair) for module, pair in sides.items()}
 
-    def beside(path: Any, leaf: Any) -> Any:
-        at = jax.tree_util.keystr(path)
+    def with_path(path: Any, leaf: Any) -> Any:
+        path_name = jax.tree_util.keystr(path)
         if not is_linear(leaf):
-            return _fits(leaf, replaced.get(at), at, origin)
-        weight = _fits(leaf.weight, replaced.get(f"{at}.weight"), at, origin)
-        bias = None if leaf.bias is None else _fits(leaf.bias, replaced.get(f"{at}.bias"), at, origin)
-        if at not in paths:
+            return _replaced(leaf, replaced.get(path_name), path_name, origin)
+        weight = _replaced(leaf.weight, replaced.get(f"{path_name}.weight"), path_name, origin)
+        bias = None if leaf.bias is None else _replaced(leaf.bias, replaced.get(f"{path_name}.bias"), path_name, origin)
+        if path_name not in paths:
             return Linear(weight, bias, leaf.down, leaf.up, leaf.factor)
-        module, pair = paths[at]
+        module, pair = paths[path_name]
         down, up = (jnp.asarray(pair[side]) for side in "AB")
         if down.ndim != 2 or up.ndim != 2 or (up.shape[0], down.shape[1]) != weight.shape or len(down) != up.shape[1]:
             raise LanguageModelError(
                 f"the adapter of {origin} has a path of shapes {list(up.shape)} and {list(down.shape)} for {module}, "
                 f"whose weight is {list(weight.shape)}; pass the model that it was trained beside as base="
             )
-        return Linear(weight, bias, down, up, _factor(told, module, len(down), origin))
+        return Linear(weight, bias, down, up, _scaling(config, module, len(down), origin))
 
-    made: Transformer = jax.tree_util.tree_map_with_path(beside, model, is_leaf=is_linear)
-    return made
+    adapted: Transformer = jax.tree_util.tree_map_with_path(with_path, model, is_leaf=is_linear)
+    return adapted
 
 
 def extract_adapter(
-    model: Transformer, told: Mapping[str, Any], base: str | None
+    model: Transformer, config: Mapping[str, Any], base: str | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Give adapter_config.json and the weights of the low-rank paths of a model.
 
     Args:
         model: with low-rank paths.
-        told: adapter_config.json, where one was read: what it says beside ranks and scales is kept.
+        config: adapter_config.json, where one was read: what it says beside ranks and scales is kept.
         base: the name or folder of the model that they stand beside.
     """
     leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)[0]
     linears = {jax.tree_util.keystr(path): leaf for path, leaf in leaves if is_linear(leaf)}
-    places = {stored.path.removesuffix(".weight"): stored for stored in model.tensors(model.config)}
-    paths = {at: leaf for at, leaf in linears.items() if leaf.down is not None and leaf.up is not None}
-    if not paths:
+    tensors = {tensor.path.removesuffix(".weight"): tensor for tensor in model.tensors(model.config)}
+    adapters = {path: leaf for path, leaf in linears.items() if leaf.down is not None and leaf.up is not None}
+    if not adapters:
         raise LanguageModelError(
             "save_adapter got a model without low-rank paths; pass finetuned(posterior, merge=False) of a fit by LoRA, "
             "or save the whole model by save_pretrained"
         )
-    names = {at: places[at].name.removesuffix(".weight") for at in linears}
+    names = {path: tensors[path].name.removesuffix(".weight") for path in linears}
     arrays = {}
-    for at, leaf in paths.items():
-        arrays[f"{FRONT}{names[at]}.lora_A.weight"] = np.ascontiguousarray(leaf.down)
-        arrays[f"{FRONT}{names[at]}.lora_B.weight"] = np.ascontiguousarray(leaf.up)
-    arrays |= _whole(model, told, {names[at] for at in paths})
-    stable = bool(told.get("use_rslora"))
-    ranks = {names[at]: len(leaf.down) for at, leaf in paths.items()}
+    for path, leaf in adapters.items():
+        arrays[f"{PREFIX}{names[path]}.lora_A.weight"] = np.ascontiguousarray(leaf.down)
+        arrays[f"{PREFIX}{names[path]}.lora_B.weight"] = np.ascontiguousarray(leaf.up)
+    arrays |= _saved_arrays(model, config, {names[path] for path in adapters})
+    stable = bool(config.get("use_rslora"))
+    ranks = {names[path]: len(leaf.down) for path, leaf in adapters.items()}
     alphas = {
         name: leaf.factor * (math.sqrt(ranks[name]) if stable else ranks[name])
-        for name, leaf in ((names[at], leaf) for at, leaf in paths.items())
+        for name, leaf in ((names[path], leaf) for path, leaf in adapters.items())
     }
     rank = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -139,82 +139,82 @@ def extract_adapter(
         "inference_mode": True,
         "bias": "none",
         "lora_dropout": 0.0,
-        **told,
-        "base_model_name_or_path": base if base is not None else told.get("base_model_name_or_path"),
+        **config,
+        "base_model_name_or_path": base if base is not None else config.get("base_model_name_or_path"),
         "r": rank,
-        "lora_alpha": _plain(alpha),
-        "rank_pattern": {re.escape(name): own for name, own in ranks.items() if own != rank},
-        "alpha_pattern": {re.escape(name): _plain(own) for name, own in alphas.items() if own != alpha},
+        "lora_alpha": _as_int(alpha),
+        "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(name): _as_int(value) for name, value in alphas.items() if value != alpha},
         "target_modules": _targets(set(ranks), set(names.values())),
-        "fan_in_fan_out": any(places[at].transposed for at in paths),
+        "fan_in_fan_out": any(tensors[path].transposed for path in adapters),
         "init_lora_weights": True,
     }
     return settings, arrays
 
 
-def _whole(model: Transformer, told: Mapping[str, Any], chosen: set[str]) -> dict[str, np.ndarray]:
+def _saved_arrays(model: Transformer, config: Mapping[str, Any], adapted: set[str]) -> dict[str, np.ndarray]:
     """Give the arrays that an adapter has whole, since they were trained too: of some modules, and biases."""
-    kept, biases = told.get("modules_to_save") or (), told.get("bias", "none")
+    saved_modules, biases = config.get("modules_to_save") or (), config.get("bias", "none")
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
-    found = {}
-    for stored in model.tensors(model.config):
-        module, kind = stored.name.rsplit(".", 1)
-        biased = kind == "bias" and (biases == "all" or (biases == "lora_only" and module in chosen))
+    arrays = {}
+    for tensor in model.tensors(model.config):
+        module, kind = tensor.name.rsplit(".", 1)
+        biased = kind == "bias" and (biases == "all" or (biases == "lora_only" and module in adapted))
         # A module is named by the last part of its name, or by that of what it is part of.
-        if biased or any(f".{name}." in f".{module}." for name in kept):
-            leaf = np.asarray(leaves[stored.path])
-            told_as = f"{module}.base_layer.{kind}" if module in chosen else stored.name
-            found[FRONT + told_as] = np.ascontiguousarray(leaf.T if stored.transposed else leaf)
-    return found
+        if biased or any(f".{name}." in f".{module}." for name in saved_modules):
+            leaf = np.asarray(leaves[tensor.path])
+            name = f"{module}.base_layer.{kind}" if module in adapted else tensor.name
+            arrays[PREFIX + name] = np.ascontiguousarray(leaf.T if tensor.transposed else leaf)
+    return arrays
 
 
-def _check(told: Mapping[str, Any], origin: Any) -> None:
+def _check_config(config: Mapping[str, Any], origin: Any) -> None:
     """Refuse adapters that compute something else than low-rank paths."""
-    kind = told.get("peft_type")
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise LanguageModelError(
             f"{origin} holds an adapter of type {kind!r}; bayesrl reads LORA: merge it in PEFT (merge_and_unload), and "
             "save what comes out with save_pretrained"
         )
-    strange = [name for name in OTHERWISE if told.get(name)]
-    begun = told.get("init_lora_weights")
-    if not (isinstance(begun, str) or begun is None or isinstance(begun, bool)) or begun not in PLAIN:
-        strange.append("init_lora_weights")
-    if strange:
+    unsupported = [name for name in UNSUPPORTED if config.get(name)]
+    init_weights = config.get("init_lora_weights")
+    if not isinstance(init_weights, str | bool | None) or init_weights not in KNOWN_INITS:
+        unsupported.append("init_lora_weights")
+    if unsupported:
         raise LanguageModelError(
-            f"{origin} holds an adapter with {strange[0]}={told[strange[0]]!r:.100}, which bayesrl does not implement; "
-            "merge it in PEFT (merge_and_unload), and save what comes out with save_pretrained"
+            f"{origin} holds an adapter with {unsupported[0]}={config[unsupported[0]]!r:.100}, which bayesrl does not "
+            "implement; merge it in PEFT (merge_and_unload), and save what comes out with save_pretrained"
         )
 
 
-def _place(module: str, places: Mapping[str, CheckpointTensor]) -> str | None:
+def _module_path(module: str, tensors: Mapping[str, CheckpointTensor]) -> str | None:
     """Find where a module of a checkpoint stands in a model."""
-    stored = places.get(f"{module}.weight")
-    return None if stored is None else stored.path.removesuffix(".weight")
+    tensor = tensors.get(f"{module}.weight")
+    return None if tensor is None else tensor.path.removesuffix(".weight")
 
 
-def _fits(leaf: Any, value: np.ndarray | None, at: str, origin: Any) -> Any:
+def _replaced(leaf: Any, array: np.ndarray | None, path: str, origin: Any) -> Any:
     """Give what an adapter has for an array of the model, or the array."""
-    if value is None:
+    if array is None:
         return leaf
-    if value.shape != leaf.shape:
+    if array.shape != leaf.shape:
         raise LanguageModelError(
-            f"the adapter of {origin} replaces {at}, of shape {list(leaf.shape)}, by {list(value.shape)}; pass the "
+            f"the adapter of {origin} replaces {path}, of shape {list(leaf.shape)}, by {list(array.shape)}; pass the "
             "model that it was trained beside as base="
         )
-    return jnp.asarray(value, leaf.dtype)
+    return jnp.asarray(array, leaf.dtype)
 
 
-def _factor(told: Mapping[str, Any], module: str, rank: int, origin: Any) -> float:
+def _scaling(config: Mapping[str, Any], module: str, rank: int, origin: Any) -> float:
     """Give the factor of a module's path."""
-    alpha = _by_pattern(told.get("alpha_pattern"), module, told.get("lora_alpha", 8))
-    expected = _by_pattern(told.get("rank_pattern"), module, told.get("r", rank))
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    expected = _by_pattern(config.get("rank_pattern"), module, config.get("r", rank))
     if not (is_real(alpha) and alpha > 0 and is_count(expected, least=1)) or int(expected) != rank:
         raise LanguageModelError(
             f"adapter_config.json of {origin} tells lora_alpha={alpha!r} and r={expected!r} for {module}, whose path "
             f"has rank {rank}; the two files belong to different adapters"
         )
-    return float(alpha) / (math.sqrt(rank) if told.get("use_rslora") else rank)
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
@@ -225,15 +225,15 @@ def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
     return default
 
 
-def _targets(chosen: set[str], every: set[str]) -> list[str]:
+def _targets(adapted: set[str], modules: set[str]) -> list[str]:
     """Name modules, by the last part of their names where that names no others."""
-    found = set()
-    for name in chosen:
+    names = set()
+    for name in adapted:
         last = name.split(".")[-1]
-        alike = {other for other in every if other.split(".")[-1] == last}
-        found.add(last if alike <= chosen else name)
-    return sorted(found)
+        alike = {other for other in modules if other.split(".")[-1] == last}
+        names.add(last if alike <= adapted else name)
+    return sorted(names)
 
 
-def _plain(number: float) -> float | int:
+def _as_int(number: float) -> float | int:
     return round(number) if abs(number - round(number)) < 1e-9 else number

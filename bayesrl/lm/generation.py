@@ -17,7 +17,7 @@ from bayesrl.lm.prompts import Prompts
 from bayesrl.lm.text_distribution import CausalLMDistribution, is_eos
 from bayesrl.typing import Params, PRNGKey
 
-EACH = 8
+GROUP = 8
 """So many completions of one prompt are written together: the prompt is read once for them."""
 
 MOST_ROWS = 128
@@ -48,7 +48,7 @@ def generate(
     key: PRNGKey,
     guide: Any,
     params: Params,
-    asked: Prompts,
+    prompts: Prompts,
     index: np.ndarray,
     *,
     by_fit: bool = True,
@@ -63,7 +63,7 @@ def generate(
         key: consumed whole.
         guide: of the fit.
         params: of the guide, of one fit.
-        asked: the prompts.
+        prompts: the prompts.
         index: which of them each draw answers, [num, n].
         by_fit: whether the fit writes them, or else the reference.
         given: completions to be scored in the place of those written, [num, n, T].
@@ -71,36 +71,37 @@ def generate(
     """
     num, width = index.shape
     steps = guide.policy.options["num_steps"]
-    at_once, each = together or (max_rows(guide.policy, asked) // EACH, EACH)
-    slot, lane, prompts, numbers = _packed(index, at_once, each)
-    held = np.zeros((*numbers.shape, steps), np.int32)
+    at_once, group = together or (max_rows(guide.policy, prompts) // GROUP, GROUP)
+    slot, lane, prompt_of_slot, numbers = _pack(index, at_once, group)
+    given_slots = np.zeros((*numbers.shape, steps), np.int32)
     if given is not None:
-        held[slot, lane] = np.asarray(given).reshape(-1, steps)
-    tokens, mask = pad_prompts(asked, guide.policy.model.config.max_length + 1 - steps)
+        given_slots[slot, lane] = np.asarray(given).reshape(-1, steps)
+    tokens, mask = pad_prompts(prompts, guide.policy.model.config.max_length + 1 - steps)
     fixed = (as_hash_key(key), dict(params))
     flags = (np.asarray(by_fit), np.asarray(given is not None))
     static = (guide.origin, guide.origin.policy)
     run, parts = None, []
-    for first in range(0, len(prompts), at_once):
-        piece = slice(first, first + at_once)
-        own = (tokens[prompts[piece]], mask[prompts[piece]], prompts[piece], numbers[piece], held[piece])
-        run = run or _written.prepare(static, *fixed, *own, *flags)
-        parts.append(jax.device_get(run(*fixed, *own, *flags)))
+    for first in range(0, len(prompt_of_slot), at_once):
+        rows = slice(first, first + at_once)
+        at = prompt_of_slot[rows]
+        batch = (tokens[at], mask[at], at, numbers[rows], given_slots[rows])
+        run = run or _generate.prepare(static, *fixed, *batch, *flags)
+        parts.append(jax.device_get(run(*fixed, *batch, *flags)))
     whole = jax.tree.map(lambda *xs: np.concatenate(xs)[slot, lane].reshape(num, width, steps), *parts)
     return ScoredTexts(*whole)
 
 
-def max_rows(policy: PromptedPolicy, asked: Prompts) -> int:
+def max_rows(policy: PromptedPolicy, prompts: Prompts) -> int:
     """Tell how many completions are written at once."""
-    config, steps = policy.model.config, policy.options["num_steps"]
-    numbers = (asked.tokens.shape[-1] + steps) * 16 * int(config.width) + int(config.vocab_size)
+    config, num_steps = policy.model.config, policy.options["num_steps"]
+    numbers = (prompts.tokens.shape[-1] + num_steps) * 16 * int(config.width) + int(config.vocab_size)
     rows = MOST_ROWS * (1 if jax.default_backend() == "cpu" else 8)
-    while rows > EACH and rows * numbers > _NUMBERS_AT_ONCE:
+    while rows > GROUP and rows * numbers > _NUMBERS_AT_ONCE:
         rows //= 2
     return rows
 
 
-def _packed(index: np.ndarray, at_once: int, each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _pack(index: np.ndarray, at_once: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Lay completions into slots of one prompt each, a whole number of pieces of slots.
 
     Returns:
@@ -110,23 +111,23 @@ def _packed(index: np.ndarray, at_once: int, each: int) -> tuple[np.ndarray, np.
     prompt, number = index.reshape(-1), np.repeat(np.arange(num), width)
     order = np.argsort(prompt, kind="stable")
     counts = np.bincount(prompt) if prompt.size else np.zeros(1, int)
-    slots = -(-counts // each)
+    slots = -(-counts // group)
     first = np.cumsum(counts) - counts
     place = np.empty(prompt.size, int)
     place[order] = np.arange(prompt.size) - first[prompt[order]]
-    slot, lane = (np.cumsum(slots) - slots)[prompt] + place // each, place % each
+    slot, lane = (np.cumsum(slots) - slots)[prompt] + place // group, place % group
     total = max(-(-int(slots.sum()) // at_once), 1) * at_once
-    prompts, numbers = np.zeros(total, np.int32), np.zeros((total, each), np.int32)
-    prompts[slot], numbers[slot, lane] = prompt, number
-    return slot, lane, prompts, numbers
+    prompt_of_slot, numbers = np.zeros(total, np.int32), np.zeros((total, group), np.int32)
+    prompt_of_slot[slot], numbers[slot, lane] = prompt, number
+    return slot, lane, prompt_of_slot, numbers
 
 
-def pad_prompts(asked: Prompts, room: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_prompts(prompts: Prompts, room: int) -> tuple[np.ndarray, np.ndarray]:
     """Pad prompts on the left to one of few widths, where there is room for that."""
-    tokens, mask = np.asarray(asked.tokens), np.asarray(asked.mask)
-    own = tokens.shape[1]
-    more = [(0, 0), (min(-(-own // _WIDTHS) * _WIDTHS, max(room, own)) - own, 0)]
-    return np.pad(tokens.astype(np.int32), more), np.pad(mask, more)
+    tokens, mask = np.asarray(prompts.tokens), np.asarray(prompts.mask)
+    length = tokens.shape[1]
+    padding = [(0, 0), (min(-(-length // _WIDTHS) * _WIDTHS, max(room, length)) - length, 0)]
+    return np.pad(tokens.astype(np.int32), padding), np.pad(mask, padding)
 
 
 def model_with_params(guide: Any, params: Params) -> Any:
@@ -135,7 +136,7 @@ def model_with_params(guide: Any, params: Params) -> Any:
 
 
 @partial(ClosureJit, name="write")
-def _written(
+def _generate(
     static: Any,
     key: PRNGKey,
     params: Params,
@@ -145,7 +146,7 @@ def _written(
     numbers: Array,
     given: Array,
     by_fit: Array,
-    held: Array,
+    is_given: Array,
 ) -> ScoredTexts:
     guide, policy = static
     ours = policy.distribution(model_with_params(guide, params), prompt, mask)
@@ -156,11 +157,16 @@ def _written(
         return jax.random.uniform(fold_in(fold_in(key, number), place), (steps,))
 
     chance = jax.vmap(jax.vmap(uniform, in_axes=(0, None)))(numbers, index)
-    return generate_and_score(ours, theirs, chance, given, by_fit, held)
+    return generate_and_score(ours, theirs, chance, given, by_fit, is_given)
 
 
 def generate_and_score(
-    ours: CausalLMDistribution, theirs: CausalLMDistribution, chance: Array, given: Array, by_fit: Array, held: Array
+    ours: CausalLMDistribution,
+    theirs: CausalLMDistribution,
+    uniforms: Array,
+    given: Array,
+    by_fit: Array,
+    is_given: Array,
 ) -> ScoredTexts:
     """Write, or read, completions of prompts token by token, [prompts, each, T], until the last has ended.
 
@@ -169,13 +175,13 @@ def generate_and_score(
     Args:
         ours: the fitted distribution, of the prompts.
         theirs: the reference, of the same prompts.
-        chance: uniform numbers by which tokens are drawn, [prompts, each, T].
+        uniforms: uniform numbers by which tokens are drawn, [prompts, each, T].
         given: completions to be read, [prompts, each, T].
         by_fit: whether the fit writes.
-        held: whether completions are read and not written.
+        is_given: whether completions are read and not written.
     """
-    slots, each, steps = chance.shape
-    rows = slots * each
+    slots, group, steps = uniforms.shape
+    rows = slots * group
     models = (ours.model, theirs.model)
     width = ours.prompt.shape[-1]
     starts = [model.start(width + steps - 1) for model in models]
@@ -187,53 +193,53 @@ def generate_and_score(
         return fed
 
     read = [feed(model, ours.prompt, ours.mask, start, None) for model, start in zip(models, starts, strict=True)]
-    hidden = [jnp.repeat(h[:, -1], each, 0) for h, _ in read]
+    hidden = [jnp.repeat(h[:, -1], group, 0) for h, _ in read]
     caches = [
-        jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, each, 0), cache, _axes(cache))
+        jax.tree.map(lambda leaf, axis: leaf if axis is None else jnp.repeat(leaf, group, 0), cache, _axes(cache))
         for _, cache in read
     ]
-    chances, told = chance.reshape(rows, steps), given.reshape(rows, steps)
+    chances, given_rows = uniforms.reshape(rows, steps), given.reshape(rows, steps)
 
     def choose(t: Array, hidden: list[Array], done: Array) -> tuple[Array, tuple[Array, ...]]:
-        logits = ours._limited(hidden[:1] if ours.support_model is None else hidden), theirs._limited(hidden[1:])
+        logits = ours._logits(hidden[:1] if ours.support_model is None else hidden), theirs._logits(hidden[1:])
         log_q, log_prior = (jax.nn.log_softmax(x, axis=-1) for x in logits)
-        drawn = category_at(chances[:, t, None], jnp.where(by_fit, log_q, log_prior)).astype(told.dtype)
-        token = jnp.where(held, told[:, t], jnp.where(done, ours.pad, drawn))
+        drawn = category_at(chances[:, t, None], jnp.where(by_fit, log_q, log_prior)).astype(given_rows.dtype)
+        token = jnp.where(is_given, given_rows[:, t], jnp.where(done, ours.pad, drawn))
         chosen = (jnp.take_along_axis(x, token[:, None], -1)[:, 0] for x in (log_q, log_prior))
         possible = log_q > -jnp.inf
         terms = jnp.where(possible, jnp.exp(log_q) * (log_q - log_prior), 0.0)
         return token, (*chosen, terms.sum(-1))
 
-    def going(carry: tuple[Any, ...]) -> Array:
-        return (carry[0] < steps) & (~carry[2].all() | held)
+    def goes_on(carry: tuple[Any, ...]) -> Array:
+        return (carry[0] < steps) & (~carry[2].all() | is_given)
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        t, token, done, caches, found = carry
+        t, token, done, caches, columns = carry
         hidden = []
         for i, model in enumerate(models):
             h, cache = feed(model, token[:, None], jnp.ones((rows, 1), bool), caches[i], caches[i].axes)
             hidden.append(h[:, 0])
             caches = [*caches[:i], cache, *caches[i + 1 :]]
         token, scores = choose(t, hidden, done)
-        return t + 1, token, done | is_eos(token, ours.eos), caches, _noted(found, t, (token, *scores))
+        return t + 1, token, done | is_eos(token, ours.eos), caches, _record(columns, t, (token, *scores))
 
-    blank = jnp.full((steps, rows), ours.pad, told.dtype), *(jnp.zeros((steps, rows)) for _ in range(3))
+    blank = jnp.full((steps, rows), ours.pad, given_rows.dtype), *(jnp.zeros((steps, rows)) for _ in range(3))
     token, scores = choose(jnp.zeros((), jnp.int32), hidden, jnp.zeros(rows, bool))
-    found = _noted(blank, jnp.zeros((), jnp.int32), (token, *scores))
+    columns = _record(blank, jnp.zeros((), jnp.int32), (token, *scores))
     if steps > 1:
-        first = (jnp.ones((), jnp.int32), token, jnp.zeros(rows, bool) | is_eos(token, ours.eos), caches, found)
-        found = lax.while_loop(going, step, first)[-1]
-    tokens, log_q, log_prior, kl = (x.T.reshape(slots, each, steps) for x in found)
+        first = (jnp.ones((), jnp.int32), token, jnp.zeros(rows, bool) | is_eos(token, ours.eos), caches, columns)
+        columns = lax.while_loop(goes_on, step, first)[-1]
+    tokens, log_q, log_prior, kl = (x.T.reshape(slots, group, steps) for x in columns)
     counts = ours.text_mask(tokens)
     behind = jnp.where(tokens == ours.pad, 0.0, -jnp.inf)
     log_q, log_prior = (jnp.where(counts, x, behind) for x in (log_q, log_prior))
     return ScoredTexts(tokens, log_q, log_prior, jnp.where(counts, kl, 0.0))
 
 
-def _noted(found: tuple[Array, ...], t: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
+def _record(columns: tuple[Array, ...], t: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(
         lax.dynamic_update_index_in_dim(all_, value.astype(all_.dtype), t, 0)
-        for all_, value in zip(found, values, strict=True)
+        for all_, value in zip(columns, values, strict=True)
     )
 
 

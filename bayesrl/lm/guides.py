@@ -23,8 +23,8 @@ from bayesrl.lm.transformers.base import CausalLM, Transformer
 from bayesrl.lm.transformers.layers.layers import Linear, is_linear
 from bayesrl.typing import Params, PRNGKey, Program
 
-_FASTEST = 1e-3
-_RATE = 0.04
+_MAX_RATE = 1e-3
+_RATE_TIMES_WIDTH = 0.04
 """Rates are `_RATE`/width, and `_FASTEST` for narrow models: faster, Adam's first steps leave a trained model."""
 
 
@@ -75,7 +75,7 @@ class AutoModelGuide(AutoGuide):
                 f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {policy!r} is none; "
                 "use bayesrl.guides.AutoTilt()"
             )
-        model = policy.model if self.start is None else _checked_start(self.start, policy)
+        model = policy.model if self.start is None else _check_start(self.start, policy)
         return ModelGuide(policy, lambda: self.declare(key, model))
 
 
@@ -94,7 +94,7 @@ class FullParameters(AutoModelGuide):
 
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate: smaller for wider models."""
-        return min(_FASTEST, _RATE / _width(params))
+        return min(_MAX_RATE, _RATE_TIMES_WIDTH / _width(params))
 
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
         """Declare one parameter for each array; see `AutoModelGuide.declare`."""
@@ -103,7 +103,8 @@ class FullParameters(AutoModelGuide):
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
         """Add to each array noise of a tenth of its size; see `AutoGuide.overdispersed_init`."""
         return {
-            name: value + 0.1 * _size(value) * jax.random.normal(jax.random.fold_in(key, i), value.shape, value.dtype)
+            name: value
+            + 0.1 * _root_mean_square(value) * jax.random.normal(jax.random.fold_in(key, i), value.shape, value.dtype)
             for i, (name, value) in enumerate(sorted(params.items()))
         }
 
@@ -136,14 +137,14 @@ class LoRA(AutoModelGuide):
 
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate: some times that of all parameters, since the paths start at nothing."""
-        return min(5 * _FASTEST, 10 * _RATE / _width(params))
+        return min(5 * _MAX_RATE, 10 * _RATE_TIMES_WIDTH / _width(params))
 
     def declare(self, key: PRNGKey, model: CausalLM) -> CausalLM:
         """Declare U and D of each linear map of the blocks; see `AutoModelGuide.declare`."""
         factor = (2.0 * self.rank if self.scale is None else self.scale) / self.rank
         leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)
         adapted = [
-            self._beside(jax.random.fold_in(key, index), jax.tree_util.keystr(path), leaf, factor)
+            self._with_path(jax.random.fold_in(key, index), jax.tree_util.keystr(path), leaf, factor)
             if is_linear(leaf) and len(path) > 1
             else leaf
             for index, (path, leaf) in enumerate(leaves)
@@ -151,7 +152,7 @@ class LoRA(AutoModelGuide):
         result: CausalLM = jax.tree.unflatten(treedef, adapted)
         return result
 
-    def _beside(self, key: PRNGKey, name: str, linear: Linear, factor: float) -> Linear:
+    def _with_path(self, key: PRNGKey, name: str, linear: Linear, factor: float) -> Linear:
         out, wide = linear.weight.shape
         rank = min(self.rank, out, wide)
 
@@ -184,7 +185,7 @@ def declare_parameters[Model: Transformer](model: Model) -> Model:
     return result
 
 
-def _checked_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
+def _check_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
     """Refuse a model that is none of the reference's shape, or reads other tokens."""
     if not isinstance(start, Pretrained):
         raise GuideError(f"start= is a {type(start).__name__}; pass what load_pretrained gave, or Pretrained(model)")
@@ -215,5 +216,5 @@ def _width(params: Params) -> int:
     return max(sizes, key=sizes.count) if sizes else 1
 
 
-def _size(value: Any) -> Array:
+def _root_mean_square(value: Any) -> Array:
     return jnp.sqrt(jnp.mean(value**2))

@@ -25,10 +25,10 @@ from bayesrl.lm.text_distribution import text_mask
 from bayesrl.objectives import ReverseKL
 from bayesrl.typing import Params, PRNGKey
 
-_REWARDED = 512
+_REWARD_BATCH = 512
 """So many completions are given their rewards at once."""
 
-_WIDEST = 2**30
+_ANY_WIDTH = 2**30
 """Rewards have room for prompts of any width."""
 
 
@@ -46,19 +46,19 @@ def reward_values(
     """
     parts: list[Reward] = []
     for reward in rewards.values():
-        for _, part in _parts_of(reward):
+        for _, part in _weighted_parts(reward):
             if part not in parts:
                 parts.append(part)
     shape, steps = index.shape, tokens.shape[-1]
     rows = index.reshape(-1), tokens.reshape(-1, steps), mask.reshape(-1, steps)
     other = [part for part in parts if not isinstance(part, TextReward)]
-    computed = iter(_computed(tuple(other), prompts, *rows) if other else [])
+    computed = iter(_compiled_values(tuple(other), prompts, *rows) if other else [])
     values = [
         part.on_host(prompts.examples, *rows) if isinstance(part, TextReward) else next(computed) for part in parts
     ]
 
     def total(reward: Reward) -> np.ndarray:
-        terms = [np.float32(weight) * values[parts.index(part)] for weight, part in _parts_of(reward)]
+        terms = [np.float32(weight) * values[parts.index(part)] for weight, part in _weighted_parts(reward)]
         return np.sum(terms, axis=0, dtype=np.float32).reshape(shape)
 
     return {name: total(reward) for name, reward in rewards.items()}
@@ -82,26 +82,28 @@ def reward_texts(policy: PromptedPolicy, prompts: Prompts, index: np.ndarray, to
     return RewardedTexts(mask, rewards, {name: values[name] for name in policy.metrics}, total)
 
 
-def _parts_of(reward: Reward) -> tuple[tuple[float, Reward], ...]:
+def _weighted_parts(reward: Reward) -> tuple[tuple[float, Reward], ...]:
     return reward.parts if isinstance(reward, WeightedSum) else ((1.0, reward),)
 
 
-def _computed(
+def _compiled_values(
     rewards: tuple[Reward, ...], prompts: Prompts, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
 ) -> list[np.ndarray]:
     parts, run = [], None
-    prompt, prompt_mask = pad_prompts(prompts, _WIDEST)
+    prompt, prompt_mask = pad_prompts(prompts, _ANY_WIDTH)
     with host_errors():
-        for first in range(0, max(len(index), 1), _REWARDED):
-            rows = np.minimum(np.arange(first, first + _REWARDED), max(len(index) - 1, 0))
+        for first in range(0, max(len(index), 1), _REWARD_BATCH):
+            rows = np.minimum(np.arange(first, first + _REWARD_BATCH), max(len(index) - 1, 0))
             own = index[rows], prompt[index[rows]], prompt_mask[index[rows]], tokens[rows], mask[rows]
-            run = run or _rewarded.prepare((rewards, prompts.examples), *own)
+            run = run or _reward_program.prepare((rewards, prompts.examples), *own)
             parts.append(jax.device_get(run(*own)))
     return [np.concatenate(values)[: len(index)] for values in zip(*parts, strict=True)]
 
 
 @partial(ClosureJit, name="rewards")
-def _rewarded(static: Any, index: Array, prompt: Array, prompt_mask: Array, tokens: Array, mask: Array) -> list[Array]:
+def _reward_program(
+    static: Any, index: Array, prompt: Array, prompt_mask: Array, tokens: Array, mask: Array
+) -> list[Array]:
     rewards, examples = static
     completions = Completions(index, prompt, prompt_mask, tokens, mask, examples)
     return [jnp.asarray(reward(completions), jnp.float32) for reward in rewards]
@@ -122,7 +124,9 @@ class TextDraws:
     def source(self, programs: Programs, objective: Any) -> "HostRewardDraws | None":
         """Give a source of the draws of a step where rewards are Python functions."""
         policy = programs.guide.policy  # type: ignore[union-attr]
-        parts = [part for reward in (*policy.rewards.values(), *policy.metrics.values()) for part in _parts_of(reward)]
+        parts = [
+            part for reward in (*policy.rewards.values(), *policy.metrics.values()) for part in _weighted_parts(reward)
+        ]
         if not self.supports(programs) or not any(isinstance(part, TextReward) for _, part in parts):
             return None
         if not isinstance(objective, ReverseKL) or objective.plan is None or objective.plan.enumerated:
@@ -134,7 +138,7 @@ class TextDraws:
         guide: Any = programs.guide
         prompts = guide.policy.resolve_prompts(*programs.args)
         size = programs.structure.context_shape[0]
-        index = _batches(key, num, len(prompts), size)
+        index = _draw_batches(key, num, len(prompts), size)
         texts = generate(key, guide, params, prompts, index, by_fit=by_fit)
         draws, totals = _scored(guide.policy, prompts, index, texts)
         return (draws._replace(plates={PLATE: index}) if size < len(prompts) else draws), totals
@@ -167,7 +171,7 @@ class HostRewardDraws:
         policy, num = guide.policy, self.num_particles
         prompts = policy.resolve_prompts(*programs.args)
         size = programs.structure.context_shape[0]
-        index = np.broadcast_to(_batches(key, 1, len(prompts), size), (num, size))
+        index = np.broadcast_to(_draw_batches(key, 1, len(prompts), size), (num, size))
         together = (size, num) if num * size <= 2 * max_rows(policy, prompts) else None
         texts = generate(key, guide, params, prompts, index, together=together)
         rewarded = reward_texts(policy, prompts, index, texts.tokens)
@@ -187,7 +191,7 @@ class HostRewardDraws:
         )
 
 
-def _batches(key: PRNGKey, num: int, count: int, size: int) -> np.ndarray:
+def _draw_batches(key: PRNGKey, num: int, count: int, size: int) -> np.ndarray:
     """Choose prompts for each draw, [num, size], whatever the number of draws."""
     if size == count:
         return np.broadcast_to(np.arange(count, dtype=np.int32), (num, count))

@@ -81,20 +81,20 @@ class PromptedPolicy:
 
     def run(self, model: CausalLM, prompts: Prompts | None = None, *, rewarded: bool = True) -> Array:
         """Run with any model in the place of the reference, with rewards and metrics or without."""
-        asked = self.resolve_prompts(prompts)
-        count = len(asked)
+        encoded = self.resolve_prompts(prompts)
+        count = len(encoded)
         size = self.batch_size if prompts is None and self.batch_size is not None and self.batch_size < count else None
         with numpyro.plate(PLATE, count, subsample_size=size) as index:
-            prompt, mask = asked.tokens[index], asked.mask[index]
+            prompt, mask = encoded.tokens[index], encoded.mask[index]
             answers = self.distribution(model, prompt, mask)
             tokens = numpyro.sample(TEXT, answers)
             if not rewarded:
                 return tokens
-            written = Completions(index, prompt, mask, tokens, answers.text_mask(tokens), asked.examples)
+            completions = Completions(index, prompt, mask, tokens, answers.text_mask(tokens), encoded.examples)
             for name, reward in self.rewards.items():
-                reward_site(name, _checked(name, reward, written))
+                reward_site(name, _call_reward(name, reward, completions))
             for name, metric in self.metrics.items():
-                numpyro.deterministic(name, _checked(name, metric, written))
+                numpyro.deterministic(name, _call_reward(name, metric, completions))
         return tokens
 
     def over_all_data(self) -> "PromptedPolicy":
@@ -105,11 +105,11 @@ class PromptedPolicy:
         """Give its prompts, or take others that are known to be of the same tokenizer and to have room."""
         if prompts is None:
             return self.prompts
-        asked = encode_prompts(prompts, self.tokenizer)
-        _check_coded(asked, self.tokenizer)
-        if not isinstance(asked.tokens, jax.core.Tracer):
-            _check_fit(self.model, asked, self.options["num_steps"])
-        return asked
+        encoded = encode_prompts(prompts, self.tokenizer)
+        _check_tokenizer(encoded, self.tokenizer)
+        if not isinstance(encoded.tokens, jax.core.Tracer):
+            _check_room(self.model, encoded, self.options["num_steps"])
+        return encoded
 
     def __repr__(self) -> str:
         """Tell the policy in one line."""
@@ -173,10 +173,10 @@ def policy(
         raise LanguageModelError(
             f"a {type(reference).__name__} cannot write; pass a causal model: GPT2, Llama, or what load_pretrained gave"
         )
-    asked = encode_prompts(prompts, tokenizer)
-    _check_coded(asked, tokenizer)
+    encoded = encode_prompts(prompts, tokenizer)
+    _check_tokenizer(encoded, tokenizer)
     generation = (source and source.generation) or (tokenizer.generation if tokenizer is not None else {})
-    width = asked.tokens.shape[1]
+    width = encoded.tokens.shape[1]
     settings = sampling_settings(
         generation,
         width,
@@ -186,55 +186,55 @@ def policy(
         top_p=top_p,
         min_p=min_p,
     )
-    _check_fit(reference, asked, settings.num_steps)
-    given = reward if isinstance(reward, Mapping) else {"reward": reward}
-    if not given:
+    _check_room(reference, encoded, settings.num_steps)
+    rewards = reward if isinstance(reward, Mapping) else {"reward": reward}
+    if not rewards:
         raise LanguageModelError("reward={} names no reward; pass at least one")
-    named = {name: as_reward(one) for name, one in given.items()}
-    told = {name: as_reward(one) for name, one in (metrics or {}).items()}
-    if repeated := sorted({TEXT, PLATE, *named} & set(told) | ({TEXT, PLATE} & set(named))):
+    named_rewards = {name: as_reward(one) for name, one in rewards.items()}
+    named_metrics = {name: as_reward(one) for name, one in (metrics or {}).items()}
+    if repeated := sorted({TEXT, PLATE, *named_rewards} & set(named_metrics) | ({TEXT, PLATE} & set(named_rewards))):
         raise LanguageModelError(f"the name {repeated[0]!r} is taken; give the reward or metric another")
     ends = tokenizer.eos_ids if tokenizer is not None and stop_at_eos else ()
     pad = tokenizer.pad if tokenizer is not None else None
     options = {**settings._asdict(), "eos": ends[0] if len(ends) == 1 else ends or None, "pad": pad}
-    return PromptedPolicy(reference, tokenizer, asked, named, told, batch_size, options, source)
+    return PromptedPolicy(reference, tokenizer, encoded, named_rewards, named_metrics, batch_size, options, source)
 
 
-def _check_coded(asked: Prompts, tokenizer: Tokenizer | None) -> None:
+def _check_tokenizer(prompts: Prompts, tokenizer: Tokenizer | None) -> None:
     """Refuse prompts that were coded by another tokenizer."""
-    theirs = asked.examples.tokenizer
-    if theirs is not None and tokenizer is not None and theirs.digest != tokenizer.digest:
+    tokenizer_of_prompts = prompts.examples.tokenizer
+    if tokenizer_of_prompts is not None and tokenizer is not None and tokenizer_of_prompts.digest != tokenizer.digest:
         raise LanguageModelError(
-            f"the prompts were coded by another tokenizer (fingerprint {theirs.digest}) than the model's "
+            f"the prompts were coded by another tokenizer (fingerprint {tokenizer_of_prompts.digest}) than the model's "
             f"({tokenizer.digest}); make them by lm.encode_prompts(texts, tokenizer) with that of the model"
         )
 
 
-def _check_fit(model: CausalLM, asked: Prompts, max_new_tokens: int) -> None:
+def _check_room(model: CausalLM, prompts: Prompts, max_new_tokens: int) -> None:
     """Refuse tokens that the model does not know, and prompts that leave no room."""
-    known = model.config.vocab_size
-    tokens, mask = np.asarray(asked.tokens), np.asarray(asked.mask)  # not by JAX: this may run while it traces
-    strange = int(tokens.max()), int(tokens.min())
-    if strange[0] >= known or strange[1] < 0:
+    vocab_size = model.config.vocab_size
+    tokens, mask = np.asarray(prompts.tokens), np.asarray(prompts.mask)  # not by JAX: this may run while it traces
+    extremes = int(tokens.max()), int(tokens.min())
+    if extremes[0] >= vocab_size or extremes[1] < 0:
         raise LanguageModelError(
-            f"a prompt holds token {strange[0] if strange[0] >= known else strange[1]}, and the model knows 0 to "
-            f"{known - 1}; was it coded by another tokenizer?"
+            f"a prompt holds token {extremes[0] if extremes[0] >= vocab_size else extremes[1]}, and the model knows 0 "
+            f"to {vocab_size - 1}; was it coded by another tokenizer?"
         )
     lengths = mask.sum(-1)
     longest, room = int(lengths.max()), model.config.max_length
     if tokens.shape[1] + max_new_tokens > room + 1:
         worst = int(lengths.argmax())
         raise LanguageModelError(
-            f"prompt {worst} ({asked.examples[worst]['prompt'][:40]!r}) has {longest} tokens, and with "
+            f"prompt {worst} ({prompts.examples[worst]['prompt'][:40]!r}) has {longest} tokens, and with "
             f"max_new_tokens={max_new_tokens} exceeds the model's context of {room}; shorten one of them"
         )
 
 
-def _checked(name: str, reward: Reward, written: Completions) -> Array:
-    value = jnp.asarray(reward(written))
-    if value.shape != written.index.shape:
+def _call_reward(name: str, reward: Reward, completions: Completions) -> Array:
+    value = jnp.asarray(reward(completions))
+    if value.shape != completions.index.shape:
         raise LanguageModelError(
-            f"reward {name!r} returned shape {value.shape} for completions [{written.index.shape[0]}]; return one "
+            f"reward {name!r} returned shape {value.shape} for completions [{completions.index.shape[0]}]; return one "
             "number for each"
         )
     return value

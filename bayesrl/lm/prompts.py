@@ -68,16 +68,16 @@ class Prompts(eqx.Module):
         return iter(self.examples)
 
     @checked(LanguageModelError)
-    def take(self, chosen: Annotated[Any, _NUMBERED]) -> "Prompts":
+    def take(self, indices: Annotated[Any, _NUMBERED]) -> "Prompts":
         """Take some of them, by number."""
-        index = np.asarray(chosen, int)
+        index = np.asarray(indices, int)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise LanguageModelError(
-                f"Prompts.take got chosen={format_value(chosen)}; use numbers from 0 to {len(self) - 1}"
+                f"Prompts.take got indices={format_value(indices)}; use numbers from 0 to {len(self) - 1}"
             )
         rows = [self.examples[i] for i in index.tolist()]
         tokens, mask = np.asarray(self.tokens)[index], np.asarray(self.mask)[index]
-        return _laid(tokens, mask, Examples(rows, self.examples.tokenizer))
+        return _make_prompts(tokens, mask, Examples(rows, self.examples.tokenizer))
 
     @checked(LanguageModelError)
     def concatenate(self, others: "Prompts") -> "Prompts":
@@ -91,7 +91,7 @@ class Prompts(eqx.Module):
             np.concatenate([padded(ours), padded(theirs)])
             for ours, theirs in ((self.tokens, others.tokens), (self.mask, others.mask))
         )
-        return _laid(tokens, mask, Examples([*self.examples, *others.examples], self.examples.tokenizer))
+        return _make_prompts(tokens, mask, Examples([*self.examples, *others.examples], self.examples.tokenizer))
 
 
 class Completions(eqx.Module):
@@ -150,24 +150,26 @@ def encode_prompts(texts: Annotated[Any, _NO_KEYS], tokenizer: Tokenizer | None 
         what = "one text, " if isinstance(texts, str) else "one record, " if isinstance(texts, Mapping) else ""
         raise LanguageModelError(f"encode_prompts got {what}{str(texts)[:60]!r}; pass a list of texts, or of records")
     if isinstance(texts, np.ndarray | Array):
-        return _of_tokens(np.asarray(texts), tokenizer)
-    told = list(texts)
-    if not told:
+        return _from_tokens(np.asarray(texts), tokenizer)
+    prompts = list(texts)
+    if not prompts:
         raise LanguageModelError("there are no prompts; pass at least one text (an empty one is fine)")
-    rows, given, talks = zip(*(_example(text, index, tokenizer) for index, text in enumerate(told)), strict=True)
-    if tokenizer is None and any(ids is None for ids in given):
+    rows, token_ids, in_chats = zip(
+        *(_parse_prompt(text, index, tokenizer) for index, text in enumerate(prompts)), strict=True
+    )
+    if tokenizer is None and any(ids is None for ids in token_ids):
         raise LanguageModelError("prompts are texts, and the model has no tokenizer; pass one, or prompts as tokens")
     if tokenizer is None:
-        return _laid(*pad_left(given, 0), Examples(rows, None))
+        return _make_prompts(*pad_left(token_ids, 0), Examples(rows, None))
     start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
-    coded = _coded(rows, given, talks, tokenizer)
-    if start is None and not all(coded):
+    encoded = _encode_texts(rows, token_ids, in_chats, tokenizer)
+    if start is None and not all(encoded):
         raise LanguageModelError(
             "a prompt is empty, and the tokenizer has neither a bos nor an eos token to begin with; give it a text"
         )
     pad = tokenizer.pad if tokenizer.pad is not None else (start or 0)
-    tokens, mask = pad_left([row or [start] for row in coded], pad)  # type: ignore[list-item]
-    return _laid(tokens, mask, Examples(rows, tokenizer))
+    tokens, mask = pad_left([row or [start] for row in encoded], pad)  # type: ignore[list-item]
+    return _make_prompts(tokens, mask, Examples(rows, tokenizer))
 
 
 @checked(LanguageModelError)
@@ -198,54 +200,54 @@ def read_json_lines(path: Location) -> list[dict[str, Any]]:
     return rows
 
 
-def _coded(
-    rows: Sequence[Example], given: Sequence[list[int] | None], talks: Sequence[bool], tokenizer: Tokenizer
+def _encode_texts(
+    rows: Sequence[Example], token_ids: Sequence[list[int] | None], in_chats: Sequence[bool], tokenizer: Tokenizer
 ) -> list[list[int]]:
     """Give the token ids of each prompt; a chat template has put there what belongs around a conversation."""
-    result = [ids or [] for ids in given]
+    result = [ids or [] for ids in token_ids]
     for special in (True, False):
-        which = [at for at, ids in enumerate(given) if ids is None and talks[at] != special]
-        coded = tokenizer.encode([rows[at]["prompt"] for at in which], special=special) if which else []
-        for at, ids in zip(which, coded, strict=True):
-            result[at] = ids
+        indices = [index for index, ids in enumerate(token_ids) if ids is None and in_chats[index] != special]
+        encoded = tokenizer.encode([rows[index]["prompt"] for index in indices], special=special) if indices else []
+        for index, ids in zip(indices, encoded, strict=True):
+            result[index] = ids
     return result
 
 
-def _of_tokens(tokens: np.ndarray, tokenizer: Tokenizer | None) -> Prompts:
+def _from_tokens(tokens: np.ndarray, tokenizer: Tokenizer | None) -> Prompts:
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or 0 in tokens.shape:
         raise LanguageModelError(
             f"prompts of shape {tokens.shape} and type {tokens.dtype}; pass whole numbers [prompts, tokens], at least "
             "one of each, or texts"
         )
-    rows = [{"prompt": _text_of(row, tokenizer)} for row in tokens.tolist()]
-    return _laid(tokens, np.ones(tokens.shape, bool), Examples(rows, tokenizer))
+    rows = [{"prompt": _decode_ids(row, tokenizer)} for row in tokens.tolist()]
+    return _make_prompts(tokens, np.ones(tokens.shape, bool), Examples(rows, tokenizer))
 
 
-def _text_of(ids: list[int], tokenizer: Tokenizer | None) -> str:
+def _decode_ids(ids: list[int], tokenizer: Tokenizer | None) -> str:
     """Give the text of token ids, for rewards and reports; the ids themselves where there is no tokenizer."""
     known = tokenizer is not None and all(0 <= index < 2**32 for index in ids)
     return tokenizer.decode([ids])[0] if tokenizer is not None and known else " ".join(map(str, ids))
 
 
-def _laid(tokens: np.ndarray, mask: np.ndarray, examples: Examples) -> Prompts:
+def _make_prompts(tokens: np.ndarray, mask: np.ndarray, examples: Examples) -> Prompts:
     """Put prompts on the device, without compiling anything."""
     return Prompts(jax.device_put(np.asarray(tokens, np.int32)), jax.device_put(np.asarray(mask, bool)), examples)
 
 
-def _example(text: Any, index: int, tokenizer: Tokenizer | None) -> tuple[Example, list[int] | None, bool]:
+def _parse_prompt(text: Any, index: int, tokenizer: Tokenizer | None) -> tuple[Example, list[int] | None, bool]:
     """Give the record of a prompt, its token ids where it was given as such, and whether it is a conversation."""
     if isinstance(text, str):
         return {"prompt": text}, None, False
-    ids = _ids(text)
+    ids = _as_token_ids(text)
     if ids is not None:
-        return {"prompt": _text_of(ids, tokenizer)}, ids, False
+        return {"prompt": _decode_ids(ids, tokenizer)}, ids, False
     record = {"prompt": text} if chats.is_conversation(text) else text
     if isinstance(record, Mapping):
         if isinstance(record.get("prompt"), str):
             return record, None, False
-        ids = _ids(record.get("prompt", record.get("input_ids")))
+        ids = _as_token_ids(record.get("prompt", record.get("input_ids")))
         if ids is not None:
-            return {**record, "prompt": _text_of(ids, tokenizer)}, ids, False
+            return {**record, "prompt": _decode_ids(ids, tokenizer)}, ids, False
         made = chats.render_prompt(record, tokenizer)
         if made is not None:
             return made, None, True
@@ -255,7 +257,7 @@ def _example(text: Any, index: int, tokenizer: Tokenizer | None) -> tuple[Exampl
     )
 
 
-def _ids(value: Any) -> list[int] | None:
+def _as_token_ids(value: Any) -> list[int] | None:
     """Read token ids, [P]; None where it is something else."""
     if isinstance(value, np.ndarray | Array):
         value = np.asarray(value)

@@ -27,7 +27,7 @@ _PROMPTS, _SAMPLES = 24, 32
 _SHOWN = 3
 _POSITIONS = 16
 _STRONG = 3.0
-"""Log-ratios of so many nats, and larger ones, have the strongest colour."""
+"""Log-ratios of so many nats, and larger ones, have the strongest color."""
 
 _COLLAPSED = 0.1
 """A prompt has collapsed where its completions have less than this share of the reference's entropy."""
@@ -37,7 +37,7 @@ _COLLAPSED = 0.1
 def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | None = None) -> list[Section]:
     """Give the sections that a report has of a language model: `Problem(sections=(text_sections,))`.
 
-    The best, the median and the worst samples, each token coloured by log q/π₀; reward and KL by position; length
+    The best, the median and the worst samples, each token colored by log q/π₀; reward and KL by position; length
     against reward; prompts where the policy collapsed; and, of prompts that were held out, completions of the
     reference beside those of the fit.
 
@@ -55,8 +55,8 @@ def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | Non
     seen = subset_evenly(policy.prompts)
     # All prompts are answered at once, so that one program is compiled.
     prompts = seen if held_out is None else seen.concatenate(subset_evenly(held_out))
-    written = sample_texts(key, one, _SAMPLES, prompts)
-    samples = written.of(slice(len(seen)))
+    samples_of_both = sample_texts(key, one, _SAMPLES, prompts)
+    samples = samples_of_both.of(slice(len(seen)))
     sections = [
         _extremes(policy, samples),
         _positions(policy, samples),
@@ -68,7 +68,7 @@ def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | Non
         _collapsed(policy, samples),
     ]
     if held_out is not None:
-        sections.append(_before_and_after(policy, written.of(slice(len(seen), len(prompts)))))
+        sections.append(_before_and_after(policy, samples_of_both.of(slice(len(seen), len(prompts)))))
     return sections
 
 
@@ -85,24 +85,22 @@ class _Place(NamedTuple):
 
 
 def _extremes(policy: PromptedPolicy, samples: TextSamples) -> Section:
-    written = samples.fitted
-    order = np.argsort(-written.reward, axis=None, kind="stable")
-    places = [_Place(*map(int, np.unravel_index(i, written.reward.shape))) for i in order]
-    best = _distinct(places, written)
+    texts = samples.fitted
+    order = np.argsort(-texts.reward, axis=None, kind="stable")
+    places = [_Place(*map(int, np.unravel_index(i, texts.reward.shape))) for i in order]
+    best = _distinct(places, texts)
     middle = [places[len(places) // 2]]
-    worst = [place for place in _distinct(places[::-1], written)[::-1] if place not in best]
+    worst = [place for place in _distinct(places[::-1], texts)[::-1] if place not in best]
     rows: list[tuple[str, ...]] = [("", "reward", "log q/π₀", "prompt", "completion")]
-    for rank, found in (("best", best), ("median", middle), ("worst", worst)):
-        for place in found:
+    for rank, group in (("best", best), ("median", middle), ("worst", worst)):
+        for place in group:
             rows.append(
                 (
                     rank,
-                    format_number(float(written.reward[place])),
-                    format_number(float(written.log_ratio[place].sum()), 3),
+                    format_number(float(texts.reward[place])),
+                    format_number(float(texts.log_ratio[place].sum()), 3),
                     truncate(samples.prompts.examples[place.prompt]["prompt"]),
-                    color_tokens(
-                        policy.tokenizer, written.tokens[place], written.mask[place], written.log_ratio[place]
-                    ),
+                    color_tokens(policy.tokenizer, texts.tokens[place], texts.mask[place], texts.log_ratio[place]),
                 )
             )
     return Section(
@@ -113,13 +111,13 @@ def _extremes(policy: PromptedPolicy, samples: TextSamples) -> Section:
     )
 
 
-def _distinct(places: list[_Place], written: ModelSamples) -> list[_Place]:
-    found: dict[bytes, _Place] = {}
+def _distinct(places: list[_Place], texts: ModelSamples) -> list[_Place]:
+    group: dict[bytes, _Place] = {}
     for place in places:
-        found.setdefault(written.tokens[place].tobytes(), place)
-        if len(found) == _SHOWN:
+        group.setdefault(texts.tokens[place].tobytes(), place)
+        if len(group) == _SHOWN:
             break
-    return list(found.values())
+    return list(group.values())
 
 
 def color_tokens(tokenizer: Tokenizer | None, tokens: np.ndarray, mask: np.ndarray, ratio: np.ndarray) -> Markup:
@@ -131,10 +129,10 @@ def color_tokens(tokenizer: Tokenizer | None, tokens: np.ndarray, mask: np.ndarr
         mask: which of them count, [T].
         ratio: log q/π₀ of each, nats, [T].
     """
-    kept = np.flatnonzero(mask)
-    pieces = token_pieces(tokenizer, tokens[kept])
+    indices = np.flatnonzero(mask)
+    pieces = token_pieces(tokenizer, tokens[indices])
     spans = []
-    for piece, value in zip(pieces, ratio[kept], strict=True):
+    for piece, value in zip(pieces, ratio[indices], strict=True):
         strength = 0.55 * min(abs(float(value)) / _STRONG, 1.0)
         hue = "30,120,220" if value > 0 else "230,120,20"
         shown = piece.replace("\n", "⏎")
@@ -160,9 +158,7 @@ def token_pieces(tokenizer: Tokenizer | None, tokens: np.ndarray) -> list[str]:
 def _positions(policy: PromptedPolicy, samples: TextSamples) -> Section:
     steps = samples.fitted.tokens.shape[-1]
     positions = np.unique(np.linspace(0, steps - 1, min(steps, _POSITIONS)).round().astype(int))
-    earned = [
-        prefix_rewards(policy, samples.prompts, written, positions) for written in (samples.fitted, samples.prior)
-    ]
+    earned = [prefix_rewards(policy, samples.prompts, texts, positions) for texts in (samples.fitted, samples.prior)]
     return Section(
         "Reward and KL by position",
         "Above: the reward of what is written so far. Below: KL of each next token, summed over the vocabulary. Good: "
@@ -206,16 +202,20 @@ def _num_distinct(tokens: np.ndarray) -> int:
     return len(np.unique(tokens, axis=0))
 
 
-def _commonest(policy: PromptedPolicy, written: ModelSamples, prompt: int) -> str:
-    rows, counts = np.unique(written.tokens[:, prompt], axis=0, return_counts=True)
-    place = int(np.flatnonzero((written.tokens[:, prompt] == rows[counts.argmax()]).all(-1))[0])
-    return completion_text(policy, written, _Place(place, prompt))
+def _commonest(policy: PromptedPolicy, texts: ModelSamples, prompt: int) -> str:
+    rows, counts = np.unique(texts.tokens[:, prompt], axis=0, return_counts=True)
+    place = int(np.flatnonzero((texts.tokens[:, prompt] == rows[counts.argmax()]).all(-1))[0])
+    return completion_text(policy, texts, _Place(place, prompt))
 
 
-def completion_text(policy: PromptedPolicy, written: ModelSamples, place: tuple[int, int]) -> str:
+def completion_text(policy: PromptedPolicy, texts: ModelSamples, place: tuple[int, int]) -> str:
     """Decode one completion, up to its end."""
-    kept = written.tokens[place][written.mask[place]]
-    return " ".join(map(str, kept)) if policy.tokenizer is None else policy.tokenizer.decode([kept], continues=True)[0]
+    indices = texts.tokens[place][texts.mask[place]]
+    return (
+        " ".join(map(str, indices))
+        if policy.tokenizer is None
+        else policy.tokenizer.decode([indices], continues=True)[0]
+    )
 
 
 def _mean(reward: np.ndarray) -> Estimate:
@@ -228,13 +228,13 @@ def _before_and_after(policy: PromptedPolicy, samples: TextSamples) -> Section:
     """Show a completion of each, that with the median reward, prompts evenly chosen."""
     rows: list[tuple[object, ...]] = [("held-out prompt", "before", "reward", "after", "reward")]
     for i in range(min(len(samples.prompts), 4 * _SHOWN)):
-        told: list[object] = [truncate(samples.prompts.examples[i]["prompt"])]
-        for written in (samples.prior, samples.fitted):
-            own = written.reward[:, i]
-            place = (int(np.argsort(own)[len(own) // 2]), i)
-            told += [truncate(completion_text(policy, written, place)), float(written.reward[place])]
-        rows.append(tuple(told))
-    before, after = (format_estimate(_mean(written.reward)) for written in (samples.prior, samples.fitted))
+        row: list[object] = [truncate(samples.prompts.examples[i]["prompt"])]
+        for texts in (samples.prior, samples.fitted):
+            rewards = texts.reward[:, i]
+            place = (int(np.argsort(rewards)[len(rewards) // 2]), i)
+            row += [truncate(completion_text(policy, texts, place)), float(texts.reward[place])]
+        rows.append(tuple(row))
+    before, after = (format_estimate(_mean(texts.reward)) for texts in (samples.prior, samples.fitted))
     num = len(samples.prompts)
     return Section(
         "Before and after, on held-out prompts",
@@ -262,8 +262,8 @@ def position_figure(samples: TextSamples, positions: np.ndarray, fitted: np.ndar
 
     figure = Figure(figsize=(4.6, 4.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    for values, colour, name in ((fitted, _FITTED, "fit"), (prior, _PRIOR, "reference")):
-        _band(above, positions + 1, values.reshape(len(positions), -1), colour, name)
+    for values, color, name in ((fitted, _FITTED, "fit"), (prior, _PRIOR, "reference")):
+        _band(above, positions + 1, values.reshape(len(positions), -1), color, name)
     above.set_ylabel("reward so far")
     above.legend(frameon=False)
     kl = samples.fitted.kl
@@ -284,11 +284,11 @@ def position_figure(samples: TextSamples, positions: np.ndarray, fitted: np.ndar
     return figure
 
 
-def _band(axes: "Axes", x: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
+def _band(axes: "Axes", x: np.ndarray, values: np.ndarray, color: str, name: str) -> None:
     """Draw a mean with two standard errors, from values [x, draws]."""
     mean, se = values.mean(-1), values.std(-1) / np.sqrt(values.shape[-1])
-    axes.plot(x, mean, color=colour, label=name, marker="o" if len(x) < 12 else None, markersize=3)
-    axes.fill_between(x, mean - 2 * se, mean + 2 * se, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, mean, color=color, label=name, marker="o" if len(x) < 12 else None, markersize=3)
+    axes.fill_between(x, mean - 2 * se, mean + 2 * se, color=color, alpha=0.2, linewidth=0)
 
 
 def length_figure(samples: TextSamples) -> "Figure":
@@ -297,9 +297,9 @@ def length_figure(samples: TextSamples) -> "Figure":
 
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.subplots()
-    for written, colour, name in ((samples.prior, _PRIOR, "reference"), (samples.fitted, _FITTED, "fit")):
-        lengths, reward = _points(written)
-        axes.scatter(lengths, reward, s=9, color=colour, alpha=0.45, linewidths=0, label=name)
+    for texts, color, name in ((samples.prior, _PRIOR, "reference"), (samples.fitted, _FITTED, "fit")):
+        lengths, reward = _points(texts)
+        axes.scatter(lengths, reward, s=9, color=color, alpha=0.45, linewidths=0, label=name)
     axes.set_xlabel("length, tokens (the end counts; points are spread a little)")
     axes.set_ylabel("reward")
     for handle in axes.legend(frameon=False, markerscale=2).legend_handles:
@@ -310,8 +310,8 @@ def length_figure(samples: TextSamples) -> "Figure":
     return figure
 
 
-def _points(written: ModelSamples) -> tuple[np.ndarray, np.ndarray]:
+def _points(texts: ModelSamples) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    lengths, reward = written.mask.sum(-1).ravel(), written.reward.ravel()
+    lengths, reward = texts.mask.sum(-1).ravel(), texts.reward.ravel()
     chosen = rng.permutation(len(lengths))[:_MOST_POINTS]
     return lengths[chosen] + rng.uniform(-0.25, 0.25, len(chosen)), reward[chosen]

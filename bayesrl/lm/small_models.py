@@ -96,7 +96,7 @@ def train_small_classifier(
         LanguageModelError: as `classification`.
     """
     names = tuple(sorted(set(labels)))
-    made_of = {
+    spec = {
         "data": _digest([list(texts), list(labels)]),
         "tokenizer": [tokenizer.digest, *tokenizer.eos_ids, tokenizer.pad, tokenizer.bos],
         "shape": [width, depth],
@@ -119,7 +119,7 @@ def train_small_classifier(
         program = classification(start, texts, labels, tokenizer=tokenizer, batch_size=batch_size)
         return finetuned(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
 
-    return cached_model(name, made_of, make)
+    return cached_model(name, spec, make)
 
 
 def random_model[Model: Transformer](kind: type[Model], key: PRNGKey, shape: Config) -> Model:
@@ -148,7 +148,7 @@ def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-_OF_RECORDS, _OF_TEXT = (
+_ONLY_RECORDS, _ONLY_TEXT = (
     "only records have answers and prompts",
     "only a text is cut into pieces",
 )
@@ -156,9 +156,9 @@ _OF_RECORDS, _OF_TEXT = (
 
 @checked(
     LanguageModelError,
-    UnusedOption("answer", lambda given: isinstance(given["data"], str), _OF_RECORDS),
-    UnusedOption("room_for", lambda given: isinstance(given["data"], str), _OF_RECORDS),
-    UnusedOption("length", lambda given: not isinstance(given["data"], str), _OF_TEXT),
+    UnusedOption("answer", lambda given: isinstance(given["data"], str), _ONLY_RECORDS),
+    UnusedOption("room_for", lambda given: isinstance(given["data"], str), _ONLY_RECORDS),
+    UnusedOption("length", lambda given: not isinstance(given["data"], str), _ONLY_TEXT),
 )
 def train_small_lm(
     name: str,
@@ -196,14 +196,14 @@ def train_small_lm(
     Raises:
         LanguageModelError: a record lacks a field, or the data are too short.
     """
-    asked = [] if isinstance(data, str) else text_field("prompt", data)
-    told = [] if isinstance(data, str) else text_field(answer, data)
+    prompts = [] if isinstance(data, str) else text_field("prompt", data)
+    answers = [] if isinstance(data, str) else text_field(answer, data)
     longest = length
     if not isinstance(data, str):
-        before, after = tokenizer.encode([*asked, *room_for]), tokenizer.encode(told)
+        before, after = tokenizer.encode([*prompts, *room_for]), tokenizer.encode(answers)
         longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
-    made_of = {
-        "data": _digest(data if isinstance(data, str) else [list(both) for both in zip(asked, told, strict=True)]),
+    spec = {
+        "data": _digest(data if isinstance(data, str) else [list(both) for both in zip(prompts, answers, strict=True)]),
         "tokenizer": [tokenizer.digest, *tokenizer.eos_ids, tokenizer.pad, tokenizer.bos],
         "shape": [width, depth, longest + _ROOM],
         "training": [num_steps, learning_rate, batch_size, seed],
@@ -221,16 +221,16 @@ def train_small_lm(
             program = sft(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
         return finetuned(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
 
-    return cached_model(name, made_of, make)
+    return cached_model(name, spec, make)
 
 
 @checked(LanguageModelError)
-def cached_model(name: str, made_of: Mapping[str, Any], train: Callable[[], Pretrained]) -> Pretrained:
+def cached_model(name: str, spec: Mapping[str, Any], train: Callable[[], Pretrained]) -> Pretrained:
     """Give a model that was trained before from the same things, or train it now and keep it.
 
     Args:
         name: of the model; part of the name of its folder, less what a name of a file cannot have.
-        made_of: everything that the model depends on: options, and fingerprints of the data.
+        spec: everything that the model depends on: options, and fingerprints of the data.
         train: trains it; called where it is not there yet.
 
     Example:
@@ -245,10 +245,10 @@ def cached_model(name: str, made_of: Mapping[str, Any], train: Callable[[], Pret
         True
     """
     try:
-        told = json.dumps([name, {"bayesrl": version("bayesrl"), **made_of}], sort_keys=True)
+        identity = json.dumps([name, {"bayesrl": version("bayesrl"), **spec}], sort_keys=True)
     except TypeError as error:
         raise LanguageModelError(f"what model {name!r} is made of cannot be written as JSON: {error}") from error
-    folder = cache_folder() / f"{file_name(name)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    folder = cache_folder() / f"{file_name(name)}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if folder.is_dir() and not folder.is_symlink():
         try:
             return load_pretrained(folder)
@@ -261,10 +261,10 @@ def cached_model(name: str, made_of: Mapping[str, Any], train: Callable[[], Pret
             folder.unlink(missing_ok=True)  # a file or link of this name is none of ours
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            made = Path(temporary) / "model"
-            save_pretrained(made, trained.model, trained.tokenizer)
+            staged = Path(temporary) / "model"
+            save_pretrained(staged, trained.model, trained.tokenizer)
             if not folder.exists():
-                made.rename(folder)
+                staged.rename(folder)
         return load_pretrained(folder)
     except (OSError, LanguageModelError):
         return trained  # a cache that cannot be written costs time, nothing else

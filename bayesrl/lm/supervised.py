@@ -58,8 +58,10 @@ class TextLikelihood:
         count = self.tokens.shape[0]
         with numpyro.plate("row", count, subsample_size=min(self.batch_size, count)) as index:
             prompt, mask = self.prompts.tokens[index], self.prompts.mask[index]
-            told = CausalLMDistribution(model, prompt, mask, num_steps=self.tokens.shape[1], eos=self.eos, pad=self.pad)
-            numpyro.sample("text", told, obs=self.tokens[index])
+            texts = CausalLMDistribution(
+                model, prompt, mask, num_steps=self.tokens.shape[1], eos=self.eos, pad=self.pad
+            )
+            numpyro.sample("text", texts, obs=self.tokens[index])
 
 
 @checked(LanguageModelError)
@@ -95,15 +97,17 @@ def language_modeling(
         1
     """
     start, tokenizer, source = _start(CausalLM, model, tokenizer)
-    (coded,) = tokenizer.encode([text])
-    rows = len(coded) // length
+    (token_ids,) = tokenizer.encode([text])
+    rows = len(token_ids) // length
     if rows == 0:
-        raise LanguageModelError(f"the text has {len(coded)} tokens, fewer than one piece of length={length}; add text")
+        raise LanguageModelError(
+            f"the text has {len(token_ids)} tokens, fewer than one piece of length={length}; add text"
+        )
     if length > start.config.max_length + 1:
         raise LanguageModelError(
             f"pieces of {length} tokens exceed the model's context of {start.config.max_length}; lower length"
         )
-    pieces = np.asarray(coded[: rows * length], np.int32).reshape(rows, length)
+    pieces = np.asarray(token_ids[: rows * length], np.int32).reshape(rows, length)
     pad = tokenizer.pad if tokenizer.pad is not None else 0
     return TextLikelihood(
         start,
@@ -141,41 +145,41 @@ def sft(
         LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
     """
     start, tokenizer, source = _start(CausalLM, model, tokenizer)
-    asked = encode_prompts(examples, tokenizer)
+    prompts = encode_prompts(examples, tokenizer)
     if tokenizer.eos is None:
         raise LanguageModelError("the tokenizer has no eos token, so an answer could not end; give it one")
     ends = tokenizer.eos_ids
-    answers = tokenizer.encode(_answers(answer, asked.examples, tokenizer), special=False, continues=True)
-    coded = [_ended(own, ends, tokenizer.eos) for own in answers]
-    longest = max(map(len, coded))
-    before, room = asked.tokens.shape[1], start.config.max_length
+    answers = tokenizer.encode(_answer_texts(answer, prompts.examples, tokenizer), special=False, continues=True)
+    token_ids = [_cut_at_eos(ids, ends, tokenizer.eos) for ids in answers]
+    longest = max(map(len, token_ids))
+    before, room = prompts.tokens.shape[1], start.config.max_length
     if before + longest > room + 1:
         raise LanguageModelError(
             f"prompts of {before} tokens and answers of up to {longest} exceed the model's context of {room}; leave "
             "the longest out, or take a model with a longer context"
         )
     pad = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
-    rows = np.full((len(coded), longest), pad, np.int32)
-    for row, own in zip(rows, coded, strict=True):
-        row[: len(own)] = own
+    rows = np.full((len(token_ids), longest), pad, np.int32)
+    for row, ids in zip(rows, token_ids, strict=True):
+        row[: len(ids)] = ids
     eos = ends[0] if len(ends) == 1 else ends
-    return TextLikelihood(start, tokenizer, asked, jax.device_put(rows), eos, pad, batch_size, source)
+    return TextLikelihood(start, tokenizer, prompts, jax.device_put(rows), eos, pad, batch_size, source)
 
 
-def _answers(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[str]:
+def _answer_texts(name: str, examples: Sequence[Any], tokenizer: Tokenizer) -> list[str]:
     """Give the text of each answer; of a conversation's, with what the chat template puts behind it."""
-    told = []
+    records = []
     for row in examples:
-        own = row.get(name) if isinstance(row, Mapping) else None
-        talked = isinstance(row, Mapping) and MESSAGES in row and is_conversation(own)
-        told.append({**row, name: render_answer(row, own, tokenizer)} if talked else row)
-    return text_field(name, told)
+        answer = row.get(name) if isinstance(row, Mapping) else None
+        is_chat = isinstance(row, Mapping) and MESSAGES in row and is_conversation(answer)
+        records.append({**row, name: render_answer(row, answer, tokenizer)} if is_chat else row)
+    return text_field(name, records)
 
 
-def _ended(own: list[int], ends: Sequence[int], eos: int) -> list[int]:
+def _cut_at_eos(ids: list[int], eos_ids: Sequence[int], eos: int) -> list[int]:
     """Give the tokens of an answer up to its end, which a chat template may have written."""
-    first = next((at for at, token in enumerate(own) if token in ends), None)
-    return [*own, eos] if first is None else own[: first + 1]
+    first = next((index for index, token in enumerate(ids) if token in eos_ids), None)
+    return [*ids, eos] if first is None else ids[: first + 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,28 +248,28 @@ def classification(
             f"classification got a model of {start.config.problem}, and would teach it one label for each text; "
             f"pass one whose configuration has problem={ONE_LABEL!r}"
         )
-    if strange := sorted(set(labels) - set(start.config.labels)):
-        raise LanguageModelError(f"label {strange[0]!r} is none of the model's, which are {start.config.labels}")
+    if unknown := sorted(set(labels) - set(start.config.labels)):
+        raise LanguageModelError(f"label {unknown[0]!r} is none of the model's, which are {start.config.labels}")
     _, after = tokenizer.special_affixes
-    coded = tokenizer.encode(list(texts))
-    wide = min(max(1, *map(len, coded)) if length is None else length, start.config.max_length)
-    rows = np.full((len(coded), wide), tokenizer.pad if tokenizer.pad is not None else 0, np.int32)
+    token_ids = tokenizer.encode(list(texts))
+    width = min(max(1, *map(len, token_ids)) if length is None else length, start.config.max_length)
+    rows = np.full((len(token_ids), width), tokenizer.pad if tokenizer.pad is not None else 0, np.int32)
     mask = np.zeros(rows.shape, bool)
-    for index, row in enumerate(coded):
+    for index, row in enumerate(token_ids):
         # What is too long loses the end of the text, not the token that closes it.
-        kept = row if len(row) <= wide else [*row[: max(wide - len(after), 0)], *after][:wide]
-        rows[index, : len(kept)], mask[index, : len(kept)] = kept, True
-    places = np.asarray([start.config.labels.index(label) for label in labels], np.int32)
+        ids = row if len(row) <= width else [*row[: max(width - len(after), 0)], *after][:width]
+        rows[index, : len(ids)], mask[index, : len(ids)] = ids, True
+    classes = np.asarray([start.config.labels.index(label) for label in labels], np.int32)
     put = jax.device_put
-    return LabelLikelihood(start, tokenizer, put(rows), put(mask), put(places), batch_size, source)
+    return LabelLikelihood(start, tokenizer, put(rows), put(mask), put(classes), batch_size, source)
 
 
 def text_field(name: str, examples: Sequence[Any]) -> list[str]:
     """Give the text that each record has under a name."""
     for index, row in enumerate(examples):
         if not (isinstance(row, Mapping) and isinstance(row.get(name), str)):
-            held = f"it has {sorted(map(str, row))}" if isinstance(row, Mapping) else f"it is {row!r:.60}"
-            raise LanguageModelError(f"example {index} has no text under {name!r}; {held}")
+            found = f"it has {sorted(map(str, row))}" if isinstance(row, Mapping) else f"it is {row!r:.60}"
+            raise LanguageModelError(f"example {index} has no text under {name!r}; {found}")
     return [row[name] for row in examples]
 
 
@@ -290,22 +294,22 @@ def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
     values = programs.constrain(params)
     guide, program = programs.guide, programs.policy
     if isinstance(guide, ModelGuide):
-        tokenizer, made = guide.policy.tokenizer, handlers.substitute(guide.declare, data=values)
+        tokenizer, declare = guide.policy.tokenizer, handlers.substitute(guide.declare, data=values)
         source = guide.policy.source
     elif isinstance(program, TextLikelihood | LabelLikelihood):
-        start = program.model
-        tokenizer, made = program.tokenizer, handlers.substitute(lambda: declare_parameters(start), data=values)
+        initial = program.model
+        tokenizer, declare = program.tokenizer, handlers.substitute(lambda: declare_parameters(initial), data=values)
         source = program.source
     else:
         raise LanguageModelError(
             "the posterior holds no language model; fit what lm.policy (with guide=LoRA() or FullParameters()), "
             "lm.language_modeling, lm.sft or lm.classification makes"
         )
-    model: Any = handlers.seed(made, rng_seed=jax.random.key(0))()
-    made_of = Pretrained(model, tokenizer) if source is None else source
-    adapter = {} if merge else {"base_model_name_or_path": None if made_of.folder is None else str(made_of.folder)}
+    model: Any = handlers.seed(declare, rng_seed=jax.random.key(0))()
+    origin = Pretrained(model, tokenizer) if source is None else source
+    adapter = {} if merge else {"base_model_name_or_path": None if origin.folder is None else str(origin.folder)}
     return replace(
-        made_of, model=merge_adapters(model) if merge else model, tokenizer=tokenizer, folder=None, adapter=adapter
+        origin, model=merge_adapters(model) if merge else model, tokenizer=tokenizer, folder=None, adapter=adapter
     )
 
 

@@ -24,10 +24,10 @@ from bayesrl.values import are_integers
 _MOST_VALUES = 2**20
 """Distributions over more sentences than these have no support that could be listed."""
 
-_SHORT = 4
+_PROMPT_IS_SHORT = 4
 """A prompt is short where the new tokens are at least so many times as many."""
 
-_NEVER = -jnp.inf
+_IMPOSSIBLE = -jnp.inf
 
 type EosTokens = CountOrZero | tuple[CountOrZero, ...] | None
 """The token that ends a text, or several, or None where no token does."""
@@ -203,8 +203,8 @@ class CausalLMDistribution(dist.Distribution):
         """Write [*sample_shape, *batch, T] tokens, with a cache of keys and values."""
         batch, lead = math.prod(self.batch_shape), math.prod(sample_shape)
         keys = jax.random.split(key, (lead, batch))
-        prompt, mask = self._flat()
-        written = jax.vmap(jax.vmap(self._write), in_axes=(0, None, None))(keys, prompt, mask)
+        prompt, mask = self._flat_prompts()
+        written = jax.vmap(jax.vmap(self._generate), in_axes=(0, None, None))(keys, prompt, mask)
         return written.reshape(*sample_shape, *self.batch_shape, self.num_steps)
 
     def log_prob(self, value: Any) -> Array:
@@ -219,10 +219,10 @@ class CausalLMDistribution(dist.Distribution):
             logits = self._all_logits(prompt, mask, tokens)
             chosen = jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0]
             own = chosen - jax.nn.logsumexp(logits, axis=-1)
-            behind = jnp.where(tokens == self.pad, 0.0, _NEVER)
+            behind = jnp.where(tokens == self.pad, 0.0, _IMPOSSIBLE)
             return jnp.where(self.text_mask(tokens), own, behind)
 
-        return self._over(score, value)
+        return self._map_texts(score, value)
 
     def next_token_log_probs(self, value: Any) -> Array:
         """Give the log-probability of every token at every step of given sentences, [..., *batch, T, V], nats."""
@@ -230,7 +230,7 @@ class CausalLMDistribution(dist.Distribution):
         def score(prompt: Array, mask: Array, tokens: Array) -> Array:
             return jax.nn.log_softmax(self._all_logits(prompt, mask, tokens), axis=-1)
 
-        return self._over(score, jnp.asarray(value))
+        return self._map_texts(score, jnp.asarray(value))
 
     def kl_by_step(self, other: "CausalLMDistribution", value: Any) -> Array:
         """Give KL(self‖other) of the next token, summed over the vocabulary, at each step of given sentences.
@@ -253,15 +253,15 @@ class CausalLMDistribution(dist.Distribution):
 
     # ---- one sentence ------------------------------------------------------------------------
 
-    def _write(self, key: PRNGKey, prompt: Array, mask: Array) -> Array:
+    def _generate(self, key: PRNGKey, prompt: Array, mask: Array) -> Array:
         keys = jax.random.split(key, self.num_steps)
         hidden, caches = self._read_prompt(prompt, mask)
-        first = draw_category(keys[0], self._limited([h[-1] for h in hidden])).astype(prompt.dtype)
+        first = draw_category(keys[0], self._logits([h[-1] for h in hidden])).astype(prompt.dtype)
 
         def step(carry: tuple[Array, Array, Any], key: PRNGKey) -> tuple[tuple[Array, Array, Any], Array]:
             token, done, caches = carry
             hidden, caches = self._extend(token[None], jnp.ones(1, bool), caches)
-            drawn = draw_category(key, self._limited([h[0] for h in hidden])).astype(token.dtype)
+            drawn = draw_category(key, self._logits([h[0] for h in hidden])).astype(token.dtype)
             new = jnp.where(done, self.pad, drawn)
             return (new, done | is_eos(new, self.eos), caches), new
 
@@ -274,17 +274,17 @@ class CausalLMDistribution(dist.Distribution):
         A long prompt is read once, however many sentences follow it; a short one is read along with each of them.
         """
         length = prompt.shape[0]
-        if _SHORT * length <= self.num_steps:
+        if _PROMPT_IS_SHORT * length <= self.num_steps:
             whole = jnp.concatenate([prompt, tokens[:-1].astype(prompt.dtype)])
             there = jnp.concatenate([mask, jnp.ones(self.num_steps - 1, bool)])
             read = [model.extend(whole, there, model.start(len(whole)))[0] for model in self._models]
-            return self._limited([hidden[length - 1 :] for hidden in read])
+            return self._logits([hidden[length - 1 :] for hidden in read])
         before, caches = self._read_prompt(prompt, mask)
         last = [h[-1:] for h in before]
         if self.num_steps > 1:
             after, _ = self._extend(tokens[:-1], jnp.ones(self.num_steps - 1, bool), caches)
             last = [jnp.concatenate(pair) for pair in zip(last, after, strict=True)]
-        return self._limited(last)
+        return self._logits(last)
 
     @property
     def _models(self) -> list[Any]:
@@ -299,26 +299,26 @@ class CausalLMDistribution(dist.Distribution):
         read = [model.extend(tokens, mask, cache) for model, cache in zip(self._models, caches, strict=True)]
         return [hidden for hidden, _ in read], [cache for _, cache in read]
 
-    def _limited(self, hidden: list[Array]) -> Array:
+    def _logits(self, hidden: list[Array]) -> Array:
         """Give logits at the temperature, −inf for tokens that the truncation leaves out."""
         logits = [model.logits(h) / self.temperature for model, h in zip(self._models, hidden, strict=True)]
         if self.top_k is None and self.top_p >= 1 and self.min_p <= 0:
             return logits[0]
-        return jnp.where(truncation_mask(logits[-1], self.top_k, self.top_p, self.min_p), logits[0], _NEVER)
+        return jnp.where(truncation_mask(logits[-1], self.top_k, self.top_p, self.min_p), logits[0], _IMPOSSIBLE)
 
     # ---- many --------------------------------------------------------------------------------
 
-    def _flat(self) -> tuple[Array, Array]:
+    def _flat_prompts(self) -> tuple[Array, Array]:
         width = self.prompt.shape[-1]
         mask = jnp.broadcast_to(self.mask, self.prompt.shape)
         return self.prompt.reshape(-1, width), mask.reshape(-1, width)
 
-    def _over(self, score: Any, value: Array) -> Array:
+    def _map_texts(self, score: Any, value: Array) -> Array:
         """Map a function of (prompt, mask, tokens) over values [..., *batch, T]."""
         batch = math.prod(self.batch_shape)
         shape = (*value.shape[: value.ndim - 1 - len(self.batch_shape)], *self.batch_shape)
         flat = jnp.broadcast_to(value, (*shape, self.num_steps)).reshape(-1, batch, self.num_steps)
-        prompt, mask = self._flat()
+        prompt, mask = self._flat_prompts()
         result = jax.vmap(jax.vmap(score), in_axes=(None, None, 0))(prompt, mask, flat)
         return result.reshape(*shape, *result.shape[2:])
 

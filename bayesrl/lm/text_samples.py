@@ -134,14 +134,14 @@ def estimate_kl(
 
 
 def prefix_rewards(
-    policy: PromptedPolicy, prompts: Prompts, written: ModelSamples, positions: np.ndarray
+    policy: PromptedPolicy, prompts: Prompts, samples: ModelSamples, positions: np.ndarray
 ) -> np.ndarray:
     """Give the reward of what was written up to some positions, [positions, samples, prompts]."""
-    steps = np.arange(written.tokens.shape[-1])
-    kept = np.stack([written.mask & (steps <= position) for position in positions])
-    index = np.broadcast_to(np.arange(len(prompts)), kept.shape[:-1])
-    tokens = np.broadcast_to(written.tokens, kept.shape)
-    parts = list(reward_values(policy.rewards, prompts, index, tokens, kept).values())
+    steps = np.arange(samples.tokens.shape[-1])
+    masks = np.stack([samples.mask & (steps <= position) for position in positions])
+    index = np.broadcast_to(np.arange(len(prompts)), masks.shape[:-1])
+    tokens = np.broadcast_to(samples.tokens, masks.shape)
+    parts = list(reward_values(policy.rewards, prompts, index, tokens, masks).values())
     return np.sum(parts, axis=0, dtype=float)
 
 

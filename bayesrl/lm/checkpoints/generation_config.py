@@ -51,14 +51,14 @@ class SamplingSettings(NamedTuple):
 
 
 def sampling_settings(
-    told: Mapping[str, Any], width: int, *, max_new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any
+    config: Mapping[str, Any], width: int, *, max_new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any
 ) -> SamplingSettings:
     """Give the options of sampling: those that were given, else those that the file says, else none.
 
     Where the file says that nothing is drawn (`do_sample` is false), its temperature and truncation say nothing.
 
     Args:
-        told: generation_config.json.
+        config: generation_config.json.
         width: tokens of the longest prompt, which `max_length` counts too.
         max_new_tokens: as given; None where it was not.
         temperature: the same.
@@ -66,31 +66,33 @@ def sampling_settings(
         top_p: the same.
         min_p: the same.
     """
-    drawn = told if told.get("do_sample") is not False else {}
+    sampled = config if config.get("do_sample") is not False else {}
     if max_new_tokens is None:
-        longest: Any = told.get("max_length")
+        longest: Any = config.get("max_length")
         left = longest - width if is_count(longest, least=width + 1) else None
-        max_new_tokens = told["max_new_tokens"] if told.get("max_new_tokens") is not None else left
+        max_new_tokens = config["max_new_tokens"] if config.get("max_new_tokens") is not None else left
         if max_new_tokens is None:
             raise LanguageModelError(
                 f"policy got no max_new_tokens, and the model has no {GENERATION} that says it; pass how many tokens "
                 "are written at most"
             )
         _checked("max_new_tokens", max_new_tokens, is_count(max_new_tokens, least=1), "a whole number of at least 1")
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     for name, (default, fine, wanted) in _OPTIONS.items():
-        if given[name] is None:
-            value = default if drawn.get(name) is None else drawn[name]
-            given[name] = _checked(name, value, fine(value), wanted)
-    strange = [f"{name}={told[name]!r:.40}" for name, plain in IGNORED.items() if told.get(name) not in (None, *plain)]
-    if strange:
+        if options[name] is None:
+            value = default if sampled.get(name) is None else sampled[name]
+            options[name] = _checked(name, value, fine(value), wanted)
+    ignored = [
+        f"{name}={config[name]!r:.40}" for name, plain in IGNORED.items() if config.get(name) not in (None, *plain)
+    ]
+    if ignored:
         _log.warning(
             "%s sets %s, which are no part of a policy's distribution: what is drawn here is drawn without",
             GENERATION,
-            ", ".join(strange),
+            ", ".join(ignored),
         )
-    truncation = int(given["top_k"]) or None, float(given["top_p"]), float(given["min_p"])
-    return SamplingSettings(int(max_new_tokens), float(given["temperature"]), *truncation)
+    truncation = int(options["top_k"]) or None, float(options["top_p"]), float(options["min_p"])
+    return SamplingSettings(int(max_new_tokens), float(options["temperature"]), *truncation)
 
 
 def _checked(name: str, value: Any, fine: bool, wanted: str) -> Any:

@@ -37,61 +37,63 @@ def fill_model(skeleton: Transformer, arrays: Iterator[tuple[str, Any]], dtype: 
     Where the head is tied, a table under either name is that of both; two tables that differ are both kept, and the
     head is not tied, as transformers 5 has it.
     """
-    wanted, shapes = _places(skeleton)
-    found: dict[str, Any] = {}
-    extra, heads, halves = [], {}, False
-    for given, array in arrays:
-        halves |= array.dtype == np.float16
-        name = _canonical(given, wanted)
+    expected, shapes = _expected_tensors(skeleton)
+    by_path: dict[str, Any] = {}
+    extra, heads, has_float16 = [], {}, False
+    for key, array in arrays:
+        has_float16 |= array.dtype == np.float16
+        name = _canonical_name(key, expected)
         if name is not None:
-            found[wanted[name].path] = _fitted(array, given, wanted[name], shapes[wanted[name].path], origin)
-        elif given in HEADS:
-            heads[given] = array
-        elif not (HARMLESS.search(given) or UNUSED.search(given)):
-            extra.append(given)
+            by_path[expected[name].path] = _checked_array(
+                array, key, expected[name], shapes[expected[name].path], origin
+            )
+        elif key in HEADS:
+            heads[key] = array
+        elif not (HARMLESS.search(key) or UNUSED.search(key)):
+            extra.append(key)
     if heads and isinstance(skeleton, CausalLM):
-        skeleton, wanted, shapes = _with_head(skeleton, wanted, shapes, found, heads, origin)
-    missing = [name for name, stored in wanted.items() if stored.path not in found]
+        skeleton, expected, shapes = _tie_or_untie_head(skeleton, expected, shapes, by_path, heads, origin)
+    missing = [name for name, tensor in expected.items() if tensor.path not in by_path]
     if missing or extra:
-        told = [f"has no {abbreviate(missing)}"] * bool(missing) + [f"has {abbreviate(extra)} too many"] * bool(extra)
+        faults = [f"has no {abbreviate(missing)}"] * bool(missing) + [f"has {abbreviate(extra)} too many"] * bool(extra)
         raise LanguageModelError(
-            f"{origin} {' and '.join(told)} for a {skeleton.config.model_type} model "
+            f"{origin} {' and '.join(faults)} for a {skeleton.config.model_type} model "
             f"({type(skeleton).__name__}); is it a checkpoint of another class, or does config.json belong to another?"
         )
-    if halves and dtype is None:
+    if has_float16 and dtype is None:
         _log.warning(
             "%s holds float16, which is held as float32 in twice the memory; dtype=jnp.bfloat16 would not take more, "
             "and round it",
             origin,
         )
-    dtype = dtype or _common(found.values())
+    dtype = dtype or _common_dtype(by_path.values())
     treedef = jax.tree.structure(skeleton)
-    return jax.tree.unflatten(treedef, jax.device_put([_of_dtype(found[name], dtype) for name in shapes]))
+    return jax.tree.unflatten(treedef, jax.device_put([_as_dtype(by_path[name], dtype) for name in shapes]))
 
 
-def _places(skeleton: Transformer) -> tuple[dict[str, CheckpointTensor], dict[str, tuple[int, ...]]]:
+def _expected_tensors(skeleton: Transformer) -> tuple[dict[str, CheckpointTensor], dict[str, tuple[int, ...]]]:
     """Give what a model wants by its name in a checkpoint, and the shapes of its leaves by their places."""
-    wanted = {stored.name: stored for stored in skeleton.tensors(skeleton.config)}
+    expected = {tensor.name: tensor for tensor in skeleton.tensors(skeleton.config)}
     paths = jax.tree_util.tree_flatten_with_path(skeleton)[0]
-    return wanted, {jax.tree_util.keystr(path): leaf.shape for path, leaf in paths}
+    return expected, {jax.tree_util.keystr(path): leaf.shape for path, leaf in paths}
 
 
-def _with_head(
+def _tie_or_untie_head(
     skeleton: Transformer,
-    wanted: dict[str, CheckpointTensor],
+    expected: dict[str, CheckpointTensor],
     shapes: dict[str, tuple[int, ...]],
-    found: dict[str, Any],
+    by_path: dict[str, Any],
     heads: Mapping[str, Any],
     origin: Any,
 ) -> tuple[Transformer, dict[str, CheckpointTensor], dict[str, tuple[int, ...]]]:
     """Take the head of a checkpoint whose head is to be tied for the table, or untie it where it is another."""
     name, head = next(iter(heads.items()))
     at = ".token.weight"
-    table = next(stored for stored in wanted.values() if stored.path == at)
-    head = _fitted(head, name, table, shapes[at], origin)
-    if at not in found:
-        found[at] = head
-    elif not np.array_equal(np.asarray(found[at]), np.asarray(head)):
+    table = next(tensor for tensor in expected.values() if tensor.path == at)
+    head = _checked_array(head, name, table, shapes[at], origin)
+    if at not in by_path:
+        by_path[at] = head
+    elif not np.array_equal(np.asarray(by_path[at]), np.asarray(head)):
         _log.warning(
             "config.json of %s ties the head to the table of tokens, and the weights hold another %s; it is not tied",
             origin,
@@ -99,44 +101,44 @@ def _with_head(
         )
         config: Any = dataclasses.replace(skeleton.config, tied=False)  # type: ignore[type-var]  # every config is one
         skeleton = eqx.filter_eval_shape(type(skeleton).init, jax.random.key(0), config)
-        found[".head.weight"] = head
-        return skeleton, *_places(skeleton)
-    return skeleton, wanted, shapes
+        by_path[".head.weight"] = head
+        return skeleton, *_expected_tensors(skeleton)
+    return skeleton, expected, shapes
 
 
-def _of_dtype(array: Any, dtype: Any) -> np.ndarray:
+def _as_dtype(array: Any, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(array).astype(dtype))
 
 
-def _canonical(given: str, wanted: Mapping[str, CheckpointTensor]) -> str | None:
+def _canonical_name(key: str, expected: Mapping[str, CheckpointTensor]) -> str | None:
     """Find what a tensor is called today; base models have no prefix, and old files other names for norms."""
-    prefix = next(iter(wanted)).split(".")[0] + "."
-    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", given))
-    return next((known for known in (name, prefix + name) if known in wanted), None)
+    prefix = next(iter(expected)).split(".")[0] + "."
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", key))
+    return next((known for known in (name, prefix + name) if known in expected), None)
 
 
-def _fitted(array: Any, given: str, stored: CheckpointTensor, shape: tuple[int, ...], origin: Any) -> Any:
-    held = tuple(reversed(shape)) if stored.transposed else shape
-    if array.shape != held:
+def _checked_array(array: Any, key: str, tensor: CheckpointTensor, shape: tuple[int, ...], origin: Any) -> Any:
+    stored_shape = tuple(reversed(shape)) if tensor.transposed else shape
+    if array.shape != stored_shape:
         raise LanguageModelError(
-            f"{origin} holds {given} of shape {list(array.shape)}, and config.json asks for {list(held)}; "
-            "one of the two belongs to another model"
+            f"{origin} holds {key} of shape {list(array.shape)}, and config.json asks for "
+            f"{list(stored_shape)}; one of the two belongs to another model"
         )
     if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
         raise LanguageModelError(
-            f"{origin} holds {given} as {array.dtype}; quantised weights are not read: load the model in transformers, "
-            "dequantise it there, and save it anew"
+            f"{origin} holds {key} as {array.dtype}; quantized weights are not read: load the model in "
+            "transformers, dequantize it there, and save it anew"
         )
-    lost = int(array.size - np.isfinite(np.asarray(array)).sum())
-    if lost:
+    num_bad = int(array.size - np.isfinite(np.asarray(array)).sum())
+    if num_bad:
         raise LanguageModelError(
-            f"{origin} holds {given} with {lost:,} of {array.size:,} numbers nan or infinite, and texts would be "
-            f"impossible; make the weights anew, in float32 where {array.dtype} is too small for them"
+            f"{origin} holds {key} with {num_bad:,} of {array.size:,} numbers nan or infinite, and texts would "
+            f"be impossible; make the weights anew, in float32 where {array.dtype} is too small for them"
         )
-    return array.T if stored.transposed else array
+    return array.T if tensor.transposed else array
 
 
-def _common(arrays: Any) -> Any:
+def _common_dtype(arrays: Any) -> Any:
     """Give the dtype that all arrays can be held in: bfloat16 where all are, else float32 at least."""
     dtypes = {array.dtype for array in arrays}
     return jnp.bfloat16 if dtypes == {jnp.dtype(jnp.bfloat16)} else jnp.result_type(jnp.float32, *dtypes)
@@ -148,17 +150,17 @@ def named_arrays(model: Transformer) -> dict[str, np.ndarray]:
         jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
     }
     places = list(model.tensors(model.config))
-    strangers = [path for path in leaves if path not in {stored.path for stored in places}]
-    if strangers:
+    unknown = [path for path in leaves if path not in {tensor.path for tensor in places}]
+    if unknown:
         raise LanguageModelError(
-            f"the model has {abbreviate(strangers)}, which a checkpoint of a {model.config.model_type} model has no "
+            f"the model has {abbreviate(unknown)}, which a checkpoint of a {model.config.model_type} model has no "
             "place for; pass a model whose low-rank paths are merged: lm.finetuned(posterior), load_pretrained(..., "
             "merge=True), or write them by lm.save_adapter"
         )
-    arrays = {stored.name: leaves[stored.path].T if stored.transposed else leaves[stored.path] for stored in places}
-    odd = [f"{name} ({array.dtype})" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)]
-    if odd:
+    arrays = {tensor.name: leaves[tensor.path].T if tensor.transposed else leaves[tensor.path] for tensor in places}
+    bad = [f"{name} ({array.dtype})" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)]
+    if bad:
         raise LanguageModelError(
-            f"the model has {abbreviate(odd)}, and weights are floats; make them anew, say in float32"
+            f"the model has {abbreviate(bad)}, and weights are floats; make them anew, say in float32"
         )
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

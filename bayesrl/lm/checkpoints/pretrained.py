@@ -16,7 +16,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.adapters import ADAPTER, ADAPTER_WEIGHTS, apply_adapter, extract_adapter
 from bayesrl.lm.checkpoints.model_arrays import fill_model, named_arrays
 from bayesrl.lm.checkpoints.quantized import SETTING, check_quantization, dequantize
-from bayesrl.lm.checkpoints.weights import INDEX, WEIGHTS, read_arrays, save_weights, to_json_bytes, weight_files
+from bayesrl.lm.checkpoints.weights import INDEX, WEIGHTS, iterate_arrays, save_weights, to_json_bytes, weight_files
 from bayesrl.lm.tokenization.files import (
     CONFIG,
     GENERATION,
@@ -85,7 +85,7 @@ def load_pretrained(
 
     Raises:
         LanguageModelError: the folder is missing, or the hub cannot be reached; config.json is missing, names an
-            unknown architecture or asks for what is not implemented; tensors are missing, left over, quantised, not
+            unknown architecture or asks for what is not implemented; tensors are missing, left over, quantized, not
             finite or of the wrong shape; there are only pickled weights; a file is damaged; an adapter does not
             fit its base, or that cannot be found; the tokenizer does not fit the model.
 
@@ -98,12 +98,12 @@ def load_pretrained(
         ...     load_pretrained(folder).model.config == config
         True
     """
-    folder = _folder(source, revision)
+    folder = _find_folder(source, revision)
     config = read_json_object(folder / CONFIG)
     if (folder / ADAPTER).is_file() and (
         config is None or not any((folder / name).is_file() for name in (WEIGHTS, INDEX))
     ):
-        return _with_adapter(folder, base, dtype, merge)
+        return _load_with_adapter(folder, base, dtype, merge)
     if base is not None:
         raise LanguageModelError(f"{folder} holds no adapter, and needs no base=; leave it out")
     if config is None:
@@ -112,8 +112,8 @@ def load_pretrained(
     check_quantization(config)
     shape = family.config.from_json(config)
     skeleton = eqx.filter_eval_shape(family.model.init, jax.random.key(0), shape)
-    arrays = dequantize(read_arrays(*weight_files(folder)), config, folder)
-    model = fill_model(skeleton, arrays, _dtype(dtype), folder)
+    arrays = dequantize(iterate_arrays(*weight_files(folder)), config, folder)
+    model = fill_model(skeleton, arrays, _check_dtype(dtype), folder)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else None
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
@@ -121,30 +121,30 @@ def load_pretrained(
     return Pretrained(model, tokenizer, folder, config, generation=read_json_object(folder / GENERATION) or {})
 
 
-def _with_adapter(folder: Path, base: Any, dtype: Any, merge: bool) -> Pretrained:
+def _load_with_adapter(folder: Path, base: Any, dtype: Any, merge: bool) -> Pretrained:
     """Load an adapter, and the model that it was trained beside."""
-    told = read_json_object(folder / ADAPTER) or {}
-    named = told.get("base_model_name_or_path")
-    if base is None and not named:
+    adapter = read_json_object(folder / ADAPTER) or {}
+    base_name = adapter.get("base_model_name_or_path")
+    if base is None and not base_name:
         raise LanguageModelError(
             f"{folder} holds an adapter and no model, and does not name the one that it was trained beside; pass that "
             "as base="
         )
     try:
-        beside = base if isinstance(base, Pretrained) else load_pretrained(base or str(named), dtype=dtype)
+        base_model = base if isinstance(base, Pretrained) else load_pretrained(base or str(base_name), dtype=dtype)
     except LanguageModelError as error:
         raise LanguageModelError(
-            f"{folder} holds an adapter of the model {base or named!r} and no model, and that one cannot be loaded: "
-            f"{error}; pass its folder as base="
+            f"{folder} holds an adapter of the model {base or base_name!r} and no model, and that one cannot be "
+            f"loaded: {error}; pass its folder as base="
         ) from error
-    model = apply_adapter(beside.model, told, read_arrays(folder / ADAPTER_WEIGHTS), folder)
-    tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else beside.tokenizer
+    model = apply_adapter(base_model.model, adapter, iterate_arrays(folder / ADAPTER_WEIGHTS), folder)
+    tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).exists() else base_model.tokenizer
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
-    beside = dataclasses.replace(beside, tokenizer=tokenizer)
+    base_model = dataclasses.replace(base_model, tokenizer=tokenizer)
     if merge:
-        return dataclasses.replace(beside, model=merge_adapters(model))
-    return dataclasses.replace(beside, model=model, adapter=told)
+        return dataclasses.replace(base_model, model=merge_adapters(model))
+    return dataclasses.replace(base_model, model=model, adapter=adapter)
 
 
 @checked(LanguageModelError)
@@ -165,10 +165,10 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
         Hu et al. (2022), "LoRA: low-rank adaptation of large language models", equation 3.
     """
     named = base if base is not None else tuned.folder
-    told, arrays = extract_adapter(tuned.model, tuned.adapter, None if named is None else str(named))
-    path = _made(folder)
-    save_weights(path, arrays, whole=ADAPTER_WEIGHTS)
-    write_file(path / ADAPTER, to_json_bytes(told))
+    config, arrays = extract_adapter(tuned.model, tuned.adapter, None if named is None else str(named))
+    path = _make_folder(folder)
+    save_weights(path, arrays, file_name=ADAPTER_WEIGHTS)
+    write_file(path / ADAPTER, to_json_bytes(config))
     if tuned.tokenizer is not None:
         tuned.tokenizer.save(path)
 
@@ -199,7 +199,7 @@ def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
         )
 
 
-def _dtype(dtype: Any) -> Any:
+def _check_dtype(dtype: Any) -> Any:
     if dtype is None:
         return None
     try:
@@ -207,11 +207,13 @@ def _dtype(dtype: Any) -> Any:
     except TypeError:
         known = None
     if known not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
-        raise LanguageModelError(f"load_pretrained got dtype={dtype!r}; use a type of weights: jnp.float32 or jnp.bfloat16, or None")
+        raise LanguageModelError(
+            f"load_pretrained got dtype={dtype!r}; use a type of weights: jnp.float32 or jnp.bfloat16, or None"
+        )
     return known
 
 
-def _folder(source: str | Path, revision: str | None) -> Path:
+def _find_folder(source: str | Path, revision: str | None) -> Path:
     """Find the folder of a model, fetching it from the hub where there is none here."""
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -293,24 +295,24 @@ def save_pretrained(
     arrays = named_arrays(model)
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
-    path = _made(folder)
+    path = _make_folder(folder)
     special: dict[str, Any] = {f"{name}_token_id": i for name, i in (tokenizer.special if tokenizer else {}).items()}
     if tokenizer is not None and len(tokenizer.eos_ids) > 1:
         special["eos_token_id"] = list(tokenizer.eos_ids)
     dtype = str(next(iter(arrays.values())).dtype)
     save_weights(path, arrays, limit=max_shard_bytes)
-    write_file(path / CONFIG, to_json_bytes({**_settings(model, keep or {}), **special, "torch_dtype": dtype}))
+    write_file(path / CONFIG, to_json_bytes({**_config_json(model, keep or {}), **special, "torch_dtype": dtype}))
     if tokenizer is not None:
         tokenizer.save(path)
     if isinstance(model, CausalLM) and (generation or tokenizer is not None):
-        told = generation.get("eos_token_id")
+        eos = generation.get("eos_token_id")
         write_file(
             path / GENERATION,
-            to_json_bytes({**generation, **special, **({} if told is None else {"eos_token_id": told})}),
+            to_json_bytes({**generation, **special, **({} if eos is None else {"eos_token_id": eos})}),
         )
 
 
-def _made(folder: str | Path) -> Path:
+def _make_folder(folder: str | Path) -> Path:
     path = Path(folder)
     try:
         (path := Path(folder)).mkdir(parents=True, exist_ok=True)
@@ -321,9 +323,9 @@ def _made(folder: str | Path) -> Path:
 
 def _check_shape(config: Config) -> None:
     """Refuse a shape that would not come back from the config.json of its family, so that another model would."""
-    again = type(config).from_json(config.to_json())
+    reread = type(config).from_json(config.to_json())
     for part in dataclasses.fields(config):  # type: ignore[arg-type]  # every subclass is a dataclass
-        own, read = getattr(config, part.name), getattr(again, part.name)
+        own, read = getattr(config, part.name), getattr(reread, part.name)
         if own != read:
             raise LanguageModelError(
                 f"config.json of a {config.model_type!r} model cannot say {part.name}={format_value(own)}, "
@@ -331,11 +333,11 @@ def _check_shape(config: Config) -> None:
             )
 
 
-def _settings(model: Transformer, keep: Mapping[str, Any]) -> dict[str, Any]:
+def _config_json(model: Transformer, keep: Mapping[str, Any]) -> dict[str, Any]:
     """Give what config.json says of a model: its shape, over what is kept."""
     # "dtype" is what new versions of transformers call torch_dtype, and a stale one would win.
-    kept = {name: value for name, value in keep.items() if name != "dtype"}
+    others = {name: value for name, value in keep.items() if name != "dtype"}
     _check_shape(model.config)
     # Where nobody says which they are, transformers would put ids of other vocabularies.
     unknown = {"bos_token_id": None, "eos_token_id": None} if isinstance(model, CausalLM) else {}
-    return {**unknown, **kept, **model.config.to_json()}
+    return {**unknown, **others, **model.config.to_json()}

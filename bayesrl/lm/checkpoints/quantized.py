@@ -18,16 +18,16 @@ _log = logging.getLogger(__name__)
 
 
 def check_quantization(config: Mapping[str, Any]) -> None:
-    """Refuse quantised weights other than float8 with scales."""
-    told = config.get(SETTING)
-    if told is None:
+    """Refuse quantized weights other than float8 with scales."""
+    settings = config.get(SETTING)
+    if settings is None:
         return
-    method = told.get("quant_method") if isinstance(told, Mapping) else None
-    whole = method != "compressed-tensors" or "float" in str(told.get("format"))
-    if method not in METHODS or not whole:
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    is_float = method != "compressed-tensors" or "float" in str(settings.get("format"))
+    if method not in METHODS or not is_float:
         raise LanguageModelError(
-            f"config.json of a {config.get('model_type')!r} model sets {SETTING}={told!r:.200}, which bayesrl does not "
-            f"implement (it reads models without it, and float8 with scales: {', '.join(METHODS)}); dequantise the "
+            f"config.json of a {config.get('model_type')!r} model sets {SETTING}={settings!r:.200}, which bayesrl does "
+            f"not implement (it reads models without it, and float8 with scales: {', '.join(METHODS)}); dequantize the "
             "model in transformers and save it anew"
         )
 
@@ -65,11 +65,11 @@ def dequantize(arrays: Iterator[tuple[str, Any]], config: Mapping[str, Any], ori
             continue
         if base in weights and base in scales:
             count += 1
-            yield base, _scaled(base, weights.pop(base), scales.pop(base), block, origin)
+            yield base, _multiply_scales(base, weights.pop(base), scales.pop(base), block, origin)
     if weights:
         raise LanguageModelError(
             f"{origin} holds {next(iter(weights))} as float8 without a scale beside it; copy the weights anew, or save "
-            "the model in transformers without quantisation"
+            "the model in transformers without quantization"
         )
     if count:
         _log.warning(
@@ -84,20 +84,20 @@ def _is_float8(array: Any) -> bool:
     return str(array.dtype).startswith("float8")
 
 
-def _scaled(name: str, weight: Any, scale: Any, block: Any, origin: Any) -> np.ndarray:
+def _multiply_scales(name: str, weight: Any, scale: Any, block: Any, origin: Any) -> np.ndarray:
     """Multiply a weight by its scales."""
-    wide, factor = np.asarray(weight).astype(np.float32), np.asarray(scale).astype(np.float32)
-    rows, columns = wide.shape
-    if factor.size == 1:
-        return wide * factor.reshape(())
-    if factor.shape in ((rows,), (rows, 1)):
-        return wide * factor.reshape(rows, 1)
-    if isinstance(block, list | tuple) and len(block) == 2 and factor.ndim == 2:
-        high, broad = (int(size) for size in block)
-        if factor.shape == (-(-rows // high), -(-columns // broad)):
-            spread = np.repeat(np.repeat(factor, high, 0), broad, 1)
-            return wide * spread[:rows, :columns]
+    values, scales = np.asarray(weight).astype(np.float32), np.asarray(scale).astype(np.float32)
+    rows, columns = values.shape
+    if scales.size == 1:
+        return values * scales.reshape(())
+    if scales.shape in ((rows,), (rows, 1)):
+        return values * scales.reshape(rows, 1)
+    if isinstance(block, list | tuple) and len(block) == 2 and scales.ndim == 2:
+        height, width = (int(size) for size in block)
+        if scales.shape == (-(-rows // height), -(-columns // width)):
+            spread = np.repeat(np.repeat(scales, height, 0), width, 1)
+            return values * spread[:rows, :columns]
     raise LanguageModelError(
-        f"{origin} holds {name} of shape {list(wide.shape)} with scales of shape {list(factor.shape)}, which do not "
+        f"{origin} holds {name} of shape {list(values.shape)} with scales of shape {list(scales.shape)}, which do not "
         f"fit it (weight_block_size={block!r}); copy config.json and weights anew"
     )

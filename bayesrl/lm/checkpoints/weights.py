@@ -22,52 +22,52 @@ FLOAT8 = {"F8_E4M3": jnp.dtype(jnp.float8_e4m3fn), "F8_E5M2": jnp.dtype(jnp.floa
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def read_arrays(*paths: Path) -> Iterator[tuple[str, Any]]:
+def iterate_arrays(*paths: Path) -> Iterator[tuple[str, Any]]:
     """Read the arrays of files, one after another."""
-    held: dict[str, Path] = {}
+    files_by_name: dict[str, Path] = {}
     for path in paths:
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118
-                    if name in held:
+                    if name in files_by_name:
                         raise LanguageModelError(
-                            f"{path} holds {name}, and so does {held[name].name}: one of the two is of another model, "
-                            "or of an earlier one; copy them anew"
+                            f"{path} holds {name}, and so does {files_by_name[name].name}: one of the two is of "
+                            "another model, or of an earlier one; copy them anew"
                         )
-                    held[name] = path
-                    yield name, _tensor(path, file, name)
+                    files_by_name[name] = path
+                    yield name, _read_tensor(path, file, name)
         except (OSError, SafetensorError) as error:
             raise LanguageModelError(
                 f"cannot read {path}: {error}; it is damaged or cut short: copy it anew"
             ) from error
 
 
-def _tensor(path: Path, file: Any, name: str) -> Any:
+def _read_tensor(path: Path, file: Any, name: str) -> Any:
     """Read a tensor into NumPy, or into JAX where NumPy does not know its type."""
     try:
         return file.get_tensor(name)
     except (TypeError, AttributeError, KeyError):
-        eight = _float8(path, name)
+        eight = _read_float8(path, name)
         if eight is not None:
             return eight
         with safe_open(path, framework="flax") as other:
             return other.get_tensor(name)
 
 
-def _float8(path: Path, name: str) -> np.ndarray | None:
+def _read_float8(path: Path, name: str) -> np.ndarray | None:
     """Read a tensor of float8, which safetensors reads into neither NumPy nor JAX; None where it is of another type.
 
     The file was found whole before: its first eight bytes tell how long the header is, and that where the tensor is.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        told = json.loads(file.read(length))[name]
-        dtype = FLOAT8.get(told["dtype"])
+        header = json.loads(file.read(length))[name]
+        dtype = FLOAT8.get(header["dtype"])
         if dtype is None:
             return None
-        first, last = told["data_offsets"]
+        first, last = header["data_offsets"]
         file.seek(8 + length + first)
-        return np.frombuffer(file.read(last - first), dtype).reshape(told["shape"])
+        return np.frombuffer(file.read(last - first), dtype).reshape(header["shape"])
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -76,14 +76,14 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     index = read_json_object(folder / INDEX)
     if index is not None:
-        places = index.get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise LanguageModelError(f"{folder / INDEX} has no weight_map; it is damaged: copy it anew")
         # Names only: an index must not lead out of its folder.
-        files = [folder / Path(name).name for name in sorted(set(places.values()))]
-        lost = [path.name for path in files if not path.is_file()]
-        if lost:
-            raise LanguageModelError(f"{folder} has no {abbreviate(lost)}, which {INDEX} names; copy them there")
+        files = [folder / Path(name).name for name in sorted(set(weight_map.values()))]
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise LanguageModelError(f"{folder} has no {abbreviate(missing)}, which {INDEX} names; copy them there")
         return files
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
@@ -98,7 +98,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def save_weights(
-    folder: Path, arrays: Mapping[str, np.ndarray], *, limit: float = math.inf, whole: str = WEIGHTS
+    folder: Path, arrays: Mapping[str, np.ndarray], *, limit: float = math.inf, file_name: str = WEIGHTS
 ) -> None:
     """Write the arrays into one file or several, then remove the parts of the model that was there before.
 
@@ -106,7 +106,7 @@ def save_weights(
         folder: which there is.
         arrays: by name.
         limit: of the bytes of a file.
-        whole: the name of the file, where one is enough.
+        file_name: of the file, where one is enough.
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
@@ -116,34 +116,34 @@ def save_weights(
             size = 0
         shards[-1][name] = array
         size += array.nbytes
-    alone = len(shards) == 1
-    before = _indexed(folder) if whole == WEIGHTS else set()
-    names = [whole if alone else f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
+    single = len(shards) == 1
+    stale = _files_in_index(folder) if file_name == WEIGHTS else set()
+    names = [file_name if single else f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
     for file, shard in zip(names, shards, strict=True):
         write_file(folder / file, save(shard, metadata={"format": "pt"}))
-    if not alone:
-        places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    if not single:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         total = sum(array.nbytes for array in arrays.values())
-        write_file(folder / INDEX, to_json_bytes({"metadata": {"total_size": total}, "weight_map": places}))
-        before |= {WEIGHTS}
-    for name in before - set(names) | ({INDEX} if alone and whole == WEIGHTS else set()):
-        if (folder / name).is_file() and not (folder / name).is_symlink():
-            (folder / name).unlink(missing_ok=True)
+        write_file(folder / INDEX, to_json_bytes({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        stale |= {WEIGHTS}
+    for file in stale - set(names) | ({INDEX} if single and file_name == WEIGHTS else set()):
+        if (folder / file).is_file() and not (folder / file).is_symlink():
+            (folder / file).unlink(missing_ok=True)
 
 
-def _indexed(folder: Path) -> set[str]:
+def _files_in_index(folder: Path) -> set[str]:
     """Name the parts of a model that the index of a folder tells of, as this library and transformers name them."""
     try:
-        places = (read_json_object(folder / INDEX) or {}).get("weight_map")
+        weight_map = (read_json_object(folder / INDEX) or {}).get("weight_map")
     except LanguageModelError:
         return set()
-    told = places.values() if isinstance(places, dict) else ()
-    return {name for name in told if isinstance(name, str) and PART.fullmatch(name)}
+    files = weight_map.values() if isinstance(weight_map, dict) else ()
+    return {name for name in files if isinstance(name, str) and PART.fullmatch(name)}
 
 
-def to_json_bytes(told: Mapping[str, Any]) -> bytes:
+def to_json_bytes(value: Mapping[str, Any]) -> bytes:
     """Write what JSON can hold, as transformers lays it out."""
-    return (json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def abbreviate(names: list[str]) -> str:

@@ -45,15 +45,15 @@ class ClassifierReward(Reward):
         theirs = require_tokenizer(completions.examples, "classifier")
         shape = completions.index.shape
         if theirs.digest == self.tokenizer.digest:
-            tokens, mask = self._own_tokens(completions)
+            tokens, mask = self._classifier_tokens(completions)
             scores = _scores(self.model, tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]))
         else:
             given = (completions.index, completions.tokens, completions.mask)
             width = self.model.config.max_length
             out = (jax.ShapeDtypeStruct((*shape, width), jnp.int32), jax.ShapeDtypeStruct((*shape, width), jnp.bool_))
-            tokens, mask = host_call(lambda *arrays: self._recoded(completions, *arrays), out, *given)
+            tokens, mask = host_call(lambda *arrays: self._reencode(completions, *arrays), out, *given)
             arrays, rest = eqx.partition(self.model, eqx.is_array)
-            scores = _at_few_lengths(rest)(arrays, tokens.reshape(-1, width), mask.reshape(-1, width))
+            scores = _bucketed(rest)(arrays, tokens.reshape(-1, width), mask.reshape(-1, width))
         return self._scaled(scores).reshape(shape)
 
     def _scaled(self, logits: Array) -> Array:
@@ -68,7 +68,7 @@ class ClassifierReward(Reward):
 
     # ---- the tokens of the classifier ---------------------------------------------------------
 
-    def _own_tokens(self, completions: Completions) -> tuple[Array, Array]:
+    def _classifier_tokens(self, completions: Completions) -> tuple[Array, Array]:
         """Give the tokens as they were written, without special ones, between those that the classifier wants."""
         tokens, mask = completions.tokens, completions.mask
         if self.with_prompt:
@@ -97,7 +97,7 @@ class ClassifierReward(Reward):
         longest = self.model.config.max_length
         return whole[..., :longest], ((place < len(after)) | least)[..., :longest]
 
-    def _recoded(
+    def _reencode(
         self, completions: Completions, index: np.ndarray, tokens: np.ndarray, mask: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Give the text in the classifier's tokens, padded on the right to the most that it can read."""
@@ -175,10 +175,10 @@ def classifier(
             "probabilities of classes; use scale='logit'"
         )
     check_vocabulary(model, pretrained.tokenizer)
-    return ClassifierReward(model, pretrained.tokenizer, _place(label, labels), scale, with_prompt)
+    return ClassifierReward(model, pretrained.tokenizer, _label_index(label, labels), scale, with_prompt)
 
 
-def _place(label: Any, labels: tuple[Any, ...]) -> int:
+def _label_index(label: Any, labels: tuple[Any, ...]) -> int:
     if label in labels and isinstance(label, str):
         return labels.index(label)
     if is_count(label, least=0) and label < len(labels):
@@ -197,7 +197,7 @@ def _scores(model: BertClassifier, tokens: Array, mask: Array) -> Array:
     return jax.vmap(frozen)(tokens, mask)
 
 
-def _at_few_lengths(rest: Any) -> Any:
+def _bucketed(rest: Any) -> Any:
     """Make a function from (arrays of the model, tokens [n, longest], mask) to logits [n, labels].
 
     It runs at the least of few lengths that holds every text. Under vmap the batch's texts are taken together, since

@@ -21,8 +21,8 @@ from bayesrl.lm.prompts import Completions, Examples
 from bayesrl.lm.rewards.base import Reward
 from bayesrl.lm.rewards.worker_pool import Failure, WorkerPool
 
-_LARGEST = float(np.finfo(np.float32).max)
-_SHOWN = 80
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_MAX_SHOWN = 80
 """Characters of a text that messages show."""
 
 _log = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ class TextReward(Reward):
         size = math.ceil(len(unique) / max(1, self.num_workers)) if self.batched else 1
         parts = [unique[at : at + size] for at in range(0, len(unique), size)] if unique else []
         values: dict[tuple[int, str], float] = {}
-        for part, answer in zip(parts, self._answers(parts, examples), strict=True):
-            values |= zip(part, self._numbers(answer, part), strict=True)
+        for part, answer in zip(parts, self._call_all(parts, examples), strict=True):
+            values |= zip(part, self._check_values(answer, part), strict=True)
         return np.asarray([values[pair] for pair in pairs], np.float32)
 
     def close(self) -> None:
@@ -103,38 +103,38 @@ class TextReward(Reward):
 
     # ---- calls and their answers -------------------------------------------------------------
 
-    def _answers(self, parts: list[list[tuple[int, str]]], examples: Sequence[Any]) -> list[Any]:
-        calls = [self._arguments(part, examples) for part in parts]
+    def _call_all(self, parts: list[list[tuple[int, str]]], examples: Sequence[Any]) -> list[Any]:
+        calls = [self._make_call(part, examples) for part in parts]
         workers: WorkerPool | None = self._workers  # type: ignore[attr-defined]
         if workers is None:
-            return [self._called(call, part) for call, part in zip(calls, parts, strict=True)]
+            return [self._call(call, part) for call, part in zip(calls, parts, strict=True)]
         answers = workers.run(calls, keep_going=self.on_error != "stop")
         for part, answer in zip(parts, answers, strict=True):
             if isinstance(answer, Failure):
-                self._failed(answer, part)
+                self._handle_failure(answer, part)
         return answers
 
-    def _arguments(self, part: list[tuple[int, str]], examples: Sequence[Any]) -> tuple[Any, ...]:
+    def _make_call(self, part: list[tuple[int, str]], examples: Sequence[Any]) -> tuple[Any, ...]:
         texts = [text for _, text in part]
         records = [examples[index] for index, _ in part] if self.wants_example else []
         if not self.batched:
             return (texts[0], *records)
         return (texts, records) if self.wants_example else (texts,)
 
-    def _called(self, call: tuple[Any, ...], part: list[tuple[int, str]]) -> Any:
+    def _call(self, call: tuple[Any, ...], part: list[tuple[int, str]]) -> Any:
         try:
             return self.fn(*call)
         except Exception as error:  # noqa: BLE001  (whatever a user's function raises)
             said = f"raised {type(error).__name__}: {error}" if str(error) else f"raised {type(error).__name__}"
             failure = Failure(said, type(error).__name__, str(error), "", error)
-            self._failed(failure, part)
+            self._handle_failure(failure, part)
             return failure
 
-    def _failed(self, failure: Failure, part: list[tuple[int, str]]) -> None:
+    def _handle_failure(self, failure: Failure, part: list[tuple[int, str]]) -> None:
         """Raise an error, or count."""
         if failure.error == LanguageModelError.__name__:  # ours tell what to do already
             raise LanguageModelError(failure.said) from None
-        what = f"reward {self.name!r} {failure.what}, on {_shown([text for _, text in part])}"
+        what = f"reward {self.name!r} {failure.what}, on {_describe([text for _, text in part])}"
         if self.on_error == "stop":
             late = failure.error == "" and self.time_limit is not None
             remedy = "raise time_limit" if late else "mend the function"
@@ -146,33 +146,33 @@ class TextReward(Reward):
             _log.warning("%s; it is scored by %g, as others will be without a word", what, self.on_error)
         self._failures[0] += len(part)  # type: ignore[attr-defined]
 
-    def _numbers(self, answer: Any, part: list[tuple[int, str]]) -> list[float]:
+    def _check_values(self, answer: Any, part: list[tuple[int, str]]) -> list[float]:
         if isinstance(answer, Failure):
             return [float(self.on_error)] * len(part)
         texts = [text for _, text in part]
         if not self.batched:
-            return [self._number(answer, texts[0])]
+            return [self._check_value(answer, texts[0])]
         try:
             given = [] if isinstance(answer, str | bytes) else list(answer)
         except TypeError:
             given = []
         if len(given) != len(texts):
-            what = f"{len(given)} values" if given else f"{answer!r:.{_SHOWN}}"
+            what = f"{len(given)} values" if given else f"{answer!r:.{_MAX_SHOWN}}"
             raise LanguageModelError(
-                f"reward {self.name!r} returned {what} for {_shown(texts)}; with batched=True, return one number for "
-                "each text"
+                f"reward {self.name!r} returned {what} for {_describe(texts)}; with batched=True, return one number "
+                "for each text"
             )
-        return [self._number(value, text) for value, text in zip(given, texts, strict=True)]
+        return [self._check_value(value, text) for value, text in zip(given, texts, strict=True)]
 
-    def _number(self, value: Any, text: str) -> float:
+    def _check_value(self, value: Any, text: str) -> float:
         """Check what a function returned; −∞ forbids a text, and may be."""
         number = value if type(value) is float else _as_float(value)
-        if number is not None and (abs(number) <= _LARGEST or number == -math.inf):
+        if number is not None and (abs(number) <= _MAX_FLOAT32 or number == -math.inf):
             return number
         kind = "" if number is not None else f", a {type(value).__name__},"
         raise LanguageModelError(
-            f"reward {self.name!r} returned {value!r:.{_SHOWN}}{kind} for {_shown([text])}; return one finite number "
-            "(or -inf, which forbids a text)"
+            f"reward {self.name!r} returned {value!r:.{_MAX_SHOWN}}{kind} for {_describe([text])}; return one finite "
+            "number (or -inf, which forbids a text)"
         )
 
 
@@ -242,7 +242,7 @@ def as_reward(reward: Any) -> Reward:
     if callable(reward):
         return text_reward(reward)
     raise LanguageModelError(
-        f"reward={reward!r:.{_SHOWN}} is no reward; pass a function of the text, or rewards.token_reward(fn)"
+        f"reward={reward!r:.{_MAX_SHOWN}} is no reward; pass a function of the text, or rewards.token_reward(fn)"
     )
 
 
@@ -316,7 +316,7 @@ def _as_float(value: Any) -> float | None:
         return None
 
 
-def _shown(texts: Sequence[str]) -> str:
+def _describe(texts: Sequence[str]) -> str:
     """Show a text, or the first of several, shortened."""
-    first = texts[0] if len(texts[0]) <= _SHOWN else f"{texts[0][: _SHOWN - 1]}…"
+    first = texts[0] if len(texts[0]) <= _MAX_SHOWN else f"{texts[0][: _MAX_SHOWN - 1]}…"
     return f"the text {first!r}" if len(texts) == 1 else f"{len(texts)} texts, the first {first!r}"

@@ -12,7 +12,7 @@ from bayesrl.lm.tokenization.tokenizer import Tokenizer
 
 MESSAGES = "messages"
 
-_HERE = "HERE-THE-ANSWER-GOES-ON "
+_MARK = "HERE-THE-ANSWER-GOES-ON "
 
 
 def is_conversation(value: Any) -> bool:
@@ -31,20 +31,20 @@ def render_prompt(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dic
     Under `prompt`, a last message of the assistant is what the model goes on with; under `messages` it is the answer,
     which is left out of the prompt and kept under `answer`, unless the record has one.
     """
-    told: Any = record.get("prompt")
+    messages: Any = record.get("prompt")
     answer = None
-    if not is_conversation(told):
+    if not is_conversation(messages):
         if "prompt" in record or not is_conversation(record.get(MESSAGES)):
             return None
-        told = record[MESSAGES]
-        if told[-1]["role"] == "assistant" and len(told) > 1:
-            told, answer = told[:-1], told[-1]
+        messages = record[MESSAGES]
+        if messages[-1]["role"] == "assistant" and len(messages) > 1:
+            messages, answer = messages[:-1], messages[-1]
     if tokenizer is None:
         raise LanguageModelError("a prompt is a conversation, and the model has no tokenizer with a chat template")
-    made = {**record, "prompt": render_conversation(tokenizer, told, record), MESSAGES: list(told)}
-    if answer is not None and "answer" not in made:
-        made["answer"] = [answer]
-    return made
+    rendered = {**record, "prompt": render_conversation(tokenizer, messages, record), MESSAGES: list(messages)}
+    if answer is not None and "answer" not in rendered:
+        rendered["answer"] = [answer]
+    return rendered
 
 
 def render_answer(record: Mapping[str, Any], answer: Any, tokenizer: Tokenizer) -> str:
@@ -73,7 +73,7 @@ def render_conversation(
         answered: whether the whole conversation is wanted.
     """
     record = record or {}
-    template = _chosen(tokenizer.config.get("chat_template"), bool(record.get("tools")))
+    template = _select_template(tokenizer.config.get("chat_template"), bool(record.get("tools")))
     names = [*tokenizer.special_map.items(), *tokenizer.config.items()]
     tokens = {
         key: token_text(value) for key, value in names if key.endswith("_token") and token_text(value) is not None
@@ -81,19 +81,19 @@ def render_conversation(
     tokens |= {f"{name}_token": tokenizer.core.id_to_token(index) for name, index in tokenizer.special.items()}
     # A key without a value would be written as "None" by templates that only ask whether it is there.
     messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    goes_on = messages[-1]["role"] == "assistant" and not answered
-    if goes_on:
-        messages[-1] = _marked(messages[-1])
-    told = {
+    continues = messages[-1]["role"] == "assistant" and not answered
+    if continues:
+        messages[-1] = _mark_end(messages[-1])
+    context = {
         **tokens,
         **(record.get("chat_template_kwargs") or {}),
         "messages": messages,
         "tools": record.get("tools"),
         "documents": record.get("documents"),
-        "add_generation_prompt": not answered and not goes_on,
+        "add_generation_prompt": not answered and not continues,
     }
     try:
-        text: str = _compiled(template).render(**told)
+        text: str = _compile_template(template).render(**context)
     except LanguageModelError:
         raise
     except Exception as error:  # whatever a template does
@@ -101,29 +101,31 @@ def render_conversation(
             f"the chat template cannot write a conversation of {len(messages)} messages: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if not goes_on:
+    if not continues:
         return text
-    place = text.rfind(_HERE.strip())
+    place = text.rfind(_MARK.strip())
     if place < 0:
         raise LanguageModelError("the chat template leaves the last message out, so that nothing can go on with it")
     # Where a template takes blanks from the end of a message, it took that of the mark.
-    return text[:place] if text[place:].startswith(_HERE) else text[:place].rstrip()
+    return text[:place] if text[place:].startswith(_MARK) else text[:place].rstrip()
 
 
-def _marked(message: Mapping[str, Any]) -> dict[str, Any]:
+def _mark_end(message: Mapping[str, Any]) -> dict[str, Any]:
     """Mark the end of what a message says, to find it again in the text of the conversation."""
-    said = message.get("content", "")
-    if isinstance(said, str):
-        return {**message, "content": said + _HERE}
-    blocks = [dict(block) if isinstance(block, Mapping) else block for block in said] if isinstance(said, list) else []
+    content = message.get("content", "")
+    if isinstance(content, str):
+        return {**message, "content": content + _MARK}
+    blocks = (
+        [dict(block) if isinstance(block, Mapping) else block for block in content] if isinstance(content, list) else []
+    )
     last = next((block for block in reversed(blocks) if isinstance(block, dict) and "text" in block), None)
     if last is None:
-        raise LanguageModelError(f"the last message says {said!r:.60}, which is no text that could be gone on with")
-    last["text"] = f"{last['text']}{_HERE}"
+        raise LanguageModelError(f"the last message says {content!r:.60}, which is no text that could be gone on with")
+    last["text"] = f"{last['text']}{_MARK}"
     return {**message, "content": blocks}
 
 
-def _chosen(template: Any, tools: bool) -> str:
+def _select_template(template: Any, tools: bool) -> str:
     """Find the template among those that a tokenizer has."""
     if isinstance(template, list):
         named = {one.get("name"): one.get("template") for one in template if isinstance(one, Mapping)}
@@ -137,7 +139,7 @@ def _chosen(template: Any, tools: bool) -> str:
 
 
 @lru_cache(maxsize=16)
-def _compiled(template: str) -> Any:
+def _compile_template(template: str) -> Any:
     """Compile a template, in a sandbox that lets it change nothing and reach nothing but what it is given."""
     try:
         from jinja2 import TemplateSyntaxError

@@ -21,12 +21,12 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        told = schemas.parsed(content)
+        value = schemas.parsed(content)
     except ValueError as error:
         raise LanguageModelError(f"cannot read {path}: {error}; it is damaged: copy it anew") from error
-    if not isinstance(told, dict):
-        raise LanguageModelError(f"{path} holds a {type(told).__name__}, not an object; it is damaged: copy it anew")
-    return told
+    if not isinstance(value, dict):
+        raise LanguageModelError(f"{path} holds a {type(value).__name__}, not an object; it is damaged: copy it anew")
+    return value
 
 
 def read_content(path: Path, most: int | None = None) -> bytes | None:
@@ -37,42 +37,42 @@ def read_content(path: Path, most: int | None = None) -> bytes | None:
         raise LanguageModelError(str(error)) from error
 
 
-def read_chat_template(path: Path, otherwise: Any) -> Any:
+def read_chat_template(path: Path, configured: Any) -> Any:
     """Read the chat template of a folder: a text, or a list of several by name; None where there is none.
 
     What has a file of its own comes before what tokenizer_config.json tells.
 
     Args:
         path: the folder.
-        otherwise: what tokenizer_config.json tells.
+        configured: what tokenizer_config.json tells.
     """
-    found: dict[str, Path] = {one.stem: one for one in sorted((path / MORE_TEMPLATES).glob("*.jinja"))}
+    files: dict[str, Path] = {one.stem: one for one in sorted((path / MORE_TEMPLATES).glob("*.jinja"))}
     if (path / TEMPLATE).is_file():
-        found = {"default": path / TEMPLATE, **found}
+        files = {"default": path / TEMPLATE, **files}
     try:
-        told = {name: (read_content(file) or b"").decode() for name, file in found.items()}
+        templates = {name: (read_content(file) or b"").decode() for name, file in files.items()}
     except ValueError as error:
         raise LanguageModelError(
             f"cannot read a chat template of {path}: {error}; it is damaged: copy it anew"
         ) from error
-    if "default" not in told:
-        plain = (
-            otherwise if otherwise is not None else (read_json_object(path / OLD_TEMPLATE) or {}).get("chat_template")
+    if "default" not in templates:
+        default = (
+            configured if configured is not None else (read_json_object(path / OLD_TEMPLATE) or {}).get("chat_template")
         )
-        if not told or isinstance(plain, list):
-            return plain
-        told |= {"default": plain} if isinstance(plain, str) else {}
-    if list(told) == ["default"]:
-        return told["default"]
-    return [{"name": name, "template": template} for name, template in told.items()]
+        if not templates or isinstance(default, list):
+            return default
+        templates |= {"default": default} if isinstance(default, str) else {}
+    if list(templates) == ["default"]:
+        return templates["default"]
+    return [{"name": name, "template": template} for name, template in templates.items()]
 
 
-def add_tokens(core: Any, told: Mapping[str, Any], path: Path) -> Any:
+def add_tokens(core: Any, config: Mapping[str, Any], path: Path) -> Any:
     """Add the tokens that tokenizer_config.json has beyond those of tokenizer.json, as transformers does.
 
     Folders of earlier versions list them in added_tokens.json instead.
     """
-    listed = told.get("added_tokens_decoder")
+    listed = config.get("added_tokens_decoder")
     file = path / TOKENIZER_CONFIG
     if listed is None:
         file = path / ADDED
@@ -89,8 +89,10 @@ def add_tokens(core: Any, told: Mapping[str, Any], path: Path) -> Any:
         content = token["content"]
         if core.token_to_id(content) is not None:
             continue
-        made = import_tokenizers().AddedToken(content, **{name: bool(token[name]) for name in flags if name in token})
-        (core.add_special_tokens if token.get("special") else core.add_tokens)([made])
+        token_made = import_tokenizers().AddedToken(
+            content, **{name: bool(token[name]) for name in flags if name in token}
+        )
+        (core.add_special_tokens if token.get("special") else core.add_tokens)([token_made])
         if core.token_to_id(content) != index:
             raise LanguageModelError(
                 f"{file} adds token {content!r} as id {index}, which after those of {TOKENIZER} "
@@ -101,10 +103,10 @@ def add_tokens(core: Any, told: Mapping[str, Any], path: Path) -> Any:
 
 def check_special_tokens(core: Any, named: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Refuse special tokens that are named and that the tokenizer does not have."""
-    for told, file in zip(named, (TOKENIZER_CONFIG, SPECIAL), strict=True):
-        tokens = [(f"{name}_token", told.get(f"{name}_token")) for name in ("eos", "pad", "bos")]
+    for settings, file in zip(named, (TOKENIZER_CONFIG, SPECIAL), strict=True):
+        tokens = [(f"{name}_token", settings.get(f"{name}_token")) for name in ("eos", "pad", "bos")]
         for name in ("additional_special_tokens", "extra_special_tokens"):
-            more = told.get(name)
+            more = settings.get(name)
             listed = list(more.values()) if isinstance(more, Mapping) else more if isinstance(more, list) else []
             tokens += [(f"one of {name}", one) for one in listed]
         for name, token in tokens:
@@ -120,14 +122,14 @@ def find_special_id(
     core: Any, name: str, named: Sequence[Mapping[str, Any]], numbered: Sequence[Mapping[str, Any]]
 ) -> int | None:
     """Find the id of a special token: by its name first, which is what the tokenizer itself goes by."""
-    for told in named:
-        token = told.get(f"{name}_token")
+    for settings in named:
+        token = settings.get(f"{name}_token")
         token = token_text(token)
         index = core.token_to_id(token) if isinstance(token, str) else None
         if index is not None:
             return index
-    for told in numbered:
-        index = told.get(f"{name}_token_id")
+    for settings in numbered:
+        index = settings.get(f"{name}_token_id")
         index = index[0] if isinstance(index, list) and index else index
         if isinstance(index, int) and has_token(core, index):
             return index
@@ -141,15 +143,15 @@ def read_eos_ids(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int]
         numbered: what the two files hold.
         path: the folder.
     """
-    for told, file in zip(numbered, (GENERATION, CONFIG), strict=True):
-        index = told.get("eos_token_id")
+    for settings, file in zip(numbered, (GENERATION, CONFIG), strict=True):
+        index = settings.get("eos_token_id")
         listed = index if isinstance(index, list) else [index]
-        if index is not None and not all(type(one) is int for one in listed):
+        if index is not None and not all(type(token_id) is int for token_id in listed):
             raise LanguageModelError(
                 f"{path / file} sets eos_token_id={index!r}; set the id of a token there, or a list of them"
             )
         if index is not None:
-            return [int(one) for one in listed if one is not None]
+            return [int(token_id) for token_id in listed if token_id is not None]
     return None
 
 
@@ -159,7 +161,7 @@ def token_text(token: Any) -> Any:
 
 
 def without_prefix_space(part: Any) -> Any:
-    """Give a normaliser or pre-tokeniser, as tokenizer.json has it, without the blank that it puts before a text."""
+    """Give a normalizer or pre-tokenizer, as tokenizer.json has it, without the blank that it puts before a text."""
     if not isinstance(part, dict):
         return part
     kind = part.get("type")

@@ -56,8 +56,8 @@ def byte_tokenizer() -> Tokenizer:
         [[65, 195, 169]]
     """
     tk = import_tokenizers()
-    core = tk.Tokenizer(tk.models.BPE(vocab={letter: byte for byte, letter in enumerate(_letters())}, merges=[]))
-    return _finished(core)
+    core = tk.Tokenizer(tk.models.BPE(vocab={letter: byte for byte, letter in enumerate(_byte_letters())}, merges=[]))
+    return _with_bytes(core)
 
 
 def _are_texts(value: Any) -> bool:
@@ -98,14 +98,14 @@ def train_bpe(texts: Annotated[Iterable[str], _ARE_TEXTS], vocab_size: Count) ->
     tk = import_tokenizers()
     core = tk.Tokenizer(tk.models.BPE())
     core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(_letters())
+    alphabet = sorted(_byte_letters())
     trainer = tk.trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
     with user_code("texts", LanguageModelError, "let them be an iterable of texts"):
         core.train_from_iterator((_text(one) for one in texts), trainer)
-    return _finished(core)
+    return _with_bytes(core)
 
 
-def _finished(core: Any) -> Tokenizer:
+def _with_bytes(core: Any) -> Tokenizer:
     """Add to a model of byte letters what turns bytes into them and back, and the special tokens."""
     tk = import_tokenizers()
     core.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -114,7 +114,7 @@ def _finished(core: Any) -> Tokenizer:
     return Tokenizer(core, eos=core.token_to_id(EOS), pad=core.token_to_id(PAD))
 
 
-def _letters() -> list[str]:
+def _byte_letters() -> list[str]:
     """Give the letter that stands for each byte: itself where it can be seen, else one from beyond the bytes."""
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     beyond = iter(range(0x100, 0x200))

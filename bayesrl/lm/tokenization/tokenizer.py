@@ -35,7 +35,7 @@ from bayesrl.lm.tokenization.files import (
 )
 from bayesrl.values import array_of
 
-_TRIED = 16
+_MAX_TRIES = 16
 """So many words are looked at, to see whether a decoder puts blanks between them."""
 
 
@@ -93,8 +93,8 @@ class Tokenizer:
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids of all tokens that end a text: those that generation_config.json or config.json names, and eos."""
-        told = self.generation.get("eos_token_id")
-        listed = told if isinstance(told, list) else [told]
+        configured = self.generation.get("eos_token_id")
+        listed = configured if isinstance(configured, list) else [configured]
         known = [int(index) for index in listed if index is not None and has_token(self.core, index)]
         return tuple(dict.fromkeys([*known, *([] if self.eos is None else [self.eos])]))
 
@@ -104,9 +104,9 @@ class Tokenizer:
 
         What `eos`, `pad` and `bos` are is no part of it.
         """
-        told = json.loads(self.core.to_str())
-        told = {key: value for key, value in told.items() if key not in ("version", "padding", "truncation")}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        settings = json.loads(self.core.to_str())
+        settings = {key: value for key, value in settings.items() if key not in ("version", "padding", "truncation")}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def encode(self, texts: Sequence[str], *, special: bool = True, continues: bool = False) -> list[list[int]]:
         """Give the token ids of each text.
@@ -124,19 +124,21 @@ class Tokenizer:
         """
         if isinstance(texts, str):
             raise LanguageModelError(f"encode got one text, {texts[:20]!r}; pass a list of texts")
-        told = list(texts)
+        batch = list(texts)
         try:
-            rows = (self._behind if continues else self._bare).encode_batch(told, add_special_tokens=special)
+            rows = (self._without_prefix_space if continues else self._plain_core).encode_batch(
+                batch, add_special_tokens=special
+            )
         except Exception as error:  # the library raises nothing more special
-            index, reason = self._uncoded(told, error)
+            index, reason = self._find_error(batch, error)
             raise LanguageModelError(
-                f"text {index} of {len(told)}, {told[index]!r:.60}, cannot be coded: {reason}; mend or leave it out"
+                f"text {index} of {len(batch)}, {batch[index]!r:.60}, cannot be coded: {reason}; mend or leave it out"
             ) from error
         # A text that a chat template rendered begins with the text of bos already.
         twice = [self.bos, self.bos] if special and self.bos is not None else None
         return [list(row.ids[1:] if row.ids[:2] == twice else row.ids) for row in rows]
 
-    def _uncoded(self, texts: list[str], error: Exception) -> tuple[int, str]:
+    def _find_error(self, texts: list[str], error: Exception) -> tuple[int, str]:
         """Find the first of several texts that cannot be coded, and say why."""
         for index, text in enumerate(texts):
             if not isinstance(text, str):
@@ -145,7 +147,7 @@ class Tokenizer:
             if half is not None:
                 return index, f"it holds {half!r}, which is half of a character"
             try:
-                self._bare.encode(text)
+                self._plain_core.encode(text)
             except Exception as own:  # noqa: BLE001
                 return index, str(own)
         return 0, str(error)
@@ -172,43 +174,43 @@ class Tokenizer:
         Raises:
             LanguageModelError: `rows` is a single row.
         """
-        given = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping) else [0]
-        told = [array_of(row) for row in given]
-        if any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in told):
+        batch = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping) else [0]
+        arrays = [array_of(row) for row in batch]
+        if any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in arrays):
             raise LanguageModelError("decode needs rows of token ids, [rows, length]; put a single row into a list")
-        if any(row.size and not 0 <= row.min() <= row.max() < 2**32 for row in told):
+        if any(row.size and not 0 <= row.min() <= row.max() < 2**32 for row in arrays):
             raise LanguageModelError("decode got an id that no token has; ids are whole numbers of 32 bits, from 0 on")
-        lists = [row.astype(int).tolist() for row in told]
+        lists = [row.astype(int).tolist() for row in arrays]
         if not continues or self._anchor is None:
-            return self._bare.decode_batch(lists, skip_special_tokens=skip_special)
+            return self._plain_core.decode_batch(lists, skip_special_tokens=skip_special)
         token, text = self._anchor
-        behind = self._bare.decode_batch([[token, *row] for row in lists], skip_special_tokens=skip_special)
-        return [whole[len(text) :] for whole in behind]
+        decoded = self._plain_core.decode_batch([[token, *row] for row in lists], skip_special_tokens=skip_special)
+        return [whole[len(text) :] for whole in decoded]
 
     @cached_property
     def _anchor(self) -> tuple[int, str] | None:
         """Give a word, and its text, that others may be decoded behind; None where a text's beginning loses nothing."""
-        added = self._bare.get_added_tokens_decoder()
-        pieces = sorted((index, piece) for piece, index in self._bare.get_vocab().items() if index not in added)
+        added = self._plain_core.get_added_tokens_decoder()
+        pieces = sorted((index, piece) for piece, index in self._plain_core.get_vocab().items() if index not in added)
         marked = [index for index, piece in pieces if piece.startswith("\u2581")]
         plain = [index for index, piece in pieces if piece.isalnum()]
         # Blanks belong to pieces that are marked by one; elsewhere a decoder may put them between words.
-        for word in [*marked[:1], *plain[:_TRIED]]:
-            once, twice = self._bare.decode_batch([[word], [word, word]])
+        for word in [*marked[:1], *plain[:_MAX_TRIES]]:
+            once, twice = self._plain_core.decode_batch([[word], [word, word]])
             if len(twice) > 2 * len(once) and twice.startswith(once):
                 return word, once
         return None
 
     @cached_property
-    def _behind(self) -> Any:
+    def _without_prefix_space(self) -> Any:
         """A copy of the core that puts no blank before a text."""
-        told = json.loads(self._bare.to_str())
+        settings = json.loads(self._plain_core.to_str())
         for part in ("normalizer", "pre_tokenizer"):
-            told[part] = without_prefix_space(told.get(part))
-        return import_tokenizers().Tokenizer.from_str(json.dumps(told))
+            settings[part] = without_prefix_space(settings.get(part))
+        return import_tokenizers().Tokenizer.from_str(json.dumps(settings))
 
     @cached_property
-    def _bare(self) -> Any:
+    def _plain_core(self) -> Any:
         """A copy of the core that neither pads nor truncates; the core itself belongs to whoever made it."""
         copy = import_tokenizers().Tokenizer.from_str(self.core.to_str())
         copy.no_padding()
@@ -222,7 +224,7 @@ class Tokenizer:
             LanguageModelError: the folder cannot be written.
         """
         path = Path(folder)
-        told: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             **self.config,
@@ -231,14 +233,14 @@ class Tokenizer:
         for name, index in self.special.items():
             key, token = f"{name}_token", self.core.id_to_token(index)
             # What says how it is cut out of a text stays beside its name.
-            told[key] = told[key] if token_text(told.get(key)) == token else token
+            settings[key] = settings[key] if token_text(settings.get(key)) == token else token
             if key in named and token_text(named[key]) != token:
                 named[key] = token
-        template = told.pop("chat_template") if isinstance(told.get("chat_template"), str) else None
+        template = settings.pop("chat_template") if isinstance(settings.get("chat_template"), str) else None
         files = {} if template is None else {TEMPLATE: template}
         files |= {
             TOKENIZER: self.core.to_str(pretty=True),
-            TOKENIZER_CONFIG: json.dumps(told, indent=1, ensure_ascii=False),
+            TOKENIZER_CONFIG: json.dumps(settings, indent=1, ensure_ascii=False),
         }
         files |= {SPECIAL: json.dumps(named, indent=1, ensure_ascii=False)} if named else {}
         try:
@@ -269,14 +271,14 @@ class Tokenizer:
                 tokens that it lacks, or adds tokens that cannot have the ids that are told.
         """
         path = Path(folder)
-        told = read_content(path / TOKENIZER)
-        if told is None:
+        content = read_content(path / TOKENIZER)
+        if content is None:
             raise LanguageModelError(
                 f"{path} has no {TOKENIZER}; load the tokenizer in transformers (a fast one) and save it there with "
                 "save_pretrained"
             )
         try:
-            core = import_tokenizers().Tokenizer.from_str(told.decode())
+            core = import_tokenizers().Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises nothing more special
             raise LanguageModelError(f"cannot read {path / TOKENIZER}: {error}; copy it anew") from error
         named = [read_json_object(path / name) or {} for name in (TOKENIZER_CONFIG, SPECIAL)]
@@ -288,8 +290,8 @@ class Tokenizer:
         config |= {} if template is None else {"chat_template": template}
         special = {name: find_special_id(core, name, named, numbered) for name in ("eos", "pad", "bos")}
         ends = read_eos_ids(numbered, path)
-        own = numbered[0].get("eos_token_id") is not None or ends is None or ends == [special["eos"]]
-        generation = numbered[0] if own else numbered[0] | {"eos_token_id": ends}
+        complete = numbered[0].get("eos_token_id") is not None or ends is None or ends == [special["eos"]]
+        generation = numbered[0] if complete else numbered[0] | {"eos_token_id": ends}
         return cls(core, **special, config=config, generation=generation, special_map=named[1])
 
 

@@ -185,7 +185,7 @@ class CausalLM(Transformer):
 
     @abc.abstractmethod
     def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
-        """Give the unnormalised log-probabilities of the next token, in float32 (in nats)."""
+        """Give the unnormalized log-probabilities of the next token, in float32 (in nats)."""
 
     def __call__(self, tokens: Int[Array, "n"]) -> Float[Array, "n vocab"]:
         """Give the logits after each of n tokens, without padding, [n, vocab]."""

@@ -66,7 +66,7 @@ class BertClassifier(Transformer):
         rows = config.max_length + config.first_position
         fresh = config.layout(0).init_norm
         blocks = [
-            TransformerBlock.init(own, config.layout(layer), scale=scale, written=scale, dtype=dtype)
+            TransformerBlock.init(own, config.layout(layer), scale=scale, output_scale=scale, dtype=dtype)
             for layer, own in enumerate(keys[5:])
         ]
         return cls(
@@ -113,7 +113,7 @@ class BertClassifier(Transformer):
             kinds: segment of each token, [n]; None is the first for all.
 
         Returns:
-            unnormalised log-probabilities of the classes, in float32, [labels].
+            unnormalized log-probabilities of the classes, in float32, [labels].
         """
         places = jnp.arange(tokens.shape[0])
         x = self.token(tokens)

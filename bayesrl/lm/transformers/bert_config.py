@@ -158,7 +158,7 @@ class BertConfig(Config):
         return self._layout(
             norm="layer",
             output_bias=self.attention_bias,
-            norms=PRE_NORMS if layer else PRE_NORMS[1:],  # what embeds is normalised already
+            norms=PRE_NORMS if layer else PRE_NORMS[1:],  # what embeds is normalized already
             joined="stacked",
             gated="joined",
             rope=self.local_rope if near and self.local_rope is not None else self.rope,
@@ -193,7 +193,7 @@ class BertConfig(Config):
 
     def to_json(self) -> dict[str, Any]:
         """Give what transformers reads as config.json."""
-        told: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "model_type": self.model_type,
             "architectures": [self.traits.architecture],
             "id2label": {str(index): name for index, name in enumerate(self.labels)},
@@ -201,16 +201,16 @@ class BertConfig(Config):
             "problem_type": self.problem,
         }
         names = _DISTIL if self.model_type == "distilbert" else COMMON_NAMES
-        told |= {key: getattr(self, name) for name, key in names.items()}
-        told["max_position_embeddings"] = self.max_length + self.first_position
+        settings |= {key: getattr(self, name) for name, key in names.items()}
+        settings["max_position_embeddings"] = self.max_length + self.first_position
         if self.traits.padded:
-            told["pad_token_id"] = self.pad
+            settings["pad_token_id"] = self.pad
         if self.traits.kinds:
-            told["type_vocab_size"] = self.token_types
+            settings["type_vocab_size"] = self.token_types
         if self.rope is not None and self.local_rope is not None:
-            told["hidden_activation"] = told.pop("hidden_act")
-            told |= {key: getattr(self, name) for name, key in _MODERN.items()}
-            told |= {
+            settings["hidden_activation"] = settings.pop("hidden_act")
+            settings |= {key: getattr(self, name) for name, key in _MODERN.items()}
+            settings |= {
                 "local_attention": 2 * (self.window - 1),
                 "layer_types": layer_types(self.windowed, self.depth),
                 "classifier_pooling": "mean" if self.mean else "cls",
@@ -223,8 +223,8 @@ class BertConfig(Config):
                 "local_rope_theta": self.local_rope.theta,
             }
         elif self.model_type != "distilbert":
-            told["layer_norm_eps"] = self.epsilon
-        return told
+            settings["layer_norm_eps"] = self.epsilon
+        return settings
 
 
 _DISTIL = {
@@ -246,13 +246,13 @@ _MODERN = {
 
 def _modern(json: Mapping[str, Any], depth: int) -> dict[str, Any]:
     """Read what only ModernBERT has."""
-    told = json.get("rope_parameters") or {}
-    if not isinstance(told, Mapping) or (told and not {FULL, SLIDING} & set(told)):
+    settings = json.get("rope_parameters") or {}
+    if not isinstance(settings, Mapping) or (settings and not {FULL, SLIDING} & set(settings)):
         refuse(json, "rope_parameters", {FULL: {}, SLIDING: {}})
-    if not told:
+    if not settings:
         refuse(json, "rope_scaling", {}, {"rope_type": "default"}, {"type": "default"})
     ropes = [
-        Rope.from_json({}, told={"rope_theta": optional(json, name, theta), **(told.get(kind) or {})})
+        Rope.from_json({}, parameters={"rope_theta": optional(json, name, theta), **(settings.get(kind) or {})})
         for kind, name, theta in ((FULL, "global_rope_theta", 160000.0), (SLIDING, "local_rope_theta", 10000.0))
     ]
     near, period = json["local_attention"], json["global_attn_every_n_layers"]
@@ -284,11 +284,15 @@ def _labels(json: Mapping[str, Any]) -> tuple[str, ...]:
     names = json.get("id2label")
     if names is None:
         names = {place: f"LABEL_{place}" for place in range(int(count) if is_count(count, least=1) else 2)}
-    given = {str(place): name for place, name in names.items()} if isinstance(names, Mapping) else {}
-    places = [str(place) for place in range(len(given))]
-    if not given or set(given) != set(places) or not all(isinstance(name, str) for name in given.values()):
+    names_by_index = {str(place): name for place, name in names.items()} if isinstance(names, Mapping) else {}
+    places = [str(place) for place in range(len(names_by_index))]
+    if (
+        not names_by_index
+        or set(names_by_index) != set(places)
+        or not all(isinstance(name, str) for name in names_by_index.values())
+    ):
         raise LanguageModelError(
             f"config.json of a {json['model_type']!r} model sets id2label={names!r}; it must name the classes by their "
             'places: {"0": "bad", "1": "good"}'
         )
-    return tuple(given[place] for place in places)
+    return tuple(names_by_index[place] for place in places)

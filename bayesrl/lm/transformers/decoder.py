@@ -78,9 +78,9 @@ class Decoder(CausalLM):
         keys = jax.random.split(key, config.depth + first)
         scale = config.initializer_range
         make = {"scale": scale, "dtype": dtype}
-        written = scale / (2 * config.depth) ** 0.5
+        output_scale = scale / (2 * config.depth) ** 0.5
         blocks = [
-            TransformerBlock.init(own, config.layout(layer), scale=scale, written=written, dtype=dtype)
+            TransformerBlock.init(own, config.layout(layer), scale=scale, output_scale=output_scale, dtype=dtype)
             for layer, own in enumerate(keys[first:])
         ]
         table = Embedding.init(keys[1], config.max_length, config.width, **make) if first == 3 else None
@@ -104,22 +104,22 @@ class Decoder(CausalLM):
         self, tokens: Int[Array, "n"], mask: Bool[Array, "n"], cache: Cache
     ) -> tuple[Float[Array, "n width"], Cache]:
         """Feed n tokens; see `CausalLM.extend`."""
-        where = allocate_slots(mask, cache)
+        slots = allocate_slots(mask, cache)
         x = self.token(tokens)
         if self.config.embedding_scale != 1:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         if self.position is not None:
-            x = x + self.position(where.positions)
+            x = x + self.position(slots.positions)
         # A cache that a window covers needs no mask of its own.
         inputs = attention_inputs(
-            self.blocks, where.positions, lambda window: where.within(window if window < cache.capacity else 0)
+            self.blocks, slots.positions, lambda window: slots.visible_within(window if window < cache.capacity else 0)
         )
         keys, values = [], []
         for layer, block in enumerate(self.blocks):
             x, key, value = block(x, inputs[block.layout.window, block.layout.rope], cache, layer)
             keys.append(key)
             values.append(value)
-        return self.norm(x), where.after(cache, keys, values)
+        return self.norm(x), slots.updated_cache(cache, keys, values)
 
     def logits(self, hidden: Float[Array, "*n width"]) -> Float[Array, "*n vocab"]:
         """Give the logits in float32; see `CausalLM.logits`."""

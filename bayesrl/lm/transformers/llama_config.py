@@ -36,7 +36,7 @@ class DecoderTraits(NamedTuple):
         architecture: the name of the class in transformers.
         norm: kind of the norms.
         norms: where they stand in a block.
-        query_key_norm: how queries and keys are normalised.
+        query_key_norm: how queries and keys are normalized.
         joined: whether one matrix gives queries, keys and values; see `Layout`.
         gated: how the feed-forward layer is gated.
         scaled: whether embedded tokens are multiplied by √width.
@@ -108,7 +108,7 @@ class LlamaConfig(DecoderConfig):
         attention_bias: whether queries, keys and values have a bias.
         output_bias: whether what attention writes has one.
         feeding_bias: whether the feed-forward layer has one.
-        query_key_norm: whether queries and keys are normalised.
+        query_key_norm: whether queries and keys are normalized.
         parallel: whether attention and feeding read the residual stream before either has written to it.
         query_scale: scores are divided by its root; 0 is `head_dim`.
         score_cap: bound of the scores; 0 is none.
@@ -249,7 +249,7 @@ class LlamaConfig(DecoderConfig):
 
     def to_json(self) -> dict[str, Any]:
         """Give what transformers reads as config.json."""
-        told = {
+        settings = {
             "model_type": self.model_type,
             "architectures": [self.traits.architecture],
             **{key: getattr(self, name) for name, key in COMMON_NAMES.items()},
@@ -259,30 +259,30 @@ class LlamaConfig(DecoderConfig):
             "tie_word_embeddings": self.tied,
             **self.rope.to_json(),
         }
-        told |= {name: value(self) for name, (families, value) in _OWN.items() if self.model_type in families}
-        return _renamed(told, self)
+        settings |= {name: value(self) for name, (families, value) in _OWN.items() if self.model_type in families}
+        return _with_family_names(settings, self)
 
 
-def _renamed(told: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
+def _with_family_names(settings: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
     """Put settings under the names that a family has for them."""
     family, rope = config.model_type, config.rope
     if family == "gpt_neox":
         for name in ("num_key_value_heads", "head_dim"):
-            del told[name]
-        told["layer_norm_eps"] = told.pop("rms_norm_eps")
-        told |= {"rotary_pct": rope.share, "rotary_emb_base": rope.theta}
+            del settings[name]
+        settings["layer_norm_eps"] = settings.pop("rms_norm_eps")
+        settings |= {"rotary_pct": rope.share, "rotary_emb_base": rope.theta}
     elif "head_dim" not in DEFAULTS[family] and config.head_dim * config.heads == config.width:
-        del told["head_dim"]  # it follows, and files have null for it, or nothing
+        del settings["head_dim"]  # it follows, and files have null for it, or nothing
     if family in _LATER:
-        told["hidden_activation"] = told.pop("hidden_act")
+        settings["hidden_activation"] = settings.pop("hidden_act")
     if config.local_rope is not None:
         parameters = {FULL: rope, SLIDING: config.local_rope}
-        told["rope_parameters"] = {kind: one.to_json()["rope_parameters"] for kind, one in parameters.items()}
-        told["rope_local_base_freq"] = config.local_rope.theta
+        settings["rope_parameters"] = {kind: one.to_json()["rope_parameters"] for kind, one in parameters.items()}
+        settings["rope_local_base_freq"] = config.local_rope.theta
     if rope.kind == "longrope":
-        told["original_max_position_embeddings"] = rope.original
-        told["max_position_embeddings"] = round(rope.original * rope.factor)
-    return told
+        settings["original_max_position_embeddings"] = rope.original
+        settings["max_position_embeddings"] = round(rope.original * rope.factor)
+    return settings
 
 
 _LATER, _QWEN = ("gemma2", "gemma3_text"), ("qwen2", "qwen3")
@@ -319,20 +319,20 @@ _OWN: Mapping[str, tuple[tuple[str, ...], Callable[[LlamaConfig], Any]]] = Mappi
 
 def _ropes(json: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
     """Read how positions turn, and how in layers with a window where that is told apart."""
-    told = json.get("rope_parameters")
-    by_kind = isinstance(told, Mapping) and (FULL in told or SLIDING in told)
-    if json["model_type"] == "gemma3_text" and told and not by_kind:
+    settings = json.get("rope_parameters")
+    by_kind = isinstance(settings, Mapping) and (FULL in settings or SLIDING in settings)
+    if json["model_type"] == "gemma3_text" and settings and not by_kind:
         raise LanguageModelError(
-            f"config.json of a 'gemma3_text' model sets rope_parameters={told!r:.200}, and transformers reads nothing "
-            f"there but what stands under {FULL!r} and {SLIDING!r}; put the parameters of each kind of layer there"
+            f"config.json of a 'gemma3_text' model sets rope_parameters={settings!r:.200}, and transformers reads "
+            f"only what stands there under {FULL!r} and {SLIDING!r}; put the parameters of each kind of layer there"
         )
     if json["model_type"] == "gemma3_text" or by_kind:
-        kinds = told if isinstance(told, Mapping) and by_kind else {}
+        kinds = settings if isinstance(settings, Mapping) and by_kind else {}
         whole = kinds.get(FULL) or json.get("rope_scaling") or {}
         local = {"rope_theta": json.get("rope_local_base_freq") or 10000.0, **(kinds.get(SLIDING) or {})}
-        return Rope.from_json(json, told=whole, theta=1e6), Rope.from_json({}, told=local)
+        return Rope.from_json(json, parameters=whole, theta=1e6), Rope.from_json({}, parameters=local)
     if json["model_type"] == "gpt_neox":
-        if told:
+        if settings:
             return Rope.from_json(json, theta=json.get("rotary_emb_base") or 10000.0, share=json["rotary_pct"]), None
         theta = consistent(json, "rotary_emb_base", "rope_theta", 10000)
         return Rope.from_json(

@@ -199,7 +199,7 @@ def test_float16_is_read_as_float32(folder: Path) -> None:
         (lambda arrays: arrays.pop("transformer.h.1.ln_1.bias"), "has no transformer.h.1.ln_1.bias for a gpt2 model"),
         (
             lambda arrays: arrays.update({"wte.weight": arrays.pop("transformer.wte.weight").astype(jnp.int8)}),
-            "holds wte.weight as int8; quantised weights are not read",
+            "holds wte.weight as int8; quantized weights are not read",
         ),
         (lambda arrays: arrays.update(score=jnp.ones(2)), "has score too many"),
         (

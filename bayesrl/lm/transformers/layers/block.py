@@ -36,7 +36,7 @@ class Layout:
         norms: where they stand: before or after attention and feeding.
         norm_of_sums: whether those that stand after are of the residual stream, as BERT has them, not of what is added.
         norm_bias: whether norms of kind "layer" have a bias.
-        query_key_norm: "head", where each query and key is normalised; "whole", all heads of them at once; or "".
+        query_key_norm: "head", where each query and key is normalized; "whole", all heads of them at once; or "".
         joined: whether one matrix gives queries, keys and values: "", "stacked" one after another, or "by_head".
         gated: "", "apart" from what it gates, or "joined" with it in one matrix.
         attention_bias: whether queries, keys and values have a bias.
@@ -104,11 +104,11 @@ class AttentionInputs(NamedTuple):
 
     Args:
         visible: which slots each token sees, [n, sight].
-        turn: None where positions do not turn.
+        rotation: None where positions do not turn.
     """
 
     visible: Bool[Array, "n sight"]
-    turn: Rotation | None
+    rotation: Rotation | None
 
 
 def attention_inputs(
@@ -123,7 +123,7 @@ def attention_inputs(
     """
     kinds = {(block.layout.window, block.layout.rope): block.layout.head_dim for block in blocks}
     return {
-        (window, rope): AttentionInputs(visible(window), None if rope is None else rope.turn(positions, head_dim))
+        (window, rope): AttentionInputs(visible(window), None if rope is None else rope.rotation(positions, head_dim))
         for (window, rope), head_dim in kinds.items()
     }
 
@@ -154,25 +154,31 @@ class TransformerBlock(eqx.Module):
     after_feeding: Norm | None
 
     @classmethod
-    def init(cls, key: PRNGKey, layout: Layout, *, scale: float, written: float, dtype: Any) -> "TransformerBlock":
+    def init(cls, key: PRNGKey, layout: Layout, *, scale: float, output_scale: float, dtype: Any) -> "TransformerBlock":
         """Draw the weights; the key is consumed.
 
         Args:
             key: consumed.
             layout: the shape.
             scale: standard deviation of the weights.
-            written: of those that write to the residual stream.
+            output_scale: of those that write to the residual stream.
             dtype: of all weights.
         """
         shapes = list(layout.linears())
         keys = jax.random.split(key, len(shapes) + (layout.experts > 0))
         parts: dict[str, Any] = dict.fromkeys(cls.__dataclass_fields__)
         for own, (name, width, out, bias) in zip(keys, shapes, strict=False):
-            size = written if name in ("output", "narrow") else scale
+            size = output_scale if name in ("output", "narrow") else scale
             parts[name] = Linear.init(own, width, out, scale=size, bias=bias, dtype=dtype)
         if layout.experts:
             parts["experts"] = Experts.init(
-                keys[-1], layout.experts, layout.width, layout.inner, scale=scale, written=written, dtype=dtype
+                keys[-1],
+                layout.experts,
+                layout.width,
+                layout.inner,
+                scale=scale,
+                output_scale=output_scale,
+                dtype=dtype,
             )
         for name in layout.norms:
             parts[name] = layout.init_norm(layout.width, dtype)
@@ -186,27 +192,27 @@ class TransformerBlock(eqx.Module):
         self, x: Float[Array, "n width"], sight: AttentionInputs, cache: Cache | None = None, layer: int = 0
     ) -> tuple[Float[Array, "n width"], Array, Array]:
         """Give the residual stream after the block, and the layer's keys and values."""
-        out, keys, values = self._attended(_by(self.before_attention, x), sight, cache, layer)
+        out, keys, values = self._attend(_apply(self.before_attention, x), sight, cache, layer)
         if self.layout.norm_of_sums:
-            x = _by(self.after_attention, x + out)
-            return _by(self.after_feeding, x + self._fed(x)), keys, values
-        out = _by(self.after_attention, out)
+            x = _apply(self.after_attention, x + out)
+            return _apply(self.after_feeding, x + self._feed(x)), keys, values
+        out = _apply(self.after_attention, out)
         if self.layout.parallel:
-            return x + out + _by(self.after_feeding, self._fed(_by(self.before_feeding, x))), keys, values
+            return x + out + _apply(self.after_feeding, self._feed(_apply(self.before_feeding, x))), keys, values
         x = x + out
-        return x + _by(self.after_feeding, self._fed(_by(self.before_feeding, x))), keys, values
+        return x + _apply(self.after_feeding, self._feed(_apply(self.before_feeding, x))), keys, values
 
-    def _attended(
+    def _attend(
         self, x: Float[Array, "n width"], sight: AttentionInputs, cache: Cache | None, layer: int
     ) -> tuple[Float[Array, "n width"], Array, Array]:
         layout = self.layout
-        query, key, value = self._projected(x)
-        if sight.turn is not None:
-            query, key = apply_rotary(query, sight.turn), apply_rotary(key, sight.turn)
+        query, key, value = self._project(x)
+        if sight.rotation is not None:
+            query, key = apply_rotary(query, sight.rotation), apply_rotary(key, sight.rotation)
         out, keys, values = attend(query, key, value, sight.visible, cache, layer, scale=layout.scale, cap=layout.cap)
         return self.output(out), keys, values
 
-    def _projected(self, x: Float[Array, "n width"]) -> tuple[Array, Array, Array]:
+    def _project(self, x: Float[Array, "n width"]) -> tuple[Array, Array, Array]:
         """Give queries, keys and values, [n, heads, head_dim]."""
         layout, n = self.layout, x.shape[0]
         if self.mix is not None:
@@ -217,25 +223,25 @@ class TransformerBlock(eqx.Module):
             mixed = mixed.reshape(n, -1, layout.head_dim)
             query, key, value = jnp.split(mixed, [layout.heads, layout.heads + layout.kv_heads], axis=1)
             return query, key, value
-        query, key, value = _by(self.query, x), _by(self.key, x), _by(self.value, x)
+        query, key, value = _apply(self.query, x), _apply(self.key, x), _apply(self.value, x)
         if layout.query_key_norm == "whole":
-            query, key = _by(self.query_norm, query), _by(self.key_norm, key)
+            query, key = _apply(self.query_norm, query), _apply(self.key_norm, key)
         query, key, value = (part.reshape(n, -1, layout.head_dim) for part in (query, key, value))
         if layout.query_key_norm == "head":
-            query, key = _by(self.query_norm, query), _by(self.key_norm, key)
+            query, key = _apply(self.query_norm, query), _apply(self.key_norm, key)
         return query, key, value
 
-    def _fed(self, x: Float[Array, "n width"]) -> Float[Array, "n width"]:
+    def _feed(self, x: Float[Array, "n width"]) -> Float[Array, "n width"]:
         act = find_activation(self.layout.activation)
         if self.experts is not None:
             return self.experts(x, act, self.layout.chosen)
-        wide = _by(self.widen, x)
+        wide = _apply(self.widen, x)
         if self.layout.gated == "joined":
             first, second = jnp.split(wide, 2, axis=-1)
-            return _by(self.narrow, act(first) * second)
-        return _by(self.narrow, act(wide) if self.gate is None else act(self.gate(x)) * wide)
+            return _apply(self.narrow, act(first) * second)
+        return _apply(self.narrow, act(wide) if self.gate is None else act(self.gate(x)) * wide)
 
 
-def _by(part: Norm | Linear | None, x: Array) -> Array:
+def _apply(part: Norm | Linear | None, x: Array) -> Array:
     """Send x through a part that a block may lack."""
     return x if part is None else part(x)

@@ -41,7 +41,7 @@ class Experts(eqx.Module):
 
     @classmethod
     def init(
-        cls, key: PRNGKey, count: int, width: int, inner: int, *, scale: float, written: float, dtype: Any
+        cls, key: PRNGKey, count: int, width: int, inner: int, *, scale: float, output_scale: float, dtype: Any
     ) -> "Experts":
         """Draw the weights; the key is consumed."""
         first, *keys = jax.random.split(key, 1 + 3 * count)
@@ -50,7 +50,7 @@ class Experts(eqx.Module):
             Expert(
                 gate=Linear.init(one, width, inner, scale=scale, **plain),
                 widen=Linear.init(two, width, inner, scale=scale, **plain),
-                narrow=Linear.init(three, inner, width, scale=written, **plain),
+                narrow=Linear.init(three, inner, width, scale=output_scale, **plain),
             )
             for one, two, three in zip(*[iter(keys)] * 3, strict=True)
         )

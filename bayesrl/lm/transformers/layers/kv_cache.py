@@ -70,7 +70,7 @@ class TokenSlots(NamedTuple):
         positions: place among the real tokens, [n]; 0 for padding before them.
         visible: which slots each token sees, [n, slots in sight].
         mask: `Cache.mask` with the new tokens, [capacity].
-        counted: `Cache.count` with the new tokens.
+        count: `Cache.count` with the new tokens.
 
     Padding has the place of the real token before it, which nothing looks at.
     """
@@ -78,18 +78,18 @@ class TokenSlots(NamedTuple):
     positions: Int[Array, "n"]
     visible: Bool[Array, "n sight"]
     mask: Bool[Array, "capacity"]
-    counted: Int[Array, ""]
+    num_tokens: Int[Array, ""]
 
-    def within(self, window: int) -> Bool[Array, "n sight"]:
+    def visible_within(self, window: int) -> Bool[Array, "n sight"]:
         """Tell which slots each token sees if only `window` tokens are near enough, itself included; 0 sees all."""
         if window == 0:
             return self.visible
         places = jnp.cumsum(self.mask[: self.visible.shape[1]], dtype=jnp.int32) - 1
         return self.visible & (self.positions[:, None] - places[None, :] < window)
 
-    def after(self, cache: Cache, keys: Sequence[Array], values: Sequence[Array]) -> Cache:
+    def updated_cache(self, cache: Cache, keys: Sequence[Array], values: Sequence[Array]) -> Cache:
         """Give the cache with the new tokens in it, from the keys and values of each layer."""
-        return Cache(tuple(keys), tuple(values), self.mask, cache.length + self.visible.shape[0], self.counted)
+        return Cache(tuple(keys), tuple(values), self.mask, cache.length + self.visible.shape[0], self.num_tokens)
 
 
 def allocate_slots(mask: Bool[Array, "n"], cache: Cache) -> TokenSlots:
@@ -119,7 +119,7 @@ def write_slots(
     return lax.dynamic_update_slice_in_dim(slots, new, start, 0)
 
 
-def _look(
+def _attend_one(
     query: Float[Array, "heads head_dim"],
     keys: Float[Array, "sight kv_heads head_dim"],
     values: Float[Array, "sight kv_heads head_dim"],
@@ -135,7 +135,7 @@ def _look(
     return (weights[..., None] * values[:, :, None].astype(wide)).sum(0).astype(query.dtype).reshape(1, -1)
 
 
-def _look_capped(
+def _attend_capped(
     query: Float[Array, "n heads head_dim"],
     keys: Float[Array, "sight kv_heads head_dim"],
     values: Float[Array, "sight kv_heads head_dim"],
@@ -206,9 +206,9 @@ def attend(
     seen = (key, value) if sight == key.shape[0] else (keys[:sight], values[:sight])
     scale = scale or 1 / math.sqrt(query.shape[-1])
     if query.shape[0] == 1 and sight > 1:
-        return _look(query[0], *seen, visible[0], scale, cap), keys, values
+        return _attend_one(query[0], *seen, visible[0], scale, cap), keys, values
     if cap:
-        return _look_capped(query, *seen, visible, scale, cap), keys, values
+        return _attend_capped(query, *seen, visible, scale, cap), keys, values
     # Masked scores are replaced by a large negative number, not by -inf: rows that see nothing stay finite.
     out = jax.nn.dot_product_attention(query, *seen, mask=visible[None], scale=scale)
     return out.reshape(query.shape[0], -1), keys, values

@@ -187,10 +187,10 @@ class LayerNorm(eqx.Module):
         return cls(jnp.ones(width, dtype), jnp.zeros(width, dtype) if bias else None, epsilon)
 
     def __call__(self, x: Float[Array, "*n width"]) -> Float[Array, "*n width"]:
-        """Normalise the last axis."""
+        """Normalize the last axis."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        centred = wide - wide.mean(-1, keepdims=True)
-        scaled = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.epsilon) * self.weight
+        centered = wide - wide.mean(-1, keepdims=True)
+        scaled = centered * jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + self.epsilon) * self.weight
         return (scaled if self.bias is None else scaled + self.bias).astype(x.dtype)
 
 
@@ -213,7 +213,7 @@ class RMSNorm(eqx.Module):
         return cls(jnp.full(width, 1.0 - offset, dtype), epsilon, offset)
 
     def __call__(self, x: Float[Array, "*n width"]) -> Float[Array, "*n width"]:
-        """Normalise the last axis."""
+        """Normalize the last axis."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         scaled = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.epsilon)
         if self.offset:

@@ -99,7 +99,7 @@ class Rope:
         first, last = max(first, 0), min(last, turning - 1)
         return (np.arange(turning // 2) - first) / ((last - first) or 0.001)
 
-    def turn(self, positions: Int[Array, "n"], head_dim: int) -> Rotation:
+    def rotation(self, positions: Int[Array, "n"], head_dim: int) -> Rotation:
         """Give the turns of n positions, in float32 at least."""
         turns = jnp.asarray(self.frequencies(head_dim), jnp.float32)
         angles = (positions[:, None].astype(turns.dtype) * turns)[:, None]
@@ -112,7 +112,7 @@ class Rope:
         cls,
         json: Mapping[str, Any],
         *,
-        told: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] | None = None,
         theta: float = 10000.0,
         share: float = 1.0,
     ) -> "Rope":
@@ -120,27 +120,27 @@ class Rope:
 
         Args:
             json: config.json.
-            told: the parameters of a kind of layer, where each has its own.
+            parameters: the parameters of a kind of layer, where each has its own.
             theta: the base where none is told.
             share: of the coordinates that turn where none is told.
         """
-        if told is None:
-            told = json.get("rope_parameters") or json.get("rope_scaling") or {}
-        if not isinstance(told, Mapping):
+        if parameters is None:
+            parameters = json.get("rope_parameters") or json.get("rope_scaling") or {}
+        if not isinstance(parameters, Mapping):
             raise LanguageModelError(
-                f"config.json sets rope_scaling={told!r}; it must be null, or name a rope_type with its factor"
+                f"config.json sets rope_scaling={parameters!r}; it must be null, or name a rope_type with its factor"
             )
-        kind = told.get("rope_type") or told.get("type") or "default"
+        kind = parameters.get("rope_type") or parameters.get("type") or "default"
         kind = {"su": "longrope"}.get(kind, kind)
         if kind not in KINDS:
             raise LanguageModelError(
                 f"config.json asks for rotary positions of type {kind!r}; bayesrl knows {', '.join(KINDS)}: "
                 "choose another model"
             )
-        theta = _positive("rope_theta", told.get("rope_theta") or optional(json, "rope_theta", theta))
+        theta = _positive("rope_theta", parameters.get("rope_theta") or optional(json, "rope_theta", theta))
         share = _positive(
             "partial_rotary_factor",
-            told.get("partial_rotary_factor") or optional(json, "partial_rotary_factor", share),
+            parameters.get("partial_rotary_factor") or optional(json, "partial_rotary_factor", share),
         )
         if share > 1:
             raise LanguageModelError(f"config.json sets partial_rotary_factor={share!r}; use a share of at most 1")
@@ -148,7 +148,7 @@ class Rope:
         if kind == "default":
             return cls(**plain)
         try:
-            return cls(**plain, kind=kind, **_stretch(kind, told, json))
+            return cls(**plain, kind=kind, **_stretch(kind, parameters, json))
         except KeyError as error:
             raise LanguageModelError(
                 f"config.json asks for {kind!r} rotary positions without {error.args[0]!r}; it is damaged: "
@@ -157,46 +157,50 @@ class Rope:
 
     def to_json(self) -> dict[str, Any]:
         """Give the settings in the words of old and new versions of transformers."""
-        told: dict[str, Any] = {"rope_type": self.kind}
+        settings: dict[str, Any] = {"rope_type": self.kind}
         if self.kind != "default":
-            told["factor"] = self.factor
+            settings["factor"] = self.factor
         if self.kind in ("llama3", "yarn", "longrope"):
-            told["original_max_position_embeddings"] = self.original
+            settings["original_max_position_embeddings"] = self.original
         if self.kind == "llama3":
-            told |= {"low_freq_factor": self.low, "high_freq_factor": self.high}
+            settings |= {"low_freq_factor": self.low, "high_freq_factor": self.high}
         if self.kind == "yarn":
-            told |= {"beta_slow": self.low, "beta_fast": self.high, "truncate": self.truncate}
+            settings |= {"beta_slow": self.low, "beta_fast": self.high, "truncate": self.truncate}
         if self.kind == "longrope":
-            told |= {"short_factor": list(self.short), "long_factor": list(self.long)}
+            settings |= {"short_factor": list(self.short), "long_factor": list(self.long)}
         if self.kind in ("yarn", "longrope"):
-            told["attention_factor"] = self.sharpness
+            settings["attention_factor"] = self.sharpness
         partial = {} if self.share == 1 else {"partial_rotary_factor": self.share}
         return {
             "rope_theta": self.theta,
-            "rope_scaling": None if self.kind == "default" else told,
-            "rope_parameters": {"rope_theta": self.theta, **told, **partial},
+            "rope_scaling": None if self.kind == "default" else settings,
+            "rope_parameters": {"rope_theta": self.theta, **settings, **partial},
             **partial,
         }
 
 
-def _stretch(kind: str, told: Mapping[str, Any], json: Mapping[str, Any]) -> dict[str, Any]:
+def _stretch(kind: str, params: Mapping[str, Any], json: Mapping[str, Any]) -> dict[str, Any]:
     """Read what belongs to one kind of stretch; KeyError where it is not told."""
     if kind in ("linear", "dynamic"):
-        return {"factor": _positive("factor", told["factor"])}
+        return {"factor": _positive("factor", params["factor"])}
     length = json.get("max_position_embeddings")
     # A length beside the parameters is the one that counts, as Phi-3 has it.
-    around = json.get("original_max_position_embeddings") or told.get("original_max_position_embeddings") or length
-    original = int(_positive("original_max_position_embeddings", around))
+    base = json.get("original_max_position_embeddings") or params.get("original_max_position_embeddings") or length
+    original = int(_positive("original_max_position_embeddings", base))
     if kind == "llama3":
-        factor, low, high = (_positive(name, told[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+        factor, low, high = (
+            _positive(name, params[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")
+        )
         return {"factor": factor, "low": low, "high": high, "original": original}
-    ratio = _positive("max_position_embeddings", length) / original if told.get("factor") is None else told["factor"]
+    ratio = (
+        _positive("max_position_embeddings", length) / original if params.get("factor") is None else params["factor"]
+    )
     factor = _positive("factor", ratio)
-    sharpness = told.get("attention_factor")
+    sharpness = params.get("attention_factor")
     if kind == "longrope":
         if sharpness is None:
             sharpness = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-        short, long = (tuple(_positive(name, one) for one in told[name]) for name in ("short_factor", "long_factor"))
+        short, long = (tuple(_positive(name, one) for one in params[name]) for name in ("short_factor", "long_factor"))
         _log.warning(
             "config.json asks for longrope, whose turns change where a text outgrows %d tokens; texts are kept within "
             "them, that one density scores every part of a text",
@@ -207,14 +211,14 @@ def _stretch(kind: str, told: Mapping[str, Any], json: Mapping[str, Any]) -> dic
             "sharpness": _positive("attention_factor", sharpness),
         }  # fmt: skip
     if sharpness is None:
-        scales = [told.get(name) for name in ("mscale", "mscale_all_dim")]
+        scales = [params.get(name) for name in ("mscale", "mscale_all_dim")]
         above, below = (_positive("mscale", scale) for scale in scales) if all(scales) else (1.0, 0.0)
         sharpness = _sharpness(factor, above) / _sharpness(factor, below)
     return {
         "factor": factor, "original": original, "sharpness": _positive("attention_factor", sharpness),
-        "low": _positive("beta_slow", told.get("beta_slow") or 1.0),
-        "high": _positive("beta_fast", told.get("beta_fast") or 32.0),
-        "truncate": bool(optional(told, "truncate", True)),
+        "low": _positive("beta_slow", params.get("beta_slow") or 1.0),
+        "high": _positive("beta_fast", params.get("beta_fast") or 32.0),
+        "truncate": bool(optional(params, "truncate", True)),
     }  # fmt: skip
 
 
@@ -228,13 +232,13 @@ def _positive(name: str, value: Any) -> float:
     return float(value)
 
 
-def apply_rotary(x: Float[Array, "n heads head_dim"], turn: Rotation) -> Float[Array, "n heads head_dim"]:
+def apply_rotary(x: Float[Array, "n heads head_dim"], rotation: Rotation) -> Float[Array, "n heads head_dim"]:
     """Rotation each pair (x_i, x_{i + half}) by its angle, in float32; coordinates beyond the pairs stay as they are.
 
     References:
         Su et al. (2021), "RoFormer", equation 34, with the pairs laid out in halves as Llama's checkpoints have them.
     """
-    half = turn.cosine.shape[-1]
-    first, second, rest = jnp.split(x.astype(turn.cosine.dtype), [half, 2 * half], axis=-1)
-    turned = [first * turn.cosine - second * turn.sine, second * turn.cosine + first * turn.sine]
+    half = rotation.cosine.shape[-1]
+    first, second, rest = jnp.split(x.astype(rotation.cosine.dtype), [half, 2 * half], axis=-1)
+    turned = [first * rotation.cosine - second * rotation.sine, second * rotation.cosine + first * rotation.sine]
     return jnp.concatenate([*turned, rest] if rest.shape[-1] else turned, -1).astype(x.dtype)
