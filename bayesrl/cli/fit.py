@@ -148,7 +148,7 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
     with activity("diagnosing"):
         facts = collect_run(folder, posterior, problem, held_out=held_out)
     with activity("drawing the pictures"):
-        drawn = save_figures(folder, posterior, facts.target, facts.optimum, best=facts.whole)
+        drawn = save_figures(folder, posterior, facts.target, facts.optimum, best=facts.best)
     verdict = None if facts.diagnosis is None else Line(facts.diagnosis.explanation, facts.diagnosis.verdict)
     pictures = {path.name: digest_of(path.read_bytes()) for path in drawn}
     scores = RunScores(done, facts.training or _kept(posterior), held_out, verdict, pictures)

@@ -20,8 +20,7 @@ from bayesrl.display.tables import Line, format_text
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.problem import Problem, load_problem
-from bayesrl.report.contents import collect
-from bayesrl.report.facts import ReportContents
+from bayesrl.report.contents import ReportContents, collect
 from bayesrl.report.write import check_path, write_fits
 from bayesrl.svi.checkpoints import load
 
@@ -104,7 +103,7 @@ def collect_run(
         optimum=problem.optimum if problem is not None else None,
         gold=gold,
         held_out_evidence=held_out,
-        made=tuple(rows),
+        settings=tuple(rows),
         command=_command(made, told) if made is not None else None,
         missing=missing,
         about=about,

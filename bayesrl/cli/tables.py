@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.interval_text import has_mean
-from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number, sanitize
-from bayesrl.display.tables import WIDTH, Table, split_columns
+from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number
+from bayesrl.display.tables import WIDTH, Table, rich_table, split_columns
 
 _COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share", "log p(y)")
 
@@ -47,15 +46,14 @@ def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) ->
         betas: temperatures, or None without rewards.
         rows: chunks to show.
     """
-    table = _table("step", "β", "J", "E[R]", "KL", "spread", "|gradient|")
+    names = ("objective", "reward", "kl", "spread", "grad_norm")
+    lines = []
     for chunk in range(max(0, len(history["step"]) - rows), len(history["step"])):
         for i, beta in enumerate(betas):
-            cells = [
-                format_number(float(history[name][chunk].reshape(len(betas), -1)[i].mean()))
-                for name in ("objective", "reward", "kl", "spread", "grad_norm")
-            ]
-            table.add_row(f"{int(history['step'][chunk]):,}" if i == 0 else "", format_beta(beta), *cells)
-    return table
+            means = (float(history[name][chunk].reshape(len(betas), -1)[i].mean()) for name in names)
+            step = f"{int(history['step'][chunk]):,}" if i == 0 else ""
+            lines.append((step, format_beta(beta), *map(format_number, means)))
+    return rich_table(Table(("step", "β", "J", "E[R]", "KL", "spread", "|gradient|"), lines, "r" * 7))
 
 
 def run_rows(settings: Mapping[str, Any], identity: Mapping[str, Any], done: int) -> Iterator[tuple[str, str]]:
@@ -82,31 +80,19 @@ def run_rows(settings: Mapping[str, Any], identity: Mapping[str, Any], done: int
     yield "versions", ", ".join(f"{k.removesuffix('_version')} {v}" for k, v in settings.items() if "_version" in k)
 
 
-def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> RichTable:
+def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "RichTable":
     """Lay text out in columns; the last one wraps."""
-    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=i < len(headings) - 1, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(sanitize(cell)) for cell in row))
-    return table
+    return rich_table(Table(headings, list(rows), "l" * len(headings)), wrap_last=True)
 
 
-def _table(*headings: str) -> RichTable:
-    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
-    return table
-
-
-def _within_80(listing: Table) -> list[RenderableType]:
+def _within_80(table: Table) -> list[RenderableType]:
     """Give a table, or several that repeat what they are of, each narrow enough."""
     tables: list[RenderableType] = []
-    for part in split_columns(listing, WIDTH, 2):
-        table = _table(*(escape(sanitize(heading)) for heading in part.headings))
-        for row in part.rows:
-            table.add_row(*(escape(sanitize(cell)) for cell in row), style=None if row[0] == "fit" else "dim")
-        tables += [*([Text("")] if tables else []), table]
+    for part in split_columns(table, WIDTH, 2):
+        grid = rich_table(part)
+        for row, cells in zip(grid.rows, part.rows, strict=True):
+            row.style = None if cells[0] == "fit" else "dim"
+        tables += [*([Text("")] if tables else []), grid]
     return tables
 
 

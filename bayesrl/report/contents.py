@@ -1,8 +1,8 @@
-"""Finds what the report shows of a fit, and says what it could not find."""
+"""What the report knows of one fit: everything it shows, found once, and what could not be found."""
 
 import platform
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,18 +15,66 @@ from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.full_data import full_data_fit, trains_policy
+from bayesrl.diagnostics.interval_text import has_mean
 from bayesrl.diagnostics.results import Diagnosis, Frontier
-from bayesrl.diagnostics.reward_kl_frontier import frontier as lay_frontier
+from bayesrl.diagnostics.reward_kl_frontier import frontier as find_frontier
 from bayesrl.errors import BayesRLError, EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.facts import ReportContents
 from bayesrl.report.fit_figures import best_over_all_data, betas_of
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
 
 _REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_rate")
+
+
+@dataclass(frozen=True)
+class ReportContents:
+    """What is known of one fit; None where something is not.
+
+    Attributes:
+        name: of the fit.
+        posterior: fitted or loaded.
+        best: its best restarts over all data, with draws.
+        diagnosis: its verdict.
+        frontier: of a fit at several β.
+        target: p*, where it can be enumerated.
+        training: the evidence on the data of the fit, that of the diagnosis where it has one, with metrics.
+        held_out: the same on other data.
+        gold: name of the metric that the reward stands for.
+        missing: what is not there, and why; sentences.
+        settings: how it was made, as rows of (setting, value).
+        command: what makes it again.
+        about: one line on what the problem is.
+    """
+
+    name: str
+    posterior: Posterior
+    best: Posterior | None = None
+    diagnosis: Diagnosis | None = None
+    frontier: Frontier | None = None
+    target: WeightedDraws | None = None
+    training: Evidence | None = None
+    held_out: Evidence | None = None
+    gold: str | None = None
+    missing: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+    command: str = ""
+    about: str = ""
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What the diagnosis rests on."""
+        return None if self.diagnosis is None else self.diagnosis.evidence
+
+    @property
+    def optimum(self) -> np.ndarray | None:
+        """J* of each β, reward units, [*beta] flat; None where it is not known on both sides."""
+        rows = [] if self.evidence is None else self.evidence.rows
+        if rows and all(row.gap is not None and has_mean(row.optimum) for row in rows):
+            return np.asarray([float(row.optimum.mean) for row in rows])
+        return None
 
 
 def collect(
@@ -40,7 +88,7 @@ def collect(
     diagnosis: Diagnosis | None = None,
     frontier: Frontier | None = None,
     held_out_evidence: Evidence | None = None,
-    made: tuple[tuple[str, str], ...] | None = None,
+    settings: tuple[tuple[str, str], ...] | None = None,
     command: str | None = None,
     missing: tuple[str, ...] = (),
     about: str = "",
@@ -56,69 +104,70 @@ def collect(
         gold: name of a deterministic site, or None.
         diagnosis: made before; by default it is made here.
         frontier: of a fit at several β, made before; by default it is made here.
-        held_out_evidence: of the fit on what was held out, found before; by default it is found here.
-        made: rows of (setting, value); by default those that the posterior knows.
+        held_out_evidence: of the fit on what was held out, made before; by default it is made here.
+        settings: rows of (setting, value); by default those that the posterior knows.
         command: what makes the fit again; by default a call of `bayesrl.fit`.
         missing: sentences on what is already known to be missing.
         about: one line on what the problem is.
     """
-    draw_key, other_key, verdict_key = split_keys(key, 3)
-    lacking = [*missing, *_lacking(posterior)]
-    told: dict[str, Any] = {}
-    metrics = () if posterior.programs is None else posterior.programs.structure.names("metric")
-    if gold is not None and posterior.programs is not None and gold not in metrics:
+    draw_key, held_out_key, verdict_key = split_keys(key, 3)
+    missing_parts = [*missing, *_missing(posterior)]
+    best = target = training = None
+
+    def attempt[T](failure: str, make: Callable[[], T]) -> T | None:
+        """Make a part of the report, or say in its place what it stumbled over."""
+        try:
+            return make()
+        except BayesRLError as error:
+            missing_parts.append(f"{failure}: {str(error).rstrip('.')}.")
+            return None
+
+    programs = posterior.programs
+    metrics = () if programs is None else programs.structure.names("metric")
+    if gold is not None and programs is not None and gold not in metrics:
         known = ", ".join(f"“{name}”" for name in metrics) or "none"
-        lacking.append(f"The program has no deterministic site “{gold}” to hold against the reward; it has {known}.")
-    if held_out is not None and posterior.programs is not None and posterior.statistics and held_out_evidence is None:
-        try:
-            held_out_evidence = evaluate_fit(other_key, posterior, *held_out)
-        except BayesRLError as error:
-            lacking.append(f"Held-out data was not scored: {str(error).rstrip('.')}.")
-    if diagnosis is None and posterior.programs is not None:
-        asked = held_out if held_out_evidence is not None else None
-        try:
-            diagnosis = diagnose(
-                verdict_key, posterior, held_out=asked, optimum=optimum, held_out_evidence=held_out_evidence
-            )
-        except BayesRLError as error:
-            lacking.append(f"No verdict: {str(error).rstrip('.')}.")
-    if frontier is None and len(betas_of(posterior)) > 1:
-        frontier = _frontier(fold_in(verdict_key, 1), posterior, gold if gold in metrics else None, diagnosis, lacking)
-    if posterior.programs is not None and posterior.statistics:
-        told["whole"] = best_over_all_data(posterior)
-        told["target"] = _target(posterior, diagnosis)
-        try:
-            told["training"] = _evaluate(draw_key, posterior, diagnosis, frontier, gold)
-        except BayesRLError as error:  # what a verdict trips over, scores may trip over too
-            lacking.append(f"The fit was not scored: {str(error).rstrip('.')}.")
-        told["held_out"] = held_out_evidence
+        missing_parts.append(
+            f"The program has no deterministic site “{gold}” to compare with the reward; its sites: {known}."
+        )
+    if held_out is not None and programs is not None and posterior.statistics and held_out_evidence is None:
+        held_out_evidence = attempt(
+            "Held-out data was not scored", lambda: evaluate_fit(held_out_key, posterior, *held_out)
+        )
+    if diagnosis is None and programs is not None:
+        args = held_out if held_out_evidence is not None else None
+        diagnosis = attempt(
+            "No verdict",
+            lambda: diagnose(
+                verdict_key, posterior, held_out=args, optimum=optimum, held_out_evidence=held_out_evidence
+            ),
+        )
+    if frontier is None and len(betas_of(posterior)) > 1 and diagnosis is not None and diagnosis.evidence is not None:
+        shared, metric = diagnosis.evidence, gold if gold in metrics else None
+        frontier = attempt(
+            "No frontier", lambda: find_frontier(fold_in(verdict_key, 1), posterior, gold=metric, evidence=shared)
+        )
+    if programs is not None and posterior.statistics:
+        best, target = best_over_all_data(posterior), _target(posterior, diagnosis)
+        # What a verdict stumbles over, scores may stumble over too.
+        training = attempt("The fit was not scored", lambda: _evaluate(draw_key, posterior, diagnosis, frontier, gold))
     elif posterior.statistics:
-        told["whole"] = posterior.select(restart="best") if posterior.mixture is None else posterior
+        held_out_evidence = None
+        best = posterior.select(restart="best") if posterior.mixture is None else posterior
     return ReportContents(
         name=name,
         posterior=posterior,
+        best=best,
         diagnosis=diagnosis,
         frontier=frontier,
+        target=target,
+        training=training,
+        held_out=held_out_evidence,
         gold=gold,
-        missing=tuple(lacking),
-        made=tuple(made if made is not None else _made(posterior)),
-        command=command if command is not None else _call(posterior),
+        missing=tuple(missing_parts),
+        settings=tuple(settings if settings is not None else _settings(posterior)),
+        command=command if command is not None else _command(posterior),
         about=about,
-        **told,
     )
-
-
-def _frontier(
-    key: PRNGKey, posterior: Posterior, gold: str | None, diagnosis: Diagnosis | None, lacking: list[str]
-) -> Frontier | None:
-    """Lay out the frontier of a sweep that has been diagnosed, or add why not to what is lacking."""
-    if diagnosis is None or diagnosis.evidence is None:
-        return None
-    try:
-        return lay_frontier(key, posterior, gold=gold, evidence=diagnosis.evidence)
-    except BayesRLError as error:
-        lacking.append(f"No frontier: {str(error).rstrip('.')}.")
-        return None
 
 
 def _evaluate(
@@ -135,7 +184,7 @@ def _evaluate(
     return replace(evidence, metrics=metrics)
 
 
-def _lacking(posterior: Posterior) -> Iterator[str]:
+def _missing(posterior: Posterior) -> Iterator[str]:
     steps = posterior.history.get("step", np.zeros(0))
     done, total = (int(steps[-1]) if len(steps) else 0), posterior.settings.get("num_steps")
     if posterior.interrupted or (total is not None and done < total and "tolerance" not in posterior.settings):
@@ -153,7 +202,7 @@ def _lacking(posterior: Posterior) -> Iterator[str]:
 
 
 def _target(posterior: Posterior, diagnosis: Diagnosis | None) -> WeightedDraws | None:
-    """Enumerate p* where that is possible and was not done for the verdict: pictures show it beside the fit."""
+    """Enumerate p* where that is possible and was not done for the verdict: figures show it beside the fit."""
     evidence = None if diagnosis is None else diagnosis.evidence
     if evidence is not None and (evidence.target is not None or evidence.method not in ("known", "draws")):
         return evidence.target
@@ -169,7 +218,7 @@ def _target(posterior: Posterior, diagnosis: Diagnosis | None) -> WeightedDraws 
         return None
 
 
-def _made(posterior: Posterior) -> Iterator[tuple[str, str]]:
+def _settings(posterior: Posterior) -> Iterator[tuple[str, str]]:
     settings = posterior.settings
     betas = betas_of(posterior)
     yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
@@ -181,13 +230,13 @@ def _made(posterior: Posterior) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join([*packages, f"Python {platform.python_version()}"])
 
 
-def _call(posterior: Posterior) -> str:
-    """Write the call that makes a fit again, as far as its settings tell."""
+def _command(posterior: Posterior) -> str:
+    """Write the call that makes a fit again, as far as its settings go."""
     settings, betas = posterior.settings, betas_of(posterior)
     words = [_key_text(str(settings.get("seed", ""))), "policy", "*args"]
     if betas != [None]:
-        told = [f"{beta!r}" for beta in betas]
-        words.append(f"beta={told[0]}" if len(posterior.batch_shape) == 1 else f"beta=jnp.array([{', '.join(told)}])")
+        several = f"jnp.array([{', '.join(map(repr, betas))}])"
+        words.append(f"beta={betas[0]!r}" if len(posterior.batch_shape) == 1 else f"beta={several}")
     words += [f"{name}={settings[name]!r}" for name in _REPEATED if name in settings]
     return f"bayesrl.fit({', '.join(words)})"
 

@@ -10,6 +10,7 @@ from bayesrl.display.formatting import estimate_at, format_beta, format_estimate
 from bayesrl.display.tables import ALIGN_RIGHT, MARKS, Markup, Table, join_html, tag
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import Posterior, num_draws
+from bayesrl.report.contents import ReportContents
 from bayesrl.report.evidence_figures import (
     frontier_figure,
     held_out_figure,
@@ -19,7 +20,6 @@ from bayesrl.report.evidence_figures import (
     turning_kl,
     weights_figure,
 )
-from bayesrl.report.facts import ReportContents
 from bayesrl.report.fit_figures import betas_of, curve_names, history_figure, shown_betas, site_figures
 from bayesrl.report.page import CaptionedFigure, Cell, Content, Part
 from bayesrl.report.site_panels import is_text, shown_sites, site_values, value_text
@@ -76,14 +76,14 @@ def _training(fit: ReportContents) -> Iterator[Content]:
 
 
 def _policy(fit: ReportContents) -> Iterator[Content]:
-    if fit.whole is None:
+    if fit.best is None:
         return
-    for site in shown_sites(fit.whole):
-        if is_text(fit.whole, site):
+    for site in shown_sites(fit.best):
+        if is_text(fit.best, site):
             yield f"Site “{site}” is text: see the draws."
             continue
         try:
-            figures = site_figures(fit.whole, fit.target, site)
+            figures = site_figures(fit.best, fit.target, site)
         except BayesRLError as error:
             yield f"Site “{site}” cannot be drawn: {error}."
             continue
@@ -97,15 +97,15 @@ def _policy(fit: ReportContents) -> Iterator[Content]:
 
 
 def _draws(fit: ReportContents) -> Iterator[Content]:
-    if fit.whole is None or not fit.whole.draws:
+    if fit.best is None or not fit.best.draws:
         return
-    betas = betas_of(fit.whole)
-    if fit.whole.beta is None or len(fit.whole.batch_shape) == 1:
-        yield extreme_draws(fit.whole, shown_sites(fit.whole))
+    betas = betas_of(fit.best)
+    if fit.best.beta is None or len(fit.best.batch_shape) == 1:
+        yield extreme_draws(fit.best, shown_sites(fit.best))
     else:
         rows: list[Sequence[str]] = []
         for beta in (betas[i] for i in shown_betas(betas)):
-            one = fit.whole.select(beta=beta)
+            one = fit.best.select(beta=beta)
             table = extreme_draws(one, shown_sites(one))
             rows += [(format_beta(beta), *row) for row in table.rows]
         yield Table(("β", *table.headings), rows, "l" + table.alignments)
@@ -123,7 +123,7 @@ def _weights(fit: ReportContents) -> Iterator[Content]:
     if not fit.posterior.statistics:
         return
     yield CaptionedFigure(
-        weights_figure(fit.whole or fit.posterior, fit.evidence),
+        weights_figure(fit.best or fit.posterior, fit.evidence),
         f"w = {'R/β + log π₀' if fit.posterior.beta is not None else 'log p(x, y)'} − log q of the draws. "
         "Good: a narrow spike at 0; a long right tail is what the fit misses.",
     )

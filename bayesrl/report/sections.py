@@ -8,7 +8,7 @@ import numpy as np
 from bayesrl.diagnostics.results import Diagnosis, Section
 from bayesrl.display.formatting import UNKNOWN, estimate_at, format_beta, format_estimate, format_number
 from bayesrl.display.tables import MARKS, Markup, Table, estimates_table, tag
-from bayesrl.report.facts import ReportContents
+from bayesrl.report.contents import ReportContents
 from bayesrl.report.figure_sections import checks_table, figure_parts
 from bayesrl.report.fit_figures import betas_of
 from bayesrl.report.page import CaptionedFigure, Cell, Content, Part
@@ -187,7 +187,7 @@ def _row(fit: ReportContents, i: int, beta: float | None) -> Iterator[str]:
 
 def _made(fit: ReportContents) -> list[Content]:
     command = [tag("pre", fit.command)] if fit.command else []
-    return [Table(("setting", "value"), fit.made, "ll"), *command]
+    return [Table(("setting", "value"), fit.settings, "ll"), *command]
 
 
 def _body(body: Any) -> Content:

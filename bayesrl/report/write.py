@@ -16,8 +16,7 @@ from bayesrl.diagnostics.results import Diagnosis, Frontier, Section
 from bayesrl.errors import PolicyError, RunFolderError
 from bayesrl.files.stamps import blank, stamped
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.report.contents import collect
-from bayesrl.report.facts import ReportContents
+from bayesrl.report.contents import ReportContents, collect
 from bayesrl.report.page import Part, html_page
 from bayesrl.report.sections import report_parts
 from bayesrl.typing import PRNGKey

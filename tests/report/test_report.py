@@ -23,8 +23,7 @@ from bayesrl.errors import BayesRLError, PolicyError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report import page as page_module
 from bayesrl.report import write as writing
-from bayesrl.report.contents import collect
-from bayesrl.report.facts import ReportContents
+from bayesrl.report.contents import ReportContents, collect
 from bayesrl.report.page import CaptionedFigure, Cell, Part, html_page
 from bayesrl.report.write import write_fits, write_report
 from tests.handmade import HOSTILE, diagnosis, evidence, frontier
@@ -377,5 +376,5 @@ def test_a_gold_metric_that_is_not_there_costs_no_frontier(sweep: Posterior) -> 
     facts = collect(jax.random.key(1), "sweep", sweep, gold="silver", diagnosis=diagnose(jax.random.key(2), sweep))
     assert facts.frontier is not None
     assert facts.missing == (
-        "The program has no deterministic site “silver” to hold against the reward; it has “gold”.",
+        "The program has no deterministic site “silver” to compare with the reward; its sites: “gold”.",
     )
