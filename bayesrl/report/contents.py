@@ -204,7 +204,7 @@ def _missing(posterior: Posterior) -> Iterator[str]:
 def _target(posterior: Posterior, diagnosis: Diagnosis | None) -> WeightedDraws | None:
     """Enumerate p* where that is possible and was not done for the verdict: figures show it beside the fit."""
     evidence = None if diagnosis is None else diagnosis.evidence
-    if evidence is not None and (evidence.target is not None or evidence.method not in ("known", "draws")):
+    if evidence is not None and (evidence.target is not None or evidence.method in ("nuts", "hindsight")):
         return evidence.target
     fit = full_data_fit(posterior)
     programs = fit.programs
