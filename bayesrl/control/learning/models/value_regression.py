@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,8 @@ from jax import Array
 
 from bayesrl.arguments import Count, CountOrZero, MemoryNeed, Positive, checked
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import as_hash_key, fold_in, split
+from bayesrl.compilation.keys import as_hash_key, dummy_key, fold_in, split
+from bayesrl.control.exploration.beliefs import sample_by_precision
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked
 from bayesrl.control.learning.replay_memory import Experience, blank_experience
@@ -63,8 +65,8 @@ class ValueModel(EnvironmentModel):
                 f"environment has {env.num_actions} and {env.num_observations}; make it of the same numbers"
             )
 
-    def read(self, observations: Numbers) -> Array:
-        """Give the features of observations, [..., features]."""
+    def featurize(self, observations: Numbers) -> Array:
+        """Give the features of observations, [rows, features]."""
         if self.features is not None:
             return jnp.asarray(jax.vmap(self.features)(observations))
         if self.num_observations is not None:
@@ -72,22 +74,24 @@ class ValueModel(EnvironmentModel):
         flat = jnp.asarray(observations).reshape(len(observations), -1).astype(float)
         return jnp.concatenate([flat, jnp.ones((len(flat), 1))], -1)
 
-    def asked(self, experience: Experience, seen: Any) -> Array:
-        """Give the observations whose values are told."""
-        if self.num_observations is not None:
-            return jnp.arange(self.num_observations)
-        return jnp.zeros((1, *experience.observation.shape[1:])) if seen is None else seen
+    def num_features(self, experience: Experience) -> int:
+        """Give the number of features of one observation."""
+        return int(jax.eval_shape(self.featurize, experience.observation).shape[-1])
 
     @abc.abstractmethod
-    def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
-        """Draw θ, and give it with the function from (θ, observations) to values, [..., actions]."""
+    def sample_network(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
+        """Draw θ, and give it with the function from (θ, observations) to values, [rows, actions]."""
 
     def __call__(self, experience: Experience, seen: Any = None) -> None:
-        """Draw θ, observe the returns, and tell `action_values`."""
-        theta, value = self.heads(experience)
-        taken = jnp.take_along_axis(value(theta, experience.observation), experience.action[:, None], -1)[:, 0]
+        """Draw θ, observe the returns, and expose `action_values`."""
+        theta, value_fn = self.sample_network(experience)
+        taken = jnp.take_along_axis(value_fn(theta, experience.observation), experience.action[:, None], -1)[:, 0]
         observe_masked("return", dist.Normal(taken, self.noise), experience.returns, experience.mask)
-        numpyro.deterministic(ACTION_VALUES, value(theta, self.asked(experience, seen)))
+        if self.num_observations is not None:
+            seen = jnp.arange(self.num_observations)
+        elif seen is None:
+            seen = jnp.zeros((1, *experience.observation.shape[1:]))
+        numpyro.deterministic(ACTION_VALUES, value_fn(theta, seen))
 
 
 class Moments(NamedTuple):
@@ -121,24 +125,24 @@ class LinearValues(ValueModel):
     def check(self, env: EnvAdapter) -> None:
         """Refuse another environment, and features whose square would not be kept; see `EnvironmentModel.check`."""
         super().check(env)
-        size = int(jax.eval_shape(self.read, blank_experience(env.shape, env.dtype).observation).shape[-1])
+        size = self.num_features(blank_experience(env.shape, env.dtype))
         if self.num_actions * size**2 > _MOST_MOMENTS:
             raise ControlError(
                 f"LinearValues keeps a matrix of {size:,} × {size:,} numbers for each of {self.num_actions} actions, "
                 "one row for each feature; use LastLayerValues, or pass features=, a function to fewer of them"
             )
 
-    def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
-        """Draw `weights`; see `ValueModel.heads`."""
-        size = jax.eval_shape(self.read, experience.observation).shape[-1]
-        prior = dist.Normal(jnp.zeros((self.num_actions, size)), self.prior_scale)
-        return numpyro.sample("weights", prior.to_event(2)), lambda theta, seen: self.read(seen) @ theta.T
+    def sample_network(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
+        """Draw `weights`; see `ValueModel.sample_network`."""
+        prior = dist.Normal(jnp.zeros((self.num_actions, self.num_features(experience))), self.prior_scale)
+        return numpyro.sample("weights", prior.to_event(2)), lambda theta, seen: self.featurize(seen) @ theta.T
 
     def empty(self, experience: Experience) -> Moments:
         """Give the moments of no experience of this kind."""
-        size = jax.eval_shape(self.read, experience.observation).shape[-1]
-        shape = (self.num_actions, size)
-        return Moments(np.zeros((*shape, size), np.float32), np.zeros(shape, np.float32))
+        size = self.num_features(experience)
+        return Moments(
+            np.zeros((self.num_actions, size, size), np.float32), np.zeros((self.num_actions, size), np.float32)
+        )
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Moments:
         """Give the moments of no experience; see `EnvironmentModel.init`."""
@@ -146,15 +150,15 @@ class LinearValues(ValueModel):
 
     def condition(self, state: Moments, rows: Experience) -> Moments:
         """Add up moments; see `EnvironmentModel.condition`."""
-        return jax.tree.map(jnp.add, state, _moments(self, self.read(rows.observation), rows))
+        return jax.tree.map(jnp.add, state, _moments(self, self.featurize(rows.observation), rows))
 
     def posterior(self, state: Moments) -> tuple[Array, Array]:
         """Give E[θ] [actions, features], and the lower Cholesky factor of the precision of each action's θ."""
-        return _regressed(state, self.prior_scale, self.noise)
+        return _regress(state, self.prior_scale, self.noise)
 
     def sample(self, key: PRNGKey, state: Moments, experience: Experience, num_samples: int) -> Sites:
         """Draw θ from the exact posterior; see `EnvironmentModel.sample`."""
-        return {"weights": _drawn(key, *self.posterior(state), num_samples)}
+        return {"weights": sample_by_precision(key, *self.posterior(state), (num_samples,))}
 
     def mean_values(self, state: Moments, experience: Experience, seen: Any = None) -> Array:
         """Give φ·E[θ]; see `EnvironmentModel.mean_values`."""
@@ -165,8 +169,8 @@ class LinearValues(ValueModel):
         return experience._replace(returns=data["return"])
 
 
-class Trained(NamedTuple):
-    """What a network carries from one update to the next."""
+class TrainState(NamedTuple):
+    """A network in training: weights by layer, the state of Adam, and what the weights are drawn back to."""
 
     params: Any
     opt_state: Any
@@ -190,63 +194,60 @@ class NetworkValues(ValueModel):
     num_steps: Count = 50
     learning_rate: Positive = 1e-3
 
-    def layers(self, size: int) -> list[tuple[int, int]]:
-        """Give the shapes of the layers, the last one with an output for each action."""
-        sizes = [size, *(self.hidden,) * self.depth, self.num_actions]
-        return list(zip(sizes[1:], sizes[:-1], strict=True))
-
-    def scales(self, size: int) -> list[float]:
-        """Give the prior's standard deviation of the weights of each layer, 1/√inputs, the last times prior_scale."""
-        return [
-            (self.prior_scale if i == self.depth else 1.0) / narrow**0.5
-            for i, (_, narrow) in enumerate(self.layers(size))
-        ]
-
-    def drawn_prior(self, key: PRNGKey, size: int) -> dict[str, Array]:
-        """Draw a network from the prior."""
-        pairs = zip(self.layers(size), self.scales(size), strict=True)
+    def priors(self, experience: Experience) -> dict[str, dist.Normal]:
+        """Give the prior of each layer's weights: standard deviation 1/√inputs, the last one times prior_scale."""
+        layers = self._mlp(self.num_features(experience)).layers
+        last = len(layers) - 1
         return {
-            f"layer{i}": scale * jax.random.normal(fold_in(key, i), shape) for i, (shape, scale) in enumerate(pairs)
+            f"layer{i}": dist.Normal(
+                jnp.zeros(layer.weight.shape), (self.prior_scale if i == last else 1.0) / layer.weight.shape[1] ** 0.5
+            )
+            for i, layer in enumerate(layers)
         }
 
-    def hidden_of(self, params: dict[str, Array], seen: Numbers) -> Array:
-        """Give what the last layer reads, [..., hidden]."""
-        x = self.read(seen)
-        for i in range(self.depth):
-            x = jnp.tanh(x @ params[f"layer{i}"].T)
-        return x
+    def _mlp(self, size: int) -> eqx.nn.MLP:
+        """Give the network without its weights."""
+        sizes = size, self.num_actions, self.hidden, self.depth
+        mlp: eqx.nn.MLP = eqx.filter_eval_shape(
+            lambda key: eqx.nn.MLP(*sizes, jnp.tanh, use_bias=False, use_final_bias=False, key=key), dummy_key()
+        )
+        return mlp
 
-    def output(self, params: dict[str, Array], seen: Numbers) -> Array:
-        """Give the values, [..., actions]."""
-        return self.hidden_of(params, seen) @ params[f"layer{self.depth}"].T
+    def apply(self, weights: dict[str, Array], observations: Numbers, *, head: bool = True) -> Array:
+        """Give the values, [rows, actions], or without the head what the last layer reads, [rows, hidden]."""
+        features = self.featurize(observations)
+        mlp = eqx.tree_at(
+            lambda mlp: [layer.weight for layer in mlp.layers],
+            self._mlp(features.shape[-1]),
+            [weights[f"layer{i}"] for i in range(self.depth + 1)],
+        )
+        if not head:
+            mlp = eqx.tree_at(lambda mlp: mlp.layers[-1], mlp, eqx.nn.Identity())
+        return jax.vmap(mlp)(features)
 
-    def size_of(self, experience: Experience) -> int:
-        """Give the number of features."""
-        return int(jax.eval_shape(self.read, experience.observation).shape[-1])
+    def sample_prior(self, key: PRNGKey, experience: Experience) -> dict[str, Array]:
+        """Draw the weights of a network."""
+        priors = self.priors(experience).items()
+        return {name: prior.sample(fold_in(key, i)) for i, (name, prior) in enumerate(priors)}
 
-    def heads(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
-        """Draw `layer0`, `layer1`, …; see `ValueModel.heads`."""
-        size = self.size_of(experience)
-        pairs = zip(self.layers(size), self.scales(size), strict=True)
-        theta = {
-            f"layer{i}": numpyro.sample(f"layer{i}", dist.Normal(jnp.zeros(shape), scale).to_event(2))
-            for i, (shape, scale) in enumerate(pairs)
-        }
-        return theta, self.output
+    def sample_network(self, experience: Experience) -> tuple[Any, Callable[[Any, Any], Array]]:
+        """Draw `layer0`, `layer1`, …; see `ValueModel.sample_network`."""
+        priors = self.priors(experience).items()
+        return {name: numpyro.sample(name, prior.to_event(2)) for name, prior in priors}, self.apply
 
-    def trained(self, key: PRNGKey, state: Trained, experience: Experience, jitter: Any) -> Trained:
+    def train(self, key: PRNGKey, state: TrainState, experience: Experience, jitter: Any) -> TrainState:
         """Take gradient steps towards the most probable network around its anchor, with returns jittered by noise."""
         total = jnp.maximum(experience.mask.sum(), 1)
         optimizer = optax.adam(self.learning_rate)
-        scales = dict(zip(state.params, self.scales(self.size_of(experience)), strict=True))
+        priors = self.priors(experience)
 
         def loss(params: Any, rows: Array) -> Array:
             taken = jnp.take_along_axis(
-                self.output(params, experience.observation[rows]), experience.action[rows][:, None], -1
+                self.apply(params, experience.observation[rows]), experience.action[rows][:, None], -1
             )[:, 0]
             error = (experience.returns[rows] + jitter(rows) - taken) ** 2 / (2 * self.noise**2)
-            apart = sum(((params[k] - state.anchors[k]) ** 2).sum() / (2 * scales[k] ** 2) for k in params)
-            return error.mean() + apart / total
+            pull = sum((((params[k] - state.anchors[k]) / priors[k].scale) ** 2).sum() / 2 for k in params)
+            return error.mean() + pull / total
 
         def step(carry: tuple[Any, Any], own: PRNGKey) -> tuple[tuple[Any, Any], None]:
             params, opt_state = carry
@@ -255,7 +256,7 @@ class NetworkValues(ValueModel):
             return (optax.apply_updates(params, updates), opt_state), None
 
         carry, _ = jax.lax.scan(step, (state.params, state.opt_state), split(key, self.num_steps))
-        return Trained(*carry, state.anchors)
+        return TrainState(*carry, state.anchors)
 
 
 @checked(ControlError, MemoryNeed(network_bytes, ("hidden", "depth"), "use fewer"))
@@ -267,35 +268,37 @@ class LastLayerValues(NetworkValues):
         Riquelme, Tucker & Snoek (2018), "Deep Bayesian bandits showdown", section 3, "neural linear".
     """
 
-    def init(self, key: PRNGKey, env: EnvAdapter) -> Trained:
+    def init(self, key: PRNGKey, env: EnvAdapter) -> TrainState:
         """Draw the first network; see `EnvironmentModel.init`."""
-        size = self.size_of(blank_experience(env.shape, env.dtype))
+        blank = blank_experience(env.shape, env.dtype)
 
-        def first(key: PRNGKey) -> Trained:
-            params = self.drawn_prior(key, size)
-            return Trained(params, optax.adam(self.learning_rate).init(params), jax.tree.map(jnp.zeros_like, params))
+        def first(key: PRNGKey) -> TrainState:
+            weights = self.sample_prior(key, blank)
+            return TrainState(
+                weights, optax.adam(self.learning_rate).init(weights), jax.tree.map(jnp.zeros_like, weights)
+            )
 
-        told: Trained = closure_jit(first, name="initial")(key)
-        return told
+        state: TrainState = closure_jit(first, name="initial")(key)
+        return state
 
-    def refit(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
+    def refit(self, key: PRNGKey, state: TrainState, experience: Experience) -> TrainState:
         """Train the network; see `EnvironmentModel.refit`."""
-        return self.trained(key, state, experience, lambda rows: 0.0)
+        return self.train(key, state, experience, lambda rows: 0.0)
 
-    def sample(self, key: PRNGKey, state: Trained, experience: Experience, num_samples: int) -> Sites:
+    def sample(self, key: PRNGKey, state: TrainState, experience: Experience, num_samples: int) -> Sites:
         """Draw last layers, on one and the same network; see `EnvironmentModel.sample`."""
         below = {k: jnp.broadcast_to(v, (num_samples, *v.shape)) for k, v in state.params.items()}
-        center, factor = self._posterior(state, experience)
-        return below | {f"layer{self.depth}": _drawn(key, center, factor, num_samples)}
+        mean, factor = self._posterior(state, experience)
+        return below | {f"layer{self.depth}": sample_by_precision(key, mean, factor, (num_samples,))}
 
-    def mean_values(self, state: Trained, experience: Experience, seen: Any = None) -> Array:
+    def mean_values(self, state: TrainState, experience: Experience, seen: Any = None) -> Array:
         """Give the values by the expected last layer; see `EnvironmentModel.mean_values`."""
         expected = state.params | {f"layer{self.depth}": self._posterior(state, experience)[0]}
         return self.values(expected, experience, seen)
 
-    def _posterior(self, state: Trained, experience: Experience) -> tuple[Array, Array]:
-        read = self.hidden_of(state.params, experience.observation)
-        return _regressed(_moments(self, read, experience), self.prior_scale / read.shape[-1] ** 0.5, self.noise)
+    def _posterior(self, state: TrainState, experience: Experience) -> tuple[Array, Array]:
+        features = self.apply(state.params, experience.observation, head=False)
+        return _regress(_moments(self, features, experience), self.prior_scale / features.shape[-1] ** 0.5, self.noise)
 
 
 @checked(
@@ -323,52 +326,44 @@ class EnsembleValues(NetworkValues):
 
     num_members: Count = 10
 
-    def init(self, key: PRNGKey, env: EnvAdapter) -> Trained:
+    def init(self, key: PRNGKey, env: EnvAdapter) -> TrainState:
         """Draw the prior networks; see `EnvironmentModel.init`."""
-        size = self.size_of(blank_experience(env.shape, env.dtype))
+        blank = blank_experience(env.shape, env.dtype)
 
-        def first(keys: PRNGKeys) -> Trained:
-            anchors = jax.vmap(lambda k: self.drawn_prior(k, size))(keys)
-            return Trained(anchors, jax.vmap(optax.adam(self.learning_rate).init)(anchors), anchors)
+        def first(keys: PRNGKeys) -> TrainState:
+            anchors = jax.vmap(lambda key: self.sample_prior(key, blank))(keys)
+            return TrainState(anchors, jax.vmap(optax.adam(self.learning_rate).init)(anchors), anchors)
 
-        told: Trained = closure_jit(first, name="initial")(split(key, self.num_members))
-        return told
+        state: TrainState = closure_jit(first, name="initial")(split(key, self.num_members))
+        return state
 
-    def refit(self, key: PRNGKey, state: Trained, experience: Experience) -> Trained:
+    def refit(self, key: PRNGKey, state: TrainState, experience: Experience) -> TrainState:
         """Train all members; see `EnvironmentModel.refit`."""
 
-        def one(member: Array, own: Trained) -> Trained:
+        def one(member: Array, own: TrainState) -> TrainState:
             fixed = jax.random.fold_in(as_hash_key(np.array([0, 7], np.uint32)), member)
 
             def jitter(rows: Array) -> Array:
                 return self.noise * jax.vmap(lambda row: jax.random.normal(fold_in(fixed, row)))(rows)
 
-            return self.trained(fold_in(key, member), own, experience, jitter)
+            return self.train(fold_in(key, member), own, experience, jitter)
 
         return jax.vmap(one)(jnp.arange(self.num_members), state)
 
-    def sample(self, key: PRNGKey, state: Trained, experience: Experience, num_samples: int) -> Sites:
+    def sample(self, key: PRNGKey, state: TrainState, experience: Experience, num_samples: int) -> Sites:
         """Pick members; see `EnvironmentModel.sample`."""
         chosen = jax.random.randint(key, (num_samples,), 0, self.num_members)
         return {k: v[chosen] for k, v in state.params.items()}
 
 
-def _moments(model: ValueModel, read: Array, experience: Experience) -> Moments:
+def _moments(model: ValueModel, features: Array, experience: Experience) -> Moments:
     taken = jax.nn.one_hot(experience.action, model.num_actions) * experience.mask[:, None]
-    square = jnp.einsum("na,nd,ne->ade", taken, read, read)
-    return Moments(square, jnp.einsum("na,nd,n->ad", taken, read, experience.returns))
+    square = jnp.einsum("na,nd,ne->ade", taken, features, features)
+    return Moments(square, jnp.einsum("na,nd,n->ad", taken, features, experience.returns))
 
 
-def _regressed(moments: Moments, prior_scale: float, noise: float) -> tuple[Array, Array]:
+def _regress(moments: Moments, prior_scale: float, noise: float) -> tuple[Array, Array]:
     """Give mean and lower Cholesky factor of the precision of Bayesian linear regression, for each action."""
     prior = jnp.eye(moments.product.shape[-1]) / prior_scale**2
     factor = jnp.linalg.cholesky(moments.square / noise**2 + prior)
     return jax.scipy.linalg.cho_solve((factor, True), moments.product[..., None] / noise**2)[..., 0], factor
-
-
-def _drawn(key: PRNGKey, center: Array, factor: Array, num_samples: int) -> Array:
-    """Draw Normal vectors of these means and precisions, [draws, actions, features]."""
-    noise = jax.random.normal(key, (num_samples, *center.shape))
-    upper = jnp.broadcast_to(factor, (num_samples, *factor.shape))
-    turned = jax.scipy.linalg.solve_triangular(upper, noise[..., None], lower=True, trans=1)[..., 0]
-    return center + turned
