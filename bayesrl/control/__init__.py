@@ -17,12 +17,12 @@ from bayesrl.control.gymnasium.source import GymnasiumSource
 from bayesrl.control.gymnasium.spaces import squashed_normal
 from bayesrl.control.learning.agents.bayesian import BayesianAgent
 from bayesrl.control.learning.agents.kl_control import KLControlAgent
-from bayesrl.control.learning.figures import learning_maps, learning_values
 from bayesrl.control.learning.loop import learn
 from bayesrl.control.learning.models.arms import ArmsModel
 from bayesrl.control.learning.models.tabular import TabularModel
 from bayesrl.control.learning.models.value_regression import EnsembleValues, LastLayerValues, LinearValues
 from bayesrl.control.learning.posterior_checks import check_learning, nuts_posterior, predictive_p_values
+from bayesrl.control.learning.report import learning_maps, learning_values
 from bayesrl.control.learning.result import LearnResult
 from bayesrl.control.planning import evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import LinearPolicy, NetworkPolicy, TablePolicy, as_prior

@@ -1,7 +1,7 @@
 """`write_report`: everything that is known of one fit or several, as one HTML file."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ from bayesrl.typing import PRNGKey
 from bayesrl.values import format_value
 
 _FITTED = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
+type PartsFn = Callable[[PRNGKey, Mapping[str, Any], Sequence[Section]], list[Part]]
+
+_REPORTS: dict[type, PartsFn] = {}
+"""How to report results that are not fits, such as those of `bayesrl.control.learn`, which stands above this room."""
 _LEARNED = "What was learned from experience, what it cost, and how sure it is."
 
 
@@ -225,11 +229,21 @@ def _told_by_themselves(made: Any) -> tuple[str, Any] | None:
     named = made if isinstance(made, Mapping) else {"run": made}
     first = next(iter(named.values()), None)
     first = first[0] if isinstance(first, list | tuple) and first else first
-    tell = getattr(type(first), "report_parts", None)
-    if tell is None:
+    parts_fn = next((fn for kind, fn in _REPORTS.items() if isinstance(first, kind)), None)
+    if parts_fn is None:
         return None
     title = "What was learned" if len(named) == 1 else f"{len(named)} ways to learn side by side"
-    return title, lambda key, sections: tell(key, named, sections)
+    return title, lambda key, sections: parts_fn(key, named, sections)
+
+
+def register_report(kind: type) -> Callable[[PartsFn], PartsFn]:
+    """Decorate the function from a key, results of this kind by name and further sections to the parts of a report."""
+
+    def register(parts_fn: PartsFn) -> PartsFn:
+        _REPORTS[kind] = parts_fn
+        return parts_fn
+
+    return register
 
 
 def _write(path: str | Path, title: str, parts: Sequence[Part], subtitle: str = _LEARNED) -> Path:

@@ -1,19 +1,16 @@
 """Figures of learning: returns and regret with bands, posteriors of Q, and how sure the policy is, on a map."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesrl.arguments import checked
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.figures import FITTED, OPTIMAL, draw_arrows, draw_band, draw_cells, grid_axes, grid_cells
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.agents.kl_control import KLControlAgentState
 from bayesrl.control.learning.result import LearnResult, Snapshot
 from bayesrl.control.planning import soft_value_iteration
-from bayesrl.diagnostics.results import Section
-from bayesrl.errors import ControlError
 from bayesrl.report.site_panels import panel, style_axes
 from bayesrl.typing import PRNGKey
 
@@ -26,42 +23,53 @@ _DRAWS = 200
 
 def returns_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
     """Draw the return of episodes, averaged over some, with median and range over runs; the optimum dashed."""
-    figure, axis = panel()
-    for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
+
+    def draw(axis: Any, colour: str, name: str | None, several: Sequence[LearnResult]) -> None:
         window = max(max(run.num_episodes for run in several) // 20, 1)
-        curves = _aligned([_smoothed(run.history["return"], window) for run in several])
-        label = name if len(runs) > 1 else f"mean of {window} episodes" if window > 1 else "return"
+        curves = _stacked([_smoothed(run.history["return"], window) for run in several], constant_values=np.nan)
+        label = name or (f"mean of {window} episodes" if window > 1 else "return")
         draw_band(axis, np.arange(1, curves.shape[1] + 1), curves, colour, label)
+
     optimum = next(iter(runs.values()))[0].env.optimum
-    if optimum is not None:
-        axis.axhline(optimum, color="black", linestyle="--", linewidth=1, label="optimum")
-    _finish(axis, "return of an episode")
-    return figure
+    return _learning_figure(runs, "return of an episode", draw, optimum)
 
 
 def regret_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
     """Draw cumulated regret, median and range over runs."""
-    figure, axis = panel()
-    for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
-        label = name if len(runs) > 1 else f"median and range of {len(several)} runs" if len(several) > 1 else "regret"
-        curves = _aligned([run.regret for run in several], held=True)
+
+    def draw(axis: Any, colour: str, name: str | None, several: Sequence[LearnResult]) -> None:
+        # A run that has ended loses nothing more.
+        curves = _stacked([run.regret for run in several], mode="edge")
+        label = name or (f"median and range of {len(several)} runs" if len(several) > 1 else "regret")
         draw_band(axis, np.arange(1, curves.shape[1] + 1), curves, colour, label)
-    _finish(axis, "cumulated regret (reward units)")
-    return figure
+
+    return _learning_figure(runs, "cumulated regret (reward units)", draw)
 
 
 def certainty_figure(runs: Mapping[str, Sequence[LearnResult]]) -> "Figure":
     """Draw P(the first decision is optimal) along the episodes."""
-    figure, axis = panel()
-    for colour, (name, several) in zip(_cycle(len(runs)), runs.items(), strict=True):
+
+    def draw(axis: Any, colour: str, name: str | None, several: Sequence[LearnResult]) -> None:
         for i, run in enumerate(several):
-            told = ~np.isnan(run.history["p_optimal"])
-            label = (name if len(runs) > 1 else "each run") if i == 0 else None
-            axis.plot(
-                run.history["episode"][told], run.history["p_optimal"][told], color=colour, linewidth=1, label=label
-            )
-    axis.set_ylim(0, 1.03)
-    _finish(axis, "P(first decision is optimal)")
+            judged = ~np.isnan(run.history["p_optimal"])
+            episodes, probs = run.history["episode"][judged], run.history["p_optimal"][judged]
+            axis.plot(episodes, probs, color=colour, linewidth=1, label=None if i else name or "each run")
+        axis.set_ylim(0, 1.03)
+
+    return _learning_figure(runs, "P(first decision is optimal)", draw)
+
+
+def _learning_figure(
+    runs: Mapping[str, Sequence[LearnResult]], ylabel: str, draw: Callable[..., None], optimum: float | None = None
+) -> "Figure":
+    """Draw each kind of runs in a colour of its own, under its name where there are several kinds."""
+    figure, axis = panel()
+    for i, (name, several) in enumerate(runs.items()):
+        draw(axis, _COLOURS[i % len(_COLOURS)], name if len(runs) > 1 else None, several)
+    if optimum is not None:
+        axis.axhline(optimum, color="black", linestyle="--", linewidth=1, label="optimum")
+    style_axes(axis, "episode", ylabel)
+    axis.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -133,79 +141,8 @@ def sure_map(key: PRNGKey, learned: LearnResult, mdp: TabularMDP, snapshots: Seq
     return figure
 
 
-@checked(ControlError)
-def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[Section]]:
-    """Give the report sections of what was learned in a tabular problem: posterior of Q, and how sure it is.
-
-    Args:
-        mdp: the environment that was learned, for its layout and its exact values.
-    """
-
-    def sections(key: PRNGKey, learned: LearnResult) -> Iterator[Section]:
-        if isinstance(learned.agent_state, KLControlAgentState):
-            if mdp.layout is not None:
-                yield Section(
-                    "The policy on the map",
-                    "An arrow is as long as its action is likely. Good is where it agrees with the optimum beside it.",
-                    _policies(learned.agent_state, mdp),
-                )
-            return
-        if not isinstance(learned.agent_state, BayesianAgentState) or not learned.num_episodes:
-            return
-        exact = soft_value_iteration(mdp, 0.0).action_value
-        states = _chosen(learned)
-        truth = {
-            s: exact[min(_time_of(learned, s), len(exact) - 1), s] if exact.ndim == 3 else exact[s] for s in states
-        }
-        yield Section(
-            "Posterior of Q, in states along the way",
-            "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the crosses "
-            "of the better actions lie within their bars; actions known to be worse are tried no more, and stay wide.",
-            values_figure(key, learned, states, truth),
-        )
-        if mdp.layout is not None:
-            early = next((s for s in learned.snapshots if s.episode >= learned.num_episodes / 20), None)
-            yield Section(
-                "How sure it is, on the map",
-                "Darker cells are surer of their best action, and white ones were never entered; arrows are as long "
-                "as their action is probably the best. Good is where the way to the goal is dark at the end.",
-                sure_map(key, learned, mdp, [early, None] if learned.agent_state.model.online and early else [None]),
-            )
-
-    return sections
-
-
-@checked(ControlError)
-def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, LearnResult], Iterator[Section]]:
-    """Give the report section of what was learned of a bandit: the posterior of each arm's value.
-
-    Args:
-        truth: the values themselves, reward units, or None.
-    """
-
-    def sections(key: PRNGKey, learned: LearnResult) -> Iterator[Section]:
-        if (
-            not isinstance(learned.agent_state, BayesianAgentState)
-            or not learned.num_episodes
-            or not learned.agent_state.finite
-        ):
-            return
-        told = learned.decide(key, 0)
-        known = None if truth is None else {0: np.asarray(truth, float)}
-        best = int(np.argmax(told.p_optimal))
-        low, high = np.asarray(told.interval[best])
-        yield Section(
-            "Posterior of the values",
-            "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the bar of "
-            f"the best arm stands apart. {learned.action_name(best)} is the best with probability "
-            f"{float(told.p_optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
-            values_figure(key, learned, [0], known),
-        )
-
-    return sections
-
-
-def _policies(agent_state: KLControlAgentState, mdp: TabularMDP) -> "Figure":
+def policies_figure(agent_state: KLControlAgentState, mdp: TabularMDP) -> "Figure":
+    """Draw the policy and the optimal one on the grid, side by side."""
     figure, axes = grid_axes(mdp, ("learned", "optimum"))
     exact = soft_value_iteration(mdp, 0.0).policy
     for axis, policy, colour in zip(axes, (agent_state.probs(), exact), (FITTED, OPTIMAL), strict=True):
@@ -213,27 +150,16 @@ def _policies(agent_state: KLControlAgentState, mdp: TabularMDP) -> "Figure":
     return figure
 
 
-def _chosen(learned: LearnResult) -> list[int]:
-    """Choose states to show: those that the last episodes went through most, in the order of their times."""
-    rows = learned.agent_state.memory.arrays() if isinstance(learned.agent_state, BayesianAgentState) else {}
-    last = rows["observation"][-2000:].astype(int)
-    count = np.bincount(last)
-    often = np.argsort(-count, kind="stable")[: min(6, int((count > 0).sum()))]
-    return sorted((int(s) for s in often), key=lambda s: (_time_of(learned, s), s))
-
-
-def _time_of(learned: LearnResult, state: int) -> int:
-    """Give the earliest step at which a state was visited, 0 where it never was."""
-    if not isinstance(learned.agent_state, BayesianAgentState):
-        return 0
-    rows = learned.agent_state.memory.arrays()
+def first_visit(learned: LearnResult, state: int) -> int:
+    """Give the earliest step of an episode at which a state was visited, 0 where it never was."""
+    rows = learned.bayesian_state().memory.arrays()
     times = rows["time"][rows["observation"] == state]
     return int(times.min()) if len(times) else 0
 
 
 def _at(tables: np.ndarray, learned: LearnResult, state: int) -> np.ndarray:
     """Pick the values of one state, at the earliest step that it was visited, [draws, actions]."""
-    return tables[:, _time_of(learned, state), state] if tables.ndim == 4 else tables[:, state]
+    return tables[:, first_visit(learned, state), state] if tables.ndim == 4 else tables[:, state]
 
 
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
@@ -244,18 +170,7 @@ def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (total[ends] - total[begins]) / (ends - begins)
 
 
-def _aligned(curves: Sequence[np.ndarray], *, held: bool = False) -> np.ndarray:
-    """Stack curves that may have ended early: nan where they have, or their last value."""
+def _stacked(curves: Sequence[np.ndarray], **padding: Any) -> np.ndarray:
+    """Stack curves that may have ended early, padded as `numpy.pad` does."""
     longest = max(map(len, curves))
-    if held:
-        return np.stack([np.pad(np.asarray(c, float), (0, longest - len(c)), mode="edge") for c in curves])
-    return np.stack([np.pad(np.asarray(c, float), (0, longest - len(c)), constant_values=np.nan) for c in curves])
-
-
-def _cycle(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
-
-
-def _finish(axis: Any, ylabel: str) -> None:
-    style_axes(axis, "episode", ylabel)
-    axis.legend(frameon=False, fontsize=8)
+    return np.stack([np.pad(np.asarray(c, float), (0, longest - len(c)), **padding) for c in curves])

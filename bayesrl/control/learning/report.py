@@ -1,20 +1,34 @@
 """The report of runs of `learn`: what was decided and how surely, returns and regret, posteriors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bayesrl.arguments import checked
 from bayesrl.compilation.keys import fold_in
+from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
-from bayesrl.control.learning.figures import certainty_figure, regret_figure, returns_figure
+from bayesrl.control.learning.agents.kl_control import KLControlAgentState
+from bayesrl.control.learning.figures import (
+    certainty_figure,
+    first_visit,
+    policies_figure,
+    regret_figure,
+    returns_figure,
+    sure_map,
+    values_figure,
+)
 from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learning
 from bayesrl.control.learning.result import LearnResult
+from bayesrl.control.planning import soft_value_iteration
 from bayesrl.diagnostics.results import Check, Section
 from bayesrl.display.formatting import format_estimate, format_number
 from bayesrl.display.tables import MARKS, Markup, Table, tag
+from bayesrl.errors import ControlError
 from bayesrl.report.figure_sections import checks_table
 from bayesrl.report.page import CaptionedFigure, Cell, Part
+from bayesrl.report.write import register_report
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
 
@@ -174,3 +188,89 @@ def _over(values: Sequence[float]) -> str:
     return format_estimate(
         Estimate(np.asarray(np.mean(values)), np.asarray(0.0 if spread < 1e-9 else spread / len(values) ** 0.5))
     )
+
+
+@register_report(LearnResult)
+def _registered_parts(key: PRNGKey, named: Mapping[str, Any], sections: Sequence[Section]) -> list[Part]:
+    runs = {name: [run] if isinstance(run, LearnResult) else list(run) for name, run in named.items()}
+    return learning_parts(key, runs, sections)
+
+
+@checked(ControlError)
+def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[Section]]:
+    """Give the report sections of what was learned in a tabular problem: posterior of Q, and how sure it is.
+
+    Args:
+        mdp: the environment that was learned, for its layout and its exact values.
+    """
+
+    def sections(key: PRNGKey, learned: LearnResult) -> Iterator[Section]:
+        if isinstance(learned.agent_state, KLControlAgentState):
+            if mdp.layout is not None:
+                yield Section(
+                    "The policy on the map",
+                    "An arrow is as long as its action is likely. Good is where it agrees with the optimum beside it.",
+                    policies_figure(learned.agent_state, mdp),
+                )
+            return
+        if not isinstance(learned.agent_state, BayesianAgentState) or not learned.num_episodes:
+            return
+        exact = soft_value_iteration(mdp, 0.0).action_value
+        states = _common_states(learned)
+        truth = {
+            s: exact[min(first_visit(learned, s), len(exact) - 1), s] if exact.ndim == 3 else exact[s] for s in states
+        }
+        yield Section(
+            "Posterior of Q, in states along the way",
+            "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the crosses "
+            "of the better actions lie within their bars; actions known to be worse are tried no more, and stay wide.",
+            values_figure(key, learned, states, truth),
+        )
+        if mdp.layout is not None:
+            early = next((s for s in learned.snapshots if s.episode >= learned.num_episodes / 20), None)
+            yield Section(
+                "How sure it is, on the map",
+                "Darker cells are surer of their best action, and white ones were never entered; arrows are as long "
+                "as their action is probably the best. Good is where the way to the goal is dark at the end.",
+                sure_map(key, learned, mdp, [early, None] if learned.agent_state.model.online and early else [None]),
+            )
+
+    return sections
+
+
+@checked(ControlError)
+def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, LearnResult], Iterator[Section]]:
+    """Give the report section of what was learned of a bandit: the posterior of each arm's value.
+
+    Args:
+        truth: the values themselves, reward units, or None.
+    """
+
+    def sections(key: PRNGKey, learned: LearnResult) -> Iterator[Section]:
+        if (
+            not isinstance(learned.agent_state, BayesianAgentState)
+            or not learned.num_episodes
+            or not learned.agent_state.finite
+        ):
+            return
+        told = learned.decide(key, 0)
+        known = None if truth is None else {0: np.asarray(truth, float)}
+        best = int(np.argmax(told.p_optimal))
+        low, high = np.asarray(told.interval[best])
+        yield Section(
+            "Posterior of the values",
+            "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the bar of "
+            f"the best arm stands apart. {learned.action_name(best)} is the best with probability "
+            f"{float(told.p_optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
+            values_figure(key, learned, [0], known),
+        )
+
+    return sections
+
+
+def _common_states(learned: LearnResult) -> list[int]:
+    """Choose states to show: those that the last episodes went through most, in the order of their times."""
+    last = learned.bayesian_state().memory.arrays()["observation"][-2000:].astype(int)
+    count = np.bincount(last)
+    often = np.argsort(-count, kind="stable")[: min(6, int((count > 0).sum()))]
+    return sorted((int(s) for s in often), key=lambda s: (first_visit(learned, s), s))

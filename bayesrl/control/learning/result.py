@@ -1,6 +1,5 @@
 """`LearnResult`: what came out of a run of `learn`."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,6 @@ from bayesrl.control.exploration.rules import Decision
 from bayesrl.control.learning.agents.base import AgentState
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.env_adapter import EnvAdapter
-from bayesrl.diagnostics.results import Section
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
 
@@ -210,14 +208,6 @@ class LearnResult:
         tree.attrs = {"inference_library": "bayesrl", "interrupted": int(self.interrupted)}
         tree.attrs |= {k: v for k, v in self.problem["settings"].items() if isinstance(v, str | int | float)}
         return tree
-
-    @staticmethod
-    def report_parts(key: PRNGKey, named: Mapping[str, Any], sections: Sequence[Section]) -> list[Any]:
-        """Give the parts of the report of runs by name, for `bayesrl.write_report`."""
-        from bayesrl.control.learning.report import learning_parts
-
-        runs = {name: [run] if isinstance(run, LearnResult) else list(run) for name, run in named.items()}
-        return learning_parts(key, runs, sections)
 
     def bayesian_state(self) -> BayesianAgentState:
         """Give the agent_state with its posterior over what is unknown.
