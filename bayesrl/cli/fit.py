@@ -1,4 +1,4 @@
-"""Fits a problem into its run folder, and leaves scores, pictures and the report there."""
+"""Fits a problem into its run folder, and leaves scores, figures and the report there."""
 
 import time
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def start_fit(
     quiet: bool,
 ) -> None:
     """Fit a model into its folder, going on with the run that is there."""
-    problem = _made(model, options)
+    problem = _load_problem(model, options)
     folder = run_folder.claim(folder)
     settings: dict[str, Any] = {**problem.fit_options}
     beta, key = problem.beta, key_from_seed(overrides.seed or 0)
@@ -107,7 +107,7 @@ def _tells_its_model(folder: Path) -> bool:
         return False
 
 
-def _made(model: str, options: dict[str, Any]) -> Problem:
+def _load_problem(model: str, options: dict[str, Any]) -> Problem:
     with activity(f"making {Path(model).stem}"):
         return load_problem(model, **options)
 
@@ -120,7 +120,7 @@ def resume_fit(directory: Path, steps: int | None, callback: Callable[..., None]
     """
     settings = run_folder.read_problem(directory)["settings"]
     made = require_model(directory)
-    problem = _made(made["model"], made["options"])
+    problem = _load_problem(made["model"], made["options"])
     total = max(settings["num_steps"], steps or 0)
     if is_finished(directory, total, quiet=quiet):
         return
@@ -133,7 +133,7 @@ def resume_fit(directory: Path, steps: int | None, callback: Callable[..., None]
 
 
 def finish_fit(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
-    """Score a fit, print the table, and leave scores and pictures in the folder."""
+    """Score a fit, print the table, and leave scores and figures in the folder."""
     with trace_cache():  # nothing that the policy reads changes within a command
         _finish(posterior, problem, folder, seconds, quiet=quiet)
 
@@ -146,15 +146,15 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
     with activity("scoring on what was held out"):
         held_out, reason = _held_out(key, posterior, problem)
     with activity("diagnosing"):
-        facts = collect_run(folder, posterior, problem, held_out=held_out)
-    with activity("drawing the pictures"):
-        drawn = save_figures(folder, posterior, facts.target, facts.optimum, best=facts.best)
-    verdict = None if facts.diagnosis is None else Line(facts.diagnosis.explanation, facts.diagnosis.verdict)
-    pictures = {path.name: digest_of(path.read_bytes()) for path in drawn}
-    scores = RunScores(done, facts.training or _kept(posterior), held_out, verdict, pictures)
+        contents = collect_run(folder, posterior, problem, held_out=held_out)
+    with activity("drawing the figures"):
+        drawn = save_figures(folder, posterior, contents.target, contents.optimum, best=contents.best)
+    verdict = None if contents.diagnosis is None else Line(contents.diagnosis.explanation, contents.diagnosis.verdict)
+    figures = {path.name: digest_of(path.read_bytes()) for path in drawn}
+    scores = RunScores(done, contents.training or _kept(posterior), held_out, verdict, figures)
     run_folder.save_json(folder, run_folder.SCORES, scores.to_json())
     with activity("writing the report"):
-        path = write_fits(folder / REPORT, [facts], problem.sections_of(fold_in(key_from_seed(0), 9), posterior))
+        path = write_fits(folder / REPORT, [contents], problem.sections_of(fold_in(key_from_seed(0), 9), posterior))
     if not quiet:
         console = make_console()
         restarts = f", the best of {posterior.num_restarts} restarts" if posterior.num_restarts > 1 else ""

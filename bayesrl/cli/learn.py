@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.markup import escape
 from rich.text import Text
 
 from bayesrl import run_folder
 from bayesrl.catalogue import ProblemError, model_names
-from bayesrl.cli.arguments import format_option, make_console, print_line
+from bayesrl.cli.arguments import describe_problem, format_option, make_console, print_line, problem_title
 from bayesrl.cli.exit_codes import Interrupted
 from bayesrl.cli.run_info import REPORT, is_learning, read_episodes, read_model
 from bayesrl.cli.tables import plain_table
@@ -39,31 +38,29 @@ class LearnRequest(NamedTuple):
 
 def start_learning(request: LearnRequest, folder: Path, callback: Callable[..., None], *, quiet: bool) -> None:
     """Learn into a folder, going on with the runs that are there."""
-    problem = _made(request.model, request.options)
+    problem = _load_problem(request.model, request.options)
     if request.runs is not None and request.runs < 1:
         raise ProblemError(f"--runs {request.runs}; use at least 1")
     if request.explore is not None:
         exploration_from_name(request.explore)
     folder = run_folder.claim(folder)
-    told: dict[str, Any] = {
-        "model": str(Path(request.model).resolve()) if request.model.endswith(".py") else request.model,
-        "options": request.options,
+    spec = describe_problem(request.model, request.options) | {
         "learn": {
             "explore": request.explore,
             "episodes": problem.num_episodes if request.episodes is None else request.episodes,
             "runs": request.runs or problem.num_runs,
             "seed": request.seed or 0,
-        },
+        }
     }
-    before = _plan_of(folder) if run_folder.is_begun(folder) else None
+    before = _read_spec(folder) if run_folder.is_begun(folder) else None
     if before is not None:
-        _check_same(folder, before, told)
-        told["learn"]["runs"] = max(told["learn"]["runs"], before["learn"]["runs"])
+        _check_same(folder, before, spec)
+        spec["learn"]["runs"] = max(spec["learn"]["runs"], before["learn"]["runs"])
         if request.episodes is None:
-            told["learn"]["episodes"] = before["learn"]["episodes"]
-    run_folder.save_json(folder, run_folder.MODEL, told)
+            spec["learn"]["episodes"] = before["learn"]["episodes"]
+    run_folder.save_json(folder, run_folder.MODEL, spec)
     try:
-        _go_on(folder, told, problem, callback, quiet=quiet)
+        _play(folder, spec, problem, callback, quiet=quiet)
     except BayesRLError:
         run_folder.release(folder)
         raise
@@ -71,36 +68,36 @@ def start_learning(request: LearnRequest, folder: Path, callback: Callable[..., 
 
 def resume_learning(directory: Path, episodes: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
     """Go on with the runs of a folder."""
-    told = _plan_of(directory)
+    spec = _read_spec(directory)
     if episodes is not None:
-        told["learn"]["episodes"] = max(episodes, told["learn"]["episodes"])
-        run_folder.save_json(directory, run_folder.MODEL, told)
-    _go_on(directory, told, _made(told["model"], told["options"]), callback, quiet=quiet)
+        spec["learn"]["episodes"] = max(episodes, spec["learn"]["episodes"])
+        run_folder.save_json(directory, run_folder.MODEL, spec)
+    _play(directory, spec, _load_problem(spec["model"], spec["options"]), callback, quiet=quiet)
 
 
-def _made(model: str, options: dict[str, Any]) -> LearningProblem:
+def _load_problem(model: str, options: dict[str, Any]) -> LearningProblem:
     with activity(f"making {Path(model).stem}"):
         return load_learning_problem(model, **options)
 
 
-def _go_on(
-    folder: Path, told: dict[str, Any], problem: LearningProblem, callback: Callable[..., None], *, quiet: bool
+def _play(
+    folder: Path, spec: dict[str, Any], problem: LearningProblem, callback: Callable[..., None], *, quiet: bool
 ) -> None:
-    plan = told["learn"]
+    plan = spec["learn"]
     if not quiet:
-        about = _about(told, problem)
-        make_console().print(f"[bold]{escape(about)}[/]  →  {escape(str(folder))}", soft_wrap=True)
+        title = Text.assemble((problem_title(Path(spec["model"]).stem, problem.about), "bold"), f"  →  {folder}")
+        make_console().print(title, soft_wrap=True)
     began = time.monotonic()
     runs: list[LearnResult] = []
     for index in range(plan["runs"]):
-        runs.append(_run(folder, told, problem, index, callback, progress=not quiet))
+        runs.append(_run(folder, spec, problem, index, callback, progress=not quiet))
         if runs[-1].interrupted:
             raise Interrupted(runs[-1].num_episodes, plan["episodes"])
-    name = Path(told["model"]).stem
+    name = Path(spec["model"]).stem
     with activity("checking the model"):
         checks = check_learning(key_from_seed(0), runs[0])
     with activity("writing the report"):
-        write_parts(folder / REPORT, name, _parts({name: runs}, told, problem, {name: checks}))
+        write_parts(folder / REPORT, name, _parts({name: runs}, spec, problem, {name: checks}))
     if not quiet:
         console = make_console()
         played = sum(run.num_episodes for run in runs)
@@ -112,7 +109,7 @@ def _go_on(
 
 def _run(
     folder: Path,
-    told: dict[str, Any],
+    spec: dict[str, Any],
     problem: LearningProblem,
     index: int,
     callback: Callable[..., None] | None,
@@ -120,7 +117,7 @@ def _run(
     progress: bool,
 ) -> LearnResult:
     """Play one of the runs, or what is left of it; the first lives in the folder itself."""
-    plan = told["learn"]
+    plan = spec["learn"]
     key = key_from_seed(plan["seed"])
     return learn(
         key if index == 0 else fold_in(key, index),
@@ -128,20 +125,20 @@ def _run(
         problem.agent,
         exploration=problem.exploration if plan["explore"] is None else exploration_from_name(plan["explore"]),
         num_episodes=plan["episodes"],
-        directory=_place(folder, index),
+        directory=_run_folder(folder, index),
         callback=callback,
         progress=progress,
         **problem.learn_options,
     )
 
 
-def _replayed(folder: Path, told: dict[str, Any], problem: LearningProblem, index: int) -> LearnResult:
+def _read_run(folder: Path, spec: dict[str, Any], problem: LearningProblem, index: int) -> LearnResult:
     """Take up a run that is done."""
     with activity("reading the run"):
-        return _run(folder, told, problem, index, None, progress=False)
+        return _run(folder, spec, problem, index, None, progress=False)
 
 
-def _place(folder: Path, index: int) -> Path:
+def _run_folder(folder: Path, index: int) -> Path:
     place = folder if index == 0 else folder / f"run-{index + 1}"
     if index > 0 and place.is_symlink():
         raise RunFolderError(f"{place} is a link, and runs are kept in folders of their own; take it away")
@@ -160,67 +157,62 @@ def report_learning(directories: Sequence[Path], path: Path) -> None:
     for directory in directories:
         if not is_learning(directory):
             raise RunFolderError(f"{directory} holds a fit and others hold runs of `learn`; report them apart")
-        told = _plan_of(directory)
-        problem = _made(told["model"], told["options"])
+        spec = _read_spec(directory)
+        problem = _load_problem(spec["model"], spec["options"])
         # A report tells what was played, and plays nothing.
-        done = {index: read_episodes(_place(directory, index))[0] for index in range(told["learn"]["runs"])}
-        played = [_replayed(directory, _until(told, count), problem, index) for index, count in done.items() if count]
+        done = {index: read_episodes(_run_folder(directory, index))[0] for index in range(spec["learn"]["runs"])}
+        played = [_read_run(directory, _up_to(spec, count), problem, index) for index, count in done.items() if count]
         if not played:
             raise RunFolderError(
                 f"{directory} holds no episode yet; bayesrl resume {shlex.quote(str(directory))} plays"
             )
         runs[directory.resolve().name] = played
-        plans.append((told if problem.learn_options else _until(told, max(done.values())), problem))
-    told, problem = plans[0]
-    title = Path(told["model"]).stem if len(runs) == 1 else f"{len(runs)} ways to learn side by side"
+        plans.append((spec if problem.learn_options else _up_to(spec, max(done.values())), problem))
+    spec, problem = plans[0]
+    title = Path(spec["model"]).stem if len(runs) == 1 else f"{len(runs)} ways to learn side by side"
     with activity("writing the report"):
-        write_parts(path, title, _parts(runs, told, problem))
+        write_parts(path, title, _parts(runs, spec, problem))
 
 
-def _until(told: dict[str, Any], episodes: int) -> dict[str, Any]:
-    return told | {"learn": told["learn"] | {"episodes": episodes}}
+def _up_to(spec: dict[str, Any], episodes: int) -> dict[str, Any]:
+    return spec | {"learn": spec["learn"] | {"episodes": episodes}}
 
 
-def _plan_of(directory: Path) -> dict[str, Any]:
+def _read_spec(directory: Path) -> dict[str, Any]:
     """Read how the runs of a folder are made.
 
     Raises:
         RunFolderError: the folder does not say.
     """
-    made = read_model(directory)
-    if made is None or not isinstance(made.get("learn"), dict):
+    spec = read_model(directory)
+    if spec is None or not isinstance(spec.get("learn"), dict):
         raise RunFolderError(
             f"{directory} does not say how it was learned (its {run_folder.MODEL} has no plan); go on in Python with "
             "bayesrl.control.learn(..., directory=...)"
         )
-    return made
+    return spec
 
 
-def _check_same(folder: Path, before: dict[str, Any], told: dict[str, Any]) -> None:
+def _check_same(folder: Path, before: dict[str, Any], spec: dict[str, Any]) -> None:
     for name, old, new in (
-        ("model", before["model"], told["model"]),
-        ("options", before["options"], told["options"]),
-        ("exploration rule", before["learn"]["explore"], told["learn"]["explore"]),
-        ("seed", before["learn"]["seed"], told["learn"]["seed"]),
+        ("model", before["model"], spec["model"]),
+        ("options", before["options"], spec["options"]),
+        ("exploration rule", before["learn"]["explore"], spec["learn"]["explore"]),
+        ("seed", before["learn"]["seed"], spec["learn"]["seed"]),
     ):
         if old != new:
             raise RunFolderError(f"{folder} holds runs of another {name}: it was {old}, is {new}; choose another --out")
 
 
-def _about(told: dict[str, Any], problem: LearningProblem) -> str:
-    about = problem.about or model_names().get(told["model"], "")
-    return f"{Path(told['model']).stem}: {about}" if about else told["model"]
-
-
 def _parts(
-    runs: dict[str, list[LearnResult]], told: dict[str, Any], problem: LearningProblem, checks: Any = None
+    runs: dict[str, list[LearnResult]], spec: dict[str, Any], problem: LearningProblem, checks: Any = None
 ) -> list[Any]:
     first = next(iter(runs.values()))[0]
-    plan = told["learn"]
-    command = f"bayesrl learn {shlex.quote(told['model'])} --episodes {plan['episodes']} --runs {plan['runs']}"
+    plan = spec["learn"]
+    command = f"bayesrl learn {shlex.quote(spec['model'])} --episodes {plan['episodes']} --runs {plan['runs']}"
     command += f" --seed {plan['seed']}" + (f" --explore {plan['explore']}" if plan["explore"] else "")
-    command += "".join(f" --set {shlex.quote(f'{k}={format_option(v)}')}" for k, v in told["options"].items())
-    made = [("command", command)] if len(runs) == 1 else []
+    command += "".join(f" --set {shlex.quote(f'{k}={format_option(v)}')}" for k, v in spec["options"].items())
+    command_row = [("command", command)] if len(runs) == 1 else []
     sections = problem.sections_of(fold_in(key_from_seed(0), 9), first) if len(runs) == 1 else []
-    about = problem.about or model_names().get(told["model"], "")
-    return learning_parts(key_from_seed(0), runs, sections, about=about, made=made, checks=checks)
+    about = problem.about or model_names().get(spec["model"], "")
+    return learning_parts(key_from_seed(0), runs, sections, about=about, made=command_row, checks=checks)

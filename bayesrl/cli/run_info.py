@@ -45,6 +45,7 @@ _SCHEMA: dict[str, Schema] = {
     "fit": _EVIDENCE,
     "held_out": (NOTHING, _EVIDENCE),
     "verdict": (NOTHING, _OUTCOME),
+    "figures?": {"*": TEXT},
     "pictures?": {"*": TEXT},
 }
 
@@ -57,14 +58,14 @@ class RunScores(NamedTuple):
         fit: evidence on the data of the fit.
         held_out: on held-out data, or None.
         verdict: of the diagnosis, or None where there is none.
-        pictures: names of the pictures that were drawn, each with the digest of its content.
+        figures: names of the figures that were drawn, each with the digest of its content.
     """
 
     step: int
     fit: Evidence
     held_out: Evidence | None
     verdict: Line | None
-    pictures: Mapping[str, str]
+    figures: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Describe them as a run folder keeps them."""
@@ -177,7 +178,7 @@ def read_scores(directory: Path) -> RunScores | None:
     except (KeyError, TypeError, ValueError) as error:
         path = directory / run_folder.SCORES
         raise RunFolderError(f"cannot read {path}: its measured rows are damaged ({error}); {remedy}") from error
-    return RunScores(told["step"], fit, held_out, verdict, told.get("pictures", {}))
+    return RunScores(told["step"], fit, held_out, verdict, told.get("figures", told.get("pictures", {})))
 
 
 def missing_parts(directory: Path, done: int, total: int, scores: RunScores | None) -> list[str]:
@@ -190,7 +191,7 @@ def missing_parts(directory: Path, done: int, total: int, scores: RunScores | No
             ("the saved draws (posterior.nc)", (directory / run_folder.POSTERIOR).exists()),
             ("the model (model.json)", scores is None or (directory / run_folder.MODEL).exists()),
             ("the results", scores is not None and scores.step == done),
-            ("the pictures", all((directory / name).exists() for name in OUTPUT_FILES[:2])),
+            ("the figures", all((directory / name).exists() for name in OUTPUT_FILES[:2])),
             ("the report", (directory / OUTPUT_FILES[2]).exists()),
         )
         if not there
@@ -202,7 +203,7 @@ def missing_parts(directory: Path, done: int, total: int, scores: RunScores | No
 
 def _damaged(directory: Path, scores: RunScores) -> Iterator[str]:
     """Name files beside the fit that are not as they were written."""
-    for name, digest in scores.pictures.items():
+    for name, digest in scores.figures.items():
         if _differs(directory / file_name(name), partial(_has, digest)):
             yield name
     if _differs(directory / REPORT, partial(is_intact, name="report")):

@@ -33,7 +33,7 @@ _LEARNED = "What was learned from experience, what it cost, and how sure it is."
 @checked(
     PolicyError,
     *(
-        UnusedOption(name, lambda given: _told_by_themselves(given["posteriors"]) is not None, "it is of fits alone")
+        UnusedOption(name, lambda given: _own_report(given["posteriors"]) is not None, "it is of fits alone")
         for name in ("held_out", "gold", "diagnoses", "frontiers")
     ),
 )
@@ -51,9 +51,9 @@ def write_report(
 ) -> Path:
     """Write a report of one fit, or of several side by side, as one HTML file that needs nothing else.
 
-    It begins with the verdict and ends with how the fit was made; each picture says what good looks
+    It begins with the verdict and ends with how the fit was made; each figure says what good looks
     like. What cannot be found, such as the verdict of a fit that was loaded without its policy, is
-    named, and the rest is shown.
+    named, and the rest is shown. The same key gives the same report of the same fits.
 
     Args:
         key: for the draws that the report makes; consumed whole.
@@ -71,8 +71,8 @@ def write_report(
         The path.
 
     Raises:
-        PolicyError: there is no posterior, or something else in its place; a section, a diagnosis or a frontier
-            is none, or of another fit.
+        PolicyError: there is no posterior, or something else in its place; or a section, a diagnosis or a frontier
+            is something else, or of another fit.
         RunFolderError: the path is a folder or cannot be written; what it held before is intact.
 
     Example:
@@ -86,9 +86,10 @@ def write_report(
         >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         True
     """
-    if (own := _told_by_themselves(posteriors)) is not None:
-        check_sections(sections)
-        return _write(path, own[0], own[1](key, sections))
+    check_sections(sections)
+    if (own := _own_report(posteriors)) is not None:
+        title, parts_fn = own
+        return write_parts(path, title, parts_fn(key, sections))
     named = {"fit": posteriors} if isinstance(posteriors, Posterior) else posteriors
     given = list(named.items()) if isinstance(named, Mapping) else []
     if not given or not all(isinstance(name, str) and isinstance(one, Posterior) for name, one in given):
@@ -99,7 +100,6 @@ def write_report(
         )
     _check_made(named, "diagnoses", diagnoses, Diagnosis)
     _check_made(named, "frontiers", frontiers, Frontier)
-    check_sections(sections)
     check_path(path)
     keys = split_keys(key, len(named))
     fits = [
@@ -121,7 +121,7 @@ def check_path(path: Any) -> None:
     """Refuse a path that cannot be written, before anything is computed.
 
     Raises:
-        RunFolderError: it is a folder or a device, or its folder is none or cannot be written.
+        RunFolderError: it is a folder or a device, or its folder does not exist or cannot be written.
     """
     file = Path(path)
     refused = f"cannot write the report to {file}:"
@@ -143,10 +143,10 @@ def check_path(path: Any) -> None:
 
 
 def check_sections(sections: Any) -> None:
-    """Refuse what are no sections, before anything is computed.
+    """Refuse what cannot be shown as a section, before anything is computed.
 
     Raises:
-        PolicyError: one is no `Section`, or its title, caption or body cannot be shown.
+        PolicyError: one is not a `Section`, or its title, caption or body cannot be shown.
     """
     if isinstance(sections, str | Section) or not isinstance(sections, Sequence):
         raise PolicyError(f"sections is {format_value(sections)}; pass a list of bayesrl.Section(title, caption, body)")
@@ -180,7 +180,7 @@ def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type
         raise PolicyError(f"{what} is {format_value(made)}; pass them by the name of their fit, such as {{'fit': ...}}")
     for name, one in made.items():
         if name not in named:
-            raise PolicyError(f"{what} tells of {name!r}, which is no fit here; choose from {', '.join(named)}")
+            raise PolicyError(f"{what} has a {name!r}, which is not among the fits; choose from {', '.join(named)}")
         if not isinstance(one, kind):
             raise PolicyError(f"{what}[{name!r}] is {format_value(one)}; pass a bayesrl.{kind.__name__}")
         evidence, own = one.evidence, named[name].beta
@@ -195,11 +195,6 @@ def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type
 def write_fits(path: str | Path, fits: Sequence[ReportContents], sections: Sequence[Section] = ()) -> Path:
     """Write the report of fits of which everything is known already.
 
-    Args:
-        path: of the file to write, which is replaced in one step.
-        fits: one or several.
-        sections: further parts.
-
     Raises:
         RunFolderError: the path is a folder or cannot be written; what it held before is intact.
     """
@@ -210,12 +205,7 @@ def write_fits(path: str | Path, fits: Sequence[ReportContents], sections: Seque
 
 
 def write_parts(path: str | Path, title: str, parts: Sequence[Part]) -> Path:
-    """Write a page of parts that are no fits, such as runs of `bayesrl.control.learn`.
-
-    Args:
-        path: of the file to write, which is replaced in one step.
-        title: of the page.
-        parts: from the top down.
+    """Write a page of other parts than those of fits, such as runs of `bayesrl.control.learn` have.
 
     Raises:
         RunFolderError: the path is a folder or cannot be written; what it held before is intact.
@@ -224,7 +214,7 @@ def write_parts(path: str | Path, title: str, parts: Sequence[Part]) -> Path:
     return _write(path, title, parts)
 
 
-def _told_by_themselves(made: Any) -> tuple[str, Any] | None:
+def _own_report(made: Any) -> tuple[str, Callable[[PRNGKey, Sequence[Section]], list[Part]]] | None:
     """Give the title, and the maker of the parts, of things that bring their own report; None for fits."""
     named = made if isinstance(made, Mapping) else {"run": made}
     first = next(iter(named.values()), None)

@@ -344,7 +344,7 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_computed(sweep: Post
     path = tmp_path / "report.html"
     many, one = diagnosis("pass", BETAS), diagnosis("pass", 1.0)
     for made, words in (
-        ({"other": many}, "diagnoses tells of 'other', which is no fit here; choose from fit"),
+        ({"other": many}, "diagnoses has a 'other', which is not among the fits; choose from fit"),
         ({"fit": one}, "is of β = 1.0, the fit of β ="),
     ):
         with pytest.raises(PolicyError, match=words):

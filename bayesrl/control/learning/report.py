@@ -24,10 +24,11 @@ from bayesrl.control.learning.result import LearnResult
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.diagnostics.results import Check, Section
 from bayesrl.display.formatting import format_estimate, format_number
-from bayesrl.display.tables import MARKS, Markup, Table, tag
+from bayesrl.display.tables import Table, tag
 from bayesrl.errors import ControlError
 from bayesrl.report.figure_sections import checks_table
 from bayesrl.report.page import CaptionedFigure, Cell, Part
+from bayesrl.report.sections import section_parts, verdict_card
 from bayesrl.report.write import register_report
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
@@ -98,7 +99,7 @@ def learning_parts(
         ),
         Part("Learning", "", [Cell("", _curves(runs))]),
     ]
-    parts += [Part(s.title, s.caption, [Cell("", [_body(s.body)])]) for s in sections]
+    parts += section_parts(sections)
     rows = [(name if many else "", several[0]) for name, several in runs.items()]
     parts.append(
         Part(
@@ -114,11 +115,9 @@ def _verdict(several: Sequence[LearnResult], checks: Sequence[Check], about: str
     asked = [check.outcome for check in checks if check.name not in (DESCRIBED, SETTLED)]
     card = next((outcome for outcome in ("fail", "warn", "pass") if outcome in asked), "unknown")
     headline = {"pass": "Learned", "warn": "Not settled", "fail": "Not learned", "unknown": "Unknown"}[card]
-    mark = tag("p", f"{MARKS[card]} {headline}", class_=f"headline {card}")
     blocks: list[Any] = [tag("p", about)] if about else []
     pairs = [row for row in summary(several) if row[0] not in ("runs", "steps")][:5]
-    big = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="big")
-    blocks.append(tag("div", mark, tag("p", sentence(several, checks)), big, class_=f"card {card}"))
+    blocks.append(verdict_card(card, headline, sentence(several, checks), pairs))
     if any(run.interrupted for run in several):
         blocks.append(tag("p", "A run was interrupted; what follows is what it had learned.", class_="missing"))
     return blocks
@@ -161,14 +160,6 @@ def _made(learned: LearnResult) -> list[tuple[str, str]]:
 
 def _listing(rows: Sequence[tuple[str, str]]) -> Table:
     return Table(("what", "value"), [list(row) for row in rows], alignment="ll")
-
-
-def _body(body: Any) -> Any:
-    if isinstance(body, str | Markup):
-        return body
-    if hasattr(body, "savefig"):
-        return CaptionedFigure(body, "")
-    return Table(body[0], [list(map(str, row)) for row in body[1:]])
 
 
 def _earned(several: Sequence[LearnResult]) -> tuple[int, str]:
