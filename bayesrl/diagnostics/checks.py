@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from bayesrl.diagnostics.convergence import TrainingTrend
-from bayesrl.diagnostics.evidence.by_sampling import worth_of
 from bayesrl.diagnostics.evidence.result import NO_WEIGHTS, TIED, Evidence
 from bayesrl.diagnostics.interval_text import draws_text
 from bayesrl.diagnostics.results import Check, Outcome
@@ -38,41 +37,45 @@ def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or cho
         evidence: of the fit.
         remedy: what would help where too much is left.
     """
-    told = evidence.relative_gap
-    if told is None or evidence.gap is None:
-        return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.caveat}.", "J* − J(q) = β·KL(q‖p*)")
-    beta = np.ones(1) if evidence.beta is None else np.reshape(evidence.beta, -1)
-    parts = [np.reshape(x, -1) for x in told]
-    outcomes: list[Outcome] = []
-    values: list[float] = []
-    for i, temperature in enumerate(beta):
-        gap = [float(np.reshape(part, -1)[i]) for part in evidence.gap]
-        error = 1.96 * gap[1] if math.isnan(gap[0]) else 0.0  # an end is as uncertain as the J that it is of
-        small = (gap[5] + error) / temperature < SMALL_KL
-        outcome, value = _by_share(*(float(part[i]) for part in parts))
-        if gap[4] == math.inf:
-            outcome, value = "fail", math.inf
-        nothing_gained = math.isnan(float(parts[0][i])) and gap[4] / temperature > SMALL_KL
-        outcomes.append("pass" if small else "fail" if nothing_gained else outcome)
-        values.append(value)
+    reference = "J* − J(q) = β·KL(q‖p*)"
+    if evidence.relative_gap is None or evidence.gap is None:
+        return _unknown("gap", GOOD_SHARE, f"the optimum is not known: {evidence.caveat}.", reference)
+    rows = evidence.rows
+    outcomes, values = zip(*(_judge_gap(row) for row in rows), strict=True)
     worst = _worst(outcomes, values)
-    at = "" if evidence.beta is None else f" at β = {beta[worst]:.3g}"
-    shares = [float(part[worst]) for part in parts]
-    explanation = _gap_advice(outcomes[worst], values[worst], shares, at, evidence.caveat, remedy)
-    limit = _limit(outcomes[worst], values[worst])
-    return Check("gap", values[worst], limit, outcomes[worst], explanation, "J* − J(q) = β·KL(q‖p*)")
-
-
-def _limit(outcome: Outcome, value: float) -> float:
-    """Give the limit that a share is told beside: bounds may be twice as far from it as an estimate."""
+    outcome, value = outcomes[worst], values[worst]
+    explanation = _gap_explanation(outcome, value, rows[worst], evidence.caveat, remedy)
+    # The share is written beside its limit: bounds may be twice as far from it as an estimate.
+    limit = GOOD_SHARE
     if outcome == "pass" and value > GOOD_SHARE:
-        return 2 * GOOD_SHARE
-    return GOOD_SHARE / 2 if outcome == "fail" and value < GOOD_SHARE else GOOD_SHARE
+        limit = 2 * GOOD_SHARE
+    elif outcome == "fail" and value < GOOD_SHARE:
+        limit = GOOD_SHARE / 2
+    return Check("gap", value, limit, outcome, explanation, reference)
 
 
-def _gap_advice(outcome: Outcome, value: float, part: list[float], at: str, reason: str, remedy: str) -> str:
+def _judge_gap(row: Evidence) -> tuple[Outcome, float]:
+    """Judge the gap at one temperature, and give what is left as a share of what there was to gain."""
+    gap, share = row.gap, row.relative_gap
+    assert gap is not None
+    assert share is not None
+    scale = 1.0 if row.beta is None else float(row.beta)
+    outcome, value = _judge_share(*(float(part) for part in share))
+    if gap.conservative_lower == math.inf:
+        outcome, value = "fail", math.inf
+    error = 1.96 * gap.se if math.isnan(gap.mean) else 0.0  # an end is as uncertain as the J that it is of
+    if (gap.conservative_upper + error) / scale < SMALL_KL:
+        return "pass", value
+    if math.isnan(share.mean) and gap.conservative_lower / scale > SMALL_KL:  # there was nothing to gain
+        return "fail", value
+    return outcome, value
+
+
+def _gap_explanation(outcome: Outcome, value: float, row: Evidence, caveat: str, remedy: str) -> str:
     """Say how much is left, exactly where that is known, and what to do."""
-    mean, se, _, _, floor, ceiling = part
+    assert row.relative_gap is not None
+    mean, se, _, _, least, most = (float(part) for part in row.relative_gap)
+    at = "" if row.beta is None else f" at β = {float(row.beta):.3g}"
     error = se if math.isnan(mean) else 0.0
     if value == math.inf:
         return (
@@ -80,14 +83,14 @@ def _gap_advice(outcome: Outcome, value: float, part: list[float], at: str, reas
             "large negative reward in its place."
         )
     if outcome == "unknown":
-        known = (floor > 0 and math.isfinite(floor)) or math.isfinite(ceiling)
-        left = f"{_between(floor, ceiling, error)} of what there was to gain is left" if known else _UNTOLD
-        return f"{left}{at}: {reason or 'more draws would tell'}."
+        known = (least > 0 and math.isfinite(least)) or math.isfinite(most)
+        left = f"{_between(least, most, error)} of what there was to gain is left" if known else _UNTOLD
+        return f"{left}{at}: {caveat or 'more draws would tell'}."
     if math.isnan(value):  # the policy of before is the best there is, or single precision cannot tell it from that
         kept = "and nothing was lost" if outcome == "pass" else "but the fit left it: lower the learning rate"
         return f"there was nothing to gain{at}, {kept}."
     if outcome == "pass":
-        bound = "" if floor == ceiling else "at most "
+        bound = "" if least == most else "at most "
         left = "less than 0.1%" if value < 1e-3 else f"{bound}{value:.1%}{_error(error)}"
         return f"{left} of what there was to gain is left{at}."
     if value > 1.01:
@@ -95,7 +98,7 @@ def _gap_advice(outcome: Outcome, value: float, part: list[float], at: str, reas
             f"the fit is worse than the policy that it began with, by {value - 1:.1%} of what there was to "
             f"gain{at}: lower the rate (learning_rate=), or choose a guide that holds the policy it begins with."
         )
-    bound = "at least " if value == floor != ceiling else ""
+    bound = "at least " if value == least != most else ""
     return f"{bound}{value:.1%}{_error(error)} of what there was to gain is left{at}: {remedy}"
 
 
@@ -106,16 +109,16 @@ def _error(error: float) -> str:
     return f" ± {max(error, 1e-3):.1%}" if error > 0 else ""
 
 
-def _between(floor: float, ceiling: float, error: float) -> str:
-    if error > 0 and math.isfinite(ceiling):
-        return f"at most {format_share(ceiling)}{_error(error)}"
-    if math.isfinite(ceiling):
-        return f"between {format_share(floor)} and {format_share(ceiling)}"
-    return f"at least {format_share(floor)}{_error(error)}, and nobody knows how much at most,"
+def _between(least: float, most: float, error: float) -> str:
+    if error > 0 and math.isfinite(most):
+        return f"at most {format_share(most)}{_error(error)}"
+    if math.isfinite(most):
+        return f"between {format_share(least)} and {format_share(most)}"
+    return f"at least {format_share(least)}{_error(error)}, and nobody knows how much at most,"
 
 
-def _by_share(
-    mean: float, se: float, lower: float, upper: float, floor: float, ceiling: float
+def _judge_share(
+    mean: float, se: float, lower: float, upper: float, least: float, most: float
 ) -> tuple[Outcome, float]:
     """Judge a gap, as a share of what there was to gain, by its calibrated interval or else the conservative one.
 
@@ -128,10 +131,10 @@ def _by_share(
             return "pass", upper
         if lower > GOOD_SHARE or (not middle and lower > GOOD_SHARE / 2):
             return "fail", mean
-    if ceiling + error < 2 * GOOD_SHARE:
-        return "pass", ceiling
-    if floor - error > GOOD_SHARE / 2:
-        return "fail", floor
+    if most + error < 2 * GOOD_SHARE:
+        return "pass", most
+    if least - error > GOOD_SHARE / 2:
+        return "fail", least
     return "unknown", math.nan
 
 
@@ -162,26 +165,13 @@ def coverage_check(evidence: Evidence) -> Check:
     )
 
 
-def weights_check(log_weights: np.ndarray, *, nature: bool = False) -> Check:
-    """Ask whether the fit could propose for p*: Pareto k̂ and effective number of its own draws, worst β and context.
+def weights_check(ess: float, khat: float, num: int) -> Check:
+    """Ask whether the fit could propose for p*: what its own draws are worth, worst β and context.
 
     Args:
-        log_weights: of the fit's own draws, [lane, draw, contexts], nats.
-        nature: whether nature draws too: her luck moves the weights, and they tell nothing of the fit.
-    """
-    num = log_weights.shape[1]
-    if nature:
-        return worth_check(math.nan, math.nan, num)
-    return worth_check(*worth_of(np.moveaxis(log_weights, 1, 0).reshape(num, -1)), num)
-
-
-def worth_check(ess: float, khat: float, num: int) -> Check:
-    """Ask of draws of the fit that were weighed already, worst β and context.
-
-    Args:
-        ess: effective number of draws; nan where weights tell nothing.
+        ess: effective number of draws; nan where weights say nothing.
         khat: Pareto k̂ of their weights; nan where these have no tail.
-        num: how many draws.
+        num: number of draws.
     """
     reference = "Vehtari et al. (2024), Pareto smoothed importance sampling; threshold min(1 − 1/log₁₀ S, 0.7)"
     threshold = min(1 - 1 / math.log10(max(num, 20)), 0.7) if num else 0.7
@@ -189,25 +179,18 @@ def worth_check(ess: float, khat: float, num: int) -> Check:
         return _unknown("weights", threshold, f"{NO_WEIGHTS}.", reference)
     worth = f"{num:,} draws of the fit are worth {draws_text(ess)} of p*"
     enough = ess > LEAST_WORTH * num
-    help_ = "" if enough else ": choose a richer guide, or fit longer (num_steps=)"
+    remedy = ": choose a richer guide, or fit longer (num_steps=)"
+    blind = "k̂ does not see dropped modes."
     if math.isnan(khat):
-        outcome: Outcome = "pass" if enough else "warn"
-        explanation = f"{worth}; {TIED}{help_}."
-        return Check("weights", khat, threshold, outcome, explanation, reference)
-    if khat <= threshold and not enough:
-        told = (
-            f"value is their share. k̂ is {format_number(khat, 3)}, but {worth}, so that weighting them is not "
-            f"reliable{help_}."
-        )
-        return Check("weights", ess / num, LEAST_WORTH, "warn", told, reference, least=True)
-    if khat <= threshold:
-        told = f"value is k̂; {worth}. k̂ does not see dropped modes."
-        return Check("weights", khat, threshold, "pass", told, reference)
-    told = (
-        f"value is k̂; {worth}, and weighting them is not reliable: choose a richer guide, or fit longer (num_steps=). "
-        "k̂ does not see dropped modes."
-    )
-    return Check("weights", khat, threshold, "warn", told, reference)
+        explanation = f"{worth}; {TIED}{'' if enough else remedy}."
+        return Check("weights", khat, threshold, "pass" if enough else "warn", explanation, reference)
+    unreliable = f"weighting them is not reliable{remedy}."
+    if khat > threshold:
+        return Check("weights", khat, threshold, "warn", f"value is k̂; {worth}, and {unreliable} {blind}", reference)
+    if enough:
+        return Check("weights", khat, threshold, "pass", f"value is k̂; {worth}. {blind}", reference)
+    explanation = f"value is their share. k̂ is {format_number(khat, 3)}, but {worth}, so that {unreliable}"
+    return Check("weights", ess / num, LEAST_WORTH, "warn", explanation, reference, least=True)
 
 
 def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gain: float) -> Check:
@@ -241,24 +224,26 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
     return Check("restarts", value, RHAT, "warn", explanation, reference)
 
 
-def convergence_check(course: TrainingTrend, gain: float) -> Check:
+def convergence_check(trend: TrainingTrend | None, gain: float) -> Check:
     """Ask how much J would still have risen, or whether it fell.
 
     Args:
-        course: of the run.
+        trend: of the training; None where J was not finite at its end.
         gain: J* − J(π₀), or what is known of it, reward units.
     """
     reference = "J along the way, counted in learning rate, extrapolated by Aitken's Δ² process"
+    if trend is None:
+        return Check("convergence", math.nan, LEFT, "fail", "J was not finite at the end of the run.", "")
     scale = max(abs(gain), 1e-12)
-    if math.isnan(course.left):
+    if math.isnan(trend.left):
         return _unknown("convergence", LEFT, "the history is too short to judge.", reference)
-    if course.fell > LEFT * scale:
-        value = course.fell / scale
+    if trend.fell > LEFT * scale:
+        value = trend.fell / scale
         explanation = (
             f"J fell by {value:.1%} of what there was to gain at the end: lower the learning rate (learning_rate=)."
         )
         return Check("convergence", value, LEFT, "warn", explanation, reference)
-    value = course.left / scale
+    value = trend.left / scale
     if value > LEFT:
         explanation = (
             f"J still rose when the run ended, as if {min(value, 1.0):.1%} of what there was to gain were left: "
@@ -267,11 +252,6 @@ def convergence_check(course: TrainingTrend, gain: float) -> Check:
         return Check("convergence", value, LEFT, "warn", explanation, reference)
     explanation = "J has levelled off, beyond what the falling rate does by itself."
     return Check("convergence", value, LEFT, "pass", explanation, reference)
-
-
-def not_finite_check() -> Check:
-    """Say that J was no number at the end."""
-    return Check("convergence", math.nan, LEFT, "fail", "J was not finite at the end of the run.", "")
 
 
 def skipped_check(skipped: int, steps: int) -> Check:
@@ -316,7 +296,7 @@ def held_out_check(trained: Evidence, held_out: np.ndarray) -> Check:
     return Check("held out", value, 0.1, "warn", explanation, reference)
 
 
-def _worst(outcomes: Sequence[str], values: list[float]) -> int:
+def _worst(outcomes: Sequence[str], values: Sequence[float]) -> int:
     order = ("pass", "warn", "unknown", "fail")
     return max(range(len(outcomes)), key=lambda i: (order.index(outcomes[i]), np.nan_to_num(values[i], nan=0.0)))
 

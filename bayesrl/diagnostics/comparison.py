@@ -16,12 +16,10 @@ from bayesrl.core.draws import Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.confidence_limits import stratified_interval
-from bayesrl.diagnostics.evidence.mixture_sample import totals_of
 from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.diagnostics.results import Comparison
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.statistics.averages import mixed
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.statistics.quantities import divergence
 from bayesrl.typing import Numbers, PRNGKey
@@ -189,13 +187,8 @@ def _batches(key: PRNGKey, fit: _Fit, each: int) -> Iterator[dict[str, Numbers]]
 
 def _scores(fit: _Fit, sites: dict[str, Numbers]) -> Totals:
     """Score draws under one fit: policy, rewards and q, as double-precision arrays [draws, contexts]."""
-    params, _ = fit.posterior._lanes()
-    lanes = range(1 if fit.posterior.mixture is None else fit.posterior.num_restarts)
-    found = [totals_of(fit.programs, jax.tree.map(lambda x, i=i: x[i], params), sites) for i in lanes]
-    laid = [Totals(*(np.asarray(x, float).reshape(len(x), -1) for x in (*own[:4], own.ratio))) for own in found]
-    if fit.posterior.mixture is None:
-        return laid[0]
-    return mixed(jax.tree.map(lambda *xs: np.stack(xs), *laid), np.asarray(fit.posterior.mixture, float).reshape(-1))
+    scored = fit.posterior.scores(sites)
+    return Totals(*(np.asarray(x, float)[0].reshape(x.shape[1], -1) for x in (*scored[:4], scored.ratio)))
 
 
 def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:

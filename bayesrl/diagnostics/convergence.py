@@ -73,27 +73,27 @@ def estimate_trend(objective: np.ndarray, steps: np.ndarray, settings: dict[str,
 
 
 def suggest_remedy(
-    course: TrainingTrend | None, gain: float, *, restarts: int, collapsed: bool = False, coverage: str = ""
+    trend: TrainingTrend | None, gain: float, *, restarts: int, collapsed: bool = False, coverage: str = ""
 ) -> str:
     """Say what would help a fit that has left something, by what its run did.
 
     Args:
-        course: of the run; None where there is no history.
+        trend: of the run; None where there is no history.
         gain: J* − J(π₀), or what is known of it, reward units.
         restarts: how many there were.
         collapsed: whether it draws single actions where p* does not.
         coverage: what is said of the modes of p* that it has dropped; empty where it has not.
     """
     scale = max(abs(gain), 1e-12)
-    known = course is not None and np.isfinite(course.left)
-    if course is not None and known and (course.plunged > 0.5 * scale or course.fell > 0.01 * scale):
+    known = trend is not None and np.isfinite(trend.left)
+    if trend is not None and known and (trend.plunged > 0.5 * scale or trend.fell > 0.01 * scale):
         return "J fell on the way, so lower the rate (learning_rate=)."
-    if course is not None and known and course.moved < _HARDLY * scale:
+    if trend is not None and known and trend.moved < _HARDLY * scale:
         return (
             "J has hardly moved from where it began, so raise the rate (learning_rate=), fit longer (num_steps=), or "
             "choose a richer guide."
         )
-    if course is not None and known and course.left > 0.01 * scale:
+    if trend is not None and known and trend.left > 0.01 * scale:
         return "J still rose when the run ended, so fit longer (num_steps=), or raise the rate (learning_rate=)."
     if collapsed:
         return (

@@ -14,16 +14,15 @@ from bayesrl.diagnostics.checks import (
     entropy_check,
     gap_check,
     held_out_check,
-    not_finite_check,
     restarts_check,
     skipped_check,
     weights_check,
-    worth_check,
 )
 from bayesrl.diagnostics.convergence import TrainingTrend, estimate_trend, suggest_remedy
 from bayesrl.diagnostics.evidence.bounds import KNOWN, RequestedMethod, evaluate_fit, evidence
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
+from bayesrl.diagnostics.evidence.by_sampling import worth_of
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.results import Check, Diagnosis, Verdict
 from bayesrl.errors import EngineError
@@ -79,119 +78,100 @@ def diagnose(
         >>> diagnose(jax.random.key(1), good).verdict, diagnose(jax.random.key(1), bad).verdict
         ('pass', 'fail')
     """
-    options: dict[str, Any] = {"method": method, "reward_bound": reward_bound, "num_samples": num_samples}
-    options["max_count"] = max_count
     own_key, other_key = split_keys(key)
-    found, reason = _evidence(own_key, posterior, options | {"optimum": optimum})
-    objective, course = _course(posterior)
+    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
+    found, reason = None, ""
+    try:
+        found = evidence(
+            own_key,
+            posterior,
+            method=method,
+            optimum=optimum,
+            reward_bound=reward_bound,
+            num_samples=num_samples,
+            max_count=max_count,
+        )
+    except EngineError as error:
+        if posterior.programs is None or posterior.programs.structure.actions:
+            raise
+        reason = str(error)
+    objective, trend = _training(best)
+    gain, entropy = _gain(found, objective), _entropies(best)
     checks = []
     if found is not None:
         coverage = coverage_check(found)
-        dropped = coverage.explanation if coverage.outcome == "fail" else ""
-        collapsed = bool(posterior.statistics) and _entropy(posterior, found, reached=False).outcome == "warn"
-        gain = _gain(found, objective)
-        remedy = suggest_remedy(course, gain, restarts=posterior.num_restarts, collapsed=collapsed, coverage=dropped)
+        remedy = suggest_remedy(
+            trend,
+            gain,
+            restarts=posterior.num_restarts,
+            collapsed=bool(posterior.statistics) and entropy_check(*entropy, reached=False).outcome == "warn",
+            coverage=coverage.explanation if coverage.outcome == "fail" else "",
+        )
         checks = [gap_check(found, remedy), coverage]
-    reached = bool(checks) and checks[0].outcome == "pass"
-    checks += _of_run(posterior, found, reached=reached)
-    if course is not None:
-        checks += _of_history(posterior, course, _gain(found, objective))
+    if posterior.statistics:
+        checks += [_weights(best, found), _restarts(posterior, found)]
+        checks.append(entropy_check(*entropy, reached=bool(checks) and checks[0].outcome == "pass"))
+    if trend is not None:
+        finite = np.isfinite(np.asarray(posterior.history["objective"], float)[-1]).all()
+        steps, skipped = int(posterior.history["step"][-1]), int(np.max(posterior.history["skipped"][-1]))
+        checks += [convergence_check(trend if finite else None, gain), skipped_check(skipped, steps)]
     if held_out is not None and found is not None:
-        checks.append(_held_out(other_key, posterior, held_out, found, max_count, held_out_evidence))
-    verdict, sentence = _verdict(checks, reason)
-    return Diagnosis(verdict, sentence, tuple(checks), found)
+        try:
+            other = held_out_evidence or evaluate_fit(other_key, posterior, *held_out, max_count=max_count)
+            checks.append(held_out_check(found, other.objective.mean))
+        except EngineError as error:
+            explanation = f"not scored: {error}."
+            checks.append(Check("held out", math.nan, 0.1, "unknown", explanation, "J on held-out arguments"))
+    return Diagnosis(*_verdict(checks, reason), tuple(checks), found)
 
 
-def _evidence(key: PRNGKey, posterior: Posterior, options: dict[str, Any]) -> tuple[Evidence | None, str]:
-    try:
-        return evidence(key, posterior, **options), ""
-    except EngineError as error:
-        if not posterior.programs or not posterior.programs.structure.actions:
-            return None, str(error)
-        raise
-
-
-def _held_out(
-    key: PRNGKey,
-    posterior: Posterior,
-    held_out: tuple[Any, ...],
-    found: Evidence,
-    max_count: int,
-    held_out_evidence: Evidence | None,
-) -> Check:
-    """Compare J on what was held out, whose optimum does not matter."""
-    try:
-        other = held_out_evidence or evaluate_fit(key, posterior, *held_out, max_count=max_count)
-    except EngineError as error:
-        return Check("held out", math.nan, 0.1, "unknown", f"not scored: {error}.", "J on held-out arguments")
-    return held_out_check(found, other.objective.mean)
-
-
-def _of_run(posterior: Posterior, found: Evidence | None, *, reached: bool) -> list[Check]:
-    """Ask what restarts and draws tell."""
-    lead = len(posterior.batch_shape)
-    checks = []
-    statistics = {name: np.asarray(value, float) for name, value in posterior.statistics.items()}
-    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
-    if statistics:
-        weights = np.asarray(best.statistics["log_weight"], float)
-        num, contexts = weights.shape[lead], max(math.prod(weights.shape[lead + 1 :]), 1)
-        if found is not None:
-            checks.append(_worth(found))
-        else:
-            checks.append(weights_check(weights.reshape(-1, num, contexts), nature=_has_nature(posterior)))
-        per_draw = tuple(range(lead + 1, weights.ndim))
-        ratio = statistics["log_q"] - statistics["log_prior"]
-        by_restart = {"total_reward": statistics["total_reward"].mean(per_draw), "log_ratio": ratio.mean(per_draw)}
-        restarts = posterior.num_restarts
-        laid = {name: value.reshape(-1, restarts, num) for name, value in by_restart.items()}
-        by_lane = np.asarray(posterior.objective_by_restart(), float).reshape(-1, restarts)
-        checks.append(restarts_check(laid, by_lane, _gain(found, by_lane)))
-        checks.append(_entropy(posterior, found, reached=reached))
-    return checks
-
-
-def _course(posterior: Posterior) -> tuple[np.ndarray, TrainingTrend | None]:
-    """Give J along the training of the best restarts, [chunk, lane], and how far the run had still to go."""
-    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
+def _training(best: Posterior) -> tuple[np.ndarray, TrainingTrend | None]:
+    """Give J along the training, [chunk, lane], and how far the run had still to go; None without a history."""
     steps = np.asarray(best.history.get("step", ()))
     if not len(steps):
         return np.zeros((1, 1)), None
     objective = np.asarray(best.history["objective"], float).reshape(len(steps), -1)
-    return objective, estimate_trend(objective, steps, dict(posterior.settings))
+    return objective, estimate_trend(objective, steps, dict(best.settings))
 
 
-def _of_history(posterior: Posterior, course: TrainingTrend, gain: float) -> list[Check]:
-    finite = np.isfinite(np.asarray(posterior.history["objective"], float)[-1]).all()
-    steps, skipped = int(posterior.history["step"][-1]), int(np.max(posterior.history["skipped"][-1]))
-    converged = convergence_check(course, gain) if finite else not_finite_check()
-    return [converged, skipped_check(skipped, steps)]
+def _weights(best: Posterior, found: Evidence | None) -> Check:
+    """Ask what the draws are worth that the evidence has weighed; without one, those that the fit carries."""
+    if found is not None:
+        ess, khat = (part[~np.isnan(part)] for part in (np.reshape(found.ess, -1), np.reshape(found.khat, -1)))
+        return weights_check(min(ess, default=math.nan), max(khat, default=math.nan), found.num_weighed)
+    weights = np.asarray(best.statistics["log_weight"], float)
+    num = weights.shape[len(best.batch_shape)]
+    if best.programs is not None and best.programs.structure.names("environment"):
+        return weights_check(math.nan, math.nan, num)
+    by_draw = np.moveaxis(weights.reshape(-1, num, math.prod(weights.shape[len(best.batch_shape) + 1 :])), 1, 0)
+    return weights_check(*worth_of(by_draw.reshape(num, -1)), num)
 
 
-def _worth(found: Evidence) -> Check:
-    """Ask what the draws are worth that the evidence has weighed."""
-    told = [[x for x in np.reshape(part, -1) if not math.isnan(x)] for part in (found.ess, found.khat)]
-    return worth_check(min(told[0], default=math.nan), max(told[1], default=math.nan), found.num_weighed)
+def _restarts(posterior: Posterior, found: Evidence | None) -> Check:
+    """Compare the draws that the restarts carry, [beta, restart, draw]."""
+    lead, restarts = len(posterior.batch_shape), posterior.num_restarts
+    statistics = {name: np.asarray(value, float) for name, value in posterior.statistics.items()}
+    ratio = statistics["log_q"] - statistics["log_prior"]
+    by_draw = {
+        name: value.mean(tuple(range(lead + 1, value.ndim))).reshape(-1, restarts, value.shape[lead])
+        for name, value in (("total_reward", statistics["total_reward"]), ("log_ratio", ratio))
+    }
+    objective = np.asarray(posterior.objective_by_restart(), float).reshape(-1, restarts)
+    return restarts_check(by_draw, objective, _gain(found, objective))
 
 
-def _has_nature(posterior: Posterior) -> bool:
-    return posterior.programs is not None and bool(posterior.programs.structure.names("environment"))
-
-
-def _entropy(posterior: Posterior, found: Evidence | None, *, reached: bool) -> Check:
-    """Entropies of discrete policies, from the draws that the fit carries."""
-    best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
+def _entropies(best: Posterior) -> tuple[float, float]:
+    """Give the entropies of fit and prior, worst β, from the draws that the fit carries; nan unless all is discrete."""
     assert best.programs is not None
     structure = best.programs.structure
-    if not structure.actions or not all(structure[name].discrete for name in structure.actions):
-        return entropy_check(math.nan, math.nan, reached=reached)
+    if not best.statistics or not structure.actions or not all(structure[name].discrete for name in structure.actions):
+        return math.nan, math.nan
     log_q, log_prior = (np.asarray(best.statistics[name], float) for name in ("log_q", "log_prior"))
-    lead = len(best.batch_shape)
-    axes = tuple(range(lead, log_q.ndim))
+    axes = tuple(range(len(best.batch_shape), log_q.ndim))
     # −E_q[log π₀] bounds the prior's entropy scale from the fit's own draws.
     entropy, cross = -log_q.mean(axes).reshape(-1), -log_prior.mean(axes).reshape(-1)
     worst = int(np.argmin(entropy / np.maximum(cross, 1e-12)))
-    return entropy_check(float(entropy[worst]), float(cross[worst]), reached=reached)
+    return float(entropy[worst]), float(cross[worst])
 
 
 def _gain(found: Evidence | None, objective: np.ndarray) -> float:

@@ -166,30 +166,28 @@ def coverage(
     """
     fit = full_data_fit(posterior)
     assert fit.programs is not None
-    lanes = _matched(fit, fit.programs, target)
+    betas = _matched(fit, fit.programs, target)
     exact_key, fit_key, tie_key = split_keys(key, 3)
-    exact, rng = target.resample(exact_key, num_samples), numpy_generator(tie_key)
-    lead = 0 if target.beta is None else target.beta.ndim
-    flat = {name: value.reshape(-1, *value.shape[lead:]) for name, value in exact.items()}
-    ranks = []
-    for i, (beta, lane) in enumerate(lanes):
-        one = fit if beta is None else fit.select(beta=beta)
-        draws = {name: value[lane] for name, value in flat.items()}
+    rng, ranks = numpy_generator(tie_key), []
+    for i, beta in enumerate(betas):
+        one, exact = (fit, target) if beta is None else (fit.select(beta=beta), target.select(beta))
+        assert exact is not None
+        draws = exact.resample(fold_in(exact_key, i), num_samples)
         ranks.append(_ranks(fold_in(fit_key, i), rng, one, draws, num_samples))
-    asked = np.asarray(levels, float)
-    inside = np.stack([[(u <= level).mean(1) for level in asked] for u in ranks])  # [lane, level, draw]
-    shape = (*np.shape(fit.beta if fit.beta is not None else 1.0), len(asked))
+    alphas = np.asarray(levels, float)
+    inside = np.stack([[(u <= level).mean(1) for level in alphas] for u in ranks])  # [lane, level, draw]
+    shape = (*np.shape(fit.beta if fit.beta is not None else 1.0), len(alphas))
     # Draws of the fit make up the regions; draws of rejection are taken again and again.
     worth = 2 / num_samples + (0.0 if target.ess is None else 1 / max(float(np.min(target.ess)), 1.0))
     contexts = max(math.prod(fit.programs.structure.context_shape), 1)
     mean, se = inside.mean(-1), np.sqrt(inside.var(-1, ddof=1) * worth)
-    error = np.broadcast_to(np.sqrt(asked * (1 - asked) / contexts * worth), shape)
+    error = np.broadcast_to(np.sqrt(alphas * (1 - alphas) / contexts * worth), shape)
     share = Estimate(jnp.asarray(mean.reshape(shape)), jnp.asarray(se.reshape(shape)))
-    return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), asked, share, error, num_samples)
+    return Coverage(None if fit.beta is None else np.asarray(fit.beta, float), alphas, share, error, num_samples)
 
 
-def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[tuple[float | None, int]]:
-    """Pair each β of the fit with its place in the target, and refuse targets that are not exact draws of p*."""
+def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[float | None]:
+    """Give each β of the fit, and refuse targets that are not exact draws of p* at all of them."""
     if target.ess is not None and target.num_accepted is None:
         raise EngineError(
             "the target holds weighted draws, which are not draws of p*; use enumerate_posterior or rejection"
@@ -211,15 +209,13 @@ def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[
     if fit.beta is None or target.beta is None:
         if fit.beta is not None or target.beta is not None:
             raise PolicyError(f"the fit has beta={fit.beta}, the target beta={target.beta}; give both the same")
-        return [(None, 0)]
-    held = np.reshape(target.beta, -1)
-    pairs: list[tuple[float | None, int]] = []
-    for beta in np.reshape(np.asarray(fit.beta, float), -1):
-        same = np.flatnonzero(np.isclose(held, beta, rtol=1e-4))
-        if len(same) == 0:
-            raise PolicyError(f"the target has no draws at β = {beta:.6g}; it has {', '.join(f'{b:g}' for b in held)}")
-        pairs.append((float(beta), int(same[0])))
-    return pairs
+        return [None]
+    given = np.reshape(target.beta, -1)
+    betas = np.reshape(np.asarray(fit.beta, float), -1)
+    for beta in betas:
+        if not np.isclose(given, beta, rtol=1e-4).any():
+            raise PolicyError(f"the target has no draws at β = {beta:.6g}; it has {', '.join(f'{b:g}' for b in given)}")
+    return [float(beta) for beta in betas]
 
 
 def _ranks(

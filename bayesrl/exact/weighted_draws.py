@@ -110,11 +110,11 @@ class WeightedDraws:
             for name in draws[0]
         }
 
-    def select(self, beta: float) -> "WeightedDraws | None":
-        """Take one temperature of several; None where there is no such one."""
+    def select(self, beta: float | None) -> "WeightedDraws | None":
+        """Take one temperature of several; None where this is not one of them."""
         if self.beta is None or np.ndim(self.beta) == 0:
             return self
-        same = np.flatnonzero(np.isclose(self.beta, beta, rtol=1e-4))
+        same = np.flatnonzero(np.isclose(self.beta, np.nan if beta is None else beta, rtol=1e-4))
         if not same.size:
             return None
         index, draw = int(same[0]), self.sampler

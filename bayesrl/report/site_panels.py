@@ -1,7 +1,6 @@
 """One site of a program: its values under prior, fit and target, brought into one form, and the axes that show them."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +15,6 @@ from bayesrl.display.formatting import sanitize
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.typing import Numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,7 +133,7 @@ def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) 
     axes = _context_axes(posterior, site, draws.shape[1:], contexts)
     prior = _values(np.asarray(posterior.prior_draws[site]), axes, contexts)
     fitted = _values(draws, axes, contexts)
-    at_beta = None if target is None else _target_at(target, beta)
+    at_beta = None if target is None else target.select(beta)
     known = None if at_beta is None else _target_values(at_beta, site, axes, contexts)
     support, categories = _support(structure, site, [prior, fitted] + ([known] if known else []))
     density = _density(posterior, site, prior, fitted) if support == "reals" else None
@@ -193,24 +191,6 @@ def _values(draws: np.ndarray, axes: tuple[int | None, ...], contexts: tuple[int
     full = np.broadcast_to(aligned, (len(draws), *contexts, aligned.shape[-1]))
     flat = full.reshape(len(draws), int(np.prod(contexts, dtype=int)), aligned.shape[-1])
     return SiteValues(flat, np.full(flat.shape[:2], 1 / len(draws)))
-
-
-def _target_at(target: WeightedDraws, beta: float | None) -> WeightedDraws | None:
-    """Choose one temperature of a target; None where it has not that one."""
-    if target.beta is None or np.ndim(target.beta) == 0:
-        return target
-    match = np.flatnonzero(np.isclose(target.beta, np.nan if beta is None else beta, rtol=1e-4))
-    if not match.size:
-        return None
-    index, sample = int(match[0]), target.sampler
-
-    def sampler(rng: np.random.Generator, _: int, num_draws: int) -> dict[str, Numbers]:
-        assert sample is not None
-        return sample(rng, index, num_draws)
-
-    chosen = np.asarray(target.beta[index])
-    log_weights = target.log_weights[index]
-    return replace(target, beta=chosen, log_weights=log_weights, sampler=None if sample is None else sampler)
 
 
 def _target_values(

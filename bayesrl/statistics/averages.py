@@ -35,25 +35,25 @@ def summarise(
     by_lane = scale.reshape(scale.shape + (1,) * (lead - scale.ndim))
     by_draw = by_lane.reshape(by_lane.shape + (1,) * (totals.reward.ndim - lead))
 
-    def estimate(values: Any) -> Estimate:
-        values = xp.asarray(values, float)
-        per_draw = values.mean(tuple(range(lead + 1, values.ndim)))
-        num = per_draw.shape[lead]
-        with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
-            return Estimate(per_draw.mean(lead), per_draw.std(lead, ddof=1) / np.sqrt(num))
-
     exact = jax.tree.map(lambda x: xp.asarray(x, float), totals)
-    objective = estimate(exact.log_weight(by_draw))
+    objective = _average(exact.log_weight(by_draw), lead)
     doubt = rounding(exact, by_draw)
     doubt = xp.where(xp.isfinite(doubt), doubt, 0.0).mean(tuple(range(lead, doubt.ndim)))
-    kl = estimate(divergence(exact, conditioned=marginal is not None))
-    told = Estimates(
+    kl = _average(divergence(exact, conditioned=marginal is not None), lead)
+    estimates = Estimates(
         objective=Estimate(by_lane * objective.mean, by_lane * xp.hypot(objective.se, doubt)),
-        reward=estimate(exact.reward),
+        reward=_average(exact.reward, lead),
         kl=Estimate(kl.mean, xp.hypot(kl.se, doubt)),
-        metrics={name: estimate(value) for name, value in metrics.items()},
+        metrics={name: _average(xp.asarray(value, float), lead) for name, value in metrics.items()},
     )
-    return told if marginal is None else given_data(told, marginal, by_lane)
+    return estimates if marginal is None else given_data(estimates, marginal, by_lane)
+
+
+def _average(values: Any, lead: int) -> Estimate:
+    """Average draws [*lead, sample, *contexts], in double precision."""
+    per_draw = values.mean(tuple(range(lead + 1, values.ndim)))
+    with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
+        return Estimate(per_draw.mean(lead), per_draw.std(lead, ddof=1) / np.sqrt(per_draw.shape[lead]))
 
 
 def mixed(scores: Totals, weights: np.ndarray, axis: int = 0) -> Totals:
@@ -72,7 +72,7 @@ def mixed(scores: Totals, weights: np.ndarray, axis: int = 0) -> Totals:
 
 
 def given_data(estimates: Estimates, marginal: Estimate, beta: Any) -> Estimates:
-    """Take log p(y) out of J and KL that were told up to it.
+    """Take log p(y) out of J and KL that are known up to it.
 
     Args:
         estimates: [*lead].
@@ -91,8 +91,7 @@ def kept_marginal(statistics: Mapping[str, Any], settings: Mapping[str, Any]) ->
     """Give log p(y) as it was when draws were kept; nan where it was not known, None where it means nothing."""
     if "log_likelihood" not in statistics:
         return None
-    told = [settings.get(name, np.nan) for name in ("log_marginal", "log_marginal_se")]
-    return Estimate(*(np.asarray(part, float) for part in told))
+    return Estimate(*(np.asarray(settings.get(name, np.nan), float) for name in ("log_marginal", "log_marginal_se")))
 
 
 def kept_estimates(statistics: Mapping[str, Any], beta: Any, lead: int, marginal: Estimate | None) -> Estimates:
@@ -105,20 +104,12 @@ def kept_estimates(statistics: Mapping[str, Any], beta: Any, lead: int, marginal
         marginal: log p(y), as `kept_marginal` gives it.
     """
     scale = np.asarray(1.0 if beta is None else beta, float)[..., None]
-
-    def estimate(values: Any, factor: Any = 1.0) -> Estimate:
-        array = np.asarray(values, float)
-        by_draw = array.mean(tuple(range(lead + 1, array.ndim)))
-        with np.errstate(invalid="ignore"):  # a reward of -inf has a mean and no standard error
-            se = by_draw.std(lead, ddof=1) / np.sqrt(by_draw.shape[lead])
-        return Estimate(factor * by_draw.mean(lead), factor * se)
-
-    log_q, log_prior = (np.asarray(statistics[name], float) for name in ("log_q", "log_prior"))
-    given = np.asarray(statistics.get("log_likelihood", 0.0), float)
-    told = Estimates(
-        estimate(statistics["log_weight"], scale),
-        estimate(statistics["total_reward"]),
-        estimate(log_q - log_prior - given),
-        {},
+    kept = {name: np.asarray(value, float) for name, value in statistics.items()}
+    objective = _average(kept["log_weight"], lead)
+    estimates = Estimates(
+        objective=Estimate(scale * objective.mean, scale * objective.se),
+        reward=_average(kept["total_reward"], lead),
+        kl=_average(kept["log_q"] - kept["log_prior"] - kept.get("log_likelihood", 0.0), lead),
+        metrics={},
     )
-    return told if marginal is None else given_data(told, marginal, scale)
+    return estimates if marginal is None else given_data(estimates, marginal, scale)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import bayesrl
-from bayesrl.diagnostics.checks import convergence_check, not_finite_check
+from bayesrl.diagnostics.checks import convergence_check
 from bayesrl.diagnostics.convergence import TrainingTrend, estimate_trend, suggest_remedy
 
 KEY = jax.random.key(0)
@@ -58,7 +58,7 @@ def test_falls_short_runs_and_runs_without_numbers() -> None:
     assert fell.outcome == "warn"
     assert "lower the learning rate" in fell.explanation
     assert convergence_check(estimate_trend(np.ones((4, 1)), STEPS[:4], CONSTANT), 1.0).outcome == "unknown"
-    assert not_finite_check().outcome == "fail"
+    assert convergence_check(None, 1.0).outcome == "fail"
     cooled = CONSTANT | {"start_beta": 1.0}
     rises = np.where(STEPS <= 1000, STEPS / 1000, 1.0)[:, None]
     assert convergence_check(estimate_trend(rises, STEPS, cooled), 1.0).outcome == "pass", "J rose while β fell"
@@ -107,7 +107,7 @@ def test_advice_names_what_would_help(options: dict[str, Any], words: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("course", "options", "words"),
+    ("trend", "options", "words"),
     [
         (TrainingTrend(0.0, 0.0, 0.0, 0.01), {}, "raise the rate"),
         (TrainingTrend(0.0, 0.0, 0.6, 0.5), {}, "lower the rate"),
@@ -119,8 +119,8 @@ def test_advice_names_what_would_help(options: dict[str, Any], words: str) -> No
         (None, {}, "fit longer"),
     ],
 )
-def test_a_remedy_is_of_what_the_run_did(course: TrainingTrend | None, options: dict[str, Any], words: str) -> None:
-    assert words in suggest_remedy(course, 1.0, restarts=1, **options)
+def test_a_remedy_is_of_what_the_run_did(trend: TrainingTrend | None, options: dict[str, Any], words: str) -> None:
+    assert words in suggest_remedy(trend, 1.0, restarts=1, **options)
 
 
 def test_the_rate_of_a_guide_written_by_hand_suits_its_units() -> None:

@@ -21,6 +21,7 @@ from bayesrl.diagnostics.checks import (
 )
 from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.diagnostics.evidence.bounds import evidence
+from bayesrl.diagnostics.evidence.by_sampling import worth_of
 from bayesrl.diagnostics.results import Check
 from bayesrl.errors import PolicyError
 from bayesrl.posterior.posterior import Posterior
@@ -102,13 +103,13 @@ def test_held_out_and_bad_input(fitted: Posterior) -> None:
 
 def test_weights_of_a_heavy_tail_and_of_none() -> None:
     rng = np.random.default_rng(0)
-    light = weights_check(rng.normal(scale=0.1, size=(1, 1000, 1)))
+    light = weights_check(*worth_of(rng.normal(scale=0.1, size=(1000, 1))), 1000)
     assert light.outcome == "pass"
     assert light.value < light.threshold
-    heavy = weights_check(rng.exponential(scale=1.5, size=(1, 1000, 1)))
+    heavy = weights_check(*worth_of(rng.exponential(scale=1.5, size=(1000, 1))), 1000)
     assert heavy.outcome == "warn"
     assert heavy.value > 0.7, "weights are Pareto of index 1/1.5"
-    tied = weights_check(np.zeros((1, 1000, 1)))
+    tied = weights_check(*worth_of(np.zeros((1000, 1))), 1000)
     assert tied.outcome == "pass"
     assert math.isnan(tied.value)
 

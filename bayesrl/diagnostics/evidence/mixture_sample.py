@@ -117,13 +117,8 @@ def score_sites(programs: Programs, params: Params, sites: dict[str, Any], beta:
         sites: values of the latent sites, [draws, ...].
         beta: reward units per nat; None without rewards.
     """
-    w = np.asarray(totals_of(programs, params, sites).log_weight(1.0 if beta is None else beta), float)
+    w = np.asarray(score_draws(programs, params, sites).log_weight(1.0 if beta is None else beta), float)
     return w.reshape(len(w), -1)
-
-
-def totals_of(programs: Programs, params: Params, sites: dict[str, Any]) -> Totals:
-    """Score given draws under one fit and its policy, [draws, *contexts]; arguments as those of `score_sites`."""
-    return score_draws(programs, params, sites)
 
 
 def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] | None:
