@@ -4,6 +4,7 @@ from collections.abc import Set
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 import bayesrl
@@ -82,7 +83,7 @@ def problem(
         tokenizer = lm.train_bpe([row["prompt"] + row["answer"] for row in rows], 400)
         further = [row["prompt"] for row in rows]
         model = lm.train_small_lm(
-            "data_to_text", others, tokenizer, num_steps=training_steps, room_for=further, seed=seed
+            jax.random.key(seed), "data_to_text", others, tokenizer, num_steps=training_steps, room_for=further
         )
     coverage = rewards.text_reward(slot_coverage)
     invented = rewards.text_reward(

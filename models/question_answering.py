@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 import bayesrl
@@ -138,4 +139,6 @@ def _trained(asked: list[dict[str, Any]] | None, rows: list[dict[str, Any]], ste
     seen = [row if rng.random() > _WRONG else {**row, "answer": wrong[rng.integers(len(wrong))]} for row in seen]
     tokenizer = lm.char_tokenizer("".join(row["prompt"] + row["answer"] for row in [*seen, *rows]))
     further = [row["prompt"] for row in rows]
-    return lm.train_small_lm("question_answering", seen, tokenizer, num_steps=steps, room_for=further, seed=seed)
+    return lm.train_small_lm(
+        jax.random.key(seed), "question_answering", seen, tokenizer, num_steps=steps, room_for=further
+    )

@@ -5,6 +5,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import bayesrl
@@ -118,7 +119,9 @@ def _paragraphs(text: str) -> list[tuple[str, str]]:
 
 def _writer(words: list[str], steps: int, seed: int) -> lm.Pretrained:
     tokenizer = lm.train_bpe(words, 512)
-    return lm.train_small_lm("text_generation", "\n".join(words), tokenizer, num_steps=steps, length=32, seed=seed)
+    return lm.train_small_lm(
+        jax.random.key(seed), "text_generation", "\n".join(words), tokenizer, num_steps=steps, length=32
+    )
 
 
 def _judge(paragraphs: list[tuple[str, str]], model: lm.Pretrained, steps: int, seed: int) -> lm.Pretrained:
@@ -138,4 +141,6 @@ def _judge(paragraphs: list[tuple[str, str]], model: lm.Pretrained, steps: int, 
     texts = [piece for own in chosen.values() for piece in own]
     labels = [name for name, own in chosen.items() for _ in own]
     tokenizer = model.tokenizer if model.tokenizer is not None else lm.byte_tokenizer()
-    return lm.train_small_classifier("prose_or_code", texts, labels, tokenizer, num_steps=steps // 2 + 1, seed=seed)
+    return lm.train_small_classifier(
+        jax.random.key(seed), "prose_or_code", texts, labels, tokenizer, num_steps=steps // 2 + 1
+    )

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import bayesrl
@@ -69,7 +70,7 @@ def problem(
         careless = [_now_and_then_untranslated(row, rng) for row in others]
         further = [row["prompt"] for row in rows]
         model = lm.train_small_lm(
-            "translation", careless, tokenizer, num_steps=training_steps, room_for=further, seed=seed
+            jax.random.key(seed), "translation", careless, tokenizer, num_steps=training_steps, room_for=further
         )
     quality, exact = rewards.text_reward(chrf), rewards.exact_match("answer")
     policy = lm.policy(

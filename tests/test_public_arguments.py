@@ -231,9 +231,9 @@ TEXT_OPTIONS: dict[str, Any] = {"num_steps": 1, "width": 4, "depth": 1}
             ),
             "support_model",
         ),
-        (lambda t: lm.train_small_lm("a", "ab ab", t.tokenizer, answer="b", **TEXT_OPTIONS), "answer"),
-        (lambda t: lm.train_small_lm("a", "ab ab", t.tokenizer, room_for=["a"], **TEXT_OPTIONS), "room_for"),
-        (lambda t: lm.train_small_lm("a", t.records, t.tokenizer, length=7, **TEXT_OPTIONS), "length"),
+        (lambda t: lm.train_small_lm(KEY, "a", "ab ab", t.tokenizer, answer="b", **TEXT_OPTIONS), "answer"),
+        (lambda t: lm.train_small_lm(KEY, "a", "ab ab", t.tokenizer, room_for=["a"], **TEXT_OPTIONS), "room_for"),
+        (lambda t: lm.train_small_lm(KEY, "a", t.records, t.tokenizer, length=7, **TEXT_OPTIONS), "length"),
     ],
 )
 def test_an_option_that_nothing_would_read_is_refused(

@@ -103,13 +103,7 @@ def apply_adapter(
 def extract_adapter(
     model: Transformer, config: Mapping[str, Any], base: str | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Give adapter_config.json and the weights of the low-rank paths of a model.
-
-    Args:
-        model: with low-rank paths.
-        config: adapter_config.json, where one was read: what it says beside ranks and scales is kept.
-        base: the name or folder of the model that they stand beside.
-    """
+    """Give adapter_config.json and the weights of the low-rank paths of a model."""
     leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)[0]
     linears = {jax.tree_util.keystr(path): leaf for path, leaf in leaves if is_linear(leaf)}
     tensors = {tensor.path.removesuffix(".weight"): tensor for tensor in model.tensors(model.config)}

@@ -121,14 +121,7 @@ def _distinct(places: list[_Place], texts: ModelSamples) -> list[_Place]:
 
 
 def color_tokens(tokenizer: Tokenizer | None, tokens: np.ndarray, mask: np.ndarray, ratio: np.ndarray) -> Markup:
-    """Write tokens with a background that tells log q/π₀ of each, in nats.
-
-    Args:
-        tokenizer: of the model; without one, token ids are written.
-        tokens: [T].
-        mask: which of them count, [T].
-        ratio: log q/π₀ of each, nats, [T].
-    """
+    """Write tokens with a background that tells log q/π₀ of each, in nats."""
     indices = np.flatnonzero(mask)
     pieces = token_pieces(tokenizer, tokens[indices])
     spans = []
@@ -249,14 +242,7 @@ def _before_and_after(policy: PromptedPolicy, samples: TextSamples) -> Section:
 
 
 def position_figure(samples: TextSamples, positions: np.ndarray, fitted: np.ndarray, prior: np.ndarray) -> "Figure":
-    """Draw the reward of what is written so far, and KL of each next token, by position.
-
-    Args:
-        samples: of a fit and its reference.
-        positions: at which the reward was taken, counted from 0.
-        fitted: reward of what the fit wrote up to there, [positions, samples, prompts].
-        prior: the same of the reference.
-    """
+    """Draw the reward of what is written so far, and KL of each next token, by position."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

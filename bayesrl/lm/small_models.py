@@ -11,18 +11,27 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 import optax
 
-from bayesrl.arguments import Count, CountOrZero, Positive, Seed, UnusedOption, checked
+from bayesrl.arguments import Count, CountOrZero, Positive, UnusedOption, checked
 from bayesrl.cache import cache_folder
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import key_from_seed, split_keys
+from bayesrl.compilation.keys import key_data, split_keys
 from bayesrl.compilation.status import activity
 from bayesrl.errors import LanguageModelError
 from bayesrl.files.plain import file_name
 from bayesrl.lm.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
 from bayesrl.lm.guides import FullParameters, LoRA
-from bayesrl.lm.supervised import classification, finetuned, language_modeling, sft, text_field
+from bayesrl.lm.supervised import (
+    LabelLikelihood,
+    TextLikelihood,
+    classification,
+    finetuned,
+    language_modeling,
+    sft,
+    text_field,
+)
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers.base import Config, Transformer, check_model_room
 from bayesrl.lm.transformers.bert import BertClassifier
@@ -40,11 +49,6 @@ _ROOM = 32
 @checked(LanguageModelError)
 def fit_options(*, rank: CountOrZero, num_particles: Count, num_steps: Count) -> dict[str, Any]:
     """Give the options of `fit` that the ready problems of language models share.
-
-    Args:
-        rank: of low-rank paths; 0 trains all parameters.
-        num_particles: completions of each prompt in a step.
-        num_steps: gradient steps.
 
     Example:
         >>> fit_options(rank=4, num_particles=8, num_steps=100)["guide"].rank
@@ -66,6 +70,7 @@ def check_counts(**counts: Any) -> None:
 
 @checked(LanguageModelError)
 def train_small_classifier(
+    key: PRNGKey,
     name: str,
     texts: Sequence[str],
     labels: Sequence[str],
@@ -76,11 +81,11 @@ def train_small_classifier(
     depth: Count = 1,
     learning_rate: Positive = 2e-3,
     batch_size: Count = 64,
-    seed: Seed = 0,
 ) -> Pretrained:
     """Train a small BERT to tell labels of texts, for `rewards.classifier`; what was trained before is loaded.
 
     Args:
+        key: of the start and of the mini-batches; consumed whole.
         name: of the model in the cache folder.
         texts: to learn from.
         labels: the class of each.
@@ -90,39 +95,56 @@ def train_small_classifier(
         depth: number of blocks.
         learning_rate: the highest.
         batch_size: texts in each step.
-        seed: of the start and of the mini-batches.
 
     Raises:
         LanguageModelError: as `classification`.
     """
-    names = tuple(sorted(set(labels)))
+    longest = max(map(len, tokenizer.encode(list(texts))), default=1)
+    config = BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        max_length=longest + _ROOM,
+        width=width,
+        depth=depth,
+        heads=4,
+        inner=4 * width,
+        labels=tuple(sorted(set(labels))),
+    )
+
+    def begin(key: PRNGKey) -> LabelLikelihood:
+        start = random_model(key, BertClassifier, config)
+        return classification(start, texts, labels, tokenizer=tokenizer, batch_size=batch_size)
+
+    options = (num_steps, learning_rate, batch_size)
+    return _trained(key, name, [list(texts), list(labels)], tokenizer, [width, depth], options, begin)
+
+
+def _trained(
+    key: PRNGKey,
+    name: str,
+    data: Any,
+    tokenizer: Tokenizer,
+    shape: list[int],
+    options: tuple[int, float, int],
+    begin: Callable[[PRNGKey], Callable[..., Any]],
+) -> Pretrained:
+    """Train what `begin` gives, a program with its model at random; or load what was trained from the same before."""
+    num_steps, learning_rate, _ = options
     spec = {
-        "data": _digest([list(texts), list(labels)]),
+        "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
         "tokenizer": [tokenizer.digest, *tokenizer.eos_ids, tokenizer.pad, tokenizer.bos],
-        "shape": [width, depth],
-        "training": [num_steps, learning_rate, batch_size, seed],
+        "shape": shape,
+        "training": [*options, int.from_bytes(np.asarray(key_data(key)).astype(">u4").tobytes(), "big")],
     }
 
     def make() -> Pretrained:
-        start_key, fit_key = split_keys(key_from_seed(seed))
-        longest = max(map(len, tokenizer.encode(list(texts))), default=1)
-        shape = BertConfig(
-            vocab_size=tokenizer.vocab_size,
-            max_length=longest + _ROOM,
-            width=width,
-            depth=depth,
-            heads=4,
-            inner=4 * width,
-            labels=names,
-        )
-        start = random_model(BertClassifier, start_key, shape)
-        program = classification(start, texts, labels, tokenizer=tokenizer, batch_size=batch_size)
-        return finetuned(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
+        start_key, fit_key = split_keys(key)
+        optimizer = _adam(learning_rate, num_steps)
+        return finetuned(train(fit_key, begin(start_key), optimizer=optimizer, num_steps=num_steps))
 
     return cached_model(name, spec, make)
 
 
-def random_model[Model: Transformer](kind: type[Model], key: PRNGKey, shape: Config) -> Model:
+def random_model[Model: Transformer](key: PRNGKey, kind: type[Model], shape: Config) -> Model:
     """Make a model with random weights by one compiled program."""
     check_model_room(shape)
     arrays, rest = eqx.partition(eqx.filter_eval_shape(kind.init, key, shape), _is_shape)
@@ -136,10 +158,6 @@ def random_model[Model: Transformer](kind: type[Model], key: PRNGKey, shape: Con
 
 def _is_shape(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -161,6 +179,7 @@ _ONLY_RECORDS, _ONLY_TEXT = (
     UnusedOption("length", lambda given: not isinstance(given["data"], str), _ONLY_TEXT),
 )
 def train_small_lm(
+    key: PRNGKey,
     name: str,
     data: str | Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
@@ -173,13 +192,13 @@ def train_small_lm(
     depth: Count = 2,
     learning_rate: Positive = 3e-3,
     batch_size: Count = 64,
-    seed: Seed = 0,
 ) -> Pretrained:
     """Train a small GPT-2 on a text, or on prompts with answers; what was trained before is loaded.
 
     Adam with a short warm-up and a cosine decay, gradients clipped at norm 1.
 
     Args:
+        key: of the start and of the mini-batches; consumed whole.
         name: of the model in the cache folder.
         data: a text, or records with the text under `prompt` and what shall follow under `answer`.
         tokenizer: of the model.
@@ -191,7 +210,6 @@ def train_small_lm(
         depth: number of blocks.
         learning_rate: the highest.
         batch_size: pieces, or records, in each step.
-        seed: of the start and of the mini-batches.
 
     Raises:
         LanguageModelError: a record lacks a field, or the data are too short.
@@ -202,26 +220,17 @@ def train_small_lm(
     if not isinstance(data, str):
         before, after = tokenizer.encode([*prompts, *room_for]), tokenizer.encode(answers)
         longest = max(map(len, before), default=0) + max(map(len, after), default=0) + 1
-    spec = {
-        "data": _digest(data if isinstance(data, str) else [list(both) for both in zip(prompts, answers, strict=True)]),
-        "tokenizer": [tokenizer.digest, *tokenizer.eos_ids, tokenizer.pad, tokenizer.bos],
-        "shape": [width, depth, longest + _ROOM],
-        "training": [num_steps, learning_rate, batch_size, seed],
-    }
+    config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4)
 
-    def make() -> Pretrained:
-        start_key, fit_key = split_keys(key_from_seed(seed))
-        shape = GPT2Config(
-            vocab_size=tokenizer.vocab_size, max_length=longest + _ROOM, width=width, depth=depth, heads=4
-        )
-        start = random_model(GPT2, start_key, shape)
+    def begin(key: PRNGKey) -> TextLikelihood:
+        start = random_model(key, GPT2, config)
         if isinstance(data, str):
-            program = language_modeling(start, data, tokenizer=tokenizer, length=length, batch_size=batch_size)
-        else:
-            program = sft(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
-        return finetuned(train(fit_key, program, optimizer=_adam(learning_rate, num_steps), num_steps=num_steps))
+            return language_modeling(start, data, tokenizer=tokenizer, length=length, batch_size=batch_size)
+        return sft(start, data, answer=answer, tokenizer=tokenizer, batch_size=batch_size)
 
-    return cached_model(name, spec, make)
+    content = data if isinstance(data, str) else [list(both) for both in zip(prompts, answers, strict=True)]
+    options = (num_steps, learning_rate, batch_size)
+    return _trained(key, name, content, tokenizer, [width, depth, longest + _ROOM], options, begin)
 
 
 @checked(LanguageModelError)

@@ -158,7 +158,7 @@ def test_bad_input(model: GPT2) -> None:
     with pytest.raises(LanguageModelError, match="no eos token, so an answer could not end"):
         sft(model, EXAMPLES, tokenizer=bare)
     with pytest.raises(LanguageModelError, match="example 1 has no text under 'answer'"):
-        train_small_lm("bad", [EXAMPLES[0], {"prompt": "a"}], TOKENIZER, num_steps=2)
+        train_small_lm(jax.random.key(0), "bad", [EXAMPLES[0], {"prompt": "a"}], TOKENIZER, num_steps=2)
 
 
 # ---- models that are kept ----------------------------------------------------------------------
@@ -264,13 +264,13 @@ def test_small_writer_trains_and_keeps(cache: Path, kind: str) -> None:
     data = TEXT if kind == "text" else EXAMPLES
     if kind == "text":
         options["length"] = 6
-    made = train_small_lm("tiny", data, TOKENIZER, **options)
+    made = train_small_lm(jax.random.key(0), "tiny", data, TOKENIZER, **options)
     room = 32  # beyond the longest text, for prompts that are longer than those of the data
     assert made.model.config.max_length == room + (6 if kind == "text" else 3 + 2 + 1)
     assert made.folder is not None
     told = json.loads((made.folder / "config.json").read_text())
     assert told["model_type"] == "gpt2"
-    again = train_small_lm("tiny", data, TOKENIZER, **options)
+    again = train_small_lm(jax.random.key(0), "tiny", data, TOKENIZER, **options)
     assert again.folder == made.folder
     assert_same(load_pretrained(made.folder).model, made.model)
     assert len(list(cache.iterdir())) == 1
@@ -313,7 +313,7 @@ def test_a_judge_learns_its_labels() -> None:
     """Letters that never stand together are told apart after 60 steps, every one of them."""
     texts = ["abab", "ba", "aab", "cdc", "dd", "ccd"]
     judge = lm.train_small_classifier(
-        "letters", texts, ["ab"] * 3 + ["cd"] * 3, lm.char_tokenizer("abcd"), num_steps=60, width=8
+        jax.random.key(0), "letters", texts, ["ab"] * 3 + ["cd"] * 3, lm.char_tokenizer("abcd"), num_steps=60, width=8
     )
     program = lm.classification(judge, texts, ["ab"] * 3 + ["cd"] * 3)
     logits = jax.jit(jax.vmap(judge.model))(program.tokens, program.mask)  # type: ignore[arg-type]

@@ -56,15 +56,6 @@ def sampling_settings(
     """Give the options of sampling: those that were given, else those that the file says, else none.
 
     Where the file says that nothing is drawn (`do_sample` is false), its temperature and truncation say nothing.
-
-    Args:
-        config: generation_config.json.
-        width: tokens of the longest prompt, which `max_length` counts too.
-        max_new_tokens: as given; None where it was not.
-        temperature: the same.
-        top_k: the same; 0 is all.
-        top_p: the same.
-        min_p: the same.
     """
     sampled = config if config.get("do_sample") is not False else {}
     if max_new_tokens is None:

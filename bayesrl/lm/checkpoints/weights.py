@@ -100,14 +100,7 @@ def weight_files(folder: Path) -> list[Path]:
 def save_weights(
     folder: Path, arrays: Mapping[str, np.ndarray], *, limit: float = math.inf, file_name: str = WEIGHTS
 ) -> None:
-    """Write the arrays into one file or several, then remove the parts of the model that was there before.
-
-    Args:
-        folder: which there is.
-        arrays: by name.
-        limit: of the bytes of a file.
-        file_name: of the file, where one is enough.
-    """
+    """Write the arrays into one file or several, then remove the parts of the model that was there before."""
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, array in arrays.items():

@@ -65,12 +65,6 @@ def render_conversation(
     """Give the text of a conversation, up to where the assistant is to write.
 
     A last message of the assistant is gone on with, unless it is the answer.
-
-    Args:
-        tokenizer: with a chat template.
-        messages: mappings with `role` and `content`.
-        record: may hold `tools`, `documents` and `chat_template_kwargs` for the template.
-        answered: whether the whole conversation is wanted.
     """
     record = record or {}
     template = _select_template(tokenizer.config.get("chat_template"), bool(record.get("tools")))

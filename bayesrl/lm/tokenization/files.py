@@ -41,10 +41,6 @@ def read_chat_template(path: Path, configured: Any) -> Any:
     """Read the chat template of a folder: a text, or a list of several by name; None where there is none.
 
     What has a file of its own comes before what tokenizer_config.json tells.
-
-    Args:
-        path: the folder.
-        configured: what tokenizer_config.json tells.
     """
     files: dict[str, Path] = {one.stem: one for one in sorted((path / MORE_TEMPLATES).glob("*.jinja"))}
     if (path / TEMPLATE).is_file():
@@ -137,12 +133,7 @@ def find_special_id(
 
 
 def read_eos_ids(numbered: Sequence[Mapping[str, Any]], path: Path) -> list[int] | None:
-    """Give the ids that end a text, as generation_config.json tells them or, where it does not, config.json.
-
-    Args:
-        numbered: what the two files hold.
-        path: the folder.
-    """
+    """Give the ids that end a text, as generation_config.json tells them or, where it does not, config.json."""
     for settings, file in zip(numbered, (GENERATION, CONFIG), strict=True):
         index = settings.get("eos_token_id")
         listed = index if isinstance(index, list) else [index]

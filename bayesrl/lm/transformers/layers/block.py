@@ -114,13 +114,7 @@ class AttentionInputs(NamedTuple):
 def attention_inputs(
     blocks: Sequence["TransformerBlock"], positions: Int[Array, "n"], visible: Callable[[int], Bool[Array, "n sight"]]
 ) -> dict[Any, AttentionInputs]:
-    """Give what each kind of layer, by its window and its rope, looks at: once for all layers of the kind.
-
-    Args:
-        blocks: one after another.
-        positions: of the new tokens, [n].
-        visible: which slots each token sees through a window of this size, 0 for none.
-    """
+    """Give what each kind of layer, by its window and its rope, looks at: once for all layers of the kind."""
     kinds = {(block.layout.window, block.layout.rope): block.layout.head_dim for block in blocks}
     return {
         (window, rope): AttentionInputs(visible(window), None if rope is None else rope.rotation(positions, head_dim))
@@ -155,15 +149,7 @@ class TransformerBlock(eqx.Module):
 
     @classmethod
     def init(cls, key: PRNGKey, layout: Layout, *, scale: float, output_scale: float, dtype: Any) -> "TransformerBlock":
-        """Draw the weights; the key is consumed.
-
-        Args:
-            key: consumed.
-            layout: the shape.
-            scale: standard deviation of the weights.
-            output_scale: of those that write to the residual stream.
-            dtype: of all weights.
-        """
+        """Draw the weights; the key is consumed."""
         shapes = list(layout.linears())
         keys = jax.random.split(key, len(shapes) + (layout.experts > 0))
         parts: dict[str, Any] = dict.fromkeys(cls.__dataclass_fields__)
