@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesrl import control, errors, guides, lm, objectives
     from bayesrl.cache import use_cache
-    from bayesrl.core.density import Density, log_density
+    from bayesrl.core.density import log_density
     from bayesrl.core.handlers import full_data, tilt
     from bayesrl.core.primitives import environment, reward
     from bayesrl.diagnostics.comparison import compare
     from bayesrl.diagnostics.diagnosis import diagnose
     from bayesrl.diagnostics.evidence.bounds import evidence
     from bayesrl.diagnostics.evidence.result import Evidence
-    from bayesrl.diagnostics.hpd_coverage import Coverage, coverage
-    from bayesrl.diagnostics.rank_statistics import Calibration
-    from bayesrl.diagnostics.results import Comparison, Diagnosis, Frontier, Section
+    from bayesrl.diagnostics.hpd_coverage import coverage
+    from bayesrl.diagnostics.results import Section
     from bayesrl.diagnostics.reward_kl_frontier import frontier
     from bayesrl.diagnostics.simulation_based_calibration import calibrate, exact_inference, svi_inference
     from bayesrl.exact.enumeration import enumerate_posterior
@@ -27,10 +26,12 @@ if TYPE_CHECKING:
     from bayesrl.posterior.posterior import Posterior
     from bayesrl.problem import LearningProblem, Problem, load_learning_problem, load_problem
     from bayesrl.report.write import write_report
-    from bayesrl.statistics.estimates import Estimate, Estimates, Interval
+    from bayesrl.statistics.estimates import Estimate, Interval
     from bayesrl.svi.checkpoints import load, resume
     from bayesrl.svi.fitting import fit
+    from bayesrl.svi.initialization import init
     from bayesrl.svi.reuse import ReuseDraws
+    from bayesrl.svi.step import State, step
 
 __version__ = "0.1.0"
 
@@ -40,19 +41,20 @@ _HOMES = {
     "bayesrl.diagnostics.evidence.bounds": ("evidence",),
     "bayesrl.diagnostics.comparison": ("compare",),
     "bayesrl.diagnostics.diagnosis": ("diagnose",),
-    "bayesrl.diagnostics.rank_statistics": ("Calibration",),
-    "bayesrl.diagnostics.hpd_coverage": ("Coverage", "coverage"),
+    "bayesrl.diagnostics.hpd_coverage": ("coverage",),
     "bayesrl.diagnostics.simulation_based_calibration": ("exact_inference", "svi_inference", "calibrate"),
     "bayesrl.diagnostics.reward_kl_frontier": ("frontier",),
     "bayesrl.diagnostics.evidence.result": ("Evidence",),
-    "bayesrl.diagnostics.results": ("Comparison", "Diagnosis", "Frontier", "Section"),
-    "bayesrl.core.density": ("Density", "log_density"),
-    "bayesrl.statistics.estimates": ("Estimate", "Estimates", "Interval"),
+    "bayesrl.diagnostics.results": ("Section",),
+    "bayesrl.core.density": ("log_density",),
+    "bayesrl.statistics.estimates": ("Estimate", "Interval"),
     "bayesrl.core.handlers": ("full_data", "tilt"),
     "bayesrl.core.primitives": ("environment", "reward"),
     "bayesrl.posterior.datatree": ("to_datatree",),
     "bayesrl.exact.enumeration": ("enumerate_posterior",),
     "bayesrl.svi.fitting": ("fit",),
+    "bayesrl.svi.initialization": ("init",),
+    "bayesrl.svi.step": ("State", "step"),
     "bayesrl.svi.reuse": ("ReuseDraws",),
     "bayesrl.monte_carlo.rejection_sampling": ("rejection",),
     "bayesrl.svi.checkpoints": ("load", "resume"),
@@ -67,21 +69,15 @@ _KNOWN_TO = dict.fromkeys(("load", "resume"), ("control", "lm"))
 """What run folders may speak of: guides and objectives of the domains."""
 
 __all__ = [
-    "Calibration",
-    "Comparison",
-    "Coverage",
-    "Density",
-    "Diagnosis",
     "Estimate",
-    "Estimates",
     "Evidence",
-    "Frontier",
     "Interval",
     "LearningProblem",
     "Posterior",
     "Problem",
     "ReuseDraws",
     "Section",
+    "State",
     "WeightedDraws",
     "calibrate",
     "compare",
@@ -98,6 +94,7 @@ __all__ = [
     "full_data",
     "guides",
     "importance",
+    "init",
     "lm",
     "load",
     "load_learning_problem",
@@ -107,6 +104,7 @@ __all__ = [
     "rejection",
     "resume",
     "reward",
+    "step",
     "svi_inference",
     "tilt",
     "to_datatree",

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 
 import bayesrl
 from bayesrl import control, lm
+from bayesrl.diagnostics.rank_statistics import Calibration
 from benchmarks.robustness_things import Bare, Scorer, Things, bandit, location
 
 MODULES = (
@@ -31,8 +32,6 @@ MODULES = (
 type Call = Callable[[Things], dict[str, Any]]
 
 CALLS: dict[str, Call] = {
-    "bayesrl.Calibration": lambda t: {"names": ("a",), "ranks": np.zeros((3, 1), int), "num_samples": 9,
-                                      "pit": np.full((3, 1), 0.5)},
     "bayesrl.LearningProblem": lambda t: {"environment": t.mdp, "agent": control.BayesianAgent(t.model)},
     "bayesrl.Problem": lambda t: {"policy": bandit, "args": (), "beta": 1.0, "about": "arms"},
     "bayesrl.exact_inference": lambda t: {},
@@ -51,6 +50,8 @@ CALLS: dict[str, Call] = {
     "bayesrl.fit": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_steps": 2, "progress": False},
     "bayesrl.frontier": lambda t: {"key": t.key, "posterior": t.sweep, "num_samples": 256},
     "bayesrl.importance": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_samples": 8},
+    "bayesrl.init": lambda t: {"key": t.key, "policy": bandit, "beta": 1.0, "num_steps": 2},
+    "bayesrl.step": lambda t: {"key": t.key, "state": bayesrl.init(t.key, bandit, beta=1.0)},
     "bayesrl.load": lambda t: {"directory": t.run_folder, "policy": bandit},
     "bayesrl.log_density": lambda t: {"policy": bandit, "sites": {"arm": jnp.array(1)}, "beta": 1.0},
     "bayesrl.load_learning_problem": lambda t: {"name": "bernoulli_arms"},
@@ -176,6 +177,8 @@ METHODS: dict[str, tuple[Callable[[Things], Any], Call]] = {
     "Posterior.totals": (lambda t: t.posterior, lambda t: {"key": t.key, "num_samples": 3}),
     "Posterior.estimate": (lambda t: t.posterior, lambda t: {"key": t.key, "num_samples": 3}),
     "Posterior.log_prob": (lambda t: t.posterior, lambda t: {"sites": {"arm": jnp.array([1])}}),
+    "Posterior.at": (lambda t: t.posterior, lambda t: {"policy": bandit, "guide": t.posterior.programs.guide,
+                                                       "params": {"arm$table": np.zeros(3)}, "beta": 1.0}),
     "Posterior.select": (lambda t: t.sweep, lambda t: {"beta": 0.5, "restart": 0}),
     "Posterior.act": (lambda t: t.posterior, lambda t: {"key": t.key}),
     "WeightedDraws.resample": (lambda t: t.exact, lambda t: {"key": t.key, "num_samples": 3}),
@@ -191,7 +194,7 @@ METHODS: dict[str, tuple[Callable[[Things], Any], Call]] = {
     "TabularOptimum.prior_objective": (lambda t: control.TabularOptimum(t.mdp), lambda t: {"beta": 0.5}),
     "TabularOptimum.evaluate": (lambda t: control.TabularOptimum(t.mdp), lambda t: {"posterior": t.control_fit}),
     "BanditRuns.band": (lambda t: t.runs, lambda t: {}),
-    "Calibration.coverage": (lambda t: bayesrl.Calibration(("a",), np.zeros((3, 1), int), 9, np.full((3, 1), 0.5)),
+    "Calibration.coverage": (lambda t: Calibration(("a",), np.zeros((3, 1), int), 9, np.full((3, 1), 0.5)),
                              lambda t: {"level": 0.5}),
     "Tokenizer.encode": (lambda t: t.tokenizer, lambda t: {"texts": ["ab"]}),
     "Tokenizer.decode": (lambda t: t.tokenizer, lambda t: {"rows": [[1, 2]]}),
@@ -208,13 +211,13 @@ METHODS: dict[str, tuple[Callable[[Things], Any], Call]] = {
 """Of objects that users hold."""
 
 RECORDS = (
-    "Density", "Estimate", "Estimates", "Info", "Interval",
+    "Estimate", "Info", "Interval",
     "Samples", "Section", "Transition",
     "Completions", "Prompts", "GPT2", "Llama", "BertClassifier", "CausalLM",
 )  # fmt: skip
 """Trees of arrays: JAX makes them of whatever it maps over them, so that their constructors take anything."""
 GIVEN = (
-    "Comparison", "Coverage", "Diagnosis", "Evidence", "Frontier", "Posterior", "WeightedDraws", "LearnResult",
+    "Evidence", "Posterior", "State", "WeightedDraws", "LearnResult",
     "PromptedPolicy", "Corpus", "Labelled", "ClassifierReward", "Length", "TextReward",
 )  # fmt: skip
 """Which only the library makes."""

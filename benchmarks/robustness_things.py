@@ -19,6 +19,7 @@ from bayesrl.control.exploration.beliefs import BetaBelief
 from bayesrl.control.planning import PlanResult
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.text_samples import TextSamples
+from bayesrl.statistics.estimates import Estimates
 
 
 def bandit() -> None:
@@ -173,10 +174,10 @@ class Things:
         return str(path)
 
     @cached_property
-    def estimates(self) -> bayesrl.Estimates:
+    def estimates(self) -> Estimates:
         """Estimates by hand."""
         one = bayesrl.Estimate(np.array([1.0]), np.array([0.1]))
-        return bayesrl.Estimates(one, one, one, {})
+        return Estimates(one, one, one, {})
 
     @cached_property
     def records(self) -> list[dict[str, str]]:

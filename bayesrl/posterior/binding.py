@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.compilation.keys import fold_in
@@ -170,3 +172,57 @@ def _refuse_edges(key: PRNGKey, programs: Programs) -> None:
             "guide= out (the automatic guide leaves such draws where they are), use bayesrl.importance, or choose a "
             "prior that piles up less"
         )
+
+
+def bind_params(programs: Programs, declared: Params, given: Mapping[str, Any], *, unconstrained: bool) -> Params:
+    """Take parameters that were trained anywhere: unconstrained, as the programs take them.
+
+    Args:
+        programs: policy and guide.
+        declared: what they declare, unconstrained.
+        given: by name, constrained as declared, or unconstrained.
+        unconstrained: which of both.
+
+    Raises:
+        GuideError: a parameter is missing, unknown, of another shape, not finite, or outside of its constraint.
+    """
+    names = f"the guide declares {sorted(declared)}"
+    missing, unknown = [n for n in declared if n not in given], [n for n in given if n not in declared]
+    if missing or unknown:
+        what = f"lack {missing[0]!r}" if missing else f"hold {unknown[0]!r}"
+        raise GuideError(
+            f"params {what}, and {names}; pass those of this guide, as svi.get_params(state) of NumPyro, "
+            "state.params or posterior.params give them"
+        )
+    found = {}
+    for name, own in declared.items():
+        transform = programs.transforms.get(name)
+        shapes = own if transform is None or unconstrained else jax.eval_shape(transform, own)
+        try:
+            value = jax.tree.map(jnp.asarray, given[name])
+        except (TypeError, ValueError):
+            raise GuideError(f"parameter {name!r} is not made of numbers; pass arrays of the guide's shapes") from None
+        if _shapes(shapes) != _shapes(value):
+            raise GuideError(
+                f"parameter {name!r} has shape {_shapes(value)[0]}, and the guide declares {_shapes(shapes)[0]}; pass "
+                "the guide and the arguments that it was trained with"
+            )
+        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(value)):
+            raise GuideError(f"parameter {name!r} is not finite everywhere; pass parameters from before it diverged")
+        if transform is not None and not unconstrained:
+            if not bool(jnp.all(transform.codomain(value))):
+                raise GuideError(
+                    f"parameter {name!r} lies outside of its constraint {transform.codomain}; pass it as the guide "
+                    "declares it, or unconstrained=True where it is the unconstrained value"
+                )
+            value = transform.inv(value)
+        found[name] = jax.tree.map(lambda x, y: np.asarray(x, y.dtype), value, own)
+    return found
+
+
+def _shapes(tree: Any) -> list[Any]:
+    """Give the shape of a parameter, or those of the parts of one that is a tree, before its structure."""
+    if hasattr(tree, "shape"):
+        return [tuple(tree.shape)]
+    leaves, treedef = jax.tree.flatten(tree)
+    return [[tuple(leaf.shape) for leaf in leaves], treedef]

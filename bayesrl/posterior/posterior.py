@@ -1,6 +1,6 @@
 """The fitted posterior: draws, estimates, densities, and the fitted policy as a program."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -15,14 +15,16 @@ from bayesrl.compilation.jit import to_host, trace_cache
 from bayesrl.compilation.keys import fold_in, key_data, split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
-from bayesrl.display.formatting import pluralize
-from bayesrl.display.tables import Displayable, DisplayBlock, Line, estimates_table
+from bayesrl.display.tables import Displayable, DisplayBlock
 from bayesrl.errors import PolicyError
+from bayesrl.guides.base import Guide
 from bayesrl.posterior.action_sampler import ActionSampler
 from bayesrl.posterior.fitted_policy import fitted_policy
 from bayesrl.posterior.marginal import log_marginal
 from bayesrl.posterior.sampling import draw_lanes, score_draws
 from bayesrl.posterior.selection import take, take_restart
+from bayesrl.posterior.summary import summary_blocks
+from bayesrl.posterior.trained import posterior_at
 from bayesrl.statistics.averages import kept_estimates, kept_marginal, mixed, summarise
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Numbers, Params, PRNGKey, Program, Sites
@@ -67,6 +69,50 @@ class Posterior(Displayable):
     # ---- shape -------------------------------------------------------------------------------
 
     GIVEN_BY: ClassVar[str] = "as bayesrl.fit or bayesrl.load gives it"
+
+    @classmethod
+    def at(
+        cls,
+        policy: Program,
+        guide: Guide | None,
+        params: Mapping[str, Any],
+        *args: Any,
+        beta: Positive | None = None,
+        unconstrained: bool = False,
+    ) -> "Posterior":
+        """Give the posterior of a policy that was trained anywhere: by a loop of one's own, NumPyro's SVI, a file.
+
+        All that asks a posterior takes it: `evidence`, `diagnose`, `compare`, `write_report`. It has no history.
+
+        Args:
+            policy: the program, without `tilt`.
+            guide: the program that was trained; None where the policy has nothing to draw.
+            params: by name, as the guide declares them: what `svi.get_params(svi_state)` of NumPyro gives, or the
+                `params` of a `State`. Those that the policy itself declares are held inside of it, as its prior.
+            *args: arguments of both programs.
+            beta: temperature, reward units per nat; a number.
+            unconstrained: whether `params` are unconstrained values, as `Posterior.params` and checkpoints hold them.
+
+        Raises:
+            PolicyError, GuideError: the programs do not fit together; a parameter is missing, unknown, of another
+                shape, not finite or outside of its constraint.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax, bayesrl
+            >>> from numpyro.infer import SVI, TraceGraph_ELBO
+            >>> def bandit():
+            ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+            ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+            >>> def guide():
+            ...     numpyro.sample("arm", dist.Categorical(logits=numpyro.param("table", jnp.zeros(3))))
+            >>> svi = SVI(bayesrl.tilt(bandit, 1.0), guide, optax.adam(0.1), bayesrl.objectives.ReverseKL())
+            >>> params = svi.run(jax.random.key(0), 300, progress_bar=False).params
+            >>> posterior = bayesrl.Posterior.at(bandit, guide, params, beta=1.0)
+            >>> round(float(bayesrl.evidence(jax.random.key(1), posterior).objective.mean), 3)  # log((1 + e + e²) / 3)
+            1.309
+        """
+        posterior: Posterior = posterior_at(cls, policy, guide, params, args, beta, unconstrained=unconstrained)
+        return posterior
 
     @property
     def num_restarts(self) -> int:
@@ -350,26 +396,4 @@ class Posterior(Displayable):
     # ---- showing -----------------------------------------------------------------------------
 
     def _blocks(self) -> Sequence[DisplayBlock]:
-        steps = self.history.get("step", np.zeros(0))
-        done = int(steps[-1]) if len(steps) else 0
-        fits = [pluralize(size, "temperature") for size in self._fit_shape[:-1]]
-        fits.append(pluralize(self.num_restarts, "restart"))
-        told = f"Posterior: {' × '.join(fits)}, {pluralize(done, 'step')}"
-        blocks: list[DisplayBlock] = [Line(told + (", stopped before it was done" if self.interrupted else ""))]
-        if self.statistics:
-            blocks.append(estimates_table(self.beta, self.estimates))
-            units = "J = E[R] − β·KL and E[R] in reward units, KL in nats" if self.beta is not None else "all in nats"
-            of = f"means ± standard errors of the {pluralize(num_draws(self), 'draw')} that it carries"
-            blocks.append(Line(f"({units}; {of}. bayesrl.evidence tells them of more, or exactly, beside J*)"))
-        if self.draws:
-            lead = len(self._fit_shape) + 1
-            sites = (f"{name} {list(np.shape(values)[lead:]) or ''}".strip() for name, values in self.draws.items())
-            blocks.append(Line(f"Draws: {', '.join(sites)}"))
-        if self.programs is None:
-            blocks.append(Line("Loaded without its policy: it shows what was saved, and cannot draw anew."))
-        return blocks
-
-
-def num_draws(posterior: Posterior) -> int:
-    """Give how many draws of each β and restart a posterior carries."""
-    return int(np.shape(posterior.statistics["log_weight"])[len(posterior._fit_shape)])
+        return summary_blocks(self)

@@ -9,7 +9,8 @@ from bayesrl.diagnostics.results import Check
 from bayesrl.display.formatting import estimate_at, format_beta, format_estimate, format_number, pluralize, truncate
 from bayesrl.display.tables import ALIGN_RIGHT, MARKS, Markup, Table, join_html, tag
 from bayesrl.errors import BayesRLError
-from bayesrl.posterior.posterior import Posterior, num_draws
+from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.summary import num_draws
 from bayesrl.report.contents import ReportContents
 from bayesrl.report.evidence_figures import (
     frontier_figure,

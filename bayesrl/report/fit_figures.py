@@ -16,6 +16,7 @@ from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.files.plain import file_name, write_file
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.trained import with_draws
 from bayesrl.report.site_panels import (
     PANEL_SIZE,
     SiteComparison,
@@ -31,7 +32,6 @@ from bayesrl.report.site_panels import (
     shown_sites,
     style_axes,
 )
-from bayesrl.svi.fitting import with_draws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,8 @@ from bayesrl import run_folder
 from bayesrl.arguments import Count, Location, Positive, UnusedOption, checked
 from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.jit import to_host, trace_cache
-from bayesrl.compilation.keys import fold_in, split_keys
+from bayesrl.compilation.keys import fold_in
 from bayesrl.compilation.status import activity
-from bayesrl.core.draws import Draws
 from bayesrl.display.progress import show_progress
 from bayesrl.errors import FitError, RunFolderError
 from bayesrl.guides.base import Guide
@@ -24,8 +23,8 @@ from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.posterior.datatree import as_netcdf
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.sampling import Source, draw_prior
-from bayesrl.statistics.quantities import is_conditioned
+from bayesrl.posterior.sampling import Source
+from bayesrl.posterior.trained import with_draws
 from bayesrl.svi.optimizers import (
     UNPILOTED_RATE,
     Optimizer,
@@ -37,10 +36,6 @@ from bayesrl.svi.setup import Setup, set_up
 from bayesrl.svi.step import State
 from bayesrl.svi.training_loop import Callback, TrainingLoop, stack
 from bayesrl.typing import Beta, PRNGKey, Program
-
-DRAW_BUDGET = 4_000_000
-LEAST_DRAWS = 32
-"""Where draws are large so many are made for every purpose, so that one compiled program serves them all."""
 
 
 @checked(
@@ -290,44 +285,6 @@ def bare_posterior(
         settings=settings | {"seed": str(np.asarray(jax.random.key_data(key)).tolist())},
         interrupted=interrupted,
         programs=setup.programs,
-    )
-
-
-def with_draws(key: PRNGKey, posterior: Posterior) -> Posterior:
-    """Fill in the draws that a posterior carries: up to 1,000 each, fewer where they are large."""
-    programs = posterior.programs
-    if programs is None:
-        return posterior
-    size = programs.structure.width
-    most = 1000 if programs.episodes is None else 20
-    drawn_at_all = bool(programs.structure.names("action", "environment"))
-    if not drawn_at_all:
-        most = 50  # nothing is drawn but mini-batches
-    num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
-    draw_key, prior_key = split_keys(key)
-    draws, totals = posterior._draw(draw_key, num, ())
-    first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
-    prior = draw_prior(prior_key, programs, first, num)[0] if drawn_at_all else Draws.from_sites({})
-    beta = np.asarray(1.0 if posterior.beta is None else posterior.beta, np.float32)
-    scale = beta.reshape(beta.shape + (1,) * (totals.reward.ndim - beta.ndim))
-    statistics = {
-        "log_prior": totals.log_prior,
-        "total_reward": totals.reward,
-        "log_q": totals.log_prior - totals.ratio,
-        "log_weight": totals.log_weight(scale),
-    }
-    settings = dict(posterior.settings)
-    if is_conditioned(programs.structure):
-        statistics["log_likelihood"] = totals.log_likelihood
-        marginal = posterior.log_marginal(fold_in(key, 1))
-        if marginal is not None and np.isfinite(marginal.mean):
-            settings |= {"log_marginal": float(marginal.mean), "log_marginal_se": float(marginal.se)}
-    return replace(
-        posterior,
-        draws={**draws.sites, **draws.metrics},
-        statistics=statistics,
-        settings=settings,
-        prior_draws={**prior.sites, **prior.metrics},
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -88,6 +88,8 @@ class State(eqx.Module):
     beta: Any
     args: Any
     config: StepConfig = eqx.field(static=True)
+
+    GIVEN_BY: ClassVar[str] = "as bayesrl.init gives it"
 
     @property
     def params(self) -> Params:

@@ -15,6 +15,7 @@ from jax import Array
 from numpyro.infer.util import log_density as numpyro_log_density
 
 import bayesrl
+from bayesrl.core.density import Density
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
 from bayesrl.objectives import ReverseKL
@@ -110,8 +111,8 @@ def test_density_and_objective(program: Program) -> None:
     }
 
     @jax.jit
-    def score(sites: dict[str, Array]) -> tuple[bayesrl.Density, Array]:
-        def one(values: dict[str, Array]) -> tuple[bayesrl.Density, Array]:
+    def score(sites: dict[str, Array]) -> tuple[Density, Array]:
+        def one(values: dict[str, Array]) -> tuple[Density, Array]:
             reference, _ = numpyro_log_density(bayesrl.tilt(program.policy, program.beta), (), {}, values)
             return bayesrl.log_density(program.policy, values, beta=program.beta), reference
 

@@ -47,7 +47,7 @@ def fitted() -> Posterior:
 
 def at(posterior: Posterior, logits: jax.Array) -> Posterior:
     """The same fit with other parameters, and draws that belong to them."""
-    from bayesrl.svi.fitting import with_draws
+    from bayesrl.posterior.trained import with_draws
 
     return with_draws(KEY, Posterior(**{**vars(posterior), "params": {"logits": logits[None]}}))
 

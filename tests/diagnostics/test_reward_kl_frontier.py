@@ -17,8 +17,8 @@ from bayesrl.diagnostics.evidence.bounds import evidence
 from bayesrl.diagnostics.reward_kl_frontier import frontier, frontier_checks, turning_point
 from bayesrl.errors import PolicyError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.trained import with_draws
 from bayesrl.statistics.estimates import Interval
-from bayesrl.svi.fitting import with_draws
 
 KEY = jax.random.key(11)
 BETAS = np.array([1.0, 0.1, 0.3, 3.0], np.float32).astype(float)

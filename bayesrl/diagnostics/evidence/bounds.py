@@ -34,9 +34,9 @@ from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
 from bayesrl.monte_carlo.reward_bounds import reward_bounds
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.trained import LEAST_DRAWS
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.statistics.quantities import is_conditioned
-from bayesrl.svi.fitting import LEAST_DRAWS
 from bayesrl.typing import Params, PRNGKey
 
 type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]

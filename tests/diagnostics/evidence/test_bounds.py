@@ -17,8 +17,8 @@ from bayesrl.diagnostics.evidence.bounds import evidence
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.posterior.trained import with_draws
 from bayesrl.statistics.estimates import Interval
-from bayesrl.svi.fitting import with_draws
 
 KEY = jax.random.key(5)
 

@@ -1,0 +1,36 @@
+"""A posterior in a few lines and one table, for terminals and notebooks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bayesrl.display.formatting import pluralize
+from bayesrl.display.tables import DisplayBlock, Line, estimates_table
+
+
+def summary_blocks(posterior: Any) -> Sequence[DisplayBlock]:
+    """Show what was fitted, J, E[R] and KL, and the sites it has draws of."""
+    steps = posterior.history.get("step", np.zeros(0))
+    done = int(steps[-1]) if len(steps) else 0
+    fits = [pluralize(size, "temperature") for size in posterior._fit_shape[:-1]]
+    fits.append(pluralize(posterior.num_restarts, "restart"))
+    told = f"Posterior: {' × '.join(fits)}, {pluralize(done, 'step')}"
+    blocks: list[DisplayBlock] = [Line(told + (", stopped before it was done" if posterior.interrupted else ""))]
+    if posterior.statistics:
+        blocks.append(estimates_table(posterior.beta, posterior.estimates))
+        units = "J = E[R] − β·KL and E[R] in reward units, KL in nats" if posterior.beta is not None else "all in nats"
+        of = f"means ± standard errors of the {pluralize(num_draws(posterior), 'draw')} that it carries"
+        blocks.append(Line(f"({units}; {of}. bayesrl.evidence tells them of more, or exactly, beside J*)"))
+    if posterior.draws:
+        lead = len(posterior._fit_shape) + 1
+        sites = (f"{name} {list(np.shape(values)[lead:]) or ''}".strip() for name, values in posterior.draws.items())
+        blocks.append(Line(f"Draws: {', '.join(sites)}"))
+    if posterior.programs is None:
+        blocks.append(Line("Loaded without its policy: it shows what was saved, and cannot draw anew."))
+    return blocks
+
+
+def num_draws(posterior: Any) -> int:
+    """Give how many draws of each β and restart a posterior carries."""
+    return int(np.shape(posterior.statistics["log_weight"])[len(posterior._fit_shape)])

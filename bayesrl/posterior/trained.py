@@ -1,0 +1,117 @@
+"""Posteriors of policies that were trained anywhere, and the draws that every posterior carries."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro import handlers
+
+from bayesrl.compilation.callbacks import host_errors
+from bayesrl.compilation.jit import trace_cache
+from bayesrl.compilation.keys import fold_in, key_from_seed, split_keys
+from bayesrl.core.draws import Draws
+from bayesrl.core.programs import declared_params
+from bayesrl.errors import GuideError
+from bayesrl.guides import AutoGuide
+from bayesrl.posterior.binding import bind_params, bind_programs, draw_and_check
+from bayesrl.posterior.sampling import draw_prior
+from bayesrl.statistics.quantities import is_conditioned
+from bayesrl.typing import PRNGKey, Program
+
+DRAW_BUDGET = 4_000_000
+LEAST_DRAWS = 32
+"""Where draws are large so many are made for every purpose, so that one compiled program serves them all."""
+
+
+def posterior_at(
+    kind: Any,
+    policy: Program,
+    guide: Program | AutoGuide | None,
+    params: Mapping[str, Any],
+    args: tuple[Any, ...],
+    beta: Any,
+    *,
+    unconstrained: bool,
+) -> Any:
+    """Make a posterior of one fit from its parameters; see `Posterior.at`.
+
+    Raises:
+        PolicyError, GuideError: the programs do not fit together, or the parameters do not fit them.
+    """
+    if isinstance(guide, AutoGuide):
+        raise GuideError(
+            f"guide={type(guide).__name__}(...) is a family, which builds a guide anew for each key; "
+            "pass the guide that was trained: state.guide, or posterior.programs.guide"
+        )
+    key = key_from_seed(0)  # for checks, and for the draws that it carries
+    with trace_cache(), host_errors():
+        policy, params = _with_trained_policy(policy, guide, params, args) if beta is not None else (policy, params)
+        bound = bind_programs(key, policy, args, beta, guide)
+        own = bind_params(bound.programs, bound.params, params, unconstrained=unconstrained)
+        draw_and_check(key, bound.programs, own, by_hand=True)
+        bare = kind(
+            beta=None if beta is None else float(beta),
+            params=jax.tree.map(lambda x: x[None], own),
+            history={"loss": np.zeros((0, 1)), "step": np.zeros(0, int)},
+            draws={},
+            statistics={},
+            prior_draws={},
+            settings={f"{package}_version": version(package) for package in ("bayesrl", "numpyro", "jax", "optax")},
+            programs=bound.programs,
+        )
+        return with_draws(fold_in(key, 6), bare)
+
+
+def _with_trained_policy(
+    policy: Program, guide: Program | None, params: Mapping[str, Any], args: tuple[Any, ...]
+) -> tuple[Program, Mapping[str, Any]]:
+    """Hold parameters that are the policy's own, which NumPyro's SVI trains too, inside of it."""
+    if guide is None:
+        return policy, params
+    key = key_from_seed(0)
+    own = declared_params(key, policy, *args)[0]
+    held = {name: value for name, value in params.items() if name in own}
+    if not held:
+        return policy, params
+    return handlers.substitute(policy, data=held), {name: x for name, x in params.items() if name not in held}
+
+
+def with_draws(key: PRNGKey, posterior: Any) -> Any:
+    """Fill in the draws that a posterior carries: up to 1,000 each, fewer where they are large."""
+    programs = posterior.programs
+    if programs is None:
+        return posterior
+    size = programs.structure.width
+    most = 1000 if programs.episodes is None else 20
+    drawn_at_all = bool(programs.structure.names("action", "environment"))
+    if not drawn_at_all:
+        most = 50  # nothing is drawn but mini-batches
+    num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
+    draw_key, prior_key = split_keys(key)
+    draws, totals = posterior._draw(draw_key, num, ())
+    first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
+    prior = draw_prior(prior_key, programs, first, num)[0] if drawn_at_all else Draws.from_sites({})
+    beta = np.asarray(1.0 if posterior.beta is None else posterior.beta, np.float32)
+    scale = beta.reshape(beta.shape + (1,) * (totals.reward.ndim - beta.ndim))
+    statistics = {
+        "log_prior": totals.log_prior,
+        "total_reward": totals.reward,
+        "log_q": totals.log_prior - totals.ratio,
+        "log_weight": totals.log_weight(scale),
+    }
+    settings = dict(posterior.settings)
+    if is_conditioned(programs.structure):
+        statistics["log_likelihood"] = totals.log_likelihood
+        marginal = posterior.log_marginal(fold_in(key, 1))
+        if marginal is not None and np.isfinite(marginal.mean):
+            settings |= {"log_marginal": float(marginal.mean), "log_marginal_se": float(marginal.se)}
+    return replace(
+        posterior,
+        draws={**draws.sites, **draws.metrics},
+        statistics=statistics,
+        settings=settings,
+        prior_draws={**prior.sites, **prior.metrics},
+    )
