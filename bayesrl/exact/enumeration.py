@@ -27,13 +27,11 @@ from bayesrl.exact.backward_induction import (
 )
 from bayesrl.exact.grid import digits, scatter
 from bayesrl.exact.tabulation import (
-    FrozenProgram,
-    ScoredGuide,
     check_grid_size,
     enumerate_paths,
     freeze_program,
     path_axes,
-    score_draws,
+    score_by_context,
     tabulate_stages,
 )
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws, shared_sites
@@ -88,7 +86,7 @@ def enumerate_posterior(
         Levine (2018), "Reinforcement Learning and Control as Probabilistic Inference", sections 2.2
         and 2.4: the soft Bellman equations, here with nature's draws averaged and not tilted.
     """
-    return _solved(freeze_program(policy, args, beta), beta, max_count)
+    return _solved(freeze_program(policy, args, beta), {}, beta, max_count)
 
 
 def enumerate_target(
@@ -102,23 +100,28 @@ def enumerate_target(
         beta: temperature, reward units per nat, [*beta].
         max_count: largest number of assignments, or of reachable states × assignments, to visit.
     """
-    return _solved(freeze_program(programs.policy, programs.args, beta, _fit_of(programs, params)), beta, max_count)
+    program, params = _beside_guide(freeze_program(programs.policy, programs.args, beta), programs, params)
+    return _solved(program, params, beta, max_count)
 
 
-def _fit_of(programs: Programs, params: Params) -> ScoredGuide | None:
-    return None if programs.guide is None and not programs.learned else ScoredGuide(programs, jax.device_put(params))
+def _beside_guide(program: Programs, fit: Programs, params: Params) -> tuple[Programs, Params]:
+    """Score a guide beside a frozen policy, in the same compiled program."""
+    if fit.guide is None and not fit.learned:
+        return program, {}
+    both = replace(program, guide=fit.guide, transforms=fit.transforms, learned=fit.learned)
+    return both, jax.device_put(params)
 
 
-def _solved(program: FrozenProgram, beta: Beta | None, max_count: Count) -> WeightedDraws:
-    stages, scan = tabulate_stages(program, max_count)
-    exact = exact_metrics(program, stages)
+def _solved(program: Programs, params: Params, beta: Beta | None, max_count: int) -> WeightedDraws:
+    stages, scan = tabulate_stages(program, params, max_count)
+    exact = exact_metrics(program, params, stages)
     betas = np.asarray(1.0 if beta is None else beta, float)
     solutions = [solve(stages, float(b)) for b in betas.reshape(-1)]
     _refuse_impossible(program, solutions)
     return _result(program, stages, solutions, exact, None if beta is None else betas, whole=scan is None)
 
 
-def exact_metrics(program: FrozenProgram, stages: Sequence[ProgramStage]) -> set[str]:
+def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramStage]) -> set[str]:
     """Run the program on draws in which contexts differ, and compare with what the stages say of each context.
 
     Returns:
@@ -131,7 +134,7 @@ def exact_metrics(program: FrozenProgram, stages: Sequence[ProgramStage]) -> set
     rng = np.random.default_rng(0)
     prior = [stage.log_prob("action") + stage.log_prob("environment") for stage in stages]
     states, rows = sample_rows(stages, prior, rng, 16, alike=bool(shared_sites(structure)))
-    scores = score_draws(program, scatter(*axes_and_digits(stages, rows), structure.context_shape))
+    scores = score_by_context(program, params, scatter(*axes_and_digits(stages, rows), structure.context_shape))
     contexts = np.arange(math.prod(structure.context_shape))
 
     def along_paths(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -164,7 +167,7 @@ def _same(found: Any, told: np.ndarray) -> bool:
     return bool(np.isclose(found, told, rtol=1e-3, atol=1e-3).all())
 
 
-def _refuse_impossible(program: FrozenProgram, solutions: Sequence[Solution]) -> None:
+def _refuse_impossible(program: Programs, solutions: Sequence[Solution]) -> None:
     structure = program.structure
     never = np.flatnonzero(~np.isfinite(np.stack([s.value for s in solutions])).all(0))
     if never.size:
@@ -209,7 +212,7 @@ def _expect(
 
 
 def _result(
-    program: FrozenProgram,
+    program: Programs,
     stages: list[ProgramStage],
     solutions: list[Solution],
     exact: set[str],
@@ -333,11 +336,11 @@ def evaluate_exactly(
     """
     own = programs.constrain(params) if programs.learned else {}
     policy = handlers.substitute(programs.policy, data=own) if own else programs.policy
-    program = freeze_program(policy, programs.args, beta, _fit_of(programs, params))
+    program, params = _beside_guide(freeze_program(policy, programs.args, beta), programs, params)
     structure, shape = program.structure, program.structure.context_shape
     axes = path_axes(structure)
     check_grid_size(axes, structure, max_count)
-    stage, raw_prior, raw_q = enumerate_paths(program, axes)
+    stage, raw_prior, raw_q = enumerate_paths(program, params, axes)
     log_prior, log_nature = stage.log_prob("action")[0], stage.log_prob("environment")[0]
     # Where a handler masks a site, both programs score it 0 for every value: count one of them.
     counted = np.where(np.isfinite(log_prior), log_prior - raw_prior.astype(float), 0.0) if stage.masked else 0.0

@@ -36,30 +36,7 @@ MAX_EXPLICIT_PATHS = 4096
 _CELLS_PER_ASSIGNMENT = 64
 
 
-class ScoredGuide(NamedTuple):
-    """A guide that is scored beside the policy, in the same compiled program.
-
-    Attributes:
-        programs: of the fit; its policy and arguments are not used.
-        params: unconstrained parameters of the guide.
-    """
-
-    programs: Programs
-    params: Params
-
-
-class FrozenProgram(NamedTuple):
-    """A policy with frozen parameters, its arguments, and the fit that is looked at beside it."""
-
-    policy: Program
-    args: tuple[Any, ...]
-    structure: Structure
-    fit: ScoredGuide | None = None
-
-
-def freeze_program(
-    policy: Program, args: tuple[Any, ...], beta: Beta | None, fit: ScoredGuide | None = None
-) -> FrozenProgram:
+def freeze_program(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Programs:
     """Freeze a policy and refuse what has no evidence: beta that does not fit, and subsampled plates."""
     if beta is not None:
         check_beta(beta)
@@ -77,10 +54,10 @@ def freeze_program(
             f"plate {structure.subsampled[0]!r} is subsampled, and log Z of a subsample is that of another problem; "
             "use bayesrl.full_data(policy), or subsample_size=None"
         )
-    return FrozenProgram(frozen, args, structure, fit)
+    return Programs(frozen, None, structure, args)
 
 
-def tabulate_stages(program: FrozenProgram, max_count: int) -> tuple[list[ProgramStage], ScanProgram | None]:
+def tabulate_stages(program: Programs, params: Params, max_count: int) -> tuple[list[ProgramStage], ScanProgram | None]:
     """Tabulate a program as stages, path by path where that is cheap or the only way."""
     structure = program.structure
     nature, observed = structure.names("environment"), structure.names("observed")
@@ -94,13 +71,13 @@ def tabulate_stages(program: FrozenProgram, max_count: int) -> tuple[list[Progra
     reason = _needs_paths(structure, scan, axes)
     if scan is None or reason is not None or num_assignments(axes) <= min(MAX_EXPLICIT_PATHS, max_count):
         check_grid_size(axes, structure, max_count, reason)
-        return [enumerate_paths(program, axes).stage], None
+        return [enumerate_paths(program, params, axes).stage], None
     try:
         return tabulate_states(scan, max_count), scan
     except TooManyStatesError:
         if num_assignments(axes) > max_count:
             raise
-        return [enumerate_paths(program, axes).stage], None
+        return [enumerate_paths(program, params, axes).stage], None
 
 
 def path_axes(structure: Structure) -> tuple[Axis, ...]:
@@ -160,28 +137,23 @@ class ProgramPaths(NamedTuple):
     raw_q: np.ndarray
 
 
-def enumerate_paths(program: FrozenProgram, axes: tuple[Axis, ...]) -> ProgramPaths:
+def enumerate_paths(program: Programs, params: Params, axes: tuple[Axis, ...]) -> ProgramPaths:
     """Tabulate a whole program, every assignment of `axes` a row."""
-    found = _table(program).of(num_assignments(axes), lambda index: assignments(axes, index))
+    found = _evaluator(program, params).of(num_assignments(axes), lambda index: assignments(axes, index))
     reached = np.ones((1, math.prod(program.structure.context_shape)), bool)
     return ProgramPaths(build_stage(axes, found.policy, reached, program.structure), found.raw_prior, found.raw_q)
 
 
-def score_draws(program: FrozenProgram, sites: dict[str, Any]) -> SiteScores:
+def score_by_context(program: Programs, params: Params, sites: dict[str, Any]) -> SiteScores:
     """Score given draws of all latent sites, [draws, ...], per context."""
-    found: _Both = _table(program)(sites)
+    found: _Both = _evaluator(program, params)(sites)
     return found.policy
 
 
-def _table(program: FrozenProgram) -> BatchEvaluator:
+def _evaluator(program: Programs, params: Params) -> BatchEvaluator:
     """Score values of all latent sites under policy and guide; paths and draws share one compilation."""
-    fit = program.fit
-    if fit is None:
-        alone = _BothScores(program.policy, program.structure)
-        return BatchEvaluator(alone, (program.args, {}, {}), program.structure)
-    programs = fit.programs
-    both = _BothScores(program.policy, program.structure, programs.guide, programs.structure, programs.learned)
-    return BatchEvaluator(both, (program.args, fit.params, dict(programs.transforms)), program.structure)
+    both = _BothScores(program.policy, program.guide, program.structure, program.learned)
+    return BatchEvaluator(both, (program.args, params, dict(program.transforms)), program.structure)
 
 
 class _Both(NamedTuple):
@@ -197,23 +169,18 @@ class _BothScores:
     """Scores given values of all latent sites under a policy and the guide beside it."""
 
     policy: Program
+    guide: Program | None
     structure: Structure
-    guide: Program | None = None
-    structure_of_fit: Structure | None = None
-    learned: bool = False
+    learned: bool
 
     def __call__(self, given: tuple[Any, ...], values: dict[str, Array]) -> _Both:
         args, params, transforms = given
-        names = [site.name for site in self.structure.sites]
-        scored = score_sites(run_with_sites(self.policy, values, args), self.structure, names)
-        prior = self._total(scored)
-        if self.structure_of_fit is None:
-            return _Both(scored, prior, prior)
-        programs = Programs(self.policy, self.guide, self.structure_of_fit, args, transforms, self.learned)
-        guide = programs.run_guide(None, None, params, values, ())
-        return _Both(scored, prior, self._total(score_sites(guide, self.structure, self.structure.actions)))
-
-    def _total(self, scores: SiteScores) -> Array:
-        """Sum log-probabilities over the action sites and time."""
-        contexts = jnp.zeros(math.prod(self.structure.context_shape))
-        return sum((scores.latent[name].sum(-1) for name in self.structure.actions), start=contexts)
+        structure = self.structure
+        policy = score_sites(run_with_sites(self.policy, values, args), structure, [s.name for s in structure.sites])
+        guide = policy
+        if self.guide is not None or self.learned:
+            programs = Programs(self.policy, self.guide, structure, args, transforms, self.learned)
+            guide = score_sites(programs.run_guide(None, None, params, values, ()), structure, structure.actions)
+        zero = jnp.zeros(math.prod(structure.context_shape))
+        raw = (sum((s.latent[name].sum(-1) for name in structure.actions), start=zero) for s in (policy, guide))
+        return _Both(policy, *raw)

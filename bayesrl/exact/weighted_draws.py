@@ -13,11 +13,11 @@ from jaxtyping import Float
 from bayesrl.arguments import CountOrZero, checked
 from bayesrl.compilation.jit import to_host
 from bayesrl.compilation.keys import key_data
+from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import inverse_cdf
 from bayesrl.exact.grid import BatchEvaluator, run_with_sites
-from bayesrl.exact.tabulation import FrozenProgram
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Numbers, PRNGKey
 
@@ -202,7 +202,7 @@ def context_axes(structure: Structure) -> dict[str, tuple[int | None, ...]]:
 
 
 def metrics_from_draws(
-    key: PRNGKey, result: WeightedDraws, program: FrozenProgram, names: Sequence[str]
+    key: PRNGKey, result: WeightedDraws, program: Programs, names: Sequence[str]
 ) -> dict[str, Estimate]:
     """Average metrics that no context has to itself over draws from p*, with standard errors.
 
@@ -219,7 +219,7 @@ def metrics_from_draws(
     return {name: mean_estimate(list(value.reshape(-1, _METRIC_DRAWS)), lead) for name, value in values.items()}
 
 
-def evaluate_metrics(program: FrozenProgram, names: Sequence[str], sites: dict[str, Any]) -> dict[str, np.ndarray]:
+def evaluate_metrics(program: Programs, names: Sequence[str], sites: dict[str, Any]) -> dict[str, np.ndarray]:
     """Average deterministic sites over all their axes in each of some draws, {name: [draws]}."""
 
     def metrics(args: tuple[Any, ...], values: dict[str, Numbers]) -> dict[str, Numbers]:

@@ -16,7 +16,7 @@ from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError
 from bayesrl.exact.grid import metric_by_context
-from bayesrl.exact.tabulation import FrozenProgram, freeze_program
+from bayesrl.exact.tabulation import freeze_program
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws
 from bayesrl.monte_carlo.proposals import refuse_bad_rewards
 from bayesrl.posterior.posterior import Posterior
@@ -83,10 +83,10 @@ def importance(
         Owen (2013), "Monte Carlo theory, methods and examples", section 9.2, equations 9.6 to 9.9.
     """
     program = freeze_program(policy, args, beta)
-    programs, params = Programs(program.policy, None, program.structure, program.args, {}), dict[str, Any]()
+    programs, params = program, dict[str, Any]()
     if proposal is not None:
         other, params = proposal.unbatched() if isinstance(proposal, Posterior) else proposal
-        programs = replace(programs, guide=other.guide, transforms=other.transforms)
+        programs = replace(program, guide=other.guide, transforms=other.transforms)
     draw_key, metric_key = split_keys(key)
     batch = _draw(draw_key, programs, params, num_samples)
     _check(batch)
@@ -187,7 +187,7 @@ def _refuse_weightless(structure: Structure, batch: _Batch) -> None:
 
 
 def _result(
-    key: PRNGKey, program: FrozenProgram, batch: _Batch, lanes: list[_Weighted], beta: np.ndarray | None
+    key: PRNGKey, program: Programs, batch: _Batch, lanes: list[_Weighted], beta: np.ndarray | None
 ) -> WeightedDraws:
     structure, shape = program.structure, program.structure.context_shape
     lead = () if beta is None else beta.shape

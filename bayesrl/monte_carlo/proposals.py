@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bayesrl.core.draws import Draws
+from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.tabulation import FrozenProgram
 from bayesrl.exact.weighted_draws import context_axes
 
 _ROUNDING = 1e-6
@@ -58,7 +58,7 @@ class AcceptedDraws:
     """
 
     def __init__(
-        self, program: FrozenProgram, bound: np.ndarray, betas: np.ndarray, num_samples: int, *, declared: bool
+        self, program: Programs, bound: np.ndarray, betas: np.ndarray, num_samples: int, *, declared: bool
     ) -> None:
         self.axes = context_axes(program.structure)
         self.context_shape = program.structure.context_shape

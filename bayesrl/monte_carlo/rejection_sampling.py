@@ -12,7 +12,7 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
-from bayesrl.exact.tabulation import FrozenProgram, freeze_program
+from bayesrl.exact.tabulation import freeze_program
 from bayesrl.exact.weighted_draws import WeightedDraws, evaluate_metrics, mean_estimate, numpy_generator, shared_sites
 from bayesrl.monte_carlo.proposals import AcceptedDraws, ProposalSums
 from bayesrl.monte_carlo.reward_bounds import site_reward_bounds
@@ -92,8 +92,7 @@ def rejection(
             max_proposals // 2, max(_LEAST_BATCH, 4 * num_samples), _ELEMENTS // (program.structure.width * betas.size)
         ),
     )
-    prior = Programs(program.policy, None, program.structure, program.args, {})
-    proposals = (draw_fit(fold_in(draw_key, index), prior, {}, size)[0] for index in itertools.count())
+    proposals = (draw_fit(fold_in(draw_key, index), program, {}, size)[0] for index in itertools.count())
     rng = numpy_generator(accept_key)
     pilot = state.take(next(proposals), rng)
     counted, left = ProposalSums.empty(pilot.accepted.shape), max_proposals // size - 1
@@ -107,7 +106,7 @@ def rejection(
     return _result(program, state, counted, betas, explanation)
 
 
-def _refuse(program: FrozenProgram) -> None:
+def _refuse(program: Programs) -> None:
     observed = program.structure.names("observed")
     if observed:
         raise EngineError(
@@ -122,7 +121,7 @@ def _refuse(program: FrozenProgram) -> None:
         )
 
 
-def _bound(program: FrozenProgram, declared: Any) -> np.ndarray:
+def _bound(program: Programs, declared: Any) -> np.ndarray:
     """Give the bound of each context, flat, or name the reward for which there is none."""
     shape = program.structure.context_shape
     if declared is not None:
@@ -235,7 +234,7 @@ def _expectations(tally: ProposalSums, bound: np.ndarray, betas: np.ndarray) -> 
 
 
 def _result(
-    program: FrozenProgram, state: AcceptedDraws, counted: ProposalSums, betas: np.ndarray, explanation: str
+    program: Programs, state: AcceptedDraws, counted: ProposalSums, betas: np.ndarray, explanation: str
 ) -> WeightedDraws:
     structure, shape, lead = program.structure, program.structure.context_shape, betas.shape
     evidence, reward, kl = _expectations(counted, state.bound, state.betas)
@@ -269,7 +268,7 @@ def _result(
     )
 
 
-def _metrics(program: FrozenProgram, state: AcceptedDraws, lead: tuple[int, ...]) -> dict[str, Estimate]:
+def _metrics(program: Programs, state: AcceptedDraws, lead: tuple[int, ...]) -> dict[str, Estimate]:
     """Average deterministic sites over the exact draws that all contexts have."""
     names = program.structure.names("metric")
     lanes = [state.sites(lane, int(filled.min())) for lane, filled in enumerate(state.filled)] if names else []

@@ -73,8 +73,8 @@ def marginal_of(policy: Program, args: tuple[Any, ...], max_count: int = 2**20) 
         EngineError: as `enumerate_posterior`.
     """
     program = freeze_program(policy, args, 1.0)
-    stages, _ = tabulate_stages(program, max_count)
-    exact_metrics(program, stages)
+    stages, _ = tabulate_stages(program, {}, max_count)
+    exact_metrics(program, {}, stages)
     return solve(stages, 1.0, rewarded=False).value
 
 
