@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from bayesrl.annotations import Requirement
 from bayesrl.errors import PolicyError
-from bayesrl.values import LARGEST, LEAST
+from bayesrl.values import LEAST, are_finite, array_of, is_traced
 
 
 def _is_key(value: Any) -> bool:
@@ -25,30 +25,20 @@ def _is_old_key(value: jax.Array) -> bool:
 
 def are_temperatures(value: Any) -> bool:
     """Whether a value is a number above 0, or an array that holds such; traced ones pass."""
-    return isinstance(value, jax.core.Tracer) or bool((_numbers_in(value) > LEAST).all())
+    return not isinstance(value, list | tuple) and _are_at_least(value, LEAST)
 
 
 def _are_temperatures_or_zero(value: Any) -> bool:
-    if isinstance(value, jax.core.Tracer):
-        return True
-    held = _numbers_in(value, listed=True)
-    return bool(((held > LEAST) | (held == 0)).all())
+    return _are_at_least(value, 0.0)
 
 
-def _numbers_in(value: Any, *, listed: bool = False) -> np.ndarray:
-    """Give numbers in double precision; nan for what is none or beyond single precision, as words of a key are."""
-    nothing = np.full(1, np.nan)
-    kinds: Any = int | float | np.number | np.ndarray | jax.Array
-    if isinstance(value, bool | np.bool_) or not isinstance(value, kinds | list if listed else kinds):
-        return nothing
-    try:
-        array = np.asarray(value)
-        words = array.dtype == np.uint32 and array.shape == (2,)
-        fine = array.dtype.kind in "iuf" or "float" in str(array.dtype)
-        held = np.asarray(value, float) if fine and not words else nothing
-    except (TypeError, ValueError, OverflowError):
-        return nothing
-    return held if held.size and (np.abs(held) < LARGEST).all() else nothing
+def _are_at_least(value: Any, least: float) -> bool:
+    """Whether no number in a value lies below an end, numbers too small for single precision counting as below 0."""
+    array = array_of(value)
+    # An old-style key is numbers, too, and is easily passed in the place of a temperature.
+    if not array.size or (array.dtype == np.uint32 and array.shape == (2,)):
+        return False
+    return are_finite(value) and (is_traced(value) or bool(((array >= LEAST) | (array == least)).all()))
 
 
 type PRNGKey = Annotated[

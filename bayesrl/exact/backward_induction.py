@@ -13,8 +13,9 @@ from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.grid import Axis, SiteScores, digits
 
 # NumPyro clips log 0 to the smallest float; nothing that is meant lies so low.
-_NEVER = -1e30
-_MASS_TOLERANCE = 1e-3
+NEVER = -1e30
+MASS_TOLERANCE = 1e-3
+"""By so much probabilities in single precision may miss 1 in sum."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,14 @@ def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tupl
             f"site {axis.site!r} has log-probability nan for {int(bad.sum())} of {bad.size} assignments; "
             "check the parameters of its distribution"
         )
-    log_prob = np.where(np.isnan(raw) | (raw <= _NEVER), -np.inf, raw)
+    log_prob = np.where(np.isnan(raw) | (raw <= NEVER), -np.inf, raw)
     # A masked site scores 0 for every value: nothing depends on it, so any one draw of it stands for all.
     masked = (log_prob == 0).all(at, keepdims=True) & (axis.size > 1)
     log_prob = np.where(masked, -np.log(axis.size), log_prob)
     with np.errstate(divide="ignore"):
         log_mass = logsumexp(log_prob, axis=at, keepdims=True)
         mass = np.exp(log_mass)
-    wrong = (np.abs(mass - 1) > _MASS_TOLERANCE) & here
+    wrong = (np.abs(mass - 1) > MASS_TOLERANCE) & here
     if wrong.any():
         raise EngineError(
             f"the prior's probabilities of site {axis.site!r} add up to {mass[wrong].ravel()[0]:.4g} over the values "
@@ -119,7 +120,7 @@ def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tupl
             "draws, and no handlers.scale around actions or nature"
         )
     # They add up to 1 to single precision: an error that a high temperature would multiply in J* = β·log Z.
-    off = np.where(np.isfinite(log_mass) & (np.abs(mass - 1) <= _MASS_TOLERANCE), log_mass, 0.0)
+    off = np.where(np.isfinite(log_mass) & (np.abs(mass - 1) <= MASS_TOLERANCE), log_mass, 0.0)
     return log_prob - off, bool(masked.any())
 
 
@@ -140,7 +141,7 @@ def _likelihood(name: str, value: np.ndarray, ends: np.ndarray) -> np.ndarray:
             f"observed site {name!r} has log-probability nan for {int(bad.sum())} of {bad.size} assignments; "
             "check the parameters of its distribution"
         )
-    return np.where(ends, np.where(value <= _NEVER, -np.inf, value), 0.0).astype(float)
+    return np.where(ends, np.where(value <= NEVER, -np.inf, value), 0.0).astype(float)
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _seen(stage: ProgramStage, k: int) -> np.ndarray:
     probability = np.exp(log_prior)
     high = np.where(reach, probability, -1.0).max(hidden, keepdims=True)
     low = np.where(reach, probability, 2.0).min(hidden, keepdims=True)
-    if (high - low > _MASS_TOLERANCE).any():
+    if (high - low > MASS_TOLERANCE).any():
         drawn = [axis.site for axis in stage.axes[:k] if axis.hidden]
         raise PolicyError(
             f"the prior of action site {stage.axes[k].site!r} reads what nature drew unseen ({drawn}); "

@@ -17,6 +17,8 @@ from bayesrl.compilation.keys import key_from_seed
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import (
+    MASS_TOLERANCE,
+    NEVER,
     ProgramStage,
     Solution,
     axes_and_digits,
@@ -37,9 +39,6 @@ from bayesrl.exact.tabulation import (
 from bayesrl.exact.weighted_draws import WeightedDraws, context_axes, metrics_from_draws, shared_sites
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Beta, Numbers, Params, Program
-
-_NEVER = -1e30
-_MASS_TOLERANCE = 1e-3
 
 
 @checked(EngineError)
@@ -344,10 +343,10 @@ def evaluate_exactly(
     log_prior, log_nature = stage.log_prob("action")[0], stage.log_prob("environment")[0]
     # Where a handler masks a site, both programs score it 0 for every value: count one of them.
     counted = np.where(np.isfinite(log_prior), log_prior - raw_prior.astype(float), 0.0) if stage.masked else 0.0
-    log_q = np.where(raw_q <= _NEVER, -np.inf, raw_q.astype(float)) + counted
+    log_q = np.where(raw_q <= NEVER, -np.inf, raw_q.astype(float)) + counted
     weight = np.exp(log_q + log_nature)
     mass = weight.sum(0)
-    if np.abs(mass - 1).max() > _MASS_TOLERANCE:
+    if np.abs(mass - 1).max() > MASS_TOLERANCE:
         raise EngineError(
             f"the guide's probabilities add up to {mass[np.abs(mass - 1).argmax()]:.4g} over the policy's values; "
             "its support must be the policy's, and contexts must not read each other's draws"

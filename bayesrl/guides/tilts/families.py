@@ -1,6 +1,7 @@
 """How each kind of distribution is tilted: how many numbers a tilt takes, and what it does with them."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def tilt_shape(name: str, fn: Any, support: FiniteSupport | None, reach: PriorRa
     bent = NUM_NUMBERS if _is_rich(reach) else 0
     if isinstance(core, dist.Normal):
         return (2 + bent,)
-    if _holds_mask(core):
+    if _masks(core):
         raise GuideError(f"site {name!r} is masked inside .to_event(); call .mask(...) last")
     size = _num_coordinates(name, core)
     triangular = size * (size - 1) // 2 if size <= MAX_TRIANGULAR else 0
@@ -348,39 +349,33 @@ def to_unconstrained(fn: Any, value: Array) -> Array:
     return value
 
 
+def _layers(fn: Any) -> Iterator[Any]:
+    """Give a distribution, then what is inside of its wrappers, one by one."""
+    yield fn
+    while isinstance(fn, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
+        fn = fn.base_dist
+        yield fn
+
+
 def _elementwise(fn: Any) -> tuple[Any, tuple[int, ...]]:
     """Strip all wrappers of a distribution, and give the event axes that were batch axes."""
     reinterpreted: tuple[int, ...] = ()
     core = fn
-    while isinstance(core, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
+    for core in _layers(fn):
         if isinstance(core, dist.Independent):
-            kept = len(core.event_shape) - core.reinterpreted_batch_ndims
-            if kept == len(core.base_dist.event_shape):
-                reinterpreted = (*reinterpreted, *core.event_shape[: core.reinterpreted_batch_ndims])
-        core = core.base_dist
+            own = core.reinterpreted_batch_ndims
+            if len(core.event_shape) - own == len(core.base_dist.event_shape):
+                reinterpreted = (*reinterpreted, *core.event_shape[:own])
     return core, reinterpreted
 
 
 def _peeled(fn: Any) -> Any:
     """Strip masks and expansions, but keep `to_event`."""
-    core = fn
-    while isinstance(core, (dist.MaskedDistribution, dist.ExpandedDistribution)):
-        core = core.base_dist
-    return core
+    return next(
+        core for core in _layers(fn) if not isinstance(core, (dist.MaskedDistribution, dist.ExpandedDistribution))
+    )
 
 
 def _masks(fn: Any) -> list[Any]:
-    masks, core = [], fn
-    while isinstance(core, (dist.MaskedDistribution, dist.ExpandedDistribution)):
-        if isinstance(core, dist.MaskedDistribution):
-            masks.append(core._mask)
-        core = core.base_dist
-    return masks
-
-
-def _holds_mask(core: Any) -> bool:
-    while isinstance(core, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
-        if isinstance(core, dist.MaskedDistribution):
-            return True
-        core = core.base_dist
-    return False
+    """Give the masks of a distribution, those inside of `to_event` too."""
+    return [core._mask for core in _layers(fn) if isinstance(core, dist.MaskedDistribution)]
