@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -152,28 +153,18 @@ class _Call:
             raise _OnHostError(f"{error} [host error {_remember(error)}]") from error
 
 
-_functions: weakref.WeakValueDictionary[int, "_Held"] = weakref.WeakValueDictionary()
-_recent: deque["_Held"] = deque(maxlen=4096)
+_functions: weakref.WeakValueDictionary[int, partial[Any]] = weakref.WeakValueDictionary()
+_recent: deque[partial[Any]] = deque(maxlen=4096)
 """Functions outlive the tracing of who calls them; compiled programs of the library keep theirs by themselves."""
-_holders: list[list["_Held"]] = []
+_holders: list[list[partial[Any]]] = []
 _unnumbered: ContextVar[bool] = ContextVar("comparable_callbacks", default=False)
-
-
-class _Held:
-    """A function that compiled programs may call."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn = fn
-
-    def __call__(self, *args: Any) -> Any:
-        return self.fn(*args)
 
 
 def _handle(fn: Callable[..., Any]) -> np.ndarray:
     """Give what stands for a function in a program."""
     if _unnumbered.get():
         return np.zeros(1, np.int32)
-    held, number = _Held(fn), next(_handles)
+    held, number = partial(fn), next(_handles)
     _functions[number] = held
     _recent.append(held)
     for holder in _holders:
@@ -194,7 +185,7 @@ def comparable_callbacks() -> Iterator[None]:
 @contextmanager
 def callbacks_kept_alive() -> Iterator[list[Any]]:
     """Collect what keeps alive the functions that are called by what is traced inside."""
-    held: list[_Held] = []
+    held: list[partial[Any]] = []
     _holders.append(held)
     try:
         yield held

@@ -169,42 +169,6 @@ def _values_of(leaf: Any) -> FiniteSupport | None:
     return tuple(float(v) for v in values) if whole and values.size <= _MAX_INITIAL else None
 
 
-def _start(
-    key: PRNGKey,
-    policy: Program,
-    structure: Structure,
-    args: tuple[Any, ...],
-    probe: _AnalysisHandler,
-    latent: dict[str, Any],
-) -> None:
-    """Fill in the ranges of carries that start at whole numbers which the program computes, but does not draw."""
-    computed = [
-        (scan, index)
-        for scan, leaves in enumerate(probe.starts)
-        for index, leaf in enumerate(leaves)
-        if probe.ranges[scan][index] is None and isinstance(leaf, jax.core.Tracer) and _is_whole(leaf)
-    ]
-    if not computed:
-        return
-
-    def starts(values: dict[str, Array]) -> list[Any]:
-        again, _ = _run(key, handlers.substitute(policy, data=values), structure, args)
-        return [again.starts[scan][index] for scan, index in computed]
-
-    fixed = [place for place, reached in zip(computed, input_dependencies(starts, latent), strict=True) if not reached]
-
-    def values() -> list[Any]:
-        again, _ = _run(key, policy, structure, args)
-        return [again.starts[scan][index] for scan, index in fixed]
-
-    for (scan, index), leaf in zip(fixed, closure_jit(values, name="starts")() if fixed else (), strict=True):
-        probe.ranges[scan][index] = _values_of(leaf)
-
-
-def _shape_of(value: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
-
-
 def _is_whole(leaf: Any) -> bool:
     dtype = jnp.result_type(leaf)
     return bool(jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_))
@@ -222,31 +186,43 @@ def _is_numeric(leaf: Any) -> bool:
 def analyze_policy(
     key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, PriorRange]
 ) -> PolicyAnalysis:
-    """Find the facts of a policy by running it.
-
-    Args:
-        key: consumed whole.
-        policy: the program.
-        structure: of the policy.
-        args: of the policy.
-        reaches: where the draws of each action site lie.
+    """Analyse a policy by running it; `key` is consumed whole, `reaches` says where the draws of each action site lie.
 
     Raises:
         GuideError: an action site cannot be tilted.
     """
     probe = _AnalysisHandler(policy, structure, reaches)
     trace = trace_abstractly(lambda: trace_program(FoldedKeys(probe, key), *args))
-    latent = {s.name: _shape_of(trace.sites[s.name].value) for s in structure.sites if s.latent}
-    reached = _reached(key, policy, structure, args, latent)
-    _start(key, policy, structure, args, probe, latent)
+    values = {site.name: trace.sites[site.name].value for site in structure.sites if site.latent}
+    latent = {name: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for name, x in values.items()}
+
+    def leaves(values: dict[str, Array]) -> Any:
+        again, _ = _run(key, handlers.substitute(policy, data=values), structure, args)
+        return again.starts, again.carries
+
+    tree = jax.tree.structure((probe.starts, probe.carries))
+    starts, reached = jax.tree.unflatten(tree, input_dependencies(leaves, latent) if probe.carries else [])
+    # A carry may start at whole numbers that the program computes, but does not draw: they are the same in every run.
+    fixed = [
+        (scan, index)
+        for scan, names in enumerate(starts)
+        for index, leaf in enumerate(probe.starts[scan])
+        if probe.ranges[scan][index] is None and isinstance(leaf, jax.core.Tracer)
+        if _is_whole(leaf) and not names[index]
+    ]
+
+    def computed() -> list[Any]:
+        again, _ = _run(key, policy, structure, args)
+        return [again.starts[scan][index] for scan, index in fixed]
+
+    for (scan, index), leaf in zip(fixed, closure_jit(computed, name="starts")() if fixed else (), strict=True):
+        probe.ranges[scan][index] = _values_of(leaf)
     carries = [
         [
             CarryLeafInfo(source, values, names, tuple(jnp.shape(leaf))[1:], _is_numeric(leaf))
-            for source, values, names, leaf in zip(sources, ranges, origin, leaves, strict=True)
+            for source, values, names, leaf in zip(*parts, strict=True)
         ]
-        for sources, ranges, origin, leaves in zip(
-            probe.sources, _all_ranges(probe), reached, probe.carries, strict=True
-        )
+        for parts in zip(probe.sources, _all_ranges(probe), reached, probe.carries, strict=True)
     ]
     return PolicyAnalysis(probe.sites, carries)
 
@@ -255,27 +231,17 @@ def _all_ranges(probe: _AnalysisHandler) -> list[list[FiniteSupport | None]]:
     """Close the initial ranges of the carries under what each step copies into them."""
     results = []
     for sources, initial, leaves in zip(probe.sources, probe.ranges, probe.carries, strict=True):
-        ranges = [(0.0, 1.0) if _is_truth(leaf) else start for start, leaf in zip(initial, leaves, strict=True)]
         flags = [_is_truth(leaf) for leaf in leaves]
-        changed = True
-        while changed:
-            new = [
-                own if flag else _union(own, _range_of(source, ranges, probe.sites))
-                for own, source, flag in zip(ranges, sources, flags, strict=True)
-            ]
-            changed, ranges = new != ranges, new
+        new = [(0.0, 1.0) if flag else start for flag, start in zip(flags, initial, strict=True)]
+        ranges: list[FiniteSupport | None] = []
+        while new != ranges:
+            ranges, new = new, []
+            for source, own, flag in zip(sources, ranges, flags, strict=True):
+                known = ranges[source] if isinstance(source, int) else source and probe.sites[source].support
+                both = None if own is None or not known else tuple(sorted({float(v) for v in (*own, *known)}))
+                new.append(own if flag else both)
         results.append(ranges)
     return results
-
-
-def _range_of(source: str | int | None, ranges: list[Any], sites: dict[str, SiteInfo]) -> FiniteSupport | None:
-    if source is None:
-        return None
-    return ranges[source] if isinstance(source, int) else sites[source].support
-
-
-def _union(a: FiniteSupport | None, b: FiniteSupport | None) -> FiniteSupport | None:
-    return None if a is None or b is None else tuple(sorted({float(v) for v in (*a, *b)}))
 
 
 def _run(
@@ -285,38 +251,12 @@ def _run(
     return probe, trace_program(FoldedKeys(probe, key), *args).sites
 
 
-def _reached(
-    key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], latent: dict[str, Any]
-) -> list[list[frozenset[str]]]:
-    """Name the latent sites that each leaf of each carry depends on, anywhere in the program."""
-    sizes: list[int] = []
-
-    def carries(values: dict[str, Array]) -> list[Any]:
-        probe, _ = _run(key, handlers.substitute(policy, data=values), structure, args)
-        sizes[:] = [len(leaves) for leaves in probe.carries]
-        return [leaf for leaves in probe.carries for leaf in leaves]
-
-    if all(site.scan is None for site in structure.sites):
-        return []
-    flat = input_dependencies(carries, latent)
-    ends = np.cumsum(sizes, dtype=int).tolist()
-    return [flat[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-
-
 def prior_moments(
     key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], facts: PolicyAnalysis, num_draws: int
 ) -> dict[str, PriorMoments]:
-    """Take centre and scale of what networks read from draws of the prior.
+    """Take centre and scale of what networks read from draws of the prior; `key` is consumed whole.
 
     They are constants: the prior's own mean at a site might tell what the agent does not see.
-
-    Args:
-        key: consumed whole.
-        policy: the program.
-        structure: of the policy.
-        args: of the policy.
-        facts: of the policy.
-        num_draws: number of draws.
 
     Returns:
         Moments of unconstrained values, of descriptions of priors and of leaves of carries; the keys
