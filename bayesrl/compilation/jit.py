@@ -79,23 +79,24 @@ class ClosureJit:
         return lambda *args: traced.run(_leaves(args))
 
 
+def _of_arguments(fn: Callable[..., Any], name: str | None, full_optimization: bool) -> ClosureJit:
+    name = name or getattr(fn, "__name__", None)
+    return ClosureJit(lambda _, *args: fn(*args), name=name, full_optimization=full_optimization)
+
+
 def closure_jit(
     fn: Callable[..., Any], *, name: str | None = None, full_optimization: bool = False
 ) -> Callable[..., Any]:
     """Compile a function as `ClosureJit` does, nothing in it static but what is no array."""
-    made = ClosureJit(
-        lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), full_optimization=full_optimization
-    )
+    made = _of_arguments(fn, name, full_optimization)
     return lambda *args: made(None, *args)
 
 
 def trace_once(
     fn: Callable[..., Any], *, name: str | None = None, full_optimization: bool = False
 ) -> Callable[..., Any]:
-    """Trace a function at its first call, and again only for arguments of other shapes; see `Compiled.prepare`."""
-    made = ClosureJit(
-        lambda _, *args: fn(*args), name=name or getattr(fn, "__name__", None), full_optimization=full_optimization
-    )
+    """Trace a function at its first call, and again only for arguments of other shapes; see `ClosureJit.prepare`."""
+    made = _of_arguments(fn, name, full_optimization)
     traced: dict[Any, TracedProgram] = {}
 
     def call(*args: Any) -> Any:

@@ -22,8 +22,7 @@ from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.core.trace import Trace, site_log_prob, trace_program
 from bayesrl.diagnostics.rank_statistics import LIKELIHOOD, Calibration
 from bayesrl.errors import EngineError, PolicyError
-from bayesrl.exact.grid import decode_assignment, num_assignments
-from bayesrl.exact.tabulation import path_axes
+from bayesrl.exact.grid import decode_assignment, num_assignments, path_axes
 from bayesrl.guides import AutoGuide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.svi.optimizers import UNPILOTED_RATE, default_optimizer

@@ -27,12 +27,11 @@ from bayesrl.exact.backward_induction import (
     sample_rows,
     solve,
 )
-from bayesrl.exact.grid import digits, scatter
+from bayesrl.exact.grid import digits, path_axes, scatter
 from bayesrl.exact.tabulation import (
     check_grid_size,
     enumerate_paths,
     freeze_program,
-    path_axes,
     score_by_context,
     tabulate_stages,
 )
@@ -91,14 +90,7 @@ def enumerate_posterior(
 def enumerate_target(
     programs: Programs, params: Params, beta: Beta | None = None, max_count: Count = 2**20
 ) -> WeightedDraws:
-    """Do as `enumerate_posterior` does, by the compiled program that `evaluate_exactly` uses for the fit.
-
-    Args:
-        programs: the policy, its parameters frozen, and a guide.
-        params: unconstrained parameters of the guide, of any fit.
-        beta: temperature, reward units per nat, [*beta].
-        max_count: largest number of assignments, or of reachable states × assignments, to visit.
-    """
+    """Do as `enumerate_posterior` does, by the compiled program that `evaluate_exactly` uses for the fit."""
     program, params = _beside_guide(freeze_program(programs.policy, programs.args, beta), programs, params)
     return _solved(program, params, beta, max_count)
 

@@ -94,6 +94,15 @@ def enumeration_axes(
     return tuple(axes)
 
 
+def path_axes(structure: Structure) -> tuple[Axis, ...]:
+    """Lay all latent sites of a program out as axes, the steps of its scans one after another.
+
+    Raises:
+        EngineError: a site has no finite support.
+    """
+    return enumeration_axes(structure, structure.sites, lambda site: range(site.length if site.scan is not None else 1))
+
+
 def _axis(site: Site, step: int, contexts: tuple[Frame, ...]) -> Axis:
     if site.support is None:
         what = "no finite univariate support that is the same everywhere" if site.discrete else "continuous support"

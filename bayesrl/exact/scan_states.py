@@ -1,7 +1,7 @@
 """Taking a `scan` apart: the states that a program can reach at each step, and what each step does to them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from bayesrl.exact.grid import (
     enumeration_axes,
     first_assignment,
     num_assignments,
+    path_axes,
     run_with_sites,
     score_sites,
 )
@@ -138,7 +139,7 @@ def split_scan(policy: Program, structure: Structure, args: tuple[Any, ...]) -> 
     if all(site.scan is None for site in structure.sites):
         return None
     window = _PartialScan(policy, "watch")
-    axes = [axis for site in structure.sites if site.latent for axis in enumeration_axes(structure, [site], _all_steps)]
+    axes = path_axes(structure)
 
     def watch() -> tuple[Any, Any]:
         _run_window(window, first_assignment(axes), args)
@@ -161,10 +162,6 @@ def split_scan(policy: Program, structure: Structure, args: tuple[Any, ...]) -> 
         tuple(names[first:last]),
         tuple(names[last:]),
     )
-
-
-def _all_steps(site: Site) -> range:
-    return range(site.length if site.scan is not None else 1)
 
 
 def reads_outputs(scan: ScanProgram) -> bool:
@@ -207,15 +204,15 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
         TooManyStatesError: there are more than `max_count` states × assignments.
     """
     budget = _Budget(max_count, 0)
-    tables = _tables(scan)
+    enter, step, finish = _parts(scan)
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
     budget = budget.spend(num_assignments(before), "before the scan")
     prefix = np.arange(num_assignments(before))
-    scores, carry = BatchEvaluator(tables.enter, scan.args, scan.structure)({"prefix": prefix})
+    scores, carry = BatchEvaluator(enter, scan.args, scan.structure)({"prefix": prefix})
     stage = build_stage(before, scores, np.ones((1, scan.context_count), bool), scan.structure)
     stage, states, reached = _follow(stage, {"prefix": prefix}, carry)
     stages = [stage]
-    table = BatchEvaluator(tables.step, scan.args, scan.structure)
+    table = BatchEvaluator(step, scan.args, scan.structure)
     for t in range(scan.length):
         rows = _rows(states, num_assignments(inside))
         budget = budget.spend(len(rows["prefix"]), f"by step {t + 1} of {scan.length}")
@@ -229,7 +226,7 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
         return stages
     rows = _rows(states, num_assignments(after))
     budget.spend(len(rows["prefix"]), "behind the scan")
-    scores = BatchEvaluator(tables.finish, scan.args, scan.structure)(rows)
+    scores = BatchEvaluator(finish, scan.args, scan.structure)(rows)
     return [*stages, build_stage(after, scores, reached, scan.structure)]
 
 
@@ -249,14 +246,7 @@ class _Budget:
         return replace(self, spent=total)
 
 
-@dataclass(frozen=True)
-class _Tables:
-    enter: Any
-    step: Any
-    finish: Any
-
-
-def _tables(scan: ScanProgram) -> _Tables:
+def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
     """Make the functions of (args, row) that run each part of the program."""
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
 
@@ -279,7 +269,7 @@ def _tables(scan: ScanProgram) -> _Tables:
         values = decode_assignment(before, row["prefix"]) | decode_assignment(after, row["assignment"])
         return score_sites(_run_window(window, values, args), scan.structure, scan.after)
 
-    return _Tables(enter, step, finish)
+    return enter, step, finish
 
 
 def _rows(states: Any, num: int) -> Any:

@@ -22,8 +22,8 @@ from bayesrl.exact.grid import (
     BatchEvaluator,
     SiteScores,
     assignments,
-    enumeration_axes,
     num_assignments,
+    path_axes,
     run_with_sites,
     score_sites,
 )
@@ -78,15 +78,6 @@ def tabulate_stages(program: Programs, params: Params, max_count: int) -> tuple[
         if num_assignments(axes) > max_count:
             raise
         return [enumerate_paths(program, params, axes).stage], None
-
-
-def path_axes(structure: Structure) -> tuple[Axis, ...]:
-    """Lay all latent sites of a program out as axes, the steps of its scans one after another.
-
-    Raises:
-        EngineError: a site has no finite support.
-    """
-    return enumeration_axes(structure, structure.sites, lambda site: range(site.length if site.scan is not None else 1))
 
 
 def _needs_paths(structure: Structure, scan: ScanProgram | None, axes: Sequence[Axis]) -> str | None:

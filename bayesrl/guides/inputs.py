@@ -10,7 +10,7 @@ from jax import Array
 
 from bayesrl.core.structure import FiniteSupport, Site, Structure
 from bayesrl.guides.analysis import CarryLeafInfo, PolicyAnalysis, PriorMoments, SiteInfo
-from bayesrl.guides.plate_alignment import Dims, align
+from bayesrl.guides.plate_alignment import Dims, align, num_components
 from bayesrl.guides.tilts.families import describe_prior, to_unconstrained
 
 _MAX_ONE_HOT = 512
@@ -168,7 +168,8 @@ def _from_carry(scan: int, mine: SiteInfo, structure: Structure, facts: PolicyAn
             dims, event_ndim, frames = layout
         if not frames <= mine.frames or not _reaches_only(leaf, mine.frames if dims else frozenset(), structure):
             continue
-        width = _width(leaf.shape, dims, event_ndim)
+        num_batch = len(leaf.shape) - event_ndim
+        width = num_components(leaf.shape[:num_batch], dims, leaf.shape[num_batch:])
         found.append(GuideInput("carry", index, dims, event_ndim, width, leaf.range, f"carry {scan} {index}"))
     return found
 
@@ -197,12 +198,6 @@ def _layout(leaf: CarryLeafInfo, mine: SiteInfo, structure: Structure) -> tuple[
     if leaf.shape[: len(expected)] == expected:
         return mine.dims, len(leaf.shape) - len(expected), mine.frames
     return ((), len(leaf.shape), frozenset()) if math.prod(leaf.shape) == 1 else None
-
-
-def _width(shape: tuple[int, ...], dims: Dims, event_ndim: int) -> int:
-    num_batch = len(shape) - event_ndim
-    framed = {num_batch + dim for dim in dims}
-    return math.prod(size for axis, size in enumerate(shape) if axis not in framed)
 
 
 def prior_input(name: str, structure: Structure, facts: PolicyAnalysis) -> GuideInput | None:

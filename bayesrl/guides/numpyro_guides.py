@@ -13,12 +13,7 @@ def set_up_autoguide(key: PRNGKey, guide: Any, structure: Structure, args: tuple
     """Let a guide of `numpyro.infer.autoguide` look at its model, which it does when it is first called.
 
     It keeps what it finds, so that it has to be called before anything is traced. Other guides are left alone.
-
-    Args:
-        key: consumed whole; the guide's starting values are drawn from it.
-        guide: a program.
-        structure: of the policy.
-        args: of policy and guide.
+    `key` is consumed whole: the guide's starting values are drawn from it.
 
     Raises:
         GuideError: the guide is no density of the policy's actions, or cannot be made for them.

@@ -110,15 +110,7 @@ def choose_parameterization(
     recurrent: bool | Literal["auto"],
     max_table: int,
 ) -> Parameterization:
-    """Decide for all action sites.
-
-    Args:
-        structure: of the policy.
-        facts: of the policy.
-        tilt: what holds a tilt.
-        hidden: width of the networks.
-        recurrent: whether scans get a summary.
-        max_table: largest number of entries of one table.
+    """Decide for all action sites; the options are those of `AutoTilt`.
 
     Raises:
         GuideError: a table was asked for and does not fit.

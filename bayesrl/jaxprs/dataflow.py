@@ -98,10 +98,6 @@ def input_dependencies(function: Callable[[dict[str, Array]], Any], values: dict
 
     Unlike a derivative, this follows comparisons, casts and stopped gradients. Where it cannot look
     inside an operation, every output depends on every input: it errs towards dependence.
-
-    Args:
-        function: of a dictionary of arrays.
-        values: where to trace it: arrays, or their shapes and dtypes, which alone matter.
     """
     return _Dependencies().run(jax.make_jaxpr(function)(values), [frozenset({name}) for name in sorted(values)])
 
@@ -143,12 +139,7 @@ class _Counter(Interpreter[bool]):
 
 
 def count_dependent_numbers(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> int | None:
-    """Count the numbers that a function computes anew for other values, about; None where it calls Python.
-
-    Args:
-        function: of a dictionary of arrays.
-        values: where to trace it; only shapes and dtypes matter.
-    """
+    """Count the numbers that a function computes anew for other values, about; None where it calls Python."""
     counter = _Counter()
     try:
         counter.run(jax.make_jaxpr(function)(values), [True] * len(values))

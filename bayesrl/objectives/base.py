@@ -1,5 +1,6 @@
 """The protocol of objectives, and how they stand in for NumPyro's ELBOs."""
 
+import math
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -97,26 +98,19 @@ def info_from_draws(draws: Draws, programs: Programs, beta: Any, shape: tuple[in
     totals = jax.lax.stop_gradient(draws.totals(shape))
     w = totals.log_weight(beta)
     num = len(shape) - len(programs.structure.context_shape)
-    axes = tuple(range(num))
+    axes, size = tuple(range(num)), math.prod(shape[:num])
     return Info(
         objective=beta * w.mean(),
         reward=totals.reward.mean(),
         kl=divergence(totals, conditioned=is_conditioned(programs.structure)).mean(),
-        spread=(w - w.mean(axes, keepdims=True)).__pow__(2).mean() * _unbias(shape[:num]),
+        spread=((w - w.mean(axes, keepdims=True)) ** 2).mean() * size / max(size - 1, 1),
         metrics={name: jnp.asarray(value, float).mean() for name, value in draws.metrics.items()},
         nonfinite=count_nonfinite(draws),
     )
 
 
 def info_from_reused_draws(info: Info, draws: Draws, programs: Programs, beta: Any) -> Info:
-    """Tell of draws that were made outside what they tell of the policy that drew them, whatever was learned since.
-
-    Args:
-        info: of an objective that scored them under the policy as it is now.
-        draws: as they came, log q being that of the policy that drew.
-        programs: policy and guide.
-        beta: reward units per nat.
-    """
+    """Tell of draws that were made outside what they tell of the policy that drew them, whatever was learned since."""
     shapes = {score.shape[:-1] for score in draws.log_q.values()}
     if set(draws.log_q) != set(programs.structure.actions) or len(shapes) != 1:
         return info
@@ -127,16 +121,13 @@ def info_from_reused_draws(info: Info, draws: Draws, programs: Programs, beta: A
     return info._replace(objective=told.objective, reward=told.reward, kl=told.kl, spread=told.spread)
 
 
-def count_nonfinite(draws: Draws) -> dict[str, Array]:
-    """Count draws with a non-finite reward, by reward site."""
+def count_nonfinite(draws: Draws, *, never: bool = False) -> dict[str, Array]:
+    """Count draws with a non-finite reward, by reward site; `never` lets −inf pass."""
+
+    def bad(value: Any) -> Array:
+        return (jnp.isnan(value) | (value == jnp.inf)) if never else ~jnp.isfinite(value)
+
     return {
-        name: (~jnp.isfinite(value)).reshape(value.shape[0], -1).any(-1).sum().astype(jnp.int32)
+        name: bad(value).reshape(value.shape[0], -1).any(-1).sum().astype(jnp.int32)
         for name, value in draws.rewards.items()
     }
-
-
-def _unbias(sizes: tuple[int, ...]) -> float:
-    count = 1
-    for size in sizes:
-        count *= size
-    return count / max(count - 1, 1)

@@ -9,11 +9,11 @@ from jax import Array, lax
 from jax.scipy.special import logsumexp
 
 from bayesrl.arguments import CountAboveOne, checked, real_range
-from bayesrl.core.draws import Draws
+from bayesrl.core.draws import Draws, total
 from bayesrl.core.handlers import stop_gradient
 from bayesrl.core.programs import Programs
 from bayesrl.errors import ObjectiveError
-from bayesrl.objectives.base import Info, Objective, info_from_draws
+from bayesrl.objectives.base import Info, Objective, count_nonfinite, info_from_draws
 from bayesrl.typing import Params, PRNGKey
 
 
@@ -84,26 +84,18 @@ class ForwardKL(Objective):
         log_weight = tempered + of_prior
         weight = lax.stop_gradient(jax.nn.softmax(log_weight, axis=0))
         log_evidence = logsumexp(log_weight, axis=0) - jnp.log(self.num_particles)
-        log_q = _log_q(programs, params, draws, shape)
+        log_q = total(programs.log_q(params, draws), shape)
         moved = log_q - lax.stop_gradient(log_q)
         gap = jnp.where(weight > 0, tempered + totals.ratio - moved, 0.0)
         loss = (weight * gap).sum(0) - log_evidence + _baseline(moved, of_guide)
         info = info_from_draws(jax.tree.map(lambda x: x[:from_guide], draws), programs, beta, (from_guide, *shape[1:]))
         ess = 1 / (weight**2).sum(0).mean() / self.num_particles
-        nonfinite = {
-            name: (jnp.isnan(value) | (value == jnp.inf)).reshape(value.shape[0], -1).any(-1).sum().astype(jnp.int32)
-            for name, value in draws.rewards.items()
-        }
-        return loss.mean(), info._replace(metrics={**info.metrics, "ess": ess}, nonfinite=nonfinite)
+        return loss.mean(), info._replace(
+            metrics={**info.metrics, "ess": ess}, nonfinite=count_nonfinite(draws, never=True)
+        )
 
 
 def _baseline(moved: Array, of_guide: Array) -> Array:
     """Give nought, with the gradient Σ ū ∇log q, which is that of nothing: E_q[∇log q] = 0."""
     share = lax.stop_gradient(jax.nn.softmax(of_guide, axis=0))
     return (share * jnp.where(share > 0, moved, 0.0)).sum(0)
-
-
-def _log_q(programs: Programs, params: Params, draws: Draws, shape: tuple[int, ...]) -> Array:
-    """Give log q of draws under these parameters, summed over sites and time, with its gradient."""
-    scores = programs.log_q(params, draws)
-    return sum((score.sum(-1) for score in scores.values()), start=jnp.zeros(shape))

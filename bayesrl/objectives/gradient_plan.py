@@ -211,14 +211,11 @@ def _joint_size(structure: Structure) -> int | None:
 
 
 def _has_branches(structure: Structure, name: str) -> bool:
-    """Whether a program can be run once for each value of a site."""
+    """Whether a program can be run once for each value of a site, which all of its elements then take at once."""
     site = structure[name]
-    numbers = site.support is not None and not site.event_dim
-    return numbers and site.scan is None and _only_contexts(structure, name)
-
-
-def _only_contexts(structure: Structure, name: str) -> bool:
-    """Whether a site's elements are exactly the contexts, so that all may take the same value at once."""
-    site = structure[name]
-    elements = math.prod(site.shape) // site.length
-    return set(site.frames) <= set(structure.contexts) and elements == math.prod(f.size for f in site.frames)
+    if site.support is None or site.event_dim or site.scan is not None:
+        return False
+    # Its elements have to be exactly the contexts, which do not interact.
+    return set(site.frames) <= set(structure.contexts) and math.prod(site.shape) == math.prod(
+        frame.size for frame in site.frames
+    )

@@ -40,13 +40,7 @@ def is_compound(fn: Any) -> bool:
 
 
 def num_compound(name: str, fn: Any, shape_of: ShapeOf) -> int:
-    """Count the numbers that a tilt of one element takes: those of weights or gate, and of all parts.
-
-    Args:
-        name: of the site, for errors.
-        fn: the compound.
-        shape_of: tells the shape of the tilt of a part.
-    """
+    """Count the numbers that a tilt of one element takes: those of weights or gate, and of all parts."""
     if isinstance(fn, _GATED):
         return 1 + _size(name, fn.base_dist, shape_of)
     count = int(fn.mixture_size)

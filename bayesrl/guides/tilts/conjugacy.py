@@ -34,14 +34,7 @@ _EXPONENTIAL = (
 
 
 def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> set[str]:
-    """Name the action sites whose posterior a plain tilt holds.
-
-    Args:
-        key: consumed whole.
-        policy: the program.
-        structure: of the policy.
-        args: of the policy.
-    """
+    """Name the action sites whose posterior a plain tilt holds; `key` is consumed whole."""
     seen = trace_abstractly(lambda: trace_program(FoldedKeys(policy, key), *args)).sites
     cores = {name: unwrapped(seen[name].fn) for name in structure.actions}
     normal = {name for name, core in cores.items() if isinstance(core, _NORMAL)}
