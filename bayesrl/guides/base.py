@@ -18,6 +18,12 @@ class AutoGuide(abc.ABC):
 
     A guide is a plain NumPyro program with the policy's arguments: it draws the policy's action
     sites, may replay its environment sites, and declares what is trained by `numpyro.param`.
+
+    Example:
+        >>> import jax, bayesrl
+        >>> guide = bayesrl.guides.AutoTilt(tilt="table")
+        >>> isinstance(guide, bayesrl.guides.AutoGuide), guide.learning_rate_for({"arm$table": jax.numpy.zeros(3)})
+        (True, 0.1)
     """
 
     @abc.abstractmethod
@@ -59,6 +65,14 @@ class PolicyGuide:
     speaks to objectives; `program` is the same with rewards, observed and
     deterministic sites: the fitted policy. `within_prior` says that its actions never leave the support of the prior's,
     and that it leaves nature alone.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist, bayesrl
+        >>> def tilted():
+        ...     bayesrl.reward("payoff", 1.0 * numpyro.sample("arm", dist.Bernoulli(0.9)))
+        >>> guide = bayesrl.guides.PolicyGuide(tilted)
+        >>> list(numpyro.handlers.trace(numpyro.handlers.seed(guide, 0)).get_trace())
+        ['arm']
     """
 
     def __init__(self, program: Program, *, within_prior: bool = False) -> None:

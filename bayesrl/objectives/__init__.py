@@ -1,9 +1,9 @@
 """What a fit maximises: each objective is two pure parts, `draw` and `loss`."""
 
-from bayesrl.objectives.base import Info, Objective
+from bayesrl.objectives.base import Objective
 from bayesrl.objectives.clipped_kl import ClippedKL
 from bayesrl.objectives.forward_kl import ForwardKL
 from bayesrl.objectives.numpyro_elbo import NumPyroELBO
 from bayesrl.objectives.reverse_kl import ReverseKL
 
-__all__ = ["ClippedKL", "ForwardKL", "Info", "NumPyroELBO", "Objective", "ReverseKL"]
+__all__ = ["ClippedKL", "ForwardKL", "NumPyroELBO", "Objective", "ReverseKL"]

@@ -46,6 +46,19 @@ class Objective(ELBO):
     The gradient of the surrogate is the estimate of the gradient that the objective stands for. An
     objective is also a NumPyro ELBO: `SVI(tilt(policy, beta), guide, optimizer, ReverseKL())`
     minimises the same loss, summed over contexts.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> from numpyro.infer import SVI
+        >>> def policy():
+        ...     bayesrl.reward("payoff", 3.0 * numpyro.sample("arm", dist.Bernoulli(0.5)))
+        >>> def guide():
+        ...     numpyro.sample("arm", dist.Bernoulli(logits=numpyro.param("logits", jnp.zeros(()))))
+        >>> objective = bayesrl.objectives.ReverseKL(num_particles=8)
+        >>> svi = SVI(bayesrl.tilt(policy, 1.0), guide, numpyro.optim.Adam(0.1), objective)
+        >>> result = svi.run(jax.random.key(0), 200, progress_bar=False)
+        >>> bool(abs(result.params["logits"] - 3.0) < 0.1)  # the odds of the posterior are exp(3)
+        True
     """
 
     can_infer_discrete = True

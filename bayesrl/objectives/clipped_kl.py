@@ -37,6 +37,11 @@ class ClippedKL(ReverseKL):
     Raises:
         ObjectiveError: an option is out of range; on use, where a site's gradient cannot be taken by scores.
 
+    Example:
+        >>> import bayesrl
+        >>> bayesrl.objectives.ClippedKL(clip=0.1).ratio
+        'step'
+
     References:
         Schulman, Wolski, Dhariwal, Radford & Klimov (2017), "Proximal policy optimization algorithms", equation 7;
         Zheng et al. (2025), "Group sequence policy optimization", equation 5, for ratios of whole draws.

@@ -29,6 +29,12 @@ class NumPyroELBO(Objective):
 
     Raises:
         ObjectiveError: on use, where the ELBO's gradient would be biased for the guide's sites.
+
+    Example:
+        >>> import bayesrl
+        >>> from numpyro.infer import Trace_ELBO
+        >>> bayesrl.objectives.NumPyroELBO(Trace_ELBO(), num_particles=8).num_particles
+        8
     """
 
     elbo: numpyro_elbo.ELBO

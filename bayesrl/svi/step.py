@@ -15,8 +15,7 @@ from bayesrl.compilation.keys import fold_in, split
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError
-from bayesrl.objectives import Info, Objective
-from bayesrl.objectives.base import info_from_reused_draws
+from bayesrl.objectives.base import Info, Objective, info_from_reused_draws
 from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys, Program
 
 AVERAGING_POWER = 8.0
@@ -114,7 +113,7 @@ LANES: Any = TrainState(0, 0, 0, 0, None)  # type: ignore[arg-type]
 class StepInfo(NamedTuple):
     """What one step saw, or the sum over several: means over draws and contexts, 0 where the step was not taken.
 
-    With observed data beside rewards, J is known up to −β·log p(y) and KL up to log p(y), as for `objectives.Info`.
+    With observed data beside rewards, J is known up to −β·log p(y) and KL up to log p(y), as for `Info`.
 
     Attributes:
         taken: 1 where loss and gradient were finite, else 0.
