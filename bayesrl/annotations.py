@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from bayesrl.values import dtype_kind, format_value, is_array, is_function, is_integer, is_real, is_text, is_traced
+from bayesrl.values import (
+    dtype_kind,
+    format_value,
+    is_array,
+    is_function,
+    is_integer,
+    is_real,
+    is_traced,
+    is_valid_text,
+)
 
 _PARTS = 100_000
 """So many parts of a collection are looked at."""
@@ -264,7 +273,9 @@ _SIMPLE: dict[Any, Checker | None] = {
     int: _of(is_integer, "a whole number"),
     float: _of(is_real, "a finite number"),
     bool: _of(lambda value: dtype_kind(value) == "b", "True or False"),
-    str: lambda value: None if is_text(value) else f"a text{' without halves of characters' * isinstance(value, str)}",
+    str: lambda value: (
+        None if is_valid_text(value) else f"a text{' without halves of characters' * isinstance(value, str)}"
+    ),
     Callable: _of(is_function, "a function"),
     typing.Callable: _of(is_function, "a function"),
 }

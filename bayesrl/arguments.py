@@ -36,9 +36,10 @@ def real_range(
     least: float | None = None, most: float | None = None, *, above: float | None = None, below: float | None = None
 ) -> Requirement:
     """Give the condition of numbers between two ends, which are closed (`least`, `most`) or open (`above`, `below`)."""
-    closed = _between("a number", least, most)
-    ends = [f"above {above:g}" if above is not None else "", f"below {below:g}" if below is not None else ""]
-    text = " and ".join(filter(None, [closed, *ends])).replace("a number and", "a number")
+    ends = {"of at least": least, "of at most": most, "above": above, "below": below}
+    if least is not None and most is not None:
+        ends = {f"from {least:g} to": most}
+    text = f"a number {' and '.join(f'{word} {end:g}' for word, end in ends.items() if end is not None)}".strip()
 
     def hold(x: float) -> bool:
         return (
@@ -50,14 +51,6 @@ def real_range(
         )
 
     return Requirement(text, hold)
-
-
-def _between(kind: str, least: float | None, most: float | None) -> str:
-    if least is None and most is None:
-        return kind
-    if most is None:
-        return f"{kind} of at least {least:g}"
-    return f"{kind} of at most {most:g}" if least is None else f"{kind} from {least:g} to {most:g}"
 
 
 def _is_path(value: Any) -> bool:

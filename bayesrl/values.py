@@ -116,7 +116,7 @@ def array_of(value: Any) -> np.ndarray:
         return nothing
 
 
-def is_text(value: Any) -> bool:
+def is_valid_text(value: Any) -> bool:
     """Whether a value is a text, without halves of characters."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 

@@ -299,9 +299,7 @@ def finite_support(fn: Any) -> FiniteSupport | None:
         return values
     if fn.event_shape or not is_discrete(fn):
         return None
-    support = fn.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = elementwise_support(fn)
     if support is constraints.boolean:
         return (0, 1)
     lower, upper = _ends(fn)
@@ -310,11 +308,17 @@ def finite_support(fn: Any) -> FiniteSupport | None:
     return _range(lower, upper)
 
 
-def _ends(fn: Any) -> tuple[Any, Any]:
-    """Give the ends of the support of a discrete distribution of numbers, None where there is none."""
+def elementwise_support(fn: Any) -> Any:
+    """Give the support of the elements of a distribution, however many axes make one event."""
     support = fn.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
+    return support
+
+
+def _ends(fn: Any) -> tuple[Any, Any]:
+    """Give the ends of the support of a discrete distribution of numbers, None where there is none."""
+    support = elementwise_support(fn)
     return getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
 
 

@@ -13,7 +13,7 @@ from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.grid import Axis, SiteScores, digits
 
 # NumPyro clips log 0 to the smallest float; nothing that is meant lies so low.
-NEVER = -1e30
+LOG_ZERO = -1e30
 MASS_TOLERANCE = 1e-3
 """By so much probabilities in single precision may miss 1 in sum."""
 
@@ -105,7 +105,7 @@ def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tupl
             f"site {axis.site!r} has log-probability nan for {int(bad.sum())} of {bad.size} assignments; "
             "check the parameters of its distribution"
         )
-    log_prob = np.where(np.isnan(raw) | (raw <= NEVER), -np.inf, raw)
+    log_prob = np.where(np.isnan(raw) | (raw <= LOG_ZERO), -np.inf, raw)
     # A masked site scores 0 for every value: nothing depends on it, so any one draw of it stands for all.
     masked = (log_prob == 0).all(at, keepdims=True) & (axis.size > 1)
     log_prob = np.where(masked, -np.log(axis.size), log_prob)
@@ -141,7 +141,7 @@ def _likelihood(name: str, value: np.ndarray, ends: np.ndarray) -> np.ndarray:
             f"observed site {name!r} has log-probability nan for {int(bad.sum())} of {bad.size} assignments; "
             "check the parameters of its distribution"
         )
-    return np.where(ends, np.where(value <= NEVER, -np.inf, value), 0.0).astype(float)
+    return np.where(ends, np.where(value <= LOG_ZERO, -np.inf, value), 0.0).astype(float)
 
 
 @dataclass(frozen=True)

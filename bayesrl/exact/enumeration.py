@@ -1,8 +1,8 @@
 """The exact answer for finite programs: every assignment, or every reachable state, is visited."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,8 @@ from bayesrl.compilation.keys import key_from_seed
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import (
+    LOG_ZERO,
     MASS_TOLERANCE,
-    NEVER,
     ProgramStage,
     Solution,
     axes_and_digits,
@@ -172,34 +172,24 @@ def _refuse_impossible(program: Programs, solutions: Sequence[Solution]) -> None
         )
 
 
-@dataclass(frozen=True)
-class _Expectations:
-    """Expectations under the optimum at one temperature, [contexts]."""
-
-    evidence: np.ndarray
-    optimum: np.ndarray
-    reward: np.ndarray
-    kl: np.ndarray
-    metrics: dict[str, np.ndarray]
-
-
 def _expect(
     stages: Sequence[ProgramStage], solution: Solution, beta: float | None, marginal: np.ndarray, exact: set[str]
-) -> _Expectations:
+) -> tuple[np.ndarray, Estimates]:
+    """Give log Z and the averages under the optimum at one temperature, [contexts]."""
     weights = marginals(stages, solution)
-    reward = expectation(weights, [stage.reward for stage in stages])
-    if beta is None:
-        evidence = optimum = solution.value
-        kl = expectation(weights, [stage.likelihood for stage in stages]) - evidence
-    else:
-        evidence = solution.value / beta - marginal
-        optimum = beta * evidence
-        kl = reward / beta - evidence
-    metrics = {
+
+    def mean(read: Callable[[ProgramStage], np.ndarray]) -> Any:
+        return expectation(weights, [read(stage) for stage in stages])
+
+    reward = mean(lambda stage: stage.reward)
+    evidence = solution.value if beta is None else solution.value / beta - marginal
+    kl = (mean(lambda stage: stage.likelihood) if beta is None else reward / beta) - evidence
+    metrics: dict[str, Any] = {
         name: expectation(weights, [stage.metrics.get(name, np.zeros_like(stage.reward)) for stage in stages])
         for name in sorted(exact)
     }
-    return _Expectations(evidence, optimum, reward, np.maximum(kl, 0.0), metrics)
+    optimum: Any = evidence if beta is None else beta * evidence
+    return evidence, Estimates(optimum, reward, np.maximum(kl, 0.0), metrics)
 
 
 def _result(
@@ -236,18 +226,22 @@ def _result(
     )
     sites = scatter(axes, joint, shape) if whole else {}
 
-    def stacked(values: Sequence[np.ndarray]) -> np.ndarray:
+    def stacked(values: Sequence[Any]) -> np.ndarray:
         return np.stack(values).reshape((*lead, *shape))
 
-    evidence = None if structure.names("environment") else stacked([lane.evidence for lane in lanes])
+    def mean(*values: np.ndarray) -> Estimate:
+        array = np.stack([value.mean() for value in values]).reshape(lead)
+        return Estimate(array, np.zeros_like(array))
+
+    evidence = None if structure.names("environment") else stacked([log_z for log_z, _ in lanes])
     result = WeightedDraws(
         sites=sites,
         log_weights=np.stack(log_weights).reshape((*lead, -1 if whole else 0, *shape)),
         log_evidence=None if evidence is None else Estimate(evidence, np.zeros_like(evidence)),
         log_marginal=Estimate(marginal.reshape(shape), np.zeros(shape)) if observed else None,
-        optimum=stacked([lane.optimum for lane in lanes]),
+        optimum=stacked([averages.objective for _, averages in lanes]),
         ess=None,
-        estimates=_estimates(lanes, lead),
+        estimates=jax.tree.map(mean, *(averages for _, averages in lanes)),
         beta=beta,
         structure=structure,
         axes=context_axes(structure),
@@ -259,19 +253,6 @@ def _result(
     found = metrics_from_draws(key_from_seed(0), result, program, rest)
     metrics = {**result.estimates.metrics, **found}
     return replace(result, estimates=result.estimates._replace(metrics=metrics))
-
-
-def _estimates(lanes: Sequence[_Expectations], lead: tuple[int, ...]) -> Estimates:
-    def mean(values: Sequence[np.ndarray]) -> Estimate:
-        array = np.stack([v.mean() for v in values]).reshape(lead)
-        return Estimate(array, np.zeros_like(array))
-
-    return Estimates(
-        objective=mean([lane.optimum for lane in lanes]),
-        reward=mean([lane.reward for lane in lanes]),
-        kl=mean([lane.kl for lane in lanes]),
-        metrics={name: mean([lane.metrics[name] for lane in lanes]) for name in lanes[0].metrics},
-    )
 
 
 class Evaluation(NamedTuple):
@@ -335,7 +316,7 @@ def evaluate_exactly(
     log_prior, log_nature = stage.log_prob("action")[0], stage.log_prob("environment")[0]
     # Where a handler masks a site, both programs score it 0 for every value: count one of them.
     counted = np.where(np.isfinite(log_prior), log_prior - raw_prior.astype(float), 0.0) if stage.masked else 0.0
-    log_q = np.where(raw_q <= NEVER, -np.inf, raw_q.astype(float)) + counted
+    log_q = np.where(raw_q <= LOG_ZERO, -np.inf, raw_q.astype(float)) + counted
     weight = np.exp(log_q + log_nature)
     mass = weight.sum(0)
     if np.abs(mass - 1).max() > MASS_TOLERANCE:

@@ -217,7 +217,7 @@ def run_with_sites(program: Program, values: Mapping[str, Any], args: tuple[Any,
     return trace_program(FoldedKeys(handlers.substitute(program, data=dict(values)), dummy_key()), *args)
 
 
-def score_sites(trace: Trace, structure: Structure, names: Sequence[str]) -> SiteScores:
+def score_trace(trace: Trace, structure: Structure, names: Sequence[str]) -> SiteScores:
     """Score the named sites of one run, per context."""
     result = SiteScores({}, {}, {}, {})
     shape = structure.context_shape

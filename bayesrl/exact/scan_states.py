@@ -26,7 +26,7 @@ from bayesrl.exact.grid import (
     num_assignments,
     path_axes,
     run_with_sites,
-    score_sites,
+    score_trace,
 )
 from bayesrl.typing import Program
 
@@ -190,7 +190,7 @@ def _depends(scan: ScanProgram, axes: tuple[Axis, ...], names: Sequence[str]) ->
         window = _PartialScan(scan.policy, "finish", (carry, jax.tree.unflatten(tree, outputs)))
         trace = _run_window(window, first_assignment(axes), scan.args)
         values = [trace.sites[n].value for n in names if scan.structure[n].kind == "metric"]
-        return score_sites(trace, scan.structure, names), values
+        return score_trace(trace, scan.structure, names), values
 
     jaxpr = jax.make_jaxpr(scores)(*leaves)
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -203,10 +203,21 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
     Raises:
         TooManyStatesError: there are more than `max_count` states × assignments.
     """
-    budget = _Budget(max_count, 0)
+    spent = 0
+
+    def spend(num: int, where: str) -> None:
+        nonlocal spent
+        spent += num
+        if spent > max_count:
+            raise TooManyStatesError(
+                f"the program has at least {spent:,} reachable states × assignments ({where}), more than "
+                f"max_count={max_count:,}; raise max_count, shorten the horizon, carry less through the scan, "
+                "or use bayesrl.importance(...) or bayesrl.fit(...)"
+            )
+
     enter, step, finish = _parts(scan)
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
-    budget = budget.spend(num_assignments(before), "before the scan")
+    spend(num_assignments(before), "before the scan")
     prefix = np.arange(num_assignments(before))
     scores, carry = BatchEvaluator(enter, scan.args, scan.structure)({"prefix": prefix})
     stage = build_stage(before, scores, np.ones((1, scan.context_count), bool), scan.structure)
@@ -215,7 +226,7 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
     table = BatchEvaluator(step, scan.args, scan.structure)
     for t in range(scan.length):
         rows = _rows(states, num_assignments(inside))
-        budget = budget.spend(len(rows["prefix"]), f"by step {t + 1} of {scan.length}")
+        spend(len(rows["prefix"]), f"by step {t + 1} of {scan.length}")
         scores, carry = table({**rows, "t": np.full(len(rows["prefix"]), t)})
         stage = build_stage(inside, scores, reached, scan.structure)
         stage, states, reached = _follow(stage, rows, carry)
@@ -225,25 +236,9 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
         stages[-1] = replace(stages[-1], following=None)
         return stages
     rows = _rows(states, num_assignments(after))
-    budget.spend(len(rows["prefix"]), "behind the scan")
+    spend(len(rows["prefix"]), "behind the scan")
     scores = BatchEvaluator(finish, scan.args, scan.structure)(rows)
     return [*stages, build_stage(after, scores, reached, scan.structure)]
-
-
-@dataclass(frozen=True)
-class _Budget:
-    bound: int
-    spent: int
-
-    def spend(self, num: int, where: str) -> "_Budget":
-        total = self.spent + num
-        if total > self.bound:
-            raise TooManyStatesError(
-                f"the program has at least {total:,} reachable states × assignments ({where}), more than "
-                f"max_count={self.bound:,}; raise max_count, shorten the horizon, carry less through the scan, "
-                "or use bayesrl.importance(...) or bayesrl.fit(...)"
-            )
-        return replace(self, spent=total)
 
 
 def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
@@ -254,20 +249,20 @@ def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
         window = _PartialScan(scan.policy, "enter")
         trace = _run_window(window, decode_assignment(before, row["prefix"]), args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
-        return score_sites(trace, scan.structure, scan.before), carry
+        return score_trace(trace, scan.structure, scan.before), carry
 
     def step(args: tuple[Any, ...], row: Any) -> Any:
         window = _PartialScan(scan.policy, "step", (row["t"], row["carry"]))
         values = decode_assignment(before, row["prefix"]) | decode_assignment(inside, row["assignment"])
         trace = _run_window(window, values, args)
         carry = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), window.carry, scan.carry)
-        return score_sites(trace, scan.structure, scan.inside), carry
+        return score_trace(trace, scan.structure, scan.inside), carry
 
     def finish(args: tuple[Any, ...], row: Any) -> Any:
         outputs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), scan.outputs)
         window = _PartialScan(scan.policy, "finish", (row["carry"], outputs))
         values = decode_assignment(before, row["prefix"]) | decode_assignment(after, row["assignment"])
-        return score_sites(_run_window(window, values, args), scan.structure, scan.after)
+        return score_trace(_run_window(window, values, args), scan.structure, scan.after)
 
     return enter, step, finish
 

@@ -25,7 +25,7 @@ from bayesrl.exact.grid import (
     num_assignments,
     path_axes,
     run_with_sites,
-    score_sites,
+    score_trace,
 )
 from bayesrl.exact.scan_states import ScanProgram, TooManyStatesError, reads_outputs, split_scan, tabulate_states
 from bayesrl.typing import Beta, Params, Program
@@ -167,11 +167,11 @@ class _BothScores:
     def __call__(self, given: tuple[Any, ...], values: dict[str, Array]) -> _Both:
         args, params, transforms = given
         structure = self.structure
-        policy = score_sites(run_with_sites(self.policy, values, args), structure, [s.name for s in structure.sites])
+        policy = score_trace(run_with_sites(self.policy, values, args), structure, [s.name for s in structure.sites])
         guide = policy
         if self.guide is not None or self.learned:
             programs = Programs(self.policy, self.guide, structure, args, transforms, self.learned)
-            guide = score_sites(programs.run_guide(None, None, params, values, ()), structure, structure.actions)
+            guide = score_trace(programs.run_guide(None, None, params, values, ()), structure, structure.actions)
         zero = jnp.zeros(math.prod(structure.context_shape))
         raw = (sum((s.latent[name].sum(-1) for name in structure.actions), start=zero) for s in (policy, guide))
         return _Both(policy, *raw)

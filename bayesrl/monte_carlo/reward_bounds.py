@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 
 from bayesrl.compilation.keys import dummy_key
 from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.structure import Structure, as_arrays
+from bayesrl.core.structure import Structure, as_arrays, elementwise_support
 from bayesrl.core.trace import Trace, per_context, site_log_prob, trace_abstractly, trace_program
 from bayesrl.jaxprs.interval_rules import Range, RangeEnd
 from bayesrl.jaxprs.intervals import propagate_ranges
@@ -123,9 +123,7 @@ def _bound(function: Any, shapes: dict[str, jax.ShapeDtypeStruct], held: dict[st
 
 def _ends(fn: Any) -> list[Array]:
     """Give lower and upper ends of a distribution's support, which may depend on what was drawn before."""
-    support = fn.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = elementwise_support(fn)
     lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     if support is constraints.boolean or support is constraints.simplex:
         lower, upper = 0.0, 1.0

@@ -24,7 +24,7 @@ from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
-from bayesrl.values import is_function, is_text
+from bayesrl.values import is_function, is_valid_text
 
 
 class TabularAdapter(EnvAdapter):
@@ -306,7 +306,7 @@ def _can_be_played(environment: Any) -> bool:
     kinds = EnvAdapter | TabularMDP | Bandit | Environment
     return (
         isinstance(environment, kinds)
-        or is_text(environment)
+        or is_valid_text(environment)
         or is_function(environment)
         or hasattr(environment, "action_space")
     )

@@ -11,6 +11,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from bayesrl.core.log_ratios import Ratio
+from bayesrl.core.structure import elementwise_support
 from bayesrl.core.support_edges import EdgeInterval, at_edge, safe
 from bayesrl.guides.tilts.sinh_arcsinh import SinhArcsinh
 
@@ -255,10 +256,7 @@ class Affine(dist.Distribution):
         return len(coordinate_shape(self))
 
     def _bounded(self, coordinates: Array) -> Array:
-        support = self.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        if support in (constraints.real, constraints.real_vector, constraints.real_matrix):
+        if elementwise_support(self) in (constraints.real, constraints.real_vector, constraints.real_matrix):
             return coordinates
         return jnp.clip(coordinates, _LOWEST, _HIGHEST)
 

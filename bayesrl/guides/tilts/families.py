@@ -10,7 +10,7 @@ from jax import Array
 from numpyro.distributions import biject_to, constraints
 
 from bayesrl.core.censoring import Censored, censored
-from bayesrl.core.structure import FiniteSupport, finite_support, is_discrete
+from bayesrl.core.structure import FiniteSupport, elementwise_support, finite_support, is_discrete
 from bayesrl.core.support_edges import Edge, EdgeInterval, PriorSpread
 from bayesrl.errors import GuideError
 from bayesrl.guides.tilts.compounds import is_compound, num_compound, tilted_parts
@@ -340,9 +340,7 @@ def describe_prior(fn: Any, support: FiniteSupport | None) -> Array | None:
 
 def to_unconstrained(fn: Any, value: Array) -> Array:
     """Map values of a continuous site to unconstrained space, where that keeps one coordinate per number."""
-    support = fn.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = elementwise_support(fn)
     fixed = (constraints.positive, constraints.nonnegative, constraints.unit_interval)
     if support in fixed:
         return jnp.clip(biject_to(support).inv(value), -87.0, 88.0)

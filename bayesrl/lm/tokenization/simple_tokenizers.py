@@ -10,7 +10,7 @@ from bayesrl.arguments import Count, checked, user_code
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenization.files import import_tokenizers
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
-from bayesrl.values import format_value, is_text
+from bayesrl.values import format_value, is_valid_text
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -63,11 +63,11 @@ def byte_tokenizer() -> Tokenizer:
 def _are_texts(value: Any) -> bool:
     if isinstance(value, str | bytes | Mapping | np.ndarray) or hasattr(value, "dtype"):
         return False
-    return isinstance(value, Iterable) and not (isinstance(value, Sequence) and not all(map(is_text, value)))
+    return isinstance(value, Iterable) and not (isinstance(value, Sequence) and not all(map(is_valid_text, value)))
 
 
 def _text(value: Any) -> str:
-    if not is_text(value):
+    if not is_valid_text(value):
         raise LanguageModelError(f"train_bpe got {format_value(value)} among the texts; use whole texts alone")
     return str(value)
 
