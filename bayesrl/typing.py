@@ -62,7 +62,7 @@ type Program = Annotated[
 ]
 """A NumPyro program: a callable that draws sites and collects rewards."""
 
-type SiteValues = Mapping[str, Numbers]
+type SiteArrays = Mapping[str, Numbers]
 """Values of sample sites, by name."""
 
 type Params = dict[str, Any]

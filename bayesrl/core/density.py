@@ -16,7 +16,7 @@ from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import check_policy, structure_of
 from bayesrl.core.trace import trace_program
 from bayesrl.errors import PolicyError
-from bayesrl.typing import Beta, Program, SiteValues
+from bayesrl.typing import Beta, Program, SiteArrays
 
 
 class Density(NamedTuple):
@@ -41,7 +41,7 @@ class Density(NamedTuple):
 
 
 @checked(PolicyError)
-def log_density(policy: Program, sites: SiteValues, *args: Any, beta: Beta | None = None) -> Density:
+def log_density(policy: Program, sites: SiteArrays, *args: Any, beta: Beta | None = None) -> Density:
     """Score given values of all latent sites under a policy and its tilt.
 
     log_target(x) = log π₀(x) + log p(y|x) + R(x)/β, unnormalised, per independent plate element.

@@ -27,7 +27,7 @@ from bayesrl.posterior.summary import summary_blocks
 from bayesrl.posterior.trained import posterior_at
 from bayesrl.statistics.averages import kept_estimates, kept_marginal, mixed, summarise
 from bayesrl.statistics.estimates import Estimate, Estimates
-from bayesrl.typing import Numbers, Params, PRNGKey, Program, SiteValues
+from bayesrl.typing import Numbers, Params, PRNGKey, Program, SiteArrays
 
 _OF_MARGINAL = 2**30
 """What a key is folded with for log p(y)."""
@@ -198,7 +198,7 @@ class Posterior(Displayable):
         programs = self._needs_programs()
         return log_marginal(key, programs.over_all_data(*new_args) if new_args else programs, first)
 
-    def log_prob(self, sites: SiteValues, *args: Any) -> Array:
+    def log_prob(self, sites: SiteArrays, *args: Any) -> Array:
         """Score values of the action sites, given what nature did: log q in nats.
 
         Args:
@@ -210,7 +210,7 @@ class Posterior(Displayable):
         """
         return jax.device_put(self.scores(sites, *args).log_q)
 
-    def scores(self, sites: SiteValues, *args: Any) -> Totals:
+    def scores(self, sites: SiteArrays, *args: Any) -> Totals:
         """Score values as `log_prob` does, and give all that is known of them, [*beta, restart, num, *contexts]."""
         programs = self._programs_for(args)
         missing = [name for name in programs.structure.names("action", "environment") if name not in sites]
