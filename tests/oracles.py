@@ -23,7 +23,7 @@ from numpyro.contrib.control_flow import scan
 import bayesrl
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
-from bayesrl.objectives import Info, Objective
+from bayesrl.objectives.base import Info, Objective
 from bayesrl.posterior.posterior import Posterior
 
 type Params = dict[str, Any]

@@ -24,7 +24,8 @@ from oracles import ORACLES, Oracle, Params
 import bayesrl
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
-from bayesrl.objectives import ForwardKL, Info, Objective, ReverseKL
+from bayesrl.objectives import ForwardKL, Objective, ReverseKL
+from bayesrl.objectives.base import Info
 
 K_SIGMA = 6.0
 DRAWS = 2**16
