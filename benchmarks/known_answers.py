@@ -92,8 +92,8 @@ def _sequences() -> list[Answer]:
 def _bigrams() -> list[Answer]:
     """32 characters of English, one reward for each vowel, β = 1."""
     problem = bayesrl.load_problem("bigram_text")
-    assert problem.exact is not None
-    truth = problem.exact(1.0)
+    assert problem.optimum is not None
+    truth = problem.optimum(1.0)
     exact = bayesrl.enumerate_posterior(problem.policy, beta=1.0)
     assert exact.optimum is not None
     posterior = bayesrl.fit(jax.random.key(0), problem.policy, beta=1.0, progress=False, **problem.fit_options)
@@ -110,8 +110,8 @@ def _bigrams() -> list[Answer]:
 def _gaussian() -> list[Answer]:
     """A Normal prior and a quadratic reward."""
     problem = bayesrl.load_problem("gaussian_target")
-    assert problem.exact is not None
-    truth = problem.exact(0.5) / 0.5
+    assert problem.optimum is not None
+    truth = problem.optimum(0.5) / 0.5
     drawn = bayesrl.rejection(jax.random.key(0), problem.policy, beta=0.5, num_samples=5000)
     posterior = bayesrl.fit(jax.random.key(1), problem.policy, beta=0.5, num_steps=40, progress=False)
     chains = evidence(jax.random.key(2), posterior, method="nuts")

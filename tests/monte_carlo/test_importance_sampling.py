@@ -14,7 +14,7 @@ from bayesrl.core.structure import inspect
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.monte_carlo.importance_sampling import importance
-from bayesrl.posterior import programs
+from bayesrl.posterior import sampling
 from bayesrl.svi.fitting import fit
 
 RNG = np.random.default_rng(11)
@@ -158,7 +158,7 @@ def test_nature_is_tilted_too_and_no_optimum_is_claimed() -> None:
 
 
 def test_batches_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "MOST_AT_ONCE", 900)
+    monkeypatch.setattr(sampling, "MOST_AT_ONCE", 900)
     result = importance(jax.random.key(1), count, beta=1.0, num_samples=2500)
     assert result.sites["x"].shape == (2500,)
     assert len(np.unique(result.sites["x"][:900])) > 5

@@ -234,7 +234,7 @@ def test_every_place_tells_the_truth(name: str) -> None:
         near(found.objective, true.objective, f"J of evidence by {method}")
         near(found.reward, true.reward, f"E[R] of evidence by {method}")
         near(found.kl, true.kl, f"KL of evidence by {method}")
-        assert found.start is not None
+        assert found.prior_objective is not None
         near(found.prior_objective, true.start, f"J(π₀) of evidence by {method}")
         if not case.nature:
             assert found.log_evidence is not None
@@ -262,7 +262,7 @@ def test_engines_agree(name: str) -> None:
         near(getattr(weighted.estimates, told), float(getattr(exact.estimates, told).mean), told)
     programs, params = fitted(name).unbatched()
     found = evaluate_exactly(programs, params, BETA)
-    for value, value_true in ((found.objective, true.objective), (found.kl, true.kl), (found.start, true.start)):
+    for value, value_true in ((found.objective, true.objective), (found.kl, true.kl), (found.prior_objective, true.start)):
         assert float(value.mean()) == pytest.approx(value_true, abs=1e-5)
 
 
