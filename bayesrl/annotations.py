@@ -21,7 +21,7 @@ from bayesrl.values import (
 )
 
 _PARTS = 100_000
-"""So many parts of a collection are looked at."""
+"""How many parts of a collection are looked at."""
 
 
 CHECKED_IN_BODY = object()
@@ -35,7 +35,7 @@ class Requirement:
     Attributes:
         be: what is wanted, as the error says after "use".
         hold: whether a value of the annotated type is it.
-        alone: whether it is asked of values of any type, so that the annotated type need not be looked at.
+        alone: whether `hold` takes values of any type, so that the annotated type need not be looked at.
         error: what is raised in the place of the caller's own error.
         instead: what is said of a value of the annotated type in the place of `be`, where that depends on it.
     """

@@ -2,7 +2,7 @@
 
 A signature says it once, by its annotations: types, and ranges by names such as `Count`, `Positive` or `UnitInterval`.
 `checked` reads them when the function is first called. What only several arguments tell together stays in its body,
-but for options that nothing would read, which are told to `checked`.
+except for options that nothing would read, which `checked` takes as rules.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ type UnitInterval = Annotated[float, real_range(0, 1)]
 """A share, probability or discount, in [0, 1]."""
 
 type Level = Annotated[float, real_range(above=0, below=1)]
-"""A level of confidence, or a tolerance relative to what is asked for, in (0, 1)."""
+"""A level of confidence, or a relative tolerance, in (0, 1)."""
 
 
 def _or_none(must: Requirement) -> Requirement:
@@ -120,7 +120,7 @@ type FlagsOrNone = Annotated[Any, _or_none(_FLAGS)]
 
 @contextlib.contextmanager
 def user_code(what: str, error: type[Exception], remedy: str) -> Iterator[None]:
-    """Call what a user wrote: where it fails, that is told as an error of ours, of which its own is the cause.
+    """Call code that a user wrote; where it fails, raise an error of ours with its own as the cause.
 
     Args:
         what: is called, as in "exact(0.5)".
@@ -175,7 +175,7 @@ class UnusedOption(NamedTuple):
 
     Attributes:
         option: its name.
-        when: whether it has none, asked with all arguments by name, defaults among them.
+        when: whether it has none, a function of all arguments by name, defaults among them.
         because: who would read it, as in "only inference='fit' makes steps".
     """
 
@@ -188,7 +188,7 @@ class MemoryNeed(NamedTuple):
     """What a call takes of memory at least, so that one that would not fit ends before anything is made.
 
     Attributes:
-        num_bytes: asked with all arguments by name.
+        num_bytes: a function of all arguments by name.
         counts: the arguments that say how much it is.
         remedy: what to do in its stead.
     """

@@ -1,4 +1,4 @@
-"""What values are, whatever their type: numbers and arrays of them, flags, texts, functions; and how they are told."""
+"""What values are, whatever their type: numbers and arrays of them, flags, texts, functions; their form in messages."""
 
 import math
 import reprlib
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 LARGEST, LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-"""The ends of what single precision tells from infinity and from 0."""
+"""The largest and the smallest number that single precision tells from infinity and from 0."""
 _SHOWN = (str, bytes, bool, int, float, complex, list, tuple, dict, set)
 _SPOKEN = reprlib.Repr(maxother=100, maxstring=60, maxlong=40)
 

@@ -199,7 +199,7 @@ FITS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         bandit,
         {"beta": 1.0, "objective": ReverseKL(enumerated=("leg",))},
         ObjectiveError,
-        "'leg', which is no action site",
+        "'leg', which is not an action site",
     ),
     (bandit, {"beta": 1.0, "num_steps": 0}, FitError, "num_steps=0; use a whole number of at least 1"),
     (bandit, {"beta": 1.0, "num_steps": True}, FitError, "num_steps=True; use a whole number"),

@@ -22,7 +22,7 @@ import numpy as np
 from bayesrl.errors import BayesRLError
 
 _MOST_REMEMBERED = 64
-"""Errors that nobody asks for are forgotten, the oldest first."""
+"""How many errors are remembered; the oldest are forgotten first."""
 
 _remembered: OrderedDict[int, BaseException] = OrderedDict()
 _lock = threading.Lock()
@@ -122,7 +122,7 @@ def host_call(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
         >>> jax.jit(jax.vmap(twice))(jnp.arange(3.0)).tolist()
         [0.0, 2.0, 4.0]
     """
-    # JAX logs every failure of a callback with its traceback, which the error itself tells too.
+    # JAX logs every failure of a callback with its traceback, which the error itself shows, too.
     logging.getLogger("jax._src.callback").addFilter(_is_news)
     held = jax.lax.stop_gradient(args)
     shapes, tree = jax.tree.flatten(shape_dtype)
@@ -197,8 +197,8 @@ def callbacks_kept_alive() -> Iterator[list[Any]]:
 def host_errors() -> Iterator[None]:
     """Raise the errors of functions on the host as these raised them, not as JAX reports them.
 
-    JAX runs ahead: what is computed inside must also be waited for inside (`jax.block_until_ready`), lest its error
-    come later.
+    JAX runs ahead: what is computed inside must also be waited for inside (`jax.block_until_ready`), or its error
+    would come later.
 
     Ctrl-C is heard at the next call on the host, even while the main thread waits inside of JAX.
 
@@ -244,5 +244,5 @@ def _recall(message: str) -> BaseException | None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Tell whether a line of JAX's log is about anything but an error that is remembered."""
+    """Whether a line of JAX's log is about something other than an error that is remembered."""
     return record.exc_info is None or not isinstance(record.exc_info[1], _OnHostError)

@@ -19,7 +19,7 @@ from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 from bayesrl.jaxprs.interpreter import scan_layout
 
 _PLAIN = frozenset({0.0, 1.0, -1.0, 2.0, -2.0, 0.5, float("inf"), float("-inf")})
-"""Numbers that programs are made of rather than told: XLA simplifies them away, so they stay where they are."""
+"""Numbers that XLA simplifies away: they belong to the program, so they stay where they are."""
 
 DIFFERENTIATION_ONLY = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "symbolic_zeros"})
 """Parameters of operations that only count where a program is differentiated further, which it is not."""

@@ -20,7 +20,7 @@ from bayesrl.compilation.canonical_form import canonical_form, evaluate_jaxpr
 from bayesrl.compilation.status import activity
 
 MAX_PROGRAMS = 256
-"""So many compiled programs are kept; a process can map some thousands before the system refuses."""
+"""How many compiled programs are kept; a process can map a few thousand before the system refuses."""
 
 _LEVEL = "xla_backend_optimization_level"
 _LITTLE = 2**21
@@ -71,7 +71,7 @@ class ClosureJit:
         return _traced(self, static, args)
 
     def prepare(self, static: Any, *args: Any) -> Callable[..., Any]:
-        """Trace the function once for many calls with arguments of these shapes; what is no array stays as it is.
+        """Trace the function once for many calls with arrays of these shapes; other arguments stay as they are.
 
         What the function reads besides its arguments is read now, and not again.
         """
@@ -87,7 +87,7 @@ def _of_arguments(fn: Callable[..., Any], name: str | None, full_optimization: b
 def closure_jit(
     fn: Callable[..., Any], *, name: str | None = None, full_optimization: bool = False
 ) -> Callable[..., Any]:
-    """Compile a function as `ClosureJit` does, nothing in it static but what is no array."""
+    """Compile a function as `ClosureJit` does; only arguments that are not arrays are static."""
     made = _of_arguments(fn, name, full_optimization)
     return lambda *args: made(None, *args)
 
@@ -150,7 +150,7 @@ class _Program:
 
     def __call__(self, consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
         if not self.compiled:
-            # Compiled by itself, so that what is told of the time is not that of running it too.
+            # Compiled apart from the first run, so that the display shows the time of compilation alone.
             with activity(f"compiling {self.name}"):
                 self._run.lower(consts, fillings, leaves).compile()
             self.compiled = True
@@ -188,7 +188,7 @@ class TracedProgram:
         if not self.calls_host:
             return jax.tree.unflatten(self.tree, self.program(self.consts, self.fillings, leaves))
         with host_errors():
-            # What runs on the host may fail, and its error shall come from here, not from whoever looks at the result.
+            # A function on the host may fail; waiting here raises its error here, not where the result is first read.
             outputs = jax.block_until_ready(self.program(self.consts, self.fillings, leaves))
         return jax.tree.unflatten(self.tree, outputs)
 
@@ -271,7 +271,7 @@ def _trace(made: ClosureJit, static: Any, leaves: list[Any], rebuild: Callable[[
 
     with callbacks_kept_alive() as functions:
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
-    # Whoever set the level of optimisation in XLA_FLAGS is heard.
+    # A level of optimisation that is set in XLA_FLAGS takes precedence.
     chosen = made.full_optimization or jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", "")
     level = None if chosen else int(_work(closed) >= _LITTLE)
     return TracedProgram(closed, jax.tree.structure(shapes), made.name, level, functions)

@@ -122,10 +122,10 @@ def fold_in(key: PRNGKey, data: Any) -> PRNGKey:
 
 
 def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
-    """Derive so many keys, as `jax.random.split` does; on the host where the key is known.
+    """Derive `num` keys, as `jax.random.split` does; on the host where the key is known.
 
     Args:
-        key: consumed whole, or for the numbers that are asked for.
+        key: consumed whole, or for the numbers `first` to `first + num`.
         num: how many; a key does not depend on how many others there are.
         first: the number of the first of them, traced; from 0 on where it is None.
     """
@@ -168,7 +168,7 @@ def wrap_key_data(words: Any) -> Any:
 
 
 def dummy_key() -> PRNGKey:
-    """Give a key for programs of which every site is held, or of which only shapes are asked: it is always the same."""
+    """Give the same key every time, for programs whose sites all have values, or of which only shapes matter."""
     return _wrapped(np.zeros(2, np.uint32))
 
 

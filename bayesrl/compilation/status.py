@@ -1,4 +1,4 @@
-"""What the library is doing, told while it does it, to whoever shows it: without a display it costs nothing."""
+"""What the library is doing at the moment, for a display to show; without a display it costs nothing."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ _display: ContextVar[Display | None] = ContextVar("display", default=None)
 
 @contextmanager
 def activity(words: str) -> Iterator[None]:
-    """Tell what is done inside of the context; activities may be nested, and the innermost is told.
+    """Announce what is done inside of the context; activities may be nested, and the innermost is shown.
 
     Args:
         words: what is done, such as `compiling the step`.
@@ -26,7 +26,7 @@ def activity(words: str) -> Iterator[None]:
         ...     print(f"{words} ...")
         ...     yield
         ...     print("done")
-        >>> with activity("resting"):  # nobody shows it
+        >>> with activity("resting"):  # no display, nothing shown
         ...     pass
         >>> with show_activities(display), activity("compiling the step"):
         ...     pass
@@ -56,12 +56,12 @@ def show_activities(display: Display | None) -> Iterator[None]:
 
 
 def has_display() -> bool:
-    """Tell whether somebody shows what is told."""
+    """Whether a display shows activities."""
     return _display.get() is not None
 
 
 def in_notebook() -> bool:
-    """Tell whether the process is a Jupyter kernel."""
+    """Whether the process is a Jupyter kernel."""
     shell = sys.modules.get("IPython")
     return (
         shell is not None and "ipykernel" in sys.modules and getattr(shell, "get_ipython", lambda: None)() is not None

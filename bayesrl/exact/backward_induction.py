@@ -15,7 +15,7 @@ from bayesrl.exact.grid import Axis, SiteScores, digits
 # NumPyro clips log 0 to the smallest float; nothing that is meant lies so low.
 LOG_ZERO = -1e30
 MASS_TOLERANCE = 1e-3
-"""By so much probabilities in single precision may miss 1 in sum."""
+"""How far a sum of probabilities in single precision may be from 1."""
 
 
 @dataclass(frozen=True)

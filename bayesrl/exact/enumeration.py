@@ -137,7 +137,7 @@ def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramSta
     ]
     if not any(stage.masked for stage in stages):
         pairs.append((sum(v.sum(-1) for v in scores.latent.values()), along_paths(prior)))
-    if not all(_same(found, told) for found, told in pairs):
+    if not all(_same(*pair) for pair in pairs):
         plates = [frame.name for frame in structure.contexts]
         raise EngineError(
             f"the elements of plate {plates} read each other's draws, so they are not separate problems; "
@@ -154,8 +154,8 @@ def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramSta
     return exact
 
 
-def _same(found: Any, told: np.ndarray) -> bool:
-    return bool(np.isclose(found, told, rtol=1e-3, atol=1e-3).all())
+def _same(one: Any, other: np.ndarray) -> bool:
+    return bool(np.isclose(one, other, rtol=1e-3, atol=1e-3).all())
 
 
 def _refuse_impossible(program: Programs, solutions: Sequence[Solution]) -> None:

@@ -277,7 +277,7 @@ class BatchEvaluator:
         return self.of(len(jax.tree.leaves(held)[0]), lambda index: jax.tree.map(lambda x: x[index], held))
 
     def of(self, total: int, rows: Callable[[np.ndarray], Any]) -> Any:
-        """Evaluate so many rows, made for each batch from their numbers; the result lies on the host."""
+        """Evaluate `total` rows, made batch by batch from their numbers; the result lies on the host."""
         batch = min(next((b for b in _BATCHES if b >= total), _BATCHES[-1]), self._limit)
         parts = []
         with trace_cache():

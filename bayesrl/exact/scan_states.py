@@ -165,7 +165,7 @@ def split_scan(policy: Program, structure: Structure, args: tuple[Any, ...]) -> 
 
 
 def reads_outputs(scan: ScanProgram) -> bool:
-    """Tell whether anything scored behind the scan reads its stacked outputs, and not the final carry alone."""
+    """Whether anything scored behind the scan reads its stacked outputs, and not the final carry alone."""
     if not scan.after or not jax.tree.leaves(scan.outputs):
         return False
     axes = (*scan.axes(scan.before), *scan.axes(scan.after))

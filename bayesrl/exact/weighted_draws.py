@@ -190,7 +190,7 @@ def _gather(
 
 
 def context_axes(structure: Structure) -> dict[str, tuple[int | None, ...]]:
-    """Tell which axes of each site's value are contexts; None for a plate that it stands outside of."""
+    """Give the axes of each site's value that are contexts; None for a plate that it stands outside of."""
     frames = sorted(structure.contexts, key=lambda frame: frame.dim)
     result = {}
     for name in structure.names("action", "environment"):

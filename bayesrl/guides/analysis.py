@@ -149,7 +149,7 @@ class _AnalysisHandler(IntoScans):
             self.carries.append(carries)
 
     def _source(self, leaf: Any, old: list[Any]) -> str | int | None:
-        """A copy is told by Python identity: whatever was computed is another object."""
+        """Copies are recognised by Python identity: a computed value is another object."""
         for name, value in self.values.items():
             if leaf is value and name in self.sites:
                 return name

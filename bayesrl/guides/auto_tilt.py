@@ -63,7 +63,7 @@ class AutoTilt(AutoGuide):
         tilt: `auto` keeps θ in a table where all that it depends on is finite and the table fits,
             else in a small network beside a table of time step and plate element; `table` and
             `network` insist (a network has no table of plate elements, so it carries over to other
-            contexts); `constant` reads nothing but time step and plate element.
+            contexts); `constant` reads only time step and plate element.
         hidden: width of the networks.
         recurrent: whether scans get a summary of their past steps; `auto` gives one where something
             is scored after the scan or nature hides something.

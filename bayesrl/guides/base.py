@@ -85,7 +85,7 @@ class PolicyGuide:
 
 
 def _is_scored(msg: dict[str, Any]) -> bool:
-    """Tell what a guide does not show: it only draws."""
+    """Whether a guide hides a site: it shows only what it draws."""
     if msg["type"] == "deterministic":
         return "$" not in str(msg["name"])
     return msg["type"] == "sample" and site_kind(msg) in ("reward", "observed")

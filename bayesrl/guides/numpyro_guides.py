@@ -16,7 +16,7 @@ def set_up_autoguide(key: PRNGKey, guide: Any, structure: Structure, args: tuple
     `key` is consumed whole: the guide's starting values are drawn from it.
 
     Raises:
-        GuideError: the guide is no density of the policy's actions, or cannot be made for them.
+        GuideError: the guide is not a density of the policy's actions, or cannot be made for them.
     """
     from numpyro.infer import autoguide
 

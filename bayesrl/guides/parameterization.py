@@ -113,7 +113,7 @@ def choose_parameterization(
     """Decide for all action sites; the options are those of `AutoTilt`.
 
     Raises:
-        GuideError: a table was asked for and does not fit.
+        GuideError: `tilt` insists on a table, which does not fit.
     """
     sites: dict[str, SiteSpec] = {}
     summaries: dict[str, SummarySpec] = {}
@@ -129,7 +129,7 @@ def choose_parameterization(
 
 
 def needs_summary(site: Site, structure: Structure, recurrent: bool | Literal["auto"], tilt: Tilt) -> bool:
-    """Tell whether the past of a scan matters beyond its carry.
+    """Whether the past of a scan matters beyond its carry.
 
     It does where something is scored after the scan, or where nature hides something: the past is
     then evidence of it.

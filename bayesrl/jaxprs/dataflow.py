@@ -32,7 +32,7 @@ class _Discontinuities(Interpreter[_Reached]):
         return _Reached(*(frozenset().union(*sides) for sides in zip(*facts, strict=True)))
 
     def equation(self, eqn: Any, inputs: list[_Reached]) -> list[_Reached]:
-        # Whoever wrote a derivative by hand has seen to the jumps inside.
+        # A derivative written by hand takes care of the jumps inside.
         own = eqn.primitive.name in _OWN_DERIVATIVE
         return self.operation(eqn, inputs) if own else super().equation(eqn, inputs)
 
@@ -103,7 +103,7 @@ def input_dependencies(function: Callable[[dict[str, Array]], Any], values: dict
 
 
 class _CallsPythonError(Exception):
-    """A program calls Python, whose cost nobody can tell."""
+    """A program calls Python, whose cost is not known."""
 
 
 class _Counter(Interpreter[bool]):

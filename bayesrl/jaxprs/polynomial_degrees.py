@@ -12,7 +12,7 @@ from jax import Array
 from bayesrl.jaxprs.interpreter import Interpreter
 
 NOT_POLYNOMIAL = 3
-"""Stands for every degree above 2, and for what is no polynomial."""
+"""Stands for every degree above 2, and for functions that are not polynomials."""
 
 type _Degrees = tuple[int, ...]
 """Of a number in each input, and in all of them together."""

@@ -41,7 +41,7 @@ def rejection(
 
     Draws of the prior are accepted with probability exp((R − B)/β), B being an upper bound of the
     total reward. log Z = B/β + log E_π₀[exp((R − B)/β)] is estimated from all proposals, not from
-    acceptance counts. A first batch tells how many proposals are needed; log Z rests on that number
+    acceptance counts. A first batch shows how many proposals are needed; log Z rests on that number
     of further ones, which no acceptance can change. With environment sites nature is tilted too:
     see `importance`.
 
@@ -138,7 +138,7 @@ def _bound(program: Programs, declared: Any) -> np.ndarray:
     for name, upper in by_site.items():
         if not np.isfinite(upper).all():
             raise EngineError(
-                f"no upper bound of reward site {name!r} can be proven, so nothing tells when to accept; pass "
+                f"no upper bound of reward site {name!r} can be proven, so there is no rule when to accept; pass "
                 "reward_bound=..., an upper bound of the total reward in each context, or use bayesrl.importance(...)"
             )
     return np.asarray(sum(by_site.values()), float).reshape(-1)

@@ -123,15 +123,15 @@ def info_from_draws(draws: Draws, programs: Programs, beta: Any, shape: tuple[in
 
 
 def info_from_reused_draws(info: Info, draws: Draws, programs: Programs, beta: Any) -> Info:
-    """Tell of draws that were made outside what they tell of the policy that drew them, whatever was learned since."""
+    """Report J, E[R] and KL of the policy that made the draws, whatever was learned since."""
     shapes = {score.shape[:-1] for score in draws.log_q.values()}
     if set(draws.log_q) != set(programs.structure.actions) or len(shapes) != 1:
         return info
     (shape,) = shapes
     if len(shape) != 1 + len(programs.structure.context_shape):
         return info
-    told = info_from_draws(draws, programs, beta, shape)
-    return info._replace(objective=told.objective, reward=told.reward, kl=told.kl, spread=told.spread)
+    own = info_from_draws(draws, programs, beta, shape)
+    return info._replace(objective=own.objective, reward=own.reward, kl=own.kl, spread=own.spread)
 
 
 def count_nonfinite(draws: Draws, *, never: bool = False) -> dict[str, Array]:

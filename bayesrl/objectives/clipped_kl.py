@@ -80,6 +80,6 @@ class ClippedKL(ReverseKL):
         info = info_from_draws(draws, programs, beta, costs.shape[:-1])
         acted = then != 0  # rewards are events too, and what stands behind the end of a text
         outside = ((jnp.abs(rho - 1) > self.clip) & acted).sum() / jnp.maximum(acted.sum(), 1)
-        told = {"clipped": lax.stop_gradient(outside)}
+        metrics = {**info.metrics, "clipped": lax.stop_gradient(outside)}
         loss = replace_gradient(-costs.sum(-1).mean(), -gain)
-        return loss, info._replace(metrics={**info.metrics, **told})
+        return loss, info._replace(metrics=metrics)

@@ -27,7 +27,7 @@ class ForwardKL(Objective):
     weights q / mixture, normalised in the same way, the gradient is −Σ (w̄ − ū) ∇log q: E_q[∇log q] = 0
     makes Σ ū ∇log q a control variate, and at q = p* both noise and bias vanish, as w̄ = ū there.
     Away from it the estimate is biased at small `num_particles`; the metric `ess` in the history
-    tells the effective share of draws.
+    is the effective share of draws.
 
     Args:
         num_particles: draws per step and context.

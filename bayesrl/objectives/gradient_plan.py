@@ -22,7 +22,7 @@ FEWEST_PARTICLES = 64
 """Who asks for fewer particles wants steps that are cheap."""
 
 MOST_BRANCHES, MOST_NUMBERS = 2048, 1_000_000
-"""So many joint values are tried at most beyond the particles, and so many numbers computed for all together."""
+"""The most joint values that are tried beyond the particles, and the most numbers computed for all of them together."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _enumerated(
     for name in wanted:
         if name not in actions:
             raise ObjectiveError(
-                f"enumerated={wanted!r} names {name!r}, which is no action site; choose from {list(actions)}"
+                f"enumerated={wanted!r} names {name!r}, which is not an action site; choose from {list(actions)}"
             )
         if not _has_branches(structure, name):
             raise ObjectiveError(
@@ -185,7 +185,7 @@ def _enumerated(
 
 
 def _pays_to_enumerate(programs: Programs, params: Params, num_particles: int) -> bool:
-    """Whether all values can be tried: no more than there are particles, or so few numbers that nobody sees the time.
+    """Whether all values can be tried: no more than there are particles, or so few numbers that it takes no time.
 
     An expectation that is exact has no noise, which keeps rare values from being learnt.
     """

@@ -23,7 +23,7 @@ type Baseline = Literal["regression", "full", "to_go", "none"]
 type GradientEstimator = Literal["auto", "score", "pathwise"]
 
 MOST_BY_PRODUCT = 256
-"""Up to so many events a cumulative sum is made by a product with a triangular matrix."""
+"""Up to this many events a cumulative sum is a product with a triangular matrix."""
 
 
 @checked(ObjectiveError)

@@ -262,7 +262,11 @@ def test_engines_agree(name: str) -> None:
         near(getattr(weighted.estimates, told), float(getattr(exact.estimates, told).mean), told)
     programs, params = fitted(name).unbatched()
     found = evaluate_exactly(programs, params, BETA)
-    for value, value_true in ((found.objective, true.objective), (found.kl, true.kl), (found.prior_objective, true.start)):
+    for value, value_true in (
+        (found.objective, true.objective),
+        (found.kl, true.kl),
+        (found.prior_objective, true.start),
+    ):
         assert float(value.mean()) == pytest.approx(value_true, abs=1e-5)
 
 

@@ -25,7 +25,7 @@ _MIXED = (dist.MixtureSameFamily, dist.MixtureGeneral)
 
 
 class Hurdle(dist.HurdleLogits):
-    """A zero of its own beside a continuous distribution, which is never asked about zero: its slope there is none."""
+    """A structural zero beside a continuous distribution, whose density at 0, without a slope, is never evaluated."""
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Log-probability of zero, log-density of all else, nats."""
@@ -35,7 +35,7 @@ class Hurdle(dist.HurdleLogits):
 
 
 def is_compound(fn: Any) -> bool:
-    """Tell whether a distribution, its wrappers taken off, is made of others."""
+    """Whether a distribution, without its wrappers, is made of others."""
     return isinstance(fn, (*_GATED, *_MIXED))
 
 
@@ -57,7 +57,7 @@ def tilted_parts(fn: Any, theta: Array, tilted: Tilted, name: str, shape_of: Sha
         theta: [*batch, num_compound]; zero leaves it as it is.
         tilted: tilts a part.
         name: of the site, for errors.
-        shape_of: tells the shape of the tilt of a part.
+        shape_of: gives the shape of the tilt of a part.
     """
     batch = theta.shape[:-1]
     if isinstance(fn, _GATED):

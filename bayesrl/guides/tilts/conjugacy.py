@@ -47,8 +47,8 @@ def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: t
         sites = trace_program(FoldedKeys(handlers.substitute(policy, data=values), key), *args).sites
         return [_rest(site, held[name] if name in exponential else None) for name, site in sites.items()]
 
-    # A product with another draw is one term more than its degree tells, unless both are normal: what is drawn later
-    # is summed over, and the sum of exp(x·k) over k is no exponential of x.
+    # A product with another draw is one term more than its degree says, unless both are normal: what is drawn later
+    # is summed over, and the sum of exp(x·k) over k is not an exponential of x.
     starts = {name: 1 if name in normal else NOT_POLYNOMIAL - 1 for name in cores}
     squared = input_degrees(scores, held, starts) if normal else {}
     linear = input_degrees(scores, held) if exponential else {}

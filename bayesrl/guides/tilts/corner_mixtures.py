@@ -23,7 +23,7 @@ from jax.scipy.special import gammaln
 from bayesrl.core.censoring import LEAST, CensoredBeta, CensoredDirichlet, CensoredGamma, GammaParameters
 
 _MOST_PAIRED, _MOST_FREE = 4, 16
-"""Up to so many components pairs have a part of their own; up to so many each part has its own concentrations."""
+"""Up to the first number of components pairs have their own part; up to the second each part has concentrations."""
 
 
 class AwayGamma(GammaParameters):

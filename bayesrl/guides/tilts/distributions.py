@@ -24,7 +24,7 @@ _NEAREST = 1e-5
 def coordinate_shape(fn: Any) -> tuple[int, ...]:
     """Shape of one event in unconstrained space.
 
-    The transform is asked about batch and event together: bounds may have batch axes.
+    Batch and event go through the transform together, since bounds may have batch axes.
     """
     shape: tuple[int, ...] = biject_to(fn.support).inverse_shape(tuple(fn.shape()))
     return shape[len(fn.batch_shape) :]
@@ -87,7 +87,7 @@ class Affine(dist.Distribution):
         shift: a, [*batch, N].
         log_scale: logarithm of the diagonal of B, [*batch, N].
         lower: what stands below the diagonal of B, [*batch, N(N−1)/2], or of length 0 for a diagonal B.
-        ends: coordinates beyond which single precision tells nothing of a draw, where the prior often draws there
+        ends: coordinates beyond which single precision cannot resolve a draw, where the prior often draws there
             (see `bayesrl.core.support_edges`). Such draws stay where they are, and score 0; what lies between the
             ends is mapped onto itself, T being followed by a logistic map of the line onto it.
         bend: numbers of s, [*batch, 4 N], or of length 0 where s is the identity.

@@ -29,7 +29,7 @@ MAX_BENT = 64
 """Largest event, in unconstrained coordinates, whose coordinates are bent one by one."""
 
 MAX_WINDOW, MAX_COUNT = 512, 4096
-"""So many counts are weighed at most, and none above: single precision tells little of the density of greater ones."""
+"""The most counts that are weighed, and the largest: single precision resolves little of the density of larger ones."""
 
 _LEAST_BEYOND = 8.0
 _PILING = (dist.Gamma, dist.Beta, dist.Dirichlet)
@@ -88,7 +88,7 @@ def needs_prior_range(fn: Any) -> bool:
 
 
 def tilt_shape(name: str, fn: Any, support: FiniteSupport | None, reach: PriorRange | None = None) -> tuple[int, ...]:
-    """Tell the shape of one element's tilt: the axes beyond the batch axes of a site.
+    """Give the shape of one element's tilt: the axes beyond the batch axes of a site.
 
     Args:
         name: of the site, for errors.
@@ -121,7 +121,7 @@ def tilt_shape(name: str, fn: Any, support: FiniteSupport | None, reach: PriorRa
 
 
 def _is_piled(core: Any, reach: PriorRange | None) -> bool:
-    """Whether draws often lie at the edge of what single precision tells, of a family that can be tilted there."""
+    """Whether draws often lie at the edge of what single precision resolves, of a family that can be tilted there."""
     return reach is not None and reach.ends is not None and isinstance(core, _PILING)
 
 
@@ -164,7 +164,7 @@ def _num_discrete(name: str, core: Any, support: FiniteSupport | None) -> int:
 
 
 def _remedy(name: str, core: Any) -> str:
-    """Tell what to do in the place of tilting: what a distribution says of itself, or a guide written by hand."""
+    """Say what to do instead of tilting: what a distribution itself suggests, or a guide written by hand."""
     by_hand = f"write a guide for it by hand, def guide(*args): numpyro.sample({name!r}, ...)"
     return str(getattr(core, "guide_remedy", by_hand))
 
@@ -206,7 +206,7 @@ def tilt_distribution(fn: Any, theta: Array, support: FiniteSupport | None, reac
         fn: the prior of a site.
         theta: [*batch, *tilt_shape]; zero leaves the prior as it is.
         support: values of its finite support, or None.
-        reach: of the site, where `tilt_shape` was told it.
+        reach: of the site, as for `tilt_shape`.
 
     Returns:
         A distribution of the same shape and support.
@@ -246,7 +246,7 @@ def _tells_location(fn: Any) -> bool:
 
 
 def _location(fn: Any) -> tuple[Array, Array] | None:
-    """Give location and scale of a distribution over the line or over vectors, [*batch, N], where it tells them."""
+    """Give location and scale of a distribution over the line or over vectors, [*batch, N], where it has them."""
     if not _tells_location(fn):
         return None
     inner, _ = _elementwise(fn)

@@ -12,7 +12,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from bayesrl.guides.tilts.distributions import promote_with_base
 
 MAX_KNOTS = 64
-"""Of more counts the weights lie on straight lines between so many of them."""
+"""With more counts than this the weights lie on straight lines between this many of them."""
 
 
 def num_knots(size: int) -> int:

@@ -16,10 +16,10 @@ import numpy as np
 from jax import Array
 
 NUM_NUMBERS = 4
-"""So many numbers bend one coordinate: ε, log δ, and how far knot and log-width are moved."""
+"""How many numbers bend one coordinate: ε, log δ, and how far knot and log-width are moved."""
 
 _MOST = (4.0, 3.0, 40.0, 4.0)
-"""Bounds of them, which numbers approach smoothly: beyond, single precision tells nothing of the map's inverse."""
+"""Bounds of them, which numbers approach smoothly: beyond them the map has no inverse in single precision."""
 
 _FARTHEST = 60.0
 """exp leaves single precision beyond 88, and widths take their share."""
@@ -46,7 +46,7 @@ class SinhArcsinh:
         self.slope = self.tail * (self.up + self.down) / 2
 
     def forward(self, z: Array) -> tuple[Array, Array]:
-        """Give s(z) and log s′(z), each [..., N]; it is told from the knot on, where it is exact."""
+        """Give s(z) and log s′(z), each [..., N]; it is computed from the knot on, where it is exact."""
         far = _bounded(jnp.arcsinh((z - self.knot) / self.width))
         grown = _bounded(self.tail * far)
         bent = (self.up * jnp.expm1(grown) - self.down * jnp.expm1(-grown)) / (2 * self.slope)
