@@ -16,11 +16,8 @@ from bayesrl.values import LEAST, are_finite, array_of, is_traced
 def _is_key(value: Any) -> bool:
     if not isinstance(value, jax.Array):
         return False
-    return value.shape == () if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else _is_old_key(value)
-
-
-def _is_old_key(value: jax.Array) -> bool:
-    return value.dtype == jnp.uint32 and value.shape == (2,)
+    typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return value.shape == () if typed else value.dtype == jnp.uint32 and value.shape == (2,)
 
 
 def are_temperatures(value: Any) -> bool:

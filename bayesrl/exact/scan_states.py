@@ -13,7 +13,7 @@ from jax.interpreters import partial_eval
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger, apply_stack
 
-from bayesrl.core.structure import Site, Structure
+from bayesrl.core.structure import Structure
 from bayesrl.core.trace import Trace
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import ProgramStage, build_stage
@@ -123,15 +123,8 @@ class ScanProgram:
 
     def axes(self, names: Sequence[str]) -> tuple[Axis, ...]:
         """Lay the latent sites among `names` out as axes of one step."""
-        return enumeration_axes(self.structure, self._sites(names), lambda _: (0,))
-
-    def _sites(self, names: Sequence[str]) -> list[Site]:
-        return [site for site in self.structure.sites if site.name in names]
-
-    @property
-    def context_count(self) -> int:
-        """Number of contexts in one run."""
-        return math.prod(self.structure.context_shape)
+        sites = [site for site in self.structure.sites if site.name in names]
+        return enumeration_axes(self.structure, sites, lambda _: (0,))
 
 
 def split_scan(policy: Program, structure: Structure, args: tuple[Any, ...]) -> ScanProgram | None:
@@ -220,7 +213,7 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
     spend(num_assignments(before), "before the scan")
     prefix = np.arange(num_assignments(before))
     scores, carry = BatchEvaluator(enter, scan.args, scan.structure)({"prefix": prefix})
-    stage = build_stage(before, scores, np.ones((1, scan.context_count), bool), scan.structure)
+    stage = build_stage(before, scores, np.ones((1, math.prod(scan.structure.context_shape)), bool), scan.structure)
     stage, states, reached = _follow(stage, {"prefix": prefix}, carry)
     stages = [stage]
     table = BatchEvaluator(step, scan.args, scan.structure)

@@ -24,7 +24,6 @@ class TableSpec:
         timed: whether it has an axis of time.
         frames: plates that have an axis, ascending by axis.
         sources: what indexes it.
-        radices: number of joint values of each source.
         num_outputs: components of the tilt.
         length: steps of the scan.
     """
@@ -32,9 +31,13 @@ class TableSpec:
     timed: bool
     frames: tuple[Frame, ...]
     sources: tuple[GuideInput, ...]
-    radices: tuple[int, ...]
     num_outputs: int
     length: int
+
+    @property
+    def radices(self) -> tuple[int, ...]:
+        """Number of joint values of each source."""
+        return tuple(source.num_codes for source in self.sources)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -181,9 +184,8 @@ def _table_plan(
     site: Site, num_outputs: int, sources: list[GuideInput], *, timed: bool = True, plates: bool = True
 ) -> TableSpec:
     frames = tuple(sorted(site.frames, key=lambda frame: frame.dim)) if plates else ()
-    radices = tuple(source.num_codes for source in sources)
     timed = timed and site.scan is not None
-    return TableSpec(timed, frames, tuple(sources), radices, num_outputs, site.length)
+    return TableSpec(timed, frames, tuple(sources), num_outputs, site.length)
 
 
 def _table(

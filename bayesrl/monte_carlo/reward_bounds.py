@@ -87,7 +87,7 @@ def site_reward_bounds(
     for _ in range(_MOST_PASSES):
         ends = iter(_bound(supports, shapes, held))
         narrower = held | {name: _between(next(ends), next(ends), shapes[name]) for name in latent}
-        if _equal(held, narrower):
+        if all(np.array_equal(np.stack(held[n]), np.stack(narrower[n])) for n in held):
             break
         held = narrower
     found = _bound(rewards, shapes, held)
@@ -145,7 +145,3 @@ def _laid(side: RangeEnd, shape: tuple[int, ...], extreme: Any) -> np.ndarray:
     if side.ndim == len(shape) and all(a in (1, b) for a, b in zip(side.shape, shape, strict=True)):
         return np.broadcast_to(side, shape)
     return np.full(shape, extreme(side) if math.prod(side.shape) else np.nan)
-
-
-def _equal(one: dict[str, Range], other: dict[str, Range]) -> bool:
-    return all(np.array_equal(np.stack(one[n]), np.stack(other[n])) for n in one)

@@ -106,18 +106,33 @@ class Objective(ELBO):
         return {"loss": value * structure.num_contexts, "mutable_state": None}
 
 
-def info_from_draws(draws: Draws, programs: Programs, beta: Any, shape: tuple[int, ...]) -> Info:
-    """Summarise draws made by the guide, [*shape] = [*draws, *contexts]."""
+def info_from_draws(
+    draws: Draws, programs: Programs, beta: Any, shape: tuple[int, ...], weight: Array | None = None
+) -> Info:
+    """Summarise draws made by the guide, [*shape] = [*draws, *contexts].
+
+    Where sites are enumerated, `weight` is q of each branch, [particles, branches, *contexts].
+    """
     totals = jax.lax.stop_gradient(draws.totals(shape))
     w = totals.log_weight(beta)
     num = len(shape) - len(programs.structure.context_shape)
     axes, size = tuple(range(num)), math.prod(shape[:num])
+
+    def mean(values: Array) -> Array:
+        return values.mean() if weight is None else (weight * jnp.where(weight > 0, values, 0.0)).sum(1).mean()
+
+    if weight is None:
+        spread = ((w - w.mean(axes, keepdims=True)) ** 2).mean() * size / max(size - 1, 1)
+    else:
+        centre = (weight * jnp.where(weight > 0, w, 0.0)).sum(1, keepdims=True).mean(0, keepdims=True)
+        spread = mean((w - centre) ** 2)
+    metrics = {name: jnp.asarray(value, float) for name, value in draws.metrics.items()}
     return Info(
-        objective=beta * w.mean(),
-        reward=totals.reward.mean(),
-        kl=divergence(totals, conditioned=is_conditioned(programs.structure)).mean(),
-        spread=((w - w.mean(axes, keepdims=True)) ** 2).mean() * size / max(size - 1, 1),
-        metrics={name: jnp.asarray(value, float).mean() for name, value in draws.metrics.items()},
+        objective=beta * mean(w),
+        reward=mean(totals.reward),
+        kl=mean(divergence(totals, conditioned=is_conditioned(programs.structure))),
+        spread=spread,
+        metrics={n: x.mean() if weight is None else _branch_mean(x, weight) for n, x in metrics.items()},
         nonfinite=count_nonfinite(draws),
     )
 
@@ -144,3 +159,14 @@ def count_nonfinite(draws: Draws, *, never: bool = False) -> dict[str, Array]:
         name: bad(value).reshape(value.shape[0], -1).any(-1).sum().astype(jnp.int32)
         for name, value in draws.rewards.items()
     }
+
+
+def _branch_mean(values: Array, weight: Array) -> Array:
+    """Average a metric over particles, branches (by weight) and whatever axes it has besides."""
+    contexts = math.prod(weight.shape[2:])
+    extra = values.ndim - weight.ndim
+    if values.shape[2 : 2 + weight.ndim - 2] == weight.shape[2:] and extra >= 0:
+        aligned = weight.reshape(weight.shape + (1,) * extra)
+        return (aligned * values).sum(1).mean()
+    flat = weight.reshape(*weight.shape[:2], contexts).mean(-1)
+    return (flat.reshape(flat.shape + (1,) * (values.ndim - 2)) * values).sum(1).mean()

@@ -124,12 +124,18 @@ def _pathwise(
                 f"({type(guide[unable[0]].fn).__name__} has no reparameterised sampler); use estimator='auto'"
             )
     jumps = discontinuous_sites(key, programs, guide, able) if able else set()
-    if estimator == "pathwise" and jumps:
-        raise ObjectiveError(
-            f"estimator='pathwise' would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
-            "(a comparison, rounding, arg-max or cast to integers); use estimator='auto'"
-        )
+    if estimator == "pathwise":
+        refuse_jumps(jumps, "estimator='pathwise'", "estimator='auto'")
     return tuple(name for name in able if name not in jumps)
+
+
+def refuse_jumps(sites: set[str], who: str, remedy: str) -> None:
+    """Refuse a pathwise gradient at sites in which something jumps."""
+    if sites:
+        raise ObjectiveError(
+            f"{who} would be biased at site {min(sites)!r}: a reward or a density jumps in it "
+            f"(a comparison, rounding, arg-max or cast to integers); use {remedy}"
+        )
 
 
 def discontinuous_sites(key: PRNGKey, programs: Programs, guide: dict[str, TraceSite], names: list[str]) -> set[str]:

@@ -14,7 +14,7 @@ from bayesrl.core.programs import Programs
 from bayesrl.core.trace import TraceSite
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
-from bayesrl.objectives.gradient_plan import discontinuous_sites
+from bayesrl.objectives.gradient_plan import discontinuous_sites, refuse_jumps
 from bayesrl.typing import Params, PRNGKey
 
 
@@ -59,12 +59,7 @@ class NumPyroELBO(Objective):
                     f"{name} has no gradient for site {site!r} ({type(guide[site].fn).__name__} is not "
                     "reparameterised) and would be biased; use ReverseKL() or TraceGraph_ELBO()"
                 )
-        jumps = discontinuous_sites(key, programs, guide, able) if able else set()
-        if jumps:
-            raise ObjectiveError(
-                f"{name} would be biased at site {min(jumps)!r}: a reward or a density jumps in it "
-                "(a comparison, rounding, arg-max or cast to integers); use ReverseKL()"
-            )
+        refuse_jumps(discontinuous_sites(key, programs, guide, able) if able else set(), name, "ReverseKL()")
         return self
 
     def _refuse_nature(self, programs: Programs, guide: dict[str, TraceSite]) -> None:

@@ -16,7 +16,6 @@ from bayesrl.core.structure import Structure
 from bayesrl.errors import ObjectiveError
 from bayesrl.objectives.base import Info, Objective, info_from_draws
 from bayesrl.objectives.gradient_plan import GradientPlan, make_gradient_plan
-from bayesrl.statistics.quantities import divergence, is_conditioned
 from bayesrl.typing import Params, PRNGKey
 
 type Baseline = Literal["regression", "full", "to_go", "none"]
@@ -207,34 +206,6 @@ def _enumerated_surrogate(
         gradient = gradient + (score * advantage).sum(-1).mean()
     if plan.pathwise or programs.learned:
         gradient = gradient + before.sum(-1).mean()
-    return replace_gradient(-value.mean(), -gradient), _weighted_info(draws, weight, programs, beta)
-
-
-def _weighted_info(draws: Draws, weight: Array, programs: Programs, beta: Any) -> Info:
-    """Summarise enumerated draws: branches weighted by q."""
-    weight = lax.stop_gradient(weight)
-    shape = weight.shape
-    plain = info_from_draws(draws, programs, beta, shape)
-    totals = lax.stop_gradient(draws.totals(shape))
-    w = totals.log_weight(beta)
-
-    def mean(values: Array) -> Array:
-        return (weight * jnp.where(weight > 0, values, 0.0)).sum(1).mean()
-
-    centre = (weight * jnp.where(weight > 0, w, 0.0)).sum(1, keepdims=True).mean(0, keepdims=True)
-    metrics = {name: _branch_mean(jnp.asarray(value, float), weight) for name, value in draws.metrics.items()}
-    kl = mean(divergence(totals, conditioned=is_conditioned(programs.structure)))
-    return plain._replace(
-        objective=beta * mean(w), reward=mean(totals.reward), kl=kl, spread=mean((w - centre) ** 2), metrics=metrics
+    return replace_gradient(-value.mean(), -gradient), info_from_draws(
+        draws, programs, beta, weight.shape, lax.stop_gradient(weight)
     )
-
-
-def _branch_mean(values: Array, weight: Array) -> Array:
-    """Average a metric over particles, branches (by weight) and whatever axes it has besides."""
-    contexts = math.prod(weight.shape[2:])
-    extra = values.ndim - weight.ndim
-    if values.shape[2 : 2 + weight.ndim - 2] == weight.shape[2:] and extra >= 0:
-        aligned = weight.reshape(weight.shape + (1,) * extra)
-        return (aligned * values).sum(1).mean()
-    flat = weight.reshape(*weight.shape[:2], contexts).mean(-1)
-    return (flat.reshape(flat.shape + (1,) * (values.ndim - 2)) * values).sum(1).mean()
