@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from bayesrl.compilation.keys import split_keys
@@ -49,18 +50,12 @@ def _zero(layer: eqx.nn.Linear) -> eqx.nn.Linear:
     return zero
 
 
-def time_features(length: int) -> Array:
+def time_features(length: int) -> np.ndarray:
     """Describe the steps of a scan, [length, features]: one-hot when short, waves when long."""
     if length <= 1:
-        return jnp.zeros((length, 0))
+        return np.zeros((length, 0), np.float32)
     if length <= _MAX_ONE_HOT_TIME:
-        return jnp.eye(length)
-    phase = jnp.arange(length)[:, None] / length * 2 ** jnp.arange(_NUM_WAVES) * jnp.pi
-    return jnp.concatenate([jnp.linspace(-1, 1, length)[:, None], jnp.cos(phase), jnp.sin(phase)], -1)
-
-
-def num_time_features(length: int) -> int:
-    """Count the features that `time_features` gives."""
-    if length <= 1:
-        return 0
-    return length if length <= _MAX_ONE_HOT_TIME else 1 + 2 * _NUM_WAVES
+        return np.eye(length, dtype=np.float32)
+    phase = np.arange(length)[:, None] / length * 2 ** np.arange(_NUM_WAVES) * np.pi
+    waves = np.concatenate([np.linspace(-1, 1, length)[:, None], np.cos(phase), np.sin(phase)], -1)
+    return waves.astype(np.float32)

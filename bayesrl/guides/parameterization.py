@@ -9,7 +9,7 @@ from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError
 from bayesrl.guides.analysis import PolicyAnalysis
 from bayesrl.guides.inputs import GuideInput, list_inputs, prior_input, readable_inputs, site_input
-from bayesrl.guides.networks import num_time_features
+from bayesrl.guides.networks import time_features
 from bayesrl.guides.plate_alignment import Dims
 from bayesrl.guides.tilts.families import PriorRange
 
@@ -173,7 +173,7 @@ def _site_plan(
     network = tilt == "network" or summary is not None or (tilt == "auto" and not (exact and all_of_it))
     prior = prior_input(site.name, structure, facts) if tilt in ("auto", "network") else None
     inputs = readable_inputs(sources + [prior] * (prior is not None)) if network else []  # type: ignore[list-item]
-    num_features = sum(source.num_features for source in inputs) + num_time_features(site.length)
+    num_features = sum(source.num_features for source in inputs) + time_features(site.length).shape[-1]
     num_features += hidden if summary is not None else 0
     if num_features == 0:
         network = False
@@ -215,7 +215,7 @@ def _summary(site: Site, structure: Structure, facts: PolicyAnalysis) -> Summary
             if fact.frames <= mine.frames:
                 visible.append(site_input(fact, other, stacked=False))
     inputs = tuple(readable_inputs(visible))
-    num_features = sum(source.num_features for source in inputs) + num_time_features(site.length)
+    num_features = sum(source.num_features for source in inputs) + time_features(site.length).shape[-1]
     frames = tuple(sorted(site.frames, key=lambda frame: frame.dim))
     assert site.scan is not None
     return SummarySpec(site.scan, frames, mine.dims, inputs, num_features)

@@ -126,8 +126,6 @@ def _bound(program: Programs, declared: Any) -> np.ndarray:
     shape = program.structure.context_shape
     if declared is not None:
         given = np.asarray(declared, float)
-        if not np.isfinite(given).all():
-            raise EngineError(f"reward_bound={declared} is not finite; pass an upper bound of the total reward")
         try:
             return np.broadcast_to(given, shape).reshape(-1)
         except ValueError as error:
