@@ -30,21 +30,21 @@ CHECKED_IN_BODY = object()
 
 @dataclass(frozen=True)
 class Requirement:
-    """A further condition of an annotation: `Annotated[float, Must("a number above 0", lambda x: x > 0)]`.
+    """A further condition of an annotation: `Annotated[float, Requirement("a number above 0", lambda x: x > 0)]`.
 
     Attributes:
-        be: what is wanted, as the error says after "use".
-        hold: whether a value of the annotated type is it.
-        alone: whether `hold` takes values of any type, so that the annotated type need not be looked at.
+        wanted: what is wanted, as the error says after "use".
+        is_met: whether a value of the annotated type is it.
+        any_type: whether `is_met` takes values of any type, so that the annotated type need not be looked at.
         error: what is raised in the place of the caller's own error.
-        instead: what is said of a value of the annotated type in the place of `be`, where that depends on it.
+        explain: what is said of a value of the annotated type in the place of `wanted`, where that depends on it.
     """
 
-    be: str
-    hold: Callable[[Any], bool]
-    alone: bool = False
+    wanted: str
+    is_met: Callable[[Any], bool]
+    any_type: bool = False
     error: type[Exception] | None = None
-    instead: Callable[[Any], str] | None = None
+    explain: Callable[[Any], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _of(fits: Callable[[Any], bool], wanted: str) -> Checker:
 
 
 def _conditioned(base: Any, conditions: Sequence[Requirement]) -> Checker | None:
-    within = None if any(condition.alone for condition in conditions) else checker(base)
+    within = None if any(condition.any_type for condition in conditions) else checker(base)
     if not conditions:
         return within
     parted = typing.get_origin(base) is not None
@@ -107,10 +107,10 @@ def _conditioned(base: Any, conditions: Sequence[Requirement]) -> Checker | None
     def refuses(value: Any) -> str | None:
         wrong = None if within is None else within(value)
         if wrong is not None:  # of a collection, the part that is wrong says more
-            return wrong if parted and isinstance(value, list | tuple | dict) else conditions[-1].be
+            return wrong if parted and isinstance(value, list | tuple | dict) else conditions[-1].wanted
         for condition in conditions:
-            if (condition.alone or not is_traced(value)) and not condition.hold(value):
-                return condition.be if condition.instead is None else condition.instead(value)
+            if (condition.any_type or not is_traced(value)) and not condition.is_met(value):
+                return condition.wanted if condition.explain is None else condition.explain(value)
         return None
 
     return refuses

@@ -28,8 +28,8 @@ def integer_range(least: int, most: int = MOST) -> Requirement:
     """Give the condition of whole numbers between two ends."""
     if most != MOST:
         return Requirement(f"a whole number from {least} to {most}", lambda n: least <= n <= most)
-    be, beyond = f"a whole number of at least {least}", f"a whole number of at most {most}"
-    return Requirement(be, lambda n: least <= n <= most, instead=lambda n: beyond if n > most else be)
+    wanted, beyond = f"a whole number of at least {least}", f"a whole number of at most {most}"
+    return Requirement(wanted, lambda n: least <= n <= most, explain=lambda n: beyond if n > most else wanted)
 
 
 def real_range(
@@ -88,13 +88,15 @@ type Level = Annotated[float, real_range(above=0, below=1)]
 """A level of confidence, or a relative tolerance, in (0, 1)."""
 
 
-def _or_none(must: Requirement) -> Requirement:
-    return Requirement(f"{must.be}, or None", lambda value: value is None or must.hold(value), alone=True)
+def _or_none(requirement: Requirement) -> Requirement:
+    return Requirement(
+        f"{requirement.wanted}, or None", lambda value: value is None or requirement.is_met(value), any_type=True
+    )
 
 
-_NUMBERS = Requirement("a number, or an array of numbers", are_numbers, alone=True)
-_FINITE = Requirement("a finite number, or an array of finite numbers", are_finite, alone=True)
-_FLAGS = Requirement("True and False, or an array of them", are_flags, alone=True)
+_NUMBERS = Requirement("a number, or an array of numbers", are_numbers, any_type=True)
+_FINITE = Requirement("a finite number, or an array of finite numbers", are_finite, any_type=True)
+_FLAGS = Requirement("True and False, or an array of them", are_flags, any_type=True)
 
 type AnyNumbers = Annotated[Any, _NUMBERS]
 """A number, or an array or lists of them, of which some may not be finite."""
@@ -108,10 +110,10 @@ type FiniteNumbers = Annotated[Any, _FINITE]
 type FiniteNumbersOrNone = Annotated[Any, _or_none(_FINITE)]
 """The same, or None."""
 
-type PositiveNumbers = Annotated[Any, Requirement("a number above 0, or an array of such", are_positive, alone=True)]
+type PositiveNumbers = Annotated[Any, Requirement("a number above 0, or an array of such", are_positive, any_type=True)]
 """A number above 0, or an array or lists of them."""
 
-type AnyWithoutNaN = Annotated[Any, Requirement("what holds no nan", has_no_nan, alone=True)]
+type AnyWithoutNaN = Annotated[Any, Requirement("what holds no nan", has_no_nan, any_type=True)]
 """Any value, or tree of values, of which no number is NaN."""
 
 type FlagsOrNone = Annotated[Any, _or_none(_FLAGS)]

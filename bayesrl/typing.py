@@ -39,7 +39,7 @@ def _are_at_least(value: Any, least: float) -> bool:
 
 
 type PRNGKey = Annotated[
-    Key[Array, ""] | UInt32[Array, "2"], Requirement("a JAX random key: jax.random.key(seed)", _is_key, alone=True)
+    Key[Array, ""] | UInt32[Array, "2"], Requirement("a JAX random key: jax.random.key(seed)", _is_key, any_type=True)
 ]
 """A JAX random key, new style (`jax.random.key`) or old."""
 
@@ -70,7 +70,7 @@ type Beta = Annotated[
     Requirement(
         "a temperature in reward units per nat: a number above 0, or an array of them",
         are_temperatures,
-        alone=True,
+        any_type=True,
         error=PolicyError,
     ),
 ]
@@ -81,7 +81,7 @@ type BetaOrZero = Annotated[
     Requirement(
         "a temperature in reward units per nat: a number above 0 or 0, or an array of them",
         _are_temperatures_or_zero,
-        alone=True,
+        any_type=True,
     ),
 ]
 """Temperature, in reward units per nat, or 0, which counts the reward alone."""

@@ -44,7 +44,7 @@ class Examples(Sequence[Example]):
 _NUMBERED = Requirement(
     "a list of whole numbers, or an array [number] of them",
     lambda chosen: np.shape(chosen) == (0,) or (are_integers(chosen) and np.ndim(chosen) == 1),
-    alone=True,
+    any_type=True,
 )
 
 
@@ -117,7 +117,7 @@ class Completions(eqx.Module):
 _NO_KEYS = Requirement(
     "a list of texts, of records with a prompt, or of rows of tokens",
     lambda texts: "key" not in str(getattr(texts, "dtype", "")),
-    alone=True,
+    any_type=True,
 )
 
 

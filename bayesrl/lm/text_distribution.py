@@ -85,9 +85,9 @@ class TokenSequences(Sequence[Any]):
         return np.concatenate([*rows, open_rows]).astype(int if dtype is None else dtype)
 
 
-_IS_MODEL = Requirement("a causal language model", lambda model: hasattr(model, "config"), alone=True)
+_IS_MODEL = Requirement("a causal language model", lambda model: hasattr(model, "config"), any_type=True)
 _IS_PROMPT = Requirement(
-    "whole numbers [..., length]", lambda prompt: are_integers(prompt) and np.ndim(prompt) > 0, alone=True
+    "whole numbers [..., length]", lambda prompt: are_integers(prompt) and np.ndim(prompt) > 0, any_type=True
 )
 
 

@@ -31,7 +31,7 @@ def _can_propose(value: Any) -> bool:
 
 type Proposal = Annotated[
     Posterior | tuple[Programs, Params] | None,
-    Requirement(f"a Posterior, {Posterior.GIVEN_BY}, or None for the prior", _can_propose, alone=True),
+    Requirement(f"a Posterior, {Posterior.GIVEN_BY}, or None for the prior", _can_propose, any_type=True),
 ]
 """What draws in the place of the prior: a posterior, or what its `unbatched` gives."""
 

@@ -60,7 +60,7 @@ type Rule = Annotated[
         "a rule: thompson(), k_learning(), epsilon_greedy(0.1), …, with its brackets, or a function of (key, belief, "
         "step)",
         _is_rule,
-        alone=True,
+        any_type=True,
     ),
 ]
 """An exploration rule, or a function of yours in its place."""

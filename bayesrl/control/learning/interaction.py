@@ -317,7 +317,7 @@ type Playable = Annotated[
     Requirement(
         "a TabularMDP, a bandit, an Environment, or a Gymnasium environment, its id or a function that makes one",
         _can_be_played,
-        alone=True,
+        any_type=True,
     ),
 ]
 """What `adapt_environment` makes a world of."""

@@ -72,7 +72,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-_ARE_TEXTS = Requirement("a list of texts, or another iterable of them", _are_texts, alone=True)
+_ARE_TEXTS = Requirement("a list of texts, or another iterable of them", _are_texts, any_type=True)
 
 
 @checked(LanguageModelError)

@@ -131,13 +131,13 @@ def check_model_room(config: Config, key: Any = None) -> None:
 type AnyConfig = Annotated[
     Any,
     Requirement(
-        "the shape of a model, such as lm.GPT2Config(...)", lambda value: isinstance(value, Config), alone=True
+        "the shape of a model, such as lm.GPT2Config(...)", lambda value: isinstance(value, Config), any_type=True
     ),
 ]
 """The shape of a model, of whatever family."""
 
 type WeightType = Annotated[
-    Any, Requirement("a type of weights: jnp.float32 or jnp.bfloat16", _is_weight_type, alone=True)
+    Any, Requirement("a type of weights: jnp.float32 or jnp.bfloat16", _is_weight_type, any_type=True)
 ]
 """A type of weights."""
 

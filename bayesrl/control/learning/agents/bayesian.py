@@ -20,7 +20,7 @@ type ModelOrProgram = Annotated[
     Requirement(
         "a model of the unknown, such as TabularModel(...), or a NumPyro program of the experience",
         lambda model: is_function(model) and not isinstance(model, type),
-        alone=True,
+        any_type=True,
     ),
 ]
 """A model of the unknown, or a program of yours in its place."""

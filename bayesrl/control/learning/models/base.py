@@ -215,7 +215,7 @@ type Conjugate = Annotated[
         lambda model: all(
             callable(getattr(model, name, None)) for name in ("empty", "condition", "sample", "replace_data")
         ),
-        alone=True,
+        any_type=True,
     ),
 ]
 
