@@ -1,4 +1,4 @@
-"""`ActorCritic`: J by score-function gradients whose baseline is a learned value of the state."""
+"""`ActorCritic`: score-function gradients of J whose baseline is a learned value of the state."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from bayesrl.typing import Params, PRNGKey
 @checked(ObjectiveError)
 @dataclass(frozen=True)
 class ActorCritic(Objective):
-    """Maximise J of a rollout, the credit of each action told by a learned value V of what is observed.
+    """Maximise J of a rollout; a learned value V of what is observed assigns credit to each action.
 
     With c_t = r_t + β·(log π₀ − log q)_t, π₀ being the `reference`, g_t = γ·(1 − terminated_t), and ρ_t the
     ratio of q to the behaviour that drew a_t:
@@ -27,23 +27,28 @@ class ActorCritic(Objective):
         δ_t = c_t + g_t·V_{t+1} − V_t,   A_t = δ_t + λ·g_t·min(1, ρ_{t+1})·A_{t+1},
         gradient = E Σ_t weight_t · ∇ min(ρ_t·A_t, clip(ρ_t, 1 − ε, 1 + ε)·A_t) / β,
 
-    and V is moved towards V_t + min(1, ρ_t)·A_t. Where the guide itself drew, ρ = 1 and the gradient is
-    ∇log q·A. For λ = 1 it is unbiased whatever V is; for λ < 1 V's errors come in, and much less noise.
+    and V moves towards V_t + min(1, ρ_t)·A_t. Where the guide itself drew, ρ = 1 and the gradient is ∇log q·A.
+    It is unbiased for λ = 1 whatever V is; λ < 1 brings in V's errors, and much less noise.
     Truncated episodes are bootstrapped with V, terminated ones are not.
 
     Args:
         num_particles: episodes per step.
         trace: λ, in [0, 1].
         clip: ε; None leaves ratios as they are.
-        reference: what the KL is taken from: the prior, or the policy that drew the batch, which makes each batch
-            a step of mirror descent (a trust region of width 1/β). J is reported against the prior in both cases, and
-            the metric `update_kl` tells how far each batch has moved the policy.
+        reference: of the KL: the prior, or the policy that drew the batch, which makes each batch a step of mirror
+            descent (a trust region of width 1/β). J is reported against the prior in both cases; the metric
+            `update_kl` is how far each batch has moved the policy.
         step_weights: weight_t = γᵗ is the gradient of J, which all but ignores what comes late in long episodes;
-            with "equal" weights all steps are learned from alike, a bias that deep RL usually accepts. Steps that
-            were recorded are equal anyway.
+            "equal" weights learn from all steps alike, a bias that deep RL usually accepts. Recorded steps are equal
+            anyway.
 
     Raises:
         ObjectiveError: on use, where the guide has no critic.
+
+    Example:
+        >>> from bayesrl import control
+        >>> control.ActorCritic(trace=1.0).num_particles
+        64
 
     References:
         Schulman, Moritz, Levine, Jordan & Abbeel (2016), equation 16, for the traces; Schulman et al. (2017),
@@ -59,8 +64,8 @@ class ActorCritic(Objective):
 
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ActorCritic":
         """Refuse guides without a critic; see `Objective.prepare`."""
-        told = programs.trace_guide(params).sites
-        missing = [name for name in (VALUE, WEIGHT, CONTINUE) if name not in told]
+        sites = programs.trace_guide(params).sites
+        missing = [name for name in (VALUE, WEIGHT, CONTINUE) if name not in sites]
         if missing or programs.structure.actions != ("action",):
             raise ObjectiveError(
                 "ActorCritic needs a bayesrl.control.Rollout and a guide that values its states "
@@ -86,16 +91,16 @@ class ActorCritic(Objective):
         gain = (pull * jnp.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean() / beta
         error = (counts * (value - target) ** 2).sum() / jnp.maximum(counts.sum(), 1.0)
         info = info_from_draws(draws, programs, beta, value.shape[:-1])
-        told = {
+        metrics = {
             "critic_error": jnp.sqrt(error),
             "update_kl": -(counts * jnp.log(ratio)).sum() / jnp.maximum(counts.sum(), 1.0),
         }
         gradient = -gain + 0.5 * error / beta**2
         loss = lax.stop_gradient(-info.objective / beta) + gradient - lax.stop_gradient(gradient)
-        return loss, info._replace(metrics=info.metrics | lax.stop_gradient(told))
+        return loss, info._replace(metrics=info.metrics | lax.stop_gradient(metrics))
 
     def _costs(self, draws: Draws, beta: Any, weight: Array) -> Array:
-        """Give c_t in reward units, without the discount that `weight` holds, [particles, time]."""
+        """Give c_t in reward units, undiscounted, [particles, time]."""
         rewards = sum(draws.rewards.values(), start=jnp.zeros_like(weight))
         divisor = jnp.where(weight > 0, weight, 1.0)
         if self.reference == "prior":

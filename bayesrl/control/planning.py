@@ -1,6 +1,6 @@
 """Exact planning in finite Markov decision processes: soft value iteration, and evaluation of policies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,17 +14,17 @@ from bayesrl.typing import BetaOrZero
 
 _MAX_NEWTON = 300
 _FIRST_SWEEPS = 200
-_SMALL = 2_000
+_MAX_DIRECT = 2_000
 _KRYLOV_STEPS = 60
 _KRYLOV_ROUNDS = 4
 _RESIDUAL = 1e-14
-_TIE = 1e-12
-_BOUNDLESS = 1e14
+_TIE_TOLERANCE = 1e-12
+_UNBOUNDED = 1e14
 
 
 @dataclass(frozen=True, eq=False)
 class PlanResult:
-    """A policy and what it is worth; in front of all axes stands that of β where it was an array.
+    """A policy and its value; an array of β adds its axes in front of all others.
 
     Attributes:
         value: V(s), reward units: [states], or [horizon, states] with a horizon.
@@ -53,9 +53,9 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
 
         V(s) = β·log Σ_a π₀(a|s)·exp(Q(s, a)/β),   Q(s, a) = E[r + γ·V(s′)],   π*(a|s) ∝ π₀(a|s)·exp(Q(s, a)/β).
 
-    With a horizon by backward recursion; else sweeps are followed by Newton steps (soft policy
-    iteration), until a step changes no value by more than `tolerance` of the greatest. β = 0 gives the
-    ordinary optimum of what the prior may do, ties split evenly; with discount 1, among policies that surely end.
+    With a horizon by backward recursion; else sweeps are followed by Newton steps (soft policy iteration), until a
+    step changes no value by more than `tolerance` of the greatest. β = 0 gives the ordinary optimum among the
+    actions of the prior, ties split evenly; with discount 1, among policies that surely end.
 
     Args:
         mdp: the process.
@@ -66,8 +66,8 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
         `PlanResult`, with the axes of β in front.
 
     Raises:
-        ControlError: β is negative or no number, or the tolerance not in (0, 1); with discount 1, the optimum has no
-            bound, since going on for ever pays; Newton steps do not settle.
+        ControlError: β is negative or not a number, or the tolerance not in (0, 1); with discount 1, the optimum has
+            no bound, since going on for ever pays; Newton steps do not converge.
 
     Example:
         >>> from bayesrl.control.environments.tabular_examples import river_swim
@@ -80,14 +80,14 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
         and control as probabilistic inference", section 2; Puterman (1994), section 6.4, for policy iteration.
     """
     betas = np.asarray(beta, float)
-    tables = _tables(mdp)
+    tables = _Tables(mdp)
     plans = [tables.plan(float(b), tolerance) for b in betas.reshape(-1)]
     return _stack(plans, betas.shape)
 
 
 @checked(ControlError)
 def evaluate_policy(mdp: TabularMDP, policy: PlanResult | AnyNumbers, beta: BetaOrZero = 0.0) -> PlanResult:
-    """Find what a policy is worth, exactly: V = Σ_a π(a|s)·(Q(s, a) − β·log(π/π₀)).
+    """Find the value of a policy, exactly: V = Σ_a π(a|s)·(Q(s, a) − β·log(π/π₀)).
 
     With a horizon by backward recursion, else by one sparse linear system.
 
@@ -114,14 +114,14 @@ def evaluate_policy(mdp: TabularMDP, policy: PlanResult | AnyNumbers, beta: Beta
     References:
         Puterman (1994), "Markov Decision Processes", section 4.2 and theorem 6.1.1.
     """
-    tables = _tables(mdp)
-    probs = _checked(mdp, policy)
+    tables = _Tables(mdp)
+    probs = _check_policy(mdp, policy)
     betas = np.asarray(beta, float)
-    worth = tables.evaluate(probs)
-    return _stack([tables.told(probs, worth, float(b)) for b in betas.reshape(-1)], betas.shape)
+    values = tables.evaluate(probs)
+    return _stack([tables.result(probs, values, float(b)) for b in betas.reshape(-1)], betas.shape)
 
 
-def _checked(mdp: TabularMDP, policy: Any) -> np.ndarray:
+def _check_policy(mdp: TabularMDP, policy: Any) -> np.ndarray:
     probs = as_floats("policy", policy.policy if isinstance(policy, PlanResult) else policy)
     shapes: list[tuple[int, ...]] = [(mdp.num_states, mdp.num_actions)]
     if mdp.horizon is not None:
@@ -135,23 +135,8 @@ def _checked(mdp: TabularMDP, policy: Any) -> np.ndarray:
     return np.broadcast_to(probs, shapes[-1]) if mdp.horizon is not None else probs
 
 
-def check_mdp(mdp: Any) -> None:
-    """Refuse what is no finite problem.
-
-    Raises:
-        ControlError: it is something else, such as the id of an environment.
-    """
-    if not isinstance(mdp, TabularMDP):
-        raise ControlError(f"{type(mdp).__name__} is no TabularMDP; make one, or read one with control.from_gymnasium")
-
-
-def _tables(mdp: Any) -> "_Tables":
-    check_mdp(mdp)
-    return _Tables(mdp)
-
-
 class _Tables:
-    """A process laid out for linear algebra."""
+    """A process as arrays for linear algebra."""
 
     def __init__(self, mdp: TabularMDP) -> None:
         self.mdp = mdp
@@ -163,7 +148,7 @@ class _Tables:
         with np.errstate(divide="ignore"):
             self.log_prior = np.log(mdp.prior)
         self.most = np.abs(self.rewards).max()
-        self.direct = mdp.num_states <= _SMALL
+        self.direct = mdp.num_states <= _MAX_DIRECT
 
     def look_ahead(self, value: np.ndarray) -> np.ndarray:
         """Q = E[r + γ·V(s′)], [states, actions]; −inf where a successor's value is."""
@@ -174,12 +159,12 @@ class _Tables:
         return q
 
     def soften(self, q: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
-        """Give V and π of action values."""
+        """Give V and π for action values."""
         if beta == 0:
             allowed = np.where(self.mdp.prior > 0, q, -np.inf)
             value = allowed.max(-1)
-            # What rounding leaves of a tie is as large as the greatest value makes it.
-            best = allowed >= value[:, None] - _TIE * max(np.abs(value).max(), self.most)
+            # Rounding splits ties by as much as the greatest value makes it.
+            best = allowed >= value[:, None] - _TIE_TOLERANCE * max(np.abs(value).max(), self.most)
             return value, best / best.sum(-1, keepdims=True)
         scores = self.log_prior + q / beta
         top = scores.max(-1, keepdims=True)
@@ -188,7 +173,7 @@ class _Tables:
         return beta * (top + np.log(total))[:, 0], weights / total
 
     def plan(self, beta: float, tolerance: float) -> PlanResult:
-        """Find the optimum at one temperature."""
+        """Plan at one temperature."""
         if self.mdp.horizon is not None:
             value, policies = np.zeros(self.shape[0]), []
             for _ in range(self.mdp.horizon):
@@ -198,32 +183,32 @@ class _Tables:
             probs = np.stack(policies[::-1])
         else:
             probs = self._stationary(beta, tolerance)
-        return self.told(probs, self.evaluate(probs), beta)
+        return self.result(probs, self.evaluate(probs), beta)
 
     def _stationary(self, beta: float, tolerance: float) -> np.ndarray:
-        """Newton's method on the soft Bellman equation, started by sweeps: each step solves for a policy's value.
+        """Newton's method on the soft Bellman equation after some sweeps: each step solves for a policy's value.
 
         With discount 1 it starts at the prior's value: from a policy that ends, steps lead to policies that
-        end, unless going on for ever pays. From elsewhere a greedy policy on the way may never end.
+        end, unless going on for ever pays. From elsewhere, a greedy policy on the way may never end.
         """
-        value = np.zeros(self.shape[0]) if self.mdp.discount < 1 else self._worth(self.mdp.prior, beta)
+        value = np.zeros(self.shape[0]) if self.mdp.discount < 1 else self._policy_value(self.mdp.prior, beta)
         value = self._sweep(value, beta, tolerance)
         _, probs = self.soften(self.look_ahead(value), beta)
         for _ in range(_MAX_NEWTON):
-            new = self._worth(probs, beta)
+            new = self._policy_value(probs, beta)
             moved, size = np.abs(new - value).max(), np.abs(new).max()
-            if self.mdp.discount == 1 and size > _BOUNDLESS * max(self.most, beta):
-                raise self._boundless(beta)
+            if self.mdp.discount == 1 and size > _UNBOUNDED * max(self.most, beta):
+                raise self._unbounded_error(beta)
             value, probs = new, self.soften(self.look_ahead(new), beta)[1]
             if moved <= tolerance * max(size, self.most, 1e-300):
                 return probs
         raise ControlError(
-            f"planning at beta={beta:g} did not settle in {_MAX_NEWTON} Newton steps: the last one moved a value by "
+            f"planning at beta={beta:g} did not converge in {_MAX_NEWTON} Newton steps: the last one moved a value by "
             f"{moved:.3g} of {size:.3g}, and tolerance={tolerance:g}; raise the tolerance, or pass a horizon"
         )
 
     def _sweep(self, value: np.ndarray, beta: float, tolerance: float) -> np.ndarray:
-        """Iterate the Bellman equation until it moves no value any more, or so many times."""
+        """Iterate the Bellman equation until no value moves, at most `_FIRST_SWEEPS` times."""
         for _ in range(_FIRST_SWEEPS):
             new = np.where(self.mdp.terminal, 0.0, self.soften(self.look_ahead(value), beta)[0])
             done = np.abs(new - value).max() <= tolerance * max(np.abs(new).max(), self.most, 1e-300)
@@ -232,22 +217,22 @@ class _Tables:
                 break
         return value
 
-    def _worth(self, probs: np.ndarray, beta: float) -> np.ndarray:
+    def _policy_value(self, probs: np.ndarray, beta: float) -> np.ndarray:
         """Solve for the value of a policy at one temperature, [states]."""
-        earned = (probs * self.rewards).sum(-1) - (beta * _divergence(probs, self.mdp.prior) if beta > 0 else 0.0)
-        steps = self._under(probs)
-        if self._endless(steps).any():
-            raise self._boundless(beta)
+        earned = (probs * self.rewards).sum(-1) - (beta * _kl_by_state(probs, self.mdp.prior) if beta > 0 else 0.0)
+        steps = self._policy_transitions(probs)
+        if self._may_never_end(steps).any():
+            raise self._unbounded_error(beta)
         return self._solve(steps, np.where(self.mdp.terminal, 0.0, earned)[:, None])[0][:, 0]
 
-    def _boundless(self, beta: float) -> ControlError:
+    def _unbounded_error(self, beta: float) -> ControlError:
         return ControlError(
             f"with discount 1 and no horizon the optimum at beta={beta:g} has no bound: going on for ever pays more "
             "than ending; pass a horizon or a discount below 1, or lower the rewards of going on"
         )
 
-    def _endless(self, steps: sp.csr_array) -> np.ndarray:
-        """Which states may never end under a policy, [states]; with a discount below 1 that does no harm."""
+    def _may_never_end(self, steps: sp.csr_array) -> np.ndarray:
+        """Whether a policy may go on for ever from each state, [states]; with a discount below 1 that is harmless."""
         if self.mdp.discount < 1:
             return np.zeros(self.shape[0], bool)
         return ~can_reach(steps, self.mdp.terminal)
@@ -255,10 +240,10 @@ class _Tables:
     def _solve(
         self, steps: sp.csr_array, columns: np.ndarray, visited: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Solve (1 − γ·P)·x = columns, and with the transpose for what is visited.
+        """Solve (1 − γ·P)·x = columns, and with the transpose for `visited`.
 
-        Where states lead anywhere, factors fill up and Krylov steps are few; on maps and chains it is
-        the other way round. A solution counts if its residual is what factors leave, a few roundings.
+        Where any state may follow any other, factors fill up and Krylov steps are few; on maps and chains it is the
+        other way round. A Krylov solution counts if its residual is a few roundings, as that of factors is.
         """
         system = (sp.eye_array(self.shape[0]) - self.mdp.discount * steps).tocsr()
         wanted = [(system, column) for column in columns.T]
@@ -269,25 +254,25 @@ class _Tables:
             if all(x is not None for x in found):
                 return np.stack(found[: columns.shape[1]], 1), np.asarray(found[-1])  # type: ignore[arg-type]
             self.direct = True
-        # Rows are diagonally dominant, so that no pivots are needed and the order of a symmetric pattern fits.
+        # Rows are diagonally dominant: no pivots are needed, and an ordering for symmetric patterns fits.
         options = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
         factors = splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A", **options)
         return factors.solve(columns), factors.solve(wanted[-1][1], trans="T")
 
     def evaluate(self, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give return and KL to come, [(horizon,) states], and occupancy of states, [(horizon,) states]."""
+        """Give return and KL to come, and visits of states, each [(horizon,) states]."""
         alive, gamma = ~self.mdp.terminal, self.mdp.discount
-        kl = np.where(alive, _divergence(probs, self.mdp.prior), 0.0)
+        kl = np.where(alive, _kl_by_state(probs, self.mdp.prior), 0.0)
         earned = np.where(alive, (probs * self.rewards).sum(-1), 0.0)
-        lost, apart = np.isinf(kl), np.where(np.isinf(kl), 0.0, kl)
+        lost, finite_kl = np.isinf(kl), np.where(np.isinf(kl), 0.0, kl)
         if self.mdp.horizon is None:
-            steps = self._under(probs)
-            if (endless := self._endless(steps)).any():
+            steps = self._policy_transitions(probs)
+            if (endless := self._may_never_end(steps)).any():
                 raise ControlError(
                     f"the policy may go on for ever from state {int(endless.argmax())}, and with discount 1 its return "
                     "has no end; pass a horizon or a discount below 1, or let it reach a terminal state"
                 )
-            found, visits = self._solve(steps, np.stack([earned, apart], 1), self.mdp.start)
+            found, visits = self._solve(steps, np.stack([earned, finite_kl], 1), self.mdp.start)
             if lost.any() and gamma > 0:
                 lost = can_reach(steps, lost)
             return found[:, 0], np.where(lost, np.inf, found[:, 1]), visits
@@ -295,45 +280,45 @@ class _Tables:
         visits = np.zeros((horizon + 1, self.shape[0]))
         visits[0] = self.mdp.start
         for t in range(horizon):
-            visits[t + 1] = gamma * (self._under(probs[t]).T @ visits[t])
+            visits[t + 1] = gamma * (self._policy_transitions(probs[t]).T @ visits[t])
         for t in reversed(range(horizon - 1)):
-            steps = self._under(probs[t])
+            steps = self._policy_transitions(probs[t])
             earned[t] += gamma * (steps @ earned[t + 1])
-            apart[t] += gamma * (steps @ apart[t + 1])
+            finite_kl[t] += gamma * (steps @ finite_kl[t + 1])
             lost[t] |= gamma * (steps @ lost[t + 1].astype(float)) > 0
-        return earned, np.where(lost, np.inf, apart), visits[:-1]
+        return earned, np.where(lost, np.inf, finite_kl), visits[:-1]
 
-    def _under(self, probs: np.ndarray) -> sp.csr_array:
+    def _policy_transitions(self, probs: np.ndarray) -> sp.csr_array:
         """P(s′ | s) under a policy, [states, states]; nothing leaves a terminal state."""
         states, actions = self.shape
         rows = np.repeat(np.arange(states), actions)
         mix = sp.csr_array((probs.ravel(), (rows, np.arange(states * actions))), shape=(states, states * actions))
         return mix @ self.steps
 
-    def told(self, probs: np.ndarray, worth: tuple[np.ndarray, np.ndarray, np.ndarray], beta: float) -> PlanResult:
-        """Lay out what a policy is worth at one temperature."""
-        reward, kl, visits = worth
+    def result(self, probs: np.ndarray, values: tuple[np.ndarray, np.ndarray, np.ndarray], beta: float) -> PlanResult:
+        """Give the result of a policy at one temperature, from what `evaluate` gave."""
+        reward, kl, visits = values
         value = reward if beta == 0 else reward - beta * kl
         first = (lambda x: x) if self.mdp.horizon is None else (lambda x: x[0])
         began = self.mdp.start > 0
-        total, apart = (float(self.mdp.start[began] @ first(x)[began]) for x in (reward, kl))
+        total, total_kl = (float(self.mdp.start[began] @ first(x)[began]) for x in (reward, kl))
         if self.mdp.horizon is None:
             q = self.look_ahead(value)
         else:
             following = np.concatenate([value[1:], np.zeros((1, self.shape[0]))])
             q = np.stack([self.look_ahead(v) for v in following])
         occupancy = visits[..., None] * np.where(self.mdp.terminal[:, None], 0.0, probs)
-        objective = total if beta == 0 else total - beta * apart
-        told = (np.asarray(objective), np.asarray(total), np.asarray(apart))
-        return PlanResult(value, q, np.asarray(probs), told[0], told[1], told[2], occupancy)
+        # At β = 0 an infinite KL costs nothing.
+        objective = np.asarray(total if beta == 0 else total - beta * total_kl)
+        return PlanResult(value, q, probs, objective, np.asarray(total), np.asarray(total_kl), occupancy)
 
 
 def _krylov(system: sp.csr_array, column: np.ndarray) -> np.ndarray | None:
-    """Solve by Krylov steps, begun anew from what is left; None where few do not get as near as rounding lets them."""
+    """Solve by Bi-CGSTAB, restarted from the residual; None where a few rounds do not reach what rounding allows."""
     found = np.zeros_like(column)
     with np.errstate(all="ignore"):
         for _ in range(_KRYLOV_ROUNDS):
-            step = _descended(system, column - system @ found)
+            step = _bicgstab(system, column - system @ found)
             if step is None:
                 return None
             found = found + step
@@ -342,16 +327,16 @@ def _krylov(system: sp.csr_array, column: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def _descended(system: sp.csr_array, residual: np.ndarray) -> np.ndarray | None:
-    """Take steps of Bi-CGSTAB (van der Vorst 1992) until a residual has all but gone.
+def _bicgstab(system: sp.csr_array, residual: np.ndarray) -> np.ndarray | None:
+    """Take steps of Bi-CGSTAB (van der Vorst 1992) until the residual has fallen by 1e-10; None where it does not.
 
-    SciPy's own takes its inner products from BLAS, whose threads wait for one another on a busy machine.
+    SciPy's takes its inner products from BLAS, whose threads wait for one another on a busy machine.
     """
 
     def inner(a: np.ndarray, b: np.ndarray) -> Any:
         return np.einsum("i,i->", a, b)
 
-    # A residual of one start state is soon orthogonal to what it turns into; a shadow that touches every state is not.
+    # The residual of one start state is soon orthogonal to later ones; a shadow that touches every state is not.
     shadow = np.random.default_rng(0).normal(size=len(residual))
     found, direction = np.zeros_like(residual), residual
     rho, first = inner(shadow, residual), inner(residual, residual)
@@ -364,19 +349,19 @@ def _descended(system: sp.csr_array, residual: np.ndarray) -> np.ndarray | None:
         image = system @ direction
         alpha = rho / inner(shadow, image)
         half = residual - alpha * image
-        turned = system @ half
-        omega = inner(turned, half) / max(inner(turned, turned), 1e-300)
+        half_image = system @ half
+        omega = inner(half_image, half) / max(inner(half_image, half_image), 1e-300)
         found = found + alpha * direction + omega * half
-        residual = half - omega * turned
+        residual = half - omega * half_image
         rho, before = inner(shadow, residual), rho
         direction = residual + rho / before * alpha / omega * (direction - omega * image)
     return None
 
 
-def _divergence(probs: np.ndarray, prior: np.ndarray) -> np.ndarray:
+def _kl_by_state(probs: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """KL(π ‖ π₀) of each state, nats; inf where the policy does what the prior never does.
 
-    Each term is π₀·(r·log r − r + 1) with r = π/π₀, which is never negative: β·KL keeps its digits at high
+    Each term is π₀·(r·log r − r + 1) with r = π/π₀, which is never negative: so β·KL keeps its digits at high
     temperatures, where Σ π·log r is a small difference of rounded numbers.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -387,7 +372,6 @@ def _divergence(probs: np.ndarray, prior: np.ndarray) -> np.ndarray:
     return np.asarray(terms.sum(-1))
 
 
-def _stack(plans: list[PlanResult], lead: tuple[int, ...]) -> PlanResult:
-    names = ("value", "action_value", "policy", "objective", "reward", "kl", "occupancy")
-    arrays = [np.stack([getattr(plan, name) for plan in plans]) for name in names]
-    return PlanResult(*(array.reshape(lead + array.shape[1:]) for array in arrays))
+def _stack(plans: list[PlanResult], shape: tuple[int, ...]) -> PlanResult:
+    arrays = [np.stack([getattr(plan, part.name) for plan in plans]) for part in fields(PlanResult)]
+    return PlanResult(*(array.reshape(shape + array.shape[1:]) for array in arrays))

@@ -33,25 +33,27 @@ _NUM_PROBES = 64
 
 
 class RolloutGuide(PolicyGuide):
-    """A guide of a rollout that can also be asked for its action in one state.
+    """A guide of a rollout that can also draw its action in one state.
 
     Args:
         rollout: the program that is tilted.
-        chooser: declares the parameters, and gives the policy.
-        within_prior: whether the policy does nothing that the prior never does; see `PolicyGuide`.
+        make_policy: declares the parameters, and gives the policy.
+        within_prior: whether the policy's actions stay in the prior's support; see `PolicyGuide`.
     """
 
-    def __init__(self, rollout: EpisodeProgram, chooser: Callable[[], PolicyFn], *, within_prior: bool = False) -> None:
-        super().__init__(lambda *observation: rollout.run(chooser(), *observation), within_prior=within_prior)
+    def __init__(
+        self, rollout: EpisodeProgram, make_policy: Callable[[], PolicyFn], *, within_prior: bool = False
+    ) -> None:
+        super().__init__(lambda *observation: rollout.run(make_policy(), *observation), within_prior=within_prior)
         self.rollout = rollout
 
 
 def action_distribution(program: Program, observation: Any, time: Any = 0) -> dist.Distribution:
-    """Give the distribution of the action that a rollout, or a guide of one, draws from in one state.
+    """Give the distribution of the action of a rollout, or of a guide of one, in one state.
 
     Args:
         program: with its parameters substituted.
-        observation: what is observed.
+        observation: of the state.
         time: the time step.
     """
     with handlers.block(), handlers.trace() as drawn:
@@ -65,16 +67,24 @@ def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
     """Give a fitted policy as the prior of another rollout: `Rollout(..., prior=as_prior(posterior))`.
 
     Args:
-        posterior: of a rollout, fitted by a policy of `bayesrl.control`; one temperature, the best restart is taken.
+        posterior: of a rollout, fitted with a policy of `bayesrl.control` at one temperature; the best restart counts.
 
     Raises:
         GuideError: its guide is of another kind.
         PolicyError: it holds several temperatures.
+
+    Example:
+        >>> import jax, bayesrl
+        >>> from bayesrl import control
+        >>> program = control.Rollout(control.CartPole(), horizon=3)
+        >>> guide = control.LinearPolicy(critic=False)
+        >>> posterior = bayesrl.fit(jax.random.key(0), program, beta=1.0, guide=guide, num_steps=1, progress=False)
+        >>> continued = control.Rollout(control.CartPole(), horizon=3, prior=control.as_prior(posterior))
     """
     programs, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
     if not isinstance(programs.guide, RolloutGuide):
         raise GuideError(
-            f"the posterior was fitted with {type(programs.guide).__name__}, which cannot be asked for one action; "
+            f"the posterior was fitted with {type(programs.guide).__name__}, which does not draw single actions; "
             "use TablePolicy(), LinearPolicy() or NetworkPolicy()"
         )
     fitted = handlers.substitute(programs.guide, data=programs.constrain(params))
@@ -85,14 +95,13 @@ def as_prior(posterior: Posterior) -> Callable[[Any, Array], dist.Distribution]:
 class ObservationPolicy(AutoGuide):
     """A guide of a `Rollout`: the prior's distribution tilted by θ(o, t), beside a critic V(o, t).
 
-    Whatever the prior draws from is tilted as `AutoTilt` does: logits + θ, location and scale of a Normal,
-    an affine map in unconstrained space of all other continuous actions. θ is zero at first, so that the fit
-    starts at the prior. V estimates the return to come, in reward units; `ActorCritic` learns it.
+    The prior's distribution is tilted as `AutoTilt` does: logits + θ, location and scale of a Normal, an affine map
+    in unconstrained space of all other continuous actions. θ is zero at first, so the fit starts at the prior.
+    V estimates the return to come, in reward units; `ActorCritic` learns it.
 
     Args:
-        stationary: whether the policy is the same at all times; a finite horizon may need another one near
-            its end.
-        critic: whether states are valued too.
+        stationary: whether the policy is the same at all times; near a finite horizon another one may be better.
+        critic: whether to learn V too.
     """
 
     stationary: bool = True
@@ -100,50 +109,50 @@ class ObservationPolicy(AutoGuide):
 
     @abc.abstractmethod
     def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
-        """Declare parameters of a function of (observation, time), by `numpyro.param`, and give the function.
+        """Declare parameters of a function of (observation, time) by `numpyro.param`, and give the function.
 
         Args:
             key: consumed whole.
-            name: the prefix of the parameters' names.
+            name: prefix of the parameters' names.
             rollout: the program that is tilted.
             shape: of one value of the function.
-            timed: whether it depends on the time.
+            timed: whether the function depends on time.
         """
 
     def build(self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> Program:
         """Build the guide; see `AutoGuide.build`."""
         if not isinstance(policy, EpisodeProgram):
             raise GuideError(
-                f"{type(self).__name__} is for policies made by bayesrl.control.Rollout, and {policy!r} is none; "
+                f"{type(self).__name__} is for programs such as bayesrl.control.Rollout, got {policy!r}; "
                 "use bayesrl.guides.AutoTilt()"
             )
         if not self.stationary and not isinstance(policy, Rollout):
             raise GuideError(
-                "stationary=False: what is recorded begins anywhere in an episode, so that its time is not known; "
-                "use a stationary policy, or put the time into the observation"
+                "stationary=False: recorded steps begin anywhere in an episode, so their time is unknown; use a "
+                "stationary policy, or put the time into the observation"
             )
         site = structure["action"]
         shape = _abstractly(lambda: tilt_shape("action", _prior_of(policy), site.support))
         scale = _return_scale(key, policy) if self.critic else 1.0
         actor_key, critic_key = split_keys(key)
 
-        def chooser() -> PolicyFn:
+        def make_policy() -> PolicyFn:
             theta = self.declare(actor_key, "action", policy, shape, timed=not self.stationary)
-            # What an episode is still worth depends on the steps that are left, whatever the policy reads.
-            timed = not self.stationary or policy.ends
+            # The return to come depends on the steps that are left, whatever the policy reads.
+            timed = not self.stationary or policy.ends_at_horizon
             value = self.declare(critic_key, "critic", policy, (1,), timed=timed) if self.critic else None
 
             def choose(observation: Any, time: Array) -> PolicyOutput:
-                prior = policy.prior_choice(observation, time).action
+                prior = policy.prior_policy(observation, time).action
                 action = tilt_distribution(prior, theta(observation, time), site.support)
                 return PolicyOutput(action, None if value is None else scale * value(observation, time)[0])
 
             return choose
 
-        return RolloutGuide(policy, chooser, within_prior=True)  # what is tilted keeps its support
+        return RolloutGuide(policy, make_policy, within_prior=True)  # a tilt keeps the support
 
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
-        """Disturb what ends in an action so that tilts differ by about one; see `AutoGuide.overdispersed_init`."""
+        """Perturb the last layers of θ so that tilts differ by about one; see `AutoGuide.overdispersed_init`."""
         result = {}
         for index, (name, value) in enumerate(sorted(params.items())):
             noise = jax.random.normal(fold_in(key, index), value.shape, value.dtype)
@@ -189,7 +198,13 @@ class TablePolicy(ObservationPolicy):
 @checked(GuideError)
 @dataclass(frozen=True, kw_only=True)
 class LinearPolicy(ObservationPolicy):
-    """A tilt that is linear in the features of the observation (and of time, where not stationary)."""
+    """A tilt that is linear in the features of the observation (and of time, where not stationary).
+
+    Example:
+        >>> from bayesrl import control
+        >>> control.LinearPolicy(critic=False).stationary
+        True
+    """
 
     def learning_rate_for(self, params: Params) -> float:
         """Suggest an Adam rate."""
@@ -197,14 +212,14 @@ class LinearPolicy(ObservationPolicy):
 
     def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare `NAME$out.weight` and `NAME$out.bias`; see `ObservationPolicy.declare`."""
-        features = _features(rollout, timed=timed)
+        features = _Features(rollout, timed=timed)
         weight = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), features.size)))
         bias = numpyro.param(f"{name}$out.bias", jnp.zeros(math.prod(shape)))
         return lambda observation, time: (weight @ features(observation, time) + bias).reshape(shape)
 
 
 def network_bytes(given: Mapping[str, Any]) -> float:
-    """Give the memory that a network of these sizes takes at least, each of its layers being an array of its own."""
+    """Give the least memory of a network of these sizes, whose layers are separate arrays."""
     hidden, depth = float(given["hidden"]), float(given["depth"])
     return 4 * (hidden**2 * (depth - 1) + hidden) + 1000 * depth
 
@@ -215,11 +230,16 @@ def network_bytes(given: Mapping[str, Any]) -> float:
 )
 @dataclass(frozen=True, kw_only=True)
 class NetworkPolicy(ObservationPolicy):
-    """A tilt by an Equinox network of the features of the observation; the critic has one of its own.
+    """A tilt by a tanh network of the features of the observation; the critic has a network of its own.
 
     Args:
         hidden: width of the hidden layers.
         depth: number of hidden layers.
+
+    Example:
+        >>> from bayesrl import control
+        >>> control.NetworkPolicy(hidden=32, depth=1).hidden
+        32
     """
 
     hidden: Count = 64
@@ -231,19 +251,19 @@ class NetworkPolicy(ObservationPolicy):
 
     def declare(self, key: PRNGKey, name: str, rollout: EpisodeProgram, shape: tuple[int, ...], *, timed: bool) -> Any:
         """Declare the arrays of a network, the last layer zero; see `ObservationPolicy.declare`."""
-        features = _features(rollout, timed=timed)
+        features = _Features(rollout, timed=timed)
         sizes = (features.size, *(self.hidden,) * self.depth)
-        held = []
+        layers = []
         for index, (wide, narrow) in enumerate(zip(sizes[1:], sizes[:-1], strict=True)):
             start = partial(_orthogonal, fold_in(key, index), wide, narrow)
             weight = numpyro.param(f"{name}$layer{index}.weight", start)
-            held.append((weight, numpyro.param(f"{name}$layer{index}.bias", jnp.zeros(wide))))
+            layers.append((weight, numpyro.param(f"{name}$layer{index}.bias", jnp.zeros(wide))))
         last = numpyro.param(f"{name}$out.weight", jnp.zeros((math.prod(shape), self.hidden)))
         bias = numpyro.param(f"{name}$out.bias", jnp.zeros(math.prod(shape)))
 
         def network(observation: Any, time: Array) -> Array:
             x = features(observation, time)
-            for weight, shift in held:
+            for weight, shift in layers:
                 x = jnp.tanh(weight @ x + shift)
             return (last @ x + bias).reshape(shape)
 
@@ -251,41 +271,41 @@ class NetworkPolicy(ObservationPolicy):
 
 
 def _orthogonal(key: PRNGKey, wide: int, narrow: int, _: Any = None) -> Array:
-    """Give a starting layer: orthogonal rows or columns, whichever are fewer, with the gain √2."""
+    """Give an initial layer: orthogonal rows or columns, whichever are fewer, with gain √2."""
     return math.sqrt(2.0) * jax.random.orthogonal(key, wide, m=narrow)
 
 
-class _features:  # noqa: N801  (called like the function that it makes)
-    """What linear maps and networks read of an observation: a vector of `size` numbers."""
+class _Features:
+    """The vector of `size` numbers that linear maps and networks read of an observation and a time."""
 
     def __init__(self, rollout: EpisodeProgram, *, timed: bool) -> None:
         self.environment, self.horizon, self.timed = rollout.environment, rollout.horizon, timed
         self.size = int(_abstractly(lambda: self(_observation_of(rollout), jnp.asarray(0))).shape[0])
 
     def __call__(self, observation: Any, time: Array) -> Array:
-        told = self.environment.features(observation)
-        return jnp.append(told, 2.0 * time / self.horizon - 1.0) if self.timed else told
+        features = self.environment.features(observation)
+        return jnp.append(features, 2.0 * time / self.horizon - 1.0) if self.timed else features
 
 
 def _observation_of(rollout: EpisodeProgram) -> Any:
-    """Give one observation, of which only shapes and types matter."""
+    """Give one observation, for its shapes and types."""
     with handlers.block():
         return rollout.environment.observe(FoldedKeys(rollout.environment.reset, dummy_key())())
 
 
 def _prior_of(rollout: EpisodeProgram) -> dist.Distribution:
-    return rollout.prior_choice(_observation_of(rollout), jnp.asarray(0)).action
+    return rollout.prior_policy(_observation_of(rollout), jnp.asarray(0)).action
 
 
 def _abstractly[T](make: Callable[[], T]) -> T:
-    """Make what is asked for kinds and shapes alone, without computing anything."""
+    """Make an object for its types and shapes, without computing anything."""
     made: list[T] = []
     jax.eval_shape(lambda: made.append(make()))
     return made[0]
 
 
 def _return_scale(key: PRNGKey, rollout: EpisodeProgram) -> float:
-    """Root mean square of the prior's returns to come, reward units: what a critic's numbers are multiples of."""
+    """Root mean square of the prior's returns to come, reward units: the unit of the critic's outputs."""
     if isinstance(rollout, RecordedRollout):
         return rollout.return_scale
 

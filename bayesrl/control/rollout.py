@@ -21,11 +21,11 @@ from bayesrl.core.primitives import reward, site_kind
 from bayesrl.errors import ControlError
 
 VALUE, WEIGHT, CONTINUE = "value$", "weight$", "continue$"
-"""Deterministic sites, [time], by which a guide of a rollout speaks to `ActorCritic`."""
+"""Deterministic sites, [time], that `ActorCritic` reads from the guide of a rollout."""
 
 
 class PolicyOutput(NamedTuple):
-    """What a policy does at one step: a distribution of actions, and what it thinks the state is worth."""
+    """What a policy gives at one step: a distribution of actions, and its value of the state, reward units."""
 
     action: dist.Distribution
     value: Array | None = None
@@ -37,10 +37,10 @@ type PolicyFn = Callable[[Any, Array], PolicyOutput]
 
 @dataclass(frozen=True, eq=False)
 class EpisodeProgram(abc.ABC):
-    """A policy in an environment, as a program: what simulated and recorded rollouts share.
+    """A policy in an environment as a program: what simulated and recorded rollouts share.
 
     Attributes:
-        environment: what answers to the actions.
+        environment: what the policy acts in.
         horizon: number of steps.
         discount: γ, in (0, 1].
         prior: the policy to start from, and the reference of the KL: from an observation and the time
@@ -54,10 +54,10 @@ class EpisodeProgram(abc.ABC):
 
     def __call__(self, *observation: Any) -> Any:
         """Run as a program; with an observation, draw one action only."""
-        return self.run(self.prior_choice, *observation)
+        return self.run(self.prior_policy, *observation)
 
-    def prior_choice(self, observation: Any, time: Array) -> PolicyOutput:
-        """Give what the prior does."""
+    def prior_policy(self, observation: Any, time: Array) -> PolicyOutput:
+        """Give the output of the prior."""
         prior = self.environment.prior(observation) if self.prior is None else self.prior(observation, time)
         return PolicyOutput(prior)
 
@@ -65,9 +65,8 @@ class EpisodeProgram(abc.ABC):
         """Run with any policy in the place of the prior.
 
         Args:
-            choose: the policy. Where it values states, the sites `value$`, `weight$` and `continue$` are left too.
-            *observation: an observation and perhaps a time step (0 by default): where given, one action is drawn for
-                it, and that is all.
+            choose: the policy. One that values states adds the sites `value$`, `weight$` and `continue$`.
+            *observation: an observation and perhaps a time step (0 by default); with it, only one action is drawn.
         """
         if observation:
             seen, time = (*observation, jnp.asarray(0))[:2]
@@ -75,7 +74,7 @@ class EpisodeProgram(abc.ABC):
         return self.play(choose)
 
     @property
-    def ends(self) -> bool:
+    def ends_at_horizon(self) -> bool:
         """Whether episodes really end at the horizon."""
         return False
 
@@ -94,14 +93,14 @@ class Rollout(EpisodeProgram):
     step" integrated out; after termination nothing counts: J = E Σ_t γᵗ·(r_t − β·log(q/π₀)_t).
 
     Args:
-        environment: what answers to the actions.
+        environment: what the policy acts in.
         horizon: greatest number of steps.
         discount: γ, in (0, 1].
         prior: the policy to start from, and the reference of the KL: from an observation and the time
             step to a distribution of actions; by default the environment's own.
-        unbounded: whether the horizon, and what the environment tells as `truncated`, only cut off an episode that
-            goes on. The last step then counts nothing, and `ActorCritic` takes the value of where it was cut off for
-            that of all that follows. Else episodes end there.
+        unbounded: whether the horizon, and `truncated` of the environment, only cut off an episode that goes on. The
+            last step then counts nothing, and `ActorCritic` takes the value of the last state for all that follows.
+            Otherwise episodes end there.
 
     Raises:
         ControlError: the horizon or the discount is out of range.
@@ -118,7 +117,7 @@ class Rollout(EpisodeProgram):
     unbounded: bool = False
 
     @property
-    def ends(self) -> bool:
+    def ends_at_horizon(self) -> bool:
         """Whether episodes really end at the horizon."""
         return not self.unbounded
 
@@ -151,7 +150,7 @@ class Rollout(EpisodeProgram):
 
 
 def emit_critic_sites(choice: PolicyOutput, weight: Array, go_on: Array) -> None:
-    """Leave what `ActorCritic` needs to know of a step, where states are valued."""
+    """Add the sites that `ActorCritic` reads of a step, where states are valued."""
     if choice.value is not None:
         numpyro.deterministic(VALUE, choice.value)
         numpyro.deterministic(WEIGHT, weight)
@@ -159,7 +158,7 @@ def emit_critic_sites(choice: PolicyOutput, weight: Array, go_on: Array) -> None
 
 
 class _Weighted(Messenger):
-    """Let actions and rewards of the scan inside count by weights of their time steps.
+    """Weight actions and rewards of a scan by time step.
 
     `numpyro.handlers.scale` inside a scan takes no scale that changes with time.
     """
@@ -169,6 +168,6 @@ class _Weighted(Messenger):
         self.weights = weights
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Scale what the scan has kept."""
+        """Scale the sites that a scan has stacked."""
         if msg.get("_control_flow_done") and msg["type"] == "sample" and site_kind(msg) in ("action", "reward"):
             msg["scale"] = self.weights if msg["scale"] is None else msg["scale"] * self.weights

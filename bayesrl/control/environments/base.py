@@ -16,7 +16,12 @@ class Transition(NamedTuple):
         state: the next state, any pytree of arrays.
         reward: of this step, reward units, scalar.
         terminated: whether the episode has come to its own end, scalar bool.
-        truncated: whether it is cut off here, by a time limit of the environment's own, say, scalar bool.
+        truncated: whether it is cut off here, by a time limit, say, scalar bool.
+
+    Example:
+        >>> from bayesrl import control
+        >>> control.Transition(state=1, reward=0.5, terminated=False).truncated
+        False
     """
 
     state: Any
@@ -26,10 +31,24 @@ class Transition(NamedTuple):
 
 
 class Environment(abc.ABC):
-    """An environment as a program: it draws what nature draws by `bayesrl.environment`.
+    """An environment as a program: nature's draws are made by `bayesrl.environment`.
 
-    A frozen dataclass; `reset` and `step` run inside a program, `step` inside a `scan`, so that states
-    keep their shapes and types.
+    A frozen dataclass; `reset` and `step` run inside a program, `step` inside a `scan`, so states keep their shapes
+    and types.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import jax.numpy as jnp, numpyro.distributions as dist
+        >>> from bayesrl import control
+        >>> @dataclass(frozen=True)
+        ... class Guess(control.Environment):
+        ...     def reset(self):
+        ...         return jnp.array(0)
+        ...     def step(self, state, action):
+        ...         return control.Transition(state, 1.0 * action, jnp.array(True))
+        ...     def prior(self, observation):
+        ...         return dist.Bernoulli(0.5)
+        >>> program = control.Rollout(Guess(), horizon=1)
     """
 
     @abc.abstractmethod
@@ -45,22 +64,22 @@ class Environment(abc.ABC):
         """Give the distribution of actions that a policy starts from, usually a uniform one."""
 
     num_observations: int | None = None
-    """How many observations there are, where they are the integers from 0 on; None where they are vectors."""
+    """Number of observations where they are integers from 0 on; None where they are vectors."""
 
     def allowed(self, observation: Any) -> Array | None:
-        """Give which actions may be taken, [actions], bool; by default None: all, always."""
+        """Give which actions are allowed, [actions], bool; None, the default, allows all."""
         return None
 
     def observe(self, state: Any) -> Any:
-        """Give what the agent sees of a state; by default all of it."""
+        """Give the agent's observation of a state; by default the state."""
         return state
 
     def label(self, observation: Any) -> Any:
-        """Give what a table is looked up by, where observations are finitely many; by default the observation."""
+        """Give the index into a table, where observations are finitely many; by default the observation."""
         return observation
 
     def features(self, observation: Any) -> Array:
-        """Give what linear maps and networks read of an observation, numbers of about unit size, [features]."""
+        """Give the input of linear maps and networks, numbers of about unit size, [features]."""
         if self.num_observations is not None:
             return jax.nn.one_hot(observation, self.num_observations)
         return jnp.concatenate([jnp.ravel(leaf).astype(float) for leaf in jax.tree.leaves(observation)])

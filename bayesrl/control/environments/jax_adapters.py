@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesrl.arguments import user_code
 from bayesrl.control.gymnasium.spaces import MASK, MOST_JOINT, Actions
 from bayesrl.errors import ControlError
 
@@ -62,12 +63,8 @@ def detect_interface(env: Any) -> EnvInterface:
         return PGX
     if _num_arguments(env.step) >= 4:
         return GYMNAX
-    try:
+    with user_code(f"reset(key) of {type(env).__name__}", ControlError, "let it take two words of a key"):
         first = jax.eval_shape(env.reset, jax.ShapeDtypeStruct((2,), jnp.uint32))
-    except Exception as error:
-        raise ControlError(
-            f"reset(key) of {type(env).__name__} cannot be traced: {type(error).__name__}: {error}"
-        ) from error
     if isinstance(first, tuple) and len(first) == 2 and _has(first[1], "observation", "discount", "step_type"):
         return JUMANJI
     if _has(first, "observation", "step_type", "reward"):

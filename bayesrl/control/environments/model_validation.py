@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bayesrl.arguments import user_code
 from bayesrl.control.action_masks import parse_mask, read_mask
 from bayesrl.control.environments.published_models import Outcomes, PublishedModel, observation_key
 from bayesrl.control.gymnasium.spaces import MASK, Actions
@@ -107,13 +108,8 @@ class _Trial:
         return state
 
     def ask(self, call: Callable[[], Any]) -> Any:
-        try:
+        with user_code(f"trying the published model of {self.model.bare}", ControlError, "mend the environment"):
             return call()
-        except Exception as error:
-            raise ControlError(
-                f"the published model of {self.model.bare} could not be tried, since playing raised "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
     def start_distribution(self, starts: np.ndarray) -> np.ndarray:
         """Give the published distribution of the first state, or the one state that all episodes start in."""

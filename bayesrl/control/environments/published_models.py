@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bayesrl.arguments import user_code
 from bayesrl.errors import ControlError
 
 type Outcomes = list[tuple[float, int, float, bool]]
@@ -126,7 +127,7 @@ def read_published_model(environment: Any) -> PublishedModel:
     if not (_is_discrete(space) and _is_discrete(bare.action_space)):
         raise ControlError(f"actions of {core} are {space}, and the published model knows finitely many")
     actions = [int(space.start) + a for a in range(int(space.n))]
-    try:
+    with user_code(f"a wrapper of {core}, called alone,", ControlError, "take it off"):
         columns = [int(_apply(act, a)) - first for a in actions]
         seen = [_apply(observe, s) for s in states]
         wrong = [a for a, column in zip(actions, columns, strict=True) if not 0 <= column < len(table[0])]
@@ -136,10 +137,6 @@ def read_published_model(environment: Any) -> PublishedModel:
             [[(p, to, float(_apply(pay, r)), end) for p, to, r, end in row[column]] for column in columns]
             for row in table
         ]
-    except ControlError:
-        raise
-    except Exception as error:
-        raise ControlError(f"a wrapper of {core} raised {type(error).__name__} when asked alone: {error}") from error
     limit = time_limit(environment)
     return _in_observed_order(
         replace(model, table=paid, seen=seen, actions=actions, columns=columns, limit=limit, core=core)
@@ -163,17 +160,13 @@ def _read_start(bare: Any, num_states: int) -> np.ndarray | None:
 
 def _read_table(bare: Any) -> tuple[int, list[list[Outcomes]]]:
     """Give the least action of the table P, and its rows in order."""
-    try:
+    remedy = "let P[state][action] be a list of (probability, next state, reward, terminated)"
+    with user_code(f"reading the table P of {env_name(bare)}", ControlError, remedy):
         least = min(bare.P[min(bare.P)])
         rows = [
             [[(float(p), int(to), float(r), bool(end)) for p, to, r, end in row[a]] for a in sorted(row)]
             for _, row in sorted(bare.P.items())
         ]
-    except Exception as error:
-        raise ControlError(
-            f"the table P of {env_name(bare)} cannot be read: {error}; P[state][action] is a list of (probability, "
-            "next state, reward, terminated)"
-        ) from error
     start = int(getattr(getattr(bare, "action_space", None), "start", 0))
     # Some tables count actions as the space does, others from 0.
     return (start if int(least) in (0, start) else int(least)), rows
@@ -286,16 +279,12 @@ def _copy_playable(environment: Any) -> tuple[Any, Any]:
                 setattr(made, name, value)
         return made
 
-    try:
+    with user_code(f"copying {env_name(environment)}, to try its model,", ControlError, "let copy.copy take it"):
         core = inner = twin(getattr(environment, "unwrapped", environment))
         for wrapper in reversed(active_wrappers(environment)):
             outer = twin(wrapper, without="env")
             outer.env = core
             core = outer
-    except Exception as error:
-        raise ControlError(
-            f"{env_name(environment)} cannot be copied, so its model cannot be tried: {type(error).__name__}: {error}"
-        ) from error
     if getattr(inner, "render_mode", None) is not None:
         inner.render_mode = None
     return core, inner

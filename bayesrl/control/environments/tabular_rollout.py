@@ -14,7 +14,7 @@ from bayesrl.arguments import Count, UnitInterval, checked
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.control.environments.base import Environment, Transition
 from bayesrl.control.environments.tabular import TabularMDP
-from bayesrl.control.planning import check_mdp, evaluate_policy, soft_value_iteration
+from bayesrl.control.planning import evaluate_policy, soft_value_iteration
 from bayesrl.control.policies import RolloutGuide, action_distribution
 from bayesrl.control.rollout import Rollout
 from bayesrl.core.primitives import environment
@@ -23,7 +23,7 @@ from bayesrl.posterior.posterior import Posterior
 
 
 class _Tables(NamedTuple):
-    """What a program reads of a problem."""
+    """The arrays that a program reads of a problem."""
 
     log_probs: Array
     rewards: Array
@@ -36,25 +36,24 @@ class _Tables(NamedTuple):
 class TabularEnvironment(Environment):
     """A `TabularMDP` as a program: sites `start`, where that is random, and `state`.
 
-    It is read whenever the program runs, so that tables may be changed in place.
+    Its tables are read whenever the program runs, so they may be changed in place.
 
     Args:
         mdp: the problem; its own horizon and discount are left to the rollout.
     """
 
     def __init__(self, mdp: TabularMDP) -> None:
-        check_mdp(mdp)
         self.mdp = mdp
         self.num_observations = mdp.num_states
-        self._laid_out = _mark(mdp), _lay_out(mdp)
+        self._cached = _digest(mdp), _to_device(mdp)
 
     @property
     def _tables(self) -> _Tables:
-        mark = _mark(self.mdp)
-        if self._laid_out[0] != mark:
-            with jax.ensure_compile_time_eval():  # they are kept, and so must not belong to what is being traced
-                self._laid_out = mark, _lay_out(self.mdp)
-        return self._laid_out[1]
+        digest = _digest(self.mdp)
+        if self._cached[0] != digest:
+            with jax.ensure_compile_time_eval():  # arrays that outlive a trace must not belong to it
+                self._cached = digest, _to_device(self.mdp)
+        return self._cached[1]
 
     def reset(self) -> Array:
         """Draw the start state, an integer."""
@@ -74,15 +73,15 @@ class TabularEnvironment(Environment):
         return dist.Categorical(logits=self._tables.log_prior[observation])
 
 
-def _mark(mdp: TabularMDP) -> bytes:
-    """Give what differs where the tables of a problem do."""
-    told = hashlib.blake2b()
+def _digest(mdp: TabularMDP) -> bytes:
+    """Give a digest of the tables of a problem."""
+    digest = hashlib.blake2b()
     for table in (mdp.successors, mdp.probabilities, mdp.rewards, mdp.start, mdp.terminal, mdp.prior):
-        told.update(np.ascontiguousarray(table).data)
-    return told.digest()
+        digest.update(np.ascontiguousarray(table).data)
+    return digest.digest()
 
 
-def _lay_out(mdp: TabularMDP) -> _Tables:
+def _to_device(mdp: TabularMDP) -> _Tables:
     probs = mdp.dense()
     rewards = np.zeros_like(probs)
     states, actions, _ = np.indices(mdp.probabilities.shape)
@@ -107,9 +106,8 @@ def tabular_rollout(mdp: TabularMDP, *, horizon: Count | None = None, discount: 
         discount: γ; by default the problem's own.
 
     Raises:
-        ControlError: neither gives a horizon; the problem is none.
+        ControlError: neither gives a horizon.
     """
-    check_mdp(mdp)
     steps = mdp.horizon if horizon is None else horizon
     if steps is None:
         raise ControlError(f"{mdp.name or 'the problem'} has no horizon; pass horizon=, which cuts episodes off")
@@ -137,10 +135,10 @@ class TabularOptimum:
 
     def __call__(self, beta: float) -> float:
         """Give J* at a temperature, reward units."""
-        asked = float(beta), _mark(self.mdp)
-        if asked not in self._known:
-            self._known[asked] = float(soft_value_iteration(self.mdp, beta).objective)
-        return self._known[asked]
+        key = float(beta), _digest(self.mdp)
+        if key not in self._known:
+            self._known[key] = float(soft_value_iteration(self.mdp, beta).objective)
+        return self._known[key]
 
     def prior_objective(self, beta: float) -> float:
         """Give J(π₀), reward units."""

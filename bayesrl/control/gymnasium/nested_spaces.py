@@ -1,4 +1,4 @@
-"""Spaces of Gymnasium that hold others: their simple parts, in order, and values put together of them."""
+"""Composite spaces of Gymnasium: their simple parts, in order, and values assembled from them."""
 
 import math
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-_LARGEST = 1e6
-"""Bounds beyond this are none: float32's greatest number is a common way to say "unbounded"."""
+LARGEST_BOUND = 1e6
+"""Wider bounds count as none: float32's greatest number is a common way to say "unbounded"."""
 
 
 @dataclass(frozen=True)
 class SpaceLeaf:
-    """A simple space somewhere inside of another.
+    """A simple space inside another.
 
     Attributes:
-        path: the keys and places that lead to it.
+        path: the keys and indices that lead to it.
         space: itself.
-        sizes: how many values each of its integers takes, one after another; empty where its numbers are real.
+        sizes: number of values of each of its integers; empty where its numbers are real.
         least: the least value of each integer.
     """
 
@@ -28,30 +28,29 @@ class SpaceLeaf:
 
     @property
     def width(self) -> int:
-        """How many numbers it has."""
+        """Number of its numbers."""
         return math.prod(self.space.shape or ())
 
-    def of(self, values: Any) -> np.ndarray:
-        """Take its numbers out of a batch of values of the whole, [num, width]."""
+    def extract(self, values: Any) -> np.ndarray:
+        """Take its numbers out of a batch of composite values, [num, width]."""
         for step in self.path:
             values = values[step]
         array = np.asarray(values)
         return array.reshape(len(array), -1)
 
     def scale(self) -> np.ndarray:
-        """Tell of about which size its numbers are, [width]."""
+        """Give the typical size of its numbers, [width]."""
         size = np.maximum(np.abs(self.space.low.astype(float)), np.abs(self.space.high.astype(float)))
-        told: np.ndarray = np.where((size > 0) & (size < _LARGEST), size, 1.0).astype(np.float32).ravel()
-        return told
+        return np.where((size > 0) & (size < LARGEST_BOUND), size, 1.0).astype(np.float32).ravel()
 
 
 def flatten_space(space: Any, *, counted: bool = False, path: tuple[Any, ...] = ()) -> list[SpaceLeaf] | None:
     """Give the simple parts of a space, or None where one of them is not supported.
 
     Args:
-        space: of Gymnasium.
-        counted: whether bounded boxes of integers are finite sets, and no arrays of numbers.
-        path: that leads to it.
+        space: Gymnasium's.
+        counted: whether bounded boxes of integers are finite sets, not arrays of numbers.
+        path: that leads to the space.
     """
     from gymnasium import spaces
 
@@ -78,18 +77,11 @@ def flatten_space(space: Any, *, counted: bool = False, path: tuple[Any, ...] = 
         return [SpaceLeaf(path, space, (), ())]
     low, high = np.ravel(space.low).astype(object), np.ravel(space.high).astype(object)
     sizes = tuple(int(b) - int(a) + 1 for a, b in zip(low, high, strict=True))
-    return [SpaceLeaf(path, space, sizes, tuple(map(int, low)))] if max(sizes, default=0) < _LARGEST else None
+    return [SpaceLeaf(path, space, sizes, tuple(map(int, low)))] if max(sizes, default=0) < LARGEST_BOUND else None
 
 
 def assemble(space: Any, leaves: list[SpaceLeaf], numbers: np.ndarray, path: tuple[Any, ...] = ()) -> Any:
-    """Make a batch of values of a space.
-
-    Args:
-        space: of Gymnasium.
-        leaves: its simple parts.
-        numbers: of all of them, one after another, [num, total width].
-        path: that leads to it.
-    """
+    """Make a batch of values of a space from the numbers of its leaves, one after another, [num, total width]."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):

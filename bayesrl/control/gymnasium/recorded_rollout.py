@@ -1,6 +1,6 @@
-"""Rollouts in environments that are no program: their sites hold what was recorded."""
+"""Rollouts in environments that are not programs: their sites hold what was recorded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -13,16 +13,16 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 from bayesrl.control.environments.base import Environment, Transition
-from bayesrl.control.gymnasium.spaces import NEVER
+from bayesrl.control.gymnasium.spaces import NEVER, Observations
 from bayesrl.control.rollout import EpisodeProgram, PolicyFn, emit_critic_sites
 from bayesrl.core.primitives import environment, reward
 from bayesrl.errors import ControlError
 
 
 class RecordedValue(dist.Distribution):
-    """Stands for what an environment outside of the program gives: its density is not known, and cancels.
+    """A placeholder for what an environment outside the program gives: its density is unknown, and cancels.
 
-    It draws zeros, so that programs can be looked at; only recorded values mean anything.
+    It draws zeros, so that programs can be traced; only recorded values mean anything.
     """
 
     recorded = True
@@ -53,77 +53,71 @@ class RecordedValue(dist.Distribution):
         return jnp.zeros(shape[: len(shape) - len(self.event_shape)])
 
     def tree_flatten(self) -> Any:
-        """Hold no arrays."""
+        """Give no arrays."""
         return (), (self.event_shape, self.dtype, self.num_values)
 
     @classmethod
     def tree_unflatten(cls, aux_data: Any, params: Any) -> "RecordedValue":
-        """Make it again."""
+        """Make it from its static parts."""
         return cls(*aux_data)
 
 
 def mask_actions(actions: dist.Distribution, allowed: Array) -> dist.Distribution:
-    """Give a Categorical among the actions that are allowed, [..., actions]; among all where none is."""
+    """Give a Categorical over the allowed actions, [..., actions]; over all actions where none is allowed."""
     logits = jnp.asarray(actions.logits)
     return dist.Categorical(logits=jnp.where(allowed | ~allowed.any(-1, keepdims=True), logits, NEVER))
 
 
 @dataclass(frozen=True)
 class ExternalEnvironment(Environment):
-    """An environment that is no program, known by its observations and its prior policy alone.
+    """An environment that is not a program, known by its observations and its prior policy alone.
 
     Args:
-        shape: of one observation.
-        dtype: of one observation.
+        observations: as policies see them.
         actions: the distribution of actions that policies start from.
-        num_observations: their number where they are the integers from 0 on, else None.
-        scale: of about which size the numbers in an observation are, [*shape].
-        digits: how many values each of several integers takes that are counted together.
-        masked: how many numbers at the end of an observation tell which actions are allowed.
     """
 
-    shape: tuple[int, ...]
-    dtype: Any
+    observations: Observations
     actions: dist.Distribution
-    num_observations: int | None = None
-    scale: Any = 1.0
-    digits: tuple[int, ...] = ()
-    masked: int = 0
+    num_observations: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_observations", self.observations.num)
 
     def reset(self) -> Array:
-        """Stand for the first observation."""
-        return jnp.zeros(self.shape, self.dtype)
+        """Give zeros in the place of the first observation."""
+        return jnp.zeros(self.observations.shape, self.observations.dtype)
 
     def step(self, state: Any, action: Any) -> Transition:
-        """Refuse: nobody knows what follows.
+        """Refuse, for what follows is unknown.
 
         Raises:
             ControlError: always.
         """
-        raise ControlError("this environment is no program, so it cannot be stepped in one; fit with source=...")
+        raise ControlError("this environment is not a program, so it cannot be stepped in one; fit with source=...")
 
     def prior(self, observation: Any) -> dist.Distribution:
-        """Give the distribution of actions that policies start from; those that are not allowed have no share in it."""
-        if not self.masked:
-            return self.actions
-        return mask_actions(self.actions, observation[-self.masked :] > 0)
+        """Give the distribution of actions that policies start from, without the actions that are not allowed."""
+        masked = self.observations.masked
+        return mask_actions(self.actions, observation[-masked:] > 0) if masked else self.actions
 
     def label(self, observation: Any) -> Any:
-        """Leave the mask away; see `Environment.label`."""
-        return observation[0] if self.masked and self.num_observations is not None else observation
+        """Leave the mask out; see `Environment.label`."""
+        return observation[0] if self.observations.masked and self.num_observations is not None else observation
 
     def features(self, observation: Any) -> Array:
-        """Scale vectors, and indicate each of several integers; see `Environment.features`."""
-        if self.num_observations is None:
-            return super().features(observation / self.scale)
+        """Scale vectors, and one-hot encode each of several integers; see `Environment.features`."""
+        seen = self.observations
+        if seen.num is None:
+            return super().features(observation / seen.scale)
         label = self.label(observation)
-        told = [super().features(label)]
-        if len(self.digits) > 1:
-            digits = jnp.unravel_index(label, self.digits)
-            told = [jax.nn.one_hot(digit, size) for digit, size in zip(digits, self.digits, strict=True)]
-        if self.masked:
-            told.append(observation[-self.masked :].astype(float))
-        return jnp.concatenate(told)
+        features = [super().features(label)]
+        if len(seen.digits) > 1:
+            digits = jnp.unravel_index(label, seen.digits)
+            features = [jax.nn.one_hot(digit, size) for digit, size in zip(digits, seen.digits, strict=True)]
+        if seen.masked:
+            features.append(observation[-seen.masked :].astype(float))
+        return jnp.concatenate(features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +125,10 @@ class RecordedRollout(EpisodeProgram):
     """Steps of a policy in an environment outside of the program, from anywhere in an episode on.
 
     `source` fills the sites `observation`, `counts` (False where an environment was reset, and in the last step,
-    which only values what follows), `terminated` and `earned`; of the actions it is known who drew them.
+    which only values what follows), `terminated` and `earned`, and gives the density that drew each action.
 
     Attributes:
-        return_scale: of about which size returns to come are, reward units; a critic's numbers are multiples of it.
+        return_scale: size of returns to come, reward units; a critic's numbers are multiples of it.
     """
 
     environment: ExternalEnvironment
@@ -142,16 +136,13 @@ class RecordedRollout(EpisodeProgram):
 
     def play(self, choose: PolicyFn) -> Any:
         """Score what was recorded; see `EpisodeProgram.run`."""
-        world = self.environment
+        seen = self.environment.observations
+        placeholder = RecordedValue(seen.shape, seen.dtype, None if seen.masked else seen.num)
 
         def step(carry: None, time: Array) -> tuple[None, None]:
-            seen = environment(
-                "observation",
-                RecordedValue(world.shape, world.dtype, None if world.masked else world.num_observations),
-                observable=True,
-            )
+            observation = environment("observation", placeholder, observable=True)
             counts = environment("counts", RecordedValue(dtype=bool), observable=True)
-            choice = choose(seen, time)
+            choice = choose(observation, time)
             with handlers.mask(mask=counts):
                 numpyro.sample("action", choice.action)
             terminated = environment("terminated", RecordedValue(dtype=bool), observable=True)

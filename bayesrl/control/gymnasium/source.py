@@ -158,14 +158,10 @@ class GymnasiumSource(BatchSource):
             ControlError: the discount is out of range, or the prior draws what are no actions of the environment.
         """
         seen = self.observations
-        prior_actions = self.actions.prior()
-        world = ExternalEnvironment(
-            seen.shape, seen.dtype, prior_actions, seen.num, seen.scale, seen.digits, seen.masked
-        )
-        size = self._return_scale(discount)
-        program = RecordedRollout(world, self.window + 1, discount, prior, size)
+        world = ExternalEnvironment(seen, self.actions.prior())
+        program = RecordedRollout(world, self.window + 1, discount, prior, self._return_scale(discount))
         nothing = jax.device_put((np.zeros(seen.shape, seen.dtype), np.zeros((), np.int32)))
-        self.actions.check_prior(program.prior_choice(*nothing).action)
+        self.actions.check_prior(program.prior_policy(*nothing).action)
         return program
 
     def _return_scale(self, discount: float) -> float:

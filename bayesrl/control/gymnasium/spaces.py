@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from bayesrl.arguments import FiniteNumbers, Positive, checked
 from bayesrl.compilation.keys import dummy_key
 from bayesrl.control.gymnasium.nested_spaces import (
+    LARGEST_BOUND,
     SpaceLeaf,
     add_batch_axis,
     assemble,
@@ -24,37 +25,34 @@ SUPPORTED = (
     "either all integers within bounds or all floats"
 )
 MASK = "action_mask"
-"""What holds the actions that are allowed, in an observation of several parts or beside it."""
-
-_LARGEST = 1e6
-"""Bounds beyond this are none: float32's greatest number is a common way to say "unbounded"."""
+"""The key of allowed actions, in an observation of several parts or in `info`."""
 
 _MOST_COUNTED = 4096
-"""So many observations of several integers are counted, and can be looked up in tables."""
+"""Up to this number, observations of several integers are counted, and can be looked up in tables."""
 
 MOST_JOINT = 256
-"""So many actions of several integers have a probability each; of more, each integer has probabilities of its own."""
+"""Up to this number, actions of several integers have a probability each; beyond it, each integer has its own."""
 
 NEVER = -1e30
-"""Stands for a log-probability of −inf, which NumPyro refuses as a logit."""
+"""A log-probability for −inf, which NumPyro refuses as a logit."""
 
 
 @dataclass(frozen=True)
 class Observations:
     """Observations of an environment, as policies see them: float32 arrays, or integers from 0 on.
 
-    Where there is a mask of allowed actions, it follows on the observation in one vector.
+    A mask of allowed actions is appended to the observation.
 
     Attributes:
         shape: of one observation.
         dtype: of one observation.
-        num: how many there are, or None where they are arrays.
-        scale: of about which size the numbers are, [*shape].
+        num: number of observations, or None where they are arrays.
+        scale: typical size of the numbers, [*shape].
         first: the least of finitely many observations.
-        leaves: the parts of one that has several.
-        digits: how many values each of its integers takes, where they are counted together.
-        masked: how many actions the mask tells of, 0 where there is none.
-        mask: the part that holds it; None where the environment tells it beside the observation.
+        leaves: the parts of a composite observation.
+        digits: number of values of each integer, where several are counted as one.
+        masked: number of actions in the mask, 0 without one.
+        mask: the part that holds the mask; None where it comes beside the observation.
     """
 
     shape: tuple[int, ...]
@@ -68,32 +66,32 @@ class Observations:
     mask: SpaceLeaf | None = None
 
     def from_environment(self, seen: Any, allowed: Any = None) -> np.ndarray:
-        """Give what policies see of a batch, [num, *shape], as an array of its own.
+        """Give what policies see of a batch, a new array [num, *shape].
 
         Args:
             seen: the batch.
-            allowed: the mask that was told beside it, [num, masked]; None where all actions are allowed.
+            allowed: the mask beside it, [num, masked]; None where all actions are allowed.
         """
-        told = self._own(seen)
+        own = self._without_mask(seen)
         if not self.masked:
-            return told
+            return own
         if self.mask is not None:
-            allowed = self.mask.of(seen)
+            allowed = self.mask.extract(seen)
         elif allowed is None:
-            allowed = np.ones((len(told), self.masked))
-        return np.concatenate([told.reshape(len(told), -1), np.asarray(allowed) > 0], -1).astype(self.dtype)
+            allowed = np.ones((len(own), self.masked))
+        return np.concatenate([own.reshape(len(own), -1), np.asarray(allowed) > 0], -1).astype(self.dtype)
 
     def one(self, seen: Any, allowed: Any = None) -> np.ndarray:
         """Give what policies see of one observation, [*shape], without a batch."""
-        told = self.from_environment(add_batch_axis(seen), None if allowed is None else np.asarray(allowed)[None])
-        return np.asarray(told[0])
+        batch = self.from_environment(add_batch_axis(seen), None if allowed is None else np.asarray(allowed)[None])
+        return np.asarray(batch[0])
 
-    def _own(self, seen: Any) -> np.ndarray:
+    def _without_mask(self, seen: Any) -> np.ndarray:
         if not self.leaves:
             if self.num is not None:
                 _check_counted(np.asarray(seen)[..., None], (self.first,), (self.num,))
             return np.array(seen - self.first if self.first else seen, self.dtype)
-        parts = [leaf.of(seen) for leaf in self.leaves]
+        parts = [leaf.extract(seen) for leaf in self.leaves]
         for i, leaf in enumerate(self.leaves):
             if leaf.sizes:
                 _check_counted(parts[i], leaf.least, leaf.sizes)
@@ -101,11 +99,11 @@ class Observations:
         if self.num is not None:
             digits = np.concatenate(parts, -1).astype(int)
             return np.ravel_multi_index(tuple(digits.T), self.digits).astype(self.dtype)
-        told = [
-            _indicated(part, leaf.sizes) if leaf.sizes else part / leaf.scale()
+        columns = [
+            _one_hot(part, leaf.sizes) if leaf.sizes else part / leaf.scale()
             for part, leaf in zip(parts, self.leaves, strict=True)
         ]
-        return np.concatenate(told, -1).astype(self.dtype)
+        return np.concatenate(columns, -1).astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -113,13 +111,13 @@ class Actions:
     """Actions of an environment.
 
     Attributes:
-        num: their number, or None where they are vectors.
+        num: number of actions, or None where they are vectors.
         first: the least of finitely many actions.
         low: lower bounds of vectors, [*shape], infinite where there are none.
         high: upper bounds.
-        sizes: how many values each of several integers takes.
-        space: of Gymnasium, where there are several parts to be put together.
-        leaves: its parts.
+        sizes: number of values of each of several integers.
+        space: Gymnasium's, where actions have several parts.
+        leaves: these parts.
     """
 
     num: int | None
@@ -132,7 +130,7 @@ class Actions:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what a policy draws."""
+        """Shape of what a policy draws."""
         return () if self.num is not None else (len(self.sizes),) if self.sizes else tuple(np.shape(self.low))
 
     def prior(self) -> dist.Distribution:
@@ -148,13 +146,7 @@ class Actions:
         return prior.to_event(middle.ndim) if middle.ndim else prior
 
     def sample_prior(self, rng: np.random.Generator, number: int, allowed: np.ndarray | None = None) -> np.ndarray:
-        """Draw so many from the default prior, on the host, [number, *shape].
-
-        Args:
-            rng: of NumPy.
-            number: how many.
-            allowed: which of finitely many actions may be taken, [number, num]; where it is None, all.
-        """
+        """Draw from the default prior on the host, [number, *shape], of `allowed` actions, [number, num], or of all."""
         if self.num is not None:
             known = np.ones((number, self.num), bool) if allowed is None else allowed
             return np.argmax(np.where(known, rng.random(known.shape), -1.0), -1)
@@ -168,12 +160,12 @@ class Actions:
         """Give middle and half the range of vectors; 0 and 1 where they have no bounds."""
         with np.errstate(over="ignore", invalid="ignore"):
             low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-            bounded = (np.abs(low) < _LARGEST) & (np.abs(high) < _LARGEST)
+            bounded = (np.abs(low) < LARGEST_BOUND) & (np.abs(high) < LARGEST_BOUND)
             middle = np.where(bounded, (low + high) / 2, 0.0).astype(np.float32)
             return middle, np.where(bounded, (high - low) / 2, 1.0).astype(np.float32)
 
     def to_environment(self, action: Any) -> Any:
-        """Give what the environment takes of a batch, [num, ...]: bounded actions are cut at their bounds."""
+        """Give the environment's form of a batch, [num, ...]: bounded actions are clipped."""
         if self.leaves:
             drawn = np.asarray(action)
             joint = self.num is not None
@@ -184,7 +176,7 @@ class Actions:
         return np.clip(action, self.low, self.high).astype(self.low.dtype)
 
     def one(self, action: Any) -> Any:
-        """Give what one environment takes of one action, without a batch."""
+        """Give one environment's form of one action, without a batch."""
         given = self.to_environment(np.asarray(action)[None])
         if not self.leaves:
             return given[0].item() if self.num is not None else given[0]
@@ -193,7 +185,7 @@ class Actions:
         return next(iter(iterate(batch_space(self.space, 1), given)))
 
     def check_prior(self, prior: dist.Distribution) -> None:
-        """Refuse a prior whose draws are no actions of the environment.
+        """Refuse a prior whose draws are not actions of the environment.
 
         Raises:
             ControlError: it draws integers for vectors or the other way round, of another shape, or too many.
@@ -252,7 +244,7 @@ def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -
 
     Args:
         space: of Gymnasium.
-        masked: how many actions a mask tells of; 0 where there is none.
+        masked: number of actions in a mask; 0 without one.
         within: whether the mask is the part `action_mask` of the observation.
 
     Raises:
@@ -275,7 +267,7 @@ def describe_observations(space: Any, *, masked: int = 0, within: bool = True) -
         plain = Observations((), np.int32, int(space.n), 1.0, int(space.start))
     elif only is not None and isinstance(space, spaces.Box):
         scale = only.scale().reshape(space.shape)
-        # One number where one will do: as many as a picture has would be built into every program.
+        # One number where all are the same: an image's worth would be built into every program.
         same = scale.size > 0 and bool((scale == scale.flat[0]).all())
         plain = Observations(space.shape, np.float32, None, float(scale.flat[0]) if same else scale)
     else:
@@ -296,19 +288,19 @@ def _several(leaves: list[SpaceLeaf]) -> Observations:
 
 
 def _check_counted(values: np.ndarray, least: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    """Refuse what is none of finitely many integers, [..., integers]: a table would be read elsewhere."""
+    """Refuse integers outside their space, [..., integers]: a table would be read in another place."""
     first = np.asarray(least)
     odd = (values != np.floor(values)) | (values < first) | (values >= first + np.asarray(sizes))
     if odd.any():
         *_, place = np.argwhere(odd)[0]
         raise ControlError(
             f"an environment gave the observation {values[odd][0]!r}, and its space holds {least[place]} to "
-            f"{least[place] + sizes[place] - 1} there; mend the environment, or its observation_space"
+            f"{least[place] + sizes[place] - 1} there; correct the environment, or its observation_space"
         )
 
 
-def _indicated(digits: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    """Give an indicator for each value of each integer, one alone where there are two values, [num, indicators]."""
+def _one_hot(digits: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """Encode each integer one-hot, or as itself where it has two values, [num, columns]."""
     columns = [
         digits[:, i, None] if size == 2 else digits[:, i, None] == np.arange(size) for i, size in enumerate(sizes)
     ]
@@ -351,7 +343,7 @@ def drop_mask(space: Any) -> Any:
 
 
 def has_mask(space: Any, actions: Actions) -> bool:
-    """Tell whether an observation has a part `action_mask` that tells which of the actions are allowed."""
+    """Whether observations have a part `action_mask` of the right size."""
     from gymnasium import spaces
 
     part = space.spaces.get(MASK) if isinstance(space, spaces.Dict) else None

@@ -1,61 +1,56 @@
-"""Vectorised Gymnasium environments: their ways of starting the next episode, and episodes that end with an error."""
+"""Gymnasium environments side by side: how they start the next episode, and episodes that end with an error."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
+from bayesrl.arguments import user_code
 from bayesrl.control.action_masks import mask_method
 from bayesrl.control.gymnasium.spaces import MASK, Actions, Observations
 from bayesrl.errors import ControlError
 
 _FAILED = "bayesrl: the episode failed"
-"""How an environment's own info is told that the episode is to be dropped; no environment says this itself."""
+"""Marks an episode to be dropped, in `info`; no environment says this itself."""
 
 _NUM_PROBES = 256
-"""Steps that are played at random to learn of which size returns are."""
+"""Random steps that estimate the size of returns."""
+
+_REMEDY = "gymnasium.utils.env_checker.check_env tells what does not fit Gymnasium's interface"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class FailureCounter:
-    """Counts the episodes that ended with an error.
-
-    Attributes:
-        most: so many are allowed.
-        count: so many there were.
-    """
+    """Counts the episodes that ended with an error, and allows `most` of them."""
 
     most: int
     count: int = 0
 
     def add(self, seed: int, step: int, error: Exception) -> None:
-        """Note one.
+        """Count an episode.
 
         Raises:
             ControlError: there are too many.
         """
         self.count += 1
-        told = f"the episode of seed {seed} ended in step {step} with {type(error).__name__}: {error}"
-        _log.warning("%s; it is dropped", told)
+        event = f"the episode of seed {seed} ended in step {step} with {type(error).__name__}: {error}"
+        _log.warning("%s; it is dropped", event)
         if self.count > self.most:
             raise ControlError(
-                f"{self.count} episodes ended with an error, and {self.most} are allowed; the last: {told}"
+                f"{self.count} episodes ended with an error, and {self.most} are allowed; the last: {event}"
             )
 
 
 def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
-    """Open environments side by side; every episode is reset with a seed of its own.
-
-    Those that a function makes already side by side are taken as they are.
+    """Open environments side by side, each episode with a seed of its own; a function's `VectorEnv` is taken as it is.
 
     Args:
         source: a `GymnasiumSource`.
-        number: how many.
+        number: how many environments.
         seed: of the first episode; by default that of the source.
 
     Raises:
@@ -73,32 +68,28 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
         )
     first = source.seed if seed is None else seed
     made: list[Any] = []
-    ready: list[Any] = []
+    spare: list[Any] = []
 
     def build() -> Any:
-        if ready:
-            return ready.pop()
+        if spare:
+            return spare.pop()
         if callable(source.environment):
             return source.environment()
         return gymnasium.make(source.environment, **source.options)
 
-    def opener(index: int) -> Any:
-        def opened() -> Any:
-            told = bool(source.action_masks)
-            made.append(_guarded()(build, first + index, number, source.failures, asks_masks=told))
-            return made[-1]
-
-        return opened
+    def open_one(index: int) -> Any:
+        masks = bool(source.action_masks)
+        made.append(_guarded()(build, first + index, number, source.failures, asks_masks=masks))
+        return made[-1]
 
     try:
         if callable(source.environment):
-            ready.append(source.environment())
-            if isinstance(ready[0], VectorEnv):
-                return ready[0]
-        # What is observed is copied on the way out, so that the buffer of the environments can be used again.
-        return SyncVectorEnv(
-            [opener(index) for index in range(number)], copy=False, autoreset_mode=AutoresetMode.NEXT_STEP
-        )
+            spare.append(source.environment())
+            if isinstance(spare[0], VectorEnv):
+                return spare[0]
+        openers = [partial(open_one, index) for index in range(number)]
+        # `VectorRunner` copies what it observes, so the environments may reuse their buffer.
+        return SyncVectorEnv(openers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
     except Exception as error:
         for one in made:
             one.close()
@@ -123,7 +114,7 @@ def _guarded() -> Any:
             self._seen: Any = None
 
         def reset(self, **options: Any) -> Any:
-            """Reset with the next seed; the one that was passed is not needed."""
+            """Reset with the next seed of its own."""
             options.pop("seed", None)
             while True:
                 self._now, self._length = self._seed, 0
@@ -145,13 +136,13 @@ def _guarded() -> Any:
                 return self._seen, 0.0, False, True, {_FAILED: True}
 
         def _with_mask(self, info: Any) -> Any:
-            """Put what the method `action_masks` tells into info, where that tells no mask."""
+            """Put the mask of the method `action_masks` into `info`, where it has none."""
             if not self._asks_masks or MASK in info or (method := mask_method(self.env)) is None:
                 return info
             return {**info, MASK: np.asarray(method())}
 
         def close(self) -> None:
-            """Close the environment; an error is told in the log, so that the others are closed too."""
+            """Close the environment; an error goes to the log, so that the others are closed too."""
             try:
                 self.env.close()
             except Exception as error:  # noqa: BLE001
@@ -164,45 +155,31 @@ def _guarded() -> Any:
                 self.env = self._build()
             except Exception as second:
                 raise ControlError(
-                    f"the environment cannot be made anew after the episode of seed {self._now} ended with "
-                    f"{type(error).__name__}: {second}; make the environment so that several can follow each other"
+                    f"the environment cannot be made again after the episode of seed {self._now} ended with "
+                    f"{type(error).__name__}: {second}; let several follow each other"
                 ) from second
 
     return Guarded
 
 
 def is_sync_vector(envs: Any) -> bool:
-    """Whether environments were put side by side here, and not by the function that made them."""
+    """Whether `open_environments` put these environments side by side, and not the function that made them."""
     return isinstance(next(iter(getattr(envs, "envs", ())), None), _guarded())
 
 
-def _given(ask: Callable[..., Any], *args: Any) -> Any:
-    """Ask environments side by side; errors of single ones are met by `Guarded`, so these are of what they gave."""
-    try:
-        return ask(*args)
-    except ControlError:
-        raise
-    except Exception as error:
-        raise ControlError(
-            f"what an environment gave does not fit Gymnasium's interface or its own spaces: {error}; "
-            "gymnasium.utils.env_checker.check_env tells what is wrong"
-        ) from error
-
-
 def reset_mode(envs: Any) -> str:
-    """Tell how environments side by side start the next episode: "NextStep", "SameStep" or "Disabled".
+    """Give how environments side by side start the next episode: "NextStep", "SameStep" or "Disabled".
 
     Raises:
-        ControlError: they do not tell.
+        ControlError: they do not say.
     """
     mode = envs.metadata.get("autoreset_mode")
-    told = getattr(mode, "value", mode)
-    if told not in ("NextStep", "SameStep", "Disabled"):
+    name = str(getattr(mode, "value", mode))
+    if name not in ("NextStep", "SameStep", "Disabled"):
         raise ControlError(
-            f"{type(envs).__name__} has metadata['autoreset_mode']={mode!r}; let it tell a "
-            "gymnasium.vector.AutoresetMode"
+            f"{type(envs).__name__} has metadata['autoreset_mode']={mode!r}; use a gymnasium.vector.AutoresetMode"
         )
-    return str(told)
+    return name
 
 
 @dataclass
@@ -211,14 +188,14 @@ class VectorStep:
 
     Attributes:
         reward: reward units.
-        terminated: whether the episode came to its own end, which no time limit is.
-        counts: whether a step was taken, and no environment was reset instead.
+        terminated: whether the episode came to its own end, no time limit.
+        counts: whether a step was taken, and not a reset in its place.
         failed: whether the episode ended with an error.
         ended: whether it ended, for whatever reason.
         length: steps of the episode so far.
-        finished: return and length of the episodes that ended well.
-        last: what was observed where episodes ended, [num_envs, *shape], where the next ones have begun already;
-            None where it is the next observation.
+        finished: return and length of the episodes that ended without an error.
+        last: the last observations of the episodes that ended, [num_envs, *shape], where the next ones have begun; else
+            None.
     """
 
     reward: np.ndarray
@@ -232,13 +209,13 @@ class VectorStep:
 
 
 class VectorRunner:
-    """Environments in play: where they stand, and how the episodes under way have gone.
+    """Plays environments side by side, and keeps where they stand and how their episodes have gone.
 
     Args:
         envs: from `open_environments`; closed where they cannot even be reset.
         observations: what policies see of them.
         actions: what they take.
-        seed: of the first of them.
+        seed: of the first environment.
     """
 
     def __init__(self, envs: Any, observations: Observations, actions: Actions, seed: int) -> None:
@@ -249,26 +226,30 @@ class VectorRunner:
         self._resetting = self._never
         self._earned, self._length = np.zeros(number), np.zeros(number, int)
         try:
-            self.observation = self._seen(*_given(partial(envs.reset, seed=seed)))
+            with user_code("reset", ControlError, _REMEDY):
+                first = envs.reset(seed=seed)
+            self.observation = self._read(*first)
         except BaseException:
             envs.close()
             raise
 
     def step(self, action: Any) -> VectorStep:
-        """Take one step of each; an environment whose episode is over is reset, in its stead or at once.
+        """Take one step of each; where an episode is over, a reset takes the place of a step, or comes at once.
 
-        Where it is reset in the stead of a step, that does not count.
+        A reset in the place of a step does not count as one.
 
         Raises:
             ControlError: a reward or an observation is not finite or of the wrong shape; too many episodes failed.
         """
-        seen, reward, terminated, truncated, info = _given(self._envs.step, self._actions.to_environment(action))
+        # `Guarded` meets errors of single environments, so these are of what they gave.
+        with user_code("step", ControlError, _REMEDY):
+            seen, reward, terminated, truncated, info = self._envs.step(self._actions.to_environment(action))
         failed = np.asarray(info[_FAILED], bool) if _FAILED in info else self._never
         counts = ~(self._resetting | failed)
         reward = np.where(counts, reward, 0.0)
         self._check("reward", reward)
         self._length += ~self._resetting
-        self.observation = self._seen(seen, info)
+        self.observation = self._read(seen, info)
         self._earned += reward
         ended = terminated | truncated
         length = self._length.copy()
@@ -282,17 +263,18 @@ class VectorRunner:
         return VectorStep(reward, terminated & ~failed, counts, failed, ended, length, finished, last)
 
     def _begun_anew(self, ended: np.ndarray, info: Any) -> np.ndarray:
-        """Give what was observed where episodes ended, and stand where the next ones begin."""
+        """Give the last observations of the episodes that ended, and go to where the next ones begin."""
         last = self.observation.copy()
         if self._mode == "Disabled":
-            first, told = _given(partial(self._envs.reset, options={"reset_mask": ended.copy()}))
-            self.observation[ended] = self._seen(first, told)[ended]
+            with user_code("reset", ControlError, _REMEDY):
+                first, infos = self._envs.reset(options={"reset_mask": ended.copy()})
+            self.observation[ended] = self._read(first, infos)[ended]
             return last
         found = info.get("final_obs")
         if found is None:
             raise ControlError(
-                "environments that start the next episode in the same step give no info['final_obs'], so that nobody "
-                "knows what the last one ended in; use autoreset_mode=AutoresetMode.NEXT_STEP"
+                "environments that start the next episode in the same step give no info['final_obs'], so what the last "
+                "one ended in is unknown; use autoreset_mode=AutoresetMode.NEXT_STEP"
             )
         for i in np.flatnonzero(ended):
             last[i] = self._observations.one(found[i])
@@ -300,10 +282,10 @@ class VectorRunner:
         return last
 
     def estimate_return_scale(self, discount: float, seed: int) -> float:
-        """Play some steps of the default prior, and tell of which size returns to come are, reward units.
+        """Play some steps of the default prior, and give the size of returns to come, reward units.
 
-        It is their root mean square, or the largest reward where that is more: what is seldom met at random may be met
-        in every episode later.
+        It is their root mean square, or the largest reward where that is more: a reward that is rare at random may
+        come in every episode later.
 
         Args:
             discount: γ.
@@ -322,20 +304,21 @@ class VectorRunner:
         return max(float(np.sqrt(squares / max(count, 1))), largest)
 
     def unfinished(self) -> list[tuple[float, int]]:
-        """Tell return and length of the episodes under way."""
+        """Give return and length of the episodes under way."""
         return list(zip(self._earned.tolist(), self._length.tolist(), strict=True))
 
     def close(self) -> None:
-        """Close all."""
+        """Close all environments."""
         self._envs.close()
 
-    def _seen(self, seen: Any, info: Any) -> np.ndarray:
+    def _read(self, seen: Any, info: Any) -> np.ndarray:
         allowed = None
         if self._observations.masked and self._observations.mask is None and MASK in info:
-            # Where an environment tells none, all actions are allowed.
-            told = np.asarray(info.get(f"_{MASK}", np.ones(self.number, bool)), bool)
-            allowed = np.where(told[:, None], np.asarray(info[MASK]) > 0, True)
-        observation: np.ndarray = _given(self._observations.from_environment, seen, allowed)
+            # An environment without a mask allows all actions.
+            known = np.asarray(info.get(f"_{MASK}", np.ones(self.number, bool)), bool)
+            allowed = np.where(known[:, None], np.asarray(info[MASK]) > 0, True)
+        with user_code("reading an observation", ControlError, _REMEDY):
+            observation = self._observations.from_environment(seen, allowed)
         self._check("an observation", observation)
         return observation
 

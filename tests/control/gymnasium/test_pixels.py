@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from bayesrl.control import LastLayerValues, LinearValues
 from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
-from bayesrl.control.gymnasium.spaces import Actions, describe_observations
+from bayesrl.control.gymnasium.spaces import Actions, Observations, describe_observations
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.policies import _orthogonal
 from bayesrl.core.structure import inspect
@@ -51,10 +51,11 @@ def test_its_rows_or_columns_are_orthogonal_with_gain_root_two(wide: int, narrow
 def test_recordings_of_pictures_are_drawn_few_at_once() -> None:
     """Eight environments' windows of Atari's pictures are 116 MB; many draws of the placeholder were gigabytes."""
     seen = describe_observations(spaces.Box(0, 255, (84, 84, 4), np.uint8))
-    world = ExternalEnvironment(seen.shape, seen.dtype, Actions(2).prior(), None, seen.scale)
+    world = ExternalEnvironment(seen, Actions(2).prior())
     structure = inspect(KEY, RecordedRollout(world, 129, 0.99))
     assert batch_of(structure) * structure.width < 2**23
-    small = inspect(KEY, RecordedRollout(ExternalEnvironment((4,), np.float32, Actions(2).prior()), 129, 0.99))
+    few = ExternalEnvironment(Observations((4,), np.float32), Actions(2).prior())
+    small = inspect(KEY, RecordedRollout(few, 129, 0.99))
     assert batch_of(small) == 1024
 
 

@@ -21,7 +21,7 @@ from bayesrl.control.actor_critic import ActorCritic
 from bayesrl.control.exploration.rules import Exploration, Thompson, thompson
 from bayesrl.control.gymnasium.behaviour_policies import choose_actions
 from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
-from bayesrl.control.gymnasium.spaces import Actions
+from bayesrl.control.gymnasium.spaces import Actions, Observations
 from bayesrl.control.learning.agents.base import Agent, AgentState, UpdateInfo, restore_leaves
 from bayesrl.control.learning.agents.bayesian import BayesianAgent, ModelOrProgram
 from bayesrl.control.learning.allowed_actions import masks_of
@@ -102,12 +102,10 @@ class KLControlAgentState(AgentState):
         if masked and env.num_observations is None:
             scale = np.append(np.broadcast_to(scale, env.shape).ravel(), np.ones(masked, np.float32))
         self._shape = (math.prod(env.shape) + masked,) if masked else env.shape
-        outside = ExternalEnvironment(
-            self._shape, jnp.dtype(env.dtype), prior, env.num_observations, scale, masked=masked
-        )
+        seen = Observations(self._shape, jnp.dtype(env.dtype), env.num_observations, scale, masked=masked)
         self.masks = masks_of(env)
         self._size = min(env.max_steps, 2000) + 1
-        rollout = RecordedRollout(outside, self._size, max(discount, 1e-6), None)
+        rollout = RecordedRollout(ExternalEnvironment(seen, prior), self._size, max(discount, 1e-6), None)
         family = agent.policy or (TablePolicy() if env.num_observations is not None else NetworkPolicy())
         objective = ActorCritic(trace=agent.trace, reference=agent.reference)
         self._setup = set_up(as_hash_key(key), rollout, (), agent.beta, family, objective, 1, _no_source)
