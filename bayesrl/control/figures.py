@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from bayesrl.arguments import Count, checked, user_code
+from bayesrl.arguments import Count, checked
 from bayesrl.compilation.keys import fold_in
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.environments.tabular_rollout import action_probs
+from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
+from bayesrl.control.gymnasium.vector_env import make_environment
 from bayesrl.control.planning import PlanResult, evaluate_policy, soft_value_iteration
 from bayesrl.diagnostics.results import Section
 from bayesrl.display.formatting import format_number
@@ -115,14 +117,10 @@ def episode_strip(
     Raises:
         ControlError: there is no such environment.
     """
-    import gymnasium
     from matplotlib.figure import Figure
 
-    from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
-
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames need no window
-    with user_code(f"gymnasium.make({environment!r})", ControlError, "gymnasium.registry lists those that are known"):
-        env = gymnasium.make(environment, render_mode="rgb_array", **options)
+    env = make_environment(environment, render_mode="rgb_array", **options)
     actions, observations = describe_actions(env.action_space), describe_observations(env.observation_space)
     images: list[Any] = []
     try:
@@ -148,7 +146,12 @@ def episode_strip(
 
 @checked(ControlError)
 def tabular_sections(mdp: TabularMDP) -> Callable[[PRNGKey, Posterior], Iterator[Section]]:
-    """Give the report sections of fits of a tabular problem: policy map and occupancy, fitted beside exact."""
+    """Give the report sections of fits of a tabular problem: policy map and occupancy, fitted beside exact.
+
+    Example:
+        >>> from bayesrl import control
+        >>> sections = control.tabular_sections(control.river_swim())  # Problem(..., sections=(sections,))
+    """
 
     def sections(_: PRNGKey, posterior: Posterior) -> Iterator[Section]:
         one = _first_beta(posterior).select(restart="best")
@@ -187,7 +190,12 @@ def _numbers(mdp: TabularMDP, fitted: PlanResult, exact: PlanResult, beta: float
 
 @checked(ControlError)
 def episode_sections(environment: str, **options: Any) -> Callable[[PRNGKey, Posterior], Iterator[Section]]:
-    """Give the report sections of fits in a real environment: the curve of returns, and a strip of an episode."""
+    """Give the report sections of fits in a real environment: the curve of returns, and frames of an episode.
+
+    Example:
+        >>> from bayesrl import control
+        >>> sections = control.episode_sections("CartPole-v1")  # Problem(..., sections=(sections,))
+    """
 
     def sections(key: PRNGKey, posterior: Posterior) -> Iterator[Section]:
         if "metrics/return" in posterior.history:

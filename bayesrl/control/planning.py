@@ -70,9 +70,8 @@ def soft_value_iteration(mdp: TabularMDP, beta: BetaOrZero, *, tolerance: Level 
             no bound, since going on for ever pays; Newton steps do not converge.
 
     Example:
-        >>> from bayesrl.control.environments.tabular_examples import river_swim
-        >>> from bayesrl.control.planning import soft_value_iteration
-        >>> round(float(soft_value_iteration(river_swim(), 0.1).objective), 6)
+        >>> from bayesrl import control
+        >>> round(float(control.soft_value_iteration(control.river_swim(), 0.1).objective), 6)
         2.105631
 
     References:
@@ -105,10 +104,9 @@ def evaluate_policy(mdp: TabularMDP, policy: PlanResult | AnyNumbers, beta: Beta
             negative or no number.
 
     Example:
-        >>> from bayesrl.control.environments.tabular_examples import river_swim
-        >>> from bayesrl.control.planning import evaluate_policy
-        >>> swim = river_swim()
-        >>> float(evaluate_policy(swim, swim.prior, 0.1).kl)
+        >>> from bayesrl import control
+        >>> swim = control.river_swim()
+        >>> float(control.evaluate_policy(swim, swim.prior, 0.1).kl)
         0.0
 
     References:

@@ -168,8 +168,8 @@ class TablePolicy(ObservationPolicy):
     """One tilt for each observation, of which there are finitely many: softmax over a table Q(o, a)/β.
 
     Example:
-        >>> from bayesrl.control.policies import TablePolicy
-        >>> TablePolicy(stationary=False).learning_rate_for({})
+        >>> from bayesrl import control
+        >>> control.TablePolicy(stationary=False).learning_rate_for({})
         0.1
     """
 

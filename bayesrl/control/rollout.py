@@ -107,9 +107,8 @@ class Rollout(EpisodeProgram):
 
     Example:
         >>> import jax, bayesrl
-        >>> from bayesrl.control.environments.classic_control import CartPole
-        >>> from bayesrl.control.rollout import Rollout
-        >>> program = Rollout(CartPole(), horizon=20)
+        >>> from bayesrl import control
+        >>> program = control.Rollout(control.CartPole(), horizon=20)
         >>> bayesrl.importance(jax.random.key(0), program, beta=1.0, num_samples=100).sites["action"].shape
         (100, 20)
     """

@@ -20,6 +20,11 @@ class CartPole(Environment):
     The state is (position, velocity, angle, angular velocity) in m, m/s, rad, rad/s, at first uniform in ±.05;
     the episode ends outside ±2.4 m or ±12°. One step is an Euler step of .02 s, as in Gymnasium's CartPole-v1.
 
+    Example:
+        >>> from bayesrl import control
+        >>> control.Rollout(control.CartPole(), horizon=200).horizon
+        200
+
     References:
         Barto, Sutton & Anderson (1983), appendix; Gymnasium's CartPole-v1 for constants and integration.
     """
@@ -66,6 +71,10 @@ class Pendulum(Environment):
 
     The state is (angle, angular velocity) in rad and rad/s, at first uniform in ±π and ±1; the agent sees
     (cos, sin, angular velocity). One step is a semi-implicit Euler step of .05 s, as in Gymnasium's Pendulum-v1.
+
+    Example:
+        >>> from bayesrl import control
+        >>> program = control.Rollout(control.Pendulum(), horizon=200, discount=0.95, unbounded=True)
     """
 
     gravity: NonNegative = 10.0

@@ -8,6 +8,7 @@ from bayesrl.arguments import Count, UnitInterval, checked
 from bayesrl.control.environments.model_validation import validate_model
 from bayesrl.control.environments.published_models import PublishedModel, env_name, has_model, read_published_model
 from bayesrl.control.environments.tabular import TabularMDP, from_outcomes
+from bayesrl.control.gymnasium.vector_env import make_environment
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.errors import ControlError
 
@@ -24,10 +25,10 @@ def from_gymnasium(
 ) -> TabularMDP:
     """Read the model of a Gymnasium environment that publishes it as `env.unwrapped.P`: FrozenLake, CliffWalking, Taxi.
 
-    The model is that of what is played: wrappers that change a reward, an action or an observation at a time are put
-    into it, and a copy of the environment is played to see that its table says what `step` does. Time limits are left
-    out: pass `horizon` for one. Outcomes with the same successor are merged, their reward averaged. A state that is
-    entered both with and without termination gets a terminal double.
+    The model is that of what is played: wrappers that change a reward, an action or an observation at a time are
+    applied to it, and a copy of the environment is played to check that its table says what `step` does. Time limits
+    are left out: pass `horizon` for one. Outcomes with the same successor are merged, their reward averaged. A state
+    that is entered both with and without termination gets a terminal double.
 
     Args:
         environment: an environment, or the id of a registered one.
@@ -40,20 +41,17 @@ def from_gymnasium(
         after them where a double was needed. Grids have their layout, and the three their action names.
 
     Raises:
-        ControlError: Gymnasium or what the environment needs is missing, the id is unknown, the environment
-            publishes no model, or one that does not say what is played; a wrapper may change that in another way;
-            or what `TabularMDP` refuses.
+        ControlError: the environment cannot be made, or publishes no model, or one that is not what is played; a
+            wrapper may change more than the model says; or what `TabularMDP` refuses.
 
     Example:
-        >>> import gymnasium
-        >>> from bayesrl.control.planning import soft_value_iteration
-        >>> from bayesrl.control.environments.from_gymnasium import from_gymnasium
-        >>> lake = from_gymnasium(gymnasium.make("FrozenLake-v1"))
-        >>> round(float(soft_value_iteration(lake, 0.01).objective), 6)
+        >>> from bayesrl import control
+        >>> lake = control.from_gymnasium("FrozenLake-v1")
+        >>> round(float(control.soft_value_iteration(lake, 0.01).objective), 6)
         0.152841
     """
     if isinstance(environment, str):
-        environment = _make(environment)
+        environment = make_environment(environment)
     if not has_model(environment):
         raise ControlError(
             f"{env_name(environment)} publishes no model (it has no table P); FrozenLake-v1, CliffWalking-v1 and Taxi "
@@ -98,7 +96,7 @@ def to_tabular(
 
 
 def _best(environment: Any, model: PublishedModel) -> np.ndarray | None:
-    """Give what the model thinks best in each state with many steps to go, or None where that has no bound."""
+    """Give the model's best action in each state with many steps to go; None where its value has no bound."""
     start = np.full(len(model.table), 1 / len(model.table))
     try:
         mdp = _problem(environment, model, start, discount=0.99, horizon=None, prior=None)
@@ -148,29 +146,16 @@ def _problem(
 
 
 def _ends(table: list[list[list[Any]]], start: np.ndarray) -> tuple[set[int], set[int]]:
-    """Tell which states episodes end in, and which of them are also passed through or started from."""
+    """Give the states that episodes end in, and those of them that are also passed through or started from."""
     ended = {int(to) for row in table for outcomes in row for p, to, _, end in outcomes if end and p > 0}
     double = {s for s in ended if start[s] > 0}
     while True:
-        # What is passed through leads on itself, so that more may turn out to be.
+        # A state that is passed through leads on to others, so more may be found.
         lively = [row for s, row in enumerate(table) if s not in ended or s in double]
         entered = {int(to) for row in lively for outcomes in row for p, to, _, end in outcomes if not end and p > 0}
         if entered & ended <= double:
             return ended, double
         double |= entered & ended
-
-
-def _make(name: str) -> Any:
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
-    try:
-        return gymnasium.make(name)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise ControlError(f"environment {name!r} needs a package that is not installed: {error}") from error
-    except gymnasium.error.Error as error:
-        raise ControlError(f"environment {name!r} is unknown to Gymnasium: {error}") from error
 
 
 def _layout_of(bare: Any, states: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Logged data: what a policy would have earned, told by what another one did, and fits to such data."""
+"""Logged data: off-policy evaluation of a policy, and fits to what another policy did."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -32,23 +32,23 @@ _TOLERANCE = 1e-4
 @checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class LoggedData:
-    """Decisions that were logged, each with the probability that it was taken with.
+    """Logged decisions, each with its probability under the policy that took it.
 
-    Single decisions are arrays [rows, ...]; episodes of several steps [episodes, steps, ...], where those that ended
-    early are filled up and told by `mask`.
+    Single decisions are arrays [rows, ...]; episodes of several steps [episodes, steps, ...], padded where they ended
+    early, as `mask` says.
 
     Args:
         observation: before each decision: integers, or numbers [..., features].
         action: integers from 0 on.
         reward: reward units.
         propensity: probability of the action under the policy that took it, in (0, 1].
-        num_actions: how many there are; by default one more than the greatest action.
-        mask: which rows hold a decision; by default all.
+        num_actions: by default one more than the greatest action.
+        mask: which rows are decisions, not padding; by default all.
         discount: γ.
 
     Raises:
-        ControlError: a propensity is 0, missing or no probability, so that nothing can be corrected for; an action or
-            a reward is none; shapes do not fit together.
+        ControlError: a propensity is missing or not in (0, 1], so nothing can be corrected for; an action or a reward
+            is out of range; shapes do not fit together.
 
     Example:
         >>> import numpy as np
@@ -68,8 +68,8 @@ class LoggedData:
     def __post_init__(self) -> None:
         if self.propensity is None:
             raise ControlError(
-                "propensity is None: without the probabilities that actions were taken with, nothing can be corrected "
-                "for; log them, or estimate them and pass them"
+                "propensity is None: without the probabilities of the actions nothing can be corrected for; log them, "
+                "or estimate them and pass them"
             )
         action = np.asarray(self.action)
         if not np.issubdtype(action.dtype, np.integer) or action.ndim not in (1, 2) or action.size == 0:
@@ -80,7 +80,7 @@ class LoggedData:
         if np.issubdtype(observed.dtype, np.integer) and observed.ndim == action.ndim and (observed < 0).any():
             raise ControlError("observation has integers below 0; number what is observed from 0 on")
         if np.issubdtype(observed.dtype, np.floating) and not np.isfinite(observed).all():
-            raise ControlError("observation has numbers that are not finite; make them finite, also where none is held")
+            raise ControlError("observation has numbers that are not finite; make them finite, padding too")
         held = np.ones(action.shape, bool) if self.mask is None else np.asarray(self.mask, bool)
         given = {
             "observation": observed,
@@ -120,15 +120,14 @@ class LoggedData:
 
 
 class OffPolicyEstimate(NamedTuple):
-    """What a policy is worth, told by logged data.
+    """The value of a policy, estimated from logged data.
 
     Attributes:
         mean: expected return of an episode, reward units.
         se: its standard error.
         lower: left end of the interval.
         upper: right end of the interval.
-        ess: effective number of rows, (Σw)²/Σw², of the last step where there are several; where it is small, the
-            interval cannot be trusted either.
+        ess: effective number of rows, (Σw)²/Σw², of the last step; do not trust the interval where it is small.
     """
 
     mean: float
@@ -150,7 +149,7 @@ def evaluate_off_policy(
     values: FiniteNumbersOrNone = None,
     level: Level = 0.95,
 ) -> OffPolicyEstimate:
-    """Estimate what a policy would have earned, from what another one did.
+    """Estimate the return of a policy from what another one did.
 
     With w_t the product of π/propensity up to step t:
 
@@ -164,16 +163,16 @@ def evaluate_off_policy(
         data: logged decisions.
         probs: of the policy at the logged observations, [*rows, actions].
         method: `ips`, `snips` or `dr`.
-        values: q̂, what each action is thought to be worth from there on, [*rows, actions], for `dr`; by default ridge
-            regressions of what followed on the observation, each fold predicted by the others.
+        values: q̂, the return to come after each action, [*rows, actions], for `dr`; by default ridge regressions of
+            the return to come on the observation, each fold predicted by the others.
         level: of the interval.
 
     Returns:
-        `OffPolicyEstimate`.
+        The estimate, with `mean`, `se`, `lower`, `upper` and `ess`.
 
     Raises:
-        ControlError: probs is no distribution or of another shape; a method, level or value is none; for snips, no
-            row does what the policy might.
+        ControlError: probs is not a distribution of the right shape; an option is out of range; for snips, no row does
+            what the policy might.
 
     Example:
         >>> import numpy as np
@@ -242,26 +241,26 @@ def _held(data: LoggedData) -> np.ndarray:
 
 
 def _regressed(data: LoggedData, folds: int = 5, penalty: float = 1.0) -> np.ndarray:
-    """Predict what follows each action by ridge regression on the observation, each fold by the others."""
+    """Predict the return to come by ridge regression on the observation, each fold by the others."""
     held = _held(data)
     steps = data.action.reshape(held.shape)
     rewards = np.where(held, data.reward.reshape(held.shape), 0.0)
     to_go = returns_to_go(rewards, data.discount)
-    read = _features(data).reshape(*held.shape, -1)
-    told = np.zeros((*held.shape, int(data.num_actions or 1)))
+    features = _features(data).reshape(*held.shape, -1)
+    predicted = np.zeros((*held.shape, int(data.num_actions or 1)))
     fold = np.arange(len(rewards)) % min(folds, max(len(rewards), 2))
     for k in np.unique(fold):
-        for a in range(told.shape[-1]):
+        for a in range(predicted.shape[-1]):
             rows = held & (steps == a) & (fold != k)[:, None]
-            x, y = read[rows], to_go[rows]
+            x, y = features[rows], to_go[rows]
             center = y.mean() if len(y) else 0.0
             weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[-1]), x.T @ (y - center))
-            told[fold == k, :, a] = center + read[fold == k] @ weights
-    return told
+            predicted[fold == k, :, a] = center + features[fold == k] @ weights
+    return predicted
 
 
 def _features(data: LoggedData) -> np.ndarray:
-    """Give what regressions read: one-hot integers, or standardised numbers."""
+    """Give the inputs of regressions: one-hot integers, or standardised numbers."""
     observed = data.observation
     if np.issubdtype(observed.dtype, np.integer) and observed.ndim == data.action.ndim:
         return np.eye(int(observed.max()) + 1)[observed]
@@ -283,6 +282,12 @@ class LoggedEnvironment(Environment):
 
     Raises:
         ControlError: the data are of several steps, or values of another shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayesrl import control
+        >>> data = control.LoggedData(np.zeros(4, int), [0, 1, 1, 0], np.ones(4), np.full(4, 0.5))
+        >>> program = control.Rollout(control.LoggedEnvironment(data), horizon=1)
 
     References:
         Dudík, Langford & Li (2011), "Doubly robust policy evaluation and learning".
@@ -311,7 +316,7 @@ class LoggedEnvironment(Environment):
         return self._seen[state]
 
     def step(self, state: Array, action: Array) -> Transition:
-        """Tell what the action is estimated to earn."""
+        """Give the estimated reward of the action."""
         return Transition(state, self._rewards[state, action], jnp.asarray(True))
 
     def prior(self, observation: Any) -> dist.Distribution:

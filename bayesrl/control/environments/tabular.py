@@ -209,9 +209,9 @@ class TabularMDP:
 
 
 def can_reach(steps: sp.csr_array, targets: np.ndarray) -> np.ndarray:
-    """Tell which states may come to one of the targets, or are one, [states], by steps that are not zero."""
+    """Whether states are targets or may come to one by steps that are not zero, [states]."""
     states = len(targets)
-    # One more vertex that leads to all targets: along reversed steps one search finds every state.
+    # From one more vertex that leads to all targets, a single search along reversed steps finds every state.
     origin = sp.csr_array(np.where(targets, 1.0, 0.0)[None])
     graph = sp.block_array([[steps.T, None], [origin, sp.csr_array((1, 1))]], format="csr")
     graph.eliminate_zeros()
@@ -244,7 +244,7 @@ def _as_flags(terminal: Any) -> np.ndarray:
 
 
 def _check_distributions(what: str, values: np.ndarray, where: str) -> None:
-    """Refuse what is negative, not a number, or does not sum to one along the last axis."""
+    """Refuse rows that are negative, not numbers, or do not sum to one along the last axis."""
     sums = values.sum(-1)
     bad = (np.abs(sums - 1) > _TOLERANCE) | ~np.isfinite(sums) | (values < 0).any(-1)
     if not bad.any():

@@ -26,6 +26,11 @@ def river_swim(
         horizon: number of steps.
         discount: γ.
 
+    Example:
+        >>> from bayesrl import control
+        >>> control.river_swim(num_states=6).num_actions
+        2
+
     References:
         Strehl & Littman (2008), "An analysis of model-based interval estimation for MDPs", figure 1.
     """
@@ -95,6 +100,11 @@ def deep_sea(*, size: CountAboveOne = 8, discount: UnitInterval = 1.0) -> Tabula
     Args:
         size: rows and columns; the horizon is `size`.
         discount: γ.
+
+    Example:
+        >>> from bayesrl import control
+        >>> control.deep_sea(size=4).horizon
+        4
 
     References:
         Osband, Van Roy, Russo & Wen (2019), "Deep exploration via randomized value functions", section 4.
@@ -190,7 +200,7 @@ def grid_world(
 
 
 def _neighbour(rows: Sequence[str], cell: int, move: tuple[int, int]) -> int:
-    """The cell that a move leads to; walls and edges hold one back."""
+    """The cell that a move leads to; at walls and edges one stays."""
     width = len(rows[0])
     row, column = cell // width + move[0], cell % width + move[1]
     inside = 0 <= row < len(rows) and 0 <= column < width
@@ -198,7 +208,7 @@ def _neighbour(rows: Sequence[str], cell: int, move: tuple[int, int]) -> int:
 
 
 _BYTES_OF_STATE = 1000
-"""What the lists of outcomes of two actions take at least."""
+"""At least, of the lists of outcomes of two actions."""
 
 TABULAR_EXAMPLES: dict[str, Callable[..., TabularMDP]] = {
     "deep_sea": deep_sea,
@@ -225,5 +235,5 @@ def mdp_from_name(name: str, **options: Any) -> TabularMDP:
 
 
 def _check_states(what: str, num_states: int) -> None:
-    """Refuse problems that are too large to be written down."""
+    """Refuse problems that are too large for memory."""
     check_memory(num_states * _BYTES_OF_STATE, what, "use a smaller one", ControlError)

@@ -101,12 +101,17 @@ def tabular_rollout(mdp: TabularMDP, *, horizon: Count | None = None, discount: 
 
     Args:
         mdp: the problem.
-        horizon: number of steps; by default the problem's own. Where the problem has none, the horizon only cuts
+        horizon: number of steps; by default the problem's own. In a problem without one the horizon only cuts
             episodes off, and `ActorCritic` values what would follow.
         discount: γ; by default the problem's own.
 
     Raises:
         ControlError: neither gives a horizon.
+
+    Example:
+        >>> from bayesrl import control
+        >>> control.tabular_rollout(control.river_swim(), horizon=10).horizon
+        10
     """
     steps = mdp.horizon if horizon is None else horizon
     if steps is None:
@@ -124,9 +129,8 @@ class TabularOptimum:
         mdp: the problem.
 
     Example:
-        >>> from bayesrl.control.environments.tabular_examples import river_swim
-        >>> from bayesrl.control.environments.tabular_rollout import TabularOptimum
-        >>> round(TabularOptimum(river_swim())(0.1), 4)
+        >>> from bayesrl import control
+        >>> round(control.TabularOptimum(control.river_swim())(0.1), 4)
         2.1056
     """
 
@@ -145,7 +149,7 @@ class TabularOptimum:
         return float(evaluate_policy(self.mdp, self.mdp.prior, beta).objective)
 
     def evaluate(self, posterior: Posterior) -> tuple[float, float, float] | None:
-        """Give (J, E[R], KL(q‖π₀)) of one fitted policy exactly, or None where its guide reads more than the state."""
+        """Give (J, E[R], KL(q‖π₀)) of one fitted policy exactly; None where its guide is not one of states."""
         probs = action_probs(posterior)
         if probs is None or posterior.beta is None:
             return None

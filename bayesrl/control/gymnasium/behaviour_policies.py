@@ -1,4 +1,4 @@
-"""Who plays: the fitted policy itself, or another one whose draws are corrected by importance."""
+"""Behaviour policies: the guide itself, or another policy, whose draws are corrected by importance weights."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -43,20 +43,22 @@ def prior_mixture(share: UnitInterval) -> Behaviour:
         share: in [0, 1]; 1 plays the prior alone.
 
     Raises:
-        ControlError: the share is no probability.
+        ControlError: the share is not in [0, 1].
+
+    Example:
+        >>> from bayesrl import control
+        >>> source = control.GymnasiumSource("CartPole-v1", num_envs=1, behaviour=control.prior_mixture(0.1))
     """
 
     def behave(key: PRNGKey, fitted: dist.Distribution, prior: dist.Distribution) -> tuple[Array, Array]:
         which, own, other = split_keys(key, 3)
         explore = jax.random.bernoulli(which, share)
         action = jnp.where(explore, prior.sample(own), fitted.sample(other))
-        return action, _mixed(fitted.log_prob(action), prior.log_prob(action), share)
+        log_share = jnp.log1p(-jnp.asarray(share)), jnp.log(jnp.asarray(share))
+        log_probs = fitted.log_prob(action), prior.log_prob(action)
+        return action, jnp.logaddexp(log_probs[0] + log_share[0], log_probs[1] + log_share[1])
 
     return behave
-
-
-def _mixed(first: Array, second: Array, share: float) -> Array:
-    return jnp.logaddexp(first + jnp.log1p(-jnp.asarray(share)), second + jnp.log(jnp.asarray(share)))
 
 
 def choose_actions(

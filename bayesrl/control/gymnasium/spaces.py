@@ -222,11 +222,16 @@ def squashed_normal(low: FiniteNumbers, high: FiniteNumbers, *, scale: Positive 
 
     Raises:
         ControlError: a bound is infinite, or they are the wrong way round.
+
+    Example:
+        >>> from bayesrl import control
+        >>> control.squashed_normal(-2.0, 2.0, scale=1.7).event_shape
+        ()
     """
     lower, upper = jnp.asarray(low, float), jnp.asarray(high, float)
     if not isinstance(low, jax.core.Tracer) and not isinstance(high, jax.core.Tracer):
-        told = np.asarray(low, float), np.asarray(high, float)
-        if told[0].shape != told[1].shape or not (told[0] < told[1]).all():
+        least, most = np.asarray(low, float), np.asarray(high, float)
+        if least.shape != most.shape or not (least < most).all():
             raise ControlError(
                 f"squashed_normal got low={low!r}, high={high!r}; use bounds of one shape with low < high"
             )

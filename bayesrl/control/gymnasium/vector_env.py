@@ -45,6 +45,45 @@ class FailureCounter:
             )
 
 
+def import_gymnasium() -> Any:
+    """Import Gymnasium.
+
+    Raises:
+        ControlError: it is not installed.
+    """
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
+    return gymnasium
+
+
+def make_environment(environment: Any, **options: Any) -> Any:
+    """Make an environment from its id, with options, or by a function; give back one that is made.
+
+    Raises:
+        ControlError: Gymnasium is missing, or the environment cannot be made.
+    """
+    gymnasium = import_gymnasium()
+    if hasattr(environment, "action_space"):
+        return environment
+    try:
+        made = gymnasium.make(environment, **options) if isinstance(environment, str) else environment()
+        if not hasattr(made, "action_space"):
+            raise TypeError(f"it gave {made!r}, which is not a Gymnasium environment")
+    except Exception as error:
+        raise _not_made(environment, error) from error
+    return made
+
+
+def _not_made(environment: Any, error: Exception) -> ControlError:
+    if isinstance(error, ControlError):
+        return error
+    known = isinstance(environment, str)
+    remedy = "gymnasium.registry lists those that are known" if known else "let the function give a gymnasium.Env"
+    return ControlError(f"environment {environment!r} cannot be made: {error}; {remedy}")
+
+
 def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
     """Open environments side by side, each episode with a seed of its own; a function's `VectorEnv` is taken as it is.
 
@@ -56,11 +95,9 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
     Raises:
         ControlError: Gymnasium is missing, or the environment cannot be made.
     """
-    try:
-        import gymnasium
-        from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-    except ImportError as error:
-        raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
+    import_gymnasium()
+    from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
     if not (isinstance(source.environment, str) or callable(source.environment)):
         raise ControlError(
             f"environment={source.environment!r} is neither an id nor a function; pass the id of a registered "
@@ -71,11 +108,7 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
     spare: list[Any] = []
 
     def build() -> Any:
-        if spare:
-            return spare.pop()
-        if callable(source.environment):
-            return source.environment()
-        return gymnasium.make(source.environment, **source.options)
+        return spare.pop() if spare else make_environment(source.environment, **source.options)
 
     def open_one(index: int) -> Any:
         masks = bool(source.action_masks)
@@ -84,7 +117,7 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
 
     try:
         if callable(source.environment):
-            spare.append(source.environment())
+            spare.append(make_environment(source.environment))
             if isinstance(spare[0], VectorEnv):
                 return spare[0]
         openers = [partial(open_one, index) for index in range(number)]
@@ -93,9 +126,7 @@ def open_environments(source: Any, number: int, seed: int | None = None) -> Any:
     except Exception as error:
         for one in made:
             one.close()
-        known = isinstance(source.environment, str)
-        remedy = "gymnasium.registry lists those that are known" if known else "let the function give a gymnasium.Env"
-        raise ControlError(f"environment {source.environment!r} cannot be made: {error}; {remedy}") from error
+        raise _not_made(source.environment, error) from error
 
 
 @cache

@@ -19,6 +19,7 @@ from bayesrl.control.environments.published_models import active_wrappers, has_m
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.gymnasium.source import MOST_STEPS
 from bayesrl.control.gymnasium.spaces import MASK, describe_actions, describe_observations, drop_mask, has_mask
+from bayesrl.control.gymnasium.vector_env import make_environment
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.planning import soft_value_iteration
@@ -69,7 +70,7 @@ class GymnasiumAdapter(EnvAdapter):
     """
 
     def __init__(self, environment: Any, action_masks: bool | None = False) -> None:
-        self._env = _opened(environment)
+        self._env = make_environment(environment)
         self._own = self._env is not environment
         try:
             self._describe(action_masks)
@@ -353,24 +354,6 @@ def adapt_environment(
 def _text_of(value: Any) -> str:
     """Give a value as text; addresses in memory are others in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _opened(environment: Any) -> Any:
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ControlError("Gymnasium is not installed; install bayesrl[control]") from error
-    if hasattr(environment, "action_space"):
-        return environment
-    try:
-        made = gymnasium.make(environment) if isinstance(environment, str) else environment()
-        if not hasattr(made, "action_space"):
-            raise ControlError(f"it gave {made!r}, which is no Gymnasium environment")
-        return made
-    except Exception as error:
-        raise ControlError(
-            f"environment {environment!r} cannot be made: {error}; gymnasium.registry lists those that are known"
-        ) from error
 
 
 def _generator(key: PRNGKey) -> np.random.Generator:

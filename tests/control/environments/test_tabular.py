@@ -87,7 +87,7 @@ def test_the_model_is_that_of_gymnasium(name: str) -> None:
 def test_what_gymnasium_lacks_is_told() -> None:
     with pytest.raises(ControlError, match=r"CartPole-v1 publishes no model.*use GymnasiumSource"):
         from_gymnasium(gymnasium.make("CartPole-v1"))
-    with pytest.raises(ControlError, match="'Nowhere-v1' is unknown to Gymnasium"):
+    with pytest.raises(ControlError, match="'Nowhere-v1' cannot be made"):
         from_gymnasium("Nowhere-v1")
 
 
