@@ -10,7 +10,7 @@ from bayesrl.control.learning.interaction import BanditEnv
 def learning(
     *, arms: int = 5, best: float = 0.7, worst: float = 0.3, episodes: int = 500, runs: int = 5
 ) -> bayesrl.LearningProblem:
-    """Make the problem: chances evenly spaced from worst to best, each believed Beta(1, 1) at first.
+    """Make the problem: chances evenly spaced from worst to best, each with the prior Beta(1, 1).
 
     Args:
         arms: how many, at least 2.
@@ -20,7 +20,7 @@ def learning(
         runs: independent runs, for the bands.
 
     Raises:
-        bayesrl.errors.ControlError: a chance is none, or there are too few arms.
+        bayesrl.errors.ControlError: a chance is outside [0, 1], or there are too few arms.
     """
     if not 0 <= worst <= best <= 1:
         raise bayesrl.errors.ControlError(f"worst={worst!r}, best={best!r}; use 0 ≤ worst ≤ best ≤ 1")

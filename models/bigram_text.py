@@ -27,11 +27,11 @@ def problem(*, text: str = "", letters: str = "aeiou", length: int = 32, beta: f
         beta: default temperature, reward units per nat.
 
     Raises:
-        bayesrl.errors.PolicyError: `letters` holds none of the alphabet, or `text` cannot be read.
+        bayesrl.errors.PolicyError: `letters` has no letter of the alphabet, or `text` cannot be read.
     """
     chosen = np.array([character in letters.lower() for character in ALPHABET], float)
     if not chosen.any():
-        raise bayesrl.errors.PolicyError(f"letters={letters!r} holds none of {ALPHABET!r}; name at least one")
+        raise bayesrl.errors.PolicyError(f"letters={letters!r} has no letter of {ALPHABET!r}; name at least one")
     bigrams = bigram_probabilities(read_text(text))
     logits, gain = jnp.log(jnp.asarray(bigrams)), jnp.asarray(chosen)
 
@@ -46,7 +46,7 @@ def problem(*, text: str = "", letters: str = "aeiou", length: int = 32, beta: f
     def optimum(beta: float) -> float:
         return beta * log_evidence(bigrams, chosen / beta, int(length))
 
-    # p* tilts each step by what a character is worth from there on, whatever came before it: offsets suffice.
+    # p* tilts each step by the future value of a character, whatever came before it: offsets suffice.
     guide = bayesrl.guides.AutoTilt(tilt="constant")
     return bayesrl.Problem(bigram_text, beta=beta, fit_options={"num_steps": 1000, "guide": guide}, optimum=optimum)
 

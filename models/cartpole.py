@@ -16,12 +16,12 @@ def problem(
     Args:
         beta: default temperature, reward units per nat.
         physics: `gymnasium` plays in the real CartPole-v1, `program` in its physics written as a NumPyro program.
-        steps: gradient steps; 0 takes what has been enough.
-        horizon: greatest number of steps of an episode, as a program.
+        steps: gradient steps; 0 takes a number that suffices.
+        horizon: most steps of an episode, as a program.
         seed: of the real environments.
 
     Raises:
-        bayesrl.errors.ControlError: `physics` is neither.
+        bayesrl.errors.ControlError: `physics` is neither of the two.
     """
     sections = (control.episode_sections("CartPole-v1"),)
     if physics == "program":
@@ -47,7 +47,7 @@ def problem(
         fit_options={
             "guide": control.NetworkPolicy(),
             "objective": control.ActorCritic(trace=0.8),
-            # Gradients change their size as the policy learns, and Adam has to forget that fast.
+            # Gradients change their size as the policy learns, so Adam has to forget old ones fast.
             "optimizer": optax.adam(optax.linear_schedule(0.003, 0.0, total), b2=0.99),
             "num_steps": total,
             "source": source,

@@ -14,7 +14,7 @@ def problem(*, beta: float = 1.0, discount: float = 0.99, horizon: int = 200, st
     Args:
         beta: default temperature, reward units per nat.
         discount: γ.
-        horizon: steps after which an episode is cut off.
+        horizon: steps after which an episode is truncated.
         steps: gradient steps.
     """
     mdp = control.from_gymnasium("CliffWalking-v1", discount=discount)

@@ -1,4 +1,4 @@
-"""A trial of treatments that cure or do not, which stops once one of them is most probably the best."""
+"""A trial of treatments that cure or do not; it stops once one of them is most probably the best."""
 
 import numpy as np
 
@@ -22,8 +22,8 @@ def learning(
         control_rate: chance of a cure without treatment.
         first_rate: chance under the first treatment.
         second_rate: chance under the second treatment.
-        patients: at most so many.
-        confidence: the trial stops when P(the best one is the best) has been at least this for ten patients.
+        patients: at most.
+        confidence: the trial stops once P(best) of a treatment has been at least this for ten patients.
         runs: independent trials, for the bands.
 
     References:

@@ -52,7 +52,7 @@ def problem(
 
     The reference is a model trained for a moment on sentences that each leave out a part of their record. The reward
     is slot coverage: the share of a record's values that the sentence says, less a tenth for each value of another
-    record that it makes up. Further records are held out.
+    record that it makes up. Other records are held out.
 
     Args:
         checkpoint: folder or hub id of a causal model to use instead.
@@ -63,20 +63,20 @@ def problem(
         num_particles: sentences on each of them.
         num_steps: steps of the fit.
         rank: of low-rank paths; 0 trains all parameters.
-        training_steps: for the model that is made on the spot.
+        training_steps: of the model that is trained on the spot.
         beta: temperature, reward units per nat.
         seed: of the records and of the model.
 
     Raises:
-        bayesrl.errors.LanguageModelError: the file cannot be read, or a line is no object of texts.
+        bayesrl.errors.LanguageModelError: the file cannot be read, or a line is not an object of texts.
     """
     check_counts(num_prompts=num_prompts, training_steps=training_steps)
     rng = np.random.default_rng([seed, 2])
-    told = read_records(records) if records else _restaurants()
-    rows = [_row(told[i], rng) for i in rng.permutation(len(told))]
+    known = read_records(records) if records else _restaurants()
+    rows = [_row(known[i], rng) for i in rng.permutation(len(known))]
     cut = max(1, min(num_prompts, len(rows) * 2 // 5))
     unseen_end = cut + max(1, cut // 2)
-    asked, held_out, others = rows[:cut], rows[cut:unseen_end], rows[unseen_end:]
+    train, held_out, others = rows[:cut], rows[cut:unseen_end], rows[unseen_end:]
     if checkpoint:
         model = lm.load_pretrained(checkpoint)
     else:
@@ -87,11 +87,11 @@ def problem(
         )
     coverage = rewards.text_reward(slot_coverage)
     invented = rewards.text_reward(
-        partial(made_up_values, known=frozenset(value for row in told for value in row.values()))
+        partial(made_up_values, known=frozenset(value for row in known for value in row.values()))
     )
     policy = lm.policy(
         model,
-        asked,
+        train,
         reward=coverage - 0.1 * invented,
         metrics={"slot coverage": coverage, "made up": invented, "length": rewards.length()},
         max_new_tokens=max_new_tokens,

@@ -1,4 +1,4 @@
-"""A dive to the far corner of a square, which only exploration with a purpose finds; to be fitted or learned."""
+"""A dive to the far corner of a square, which only purposeful exploration finds; to fit or to learn."""
 
 import bayesrl
 from bayesrl import control
@@ -6,7 +6,7 @@ from bayesrl.control.learning.agents.kl_control import agent_from_name
 
 
 def problem(*, beta: float = 0.05, size: int = 8, steps: int = 2000) -> bayesrl.Problem:
-    """Make the problem with known dynamics, as KL-regularised RL has it.
+    """Make the problem with known dynamics, for KL-regularised RL.
 
     Args:
         beta: default temperature, reward units per nat.
@@ -31,9 +31,9 @@ def problem(*, beta: float = 0.05, size: int = 8, steps: int = 2000) -> bayesrl.
 def learning(
     *, size: int = 10, episodes: int = 400, runs: int = 3, agent: str = "bayesian", noise: float = 0.01
 ) -> bayesrl.LearningProblem:
-    """Make the problem with dynamics and rewards that have to be found out.
+    """Make the problem with unknown dynamics and rewards.
 
-    It is known that one gets one row down, and left or right; not which action does which where, and what it pays.
+    Each step is known to lead one row down, left or right. Which action does which, and what it pays, is to be learned.
 
     Args:
         size: rows and columns of the square; also the length of an episode.

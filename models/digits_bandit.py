@@ -60,7 +60,7 @@ def problem(
 
 
 class Correction(eqx.Module):
-    """What the network adds to the prior's logits; zero at the start, so that the fit starts at the prior."""
+    """What the network adds to the prior's logits: at first 0, so that the fit starts at the prior."""
 
     inner: Array
     shift: Array
@@ -68,7 +68,7 @@ class Correction(eqx.Module):
     bias: Array
 
     def __init__(self, pixels: int, hidden: int, arms: int, *, seed: int) -> None:
-        # Drawn by NumPy, which compiles nothing for it.
+        # NumPy draws without compiling.
         rng, reach = np.random.default_rng(seed), pixels**-0.5
         inner, shift = rng.uniform(-reach, reach, (hidden, pixels)), rng.uniform(-reach, reach, hidden)
         starts = (inner, shift, np.zeros((arms, hidden)), np.zeros(arms))

@@ -23,13 +23,13 @@ def problem(
     Args:
         beta: default temperature, reward units per nat.
         size: 4 or 8, rows and columns of the lake.
-        slippery: whether the ice may carry one off to either side.
+        slippery: whether the ice may carry the walker to either side.
         discount: γ.
-        horizon: steps after which an episode is cut off, and what would follow is valued by the critic.
+        horizon: steps after which an episode is truncated; the critic values what would follow.
         steps: gradient steps.
 
     Raises:
-        bayesrl.errors.ControlError: there is no lake of this size.
+        bayesrl.errors.ControlError: `size` is neither 4 nor 8.
     """
     import gymnasium
 
@@ -55,12 +55,12 @@ def learning(
 ) -> bayesrl.LearningProblem:
     """Make the problem of learning the lake from experience, on Gymnasium's own environment.
 
-    It is known from which cell one may get to which, that an episode is cut off after 100 steps (200 for 8 × 8), and
-    that only its end pays; how slippery the ice is, where holes and goal are, is not.
+    Known are the neighbours of each cell, that an episode is truncated after 100 steps (200 for 8 × 8), and that only
+    its end pays. How slippery the ice is, and where holes and goal are, has to be learned.
 
     Args:
         size: 4 or 8, rows and columns of the lake.
-        slippery: whether the ice may carry one off to either side.
+        slippery: whether the ice may carry the walker to either side.
         episodes: how many.
         runs: independent runs, for the bands.
         agent: `bayesian`, or `kl_control` for comparison.

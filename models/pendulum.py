@@ -1,4 +1,4 @@
-"""A pendulum to be swung up and held by a torque: continuous actions, in the real environment or as a program."""
+"""A pendulum to swing up and balance by a torque: continuous actions, in the real environment or as a program."""
 
 import optax
 
@@ -14,11 +14,11 @@ def problem(*, beta: float = 0.05, physics: str = "program", steps: int = 0, see
     Args:
         beta: default temperature, reward units per nat.
         physics: `program` simulates Pendulum-v1 as a NumPyro program, `gymnasium` plays in the real one.
-        steps: gradient steps; 0 takes what has been enough.
+        steps: gradient steps; 0 takes a number that suffices.
         seed: of the real environments.
 
     Raises:
-        bayesrl.errors.ControlError: `physics` is neither.
+        bayesrl.errors.ControlError: `physics` is neither of the two.
     """
     if physics not in ("program", "gymnasium"):
         raise bayesrl.errors.ControlError(f"physics={physics!r}; use 'program' or 'gymnasium'")

@@ -41,7 +41,7 @@ def problem(
     held out.
 
     Args:
-        checkpoint: folder or hub id of a causal model to use instead; questions are then asked as they are.
+        checkpoint: folder or hub id of a causal model to use instead; it is asked the questions as they are.
         questions: path of a JSON-lines file of records with `prompt` and `answer`; by default they are made up.
         num_prompts: questions to train on.
         max_new_tokens: the longest answer, its end included.
@@ -61,15 +61,15 @@ def problem(
     rows = read_questions(questions) if questions else made_up(num_prompts + further, seed)
     order = np.random.default_rng(seed).permutation(len(rows))
     cut = max(1, min(num_prompts, len(rows) * 4 // 5 if questions else num_prompts))
-    asked, held_out = [rows[i] for i in order[:cut]], [rows[i] for i in order[cut:]]
+    train, held_out = [rows[i] for i in order[:cut]], [rows[i] for i in order[cut:]]
     model = (
         lm.load_pretrained(checkpoint)
         if checkpoint
-        else _trained(asked if questions else None, rows, training_steps, seed)
+        else _train_reference(train if questions else None, rows, training_steps, seed)
     )
     policy = lm.policy(
         model,
-        asked,
+        train,
         reward=rewards.exact_match("answer"),
         metrics={"length": rewards.length()},
         max_new_tokens=max_new_tokens,
@@ -109,9 +109,9 @@ def _sum(rng: np.random.Generator) -> dict[str, str]:
 
 def _look_up(rng: np.random.Generator) -> dict[str, str]:
     digits = rng.integers(0, 10, len(_FIELDS))
-    asked = int(rng.integers(len(_FIELDS)))
-    told = " ".join(f"{name}{digit}" for name, digit in zip(_FIELDS, digits, strict=True))
-    return {"prompt": f"{told} {_FIELDS[asked]}?", "answer": str(digits[asked])}
+    field = int(rng.integers(len(_FIELDS)))
+    context = " ".join(f"{name}{digit}" for name, digit in zip(_FIELDS, digits, strict=True))
+    return {"prompt": f"{context} {_FIELDS[field]}?", "answer": str(digits[field])}
 
 
 def read_questions(path: str) -> list[dict[str, Any]]:
@@ -127,15 +127,17 @@ def read_questions(path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _trained(asked: list[dict[str, Any]] | None, rows: list[dict[str, Any]], steps: int, seed: int) -> lm.Pretrained:
+def _train_reference(
+    questions: list[dict[str, Any]] | None, rows: list[dict[str, Any]], steps: int, seed: int
+) -> lm.Pretrained:
     """Train a small model on questions of the same kind, or on those of a file, some of them answered wrongly."""
     rng = np.random.default_rng([seed, 2])
     seen: list[dict[str, Any]]
-    if asked is None:
+    if questions is None:
         seen = [_sum(rng) if rng.random() < 0.5 else _look_up(rng) for _ in range(20_000)]
         wrong = [str(answer) for answer in range(2 * _LARGEST)]
     else:
-        seen, wrong = asked, [row["answer"] for row in asked]
+        seen, wrong = questions, [row["answer"] for row in questions]
     seen = [row if rng.random() > _WRONG else {**row, "answer": wrong[rng.integers(len(wrong))]} for row in seen]
     tokenizer = lm.char_tokenizer("".join(row["prompt"] + row["answer"] for row in [*seen, *rows]))
     further = [row["prompt"] for row in rows]

@@ -1,4 +1,4 @@
-"""English that a small GPT-2 goes on with, rewarded by a BERT classifier that tells prose from code."""
+"""English continued by a small GPT-2, rewarded by a BERT classifier that tells prose from code."""
 
 import textwrap
 from functools import partial
@@ -52,7 +52,7 @@ def problem(
         label: the class that is rewarded, by its name.
         text: path of a text file, for training and for prompts.
         num_prompts: prompts to train on.
-        max_new_tokens: tokens to write; there is no end.
+        max_new_tokens: tokens to write; no end token stops it.
         batch: prompts that each step sees.
         num_particles: completions of each of them.
         num_steps: steps of the fit.
@@ -106,15 +106,15 @@ def read_text(path: str) -> str:
 
 def _paragraphs(text: str) -> list[tuple[str, str]]:
     """Cut a text at empty lines; what is indented, or looks like a heading, is code."""
-    found = []
+    passages = []
     for paragraph in text.split("\n\n"):
         lines = [line for line in paragraph.splitlines() if line.strip()]
         if not lines or set(lines[-1].strip()) <= set('*=-~^"'):
             continue
         indented = all(line.startswith("   ") for line in lines)
         coded = indented and not lines[0].strip().endswith((".", ","))
-        found.append((textwrap.dedent("\n".join(lines)), "code" if coded else "prose"))
-    return found
+        passages.append((textwrap.dedent("\n".join(lines)), "code" if coded else "prose"))
+    return passages
 
 
 def _writer(words: list[str], steps: int, seed: int) -> lm.Pretrained:

@@ -37,7 +37,7 @@ def problem(
     """Make the problem.
 
     The reference is a model trained for a moment on other numbers, of which a third was left untranslated; the reward
-    is the mean of chrF, between 0 and 1, and of an exact match. The metrics tell both. A part of the sentences is held
+    is the mean of chrF, between 0 and 1, and of an exact match. The metrics give both. A part of the sentences is held
     out.
 
     Args:
@@ -62,7 +62,7 @@ def problem(
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(rows))
     cut = max(1, min(num_prompts, len(rows) // 3))
-    asked, held_out, others = ([rows[i] for i in part] for part in np.split(order, [cut, cut + max(1, cut // 2)]))
+    train, held_out, others = ([rows[i] for i in part] for part in np.split(order, [cut, cut + max(1, cut // 2)]))
     if checkpoint:
         model = lm.load_pretrained(checkpoint)
     else:
@@ -75,7 +75,7 @@ def problem(
     quality, exact = rewards.text_reward(chrf), rewards.exact_match("answer")
     policy = lm.policy(
         model,
-        asked,
+        train,
         reward=0.5 * quality + 0.5 * exact,
         metrics={"chrF": 100 * quality, "exact match": exact},
         max_new_tokens=max_new_tokens,
