@@ -22,8 +22,8 @@ from bayesrl.diagnostics.convergence import TrainingTrend, estimate_trend, sugge
 from bayesrl.diagnostics.evidence.bounds import KNOWN, RequestedMethod, evaluate_fit, evidence
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
-from bayesrl.diagnostics.evidence.by_sampling import worth_of
 from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.evidence.sampled_evidence import worth_of
 from bayesrl.diagnostics.results import Check, Diagnosis, Verdict
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior

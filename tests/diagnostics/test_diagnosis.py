@@ -21,7 +21,7 @@ from bayesrl.diagnostics.checks import (
 )
 from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.diagnostics.evidence.bounds import evidence
-from bayesrl.diagnostics.evidence.by_sampling import worth_of
+from bayesrl.diagnostics.evidence.sampled_evidence import worth_of
 from bayesrl.diagnostics.results import Check
 from bayesrl.errors import PolicyError
 from bayesrl.posterior.posterior import Posterior

@@ -12,12 +12,10 @@ from numpyro import handlers
 
 from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import dummy_key, fold_in, key_from_seed, split_keys
+from bayesrl.compilation.keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.programs import Programs, declared_params
-from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_by_enumeration
-from bayesrl.diagnostics.evidence.by_hindsight import FIRST_DRAWS, bracket_by_hindsight
+from bayesrl.diagnostics.evidence.by_hindsight import bracket_by_hindsight
 from bayesrl.diagnostics.evidence.by_known_optimum import (
     MOST_AT_ONCE,
     KnownOptimum,
@@ -25,23 +23,23 @@ from bayesrl.diagnostics.evidence.by_known_optimum import (
     estimate_evidence,
 )
 from bayesrl.diagnostics.evidence.by_nuts import bracket_by_nuts
-from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of, worth_of
+from bayesrl.diagnostics.evidence.by_sampling import bracket_by_sampling, find_bounds, most_draws
 from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample, draw_mixture_sample, draw_restart_mixture_sample
 from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.evidence.sampled_evidence import Bounds, SampledEvidence, worth_of
 from bayesrl.diagnostics.full_data import full_data_fit
-from bayesrl.errors import EngineError, PolicyError
+from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
-from bayesrl.monte_carlo.reward_bounds import reward_bounds
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.trained import LEAST_DRAWS
-from bayesrl.statistics.estimates import Estimate, Interval
+from bayesrl.statistics.estimates import Estimate
 from bayesrl.statistics.quantities import is_conditioned
 from bayesrl.typing import Params, PRNGKey
 
 type RequestedMethod = Literal["auto", "enumeration", "rejection", "importance", "nuts", "hindsight"]
 
-_CELLS, _DRAWN_NUMBERS = 2**23, 4_000_000
+_DRAWN_NUMBERS = 4_000_000
 
 
 KNOWN = tuple(
@@ -261,11 +259,13 @@ class _Search:
                 if self.method == "enumeration":
                     raise
             else:
-                num = self._num(structure)
+                num = most_draws(self.num_samples, structure)
                 return bracket_by_enumeration(key, programs, params, beta, target, self.max_count, num)
         if nature:
-            return bracket_by_hindsight(key, programs, params, beta, self._num(structure), self.max_count)
-        found, sampled = self._pooled(programs, beta, lambda num: draw_mixture_sample(key, programs, params, num))
+            return bracket_by_hindsight(
+                key, programs, params, beta, most_draws(self.num_samples, structure), self.max_count
+            )
+        found, sampled = self._sampled(programs, beta, lambda num: draw_mixture_sample(key, programs, params, num))
         continuous = not any(structure[name].discrete for name in structure.actions)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
             found = bracket_by_nuts(fold_in(key, 1), programs, params, beta, found, sampled)
@@ -297,96 +297,18 @@ class _Search:
             raise EngineError(
                 f"a mixture of restarts cannot be bracketed {what}; use select(restart='best'), or method='rejection'"
             )
-        return self._pooled(programs, beta, lambda num: draw_restart_mixture_sample(key, one, num))[0]
+        return self._sampled(programs, beta, lambda num: draw_restart_mixture_sample(key, one, num))[0]
 
-    def _num(self, structure: Structure) -> int:
-        """Most draws, in bounded memory and time."""
-        return max(128, min(self.num_samples, _CELLS // max(structure.width // 4, 1)))
-
-    def _pooled(
+    def _sampled(
         self, programs: Programs, beta: float | None, draw: Callable[[int], MixtureSample]
     ) -> tuple[Evidence, SampledEvidence]:
-        """MixtureSample draws, four times as many until the gap is known well enough."""
-        structure, most = programs.structure, self._num(programs.structure)
-        bounds = self._bounds(programs, beta)
-        num = min(FIRST_DRAWS, most)
-        while True:
-            pool = draw(num)
-            _check(structure, pool.reward, bounds)
-            never = bool((pool.reward[: pool.num_fit] == -np.inf).any())
-            with np.errstate(invalid="ignore" if never else "warn"):
-                sampled = SampledEvidence(pool, beta, bounds, observed=bool(structure.names("observed")))
-                found = evidence_of(sampled, beta, structure.context_shape, "importance")
-            if never:
-                return _ruined(found), sampled
-            if num >= most or _sharp(found):
-                break
-            num = min(4 * num, most)
+        """Bracket from draws; by importance sampling and NUTS nothing bounds log Z from above."""
+        bounds = Bounds() if self.method in ("importance", "nuts") else find_bounds(programs, beta, self.reward_bound)
+        num = most_draws(self.num_samples, programs.structure)
+        found, sampled = bracket_by_sampling(programs, beta, draw, num, bounds)
         if self.method == "rejection" and found.upper is None:
+            rewards = list(programs.structure.names("reward"))
             raise EngineError(
-                f"rejection needs an upper bound of the rewards {list(structure.names('reward'))}, and none is "
-                "proven; pass reward_bound=..."
+                f"rejection needs an upper bound of the rewards {rewards}, and none is proven; pass reward_bound=..."
             )
         return found, sampled
-
-    def _bounds(self, programs: Programs, beta: float | None) -> Bounds:
-        """The greatest reward and likelihood, proven or given; of importance sampling nothing is asked from above."""
-        structure = programs.structure
-        contexts = max(math.prod(structure.context_shape), 1)
-        unknown = np.full(contexts, np.inf)
-        if self.method in ("importance", "nuts"):
-            return Bounds(unknown, math.inf)
-        observed = [structure[name] for name in structure.names("observed")]
-        likelihood = 0.0 if not observed or all(_counts(programs, site.name) for site in observed) else math.inf
-        if beta is None:
-            return Bounds(np.zeros(contexts), likelihood)
-        if self.reward_bound is not None:
-            return Bounds(np.full(contexts, float(self.reward_bound)), likelihood)
-        _, upper = reward_bounds(programs.policy, structure, programs.args)
-        return Bounds(np.asarray(upper, float).reshape(-1) * np.ones(contexts), likelihood)
-
-
-def _counts(programs: Programs, name: str) -> bool:
-    """Tell whether an observed site is discrete: then its log-likelihood is at most 0."""
-    from bayesrl.core.trace import trace_abstractly, trace_program
-
-    policy = FoldedKeys(programs.policy, dummy_key())
-    return bool(trace_abstractly(lambda: trace_program(policy, *programs.args)).sites[name].fn.support.is_discrete)
-
-
-def _check(structure: Structure, reward: np.ndarray, bounds: Bounds) -> None:
-    """Refuse rewards that no average survives, and a bound that is none."""
-    names = list(structure.names("reward"))
-    if np.isnan(reward).any() or (reward == np.inf).any():
-        count = int((np.isnan(reward) | (reward == np.inf)).any(1).sum())
-        raise PolicyError(
-            f"the rewards {names} were nan or inf for {count} of {len(reward)} draws; "
-            "make the reward finite for every draw of the policy"
-        )
-    if not (reward > -np.inf).any(0).all():
-        raise EngineError(
-            f"the rewards {names} were -inf for every draw of some context, so nothing is possible there; "
-            "allow at least one action, or draw more"
-        )
-    above = reward - bounds.reward
-    if (above > 1e-4 * np.maximum(np.abs(bounds.reward), 1.0)).any():
-        row, column = np.unravel_index(int(np.argmax(above)), above.shape)
-        raise EngineError(
-            f"a draw earned {reward[row, column]:.6g}, more than reward_bound={bounds.reward[column]:.6g}; "
-            "raise the bound to what the rewards can reach"
-        )
-
-
-def _ruined(found: Evidence) -> Evidence:
-    """Say of a fit that draws what must never happen that its J is −∞, which no average tells."""
-    lost, apart = Interval.exact(-np.inf), Interval.exact(np.inf)
-    return dataclasses.replace(found, objective=lost, reward=lost, gap=apart, kl_reverse=apart)
-
-
-def _sharp(found: Evidence) -> bool:
-    """Whether the gap is known to a fifth of itself, or to a hundredth of what there was to gain."""
-    assert found.gap is not None
-    assert found.prior_objective is not None
-    width = float(found.gap.upper - found.gap.lower)
-    gain = float(found.optimum.mean - found.prior_objective.mean)
-    return width <= max(0.2 * float(found.gap.mean), 0.01 * gain)

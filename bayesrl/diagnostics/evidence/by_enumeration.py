@@ -8,9 +8,9 @@ import numpy as np
 
 from bayesrl.compilation.keys import split_keys
 from bayesrl.core.programs import Programs
-from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, score_sites
 from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.evidence.sampled_evidence import SampledEvidence
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import Evaluation, evaluate_exactly
 from bayesrl.exact.weighted_draws import WeightedDraws
@@ -105,9 +105,8 @@ def _from_draws(
     draw_key, target_key = split_keys(key)
     sample = draw_mixture_sample(draw_key, programs, params, min(num_samples, 2**14))
     log_z = optimum / (1.0 if beta is None else beta) + marginal
-    unbounded = Bounds(np.full(len(optimum), np.inf), np.inf)
-    sampled = SampledEvidence(sample, beta, unbounded, observed=bool(structure.names("observed")), known=log_z)
-    found = evidence_of(sampled, beta, structure.context_shape, "enumeration", marginal=marginal)
+    sampled = SampledEvidence(sample, beta, observed=bool(structure.names("observed")), known=log_z)
+    found = sampled.evidence(structure.context_shape, "enumeration", marginal)
     found = replace(found, **_sides(target, beta))
     if structure.names("environment"):
         return found.without_divergences()

@@ -27,15 +27,15 @@ from bayesrl.core.handlers import Sites
 from bayesrl.core.primitives import reward, site_kind
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Site, Structure
-from bayesrl.diagnostics.evidence.by_sampling import Bounds, SampledEvidence, evidence_of
+from bayesrl.diagnostics.evidence.by_sampling import draw_until
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample
 from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.evidence.sampled_evidence import SampledEvidence
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
-FIRST_DRAWS = 2**13
 NUM_NOISES = 24
 _VALUE_DRAWS = 4096
 
@@ -212,12 +212,13 @@ def bracket_by_hindsight(
     """
     if beta is None:
         raise EngineError("the policy has environment sites and no rewards, so there is no control to bracket")
-    pool_key, value_key, noise_key = split_keys(key, 3)
-    num = min(FIRST_DRAWS, num_samples)
-    found = _earned(pool_key, programs, params, beta, num)
-    while num < num_samples and not _is_known(found):
-        num = min(4 * num, num_samples)
-        found = _earned(pool_key, programs, params, beta, num)
+    sample_key, value_key, noise_key = split_keys(key, 3)
+
+    def find(num: int) -> Evidence:
+        sample = draw_mixture_sample(sample_key, programs, params, num)
+        return SampledEvidence(sample, beta, observed=False).evidence(programs.structure.context_shape, "hindsight")
+
+    found = draw_until(find, _is_known, num_samples)
     upper, limit = None, math.inf
     try:
         values = estimate_values(value_key, programs, params, beta)
@@ -240,14 +241,6 @@ def bracket_by_hindsight(
         optimum=optimum,
         gap=Interval(nothing, objective.se, nothing, nothing, np.zeros(()), most),
     )
-
-
-def _earned(key: PRNGKey, programs: Programs, params: Params, beta: float, num_samples: int) -> Evidence:
-    """Estimate what the fit and the prior earn from so many draws, those of fewer among them."""
-    pool = draw_mixture_sample(key, programs, params, num_samples)
-    unbounded = Bounds(np.full(pool.reward.shape[1], np.inf), np.inf)
-    sampled = SampledEvidence(pool, beta, unbounded, observed=False)
-    return evidence_of(sampled, beta, programs.structure.context_shape, "hindsight")
 
 
 def _is_known(found: Evidence) -> bool:

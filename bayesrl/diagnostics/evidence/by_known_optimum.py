@@ -10,9 +10,9 @@ import numpy as np
 from bayesrl.arguments import user_code
 from bayesrl.compilation.keys import fold_in, split_keys
 from bayesrl.core.draws import Totals
-from bayesrl.diagnostics.evidence.by_sampling import at_most
 from bayesrl.diagnostics.evidence.confidence_limits import weighted_start
 from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.evidence.sampled_evidence import at_most
 from bayesrl.diagnostics.full_data import trains_policy
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior

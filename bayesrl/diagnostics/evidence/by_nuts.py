@@ -7,9 +7,9 @@ import numpy as np
 
 from bayesrl.core.handlers import tilt
 from bayesrl.core.programs import Programs
-from bayesrl.diagnostics.evidence.by_sampling import MIN_ESS, SampledEvidence
 from bayesrl.diagnostics.evidence.mixture_sample import score_sites
 from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.evidence.sampled_evidence import MIN_ESS, SampledEvidence
 from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Numbers, Params, PRNGKey
@@ -52,7 +52,7 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
 
 
 def bracket_by_nuts(
-    key: PRNGKey, programs: Programs, params: Params, beta: float | None, pooled: Evidence, sampled: SampledEvidence
+    key: PRNGKey, programs: Programs, params: Params, beta: float | None, found: Evidence, sampled: SampledEvidence
 ) -> Evidence:
     """Add the upper side to a bracket that has none: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
 
@@ -61,87 +61,70 @@ def bracket_by_nuts(
         programs: over all data.
         params: of the one fit.
         beta: reward units per nat; None without rewards.
-        pooled: the bracket from pooled draws.
+        found: the bracket from draws of fit and prior.
         sampled: these draws.
     """
     from arviz_stats.base.array import array_stats
 
-    drawn = nuts_draws(key, programs, beta)
-    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in drawn.items()}
+    sites = nuts_draws(key, programs, beta)
+    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in sites.items()}
     w = score_sites(programs, params, flat, beta)
     per_draw = w.mean(1).reshape(NUM_CHAINS, NUM_DRAWS)
     rhat = float(array_stats.rhat(per_draw, chain_axis=0, draw_axis=1))
     if not rhat < _MAX_RHAT and float(per_draw.std()) > 1e-6:
         reason = f"NUTS has not converged (R-hat {rhat:.2f} on w), so its draws bound nothing"
-        return replace(pooled, caveat=reason)
+        return replace(found, caveat=reason)
     se = float(array_stats.mcse(per_draw, chain_axis=0, draw_axis=1, method="mean"))
     se = se if math.isfinite(se) else 0.0
-    given = 0.0 if pooled.log_marginal is None or beta is None else float(pooled.log_marginal.mean)
+    given = 0.0 if found.log_marginal is None or beta is None else float(found.log_marginal.mean)
     mean = float(per_draw.mean()) - given
     upper = Estimate(np.asarray(mean), np.asarray(se))
-    return _joined(pooled, sampled, upper, w - given, beta)
+    return _join(found, sampled, upper, w - given, beta)
 
 
-def _joined(pooled: Evidence, sampled: SampledEvidence, upper: Estimate, w: np.ndarray, beta: float | None) -> Evidence:
-    """Let NUTS and the weights confirm each other: where they agree, the standard error is leaned on."""
-    scale = 1.0 if beta is None else beta
-    assert pooled.log_evidence is not None
-    assert pooled.kl_forward is not None
-    log_z, forward = pooled.log_evidence, pooled.kl_forward
-    limit = np.asarray(upper.mean + 1.96 * upper.se + sampled.rounding)
-    apart = float(upper.mean - log_z.mean - forward.mean)
-    error = math.sqrt(float(upper.se) ** 2 + float(log_z.se) ** 2 + float(forward.se) ** 2)
-    apart_of_fit = log_z.mean - pooled.objective.mean / scale  # KL(q‖p*) of the same log Z and J
-    agree = sampled.ess >= MIN_ESS and abs(apart) <= 4 * error + 1e-3
-    reason = "the upper side is asymptotic: it rests on NUTS having reached all of p*"
-    if not agree:
+def _join(drawn: Evidence, sampled: SampledEvidence, upper: Estimate, w: np.ndarray, beta: float | None) -> Evidence:
+    """Let NUTS and the weights confirm each other: where they agree, their standard errors are relied on."""
+    scale, rounding = 1.0 if beta is None else beta, sampled.rounding
+    assert drawn.log_evidence is not None
+    assert drawn.kl_forward is not None
+    log_z, forward, objective = drawn.log_evidence, drawn.kl_forward, drawn.objective * (1 / scale)
+    reverse = sampled.estimator.interval(sampled.reverse(), rounding)._replace(mean=log_z.mean - objective.mean)
+    caveat, missed = "the upper side is asymptotic: it rests on NUTS having reached all of p*", drawn.missed_mass
+    # EUBO = log Z + KL(p*‖q): the chain and the weights each give both sides of this.
+    difference = float(upper.mean - log_z.mean - forward.mean)
+    error = math.sqrt(sum(float(part.se) ** 2 for part in (upper, log_z, forward)))
+    limit = np.asarray(upper.mean + 1.96 * upper.se + rounding)
+    if sampled.ess >= MIN_ESS and abs(difference) <= 4 * error + 1e-3:
+        log_z, forward, reverse = (_calibrate(part, rounding) for part in (log_z, forward, reverse))
+        reverse = reverse._replace(lower=np.maximum(reverse.lower, 0.0))
+        log_z = log_z._replace(conservative_lower=np.minimum(log_z.conservative_lower, log_z.lower))
+        # The conservative interval holds the calibrated one: the weights know log Z better than a short chain.
+        limit = np.maximum(limit, log_z.upper)
+        missed = np.asarray((w - float(log_z.mean) > math.log(10)).mean())
+    else:
+        caveat = f"{caveat}; the weights do not confirm it"
         # E_p*[w] ≥ log Z ≥ E_q[w]: draws of NUTS that say otherwise say it by chance.
-        limit = np.maximum(limit, pooled.objective.upper / scale)
-        ends = (
-            log_z.conservative_lower - pooled.objective.conservative_upper / scale,
-            limit - pooled.objective.conservative_lower / scale,
-        )
-        nothing = np.asarray(np.nan)
-        reverse = Interval(apart_of_fit, log_z.se, nothing, nothing, *(np.maximum(end, 0.0) for end in ends))
-        log_z = log_z._replace(conservative_upper=limit)
-        return replace(
-            pooled,
-            method="nuts",
-            upper=upper,
-            caveat=f"{reason}; the weights do not confirm it",
-            log_evidence=log_z,
-            optimum=log_z * scale,
-            gap=reverse * scale,
-            kl_reverse=reverse,
-        )
-
-    def leaned(interval: Interval) -> Interval:
-        error = 1.96 * interval.se + sampled.rounding
-        return interval._replace(lower=interval.mean - error, upper=interval.mean + error)
-
-    log_z = leaned(log_z)
-    # The conservative interval holds the one that leans on errors: the weights know log Z better than a short chain.
-    limit = np.maximum(limit, log_z.upper)
-    log_z = log_z._replace(
-        conservative_upper=limit, conservative_lower=np.minimum(log_z.conservative_lower, log_z.lower)
-    )
-    reverse, forward = sampled.estimator.interval(sampled.reverse(), sampled.rounding), leaned(forward)
-    reverse = leaned(reverse._replace(mean=apart_of_fit))
+        limit = np.maximum(limit, objective.upper)
+        reverse = reverse._replace(se=log_z.se, lower=np.asarray(np.nan), upper=np.asarray(np.nan))
+    log_z = log_z._replace(conservative_upper=limit)
     reverse = reverse._replace(
-        lower=np.maximum(reverse.lower, 0.0),
-        conservative_lower=np.maximum(log_z.conservative_lower - pooled.objective.conservative_upper / scale, 0.0),
-        conservative_upper=limit - pooled.objective.conservative_lower / scale,
+        conservative_lower=np.maximum(log_z.conservative_lower - objective.conservative_upper, 0.0),
+        conservative_upper=np.maximum(limit - objective.conservative_lower, 0.0),
     )
-    missed = float((w - float(log_z.mean) > math.log(10)).mean())
     return replace(
-        pooled,
+        drawn,
         method="nuts",
         upper=upper,
-        caveat=reason,
+        caveat=caveat,
         log_evidence=log_z,
         optimum=log_z * scale,
         gap=reverse * scale,
         kl_reverse=reverse,
         kl_forward=forward,
-        missed_mass=np.asarray(missed),
+        missed_mass=missed,
     )
+
+
+def _calibrate(interval: Interval, rounding: float) -> Interval:
+    error = 1.96 * interval.se + rounding
+    return interval._replace(lower=interval.mean - error, upper=interval.mean + error)

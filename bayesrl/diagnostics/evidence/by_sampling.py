@@ -1,370 +1,137 @@
-"""The bracket of one fit from pooled draws: every quantity with its calibrated and its conservative interval."""
+"""The evidence of one fit by rejection or importance sampling: draws of a mixture of fit and prior are weighted."""
 
+import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
-from scipy.special import logsumexp
 
-from bayesrl.diagnostics.evidence.confidence_limits import (
-    LEVEL,
-    NUM_GROUPS,
-    bernstein_width,
-    bounded_upper,
-    markov_lower,
-    weighted_start,
-)
-from bayesrl.diagnostics.evidence.mixture_sample import FROM_FIT, MixtureEstimator, MixtureSample
-from bayesrl.diagnostics.evidence.result import Evidence, Method
-from bayesrl.diagnostics.tail_behaviour import pareto_shape
-from bayesrl.statistics.estimates import Estimate, InfluenceEstimate, Interval
+from bayesrl.compilation.keys import dummy_key
+from bayesrl.core.programs import Programs
+from bayesrl.core.rng import FoldedKeys
+from bayesrl.core.structure import Structure
+from bayesrl.core.trace import trace_abstractly, trace_program
+from bayesrl.diagnostics.evidence.mixture_sample import MixtureSample
+from bayesrl.diagnostics.evidence.result import Evidence
+from bayesrl.diagnostics.evidence.sampled_evidence import Bounds, SampledEvidence
+from bayesrl.errors import EngineError, PolicyError
+from bayesrl.monte_carlo.reward_bounds import reward_bounds
+from bayesrl.statistics.estimates import Interval
 
-MIN_ESS = 100
-MIN_EXACT = 100
-"""Exact draws in each context from which the method is called rejection."""
-
-_MAX_UNSEEN = 0.02
-_EPS = float(np.finfo(np.float32).eps)
-_TAIL_CONTEXTS = 200
+_FIRST_DRAWS, _CELLS = 2**13, 2**23
 
 
-class Bounds(NamedTuple):
-    """Greatest total reward, [contexts], reward units, and log-likelihood, nats; inf where none is known."""
-
-    reward: np.ndarray
-    log_likelihood: float
-
-
-class SampledEvidence:
-    """One pool, seen at one temperature.
-
-    Args:
-        pool: draws of fit and prior.
-        beta: reward units per nat; None without rewards.
-        bounds: of what a draw can earn.
-        observed: whether the program conditions on data.
-        known: log Z of each context, [contexts], nats, where an engine has given it exactly.
-    """
-
-    def __init__(
-        self,
-        pool: MixtureSample,
-        beta: float | None,
-        bounds: Bounds,
-        *,
-        observed: bool,
-        known: np.ndarray | None = None,
-    ) -> None:
-        self.pool, self.beta, self.bounds = pool, 1.0 if beta is None else beta, bounds
-        self.conditioned = observed and beta is not None
-        self.estimator = MixtureEstimator(pool)
-        tempered = pool.reward / self.beta
-        self.w = pool.ratio + pool.log_likelihood + tempered
-        with np.errstate(divide="ignore"):
-            self.log_ratio = np.log(self.estimator.of_prior) + pool.log_likelihood + tempered
-        # Weights are kept relative to their greatest, context by context, so that none overflows.
-        self.scale = self.log_ratio.max(0)
-        self.ratio = np.exp(self.log_ratio - self.scale)
-        mean = self.estimator.over_pool(self.ratio)
-        plain = self.estimator.plain(self.ratio)
-        safe = mean.mean > 0.2 * plain.mean
-        mean = InfluenceEstimate(np.where(safe, mean.mean, plain.mean), np.where(safe, mean.wave, plain.wave))
-        self.log_z = InfluenceEstimate(np.log(mean.mean) + self.scale, mean.wave / mean.mean)
-        self.known = known is not None
-        if known is not None:
-            self.log_z = InfluenceEstimate(known, np.zeros_like(mean.wave))
-        self.t = np.exp(self.log_ratio - self.log_z.mean)
-        self.u = self.w - self.log_z.mean
-
-    @property
-    def rounding(self) -> float:
-        """What single precision may be off by, nats: a few units in the last place of each summand."""
-        summed = (self.pool.log_prior, self.pool.log_q, self.w, self.pool.reward / self.beta)
-        finite = [np.abs(x[np.isfinite(x)]).mean() for x in summed]
-        return 2 * _EPS * float(np.sum(finite)) + float(self.pool.doubt.mean())
-
-    @property
-    def ess(self) -> float:
-        """Effective number of draws of the weights p̂/m, least over contexts."""
-        return float((self.t.sum(0) ** 2 / (self.t**2).sum(0)).min())
-
-    @property
-    def exact_draws(self) -> np.ndarray:
-        """Draws of the prior that rejection would keep, expected number in each context; 0 without a bound."""
-        if not self._bounded:
-            return np.zeros(self.pool.reward.shape[1])
-        prior = slice(self.pool.num_fit, None)
-        above = (self.pool.reward[prior] - self.bounds.reward) / self.beta
-        return np.asarray(np.exp(above + self.pool.log_likelihood[prior] - self.bounds.log_likelihood).sum(0))
-
-    @property
-    def _bounded(self) -> bool:
-        return bool(np.isfinite(self.bounds.reward).all() and math.isfinite(self.bounds.log_likelihood))
-
-    @property
-    def _log_top(self) -> np.ndarray:
-        """Log of the greatest p̂/π₀, [contexts], nats."""
-        return np.asarray(self.bounds.reward / self.beta + self.bounds.log_likelihood)
-
-    def unseen(self) -> float:
-        """Bound the share of Z that lies where nothing was drawn, by the prior's mass there; 1 where unknown.
-
-        A finite program shows how much of the prior its draws have covered: what is left can hold at
-        most (1 − π₀(seen))·exp(max R/β) of Z.
-        """
-        codes = self.pool.code
-        if codes.shape[1] == 0 or not self._bounded:
-            return 1.0
-        with np.errstate(over="ignore"):
-            room = np.exp(self._log_top - self.log_z.mean)
-        shares = []
-        for c in range(codes.shape[1]):
-            key = codes[:, c, 0].astype(np.uint64) << np.uint64(32) | codes[:, c, 1].astype(np.uint64)
-            _, first = np.unique(key, return_index=True)
-            left = max(1.0 - float(np.exp(self.pool.log_prior[first, c]).sum()), 0.0)
-            shares.append(left * room[c])
-        return float(min(np.mean(shares), 1.0))
-
-    def can_calibrate(self) -> tuple[bool, str]:
-        """Tell whether log Z's standard error can be leaned on, and if not, why."""
-        if self.known:
-            return True, ""
-        if self.ess < MIN_ESS:
-            return False, f"draws of the fit and of the prior together are worth only {self.ess:.0f} of p*"
-        if not self._bounded:
-            return False, "no upper bound of the rewards is proven or given, and modes that no draw has seen may exist"
-        if self.unseen() <= _MAX_UNSEEN:
-            return True, ""
-        se = float(self.estimator.interval(self.log_z, 0.0).se)
-        if -math.log(LEVEL) / max(float(self.exact_draws.min()), 1e-300) < 0.5 * se:
-            return True, ""
-        return False, "only conservative limits are given: too much of the prior is unseen to exclude a small mode"
-
-    # ---- the two sides of log Z --------------------------------------------------------------
-
-    def lower(self) -> tuple[Estimate, np.ndarray]:
-        """IWAE over groups of draws; beside it the greater of Markov's and Bernstein's limits; means over contexts."""
-        groups = self._by_group()
-        contexts = self.log_ratio.shape[1]
-        totals = groups.mean(1)
-        limit = markov_lower(groups.sum(1), LEVEL / 2) / contexts
-        if self._bounded:
-            pairs, top = self._pairs()
-            least = pairs.mean(0) - bernstein_width(pairs.var(0, ddof=1), len(pairs), top, LEVEL / 2 / contexts)
-            if (least > 0).all():
-                limit = max(limit, float((np.log(least) + self.scale).mean()))
-        limit -= self.rounding
-        se = totals.std(ddof=1) / math.sqrt(len(totals))
-        return Estimate(np.asarray(totals.mean()), np.asarray(se)), np.asarray(limit)
-
-    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Average weights over pairs of a draw of the fit and one of the prior; with the greatest they can be."""
-        k = self.pool.num_fit
-        log_top = self._log_top - math.log(1 - FROM_FIT) - self.scale
-        with np.errstate(over="ignore"):
-            top = np.minimum(np.exp(log_top), 1e300)
-        return (self.ratio[:k] + self.ratio[k : 2 * k]) / 2, top
-
-    def _by_group(self) -> np.ndarray:
-        """Give log Ẑ of independent groups of draws, each with its shares of both, [groups, contexts]."""
-        k = self.pool.num_fit
-        size = k // NUM_GROUPS
-        fit, prior = self.log_ratio[: size * NUM_GROUPS], self.log_ratio[k : k + size * NUM_GROUPS]
-        together = np.concatenate([x.reshape(NUM_GROUPS, size, -1) for x in (fit, prior)], 1)
-        return np.asarray(logsumexp(together, axis=1) - math.log(2 * size))
-
-    def upper(self) -> tuple[Estimate | None, np.ndarray]:
-        """EUBO over exact draws of the prior, and beside it the limit of weights that are bounded."""
-        if not self._bounded:
-            return None, np.asarray(np.inf)
-        pairs, top = self._pairs()
-        limit = np.log(bounded_upper(pairs, top, LEVEL / pairs.shape[1])) + self.scale
-        weighted = self.estimator.plain(self.t * np.where(self.t > 0, self.w, 0.0))
-        eubo = self.estimator.interval(weighted, 0.0)
-        return Estimate(eubo.mean, eubo.se), np.asarray(limit.mean() + self.rounding)
-
-    # ---- divergences -------------------------------------------------------------------------
-
-    def reverse(self) -> InfluenceEstimate:
-        """KL(q‖p*) = log Z − E_q[w], each as it is told elsewhere; its noise vanishes at the optimum with theirs."""
-        return self.log_z.plus(self.estimator.over_fit(self.w), -1.0)
-
-    def forward(self) -> InfluenceEstimate:
-        """KL(p*‖q) = E_p*[u] = E_m[(p*/m)·(u − 1) + q/m]."""
-        terms = np.where(self.t > 0, self.t * (self.u - 1), 0.0) + self.estimator.of_q
-        found = self.estimator.plain(np.maximum(terms, 0.0))
-        return found.plus(InfluenceEstimate(np.zeros_like(found.mean), found.mean * self.log_z.wave), -1.0)
-
-    def missed(self) -> float:
-        """Mass of p* where q puts less than a tenth of it, mean over contexts."""
-        return float((self.t * (self.u > math.log(10))).mean())
-
-    def worth(self) -> tuple[float, float]:
-        """Effective number of the fit's own draws, and k̂ of their weights; see `worth_of`."""
-        return worth_of(self.w[: self.pool.num_fit])
-
-
-def worth_of(log_weights: np.ndarray) -> tuple[float, float]:
-    """Tell what draws of a fit are worth as draws of p*: effective number, least, and Pareto k̂, greatest over contexts.
-
-    k̂ is nan where the tails are tied or constant, both are where no context has finite weights alone.
-
-    Args:
-        log_weights: w of the fit's own draws, [draws, contexts], nats.
-    """
-    finite = np.isfinite(log_weights).all(0)
-    if not finite.any():
-        return math.nan, math.nan
-    weights = np.exp(log_weights[:, finite] - log_weights[:, finite].max(0))
-    chosen = np.unique(np.linspace(0, weights.shape[1] - 1, _TAIL_CONTEXTS).astype(int))
-    found = [k for k in (pareto_khat(weights[:, c]) for c in chosen) if not math.isnan(k)]
-    return float((weights.sum(0) ** 2 / (weights**2).sum(0)).min()), max(found, default=math.nan)
-
-
-def pareto_khat(weights: np.ndarray) -> float:
-    """Give Pareto k̂ of importance weights; nan where their tail is tied or constant, for then it has no shape.
-
-    References:
-        Vehtari, Simpson, Gelman, Yao & Gabry (2024), "Pareto smoothed importance sampling", section 2.
-    """
-    tail = np.sort(weights)[-max(int(3 * math.sqrt(len(weights))), 20) :]
-    if len(np.unique(tail)) < len(tail) // 2 or tail[-1] <= 0:
-        return math.nan
-    with np.errstate(divide="ignore"):
-        log_weights = np.log(np.maximum(weights, 1e-300) / tail[-1])
-    return pareto_shape(log_weights)
-
-
-def evidence_of(
-    sampled: SampledEvidence,
+def bracket_by_sampling(
+    programs: Programs,
     beta: float | None,
-    shape: tuple[int, ...],
-    method: Method,
-    marginal: np.ndarray | None = None,
-) -> Evidence:
-    """Put a pool's answers together, for one β; scalars are averages over contexts.
+    draw: Callable[[int], MixtureSample],
+    num_samples: int,
+    bounds: Bounds,
+) -> tuple[Evidence, SampledEvidence]:
+    """Bracket one fit from its draws and those of the prior.
 
     Args:
-        sampled: the pool at this temperature.
+        programs: over all data.
         beta: reward units per nat; None without rewards.
-        shape: of the contexts.
-        method: what it is called where no exact draws were counted on.
-        marginal: log p(y) of each context where it is known exactly, nats.
+        draw: gives a number of draws.
+        num_samples: most draws; fewer are made where they know the gap well enough.
+        bounds: of what a draw can earn.
     """
-    est, pool, scale = sampled.estimator, sampled.pool, sampled.beta
-    good, reason = sampled.can_calibrate()
-    nats = sampled.rounding
-    (lower, least), (upper, most) = sampled.lower(), sampled.upper()
-    given = _marginal(sampled, marginal) if sampled.conditioned else None
-    reward = est.over_fit(pool.reward)
-    kl = est.over_fit(-pool.ratio)
-    fitted = est.over_fit(sampled.w)
-    log_z = sampled.log_z
-    if given is not None:
-        kl = kl.plus(est.over_fit(pool.log_likelihood), -1.0).plus(given)
-        fitted, log_z = fitted.plus(given, -1.0), log_z.plus(given, -1.0)
-        shift = est.interval(given, nats)  # its own conservative interval widens the limits
-        lower, least = _subtract(lower, shift), least - shift.conservative_upper
-        upper, most = None if upper is None else _subtract(upper, shift), most - shift.conservative_lower
-    evidence = est.interval(log_z, nats, calibrated=good)._replace(conservative_lower=least, conservative_upper=most)
-    objective = est.interval(fitted, nats)
-    evidence, objective = _in_order(evidence, objective, known=sampled.known)
-    reverse = _gap_interval(est.interval(sampled.reverse(), nats, calibrated=good), evidence, objective, good=good)
-    ess, khat = sampled.worth()
-    forward = est.interval(sampled.forward(), nats, calibrated=good)
-    if not good:
-        forward = forward._replace(conservative_lower=np.zeros(()), conservative_upper=np.asarray(np.inf))
-    prior = slice(pool.num_fit, None)
-    if sampled.conditioned:
-        start = weighted_start(pool.reward[prior], pool.log_likelihood[prior])
-    else:
-        start = _plain_interval(pool.reward[prior] if beta is not None else pool.log_likelihood[prior])
-    return Evidence(
-        beta=None if beta is None else np.asarray(beta),
-        method="rejection" if sampled.exact_draws.min() >= MIN_EXACT and method == "importance" else method,
-        lower=lower,
-        upper=upper,
-        caveat=reason,
-        log_evidence=evidence,
-        by_context=_shaped(est.by_context(log_z, nats), shape),
-        log_marginal=None if given is None else est.interval(given, nats, calibrated=good),
-        optimum=evidence * scale,
-        prior_objective=start,
-        objective=objective * scale,
-        reward=est.interval(reward, nats * scale),
-        kl=est.interval(kl, nats),
-        gap=reverse * scale,
-        kl_reverse=reverse,
-        kl_forward=forward,
-        ess=np.asarray(ess),
-        khat=np.asarray(khat),
-        missed_mass=np.asarray(sampled.missed() if good or sampled.exact_draws.min() >= MIN_EXACT else math.nan),
-        num_samples=len(pool.reward),
-        num_weighed=pool.num_fit,
-    )
+    structure = programs.structure
+
+    def find(num: int) -> tuple[Evidence, SampledEvidence]:
+        sample = draw(num)
+        _check_rewards(structure, sample.reward, bounds)
+        never = bool((sample.reward[: sample.num_fit] == -np.inf).any())
+        with np.errstate(invalid="ignore" if never else "warn"):
+            sampled = SampledEvidence(sample, beta, observed=bool(structure.names("observed")), bounds=bounds)
+            found = sampled.evidence(structure.context_shape, "importance")
+        return (_without_limit(found) if never else found), sampled
+
+    return draw_until(find, lambda found: _is_sharp(found[0]), num_samples)
 
 
-def _marginal(sampled: SampledEvidence, known: np.ndarray | None) -> InfluenceEstimate:
-    """Give log p(y) from the same draws, per context."""
-    if known is not None:
-        return InfluenceEstimate(known, np.zeros_like(sampled.w))
-    log_weight = np.log(np.maximum(sampled.estimator.of_prior, 1e-300)) + sampled.pool.log_likelihood
-    top = log_weight.max(0)
-    found = sampled.estimator.plain(np.exp(log_weight - top))
-    return InfluenceEstimate(np.log(found.mean) + top, found.wave / found.mean)
+def draw_until[T](find: Callable[[int], T], is_known: Callable[[T], bool], num_samples: int) -> T:
+    """Draw four times as many until an answer is known well enough.
 
-
-def _subtract(estimate: Estimate, other: Interval) -> Estimate:
-    return Estimate(estimate.mean - other.mean, np.hypot(estimate.se, other.se))
-
-
-def _in_order(evidence: Interval, objective: Interval, *, known: bool) -> tuple[Interval, Interval]:
-    """Let J be at most J*, as it is: noise or rounding that says otherwise is taken from the one that was drawn."""
-    if known:
-        return evidence, at_most(objective, evidence.mean)
-    mean = np.maximum(evidence.mean, objective.mean)
-    return evidence._replace(mean=mean, upper=np.maximum(evidence.upper, mean)), objective
-
-
-def at_most(objective: Interval, optimum: np.ndarray) -> Interval:
-    """Give J with no more than the J* that is known, in whatever units both are."""
-    mean = np.minimum(objective.mean, optimum)
-    return objective._replace(
-        mean=mean,
-        lower=np.minimum(objective.lower, mean),
-        conservative_lower=np.minimum(objective.conservative_lower, mean),
-    )
-
-
-def _gap_interval(found: Interval, evidence: Interval, objective: Interval, *, good: bool) -> Interval:
-    """Give log Z − E_q[w] of the same log Z and E_q[w]; where draws cannot be trusted, the bracket of log Z less it.
-
-    Without an upper side of log Z there is an end alone: the lower limit of log Z less E_q[w], whose error it has.
+    Args:
+        find: gives the answer from a number of draws.
+        is_known: whether it is known well enough.
+        num_samples: most draws.
     """
-    found = found._replace(mean=evidence.mean - objective.mean)
-    if good:
-        return found._replace(
-            lower=np.maximum(found.lower, 0.0), conservative_lower=np.maximum(found.conservative_lower, 0.0)
+    num = min(_FIRST_DRAWS, num_samples)
+    found = find(num)
+    while num < num_samples and not is_known(found):
+        num = min(4 * num, num_samples)
+        found = find(num)
+    return found
+
+
+def most_draws(num_samples: int, structure: Structure) -> int:
+    """Give the number of draws that fits into memory, at most those asked for."""
+    return max(128, min(num_samples, _CELLS // max(structure.width // 4, 1)))
+
+
+def find_bounds(programs: Programs, beta: float | None, reward_bound: float | None) -> Bounds:
+    """Give the greatest reward and likelihood that a draw can have, proven or given; inf where there is none.
+
+    Args:
+        programs: over all data.
+        beta: reward units per nat; None without rewards.
+        reward_bound: greatest total reward of a context, where it is given.
+    """
+    structure = programs.structure
+    contexts = max(math.prod(structure.context_shape), 1)
+    discrete = all(_is_discrete(programs, name) for name in structure.names("observed"))
+    likelihood = 0.0 if discrete else math.inf  # a probability is at most 1, a density is not
+    if beta is None:
+        return Bounds(np.zeros(contexts), likelihood)
+    if reward_bound is not None:
+        return Bounds(np.full(contexts, float(reward_bound)), likelihood)
+    _, upper = reward_bounds(programs.policy, structure, programs.args)
+    return Bounds(np.asarray(upper, float).reshape(-1) * np.ones(contexts), likelihood)
+
+
+def _is_discrete(programs: Programs, name: str) -> bool:
+    policy = FoldedKeys(programs.policy, dummy_key())
+    return bool(trace_abstractly(lambda: trace_program(policy, *programs.args)).sites[name].fn.support.is_discrete)
+
+
+def _check_rewards(structure: Structure, reward: np.ndarray, bounds: Bounds) -> None:
+    """Refuse rewards that no average survives, and a bound that a draw exceeds."""
+    names = list(structure.names("reward"))
+    if np.isnan(reward).any() or (reward == np.inf).any():
+        count = int((np.isnan(reward) | (reward == np.inf)).any(1).sum())
+        raise PolicyError(
+            f"the rewards {names} were nan or inf for {count} of {len(reward)} draws; "
+            "make the reward finite for every draw of the policy"
         )
-    if not np.isfinite(evidence.conservative_upper):
-        floor = np.maximum(evidence.conservative_lower - objective.mean, 0.0)
-        return found._replace(
-            mean=np.asarray(np.nan),
-            se=objective.se,
-            conservative_lower=floor,
-            conservative_upper=evidence.conservative_upper,
+    if not (reward > -np.inf).any(0).all():
+        raise EngineError(
+            f"the rewards {names} were -inf for every draw of some context, so nothing is possible there; "
+            "allow at least one action, or draw more"
         )
-    floor = np.maximum(evidence.conservative_lower - objective.conservative_upper, 0.0)
-    return found._replace(
-        conservative_lower=floor, conservative_upper=evidence.conservative_upper - objective.conservative_lower
-    )
+    above = reward - bounds.reward
+    if (above > 1e-4 * np.maximum(np.abs(bounds.reward), 1.0)).any():
+        row, column = np.unravel_index(int(np.argmax(above)), above.shape)
+        raise EngineError(
+            f"a draw earned {reward[row, column]:.6g}, more than reward_bound={bounds.reward[column]:.6g}; "
+            "raise the bound to what the rewards can reach"
+        )
 
 
-def _plain_interval(values: np.ndarray) -> Interval:
-    """Give the interval of a plain mean over draws [draws, contexts]."""
-    per_draw = values.mean(1)
-    return Interval.normal(per_draw.mean(), per_draw.std(ddof=1) / math.sqrt(len(per_draw)))
+def _without_limit(found: Evidence) -> Evidence:
+    """Say of a fit that draws what must never happen that its J is −∞, which no average tells."""
+    lost, apart = Interval.exact(-np.inf), Interval.exact(np.inf)
+    return dataclasses.replace(found, objective=lost, reward=lost, gap=apart, kl_reverse=apart)
 
 
-def _shaped(interval: Interval, shape: tuple[int, ...]) -> Interval:
-    return Interval(*(part.reshape(shape) for part in interval))
+def _is_sharp(found: Evidence) -> bool:
+    """Whether the gap is known to a fifth of itself, or to a hundredth of what there was to gain."""
+    assert found.gap is not None
+    assert found.prior_objective is not None
+    if not np.isfinite(found.objective.mean):  # draws what must never happen: no number of draws would tell more
+        return True
+    width = float(found.gap.upper - found.gap.lower)
+    gain = float(found.optimum.mean - found.prior_objective.mean)
+    return width <= max(0.2 * float(found.gap.mean), 0.01 * gain)
