@@ -116,8 +116,8 @@ class Truth(NamedTuple):
     log_evidence: float
     kl_reverse: float
     kl_forward: float
-    start: float
-    missed: float
+    prior_objective: float
+    missed_mass: float
 
 
 def all_assignments(shape: Shape) -> dict[str, Array]:
