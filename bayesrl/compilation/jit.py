@@ -176,7 +176,9 @@ class TracedProgram:
                     _programs.popitem(last=False)
             _programs.move_to_end(key)
         self.program, self.tree, self.functions = program, tree, functions
-        self.consts, self.fillings = jax.device_put(([_as_array(c) for c in closed.consts], list(fillings)))
+        self.consts, self.fillings = jax.device_put(
+            ([c if isinstance(c, jax.Array) else np.asarray(c) for c in closed.consts], list(fillings))
+        )
         self.calls_host = _calls_host(closed)
 
     def text(self, leaves: list[Any]) -> str:
@@ -210,10 +212,6 @@ def _leaves(args: Any) -> list[Any]:
 
 def _is_traced(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray)
-
-
-def _as_array(value: Any) -> Any:
-    return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
 _reading: ContextVar[dict[Any, Any] | None] = ContextVar("reading", default=None)

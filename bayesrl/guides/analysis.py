@@ -159,7 +159,7 @@ class _AnalysisHandler(IntoScans):
         for name, value in self.values.items():
             if leaf is value and name in self.sites:
                 return self.sites[name].support
-        return None if isinstance(leaf, jax.core.Tracer) or not _is_numeric(leaf) else _values_of(leaf)
+        return None if isinstance(leaf, jax.core.Tracer) or not _is(leaf, jnp.number, jnp.bool_) else _values_of(leaf)
 
 
 def _values_of(leaf: Any) -> FiniteSupport | None:
@@ -169,18 +169,9 @@ def _values_of(leaf: Any) -> FiniteSupport | None:
     return tuple(float(v) for v in values) if whole and values.size <= _MAX_INITIAL else None
 
 
-def _is_whole(leaf: Any) -> bool:
-    dtype = jnp.result_type(leaf)
-    return bool(jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_))
-
-
-def _is_truth(leaf: Any) -> bool:
-    return _is_numeric(leaf) and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.bool_))
-
-
-def _is_numeric(leaf: Any) -> bool:
-    dtype = jnp.result_type(leaf)
-    return bool(jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_))
+def _is(leaf: Any, *kinds: Any) -> bool:
+    """Whether a leaf holds numbers of one of some kinds."""
+    return any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds)
 
 
 def analyze_policy(
@@ -208,7 +199,7 @@ def analyze_policy(
         for scan, names in enumerate(starts)
         for index, leaf in enumerate(probe.starts[scan])
         if probe.ranges[scan][index] is None and isinstance(leaf, jax.core.Tracer)
-        if _is_whole(leaf) and not names[index]
+        if _is(leaf, jnp.integer, jnp.bool_) and not names[index]
     ]
 
     def computed() -> list[Any]:
@@ -219,7 +210,7 @@ def analyze_policy(
         probe.ranges[scan][index] = _values_of(leaf)
     carries = [
         [
-            CarryLeafInfo(source, values, names, tuple(jnp.shape(leaf))[1:], _is_numeric(leaf))
+            CarryLeafInfo(source, values, names, tuple(jnp.shape(leaf))[1:], _is(leaf, jnp.number, jnp.bool_))
             for source, values, names, leaf in zip(*parts, strict=True)
         ]
         for parts in zip(probe.sources, _all_ranges(probe), reached, probe.carries, strict=True)
@@ -231,7 +222,7 @@ def _all_ranges(probe: _AnalysisHandler) -> list[list[FiniteSupport | None]]:
     """Close the initial ranges of the carries under what each step copies into them."""
     results = []
     for sources, initial, leaves in zip(probe.sources, probe.ranges, probe.carries, strict=True):
-        flags = [_is_truth(leaf) for leaf in leaves]
+        flags = [_is(leaf, jnp.bool_) for leaf in leaves]
         new = [(0.0, 1.0) if flag else start for flag, start in zip(flags, initial, strict=True)]
         ranges: list[FiniteSupport | None] = []
         while new != ranges:
@@ -275,7 +266,7 @@ def prior_moments(
                 found[f"prior {name}"] = described.reshape((-1, described.shape[-1]))
         for scan, leaves in enumerate(probe.carries):
             for index, leaf in enumerate(leaves):
-                if _is_numeric(leaf):
+                if _is(leaf, jnp.number, jnp.bool_):
                     found[f"carry {scan} {index}"] = jnp.asarray(leaf, float).reshape((-1, 1))
         return found
 

@@ -89,8 +89,7 @@ def importance(
         programs = replace(program, guide=other.guide, transforms=other.transforms)
     draw_key, metric_key = split_keys(key)
     batch = _draw(draw_key, programs, params, num_samples)
-    _check(batch)
-    _refuse_weightless(program.structure, batch)
+    _refuse_worthless(program.structure, batch)
     betas = None if beta is None else np.asarray(beta, float)
     observed = bool(program.structure.names("observed"))
     lanes = [
@@ -128,15 +127,6 @@ def _draw(key: PRNGKey, programs: Programs, params: Params, num_samples: int) ->
         draws.rewards,
         {name: flat(value) for name, value in metrics.items() if value is not None},
     )
-
-
-def _check(batch: _Batch) -> None:
-    refuse_bad_rewards(batch.rewards)
-    if np.isnan(batch.log_base).any():
-        raise EngineError(
-            f"a log-probability is nan for {int(np.isnan(batch.log_base).any(-1).sum())} of {len(batch.log_base)} "
-            "draws; check the parameters of the policy and of the proposal, and that both have the same support"
-        )
 
 
 class _Weighted(NamedTuple):
@@ -177,7 +167,13 @@ def _weighted_mean(weights: np.ndarray, values: np.ndarray) -> InfluenceEstimate
     return InfluenceEstimate(mean, len(weights) * weights * (finite - mean))
 
 
-def _refuse_weightless(structure: Structure, batch: _Batch) -> None:
+def _refuse_worthless(structure: Structure, batch: _Batch) -> None:
+    refuse_bad_rewards(batch.rewards)
+    if np.isnan(batch.log_base).any():
+        raise EngineError(
+            f"a log-probability is nan for {int(np.isnan(batch.log_base).any(-1).sum())} of {len(batch.log_base)} "
+            "draws; check the parameters of the policy and of the proposal, and that both have the same support"
+        )
     empty = ~((batch.log_base > -np.inf) & (batch.reward > -np.inf)).any(0)
     if empty.any():
         raise EngineError(

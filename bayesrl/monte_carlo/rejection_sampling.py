@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -201,34 +201,24 @@ def _standard_errors(tally: ProposalSums, betas: np.ndarray) -> np.ndarray:
     return np.sqrt(np.where(mean > 0, variance, np.inf))
 
 
-class _Moments(NamedTuple):
-    """Mean and squared standard error of an expectation under p*, [lanes, contexts]."""
-
-    mean: np.ndarray
-    variance: np.ndarray
-
-    def over_contexts(self, lead: tuple[int, ...]) -> Estimate:
-        """Average: contexts propose independently of one another."""
-        mean, se = self.mean.mean(1), np.sqrt(self.variance.sum(1)) / self.mean.shape[1]
-        return Estimate(jnp.asarray(mean.reshape(lead)), jnp.asarray(se.reshape(lead)))
-
-
-def _expectations(tally: ProposalSums, bound: np.ndarray, betas: np.ndarray) -> tuple[_Moments, _Moments, _Moments]:
-    """Give log Z, E[R] and KL under p*, self-normalised over all proposals."""
+def _expectations(tally: ProposalSums, bound: np.ndarray, betas: np.ndarray) -> tuple[Estimate, Estimate, Estimate]:
+    """Give log Z, E[R] and KL under p*, self-normalised over all proposals, [lanes, contexts]."""
     first, square, excess, square_excess, square_excess2 = tally.moments
     beta = betas[:, None]
-    log_z = bound / beta + np.log(first / tally.number)
+    log_z = Estimate(bound / beta + np.log(first / tally.number), _standard_errors(tally, betas))
     below = excess / first  # E[R] − B
     spread = (square_excess2 - 2 * below * square_excess + below**2 * square) / first**2
     cross = (square_excess - below * square) / first**2  # Σ w²·(d − E[d])
-    evidence_variance = _standard_errors(tally, betas) ** 2
     # KL = E[R]/β − log Z; the influence of one proposal is w·((d − E[d])/β − 1) + 1/N.
-    kl_variance = spread / beta**2 - 2 * cross / beta + evidence_variance
-    return (
-        _Moments(log_z, evidence_variance),
-        _Moments(bound + below, np.maximum(spread, 0.0)),
-        _Moments((bound + below) / beta - log_z, np.maximum(kl_variance, 0.0)),
-    )
+    kl_variance = spread / beta**2 - 2 * cross / beta + log_z.se**2
+    reward_se, kl_se = (np.sqrt(np.maximum(variance, 0.0)) for variance in (spread, kl_variance))
+    return log_z, Estimate(bound + below, reward_se), Estimate((bound + below) / beta - log_z.mean, kl_se)
+
+
+def _over_contexts(each: Estimate, lead: tuple[int, ...], scale: Any = 1.0) -> Estimate:
+    """Average `scale` times an expectation over contexts, which propose independently of one another."""
+    mean, se = np.asarray(scale * each.mean), np.asarray(scale * each.se)
+    return Estimate(mean.mean(1).reshape(lead), (np.sqrt((se**2).sum(1)) / se.shape[1]).reshape(lead))
 
 
 def _result(
@@ -242,18 +232,17 @@ def _result(
     for lane, filled in enumerate(state.filled):
         log_weights[lane, lane] = np.where(np.arange(num)[:, None] < filled, -np.log(filled), -np.inf)
     scale = state.betas[:, None]
-    objective = _Moments(scale * evidence.mean, scale**2 * evidence.variance)
     return WeightedDraws(
         sites={name: jnp.asarray(np.concatenate([b[name] for b in blocks])) for name in blocks[0]},
         log_weights=log_weights.reshape((*lead, -1, *shape)),
-        log_evidence=Estimate(*(x.reshape((*lead, *shape)) for x in (evidence.mean, np.sqrt(evidence.variance)))),
+        log_evidence=Estimate(*(x.reshape((*lead, *shape)) for x in evidence)),
         log_marginal=None,
-        optimum=None if structure.names("environment") else objective.mean.reshape((*lead, *shape)),
+        optimum=None if structure.names("environment") else (scale * evidence.mean).reshape((*lead, *shape)),
         ess=state.filled.astype(float).reshape((*lead, *shape)),
         estimates=Estimates(
-            objective.over_contexts(lead),
-            reward.over_contexts(lead),
-            kl.over_contexts(lead),
+            _over_contexts(evidence, lead, scale),
+            _over_contexts(reward, lead),
+            _over_contexts(kl, lead),
             _metrics(program, state, lead),
         ),
         beta=betas,

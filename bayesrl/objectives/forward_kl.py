@@ -87,15 +87,12 @@ class ForwardKL(Objective):
         log_q = total(programs.log_q(params, draws), shape)
         moved = log_q - lax.stop_gradient(log_q)
         gap = jnp.where(weight > 0, tempered + totals.ratio - moved, 0.0)
-        loss = (weight * gap).sum(0) - log_evidence + _baseline(moved, of_guide)
+        # 0 with the gradient Σ ū ∇log q, whose mean is 0: a control variate.
+        share = lax.stop_gradient(jax.nn.softmax(of_guide, axis=0))
+        control = (share * jnp.where(share > 0, moved, 0.0)).sum(0)
+        loss = (weight * gap).sum(0) - log_evidence + control
         info = info_from_draws(jax.tree.map(lambda x: x[:from_guide], draws), programs, beta, (from_guide, *shape[1:]))
         ess = 1 / (weight**2).sum(0).mean() / self.num_particles
         return loss.mean(), info._replace(
             metrics={**info.metrics, "ess": ess}, nonfinite=count_nonfinite(draws, never=True)
         )
-
-
-def _baseline(moved: Array, of_guide: Array) -> Array:
-    """Give nought, with the gradient Σ ū ∇log q, which is that of nothing: E_q[∇log q] = 0."""
-    share = lax.stop_gradient(jax.nn.softmax(of_guide, axis=0))
-    return (share * jnp.where(share > 0, moved, 0.0)).sum(0)

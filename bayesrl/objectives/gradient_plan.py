@@ -70,8 +70,10 @@ def make_gradient_plan(
         ObjectiveError: naming the site and the remedy.
     """
     guide = programs.trace_guide(params)
-    _refuse_foreign(programs, guide.sites)
     actions = programs.structure.actions
+    for name in actions:
+        if name not in guide.sites:
+            raise ObjectiveError(f"the guide misses action site {name!r}; add numpyro.sample({name!r}, ...) to it")
     if estimator == "pathwise" and enumerated == "auto":
         enumerated = ()
     chosen = _enumerated(programs, params, num_particles, enumerated)
@@ -102,12 +104,6 @@ def site_distribution(programs: Programs, guide: dict[str, TraceSite], name: str
         return guide[name].fn
     policy = FoldedKeys(programs.policy, dummy_key())
     return trace_abstractly(lambda: trace_program(policy, *programs.args)).sites[name].fn
-
-
-def _refuse_foreign(programs: Programs, guide: dict[str, TraceSite]) -> None:
-    for name in programs.structure.actions:
-        if name not in guide:
-            raise ObjectiveError(f"the guide misses action site {name!r}; add numpyro.sample({name!r}, ...) to it")
 
 
 def _pathwise(
