@@ -178,6 +178,13 @@ def read_json_lines(path: Location) -> list[dict[str, Any]]:
 
     Raises:
         LanguageModelError: the file cannot be read, or a line holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (path := Path(folder) / "sums.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}')
+        ...     read_json_lines(path)
+        [{'prompt': '1+1=', 'answer': '2'}]
     """
     try:
         content = read_file(Path(path), linked=True)

@@ -1,6 +1,6 @@
 """What a report says of a language model: samples, where they moved, and prompts where they no longer differ."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,10 +11,16 @@ from bayesrl.display.tables import Markup, tag
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.prompts import Prompts
-from bayesrl.lm.text_samples import ModelSamples, TextSamples, prefix_rewards, sample_texts, unpack_posterior
+from bayesrl.lm.text_samples import (
+    ModelSamples,
+    TextSamples,
+    estimate_mean,
+    prefix_rewards,
+    sample_texts,
+    unpack_posterior,
+)
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import PRNGKey
 
 if TYPE_CHECKING:
@@ -48,6 +54,15 @@ def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | Non
 
     Raises:
         LanguageModelError: the posterior is of another kind.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, bayesrl
+        >>> from bayesrl.lm import GPT2, GPT2Config, policy, rewards, text_sections
+        >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
+        >>> ones = rewards.token_reward(lambda tokens, mask: jnp.sum(tokens == 1))
+        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
+        >>> bayesrl.Problem(writer, beta=1.0, sections=(text_sections,)).beta
+        1.0
     """
     betas = np.asarray(posterior.beta, float)
     one = posterior if betas.ndim == 0 else posterior.select(beta=float(betas.min()))
@@ -55,8 +70,8 @@ def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | Non
     seen = subset_evenly(policy.prompts)
     # All prompts are answered at once, so that one program is compiled.
     prompts = seen if held_out is None else seen.concatenate(subset_evenly(held_out))
-    samples_of_both = sample_texts(key, one, _SAMPLES, prompts)
-    samples = samples_of_both.of(slice(len(seen)))
+    both = sample_texts(key, one, _SAMPLES, prompts)
+    samples = both.of(slice(len(seen)))
     sections = [
         _extremes(policy, samples),
         _positions(policy, samples),
@@ -68,7 +83,7 @@ def text_sections(key: PRNGKey, posterior: Posterior, *, held_out: Prompts | Non
         _collapsed(policy, samples),
     ]
     if held_out is not None:
-        sections.append(_before_and_after(policy, samples_of_both.of(slice(len(seen), len(prompts)))))
+        sections.append(_before_and_after(policy, both.of(slice(len(seen), len(prompts)))))
     return sections
 
 
@@ -79,15 +94,10 @@ def subset_evenly(prompts: Prompts, most: int = _PROMPTS) -> Prompts:
     return prompts.take([int(i) for i in np.linspace(0, len(prompts) - 1, most).round()])
 
 
-class _Place(NamedTuple):
-    sample: int
-    prompt: int
-
-
 def _extremes(policy: PromptedPolicy, samples: TextSamples) -> Section:
     texts = samples.fitted
     order = np.argsort(-texts.reward, axis=None, kind="stable")
-    places = [_Place(*map(int, np.unravel_index(i, texts.reward.shape))) for i in order]
+    places = [tuple(map(int, np.unravel_index(i, texts.reward.shape))) for i in order]
     best = _distinct(places, texts)
     middle = [places[len(places) // 2]]
     worst = [place for place in _distinct(places[::-1], texts)[::-1] if place not in best]
@@ -99,7 +109,7 @@ def _extremes(policy: PromptedPolicy, samples: TextSamples) -> Section:
                     rank,
                     format_number(float(texts.reward[place])),
                     format_number(float(texts.log_ratio[place].sum()), 3),
-                    truncate(samples.prompts.examples[place.prompt]["prompt"]),
+                    truncate(samples.prompts.examples[place[1]]["prompt"]),
                     color_tokens(policy.tokenizer, texts.tokens[place], texts.mask[place], texts.log_ratio[place]),
                 )
             )
@@ -111,13 +121,13 @@ def _extremes(policy: PromptedPolicy, samples: TextSamples) -> Section:
     )
 
 
-def _distinct(places: list[_Place], texts: ModelSamples) -> list[_Place]:
-    group: dict[bytes, _Place] = {}
+def _distinct(places: list[tuple[int, ...]], texts: ModelSamples) -> list[tuple[int, ...]]:
+    first: dict[bytes, tuple[int, ...]] = {}
     for place in places:
-        group.setdefault(texts.tokens[place].tobytes(), place)
-        if len(group) == _SHOWN:
+        first.setdefault(texts.tokens[place].tobytes(), place)
+        if len(first) == _SHOWN:
             break
-    return list(group.values())
+    return list(first.values())
 
 
 def color_tokens(tokenizer: Tokenizer | None, tokens: np.ndarray, mask: np.ndarray, ratio: np.ndarray) -> Markup:
@@ -162,15 +172,8 @@ def _positions(policy: PromptedPolicy, samples: TextSamples) -> Section:
 
 def _collapsed(policy: PromptedPolicy, samples: TextSamples) -> Section:
     """List prompts by how little is left of the reference's entropy."""
-    ours, theirs = (
-        -w.log_q.sum(-1).mean(0) if w is samples.fitted else -w.log_prior.sum(-1).mean(0)
-        for w in (
-            samples.fitted,
-            samples.prior,
-        )
-    )
+    ours, theirs = -samples.fitted.log_q.sum(-1).mean(0), -samples.prior.log_prior.sum(-1).mean(0)
     share = ours / np.maximum(theirs, 1e-6)
-    distinct = [_num_distinct(samples.fitted.tokens[:, i]) for i in range(len(samples.prompts))]
     gone = int((share < _COLLAPSED).sum())
     rows: list[tuple[object, ...]] = [("prompt", "entropy left", "nats", f"different of {_SAMPLES}", "most frequent")]
     for i in np.argsort(share)[: 2 * _SHOWN]:
@@ -179,8 +182,7 @@ def _collapsed(policy: PromptedPolicy, samples: TextSamples) -> Section:
                 truncate(samples.prompts.examples[int(i)]["prompt"]),
                 f"{share[i]:.0%}",
                 float(ours[i]),
-                distinct[i],
-                truncate(_commonest(policy, samples.fitted, int(i))),
+                *_distinct_and_commonest(policy, samples.fitted, int(i)),
             )
         )
     return Section(
@@ -191,30 +193,18 @@ def _collapsed(policy: PromptedPolicy, samples: TextSamples) -> Section:
     )
 
 
-def _num_distinct(tokens: np.ndarray) -> int:
-    return len(np.unique(tokens, axis=0))
+def _distinct_and_commonest(policy: PromptedPolicy, texts: ModelSamples, prompt: int) -> tuple[int, str]:
+    """Count the different completions of a prompt, and decode the most frequent."""
+    rows, first, counts = np.unique(texts.tokens[:, prompt], axis=0, return_index=True, return_counts=True)
+    return len(rows), completion_text(policy, texts, (int(first[counts.argmax()]), prompt))
 
 
-def _commonest(policy: PromptedPolicy, texts: ModelSamples, prompt: int) -> str:
-    rows, counts = np.unique(texts.tokens[:, prompt], axis=0, return_counts=True)
-    place = int(np.flatnonzero((texts.tokens[:, prompt] == rows[counts.argmax()]).all(-1))[0])
-    return completion_text(policy, texts, _Place(place, prompt))
-
-
-def completion_text(policy: PromptedPolicy, texts: ModelSamples, place: tuple[int, int]) -> str:
-    """Decode one completion, up to its end."""
-    indices = texts.tokens[place][texts.mask[place]]
-    return (
-        " ".join(map(str, indices))
-        if policy.tokenizer is None
-        else policy.tokenizer.decode([indices], continues=True)[0]
-    )
-
-
-def _mean(reward: np.ndarray) -> Estimate:
-    """Average rewards [draws, prompts] with the error over draws."""
-    by_draw = reward.mean(1)
-    return Estimate(np.asarray(by_draw.mean()), np.asarray(by_draw.std(ddof=1) / np.sqrt(len(by_draw))))
+def completion_text(policy: PromptedPolicy, texts: ModelSamples, place: tuple[int, ...]) -> str:
+    """Decode one completion, up to its end, and shorten it."""
+    tokens = texts.tokens[place][texts.mask[place]]
+    if policy.tokenizer is None:
+        return truncate(" ".join(map(str, tokens)))
+    return truncate(policy.tokenizer.decode([tokens], continues=True)[0])
 
 
 def _before_and_after(policy: PromptedPolicy, samples: TextSamples) -> Section:
@@ -225,9 +215,10 @@ def _before_and_after(policy: PromptedPolicy, samples: TextSamples) -> Section:
         for texts in (samples.prior, samples.fitted):
             rewards = texts.reward[:, i]
             place = (int(np.argsort(rewards)[len(rewards) // 2]), i)
-            row += [truncate(completion_text(policy, texts, place)), float(texts.reward[place])]
+            row += [completion_text(policy, texts, place), float(texts.reward[place])]
         rows.append(tuple(row))
-    before, after = (format_estimate(_mean(texts.reward)) for texts in (samples.prior, samples.fitted))
+    by_draw = [texts.reward.mean(1) for texts in (samples.prior, samples.fitted)]
+    before, after = (format_estimate(estimate_mean(x)) for x in by_draw)
     num = len(samples.prompts)
     return Section(
         "Before and after, on held-out prompts",

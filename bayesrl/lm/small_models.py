@@ -98,6 +98,14 @@ def train_small_classifier(
 
     Raises:
         LanguageModelError: as `classification`.
+
+    Example:
+        >>> from bayesrl.lm import char_tokenizer, train_small_classifier
+        >>> options = {"num_steps": 1, "width": 4}
+        >>> texts, labels, tokenizer = ["ab", "cd"], ["good", "bad"], char_tokenizer("abcd")
+        >>> judge = train_small_classifier(jax.random.key(0), "tiny_judge", texts, labels, tokenizer, **options)
+        >>> judge.model.config.labels
+        ('bad', 'good')
     """
     longest = max(map(len, tokenizer.encode(list(texts))), default=1)
     config = BertConfig(
@@ -213,6 +221,12 @@ def train_small_lm(
 
     Raises:
         LanguageModelError: a record lacks a field, or the data are too short.
+
+    Example:
+        >>> from bayesrl.lm import char_tokenizer, train_small_lm
+        >>> options = {"num_steps": 1, "length": 4, "width": 4, "depth": 1}
+        >>> train_small_lm(jax.random.key(0), "tiny_lm", "abab" * 9, char_tokenizer("ab"), **options).model.config.width
+        4
     """
     prompts = [] if isinstance(data, str) else text_field("prompt", data)
     answers = [] if isinstance(data, str) else text_field(answer, data)

@@ -143,6 +143,15 @@ def sft(
 
     Raises:
         LanguageModelError: a record lacks a field; there is no token to end with; an answer is too long.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl.lm import GPT2, GPT2Config, char_tokenizer, sft
+        >>> tokenizer = char_tokenizer("abc")
+        >>> config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=8, depth=1, heads=2)
+        >>> model = GPT2.init(jax.random.key(0), config)
+        >>> sft(model, [{"prompt": "a", "answer": "bc"}], tokenizer=tokenizer).tokens.tolist()
+        [[4, 5, 1]]
     """
     start, tokenizer, source = _start(CausalLM, model, tokenizer)
     prompts = encode_prompts(examples, tokenizer)
@@ -237,6 +246,14 @@ def classification(
 
     Raises:
         LanguageModelError: no texts; other labels than the model has; no tokenizer, or one that does not fit.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl.lm import BertClassifier, BertConfig, char_tokenizer, classification
+        >>> config = BertConfig(vocab_size=6, max_length=8, width=4, depth=1, heads=2, inner=8, labels=("bad", "good"))
+        >>> model = BertClassifier.init(jax.random.key(0), config)
+        >>> classification(model, ["ab", "c"], ["good", "bad"], tokenizer=char_tokenizer("abc")).labels.tolist()
+        [1, 0]
     """
     start, tokenizer, source = _start(BertClassifier, model, tokenizer)
     if not texts or len(texts) != len(labels):
@@ -289,6 +306,17 @@ def finetuned(posterior: Posterior, *, merge: bool = True) -> Pretrained:
     Raises:
         LanguageModelError: the posterior is of another kind.
         PolicyError: it holds several temperatures.
+
+    Example:
+        >>> import jax, bayesrl
+        >>> from bayesrl.lm import GPT2, GPT2Config, char_tokenizer, finetuned, language_modeling
+        >>> tokenizer = char_tokenizer("abc")
+        >>> config = GPT2Config(vocab_size=tokenizer.vocab_size, max_length=8, width=8, depth=1, heads=2)
+        >>> model = GPT2.init(jax.random.key(0), config)
+        >>> program = language_modeling(model, "abcabc" * 9, tokenizer=tokenizer, length=6)
+        >>> fit = bayesrl.fit(jax.random.key(1), program, num_steps=2, progress=False)
+        >>> finetuned(fit).model.config == config
+        True
     """
     programs, params = (posterior if posterior.num_restarts == 1 else posterior.select(restart="best")).unbatched()
     values = programs.constrain(params)

@@ -78,6 +78,16 @@ def sample_texts(key: PRNGKey, posterior: Posterior, num_samples: Count, prompts
     Raises:
         LanguageModelError: the posterior is of another kind; no sample was asked for.
         PolicyError: it holds several temperatures.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, bayesrl
+        >>> from bayesrl.lm import GPT2, FullParameters, GPT2Config, policy, rewards, sample_texts
+        >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
+        >>> ones = rewards.token_reward(lambda tokens, mask: jnp.sum(tokens == 1))
+        >>> writer = policy(model, jnp.zeros((1, 1), int), reward=ones, max_new_tokens=3)
+        >>> fit = bayesrl.fit(jax.random.key(1), writer, beta=1.0, guide=FullParameters(), num_steps=2, progress=False)
+        >>> sample_texts(jax.random.key(2), fit, 5).fitted.tokens.shape
+        (5, 1, 3)
     """
     policy, guide, params = unpack_posterior(posterior)
     prompts = policy.prompts if prompts is None else prompts
@@ -130,7 +140,12 @@ def estimate_kl(
     prompts = policy.prompts if prompts is None else prompts
     kl = generate(key, guide, params, prompts, _prompt_index(prompts, num_samples)).kl.astype(float).mean(1)
     values = kl if by_position else kl.sum(-1)
-    return Estimate(values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)))
+    return estimate_mean(values)
+
+
+def estimate_mean(values: np.ndarray) -> Estimate:
+    """Average over draws [draws, ...], with the standard error."""
+    return Estimate(np.asarray(values.mean(0)), np.asarray(values.std(0, ddof=1) / np.sqrt(len(values))))
 
 
 def prefix_rewards(

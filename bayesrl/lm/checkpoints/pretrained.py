@@ -50,6 +50,13 @@ class Pretrained:
         config: config.json, as read: `save_pretrained` of this keeps what the model does not use of it.
         adapter: adapter_config.json, where the model has the low-rank paths of an adapter beside its weights.
         generation: generation_config.json, as read.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl.lm import GPT2, GPT2Config, char_tokenizer
+        >>> config = GPT2Config(vocab_size=6, max_length=8, width=4, depth=1, heads=2)
+        >>> Pretrained(GPT2.init(jax.random.key(0), config), char_tokenizer("abc")).tokenizer.eos
+        1
     """
 
     GIVEN_BY: ClassVar[str] = "as lm.load_pretrained gives it"
@@ -160,6 +167,19 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
     Raises:
         LanguageModelError: the model has no low-rank paths; the folder cannot be made.
         RunFolderError: a file cannot be written; what it held before is intact.
+
+    Example:
+        >>> import jax, tempfile
+        >>> from bayesrl.lm import GPT2, GPT2Config
+        >>> from bayesrl.lm.transformers.layers.layers import Linear
+        >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
+        >>> weight, bias = model.blocks[0].output.weight, model.blocks[0].output.bias
+        >>> with_path = Linear(weight, bias, down=weight[:1], up=0 * weight[:, :1])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tuned = eqx.tree_at(lambda model: model.blocks[0].output, model, with_path)
+        ...     save_adapter(folder, Pretrained(tuned, None))
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
 
     References:
         Hu et al. (2022), "LoRA: low-rank adaptation of large language models", equation 3.
@@ -315,7 +335,7 @@ def save_pretrained(
 def _make_folder(folder: str | Path) -> Path:
     path = Path(folder)
     try:
-        (path := Path(folder)).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LanguageModelError(f"cannot make the folder {path}: {error.strerror}; choose another") from error
     return path

@@ -19,6 +19,10 @@ class Reward(abc.ABC):
     """A number for each completion, in reward units: what a policy is tilted by, or a metric.
 
     Rewards add up and may be multiplied by numbers: `0.7 * right + 0.1 * short`.
+
+    Example:
+        >>> isinstance(length() - 0.5 * length(), Reward)
+        True
     """
 
     @abc.abstractmethod

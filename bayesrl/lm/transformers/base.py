@@ -77,13 +77,17 @@ class Config(abc.ABC):
     def layout(self, layer: int) -> Layout:
         """Tell how a block computes."""
 
-    def _layout(self, **own: Any) -> Layout:
-        """Make the layout of a block: settings that it has in common with the model, and its own."""
-        one_each = {"kv_heads": self.heads, "head_dim": self.width // self.heads}
-        shared = {
-            part.name: getattr(self, part.name) for part in dataclasses.fields(Layout) if hasattr(self, part.name)
-        }
-        return Layout(**{**one_each, **shared, **own})
+    def _layout(self, layer: int, **own: Any) -> Layout:
+        """Make the layout of a block: what the model and its family say by the same names, and what is its own."""
+        names = [part.name for part in dataclasses.fields(Layout)]
+        shared = {"kv_heads": self.heads, "head_dim": self.width // self.heads}
+        for source in (getattr(self, "traits", None), self):
+            shared |= {name: getattr(source, name) for name in names if hasattr(source, name)}
+        if "windowed" in vars(self):
+            near = layer in vars(self)["windowed"]
+            shared |= {"window": shared["window"] if near else 0}
+            shared |= {"rope": vars(self)["local_rope"]} if near and vars(self)["local_rope"] is not None else {}
+        return Layout(**{**shared, **own})
 
 
 class Transformer(eqx.Module):

@@ -95,6 +95,10 @@ class BertConfig(Config):
 
     Raises:
         LanguageModelError: the numbers do not fit together, or config.json asks for what is not implemented.
+
+    Example:
+        >>> BertConfig(width=4, depth=1, heads=2, inner=8, labels=("bad", "good")).problem
+        'single_label_classification'
     """
 
     vocab_size: int = 30522
@@ -153,17 +157,11 @@ class BertConfig(Config):
     def layout(self, layer: int) -> Layout:
         """Tell how a block computes."""
         if self.rope is None:
-            return self._layout(norm="layer", output_bias=self.attention_bias, norms=POST_NORMS, norm_of_sums=True)
-        near = layer in self.windowed
-        return self._layout(
-            norm="layer",
-            output_bias=self.attention_bias,
-            norms=PRE_NORMS if layer else PRE_NORMS[1:],  # what embeds is normalized already
-            joined="stacked",
-            gated="joined",
-            rope=self.local_rope if near and self.local_rope is not None else self.rope,
-            window=self.window if near else 0,
-        )
+            own: dict[str, Any] = {"norms": POST_NORMS, "norm_of_sums": True}
+        else:
+            # The first block needs no norm before attention: the embeddings are normalized already.
+            own = {"norms": PRE_NORMS if layer else PRE_NORMS[1:], "joined": "stacked", "gated": "joined"}
+        return self._layout(layer, norm="layer", output_bias=self.attention_bias, **own)
 
     @classmethod
     @checked(LanguageModelError)

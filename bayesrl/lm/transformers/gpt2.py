@@ -33,6 +33,10 @@ class GPT2Config(DecoderConfig):
 
     Raises:
         LanguageModelError: the numbers do not fit together, or config.json asks for what is not implemented.
+
+    Example:
+        >>> GPT2Config(width=8, depth=1, heads=2).max_length
+        1024
     """
 
     vocab_size: int = 50257
@@ -70,7 +74,7 @@ class GPT2Config(DecoderConfig):
         """Tell how a block computes."""
         inner = self.inner or 4 * self.width
         biases = dict.fromkeys(("attention_bias", "output_bias", "feeding_bias"), True)
-        return self._layout(inner=inner, norm="layer", joined="stacked", **biases)
+        return self._layout(layer, inner=inner, norm="layer", joined="stacked", **biases)
 
     def to_json(self) -> dict[str, Any]:
         """Give what transformers reads as config.json."""

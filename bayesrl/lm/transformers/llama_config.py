@@ -121,6 +121,10 @@ class LlamaConfig(DecoderConfig):
 
     Raises:
         LanguageModelError: the numbers do not fit together, or config.json asks for what is not implemented.
+
+    Example:
+        >>> LlamaConfig(vocab_size=7, max_length=8, width=4, depth=1, heads=2, kv_heads=1, inner=8).head_dim
+        2
     """
 
     vocab_size: int
@@ -195,18 +199,12 @@ class LlamaConfig(DecoderConfig):
 
     def layout(self, layer: int) -> Layout:
         """Tell how a block computes."""
-        traits, near = self.traits, layer in self.windowed
-        rope = self.local_rope if near and self.local_rope is not None else self.rope
         return self._layout(
-            norm=traits.norm,
-            norms=traits.norms,
-            query_key_norm=(traits.query_key_norm or "head") if self.query_key_norm else "",
-            joined=traits.joined,
-            gated=traits.gated,
-            rope=None if layer in self.unturned else rope,
-            window=self.window if near else 0,
+            layer,
+            query_key_norm=(self.traits.query_key_norm or "head") if self.query_key_norm else "",
             scale=self.query_scale**-0.5 if self.query_scale else 0.0,
             cap=self.score_cap,
+            **({"rope": None} if layer in self.unturned else {}),
         )
 
     @classmethod
