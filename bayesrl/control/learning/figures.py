@@ -74,26 +74,26 @@ def _learning_figure(
 
 
 def values_figure(
-    key: PRNGKey, learned: LearnResult, states: Sequence[int], truth: Mapping[int, np.ndarray] | None = None
+    key: PRNGKey, result: LearnResult, states: Sequence[int], truth: Mapping[int, np.ndarray] | None = None
 ) -> "Figure":
     """Draw the posterior of Q in some states: middle 50% and 95% of each action, with the truth where it is known.
 
     Args:
         key: consumed whole.
-        learned: by a `BayesianAgent`; observations are finitely many.
+        result: by a `BayesianAgent`; observations are finitely many.
         states: to show, at most six.
         truth: Q* by state, [actions], or None.
     """
     from matplotlib.figure import Figure
 
     shown = list(states)[:6]
-    tables = np.asarray(learned.sample(key, 400)["action_values"])
+    tables = np.asarray(result.sample(key, 400)["action_values"])
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(1.6 * columns + 0.4, 3.4), 1.7 * rows + 0.3), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
     for axis, state in zip(axes, shown, strict=False):
-        values = _at(tables, learned, state)
+        values = _at(tables, result, state)
         for action in range(values.shape[1]):
             low, first, middle, third, high = np.quantile(values[:, action], [0.025, 0.25, 0.5, 0.75, 0.975])
             axis.plot([action] * 2, [low, high], color=FITTED, linewidth=1)
@@ -101,9 +101,9 @@ def values_figure(
             axis.plot(action, middle, "o", color=FITTED, markersize=4)
             if truth is not None and state in truth:
                 axis.plot(action, truth[state][action], "x", color=OPTIMAL, markersize=6, markeredgewidth=1.6)
-        axis.set_xticks(range(values.shape[1]), [learned.action_name(a) for a in range(values.shape[1])], fontsize=7)
+        axis.set_xticks(range(values.shape[1]), [result.action_name(a) for a in range(values.shape[1])], fontsize=7)
         axis.set_xlim(-0.5, values.shape[1] - 0.5)
-        axis.set_title(f"state {state}" if learned.env.max_steps > 1 else "", fontsize=9)
+        axis.set_title(f"state {state}" if result.env.max_steps > 1 else "", fontsize=9)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(shown) :]:
@@ -112,26 +112,26 @@ def values_figure(
     return figure
 
 
-def sure_map(key: PRNGKey, learned: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot | None]) -> "Figure":
+def sure_map(key: PRNGKey, result: LearnResult, mdp: TabularMDP, snapshots: Sequence[Snapshot | None]) -> "Figure":
     """Draw on the grid how sure the best action is, at some moments: darker is surer, cells never entered are white.
 
     Args:
         key: consumed whole.
-        learned: by a `BayesianAgent`.
+        result: by a `BayesianAgent`.
         mdp: with a layout.
         snapshots: moments; None is the end.
     """
     titles = ["at the end" if s is None else f"after {s.episode:,} episode{'s'[: s.episode != 1]}" for s in snapshots]
     figure, axes = grid_axes(mdp, titles)
-    lived = learned.agent_state.memory.arrays() if isinstance(learned.agent_state, BayesianAgentState) else {}
+    lived = result.agent_state.memory.arrays() if isinstance(result.agent_state, BayesianAgentState) else {}
     for axis, snapshot in zip(axes, snapshots, strict=True):
-        tables = np.asarray(learned.sample(key, _DRAWS, snapshot=snapshot)["action_values"])
+        tables = np.asarray(result.sample(key, _DRAWS, snapshot=snapshot)["action_values"])
         sure = np.zeros((mdp.num_states, mdp.num_actions))
         before = lived["observation"][: None if snapshot is None else snapshot.rows]
         seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal
         cells = [(cell, x, y) for cell, x, y in grid_cells(mdp) if seen[cell]]
         for cell, _, _ in cells:
-            values = _at(tables, learned, cell)
+            values = _at(tables, result, cell)
             sure[cell] = np.bincount(values.argmax(1), minlength=mdp.num_actions) / len(values)
         best = np.where(seen, sure.max(1), np.nan)
         draw_cells(axis, mdp, best, "Blues", (1 / mdp.num_actions, 1.5))
@@ -150,16 +150,16 @@ def policies_figure(agent_state: KLControlAgentState, mdp: TabularMDP) -> "Figur
     return figure
 
 
-def first_visit(learned: LearnResult, state: int) -> int:
+def first_visit(result: LearnResult, state: int) -> int:
     """Give the earliest step of an episode at which a state was visited, 0 where it never was."""
-    rows = learned.bayesian_state().memory.arrays()
+    rows = result.bayesian_state().memory.arrays()
     times = rows["time"][rows["observation"] == state]
     return int(times.min()) if len(times) else 0
 
 
-def _at(tables: np.ndarray, learned: LearnResult, state: int) -> np.ndarray:
+def _at(tables: np.ndarray, result: LearnResult, state: int) -> np.ndarray:
     """Pick the values of one state, at the earliest step that it was visited, [draws, actions]."""
-    return tables[:, first_visit(learned, state), state] if tables.ndim == 4 else tables[:, state]
+    return tables[:, first_visit(result, state), state] if tables.ndim == 4 else tables[:, state]
 
 
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:

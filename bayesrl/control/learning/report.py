@@ -146,8 +146,8 @@ def _curves(runs: Mapping[str, Sequence[LearnResult]]) -> list[Any]:
     return shown
 
 
-def _made(learned: LearnResult) -> list[tuple[str, str]]:
-    identity, settings = learned.problem["identity"], learned.problem["settings"]
+def _made(result: LearnResult) -> list[tuple[str, str]]:
+    identity, settings = result.problem["identity"], result.problem["settings"]
     agent = ", ".join(f"{k}={v}" for k, v in identity["agent"].items() if k != "type")
     rows = [
         ("environment", str(identity["environment"])),
@@ -195,35 +195,35 @@ def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[
         mdp: the environment that was learned, for its layout and its exact values.
     """
 
-    def sections(key: PRNGKey, learned: LearnResult) -> Iterator[Section]:
-        if isinstance(learned.agent_state, KLControlAgentState):
+    def sections(key: PRNGKey, result: LearnResult) -> Iterator[Section]:
+        if isinstance(result.agent_state, KLControlAgentState):
             if mdp.layout is not None:
                 yield Section(
                     "The policy on the map",
                     "An arrow is as long as its action is likely. Good is where it agrees with the optimum beside it.",
-                    policies_figure(learned.agent_state, mdp),
+                    policies_figure(result.agent_state, mdp),
                 )
             return
-        if not isinstance(learned.agent_state, BayesianAgentState) or not learned.num_episodes:
+        if not isinstance(result.agent_state, BayesianAgentState) or not result.num_episodes:
             return
         exact = soft_value_iteration(mdp, 0.0).action_value
-        states = _common_states(learned)
+        states = _common_states(result)
         truth = {
-            s: exact[min(first_visit(learned, s), len(exact) - 1), s] if exact.ndim == 3 else exact[s] for s in states
+            s: exact[min(first_visit(result, s), len(exact) - 1), s] if exact.ndim == 3 else exact[s] for s in states
         }
         yield Section(
             "Posterior of Q, in states along the way",
             "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the crosses "
             "of the better actions lie within their bars; actions known to be worse are tried no more, and stay wide.",
-            values_figure(key, learned, states, truth),
+            values_figure(key, result, states, truth),
         )
         if mdp.layout is not None:
-            early = next((s for s in learned.snapshots if s.episode >= learned.num_episodes / 20), None)
+            early = next((s for s in result.snapshots if s.episode >= result.num_episodes / 20), None)
             yield Section(
                 "How sure it is, on the map",
                 "Darker cells are surer of their best action, and white ones were never entered; arrows are as long "
                 "as their action is probably the best. Good is where the way to the goal is dark at the end.",
-                sure_map(key, learned, mdp, [early, None] if learned.agent_state.model.online and early else [None]),
+                sure_map(key, result, mdp, [early, None] if result.agent_state.model.online and early else [None]),
             )
 
     return sections
@@ -237,31 +237,31 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, 
         truth: the values themselves, reward units, or None.
     """
 
-    def sections(key: PRNGKey, learned: LearnResult) -> Iterator[Section]:
+    def sections(key: PRNGKey, result: LearnResult) -> Iterator[Section]:
         if (
-            not isinstance(learned.agent_state, BayesianAgentState)
-            or not learned.num_episodes
-            or not learned.agent_state.finite
+            not isinstance(result.agent_state, BayesianAgentState)
+            or not result.num_episodes
+            or not result.agent_state.finite
         ):
             return
-        told = learned.decide(key, 0)
+        told = result.decide(key, 0)
         known = None if truth is None else {0: np.asarray(truth, float)}
         best = int(np.argmax(told.p_optimal))
         low, high = np.asarray(told.interval[best])
         yield Section(
             "Posterior of the values",
             "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the bar of "
-            f"the best arm stands apart. {learned.action_name(best)} is the best with probability "
+            f"the best arm stands apart. {result.action_name(best)} is the best with probability "
             f"{float(told.p_optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
-            values_figure(key, learned, [0], known),
+            values_figure(key, result, [0], known),
         )
 
     return sections
 
 
-def _common_states(learned: LearnResult) -> list[int]:
+def _common_states(result: LearnResult) -> list[int]:
     """Choose states to show: those that the last episodes went through most, in the order of their times."""
-    last = learned.bayesian_state().memory.arrays()["observation"][-2000:].astype(int)
+    last = result.bayesian_state().memory.arrays()["observation"][-2000:].astype(int)
     count = np.bincount(last)
     often = np.argsort(-count, kind="stable")[: min(6, int((count > 0).sum()))]
-    return sorted((int(s) for s in often), key=lambda s: (first_visit(learned, s), s))
+    return sorted((int(s) for s in often), key=lambda s: (first_visit(result, s), s))

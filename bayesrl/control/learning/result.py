@@ -1,5 +1,6 @@
 """`LearnResult`: what came out of a run of `learn`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -185,25 +186,14 @@ class LearnResult:
         """
         import xarray as xr
 
-        groups: dict[str, Any] = {
-            "training": xr.Dataset(
-                {k: (["episode"], v) for k, v in self.history.items() if k != "episode"}
-            ).assign_coords(episode=self.history["episode"])
-        }
+        training = _dataset({k: v for k, v in self.history.items() if k != "episode"}, "episode")
+        groups: dict[str, Any] = {"training": training.assign_coords(episode=self.history["episode"])}
         if isinstance(self.agent_state, BayesianAgentState):
             sites = self.sample(dummy_key())
             small = {k: np.asarray(v)[None] for k, v in sites.items() if np.size(v) <= _LARGEST}
-            groups["posterior"] = xr.Dataset(
-                {k: (["chain", "draw", *(f"{k}_dim_{i}" for i in range(v.ndim - 2))], v) for k, v in small.items()}
-            ).assign_coords(chain=[0], draw=np.arange(_KEPT_DRAWS))
+            groups["posterior"] = draws_dataset(small)
             memory = self.agent_state.memory.arrays()
-            groups["observed_data"] = xr.Dataset(
-                {
-                    k: (["row", *(f"{k}_dim_{i}" for i in range(v.ndim - 1))], v)
-                    for k, v in memory.items()
-                    if k != "mask"
-                }
-            )
+            groups["observed_data"] = _dataset({k: v for k, v in memory.items() if k != "mask"}, "row")
         tree = xr.DataTree.from_dict(groups)
         tree.attrs = {"inference_library": "bayesrl", "interrupted": int(self.interrupted)}
         tree.attrs |= {k: v for k, v in self.problem["settings"].items() if isinstance(v, str | int | float)}
@@ -221,3 +211,17 @@ class LearnResult:
                 "learn with BayesianAgent(model)"
             )
         return self.agent_state
+
+
+def draws_dataset(draws: Mapping[str, Any]) -> "xr.Dataset":
+    """Give draws as a dataset of ArviZ, [chain, draw, ...] each."""
+    data = _dataset({name: np.asarray(x) for name, x in draws.items()}, "chain", "draw")
+    return data.assign_coords({name: np.arange(size) for name, size in data.sizes.items() if name in ("chain", "draw")})
+
+
+def _dataset(arrays: Mapping[str, np.ndarray], *dims: str) -> "xr.Dataset":
+    import xarray as xr
+
+    return xr.Dataset(
+        {k: ([*dims, *(f"{k}_dim_{i}" for i in range(x.ndim - len(dims)))], x) for k, x in arrays.items()}
+    )
