@@ -96,7 +96,7 @@ class LearningProblem:
         about: one line on what the problem is.
     """
 
-    environment: Annotated[Any, LazyAnnotation("bayesrl.control.learning.interaction", "Playable")]
+    environment: Annotated[Any, LazyAnnotation("bayesrl.control.learning.adapters", "Playable")]
     agent: Annotated[Any, LazyAnnotation("bayesrl.control.learning.agents.base", "Agent")]
     exploration: Annotated[Any, LazyAnnotation("bayesrl.control.exploration.rules", "Rule")] | None = None
     num_episodes: Count = 200

@@ -4,7 +4,7 @@ import numpy as np
 
 import bayesrl
 from bayesrl import control
-from bayesrl.control.learning.interaction import BanditEnv
+from bayesrl.control.learning.adapters import BanditEnv
 
 
 def learning(

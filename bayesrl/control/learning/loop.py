@@ -17,9 +17,9 @@ from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import as_hash_key, fold_in, split_keys
 from bayesrl.compilation.status import activity
 from bayesrl.control.exploration.rules import Exploration, Rule
+from bayesrl.control.learning.adapters import Playable, adapt_environment
 from bayesrl.control.learning.agents.base import Agent, AgentState
 from bayesrl.control.learning.env_adapter import EnvAdapter
-from bayesrl.control.learning.interaction import Playable, adapt_environment
 from bayesrl.control.learning.result import LearnResult, Snapshot
 from bayesrl.display.progress import Progress, show_progress
 from bayesrl.errors import BayesRLError, ControlError, RunFolderError

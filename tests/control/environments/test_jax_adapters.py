@@ -17,7 +17,7 @@ from numpyro import handlers
 
 from bayesrl.compilation.keys import as_hash_key
 from bayesrl.control import ActorCritic, JaxEnvironment, Rollout, TablePolicy
-from bayesrl.control.learning.interaction import adapt_environment
+from bayesrl.control.learning.adapters import adapt_environment
 from bayesrl.control.rollout import PolicyOutput
 from bayesrl.errors import ControlError
 from bayesrl.svi.setup import set_up

@@ -11,7 +11,7 @@ import bayesrl
 from bayesrl import control
 from bayesrl.control import LoggedData, LoggedEnvironment, evaluate_off_policy
 from bayesrl.control.environments.tabular_rollout import action_probs
-from bayesrl.control.learning.interaction import adapt_environment
+from bayesrl.control.learning.adapters import adapt_environment
 from bayesrl.errors import ControlError
 
 MEANS = np.array([[0.2, 0.8, 0.5], [0.9, 0.1, 0.4]])

@@ -26,8 +26,8 @@ from gymnasium.wrappers import (
 
 from bayesrl.compilation.keys import as_hash_key
 from bayesrl.control import from_gymnasium, soft_value_iteration
+from bayesrl.control.learning.adapters import GymnasiumAdapter
 from bayesrl.control.learning.env_adapter import EpisodePolicy
-from bayesrl.control.learning.interaction import GymnasiumAdapter
 from bayesrl.errors import ControlError
 
 LAKE = ["SFFH", "FFFG"]

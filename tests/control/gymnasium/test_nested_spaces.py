@@ -15,7 +15,7 @@ import bayesrl
 from bayesrl import control
 from bayesrl.control import ActorCritic, GymnasiumSource, LinearPolicy, NetworkPolicy, TablePolicy
 from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
-from bayesrl.control.learning.interaction import adapt_environment
+from bayesrl.control.learning.adapters import adapt_environment
 from bayesrl.errors import ControlError
 from bayesrl.svi.setup import set_up
 

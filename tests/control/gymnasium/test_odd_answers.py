@@ -12,8 +12,8 @@ from gymnasium import spaces
 
 from bayesrl.control import GymnasiumSource
 from bayesrl.control.gymnasium.spaces import describe_observations
+from bayesrl.control.learning.adapters import adapt_environment
 from bayesrl.control.learning.env_adapter import EpisodePolicy
-from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)

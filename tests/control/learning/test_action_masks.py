@@ -15,7 +15,7 @@ import bayesrl
 from bayesrl import control
 from bayesrl.control import BayesianAgent, KLControlAgent, LinearValues, TabularModel, learn
 from bayesrl.control.exploration.beliefs import SampleBelief
-from bayesrl.control.learning.interaction import GymnasiumAdapter, adapt_environment
+from bayesrl.control.learning.adapters import GymnasiumAdapter, adapt_environment
 from bayesrl.control.learning.models.base import ProgramModel
 from bayesrl.errors import ControlError
 

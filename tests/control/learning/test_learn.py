@@ -25,9 +25,9 @@ from bayesrl.control import (
 )
 from bayesrl.control.environments.tabular_examples import n_chain
 from bayesrl.control.exploration.rules import exploration_from_name
+from bayesrl.control.learning.adapters import BanditEnv, adapt_environment
 from bayesrl.control.learning.agents.kl_control import agent_from_name
 from bayesrl.control.learning.env_adapter import EpisodePolicy
-from bayesrl.control.learning.interaction import BanditEnv, adapt_environment
 from bayesrl.control.learning.models.base import ProgramModel
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.control.learning.result import LearnResult

@@ -13,7 +13,7 @@ from numpyro import handlers
 from bayesrl import control
 from bayesrl.compilation.jit import clear_programs
 from bayesrl.control import ArmsModel, BayesianAgent, KLControlAgent, TabularModel, bandits, learn
-from bayesrl.control.learning.interaction import BanditEnv
+from bayesrl.control.learning.adapters import BanditEnv
 
 KEY = jax.random.key(0)
 OTHER = jax.random.key(1)

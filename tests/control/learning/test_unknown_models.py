@@ -19,8 +19,8 @@ from bayesrl.control import ArmsModel, EnsembleValues, LastLayerValues, LinearVa
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.environments.tabular_examples import n_chain
 from bayesrl.control.exploration.beliefs import sample_dirichlet
+from bayesrl.control.learning.adapters import adapt_environment
 from bayesrl.control.learning.env_adapter import EpisodePolicy
-from bayesrl.control.learning.interaction import adapt_environment
 from bayesrl.control.learning.models.base import conjugate_inference
 from bayesrl.control.learning.replay_memory import Experience, ReplayMemory
 from bayesrl.errors import ControlError

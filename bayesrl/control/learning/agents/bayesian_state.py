@@ -15,8 +15,8 @@ from bayesrl.compilation.jit import trace_once
 from bayesrl.compilation.keys import dummy_key, fold_in, split_keys
 from bayesrl.control.exploration.beliefs import SampleBelief
 from bayesrl.control.exploration.rules import Decision
+from bayesrl.control.learning.action_mask_table import action_mask_table
 from bayesrl.control.learning.agents.base import AgentState, UpdateInfo, restore_leaves
-from bayesrl.control.learning.allowed_actions import masks_of
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.models.base import EnvironmentModel
 from bayesrl.control.learning.replay_memory import Episode, Experience, ReplayMemory, first_rows
@@ -50,7 +50,7 @@ class BayesianAgentState(AgentState):
         self._programs: dict[Any, Callable[..., Any]] = {}
         self.state = model.init(fold_in(key, 1), env)
         self._episodes, self._judge_every = 0, max(num_episodes // _NUM_JUDGEMENTS, 1)
-        self.masks = masks_of(env)
+        self.masks = action_mask_table(env)
         self._experience: Experience | None = env.example() if model.online else None
         shape = jax.eval_shape(partial(self._sample, num_samples=1), dummy_key(), self.state, self.experience(), None)[
             1

@@ -7,7 +7,7 @@ from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.errors import ControlError
 
 
-class Masks:
+class ActionMaskTable:
     """Which actions each of finitely many states allows: all, until a mask is seen there.
 
     Args:
@@ -60,8 +60,8 @@ class Masks:
         self.table, self.known = array[:, :-1].astype(bool), array[:, -1].astype(bool)
 
 
-def masks_of(env: EnvAdapter) -> Masks | None:
+def action_mask_table(env: EnvAdapter) -> ActionMaskTable | None:
     """Give what is known of the masks of a env before it is played, or None where no table can hold them."""
     if not env.masked or env.num_observations is None:
         return None
-    return Masks(env.num_observations, env.num_actions)
+    return ActionMaskTable(env.num_observations, env.num_actions)
