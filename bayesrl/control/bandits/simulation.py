@@ -71,7 +71,7 @@ def play_bandit(
     num_steps: Count,
     num_runs: Count = 1000,
 ) -> BanditRuns:
-    """Play independent runs, each on a world of its own from the prior.
+    """Play independent runs, each on an instance of its own from the prior.
 
     Args:
         key: fixes everything random.

@@ -1,4 +1,4 @@
-"""What states allow: action masks of finitely many observations, as far as they were seen."""
+"""Action masks of finitely many states, as far as they were seen."""
 
 import numpy as np
 
@@ -23,8 +23,15 @@ class ActionMaskTable:
         self.table = np.ones((num_states, num_actions), bool)
         self.known = np.zeros(num_states, bool)
 
+    @classmethod
+    def for_env(cls, env: EnvAdapter) -> "ActionMaskTable | None":
+        """Make the table of an environment before it is played; None where it has no masks, or no finite states."""
+        if not env.masked or env.num_observations is None:
+            return None
+        return cls(env.num_observations, env.num_actions)
+
     def note(self, episode: Episode, *, same: bool) -> None:
-        """Take in what an episode showed.
+        """Record the masks of an episode.
 
         Args:
             episode: with masks.
@@ -58,10 +65,3 @@ class ActionMaskTable:
     def restore(self, array: np.ndarray) -> None:
         """Take what a checkpoint kept."""
         self.table, self.known = array[:, :-1].astype(bool), array[:, -1].astype(bool)
-
-
-def action_mask_table(env: EnvAdapter) -> ActionMaskTable | None:
-    """Give what is known of the masks of a env before it is played, or None where no table can hold them."""
-    if not env.masked or env.num_observations is None:
-        return None
-    return ActionMaskTable(env.num_observations, env.num_actions)

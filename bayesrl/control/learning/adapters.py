@@ -1,4 +1,4 @@
-"""What can be learned from: tables, programs, Gymnasium environments and bandits, played an episode at a time."""
+"""Adapters for all that `learn` plays: tables, programs, Gymnasium environments and bandits."""
 
 import re
 from typing import Annotated, Any
@@ -29,7 +29,7 @@ from bayesrl.values import is_function, is_valid_text
 
 
 class TabularAdapter(EnvAdapter):
-    """A `TabularMDP` that is played, with the tables kept to itself."""
+    """A `TabularMDP`, whose tables the agent does not see."""
 
     def __init__(self, mdp: TabularMDP) -> None:
         if mdp.horizon is None and mdp.discount == 1 and not mdp.terminal.any():
@@ -62,11 +62,11 @@ class TabularAdapter(EnvAdapter):
 
 
 class GymnasiumAdapter(EnvAdapter):
-    """A Gymnasium environment; where it publishes its model, and that says what is played, the optimum is known.
+    """A Gymnasium environment; the optimum is known where it publishes its model.
 
     Args:
         environment: itself, its id, or a function that makes one.
-        action_masks: whether only actions are taken that it allows; None is where it tells which.
+        action_masks: whether only actions are taken that it allows; None means wherever it has masks.
     """
 
     def __init__(self, environment: Any, action_masks: bool | None = False) -> None:
@@ -93,32 +93,32 @@ class GymnasiumAdapter(EnvAdapter):
         self.name = getattr(spec, "id", type(self._env).__name__)
         self.shape, self.dtype, self.scale = seen.shape, seen.dtype, seen.scale
         given = {key: value for key, value in getattr(spec, "kwargs", {}).items() if key != "render_mode"}
-        self.options = {key: _text_of(given[key]) for key in sorted(given)}
+        self.options = {key: _stable_repr(given[key]) for key in sorted(given)}
         around = [
-            f"{type(one).__name__}({_text_of(getattr(one, '_saved_kwargs', {}))})" for one in active_wrappers(self._env)
+            f"{type(one).__name__}({_stable_repr(getattr(one, '_saved_kwargs', {}))})"
+            for one in active_wrappers(self._env)
         ]
         if around:
             self.options["wrappers"] = ", ".join(around)
         limit = time_limit(self._env)
         self.max_steps = MOST_STEPS if limit is None else limit
-        self.masked = action_masks is not False and (self._within or self._tells_masks())
+        self.masked = action_masks is not False and (self._within or self._gives_masks())
         if action_masks and not self.masked:
             raise ControlError(
                 f"action_masks=True, and {self.name} tells none: neither in a Dict observation, nor in "
                 f"info['{MASK}'], nor by a method {METHOD}; leave action_masks out"
             )
-        self._know(limit)
+        self._find_optimum(limit)
 
-    def _tells_masks(self) -> bool:
-        """Whether a mask is told beside observations, after a reset."""
-        seen, info = self._env.reset(seed=0)
-        told = read_mask(self._env, seen, info, within=False)
-        if told is not None:
-            parse_mask(told, self._actions, self.name)
-        return told is not None
+    def _gives_masks(self) -> bool:
+        """Tell whether a mask comes beside the observation of a reset."""
+        mask = read_mask(self._env, *self._env.reset(seed=0), within=False)
+        if mask is not None:
+            parse_mask(mask, self._actions, self.name)
+        return mask is not None
 
-    def _know(self, limit: int | None) -> None:
-        """Find the optimum, or the reason why nobody knows it."""
+    def _find_optimum(self, limit: int | None) -> None:
+        """Find the optimum, or why it is unknown."""
         if not has_model(self._env):
             return
         try:
@@ -151,7 +151,7 @@ class GymnasiumAdapter(EnvAdapter):
         return self._taken(seen, info), earned, bool(terminated), bool(truncated)
 
     def close(self) -> None:
-        """Close the environment, unless it came open."""
+        """Close the environment if it was opened here."""
         if self._own:
             self._env.close()
 
@@ -162,14 +162,14 @@ class GymnasiumAdapter(EnvAdapter):
             # Where an environment tells none, all actions are allowed.
             self.allowed = parse_mask(np.ones(self.num_actions) if mask is None else mask, self._actions, self.name)
         try:
-            told = np.asarray(self._seen.one(seen))
+            observation = np.asarray(self._seen.one(seen))
         except (TypeError, ValueError, LookupError):
-            told = np.asarray(np.nan)
-        fine = told.shape == self.shape and bool(np.isfinite(told).all() if count is None else 0 <= told < count)
-        if not fine:
+            observation = np.asarray(np.nan)
+        in_range = np.isfinite(observation).all() if count is None else 0 <= observation < count
+        if observation.shape != self.shape or not in_range:
             wanted = f"finite numbers {list(self.shape)}" if count is None else f"one of {count} integers"
             raise ControlError(f"{self.name} gave the observation {seen!r}; its space has {wanted}")
-        return told
+        return observation
 
 
 class ProgramAdapter(EnvAdapter):
@@ -178,14 +178,14 @@ class ProgramAdapter(EnvAdapter):
     Args:
         environment: the program.
         max_steps: the longest episode.
-        action_masks: whether only actions are taken that it allows; by default where it tells which.
+        action_masks: whether only actions are taken that it allows; by default wherever it has masks.
     """
 
     def __init__(self, environment: Environment, max_steps: int, action_masks: bool | None = None) -> None:
         self.name = type(environment).__name__
         self.num_observations, self.max_steps = environment.num_observations, max_steps
 
-        def told(state: Any) -> Any:
+        def observe(state: Any) -> Any:
             seen = environment.observe(state)
             return environment.features(seen) if environment.num_observations is None else seen
 
@@ -199,7 +199,7 @@ class ProgramAdapter(EnvAdapter):
                     f"{type(environment).__name__} draws actions from {type(prior).__name__}, and `learn` chooses "
                     "among finitely many; use bayesrl.fit with a Rollout"
                 )
-            return prior.enumerate_support(), told(state), environment.allowed(seen)
+            return prior.enumerate_support(), observe(state), environment.allowed(seen)
 
         # Looked at and not run, so that nothing is compiled for it.
         actions, seen, allowed = jax.eval_shape(look, dummy_key())
@@ -220,13 +220,13 @@ class ProgramAdapter(EnvAdapter):
         def begin(key: PRNGKey) -> tuple[Any, ...]:
             with handlers.block(), handlers.seed(rng_seed=key):
                 state = environment.reset()
-            return state, told(state), mask_in(state)
+            return state, observe(state), mask_in(state)
 
         def step(key: PRNGKey, state: Any, action: Any) -> tuple[Any, ...]:
             with handlers.block(), handlers.seed(rng_seed=key):
                 outcome = environment.step(state, action)
             ends = outcome.terminated, outcome.truncated
-            return outcome.state, told(outcome.state), mask_in(outcome.state), outcome.reward, *ends
+            return outcome.state, observe(outcome.state), mask_in(outcome.state), outcome.reward, *ends
 
         self._begin, self._step = closure_jit(begin, name="reset"), closure_jit(step, name="play_step")
         self._key, self._state, self._time = dummy_key(), None, 0
@@ -249,11 +249,11 @@ class ProgramAdapter(EnvAdapter):
 
 @checked(ControlError)
 class BanditEnv(EnvAdapter):
-    """A bandit whose world is drawn once; an episode is one pull. What is seen are the features of all arms.
+    """One instance of a bandit; an episode is one pull. Observations are the features of all arms.
 
     Args:
-        bandit: the prior that the world is drawn from.
-        values: the world itself, in the form that `bandit.sample_instances` gives for one run; drawn where it is None.
+        bandit: the prior that the instance is drawn from.
+        values: the instance, in the form that `bandit.sample_instances` gives for one run; by default it is drawn.
         seed: for the draw.
         names: of the arms.
     """
@@ -267,14 +267,16 @@ class BanditEnv(EnvAdapter):
         self._values = closure_jit(bandit.expected_rewards, name="values")
         self._observe = closure_jit(lambda key: bandit.sample_context(key, 1), name="observe")
         self._pay = closure_jit(
-            lambda key, worlds, seen, arm: bandit.sample_reward(key, bandit.expected_rewards(worlds, seen)[:, arm])[0],
+            lambda key, instance, seen, arm: bandit.sample_reward(key, bandit.expected_rewards(instance, seen)[:, arm])[
+                0
+            ],
             name="pay",
         )
         drawn = jax.eval_shape(lambda key: bandit.sample_instances(key, 1), key)
-        draw = closure_jit(lambda key: bandit.sample_instances(key, 1), name="draw_world")
+        draw = closure_jit(lambda key: bandit.sample_instances(key, 1), name="draw_instance")
         self.values = np.asarray(draw(key)) if values is None else np.asarray(values, np.float32)[None]
         if self.values.shape != drawn.shape:
-            raise ControlError(f"the world has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
+            raise ControlError(f"the instance has shape {self.values.shape[1:]}; {bandit} draws {drawn.shape[1:]}")
         first = jax.eval_shape(lambda key: bandit.sample_context(key, 1), key)
         self._key, self._seen = key, np.zeros(first.shape, first.dtype)
         if self._seen.size == 0:
@@ -321,22 +323,22 @@ type Playable = Annotated[
         any_type=True,
     ),
 ]
-"""What `adapt_environment` makes a world of."""
+"""What `adapt_environment` adapts."""
 
 
 @checked(ControlError)
 def adapt_environment(
     environment: Playable, max_steps: int | None = None, *, action_masks: bool | None = None
 ) -> EnvAdapter:
-    """Make a world of what users have: a table, a program, a bandit, or a Gymnasium environment or its id.
+    """Adapt what users have: a table, a program, a bandit, or a Gymnasium environment or its id.
 
     Args:
-        environment: what they have.
+        environment: such as a `TabularMDP`.
         max_steps: the longest episode of a program.
-        action_masks: whether only actions are taken that the environment allows; by default where it tells which.
+        action_masks: whether only actions are taken that the environment allows; by default wherever it has masks.
 
     Raises:
-        ControlError: it is nothing of these, or has no masks and some are asked for.
+        ControlError: it is none of these, or has no masks and action_masks is True.
     """
     if action_masks and isinstance(environment, EnvAdapter | TabularMDP | Bandit):
         raise ControlError(f"action_masks=True, and a {type(environment).__name__} has none; leave action_masks out")
@@ -351,8 +353,8 @@ def adapt_environment(
     return GymnasiumAdapter(environment, action_masks)
 
 
-def _text_of(value: Any) -> str:
-    """Give a value as text; addresses in memory are others in every process."""
+def _stable_repr(value: Any) -> str:
+    """Give the repr without addresses in memory, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 

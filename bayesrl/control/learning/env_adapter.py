@@ -1,4 +1,4 @@
-"""What agents of `learn` play: an environment that is not looked into, and how one episode goes."""
+"""The environment as agents of `learn` see it, and how one episode is played."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -29,23 +29,23 @@ class EpisodePolicy:
 
 
 class EnvAdapter(abc.ABC):
-    """An environment that can be played and not looked into.
+    """An environment that agents can play and not look into.
 
     Attributes:
         num_actions: how many there are.
         num_observations: how many there are, where they are the integers from 0 on; else None.
         shape: of one observation.
         dtype: of one observation.
-        scale: of about which size the numbers in an observation are, [*shape].
+        scale: the rough size of the numbers in an observation, [*shape].
         max_steps: the longest episode.
-        discount: γ of the returns that are told.
-        optimum: the greatest expected return of an episode, reward units; None where nobody knows.
-        unknown: why nobody knows it, where nobody does.
+        discount: γ of the returns.
+        optimum: the greatest expected return of an episode, reward units; None where it is unknown.
+        unknown: why the optimum is, where it is.
         action_names: one per action, where they have names.
         name: of the environment.
-        options: that it was made with, as text, for the run folder.
-        masked: whether it tells which actions are allowed.
-        allowed: those that are where it stands, [actions]; None where it has no masks.
+        options: it was made with, as text, for the run folder.
+        masked: whether it has action masks.
+        allowed: which actions are allowed in the present state, [actions]; None where it has no masks.
     """
 
     num_actions: int
@@ -63,7 +63,7 @@ class EnvAdapter(abc.ABC):
     masked: bool = False
     allowed: np.ndarray | None = None
     _tables: TabularMDP | None = None
-    """What the regret is told by; agents do not see it."""
+    """Tables by which the regret is computed; agents do not see them."""
 
     @abc.abstractmethod
     def begin(self, key: PRNGKey) -> np.ndarray:
@@ -74,14 +74,14 @@ class EnvAdapter(abc.ABC):
         """Take an action; give (observation, reward, terminated, truncated)."""
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the environment."""
         return
 
     def regret(self, episode: Episode, act: EpisodePolicy) -> float:
-        """Give what the best policy is expected to gain more than what was played, reward units.
+        """Give how much more the best policy is expected to earn than the policy that was played, reward units.
 
-        Where tables tell what a policy is worth, exactly; else the optimum less the return, whose mean over
-        episodes is the same; nan where nobody knows the optimum.
+        It is exact where tables say what a policy is worth; else it is the optimum less the return, which has the same
+        mean over episodes. Nan where the optimum is unknown.
         """
         if self.optimum is None:
             return np.nan
@@ -109,7 +109,7 @@ class EnvAdapter(abc.ABC):
             if self.allowed is not None and not self.allowed[action]:
                 raise ControlError(
                     f"action {action} was chosen in step {len(rows)}, and the environment allows only "
-                    f"{np.flatnonzero(self.allowed).tolist()} there; let the rule heed belief.allowed, or choose by "
+                    f"{np.flatnonzero(self.allowed).tolist()} there; use belief.allowed in the rule, or choose by "
                     "belief.mean or belief.sample(key), which are −inf for all others"
                 )
             after, reward, terminated, truncated = self.step(action)
@@ -128,14 +128,14 @@ class EnvAdapter(abc.ABC):
         return Episode(kinds[0], actions, rewards.astype(float), kinds[1], terminated, scores.astype(float), allowed)
 
     def example(self) -> Experience:
-        """Give a row of nothing of its kind, to look at programs with."""
+        """Give an experience of one row without a step, by which programs can be looked at."""
         blank = blank_experience(self.shape, self.dtype)
         if not self.masked or self.num_observations is None:
             return blank
         return blank._replace(allowed=np.ones((self.num_observations, self.num_actions), bool))
 
     def _mask(self, time: int) -> tuple[np.ndarray, ...]:
-        """Give what is allowed where it stands, if it has masks."""
+        """Give the mask of the present state, if there are masks."""
         if self.allowed is None:
             return ()
         if not self.allowed.any():
@@ -148,7 +148,7 @@ class EnvAdapter(abc.ABC):
 def _worth(mdp: TabularMDP, probs: np.ndarray, steps: int) -> float:
     """Give the expected return of a policy [steps or 1, states, actions] over so many steps.
 
-    As `evaluate_policy` does, without KL and occupancy, for it is asked once an episode.
+    As `evaluate_policy` does, without KL and occupancy, for it runs once an episode.
     """
     earned, value = mdp.expected_rewards(), np.zeros(mdp.num_states)
     alive = ~mdp.terminal

@@ -7,7 +7,6 @@ import numpy as np
 
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.figures import FITTED, OPTIMAL, draw_arrows, draw_band, draw_cells, grid_axes, grid_cells
-from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.agents.kl_control import KLControlAgentState
 from bayesrl.control.learning.result import LearnResult, Snapshot
 from bayesrl.control.planning import soft_value_iteration
@@ -123,11 +122,11 @@ def sure_map(key: PRNGKey, result: LearnResult, mdp: TabularMDP, snapshots: Sequ
     """
     titles = ["at the end" if s is None else f"after {s.episode:,} episode{'s'[: s.episode != 1]}" for s in snapshots]
     figure, axes = grid_axes(mdp, titles)
-    lived = result.agent_state.memory.arrays() if isinstance(result.agent_state, BayesianAgentState) else {}
+    visited = result.bayesian_state().memory.arrays()["observation"]
     for axis, snapshot in zip(axes, snapshots, strict=True):
         tables = np.asarray(result.sample(key, _DRAWS, snapshot=snapshot)["action_values"])
         sure = np.zeros((mdp.num_states, mdp.num_actions))
-        before = lived["observation"][: None if snapshot is None else snapshot.rows]
+        before = visited[: None if snapshot is None else snapshot.rows]
         seen = (np.bincount(before, minlength=mdp.num_states) > 0) & ~mdp.terminal
         cells = [(cell, x, y) for cell, x, y in grid_cells(mdp) if seen[cell]]
         for cell, _, _ in cells:

@@ -1,4 +1,4 @@
-"""Whether what was learned can be trusted: decisions, predictions of the data, and NUTS beside the posterior."""
+"""Checks of what was learned: decisions, predictions of the data, and NUTS beside the posterior."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +29,7 @@ _SURE, _CHEAP, _NEAR, _ODD = 0.95, 0.02, 0.1, 0.01
 
 @checked(ControlError)
 def check_learning(key: PRNGKey, result: LearnResult) -> list[Check]:
-    """Ask of a run: is the decision in the first state settled, is play near the optimum, does the model fit the data?
+    """Check a run: is the first decision settled, is play near the optimum, does the model fit the data?
 
     Args:
         key: consumed whole.
@@ -53,9 +53,9 @@ def check_learning(key: PRNGKey, result: LearnResult) -> list[Check]:
 
 def _decision(key: PRNGKey, result: LearnResult) -> list[Check]:
     first = result.bayesian_state().memory.arrays()["observation"][0]
-    told = result.decide(key, first)
-    best = int(np.argmin(told.regret))
-    sure, loss = float(told.p_optimal[best]), float(told.regret[best])
+    decision = result.decide(key, first)
+    best = int(np.argmin(decision.regret))
+    sure, loss = float(decision.p_optimal[best]), float(decision.regret[best])
     scale = abs(result.env.optimum or 0.0) or float(np.abs(np.asarray(result.history["return"])).max()) or 1.0
     return [
         Check(
@@ -99,9 +99,9 @@ def _near_optimum(result: LearnResult) -> Check:
 
 
 def _predictive(key: PRNGKey, result: LearnResult) -> Check:
-    told = predictive_p_values(key, result)
-    worst = min(told, key=lambda name: min(told[name], 1 - told[name]))
-    value = 2 * min(told[worst], 1 - told[worst])
+    p_values = {name: 2 * min(p, 1 - p) for name, p in predictive_p_values(key, result).items()}
+    worst = min(p_values, key=lambda name: p_values[name])
+    value = p_values[worst]
     return Check(
         DESCRIBED,
         value,
@@ -194,7 +194,7 @@ def nuts_posterior(
         result: by a `BayesianAgent`; the program of its model must have continuous sites alone.
         num_warmup: steps of each chain that are thrown away.
         num_samples: draws of each chain.
-        num_chains: at least 2, lest R-hat say nothing.
+        num_chains: at least 2, as R-hat compares chains.
 
     Returns:
         An ArviZ DataTree with `posterior`, `action_values` included where observations are finitely many:

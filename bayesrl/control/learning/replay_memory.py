@@ -49,7 +49,7 @@ class Episode(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """All steps of all episodes, one row each; rows beyond those that were lived have `held` False.
+    """All steps of all episodes, one row each; rows without a step have `mask` False.
 
     This is what models of the unknown are given as data: shapes stay the same while it grows.
 

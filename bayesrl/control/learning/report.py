@@ -35,7 +35,7 @@ from bayesrl.typing import PRNGKey
 
 
 def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
-    """Tell runs of one kind in numbers, as rows of (what, value)."""
+    """Summarise runs of one kind in numbers, as rows of (what, value)."""
     first = several[0]
     last, mean = _earned(several)
     rows = [("runs", str(len(several))), ("episodes", ", ".join(f"{run.num_episodes:,}" for run in several))]
@@ -53,11 +53,11 @@ def summary(several: Sequence[LearnResult]) -> list[tuple[str, str]]:
             ("mean regret at half the optimum after", ", ".join("never" if s is None else f"{s:,}" for s in solved))
         )
     if isinstance(first.agent_state, BayesianAgentState):
-        told = [run.history["p_optimal"][~np.isnan(run.history["p_optimal"])] for run in several]
+        probs = [run.history["p_optimal"][~np.isnan(run.history["p_optimal"])] for run in several]
         rows.append(
             (
                 "P(first decision is optimal), last of the history",
-                ", ".join(f"{p[-1]:.2f}" if len(p) else "?" for p in told),
+                ", ".join(f"{p[-1]:.2f}" if len(p) else "?" for p in probs),
             )
         )
     return rows
@@ -88,7 +88,7 @@ def learning_parts(
         Part("Verdict", "", [Cell(name if many else "", _verdict(runs[name], checks[name], about)) for name in runs]),
         Part(
             "Checks",
-            "What was asked of the first run. Good: all pass; a warning says what to look at, a failure what to do.",
+            "Of the first run. Good: all pass; a warning says what to look at, a failure what to do.",
             [Cell(name if many else "", [checks_table(checks[name])]) for name in runs],
         ),
         Part(
@@ -112,8 +112,8 @@ def learning_parts(
 
 
 def _verdict(several: Sequence[LearnResult], checks: Sequence[Check], about: str) -> list[Any]:
-    asked = [check.outcome for check in checks if check.name not in (DESCRIBED, SETTLED)]
-    card = next((outcome for outcome in ("fail", "warn", "pass") if outcome in asked), "unknown")
+    outcomes = [check.outcome for check in checks if check.name not in (DESCRIBED, SETTLED)]
+    card = next((outcome for outcome in ("fail", "warn", "pass") if outcome in outcomes), "unknown")
     headline = {"pass": "Learned", "warn": "Not settled", "fail": "Not learned", "unknown": "Unknown"}[card]
     blocks: list[Any] = [tag("p", about)] if about else []
     pairs = [row for row in summary(several) if row[0] not in ("runs", "steps")][:5]
@@ -244,15 +244,15 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, 
             or not result.agent_state.finite
         ):
             return
-        told = result.decide(key, 0)
+        decision = result.decide(key, 0)
         known = None if truth is None else {0: np.asarray(truth, float)}
-        best = int(np.argmax(told.p_optimal))
-        low, high = np.asarray(told.interval[best])
+        best = int(np.argmax(decision.p_optimal))
+        low, high = np.asarray(decision.interval[best])
         yield Section(
             "Posterior of the values",
             "Bars hold the middle 50% and 95% of the posterior, crosses are the true values. Good is where the bar of "
             f"the best arm stands apart. {result.action_name(best)} is the best with probability "
-            f"{float(told.p_optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
+            f"{float(decision.p_optimal[best]):.2f}, and choosing it loses {low:.2g} to {high:.2g} (95%).",
             values_figure(key, result, [0], known),
         )
 

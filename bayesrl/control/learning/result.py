@@ -1,4 +1,4 @@
-"""`LearnResult`: what came out of a run of `learn`."""
+"""`LearnResult`: the result of `learn`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ class Snapshot(NamedTuple):
 @checked(ControlError)
 @dataclass(frozen=True, eq=False)
 class LearnResult:
-    """What came out of a run of `learn`.
+    """The result of `learn`.
 
     Attributes:
-        agent_state: the agent in its environment, with all that it lived through.
+        agent_state: the agent in its environment, with all its experience.
         env: the environment.
         exploration: the rule.
         history: by episode: `episode`, `return` and `discounted` return, `length`, `regret` (reward units; its mean is
@@ -123,11 +123,11 @@ class LearnResult:
         num_samples: Count = 1000,
         allowed: FlagsOrNone = None,
     ) -> Decision:
-        """Tell which action is the best where something is observed, how surely, and what a wrong choice may cost.
+        """Judge the actions at one observation: which is the best, how surely, and what a wrong choice may cost.
 
         Args:
             key: consumed whole.
-            observation: what is seen.
+            observation: one of the environment's.
             time: step of the episode, where values depend on it.
             num_samples: from the posterior.
             allowed: the actions to choose among, [actions]; by default all, or those that an environment with finitely
@@ -135,7 +135,7 @@ class LearnResult:
 
         Raises:
             ControlError: the agent has no posterior over what is unknown, or its draws are not finite; the observation
-                is none of its own; no action is allowed.
+                is not one of the environment's; no action is allowed.
         """
         agent_state = self.bayesian_state()
         if time >= self.env.max_steps:
@@ -152,7 +152,7 @@ class LearnResult:
         whole = np.issubdtype(seen.dtype, np.integer)
         if seen.shape != self.env.shape or (count is not None and not (whole and 0 <= int(seen) < count)):
             wanted = f"an integer from 0 to {count - 1}" if count is not None else f"an array of shape {self.env.shape}"
-            raise ControlError(f"observation={observation!r} is none of the environment's; use {wanted}")
+            raise ControlError(f"observation={observation!r} is not one of the environment's; use {wanted}")
         return seen
 
     def act(self, key: PRNGKey, observation: AnyNumbers, time: CountOrZero = 0, *, allowed: FlagsOrNone = None) -> int:
@@ -169,15 +169,17 @@ class LearnResult:
         number = self.env.num_actions
         if not self.env.masked:
             if allowed is not None:
-                raise ControlError("the environment tells no action masks, so that all actions are; leave allowed= out")
+                raise ControlError(
+                    "the environment has no action masks, so all actions are allowed; leave allowed= out"
+                )
             return None
         if allowed is None:
             known = getattr(self.agent_state, "masks", None)
             return np.ones(number, bool) if known is None else np.asarray(known.table[int(seen)])
-        told = np.asarray(allowed, bool)
-        if told.shape != (number,) or not told.any():
+        flags = np.asarray(allowed, bool)
+        if flags.shape != (number,) or not flags.any():
             raise ControlError(f"allowed={allowed!r}; tell of each of {number} actions whether it is, and allow one")
-        return told
+        return flags
 
     def to_datatree(self) -> "xr.DataTree":
         """Give posterior, experience and history as an ArviZ DataTree; see `bayesrl.to_datatree`.
@@ -200,10 +202,10 @@ class LearnResult:
         return tree
 
     def bayesian_state(self) -> BayesianAgentState:
-        """Give the agent_state with its posterior over what is unknown.
+        """Give the state of the agent, which holds a posterior over what is unknown.
 
         Raises:
-            ControlError: the agent is no `BayesianAgent`.
+            ControlError: the agent is not a `BayesianAgent`.
         """
         if not isinstance(self.agent_state, BayesianAgentState):
             raise ControlError(

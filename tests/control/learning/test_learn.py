@@ -218,8 +218,8 @@ def test_predictions_and_nuts_check_the_posterior() -> None:
     world = BanditEnv(bandits.BernoulliArms(3), np.array([0.2, 0.5, 0.7]))
     found = learn(KEY, world, BayesianAgent(ArmsModel(world.bandit)), num_episodes=60, progress=False)
     tree = control.nuts_posterior(KEY, found)
-    drawn = tree["posterior"]["world"].to_numpy()
-    exact = np.asarray(found.sample(KEY, 4000)["world"])
+    drawn = tree["posterior"]["instance"].to_numpy()
+    exact = np.asarray(found.sample(KEY, 4000)["instance"])
     error = np.sqrt(exact.var(0) * (1 / 4000 + 1 / 300))  # as if 300 of 1,000 draws were independent
     assert (np.abs(drawn.mean((0, 1)) - exact.mean(0)) < 5 * error).all()
     within, between = drawn.var(1).mean(0), drawn.mean(1).var(0)

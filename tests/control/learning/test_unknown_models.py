@@ -110,9 +110,9 @@ def test_posterior_of_arms_is_that_of_the_program(bandit: Bandit) -> None:
             exact = dist.Normal(state.mean[0], state.variance[0] ** 0.5).log_prob(drawn).sum()
         else:
             exact = dist.MultivariateNormal(state[0][0], precision_matrix=state[1][0]).log_prob(drawn)
-        return joint(model, experience, {"world": drawn}) - exact
+        return joint(model, experience, {"instance": drawn}) - exact
 
-    assert np.ptp(each(ratio, quick(model.sample, KEY, state, experience, 6)["world"])) < 1e-3
+    assert np.ptp(each(ratio, quick(model.sample, KEY, state, experience, 6)["instance"])) < 1e-3
 
 
 def linear_data(num: int = 60) -> tuple[Experience, np.ndarray]:

@@ -15,7 +15,7 @@ from bayesrl.compilation.jit import trace_once
 from bayesrl.compilation.keys import dummy_key, fold_in, split_keys
 from bayesrl.control.exploration.beliefs import SampleBelief
 from bayesrl.control.exploration.rules import Decision
-from bayesrl.control.learning.action_mask_table import action_mask_table
+from bayesrl.control.learning.action_mask_table import ActionMaskTable
 from bayesrl.control.learning.agents.base import AgentState, UpdateInfo, restore_leaves
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
 from bayesrl.control.learning.models.base import EnvironmentModel
@@ -50,7 +50,7 @@ class BayesianAgentState(AgentState):
         self._programs: dict[Any, Callable[..., Any]] = {}
         self.state = model.init(fold_in(key, 1), env)
         self._episodes, self._judge_every = 0, max(num_episodes // _NUM_JUDGEMENTS, 1)
-        self.masks = action_mask_table(env)
+        self.masks = ActionMaskTable.for_env(env)
         self._experience: Experience | None = env.example() if model.online else None
         shape = jax.eval_shape(partial(self._sample, num_samples=1), dummy_key(), self.state, self.experience(), None)[
             1
@@ -109,7 +109,7 @@ class BayesianAgentState(AgentState):
         return theta, jax.vmap(lambda one: self.model.values(one, experience, observations))(theta)
 
     def _program(self, name: str, make: Callable[[], Callable[..., Any]], kind: Any = None) -> Callable[..., Any]:
-        """Give a compiled function by its name and kind, made when it is first asked for."""
+        """Give a compiled function by its name and kind, made at its first use."""
         if (name, kind) not in self._programs:
             self._programs[name, kind] = trace_once(make(), name=name)
         return self._programs[name, kind]
@@ -150,7 +150,7 @@ class BayesianAgentState(AgentState):
     def explore(self, key: PRNGKey, exploration: Any, episode: int) -> EpisodePolicy:
         """Choose how to act in the next episode; see `AgentState.explore`."""
         number = np.asarray(episode, np.int32)
-        # Rules of the library are told apart by their numbers, functions of users by themselves.
+        # Rules of the library are distinguished by their numbers, functions of users by themselves.
         kind = exploration if isinstance(exploration, Hashable) else id(exploration)
         if self.finite and not self.env.masked:
             plan = self._program("plan", lambda: self._planner(exploration), kind)

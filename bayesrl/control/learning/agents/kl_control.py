@@ -22,7 +22,7 @@ from bayesrl.control.exploration.rules import Exploration, Thompson, thompson
 from bayesrl.control.gymnasium.behaviour_policies import choose_actions
 from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
 from bayesrl.control.gymnasium.spaces import Actions, Observations
-from bayesrl.control.learning.action_mask_table import action_mask_table
+from bayesrl.control.learning.action_mask_table import ActionMaskTable
 from bayesrl.control.learning.agents.base import Agent, AgentState, UpdateInfo, restore_leaves
 from bayesrl.control.learning.agents.bayesian import BayesianAgent, ModelOrProgram
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy
@@ -103,7 +103,7 @@ class KLControlAgentState(AgentState):
             scale = np.append(np.broadcast_to(scale, env.shape).ravel(), np.ones(masked, np.float32))
         self._shape = (math.prod(env.shape) + masked,) if masked else env.shape
         seen = Observations(self._shape, jnp.dtype(env.dtype), env.num_observations, scale, masked=masked)
-        self.masks = action_mask_table(env)
+        self.masks = ActionMaskTable.for_env(env)
         self._size = min(env.max_steps, 2000) + 1
         rollout = RecordedRollout(ExternalEnvironment(seen, prior), self._size, max(discount, 1e-6), None)
         family = agent.policy or (TablePolicy() if env.num_observations is not None else NetworkPolicy())

@@ -1,4 +1,4 @@
-"""`ArmsModel`: a bandit as a model of the unknown."""
+"""`ArmsModel`: a bandit as a model of the environment."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from bayesrl.typing import Numbers, PRNGKey
 class ArmsModel(EnvironmentModel):
     """The prior of a bandit, learned from single pulls as the bandit itself learns: exactly, but for `LogisticArms`.
 
-    The program draws `world` and observes each `reward`; its action values are the expected rewards of all arms.
+    The program draws `instance` and observes each `reward`; its action values are the expected rewards of all arms.
 
     Args:
         bandit: such as `BernoulliArms(5)`.
@@ -41,21 +41,21 @@ class ArmsModel(EnvironmentModel):
     bandit: Bandit
 
     def __call__(self, experience: Experience, seen: Any = None) -> None:
-        """Draw the world, observe the rewards; see `EnvironmentModel`."""
-        world = numpyro.sample("world", self.bandit.instance_prior())
-        values = self._values(world, self._seen(experience.observation))
+        """Draw the instance, observe the rewards; see `EnvironmentModel`."""
+        instance = numpyro.sample("instance", self.bandit.instance_prior())
+        values = self._values(instance, self._seen(experience.observation))
         taken = jnp.take_along_axis(values, experience.action[:, None], -1)[:, 0]
         observe_masked("reward", self.bandit.reward_distribution(taken), experience.reward, experience.mask)
-        numpyro.deterministic(ACTION_VALUES, self._told(world, seen))
+        numpyro.deterministic(ACTION_VALUES, self._told(instance, seen))
 
-    def check(self, world: EnvAdapter) -> None:
+    def check(self, env: EnvAdapter) -> None:
         """Refuse another environment; see `EnvironmentModel.check`."""
-        if world.num_actions != self.bandit.num_arms:
+        if env.num_actions != self.bandit.num_arms:
             raise ControlError(
-                f"the model is of {self.bandit.num_arms} arms, and the environment has {world.num_actions} actions"
+                f"the model is of {self.bandit.num_arms} arms, and the environment has {env.num_actions} actions"
             )
         wanted = self._seen_of_one().shape[1:]
-        found = (0,) if world.num_observations == 1 else world.shape
+        found = (0,) if env.num_observations == 1 else env.shape
         if found != wanted:
             raise ControlError(
                 f"the model sees features of shape {wanted}, and the environment shows {found}; use another bandit"
@@ -72,7 +72,7 @@ class ArmsModel(EnvironmentModel):
                 "never pay; use another bandit"
             )
 
-    def init(self, key: PRNGKey, world: EnvAdapter) -> Any:
+    def init(self, key: PRNGKey, env: EnvAdapter) -> Any:
         """Give the prior; see `EnvironmentModel.init`."""
         return closure_jit(self.empty, name="start")()
 
@@ -81,37 +81,36 @@ class ArmsModel(EnvironmentModel):
         return self.bandit.init(1)
 
     def condition(self, state: Any, rows: Experience) -> Any:
-        """Take in one pull after the other; see `EnvironmentModel.condition`."""
+        """Update the bandit by one pull after the other; see `EnvironmentModel.condition`."""
         seen = self._seen(rows.observation)
 
         def one(state: Any, row: Any) -> tuple[Any, None]:
-            own, arm, reward, held = row
+            own, arm, reward, mask = row
             new = self.bandit.update(state, own[None], arm[None], reward[None])
-            return jax.tree.map(lambda a, b: jnp.where(held, a, b), new, state), None
+            return jax.tree.map(lambda a, b: jnp.where(mask, a, b), new, state), None
 
-        told, _ = lax.scan(one, state, (seen, rows.action, rows.reward, rows.mask))
-        return told
+        return lax.scan(one, state, (seen, rows.action, rows.reward, rows.mask))[0]
 
     def sample(self, key: PRNGKey, state: Any, experience: Experience, num_samples: int) -> Sites:
-        """Draw worlds; see `EnvironmentModel.sample`."""
+        """Draw instances; see `EnvironmentModel.sample`."""
         many = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (num_samples, *x.shape[1:])), state)
-        return {"world": self.bandit.sample_posterior(key, many)}
+        return {"instance": self.bandit.sample_posterior(key, many)}
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
         """Give the expected rewards; see `EnvironmentModel.values`."""
-        return self._told(sites["world"], seen)
+        return self._told(sites["instance"], seen)
 
     def replace_data(self, experience: Experience, data: dict[str, Array]) -> Experience:
         """Give experience with other rewards, as `bayesrl.calibrate` simulates them."""
         return experience._replace(reward=data["reward"].astype(float))
 
-    def _told(self, world: Array, seen: Any) -> Array:
+    def _told(self, instance: Array, seen: Any) -> Array:
         blank = jnp.zeros(self._seen_of_one().shape, self._seen_of_one().dtype)
-        return self._values(world, blank if seen is None else seen)
+        return self._values(instance, blank if seen is None else seen)
 
-    def _values(self, world: Array, seen: Array) -> Array:
-        """Give the expected rewards of one world, [len(seen), arms]."""
-        return self.bandit.expected_rewards(jnp.broadcast_to(world, (len(seen), *world.shape)), seen)
+    def _values(self, instance: Array, seen: Array) -> Array:
+        """Give the expected rewards of one instance, [len(seen), arms]."""
+        return self.bandit.expected_rewards(jnp.broadcast_to(instance, (len(seen), *instance.shape)), seen)
 
     def _seen_of_one(self) -> jax.ShapeDtypeStruct:
         shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda key: self.bandit.sample_context(key, 1), dummy_key())

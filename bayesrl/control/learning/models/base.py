@@ -1,4 +1,4 @@
-"""Models of the unknown: NumPyro programs over θ, and how their posteriors are found."""
+"""Models of the environment: NumPyro programs over θ, and how their posteriors are found."""
 
 import abc
 from collections.abc import Callable
@@ -33,25 +33,25 @@ type Sites = dict[str, Any]
 
 
 class EnvironmentModel(abc.ABC):
-    """What is believed of an environment: a NumPyro program over θ, with data, and a posterior of θ.
+    """A model of an unknown environment: a NumPyro program over θ, with data, and a posterior of θ.
 
-    The program draws θ, conditions on `Experience`, and tells what exploration reads by
+    The program draws θ, conditions on `Experience`, and exposes what exploration reads by
     `numpyro.deterministic("action_values", …)`: Q(s, a; θ) in reward units, [states, actions] or, where the time
     matters, [steps, states, actions] for finitely many observations; for others the values of the observations
     `seen`, [len(seen), actions].
     """
 
     online: ClassVar[bool] = False
-    """Whether `condition` is all that inference needs, so that experience is not looked at again."""
+    """Whether `condition` is all that inference needs, so that experience is never read again."""
     plans: ClassVar[bool] = False
-    """Whether values rest on what each state allows, so that a state must always allow the same."""
+    """Whether values rest on what each state allows, so that a state must always allow the same actions."""
 
     @abc.abstractmethod
     def __call__(self, experience: Experience, seen: Any = None) -> None:
         """Run the program."""
 
     def check(self, env: EnvAdapter) -> None:
-        """Refuse an environment whose data this model does not describe.
+        """Refuse an environment whose data the model does not describe.
 
         Raises:
             ControlError: naming what differs.
@@ -59,7 +59,7 @@ class EnvironmentModel(abc.ABC):
         return
 
     def check_experience(self, experience: Experience) -> None:
-        """Refuse experience that the model holds to be impossible; it is told each new episode.
+        """Refuse experience that is impossible under the model; called with each new episode.
 
         Raises:
             ControlError: naming the row.
@@ -67,15 +67,15 @@ class EnvironmentModel(abc.ABC):
         return
 
     def init(self, key: PRNGKey, env: EnvAdapter) -> Any:
-        """Give what inference carries from one update to the next, a pytree of arrays; nothing by default."""
+        """Give what inference carries from one update to the next, a pytree of arrays; empty by default."""
         return ()
 
     def condition(self, state: Any, rows: Experience) -> Any:
-        """Take in the rows of a new episode, and them alone; nothing by default."""
+        """Condition on the rows of a new episode alone; does nothing by default."""
         return state
 
     def refit(self, key: PRNGKey, state: Any, experience: Experience) -> Any:
-        """Take in all experience anew; nothing by default."""
+        """Fit anew to all experience; does nothing by default."""
         return state
 
     @abc.abstractmethod
@@ -83,7 +83,7 @@ class EnvironmentModel(abc.ABC):
         """Draw θ from its posterior."""
 
     def values(self, sites: Sites, experience: Experience, seen: Any = None) -> Array:
-        """Give the action values of one θ, as the program tells them.
+        """Give the action values of one θ, as the program exposes them.
 
         Raises:
             ControlError: the program exposes no `action_values`.
@@ -91,16 +91,15 @@ class EnvironmentModel(abc.ABC):
         return read_action_values(self, sites, experience, seen)
 
     def mean_values(self, state: Any, experience: Experience, seen: Any = None) -> Array | None:
-        """Give the action values of the expected θ, or None where it has no meaning."""
+        """Give the action values of the expected θ, or None where that has no meaning."""
         return None
 
 
 def read_action_values(program: Program, sites: Sites, experience: Experience, seen: Any) -> Array:
     """Run a program with θ given, and read its `action_values`."""
     args = (experience,) if seen is None else (experience, seen)
-    held = handlers.seed(handlers.substitute(program, data=sites), rng_seed=dummy_key())
     with handlers.block(), handlers.trace() as trace:
-        held(*args)
+        handlers.seed(handlers.substitute(program, data=sites), rng_seed=dummy_key())(*args)
     if ACTION_VALUES not in trace:
         raise ControlError(
             f"the model {_name(program)} exposes no {ACTION_VALUES!r}, and exploration reads nothing else; add "
@@ -202,9 +201,9 @@ def _adam(setup: Setup, rate: float | None) -> Any:
     return optax.adam(setup.learning_rate if rate is None else rate)
 
 
-def observe_masked(name: str, fn: Any, value: Numbers, held: Numbers) -> None:
-    """Condition on the rows that are held."""
-    with numpyro.plate(f"{name}_rows", held.shape[0]), handlers.mask(mask=held):
+def observe_masked(name: str, fn: Any, value: Numbers, mask: Numbers) -> None:
+    """Condition on the rows where the mask is True."""
+    with numpyro.plate(f"{name}_rows", mask.shape[0]), handlers.mask(mask=mask):
         numpyro.sample(name, fn, obs=value)
 
 
@@ -227,9 +226,9 @@ def conjugate_inference(model: Conjugate) -> Callable[..., Any]:
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_samples: int) -> Any:
         def draw(key: PRNGKey, args: tuple[Any, ...]) -> Sites:
             data, experience = args[0], args[1]
-            lived = model.replace_data(experience, data)
-            sites: Sites = model.sample(key, model.condition(model.empty(lived), lived), lived, num_samples)
-            return sites
+            experience = model.replace_data(experience, data)
+            state = model.condition(model.empty(experience), experience)
+            return model.sample(key, state, experience, num_samples)
 
         return draw
 

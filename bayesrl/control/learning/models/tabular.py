@@ -37,7 +37,7 @@ _NEVER = 1e-3
 
 
 class Counts(NamedTuple):
-    """What conjugate inference keeps of experience.
+    """The sufficient statistics of experience.
 
     Attributes:
         outcomes: how often each outcome was reached, [states, actions, K].
@@ -77,7 +77,7 @@ class TabularModel(EnvironmentModel):
     """Unknown dynamics and rewards of finitely many states: P(· | s, a) ~ Dirichlet, r(s, a) ~ Normal.
 
     Each outcome is one of the states, or the end of the episode, numbered `num_states`, after which nothing is
-    earned; which outcomes are possible can be told by `successors`. A reward is observed as Normal(r(s, a), noise).
+    earned; pass which outcomes are possible as `successors`. A reward is observed as Normal(r(s, a), noise).
     The posterior is conjugate: Dirichlet(concentration + counts), and Normal with precision 1/scale² + n/noise².
 
     Action values are those of the best policy under θ, by backward recursion over `horizon` steps:
@@ -143,13 +143,13 @@ class TabularModel(EnvironmentModel):
             raise ControlError(f"start={self.start!r} is no distribution of {self.num_states} states")
         # Nothing is said of where episodes start unless it is passed.
         here = np.full(self.num_states, True) if self.start is None else start > 0
-        held = {
+        filled = {
             "successors": successors.astype(np.int32),
             "concentration": _filled("concentration", concentration, successors.shape),
             "reward_mean": _filled("reward_mean", np.asarray(self.reward_mean, float), pairs),
             "start": start,
         }
-        for name, value in held.items():
+        for name, value in filled.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_layers", self._found_layers(here))
 
@@ -212,9 +212,9 @@ class TabularModel(EnvironmentModel):
 
     def condition(self, state: Counts, rows: Experience) -> Counts:
         """Count; see `EnvironmentModel.condition`."""
-        at, held = (rows.observation, rows.action), rows.mask.astype(float)
-        outcomes = jnp.asarray(state.outcomes).at[(*at, self._outcome(rows))].add(held)
-        paid = held * (rows.terminated | (not self.paid_at_end))
+        at, mask = (rows.observation, rows.action), rows.mask.astype(float)
+        outcomes = jnp.asarray(state.outcomes).at[(*at, self._outcome(rows))].add(mask)
+        paid = mask * (rows.terminated | (not self.paid_at_end))
         return Counts(outcomes, jnp.asarray(state.earned).at[at].add(paid * rows.reward))
 
     def sample(self, key: PRNGKey, state: Counts, experience: Experience, num_samples: int) -> Sites:
@@ -292,7 +292,7 @@ class TabularModel(EnvironmentModel):
         which holds where little is known. Playing softmax(K_t/τ) is K-learning.
 
         Args:
-            counts: what was lived through.
+            counts: of the experience.
             allowed: which actions each state allows, [states, actions]; by default all. V sums over these.
         """
         concentration, mean, scale = self.posterior(counts)
@@ -369,7 +369,7 @@ class TabularModel(EnvironmentModel):
         return (known == reached[:, None]).argmax(-1)
 
     def check_experience(self, experience: Experience) -> None:
-        """Refuse experience that the model holds to be impossible.
+        """Refuse experience that is impossible under the model.
 
         Raises:
             ControlError: an outcome is not among the successors.
