@@ -174,7 +174,7 @@ def test_without_a_known_optimum_a_discounted_fit_is_not_judged() -> None:
     assert "'action' is discounted" in found.caveat
     exact = evaluate_policy(small(), small().prior, BETA)
     assert found.prior_objective is not None
-    assert abs(float(found.start.mean) - float(exact.objective)) < 4 * float(found.start.se)
+    assert abs(float(found.prior_objective.mean) - float(exact.objective)) < 4 * float(found.prior_objective.se)
     with pytest.raises(EngineError, match="'action' is discounted"):
         bayesrl.importance(jax.random.key(4), tabular_rollout(small()), beta=BETA, num_samples=10)
     assert bayesrl.diagnose(jax.random.key(4), fitted).verdict == "unknown"

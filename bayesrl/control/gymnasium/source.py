@@ -1,4 +1,4 @@
-"""Gymnasium environments as a black box: `GymnasiumSource` plays in them and hands over what it saw."""
+"""`GymnasiumSource`: draws from Gymnasium environments, without a model of them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -38,12 +38,12 @@ from bayesrl.svi.reuse import BatchSource
 from bayesrl.typing import Params, PRNGKey
 
 MOST_STEPS = 100_000
-"""An episode of more steps is taken for one that never ends."""
+"""A longer episode is taken for one that never ends."""
 
-_KEPT = 100
-"""So many of the last episodes tell the mean return of the history."""
+_RECENT_EPISODES = 100
+"""Over which the history takes its mean return."""
 
-_SEEDS_APART = 1_000_003
+_SEED_STRIDE = 1_000_003
 """Between the environments of fits made side by side."""
 
 
@@ -55,28 +55,28 @@ _OPTIONS = UnusedOption(
 @checked(ControlError, _OPTIONS)
 @dataclass(eq=False)
 class GymnasiumSource(BatchSource):
-    """Plays in real environments, and makes draws of a policy for `bayesrl.fit(source=...)`.
+    """Play in real environments, and make draws of a policy for `bayesrl.fit(source=...)`.
 
-    Environment terms cancel from J, so no model of the environment is needed. Each batch holds `window`
-    steps of `num_envs` environments side by side, from wherever they stand, and serves `num_updates`
-    gradient steps; the ratio to the policy that drew it is clipped by `ActorCritic`. Time limits cut an episode off,
-    and what would have followed is valued by the critic; termination ends it.
+    Environment terms cancel from J, so no model of the environment is needed. Each batch holds `window` steps of
+    `num_envs` environments side by side, from wherever they stand, and serves `num_updates` gradient steps;
+    `ActorCritic` clips the ratio to the policy that drew it. A time limit cuts an episode off, and the critic values
+    what would have followed; termination ends it.
 
     Args:
         environment: id of a registered environment, or a function that makes one, or makes `num_envs` of them side
             by side as a `gymnasium.vector.VectorEnv`, whatever its autoreset mode.
         num_envs: environments side by side.
         window: steps of each environment in a batch.
-        num_updates: gradient steps per batch. With more, a policy may come to do one thing before it has seen what
-            others are worth: Acrobot was not learned in 2,000 steps of 8, and is in as many of 4.
-        behaviour: who plays: the guide itself, or `epsilon_greedy(ε)`, `prior_mixture(ε)`, or a function of yours;
+        num_updates: gradient steps per batch. Too many let a policy settle before it has seen what other actions are
+            worth: Acrobot was not learned in 2,000 steps of 8, and is in as many of 4.
+        behaviour: the policy that plays: the guide, `epsilon_greedy(ε)`, `prior_mixture(ε)`, or a function of yours;
             see `bayesrl.control.gymnasium.behaviour_policies`.
-        seed: of the environments, at least 0; the k-th episode of environment i is reset with seed + i + k·num_envs.
-        max_failures: so many episodes may end with an error; each is dropped with its seed in the log.
+        seed: of the environments; the k-th episode of environment i is reset with seed + i + k·num_envs.
+        max_failures: number of episodes that may end with an error; each is dropped, with its seed in the log.
         options: keyword arguments for an environment that is given by its id.
-        action_masks: whether only actions are taken that `action_mask` allows, in a Dict observation or in `info`, or a
-            method `action_masks()` of the environment; by default where it is a part of the observation. The mask then
-            follows on the observation in one vector.
+        action_masks: whether to take only the actions that `action_mask` allows, in a Dict observation or in `info`, or
+            a method `action_masks()`; by default where it is a part of the observation. The mask is then appended to
+            the observation.
 
     Attributes:
         steps_taken: steps of the environments in all fits so far.
@@ -108,7 +108,7 @@ class GymnasiumSource(BatchSource):
     def __post_init__(self) -> None:
         self.failures = FailureCounter(self.max_failures)
         what = f"GymnasiumSource(num_envs={self.num_envs}, window={self.window})"
-        recorded = 10.0 * self.num_envs * self.window  # of an observation, a reward, a log-probability and marks
+        recorded = 10.0 * self.num_envs * self.window  # bytes of an observation, a reward, a log-probability, flags
         check_memory(recorded + 1000.0 * self.num_envs, what, "use fewer", ControlError)
         probe = open_environments(self, 1)
         try:
@@ -120,7 +120,7 @@ class GymnasiumSource(BatchSource):
         self._playing: VectorRunner | None = None
         self._lanes: list[GymnasiumSource] = []
         self._programs: tuple[tuple[Any, Any], _Compiled] | None = None
-        self._finished: deque[tuple[float, int]] = deque(maxlen=_KEPT)
+        self._finished: deque[tuple[float, int]] = deque(maxlen=_RECENT_EPISODES)
 
     def _observed(self, probe: Any) -> Observations:
         if not is_sync_vector(probe) and probe.num_envs != self.num_envs:
@@ -133,8 +133,8 @@ class GymnasiumSource(BatchSource):
         within = has_mask(space, self.actions)
         masked = within if self.action_masks is None else self.action_masks
         if masked and not within:
-            told = np.shape(probe.reset(seed=self.seed)[1].get(MASK, ()))
-            if self.actions.num is None or told != (probe.num_envs, self.actions.num):
+            shape = np.shape(probe.reset(seed=self.seed)[1].get(MASK, ()))
+            if self.actions.num is None or shape != (probe.num_envs, self.actions.num):
                 raise ControlError(
                     f"action_masks=True, and {self.environment!r} tells no action_mask of {self.actions.num} actions, "
                     "neither in a Dict observation nor in info; leave action_masks out"
@@ -146,8 +146,7 @@ class GymnasiumSource(BatchSource):
     ) -> RecordedRollout:
         """Give the program to fit: a rollout whose environment is recorded.
 
-        Some steps are played at random in an environment of its own, to learn of which size returns are: a critic's
-        numbers are multiples of it.
+        Some random steps in another environment estimate the size of returns, the unit of the critic's outputs.
 
         Args:
             discount: γ, in (0, 1].
@@ -155,7 +154,7 @@ class GymnasiumSource(BatchSource):
                 actions, and Normal with half the range as its scale over bounded ones.
 
         Raises:
-            ControlError: the discount is out of range, or the prior draws what are no actions of the environment.
+            ControlError: the discount is out of range, or the prior's draws are not actions of the environment.
         """
         seen = self.observations
         world = ExternalEnvironment(seen, self.actions.prior())
@@ -165,10 +164,10 @@ class GymnasiumSource(BatchSource):
         return program
 
     def _return_scale(self, discount: float) -> float:
-        """Learn of which size returns are from some steps at random, in an environment of its own.
+        """Estimate the size of returns by random steps in another environment.
 
-        A critic whose numbers are far too small lags behind: all advantages are positive then, whatever was done is
-        done more, and the policy stops exploring. CartPole stalled so in a third of its seeds.
+        A critic whose outputs are far too small lags behind: then all advantages are positive, every action taken is
+        reinforced, and the policy stops exploring. CartPole stalled so in a third of its seeds.
         """
         failed = self.failures.count
         try:
@@ -177,14 +176,14 @@ class GymnasiumSource(BatchSource):
                 found = playing.estimate_return_scale(discount, self.seed)
             finally:
                 playing.close()
-        except ControlError:  # told when the environment is played
+        except ControlError:  # it will be raised again in play
             found = 1.0
         self.failures.count = failed
         return found if np.isfinite(found) and found > 0 else 1.0
 
     def lane(self, index: int) -> "GymnasiumSource":
         """Give a source for one of several fits made side by side, with environments of its own."""
-        other = replace(self, seed=self.seed + _SEEDS_APART * index)
+        other = replace(self, seed=self.seed + _SEED_STRIDE * index)
         self._lanes.append(other)
         return other
 
@@ -192,8 +191,8 @@ class GymnasiumSource(BatchSource):
         """Play `window` steps in each environment, and give them as draws [num_envs, window + 1, ...].
 
         Raises:
-            GuideError: the guide cannot be asked for one action at a time.
-            ControlError: the policy is none of this source; a reward or an observation is not finite; too many
+            GuideError: the guide does not draw single actions.
+            ControlError: the policy is not of this source; a reward or an observation is not finite; too many
                 episodes ended with an error.
         """
         if not isinstance(programs.guide, RolloutGuide):
@@ -240,8 +239,8 @@ class GymnasiumSource(BatchSource):
                 counts[i, max(at[i] + 1 - int(step.length[i]), 0) : at[i]] = False
             at += 1
             if step.last is not None:
-                # A row of its own, which does not count, values what an episode that was cut off ended in. Its lane
-                # is a step ahead then, and what it does not need of the window is left.
+                # An extra row, which does not count, holds the last observation of an episode that was cut off, to
+                # be valued. Its environment is then a row ahead, and fills the window earlier.
                 for i in np.flatnonzero(step.ended & ~step.terminated & (at <= self.window)):
                     observed[i, at[i]] = step.last[i]
                     at[i] += 1
@@ -260,7 +259,7 @@ class GymnasiumSource(BatchSource):
             "return": np.full(self.num_envs, earned_in_all, np.float32),
             "length": np.full(self.num_envs, length, np.float32),
         }
-        # Steps that do not count have no density, lest a ratio to one of theirs overflow.
+        # Steps that do not count have no density: a ratio to one of theirs might overflow.
         behaviour[~counts] = 0.0
         return scored._replace(log_behaviour={"action": jax.device_put(behaviour)}, metrics=metrics)
 
@@ -268,7 +267,7 @@ class GymnasiumSource(BatchSource):
         return VectorRunner(open_environments(self, number, seed), self.observations, self.actions, seed)
 
     def _compiled(self, programs: Programs) -> "_Compiled":
-        """Give the compiled functions of these programs, which are read once until the source is closed."""
+        """Give the compiled functions of these programs; they are kept until the source is closed."""
         of = (programs.policy, programs.guide)
         if self._programs is None or self._programs[0] != of:
             self._programs = of, _Compiled(programs, self.behaviour)
@@ -278,7 +277,7 @@ class GymnasiumSource(BatchSource):
         """Play whole episodes by the guide, in environments of their own.
 
         Args:
-            key: consumed whole; the environments are seeded by it too.
+            key: consumed whole; it seeds the environments too.
             params: unconstrained parameters of the guide.
             programs: the programs.
             num_episodes: how many.
@@ -288,7 +287,7 @@ class GymnasiumSource(BatchSource):
             `return` and `length`; and discounted totals [num_episodes].
 
         Raises:
-            ControlError: none were asked for; an episode does not end.
+            ControlError: `num_episodes` is below 1; an episode does not end.
         """
         if num_episodes < 1:
             raise ControlError(f"num_episodes={num_episodes}; play at least 1 episode")
@@ -297,12 +296,12 @@ class GymnasiumSource(BatchSource):
         seed = int(np.asarray(key_data(seeding))[0] % 2**30)
         playing = self._open(min(num_episodes, self.num_envs), seed)
         number = playing.number
-        # Each environment plays a number of episodes that is fixed beforehand, lest short ones be preferred.
+        # Each environment plays a fixed number of episodes: whichever end first would prefer short ones.
         wanted = np.array([len(part) for part in np.array_split(np.arange(num_episodes), number)])
         played = np.zeros(number, int)
         spans: list[tuple[int, int, int, int]] = []
         steps: list[tuple[np.ndarray, ...]] = []
-        decide_all = _Compiled(programs, self.behaviour).decide  # what the programs read may have changed
+        decide_all = _Compiled(programs, self.behaviour).decide  # the programs may read other numbers now
         try:
             while len(spans) < num_episodes:
                 seen = playing.observation
@@ -319,11 +318,11 @@ class GymnasiumSource(BatchSource):
                     played[i] += 1
         finally:
             playing.close()
-        # In the order of their seeds, not of their ends, which would put the short ones first.
+        # In the order of their seeds: that of their ends would put short ones first.
         return _as_draws([np.stack(part, 1) for part in zip(*steps, strict=True)], sorted(spans), discount)
 
     def close(self) -> None:
-        """Close the environments and forget the batch; they open again, at their first seed, when they are needed."""
+        """Close the environments and forget the batch; they reopen at their first seed when needed."""
         if self._playing is not None:
             self._playing.close()
         super().close()
@@ -362,7 +361,7 @@ class _Compiled:
 
 
 def _as_draws(steps: list[np.ndarray], spans: list[tuple[int, int, int, int]], discount: float) -> tuple[Draws, Totals]:
-    """Cut episodes (…, environment, first step, end) out of what was recorded, [num_envs, step, ...]."""
+    """Cut episodes (…, environment, first step, end) out of recorded arrays, [num_envs, step, ...]."""
     observation, action, *scores = steps
     longest = max(end - begin for *_, begin, end in spans)
     weights = discount ** np.arange(longest)

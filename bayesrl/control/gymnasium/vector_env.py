@@ -65,7 +65,7 @@ def make_environment(environment: Any, **options: Any) -> Any:
         ControlError: Gymnasium is missing, or the environment cannot be made.
     """
     gymnasium = import_gymnasium()
-    if hasattr(environment, "action_space"):
+    if hasattr(environment, "action_space") and not isinstance(environment, type):
         return environment
     try:
         made = gymnasium.make(environment, **options) if isinstance(environment, str) else environment()

@@ -258,7 +258,7 @@ def test_a_recorded_program_cannot_be_fitted_alone() -> None:
 
 @pytest.mark.parametrize(
     ("guide", "message"),
-    [(None, "asks the guide for one action at a time"), (LinearPolicy(stationary=False), "its time is not known")],
+    [(None, "asks the guide for one action at a time"), (LinearPolicy(stationary=False), "their time is unknown")],
 )
 def test_guides_that_cannot_play_are_refused(guide: Any, message: str) -> None:
     source = GymnasiumSource(Bandit, num_envs=1, window=2)
