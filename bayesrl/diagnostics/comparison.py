@@ -63,8 +63,8 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
         ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
         >>> def fit(steps):
         ...     return bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=steps, progress=False)
-        >>> told = compare(jax.random.key(1), {"short": fit(3), "long": fit(300)})
-        >>> bool(told.delta_objective.lower[1] > 0), told.delta_objective.mean.shape
+        >>> found = compare(jax.random.key(1), {"short": fit(3), "long": fit(300)})
+        >>> bool(found.delta_objective.lower[1] > 0), found.delta_objective.mean.shape
         (True, (2,))
 
     References:
@@ -101,9 +101,9 @@ class _Fit(NamedTuple):
 
 def _ready(name: str, posterior: Posterior) -> _Fit:
     if posterior.beta is not None and np.ndim(posterior.beta) > 0:
-        held = ", ".join(f"{beta:g}" for beta in np.ravel(posterior.beta))
+        given = ", ".join(f"{beta:g}" for beta in np.ravel(posterior.beta))
         raise PolicyError(
-            f"posterior {name!r} holds {np.size(posterior.beta)} temperatures ({held}); "
+            f"posterior {name!r} holds {np.size(posterior.beta)} temperatures ({given}); "
             "choose one with select(beta=...)"
         )
     whole = full_data_fit(posterior, what=f"posterior {name!r}")
@@ -211,11 +211,11 @@ def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
                 f"log q of {fit.name!r} is nan for {int(np.isnan(own.log_q).any(1).sum())} of {len(own.log_q)} "
                 "draws of the fits; guides must score every value of the policy's support"
             )
-        told = [("rewards", own.reward, scores[0].reward)]
+        numbers = [("rewards", own.reward, scores[0].reward)]
         if not (fit.programs.learned or fits[0].programs.learned):
-            told.append(("log π₀", own.log_prior, scores[0].log_prior))
-            told.append(("likelihoods", own.log_likelihood, scores[0].log_likelihood))
-        for what, ours, theirs in told:
+            numbers.append(("log π₀", own.log_prior, scores[0].log_prior))
+            numbers.append(("likelihoods", own.log_likelihood, scores[0].log_likelihood))
+        for what, ours, theirs in numbers:
             apart = float(np.abs(np.asarray(ours) - np.asarray(theirs)).max())
             if apart > _SAME * max(1.0, float(np.abs(np.asarray(theirs)).max())):
                 raise PolicyError(
@@ -231,12 +231,12 @@ class _Average(NamedTuple):
     """An average over contexts, how much each draw moves it, [draws], and what single precision may be off by."""
 
     mean: float
-    wave: np.ndarray
+    influence: np.ndarray
     rounding: float
 
     def less(self, other: "_Average") -> "_Average":
         """Subtract another average from the same draws."""
-        return _Average(self.mean - other.mean, self.wave - other.wave, self.rounding + other.rounding)
+        return _Average(self.mean - other.mean, self.influence - other.influence, self.rounding + other.rounding)
 
 
 class _Mixture:
@@ -272,10 +272,10 @@ class _Mixture:
         Where fits have as many values as there are fits, controls leave no noise at all: what is left
         is single precision, which the standard error therefore holds too.
         """
-        if found.mean == 0 and not found.wave.any():
+        if found.mean == 0 and not found.influence.any():
             return Interval.exact(0.0)
-        told = stratified_interval(found.mean, found.wave.reshape(self.num, self.each), found.rounding)
-        return told._replace(se=np.hypot(told.se, found.rounding))
+        numbers = stratified_interval(found.mean, found.influence.reshape(self.num, self.each), found.rounding)
+        return numbers._replace(se=np.hypot(numbers.se, found.rounding))
 
     def _centred(self, values: np.ndarray) -> np.ndarray:
         by_fit = values.reshape(self.num, self.each, -1)
@@ -290,10 +290,10 @@ def _compared(
     objective, reward, kl = [], [], []
     for k, own in enumerate(scores):
         rewards = np.asarray(own.reward) / scale
-        told = [_rounding(np.asarray(x)) for x in (own.log_prior, own.log_q, own.log_likelihood, rewards)]
-        objective.append(mixture.over(k, own.log_weight(scale), sum(told)))
-        reward.append(mixture.over(k, rewards, told[3]))
-        kl.append(mixture.over(k, divergence(own, conditioned=marginal is not None), told[0] + told[1]))
+        numbers = [_rounding(np.asarray(x)) for x in (own.log_prior, own.log_q, own.log_likelihood, rewards)]
+        objective.append(mixture.over(k, own.log_weight(scale), sum(numbers)))
+        reward.append(mixture.over(k, rewards, numbers[3]))
+        kl.append(mixture.over(k, divergence(own, conditioned=marginal is not None), numbers[0] + numbers[1]))
 
     def each_of(found: list[_Average], unit: float) -> Interval:
         return _stacked([mixture.interval(one) for one in found]) * unit
@@ -305,9 +305,9 @@ def _compared(
     known, doubt = (0.0, 0.0) if marginal is None else (float(marginal.mean), 2 * float(marginal.se))
     return Comparison(
         names=tuple(names),
-        objective=each_of([_Average(x.mean - known, x.wave, x.rounding + doubt) for x in objective], scale),
+        objective=each_of([_Average(x.mean - known, x.influence, x.rounding + doubt) for x in objective], scale),
         reward=each_of(reward, scale),
-        kl=each_of([_Average(x.mean + known, x.wave, x.rounding + doubt) for x in kl], 1.0),
+        kl=each_of([_Average(x.mean + known, x.influence, x.rounding + doubt) for x in kl], 1.0),
         delta_objective=differences(objective, scale),
         delta_reward=differences(reward, scale),
         delta_kl=differences(kl, 1.0),

@@ -25,10 +25,10 @@ from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import Numbers, PRNGKey
 
-LEVEL = 0.01
+_FALSE_ALARM = 0.01
 """Chance of an alarm over all β and levels where the fit is p*."""
 
-NEGLIGIBLE = 0.02
+_NEGLIGIBLE = 0.02
 """So far beyond its error may a share be from its level before it is remarked on."""
 
 _FINEST = 1e-4
@@ -51,8 +51,8 @@ class Coverage(Displayable):
         >>> from bayesrl.diagnostics.hpd_coverage import Coverage
         >>> from bayesrl.statistics.estimates import Estimate
         >>> share = Estimate(jnp.array([0.31, 0.52]), jnp.array([0.01, 0.01]))
-        >>> told = Coverage(None, np.array([0.5, 0.9]), share, np.array([0.01, 0.01]), 4096)
-        >>> told.verdict, told.explanation[:40]
+        >>> found = Coverage(None, np.array([0.5, 0.9]), share, np.array([0.01, 0.01]), 4096)
+        >>> found.verdict, found.explanation[:40]
         ('fail', "The fit's 90% region holds 52% of p*; it")
     """
 
@@ -66,7 +66,7 @@ class Coverage(Displayable):
     def outcomes(self) -> np.ndarray:
         """Fail where a region holds too little, warn where too much, pass within error, [*beta, level]."""
         apart = np.asarray(self.share.mean) - self.levels
-        limit = float(ndtri(1 - LEVEL / (2 * apart.size))) * self.error + NEGLIGIBLE
+        limit = float(ndtri(1 - _FALSE_ALARM / (2 * apart.size))) * self.error + _NEGLIGIBLE
         return np.where(apart < -limit, "fail", np.where(apart > limit, "warn", "pass"))
 
     @property

@@ -34,8 +34,8 @@ class Calibration(Displayable):
         >>> import numpy as np
         >>> from bayesrl.diagnostics.rank_statistics import Calibration
         >>> ranks = np.random.default_rng(0).integers(0, 100, (200, 1))
-        >>> told = Calibration(("theta",), ranks, 99, (ranks + 0.5) / 100)
-        >>> told.verdict, bool(0.7 < told.coverage(0.8).mean[0] < 0.9)
+        >>> found = Calibration(("theta",), ranks, 99, (ranks + 0.5) / 100)
+        >>> found.verdict, bool(0.7 < found.coverage(0.8).mean[0] < 0.9)
         ('pass', True)
     """
 
@@ -96,12 +96,12 @@ class Calibration(Displayable):
     def _blocks(self) -> Sequence[DisplayBlock]:
         p_values = self.p_values
         order = np.argsort(p_values)[:10]
-        told = [self.coverage(level) for level in (0.5, 0.8, 0.95)]
+        coverages = [self.coverage(level) for level in (0.5, 0.8, 0.95)]
         rows = [
             (
                 self.names[i],
                 format_number(float(p_values[i]), 2),
-                *(format_estimate(Estimate(one.mean[i], one.se[i])) for one in told),
+                *(format_estimate(Estimate(one.mean[i], one.se[i])) for one in coverages),
             )
             for i in order
         ]

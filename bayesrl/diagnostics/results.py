@@ -39,7 +39,7 @@ class Check(NamedTuple):
     least: bool = False
 
     @property
-    def told(self) -> str:
+    def value_text(self) -> str:
         """The value, with as many digits as tell on which side of the threshold it is."""
         return format_with_limit(self.value, self.threshold)[0]
 
@@ -76,7 +76,7 @@ class Diagnosis(Displayable):
 
 def checks_listing(checks: Sequence[Check]) -> Table:
     """One row for each check, what to do as its note."""
-    rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, c.told, c.limit) for c in checks]
+    rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, c.value_text, c.limit) for c in checks]
     return Table(("outcome", "check", "value", "limit"), rows, "llrr", [c.explanation for c in checks])
 
 
@@ -142,9 +142,9 @@ class Comparison(Displayable):
 
     def table(self) -> Table:
         """One row for each fit, with its differences to the first."""
-        told = (self.objective, self.delta_objective, self.reward, self.delta_reward, self.kl, self.delta_kl)
+        columns = (self.objective, self.delta_objective, self.reward, self.delta_reward, self.kl, self.delta_kl)
         rows = [
-            (name, *("" if i == 0 and k % 2 else format_estimate(estimate_at(one, i)) for k, one in enumerate(told)))
+            (name, *("" if i == 0 and k % 2 else format_estimate(estimate_at(one, i)) for k, one in enumerate(columns)))
             for i, name in enumerate(self.names)
         ]
         headings = ["fit", "J", "ΔJ", "E[R]", "ΔE[R]", "KL", "ΔKL"]

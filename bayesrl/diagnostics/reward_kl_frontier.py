@@ -1,7 +1,7 @@
 """`frontier`: reward against KL over an array of β, and whether it obeys what any optimum obeys."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -21,10 +21,10 @@ from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Interval
 from bayesrl.typing import PRNGKey
 
-LEVEL = 0.01
+_FALSE_ALARM = 0.01
 """Chance that a true frontier fails any of the checks, all neighbours together."""
 
-NEGLIGIBLE, SMALL = 1e-3, 1e-2
+_NEGLIGIBLE, _SMALL = 1e-3, 1e-2
 """Shares of the range that the sweep covers: less passes, less than the other only warns."""
 
 _EPS = float(np.finfo(np.float32).eps)
@@ -125,9 +125,9 @@ def frontier(
     order = np.argsort(betas)
     found = evidence[order]
     checks = frontier_checks(betas[order], found.objective, found.reward, found.kl)
-    told = None if gold is None else _metric(gold_key, posterior, gold, betas[order], num_samples)
-    turn = None if told is None else turning_point(betas[order], told, found.reward)
-    return Frontier(betas[order], found, checks, told, turn)
+    metric = None if gold is None else _metric(gold_key, posterior, gold, betas[order], num_samples)
+    turn = None if metric is None else turning_point(betas[order], metric, found.reward)
+    return Frontier(betas[order], found, checks, metric, turn)
 
 
 def _check_evidence(evidence: Evidence, betas: np.ndarray) -> None:
@@ -141,9 +141,9 @@ def _check_evidence(evidence: Evidence, betas: np.ndarray) -> None:
 def _sweep_of(posterior: Posterior) -> np.ndarray:
     """Give the temperatures, [beta], as they were fitted."""
     if posterior.beta is None or np.size(posterior.beta) < 2:
-        held = "no β" if posterior.beta is None else f"β = {float(np.reshape(posterior.beta, -1)[0]):.3g} alone"
+        given = "no β" if posterior.beta is None else f"β = {float(np.reshape(posterior.beta, -1)[0]):.3g} alone"
         raise PolicyError(
-            f"this posterior has {held}, and a frontier needs at least two; "
+            f"this posterior has {given}, and a frontier needs at least two; "
             "fit an array, such as beta=jnp.geomspace(0.1, 10.0, 8)"
         )
     betas = np.asarray(posterior.beta, float)
@@ -176,11 +176,11 @@ def turning_point(beta: np.ndarray, gold: Interval, reward: Interval) -> float |
         reward: E[R], reward units, [beta].
     """
     top, num = int(np.argmax(gold.mean)), len(beta)
-    z = float(ndtri(1 - LEVEL / (num * (num - 1))))
+    z = float(ndtri(1 - _FALSE_ALARM / (num * (num - 1))))
 
-    def beyond(told: Interval, sign: float) -> np.ndarray:
-        rise = sign * (told.mean[:top] - told.mean[top])
-        error = z * np.hypot(told.se[:top], told.se[top]) + 16 * _EPS * float(np.abs(told.mean).max())
+    def beyond(quantity: Interval, sign: float) -> np.ndarray:
+        rise = sign * (quantity.mean[:top] - quantity.mean[top])
+        error = z * np.hypot(quantity.se[:top], quantity.se[top]) + 16 * _EPS * float(np.abs(quantity.mean).max())
         return np.asarray(rise > error)
 
     return float(beta[top]) if (beyond(gold, -1.0) & beyond(reward, 1.0)).any() else None
@@ -213,49 +213,42 @@ def frontier_checks(beta: np.ndarray, objective: Interval, reward: Interval, kl:
     """
     sweep = _Sweep(beta, objective, reward, kl)
     num = len(beta)
-    z = float(ndtri(1 - LEVEL / (5 * (num - 1) + 2 * max(num - 2, 0))))
+    z = float(ndtri(1 - _FALSE_ALARM / (5 * (num - 1) + 2 * max(num - 2, 0))))
     size = float(np.max(np.abs([reward.mean, objective.mean, beta * kl.mean])))
     in_reward = (float(np.ptp(reward.mean)), 16 * _EPS * size)
     in_nats = (float(np.ptp(kl.mean)), 16 * _EPS * float(np.abs(kl.mean).max()))
-    asked: list[tuple[str, _Broken, tuple[float, float], Callable[[int, str], str], str]] = [
-        ("dJ*/dβ = −KL", sweep.slope(), in_reward, sweep.beaten, "J* is a maximum of lines E_q[R] − β·KL(q‖π₀)"),
-        ("J* non-increasing", sweep.rising(objective), in_reward, sweep.rises("J"), "dJ*/dβ = −KL ≤ 0"),
-        ("J* convex", sweep.bent_down(), in_reward, sweep.bends("J bends down"), "J* is a maximum of lines in β"),
-        ("E[R] non-increasing", sweep.rising(reward), in_reward, sweep.rises("E[R]"), "d E[R]/dβ = β·dKL/dβ ≤ 0"),
-        ("KL non-increasing", sweep.rising(kl), in_nats, sweep.rises("KL"), "KL = −dJ*/dβ, and J* is convex"),
-        (
-            "E[R] concave in KL",
-            sweep.hollow(),
-            in_reward,
-            sweep.bends("E[R] lies under the chord of its neighbours"),
-            "dE[R]/dKL = β, which falls as KL rises",
-        ),
+    rises = "{what} rises by {amount} from β = {at} to {next}"
+    bends = "{what} by {amount} at β = {at}"
+    questions = [
+        ("dJ*/dβ = −KL", sweep.slope(), in_reward, _BEATEN, "", "J* is a maximum of lines E_q[R] − β·KL(q‖π₀)"),
+        ("J* non-increasing", sweep.rising(objective), in_reward, rises, "J", "dJ*/dβ = −KL ≤ 0"),
+        ("J* convex", sweep.bent_down(), in_reward, bends, "J bends down", "J* is a maximum of lines in β"),
+        ("E[R] non-increasing", sweep.rising(reward), in_reward, rises, "E[R]", "d E[R]/dβ = β·dKL/dβ ≤ 0"),
+        ("KL non-increasing", sweep.rising(kl), in_nats, rises, "KL", "KL = −dJ*/dβ, and J* is convex"),
+        ("E[R] concave in KL", sweep.hollow(), in_reward, bends, _HOLLOW, "dE[R]/dKL = β, which falls as KL rises"),
     ]
-    return tuple(_judge(name, broken, z, *scale, words, reference) for name, broken, scale, words, reference in asked)
+    checks = []
+    for name, broken, (span, rounding), words, what, reference in questions:
+        if len(broken.amount) == 0 or not np.isfinite(broken.amount).all():
+            checks.append(Check(name, math.nan, _NEGLIGIBLE * span, "unknown", _TOO_FEW, reference))
+            continue
+        allowed = z * broken.se + _NEGLIGIBLE * span + rounding
+        with np.errstate(divide="ignore", invalid="ignore"):
+            worst = int(np.argmax(np.nan_to_num(broken.amount / allowed, nan=0.0)))
+        value, limit, place = float(broken.amount[worst]), float(allowed[worst]), int(broken.place[worst])
+        outcome: Outcome = "pass" if value <= limit else "warn" if value <= limit + _SMALL * span else "fail"
+        explanation = "no neighbouring β break it beyond error."
+        if outcome != "pass":
+            at, following = (f"{beta[min(i, num - 1)]:.3g}" for i in (place, place + 1))
+            where = words.format(what=what, amount=f"{value:.3g}", at=at, next=following)
+            explanation = f"{where}: fit longer there, or use more restarts."
+        checks.append(Check(name, value, limit, outcome, explanation, reference))
+    return tuple(checks)
 
 
-def _judge(
-    name: str,
-    broken: _Broken,
-    z: float,
-    span: float,
-    rounding: float,
-    words: Callable[[int, str], str],
-    reference: str,
-) -> Check:
-    """Compare what is broken with what error allows, at the worst place."""
-    if len(broken.amount) == 0 or not np.isfinite(broken.amount).all():
-        explanation = "the β are too few, too close or too noisy to tell: fit more of them, or take more draws."
-        return Check(name, math.nan, NEGLIGIBLE * span, "unknown", explanation, reference)
-    allowed = z * broken.se + NEGLIGIBLE * span + rounding
-    with np.errstate(divide="ignore", invalid="ignore"):
-        worst = int(np.argmax(np.nan_to_num(broken.amount / allowed, nan=0.0)))
-    value, limit = float(broken.amount[worst]), float(allowed[worst])
-    outcome: Outcome = "pass" if value <= limit else "warn" if value <= limit + SMALL * span else "fail"
-    explanation = "no neighbouring β break it beyond error."
-    if outcome != "pass":
-        explanation = f"{words(int(broken.place[worst]), f'{value:.3g}')}: fit longer there, or use more restarts."
-    return Check(name, value, limit, outcome, explanation, reference)
+_BEATEN = "at β = {at} the policy of a neighbouring β scores {amount} more than its own"
+_HOLLOW = "E[R] lies under the chord of its neighbours"
+_TOO_FEW = "the β are too few, too close or too noisy to tell: fit more of them, or take more draws."
 
 
 class _Sweep:
@@ -278,10 +271,10 @@ class _Sweep:
         amount = self.reward.mean[other] - beta * self.kl.mean[other] - self.objective.mean[own]
         return _Broken(amount, np.hypot(self._error_at(other, beta), self.objective.se[own]), own)
 
-    def rising(self, told: Interval) -> _Broken:
+    def rising(self, quantity: Interval) -> _Broken:
         """By how much something rises with β."""
-        rise = told.mean[1:] - told.mean[:-1]
-        return _Broken(rise, np.hypot(told.se[1:], told.se[:-1]), np.arange(len(rise)))
+        rise = quantity.mean[1:] - quantity.mean[:-1]
+        return _Broken(rise, np.hypot(quantity.se[1:], quantity.se[:-1]), np.arange(len(rise)))
 
     def bent_down(self) -> _Broken:
         """By how much J lies above the chord of its neighbours, over β."""
@@ -292,7 +285,7 @@ class _Sweep:
         return _Broken(amount, error, np.arange(1, len(beta) - 1))
 
     def hollow(self) -> _Broken:
-        """By how much E[R] lies under the chord of its neighbours, over KL; only where KLs are told apart."""
+        """By how much E[R] lies under the chord of its neighbours, over KL; only where KLs differ beyond error."""
         kl, reward = self.kl.mean, self.reward.mean
         apart = kl[:-1] - kl[1:] - _APART * np.hypot(self.kl.se[:-1], self.kl.se[1:])
         clear = apart > 16 * _EPS * float(np.abs(kl).max())
@@ -304,15 +297,3 @@ class _Sweep:
         parts = (left * self._error_at(at - 1, steep), (1 - left) * self._error_at(at + 1, steep))
         error = np.sqrt(parts[0] ** 2 + parts[1] ** 2 + self._error_at(at, steep) ** 2)
         return _Broken(amount, error, at)
-
-    def beaten(self, place: int, amount: str) -> str:
-        """Say where a neighbour's policy is better."""
-        return f"at β = {self.beta[place]:.3g} the policy of a neighbouring β scores {amount} more than its own"
-
-    def rises(self, what: str) -> Callable[[int, str], str]:
-        """Say where something rises."""
-        return lambda i, amount: f"{what} rises by {amount} from β = {self.beta[i]:.3g} to {self.beta[i + 1]:.3g}"
-
-    def bends(self, what: str) -> Callable[[int, str], str]:
-        """Say where a curve bends the wrong way."""
-        return lambda i, amount: f"{what} by {amount} at β = {self.beta[i]:.3g}"

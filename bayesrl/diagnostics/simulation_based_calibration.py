@@ -105,14 +105,14 @@ def calibrate(
     drawer = _prepared(svi_inference() if infer is None else infer, infer_key, program, example, num_samples)
     _check_draws(drawer, example, jax.tree.map(lambda x: x[0, ...], truth), num_samples)
 
-    def one(told: tuple[PRNGKey, dict[str, Array], dict[str, Array]]) -> tuple[Array, Array, Array]:
-        own_key, theta, y = told
+    def one(given: tuple[PRNGKey, dict[str, Array], dict[str, Array]]) -> tuple[Array, Array, Array]:
+        own_key, theta, y = given
         draws = drawer(own_key, (y, *args))
         everything = {n: jnp.concatenate([theta[n][None], jnp.asarray(draws[n])]) for n in theta}
         values = jax.vmap(lambda sites: _quantities(program, structure, (y, *args), sites))(everything)
         return (values[1:] < values[0]).sum(0), (values[1:] == values[0]).sum(0), jnp.isnan(values[1:]).any(0)
 
-    run = jax.jit(lambda told: jax.lax.map(one, told, batch_size=min(_AT_ONCE, num_replications)))
+    run = jax.jit(lambda given: jax.lax.map(one, given, batch_size=min(_AT_ONCE, num_replications)))
     below, equal, bad = (np.asarray(x) for x in run((split(run_key, num_replications), truth, data)))
     names = _names(structure)
     if bad.any():
@@ -167,8 +167,8 @@ def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers
         found = tuple(getattr(draws[name], "shape", ())) if isinstance(draws, dict) and name in draws else None
         wanted = (num_samples, *value.shape)
         if found != wanted:
-            told = "no draws" if found is None else f"draws of shape {found}"
-            raise EngineError(f"inference gave {told} of site {name!r}; give {{{name!r}: an array of shape {wanted}}}")
+            given = "no draws" if found is None else f"draws of shape {found}"
+            raise EngineError(f"inference gave {given} of site {name!r}; give {{{name!r}: an array of shape {wanted}}}")
 
 
 # ---- programs --------------------------------------------------------------------------------
@@ -247,10 +247,10 @@ def svi_inference(
         ...     theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
         ...     with numpyro.plate("datum", len(y)):
         ...         numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
-        >>> told = calibrate(
+        >>> found = calibrate(
         ...     jax.random.key(0), location, jnp.zeros(3), infer=svi_inference(num_steps=200), num_replications=50
         ... )
-        >>> told.names, told.verdict
+        >>> found.names, found.verdict
         (('theta', 'log p(y|θ)'), 'pass')
     """
 
@@ -283,8 +283,8 @@ def exact_inference() -> Inference:
         ...     fair = numpyro.sample("fair", dist.Bernoulli(0.5))
         ...     with numpyro.plate("flip", len(flips)):
         ...         numpyro.sample("flips", dist.Bernoulli(jnp.where(fair, 0.5, 0.9)), obs=flips)
-        >>> told = calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=exact_inference(), num_replications=50)
-        >>> told.ranks.shape
+        >>> found = calibrate(jax.random.key(0), coin, jnp.zeros(5), infer=exact_inference(), num_replications=50)
+        >>> found.ranks.shape
         (50, 2)
     """
 

@@ -164,7 +164,7 @@ def _restarts(fit: ReportContents) -> Iterator[Content]:
     if fit.diagnosis is not None:
         for check in fit.diagnosis.checks:
             if check.name == "restarts" and check.outcome != "unknown":
-                yield f"{check.told}, where {check.limit} is good: {check.explanation}"
+                yield f"{check.value_text}, where {check.limit} is good: {check.explanation}"
 
 
 def _frontier(fit: ReportContents) -> Iterator[Content]:
@@ -287,7 +287,7 @@ def checks_table(checks: Sequence[Check]) -> Markup:
             check.explanation, *([tag("span", f" {check.reference}", class_="reference")] * bool(check.reference))
         )
         cells = (tag("td", mark), tag("td", check.name))
-        numbers = (tag("td", text, style=ALIGN_RIGHT) for text in (check.told, check.limit))
+        numbers = (tag("td", text, style=ALIGN_RIGHT) for text in (check.value_text, check.limit))
         rows.append(tag("tr", *cells, *numbers, tag("td", advice, class_="advice")))
     head = tag("thead", tag("tr", *(tag("th", text, scope="col", style=style) for text, style in heads)))
     return tag("div", tag("table", head, tag("tbody", *rows), class_="checks"), class_="wide all", tabindex="0")

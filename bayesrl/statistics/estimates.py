@@ -94,21 +94,21 @@ class InfluenceEstimate(NamedTuple):
     """
 
     mean: np.ndarray
-    wave: np.ndarray
+    influence: np.ndarray
 
     def plus(self, other: "InfluenceEstimate", factor: float = 1.0) -> "InfluenceEstimate":
         """Add a multiple of another estimate from the same draws."""
-        return InfluenceEstimate(self.mean + factor * other.mean, self.wave + factor * other.wave)
+        return InfluenceEstimate(self.mean + factor * other.mean, self.influence + factor * other.influence)
 
     def times(self, factor: float) -> "InfluenceEstimate":
         """Multiply by a number."""
-        return InfluenceEstimate(factor * self.mean, factor * self.wave)
+        return InfluenceEstimate(factor * self.mean, factor * self.influence)
 
     @property
     def se(self) -> np.ndarray:
         """Standard error of independent draws, [contexts]."""
-        return np.asarray(self.wave.std(0, ddof=1) / math.sqrt(len(self.wave)))
+        return np.asarray(self.influence.std(0, ddof=1) / math.sqrt(len(self.influence)))
 
     def over_contexts(self) -> "InfluenceEstimate":
         """Average over contexts."""
-        return InfluenceEstimate(np.asarray(self.mean.mean()), self.wave.mean(-1))
+        return InfluenceEstimate(np.asarray(self.mean.mean()), self.influence.mean(-1))

@@ -162,4 +162,4 @@ def test_a_limit_shows_on_which_side_a_number_is() -> None:
             )
     least, most = Check("a", 0.4, 0.5, "warn", "", "", least=True), Check("a", 0.02243, GOOD_SHARE, "warn", "", "")
     assert least.limit == "≥ 0.500"
-    assert (most.told, most.limit) == ("0.02243", "≤ 0.02240")
+    assert (most.value_text, most.limit) == ("0.02243", "≤ 0.02240")

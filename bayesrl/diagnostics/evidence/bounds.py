@@ -17,7 +17,7 @@ from bayesrl.core.programs import Programs, declared_params
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_by_enumeration
 from bayesrl.diagnostics.evidence.by_hindsight import bracket_by_hindsight
 from bayesrl.diagnostics.evidence.by_known_optimum import (
-    MOST_AT_ONCE,
+    DRAWS_PER_BATCH,
     KnownOptimum,
     bracket_by_known_optimum,
     estimate_evidence,
@@ -113,7 +113,7 @@ def evidence(
         if optimum is not None:
             rows.append(bracket_by_known_optimum(own_key, one, beta, optimum, num_samples))
         elif caveat := _out_of_reach(one):
-            rows.append(estimate_evidence(own_key, one, beta, min(num_samples, MOST_AT_ONCE), caveat))
+            rows.append(estimate_evidence(own_key, one, beta, min(num_samples, DRAWS_PER_BATCH), caveat))
         elif fit.mixture is not None:
             rows.append(search.mixed(own_key, one, beta))
         else:

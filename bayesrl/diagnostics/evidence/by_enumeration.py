@@ -8,7 +8,7 @@ import numpy as np
 
 from bayesrl.compilation.keys import split_keys
 from bayesrl.core.programs import Programs
-from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, score_sites
+from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, target_log_weights
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.sampled_evidence import SampledEvidence
 from bayesrl.errors import EngineError
@@ -119,7 +119,7 @@ def _forward(
 ) -> tuple[Interval, float]:
     """KL(p*‖q) and missed mass, from exact draws of p*."""
     sites = {name: jnp.asarray(value) for name, value in target.resample(key, _TARGET_DRAWS).items()}
-    log_ratio = score_sites(programs, params, sites, beta) - known
+    log_ratio = target_log_weights(programs, params, sites, beta) - known
     per_draw = log_ratio.mean(1)
     forward = Interval.normal(per_draw.mean(), per_draw.std(ddof=1) / np.sqrt(len(per_draw)), 4.0)
     forward = forward._replace(conservative_lower=np.maximum(forward.conservative_lower, 0.0))

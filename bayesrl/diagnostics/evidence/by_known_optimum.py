@@ -21,7 +21,7 @@ from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.statistics.quantities import divergence
 from bayesrl.typing import Numbers, PRNGKey
 
-MOST_AT_ONCE = 2**12
+DRAWS_PER_BATCH = 2**12
 _NUM_EPISODES = 100
 """Episodes to play where the environment is no program."""
 
@@ -168,8 +168,8 @@ def _draw(draw: Callable[[PRNGKey, int], Totals], key: PRNGKey, num: int) -> Any
         return array.reshape(array.shape[1] if array.ndim > 1 and array.shape[0] == 1 else array.shape[0], -1)
 
     parts = [
-        jax.tree.map(flat, draw(fold_in(key, i), min(MOST_AT_ONCE, num - done)))
-        for i, done in enumerate(range(0, num, MOST_AT_ONCE))
+        jax.tree.map(flat, draw(fold_in(key, i), min(DRAWS_PER_BATCH, num - done)))
+        for i, done in enumerate(range(0, num, DRAWS_PER_BATCH))
     ]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

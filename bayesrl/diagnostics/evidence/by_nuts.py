@@ -7,7 +7,7 @@ import numpy as np
 
 from bayesrl.core.handlers import tilt
 from bayesrl.core.programs import Programs
-from bayesrl.diagnostics.evidence.mixture_sample import score_sites
+from bayesrl.diagnostics.evidence.mixture_sample import target_log_weights
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.sampled_evidence import MIN_ESS, SampledEvidence
 from bayesrl.errors import EngineError
@@ -68,7 +68,7 @@ def bracket_by_nuts(
 
     sites = nuts_draws(key, programs, beta)
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in sites.items()}
-    w = score_sites(programs, params, flat, beta)
+    w = target_log_weights(programs, params, flat, beta)
     per_draw = w.mean(1).reshape(NUM_CHAINS, NUM_DRAWS)
     rhat = float(array_stats.rhat(per_draw, chain_axis=0, draw_axis=1))
     if not rhat < _MAX_RHAT and float(per_draw.std()) > 1e-6:

@@ -122,12 +122,12 @@ def weighted_start(reward: np.ndarray, log_likelihood: np.ndarray) -> Interval:
     weight = np.exp(log_likelihood - log_likelihood.max(0))
     weight = weight / weight.mean(0)
     mean = (weight * np.where(weight > 0, reward, 0.0)).mean(0)
-    wave = (weight * np.where(weight > 0, reward - mean, 0.0)).mean(1)
-    se = wave.std(ddof=1) / math.sqrt(len(wave))
+    influence = (weight * np.where(weight > 0, reward - mean, 0.0)).mean(1)
+    se = influence.std(ddof=1) / math.sqrt(len(influence))
     return Interval.normal(mean.mean(), se)
 
 
-def stratified_interval(mean: float, wave: np.ndarray, rounding: float, *, calibrated: bool = True) -> Interval:
+def stratified_interval(mean: float, influence: np.ndarray, rounding: float, *, calibrated: bool = True) -> Interval:
     """Give both 95% intervals of a mean over strata of equal size.
 
     The conservative one is empirical Bernstein's over tuples of one draw of each stratum, with the
@@ -135,15 +135,15 @@ def stratified_interval(mean: float, wave: np.ndarray, rounding: float, *, calib
 
     Args:
         mean: the estimate.
-        wave: how much each draw moves it, [strata, draws], with mean 0.
+        influence: how much each draw moves it, [strata, draws], with mean 0.
         rounding: what single precision may be off by, in the units of the mean.
         calibrated: whether its standard error can be leaned on.
     """
-    strata, each = wave.shape
-    se = math.sqrt(float(wave.var(1, ddof=1).sum()) / each) / strata
-    power = max(float((wave**2).mean()), 1e-200)
-    low, high = skewed_limits(mean, se, float((wave**3).mean()) / power**1.5, wave.size)
-    width = float(bernstein_width(wave.mean(0).var(ddof=1), each, np.ptp(wave, axis=1).mean()))
+    strata, each = influence.shape
+    se = math.sqrt(float(influence.var(1, ddof=1).sum()) / each) / strata
+    power = max(float((influence**2).mean()), 1e-200)
+    low, high = skewed_limits(mean, se, float((influence**3).mean()) / power**1.5, influence.size)
+    width = float(bernstein_width(influence.mean(0).var(ddof=1), each, np.ptp(influence, axis=1).mean()))
     ends = (low - rounding, high + rounding) if calibrated else (math.nan, math.nan)
     conservative = (mean - width - rounding, mean + width + rounding)
     return Interval(*(np.asarray(x) for x in (mean, se, *ends, *conservative)))

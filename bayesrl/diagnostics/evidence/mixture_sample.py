@@ -108,7 +108,7 @@ def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples:
     return _pooled(programs, (drawn, totals), (prior, prior_totals.under(scored.log_q, scored.log_ratio)), half)
 
 
-def score_sites(programs: Programs, params: Params, sites: dict[str, Any], beta: float | None) -> np.ndarray:
+def target_log_weights(programs: Programs, params: Params, sites: dict[str, Any], beta: float | None) -> np.ndarray:
     """Give w = log π₀ + log p(y|x) + R/β − log q of given draws, [draws, contexts], nats.
 
     Args:
@@ -150,15 +150,15 @@ def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> 
 
 
 class MixtureEstimator:
-    """Averages over a pool, each with its wave.
+    """Averages over a sample, each with its influence.
 
-    The standard error of an average is that of a stratified mean of its wave: fit and prior have
+    The standard error of an average is that of a stratified mean of its influence: fit and prior have
     fixed shares.
     """
 
-    def __init__(self, pool: MixtureSample) -> None:
-        self.pool = pool
-        self.of_q, self.of_prior = pool.ratios
+    def __init__(self, sample: MixtureSample) -> None:
+        self.sample = sample
+        self.of_q, self.of_prior = sample.ratios
         self._control = self._centred(self.of_q - 1)
         self._power = np.maximum((self._control**2).sum(0), 1e-300)
 
@@ -188,19 +188,19 @@ class MixtureEstimator:
             rounding: what single precision may be off by, in its units.
             calibrated: whether its standard error can be leaned on.
         """
-        by_share = found.wave.mean(1).reshape(2, self.pool.num_fit)
+        by_share = found.influence.mean(1).reshape(2, self.sample.num_fit)
         return stratified_interval(float(found.mean.mean()), by_share, rounding, calibrated=calibrated)
 
     def by_context(self, found: InfluenceEstimate, rounding: float) -> Interval:
         """Give mean, standard error and calibrated interval of each context, [contexts]; no conservative one."""
-        k, n = self.pool.num_fit, len(found.wave)
-        parts = (found.wave[:k], found.wave[k:])
+        k, n = self.sample.num_fit, len(found.influence)
+        parts = (found.influence[:k], found.influence[k:])
         se = np.sqrt(sum(len(part) * part.var(0, ddof=1) for part in parts)) / n
-        skewness = (found.wave**3).mean(0) / np.maximum((found.wave**2).mean(0), 1e-200) ** 1.5
+        skewness = (found.influence**3).mean(0) / np.maximum((found.influence**2).mean(0), 1e-200) ** 1.5
         ends = np.array([skewed_limits(*x, n) for x in zip(found.mean, se, skewness, strict=True)])
         nothing = np.full(se.shape, np.inf)
         return Interval(found.mean, se, ends[:, 0] - rounding, ends[:, 1] + rounding, -nothing, nothing)
 
     def _centred(self, values: np.ndarray) -> np.ndarray:
-        k = self.pool.num_fit
+        k = self.sample.num_fit
         return np.concatenate([values[:k] - values[:k].mean(0), values[k:] - values[k:].mean(0)])

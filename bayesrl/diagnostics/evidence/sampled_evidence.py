@@ -36,10 +36,10 @@ class Bounds(NamedTuple):
 
 
 class SampledEvidence:
-    """One pool, seen at one temperature.
+    """One sample, seen at one temperature.
 
     Args:
-        pool: draws of fit and prior.
+        sample: draws of fit and prior.
         beta: reward units per nat; None without rewards.
         observed: whether the program conditions on data.
         bounds: of what a draw can earn; none by default.
@@ -48,41 +48,41 @@ class SampledEvidence:
 
     def __init__(
         self,
-        pool: MixtureSample,
+        sample: MixtureSample,
         beta: float | None,
         *,
         observed: bool,
         bounds: Bounds | None = None,
         known: np.ndarray | None = None,
     ) -> None:
-        self.pool, self.beta, self.rewarded = pool, 1.0 if beta is None else beta, beta is not None
+        self.sample, self.beta, self.rewarded = sample, 1.0 if beta is None else beta, beta is not None
         self.bounds = Bounds() if bounds is None else bounds
         self.conditioned = observed and self.rewarded
-        self.estimator = MixtureEstimator(pool)
-        tempered = pool.reward / self.beta
-        self.w = pool.ratio + pool.log_likelihood + tempered
+        self.estimator = MixtureEstimator(sample)
+        tempered = sample.reward / self.beta
+        self.w = sample.ratio + sample.log_likelihood + tempered
         with np.errstate(divide="ignore"):
-            self.log_ratio = np.log(self.estimator.of_prior) + pool.log_likelihood + tempered
+            self.log_ratio = np.log(self.estimator.of_prior) + sample.log_likelihood + tempered
         # Weights are kept relative to their greatest, context by context, so that none overflows.
         self.scale = self.log_ratio.max(0)
         self.ratio = np.exp(self.log_ratio - self.scale)
         mean = self.estimator.over_pool(self.ratio)
         plain = self.estimator.plain(self.ratio)
         safe = mean.mean > 0.2 * plain.mean
-        mean = InfluenceEstimate(np.where(safe, mean.mean, plain.mean), np.where(safe, mean.wave, plain.wave))
-        self.log_z = InfluenceEstimate(np.log(mean.mean) + self.scale, mean.wave / mean.mean)
+        mean = InfluenceEstimate(np.where(safe, mean.mean, plain.mean), np.where(safe, mean.influence, plain.influence))
+        self.log_z = InfluenceEstimate(np.log(mean.mean) + self.scale, mean.influence / mean.mean)
         self.known = known is not None
         if known is not None:
-            self.log_z = InfluenceEstimate(known, np.zeros_like(mean.wave))
+            self.log_z = InfluenceEstimate(known, np.zeros_like(mean.influence))
         self.t = np.exp(self.log_ratio - self.log_z.mean)
         self.u = self.w - self.log_z.mean
 
     @property
     def rounding(self) -> float:
         """What single precision may be off by, nats: a few units in the last place of each summand."""
-        summed = (self.pool.log_prior, self.pool.log_q, self.w, self.pool.reward / self.beta)
+        summed = (self.sample.log_prior, self.sample.log_q, self.w, self.sample.reward / self.beta)
         finite = [np.abs(x[np.isfinite(x)]).mean() for x in summed]
-        return 2 * _EPS * float(np.sum(finite)) + float(self.pool.doubt.mean())
+        return 2 * _EPS * float(np.sum(finite)) + float(self.sample.doubt.mean())
 
     @property
     def ess(self) -> float:
@@ -93,10 +93,10 @@ class SampledEvidence:
     def exact_draws(self) -> np.ndarray:
         """Draws of the prior that rejection would keep, expected number in each context; 0 without a bound."""
         if not self._bounded:
-            return np.zeros(self.pool.reward.shape[1])
-        prior = slice(self.pool.num_fit, None)
-        above = (self.pool.reward[prior] - self.bounds.reward) / self.beta
-        return np.asarray(np.exp(above + self.pool.log_likelihood[prior] - self.bounds.log_likelihood).sum(0))
+            return np.zeros(self.sample.reward.shape[1])
+        prior = slice(self.sample.num_fit, None)
+        above = (self.sample.reward[prior] - self.bounds.reward) / self.beta
+        return np.asarray(np.exp(above + self.sample.log_likelihood[prior] - self.bounds.log_likelihood).sum(0))
 
     @property
     def _bounded(self) -> bool:
@@ -113,7 +113,7 @@ class SampledEvidence:
         A finite program shows how much of the prior its draws have covered: what is left can hold at
         most (1 − π₀(seen))·exp(max R/β) of Z.
         """
-        codes = self.pool.code
+        codes = self.sample.code
         if codes.shape[1] == 0 or not self._bounded:
             return 1.0
         with np.errstate(over="ignore"):
@@ -122,7 +122,7 @@ class SampledEvidence:
         for c in range(codes.shape[1]):
             key = codes[:, c, 0].astype(np.uint64) << np.uint64(32) | codes[:, c, 1].astype(np.uint64)
             _, first = np.unique(key, return_index=True)
-            left = max(1.0 - float(np.exp(self.pool.log_prior[first, c]).sum()), 0.0)
+            left = max(1.0 - float(np.exp(self.sample.log_prior[first, c]).sum()), 0.0)
             shares.append(left * room[c])
         return float(min(np.mean(shares), 1.0))
 
@@ -160,7 +160,7 @@ class SampledEvidence:
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Average weights over pairs of a draw of the fit and one of the prior; with the greatest they can be."""
-        k = self.pool.num_fit
+        k = self.sample.num_fit
         log_top = self._log_top - math.log(1 - FROM_FIT) - self.scale
         with np.errstate(over="ignore"):
             top = np.minimum(np.exp(log_top), 1e300)
@@ -168,7 +168,7 @@ class SampledEvidence:
 
     def _by_group(self) -> np.ndarray:
         """Give log Ẑ of independent groups of draws, each with its shares of both, [groups, contexts]."""
-        k = self.pool.num_fit
+        k = self.sample.num_fit
         size = k // NUM_GROUPS
         fit, prior = self.log_ratio[: size * NUM_GROUPS], self.log_ratio[k : k + size * NUM_GROUPS]
         together = np.concatenate([x.reshape(NUM_GROUPS, size, -1) for x in (fit, prior)], 1)
@@ -194,7 +194,7 @@ class SampledEvidence:
         """KL(p*‖q) = E_p*[u] = E_m[(p*/m)·(u − 1) + q/m]."""
         terms = np.where(self.t > 0, self.t * (self.u - 1), 0.0) + self.estimator.of_q
         found = self.estimator.plain(np.maximum(terms, 0.0))
-        return found.plus(InfluenceEstimate(np.zeros_like(found.mean), found.mean * self.log_z.wave), -1.0)
+        return found.plus(InfluenceEstimate(np.zeros_like(found.mean), found.mean * self.log_z.influence), -1.0)
 
     def missed(self) -> float:
         """Mass of p* where q puts less than a tenth of it, mean over contexts."""
@@ -210,17 +210,17 @@ class SampledEvidence:
             method: what it is called where no exact draws were counted on.
             marginal: log p(y) of each context where it is known exactly, nats.
         """
-        est, pool, scale = self.estimator, self.pool, self.beta
+        est, sample, scale = self.estimator, self.sample, self.beta
         good, reason = self.can_calibrate()
         nats = self.rounding
         (lower, least), (upper, most) = self.lower(), self.upper()
         given = self._marginal(marginal) if self.conditioned else None
-        reward = est.over_fit(pool.reward)
-        kl = est.over_fit(-pool.ratio)
+        reward = est.over_fit(sample.reward)
+        kl = est.over_fit(-sample.ratio)
         fitted = est.over_fit(self.w)
         log_z = self.log_z
         if given is not None:
-            kl = kl.plus(est.over_fit(pool.log_likelihood), -1.0).plus(given)
+            kl = kl.plus(est.over_fit(sample.log_likelihood), -1.0).plus(given)
             fitted, log_z = fitted.plus(given, -1.0), log_z.plus(given, -1.0)
             shift = est.interval(given, nats)  # its own conservative interval widens the limits
             lower, least = _subtract(lower, shift), least - shift.conservative_upper
@@ -231,15 +231,15 @@ class SampledEvidence:
         objective = est.interval(fitted, nats)
         evidence, objective = _in_order(evidence, objective, known=self.known)
         reverse = _gap_interval(est.interval(self.reverse(), nats, calibrated=good), evidence, objective, good=good)
-        ess, khat = worth_of(self.w[: pool.num_fit])
+        ess, khat = worth_of(self.w[: sample.num_fit])
         forward = est.interval(self.forward(), nats, calibrated=good)
         if not good:
             forward = forward._replace(conservative_lower=np.zeros(()), conservative_upper=np.asarray(np.inf))
-        prior = slice(pool.num_fit, None)
+        prior = slice(sample.num_fit, None)
         if self.conditioned:
-            start = weighted_start(pool.reward[prior], pool.log_likelihood[prior])
+            start = weighted_start(sample.reward[prior], sample.log_likelihood[prior])
         else:
-            start = _plain_interval(pool.reward[prior] if self.rewarded else pool.log_likelihood[prior])
+            start = _plain_interval(sample.reward[prior] if self.rewarded else sample.log_likelihood[prior])
         return Evidence(
             beta=np.asarray(scale) if self.rewarded else None,
             method="rejection" if self.exact_draws.min() >= MIN_EXACT and method == "importance" else method,
@@ -260,18 +260,18 @@ class SampledEvidence:
             ess=np.asarray(ess),
             khat=np.asarray(khat),
             missed_mass=np.asarray(self.missed() if good or self.exact_draws.min() >= MIN_EXACT else math.nan),
-            num_samples=len(pool.reward),
-            num_weighed=pool.num_fit,
+            num_samples=len(sample.reward),
+            num_weighed=sample.num_fit,
         )
 
     def _marginal(self, known: np.ndarray | None) -> InfluenceEstimate:
         """Give log p(y) from the same draws, per context."""
         if known is not None:
             return InfluenceEstimate(known, np.zeros_like(self.w))
-        log_weight = np.log(np.maximum(self.estimator.of_prior, 1e-300)) + self.pool.log_likelihood
+        log_weight = np.log(np.maximum(self.estimator.of_prior, 1e-300)) + self.sample.log_likelihood
         top = log_weight.max(0)
         found = self.estimator.plain(np.exp(log_weight - top))
-        return InfluenceEstimate(np.log(found.mean) + top, found.wave / found.mean)
+        return InfluenceEstimate(np.log(found.mean) + top, found.influence / found.mean)
 
 
 def worth_of(log_weights: np.ndarray) -> tuple[float, float]:
