@@ -107,7 +107,7 @@ def test_only_what_depends_on_the_values_is_counted() -> None:
         ("chain", ReverseKL(enumerated=("action",)), ["'action'", "outside scans"]),
         ("nested", ReverseKL(enumerated=("bits",)), ["'bits'", "separate problems"]),
         ("dependent", ReverseKL(enumerated=("a",)), ["last action sites", "['a', 'b']"]),
-        ("dependent", ReverseKL(enumerated=("c",)), ["'c'", "no action site", "['a', 'b']"]),
+        ("dependent", ReverseKL(enumerated=("c",)), ["'c'", "not an action site", "['a', 'b']"]),
         ("hidden", ReverseKL(enumerated=("arm",)), ["nature draws after site 'arm'", "enumerated=()"]),
     ],
 )
