@@ -222,7 +222,11 @@ def _series(origin: type, part: Any) -> Checker:
     wanted = f"{name} of texts" if part is str else f"{name}{_held(check)}"
 
     def refuses(value: Any) -> str | None:
-        if not isinstance(value, origin) or isinstance(value, str | bytes | Mapping) or _has_no_end(value):
+        if (
+            not isinstance(value, origin)
+            or isinstance(value, str | bytes | Mapping)
+            or getattr(value, "shape", None) == ()
+        ):
             return wanted
         if check is None or not isinstance(value, Sequence | set | frozenset):  # an iterator would be used up
             return None
@@ -233,10 +237,6 @@ def _series(origin: type, part: Any) -> Checker:
         return None
 
     return refuses
-
-
-def _has_no_end(value: Any) -> bool:
-    return getattr(value, "shape", None) == ()
 
 
 def _of_class(kind: type) -> Checker:

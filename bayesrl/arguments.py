@@ -322,9 +322,7 @@ class _Check(NamedTuple):
         return value
 
 
-@functools.lru_cache(256)
-def _signature(fn: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(fn)
+_signature = functools.lru_cache(256)(inspect.signature)
 
 
 def _keep_rules(

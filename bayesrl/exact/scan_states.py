@@ -274,7 +274,7 @@ def _follow(stage: ProgramStage, rows: Any, carry: Any) -> tuple[ProgramStage, A
     kept = np.flatnonzero(flat.any(-1))
     columns = [np.ascontiguousarray(x[kept]).reshape(len(kept), -1) for x in (rows["prefix"], *jax.tree.leaves(carry))]
     # Adding 0 makes −0 and 0 one state.
-    signature = np.concatenate([(x + np.zeros((), x.dtype)).view(np.uint8) for x in map(_plain, columns)], 1)
+    signature = np.concatenate([(x + np.zeros((), x.dtype)).view(np.uint8) for x in columns], 1)
     _, first, inverse = np.unique(signature, axis=0, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
     following = np.full(len(flat), -1)
@@ -284,7 +284,3 @@ def _follow(stage: ProgramStage, rows: Any, carry: Any) -> tuple[ProgramStage, A
     at = kept[first]
     new = {"prefix": rows["prefix"][at], "carry": jax.tree.map(lambda x: x[at], carry)}
     return replace(stage, following=following.reshape(states, assignments)), new, reached
-
-
-def _plain(column: np.ndarray) -> np.ndarray:
-    return column.astype(np.uint8) if column.dtype == bool else column

@@ -166,17 +166,15 @@ def _from_carry(scan: int, mine: SiteInfo, structure: Structure, facts: PolicyAn
             if layout is None:
                 continue
             dims, event_ndim, frames = layout
-        if not frames <= mine.frames or not _reaches_only(leaf, mine.frames if dims else frozenset(), structure):
+        # All that a leaf depends on has to stand in its own plates, or outside of plates.
+        own = mine.frames if dims else frozenset()
+        apart = any(not {frame.name for frame in structure[name].frames} <= own for name in leaf.reached)
+        if apart or not frames <= mine.frames:
             continue
         num_batch = len(leaf.shape) - event_ndim
         width = num_components(leaf.shape[:num_batch], dims, leaf.shape[num_batch:])
         found.append(GuideInput("carry", index, dims, event_ndim, width, leaf.range, f"carry {scan} {index}"))
     return found
-
-
-def _reaches_only(leaf: CarryLeafInfo, frames: frozenset[str], structure: Structure) -> bool:
-    """Whether all that a leaf depends on stands in these plates or outside plates."""
-    return all({frame.name for frame in structure[name].frames} <= frames for name in leaf.reached)
 
 
 def _origin(index: int, leaves: list[CarryLeafInfo], facts: PolicyAnalysis) -> SiteInfo | None:

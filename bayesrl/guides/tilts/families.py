@@ -102,7 +102,8 @@ def tilt_shape(name: str, fn: Any, support: FiniteSupport | None, reach: PriorRa
     core, reinterpreted = _elementwise(fn)
     if is_discrete(fn):
         size = num_compound(name, core, tilt_shape) if is_compound(core) else _num_discrete(name, core, support)
-        return (*reinterpreted, size + _num_weighed(fn, support, reach))
+        window = _window(fn, support, reach)
+        return (*reinterpreted, size + (0 if window is None else num_knots(window[1])))
     if is_compound(core):
         return (*reinterpreted, num_compound(name, core, tilt_shape))
     if isinstance(core, dist.VonMises):
@@ -127,12 +128,6 @@ def _is_piled(core: Any, reach: PriorRange | None) -> bool:
 
 def _is_rich(reach: PriorRange | None) -> bool:
     return reach is not None and reach.rich
-
-
-def _num_weighed(fn: Any, support: FiniteSupport | None, reach: PriorRange | None) -> int:
-    """Count the knots of the free weights of counts."""
-    window = _window(fn, support, reach)
-    return 0 if window is None else num_knots(window[1])
 
 
 def _window(fn: Any, support: FiniteSupport | None, reach: PriorRange | None) -> tuple[int, int] | None:
