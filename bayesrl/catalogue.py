@@ -101,10 +101,6 @@ def model_uses(name: str) -> tuple[str, ...]:
 def model_options(name: str, function: str = "problem") -> dict[str, Any]:
     """Give the options of a model with their defaults.
 
-    Args:
-        name: of the model.
-        function: `problem` or `learning`.
-
     Raises:
         ProblemError: there is no such model, or its file has no such function.
 

@@ -5,6 +5,7 @@ tenths, always to the same side, and so is their difference. What the two distri
 taken as it is: x·log(λ₀/λ) − (λ₀ − λ) for Poisson, the tilt and its log-normaliser.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array, lax
 from jax.scipy.special import gammaln
+
+from bayesrl.core.trace import Frame, TraceSite, per_context, raw_log_prob, scale_log_prob
 
 _POISSON = dist.Poisson
 _BINOMIAL = (dist.BinomialProbs, dist.BinomialLogits)
@@ -186,3 +189,62 @@ _FORMS: tuple[tuple[Any, Callable[[Any, Any, Array], Terms | None]], ...] = (
     (_GEOMETRIC, _geometric),
     (_GAMMA_POISSON, _gamma_poisson),
 )
+
+
+def log_prior_ratio(
+    prior: TraceSite, guide: TraceSite, contexts: tuple[Frame, ...]
+) -> tuple[Array | None, Array | None]:
+    """Give log π₀ − log q of an action site where that is known better than by the difference of both.
+
+    It is for families of distributions that have a form of it, and for sites of so many
+    elements that two sums would lose what sums of differences keep.
+
+    Returns:
+        The ratio, and what single precision may be off by in it or in the difference, both reduced as by
+        `per_context`, nats; each None where it is nothing that matters.
+    """
+    if _time_of_its_own(prior) or _time_of_its_own(guide) or prior.scan != guide.scan or prior.frames != guide.frames:
+        return None, None
+    plain = prior.scale is None and guide.scale is None
+    if not (plain or _are_one(prior.scale, guide.scale)):
+        return None, None
+    found = log_ratio(prior.fn, guide.fn, guide.value)
+    if found is not None:
+        doubt: Array | None = doubt_in(found.size)
+    else:
+        doubt = doubt_of(prior.fn, guide.fn, guide.value)
+        doubt = None if doubt is None else _as_batch(doubt, guide)
+    doubt = None if doubt is None else per_context(scale_log_prob(doubt, guide), guide, contexts)
+    if found is not None:
+        return per_context(scale_log_prob(found.value, guide), guide, contexts), doubt
+    if _elements_per_context(guide, contexts) < MANY_ELEMENTS:
+        return None, doubt
+    apart = raw_log_prob(prior) - raw_log_prob(guide)
+    return per_context(scale_log_prob(apart, guide), guide, contexts), doubt
+
+
+MANY_ELEMENTS = 256
+"""Of so many elements in a context densities are subtracted before they are summed."""
+
+
+def _time_of_its_own(site: TraceSite) -> bool:
+    return hasattr(site.fn, "log_prob_by_step")
+
+
+def _are_one(one: Any, other: Any) -> bool:
+    return isinstance(one, int | float) and isinstance(other, int | float) and one == other
+
+
+def _elements_per_context(site: TraceSite, contexts: tuple[Frame, ...]) -> int:
+    size = math.prod(jnp.shape(site.value))
+    held = math.prod(frame.size for frame in contexts if frame in site.frames)
+    return size // max(held * (site.length if site.scan is not None else 1), 1)
+
+
+def _as_batch(values: Array, site: TraceSite) -> Array:
+    """Sum what is told of each number of a value over the axes of its events, and lay it out as its log-density."""
+    event = int(site.fn.event_dim)
+    shape = jnp.shape(site.value)
+    by_event = jnp.broadcast_to(values, shape) if event else values
+    summed = by_event.sum(tuple(range(-event, 0))) if event else by_event
+    return jnp.broadcast_to(summed, shape[: len(shape) - event])

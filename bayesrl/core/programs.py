@@ -17,13 +17,14 @@ from bayesrl.compilation.keys import dummy_key, fold_in, key_from_seed, split
 from bayesrl.core.censoring import censored, is_censored
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues, full_data
+from bayesrl.core.log_ratios import log_prior_ratio
 from bayesrl.core.refusals import check_arguments, explain_errors
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.core.support_edges import EdgeMasked
 from bayesrl.core.trace import (
     Trace,
-    log_prior_ratio,
+    abstract_trace,
     per_context,
     scaled_and_raw_log_prob,
     site_log_prob,
@@ -204,7 +205,9 @@ class Programs:
 
     def trace_guide(self, params: Params) -> Trace:
         """Record the guide without computing; see `trace_abstractly`."""
-        return trace_abstractly(lambda: self.run_guide(None, None, params, {}, ()))
+        if self.guide is None or self.learned:
+            return trace_abstractly(lambda: self.run_guide(None, None, params, {}, ()))
+        return abstract_trace(dummy_key(), self.guide, self.args).trace  # of which no value may be read
 
     def _run(
         self,
@@ -350,7 +353,9 @@ def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Pa
     def declared(trace: Trace) -> dict[str, Any]:
         return {name: msg["kwargs"].get("constraint", constraints.real) for name, msg in trace.params.items()}
 
-    trace = trace_abstractly(run)
+    trace, made_with = abstract_trace(key, program, args)
+    if trace.params and made_with is not key:
+        trace = trace_abstractly(run)
     shown, held = declared(trace), values(trace)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((held, shown))):
         return held, shown

@@ -18,7 +18,7 @@ from bayesrl.compilation.jit import cached_analysis, closure_jit
 from bayesrl.core.primitives import SiteKind
 from bayesrl.core.refusals import Refusals, check_arguments, explain_errors, refuse_stray
 from bayesrl.core.rng import FoldedKeys
-from bayesrl.core.trace import Frame, Trace, TraceSite, trace_abstractly_twice, trace_program
+from bayesrl.core.trace import Frame, Trace, TraceSite, abstract_trace, trace_abstractly_twice, trace_program
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
 
@@ -224,17 +224,19 @@ def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
     """
 
     def look() -> Structure:
-        return _look(key, policy, as_arrays(args))
+        return _look(key, policy, args)
 
     return cached_analysis(look, policy, args)
 
 
-def _look(key: PRNGKey, policy: Program, args: tuple[Any, ...]) -> Structure:
+def _look(key: PRNGKey, policy: Program, given: tuple[Any, ...]) -> Structure:
+    args = as_arrays(given)
     check_arguments(policy, args, "the policy", PolicyError)
     with explain_errors("the policy", PolicyError):
         trace, strays = trace_abstractly_twice(lambda: trace_program(FoldedKeys(Refusals(policy), key), *args))
     if strays and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, args))):
         refuse_stray(strays[0])
+    abstract_trace(key, policy, given, trace)  # whoever asks next need not run the program again
     unknown = [name for name, site in trace.sites.items() if _ends_are_computed(site)]
     if not unknown:
         return structure_of(trace)

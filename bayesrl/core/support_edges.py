@@ -21,7 +21,7 @@ from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import split
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
-from bayesrl.core.trace import Trace, trace_abstractly, trace_program
+from bayesrl.core.trace import Trace, abstract_trace, trace_program
 from bayesrl.typing import PRNGKey, Program
 
 type EdgeInterval = tuple[float, float]
@@ -125,14 +125,7 @@ def safe(fn: Any, value: Any, lost: Array) -> Array:
 
 
 def edges_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> dict[str, Edge]:
-    """Find the action sites of which many of the prior's draws lie at the edge.
-
-    Args:
-        key: consumed whole.
-        policy: the program.
-        structure: of the policy.
-        args: of the policy.
-    """
+    """Find the action sites of which many of the prior's draws lie at the edge."""
     return summarize_prior_draws(key, policy, structure, args, lambda *_: False)[0]
 
 
@@ -161,7 +154,7 @@ def summarize_prior_draws(
     def look(key: PRNGKey) -> Trace:
         return trace_program(FoldedKeys(policy, key), *args)
 
-    seen = trace_abstractly(lambda: look(key)).sites
+    seen = abstract_trace(key, policy, args).trace.sites
     continuous = [
         name
         for name in structure.actions

@@ -15,13 +15,14 @@ from numpyro.primitives import Messenger
 
 from bayesrl.compilation.callbacks import comparable_callbacks
 from bayesrl.compilation.determinism import COMPARED_FIELDS, Reading, check_deterministic
+from bayesrl.compilation.jit import cached_analysis
 from bayesrl.compilation.keys import split
 from bayesrl.core.handlers import Sites
-from bayesrl.core.log_ratios import doubt_in, doubt_of, log_ratio
 from bayesrl.core.primitives import SiteKind, is_hidden, site_kind
 from bayesrl.core.refusals import check_scan, refuse_branches
 from bayesrl.core.rng import FoldedKeys, QuickDraws
 from bayesrl.errors import PolicyError
+from bayesrl.typing import PRNGKey
 
 
 class Frame(NamedTuple):
@@ -194,6 +195,32 @@ def trace_abstractly(make: Callable[[], Trace]) -> Trace:
     return made[0]
 
 
+class AbstractTrace(NamedTuple):
+    """A trace without values, and the key that it was made with: values that parameters start at may be drawn."""
+
+    trace: Trace
+    key: PRNGKey
+
+
+def abstract_trace(
+    key: PRNGKey, program: Callable[..., Any], args: tuple[Any, ...], known: Trace | None = None
+) -> AbstractTrace:
+    """Trace a program without computing anything; once for each program inside of `trace_cache`.
+
+    Args:
+        key: used where the program was not traced yet.
+        program: without a key.
+        args: of the program.
+        known: its trace, where it was made already.
+    """
+
+    def trace() -> AbstractTrace:
+        made = known or trace_abstractly(lambda: trace_program(FoldedKeys(program, key), *args))
+        return AbstractTrace(made, key)
+
+    return cached_analysis(trace, program, args)
+
+
 def trace_abstractly_twice(make: Callable[[], Trace]) -> tuple[Trace, list[str]]:
     """Do as `trace_abstractly`, and name the sites whose values come from elsewhere than this run of the program.
 
@@ -267,7 +294,7 @@ def site_log_prob(site: TraceSite) -> Array:
 
     Time comes first where it is that of a scan, and last where it is the distribution's own.
     """
-    return _scaled(_raw_log_prob(site), site)
+    return scale_log_prob(raw_log_prob(site), site)
 
 
 def scaled_and_raw_log_prob(site: TraceSite, contexts: tuple[Frame, ...]) -> tuple[Array, Array]:
@@ -276,70 +303,12 @@ def scaled_and_raw_log_prob(site: TraceSite, contexts: tuple[Frame, ...]) -> tup
     Returns:
         Both reduced as by `per_context`, in nats.
     """
-    raw = _raw_log_prob(site)
-    return per_context(_scaled(raw, site), site, contexts), per_context(raw, site, contexts, scaled=False)
+    raw = raw_log_prob(site)
+    return per_context(scale_log_prob(raw, site), site, contexts), per_context(raw, site, contexts, scaled=False)
 
 
-def log_prior_ratio(
-    prior: TraceSite, guide: TraceSite, contexts: tuple[Frame, ...]
-) -> tuple[Array | None, Array | None]:
-    """Give log π₀ − log q of an action site where that is known better than by the difference of both.
-
-    It is for families of distributions that have a form of it (see `bayesrl.core.log_ratios`), and for sites of so many
-    elements that two sums would lose what sums of differences keep.
-
-    Returns:
-        The ratio, and what single precision may be off by in it or in the difference, both reduced as by
-        `per_context`, nats; each None where it is nothing that matters.
-    """
-    if _time_of_its_own(prior) or _time_of_its_own(guide) or prior.scan != guide.scan or prior.frames != guide.frames:
-        return None, None
-    plain = prior.scale is None and guide.scale is None
-    if not (plain or _are_one(prior.scale, guide.scale)):
-        return None, None
-    found = log_ratio(prior.fn, guide.fn, guide.value)
-    if found is not None:
-        doubt: Array | None = doubt_in(found.size)
-    else:
-        doubt = doubt_of(prior.fn, guide.fn, guide.value)
-        doubt = None if doubt is None else _as_batch(doubt, guide)
-    doubt = None if doubt is None else per_context(_scaled(doubt, guide), guide, contexts)
-    if found is not None:
-        return per_context(_scaled(found.value, guide), guide, contexts), doubt
-    if _elements_per_context(guide, contexts) < MANY_ELEMENTS:
-        return None, doubt
-    apart = _raw_log_prob(prior) - _raw_log_prob(guide)
-    return per_context(_scaled(apart, guide), guide, contexts), doubt
-
-
-MANY_ELEMENTS = 256
-"""Of so many elements in a context densities are subtracted before they are summed."""
-
-
-def _time_of_its_own(site: TraceSite) -> bool:
-    return hasattr(site.fn, "log_prob_by_step")
-
-
-def _are_one(one: Any, other: Any) -> bool:
-    return isinstance(one, int | float) and isinstance(other, int | float) and one == other
-
-
-def _elements_per_context(site: TraceSite, contexts: tuple[Frame, ...]) -> int:
-    size = math.prod(jnp.shape(site.value))
-    held = math.prod(frame.size for frame in contexts if frame in site.frames)
-    return size // max(held * (site.length if site.scan is not None else 1), 1)
-
-
-def _as_batch(values: Array, site: TraceSite) -> Array:
-    """Sum what is told of each number of a value over the axes of its events, and lay it out as its log-density."""
-    event = int(site.fn.event_dim)
-    shape = jnp.shape(site.value)
-    by_event = jnp.broadcast_to(values, shape) if event else values
-    summed = by_event.sum(tuple(range(-event, 0))) if event else by_event
-    return jnp.broadcast_to(summed, shape[: len(shape) - event])
-
-
-def _raw_log_prob(site: TraceSite) -> Array:
+def raw_log_prob(site: TraceSite) -> Array:
+    """Log-probability of a site's value, whatever handlers make of its scale, in nats."""
     if hasattr(site.fn, "log_prob_by_step"):
         by_step: Array = site.fn.log_prob_by_step(site.value)
         return by_step
@@ -354,7 +323,8 @@ def _takes_intermediates(fn: Any) -> bool:
     return "intermediates" in inspect.signature(fn.log_prob).parameters
 
 
-def _scaled(log_prob: Array, site: TraceSite) -> Array:
+def scale_log_prob(log_prob: Array, site: TraceSite) -> Array:
+    """Scale by what handlers asked of a site."""
     if site.scale is None:
         return log_prob
     own_time = hasattr(site.fn, "log_prob_by_step")

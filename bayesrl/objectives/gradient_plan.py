@@ -13,7 +13,7 @@ from bayesrl.compilation.keys import dummy_key
 from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
-from bayesrl.core.trace import TraceSite, site_log_prob, trace_abstractly, trace_program
+from bayesrl.core.trace import TraceSite, abstract_trace, site_log_prob, trace_program
 from bayesrl.errors import ObjectiveError
 from bayesrl.jaxprs.dataflow import count_dependent_numbers, discontinuous_inputs
 from bayesrl.typing import Params, PRNGKey
@@ -102,8 +102,7 @@ def site_distribution(programs: Programs, guide: dict[str, TraceSite], name: str
     """Give the distribution of a site of nature, from the guide or else from the policy."""
     if name in guide:
         return guide[name].fn
-    policy = FoldedKeys(programs.policy, dummy_key())
-    return trace_abstractly(lambda: trace_program(policy, *programs.args)).sites[name].fn
+    return abstract_trace(dummy_key(), programs.policy, programs.args).trace.sites[name].fn
 
 
 def _pathwise(
@@ -137,7 +136,7 @@ def refuse_jumps(sites: set[str], who: str, remedy: str) -> None:
 def discontinuous_sites(key: PRNGKey, programs: Programs, guide: dict[str, TraceSite], names: list[str]) -> set[str]:
     """Name the sites in whose values a reward, or the density of another site, jumps."""
     # Only the way from inputs to outputs matters, so any numbers of the right shape will do.
-    policy = trace_abstractly(lambda: trace_program(FoldedKeys(programs.policy, key), *programs.args)).sites
+    policy = abstract_trace(key, programs.policy, programs.args).trace.sites
     drawn = {
         name: jnp.zeros(jnp.shape(site.value), jnp.result_type(site.value))
         for name, site in {**policy, **guide}.items()

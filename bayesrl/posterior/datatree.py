@@ -62,9 +62,6 @@ def as_netcdf(posterior: Posterior) -> bytes:
 
     What xarray would encode in ways of its own (names that are paths, empty or other than plain numbers) it writes.
     It is made in memory: on a disk that is full the netCDF library would end the process.
-
-    Args:
-        posterior: fitted or loaded.
     """
     groups = _groups(posterior)
     if not all(group.is_plain for group in groups.values()):
@@ -87,10 +84,6 @@ def as_netcdf(posterior: Posterior) -> bytes:
 
 def write_netcdf(posterior: Posterior, path: Path) -> None:
     """Write the DataTree of a posterior as a netCDF file, which is replaced in one step.
-
-    Args:
-        posterior: fitted or loaded.
-        path: of the file.
 
     Raises:
         RunFolderError: it cannot be written; what it held before is intact.

@@ -10,12 +10,7 @@ from bayesrl.typing import Params, Program
 
 
 def fitted_policy(programs: Programs, params: Params) -> Program:
-    """Give a program that draws by the guide and goes on as the policy, rewards included.
-
-    Args:
-        programs: policy and guide.
-        params: unconstrained parameters of one fit.
-    """
+    """Give a program that draws by the guide and goes on as the policy, rewards included."""
     guide, values = programs.guide, programs.constrain(params)
     if guide is None:
         return handlers.substitute(programs.policy, data=values)

@@ -36,12 +36,6 @@ def draw_fit(key: PRNGKey, programs: Programs, params: Params, num: int) -> tupl
     """Draw from one fit, NumPy's arrays [num, ...], with scores summed over sites and time, [num, *contexts].
 
     A draw does not depend on how many are asked for. Of the scores by site only the rewards are kept, summed over time.
-
-    Args:
-        key: consumed whole.
-        programs: policy and guide; without a guide, the policy itself.
-        params: unconstrained parameters of the guide, of one fit.
-        num: number of draws.
     """
     sampler = _guide_sampler(programs, (key, params))
     if sampler is not None:

@@ -40,10 +40,6 @@ def hold_folder(directory: str | Path | None) -> Iterator[None]:
 def open_folder(directory: str | Path, problem: Mapping[str, Any]) -> Path:
     """Make a run folder, or open one of the same problem; nothing in it is changed.
 
-    Args:
-        directory: the folder.
-        problem: as for `check_same`.
-
     Raises:
         RunFolderError: the folder cannot be made, holds other files, or another problem; the
             message says what differs.

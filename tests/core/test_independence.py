@@ -13,15 +13,17 @@ from oracles import ORACLES
 
 import bayesrl
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.core.context_independence import interacting, refuse_interacting
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import inspect
+from bayesrl.core.validation import find_interacting, refuse_interacting
 from bayesrl.errors import GuideError, PolicyError
 
 
 def check(policy: Any, guide: Any, params: Any, *args: Any) -> None:
     programs = Programs(policy, guide, inspect(jax.random.key(0), policy, *args), args, {})
-    refuse_interacting(closure_jit(lambda key, params: interacting(key, programs, params))(jax.random.key(2), params))
+    refuse_interacting(
+        closure_jit(lambda key, params: find_interacting(key, programs, params))(jax.random.key(2), params)
+    )
 
 
 @pytest.mark.parametrize("name", ["contexts", "subsampled", "nested", "weathers", "interacting", "flat"])

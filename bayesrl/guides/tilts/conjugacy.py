@@ -15,7 +15,7 @@ from numpyro import handlers
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.support_edges import unwrapped
-from bayesrl.core.trace import TraceSite, site_log_prob, trace_abstractly, trace_program
+from bayesrl.core.trace import TraceSite, abstract_trace, site_log_prob, trace_program
 from bayesrl.jaxprs.polynomial_degrees import NOT_POLYNOMIAL, input_degrees
 from bayesrl.typing import PRNGKey, Program
 
@@ -35,7 +35,7 @@ _EXPONENTIAL = (
 
 def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> set[str]:
     """Name the action sites whose posterior a plain tilt holds; `key` is consumed whole."""
-    seen = trace_abstractly(lambda: trace_program(FoldedKeys(policy, key), *args)).sites
+    seen = abstract_trace(key, policy, args).trace.sites
     cores = {name: unwrapped(seen[name].fn) for name in structure.actions}
     normal = {name for name, core in cores.items() if isinstance(core, _NORMAL)}
     exponential = {name for name, core in cores.items() if isinstance(core, _EXPONENTIAL)}
