@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -87,7 +87,7 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
     scores = _score_common(key, fits, each)
     _check(fits, scores)
     marginal = fits[0].posterior.log_marginal(fold_in(key, len(fits)))
-    return _compared([fit.name for fit in fits], scores, fits[0], each, marginal)
+    return _compare([fit.name for fit in fits], scores, fits[0], each, marginal)
 
 
 class _Fit(NamedTuple):
@@ -267,7 +267,7 @@ class _Mixture:
         return _Average(mean, steady - mean, rounding)
 
     def interval(self, found: _Average) -> Interval:
-        """Give both intervals of an average; 0 without a doubt where no draw tells two fits apart.
+        """Give both intervals of an average; exactly 0 where no draw distinguishes two fits.
 
         Where fits have as many values as there are fits, controls leave no noise at all: what is left
         is single precision, which the standard error therefore holds too.
@@ -282,48 +282,34 @@ class _Mixture:
         return (by_fit - by_fit.mean(1, keepdims=True)).reshape(values.shape)
 
 
-def _compared(
+def _compare(
     names: Sequence[str], scores: Sequence[Totals], first: _Fit, each: int, marginal: Estimate | None
 ) -> Comparison:
     mixture = _Mixture(np.stack([-np.asarray(own.ratio) for own in scores]), each)
     scale = 1.0 if first.beta is None else first.beta
-    objective, reward, kl = [], [], []
+    averages: dict[str, list[_Average]] = {"objective": [], "reward": [], "kl": []}
     for k, own in enumerate(scores):
         rewards = np.asarray(own.reward) / scale
-        numbers = [_rounding(np.asarray(x)) for x in (own.log_prior, own.log_q, own.log_likelihood, rewards)]
-        objective.append(mixture.over(k, own.log_weight(scale), sum(numbers)))
-        reward.append(mixture.over(k, rewards, numbers[3]))
-        kl.append(mixture.over(k, divergence(own, conditioned=marginal is not None), numbers[0] + numbers[1]))
-
-    def each_of(found: list[_Average], unit: float) -> Interval:
-        return _stacked([mixture.interval(one) for one in found]) * unit
-
-    def differences(found: list[_Average], unit: float) -> Interval:
-        return _stacked([mixture.interval(one.less(found[0])) for one in found]) * unit
-
+        doubts = [_rounding(np.asarray(x)) for x in (own.log_prior, own.log_q, own.log_likelihood, rewards)]
+        averages["objective"].append(mixture.over(k, own.log_weight(scale), sum(doubts)))
+        averages["reward"].append(mixture.over(k, rewards, doubts[3]))
+        kl = divergence(own, conditioned=marginal is not None)
+        averages["kl"].append(mixture.over(k, kl, doubts[0] + doubts[1]))
     # log p(y) is common to all fits, so that no difference has its error.
-    known, doubt = (0.0, 0.0) if marginal is None else (float(marginal.mean), 2 * float(marginal.se))
+    known = 0.0 if marginal is None else float(marginal.mean)
+    doubt = 0.0 if marginal is None else 2 * float(marginal.se)
+    fields: dict[str, Interval] = {}
+    for name, sign, unit in (("objective", -1, scale), ("reward", 0, scale), ("kl", 1, 1.0)):
+        shifted = [_Average(x.mean + sign * known, x.influence, x.rounding + abs(sign) * doubt) for x in averages[name]]
+        less = [x.less(averages[name][0]) for x in averages[name]]
+        for field, parts in ((name, shifted), (f"delta_{name}", less)):
+            fields[field] = Interval(*np.asarray([mixture.interval(part) for part in parts]).T) * unit
+    repeated = None if marginal is None else [np.full(len(names), float(part)) for part in marginal]
     return Comparison(
-        names=tuple(names),
-        objective=each_of([_Average(x.mean - known, x.influence, x.rounding + doubt) for x in objective], scale),
-        reward=each_of(reward, scale),
-        kl=each_of([_Average(x.mean + known, x.influence, x.rounding + doubt) for x in kl], 1.0),
-        delta_objective=differences(objective, scale),
-        delta_reward=differences(reward, scale),
-        delta_kl=differences(kl, 1.0),
-        log_marginal=None if marginal is None else _repeated(marginal, len(names)),
+        tuple(names), **fields, log_marginal=None if repeated is None else Interval.normal(repeated[0], repeated[1])
     )
-
-
-def _repeated(marginal: Estimate, count: int) -> Interval:
-    return Interval.normal(np.full(count, marginal.mean), np.full(count, marginal.se))
 
 
 def _rounding(scores: np.ndarray) -> float:
     """Tell what single precision may be off by: two units in the last place of what is usual."""
     return 2 * _EPS * float(np.abs(scores[np.isfinite(scores)]).mean())
-
-
-def _stacked(parts: list[Interval]) -> Interval:
-    columns: list[Any] = [np.stack(values) for values in zip(*parts, strict=True)]
-    return Interval(*columns)

@@ -1,4 +1,4 @@
-"""How far a run still had to go when it ended, told from the J that it left behind."""
+"""How far a run still had to go when it ended, extrapolated from the J that it recorded."""
 
 from typing import Any, NamedTuple
 

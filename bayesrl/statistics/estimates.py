@@ -24,7 +24,7 @@ class Estimates(NamedTuple):
         reward: E[R], reward units.
         kl: KL to the prior policy, nats.
         metrics: means of the deterministic sites, by name, in the units of each.
-        log_marginal: log p(y), nats, where data stand beside rewards and a fit is told of: π₀ means p(x|y) in J and
+        log_marginal: log p(y), nats, where data stand beside the rewards of a fit: π₀ means p(x|y) in J and
             KL. nan where it is not known, and then J and KL are too; None elsewhere.
     """
 

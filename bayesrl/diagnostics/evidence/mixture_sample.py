@@ -1,4 +1,4 @@
-"""Draws of the fit and of the prior, pooled: one sample from which every number of a fit is estimated.
+"""Draws of a mixture of fit and prior: one sample from which every number of a fit is estimated.
 
 Draws come from the mixture m = α·q + (1 − α)·π₀ in fixed shares. Ratios to m are bounded by 1/α and
 1/(1 − α), so that no average over q or π₀ rests on a few heavy draws, and q/m, whose mean is known to be
@@ -27,7 +27,7 @@ FROM_FIT = 0.5
 
 
 class MixtureSample(NamedTuple):
-    """Scores of pooled draws, [draws, contexts], contexts flat, in double precision; those of the fit come first.
+    """Scores of draws, [draws, contexts], contexts flat, in double precision; those of the fit come first.
 
     Attributes:
         log_prior: log π₀ of the action sites, nats.
@@ -63,19 +63,24 @@ def draw_mixture_sample(key: PRNGKey, programs: Programs, params: Params, num_sa
 
     Args:
         key: consumed whole.
-        programs: over all data; see `over_all_data`.
+        programs: over all data; see `full_data_fit`.
         params: unconstrained parameters of the guide, of one fit.
         num_samples: in all.
     """
     half = num_samples // 2
     fit_key, prior_key = split_keys(key)
     fit = draw_fit(fit_key, programs, params, half)
-    return _pooled(programs, fit, draw_prior(prior_key, programs, params, half), half)
+    return _score_both(programs, fit, draw_prior(prior_key, programs, params, half), half)
 
 
-def _pooled(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draws, Totals], half: int) -> MixtureSample:
+def _score_both(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draws, Totals], half: int) -> MixtureSample:
     structure, axes = programs.structure, _axes(programs)
-    both = [totals._replace(log_ratio=totals.ratio, doubt=_doubt(totals)) for totals in (fit[1], prior[1])]
+    both = [
+        totals._replace(
+            log_ratio=totals.ratio, doubt=np.zeros_like(totals.reward) if totals.doubt is None else totals.doubt
+        )
+        for totals in (fit[1], prior[1])
+    ]
     scores = {
         name: np.concatenate([np.asarray(part).reshape(half, -1) for part in parts]).astype(float)
         for name, *parts in zip(Totals._fields, *both, strict=True)
@@ -83,10 +88,6 @@ def _pooled(programs: Programs, fit: tuple[Draws, Totals], prior: tuple[Draws, T
     scores["ratio"] = scores.pop("log_ratio")
     codes = [_codes(drawn[0].sites, axes, structure, half) for drawn in (fit, prior)]
     return MixtureSample(**scores, code=np.concatenate(codes), num_fit=half)
-
-
-def _doubt(totals: Totals) -> np.ndarray:
-    return np.zeros_like(totals.reward) if totals.doubt is None else np.asarray(totals.doubt)
 
 
 def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples: int) -> MixtureSample:
@@ -105,7 +106,7 @@ def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples:
     first = jax.tree.map(lambda x: x[0], posterior._lanes()[0])
     prior, prior_totals = draw_prior(prior_key, programs, first, half)
     scored = jax.tree.map(lambda x: x[0].reshape(prior_totals.log_q.shape), posterior.scores(prior.sites))
-    return _pooled(programs, (drawn, totals), (prior, prior_totals.under(scored.log_q, scored.log_ratio)), half)
+    return _score_both(programs, (drawn, totals), (prior, prior_totals.under(scored.log_q, scored.log_ratio)), half)
 
 
 def target_log_weights(programs: Programs, params: Params, sites: dict[str, Any], beta: float | None) -> np.ndarray:
@@ -138,10 +139,10 @@ def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> 
     total = np.zeros((num, *contexts, 2), np.uint32)
     for index, (name, own) in enumerate(axes):
         values = np.asarray(sites[name]).astype(np.int32).astype(np.uint32)
-        held = [1 + axis for axis in own if axis is not None]
-        moved = np.moveaxis(values, held, range(1, 1 + len(held)))
-        sizes = iter(moved.shape[1 : 1 + len(held)])
-        rest = moved.shape[1 + len(held) :]
+        kept = [1 + axis for axis in own if axis is not None]
+        moved = np.moveaxis(values, kept, range(1, 1 + len(kept)))
+        sizes = iter(moved.shape[1 : 1 + len(kept)])
+        rest = moved.shape[1 + len(kept) :]
         aligned = moved.reshape(num, *(1 if axis is None else next(sizes) for axis in own), math.prod(rest))
         rng = np.random.default_rng(index)
         factors = rng.integers(2**32, size=(math.prod(rest), 2), dtype=np.uint32) | np.uint32(1)
@@ -150,7 +151,7 @@ def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> 
 
 
 class MixtureEstimator:
-    """Averages over a sample, each with its influence.
+    """Averages over a mixture sample, each with its influence function.
 
     The standard error of an average is that of a stratified mean of its influence: fit and prior have
     fixed shares.

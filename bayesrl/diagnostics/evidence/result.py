@@ -74,7 +74,7 @@ class Evidence(Displayable):
         num_samples: draws used, 0 where everything is exact.
         num_weighed: how many of the fit's own draws `ess` and `khat` are of; those that it carries where all is exact.
         num_contexts: number of separate problems that each number is a mean over.
-        metrics: means of the program's deterministic sites under the fit, by name; empty where nobody asked for them.
+        metrics: means of the program's deterministic sites under the fit, by name; empty unless they were asked for.
         by_context: log Z of each context, [*beta, *contexts]; None with environment sites.
         target: p*, where it was enumerated.
     """
@@ -351,7 +351,7 @@ def _divergence_text(interval: Interval | None) -> str:
     """Write how far a fit and p* are apart, or the end of it that is known; nothing that rests on worthless weights."""
     if interval is None or math.isfinite(float(interval.upper)):
         return format_estimate(interval)
-    return bracket_text(interval, float(interval.se), own=True)  # a standard error is not to be leaned on
+    return bracket_text(interval, float(interval.se), own=True)  # a standard error is not to be relied on
 
 
 def _describe(value: Any) -> Any:

@@ -127,7 +127,7 @@ class SampledEvidence:
         return float(min(np.mean(shares), 1.0))
 
     def can_calibrate(self) -> tuple[bool, str]:
-        """Tell whether log Z's standard error can be leaned on, and if not, why."""
+        """Tell whether log Z's standard error can be relied on, and if not, why."""
         if self.known:
             return True, ""
         if self.ess < MIN_ESS:
@@ -187,7 +187,7 @@ class SampledEvidence:
     # ---- divergences -------------------------------------------------------------------------
 
     def reverse(self) -> InfluenceEstimate:
-        """KL(q‖p*) = log Z − E_q[w], each as it is told elsewhere; its noise vanishes at the optimum with theirs."""
+        """KL(q‖p*) = log Z − E_q[w], each as it is shown elsewhere; its noise vanishes at the optimum with theirs."""
         return self.log_z.plus(self.estimator.over_fit(self.w), -1.0)
 
     def forward(self) -> InfluenceEstimate:
