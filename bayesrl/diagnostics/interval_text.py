@@ -27,9 +27,9 @@ def bracket_text(interval: Interval | None, error: float = 0.0, *, own: bool = F
         return format_interval(interval)
     low, high = float(interval.conservative_lower), float(interval.conservative_upper)
     if math.isfinite(high):
-        return format_bound("≤", high, error, told=own)
+        return format_bound("≤", high, error, own_error=own)
     if math.isfinite(low) and not (own and low <= 0):
-        return format_bound("≥", low, error, told=own)
+        return format_bound("≥", low, error, own_error=own)
     return UNKNOWN
 
 

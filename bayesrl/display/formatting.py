@@ -1,4 +1,4 @@
-"""Numbers in words: so many digits as their errors allow."""
+"""Numbers as text, with as many digits as their errors allow."""
 
 import math
 import unicodedata
@@ -13,7 +13,7 @@ _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """Write a number with so many significant digits, without an exponent where that is short."""
+    """Write a number with `digits` significant digits, without an exponent where that is short."""
     if value is None or math.isnan(value):
         return UNKNOWN
     if math.isinf(value):
@@ -53,36 +53,36 @@ def _decimals(error: float) -> int:
 
 
 def _tiny(value: float, decimals: int) -> str:
-    """Write a small number with so many decimals, by its exponent."""
+    """Write a small number to the given decimal place, with an exponent."""
     if value == 0 or not math.isfinite(value):
         return format_number(value)
     return f"{value:.{max(decimals + math.floor(math.log10(abs(value))), 1)}e}"
 
 
-def format_bound(sign: str, end: float, error: float, *, told: bool) -> str:
-    """Write an end that a number lies beyond, `≥ 0.044`, to the second digit of the error of what it is held against.
+def format_bound(sign: str, end: float, error: float, *, own_error: bool) -> str:
+    """Write a bound, `≥ 0.044`, to the second digit of the error of what it is compared with.
 
     Args:
         sign: ≤ or ≥.
-        end: the end.
-        error: standard error of what it is held against, or 0.
-        told: whether the error is the end's own, and is written too.
+        end: the bound.
+        error: standard error of what it is compared with, or 0.
+        own_error: whether the error is the bound's own, and is written too.
     """
     if not (error > 0 and math.isfinite(error)) or abs(end) >= 10**6 or _decimals(error) > 7:
         return f"{sign} {format_number(end)}"
     decimals = _decimals(error)
-    return f"{sign} {end:.{decimals}f}" + (f" ± {error:.{decimals}f}" if told else "")
+    return f"{sign} {end:.{decimals}f}" + (f" ± {error:.{decimals}f}" if own_error else "")
 
 
 def format_share(part: float) -> str:
-    """Write a part of what there was to gain, in percent to one decimal, smaller ones to two."""
+    """Write a share of what there was to gain, in percent to one decimal, small ones to two."""
     if not math.isfinite(part):
         return UNKNOWN if math.isnan(part) else format_number(part)
     return f"{part:.1%}" if abs(part) >= 1e-3 else format_percent(part) if part else "0%"
 
 
 def format_with_limit(value: float, limit: float, digits: int = 3) -> tuple[str, str]:
-    """Write a number and the limit that it is held against, with as many digits as tell on which side it is.
+    """Write a number and its limit, with as many digits as show on which side of the limit it lies.
 
     Example:
         >>> format_with_limit(0.02243, 0.0224)
@@ -91,10 +91,10 @@ def format_with_limit(value: float, limit: float, digits: int = 3) -> tuple[str,
     if math.isnan(value) or math.isnan(limit) or value == limit:
         return format_number(value, digits), format_number(limit, digits)
     for more in range(digits, 18):
-        told = (format_number(value, more), format_number(limit, more))
-        if told[0] != told[1]:
-            return told
-    return told
+        texts = (format_number(value, more), format_number(limit, more))
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
 def format_interval(interval: Interval | None) -> str:
@@ -139,17 +139,17 @@ def estimate_at[T: (Interval, Estimate)](estimate: T | None, index: int) -> T | 
 
 
 def pluralize(number_of: int, what: str) -> str:
-    """Write how many there are: `1 restart`, `4 restarts`."""
+    """Write a count with its noun: `1 restart`, `4 restarts`."""
     return f"{number_of:,} {what}{'' if number_of == 1 else 's'}"
 
 
 def format_beta(beta: float | None) -> str:
-    """Write a temperature, or that there is none."""
+    """Write a temperature, or a dash without one."""
     return UNKNOWN if beta is None else f"{beta:.3g}"
 
 
 def sanitize(text: str) -> str:
-    """Put a replacement character in the place of what would steer a terminal, turn text around or break a file."""
+    """Replace the characters that would steer a terminal, reverse the direction of text or break a file."""
 
     def steers(c: str) -> bool:
         return unicodedata.category(c) in ("Cc", "Cs") or unicodedata.bidirectional(c) in _TURNING
@@ -158,7 +158,7 @@ def sanitize(text: str) -> str:
 
 
 def truncate(value: Any, longest: int = 160) -> str:
-    """Write a value on one line, its end left out where it is long.
+    """Write a value on one line, without its end where it is long.
 
     Whole numbers keep their digits, reals get three; arrays are written as their numbers with spaces.
     """

@@ -1,7 +1,7 @@
-"""One line that tells how a run is going, in terminals and notebooks, and nothing elsewhere.
+"""One line that shows how a run is going, in terminals and notebooks, and nothing elsewhere.
 
-It is the bar of the loop, or what is done where no bar moves (compiling, scoring, writing), with its seconds. A thread
-of its own redraws it, so that it goes on while something takes long.
+It is the bar of the loop or, while no bar moves, the present activity (compiling, scoring, writing) with its seconds. A
+thread of its own redraws it, so that it goes on while something takes long.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from bayesrl.compilation.status import in_notebook, show_activities
 
 POLL_SECONDS = 0.2
 MIN_SECONDS = 0.3
-"""What is done sooner than this is not told."""
+"""Activities that end sooner are not shown."""
 _WIDE = 100
 _BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {unit}s, {elapsed}, {remaining} left{postfix}"
 _WIDE_BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {elapsed}, {remaining} left{postfix}"
@@ -31,16 +31,16 @@ _line: ContextVar["ProgressLine | None"] = ContextVar("line", default=None)
 
 
 def is_visible() -> bool:
-    """Tell whether there is somebody to see a line: a terminal or a notebook."""
+    """Whether somebody can see a line: in a terminal or a notebook."""
     return sys.stderr.isatty() or in_notebook()
 
 
 @contextmanager
 def show_progress(show: bool) -> Iterator[None]:
-    """Show what is done inside of the context on a line, where there is a terminal or a notebook.
+    """Show the activities inside the context on a line, where there is a terminal or a notebook.
 
     Args:
-        show: whether to show it; otherwise nothing is, also where a line is shown around the context.
+        show: whether to show them; otherwise nothing is shown, even where an outer context shows a line.
 
     Example:
         >>> from bayesrl.compilation.status import activity
@@ -64,10 +64,10 @@ def show_progress(show: bool) -> Iterator[None]:
 
 
 class ProgressLine:
-    """The line itself: the innermost of what has been done for long enough to be told, or the bar of a loop."""
+    """The line itself: the innermost activity that has taken long enough to be shown, or the bar of a loop."""
 
     def __init__(self) -> None:
-        self._told: list[tuple[str, float]] = []
+        self._activities: list[tuple[str, float]] = []
         self._drawn = ""
         self._bar: Any = None
         self._moved = 0.0
@@ -88,32 +88,32 @@ class ProgressLine:
 
     @contextmanager
     def describe(self, words: str) -> Iterator[None]:
-        """Tell what is done inside of the context, and for how long."""
+        """Show an activity inside the context, and for how long it has taken."""
         own = (words, time.monotonic())
         with self._lock:
-            self._told.append(own)
+            self._activities.append(own)
         try:
             yield
         finally:
             with self._lock:
-                self._told.remove(own)
+                self._activities.remove(own)
                 self._draw()
 
     @contextmanager
-    def under(self, bar: Any) -> Iterator[None]:
-        """Keep the clock of a bar going inside of the context."""
+    def with_bar(self, bar: Any) -> Iterator[None]:
+        """Keep the clock of a bar going inside the context."""
         with self._lock:
             self._write("")
-            outer = self._bar, self._told
-            self._bar, self._told = bar, []
+            outer = self._bar, self._activities
+            self._bar, self._activities = bar, []
         try:
             yield
         finally:
             with self._lock:
                 self._write("")
-                self._bar, self._told = outer
+                self._bar, self._activities = outer
 
-    def moved(self, bar: Any, steps: int) -> None:
+    def advance(self, bar: Any, steps: int) -> None:
         """Move a bar on."""
         with self._lock:
             self._write("")
@@ -128,7 +128,7 @@ class ProgressLine:
 
     def _draw(self) -> None:
         now = time.monotonic()
-        for words, began in reversed(self._told):
+        for words, began in reversed(self._activities):
             if now - began >= MIN_SECONDS:
                 seconds = int(now - began)
                 self._write(words, f", {seconds} s" if seconds else "")
@@ -139,7 +139,7 @@ class ProgressLine:
             self._moved = now
 
     def _write(self, words: str, seconds: str = "") -> None:
-        """Put text in the place of what stands there: the bar, or what was told before."""
+        """Replace the bar, or the text shown before, by text."""
         room = shutil.get_terminal_size().columns - 1 - len(seconds)
         text = disp_trim(" ".join(words.split()), room) + seconds
         if text == self._drawn:
@@ -180,7 +180,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         self._around.enter_context(show_progress(self._show))
         if not self._bar.disable and (line := _line.get()) is not None:
-            self._around.enter_context(line.under(self._bar))
+            self._around.enter_context(line.with_bar(self._bar))
         return self
 
     def __exit__(
@@ -189,20 +189,20 @@ class Progress:
         self._around.close()
         self._bar.close()
 
-    def update(self, steps: int, tell: Callable[[], str]) -> None:
-        """Go on by some steps, with a few words that are only asked for where they are shown."""
+    def update(self, steps: int, postfix_fn: Callable[[], str]) -> None:
+        """Advance by some steps; the few words behind the bar are made only where they are shown."""
         if self._bar.disable:
             return
-        self._bar.set_postfix_str(tell(), refresh=False)
+        self._bar.set_postfix_str(postfix_fn(), refresh=False)
         line = _line.get()
         if line is None:
             self._bar.update(steps)
         else:
-            line.moved(self._bar, steps)
+            line.advance(self._bar, steps)
 
 
 def format_row(row: dict[str, np.ndarray]) -> str:
-    """Tell J, E[R] and KL of a row of the history; with several β and restarts, the means."""
+    """Write J, E[R] and KL of a row of the history; with several β and restarts, the means."""
     text = f"J={np.mean(row['objective']):.4g} E[R]={np.mean(row['reward']):.4g} KL={np.mean(row['kl']):.3g}"
     skipped = int(np.sum(row["skipped"]))
     return text + (f" skipped={skipped}" if skipped else "")
