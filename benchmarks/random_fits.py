@@ -18,7 +18,7 @@ import bayesrl
 from bayesrl.svi.fitting import posterior_of
 from bayesrl.svi.optimizers import default_optimizer
 from bayesrl.svi.setup import Setup, set_up
-from bayesrl.svi.step import TrainState, run_chunk
+from bayesrl.svi.step import FitState, run_chunk
 from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks.random_programs import Shape, Truth, all_assignments, log_q_of, truth
 
@@ -52,17 +52,17 @@ class Fitter:
         self.chunk = jax.jit(run_chunk)
         self.sites = all_assignments(shape)
 
-    def start(self) -> TrainState:
+    def start(self) -> FitState:
         """Give the state before the first step."""
         return self.first.train
 
-    def steps(self, key: Array, state: TrainState, beta: float, numbers: Any, num_steps: int) -> TrainState:
+    def steps(self, key: Array, state: FitState, beta: float, numbers: Any, num_steps: int) -> FitState:
         """Take steps on the program with these numbers."""
         keys = jax.random.split(key, 1)
         lanes = replace(self.first, train=state, beta=jnp.asarray([beta]), args=numbers)
         return self.chunk(keys, lanes, jnp.asarray(num_steps))[0]
 
-    def posterior(self, state: TrainState, beta: float, numbers: Any, history: np.ndarray | None = None) -> Fitted:
+    def posterior(self, state: FitState, beta: float, numbers: Any, history: np.ndarray | None = None) -> Fitted:
         """Make a posterior of a state, and enumerate what is true of it."""
         programs = replace(self.setup.programs, args=numbers)
         setup = replace(self.setup, programs=programs, betas=jnp.asarray([beta]))

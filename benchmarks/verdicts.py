@@ -19,7 +19,7 @@ import numpy as np
 import bayesrl
 from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.guides import AutoTilt
-from bayesrl.svi.step import TrainState
+from bayesrl.svi.step import FitState
 from benchmarks.random_fits import STEPS, Fitted, Fitter
 from benchmarks.random_programs import Shape, make_shape
 from benchmarks.results import table, target
@@ -93,7 +93,7 @@ def _candidates(kind: str, makers: dict[str, Fitter], rng: np.random.Generator, 
         yield fitter.posterior(state, beta, numbers, np.asarray(history))
 
 
-def _moved(state: TrainState, key: jax.Array, scale: float) -> TrainState:
+def _moved(state: FitState, key: jax.Array, scale: float) -> FitState:
     """Start far from the prior, where softmaxes are saturated."""
     leaves, tree = jax.tree.flatten(state.params)
     keys = jax.random.split(key, len(leaves))
@@ -102,7 +102,7 @@ def _moved(state: TrainState, key: jax.Array, scale: float) -> TrainState:
     return state._replace(params=params, average=params)
 
 
-def _without_best(fitter: Fitter, state: TrainState, beta: float, numbers: Any) -> TrainState:
+def _without_best(fitter: Fitter, state: FitState, beta: float, numbers: Any) -> FitState:
     """Take from a fit the first action's value that it likes best, and leave all else as it was."""
     posterior: bayesrl.Posterior = fitter.posterior(state, beta, numbers).posterior
     first = fitter.shape.sites[0].name

@@ -146,7 +146,7 @@ class IntoScans(Messenger):
         body, *rest = msg["args"]
 
         def wrapped(carry: Any, x: Any) -> Any:
-            with Sites(self.process_site, self.finish_site):
+            with SiteHooks(self.process_site, self.finish_site):
                 return body(carry, x)
 
         msg["args"] = (wrapped, *rest)
@@ -158,7 +158,7 @@ class IntoScans(Messenger):
         """Act on one site after its value is drawn."""
 
 
-class Sites(Messenger):
+class SiteHooks(Messenger):
     """Call one function before, and one after, each site inside."""
 
     def __init__(

@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.primitives import Messenger
 
-from bayesrl.core.handlers import Sites
+from bayesrl.core.handlers import SiteHooks
 from bayesrl.core.primitives import site_kind
 from bayesrl.errors import BayesRLError, PolicyError
 from bayesrl.typing import Program
@@ -180,7 +180,7 @@ def _watch(msg: dict[str, Any], look: Callable[[dict[str, Any]], None]) -> None:
     body, *rest = msg["args"]
 
     def watched(carry: Any, x: Any) -> Any:
-        with Sites(look, _nothing):
+        with SiteHooks(look, _nothing):
             return body(carry, x)
 
     msg["args"] = (watched, *rest)

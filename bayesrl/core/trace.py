@@ -17,7 +17,7 @@ from bayesrl.compilation.callbacks import comparable_callbacks
 from bayesrl.compilation.determinism import COMPARED_FIELDS, Reading, check_deterministic
 from bayesrl.compilation.jit import cached_analysis
 from bayesrl.compilation.keys import split
-from bayesrl.core.handlers import Sites
+from bayesrl.core.handlers import SiteHooks
 from bayesrl.core.primitives import SiteKind, is_hidden, site_kind
 from bayesrl.core.refusals import check_scan, refuse_branches
 from bayesrl.core.rng import FoldedKeys, QuickDraws
@@ -86,7 +86,7 @@ class _TraceHandler(Messenger):
             body = msg["args"][0]
 
             def watched(carry: Any, x: Any) -> Any:
-                with Sites(self._watch_body, _ignore):
+                with SiteHooks(self._watch_body, _ignore):
                     return body(carry, x)
 
             msg["args"] = (watched, init, xs, length, reverse)

@@ -11,7 +11,7 @@ from numpyro import handlers
 
 from bayesrl.compilation.jit import closure_jit
 from bayesrl.compilation.keys import split
-from bayesrl.core.handlers import IntoScans, Sites
+from bayesrl.core.handlers import IntoScans, SiteHooks
 from bayesrl.core.primitives import site_kind
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import FiniteSupport, Structure
@@ -133,7 +133,7 @@ class _AnalysisHandler(IntoScans):
         self.ranges.append([self._initial_range(leaf) for leaf in jax.tree.leaves(init)])
 
         def wrapped(carry: Any, x: Any) -> Any:
-            with Sites(self.process_site, self.finish_site):
+            with SiteHooks(self.process_site, self.finish_site):
                 new, y = body(carry, x)
             old = jax.tree.leaves(carry)
             self.sources[index] = [self._source(leaf, old) for leaf in jax.tree.leaves(new)]

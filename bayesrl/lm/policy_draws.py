@@ -113,7 +113,7 @@ class TextDraws:
     """Makes the draws of a `ModelGuide` for everything but the gradient; see `GuideSampler`."""
 
     def supports(self, programs: Programs) -> bool:
-        """Whether a programs is that of a guide and its policy as they are."""
+        """Whether policy and guide are those of this model as they are."""
         return isinstance(programs.policy, PromptedPolicy)
 
     def contexts_are_independent(self, programs: Programs) -> bool:

@@ -21,7 +21,7 @@ class ActionSampler:
     """A fitted policy as it was when it first acted.
 
     Args:
-        programs: the programs.
+        programs: policy and guide.
         params: unconstrained parameters of the guide, of one fit.
     """
 

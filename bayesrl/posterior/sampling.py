@@ -72,7 +72,7 @@ class GuideSampler(Protocol):
     """Makes draws of a guide by a program of its own, where that takes less than running both programs for each."""
 
     def supports(self, programs: Programs) -> bool:
-        """Whether it knows how to draw from a programs."""
+        """Whether it knows how to draw from this guide beside this policy."""
 
     def contexts_are_independent(self, programs: Programs) -> bool:
         """Whether it is known that the elements of context plates do not read one another."""
@@ -154,7 +154,7 @@ def _kept(programs: Programs, draws: Draws, num: int) -> tuple[Draws, Totals]:
 
 
 type Source = Callable[[PRNGKey, Params, Programs], Draws]
-"""Makes draws on the host: a fresh key, one lane's parameters, and the programs they belong to.
+"""Makes draws on the host: a fresh key, one lane's parameters, and the programs that they belong to.
 
 It may have further methods: `lane(i)` gives the source of the i-th of several fits made side by side; where the
 environment is no program, `episodes(key, params, programs, num)` plays whole episodes and gives (Draws, Totals);

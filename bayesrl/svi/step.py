@@ -25,7 +25,7 @@ _OF_STEPS = 5
 """What the key of a fit is folded with for the keys of its steps."""
 
 
-class TrainState(NamedTuple):
+class FitState(NamedTuple):
     """What training changes, and a checkpoint keeps.
 
     Attributes:
@@ -83,7 +83,7 @@ class State(eqx.Module):
         ({'arm$table': (3,)}, 0)
     """
 
-    train: TrainState
+    train: FitState
     beta: Any
     args: Any
     config: StepConfig = eqx.field(static=True)
@@ -106,7 +106,7 @@ class State(eqx.Module):
         return State(LANES, 0, None, self.config)
 
 
-LANES: Any = TrainState(0, 0, 0, 0, None)  # type: ignore[arg-type]
+LANES: Any = FitState(0, 0, 0, 0, None)  # type: ignore[arg-type]
 """The axes of several lanes: they share the count of steps."""
 
 
@@ -138,11 +138,11 @@ class StepInfo(NamedTuple):
     nonfinite: dict[str, Array]
 
 
-def start(config: StepConfig, params: Params) -> TrainState:
+def start(config: StepConfig, params: Params) -> FitState:
     """Start training from stacked parameters, [lanes, ...]."""
     lanes = jax.tree.leaves(params)[0].shape[0] if jax.tree.leaves(params) else 1
     opt_state = jax.vmap(config.optimizer.init)(params)
-    return TrainState(params, opt_state, params, jnp.zeros(lanes, jnp.int32), jnp.zeros((), jnp.int32))
+    return FitState(params, opt_state, params, jnp.zeros(lanes, jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def lane_keys(key: PRNGKey, num_lanes: int) -> PRNGKeys:
@@ -231,13 +231,13 @@ def _apply(
     params, opt_state = keep(params, old.params), keep(opt_state, old.opt_state)
     rate = (AVERAGING_POWER + 1) / (old.step + 1 + AVERAGING_POWER)
     average = jax.tree.map(lambda a, p: a + rate.astype(a.dtype) * (p - a), old.average, params)
-    new = TrainState(params, opt_state, average, old.skipped + ~fine, old.step + 1)
+    new = FitState(params, opt_state, average, old.skipped + ~fine, old.step + 1)
     seen = StepInfo(fine.astype(jnp.float32), loss, grad_norm, *info)
     counted = keep(seen, jax.tree.map(jnp.zeros_like, seen))._replace(nonfinite=info.nonfinite)
     return replace(state, train=new), counted
 
 
-def run_chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[TrainState, StepInfo]:
+def run_chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[FitState, StepInfo]:
     """Take `num_steps` steps of every lane; one compilation serves every number of steps.
 
     Args:
@@ -248,8 +248,8 @@ def run_chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[TrainSt
 
     # Under jit it is traced once: here for its shapes, and there inside of the loop.
     @jax.jit
-    def all_lanes(keys: PRNGKeys, state: State) -> tuple[TrainState, StepInfo]:
-        def one(key: PRNGKey, lane: State) -> tuple[TrainState, StepInfo]:
+    def all_lanes(keys: PRNGKeys, state: State) -> tuple[FitState, StepInfo]:
+        def one(key: PRNGKey, lane: State) -> tuple[FitState, StepInfo]:
             new, info = step(step_key(key, lane.train.step), lane)
             return new.train, info
 
@@ -259,12 +259,12 @@ def run_chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[TrainSt
 
 
 def sum_steps(
-    take: Callable[[TrainState], tuple[TrainState, StepInfo]], train: TrainState, num_steps: Numbers
-) -> tuple[TrainState, StepInfo]:
+    take: Callable[[FitState], tuple[FitState, StepInfo]], train: FitState, num_steps: Numbers
+) -> tuple[FitState, StepInfo]:
     """Take so many steps, and sum what they saw. Only what training changes is carried: data would be copied."""
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, train)[1])
 
-    def body(_: Array, carried: tuple[TrainState, StepInfo]) -> tuple[TrainState, StepInfo]:
+    def body(_: Array, carried: tuple[FitState, StepInfo]) -> tuple[FitState, StepInfo]:
         new, info = take(carried[0])
         return new, jax.tree.map(jnp.add, carried[1], info)
 

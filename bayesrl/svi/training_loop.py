@@ -28,10 +28,10 @@ from bayesrl.svi.optimizers import PILOT_RATES, UNPILOTED_RATE
 from bayesrl.svi.setup import Setup
 from bayesrl.svi.step import (
     LANES,
+    FitState,
     State,
     StepConfig,
     StepInfo,
-    TrainState,
     run_chunk,
     start,
     step_key,
@@ -55,7 +55,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 5.0
 MANY_STEPS = 1000
 """From so many steps on it pays to compile them with all optimisations."""
 
-type Chunk = Callable[[PRNGKeys, State, Numbers], tuple[TrainState, StepInfo]]
+type Chunk = Callable[[PRNGKeys, State, Numbers], tuple[FitState, StepInfo]]
 type Callback = Callable[[dict[str, np.ndarray]], Any]
 
 
@@ -195,24 +195,24 @@ class TrainingLoop:
         sources = lanes_of(source, self.setup.betas.shape[0])
         one_batch = bool(getattr(source, "one_batch", False))
 
-        def one(lane: State, draws: Draws) -> tuple[TrainState, StepInfo]:
+        def one(lane: State, draws: Draws) -> tuple[FitState, StepInfo]:
             new, info = step_on_draws(lane, draws, one_batch=one_batch)
             return new.train, info
 
         @jax.jit  # traced once, inside
-        def all_lanes(state: State, draws: Draws) -> tuple[TrainState, StepInfo]:
+        def all_lanes(state: State, draws: Draws) -> tuple[FitState, StepInfo]:
             return jax.vmap(one, in_axes=(state.lane_axes, 0), out_axes=(LANES, 0))(state, draws)
 
         # Everything small is done inside of compiled functions: one by one, its operations take longer than the step.
         @partial(trace_once, name="lanes_apart")
-        def apart(keys: PRNGKeys, train: TrainState) -> list[tuple[PRNGKey, Params]]:
+        def apart(keys: PRNGKeys, train: FitState) -> list[tuple[PRNGKey, Params]]:
             return [
                 (step_key(keys[i], train.step), jax.tree.map(lambda x, i=i: x[i], train.params))
                 for i in range(len(sources))
             ]
 
         @partial(trace_once, name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
-        def update(state: State, made: list[Draws], times: Array) -> tuple[TrainState, StepInfo]:
+        def update(state: State, made: list[Draws], times: Array) -> tuple[FitState, StepInfo]:
             draws = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
             return sum_steps(lambda train: all_lanes(replace(state, train=train), draws), state.train, times)
 
@@ -220,7 +220,7 @@ class TrainingLoop:
         def add(total: StepInfo, sums: StepInfo) -> StepInfo:
             return jax.tree.map(jnp.add, total, sums)
 
-        def chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[TrainState, StepInfo]:
+        def chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[FitState, StepInfo]:
             total: StepInfo | None = None
             left = int(num_steps)
             while left > 0:

@@ -279,7 +279,7 @@ class GymnasiumSource(BatchSource):
         Args:
             key: consumed whole; it seeds the environments too.
             params: unconstrained parameters of the guide.
-            programs: the programs.
+            programs: policy and guide.
             num_episodes: how many.
 
         Returns:
@@ -335,7 +335,7 @@ class GymnasiumSource(BatchSource):
 
 
 class _Compiled:
-    """The compiled functions of a programs of programs.
+    """The compiled functions of a policy and its guide.
 
     Attributes:
         act: what the behaviour does, and its log-probability in nats, from (params, key, time, observations), arrays.

@@ -23,7 +23,7 @@ from numpyro.primitives import Messenger
 from bayesrl.compilation.jit import ClosureJit
 from bayesrl.compilation.keys import fold_in, key_data, split, split_keys, wrap_key_data
 from bayesrl.core.draws import Draws
-from bayesrl.core.handlers import Sites
+from bayesrl.core.handlers import SiteHooks
 from bayesrl.core.primitives import reward, site_kind
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Site, Structure
@@ -80,7 +80,7 @@ class FixedNature(Messenger):
         def fixed(carry: Any, x: Any) -> Any:
             own, noise, worth = x
             now = {name: wrap_key_data(value) for name, value in noise.items()}
-            with Sites(lambda inner: self._fix(inner, now, worth), lambda _: None):
+            with SiteHooks(lambda inner: self._fix(inner, now, worth), lambda _: None):
                 return body(carry, own)
 
         msg["args"] = (fixed, init, (xs, data, values), steps, *rest)

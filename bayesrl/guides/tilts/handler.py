@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesrl.core.handlers import IntoScans, Sites
+from bayesrl.core.handlers import IntoScans, SiteHooks
 from bayesrl.core.primitives import is_hidden, site_kind
 from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError
@@ -188,7 +188,7 @@ class TiltHandler(IntoScans):
             x, now, time = x
             view = VisibleState(dict(self.flat.view.sites), jax.tree.leaves(carry), moments=self.moments)
             moment = _Moment(self.plan, self.weights, view, fixed | now, time, states)
-            with Sites(moment.before, moment.after):
+            with SiteHooks(moment.before, moment.after):
                 new, y = body(carry, x)
             return (new, moment.summarise()), y
 

@@ -31,7 +31,7 @@ from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePoli
 from bayesrl.core.draws import Draws
 from bayesrl.errors import ControlError
 from bayesrl.svi.setup import set_up
-from bayesrl.svi.step import LANES, State, StepConfig, StepInfo, TrainState, start, step_on_draws
+from bayesrl.svi.step import LANES, FitState, State, StepConfig, StepInfo, start, step_on_draws
 from bayesrl.typing import PRNGKey
 
 
@@ -200,15 +200,15 @@ class KLControlAgentState(AgentState):
             return seen
         return np.concatenate([seen.reshape(len(seen), -1), allowed], -1).astype(self.env.dtype)
 
-    def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[TrainState, dict[str, Array]]:
+    def _steps(self, state: State, sites: Any, behaviour: Array) -> tuple[FitState, dict[str, Array]]:
         first = jax.tree.map(lambda x: x[0], state.train.params)
         draws = self._programs.score(first, Draws.from_sites(sites))._replace(log_behaviour={"action": behaviour})
 
-        def one(lane: State) -> tuple[TrainState, StepInfo]:
+        def one(lane: State) -> tuple[FitState, StepInfo]:
             new, info = step_on_draws(lane, draws)
             return new.train, info
 
-        def take(train: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
+        def take(train: FitState, _: None) -> tuple[FitState, dict[str, Array]]:
             lanes = replace(state, train=train)
             new, info = jax.vmap(one, in_axes=(state.lane_axes,), out_axes=(LANES, 0))(lanes)
             return new, {"objective": info.objective[0], "kl": info.kl[0]}

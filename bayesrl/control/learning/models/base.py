@@ -23,7 +23,7 @@ from bayesrl.errors import ControlError
 from bayesrl.guides import AutoGuide
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.setup import Setup, set_up
-from bayesrl.svi.step import State, StepConfig, TrainState, run_chunk, start
+from bayesrl.svi.step import FitState, State, StepConfig, run_chunk, start
 from bayesrl.typing import Numbers, PRNGKey, Program
 
 ACTION_VALUES = "action_values"
@@ -167,17 +167,17 @@ class ProgramModel(EnvironmentModel):
         if isinstance(self.program, EnvironmentModel):
             self.program.check_experience(experience)
 
-    def init(self, key: PRNGKey, env: EnvAdapter) -> TrainState:
+    def init(self, key: PRNGKey, env: EnvAdapter) -> FitState:
         """Start at the prior."""
-        train: TrainState = closure_jit(partial(start, self._config), name="initial")(self._ready().params)
+        train: FitState = closure_jit(partial(start, self._config), name="initial")(self._ready().params)
         return train
 
-    def refit(self, key: PRNGKey, state: TrainState, experience: Experience) -> TrainState:
+    def refit(self, key: PRNGKey, state: FitState, experience: Experience) -> FitState:
         """Take steps on the experience so far."""
         lanes = State(state, self._ready().betas, self._args(experience), self._config)
         return run_chunk(key[None], lanes, jnp.asarray(self.num_steps))[0]
 
-    def sample(self, key: PRNGKey, state: TrainState, experience: Experience, num_samples: int) -> Sites:
+    def sample(self, key: PRNGKey, state: FitState, experience: Experience, num_samples: int) -> Sites:
         """Draw from the fitted guide."""
         params = jax.tree.map(lambda x: x[0], state.params)
         return dict(self._config.bind(self._args(experience)).draw(key, params, num_samples, share=False).sites)
