@@ -51,6 +51,21 @@ class Problem:
             enumeration finds it or nobody knows.
         sections: further sections of the report, and functions of a key and the posterior that give some.
         about: one line on what the problem is.
+
+    Example:
+        >>> import math, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> problem = bayesrl.Problem(
+        ...     bandit,
+        ...     beta=1.0,
+        ...     fit_options={"num_steps": 500},
+        ...     optimum=lambda beta: beta * math.log(sum(math.exp(r / beta) for r in (0, 1, 2)) / 3),
+        ...     about="three arms that pay 0, 1 and 2",
+        ... )
+        >>> round(problem.optimum(1.0), 3)
+        1.309
     """
 
     policy: Program
@@ -94,6 +109,15 @@ class LearningProblem:
         learn_options: further options of `learn`, such as `confidence`.
         sections: further sections of the report, and functions of a key and the first run that give some.
         about: one line on what the problem is.
+
+    Example:
+        >>> import bayesrl
+        >>> from bayesrl import control
+        >>> swim = control.river_swim()
+        >>> agent = control.BayesianAgent(control.TabularModel.of(swim))
+        >>> problem = bayesrl.LearningProblem(swim, agent, control.thompson(), num_episodes=30, num_runs=3)
+        >>> problem.num_episodes * problem.num_runs  # episodes in all
+        90
     """
 
     environment: Annotated[Any, LazyAnnotation("bayesrl.control.learning.adapters", "Playable")]

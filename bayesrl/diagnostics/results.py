@@ -164,6 +164,13 @@ class Section(NamedTuple):
         title: its heading.
         caption: a sentence that says what good looks like.
         body: a Matplotlib figure, a table as rows of cells with the headings first, or plain text.
+
+    Example:
+        >>> import bayesrl
+        >>> table = [["arm", "pulls"], ["left", "12"], ["right", "88"]]
+        >>> section = bayesrl.Section("Pulls", "A fit that has learned pulls the better arm most often.", table)
+        >>> section.body[2]
+        ['right', '88']
     """
 
     title: str

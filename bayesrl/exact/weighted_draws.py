@@ -60,6 +60,17 @@ class WeightedDraws:
             exp(log Z − bound/β).
         reward_bound: what no total reward exceeds, [*contexts], reward units.
         explanation: what ended a run whose length is adaptive.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> exact = bayesrl.enumerate_posterior(bandit, beta=1.0)
+        >>> np.exp(exact.log_weights).round(3).tolist()  # (1, e, e²) / (1 + e + e²)
+        [0.09, 0.245, 0.665]
+        >>> float(exact.optimum.round(3)), float(exact.log_evidence.mean.round(3))
+        (1.309, 1.309)
     """
 
     sites: dict[str, Numbers]

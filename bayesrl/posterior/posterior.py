@@ -53,6 +53,17 @@ class Posterior(Displayable):
         prior_draws: draws of the policy before the fit, {site: [draw, ...]}.
         settings: how it was fitted: seed, steps, names of objective and guide, versions.
         interrupted: whether the fit was stopped before it was done.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=500, progress=False)
+        >>> posterior.sample(jax.random.key(1), 4)["arm"].shape  # [restart, draw]
+        (1, 4)
+        >>> round(float(jnp.exp(posterior.log_prob({"arm": jnp.array([2])})[0, 0])), 2)  # e² / (1 + e + e²)
+        0.67
     """
 
     beta: float | np.ndarray | None

@@ -10,7 +10,15 @@ if TYPE_CHECKING:  # what a run folder keeps is shown without JAX
 
 
 class Estimate(NamedTuple):
-    """A mean and its standard error, both [*beta, ...]; the error is 0 where the mean is exact."""
+    """A mean and its standard error, both [*beta, ...]; the error is 0 where the mean is exact.
+
+    Example:
+        >>> import bayesrl, numpy as np
+        >>> rewards = np.array([1.0, 0.0, 1.0, 1.0])
+        >>> estimate = bayesrl.Estimate(rewards.mean(), rewards.std(ddof=1) / np.sqrt(4))
+        >>> float(estimate.mean), float(estimate.se)
+        (0.75, 0.25)
+    """
 
     mean: "Numbers"
     se: "Numbers"
@@ -47,6 +55,12 @@ class Interval(NamedTuple):
         conservative_lower: left end of the conservative interval, which holds without a standard error; −inf where
             nothing is known.
         conservative_upper: its right end; inf where nothing is known.
+
+    Example:
+        >>> import bayesrl, numpy as np
+        >>> interval = bayesrl.Interval.normal(np.array([1.3]), np.array([0.1]))
+        >>> interval.lower.round(3).tolist(), interval.upper.round(3).tolist()
+        ([1.104], [1.496])
     """
 
     mean: np.ndarray

@@ -59,6 +59,18 @@ def load(
 
     Raises:
         RunFolderError: there is no fit in the folder, or it is of another problem.
+
+    Example:
+        >>> import tempfile, jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     options = {"beta": 1.0, "num_steps": 500, "progress": False}
+        ...     fit = bayesrl.fit(jax.random.key(0), bandit, directory=folder, **options)
+        ...     loaded = bayesrl.load(folder, bandit)
+        >>> bool((loaded.draws["arm"] == fit.draws["arm"]).all())
+        True
     """
     problem = _problem_of_fit(directory)
     if policy is None:
@@ -156,6 +168,18 @@ def resume(
     Raises:
         RunFolderError: there is no run in the folder, it is of another problem, or what was given by
             hand is missing.
+
+    Example:
+        >>> import tempfile, jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
+        >>> def bandit():
+        ...     arm = numpyro.sample("arm", dist.Categorical(logits=jnp.zeros(3)))
+        ...     bayesrl.reward("payoff", jnp.array([0.0, 1.0, 2.0])[arm])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     options = {"beta": 1.0, "num_steps": 500, "progress": False}
+        ...     fit = bayesrl.fit(jax.random.key(0), bandit, directory=folder, **options)
+        ...     longer = bayesrl.resume(folder, bandit, num_steps=550, progress=False)
+        >>> int(longer.history["step"][-1])
+        550
     """
     problem = _problem_of_fit(directory)
     settings = problem["settings"]

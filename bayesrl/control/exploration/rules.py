@@ -177,12 +177,34 @@ def _anything(key: PRNGKey, belief: Belief) -> Array:
 
 
 def random() -> Exploration:
-    """Take any action, all alike."""
+    """Take any action, all alike.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl import control
+        >>> from bayesrl.control.exploration.beliefs import NormalBelief
+        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
+        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> actions = control.random()(jax.random.key(0), belief, 0)
+        >>> round(float((actions == 1).mean()), 1)
+        0.5
+    """
     return Random()
 
 
 def greedy() -> Exploration:
-    """Take the action whose expected value is greatest, ties broken at random."""
+    """Take the action whose expected value is greatest, ties broken at random.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl import control
+        >>> from bayesrl.control.exploration.beliefs import NormalBelief
+        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
+        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> actions = control.greedy()(jax.random.key(0), belief, 0)
+        >>> round(float((actions == 1).mean()), 1)
+        1.0
+    """
     return EpsilonGreedy(0.0)
 
 
@@ -197,6 +219,16 @@ def epsilon_greedy(epsilon: UnitInterval) -> Exploration:
 
     Raises:
         ControlError: ε is outside [0, 1].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl import control
+        >>> from bayesrl.control.exploration.beliefs import NormalBelief
+        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
+        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> actions = control.epsilon_greedy(0.2)(jax.random.key(0), belief, 0)
+        >>> round(float((actions == 1).mean()), 1)  # 1 − ε/2
+        0.9
     """
     return EpsilonGreedy(epsilon)
 
@@ -213,12 +245,32 @@ def boltzmann(temperature: Positive) -> Exploration:
 
     Raises:
         ControlError: the temperature is not above 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl import control
+        >>> from bayesrl.control.exploration.beliefs import NormalBelief
+        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
+        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> actions = control.boltzmann(0.5)(jax.random.key(0), belief, 0)
+        >>> round(float((actions == 1).mean()), 1)  # 1 / (1 + exp(−1 / 0.5))
+        0.9
     """
     return Boltzmann(temperature)
 
 
 def thompson() -> Exploration:
     """Draw the values from the posterior, and take the action that is best in this draw; one draw an episode.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl import control
+        >>> from bayesrl.control.exploration.beliefs import NormalBelief
+        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
+        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> actions = control.thompson()(jax.random.key(0), belief, 0)
+        >>> round(float((actions == 1).mean()), 1)  # P(action 1 is the best)
+        0.7
 
     References:
         Thompson (1933), "On the likelihood that one unknown probability exceeds another"; Osband, Russo & Van Roy
@@ -231,6 +283,17 @@ def bayes_ucb() -> Exploration:
     """Take the action whose quantile of order 1 − 1/(t + 1) is greatest, t being the number of the step from 1 on.
 
     In environments t is the number of the episode.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl import control
+        >>> from bayesrl.control.exploration.beliefs import NormalBelief
+        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
+        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> for time in (0, 9):  # by the median, then by the quantile of order 10/11
+        ...     print(float(control.bayes_ucb()(jax.random.key(0), belief, time).mean()))
+        1.0
+        0.0
 
     References:
         Kaufmann, Cappé & Garivier (2012), "On Bayesian upper confidence bounds for bandit problems", algorithm 1
@@ -246,6 +309,16 @@ def k_learning() -> Exploration:
     rewards of a KL-regularised problem whose temperature is chosen, at each step, as the minimiser of
     τ·log Σ_a exp(K(a)/τ), an upper bound on E[max value]. Where a model of the dynamics is learned, K comes from soft
     backups with the same temperature at all steps; see `TabularModel.cumulants`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl import control
+        >>> from bayesrl.control.exploration.beliefs import NormalBelief
+        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
+        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> actions = control.k_learning()(jax.random.key(0), belief, 0)
+        >>> round(float((actions == 1).mean()), 1)  # the less certain action is tried more often
+        0.4
 
     References:
         O'Donoghue, Osband & Ionescu (2020), "Making sense of reinforcement learning and probabilistic inference",

@@ -55,6 +55,14 @@ class BayesianAgent(Agent):
     Raises:
         ControlError: an option is out of range.
 
+    Example:
+        >>> from bayesrl import control
+        >>> agent = control.BayesianAgent(control.TabularModel.of(control.river_swim()))
+        >>> agent.default_exploration
+        Thompson()
+        >>> agent.describe()
+        {'type': 'BayesianAgent', 'model': 'TabularModel', 'inference': 'exact', 'num_samples': 32}
+
     References:
         Ghavamzadeh, Mannor, Pineau & Tamar (2015), "Bayesian reinforcement learning: a survey".
     """

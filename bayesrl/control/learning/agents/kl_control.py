@@ -58,6 +58,14 @@ class KLControlAgent(Agent):
     Raises:
         ControlError: an option is out of range.
 
+    Example:
+        >>> from bayesrl import control
+        >>> agent = control.KLControlAgent(beta=0.1, policy=control.NetworkPolicy(hidden=32))
+        >>> agent.describe()
+        {'type': 'KLControlAgent', 'beta': 0.1, 'reference': 'prior', 'batch': 8}
+        >>> agent.default_exploration  # it plays what it has fitted
+        Thompson()
+
     References:
         Levine (2018), "Reinforcement learning and control as probabilistic inference"; Schulman et al. (2017) for
         batches that serve several updates.

@@ -264,6 +264,12 @@ class NetworkValues(ValueModel):
 class LastLayerValues(NetworkValues):
     """A network whose last layer has its exact Normal posterior, the layers below being those of the best fit.
 
+    Example:
+        >>> from bayesrl import control
+        >>> model = control.LastLayerValues(num_actions=2, num_observations=5, hidden=16)
+        >>> control.BayesianAgent(model).describe()
+        {'type': 'BayesianAgent', 'model': 'LastLayerValues', 'inference': 'exact', 'num_samples': 32}
+
     References:
         Riquelme, Tucker & Snoek (2018), "Deep Bayesian bandits showdown", section 3, "neural linear".
     """
@@ -318,6 +324,12 @@ class EnsembleValues(NetworkValues):
 
     Args:
         num_members: of the ensemble.
+
+    Example:
+        >>> from bayesrl import control
+        >>> model = control.EnsembleValues(num_actions=2, num_observations=5, num_members=3)
+        >>> control.BayesianAgent(model).describe()
+        {'type': 'BayesianAgent', 'model': 'EnsembleValues', 'inference': 'exact', 'num_samples': 32}
 
     References:
         Osband, Aslanides & Cassirer (2018), "Randomized prior functions for deep reinforcement learning", lemma 3;
