@@ -20,7 +20,7 @@ from bayesrl.arguments import AnyWithoutNaN, PositiveNumbers, UnusedOption, _hin
 from bayesrl.control import bandits
 from bayesrl.control.environments.tabular_examples import n_chain
 from bayesrl.control.exploration.beliefs import BetaBelief
-from bayesrl.control.exploration.rules import best_action_probabilities
+from bayesrl.control.exploration.decisions import best_action_probabilities
 from bayesrl.control.learning.agents.base import Agent
 from bayesrl.control.learning.models.base import ProgramModel
 from bayesrl.control.planning import soft_value_iteration

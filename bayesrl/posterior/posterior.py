@@ -77,8 +77,6 @@ class Posterior(Displayable):
     programs: Programs | None = None
     mixture: Any = None
 
-    # ---- shape -------------------------------------------------------------------------------
-
     GIVEN_BY: ClassVar[str] = "as bayesrl.fit or bayesrl.load gives it"
 
     @classmethod
@@ -149,19 +147,13 @@ class Posterior(Displayable):
     def _fit_shape(self) -> tuple[int, ...]:
         return (*np.shape(self.beta if self.beta is not None else 1.0), self.num_restarts)
 
-    def _needs_programs(self) -> Programs:
+    def _programs_for(self, new_args: tuple[Any, ...] = ()) -> Programs:
         if self.programs is None:
             raise PolicyError(
                 "this posterior was loaded without its policy, so it can show its draws and history but not draw "
                 "anew; load it with bayesrl.load(directory, policy, *args)"
             )
-        return self.programs
-
-    def _programs_for(self, new_args: tuple[Any, ...]) -> Programs:
-        programs = self._needs_programs()
-        return programs.with_args(new_args) if new_args else programs
-
-    # ---- draws -------------------------------------------------------------------------------
+        return self.programs.with_args(new_args) if new_args else self.programs
 
     def sample(self, key: PRNGKey, num_samples: CountOrZero, *new_args: Any) -> dict[str, Numbers]:
         """Draw from the fitted policy: {site: [*beta, restart, sample, ...]}.
@@ -206,7 +198,7 @@ class Posterior(Displayable):
             *new_args: other arguments for the program.
         """
         first = jax.tree.map(lambda x: x[0], self._lanes()[0])
-        programs = self._needs_programs()
+        programs = self._programs_for()
         return log_marginal(key, programs.over_all_data(*new_args) if new_args else programs, first)
 
     def log_prob(self, sites: SiteArrays, *args: Any) -> Array:
@@ -252,7 +244,7 @@ class Posterior(Displayable):
         shape = self._fit_shape
         lanes = int(np.prod(shape))
         keys = split_keys(key, lanes + 1)
-        episodes = self._needs_programs().episodes
+        episodes = self._programs_for().episodes
         draws, totals = draw_lanes(keys[:-1], episodes, programs, params, num_samples)
         draws, totals = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), (draws, totals))
         return (draws, totals) if self.mixture is None else self._mix(keys[-1], programs, draws, totals)
@@ -271,9 +263,8 @@ class Posterior(Displayable):
             return np.take_along_axis(x, index, axis=axis)
 
         draws, totals = jax.tree.map(pick, (draws, totals))
-        beta_axes = axis
         one = replace(self, programs=programs)
-        if beta_axes == 0:
+        if axis == 0:
             scored = one.scores({k: v[0] for k, v in draws.sites.items()})
         else:
             lanes = [
@@ -282,8 +273,6 @@ class Posterior(Displayable):
             parts = [lane.scores({k: v[i, 0] for k, v in draws.sites.items()}) for i, lane in enumerate(lanes)]
             scored = jax.tree.map(lambda *xs: np.stack(xs), *parts)
         return draws, totals.under(scored.log_q, scored.log_ratio)
-
-    # ---- choosing ----------------------------------------------------------------------------
 
     def objective_by_restart(self) -> np.ndarray:
         """J of each β and restart on the draws it carries, to choose by: up to β·log p(y) where that is unknown."""
@@ -358,8 +347,6 @@ class Posterior(Displayable):
         lead = jax.tree.map(lambda x: change(x, 0), to_host((self.params, self.draws, self.statistics)))
         return replace(self, params=lead[0], draws=lead[1], statistics=lead[2], history=history)
 
-    # ---- use ---------------------------------------------------------------------------------
-
     @property
     def policy(self) -> Program:
         """The fitted policy as an ordinary program, rewards included: usable as the next prior.
@@ -375,7 +362,7 @@ class Posterior(Displayable):
         Raises:
             PolicyError: several are held.
         """
-        programs = self._needs_programs()
+        programs = self._programs_for()
         if int(np.prod(self._fit_shape)) != 1 or self.mixture is not None:
             raise PolicyError(
                 f"this posterior holds {self._fit_shape} (beta, restart) fits; "
@@ -403,8 +390,6 @@ class Posterior(Displayable):
         with jax.ensure_compile_time_eval():  # it is kept, also where it is first asked for inside of `jax.jit`
             one = self if int(np.prod(self._fit_shape)) == 1 else self.select(restart="best")
             return ActionSampler(*one.unbatched())
-
-    # ---- showing -----------------------------------------------------------------------------
 
     def _blocks(self) -> Sequence[DisplayBlock]:
         return summary_blocks(self)

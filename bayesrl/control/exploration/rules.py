@@ -2,17 +2,16 @@
 
 import abc
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
 from bayesrl.annotations import Requirement
-from bayesrl.arguments import Count, MemoryNeed, Positive, UnitInterval, checked
-from bayesrl.compilation.keys import split, split_keys
+from bayesrl.arguments import Positive, UnitInterval, checked
+from bayesrl.compilation.keys import split_keys
 from bayesrl.control.exploration.beliefs import Belief
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
@@ -183,8 +182,7 @@ def random() -> Exploration:
         >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
         >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
-        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
         >>> actions = control.random()(jax.random.key(0), belief, 0)
         >>> round(float((actions == 1).mean()), 1)
         0.5
@@ -199,8 +197,7 @@ def greedy() -> Exploration:
         >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
         >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
-        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
         >>> actions = control.greedy()(jax.random.key(0), belief, 0)
         >>> round(float((actions == 1).mean()), 1)
         1.0
@@ -224,8 +221,7 @@ def epsilon_greedy(epsilon: UnitInterval) -> Exploration:
         >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
         >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
-        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
         >>> actions = control.epsilon_greedy(0.2)(jax.random.key(0), belief, 0)
         >>> round(float((actions == 1).mean()), 1)  # 1 − ε/2
         0.9
@@ -250,8 +246,7 @@ def boltzmann(temperature: Positive) -> Exploration:
         >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
         >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
-        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
         >>> actions = control.boltzmann(0.5)(jax.random.key(0), belief, 0)
         >>> round(float((actions == 1).mean()), 1)  # 1 / (1 + exp(−1 / 0.5))
         0.9
@@ -266,8 +261,7 @@ def thompson() -> Exploration:
         >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
         >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
-        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
         >>> actions = control.thompson()(jax.random.key(0), belief, 0)
         >>> round(float((actions == 1).mean()), 1)  # P(action 1 is the best)
         0.7
@@ -288,11 +282,9 @@ def bayes_ucb() -> Exploration:
         >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
         >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
-        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
-        >>> for time in (0, 9):  # by the median, then by the quantile of order 10/11
-        ...     print(float(control.bayes_ucb()(jax.random.key(0), belief, time).mean()))
-        1.0
+        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
+        >>> actions = control.bayes_ucb()(jax.random.key(0), belief, 9)  # by quantiles of order 10/11
+        >>> round(float((actions == 1).mean()), 1)
         0.0
 
     References:
@@ -314,8 +306,7 @@ def k_learning() -> Exploration:
         >>> import jax, jax.numpy as jnp
         >>> from bayesrl import control
         >>> from bayesrl.control.exploration.beliefs import NormalBelief
-        >>> mean, variance = jnp.array([0.0, 1.0]), jnp.array([4.0, 0.01])
-        >>> belief = NormalBelief(jnp.tile(mean, (1000, 1)), jnp.tile(variance, (1000, 1)))
+        >>> belief = NormalBelief(jnp.tile(jnp.array([0.0, 1.0]), (1000, 1)), jnp.array([4.0, 0.01]))
         >>> actions = control.k_learning()(jax.random.key(0), belief, 0)
         >>> round(float((actions == 1).mean()), 1)  # the less certain action is tried more often
         0.4
@@ -382,89 +373,3 @@ def exploration_from_name(text: str) -> Exploration:
         known = ", ".join([*makers, *(f"{one}:0.1" for one in numbered)])
         raise ControlError(f"there is no exploration rule {text!r}; choose from {known}")
     return rule
-
-
-def _num_values(belief: Any) -> int:
-    return max(min((np.size(leaf) for leaf in jax.tree.leaves(belief)), default=1), 1)
-
-
-class Decision(NamedTuple):
-    """What draws of action values say about a choice between the actions.
-
-    Attributes:
-        p_optimal: P(action is the best), [..., actions].
-        regret: expected loss of taking each action rather than the best, reward units, [..., actions].
-        interval: quantiles of order .025 and .975 of that loss, [..., actions, 2].
-    """
-
-    p_optimal: Any
-    regret: Any
-    interval: Any
-
-    @classmethod
-    def from_samples(cls, values: Any, allowed: Any = None) -> "Decision":
-        """Compare the actions in each draw, [samples, ..., actions]; arrays of NumPy give arrays of NumPy.
-
-        Args:
-            values: draws of the action values, reward units.
-            allowed: [..., actions]; the other actions are never the best, and their loss is nan. By default all are.
-        """
-        xp = values.__array_namespace__()
-        allowed = xp.ones((), bool) if allowed is None else allowed
-        among = xp.where(allowed, values, -xp.inf)
-        loss = xp.where(allowed, among.max(-1, keepdims=True) - values, xp.nan)
-        best = among.argmax(-1)[..., None] == xp.arange(values.shape[-1])
-        ends = xp.quantile(loss, xp.asarray([0.025, 0.975]), axis=0)
-        return cls(best.mean(0), loss.mean(0), xp.moveaxis(ends, 0, -1))
-
-
-@checked(
-    ControlError,
-    MemoryNeed(
-        lambda given: 12.0 * given["num_samples"] * _num_values(given["belief"]), ("num_samples",), "ask for fewer"
-    ),
-)
-def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -> Decision:
-    """Tell which action is the best, how surely, and what a wrong choice may cost.
-
-    Args:
-        key: consumed whole.
-        belief: over the values of the actions.
-        num_samples: draws; the standard error of a probability is at most .5 / √num_samples.
-
-    Returns:
-        `Decision`.
-
-    Raises:
-        ControlError: num_samples is below 1; the belief is none, or has draws that are not finite, as a Beta with
-            a or b below 1 has.
-        EngineError: the key is none.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from bayesrl.control.exploration.beliefs import BetaBelief
-        >>> from bayesrl.control.exploration.rules import best_action_probabilities
-        >>> belief = BetaBelief(jnp.array([30.0, 12.0]), jnp.array([12.0, 30.0]))
-        >>> bool(best_action_probabilities(jax.random.key(0), belief).p_optimal[0] > 0.99)
-        True
-    """
-    _check_belief(key, belief)
-    values = jax.lax.map(belief.sample, split(key, num_samples))
-    if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
-        raise ControlError(
-            f"draws of {belief!r} are not finite; use finite numbers, variances of at least 0, and a and b of at "
-            "least 1 for a Beta"
-        )
-    return Decision.from_samples(values)
-
-
-def _check_belief(key: PRNGKey, belief: Any) -> None:
-    """Refuse what gives no draws [..., actions]."""
-    try:
-        shape = jax.eval_shape(belief.sample, key).shape
-    except (TypeError, ValueError) as error:
-        raise ControlError(
-            f"{belief!r} cannot be drawn from: {error}; pass arrays [..., actions] of one shape"
-        ) from error
-    if not shape:
-        raise ControlError(f"{belief!r} is of a single value; pass arrays [..., actions]")

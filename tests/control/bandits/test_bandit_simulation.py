@@ -23,7 +23,7 @@ from bayesrl.control.bandits import (
 )
 from bayesrl.control.bandits.simulation import BanditRuns
 from bayesrl.control.exploration.beliefs import BetaBelief, NormalBelief
-from bayesrl.control.exploration.rules import best_action_probabilities
+from bayesrl.control.exploration.decisions import best_action_probabilities
 from bayesrl.errors import ControlError
 
 KEY = jax.random.key(0)

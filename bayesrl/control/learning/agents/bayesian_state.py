@@ -14,7 +14,7 @@ from bayesrl.arguments import check_memory, user_code
 from bayesrl.compilation.jit import trace_once
 from bayesrl.compilation.keys import dummy_key, fold_in, split_keys
 from bayesrl.control.exploration.beliefs import SampleBelief
-from bayesrl.control.exploration.rules import Decision
+from bayesrl.control.exploration.decisions import Decision
 from bayesrl.control.learning.action_mask_table import ActionMaskTable
 from bayesrl.control.learning.agents.base import AgentState, UpdateInfo, restore_leaves
 from bayesrl.control.learning.env_adapter import EnvAdapter, EpisodePolicy

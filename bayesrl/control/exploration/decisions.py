@@ -1,0 +1,99 @@
+"""`Decision`: which action is the best, how surely, and what a wrong choice may cost."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayesrl.arguments import Count, MemoryNeed, checked
+from bayesrl.compilation.keys import split
+from bayesrl.control.exploration.beliefs import Belief
+from bayesrl.errors import ControlError
+from bayesrl.typing import PRNGKey
+
+
+def _num_values(belief: Any) -> int:
+    return max(min((np.size(leaf) for leaf in jax.tree.leaves(belief)), default=1), 1)
+
+
+class Decision(NamedTuple):
+    """What draws of action values say about a choice between the actions.
+
+    Attributes:
+        p_optimal: P(action is the best), [..., actions].
+        regret: expected loss of taking each action rather than the best, reward units, [..., actions].
+        interval: quantiles of order .025 and .975 of that loss, [..., actions, 2].
+    """
+
+    p_optimal: Any
+    regret: Any
+    interval: Any
+
+    @classmethod
+    def from_samples(cls, values: Any, allowed: Any = None) -> "Decision":
+        """Compare the actions in each draw, [samples, ..., actions]; arrays of NumPy give arrays of NumPy.
+
+        Args:
+            values: draws of the action values, reward units.
+            allowed: [..., actions]; the other actions are never the best, and their loss is nan. By default all are.
+        """
+        xp = values.__array_namespace__()
+        allowed = xp.ones((), bool) if allowed is None else allowed
+        among = xp.where(allowed, values, -xp.inf)
+        loss = xp.where(allowed, among.max(-1, keepdims=True) - values, xp.nan)
+        best = among.argmax(-1)[..., None] == xp.arange(values.shape[-1])
+        ends = xp.quantile(loss, xp.asarray([0.025, 0.975]), axis=0)
+        return cls(best.mean(0), loss.mean(0), xp.moveaxis(ends, 0, -1))
+
+
+@checked(
+    ControlError,
+    MemoryNeed(
+        lambda given: 12.0 * given["num_samples"] * _num_values(given["belief"]), ("num_samples",), "ask for fewer"
+    ),
+)
+def best_action_probabilities(key: PRNGKey, belief: Belief, *, num_samples: Count = 4000) -> Decision:
+    """Tell which action is the best, how surely, and what a wrong choice may cost.
+
+    Args:
+        key: consumed whole.
+        belief: over the values of the actions.
+        num_samples: draws; the standard error of a probability is at most .5 / √num_samples.
+
+    Returns:
+        `Decision`.
+
+    Raises:
+        ControlError: num_samples is below 1; the belief is none, or has draws that are not finite, as a Beta with
+            a or b below 1 has.
+        EngineError: the key is none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bayesrl.control.exploration.beliefs import BetaBelief
+        >>> from bayesrl.control.exploration.decisions import best_action_probabilities
+        >>> belief = BetaBelief(jnp.array([30.0, 12.0]), jnp.array([12.0, 30.0]))
+        >>> bool(best_action_probabilities(jax.random.key(0), belief).p_optimal[0] > 0.99)
+        True
+    """
+    _check_belief(key, belief)
+    values = jax.lax.map(belief.sample, split(key, num_samples))
+    if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
+        raise ControlError(
+            f"draws of {belief!r} are not finite; use finite numbers, variances of at least 0, and a and b of at "
+            "least 1 for a Beta"
+        )
+    return Decision.from_samples(values)
+
+
+def _check_belief(key: PRNGKey, belief: Any) -> None:
+    """Refuse what gives no draws [..., actions]."""
+    try:
+        shape = jax.eval_shape(belief.sample, key).shape
+    except (TypeError, ValueError) as error:
+        raise ControlError(
+            f"{belief!r} cannot be drawn from: {error}; pass arrays [..., actions] of one shape"
+        ) from error
+    if not shape:
+        raise ControlError(f"{belief!r} is of a single value; pass arrays [..., actions]")
