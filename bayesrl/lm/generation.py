@@ -25,7 +25,7 @@ _NUMBERS_AT_ONCE = 2**26
 """Completions that are written at once; fewer where a model is large."""
 
 _WIDTHS = 8
-"""Prompts are padded to a multiple of so many tokens, so that others of about their length need no other program."""
+"""Prompts are padded to a multiple of this many tokens, so that prompts of similar length share a program."""
 
 
 class ScoredTexts(NamedTuple):
@@ -55,7 +55,7 @@ def generate(
     given: np.ndarray | None = None,
     together: tuple[int, int] | None = None,
 ) -> ScoredTexts:
-    """Write completions, [num, n, T], in pieces of one size; NumPy's arrays.
+    """Generate completions, [num, n, T], in batches of one size; NumPy arrays.
 
     A completion depends on the key, on its number among the draws and on that of its prompt, and on no other.
 

@@ -72,7 +72,7 @@ class AutoModelGuide(AutoGuide):
         """Build the guide; see `AutoGuide.build`."""
         if not isinstance(policy, PromptedPolicy):
             raise GuideError(
-                f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {policy!r} is none; "
+                f"{type(self).__name__} is for policies made by bayesrl.lm.policy, and {policy!r} is not; "
                 "use bayesrl.guides.AutoTilt()"
             )
         model = policy.model if self.start is None else _check_start(self.start, policy)
@@ -84,7 +84,7 @@ class AutoModelGuide(AutoGuide):
 class FullParameters(AutoModelGuide):
     """All parameters of the model are trained, from a copy of the reference: the fit starts at the prior.
 
-    Parameters are kept in float32, whatever the model computes in, lest small steps be rounded away.
+    Parameters are kept in float32, whatever the model computes in, so that small steps are not rounded away.
 
     Example:
         >>> from bayesrl.lm import FullParameters
@@ -186,7 +186,7 @@ def declare_parameters[Model: Transformer](model: Model) -> Model:
 
 
 def _check_start(start: Pretrained, policy: PromptedPolicy) -> CausalLM:
-    """Refuse a model that is none of the reference's shape, or reads other tokens."""
+    """Refuse a model whose shape or tokenizer is not that of the reference."""
     if not isinstance(start, Pretrained):
         raise GuideError(f"start= is a {type(start).__name__}; pass what load_pretrained gave, or Pretrained(model)")
     if (

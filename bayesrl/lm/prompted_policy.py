@@ -61,7 +61,7 @@ class PromptedPolicy:
         return self.options["top_k"] is not None or self.options["top_p"] < 1 or self.options["min_p"] > 0
 
     def read(self, site: str, value: Any) -> str | None:
-        """Give the text of a value of a site, for reports; None where it is no text."""
+        """Decode a value of a site for reports; None for other sites, or without a tokenizer."""
         if site != TEXT or self.tokenizer is None:
             return None
         tokens = np.asarray(value).reshape(-1)
@@ -74,7 +74,7 @@ class PromptedPolicy:
         Args:
             model: in the place of the reference.
             prompt: token ids.
-            mask: which of them are no padding, in the same shape; None where all are.
+            mask: True for tokens that are not padding, in the same shape; None where no token is.
         """
         support_model = self.model if self.truncated and model is not self.model else None
         return CausalLMDistribution(model, prompt, mask, support_model=support_model, **self.options)
@@ -144,11 +144,11 @@ def policy(
         reward: a `Reward`, or a function of the text (see `rewards.text_reward`); several by name add up.
         max_new_tokens: the most that is written; by default what the model's generation_config.json says.
         tokenizer: of the model, where `model` brings none.
-        metrics: what is told of the completions beside the reward, by name, in the same ways.
+        metrics: what else is reported of the completions, by name, in the same ways.
         batch_size: prompts that each step sees; by default all.
         temperature: divides the logits of both policies. It is part of the distribution, as are the next three; each is
             by default what the model's generation_config.json says for sampling, else such that it changes nothing.
-        top_k: only so many of the likeliest tokens may follow; 0 is all.
+        top_k: how many of the likeliest tokens may follow; 0 for all.
         top_p: only the likeliest tokens that together have this probability may follow. The reference decides which.
         min_p: only tokens may follow whose probability is at least this share of that of the likeliest.
         stop_at_eos: whether a text ends at any of the tokenizer's `eos_ids`; otherwise it always has `max_new_tokens`.

@@ -53,7 +53,7 @@ class Prompts(eqx.Module):
 
     Args:
         tokens: [prompts, longest].
-        mask: which of them are no padding, [prompts, longest].
+        mask: True for tokens that are not padding, [prompts, longest].
         examples: the records that they were made of.
     """
 
@@ -100,7 +100,7 @@ class Completions(eqx.Module):
     Args:
         index: which prompt it belongs to, [...].
         prompt: the prompt, padded on the left, [..., P].
-        prompt_mask: which of its tokens are no padding, [..., P].
+        prompt_mask: True for its tokens that are not padding, [..., P].
         tokens: what was written, [..., T].
         mask: which of it counts: all up to and including the end of the text, [..., T].
         examples: the records behind the prompts.

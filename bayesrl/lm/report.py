@@ -33,7 +33,7 @@ _PROMPTS, _SAMPLES = 24, 32
 _SHOWN = 3
 _POSITIONS = 16
 _STRONG = 3.0
-"""Log-ratios of so many nats, and larger ones, have the strongest color."""
+"""The log-ratio, in nats, from which on a token has the strongest color."""
 
 _COLLAPSED = 0.1
 """A prompt has collapsed where its completions have less than this share of the reference's entropy."""

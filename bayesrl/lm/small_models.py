@@ -62,7 +62,7 @@ def fit_options(*, rank: CountOrZero, num_particles: Count, num_steps: Count) ->
 
 
 def check_counts(**counts: Any) -> None:
-    """Refuse options of a ready problem that are no counts, before anything is trained."""
+    """Refuse options of a ready problem that are not counts, before anything is trained."""
     for name, value in counts.items():
         if not is_count(value, least=1):
             raise LanguageModelError(f"{name}={value!r}; use a whole number of at least 1")
@@ -208,11 +208,11 @@ def train_small_lm(
     Args:
         key: of the start and of the mini-batches; consumed whole.
         name: of the model in the cache folder.
-        data: a text, or records with the text under `prompt` and what shall follow under `answer`.
+        data: a text, or records with the text under `prompt` and the answer under `answer`.
         tokenizer: of the model.
         num_steps: gradient steps.
         answer: the name of that field.
-        room_for: further prompts that it will be asked, and shall have room for.
+        room_for: further prompts that the context must have room for.
         length: tokens of each piece of a text.
         width: of the model.
         depth: number of blocks.
@@ -281,7 +281,7 @@ def cached_model(name: str, spec: Mapping[str, Any], train: Callable[[], Pretrai
         trained = train()
     try:
         if folder.is_symlink() or not folder.is_dir():
-            folder.unlink(missing_ok=True)  # a file or link of this name is none of ours
+            folder.unlink(missing_ok=True)  # a file or link of this name is not ours
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             staged = Path(temporary) / "model"

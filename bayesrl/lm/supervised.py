@@ -134,7 +134,7 @@ def sft(
 
     Args:
         model: where training starts.
-        examples: records with the text under `prompt`, and what shall follow it under `answer`: exactly that, so that a
+        examples: records with the text under `prompt`, and what follows it under `answer`: exactly that, so that a
             blank between the two stands in one of them. Of conversations (see `encode_prompts`) both are lists of
             messages, or the answer is the last of `messages`, with what the chat template puts behind it.
         answer: the name of that field.
@@ -201,7 +201,7 @@ class LabelLikelihood:
         model: where training starts.
         tokenizer: of the model.
         tokens: the texts, [texts, L], padded on the right.
-        mask: which of them are no padding, [texts, L].
+        mask: True for tokens that are not padding, [texts, L].
         labels: their classes, [texts].
         batch_size: texts that each step sees.
         source: what the model was given as, where it came with settings.
@@ -266,7 +266,7 @@ def classification(
             f"pass one whose configuration has problem={ONE_LABEL!r}"
         )
     if unknown := sorted(set(labels) - set(start.config.labels)):
-        raise LanguageModelError(f"label {unknown[0]!r} is none of the model's, which are {start.config.labels}")
+        raise LanguageModelError(f"label {unknown[0]!r} is not one of the model's, which are {start.config.labels}")
     _, after = tokenizer.special_affixes
     token_ids = tokenizer.encode(list(texts))
     width = min(max(1, *map(len, token_ids)) if length is None else length, start.config.max_length)

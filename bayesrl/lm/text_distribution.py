@@ -25,7 +25,7 @@ _MOST_VALUES = 2**20
 """Distributions over more sentences than these have no support that could be listed."""
 
 _PROMPT_IS_SHORT = 4
-"""A prompt is short where the new tokens are at least so many times as many."""
+"""A prompt is short if there are at least this many times as many new tokens."""
 
 _IMPOSSIBLE = -jnp.inf
 
@@ -34,7 +34,7 @@ type EosTokens = CountOrZero | tuple[CountOrZero, ...] | None
 
 
 def is_eos(tokens: Any, eos: EosTokens) -> Any:
-    """Tell which tokens end a text, of NumPy's arrays or JAX's."""
+    """Mark the tokens that end a text, of NumPy's arrays or JAX's."""
     marks = [tokens == one for one in ((eos,) if isinstance(eos, int) else eos or ())]
     return reduce(or_, marks) if marks else np.zeros(np.shape(tokens), bool)
 
@@ -110,7 +110,7 @@ class CausalLMDistribution(dist.Distribution):
     Args:
         model: a causal language model.
         prompt: tokens, padded on the left, [*batch, P] with P ≥ 1.
-        mask: which of them are no padding, [*batch, P]; None where all are.
+        mask: True for tokens that are not padding, [*batch, P]; None where no token is.
         num_steps: largest number of new tokens T.
         eos: the token that ends the text, several of which any does, or None where all T tokens are written.
         pad: the token that stands for nothing; by default `eos`, the first of several, or 0.
@@ -119,7 +119,7 @@ class CausalLMDistribution(dist.Distribution):
         top_p: probability of the tokens that may follow, in (0, 1].
         min_p: least probability of a token that may follow, as a share of that of the likeliest, in [0, 1].
         support_model: the model whose truncation counts, where that is not `model` itself. A fitted policy keeps to
-            the tokens of its reference, lest the KL be infinite.
+            the tokens of its reference, so that the KL is finite.
 
     Raises:
         LanguageModelError: an option is out of range; prompt and new tokens exceed the model's context.
@@ -167,7 +167,7 @@ class CausalLMDistribution(dist.Distribution):
         if self.mask.shape != self.prompt.shape:
             raise LanguageModelError(
                 f"CausalLMDistribution got a mask of shape {self.mask.shape} and a prompt of shape "
-                f"{self.prompt.shape}; pass True for each token that is no padding"
+                f"{self.prompt.shape}; pass True for each token that is not padding"
             )
         self.num_steps, self.eos = num_steps, eos
         first = eos[0] if isinstance(eos, tuple) and eos else eos
@@ -243,12 +243,15 @@ class CausalLMDistribution(dist.Distribution):
         """
         ours, theirs = self.next_token_log_probs(value), other.next_token_log_probs(value)
         possible = ours > -jnp.inf
-        ours, theirs = jnp.where(possible, ours, 0.0), jnp.where(possible, theirs, 0.0)  # lest the gradient be nan
+        ours, theirs = (
+            jnp.where(possible, ours, 0.0),
+            jnp.where(possible, theirs, 0.0),
+        )  # -inf - -inf would make the gradient nan
         terms = jnp.where(possible, jnp.exp(ours) * (ours - theirs), 0.0)
         return jnp.where(self.text_mask(jnp.asarray(value)), terms.sum(-1), 0.0)
 
     def text_mask(self, tokens: Array) -> Array:
-        """Tell which tokens belong to the text, its end included, [..., T]."""
+        """Mark the tokens that belong to the text, its end included, [..., T]."""
         return jnp.asarray(text_mask(tokens, self.eos))
 
     # ---- one sentence ------------------------------------------------------------------------
@@ -324,7 +327,7 @@ class CausalLMDistribution(dist.Distribution):
 
 
 def truncation_mask(logits: Array, top_k: int | None, top_p: float, min_p: float = 0.0) -> Array:
-    """Tell which tokens a truncation lets follow, [..., V]; the likeliest always may.
+    """Mark the tokens that a truncation lets follow, [..., V]; the likeliest always may.
 
     Args:
         logits: at the temperature that tokens are drawn at, [..., V].

@@ -287,7 +287,7 @@ def test_labels_need_a_model_and_a_tokenizer_that_fit() -> None:
         lm.classification(
             lm.BertClassifier.init(jax.random.key(0), several), ["a"], ["no"], tokenizer=lm.char_tokenizer("a")
         )
-    with pytest.raises(LanguageModelError, match="label 'perhaps' is none of the model's"):
+    with pytest.raises(LanguageModelError, match="label 'perhaps' is not one of the model's"):
         lm.classification(judge, ["a"], ["perhaps"], tokenizer=lm.char_tokenizer("a"))
     with pytest.raises(LanguageModelError, match="1 texts and 2 labels"):
         lm.classification(judge, ["a"], ["no", "yes"], tokenizer=lm.char_tokenizer("a"))

@@ -8,7 +8,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.tokenization.files import GENERATION
 from bayesrl.values import is_count, is_real
 
-# What changes the distribution and is no part of a policy's, and the value of each that changes nothing.
+# Settings that would change the distribution and that a policy does not have, each with the values that change nothing.
 IGNORED: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "guidance_scale"), (1, 1.0)),
     **dict.fromkeys(
@@ -78,7 +78,7 @@ def sampling_settings(
     ]
     if ignored:
         _log.warning(
-            "%s sets %s, which are no part of a policy's distribution: what is drawn here is drawn without",
+            "%s sets %s, which a policy does not have: texts are drawn without them",
             GENERATION,
             ", ".join(ignored),
         )

@@ -159,7 +159,7 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
     """Write the low-rank paths of a model as PEFT and `load_pretrained` read them, without the weights beside them.
 
     Args:
-        folder: made where there is none.
+        folder: created if it does not exist.
         tuned: with low-rank paths: `finetuned(posterior, merge=False)`, or an adapter loaded with `merge=False`.
         base: the folder or name of the model that they stand beside, to be named in adapter_config.json; None is the
             folder that it was read from, if any.
@@ -234,7 +234,7 @@ def _check_dtype(dtype: Any) -> Any:
 
 
 def _find_folder(source: str | Path, revision: str | None) -> Path:
-    """Find the folder of a model, fetching it from the hub where there is none here."""
+    """Find the folder of a model, or fetch it from the hub."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -287,12 +287,12 @@ def save_pretrained(
     names are removed; other files are left alone. Arrays are written bit by bit as they are.
 
     Args:
-        folder: made where there is none.
+        folder: created if it does not exist.
         model: without low-rank paths. What `load_pretrained` or `finetuned` gave is written with all that came along:
             tokenizer, chat template, settings.
         tokenizer: what to write beside it, where the model brings none.
         keep: further settings for config.json, by default those that the model brings; its own come first.
-        max_shard_bytes: weights beyond so many bytes go into several files.
+        max_shard_bytes: the largest size of a file of weights; larger models go into several files.
 
     Raises:
         LanguageModelError: the model has low-rank paths; the tokenizer does not fit it; the folder cannot be made.

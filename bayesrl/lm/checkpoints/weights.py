@@ -125,7 +125,7 @@ def save_weights(
 
 
 def _files_in_index(folder: Path) -> set[str]:
-    """Name the parts of a model that the index of a folder tells of, as this library and transformers name them."""
+    """Name the parts of a model in the index of a folder, as this library and transformers name them."""
     try:
         weight_map = (read_json_object(folder / INDEX) or {}).get("weight_map")
     except LanguageModelError:

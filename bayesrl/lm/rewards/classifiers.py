@@ -145,7 +145,7 @@ def classifier(
         with_prompt: whether it reads the prompt too, directly before what was written.
 
     Raises:
-        LanguageModelError: the model is no classifier, has no tokenizer, or has no such label; the scale is unknown,
+        LanguageModelError: the model is not a classifier, has no tokenizer, or has no such label; the scale is unknown,
             or asks for a probability that the model does not give.
 
     Example:

@@ -50,7 +50,7 @@ def _answer(fn: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
 
 
 def _send(connection: Any, answers: list[tuple[bool, Any]]) -> None:
-    """Send answers; what cannot be sent is told by its type and how it reads, since it is no number anyway."""
+    """Send answers; a value that cannot be sent is not a number, so its type and repr are sent instead."""
     try:
         connection.send(answers)
     except Exception:  # noqa: BLE001  (a user's value may fail in any way)

@@ -16,7 +16,7 @@ _MARK = "HERE-THE-ANSWER-GOES-ON "
 
 
 def is_conversation(value: Any) -> bool:
-    """Tell whether something is a list of messages: mappings with a role."""
+    """Whether a value is a list of messages: mappings with a role."""
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str)
@@ -26,7 +26,7 @@ def is_conversation(value: Any) -> bool:
 
 
 def render_prompt(record: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any] | None:
-    """Give a record whose prompt is a conversation with its text under `prompt`; None where it is none.
+    """Give a record whose prompt is a conversation with its text under `prompt`; None for other records.
 
     Under `prompt`, a last message of the assistant is what the model goes on with; under `messages` it is the answer,
     which is left out of the prompt and kept under `answer`, unless the record has one.
@@ -114,7 +114,7 @@ def _mark_end(message: Mapping[str, Any]) -> dict[str, Any]:
     )
     last = next((block for block in reversed(blocks) if isinstance(block, dict) and "text" in block), None)
     if last is None:
-        raise LanguageModelError(f"the last message says {content!r:.60}, which is no text that could be gone on with")
+        raise LanguageModelError(f"the last message says {content!r:.60}, which is not a text that could be continued")
     last["text"] = f"{last['text']}{_MARK}"
     return {**message, "content": blocks}
 
@@ -134,7 +134,7 @@ def _select_template(template: Any, tools: bool) -> str:
 
 @lru_cache(maxsize=16)
 def _compile_template(template: str) -> Any:
-    """Compile a template, in a sandbox that lets it change nothing and reach nothing but what it is given."""
+    """Compile a template, in a sandbox that lets it change nothing and reach only what it is given."""
     try:
         from jinja2 import TemplateSyntaxError
         from jinja2.ext import Extension

@@ -30,7 +30,7 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
 
 
 def read_content(path: Path, most: int | None = None) -> bytes | None:
-    """Read a plain file, or give None where there is none; folders of checkpoints may be laid out of links."""
+    """Read a plain file, or return None if it does not exist; folders of checkpoints may be laid out of links."""
     try:
         return read_file(path, most=most, linked=True)
     except RunFolderError as error:
@@ -38,7 +38,7 @@ def read_content(path: Path, most: int | None = None) -> bytes | None:
 
 
 def read_chat_template(path: Path, configured: Any) -> Any:
-    """Read the chat template of a folder: a text, or a list of several by name; None where there is none.
+    """Read the chat template of a folder: a text, or a list of several by name; None without one.
 
     What has a file of its own comes before what tokenizer_config.json tells.
     """
@@ -167,7 +167,7 @@ def without_prefix_space(part: Any) -> Any:
 
 
 def has_token(core: Any, index: Any) -> bool:
-    """Tell whether an id is one of a tokenizer's; some configurations say −1 for none."""
+    """Whether an id is one of a tokenizer's; some configurations say −1 for none."""
     return is_count(index, least=0) and index < 2**31 and core.id_to_token(int(index)) is not None
 
 

@@ -102,7 +102,7 @@ class Tokenizer:
     def digest(self) -> str:
         """A fingerprint of how texts become ids and back: equal for tokenizers that do the same.
 
-        What `eos`, `pad` and `bos` are is no part of it.
+        It does not depend on `eos`, `pad` and `bos`.
         """
         settings = json.loads(self.core.to_str())
         settings = {key: value for key, value in settings.items() if key not in ("version", "padding", "truncation")}

@@ -75,7 +75,7 @@ class Config(abc.ABC):
 
     @abc.abstractmethod
     def layout(self, layer: int) -> Layout:
-        """Tell how a block computes."""
+        """Describe how a block computes."""
 
     def _layout(self, layer: int, **own: Any) -> Layout:
         """Make the layout of a block: what the model and its family say by the same names, and what is its own."""
@@ -168,7 +168,7 @@ class CausalLM(Transformer):
 
     @abc.abstractmethod
     def start(self, capacity: int) -> Cache:
-        """Make an empty cache for so many tokens, padding included."""
+        """Make an empty cache with room for `capacity` tokens, padding included."""
 
     @abc.abstractmethod
     def extend(

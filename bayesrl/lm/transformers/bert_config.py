@@ -155,7 +155,7 @@ class BertConfig(Config):
         return self.pad + 1 if self.traits.padded else 0
 
     def layout(self, layer: int) -> Layout:
-        """Tell how a block computes."""
+        """Describe how a block computes."""
         if self.rope is None:
             own: dict[str, Any] = {"norms": POST_NORMS, "norm_of_sums": True}
         else:

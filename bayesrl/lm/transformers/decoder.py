@@ -38,7 +38,7 @@ class DecoderConfig(Config):
 
     @property
     def cap(self) -> float:
-        """Bound of the logits; 0 is none."""
+        """Bound of the logits; 0 for no bound."""
         return 0.0
 
 

@@ -71,7 +71,7 @@ class GPT2Config(DecoderConfig):
         return True
 
     def layout(self, layer: int) -> Layout:
-        """Tell how a block computes."""
+        """Describe how a block computes."""
         inner = self.inner or 4 * self.width
         biases = dict.fromkeys(("attention_bias", "output_bias", "feeding_bias"), True)
         return self._layout(layer, inner=inner, norm="layer", joined="stacked", **biases)

@@ -111,8 +111,8 @@ class LlamaConfig(DecoderConfig):
         query_key_norm: whether queries and keys are normalized.
         parallel: whether attention and feeding read the residual stream before either has written to it.
         query_scale: scores are divided by its root; 0 is `head_dim`.
-        score_cap: bound of the scores; 0 is none.
-        logit_cap: bound of the logits; 0 is none.
+        score_cap: bound of the scores; 0 for no bound.
+        logit_cap: bound of the logits; 0 for no bound.
         experts: how many feed-forward layers there are to choose from; 0 is one, without choice.
         chosen: how many of them each token has.
         tied: whether the logits use the table of the tokens.
@@ -194,11 +194,11 @@ class LlamaConfig(DecoderConfig):
 
     @property
     def cap(self) -> float:
-        """Bound of the logits; 0 is none."""
+        """Bound of the logits; 0 for no bound."""
         return self.logit_cap
 
     def layout(self, layer: int) -> Layout:
-        """Tell how a block computes."""
+        """Describe how a block computes."""
         return self._layout(
             layer,
             query_key_norm=(self.traits.query_key_norm or "head") if self.query_key_norm else "",

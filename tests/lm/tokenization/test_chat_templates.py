@@ -170,7 +170,7 @@ def test_messages_that_cannot_be_gone_on_with() -> None:
     for template, said, message in (
         ("{{ messages[0].content }}", "yes", "leaves the last message out"),
         (SAYS, 5, "the last message says 5, which is no text"),
-        (SAYS, [{"type": "image"}], "which is no text that could be gone on with"),
+        (SAYS, [{"type": "image"}], "which is not a text that could be continued"),
         (SAYS, {"text": "a"}, "which is no text"),
     ):
         with pytest.raises(LanguageModelError, match=message):

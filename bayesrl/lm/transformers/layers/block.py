@@ -46,7 +46,7 @@ class Layout:
         rope: how its positions turn; None where they do not.
         window: how many tokens each sees, itself included; 0 is all. In both directions, tokens this near.
         scale: of the scores; 0 is 1/√head_dim.
-        cap: bound of the scores; 0 is none.
+        cap: bound of the scores; 0 for no bound.
         experts: how many feed-forward layers there are to choose from; 0 is one, without choice.
         chosen: how many of them each token has.
     """

@@ -183,7 +183,7 @@ class LayerNorm(eqx.Module):
 
     @classmethod
     def init(cls, width: int, epsilon: float, dtype: Any, *, bias: bool = True) -> "LayerNorm":
-        """Begin with w = 1, b = 0."""
+        """Start with w = 1, b = 0."""
         return cls(jnp.ones(width, dtype), jnp.zeros(width, dtype) if bias else None, epsilon)
 
     def __call__(self, x: Float[Array, "*n width"]) -> Float[Array, "*n width"]:
@@ -209,7 +209,7 @@ class RMSNorm(eqx.Module):
 
     @classmethod
     def init(cls, width: int, epsilon: float, dtype: Any, *, offset: float = 0.0) -> "RMSNorm":
-        """Begin with w + offset = 1."""
+        """Start with w + offset = 1."""
         return cls(jnp.full(width, 1.0 - offset, dtype), epsilon, offset)
 
     def __call__(self, x: Float[Array, "*n width"]) -> Float[Array, "*n width"]:
