@@ -169,9 +169,9 @@ def test_messages_that_cannot_be_gone_on_with() -> None:
     pytest.importorskip("jinja2")
     for template, said, message in (
         ("{{ messages[0].content }}", "yes", "leaves the last message out"),
-        (SAYS, 5, "the last message says 5, which is no text"),
+        (SAYS, 5, "the last message says 5, which is not a text"),
         (SAYS, [{"type": "image"}], "which is not a text that could be continued"),
-        (SAYS, {"text": "a"}, "which is no text"),
+        (SAYS, {"text": "a"}, "which is not a text"),
     ):
         with pytest.raises(LanguageModelError, match=message):
             written(template, [USER, {"role": "assistant", "content": said}])
@@ -328,7 +328,7 @@ def test_settings_that_are_no_part_of_a_policy_are_told(caplog: pytest.LogCaptur
         options({**plain, **changing}, max_new_tokens=2)
     for name, value in changing.items():
         assert f"{name}={value!r}" in caplog.text
-    assert "which are no part of a policy's distribution" in caplog.text
+    assert "which a policy does not have" in caplog.text
     for told, message in (
         ({}, "got no max_new_tokens, and the model has no generation_config.json"),
         ({"max_new_tokens": 0}, "generation_config.json sets max_new_tokens=0; set a whole number of at least 1"),
