@@ -72,17 +72,17 @@ Assignments = Annotated[
 ]
 
 
-def _tell_version(asked: bool) -> bool:
-    if asked:
+def _print_version(value: bool) -> bool:
+    if value:
         typer.echo(f"bayesrl {version('bayesrl')}")
         raise typer.Exit
-    return asked
+    return value
 
 
 @app.callback()
 def main(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     _install: Annotated[
         bool,
@@ -257,7 +257,7 @@ def cache(
     """Tell what is kept compiled, or delete it."""
     with exit_on_error():
         folder = compiled_programs.compiled_folder()
-        told = compiled_programs.clear(folder) if empty else compiled_programs.cache_info(folder)
+        info = compiled_programs.clear(folder) if empty else compiled_programs.cache_info(folder)
         print_line(f"compiled programs in {folder}")
-        many = f"{told.entries:,} {'entry' if told.entries == 1 else 'entries'}, {format_size(told.size)}"
+        many = f"{info.entries:,} {'entry' if info.entries == 1 else 'entries'}, {format_size(info.size)}"
         print_line(f"deleted {many}" if empty else many)

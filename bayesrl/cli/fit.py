@@ -33,7 +33,7 @@ from bayesrl.svi.fitting import fit as fit_policy
 
 
 class Overrides:
-    """What was asked for; None where nothing was, and then the run folder or the model decides."""
+    """Options of the command line that override a run folder and a model; None where those decide."""
 
     def __init__(self, beta: list[float] | None, steps: int | None, restarts: int | None, seed: int | None) -> None:
         self.beta = None if beta is None else np.asarray(beta) if len(beta) > 1 else beta[0]
@@ -55,11 +55,11 @@ def start_fit(
     settings: dict[str, Any] = {**problem.fit_options}
     beta, key = problem.beta, key_from_seed(overrides.seed or 0)
     if old := run_folder.is_begun(folder):
-        told = run_folder.read_problem(folder)
-        held = told["identity"]["beta"]
-        beta = np.asarray(held) if isinstance(held, list) else held
-        settings |= {name: told["settings"][name] for name in ("num_steps", "num_restarts")}
-        key = key if overrides.seed is not None else key_of(told)
+        stored = run_folder.read_problem(folder)
+        saved_beta = stored["identity"]["beta"]
+        beta = np.asarray(saved_beta) if isinstance(saved_beta, list) else saved_beta
+        settings |= {name: stored["settings"][name] for name in ("num_steps", "num_restarts")}
+        key = key if overrides.seed is not None else key_of(stored)
     else:
         run_folder.save_json(folder, run_folder.MODEL, describe_problem(model, options))
     if overrides.steps is not None:

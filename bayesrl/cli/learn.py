@@ -26,7 +26,7 @@ from bayesrl.report.write import check_path, write_parts
 
 
 class LearnRequest(NamedTuple):
-    """What was asked for; None where nothing was, and then the model decides."""
+    """What the command line asks for; None where the model decides."""
 
     model: str
     options: dict[str, Any]

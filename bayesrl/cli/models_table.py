@@ -16,14 +16,14 @@ def models_text() -> str:
     width = max(shutil.get_terminal_size().columns, indent + _NARROWEST)
     lines = ["model".ljust(indent) + "what it is, and the options of each command for --set"]
     for name, about in names.items():
-        told = [about]
+        paragraphs = [about]
         for use in model_uses(name):
             options = "  ".join(
                 f"{option}={format_option(value)}" for option, value in model_options(name, use).items()
             )
-            told.append(f"{COMMANDS[use]}: {options}")
+            paragraphs.append(f"{COMMANDS[use]}: {options}")
         body: list[str] = []
-        for text in told:
+        for text in paragraphs:
             body += textwrap.wrap(text, width - indent, subsequent_indent="  ", break_on_hyphens=False)
         lines += [(name if i == 0 else "").ljust(indent) + line for i, line in enumerate(body)] + [""]
     return "\n".join(lines[:-1])

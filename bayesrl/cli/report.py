@@ -45,9 +45,9 @@ def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> li
         with activity(f"loading {name}"):
             problem, reason = _problem_of(directory)
             posterior, lost = _posterior_of(directory, problem)
-        lacking = tuple(text for text in (reason, lost) if text)
+        notes = tuple(text for text in (reason, lost) if text)
         with activity(f"diagnosing {name}"):
-            fits.append(collect_run(directory, posterior, problem, name=name, gold=gold, missing=lacking))
+            fits.append(collect_run(directory, posterior, problem, name=name, gold=gold, missing=notes))
             sections += problem.sections_of(fold_in(key_from_seed(0), 9), posterior) if problem is not None else []
     with activity("writing the report"):
         write_fits(path, fits, sections)
@@ -84,13 +84,13 @@ def collect_run(
         held_out: evidence on what was held out, where they are known already.
         missing: what is already known to be missing.
     """
-    told = run_folder.read_problem(directory)
+    stored = run_folder.read_problem(directory)
     made = _or_none(lambda: read_model(directory))
     done, _ = _or_none(lambda: run_folder.read_history(directory)) or (0, {})
     rows = [
         ("run folder", str(directory)),
         *(model_rows(directory) if made is not None else []),
-        *run_rows(told["settings"], told["identity"], done),
+        *run_rows(stored["settings"], stored["identity"], done),
         ("Python", platform.python_version()),
     ]
     model = made["model"] if made is not None else ""
@@ -104,7 +104,7 @@ def collect_run(
         gold=gold,
         held_out_evidence=held_out,
         settings=tuple(rows),
-        command=_command(made, told) if made is not None else None,
+        command=_command(made, stored) if made is not None else None,
         missing=missing,
         about=about,
     )
@@ -147,23 +147,23 @@ def _posterior_of(directory: Path, problem: Problem | None) -> tuple[Posterior, 
         return load(directory), lost
     except (BayesRLError, OSError, KeyError) as error:
         lost = lost or f"The saved draws cannot be read: {str(error).rstrip('.')}."
-    told = run_folder.read_problem(directory)
+    stored = run_folder.read_problem(directory)
     try:
         _, history = run_folder.read_history(directory)
     except RunFolderError as error:
         history, lost = {}, f"{lost} {error}"
-    beta = told["identity"]["beta"]
-    held = np.asarray(beta, float) if isinstance(beta, list) else beta
-    return Posterior(held, {}, history, {}, {}, {}, told["settings"], interrupted=True), lost
+    beta = stored["identity"]["beta"]
+    betas = np.asarray(beta, float) if isinstance(beta, list) else beta
+    return Posterior(betas, {}, history, {}, {}, {}, stored["settings"], interrupted=True), lost
 
 
-def _command(made: dict[str, Any], told: dict[str, Any]) -> str:
-    return " ".join(_words(made, told))
+def _command(made: dict[str, Any], stored: dict[str, Any]) -> str:
+    return " ".join(_words(made, stored))
 
 
-def _words(made: dict[str, Any], told: dict[str, Any]) -> Iterator[str]:
+def _words(made: dict[str, Any], stored: dict[str, Any]) -> Iterator[str]:
     """Write the command that makes a run again, with every choice spelt out."""
-    identity, settings = told["identity"], told["settings"]
+    identity, settings = stored["identity"], stored["settings"]
     yield f"bayesrl fit {shlex.quote(made['model'])}"
     beta = identity["beta"]
     if beta is not None:

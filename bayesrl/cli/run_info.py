@@ -168,17 +168,17 @@ def read_scores(directory: Path) -> RunScores | None:
         RunFolderError: the file is damaged.
     """
     remedy = f"delete it, and bayesrl resume {shlex.quote(str(directory))} writes it anew"
-    told = run_folder.load_json(directory, run_folder.SCORES, _SCHEMA, remedy)
-    if told is None:
+    stored = run_folder.load_json(directory, run_folder.SCORES, _SCHEMA, remedy)
+    if stored is None:
         return None
-    held_out = None if told["held_out"] is None else _read_evidence(told["held_out"])
-    verdict = None if told["verdict"] is None else Line(*told["verdict"])
+    held_out = None if stored["held_out"] is None else _read_evidence(stored["held_out"])
+    verdict = None if stored["verdict"] is None else Line(*stored["verdict"])
     try:
-        fit = _read_evidence(told["fit"], told.get("measured"))
+        fit = _read_evidence(stored["fit"], stored.get("measured"))
     except (KeyError, TypeError, ValueError) as error:
         path = directory / run_folder.SCORES
         raise RunFolderError(f"cannot read {path}: its measured rows are damaged ({error}); {remedy}") from error
-    return RunScores(told["step"], fit, held_out, verdict, told.get("figures", told.get("pictures", {})))
+    return RunScores(stored["step"], fit, held_out, verdict, stored.get("figures", stored.get("pictures", {})))
 
 
 def missing_parts(directory: Path, done: int, total: int, scores: RunScores | None) -> list[str]:
@@ -236,8 +236,8 @@ def show_fit(directory: Path) -> None:
 
     from bayesrl.cli.tables import history_table, plain_table, run_rows
 
-    told = run_folder.read_problem(directory)
-    settings, identity = told["settings"], told["identity"]
+    stored = run_folder.read_problem(directory)
+    settings, identity = stored["settings"], stored["identity"]
     done, history = run_folder.read_history(directory)
     console = make_console()
     console.print(plain_table(("setting", "value"), [*model_rows(directory), *run_rows(settings, identity, done)]))
@@ -275,14 +275,14 @@ def print_results(scores: RunScores) -> None:
 
 def _learning_rows(directory: Path) -> list[tuple[str, str]]:
     """Tell what a folder of runs holds, as rows of (what, value)."""
-    told = run_folder.read_problem(directory)
-    identity = told["identity"]
+    stored = run_folder.read_problem(directory)
+    identity = stored["identity"]
     done, history = read_episodes(directory)
     rows = [
         ("environment", str(identity["environment"])),
         ("agent", str(identity["agent"]["type"])),
         ("exploration", str(identity["exploration"])),
-        ("episodes", f"{done:,} of {told['settings']['num_episodes']:,}"),
+        ("episodes", f"{done:,} of {stored['settings']['num_episodes']:,}"),
     ]
     made = read_model(directory)
     if made is not None:
@@ -292,7 +292,7 @@ def _learning_rows(directory: Path) -> list[tuple[str, str]]:
         last = max(done // 10, 1)
         rows.append((f"mean return of the last {last:,}", format_number(float(history["return"][-last:].mean()))))
         rows.append(("cumulated regret", format_number(float(history["regret"].sum()))))
-    if done < told["settings"]["num_episodes"] and "confidence" not in told["settings"]:
+    if done < stored["settings"]["num_episodes"] and "confidence" not in stored["settings"]:
         rows.append(("go on with", f"bayesrl resume {shlex.quote(str(directory))}"))
     return rows
 
