@@ -176,7 +176,7 @@ def _anything(key: PRNGKey, belief: Belief) -> Array:
 
 
 def random() -> Exploration:
-    """Take any action, all alike.
+    """Take all actions with equal probability.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -233,8 +233,8 @@ def epsilon_greedy(epsilon: UnitInterval) -> Exploration:
 def boltzmann(temperature: Positive) -> Exploration:
     """Take actions with probability ∝ exp(expected value / temperature).
 
-    This knows nothing of what is unknown: two actions of the same expected value are taken alike, however often
-    each has been tried.
+    Uncertainty does not count: two actions of the same expected value are equally likely, however often each has been
+    tried.
 
     Args:
         temperature: reward units per nat, above 0.
@@ -326,7 +326,7 @@ def _temperature(below: Array, variance: Array) -> Array:
         variance: σ², [..., actions].
     """
     farthest = -jnp.where(below > -jnp.inf, below, 0.0).min(-1)
-    # Where nothing is unknown the minimiser is 0, in whose stead stands what is small beside the differences.
+    # Where all is known the minimiser is 0; a scale that is small beside the differences stands in for it.
     scale = jnp.maximum(jnp.sqrt(variance.max(-1)), 1e-3 * farthest + 1e-12)
 
     def rising(tau: Array) -> Array:
@@ -350,7 +350,7 @@ def exploration_from_name(text: str) -> Exploration:
     """Make a rule from its name, with its number behind a colon: `thompson`, `epsilon_greedy:0.1`.
 
     Raises:
-        ControlError: there is no such rule, or its number is missing, superfluous or none.
+        ControlError: there is no such rule, or its number is missing, superfluous or not a number.
     """
     makers: dict[str, Any] = {
         "random": random,

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from bayesrl import run_folder
+from bayesrl.annotations import Requirement
 from bayesrl.arguments import Count, Location, Positive, checked, real_range
 from bayesrl.compilation.jit import trace_cache
 from bayesrl.compilation.keys import as_hash_key, fold_in, split_keys
@@ -37,7 +38,10 @@ _COLUMNS = (*run_folder.LEARNED, "objective", "kl")
 def learn(
     key: PRNGKey,
     environment: Playable,
-    agent: Agent,
+    agent: Annotated[
+        Agent,
+        Requirement("a KLControlAgent or BayesianAgent instance", lambda one: isinstance(one, Agent), any_type=True),
+    ],
     *,
     exploration: Rule | None = None,
     num_episodes: Count,
