@@ -38,6 +38,15 @@ def check_learning(key: PRNGKey, result: LearnResult) -> list[Check]:
     Returns:
         Checks; those about a posterior only for `BayesianAgent`.
 
+    Example:
+        >>> import jax
+        >>> from bayesrl import control
+        >>> arms = control.bandits.GaussianArms(2)
+        >>> agent = control.BayesianAgent(control.ArmsModel(arms))
+        >>> result = control.learn(jax.random.key(0), arms, agent, num_episodes=20)
+        >>> [check.name for check in control.check_learning(jax.random.key(1), result)]
+        ['first decision settled', 'what it may cost', 'near the optimum', 'data as predicted']
+
     References:
         Gelman, Meng & Stern (1996), "Posterior predictive assessment of model fitness", for the p-values.
     """
@@ -132,6 +141,15 @@ def predictive_p_values(
 
     Raises:
         ControlError: the agent has no posterior over what is unknown, or the number is below 1.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl import control
+        >>> arms = control.bandits.GaussianArms(2)
+        >>> agent = control.BayesianAgent(control.ArmsModel(arms))
+        >>> result = control.learn(jax.random.key(0), arms, agent, num_episodes=20)
+        >>> sorted(control.predictive_p_values(jax.random.key(1), result))
+        ['mean of reward', 'spread of reward']
     """
     agent_state = result.bayesian_state()
     last = agent_state.memory.num_rows
@@ -202,6 +220,15 @@ def nuts_posterior(
 
     Raises:
         ControlError: the agent has no posterior over what is unknown, or a number is out of range.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl import control
+        >>> arms = control.bandits.GaussianArms(2)
+        >>> agent = control.BayesianAgent(control.ArmsModel(arms))
+        >>> result = control.learn(jax.random.key(0), arms, agent, num_episodes=20)
+        >>> sorted(control.nuts_posterior(jax.random.key(1), result, num_warmup=20, num_samples=20).posterior.data_vars)
+        ['action_values', 'instance']
 
     References:
         Hoffman & Gelman (2014), "The No-U-Turn sampler".

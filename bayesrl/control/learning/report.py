@@ -193,6 +193,11 @@ def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[
 
     Args:
         mdp: the environment that was learned, for its layout and its exact values.
+
+    Example:
+        >>> from bayesrl import control
+        >>> callable(control.learning_maps(control.deep_sea(size=4)))
+        True
     """
 
     def sections(key: PRNGKey, result: LearnResult) -> Iterator[Section]:
@@ -235,6 +240,11 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, 
 
     Args:
         truth: the values themselves, reward units, or None.
+
+    Example:
+        >>> from bayesrl import control
+        >>> callable(control.learning_values([0.2, 0.8]))
+        True
     """
 
     def sections(key: PRNGKey, result: LearnResult) -> Iterator[Section]:

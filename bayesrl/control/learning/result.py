@@ -49,6 +49,15 @@ class LearnResult:
         snapshots: moments whose posterior can be looked at again, by `sample(..., snapshot=...)`.
         problem: what identifies the run, and its settings.
         interrupted: whether Ctrl-C ended it.
+
+    Example:
+        >>> import jax
+        >>> from bayesrl import control
+        >>> arms = control.bandits.GaussianArms(2)
+        >>> agent = control.BayesianAgent(control.ArmsModel(arms))
+        >>> result = control.learn(jax.random.key(0), arms, agent, num_episodes=20)
+        >>> result.sample(jax.random.key(1), 50)["instance"].shape
+        (50, 2)
     """
 
     agent_state: AgentState
