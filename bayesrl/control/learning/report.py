@@ -195,9 +195,13 @@ def learning_maps(mdp: TabularMDP) -> Callable[[PRNGKey, LearnResult], Iterator[
         mdp: the environment that was learned, for its layout and its exact values.
 
     Example:
+        >>> import jax
         >>> from bayesrl import control
-        >>> callable(control.learning_maps(control.deep_sea(size=4)))
-        True
+        >>> swim = control.river_swim()
+        >>> agent = control.BayesianAgent(control.TabularModel.of(swim, noise=0.1))
+        >>> result = control.learn(jax.random.key(0), swim, agent, exploration=control.thompson(), num_episodes=30)
+        >>> [section.title for section in control.learning_maps(swim)(jax.random.key(1), result)]
+        ['Posterior of Q, in states along the way', 'How sure it is, on the map']
     """
 
     def sections(key: PRNGKey, result: LearnResult) -> Iterator[Section]:
@@ -242,9 +246,13 @@ def learning_values(truth: Sequence[float] | None = None) -> Callable[[PRNGKey, 
         truth: the values themselves, reward units, or None.
 
     Example:
+        >>> import jax
         >>> from bayesrl import control
-        >>> callable(control.learning_values([0.2, 0.8]))
-        True
+        >>> arms = control.bandits.GaussianArms(2)
+        >>> agent = control.BayesianAgent(control.ArmsModel(arms))
+        >>> result = control.learn(jax.random.key(0), arms, agent, num_episodes=20)
+        >>> [section.title for section in control.learning_values()(jax.random.key(1), result)]
+        ['Posterior of the values']
     """
 
     def sections(key: PRNGKey, result: LearnResult) -> Iterator[Section]:
