@@ -265,7 +265,7 @@ def test_everything_goes_to_a_datatree_and_a_report(tmp_path: Path) -> None:
     [
         (lambda: learn(KEY, SWIM, AGENT, num_episodes=0), "num_episodes=0"),
         (lambda: learn(KEY, SWIM, AGENT, num_episodes=2.5), "num_episodes=2.5"),
-        (lambda: learn(KEY, SWIM, MODEL, num_episodes=1), "use an Agent"),
+        (lambda: learn(KEY, SWIM, MODEL, num_episodes=1), "use a KLControlAgent or BayesianAgent instance"),
         (lambda: learn(KEY, 3, AGENT, num_episodes=1), "environment=3; use a TabularMDP, a bandit, an Environment, or"),
         (
             lambda: learn(KEY, SWIM, AGENT, exploration=lambda k, b, t: None, num_episodes=1),
