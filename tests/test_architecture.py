@@ -4,7 +4,11 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -35,6 +39,22 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
+PACKAGES = [
+    "bayesrl",
+    "bayesrl.control",
+    "bayesrl.control.bandits",
+    "bayesrl.guides",
+    "bayesrl.lm",
+    "bayesrl.lm.rewards",
+    "bayesrl.objectives",
+    "bayesrl.report",
+]
+"""They have names for users; all others are read by the library alone."""
+
+TWICE: dict[str, str] = {}
+"""Public names with two meanings, each with its reason; at most five."""
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -51,6 +71,49 @@ def imports_of(tree: ast.AST) -> list[str]:
             else:
                 found.append(node.module)
     return found
+
+
+def _name(path: Path) -> str:
+    return ".".join(["bayesrl", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+MODULES = {_name(path): path for path in FILES}
+
+
+def _files_imported(name: str) -> Iterator[str]:
+    """Give the files that a module imports, wherever in it it does so."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            inside = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (file if file in MODULES else node.module for file in inside)
+
+
+def _assigned(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def _defined(tree: ast.Module) -> Iterator[str]:
+    yield from _assigned(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.TypeAlias):
+            yield node.name.id
+
+
+def _edits(a: str, b: str) -> int:
+    """Levenshtein's distance."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        left = [i]
+        for j, y in enumerate(b, 1):
+            left.append(min(row[j] + 1, left[-1] + 1, row[j - 1] + (x != y)))
+        row = left
+    return row[-1]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -79,9 +142,59 @@ def test_module(path: Path) -> None:
             assert node.end_lineno - node.lineno <= 90, f"{node.name} is long: name its middle"
 
 
-@pytest.mark.parametrize("name", bayesrl.__all__)
-def test_public_names_are_documented(name: str) -> None:
-    assert (getattr(bayesrl, name).__doc__ or "").strip()
+def test_no_circle_of_files() -> None:
+    """Imports inside of functions count, so that nothing hides there."""
+    below = {name: {other for other in _files_imported(name) if other != name} for name in MODULES}
+    while bottom := {name for name, others in below.items() if not others}:
+        below = {name: others - bottom for name, others in below.items() if name not in bottom}
+    assert not below, f"files import each other in a circle, or stand above one: {sorted(below)}"
+
+
+def test_folders_can_be_read_at_a_glance() -> None:
+    for folder in {path.parent for path in FILES}:
+        names = sorted(path.stem for path in folder.glob("*.py"))
+        assert len(names) <= 14, f"{folder} holds {len(names)} files"
+        near = [pair for pair in combinations(names, 2) if _edits(*pair) <= 2]
+        assert not near, f"names in {folder} that are easily confused: {near}"
+
+
+def test_one_name_has_one_meaning() -> None:
+    """A public function, class, type or constant is defined in one file; what else bears its name says why here."""
+    homes = defaultdict(set)
+    for path in FILES:
+        for name in _defined(ast.parse(path.read_text(encoding="utf-8"))):
+            if not name.startswith("_") and name != "app":
+                homes[name].add(path.relative_to(PACKAGE).as_posix())
+    twice = {name: files for name, files in homes.items() if len(files) > 1}
+    assert len(TWICE) <= 5
+    assert set(twice) == set(TWICE), {name: sorted(files) for name, files in twice.items() if name not in TWICE}
+
+
+def test_exported_names_are_those_of_the_list() -> None:
+    """The public surface changes on purpose: in this list, in CHANGELOG.md, and in what users read."""
+    exported = sorted(f"{package}.{name}" for package in PACKAGES for name in importlib.import_module(package).__all__)
+    listed = (Path(__file__).parent / "exported_names.txt").read_text(encoding="utf-8").split()
+    assert exported == listed
+    assert len(exported) <= 150
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_exported_names_are_documented_by_an_example(package: str) -> None:
+    module = importlib.import_module(package)
+    things = {name: getattr(module, name) for name in module.__all__}
+    silent = [name for name, thing in things.items() if not (thing.__doc__ or "").strip()]
+    assert not silent
+    without = [
+        name for name, thing in things.items() if not isinstance(thing, ModuleType) and ">>>" not in thing.__doc__
+    ]
+    assert not without, "an exported name shows itself at work"
+
+
+def test_only_public_packages_export() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        package = ".".join(["bayesrl", *path.parent.relative_to(PACKAGE).parts])
+        names = {name for name in _assigned(ast.parse(path.read_text(encoding="utf-8"))) if name == "__all__"}
+        assert bool(names) == (package in PACKAGES), package
 
 
 def test_import_is_light_and_makes_no_arrays() -> None:

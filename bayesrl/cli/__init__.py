@@ -1,5 +1,3 @@
-"""The command line: fit a ready model or a file of yours, go on with a run, look at one, report it."""
+"""The command line: fit a ready model or a file of yours, continue a run, look at one, write its report."""
 
-from bayesrl.cli.commands import app
-
-__all__ = ["app"]
+from bayesrl.cli.commands import app as app

@@ -11,7 +11,7 @@ from bayesrl.errors import LanguageModelError
 SETTING = "quantization_config"
 SCALES = (".weight_scale_inv", ".weight_scale")
 """How scales are called; both multiply."""
-ACTIVATIONS = (".input_scale", ".activation_scale", ".output_scale", ".k_scale", ".v_scale")
+ACTIVATION_SCALES = (".input_scale", ".activation_scale", ".output_scale", ".k_scale", ".v_scale")
 METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def dequantize(arrays: Iterator[tuple[str, Any]], config: Mapping[str, Any], ori
     count = 0
     for name, array in arrays:
         ending = next((end for end in SCALES if name.endswith(end)), None)
-        if name.endswith(ACTIVATIONS):
+        if name.endswith(ACTIVATION_SCALES):
             continue
         if ending is not None:
             base = name.removesuffix(ending) + ".weight"
