@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bayesrl.diagnostics.evidence.bounds import evidence
     from bayesrl.diagnostics.evidence.result import Evidence
     from bayesrl.diagnostics.hpd_coverage import coverage
-    from bayesrl.diagnostics.results import Section
+    from bayesrl.diagnostics.result_types import Section
     from bayesrl.diagnostics.reward_kl_frontier import frontier
     from bayesrl.diagnostics.simulation_based_calibration import calibrate, exact_inference, svi_inference
     from bayesrl.exact.enumeration import enumerate_posterior
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from bayesrl.problem import LearningProblem, Problem, load_learning_problem, load_problem
     from bayesrl.report.write import write_report
     from bayesrl.statistics.estimates import Estimate, Interval
-    from bayesrl.svi.checkpoints import load, resume
     from bayesrl.svi.fitting import fit
     from bayesrl.svi.initialization import init
-    from bayesrl.svi.reuse import ReuseDraws
+    from bayesrl.svi.reused_draws import ReuseDraws
+    from bayesrl.svi.saved_fits import load, resume
     from bayesrl.svi.step import State, step
 
 __version__ = "0.1.0"
@@ -45,7 +45,7 @@ _HOMES = {
     "bayesrl.diagnostics.simulation_based_calibration": ("exact_inference", "svi_inference", "calibrate"),
     "bayesrl.diagnostics.reward_kl_frontier": ("frontier",),
     "bayesrl.diagnostics.evidence.result": ("Evidence",),
-    "bayesrl.diagnostics.results": ("Section",),
+    "bayesrl.diagnostics.result_types": ("Section",),
     "bayesrl.core.density": ("log_density",),
     "bayesrl.statistics.estimates": ("Estimate", "Interval"),
     "bayesrl.core.handlers": ("full_data", "tilt"),
@@ -55,9 +55,9 @@ _HOMES = {
     "bayesrl.svi.fitting": ("fit",),
     "bayesrl.svi.initialization": ("init",),
     "bayesrl.svi.step": ("State", "step"),
-    "bayesrl.svi.reuse": ("ReuseDraws",),
+    "bayesrl.svi.reused_draws": ("ReuseDraws",),
     "bayesrl.monte_carlo.rejection_sampling": ("rejection",),
-    "bayesrl.svi.checkpoints": ("load", "resume"),
+    "bayesrl.svi.saved_fits": ("load", "resume"),
     "bayesrl.exact.weighted_draws": ("WeightedDraws",),
     "bayesrl.monte_carlo.importance_sampling": ("importance",),
     "bayesrl.posterior.posterior": ("Posterior",),

@@ -16,9 +16,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from bayesrl.annotations import Checker, Requirement, annotated_types, checker, error_of_annotation
+from bayesrl.argument_types import Checker, Requirement, annotated_types, checker, error_of_annotation
 from bayesrl.errors import BayesRLError
-from bayesrl.values import LEAST, are_finite, are_flags, are_numbers, are_positive, format_value, has_no_nan, is_traced
+from bayesrl.value_checks import (
+    LEAST,
+    are_finite,
+    are_flags,
+    are_numbers,
+    are_positive,
+    format_value,
+    has_no_nan,
+    is_traced,
+)
 
 MOST = 2**31 - 1
 """The largest count: the largest integer of JAX's default type."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from bayesrl.arguments import Bytes, Location, checked
 from bayesrl.compilation.status import in_notebook
 from bayesrl.errors import CacheError, RunFolderError
-from bayesrl.files.plain import read_file
+from bayesrl.files.regular_files import read_file
 
 CACHE = "BAYESRL_CACHE"
 """The environment variable that names another cache folder."""

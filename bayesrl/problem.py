@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from bayesrl.annotations import LazyAnnotation, Requirement
+from bayesrl.argument_types import LazyAnnotation, Requirement
 from bayesrl.arguments import Count, checked
 from bayesrl.cache import use_by_default
-from bayesrl.catalogue import COMMANDS, ProblemError, check_use, declared_options, model_path, needed, no_function
-from bayesrl.compilation.keys import fold_in
-from bayesrl.diagnostics.results import Section
+from bayesrl.compilation.random_keys import fold_in
+from bayesrl.diagnostics.result_types import Section
 from bayesrl.errors import BayesRLError
 from bayesrl.posterior.posterior import Posterior
+from bayesrl.ready_models import COMMANDS, ProblemError, check_use, declared_options, model_path, needed, no_function
 from bayesrl.typing import Beta, PRNGKey, Program
 
 if TYPE_CHECKING:

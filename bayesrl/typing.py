@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.errors import PolicyError
-from bayesrl.values import LEAST, are_finite, array_of, is_traced
+from bayesrl.value_checks import LEAST, are_finite, array_of, is_traced
 
 
 def _is_key(value: Any) -> bool:

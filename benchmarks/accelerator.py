@@ -25,7 +25,7 @@ from bayesrl.control.bandits import BernoulliArms
 from bayesrl.control.bandits.simulation import _play
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.optimizers import default_optimizer
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks import language_shapes
 from benchmarks.results import table, target

@@ -25,7 +25,7 @@ from numpyro.infer import TraceGraph_ELBO
 import bayesrl
 from bayesrl.core.rng import draw_category
 from bayesrl.objectives import Objective, ReverseKL
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 from benchmarks import problems
 from benchmarks.problems import Benchmark
 from benchmarks.results import table, target

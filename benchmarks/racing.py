@@ -16,7 +16,7 @@ from numpyro.optim import optax_to_numpyro
 
 import bayesrl
 from bayesrl.objectives import Objective
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 from bayesrl.svi.step import StepConfig, run_chunk
 from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks.problems import Benchmark

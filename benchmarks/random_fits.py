@@ -17,7 +17,7 @@ from jax import Array
 import bayesrl
 from bayesrl.svi.fitting import posterior_of
 from bayesrl.svi.optimizers import default_optimizer
-from bayesrl.svi.setup import Setup, set_up
+from bayesrl.svi.problem_setup import Setup, set_up
 from bayesrl.svi.step import FitState, run_chunk
 from bayesrl.svi.training_loop import TrainingLoop
 from benchmarks.random_programs import Shape, Truth, all_assignments, log_q_of, truth

@@ -143,7 +143,6 @@ CALLS: dict[str, Call] = {
     "lm.sft": lambda t: {"model": t.writer, "examples": t.records},
     "lm.policy": lambda t: {"model": t.writer, "prompts": ["a"], "reward": len, "max_new_tokens": 2},
     "lm.encode_prompts": lambda t: {"texts": ["a"], "tokenizer": t.tokenizer},
-    "lm.read_json_lines": lambda t: {"path": t.lines},
     "lm.save_adapter": lambda t: {"folder": "adapter", "tuned": t.writer},
     "lm.save_pretrained": lambda t: {"folder": "saved", "model": t.writer.model, "tokenizer": t.tokenizer},
     "lm.train_small_classifier": lambda t: {"key": t.key, "name": "judge", "texts": ["a", "b"], "labels": ["no", "yes"],

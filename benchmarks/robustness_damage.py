@@ -84,7 +84,7 @@ def _other_value(rng: random.Random, told: Any) -> Any:
 
 
 def _laid_json(rng: random.Random, path: Path, problem: str) -> None:
-    from bayesrl.files.stamps import FORMAT, problem_digest, stamped_json
+    from bayesrl.files.digests import FORMAT, problem_digest, stamped_json
 
     told = json.loads(path.read_bytes())
     told = _other_value(rng, told)
@@ -100,7 +100,7 @@ def _laid_json(rng: random.Random, path: Path, problem: str) -> None:
 def _laid_arrays(rng: random.Random, path: Path, problem: str) -> None:
     from safetensors.numpy import load, save
 
-    from bayesrl.files.stamps import STAMP, blank, stamped
+    from bayesrl.files.digests import STAMP, blank, stamped
 
     arrays = load(path.read_bytes())
     name = rng.choice(list(arrays))
@@ -122,7 +122,7 @@ def _laid_arrays(rng: random.Random, path: Path, problem: str) -> None:
 def _laid_draws(rng: random.Random, path: Path, problem: str) -> None:
     import h5netcdf
 
-    from bayesrl.files.stamps import blank, stamped
+    from bayesrl.files.digests import blank, stamped
 
     held = io.BytesIO()
     with h5netcdf.File(held, "w") as file:

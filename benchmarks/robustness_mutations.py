@@ -67,7 +67,7 @@ def _described(posterior: Any) -> str:
     """Tell what was loaded, by a digest of its arrays."""
     import jax
 
-    from bayesrl.files.stamps import digest_of
+    from bayesrl.files.digests import digest_of
 
     told = (posterior.draws, posterior.history, posterior.params)
     arrays = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(told))
@@ -205,7 +205,7 @@ def case(folder: Folder, number: int, place: Path, wholes: dict[str, str]) -> di
         What was changed and how, and for each reader what came of it.
     """
     from bayesrl import run_folder
-    from bayesrl.files.stamps import problem_digest
+    from bayesrl.files.digests import problem_digest
 
     rng = random.Random(number)  # noqa: S311
     copy, outside = place / "run", place / "outside"

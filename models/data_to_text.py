@@ -10,6 +10,7 @@ import numpy as np
 import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
+from bayesrl.lm.prompts import read_json_lines
 from bayesrl.lm.small_models import check_counts, fit_options
 
 NEEDS = {"tokenizers": {}}
@@ -121,7 +122,7 @@ def made_up_values(text: str, example: Any, *, known: Set[str]) -> float:
 
 def read_records(path: str) -> list[dict[str, str]]:
     """Read objects of texts, one in each line of a JSON-lines file."""
-    rows = lm.read_json_lines(path)
+    rows = read_json_lines(path)
     for number, row in enumerate(rows, 1):
         if not row or not all(isinstance(value, str) and value for value in row.values()):
             raise bayesrl.errors.LanguageModelError(f"record {number} of {path} is {row!r}; use an object of texts")

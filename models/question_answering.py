@@ -9,6 +9,7 @@ import numpy as np
 import bayesrl
 from bayesrl import lm
 from bayesrl.lm import rewards
+from bayesrl.lm.prompts import read_json_lines
 from bayesrl.lm.small_models import check_counts, fit_options
 
 NEEDS = {"tokenizers": {}}
@@ -116,7 +117,7 @@ def _look_up(rng: np.random.Generator) -> dict[str, str]:
 
 def read_questions(path: str) -> list[dict[str, Any]]:
     """Read records with `prompt` and `answer`, one JSON object in a line."""
-    rows = lm.read_json_lines(path)
+    rows = read_json_lines(path)
     for number, row in enumerate(rows, 1):
         if not all(isinstance(row.get(name), str) for name in ("prompt", "answer")):
             raise bayesrl.errors.LanguageModelError(

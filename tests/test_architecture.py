@@ -19,11 +19,11 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "models" not in path.re
 
 # From the bottom to the top; a module may import its own room and lower floors, no sibling.
 FLOORS = [
-    ["errors", "values"],
-    ["annotations"],
+    ["errors", "value_checks"],
+    ["argument_types"],
     ["arguments", "typing"],
     ["files", "jaxprs"],
-    ["run_folder", "catalogue"],
+    ["run_folder", "ready_models"],
     ["compilation"],
     ["cache", "core"],
     ["guides", "statistics"],

@@ -39,7 +39,7 @@ from bayesrl.control import bandits
 from bayesrl.control.environments.tabular_examples import n_chain
 from bayesrl.errors import ControlError, EngineError, PolicyError
 from bayesrl.typing import Beta, PRNGKey, Program
-from bayesrl.values import format_value
+from bayesrl.value_checks import format_value
 
 KEY = jax.random.key(0)
 

@@ -15,7 +15,7 @@ from numpyro import distributions as dist
 
 import bayesrl
 from bayesrl import control, lm, objectives
-from bayesrl.annotations import LazyAnnotation, checker
+from bayesrl.argument_types import LazyAnnotation, checker
 from bayesrl.arguments import AnyWithoutNaN, PositiveNumbers, UnusedOption, _hints, checked, user_code
 from bayesrl.control import bandits
 from bayesrl.control.environments.tabular_examples import n_chain

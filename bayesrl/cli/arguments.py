@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bayesrl.catalogue import ProblemError, model_names
 from bayesrl.errors import FitError, PolicyError
+from bayesrl.ready_models import ProblemError, model_names
 
 if TYPE_CHECKING:
     from rich.console import Console

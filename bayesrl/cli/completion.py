@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from bayesrl.catalogue import ProblemError, model_names, model_options
 from bayesrl.cli.arguments import format_option
+from bayesrl.ready_models import ProblemError, model_names, model_options
 
 _FUNCTIONS = {"fit": "problem", "learn": "learning"}
 

@@ -15,21 +15,21 @@ from bayesrl.cli.exit_codes import Interrupted
 from bayesrl.cli.report import collect_run
 from bayesrl.cli.run_info import OUTPUT_FILES, REPORT, RunScores, print_results, read_model, read_scores, require_model
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import fold_in, key_from_seed
+from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.diagnostics.evidence.bounds import evaluate_fit
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.tables import Line
 from bayesrl.errors import BayesRLError, GuideError, RunFolderError
-from bayesrl.files.stamps import digest_of
+from bayesrl.files.digests import digest_of
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.problem import Problem, load_problem
 from bayesrl.report.fit_figures import save_figures
 from bayesrl.report.write import write_fits
 from bayesrl.statistics.estimates import Interval
-from bayesrl.svi.checkpoints import key_of
-from bayesrl.svi.checkpoints import resume as resume_policy
 from bayesrl.svi.fitting import fit as fit_policy
+from bayesrl.svi.saved_fits import key_of
+from bayesrl.svi.saved_fits import resume as resume_policy
 
 
 class Overrides:

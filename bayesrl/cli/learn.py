@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 from rich.text import Text
 
 from bayesrl import run_folder
-from bayesrl.catalogue import ProblemError, model_names
 from bayesrl.cli.arguments import describe_problem, format_option, make_console, print_line, problem_title
 from bayesrl.cli.exit_codes import Interrupted
 from bayesrl.cli.run_info import REPORT, is_learning, read_episodes, read_model
 from bayesrl.cli.tables import plain_table
-from bayesrl.compilation.keys import fold_in, key_from_seed
+from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.control import check_learning, learn
 from bayesrl.control.exploration.rules import exploration_from_name
@@ -22,6 +21,7 @@ from bayesrl.control.learning.report import learning_parts, sentence, summary
 from bayesrl.control.learning.result import LearnResult
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.problem import LearningProblem, load_learning_problem
+from bayesrl.ready_models import ProblemError, model_names
 from bayesrl.report.write import check_path, write_parts
 
 

@@ -3,8 +3,8 @@
 import shutil
 import textwrap
 
-from bayesrl.catalogue import COMMANDS, model_names, model_options, model_uses
 from bayesrl.cli.arguments import format_option
+from bayesrl.ready_models import COMMANDS, model_names, model_options, model_uses
 
 _NARROWEST = 20
 

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.catalogue import model_names
 from bayesrl.cli.arguments import format_option
 from bayesrl.cli.run_info import model_rows, read_model
 from bayesrl.cli.tables import run_rows
-from bayesrl.compilation.keys import fold_in, key_from_seed
+from bayesrl.compilation.random_keys import fold_in, key_from_seed
 from bayesrl.compilation.status import activity
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.tables import Line, format_text
 from bayesrl.errors import BayesRLError, RunFolderError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.problem import Problem, load_problem
+from bayesrl.ready_models import model_names
 from bayesrl.report.contents import ReportContents, collect
 from bayesrl.report.write import check_path, write_fits
-from bayesrl.svi.checkpoints import load
+from bayesrl.svi.saved_fits import load
 
 
 def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> list[str]:

@@ -15,9 +15,9 @@ from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.display.formatting import format_number
 from bayesrl.display.tables import Line, format_text
 from bayesrl.errors import RunFolderError
-from bayesrl.files.plain import file_name, read_file
+from bayesrl.files.digests import digest_of, is_intact
+from bayesrl.files.regular_files import file_name, read_file
 from bayesrl.files.schemas import NOTHING, TEXT, Schema, ValueKind, integer_between, misfit
-from bayesrl.files.stamps import digest_of, is_intact
 from bayesrl.statistics.estimates import Estimate, Interval
 
 REPORT = "report.html"

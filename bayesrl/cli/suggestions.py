@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from bayesrl.catalogue import COMMANDS, ProblemError, closest, model_names, model_options, model_uses
+from bayesrl.ready_models import COMMANDS, ProblemError, closest, model_names, model_options, model_uses
 
 _USES = {command: use for use, command in COMMANDS.items()}
 _OPTIONS: Mapping[str, Mapping[str, type]] = {

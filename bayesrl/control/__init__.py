@@ -18,7 +18,7 @@ from bayesrl.control.gymnasium.spaces import squashed_normal
 from bayesrl.control.learning.agents.bayesian import BayesianAgent
 from bayesrl.control.learning.agents.kl_control import KLControlAgent
 from bayesrl.control.learning.loop import learn
-from bayesrl.control.learning.models.arms import ArmsModel
+from bayesrl.control.learning.models.arms_model import ArmsModel
 from bayesrl.control.learning.models.tabular import TabularModel
 from bayesrl.control.learning.models.value_regression import EnsembleValues, LastLayerValues, LinearValues
 from bayesrl.control.learning.posterior_checks import check_learning, nuts_posterior, predictive_p_values

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from bayesrl.arguments import Count, checked
-from bayesrl.compilation.keys import fold_in
+from bayesrl.compilation.random_keys import fold_in
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.environments.tabular_rollout import action_probs
 from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
 from bayesrl.control.gymnasium.vector_env import make_environment
 from bayesrl.control.planning import PlanResult, evaluate_policy, soft_value_iteration
-from bayesrl.diagnostics.results import Section
+from bayesrl.diagnostics.result_types import Section
 from bayesrl.display.formatting import format_number
 from bayesrl.display.formatting import format_share as in_percent
 from bayesrl.errors import ControlError

@@ -17,7 +17,7 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, MemoryNeed, checked
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import as_hash_key, dummy_key, fold_in, split, split_keys
+from bayesrl.compilation.random_keys import as_hash_key, dummy_key, fold_in, split, split_keys
 from bayesrl.control.gymnasium.recorded_rollout import RecordedRollout
 from bayesrl.control.rollout import EpisodeProgram, PolicyFn, PolicyOutput, Rollout
 from bayesrl.core.rng import FoldedKeys

@@ -8,7 +8,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.arguments import checked
-from bayesrl.compilation.keys import dummy_key, key_from_seed
+from bayesrl.compilation.random_keys import dummy_key, key_from_seed
 from bayesrl.core.draws import total
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.programs import Programs

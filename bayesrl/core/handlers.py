@@ -10,13 +10,13 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
-from bayesrl.annotations import CHECKED_IN_BODY
+from bayesrl.argument_types import CHECKED_IN_BODY
 from bayesrl.arguments import checked
-from bayesrl.compilation.keys import fold_in
+from bayesrl.compilation.random_keys import fold_in
 from bayesrl.core.primitives import MARK
 from bayesrl.errors import PolicyError
 from bayesrl.typing import PRNGKey, Program
-from bayesrl.values import LARGEST, LEAST, format_value
+from bayesrl.value_checks import LARGEST, LEAST, format_value
 
 
 def check_beta(beta: ArrayLike) -> None:

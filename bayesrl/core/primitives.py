@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 
-from bayesrl.annotations import CHECKED_IN_BODY
+from bayesrl.argument_types import CHECKED_IN_BODY
 from bayesrl.arguments import checked
 from bayesrl.errors import PolicyError
 

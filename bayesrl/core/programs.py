@@ -13,12 +13,11 @@ from numpyro import handlers
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
 
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import dummy_key, fold_in, key_from_seed, split
+from bayesrl.compilation.random_keys import dummy_key, fold_in, key_from_seed, split
 from bayesrl.core.censoring import censored, is_censored
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SharedKeys, StopValues, full_data
 from bayesrl.core.log_ratios import log_prior_ratio
-from bayesrl.core.refusals import check_arguments, explain_errors
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, inspect
 from bayesrl.core.support_edges import EdgeMasked
@@ -31,6 +30,7 @@ from bayesrl.core.trace import (
     trace_abstractly,
     trace_program,
 )
+from bayesrl.core.unsupported import check_arguments, explain_errors
 from bayesrl.errors import PolicyError
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 

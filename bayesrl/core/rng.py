@@ -8,7 +8,7 @@ from jax import Array, lax
 from numpyro.distributions import CategoricalLogits, Distribution, MaskedDistribution
 from numpyro.primitives import Messenger
 
-from bayesrl.compilation.keys import as_threefry_key, fold_in
+from bayesrl.compilation.random_keys import as_threefry_key, fold_in
 from bayesrl.typing import PRNGKey, Program
 
 _COUNTS = ("Poisson", "NegativeBinomial")

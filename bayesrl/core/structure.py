@@ -16,9 +16,9 @@ from numpyro.distributions import constraints
 from bayesrl.arguments import check_memory
 from bayesrl.compilation.jit import cached_analysis, closure_jit
 from bayesrl.core.primitives import SiteKind
-from bayesrl.core.refusals import Refusals, check_arguments, explain_errors, refuse_stray
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.trace import Frame, Trace, TraceSite, abstract_trace, trace_abstractly_twice, trace_program
+from bayesrl.core.unsupported import Refusals, check_arguments, explain_errors, refuse_stray
 from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
 

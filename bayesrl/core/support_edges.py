@@ -18,7 +18,7 @@ from jax import Array
 from numpyro.distributions import biject_to, constraints
 
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import split
+from bayesrl.compilation.random_keys import split
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure
 from bayesrl.core.trace import Trace, abstract_trace, trace_program

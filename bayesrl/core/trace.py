@@ -16,11 +16,11 @@ from numpyro.primitives import Messenger
 from bayesrl.compilation.callbacks import comparable_callbacks
 from bayesrl.compilation.determinism import COMPARED_FIELDS, Reading, check_deterministic
 from bayesrl.compilation.jit import cached_analysis
-from bayesrl.compilation.keys import split
+from bayesrl.compilation.random_keys import split
 from bayesrl.core.handlers import SiteHooks
 from bayesrl.core.primitives import SiteKind, is_hidden, site_kind
-from bayesrl.core.refusals import check_scan, refuse_branches
 from bayesrl.core.rng import FoldedKeys, QuickDraws
+from bayesrl.core.unsupported import check_scan, refuse_branches
 from bayesrl.errors import PolicyError
 from bayesrl.typing import PRNGKey
 

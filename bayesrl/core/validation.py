@@ -10,7 +10,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys

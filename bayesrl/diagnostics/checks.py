@@ -8,7 +8,7 @@ import numpy as np
 from bayesrl.diagnostics.convergence import TrainingTrend
 from bayesrl.diagnostics.evidence.result import NO_WEIGHTS, TIED, Evidence
 from bayesrl.diagnostics.interval_text import draws_text
-from bayesrl.diagnostics.results import Check, Outcome
+from bayesrl.diagnostics.result_types import Check, Outcome
 from bayesrl.diagnostics.tail_behaviour import rank_rhat
 from bayesrl.display.formatting import format_number, format_share
 

@@ -11,13 +11,13 @@ from scipy.special import logsumexp
 
 from bayesrl.arguments import CountAboveOne, checked
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import fold_in, split
+from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.core.draws import Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.diagnostics.evidence.confidence_limits import stratified_interval
 from bayesrl.diagnostics.full_data import full_data_fit
-from bayesrl.diagnostics.results import Comparison
+from bayesrl.diagnostics.result_types import Comparison
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Estimate, Interval

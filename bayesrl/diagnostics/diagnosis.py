@@ -7,7 +7,7 @@ import numpy as np
 
 from bayesrl.arguments import CountOrZero, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.random_keys import split_keys
 from bayesrl.diagnostics.checks import (
     convergence_check,
     coverage_check,
@@ -24,7 +24,7 @@ from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.by_known_optimum import KnownOptimum
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.evidence.sampled_evidence import worth_of
-from bayesrl.diagnostics.results import Check, Diagnosis, Verdict
+from bayesrl.diagnostics.result_types import Check, Diagnosis, Verdict
 from bayesrl.errors import EngineError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.typing import PRNGKey

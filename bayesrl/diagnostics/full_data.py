@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from bayesrl.compilation.keys import key_from_seed
+from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.programs import Programs, declared_params
 from bayesrl.errors import PolicyError
 from bayesrl.posterior.posterior import Posterior

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Level, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import fold_in, split_keys
+from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.comparison import unlike_sites
 from bayesrl.diagnostics.full_data import full_data_fit
-from bayesrl.diagnostics.results import Outcome
+from bayesrl.diagnostics.result_types import Outcome
 from bayesrl.display.formatting import format_beta, format_estimate, format_percent
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError, PolicyError

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Count, Level, checked
 from bayesrl.display.formatting import format_estimate, format_number
 from bayesrl.display.tables import Displayable, DisplayBlock, Line, Table
 from bayesrl.errors import EngineError
 from bayesrl.statistics.estimates import Estimate
-from bayesrl.values import are_finite
+from bayesrl.value_checks import are_finite
 
 LIKELIHOOD = "log p(y|θ)"
 _LEVEL = 0.01

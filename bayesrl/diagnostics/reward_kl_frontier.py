@@ -9,13 +9,13 @@ from scipy.special import ndtri
 
 from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import fold_in, split_keys
+from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.diagnostics.evidence.bounds import RequestedMethod
 from bayesrl.diagnostics.evidence.bounds import evidence as bracketed
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.diagnostics.full_data import full_data_fit
-from bayesrl.diagnostics.results import Check, Frontier, Outcome
+from bayesrl.diagnostics.result_types import Check, Frontier, Outcome
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Interval

@@ -13,7 +13,7 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, Positive, checked, integer_range, user_code
 from bayesrl.compilation.jit import to_host
-from bayesrl.compilation.keys import dummy_key, key_from_seed, split, split_keys
+from bayesrl.compilation.random_keys import dummy_key, key_from_seed, split, split_keys
 from bayesrl.core.handlers import IntoScans
 from bayesrl.core.primitives import site_kind
 from bayesrl.core.programs import freeze
@@ -26,7 +26,7 @@ from bayesrl.exact.grid import decode_assignment, num_assignments, path_axes
 from bayesrl.guides import AutoGuide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.svi.optimizers import UNPILOTED_RATE, default_optimizer
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 from bayesrl.svi.step import State, StepConfig, run_chunk, start
 from bayesrl.typing import Numbers, PRNGKey, Program
 

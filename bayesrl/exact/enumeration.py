@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 
 from bayesrl.arguments import Count, checked
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import key_from_seed
+from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
 from bayesrl.exact.backward_induction import (

@@ -12,7 +12,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.compilation.jit import ClosureJit, to_host, trace_cache
-from bayesrl.compilation.keys import dummy_key
+from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.core.primitives import SiteKind
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import FiniteSupport, Site, Structure

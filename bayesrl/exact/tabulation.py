@@ -11,7 +11,7 @@ from jax import Array
 
 from bayesrl.arguments import check_memory
 from bayesrl.compilation.callbacks import host_errors
-from bayesrl.compilation.keys import key_from_seed
+from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.programs import Programs, freeze
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from bayesrl.arguments import CountOrZero, checked
 from bayesrl.compilation.jit import to_host
-from bayesrl.compilation.keys import key_data
+from bayesrl.compilation.random_keys import key_data
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError

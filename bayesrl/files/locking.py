@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from bayesrl.errors import RunFolderError
-from bayesrl.files.plain import file_kind
+from bayesrl.files.regular_files import file_kind
 
 LOCK = ".lock"
 _HOLDER = re.compile(r"process \d+ on [\w.-]{1,100}")

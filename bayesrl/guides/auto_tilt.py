@@ -13,14 +13,14 @@ import numpyro
 
 from bayesrl.arguments import Count, UnusedOption, checked
 from bayesrl.compilation.jit import closure_jit, to_host
-from bayesrl.compilation.keys import fold_in, split_keys
+from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.structure import Structure
 from bayesrl.core.support_edges import summarize_prior_draws
 from bayesrl.errors import GuideError
-from bayesrl.guides.analysis import PolicyAnalysis, analyze_policy, prior_moments
 from bayesrl.guides.base import AutoGuide, PolicyGuide
 from bayesrl.guides.networks import Summary, TiltNetwork
 from bayesrl.guides.parameterization import Parameterization, Tilt, choose_parameterization
+from bayesrl.guides.policy_analysis import PolicyAnalysis, analyze_policy, prior_moments
 from bayesrl.guides.tilts.conjugacy import conjugate_sites
 from bayesrl.guides.tilts.families import PriorRange, needs_prior_range, prior_range
 from bayesrl.guides.tilts.handler import TiltHandler, TiltParams

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from numpyro import handlers
 
-from bayesrl.annotations import CHECKED_IN_BODY
+from bayesrl.argument_types import CHECKED_IN_BODY
 from bayesrl.arguments import checked
 from bayesrl.core.primitives import site_kind
 from bayesrl.core.structure import Structure

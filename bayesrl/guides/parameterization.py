@@ -7,10 +7,10 @@ from typing import Literal
 from bayesrl.core.structure import Site, Structure
 from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError
-from bayesrl.guides.analysis import PolicyAnalysis
-from bayesrl.guides.inputs import GuideInput, list_inputs, prior_input, readable_inputs, site_input
+from bayesrl.guides.network_inputs import GuideInput, list_inputs, prior_input, readable_inputs, site_input
 from bayesrl.guides.networks import time_features
 from bayesrl.guides.plate_alignment import Dims
+from bayesrl.guides.policy_analysis import PolicyAnalysis
 from bayesrl.guides.tilts.families import PriorRange
 
 type Tilt = Literal["auto", "table", "network", "constant"]

@@ -4,7 +4,7 @@ from bayesrl.lm import rewards
 from bayesrl.lm.checkpoints.pretrained import Pretrained, load_pretrained, save_adapter, save_pretrained
 from bayesrl.lm.guides import FullParameters, LoRA
 from bayesrl.lm.prompted_policy import policy
-from bayesrl.lm.prompts import encode_prompts, read_json_lines
+from bayesrl.lm.prompts import encode_prompts
 from bayesrl.lm.report import text_sections
 from bayesrl.lm.small_models import train_small_classifier, train_small_lm
 from bayesrl.lm.supervised import classification, finetuned, language_modeling, sft
@@ -39,7 +39,6 @@ __all__ = [
     "language_modeling",
     "load_pretrained",
     "policy",
-    "read_json_lines",
     "rewards",
     "sample_texts",
     "save_adapter",

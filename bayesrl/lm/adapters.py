@@ -14,8 +14,8 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.weights import abbreviate
 from bayesrl.lm.transformers.base import CausalLM, Transformer
 from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor
-from bayesrl.lm.transformers.layers.layers import Linear, is_linear
-from bayesrl.values import is_count, is_real
+from bayesrl.lm.transformers.layers.linear_and_norm import Linear, is_linear
+from bayesrl.value_checks import is_count, is_real
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -10,7 +10,7 @@ from jax import Array, lax
 from numpyro import handlers
 
 from bayesrl.compilation.jit import ClosureJit
-from bayesrl.compilation.keys import as_hash_key, fold_in
+from bayesrl.compilation.random_keys import as_hash_key, fold_in
 from bayesrl.core.rng import category_at
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.prompts import Prompts

@@ -20,7 +20,7 @@ from bayesrl.lm.checkpoints.pretrained import Pretrained
 from bayesrl.lm.policy_draws import TextDraws
 from bayesrl.lm.prompted_policy import PromptedPolicy
 from bayesrl.lm.transformers.base import CausalLM, Transformer
-from bayesrl.lm.transformers.layers.layers import Linear, is_linear
+from bayesrl.lm.transformers.layers.linear_and_norm import Linear, is_linear
 from bayesrl.typing import Params, PRNGKey, Program
 
 _MAX_RATE = 1e-3

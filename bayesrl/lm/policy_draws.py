@@ -12,7 +12,7 @@ from jax import Array
 
 from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.jit import ClosureJit
-from bayesrl.compilation.keys import key_data
+from bayesrl.compilation.random_keys import key_data
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.lm.generation import ScoredTexts, generate, max_rows, pad_prompts

@@ -11,13 +11,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Location, checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.files.plain import read_file
+from bayesrl.files.regular_files import read_file
 from bayesrl.lm.tokenization import chat_templates as chats
 from bayesrl.lm.tokenization.tokenizer import Tokenizer, pad_left
-from bayesrl.values import are_integers, format_value, is_count
+from bayesrl.value_checks import are_integers, format_value, is_count
 
 type Example = Mapping[str, Any]
 """What is known of one prompt: its text under `prompt`, and whatever a reward needs, such as an answer."""

@@ -17,10 +17,10 @@ import optax
 from bayesrl.arguments import Count, CountOrZero, Positive, UnusedOption, checked
 from bayesrl.cache import cache_folder
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import key_data, split_keys
+from bayesrl.compilation.random_keys import key_data, split_keys
 from bayesrl.compilation.status import activity
 from bayesrl.errors import LanguageModelError
-from bayesrl.files.plain import file_name
+from bayesrl.files.regular_files import file_name
 from bayesrl.lm.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
 from bayesrl.lm.guides import FullParameters, LoRA
 from bayesrl.lm.supervised import (
@@ -40,7 +40,7 @@ from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
 from bayesrl.objectives import ReverseKL
 from bayesrl.svi.fitting import train
 from bayesrl.typing import PRNGKey
-from bayesrl.values import is_count
+from bayesrl.value_checks import is_count
 
 _ROOM = 32
 """Further tokens that a model can stand, beyond the longest that it was trained on."""

@@ -22,7 +22,7 @@ from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers.base import CausalLM
 from bayesrl.lm.transformers.bert import BertClassifier
 from bayesrl.lm.transformers.bert_config import ONE_LABEL
-from bayesrl.lm.transformers.layers.layers import merge_adapters
+from bayesrl.lm.transformers.layers.linear_and_norm import merge_adapters
 from bayesrl.posterior.posterior import Posterior
 
 

@@ -14,12 +14,12 @@ import numpyro.distributions as dist
 from jax import Array, lax
 from numpyro.distributions import constraints
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Count, CountOrZero, FlagsOrNone, Positive, UnitInterval, UnusedOption, checked, real_range
 from bayesrl.core.rng import draw_category
 from bayesrl.errors import LanguageModelError
 from bayesrl.typing import PRNGKey
-from bayesrl.values import are_integers
+from bayesrl.value_checks import are_integers
 
 _MOST_VALUES = 2**20
 """Distributions over more sentences than these have no support that could be listed."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from bayesrl.arguments import Count, CountAboveOne, check_memory, checked
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.random_keys import split_keys
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.generation import generate
 from bayesrl.lm.guides import ModelGuide

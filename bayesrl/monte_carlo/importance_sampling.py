@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from scipy.special import logsumexp
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import CountAboveOne, checked
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError

@@ -9,7 +9,7 @@ import numpy as np
 
 from bayesrl.arguments import Count, FiniteNumbersOrNone, Positive, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import fold_in, split_keys
+from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError
 from bayesrl.exact.tabulation import freeze_program

@@ -11,7 +11,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from bayesrl.compilation.keys import dummy_key
+from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure, as_arrays, elementwise_support
 from bayesrl.core.trace import Trace, per_context, site_log_prob, trace_abstractly, trace_program

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.compilation.keys import dummy_key
+from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure

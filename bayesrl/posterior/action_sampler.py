@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bayesrl.compilation.jit import ClosureJit, TracedProgram
-from bayesrl.compilation.keys import as_hash_key
+from bayesrl.compilation.random_keys import as_hash_key
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import as_arrays
 from bayesrl.typing import Params, PRNGKey

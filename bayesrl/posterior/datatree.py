@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bayesrl.errors import PolicyError
-from bayesrl.files.plain import write_file
+from bayesrl.files.regular_files import write_file
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.values import format_value
+from bayesrl.value_checks import format_value
 
 if TYPE_CHECKING:  # xarray takes as long to import as everything else together
     import xarray as xr

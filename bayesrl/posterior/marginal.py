@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.draws import Totals
 from bayesrl.core.programs import Programs
 from bayesrl.errors import EngineError

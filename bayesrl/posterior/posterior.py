@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from bayesrl.arguments import CountAboveOne, CountOrZero, Positive, checked
 from bayesrl.compilation.jit import to_host, trace_cache
-from bayesrl.compilation.keys import fold_in, key_data, split_keys
+from bayesrl.compilation.random_keys import fold_in, key_data, split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.display.tables import Displayable, DisplayBlock
@@ -20,11 +20,11 @@ from bayesrl.errors import PolicyError
 from bayesrl.guides.base import Guide
 from bayesrl.posterior.action_sampler import ActionSampler
 from bayesrl.posterior.fitted_policy import fitted_policy
+from bayesrl.posterior.from_params import posterior_at
+from bayesrl.posterior.lane_selection import take, take_restart
 from bayesrl.posterior.marginal import log_marginal
 from bayesrl.posterior.sampling import draw_lanes, score_draws
-from bayesrl.posterior.selection import take, take_restart
 from bayesrl.posterior.summary import summary_blocks
-from bayesrl.posterior.trained import posterior_at
 from bayesrl.statistics.averages import kept_estimates, kept_marginal, mixed, summarise
 from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Numbers, Params, PRNGKey, Program, SiteArrays

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from bayesrl.compilation.jit import ClosureJit, to_host, trace_cache
-from bayesrl.compilation.keys import as_hash_key
+from bayesrl.compilation.random_keys import as_hash_key
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure

@@ -2,7 +2,6 @@
 
 from bayesrl.report.evidence_figures import frontier_figure, weights_figure
 from bayesrl.report.fit_figures import policy_figure, save_figures, training_figure
-from bayesrl.report.write import write_report
 
 __all__ = [
     "frontier_figure",
@@ -10,5 +9,4 @@ __all__ = [
     "save_figures",
     "training_figure",
     "weights_figure",
-    "write_report",
 ]

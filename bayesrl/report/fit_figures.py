@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesrl.arguments import FiniteNumbersOrNone, Location, checked
-from bayesrl.compilation.keys import key_from_seed
+from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.errors import PolicyError
 from bayesrl.exact.weighted_draws import WeightedDraws
-from bayesrl.files.plain import file_name, write_file
+from bayesrl.files.regular_files import file_name, write_file
+from bayesrl.posterior.from_params import with_draws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.trained import with_draws
 from bayesrl.report.site_panels import (
     PANEL_SIZE,
     SiteComparison,

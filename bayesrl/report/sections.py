@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrl.diagnostics.results import Section
+from bayesrl.diagnostics.result_types import Section
 from bayesrl.display.formatting import UNKNOWN, estimate_at, format_beta, format_estimate, format_number
 from bayesrl.display.tables import MARKS, Markup, Table, estimates_table, tag
 from bayesrl.report.contents import ReportContents

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from bayesrl.compilation.keys import key_from_seed
+from bayesrl.compilation.random_keys import key_from_seed
 from bayesrl.core.density import log_density
 from bayesrl.core.structure import Structure
 from bayesrl.display.formatting import sanitize

@@ -11,16 +11,16 @@ import numpy as np
 from bayesrl import run_folder
 from bayesrl.arguments import Location, UnusedOption, checked
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import split_keys
-from bayesrl.diagnostics.results import Diagnosis, Frontier, Section
+from bayesrl.compilation.random_keys import split_keys
+from bayesrl.diagnostics.result_types import Diagnosis, Frontier, Section
 from bayesrl.errors import PolicyError, RunFolderError
-from bayesrl.files.stamps import blank, stamped
+from bayesrl.files.digests import blank, stamped
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.contents import ReportContents, collect
 from bayesrl.report.page import Part, html_page
 from bayesrl.report.sections import report_parts
 from bayesrl.typing import PRNGKey
-from bayesrl.values import format_value
+from bayesrl.value_checks import format_value
 
 _FITTED = "A policy fitted as a Bayesian posterior: how far it is from the best, and how sure that is."
 type PartsFn = Callable[[PRNGKey, Mapping[str, Any], Sequence[Section]], list[Part]]
@@ -77,12 +77,11 @@ def write_report(
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist, bayesrl, tempfile, pathlib
-        >>> from bayesrl.report import write_report
         >>> def bandit():
         ...     arm = numpyro.sample("arm", dist.Bernoulli(0.5))
         ...     bayesrl.reward("payoff", 1.0 * arm)
         >>> posterior = bayesrl.fit(jax.random.key(0), bandit, beta=1.0, num_steps=10, progress=False)
-        >>> path = write_report(jax.random.key(1), pathlib.Path(tempfile.mkdtemp()) / "report.html", posterior)
+        >>> path = bayesrl.write_report(jax.random.key(1), pathlib.Path(tempfile.mkdtemp()) / "report.html", posterior)
         >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         True
     """

@@ -7,12 +7,12 @@ posterior.nc                    draws and history as a netCDF DataTree, written 
 model.json                      the model and its options, where the command line made the run
 scores.json                     the scores of the fit, where the command line made the run
 
-Each bears a stamp (`bayesrl.files.stamps`), so that damage is seen, and files of two runs are told apart.
+Each bears a stamp (`bayesrl.files.digests`), so that damage is seen, and files of two runs are told apart.
 """
 
 # ruff: noqa: I001  (one list for each module)
-from bayesrl.files.plain import write_file as write_file
-from bayesrl.files.stamps import FORMAT as FORMAT
+from bayesrl.files.regular_files import write_file as write_file
+from bayesrl.files.digests import FORMAT as FORMAT
 from bayesrl.run_folder.arrays import (
     CHECKPOINT as CHECKPOINT,
     LEARNED as LEARNED,
@@ -36,7 +36,7 @@ from bayesrl.run_folder.folders import (
     open_folder as open_folder,
     release as release,
 )
-from bayesrl.run_folder.problems import (
+from bayesrl.run_folder.json_files import (
     MODEL as MODEL,
     MODEL_SCHEMA as MODEL_SCHEMA,
     PROBLEM as PROBLEM,

@@ -9,10 +9,10 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from bayesrl.errors import RunFolderError
-from bayesrl.files.plain import read_file, write_file
-from bayesrl.files.stamps import STAMP, blank, stamped
+from bayesrl.files.digests import STAMP, blank, stamped
+from bayesrl.files.regular_files import read_file, write_file
 from bayesrl.run_folder import earlier_formats
-from bayesrl.run_folder.problems import ANEW, check_stamp, is_begun, problem_of, read_problem
+from bayesrl.run_folder.json_files import ANEW, check_stamp, is_begun, problem_of, read_problem
 
 CHECKPOINT, POSTERIOR = "checkpoint.safetensors", "posterior.nc"
 PREVIOUS_CHECKPOINT = "checkpoint.before.safetensors"

@@ -7,8 +7,8 @@ from typing import Any
 
 from bayesrl.errors import RunFolderError
 from bayesrl.files import locking
-from bayesrl.files.plain import remove_unfinished
-from bayesrl.run_folder.problems import MODEL, PROBLEM, check_same, is_begun
+from bayesrl.files.regular_files import remove_unfinished
+from bayesrl.run_folder.json_files import MODEL, PROBLEM, check_same, is_begun
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from bayesrl import run_folder
 from bayesrl.arguments import Count, Location, Positive, UnusedOption, checked
 from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.jit import to_host, trace_cache
-from bayesrl.compilation.keys import fold_in
+from bayesrl.compilation.random_keys import fold_in
 from bayesrl.compilation.status import activity
 from bayesrl.display.progress import show_progress
 from bayesrl.errors import FitError, RunFolderError
@@ -22,9 +22,9 @@ from bayesrl.guides.base import Guide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.posterior.datatree import as_netcdf
+from bayesrl.posterior.from_params import with_draws
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.sampling import Source
-from bayesrl.posterior.trained import with_draws
 from bayesrl.svi.optimizers import (
     UNPILOTED_RATE,
     Optimizer,
@@ -32,7 +32,7 @@ from bayesrl.svi.optimizers import (
     check_update,
     default_optimizer,
 )
-from bayesrl.svi.setup import Setup, set_up
+from bayesrl.svi.problem_setup import Setup, set_up
 from bayesrl.svi.step import State
 from bayesrl.svi.training_loop import Callback, TrainingLoop, stack
 from bayesrl.typing import Beta, PRNGKey, Program

@@ -16,7 +16,7 @@ from bayesrl.guides.base import Guide
 from bayesrl.objectives import Objective, ReverseKL
 from bayesrl.objectives.numpyro_elbo import as_objective
 from bayesrl.svi.optimizers import UNPILOTED_RATE, Optimizer, as_optimizer, check_update, default_optimizer
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 from bayesrl.svi.step import State, StepConfig, start
 from bayesrl.typing import Beta, PRNGKey, Program
 

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 from numpyro.optim import _NumPyroOptim
 
-from bayesrl.annotations import CHECKED_IN_BODY
+from bayesrl.argument_types import CHECKED_IN_BODY
 from bayesrl.errors import FitError
 from bayesrl.typing import Params
 

@@ -11,7 +11,7 @@ import optax
 from jax import Array, lax
 
 from bayesrl.arguments import checked
-from bayesrl.compilation.keys import fold_in, split
+from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError

@@ -17,7 +17,7 @@ from jax import Array
 from bayesrl import run_folder
 from bayesrl.arguments import user_code
 from bayesrl.compilation.jit import closure_jit, trace_once
-from bayesrl.compilation.keys import fold_in, split
+from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.compilation.status import activity
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
@@ -25,7 +25,7 @@ from bayesrl.display.progress import Progress, format_row
 from bayesrl.errors import BayesRLError, FitError
 from bayesrl.posterior.sampling import Source
 from bayesrl.svi.optimizers import PILOT_RATES, UNPILOTED_RATE
-from bayesrl.svi.setup import Setup
+from bayesrl.svi.problem_setup import Setup
 from bayesrl.svi.step import (
     LANES,
     FitState,

@@ -17,12 +17,12 @@ from readings import adds_up, read_report, read_table, several
 from typer.testing import CliRunner
 
 from bayesrl import run_folder
-from bayesrl.catalogue import model_names
 from bayesrl.cli import app
 from bayesrl.display.formatting import format_number
 from bayesrl.errors import BayesRLError
+from bayesrl.ready_models import model_names
 from bayesrl.svi import training_loop as running
-from bayesrl.svi.checkpoints import load
+from bayesrl.svi.saved_fits import load
 
 pytestmark = pytest.mark.xdist_group("cli")
 COMMAND = [sys.executable, "-c", "from bayesrl.cli import app; app()"]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import bayesrl
-from bayesrl import catalogue
-from bayesrl.catalogue import ProblemError, check_use, model_names, model_options, model_uses
+from bayesrl import ready_models as catalogue
 from bayesrl.cli.suggestions import _FLAGS, _OPTIONS, suggest_command
 from bayesrl.problem import load_problem
+from bayesrl.ready_models import ProblemError, check_use, model_names, model_options, model_uses
 
 pytestmark = pytest.mark.xdist_group("cli")
 CODE = """
@@ -246,8 +246,8 @@ def test_options_are_those_of_the_imported_model(name: str) -> None:
     """What a file says of a model, as it is written, is what Python makes of it."""
     import inspect
 
-    from bayesrl.catalogue import model_path
     from bayesrl.problem import _module
+    from bayesrl.ready_models import model_path
 
     module = _module(model_path(name))
     for use in model_uses(name):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from bayesrl.compilation.keys import as_hash_key, fold_in, split, split_keys
+from bayesrl.compilation.random_keys import as_hash_key, fold_in, split, split_keys
 
 STEPS, TIMES, LANES = 500, 65, 8
 

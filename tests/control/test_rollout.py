@@ -26,7 +26,7 @@ from bayesrl.control import (
 from bayesrl.control.environments.tabular_rollout import TabularEnvironment, action_probs
 from bayesrl.errors import ControlError, EngineError, GuideError, ObjectiveError
 from bayesrl.objectives import ReverseKL
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 
 BETA = 0.5
 

@@ -22,7 +22,7 @@ from bayesrl.diagnostics.checks import (
 from bayesrl.diagnostics.diagnosis import diagnose
 from bayesrl.diagnostics.evidence.bounds import evidence
 from bayesrl.diagnostics.evidence.sampled_evidence import worth_of
-from bayesrl.diagnostics.results import Check
+from bayesrl.diagnostics.result_types import Check
 from bayesrl.errors import PolicyError
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.statistics.estimates import Interval
@@ -47,7 +47,7 @@ def fitted() -> Posterior:
 
 def at(posterior: Posterior, logits: jax.Array) -> Posterior:
     """The same fit with other parameters, and draws that belong to them."""
-    from bayesrl.posterior.trained import with_draws
+    from bayesrl.posterior.from_params import with_draws
 
     return with_draws(KEY, Posterior(**{**vars(posterior), "params": {"logits": logits[None]}}))
 

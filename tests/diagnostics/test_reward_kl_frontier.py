@@ -16,8 +16,8 @@ import bayesrl
 from bayesrl.diagnostics.evidence.bounds import evidence
 from bayesrl.diagnostics.reward_kl_frontier import frontier, frontier_checks, turning_point
 from bayesrl.errors import PolicyError
+from bayesrl.posterior.from_params import with_draws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.trained import with_draws
 from bayesrl.statistics.estimates import Interval
 
 KEY = jax.random.key(11)

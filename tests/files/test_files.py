@@ -14,8 +14,8 @@ import pytest
 from bayesrl.cache import Entries
 from bayesrl.errors import RunFolderError
 from bayesrl.files import locking, schemas
-from bayesrl.files.plain import file_name, read_file, remove_unfinished, write_file
-from bayesrl.files.stamps import FORMAT, NewerError, blank, is_intact, stamped, stamped_json, verify
+from bayesrl.files.digests import FORMAT, NewerError, blank, is_intact, stamped, stamped_json, verify
+from bayesrl.files.regular_files import file_name, read_file, remove_unfinished, write_file
 
 
 def lay(kind: str, path: Path, outside: Path) -> None:

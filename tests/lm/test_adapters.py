@@ -18,7 +18,7 @@ import bayesrl
 from bayesrl import lm
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import load_pretrained, save_adapter, save_pretrained
-from bayesrl.lm.transformers.layers.layers import Linear, merge_adapters
+from bayesrl.lm.transformers.layers.linear_and_norm import Linear, merge_adapters
 from tests.lm.transformers.test_families import CLOSE, read
 from tests.lm.transformers.test_transformers import prompts_in
 

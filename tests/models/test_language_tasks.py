@@ -13,8 +13,8 @@ import pytest
 
 import bayesrl
 from bayesrl import lm
-from bayesrl.catalogue import model_folder
 from bayesrl.errors import LanguageModelError
+from bayesrl.ready_models import model_folder
 
 TINY = {"training_steps": 2, "num_steps": 2, "num_prompts": 4, "batch": 2, "num_particles": 4}
 TASKS = ("text_generation", "translation", "question_answering", "data_to_text")

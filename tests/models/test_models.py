@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import bayesrl
-from bayesrl.catalogue import model_names, model_options, model_uses
 from bayesrl.errors import BayesRLError, PolicyError
 from bayesrl.exact.enumeration import enumerate_posterior
 from bayesrl.problem import LearningProblem, Problem
+from bayesrl.ready_models import model_names, model_options, model_uses
 
 
 @pytest.mark.parametrize("name", model_names())

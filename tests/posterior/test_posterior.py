@@ -19,7 +19,7 @@ from scipy.special import log_softmax, softmax
 
 import bayesrl
 from bayesrl.errors import PolicyError
-from bayesrl.posterior.trained import with_draws
+from bayesrl.posterior.from_params import with_draws
 
 KEY = jax.random.key(12)
 K_SIGMA = 5.0  # fewer than 100 comparisons with an estimate: false-alarm rate below 100 × 6e-7 = 6e-5

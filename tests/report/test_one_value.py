@@ -19,7 +19,7 @@ from bayesrl import control
 from bayesrl.control.learning.report import summary
 from bayesrl.diagnostics.checks import GOOD_SHARE
 from bayesrl.diagnostics.evidence.result import Evidence
-from bayesrl.diagnostics.results import Check
+from bayesrl.diagnostics.result_types import Check
 from bayesrl.display.formatting import format_with_limit
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.report.contents import collect

@@ -18,8 +18,8 @@ import bayesrl
 from bayesrl import run_folder
 from bayesrl.cli.run_info import show_fit
 from bayesrl.errors import RunFolderError
+from bayesrl.files.digests import problem_digest, stamped_json
 from bayesrl.files.locking import lock_folder
-from bayesrl.files.stamps import problem_digest, stamped_json
 from benchmarks.robustness_mutations import DAMAGE, FAULTS, LAID, Folder, case
 
 STEERS = "\x1b[2J\x9b31m\u202e"

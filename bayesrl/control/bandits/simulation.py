@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from bayesrl.arguments import Count, MemoryNeed, UnitInterval, checked, user_code
 from bayesrl.compilation.jit import trace_once
-from bayesrl.compilation.keys import as_hash_key, split_keys
+from bayesrl.compilation.random_keys import as_hash_key, split_keys
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.exploration.rules import Rule
 from bayesrl.errors import ControlError

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.arguments import Count, MemoryNeed, checked
-from bayesrl.compilation.keys import split
+from bayesrl.compilation.random_keys import split
 from bayesrl.control.exploration.beliefs import Belief
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey

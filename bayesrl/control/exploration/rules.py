@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Positive, UnitInterval, checked
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.random_keys import split_keys
 from bayesrl.control.exploration.beliefs import Belief
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
-from bayesrl.values import is_function
+from bayesrl.value_checks import is_function
 
 _HALVINGS = 40
 

@@ -10,7 +10,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.arguments import UnitInterval, checked
-from bayesrl.compilation.keys import split, split_keys
+from bayesrl.compilation.random_keys import split, split_keys
 from bayesrl.control.policies import action_distribution
 from bayesrl.core.programs import Programs
 from bayesrl.errors import ControlError

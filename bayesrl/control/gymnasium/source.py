@@ -11,7 +11,7 @@ from jax import Array
 
 from bayesrl.arguments import Count, CountOrZero, Seed, UnusedOption, check_memory, checked, real_range
 from bayesrl.compilation.jit import trace_once
-from bayesrl.compilation.keys import as_hash_key, fold_in, key_data, split_keys
+from bayesrl.compilation.random_keys import as_hash_key, fold_in, key_data, split_keys
 from bayesrl.control.exploration.rules import Exploration
 from bayesrl.control.gymnasium.behaviour_policies import Behaviour, ScoredActions, choose_actions, play_guide
 from bayesrl.control.gymnasium.recorded_rollout import ExternalEnvironment, RecordedRollout
@@ -34,7 +34,7 @@ from bayesrl.control.policies import RolloutGuide
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.errors import ControlError, GuideError
-from bayesrl.svi.reuse import BatchSource
+from bayesrl.svi.reused_draws import BatchSource
 from bayesrl.typing import Params, PRNGKey
 
 MOST_STEPS = 100_000

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from bayesrl.arguments import FiniteNumbers, Positive, checked
-from bayesrl.compilation.keys import dummy_key
+from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.control.gymnasium.nested_spaces import (
     LARGEST_BOUND,
     SpaceLeaf,

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from numpyro import handlers
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import FiniteNumbersOrNone, Seed, checked
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import as_hash_key, dummy_key, fold_in
+from bayesrl.compilation.random_keys import as_hash_key, dummy_key, fold_in
 from bayesrl.control.action_masks import METHOD, parse_mask, read_mask
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.environments.base import Environment
@@ -25,7 +25,7 @@ from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.planning import soft_value_iteration
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
-from bayesrl.values import is_function, is_valid_text
+from bayesrl.value_checks import is_function, is_valid_text
 
 
 class TabularAdapter(EnvAdapter):

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from bayesrl import run_folder
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Count, Location, Positive, checked, real_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import as_hash_key, fold_in, split_keys
+from bayesrl.compilation.random_keys import as_hash_key, fold_in, split_keys
 from bayesrl.compilation.status import activity
 from bayesrl.control.exploration.rules import Exploration, Rule
 from bayesrl.control.learning.adapters import Playable, adapt_environment
@@ -24,7 +24,7 @@ from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.result import LearnResult, Snapshot
 from bayesrl.display.progress import Progress, show_progress
 from bayesrl.errors import BayesRLError, ControlError, RunFolderError
-from bayesrl.svi.setup import digest
+from bayesrl.svi.problem_setup import digest
 from bayesrl.svi.training_loop import SECONDS_BETWEEN_CHECKPOINTS
 from bayesrl.typing import PRNGKey
 

@@ -9,12 +9,12 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, CountAboveOne, check_memory, checked, integer_range
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import split, split_keys
+from bayesrl.compilation.random_keys import split, split_keys
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.control.learning.result import LearnResult, draws_dataset
 from bayesrl.core.primitives import site_kind
-from bayesrl.diagnostics.results import Check
+from bayesrl.diagnostics.result_types import Check
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey, PRNGKeys
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bayesrl.arguments import checked
-from bayesrl.compilation.keys import fold_in
+from bayesrl.compilation.random_keys import fold_in
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState
 from bayesrl.control.learning.agents.kl_control import KLControlAgentState
@@ -22,7 +22,7 @@ from bayesrl.control.learning.figures import (
 from bayesrl.control.learning.posterior_checks import DESCRIBED, SETTLED, check_learning
 from bayesrl.control.learning.result import LearnResult
 from bayesrl.control.planning import soft_value_iteration
-from bayesrl.diagnostics.results import Check, Section
+from bayesrl.diagnostics.result_types import Check, Section
 from bayesrl.display.formatting import format_estimate, format_number
 from bayesrl.display.tables import Table, tag
 from bayesrl.errors import ControlError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bayesrl.arguments import AnyNumbers, Count, CountOrZero, FlagsOrNone, UnitInterval, checked
-from bayesrl.compilation.keys import as_hash_key, dummy_key
+from bayesrl.compilation.random_keys import as_hash_key, dummy_key
 from bayesrl.control.exploration.decisions import Decision
 from bayesrl.control.learning.agents.base import AgentState
 from bayesrl.control.learning.agents.bayesian_state import BayesianAgentState

@@ -12,7 +12,7 @@ from numpyro import handlers
 
 from bayesrl.arguments import CountOrZero, UnusedOption, checked, integer_range
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import fold_in, key_from_seed, split_keys
+from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.programs import Programs, declared_params
 from bayesrl.diagnostics.evidence.by_enumeration import MAX_COUNT, bracket_by_enumeration
 from bayesrl.diagnostics.evidence.by_hindsight import bracket_by_hindsight
@@ -31,8 +31,8 @@ from bayesrl.diagnostics.full_data import full_data_fit
 from bayesrl.errors import EngineError
 from bayesrl.exact.enumeration import enumerate_target
 from bayesrl.exact.weighted_draws import WeightedDraws
+from bayesrl.posterior.from_params import LEAST_DRAWS
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.trained import LEAST_DRAWS
 from bayesrl.statistics.estimates import Estimate
 from bayesrl.statistics.quantities import is_conditioned
 from bayesrl.typing import Params, PRNGKey

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.programs import Programs
 from bayesrl.diagnostics.evidence.mixture_sample import draw_mixture_sample, target_log_weights
 from bayesrl.diagnostics.evidence.result import Evidence

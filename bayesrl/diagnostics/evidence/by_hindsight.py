@@ -21,7 +21,7 @@ from jax import Array
 from numpyro.primitives import Messenger
 
 from bayesrl.compilation.jit import ClosureJit
-from bayesrl.compilation.keys import fold_in, key_data, split, split_keys, wrap_key_data
+from bayesrl.compilation.random_keys import fold_in, key_data, split, split_keys, wrap_key_data
 from bayesrl.core.draws import Draws
 from bayesrl.core.handlers import SiteHooks
 from bayesrl.core.primitives import reward, site_kind

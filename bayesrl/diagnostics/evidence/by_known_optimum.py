@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bayesrl.arguments import user_code
-from bayesrl.compilation.keys import fold_in, split_keys
+from bayesrl.compilation.random_keys import fold_in, split_keys
 from bayesrl.core.draws import Totals
 from bayesrl.diagnostics.evidence.confidence_limits import weighted_start
 from bayesrl.diagnostics.evidence.result import Evidence

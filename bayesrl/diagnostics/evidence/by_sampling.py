@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bayesrl.compilation.keys import dummy_key
+from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.core.programs import Programs
 from bayesrl.core.rng import FoldedKeys
 from bayesrl.core.structure import Structure

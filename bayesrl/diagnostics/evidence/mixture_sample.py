@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.random_keys import split_keys
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.core.structure import Structure

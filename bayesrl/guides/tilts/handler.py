@@ -12,11 +12,11 @@ from bayesrl.core.handlers import IntoScans, SiteHooks
 from bayesrl.core.primitives import is_hidden, site_kind
 from bayesrl.core.trace import Frame
 from bayesrl.errors import GuideError
-from bayesrl.guides.analysis import PriorMoments
-from bayesrl.guides.inputs import VisibleState
+from bayesrl.guides.network_inputs import VisibleState
 from bayesrl.guides.networks import time_features
 from bayesrl.guides.parameterization import Parameterization, SiteSpec, SummarySpec, TableSpec
 from bayesrl.guides.plate_alignment import concatenate_aligned, num_plate_axes, unalign
+from bayesrl.guides.policy_analysis import PriorMoments
 from bayesrl.guides.tilts.families import tilt_distribution, tilt_shape
 from bayesrl.typing import Program
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenization.files import GENERATION
-from bayesrl.values import is_count, is_real
+from bayesrl.lm.tokenization.tokenizer_files import GENERATION
+from bayesrl.value_checks import is_count, is_real
 
 # Settings that would change the distribution and that a policy does not have, each with the values that change nothing.
 IGNORED: Mapping[str, tuple[Any, ...]] = {

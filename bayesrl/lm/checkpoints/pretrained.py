@@ -17,7 +17,8 @@ from bayesrl.lm.adapters import ADAPTER, ADAPTER_WEIGHTS, apply_adapter, extract
 from bayesrl.lm.checkpoints.model_arrays import fill_model, named_arrays
 from bayesrl.lm.checkpoints.quantized import SETTING, check_quantization, dequantize
 from bayesrl.lm.checkpoints.weights import INDEX, WEIGHTS, iterate_arrays, save_weights, to_json_bytes, weight_files
-from bayesrl.lm.tokenization.files import (
+from bayesrl.lm.tokenization.tokenizer import Tokenizer
+from bayesrl.lm.tokenization.tokenizer_files import (
     CONFIG,
     GENERATION,
     MORE_TEMPLATES,
@@ -28,12 +29,11 @@ from bayesrl.lm.tokenization.files import (
     TOKENIZER_CONFIG,
     read_json_object,
 )
-from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers.base import CausalLM, Config, Transformer, WeightType
-from bayesrl.lm.transformers.layers.layers import merge_adapters
+from bayesrl.lm.transformers.layers.linear_and_norm import merge_adapters
 from bayesrl.lm.transformers.registry import find_family
 from bayesrl.run_folder import write_file
-from bayesrl.values import format_value
+from bayesrl.value_checks import format_value
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -171,7 +171,7 @@ def save_adapter(folder: Location, tuned: Pretrained, *, base: Location | None =
     Example:
         >>> import jax, tempfile
         >>> from bayesrl.lm import GPT2, GPT2Config
-        >>> from bayesrl.lm.transformers.layers.layers import Linear
+        >>> from bayesrl.lm.transformers.layers.linear_and_norm import Linear
         >>> model = GPT2.init(jax.random.key(0), GPT2Config(vocab_size=4, max_length=4, width=8, depth=1, heads=2))
         >>> weight, bias = model.blocks[0].output.weight, model.blocks[0].output.bias
         >>> with_path = Linear(weight, bias, down=weight[:1], up=0 * weight[:, :1])

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenization.files import read_json_object
+from bayesrl.lm.tokenization.tokenizer_files import read_json_object
 from bayesrl.run_folder import write_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

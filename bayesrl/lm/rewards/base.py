@@ -12,7 +12,7 @@ from jax import Array
 from bayesrl.arguments import checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompts import Completions
-from bayesrl.values import is_real
+from bayesrl.value_checks import is_real
 
 
 class Reward(abc.ABC):

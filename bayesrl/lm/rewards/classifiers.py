@@ -20,7 +20,7 @@ from bayesrl.lm.rewards.text import TextReward, decode_completions, require_toke
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
 from bayesrl.lm.transformers.bert import BertClassifier
 from bayesrl.lm.transformers.bert_config import REGRESSION, SEVERAL_LABELS
-from bayesrl.values import is_count
+from bayesrl.value_checks import is_count
 
 _SHORTEST, _RATIO = 32, 4
 """Texts are padded to one of few lengths: the shortest, and by this ratio ever longer ones; each is compiled."""

@@ -8,7 +8,7 @@ from bayesrl.arguments import NonNegative, Positive, checked
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.prompts import Example
 from bayesrl.lm.rewards.text import TextReward, text_reward
-from bayesrl.values import is_real
+from bayesrl.value_checks import is_real
 
 _NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenization.files import token_text
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
+from bayesrl.lm.tokenization.tokenizer_files import token_text
 
 MESSAGES = "messages"
 

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Count, checked, user_code
 from bayesrl.errors import LanguageModelError
-from bayesrl.lm.tokenization.files import import_tokenizers
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
-from bayesrl.values import format_value, is_valid_text
+from bayesrl.lm.tokenization.tokenizer_files import import_tokenizers
+from bayesrl.value_checks import format_value, is_valid_text
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 

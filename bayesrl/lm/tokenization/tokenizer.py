@@ -13,8 +13,8 @@ from jaxtyping import Bool, Int32
 
 from bayesrl.arguments import Location, checked
 from bayesrl.errors import LanguageModelError
-from bayesrl.files.plain import write_file
-from bayesrl.lm.tokenization.files import (
+from bayesrl.files.regular_files import write_file
+from bayesrl.lm.tokenization.tokenizer_files import (
     CONFIG,
     GENERATION,
     SPECIAL,
@@ -33,7 +33,7 @@ from bayesrl.lm.tokenization.files import (
     token_text,
     without_prefix_space,
 )
-from bayesrl.values import array_of
+from bayesrl.value_checks import array_of
 
 _MAX_TRIES = 16
 """So many words are looked at, to see whether a decoder puts blanks between them."""

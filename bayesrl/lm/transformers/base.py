@@ -11,15 +11,15 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from bayesrl.annotations import Requirement, checker
+from bayesrl.argument_types import Requirement, checker
 from bayesrl.arguments import Count, CountOrZero, NonNegative, check_memory
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor
 from bayesrl.lm.transformers.layers.block import Layout
 from bayesrl.lm.transformers.layers.kv_cache import Cache
-from bayesrl.lm.transformers.layers.layers import find_activation
+from bayesrl.lm.transformers.layers.linear_and_norm import find_activation
 from bayesrl.typing import PRNGKey
-from bayesrl.values import format_value, is_traced
+from bayesrl.value_checks import format_value, is_traced
 
 
 class Config(abc.ABC):

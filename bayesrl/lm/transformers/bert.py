@@ -14,7 +14,7 @@ from bayesrl.lm.transformers.base import Transformer, WeightType, check_model_ro
 from bayesrl.lm.transformers.bert_config import BertConfig
 from bayesrl.lm.transformers.checkpoint_names import CheckpointTensor, affine
 from bayesrl.lm.transformers.layers.block import TransformerBlock, attention_inputs
-from bayesrl.lm.transformers.layers.layers import Embedding, Linear, Norm, find_activation
+from bayesrl.lm.transformers.layers.linear_and_norm import Embedding, Linear, Norm, find_activation
 from bayesrl.typing import PRNGKey
 
 

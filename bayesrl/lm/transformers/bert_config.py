@@ -22,9 +22,9 @@ from bayesrl.lm.transformers.config_json import (
     with_defaults,
 )
 from bayesrl.lm.transformers.layers.block import POST_NORMS, PRE_NORMS, Layout
-from bayesrl.lm.transformers.layers.layers import find_activation
+from bayesrl.lm.transformers.layers.linear_and_norm import find_activation
 from bayesrl.lm.transformers.layers.rope import Rope
-from bayesrl.values import is_count
+from bayesrl.value_checks import is_count
 
 PROBLEMS = ONE_LABEL, SEVERAL_LABELS, REGRESSION = (
     "single_label_classification",

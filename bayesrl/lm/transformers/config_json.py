@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bayesrl.errors import LanguageModelError
-from bayesrl.values import format_value
+from bayesrl.value_checks import format_value
 
 _GATED: Mapping[str, Any] = {
     "hidden_size": 4096,

@@ -11,7 +11,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.base import AnyConfig, CausalLM, Config, WeightType, check_capacity, check_model_room
 from bayesrl.lm.transformers.layers.block import TransformerBlock, attention_inputs
 from bayesrl.lm.transformers.layers.kv_cache import Cache, allocate_slots, soft_cap
-from bayesrl.lm.transformers.layers.layers import Embedding, Linear, Norm
+from bayesrl.lm.transformers.layers.linear_and_norm import Embedding, Linear, Norm
 from bayesrl.typing import PRNGKey
 
 

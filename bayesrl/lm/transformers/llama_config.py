@@ -24,7 +24,7 @@ from bayesrl.lm.transformers.config_json import (
 from bayesrl.lm.transformers.decoder import DecoderConfig
 from bayesrl.lm.transformers.layers.block import POST_NORMS, PRE_NORMS, Layout
 from bayesrl.lm.transformers.layers.rope import Rope
-from bayesrl.values import is_count
+from bayesrl.value_checks import is_count
 
 _PLAIN = Rope()
 

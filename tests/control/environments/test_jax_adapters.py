@@ -15,12 +15,12 @@ import pytest
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.compilation.keys import as_hash_key
+from bayesrl.compilation.random_keys import as_hash_key
 from bayesrl.control import ActorCritic, JaxEnvironment, Rollout, TablePolicy
 from bayesrl.control.learning.adapters import adapt_environment
 from bayesrl.control.rollout import PolicyOutput
 from bayesrl.errors import ControlError
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 
 KEY = jax.random.key(0)
 

@@ -11,7 +11,7 @@ import pytest
 import bayesrl
 from bayesrl.control import ActorCritic, JaxEnvironment, NetworkPolicy, Rollout
 from bayesrl.errors import ControlError
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 
 
 class Drift:

@@ -24,7 +24,7 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 
-from bayesrl.compilation.keys import as_hash_key
+from bayesrl.compilation.random_keys import as_hash_key
 from bayesrl.control import from_gymnasium, soft_value_iteration
 from bayesrl.control.learning.adapters import GymnasiumAdapter
 from bayesrl.control.learning.env_adapter import EpisodePolicy

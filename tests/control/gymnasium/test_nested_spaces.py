@@ -17,7 +17,7 @@ from bayesrl.control import ActorCritic, GymnasiumSource, LinearPolicy, NetworkP
 from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
 from bayesrl.control.learning.adapters import adapt_environment
 from bayesrl.errors import ControlError
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 
 KEY = jax.random.key(0)
 

@@ -13,7 +13,7 @@ from counting import compilations
 from gymnasium import spaces
 
 import bayesrl
-from bayesrl.compilation.keys import key_data, split_keys
+from bayesrl.compilation.random_keys import key_data, split_keys
 from bayesrl.control import (
     ActorCritic,
     GymnasiumSource,
@@ -27,7 +27,7 @@ from bayesrl.control import (
 from bayesrl.control.gymnasium.spaces import describe_actions, describe_observations
 from bayesrl.control.gymnasium.vector_env import VectorRunner
 from bayesrl.errors import ControlError, PolicyError
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 
 OPENED: list["Counter"] = []
 

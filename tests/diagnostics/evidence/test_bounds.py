@@ -16,8 +16,8 @@ import bayesrl
 from bayesrl.diagnostics.evidence.bounds import evidence
 from bayesrl.diagnostics.evidence.result import Evidence
 from bayesrl.errors import EngineError, PolicyError
+from bayesrl.posterior.from_params import with_draws
 from bayesrl.posterior.posterior import Posterior
-from bayesrl.posterior.trained import with_draws
 from bayesrl.statistics.estimates import Interval
 
 KEY = jax.random.key(5)

@@ -17,7 +17,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import load_pretrained, save_pretrained
 from bayesrl.lm.tokenization.simple_tokenizers import char_tokenizer
 from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
-from bayesrl.lm.transformers.layers.layers import Linear, merge_adapters
+from bayesrl.lm.transformers.layers.linear_and_norm import Linear, merge_adapters
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ALL = ["gpt2", "llama", "smollm", "mistral", "qwen2", "qwen3", "bert"]

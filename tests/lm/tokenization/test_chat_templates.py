@@ -15,8 +15,8 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import load_pretrained, save_pretrained
 from bayesrl.lm.prompts import Completions
 from bayesrl.lm.tokenization import chat_templates as chats
-from bayesrl.lm.tokenization.files import import_tokenizers
 from bayesrl.lm.tokenization.tokenizer import Tokenizer
+from bayesrl.lm.tokenization.tokenizer_files import import_tokenizers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 USER, REPLY = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import load_pretrained, save_pretrained
 from bayesrl.lm.transformers.base import CausalLM
-from bayesrl.lm.transformers.layers.layers import ACTIVATIONS, find_activation
+from bayesrl.lm.transformers.layers.linear_and_norm import ACTIVATIONS, find_activation
 from bayesrl.lm.transformers.layers.rope import Rope
 from bayesrl.lm.transformers.llama_config import LlamaConfig
 from bayesrl.lm.transformers.registry import FAMILIES

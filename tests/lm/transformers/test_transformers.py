@@ -14,7 +14,7 @@ from bayesrl.errors import LanguageModelError
 from bayesrl.lm.checkpoints.pretrained import Pretrained, load_pretrained
 from bayesrl.lm.transformers.base import CausalLM
 from bayesrl.lm.transformers.gpt2 import GPT2, GPT2Config
-from bayesrl.lm.transformers.layers.layers import Linear, find_activation, is_linear, merge_adapters
+from bayesrl.lm.transformers.layers.linear_and_norm import Linear, find_activation, is_linear, merge_adapters
 from bayesrl.lm.transformers.layers.rope import Rope
 from bayesrl.lm.transformers.llama import Llama
 from bayesrl.lm.transformers.llama_config import LlamaConfig

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Count, UnusedOption, checked
 from bayesrl.control.exploration.rules import Exploration, thompson
 from bayesrl.control.learning.agents.base import Agent
@@ -13,7 +13,7 @@ from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.models.base import EnvironmentModel, ProgramModel
 from bayesrl.errors import ControlError
 from bayesrl.typing import PRNGKey
-from bayesrl.values import is_function
+from bayesrl.value_checks import is_function
 
 type ModelOrProgram = Annotated[
     Any,

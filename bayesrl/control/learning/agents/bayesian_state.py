@@ -12,7 +12,7 @@ from jax import Array
 
 from bayesrl.arguments import check_memory, user_code
 from bayesrl.compilation.jit import trace_once
-from bayesrl.compilation.keys import dummy_key, fold_in, split_keys
+from bayesrl.compilation.random_keys import dummy_key, fold_in, split_keys
 from bayesrl.control.exploration.beliefs import SampleBelief
 from bayesrl.control.exploration.decisions import Decision
 from bayesrl.control.learning.action_mask_table import ActionMaskTable

@@ -16,7 +16,7 @@ from numpyro import handlers
 
 from bayesrl.arguments import Count, Positive, UnitInterval, checked
 from bayesrl.compilation.jit import closure_jit, trace_once
-from bayesrl.compilation.keys import as_hash_key, fold_in
+from bayesrl.compilation.random_keys import as_hash_key, fold_in
 from bayesrl.control.actor_critic import ActorCritic
 from bayesrl.control.exploration.rules import Exploration, Thompson, thompson
 from bayesrl.control.gymnasium.behaviour_policies import choose_actions
@@ -30,7 +30,7 @@ from bayesrl.control.learning.replay_memory import Episode
 from bayesrl.control.policies import NetworkPolicy, ObservationPolicy, TablePolicy, action_distribution
 from bayesrl.core.draws import Draws
 from bayesrl.errors import ControlError
-from bayesrl.svi.setup import set_up
+from bayesrl.svi.problem_setup import set_up
 from bayesrl.svi.step import LANES, FitState, State, StepConfig, StepInfo, start, step_on_draws
 from bayesrl.typing import PRNGKey
 

@@ -13,16 +13,16 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 
-from bayesrl.annotations import Requirement
+from bayesrl.argument_types import Requirement
 from bayesrl.arguments import Count, Positive, checked
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import dummy_key
+from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.replay_memory import Experience
 from bayesrl.errors import ControlError
 from bayesrl.guides import AutoGuide
 from bayesrl.objectives import ReverseKL
-from bayesrl.svi.setup import Setup, set_up
+from bayesrl.svi.problem_setup import Setup, set_up
 from bayesrl.svi.step import FitState, State, StepConfig, run_chunk, start
 from bayesrl.typing import Numbers, PRNGKey, Program
 

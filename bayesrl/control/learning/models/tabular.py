@@ -22,7 +22,7 @@ from bayesrl.arguments import (
     checked,
 )
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import split_keys
+from bayesrl.compilation.random_keys import split_keys
 from bayesrl.control.environments.tabular import TabularMDP
 from bayesrl.control.exploration.beliefs import sample_dirichlet
 from bayesrl.control.learning.env_adapter import EnvAdapter

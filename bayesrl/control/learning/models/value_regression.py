@@ -16,7 +16,7 @@ from jax import Array
 
 from bayesrl.arguments import Count, CountOrZero, MemoryNeed, Positive, checked
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import as_hash_key, dummy_key, fold_in, split
+from bayesrl.compilation.random_keys import as_hash_key, dummy_key, fold_in, split
 from bayesrl.control.exploration.beliefs import sample_by_precision
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from bayesrl.lm.transformers.layers.experts import Experts
 from bayesrl.lm.transformers.layers.kv_cache import Cache, attend
-from bayesrl.lm.transformers.layers.layers import LayerNorm, Linear, Norm, RMSNorm, find_activation
+from bayesrl.lm.transformers.layers.linear_and_norm import LayerNorm, Linear, Norm, RMSNorm, find_activation
 from bayesrl.lm.transformers.layers.rope import Rope, Rotation, apply_rotary
 from bayesrl.typing import PRNGKey
 

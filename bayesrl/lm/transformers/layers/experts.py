@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bayesrl.lm.transformers.layers.layers import Linear
+from bayesrl.lm.transformers.layers.linear_and_norm import Linear
 from bayesrl.typing import PRNGKey
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from bayesrl.errors import LanguageModelError
 from bayesrl.lm.transformers.config_json import optional
-from bayesrl.values import is_real
+from bayesrl.value_checks import is_real
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from bayesrl.arguments import checked
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import dummy_key
+from bayesrl.compilation.random_keys import dummy_key
 from bayesrl.control.bandits.arms import Bandit
 from bayesrl.control.learning.env_adapter import EnvAdapter
 from bayesrl.control.learning.models.base import ACTION_VALUES, EnvironmentModel, Sites, observe_masked

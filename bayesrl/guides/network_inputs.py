@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bayesrl.core.structure import FiniteSupport, Site, Structure
-from bayesrl.guides.analysis import CarryLeafInfo, PolicyAnalysis, PriorMoments, SiteInfo
 from bayesrl.guides.plate_alignment import Dims, align, num_components
+from bayesrl.guides.policy_analysis import CarryLeafInfo, PolicyAnalysis, PriorMoments, SiteInfo
 from bayesrl.guides.tilts.families import describe_prior, to_unconstrained
 
 _MAX_ONE_HOT = 512

@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayesrl.compilation.keys import fold_in
+from bayesrl.compilation.random_keys import fold_in
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.handlers import check_beta
 from bayesrl.core.programs import Programs, declared_params, freeze
-from bayesrl.core.refusals import check_arguments, explain_errors
 from bayesrl.core.structure import Structure, as_arrays, check_policy, inspect
 from bayesrl.core.support_edges import NUM_DRAWS, edges_of
+from bayesrl.core.unsupported import check_arguments, explain_errors
 from bayesrl.core.validation import check_draws, check_sites
 from bayesrl.errors import FitError, GuideError, PolicyError
 from bayesrl.guides import AutoGuide, AutoTilt
 from bayesrl.guides.numpyro_guides import set_up_autoguide
 from bayesrl.posterior.sampling import batch_of, draw_fit
 from bayesrl.typing import Params, PRNGKey, Program
-from bayesrl.values import is_function
+from bayesrl.value_checks import is_function
 
 NUM_CHECKED, LEAST_CHECKED = 64, 8
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bayesrl.arguments import Count, CountAboveOne, checked
 from bayesrl.compilation.jit import trace_once
-from bayesrl.compilation.keys import as_hash_key
+from bayesrl.compilation.random_keys import as_hash_key
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from bayesrl.values import (
+from bayesrl.value_checks import (
     dtype_kind,
     format_value,
     is_array,

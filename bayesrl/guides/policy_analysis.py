@@ -10,7 +10,7 @@ from jax import Array
 from numpyro import handlers
 
 from bayesrl.compilation.jit import closure_jit
-from bayesrl.compilation.keys import split
+from bayesrl.compilation.random_keys import split
 from bayesrl.core.handlers import IntoScans, SiteHooks
 from bayesrl.core.primitives import site_kind
 from bayesrl.core.rng import FoldedKeys

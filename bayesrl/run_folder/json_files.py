@@ -9,9 +9,7 @@ import numpy as np
 
 from bayesrl.errors import RunFolderError
 from bayesrl.files import schemas
-from bayesrl.files.plain import read_file, write_file
-from bayesrl.files.schemas import FLAG, NOTHING, NUMBER, POSITIVE, TEXT, Schema, integer_between, misfit
-from bayesrl.files.stamps import (
+from bayesrl.files.digests import (
     ANYBODY,
     FORMAT,
     STAMP,
@@ -22,6 +20,8 @@ from bayesrl.files.stamps import (
     stamped_json,
     verify,
 )
+from bayesrl.files.regular_files import read_file, write_file
+from bayesrl.files.schemas import FLAG, NOTHING, NUMBER, POSITIVE, TEXT, Schema, integer_between, misfit
 from bayesrl.run_folder import earlier_formats
 
 PROBLEM, MODEL, SCORES = "problem.json", "model.json", "scores.json"

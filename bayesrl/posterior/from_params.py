@@ -11,12 +11,12 @@ from numpyro import handlers
 
 from bayesrl.compilation.callbacks import host_errors
 from bayesrl.compilation.jit import trace_cache
-from bayesrl.compilation.keys import fold_in, key_from_seed, split_keys
+from bayesrl.compilation.random_keys import fold_in, key_from_seed, split_keys
 from bayesrl.core.draws import Draws
 from bayesrl.core.programs import declared_params
 from bayesrl.errors import GuideError
 from bayesrl.guides import AutoGuide
-from bayesrl.posterior.binding import bind_params, bind_programs, draw_and_check
+from bayesrl.posterior.policy_and_guide import bind_params, bind_programs, draw_and_check
 from bayesrl.posterior.sampling import draw_prior
 from bayesrl.statistics.quantities import is_conditioned
 from bayesrl.typing import PRNGKey, Program

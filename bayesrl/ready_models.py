@@ -105,7 +105,7 @@ def model_options(name: str, function: str = "problem") -> dict[str, Any]:
         ProblemError: there is no such model, or its file has no such function.
 
     Example:
-        >>> from bayesrl.catalogue import model_options
+        >>> from bayesrl.ready_models import model_options
         >>> model_options("bernoulli_bandit")
         {'arms': 5, 'best': 0.9, 'worst': 0.1}
     """

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayesrl.compilation.jit import closure_jit, to_host
-from bayesrl.compilation.keys import fold_in, split
+from bayesrl.compilation.random_keys import fold_in, split
 from bayesrl.core.draws import Draws, Totals
 from bayesrl.core.programs import Programs
 from bayesrl.errors import FitError, ObjectiveError, PolicyError
 from bayesrl.guides import AutoGuide, AutoTilt
 from bayesrl.objectives import ForwardKL, Objective
-from bayesrl.posterior.binding import bind_programs, declared_by, draw_and_check
 from bayesrl.posterior.marginal import log_marginal
+from bayesrl.posterior.policy_and_guide import bind_programs, declared_by, draw_and_check
 from bayesrl.posterior.sampling import Source
 from bayesrl.typing import Params, PRNGKey, Program
 

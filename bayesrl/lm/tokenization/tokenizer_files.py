@@ -6,8 +6,8 @@ from typing import Any
 
 from bayesrl.errors import LanguageModelError, RunFolderError
 from bayesrl.files import schemas
-from bayesrl.files.plain import read_file
-from bayesrl.values import is_count
+from bayesrl.files.regular_files import read_file
+from bayesrl.value_checks import is_count
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 ADDED = "added_tokens.json"

@@ -21,7 +21,7 @@ from bayesrl.posterior.posterior import Posterior
 from bayesrl.posterior.sampling import Source
 from bayesrl.svi.fitting import fit, posterior_of
 from bayesrl.svi.optimizers import UNPILOTED_RATE, Optimizer, as_optimizer, default_optimizer
-from bayesrl.svi.setup import Setup, set_up
+from bayesrl.svi.problem_setup import Setup, set_up
 from bayesrl.svi.training_loop import Callback, TrainingLoop
 from bayesrl.typing import PRNGKey, Program
 

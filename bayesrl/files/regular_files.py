@@ -150,7 +150,7 @@ def file_name(text: str) -> str:
     """Make of any text, such as a name that a user gave, the name of a file that stays in its folder.
 
     Example:
-        >>> from bayesrl.files.plain import file_name
+        >>> from bayesrl.files.regular_files import file_name
         >>> file_name("../../x"), file_name("agent/arm"), file_name("θ")
         ('.._.._x', 'agent_arm', 'θ')
     """
