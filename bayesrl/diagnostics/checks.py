@@ -1,4 +1,4 @@
-"""The questions that `diagnose` asks of a fit, each a pure function of what was measured."""
+"""The questions that `diagnose` asks of a fit; each is a pure function of measurements."""
 
 import math
 from collections.abc import Sequence
@@ -13,29 +13,29 @@ from bayesrl.diagnostics.tail_behaviour import rank_rhat
 from bayesrl.display.formatting import format_number, format_share
 
 GOOD_SHARE = 0.0224
-"""Verdicts change at a gap of √(1% · 5%) of J* − J(π₀), half way between good and bad on the log scale."""
+"""A verdict changes when the gap is √(1% · 5%) of J* − J(π₀), half way from good to bad on the log scale."""
 
 LEFT = 0.01
-"""A run has converged where no more than this share of what there was to gain is left of its way."""
+"""A run has converged when at most this share of the possible gain is still ahead of it."""
 
 MISSED_WARN, MISSED_FAIL = 0.02, 0.1
 _BARRED = 80.0
-"""Nats by which p* is likelier than the fit where the fit never goes: single precision has no such probability."""
+"""Nats by which p* exceeds the fit in places the fit never visits: single precision has no such probability."""
 
 LEAST_WORTH = 0.1
-"""Least share of the fit's own draws, as draws of p*, with which they can be weighted."""
+"""To be weighted, the fit's own draws must be worth at least this share of their number as draws of p*."""
 
 RHAT = 1.05
 SMALL_KL = 3e-6
-"""A fit this close to p*, nats, is good however little there was to gain: single precision tells no more."""
+"""A fit this close to p*, in nats, is good however small the possible gain: single precision resolves no more."""
 
 
 def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or choose a richer guide.") -> Check:
-    """Ask how much of what there was to gain was left; the worst β.
+    """Ask how much of the possible gain is still missing, at the worst β.
 
     Args:
-        evidence: of the fit.
-        remedy: what would help where too much is left.
+        evidence: evidence about the fit.
+        remedy: advice for a fit that misses too much.
     """
     reference = "J* − J(q) = β·KL(q‖p*)"
     if evidence.relative_gap is None or evidence.gap is None:
@@ -45,7 +45,7 @@ def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or cho
     worst = _worst(outcomes, values)
     outcome, value = outcomes[worst], values[worst]
     explanation = _gap_explanation(outcome, value, rows[worst], evidence.caveat, remedy)
-    # The share is written beside its limit: bounds may be twice as far from it as an estimate.
+    # The share appears beside its limit, and bounds may lie twice as far from the limit as an estimate.
     limit = GOOD_SHARE
     if outcome == "pass" and value > GOOD_SHARE:
         limit = 2 * GOOD_SHARE
@@ -55,7 +55,7 @@ def gap_check(evidence: Evidence, remedy: str = "fit longer (num_steps=), or cho
 
 
 def _judge_gap(row: Evidence) -> tuple[Outcome, float]:
-    """Judge the gap at one temperature, and give what is left as a share of what there was to gain."""
+    """Judge the gap at one temperature; also return the missing share of the possible gain."""
     gap, share = row.gap, row.relative_gap
     assert gap is not None
     assert share is not None
@@ -63,7 +63,7 @@ def _judge_gap(row: Evidence) -> tuple[Outcome, float]:
     outcome, value = _judge_share(*(float(part) for part in share))
     if gap.conservative_lower == math.inf:
         outcome, value = "fail", math.inf
-    error = 1.96 * gap.se if math.isnan(gap.mean) else 0.0  # an end is as uncertain as the J that it is of
+    error = 1.96 * gap.se if math.isnan(gap.mean) else 0.0  # a one-sided bound is as uncertain as its J
     if (gap.conservative_upper + error) / scale < SMALL_KL:
         return "pass", value
     if math.isnan(share.mean) and gap.conservative_lower / scale > SMALL_KL:  # there was nothing to gain
@@ -72,7 +72,7 @@ def _judge_gap(row: Evidence) -> tuple[Outcome, float]:
 
 
 def _gap_explanation(outcome: Outcome, value: float, row: Evidence, caveat: str, remedy: str) -> str:
-    """Say how much is left, exactly where that is known, and what to do."""
+    """Say how much is missing, exactly if that is known, and what to do."""
     assert row.relative_gap is not None
     mean, se, _, _, least, most = (float(part) for part in row.relative_gap)
     at = "" if row.beta is None else f" at β = {float(row.beta):.3g}"
@@ -86,7 +86,7 @@ def _gap_explanation(outcome: Outcome, value: float, row: Evidence, caveat: str,
         known = (least > 0 and math.isfinite(least)) or math.isfinite(most)
         left = f"{_between(least, most, error)} of what there was to gain is left" if known else _UNTOLD
         return f"{left}{at}: {caveat or 'more draws would tell'}."
-    if math.isnan(value):  # the policy of before is the best there is, or single precision cannot tell it from that
+    if math.isnan(value):  # the prior policy is optimal, or single precision cannot tell it from the optimum
         kept = "and nothing was lost" if outcome == "pass" else "but the fit left it: lower the learning rate"
         return f"there was nothing to gain{at}, {kept}."
     if outcome == "pass":
@@ -120,13 +120,14 @@ def _between(least: float, most: float, error: float) -> str:
 def _judge_share(
     mean: float, se: float, lower: float, upper: float, least: float, most: float
 ) -> tuple[Outcome, float]:
-    """Judge a gap, as a share of what there was to gain, by its calibrated interval or else the conservative one.
+    """Judge the gap, as a share of the possible gain, by its calibrated interval or else by the conservative one.
 
-    The one end of a gap whose other side is not known leans on the standard error of J.
+    If only one end of the gap is known, that end inherits the standard error of J.
     """
     error = 1.96 * se if math.isnan(mean) else 0.0
     if math.isfinite(upper):
         middle = mean < GOOD_SHARE
+        # Within a factor of 2 of the limit the estimate decides, so that a near tie still gets a verdict.
         if upper < GOOD_SHARE or (middle and upper < 2 * GOOD_SHARE):
             return "pass", upper
         if lower > GOOD_SHARE or (not middle and lower > GOOD_SHARE / 2):
@@ -139,7 +140,7 @@ def _judge_share(
 
 
 def coverage_check(evidence: Evidence) -> Check:
-    """Ask how much of p* lies where the fit hardly goes: a dropped mode, to which k̂ is blind."""
+    """Ask how much of p* lies where the fit hardly goes: k̂ cannot see a dropped mode."""
     reference = "mass of p* where q < p*/10, from exact or weighted draws of p*"
     missed = np.reshape(evidence.missed_mass, -1)
     if not np.isfinite(missed).any():
@@ -166,11 +167,11 @@ def coverage_check(evidence: Evidence) -> Check:
 
 
 def weights_check(ess: float, khat: float, num: int) -> Check:
-    """Ask whether the fit could propose for p*: what its own draws are worth, worst β and context.
+    """Ask whether the fit could be a proposal for p*: what its own draws are worth at the worst β and context.
 
     Args:
-        ess: effective number of draws; nan where weights say nothing.
-        khat: Pareto k̂ of their weights; nan where these have no tail.
+        ess: effective number of draws; nan if the weights say nothing.
+        khat: Pareto k̂ of the weights; nan if they have no tail.
         num: number of draws.
     """
     reference = "Vehtari et al. (2024), Pareto smoothed importance sampling; threshold min(1 − 1/log₁₀ S, 0.7)"
@@ -198,8 +199,8 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
 
     Args:
         statistics: total_reward and log_ratio of the fits' draws, [beta, restart, draw].
-        objective: J of each, [beta, restart], reward units.
-        gain: J* − J(π₀), or what is known of it, reward units.
+        objective: J of each restart, [beta, restart], reward units.
+        gain: J* − J(π₀), or what we know of it, reward units.
     """
     reference = "Vehtari et al. (2021), rank-normalised R-hat"
     if statistics["total_reward"].shape[1] < 2:
@@ -207,12 +208,14 @@ def restarts_check(statistics: dict[str, np.ndarray], objective: np.ndarray, gai
     values = []
     for name in ("total_reward", "log_ratio"):
         for lane in statistics[name]:
+            # R-hat divides by the spread within chains: rounding noise alone would look like disagreement.
             if np.ptp(lane) > 1e-6 * max(1.0, float(np.abs(lane).max())):
                 values.append(rank_rhat(np.asarray(lane)))
     value = max((v for v in values if math.isfinite(v)), default=1.0)
     if value < RHAT:
         return Check("restarts", value, RHAT, "pass", "restarts agree on reward and log-ratio.", reference)
     apart = float(np.ptp(objective, axis=1).max()) / max(abs(gain), 1e-12)
+    # Policies that differ but earn the same are equally good.
     if apart < 0.01:
         told = f"{max(apart, 1e-3):.1%} of what there was to gain"
         explanation = f"restarts draw differently (R-hat {value:.3g}), but their J are within {told}."
@@ -228,8 +231,8 @@ def convergence_check(trend: TrainingTrend | None, gain: float) -> Check:
     """Ask how much J would still have risen, or whether it fell.
 
     Args:
-        trend: of the training; None where J was not finite at its end.
-        gain: J* − J(π₀), or what is known of it, reward units.
+        trend: trend of the training; None if J was not finite at the end.
+        gain: J* − J(π₀), or what we know of it, reward units.
     """
     reference = "J along the way, counted in learning rate, extrapolated by Aitken's Δ² process"
     if trend is None:
@@ -255,7 +258,7 @@ def convergence_check(trend: TrainingTrend | None, gain: float) -> Check:
 
 
 def skipped_check(skipped: int, steps: int) -> Check:
-    """Ask how many steps were not taken because their loss or gradient was not finite."""
+    """Ask how many steps the run skipped because their loss or gradient was not finite."""
     share = skipped / max(steps, 1)
     reference = "steps with a non-finite loss are counted and not taken"
     outcome: Outcome = "pass" if skipped == 0 else "fail" if share > 0.05 else "warn"
@@ -265,12 +268,12 @@ def skipped_check(skipped: int, steps: int) -> Check:
 
 
 def entropy_check(entropy: float, prior_entropy: float, *, reached: bool) -> Check:
-    """Ask whether the fit has collapsed to single actions while p* has not been reached.
+    """Ask whether the fit collapsed to single actions before it reached p*.
 
     Args:
         entropy: E_q[−log q], nats.
         prior_entropy: E_π₀[−log π₀], nats.
-        reached: whether the gap check passes: then p* itself is that sharp.
+        reached: whether the gap check passes; if it does, p* itself is that sharp.
     """
     reference = "share of the prior's entropy that is left"
     if not (math.isfinite(entropy) and math.isfinite(prior_entropy)) or prior_entropy <= 0:
@@ -284,7 +287,7 @@ def entropy_check(entropy: float, prior_entropy: float, *, reached: bool) -> Che
 
 
 def held_out_check(trained: Evidence, held_out: np.ndarray) -> Check:
-    """Ask whether J on what was held out, [*beta], reward units, falls behind J on what was trained on."""
+    """Ask whether J on held-out arguments, [*beta], reward units, falls behind J on the training arguments."""
     reference = "J on held-out arguments beside J on those fitted"
     gain = None if trained.prior_objective is None else trained.optimum.mean - trained.prior_objective.mean
     if gain is None or not (np.isfinite(gain) & (gain > 0)).all():

@@ -1,4 +1,4 @@
-"""`compare`: fits of one problem side by side, their differences with paired errors on common draws."""
+"""`compare`: put fits of one problem side by side, with paired errors on common draws."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,24 +36,26 @@ _SAME = 1e-4
 def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: CountAboveOne = 16_384) -> Comparison:
     """Compare fits of one problem: J, E[R] and KL of each, and their differences to the first.
 
-    Every fit gives an equal share of the draws, which together are draws of the mixture m = Σₖ qₖ/K, and
-    every draw is scored under every fit: E_qₖ[f] = E_m[(qₖ/m)·f]. The ratios are at most K, so no fit
-    rests on a few draws of another, and qₖ/m − 1, whose means are known to be 0, are regressed out. A
-    difference is taken draw by draw: what nearby fits share has no noise in it. Of several restarts
-    the best is compared, or the mixture where that was selected; mini-batches give way to all data.
+    Every fit contributes an equal share of the draws, so together they are draws of the mixture m = Σₖ qₖ/K.
+    Every draw is scored under every fit: E_qₖ[f] = E_m[(qₖ/m)·f]. The ratios are at most K, so no fit
+    rests on a few draws of another. The means of qₖ/m − 1 are known to be 0, so these serve as control
+    variates. Differences are taken draw by draw, so the noise that two similar fits share cancels. If a
+    posterior has several restarts, its best enters, or the mixture if you selected one. Fits on mini-batches
+    are scored on all data.
 
     Args:
         key: consumed whole.
-        posteriors: by name, at least two, with their programs; differences are to the first.
-        num_samples: draws in all; fewer where there are so many contexts that memory must be spared.
+        posteriors: at least two posteriors by name, with their programs; differences are to the first.
+        num_samples: total number of draws; fewer if many contexts would exhaust memory.
 
     Returns:
         `Comparison`, each number [fit]: J and E[R] in reward units (nats without rewards), KL in nats.
 
     Raises:
-        PolicyError: fewer than two fits, or what is none; one loaded without its policy, or of an array of
-            β; fits whose sites, arguments, β or rewards differ; a draw with an infinite or undefined score.
-        EngineError: too few draws, or a policy that draws nothing.
+        PolicyError: there are fewer than two fits, or one is not a posterior, was loaded without its policy, or
+            has an array of β; the fits differ in sites, arguments, β or rewards; or a draw has an infinite or
+            undefined score.
+        EngineError: there are too few draws, or a policy draws nothing.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -123,7 +125,7 @@ def _ready(name: str, posterior: Posterior) -> _Fit:
 
 
 def _refuse_unlike(first: _Fit, other: _Fit) -> None:
-    """Refuse fits of different problems, naming the first thing that differs."""
+    """Refuse fits of different problems and name the first difference."""
     names = f"{first.name!r} and {other.name!r}"
     difference = unlike_sites(first.programs.structure, other.programs.structure)
     if difference:
@@ -149,7 +151,7 @@ def _refuse_unlike(first: _Fit, other: _Fit) -> None:
 
 
 def unlike_sites(one: Structure, other: Structure) -> str:
-    """Say which site, and what of it, differs first; nothing where none does."""
+    """Name the first site that differs and how it differs; empty if none does."""
     ours, theirs = ({site.name: site for site in structure.sites} for structure in (one, other))
     for name in (*ours, *theirs):
         if (name in ours) != (name in theirs):
@@ -165,7 +167,7 @@ def unlike_sites(one: Structure, other: Structure) -> str:
 
 
 def _score_common(key: PRNGKey, fits: Sequence[_Fit], each: int) -> list[Totals]:
-    """Score the draws of all fits under each of them, [draws, contexts], contexts flat; draws lie fit by fit."""
+    """Score the draws of all fits under each of them, [draws, contexts], contexts flat; draws are ordered by fit."""
     parts: list[list[Totals]] = [[] for _ in fits]
     for own_key, drawn_from in zip(split(key, len(fits)), fits, strict=True):
         for sites in _batches(own_key, drawn_from, each):
@@ -175,12 +177,13 @@ def _score_common(key: PRNGKey, fits: Sequence[_Fit], each: int) -> list[Totals]
 
 
 def _batches(key: PRNGKey, fit: _Fit, each: int) -> Iterator[dict[str, Numbers]]:
-    """Draw latent sites of one fit, [draws, ...], in batches of bounded memory."""
+    """Draw the latent sites of one fit, [draws, ...], in batches of bounded memory."""
     structure = fit.programs.structure
     latent = structure.names("action", "environment")
     size = sum(math.prod(structure[name].shape) for name in latent) + 4 * math.prod(structure.context_shape)
     batch = max(1, min(each, _ELEMENTS // size))
     for i, start in enumerate(range(0, each, batch)):
+        # Every batch has the same size, so that one compiled program serves them all; the last is cut.
         sites = fit.posterior.sample(fold_in(key, i), batch)
         yield {name: sites[name][0, : each - start] for name in latent}
 
@@ -192,7 +195,7 @@ def _scores(fit: _Fit, sites: dict[str, Numbers]) -> Totals:
 
 
 def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
-    """Refuse scores that no average survives, and policies that score one draw differently."""
+    """Refuse scores that would spoil every average, and policies that score the same draw differently."""
     for fit, own in zip(fits, scores, strict=True):
         rewards = list(fit.programs.structure.names("reward"))
         for what, values in (
@@ -212,6 +215,7 @@ def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
                 "draws of the fits; guides must score every value of the policy's support"
             )
         numbers = [("rewards", own.reward, scores[0].reward)]
+        # Policies that were trained differ rightly in log π₀ and likelihood; only rewards must agree.
         if not (fit.programs.learned or fits[0].programs.learned):
             numbers.append(("log π₀", own.log_prior, scores[0].log_prior))
             numbers.append(("likelihoods", own.log_likelihood, scores[0].log_likelihood))
@@ -228,7 +232,7 @@ def _check(fits: Sequence[_Fit], scores: Sequence[Totals]) -> None:
 
 
 class _Average(NamedTuple):
-    """An average over contexts, how much each draw moves it, [draws], and what single precision may be off by."""
+    """An average over contexts, how much each draw moves it, [draws], and its possible error in single precision."""
 
     mean: float
     influence: np.ndarray
@@ -240,7 +244,7 @@ class _Average(NamedTuple):
 
 
 class _Mixture:
-    """Averages over each fit from draws of all of them, [fits × each, contexts]."""
+    """Averages over each fit, computed from the draws of all fits, [fits × each, contexts]."""
 
     def __init__(self, log_q: np.ndarray, each: int) -> None:
         self.num = len(log_q)
@@ -249,28 +253,28 @@ class _Mixture:
         self.ratios = np.exp(log_q - log_m)
         self._controls = self.ratios - 1
         centred = np.stack([self._centred(control) for control in self._controls])
-        # The controls add up to 0, and those of equal fits are equal: the inverse leaves such directions out.
+        # The controls add up to 0 and equal fits have equal controls: the pseudo-inverse drops those directions.
         gram = np.einsum("knc,lnc->ckl", centred, centred, optimize=True)
         self._solve = np.linalg.pinv(gram, rcond=1e-9, hermitian=True)
         self._of_controls = centred
         self._rounding = np.array([_rounding(own) for own in log_q])
 
     def over(self, k: int, values: np.ndarray, rounding: float) -> _Average:
-        """Average over fit k, with all controls regressed within the draws of each fit."""
+        """Average over fit k; regress out all controls, centred within the draws of each fit."""
         ratio = self.ratios[k]
         terms = ratio * np.where(ratio > 0, values, 0.0)
         slopes = np.einsum("ckl,lnc,nc->ck", self._solve, self._of_controls, self._centred(terms), optimize=True)
         steady = (terms - np.einsum("ck,knc->nc", slopes, self._controls, optimize=True)).mean(1)
         mean = float(steady.mean())
-        # That a control has mean 0 is as uncertain as its log q, which its slope multiplies.
+        # The mean of a control is 0 only up to the rounding of its log q, which the slope multiplies.
         rounding += float((np.abs(slopes) * self._rounding).sum(1).mean())
         return _Average(mean, steady - mean, rounding)
 
     def interval(self, found: _Average) -> Interval:
-        """Give both intervals of an average; exactly 0 where no draw distinguishes two fits.
+        """Give both intervals of an average; exactly 0 if no draw distinguishes two fits.
 
-        Where fits have as many values as there are fits, controls leave no noise at all: what is left
-        is single precision, which the standard error therefore holds too.
+        If the fits take only as many values as there are fits, the controls remove all noise. Only the
+        rounding of single precision remains, so the standard error includes it.
         """
         if found.mean == 0 and not found.influence.any():
             return Interval.exact(0.0)
@@ -295,7 +299,7 @@ def _compare(
         averages["reward"].append(mixture.over(k, rewards, doubts[3]))
         kl = divergence(own, conditioned=marginal is not None)
         averages["kl"].append(mixture.over(k, kl, doubts[0] + doubts[1]))
-    # log p(y) is common to all fits, so that no difference has its error.
+    # log p(y) is common to all fits, so differences do not carry its error.
     known = 0.0 if marginal is None else float(marginal.mean)
     doubt = 0.0 if marginal is None else 2 * float(marginal.se)
     fields: dict[str, Interval] = {}
@@ -311,5 +315,5 @@ def _compare(
 
 
 def _rounding(scores: np.ndarray) -> float:
-    """Tell what single precision may be off by: two units in the last place of what is usual."""
+    """Bound the rounding of single precision: two units in the last place of a typical score."""
     return 2 * _EPS * float(np.abs(scores[np.isfinite(scores)]).mean())

@@ -1,4 +1,4 @@
-"""How far a run still had to go when it ended, extrapolated from the J that it recorded."""
+"""How far a run still had to go when it ended, extrapolated from the J it recorded."""
 
 from typing import Any, NamedTuple
 
@@ -6,26 +6,26 @@ import numpy as np
 
 _QUARTERS = (0.25, 0.5, 0.75, 1.0)
 _SURE = 3.0
-"""So many standard errors a change of J must be larger than, to be one."""
+"""A change of J counts only if it exceeds this many standard errors."""
 
 _LEAST_SHRINKING = 0.9
-"""A rise that does not slow down is taken to shrink by this from quarter to quarter: it tells 9 times itself."""
+"""A rise that does not slow down is assumed to shrink by this factor per quarter: 9 times itself is still to come."""
 
 _HARDLY = 0.05
-"""A run whose J went less than this share of what there was to gain has hardly moved."""
+"""A run has hardly moved if J changed by less than this share of the possible gain."""
 
 _ANNEALED = 0.5
-"""Up to here the temperature may fall, and J is that of another fit at every step."""
+"""The temperature may fall up to this share of the run; until then J belongs to a different problem at every step."""
 
 
 class TrainingTrend(NamedTuple):
-    """What a run did with its steps; J in reward units, the worst lane.
+    """What a run did with its steps; J in reward units, for the worst lane.
 
     Attributes:
-        left: how much J would still have risen, beyond its error; nan where the run is too short to tell.
+        left: how much J would still have risen, beyond its error; nan if the run is too short to tell.
         fell: how much J fell over the last quarter of the way, beyond its error.
-        plunged: how much J fell below where it began, early in the run.
-        moved: how far J went from where it began, in the mean of the last quarter; nan where that is not known.
+        plunged: how much J fell below its first value, early in the run.
+        moved: how far the mean of the last quarter is from the first J; nan if unknown.
     """
 
     left: float
@@ -35,17 +35,17 @@ class TrainingTrend(NamedTuple):
 
 
 def estimate_trend(objective: np.ndarray, steps: np.ndarray, settings: dict[str, Any]) -> TrainingTrend:
-    """Extrapolate J along the way that a run has gone.
+    """Extrapolate J along the way a run has gone.
 
-    The way is counted in learning rate and not in steps: where the rate falls to 0, J levels off wherever it stands.
-    With J₁, J₂ and J₃ its means over the last three quarters of the way, a rise that shrinks by ρ = (J₃ − J₂)/(J₂ − J₁)
-    from quarter to quarter leaves (J₃ − J₂)·ρ/(1 − ρ) (Aitken's Δ² process). Of J₃ − J₂ only what is beyond
-    3 standard errors counts.
+    The way is measured in learning rate, not in steps: as the rate falls to 0, J levels off wherever it stands.
+    Let J₁, J₂ and J₃ be the means of J over the last three quarters of the way. A rise that shrinks by
+    ρ = (J₃ − J₂)/(J₂ − J₁) from quarter to quarter has (J₃ − J₂)·ρ/(1 − ρ) still to come (Aitken's Δ² process).
+    Only the part of J₃ − J₂ beyond 3 standard errors counts.
 
     Args:
         objective: J along the training, [chunk, lane], reward units.
-        steps: done at the end of each chunk, [chunk].
-        settings: of the fit; the default optimiser's rate falls as a cosine, others are taken as constant.
+        steps: number of steps at the end of each chunk, [chunk].
+        settings: settings of the fit; the default optimiser's rate falls as a cosine, others count as constant.
     """
     with np.errstate(invalid="ignore"):
         plunged = float(np.max(objective[0] - objective.min(0), initial=0.0))
@@ -53,6 +53,7 @@ def estimate_trend(objective: np.ndarray, steps: np.ndarray, settings: dict[str,
     if "start_beta" in settings:
         objective, share = objective[share > _ANNEALED], share[share > _ANNEALED]
     falls = settings.get("optimizer") == "default"
+    # The integral of the cosine decay (1 + cos(π·share)) up to each share.
     way = share + np.sin(np.pi * share) / np.pi if falls else share
     if not len(way):
         return TrainingTrend(np.nan, np.nan, plunged)
@@ -75,14 +76,14 @@ def estimate_trend(objective: np.ndarray, steps: np.ndarray, settings: dict[str,
 def suggest_remedy(
     trend: TrainingTrend | None, gain: float, *, restarts: int, collapsed: bool = False, coverage: str = ""
 ) -> str:
-    """Say what would help a fit that has left something, by what its run did.
+    """Suggest a remedy for a fit that missed part of the gain, from what its run did.
 
     Args:
-        trend: of the run; None where there is no history.
-        gain: J* − J(π₀), or what is known of it, reward units.
-        restarts: how many there were.
-        collapsed: whether it draws single actions where p* does not.
-        coverage: what is said of the modes of p* that it has dropped; empty where it has not.
+        trend: trend of the run; None without a history.
+        gain: J* − J(π₀), or what we know of it, reward units.
+        restarts: number of restarts.
+        collapsed: whether the fit draws single actions but p* does not.
+        coverage: the explanation for dropped modes of p*; empty if the fit dropped none.
     """
     scale = max(abs(gain), 1e-12)
     known = trend is not None and np.isfinite(trend.left)

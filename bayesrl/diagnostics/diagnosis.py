@@ -44,27 +44,27 @@ def diagnose(
     max_count: CountOrZero = MAX_COUNT,
     held_out_evidence: Evidence | None = None,
 ) -> Diagnosis:
-    """Ask a fit every question that tells whether it can be trusted, and give one verdict.
+    """Check a fit in every way that shows whether you can trust it, and give one verdict.
 
-    The verdict is `fail` where more than about 2% of J* − J(π₀) is left or a mode of p* is dropped,
-    `pass` where less is left and no mode is dropped, and `unknown` where p* cannot be reached.
+    The verdict is `fail` if more than about 2% of J* − J(π₀) is missing or the fit dropped a mode of p*,
+    `pass` if less is missing and no mode was dropped, and `unknown` if p* is out of reach.
 
     Args:
         key: consumed whole.
-        posterior: with its programs.
-        held_out: other arguments of the program, on which J is compared.
+        posterior: posterior with its programs.
+        held_out: other arguments of the program, on which to compare J.
         method: as in `evidence`.
         optimum: as in `evidence`.
         reward_bound: as in `evidence`.
         num_samples: as in `evidence`.
         max_count: as in `evidence`.
-        held_out_evidence: of the fit on `held_out`, where it was found before.
+        held_out_evidence: evidence about the fit on `held_out`, if you already have it.
 
     Returns:
-        `Diagnosis`; its checks are of the worst β.
+        `Diagnosis`; its checks describe the worst β.
 
     Raises:
-        PolicyError: it is no posterior, or was loaded without its policy; `held_out` is no tuple.
+        PolicyError: `posterior` is not a posterior, or was loaded without its policy; or `held_out` is not a tuple.
         EngineError: as in `evidence`.
 
     Example:
@@ -92,6 +92,7 @@ def diagnose(
             max_count=max_count,
         )
     except EngineError as error:
+        # A policy without actions has no p*; the checks of the training still apply.
         if posterior.programs is None or posterior.programs.structure.actions:
             raise
         reason = str(error)
@@ -126,7 +127,7 @@ def diagnose(
 
 
 def _training(best: Posterior) -> tuple[np.ndarray, TrainingTrend | None]:
-    """Give J along the training, [chunk, lane], and how far the run had still to go; None without a history."""
+    """Return J along the training, [chunk, lane], and its trend; None without a history."""
     steps = np.asarray(best.history.get("step", ()))
     if not len(steps):
         return np.zeros((1, 1)), None
@@ -135,7 +136,7 @@ def _training(best: Posterior) -> tuple[np.ndarray, TrainingTrend | None]:
 
 
 def _weights(best: Posterior, found: Evidence | None) -> Check:
-    """Ask what the draws are worth that the evidence has weighed; without one, those that the fit carries."""
+    """Ask what the evidence's weighted draws are worth; without evidence, ask of the draws that the fit carries."""
     if found is not None:
         ess, khat = (part[~np.isnan(part)] for part in (np.reshape(found.ess, -1), np.reshape(found.khat, -1)))
         return weights_check(min(ess, default=math.nan), max(khat, default=math.nan), found.num_weighed)
@@ -148,7 +149,7 @@ def _weights(best: Posterior, found: Evidence | None) -> Check:
 
 
 def _restarts(posterior: Posterior, found: Evidence | None) -> Check:
-    """Compare the draws that the restarts carry, [beta, restart, draw]."""
+    """Compare the draws of the restarts, [beta, restart, draw]."""
     lead, restarts = len(posterior.batch_shape), posterior.num_restarts
     statistics = {name: np.asarray(value, float) for name, value in posterior.statistics.items()}
     ratio = statistics["log_q"] - statistics["log_prior"]
@@ -161,7 +162,7 @@ def _restarts(posterior: Posterior, found: Evidence | None) -> Check:
 
 
 def _entropies(best: Posterior) -> tuple[float, float]:
-    """Give the entropies of fit and prior, worst β, from the draws that the fit carries; nan unless all is discrete."""
+    """Return the entropies of fit and prior at the worst β, from the fit's draws; nan unless all is discrete."""
     assert best.programs is not None
     structure = best.programs.structure
     if not best.statistics or not structure.actions or not all(structure[name].discrete for name in structure.actions):
@@ -175,7 +176,7 @@ def _entropies(best: Posterior) -> tuple[float, float]:
 
 
 def _gain(found: Evidence | None, objective: np.ndarray) -> float:
-    """What there was to gain, or failing that what was gained."""
+    """The possible gain, or if unknown, the gain so far."""
     if found is not None and found.prior_objective is not None:
         gain = np.min(found.optimum.mean - found.prior_objective.mean)
         if np.isfinite(gain) and gain > 0:
@@ -186,7 +187,7 @@ def _gain(found: Evidence | None, objective: np.ndarray) -> float:
 
 
 def _verdict(checks: list[Check], reason: str) -> tuple[Verdict, str]:
-    """One word and one sentence."""
+    """One word and one sentence that explains it."""
     by_name = {check.name: check for check in checks}
     for name in ("gap", "mode coverage", "skipped steps", "convergence"):
         if name in by_name and by_name[name].outcome == "fail":
@@ -202,7 +203,7 @@ def _verdict(checks: list[Check], reason: str) -> tuple[Verdict, str]:
 
 
 def _remedy(gap: Check) -> str:
-    """What would settle it."""
+    """Say what would settle the question."""
     if "discounted" in gap.explanation or "recorded" in gap.explanation:
         return "Pass optimum=, the optimum, where it is known; compare() tells which of several fits is better."
     if "bound" in gap.explanation:

@@ -1,4 +1,4 @@
-"""Fits over all of their data: what every diagnostic looks at, instead of mini-batches."""
+"""Turn fits on mini-batches into fits on all data: every diagnostic looks at those."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,14 +10,14 @@ from bayesrl.posterior.posterior import Posterior
 
 
 def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this posterior") -> Posterior:
-    """Give the best restart of each β, or the mixture where one was selected, over all data or other data.
+    """Return the best restart of each β, or the selected mixture, on all data or on other data.
 
-    It carries draws only where it is the fit itself.
+    The result keeps its draws only if the programs did not change.
 
     Args:
-        posterior: with its programs.
-        *new_args: other arguments for the program, in the place of those fitted.
-        what: the words for the posterior in an error.
+        posterior: posterior with its programs.
+        *new_args: other arguments for the program, instead of the fitted ones.
+        what: how an error refers to the posterior.
 
     Raises:
         PolicyError: the posterior was loaded without its policy.
@@ -38,5 +38,5 @@ def full_data_fit(posterior: Posterior, *new_args: Any, what: str = "this poster
 
 
 def trains_policy(programs: Programs) -> bool:
-    """Whether the fit trained parameters of the policy itself: then there is no fixed prior."""
+    """Whether the fit trained parameters of the policy itself, so that there is no fixed prior."""
     return programs.learned and bool(declared_params(key_from_seed(0), programs.policy, *programs.args)[0])

@@ -1,4 +1,4 @@
-"""`coverage`: whether the likeliest regions of a tilted fit hold as many exact draws of p* as they should."""
+"""`coverage`: whether a tilted fit's likeliest regions hold as many exact draws of p* as they should."""
 
 import math
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ from bayesrl.statistics.estimates import Estimate
 from bayesrl.typing import Numbers, PRNGKey
 
 _FALSE_ALARM = 0.01
-"""Chance of an alarm over all β and levels where the fit is p*."""
+"""Chance of an alarm over all β and levels if the fit is p*."""
 
 _NEGLIGIBLE = 0.02
-"""So far beyond its error may a share be from its level before it is remarked on."""
+"""A share may miss its level by this much, beyond its error, without remark."""
 
 _FINEST = 1e-4
 _EPS = float(np.finfo(np.float32).eps)
@@ -42,9 +42,9 @@ class Coverage(Displayable):
     Attributes:
         beta: temperatures, [*beta], reward units per nat; None without rewards.
         levels: probability of each region under the fit, [level].
-        share: of exact draws that lie in it, with standard error, [*beta, level]; mean over contexts.
+        share: share of exact draws inside, with standard error, [*beta, level]; mean over contexts.
         error: standard error that `share` would have if the fit were p*, [*beta, level].
-        num_samples: draws of p*, and as many of the fit, at each β.
+        num_samples: number of draws from p*, and as many from the fit, at each β.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -64,14 +64,14 @@ class Coverage(Displayable):
 
     @property
     def outcomes(self) -> np.ndarray:
-        """Fail where a region holds too little, warn where too much, pass within error, [*beta, level]."""
+        """Fail if a region holds too little, warn if too much, pass within error, [*beta, level]."""
         apart = np.asarray(self.share.mean) - self.levels
         limit = float(ndtri(1 - _FALSE_ALARM / (2 * apart.size))) * self.error + _NEGLIGIBLE
         return np.where(apart < -limit, "fail", np.where(apart > limit, "warn", "pass"))
 
     @property
     def verdict(self) -> Outcome:
-        """Fail where any region holds too little, else warn where any holds too much."""
+        """Fail if any region holds too little, else warn if any holds too much."""
         outcomes: Sequence[Outcome] = ("fail", "warn")
         return next((outcome for outcome in outcomes if (self.outcomes == outcome).any()), "pass")
 
@@ -93,7 +93,7 @@ class Coverage(Displayable):
         return f"The fit's {format_percent(level)} region holds {format_percent(share)} of p*{where}; {how}."
 
     def table(self) -> Table:
-        """One row for each temperature, the share beside each level."""
+        """One row per temperature, with the share in each level's region."""
         betas = [None] if self.beta is None else [float(b) for b in np.atleast_1d(self.beta)]
         mean, se = (np.reshape(np.asarray(part), (len(betas), -1)) for part in self.share)
         rows = [
@@ -124,29 +124,29 @@ def coverage(
 ) -> Coverage:
     """Count the exact draws of p* that lie in the fit's regions of highest probability.
 
-    The region of level α is {x : log q(x) ≥ c}, c being such that q puts α there; where probabilities
-    are tied at c, so many of them belong to it by lot that q's share is α exactly. Of draws x ~ p*
+    The region of level α is {x : log q(x) ≥ c}, where c makes q put probability α there. If several values
+    tie at c, a lottery admits just enough of them for q's share to be exactly α. For draws x ~ p*
 
         share(α) = P_p*[u(x) ≤ α],   u(x) = P_q[log q(X) > log q(x)] + V·P_q[log q(X) = log q(x)],
 
-    V uniform on (0, 1). It is α where q = p*, per context. A fit that has collapsed or dropped a mode
-    covers too little, one that is wider than p* about the same place too much. A fit that is flat
-    where p* lies covers every level by chance alone: its gap tells what this does not.
+    where V is uniform on (0, 1). The share is α if q = p*, per context. A fit that collapsed or dropped a
+    mode covers too little; a fit around the same place but wider than p* covers too much. A fit that is
+    flat where p* lies covers every level by chance alone; look at its gap, which reveals that.
 
     Args:
         key: consumed whole.
-        posterior: the fit. Of each β the best restart is taken, or the mixture where one was selected.
+        posterior: the fit. For each β the best restart is used, or the mixture if you selected one.
         target: exact draws of p* at the same β, from `enumerate_posterior` or `rejection`.
         levels: probabilities α of the regions, between 0 and 1.
-        num_samples: draws of p*, and as many of the fit, at each β.
+        num_samples: number of draws from p*, and as many from the fit, at each β.
 
     Returns:
-        `Coverage`. Where q = p* its verdict is not `pass` in less than 1% of cases.
+        `Coverage`. If q = p*, its verdict differs from `pass` in less than 1% of cases.
 
     Raises:
-        EngineError: the target's draws are not exact, or tilt nature, or levels or num_samples are no
-            such numbers.
-        PolicyError: the target is of other β, other contexts or another policy; or the posterior was loaded without
+        EngineError: the target's draws are not exact or tilt nature, or `levels` or `num_samples` are out
+            of range.
+        PolicyError: the target has other β, other contexts or another policy; or the posterior was loaded without
             its policy.
 
     Example:
@@ -177,7 +177,7 @@ def coverage(
     alphas = np.asarray(levels, float)
     inside = np.stack([[(u <= level).mean(1) for level in alphas] for u in ranks])  # [lane, level, draw]
     shape = (*np.shape(fit.beta if fit.beta is not None else 1.0), len(alphas))
-    # Draws of the fit make up the regions; draws of rejection are taken again and again.
+    # The fit's draws define the regions, which adds their noise; rejection's draws repeat, which adds theirs.
     worth = 2 / num_samples + (0.0 if target.ess is None else 1 / max(float(np.min(target.ess)), 1.0))
     contexts = max(math.prod(fit.programs.structure.context_shape), 1)
     mean, se = inside.mean(-1), np.sqrt(inside.var(-1, ddof=1) * worth)
@@ -187,7 +187,7 @@ def coverage(
 
 
 def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[float | None]:
-    """Give each β of the fit, and refuse targets that are not exact draws of p* at all of them."""
+    """Return each β of the fit; refuse targets that do not hold exact draws of p* at all of them."""
     if target.ess is not None and target.num_accepted is None:
         raise EngineError(
             "the target holds weighted draws, which are not draws of p*; use enumerate_posterior or rejection"
@@ -221,13 +221,14 @@ def _matched(fit: Posterior, programs: Programs, target: WeightedDraws) -> list[
 def _ranks(
     key: PRNGKey, rng: np.random.Generator, one: Posterior, exact: dict[str, Numbers], num_samples: int
 ) -> np.ndarray:
-    """Give u of each exact draw, [draw, contexts]: uniform if they are the fit's own."""
+    """Return u of each exact draw, [draw, contexts]: uniform if the fit drew them."""
     own: dict[str, Any] = {name: value[0] for name, value in one.sample(key, num_samples).items() if name in exact}
-    # Both are scored in one call, so that equal draws score equally to the last bit.
+    # One call scores both, so that equal draws score equally to the last bit.
     both = {name: jnp.concatenate([jnp.asarray(own[name], value.dtype), value]) for name, value in exact.items()}
     score = np.asarray(one.log_prob(both), float)[0].reshape(2 * num_samples, -1)
     score = np.where(np.isfinite(score), score, -1e30)
     finest = max(_FINEST, 4 * _EPS * float(np.abs(score[score > -1e30]).max(initial=0.0)))
+    # Round before ranking: scores that differ by rounding alone are ties.
     score = np.round(score / finest)
     result = np.empty((num_samples, score.shape[1]))
     for c in range(score.shape[1]):

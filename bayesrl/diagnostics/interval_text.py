@@ -1,4 +1,4 @@
-"""How quantities are written of which one end alone may be known."""
+"""How to write quantities of which we may know one end only."""
 
 import math
 
@@ -7,19 +7,19 @@ from bayesrl.statistics.estimates import Interval
 
 
 def has_mean(interval: Interval | None) -> bool:
-    """Whether a quantity is known on both sides, so that its mean is an estimate of it."""
+    """Whether both sides of a quantity are known, so that its mean is an estimate."""
     if interval is None or math.isnan(float(interval.mean)):
         return False
     return not (math.isnan(float(interval.upper)) and math.isinf(float(interval.conservative_upper)))
 
 
 def bracket_text(interval: Interval | None, error: float = 0.0, *, own: bool = False) -> str:
-    """Write mean and ends of a quantity, or the one end that is known of it.
+    """Write a quantity's mean and ends, or the one end that is known.
 
     Args:
-        interval: of single numbers; or None.
-        error: of J, to whose digits an end is written.
-        own: whether this error is the end's own.
+        interval: an interval of single numbers, or None.
+        error: error of J; an end gets as many digits as this supports.
+        own: whether this error belongs to the end itself.
     """
     if interval is None:
         return UNKNOWN
@@ -34,7 +34,7 @@ def bracket_text(interval: Interval | None, error: float = 0.0, *, own: bool = F
 
 
 def gap_text(gap: Interval | None, optimum: Interval, objective: Interval) -> str:
-    """Write J* − J; single precision cannot tell less than a millionth of J* from nothing."""
+    """Write J* − J; single precision cannot tell less than a millionth of J* from 0."""
     finest = 1e-6 * max(abs(float(optimum.mean)), abs(float(objective.mean)))
     ends = () if gap is None else (gap.mean, gap.conservative_lower, gap.conservative_upper)
     if ends and finest > max(abs(float(end)) for end in ends):

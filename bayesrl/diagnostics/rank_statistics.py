@@ -1,4 +1,4 @@
-"""What `calibrate` finds: ranks of what generated the data, and whether they are uniform."""
+"""The result of `calibrate`: ranks of the true values, and whether they are uniform."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ _LEVEL = 0.01
 @checked(EngineError)
 @dataclass(frozen=True, repr=False)
 class Calibration(Displayable):
-    """Ranks of what generated the data among draws inferred from them.
+    """Ranks of the values that generated the data among draws inferred from the data.
 
     Attributes:
-        names: of the quantities: every number of every latent site, and log p(y|θ).
+        names: names of the quantities: every number of every latent site, and log p(y|θ).
         ranks: [replication, quantity], 0 to `num_samples`, ties broken at random.
-        num_samples: draws that each rank is among.
-        pit: the same as uniform numbers between 0 and 1.
+        num_samples: number of draws that each rank is among.
+        pit: the ranks as uniform numbers between 0 and 1.
 
     Example:
         >>> import numpy as np
@@ -46,19 +46,19 @@ class Calibration(Displayable):
 
     @property
     def p_values(self) -> np.ndarray:
-        """Of a test of uniformity of each quantity (ArviZ's `pot_c`), [quantity]."""
+        """P-value of a test of uniformity for each quantity (ArviZ's `pot_c`), [quantity]."""
         from arviz_stats.base.array import array_stats
 
         return np.asarray(array_stats.uniformity_test(self.pit, axis=0, method="pot_c")[0], float).reshape(-1)
 
     @property
     def p_value(self) -> float:
-        """Of all quantities together, by Bonferroni."""
+        """P-value of all quantities together, by Bonferroni."""
         return float(min(1.0, self.p_values.min() * len(self.names)))
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` where ranks this uneven would come of calibrated inference once in a hundred times."""
+        """`fail` if calibrated inference would give ranks this uneven once in a hundred times or less."""
         return "fail" if self.p_value < _LEVEL else "pass"
 
     @property
@@ -76,6 +76,7 @@ class Calibration(Displayable):
                 "inference does not use the data as it should."
             )
         centred = self.pit[:, worst] - 0.5
+        # For uniform numbers both are 0 in expectation; the factors bring them to a common scale, unit variance.
         shift, spread = centred.mean() * np.sqrt(12), ((centred**2).mean() - 1 / 12) * np.sqrt(180)
         if abs(shift) > abs(spread):
             how = "too low" if shift > 0 else "too high"
@@ -84,10 +85,10 @@ class Calibration(Displayable):
         return f"Draws of {self.names[worst]} are {how}: its ranks are not uniform (p = {p_values[worst]:.1g})."
 
     def coverage(self, level: Level) -> Estimate:
-        """How often the central interval of this level held the truth, with standard error, [quantity].
+        """How often the central interval of this level held the true value, with standard error, [quantity].
 
         Raises:
-            EngineError: the level is no number between 0 and 1.
+            EngineError: the level is not between 0 and 1.
         """
         inside = np.abs(self.pit - 0.5) <= level / 2
         mean = inside.mean(0)

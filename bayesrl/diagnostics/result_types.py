@@ -1,4 +1,4 @@
-"""What diagnostics find of a fit: checks with a verdict, frontiers, comparisons."""
+"""What the diagnostics return: checks with a verdict, frontiers, comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ type Verdict = Literal["pass", "fail", "unknown"]
 
 
 class Check(NamedTuple):
-    """One question asked of a fit, and its answer.
+    """One question about a fit, and its answer.
 
     Attributes:
-        name: what is asked, in two or three words.
-        value: what was measured, the worst over β; nan where it could not be.
+        name: the question, in two or three words.
+        value: the measured value, the worst over β; nan if it could not be measured.
         threshold: where warning or failure begins.
-        least: whether the threshold is the least good value; it is the greatest by default.
-        outcome: pass, warn, fail, or unknown where it could not be measured.
+        least: whether the threshold is the least good value; by default it is the greatest.
+        outcome: pass, warn, fail, or unknown if it could not be measured.
         explanation: one sentence: what the value means, and what to do.
         reference: where the check comes from.
     """
@@ -40,25 +40,25 @@ class Check(NamedTuple):
 
     @property
     def value_text(self) -> str:
-        """The value, with as many digits as tell on which side of the threshold it is."""
+        """The value, with enough digits to show on which side of the threshold it is."""
         return format_with_limit(self.value, self.threshold)[0]
 
     @property
     def limit(self) -> str:
-        """The threshold, with the side that is good."""
+        """The threshold, with the sign of its good side."""
         return f"{'≥' if self.least else '≤'} {format_with_limit(self.value, self.threshold)[1]}"
 
 
 @checked(EngineError)
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Displayable):
-    """Whether a fit can be trusted.
+    """Whether you can trust a fit.
 
     Attributes:
-        verdict: pass, fail, or unknown where p* cannot be reached.
+        verdict: pass, fail, or unknown if p* is out of reach.
         explanation: why, and what would settle it.
-        checks: every question that was asked.
-        evidence: what the first of them rests on; None where p* cannot be approached at all.
+        checks: every question and its answer.
+        evidence: what the first checks rest on; None if p* cannot be approached at all.
     """
 
     verdict: Verdict
@@ -75,7 +75,7 @@ class Diagnosis(Displayable):
 
 
 def checks_listing(checks: Sequence[Check]) -> Table:
-    """One row for each check, what to do as its note."""
+    """One row per check, with its advice as a note."""
     rows = [(f"{MARKS[c.outcome]} {c.outcome}", c.name, c.value_text, c.limit) for c in checks]
     return Table(("outcome", "check", "value", "limit"), rows, "llrr", [c.explanation for c in checks])
 
@@ -83,15 +83,15 @@ def checks_listing(checks: Sequence[Check]) -> Table:
 @checked(EngineError)
 @dataclass(frozen=True, repr=False)
 class Frontier(Displayable):
-    """Reward against KL over an array of β, and whether it obeys what any optimum obeys.
+    """Reward against KL over an array of β, and whether it behaves as every optimum does.
 
     Attributes:
         beta: temperatures, ascending, reward units per nat, [beta].
-        evidence: of the fit, at these β.
+        evidence: evidence about the fit at these β.
         checks: `dJ*/dβ = −KL`, `J* non-increasing`, `J* convex`, `E[R] non-increasing`,
             `KL non-increasing`, `E[R] concave in KL`; they pass within error.
         gold: the gold metric at each β, or None.
-        turning_point: β at which gold is greatest while the proxy still rises; None where gold does not turn down.
+        turning_point: β of the greatest gold while the proxy still rises; None if gold does not turn down.
     """
 
     beta: np.ndarray
@@ -101,7 +101,7 @@ class Frontier(Displayable):
     turning_point: float | None
 
     def table(self) -> Table:
-        """One row for each temperature, with the gold metric where there is one."""
+        """One row per temperature, with the gold metric if there is one."""
         listing = self.evidence.table()
         if self.gold is None:
             return listing
@@ -121,14 +121,14 @@ class Comparison(Displayable):
     """Fits of one problem side by side, on common draws.
 
     Attributes:
-        names: of the fits; differences are to the first.
+        names: names of the fits; differences are to the first.
         objective: J of each, reward units, [fit].
         reward: E[R] of each.
         kl: KL(q‖π₀) of each, nats.
-        delta_objective: J less that of the first, with paired standard error, [fit].
-        delta_reward: likewise E[R].
-        delta_kl: likewise KL.
-        log_marginal: log p(y), nats, [fit], which is one for all of them; None without data beside rewards.
+        delta_objective: J minus that of the first, with paired standard error, [fit].
+        delta_reward: the same for E[R].
+        delta_kl: the same for KL.
+        log_marginal: log p(y), nats, [fit], the same for all fits; None unless there are data beside rewards.
     """
 
     names: Sequence[str]
@@ -141,7 +141,7 @@ class Comparison(Displayable):
     log_marginal: Interval | None = None
 
     def table(self) -> Table:
-        """One row for each fit, with its differences to the first."""
+        """One row per fit, with its differences to the first."""
         columns = (self.objective, self.delta_objective, self.reward, self.delta_reward, self.kl, self.delta_kl)
         rows = [
             (name, *("" if i == 0 and k % 2 else format_estimate(estimate_at(one, i)) for k, one in enumerate(columns)))
@@ -158,11 +158,11 @@ class Comparison(Displayable):
 
 
 class Section(NamedTuple):
-    """A part of the report that a domain adds.
+    """A part that a domain adds to the report.
 
     Attributes:
-        title: its heading.
-        caption: a sentence that says what good looks like.
+        title: heading.
+        caption: a sentence that says what a good result looks like.
         body: a Matplotlib figure, a table as rows of cells with the headings first, or plain text.
 
     Example:

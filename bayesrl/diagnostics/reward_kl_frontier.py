@@ -1,4 +1,4 @@
-"""`frontier`: reward against KL over an array of β, and whether it obeys what any optimum obeys."""
+"""`frontier`: reward against KL over an array of β, and whether it behaves as every optimum does."""
 
 import math
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ from bayesrl.statistics.estimates import Interval
 from bayesrl.typing import PRNGKey
 
 _FALSE_ALARM = 0.01
-"""Chance that a true frontier fails any of the checks, all neighbours together."""
+"""Chance that a true frontier fails any check, over all neighbours together."""
 
 _NEGLIGIBLE, _SMALL = 1e-3, 1e-2
-"""Shares of the range that the sweep covers: less passes, less than the other only warns."""
+"""Shares of the sweep's range: a violation below the first passes, one below the second only warns."""
 
 _EPS = float(np.finfo(np.float32).eps)
 _APART = 4.0
@@ -56,35 +56,35 @@ def frontier(
     reward_bound: float | None = None,
     max_count: CountOrZero = MAX_COUNT,
 ) -> Frontier:
-    """Lay reward against KL over β, and ask whether it is what optima look like.
+    """Compare reward with KL over β, and ask whether the curve looks like one of optima.
 
     J*(β) = max_q E_q[R] − β·KL(q‖π₀) is a maximum of straight lines in β. So it is convex and
     non-increasing, dJ*/dβ = −KL(p*‖π₀), E[R] and KL are non-increasing, and E[R] is concave in KL. A
-    sweep that breaks this has not converged at some β; one that obeys it may still be held back by
-    its family. The derivative is checked without a step size: between neighbours β < β′
+    sweep that breaks this has not converged at some β; a sweep that obeys it may still be limited by
+    its family. The check of the derivative needs no step size: between neighbours β < β′
 
         −KL(β) ≤ (J(β′) − J(β)) / (β′ − β) ≤ −KL(β′),
 
-    that is, no fit is beaten at its own temperature by the fit at a neighbouring one.
+    that is, at its own temperature no fit loses to the fit at a neighbouring one.
 
     Args:
         key: consumed whole.
-        posterior: fitted at an array of β, in any order. Of each β the best restart is taken, or the
-            mixture where one was selected.
-        gold: name of a deterministic site: what the reward stands for, in its own units.
-        evidence: of this posterior, where it has been made already.
+        posterior: fitted at an array of β, in any order. For each β the best restart is used, or the
+            mixture if you selected one.
+        gold: name of a deterministic site: the true goal that the reward stands for, in its own units.
+        evidence: evidence about this posterior, if you already have it.
         num_samples: greatest number of draws at each β.
         method: as in `evidence`.
         reward_bound: as in `evidence`, reward units.
         max_count: as in `evidence`.
 
     Returns:
-        `Frontier`, β ascending. `turning_point` is the β of the greatest gold, where at a smaller one
-        gold is lower and the reward higher, both significantly.
+        `Frontier`, β ascending. `turning_point` is the β of the greatest gold, provided that at some smaller
+        β gold is lower and the reward higher, both significantly.
 
     Raises:
-        PolicyError: there is one β, or twice the same; gold is not a deterministic site; evidence is
-            of other β; or the posterior was loaded without its policy.
+        PolicyError: there is only one β, or one occurs twice; gold is not a deterministic site; the evidence
+            has other β; or the posterior was loaded without its policy.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -131,7 +131,7 @@ def frontier(
 
 
 def _check_evidence(evidence: Evidence, betas: np.ndarray) -> None:
-    """Refuse evidence that is none, or of another fit."""
+    """Refuse evidence about another fit."""
     if evidence.beta is None or np.shape(evidence.beta) != betas.shape or not np.allclose(evidence.beta, betas):
         raise PolicyError(
             f"evidence is of β = {evidence.beta}, the posterior of β = {betas}; pass evidence of this fit"
@@ -139,7 +139,7 @@ def _check_evidence(evidence: Evidence, betas: np.ndarray) -> None:
 
 
 def _sweep_of(posterior: Posterior) -> np.ndarray:
-    """Give the temperatures, [beta], as they were fitted."""
+    """Return the temperatures, [beta], in the order of the fit."""
     if posterior.beta is None or np.size(posterior.beta) < 2:
         given = "no β" if posterior.beta is None else f"β = {float(np.reshape(posterior.beta, -1)[0]):.3g} alone"
         raise PolicyError(
@@ -168,7 +168,7 @@ def _metric(key: PRNGKey, posterior: Posterior, name: str, betas: np.ndarray, nu
 
 
 def turning_point(beta: np.ndarray, gold: Interval, reward: Interval) -> float | None:
-    """Find β of the greatest gold, if at a smaller β gold is lower and the reward higher, beyond error.
+    """Find the β of the greatest gold, if at a smaller β gold is lower and the reward higher, beyond error.
 
     Args:
         beta: ascending, [beta].
@@ -177,6 +177,7 @@ def turning_point(beta: np.ndarray, gold: Interval, reward: Interval) -> float |
     """
     top, num = int(np.argmax(gold.mean)), len(beta)
     z = float(ndtri(1 - _FALSE_ALARM / (num * (num - 1))))
+    # Bonferroni over both tests of every pair of β, as the place of the maximum is not fixed beforehand.
 
     def beyond(quantity: Interval, sign: float) -> np.ndarray:
         rise = sign * (quantity.mean[:top] - quantity.mean[top])
@@ -190,7 +191,7 @@ def turning_point(beta: np.ndarray, gold: Interval, reward: Interval) -> float |
 
 
 class _Broken(NamedTuple):
-    """By how much an inequality is broken, [places]; its error; the smaller index of β at each; words for them."""
+    """How far an inequality is broken, [places]; its error; the smaller index of β at each place."""
 
     amount: np.ndarray
     se: np.ndarray
@@ -198,12 +199,12 @@ class _Broken(NamedTuple):
 
 
 def frontier_checks(beta: np.ndarray, objective: Interval, reward: Interval, kl: Interval) -> tuple[Check, ...]:
-    """Ask of each pair and triple of neighbours whether an optimum could look so.
+    """Ask of each pair and triple of neighbours whether optima could look like this.
 
-    A check's value is how far the worst neighbours break it, below 0 where none does, in reward
-    units (nats for KL). It passes within error: z·se, with z such that a true frontier fails any
+    A check's value is how far the worst neighbours break it, below 0 if none do, in reward units
+    (nats for KL). It passes within error: z·se, with z such that a true frontier fails any
     check with probability 1% at most (Bonferroni), plus 0.1% of the range of the sweep, which no
-    finite fit escapes. Up to 1% of the range is a warning, more a failure.
+    finite fit escapes. Up to 1% of the range is a warning, beyond that a failure.
 
     Args:
         beta: ascending, reward units per nat, [beta].
@@ -252,18 +253,18 @@ _TOO_FEW = "the β are too few, too close or too noisy to tell: fit more of them
 
 
 class _Sweep:
-    """J, E[R] and KL by ascending β; fits at different β were drawn from independently."""
+    """J, E[R] and KL by ascending β; the draws at different β are independent."""
 
     def __init__(self, beta: np.ndarray, objective: Interval, reward: Interval, kl: Interval) -> None:
         self.beta, self.objective, self.reward, self.kl = beta, objective, reward, kl
 
     def _error_at(self, index: Any, temperature: np.ndarray) -> np.ndarray:
-        """Bound the standard error of E[R] − β′·KL = J − (β′ − β)·KL, whatever J and KL have in common."""
+        """Bound the standard error of E[R] − β′·KL = J − (β′ − β)·KL, whatever the correlation of J and KL."""
         apart = np.abs(temperature - self.beta[index])
         return np.asarray(self.objective.se[index] + apart * self.kl.se[index])
 
     def slope(self) -> _Broken:
-        """By how much the policy of a neighbour beats a fit at its own temperature; neighbours above, then below."""
+        """How far a neighbour's policy beats a fit at the fit's own temperature; neighbours above, then below."""
         num = len(self.beta)
         own = np.concatenate([np.arange(num - 1), np.arange(1, num)])
         other = np.concatenate([np.arange(1, num), np.arange(num - 1)])
@@ -272,12 +273,12 @@ class _Sweep:
         return _Broken(amount, np.hypot(self._error_at(other, beta), self.objective.se[own]), own)
 
     def rising(self, quantity: Interval) -> _Broken:
-        """By how much something rises with β."""
+        """How far a quantity rises with β."""
         rise = quantity.mean[1:] - quantity.mean[:-1]
         return _Broken(rise, np.hypot(quantity.se[1:], quantity.se[:-1]), np.arange(len(rise)))
 
     def bent_down(self) -> _Broken:
-        """By how much J lies above the chord of its neighbours, over β."""
+        """How far J lies above the chord of its neighbours, over β."""
         beta, mean, se = self.beta, self.objective.mean, self.objective.se
         left = (beta[2:] - beta[1:-1]) / (beta[2:] - beta[:-2])
         amount = mean[1:-1] - left * mean[:-2] - (1 - left) * mean[2:]
@@ -285,7 +286,7 @@ class _Sweep:
         return _Broken(amount, error, np.arange(1, len(beta) - 1))
 
     def hollow(self) -> _Broken:
-        """By how much E[R] lies under the chord of its neighbours, over KL; only where KLs differ beyond error."""
+        """How far E[R] lies under the chord of its neighbours, over KL; only where KLs differ beyond error."""
         kl, reward = self.kl.mean, self.reward.mean
         apart = kl[:-1] - kl[1:] - _APART * np.hypot(self.kl.se[:-1], self.kl.se[1:])
         clear = apart > 16 * _EPS * float(np.abs(kl).max())
@@ -293,7 +294,7 @@ class _Sweep:
         steep = (reward[at - 1] - reward[at + 1]) / (kl[at - 1] - kl[at + 1])
         left = (kl[at] - kl[at + 1]) / (kl[at - 1] - kl[at + 1])
         amount = reward[at + 1] + steep * (kl[at] - kl[at + 1]) - reward[at]
-        # To first order the error is that of E[R] − s·KL at the three, s being the slope of the chord.
+        # To first order the error is that of E[R] − s·KL at the three points, where s is the slope of the chord.
         parts = (left * self._error_at(at - 1, steep), (1 - left) * self._error_at(at + 1, steep))
         error = np.sqrt(parts[0] ** 2 + parts[1] ** 2 + self._error_at(at, steep) ** 2)
         return _Broken(amount, error, at)

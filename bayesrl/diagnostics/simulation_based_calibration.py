@@ -1,4 +1,4 @@
-"""`calibrate`: whether inference recovers what generated the data, by simulation."""
+"""`calibrate`: check by simulation whether inference recovers the values that generated the data."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +34,7 @@ type Drawer = Callable[[PRNGKey, tuple[Any, ...]], dict[str, Array]]
 """Draws of the latent sites given arguments: (key, args) → {site: [num_samples, ...]}."""
 
 type Inference = Callable[[PRNGKey, Program, tuple[Any, ...], int], Drawer]
-"""Gets inference ready for a program on example arguments: (key, program, args, num_samples) → `Drawer`."""
+"""Prepares inference for a program on example arguments: (key, program, args, num_samples) → `Drawer`."""
 
 _AT_ONCE = 64
 _MOST_ASSIGNMENTS = 2**16
@@ -51,28 +51,28 @@ def calibrate(
 ) -> Calibration:
     """Check inference for a program with data by simulation: draw θ ~ p(θ), y ~ p(y|θ), infer, rank θ.
 
-    If the draws θ₁…θ_L come from p(θ|y), the rank of θ among them is uniform on 0…L, of every number
-    in θ and of log p(y|θ), which also catches inference that ignores the data. Ties, which discrete
-    sites have, are broken at random, so that this holds for them too. The data are simulated at the
-    program's `obs=` sites, wherever they are; `args` only give shapes and covariates.
+    If the draws θ₁…θ_L come from p(θ|y), the rank of θ among them is uniform on 0…L. This holds for every
+    number in θ and for log p(y|θ), which also catches inference that ignores the data. Discrete sites
+    have ties; they are broken at random, so that it holds for them too. The data are simulated at the
+    program's `obs=` sites, wherever they are; `args` only provide shapes and covariates.
 
     Args:
         key: consumed whole.
         model: a program with latent and observed sites and without rewards.
         *args: its arguments.
-        infer: what to check, `svi_inference()` by default. It is called once, for a program whose arguments
-            are (data, *args) with data = {site: values}; the function that it gives must be traceable
-            by JAX, for it runs on many data sets at once. Draws should be independent of one another.
-        num_replications: how many data sets.
-        num_samples: L, draws for each.
+        infer: the inference to check, by default `svi_inference()`. It is called once, for a program whose
+            arguments are (data, *args) with data = {site: values}. JAX must be able to trace the function
+            it returns, which runs on many data sets at once. Its draws should be independent of one another.
+        num_replications: number of data sets.
+        num_samples: L, the number of draws for each.
 
     Returns:
         `Calibration`.
 
     Raises:
         PolicyError: there are rewards, no observed or no latent site, or a subsampled plate.
-        EngineError: the numbers are too small; or what `infer` gives draws nan or other sites or shapes, or
-            cannot be traced.
+        EngineError: the numbers are too small; or the function that `infer` returns draws nan, draws other
+            sites or shapes, or cannot be traced.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -101,7 +101,7 @@ def calibrate(
     keys = split(simulate_key, num_replications)
     truth, data = to_host(jax.jit(jax.vmap(partial(_simulate, frozen, structure, args)))(keys))
     program = partial(_given, frozen)
-    example = (jax.tree.map(lambda x: x[0, ...], data), *args)  # of NumPy, too, an array
+    example = (jax.tree.map(lambda x: x[0, ...], data), *args)  # x[0] of a NumPy vector is no array
     drawer = _prepared(svi_inference() if infer is None else infer, infer_key, program, example, num_samples)
     _check_draws(drawer, example, jax.tree.map(lambda x: x[0, ...], truth), num_samples)
 
@@ -154,7 +154,7 @@ def _prepared(infer: Inference, key: PRNGKey, program: Program, args: tuple[Any,
 
 
 def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers], num_samples: int) -> None:
-    """Refuse inference that cannot be traced, or whose draws are not those of the latent sites."""
+    """Refuse inference that JAX cannot trace or whose draws do not match the latent sites."""
     try:
         draws: Any = jax.eval_shape(lambda key, data: drawer(key, (data, *args[1:])), key_from_seed(0), args[0])
     except jax.errors.JAXTypeError as error:
@@ -175,10 +175,10 @@ def _check_draws(drawer: Drawer, args: tuple[Any, ...], theta: dict[str, Numbers
 
 
 class _Simulated(IntoScans):
-    """Draws what the program observes."""
+    """Draws a value for every observed site."""
 
     def process_site(self, msg: dict[str, Any]) -> None:
-        """Forget the data of an observed site."""
+        """Drop the data of an observed site."""
         if msg["type"] == "sample" and site_kind(msg) == "observed":
             msg["value"], msg["is_observed"] = None, False
 
@@ -193,12 +193,12 @@ def _simulate(
 
 
 def _given(model: Program, data: dict[str, Array], *args: Any) -> Any:
-    """Run a program on other data: a program of (data, *args)."""
+    """Run a program on other data, as a program of (data, *args)."""
     return handlers.condition(model, data=data)(*args)
 
 
 def _quantities(program: Program, structure: Structure, args: tuple[Any, ...], sites: dict[str, Array]) -> Array:
-    """Lay out every number of θ, and log p(y|θ)."""
+    """Collect every number of θ, and log p(y|θ)."""
     trace = _run(program, args, sites)
     observed = [trace.sites[name] for name in structure.names("observed")]
     likelihood = sum((site_log_prob(site).sum() for site in observed), start=jnp.zeros(()))
@@ -235,10 +235,10 @@ def svi_inference(
         guide: a program of (data, *args), or a family; by default `AutoTilt()`.
         objective: from `bayesrl.objectives`; by default `ReverseKL()`.
         num_steps: gradient steps on every data set.
-        learning_rate: where the cosine decay begins; by default that of the guide's family.
+        learning_rate: start of the cosine decay; by default that of the guide's family.
 
     Raises:
-        EngineError: a number is none.
+        EngineError: a number is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -274,7 +274,7 @@ def svi_inference(
 
 
 def exact_inference() -> Inference:
-    """Infer exactly, where all latent sites are discrete and few: draws by the probabilities of all assignments.
+    """Infer exactly by enumerating all assignments; all latent sites must be discrete and few.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -289,7 +289,7 @@ def exact_inference() -> Inference:
     """
 
     def prepare(key: PRNGKey, program: Program, args: tuple[Any, ...], num_samples: int) -> Drawer:
-        # Contexts are taken together here: a program without a context plate is one problem.
+        # Here all contexts form one problem, as in a program without a context plate.
         structure = _one_problem(inspect(key, program, *args))
         axes = path_axes(structure)
         if num_assignments(axes) > _MOST_ASSIGNMENTS:

@@ -1,6 +1,6 @@
-"""Two diagnostics of draws, as ArviZ computes them, without ArviZ, which takes longer to import than a verdict takes.
+"""Two of ArviZ's diagnostics of draws, without ArviZ: its import takes longer than a verdict.
 
-The tests hold both against ArviZ's own.
+The tests compare both with ArviZ itself.
 """
 
 import math
@@ -10,18 +10,18 @@ from scipy.special import logsumexp, ndtri
 
 _LEAST_TAIL = 5
 _PRIOR_SCALE, _PRIOR_DRAWS, _PRIOR_SHAPE = 3.0, 10.0, 0.5
-"""Of the weakly informative prior of k̂, which steadies it where there are few draws."""
+"""Weakly informative prior on k̂, which steadies it when there are few draws."""
 _BLOM = 3 / 8
 
 
 def pareto_shape(log_weights: np.ndarray) -> float:
-    """Fit k̂, the shape of a generalised Pareto distribution, to the greatest of some weights.
+    """Fit k̂, the shape of a generalised Pareto distribution, to the largest weights.
 
     Args:
         log_weights: [draws], nats.
 
     Returns:
-        The shape; nan where the tail has fewer than 5 draws or is far from such a distribution, inf where none fits.
+        The shape; nan if the tail has fewer than 5 draws or is far from such a distribution, inf if none fits.
 
     Example:
         >>> import numpy as np
@@ -58,13 +58,13 @@ def pareto_shape(log_weights: np.ndarray) -> float:
 
 
 def rank_rhat(chains: np.ndarray) -> float:
-    """Give the rank-normalised split R̂ of chains, the greater of bulk and tails.
+    """Return the rank-normalised split R̂ of chains, the greater of bulk and tails.
 
     Args:
         chains: [chain, draw].
 
     Returns:
-        R̂, near 1 where the chains agree; nan for one chain, fewer than 4 draws, or numbers that are none.
+        R̂, near 1 if the chains agree; nan for one chain, fewer than 4 draws, or draws with nan.
 
     Example:
         >>> import numpy as np
@@ -84,7 +84,7 @@ def rank_rhat(chains: np.ndarray) -> float:
 
 
 def _normal_scores(values: np.ndarray) -> np.ndarray:
-    """Put in the place of each number the quantile of the normal distribution at its rank; ties share one."""
+    """Replace each number by the normal quantile of its rank; ties share one."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2
     scores: np.ndarray = ndtri((ranks[place.reshape(-1)] - _BLOM) / (values.size - 2 * _BLOM + 1)).reshape(values.shape)
