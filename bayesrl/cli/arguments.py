@@ -1,4 +1,4 @@
-"""Words of the command line: options read, values spelt, lines said. Nothing heavy is imported for them."""
+"""Helpers of the command line that parse options, write values and print lines; they import nothing heavy."""
 
 import math
 import os
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def parse_beta(text: str) -> list[float]:
-    """Read one temperature, or several with commas.
+    """Parse one temperature, or several separated by commas.
 
     Raises:
-        PolicyError: it is neither, or one is not positive and finite.
+        PolicyError: the text is neither, or a temperature is not positive and finite.
     """
     try:
         values = [float(part) for part in text.split(",")]
@@ -32,10 +32,10 @@ def parse_beta(text: str) -> list[float]:
 
 
 def parse_options(assignments: list[str]) -> dict[str, Any]:
-    """Read options of the form name=value.
+    """Parse options of the form name=value.
 
     Raises:
-        ProblemError: one is not of this form.
+        ProblemError: an option does not have this form.
     """
     options: dict[str, Any] = {}
     for assignment in assignments:
@@ -47,7 +47,7 @@ def parse_options(assignments: list[str]) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> int | float | bool | str:
-    """Read an int, a float, true or false; everything else is a string."""
+    """Parse an int, a float, true or false; everything else is a string."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -59,38 +59,38 @@ def _parse_value(text: str) -> int | float | bool | str:
 
 
 def check_positive(name: str, value: int | None) -> None:
-    """Refuse a count that is below 1.
+    """Refuse a count below 1.
 
     Raises:
-        FitError: it is.
+        FitError: the count is below 1.
     """
     if value is not None and value < 1:
         raise FitError(f"{name}={value}; use an integer of at least 1")
 
 
 def format_option(value: Any) -> str:
-    """Write the value of an option as it is typed."""
+    """Write the value of an option as a user would type it."""
     return str(value).lower() if isinstance(value, bool) else repr(value) if value == "" else str(value)
 
 
 def problem_title(model: str, about: str) -> str:
-    """Name a problem, with the line that says what it is."""
+    """Name a problem, with a line that says what it is."""
     about = about or model_names().get(model, "")
     return f"{model}: {about}" if about else model
 
 
 def describe_problem(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Say how to make the problem again, from whatever folder."""
+    """Describe how to make the problem again, from any folder."""
     return {"model": str(Path(model).resolve()) if model.endswith(".py") else model, "options": dict(options)}
 
 
 def list_files(folder: Path) -> str:
-    """Name the files in a folder."""
+    """List the names of the files in a folder."""
     return ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")))
 
 
 def print_line(text: str, colour: str | None = None, *, err: bool = False) -> None:
-    """Print a line, in colour where that goes to a terminal; what would steer the terminal is shown and not sent."""
+    """Print a line, in colour on a terminal; control characters are made visible, not sent."""
     if not text.replace("\n", "").isprintable():
         from bayesrl.display.formatting import sanitize
 
@@ -109,7 +109,7 @@ def format_size(size: int) -> str:
 
 
 def make_console() -> "Console":
-    """Give the terminal to print tables to; what would steer it, in whatever is printed, is shown and not sent."""
+    """Return the console to print tables to; it makes control characters visible instead of sending them."""
     from rich.console import Console
     from rich.segment import Segment
 

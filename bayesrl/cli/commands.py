@@ -1,4 +1,4 @@
-"""The commands. What is heavy is imported where it is used, so that whatever is wrong is answered at once."""
+"""The commands. Heavy packages are imported where they are used, so that errors in the input appear at once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from bayesrl.ready_models import check_use
 
 
 class _Light:
-    """A command whose `--help` is False where it is not given: for None, Typer imports Pydantic to find that out."""
+    """A command whose `--help` defaults to False: for a default of None, Typer imports Pydantic to find that out."""
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)  # type: ignore[misc]
@@ -46,17 +46,17 @@ class _LightCommand(_Light, TyperCommand):
             meant = suggest_command(ctx.info_name or "", typed)
             if hasattr(error, "message") and meant is not None:
                 error.message = f"{error.message.rstrip('.')}. Did you mean: bayesrl {meant}"
-                vars(error).update(possibilities=None)  # Click's own guesses, which name options alone
+                vars(error).update(possibilities=None)  # drop Click's own guesses, which cover options only
             raise
 
 
 completion_init()
 app = typer.Typer(
     cls=_LightGroup,
-    add_completion=False,  # Typer's own options for it import Pydantic with each command; those of `main` do not
+    add_completion=False,  # Typer's own options for it import Pydantic with every command; those of `main` do not
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # Rich takes three times as long to import as everything else that a help text needs
+    rich_markup_mode=None,  # importing Rich takes three times as long as everything else that a help text needs
     help="Reinforcement learning as Bayesian inference: fit policies as posteriors, or learn what is unknown.",
 )
 
@@ -97,9 +97,9 @@ def main(
 
 @contextmanager
 def _at_work(folder: Path | None, *, quiet: bool) -> Iterator[Callable[..., None]]:
-    """Do what takes its time: with a line that tells it, the cache of compiled programs, and an end by Ctrl-C.
+    """Run slow work with a status line, the cache of compiled programs, and a clean end on Ctrl-C.
 
-    Gives what a fit is to call after each chunk of steps. A run folder is held meanwhile.
+    Yields the function that a fit must call after each chunk of steps. Meanwhile it holds the run folder.
     """
     from bayesrl.run_folder import hold_folder
 

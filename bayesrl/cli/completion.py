@@ -1,4 +1,4 @@
-"""What a shell completes: names of ready models, files, options of a model."""
+"""What a shell completes: names of ready models, files, and options of a model."""
 
 import os
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ def complete_model(incomplete: str) -> Iterator[tuple[str, str]]:
 
 
 def complete_assignment(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
-    """Complete the name of an option of the model that was typed before, with its default."""
-    # What was typed is not parsed while a value is missing; the shell's integration passes it in one of these.
+    """Complete the name of an option of the model typed before it, with its default."""
+    # Click does not parse the line while a value is missing; the shell's integration passes it in one of these.
     typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
     for word in typed.split()[2:]:
         try:

@@ -1,4 +1,4 @@
-"""How a command ends: refusals and warnings on one line, and Ctrl-C with the way to go on."""
+"""How a command ends: one line for each refusal and warning, and on Ctrl-C a hint how to continue."""
 
 import shlex
 import signal
@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a fit, which has saved itself."""
+    """Ctrl-C ended a fit, which saved itself."""
 
     def __init__(self, done: int, total: int) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def handle_interrupt(folder: Path | None) -> Iterator[Callable[..., None]]:
-    """Say where a fit stopped and how to go on.
+    """On Ctrl-C, say where a fit stopped and how to continue.
 
-    A Ctrl-C that falls into a garbage collection is lost, since callbacks of the collector cannot
-    raise; so it is remembered, and the function given here, which a fit calls, raises it again.
+    A Ctrl-C during garbage collection is lost, because callbacks of the collector cannot raise. So this
+    handler remembers it and yields a function that raises it again; a fit calls that function.
     """
     pressed = False
 
@@ -50,6 +50,7 @@ def handle_interrupt(folder: Path | None) -> Iterator[Callable[..., None]]:
             sys.__unraisablehook__(lost)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
+    # Python allows signal handlers in the main thread only.
     handler = signal.signal(signal.SIGINT, press) if in_main_thread else None
     hook, sys.unraisablehook = sys.unraisablehook, report
     try:
@@ -68,7 +69,7 @@ def handle_interrupt(folder: Path | None) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Print what bayesrl refuses as one red line, and exit with code 2."""
+    """Print an error of bayesrl as one red line, and exit with code 2."""
     try:
         yield
     except BayesRLError as error:
@@ -78,7 +79,7 @@ def exit_on_error() -> Iterator[None]:
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Print what the cache of compiled programs has to say as one yellow line."""
+    """Print warnings about the cache of compiled programs as one yellow line."""
     shown = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *where: Any) -> None:

@@ -1,4 +1,4 @@
-"""Fits a problem into its run folder, and leaves scores, figures and the report there."""
+"""Fit a problem into its run folder, and leave scores, figures and the report there."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from bayesrl.svi.saved_fits import resume as resume_policy
 
 
 class Overrides:
-    """Options of the command line that override a run folder and a model; None where those decide."""
+    """Command-line options that override a run folder and a model; None leaves the choice to those."""
 
     def __init__(self, beta: list[float] | None, steps: int | None, restarts: int | None, seed: int | None) -> None:
         self.beta = None if beta is None else np.asarray(beta) if len(beta) > 1 else beta[0]
@@ -49,7 +49,7 @@ def start_fit(
     *,
     quiet: bool,
 ) -> None:
-    """Fit a model into its folder, going on with the run that is there."""
+    """Fit a model into its folder, or continue the run that is there."""
     problem = _load_problem(model, options)
     folder = run_folder.claim(folder)
     settings: dict[str, Any] = {**problem.fit_options}
@@ -69,7 +69,7 @@ def start_fit(
         settings["num_restarts"] = overrides.restarts
     chosen: Any = beta if overrides.beta is None else overrides.beta
     if settings.get("start_beta") is not None and (old or overrides.beta is not None):
-        # A model's annealing has nothing to fall to where all that is asked for is warmer.
+        # A model's annealing must not start below the coldest requested β: it could not fall to it.
         settings["start_beta"] = max(settings["start_beta"], float(np.min(chosen)))
     steps_before = run_folder.read_history(folder)[0]
     if not quiet:
@@ -100,7 +100,7 @@ def start_fit(
 
 
 def _tells_its_model(folder: Path) -> bool:
-    """Whether the folder says which model it fits, in a file that can be read."""
+    """Whether the folder says which model it fits, in a readable file."""
     try:
         return read_model(folder) is not None
     except RunFolderError:
@@ -113,7 +113,7 @@ def _load_problem(model: str, options: dict[str, Any]) -> Problem:
 
 
 def resume_fit(directory: Path, steps: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
-    """Go on with the fit of a folder, up to so many steps in all.
+    """Continue the fit in a folder, up to a total number of steps.
 
     Raises:
         RunFolderError: the folder does not say which model it fits.
@@ -134,7 +134,7 @@ def resume_fit(directory: Path, steps: int | None, callback: Callable[..., None]
 
 def finish_fit(posterior: Posterior, problem: Problem, folder: Path, seconds: float, *, quiet: bool) -> None:
     """Score a fit, print the table, and leave scores and figures in the folder."""
-    with trace_cache():  # nothing that the policy reads changes within a command
+    with trace_cache():  # within one command, nothing that the policy reads changes
         _finish(posterior, problem, folder, seconds, quiet=quiet)
 
 
@@ -167,7 +167,7 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
 
 
 def _kept(posterior: Posterior) -> Evidence:
-    """Give the evidence of a fit that cannot be scored: of the draws that it carries."""
+    """Return the evidence of a fit that cannot be scored, from the draws that it carries."""
     kept = posterior.select(restart="best").estimates
     shape = np.shape(posterior.beta if posterior.beta is not None else 1.0)
     objective, reward, kl = (
@@ -178,7 +178,7 @@ def _kept(posterior: Posterior) -> Evidence:
 
 
 def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[Evidence | None, str]:
-    """Score a fit on what was held out, or say why its guide cannot go there."""
+    """Score a fit on held-out data, or say why its guide cannot go there."""
     if problem.held_out is None:
         return None, ""
     try:
@@ -188,7 +188,7 @@ def _held_out(key: jax.Array, posterior: Posterior, problem: Problem) -> tuple[E
 
 
 def is_finished(folder: Path, total: int, *, quiet: bool) -> bool:
-    """Print the scores of a run that has done all of its steps, and tell whether it has."""
+    """Print the scores of a run that has done all of its steps; return whether it has."""
     done, _ = run_folder.read_history(folder)
     scores = read_scores(folder)
     complete = all((folder / name).exists() for name in (run_folder.POSTERIOR, *OUTPUT_FILES))

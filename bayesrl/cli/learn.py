@@ -1,4 +1,4 @@
-"""`bayesrl learn`: runs in an environment, kept in a folder, and their report."""
+"""`bayesrl learn`: make runs in an environment, store them in a folder, and report them."""
 
 import shlex
 import time
@@ -26,7 +26,7 @@ from bayesrl.report.write import check_path, write_parts
 
 
 class LearnRequest(NamedTuple):
-    """What the command line asks for; None where the model decides."""
+    """The options of the command line; None leaves the choice to the model."""
 
     model: str
     options: dict[str, Any]
@@ -37,7 +37,7 @@ class LearnRequest(NamedTuple):
 
 
 def start_learning(request: LearnRequest, folder: Path, callback: Callable[..., None], *, quiet: bool) -> None:
-    """Learn into a folder, going on with the runs that are there."""
+    """Learn into a folder, or continue the runs that are there."""
     problem = _load_problem(request.model, request.options)
     if request.runs is not None and request.runs < 1:
         raise ProblemError(f"--runs {request.runs}; use at least 1")
@@ -67,7 +67,7 @@ def start_learning(request: LearnRequest, folder: Path, callback: Callable[..., 
 
 
 def resume_learning(directory: Path, episodes: int | None, callback: Callable[..., None], *, quiet: bool) -> None:
-    """Go on with the runs of a folder."""
+    """Continue the runs in a folder."""
     spec = _read_spec(directory)
     if episodes is not None:
         spec["learn"]["episodes"] = max(episodes, spec["learn"]["episodes"])
@@ -116,7 +116,7 @@ def _run(
     *,
     progress: bool,
 ) -> LearnResult:
-    """Play one of the runs, or what is left of it; the first lives in the folder itself."""
+    """Play one run, or the rest of it; the first run lives in the folder itself."""
     plan = spec["learn"]
     key = key_from_seed(plan["seed"])
     return learn(
@@ -133,7 +133,7 @@ def _run(
 
 
 def _read_run(folder: Path, spec: dict[str, Any], problem: LearningProblem, index: int) -> LearnResult:
-    """Take up a run that is done."""
+    """Load a finished run."""
     with activity("reading the run"):
         return _run(folder, spec, problem, index, None, progress=False)
 
@@ -146,10 +146,10 @@ def _run_folder(folder: Path, index: int) -> Path:
 
 
 def report_learning(directories: Sequence[Path], path: Path) -> None:
-    """Write the report of folders of runs, side by side where there are several.
+    """Write the report of folders of runs, side by side if there are several.
 
     Raises:
-        RunFolderError: one holds a fit, or its run is not finished.
+        RunFolderError: a folder holds a fit, or no episode yet.
     """
     check_path(path)
     runs: dict[str, list[LearnResult]] = {}
@@ -159,7 +159,7 @@ def report_learning(directories: Sequence[Path], path: Path) -> None:
             raise RunFolderError(f"{directory} holds a fit and others hold runs of `learn`; report them apart")
         spec = _read_spec(directory)
         problem = _load_problem(spec["model"], spec["options"])
-        # A report tells what was played, and plays nothing.
+        # A report only shows episodes that were played, so the plan is cut to their number.
         done = {index: read_episodes(_run_folder(directory, index))[0] for index in range(spec["learn"]["runs"])}
         played = [_read_run(directory, _up_to(spec, count), problem, index) for index, count in done.items() if count]
         if not played:
@@ -179,10 +179,10 @@ def _up_to(spec: dict[str, Any], episodes: int) -> dict[str, Any]:
 
 
 def _read_spec(directory: Path) -> dict[str, Any]:
-    """Read how the runs of a folder are made.
+    """Read the plan by which the runs of a folder were made.
 
     Raises:
-        RunFolderError: the folder does not say.
+        RunFolderError: the folder has no plan.
     """
     spec = read_model(directory)
     if spec is None or not isinstance(spec.get("learn"), dict):

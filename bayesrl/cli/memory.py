@@ -1,4 +1,4 @@
-"""Memory that a command keeps instead of handing it back to the system after each step."""
+"""Let a command reuse memory instead of returning it to the system after each step."""
 
 import ctypes
 import os
@@ -9,18 +9,19 @@ _KEPT = 2**30
 
 
 def keep_memory() -> None:
-    """Let freed memory, up to a gigabyte, be used again by this process; call it before JAX is imported.
+    """Let this process reuse up to a gigabyte of freed memory; call it before JAX is imported.
 
-    XLA takes the memory of a program anew at each call. From tens of megabytes on, glibc asks the system for it each
-    time, which clears every page first: a fifth of the time of a step. Who has set glibc's own variables is heard.
+    XLA allocates a program's memory anew at each call. From tens of megabytes on, glibc asks the system for it each
+    time, and the system clears every page first: a fifth of the time of a step. Users' own glibc variables take
+    precedence.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return
     if "jax" in sys.modules:
-        return  # a process that was there before the command is not ours
+        return  # the process existed before the command, so its memory is not ours to configure
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return  # another C library than glibc
+        return  # a C library other than glibc
     for option, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT)):
         mallopt(option, value)

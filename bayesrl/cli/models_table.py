@@ -1,4 +1,4 @@
-"""`bayesrl models`: the ready models and their options, as a table of 80 columns at least."""
+"""`bayesrl models`: the ready models and their options, as text for a terminal of any width."""
 
 import shutil
 import textwrap

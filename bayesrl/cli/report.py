@@ -1,4 +1,4 @@
-"""Reports of run folders: what a folder holds is shown, and what it lacks is said."""
+"""Reports of run folders: show what a folder holds, and say what it lacks."""
 
 import platform
 import shlex
@@ -29,12 +29,12 @@ def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> li
     """Write the report of run folders.
 
     Args:
-        directories: of the runs.
-        path: of the file to write.
+        directories: folders of the runs.
+        path: path of the file to write.
         gold: metric that the reward stands for, or None.
 
     Returns:
-        The verdicts and what is missing as text.
+        The verdicts, and sentences on what is missing, as text.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -55,7 +55,7 @@ def report_runs(directories: Sequence[Path], path: Path, gold: str | None) -> li
 
 
 def _told(fit: ReportContents, *, named: bool) -> Iterator[Line]:
-    """Tell the verdict of a fit, by name where there are several, and what is missing."""
+    """Yield a fit's verdict, by name if there are several fits, and what is missing."""
     name = f"{fit.name}: " if named else ""
     if fit.diagnosis is not None:
         yield Line(f"{name}{fit.diagnosis.explanation}", fit.diagnosis.verdict)
@@ -73,15 +73,15 @@ def collect_run(
     held_out: Evidence | None = None,
     missing: tuple[str, ...] = (),
 ) -> ReportContents:
-    """Find what the report shows of a run.
+    """Collect what the report shows of a run.
 
     Args:
-        directory: its folder.
+        directory: folder of the run.
         posterior: fitted or loaded.
-        problem: of the run, or None where it cannot be made again.
-        name: of the fit; by default that of its model.
+        problem: problem of the run, or None if it cannot be made again.
+        name: name of the fit; by default that of its model.
         gold: metric that the reward stands for, or None.
-        held_out: evidence on what was held out, where they are known already.
+        held_out: evidence on held-out data, if it exists already.
         missing: what is already known to be missing.
     """
     stored = run_folder.read_problem(directory)
@@ -111,7 +111,7 @@ def collect_run(
 
 
 def _or_none[T](read: Callable[[], T]) -> T | None:
-    """Read a file of a run, or give None where it is damaged: a report shows what there is."""
+    """Read a file of a run; return None if it is damaged, since a report shows what there is."""
     try:
         return read()
     except RunFolderError:
@@ -124,7 +124,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
 
 
 def _problem_of(directory: Path) -> tuple[Problem | None, str]:
-    """Make the problem of a run again, or say why it cannot be made."""
+    """Make the problem of a run again, or say why that fails."""
     try:
         made = read_model(directory)
         if made is None:
@@ -135,7 +135,7 @@ def _problem_of(directory: Path) -> tuple[Problem | None, str]:
 
 
 def _posterior_of(directory: Path, problem: Problem | None) -> tuple[Posterior, str]:
-    """Load a run with its policy, else without it, else only its history; and say what was lost."""
+    """Load a run with its policy, else without it, else only its history; also say what was lost."""
     lost = ""
     if problem is not None:
         given: dict[str, Any] = {k: problem.fit_options.get(k) for k in ("guide", "objective", "optimizer", "source")}
@@ -162,7 +162,7 @@ def _command(made: dict[str, Any], stored: dict[str, Any]) -> str:
 
 
 def _words(made: dict[str, Any], stored: dict[str, Any]) -> Iterator[str]:
-    """Write the command that makes a run again, with every choice spelt out."""
+    """Write the command that makes a run again, with every choice explicit."""
     identity, settings = stored["identity"], stored["settings"]
     yield f"bayesrl fit {shlex.quote(made['model'])}"
     beta = identity["beta"]

@@ -1,4 +1,4 @@
-"""What a run folder holds, beyond the fit itself: its model, its scores, and what is missing; read without JAX."""
+"""What a run folder holds beside the fit itself: its model, its scores, and what is missing; works without JAX."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from bayesrl.statistics.estimates import Estimate, Interval
 
 REPORT = "report.html"
 OUTPUT_FILES = ("training.png", "training.svg", REPORT)
-"""Files that a run leaves when it ends, beside the posterior and the scores."""
+"""Files that a finished run leaves, beside the posterior and the scores."""
 
 _COLOURS = {"": "", "pass": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
 
@@ -51,14 +51,14 @@ _SCHEMA: dict[str, Schema] = {
 
 
 class RunScores(NamedTuple):
-    """The scores that a run folder holds.
+    """The scores in a run folder.
 
     Attributes:
-        step: after how many steps they were made.
+        step: number of steps after which they were made.
         fit: evidence on the data of the fit.
-        held_out: on held-out data, or None.
-        verdict: of the diagnosis, or None where there is none.
-        figures: names of the figures that were drawn, each with the digest of its content.
+        held_out: evidence on held-out data, or None.
+        verdict: verdict of the diagnosis, or None if there is none.
+        figures: names of the figures, each with the digest of its content.
     """
 
     step: int
@@ -68,13 +68,13 @@ class RunScores(NamedTuple):
     figures: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Describe them as a run folder keeps them."""
+        """Describe them as a run folder stores them."""
         held_out = None if self.held_out is None else self.held_out.to_json()
         return self._asdict() | {"fit": self.fit.to_json(), "held_out": held_out}
 
 
 def _read_evidence(value: Mapping[str, Any], measured: Sequence[Mapping[str, Any]] | None = None) -> Evidence:
-    """Read an evidence, or the scores that folders held before there was one in them."""
+    """Read an evidence, or the scores of older folders, which held none."""
     if "rows" not in value:
         return Evidence.from_json(value)
     rows = [_older_row(row, own) for row, own in zip(value["rows"], measured or value["rows"], strict=True)]
@@ -83,7 +83,7 @@ def _read_evidence(value: Mapping[str, Any], measured: Sequence[Mapping[str, Any
 
 
 def _older_row(row: Mapping[str, Any], measured: Mapping[str, Any]) -> Evidence:
-    """Read one temperature of scores without the methods and sides of an evidence."""
+    """Read one temperature of older scores, which lack the methods and sides of an evidence."""
 
     def interval(name: str, other: Any) -> Interval | None:
         if measured is not row:
@@ -122,7 +122,7 @@ def _older_row(row: Mapping[str, Any], measured: Mapping[str, Any]) -> Evidence:
 
 
 def read_model(directory: Path) -> dict[str, Any] | None:
-    """Read which model a run fits, with which options; None where the folder does not say.
+    """Read which model a run fits, with which options; None if the folder does not say.
 
     Raises:
         RunFolderError: the file is damaged.
@@ -135,7 +135,7 @@ def require_model(directory: Path) -> dict[str, Any]:
     """Read which model a run fits, with which options.
 
     Raises:
-        RunFolderError: the file is damaged, or there is none.
+        RunFolderError: the file is damaged or missing.
     """
     run_folder.read_problem(directory)
     made = read_model(directory)
@@ -153,7 +153,7 @@ def is_learning(directory: Path) -> bool:
 
 
 def model_rows(directory: Path) -> list[tuple[str, str]]:
-    """Tell model and options as rows of (setting, value)."""
+    """Return model and options as rows of (setting, value)."""
     made = read_model(directory)
     if made is None:
         return []
@@ -162,7 +162,7 @@ def model_rows(directory: Path) -> list[tuple[str, str]]:
 
 
 def read_scores(directory: Path) -> RunScores | None:
-    """Read the scores of a run; None where it was not scored.
+    """Read the scores of a run; None if it was not scored.
 
     Raises:
         RunFolderError: the file is damaged.
@@ -182,7 +182,7 @@ def read_scores(directory: Path) -> RunScores | None:
 
 
 def missing_parts(directory: Path, done: int, total: int, scores: RunScores | None) -> list[str]:
-    """Say what a run that has not ended lacks, and how to get it."""
+    """Say what an unfinished run lacks, and how to get it."""
     command = f"bayesrl resume {shlex.quote(str(directory))}"
     absent = [
         what
@@ -202,7 +202,7 @@ def missing_parts(directory: Path, done: int, total: int, scores: RunScores | No
 
 
 def _damaged(directory: Path, scores: RunScores) -> Iterator[str]:
-    """Name files beside the fit that are not as they were written."""
+    """Yield the names of files beside the fit that changed since they were written."""
     for name, digest in scores.figures.items():
         if _differs(directory / file_name(name), partial(_has, digest)):
             yield name
@@ -219,7 +219,7 @@ def _has(digest: str, content: bytes) -> bool:
 
 
 def _differs(path: Path, fine: Callable[[bytes], bool]) -> bool:
-    """Whether there is a file that cannot be read or is not fine."""
+    """Whether there is a file that cannot be read or fails the check."""
     try:
         content = read_file(path)
     except RunFolderError:
@@ -231,7 +231,7 @@ def _differs(path: Path, fine: Callable[[bytes], bool]) -> bool:
 
 
 def show_fit(directory: Path) -> None:
-    """Print what the folder of a fit holds: settings, results, the end of the history, and what is missing."""
+    """Print the content of a fit's folder: settings, results, the end of the history, and what is missing."""
     from rich.text import Text
 
     from bayesrl.cli.tables import history_table, plain_table, run_rows
@@ -255,7 +255,7 @@ def show_fit(directory: Path) -> None:
 
 
 def show_learning(directory: Path) -> None:
-    """Print what a folder of runs of `learn` holds."""
+    """Print the content of a folder with runs of `learn`."""
     from bayesrl.cli.tables import plain_table
 
     make_console().print(plain_table(("what", "value"), _learning_rows(directory)))
@@ -274,7 +274,7 @@ def print_results(scores: RunScores) -> None:
 
 
 def _learning_rows(directory: Path) -> list[tuple[str, str]]:
-    """Tell what a folder of runs holds, as rows of (what, value)."""
+    """Describe the content of a folder of runs, as rows of (what, value)."""
     stored = run_folder.read_problem(directory)
     identity = stored["identity"]
     done, history = read_episodes(directory)
@@ -298,6 +298,6 @@ def _learning_rows(directory: Path) -> list[tuple[str, str]]:
 
 
 def read_episodes(directory: Path) -> tuple[int, dict[str, Any]]:
-    """Read how many episodes a run of `learn` has played, and its history; 0 and nothing where there is none."""
+    """Read how many episodes a run of `learn` has played, and its history; 0 and an empty history if none."""
     history = run_folder.history_in(directory, run_folder.read_checkpoint(directory) or {})
     return len(history.get("episode", ())), history

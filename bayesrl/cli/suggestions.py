@@ -1,4 +1,4 @@
-"""Slips of the command line: what was meant by a command that was typed otherwise, as it is to be typed."""
+"""Typing errors on the command line: guess the intended command, in the form in which to type it."""
 
 import math
 import re
@@ -14,19 +14,19 @@ _OPTIONS: Mapping[str, Mapping[str, type]] = {
     "resume": {"--steps": int, "--episodes": int},
     "report": {"--out": str, "--gold": str},
 }
-"""Options of commands that take a value, with its type; a test asks the commands themselves."""
+"""Options that take a value, by command, with their types; a test compares them with the commands themselves."""
 _FLAGS = {**dict.fromkeys(_OPTIONS, ("--quiet", "--help")), "cache": ("--clear", "--help")}
 
 
 def suggest_command(command: str, words: list[str]) -> str | None:
-    """Mend what was typed, or give None where nothing is wrong that can be told.
+    """Correct what was typed; return None if nothing is recognisably wrong.
 
-    Temperatures may stand apart, an option of a model without `--set` or behind another model, whole numbers may be
-    written as 1e3 or 1,000, and names of options may be near to what they are, or those of the other command.
+    Temperatures may be separated by spaces, an option of a model may lack `--set` or belong to another model, whole
+    numbers may be written as 1e3 or 1,000, and names of options may be misspelt or belong to the other command.
 
     Args:
-        command: such as "fit".
-        words: what stood behind it.
+        command: name of the command, such as "fit".
+        words: the words after it.
 
     Example:
         >>> suggest_command("fit", ["bernoulli_bandit", "--beta", "0.1,", "0.2", "arms=3", "--steps", "1e3"])
@@ -42,17 +42,17 @@ def suggest_command(command: str, words: list[str]) -> str | None:
 
 
 def _apart(words: list[str]) -> list[str]:
-    """Take options and values apart that stand together, as in --steps=3."""
+    """Separate options and values that are joined, as in --steps=3."""
     return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
 
 
 class _Slips:
-    """What is made of words, one after another.
+    """Corrects words one after another.
 
     Attributes:
-        command: the one that was meant.
+        command: the intended command.
         model: the name or file of the model that was typed, or None.
-        other: the model that has what was asked for, where that one has not.
+        other: a model that has the requested option, if the typed one does not.
     """
 
     def __init__(self, command: str, words: list[str]) -> None:
@@ -62,7 +62,7 @@ class _Slips:
         self.other: str | None = None
 
     def mended(self) -> list[str]:
-        """Give the words as they were meant."""
+        """Return the corrected words."""
         done: list[str] = []
         at = 0
         while at < len(self.words):
@@ -91,7 +91,7 @@ class _Slips:
         return _as_whole(value) if _OPTIONS.get(self.command, {}).get(name) is int else value
 
     def _named(self, word: str) -> tuple[str, str]:
-        """Give the option that was meant, and what it sets where that is `--set`."""
+        """Return the intended option, and what it sets if that is `--set`."""
         mine = _OPTIONS.get(self.command, {})
         known = [name for name in (*mine, *_FLAGS.get(self.command, ())) if name != "--set"]
         if word in mine or self.command not in _USES:
@@ -101,6 +101,7 @@ class _Slips:
         if plain in own:
             return "--set", plain
         bare = "--" + re.sub("^(num|n|number_of|max)_", "", plain)
+        # Also --num-steps or --max-episodes: the options here lack the prefix.
         theirs = "learn" if self.command == "fit" else "fit"
         if bare in mine:
             return bare, ""
@@ -131,7 +132,7 @@ class _Slips:
 
 
 def _as_whole(text: str) -> str:
-    """Write a whole number as it is typed; what is none stays as it is."""
+    """Write a whole number in plain digits; other text stays as it is."""
     plain = text.replace(",", "").replace("_", "")
     scale = {"k": 1e3, "m": 1e6}.get(plain[-1:].lower())
     try:

@@ -17,11 +17,11 @@ _COLUMNS = ("β", "J", "E[R]", "KL", "log Z", "J*", "gap", "share", "log p(y)")
 
 
 def evidence_table(fit: Evidence, held_out: Evidence | None = None) -> RenderableType:
-    """Lay the evidence of a fit out as tables within 80 columns, with what they mean below.
+    """Lay out the evidence of a fit as tables within 80 columns, with a legend below.
 
     Args:
         fit: evidence on the data of the fit.
-        held_out: on other data, as further rows.
+        held_out: evidence on other data, shown as further rows.
     """
     labelled = [("fit", row) for row in fit.rows]
     labelled += [] if held_out is None else [("held out", row) for row in held_out.rows]
@@ -39,12 +39,12 @@ def evidence_table(fit: Evidence, held_out: Evidence | None = None) -> Renderabl
 
 
 def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) -> RichTable:
-    """Lay the end of a history out as a table, means over restarts.
+    """Lay out the end of a history as a table, with means over restarts.
 
     Args:
-        history: of a posterior or a checkpoint, [chunk, *beta, restart].
+        history: history of a posterior or a checkpoint, [chunk, *beta, restart].
         betas: temperatures, or None without rewards.
-        rows: chunks to show.
+        rows: number of chunks to show.
     """
     names = ("objective", "reward", "kl", "spread", "grad_norm")
     lines = []
@@ -57,12 +57,12 @@ def history_table(history: Any, betas: Sequence[float | None], rows: int = 5) ->
 
 
 def run_rows(settings: Mapping[str, Any], identity: Mapping[str, Any], done: int) -> Iterator[tuple[str, str]]:
-    """Tell how a fit was made, as rows of (setting, value).
+    """Describe how a fit was made, as rows of (setting, value).
 
     Args:
-        settings: those of its run folder.
-        identity: that of its run folder.
-        done: steps done.
+        settings: settings in its run folder.
+        identity: identity in its run folder.
+        done: number of steps so far.
     """
     betas = identity["beta"] if isinstance(identity["beta"], list) else [identity["beta"]]
     yield "β", "none" if betas == [None] else ", ".join(f"{beta:g}" for beta in betas)
@@ -81,12 +81,12 @@ def run_rows(settings: Mapping[str, Any], identity: Mapping[str, Any], done: int
 
 
 def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "RichTable":
-    """Lay text out in columns; the last one wraps."""
+    """Lay out text in columns; the last one wraps."""
     return rich_table(Table(headings, list(rows), "l" * len(headings)), wrap_last=True)
 
 
 def _within_80(table: Table) -> list[RenderableType]:
-    """Give a table, or several that repeat what they are of, each narrow enough."""
+    """Return a table, or several narrow enough ones that repeat the first two columns."""
     tables: list[RenderableType] = []
     for part in split_columns(table, WIDTH, 2):
         grid = rich_table(part)

@@ -1,1 +1,1 @@
-"""How objects, numbers and progress show themselves."""
+"""How objects, numbers and progress are displayed."""

@@ -13,7 +13,7 @@ _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """Write a number with `digits` significant digits, without an exponent where that is short."""
+    """Write a number with `digits` significant digits, without an exponent if that is short."""
     if value is None or math.isnan(value):
         return UNKNOWN
     if math.isinf(value):
@@ -27,10 +27,10 @@ def format_number(value: float | None, digits: int = 4) -> str:
 
 
 def format_estimate(estimate: Any) -> str:
-    """Write mean ± standard error, to the error's second digit; the mean alone where it is exact.
+    """Write mean ± standard error, to the error's second digit; the mean alone if it is exact.
 
     Args:
-        estimate: with the fields `mean` and `se`, both single numbers; or None.
+        estimate: an object with fields `mean` and `se`, both single numbers; or None.
     """
     if estimate is None:
         return UNKNOWN
@@ -48,7 +48,7 @@ def format_estimate(estimate: Any) -> str:
 
 
 def _decimals(error: float) -> int:
-    """How many decimals show two significant digits of an error."""
+    """Return how many decimals show two significant digits of an error."""
     return max(1 - math.floor(math.log10(error)), 0)
 
 
@@ -60,13 +60,13 @@ def _tiny(value: float, decimals: int) -> str:
 
 
 def format_bound(sign: str, end: float, error: float, *, own_error: bool) -> str:
-    """Write a bound, `≥ 0.044`, to the second digit of the error of what it is compared with.
+    """Write a bound, `≥ 0.044`, to the second digit of the error of the quantity beside it.
 
     Args:
         sign: ≤ or ≥.
         end: the bound.
-        error: standard error of what it is compared with, or 0.
-        own_error: whether the error is the bound's own, and is written too.
+        error: standard error of that quantity, or 0.
+        own_error: whether the error belongs to the bound itself, and is written too.
     """
     if not (error > 0 and math.isfinite(error)) or abs(end) >= 10**6 or _decimals(error) > 7:
         return f"{sign} {format_number(end)}"
@@ -75,14 +75,14 @@ def format_bound(sign: str, end: float, error: float, *, own_error: bool) -> str
 
 
 def format_share(part: float) -> str:
-    """Write a share of what there was to gain, in percent to one decimal, small ones to two."""
+    """Write a share of the possible gain in percent to one decimal, small shares to two."""
     if not math.isfinite(part):
         return UNKNOWN if math.isnan(part) else format_number(part)
     return f"{part:.1%}" if abs(part) >= 1e-3 else format_percent(part) if part else "0%"
 
 
 def format_with_limit(value: float, limit: float, digits: int = 3) -> tuple[str, str]:
-    """Write a number and its limit, with as many digits as show on which side of the limit it lies.
+    """Write a number and its limit, with enough digits to show on which side of the limit it lies.
 
     Example:
         >>> format_with_limit(0.02243, 0.0224)
@@ -98,9 +98,9 @@ def format_with_limit(value: float, limit: float, digits: int = 3) -> tuple[str,
 
 
 def format_interval(interval: Interval | None) -> str:
-    """Write mean [left, right], the 95% interval; the mean alone where it is exact.
+    """Write mean [left, right], the 95% interval; the mean alone if it is exact.
 
-    The calibrated interval is written, or the conservative one where there is none.
+    The interval is the calibrated one, or the conservative one if there is none.
     """
     if interval is None:
         return UNKNOWN
@@ -131,7 +131,7 @@ def format_percent(share: float | None) -> str:
 
 
 def estimate_at[T: (Interval, Estimate)](estimate: T | None, index: int) -> T | None:
-    """Choose one β of an estimate or interval [*beta]; the index counts the flat axis."""
+    """Select one β of an estimate or interval [*beta]; the index is into the flat axis."""
     if estimate is None:
         return None
     chosen: T = type(estimate)(*(np.reshape(part, -1)[index] for part in estimate))
@@ -149,7 +149,7 @@ def format_beta(beta: float | None) -> str:
 
 
 def sanitize(text: str) -> str:
-    """Replace the characters that would steer a terminal, reverse the direction of text or break a file."""
+    """Replace characters that would control a terminal, reverse the direction of text or break a file."""
 
     def steers(c: str) -> bool:
         return unicodedata.category(c) in ("Cc", "Cs") or unicodedata.bidirectional(c) in _TURNING
@@ -158,16 +158,16 @@ def sanitize(text: str) -> str:
 
 
 def truncate(value: Any, longest: int = 160) -> str:
-    """Write a value on one line, without its end where it is long.
+    """Write a value on one line, and cut its end if it is long.
 
-    Whole numbers keep their digits, reals get three; arrays are written as their numbers with spaces.
+    Whole numbers keep their digits, reals get three; arrays become their numbers, separated by spaces.
     """
     array = np.asarray(value)
     if array.dtype.kind in "OUS":
         text = " ".join(str(value).split())
         return text if len(text) <= longest else f"{text[: longest - 2].rstrip()} …"
     spell = "{:.3g}".format if array.dtype.kind == "f" else (lambda x: str(int(x)))
-    words = [spell(x) for x in array.reshape(-1)[:longest]]  # each takes a place at least
+    words = [spell(x) for x in array.reshape(-1)[:longest]]  # each takes at least one character
     text = " ".join(words)
     if len(words) == array.size and len(text) <= longest:
         return text

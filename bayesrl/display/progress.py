@@ -1,7 +1,7 @@
-"""One line that shows how a run is going, in terminals and notebooks, and nothing elsewhere.
+"""One line that shows how a run is going, in terminals and notebooks only.
 
-It is the bar of the loop or, while no bar moves, the present activity (compiling, scoring, writing) with its seconds. A
-thread of its own redraws it, so that it goes on while something takes long.
+It shows the bar of the loop or, while no bar moves, the current activity (compiling, scoring, writing) with its
+seconds. A separate thread redraws it, so that it keeps moving during a long step.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from bayesrl.compilation.status import in_notebook, show_activities
 
 POLL_SECONDS = 0.2
 MIN_SECONDS = 0.3
-"""Activities that end sooner are not shown."""
+"""Shorter activities are not shown."""
 _WIDE = 100
 _BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {unit}s, {elapsed}, {remaining} left{postfix}"
 _WIDE_BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {elapsed}, {remaining} left{postfix}"
@@ -31,16 +31,16 @@ _line: ContextVar["ProgressLine | None"] = ContextVar("line", default=None)
 
 
 def is_visible() -> bool:
-    """Whether somebody can see a line: in a terminal or a notebook."""
+    """Whether somebody can see a line: the output is a terminal or a notebook."""
     return sys.stderr.isatty() or in_notebook()
 
 
 @contextmanager
 def show_progress(show: bool) -> Iterator[None]:
-    """Show the activities inside the context on a line, where there is a terminal or a notebook.
+    """Show the activities inside the context on a line, if there is a terminal or a notebook.
 
     Args:
-        show: whether to show them; otherwise nothing is shown, even where an outer context shows a line.
+        show: whether to show them; if False, nothing is shown, even if an outer context shows a line.
 
     Example:
         >>> from bayesrl.compilation.status import activity
@@ -64,7 +64,7 @@ def show_progress(show: bool) -> Iterator[None]:
 
 
 class ProgressLine:
-    """The line itself: the innermost activity that has taken long enough to be shown, or the bar of a loop."""
+    """The line: the innermost activity that has lasted long enough, or the bar of a loop."""
 
     def __init__(self) -> None:
         self._activities: list[tuple[str, float]] = []
@@ -88,7 +88,7 @@ class ProgressLine:
 
     @contextmanager
     def describe(self, words: str) -> Iterator[None]:
-        """Show an activity inside the context, and for how long it has taken."""
+        """Show an activity inside the context, and how long it has taken."""
         own = (words, time.monotonic())
         with self._lock:
             self._activities.append(own)
@@ -101,7 +101,7 @@ class ProgressLine:
 
     @contextmanager
     def with_bar(self, bar: Any) -> Iterator[None]:
-        """Keep the clock of a bar going inside the context."""
+        """Keep the clock of a bar running inside the context."""
         with self._lock:
             self._write("")
             outer = self._bar, self._activities
@@ -114,7 +114,7 @@ class ProgressLine:
                 self._bar, self._activities = outer
 
     def advance(self, bar: Any, steps: int) -> None:
-        """Move a bar on."""
+        """Advance a bar."""
         with self._lock:
             self._write("")
             bar.update(steps)
@@ -146,6 +146,7 @@ class ProgressLine:
             return
         if self._bar is not None and not self._drawn:
             self._bar.clear()
+        # The old text may be longer than the new: overwrite its end with spaces.
         blank = " " * max(0, disp_len(self._drawn) - disp_len(text))
         sys.stderr.write(f"\r{text}{blank}" if text else f"\r{blank}\r")
         sys.stderr.flush()
@@ -156,13 +157,13 @@ class ProgressLine:
 
 
 class Progress:
-    """A progress line: how far, for how long, what is left, and a few words.
+    """A progress line: how far, how long so far, how long still, and a few words.
 
     Args:
-        total: of the steps.
-        done: steps done before.
-        show: whether to show it where there is a terminal or a notebook.
-        unit: what a step is called.
+        total: total number of steps.
+        done: number of steps done before.
+        show: whether to show it, if there is a terminal or a notebook.
+        unit: name of a step.
     """
 
     def __init__(self, total: int, done: int, *, show: bool, unit: str = "step") -> None:
@@ -190,7 +191,7 @@ class Progress:
         self._bar.close()
 
     def update(self, steps: int, postfix_fn: Callable[[], str]) -> None:
-        """Advance by some steps; the few words behind the bar are made only where they are shown."""
+        """Advance by some steps; `postfix_fn` makes the words after the bar and runs only if they are shown."""
         if self._bar.disable:
             return
         self._bar.set_postfix_str(postfix_fn(), refresh=False)
@@ -202,7 +203,7 @@ class Progress:
 
 
 def format_row(row: dict[str, np.ndarray]) -> str:
-    """Write J, E[R] and KL of a row of the history; with several β and restarts, the means."""
+    """Write J, E[R] and KL of one row of the history; means over β and restarts."""
     text = f"J={np.mean(row['objective']):.4g} E[R]={np.mean(row['reward']):.4g} KL={np.mean(row['kl']):.3g}"
     skipped = int(np.sum(row["skipped"]))
     return text + (f" skipped={skipped}" if skipped else "")

@@ -1,6 +1,6 @@
-"""How objects show themselves: a few lines and small tables, as HTML in a notebook and as text in a terminal.
+"""How objects display themselves: a few lines and small tables, as HTML in a notebook and as text in a terminal.
 
-Whatever is shown is escaped: text that looks like markup is text.
+Everything is escaped: text that looks like markup stays text.
 """
 
 import textwrap
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "unknown": "?"}
-"""What stands before an outcome, so that it does not rest on colour alone."""
+"""Marks before an outcome, so that colour is not the only signal."""
 
 ALIGN_RIGHT = "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
 _ALIGN = {"l": "text-align:left", "r": ALIGN_RIGHT}
 
 
 class Markup(str):
-    """HTML that is safe to put into a page as it is."""
+    """HTML that can go into a page unchanged."""
 
     __slots__ = ()
 
 
 def tag(name: str, *children: str, **attributes: str | None) -> Markup:
-    """Make an element: children that are not `Markup` are escaped, and so are attributes.
+    """Make an element: attributes are escaped, and so are children that are not `Markup`.
 
     Args:
-        name: of the element.
+        name: name of the element.
         *children: text or elements.
-        **attributes: a trailing underscore is dropped (`class_`), others become hyphens; None leaves one out.
+        **attributes: a trailing underscore is dropped (`class_`), other underscores become hyphens; None omits one.
 
     Example:
         >>> tag("p", "1 < 2 ", tag("b", "so"), class_="x")
@@ -53,7 +53,7 @@ def tag(name: str, *children: str, **attributes: str | None) -> Markup:
 
 
 def join_html(*children: str) -> Markup:
-    """Put children one after another, escaping those that are not `Markup`."""
+    """Concatenate children, escaping those that are not `Markup`."""
     return Markup("".join(child if isinstance(child, Markup) else escape(sanitize(child)) for child in children))
 
 
@@ -61,10 +61,10 @@ class Table(NamedTuple):
     """A small table.
 
     Attributes:
-        headings: of the columns.
-        rows: cells, as many as headings.
+        headings: headings of the columns.
+        rows: rows of cells, as many as headings.
         alignment: `l` or `r` for each column; by default the first is left and the others are right.
-        notes: a sentence to each row: a last column in HTML, lines below the row as text; or nothing.
+        notes: one sentence per row: a last column in HTML, lines below the row as text; or empty.
     """
 
     headings: Sequence[str]
@@ -74,11 +74,11 @@ class Table(NamedTuple):
 
     @property
     def alignments(self) -> str:
-        """One letter for each column."""
+        """One letter per column."""
         return self.alignment or "l" + "r" * (len(self.headings) - 1)
 
     def transpose(self) -> "Table":
-        """The same with rows and columns exchanged, without notes."""
+        """Return the table with rows and columns exchanged, without notes."""
         columns = list(zip(*self.rows, strict=True)) if self.rows else [()] * len(self.headings)
         headings = (self.headings[0], *columns[0])
         return Table(headings, [(name, *column) for name, column in zip(self.headings[1:], columns[1:], strict=True)])
@@ -106,7 +106,7 @@ def estimates_table(beta: Any, estimates: Estimates) -> Table:
 
 
 class Line(NamedTuple):
-    """A line of text, with the mark of an outcome before it where there is one."""
+    """A line of text, with the mark of an outcome before it if there is one."""
 
     text: str
     outcome: Literal["", "pass", "warn", "fail", "unknown"] = ""
@@ -116,11 +116,11 @@ type DisplayBlock = Line | Table
 
 
 class Displayable(ABC):
-    """Shows itself as HTML in a notebook, and as text of 80 columns elsewhere."""
+    """Displays itself as HTML in a notebook, and as text of 80 columns elsewhere."""
 
     @abstractmethod
     def _blocks(self) -> Sequence[DisplayBlock]:
-        """Say what to show, from the top down."""
+        """Return what to show, from the top down."""
 
     def __str__(self) -> str:
         return format_text(self._blocks())
@@ -136,7 +136,7 @@ class Displayable(ABC):
 
 
 def table_html(table: Table, class_: str | None = None) -> Markup:
-    """Write a table as HTML, which can be scrolled sideways where it is wide."""
+    """Write a table as HTML that scrolls sideways if it is wide."""
     headings, alignments, rows = table.headings, table.alignments, table.rows
     if table.notes:
         headings, alignments = [*headings, "advice"], alignments + "l"
@@ -160,7 +160,7 @@ def _block_html(block: DisplayBlock) -> Markup:
 
 
 def format_text(blocks: Sequence[DisplayBlock], width: int = WIDTH) -> str:
-    """Write blocks as text; tables too wide are cut into several that repeat their first column."""
+    """Write blocks as text; a table that is too wide becomes several that repeat its first column."""
     parts: list[str] = []
     for block in blocks:
         if isinstance(block, Table):
@@ -179,7 +179,7 @@ def _filled(text: str, width: int, indent: str = "") -> str:
 
 
 def _on_one_line(text: str, longest: int) -> str:
-    """Keep a cell to one line of at most `longest` places."""
+    """Shorten a cell to one line of at most `longest` characters."""
     from rich.text import Text
 
     line = Text(" ".join(text.split()))
@@ -191,13 +191,13 @@ def split_columns(table: Table, width: int, repeated: int = 1) -> Iterator[Table
     """Cut a table by columns into parts that are narrow enough.
 
     Args:
-        table: of any width.
-        width: of a line, in places.
-        repeated: how many of the first columns stand in every part.
+        table: a table of any width.
+        width: width of a line in characters.
+        repeated: number of first columns that every part repeats.
     """
     from rich.cells import cell_len
 
-    # Two columns are to fit beside each other, however long the names that a table is given.
+    # At least two columns must fit side by side, however long the names in a table are.
     longest = (width - 2) // 2
     headings = [_on_one_line(text, longest) for text in table.headings]
     rows = [[_on_one_line(cell, longest) for cell in row] for row in table.rows]
@@ -215,11 +215,11 @@ def split_columns(table: Table, width: int, repeated: int = 1) -> Iterator[Table
 
 
 def rich_table(table: Table, *, wrap_last: bool = False) -> "RichTable":
-    """Make a table of Rich's, without lines, whose text is text whatever it looks like.
+    """Make a Rich table without lines; its cells are plain text, even if they look like markup.
 
     Args:
-        table: each cell of which keeps to a line.
-        wrap_last: whether the last column is wrapped instead.
+        table: the table; each cell stays on one line.
+        wrap_last: whether the last column wraps instead.
     """
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -240,7 +240,7 @@ def _table_text(table: Table, width: int) -> str:
     from rich.console import Console
 
     file = StringIO()
-    # In a notebook Rich would print HTML by itself, and in some terminals codes of colours.
+    # Otherwise Rich would print HTML in a notebook, and colour codes in some terminals.
     Console(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False).print(
         rich_table(table)
     )

@@ -1,4 +1,4 @@
-"""Self-normalised importance sampling: the evidence from weighted draws of the prior or of a fitted guide."""
+"""Self-normalised importance sampling: log Z from weighted draws of the prior or of a fitted guide."""
 
 import math
 from dataclasses import replace
@@ -33,7 +33,7 @@ type Proposal = Annotated[
     Posterior | tuple[Programs, Params] | None,
     Requirement(f"a Posterior, {Posterior.GIVEN_BY}, or None for the prior", _can_propose, any_type=True),
 ]
-"""What draws in the place of the prior: a posterior, or what its `unbatched` gives."""
+"""What to draw from instead of the prior: a posterior, or the result of its `unbatched`."""
 
 
 @checked(EngineError)
@@ -46,11 +46,11 @@ def importance(
     proposal: Proposal = None,
     num_samples: CountAboveOne = 10_000,
 ) -> WeightedDraws:
-    """Estimate the tilted posterior by weighted draws, per context.
+    """Estimate the tilted posterior from weighted draws, per context.
 
-    log Z ≈ log (1/N)·Σᵢ wᵢ with w = π₀·exp(R/β)·p(y|x)/q. Standard errors are by the delta method.
+    log Z ≈ log (1/N)·Σᵢ wᵢ with w = π₀·exp(R/β)·p(y|x)/q. Standard errors use the delta method.
     With environment sites the weights tilt nature too: `log_evidence` is that of the optimistic
-    posterior, J* ≤ β·log Z, and `estimates` are of that posterior; `optimum` is then None.
+    posterior, J* ≤ β·log Z, and `estimates` describe that posterior; `optimum` is then None.
 
     Args:
         key: consumed whole.
@@ -66,7 +66,7 @@ def importance(
         `WeightedDraws`, with the effective number of draws of each context.
 
     Raises:
-        EngineError: fewer than 2 draws, a subsampled plate, or no draw with a weight in some context.
+        EngineError: fewer than 2 draws, a subsampled plate, or a context where no draw has a weight.
         PolicyError: beta does not fit the program, a reward is NaN or +inf, or the proposal holds several fits.
 
     Example:
@@ -130,7 +130,7 @@ def _draw(key: PRNGKey, programs: Programs, params: Params, num_samples: int) ->
 
 
 class _Weighted(NamedTuple):
-    """What one temperature makes of the draws."""
+    """The weighted draws at one temperature."""
 
     log_weights: np.ndarray
     evidence: InfluenceEstimate
@@ -149,6 +149,7 @@ def _weigh(batch: _Batch, beta: float | None, *, observed: bool) -> _Weighted:
     if beta is None:
         objective, kl = evidence, _weighted_mean(weights, batch.log_likelihood).plus(evidence, -1.0)
     else:
+        # Beside rewards Z is relative to p(y): the same draws estimate both, so errors partly cancel.
         evidence = evidence.plus(marginal, -1.0) if observed else evidence
         objective, kl = evidence.times(beta), reward.times(1 / beta).plus(evidence, -1.0)
     log_weights = np.log(weights, out=np.full_like(weights, -np.inf), where=weights > 0)
@@ -162,6 +163,7 @@ def _log_mean(log_weight: np.ndarray) -> InfluenceEstimate:
 
 
 def _weighted_mean(weights: np.ndarray, values: np.ndarray) -> InfluenceEstimate:
+    # A weight of 0 must drop a reward of −∞; the product would be nan.
     finite = np.where(weights > 0, values, 0.0)
     mean = (weights * finite).sum(0)
     return InfluenceEstimate(mean, len(weights) * weights * (finite - mean))

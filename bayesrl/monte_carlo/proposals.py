@@ -1,4 +1,4 @@
-"""Proposals of rejection, and what is accepted of them: filled rows and running sums."""
+"""Proposals of rejection sampling, and the accepted ones: filled rows and running sums."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,14 @@ _ROUNDING = 1e-6
 
 
 def refuse_bad_rewards(rewards: dict[str, np.ndarray]) -> None:
-    """Refuse rewards that no weight can be made of.
+    """Refuse rewards that cannot form a weight.
 
     Args:
-        rewards: by reward site, [draws, ...].
+        rewards: rewards by site, [draws, ...].
 
     Raises:
-        PolicyError: one of them is nan or inf; the site is named.
+        PolicyError: a reward is nan or inf; the message names its site.
+    """
     """
     for name, value in rewards.items():
         bad = (np.isnan(value) | (value == np.inf)).reshape(len(value), -1).any(-1)
@@ -32,7 +33,7 @@ def refuse_bad_rewards(rewards: dict[str, np.ndarray]) -> None:
 
 @dataclass(frozen=True)
 class ProposalSums:
-    """What proposals add up to, each [lanes, contexts].
+    """Sums over proposals, each [lanes, contexts].
 
     With w = exp(d/β) and d = R − B, `moments` are the sums of w, w², w·d, w²·d and w²·d².
     """
@@ -43,18 +44,18 @@ class ProposalSums:
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> "ProposalSums":
-        """Start at no proposals."""
+        """Return sums over no proposals."""
         return cls(0, np.zeros(shape, int), np.zeros((5, *shape)))
 
     def plus(self, other: "ProposalSums") -> "ProposalSums":
-        """Add further proposals."""
+        """Add the sums of more proposals."""
         return ProposalSums(self.number + other.number, self.accepted + other.accepted, self.moments + other.moments)
 
 
 class AcceptedDraws:
-    """Exact draws as they come in: each lane and context fills its own rows.
+    """Exact draws as they arrive: each lane and context fills its own rows.
 
-    Rows are filled in place, since a copy for every batch would cost more than the draws.
+    Rows are filled in place, because a copy per batch would cost more than the draws.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class AcceptedDraws:
         self.rows: dict[str, np.ndarray] = {}
 
     def take(self, batch: Draws, rng: np.random.Generator) -> ProposalSums:
-        """Judge proposals, and keep what is accepted and still wanted."""
+        """Accept or reject proposals, and store accepted ones until the rows are full."""
         excess = self._excess(batch)
         values = {name: self._by_context(name, value) for name, value in batch.sites.items()}
         accepted, moments = [], []
@@ -100,7 +101,7 @@ class AcceptedDraws:
         return np.minimum(excess, 0.0)
 
     def _by_context(self, name: str, value: np.ndarray) -> np.ndarray:
-        """Lay a site out as [rows, contexts, *shape of one context]."""
+        """Lay out a site as [rows, contexts, *shape of one context]."""
         own = [1 + axis for axis in self.axes[name] if axis is not None]
         moved = np.moveaxis(value, own, range(1, 1 + len(own)))
         return moved.reshape(len(value), len(self.bound), *moved.shape[1 + len(own) :])
@@ -115,7 +116,7 @@ class AcceptedDraws:
         self.filled[lane] = np.minimum(self.filled[lane] + kept.sum(0), self.num_samples)
 
     def sites(self, lane: int, num: int) -> dict[str, np.ndarray]:
-        """Give the first rows of one lane as values of sites, [num, ...]."""
+        """Return the first rows of one lane as values of sites, [num, ...]."""
         result = {}
         for name, held in self.rows.items():
             own = [1 + axis for axis in self.axes[name] if axis is not None]

@@ -1,4 +1,4 @@
-"""Rejection: exact, independent draws of the tilted posterior where the reward has an upper bound."""
+"""Rejection sampling: exact, independent draws of the tilted posterior if the reward has an upper bound."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ from bayesrl.typing import Beta, PRNGKey, Program
 
 _ELEMENTS = 2**22
 _LEAST_BATCH = 1024
-_SPARE = 1.05  # proposals beyond the expected need, so that a second helping is rare
+_SPARE = 1.05  # proposals beyond the expected need, so that more are seldom needed
 
 
 @checked(EngineError)
@@ -39,30 +39,30 @@ def rejection(
 ) -> WeightedDraws:
     """Draw exactly and independently from the tilted posterior, per context.
 
-    Draws of the prior are accepted with probability exp((R − B)/β), B being an upper bound of the
+    Draws of the prior are accepted with probability exp((R − B)/β), where B is an upper bound on the
     total reward. log Z = B/β + log E_π₀[exp((R − B)/β)] is estimated from all proposals, not from
-    acceptance counts. A first batch shows how many proposals are needed; log Z rests on that number
-    of further ones, which no acceptance can change. With environment sites nature is tilted too:
-    see `importance`.
+    acceptance counts. A pilot batch shows how many proposals are needed. log Z then rests on that fixed
+    number of further proposals, which acceptances cannot influence. With environment sites nature is
+    tilted too: see `importance`.
 
     Args:
         key: consumed whole.
         policy: the program.
         *args: arguments of the program.
         beta: temperature, reward units per nat, [*beta]; required. All temperatures judge the same proposals.
-        num_samples: exact draws wanted in each context at each β.
-        tolerance: standard error of log Z wanted in each context, nats; None for none in particular.
-        reward_bound: B, [*contexts] or a number, reward units; None takes what can be proven.
+        num_samples: number of exact draws to make in each context at each β.
+        tolerance: target standard error of log Z in each context, nats; None for no target.
+        reward_bound: B, [*contexts] or a number, reward units; None uses the bound that can be proven.
         max_proposals: number of proposals at which to stop.
 
     Returns:
         `WeightedDraws` with one block of rows per β, in order: weights are equal inside the block of
         their own β and zero outside. `ess` counts exact draws, `explanation` says whether target or budget
-        ended the run, and `num_accepted` of `num_proposed` allow exact binomial limits of log Z.
+        ended the run, and `num_accepted` of `num_proposed` allow exact binomial limits on log Z.
 
     Raises:
-        EngineError: no bound is given or can be proven, a draw exceeds it, observed sites, contexts
-            that share a site, a subsampled plate, or a context without any accepted draw.
+        EngineError: no bound is given or can be proven, a draw exceeds it, there are observed sites, contexts
+            share a site, a plate is subsampled, or a context has no accepted draw.
         PolicyError: beta does not fit the program, or a reward is NaN or +inf.
 
     Example:
@@ -94,6 +94,7 @@ def rejection(
     )
     proposals = (draw_fit(fold_in(draw_key, index), program, {}, size)[0] for index in itertools.count())
     rng = numpy_generator(accept_key)
+    # The pilot decides how many proposals follow, so it is left out of log Z: counting it would bias that.
     pilot = state.take(next(proposals), rng)
     counted, left = ProposalSums.empty(pilot.accepted.shape), max_proposals // size - 1
     for _ in range(min(left, _needed(pilot, state, num_samples, tolerance))):
@@ -122,7 +123,7 @@ def _refuse(program: Programs) -> None:
 
 
 def _bound(program: Programs, declared: Any) -> np.ndarray:
-    """Give the bound of each context, flat, or name the reward for which there is none."""
+    """Return the bound of each context, flat; raise an error that names a reward without one."""
     shape = program.structure.context_shape
     if declared is not None:
         given = np.asarray(declared, float)
@@ -143,7 +144,7 @@ def _bound(program: Programs, declared: Any) -> np.ndarray:
 
 
 def _needed(pilot: ProposalSums, state: AcceptedDraws, num_samples: Count, tolerance: Positive | None) -> int:
-    """Plan the number of further batches, by the acceptance that the first has shown."""
+    """Plan the number of further batches from the acceptance rate of the pilot."""
     mean = np.maximum(pilot.moments[0] / pilot.number, 1e-300)
     missing = np.maximum(num_samples - state.filled, 0)
     wanted = float((_SPARE * (missing + 3 * np.sqrt(missing)) / mean).max())
@@ -154,7 +155,7 @@ def _needed(pilot: ProposalSums, state: AcceptedDraws, num_samples: Count, toler
 
 
 def _refuse_empty(state: AcceptedDraws, total: ProposalSums, counted: ProposalSums, betas: np.ndarray) -> None:
-    empty = (state.filled == 0) | (counted.moments[0] <= 0)  # without either there are no draws, or no log Z
+    empty = (state.filled == 0) | (counted.moments[0] <= 0)  # the first leaves no draws, the second no log Z
     if empty.any():
         lane = int(empty.any(1).argmax())
         chance = float((total.moments[0] / total.number)[empty].min())
@@ -194,7 +195,7 @@ def _explain(
 
 
 def _standard_errors(tally: ProposalSums, betas: np.ndarray) -> np.ndarray:
-    """Standard error of log Z by the delta method, [lanes, contexts]."""
+    """Return the standard error of log Z by the delta method, [lanes, contexts]."""
     mean = tally.moments[0]
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.maximum(tally.moments[1] / mean**2 - 1 / tally.number, 0.0)
@@ -202,7 +203,7 @@ def _standard_errors(tally: ProposalSums, betas: np.ndarray) -> np.ndarray:
 
 
 def _expectations(tally: ProposalSums, bound: np.ndarray, betas: np.ndarray) -> tuple[Estimate, Estimate, Estimate]:
-    """Give log Z, E[R] and KL under p*, self-normalised over all proposals, [lanes, contexts]."""
+    """Return log Z, E[R] and KL under p*, self-normalised over all proposals, [lanes, contexts]."""
     first, square, excess, square_excess, square_excess2 = tally.moments
     beta = betas[:, None]
     log_z = Estimate(bound / beta + np.log(first / tally.number), _standard_errors(tally, betas))
@@ -216,7 +217,7 @@ def _expectations(tally: ProposalSums, bound: np.ndarray, betas: np.ndarray) -> 
 
 
 def _over_contexts(each: Estimate, lead: tuple[int, ...], scale: Any = 1.0) -> Estimate:
-    """Average `scale` times an expectation over contexts, which propose independently of one another."""
+    """Average `scale` times an expectation over contexts, whose proposals are independent."""
     mean, se = np.asarray(scale * each.mean), np.asarray(scale * each.se)
     return Estimate(mean.mean(1).reshape(lead), (np.sqrt((se**2).sum(1)) / se.shape[1]).reshape(lead))
 

@@ -1,4 +1,4 @@
-"""How large the rewards of a program can be: bounds that are proven, not sampled."""
+"""How large the rewards of a program can be: proven bounds, not sampled ones."""
 
 import math
 from typing import Any
@@ -26,16 +26,16 @@ def reward_bounds(policy: Program, structure: Structure, args: tuple[Any, ...]) 
     """Bound the total reward of a program over everything that it can draw, per context.
 
     lower ≤ R(x) ≤ upper for every x in the support, by interval arithmetic over the program's own
-    operations, rounding included. The bounds hold for every reward that is a number; they need not
-    be reached.
+    operations, rounding included. The bounds hold for every reward that is not nan; they need not be
+    attained.
 
     Args:
-        policy: the program, its parameters frozen.
-        structure: of the program with these arguments.
+        policy: the program with its parameters frozen.
+        structure: structure of the program with these arguments.
         args: arguments of the program.
 
     Returns:
-        Lower and upper bounds, each [*contexts], reward units; −inf and inf where none is proven.
+        Lower and upper bounds, each [*contexts], reward units; −inf and inf if none can be proven.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -83,7 +83,7 @@ def site_reward_bounds(
         return [_ends(sites[name].fn) for name in latent]
 
     held = {name: Range(np.full(s.shape, -np.inf), np.full(s.shape, np.inf)) for name, s in shapes.items()} | indices
-    # What a site may draw can depend on other draws: narrow until nothing changes. Every pass is sound.
+    # The support of a site can depend on other draws: narrow until nothing changes. Every pass is sound.
     for _ in range(_MOST_PASSES):
         ends = iter(_bound(supports, shapes, held))
         narrower = held | {name: _between(next(ends), next(ends), shapes[name]) for name in latent}
@@ -97,7 +97,7 @@ def site_reward_bounds(
 def _inputs(
     policy: Program, structure: Structure, args: tuple[Any, ...]
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Range]]:
-    """Give shapes and types of what the program draws, and the ranges of the indices of its mini-batches."""
+    """Return shapes and types of what the program draws, and the ranges of the indices of its mini-batches."""
     recorded = trace_abstractly(lambda: trace_program(FoldedKeys(policy, dummy_key()), *args))
     shapes = {
         site.name: jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
@@ -122,7 +122,7 @@ def _bound(function: Any, shapes: dict[str, jax.ShapeDtypeStruct], held: dict[st
 
 
 def _ends(fn: Any) -> list[Array]:
-    """Give lower and upper ends of a distribution's support, which may depend on what was drawn before."""
+    """Return both ends of a distribution's support, which may depend on earlier draws."""
     support = elementwise_support(fn)
     lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     if support is constraints.boolean or support is constraints.simplex:
@@ -135,13 +135,13 @@ def _ends(fn: Any) -> list[Array]:
 def _between(lower: Range, upper: Range, value: jax.ShapeDtypeStruct) -> Range:
     low, high = _laid(lower.lower, value.shape, np.min), _laid(upper.upper, value.shape, np.max)
     if jnp.issubdtype(value.dtype, jnp.floating):
-        # A draw may pass the end of its support by rounding.
+        # Rounding can put a draw a little beyond the end of its support.
         low, high = (side + sign * 1e-6 * np.abs(side) for side, sign in ((low, -1), (high, 1)))
     return Range(low, high)
 
 
 def _laid(side: RangeEnd, shape: tuple[int, ...], extreme: Any) -> np.ndarray:
-    """Lay ends of a support along the value where their shapes agree; the outermost end anywhere otherwise."""
+    """Broadcast ends of a support along the value if their shapes agree; else use the outermost end everywhere."""
     if side.ndim == len(shape) and all(a in (1, b) for a, b in zip(side.shape, shape, strict=True)):
         return np.broadcast_to(side, shape)
     return np.full(shape, extreme(side) if math.prod(side.shape) else np.nan)

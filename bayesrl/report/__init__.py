@@ -1,4 +1,4 @@
-"""What a fit looks like: figures, tables, and one HTML file; knows supports and shapes, and no domain."""
+"""What a fit looks like: figures, tables, and one HTML file; it knows supports and shapes, but no domain."""
 
 from bayesrl.report.evidence_figures import frontier_figure, weights_figure
 from bayesrl.report.fit_figures import policy_figure, save_figures, training_figure

@@ -1,4 +1,4 @@
-"""What the report knows of one fit: everything it shows, found once, and what could not be found."""
+"""Everything the report shows of one fit, computed once, and a note of what could not be computed."""
 
 import platform
 from collections.abc import Callable, Iterator
@@ -31,21 +31,21 @@ _REPEATED = ("num_steps", "num_restarts", "tolerance", "start_beta", "learning_r
 
 @dataclass(frozen=True)
 class ReportContents:
-    """What is known of one fit; None where something is not.
+    """What we know about one fit; unknown parts are None.
 
     Attributes:
-        name: of the fit.
-        posterior: fitted or loaded.
-        best: its best restarts over all data, with draws.
+        name: name of the fit.
+        posterior: fitted or loaded posterior.
+        best: its best restarts on all data, with draws.
         diagnosis: its verdict.
-        frontier: of a fit at several β.
-        target: p*, where it can be enumerated.
-        training: the evidence on the data of the fit, that of the diagnosis where it has one, with metrics.
+        frontier: its frontier, for a fit at several β.
+        target: p*, if it can be enumerated.
+        training: evidence on the data of the fit, with metrics; the diagnosis's own if it has one.
         held_out: the same on other data.
         gold: name of the metric that the reward stands for.
-        missing: what is not there, and why; sentences.
-        settings: how it was made, as rows of (setting, value).
-        command: what makes it again.
+        missing: sentences on what is missing, and why.
+        settings: how the fit was made, as rows of (setting, value).
+        command: command that makes it again.
         about: one line on what the problem is.
     """
 
@@ -65,12 +65,12 @@ class ReportContents:
 
     @property
     def evidence(self) -> Evidence | None:
-        """What the diagnosis rests on."""
+        """The evidence that the diagnosis rests on."""
         return None if self.diagnosis is None else self.diagnosis.evidence
 
     @property
     def optimum(self) -> np.ndarray | None:
-        """J* of each β, reward units, [*beta] flat; None where it is not known on both sides."""
+        """J* of each β, reward units, [*beta] flat; None unless it is known on both sides."""
         rows = [] if self.evidence is None else self.evidence.rows
         if rows and all(row.gap is not None and has_mean(row.optimum) for row in rows):
             return np.asarray([float(row.optimum.mean) for row in rows])
@@ -93,20 +93,20 @@ def collect(
     missing: tuple[str, ...] = (),
     about: str = "",
 ) -> ReportContents:
-    """Find everything that the report shows of one fit.
+    """Compute everything that the report shows of one fit.
 
     Args:
         key: consumed whole.
-        name: of the fit.
-        posterior: fitted or loaded; without its policy only what was saved is shown.
+        name: name of the fit.
+        posterior: fitted or loaded; without its policy the report shows only what was saved.
         held_out: other arguments of the program, or None.
-        optimum: gives the known optimum, or None; as in `evidence`.
+        optimum: returns the known optimum, or None; as in `evidence`.
         gold: name of a deterministic site, or None.
-        diagnosis: made before; by default it is made here.
-        frontier: of a fit at several β, made before; by default it is made here.
-        held_out_evidence: of the fit on what was held out, made before; by default it is made here.
+        diagnosis: an existing diagnosis; by default it is made here.
+        frontier: an existing frontier of a fit at several β; by default it is made here.
+        held_out_evidence: existing evidence about the fit on held-out data; by default it is made here.
         settings: rows of (setting, value); by default those that the posterior knows.
-        command: what makes the fit again; by default a call of `bayesrl.fit`.
+        command: command that makes the fit again; by default a call of `bayesrl.fit`.
         missing: sentences on what is already known to be missing.
         about: one line on what the problem is.
     """
@@ -115,7 +115,7 @@ def collect(
     best = target = training = None
 
     def attempt[T](failure: str, make: Callable[[], T]) -> T | None:
-        """Make a part of the report, or say in its place what it stumbled over."""
+        """Make a part of the report, or record why it failed."""
         try:
             return make()
         except BayesRLError as error:
@@ -148,7 +148,7 @@ def collect(
         )
     if programs is not None and posterior.statistics:
         best, target = best_over_all_data(posterior), _target(posterior, diagnosis)
-        # What a verdict stumbles over, scores may stumble over too.
+        # Whatever makes the verdict fail may make the scores fail too.
         training = attempt("The fit was not scored", lambda: _evaluate(draw_key, posterior, diagnosis, frontier, gold))
     elif posterior.statistics:
         held_out_evidence = None
@@ -173,13 +173,14 @@ def collect(
 def _evaluate(
     key: PRNGKey, posterior: Posterior, diagnosis: Diagnosis | None, frontier: Frontier | None, gold: str | None
 ) -> Evidence:
-    """Give the evidence of the diagnosis with metrics; by itself where there is none."""
+    """Return the diagnosis's evidence with metrics, or fresh evidence if there is none."""
     evidence = None if diagnosis is None else diagnosis.evidence
     if evidence is None:
         return evaluate_fit(key, posterior)
     metrics = estimate_metrics(key, full_data_fit(posterior))
+    # The frontier drew gold with its own draws; the report shows that estimate, not a second one.
     if gold in metrics and frontier is not None and frontier.gold is not None:
-        order = np.argsort(np.argsort(np.reshape(np.asarray(evidence.beta), -1)))  # a frontier is by ascending β
+        order = np.argsort(np.argsort(np.reshape(np.asarray(evidence.beta), -1)))  # frontiers are in ascending β
         metrics[gold] = Estimate(frontier.gold.mean[order], frontier.gold.se[order])
     return replace(evidence, metrics=metrics)
 
@@ -202,7 +203,7 @@ def _missing(posterior: Posterior) -> Iterator[str]:
 
 
 def _target(posterior: Posterior, diagnosis: Diagnosis | None) -> WeightedDraws | None:
-    """Enumerate p* where that is possible and was not done for the verdict: figures show it beside the fit."""
+    """Enumerate p*, if that is possible and the verdict did not do it: figures show it beside the fit."""
     evidence = None if diagnosis is None else diagnosis.evidence
     if evidence is not None and (evidence.target is not None or evidence.method in ("nuts", "hindsight")):
         return evidence.target
@@ -231,7 +232,7 @@ def _settings(posterior: Posterior) -> Iterator[tuple[str, str]]:
 
 
 def _command(posterior: Posterior) -> str:
-    """Write the call that makes a fit again, as far as its settings go."""
+    """Write the call that makes a fit again, as far as its settings say."""
     settings, betas = posterior.settings, betas_of(posterior)
     words = [_key_text(str(settings.get("seed", ""))), "policy", "*args"]
     if betas != [None]:
@@ -242,7 +243,7 @@ def _command(posterior: Posterior) -> str:
 
 
 def _key_text(seed: str) -> str:
-    """Write the key that a fit was given: two words, the first 0 for the keys of small seeds."""
+    """Write the key of a fit: two words, the first 0 for the keys of small seeds."""
     words = seed.strip("[]").split(",")
     if len(words) == 2 and all(word.strip().isdecimal() for word in words):
         if int(words[0]) == 0:

@@ -37,11 +37,11 @@ type Means = Estimate | Interval
 
 @checked(PolicyError)
 def frontier_figure(evidence: Evidence, target: WeightedDraws | None = None) -> "Figure":
-    """Draw E[R] against KL(q‖π₀), a point with two standard errors for each β.
+    """Draw E[R] against KL(q‖π₀), with a point and two standard errors for each β.
 
     Args:
-        evidence: of a fit at several β.
-        target: p* at the same β, whose curve no policy can pass; None where it is not known.
+        evidence: evidence about a fit at several β.
+        target: p* at the same β, whose curve no policy can pass; None if unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -78,7 +78,7 @@ def objective_figure(evidence: Evidence) -> "Figure":
     """Draw J and the bracket of J* against β.
 
     Args:
-        evidence: of a fit at several β.
+        evidence: evidence about a fit at several β.
     """
     figure, axes = panel()
     beta = np.asarray(evidence.beta)
@@ -102,17 +102,18 @@ def objective_figure(evidence: Evidence) -> "Figure":
 def over_optimisation_figure(
     kl: Means, proxy: Means, gold: Means, name: str, turning_point: float | None = None
 ) -> "Figure":
-    """Draw the reward that was optimised, and the gold metric, against √KL (Gao et al. 2023).
+    """Draw the optimised reward and the gold metric against √KL (Gao et al. 2023).
 
     Args:
         kl: KL(q‖π₀), nats, with `mean` and `se`, [*beta].
-        proxy: E[R] likewise, reward units.
-        gold: the gold metric likewise, in its own units.
-        name: of the gold metric.
-        turning_point: √KL at which gold is greatest, drawn as a line; None where it does not turn down.
+        proxy: E[R], reward units, in the same form.
+        gold: the gold metric, in its own units and the same form.
+        name: name of the gold metric.
+        turning_point: √KL at which gold is greatest, drawn as a line; None if gold does not turn down.
     """
     figure, axes = panel()
     mean = np.sqrt(np.maximum(np.asarray(kl.mean), 0.0))
+    # The delta method gives se(√KL) = se/(2·√KL), which diverges at KL = 0; cap it at the value itself.
     se: Any = np.minimum(np.asarray(kl.se) / (2 * np.maximum(mean, 1e-6)), mean)
     root = Estimate(mean, se)
     order = np.argsort(mean)
@@ -140,8 +141,8 @@ def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
     """Draw J of each restart with two standard errors, at up to three β.
 
     Args:
-        posterior: with its draws.
-        optimum: J* of each β, reward units; None where it is not known.
+        posterior: posterior with its draws.
+        optimum: J* of each β, reward units; None if unknown.
 
     Raises:
         PolicyError: the posterior has no draws.
@@ -167,11 +168,11 @@ def restarts_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
 
 @checked(PolicyError)
 def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "Figure":
-    """Draw the log weights w = R/β + log π₀ − log q of the draws, less log Z of their contexts where it is known.
+    """Draw the log weights w = R/β + log π₀ − log q of the draws, minus log Z of their contexts if it is known.
 
     Args:
-        posterior: with its draws; of several β and restarts up to three β are drawn, each with its best restart.
-        evidence: of the same fit.
+        posterior: posterior with its draws; of several β at most three are drawn, each at its best restart.
+        evidence: evidence about the same fit.
 
     Raises:
         PolicyError: the posterior has no draws.
@@ -210,12 +211,12 @@ def weights_figure(posterior: Posterior, evidence: Evidence | None = None) -> "F
 def held_out_figure(
     beta: list[float | None], training: Estimates | Evidence, held_out: Estimates | Evidence
 ) -> "Figure":
-    """Draw E[R] of training and held-out data with two standard errors, by β; J without rewards.
+    """Draw E[R] on training and held-out data with two standard errors, by β; J without rewards.
 
     Args:
         beta: temperatures; one None without rewards.
         training: estimates on the data of the fit, [*beta].
-        held_out: on other data, [*beta].
+        held_out: estimates on other data, [*beta].
     """
     figure, axes = panel()
     at, rewarded = np.arange(len(beta)), all(one is not None for one in beta)
@@ -234,7 +235,7 @@ def held_out_figure(
 
 
 def turning_kl(frontier: Frontier) -> float | None:
-    """Give √KL at the β where gold turns down, or None where it does not."""
+    """Return √KL at the β where gold turns down, or None if it does not."""
     if frontier.turning_point is None:
         return None
     index = int(np.argmin(np.abs(frontier.beta - frontier.turning_point)))

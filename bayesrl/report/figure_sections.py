@@ -1,4 +1,4 @@
-"""The parts of the report that are mostly figures; each figure says what good looks like."""
+"""The parts of the report that are mostly figures; each figure says what a good result looks like."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -26,13 +26,13 @@ from bayesrl.report.page import CaptionedFigure, Cell, Content, Part
 from bayesrl.report.site_panels import is_text, shown_sites, site_values, value_text
 
 EXTREMES = 3
-"""How many of the best, and of the worst, draws are listed."""
+"""How many of the best draws, and how many of the worst, to list."""
 
 _EXAMINED = 500
 
 
 def figure_parts(fits: Sequence[ReportContents]) -> Iterator[Part]:
-    """Give the parts with figures, except those of which no fit has anything."""
+    """Yield the parts with figures; skip those for which no fit has content."""
     for title, caption, contents_fn in (
         (
             "Training",
@@ -144,7 +144,7 @@ def _weights(fit: ReportContents) -> Iterator[Content]:
 
 
 def _no_khat(evidence: Evidence) -> list[str]:
-    """Say where k̂ is not told, and why."""
+    """Say where k̂ is missing, and why."""
     return [f"At β = {row.cells()['β']} there is none: {row.no_khat}." for row in evidence.rows if row.no_khat]
 
 
@@ -232,15 +232,14 @@ def _held_out(fit: ReportContents) -> Iterator[Content]:
 
 
 def extreme_draws(one: Posterior, sites: Iterable[str]) -> Table:
-    """List the best, the median and the worst draws with their rewards and how far they are from the prior.
+    """List the best, the median and the worst draws with their rewards and their distance from the prior.
 
-    Without rewards the best are those that explain the data best.
-
-    Of draws that read alike one is listed. Where there are contexts, a draw is of one context.
+    Without rewards the best draws are those that explain the data best. Draws that read alike are listed
+    once. If there are contexts, a draw belongs to one context.
 
     Args:
         one: a posterior of one β and restart, with its draws.
-        sites: whose values are shown.
+        sites: names of the sites whose values to show.
     """
     total, weight, log_prior, log_q = (
         np.asarray(one.statistics[name], float) for name in ("total_reward", "log_weight", "log_prior", "log_q")
@@ -278,7 +277,7 @@ def _distinct(places: np.ndarray, cells_of: Callable[[int], tuple[str, ...]], mo
 
 
 def checks_table(checks: Sequence[Check]) -> Markup:
-    """Write checks as a table, outcomes told by mark and word as well as colour."""
+    """Write checks as a table; a mark and a word tell the outcome, not only a colour."""
     heads = [("", None), ("check", None), ("value", ALIGN_RIGHT), ("limit", ALIGN_RIGHT), ("what it means", None)]
     rows = []
     for check in checks:

@@ -1,6 +1,6 @@
-"""Figures of a fit: how it trained, and what the fitted policy does beside the prior and the target.
+"""Figures of a fit: how it trained, and how the fitted policy compares with the prior and the target.
 
-Figures are made without pyplot, so that they need no display and leave no global state.
+Figures are made without pyplot, so they need no display and leave no global state.
 """
 
 from io import BytesIO
@@ -45,7 +45,7 @@ HISTORY = {
     "reward": ("E[R]  (reward units)", "E[R] is what the policy earns"),
     "kl": ("KL to prior  (nats)", "KL is the price: how far it left the prior"),
 }
-"""Curves of the history, with their labels and what is good about them."""
+"""Curves of the history, with their labels and what a good one looks like."""
 
 
 @checked(PolicyError)
@@ -54,7 +54,7 @@ def training_figure(posterior: Posterior, optimum: FiniteNumbersOrNone = None) -
 
     Args:
         posterior: fitted or loaded.
-        optimum: J* of each β, reward units, drawn as dashed lines; None where it is not known.
+        optimum: J* of each β, reward units, drawn as dashed lines; None if unknown.
 
     Raises:
         PolicyError: the posterior has no history.
@@ -108,15 +108,15 @@ def history_figure(posterior: Posterior, name: str, optimum: FiniteNumbersOrNone
 def policy_figure(posterior: Posterior, target: WeightedDraws | None = None, site: str | None = None) -> "Figure":
     """Draw what the fitted policy does at a site, beside the prior and the target p*.
 
-    Finite supports are bars, reals histograms, sequences heat maps (finite) or bands (reals). Where
-    there are contexts, values are averaged over them, and a second row shows, over contexts, the
-    probability put on the action that the target likes best. Of several β the coldest, the middle
-    and the warmest are shown, each with its best restart.
+    Finite supports become bars, reals histograms, sequences heat maps (finite) or bands (reals). If there are
+    contexts, values are averaged over them, and a second row shows the distribution, over contexts, of the
+    probability that a policy puts on the target's best action. Of several β the figure shows the coldest, the
+    middle and the warmest, each with its best restart.
 
     Args:
-        posterior: fitted; a loaded one without its policy shows its saved draws.
-        target: p* at the same β, such as `enumerate_posterior` gives.
-        site: by default the first action.
+        posterior: fitted; one loaded without its policy shows its saved draws.
+        target: p* at the same β, for instance from `enumerate_posterior`.
+        site: name of a site; by default the first action.
 
     Raises:
         PolicyError: the posterior has no draws of the site.
@@ -149,7 +149,7 @@ def policy_figure(posterior: Posterior, target: WeightedDraws | None = None, sit
 
 
 def site_figures(posterior: Posterior, target: WeightedDraws | None = None, site: str | None = None) -> list["Figure"]:
-    """Draw what `policy_figure` draws as small figures, which a page can arrange.
+    """Draw the content of `policy_figure` as small figures that a page can arrange.
 
     Raises:
         PolicyError: the posterior has no draws of the site.
@@ -182,10 +182,10 @@ def save_figures(
         posterior: fitted or loaded.
         target: p* at the same β, or None.
         optimum: J* of each β, reward units; by default that of the target.
-        best: its best restarts over all data, with draws, made before; by default they are made here.
+        best: an existing posterior of its best restarts on all data, with draws; by default it is made here.
 
     Returns:
-        The files written: `training`, and `policy` or, with several action sites, `policy_SITE`.
+        The paths of the files: `training`, and `policy` or, with several action sites, `policy_SITE`.
 
     Raises:
         RunFolderError: the folder cannot be written.
@@ -215,6 +215,7 @@ def save_figures(
         for suffix in ("png", "svg"):
             path = Path(directory) / f"{file_name(name)}.{suffix}"
             content = BytesIO()
+            # Without a date the same fit gives the same bytes.
             figure.savefig(content, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
             write_file(path, content.getvalue())
             written.append(path)
@@ -225,18 +226,18 @@ def save_figures(
 
 
 def betas_of(posterior: Posterior) -> list[float | None]:
-    """Give the temperatures as a list; one None without rewards."""
+    """Return the temperatures as a list; one None without rewards."""
     return [None] if posterior.beta is None else [float(b) for b in np.atleast_1d(posterior.beta)]
 
 
 def shown_betas(betas: list[float | None]) -> list[int]:
-    """Choose the coldest, the middle and the warmest of many temperatures, by their place."""
+    """Choose the coldest, the middle and the warmest of many temperatures; return their indices."""
     order = np.argsort([1.0 if beta is None else beta for beta in betas])
     return [int(order[i]) for i in np.unique(np.linspace(0, len(order) - 1, SHOWN_BETAS).round().astype(int))]
 
 
 def best_over_all_data(posterior: Posterior) -> Posterior:
-    """Best restarts, over all data where the fit saw mini-batches: figures compare contexts."""
+    """Return the best restarts, on all data if the fit saw mini-batches: figures compare contexts."""
     best = posterior.select(restart="best") if posterior.mixture is None else posterior
     if best.programs is None or not best.programs.structure.subsampled:
         return best
@@ -244,10 +245,10 @@ def best_over_all_data(posterior: Posterior) -> Posterior:
 
 
 def optima_of(posterior: Posterior, optimum: Any) -> np.ndarray | None:
-    """Give J* of each β, [betas], or None where it is not known.
+    """Return J* of each β, [betas], or None if unknown.
 
     Raises:
-        PolicyError: there are more or fewer.
+        PolicyError: the number of values differs from that of β.
     """
     count, given = len(betas_of(posterior)), np.asarray(optimum, float)
     if optimum is None:
@@ -258,7 +259,7 @@ def optima_of(posterior: Posterior, optimum: Any) -> np.ndarray | None:
 
 
 def objective_label(beta: object) -> str:
-    """Write J with its unit: without rewards it is the ELBO."""
+    """Label J with its unit: without rewards it is the ELBO."""
     return "J  (reward units)" if beta is not None else "J, the ELBO  (nats)"
 
 
@@ -280,7 +281,7 @@ def _headline(first: SiteComparison, subject: str) -> str:
 
 
 def curve_names(posterior: Posterior) -> list[str]:
-    """Name the curves of a history; without rewards E[R] is 0 throughout, and is left out."""
+    """Name the curves of a history; without rewards E[R] is always 0 and is left out."""
     return [name for name in HISTORY if posterior.beta is not None or name != "reward"]
 
 
@@ -305,7 +306,7 @@ def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Any) -
 
 
 def _beta_colorbar(figure: "Figure", axes: "Axes", betas: list[float | None]) -> None:
-    """Name the lines of many β by a colour bar."""
+    """Label the lines of many β with a colour bar."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
@@ -320,7 +321,7 @@ def _beta_colorbar(figure: "Figure", axes: "Axes", betas: list[float | None]) ->
 
 
 def _sequence_figure(panels: list[SiteComparison]) -> "Figure":
-    """Draw heat maps of prior, fitted and target side by side, a row per β."""
+    """Draw heat maps of prior, fit and target side by side, one row per β."""
     from matplotlib.figure import Figure
 
     first, columns = panels[0], len(panels[0].sources)
@@ -335,7 +336,7 @@ def _sequence_figure(panels: list[SiteComparison]) -> "Figure":
 
 
 def _map_figures(own: SiteComparison) -> list["Figure"]:
-    """Draw the heat maps of prior, fit and target one by one, on one scale of colours."""
+    """Draw the heat maps of prior, fit and target one by one, on one colour scale."""
     drawn = [panel() for _ in own.sources]
     _draw_maps([axes for _, axes in drawn], own, xlabel=own.steps)
     for figure, axes in drawn:

@@ -1,6 +1,6 @@
-"""One HTML page that needs nothing but itself: no script, no network, light and dark, on paper and on a telephone.
+"""One self-contained HTML page: no script, no network, light and dark, on paper and on a telephone.
 
-Figures are embedded as SVG with real text and the page's colours, or as PNG where that is smaller.
+Figures are embedded as SVG with real text and the page's colours, or as PNG if that is smaller.
 """
 
 import base64
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BUDGET = 2_700_000
-"""Characters of a page; figures become coarser, largest first, until it keeps to them."""
+"""Size limit of a page in characters; figures become coarser, largest first, until the page fits."""
 
 MOST_ROWS, MOST_TEXT = 300, 20_000
 
 DARK_GROUND = "#15181c"
-"""The page's ground in the dark."""
+"""The page's background in the dark."""
 
 LARGEST = 250_000
-"""Characters of an SVG beyond which a PNG is smaller."""
+"""An SVG with more characters than this is larger than a PNG."""
 
-# No script is run and nothing is fetched, whatever text the page shows.
+# The browser runs no script and fetches nothing, whatever text the page shows.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _CONTRAST = 4.0
 _MANY_POINTS = 4_000
@@ -45,7 +45,7 @@ _DROPPED = {"metadata", "style", "script", "a", "foreignObject"}
 
 
 class CaptionedFigure(NamedTuple):
-    """A figure with the sentence that says what good looks like."""
+    """A figure with a sentence that says what a good result looks like."""
 
     figure: Any
     caption: str
@@ -55,7 +55,7 @@ type Content = Markup | Table | CaptionedFigure | str
 
 
 class Cell(NamedTuple):
-    """What a part of the report says of one fit; without a name where it speaks of all of them."""
+    """What a part of the report says about one fit; without a name if it speaks of all fits."""
 
     name: str
     contents: Sequence[Content]
@@ -65,9 +65,9 @@ class Part(NamedTuple):
     """A part of the report.
 
     Attributes:
-        title: its heading.
-        caption: a sentence that says what good looks like.
-        cells: one for each fit, side by side, or a single one.
+        title: heading.
+        caption: a sentence that says what a good result looks like.
+        cells: one cell per fit, side by side, or a single one.
     """
 
     title: str
@@ -79,9 +79,9 @@ def html_page(title: str, subtitle: str, parts: Sequence[Part], footer: str) -> 
     """Write a page of parts.
 
     Args:
-        title: of the page.
+        title: title of the page.
         subtitle: one line below it.
-        parts: from the top down.
+        parts: parts of the page, from the top down.
         footer: the last line.
     """
     names = [f"part{i}" for i in range(len(parts))]
@@ -121,7 +121,7 @@ def _section(part: Part, name: str, embedded: Iterator[Markup]) -> Markup:
 
 def _cell(cell: Cell, embedded: Iterator[Markup]) -> Markup:
     blocks: list[Markup] = [tag("h3", cell.name)] if cell.name else []
-    # Figures that follow each other share a row.
+    # Adjacent figures share a row.
     for _, contents in groupby(cell.contents, lambda content: isinstance(content, CaptionedFigure)):
         row: list[Markup] = []
         for content in contents:
@@ -151,7 +151,7 @@ def _figures(parts: Iterable[Part]) -> Iterator[CaptionedFigure]:
 
 
 def _shrink_largest(drawn: list[Markup], figures: Sequence[CaptionedFigure]) -> bool:
-    """Make the largest figure smaller, and say whether that was possible."""
+    """Make the largest figure smaller, and return whether that was possible."""
     for i in sorted(range(len(drawn)), key=lambda i: -len(drawn[i])):
         for dpi in (90, 60, 40):
             smaller = embed_png(figures[i].figure, figures[i].caption, dpi)
@@ -168,9 +168,9 @@ def embed_figure(figure: "Figure", name: str, label: str) -> Markup:
     """Write a figure as an element of a page.
 
     Args:
-        figure: with its size in inches; its ground is left out.
-        name: goes before every id, so that figures on one page do not share any.
-        label: what a screen reader says.
+        figure: figure with its size in inches; its background is left out.
+        name: prefix of every id, so that figures on one page share none.
+        label: text for screen readers.
     """
     try:
         markup = _svg(figure, name, label)
@@ -180,7 +180,7 @@ def embed_figure(figure: "Figure", name: str, label: str) -> Markup:
 
 
 def embed_png(figure: "Figure", label: str, dpi: int = 110) -> Markup:
-    """Write a figure as a PNG on a light ground."""
+    """Write a figure as a PNG on a light background."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
@@ -206,6 +206,7 @@ def _svg(figure: "Figure", name: str, label: str) -> Markup:
                 parent.remove(child)
     text = ElementTree.tostring(root, encoding="unicode")
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    # Only ids that something refers to are kept.
     for element in root.iter():
         element.tag = _local(element.tag)
         _rewrite(element, name, used)
@@ -216,7 +217,7 @@ def _svg(figure: "Figure", name: str, label: str) -> Markup:
         "height": f"{height}",
         "role": "img",
         "aria-label": sanitize(label),
-        "style": "fill: var(--c000000, #000000)",  # Matplotlib leaves black out
+        "style": "fill: var(--c000000, #000000)",  # Matplotlib writes no fill for black
         "stroke-linejoin": "round",
         "stroke-linecap": "butt",
     }
@@ -224,7 +225,7 @@ def _svg(figure: "Figure", name: str, label: str) -> Markup:
 
 
 def _rewrite(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """Make ids the page's own, and colours variables of the page."""
+    """Make ids unique to the page, and turn colours into variables of the page."""
     attributes = {}
     for key, value in element.attrib.items():
         local = _local(key)
@@ -247,7 +248,7 @@ def _rewrite(element: ElementTree.Element, name: str, used: set[str]) -> None:
 
 
 def _rasterise(figure: "Figure") -> None:
-    """Mark as pixels whatever has so many points that its paths would be larger."""
+    """Rasterise lines and collections with so many points that their paths would be larger than pixels."""
     for axes in figure.axes:
         if sum(np.size(line.get_xdata()) for line in axes.lines) > 4 * _MANY_POINTS:
             for line in axes.lines:
@@ -258,7 +259,7 @@ def _rasterise(figure: "Figure") -> None:
 
 
 def _local(name: str) -> str:
-    """Drop the namespace of a name of XML."""
+    """Strip the namespace from an XML name."""
     return name.rsplit("}", 1)[-1]
 
 
@@ -266,12 +267,12 @@ def _local(name: str) -> str:
 
 
 def dark_palette(page: str) -> Mapping[str, str]:
-    """Give the CSS variables of a page's figures their colours for the dark."""
+    """Map the CSS variables of a page's figures to their colours in the dark."""
     return {f"--c{hex_}": _dark_variant(hex_) for hex_ in sorted(set(re.findall(r"var\(--c([0-9a-f]{6}),", page)))}
 
 
 def _dark_variant(colour: str) -> str:
-    """Lighten a colour until it stands out from a dark ground; greys are turned around."""
+    """Lighten a colour until it stands out from a dark background; greys are inverted."""
     rgb = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     if _contrast(rgb) >= _CONTRAST:
         return f"#{colour}"
@@ -287,7 +288,7 @@ def _dark_variant(colour: str) -> str:
 
 
 def _contrast(rgb: list[float]) -> float:
-    """Contrast to the dark ground (WCAG 2.1, 1.4.3)."""
+    """Contrast with the dark background (WCAG 2.1, 1.4.3)."""
     ground = [int(DARK_GROUND[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     return (_luminance(rgb) + 0.05) / (_luminance(ground) + 0.05)
 

@@ -1,4 +1,4 @@
-"""The parts of the report, from the verdict down to how a fit was made."""
+"""The parts of the report, from the verdict down to how the fit was made."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -21,11 +21,11 @@ NO_DIAGNOSIS = "Whether this fit can be trusted was not found out."
 
 
 def report_parts(fits: Sequence[ReportContents], sections: Sequence[Section]) -> list[Part]:
-    """Give the parts of the report.
+    """Return the parts of the report.
 
     Args:
-        fits: one or several, shown side by side.
-        sections: further ones, which domains add.
+        fits: one fit, or several to show side by side.
+        sections: further sections that domains add.
     """
 
     def part(title: str, caption: str, contents_fn: ContentsFn) -> Part:
@@ -44,7 +44,7 @@ def report_parts(fits: Sequence[ReportContents], sections: Sequence[Section]) ->
 
 
 def section_parts(sections: Sequence[Section]) -> list[Part]:
-    """Give the parts that domains add."""
+    """Return the parts that domains add."""
     return [Part(section.title, section.caption, [Cell("", [_body(section.body)])]) for section in sections]
 
 
@@ -70,7 +70,7 @@ def _verdict(fit: ReportContents) -> list[Content]:
 
 
 def _big(fit: ReportContents) -> Iterator[tuple[str, str]]:
-    """The few numbers that matter most: of a fit at several β, where the share of the gap is worst."""
+    """The few numbers that matter most; for a fit at several β, where the share of the gap is worst."""
     evidence = fit.evidence
     assert evidence is not None
     share, several = evidence.relative_gap, len(evidence.betas) > 1
@@ -136,7 +136,7 @@ def _numbers(fit: ReportContents) -> list[Content]:
 
 
 def _tall(table: Table) -> Table:
-    """Turn a table of a single row around, so that it fits a telephone."""
+    """Transpose a table with a single row, so that it fits a telephone."""
     return table.transpose() if len(table.rows) == 1 else table
 
 
@@ -151,7 +151,7 @@ def _metrics(fit: ReportContents) -> Table:
 
 
 def _side_by_side(fits: Sequence[ReportContents]) -> Part:
-    """A row for each fit and β."""
+    """One row per fit and β."""
     rows = []
     for fit in fits:
         verdict = "unknown" if fit.diagnosis is None else fit.diagnosis.verdict
@@ -182,7 +182,7 @@ def _settings(fit: ReportContents) -> list[Content]:
 
 
 def _body(body: Any) -> Content:
-    """Read what a domain brings: a figure, a table with its headings first, or text."""
+    """Convert a domain's body: a figure, a table with its headings first, or text."""
     from matplotlib.figure import Figure
 
     if isinstance(body, Figure):

@@ -1,4 +1,4 @@
-"""One site of a program: its values under prior, fit and target, brought into one form, and the axes that show them."""
+"""One site of a program: its values under prior, fit and target in one form, and the axes that show them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_FINITE = 200
-"""Whole numbers with at most this many different values are shown value by value."""
+"""Integers with at most this many distinct values are shown value by value."""
 
-# From Okabe and Ito's palette, which the colour-blind can tell apart, also in grey.
+# From Okabe and Ito's palette, which colour-blind readers can tell apart, also in grey.
 PRIOR, FITTED, TARGET = "#9a9a9a", "#0072B2", "#D55E00"
 PANEL_SIZE = (4.6, 3.2)
-"""Inches of a figure in the report: two stand side by side on a page, one fits a telephone."""
+"""Size of a figure in the report, inches: two fit side by side on a page, one fits a telephone."""
 SHOWN_BARS = 30
 BINS = 40
 
@@ -48,13 +48,13 @@ class SiteValues(NamedTuple):
     weights: Float[np.ndarray, "draws contexts"]
 
     def frequencies(self, categories: np.ndarray) -> Float[np.ndarray, "contexts positions values"]:
-        """Give the weighted frequency of each category, by context and position."""
+        """Return the weighted frequency of each category, by context and position."""
         hits = self.values[..., None] == categories
         result: np.ndarray = np.einsum("dc,dcpk->cpk", self.weights, hits.astype(float))
         return result
 
     def quantiles(self, levels: tuple[float, ...]) -> Float[np.ndarray, "levels positions"]:
-        """Give weighted quantiles at each position, contexts pooled."""
+        """Return weighted quantiles at each position, with contexts pooled."""
         draws, contexts, positions = self.values.shape
         flat = self.values.reshape(draws * contexts, positions).astype(float)
         weights = np.broadcast_to(self.weights / contexts, (draws, contexts)).reshape(-1)
@@ -62,6 +62,7 @@ class SiteValues(NamedTuple):
         for position in range(positions):
             order = np.argsort(flat[:, position])
             reached = np.cumsum(weights[order])
+            # The total need not be exactly 1 in floating point.
             index = np.searchsorted(reached, np.asarray(levels) * reached[-1])
             result[:, position] = flat[order, position][np.minimum(index, len(order) - 1)]
         return result
@@ -71,14 +72,14 @@ class SiteComparison(NamedTuple):
     """One site at one temperature: what the prior, the fit and the target do.
 
     Attributes:
-        site: its name.
+        site: name of the site.
         beta: temperature, reward units per nat; None without rewards.
         support: finite, integers or reals.
         categories: values to show one by one; empty for reals.
-        steps: what a position is: `time step`, `element`, or empty where there is only one.
+        steps: what a position means: `time step`, `element`, or empty if there is only one.
         prior: draws of the policy before the fit.
         fitted: draws of the fit.
-        target: the posterior p*, or None where it is not known.
+        target: the posterior p*, or None if unknown.
         density: points and density of p* on the real line, or None.
     """
 
@@ -94,13 +95,13 @@ class SiteComparison(NamedTuple):
 
     @property
     def sources(self) -> list[tuple[str, str, SiteValues]]:
-        """Label, colour and values of prior, fit and, where it is known, target."""
+        """Label, colour and values of prior, fit and, if known, target."""
         sources = [("prior π₀", PRIOR, self.prior), ("fitted q", FITTED, self.fitted)]
         return sources + ([("target p*", TARGET, self.target)] if self.target is not None else [])
 
     @property
     def compares_contexts(self) -> bool:
-        """Whether the target's best action can be asked for in each of several contexts."""
+        """Whether the target's best action can be compared across several contexts."""
         several = self.fitted.values.shape[1] > 1 and not self.steps
         return several and self.support == "finite" and self.target is not None
 
@@ -114,10 +115,10 @@ class SiteComparison(NamedTuple):
 
 
 def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) -> SiteComparison:
-    """Compare one site of a posterior that holds one β and one restart with its prior and its target.
+    """Compare one site of a posterior of one β and one restart with its prior and its target.
 
     Args:
-        posterior: of one β and restart, over all its data where contexts are to be compared.
+        posterior: a posterior of one β and restart, on all its data if contexts are to be compared.
         target: p*, at several β or the same one; or None.
         site: an action or environment site.
 
@@ -142,28 +143,28 @@ def compare_site(posterior: Posterior, target: WeightedDraws | None, site: str) 
 
 
 def value_text(posterior: Posterior, site: str, value: Any) -> str | None:
-    """Give the text of a value of a site, where the program has a method `read(site, value)` that knows one."""
+    """Return a site's value as text, if the program has a method `read(site, value)` that knows one."""
     program: Any = None if posterior.programs is None else posterior.programs.policy
     while program is not None and not hasattr(program, "read"):
-        program = getattr(program, "fn", None)  # handlers stand around it
+        program = getattr(program, "fn", None)  # unwrap handlers
     return None if program is None else program.read(site, value)
 
 
 def is_text(posterior: Posterior, site: str) -> bool:
-    """Whether values of a site are read as text, not drawn."""
+    """Whether values of a site are shown as text, not drawn."""
     draws = np.asarray(posterior.draws[site])
     return value_text(posterior, site, draws[(0,) * (draws.ndim - 1)]) is not None
 
 
 def site_values(posterior: Posterior, site: str) -> SiteValues:
-    """Give the draws of one site of a posterior that holds one β and one restart."""
+    """Return the draws of one site of a posterior of one β and one restart."""
     contexts = posterior.statistics["log_weight"].shape[2:]
     draws = np.asarray(posterior.draws[site][0])
     return _values(draws, _context_axes(posterior, site, draws.shape[1:], contexts), contexts)
 
 
 def shown_sites(posterior: Posterior) -> Mapping[str, Any]:
-    """Give the draws of the sites to show: actions, or all that was drawn where the program is not known."""
+    """Return the draws of the sites to show: actions, or all draws if the program is unknown."""
     if posterior.programs is None:
         return posterior.draws
     return {name: posterior.draws[name] for name in posterior.programs.structure.actions}
@@ -172,16 +173,17 @@ def shown_sites(posterior: Posterior) -> Mapping[str, Any]:
 def _context_axes(
     posterior: Posterior, site: str, shape: tuple[int, ...], contexts: tuple[int, ...]
 ) -> tuple[int | None, ...]:
-    """Find which axes of a site's value are contexts; None for a plate that it stands outside of."""
+    """Find which axes of a site's value are contexts; None for a plate that the site is outside of."""
     programs = posterior.programs
     if programs is not None:
         return context_axes(programs.structure)[site]
     start = next((i for i in range(len(shape)) if shape[i : i + len(contexts)] == contexts), None)
+    # Without the program the shapes must do: the first axes that look like the contexts.
     return tuple(None if start is None else start + i for i in range(len(contexts)))
 
 
 def _values(draws: np.ndarray, axes: tuple[int | None, ...], contexts: tuple[int, ...]) -> SiteValues:
-    """Bring draws [draws, ...] into the form of `SiteValues`, all of the same weight."""
+    """Bring draws [draws, ...] into the form of `SiteValues`, with equal weights."""
     own = [1 + axis for axis in axes if axis is not None]
     sizes = [draws.shape[axis] for axis in own]
     moved = np.moveaxis(draws, own, range(1, 1 + len(own)))
@@ -196,7 +198,7 @@ def _values(draws: np.ndarray, axes: tuple[int | None, ...], contexts: tuple[int
 def _target_values(
     target: WeightedDraws, site: str, axes: tuple[int | None, ...], contexts: tuple[int, ...]
 ) -> SiteValues | None:
-    """Give p* in the same form: its weighted assignments, or draws from it where it has none."""
+    """Bring p* into the same form: its weighted assignments, or draws from it if it has none."""
     log_weights = np.asarray(target.log_weights)
     if log_weights.shape[log_weights.ndim - len(contexts) :] != contexts:
         return None
@@ -232,7 +234,7 @@ def _positions(structure: Structure | None, site: str, count: int) -> str:
 def _density(
     posterior: Posterior, site: str, prior: SiteValues, fitted: SiteValues
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Integrate p* on a grid where the site is the program's only draw and a single number."""
+    """Integrate p* on a grid if the site is the program's only draw and a single number."""
     programs = posterior.programs
     if programs is None or prior.values.shape[1:] != (1, 1) or posterior.draws[site].ndim != 2:
         return None
@@ -279,7 +281,7 @@ def draw_marginal(axes: "Axes", site: SiteComparison, *, legend: bool) -> None:
 
 
 def _bars(axes: "Axes", site: SiteComparison) -> int:
-    """Draw grouped bars, only the likeliest values where there are many; give how many are shown."""
+    """Draw grouped bars, only the likeliest values if there are many; return how many are shown."""
     heights = np.stack([values.frequencies(site.categories).mean((0, 1)) for _, _, values in site.sources])
     shown = np.arange(len(site.categories))
     if site.support == "finite" and len(shown) > SHOWN_BARS:
@@ -315,7 +317,7 @@ def _bands(axes: "Axes", site: SiteComparison) -> None:
 
 
 def draw_best_action(axes: "Axes", site: SiteComparison, *, legend: bool) -> None:
-    """Draw, over contexts, the probability put on the value that the target likes best there."""
+    """Draw the distribution, over contexts, of the probability of the value that the target likes best there."""
     assert site.target is not None
     best = site.target.frequencies(site.categories)[:, 0].argmax(-1)
     edges = np.linspace(0, 1, 21)
@@ -337,7 +339,7 @@ def _stairs(axes: "Axes", heights: np.ndarray, edges: np.ndarray, colour: str, l
 
 
 def style_axes(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
-    """Label a pair of axes, and give it the house's look."""
+    """Label the axes and style them."""
     axes.set_xlabel(escape_mathtext(xlabel))
     axes.set_ylabel(escape_mathtext(ylabel))
     axes.set_title(escape_mathtext(title), fontsize=10)
@@ -347,19 +349,19 @@ def style_axes(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
 
 
 def beta_label(beta: float | None) -> str:
-    """Write a temperature with its letter."""
+    """Write a temperature as β = value."""
     return "without rewards" if beta is None else f"β = {beta:.3g}"
 
 
 def beta_colours(count: int) -> list[Any]:
-    """Give a colour to each temperature, from cold to warm."""
+    """Return a colour for each temperature, from cold to warm."""
     from matplotlib import colormaps
 
     return [FITTED] if count == 1 else list(colormaps["viridis"](np.linspace(0, 0.88, count)))
 
 
 def panel() -> "tuple[Figure, Axes]":
-    """Begin a small figure with one pair of axes."""
+    """Start a small figure with one pair of axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=PANEL_SIZE, layout="constrained")
@@ -374,5 +376,5 @@ def legend_above(figure: "Figure", columns: int = 4) -> None:
 
 
 def escape_mathtext(text: str) -> str:
-    """Keep Matplotlib from reading mathematics into a text, whose dollars may be anybody's."""
+    """Keep Matplotlib from reading a text as mathematics: it may contain any dollar signs."""
     return sanitize(text).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The look of the report."""
+"""The style sheet of the report."""
 
 STYLE = """
 :root{color-scheme:light dark;--ground:#fff;--ink:#1c1f23;--soft:#5b636d;--line:#dfe3e8;--card:#f6f7f9;

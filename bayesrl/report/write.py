@@ -1,4 +1,4 @@
-"""`write_report`: everything that is known of one fit or several, as one HTML file."""
+"""`write_report`: write everything known about one fit or several as one HTML file."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ _FITTED = "A policy fitted as a Bayesian posterior: how far it is from the best,
 type PartsFn = Callable[[PRNGKey, Mapping[str, Any], Sequence[Section]], list[Part]]
 
 _REPORTS: dict[type, PartsFn] = {}
-"""How to report results that are not fits, such as those of `bayesrl.control.learn`, which stands above this room."""
+"""How to report results other than fits, such as those of `bayesrl.control.learn`, a layer above this package."""
 _LEARNED = "What was learned from experience, what it cost, and how sure it is."
 
 
@@ -49,31 +49,30 @@ def write_report(
     diagnoses: Mapping[str, Diagnosis] | None = None,
     frontiers: Mapping[str, Frontier] | None = None,
 ) -> Path:
-    """Write a report of one fit, or of several side by side, as one HTML file that needs nothing else.
+    """Write a report of one fit, or of several side by side, as one self-contained HTML file.
 
-    It begins with the verdict and ends with how the fit was made; each figure says what good looks
-    like. What cannot be found, such as the verdict of a fit that was loaded without its policy, is
-    named, and the rest is shown. The same key gives the same report of the same fits.
+    It begins with the verdict and ends with how the fit was made; each figure says what a good result
+    looks like. The report names what it cannot find, such as the verdict of a fit that was loaded without
+    its policy, and shows the rest. The same key gives the same report of the same fits.
 
     Args:
         key: for the draws that the report makes; consumed whole.
-        path: of the file to write, which is replaced.
-        posteriors: a fit, or several by name; or what `bayesrl.control.learn` gave, one run, or several by name,
+        path: path of the file to write; an existing file is replaced.
+        posteriors: a fit, or several by name; or the result of `bayesrl.control.learn`: one run, or several by name,
             where each name may have a list of independent runs.
-        sections: further parts, such as a domain has.
-        held_out: other arguments of the program, on which the fits are scored too.
+        sections: further parts, for instance from a domain.
+        held_out: other arguments of the program, on which to score the fits too.
         gold: name of a `numpyro.deterministic` site that the reward stands for: it is drawn against KL.
-        diagnoses: verdicts by name (`fit` for a single posterior) that were made before; those that
-            are missing are made.
-        frontiers: frontiers of fits at several β, by name likewise.
+        diagnoses: existing verdicts by name (`fit` for a single posterior); missing ones are made.
+        frontiers: existing frontiers of fits at several β, by name in the same way.
 
     Returns:
         The path.
 
     Raises:
-        PolicyError: there is no posterior, or something else in its place; or a section, a diagnosis or a frontier
-            is something else, or of another fit.
-        RunFolderError: the path is a folder or cannot be written; what it held before is intact.
+        PolicyError: `posteriors` is empty or holds something other than posteriors; or a section, a diagnosis or
+            a frontier has the wrong type or belongs to another fit.
+        RunFolderError: the path is a folder or cannot be written; its previous content is intact.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist, bayesrl, tempfile, pathlib
@@ -117,10 +116,10 @@ def write_report(
 
 
 def check_path(path: Any) -> None:
-    """Refuse a path that cannot be written, before anything is computed.
+    """Refuse a path that cannot be written, before any computation.
 
     Raises:
-        RunFolderError: it is a folder or a device, or its folder does not exist or cannot be written.
+        RunFolderError: the path is a folder or a device, or its folder does not exist or cannot be written.
     """
     file = Path(path)
     refused = f"cannot write the report to {file}:"
@@ -142,7 +141,7 @@ def check_path(path: Any) -> None:
 
 
 def check_sections(sections: Any) -> None:
-    """Refuse what cannot be shown as a section, before anything is computed.
+    """Refuse sections that cannot be shown, before any computation.
 
     Raises:
         PolicyError: one is not a `Section`, or its title, caption or body cannot be shown.
@@ -172,7 +171,7 @@ def _can_be_shown(body: Any) -> bool:
 
 
 def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type[Diagnosis | Frontier]) -> None:
-    """Refuse what was made before and is not of these fits."""
+    """Refuse diagnoses or frontiers that do not belong to these fits."""
     if made is None:
         return
     if not isinstance(made, Mapping):
@@ -192,10 +191,10 @@ def _check_made(named: Mapping[str, Posterior], what: str, made: Any, kind: type
 
 
 def write_fits(path: str | Path, fits: Sequence[ReportContents], sections: Sequence[Section] = ()) -> Path:
-    """Write the report of fits of which everything is known already.
+    """Write the report of fits whose contents were collected already.
 
     Raises:
-        RunFolderError: the path is a folder or cannot be written; what it held before is intact.
+        RunFolderError: the path is a folder or cannot be written; its previous content is intact.
     """
     check_path(path)
     check_sections(sections)
@@ -204,17 +203,17 @@ def write_fits(path: str | Path, fits: Sequence[ReportContents], sections: Seque
 
 
 def write_parts(path: str | Path, title: str, parts: Sequence[Part]) -> Path:
-    """Write a page of other parts than those of fits, such as runs of `bayesrl.control.learn` have.
+    """Write a page of other parts than those of fits, for instance for runs of `bayesrl.control.learn`.
 
     Raises:
-        RunFolderError: the path is a folder or cannot be written; what it held before is intact.
+        RunFolderError: the path is a folder or cannot be written; its previous content is intact.
     """
     check_path(path)
     return _write(path, title, parts)
 
 
 def _own_report(made: Any) -> tuple[str, Callable[[PRNGKey, Sequence[Section]], list[Part]]] | None:
-    """Give the title, and the maker of the parts, of things that bring their own report; None for fits."""
+    """Return the title and the function that makes the parts, for results with their own report; None for fits."""
     named = made if isinstance(made, Mapping) else {"run": made}
     first = next(iter(named.values()), None)
     first = first[0] if isinstance(first, list | tuple) and first else first
@@ -226,7 +225,7 @@ def _own_report(made: Any) -> tuple[str, Callable[[PRNGKey, Sequence[Section]], 
 
 
 def register_report(kind: type) -> Callable[[PartsFn], PartsFn]:
-    """Decorate the function from a key, results of this kind by name and further sections to the parts of a report."""
+    """Register the function that maps a key, results of this kind by name and sections to the parts of a report."""
 
     def register(parts_fn: PartsFn) -> PartsFn:
         _REPORTS[kind] = parts_fn
@@ -237,6 +236,6 @@ def register_report(kind: type) -> Callable[[PartsFn], PartsFn]:
 
 def _write(path: str | Path, title: str, parts: Sequence[Part], subtitle: str = _LEARNED) -> Path:
     page = html_page(title, subtitle, parts, f"Written by bayesrl {version('bayesrl')}.")
-    # The stamp is a comment behind the end of the page.
+    # The stamp is a comment after the end of the page.
     run_folder.write_file(path, stamped(f"{page}<!-- {blank('report')} -->\n".encode("utf-8", "replace")))
     return Path(path)

@@ -1,4 +1,4 @@
-"""Averages over draws: J, E[R] and KL with their errors, of fresh draws, of kept ones, and of mixtures of policies."""
+"""Averages over draws: J, E[R] and KL with their errors, for fresh draws, stored draws, and mixtures of policies."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,21 +14,21 @@ from bayesrl.statistics.quantities import divergence, rounding
 
 
 def library_of(tree: Any) -> Any:
-    """NumPy, or JAX's where the caller compiles what is computed."""
+    """Return NumPy, or JAX if the caller compiles the computation."""
     return jnp if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)) else np
 
 
 def summarise(
     totals: Totals, metrics: Mapping[str, Any], beta: Any, lead: int, marginal: Estimate | None = None
 ) -> Estimates:
-    """Average draws [*lead, sample, *contexts]; standard errors are over samples, contexts being fixed.
+    """Average draws [*lead, sample, *contexts]; standard errors are over samples, with contexts fixed.
 
     Args:
-        totals: of the draws.
-        metrics: of the draws, by name.
+        totals: totals of the draws.
+        metrics: metrics of the draws, by name.
         beta: temperatures, [*beta], reward units per nat; None without rewards.
-        lead: how many axes come before those of the draws.
-        marginal: log p(y), where data stand beside rewards; see `bayesrl.statistics.quantities`.
+        lead: number of axes before that of the draws.
+        marginal: log p(y), if there are data beside rewards; see `bayesrl.statistics.quantities`.
     """
     xp = library_of(totals)
     scale = np.asarray(1.0 if beta is None else beta, float)
@@ -57,25 +57,26 @@ def _average(values: Any, lead: int) -> Estimate:
 
 
 def mixed(scores: Totals, weights: np.ndarray, axis: int = 0) -> Totals:
-    """Give the scores under a mixture of policies, log q = log Σₖ αₖ·qₖ, from those under each of them.
+    """Return the scores under a mixture of policies, log q = log Σₖ αₖ·qₖ, from those under each policy.
 
     Args:
-        scores: those under each, along one axis, which goes.
+        scores: scores under each policy along one axis, which is reduced.
         weights: αₖ, of a shape that broadcasts against that axis and those before it.
-        axis: of the policies.
+        axis: axis of the policies.
     """
     with np.errstate(divide="ignore"):
         logs = np.log(weights).reshape(weights.shape + (1,) * (np.ndim(scores.log_q) - axis - 1))
     ratio = -logsumexp(logs - np.asarray(scores.ratio, float), axis=axis)
+    # log q and the ratio are mixed separately: each keeps its own precision where their terms are huge.
     one: Totals = jax.tree.map(lambda x: np.take(x, 0, axis=axis), scores)
     return one.under(logsumexp(logs + np.asarray(scores.log_q, float), axis=axis), ratio)
 
 
 def given_data(estimates: Estimates, marginal: Estimate, beta: Any) -> Estimates:
-    """Take log p(y) out of J and KL that are known up to it.
+    """Subtract log p(y) from J and KL, which draws give only up to that constant.
 
     Args:
-        estimates: [*lead].
+        estimates: estimates, [*lead].
         marginal: log p(y), a number with its error, nats.
         beta: reward units per nat, broadcast against the estimates.
     """
@@ -88,20 +89,20 @@ def given_data(estimates: Estimates, marginal: Estimate, beta: Any) -> Estimates
 
 
 def kept_marginal(statistics: Mapping[str, Any], settings: Mapping[str, Any]) -> Estimate | None:
-    """Give log p(y) as it was when draws were kept; nan where it was not known, None where it means nothing."""
+    """Return log p(y) as stored with the draws; nan if it was unknown, None if it has no meaning here."""
     if "log_likelihood" not in statistics:
         return None
     return Estimate(*(np.asarray(settings.get(name, np.nan), float) for name in ("log_marginal", "log_marginal_se")))
 
 
 def kept_estimates(statistics: Mapping[str, Any], beta: Any, lead: int, marginal: Estimate | None) -> Estimates:
-    """Average draws that were kept.
+    """Average stored draws.
 
     Args:
-        statistics: of the draws, as a posterior keeps them, [*beta, restart, draw, *contexts].
+        statistics: statistics of the draws, as a posterior stores them, [*beta, restart, draw, *contexts].
         beta: temperatures, [*beta], reward units per nat; None without rewards.
-        lead: how many axes come before those of the draws.
-        marginal: log p(y), as `kept_marginal` gives it.
+        lead: number of axes before that of the draws.
+        marginal: log p(y), as `kept_marginal` returns it.
     """
     scale = np.asarray(1.0 if beta is None else beta, float)[..., None]
     kept = {name: np.asarray(value, float) for name, value in statistics.items()}

@@ -1,16 +1,16 @@
-"""Numbers with their error bars: the types in which engines, fits and certainty report expectations."""
+"""Numbers with error bars: the types in which engines, fits and diagnostics report expectations."""
 
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:  # what a run folder keeps is shown without JAX
+if TYPE_CHECKING:  # run folders can be displayed without JAX
     from bayesrl.typing import Numbers
 
 
 class Estimate(NamedTuple):
-    """A mean and its standard error, both [*beta, ...]; the error is 0 where the mean is exact.
+    """A mean and its standard error, both [*beta, ...]; the error is 0 if the mean is exact.
 
     Example:
         >>> import bayesrl, numpy as np
@@ -31,9 +31,9 @@ class Estimates(NamedTuple):
         objective: J = E[R] − β·KL, reward units (the ELBO, nats, without rewards).
         reward: E[R], reward units.
         kl: KL to the prior policy, nats.
-        metrics: means of the deterministic sites, by name, in the units of each.
-        log_marginal: log p(y), nats, where data stand beside the rewards of a fit: π₀ means p(x|y) in J and
-            KL. nan where it is not known, and then J and KL are too; None elsewhere.
+        metrics: means of the deterministic sites, by name, each in its own units.
+        log_marginal: log p(y), nats, if a fit has data beside rewards; π₀ then means p(x|y) in J and KL.
+            nan if it is unknown, which makes J and KL nan too; None in all other cases.
     """
 
     objective: Estimate
@@ -48,13 +48,13 @@ class Interval(NamedTuple):
 
     Attributes:
         mean: the estimate.
-        se: its standard error; 0 where it is exact.
-        lower: left end of the calibrated interval, which leans on the standard error; nan where the
-            draws do not allow that.
-        upper: its right end.
-        conservative_lower: left end of the conservative interval, which holds without a standard error; −inf where
+        se: its standard error; 0 if the mean is exact.
+        lower: left end of the calibrated interval, which uses the standard error; nan if the draws do not
+            support that.
+        upper: right end of the calibrated interval.
+        conservative_lower: left end of the conservative interval, which holds without a standard error; −inf if
             nothing is known.
-        conservative_upper: its right end; inf where nothing is known.
+        conservative_upper: right end of the conservative interval; inf if nothing is known.
 
     Example:
         >>> import bayesrl, numpy as np
@@ -83,14 +83,14 @@ class Interval(NamedTuple):
         Args:
             mean: the estimate.
             se: its standard error.
-            conservative: how many standard errors the conservative interval reaches to each side.
+            conservative: half-width of the conservative interval in standard errors.
         """
         mean, se = np.asarray(mean, float), np.asarray(se, float)
         return cls(mean, se, mean - 1.96 * se, mean + 1.96 * se, mean - conservative * se, mean + conservative * se)
 
     @classmethod
     def between(cls, lower: Any, upper: Any) -> "Interval":
-        """Make the interval of a number of which nothing is known but conservative ends."""
+        """Make the interval of a number with only conservative ends."""
         low, high = np.asarray(lower, float), np.asarray(upper, float)
         nothing = np.full_like(low, np.nan)
         return cls(nothing, nothing, nothing, nothing, low, high)
@@ -103,8 +103,8 @@ class Interval(NamedTuple):
 class InfluenceEstimate(NamedTuple):
     """An estimate per context, [contexts], and how much each draw moves it, [draws, contexts].
 
-    The standard deviation of an influence function over √N is the delta method's standard error, and its averages over
-    contexts keep what contexts share.
+    The standard deviation of an influence function over √N is the delta method's standard error. Averaging the
+    influence over contexts keeps their correlation, since contexts share draws.
     """
 
     mean: np.ndarray

@@ -48,7 +48,7 @@ KNOWN = tuple(
     )
     for name in ("method", "reward_bound", "max_count")
 )
-"""What is not read where the optimum is known."""
+"""Options that are unused if the optimum is known."""
 
 
 @checked(EngineError, *KNOWN)
@@ -65,20 +65,20 @@ def evidence(
 ) -> Evidence:
     """Bracket log Z, and with it the gap J* − J(q) = β·KL(q‖p*), from both sides.
 
-    Of each β the best restart is taken, or the mixture where one was selected. Where the program is
-    finite and small, everything is exact. Elsewhere draws of the fit and of the prior are pooled, more
-    of them until the answer is sharp or `num_samples` is reached; log Z is bounded from below by
-    Markov's inequality, and from above where rewards have a proven or given bound, or by NUTS draws
-    where all sites are continuous. With environment sites the optimum is that of control: exact where
-    finite, else below the bound of an agent that knows nature's draws beforehand.
+    For each β the best restart is used, or the mixture if you selected one. If the program is finite and
+    small, everything is exact. Otherwise draws of the fit and of the prior are pooled, and more are drawn
+    until the answer is sharp or `num_samples` is reached. Markov's inequality then bounds log Z from below;
+    the bound from above comes from a proven or given bound on the rewards, or from NUTS if all sites are
+    continuous. With environment sites the optimum is that of control: exact if finite, else bounded from
+    above by an agent that knows nature's draws beforehand.
 
     Args:
         key: consumed whole.
-        posterior: with its programs.
+        posterior: posterior with its programs.
         *new_args: other arguments for the program, such as held-out data.
-        method: `auto` takes the tightest; the others insist.
-        optimum: gives the known optimum J* per context, reward units, at a temperature; see `KnownOptimum`.
-        reward_bound: greatest total reward of a context, reward units, where it cannot be proven.
+        method: `auto` picks the tightest method; the others insist on one.
+        optimum: returns the known optimum J* per context, reward units, at a temperature; see `KnownOptimum`.
+        reward_bound: greatest total reward of a context, reward units, if it cannot be proven.
         num_samples: greatest number of draws.
         max_count: largest number of assignments to enumerate.
 
@@ -86,8 +86,8 @@ def evidence(
         `Evidence`, [*beta].
 
     Raises:
-        PolicyError: it is no posterior, or was loaded without its policy; a reward is nan or inf.
-        EngineError: the method does not apply; a draw earned more than `reward_bound`; a number is none.
+        PolicyError: `posterior` is not a posterior, or was loaded without its policy; or a reward is nan or inf.
+        EngineError: the method does not apply; a draw earned more than `reward_bound`; or a number is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -131,11 +131,11 @@ def evidence(
 
 @trace_cache()
 def evaluate_fit(key: PRNGKey, posterior: Posterior, *new_args: Any, max_count: int = MAX_COUNT) -> Evidence:
-    """Evaluate a fit without a search for its optimum: exactly where it can be enumerated, else J alone, by draws.
+    """Evaluate a fit without a search for its optimum: exactly if it can be enumerated, else J alone, from draws.
 
     Args:
         key: consumed whole.
-        posterior: with its programs.
+        posterior: posterior with its programs.
         *new_args: other arguments for the program, such as held-out data.
         max_count: largest number of assignments to enumerate.
 
@@ -157,11 +157,11 @@ def evaluate_fit(key: PRNGKey, posterior: Posterior, *new_args: Any, max_count: 
 
 
 def estimate_metrics(key: PRNGKey, posterior: Posterior) -> dict[str, Estimate]:
-    """Estimate the deterministic sites of a fit of which nothing is left to select, [*beta]; nothing where it has none.
+    """Estimate the deterministic sites of a fit with nothing left to select, [*beta]; empty if it has none.
 
     Args:
         key: consumed whole.
-        posterior: as `full_data_fit` gives it.
+        posterior: as `full_data_fit` returns it.
     """
     assert posterior.programs is not None
     structure = posterior.programs.structure
@@ -174,17 +174,18 @@ def estimate_metrics(key: PRNGKey, posterior: Posterior) -> dict[str, Estimate]:
 
 
 def _by_beta(fit: Posterior) -> list[tuple[float | None, Posterior]]:
-    """Give the fit at each temperature."""
+    """Return the fit at each temperature."""
     if fit.beta is None:
         return [(None, fit)]
     return [(float(beta), fit.select(beta=float(beta))) for beta in np.atleast_1d(fit.beta)]
 
 
 def _weigh(row: Evidence, posterior: Posterior, index: int) -> Evidence:
-    """Weigh the draws that a fit carries, where none were weighed to find its evidence and weights mean something."""
+    """Weigh the draws that a fit carries, unless its evidence weighed draws already or weights mean nothing."""
     best = posterior if posterior.num_restarts == 1 else posterior.select(restart="best")
     assert best.programs is not None
     odd = any(site.kind == "environment" or site.discounted for site in best.programs.structure.sites)
+    # Nature's luck and discounts move the weights whatever the fit, so they would not judge it.
     if row.num_weighed or odd or not best.statistics or posterior.mixture is not None:
         return row
     weights = np.asarray(best.statistics["log_weight"], float)
@@ -195,7 +196,7 @@ def _weigh(row: Evidence, posterior: Posterior, index: int) -> Evidence:
 
 
 def _out_of_reach(one: Posterior) -> str:
-    """Say why nothing but a known optimum could bracket a fit; empty where something can."""
+    """Say why only a known optimum could bracket a fit; empty if other methods can."""
     assert one.programs is not None
     try:
         one.programs.structure.check_complete("nothing bounds its optimum", EngineError)
@@ -206,7 +207,7 @@ def _out_of_reach(one: Posterior) -> str:
 
 
 def _frozen(one: Posterior) -> tuple[Programs, Params, bool]:
-    """Give programs and parameters of one fit, the policy as it stands now, and whether that was trained."""
+    """Return programs and parameters of one fit, with the policy held at its present values, and whether it trained."""
     programs, params = one.unbatched()
     if not programs.structure.actions:
         raise EngineError(
@@ -223,10 +224,10 @@ def _frozen(one: Posterior) -> tuple[Programs, Params, bool]:
 
 
 class _Search:
-    """How hard to look, and with what.
+    """How hard to search for the optimum, and with which methods.
 
     Attributes:
-        target: p* at every β, once it was enumerated; policies that were trained have one each, and leave this None.
+        target: p* at every β, once enumerated; stays None for trained policies, which have one p* each.
     """
 
     def __init__(
@@ -272,7 +273,7 @@ class _Search:
         return found
 
     def _enumerate(self, programs: Programs, params: Params, beta: float | None, *, trained: bool) -> WeightedDraws:
-        """Enumerate p*: of all temperatures at once, or of one where the policy was trained at each."""
+        """Enumerate p*: at all temperatures at once, or at one if the policy was trained at each."""
         if trained:
             return enumerate_target(programs, params, beta, self.max_count)
         if self._unreachable:
@@ -302,7 +303,7 @@ class _Search:
     def _sampled(
         self, programs: Programs, beta: float | None, draw: Callable[[int], MixtureSample]
     ) -> tuple[Evidence, SampledEvidence]:
-        """Bracket from draws; by importance sampling and NUTS nothing bounds log Z from above."""
+        """Bracket from draws; importance sampling and NUTS do not bound log Z from above here."""
         bounds = Bounds() if self.method in ("importance", "nuts") else find_bounds(programs, beta, self.reward_bound)
         num = most_draws(self.num_samples, programs.structure)
         found, sampled = bracket_by_sampling(programs, beta, draw, num, bounds)

@@ -1,4 +1,4 @@
-"""The evidence of one fit where p* can be enumerated: its two sides meet."""
+"""The evidence of one fit whose p* can be enumerated: the two sides of log Z meet."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ from bayesrl.statistics.estimates import Estimate, Interval
 from bayesrl.typing import Params, PRNGKey
 
 MAX_COUNT = 2**17
-"""Assignments, or states × assignments, that are enumerated in seconds."""
+"""Assignments, or states × assignments, that can be enumerated in seconds."""
 
 _TARGET_DRAWS = 2000
 
@@ -35,13 +35,13 @@ def bracket_by_enumeration(
     """Bracket one fit whose target was enumerated.
 
     Args:
-        key: consumed whole, where the fit is too large to be evaluated and is drawn from.
-        programs: over all data, nothing in the policy to be trained.
-        params: of the one fit.
+        key: consumed whole if the fit is too large to evaluate exactly, so that draws are needed.
+        programs: programs on all data; the policy has nothing to train.
+        params: parameters of the one fit.
         beta: reward units per nat; None without rewards.
         target: p* at this temperature.
         max_count: largest number of assignments to visit.
-        num_samples: most draws.
+        num_samples: greatest number of draws.
     """
     try:
         evaluation = evaluate_exactly(programs, params, beta, max_count)
@@ -56,6 +56,7 @@ def _exact(programs: Programs, beta: float | None, target: WeightedDraws, evalua
     assert target.optimum is not None
     optimum = float(target.optimum.mean())
     objective = min(float(evaluation.objective.mean()), optimum)
+    # J ≤ J* holds exactly; `min` removes rounding that would make the gap negative.
     gap = optimum - objective
     kl_forward = None if nature else Interval.exact(max(float(evaluation.kl_forward.mean()), 0.0))
     return Evidence(
@@ -78,7 +79,7 @@ def _exact(programs: Programs, beta: float | None, target: WeightedDraws, evalua
 
 
 def _sides(target: WeightedDraws, beta: float | None) -> dict[str, Any]:
-    """What the target says of the optimum: both sides of log Z are the same number."""
+    """What the target says about the optimum: both sides of log Z are the same number."""
     assert target.optimum is not None
     optimum = float(target.optimum.mean())
     both = Estimate(np.asarray(optimum / (1.0 if beta is None else beta)), np.zeros(()))
@@ -96,7 +97,7 @@ def _sides(target: WeightedDraws, beta: float | None) -> dict[str, Any]:
 def _from_draws(
     key: PRNGKey, programs: Programs, params: Params, beta: float | None, target: WeightedDraws, num_samples: int
 ) -> Evidence:
-    """Let log Z be exact, and J, E[R] and KL(q‖π₀) be estimated."""
+    """Take log Z as exact; estimate J, E[R] and KL(q‖π₀) from draws."""
     structure = programs.structure
     assert target.optimum is not None
     optimum = target.optimum.reshape(-1)
@@ -117,7 +118,7 @@ def _from_draws(
 def _forward(
     key: PRNGKey, programs: Programs, params: Params, beta: float | None, target: WeightedDraws, known: np.ndarray
 ) -> tuple[Interval, float]:
-    """KL(p*‖q) and missed mass, from exact draws of p*."""
+    """Estimate KL(p*‖q) and the missed mass from exact draws of p*."""
     sites = {name: jnp.asarray(value) for name, value in target.resample(key, _TARGET_DRAWS).items()}
     log_ratio = target_log_weights(programs, params, sites, beta) - known
     per_draw = log_ratio.mean(1)

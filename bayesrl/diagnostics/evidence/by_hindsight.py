@@ -1,9 +1,8 @@
-"""The optimum of control from above: what an agent could earn that knows nature's draws beforehand.
+"""Bound the optimum of control from above: what could an agent earn that knows nature's draws beforehand?
 
-For any policy that cannot foresee nature, J(π) = E_u[J(π | u)] ≤ E_u[β·log Z(u)], with nature's noise u
-fixed. A martingale Σ V(s′) − E[V(s′)|s, a] has mean 0 under every such policy; taking it from the reward
+No policy can foresee nature, so J(π) = E_u[J(π | u)] ≤ E_u[β·log Z(u)], with nature's noise u fixed. The
+martingale Σ V(s′) − E[V(s′)|s, a] has mean 0 under every such policy. Subtracting it from the reward
 before log Z(u) tightens the bound, to equality for the exact value V.
-
 Rogers (2007), "Pathwise stochastic optimal control"; Brown, Smith & Sun (2010), "Information
 relaxations and duality in stochastic dynamic programs", section 2.
 """
@@ -40,17 +39,17 @@ NUM_NOISES = 24
 _VALUE_DRAWS = 4096
 
 type Values = dict[str, Array]
-"""Value of each of nature's draws, reward units: {site: [T, *plates, values]}."""
+"""Value of each draw of nature, reward units: {site: [T, *plates, values]}."""
 
 
 class FixedNature(Messenger):
-    """Run a program with nature's noise fixed: its draws become functions of what the actions make of them.
+    """Run a program with nature's noise fixed: her draws become functions of the actions.
 
     Args:
         policy: the program.
-        key: nature's noise; everything of nature's that is drawn comes from it.
-        structure: of the policy.
-        values: value of nature's draws, for the martingale that is taken from the reward.
+        key: nature's noise; every draw of nature comes from it.
+        structure: structure of the policy.
+        values: values of nature's draws, for the martingale to subtract from the reward.
     """
 
     def __init__(self, policy: Program, key: PRNGKey, structure: Structure, values: Values | None = None) -> None:
@@ -63,7 +62,7 @@ class FixedNature(Messenger):
         self.values = values or {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Fix a draw of nature outside scans, and reach into the bodies of scans."""
+        """Fix nature's draws outside scans, and reach into the bodies of scans."""
         if msg["type"] == "control_flow":
             self._enter_scan(msg)
         elif not msg.get("_control_flow_done"):
@@ -72,6 +71,7 @@ class FixedNature(Messenger):
 
     def _enter_scan(self, msg: dict[str, Any]) -> None:
         body, init, xs, length, *rest = msg["args"]
+        # A scan knows its length from `length` or from its inputs, as in `jax.lax.scan`.
         steps = int(length) if length is not None else int(jnp.shape(jax.tree.leaves(xs)[0])[0])
         inside = [name for name, keys in self.keys.items() if len(keys) == steps]
         data = {name: key_data(self.keys[name]) for name in inside}
@@ -110,14 +110,14 @@ def _surprise(site: Site, fn: Any, drawn: Array, values: Array) -> Array:
 
 
 def estimate_values(key: PRNGKey, programs: Programs, params: Params, beta: float) -> Values:
-    """Estimate what the fit earns after each of nature's draws, from its own draws: means by step and value.
+    """Estimate from the fit's own draws what it earns after each draw of nature: means by step and value.
 
-    Any numbers give a valid bound; good ones a tight one.
+    The bound is valid for any numbers; good ones make it tight.
 
     Args:
         key: consumed whole.
-        programs: over all data.
-        params: of the one fit.
+        programs: programs on all data.
+        params: parameters of the one fit.
         beta: reward units per nat.
     """
     structure = programs.structure
@@ -140,7 +140,7 @@ def _values(static: Any, transforms: Any, args: Any, key: PRNGKey, params: Param
 
 
 def _values_of(site: Site, structure: Structure, draws: Draws, beta: Array) -> Array:
-    """Average what comes after a draw of nature, by step and value, [T, *contexts, values]."""
+    """Average what the fit earns after a draw of nature, by step and value, [T, *contexts, values]."""
     names = structure.names("action", "environment", "reward")
     parts = {name: beta * (draws.log_prior[name] - draws.log_q[name]) for name in structure.actions}
     costs = structure.in_order(parts | draws.rewards, names)
@@ -151,11 +151,12 @@ def _values_of(site: Site, structure: Structure, draws: Draws, beta: Array) -> A
     count = hits.sum(0)
     sums = jnp.where(hits, to_go[..., None], 0.0).sum(0)
     rest = to_go.mean(0)[..., None]
+    # One pseudo-draw at the overall mean steadies values that were seldom drawn.
     return jnp.where(count > 0, (sums + rest) / (count + 1), rest)
 
 
 def _places(structure: Structure, site: Site, names: Sequence[str]) -> np.ndarray:
-    """Tell where the steps of a site stand among those of the named sites, as `Structure.in_order` lays them out."""
+    """Find the steps of a site among those of the named sites, in the layout of `Structure.in_order`."""
     start = 0
     for group in structure.groups():
         members = [member for member in group if member.name in names]
@@ -167,7 +168,7 @@ def _places(structure: Structure, site: Site, names: Sequence[str]) -> np.ndarra
 
 @dataclass(frozen=True)
 class _Foreseen:
-    """A program of nature's noise and its own arguments; one for all noises, so that it is compiled once."""
+    """A program of nature's noise and its own arguments; one serves all noises, so it is compiled once."""
 
     policy: Program
     structure: Structure
@@ -179,14 +180,14 @@ class _Foreseen:
 def hindsight_bounds(
     key: PRNGKey, programs: Programs, beta: float, values: Values, num_noises: int, max_count: int
 ) -> np.ndarray:
-    """β·log Z(u), mean over contexts, for independent draws of nature's noise u, [num_noises], reward units.
+    """Return β·log Z(u), mean over contexts, for independent draws of nature's noise u, [num_noises], reward units.
 
     Raises:
         EngineError: the actions cannot be enumerated with nature fixed.
     """
     policy = _Foreseen(programs.policy, programs.structure)
     found = []
-    # Row by row on the host: an array of JAX's would be taken apart by a program.
+    # Iterate over rows on the host: taking a JAX array apart would compile a program for it.
     for noise in np.asarray(key_data(split(wrap_key_data(np.asarray(key_data(key))[..., :2]), num_noises))):
         target = enumerate_posterior(policy, noise, values, *programs.args, beta=beta, max_count=max_count)
         assert target.optimum is not None
@@ -197,18 +198,18 @@ def hindsight_bounds(
 def bracket_by_hindsight(
     key: PRNGKey, programs: Programs, params: Params, beta: float | None, num_samples: int, max_count: int
 ) -> Evidence:
-    """Bracket the optimum of control: what the fit earns from below, hindsight from above.
+    """Bracket the optimum of control: from below by what the fit earns, from above by hindsight.
 
     Args:
         key: consumed whole.
-        programs: over all data.
-        params: of the one fit.
+        programs: programs on all data.
+        params: parameters of the one fit.
         beta: reward units per nat.
-        num_samples: most draws; fewer are made where they tell J to a hundredth of what was gained.
-        max_count: largest number of assignments, nature fixed, to visit.
+        num_samples: greatest number of draws; fewer if they settle J to a hundredth of the gain so far.
+        max_count: largest number of assignments to visit with nature fixed.
 
     Raises:
-        EngineError: there are no rewards to control by.
+        EngineError: there are no rewards, so no control.
     """
     if beta is None:
         raise EngineError("the policy has environment sites and no rewards, so there is no control to bracket")
@@ -230,7 +231,7 @@ def bracket_by_hindsight(
     except EngineError as error:
         reason = f"with nature fixed the actions cannot be enumerated either: {error}"
     nothing, objective = np.asarray(np.nan), found.objective
-    # Ends alone: J* lies between J(q) and the hindsight bound, and that of the gap is as uncertain as J.
+    # Only ends are known: J* lies between J(q) and the hindsight bound; the gap is as uncertain as J.
     optimum = Interval.between(objective.conservative_lower, limit)
     most = np.maximum(optimum.conservative_upper - objective.mean, 0.0)
     return replace(

@@ -1,4 +1,4 @@
-"""The evidence of one fit where the optimum is known, or where only J is, from its own draws."""
+"""The evidence of one fit from its own draws, if the optimum is known or only J can be estimated."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,29 +23,29 @@ from bayesrl.typing import Numbers, PRNGKey
 
 DRAWS_PER_BATCH = 2**12
 _NUM_EPISODES = 100
-"""Episodes to play where the environment is no program."""
+"""Episodes to play if the environment is not a program."""
 
 
 type KnownOptimum = Callable[[float], float]
-"""Gives the known optimum J* per context, reward units, at a temperature.
+"""Returns the known optimum J* per context, reward units, at a temperature.
 
-It may have two methods more: `evaluate(posterior)` gives (J, E[R], KL(q‖π₀)) of one fit exactly, or None where that
-is not possible; `prior_objective(beta)` gives J(π₀).
+It may have two more methods: `evaluate(posterior)` returns (J, E[R], KL(q‖π₀)) of one fit exactly, or None if that
+is impossible; `prior_objective(beta)` returns J(π₀).
 """
 
 
 def bracket_by_known_optimum(
     key: PRNGKey, one: Posterior, beta: float | None, optimum: KnownOptimum, num_samples: int
 ) -> Evidence:
-    """Bracket one fit whose optimum is known: J, E[R] and KL(q‖π₀) by its own draws, J(π₀) by those of the prior.
+    """Bracket one fit whose optimum is known: J, E[R] and KL(q‖π₀) from its own draws, J(π₀) from the prior's.
 
-    No density ratio is needed, so that discounted rollouts and environments that are no program will do.
+    This needs no density ratio, so it also covers discounted rollouts and environments that are not programs.
 
     Args:
         key: consumed whole.
         one: fit at one temperature.
         beta: reward units per nat.
-        optimum: gives J* per context, reward units.
+        optimum: returns J* per context, reward units.
         num_samples: number of draws of each.
 
     Raises:
@@ -87,14 +87,14 @@ def estimate_evidence(
     caveat: str,
     optimum: KnownOptimum | None = None,
 ) -> Evidence:
-    """Find J, E[R], KL(q‖π₀) and J(π₀) of one fit, and nothing of its optimum.
+    """Estimate J, E[R], KL(q‖π₀) and J(π₀) of one fit, without its optimum.
 
     Args:
         key: consumed whole.
         one: fit at one temperature.
         beta: reward units per nat.
         num_samples: number of draws of the fit, and of the prior.
-        caveat: why the optimum is not known.
+        caveat: why the optimum is unknown.
         optimum: may evaluate the fit and the prior exactly.
     """
     programs = one.programs
@@ -130,7 +130,7 @@ def estimate_evidence(
 def _prior_objective(
     key: PRNGKey, one: Posterior, beta: float | None, optimum: KnownOptimum | None, num: int, *, conditioned: bool
 ) -> Interval | None:
-    """J(π₀): the reward of draws of the prior, weighted by p(y|x) where π₀ means p(x|y); log p(y|x) without rewards."""
+    """J(π₀): mean reward under the prior, weighted by p(y|x) if π₀ means p(x|y); log p(y|x) without rewards."""
     programs = one.programs
     assert programs is not None
     evaluate = getattr(optimum, "prior_objective", None)
@@ -161,7 +161,7 @@ def _evaluate_optimum(optimum: KnownOptimum, beta: float | None) -> Interval:
 
 
 def _draw(draw: Callable[[PRNGKey, int], Totals], key: PRNGKey, num: int) -> Any:
-    """Draw in parts, so that long rollouts fit into memory; totals are [draws, contexts], in double precision."""
+    """Draw in batches, so that long rollouts fit into memory; totals are [draws, contexts], in double precision."""
 
     def flat(values: Numbers) -> np.ndarray:
         array = np.asarray(values, float)  # of one fit, whose axes are dropped
@@ -175,13 +175,13 @@ def _draw(draw: Callable[[PRNGKey, int], Totals], key: PRNGKey, num: int) -> Any
 
 
 def _shift(interval: Interval, factor: float, marginal: Estimate) -> Interval:
-    """Add a multiple of log p(y), whose error widens both intervals."""
+    """Add a multiple of log p(y); its error widens both intervals."""
     shift = Interval.normal(factor * np.asarray(marginal.mean, float), abs(factor) * np.asarray(marginal.se), 5.0)
     moved = Interval(*(np.asarray(a + b) for a, b in zip(interval, shift, strict=True)))
     return moved._replace(se=np.hypot(interval.se, shift.se))
 
 
 def _mean(values: np.ndarray) -> Interval:
-    """Give the mean over draws and contexts with its normal interval, and a wide one of five standard errors."""
+    """Return the mean over draws and contexts with its normal interval, and a wide one of five standard errors."""
     by_draw = values.mean(1)
     return Interval.normal(by_draw.mean(), by_draw.std(ddof=1) / np.sqrt(len(by_draw)), 5.0)

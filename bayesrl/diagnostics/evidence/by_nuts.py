@@ -1,4 +1,4 @@
-"""Draws of p* by NUTS, where all sites are continuous: an upper side that is right in the limit."""
+"""Draws of p* by NUTS if all sites are continuous: an upper side of log Z that is correct asymptotically."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
 
     Args:
         key: consumed whole.
-        programs: all of whose action sites are continuous.
+        programs: programs whose action sites are all continuous.
         beta: reward units per nat; None without rewards.
 
     Raises:
@@ -54,15 +54,15 @@ def nuts_draws(key: PRNGKey, programs: Programs, beta: float | None) -> dict[str
 def bracket_by_nuts(
     key: PRNGKey, programs: Programs, params: Params, beta: float | None, found: Evidence, sampled: SampledEvidence
 ) -> Evidence:
-    """Add the upper side to a bracket that has none: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
+    """Add the upper side that a bracket lacks: EUBO = E_p*[w] = log Z + KL(p*‖q) over NUTS draws.
 
     Args:
         key: consumed whole.
-        programs: over all data.
-        params: of the one fit.
+        programs: programs on all data.
+        params: parameters of the one fit.
         beta: reward units per nat; None without rewards.
         found: the bracket from draws of fit and prior.
-        sampled: these draws.
+        sampled: those draws.
     """
     from arviz_stats.base.array import array_stats
 
@@ -71,6 +71,7 @@ def bracket_by_nuts(
     w = target_log_weights(programs, params, flat, beta)
     per_draw = w.mean(1).reshape(NUM_CHAINS, NUM_DRAWS)
     rhat = float(array_stats.rhat(per_draw, chain_axis=0, draw_axis=1))
+    # R-hat of a constant is undefined, and a constant w needs no convergence: hence the test of its spread.
     if not rhat < _MAX_RHAT and float(per_draw.std()) > 1e-6:
         reason = f"NUTS has not converged (R-hat {rhat:.2f} on w), so its draws bound nothing"
         return replace(found, caveat=reason)
@@ -83,14 +84,14 @@ def bracket_by_nuts(
 
 
 def _join(drawn: Evidence, sampled: SampledEvidence, upper: Estimate, w: np.ndarray, beta: float | None) -> Evidence:
-    """Let NUTS and the weights confirm each other: where they agree, their standard errors are relied on."""
+    """Let NUTS and the weights confirm each other: if they agree, trust their standard errors."""
     scale, rounding = 1.0 if beta is None else beta, sampled.rounding
     assert drawn.log_evidence is not None
     assert drawn.kl_forward is not None
     log_z, forward, objective = drawn.log_evidence, drawn.kl_forward, drawn.objective * (1 / scale)
     reverse = sampled.estimator.interval(sampled.reverse(), rounding)._replace(mean=log_z.mean - objective.mean)
     caveat, missed = "the upper side is asymptotic: it rests on NUTS having reached all of p*", drawn.missed_mass
-    # EUBO = log Z + KL(p*‖q): the chain and the weights each give both sides of this.
+    # EUBO = log Z + KL(p*‖q): the chain estimates the left side, the weights the right.
     difference = float(upper.mean - log_z.mean - forward.mean)
     error = math.sqrt(sum(float(part.se) ** 2 for part in (upper, log_z, forward)))
     limit = np.asarray(upper.mean + 1.96 * upper.se + rounding)
@@ -98,12 +99,12 @@ def _join(drawn: Evidence, sampled: SampledEvidence, upper: Estimate, w: np.ndar
         log_z, forward, reverse = (_calibrate(part, rounding) for part in (log_z, forward, reverse))
         reverse = reverse._replace(lower=np.maximum(reverse.lower, 0.0))
         log_z = log_z._replace(conservative_lower=np.minimum(log_z.conservative_lower, log_z.lower))
-        # The conservative interval holds the calibrated one: the weights know log Z better than a short chain.
+        # The conservative interval contains the calibrated one: the weights know log Z better than a short chain.
         limit = np.maximum(limit, log_z.upper)
         missed = np.asarray((w - float(log_z.mean) > math.log(10)).mean())
     else:
         caveat = f"{caveat}; the weights do not confirm it"
-        # E_p*[w] ≥ log Z ≥ E_q[w]: draws of NUTS that say otherwise say it by chance.
+        # E_p*[w] ≥ log Z ≥ E_q[w], so NUTS draws that contradict this do so by chance.
         limit = np.maximum(limit, objective.upper)
         reverse = reverse._replace(se=log_z.se, lower=np.asarray(np.nan), upper=np.asarray(np.nan))
     log_z = log_z._replace(conservative_upper=limit)

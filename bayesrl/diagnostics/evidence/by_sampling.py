@@ -1,4 +1,4 @@
-"""The evidence of one fit by rejection or importance sampling: draws of a mixture of fit and prior are weighted."""
+"""The evidence of one fit by rejection or importance sampling: weighted draws of a mixture of fit and prior."""
 
 import dataclasses
 import math
@@ -31,11 +31,11 @@ def bracket_by_sampling(
     """Bracket one fit from its draws and those of the prior.
 
     Args:
-        programs: over all data.
+        programs: programs on all data.
         beta: reward units per nat; None without rewards.
-        draw: gives a number of draws.
-        num_samples: most draws; fewer are made where they know the gap well enough.
-        bounds: of what a draw can earn.
+        draw: returns a given number of draws.
+        num_samples: greatest number of draws; fewer if they settle the gap well enough.
+        bounds: bounds on what a draw can earn.
     """
     structure = programs.structure
 
@@ -52,12 +52,12 @@ def bracket_by_sampling(
 
 
 def draw_until[T](find: Callable[[int], T], is_known: Callable[[T], bool], num_samples: int) -> T:
-    """Draw four times as many until an answer is known well enough.
+    """Quadruple the number of draws until the answer is precise enough.
 
     Args:
-        find: gives the answer from a number of draws.
-        is_known: whether it is known well enough.
-        num_samples: most draws.
+        find: returns the answer from a number of draws.
+        is_known: whether an answer is precise enough.
+        num_samples: greatest number of draws.
     """
     num = min(_FIRST_DRAWS, num_samples)
     found = find(num)
@@ -68,17 +68,17 @@ def draw_until[T](find: Callable[[int], T], is_known: Callable[[T], bool], num_s
 
 
 def most_draws(num_samples: int, structure: Structure) -> int:
-    """Give the number of draws that fits into memory, at most those asked for."""
+    """Return the number of draws that fits into memory, at most the requested one."""
     return max(128, min(num_samples, _CELLS // max(structure.width // 4, 1)))
 
 
 def find_bounds(programs: Programs, beta: float | None, reward_bound: float | None) -> Bounds:
-    """Give the greatest reward and likelihood that a draw can have, proven or given; inf where there is none.
+    """Return the greatest reward and likelihood that a draw can have, proven or given; inf without a bound.
 
     Args:
-        programs: over all data.
+        programs: programs on all data.
         beta: reward units per nat; None without rewards.
-        reward_bound: greatest total reward of a context, where it is given.
+        reward_bound: greatest total reward of a context, if given.
     """
     structure = programs.structure
     contexts = max(math.prod(structure.context_shape), 1)
@@ -98,7 +98,7 @@ def _is_discrete(programs: Programs, name: str) -> bool:
 
 
 def _check_rewards(structure: Structure, reward: np.ndarray, bounds: Bounds) -> None:
-    """Refuse rewards that no average survives, and a bound that a draw exceeds."""
+    """Refuse rewards that would spoil every average, and a bound that a draw exceeds."""
     names = list(structure.names("reward"))
     if np.isnan(reward).any() or (reward == np.inf).any():
         count = int((np.isnan(reward) | (reward == np.inf)).any(1).sum())
@@ -111,6 +111,7 @@ def _check_rewards(structure: Structure, reward: np.ndarray, bounds: Bounds) -> 
             f"the rewards {names} were -inf for every draw of some context, so nothing is possible there; "
             "allow at least one action, or draw more"
         )
+    # Single precision may put a reward a little above its true bound.
     above = reward - bounds.reward
     if (above > 1e-4 * np.maximum(np.abs(bounds.reward), 1.0)).any():
         row, column = np.unravel_index(int(np.argmax(above)), above.shape)
@@ -121,16 +122,16 @@ def _check_rewards(structure: Structure, reward: np.ndarray, bounds: Bounds) -> 
 
 
 def _without_limit(found: Evidence) -> Evidence:
-    """Say of a fit that draws what must never happen that its J is −∞, which no average tells."""
+    """Set J to −∞ for a fit that draws what earns −∞: no average over draws would show it."""
     lost, apart = Interval.exact(-np.inf), Interval.exact(np.inf)
     return dataclasses.replace(found, objective=lost, reward=lost, gap=apart, kl_reverse=apart)
 
 
 def _is_sharp(found: Evidence) -> bool:
-    """Whether the gap is known to a fifth of itself, or to a hundredth of what there was to gain."""
+    """Whether the gap is known to a fifth of itself, or to a hundredth of the possible gain."""
     assert found.gap is not None
     assert found.prior_objective is not None
-    if not np.isfinite(found.objective.mean):  # draws what must never happen: no number of draws would tell more
+    if not np.isfinite(found.objective.mean):  # the fit draws what earns −∞, and more draws would not change that
         return True
     width = float(found.gap.upper - found.gap.lower)
     gain = float(found.optimum.mean - found.prior_objective.mean)

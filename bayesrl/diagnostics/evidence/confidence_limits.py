@@ -1,4 +1,4 @@
-"""Confidence limits: those that lean on a standard error, and those that hold for every number of draws."""
+"""Confidence limits: some use a standard error, others hold for every number of draws."""
 
 import math
 
@@ -9,20 +9,20 @@ from scipy import special
 from bayesrl.statistics.estimates import Interval
 
 LEVEL = 0.025
-"""Each side's share of error: two sides make a 95% interval."""
+"""Error probability of each side: two sides make a 95% interval."""
 
 NUM_GROUPS = 32
-"""Groups of draws whose least estimate is a lower limit; fixed beforehand, or the limit would not hold."""
+"""Groups of draws whose smallest estimate is a lower limit; it must be fixed beforehand for the limit to hold."""
 
 
 def markov_lower(log_estimates: np.ndarray, level: float = LEVEL) -> float:
-    """Bound log Z from below by independent unbiased estimates of Z, without a standard error.
+    """Bound log Z from below from independent unbiased estimates of Z, without a standard error.
 
     By Markov's inequality P(Ẑ ≥ t·Z) ≤ 1/t for each, so P(min Ẑ ≥ t·Z) ≤ t^−K for K of them: with
     probability at least 1 − level, log Z ≥ min log Ẑ − log(1/level)/K.
 
     Args:
-        log_estimates: log Ẑ of each group, [groups], nats; of a product over contexts, their sum.
+        log_estimates: log Ẑ of each group, [groups], nats; for a product over contexts, the sum of their logs.
         level: probability that the limit lies above log Z.
 
     Returns:
@@ -36,7 +36,7 @@ def markov_lower(log_estimates: np.ndarray, level: float = LEVEL) -> float:
 
 
 def bounded_upper(values: np.ndarray, greatest: ArrayLike, level: ArrayLike = LEVEL) -> np.ndarray:
-    """Bound a mean of numbers in [0, greatest] from above, without a standard error.
+    """Bound the mean of numbers in [0, greatest] from above, without a standard error.
 
     The lesser of the empirical Bernstein limit, m + √(2·V·log(4/δ)/n) + 7·G·log(4/δ)/(3·(n − 1)), and
     Hoeffding's, the greatest μ with n·kl(m/G ‖ μ/G) ≤ log(2/δ); each holds with probability 1 − δ/2.
@@ -59,7 +59,7 @@ def bounded_upper(values: np.ndarray, greatest: ArrayLike, level: ArrayLike = LE
 
 
 def bernstein_width(variance: ArrayLike, n: int, spread: ArrayLike, level: ArrayLike = LEVEL) -> np.ndarray:
-    """How far, at most, a mean of n numbers from an interval of length `spread` lies from its expectation.
+    """How far the mean of n numbers in an interval of length `spread` can lie from its expectation.
 
     √(2·V·log(2/δ)/n) + 7·spread·log(2/δ)/(3·(n − 1)), on one side, with probability 1 − δ.
     """
@@ -80,35 +80,37 @@ def _kl_upper(mean: float, budget: float) -> float:
     from scipy import optimize
 
     high = 1 - 1e-12
+    # kl grows without bound towards μ = 1, so the root is bracketed just short of it.
     if mean >= high or excess(high) <= 0:
         return 1.0
     return float(optimize.brentq(excess, max(mean, 1e-300), high, xtol=1e-14))
 
 
 def binomial_limits(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
-    """Give Clopper and Pearson's exact limits of a probability, each side's error being `level`."""
+    """Return Clopper and Pearson's exact limits for a probability, each with error `level`."""
     lower = special.betaincinv(successes, trials - successes + 1, level) if successes > 0 else 0.0
     upper = special.betaincinv(successes + 1, trials - successes, 1 - level) if successes < trials else 1.0
     return float(lower), float(upper)
 
 
 def skewed_limits(mean: float, se: float, skewness: float, n: int) -> tuple[float, float]:
-    """Give the 95% limits of a mean of n numbers, corrected for their skewness.
+    """Return the 95% limits of a mean of n numbers, corrected for their skewness.
 
     Hall's monotone transformation of the t-statistic, g(t) = t + k·t²/3 + k²·t³/27 + k/6 with
     k = skewness/√n, is Normal to second order; its inverse is g⁻¹(x) = 3·((1 + k·(x − k/6))^⅓ − 1)/k.
 
     Args:
-        mean: of the numbers.
-        se: its standard error.
-        skewness: of the numbers.
-        n: how many.
+        mean: mean of the numbers.
+        se: standard error of the mean.
+        skewness: skewness of the numbers.
+        n: how many numbers there are.
 
     References:
         Hall (1992), "On the removal of skewness by transformation", equation 3.2.
     """
     k, z = skewness / math.sqrt(n), float(special.stdtrit(max(n - 1, 1), 1 - LEVEL))
     if abs(k) < 1e-8:
+        # The inverse divides by k; for k = 0 it is the identity.
         return mean - z * se, mean + z * se
 
     def inverse(x: float) -> float:
@@ -118,7 +120,7 @@ def skewed_limits(mean: float, se: float, skewness: float, n: int) -> tuple[floa
 
 
 def weighted_start(reward: np.ndarray, log_likelihood: np.ndarray) -> Interval:
-    """Give E[R] under p(x|y) from draws of the prior [draws, contexts], weighted by p(y|x), with a normal interval."""
+    """Estimate E[R] under p(x|y) from prior draws [draws, contexts], weighted by p(y|x), with a normal interval."""
     weight = np.exp(log_likelihood - log_likelihood.max(0))
     weight = weight / weight.mean(0)
     mean = (weight * np.where(weight > 0, reward, 0.0)).mean(0)
@@ -128,16 +130,16 @@ def weighted_start(reward: np.ndarray, log_likelihood: np.ndarray) -> Interval:
 
 
 def stratified_interval(mean: float, influence: np.ndarray, rounding: float, *, calibrated: bool = True) -> Interval:
-    """Give both 95% intervals of a mean over strata of equal size.
+    """Return both 95% intervals of a mean over strata of equal size.
 
-    The conservative one is empirical Bernstein's over tuples of one draw of each stratum, with the
-    range that the draws have shown (Maurer & Pontil 2009, theorem 4).
+    The conservative interval is empirical Bernstein's over tuples of one draw from each stratum. As the range
+    it uses that of the draws (Maurer & Pontil 2009, theorem 4).
 
     Args:
         mean: the estimate.
         influence: how much each draw moves it, [strata, draws], with mean 0.
-        rounding: what single precision may be off by, in the units of the mean.
-        calibrated: whether its standard error can be leaned on.
+        rounding: possible error in single precision, in the units of the mean.
+        calibrated: whether to trust its standard error.
     """
     strata, each = influence.shape
     se = math.sqrt(float(influence.var(1, ddof=1).sum()) / each) / strata

@@ -1,9 +1,9 @@
 """Draws of a mixture of fit and prior: one sample from which every number of a fit is estimated.
 
-Draws come from the mixture m = α·q + (1 − α)·π₀ in fixed shares. Ratios to m are bounded by 1/α and
-1/(1 − α), so that no average over q or π₀ rests on a few heavy draws, and q/m, whose mean is known to be
-1, is a control variate (Owen & Zhou 2000, "Safe and effective importance sampling", section 4): where w
-is constant over q, its average has no noise at all.
+Draws come from the mixture m = α·q + (1 − α)·π₀ in fixed shares. Ratios to m are at most 1/α and
+1/(1 − α), so no average over q or π₀ rests on a few heavy draws. The mean of q/m is known to be 1, so it
+is a control variate (Owen & Zhou 2000, "Safe and effective importance sampling", section 4): if w is
+constant over q, its average has no noise at all.
 """
 
 import math
@@ -27,7 +27,7 @@ FROM_FIT = 0.5
 
 
 class MixtureSample(NamedTuple):
-    """Scores of draws, [draws, contexts], contexts flat, in double precision; those of the fit come first.
+    """Scores of draws, [draws, contexts], contexts flat, in double precision; the fit's draws come first.
 
     Attributes:
         log_prior: log π₀ of the action sites, nats.
@@ -35,8 +35,8 @@ class MixtureSample(NamedTuple):
         log_likelihood: log p of the observed sites, nats.
         reward: reward units.
         ratio: log π₀ − log q, nats.
-        doubt: what single precision may be off by in it, beside that of the numbers themselves, nats.
-        code: a fingerprint of what was drawn; empty where some site is continuous.
+        doubt: possible error of `ratio` in single precision, beyond that of its value's last place, nats.
+        code: a fingerprint of the draw; empty if some site is continuous.
         num_fit: number of draws of the fit.
     """
 
@@ -54,7 +54,7 @@ class MixtureSample(NamedTuple):
         """q/m and π₀/m."""
         share = self.num_fit / len(self.log_q)
         ours, theirs = math.log(share), math.log1p(-share)
-        # Each relative to the mixture: where a density is 0, so is its ratio.
+        # Through the log-ratio alone, so that a density of 0 gives a ratio of 0 and not nan.
         return np.exp(-np.logaddexp(ours, theirs + self.ratio)), np.exp(-np.logaddexp(ours - self.ratio, theirs))
 
 
@@ -63,9 +63,9 @@ def draw_mixture_sample(key: PRNGKey, programs: Programs, params: Params, num_sa
 
     Args:
         key: consumed whole.
-        programs: over all data; see `full_data_fit`.
-        params: unconstrained parameters of the guide, of one fit.
-        num_samples: in all.
+        programs: programs on all data; see `full_data_fit`.
+        params: unconstrained parameters of the guide, for one fit.
+        num_samples: total number of draws.
     """
     half = num_samples // 2
     fit_key, prior_key = split_keys(key)
@@ -95,8 +95,8 @@ def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples:
 
     Args:
         key: consumed whole.
-        posterior: over all data, of one β, with a mixture selected.
-        num_samples: in all.
+        posterior: a posterior on all data, at one β, with a mixture selected.
+        num_samples: total number of draws.
     """
     programs = posterior.programs
     assert programs is not None
@@ -110,11 +110,11 @@ def draw_restart_mixture_sample(key: PRNGKey, posterior: Posterior, num_samples:
 
 
 def target_log_weights(programs: Programs, params: Params, sites: dict[str, Any], beta: float | None) -> np.ndarray:
-    """Give w = log π₀ + log p(y|x) + R/β − log q of given draws, [draws, contexts], nats.
+    """Return w = log π₀ + log p(y|x) + R/β − log q of given draws, [draws, contexts], nats.
 
     Args:
-        programs: over all data.
-        params: of one fit.
+        programs: programs on all data.
+        params: parameters of one fit.
         sites: values of the latent sites, [draws, ...].
         beta: reward units per nat; None without rewards.
     """
@@ -123,7 +123,7 @@ def target_log_weights(programs: Programs, params: Params, sites: dict[str, Any]
 
 
 def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] | None:
-    """Where the contexts lie in the values of each site; None where some site is continuous."""
+    """Find the context axes in the values of each site; None if some site is continuous."""
     structure = programs.structure
     latent = structure.names("action", "environment")
     if not all(structure[name].discrete for name in latent):
@@ -132,7 +132,7 @@ def _axes(programs: Programs) -> tuple[tuple[str, tuple[int | None, ...]], ...] 
 
 
 def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> np.ndarray:
-    """Fingerprint what each context drew, [draws, contexts, 2]; two draws of one fingerprint are the same."""
+    """Fingerprint what each context drew, [draws, contexts, 2]; equal fingerprints mean equal draws."""
     contexts = structure.context_shape
     if axes is None:
         return np.zeros((num, 0, 2), np.uint32)
@@ -145,6 +145,7 @@ def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> 
         rest = moved.shape[1 + len(kept) :]
         aligned = moved.reshape(num, *(1 if axis is None else next(sizes) for axis in own), math.prod(rest))
         rng = np.random.default_rng(index)
+        # Odd factors are invertible modulo 2³², so no single value collides with another.
         factors = rng.integers(2**32, size=(math.prod(rest), 2), dtype=np.uint32) | np.uint32(1)
         total = total + np.matmul(aligned + np.uint32(1), factors)
     return total.reshape(num, -1, 2)
@@ -153,8 +154,7 @@ def _codes(sites: dict[str, Any], axes: Any, structure: Structure, num: int) -> 
 class MixtureEstimator:
     """Averages over a mixture sample, each with its influence function.
 
-    The standard error of an average is that of a stratified mean of its influence: fit and prior have
-    fixed shares.
+    The standard error is that of a stratified mean of the influence, since fit and prior have fixed shares.
     """
 
     def __init__(self, sample: MixtureSample) -> None:
@@ -164,7 +164,7 @@ class MixtureEstimator:
         self._power = np.maximum((self._control**2).sum(0), 1e-300)
 
     def over_fit(self, values: np.ndarray) -> InfluenceEstimate:
-        """Average over q: E_q[f] = E_m[(q/m)·f], less a regressed multiple of q/m − 1."""
+        """Average over q: E_q[f] = E_m[(q/m)·f], minus a regressed multiple of q/m − 1."""
         return self.over_pool(self.of_q * np.where(self.of_q > 0, values, 0.0))
 
     def over_pool(self, terms: np.ndarray) -> InfluenceEstimate:
@@ -175,25 +175,25 @@ class MixtureEstimator:
         return InfluenceEstimate(mean, steady - mean)
 
     def plain(self, terms: np.ndarray) -> InfluenceEstimate:
-        """Average over m, without a control variate: what cannot be negative stays so."""
+        """Average over m without a control variate, so that averages of non-negative terms are not negative."""
         mean = terms.mean(0)
         return InfluenceEstimate(mean, terms - mean)
 
     def interval(self, found: InfluenceEstimate, rounding: float, *, calibrated: bool = True) -> Interval:
-        """Give the 95% intervals of an average over contexts.
+        """Return the 95% intervals of an average over contexts.
 
         The strata are the draws of the fit and those of the prior; see `stratified_interval`.
 
         Args:
             found: the estimate.
-            rounding: what single precision may be off by, in its units.
-            calibrated: whether its standard error can be leaned on.
+            rounding: possible error in single precision, in the estimate's units.
+            calibrated: whether to trust its standard error.
         """
         by_share = found.influence.mean(1).reshape(2, self.sample.num_fit)
         return stratified_interval(float(found.mean.mean()), by_share, rounding, calibrated=calibrated)
 
     def by_context(self, found: InfluenceEstimate, rounding: float) -> Interval:
-        """Give mean, standard error and calibrated interval of each context, [contexts]; no conservative one."""
+        """Return mean, standard error and calibrated interval of each context, [contexts]; no conservative one."""
         k, n = self.sample.num_fit, len(found.influence)
         parts = (found.influence[:k], found.influence[k:])
         se = np.sqrt(sum(len(part) * part.var(0, ddof=1) for part in parts)) / n

@@ -1,4 +1,4 @@
-"""What `evidence` finds: log Z from both sides, J of the fit, and the gap between; read and shown without JAX."""
+"""The result of `evidence`: log Z from both sides, J of the fit, and the gap; readable without JAX."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ _METHODS = {
 }
 _PLAIN = ("method", "caveat", "num_samples", "num_weighed", "num_contexts", "metrics")
 _UNWRITTEN = ("by_context", "target")
-"""Fields that no file keeps: they are large, and nothing that is shown needs them."""
+"""Fields that files omit: they are large, and no display needs them."""
 
 
 @checked(EngineError)
@@ -42,41 +42,41 @@ _UNWRITTEN = ("by_context", "target")
 class Evidence(Displayable):
     """How far a fit is from the optimum: log Z from both sides, and the gap, per context, [*beta].
 
-    It carries every quantity of a fit once: tables, figures, checks, reports and files show these and no others, and
-    J + gap = J*. Where J* is known on one side alone, it and the gap have an end and no mean, and the end of the gap is
-    that of J* less J, whose standard error it has. `evidence[i]` is the evidence at one of several temperatures.
+    It holds every quantity of a fit once: tables, figures, checks, reports and files show these numbers and no others,
+    and J + gap = J*. If only one side of J* is known, J* and the gap have an end but no mean. The gap's end is the end
+    of J* minus J, and has J's standard error. `evidence[i]` is the evidence at one of several temperatures.
 
     Without environment sites J* = β·log Z and gap = β·KL(q‖p*). With environment sites `optimum` is
-    that of control, `log_evidence` and both KLs to p* are None.
+    that of control, and `log_evidence` and both KLs to p* are None.
 
     Attributes:
         beta: temperatures, [*beta], reward units per nat; None without rewards.
-        method: how log Z, or the optimum of control, was reached.
-        lower: an estimate whose expectation lies below log Z (ELBO, IWAE), nats; below J*/β with environment sites.
-        upper: one whose expectation lies above (EUBO); None where only a lower bound is honest.
-        caveat: why `upper` is None, or why no calibrated interval is given; empty otherwise.
+        method: how log Z, or the optimum of control, was found.
+        lower: an estimate whose expectation is below log Z (ELBO, IWAE), nats; below J*/β with environment sites.
+        upper: one whose expectation is above (EUBO); None if only a lower bound is honest.
+        caveat: why `upper` is None, or why there is no calibrated interval; empty otherwise.
         log_evidence: log Z averaged over contexts, nats; None with environment sites.
-        log_marginal: log p(y), nats; None without observed sites beside rewards. `log_evidence` is
-            log Z − log p(y) there.
+        log_marginal: log p(y), nats; None unless there are observed sites beside rewards. `log_evidence` is then
+            log Z − log p(y).
         optimum: J*, reward units (nats without rewards).
-        prior_objective: J(π₀), reward units; None where the policy itself was trained.
+        prior_objective: J(π₀), reward units; None if the policy itself was trained.
         objective: J(q), reward units.
         reward: E_q[R], reward units.
         kl: KL(q‖π₀), nats.
-        gap: J* − J(q), reward units; None where J* has no upper bound at all.
+        gap: J* − J(q), reward units; None if J* has no upper bound at all.
         kl_reverse: KL(q‖p*), nats; None with environment sites or without an upper bound.
-        kl_forward: KL(p*‖q), nats; None likewise.
-        ess: effective number of the fit's own draws, as draws of p*, least over contexts, [*beta]; nan where nature's
+        kl_forward: KL(p*‖q), nats; None in the same cases.
+        ess: effective number of the fit's own draws, as draws of p*, least over contexts, [*beta]; nan if nature's
             luck or a discount moves their weights.
-        khat: Pareto k̂ of the weights p*/q of these draws, greatest over contexts, [*beta]; nan where their tail is
-            tied, or as `ess`.
-        missed_mass: mass of p* where q puts less than a tenth of it, [*beta]; nan where unknown.
-        num_samples: draws used, 0 where everything is exact.
-        num_weighed: how many of the fit's own draws `ess` and `khat` are of; those that it carries where all is exact.
-        num_contexts: number of separate problems that each number is a mean over.
-        metrics: means of the program's deterministic sites under the fit, by name; empty unless they were asked for.
+        khat: Pareto k̂ of the weights p*/q of these draws, greatest over contexts, [*beta]; nan if their tail is
+            tied, or as for `ess`.
+        missed_mass: mass of p* where q puts less than a tenth of it, [*beta]; nan if unknown.
+        num_samples: number of draws used, 0 if everything is exact.
+        num_weighed: number of the fit's own draws behind `ess` and `khat`; the draws it carries if all is exact.
+        num_contexts: number of separate problems that each number averages over.
+        metrics: means of the program's deterministic sites under the fit, by name; empty unless requested.
         by_context: log Z of each context, [*beta, *contexts]; None with environment sites.
-        target: p*, where it was enumerated.
+        target: p*, if it was enumerated.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -127,17 +127,17 @@ class Evidence(Displayable):
         log_marginal: Interval | None = None,
         num_samples: int = 0,
     ) -> "Evidence":
-        """Make the evidence of a fit of which J, E[R] and KL are known, and of the optimum only that it is above J.
+        """Make the evidence of a fit whose J, E[R] and KL are known, but whose optimum is only known to exceed J.
 
         Args:
             beta: temperatures, [*beta]; None without rewards.
             objective: J(q).
             reward: E_q[R].
             kl: KL(q‖π₀).
-            caveat: why the optimum is not known.
+            caveat: why the optimum is unknown.
             prior_objective: J(π₀).
-            log_marginal: log p(y), where data stand beside rewards.
-            num_samples: number of draws that J is of.
+            log_marginal: log p(y), if there are data beside rewards.
+            num_samples: number of draws behind J.
         """
         nothing, scale = np.full_like(objective.mean, np.nan), np.asarray(1.0 if beta is None else beta, float)
         return cls(
@@ -163,7 +163,7 @@ class Evidence(Displayable):
         )
 
     def without_divergences(self) -> "Evidence":
-        """Leave out what is of p*, where nature draws too: no policy reaches her part of it."""
+        """Leave out everything about p* if nature draws too: no policy reaches her part of it."""
         nothing = np.asarray(np.nan)
         fields: dict[str, Any] = dict.fromkeys(("log_evidence", "by_context", "kl_reverse", "kl_forward"))
         return dataclasses.replace(self, **fields, ess=nothing, khat=nothing, missed_mass=nothing, num_weighed=0)
@@ -176,7 +176,7 @@ class Evidence(Displayable):
         return [None] if self.beta is None else [float(b) for b in np.atleast_1d(self.beta)]
 
     def __getitem__(self, index: int | np.ndarray) -> "Evidence":
-        """Take one temperature, or several in a given order; the index counts the flat axis [*beta]."""
+        """Take one temperature, or several in a given order; the index is into the flat axis [*beta]."""
         lead, num = np.ndim(1.0 if self.beta is None else self.beta), len(self.betas)
         return self._combine(lambda x: x.reshape(num, *x.shape[lead:])[index], self)
 
@@ -187,7 +187,7 @@ class Evidence(Displayable):
 
     @staticmethod
     def stack(rows: Sequence["Evidence"], lead: tuple[int, ...]) -> "Evidence":
-        """Put the evidence of each temperature together, [*beta]."""
+        """Join the evidence of each temperature, [*beta]."""
         methods: list[Method] = [row.method for row in rows]
         joined = Evidence._combine(lambda *x: np.stack(x).reshape((*lead, *x[0].shape)), *rows)
         return dataclasses.replace(
@@ -200,7 +200,7 @@ class Evidence(Displayable):
 
     @staticmethod
     def _combine(change: Callable[..., np.ndarray], *rows: "Evidence") -> "Evidence":
-        """Change every array, or combine those of several; all else is as in the first."""
+        """Change every array, or combine those of several rows; the rest is copied from the first."""
 
         def combine(*values: Any) -> Any:
             first = values[0]
@@ -221,9 +221,9 @@ class Evidence(Displayable):
 
     @property
     def relative_gap(self) -> Interval | None:
-        """The gap as a share of J* − J(π₀), which is what there was to gain; None where that is not known.
+        """The gap as a share of the possible gain J* − J(π₀); None if unknown.
 
-        Where J* has one end alone, so has the share: it is that of this end, since the share grows with J*.
+        If only one end of J* is known, so is one end of the share: that same end, since the share grows with J*.
         """
         if self.gap is None or self.prior_objective is None:
             return None
@@ -236,6 +236,7 @@ class Evidence(Displayable):
             ends = self.gap * np.where(gain > 0, 1 / gain, np.nan)
         one_sided = np.isnan(self.gap.mean)
         ends = ends._replace(conservative_upper=np.where(above, ends.conservative_upper, np.inf))
+        # A one-sided gap is divided by the gain at the one known end of J*.
         return Interval(*(np.where(one_sided, end, part) for end, part in zip(ends, known, strict=True)))
 
     @property
@@ -252,7 +253,7 @@ class Evidence(Displayable):
 
     @property
     def no_khat(self) -> str:
-        """Why there is no k̂ at this temperature; empty where there is one."""
+        """Why there is no k̂ at this temperature; empty if there is one."""
         if not math.isnan(float(self.khat)):
             return ""
         return (
@@ -261,7 +262,7 @@ class Evidence(Displayable):
 
     @property
     def weighed(self) -> str:
-        """Which draws ESS and k̂ are of, and why k̂ is missing where it is; a sentence."""
+        """Which draws ESS and k̂ describe, and why k̂ is missing if it is; a sentence."""
         rows = self.rows
         missing = [row.no_khat for row in rows if row.no_khat]
         sentences = [f"ESS and k̂ are of {self.num_weighed:,} draws of the fit."] if self.num_weighed else []
@@ -271,9 +272,9 @@ class Evidence(Displayable):
     # ---- as text -----------------------------------------------------------------------------
 
     def cells(self) -> dict[str, str]:
-        """Give every quantity at one temperature as text, by heading."""
+        """Write every quantity at one temperature as text, by heading."""
         error, scale = float(self.objective.se), 1.0 if self.beta is None else float(self.beta)
-        # A lower end of J* says something where it is above J, which is one too.
+        # J itself is a lower end of J*, so a lower end says something only if it exceeds J.
         end_above = float(self.optimum.conservative_lower) > float(self.objective.mean)
         known = has_mean(self.optimum) or end_above or math.isfinite(float(self.optimum.conservative_upper))
         log_z = self.log_evidence if known or has_mean(self.log_evidence) else None
@@ -299,11 +300,11 @@ class Evidence(Displayable):
         }
 
     def table(self) -> Table:
-        """One row for each temperature: what was reached, what could be, and the gap between."""
+        """One row per temperature: J, J* and the gap between them."""
         return self._table([name for name in _HEADINGS if name != "log p(y)" or self.log_marginal is not None])
 
     def weight_table(self) -> Table:
-        """One row for each temperature: limits of log Z from both sides, the distance to p*, and the weights."""
+        """One row per temperature: limits of log Z from both sides, the distance to p*, and the weights."""
         names = ("β", "log Z", "from below", "from above", "KL(q‖p*)", "KL(p*‖q)", "ESS", "k̂", "missed")
         below = "from below" if self.log_evidence is not None else "J*/β from below"
         return self._table(names, {"from below": below})
@@ -314,7 +315,7 @@ class Evidence(Displayable):
 
     @property
     def legend(self) -> str:
-        """What the columns are in."""
+        """The units of the columns."""
         rewarded = "J, J*, gap and E[R] in reward units; KL and log Z in nats"
         units = rewarded if self.beta is not None else "all in nats"
         return f"{units}; ± is one standard error, [ ] a 95% interval; share = gap / (J* − J(π₀))"
@@ -331,16 +332,16 @@ class Evidence(Displayable):
     # ---- as JSON -----------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Describe it by what JSON can hold, less log Z of each context and p* itself; `nan` and `inf` as texts."""
+        """Describe it in JSON types, without log Z of each context and p* itself; `nan` and `inf` become strings."""
         names = [one.name for one in dataclasses.fields(self) if one.name not in _UNWRITTEN]
         return {name: _describe(getattr(self, name)) for name in names}
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any]) -> "Evidence":
-        """Make the evidence that `to_json` described.
+        """Restore the evidence that `to_json` described.
 
         Raises:
-            KeyError, TypeError, ValueError: it is no such description.
+            KeyError, TypeError, ValueError: `described` is not such a description.
         """
         fields = {one.name: described[one.name] for one in dataclasses.fields(cls) if one.name not in _UNWRITTEN}
         arrays = {name: _read(value) for name, value in fields.items() if name not in _PLAIN}
@@ -358,10 +359,10 @@ class Evidence(Displayable):
 
 
 def _divergence_text(interval: Interval | None) -> str:
-    """Write how far a fit and p* are apart, or the end of it that is known; nothing that rests on worthless weights."""
+    """Write a distance between fit and p*, or its known end; write nothing that rests on worthless weights."""
     if interval is None or math.isfinite(float(interval.upper)):
         return format_estimate(interval)
-    return bracket_text(interval, float(interval.se), own=True)  # a standard error is not to be relied on
+    return bracket_text(interval, float(interval.se), own=True)  # without a calibrated end, se cannot be trusted
 
 
 def _describe(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What draws of fit and prior say of one fit: every quantity with a calibrated and a conservative interval."""
+"""What draws of fit and prior say about one fit: every quantity with a calibrated and a conservative interval."""
 
 import math
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from bayesrl.statistics.estimates import Estimate, InfluenceEstimate, Interval
 
 MIN_ESS = 100
 MIN_EXACT = 100
-"""Exact draws in each context from which the method is called rejection."""
+"""The method is called rejection from this many exact draws in each context."""
 
 _MAX_UNSEEN = 0.02
 _EPS = float(np.finfo(np.float32).eps)
@@ -29,21 +29,21 @@ _TAIL_CONTEXTS = 200
 
 
 class Bounds(NamedTuple):
-    """Greatest total reward, [contexts], reward units, and log-likelihood, nats; inf where none is known."""
+    """Greatest total reward, [contexts], reward units, and log-likelihood, nats; inf if unknown."""
 
     reward: Any = math.inf
     log_likelihood: float = math.inf
 
 
 class SampledEvidence:
-    """One sample, seen at one temperature.
+    """One sample, viewed at one temperature.
 
     Args:
         sample: draws of fit and prior.
         beta: reward units per nat; None without rewards.
         observed: whether the program conditions on data.
-        bounds: of what a draw can earn; none by default.
-        known: log Z of each context, [contexts], nats, where an engine has given it exactly.
+        bounds: bounds on what a draw can earn; none by default.
+        known: log Z of each context, [contexts], nats, if an engine computed it exactly.
     """
 
     def __init__(
@@ -63,11 +63,12 @@ class SampledEvidence:
         self.w = sample.ratio + sample.log_likelihood + tempered
         with np.errstate(divide="ignore"):
             self.log_ratio = np.log(self.estimator.of_prior) + sample.log_likelihood + tempered
-        # Weights are kept relative to their greatest, context by context, so that none overflows.
+        # Weights are relative to the greatest of their context, so that none overflows.
         self.scale = self.log_ratio.max(0)
         self.ratio = np.exp(self.log_ratio - self.scale)
         mean = self.estimator.over_pool(self.ratio)
         plain = self.estimator.plain(self.ratio)
+        # The control variate can push the mean of Z towards 0 or below, where log Z breaks down.
         safe = mean.mean > 0.2 * plain.mean
         mean = InfluenceEstimate(np.where(safe, mean.mean, plain.mean), np.where(safe, mean.influence, plain.influence))
         self.log_z = InfluenceEstimate(np.log(mean.mean) + self.scale, mean.influence / mean.mean)
@@ -79,19 +80,19 @@ class SampledEvidence:
 
     @property
     def rounding(self) -> float:
-        """What single precision may be off by, nats: a few units in the last place of each summand."""
+        """Possible error of single precision, nats: a few units in the last place of each summand."""
         summed = (self.sample.log_prior, self.sample.log_q, self.w, self.sample.reward / self.beta)
         finite = [np.abs(x[np.isfinite(x)]).mean() for x in summed]
         return 2 * _EPS * float(np.sum(finite)) + float(self.sample.doubt.mean())
 
     @property
     def ess(self) -> float:
-        """Effective number of draws of the weights p̂/m, least over contexts."""
+        """Effective number of draws with weights p̂/m, least over contexts."""
         return float((self.t.sum(0) ** 2 / (self.t**2).sum(0)).min())
 
     @property
     def exact_draws(self) -> np.ndarray:
-        """Draws of the prior that rejection would keep, expected number in each context; 0 without a bound."""
+        """Expected number of prior draws that rejection would keep, in each context; 0 without a bound."""
         if not self._bounded:
             return np.zeros(self.sample.reward.shape[1])
         prior = slice(self.sample.num_fit, None)
@@ -108,10 +109,10 @@ class SampledEvidence:
         return np.asarray(self.bounds.reward / self.beta + self.bounds.log_likelihood)
 
     def unseen(self) -> float:
-        """Bound the share of Z that lies where nothing was drawn, by the prior's mass there; 1 where unknown.
+        """Bound the share of Z in regions without draws by the prior's mass there; 1 if unknown.
 
-        A finite program shows how much of the prior its draws have covered: what is left can hold at
-        most (1 − π₀(seen))·exp(max R/β) of Z.
+        In a finite program the draws show how much of the prior they cover. The rest holds at most
+        (1 − π₀(seen))·exp(max R/β) of Z.
         """
         codes = self.sample.code
         if codes.shape[1] == 0 or not self._bounded:
@@ -127,7 +128,7 @@ class SampledEvidence:
         return float(min(np.mean(shares), 1.0))
 
     def can_calibrate(self) -> tuple[bool, str]:
-        """Tell whether log Z's standard error can be relied on, and if not, why."""
+        """Return whether log Z's standard error can be trusted, and if not, why."""
         if self.known:
             return True, ""
         if self.ess < MIN_ESS:
@@ -137,6 +138,7 @@ class SampledEvidence:
         if self.unseen() <= _MAX_UNSEEN:
             return True, ""
         se = float(self.estimator.interval(self.log_z, 0.0).se)
+        # A mode missed by all exact draws holds at most −log(level)/n of Z: here less than half a standard error.
         if -math.log(LEVEL) / max(float(self.exact_draws.min()), 1e-300) < 0.5 * se:
             return True, ""
         return False, "only conservative limits are given: too much of the prior is unseen to exclude a small mode"
@@ -144,7 +146,7 @@ class SampledEvidence:
     # ---- the two sides of log Z --------------------------------------------------------------
 
     def lower(self) -> tuple[Estimate, np.ndarray]:
-        """IWAE over groups of draws; beside it the greater of Markov's and Bernstein's limits; means over contexts."""
+        """IWAE over groups of draws, and the greater of Markov's and Bernstein's limits; means over contexts."""
         groups = self._by_group()
         contexts = self.log_ratio.shape[1]
         totals = groups.mean(1)
@@ -159,7 +161,7 @@ class SampledEvidence:
         return Estimate(np.asarray(totals.mean()), np.asarray(se)), np.asarray(limit)
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Average weights over pairs of a draw of the fit and one of the prior; with the greatest they can be."""
+        """Average weights over pairs of one draw of the fit and one of the prior; also return their greatest value."""
         k = self.sample.num_fit
         log_top = self._log_top - math.log(1 - FROM_FIT) - self.scale
         with np.errstate(over="ignore"):
@@ -167,7 +169,7 @@ class SampledEvidence:
         return (self.ratio[:k] + self.ratio[k : 2 * k]) / 2, top
 
     def _by_group(self) -> np.ndarray:
-        """Give log Ẑ of independent groups of draws, each with its shares of both, [groups, contexts]."""
+        """Return log Ẑ of independent groups of draws, each with its shares of both, [groups, contexts]."""
         k = self.sample.num_fit
         size = k // NUM_GROUPS
         fit, prior = self.log_ratio[: size * NUM_GROUPS], self.log_ratio[k : k + size * NUM_GROUPS]
@@ -175,7 +177,7 @@ class SampledEvidence:
         return np.asarray(logsumexp(together, axis=1) - math.log(2 * size))
 
     def upper(self) -> tuple[Estimate | None, np.ndarray]:
-        """EUBO over exact draws of the prior, and beside it the limit of weights that are bounded."""
+        """EUBO over exact draws of the prior, and the limit for bounded weights."""
         if not self._bounded:
             return None, np.asarray(np.inf)
         pairs, top = self._pairs()
@@ -187,12 +189,13 @@ class SampledEvidence:
     # ---- divergences -------------------------------------------------------------------------
 
     def reverse(self) -> InfluenceEstimate:
-        """KL(q‖p*) = log Z − E_q[w], each as it is shown elsewhere; its noise vanishes at the optimum with theirs."""
+        """KL(q‖p*) = log Z − E_q[w], both as shown elsewhere; at the optimum its noise vanishes with theirs."""
         return self.log_z.plus(self.estimator.over_fit(self.w), -1.0)
 
     def forward(self) -> InfluenceEstimate:
         """KL(p*‖q) = E_p*[u] = E_m[(p*/m)·(u − 1) + q/m]."""
         terms = np.where(self.t > 0, self.t * (self.u - 1), 0.0) + self.estimator.of_q
+        # Each term is t·(u − 1 + exp(−u)) ≥ 0 but for rounding, so the estimate is not negative either.
         found = self.estimator.plain(np.maximum(terms, 0.0))
         return found.plus(InfluenceEstimate(np.zeros_like(found.mean), found.mean * self.log_z.influence), -1.0)
 
@@ -203,12 +206,12 @@ class SampledEvidence:
     # ---- together ----------------------------------------------------------------------------
 
     def evidence(self, shape: tuple[int, ...], method: Method, marginal: np.ndarray | None = None) -> Evidence:
-        """Put the answers together; scalars are averages over contexts.
+        """Combine the answers; scalars are averages over contexts.
 
         Args:
-            shape: of the contexts.
-            method: what it is called where no exact draws were counted on.
-            marginal: log p(y) of each context where it is known exactly, nats.
+            shape: shape of the contexts.
+            method: name of the method, unless enough exact draws make it rejection.
+            marginal: log p(y) of each context if it is known exactly, nats.
         """
         est, sample, scale = self.estimator, self.sample, self.beta
         good, reason = self.can_calibrate()
@@ -265,7 +268,7 @@ class SampledEvidence:
         )
 
     def _marginal(self, known: np.ndarray | None) -> InfluenceEstimate:
-        """Give log p(y) from the same draws, per context."""
+        """Estimate log p(y) from the same draws, per context."""
         if known is not None:
             return InfluenceEstimate(known, np.zeros_like(self.w))
         log_weight = np.log(np.maximum(self.estimator.of_prior, 1e-300)) + self.sample.log_likelihood
@@ -275,9 +278,9 @@ class SampledEvidence:
 
 
 def worth_of(log_weights: np.ndarray) -> tuple[float, float]:
-    """Tell what draws of a fit are worth as draws of p*: effective number, least, and Pareto k̂, greatest over contexts.
+    """Return what draws of a fit are worth as draws of p*: least effective number and greatest Pareto k̂ over contexts.
 
-    k̂ is nan where the tails are tied or constant, both are where no context has finite weights alone.
+    k̂ is nan if the tails are tied or constant; both are nan if no context has only finite weights.
 
     Args:
         log_weights: w of the fit's own draws, [draws, contexts], nats.
@@ -292,7 +295,7 @@ def worth_of(log_weights: np.ndarray) -> tuple[float, float]:
 
 
 def _pareto_khat(weights: np.ndarray) -> float:
-    """Give Pareto k̂ of importance weights; nan where their tail is tied or constant, for then it has no shape."""
+    """Return Pareto k̂ of importance weights; nan if their tail is tied or constant and so has no shape."""
     tail = np.sort(weights)[-max(int(3 * math.sqrt(len(weights))), 20) :]
     if len(np.unique(tail)) < len(tail) // 2 or tail[-1] <= 0:
         return math.nan
@@ -304,7 +307,7 @@ def _subtract(estimate: Estimate, other: Interval) -> Estimate:
 
 
 def _in_order(evidence: Interval, objective: Interval, *, known: bool) -> tuple[Interval, Interval]:
-    """Let J be at most J*, as it is: noise or rounding that says otherwise is taken from the one that was drawn."""
+    """Enforce J ≤ J*: if noise or rounding breaks it, correct the one that was estimated from draws."""
     if known:
         return evidence, at_most(objective, evidence.mean)
     mean = np.maximum(evidence.mean, objective.mean)
@@ -312,7 +315,7 @@ def _in_order(evidence: Interval, objective: Interval, *, known: bool) -> tuple[
 
 
 def at_most(objective: Interval, optimum: np.ndarray) -> Interval:
-    """Give J with no more than the J* that is known, in whatever units both are."""
+    """Cap J at the known J*, both in the same units."""
     mean = np.minimum(objective.mean, optimum)
     return objective._replace(
         mean=mean,
@@ -322,9 +325,9 @@ def at_most(objective: Interval, optimum: np.ndarray) -> Interval:
 
 
 def _gap_interval(found: Interval, evidence: Interval, objective: Interval, *, good: bool) -> Interval:
-    """Give log Z − E_q[w] of the same log Z and E_q[w]; where draws cannot be trusted, the bracket of log Z less it.
+    """Return log Z − E_q[w] of the same log Z and E_q[w]; if the draws cannot be trusted, the bracket minus it.
 
-    Without an upper side of log Z there is an end alone: the lower limit of log Z less E_q[w], whose error it has.
+    Without an upper side of log Z only one end exists: the lower limit of log Z minus E_q[w], with its error.
     """
     found = found._replace(mean=evidence.mean - objective.mean)
     if good:
@@ -346,7 +349,7 @@ def _gap_interval(found: Interval, evidence: Interval, objective: Interval, *, g
 
 
 def _plain_interval(values: np.ndarray) -> Interval:
-    """Give the interval of a plain mean over draws [draws, contexts]."""
+    """Return the interval of a plain mean over draws [draws, contexts]."""
     per_draw = values.mean(1)
     return Interval.normal(per_draw.mean(), per_draw.std(ddof=1) / math.sqrt(len(per_draw)))
 
