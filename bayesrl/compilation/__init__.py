@@ -1,1 +1,1 @@
-"""What programs compute, compiled once: canonical forms, compiled functions, callbacks to the host, random keys."""
+"""Compile each computation once: canonical forms, compiled functions, callbacks to the host, random keys."""

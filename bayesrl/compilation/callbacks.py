@@ -1,4 +1,4 @@
-"""Python functions that compiled programs call on the host, and their errors as they were raised."""
+"""Python functions that compiled programs call on the host, and their errors in original form."""
 
 import contextlib
 import itertools
@@ -22,7 +22,7 @@ import numpy as np
 from bayesrl.errors import BayesRLError
 
 _MOST_REMEMBERED = 64
-"""How many errors are remembered; the oldest are forgotten first."""
+"""How many errors to remember; the oldest are forgotten first."""
 
 _remembered: OrderedDict[int, BaseException] = OrderedDict()
 _lock = threading.Lock()
@@ -33,8 +33,8 @@ _handles = itertools.count(1)
 class Interrupts:
     """Tells threads that Ctrl-C was pressed.
 
-    Python raises KeyboardInterrupt in the main thread alone, and not before that thread comes back from JAX, which
-    may wait for a function on the host in another thread. The signal's byte in a socket is seen by all.
+    Python raises KeyboardInterrupt in the main thread only, and not before that thread returns from JAX. But JAX may
+    wait for a function on the host in another thread. All threads can see the signal's byte in a socket.
     """
 
     def __init__(self) -> None:
@@ -45,13 +45,13 @@ class Interrupts:
         """Raise an error if Ctrl-C was pressed.
 
         Raises:
-            KeyboardInterrupt: it was, and this is not the main thread, where Python sees to it.
+            KeyboardInterrupt: it was pressed, and this is not the main thread, where Python raises it.
         """
         if not self._listening or threading.current_thread() is threading.main_thread():
             return
         assert self._pair is not None
         try:
-            heard = self._pair[0].recv(64, socket.MSG_PEEK)  # left there, for other threads to see
+            heard = self._pair[0].recv(64, socket.MSG_PEEK)  # the byte stays in the socket for other threads
         except BlockingIOError:
             return
         if signal.SIGINT in heard:
@@ -60,13 +60,13 @@ class Interrupts:
 
     @property
     def sources(self) -> list[socket.socket]:
-        """What becomes readable when it is time to `check`: for those who wait."""
+        """Sockets that become readable when it is time to `check`, for code that waits."""
         elsewhere = threading.current_thread() is not threading.main_thread()
         return [self._pair[0]] if self._listening and elsewhere and self._pair is not None else []
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen, in the main thread; elsewhere, and inside of another `listening`, this does nothing."""
+        """Listen, in the main thread; elsewhere, and inside another `listening`, this does nothing."""
         if self._listening or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -87,32 +87,32 @@ class Interrupts:
 
 
 INTERRUPTS = Interrupts()
-"""The process has one Ctrl-C."""
+"""One instance, since the process has one Ctrl-C."""
 
 
 class _OnHostError(Exception):
-    """What JAX sees in the place of an error that is remembered; its number survives in JAX's own message."""
+    """The error that JAX sees instead of a remembered one; its number survives in JAX's own message."""
 
 
 def host_call(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
-    """Call a Python function on the host, inside of compiled code.
+    """Call a Python function on the host, inside compiled code.
 
-    Under `jax.vmap` the function gets all of the batch in one call, every argument with the batch's axes in front.
+    Under `jax.vmap` the function receives the whole batch in one call, with the batch axes in front of every argument.
     No derivative flows through it: its result is a constant.
 
-    The function must not call JAX: on a CPU with few cores, such a call may wait for the very threads that wait for
-    the function, for ever. Let it return what JAX is to work on instead, and work on that in the compiled code.
+    The function must not call JAX. On a CPU with few cores such a call may wait for ever for threads that themselves
+    wait for the function. Let it return the inputs for JAX instead, and use them in compiled code.
 
     Args:
-        fn: from NumPy arrays to arrays; pure, for it may be called more often than once, or not at all.
-        shape_dtype: pytree of `jax.ShapeDtypeStruct`: what it returns for one call without a batch.
+        fn: pure function from NumPy arrays to arrays; it may be called more than once, or not at all.
+        shape_dtype: pytree of `jax.ShapeDtypeStruct`: the result of one call without a batch.
         *args: pytrees of arrays.
 
     Returns:
-        what the function returns, as JAX arrays.
+        The function's result, as JAX arrays.
 
     Raises:
-        jax.errors.JaxRuntimeError: the function failed; inside of `host_errors`, errors of bayesrl come as they were.
+        jax.errors.JaxRuntimeError: the function failed; inside `host_errors`, errors of bayesrl are raised unchanged.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -122,7 +122,7 @@ def host_call(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
         >>> jax.jit(jax.vmap(twice))(jnp.arange(3.0)).tolist()
         [0.0, 2.0, 4.0]
     """
-    # JAX logs every failure of a callback with its traceback, which the error itself shows, too.
+    # JAX logs every failure of a callback with its traceback, which the error itself shows already.
     logging.getLogger("jax._src.callback").addFilter(_is_news)
     held = jax.lax.stop_gradient(args)
     shapes, tree = jax.tree.flatten(shape_dtype)
@@ -134,8 +134,8 @@ def host_call(fn: Callable[..., Any], shape_dtype: Any, *args: Any) -> Any:
 class _Call:
     """Calls the function that a handle stands for.
 
-    The handle is an argument of the compiled program and not a part of it, so that programs that differ in what they
-    call on the host alone are the same.
+    The handle is an argument of the compiled program, not a part of it. So programs that differ only in the functions
+    they call on the host are equal.
     """
 
     tree: Any
@@ -143,7 +143,7 @@ class _Call:
 
     def __call__(self, handle: Any, *arrays: Any) -> Any:
         numbers = np.asarray(handle)
-        if numbers.size == 0:  # of no draws at all
+        if numbers.size == 0:  # a batch of no draws
             empty = [np.zeros((*numbers.shape[:-1], *shape), dtype) for shape, dtype in self.shapes]
             return jax.tree.unflatten(self.tree, empty)
         try:
@@ -155,13 +155,13 @@ class _Call:
 
 _functions: weakref.WeakValueDictionary[int, partial[Any]] = weakref.WeakValueDictionary()
 _recent: deque[partial[Any]] = deque(maxlen=4096)
-"""Functions outlive the tracing of who calls them; compiled programs of the library keep theirs by themselves."""
+"""Functions must outlive the tracing of their callers; the library's compiled programs keep theirs alive themselves."""
 _holders: list[list[partial[Any]]] = []
 _unnumbered: ContextVar[bool] = ContextVar("comparable_callbacks", default=False)
 
 
 def _handle(fn: Callable[..., Any]) -> np.ndarray:
-    """Give what stands for a function in a program."""
+    """Return the handle that stands for a function in a program."""
     if _unnumbered.get():
         return np.zeros(1, np.int32)
     held, number = partial(fn), next(_handles)
@@ -174,7 +174,7 @@ def _handle(fn: Callable[..., Any]) -> np.ndarray:
 
 @contextmanager
 def comparable_callbacks() -> Iterator[None]:
-    """Let functions on the host have no numbers in what is traced inside, which is never to run: so it compares."""
+    """Trace without numbers for functions on the host, so that programs can be compared; such traces must not run."""
     token = _unnumbered.set(True)
     try:
         yield
@@ -184,7 +184,7 @@ def comparable_callbacks() -> Iterator[None]:
 
 @contextmanager
 def callbacks_kept_alive() -> Iterator[list[Any]]:
-    """Collect what keeps alive the functions that are called by what is traced inside."""
+    """Collect references that keep alive the host functions of everything traced inside."""
     held: list[partial[Any]] = []
     _holders.append(held)
     try:
@@ -195,15 +195,15 @@ def callbacks_kept_alive() -> Iterator[list[Any]]:
 
 @contextmanager
 def host_errors() -> Iterator[None]:
-    """Raise the errors of functions on the host as these raised them, not as JAX reports them.
+    """Raise errors of functions on the host in their original form, not as JAX reports them.
 
-    JAX runs ahead: what is computed inside must also be waited for inside (`jax.block_until_ready`), or its error
-    would come later.
+    JAX dispatches asynchronously: wait inside for everything computed inside (`jax.block_until_ready`), or its error
+    comes later.
 
-    Ctrl-C is heard at the next call on the host, even while the main thread waits inside of JAX.
+    Ctrl-C takes effect at the next call on the host, even while the main thread waits inside JAX.
 
     Raises:
-        BayesRLError: what the function raised; likewise KeyboardInterrupt.
+        BayesRLError: the function's own error; the same holds for KeyboardInterrupt.
         jax.errors.JaxRuntimeError: any other failure.
 
     Example:
@@ -221,7 +221,7 @@ def host_errors() -> Iterator[None]:
     try:
         with INTERRUPTS.listening():
             yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # a function that was called before raises the latter
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # a function that was called before raises ValueError
         original = _recall(str(error))
         if original is None:
             raise
@@ -244,5 +244,5 @@ def _recall(message: str) -> BaseException | None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of JAX's log is about something other than an error that is remembered."""
+    """Whether a line of JAX's log concerns anything but a remembered error."""
     return record.exc_info is None or not isinstance(record.exc_info[1], _OnHostError)

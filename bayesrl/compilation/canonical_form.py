@@ -1,8 +1,8 @@
-"""What a traced program computes, apart from the numbers in it: two programs of one form share one compilation.
+"""What a traced program computes, apart from the numbers in it: programs of one form share one compilation.
 
-JAX writes Python's numbers that a function closes over into its program. A reward table, a learning rate or a number
-of steps that changes would then be another program. Here such numbers are taken out of the program and become
-arguments of it, as the arrays that it closes over are.
+JAX writes Python numbers that a function closes over into its program. So a changed reward table, learning rate or
+number of steps would give a new program to compile. This module moves such numbers out of the program and makes them
+arguments, like the arrays that it closes over.
 """
 
 import itertools
@@ -19,22 +19,22 @@ from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 from bayesrl.jaxprs.interpreter import scan_layout
 
 _PLAIN = frozenset({0.0, 1.0, -1.0, 2.0, -2.0, 0.5, float("inf"), float("-inf")})
-"""Numbers that XLA simplifies away: they belong to the program, so they stay where they are."""
+"""Numbers that XLA simplifies away: they shape the program, so they stay in it."""
 
 DIFFERENTIATION_ONLY = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "symbolic_zeros"})
-"""Parameters of operations that only count where a program is differentiated further, which it is not."""
+"""Parameters of operations that matter only if a program is differentiated further, which does not happen here."""
 
 _NAMES = frozenset({"name", "ctx_mesh"})
 _OPENED = frozenset({"jit", "scan", "while", "cond", "custom_jvp_call", "custom_vjp_call"})
-"""Operations with programs inside that `evaluate_jaxpr` can rebuild; numbers inside of others stay where they are."""
+"""Operations whose inner programs `evaluate_jaxpr` can rebuild; numbers inside other operations stay in place."""
 
 
 class CanonicalForm(NamedTuple):
     """A program's form, and the numbers that fill it.
 
     Attributes:
-        form: equal for programs that compute the same of their arguments and fillings.
-        fillings: numbers, and arrays that programs inside close over, in the order `evaluate_jaxpr` takes them.
+        form: equal for programs that compute the same function of their arguments and fillings.
+        fillings: numbers, and arrays that inner programs close over, in the order in which `evaluate_jaxpr` takes them.
     """
 
     form: tuple[Any, ...]
@@ -42,10 +42,10 @@ class CanonicalForm(NamedTuple):
 
 
 def canonical_form(jaxpr: Jaxpr) -> CanonicalForm:
-    """Give the form of a traced program.
+    """Return the form of a traced program.
 
     Args:
-        jaxpr: as `jax.make_jaxpr` gives it; arrays that it closes over count by shape and type only.
+        jaxpr: result of `jax.make_jaxpr`; arrays that it closes over count by shape and type only.
     """
     form = _Form()
     encoded = form.program(jaxpr, lift=True)
@@ -53,7 +53,7 @@ def canonical_form(jaxpr: Jaxpr) -> CanonicalForm:
 
 
 class _Form:
-    """Turns programs into tuples that compare equal where programs do the same."""
+    """Turns programs into tuples that compare equal if the programs do the same."""
 
     def __init__(self) -> None:
         self.fillings: list[Any] = []
@@ -116,7 +116,7 @@ class _Form:
 
 
 class _Same:
-    """Something that cannot be compared, so that it equals itself alone."""
+    """Something that cannot be compared, so it equals only itself."""
 
     def __init__(self, thing: Any) -> None:
         self.thing = thing
@@ -136,7 +136,7 @@ def _array(value: Any, dtype: Any) -> tuple[Any, ...]:
 
 
 def is_lifted_number(atom: Any) -> bool:
-    """Whether an input of an operation is a number that is taken out of the program."""
+    """Whether an input of an operation is a number that moves out of the program."""
     aval: Any = atom.aval
     if not isinstance(atom, Literal) or aval.shape != ():
         return False
@@ -148,12 +148,12 @@ def is_lifted_number(atom: Any) -> bool:
 
 
 def evaluate_jaxpr(jaxpr: Jaxpr, consts: Sequence[Any], fillings: Sequence[Any], *args: Any) -> list[Any]:
-    """Run a program with other numbers in the place of its own.
+    """Run a program with other numbers instead of its own.
 
     Args:
         jaxpr: the program.
         consts: arrays that it closes over.
-        fillings: what fills it, in the order of `canonical_form`.
+        fillings: its fillings, in the order of `canonical_form`.
         *args: its arguments.
     """
     values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
@@ -186,12 +186,12 @@ def _is_opened(eqn: Any) -> bool:
 
 
 def _programs(eqn: Any) -> list[Jaxpr]:
-    """Give the programs inside of an operation, in the order in which `canonical_form` meets them."""
+    """Return the programs inside an operation, in the order in which `canonical_form` meets them."""
     return list(jaxprs_in_params(dict(sorted(eqn.params.items()))))
 
 
 def _num_inside(eqn: Any) -> int:
-    """Count what fills the programs inside of an operation."""
+    """Count the fillings of the programs inside an operation."""
     return sum(len(p.consts) + _num_numbers(p) for p in _programs(eqn)) if _is_opened(eqn) else 0
 
 
@@ -201,7 +201,7 @@ def _num_numbers(jaxpr: Jaxpr) -> int:
 
 
 def _rebuild(eqn: Any, fillings: Iterator[Any], inputs: list[Any]) -> list[Any]:
-    """Run an operation whose programs are filled anew."""
+    """Run an operation with new fillings in its inner programs."""
     runs: list[Callable[..., list[Any]]] = []
     for program in _programs(eqn):
         consts, numbers = ([next(fillings) for _ in range(n)] for n in (len(program.consts), _num_numbers(program)))
@@ -220,7 +220,7 @@ def _rebuild(eqn: Any, fillings: Iterator[Any], inputs: list[Any]) -> list[Any]:
             carry, ys = lax.scan(body, init, xs, params["length"], reverse=params["reverse"], unroll=params["unroll"])
             return [*carry, *ys]
         case "while":
-            advance, go_on = runs  # by the names of the parameters: body_jaxpr, cond_jaxpr
+            advance, go_on = runs  # sorted by parameter name: body_jaxpr, cond_jaxpr
             first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
             of_cond, of_body, init = inputs[:first], inputs[first:second], inputs[second:]
             return lax.while_loop(lambda x: go_on(*of_cond, *x)[0], lambda x: advance(*of_body, *x), init)

@@ -1,8 +1,8 @@
-"""Whether a program is the same each time it is read: one that draws numbers of its own on the host is not.
+"""Check that a program is the same at each reading: a program that draws its own numbers on the host is not.
 
-JAX runs a program's Python to learn what it computes, and the library does so anew for each question. Numbers that the
-Python draws (`numpy.random`, `random`, the clock, a counter) are then others each time, and an optimum, a fit and its
-evidence would be of three different programs. So two readings are compared, number by number.
+JAX runs a program's Python code to learn what it computes, and the library does so again for each question. If the
+Python code draws numbers (`numpy.random`, `random`, the clock, a counter), these differ each time, and an optimum, a
+fit and its evidence would belong to three different programs. So two readings are compared, number by number.
 """
 
 from itertools import zip_longest
@@ -17,11 +17,11 @@ from bayesrl.compilation.canonical_form import DIFFERENTIATION_ONLY
 from bayesrl.errors import PolicyError
 
 COMPARED_FIELDS = ("fn", "scale", "value")
-"""The parts of a record that are compared."""
+"""The parts of a record to compare."""
 
 
 class Reading(NamedTuple):
-    """One reading of a program: its records by site, its trace, and the site and part that each output is of."""
+    """One reading of a program: its records by site, its trace, and the site and part behind each output."""
 
     sites: dict[str, Any]
     trace: Any
@@ -29,10 +29,10 @@ class Reading(NamedTuple):
 
 
 def check_deterministic(first: Reading, second: Reading) -> None:
-    """Refuse a program of which two readings differ.
+    """Refuse a program whose two readings differ.
 
     Raises:
-        PolicyError: naming the first site that reads other numbers.
+        PolicyError: the readings differ; the message names the first site that reads other numbers.
     """
     name = _first_known(first, second) or _first_traced(first, second)
     if name is not None:
@@ -57,7 +57,7 @@ def _first_known(first: Reading, second: Reading) -> str | None:
 
 
 def _first_traced(first: Reading, second: Reading) -> str | None:
-    """Name the first site whose value depends on where two traces part."""
+    """Name the first site whose value depends on a place where the two traces differ."""
     ours, theirs = first.trace, second.trace
     consts = zip_longest(ours.constvars, ours.consts, theirs.consts)
     other = {var for var, one, two in consts if not _same(one, two)}
@@ -94,7 +94,7 @@ def _same_input(one: Any, other: Any) -> bool:
 
 
 def _same_part(one: Any, other: Any) -> bool:
-    """Compare what an operation holds; functions and the like may be made anew at each reading."""
+    """Compare parts of operations; functions and the like may be created anew at each reading."""
     if one is other:
         return True
     if isinstance(one, tuple | list):
@@ -111,7 +111,7 @@ def _same_part(one: Any, other: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Compare two numbers or arrays bit by bit; tracers, and whatever is neither, count as the same."""
+    """Compare two numbers or arrays bit by bit; tracers and other objects count as equal."""
     if one is other or not (_is_known(one) and _is_known(other)):
         return True
     ours, theirs = (_bits(value) for value in (one, other))

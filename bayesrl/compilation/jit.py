@@ -1,4 +1,4 @@
-"""Compilation: what a program computes is compiled once in a process, whatever numbers fill it."""
+"""Compilation: each computation is compiled once per process, whatever numbers fill it."""
 
 import math
 import os
@@ -20,31 +20,31 @@ from bayesrl.compilation.canonical_form import canonical_form, evaluate_jaxpr
 from bayesrl.compilation.status import activity
 
 MAX_PROGRAMS = 256
-"""How many compiled programs are kept; a process can map a few thousand before the system refuses."""
+"""How many compiled programs to keep; a process can map a few thousand before the system refuses."""
 
 _LEVEL = "xla_backend_optimization_level"
 _LITTLE = 2**21
-"""A program that runs a few times and makes fewer numbers than these is compiled as fast as can be."""
+"""A program that runs a few times and makes fewer numbers than this is compiled as fast as possible."""
 
 
 class ClosureJit:
-    """A function compiled by JAX: traced whenever it is called, compiled only where nothing of its form was before.
+    """A function compiled by JAX: traced at every call, compiled only if no program of its form exists yet.
 
-    `jax.jit` knows a function by its identity, and answers for what the function read when it was first traced: for
-    the numbers of a closure, a global or an attribute that have changed since. Here a function is traced at each call,
-    so that its answer is of what it reads now, and what is compiled is kept by what it computes: another function, or
-    the same with other numbers, finds it.
+    `jax.jit` caches by a function's identity, and keeps using what the function read when it was first traced,
+    even if the numbers of a closure, a global or an attribute have changed since. Here a function is traced at each
+    call, so its answer reflects what it reads now. Compiled programs are stored by what they compute: another function
+    that computes the same, or the same function with other numbers, finds them.
 
-    The arrays and the numbers that a function closes over are arguments of its program. (`jax.jit` writes them into
-    it as constants: it then holds a copy of a network's weights, and takes long to compile.)
+    The arrays and numbers that a function closes over are arguments of its program. (`jax.jit` writes them into the
+    program as constants; it then holds a copy of a network's weights, and compiles slowly.)
 
-    Most of what the library compiles runs a few times only, so it is compiled with fewer optimisations on a CPU, or
-    with none where it computes little; steps of a fit are compiled with all of them.
+    Most of the library's programs run a few times only, so on a CPU they are compiled with fewer optimisations, or with
+    none if they compute little; steps of a fit are compiled with all optimisations.
 
     Args:
-        fn: a function of (what is static, *arguments); arrays in the arguments are traced, all else is static.
-        name: what the compiled program is called, in profiles and in the progress line; by default that of `fn`.
-        full_optimization: whether it is called so often that all optimisations pay.
+        fn: a function of (static, *arguments); arrays in the arguments are traced, all else is static.
+        name: name of the compiled program, in profiles and in the progress line; by default that of `fn`.
+        full_optimization: whether it runs so often that all optimisations pay.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,13 +67,13 @@ class ClosureJit:
         return _traced(self, static, args).run(leaves)
 
     def traced(self, static: Any, *args: Any) -> "TracedProgram":
-        """Trace the function, and give its program with what fills it."""
+        """Trace the function, and return its program with its fillings."""
         return _traced(self, static, args)
 
     def prepare(self, static: Any, *args: Any) -> Callable[..., Any]:
         """Trace the function once for many calls with arrays of these shapes; other arguments stay as they are.
 
-        What the function reads besides its arguments is read now, and not again.
+        What the function reads besides its arguments is read now, and never again.
         """
         traced = _traced(self, static, args)
         return lambda *args: traced.run(_leaves(args))
@@ -111,9 +111,9 @@ def trace_once(
 
 
 def to_host(tree: Any) -> Any:
-    """Give JAX's arrays of a pytree as NumPy's where the device is the host, without a copy; as they are elsewhere.
+    """Turn JAX arrays of a pytree into NumPy arrays without a copy if the device is the host; else leave them.
 
-    What is done to them one by one, such as taking a slice, then compiles nothing.
+    Later operations on single arrays, such as taking a slice, then compile nothing.
     """
     if jax.default_backend() != "cpu":
         return tree
@@ -127,18 +127,18 @@ def _is_plain(value: Any) -> bool:
 
 
 def clear_programs() -> None:
-    """Forget all compiled programs of this process; what is on disk stays."""
+    """Forget all compiled programs of this process; those on disk stay."""
     with _lock:
         _programs.clear()
 
 
 def num_programs() -> int:
-    """Count the compiled programs that this process keeps."""
+    """Return the number of compiled programs that this process keeps."""
     return len(_programs)
 
 
 class _Program:
-    """One compiled program, shared by all that compute the same."""
+    """One compiled program, shared by all functions that compute the same."""
 
     def __init__(self, jaxpr: Jaxpr, name: str, level: int | None) -> None:
         def run(consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
@@ -150,7 +150,7 @@ class _Program:
 
     def __call__(self, consts: list[Any], fillings: list[Any], leaves: list[Any]) -> list[Any]:
         if not self.compiled:
-            # Compiled apart from the first run, so that the display shows the time of compilation alone.
+            # Compile before the first run, so that the display shows the time of compilation only.
             with activity(f"compiling {self.name}"):
                 self._run.lower(consts, fillings, leaves).compile()
             self.compiled = True
@@ -163,7 +163,7 @@ class _Program:
 
 
 class TracedProgram:
-    """One function as it was traced: a program, and the arrays and numbers that fill it."""
+    """The trace of one function: a program, and the arrays and numbers that fill it."""
 
     def __init__(self, closed: Jaxpr, tree: Any, name: str, level: int | None, functions: list[Any]) -> None:
         form, fillings = canonical_form(closed)
@@ -182,7 +182,7 @@ class TracedProgram:
         self.calls_host = _calls_host(closed)
 
     def text(self, leaves: list[Any]) -> str:
-        """Give the program as XLA reads it."""
+        """Return the program as XLA reads it."""
         return self.program.text(self.consts, self.fillings, leaves)
 
     def run(self, leaves: list[Any]) -> Any:
@@ -190,7 +190,7 @@ class TracedProgram:
         if not self.calls_host:
             return jax.tree.unflatten(self.tree, self.program(self.consts, self.fillings, leaves))
         with host_errors():
-            # A function on the host may fail; waiting here raises its error here, not where the result is first read.
+            # A function on the host may fail: wait, so that its error is raised here, not at the first use of a result.
             outputs = jax.block_until_ready(self.program(self.consts, self.fillings, leaves))
         return jax.tree.unflatten(self.tree, outputs)
 
@@ -200,7 +200,7 @@ _lock = threading.RLock()
 
 
 def _parted(args: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]]:
-    """Give the arrays among the arguments, what is left, and how to put others in their place."""
+    """Return the arrays among the arguments, the rest, and a function that puts other arrays in their place."""
     arrays, rest = eqx.partition(args, _is_traced)
     leaves, tree = jax.tree.flatten(arrays)
     return leaves, rest, lambda leaves: eqx.combine(jax.tree.unflatten(tree, leaves), rest)
@@ -219,10 +219,10 @@ _reading: ContextVar[dict[Any, Any] | None] = ContextVar("reading", default=None
 
 @contextmanager
 def trace_cache() -> Iterator[None]:
-    """Take what functions read besides their arguments as unchanging inside of the context.
+    """Assume that what functions read besides their arguments does not change inside the context.
 
     They are then traced once for each static value and each shape of arguments. The context spans one call of the
-    library, such as that for an evidence, whose answer is of one state of what the user's program reads.
+    library, such as one evidence, whose answer describes one state of everything that the user's program reads.
     """
     if _reading.get() is not None:
         yield
@@ -235,14 +235,14 @@ def trace_cache() -> Iterator[None]:
 
 
 def cached_analysis[T](make: Callable[[], T], program: Any, args: tuple[Any, ...]) -> T:
-    """Make what depends on a program and its arguments alone; once inside of `trace_cache`, for the same objects."""
+    """Run an analysis of a program and its arguments alone; inside `trace_cache`, once for the same objects."""
     read = _reading.get()
     leaves, tree = jax.tree.flatten(args)
     if read is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return make()
     key = (make.__qualname__, id(program), tree, tuple(id(leaf) for leaf in leaves))
     if key not in read:
-        read[key] = make(), program, leaves  # kept, so that nothing else gets their addresses
+        read[key] = make(), program, leaves  # keep references, so that no other object gets their addresses
     found: T = read[key][0]
     return found
 
@@ -269,14 +269,14 @@ def _trace(made: ClosureJit, static: Any, leaves: list[Any], rebuild: Callable[[
 
     with callbacks_kept_alive() as functions:
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
-    # A level of optimisation that is set in XLA_FLAGS takes precedence.
+    # An optimisation level set in XLA_FLAGS takes precedence.
     chosen = made.full_optimization or jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", "")
     level = None if chosen else int(_work(closed) >= _LITTLE)
     return TracedProgram(closed, jax.tree.structure(shapes), made.name, level, functions)
 
 
 def _work(jaxpr: Any) -> int:
-    """Count the numbers that a program makes; those of a loop whose length is not known count once."""
+    """Count the numbers that a program makes; a loop of unknown length counts as one step."""
     total = 0
     for eqn in jaxpr.eqns:
         inner = sum(map(_work, jaxprs_in_params(eqn.params)))
@@ -286,6 +286,6 @@ def _work(jaxpr: Any) -> int:
 
 
 def _calls_host(jaxpr: Jaxpr) -> bool:
-    """Whether a program calls a Python function on the host, however deep inside."""
+    """Whether a program calls a Python function on the host, at any depth."""
     called = any(eqn.primitive.name == "pure_callback" for eqn in jaxpr.eqns)
     return called or any(map(_calls_host, subjaxprs(jaxpr)))

@@ -1,9 +1,9 @@
-"""Random keys that cost little to compile, and to derive on the host.
+"""Random keys that are cheap to compile, and to derive on the host.
 
-Each use of JAX's default generator, threefry, takes a tenth of a second of compilation on a CPU. What the library draws
-is drawn by a generator that is a hash of (key, counter), pcg4d (Jarzynski & Olano 2020, "Hash functions for GPU
-rendering"). It is seeded by the user's key, so that draws are reproduced by it; keys of other generators than threefry
-are a choice, and kept.
+Each use of JAX's default generator, threefry, takes a tenth of a second of compilation on a CPU. So the library draws
+with a generator that hashes (key, counter) by pcg4d (Jarzynski & Olano 2020, "Hash functions for GPU rendering"). The
+user's key seeds it, so equal keys give equal draws. A key of another generator than threefry is a deliberate choice,
+and is used as it is.
 """
 
 from functools import partial
@@ -19,12 +19,12 @@ from bayesrl.typing import PRNGKey, PRNGKeys
 
 _MULTIPLIER, _INCREMENT = np.uint32(1664525), np.uint32(1013904223)
 _BITS, _SPLIT, _FOLD, _SEED = (np.uint32(n) for n in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344))
-"""What a hash is made for; digits of π."""
+"""What a hash is used for; digits of π."""
 
 
 def _mix(x: Any, y: Any, z: Any, w: Any) -> tuple[Any, Any, Any, Any]:
-    """Hash four words of 32 bits to four; the same for NumPy's and JAX's arrays."""
-    with np.errstate(over="ignore"):  # words wrap around
+    """Hash four words of 32 bits to four; works on NumPy and JAX arrays alike."""
+    with np.errstate(over="ignore"):  # words are meant to wrap around
         x, y, z, w = (word * _MULTIPLIER + _INCREMENT for word in (x, y, z, w))
         x, y, z, w = _crossed(x, y, z, w)
         x, y, z, w = _crossed(*(word ^ (word >> np.uint32(16)) for word in (x, y, z, w)))
@@ -40,7 +40,7 @@ def _crossed(x: Any, y: Any, z: Any, w: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _derived(words: tuple[Any, Any], counter: Any, purpose: np.uint32) -> tuple[Any, Any]:
-    """Give the two words of a key that belongs to a number."""
+    """Return the two words of the key that belongs to a number."""
     x, _, z, _ = _mix(words[0], words[1], counter, purpose)
     return x, z
 
@@ -51,7 +51,7 @@ def _seed(seed: Any) -> Any:
 
 
 def _stacked(words: tuple[Any, Any]) -> Any:
-    # Without a barrier XLA writes hashes of hashes out anew for each of their uses, and that grows exponentially.
+    # Without a barrier XLA expands hashes of hashes anew at each use, and the program grows exponentially.
     return lax.optimization_barrier(lax.concatenate([lax.expand_dims(w, (w.ndim,)) for w in words], words[0].ndim))
 
 
@@ -94,7 +94,7 @@ _DEFAULT = "threefry2x32"
 
 
 def key_from_seed(seed: int) -> PRNGKey:
-    """Give the key that `jax.random.key` gives; where that is of the default generator, nothing is compiled for it."""
+    """Return the key of `jax.random.key`; for the default generator this compiles nothing."""
     if jax.config.jax_default_prng_impl != _DEFAULT or not 0 <= seed < 2**32:
         return jax.random.key(seed)
     words: Any = np.array([0, seed], np.uint32)
@@ -102,10 +102,10 @@ def key_from_seed(seed: int) -> PRNGKey:
 
 
 def as_hash_key(key: Any) -> Any:
-    """Give the key by which what belongs to a user's key is drawn; keys of a generator that was chosen stay.
+    """Return the key for draws that belong to a user's key; keys of a deliberately chosen generator stay.
 
     Args:
-        key: a JAX key, or an array of keys; old-style keys are of the default generator.
+        key: a JAX key, or an array of keys; old-style keys count as keys of the default generator.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return _wrapped(key)
@@ -113,7 +113,7 @@ def as_hash_key(key: Any) -> Any:
 
 
 def fold_in(key: PRNGKey, data: Any) -> PRNGKey:
-    """Derive the key that belongs to a number, as `jax.random.fold_in` does; on the host where the key is known."""
+    """Derive the key that belongs to a number, as `jax.random.fold_in` does; on the host if the key is known."""
     key = as_hash_key(key)
     words = None if isinstance(data, jax.core.Tracer) else _on_host(key)
     if words is None:
@@ -122,12 +122,12 @@ def fold_in(key: PRNGKey, data: Any) -> PRNGKey:
 
 
 def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
-    """Derive `num` keys, as `jax.random.split` does; on the host where the key is known.
+    """Derive `num` keys, as `jax.random.split` does; on the host if the key is known.
 
     Args:
         key: consumed whole, or for the numbers `first` to `first + num`.
-        num: how many; a key does not depend on how many others there are.
-        first: the number of the first of them, traced; from 0 on where it is None.
+        num: number of keys; a key does not depend on how many others there are.
+        first: number of the first key, traced; None starts from 0.
     """
     key = as_hash_key(key)
     if first is not None and jax.random.key_impl(key) == _HASH:
@@ -141,7 +141,7 @@ def split(key: PRNGKey, num: int = 2, first: Any = None) -> PRNGKeys:
 
 
 def split_keys(key: PRNGKey, num: int = 2) -> tuple[PRNGKey, ...]:
-    """Derive the keys of `split` one by one, so that no array of keys need be taken apart."""
+    """Derive the keys of `split` one by one, so that no array of keys must be taken apart."""
     key = as_hash_key(key)
     words = _on_host(key)
     if words is None:
@@ -150,25 +150,25 @@ def split_keys(key: PRNGKey, num: int = 2) -> tuple[PRNGKey, ...]:
 
 
 def as_threefry_key(key: PRNGKey) -> PRNGKey:
-    """Give the key of JAX's default generator that belongs to a cheap one: some samplers know that generator alone."""
+    """Return the default generator's key for a hash key: some samplers accept only that generator."""
     if jax.random.key_impl(key) != _HASH:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_DEFAULT)
 
 
 def key_data(key: PRNGKey | PRNGKeys) -> Array:
-    """Give the numbers of a key, or of an array of them, that can be laid out and traced like others."""
+    """Return the numbers of a key, or of an array of keys, which can be reshaped and traced like other arrays."""
     words: Array = jax.random.key_data(as_hash_key(key))
     return words
 
 
 def wrap_key_data(words: Any) -> Any:
-    """Give the key of numbers that `key_data` gave for a key of the default generator."""
+    """Return the key for numbers that `key_data` returned for a key of the default generator."""
     return _wrapped(words)
 
 
 def dummy_key() -> PRNGKey:
-    """Give the same key every time, for programs whose sites all have values, or of which only shapes matter."""
+    """Return the same key every time, for programs whose sites all have values, or if only shapes matter."""
     return _wrapped(np.zeros(2, np.uint32))
 
 
@@ -177,7 +177,7 @@ def _wrapped(words: Any) -> Array:
 
 
 def _on_host(key: Array) -> tuple[Any, Any] | None:
-    """Give the words of a key whose numbers are known, and which is of this generator."""
+    """Return the words of a hash key if its numbers are known, else None."""
     if isinstance(key, jax.core.Tracer) or jax.random.key_impl(key) != _HASH:
         return None
     with jax.ensure_compile_time_eval():

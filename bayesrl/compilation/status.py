@@ -1,4 +1,4 @@
-"""What the library is doing at the moment, for a display to show; without a display it costs nothing."""
+"""What the library is doing right now, for a display to show; without a display this costs nothing."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -6,17 +6,17 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 type Display = Callable[[str], AbstractContextManager[None]]
-"""Shows words for as long as its context lasts."""
+"""Shows words while its context lasts."""
 
 _display: ContextVar[Display | None] = ContextVar("display", default=None)
 
 
 @contextmanager
 def activity(words: str) -> Iterator[None]:
-    """Announce what is done inside of the context; activities may be nested, and the innermost is shown.
+    """Announce what happens inside the context; activities may be nested, and the innermost is shown.
 
     Args:
-        words: what is done, such as `compiling the step`.
+        words: description of the activity, such as `compiling the step`.
 
     Example:
         >>> from contextlib import contextmanager
@@ -43,10 +43,10 @@ def activity(words: str) -> Iterator[None]:
 
 @contextmanager
 def show_activities(display: Display | None) -> Iterator[None]:
-    """Show the activities inside of the context by a display, or not at all.
+    """Show the activities inside the context on a display, or not at all.
 
     Args:
-        display: shows them; None keeps them silent.
+        display: the display; None keeps activities silent.
     """
     token = _display.set(display)
     try:

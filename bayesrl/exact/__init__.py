@@ -1,1 +1,1 @@
-"""The posterior exactly: enumeration, dynamic programming along time, backward induction against nature."""
+"""Exact posteriors: enumeration, dynamic programming along time, backward induction against nature."""

@@ -1,4 +1,4 @@
-"""Soft backward induction over stages of a finite program: the optimum, exactly, in program order."""
+"""Soft backward induction over the stages of a finite program: the exact optimum, in program order."""
 
 import math
 from collections.abc import Sequence
@@ -12,28 +12,28 @@ from bayesrl.core.structure import Structure
 from bayesrl.errors import EngineError, PolicyError
 from bayesrl.exact.grid import Axis, SiteScores, digits
 
-# NumPyro clips log 0 to the smallest float; nothing that is meant lies so low.
+# NumPyro clips log 0 to the smallest float; no genuine log-probability is this low.
 LOG_ZERO = -1e30
 MASS_TOLERANCE = 1e-3
-"""How far a sum of probabilities in single precision may be from 1."""
+"""How far a sum of single-precision probabilities may be from 1."""
 
 
 @dataclass(frozen=True)
 class ProgramStage:
-    """One part of a program, tabulated: what may be drawn in each state, and where that leads.
+    """One part of a program as a table: what it may draw in each state, and where that leads.
 
     Arrays are [states, assignments, contexts], in double precision, contexts flat.
 
     Attributes:
         axes: the grid of assignments.
-        log_probs: of each axis, [states, *sizes, contexts] with size 1 after its own axis, nats.
+        log_probs: log-probability of each axis, [states, *sizes, contexts] with size 1 after its own axis, nats.
         reward: reward units.
         likelihood: log-probability of the observed sites, nats.
-        metrics: contribution of this part to each metric that is known per context.
-        reached: whether nature and the prior can come here, [states, contexts].
+        metrics: this part's contribution to each metric that is known per context.
+        reached: whether nature and the prior can reach each state, [states, contexts].
         masked: whether a handler masks some site, so that raw scores do not add up to 1.
         following: state of the next stage that each assignment leads to, [states, assignments];
-            −1 where that has probability zero, None in the last stage.
+            −1 for assignments of probability zero, None in the last stage.
     """
 
     axes: tuple[Axis, ...]
@@ -61,16 +61,16 @@ class ProgramStage:
 
 
 def build_stage(axes: tuple[Axis, ...], scores: SiteScores, reached: np.ndarray, structure: Structure) -> ProgramStage:
-    """Lay scores of states × assignments out as a stage, `following` still None.
+    """Arrange scores of states × assignments as a stage, with `following` still None.
 
     Args:
         axes: the grid of assignments.
-        scores: rows run over assignments fastest.
-        reached: [states, contexts].
-        structure: of the policy, for names in errors.
+        scores: scores by row; assignments run fastest.
+        reached: whether each state can be reached, [states, contexts].
+        structure: structure of the policy, for names in errors.
 
     Raises:
-        PolicyError: a reward is NaN or +inf, or a density is NaN, where the prior can come.
+        PolicyError: in a state that the prior can reach, a reward is NaN or +inf, or a density is NaN.
         EngineError: the prior's probabilities of a site do not add up to 1.
     """
     states, contexts = reached.shape
@@ -79,7 +79,7 @@ def build_stage(axes: tuple[Axis, ...], scores: SiteScores, reached: np.ndarray,
     here = reached.reshape(states, *(1,) * len(axes), contexts)
     for k, axis in enumerate(axes):
         column = scores.latent[axis.site]
-        # A distribution with time of its own is one axis, whatever its steps.
+        # A distribution with a time axis of its own is one axis of the grid, whatever its steps.
         own = column[..., axis.step if column.shape[-1] > 1 else 0] if axis.scanned else column.sum(-1)
         raw = own.reshape(states, *sizes, contexts)
         first = (slice(None),) * (k + 2) + (slice(0, 1),) * (len(axes) - k - 1)
@@ -98,7 +98,7 @@ def build_stage(axes: tuple[Axis, ...], scores: SiteScores, reached: np.ndarray,
 
 
 def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tuple[np.ndarray, bool]:
-    """Clean the log-probabilities of one axis, and check that they add up to 1 wherever the program can be."""
+    """Clean the log-probabilities of one axis; check that they add up to 1 in all reachable states."""
     bad = np.isnan(raw) & here
     if bad.any():
         raise PolicyError(
@@ -106,7 +106,7 @@ def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tupl
             "check the parameters of its distribution"
         )
     log_prob = np.where(np.isnan(raw) | (raw <= LOG_ZERO), -np.inf, raw)
-    # A masked site scores 0 for every value: nothing depends on it, so any one draw of it stands for all.
+    # A masked site scores 0 for every value. Nothing depends on it, so a uniform distribution serves.
     masked = (log_prob == 0).all(at, keepdims=True) & (axis.size > 1)
     log_prob = np.where(masked, -np.log(axis.size), log_prob)
     with np.errstate(divide="ignore"):
@@ -119,7 +119,7 @@ def _conditional(axis: Axis, raw: np.ndarray, here: np.ndarray, at: int) -> tupl
             f"{axis.support[0]} to {axis.support[-1]}; enumeration needs a support that does not depend on earlier "
             "draws, and no handlers.scale around actions or nature"
         )
-    # They add up to 1 to single precision: an error that a high temperature would multiply in J* = β·log Z.
+    # They add up to 1 only in single precision; a high temperature would multiply that error in J* = β·log Z.
     off = np.where(np.isfinite(log_mass) & (np.abs(mass - 1) <= MASS_TOLERANCE), log_mass, 0.0)
     return log_prob - off, bool(masked.any())
 
@@ -158,14 +158,14 @@ class Solution:
 
 
 def solve(stages: Sequence[ProgramStage], beta: float, *, rewarded: bool = True) -> Solution:
-    """Go through the stages from last to first.
+    """Solve the stages from last to first.
 
     V = β·log Σ_a π₀(a|I)·exp(E[V′|I, a]/β) at actions, expectations at nature's draws.
 
     Args:
-        stages: the program, part by part.
+        stages: the stages of the program.
         beta: temperature, reward units per nat.
-        rewarded: False leaves rewards out, which makes value/β = log p(y).
+        rewarded: False ignores rewards, so that value/β = log p(y).
     """
     joint: list[np.ndarray] = []
     value = np.zeros((1, stages[0].reward.shape[-1]))
@@ -181,10 +181,10 @@ def solve(stages: Sequence[ProgramStage], beta: float, *, rewarded: bool = True)
 
 
 def _soft_induction(stage: ProgramStage, leaf: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Give the value [states, contexts] and log(policy × nature) [states, assignments, contexts] of one stage.
+    """Return the value [states, contexts] and log(policy × nature) [states, assignments, contexts] of one stage.
 
-    N and M are nature's probability, and that times the value, of everything seen so far: their
-    ratio is the value that an agent expects who does not see the hidden draws.
+    N is nature's probability of everything seen so far, and M is N times the value. Their ratio is the
+    value that an agent expects who does not see the hidden draws.
     """
     axes, states, contexts = stage.axes, leaf.shape[0], leaf.shape[-1]
     full = (states, *stage.sizes, contexts)
@@ -217,7 +217,7 @@ def _soft_induction(stage: ProgramStage, leaf: np.ndarray, beta: float) -> tuple
 
 
 def _seen(stage: ProgramStage, k: int) -> np.ndarray:
-    """Give the prior log-probability of an action as the agent sees it: hidden draws may not move it."""
+    """Return the prior log-probability of an action as the agent sees it: it may not depend on hidden draws."""
     log_prior = stage.log_probs[k]
     hidden = tuple(1 + j for j in range(k) if stage.axes[j].hidden)
     if not hidden:
@@ -238,7 +238,7 @@ def _seen(stage: ProgramStage, k: int) -> np.ndarray:
 
 
 def marginals(stages: Sequence[ProgramStage], solution: Solution) -> list[np.ndarray]:
-    """Give the probability of every state and assignment of every stage, [states, assignments, contexts]."""
+    """Return the probability of every state and assignment of every stage, [states, assignments, contexts]."""
     contexts = stages[0].reward.shape[-1]
     state = np.ones((1, contexts))
     result = []
@@ -253,10 +253,10 @@ def marginals(stages: Sequence[ProgramStage], solution: Solution) -> list[np.nda
 
 
 def expectation(weights: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> np.ndarray:
-    """Average a sum over stages, [contexts]; what has probability zero counts nothing, −inf included."""
+    """Average a sum over stages, [contexts]; values of probability zero do not count, even −inf."""
     return np.asarray(
         sum(
-            (np.where(w > 0, v, 0.0) * w).sum((0, 1))  # nothing is −inf where w > 0
+            (np.where(w > 0, v, 0.0) * w).sum((0, 1))  # where w > 0, no value is −inf
             for w, v in zip(weights, values, strict=True)
         )
     )
@@ -270,14 +270,14 @@ def sample_rows(
     *,
     alike: bool,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Draw states and assignments of every stage, each [draws, contexts]; exact and independent.
+    """Draw states and assignments of every stage, each [draws, contexts]; the draws are exact and independent.
 
     Args:
-        stages: the program, part by part.
+        stages: the stages of the program.
         joint: log-probabilities of the assignments in each stage, [states, assignments, contexts].
         rng: source of randomness.
         num_draws: number of draws.
-        alike: draw for the first context and use the same draw in all.
+        alike: draw for the first context only, and use that draw in all contexts.
     """
     contexts = stages[0].reward.shape[-1]
     state = np.zeros((num_draws, contexts), int)
@@ -299,15 +299,16 @@ def sample_rows(
 
 
 def inverse_cdf(log_weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Turn uniform numbers into indices drawn with these log-weights, which need not be normalised."""
+    """Turn uniform numbers into indices with these log-weights, which need not be normalised."""
     weights = np.exp(log_weights - log_weights.max())
     cumulative = np.cumsum(weights)
     index = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    # Rounding can put a number at the very end: clip to the last index of positive weight.
     return np.asarray(np.minimum(index, np.flatnonzero(weights)[-1]))
 
 
 def axes_and_digits(stages: Sequence[ProgramStage], rows: Sequence[np.ndarray]) -> tuple[tuple[Axis, ...], list[Any]]:
-    """Give all axes of all stages with the joint value of each in the drawn rows."""
+    """Return all axes of all stages, with the joint value of each in the drawn rows."""
     axes = tuple(axis for stage in stages for axis in stage.axes)
     parts = [digits(stage.axes, row) for stage, row in zip(stages, rows, strict=True)]
     return axes, [digit for part in parts for digit in part]

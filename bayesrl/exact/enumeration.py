@@ -1,4 +1,4 @@
-"""The exact answer for finite programs: every assignment, or every reachable state, is visited."""
+"""The exact answer for finite programs, by visiting every assignment or every reachable state."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def enumerate_posterior(
     p*(x) = π₀(x)·exp(R(x)/β)/Z and J* = β·log Z, per context. With environment sites J* is the
     optimum of control, max_π E[R] − β·KL, by soft backward induction in program order, where no
     action reads a draw with observable=False. Programs with a `scan` are solved state by state.
-    Parameters inside the policy are frozen: they are the prior.
+    Parameters inside the policy are frozen: the policy is the prior.
 
     Args:
         policy: the program; every latent site has a finite support.
@@ -65,10 +65,10 @@ def enumerate_posterior(
         standard error.
 
     Raises:
-        EngineError: too many assignments, a support that is not finite, a subsampled plate,
-            environment sites beside observed ones, or a reward of −inf everywhere.
+        EngineError: there are too many assignments, a support is not finite, a plate is subsampled,
+            environment sites are mixed with observed ones, or the reward is −inf everywhere.
         PolicyError: beta does not fit the program; a reward is NaN or +inf; or the prior reads
-            what the agent does not see.
+            draws that the agent does not see.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -90,7 +90,7 @@ def enumerate_posterior(
 def enumerate_target(
     programs: Programs, params: Params, beta: Beta | None = None, max_count: Count = 2**20
 ) -> WeightedDraws:
-    """Do as `enumerate_posterior` does, by the compiled program that `evaluate_exactly` uses for the fit."""
+    """Like `enumerate_posterior`, but with the compiled program that `evaluate_exactly` uses for the fit."""
     program, params = _beside_guide(freeze_program(programs.policy, programs.args, beta), programs, params)
     return _solved(program, params, beta, max_count)
 
@@ -113,13 +113,13 @@ def _solved(program: Programs, params: Params, beta: Beta | None, max_count: int
 
 
 def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramStage]) -> set[str]:
-    """Run the program on draws in which contexts differ, and compare with what the stages say of each context.
+    """Run the program on draws that differ between contexts, and compare with the stages' scores of each context.
 
     Returns:
         Names of the metrics that are known exactly.
 
     Raises:
-        EngineError: the elements of context plates interact.
+        EngineError: elements of context plates interact.
     """
     structure = program.structure
     rng = np.random.default_rng(0)
@@ -175,7 +175,7 @@ def _refuse_impossible(program: Programs, solutions: Sequence[Solution]) -> None
 def _expect(
     stages: Sequence[ProgramStage], solution: Solution, beta: float | None, marginal: np.ndarray, exact: set[str]
 ) -> tuple[np.ndarray, Estimates]:
-    """Give log Z and the averages under the optimum at one temperature, [contexts]."""
+    """Return log Z and the averages under the optimum at one temperature, [contexts]."""
     weights = marginals(stages, solution)
 
     def mean(read: Callable[[ProgramStage], np.ndarray]) -> Any:
@@ -262,9 +262,9 @@ class Evaluation(NamedTuple):
         objective: J(q), reward units (the ELBO, nats, without rewards).
         reward: E_q[R], reward units.
         kl: KL(q‖π₀), nats; with observed data and rewards KL(q‖p(x|y)).
-        kl_forward: KL(p*‖q), nats; nan with environment sites, where p* is not what is aimed at.
-        missed_mass: mass of p* where q puts less than a tenth of it; nan likewise.
-        prior_objective: J(π₀), what the policy itself achieves; of p(x|y) with observed data and rewards.
+        kl_forward: KL(p*‖q), nats; nan with environment sites, where p* is not the target.
+        missed_mass: mass of p* where q puts less than a tenth of it; nan in the same case.
+        prior_objective: J(π₀), which the policy itself achieves; that of p(x|y) with observed data and rewards.
     """
 
     objective: Float[np.ndarray, "*contexts"]
@@ -280,11 +280,11 @@ def evaluate_exactly(
 ) -> Evaluation:
     """Compute what a guide achieves, exactly, over the grid of a finite program.
 
-    J(q) = Σ_x q(x)·(R(x) − β·log q(x)/π₀(x)), nature's draws averaged with their own probabilities.
+    J(q) = Σ_x q(x)·(R(x) − β·log q(x)/π₀(x)), with nature's draws averaged by their own probabilities.
 
     Args:
-        programs: the policy, its parameters frozen, and the guide.
-        params: unconstrained parameters of the guide, of one fit.
+        programs: the policy with its parameters frozen, and the guide.
+        params: unconstrained parameters of the guide, for one fit.
         beta: temperature, reward units per nat; required with rewards, refused without.
         max_count: largest number of assignments to visit; a `scan` is enumerated path by path.
 
@@ -314,7 +314,7 @@ def evaluate_exactly(
     check_grid_size(axes, structure, max_count)
     stage, raw_prior, raw_q = enumerate_paths(program, params, axes)
     log_prior, log_nature = stage.log_prob("action")[0], stage.log_prob("environment")[0]
-    # Where a handler masks a site, both programs score it 0 for every value: count one of them.
+    # If a handler masks a site, both programs score it 0 for every value: count it in neither.
     counted = np.where(np.isfinite(log_prior), log_prior - raw_prior.astype(float), 0.0) if stage.masked else 0.0
     log_q = np.where(raw_q <= LOG_ZERO, -np.inf, raw_q.astype(float)) + counted
     weight = np.exp(log_q + log_nature)
@@ -339,7 +339,7 @@ def evaluate_exactly(
 def _achieved(
     weight: np.ndarray, log_ratio: np.ndarray, stage: ProgramStage, beta: float | None, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Average J, R and KL over assignments [assignments, contexts]; what q never does counts nothing."""
+    """Average J, R and KL over assignments [assignments, contexts]; assignments of probability zero do not count."""
 
     def mean(values: np.ndarray) -> np.ndarray:
         return np.asarray((np.where(weight > 0, values, 0.0) * weight).sum(0)).reshape(shape)
@@ -356,10 +356,10 @@ def _achieved(
 def _against_target(
     log_ratio: np.ndarray, stage: ProgramStage, beta: float | None, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give KL(p*‖q), and the mass of p* where q puts less than a tenth of it."""
+    """Return KL(p*‖q), and the mass of p* where q puts less than a tenth of it."""
     if any(axis.kind == "environment" for axis in stage.axes):
         return np.full(shape, np.nan), np.full(shape, np.nan)
-    # log q/π₀ is nan where both are 0, and p* is 0 there too.
+    # log q/π₀ is nan where both are 0, but p* is 0 there too.
     tilt = stage.likelihood[0] + (0.0 if beta is None else stage.reward[0] / beta)
     log_target = stage.log_prob("action")[0] + tilt
     log_target = log_target - logsumexp(log_target, axis=0)

@@ -1,4 +1,4 @@
-"""Grids over finite supports: which assignments there are, and the scores of each, in bounded memory."""
+"""Grids over finite supports: the assignments and the scores of each, in bounded memory."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,28 +20,28 @@ from bayesrl.core.trace import Frame, Trace, per_context, site_log_prob, trace_p
 from bayesrl.errors import EngineError
 from bayesrl.typing import Program
 
-# Few sizes, so that few programs are compiled; a batch holds at most this many array elements per site.
+# Few batch sizes, so that few programs are compiled; a batch has at most _ELEMENTS array elements per site.
 _BATCHES = (64, 2048, 65536)
 _ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a grid: what one site may draw at one time step, its interacting elements jointly.
+    """One axis of a grid: what one site may draw at one time step, with its interacting elements jointly.
 
-    Elements of context plates do not interact: they share the axis, all taking the same value.
+    Elements of context plates do not interact: they share the axis and all take the same value.
 
     Attributes:
-        site: its name.
+        site: name of the site.
         kind: action or environment.
-        hidden: True for nature's draws that the agent does not see.
+        hidden: True for draws of nature that the agent does not see.
         step: time step; 0 outside scans.
-        scanned: whether the site stands in a scan.
+        scanned: whether the site is in a scan.
         support: values of one element.
         shape: shape of one step's value.
-        contexts: axes of `shape` that are contexts, one per context plate; None where the site
-            stands outside that plate.
-        event: shape of one value of the support: () for numbers, (n,) for vectors, which `shape` leaves out.
+        contexts: axes of `shape` that are contexts, one per context plate; None if the site
+            is outside that plate.
+        event: shape of one value of the support: () for numbers, (n,) for vectors; not part of `shape`.
     """
 
     site: str
@@ -56,7 +56,7 @@ class Axis:
 
     @property
     def cell(self) -> tuple[int, ...]:
-        """Shape of one value of the axis: that of a step with contexts of size 1."""
+        """Shape of one value of the axis: the shape of a step with contexts of size 1."""
         return tuple(1 if i in self.contexts else n for i, n in enumerate(self.shape))
 
     @property
@@ -80,7 +80,7 @@ class Axis:
 def enumeration_axes(
     structure: Structure, sites: Sequence[Site], steps: Callable[[Site], Sequence[int]]
 ) -> tuple[Axis, ...]:
-    """Lay the latent sites among `sites` out as axes in program order, steps of a scan interleaved.
+    """Arrange the latent sites among `sites` as axes in program order, with steps of a scan interleaved.
 
     Raises:
         EngineError: a site has no finite support.
@@ -95,7 +95,7 @@ def enumeration_axes(
 
 
 def path_axes(structure: Structure) -> tuple[Axis, ...]:
-    """Lay all latent sites of a program out as axes, the steps of its scans one after another.
+    """Arrange all latent sites of a program as axes, with the steps of its scans one after another.
 
     Raises:
         EngineError: a site has no finite support.
@@ -133,12 +133,12 @@ def digits(axes: Sequence[Axis], index: Any) -> list[Any]:
 
 
 def decode_assignment(axes: Sequence[Axis], index: Array) -> dict[str, Array]:
-    """Give the site values of one assignment, all contexts alike."""
+    """Return the site values of one assignment, the same in all contexts."""
     return _assemble(axes, digits(axes, index))
 
 
 def assignments(axes: Sequence[Axis], index: np.ndarray) -> dict[str, Any]:
-    """Give the site values of assignments numbered [rows], all contexts alike, on the host: [rows, *site shape]."""
+    """Return site values of assignments numbered [rows], the same in all contexts, on the host: [rows, *site shape]."""
     parts: dict[str, list[tuple[Axis, Any]]] = {}
     for axis, digit in zip(axes, digits(axes, index), strict=True):
         cell = axis.elements(digit, np).reshape(len(index), *axis.cell, *axis.event)
@@ -148,7 +148,7 @@ def assignments(axes: Sequence[Axis], index: np.ndarray) -> dict[str, Any]:
 
 
 def first_assignment(axes: Sequence[Axis]) -> dict[str, Array]:
-    """Give each site the first value of its support; the grid itself may be too large to be numbered."""
+    """Return the first value of each site's support; unlike an index, this works for a grid of any size."""
     return _assemble(axes, [jnp.zeros((), int) for _ in axes])
 
 
@@ -162,10 +162,10 @@ def _assemble(axes: Sequence[Axis], joint: Sequence[Any]) -> dict[str, Array]:
 
 
 def scatter(axes: Sequence[Axis], joint: Sequence[np.ndarray], context_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Give the site values of draws in which each context has its own assignment.
+    """Return the site values of draws in which each context has its own assignment.
 
     Args:
-        axes: of the grid.
+        axes: axes of the grid.
         joint: joint value of each axis, [draws, contexts].
         context_shape: sizes of the context plates.
 
@@ -180,13 +180,14 @@ def scatter(axes: Sequence[Axis], joint: Sequence[np.ndarray], context_shape: tu
 
 
 def _into_plates(axis: Axis, values: np.ndarray, num_contexts: int) -> np.ndarray:
-    """Move context axes [draws, *contexts, *cell, *event] to where the site's plates have them."""
+    """Move context axes [draws, *contexts, *cell, *event] to their places in the site's plates."""
     source = [0]
     for position in range(len(axis.shape)):
         at = axis.contexts.index(position) if position in axis.contexts else None
         source.append(1 + num_contexts + position if at is None else 1 + at)
     source += range(values.ndim - len(axis.event), values.ndim)
     unused = tuple(i for i in range(values.ndim) if i not in source)
+    # Contexts outside the site's plates share its value: of their axes the first element is taken.
     return np.transpose(values, (*source, *unused)).reshape(*(values.shape[i] for i in source), -1)[..., 0]
 
 
@@ -200,10 +201,10 @@ class SiteScores(NamedTuple):
     """Scores of one assignment or, on the host, of many: [rows, contexts (, T)].
 
     Attributes:
-        latent: log-probability of latent sites, [contexts, T], nats.
-        likelihood: of observed sites by name, [contexts], nats.
-        rewards: by reward site, [contexts], reward units.
-        metrics: by deterministic site, [contexts], averaged over time and other axes.
+        latent: log-probabilities of latent sites, [contexts, T], nats.
+        likelihood: log-probabilities of observed sites by name, [contexts], nats.
+        rewards: rewards by site, [contexts], reward units.
+        metrics: values by deterministic site, [contexts], averaged over time and other axes.
     """
 
     latent: dict[str, Any]
@@ -213,7 +214,7 @@ class SiteScores(NamedTuple):
 
 
 def run_with_sites(program: Program, values: Mapping[str, Any], args: tuple[Any, ...]) -> Trace:
-    """Run a program with all its latent sites held."""
+    """Run a program with values for all its latent sites."""
     return trace_program(FoldedKeys(handlers.substitute(program, data=dict(values)), dummy_key()), *args)
 
 
@@ -238,13 +239,13 @@ def score_trace(trace: Trace, structure: Structure, names: Sequence[str]) -> Sit
 
 
 def metric_by_context(values: Any, site: Site, structure: Structure, lead: int = 0) -> Any | None:
-    """Average a metric over all but the context axes, [*lead, *contexts]; None where contexts are mixed in it.
+    """Average a metric over all but the context axes, [*lead, *contexts]; None if it mixes contexts.
 
     Args:
-        values: of a deterministic site, of JAX or NumPy, behind `lead` axes of draws.
+        values: values of a deterministic site, of JAX or NumPy, after `lead` axes of draws.
         site: the site.
-        structure: of its program.
-        lead: number of axes in front that stay.
+        structure: structure of its program.
+        lead: number of leading axes to keep.
     """
     shape, ndim = structure.context_shape, values.ndim - lead
     if structure.num_contexts == 1:
@@ -255,6 +256,7 @@ def metric_by_context(values: Any, site: Site, structure: Structure, lead: int =
     right = [ndim + f.dim for f in sorted(structure.contexts, key=lambda f: f.dim)]
     left = [first + i for i in range(len(shape))]
     for axes in (right, left):
+        # Plates count axes from the right, but a metric may have axes of its own there: then try from the left.
         if axes[0] >= first and axes[-1] < ndim and tuple(values.shape[lead + i] for i in axes) == shape:
             return values.mean(tuple(lead + i for i in range(ndim) if i not in axes))
     return None
@@ -263,8 +265,8 @@ def metric_by_context(values: Any, site: Site, structure: Structure, lead: int =
 class BatchEvaluator:
     """Evaluates a function of (args, row) on many rows, batch by batch, inside one jit.
 
-    Arrays among the arguments are traced, everything else is static. Functions that compare equal, such
-    as frozen dataclasses of equal fields, share one compilation.
+    Arrays among the arguments are traced; everything else is static. Functions that compare equal, such
+    as frozen dataclasses with equal fields, share one compilation.
     """
 
     def __init__(self, fn: Callable[..., Any], args: Any, structure: Structure) -> None:
@@ -272,16 +274,17 @@ class BatchEvaluator:
         self._limit = max(1, _ELEMENTS // max(structure.width, 1))
 
     def __call__(self, rows: Any) -> Any:
-        """Evaluate rows [rows, ...]; the result lies on the host."""
+        """Evaluate rows [rows, ...]; the result is on the host."""
         held = to_host(rows)
         return self.of(len(jax.tree.leaves(held)[0]), lambda index: jax.tree.map(lambda x: x[index], held))
 
     def of(self, total: int, rows: Callable[[np.ndarray], Any]) -> Any:
-        """Evaluate `total` rows, made batch by batch from their numbers; the result lies on the host."""
+        """Evaluate `total` rows, made batch by batch from their indices; the result is on the host."""
         batch = min(next((b for b in _BATCHES if b >= total), _BATCHES[-1]), self._limit)
         parts = []
         with trace_cache():
             for start in range(0, total, batch):
+                # Fill up the last batch with its last row, so that all batches have one shape.
                 index = np.minimum(np.arange(start, start + batch), total - 1)
                 out = _evaluate(self._fn, self._args, jax.device_put(rows(index)))
                 kept = min(batch, total - start)

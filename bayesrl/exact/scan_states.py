@@ -1,4 +1,4 @@
-"""Taking a `scan` apart: the states that a program can reach at each step, and what each step does to them."""
+"""Take a `scan` apart: the states that a program can reach at each step, and the effect of each step on them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -36,14 +36,14 @@ class TooManyStatesError(EngineError):
 
 
 class _Leave(Exception):  # noqa: N818  (not an error: it ends a run early)
-    """Ends a run of the program where nothing more of it is wanted."""
+    """Ends a run of the program early, when the rest of it is not needed."""
 
 
 class _PartialScan(Messenger):
-    """Runs a program with one scan only in part.
+    """Runs only a part of a program with one scan.
 
-    Modes: `watch` notes what the scan is given and gives; `enter` stops before it; `step` runs one
-    step from a given carry, then stops; `finish` skips it, giving a final carry and outputs.
+    Modes: `watch` records the scan's inputs and results; `enter` stops before it; `step` runs one
+    step from a given carry, then stops; `finish` skips it and supplies a final carry and outputs.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class _PartialScan(Messenger):
         self.outputs: Any = None
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Change what the scan is given, or stand in for it."""
+        """Change the scan's inputs, or replace the scan by given results."""
         if msg["type"] != "control_flow":
             return
         self.count += 1
@@ -74,7 +74,7 @@ class _PartialScan(Messenger):
             msg["value"] = ((self.length, None, carry), (PytreeTrace({}), outputs))
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Note the scan's results; after one step, send its sites on their way and stop."""
+        """Record the scan's results; after one step, pass its sites to the other handlers and stop."""
         if msg["type"] != "control_flow":
             return
         (_, _, self.carry), (trace, self.outputs) = msg["value"]
@@ -101,14 +101,14 @@ class ScanProgram:
 
     Attributes:
         policy: the program.
-        structure: of the policy.
-        args: of the policy.
+        structure: structure of the policy.
+        args: arguments of the policy.
         length: number of time steps.
         carry: shapes and dtypes of the carry.
         outputs: shapes and dtypes of the stacked outputs.
         before: names of all sites before the scan.
-        inside: of those in it.
-        after: of those behind it.
+        inside: names of all sites inside it.
+        after: names of all sites after it.
     """
 
     policy: Program
@@ -122,13 +122,13 @@ class ScanProgram:
     after: tuple[str, ...]
 
     def axes(self, names: Sequence[str]) -> tuple[Axis, ...]:
-        """Lay the latent sites among `names` out as axes of one step."""
+        """Arrange the latent sites among `names` as axes of one step."""
         sites = [site for site in self.structure.sites if site.name in names]
         return enumeration_axes(self.structure, sites, lambda _: (0,))
 
 
 def split_scan(policy: Program, structure: Structure, args: tuple[Any, ...]) -> ScanProgram | None:
-    """Find the program's scan; None where there is none, or more than one."""
+    """Find the program's scan; None if there is none, or more than one."""
     if all(site.scan is None for site in structure.sites):
         return None
     window = _PartialScan(policy, "watch")
@@ -158,7 +158,7 @@ def split_scan(policy: Program, structure: Structure, args: tuple[Any, ...]) -> 
 
 
 def reads_outputs(scan: ScanProgram) -> bool:
-    """Whether anything scored behind the scan reads its stacked outputs, and not the final carry alone."""
+    """Whether a scored site after the scan reads its stacked outputs, not just the final carry."""
     if not scan.after or not jax.tree.leaves(scan.outputs):
         return False
     axes = (*scan.axes(scan.before), *scan.axes(scan.after))
@@ -167,7 +167,7 @@ def reads_outputs(scan: ScanProgram) -> bool:
 
 
 def unknown_metrics(scan: ScanProgram) -> set[str]:
-    """Name the metrics behind the scan that read its stacked outputs."""
+    """Return the names of metrics after the scan that read its stacked outputs."""
     if not jax.tree.leaves(scan.outputs):
         return set()
     axes = (*scan.axes(scan.before), *scan.axes(scan.after))
@@ -187,11 +187,12 @@ def _depends(scan: ScanProgram, axes: tuple[Axis, ...], names: Sequence[str]) ->
 
     jaxpr = jax.make_jaxpr(scores)(*leaves)
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    # Dead-code elimination tells which outputs matter: those that no kept operation reads are unused.
     return any(used)
 
 
 def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
-    """Tabulate the program as stages: before the scan, each step of it, behind it.
+    """Tabulate the program as stages: before the scan, each of its steps, after it.
 
     Raises:
         TooManyStatesError: there are more than `max_count` states × assignments.
@@ -235,7 +236,7 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
 
 
 def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
-    """Make the functions of (args, row) that run each part of the program."""
+    """Return the functions of (args, row) that run each part of the program."""
     before, inside, after = scan.axes(scan.before), scan.axes(scan.inside), scan.axes(scan.after)
 
     def enter(args: tuple[Any, ...], row: Any) -> Any:
@@ -261,19 +262,19 @@ def _parts(scan: ScanProgram) -> tuple[Callable[..., Any], ...]:
 
 
 def _rows(states: Any, num: int) -> Any:
-    """Programs every state with every assignment, assignments running fastest."""
+    """Pair every state with every assignment; assignments run fastest."""
     rows = jax.tree.map(lambda x: np.repeat(x, num, 0), states)
     return {**rows, "assignment": np.tile(np.arange(num), len(states["prefix"]))}
 
 
 def _follow(stage: ProgramStage, rows: Any, carry: Any) -> tuple[ProgramStage, Any, np.ndarray]:
-    """Find the distinct states behind a stage: which there are, and which assignment leads to which."""
+    """Find the distinct states after a stage, and which assignment leads to which."""
     live = stage.reached[:, None] & (stage.log_prob("action") + stage.log_prob("environment") > -np.inf)
     states, assignments, contexts = live.shape
     flat = live.reshape(-1, contexts)
     kept = np.flatnonzero(flat.any(-1))
     columns = [np.ascontiguousarray(x[kept]).reshape(len(kept), -1) for x in (rows["prefix"], *jax.tree.leaves(carry))]
-    # Adding 0 makes −0 and 0 one state.
+    # States are compared byte by byte; adding 0 makes −0 and 0 one state.
     signature = np.concatenate([(x + np.zeros((), x.dtype)).view(np.uint8) for x in columns], 1)
     _, first, inverse = np.unique(signature, axis=0, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)

@@ -1,4 +1,4 @@
-"""Getting a finite program ready: frozen, checked, and tabulated whole or state by state."""
+"""Prepare a finite program: freeze it, check it, and tabulate it as a whole or state by state."""
 
 import math
 from collections.abc import Sequence
@@ -31,17 +31,17 @@ from bayesrl.exact.scan_states import ScanProgram, TooManyStatesError, reads_out
 from bayesrl.typing import Beta, Params, Program
 
 MAX_EXPLICIT_PATHS = 4096
-"""Programs with a scan and at most this many paths are enumerated path by path, so that `sites` is filled."""
+"""Programs with a scan and at most this many paths are enumerated path by path, which fills `sites`."""
 
 _CELLS_PER_ASSIGNMENT = 64
 
 
 def freeze_program(policy: Program, args: tuple[Any, ...], beta: Beta | None) -> Programs:
-    """Freeze a policy and refuse what has no evidence: beta that does not fit, and subsampled plates."""
+    """Freeze a policy; refuse beta that does not fit, and subsampled plates, which have no log Z."""
     if beta is not None:
         check_beta(beta)
     args = as_arrays(args)
-    key = key_from_seed(0)  # nothing random is used: every latent site will be held
+    key = key_from_seed(0)  # the randomness is never used: every latent site will get a value
     frozen, _ = freeze(key, policy, *args)
     with host_errors():
         structure = inspect(key, frozen, *args)
@@ -58,7 +58,7 @@ def freeze_program(policy: Program, args: tuple[Any, ...], beta: Beta | None) ->
 
 
 def tabulate_stages(program: Programs, params: Params, max_count: int) -> tuple[list[ProgramStage], ScanProgram | None]:
-    """Tabulate a program as stages, path by path where that is cheap or the only way."""
+    """Tabulate a program as stages, path by path if that is cheap or the only way."""
     structure = program.structure
     nature, observed = structure.names("environment"), structure.names("observed")
     if nature and observed:
@@ -81,7 +81,7 @@ def tabulate_stages(program: Programs, params: Params, max_count: int) -> tuple[
 
 
 def _needs_paths(structure: Structure, scan: ScanProgram | None, axes: Sequence[Axis]) -> str | None:
-    """Say why a program with a scan cannot be solved state by state, or None."""
+    """Say why a program with a scan cannot be solved state by state, or return None."""
     if scan is None:
         return "it has several scans" if any(site.scan is not None for site in structure.sites) else None
     unseen = [axis.site for axis in axes if axis.hidden and axis.site not in scan.after]
@@ -93,7 +93,7 @@ def _needs_paths(structure: Structure, scan: ScanProgram | None, axes: Sequence[
 
 
 def check_grid_size(axes: Sequence[Axis], structure: Structure, max_count: int, reason: str | None = None) -> None:
-    """Refuse a grid that is too large."""
+    """Refuse grids that are too large."""
     number, contexts = num_assignments(axes), math.prod(structure.context_shape)
     why = f" ({reason}, so every path counts)" if reason else ""
     if number > max_count:
@@ -115,12 +115,12 @@ def check_grid_size(axes: Sequence[Axis], structure: Structure, max_count: int, 
 
 
 class ProgramPaths(NamedTuple):
-    """A whole program as one stage, every assignment a row.
+    """A whole program as one stage with one row per assignment.
 
     Attributes:
-        stage: of the policy.
+        stage: stage of the policy.
         raw_prior: log π₀ of the actions as handlers leave it, [assignments, contexts], nats.
-        raw_q: the same of the guide, or of the policy where there is no guide.
+        raw_q: the same for the guide, or for the policy if there is no guide.
     """
 
     stage: ProgramStage
@@ -129,7 +129,7 @@ class ProgramPaths(NamedTuple):
 
 
 def enumerate_paths(program: Programs, params: Params, axes: tuple[Axis, ...]) -> ProgramPaths:
-    """Tabulate a whole program, every assignment of `axes` a row."""
+    """Tabulate a whole program, one row per assignment of `axes`."""
     found = _evaluator(program, params).of(num_assignments(axes), lambda index: assignments(axes, index))
     reached = np.ones((1, math.prod(program.structure.context_shape)), bool)
     return ProgramPaths(build_stage(axes, found.policy, reached, program.structure), found.raw_prior, found.raw_q)
@@ -157,7 +157,7 @@ class _Both(NamedTuple):
 
 @dataclass(frozen=True)
 class _BothScores:
-    """Scores given values of all latent sites under a policy and the guide beside it."""
+    """Scores given values of all latent sites under a policy and its guide."""
 
     policy: Program
     guide: Program | None

@@ -1,4 +1,4 @@
-"""What engines without training return: assignments or draws with their weights under p*."""
+"""The result of engines without training: assignments or draws with their weights under p*."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,32 +34,32 @@ class WeightedDraws:
     """Assignments or draws of a policy with their weights under the tilted posterior, per context.
 
     p*(x) ∝ π₀(x)·exp(R(x)/β). With observed data y, π₀ means p(x|y). Evidence and weights are NumPy
-    arrays in double precision: a gap is a small difference of large numbers.
+    arrays in double precision, because a gap is a small difference of large numbers.
 
     Attributes:
-        sites: values of the latent sites, [N, ...]; empty where an engine goes through a `scan`
-            state by state and never holds whole paths (`resample` still draws them).
+        sites: values of the latent sites, [N, ...]; empty if an engine solves a `scan` state by
+            state and never stores whole paths (`resample` still draws them).
         log_weights: [*beta, N, *contexts], nats, normalised over N for each context: log p* of each
             assignment from enumeration, self-normalised weights from importance sampling. With
-            environment sites enumeration gives log of optimal policy × nature.
+            environment sites enumeration returns the log of optimal policy × nature.
         log_evidence: log Z, [*beta, *contexts], nats; with observed data and rewards
-            log Z − log p(y), without rewards log p(y). None where environment sites are enumerated:
+            log Z − log p(y), without rewards log p(y). None if environment sites are enumerated:
             β·log Z would then not be the optimum.
         log_marginal: log p(y), [*contexts], nats; None without observed sites.
         optimum: J*, [*beta, *contexts], reward units: β·`log_evidence`, or the optimum of control
-            with environment sites; log p(y), nats, without rewards. None where the engine cannot
+            with environment sites; log p(y), nats, without rewards. None if the engine cannot
             know it.
-        ess: effective number of draws, [*beta, *contexts]; None where exact.
+        ess: effective number of draws, [*beta, *contexts]; None if exact.
         estimates: expectations under p*, averaged over contexts, [*beta].
         beta: temperatures, [*beta], reward units per nat; None without rewards.
-        structure: of the policy.
-        axes: which axes of one value of each site are contexts.
-        num_proposed: proposals that `log_evidence` and `num_accepted` rest on, a number fixed before
-            they were made; 0 for engines that reject nothing.
-        num_accepted: how many of them were accepted, [*beta, *contexts]: binomial, with probability
+        structure: structure of the policy.
+        axes: the axes of each site's value that are contexts.
+        num_proposed: number of proposals behind `log_evidence` and `num_accepted`, fixed before
+            they were made; 0 for engines without rejection.
+        num_accepted: number of accepted proposals, [*beta, *contexts]: binomial, with probability
             exp(log Z − bound/β).
-        reward_bound: what no total reward exceeds, [*contexts], reward units.
-        explanation: what ended a run whose length is adaptive.
+        reward_bound: upper bound on the total reward, [*contexts], reward units.
+        explanation: what ended a run of adaptive length.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, bayesrl
@@ -122,7 +122,7 @@ class WeightedDraws:
         }
 
     def select(self, beta: float | None) -> "WeightedDraws | None":
-        """Take one temperature of several; None where this is not one of them."""
+        """Select one of several temperatures; None if it is not among them."""
         if self.beta is None or np.ndim(self.beta) == 0:
             return self
         same = np.flatnonzero(np.isclose(self.beta, np.nan if beta is None else beta, rtol=1e-4))
@@ -156,7 +156,7 @@ def numpy_generator(key: PRNGKey) -> np.random.Generator:
 
 
 def shared_sites(structure: Structure) -> list[str]:
-    """Name nature's draws that stand outside some context plate, so that contexts share them."""
+    """Return the names of nature's draws outside some context plate, which contexts therefore share."""
     if math.prod(structure.context_shape) == 1:
         return []
     own = {frame.name for frame in structure.contexts}
@@ -166,7 +166,7 @@ def shared_sites(structure: Structure) -> list[str]:
 def _with_shared(
     sites: dict[str, Numbers], shared: list[str], log_weights: np.ndarray, rng: np.random.Generator, num_samples: int
 ) -> np.ndarray:
-    """Draw what contexts share once, then the rest in each context given that, [draws, contexts]."""
+    """Draw shared sites once, then the rest in each context given those, [draws, contexts]."""
     num, contexts = log_weights.shape
     columns = np.concatenate([np.asarray(sites[name]).reshape(num, -1) for name in shared], 1)
     _, group = np.unique(columns, axis=0, return_inverse=True)
@@ -191,9 +191,9 @@ def _with_shared(
 def _gather(
     value: Numbers, index: np.ndarray, axes: tuple[int | None, ...], context_shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Let each element of the context plates take its own row of a site [N, ...]."""
+    """Let each element of the context plates select its own row of a site [N, ...]."""
     at = index.reshape(-1, *context_shape)
-    # Along context plates that the site stands outside of, every row is the same.
+    # Along context plates that the site is outside of, every row is the same.
     at = at[(slice(None), *(0 if axis is None else slice(None) for axis in axes))]
     own = [1 + axis for axis in axes if axis is not None]
     sizes = (value.shape[i] if i in own else 1 for i in range(1, value.ndim))
@@ -201,7 +201,7 @@ def _gather(
 
 
 def context_axes(structure: Structure) -> dict[str, tuple[int | None, ...]]:
-    """Give the axes of each site's value that are contexts; None for a plate that it stands outside of."""
+    """Return the axes of each site's value that are contexts; None for a plate that the site is outside of."""
     frames = sorted(structure.contexts, key=lambda frame: frame.dim)
     result = {}
     for name in structure.names("action", "environment"):
@@ -215,9 +215,9 @@ def context_axes(structure: Structure) -> dict[str, tuple[int | None, ...]]:
 def metrics_from_draws(
     key: PRNGKey, result: WeightedDraws, program: Programs, names: Sequence[str]
 ) -> dict[str, Estimate]:
-    """Average metrics that no context has to itself over draws from p*, with standard errors.
+    """Average metrics that mix contexts over draws from p*, with standard errors.
 
-    Where p* has no joint draws (see `WeightedDraws.resample`) they are nan.
+    They are nan if p* has no joint draws (see `WeightedDraws.resample`).
     """
     lead = () if result.beta is None else result.beta.shape
     try:
@@ -231,7 +231,7 @@ def metrics_from_draws(
 
 
 def evaluate_metrics(program: Programs, names: Sequence[str], sites: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Average deterministic sites over all their axes in each of some draws, {name: [draws]}."""
+    """Average deterministic sites over all their axes, for each draw, {name: [draws]}."""
 
     def metrics(args: tuple[Any, ...], values: dict[str, Numbers]) -> dict[str, Numbers]:
         found = run_with_sites(program.policy, values, args).sites
@@ -242,7 +242,7 @@ def evaluate_metrics(program: Programs, names: Sequence[str], sites: dict[str, A
 
 
 def mean_estimate(lanes: Sequence[np.ndarray], lead: tuple[int, ...]) -> Estimate:
-    """Average the independent values of each β; of a single one the standard error is not known."""
+    """Average the independent values of each β; the standard error of a single value is inf."""
     each = [np.asarray(values, float) for values in lanes]
     se = [values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.inf for values in each]
     return Estimate(np.array([values.mean() for values in each]).reshape(lead), np.array(se).reshape(lead))

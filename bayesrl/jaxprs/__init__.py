@@ -1,1 +1,1 @@
-"""What can be read off a traced JAX program: the flow of data, intervals."""
+"""What a traced JAX program reveals: dependencies, intervals, polynomial degrees."""

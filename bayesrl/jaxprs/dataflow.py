@@ -1,4 +1,4 @@
-"""How the outputs of a function depend on its inputs: at all, through a jump, and at what cost."""
+"""How the outputs of a function depend on its inputs: whether at all, through a jump, and at what cost."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 
 from bayesrl.jaxprs.interpreter import Interpreter, called_program
 
-# A comparison of floats jumps; equality does so on a null set only, and the others cut on purpose.
+# A comparison of floats jumps. Equality jumps only on a null set, and the other cuts are intentional.
 _JUMPS = frozenset({"lt", "le", "gt", "ge", "floor", "ceil", "round", "sign", "argmax", "argmin", "rem"})
 _CUTS = frozenset({"eq", "ne", "is_finite", "stop_gradient"})
 _OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
@@ -32,7 +32,7 @@ class _Discontinuities(Interpreter[_Reached]):
         return _Reached(*(frozenset().union(*sides) for sides in zip(*facts, strict=True)))
 
     def equation(self, eqn: Any, inputs: list[_Reached]) -> list[_Reached]:
-        # A derivative written by hand takes care of the jumps inside.
+        # A handwritten derivative takes care of the jumps inside.
         own = eqn.primitive.name in _OWN_DERIVATIVE
         return self.operation(eqn, inputs) if own else super().equation(eqn, inputs)
 
@@ -66,8 +66,8 @@ def discontinuous_inputs(
     """Find the inputs for which a pathwise gradient would be silently wrong.
 
     Args:
-        function: of a dictionary of arrays.
-        values: where to trace it; only shapes and dtypes matter.
+        function: function of a dictionary of arrays.
+        values: point at which to trace it; only shapes and dtypes matter.
 
     Returns:
         Names of the inputs that reach an output at all, and of those that reach one through a jump
@@ -96,18 +96,18 @@ class _Dependencies(Interpreter[frozenset[str]]):
 def input_dependencies(function: Callable[[dict[str, Array]], Any], values: dict[str, Any]) -> list[frozenset[str]]:
     """Name the inputs that each output depends on, one set per leaf of the output.
 
-    Unlike a derivative, this follows comparisons, casts and stopped gradients. Where it cannot look
-    inside an operation, every output depends on every input: it errs towards dependence.
+    Unlike a derivative, this follows comparisons, casts and stopped gradients. Of an operation that it
+    cannot look into, every output depends on every input: it errs towards dependence.
     """
     return _Dependencies().run(jax.make_jaxpr(function)(values), [frozenset({name}) for name in sorted(values)])
 
 
 class _CallsPythonError(Exception):
-    """A program calls Python, whose cost is not known."""
+    """A program calls Python, whose cost is unknown."""
 
 
 class _Counter(Interpreter[bool]):
-    """Marks what depends on the inputs, and counts the numbers in it."""
+    """Marks values that depend on the inputs, and counts their numbers."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -124,7 +124,7 @@ class _Counter(Interpreter[bool]):
         if not any(inputs):
             return [False] * len(eqn.outvars)
         if called_program(eqn) is None and (program := next(jaxprs_in_params(eqn.params), None)) is not None:
-            inside = _Counter()  # a loop, of whose body all is taken to be computed anew at each step
+            inside = _Counter()  # a loop: assume that each step computes its whole body anew
             inside.run(program, [True] * len(program.invars))
             self.total += inside.total * int(eqn.params.get("length", 1))
             return [True] * len(eqn.outvars)
@@ -139,7 +139,7 @@ class _Counter(Interpreter[bool]):
 
 
 def count_dependent_numbers(function: Callable[[dict[str, Array]], Any], values: dict[str, Array]) -> int | None:
-    """Count the numbers that a function computes anew for other values, about; None where it calls Python."""
+    """Roughly count the numbers that a function recomputes for other values; None if it calls Python."""
     counter = _Counter()
     try:
         counter.run(jax.make_jaxpr(function)(values), [True] * len(values))

@@ -1,4 +1,4 @@
-"""Abstract interpretation of jaxprs: what is known of a program's inputs, followed through to its outputs."""
+"""Abstract interpretation of jaxprs: propagate facts about a program's inputs to its outputs."""
 
 import abc
 import itertools
@@ -8,34 +8,35 @@ from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
 
 class Interpreter[T](abc.ABC):
-    """Runs a jaxpr on facts of type `T` in the place of arrays.
+    """Runs a jaxpr on facts of type `T` instead of arrays.
 
-    A subclass says what is known of constants and what an operation makes of the facts of its inputs. Calls, `scan` and
-    `cond` are followed here: a `scan` until the facts of its carry no longer change. A `while` is one operation.
+    A subclass defines the facts about constants, and how an operation maps facts about inputs to facts about outputs.
+    This class follows calls, `scan` and `cond`; it iterates a `scan` until the facts about its carry no longer change.
+    A `while` is one operation.
     """
 
     @abc.abstractmethod
     def constant(self, value: Any, aval: Any) -> T:
-        """Give what is known of a constant."""
+        """Return the fact about a constant."""
 
     @abc.abstractmethod
     def operation(self, eqn: Any, inputs: list[T]) -> list[T]:
-        """Give what is known of the outputs of an operation that is not looked into."""
+        """Return facts about the outputs of an operation that is not looked into."""
 
     @abc.abstractmethod
     def join(self, facts: list[T]) -> T:
-        """Give what holds whichever of some facts does."""
+        """Return a fact that holds if any of the given facts does."""
 
     def widen(self, old: T, new: T, attempt: int) -> T:
-        """Join a carry's fact with that after one more step; a subclass whose facts may grow for ever jumps ahead."""
+        """Join a carry's fact with that after one more step; if facts may grow for ever, a subclass must jump ahead."""
         return self.join([old, new])
 
     def equal(self, one: T, other: T) -> bool:
-        """Whether two facts are the same."""
+        """Whether two facts are equal."""
         return bool(one == other)
 
     def run(self, jaxpr: Jaxpr, inputs: list[T]) -> list[T]:
-        """Follow facts through a jaxpr."""
+        """Propagate facts through a jaxpr."""
         known: dict[Any, T] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, value in zip(jaxpr.constvars, jaxpr.consts, strict=True):
             known[var] = self.constant(value, var.aval)
@@ -48,7 +49,7 @@ class Interpreter[T](abc.ABC):
         return [read(atom) for atom in jaxpr.outvars]
 
     def equation(self, eqn: Any, inputs: list[T]) -> list[T]:
-        """Follow facts through one equation."""
+        """Propagate facts through one equation."""
         if eqn.primitive.name == "scan":
             return self.scan(eqn, inputs)
         if eqn.primitive.name == "cond":
@@ -57,7 +58,7 @@ class Interpreter[T](abc.ABC):
         return self.operation(eqn, inputs) if program is None else self.run(program, inputs)
 
     def scan(self, eqn: Any, inputs: list[T]) -> list[T]:
-        """Follow the carry of a scan until it stays what it is."""
+        """Iterate the carry of a scan until its facts no longer change."""
         (program,) = jaxprs_in_params(eqn.params)
         first, num = scan_layout(eqn, program)
         state, carry = list(inputs), slice(first, first + num)
@@ -70,17 +71,17 @@ class Interpreter[T](abc.ABC):
         return outputs
 
     def cond(self, eqn: Any, inputs: list[T]) -> list[T]:
-        """Join what the branches give."""
+        """Join the facts from all branches."""
         branches = [self.run(branch, inputs[1:]) for branch in eqn.params["branches"]]
         return [self.join(list(outputs)) for outputs in zip(*branches, strict=True)]
 
 
 def called_program(eqn: Any) -> Jaxpr | None:
-    """Give the jaxpr that an operation runs once on its own inputs, such as that of `jit`; None where there is none."""
+    """Return the jaxpr that an operation runs once on its own inputs, as `jit` does; None if it has none."""
     if eqn.primitive.name in ("scan", "while", "cond"):
         return None
     shapes = [atom.aval.shape for atom in eqn.invars]
-    # The shapes tell apart the jaxprs of reductions, which take single elements.
+    # Reductions hold jaxprs too, but of single elements; their shapes tell them apart.
     return next((p for p in jaxprs_in_params(eqn.params) if _shapes_of(p) == shapes), None)
 
 
@@ -89,7 +90,7 @@ def _shapes_of(program: Any) -> list[tuple[int, ...]]:
 
 
 def scan_layout(eqn: Any, body: Jaxpr) -> tuple[int, int]:
-    """Count the constants and the carries of a scan: inputs and outputs per step have one axis more outside."""
+    """Count the constants and the carries of a scan; per-step inputs and outputs have one more axis outside."""
 
     def per_step(outside: Any, inside: Any) -> bool:
         return bool(len(outside.aval.shape) > len(inside.aval.shape))

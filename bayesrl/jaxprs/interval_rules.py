@@ -1,4 +1,4 @@
-"""What each operation of JAX makes of ranges: the rules of interval arithmetic."""
+"""The rules of interval arithmetic: how each JAX operation maps ranges."""
 
 import math
 from collections.abc import Callable
@@ -17,22 +17,22 @@ _MOST_PRODUCTS = 2**22
 
 
 type RangeEnd = Any
-"""One side of a range: an array, or the number that NumPy makes of an array without axes."""
+"""One side of a range: an array, or the scalar that NumPy returns for an array without axes."""
 
 
 class Range(NamedTuple):
-    """Elementwise bounds of an array, in double precision; ±inf where nothing is known."""
+    """Elementwise bounds of an array, in double precision; ±inf if unknown."""
 
     lower: np.ndarray
     upper: np.ndarray
 
 
 type IntervalRule = Callable[[Any, list[Range]], Range | None]
-"""(operation, ranges of its inputs) → range of its output before rounding, or None where nothing is known."""
+"""(operation, ranges of its inputs) → range of its output before rounding, or None if unknown."""
 
 
 def nan_to_unbounded(lower: Any, upper: Any) -> Range:
-    """Let nan, which comes of inf − inf, mean that nothing is known."""
+    """Replace nan, as from inf − inf, by an unbounded range."""
     low, high = np.asarray(lower, float), np.asarray(upper, float)
     unknown = np.isnan(low) | np.isnan(high)
     return Range(np.where(unknown, -np.inf, low), np.where(unknown, np.inf, high))
@@ -47,12 +47,13 @@ def _monotone(fn: Callable[..., Any]) -> IntervalRule:
 
 def _product(x: Range, y: Range) -> Range:
     corners = [a * b for a in x for b in y]
-    # An infinite end is a number beyond all bounds, not infinity: zero times it is zero.
+    # An infinite end stands for arbitrarily large finite numbers, so zero times it is zero.
     corners = [np.where(np.isnan(c), 0.0, c) for c in corners]
     return Range(np.minimum.reduce(corners), np.maximum.reduce(corners))
 
 
 def _mul(eqn: Any, x: list[Range]) -> Range:
+    # x·x is not the product of two independent numbers: knowing that it is a square keeps it non-negative.
     return _power(x[0], 2) if _same(eqn) else _product(*x)
 
 
@@ -167,13 +168,13 @@ def _select(eqn: Any, x: list[Range]) -> Range:
 
 
 def _total(x: Range, axes: tuple[int, ...], aval: Any, *, exact_terms: bool) -> Range:
-    """Sum ranges; moved outwards by what the rounding of terms and partial sums may add."""
+    """Sum ranges; move the ends outwards by the possible rounding of terms and partial sums."""
     result = [side.sum(axes) for side in x]
     if jnp.issubdtype(aval.dtype, jnp.integer):
         return Range(*result)
     roundings, eps = math.prod(x.lower.shape[a] for a in axes) - int(exact_terms), float(jnp.finfo(aval.dtype).eps)
     for i, sign in ((0, -1), (1, 1)):
-        # Multiples of 1/256 with small sums are added without any rounding.
+        # Multiples of 1/256 with a small sum add up without any rounding.
         size = np.abs(x[i]).sum(axes)
         exact = (x[i] * 256 == np.round(x[i] * 256)).all(axes) & (size * 256 < 1 / eps)
         result[i] = np.where(exact | ~np.isfinite(result[i]), result[i], result[i] + sign * roundings * eps * size)
@@ -249,7 +250,7 @@ def _concatenate(eqn: Any, x: list[Range]) -> Range:
 
 
 def _look_up(eqn: Any, x: list[Range]) -> Range | None:
-    """Read a table at every index that the ranges allow, or give the hull of the table."""
+    """Read a table at every index that the ranges allow; if too many, return the hull of the table."""
     table, *indices = x
     aval = eqn.outvars[0].aval
     columns = indices if eqn.primitive.name == "dynamic_slice" else _columns(indices[0])
@@ -260,7 +261,7 @@ def _look_up(eqn: Any, x: list[Range]) -> Range | None:
     at = [np.minimum(c.lower + o.reshape(-1, *(1,) * c.lower.ndim), c.upper) for c, o in zip(columns, offsets.T)]  # noqa: B905
     places = np.arange(table.lower.size, dtype=np.int32).reshape(table.lower.shape)
     found = np.asarray(_read(eqn, places, at)).reshape(len(offsets), *aval.shape)
-    if (found < 0).any():  # an index out of the table, which JAX fills
+    if (found < 0).any():  # an index outside the table, for which JAX fills in a value
         return None
     return Range(table.lower.reshape(-1)[found].min(0), table.upper.reshape(-1)[found].max(0))
 
@@ -339,7 +340,7 @@ INTERVAL_RULES: dict[str, IntervalRule] = {
     "square": lambda eqn, x: _power(x[0], 2),
     "integer_pow": lambda eqn, x: _power(x[0], eqn.params["y"]) if abs(eqn.params["y"]) <= 8 else None,
     "pow": _pow,
-    # functions that never fall
+    # non-decreasing functions
     "exp": _monotone(np.exp),
     "expm1": _monotone(np.expm1),
     "tanh": _monotone(np.tanh),
@@ -395,4 +396,4 @@ INTERVAL_RULES: dict[str, IntervalRule] = {
 }
 
 INEXACT = frozenset({"pow", "exp", "expm1", "tanh", "logistic", "erf", "log", "log1p", "sqrt", "sin", "cos"})
-"""Functions that processors compute to a few units in the last place only."""
+"""Functions that processors compute only to within a few units in the last place."""

@@ -1,4 +1,4 @@
-"""Interval arithmetic over JAX programs: bounds that no value inside given ranges can leave."""
+"""Interval arithmetic over JAX programs: bounds that no value can leave if the inputs lie in given ranges."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _ROUNDS = 4
 
 
 def unbounded_range(aval: Any) -> Range:
-    """Give the range of which nothing is known but its shape and type."""
+    """Return the range of an array of which only shape and type are known."""
     truth = np.issubdtype(aval.dtype, np.bool_)
     return Range(np.zeros(aval.shape), np.ones(aval.shape)) if truth else _unbounded(aval.shape)
 
@@ -27,10 +27,10 @@ def _unbounded(shape: tuple[int, ...]) -> Range:
 
 
 def propagate_ranges(jaxpr: Jaxpr, inputs: Sequence[Range]) -> list[Range]:
-    """Bound the outputs of a closed jaxpr whose inputs lie in ranges.
+    """Bound the outputs of a closed jaxpr whose inputs lie in given ranges.
 
-    The bounds hold for every output that is a number, rounding included: endpoints that the program's own
-    number format does not hold are moved outwards. What is not understood is (−inf, inf).
+    The bounds hold for every output that is not nan, rounding included: endpoints that the program's own
+    number format cannot represent are moved outwards. Operations without a rule give (−inf, inf).
     """
     with np.errstate(all="ignore"):
         return _Ranges().run(jaxpr, list(inputs))
@@ -38,7 +38,7 @@ def propagate_ranges(jaxpr: Jaxpr, inputs: Sequence[Range]) -> list[Range]:
 
 class _Ranges(Interpreter[Range]):
     def constant(self, value: Any, aval: Any) -> Range:
-        if jnp.issubdtype(aval.dtype, jax.dtypes.extended):  # of a random key nothing is known
+        if jnp.issubdtype(aval.dtype, jax.dtypes.extended):  # a random key has no numeric range
             return _unbounded(aval.shape)
         return nan_to_unbounded(np.asarray(value, float), np.asarray(value, float))
 
@@ -50,7 +50,7 @@ class _Ranges(Interpreter[Range]):
         return all(map(np.array_equal, one, other))
 
     def widen(self, old: Range, new: Range, attempt: int) -> Range:
-        """Give up on ends that still move after a few rounds, and on all of them after some more."""
+        """Give up on ends that still move after a few rounds, and on both ends after some more."""
         if attempt >= 4 * _ROUNDS and not self.equal(old, self.join([old, new])):
             return _unbounded(old.lower.shape)
         (low, high), (lower, upper) = old, self.join([old, new])
@@ -74,7 +74,7 @@ class _Ranges(Interpreter[Range]):
         return [_rounded(found, avals[0], rough=name in INEXACT)]
 
     def scan(self, eqn: Any, inputs: list[Range]) -> list[Range]:
-        """Go through a short scan step by step; a long one is bounded at all of its steps alike."""
+        """Run a short scan step by step; bound a long one with one range for all of its steps."""
         (program,) = jaxprs_in_params(eqn.params)
         num_consts, num_carries = scan_layout(eqn, program)
         length, backwards = eqn.params["length"], -1 if eqn.params["reverse"] else 1
@@ -108,9 +108,10 @@ def _parts(eqn: Any, whole: Range) -> list[Range]:
 
 
 def _rounded(found: Range, aval: Any, *, rough: bool) -> Range:
-    """Move endpoints outwards unless rounding, which is monotone, cannot pass them."""
+    """Move endpoints outwards, unless rounding cannot pass them because it is monotone."""
     lower, upper = nan_to_unbounded(*(np.broadcast_to(side, aval.shape) for side in found))
     if jnp.issubdtype(aval.dtype, jnp.integer):
+        # Integers wrap around on overflow, so a range that leaves the type says nothing.
         info = jnp.iinfo(aval.dtype)
         wraps = (lower < info.min) | (upper > info.max)
         return Range(np.where(wraps, -np.inf, lower), np.where(wraps, np.inf, upper))

@@ -1,6 +1,7 @@
-"""Of what degree a program's densities and rewards are, as polynomials of its draws.
+"""Degrees of a program's densities and rewards as polynomials of its draws.
 
-Where all that a normal draw enters is at most quadratic, the tilted posterior is normal too: nothing richer is needed.
+If everything that a normal draw enters is at most quadratic, the tilted posterior is normal too, and a normal guide
+suffices.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ NOT_POLYNOMIAL = 3
 """Stands for every degree above 2, and for functions that are not polynomials."""
 
 type _Degrees = tuple[int, ...]
-"""Of a number in each input, and in all of them together."""
+"""Degrees of a number in each input, and in all inputs together."""
 
 _LINEAR = frozenset({
     "add", "sub", "neg", "reduce_sum", "broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "concatenate",
@@ -23,13 +24,13 @@ _LINEAR = frozenset({
     "dynamic_slice", "split",
 })  # fmt: skip
 _EQUALITIES = frozenset({"eq", "ne", "is_finite"})
-"""They hold or fail on all draws but a null set."""
+"""Constant on all draws but a null set."""
 
 _BILINEAR = frozenset({"mul", "dot_general"})
 
 
 class _DegreesOf(Interpreter[_Degrees]):
-    """Follows degrees; they only grow, and not above `NOT_POLYNOMIAL`."""
+    """Propagates degrees; they only grow, up to `NOT_POLYNOMIAL`."""
 
     def __init__(self, num_inputs: int) -> None:
         self.zero = (0,) * (num_inputs + 1)
@@ -63,7 +64,7 @@ class _DegreesOf(Interpreter[_Degrees]):
 
 
 def _indices_of(name: str, count: int) -> range:
-    """Give the inputs of a linear operation that say what of the others is taken."""
+    """Return the inputs of a linear operation that select parts of the others."""
     if name == "select_n":
         return range(1)
     return range(1, count) if name in ("gather", "dynamic_slice") else range(0)
@@ -74,12 +75,12 @@ def input_degrees(
     values: dict[str, Array],
     counts_as: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Give the highest degree of the outputs that each input enters, `NOT_POLYNOMIAL` where it is above 2.
+    """Return, for each input, the highest degree of the outputs that it enters; `NOT_POLYNOMIAL` if above 2.
 
     Args:
-        function: of a dictionary of arrays, each of which is a variable.
-        values: where to trace it; only shapes and dtypes matter.
-        counts_as: degrees that inputs have themselves; 1 by default.
+        function: function of a dictionary of arrays, each of which is a variable.
+        values: point at which to trace it; only shapes and dtypes matter.
+        counts_as: degrees of the inputs themselves; 1 by default.
     """
     names = sorted(values)
     own = [(counts_as or {}).get(name, 1) for name in names]

@@ -21,7 +21,6 @@ def refuse_bad_rewards(rewards: dict[str, np.ndarray]) -> None:
     Raises:
         PolicyError: a reward is nan or inf; the message names its site.
     """
-    """
     for name, value in rewards.items():
         bad = (np.isnan(value) | (value == np.inf)).reshape(len(value), -1).any(-1)
         if bad.any():
