@@ -91,6 +91,7 @@ def list_files(folder: Path) -> str:
 
 def print_line(text: str, colour: str | None = None, *, err: bool = False) -> None:
     """Print a line, in colour on a terminal; control characters are made visible, not sent."""
+    # Most lines are clean, and the check spares them an import.
     if not text.replace("\n", "").isprintable():
         from bayesrl.display.formatting import sanitize
 
@@ -99,7 +100,7 @@ def print_line(text: str, colour: str | None = None, *, err: bool = False) -> No
 
 
 def format_size(size: int) -> str:
-    """Write a number of bytes with three digits."""
+    """Write a number of bytes with three significant digits."""
     amount, unit = float(size), "bytes"
     for larger in ("kB", "MB", "GB"):
         if amount < 999.5:

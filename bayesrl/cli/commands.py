@@ -92,7 +92,7 @@ def main(
         bool, typer.Option("--show-completion", callback=show_callback, help="Print what would be installed for that.")
     ] = False,
 ) -> None:
-    """Take what stands before a command."""
+    """Handle the options before a command."""
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def start_fit(
     else:
         run_folder.save_json(folder, run_folder.MODEL, describe_problem(model, options))
     if overrides.steps is not None:
+        # More steps extend a run; fewer cannot take steps back.
         further = old and overrides.steps > 0
         settings["num_steps"] = max(overrides.steps, settings["num_steps"]) if further else overrides.steps
     if overrides.restarts is not None:
@@ -92,6 +93,7 @@ def start_fit(
     except BayesRLError:
         run_folder.release(folder)
         raise
+    # A fit begun in Python has no model file, and a damaged one must be replaced.
     if not _tells_its_model(folder):
         run_folder.save_json(folder, run_folder.MODEL, describe_problem(model, options))
     if old and not posterior.interrupted and is_finished(folder, settings["num_steps"], quiet=quiet):
@@ -142,6 +144,7 @@ def _finish(posterior: Posterior, problem: Problem, folder: Path, seconds: float
     done = int(posterior.history["step"][-1]) if len(posterior.history["step"]) else 0
     if posterior.interrupted:
         raise Interrupted(done, int(posterior.settings["num_steps"]))
+    # A fixed key: a run that is scored again gets the same numbers.
     key = fold_in(key_from_seed(0), 7)
     with activity("scoring on what was held out"):
         held_out, reason = _held_out(key, posterior, problem)

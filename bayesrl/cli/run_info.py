@@ -46,6 +46,7 @@ _SCHEMA: dict[str, Schema] = {
     "held_out": (NOTHING, _EVIDENCE),
     "verdict": (NOTHING, _OUTCOME),
     "figures?": {"*": TEXT},
+    # Older folders call the figures pictures.
     "pictures?": {"*": TEXT},
 }
 
@@ -74,7 +75,7 @@ class RunScores(NamedTuple):
 
 
 def _read_evidence(value: Mapping[str, Any], measured: Sequence[Mapping[str, Any]] | None = None) -> Evidence:
-    """Read an evidence, or the scores of older folders, which held none."""
+    """Read an evidence, or the scores in an older folder, which had no evidence."""
     if "rows" not in value:
         return Evidence.from_json(value)
     rows = [_older_row(row, own) for row, own in zip(value["rows"], measured or value["rows"], strict=True)]
@@ -86,8 +87,10 @@ def _older_row(row: Mapping[str, Any], measured: Mapping[str, Any]) -> Evidence:
     """Read one temperature of older scores, which lack the methods and sides of an evidence."""
 
     def interval(name: str, other: Any) -> Interval | None:
+        # Some older folders hold intervals beside the rows; the others only means and errors.
         if measured is not row:
             numbers = measured[name]
+            # In these intervals null stands for what JSON cannot hold.
             absent = (np.nan, np.nan, np.nan, np.nan, -np.inf, np.inf)
             both = zip(absent, numbers or absent, strict=True)
             return None if numbers is None else Interval(*(np.asarray(b if a is None else a, float) for b, a in both))

@@ -65,6 +65,7 @@ class _Form:
             encoded: tuple[Any, ...] = known[0]
             return encoded
         before = len(self.fillings)
+        # Variables are numbered by appearance, so that two traces of one function agree.
         place: dict[Any, int] = {}
         for var in (*jaxpr.constvars, *jaxpr.invars):
             place[var] = len(place)
@@ -82,6 +83,7 @@ class _Form:
             steps.append((eqn.primitive, inputs, params, len(eqn.outvars)))
         outputs = tuple(self._atom(atom, place, lift=lift) for atom in jaxpr.outvars)
         encoded = (len(jaxpr.constvars), header, tuple(steps), outputs)
+        # Keep the jaxpr too: its id must not pass to another object.
         self._known[id(jaxpr), lift] = (encoded, self.fillings[before:], jaxpr)
         return encoded
 
@@ -89,6 +91,7 @@ class _Form:
         if not isinstance(atom, Literal):
             return place[atom]
         aval: Any = atom.aval
+        # Weak types promote differently, so they belong to the form.
         weak = getattr(aval, "weak_type", False)
         if lift and is_lifted_number(atom):
             self.fillings.append(np.asarray(atom.val, aval.dtype)[()])

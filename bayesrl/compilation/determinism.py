@@ -64,6 +64,7 @@ def _first_traced(first: Reading, second: Reading) -> str | None:
     apart = len(ours.eqns) != len(theirs.eqns) or first.outputs != second.outputs
     for eqn, its in zip(ours.eqns, theirs.eqns, strict=False):
         read = {atom for atom in eqn.invars if not isinstance(atom, Literal)}
+        # Whatever reads a differing value differs too.
         if read & other or not _same_operation(eqn, its):
             other |= set(eqn.outvars)
     touched = [
@@ -114,6 +115,7 @@ def _same(one: Any, other: Any) -> bool:
     """Compare two numbers or arrays bit by bit; tracers and other objects count as equal."""
     if one is other or not (_is_known(one) and _is_known(other)):
         return True
+    # Bit by bit, so that nan equals nan.
     ours, theirs = (_bits(value) for value in (one, other))
     return (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and ours.tobytes() == theirs.tobytes()
 

@@ -62,6 +62,7 @@ class ClosureJit:
     def __call__(self, static: Any, *args: Any) -> Any:
         """Call the function."""
         leaves = _leaves(args)
+        # Inside another trace the function becomes a part of that program.
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return self.fn(static, *args)
         return _traced(self, static, args).run(leaves)
@@ -235,7 +236,7 @@ def trace_cache() -> Iterator[None]:
 
 
 def cached_analysis[T](make: Callable[[], T], program: Any, args: tuple[Any, ...]) -> T:
-    """Run an analysis of a program and its arguments alone; inside `trace_cache`, once for the same objects."""
+    """Run an analysis that reads only a program and its arguments; inside `trace_cache`, once for the same objects."""
     read = _reading.get()
     leaves, tree = jax.tree.flatten(args)
     if read is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -257,6 +258,7 @@ def _traced(made: ClosureJit, static: Any, args: Any) -> TracedProgram:
     try:
         hash(key)
     except TypeError:
+        # Without a hash the static values cannot be looked up, so trace at each call.
         return _trace(made, static, leaves, rebuild)
     if key not in read:
         read[key] = _trace(made, static, leaves, rebuild)

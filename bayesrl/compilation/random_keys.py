@@ -76,6 +76,7 @@ def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
     words = -(-size * max(bit_width, 32) // 32)
     if size == 0:
         return lax.full(shape, 0, np.dtype(f"uint{bit_width}"))
+    # Each hash gives four words.
     counter = lax.iota(np.uint32, -(-words // 4))
     mixed = _mix(key[0], key[1], counter, _BITS)
     bits = mixed[0] if words == 1 else lax.slice(lax.concatenate(mixed, 0), (0,), (words,))
@@ -180,6 +181,7 @@ def _on_host(key: Array) -> tuple[Any, Any] | None:
     """Return the words of a hash key if its numbers are known, else None."""
     if isinstance(key, jax.core.Tracer) or jax.random.key_impl(key) != _HASH:
         return None
+    # Inside a trace a known key must be read now, not become part of the program.
     with jax.ensure_compile_time_eval():
         words = np.asarray(jax.random.key_data(key))
     return words[0], words[1]

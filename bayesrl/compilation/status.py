@@ -62,6 +62,7 @@ def has_display() -> bool:
 
 def in_notebook() -> bool:
     """Whether the process is a Jupyter kernel."""
+    # Look it up without importing it: a process that has not imported IPython is no notebook.
     shell = sys.modules.get("IPython")
     return (
         shell is not None and "ipykernel" in sys.modules and getattr(shell, "get_ipython", lambda: None)() is not None

@@ -85,6 +85,7 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
             f"num_samples={num_samples} are too few for {len(fits)} fits; draw at least {_LEAST_EACH * len(fits)}"
         )
     contexts = math.prod(fits[0].programs.structure.context_shape)
+    # Every fit scores every draw of every fit, so memory grows with the square of their number.
     each = max(_LEAST_EACH, min(num_samples // len(fits), _CELLS // (contexts * len(fits) ** 2)))
     scores = _score_common(key, fits, each)
     _check(fits, scores)
@@ -93,7 +94,7 @@ def compare(key: PRNGKey, posteriors: Mapping[str, Posterior], *, num_samples: C
 
 
 class _Fit(NamedTuple):
-    """One fit, over all data: the best restart, or a mixture."""
+    """One fit on all data: the best restart, or a mixture."""
 
     name: str
     posterior: Posterior
@@ -271,7 +272,7 @@ class _Mixture:
         return _Average(mean, steady - mean, rounding)
 
     def interval(self, found: _Average) -> Interval:
-        """Give both intervals of an average; exactly 0 if no draw distinguishes two fits.
+        """Return both intervals of an average; exactly 0 if no draw distinguishes two fits.
 
         If the fits take only as many values as there are fits, the controls remove all noise. Only the
         rounding of single precision remains, so the standard error includes it.

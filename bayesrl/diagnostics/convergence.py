@@ -57,6 +57,7 @@ def estimate_trend(objective: np.ndarray, steps: np.ndarray, settings: dict[str,
     way = share + np.sin(np.pi * share) / np.pi if falls else share
     if not len(way):
         return TrainingTrend(np.nan, np.nan, plunged)
+    # Each J is a mean over its chunk, so it belongs to the middle of the chunk.
     begin = way[0] - (way[1] - way[0] if len(way) > 1 else way[0])
     middle = (np.concatenate([[begin], way[:-1]]) + way) / 2
     part = (middle - begin) / (way[-1] - begin)
@@ -67,6 +68,7 @@ def estimate_trend(objective: np.ndarray, steps: np.ndarray, settings: dict[str,
     before, last = means[1] - means[0], means[2] - means[1]
     error = np.sqrt(sum(block.var(0, ddof=1) / len(block) for block in blocks[1:]))
     with np.errstate(divide="ignore", invalid="ignore"):
+        # Without an earlier rise there is no ratio to estimate: assume the slowest shrinking.
         ratio = np.where(before > 0, np.clip(last / before, 0.0, _LEAST_SHRINKING), _LEAST_SHRINKING)
     left = np.maximum(last - _SURE * error, 0.0) * ratio / (1 - ratio)
     fell, moved = np.maximum(-last - _SURE * error, 0.0), np.abs(means[2] - objective[0])

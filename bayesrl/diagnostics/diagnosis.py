@@ -1,4 +1,4 @@
-"""`diagnose`: whether a fit can be trusted."""
+"""`diagnose`: whether you can trust a fit."""
 
 import math
 from typing import Annotated, Any

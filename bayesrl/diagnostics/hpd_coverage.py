@@ -235,6 +235,7 @@ def _ranks(
         ascending = np.sort(score[:num_samples, c])
         below = np.searchsorted(ascending, score[num_samples:, c], side="left")
         up_to = np.searchsorted(ascending, score[num_samples:, c], side="right")
+        # A random place among ties makes u uniform if the draws are alike.
         tied = rng.integers(0, up_to - below, endpoint=True)
         result[:, c] = (num_samples - up_to + tied + rng.random(num_samples)) / (num_samples + 1)
     return result

@@ -1,4 +1,4 @@
-"""How to write quantities of which we may know one end only."""
+"""Text for quantities of which only one end may be known."""
 
 import math
 

@@ -69,6 +69,7 @@ class Calibration(Displayable):
             return (
                 f"Ranks of {len(self.names)} quantities over {replications} data sets are uniform, as they should be."
             )
+        # The last quantity is the log-likelihood, which matters here only if every latent site passes.
         worst = int(p_values[:-1].argmin())
         if p_values[worst] * len(self.names) >= _LEVEL:
             return (

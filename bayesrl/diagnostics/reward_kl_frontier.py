@@ -214,6 +214,7 @@ def frontier_checks(beta: np.ndarray, objective: Interval, reward: Interval, kl:
     """
     sweep = _Sweep(beta, objective, reward, kl)
     num = len(beta)
+    # Two tests of slope and three of monotonicity per pair of neighbours, two of curvature per triple.
     z = float(ndtri(1 - _FALSE_ALARM / (5 * (num - 1) + 2 * max(num - 2, 0))))
     size = float(np.max(np.abs([reward.mean, objective.mean, beta * kl.mean])))
     in_reward = (float(np.ptp(reward.mean)), 16 * _EPS * size)
@@ -289,6 +290,7 @@ class _Sweep:
         """How far E[R] lies under the chord of its neighbours, over KL; only where KLs differ beyond error."""
         kl, reward = self.kl.mean, self.reward.mean
         apart = kl[:-1] - kl[1:] - _APART * np.hypot(self.kl.se[:-1], self.kl.se[1:])
+        # Where KLs hardly differ, the slope of the chord would be noise divided by noise.
         clear = apart > 16 * _EPS * float(np.abs(kl).max())
         at = 1 + np.flatnonzero(clear[:-1] & clear[1:])
         steep = (reward[at - 1] - reward[at + 1]) / (kl[at - 1] - kl[at + 1])

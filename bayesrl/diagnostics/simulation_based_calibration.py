@@ -122,6 +122,7 @@ def calibrate(
             "lower its learning rate, or mend what infer gives"
         )
     rng = np.random.default_rng(np.asarray(jax.random.bits(tie_key, (4,))).tolist())
+    # A tied value takes a random place among its equals, which keeps the rank uniform.
     ranks = below + rng.integers(0, equal, endpoint=True)
     return Calibration(names, ranks, num_samples, (ranks + rng.random(ranks.shape)) / (num_samples + 1))
 

@@ -43,6 +43,7 @@ def pareto_shape(log_weights: np.ndarray) -> float:
     quartile = excess[int(size / 4 + 0.5) - 1]
     if quartile <= excess[0]:
         return math.nan
+    # Zhang & Stephens: average the scale over a grid, weighted by its profile likelihood.
     points = 30 + int(math.sqrt(size))
     scales = 1 - np.sqrt(points / (np.arange(1, points + 1) - 0.5))
     scales = scales / (_PRIOR_SCALE * quartile) + 1 / excess[-1]
@@ -79,7 +80,9 @@ def rank_rhat(chains: np.ndarray) -> float:
     if values.shape[0] < 2 or values.shape[1] < 4 or np.isnan(values).any():
         return math.nan
     half = values.shape[1] // 2
+    # The two halves of a chain that drifts disagree like two chains.
     split = np.vstack((values[:, :half], values[:, -half:]))
+    # Folding around the median shows chains that agree in location but not in spread.
     return max(_rhat(_normal_scores(split)), _rhat(_normal_scores(np.abs(split - np.median(split)))))
 
 

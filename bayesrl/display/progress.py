@@ -134,6 +134,7 @@ class ProgressLine:
                 self._write(words, f", {seconds} s" if seconds else "")
                 return
         self._write("")
+        # A bar draws itself when it moves; refresh its clock only while it stands still.
         if self._bar is not None and now - self._moved >= 1:
             self._bar.refresh()
             self._moved = now

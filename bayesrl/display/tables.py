@@ -211,6 +211,7 @@ def split_columns(table: Table, width: int, repeated: int = 1) -> Iterator[Table
         shown = [*range(repeated), *range(start, end)]
         alignment = "".join(table.alignments[i] for i in shown)
         yield Table([headings[i] for i in shown], [[row[i] for i in shown] for row in rows], alignment, notes)
+        # Notes appear once, below the first part.
         start, notes = end, ()
 
 

@@ -135,6 +135,7 @@ def exact_metrics(program: Programs, params: Params, stages: Sequence[ProgramSta
         (sum(scores.rewards.values()), along_paths([s.reward for s in stages])),
         (sum(scores.likelihood.values()), along_paths([s.likelihood for s in stages])),
     ]
+    # A masked site scores 0, but its stage holds a uniform distribution: these cannot be compared.
     if not any(stage.masked for stage in stages):
         pairs.append((sum(v.sum(-1) for v in scores.latent.values()), along_paths(prior)))
     if not all(_same(*pair) for pair in pairs):
@@ -314,7 +315,7 @@ def evaluate_exactly(
     check_grid_size(axes, structure, max_count)
     stage, raw_prior, raw_q = enumerate_paths(program, params, axes)
     log_prior, log_nature = stage.log_prob("action")[0], stage.log_prob("environment")[0]
-    # If a handler masks a site, both programs score it 0 for every value: count it in neither.
+    # If a handler masks a site, both programs score it 0 for every value: give q the prior's uniform.
     counted = np.where(np.isfinite(log_prior), log_prior - raw_prior.astype(float), 0.0) if stage.masked else 0.0
     log_q = np.where(raw_q <= LOG_ZERO, -np.inf, raw_q.astype(float)) + counted
     weight = np.exp(log_q + log_nature)

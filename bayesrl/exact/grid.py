@@ -61,7 +61,7 @@ class Axis:
 
     @property
     def num_elements(self) -> int:
-        """Number of elements drawn jointly."""
+        """Number of elements that are drawn jointly."""
         return math.prod(self.cell)
 
     @property

@@ -224,6 +224,7 @@ def tabulate_states(scan: ScanProgram, max_count: int) -> list[ProgramStage]:
         scores, carry = table({**rows, "t": np.full(len(rows["prefix"]), t)})
         stage = build_stage(inside, scores, reached, scan.structure)
         stage, states, reached = _follow(stage, rows, carry)
+        # Metrics are means over time, so each step contributes its share.
         own = {name: value / scan.length for name, value in stage.metrics.items()}
         stages.append(replace(stage, axes=tuple(replace(axis, step=t) for axis in stage.axes), metrics=own))
     if not scan.after:

@@ -75,6 +75,7 @@ def tabulate_stages(program: Programs, params: Params, max_count: int) -> tuple[
     try:
         return tabulate_states(scan, max_count), scan
     except TooManyStatesError:
+        # Paths can be fewer than states × assignments: then enumerate them after all.
         if num_assignments(axes) > max_count:
             raise
         return [enumerate_paths(program, params, axes).stage], None

@@ -131,6 +131,7 @@ class WeightedDraws:
         index, draw = int(same[0]), self.sampler
         names = ("beta", "log_weights", "log_evidence", "estimates", "optimum", "ess", "num_accepted")
         own = {name: jax.tree.map(lambda x: np.asarray(x[index]), getattr(self, name)) for name in names}
+        # The selection has one lane, but its sampler must draw from the lane that it came from.
         if draw is not None:
             own["sampler"] = lambda rng, _, num_samples: draw(rng, index, num_samples)
         return replace(self, **own)

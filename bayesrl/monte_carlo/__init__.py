@@ -1,1 +1,1 @@
-"""The posterior by weighted and by accepted draws, and the bounds of rewards that they rest on."""
+"""Posteriors from weighted draws and from accepted draws, and the reward bounds behind them."""

@@ -74,6 +74,7 @@ class AcceptedDraws:
         for lane, beta in enumerate(self.betas):
             weight = np.exp(excess / beta)
             kept = rng.random(excess.shape) < weight
+            # A reward of −∞ has weight 0; their product would be nan.
             finite = np.where(weight > 0, excess, 0.0)
             square, both = weight**2, weight * finite
             parts = (weight, square, both, weight * both, both**2)
@@ -86,6 +87,7 @@ class AcceptedDraws:
         refuse_bad_rewards(batch.rewards)
         total = np.asarray(sum(value.astype(float) for value in batch.rewards.values())).reshape(-1, len(self.bound))
         excess = total - self.bound
+        # Rounding may lift a reward slightly above its bound, which is clipped; anything more is an error.
         scale = np.maximum(np.abs(self.bound).max(), np.abs(total[np.isfinite(total)]).max(initial=0.0))
         if excess.max() > _ROUNDING * scale:
             row, context = np.unravel_index(excess.argmax(), excess.shape)
@@ -107,6 +109,7 @@ class AcceptedDraws:
 
     def _keep(self, lane: int, kept: np.ndarray, values: dict[str, np.ndarray]) -> None:
         place = self.filled[lane] + np.cumsum(kept, 0) - 1
+        # Accepted proposals beyond the last row are dropped; the sums still count them.
         row, context = np.nonzero(kept & (place < self.num_samples))
         for name, value in values.items():
             shape = (len(self.betas), self.num_samples, *value.shape[1:])

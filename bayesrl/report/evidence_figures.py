@@ -118,6 +118,7 @@ def over_optimisation_figure(
     root = Estimate(mean, se)
     order = np.argsort(mean)
     spans = [np.ptp(part.mean) + np.abs(part.mean).max() for part in (proxy, gold)]
+    # Gold has its own units: if the scales differ much, one axis would flatten one of the curves.
     apart = max(spans) > _FAR_APART * max(min(spans), 1e-300)
     other = axes.twinx() if apart else axes
     for own, part, colour, label in (

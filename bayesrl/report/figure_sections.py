@@ -90,6 +90,7 @@ def _policy(fit: ReportContents) -> Iterator[Content]:
             continue
         for figure in figures:
             labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+            # A figure may also show the target from a density that it integrated itself.
             known = fit.target is not None or any("target" in label for label in labels)
             goal = (
                 "Good: the fit (q) lies on the target (p*)" if known else "What the fit (q) changed of the prior (π₀)"

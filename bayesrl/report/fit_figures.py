@@ -302,6 +302,7 @@ def _draw_history(axes: "Axes", posterior: Posterior, name: str, optimum: Any) -
             axes.axhline(optimum[i], color=colours[i], ls="--", lw=1)
     style_axes(axes, "step", label, title)
     if name == "objective" and optimum is not None:
+        # An empty line puts the optimum into the legend once, not once per β.
         axes.plot([], [], color=colours[0] if len(betas) == 1 else "black", ls="--", lw=1, label="optimum J*")
 
 

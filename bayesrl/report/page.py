@@ -90,6 +90,7 @@ def html_page(title: str, subtitle: str, parts: Sequence[Part], footer: str) -> 
     drawn = [embed_figure(one.figure, f"f{i}", one.caption) for i, one in enumerate(figures)]
     several = max((len(part.cells) for part in parts), default=1) > 1
     while True:
+        # The page meets its figures in the same order as `_figures`.
         embedded = iter(drawn)
         sections = [_section(part, name, embedded) for part, name in zip(parts, names, strict=True)]
         header = tag("header", tag("h1", title), tag("p", subtitle, class_="subtitle"), tag("nav", *links))

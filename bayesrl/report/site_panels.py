@@ -216,6 +216,7 @@ def _support(structure: Structure | None, site: str, sources: list[SiteValues]) 
     if not all(np.issubdtype(source.values.dtype, np.integer) or source.values.dtype == bool for source in sources):
         return "reals", np.zeros(0)
     seen = np.unique(np.concatenate([np.unique(source.values).astype(int) for source in sources]))
+    # Quantiles, so that a few outliers do not stretch the axis.
     low = min(int(source.quantiles((0.001,)).min()) for source in sources)
     high = max(int(source.quantiles((0.999,)).max()) for source in sources)
     if len(seen) > MAX_FINITE and high - low >= MAX_FINITE:

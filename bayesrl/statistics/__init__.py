@@ -1,1 +1,1 @@
-"""Numbers with their errors: estimates, averages over draws, what every quantity means."""
+"""Numbers with their errors: estimates, averages over draws, and the definition of every quantity."""

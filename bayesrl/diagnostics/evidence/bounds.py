@@ -118,6 +118,7 @@ def evidence(
             rows.append(search.mixed(own_key, one, beta))
         else:
             rows.append(search.one(own_key, *_frozen(one), beta))
+    # A fit's own draws belong to its own data, so they say nothing about other arguments.
     if not new_args:
         rows = [_weigh(row, posterior, i) for i, row in enumerate(rows)]
     assert fit.programs is not None
@@ -214,6 +215,7 @@ def _frozen(one: Posterior) -> tuple[Programs, Params, bool]:
             "the policy draws nothing, so there is no posterior and nothing to bracket; "
             "the likelihood of its data is posterior.estimate(key, n).objective"
         )
+    # Parameters that the fit trained in the policy become constants, so that p* is fixed.
     policy, own = programs.policy, {}
     if programs.learned:
         declared = declared_params(key_from_seed(0), policy, *programs.args)[0]
@@ -267,6 +269,7 @@ class _Search:
                 key, programs, params, beta, most_draws(self.num_samples, structure), self.max_count
             )
         found, sampled = self._sampled(programs, beta, lambda num: draw_mixture_sample(key, programs, params, num))
+        # NUTS is right only asymptotically, so it comes last: when no reward bound gives an upper side.
         continuous = not any(structure[name].discrete for name in structure.actions)
         if self.method == "nuts" or (self.method == "auto" and found.upper is None and continuous):
             found = bracket_by_nuts(fold_in(key, 1), programs, params, beta, found, sampled)
@@ -276,6 +279,7 @@ class _Search:
         """Enumerate p*: at all temperatures at once, or at one if the policy was trained at each."""
         if trained:
             return enumerate_target(programs, params, beta, self.max_count)
+        # One attempt covers all β, so a failed one need not be repeated at the next.
         if self._unreachable:
             raise EngineError(self._unreachable)
         if self.target is None:

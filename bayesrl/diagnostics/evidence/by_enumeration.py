@@ -123,5 +123,6 @@ def _forward(
     log_ratio = target_log_weights(programs, params, sites, beta) - known
     per_draw = log_ratio.mean(1)
     forward = Interval.normal(per_draw.mean(), per_draw.std(ddof=1) / np.sqrt(len(per_draw)), 4.0)
+    # A divergence is never negative, though its estimate may be.
     forward = forward._replace(conservative_lower=np.maximum(forward.conservative_lower, 0.0))
     return forward, float((log_ratio > np.log(10)).mean())

@@ -57,6 +57,7 @@ def bracket_by_known_optimum(
     found = estimate_evidence(key, one, beta, num_samples, "", optimum)
     objective = at_most(found.objective, known.mean)
     side = Estimate(known.mean / scale, known.se)
+    # The gap is smallest where J is largest, so J's ends change places.
     gap = Interval(
         known.mean - objective.mean,
         objective.se,
@@ -65,6 +66,7 @@ def bracket_by_known_optimum(
             for end in (objective.upper, objective.lower, objective.conservative_upper, objective.conservative_lower)
         ),
     )
+    # With nature or discounts J* is an optimum of control: there is no log Z and no p*.
     odd = any(site.kind == "environment" or site.discounted for site in one.programs.structure.sites)
     return replace(
         found,

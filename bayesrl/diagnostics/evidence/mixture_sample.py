@@ -54,7 +54,7 @@ class MixtureSample(NamedTuple):
         """q/m and π₀/m."""
         share = self.num_fit / len(self.log_q)
         ours, theirs = math.log(share), math.log1p(-share)
-        # Through the log-ratio alone, so that a density of 0 gives a ratio of 0 and not nan.
+        # Computed from the log-ratio, so that a density of 0 gives a ratio of 0, not nan.
         return np.exp(-np.logaddexp(ours, theirs + self.ratio)), np.exp(-np.logaddexp(ours - self.ratio, theirs))
 
 
@@ -161,6 +161,7 @@ class MixtureEstimator:
         self.sample = sample
         self.of_q, self.of_prior = sample.ratios
         self._control = self._centred(self.of_q - 1)
+        # If fit and prior agree everywhere, the control is 0: avoid 0/0.
         self._power = np.maximum((self._control**2).sum(0), 1e-300)
 
     def over_fit(self, values: np.ndarray) -> InfluenceEstimate:

@@ -150,6 +150,7 @@ class SampledEvidence:
         groups = self._by_group()
         contexts = self.log_ratio.shape[1]
         totals = groups.mean(1)
+        # Half the level for each of the two limits, so that the greater one holds too.
         limit = markov_lower(groups.sum(1), LEVEL / 2) / contexts
         if self._bounded:
             pairs, top = self._pairs()
