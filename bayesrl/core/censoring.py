@@ -1,14 +1,15 @@
 """Gamma, Beta and Dirichlet distributions of small concentrations, whose draws pile up where single precision ends.
 
-Of a Gamma(.01, 1) two draws of five are less than the least number that single precision has. They are drawn as 0, of
-which a density says nothing; but how likely all of them are together is known: near 0 the density is a power, so that
+Two in five draws of a Gamma(.01, 1) are below the least number of single precision. They become 0, and the density at
+0 says nothing about them. But their total probability is known: near 0 the density is a power, so that
 
     P(x < ε) = (rε)ᶜ / Γ(c + 1)                 of a Gamma(c, r),
     P(x < ε) = εᵃ / (a B(a, b))                 of a Beta(a, b), and likewise near 1,
 
-to a relative error of the size of ε, and of a Dirichlet distribution each factor x_iᵃ⁻¹ becomes εᵃ/a in the same way.
-What lies there is scored by that probability, which is a density beside atoms: it differs between concentrations, so a
-guide may move mass to the edge and away from it. A draw that crosses it jumps, so that gradients are score-function.
+to a relative error of the size of ε. In a Dirichlet distribution, each factor x_iᵃ⁻¹ becomes εᵃ/a in the same way.
+Draws beyond the edge are scored by that probability: the distribution is a density with atoms. The probability depends
+on the concentration, so a guide can move mass to the edge and away from it. A draw that crosses the edge jumps, so
+gradients must be score-function gradients.
 """
 
 import math
@@ -23,25 +24,25 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
 LEAST = 1e-36
-"""What is less is scored as a whole; single precision keeps whole numbers of digits down to 1e-38."""
+"""Draws below this are scored as one atom; single precision keeps all of its digits down to 1e-38."""
 
 NEAREST_ONE = 1e-5
-"""What is nearer to 1 is scored as a whole: between 1 − 1e-5 and 1 single precision has 168 numbers."""
+"""Draws closer to 1 than this are scored as one atom: between 1 − 1e-5 and 1, single precision has 168 numbers."""
 
 _LOG_LEAST, _LOG_NEAREST = math.log(LEAST), math.log(NEAREST_ONE)
 
 
 class Censored(dist.Distribution):
-    """What they have in common: parameters with batch axes, and no reparameterised sampler."""
+    """Base of the censored distributions: parameters with batch axes, and no reparameterised sampler."""
 
     @property
     def stands_for(self) -> Any:
-        """The distribution of the same parameters, whose terms the density has."""
+        """The uncensored distribution with the same parameters, whose terms the density has."""
         raise NotImplementedError
 
 
 class GammaParameters(Censored):
-    """What has the parameters of a gamma distribution.
+    """Base of the distributions with the parameters of a gamma distribution.
 
     Args:
         concentration: c, [*batch].
@@ -62,23 +63,24 @@ class GammaParameters(Censored):
 
 
 class CensoredGamma(GammaParameters):
-    """Gamma(c, r), its draws below `LEAST` scored as a whole."""
+    """Gamma(c, r) with its draws below `LEAST` scored as one atom."""
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draw [*sample_shape, *batch], by logarithms."""
+        """Draw [*sample_shape, *batch], through logarithms."""
         logs = jax.random.loggamma(key, self.concentration, sample_shape + self.batch_shape)
         return jnp.exp(logs - jnp.log(self.rate))
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-density, or below `LEAST` log-probability, nats."""
+        """Log-density, or the log-probability of the atom below `LEAST`, nats."""
         low = jnp.asarray(value) < LEAST
+        # The inner `where` keeps log 0 out of the branch that the outer one discards: its gradient would be nan.
         plain = dist.Gamma(self.concentration, self.rate).log_prob(jnp.where(low, 1.0, value))
         lost = self.concentration * (jnp.log(self.rate) + _LOG_LEAST) - gammaln(self.concentration + 1)
         return jnp.where(low, lost, plain)
 
 
 class CensoredBeta(Censored):
-    """Beta(a, b), its draws below `LEAST` and nearer to 1 than `NEAREST_ONE` scored as wholes.
+    """Beta(a, b) with its draws below `LEAST`, and those closer to 1 than `NEAREST_ONE`, each scored as one atom.
 
     Args:
         concentration1: a, [*batch].
@@ -103,7 +105,7 @@ class CensoredBeta(Censored):
         return drawn
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-density, or at the ends log-probability, nats."""
+        """Log-density, or the log-probability of an atom at either end, nats."""
         value = jnp.asarray(value)
         a, b = self.concentration1, self.concentration0
         low, high = value < LEAST, value > 1 - NEAREST_ONE
@@ -116,7 +118,7 @@ class CensoredBeta(Censored):
 
 
 class CensoredDirichlet(Censored):
-    """Dirichlet(a), its components below `LEAST` scored as wholes.
+    """Dirichlet(a) with its components below `LEAST` scored as atoms.
 
     Args:
         concentration: a, [*batch, n].
@@ -141,7 +143,7 @@ class CensoredDirichlet(Censored):
         return drawn
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-density, where components are less than `LEAST` beside atoms, nats."""
+        """Log-density, in which each component below `LEAST` counts as an atom, nats."""
         value, a = jnp.asarray(value), self.concentration
         low = value < LEAST
         parts = jnp.where(low, a * _LOG_LEAST - jnp.log(a), (a - 1) * jnp.log(jnp.where(low, 1.0, value)))
@@ -149,7 +151,7 @@ class CensoredDirichlet(Censored):
 
 
 def censored(fn: Any) -> Any | None:
-    """Give a distribution with what lies at the edge scored as a whole, wrappers and all; None where none is known."""
+    """Return the censored form of a distribution, with its wrappers; None if its family has no such form."""
     if isinstance(fn, dist.MaskedDistribution):
         inner = censored(fn.base_dist)
         return None if inner is None else inner.mask(fn._mask)
@@ -169,7 +171,7 @@ def censored(fn: Any) -> Any | None:
 
 
 def is_censored(fn: Any) -> bool:
-    """Whether a distribution is one of these or a mixture of them, its wrappers taken off."""
+    """Whether a distribution, inside its wrappers, is censored or a mixture of censored ones."""
     while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     if isinstance(fn, dist.MixtureSameFamily):
@@ -181,5 +183,5 @@ def is_censored(fn: Any) -> bool:
 
 @promote_batch_shape.register(Censored)  # type: ignore[untyped-decorator]
 def _promote(d: Any) -> Any:
-    """Give one that is stacked by a scan its leading axis of time."""
+    """Rebuild a distribution that a scan has stacked, so that its batch shape has the leading time axis."""
     return type(d)(*(getattr(d, name) for name in d.arg_constraints))

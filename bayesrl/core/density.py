@@ -23,13 +23,13 @@ class Density(NamedTuple):
     """Scores of given sites, of shape [*contexts] or per step [*contexts, T].
 
     Attributes:
-        log_prior: log π₀ of the action sites (the policy's part of the KL), nats.
+        log_prior: log π₀ of the action sites, which the KL compares with log q, nats.
         log_nature: log p of the environment sites, nats.
         log_likelihood: log p of the observed sites, nats.
         total_reward: sum of the reward sites, reward units.
         log_target: log π₀ + log p(nature) + log p(y|x) + R/β, unnormalised, nats.
-        steps: the same by site, [*contexts, T] with T = 1 outside scans: keys `log_prior`,
-            `log_nature`, `log_likelihood`, `rewards`.
+        steps: the same scores per site, [*contexts, T] with T = 1 outside scans, under the keys
+            `log_prior`, `log_nature`, `log_likelihood` and `rewards`.
     """
 
     log_prior: Array
@@ -48,13 +48,13 @@ def log_density(policy: Program, sites: SiteArrays, *args: Any, beta: Beta | Non
 
     Args:
         policy: the program.
-        sites: value of every action and environment site; indices of a subsampled plate may be
-            given under its name.
+        sites: the value of every action and environment site. You may also pass the indices of a
+            subsampled plate, under its name.
         *args: arguments of the program.
-        beta: temperature, reward units per nat; required with rewards, refused without.
+        beta: temperature, reward units per nat; required if the program has rewards, refused otherwise.
 
     Returns:
-        `Density`; a mini-batch gives one entry per element of the batch.
+        `Density`, with one entry per context; with a mini-batch, one per element of the batch.
 
     Raises:
         PolicyError: a latent site is missing from `sites`, or beta does not fit the program.

@@ -1,4 +1,4 @@
-"""Draws of a policy with everything that an objective or an estimate needs to know of them."""
+"""Draws of a policy, with all the scores that objectives and estimates read."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,26 +8,26 @@ from jax import Array
 
 
 class Draws(NamedTuple):
-    """Draws with their scores; every array has the leading axes of the draws, [*draws, ...].
+    """Draws with their scores; every array starts with the axes of the draws, [*draws, ...].
 
-    Scores are per context and per time step, [*draws, *contexts, T], with T = 1 outside scans. They
-    are keyed by site.
+    Scores are keyed by site, per context and per time step: [*draws, *contexts, T], with T = 1 outside scans.
 
     Attributes:
         sites: values of action and environment sites, [*draws, ...].
         plates: indices of the subsampled plates.
         log_prior: log π₀ of the action sites, nats.
-        log_q: log q of the action sites when drawn, nats.
+        log_q: log q of the action sites under the guide that drew or rescored them, nats.
         log_nature: log p of the environment sites, nats.
         log_likelihood: log p of the observed sites, nats.
-        rewards: rewards, reward units (nats where the policy stands under `tilt`).
+        rewards: rewards, reward units (nats if the policy is under `tilt`).
         metrics: values of deterministic sites.
-        scores: log q of the action sites as `log_q`, but whatever `numpyro.handlers.scale` makes of them:
-            what a score-function gradient differentiates.
-        guide_metrics: values of the deterministic sites that the guide alone has, such as a critic's.
-        log_behaviour: as `scores`, under what really drew the actions; `scores` itself where the guide did.
-        log_ratio: log π₀ − log q of the action sites of which it is known better than by the difference of both.
-        doubt: how much single precision may be off by in log π₀ − log q, nats, of the sites whose densities are
+        scores: `log_q` without the factors of `numpyro.handlers.scale`; a score-function gradient
+            differentiates these.
+        guide_metrics: values of the deterministic sites that only the guide has, such as a critic's.
+        log_behaviour: like `scores`, but under the policy that really drew the actions; equal to `scores` if the
+            guide drew them.
+        log_ratio: log π₀ − log q, for the action sites where a direct form is more accurate than the difference.
+        doubt: a bound on the single-precision error of log π₀ − log q, nats, for the sites whose densities are
             sums of huge terms.
     """
 
@@ -47,11 +47,11 @@ class Draws(NamedTuple):
 
     @classmethod
     def from_sites(cls, sites: Mapping[str, Any]) -> "Draws":
-        """Hold values of sites that nothing has scored yet."""
+        """Make draws from values of sites that nothing has scored yet."""
         return cls(dict(sites), {}, {}, {}, {}, {}, {}, {}, {}, {}, {})
 
     def totals(self, shape: tuple[int, ...]) -> "Totals":
-        """Sum scores over sites and time to `shape`, which is [*draws, *contexts]."""
+        """Sum scores over sites and time, to `shape`, which is [*draws, *contexts]."""
         return Totals(
             total(self.log_prior, shape),
             total(self.log_q, shape),
@@ -67,12 +67,12 @@ class Draws(NamedTuple):
         return {name: self.log_prior[name] - log_q for name, log_q in self.log_q.items()} | self.log_ratio
 
     def scored(self, log_q: dict[str, Array]) -> "Draws":
-        """Give the same draws under another policy: what was known of ratios to the one before is forgotten."""
+        """Return the same draws with another log q, and drop the ratios, which belong to the old one."""
         return self._replace(log_q=log_q, log_ratio={}, doubt={})
 
 
 class Totals(NamedTuple):
-    """Scores summed over sites and time, [*draws, *contexts]: JAX's arrays, or NumPy's on the host."""
+    """Scores summed over sites and time, [*draws, *contexts]: JAX arrays, or NumPy arrays on the host."""
 
     log_prior: Any
     log_q: Any
@@ -83,15 +83,15 @@ class Totals(NamedTuple):
 
     @property
     def ratio(self) -> Any:
-        """Log π₀ − log q, nats: better than the difference of both where it is known better."""
+        """Log π₀ − log q, nats: the direct form if there is one, else the difference of the two."""
         return self.log_prior - self.log_q if self.log_ratio is None else self.log_ratio
 
     def log_weight(self, beta: Any) -> Any:
-        """W = R/β + log p(y|x) + log π₀ − log q, nats: constant and equal to log Z (+ log p(y)) at the optimum."""
+        """W = R/β + log p(y|x) + log π₀ − log q, nats: at the optimum constant, and equal to log Z (+ log p(y))."""
         return self.reward / beta + self.log_likelihood + self.ratio
 
     def under(self, log_q: Any, ratio: Any = None) -> "Totals":
-        """Give the scores of the same draws under another policy."""
+        """Return the scores of the same draws with another log q."""
         return self._replace(log_q=log_q, log_ratio=ratio, doubt=None)
 
 

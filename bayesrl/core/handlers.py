@@ -1,4 +1,4 @@
-"""Effect handlers: `tilt`, which makes the posterior, and those that the library runs programs with."""
+"""Effect handlers: `tilt`, which makes the posterior, and those that the library uses to run programs."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -45,8 +45,8 @@ class tilt(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
     """Tilt a policy by its rewards: an ordinary NumPyro model for any NumPyro engine.
 
     The joint density becomes π₀(x) · exp(R(x) / β), unnormalised. Environment sites are latent like
-    any other here, so a generic engine tilts nature too (the optimistic posterior); `bayesrl.fit`
-    does not.
+    any others here, so a generic engine also tilts nature, which gives the optimistic posterior;
+    `bayesrl.fit` does not.
 
     Args:
         policy: the program.
@@ -79,10 +79,10 @@ class tilt(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
 
 
 class SharedKeys(Messenger):
-    """Draw the named sites and plates from one key, whichever key the seed handler holds.
+    """Draw the named sites and plates from one key, whatever the key of the seed handler.
 
-    The particles of a leave-one-out group share their mini-batch and what nature drew before the
-    first action by standing under the same `SharedKeys`.
+    The particles of a leave-one-out group run under the same `SharedKeys`, so that they share their
+    mini-batch and nature's draws before the first action.
     """
 
     def __init__(self, fn: Program, key: PRNGKey, names: Iterable[str]) -> None:
@@ -100,8 +100,8 @@ class SharedKeys(Messenger):
 class full_data(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
     """Run a program on all of its data: plates ignore their `subsample_size`.
 
-    The evidence of a mini-batch is that of another problem; under `full_data` a program with mini-batches
-    can be enumerated and weighted.
+    A mini-batch has the evidence of a different problem. Under `full_data`, you can enumerate and weight a
+    program that has mini-batches.
 
     Args:
         policy: the program.
@@ -119,7 +119,7 @@ class full_data(Messenger):  # noqa: N801  (a handler, spelled like NumPyro's)
         super().__init__(policy)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Give a plate all of its indices."""
+        """Set a plate's value to all of its indices."""
         if msg["type"] == "plate" and msg["value"] is None:
             size, _ = msg["args"]
             msg["args"] = (size, None)
@@ -186,7 +186,7 @@ class StopValues(IntoScans):
         self.names = frozenset(names)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Stop values outside scans, and those that a scan has kept: a copy made before they were stopped inside."""
+        """Stop values outside scans, and a scan's stacked values, which it copied before they were stopped inside."""
         if msg["type"] != "control_flow":
             self.finish_site(msg)
 
@@ -194,11 +194,11 @@ class StopValues(IntoScans):
         """Stop the gradient of a named site's value."""
         if msg["type"] == "sample" and msg["name"] in self.names:
             msg["value"] = lax.stop_gradient(msg["value"])
-            msg["intermediates"] = []
+            msg["intermediates"] = []  # a density that reads them would carry the gradient past the stopped value
 
 
 def stop_gradient(tree: Any) -> Any:
-    """Stop gradients of the inexact arrays of a pytree, and leave the rest."""
+    """Stop the gradients of a pytree's inexact arrays; leave the rest as it is."""
 
     def stop(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact):

@@ -1,8 +1,8 @@
-"""log π₀(x) − log q(x) of two distributions of one family, without the terms of both that are huge and cancel.
+"""log π₀(x) − log q(x) of two distributions of one family, without the huge terms that cancel.
 
-The density of a large count is a difference of terms of some millions of nats: in single precision each is off by
-tenths, always to the same side, and so is their difference. What the two distributions do not share is small, and is
-taken as it is: x·log(λ₀/λ) − (λ₀ − λ) for Poisson, the tilt and its log-normaliser.
+The log-density of a large count is a difference of terms of millions of nats. In single precision each is off by
+tenths, always to the same side, and so is their difference. The terms that the two distributions do not share are
+small, so we compute those directly: x·log(λ₀/λ) − (λ₀ − λ) for Poisson, the tilt and its log-normaliser.
 """
 
 import math
@@ -26,22 +26,22 @@ type Terms = tuple[Array, Array]
 """The two terms of a log-ratio."""
 
 _UNITS = 1.0
-"""So many units in the last place of its greatest term a density is taken to be off by."""
+"""Assumed error of a log-density, in units in the last place of its greatest term."""
 
 
 class Ratio(NamedTuple):
-    """A log-ratio of two densities, and the size of what was summed to it, nats, of the shape of log-probabilities."""
+    """A log-ratio of two densities, and the summed size of its terms, nats, with the shape of log-probabilities."""
 
     value: Array
     size: Array
 
 
 def log_ratio(prior: Any, guide: Any, value: Any) -> Ratio | None:
-    """Give log π₀(x) − log q(x) of one site; None where no form is known.
+    """Return log π₀(x) − log q(x) of one site, or None if no direct form is known.
 
     Args:
-        prior: of the site, under the policy.
-        guide: of the site, under the guide.
+        prior: the site's distribution under the policy.
+        guide: the site's distribution under the guide.
         value: of the site.
 
     Example:
@@ -73,10 +73,12 @@ def log_ratio(prior: Any, guide: Any, value: Any) -> Ratio | None:
 
 
 def largest_term(fn: Any, value: Any) -> Array | None:
-    """Give the size of the greatest term in a log-density, nats, of the shape of a value; None where none is great.
+    """Return the size of the greatest term in a log-density, nats, with the shape of the value.
+
+    Only counts and gamma functions make large terms; without either, the result is None.
 
     Args:
-        fn: a distribution; counts and gamma functions of what may be large are what counts.
+        fn: a distribution.
         value: of the site.
     """
     while True:
@@ -100,9 +102,9 @@ def largest_term(fn: Any, value: Any) -> Array | None:
 
 
 def doubt_of(prior: Any, guide: Any, value: Any) -> Array | None:
-    """Give what single precision may be off by in the difference of two densities, nats; None where that is little.
+    """Bound the single-precision error of a difference of two log-densities, nats; None where it is negligible.
 
-    It has the shape of the value.
+    The bound has the shape of the value.
     """
     terms = [term for fn in (prior, guide) if (term := largest_term(fn, value)) is not None]
     if not terms:
@@ -111,7 +113,7 @@ def doubt_of(prior: Any, guide: Any, value: Any) -> Array | None:
 
 
 def doubt_in(size: Array) -> Array:
-    """Give what single precision may be off by in a sum of terms of such a size, nats."""
+    """Bound the single-precision error of a sum of terms of this size, nats."""
     return _eps() * size
 
 
@@ -126,7 +128,7 @@ def _unexpanded(fn: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two parameters are known to be the same numbers."""
+    """Whether two parameters are known to be equal."""
     if one is other:
         return True
     if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
@@ -135,14 +137,14 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _log_quotient(one: Any, other: Any) -> Array:
-    """log(a/b), exact where a is near b: a − b then is."""
+    """log(a/b), accurate where a is near b, because a − b is then exact."""
     quotient = (one - other) / other
     near = jnp.abs(quotient) < 0.5
     return jnp.where(near, jnp.log1p(jnp.where(near, quotient, 0.0)), jnp.log(one) - jnp.log(other))
 
 
 def _times(count: Array, factor: Array) -> Array:
-    """x·f, 0 where x is 0, whatever f is."""
+    """x·f, but 0 where x is 0, even for an infinite f."""
     return jnp.where(count == 0, 0.0, count * jnp.where(count == 0, 0.0, factor))
 
 
@@ -152,7 +154,7 @@ def _poisson(prior: Any, guide: Any, x: Array) -> Terms:
 
 
 def _softplus_difference(before: Array, after: Array) -> Array:
-    """log(1 + e^a) − log(1 + e^b), exact where a is near b."""
+    """log(1 + e^a) − log(1 + e^b), accurate where a is near b."""
     apart = before - after
     near = jnp.abs(apart) < 0.5
     small = jnp.log1p(jnp.expm1(jnp.where(near, apart, 0.0)) * jax.nn.sigmoid(after))
@@ -177,7 +179,7 @@ def _gamma_poisson(prior: Any, guide: Any, x: Array) -> Terms | None:
         return None
     size = jnp.asarray(prior.concentration, x.dtype)
     before, after = (jnp.asarray(fn.rate, x.dtype) for fn in (prior, guide))
-    quotient = (before - after) / (1 + after)  # 1 + r itself would be rounded
+    quotient = (before - after) / (1 + after)  # log1p of this, since 1 + before and 1 + after are rounded
     near = jnp.abs(quotient) < 0.5
     apart = jnp.where(near, jnp.log1p(jnp.where(near, quotient, 0.0)), jnp.log1p(before) - jnp.log1p(after))
     return size * _log_quotient(before, after), -(size + x) * apart
@@ -194,14 +196,14 @@ _FORMS: tuple[tuple[Any, Callable[[Any, Any, Array], Terms | None]], ...] = (
 def log_prior_ratio(
     prior: TraceSite, guide: TraceSite, contexts: tuple[Frame, ...]
 ) -> tuple[Array | None, Array | None]:
-    """Give log π₀ − log q of an action site where that is known better than by the difference of both.
+    """Return log π₀ − log q of an action site where it can be had more accurately than by subtracting two totals.
 
-    It is for families of distributions that have a form of it, and for sites of so many
-    elements that two sums would lose what sums of differences keep.
+    That is so for families with a direct form, and for sites with so many elements that two large sums
+    lose digits which a sum of differences keeps.
 
     Returns:
-        The ratio, and what single precision may be off by in it or in the difference, both reduced as by
-        `per_context`, nats; each None where it is nothing that matters.
+        The ratio, or None if the difference is as good; and a bound on the single-precision error of the ratio or
+        of the difference, or None if it is negligible. Both are reduced as `per_context` does, nats.
     """
     if _time_of_its_own(prior) or _time_of_its_own(guide) or prior.scan != guide.scan or prior.frames != guide.frames:
         return None, None
@@ -224,7 +226,7 @@ def log_prior_ratio(
 
 
 MANY_ELEMENTS = 256
-"""Of so many elements in a context densities are subtracted before they are summed."""
+"""From this many elements per context on, log-densities are subtracted before they are summed."""
 
 
 def _time_of_its_own(site: TraceSite) -> bool:
@@ -242,7 +244,7 @@ def _elements_per_context(site: TraceSite, contexts: tuple[Frame, ...]) -> int:
 
 
 def _as_batch(values: Array, site: TraceSite) -> Array:
-    """Sum what is told of each number of a value over the axes of its events, and lay it out as its log-density."""
+    """Sum per-number values over the event axes, and give them the shape of the site's log-density."""
     event = int(site.fn.event_dim)
     shape = jnp.shape(site.value)
     by_event = jnp.broadcast_to(values, shape) if event else values

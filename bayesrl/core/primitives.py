@@ -1,4 +1,4 @@
-"""What a policy program can say beyond ordinary NumPyro: `reward` and `environment`."""
+"""The primitives of a policy program beyond ordinary NumPyro: `reward` and `environment`."""
 
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ MARK = "bayesrl"
 
 
 class _OwnPlates(Messenger):
-    """Sees the one site inside it after all plates have spoken."""
+    """Records which plates stand around the one site inside it."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -29,7 +29,7 @@ class _OwnPlates(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample":
-            self.frames = msg["cond_indep_stack"]  # plates add themselves to this list
+            self.frames = msg["cond_indep_stack"]  # keep the list itself: outer plates add themselves to it later
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ def reward(name: str, value: Annotated[ArrayLike, CHECKED_IN_BODY]) -> None:
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise PolicyError(f"reward site {name!r} is complex ({array.dtype}); rewards are real: pass value.real")
     array = array.astype(jnp.result_type(float) if not jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
-    # Numbers that the density will add must be exactly the numbers the program gave.
+    # `Unit` holds the reward as its log-density, so that the trace adds exactly the program's numbers.
     plates = _OwnPlates()
     try:
         with plates:
@@ -87,7 +87,7 @@ def reward(name: str, value: Annotated[ArrayLike, CHECKED_IN_BODY]) -> None:
                 infer={MARK: "reward"},
             )
     except ValueError:
-        _check_reward_shape(name, array, plates)  # plates that the shape does not fit into
+        _check_reward_shape(name, array, plates)  # a clearer error, if the shape does not fit the plates
         raise
     _check_reward_shape(name, array, plates)
 
@@ -113,14 +113,14 @@ def _check_reward_shape(name: str, array: Array, plates: _OwnPlates) -> None:
 
 @checked(PolicyError)
 def environment(name: str, distribution: dist.Distribution, *, observable: Annotated[bool, CHECKED_IN_BODY]) -> Array:
-    """Let nature draw: a site that the policy can neither choose nor tilt.
+    """Let nature draw a site that the policy can neither choose nor tilt.
 
-    A guide replays the site, so it cancels from the KL. Where `observable` is False the agent does
-    not see the draw: no automatic guide reads it.
+    A guide replays the site, so it cancels from the KL. If `observable` is False, the agent does not see
+    the draw, and no automatic guide reads it.
 
     Args:
         name: name of the site, unique in the program.
-        distribution: what nature draws from.
+        distribution: the distribution that nature draws from.
         observable: whether the agent sees the draw; there is no default.
 
     Returns:
@@ -147,7 +147,7 @@ def environment(name: str, distribution: dist.Distribution, *, observable: Annot
 
 
 def site_kind(msg: dict[str, Any]) -> SiteKind:
-    """Tell what a sample or deterministic message is to bayesrl."""
+    """Return the kind of a sample or deterministic message."""
     if msg["type"] == "deterministic":
         return "metric"
     mark = msg["infer"].get(MARK)
@@ -159,5 +159,5 @@ def site_kind(msg: dict[str, Any]) -> SiteKind:
 
 
 def is_hidden(msg: dict[str, Any]) -> bool:
-    """Tell whether a message is nature's draw that the agent does not see."""
+    """Whether a message is a draw of nature that the agent does not see."""
     return bool(msg.get("infer", {}).get(MARK) == "hidden environment")

@@ -35,11 +35,11 @@ from bayesrl.errors import PolicyError
 from bayesrl.typing import Numbers, Params, PRNGKey, Program
 
 _MOST_HELD = 2**27
-"""Draws that together take more numbers than these are made in batches."""
+"""Draws that take more numbers than this in total are made in batches."""
 
 _SHARED = 2**31
 _OF_POLICY = 2**16
-"""Numbers that a key is folded with for what all draws share, and for what the policy draws beside its guide."""
+"""Numbers to fold a key with: for the values that all draws share, and for the policy's draws beside its guide."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Programs:
     """A policy with frozen parameters, a guide, and the arguments of both.
 
     Attributes:
-        policy: the program that is fitted; parameters inside it are already substituted.
-        guide: the program that draws; None means the policy itself, which makes q = π₀.
+        policy: the program to fit, with its parameters already substituted.
+        guide: the program that draws; None means the policy itself, so that q = π₀.
         structure: of the policy with these arguments.
         args: arguments of both programs.
         transforms: from unconstrained to constrained values of the guide's parameters, by name.
-        learned: whether the policy's own parameters are trained too, which only a program without
-            rewards allows; then they are among `params`, under their own names.
-        episodes: plays whole episodes, where the environment is not a program; see `Source`.
+        learned: whether to train the policy's own parameters too, which only a program without
+            rewards allows; then they are in `params`, under their own names.
+        episodes: plays whole episodes if the environment is not a program; see `Source`.
     """
 
     policy: Program
@@ -66,14 +66,14 @@ class Programs:
     episodes: Any = None
 
     def with_args(self, args: tuple[Any, ...]) -> "Programs":
-        """Give the same programs with other arguments."""
+        """Return the same programs with other arguments."""
         args = as_arrays(args)
         return replace(self, args=args, structure=inspect(key_from_seed(0), self.policy, *args))
 
     def over_all_data(self, *new_args: Any) -> "Programs":
-        """Give the same programs over all of their data instead of mini-batches, or over other data.
+        """Return the same programs over all of their data instead of mini-batches, or over other data.
 
-        What is compiled for one of them serves the next, for the programs inside are the same ones every time.
+        The programs inside are the same objects every time, so that compiled code is reused.
         """
         if new_args:
             return self._unbatched.with_args(new_args)
@@ -110,11 +110,11 @@ class Programs:
         Args:
             key: consumed whole.
             params: unconstrained parameters of the guide.
-            num_draws: number of draws, independent given what they share.
-            share: whether all draws share their mini-batch and what nature drew before the first action.
+            num_draws: number of draws; they are independent, given what they share.
+            share: whether all draws share their mini-batch and nature's draws before the first action.
             stopped: action sites whose values carry no gradient.
             values: sites to hold fixed, the same in all draws.
-            first: the number of the first draw, traced: draws of a key may be made in parts; 0 where it is None.
+            first: the number of the first draw, traced, so that one key can draw in parts; None means 0.
         """
         shared_key = fold_in(key, _SHARED) if share and self.structure.drawn_before_action else None
         fixed = dict(values or {})
@@ -125,9 +125,9 @@ class Programs:
         return self._many(one, split(key, num_draws, first))
 
     def draw_policy(self, key: PRNGKey, params: Params, num_draws: int, *, first: Any = None) -> Draws:
-        """Draw from the policy as it is before it is fitted, and score under both programs; as `draw` for the rest.
+        """Draw from the policy itself, not from the guide, and score under both programs; otherwise as `draw`.
 
-        Each draw has a mini-batch of its own.
+        Each draw has its own mini-batch.
         """
 
         def one(key: PRNGKey) -> Draws:
@@ -139,28 +139,28 @@ class Programs:
         return self._many(one, split(key, num_draws, first))
 
     def _many(self, one: Callable[[Any], Any], xs: Any) -> Any:
-        """Map over draws: all at once, or in batches of bounded memory where each takes many numbers."""
+        """Map over draws: all at once, or in batches of bounded memory if they take too many numbers."""
         at_once = max(1, _MOST_HELD // self.structure.width)
         if len(jax.tree.leaves(xs)[0]) <= at_once:
             return jax.vmap(one)(xs)
         return jax.lax.map(one, xs, batch_size=at_once)
 
     def score(self, params: Params, draws: Draws) -> Draws:
-        """Score the sites of given draws afresh: under these parameters of the guide, and the policy."""
+        """Rescore given draws under the policy and under the guide with these parameters."""
         held = {**draws.sites, **draws.plates}
 
         def one(values: dict[str, Array]) -> Draws:
-            return self._run(None, None, params, values, ())  # every site is held
+            return self._run(None, None, params, values, ())  # no key: every site has a value
 
         return self._many(one, held)
 
     def again(self, params: Params, draws: Draws, *, one_batch: bool = False) -> Draws:
-        """Score the action sites of draws afresh under the guide with these parameters; all else stays.
+        """Rescore the action sites of draws under the guide with these parameters; all else stays.
 
         Args:
             params: unconstrained parameters of the guide.
             draws: to be scored.
-            one_batch: whether all of them are known to be of one mini-batch, which then is read once.
+            one_batch: whether all draws have the same mini-batch, which is then read only once.
         """
         batch = {name: index[0] for name, index in draws.plates.items()} if one_batch else {}
 
@@ -188,9 +188,9 @@ class Programs:
         values: Mapping[str, Numbers],
         stopped: tuple[str, ...],
     ) -> Trace:
-        """Run the guide alone, once; arguments as those of `draw`, the key of what is shared given apart.
+        """Run the guide alone, once; arguments as in `draw`, with a separate key for what draws share.
 
-        Without a key every site is held, and one that is not draws by a key that is always the same.
+        Pass no key if every site has a value; a site without one would draw from a fixed dummy key.
         """
         program = self.policy if self.guide is None else self.guide
         if self.guide is not None or self.learned:
@@ -207,7 +207,7 @@ class Programs:
         """Record the guide without computing; see `trace_abstractly`."""
         if self.guide is None or self.learned:
             return trace_abstractly(lambda: self.run_guide(None, None, params, {}, ()))
-        return abstract_trace(dummy_key(), self.guide, self.args).trace  # of which no value may be read
+        return abstract_trace(dummy_key(), self.guide, self.args).trace  # it has no values
 
     def _run(
         self,
@@ -244,7 +244,7 @@ class Programs:
         }
 
     def _both_scores(self, drawn: Trace) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Give log q of the action sites, and the same whatever handlers make of it."""
+        """Return log q of the action sites, with the scale of handlers and without it."""
         contexts = self.structure.contexts
         names = [name for name in self.structure.actions if name in drawn.sites]
         both = {name: scaled_and_raw_log_prob(drawn.sites[name], contexts) for name in names}
@@ -279,13 +279,14 @@ class Programs:
         )
 
     def _settled(self, drawn: Trace, scored: Trace) -> Trace:
-        """Score 0 under the policy, too, what a guide leaves at the edge of what single precision tells."""
+        """Score a site's edge draws under the policy by the guide's rule, so that they cancel or compare as atoms."""
         if drawn is scored:
             return scored
         sites = dict(scored.sites)
         for name in self.structure.actions:
             fn: Any = drawn.sites[name].fn if name in drawn.sites else None
             if is_censored(fn):
+                # Intermediates belong to the distribution that drew, so they go with it.
                 sites[name] = sites[name]._replace(fn=censored(sites[name].fn), intermediates=None)
                 continue
             while isinstance(fn, MaskedDistribution):
@@ -297,8 +298,8 @@ class Programs:
     def _ratios(
         self, drawn: Trace, scored: Trace, log_q: dict[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Give log π₀ − log q where that is known better than by their difference, and how far that may be off."""
-        if drawn is scored:  # also where a density is infinite
+        """Return log π₀ − log q where a direct form is more accurate than the difference, and its rounding error."""
+        if drawn is scored:  # 0 exactly; the difference of two infinite densities would be nan
             return {name: jnp.zeros_like(score) for name, score in log_q.items()}, {}
         contexts = self.structure.contexts
         names = [name for name in self.structure.actions if name in drawn.sites]
@@ -308,13 +309,13 @@ class Programs:
 
 
 def _over_all_data(program: Program) -> Program:
-    """Give a program on all of its data: in its own way, where it has one."""
+    """Run a program on all of its data, by its own method `over_all_data` if it has one."""
     own: Program | None = getattr(program, "over_all_data", None)
     return own() if own is not None else full_data(program)
 
 
 def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params, dict[str, Any]]:
-    """Give the parameters that a program declares, unconstrained, and their transforms."""
+    """Return the parameters that a program declares, unconstrained, and their transforms."""
     values, declared = _declared(key, program, args)
     transforms = {name: biject_to(found) for name, found in declared.items() if found is not constraints.real}
     typed = jax.tree.map(lambda x: x if isinstance(x, Array) else np.asarray(x, jnp.result_type(x)), values)
@@ -327,13 +328,13 @@ def declared_params(key: PRNGKey, program: Program, *args: Any) -> tuple[Params,
 
 
 def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
-    """Hold a policy's parameters at their declared values: they are the prior.
+    """Freeze a policy's parameters at their declared values, because they are part of the prior.
 
     Returns:
         The policy with its parameters substituted, and their values.
 
     Raises:
-        PolicyError: the policy does not take these arguments, or does what cannot be followed.
+        PolicyError: the policy does not take these arguments, or does something unsupported.
     """
     check_arguments(policy, args, "the policy", PolicyError)
     with explain_errors("the policy", PolicyError):
@@ -342,7 +343,7 @@ def freeze(key: PRNGKey, policy: Program, *args: Any) -> tuple[Program, Params]:
 
 
 def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Params, dict[str, Any]]:
-    """Give the declared values of a program's parameters, and their constraints."""
+    """Return the declared values of a program's parameters, and their constraints."""
 
     def run() -> Trace:
         return trace_program(FoldedKeys(program, key), *args)
@@ -355,11 +356,11 @@ def _declared(key: PRNGKey, program: Program, args: tuple[Any, ...]) -> tuple[Pa
 
     trace, made_with = abstract_trace(key, program, args)
     if trace.params and made_with is not key:
-        trace = trace_abstractly(run)
+        trace = trace_abstractly(run)  # the cached trace has initial values of another key
     shown, held = declared(trace), values(trace)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((held, shown))):
         return held, shown
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(shown)):
-        trace = run()  # a constraint may hold numbers of the run itself
+        trace = run()  # a constraint may depend on values of the run, which only a real run has
         return values(trace), declared(trace)
     return closure_jit(lambda: values(run()), name="declare")(), shown

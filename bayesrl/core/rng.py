@@ -1,4 +1,4 @@
-"""Draws that cost less than NumPyro's own and have the same distribution: keys, categories, mini-batches."""
+"""Draws with the distribution of NumPyro's own, at lower cost: keys, categories, mini-batches."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ _COUNTS = ("Poisson", "NegativeBinomial")
 
 
 def _gather_in_order(name: str) -> None:
-    """Let NumPyro tell the fields of distributions in alphabetical order.
+    """Make NumPyro list the fields of distributions in alphabetical order.
 
-    It tells them in the order of a set, which is another in every process: the stacked outputs of a scan then change
-    places, and no program with one is found again among those that were compiled before.
+    NumPyro lists them in the order of a set, which differs between processes. The stacked outputs of a scan then
+    change places, and the cache of compiled programs never finds a program with a scan again.
     """
     gather = getattr(Distribution, name).__func__
 
@@ -33,12 +33,12 @@ _gather_in_order("gather_pytree_aux_fields")
 
 
 class FoldedKeys(Messenger):
-    """Seed what is inside: the n-th draw with the key folded with n, which costs half of a split.
+    """Seed the program inside: the n-th draw gets the key folded with n, at half the cost of a split.
 
     Args:
         fn: a program, called once.
         key: consumed whole.
-        first: the number of the first draw; programs that share a key start far apart.
+        first: the number of the first draw; programs that share a key must start far apart.
     """
 
     def __init__(self, fn: Program, key: PRNGKey, first: int = 0) -> None:
@@ -47,7 +47,7 @@ class FoldedKeys(Messenger):
         self.count = first
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Give a key to what would draw and has none."""
+        """Give a key to a message that would draw and has none."""
         if msg["type"] not in ("sample", "prng_key", "plate", "control_flow"):
             return
         if msg["value"] is None and msg["kwargs"]["rng_key"] is None:
@@ -57,9 +57,9 @@ class FoldedKeys(Messenger):
 
 
 def _draws_from_any(msg: dict[str, Any]) -> bool:
-    """Whether a message draws by samplers that take keys of every generator; `jax.random.poisson` does not.
+    """Whether a message's samplers take keys of every generator; `jax.random.poisson` does not.
 
-    Of distributions and of keys that are not the library's own nothing is known: they get those of JAX's default.
+    Foreign distributions, and keys that a program asks for, may need any sampler: they get keys of JAX's default.
     """
     if msg["type"] != "sample":
         return bool(msg["type"] != "prng_key")
@@ -75,7 +75,7 @@ def _draws_from_any(msg: dict[str, Any]) -> bool:
 
 
 class QuickDraws(Messenger):
-    """Make the draws of categorical sites and of subsampled plates that have a key and no value yet."""
+    """Draw categorical sites and subsampled plates that have a key and no value yet."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Set the value, so that NumPyro draws none."""
@@ -95,20 +95,21 @@ class QuickDraws(Messenger):
 def draw_category(key: PRNGKey, logits: Array) -> Array:
     """Draw from Categorical(logits), [...] of [..., categories], by inverting the distribution function.
 
-    It takes one uniform number per draw where the Gumbel trick takes one per category.
+    This takes one uniform number per draw; the Gumbel trick takes one per category.
     """
     return category_at(jax.random.uniform(key, (*logits.shape[:-1], 1), logits.dtype), logits)
 
 
 def category_at(uniform: Array, logits: Array) -> Array:
-    """Give the category at which Categorical(logits) has a share of the probability below it, [..., 1] in [0, 1)."""
+    """Return the quantile of Categorical(logits) at `uniform`, which has shape [..., 1] and lies in [0, 1)."""
     cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
-    # A uniform number stays below 1 by more than rounding makes up for: what has probability 0 is never drawn.
+    # Scale by the last sum, which rounding may leave off 1. The uniform number stays below 1 by more than rounding
+    # adds, so a category of probability 0 is never drawn.
     return (cumulative <= uniform * cumulative[..., -1:]).sum(-1)
 
 
 def draw_subset(key: PRNGKey, size: int, num: int) -> Array:
-    """Draw `num` of `size` indices without replacement, by Fisher and Yates, all random numbers at once."""
+    """Draw `num` of `size` indices without replacement: a Fisher–Yates shuffle with all random numbers at once."""
     last = size - 1 - jnp.arange(num)
     chosen = jax.random.randint(key, (num,), 0, last + 1)
 

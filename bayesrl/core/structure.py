@@ -1,4 +1,4 @@
-"""What can be known of a policy before it is run many times: its sites, contexts and order."""
+"""What one run of a policy shows: its sites, its contexts and their order."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from bayesrl.errors import BayesRLError, EngineError, PolicyError
 from bayesrl.typing import PRNGKey, Program
 
 type FiniteSupport = Sequence[Any]
-"""The values of a finite support, in a form that can be hashed: numbers, or vectors of one length."""
+"""The values of a finite support, hashable: numbers, or vectors of one length."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Site:
         name: its name.
         kind: action, environment, observed, reward or metric.
         hidden: True for nature's draws that the agent does not see.
-        frames: the plates it stands in.
-        scan: the number of the scan it stands in, or None.
-        length: steps of that scan, or of a distribution with time of its own; 1 otherwise.
+        frames: the plates around it.
+        scan: the number of the scan around it, or None.
+        length: steps of that scan, or of a distribution with its own time axis; 1 otherwise.
         shape: shape of one value, time included.
         discrete: True where the support is discrete.
-        support: the values of a finite support, numbers or vectors, that is the same everywhere; or None.
+        support: the values of a finite support, numbers or vectors, if it is the same everywhere; else None.
         event_dim: how many of the last axes of a latent value belong to one draw.
-        recorded: True where the site stands for what happened outside of the program.
-        discounted: True where its log-probability counts by a scale that is not that of a mini-batch.
-        held: how many numbers drawing and scoring its value takes: those of the value itself, unless the distribution
-            says that it takes more of them for one of its events (`num_held`), as that of a language model does.
+        recorded: True where the site records what happened outside the program.
+        discounted: True where a handler scales its log-probability, other than for a mini-batch.
+        held: how many numbers it takes to draw and score its value: the size of the value, unless the distribution
+            declares more per event (`num_held`), as that of a language model does.
     """
 
     name: str
@@ -87,28 +87,28 @@ class Structure:
         return self.names("action")
 
     def check_memory(self, number: int, error: type[BayesRLError] = PolicyError) -> None:
-        """Refuse more draws than fit into memory, before any is made.
+        """Refuse more draws than fit into memory, before making any.
 
         Args:
-            number: how many are held at a time.
-            error: which kind of error it is then.
+            number: how many draws are in memory at a time.
+            error: the class of error to raise.
 
         Raises:
-            BayesRLError: of that kind.
+            BayesRLError: of that class, if the draws do not fit.
         """
         scores = 4 * math.prod(self.context_shape)  # log π₀, log q, likelihood and reward of each context
         each = scores + sum(math.prod(site.shape) for site in self.sites if site.latent)
         check_memory(4.0 * each * number, f"{number:,} draws of {each:,} numbers each", "ask for fewer", error)
 
     def check_complete(self, purpose: str, error: type[BayesRLError] = PolicyError) -> None:
-        """Refuse a program whose environment is outside of it.
+        """Refuse a program whose environment is outside it.
 
         Args:
-            purpose: what cannot be done then.
-            error: which kind of error it is then.
+            purpose: what cannot be done without the environment.
+            error: the class of error to raise.
 
         Raises:
-            BayesRLError: of that kind, naming a site that is only recorded.
+            BayesRLError: of that class, naming a site that is only recorded.
         """
         outside = [site.name for site in self.sites if site.recorded]
         if outside:
@@ -118,7 +118,7 @@ class Structure:
             )
 
     def check_drawn(self) -> None:
-        """Refuse a program that draws nothing: it has one value, and no distribution of it.
+        """Refuse a program that draws nothing: it has one value and no distribution over values.
 
         Raises:
             EngineError: no site is latent.
@@ -132,7 +132,7 @@ class Structure:
             )
 
     def check_whole_density(self) -> None:
-        """Refuse a program of which actions count by a discount: exp(log π₀ + R/β) is then no density of draws.
+        """Refuse a program with discounted actions: exp(log π₀ + R/β) is then not a density over draws.
 
         Raises:
             EngineError: naming the site.
@@ -151,18 +151,18 @@ class Structure:
 
     @property
     def num_contexts(self) -> int:
-        """Number of separate problems in all, beyond the mini-batch."""
+        """Number of separate problems in the full data, not only in the mini-batch."""
         return int(np.prod([frame.full_size for frame in self.contexts], dtype=int))
 
     @property
     def width(self) -> int:
-        """How many numbers one draw takes, roughly: its values, what it takes to score them, and its totals."""
+        """Roughly how many numbers one draw takes: its values, the work arrays of scoring them, and its totals."""
         drawn = sum(site.held for site in self.sites if site.latent or site.held > math.prod(site.shape))
         return drawn + 4 * math.prod(self.context_shape)
 
     @property
     def subsampled(self) -> tuple[str, ...]:
-        """Names of the plates of which a run sees only a part."""
+        """Names of the plates that a run subsamples."""
         frames = {frame.name: frame for site in self.sites for frame in site.frames}
         return tuple(name for name, frame in frames.items() if frame.size != frame.full_size)
 
@@ -178,7 +178,7 @@ class Structure:
         return tuple(names)
 
     def groups(self) -> list[list[Site]]:
-        """Lists of sites that advance through time together: one list per scan, one per flat site."""
+        """Lists of sites that advance through time together: one list per scan, one per site outside scans."""
         result: list[list[Site]] = []
         for site in self.sites:
             if result and site.scan is not None and result[-1][0].scan == site.scan:
@@ -190,8 +190,8 @@ class Structure:
     def in_order(self, values: Mapping[str, Array], names: Iterable[str]) -> Array:
         """Lay per-site arrays [..., T] out along one axis of events in program order.
 
-        Events are the named sites, steps of a scan interleaved as they happen; a named site that
-        `values` lacks counts zero.
+        Events are the named sites; the sites of a scan interleave step by step, as they happen. A named site
+        that `values` lacks counts as zero.
 
         Returns:
             Array [..., num_events].
@@ -211,16 +211,16 @@ class Structure:
 
 
 def as_arrays(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Make NumPy arrays JAX arrays, so that programs may index them with traced values."""
+    """Turn NumPy arrays into JAX arrays, so that programs may index them with traced values."""
     result: tuple[Any, ...] = jax.tree.map(lambda x: jax.device_put(x) if isinstance(x, np.ndarray) else x, args)
     return result
 
 
 def inspect(key: PRNGKey, policy: Program, *args: Any) -> Structure:
-    """Run a policy once and tell its structure.
+    """Run a policy once and return its structure.
 
     Raises:
-        PolicyError: the program repeats a name, does not take these arguments, or does what cannot be followed.
+        PolicyError: the program repeats a name, does not take these arguments, or does something unsupported.
     """
 
     def look() -> Structure:
@@ -236,12 +236,12 @@ def _look(key: PRNGKey, policy: Program, given: tuple[Any, ...]) -> Structure:
         trace, strays = trace_abstractly_twice(lambda: trace_program(FoldedKeys(Refusals(policy), key), *args))
     if strays and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, args))):
         refuse_stray(strays[0])
-    abstract_trace(key, policy, given, trace)  # whoever asks next need not run the program again
+    abstract_trace(key, policy, given, trace)  # caches the trace, so that the next caller need not run the program
     unknown = [name for name, site in trace.sites.items() if _ends_are_computed(site)]
     if not unknown:
         return structure_of(trace)
 
-    # The ends of a support may be numbers that are only there when the program is really run.
+    # Some bounds of supports depend on values, which an abstract trace lacks: run the program for them.
     def ends() -> dict[str, tuple[Any, Any]]:
         sites = trace_program(FoldedKeys(policy, key), *args).sites
         return {name: jax.tree.map(jnp.asarray, _ends(sites[name].fn)) for name in unknown}
@@ -251,7 +251,7 @@ def _look(key: PRNGKey, policy: Program, given: tuple[Any, ...]) -> Structure:
 
 
 def structure_of(trace: Trace, supports: Mapping[str, FiniteSupport | None] = MappingProxyType({})) -> Structure:
-    """Derive the structure from one run, and from supports that it could not tell."""
+    """Derive the structure from one trace, and from the supports that the trace could not show."""
     sites = tuple(_site(site, supports.get(site.name)) for site in trace.sites.values())
     return Structure(sites, _contexts(sites))
 
@@ -285,16 +285,16 @@ def _site(site: TraceSite, known: FiniteSupport | None) -> Site:
 
 
 def is_discrete(fn: Any) -> bool:
-    """Tell whether a distribution is discrete, without computing the ends of its support."""
+    """Whether a distribution is discrete, without computing the bounds of its support."""
     while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
         fn = fn.base_dist
     return not isinstance(fn, dist.TransformedDistribution) and bool(fn.support.is_discrete)
 
 
 def finite_support(fn: Any) -> FiniteSupport | None:
-    """Values of a finite support that is the same everywhere, or None.
+    """Return the values of a finite support that is the same everywhere, or None.
 
-    A distribution of vectors has one where its attribute `finite_values` is such a sequence.
+    A distribution over vectors declares them in its attribute `finite_values`.
     """
     if getattr(fn, "finite_values", None) is not None:
         values: FiniteSupport = fn.finite_values
@@ -311,7 +311,7 @@ def finite_support(fn: Any) -> FiniteSupport | None:
 
 
 def elementwise_support(fn: Any) -> Any:
-    """Give the support of the elements of a distribution, however many axes make one event."""
+    """Return the support of a distribution's elements, whatever its number of event axes."""
     support = fn.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -319,13 +319,13 @@ def elementwise_support(fn: Any) -> Any:
 
 
 def _ends(fn: Any) -> tuple[Any, Any]:
-    """Give the ends of the support of a discrete distribution of numbers, None where there is none."""
+    """Return the bounds of the support of a discrete distribution over numbers; None where a bound is missing."""
     support = elementwise_support(fn)
     return getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
 
 
 def _ends_are_computed(site: TraceSite) -> bool:
-    """Whether both ends of a finite support are numbers that a run computes."""
+    """Whether both bounds of a support exist and one of them needs a real run of the program."""
     if site.kind not in ("action", "environment") or not is_discrete(site.fn) or site.fn.event_shape:
         return False
     if getattr(site.fn, "finite_values", None) is not None:
@@ -335,7 +335,7 @@ def _ends_are_computed(site: TraceSite) -> bool:
 
 
 def _range(lower: Any, upper: Any) -> FiniteSupport | None:
-    """Give the whole numbers between two ends, where these are the same everywhere."""
+    """Return the integers from `lower` to `upper`, or None if the bounds vary between elements."""
     low, high = np.unique(np.asarray(lower)), np.unique(np.asarray(upper))
     if low.size != 1 or high.size != 1:
         return None
@@ -343,7 +343,7 @@ def _range(lower: Any, upper: Any) -> FiniteSupport | None:
 
 
 def _contexts(sites: tuple[Site, ...]) -> tuple[Frame, ...]:
-    """Plates that hold every action, reward and observed site: their elements are separate problems."""
+    """Return the plates around every action, reward and observed site: their elements are separate problems."""
     relevant = [site for site in sites if site.kind in ("action", "reward", "observed")]
     if not any(site.kind == "action" for site in relevant):
         return ()
@@ -354,10 +354,10 @@ def _contexts(sites: tuple[Site, ...]) -> tuple[Frame, ...]:
 
 
 def check_policy(structure: Structure, *, has_beta: bool) -> None:
-    """Refuse programs that leave nothing to do, and a temperature where it means nothing.
+    """Refuse programs with nothing to fit, and a temperature that has nothing to temper.
 
     Raises:
-        PolicyError: neither rewards nor observed sites; beta missing with rewards or given without.
+        PolicyError: neither rewards nor observed sites; beta missing with rewards, or given without them.
     """
     rewards, observed = structure.names("reward"), structure.names("observed")
     if not rewards and not observed:

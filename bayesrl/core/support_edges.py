@@ -1,9 +1,9 @@
-"""Draws at the edge of what single precision can tell: where many different numbers are drawn as one.
+"""Draws at the edge of single precision, where many different numbers round to one.
 
 A Beta(.1, .1) has a twelfth of its mass between 1 − 6e-6 and 1, where single precision has a hundred numbers, and most
-of it nearer to 1 than any of them: its draws there are 1, of which no density says how likely they are. Such draws are
-atoms. Whoever moves them must know what lies behind them, which is lost; a guide leaves them where they are, so that
-prior and guide draw them alike and they cancel from every ratio.
+of that mass is closer to 1 than any of them. Those draws round to 1, and no density says how likely they are: they are
+atoms. To move an atom you would need the numbers behind it, which rounding lost. So a guide leaves these draws where
+they are: prior and guide then draw them alike, and they cancel from every ratio.
 """
 
 import math
@@ -25,36 +25,36 @@ from bayesrl.core.trace import Trace, abstract_trace, trace_program
 from bayesrl.typing import PRNGKey, Program
 
 type EdgeInterval = tuple[float, float]
-"""Unconstrained coordinates between which single precision tells a number to a part in a hundred."""
+"""Unconstrained coordinates between which single precision resolves a number to one part in a hundred."""
 
 NUM_DRAWS = 1024
 MOST_AT_EDGE = 2
-"""So many draws of the prior, of those, may lie at the edge unseen: 2 in 1,024."""
+"""A site with at most this many of its `NUM_DRAWS` prior draws at the edge counts as one without an edge."""
 
 _MOST_NUMBERS = 4096
-"""Sites of more numbers are not measured: a thousand draws of them would fill memory."""
+"""Larger sites are not measured: a thousand draws of them would fill memory."""
 
 _LOWEST, _HIGHEST = -83.0, 86.0
-"""Of log x: a hundred times the least and a tenth of the greatest normal number."""
+"""Bounds of log x: a hundred times the least and a tenth of the greatest normal number."""
 _UNITS = 100.0
 _EPS = 2.0**-23
 
 
 class Edge(NamedTuple):
-    """What is known of a site whose draws often lie at the edge: where that is, and how many of `NUM_DRAWS` do."""
+    """The edge of a site whose draws often lie there: where it is, and how many of `NUM_DRAWS` draws are on it."""
 
     ends: EdgeInterval
     num: int
 
 
 class PriorSpread(NamedTuple):
-    """Where the prior's draws of a site lie: in unconstrained coordinates or, where it is discrete, as they are; [N].
+    """Where the prior's draws of a site lie, [N]: in unconstrained coordinates, or as values if it is discrete.
 
     Attributes:
         centre: the median.
-        width: what the quartiles of a normal distribution tell as its standard deviation.
-        low: the least of them.
-        high: the greatest.
+        width: the standard deviation of the normal distribution with the same interquartile range.
+        low: the least draw.
+        high: the greatest draw.
     """
 
     centre: np.ndarray
@@ -64,7 +64,7 @@ class PriorSpread(NamedTuple):
 
 
 def edge_interval(support: Any) -> EdgeInterval | None:
-    """Give the ends of the unconstrained coordinates of a support; None where it has none that is known."""
+    """Return the edges of a support in unconstrained coordinates, or None if they are not known."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if support in (constraints.positive, constraints.nonnegative):
@@ -73,7 +73,7 @@ def edge_interval(support: Any) -> EdgeInterval | None:
     if support in (constraints.unit_interval, constraints.open_interval(0.0, 1.0)):
         return _LOWEST, near_one
     if support is constraints.simplex:
-        return _LOWEST, near_one - 2.0  # the coordinates of a simplex of n numbers are moved by up to log n
+        return _LOWEST, near_one - 2.0  # the bijection shifts the coordinates of an n-simplex by up to log n
     lower, upper = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
     if lower is None or upper is None or support.is_discrete or isinstance(lower, jax.core.Tracer | jax.Array):
         return None
@@ -85,16 +85,17 @@ def edge_interval(support: Any) -> EdgeInterval | None:
 
 
 def at_edge(fn: Any, value: Any, ends: EdgeInterval) -> Array:
-    """Tell which draws lie at the edge, [*batch] of booleans: any of their coordinates does."""
+    """Whether each draw has a coordinate at the edge, booleans [*batch]."""
     event = int(fn.event_dim)
     coordinates = biject_to(fn.support).inv(jnp.asarray(value))
+    # Negated, so that nan counts as outside too.
     outside = ~((coordinates > ends[0]) & (coordinates < ends[1]))
     lost: Array = outside.any(tuple(range(-event, 0))) if event else outside
     return lost
 
 
 class EdgeMasked:
-    """The prior of a site beside a guide that leaves draws at the edge where they are: both score them 0.
+    """The prior of a site whose guide leaves draws at the edge alone: both score those draws 0.
 
     Args:
         fn: the prior.
@@ -116,7 +117,10 @@ class EdgeMasked:
 
 
 def safe(fn: Any, value: Any, lost: Array) -> Array:
-    """Put a number from amid the support in the place of those at the edge."""
+    """Replace the draws at the edge by a number from the middle of the support.
+
+    `jnp.where` differentiates both of its branches, so the branch it discards must have a finite gradient.
+    """
     event = int(fn.event_dim)
     value = jnp.asarray(value)
     transform = biject_to(fn.support)
@@ -125,7 +129,7 @@ def safe(fn: Any, value: Any, lost: Array) -> Array:
 
 
 def edges_of(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> dict[str, Edge]:
-    """Find the action sites of which many of the prior's draws lie at the edge."""
+    """Find the action sites with many of the prior's draws at the edge."""
     return summarize_prior_draws(key, policy, structure, args, lambda *_: False)[0]
 
 
@@ -136,17 +140,17 @@ def summarize_prior_draws(
     args: tuple[Any, ...],
     measured: Callable[[str, Any], bool],
 ) -> tuple[dict[str, Edge], dict[str, PriorSpread]]:
-    """Tell of action sites where the prior's draws lie, from `NUM_DRAWS` of them.
+    """Summarize where the prior's draws of the action sites lie, from `NUM_DRAWS` draws.
 
     Args:
         key: consumed whole.
         policy: the program.
         structure: of the policy.
         args: of the policy.
-        measured: tells of a site and its distribution whether to measure where its draws lie.
+        measured: maps a site's name and distribution to whether to measure its spread.
 
     Returns:
-        The sites of which many draws lie at the edge, and where the draws of those lie that are measured.
+        The sites with many draws at the edge, and the spread of the measured sites.
     """
     if not structure.actions:
         return {}, {}
@@ -158,7 +162,7 @@ def summarize_prior_draws(
     continuous = [
         name
         for name in structure.actions
-        # A zero beside a continuous distribution is an atom that its density knows of.
+        # A hurdle distribution's zeros are atoms too, but its density already accounts for them.
         if not structure[name].discrete and not isinstance(unwrapped(seen[name].fn), dist.HurdleProbs)
     ]
     ends = {name: own for name in continuous if (own := edge_interval(_peeled(seen[name].fn).support)) is not None}
@@ -190,7 +194,7 @@ def summarize_prior_draws(
 
 
 def _coordinates(fn: Any, value: Any) -> Array:
-    """Give the unconstrained coordinates of a continuous draw, or the counts of a discrete one, [..., N]."""
+    """Return the unconstrained coordinates of a continuous draw, or the counts of a discrete one, [..., N]."""
     fn = _peeled(fn)
     value = jnp.asarray(value)
     if fn.support.is_discrete:
@@ -219,7 +223,7 @@ def _peeled(fn: Any) -> Any:
 
 
 def unwrapped(fn: Any) -> Any:
-    """Take off all that NumPyro wraps around a distribution."""
+    """Remove all of NumPyro's wrappers from a distribution."""
     while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     return fn

@@ -1,4 +1,4 @@
-"""Run a program once and keep, site by site, what it did."""
+"""Run a program once and record each of its sites."""
 
 import inspect
 import math
@@ -26,7 +26,7 @@ from bayesrl.typing import PRNGKey
 
 
 class Frame(NamedTuple):
-    """A plate as a site sees it: its name, axis (negative), size in the run and full size."""
+    """A plate around a site: its name, axis (negative), size in this run and full size."""
 
     name: str
     dim: int
@@ -38,8 +38,8 @@ class TraceSite(NamedTuple):
     """One sample or deterministic site of one run.
 
     Inside a `scan` of T steps, `value` and the parameters of `fn` have a leading axis of length T,
-    and `scan` numbers the scan; elsewhere `scan` is None. A distribution may have time of its own, as that of a
-    sentence has: it then has a method `log_prob_by_step`, from a value to [*batch, T], and `num_steps`, which is T.
+    and `scan` numbers the scan; elsewhere `scan` is None. A distribution may also have its own time axis, as one over
+    sentences does: it then has a method `log_prob_by_step`, from a value to [*batch, T], and `num_steps`, which is T.
     """
 
     name: str
@@ -55,7 +55,7 @@ class TraceSite(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """All sites of one run in program order, its parameters, and the indices of its plates."""
+    """All sites of one run in program order, with its parameters and the indices of its plates."""
 
     sites: dict[str, TraceSite]
     params: dict[str, Any]
@@ -63,7 +63,7 @@ class Trace(NamedTuple):
 
 
 class _TraceHandler(Messenger):
-    """Keeps the messages themselves, so that what inner handlers change afterwards is seen too."""
+    """Keeps the messages themselves, not copies, so that later changes by other handlers show too."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__(fn)
@@ -100,7 +100,7 @@ class _TraceHandler(Messenger):
         elif msg.get("_control_flow_done"):
             self.messages.append((msg, self.num_scans - 1, self.length))
         elif msg["type"] == "param":
-            # A plate around it is about to take its mini-batch; what is declared is the whole.
+            # Copy now: a plate around the parameter is about to replace the whole array by its mini-batch.
             self.messages.append((msg.copy(), None, 1))
         else:
             self.messages.append((msg, None, steps_of(msg.get("fn"))))
@@ -128,12 +128,12 @@ class _TraceHandler(Messenger):
 
 
 def steps_of(fn: Any) -> int:
-    """Count the steps of a distribution that has time of its own; 1 for all others."""
+    """Count the steps of a distribution with its own time axis; 1 for all others."""
     return int(fn.num_steps) if hasattr(fn, "log_prob_by_step") else 1
 
 
 def _seed_steps(msg: dict[str, Any], length: int) -> None:
-    """Make the keys of all steps of a scan before it, in the place of NumPyro's chain of splits inside it."""
+    """Split the keys of all steps before the scan, which replaces NumPyro's chain of splits inside it."""
     key = msg["kwargs"].get("rng_key")
     if key is None:
         return
@@ -188,7 +188,7 @@ def trace_program(program: Callable[..., Any], *args: Any) -> Trace:
 def trace_abstractly(make: Callable[[], Trace]) -> Trace:
     """Make a trace without computing anything.
 
-    Only what JAX knows beforehand may be read of it: names, kinds, plates, shapes, types.
+    Read only what JAX knows without values: names, kinds, plates, shapes, dtypes.
     """
     made: list[Trace] = []
     jax.make_jaxpr(lambda: _traced_values(made, make))()
@@ -196,7 +196,7 @@ def trace_abstractly(make: Callable[[], Trace]) -> Trace:
 
 
 class AbstractTrace(NamedTuple):
-    """A trace without values, and the key that it was made with: values that parameters start at may be drawn."""
+    """A trace without values, and the key that made it, since a parameter's initial value may be a draw."""
 
     trace: Trace
     key: PRNGKey
@@ -205,13 +205,13 @@ class AbstractTrace(NamedTuple):
 def abstract_trace(
     key: PRNGKey, program: Callable[..., Any], args: tuple[Any, ...], known: Trace | None = None
 ) -> AbstractTrace:
-    """Trace a program without computing anything; once for each program inside of `trace_cache`.
+    """Trace a program without computing anything, once per program inside `trace_cache`.
 
     Args:
-        key: used where the program was not traced yet.
+        key: used only if the program has no cached trace yet.
         program: without a key.
         args: of the program.
-        known: its trace, where it was made already.
+        known: its trace, if you already have it.
     """
 
     def trace() -> AbstractTrace:
@@ -222,17 +222,20 @@ def abstract_trace(
 
 
 def trace_abstractly_twice(make: Callable[[], Trace]) -> tuple[Trace, list[str]]:
-    """Do as `trace_abstractly`, and name the sites whose values come from elsewhere than this run of the program.
+    """Trace as `trace_abstractly` does, and name the sites whose values come from outside this run of the program.
 
     Raises:
         PolicyError: a second run computes something else.
     """
     trace, first = _reading(make)
-    learned = all(site.kind != "reward" for site in trace.sites.values())  # then parameters only start somewhere
+    # Without rewards the parameters are trained, so a random initial value does not make the program random:
+    # give the second run the values of the first.
+    learned = all(site.kind != "reward" for site in trace.sites.values())
     values = {name: msg["value"] for name, msg in trace.params.items()}
     start = {name: value for name, value in values.items() if learned and not _unknown(value)}
     check_deterministic(first, _reading(handlers.substitute(make, data=start))[1])
     jaxpr = first.trace
+    # A tracer among the constants belongs to another trace, such as that of a `jax.lax.scan` in the program.
     strays = {
         id(var)
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
@@ -290,25 +293,25 @@ def _refuse_repeated_names(messages: list[tuple[dict[str, Any], int | None, int]
 
 
 def site_log_prob(site: TraceSite) -> Array:
-    """Log-probability of a site's value, of shape [T?, *batch] or [*batch, T?], scaled as handlers asked, in nats.
+    """Log-probability of a site's value, of shape [T?, *batch] or [*batch, T?], with the scale of handlers, in nats.
 
-    Time comes first where it is that of a scan, and last where it is the distribution's own.
+    The time of a scan comes first; a distribution's own time comes last.
     """
     return scale_log_prob(raw_log_prob(site), site)
 
 
 def scaled_and_raw_log_prob(site: TraceSite, contexts: tuple[Frame, ...]) -> tuple[Array, Array]:
-    """Log-probability of a site's value, as handlers scaled it and whatever its scale.
+    """Log-probability of a site's value, with the scale of handlers and without it.
 
     Returns:
-        Both reduced as by `per_context`, in nats.
+        Both, reduced as `per_context` does, in nats.
     """
     raw = raw_log_prob(site)
     return per_context(scale_log_prob(raw, site), site, contexts), per_context(raw, site, contexts, scaled=False)
 
 
 def raw_log_prob(site: TraceSite) -> Array:
-    """Log-probability of a site's value, whatever handlers make of its scale, in nats."""
+    """Log-probability of a site's value without the scale of handlers, in nats."""
     if hasattr(site.fn, "log_prob_by_step"):
         by_step: Array = site.fn.log_prob_by_step(site.value)
         return by_step
@@ -317,14 +320,14 @@ def raw_log_prob(site: TraceSite) -> Array:
 
 
 def _takes_intermediates(fn: Any) -> bool:
-    """Whether a density reads what its draw computed; some transformed distributions have one of their own."""
+    """Whether `log_prob` takes the draw's intermediates; some transformed distributions override it without them."""
     while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     return "intermediates" in inspect.signature(fn.log_prob).parameters
 
 
 def scale_log_prob(log_prob: Array, site: TraceSite) -> Array:
-    """Scale by what handlers asked of a site."""
+    """Apply the scale that handlers gave a site."""
     if site.scale is None:
         return log_prob
     own_time = hasattr(site.fn, "log_prob_by_step")
@@ -332,11 +335,10 @@ def scale_log_prob(log_prob: Array, site: TraceSite) -> Array:
 
 
 def per_context(values: Array, site: TraceSite, contexts: tuple[Frame, ...], *, scaled: bool = True) -> Array:
-    """Reduce values as `site_log_prob` gives them to [*contexts, T]: contexts kept, other plates summed.
+    """Reduce the values of `site_log_prob` to [*contexts, T]: keep the contexts, sum over other plates.
 
-    Time comes last and has length 1 outside scans. A site that all contexts share counts in each. The
-    scale that subsampling gives to the plates of the contexts is taken out, since contexts are
-    averaged and not summed.
+    Time comes last and has length 1 outside scans. A site that all contexts share counts in each. This
+    divides out the scale that subsampling gives to context plates, because contexts are averaged, not summed.
     """
     if hasattr(site.fn, "log_prob_by_step"):
         by_time = values

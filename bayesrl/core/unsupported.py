@@ -1,4 +1,4 @@
-"""What NumPyro lets a program do and the library cannot follow, told by name when a program is first read."""
+"""Refuse, by name, what NumPyro lets a program do but the library cannot follow, when a program is first read."""
 
 import inspect
 import linecache
@@ -29,10 +29,9 @@ _DECIDED = (
 
 
 class Refusals(Messenger):
-    """Sees a program alone, before anything of the library acts on it, and refuses sites that are not drawn freely.
+    """Refuses sites that are not drawn freely; it sees a program before any other handler of the library does.
 
-    A site of which somebody else holds the value, or the key, is drawn by no fit; a scan hides its sites from
-    `handlers.do`.
+    A fit cannot draw a site whose value or key another handler has set. A scan hides its sites from `handlers.do`.
 
     Args:
         fn: a program, called once.
@@ -46,17 +45,17 @@ class Refusals(Messenger):
         self.drawing: dict[str, Any] | None = None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """Name the site whose distribution cannot be drawn from."""
+        """Name the site whose distribution has no sampler."""
         super().__exit__(kind, error, trace)
         if self.drawing is not None and isinstance(error, NotImplementedError | ImportError):
             _refuse_undrawn(self.drawing, error)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Note that a site is drawn."""
+        """Note that the site has been drawn."""
         self.drawing = None
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Look at a site as the program and its handlers made it."""
+        """Check a site as the program and its own handlers made it."""
         self.drawing = msg if msg["type"] == "sample" else None
         if msg["type"] in ("sample", "deterministic", "param"):
             _refuse_name(msg["name"])
@@ -74,7 +73,7 @@ class Refusals(Messenger):
 
 
 def _refuse_name(name: Any) -> None:
-    """Refuse the names that no file can hold, before anything is fitted."""
+    """Refuse names that no file can store, before anything is fitted."""
     if not isinstance(name, str) or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
         raise PolicyError(
             f"the program has a site of the name {name!r}, which no file of draws can hold; use a text without zero "
@@ -144,7 +143,7 @@ def _refuse_held_in_scan(msg: dict[str, Any], *, held: Any) -> None:
 
 
 def _given(held: Any, msg: dict[str, Any]) -> Any:
-    """Give the value that a handler around a scan holds for a site inside of it, or None."""
+    """Return the value that a handler around a scan sets for a site inside it, or None."""
     if msg["type"] != "sample":
         return None
     found = held(msg) if callable(held) else held.get(msg["name"])
@@ -152,7 +151,7 @@ def _given(held: Any, msg: dict[str, Any]) -> Any:
 
 
 def check_scan(msg: dict[str, Any], length: int) -> None:
-    """Watch the body of a scan for what cannot be replayed: scans in it, and sites given at a part of the steps.
+    """Watch the body of a scan for what cannot be replayed: nested scans, and sites conditioned at only some steps.
 
     Raises:
         PolicyError: naming the site and the remedy, when the body runs.
@@ -164,7 +163,7 @@ def check_scan(msg: dict[str, Any], length: int) -> None:
 
 
 def refuse_branches(msg: dict[str, Any]) -> None:
-    """Refuse NumPyro's `cond`, whose sites are there or not.
+    """Refuse NumPyro's `cond`, because only one branch has its sites.
 
     Raises:
         PolicyError: the message is of a `cond`.
@@ -218,14 +217,14 @@ def _refuse_partly(msg: dict[str, Any], *, held: Any, length: int) -> None:
 
 @contextmanager
 def explain_errors(role: str, error: type[BayesRLError]) -> Iterator[None]:
-    """Tell in words of the program what JAX and NumPyro raise while they run it on values that are not known yet.
+    """Turn the errors that JAX and NumPyro raise while tracing a program into errors about the program itself.
 
     Args:
         role: what the program is, such as "the policy".
-        error: which kind of error it is then.
+        error: the class of error to raise.
 
     Raises:
-        BayesRLError: of that kind, naming the line and what to write in its place.
+        BayesRLError: of that class, naming the line and what to write instead.
     """
     try:
         yield
@@ -252,7 +251,7 @@ def explain_errors(role: str, error: type[BayesRLError]) -> Iterator[None]:
 
 
 def refuse_stray(name: str) -> None:
-    """Refuse a site whose value has left the function of JAX that it was drawn in.
+    """Refuse a site whose value has leaked from the JAX function that it was drawn in.
 
     Raises:
         PolicyError: always.
@@ -268,12 +267,12 @@ def check_arguments(program: Program, args: tuple[Any, ...], role: str, error: t
 
     Args:
         program: with or without handlers around it.
-        args: what it would be called with.
+        args: the arguments of the call.
         role: what the program is, such as "the policy".
-        error: which kind of error it is then.
+        error: the class of error to raise.
 
     Raises:
-        BayesRLError: of that kind, naming what the program takes.
+        BayesRLError: of that class, naming what the program takes.
     """
     inner: Any = program
     while isinstance(inner, Messenger) and inner.fn is not None:
@@ -301,7 +300,7 @@ _LIBRARIES = tuple(
 
 
 def _line(error: BaseException) -> str:
-    """Tell the line of the user's own code that an error came from."""
+    """Describe the line of the user's own code that an error came from."""
     found, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename

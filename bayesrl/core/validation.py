@@ -1,4 +1,4 @@
-"""Whether policy and guide fit together: the same sites, the same support, the same nature, separate contexts."""
+"""Check that policy and guide fit together: the same sites, support and nature, and separate contexts."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ type _Looked = tuple[dict[str, Array], dict[str, Array], dict[str, Array]]
 
 
 def check_sites(programs: Programs, params: Params) -> None:
-    """Refuse a guide that has other sites than its policy, without drawing.
+    """Refuse a guide whose sites are not those of its policy, without drawing.
 
     Raises:
         GuideError: the guide misses an action site, adds a site, draws another shape, or may leave the prior's support.
@@ -35,9 +35,9 @@ def check_sites(programs: Programs, params: Params) -> None:
 def check_draws(
     key: PRNGKey, programs: Programs, params: Params, draws: Draws, totals: Totals, *, separate: bool = False
 ) -> None:
-    """Refuse programs that draws show not to fit together.
+    """Refuse programs that do not fit together, as their draws show.
 
-    A guide that says of itself that it is `within_prior` is looked at only where a draw has prior probability 0.
+    A guide that declares itself `within_prior` is checked only if some draw has prior probability 0.
 
     Args:
         key: consumed whole.
@@ -45,10 +45,10 @@ def check_draws(
         params: unconstrained parameters of the guide.
         draws: of the guide, [num_draws, ...].
         totals: their scores.
-        separate: whether it is known that the elements of context plates do not read one another.
+        separate: whether the elements of context plates are already known not to read one another.
 
     Raises:
-        GuideError: draws leave the prior's support, nature is another than the policy's, or the guide's choice for
+        GuideError: draws leave the prior's support, the guide's nature is not the policy's, or the guide's choice for
             one element of a context plate reads another element.
         PolicyError: the policy's own density is nan, or a reward, a likelihood or a prior of one element of a context
             plate reads another element.
@@ -85,7 +85,7 @@ def check_draws(
 
 
 def _counted(found: dict[str, Array]) -> Iterator[tuple[str, int]]:
-    """Count the draws of each site that were found to be bad, where there are any."""
+    """Count the bad draws of each site that has any."""
     counts = {name: int(np.asarray(bad).sum()) for name, bad in found.items()}
     return ((name, count) for name, count in counts.items() if count)
 
@@ -119,7 +119,7 @@ def _check_names(programs: Programs, drawn: Trace) -> None:
 
 
 def _check_support(name: str, prior: FiniteSupport | None, guide: FiniteSupport | None) -> None:
-    """Refuse numbers that the prior does not know, however seldom the guide draws them."""
+    """Refuse values outside the prior's support, however rarely the guide draws them."""
     if not isinstance(prior, tuple) or not isinstance(guide, tuple):
         return
     strange = sorted(set(guide) - set(prior))
@@ -131,13 +131,13 @@ def _check_support(name: str, prior: FiniteSupport | None, guide: FiniteSupport 
 
 
 def _numbers(fn: Any) -> list[Any]:
-    """Give the parameters of a distribution that are floats."""
+    """Return the floating-point parameters of a distribution."""
     leaves = [leaf for leaf in jax.tree.leaves(fn) if isinstance(leaf, Array | np.ndarray)]
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
 def _look(key: PRNGKey, programs: Programs, params: Params, values: dict[str, Array]) -> _Looked:
-    """Tell by site which draws have no prior density, leave the support or come from another nature."""
+    """Report by site which draws have a nan density, leave the support, or come from another nature."""
 
     def one(values: dict[str, Array]) -> _Looked:
         policy = handlers.substitute(
@@ -148,7 +148,7 @@ def _look(key: PRNGKey, programs: Programs, params: Params, values: dict[str, Ar
         for name in programs.structure.actions:
             site = scored[name]
             log_prob = site_log_prob(site)
-            # Some densities hide a parameter that is not a number.
+            # A nan parameter need not make the density nan, so look at the parameters too.
             broken[name] = jnp.stack([jnp.isnan(x).any() for x in (log_prob, *_numbers(site.fn))]).any()
             outside[name] = ~(jnp.all(site.fn.support(site.value)) & jnp.all(log_prob > -jnp.inf))
         if programs.guide is None or not programs.structure.names("environment"):
@@ -176,13 +176,13 @@ type Interacting = dict[str, dict[str, Array]]
 
 
 def find_interacting(key: PRNGKey, programs: Programs, params: Params) -> dict[str, Interacting]:
-    """Mix two draws element by element, and tell by plate which scores are not those of the elements."""
+    """Mix two draws element by element, and report by plate which scores do not follow their own element."""
     frames = enumerate(sorted(programs.structure.contexts, key=lambda frame: frame.dim))
     return {frame.name: _interacting(axis, frame, programs, key, params) for axis, frame in frames if frame.size > 1}
 
 
 def refuse_interacting(plates: Mapping[str, Interacting]) -> None:
-    """Refuse context plates whose elements are no separate problems.
+    """Refuse context plates whose elements are not separate problems.
 
     Raises:
         PolicyError: a reward, a likelihood or a prior of one element reads another element.
@@ -203,7 +203,7 @@ def refuse_interacting(plates: Mapping[str, Interacting]) -> None:
 
 
 def _interacting(axis: int, plate: Frame, programs: Programs, key: PRNGKey, params: Params) -> Interacting:
-    """As `find_interacting`, for one plate, whose elements lie along an axis of the contexts."""
+    """Do `find_interacting` for one plate, whose elements lie along one axis of the contexts."""
     contexts = len(programs.structure.contexts)
     batch_key, draws_key, mask_key = split_keys(key, 3)
     batch = {name: indices[0] for name, indices in programs.draw(batch_key, params, 1).plates.items()}
@@ -226,6 +226,7 @@ def _interacting(axis: int, plate: Frame, programs: Programs, key: PRNGKey, para
         for name, values in getattr(both, part).items():
             lead = _along(chosen, 1 + axis, 2 + contexts)
             expected = jnp.where(lead, getattr(ours, part)[name], getattr(theirs, part)[name])
+            # Compiled sums round differently per draw, so the tolerance is relative to the largest score.
             rounding = 1e-3 * jnp.max(jnp.abs(expected), where=jnp.isfinite(expected), initial=1e-3)
             found[part][name] = ~jnp.allclose(values, expected, rtol=0.0, atol=rounding, equal_nan=True)
     return found
