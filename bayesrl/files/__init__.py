@@ -1,1 +1,1 @@
-"""Files: only plain ones are read or written, JSON is read with bounds and by a schema, and a folder has one writer."""
+"""Safe files: read and write only regular files, check JSON against bounds and a schema, one writer per folder."""

@@ -1,6 +1,6 @@
-"""Stamps: what a file is, its format, the problem that it belongs to and a digest of every byte of it, inside of it.
+"""Stamps: a line inside a file with its format, its name, the problem that it belongs to and a digest of its bytes.
 
-The digest is taken with zeros in its own place; it stands at the beginning of a file or at its end, as its kind allows.
+To compute the digest, put zeros in its place. The stamp is at the beginning or the end of the file, as its kind allows.
 """
 
 import hashlib
@@ -10,32 +10,32 @@ from collections.abc import Mapping
 from typing import Any
 
 FORMAT = 4
-"""Of the files of a run folder."""
+"""Format of the files of a run folder."""
 
 ANYBODY = "0" * 16
-"""The problem of files that may belong to any."""
+"""The problem of files that may belong to any problem."""
 
 _STAMP = re.compile(rb"bayesrl format (\d{1,9}), ([\w.-]{1,40}) of ([0-9a-f]{16}), sha256 ([0-9a-f]{64})")
 _NEAR = 200
-"""So many bytes from either end a stamp begins at the latest."""
+"""A stamp begins within this many bytes from either end."""
 
 _BLANK = b"0" * 64
 
 
 OLDEST = 3
-"""Stamps since this format say what they say today."""
+"""Since this format, stamps have had today's meaning."""
 
 
 class UnstampedError(ValueError):
-    """A file bears no stamp."""
+    """A file has no stamp."""
 
 
 class NewerError(ValueError):
-    """A file was written by a later version."""
+    """A later version wrote the file."""
 
 
 def blank(name: str, problem: str = ANYBODY) -> str:
-    """Give a stamp to be put into a file of this name, which `stamped` then completes."""
+    """Return a stamp to put into a file of this name; `stamped` then completes it."""
     return f"bayesrl format {FORMAT}, {name} of {problem}, sha256 {_BLANK.decode()}"
 
 
@@ -52,16 +52,16 @@ def _found(content: bytes) -> re.Match[bytes] | None:
 
 
 def verify(content: bytes, name: str, problem: str = ANYBODY) -> None:
-    """See that a file is as it was written.
+    """Check that a file is as it was written.
 
     Args:
         content: of the file.
-        name: that its stamp has to give it.
-        problem: that it has to belong to.
+        name: that its stamp must have.
+        problem: that it must belong to.
 
     Raises:
         NewerError: a later version wrote it.
-        ValueError: it is damaged, bears no stamp, or is another file or of another problem; the message says which.
+        ValueError: it is damaged, has no stamp, or is of another name or problem; the message says which.
     """
     found = _found(content)
     if found is None:
@@ -70,7 +70,7 @@ def verify(content: bytes, name: str, problem: str = ANYBODY) -> None:
         raise NewerError(newer(int(found[1])))
     if int(found[1]) < OLDEST:
         raise ValueError(f"it has format {int(found[1])}, and this version reads {FORMAT}")
-    digest = hashlib.sha256(memoryview(content)[: found.start(4)])
+    digest = hashlib.sha256(memoryview(content)[: found.start(4)])  # a view, since slicing would copy a large file
     digest.update(_BLANK)
     digest.update(memoryview(content)[found.end(4) :])
     if digest.hexdigest().encode() != found[4]:
@@ -82,7 +82,7 @@ def verify(content: bytes, name: str, problem: str = ANYBODY) -> None:
 
 
 def is_intact(content: bytes, name: str) -> bool:
-    """Whether a file is as its stamp says."""
+    """Whether a file agrees with its stamp."""
     try:
         verify(content, name)
     except ValueError:
@@ -91,19 +91,19 @@ def is_intact(content: bytes, name: str) -> bool:
 
 
 def digest_of(content: bytes) -> str:
-    """Give the digest of a file that cannot bear it itself."""
+    """Return the digest of a file that cannot contain it."""
     return hashlib.sha256(content).hexdigest()
 
 
 def newer(number: Any) -> str:
-    """Say that a file is of a later version."""
+    """Describe a file of a later version."""
     return (
         f"it has format {number}, of a newer version of bayesrl, and this one reads {FORMAT}; update bayesrl to read it"
     )
 
 
 def problem_digest(identity: Mapping[str, Any]) -> str:
-    """Give a short digest of what identifies a problem."""
+    """Return a short digest of a problem's identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]
 
 
@@ -116,6 +116,6 @@ def stamped_json(content: Mapping[str, Any], name: str, problem: str = ANYBODY) 
     told = {key: value for key, value in content.items() if key != STAMP} | {STAMP: blank(name, problem)}
     try:
         written = json.dumps(told, indent=1, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # halves of characters
+    except UnicodeEncodeError:  # lone surrogates, which ASCII escapes can write
         written = json.dumps(told, indent=1).encode()
     return stamped(written + b"\n")

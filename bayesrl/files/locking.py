@@ -1,4 +1,4 @@
-"""One writer for a folder: a lock that the system takes back from a process that ends, however it ends."""
+"""One writer per folder: a lock that the system releases when the process ends, however it ends."""
 
 import os
 import re
@@ -15,17 +15,17 @@ from bayesrl.files.regular_files import file_kind
 LOCK = ".lock"
 _HOLDER = re.compile(r"process \d+ on [\w.-]{1,100}")
 _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
-"""Folders that this thread holds already."""
+"""Folders that this thread has locked already."""
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder that exists: nobody else holds it meanwhile, other threads of this process included.
+    """Lock an existing folder against other processes and other threads of this process.
 
-    Whoever holds a folder may hold it again inside. Where the system or the disk knows no locks, there is none.
+    The holder may lock it again inside. If the system or the disk has no locks, this does nothing.
 
     Raises:
-        RunFolderError: somebody else holds it; the message says who.
+        RunFolderError: somebody else has locked it; the message says who.
     """
     place = folder.resolve()
     if place in _held.get():
@@ -39,12 +39,12 @@ def lock_folder(folder: Path) -> Iterator[None]:
         _held.reset(token)
         if descriptor is not None:
             with suppress(OSError):
-                os.unlink(folder / LOCK)  # before it is free, so that nobody locks a file that is gone
+                os.unlink(folder / LOCK)  # before unlocking: afterwards it could be another process's lock
             os.close(descriptor)
 
 
 def _locked(folder: Path) -> int | None:
-    """Make and lock the file of a folder, or give None where there are no locks."""
+    """Make and lock a folder's lock file, or return None if the system has no locks."""
     try:
         import fcntl
     except ImportError:
@@ -61,7 +61,7 @@ def _locked(folder: Path) -> int | None:
             raise RunFolderError(f"cannot write into {folder}: {error.strerror}; choose another directory") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_still(path, descriptor):  # who held it has just taken it away
+            if not _is_still(path, descriptor):  # the last holder has just removed it, so we locked a deleted file
                 os.close(descriptor)
                 continue
             os.ftruncate(descriptor, 0)
@@ -75,7 +75,7 @@ def _locked(folder: Path) -> int | None:
             ) from None
         except OSError:
             os.close(descriptor)
-            return None  # a disk that knows no locks
+            return None  # the disk has no locks
         return descriptor
 
 

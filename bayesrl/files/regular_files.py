@@ -1,4 +1,4 @@
-"""Plain files: read with a bound, replaced in one step; no link is followed to write, no pipe or device waited on."""
+"""Read regular files up to a bound and replace them in one step, without following links or waiting on pipes."""
 
 import os
 import secrets
@@ -8,7 +8,7 @@ from pathlib import Path
 from bayesrl.errors import RunFolderError
 
 WRITING = ".writing"
-"""How names of files end that are being written; they begin with a dot."""
+"""Suffix of the names of unfinished files; these names begin with a dot."""
 
 _LONGEST = 200
 _KINDS = (
@@ -22,7 +22,7 @@ _KINDS = (
 
 
 def _flags(*names: str) -> int:
-    """Join flags of `os.open`, of which some systems lack some."""
+    """Join flags of `os.open`, leaving out those that this system lacks."""
     joined = 0
     for name in names:
         joined |= getattr(os, name, 0)
@@ -30,28 +30,28 @@ def _flags(*names: str) -> int:
 
 
 def file_kind(mode: int) -> str:
-    """Name what something in a folder is by its mode; empty for a plain file."""
+    """Name the kind of a folder's entry by its mode; empty for a regular file."""
     return "" if stat.S_ISREG(mode) else next((told for is_one, told in _KINDS if is_one(mode)), "no plain file")
 
 
 def read_file(path: Path, *, most: int | None = None, linked: bool = False) -> bytes | None:
-    """Read a plain file, or give None where there is none.
+    """Read a regular file, or return None if it does not exist.
 
     Args:
         path: of the file.
-        most: greatest number of bytes; None is what the machine's memory holds.
-        linked: whether a link may stand for the file, as in folders that other programs lay out of links.
+        most: greatest number of bytes; None means the size of the machine's memory.
+        linked: whether the path may be a link, as in folders that other programs build from links.
 
     Raises:
-        RunFolderError: it is no plain file, too large or cannot be read.
+        RunFolderError: it is not a regular file, is too large, or cannot be read.
     """
     flags = os.O_RDONLY | _flags("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY", *([] if linked else ["O_NOFOLLOW"]))
     most = most if most is not None else _memory()
     try:
-        _check_plain(path, os.stat(path, follow_symlinks=linked), most)  # opening a device may do something already
+        _check_plain(path, os.stat(path, follow_symlinks=linked), most)  # first, since just opening a device can act
         with os.fdopen(os.open(path, flags), "rb") as file:
             told = os.fstat(file.fileno())
-            _check_plain(path, told, most)
+            _check_plain(path, told, most)  # again, since the path may have changed in between
             content = file.read(told.st_size + 1)
     except FileNotFoundError:
         if not linked or not path.is_symlink():
@@ -80,7 +80,7 @@ def _check_plain(path: Path, told: os.stat_result, most: int) -> None:
 
 
 def _memory() -> int:
-    """Give the bytes of memory that the machine has."""
+    """Return the machine's memory in bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # no such call on this system
@@ -88,15 +88,15 @@ def _memory() -> int:
 
 
 def write_file(path: str | Path, content: bytes, *, before: Path | None = None) -> None:
-    """Replace a file in one step: whoever reads it sees the old content or the new, never a part.
+    """Replace a file in one step: a reader sees the old content or the new, never a part.
 
     Args:
         path: of the file.
-        content: what it shall hold.
-        before: where what it held before goes.
+        content: the new content.
+        before: where to keep the old file.
 
     Raises:
-        RunFolderError: the disk is full, the folder cannot be written, or there is something other than a plain file;
+        RunFolderError: the disk is full, the folder cannot be written, or the path is not a regular file;
             the old content is intact.
     """
     path = Path(path)
@@ -108,7 +108,7 @@ def write_file(path: str | Path, content: bytes, *, before: Path | None = None) 
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before the rename, or a crash could leave an empty file under the new name
             if before is not None and path.exists():
                 check_writable(before)
                 path.replace(before)
@@ -125,10 +125,10 @@ def write_file(path: str | Path, content: bytes, *, before: Path | None = None) 
 
 
 def check_writable(path: Path) -> None:
-    """Refuse to replace anything but a plain file.
+    """Refuse to replace anything but a regular file.
 
     Raises:
-        RunFolderError: there is a folder, a link, a pipe or a device.
+        RunFolderError: the path is a folder, a link, a pipe or a device.
     """
     try:
         kind = file_kind(path.lstat().st_mode)
@@ -140,14 +140,14 @@ def check_writable(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Take away what processes left that were killed while they wrote; only where nobody else writes."""
+    """Remove unfinished files of processes that were killed while writing; call this only under the folder's lock."""
     for path in folder.glob(f".*{WRITING}"):
         if not file_kind(path.lstat().st_mode):
             path.unlink(missing_ok=True)
 
 
 def file_name(text: str) -> str:
-    """Make of any text, such as a name that a user gave, the name of a file that stays in its folder.
+    """Turn any text, such as a user's name for something, into a file name that stays in its folder.
 
     Example:
         >>> from bayesrl.files.regular_files import file_name

@@ -1,4 +1,4 @@
-"""JSON from files: a bound on size and depth, and one way to say which values are expected where."""
+"""Read JSON files with a bound on size and depth, and check them against a schema."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 MOST_BYTES = 2**26
 DEEPEST = 60
-"""Objects and lists inside of each other."""
+"""Deepest nesting of objects and lists."""
 
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
@@ -19,8 +19,8 @@ class ValueKind:
     """A kind of value.
 
     Attributes:
-        told: what it is, in words.
-        holds: whether a value is one.
+        told: its description in words.
+        holds: whether a value is of this kind.
     """
 
     told: str
@@ -47,19 +47,20 @@ FLAG = ValueKind("true or false", lambda value: isinstance(value, bool))
 NOTHING = ValueKind("null", lambda value: value is None)
 
 type Schema = Any
-"""A kind; a tuple of alternatives; a list with the schema of every element; an object by names, of which those that end
-in "?" may be missing, and "*" stands for all others, which may be anything where it is not given."""
+"""A kind; a tuple of alternatives; a list with the schema of every element; or an object by names. A name that ends in
+"?" may be missing, and "*" is the schema of all other names, which may have any value without it."""
 
 
 def parsed(content: bytes) -> Any:
     """Read JSON.
 
     Raises:
-        ValueError: it is none, or too large or too deep; the message says which.
+        ValueError: it is not JSON, or is too large or too deep; the message says which.
     """
     if len(content) > MOST_BYTES:
         raise ValueError(f"it has {len(content):,} bytes, over {MOST_BYTES:,}")
     depth = 0
+    # Count brackets before parsing: Python's parser recurses, and would exhaust the stack.
     for found in _BRACKETS.finditer(content):
         first = found[0][:1]
         depth += (first in b"[{") - (first in b"]}")
@@ -69,7 +70,7 @@ def parsed(content: bytes) -> Any:
 
 
 def misfit(value: Any, schema: Schema, place: str = "it") -> str | None:
-    """Say where a value is not as its schema wants it, or give None where it is.
+    """Say where a value does not fit its schema, or return None if it fits.
 
     Example:
         >>> from bayesrl.files.schemas import TEXT, misfit, integer_between

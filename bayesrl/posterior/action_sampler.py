@@ -1,4 +1,4 @@
-"""Actions of one fitted policy, chosen one after another by a program that is prepared once."""
+"""Choose actions of one fitted policy, one after another, by a program that is prepared once."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -14,11 +14,11 @@ from bayesrl.core.structure import as_arrays
 from bayesrl.typing import Params, PRNGKey
 
 _MOST_KEPT = 64
-"""Prepared programs of one policy: one for each shape of what is observed, and for each value of what is no array."""
+"""Most prepared programs of one policy: one for each shape of the observed arrays and value of the other arguments."""
 
 
 class ActionSampler:
-    """A fitted policy as it was when it first acted.
+    """A fitted policy, fixed as it was when it first acted.
 
     Args:
         programs: policy and guide.
@@ -30,7 +30,7 @@ class ActionSampler:
         self._prepared: OrderedDict[Any, TracedProgram] = OrderedDict()
 
     def __call__(self, key: PRNGKey, *observation: Any) -> Any:
-        """Choose actions, by the arguments of the fit where nothing is observed."""
+        """Choose actions; without an observation, use the arguments of the fit."""
         leaves, tree = jax.tree.flatten(observation or self.programs.args)
         if observation:
             leaves = self._numbers_as_arrays(leaves, tree)
@@ -44,7 +44,7 @@ class ActionSampler:
         form = (tree, rest, tuple(map(type, rest)), shapes, key.dtype)
         if form not in self._prepared:
             if isinstance(jax.device_put(np.zeros(())), jax.core.Tracer):
-                return self._choose(key, *jax.tree.unflatten(tree, leaves))  # what a caller compiles is not kept
+                return self._choose(key, *jax.tree.unflatten(tree, leaves))  # under a caller's jit: keep no tracers
 
             def act(_: None, key: PRNGKey, arrays: list[Any]) -> Any:
                 whole = list(rest)
@@ -63,7 +63,7 @@ class ActionSampler:
         return next(iter(actions.values())) if len(actions) == 1 else actions
 
     def _numbers_as_arrays(self, leaves: list[Any], tree: Any) -> list[Any]:
-        """Make numbers arrays, lest each be traced anew; those stay that were numbers in the arguments of the fit."""
+        """Turn numbers into arrays, so that a new value needs no new trace, unless they were numbers in the fit too."""
         own, own_tree = jax.tree.flatten(self.programs.args)
         fixed = [isinstance(x, bool | int | float) for x in own] if own_tree == tree else [False] * len(leaves)
         return [
@@ -73,7 +73,7 @@ class ActionSampler:
 
 
 def _all_numbers(*arrays: Any) -> bool:
-    """Whether arrays are known, and what JAX can take."""
+    """Whether arrays have known values, of dtypes that JAX can take."""
     return not any(
         isinstance(x, jax.core.Tracer) or (isinstance(x, np.ndarray) and x.dtype.kind not in "biufc") for x in arrays
     )

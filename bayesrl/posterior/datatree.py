@@ -1,4 +1,4 @@
-"""A posterior as an ArviZ DataTree, and back from the netCDF file of a run folder."""
+"""Turn a posterior into an ArviZ DataTree, and rebuild it from the netCDF file of a run folder."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -13,20 +13,20 @@ from bayesrl.files.regular_files import write_file
 from bayesrl.posterior.posterior import Posterior
 from bayesrl.value_checks import format_value
 
-if TYPE_CHECKING:  # xarray takes as long to import as everything else together
+if TYPE_CHECKING:  # xarray takes as long to import as all other packages together
     import xarray as xr
 
 PACKAGES = ("bayesrl", "numpyro", "jax", "arviz", "numpy")
 
 
 def to_datatree(posterior: Any) -> "xr.DataTree":
-    """Give a posterior's draws, statistics and history as an ArviZ DataTree.
+    """Return a posterior's draws, statistics and history as an ArviZ DataTree.
 
-    Restarts are `chain`, draws are `draw`, and an array of temperatures is a dimension `beta`. A site named
-    like a dimension gets a "_" behind it, and "/" becomes "."; its own name is then the variable's attribute `site`.
+    Restarts are the dimension `chain`, draws are `draw`, and an array of temperatures is `beta`. A site named
+    like a dimension gets a trailing "_", and "/" becomes "."; the variable's attribute `site` has the original name.
 
     Args:
-        posterior: fitted or loaded; or what `bayesrl.control.learn` gave, which tells its own groups.
+        posterior: fitted or loaded; or a result of `bayesrl.control.learn`, which has groups of its own.
 
     Returns:
         Groups `posterior`, `prior`, `sample_stats` (log_prior, log_q, log_weight in nats,
@@ -58,10 +58,10 @@ def to_datatree(posterior: Any) -> "xr.DataTree":
 
 
 def as_netcdf(posterior: Posterior) -> bytes:
-    """Give the DataTree of a posterior as the content of a netCDF file: without xarray, which takes longer to import.
+    """Return the DataTree of a posterior as the bytes of a netCDF file, if possible without the slow import of xarray.
 
-    What xarray would encode in ways of its own (names that are paths, empty or other than plain numbers) it writes.
-    It is made in memory: on a disk that is full the netCDF library would end the process.
+    Only where xarray has its own encoding (for empty arrays, and for dtypes other than plain numbers) does xarray write
+    the file. The bytes are made in memory, because on a full disk the netCDF library would end the process.
     """
     groups = _groups(posterior)
     if not all(group.is_plain for group in groups.values()):
@@ -77,36 +77,36 @@ def as_netcdf(posterior: Posterior) -> bytes:
             for own, array in group.coords.items():
                 made.create_variable(own, (own,), data=array)
             for own, (dims, array, told) in group.variables.items():
-                fill = np.nan if array.dtype.kind == "f" else None  # as xarray says what is missing
+                fill = np.nan if array.dtype.kind == "f" else None  # the fill values that xarray writes
                 made.create_variable(own, tuple(dims), data=array, fillvalue=fill).attrs.update(told)
     return held.getvalue()
 
 
 def write_netcdf(posterior: Posterior, path: Path) -> None:
-    """Write the DataTree of a posterior as a netCDF file, which is replaced in one step.
+    """Write the DataTree of a posterior to a netCDF file, replacing it in one step.
 
     Raises:
-        RunFolderError: it cannot be written; what it held before is intact.
+        RunFolderError: the file cannot be written; its old content is intact.
     """
     write_file(path, as_netcdf(posterior))
 
 
 class _Group(NamedTuple):
-    """Arrays by name, each with the names of its dimensions and what is told of it, and coordinates of dimensions."""
+    """Arrays by name, each with the names of its dimensions and its attributes, and coordinates of dimensions."""
 
     variables: dict[str, tuple[list[str], np.ndarray, dict[str, str]]]
     coords: dict[str, np.ndarray]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How long each dimension is."""
+        """The length of each dimension."""
         return {
             dim: size for dims, array, _ in self.variables.values() for dim, size in zip(dims, array.shape, strict=True)
         }
 
     @property
     def is_plain(self) -> bool:
-        """Whether there are only numbers of 4 or 8 bytes, some of each, under plain names."""
+        """Whether all arrays hold numbers of 4 or 8 bytes, and none is empty."""
         arrays = [*(array for _, array, _ in self.variables.values()), *self.coords.values()]
         return all(array.dtype.kind in "iuf" and array.dtype.itemsize in (4, 8) and array.size > 0 for array in arrays)
 
@@ -124,7 +124,7 @@ def _groups(posterior: Posterior) -> dict[str, _Group]:
 
 
 def _drawn(arrays: Mapping[str, Any], lead: list[str], coords: Mapping[str, Any]) -> _Group:
-    """Name the dimensions of draws, [*lead, ...], and put chain, draw and β first."""
+    """Name the dimensions of draws, [*lead, ...], and move chain, draw and β to the front."""
     order = [dim for dim in ("chain", "draw", "beta") if dim in lead]
     names = _stored(list(arrays), order)
     variables = {}
@@ -142,7 +142,7 @@ _AXIS = "_dim_"
 
 
 def _stored(names: Sequence[str], dims: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Give the names under which arrays are stored, and the attribute that tells their own where they differ."""
+    """Return the stored name of each array, and an attribute with the original name if the two differ."""
     found: dict[str, dict[str, str]] = {}
     for name in names:
         stored = name.replace("/", ".") if name.strip("./") else "_"  # dots alone are a folder in a file
@@ -176,7 +176,7 @@ def _attributes(posterior: Posterior) -> dict[str, Any]:
 def from_datatree(tree: "xr.DataTree", params: Mapping[str, Any], settings: Mapping[str, Any]) -> Posterior:
     """Rebuild a posterior, without its programs, from a DataTree made by `to_datatree`."""
     beta = tree.attrs.get("beta")
-    # A file says an array of one as a number.
+    # A netCDF attribute that is an array of one element reads back as a number.
     has_beta = np.ndim(np.asarray(beta)) == 1 or any("beta" in tree[name].dims for name in ("posterior", "training"))
     lead = ["beta", "chain"] if has_beta else ["chain"]
 

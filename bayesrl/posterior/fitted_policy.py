@@ -1,4 +1,4 @@
-"""A fitted policy as a program of its own."""
+"""A fitted policy as a program."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from bayesrl.typing import Params, Program
 
 
 def fitted_policy(programs: Programs, params: Params) -> Program:
-    """Give a program that draws by the guide and goes on as the policy, rewards included."""
+    """Return a program that draws from the guide and then runs as the policy, rewards included."""
     guide, values = programs.guide, programs.constrain(params)
     if guide is None:
         return handlers.substitute(programs.policy, data=values)

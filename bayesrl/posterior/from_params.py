@@ -1,4 +1,4 @@
-"""Posteriors of policies that were trained anywhere, and the draws that every posterior carries."""
+"""Posteriors from parameters that were trained elsewhere, and the draws that every posterior carries."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ from bayesrl.typing import PRNGKey, Program
 
 DRAW_BUDGET = 4_000_000
 LEAST_DRAWS = 32
-"""Where draws are large so many are made for every purpose, so that one compiled program serves them all."""
+"""The number of draws when they are large. It is the same for every purpose, so one compiled program serves all."""
 
 
 def posterior_at(
@@ -36,7 +36,7 @@ def posterior_at(
     *,
     unconstrained: bool,
 ) -> Any:
-    """Make a posterior of one fit from its parameters; see `Posterior.at`.
+    """Make the posterior of one fit from its parameters; see `Posterior.at`.
 
     Raises:
         PolicyError, GuideError: the programs do not fit together, or the parameters do not fit them.
@@ -46,7 +46,7 @@ def posterior_at(
             f"guide={type(guide).__name__}(...) is a family, which builds a guide anew for each key; "
             "pass the guide that was trained: state.guide, or posterior.programs.guide"
         )
-    key = key_from_seed(0)  # for checks, and for the draws that it carries
+    key = key_from_seed(0)  # for the checks, and for the draws that the posterior carries
     with trace_cache(), host_errors():
         policy, params = _with_trained_policy(policy, guide, params, args) if beta is not None else (policy, params)
         bound = bind_programs(key, policy, args, beta, guide)
@@ -68,7 +68,7 @@ def posterior_at(
 def _with_trained_policy(
     policy: Program, guide: Program | None, params: Mapping[str, Any], args: tuple[Any, ...]
 ) -> tuple[Program, Mapping[str, Any]]:
-    """Hold parameters that are the policy's own, which NumPyro's SVI trains too, inside of it."""
+    """Substitute the policy's own parameters into it; NumPyro's SVI trains these too."""
     if guide is None:
         return policy, params
     key = key_from_seed(0)
@@ -80,7 +80,7 @@ def _with_trained_policy(
 
 
 def with_draws(key: PRNGKey, posterior: Any) -> Any:
-    """Fill in the draws that a posterior carries: up to 1,000 each, fewer where they are large."""
+    """Fill in the draws that a posterior carries: up to 1,000 per fit, fewer if they are large."""
     programs = posterior.programs
     if programs is None:
         return posterior
@@ -88,7 +88,7 @@ def with_draws(key: PRNGKey, posterior: Any) -> Any:
     most = 1000 if programs.episodes is None else 20
     drawn_at_all = bool(programs.structure.names("action", "environment"))
     if not drawn_at_all:
-        most = 50  # nothing is drawn but mini-batches
+        most = 50  # the only draws are mini-batches
     num = int(np.clip(DRAW_BUDGET // max(size * int(np.prod(posterior.batch_shape)), 1), min(LEAST_DRAWS, most), most))
     draw_key, prior_key = split_keys(key)
     draws, totals = posterior._draw(draw_key, num, ())

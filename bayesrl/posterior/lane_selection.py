@@ -1,4 +1,4 @@
-"""Taking some of several fits out of arrays that hold them all."""
+"""Select single fits from arrays that hold several."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""log p(y) of a policy that conditions on data y beside its rewards: what J and KL(q‖p(x|y)) need and no draw tells."""
+"""log p(y) of a policy with both data y and rewards: J and KL(q‖p(x|y)) need it, and no single draw shows it."""
 
 import math
 from typing import Any
@@ -20,11 +20,11 @@ from bayesrl.typing import Params, PRNGKey, Program
 
 
 def log_marginal(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
-    """Give log p(y) averaged over contexts, nats: nan where it is not known, None without data beside rewards.
+    """Return log p(y) averaged over contexts, nats: nan if it is unknown, None unless there are data and rewards.
 
     Args:
-        key: consumed whole, where it has to be drawn for.
-        programs: of the fit; mini-batches are left aside.
+        key: consumed whole, if it takes draws.
+        programs: of the fit; taken over all data instead of mini-batches.
         params: of one fit, whose draws help.
     """
     if not is_conditioned(programs.structure):
@@ -34,20 +34,20 @@ def log_marginal(key: PRNGKey, programs: Programs, params: Params) -> Estimate |
 
 
 LEAST_EFFECTIVE = 100
-"""So many draws weights must be worth, in each context, for their mean to be told."""
+"""Least effective sample size of the weights, in each context, for their mean to count as known."""
 
 _MOST_COUNT = 2**16
 _DRAWS, _LEAST, _NUMBERS = 2**14, 2**8, 2**23
 
 
 def find_marginal(key: PRNGKey, programs: Programs, params: Params) -> Estimate | None:
-    """Find log p(y), averaged over contexts, nats; None where it cannot be known.
+    """Find log p(y), averaged over contexts, nats; None if it cannot be known.
 
-    By enumeration where the program is finite and small, else log of the mean of p(y|x)·π₀/m over draws of the mixture
-    m of prior and fit in equal shares, standard error by the delta method.
+    Enumerates the program if it is finite and small. Otherwise takes the log of the mean of p(y|x)·π₀/m over draws of
+    m, the equal mixture of prior and fit, with a standard error by the delta method.
 
     Args:
-        key: consumed whole, where it has to be drawn for.
+        key: consumed whole, if it takes draws.
         programs: over all of their data.
         params: unconstrained parameters of one fit.
     """
@@ -94,13 +94,15 @@ def _by_draws(key: PRNGKey, programs: Programs, params: Params) -> Estimate | No
     if effective.min() < LEAST_EFFECTIVE:
         return None
     mean = weight.mean(0)
+    # Delta method: relative deviations, averaged over contexts. Prior and fit are separate strata of fixed size, so
+    # their variances add within each.
     wave = (weight / mean - 1).mean(1).reshape(len(drawn), -1)
     se = math.sqrt(float(wave.var(1, ddof=1).sum()) / wave.shape[1]) / len(drawn)
     return Estimate(np.asarray((np.log(mean) + top).mean()), np.asarray(se))
 
 
 def _weights(totals: Totals, parts: int) -> np.ndarray:
-    """Log of p(y|x)·π₀/m, [draws, contexts], of a mixture of the prior, or of the prior and the fit in equal shares."""
+    """Log of p(y|x)·π₀/m, [draws, contexts], where m is the prior, or the equal mixture of prior and fit."""
     likelihood, ratio = (np.asarray(x, float).reshape(len(x), -1) for x in (totals.log_likelihood, totals.ratio))
     if parts == 1:
         return likelihood

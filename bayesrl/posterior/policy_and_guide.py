@@ -1,4 +1,4 @@
-"""A policy and a guide put together, checked before anything is computed from them."""
+"""Put a policy and a guide together, and check them before computing anything."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,8 +31,8 @@ class Bound(NamedTuple):
 
     Attributes:
         programs: both, with their arguments.
-        params: that guide and, where it is trained, policy declare, unconstrained.
-        family: that built the guide; None where it was written by hand.
+        params: the parameters that the guide declares, and the policy's if it is trained, unconstrained.
+        family: the family that built the guide; None if it was written by hand.
         betas: (), or [number of β]; 1 without rewards.
     """
 
@@ -50,7 +50,7 @@ def bind_programs(
     guide: Program | AutoGuide | None,
     source: Any = None,
 ) -> Bound:
-    """Put a policy and a guide together, and refuse those that do not fit, without drawing.
+    """Put a policy and a guide together, and refuse pairs that do not fit, without drawing.
 
     Raises:
         PolicyError, GuideError: naming the site, the value and the remedy.
@@ -104,7 +104,7 @@ def _built(
     *,
     learned: bool,
 ) -> tuple[Program | None, AutoGuide | None]:
-    """Give the guide program and its family."""
+    """Return the guide program and its family."""
     if not structure.actions:
         if guide is not None:
             raise GuideError(f"the policy draws nothing, so guide={guide!r} has no use; leave it out")
@@ -128,7 +128,7 @@ def _built(
 def declared_by(
     key: PRNGKey, programs: Programs, own: Params, own_transforms: Mapping[str, Any] | None = None
 ) -> tuple[Params, dict[str, Any]]:
-    """Give the parameters of guide and, where learned, policy, with their transforms; `own` are the policy's."""
+    """Return the parameters of the guide, plus `own` of a learned policy, with their transforms."""
     if programs.guide is None:
         return declared_params(key, programs.policy, *programs.args)
     with explain_errors("the guide", GuideError):
@@ -137,7 +137,7 @@ def declared_by(
 
 
 def draw_and_check(key: PRNGKey, programs: Programs, params: Params, *, by_hand: bool) -> tuple[Draws, Totals]:
-    """Draw from the guide, and refuse programs that draws show not to fit together.
+    """Draw from the guide, and refuse programs whose draws show that they do not fit together.
 
     Args:
         key: of the fit.
@@ -150,7 +150,7 @@ def draw_and_check(key: PRNGKey, programs: Programs, params: Params, *, by_hand:
     """
     if by_hand:
         _refuse_edges(fold_in(key, 7), programs)
-    # A few batches, lest long recordings of pictures be held so many times.
+    # At most a few batches: 64 copies of a long recording of pictures would fill memory.
     number = min(NUM_CHECKED, max(4 * batch_of(programs.structure), LEAST_CHECKED))
     draws, totals = draw_fit(fold_in(key, 1), programs, params, number)
     sampler = getattr(programs.guide, "sampler", None)
@@ -160,10 +160,10 @@ def draw_and_check(key: PRNGKey, programs: Programs, params: Params, *, by_hand:
 
 
 def _refuse_edges(key: PRNGKey, programs: Programs) -> None:
-    """Refuse a guide by hand for a site whose prior often draws what single precision cannot tell from its ends.
+    """Refuse a hand-written guide for a site whose prior often draws at the edge of single precision.
 
     Raises:
-        GuideError: naming the site, and how many draws of the prior lie there.
+        GuideError: naming the site, and how many draws of the prior lie at the edge.
     """
     for name, edge in edges_of(key, programs.policy, programs.structure, programs.args).items():
         raise GuideError(
@@ -175,16 +175,16 @@ def _refuse_edges(key: PRNGKey, programs: Programs) -> None:
 
 
 def bind_params(programs: Programs, declared: Params, given: Mapping[str, Any], *, unconstrained: bool) -> Params:
-    """Take parameters that were trained anywhere: unconstrained, as the programs take them.
+    """Check parameters that were trained elsewhere, and return them unconstrained, as the programs take them.
 
     Args:
         programs: policy and guide.
-        declared: what they declare, unconstrained.
-        given: by name, constrained as declared, or unconstrained.
-        unconstrained: which of both.
+        declared: the parameters that they declare, unconstrained.
+        given: the trained parameters by name, constrained as declared, or unconstrained.
+        unconstrained: whether `given` is unconstrained.
 
     Raises:
-        GuideError: a parameter is missing, unknown, of another shape, not finite, or outside of its constraint.
+        GuideError: a parameter is missing, unknown, of the wrong shape, not finite, or outside its constraint.
     """
     names = f"the guide declares {sorted(declared)}"
     missing, unknown = [n for n in declared if n not in given], [n for n in given if n not in declared]
@@ -221,7 +221,7 @@ def bind_params(programs: Programs, declared: Params, given: Mapping[str, Any], 
 
 
 def _shapes(tree: Any) -> list[Any]:
-    """Give the shape of a parameter, or those of the parts of one that is a tree, before its structure."""
+    """Return the shape of a parameter, or for a pytree the shapes of its leaves and its structure."""
     if hasattr(tree, "shape"):
         return [tuple(tree.shape)]
     leaves, treedef = jax.tree.flatten(tree)

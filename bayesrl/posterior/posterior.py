@@ -30,7 +30,7 @@ from bayesrl.statistics.estimates import Estimate, Estimates
 from bayesrl.typing import Numbers, Params, PRNGKey, Program, SiteArrays
 
 _OF_MARGINAL = 2**30
-"""What a key is folded with for log p(y)."""
+"""The number to fold a key with for log p(y)."""
 
 
 @checked(PolicyError)
@@ -38,21 +38,21 @@ _OF_MARGINAL = 2**30
 class Posterior(Displayable):
     """A fitted policy: an approximation q of the reward-tilted posterior p* ∝ π₀ · exp(R/β).
 
-    Arrays have the leading axes (*beta, restart): beta is an axis where `fit` was given an array,
-    restart always is one.
+    Arrays have the leading axes (*beta, restart). There is always an axis for restarts; there is one for
+    beta if you passed an array of temperatures to `fit`.
 
     Attributes:
         beta: temperature, reward units per nat: a float, an array, or None without rewards.
         params: fitted parameters of the guide, unconstrained, [*beta, restart, ...].
-        history: by chunk of steps: `step`, `loss` (nats), `objective` and `reward` (reward units),
+        history: per chunk of steps: `step`, `loss` (nats), `objective` and `reward` (reward units),
             `kl` (nats), `spread`, `grad_norm`, `skipped`, and `metrics/NAME`, [chunk, *beta, restart].
-        draws: draws made when the fit ended, {site: [*beta, restart, draw, ...]}, NumPy's arrays.
+        draws: draws from the end of the fit, {site: [*beta, restart, draw, ...]}, NumPy arrays.
         statistics: of these draws: `log_prior`, `total_reward`, `log_q`, `log_weight` (nats; reward
-            units for the reward), and `log_likelihood` where data stand beside rewards,
-            [*beta, restart, draw, *contexts]. log p(y), which J and KL take out, is in the settings.
+            units for the reward), and `log_likelihood` if the policy has both data and rewards,
+            [*beta, restart, draw, *contexts]. log p(y), which J and KL subtract, is in the settings.
         prior_draws: draws of the policy before the fit, {site: [draw, ...]}.
         settings: how it was fitted: seed, steps, names of objective and guide, versions.
-        interrupted: whether the fit was stopped before it was done.
+        interrupted: whether the fit stopped before it was done.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -89,22 +89,22 @@ class Posterior(Displayable):
         beta: Positive | None = None,
         unconstrained: bool = False,
     ) -> "Posterior":
-        """Give the posterior of a policy that was trained anywhere: by a loop of one's own, NumPyro's SVI, a file.
+        """Make the posterior of a policy trained elsewhere: by your own loop, by NumPyro's SVI, or from a file.
 
-        All that asks a posterior takes it: `evidence`, `diagnose`, `compare`, `write_report`. It has no history.
+        Pass it wherever a posterior goes: `evidence`, `diagnose`, `compare`, `write_report`. It has no history.
 
         Args:
             policy: the program, without `tilt`.
-            guide: the program that was trained; None where the policy has nothing to draw.
-            params: by name, as the guide declares them: what `svi.get_params(svi_state)` of NumPyro gives, or the
-                `params` of a `State`. Those that the policy itself declares are held inside of it, as its prior.
+            guide: the trained program; None if the policy draws nothing.
+            params: by name, as the guide declares them: the result of NumPyro's `svi.get_params(svi_state)`, or the
+                `params` of a `State`. Parameters that the policy itself declares are frozen in it, as its prior.
             *args: arguments of both programs.
             beta: temperature, reward units per nat; a number.
-            unconstrained: whether `params` are unconstrained values, as `Posterior.params` and checkpoints hold them.
+            unconstrained: whether `params` are unconstrained values, like those of `Posterior.params` and checkpoints.
 
         Raises:
-            PolicyError, GuideError: the programs do not fit together; a parameter is missing, unknown, of another
-                shape, not finite or outside of its constraint.
+            PolicyError, GuideError: the programs do not fit together; a parameter is missing, unknown, of the wrong
+                shape, not finite or outside its constraint.
 
         Example:
             >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax, bayesrl
@@ -125,12 +125,12 @@ class Posterior(Displayable):
 
     @property
     def num_restarts(self) -> int:
-        """Number of restarts held."""
+        """Number of restarts."""
         return int(self.history["loss"].shape[-1]) if "loss" in self.history else 1
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Leading axes (*beta, restart) of what `sample` and `estimate` return."""
+        """Leading axes (*beta, restart) of the results of `sample` and `estimate`."""
         return (
             *np.shape(self.beta if self.beta is not None else 1.0),
             1 if self.mixture is not None else self.num_restarts,
@@ -161,24 +161,24 @@ class Posterior(Displayable):
         Args:
             key: consumed whole.
             num_samples: draws per β and restart.
-            *new_args: other arguments for the program, in the place of those fitted.
+            *new_args: arguments for the program, instead of those of the fit.
         """
         draws, _ = self._draw(key, num_samples, new_args)
         return jax.device_put({**draws.sites, **draws.metrics})
 
     def totals(self, key: PRNGKey, num_samples: CountOrZero, *new_args: Any) -> Totals:
-        """Draw, and give log_prior, log_q, log_likelihood and reward, [*beta, restart, sample, *contexts]."""
+        """Draw, and return log_prior, log_q, log_likelihood and reward, [*beta, restart, sample, *contexts]."""
         return jax.device_put(self._draw(key, num_samples, new_args)[1])
 
     def estimate(self, key: PRNGKey, num_samples: CountAboveOne, *new_args: Any) -> Estimates:
-        """Estimate J, E[R] and KL(q‖π₀) per context by fresh draws.
+        """Estimate J, E[R] and KL(q‖π₀) per context from fresh draws.
 
-        J = β · E_q[w], whose noise vanishes at the optimum; see `bayesrl.statistics.quantities` for what each means.
+        J = β · E_q[w], whose noise vanishes at the optimum. `bayesrl.statistics.quantities` defines each quantity.
 
         Args:
             key: consumed whole.
             num_samples: draws per β and restart, at least 2.
-            *new_args: other arguments for the program, such as held-out data.
+            *new_args: arguments for the program instead of those of the fit, such as held-out data.
 
         Returns:
             `Estimates`: each (mean, se) of shape [*beta, restart]; objective and reward in reward
@@ -189,9 +189,10 @@ class Posterior(Displayable):
         return summarise(totals, draws.metrics, self.beta, len(self.batch_shape), marginal)
 
     def log_marginal(self, key: PRNGKey, *new_args: Any) -> Estimate | None:
-        """Give log p(y) of the data that stand beside rewards, averaged over contexts, nats; None without them.
+        """Return log p(y) of a policy with both data and rewards, averaged over contexts, nats; None otherwise.
 
-        Exact where the program is finite, else by weights of draws of prior and fit; nan where these are worth too few.
+        It is exact if the program is finite. Otherwise it comes from importance weights of draws of prior and fit, and
+        is nan if their effective number is too small.
 
         Args:
             key: consumed whole.
@@ -202,7 +203,7 @@ class Posterior(Displayable):
         return log_marginal(key, programs.over_all_data(*new_args) if new_args else programs, first)
 
     def log_prob(self, sites: SiteArrays, *args: Any) -> Array:
-        """Score values of the action sites, given what nature did: log q in nats.
+        """Score values of the action sites, given nature's draws: log q in nats.
 
         Args:
             sites: action and environment sites, {site: [num, ...]}.
@@ -214,7 +215,7 @@ class Posterior(Displayable):
         return jax.device_put(self.scores(sites, *args).log_q)
 
     def scores(self, sites: SiteArrays, *args: Any) -> Totals:
-        """Score values as `log_prob` does, and give all that is known of them, [*beta, restart, num, *contexts]."""
+        """Score values as `log_prob` does, and return all of their scores, [*beta, restart, num, *contexts]."""
         programs = self._programs_for(args)
         missing = [name for name in programs.structure.names("action", "environment") if name not in sites]
         if missing:
@@ -275,7 +276,7 @@ class Posterior(Displayable):
         return draws, totals.under(scored.log_q, scored.log_ratio)
 
     def objective_by_restart(self) -> np.ndarray:
-        """J of each β and restart on the draws it carries, to choose by: up to β·log p(y) where that is unknown."""
+        """J of each β and restart on the draws it carries, for choosing: up to β·log p(y) if that is unknown."""
         known = self._marginal
         known = known if known is None or np.isfinite(known.mean) else Estimate(np.zeros(()), np.zeros(()))
         return np.asarray(kept_estimates(self.statistics, self.beta, len(self._fit_shape), known).objective.mean)
@@ -284,7 +285,7 @@ class Posterior(Displayable):
     def estimates(self) -> Estimates:
         """J, E[R] and KL(q‖π₀) per context on the draws that it carries, each [*beta, restart].
 
-        Standard errors are over draws. Of a fit that saw mini-batches these draws are of one of them.
+        Standard errors are over draws. If the fit used mini-batches, each draw is of one of them.
         """
         return kept_estimates(self.statistics, self.beta, len(self._fit_shape), self._marginal)
 
@@ -298,14 +299,14 @@ class Posterior(Displayable):
         """Choose one β, one restart, or the mixture of restarts.
 
         J is concave in q, so the mixture, weighted by the softmax of J/β, is at least as good as the
-        restarts' mean under these weights, and holds modes that single restarts missed.
+        restarts' mean under these weights. It also has the modes that single restarts missed.
 
         Args:
-            beta: the nearest fitted temperature is taken; None keeps all.
+            beta: a fitted temperature, up to rounding; None keeps all.
             restart: `"best"` by J, `"mixture"`, a number, or None to keep all.
 
         Raises:
-            PolicyError: there is no such β or restart.
+            PolicyError: no such β or restart exists.
         """
         chosen = self if beta is None else self._select_beta(beta)
         if restart is None:
@@ -349,18 +350,18 @@ class Posterior(Displayable):
 
     @property
     def policy(self) -> Program:
-        """The fitted policy as an ordinary program, rewards included: usable as the next prior.
+        """The fitted policy as an ordinary program, rewards included: you can use it as the next prior.
 
         Raises:
-            PolicyError: several β or restarts are held; `select` one first.
+            PolicyError: there are several β or restarts; `select` one first.
         """
         return fitted_policy(*self.unbatched())
 
     def unbatched(self) -> tuple[Programs, Params]:
-        """The programs and the parameters of the one β and restart held.
+        """The programs and parameters of the only β and restart.
 
         Raises:
-            PolicyError: several are held.
+            PolicyError: there are several.
         """
         programs = self._programs_for()
         if int(np.prod(self._fit_shape)) != 1 or self.mixture is not None:
@@ -373,21 +374,21 @@ class Posterior(Displayable):
     def act(self, key: PRNGKey, *observation: Any) -> Any:
         """Choose actions: run the fitted policy with an observation as its arguments.
 
-        It decides as the program read when `act` was first called for this posterior and an observation of this shape:
-        what else the program reads, such as a global, is not read again.
+        The first call for an observation of a given shape compiles the program. Later calls do not read its other
+        inputs, such as globals, again.
 
         Args:
             key: consumed whole.
             *observation: arguments of the program.
 
         Returns:
-            The value of the action site, or a dictionary where there are several.
+            The value of the action site, or a dictionary if there are several.
         """
         return self._action_sampler(key, *observation)
 
     @cached_property
     def _action_sampler(self) -> ActionSampler:
-        with jax.ensure_compile_time_eval():  # it is kept, also where it is first asked for inside of `jax.jit`
+        with jax.ensure_compile_time_eval():  # it is cached, so it must hold no tracers of a caller's `jax.jit`
             one = self if int(np.prod(self._fit_shape)) == 1 else self.select(restart="best")
             return ActionSampler(*one.unbatched())
 

@@ -1,4 +1,4 @@
-"""Draws of a fit, and of the policy before it, and their scores: one compiled program serves any number of them."""
+"""Draws of a fit and of the policy before it, with their scores; one compiled program makes any number of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,12 +20,12 @@ from bayesrl.typing import Numbers, Params, PRNGKey
 
 MOST_AT_ONCE = 1024
 _NUMBERS_AT_ONCE = 2**22
-"""Draws are made so many at once, few where each takes many numbers, whatever number is asked for: one compiled
-program serves them all."""
+"""Limits of a batch: so many draws, or so many numbers in all. The batch size does not depend on the number of draws
+that a caller wants, so one compiled program serves every call."""
 
 
 def batch_of(structure: Structure) -> int:
-    """Tell how many draws of a program are made at once."""
+    """Return how many draws of a program to make at once."""
     batch = MOST_AT_ONCE
     while batch > 1 and batch * structure.width > _NUMBERS_AT_ONCE:
         batch //= 2
@@ -33,9 +33,9 @@ def batch_of(structure: Structure) -> int:
 
 
 def draw_fit(key: PRNGKey, programs: Programs, params: Params, num: int) -> tuple[Draws, Totals]:
-    """Draw from one fit, NumPy's arrays [num, ...], with scores summed over sites and time, [num, *contexts].
+    """Draw from one fit, NumPy arrays [num, ...], with scores summed over sites and time, [num, *contexts].
 
-    A draw does not depend on how many are asked for. Of the scores by site only the rewards are kept, summed over time.
+    A draw does not depend on `num`. Of the scores per site, only the rewards stay, summed over time.
     """
     sampler = _guide_sampler(programs, (key, params))
     if sampler is not None:
@@ -44,7 +44,7 @@ def draw_fit(key: PRNGKey, programs: Programs, params: Params, num: int) -> tupl
 
 
 def draw_start(key: PRNGKey, programs: Programs, params: Params, num: int) -> tuple[Draws, Totals]:
-    """Draw from the policy before a fit as `draw_fit` does; log q is that of the fit with these parameters."""
+    """Draw as `draw_fit` does, but from the policy before the fit; log q is that of the fit with these parameters."""
     sampler = _guide_sampler(programs, (key, params))
     if sampler is not None:
         return sampler.draw(key, programs, params, num, by_fit=False)
@@ -60,6 +60,7 @@ def score_draws(programs: Programs, params: Params, sites: Mapping[str, Any]) ->
     num, batch = len(next(iter(held.values()))), batch_of(programs.structure)
     run, parts = None, []
     for start in range(0, max(num, 1), batch):
+        # Repeat the last draw to fill the batch, so that its shape, and the compiled program, stay the same.
         index = np.minimum(np.arange(start, start + batch), max(num - 1, 0))
         part = {name: value[index] for name, value in held.items()}
         run = run or _score.prepare(_static(programs), dict(programs.transforms), programs.args, params, part)
@@ -69,26 +70,26 @@ def score_draws(programs: Programs, params: Params, sites: Mapping[str, Any]) ->
 
 @runtime_checkable
 class GuideSampler(Protocol):
-    """Makes draws of a guide by a program of its own, where that takes less than running both programs for each."""
+    """Draws from a guide by its own program, where that costs less than running both programs for each draw."""
 
     def supports(self, programs: Programs) -> bool:
-        """Whether it knows how to draw from this guide beside this policy."""
+        """Whether it can draw from this guide beside this policy."""
 
     def contexts_are_independent(self, programs: Programs) -> bool:
-        """Whether it is known that the elements of context plates do not read one another."""
+        """Whether the elements of context plates are known not to read one another."""
 
     def draw(self, key: PRNGKey, programs: Programs, params: Params, num: int, *, by_fit: bool) -> tuple[Draws, Totals]:
-        """Draw as `draw_fit` does, or as `draw_start`."""
+        """Draw as `draw_fit` does if `by_fit`, else as `draw_start` does."""
 
     def score(self, programs: Programs, params: Params, sites: Mapping[str, Any]) -> Totals:
         """Score as `score_draws` does."""
 
     def source(self, programs: Programs, objective: Any) -> "Source | None":
-        """Give a source of the draws of a step, where they are better made apart from its update."""
+        """Return a source of a step's draws, if they are better made apart from its update."""
 
 
 def _guide_sampler(programs: Programs, given: Any) -> GuideSampler | None:
-    """Find who makes a guide's draws, where that is not the guide run beside its policy."""
+    """Return the guide's own sampler, or None if its draws come from running guide and policy side by side."""
     sampler: GuideSampler | None = getattr(programs.guide, "sampler", None)
     return sampler if sampler is not None and sampler.supports(programs) and not _is_traced(given) else None
 
@@ -108,7 +109,7 @@ def _programs_of(static: tuple[Any, ...], transforms: Any, args: Any) -> Program
 
 def _in_parts(draw: ClosureJit, key: PRNGKey, programs: Programs, params: Params, num: int) -> tuple[Draws, Totals]:
     fixed = (dict(programs.transforms), programs.args, as_hash_key(key), params)
-    if _is_traced((key, params)):  # the caller compiles, or vectorises, what is made of the draws
+    if _is_traced((key, params)):  # the caller compiles or vectorises this, so return traced draws in one part
         traced: tuple[Draws, Totals] = draw.fn((*_static(programs), num), *fixed, None)
         return traced
     batch = batch_of(programs.structure)
@@ -154,20 +155,20 @@ def _kept(programs: Programs, draws: Draws, num: int) -> tuple[Draws, Totals]:
 
 
 type Source = Callable[[PRNGKey, Params, Programs], Draws]
-"""Makes draws on the host: a fresh key, one lane's parameters, and the programs that they belong to.
+"""Makes draws on the host, from a fresh key, one lane's parameters and the programs they belong to.
 
-It may have further methods: `lane(i)` gives the source of the i-th of several fits made side by side; where the
-environment is no program, `episodes(key, params, programs, num)` plays whole episodes and gives (Draws, Totals);
-`close()` is called when a fit ends, also by an error. `remaining_updates` is how many more updates the last draws
-serve: that many are made at once, and `count_updates(count)` says so. `one_batch` says that all draws given at a time
-are of one mini-batch.
+A source may have more members. `lane(i)` returns the source for the i-th of several fits made side by side.
+`episodes(key, params, programs, num)` plays whole episodes and returns (Draws, Totals), if the environment is not a
+program. The fit calls `close()` when it ends, even by an error. `remaining_updates` is how many more updates the last
+draws serve; the fit makes that many at once, and reports them by `count_updates(count)`. `one_batch` says that all
+draws of one call have the same mini-batch.
 """
 
 
 def draw_outside(
     keys: Sequence[PRNGKey], episodes: Any, programs: Programs, params: Params, num_samples: int
 ) -> tuple[Draws, Totals]:
-    """Draw from every lane as `draw_fit` does, in the environment itself; shorter episodes are padded (nan, −1)."""
+    """Draw from every lane as `draw_fit` does, in the environment itself; pad shorter episodes (nan, −1)."""
     lanes = [
         episodes(keys[i], jax.tree.map(lambda x, i=i: x[i], params), programs, num_samples) for i in range(len(keys))
     ]
@@ -189,7 +190,7 @@ def draw_outside(
 def draw_lanes(
     keys: Sequence[PRNGKey], episodes: Any, programs: Programs, params: Params, num_samples: int
 ) -> tuple[Draws, Totals]:
-    """Draw from every lane, NumPy's arrays [lanes, num_samples, ...], by the program or in the environment outside."""
+    """Draw from every lane, NumPy arrays [lanes, num_samples, ...], by the program or in the outside environment."""
     if episodes is not None:
         return draw_outside(keys, episodes, programs, params, num_samples)
     programs.structure.check_complete("nothing can be drawn from it")
@@ -203,12 +204,12 @@ def draw_lanes(
 
 
 def draw_prior(key: PRNGKey, programs: Programs, params: Params, num_samples: int) -> tuple[Draws, Totals]:
-    """Draw from the policy before the fit, NumPy's arrays [num_samples, ...].
+    """Draw from the policy before the fit, NumPy arrays [num_samples, ...].
 
     Args:
         key: consumed whole.
         programs: of the fit.
-        params: of one fit, by which log q is scored where the environment is a program.
+        params: of one fit, to score log q if the environment is a program.
         num_samples: number of draws.
     """
     if programs.episodes is not None:

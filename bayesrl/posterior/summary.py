@@ -1,4 +1,4 @@
-"""A posterior in a few lines and one table, for terminals and notebooks."""
+"""Show a posterior in a few lines and one table, in terminals and notebooks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from bayesrl.display.tables import DisplayBlock, Line, estimates_table
 
 
 def summary_blocks(posterior: Any) -> Sequence[DisplayBlock]:
-    """Show what was fitted, J, E[R] and KL, and the sites it has draws of."""
+    """Show the size of the fit, J, E[R] and KL, and the sites that it has draws of."""
     steps = posterior.history.get("step", np.zeros(0))
     done = int(steps[-1]) if len(steps) else 0
     fits = [pluralize(size, "temperature") for size in posterior._fit_shape[:-1]]
@@ -32,5 +32,5 @@ def summary_blocks(posterior: Any) -> Sequence[DisplayBlock]:
 
 
 def num_draws(posterior: Any) -> int:
-    """Give how many draws of each β and restart a posterior carries."""
+    """Return how many draws per β and restart a posterior carries."""
     return int(np.shape(posterior.statistics["log_weight"])[len(posterior._fit_shape)])

@@ -1,13 +1,13 @@
 """The run folder: one place for the checkpoint, the settings and the saved draws of a fit.
 
-problem.json                    what was fitted: compared before a run is continued
+problem.json                    the description of the problem, compared before a run continues
 checkpoint.safetensors          state and history, replaced in one step
-checkpoint.before.safetensors   the checkpoint before that one, for the case that it is damaged
+checkpoint.before.safetensors   the previous checkpoint, in case the last one is damaged
 posterior.nc                    draws and history as a netCDF DataTree, written when a run ends
-model.json                      the model and its options, where the command line made the run
-scores.json                     the scores of the fit, where the command line made the run
+model.json                      the model and its options, if the command line made the run
+scores.json                     the scores of the fit, if the command line made the run
 
-Each bears a stamp (`bayesrl.files.digests`), so that damage is seen, and files of two runs are told apart.
+Each file has a stamp (`bayesrl.files.digests`), which shows damage and tells the files of two runs apart.
 """
 
 # ruff: noqa: I001  (one list for each module)

@@ -18,7 +18,7 @@ CHECKPOINT, POSTERIOR = "checkpoint.safetensors", "posterior.nc"
 PREVIOUS_CHECKPOINT = "checkpoint.before.safetensors"
 FITTED = ("step", "loss", "objective", "reward", "kl", "spread", "grad_norm", "skipped")
 LEARNED = ("episode", "return", "discounted", "length", "regret", "p_optimal", "expected_regret")
-"""What histories tell at least."""
+"""The columns that every history has."""
 
 
 def save_checkpoint(folder: Path, state: Any, history: Mapping[str, np.ndarray]) -> None:
@@ -32,10 +32,10 @@ def save_checkpoint(folder: Path, state: Any, history: Mapping[str, np.ndarray])
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as the folder's checkpoint, atomically; the one before is kept.
+    """Write arrays as the folder's checkpoint, atomically, and keep the previous one.
 
     Raises:
-        RunFolderError: it cannot be written; what was there is intact.
+        RunFolderError: it cannot be written; the old checkpoint is intact.
     """
     laid_out = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     content = stamped(save(laid_out, metadata={STAMP: blank(CHECKPOINT, problem_of(folder))}))
@@ -43,7 +43,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str, np.ndarray]] | None:
-    """Read state and history, or None where nothing was saved yet.
+    """Read state and history, or return None if there is no checkpoint yet.
 
     Args:
         directory: the run folder.
@@ -85,7 +85,7 @@ def load_checkpoint(directory: str | Path, template: Any) -> tuple[Any, dict[str
 
 
 def read_history(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:
-    """Read how many steps a checkpoint has done, and its history; 0 and nothing where there is none.
+    """Read how many steps a checkpoint has done, and its history; 0 and an empty history without a checkpoint.
 
     Raises:
         RunFolderError: the file is damaged.
@@ -95,10 +95,10 @@ def read_history(directory: str | Path) -> tuple[int, dict[str, np.ndarray]]:
 
 
 def history_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Give the history among the arrays of a checkpoint: of a fit [chunk, *beta, restart], of `learn` [episode].
+    """Return the history among a checkpoint's arrays: [chunk, *beta, restart] of a fit, [episode] of `learn`.
 
     Raises:
-        RunFolderError: it is none of a run of this folder.
+        RunFolderError: its columns or shapes are not those of this folder's run.
     """
     history = {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
     if not history:
@@ -118,7 +118,7 @@ def history_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> dict[
 
 
 def fits_in(problem: Mapping[str, Any]) -> tuple[int, ...]:
-    """Give the axes (*beta, restart) of the arrays of a fit, as its problem tells them."""
+    """Return the axes (*beta, restart) of a fit's arrays, according to its problem."""
     beta = problem["identity"]["beta"]
     return (*((len(beta),) if isinstance(beta, list) else ()), problem["settings"]["num_restarts"])
 
@@ -128,10 +128,10 @@ def _no_history(directory: str | Path, why: str) -> RunFolderError:
 
 
 def done_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> int:
-    """Give how many steps a fit has done by its checkpoint, 0 where that does not say.
+    """Return how many steps a fit has done according to its checkpoint; 0 if that has no count.
 
     Raises:
-        RunFolderError: it tells something else than a number.
+        RunFolderError: the count is not an integer.
     """
     step = arrays.get("state.step", np.zeros((), int))
     if step.shape != () or step.dtype.kind not in "iu":
@@ -140,13 +140,13 @@ def done_in(directory: str | Path, arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def read_checkpoint(directory: str | Path) -> dict[str, np.ndarray] | None:
-    """Read every array of the folder's checkpoint, or give None where there is none.
+    """Read every array of the folder's checkpoint, or return None if there is none.
 
-    Where the checkpoint is missing and the one before it is there, that one is read: so it is found where a process was
-    killed between two renames, or where a damaged checkpoint was deleted.
+    If only the previous checkpoint exists, read that one. This happens when a process was killed between two renames,
+    or when somebody deleted a damaged checkpoint.
 
     Raises:
-        RunFolderError: it is damaged; the message offers the one before where that is whole.
+        RunFolderError: it is damaged; the message offers the previous one, if that is whole.
     """
     folder = Path(directory)
     try:
@@ -171,7 +171,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read every array of a checkpoint.
 
     Raises:
-        RunFolderError: there is none, or it is damaged.
+        RunFolderError: the file is missing or damaged.
     """
     arrays = _read_arrays(path, ANEW)
     if arrays is None:
@@ -206,14 +206,14 @@ def save_draws(folder: Path, content: bytes) -> None:
     """Write the netCDF file of draws and history, atomically.
 
     Raises:
-        RunFolderError: it cannot be written; what was there is intact.
+        RunFolderError: it cannot be written; the old file is intact.
     """
-    # Readers of HDF5 take no notice of what stands behind its end.
+    # HDF5 readers ignore bytes after the end of the data, so the stamp goes there.
     write_file(folder / POSTERIOR, stamped(content + f"\n{blank(POSTERIOR, problem_of(folder))}\n".encode()))
 
 
 def read_draws(directory: str | Path) -> bytes | None:
-    """Read the netCDF file of draws and history, or give None where there is none.
+    """Read the netCDF file of draws and history, or return None if it does not exist.
 
     Raises:
         RunFolderError: it is damaged.

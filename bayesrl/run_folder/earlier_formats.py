@@ -1,8 +1,8 @@
-"""Run folders of earlier versions, in the names of this one.
+"""Translate the run folders of earlier versions to the names of this one.
 
-Format 1 has no stamps, and the default optimiser's rate is not part of its state. Format 3 has stamps. Both call some
-classes by names that have changed since. What identifies a problem stays on disk as it was written, so that the digests
-of the folder's files go on to agree; it is translated when it is read.
+Format 1 has no stamps, and the default optimiser's rate is not part of its state. Format 3 has stamps. Both use some
+class names that have changed since. The identity of a problem stays on disk as it was written, so that the digests of
+the folder's files remain valid; we translate it when we read it.
 """
 
 import re
@@ -19,24 +19,24 @@ RENAMED = {
     "Bayesian": "BayesianAgent",
     "KLControl": "KLControlAgent",
 }
-"""Classes that guides, objectives and agents were described by → their names today."""
+"""Earlier names of guides, objectives and agents → their names today."""
 
 RENAMED_OPTIONS = {"num_draws": "num_samples"}
 """Options of those classes."""
 
 NOT_COMPARED = {UNSTAMPED: ("first draws", "agent's numbers"), 3: ("agent's numbers",)}
-"""Parts of an identity that cannot be computed today as a format did: from keys that another generator split, or under
-names that have changed."""
+"""Parts of an identity that today's code cannot compute as a format did, because the split of keys or the names have
+changed."""
 
 NEW_STATE = {UNSTAMPED: ("state.opt_state.rate",)}
-"""Arrays that a format did not keep, and that are as at the start of a run."""
+"""Arrays that a format did not store; they have their values from the start of a run."""
 
 _DEFAULT_OPTIMIZER = re.compile(r"^state\.opt_state\[(\d+)\]")
 _LEARNING = {"following": "next_observation", "held": "mask", "told": "update_info", "stages": "snapshots"}
 
 
 def upgrade_problem(problem: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the description of a problem of an earlier format; one of this format stays as it is."""
+    """Translate a problem's description from an earlier format; one of this format stays as it is."""
     if problem["format"] not in EARLIER:
         return dict(problem)
     skipped = NOT_COMPARED.get(problem["format"], ())
@@ -51,7 +51,7 @@ def upgrade_problem(problem: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_arrays(arrays: Mapping[str, np.ndarray], problem: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Translate the names of the arrays of a checkpoint of an earlier format."""
+    """Translate the names of a checkpoint's arrays from an earlier format."""
     if problem["format"] not in EARLIER:
         return dict(arrays)
     if problem["identity"].get("kind") == "learn":

@@ -1,4 +1,4 @@
-"""Folders for runs: made, claimed, held by one process at a time, and given up."""
+"""Make, claim, lock and release the folders of runs."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ from bayesrl.run_folder.json_files import MODEL, PROBLEM, check_same, is_begun
 
 @contextmanager
 def hold_folder(directory: str | Path | None) -> Iterator[None]:
-    """Make or open a folder for a run and hold it: a second process, or thread, is refused by name at once.
+    """Make or open a folder for a run, and lock it; a second process or thread gets an error that names the first.
 
-    A folder that was made here and in which no run was begun is gone afterwards.
+    If this call made the folder and no run began in it, it removes the folder at the end.
 
     Args:
         directory: the folder, or None for none.
 
     Raises:
-        RunFolderError: the folder cannot be made, holds other files, or is held by somebody else.
+        RunFolderError: the folder cannot be made, has other files, or is locked by somebody else.
     """
     if directory is None:
         yield
@@ -38,10 +38,10 @@ def hold_folder(directory: str | Path | None) -> Iterator[None]:
 
 
 def open_folder(directory: str | Path, problem: Mapping[str, Any]) -> Path:
-    """Make a run folder, or open one of the same problem; nothing in it is changed.
+    """Make a run folder, or open one of the same problem, without changing anything in it.
 
     Raises:
-        RunFolderError: the folder cannot be made, holds other files, or another problem; the
+        RunFolderError: the folder cannot be made, has other files, or has another problem; the
             message says what differs.
     """
     folder = claim(directory)
@@ -51,10 +51,10 @@ def open_folder(directory: str | Path, problem: Mapping[str, Any]) -> Path:
 
 
 def claim(directory: str | Path) -> Path:
-    """Make a folder for a run, or accept one that is empty or holds a run.
+    """Make a folder for a run, or accept one that is empty or has a run.
 
     Raises:
-        RunFolderError: the folder cannot be made, or holds other files.
+        RunFolderError: the folder cannot be made, or has other files.
     """
     folder = Path(directory)
     try:
@@ -76,7 +76,7 @@ def claim(directory: str | Path) -> Path:
 
 
 def release(folder: Path) -> None:
-    """Give up a claimed folder in which no run was begun: remove it where nothing else is in it."""
+    """Release a claimed folder in which no run began: remove it if it has no other files."""
     if not is_begun(folder):
         (folder / MODEL).unlink(missing_ok=True)
         if not any(folder.iterdir()):

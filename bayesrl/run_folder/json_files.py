@@ -1,4 +1,4 @@
-"""The JSON files of a run folder: what was fitted, which model it was, how it scored."""
+"""The JSON files of a run folder: its problem, its model and its scores."""
 
 import json
 from collections.abc import Mapping
@@ -77,12 +77,12 @@ MODEL_SCHEMA: dict[str, Schema] = {
 
 
 def is_begun(directory: str | Path) -> bool:
-    """Whether a folder holds a run."""
+    """Whether a folder has a run."""
     return (Path(directory) / PROBLEM).exists(follow_symlinks=False)
 
 
 def save_problem(folder: Path, problem: Mapping[str, Any]) -> None:
-    """Write the description of the problem, atomically; what identifies one that is there already stays as it is."""
+    """Write the description of the problem, atomically; keep the identity of a description that is already there."""
     kept = {"format": FORMAT}
     if is_begun(folder):
         begun = _stored_problem(folder)
@@ -96,11 +96,11 @@ def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
 
     Args:
         folder: a run folder.
-        problem: JSON-able description; its `identity`, and whether its optimiser was given by hand,
-            must agree with what the folder holds, real numbers to a part in a thousand.
+        problem: JSON-able description. Its `identity`, and whether its optimiser was given by hand,
+            must agree with those in the folder, real numbers to one part in a thousand.
 
     Raises:
-        RunFolderError: the folder holds another problem; the message says what differs.
+        RunFolderError: the folder has another problem; the message says what differs.
     """
     begun, given = read_problem(folder), json.loads(json.dumps(problem))
     for part in earlier_formats.NOT_COMPARED.get(begun["format"], ()):
@@ -116,7 +116,7 @@ def check_same(folder: str | Path, problem: Mapping[str, Any]) -> None:
 
 
 def _told(problem: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay out what identifies a problem, parts of parts by their own names."""
+    """Flatten the identity of a problem: each part of a part gets its own name."""
     told: dict[str, Any] = {"optimizer": problem["settings"].get("optimizer")}
     for key, value in problem["identity"].items():
         told |= {f"{key} {name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
@@ -137,10 +137,10 @@ def _short(value: Any) -> str:
 
 
 def read_problem(directory: str | Path) -> dict[str, Any]:
-    """Read the description of the problem in a run folder, in the names of this version whichever wrote it.
+    """Read the description of the problem in a run folder, in this version's names, whichever version wrote it.
 
     Raises:
-        RunFolderError: there is none, it is damaged, or a later version wrote it.
+        RunFolderError: it is missing or damaged, or a later version wrote it.
     """
     return earlier_formats.upgrade_problem(_stored_problem(directory))
 
@@ -168,16 +168,16 @@ def _stored_problem(directory: str | Path) -> dict[str, Any]:
 def load_json(
     directory: str | Path, name: str, schema: Mapping[str, Schema], remedy: str = ANEW
 ) -> dict[str, Any] | None:
-    """Read one of the folder's JSON files, or give None where there is none.
+    """Read one of the folder's JSON files, or return None if it does not exist.
 
     Args:
         directory: the run folder.
         name: of the file.
-        schema: what it has to hold; `{}` stands for any object.
-        remedy: what to do where it is damaged.
+        schema: of its content; `{}` accepts any object.
+        remedy: what to do if it is damaged.
 
     Raises:
-        RunFolderError: it is damaged, or holds something else.
+        RunFolderError: it is damaged, or does not fit the schema.
     """
     path = Path(directory) / name
     content = read_file(path, most=schemas.MOST_BYTES)
@@ -210,7 +210,7 @@ def _parsed(path: Path, content: bytes, remedy: str) -> Any:
 
 
 def check_stamp(path: Path, content: bytes, problem: str, remedy: str, name: str = "") -> None:
-    """Refuse a file whose stamp does not agree with it; it bears its own name where no other is given.
+    """Refuse a file whose stamp does not agree with its content, its problem and `name`, by default the file's name.
 
     Raises:
         RunFolderError: naming the file, what is wrong and the remedy.
@@ -227,11 +227,11 @@ def check_stamp(path: Path, content: bytes, problem: str, remedy: str, name: str
 
 
 def _is_unstamped(folder: Path) -> bool:
-    """Whether a folder was begun by a version whose files have no stamps."""
+    """Whether a version whose files have no stamps began the folder."""
     content = read_file(folder / PROBLEM, most=schemas.MOST_BYTES)
     return content is not None and _parsed(folder / PROBLEM, content, ANEW).get("format") == earlier_formats.UNSTAMPED
 
 
 def problem_of(directory: str | Path) -> str:
-    """Give the digest of the problem of a folder, or what stands for any where there is no run yet."""
+    """Return the digest of a folder's problem, or the wildcard `ANYBODY` if it has no run yet."""
     return problem_digest(_stored_problem(directory)["identity"]) if is_begun(directory) else ANYBODY

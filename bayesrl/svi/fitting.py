@@ -64,46 +64,46 @@ def fit(
     """Fit the reward-tilted posterior of a policy: KL-regularised RL by variational inference.
 
     Maximises J(q) = E_q[R] − β·KL(q‖π₀) = β·log Z − β·KL(q‖p*) per context. Parameters inside the
-    policy are the prior and stay as declared; a program without rewards is fitted by maximum
-    likelihood, or to p(θ | data) where it has latent sites.
+    policy belong to the prior and stay as declared. A program without rewards is fitted by maximum
+    likelihood or, if it has latent sites, to p(θ | data).
 
     Args:
-        key: fixes everything random in the fit.
+        key: for all random choices of the fit.
         policy: a NumPyro program that draws actions and collects `bayesrl.reward`s.
         *args: its arguments; arrays are traced, everything else is static.
-        beta: temperature, reward units per nat; an array fits one policy each, in one program.
-        guide: a program drawing the same action sites, or a `AutoGuide`; by default `AutoTilt()`.
+        beta: temperature, reward units per nat; an array fits one policy per temperature, in one program.
+        guide: a program that draws the same action sites, or an `AutoGuide`; by default `AutoTilt()`.
         objective: from `bayesrl.objectives`, or a NumPyro ELBO; by default `ReverseKL()`.
         optimizer: from Optax or `numpyro.optim`; by default Adam with a cosine decay to 0.
-        learning_rate: of the default optimiser at its first step; by default what a guide's family suggests (0.1 for
-            the tables and networks of `AutoTilt`), and for a guide written by hand the least of
-            0.001, 0.003, …, 1 whose pilot of a 50th of the steps gains as much as the best (within 1%), for each β and
-            restart; 0.005 where `source` draws.
+        learning_rate: of the default optimiser at its first step. By default, the rate that the guide's family
+            suggests (0.1 for the tables and networks of `AutoTilt`). For a hand-written guide, short pilots of a 50th
+            of the steps try 0.001, 0.003, …, 1, and each β and restart takes the least rate that gains as much as
+            the best (within 1%); with a `source`, the rate is 0.005.
         num_steps: gradient steps.
-        num_restarts: fits made side by side; the first starts at the prior, the others dispersed.
+        num_restarts: fits made side by side; the first starts at the prior, the others are dispersed around it.
         tolerance: stop early once β/2 · Var_q(w), which is the gap J* − J(q) to second order, has
-            stayed under this many reward units over a chunk of steps, in every β and restart. It
-            cannot see modes that q has dropped, and nature's noise keeps it from being reached.
-        start_beta: temperature that the fit starts at, reward units per nat; it falls geometrically to `beta`
+            stayed under this many reward units over a chunk of steps, in every β and restart. This
+            cannot see modes that q has dropped, and the noise of nature can keep it from happening.
+        start_beta: temperature at the start of the fit, reward units per nat. It falls geometrically to `beta`
             over the first half of the steps (annealing), so that a cold fit follows the optimum down instead
-            of settling on the first good thing that it meets. The history tells J at `beta` throughout,
-            loss and spread at the temperature of the step. By default `beta` from the start.
-        source: draws in the place of the objective's own `draw`: a function (key, params, programs) → `Draws` of the
-            guide with these parameters, called on the host once per step, β and restart. Rewards and nature may come
-            from anywhere; the log q that they come with gives J and KL of the history, and is scored afresh to learn.
-        directory: run folder, for checkpoints and the saved fit; an interrupted run in it is continued.
+            of settling on the first good mode that it meets. The history has J at `beta` throughout, but loss
+            and spread at the temperature of the step. By default, the temperature is `beta` from the start.
+        source: makes the draws instead of the objective's own `draw`: a function (key, params, programs) → `Draws` of
+            the guide with these parameters, called on the host once per step, β and restart. Rewards and nature may
+            come from anywhere. The log q in the draws gives J and KL of the history; the fit rescores it to learn.
+        directory: run folder, for checkpoints and the saved fit; if it has an interrupted run, the fit continues it.
         callback: called with each row of the history; a true return value stops the fit.
-        progress: whether to show a progress line where there is a terminal or a notebook.
+        progress: whether to show a progress line in a terminal or a notebook.
 
     Returns:
         `Posterior`. Parameters are averages over the last part of the run. Ctrl-C ends the fit and
-        returns what was fitted so far, marked `interrupted`.
+        returns the posterior so far, marked `interrupted`.
 
     Raises:
-        PolicyError, GuideError, ObjectiveError: the programs cannot be fitted as asked.
-        FitError: num_steps or num_restarts is below 1, start_beta below beta, or over 10% of the steps were not
+        PolicyError, GuideError, ObjectiveError: the programs cannot be fitted with these options.
+        FitError: num_steps or num_restarts is below 1, start_beta is below beta, or over 10% of the steps were not
             finite.
-        RunFolderError: the folder holds another problem or cannot be written.
+        RunFolderError: the folder has another problem or cannot be written.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -137,12 +137,12 @@ def fit(
 
 
 def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None, num_steps: int) -> Posterior:
-    """Fit a program that draws nothing, as `fit` does, and make no draws: of it only the parameters are wanted.
+    """Fit a program that draws nothing, as `fit` does, for its parameters alone; make no draws.
 
     Args:
-        key: fixes everything random in the fit.
+        key: for all random choices of the fit.
         program: without rewards and latent sites.
-        optimizer: from Optax; that of `fit` by default.
+        optimizer: from Optax; by default that of `fit`.
         num_steps: gradient steps.
 
     Raises:
@@ -153,7 +153,7 @@ def train(key: PRNGKey, program: Program, *, optimizer: Optimizer | None = None,
         optimiser = (
             default_optimizer(setup.learning_rate or UNPILOTED_RATE, num_steps) if optimizer is None else optimizer
         )
-        # Memory is laid out anew for each chunk; nobody looks at the history of these.
+        # Few chunks: each one allocates its memory again, and nobody reads this history.
         run = TrainingLoop(key, setup, optimiser, num_steps, None, None, None, num_chunks=10)
         state, rows, interrupted = run.run(show=False)
         if interrupted:
@@ -257,7 +257,7 @@ def posterior_of(
     *,
     interrupted: bool,
 ) -> Posterior:
-    """Make the posterior of a state: averaged parameters, history, and draws."""
+    """Make the posterior of a state: averaged parameters, history and draws."""
     bare = bare_posterior(key, setup, state, rows, settings, beta, interrupted=interrupted)
     return with_draws(fold_in(key, 6), bare)
 
@@ -289,7 +289,7 @@ def bare_posterior(
 
 
 def save_posterior(folder: Path, posterior: Posterior) -> None:
-    """Write draws and history into a run folder, replacing what is there in one step.
+    """Write draws and history into a run folder, replacing the old ones in one step.
 
     Raises:
         RunFolderError: they cannot be written; the checkpoint is complete.

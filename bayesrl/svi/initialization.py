@@ -1,4 +1,4 @@
-"""`init`: the state of a fit before its first step, for loops of one's own."""
+"""`init`: the state of a fit before its first step, for your own training loops."""
 
 from typing import Any
 
@@ -37,27 +37,27 @@ def init(
     learning_rate: Positive | None = None,
     num_steps: Count = 2000,
 ) -> State:
-    """Check a policy and a guide, and start a fit without running it: `step` then takes one step at a time.
+    """Check a policy and a guide, and start a fit without running it; `step` then takes one step at a time.
 
-    `bayesrl.fit` is this start, this step, and a loop around it with history, checkpoints and restarts. With its own
-    keys a loop gives its parameters, up to rounding: `fit(key, ...)` takes step i by
+    `bayesrl.fit` is this start, this step, and a loop around it with history, checkpoints and restarts. With the keys
+    of `fit`, your loop reaches its parameters, up to rounding: step i of `fit(key, ...)` uses
     `step_key(lane_keys(key, 1)[0], i)` of `bayesrl.svi.step`.
 
     Args:
-        key: fixes what is random before the first step; consumed whole.
+        key: for the random choices before the first step; consumed whole.
         policy: a NumPyro program that draws actions and collects `bayesrl.reward`s.
         *args: its arguments; arrays are leaves of the state, everything else is static.
-        beta: temperature, reward units per nat: a number. Several are several states, stacked for `jax.vmap`.
+        beta: temperature, reward units per nat: a number. For several, stack several states and use `jax.vmap`.
         guide: as in `fit`.
         objective: as in `fit`.
         optimizer: as in `fit`; by default Adam with a cosine decay to 0 over `num_steps`.
-        learning_rate: of the default optimiser at its first step; by default what the guide's family suggests, and
-            0.005 for a guide written by hand (`fit` chooses that one by pilots).
+        learning_rate: of the default optimiser at its first step. By default, the rate that the guide's family
+            suggests, or 0.005 for a hand-written guide, for which `fit` chooses the rate by pilots.
         num_steps: how many steps the loop will take, for the decay of the default optimiser.
 
     Returns:
-        `State`: unbatched parameters [...], a scalar β; what the programs read besides their arguments is read when
-        `step` is traced.
+        `State`, with unbatched parameters [...] and a scalar β. Whatever the programs read besides their arguments
+        is read once, when `step` is traced.
 
     Raises:
         PolicyError, GuideError, ObjectiveError: the programs cannot be fitted as asked.

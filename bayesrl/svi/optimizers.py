@@ -1,4 +1,4 @@
-"""Optimisers of a fit: the library's default, Optax's, and NumPyro's in Optax's form."""
+"""Optimisers of a fit: the default, Optax's own, and NumPyro's wrapped as Optax's."""
 
 from typing import Annotated, Any, NamedTuple
 
@@ -18,21 +18,21 @@ type Optimizer = Annotated[optax.GradientTransformation | _NumPyroOptim, CHECKED
 
 
 UNPILOTED_RATE = 0.005
-"""Where nobody suggests a rate, and no pilot can be run."""
+"""The rate if no guide suggests one and no pilot can run."""
 
 PILOT_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""A pilot tries these, from low to high."""
+"""The rates that pilots try, from low to high."""
 
 
 class ScaledAdamState(NamedTuple):
-    """State of the default optimiser: its rate, which each lane may have of its own, and that of Adam."""
+    """State of the default optimiser: its rate, which may differ between lanes, and the state of Adam."""
 
     rate: Array
     adam: Any
 
 
 def default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Adam with a cosine decay to 0, without which the vanishing noise of the gradient is not seen.
+    """Adam with a cosine decay to 0; at a constant rate, a fit would not profit from the vanishing gradient noise.
 
     The rate is part of the state, so that one compiled step serves every rate.
     """
@@ -49,7 +49,7 @@ def default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTra
 
 
 def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
-    """Take an optimiser of Optax as it is, and put one of NumPyro into its form.
+    """Return an Optax optimiser as it is, and wrap a NumPyro optimiser as one of Optax.
 
     Raises:
         FitError: it is neither.
@@ -69,14 +69,14 @@ def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
 
 
 def check_update(optimizer: optax.GradientTransformation, params: Params) -> None:
-    """Refuse an optimiser that asks for more than a step can give it.
+    """Refuse an optimiser whose update needs arguments that a step does not have.
 
     Args:
         optimizer: of a fit.
         params: of all lanes, [lanes, ...].
 
     Raises:
-        FitError: naming what it asks for.
+        FitError: naming the missing argument.
     """
     taking = optax.with_extra_args_support(optimizer)
 
@@ -101,7 +101,7 @@ def check_update(optimizer: optax.GradientTransformation, params: Params) -> Non
 
 
 def _is_part(value: Any) -> bool:
-    """Whether a part of an optimiser's state is one of those that are told by name."""
+    """Whether a part of an optimiser's state is one that `check_update` recognises by name."""
     return type(value).__name__ == "ScaleByLBFGSState" or "Linesearch" in type(value).__name__
 
 
@@ -110,7 +110,7 @@ def _is_numpyro(optimizer: Any) -> bool:
 
 
 def _of_numpyro(optimizer: Any) -> optax.GradientTransformation:
-    """Give NumPyro's optimiser, which keeps the parameters itself, as one of Optax, which gives their changes."""
+    """Wrap NumPyro's optimiser, which keeps the parameters itself, as one of Optax, which returns their changes."""
     if type(optimizer).__name__ == "Minimize":
         raise FitError(
             "numpyro.optim.Minimize minimises one fixed function by SciPy's BFGS, and the loss of a fit is of fresh "

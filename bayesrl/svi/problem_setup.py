@@ -1,4 +1,4 @@
-"""Getting ready to fit: programs bound to guides, starting points, and what identifies the problem."""
+"""Prepare a fit: bind the programs, choose the starting points, and identify the problem."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ from bayesrl.typing import Params, PRNGKey, Program
 
 @dataclass(frozen=True)
 class Setup:
-    """A problem ready to be fitted.
+    """A problem that is ready to fit.
 
     Attributes:
         programs: policy and guide.
@@ -33,9 +33,9 @@ class Setup:
         betas: [lanes]; 1 without rewards.
         beta_shape: () or (number of β,).
         objective: prepared for these programs.
-        learning_rate: for the default optimiser; None where nobody suggests one.
-        identity: JSON-able; two fits of the same identity are the same problem.
-        log_marginal: log p(y), nats, where data stand beside rewards; nan where it is not known.
+        learning_rate: suggested rate of the default optimiser, or None.
+        identity: JSON-able; two fits with the same identity fit the same problem.
+        log_marginal: log p(y), nats, if there are both data and rewards, nan if it is unknown; 0 otherwise.
     """
 
     programs: Programs
@@ -60,9 +60,9 @@ def set_up(
     *,
     drawn: bool = True,
 ) -> Setup:
-    """Check everything that can be checked before the first step, and give a `Setup`.
+    """Check everything that can be checked before the first step, and return a `Setup`.
 
-    With `drawn=False` nothing is drawn, for programs that are trained by the library itself.
+    With `drawn=False` it draws nothing; that is for programs that the library itself trains.
 
     Raises:
         PolicyError, GuideError, ObjectiveError: naming the site, the value and the remedy.
@@ -88,7 +88,7 @@ def set_up(
 
 
 def _check_rewards(draws: Draws, objective: Objective) -> None:
-    """Refuse rewards that no gradient survives.
+    """Refuse rewards that would make every gradient nan or infinite.
 
     Raises:
         PolicyError: a reward is NaN or +inf.
@@ -113,7 +113,7 @@ def _check_rewards(draws: Draws, objective: Objective) -> None:
 
 
 def _restarts(key: PRNGKey, programs: Programs, family: AutoGuide | None, first: Params, num_restarts: int) -> Params:
-    """Stack starting points, [restart, ...]: the first as declared, the others overdispersed around it."""
+    """Stack starting points, [restart, ...]: the first is as declared, the others are overdispersed around it."""
     starts = [to_host(first)]
     overdispersed_init = closure_jit(
         _spread if family is None else family.overdispersed_init, name="overdispersed_init"
@@ -126,7 +126,7 @@ def _restarts(key: PRNGKey, programs: Programs, family: AutoGuide | None, first:
 
 
 def _spread(key: PRNGKey, params: Params) -> Params:
-    """Add to every parameter noise of about its own size."""
+    """Add noise of about its own size to every parameter."""
     leaves, treedef = jax.tree.flatten(params)
     keys = split(key, len(leaves))
     noisy = [
@@ -161,7 +161,10 @@ def _identity(
 
 
 def _sketch(draws: Draws, totals: Totals) -> dict[str, list[float]]:
-    """Tell two programs apart that have the same sites: two means of what they gave for draws of one key."""
+    """Fingerprint a program by two means of each quantity, to tell apart two programs with the same sites.
+
+    The second mean weights the draws by their order, so that it also notices a permutation.
+    """
 
     def means(values: Any) -> list[float]:
         array = np.asarray(values, float)
@@ -186,7 +189,7 @@ def describe_component(thing: Any) -> Any:
 
 
 def digest(tree: Any) -> str:
-    """Give a short fingerprint of a pytree: its arrays by content, all else by its text."""
+    """Return a short fingerprint of a pytree: of arrays by their content, of all else by its name or type."""
     fingerprint = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         fingerprint.update(jax.tree_util.keystr(path).encode())

@@ -1,4 +1,4 @@
-"""Sources whose draws serve several updates, for `bayesrl.fit(source=...)`: `ReuseDraws`, and the base of others."""
+"""Sources whose draws serve several updates, for `bayesrl.fit(source=...)`: `ReuseDraws` and its base class."""
 
 import abc
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from bayesrl.typing import Params, PRNGKey
 
 
 class BatchSource(abc.ABC):
-    """A source that draws a batch by `draw_batch`, and gives it for `num_updates` updates; see `Source`."""
+    """A source that draws a batch by `draw_batch` and reuses it for `num_updates` updates; see `Source`."""
 
     num_updates: int
     _batch: Draws | None = None
@@ -22,7 +22,7 @@ class BatchSource(abc.ABC):
 
     @abc.abstractmethod
     def draw_batch(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
-        """Draw a batch; arguments as of `Source`."""
+        """Draw a batch; arguments as in `Source`."""
 
     @property
     def remaining_updates(self) -> int:
@@ -30,11 +30,11 @@ class BatchSource(abc.ABC):
         return self.num_updates - self._served if self._batch is not None else 0
 
     def count_updates(self, count: int) -> None:
-        """Count updates that were made at once."""
+        """Count `count` updates that were made in one call."""
         self._served += count
 
     def __call__(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
-        """Give a new batch, or the last one again."""
+        """Return a new batch, or the last one again."""
         if self._batch is None or self._served >= self.num_updates:
             self._batch, self._served = self.draw_batch(key, params, programs), 0
         self._served += 1
@@ -50,8 +50,8 @@ class BatchSource(abc.ABC):
 class ReuseDraws(BatchSource):
     """Draw a batch once, and take several gradient steps on it.
 
-    Worth its while where a draw costs more than an update: long episodes, generated texts, rewards in Python. The
-    policy moves on between the updates of a batch, so use an objective that corrects for it: `ClippedKL`, or
+    This pays off when a draw costs more than an update: long episodes, generated texts, rewards in Python. The
+    policy moves between the updates of a batch, so use an objective that corrects for it: `ClippedKL`, or
     `ActorCritic` for rollouts, whose `reference="previous"` makes each batch a step of mirror descent.
 
     Args:
@@ -73,13 +73,13 @@ class ReuseDraws(BatchSource):
     _draw: Callable[..., Draws] | None = field(default=None, init=False, repr=False)
 
     def lane(self, index: int) -> "ReuseDraws":
-        """Give a source for one of several fits made side by side."""
+        """Return a source for one of several fits made side by side."""
         return ReuseDraws(self.num_particles, self.num_updates)
 
     def draw_batch(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw from the guide, [num_particles, ...]."""
         if self._draw is None:
-            # Without mini-batches nothing is shared: a batch of episodes from one start would say little of the others.
+            # Share only mini-batches: if all episodes of a batch had one start, it would say little about other starts.
             share = bool(programs.structure.subsampled)
             self._draw = trace_once(
                 lambda key, params: programs.draw(key, params, self.num_particles, share=share), name="draw_batch"

@@ -1,4 +1,4 @@
-"""`load` and `resume`: a fit taken up again from its run folder."""
+"""`load` and `resume`: reopen a fit from its run folder."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -50,15 +50,15 @@ def load(
 
     Args:
         directory: the run folder.
-        policy: the program; without it the posterior shows draws and history but cannot draw anew.
-        *args: its arguments, as fitted.
-        guide: as fitted, where it was written by hand.
-        objective: as fitted, where it was not one of `bayesrl.objectives`.
-        optimizer: as fitted, where one was given.
-        source: as fitted, where the environment is no program: draws are then made by playing in it.
+        policy: the program; without it, the posterior shows draws and history but cannot make new draws.
+        *args: its arguments, as in the fit.
+        guide: as in the fit, if it was hand-written.
+        objective: as in the fit, if it was not one of `bayesrl.objectives`.
+        optimizer: as in the fit, if you passed one.
+        source: as in the fit, if the environment is not a program; the source then plays in it to draw.
 
     Raises:
-        RunFolderError: there is no fit in the folder, or it is of another problem.
+        RunFolderError: the folder has no fit, or one of another problem.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -87,7 +87,7 @@ def _problem_of_fit(directory: str | Path) -> dict[str, Any]:
     """Read the description of a fit.
 
     Raises:
-        RunFolderError: there is none.
+        RunFolderError: the folder has none.
     """
     problem = run_folder.read_problem(directory)
     if problem["identity"].get("kind") == "learn":
@@ -99,10 +99,10 @@ def _problem_of_fit(directory: str | Path) -> dict[str, Any]:
 
 
 def _shown(directory: str | Path, problem: Mapping[str, Any]) -> Posterior:
-    """Load what a folder holds of a fit, without its programs.
+    """Load a fit from its saved draws and checkpoint, without its programs.
 
     Raises:
-        RunFolderError: it has not ended, or a file is damaged.
+        RunFolderError: the fit has not ended, or a file is damaged.
     """
     go_on = "continue it with bayesrl.resume(directory, policy, *args)"
     content = run_folder.read_draws(directory)
@@ -123,7 +123,7 @@ def _shown(directory: str | Path, problem: Mapping[str, Any]) -> Posterior:
         }
         with xr.open_datatree(BytesIO(content), engine="h5netcdf") as tree:
             posterior = from_datatree(tree.load(), params, problem["settings"])
-    except Exception as error:  # of a file that bears a digest and was made by something else: xarray raises anything
+    except Exception as error:  # xarray raises anything for a file of another program, even one with a valid digest
         raise RunFolderError(
             f"cannot read {Path(directory) / run_folder.POSTERIOR}: {error}; it is damaged: "
             "load the folder with its policy, which needs the checkpoint alone"
@@ -151,23 +151,23 @@ def resume(
     callback: Callback | None = None,
     progress: bool = True,
 ) -> Posterior:
-    """Go on with a fit where it stopped; bit for bit what an uninterrupted run would have given.
+    """Continue a fit where it stopped, bit for bit as if it had not been interrupted.
 
     Args:
         directory: the run folder.
-        policy: the program, as fitted.
-        *args: its arguments, as fitted.
+        policy: the program, as in the fit.
+        *args: its arguments, as in the fit.
         num_steps: a larger total extends the run, on the learning-rate schedule of that total.
-        guide: as fitted, where it was written by hand.
-        objective: as fitted, where it was not one of `bayesrl.objectives`.
-        optimizer: as fitted, where one was given.
-        source: as fitted, where one was given; what it plays is then no continuation bit for bit.
+        guide: as in the fit, if it was hand-written.
+        objective: as in the fit, if it was not one of `bayesrl.objectives`.
+        optimizer: as in the fit, if you passed one.
+        source: as in the fit, if you passed one; the run then does not continue bit for bit.
         callback: as in `fit`.
         progress: as in `fit`.
 
     Raises:
-        RunFolderError: there is no run in the folder, it is of another problem, or what was given by
-            hand is missing.
+        RunFolderError: the folder has no run, or one of another problem, or an argument that you passed
+            to the fit is missing.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -205,10 +205,10 @@ def resume(
 
 
 def key_of(problem: Mapping[str, Any]) -> PRNGKey:
-    """Give the key that a run folder was fitted with.
+    """Return the key of a run folder's fit.
 
     Raises:
-        RunFolderError: what it tells is no key.
+        RunFolderError: the stored seed is not a key.
     """
     seed, impl = problem["identity"]["seed"], problem["settings"].get("key_impl", "threefry2x32")
     try:
@@ -227,7 +227,7 @@ def _beta_of(problem: Mapping[str, Any]) -> Any:
 def _rebuild(
     directory: Location, problem: Mapping[str, Any], guide: Any, objective: Any, optimizer: Any
 ) -> tuple[Any, Any]:
-    """Make guide and objective anew from what the folder says of them."""
+    """Rebuild guide and objective from their description in the folder."""
     known = {kind.__name__: kind for kind in (*_kinds(AutoGuide), *_kinds(Objective))}
 
     def make(role: str, given: Any) -> Any:
@@ -252,7 +252,7 @@ def _rebuild(
 
 
 def _kinds(base: type[Any]) -> list[type[Any]]:
-    """List all kinds of guides, or of objectives, that have been imported."""
+    """List all imported subclasses of `base`, subclasses of subclasses included."""
     return [own for kind in base.__subclasses__() for own in (kind, *_kinds(kind))]
 
 

@@ -1,4 +1,4 @@
-"""The one training loop: a pure `step`, run in chunks inside one jit, over lanes of (β, restart)."""
+"""One gradient step as a pure function, and chunks of steps in one jit, over lanes of (β, restart)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,18 +22,18 @@ AVERAGING_POWER = 8.0
 """η of polynomial-decay averaging (Shamir & Zhang 2013): about the last 1/η of the run counts."""
 
 _OF_STEPS = 5
-"""What the key of a fit is folded with for the keys of its steps."""
+"""The number to fold the key of a fit with, for the keys of its steps."""
 
 
 class FitState(NamedTuple):
-    """What training changes, and a checkpoint keeps.
+    """The arrays that training changes and a checkpoint stores.
 
     Attributes:
         params: unconstrained parameters of the guide.
-        opt_state: of the optimiser.
+        opt_state: state of the optimiser.
         average: running average of the parameters.
-        skipped: steps not taken because the loss or its gradient was not finite.
-        step: steps done.
+        skipped: number of steps skipped because the loss or its gradient was not finite.
+        step: number of steps done.
     """
 
     params: Params
@@ -45,12 +45,14 @@ class FitState(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StepConfig:
-    """What no step changes. It is compared by identity: what `jax.jit` traced for one state serves its successors.
+    """The part of a fit that no step changes.
+
+    It compares by identity, so that `jax.jit` reuses the trace of one state for its successors.
 
     Attributes:
         objective: prepared for the programs.
         optimizer: of the parameters.
-        programs: policy and guide; arrays among their arguments are those of the state.
+        programs: policy and guide; `bind` replaces the arrays among their arguments by those of the state.
     """
 
     objective: Objective
@@ -58,7 +60,7 @@ class StepConfig:
     programs: Programs
 
     def bind(self, args: Any) -> Programs:
-        """Give the programs with these arrays among their arguments."""
+        """Return the programs with these arrays among their arguments."""
         return replace(
             self.programs, args=eqx.combine(args, eqx.filter(self.programs.args, eqx.is_array, inverse=True))
         )
@@ -68,10 +70,10 @@ class State(eqx.Module):
     """State of a fit: a pytree of arrays, for `jax.jit`, `jax.vmap` over seeds or β, and `jax.lax.scan`.
 
     Attributes:
-        train: parameters, optimiser, average and counts: what a checkpoint has to keep.
-        beta: temperature, reward units per nat; 1 without rewards. It may be changed between steps (annealing).
+        train: parameters, optimiser, average and counts, which is all that a checkpoint must store.
+        beta: temperature, reward units per nat; 1 without rewards. You may change it between steps (annealing).
         args: arrays among the arguments of policy and guide.
-        config: what no step changes; static.
+        config: the part that no step changes; static.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -92,37 +94,37 @@ class State(eqx.Module):
 
     @property
     def params(self) -> Params:
-        """Parameters as the guide declares them, averaged over the last part of the run: what `Posterior.at` takes."""
+        """Parameters as the guide declares them, averaged over the last part of the run; `Posterior.at` takes them."""
         return self.config.programs.constrain(self.train.average)
 
     @property
     def guide(self) -> Program | None:
-        """The program that draws; None where the policy has nothing to draw."""
+        """The program that draws; None if the policy draws nothing."""
         return self.config.programs.guide
 
     @property
     def lane_axes(self) -> "State":
-        """Axes of a state of several lanes, for `jax.vmap`: they share the count of steps and the arguments."""
+        """Axes of a state of several lanes, for `jax.vmap`; lanes share the step count and the arguments."""
         return State(LANES, 0, None, self.config)
 
 
 LANES: Any = FitState(0, 0, 0, 0, None)  # type: ignore[arg-type]
-"""The axes of several lanes: they share the count of steps."""
+"""The axes of several lanes, which share the step count."""
 
 
 class StepInfo(NamedTuple):
-    """What one step saw, or the sum over several: means over draws and contexts, 0 where the step was not taken.
+    """Statistics of one step, or their sum over several: means over draws and contexts, 0 if the step was skipped.
 
-    With observed data beside rewards, J is known up to −β·log p(y) and KL up to log p(y), as for `Info`.
+    With both data and rewards, J is known up to −β·log p(y) and KL up to log p(y), as in `Info`.
 
     Attributes:
-        taken: 1 where loss and gradient were finite, else 0.
+        taken: 1 if loss and gradient were finite, else 0.
         loss: nats.
         grad_norm: Euclidean norm of the gradient.
         objective: J = E_q[R] − β·KL(q‖π₀), reward units (the ELBO, nats, without rewards).
         reward: E_q[R], reward units.
         kl: KL(q‖π₀), nats.
-        spread: variance of the log-ratio w over draws, nats²; near the optimum β/2 of it is the gap J* − J.
+        spread: variance of the log-ratio w over draws, nats²; near the optimum, the gap J* − J is β/2 times this.
         metrics: means of the deterministic sites.
         nonfinite: number of draws with a non-finite reward, by reward site.
     """
@@ -146,12 +148,12 @@ def start(config: StepConfig, params: Params) -> FitState:
 
 
 def lane_keys(key: PRNGKey, num_lanes: int) -> PRNGKeys:
-    """Give the key of each lane, [lanes], that a fit with this key steps by; see `step_key`."""
+    """Return the key of each lane, [lanes], in a fit with this key; see `step_key`."""
     return split(fold_in(key, _OF_STEPS), num_lanes)
 
 
 def step_key(lane_key: PRNGKey, step: Numbers) -> PRNGKey:
-    """Give the key of a step: folded with its number, never split, so that a run cut anywhere goes on bit for bit."""
+    """Return the key of a step: folded with its number, not split, so that a run cut anywhere resumes bit for bit."""
     return fold_in(lane_key, step)
 
 
@@ -159,13 +161,13 @@ def step_key(lane_key: PRNGKey, step: Numbers) -> PRNGKey:
 def step(key: PRNGKey, state: State) -> tuple[State, StepInfo]:
     """Take one gradient step: the step of `bayesrl.fit`, for loops of your own.
 
-    θ ← θ − optimizer(∇ loss(θ)), where the gradient is the objective's estimate of −∇J(θ)/β from fresh draws; a step
-    whose loss or gradient is not finite changes nothing but the counts. It is pure: use it under `jax.jit`, inside of
-    `jax.lax.scan`, or under `jax.vmap` over states that are stacked.
+    θ ← θ − optimizer(∇ loss(θ)), where the gradient is the objective's estimate of −∇J(θ)/β from fresh draws. If the
+    loss or its gradient is not finite, the step changes only the counts and the average. The function is pure: use it
+    under `jax.jit`, inside `jax.lax.scan`, or under `jax.vmap` over stacked states.
 
     Args:
         key: consumed whole; the draws of the step come from it.
-        state: from `init`, or from the step before.
+        state: from `init`, or from the previous step.
 
     Returns:
         The next state, and a `StepInfo` of scalars: loss, J, E[R], KL, spread, metrics.
@@ -194,13 +196,13 @@ def step(key: PRNGKey, state: State) -> tuple[State, StepInfo]:
 
 
 def step_on_draws(state: State, draws: Draws, *, one_batch: bool = False) -> tuple[State, StepInfo]:
-    """Take one step on given draws of the guide, in the place of the objective's own.
+    """Take one step on given draws of the guide, instead of the objective's own.
 
     Args:
         state: of one lane.
-        draws: made by the guide as it stands, or as it stood, [particles, ...]; scored afresh, so that gradients flow.
-            The log q that they came with gives J and KL of the policy that drew them.
-        one_batch: whether the draws are of one mini-batch.
+        draws: from the guide as it is or as it was, [particles, ...]; rescored, so that gradients flow. Their original
+            log q gives J and KL of the policy that drew them.
+        one_batch: whether all draws have the same mini-batch.
     """
     config, programs = state.config, state.config.bind(state.args)
 
@@ -219,7 +221,7 @@ def _apply(
     old = state.train
     grad_norm = optax.tree.norm(gradient)
     fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    # A search along a line sees the loss of this step's own draws.
+    # A line search evaluates the loss on this step's own draws, so that it compares like with like.
     updates, opt_state = optax.with_extra_args_support(state.config.optimizer).update(
         gradient, old.opt_state, old.params, value=loss, grad=gradient, value_fn=value_fn
     )
@@ -242,11 +244,11 @@ def run_chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[FitStat
 
     Args:
         keys: one per lane, [lanes]; see `step_key`.
-        state: of all lanes: every leaf has their axis but the count of steps and the arguments.
+        state: of all lanes; every leaf has the lane axis, except the step count and the arguments.
         num_steps: how many, traced.
     """
 
-    # Under jit it is traced once: here for its shapes, and there inside of the loop.
+    # jit caches the trace: `sum_steps` needs it twice, for the shapes and inside the loop.
     @jax.jit
     def all_lanes(keys: PRNGKeys, state: State) -> tuple[FitState, StepInfo]:
         def one(key: PRNGKey, lane: State) -> tuple[FitState, StepInfo]:
@@ -261,7 +263,7 @@ def run_chunk(keys: PRNGKeys, state: State, num_steps: Numbers) -> tuple[FitStat
 def sum_steps(
     take: Callable[[FitState], tuple[FitState, StepInfo]], train: FitState, num_steps: Numbers
 ) -> tuple[FitState, StepInfo]:
-    """Take so many steps, and sum what they saw. Only what training changes is carried: data would be copied."""
+    """Take `num_steps` steps, and sum their statistics. The loop carries no data, because it would copy them."""
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, train)[1])
 
     def body(_: Array, carried: tuple[FitState, StepInfo]) -> tuple[FitState, StepInfo]:

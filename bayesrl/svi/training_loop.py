@@ -1,4 +1,4 @@
-"""One run of the loop, from its start or its checkpoint to its end."""
+"""One run of the training loop, from its start or its checkpoint to its end."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -42,28 +42,28 @@ from bayesrl.typing import Numbers, Params, PRNGKey, PRNGKeys
 
 NUM_CHUNKS = 100
 ANNEALED = 0.5
-"""This share of the steps takes the temperature from `start_beta` to β."""
+"""The temperature falls from `start_beta` to β over this share of the steps."""
 
 PILOT_SHARE = 50
-"""A pilot takes this part of the steps, and so does each of its fellows."""
+"""Each pilot takes one step for this many of the fit."""
 
 GOOD_PILOT = 0.99
-"""The least rate that gains this share of what the best one gains is chosen: a larger one only adds noise."""
+"""Choose the least rate whose gain is at least this share of the best gain: a larger rate only adds noise."""
 
 MAX_SKIPPED = 0.1
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 MANY_STEPS = 1000
-"""From so many steps on it pays to compile them with all optimisations."""
+"""From this many steps on, it pays to compile with all optimisations."""
 
 type Chunk = Callable[[PRNGKeys, State, Numbers], tuple[FitState, StepInfo]]
 type Callback = Callable[[dict[str, np.ndarray]], Any]
 
 
 def _made(source: Source, key: PRNGKey, params: Params, programs: Programs) -> Draws:
-    """Ask a source for draws.
+    """Get draws from a source.
 
     Raises:
-        FitError: it fails, or gives something else.
+        FitError: it fails, or returns something else.
     """
     with user_code("source", FitError, "let it give Draws from (key, params, programs)"):
         draws = source(key, params, programs)
@@ -73,7 +73,7 @@ def _made(source: Source, key: PRNGKey, params: Params, programs: Programs) -> D
 
 
 def lanes_of(source: Source, count: int) -> list[Source]:
-    """Give one source per lane, the first of them the source itself."""
+    """Return one source per lane; the first is the source itself."""
     if count == 1 or not hasattr(source, "lane"):
         return [source] * count
     return [source, *(source.lane(i) for i in range(1, count))]
@@ -81,7 +81,7 @@ def lanes_of(source: Source, count: int) -> list[Source]:
 
 @dataclass(frozen=True)
 class TrainingLoop:
-    """One run of the loop, from its start or its checkpoint to its end."""
+    """One run of the training loop, from its start or its checkpoint to its end."""
 
     key: PRNGKey
     setup: Setup
@@ -92,18 +92,18 @@ class TrainingLoop:
     callback: Callback | None
     source: Source | None = None
     problem: Mapping[str, Any] | None = None
-    """What the run folder shall say of the run."""
+    """The description to write into the run folder."""
     start_beta: float | None = None
     num_chunks: int = NUM_CHUNKS
     pilot: bool = False
-    """Whether each lane's rate is chosen by trying some for a few steps."""
+    """Whether to choose each lane's rate by trying several for a few steps."""
 
     def run(self, *, show: bool, chunk: Chunk | None = None) -> tuple[State, list[dict[str, np.ndarray]], bool]:
-        """Run; give the last state, the rows of the history, and whether Ctrl-C ended it.
+        """Run, and return the last state, the rows of the history, and whether Ctrl-C ended the run.
 
         Args:
             show: whether to show a progress line.
-            chunk: what `chunk()` gave a run of the same setup and optimiser, so as not to compile anew.
+            chunk: the `chunk()` of an earlier run with the same setup and optimiser, to save its compilation.
         """
         state, rows = self.restore(self.start())
         if self.folder is not None and self.problem is not None:
@@ -126,7 +126,7 @@ class TrainingLoop:
                     rows.append(_row(self.setup, state, sums))
                     line.update(steps, partial(format_row, rows[-1]))
                     stop = self._stop(state, sums, rows)
-                    # However short a run, there is a checkpoint before the last one, should that be damaged.
+                    # Save halfway too, so that even a short run has an older checkpoint if the last one is damaged.
                     passed = not halfway and 2 * int(state.train.step) >= self.num_steps
                     if passed or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                         self._save(state, rows)
@@ -143,9 +143,10 @@ class TrainingLoop:
         return state, rows, False
 
     def _paced(self, chunk: Chunk, keys: PRNGKeys, state: State) -> State:
-        """Give the state before the first step, each lane at the least rate that gains nearly as much as the best.
+        """Return the state before the first step, with each lane at the least rate that gains nearly the most.
 
-        The pilots run by the compiled step of the fit itself, at a rate that has not begun to fall.
+        The pilots use the compiled step of the fit itself, on the first steps of its schedule, where the rate has
+        hardly begun to fall.
         """
         steps = int(np.clip(self.num_steps // PILOT_SHARE, 10, 200))
         betas, gains = self._betas_at(0), []
@@ -153,6 +154,7 @@ class TrainingLoop:
         for rate in PILOT_RATES:
             trial = replace(_at_rate(state, np.full(betas.shape, rate)), beta=betas)
             told = []
+            # The gain is from the first step to the mean over the last third, since single steps are noisy.
             for part in (1, steps - steps // 3 - 1, steps // 3):
                 train, sums = chunk(keys, trial, np.asarray(part, np.int32))
                 trial = replace(trial, train=train)
@@ -165,13 +167,13 @@ class TrainingLoop:
         return _at_rate(state, chosen)
 
     def start(self) -> State:
-        """Give the state before the first step, with one lane for each β and restart."""
+        """Return the state before the first step, with one lane for each β and restart."""
         config = StepConfig(self.setup.objective, self.optimizer, self.setup.programs)
         train = closure_jit(partial(start, config), name="initial_state")(self.setup.params)
         return State(train, self.setup.betas, eqx.filter(self.setup.programs.args, eqx.is_array), config)
 
     def _betas_at(self, step: int) -> np.ndarray:
-        """Give the temperatures of a step, [lanes]: from `start_beta` geometrically down to β, then β."""
+        """Return the temperatures of a step, [lanes]: geometrically down from `start_beta` to β, then β."""
         betas = self.setup.betas
         if self.start_beta is None:
             return betas
@@ -179,10 +181,10 @@ class TrainingLoop:
         return np.asarray(betas * (np.maximum(self.start_beta, betas) / betas) ** left, np.float32)
 
     def chunk(self) -> Chunk:
-        """Give the function that takes a chunk of steps; it compiles when it is first called."""
+        """Return the function that takes a chunk of steps; it compiles at its first call."""
         source = self.source
         if source is None:
-            # Programs that call Python are not kept on disk, so a guide may prefer to draw apart from the step.
+            # The compilation cache does not store programs that call Python, so such a guide may draw outside the step.
             sampler = getattr(self.setup.programs.guide, "sampler", None)
             source = None if sampler is None else sampler.source(self.setup.programs, self.setup.objective)
         if source is not None:
@@ -190,7 +192,7 @@ class TrainingLoop:
         return trace_once(run_chunk, name="fit_step", full_optimization=self.num_steps >= MANY_STEPS)
 
     def _host_chunk(self, source: Source) -> Chunk:
-        """Give a chunk of steps on draws that the source makes on the host."""
+        """Return a function that takes a chunk of steps on draws that the source makes on the host."""
         programs = self.setup.programs
         sources = lanes_of(source, self.setup.betas.shape[0])
         one_batch = bool(getattr(source, "one_batch", False))
@@ -199,11 +201,11 @@ class TrainingLoop:
             new, info = step_on_draws(lane, draws, one_batch=one_batch)
             return new.train, info
 
-        @jax.jit  # traced once, inside
+        @jax.jit  # so that `sum_steps`, which needs it twice, traces it once
         def all_lanes(state: State, draws: Draws) -> tuple[FitState, StepInfo]:
             return jax.vmap(one, in_axes=(state.lane_axes, 0), out_axes=(LANES, 0))(state, draws)
 
-        # Everything small is done inside of compiled functions: one by one, its operations take longer than the step.
+        # Compile the small operations too: dispatched one by one, they take longer than the step.
         @partial(trace_once, name="lanes_apart")
         def apart(keys: PRNGKeys, train: FitState) -> list[tuple[PRNGKey, Params]]:
             return [
@@ -226,7 +228,7 @@ class TrainingLoop:
             while left > 0:
                 pieces = zip(sources, apart(keys, state.train), strict=True)
                 made = [_made(own, key, params, programs) for own, (key, params) in pieces]
-                # A batch that serves further updates serves them inside of one compiled loop.
+                # If a batch serves more updates, make them all in one compiled loop.
                 more = min(left - 1, *(getattr(own, "remaining_updates", 0) for own in sources))
                 for own in sources if more else ():
                     own.count_updates(more)  # type: ignore[attr-defined]
@@ -240,7 +242,7 @@ class TrainingLoop:
         return chunk
 
     def restore(self, state: State) -> tuple[State, list[dict[str, np.ndarray]]]:
-        """Give state and history of the checkpoint, or the state that was passed where there is none."""
+        """Return state and history of the checkpoint; without one, the given state and no history."""
         found = run_folder.load_checkpoint(self.folder, state.train) if self.folder is not None else None
         if found is None:
             return state, []
@@ -283,13 +285,14 @@ class TrainingLoop:
 
 
 def _at_rate(state: State, rates: np.ndarray) -> State:
-    """Give a state whose default optimiser has these rates, [lanes]."""
+    """Return the state with these rates, [lanes], in its default optimiser."""
     opt_state = state.train.opt_state._replace(rate=rates.astype(np.float32))
     return replace(state, train=state.train._replace(opt_state=opt_state))
 
 
 def _objective(sums: StepInfo, betas: np.ndarray, final: np.ndarray) -> np.ndarray:
-    """J of the summed steps, [lanes], at the temperatures that the fit ends with."""
+    """J of the summed steps, [lanes], at the final temperatures of the fit."""
+    # J is linear in β, so E[R] − β₁·KL follows from J at β and the KL.
     taken = np.asarray(sums.taken, float)
     total = np.asarray(sums.objective, float) + (betas - final) * np.asarray(sums.kl, float)
     return np.where(taken > 0, total / np.maximum(taken, 1e-30), np.nan)
