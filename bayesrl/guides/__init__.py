@@ -1,4 +1,4 @@
-"""Guides: what a fit adapts until it is the posterior."""
+"""Guides: the programs that a fit trains to approximate the posterior."""
 
 from bayesrl.guides.auto_tilt import AutoTilt
 from bayesrl.guides.base import AutoGuide, PolicyGuide

@@ -28,7 +28,7 @@ from bayesrl.typing import Params, PRNGKey, Program
 
 TABLE, NETWORK, SUMMARY = "$table", "$network", "$summary"
 _STEP = 0.1
-"""Networks are kept at 1 / _STEP of their size, so that one Adam rate suits them and the tables."""
+"""Parameters store networks at 1 / _STEP of their size, so that one Adam rate suits them and the tables."""
 _NUM_DRAWS = 64
 
 
@@ -51,21 +51,21 @@ class AutoTilt(AutoGuide):
     Geometric), rate · exp(θ) (Poisson), both numbers of a negative binomial, exp(θ·(cos x, sin x))
     (VonMises), weights and parts of mixtures, gate and base of zero-inflated and hurdle counts,
     free log-probabilities on other finite supports, location and scale (Normal), an affine map of
-    the prior's own draw in unconstrained space (all other continuous sites). Where rewards and data
-    enter a draw in a way that leads out of its family, continuous draws are bent as well, coordinate
-    by coordinate (`bayesrl.guides.tilts.sinh_arcsinh`), and counts weighed one by one where the prior draws
-    them; Gamma, Beta and Dirichlet priors of small concentrations are split at their corners. θ is
-    zero at first and depends on what the agent sees: earlier actions and
-    observable nature in the same plate element, the time step, the plate element, the observable
-    part of a scan's carry, and a recurrent summary where that is not enough.
+    the prior's own draw in unconstrained space (all other continuous sites). If rewards and data can take
+    a site's posterior out of its family, the tilt also bends continuous draws, coordinate by
+    coordinate (`bayesrl.guides.tilts.sinh_arcsinh`), and reweights counts one by one in the range of the
+    prior. Gamma, Beta and Dirichlet priors of small concentrations are split at their corners. θ is
+    zero at first and depends on what the agent sees: earlier actions and observable nature in the same
+    plate element, the time step, the plate element, the observable part of a scan's carry, and a
+    recurrent summary where that is not enough.
 
     Args:
-        tilt: `auto` keeps θ in a table where all that it depends on is finite and the table fits,
-            else in a small network beside a table of time step and plate element; `table` and
-            `network` insist (a network has no table of plate elements, so it carries over to other
-            contexts); `constant` reads only time step and plate element.
+        tilt: `auto` puts θ in a table if its inputs are finite and the table fits, else in a small
+            network beside a table of time step and plate element. `table` and `network` force one of
+            them (`network` has no table of plate elements, so it carries over to other contexts).
+            `constant` reads only time step and plate element.
         hidden: width of the networks.
-        recurrent: whether scans get a summary of their past steps; `auto` gives one where something
+        recurrent: whether scans get a summary of their past steps; `auto` adds one if something
             is scored after the scan or nature hides something.
         max_table: largest number of entries of one site's table.
 
@@ -92,7 +92,7 @@ class AutoTilt(AutoGuide):
     max_table: Count = 100_000
 
     def learning_rate_for(self, params: Params) -> float:
-        """Suggest an Adam rate: slower where a policy's own networks are trained too."""
+        """Suggest an Adam rate: a lower one if the fit also trains a policy's own parameters."""
         own = all(name.endswith(TABLE) or NETWORK in name or SUMMARY in name for name in params)
         return 0.1 if own else 0.01
 
@@ -111,6 +111,7 @@ class AutoTilt(AutoGuide):
         }
         facts, plan = self._plan(survey_key, policy, structure, args, reaches)
         if any(site.cut for site in plan.sites.values()):
+            # A rich tilt has more outputs: where the table did not fit, try again with a plain one.
             plainer = {
                 name: reach._replace(rich=reach.rich and not plan.sites[name].cut) for name, reach in reaches.items()
             }
@@ -128,7 +129,7 @@ class AutoTilt(AutoGuide):
     def _plan(
         self, key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, PriorRange]
     ) -> tuple[PolicyAnalysis, Parameterization]:
-        """Decide what each tilt reads, and whether it is a rich one."""
+        """Decide what each tilt reads, and how it is stored."""
         facts = analyze_policy(key, policy, structure, args, reaches)
         plan = choose_parameterization(
             structure, facts, tilt=self.tilt, hidden=self.hidden, recurrent=self.recurrent, max_table=self.max_table
@@ -136,7 +137,7 @@ class AutoTilt(AutoGuide):
         return facts, replace(plan, reaches=reaches)
 
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
-        """Disturb tables and outputs of networks by about one; see `AutoGuide.overdispersed_init`."""
+        """Add noise of about one to tables and network outputs; see `AutoGuide.overdispersed_init`."""
         result = {}
         for index, (name, value) in enumerate(sorted(params.items())):
             own_key = fold_in(key, index)
@@ -167,7 +168,7 @@ class AutoTilt(AutoGuide):
 
 
 def _declare(plan: Parameterization, networks: dict[str, Any]) -> TiltParams:
-    """Declare the parameters, before any scan."""
+    """Declare the parameters before any scan, since one declared inside would be stacked over time."""
     tables = {
         name: numpyro.param(name + TABLE, np.zeros(site.table.shape, jnp.result_type(float)))
         for name, site in plan.sites.items()
@@ -182,7 +183,7 @@ def _declare(plan: Parameterization, networks: dict[str, Any]) -> TiltParams:
 
 
 def _declare_network(name: str, network: Any) -> Any:
-    """Declare one parameter per array: NumPyro's replay of a scan takes no trees."""
+    """Declare one parameter per array, because NumPyro's replay of a scan takes no pytrees."""
     arrays, rest = eqx.partition(network, eqx.is_inexact_array)
     leaves, structure = jax.tree_util.tree_flatten_with_path(arrays)
     stored = [numpyro.param(name + jax.tree_util.keystr(path), to_host(leaf) / _STEP) for path, leaf in leaves]

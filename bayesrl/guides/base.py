@@ -14,10 +14,10 @@ from bayesrl.typing import Params, PRNGKey, Program
 
 
 class AutoGuide(abc.ABC):
-    """A configuration that builds a guide for a policy; a frozen dataclass with fields that JSON can hold.
+    """A configuration that builds a guide for a policy: a frozen dataclass with JSON-able fields.
 
-    A guide is a plain NumPyro program with the policy's arguments: it draws the policy's action
-    sites, may replay its environment sites, and declares what is trained by `numpyro.param`.
+    A guide is a plain NumPyro program with the policy's arguments. It draws the policy's action
+    sites, may replay its environment sites, and declares its trainable parameters by `numpyro.param`.
 
     Example:
         >>> import jax, bayesrl
@@ -32,7 +32,7 @@ class AutoGuide(abc.ABC):
 
         Args:
             key: consumed whole.
-            policy: the program; parameters inside it are not frozen, so that the guide gets its own
+            policy: the program; its parameters are not frozen, so that the guide gets its own
                 copy under the same names.
             structure: of the policy, from `bayesrl.core.structure.inspect`.
             args: arguments of the program.
@@ -41,12 +41,12 @@ class AutoGuide(abc.ABC):
             A NumPyro program that takes the same arguments.
 
         Raises:
-            GuideError: the family cannot make a guide for a site; the site and the remedy are named.
+            GuideError: the family cannot make a guide for a site; the message names the site and the remedy.
         """
 
     @abc.abstractmethod
     def overdispersed_init(self, key: PRNGKey, params: Params) -> Params:
-        """Give overdispersed starting values for a restart, of the shapes of `params`; `key` is consumed whole."""
+        """Return overdispersed starting values for a restart, shaped like `params`; `key` is consumed whole."""
 
     @abc.abstractmethod
     def learning_rate_for(self, params: Params) -> float:
@@ -54,17 +54,16 @@ class AutoGuide(abc.ABC):
 
 
 type Guide = Annotated[Program | AutoGuide, CHECKED_IN_BODY]
-"""What a fit adapts: a program, or a family that builds one for the policy."""
+"""A guide of a fit: a program, or a family that builds one for the policy."""
 
 
 @checked(GuideError)
 class PolicyGuide:
-    """A guide that is the policy's own program, its action sites drawn from other distributions.
+    """A guide that is the policy's own program with other distributions at its action sites.
 
-    As a guide it shows only what it draws, and the deterministic sites with a $ in their name, by which it
-    speaks to objectives; `program` is the same with rewards, observed and
-    deterministic sites: the fitted policy. `within_prior` says that its actions never leave the support of the prior's,
-    and that it leaves nature alone.
+    As a guide it shows only its draws and the deterministic sites with a $ in their name, which pass values
+    to objectives. `program` is the same program with all rewards, observed and deterministic sites: the fitted
+    policy. `within_prior` declares that its actions never leave the prior's support and that it does not change nature.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist, bayesrl
@@ -85,7 +84,7 @@ class PolicyGuide:
 
 
 def _is_scored(msg: dict[str, Any]) -> bool:
-    """Whether a guide hides a site: it shows only what it draws."""
+    """Whether a guide hides a site, because it shows only its draws."""
     if msg["type"] == "deterministic":
         return "$" not in str(msg["name"])
     return msg["type"] == "sample" and site_kind(msg) in ("reward", "observed")

@@ -1,4 +1,4 @@
-"""What a tilt can read at the moment its site is drawn, as codes for tables and as features for networks."""
+"""Inputs of a tilt at the moment its site is drawn: codes for tables, features for networks."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,13 +21,13 @@ _LINEAR_UP_TO = 10.0
 
 @dataclass
 class VisibleState:
-    """Raw values that can be seen at one moment of a run.
+    """Raw values that the agent can see at one moment of a run.
 
     Attributes:
-        sites: values of sites, and of earlier scans stacked over time, with their distributions.
+        sites: values of sites, with their distributions; those of earlier scans are stacked over time.
         carry: leaves of the carry at the start of the step.
-        prior: the distribution of the site to be tilted.
-        moments: centre and scale of what has no finite range, by name.
+        prior: the distribution of the site to tilt.
+        moments: centre and scale of the inputs without a finite range, by name.
     """
 
     sites: dict[str, tuple[Array, Any]] = field(default_factory=dict)
@@ -38,14 +38,14 @@ class VisibleState:
 
 @dataclass(frozen=True, eq=False)
 class GuideInput:
-    """One thing that a tilt reads.
+    """One input of a tilt.
 
     Attributes:
         kind: a site of this moment, a site of an earlier scan (all steps), a leaf of the carry, or
-            the description of the prior at hand.
+            the description of the current prior.
         key: name of the site, or index of the leaf.
         dims: axes of plates in it.
-        event_ndim: axes at its end that are no batch axes.
+        event_ndim: number of last axes that are not batch axes.
         width: number of components, time included.
         range: all values that a component can take, or None.
         moments: the name of its centre and scale.
@@ -68,7 +68,7 @@ class GuideInput:
 
     @property
     def num_features(self) -> int:
-        """Number of features that `features` gives."""
+        """Number of features that `features` returns."""
         return self.width * len(self.range or ()) if self._one_hot else self.width
 
     @property
@@ -76,13 +76,13 @@ class GuideInput:
         return self.range is not None and self.width * len(self.range) <= _MAX_ONE_HOT
 
     def codes(self, view: VisibleState) -> Array:
-        """Number the joint values, [*plates] integers below `num_codes`."""
+        """Encode the joint value as an integer below `num_codes`, [*plates]."""
         index = _index(self._read(view), self.range or ())
         strides = jnp.asarray([len(self.range or ()) ** k for k in range(self.width)])
         return (index * strides).sum(-1)
 
     def features(self, view: VisibleState) -> Array:
-        """Give numbers of moderate size, [*plates, num_features]."""
+        """Return numbers of moderate size, [*plates, num_features]."""
         values = self._read(view)
         if self._one_hot:
             hot = jax.nn.one_hot(_index(values, self.range or ()), len(self.range or ()))
@@ -112,7 +112,7 @@ class GuideInput:
 
 
 def _index(values: Array, known: FiniteSupport) -> Array:
-    """Find values in an ascending list of all that there are."""
+    """Find the index of each value in an ascending list of all values."""
     low = known[0]
     if known == tuple(low + k for k in range(len(known))):
         return jnp.clip(values - low, 0, len(known) - 1).astype(jnp.int32)
@@ -126,7 +126,7 @@ def _soft_clip(x: Array) -> Array:
 
 
 def list_inputs(name: str, structure: Structure, facts: PolicyAnalysis) -> list[GuideInput]:
-    """List what a tilt of an action site may read: what the agent has seen, in the site's own plate elements."""
+    """List the inputs of an action site's tilt: what the agent has seen so far, in the site's own plate elements."""
     own, mine = structure[name], facts.sites[name]
     found = []
     for site in structure.sites:
@@ -143,7 +143,7 @@ def list_inputs(name: str, structure: Structure, facts: PolicyAnalysis) -> list[
 
 
 def site_input(fact: SiteInfo, site: Site, *, stacked: bool) -> GuideInput:
-    """Read a site: its value at this moment, or all its steps where it stood in an earlier scan."""
+    """Make the input that reads a site: its current value, or all steps of an earlier scan."""
     width = fact.width * (site.length if stacked else 1)
     return GuideInput(
         "past" if stacked else "site", fact.name, fact.dims, fact.event_ndim, width, fact.support, f"value {fact.name}"
@@ -155,7 +155,7 @@ def _from_carry(scan: int, mine: SiteInfo, structure: Structure, facts: PolicyAn
     found = []
     for index, leaf in enumerate(leaves):
         hidden = any(structure[name].hidden for name in leaf.reached)
-        # What no draw reaches is the same in every run: the time step and the plates tell it.
+        # A leaf that depends on no draw is the same in every run: time step and plates already determine it.
         if hidden or not leaf.numeric or not leaf.reached:
             continue
         origin = _origin(index, leaves, facts)
@@ -166,7 +166,7 @@ def _from_carry(scan: int, mine: SiteInfo, structure: Structure, facts: PolicyAn
             if layout is None:
                 continue
             dims, event_ndim, frames = layout
-        # All that a leaf depends on has to stand in its own plates, or outside of plates.
+        # A leaf may depend only on sites in its own plates or outside plates: other elements are separate problems.
         own = mine.frames if dims else frozenset()
         apart = any(not {frame.name for frame in structure[name].frames} <= own for name in leaf.reached)
         if apart or not frames <= mine.frames:
@@ -188,7 +188,7 @@ def _origin(index: int, leaves: list[CarryLeafInfo], facts: PolicyAnalysis) -> S
 
 
 def _layout(leaf: CarryLeafInfo, mine: SiteInfo, structure: Structure) -> tuple[Dims, int, frozenset[str]] | None:
-    """Guess which axes of a computed leaf are plates: the first ones, where they have the plates' sizes."""
+    """Guess which axes of a computed leaf are plates: the first ones, if their sizes are those of the plates."""
     sizes = {frame.dim: frame.size for frame in structure[mine.name].frames}
     expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
     if not sizes:
@@ -199,7 +199,7 @@ def _layout(leaf: CarryLeafInfo, mine: SiteInfo, structure: Structure) -> tuple[
 
 
 def prior_input(name: str, structure: Structure, facts: PolicyAnalysis) -> GuideInput | None:
-    """Let a network read the site's own prior, unless that could tell what the agent does not see."""
+    """Let a network read the site's own prior, unless nature hides something that the prior could reveal."""
     fact = facts.sites[name]
     if not 0 < fact.description <= _MAX_FEATURES or any(site.hidden for site in structure.sites):
         return None
@@ -207,5 +207,5 @@ def prior_input(name: str, structure: Structure, facts: PolicyAnalysis) -> Guide
 
 
 def readable_inputs(sources: list[GuideInput]) -> list[GuideInput]:
-    """Keep the sources that a network can take in."""
+    """Keep the inputs that are small enough for a network."""
     return [source for source in sources if source.num_features <= _MAX_ONE_HOT]

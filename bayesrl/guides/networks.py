@@ -1,4 +1,4 @@
-"""The small networks of the automatic guide; all of them give zero before training."""
+"""The small networks of the automatic guide; all of their tilts are zero before training."""
 
 import equinox as eqx
 import jax
@@ -32,7 +32,7 @@ class TiltNetwork(eqx.Module):
 
 
 class Summary(eqx.Module):
-    """A recurrent summary of what was seen in the previous steps of a scan."""
+    """A recurrent summary of the previous steps of a scan."""
 
     cell: eqx.nn.GRUCell
 
@@ -40,7 +40,7 @@ class Summary(eqx.Module):
         self.cell = eqx.nn.GRUCell(num_features, width, key=key)
 
     def __call__(self, features: Array, state: Array) -> Array:
-        """Take in the features [num_features] of one step; state [width]."""
+        """Update the state [width] by the features [num_features] of one step."""
         new: Array = self.cell(features, state)
         return new
 
@@ -51,7 +51,7 @@ def _zero(layer: eqx.nn.Linear) -> eqx.nn.Linear:
 
 
 def time_features(length: int) -> np.ndarray:
-    """Describe the steps of a scan, [length, features]: one-hot when short, waves when long."""
+    """Describe the steps of a scan, [length, features]: one-hot for a short scan, waves for a long one."""
     if length <= 1:
         return np.zeros((length, 0), np.float32)
     if length <= _MAX_ONE_HOT_TIME:

@@ -1,4 +1,4 @@
-"""NumPyro's automatic guides as guides of a fit."""
+"""Use NumPyro's automatic guides in a fit."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from bayesrl.typing import PRNGKey
 
 
 def set_up_autoguide(key: PRNGKey, guide: Any, structure: Structure, args: tuple[Any, ...]) -> None:
-    """Let a guide of `numpyro.infer.autoguide` look at its model, which it does when it is first called.
+    """Call a guide of `numpyro.infer.autoguide` once, so that it sets itself up from its model.
 
-    It keeps what it finds, so that it has to be called before anything is traced. Other guides are left alone.
-    `key` is consumed whole: the guide's starting values are drawn from it.
+    The first call stores values in the guide, so it must come before any tracing, or they would be tracers. This
+    leaves other guides alone. `key` is consumed whole: the guide draws its starting values from it.
 
     Raises:
-        GuideError: the guide is not a density of the policy's actions, or cannot be made for them.
+        GuideError: the guide has no density over the policy's actions, or does not suit them.
     """
     from numpyro.infer import autoguide
 

@@ -1,4 +1,4 @@
-"""The decision, site by site, what a tilt reads and whether a table or a network holds it."""
+"""Decide, site by site, what a tilt reads and whether it is a table or a network."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ class TableSpec:
     """A table of shape [T?, *full plate sizes, *ranges of the sources, outputs].
 
     Attributes:
-        timed: whether it has an axis of time.
-        frames: plates that have an axis, ascending by axis.
-        sources: what indexes it.
+        timed: whether it has a time axis.
+        frames: the plates with an axis in the table, ascending by axis.
+        sources: the inputs that index it.
         num_outputs: components of the tilt.
         length: steps of the scan.
     """
@@ -48,18 +48,18 @@ class TableSpec:
 
 @dataclass(frozen=True, eq=False)
 class SiteSpec:
-    """What the tilt of one action site is made of.
+    """The parts of one action site's tilt.
 
     Attributes:
-        site: its facts.
+        site: the `Site`.
         dims: axes of its plates.
         table: its table, or None.
-        sources: what its network reads, besides time and summary.
+        sources: the inputs of its network, besides time and summary.
         network: whether it has a network.
         num_features: length of the network's input.
         num_outputs: components of the tilt.
         summary: name of the recurrent summary that the network reads, or None.
-        cut: whether a table of all that is finite did not fit.
+        cut: whether the table of all finite inputs did not fit.
     """
 
     site: Site
@@ -75,7 +75,7 @@ class SiteSpec:
 
 @dataclass(frozen=True, eq=False)
 class SummarySpec:
-    """A recurrent summary of a scan, for the sites that stand in these plates."""
+    """A recurrent summary of a scan, for the sites in these plates."""
 
     scan: int
     frames: tuple[Frame, ...]
@@ -89,9 +89,9 @@ class Parameterization:
     """The plans of all action sites and of all summaries, by name.
 
     Attributes:
-        sites: of the action sites.
-        summaries: of the recurrent summaries.
-        reaches: where the draws of each site lie under the prior.
+        sites: plans of the action sites.
+        summaries: plans of the recurrent summaries.
+        reaches: the range of each site's draws under the prior.
     """
 
     sites: dict[str, SiteSpec]
@@ -100,7 +100,7 @@ class Parameterization:
 
     @property
     def has_networks(self) -> bool:
-        """Whether anything but tables is trained."""
+        """Whether the guide has parameters other than tables."""
         return bool(self.summaries) or any(site.network for site in self.sites.values())
 
 
@@ -116,7 +116,7 @@ def choose_parameterization(
     """Decide for all action sites; the options are those of `AutoTilt`.
 
     Raises:
-        GuideError: `tilt` insists on a table, which does not fit.
+        GuideError: `tilt` forces a table that does not fit.
     """
     sites: dict[str, SiteSpec] = {}
     summaries: dict[str, SummarySpec] = {}
@@ -134,8 +134,8 @@ def choose_parameterization(
 def needs_summary(site: Site, structure: Structure, recurrent: bool | Literal["auto"], tilt: Tilt) -> bool:
     """Whether the past of a scan matters beyond its carry.
 
-    It does where something is scored after the scan, or where nature hides something: the past is
-    then evidence of it.
+    It does if something is scored after the scan, or if nature hides something, because the past is
+    then evidence about it.
     """
     if site.scan is None or site.length == 1 or recurrent is False:
         return False
@@ -191,10 +191,10 @@ def _table_plan(
 def _table(
     site: Site, num_outputs: int, finite: list[GuideInput], tilt: Tilt, max_table: int
 ) -> tuple[TableSpec | None, bool]:
-    """Give the richest table that fits, and whether it holds all that is finite."""
+    """Return the richest table that fits, and whether it is indexed by all finite inputs."""
     carried = [source for source in finite if source.kind == "carry"]
     if tilt == "network":
-        # Without axes for the plates the guide carries over to other contexts.
+        # Without plate axes, the guide carries over to other contexts.
         candidates = [_table_plan(site, num_outputs, [], plates=False)]
     else:
         candidates = [_table_plan(site, num_outputs, sources) for sources in (finite, carried, [])]
@@ -206,7 +206,7 @@ def _table(
 
 
 def _summary(site: Site, structure: Structure, facts: PolicyAnalysis) -> SummarySpec:
-    """Let a summary take in whatever is visible of one step, in the plates of the site."""
+    """Plan a summary that reads everything visible in one step, in the plates of the site."""
     mine = facts.sites[site.name]
     visible = []
     for other in structure.sites:

@@ -1,7 +1,7 @@
-"""Line the values of a site up with the plates, and the plates up with the tilts of a site.
+"""Align the values of a site with the plates, and aligned tilts with the axes of a site.
 
-The aligned form of a value has one axis per plate dimension (of size 1 where no plate stands) and one
-last axis of components: everything else that the site has, flattened.
+The aligned form of a value has one axis per plate dimension (of size 1 where there is no plate) and one
+last axis of components, which flattens all other axes of the site.
 """
 
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 type Dims = tuple[int, ...]
-"""Axes of plates, negative, ascending."""
+"""Axes of plates, negative and ascending."""
 
 
 def align(value: Array, dims: Dims, event_ndim: int) -> Array:
@@ -60,5 +60,5 @@ def concatenate_aligned(parts: list[Array]) -> Array:
 
 
 def plate_dims(frames: Any) -> Dims:
-    """Give the axes of plates, ascending."""
+    """Return the axes of plates, ascending."""
     return tuple(sorted(frame.dim for frame in frames))

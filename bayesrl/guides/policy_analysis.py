@@ -1,4 +1,4 @@
-"""What a guide must know of a policy before it can decide what each tilt reads."""
+"""Analyse a policy, so that a guide can decide what each tilt reads."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,11 +22,11 @@ from bayesrl.jaxprs.dataflow import input_dependencies
 from bayesrl.typing import PRNGKey, Program
 
 _MAX_INITIAL = 64
-"""More distinct initial values than these are no finite range."""
+"""A carry leaf with more distinct initial values than this has no finite range."""
 
 
 class SiteInfo(NamedTuple):
-    """The facts of a latent site that tilts depend on; shapes are those of one time step.
+    """The facts of a latent site that tilts depend on; shapes are of one time step.
 
     Attributes:
         name: of the site.
@@ -35,7 +35,7 @@ class SiteInfo(NamedTuple):
         event_ndim: number of event axes.
         width: components per plate element of one value.
         tilt: components per plate element of its tilt, 0 for nature.
-        description: components per plate element that describe its prior, 0 where none do.
+        description: components per plate element that describe its prior, 0 if nothing describes it.
         support: values of its finite support, or None.
     """
 
@@ -53,7 +53,7 @@ class CarryLeafInfo(NamedTuple):
     """The facts of one leaf of a scan's carry.
 
     Attributes:
-        source: site of the same step, or leaf of the step before, that it is a copy of.
+        source: the site of the same step, or the leaf of the previous step, that it copies.
         range: all values that it can take, or None.
         reached: names of the latent sites that it depends on.
         shape: its shape.
@@ -79,8 +79,8 @@ class PolicyAnalysis:
     """All facts of a policy.
 
     Attributes:
-        sites: of the latent sites.
-        carries: of the leaves of the carries, by scan.
+        sites: facts of the latent sites.
+        carries: facts of the leaves of the carries, by scan.
     """
 
     sites: dict[str, SiteInfo]
@@ -88,7 +88,7 @@ class PolicyAnalysis:
 
 
 class _AnalysisHandler(IntoScans):
-    """Notes the facts of sites and scans while a program runs, and keeps the carries of its scans."""
+    """Records the facts of sites and scans while a program runs, and the carries of its scans."""
 
     def __init__(self, fn: Program, structure: Structure, reaches: dict[str, PriorRange] | None = None) -> None:
         super().__init__(fn)
@@ -149,7 +149,7 @@ class _AnalysisHandler(IntoScans):
             self.carries.append(carries)
 
     def _source(self, leaf: Any, old: list[Any]) -> str | int | None:
-        """Copies are recognised by Python identity: a computed value is another object."""
+        """Find what a leaf copies, by Python identity, since a computed value is a new object."""
         for name, value in self.values.items():
             if leaf is value and name in self.sites:
                 return name
@@ -163,21 +163,21 @@ class _AnalysisHandler(IntoScans):
 
 
 def _values_of(leaf: Any) -> FiniteSupport | None:
-    """Give the distinct values of whole numbers, where there are few."""
+    """Return the distinct values of an integer leaf if there are few, else None."""
     values = np.unique(np.asarray(leaf))
     whole = np.issubdtype(values.dtype, np.integer) or values.dtype == bool
     return tuple(float(v) for v in values) if whole and values.size <= _MAX_INITIAL else None
 
 
 def _is(leaf: Any, *kinds: Any) -> bool:
-    """Whether a leaf holds numbers of one of some kinds."""
+    """Whether a leaf's dtype is of one of these kinds."""
     return any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds)
 
 
 def analyze_policy(
     key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], reaches: dict[str, PriorRange]
 ) -> PolicyAnalysis:
-    """Analyse a policy by running it; `key` is consumed whole, `reaches` says where the draws of each action site lie.
+    """Analyse a policy by running it; `key` is consumed whole, `reaches` has the range of each action site's draws.
 
     Raises:
         GuideError: an action site cannot be tilted.
@@ -193,7 +193,8 @@ def analyze_policy(
 
     tree = jax.tree.structure((probe.starts, probe.carries))
     starts, reached = jax.tree.unflatten(tree, input_dependencies(leaves, latent) if probe.carries else [])
-    # A carry may start at whole numbers that the program computes, but does not draw: they are the same in every run.
+    # A carry may start at integers that the program computes without drawing. They are the same in every run, so one
+    # run shows their values.
     fixed = [
         (scan, index)
         for scan, names in enumerate(starts)
@@ -219,7 +220,7 @@ def analyze_policy(
 
 
 def _all_ranges(probe: _AnalysisHandler) -> list[list[FiniteSupport | None]]:
-    """Close the initial ranges of the carries under what each step copies into them."""
+    """Extend the initial ranges of the carries by the values that steps copy into them, until nothing changes."""
     results = []
     for sources, initial, leaves in zip(probe.sources, probe.ranges, probe.carries, strict=True):
         flags = [_is(leaf, jnp.bool_) for leaf in leaves]
@@ -245,9 +246,9 @@ def _run(
 def prior_moments(
     key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...], facts: PolicyAnalysis, num_draws: int
 ) -> dict[str, PriorMoments]:
-    """Take centre and scale of what networks read from draws of the prior; `key` is consumed whole.
+    """Compute centre and scale of network inputs from draws of the prior; `key` is consumed whole.
 
-    They are constants: the prior's own mean at a site might tell what the agent does not see.
+    They are constants, because the prior's own mean at a site might reveal what the agent does not see.
 
     Returns:
         Moments of unconstrained values, of descriptions of priors and of leaves of carries; the keys
@@ -279,7 +280,7 @@ def prior_moments(
 
 
 def _components(site: TraceSite, fact: SiteInfo, value: Array) -> Array:
-    """Pool everything but the components, [pooled, components]."""
+    """Pool all axes except the components, [pooled, components]."""
 
     def one(value: Array) -> Array:
         return align(value, fact.dims, fact.event_ndim)
@@ -289,9 +290,9 @@ def _components(site: TraceSite, fact: SiteInfo, value: Array) -> Array:
 
 
 def _centre_and_scale(values: Array) -> tuple[Array, Array]:
-    """Median and quartile range, which heavy tails leave finite."""
+    """Median and scaled interquartile range, which stay finite under heavy tails."""
     flat = values.reshape((-1, values.shape[-1]))
     low, centre, high = jnp.quantile(flat, jnp.array([0.25, 0.5, 0.75]), axis=0)
-    scale = (high - low) / 1.349  # of a normal distribution this is the standard deviation
+    scale = (high - low) / 1.349  # the standard deviation, if the distribution is normal
     deviation = jnp.std(flat, axis=0)
     return centre, jnp.where(scale > 1e-6, scale, jnp.where(deviation > 1e-6, deviation, 1.0))

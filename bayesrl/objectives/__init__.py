@@ -1,4 +1,4 @@
-"""What a fit maximises: each objective is two pure parts, `draw` and `loss`."""
+"""Objectives of a fit; each has two pure parts, `draw` and `surrogate`."""
 
 from bayesrl.objectives.base import Objective
 from bayesrl.objectives.clipped_kl import ClippedKL

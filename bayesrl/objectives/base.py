@@ -1,4 +1,4 @@
-"""The protocol of objectives, and how they stand in for NumPyro's ELBOs."""
+"""The protocol of objectives, which are also NumPyro ELBOs."""
 
 import math
 from abc import abstractmethod
@@ -18,16 +18,16 @@ from bayesrl.typing import Params, PRNGKey, Program
 
 
 class Info(NamedTuple):
-    """What one evaluation of an objective saw: means over draws and contexts, as scalars.
+    """Statistics of one evaluation of an objective: scalar means over draws and contexts.
 
-    With observed data beside rewards, J is told up to −β·log p(y) and KL up to log p(y), which whoever makes a history
-    of them adds; see `bayesrl.statistics.quantities`.
+    With both data and rewards, J is known up to −β·log p(y) and KL up to log p(y); the history adds these terms
+    later. See `bayesrl.statistics.quantities`.
 
     Attributes:
         objective: J = E_q[R] − β·KL(q‖π₀), reward units (the ELBO, nats, without rewards).
         reward: E_q[R], reward units.
         kl: KL(q‖π₀), nats.
-        spread: variance of the log-ratio w over draws, nats²; near the optimum half of it is the gap.
+        spread: variance of the log-ratio w over draws, nats²; near the optimum, the gap is half of it.
         metrics: means of the deterministic sites; objectives may add their own.
         nonfinite: number of draws with a non-finite reward, by reward site.
     """
@@ -43,9 +43,9 @@ class Info(NamedTuple):
 class Objective(ELBO):
     """An objective in two pure parts: `draw` makes draws, `surrogate` turns them into a loss.
 
-    The gradient of the surrogate is the estimate of the gradient that the objective stands for. An
-    objective is also a NumPyro ELBO: `SVI(tilt(policy, beta), guide, optimizer, ReverseKL())`
-    minimises the same loss, summed over contexts.
+    The gradient of the surrogate estimates the gradient of the objective. An objective is also a NumPyro
+    ELBO: `SVI(tilt(policy, beta), guide, optimizer, ReverseKL())` minimises the same loss, summed over
+    contexts.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesrl
@@ -66,19 +66,19 @@ class Objective(ELBO):
 
     @abstractmethod
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "Objective":
-        """Refuse what would be biased for these programs, and settle what was left to `auto`.
+        """Refuse options that would be biased for these programs, and resolve the options left to `auto`.
 
         Raises:
-            ObjectiveError: the objective does not suit the programs; the site is named.
+            ObjectiveError: the objective does not suit the programs; the message names the site.
         """
 
     @abstractmethod
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
-        """Draw from the guide. Pure; differentiable in `params` wherever sites are pathwise."""
+        """Draw from the guide. Pure; differentiable in `params` through pathwise sites."""
 
     @abstractmethod
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
-        """Turn draws into a loss in nats per context, and what it saw. Pure."""
+        """Turn draws into a loss in nats per context, and an `Info`. Pure."""
 
     def evaluate(self, key: PRNGKey, params: Params, programs: Programs, beta: Any) -> tuple[Array, Info]:
         """Compose `draw` and `surrogate`: the default step."""
@@ -89,8 +89,8 @@ class Objective(ELBO):
     ) -> dict[str, Any]:
         """Evaluate as NumPyro's SVI does: the loss in nats, summed over contexts.
 
-        `model` is a tilted policy; parameters inside it are trained too, as SVI does (freeze them
-        with `numpyro.handlers.substitute` where they are the prior).
+        `model` is a tilted policy. SVI also trains the parameters inside it; if they belong to the prior,
+        freeze them with `numpyro.handlers.substitute`.
         """
 
         def policy(*args: Any) -> Any:
@@ -109,9 +109,9 @@ class Objective(ELBO):
 def info_from_draws(
     draws: Draws, programs: Programs, beta: Any, shape: tuple[int, ...], weight: Array | None = None
 ) -> Info:
-    """Summarise draws made by the guide, [*shape] = [*draws, *contexts].
+    """Summarise draws of the guide, [*shape] = [*draws, *contexts].
 
-    Where sites are enumerated, `weight` is q of each branch, [particles, branches, *contexts].
+    If sites are enumerated, `weight` is q of each branch, [particles, branches, *contexts].
     """
     totals = jax.lax.stop_gradient(draws.totals(shape))
     w = totals.log_weight(beta)
@@ -138,7 +138,7 @@ def info_from_draws(
 
 
 def info_from_reused_draws(info: Info, draws: Draws, programs: Programs, beta: Any) -> Info:
-    """Report J, E[R] and KL of the policy that made the draws, whatever was learned since."""
+    """Report J, E[R] and KL of the policy that made the draws, not of the policy after later updates."""
     shapes = {score.shape[:-1] for score in draws.log_q.values()}
     if set(draws.log_q) != set(programs.structure.actions) or len(shapes) != 1:
         return info
@@ -162,7 +162,7 @@ def count_nonfinite(draws: Draws, *, never: bool = False) -> dict[str, Array]:
 
 
 def _branch_mean(values: Array, weight: Array) -> Array:
-    """Average a metric over particles, branches (by weight) and whatever axes it has besides."""
+    """Average a metric over particles, branches (by weight) and all other axes."""
     contexts = math.prod(weight.shape[2:])
     extra = values.ndim - weight.ndim
     if values.shape[2 : 2 + weight.ndim - 2] == weight.shape[2:] and extra >= 0:

@@ -1,4 +1,4 @@
-"""Reverse KL from draws that an earlier policy made: ratios, clipped."""
+"""Reverse KL from draws of an earlier policy, with clipped ratios."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,21 +21,21 @@ from bayesrl.typing import Params, PRNGKey
 class ClippedKL(ReverseKL):
     """Maximise J as `ReverseKL` does, from draws that serve several updates.
 
-    With ρ_t the ratio of q to the policy that drew, and A_t the advantage that `ReverseKL` would take,
+    With ρ_t the ratio of q to the policy that drew, and A_t the advantage of `ReverseKL`,
 
         gradient = E Σ_t ∇ min(ρ_t·A_t, clip(ρ_t, 1 − ε, 1 + ε)·A_t).
 
-    For draws of the policy itself ρ = 1, and it is the gradient of `ReverseKL` by scores. J, E[R] and KL in the history
-    are those of the policy that drew, which lags behind by the updates that its draws serve; the loss is the mean over
-    these draws of what is learned from, and no ELBO of either policy.
+    For draws of the policy itself, ρ = 1, and this is the score-function gradient of `ReverseKL`. J, E[R] and KL in the
+    history are of the policy that drew, which lags behind by the updates that its draws serve. The loss is the mean of
+    −w of the current policy over these draws, and not an ELBO of either policy.
 
     Args:
-        num_particles: draws per step and context, where the objective draws itself.
+        num_particles: draws per step and context, if the objective itself draws.
         clip: ε.
-        ratio: of each `step` of time on its own, or of the whole `draw`, in which case ε counts per step.
+        ratio: of each time `step` separately, or of the whole `draw`, in which case ε counts per step.
 
     Raises:
-        ObjectiveError: an option is out of range; on use, where a site's gradient cannot be taken by scores.
+        ObjectiveError: an option is out of range; on use, if a site has no score-function gradient.
 
     Example:
         >>> import bayesrl
@@ -57,12 +57,12 @@ class ClippedKL(ReverseKL):
             )
 
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ClippedKL":
-        """Take every action's gradient by scores; see `Objective.prepare`."""
+        """Choose the score-function gradient for every action; see `Objective.prepare`."""
         plan = make_gradient_plan(key, programs, params, self.num_particles, "score", self.baseline, ())
         return replace(self, plan=plan)
 
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
-        """Give −ELBO per context with the gradient described above; see `Objective.surrogate`."""
+        """Return −ELBO per context, with the gradient described above; see `Objective.surrogate`."""
         plan = self._ready()
         costs = lax.stop_gradient(log_weight_terms(plan, params, draws, programs, beta))
         advantage = compute_advantages(costs, self.baseline)
@@ -70,7 +70,7 @@ class ClippedKL(ReverseKL):
         then = score_terms(plan, draws._replace(scores=draws.log_behaviour), programs.structure)
         moved = now - lax.stop_gradient(then)
         if self.ratio == "draw":
-            # The geometric mean over steps, whose clipping does not tighten as draws grow longer.
+            # Use the geometric mean over steps, so that clipping does not tighten for longer draws.
             counted = jnp.maximum((then != 0).sum(-1, keepdims=True), 1)
             mean = moved.sum(-1, keepdims=True) / counted
             moved = lax.stop_gradient(mean) + now - lax.stop_gradient(now)
@@ -78,7 +78,7 @@ class ClippedKL(ReverseKL):
         clipped = jnp.clip(rho, 1 - self.clip, 1 + self.clip)
         gain = jnp.minimum(rho * advantage, clipped * advantage).sum(-1).mean()
         info = info_from_draws(draws, programs, beta, costs.shape[:-1])
-        acted = then != 0  # rewards are events too, and what stands behind the end of a text
+        acted = then != 0  # leaves out events without an action: rewards, and positions after the end of a text
         outside = ((jnp.abs(rho - 1) > self.clip) & acted).sum() / jnp.maximum(acted.sum(), 1)
         metrics = {**info.metrics, "clipped": lax.stop_gradient(outside)}
         loss = replace_gradient(-costs.sum(-1).mean(), -gain)

@@ -1,4 +1,4 @@
-"""Forward KL by self-normalised weights: covers modes, stands rewards of −inf, and is quiet at the optimum."""
+"""Forward KL by self-normalised weights: it covers modes, allows rewards of −inf, and has no noise at the optimum."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -25,17 +25,17 @@ class ForwardKL(Objective):
     Draws come from a mixture of the guide and the prior, weighted by p̂ / mixture and normalised per
     context (wake-phase φ update, Bornschein & Bengio 2015, eq. 13). With w̄ those weights and ū the
     weights q / mixture, normalised in the same way, the gradient is −Σ (w̄ − ū) ∇log q: E_q[∇log q] = 0
-    makes Σ ū ∇log q a control variate, and at q = p* both noise and bias vanish, as w̄ = ū there.
-    Away from it the estimate is biased at small `num_particles`; the metric `ess` in the history
+    makes Σ ū ∇log q a control variate, and at q = p* both noise and bias vanish, because w̄ = ū there.
+    Away from it, the estimate is biased at small `num_particles`; the metric `ess` in the history
     is the effective share of draws.
 
     Args:
         num_particles: draws per step and context.
-        prior_fraction: share of the draws made from the prior, so that modes which the guide has
-            left are still found.
+        prior_fraction: share of the draws that come from the prior, so that the fit still finds modes
+            which the guide has left.
 
     Raises:
-        ObjectiveError: on use, where the policy has environment sites, whose draws weights would tilt.
+        ObjectiveError: on use, if the policy has environment sites, because the weights would tilt their draws.
 
     Example:
         >>> import bayesrl
@@ -63,7 +63,7 @@ class ForwardKL(Objective):
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
         """Draw from the guide first, then from the prior, [particles, ...]; no gradients."""
         from_guide, from_prior = self._split
-        # One key: both parts share their mini-batch.
+        # Both parts use one key, so that they share their mini-batch.
         draws = programs.draw(key, params, from_guide)
         if from_prior:
             prior = replace(programs, guide=None).draw(key, {}, from_prior)
@@ -72,13 +72,14 @@ class ForwardKL(Objective):
         return stop_gradient(draws)
 
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
-        """Give the estimate of KL(p*‖q) per context; see `Objective.surrogate`."""
+        """Estimate KL(p*‖q) per context; see `Objective.surrogate`."""
         from_guide, from_prior = self._split
         shape = (self.num_particles, *programs.structure.context_shape)
         totals = lax.stop_gradient(draws.totals(shape))
         tempered = totals.reward / beta + totals.log_likelihood
         shares = jnp.log(jnp.array([from_guide, from_prior]) / self.num_particles)
-        # Each relative to the mixture of both: ratios stay exact where densities are differences of huge terms.
+        # Prior and guide, each relative to their mixture, from the ratio alone: the two densities may be sums of huge
+        # terms that cancel.
         of_prior = -jnp.logaddexp(shares[0] - totals.ratio, shares[1])
         of_guide = -jnp.logaddexp(shares[0], shares[1] + totals.ratio)
         log_weight = tempered + of_prior

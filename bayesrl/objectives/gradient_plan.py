@@ -1,4 +1,4 @@
-"""How the gradient of each site is taken, decided once from the programs."""
+"""Decide once, from the programs, which gradient estimator each site gets."""
 
 import math
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ from bayesrl.jaxprs.dataflow import count_dependent_numbers, discontinuous_input
 from bayesrl.typing import Params, PRNGKey
 
 FEWEST_PARTICLES = 64
-"""Who asks for fewer particles wants steps that are cheap."""
+"""With fewer particles than this, we assume that the user wants cheap steps."""
 
 MOST_BRANCHES, MOST_NUMBERS = 2048, 1_000_000
-"""The most joint values that are tried beyond the particles, and the most numbers computed for all of them together."""
+"""When there are more joint values than particles: the most values to enumerate, and the most numbers to compute."""
 
 
 @dataclass(frozen=True)
 class GradientPlan:
-    """Names of the sites whose gradient is taken by each estimator.
+    """Names of the sites by gradient estimator.
 
     Attributes:
         pathwise: reparameterised action sites.
         score: score-function action sites.
-        nature: nature's sites that need a score term because pathwise actions move them.
-        enumerated: action sites whose expectation is exact; the last of the program.
-        num_particles: draws of what comes before the enumerated sites.
+        nature: environment sites that need a score term because pathwise actions move them.
+        enumerated: action sites with an exact expectation; the last ones of the program.
+        num_particles: draws of the sites before the enumerated ones.
     """
 
     pathwise: tuple[str, ...]
@@ -44,7 +44,7 @@ class GradientPlan:
     num_particles: int
 
     def branches(self, structure: Structure) -> dict[str, Array]:
-        """Give all joint values of the enumerated sites, {site: [branches, *site shape]}."""
+        """Return all joint values of the enumerated sites, {site: [branches, *site shape]}."""
         supports = [structure[name].support or () for name in self.enumerated]
         grid = jnp.asarray(list(product(*supports)))
         return {
@@ -64,7 +64,7 @@ def make_gradient_plan(
     baseline: str,
     enumerated: tuple[str, ...] | Literal["auto"],
 ) -> GradientPlan:
-    """Decide, and refuse what would be silently biased.
+    """Choose an estimator for each site, and refuse options that would be silently biased.
 
     Raises:
         ObjectiveError: naming the site and the remedy.
@@ -90,7 +90,7 @@ def make_gradient_plan(
         for name in programs.structure.names("environment")
         if pathwise and not site_distribution(programs, guide.sites, name).has_rsample
     )
-    # Draws that cannot differ need no repetition.
+    # If everything is enumerated, all draws would be the same: one is enough.
     particles = num_particles if sampled or programs.structure.names("environment") else 1
     if chosen and sampled:
         joint = math.prod(len(programs.structure[name].support or ()) for name in chosen)
@@ -99,7 +99,7 @@ def make_gradient_plan(
 
 
 def site_distribution(programs: Programs, guide: dict[str, TraceSite], name: str) -> Any:
-    """Give the distribution of a site of nature, from the guide or else from the policy."""
+    """Return the distribution of an environment site, from the guide if it has the site, else from the policy."""
     if name in guide:
         return guide[name].fn
     return abstract_trace(dummy_key(), programs.policy, programs.args).trace.sites[name].fn
@@ -125,7 +125,7 @@ def _pathwise(
 
 
 def refuse_jumps(sites: set[str], who: str, remedy: str) -> None:
-    """Refuse a pathwise gradient at sites in which something jumps."""
+    """Refuse a pathwise gradient at sites where a reward or density is discontinuous."""
     if sites:
         raise ObjectiveError(
             f"{who} would be biased at site {min(sites)!r}: a reward or a density jumps in it "
@@ -134,8 +134,8 @@ def refuse_jumps(sites: set[str], who: str, remedy: str) -> None:
 
 
 def discontinuous_sites(key: PRNGKey, programs: Programs, guide: dict[str, TraceSite], names: list[str]) -> set[str]:
-    """Name the sites in whose values a reward, or the density of another site, jumps."""
-    # Only the way from inputs to outputs matters, so any numbers of the right shape will do.
+    """Return the sites in whose values a reward, or another site's density, is discontinuous."""
+    # Only the path from inputs to outputs matters, so any numbers of the right shape will do.
     policy = abstract_trace(key, programs.policy, programs.args).trace.sites
     drawn = {
         name: jnp.zeros(jnp.shape(site.value), jnp.result_type(site.value))
@@ -186,9 +186,9 @@ def _enumerated(
 
 
 def _pays_to_enumerate(programs: Programs, params: Params, num_particles: int) -> bool:
-    """Whether all values can be tried: no more than there are particles, or so few numbers that it takes no time.
+    """Whether to enumerate all values: there are no more than particles, or the computation is negligible.
 
-    An expectation that is exact has no noise, which keeps rare values from being learnt.
+    An exact expectation has no noise; with noise, a fit may fail to learn rare values.
     """
     size = _joint_size(programs.structure)
     if size is None or size <= num_particles:
@@ -201,7 +201,7 @@ def _pays_to_enumerate(programs: Programs, params: Params, num_particles: int) -
 
 
 def _joint_size(structure: Structure) -> int | None:
-    """Count the joint values of all latent sites; None where they cannot be listed."""
+    """Count the joint values of all latent sites; None if they cannot be listed."""
     size = 1
     for name in structure.names("action", "environment"):
         site = structure[name]
@@ -212,11 +212,11 @@ def _joint_size(structure: Structure) -> int | None:
 
 
 def _has_branches(structure: Structure, name: str) -> bool:
-    """Whether a program can be run once for each value of a site, which all of its elements then take at once."""
+    """Whether the program can run once for each value of a site, with all elements of the site at that value."""
     site = structure[name]
     if site.support is None or site.event_dim or site.scan is not None:
         return False
-    # Its elements have to be exactly the contexts, which do not interact.
+    # Its elements must be exactly the contexts, because only those do not interact.
     return set(site.frames) <= set(structure.contexts) and math.prod(site.shape) == math.prod(
         frame.size for frame in site.frames
     )

@@ -21,14 +21,14 @@ from bayesrl.typing import Params, PRNGKey
 @checked(ObjectiveError)
 @dataclass(frozen=True)
 class NumPyroELBO(Objective):
-    """A NumPyro ELBO as an objective; `fit(objective=Trace_ELBO())` wraps it by itself.
+    """A NumPyro ELBO as an objective; `fit(objective=Trace_ELBO())` wraps the ELBO for you.
 
     Args:
         elbo: an instance of `numpyro.infer.elbo.ELBO`.
-        num_particles: draws made beside it for the history.
+        num_particles: extra draws for the history.
 
     Raises:
-        ObjectiveError: on use, where the ELBO's gradient would be biased for the guide's sites.
+        ObjectiveError: on use, if the ELBO's gradient would be biased for the guide's sites.
 
     Example:
         >>> import bayesrl
@@ -63,7 +63,7 @@ class NumPyroELBO(Objective):
         return self
 
     def _refuse_nature(self, programs: Programs, guide: dict[str, TraceSite]) -> None:
-        """Refuse nature that does not cancel from the ELBO, or answers actions in a way that has no gradient."""
+        """Refuse environment sites that do not cancel from the ELBO, or that block the gradient of earlier actions."""
         name = type(self.elbo).__name__
         for site in programs.structure.names("environment"):
             if site not in guide:
@@ -90,7 +90,7 @@ class NumPyroELBO(Objective):
         raise ObjectiveError(f"{type(self.elbo).__name__} cannot score given draws; use ReverseKL() or ForwardKL()")
 
     def evaluate(self, key: PRNGKey, params: Params, programs: Programs, beta: Any) -> tuple[Array, Info]:
-        """Give the ELBO's own loss, in nats per context."""
+        """Return the ELBO's own loss, in nats per context."""
         if programs.guide is None:
             raise ObjectiveError("a NumPyro ELBO needs a guide; pass guide=...")
         model = tilt(programs.policy, beta) if programs.structure.names("reward") else programs.policy
@@ -101,7 +101,7 @@ class NumPyroELBO(Objective):
 
 
 def as_objective(objective: Objective | numpyro_elbo.ELBO) -> Objective:
-    """Take an objective as it is, and wrap a NumPyro ELBO."""
+    """Return an objective as it is, and wrap a NumPyro ELBO."""
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, numpyro_elbo.ELBO):

@@ -22,7 +22,7 @@ type Baseline = Literal["regression", "full", "to_go", "none"]
 type GradientEstimator = Literal["auto", "score", "pathwise"]
 
 MOST_BY_PRODUCT = 256
-"""Up to this many events a cumulative sum is a product with a triangular matrix."""
+"""Up to this many events, compute a cumulative sum as a product with a triangular matrix."""
 
 
 @checked(ObjectiveError)
@@ -31,26 +31,26 @@ class ReverseKL(Objective):
     """Maximise J = E_q[R] − β·KL(q‖π₀), that is, minimise KL(q‖p*).
 
     With w = R/β + log p(y|x) + log π₀ − log q of one draw of one context, the gradient is
-    E[Σ_t ∇log q(x_t) · (w_t − b_t)] at score-function sites, w_t the part of w from t on and b_t a
-    leave-one-out regression of w_t on the part before t over the other particles (slope in [−1, 0]).
-    At the optimum w = log Z for every draw, so its noise vanishes. Reparameterised sites take the
-    pathwise gradient of w with the guide's parameters stopped inside log q ("sticking the landing",
-    Roeder, Wu & Duvenaud 2017). Where enumerating sites is asked for or cheap, their expectation is
-    exact (local expectation gradients, Titsias & Lázaro-Gredilla 2015).
+    E[Σ_t ∇log q(x_t) · (w_t − b_t)] at score-function sites, where w_t is the part of w from t on and
+    b_t is a leave-one-out regression of w_t on the part before t, over the other particles (slope in
+    [−1, 0]). At the optimum w = log Z for every draw, so the noise vanishes. Reparameterised sites take
+    the pathwise gradient of w, with the guide's parameters stopped inside log q ("sticking the landing",
+    Roeder, Wu & Duvenaud 2017). Sites that you enumerate, or that are cheap to enumerate, have an exact
+    expectation (local expectation gradients, Titsias & Lázaro-Gredilla 2015).
 
     Args:
         num_particles: draws per step and context.
-        estimator: `auto` takes pathwise gradients where sites are reparameterised and rewards do not
-            jump in them, and score-function gradients elsewhere; `score` and `pathwise` insist.
+        estimator: `auto` takes pathwise gradients where sites are reparameterised and rewards are
+            continuous in them, and score-function gradients elsewhere; `score` and `pathwise` force one.
         baseline: `regression`; `full` (slope −1: leave-one-out on the whole w); `to_go` (slope 0:
             leave-one-out on w from t on); `none`. Below 8 particles `regression` means `to_go`.
-        enumerated: action sites with finite support, the last ones of the program, whose expectation
-            is taken exactly; `auto` takes all action sites where their joint support has at most
-            `num_particles` elements, or, from 64 particles on, at most 2,048 that a million numbers
-            suffice for, else none.
+        enumerated: action sites with finite support, the last ones of the program, that get an exact
+            expectation. `auto` takes all action sites if their joint support has at most
+            `num_particles` elements or, from 64 particles on, at most 2,048 elements that need at most
+            a million numbers; else none.
 
     Raises:
-        ObjectiveError: on use, where the programs at hand would make the gradient biased.
+        ObjectiveError: on use, if the gradient would be biased for the given programs.
 
     Example:
         >>> import bayesrl
@@ -65,7 +65,7 @@ class ReverseKL(Objective):
     plan: GradientPlan | None = field(default=None, repr=False, compare=False)
 
     def prepare(self, key: PRNGKey, programs: Programs, params: Params) -> "ReverseKL":
-        """Decide site by site how its gradient is taken; see `Objective.prepare`."""
+        """Choose a gradient estimator for each site; see `Objective.prepare`."""
         return replace(
             self,
             plan=make_gradient_plan(
@@ -74,7 +74,7 @@ class ReverseKL(Objective):
         )
 
     def draw(self, key: PRNGKey, params: Params, programs: Programs) -> Draws:
-        """Draw [particles, ...], or [particles, branches, ...] where sites are enumerated."""
+        """Draw [particles, ...], or [particles, branches, ...] with enumerated sites."""
         plan = self._ready()
         if not plan.enumerated:
             return programs.draw(key, params, plan.num_particles, stopped=plan.score)
@@ -86,7 +86,7 @@ class ReverseKL(Objective):
         return jax.vmap(one_branch, out_axes=1)(branches)
 
     def surrogate(self, params: Params, draws: Draws, programs: Programs, beta: Any) -> tuple[Array, Info]:
-        """Give −ELBO per context, with the gradient described above; see `Objective.surrogate`."""
+        """Return −ELBO per context, with the gradient described above; see `Objective.surrogate`."""
         plan = self._ready()
         if plan.enumerated:
             return _enumerated_surrogate(plan, params, draws, programs, beta, self.baseline)
@@ -111,19 +111,20 @@ class ReverseKL(Objective):
 
 
 def replace_gradient(value: Array, gradient: Array) -> Array:
-    """Take the value of one expression and the gradient of another."""
+    """Return the value of one expression with the gradient of another."""
     return lax.stop_gradient(value) + gradient - lax.stop_gradient(gradient)
 
 
 def log_weight_terms(plan: GradientPlan, params: Params, draws: Draws, programs: Programs, beta: Any) -> Array:
-    """Lay the summands of w out in program order, [*draws, *contexts, events].
+    """Lay out the summands of w in program order, [*draws, *contexts, events].
 
-    Gradients flow through values of pathwise sites only: the guide's parameters are stopped in log q.
+    Gradients flow only through the values of pathwise sites; the guide's parameters are stopped in log q.
     """
     order = programs.structure
     log_q = _stopped_log_q(params, draws, programs) if plan.pathwise else lax.stop_gradient(draws.log_q)
     tempered = {name: value / beta for name, value in draws.rewards.items()}
     parts = {name: draws.log_prior[name] - log_q[name] for name in order.actions}
+    # The direct ratios carry the guide's parameters, which pathwise gradients must stop, so they serve only the rest.
     parts |= {} if plan.pathwise else lax.stop_gradient(draws.log_ratio)
     parts |= tempered | draws.log_likelihood
     return order.in_order(parts, order.names("action", "environment", "observed", "reward"))
@@ -139,17 +140,17 @@ def _stopped_log_q(params: Params, draws: Draws, programs: Programs) -> dict[str
 
 
 def score_terms(plan: GradientPlan, draws: Draws, structure: Structure) -> Array:
-    """Lay log q of score-function sites, and log p of nature, out in program order."""
+    """Lay out log q of score-function sites, and log p of nature, in program order."""
     scores = {name: draws.scores[name] for name in plan.score}
     scores |= {name: draws.log_nature[name] for name in plan.nature}
     return structure.in_order(scores, structure.names("action", "environment", "observed", "reward"))
 
 
 def compute_advantages(costs: Array, baseline: Baseline) -> Array:
-    """Give cost-to-go minus baseline at each event, [particles, *contexts, events].
+    """Return cost-to-go minus baseline at each event, [particles, *contexts, events].
 
-    The baseline of a particle is fitted on the other particles, by least squares of the cost-to-go
-    on the cost before the event, the slope clipped to [−1, 0].
+    Each particle's baseline comes from the other particles: a least-squares fit of the cost-to-go
+    on the cost before the event, with the slope clipped to [−1, 0].
     """
     num = costs.shape[0]
     centred = costs - costs.mean(0, keepdims=True)  # float32 loses the moments of uncentred costs
@@ -165,8 +166,8 @@ def compute_advantages(costs: Array, baseline: Baseline) -> Array:
         return leave_one_out * total * jnp.ones_like(to_go)
     if baseline == "to_go" or num < 8:
         return leave_one_out * to_go
-    # The slope is −1 plus that of the total on the past, which vanishes at the optimum; so it is −1, too,
-    # where the other particles share one past and say nothing of it.
+    # The slope is −1 plus the slope of the total on the past, which vanishes at the optimum. So use −1 also
+    # if the other particles all have the same past, from which no slope can be estimated.
     covariance = (past * total).sum(0) - leave_one_out * past * total
     variance = (past * past).sum(0) - leave_one_out * past * past
     limits = jnp.finfo(costs.dtype)
@@ -176,11 +177,11 @@ def compute_advantages(costs: Array, baseline: Baseline) -> Array:
 
 
 def _to_go(costs: Array) -> Array:
-    """Sum what comes from each event on, [..., events]."""
+    """Sum the costs from each event on, [..., events]."""
     num = costs.shape[-1]
     if num > MOST_BY_PRODUCT:
         return jnp.flip(jnp.cumsum(jnp.flip(costs, -1), -1), -1)
-    # A cumulative sum is a ladder of pads and slices; for few events one product takes a third of its time.
+    # XLA compiles a cumulative sum to many pads and slices; for few events, one product takes a third of the time.
     return jnp.matmul(costs, jnp.tri(num, dtype=costs.dtype), precision=lax.Precision.HIGHEST)
 
 
@@ -194,7 +195,7 @@ def _enumerated_surrogate(
     log_weight = sum((draws.log_q[name].sum(-1) for name in plan.enumerated), start=jnp.zeros(costs.shape[:-1]))
     weight = jnp.exp(log_weight)
     first = sum(structure[name].length for name in names[: names.index(plan.enumerated[0])])
-    # Before the first enumerated site all branches of a particle agree.
+    # Before the first enumerated site, all branches of a particle agree.
     before, after = costs[:, 0, ..., :first], costs[..., first:].sum(-1)
     tail = (weight * jnp.where(weight > 0, after, 0.0)).sum(1)
     value = before.sum(-1) + tail

@@ -1,1 +1,1 @@
-"""How draws are tilted: one file per kind of family."""
+"""Tilts of distributions: one file per kind of family."""

@@ -1,7 +1,7 @@
-"""Distributions that are made of others, tilted part by part: gates of zeros, and mixtures.
+"""Tilt compound distributions part by part: mixtures, and gates of structural zeros.
 
-A tilt by exp(θ·x) of a mixture is the mixture of its tilted components, with other weights; so is that of a gate, whose
-structural zero is a component.
+Tilting a mixture by exp(θ·x) gives the mixture of the tilted components, with other weights. The same holds for a gate,
+whose structural zero is a component.
 """
 
 import math
@@ -25,10 +25,10 @@ _MIXED = (dist.MixtureSameFamily, dist.MixtureGeneral)
 
 
 class Hurdle(dist.HurdleLogits):
-    """A structural zero beside a continuous distribution, whose density at 0, without a slope, is never evaluated."""
+    """A structural zero beside a continuous distribution, whose density is never evaluated at 0: it has no slope there."""
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-probability of zero, log-density of all else, nats."""
+        """Log-probability of zero, log-density of other values, nats."""
         is_zero = jnp.asarray(value) == 0
         inside = self.base_dist.log_prob(jnp.where(is_zero, biject_to(self.base_dist.support)(0.0), value))
         return jnp.where(is_zero, self._log_gate(), self._log_one_minus_gate() + inside)
@@ -40,7 +40,7 @@ def is_compound(fn: Any) -> bool:
 
 
 def num_compound(name: str, fn: Any, shape_of: ShapeOf) -> int:
-    """Count the numbers that a tilt of one element takes: those of weights or gate, and of all parts."""
+    """Count the numbers in a tilt of one element: those of the weights or the gate, and of all parts."""
     if isinstance(fn, _GATED):
         return 1 + _size(name, fn.base_dist, shape_of)
     count = int(fn.mixture_size)
@@ -55,9 +55,9 @@ def tilted_parts(fn: Any, theta: Array, tilted: Tilted, name: str, shape_of: Sha
     Args:
         fn: the compound.
         theta: [*batch, num_compound]; zero leaves it as it is.
-        tilted: tilts a part.
+        tilted: a function that tilts a part.
         name: of the site, for errors.
-        shape_of: gives the shape of the tilt of a part.
+        shape_of: a function that returns the shape of a part's tilt.
     """
     batch = theta.shape[:-1]
     if isinstance(fn, _GATED):

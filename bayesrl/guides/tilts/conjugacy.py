@@ -1,8 +1,8 @@
-"""Sites whose posterior a plain tilt holds exactly, since all else that they enter is a polynomial of low degree.
+"""Find the sites whose posterior a plain tilt represents exactly.
 
-A normal draw that enters the rest of a program at most squared has a normal posterior. A draw x of a family that
-exp(cx) leaves within itself has one of that family where it enters the rest linearly. Neither needs a tilt that bends
-or weighs.
+A normal draw that enters the other scores of a program at most squared has a normal posterior. If exp(cx) times a
+family's density stays in the family, a draw x that enters the other scores linearly has a posterior in the family.
+Neither needs a tilt that bends draws or reweights counts.
 """
 
 from typing import Any
@@ -30,11 +30,11 @@ _EXPONENTIAL = (
     dist.GeometricProbs,
     dist.Poisson,
 )
-"""Of each of them exp(c·x) times its density is another one that its plain tilt reaches."""
+"""Families in which exp(c·x) times a density is, up to a factor, another density that the plain tilt reaches."""
 
 
 def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: tuple[Any, ...]) -> set[str]:
-    """Name the action sites whose posterior a plain tilt holds; `key` is consumed whole."""
+    """Return the action sites whose posterior a plain tilt represents; `key` is consumed whole."""
     seen = abstract_trace(key, policy, args).trace.sites
     cores = {name: unwrapped(seen[name].fn) for name in structure.actions}
     normal = {name for name, core in cores.items() if isinstance(core, _NORMAL)}
@@ -47,8 +47,8 @@ def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: t
         sites = trace_program(FoldedKeys(handlers.substitute(policy, data=values), key), *args).sites
         return [_rest(site, held[name] if name in exponential else None) for name, site in sites.items()]
 
-    # A product with another draw is one term more than its degree says, unless both are normal: what is drawn later
-    # is summed over, and the sum of exp(x·k) over k is not an exponential of x.
+    # A product of a normal draw x with a draw k of another family must not count as low degree: the posterior of x sums
+    # over k, and the sum of exp(x·k) over k is not an exponential of x. So other families start at the highest degree.
     starts = {name: 1 if name in normal else NOT_POLYNOMIAL - 1 for name in cores}
     squared = input_degrees(scores, held, starts) if normal else {}
     linear = input_degrees(scores, held) if exponential else {}
@@ -58,7 +58,7 @@ def conjugate_sites(key: PRNGKey, policy: Program, structure: Structure, args: t
 
 
 def _rest(site: TraceSite, held: Array | None) -> Any:
-    """Score a site; one whose own density may be any only by what its parameters depend on."""
+    """Score a site; if `held` is given, at that fixed value, so that only the parameters depend on draws."""
     if site.kind == "metric":
         return 0.0
     return site_log_prob(site if held is None else site._replace(value=held, intermediates=None))

@@ -1,12 +1,13 @@
-"""Gamma, Beta and Dirichlet distributions of small concentrations, split into parts that are tilted one by one.
+"""Split Gamma, Beta and Dirichlet distributions of small concentrations into parts, and tilt each part.
 
-Nearly all of a Dirichlet(.1, .1, .1) lies at its corners. A reward moves mass between the corners, or into the middle,
-and leaves what each corner looks like as it is; another concentration changes that, too. Since Σ x_i = 1,
+Nearly all mass of a Dirichlet(.1, .1, .1) lies at its corners. A reward moves mass between the corners, or into the
+middle, without changing the shape at each corner; a change of concentration would change that too. Since Σ x_i = 1,
 
     Dir(a) = Σ_|m|=k  (k over m) · Π_i (a_i)_(m_i) / (Σ a)_(k) · Dir(a + m),
 
-with (a)_(k) = a·(a + 1)⋯(a + k − 1): a mixture with a part at each corner, and for k = 2 in between. A Beta is the
-first component of two. Of a Gamma, e⁻ʳˣ = e⁻²ʳˣ + (e⁻ʳˣ − e⁻²ʳˣ) makes a part at 0 and one away from it.
+with (a)_(k) = a·(a + 1)⋯(a + k − 1): a mixture with a part at each corner and, for k = 2, also parts in between. A Beta
+is the first component of a Dirichlet of two. A Gamma splits by e⁻ʳˣ = e⁻²ʳˣ + (e⁻ʳˣ − e⁻²ʳˣ) into a part at 0 and one
+away from it.
 """
 
 import itertools
@@ -23,7 +24,7 @@ from jax.scipy.special import gammaln
 from bayesrl.core.censoring import LEAST, CensoredBeta, CensoredDirichlet, CensoredGamma, GammaParameters
 
 _MOST_PAIRED, _MOST_FREE = 4, 16
-"""Up to the first number of components pairs have their own part; up to the second each part has concentrations."""
+"""Up to the first number of components, each pair has its own part; up to the second, each part its concentrations."""
 
 
 class AwayGamma(GammaParameters):
@@ -33,7 +34,7 @@ class AwayGamma(GammaParameters):
     """
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draw [*sample_shape, *batch]: λ by its inverse distribution function, then x."""
+        """Draw [*sample_shape, *batch]: first λ by inverting its distribution function, then x."""
         shape = sample_shape + self.batch_shape
         outer, inner = jax.random.split(key)
         share = jax.random.uniform(outer, shape)
@@ -43,7 +44,7 @@ class AwayGamma(GammaParameters):
         return jnp.exp(jax.random.loggamma(inner, self.concentration + 1, shape) - log_rate)
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-density, nats, or below `LEAST`, where next to nothing lies, about the log-probability."""
+        """Log-density, nats; below `LEAST`, where there is almost no mass, roughly the log-probability."""
         low = jnp.asarray(value) < LEAST
         value = jnp.where(low, LEAST, value)
         c, far = self.concentration, self.rate * value
@@ -53,7 +54,7 @@ class AwayGamma(GammaParameters):
 
 
 def num_corner_parameters(fn: Any) -> int:
-    """Count the numbers that tilt the parts of one element.
+    """Count the numbers in the tilt of one element's parts.
 
     Args:
         fn: Gamma, Beta or Dirichlet, censored or not.
@@ -66,7 +67,7 @@ def num_corner_parameters(fn: Any) -> int:
 
 
 def split_at_corners(fn: Any, theta: Array) -> Any:
-    """Split a distribution and tilt its parts: their weights, and the concentrations and rates of each.
+    """Split a distribution and tilt its parts: their weights, and each part's concentrations and rates.
 
     Args:
         fn: a censored Gamma, Beta or Dirichlet distribution, [*batch].
@@ -103,7 +104,7 @@ def _corners(a: Array, theta: Array) -> Any:
 
 
 def _powers(size: int) -> np.ndarray:
-    """Give all m of |m| = k, [parts, size]; k is 2 for few components."""
+    """Return all m with |m| = k, [parts, size]; k is 2 for few components, else 1."""
     order = 2 if size <= _MOST_PAIRED else 1
     chosen = itertools.combinations_with_replacement(range(size), order)
     return np.asarray([np.bincount(one, minlength=size) for one in chosen], float)

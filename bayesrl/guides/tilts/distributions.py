@@ -1,4 +1,4 @@
-"""Distributions that tilted sites draw from where NumPyro has none of the right shape."""
+"""Distributions for tilted sites that NumPyro does not have."""
 
 import copy
 from typing import Any
@@ -15,23 +15,23 @@ from bayesrl.core.structure import elementwise_support
 from bayesrl.core.support_edges import EdgeInterval, at_edge, safe
 from bayesrl.guides.tilts.sinh_arcsinh import SinhArcsinh
 
-# exp and sigmoid leave float32 beyond these; unconstrained coordinates of bounded supports stay inside.
+# exp and sigmoid overflow or underflow float32 beyond these, so coordinates of bounded supports are clipped to them.
 _LOWEST, _HIGHEST = -87.0, 88.0
 _NEAREST = 1e-5
-"""As near to its ends, as a share of what lies between them, a number is mapped."""
+"""The least distance to an end, as a share of the interval, at which a coordinate is mapped."""
 
 
 def coordinate_shape(fn: Any) -> tuple[int, ...]:
-    """Shape of one event in unconstrained space.
+    """Return the shape of one event in unconstrained space.
 
-    Batch and event go through the transform together, since bounds may have batch axes.
+    Batch and event go through the transform together, because bounds may have batch axes.
     """
     shape: tuple[int, ...] = biject_to(fn.support).inverse_shape(tuple(fn.shape()))
     return shape[len(fn.batch_shape) :]
 
 
 class Finite(dist.Distribution):
-    """A distribution over finitely many consecutive integers, by free logits.
+    """A distribution over finitely many consecutive integers, with free logits.
 
     log p(values[k]) = log softmax(logits)_k
 
@@ -72,7 +72,7 @@ class Finite(dist.Distribution):
         return jnp.where(inside, picked, -jnp.inf)
 
     def enumerate_support(self, expand: bool = True) -> Array:
-        """Give all values, [K, *batch or ones]."""
+        """Return all values, [K, *batch or ones]."""
         values = jnp.asarray(self.values).reshape((-1,) + (1,) * len(self.batch_shape))
         return jnp.broadcast_to(values, (len(self.values), *self.batch_shape)) if expand else values
 
@@ -83,14 +83,14 @@ class Affine(dist.Distribution):
     x = T(a + B · s(T⁻¹(x₀))),  x₀ ~ base,  T = biject_to(support),  B lower triangular,  s as in `SinhArcsinh`.
 
     Args:
-        base: the prior, [*batch] of events whose unconstrained coordinates number N.
+        base: the prior, [*batch] of events with N unconstrained coordinates.
         shift: a, [*batch, N].
         log_scale: logarithm of the diagonal of B, [*batch, N].
-        lower: what stands below the diagonal of B, [*batch, N(N−1)/2], or of length 0 for a diagonal B.
-        ends: coordinates beyond which single precision cannot resolve a draw, where the prior often draws there
-            (see `bayesrl.core.support_edges`). Such draws stay where they are, and score 0; what lies between the
-            ends is mapped onto itself, T being followed by a logistic map of the line onto it.
-        bend: numbers of s, [*batch, 4 N], or of length 0 where s is the identity.
+        lower: the entries of B below the diagonal, [*batch, N(N−1)/2], or of length 0 for a diagonal B.
+        ends: coordinates beyond which single precision cannot resolve a draw, if the prior often draws there
+            (see `bayesrl.core.support_edges`). Such draws stay where they are, and score 0. All other draws stay
+            between the ends: a logistic map takes the line onto that interval before T.
+        bend: the numbers of s, [*batch, 4 N], or of length 0 if s is the identity.
         centre: of the prior's coordinates, where s bends, [*batch, N] or fewer axes; 0 by default.
         width: of the prior's coordinates, [*batch, N] or fewer axes; 1 by default.
     """
@@ -115,7 +115,7 @@ class Affine(dist.Distribution):
         self.base, self.shift, self.log_scale, self.lower, self.ends = base, shift, log_scale, lower, ends
         self.bend = log_scale[..., :0] if bend is None else bend
         self.centre, self.width = (jnp.broadcast_to(part, log_scale.shape) for part in (centre, width))
-        # Bounds of full shape stay aligned when a scan stacks them over time; NumPyro's own do not.
+        # Give bounds the full shape, so that they stay aligned when a scan stacks them over time.
         self._support = jax.tree.map(lambda bound: jnp.broadcast_to(bound, base.shape()), base.support)
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
@@ -131,11 +131,11 @@ class Affine(dist.Distribution):
 
     @property
     def stands_for(self) -> Any:
-        """The prior, whose terms its density has."""
+        """The prior, whose terms the density has."""
         return self.base
 
     def log_ratio_to(self, prior: Any, value: Array) -> Ratio | None:
-        """Give log π₀ − log q of a tilted Gamma, without the terms of its concentration that are huge and cancel.
+        """Return log π₀ − log q of a tilted Gamma, without the huge terms in its concentration, which cancel.
 
         With Δ = log x − log x₀: c·Δ − r·(x − x₀) + log B.
         """
@@ -162,7 +162,7 @@ class Affine(dist.Distribution):
         return self._forward(self.base.sample(key, sample_shape))
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-density by change of variables, nats; 0 of what stays at the edge."""
+        """Log-density by change of variables, nats; 0 for draws at the edge."""
         if self.ends is None:
             return self._log_prob(value)
         lost = at_edge(self, value, self.ends)
@@ -209,16 +209,16 @@ class Affine(dist.Distribution):
         return SinhArcsinh(self.bend, centre, self.width)
 
     def _outward(self, flat: Array) -> tuple[Array, Array]:
-        """Map what lies between the ends onto the line, with the log of how much it is stretched, [*batch]."""
+        """Map the interval between the ends onto the line; return also the log-Jacobian, [*batch]."""
         if self.ends is None:
             return flat, jnp.zeros(())
         low, high = self.ends
-        unit = (high - low) / 4  # so that amid the ends it is all but a shift
+        unit = (high - low) / 4  # slope 1 in the middle, where the map is nearly a shift
         share = jnp.clip((flat - low) / (high - low), _NEAREST, 1 - _NEAREST)
         return unit * (jnp.log(share) - jnp.log1p(-share)), -(jnp.log(4 * share) + jnp.log1p(-share)).sum(-1)
 
     def _inward(self, line: Array) -> tuple[Array, Array]:
-        """Map the line onto what lies between the ends, with the log of how much it is stretched, [*batch]."""
+        """Map the line onto the interval between the ends; return also the log-Jacobian, [*batch]."""
         if self.ends is None:
             return line, jnp.zeros(())
         low, high = self.ends
@@ -236,10 +236,10 @@ class Affine(dist.Distribution):
         return jax.scipy.linalg.solve_triangular(matrix, target, lower=True)[..., 0]
 
     def _matrix(self) -> Array:
-        """Lay `lower` out strictly below the diagonal, [*batch, N, N]."""
+        """Put `lower` strictly below the diagonal, [*batch, N, N]."""
         size = self.log_scale.shape[-1]
         rows, columns = jnp.tril_indices(size, -1)
-        # Divided so that noise of one size in every entry disturbs a draw alike, whatever N is.
+        # Divide by √N, so that noise of a given size in all entries moves a draw equally far whatever N is.
         entries = self.lower / jnp.sqrt(float(size))
         return jnp.zeros((*entries.shape[:-1], size, size)).at[..., rows, columns].set(entries)
 
@@ -267,7 +267,7 @@ def _unexpanded(fn: Any) -> Any:
 
 @promote_batch_shape.register(Affine)  # type: ignore[untyped-decorator]
 def promote_with_base(d: Any) -> Any:
-    """Give one that is stacked by a scan, and made of a base, its leading axis of time."""
+    """Give a distribution with a base, stacked by a scan, the leading time axis in its batch shape."""
     promoted = copy.copy(d)
     promoted.base = promote_batch_shape(d.base)
     promoted._batch_shape = promoted.base.batch_shape

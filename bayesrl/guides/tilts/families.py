@@ -1,4 +1,4 @@
-"""How each kind of distribution is tilted: how many numbers a tilt takes, and what it does with them."""
+"""Tilt each kind of distribution: how many numbers a tilt has, and what it does with them."""
 
 import math
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ from bayesrl.guides.tilts.reweighted_counts import ReweightedCounts, num_knots
 from bayesrl.guides.tilts.sinh_arcsinh import NUM_NUMBERS
 
 _LOWEST_LOGIT = -1e30
-"""Stands for a prior log-probability of −inf, which NumPyro refuses as a logit."""
+"""Replaces a prior log-probability of −inf, which NumPyro refuses as a logit."""
 
 MAX_TRIANGULAR = 32
 """Largest event, in unconstrained coordinates, that gets a full triangular map."""
 
 MAX_BENT = 64
-"""Largest event, in unconstrained coordinates, whose coordinates are bent one by one."""
+"""Largest event, in unconstrained coordinates, whose coordinates a tilt bends."""
 
 MAX_WINDOW, MAX_COUNT = 512, 4096
-"""The most counts that are weighed, and the largest: single precision resolves little of the density of larger ones."""
+"""The most counts to reweight, and the largest: single precision resolves the density of larger ones poorly."""
 
 _LEAST_BEYOND = 8.0
 _PILING = (dist.Gamma, dist.Beta, dist.Dirichlet)
@@ -44,14 +44,14 @@ _NATURAL = (*_BERNOULLI, *_BINOMIAL, *_GEOMETRIC, dist.Poisson, dist.GammaPoisso
 
 
 class PriorRange(NamedTuple):
-    """Where the prior's draws of a site lie, which a rich tilt asks for.
+    """Where the prior's draws of a site lie; a rich tilt needs this.
 
     Attributes:
         ends: coordinates beyond which draws stay where they are, or None; see `Affine`.
         centre: of the coordinates, [N] or a number.
         width: of the coordinates, [N] or a number.
-        window: first and number of the consecutive counts that a tilt weighs freely, or None.
-        rich: whether the tilt is a rich one: one that bends, and weighs counts one by one.
+        window: the first and the number of the consecutive counts that a tilt reweights freely, or None.
+        rich: whether the tilt is rich: it bends draws, or reweights counts one by one.
     """
 
     ends: EdgeInterval | None = None
@@ -62,12 +62,12 @@ class PriorRange(NamedTuple):
 
 
 def prior_range(edge: Edge | None, lie: PriorSpread | None, *, discrete: bool) -> PriorRange:
-    """Give the reach of a site from what draws of its prior tell."""
+    """Return the range of a site from the draws of its prior."""
     if lie is None:
         return PriorRange(edge and edge.ends)
     if not discrete:
         return PriorRange(edge and edge.ends, lie.centre, lie.width)
-    # Tilted draws go farther than those of the prior, and what lies beyond has a natural tilt still.
+    # Tilted draws go farther than the prior's, so the window is wider; beyond it, the natural tilt still applies.
     most = max(2 * float(lie.high[0]) - float(lie.low[0]), float(lie.high[0]) + _LEAST_BEYOND)
     least = max(2 * float(lie.low[0]) - float(lie.high[0]), 0.0)
     size = int(most - least) + 1
@@ -75,7 +75,7 @@ def prior_range(edge: Edge | None, lie: PriorSpread | None, *, discrete: bool) -
 
 
 def needs_prior_range(fn: Any) -> bool:
-    """Whether a rich tilt of a distribution asks where its draws lie."""
+    """Whether a rich tilt of a distribution needs the range of its draws."""
     if is_discrete(fn):
         return not fn.event_shape and _is_unbounded(fn)
     core, _ = _elementwise(fn)
@@ -88,7 +88,7 @@ def needs_prior_range(fn: Any) -> bool:
 
 
 def tilt_shape(name: str, fn: Any, support: FiniteSupport | None, reach: PriorRange | None = None) -> tuple[int, ...]:
-    """Give the shape of one element's tilt: the axes beyond the batch axes of a site.
+    """Return the shape of one element's tilt: the axes after the batch axes of a site.
 
     Args:
         name: of the site, for errors.
@@ -122,7 +122,7 @@ def tilt_shape(name: str, fn: Any, support: FiniteSupport | None, reach: PriorRa
 
 
 def _is_piled(core: Any, reach: PriorRange | None) -> bool:
-    """Whether draws often lie at the edge of what single precision resolves, of a family that can be tilted there."""
+    """Whether draws often lie at the edge of single precision, in a family that can be tilted there."""
     return reach is not None and reach.ends is not None and isinstance(core, _PILING)
 
 
@@ -140,7 +140,7 @@ def _window(fn: Any, support: FiniteSupport | None, reach: PriorRange | None) ->
 
 
 def _is_unbounded(fn: Any) -> bool:
-    """Whether a distribution of counts has no greatest one that is known beforehand."""
+    """Whether a distribution over counts has no finite support that is known beforehand."""
     core, _ = _elementwise(fn)
     return not isinstance(core, (*_BERNOULLI, *_CATEGORICAL)) and finite_support(fn) is None
 
@@ -159,7 +159,7 @@ def _num_discrete(name: str, core: Any, support: FiniteSupport | None) -> int:
 
 
 def _remedy(name: str, core: Any) -> str:
-    """Say what to do instead of tilting: what a distribution itself suggests, or a guide written by hand."""
+    """Say what to do instead: the distribution's own suggestion, or a hand-written guide."""
     by_hand = f"write a guide for it by hand, def guide(*args): numpyro.sample({name!r}, ...)"
     return str(getattr(core, "guide_remedy", by_hand))
 
@@ -189,7 +189,7 @@ def _num_coordinates(name: str, core: Any) -> int:
 
 
 def _has_density(fn: Any) -> bool:
-    """Whether a transformed distribution has a density, be it one of its own."""
+    """Whether a transformed distribution has a density, by its transforms or by its own `log_prob`."""
     own = type(fn).log_prob is not dist.TransformedDistribution.log_prob
     return own or not any(isinstance(part, dist.transforms.AbsTransform) for part in fn.transforms)
 
@@ -225,7 +225,7 @@ def tilt_distribution(fn: Any, theta: Array, support: FiniteSupport | None, reac
 
 
 def _affine(base: Any, theta: Array, size: int, reach: PriorRange | None, ends: EdgeInterval | None = None) -> Affine:
-    """Move a distribution of `size` coordinates by numbers of shift, log-scale, bend and what is below the diagonal."""
+    """Move a distribution of `size` coordinates by θ: shift, log-scale, bend, and entries below the diagonal."""
     shift, log_scale, rest = theta[..., :size], theta[..., size : 2 * size], theta[..., 2 * size :]
     triangular = size * (size - 1) // 2 if size <= MAX_TRIANGULAR else 0
     bend, lower = jnp.split(rest, [rest.shape[-1] - triangular], -1)
@@ -241,7 +241,7 @@ def _tells_location(fn: Any) -> bool:
 
 
 def _location(fn: Any) -> tuple[Array, Array] | None:
-    """Give location and scale of a distribution over the line or over vectors, [*batch, N], where it has them."""
+    """Return location and scale of a distribution over the line or over vectors, [*batch, N], or None."""
     if not _tells_location(fn):
         return None
     inner, _ = _elementwise(fn)
@@ -288,20 +288,21 @@ def _tilted_core(fn: Any, theta: Array, support: FiniteSupport | None) -> Any:
     if isinstance(fn, dist.Poisson):
         return dist.Poisson(fn.rate * jnp.exp(one), is_sparse=fn.is_sparse)
     if isinstance(fn, dist.GammaPoisson):
-        # Odds of the geometric decay are free, and so is the number of failures.
+        # Both numbers of a negative binomial are free: the odds of the decay, and the number of failures.
         return dist.GammaPoisson(fn.concentration * jnp.exp(theta[..., 1]), fn.rate * jnp.exp(-one))
     return Finite(_log_probs(fn, support or ()) + theta, tuple(support or ()))
 
 
 def _tilted_circle(fn: Any, theta: Array) -> Any:
-    """Tilt a von Mises distribution by exp(θ₀·cos x + θ₁·sin x), which makes another one."""
+    """Tilt a von Mises distribution by exp(θ₀·cos x + θ₁·sin x), which gives another von Mises distribution."""
     along = fn.concentration * jnp.cos(fn.loc) + theta[..., 0]
     across = fn.concentration * jnp.sin(fn.loc) + theta[..., 1]
+    # 1e-12 keeps the gradient of the square root finite at 0.
     return dist.VonMises(jnp.arctan2(across, along), jnp.sqrt(along**2 + across**2 + 1e-12))
 
 
 def _log_probs(fn: Any, support: FiniteSupport) -> Array:
-    """Log-probabilities of all values of a finite support, [*batch, K]."""
+    """Return the log-probabilities of all values of a finite support, [*batch, K]."""
     values = jnp.asarray(support, jnp.int32).reshape((-1,) + (1,) * len(fn.batch_shape))
     values = jnp.broadcast_to(values, (len(support), *fn.batch_shape))
     return jnp.moveaxis(fn.log_prob(values), 0, -1)
@@ -310,7 +311,7 @@ def _log_probs(fn: Any, support: FiniteSupport) -> Array:
 def describe_prior(fn: Any, support: FiniteSupport | None) -> Array | None:
     """Describe a prior by numbers of moderate size, [*batch, *elements, k], or None.
 
-    Discrete sites give log-odds or log-probabilities; continuous ones a location and a log-scale.
+    Discrete sites have log-odds or log-probabilities; continuous ones have a location and a log-scale.
     """
     core, reinterpreted = _elementwise(fn)
     value: Array | None = None
@@ -334,7 +335,7 @@ def describe_prior(fn: Any, support: FiniteSupport | None) -> Array | None:
 
 
 def to_unconstrained(fn: Any, value: Array) -> Array:
-    """Map values of a continuous site to unconstrained space, where that keeps one coordinate per number."""
+    """Map values of a continuous site to unconstrained space, if that keeps one coordinate per number."""
     support = elementwise_support(fn)
     fixed = (constraints.positive, constraints.nonnegative, constraints.unit_interval)
     if support in fixed:
@@ -343,7 +344,7 @@ def to_unconstrained(fn: Any, value: Array) -> Array:
 
 
 def _layers(fn: Any) -> Iterator[Any]:
-    """Give a distribution, then what is inside of its wrappers, one by one."""
+    """Yield a distribution, then the distribution inside each of its wrappers."""
     yield fn
     while isinstance(fn, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
         fn = fn.base_dist
@@ -351,7 +352,7 @@ def _layers(fn: Any) -> Iterator[Any]:
 
 
 def _elementwise(fn: Any) -> tuple[Any, tuple[int, ...]]:
-    """Strip all wrappers of a distribution, and give the event axes that were batch axes."""
+    """Strip all wrappers of a distribution, and return also the event axes that were batch axes inside."""
     reinterpreted: tuple[int, ...] = ()
     core = fn
     for core in _layers(fn):
@@ -370,5 +371,5 @@ def _peeled(fn: Any) -> Any:
 
 
 def _masks(fn: Any) -> list[Any]:
-    """Give the masks of a distribution, those inside of `to_event` too."""
+    """Return the masks of a distribution, including those inside `to_event`."""
     return [core._mask for core in _layers(fn) if isinstance(core, dist.MaskedDistribution)]

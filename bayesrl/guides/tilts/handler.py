@@ -1,4 +1,4 @@
-"""The handler under which a policy becomes its own guide."""
+"""The handler that turns a policy into its own guide."""
 
 import math
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from bayesrl.typing import Program
 
 @dataclass(frozen=True, eq=False)
 class TiltParams:
-    """What is trained: tables by site, networks by site, summaries by name."""
+    """The trainable parameters: tables by site, networks by site, summaries by name."""
 
     tables: dict[str, Any]
     networks: dict[str, Any]
@@ -32,13 +32,13 @@ class TiltParams:
 
 @dataclass
 class _Moment:
-    """One time step of a scan, or all that stands outside scans.
+    """One time step of a scan, or everything outside scans.
 
     Attributes:
         plan: of the guide.
         weights: of the guide.
-        view: what can be seen now.
-        tables: of the sites that may come, for this step, [*plates, histories, outputs].
+        view: the values that the agent can see now.
+        tables: of the sites in this step, [*plates, histories, outputs].
         time: description of this step, [features].
         states: of the summaries, [*plates, width].
     """
@@ -71,14 +71,14 @@ class _Moment:
             self.view.sites[msg["name"]] = (msg["value"], msg["fn"])
 
     def summarise(self) -> dict[str, Array]:
-        """Take this step into the summaries."""
+        """Return the states of the summaries after this step."""
         return {
             name: _rows(self.weights.summaries[name], self._features(self.plan.summaries[name], state), state)
             for name, state in self.states.items()
         }
 
     def _theta(self, plan: SiteSpec) -> Array:
-        """Give the tilt in aligned form, [*plates, outputs]."""
+        """Return the tilt in aligned form, [*plates, outputs]."""
         theta = jnp.zeros((*(1,) * num_plate_axes(plan.dims), plan.num_outputs))
         if plan.table is not None:
             theta = theta + _look_up(self.tables[plan.site.name], plan.table, self.view)
@@ -88,7 +88,7 @@ class _Moment:
         return theta
 
     def _features(self, plan: SiteSpec | SummarySpec, state: Array | None, *, read: bool = False) -> Array:
-        """Join what is seen; a site also reads the state of the summary, which a summary keeps apart."""
+        """Join the inputs; a site also reads the summary's state, which a summary itself gets separately."""
         ones = (1,) * num_plate_axes(plan.dims)
         parts = [source.features(self.view) for source in plan.sources]
         parts.append(self.time.reshape((*ones, -1)))
@@ -105,7 +105,7 @@ def _rows(network: Any, *inputs: Array) -> Array:
 
 
 def _look_up(table: Array, plan: TableSpec, view: VisibleState) -> Array:
-    """Pick the rows of a table [*plates, histories, outputs] that the history points to."""
+    """Pick the rows of a table [*plates, histories, outputs] at the current history."""
     if not plan.sources:
         return table[..., 0, :]
     code = jnp.zeros((), jnp.int32)
@@ -123,9 +123,9 @@ class TiltHandler(IntoScans):
 
     Args:
         fn: the policy.
-        plan: what each tilt reads.
-        weights: what is trained.
-        moments: centre and scale of what networks read.
+        plan: the plans of all tilts.
+        weights: the trainable parameters.
+        moments: centre and scale of network inputs.
         width: of the summaries.
     """
 
@@ -157,7 +157,7 @@ class TiltHandler(IntoScans):
         self.flat.after(msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Take the summaries out of the carry that a scan returns, and remember what was seen in it."""
+        """Take the summaries out of a scan's final carry, and remember the values that were seen in the scan."""
         super().postprocess_message(msg)
         if msg["type"] == "control_flow":
             (steps, key, (carry, _)), rest = msg["value"]
@@ -207,7 +207,7 @@ class TiltHandler(IntoScans):
             )
 
     def _table(self, name: str) -> Array:
-        """Bring a table to [T?, *plates, histories, outputs], the plates subsampled as in this run."""
+        """Bring a table to [T?, *plates, histories, outputs], with the plates subsampled as in this run."""
         plan = self.plan.sites[name].table
         assert plan is not None
         table = jnp.asarray(self.weights.tables[name])

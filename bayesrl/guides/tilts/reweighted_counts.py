@@ -1,4 +1,4 @@
-"""Counts weighed one by one where the prior draws them, and by their natural tilt beyond."""
+"""Reweight counts one by one in the range of the prior, and by their natural tilt beyond it."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from bayesrl.guides.tilts.distributions import promote_with_base
 
 MAX_KNOTS = 64
-"""With more counts than this the weights lie on straight lines between this many of them."""
+"""With more counts than this, the weights are linear interpolations between this many knots."""
 
 
 def num_knots(size: int) -> int:
@@ -21,16 +21,16 @@ def num_knots(size: int) -> int:
 
 
 class ReweightedCounts(dist.Distribution):
-    """A distribution of counts whose draws inside a window are drawn again, by free weights.
+    """A distribution over counts that redraws the draws inside a window, with free weights.
 
-    q(x) = P(window) · base(x)·exp(φ(x)) / Σ_window base·exp(φ) inside of the window, base(x) outside, with P(window)
-    that of the base. Zero weights leave the base as it is, and the base's own tilt moves what lies inside and outside.
+    q(x) = P(window) · base(x)·exp(φ(x)) / Σ_window base·exp(φ) inside the window, base(x) outside, where P(window) is
+    that of the base. Zero weights leave the base as it is; the base's own tilt moves mass into and out of the window.
 
     Args:
-        base: univariate, over whole numbers, [*batch].
+        base: univariate, over integers, [*batch].
         weights: φ at knots that divide the window evenly, nats, [*batch, knots].
         low: first count of the window.
-        size: how many counts it has.
+        size: number of counts in the window.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (NumPyro's protocol)
@@ -48,7 +48,7 @@ class ReweightedCounts(dist.Distribution):
 
     @property
     def stands_for(self) -> Any:
-        """The base, whose terms its density has."""
+        """The base, whose terms the density has."""
         return self.base
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:

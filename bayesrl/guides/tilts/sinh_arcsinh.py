@@ -1,12 +1,12 @@
-"""A monotone map of the line that bends a distribution: more of it on one side, heavier or lighter tails.
+"""A monotone map of the line that bends a distribution: it skews it and makes its tails heavier or lighter.
 
 With v = (z − k)/w and e = ε + δ·asinh v the map is
 
     s(z) = k + w·(sinh e − sinh ε)/(δ·cosh ε),
 
-the sinh-arcsinh transformation of Jones & Pewsey (2009, Biometrika 96), laid so that s(k) = k and s′(k) = 1: knot and
-width tell where it bends, ε how much steeper it is on one side than on the other, δ how it grows far away. Where ε = 0
-and δ = 1 it is the identity. As w → 0 it has one slope left of the knot and another right of it.
+the sinh-arcsinh transformation of Jones & Pewsey (2009, Biometrika 96), normalised so that s(k) = k and s′(k) = 1.
+Knot k and width w set where it bends, ε how much steeper it is on one side than on the other, and δ how it grows far
+away. For ε = 0 and δ = 1 it is the identity. As w → 0 it has one slope left of the knot and another right of it.
 """
 
 import math
@@ -16,13 +16,13 @@ import numpy as np
 from jax import Array
 
 NUM_NUMBERS = 4
-"""How many numbers bend one coordinate: ε, log δ, and how far knot and log-width are moved."""
+"""How many numbers bend one coordinate: ε, log δ, and the shifts of knot and log-width."""
 
 _MOST = (4.0, 3.0, 40.0, 4.0)
-"""Bounds of them, which numbers approach smoothly: beyond them the map has no inverse in single precision."""
+"""Bounds of these numbers, approached smoothly; beyond them the map has no inverse in single precision."""
 
 _FARTHEST = 60.0
-"""exp leaves single precision beyond 88, and widths take their share."""
+"""exp overflows single precision beyond 88, and the widths need room too."""
 
 _LOG_2 = math.log(2.0)
 
@@ -32,8 +32,8 @@ class SinhArcsinh:
 
     Args:
         numbers: [..., 4 N] of N coordinates: all ε, then log δ, shifts of the knot in widths, log-ratios of the width.
-        centre: where the knot stands at first, [..., N].
-        width: the width at first, [..., N].
+        centre: the initial knot, [..., N].
+        width: the initial width, [..., N].
     """
 
     def __init__(self, numbers: Array, centre: Array, width: Array) -> None:
@@ -46,14 +46,14 @@ class SinhArcsinh:
         self.slope = self.tail * (self.up + self.down) / 2
 
     def forward(self, z: Array) -> tuple[Array, Array]:
-        """Give s(z) and log s′(z), each [..., N]; it is computed from the knot on, where it is exact."""
+        """Return s(z) and log s′(z), each [..., N]; expm1 makes it exact near the knot."""
         far = _bounded(jnp.arcsinh((z - self.knot) / self.width))
         grown = _bounded(self.tail * far)
         bent = (self.up * jnp.expm1(grown) - self.down * jnp.expm1(-grown)) / (2 * self.slope)
         return self.knot + self.width * bent, self._log_slope(far, grown)
 
     def inverse(self, s: Array) -> tuple[Array, Array, Array]:
-        """Give z, z − s and log s′(z), each [..., N]; the difference is exact where it is small."""
+        """Return z, z − s and log s′(z), each [..., N]; the difference is exact where it is small."""
         bent = (s - self.knot) / self.width
         grown = _bounded(self._asinh(bent * self.slope))
         far = _bounded(grown / self.tail)
